@@ -17,6 +17,11 @@ import boto3
 import dagster as dg
 import pytest
 from aiosmtpd.controller import Controller
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteInstigatorOrigin, RemoteRepositoryOrigin
+from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, SensorInstigatorData, TickData, TickStatus
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster_shared.error import SerializableErrorInfo
 from moto.server import ThreadedMotoServer
 
 from fullft_assets import automation
@@ -24,7 +29,7 @@ from fullft_assets.alerts import CHANNELS, Alert, deliver, open_channels
 from fullft_assets.assets.case import Case
 from fullft_assets.config.validation import load_use_case
 from fullft_assets.errors import SettingsError
-from fullft_assets.resources import open_store
+from fullft_assets.resources import ARTIFACT, open_store
 from fullft_assets.retraining import Attempt, Decision, RecordedDecision, Signals
 from fullft_assets.settings import AlertsSettings
 from fullft_assets.store import CheckOutcome, Store
@@ -266,6 +271,54 @@ class TestSensor:
         (body,) = hook.bodies
         assert (body["event"], body["title"]) == ("drift", "window w2 drifted")
 
+    def test_a_drift_is_sent_once_until_a_window_is_like_the_reference_again(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
+        store = open_store(case.use_case, instance)
+        for number, status in enumerate(("confirmed", "alarm", "confirmed", "ok", "confirmed")):
+            with store.create(case.name, "drift_report", f"w{number}", version="1", seed=17) as draft:
+                made = draft.commit(settings={}, inputs={}, metadata=manifests.drift(status))
+            store.write_pointer(f"latest/{case.name}/drift_report/w{number}", {"ref": made.ref})
+            self.run(case, instance, "monitor", **{"dagster/partition": f"w{number}"})
+            self.tick(case, instance)
+        assert [body["title"] for body in hook.bodies] == ["window w0 drifted", "window w4 drifted"]
+
+    def test_a_candidate_that_its_run_judged_is_sent_though_another_run_evaluated_since(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
+        store, reports = open_store(case.use_case, instance), []
+        for key in ("mine", "of the daily evaluation"):
+            with store.create(case.name, "evaluation_report", key, version="1", seed=17) as draft:
+                failed = CheckOutcome(name=f"gate of {key}", passed=False)
+                reports.append(draft.commit(settings={}, inputs={}, metadata=manifests.evaluation(), checks=[failed]))
+        store.write_pointer(f"latest/{case.name}/evaluation_report/all", {"ref": reports[1].ref})
+
+        @dg.op
+        def evaluates(context) -> None:
+            context.log_event(dg.AssetMaterialization(case.key("evaluation_report"), metadata={ARTIFACT: reports[0].ref}))
+
+        self.run(case, instance, "model", evaluates)
+        self.run(case, instance, "model")
+        self.tick(case, instance)
+        (body,) = hook.bodies
+        assert (body["event"], body["title"]) == ("gate_closed", "the candidate was not promoted: gate of mine")
+
+    def test_a_sensor_that_fails_at_each_tick_is_sent_once_a_day(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
+        location = ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(python_file="x.py"), "x")
+        origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(location, "r"), f"{case.name}_retraining")
+        state = InstigatorState(origin, InstigatorType.SENSOR, InstigatorStatus.RUNNING, SensorInstigatorData())
+        instance.add_instigator_state(state)
+        for number, status in enumerate([TickStatus.SKIPPED, *[TickStatus.FAILURE] * 5, TickStatus.STARTED, TickStatus.FAILURE]):
+            assert len(hook.bodies) == (number > 5)
+            at = time.time() - 1_000 + 60 * number
+            error = SerializableErrorInfo("planted", [], None) if status == TickStatus.FAILURE else None
+            name, selector = origin.instigator_name, state.selector_id
+            tick = TickData(state.instigator_origin_id, name, InstigatorType.SENSOR, status, at, error=error, selector_id=selector)
+            instance.create_tick(tick)
+            self.tick(case, instance)
+        (body,) = hook.bodies
+        assert (body["event"], body["title"]) == ("sensor_failing", "letters_retraining fails at each tick")
+
     @pytest.mark.parametrize("asset", ["labeled_examples", "tokenized_chunks"])
     def test_a_batch_that_is_held_back_is_sent(self, case: Case, instance: dg.DagsterInstance, hook: Hook, asset: str) -> None:
         store = open_store(case.use_case, instance)
@@ -306,6 +359,18 @@ class TestSensor:
         (body,) = hook.bodies
         title = "the champion's accuracy is 0.100 lower on labelled production documents than at release"
         assert (body["event"], body["title"]) == ("quality_drop", title)
+
+    def test_a_lower_score_is_sent_once_however_its_size_changes(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
+        store, now = open_store(case.use_case, instance), time.time()
+        for age, drop in ((120, 0.1), (60, 0.11)):
+            signals = Signals(now=now, month_start=now, num_examples=0, data_version="", score_drop=drop, estimated_hours=0.0)
+            entry = RecordedDecision(
+                case=case.name, time=now - age, signals=signals, decision=Decision(action="wait", reasons=["labels"], evidence="")
+            )
+            store.write_pointer(f"{case.name}/retraining_decisions/{int((now - age) * 1000):014d}", entry.model_dump(mode="json"))
+            self.tick(case, instance)
+        (body,) = hook.bodies
+        assert (body["event"], body["title"]) == ("quality_drop", "the champion's score fell by 0.100 on newer rows")
 
     def test_a_month_s_budget_is_sent_once_when_near_and_once_when_reached(
         self, case: Case, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch

@@ -25,13 +25,15 @@ from dagster._core.execution.api import execute_run
 
 from fullft_assets import automation, chunks, documents, erasure, examples, release, retraining, snapshot
 from fullft_assets.assets.case import Case
+from fullft_assets.assets.monitoring import _seen
 from fullft_assets.automation import sensors
 from fullft_assets.automation.decision import gather
 from fullft_assets.automation.runs import IN_FLIGHT
 from fullft_assets.chunks import ingestion
+from fullft_assets.component import FullFineTune
 from fullft_assets.evaluation import CHAMPION
 from fullft_assets.monitoring import Status
-from fullft_assets.resources import latest_by_partition
+from fullft_assets.resources import latest, latest_by_partition
 from fullft_assets.store import Manifest, Store
 from tests import manifests
 from tests import project as projects
@@ -287,6 +289,35 @@ class TestDeliverySensor:
         assert len({request.run_key for request in requests}) == 2  # each file is a window
         bench.window(requests[0].partition_key, "ok")
         assert [r.run_key for r in bench.tick("new_production_documents").run_requests] == [requests[1].run_key]
+
+    def test_windows_without_a_verdict_are_counted_from_the_newest_one_back(self, bench):
+        for number, status in enumerate(("insufficient_data", "ok", "insufficient_data", "feed_broken", "alarm")):
+            bench.window(f"{number:05d}", status)
+        found = _seen(bench.case, bench.store, "00004", "insufficient_data")
+        assert found.passed and found.description == "3 windows in a row have no verdict"
+
+    def test_a_batch_between_two_steps_of_its_ingestion_waits_for_the_next_snapshot(self, bench):
+        """A model run or the daily evaluation that came at that moment failed."""
+        bench.deliver("more.jsonl", skip=400)
+        before, arriving = (batch.name for batch in documents.list_batches(bench.store, bench.name))
+        bench.store.delete_pointer(f"latest/letters/tokenized_chunks/{arriving}")
+        bench.instance.add_dynamic_partitions("letters/batch", [before, arriving])
+        definitions = dg.Definitions.merge(FullFineTune(bench.case.use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor))
+
+        def take() -> bool:
+            job = definitions.resolve_implicit_global_asset_job_def()
+            keys = [bench.case.key("training_snapshot")]
+            return job.execute_in_process(asset_selection=keys, instance=bench.instance, raise_on_error=False).success
+
+        assert not take()
+        run = dg.DagsterRun(
+            job_name="letters_ingest", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED, tags={"dagster/partition": arriving}
+        )
+        bench.instance.add_run(run)
+        assert take()
+        _, signals = gather(bench.case, bench.instance, bench.store, {}, time.time())
+        taken = latest(bench.store, "letters", "training_snapshot")
+        assert list(snapshot.SnapshotMetadata.of(taken).parts) == [before] and signals.num_uncounted > 0
 
     def test_interval_comes_from_the_settings(self, bench):
         bench.prepared.project.configure(base_model="model", documents={"poll_seconds": 7})

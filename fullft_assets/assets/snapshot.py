@@ -1,5 +1,6 @@
 """snapshot: labeled_examples, tokenized_chunks -> training_snapshot."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
@@ -8,8 +9,8 @@ from fullft_assets import snapshot
 from fullft_assets.assets.case import Case, markdown_table
 from fullft_assets.config.findings import suggested_group
 from fullft_assets.examples.label_names import may_be_named
-from fullft_assets.resources import one_line_errors
-from fullft_assets.store import Manifest
+from fullft_assets.resources import latest, one_line_errors
+from fullft_assets.store import Manifest, Store
 
 
 def build(case: Case) -> list[dg.AssetsDefinition]:
@@ -27,9 +28,11 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
     def training_snapshot(context: dg.AssetExecutionContext, labeled_examples: dict[str, Manifest], tokenized_chunks: dict[str, Manifest]):
         store = case.store(context)
         with one_line_errors(store, case.name):
-            manifest = snapshot.take(
-                store, case.use_case, labeled_examples, tokenized_chunks, suggest_group=lambda: suggested_group(case.use_case)
-            )
+            arriving = _arriving(case, context.instance, store, labeled_examples, tokenized_chunks)
+            if arriving:
+                context.log.info(f"{len(arriving):,} batches that are being ingested wait for the next snapshot: {', '.join(arriving[:5])}")
+            examples = {name: made for name, made in labeled_examples.items() if name not in arriving}
+            manifest = snapshot.take(store, case.use_case, examples, tokenized_chunks, suggest_group=lambda: suggested_group(case.use_case))
         metadata = snapshot.SnapshotMetadata.of(manifest)
         shown: dict[str, dg.MetadataValue | int] = {
             "parts": len(metadata.parts),
@@ -43,6 +46,21 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         return case.result(manifest, "training_snapshot", store, shown)
 
     return [training_snapshot]
+
+
+def _arriving(
+    case: Case, instance: dg.DagsterInstance, store: Store, examples: Mapping[str, Manifest], chunks: Mapping[str, Manifest]
+) -> list[str]:
+    """Return the batches that are between two steps of their ingestion, where that leaves any other one.
+
+    A snapshot that was taken at such a moment failed, and the run of the model or of the daily evaluation with it.
+    """
+    waiting = [name for name, made in examples.items() if name not in chunks and not made.red_gates]
+    if not waiting or len(waiting) == len(examples):
+        return []
+    runs = instance.get_runs(dg.RunsFilter(tags={"dagster/partition": waiting}))
+    in_flight = {run.tags["dagster/partition"] for run in runs if not run.is_finished}
+    return [name for name in waiting if name in in_flight or latest(store, case.name, "tokenized_chunks", name) is not None]
 
 
 def _labels(metadata: snapshot.SnapshotMetadata) -> list[dict[str, Any]]:

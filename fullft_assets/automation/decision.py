@@ -122,7 +122,7 @@ def gather(
             frozen=in_use.frozen.sentence if in_use and in_use.frozen else None,
             raised=raised,
         )
-        windows = _windows(store, case)
+        windows = windows_of(store, case)
         began = retraining.drift_began(state, windows, now, settings.retraining)
         signals = retraining.Signals(
             now=now,
@@ -188,7 +188,8 @@ def _num_uncounted(usable: Mapping[str, _Batch], snapshot: Manifest | None, foun
     return sum(batch.num_valid for name, batch in usable.items() if not is_counted(name, batch))
 
 
-def _windows(store: Store, case: Case) -> list[retraining.Window]:
+def windows_of(store: Store, case: Case) -> list[retraining.Window]:
+    """Return the verdicts on the windows of a use case, the oldest first."""
     found = summary_by_partition(store, case.name, "drift_report", _status_and_time, version=_SUMMARY_VERSION)
     windows = [retraining.Window(key=name, status=status, at=at) for name, (status, at) in found.items()]
     return sorted(windows, key=lambda window: window.at)

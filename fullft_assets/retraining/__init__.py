@@ -15,6 +15,5 @@ from fullft_assets.retraining.history import (
     num_unproductive,
     retrain_evidence,
 )
-from fullft_assets.retraining.obstacles import RETRY_HOURS
 from fullft_assets.retraining.policy import decide, raised_after, run_key
 from fullft_assets.retraining.values import Action, Attempt, Decision, Outcome, RecordedDecision, Signals, State, Window

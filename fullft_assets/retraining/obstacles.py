@@ -10,7 +10,7 @@ from fullft_assets.retraining.values import Signals, State
 from fullft_assets.settings import RetrainingSettings
 
 #: Wait before the first retry; it doubles.
-RETRY_HOURS = 1.0
+_RETRY_HOURS = 1.0
 
 
 def find_obstacles(state: State, signals: Signals, settings: RetrainingSettings, calls: Sequence[Rule]) -> Iterator[str]:
@@ -62,7 +62,7 @@ def _wait_hours(state: State, signals: Signals, settings: RetrainingSettings) ->
     """Return how long after the newest attempt the next may start, and the setting that says so."""
     number = num_transient(state, signals)
     if 0 < number <= settings.max_retries:
-        return RETRY_HOURS * 2 ** (number - 1), "a retry"
+        return _RETRY_HOURS * 2 ** (number - 1), "a retry"
     number = num_unproductive(state, signals, settings)
     if not number:
         return settings.cooldown_hours, f"cooldown_hours = {settings.cooldown_hours:g}"

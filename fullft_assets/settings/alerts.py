@@ -8,7 +8,7 @@ from pydantic import Field
 
 from fullft_assets.settings.base import Float, Settings
 
-Event = Literal["run_failed", "gate_closed", "drift", "quality_drop", "budget", "feed_silent", "decision_needed"]
+Event = Literal["run_failed", "gate_closed", "drift", "quality_drop", "budget", "feed_silent", "sensor_failing", "decision_needed"]
 EVENTS: tuple[Event, ...] = get_args(Event)
 
 
@@ -29,7 +29,7 @@ class AlertsSettings(Settings):
     events: list[Event] = Field(
         default=list(EVENTS),
         description="Events that are sent: `run_failed` (after its last retry), `gate_closed` (a batch held back, a candidate not "
-        "promoted), `drift`, `quality_drop`, `budget` (80% and 100% of the month's hours or dollars), `feed_silent`, `decision_needed` "
+        "promoted), `drift`, `quality_drop`, `budget` (80% and 100% of the month's hours or dollars), `feed_silent`, `sensor_failing`, `decision_needed` "
         "(labels are asked for, jobs that no run followed were ended, or a person is needed).",
     )
     dagster_url: str = Field(
