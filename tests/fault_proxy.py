@@ -39,6 +39,8 @@ class FaultProxy(ThreadingHTTPServer):
         #: How often each fault was injected, and each request spoilt.
         self.injected: Counter[str] = Counter()
         self._spoilt: Counter[str] = Counter()
+        #: Of objects that were written through it, by path: it heeds `If-Match` and `If-None-Match`, as AWS does and the server behind it does not.
+        self.tags: dict[str, str] = {}
 
     @property
     def endpoint(self) -> str:
@@ -69,6 +71,10 @@ class _Handler(BaseHTTPRequestHandler):
                 int(fault), f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode(), {"Content-Type": "application/xml"}
             )
             return
+        wanted, absent, tag = self.headers.get("If-Match"), self.headers.get("If-None-Match"), self.server.tags.get(self.path)
+        if self.command == "PUT" and ((absent == "*" and tag is not None) or (wanted is not None and wanted.strip('"') != tag)):
+            self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>", {"Content-Type": "application/xml"})
+            return
         if fault == "slow":
             time.sleep(_SLOW_SECONDS)
         upstream = http.client.HTTPConnection(self.server.upstream.netloc, timeout=60)
@@ -81,6 +87,8 @@ class _Handler(BaseHTTPRequestHandler):
         found = upstream.getresponse()
         data = found.read()
         upstream.close()
+        if self.command == "PUT" and found.status == http.HTTPStatus.OK:
+            self.server.tags[self.path] = (found.getheader("ETag") or "").strip('"')
         if fault != "lost":
             self._answer(found.status, data, dict(found.getheaders()), is_cut=fault == "cut")
         self.close_connection = self.close_connection or fault in ("cut", "lost")
