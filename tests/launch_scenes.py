@@ -18,9 +18,11 @@ import pytest
 from probe_workloads.definitions import probe_job
 
 from fullft_assets.jobs import Job
-from fullft_assets.launchers import Launcher, aws, driver, records
+from fullft_assets.jobs.launchers import open_recorded
+from fullft_assets.launchers import Launcher, LaunchSpec, aws, driver, records
 from fullft_assets.launchers.aws import AwsLauncher
 from fullft_assets.launchers.driver import LaunchDriver
+from fullft_assets.launchers.orphans import due, end_orphan, find_orphans, suspects
 from fullft_assets.launchers.records import Launch
 from fullft_assets.launchers.supervisor import is_alive
 from fullft_assets.resources import one_line_errors
@@ -191,3 +193,20 @@ class AnotherProcess:
         assert (place.folder / "checkpoint0").read_text() == "complete"
         assert not is_alive(workload) and not is_alive(helper)
         assert (recorded(place.store).state, place.num_running()) == ("stopped", 0)
+
+    @pytest.mark.long
+    def test_a_job_that_no_run_follows_any_more_is_found_and_ended_with_its_checkpoint(self, place):
+        section = place.settings.model_dump(mode="json")
+        launcher, (job, store) = open_recorded(section), probe_job(place.folder, "works", place.url)
+        given = {"case": job.case, "stage": job.stage, "key": job.key, "workload": "probe", "job": job.arguments(store), "run_id": "dead"}
+        launch = Launch(**given, launcher=section, place=launcher.place, submitted_at=time.time())
+        records.claim(store, launch, lambda _: False)
+        launcher.submit(LaunchSpec(launch.name_in(store), "probe_workloads.probe", tuple(launch.job), run_id="dead"))
+        workload, helper = process(place.folder, "workload0"), process(place.folder, "helper0")
+        now = time.time()
+        (found,) = find_orphans(store, due(suspects(store, "probe", lambda _: now - 7200, now), now))
+        assert (found.state, found.names) == ("running", (launch.name_in(store),))
+        assert end_orphan(store, found)
+        assert (place.folder / "checkpoint0").read_text() == "complete"
+        assert not is_alive(workload) and not is_alive(helper) and place.num_running() == 0
+        assert (recorded(store).state, recorded(store).is_cleared) == ("stopped", True)

@@ -14,6 +14,8 @@ import pytest
 
 from fullft_assets.samples import smollm
 
+_WIRE = "wire"
+
 
 def lacks(reason: str) -> NoReturn:
     """Skip the test; but fail it in CI, which promises everything."""
@@ -32,7 +34,8 @@ def require_smollm2() -> str:
 
 @contextmanager
 def two_hosts() -> Iterator[list[tuple[list[str], str, str]]]:
-    """Make two hosts on this machine, network namespaces joined by a wire; yield of each what goes before a command, its address and its wire.
+    """Make two hosts on this machine, network namespaces joined by a wire; yield of each what goes before a command, its address and its wire,
+    which has the same name on both.
 
     The test is skipped where one is not root, or where a container forbids it to root as well. A command gets a hostname of its own
     as well: with a shared one the two would not find each other.
@@ -52,14 +55,14 @@ def two_hosts() -> Iterator[list[tuple[list[str], str, str]]]:
     try:
         for name in names:
             ip("netns", "add", name)
-        ip("link", "add", names[0], "netns", names[0], "type", "veth", "peer", "name", names[1], "netns", names[1])
+        ip("link", "add", _WIRE, "netns", names[0], "type", "veth", "peer", "name", _WIRE, "netns", names[1])
         hosts = []
         for number, name in enumerate(names, start=1):
-            ip("-n", name, "address", "add", f"10.77.0.{number}/24", "dev", name)
-            for link in ("lo", name):
+            ip("-n", name, "address", "add", f"10.77.0.{number}/24", "dev", _WIRE)
+            for link in ("lo", _WIRE):
                 ip("-n", name, "link", "set", link, "up")
             before = ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", f'hostname {name}; exec "$@"', "sh"]
-            hosts.append((before, f"10.77.0.{number}", name))
+            hosts.append((before, f"10.77.0.{number}", _WIRE))
         yield hosts
     finally:
         for name in names:

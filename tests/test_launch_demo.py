@@ -35,7 +35,8 @@ from tests.test_launch_kubernetes import role
 
 pytestmark = pytest.mark.long
 
-KINDS = ("local", "ssh", "kubernetes", "sagemaker", "ecs")
+#: `isolated` = SageMaker's containers without a network.
+KINDS = ("local", "ssh", "kubernetes", "sagemaker", "isolated", "ecs")
 TRAINING = {"learning_rate": 1e-3, "precision": "fp32"}
 
 
@@ -62,14 +63,12 @@ def place(kind: str, root: Path, s3: S3Server, patch: pytest.MonkeyPatch) -> Ite
             chosen = {"namespace": pods.NAMESPACE, "context": "double", "image": pods.IMAGE, "python": sys.executable, "gpu_resource": None}
             yield {"kind": kind, "folder": str(root), "grace_seconds": 20, **chosen}
         else:
-            double, launcher, module = {
-                "sagemaker": (SageMaker, SageMakerLauncher, test_launch_sagemaker),
-                "ecs": (Ecs, EcsLauncher, test_launch_ecs),
-            }[kind]
+            sagemaker = (SageMaker, SageMakerLauncher, test_launch_sagemaker)
+            double, launcher, module = {"sagemaker": sagemaker, "isolated": sagemaker, "ecs": (Ecs, EcsLauncher, test_launch_ecs)}[kind]
             service = root / f"service-{kind}"
             service.mkdir()
             stack.enter_context(serving(double, launcher, s3, service, patch))
-            yield {**module.SETTINGS, "folder": str(root)}
+            yield {**module.SETTINGS, "folder": str(root)} | ({"network_isolation": True} if kind == "isolated" else {})
 
 
 def made(kind: str, root: Path, s3: S3Server) -> dict[str, Any]:
@@ -93,7 +92,7 @@ def made(kind: str, root: Path, s3: S3Server) -> dict[str, Any]:
             store = open_store(project.use_case(), instance)
         found = {asset: latest(store, CASE, asset) for asset in (*whole[:-1],)}
         launched = list(records.launches(store, CASE))
-        assert {each.launcher["kind"] for each in launched} == {kind} and {each.workload for each in launched} == {
+        assert {each.launcher["kind"] for each in launched} == {launcher.get("kind", "local")} and {each.workload for each in launched} == {
             "planning",
             "training",
             "evaluation",

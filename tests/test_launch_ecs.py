@@ -395,6 +395,7 @@ def place(service: Ecs, url: str) -> Place:
 @pytest.mark.long
 @pytest.mark.fault("the run's process is killed", "ecs")
 @pytest.mark.fault("a run is cancelled", "ecs")
+@pytest.mark.fault("nobody follows a job any more", "ecs")
 class TestAnotherProcess(AnotherProcess):
     """ECS goes on without it."""
 

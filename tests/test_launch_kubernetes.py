@@ -234,6 +234,7 @@ def place(cluster: Cluster, tmp_path: Path) -> Place:
 @pytest.mark.long
 @pytest.mark.fault("the run's process is killed", "kubernetes")
 @pytest.mark.fault("a run is cancelled", "kubernetes")
+@pytest.mark.fault("nobody follows a job any more", "kubernetes")
 class TestAnotherProcess(AnotherProcess):
     """The cluster goes on without it."""
 
@@ -533,7 +534,7 @@ def test_an_image_whose_torch_sees_fewer_gpus_than_the_pod_asked_for_is_refused(
 def test_pods_that_do_not_find_each_other_lost_their_machine(tmp_path):
     code, found = last_words(tmp_path, "--hosts", "127.0.0.1,127.0.0.2", "--port", "1", "--patience", "1")
     assert code == 1
-    assert (found.reason, found.failure) == ("could not reach the other pods of its training", "infrastructure")
+    assert (found.reason, found.failure) == ("could not reach the other hosts of its training", "infrastructure")
 
 
 @pytest.mark.parametrize(

@@ -442,6 +442,7 @@ def place(service: SageMaker, url: str) -> Place:
 @pytest.mark.long
 @pytest.mark.fault("the run's process is killed", "sagemaker")
 @pytest.mark.fault("a run is cancelled", "sagemaker")
+@pytest.mark.fault("nobody follows a job any more", "sagemaker")
 class TestAnotherProcess(AnotherProcess):
     """SageMaker goes on without it."""
 

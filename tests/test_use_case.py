@@ -263,6 +263,16 @@ ONE_MISTAKE = {
         "15: compute.ingestion: cannot have network_isolation: true, since its jobs read documents; set it to false there "
         "(compute.ingestion is a section)",
     ),
+    "a service that is asked without a network": (
+        SAGEMAKER + "    network_isolation: true\n  planning:\n    baselines: [majority, bedrock]\n    bedrock: {model: m, region: r}\n"
+        "  compute:\n    planning: {network_isolation: false}\n",
+        "15: planning.baselines: names bedrock, which asks a service, and a container with network_isolation: true reaches none; remove "
+        "bedrock, or set network_isolation to false in compute.evaluation",
+    ),
+    "a tracking server without a network": (
+        SAGEMAKER + "    network_isolation: true\n  training:\n    track: [mlflow]\n",
+        "15: training.track: names mlflow, whose server a container with launcher.network_isolation does not reach; remove it",
+    ),
     "time for a checkpoint that SageMaker does not give": (
         SAGEMAKER + "    grace_seconds: 300\n",
         "13: launcher.grace_seconds: SageMaker gives 120 at most (launcher.grace_seconds is 300)",
@@ -284,7 +294,7 @@ ONE_MISTAKE = {
     ),
     "training on several hosts of ECS": (
         ECS + "    nodes: 2\n",
-        "14: launcher.nodes: a training on ECS has one instance; use kind: kubernetes or sagemaker for several (launcher.nodes is 2)",
+        "14: launcher.nodes: a training on ECS has one instance; use kind: kubernetes, sagemaker or ssh for several (launcher.nodes is 2)",
     ),
     "capacity without GPUs": (
         ECS + "    capacity_provider: FARGATE_SPOT\n",

@@ -142,7 +142,8 @@ def _seen(case: Case, store: Store, window: str, status: monitoring.Status) -> C
     earlier = (name for name in reversed(store.list_pointers(f"latest/{case.name}/drift_report")) if name < window)
     while len(statuses) < most and statuses[-1] in monitoring.WITHOUT_VERDICT and (name := next(earlier, None)) is not None:
         report = latest(store, case.name, "drift_report", name)
-        statuses += [] if report is None else [monitoring.DriftMetadata.of(report).status]
+        if report is not None:
+            statuses.append(monitoring.DriftMetadata.of(report).status)
     return monitoring.seen_check(statuses, most)
 
 

@@ -14,18 +14,17 @@ import importlib.metadata
 import json
 import math
 import os
-import re
 import sys
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, LAUNCH_ID
+from fullft_assets.jobs.launch import EXIT_FIXABLE, LAUNCH_ID
 from fullft_assets.jobs.ranks import torchrun_of_hosts
 from fullft_assets.launchers import Status, supervisor
 from fullft_assets.launchers.image import missing_gpus, wrong_version
-from fullft_assets.launchers.machine import PATIENCE_SECONDS, ended_status, patient_torchrun
+from fullft_assets.launchers.machine import PATIENCE_SECONDS, ended_status, error_files, patient_torchrun
 from fullft_assets.launchers.supervisor import KILL_SECONDS
 
 if TYPE_CHECKING:
@@ -36,9 +35,6 @@ LAST_LINE = "fullft: the container ends with"
 _MAX_CHARACTERS = 900
 #: Variable that the controller of Indexed Jobs sets.
 _INDEX = "JOB_COMPLETION_INDEX"
-#: Variable with the file to which torchrun itself writes why it failed; its ranks get others.
-_TORCHRUN_ERROR = "TORCHELASTIC_ERROR_FILE"
-_NOT_MET = re.compile(r"\bDist(?:Network|Store)Error\b")
 
 
 def command(python: str, settings: LauncherSettings, gpus: int) -> list[str]:
@@ -93,14 +89,10 @@ def _run(given: argparse.Namespace) -> tuple[int, Status]:
     if given.hosts:
         arguments = [*torchrun_of_hosts(given.hosts.split(","), index, given.processes, given.port, given.patience), *arguments]
     with tempfile.TemporaryDirectory() as folder:
-        files = {ERROR_FILE: f"{folder}/error", _TORCHRUN_ERROR: f"{folder}/torchrun"}
-        os.environ.update(patient_torchrun(given.grace) | {LAUNCH_ID: f"{os.environ[LAUNCH_ID]}-{index}"} | files)
+        os.environ.update(patient_torchrun(given.grace) | error_files(Path(folder)) | {LAUNCH_ID: f"{os.environ[LAUNCH_ID]}-{index}"})
         limit = [] if given.seconds is None else ["--seconds", given.seconds]
         code = supervisor.main(["--folder", folder, "--grace", str(given.grace), *limit, "--", sys.executable, *arguments])
-        status, torchrun = ended_status(Path(folder)), Path(folder) / "torchrun"
-        if not status.is_own_line and torchrun.exists() and _NOT_MET.search(torchrun.read_text()):
-            status = Status("failed", "could not reach the other pods of its training", "infrastructure")
-        return code, status
+        return code, ended_status(Path(folder))
 
 
 if __name__ == "__main__":

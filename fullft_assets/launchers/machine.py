@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,9 @@ _LOOK_SECONDS = 0.05
 #: Most bytes of one stream in one answer.
 _MAX_BYTES = 1_000_000
 _STREAMS = ("stdout", "stderr", "messages")
+#: File of a job with how many machines share it; and that of torchrun itself, by the variable that names it, with why it failed.
+_HOSTS, _TORCHRUN, _TORCHRUN_ERROR = "hosts", "torchrun", "TORCHELASTIC_ERROR_FILE"
+_NOT_MET = re.compile(r"\bDist(?:Network|Store)Error\b")
 #: Of a job whose time is up.
 REACHED_LIMIT = Status(
     "failed", "reached launcher.max_hours and was stopped; raise it, and run the same command again to resume", "settings"
@@ -42,7 +46,7 @@ REACHED_LIMIT = Status(
 #: Of a job that the kernel has killed, or a process of it.
 OUT_OF_MEMORY = Status("failed", "was killed: memory ran out; use a machine with more memory, or lower launcher.processes", "out_of_memory")
 #: What a workload takes a process of its own that was killed for: another rank that it lost, or nothing that it knows.
-_FOR_KILLED: frozenset[FailureClass] = frozenset({"infrastructure", "unknown"})
+FOR_KILLED: frozenset[FailureClass] = frozenset({"infrastructure", "unknown"})
 
 
 class Machine:
@@ -66,11 +70,13 @@ class Machine:
         grace_seconds: float,
         max_seconds: float | None = None,
         watched: Sequence[int] = (),
+        num_hosts: int = 1,
     ) -> None:
         """Start Python with these arguments under a supervisor, unless a job of this name runs; an ended one is replaced.
 
         Args:
             watched: processes that the job must not outlive. Default: none; it outlives this process as well.
+            num_hosts: machines that share the work; whoever asks about the job must know of the others.
         """
         from dagster_pipes import DAGSTER_PIPES_MESSAGES_ENV_VAR, encode_param
 
@@ -82,6 +88,7 @@ class Machine:
             folder.mkdir(mode=0o700)  # only one process can make it
         except FileExistsError:
             return
+        (folder / _HOSTS).write_text(str(num_hosts))
         supervisor = [sys.executable, "-m", "fullft_assets.launchers.supervisor", "--folder", str(folder), "--grace", str(grace_seconds)]
         supervisor += ["--watch", ",".join(map(str, watched))] if watched else []
         supervisor += [] if max_seconds is None else ["--seconds", str(max_seconds)]
@@ -89,7 +96,7 @@ class Machine:
             **os.environ,
             **environment,
             LAUNCH_ID: name,
-            ERROR_FILE: str(folder / "error"),
+            **error_files(folder),
             **patient_torchrun(grace_seconds),
         }
         if DAGSTER_PIPES_MESSAGES_ENV_VAR in variables:  # a file of their own keeps messages whole, whatever else is printed
@@ -143,6 +150,13 @@ class Machine:
                     print(f"process {child.pid} of {name} was killed and has not ended within {KILL_SECONDS:g} s", file=sys.stderr)
             shutil.rmtree(self.root / name, ignore_errors=True)
 
+    def num_hosts(self, name: str) -> int | None:
+        """Return how many machines share a job; None where this one has no job of this name."""
+        try:
+            return int((self.root / name / _HOSTS).read_text())
+        except FileNotFoundError:
+            return None
+
     def names(self) -> list[str]:
         """Return the names of all jobs, ended ones included, sorted."""
         return sorted(folder.name for folder in self.root.iterdir()) if self.root.is_dir() else []
@@ -185,6 +199,12 @@ def patient_torchrun(grace_seconds: float) -> dict[str, str]:
     return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(grace_seconds + PATIENCE_SECONDS))}
 
 
+def error_files(folder: Path) -> dict[str, str]:
+    """Return the variables with the files of a job's folder in which the workload, or torchrun, writes why it failed."""
+    # Ranks get other files from torchrun.
+    return {ERROR_FILE: str(folder / "error"), _TORCHRUN_ERROR: str(folder / _TORCHRUN)}
+
+
 def ended_status(folder: Path, killed_by: int | None = None) -> Status:
     """Return how the supervised command of a folder ended.
 
@@ -197,7 +217,7 @@ def ended_status(folder: Path, killed_by: int | None = None) -> Status:
     if ended is not None and ended["is_limit"]:
         return REACHED_LIMIT
     failure = WorkloadFailure.read(folder / "error")
-    if ended is not None and ended.get("is_out_of_memory") and (failure is None or failure.failure in _FOR_KILLED):
+    if ended is not None and ended.get("is_out_of_memory") and (failure is None or failure.failure in FOR_KILLED):
         if failure is None:
             return OUT_OF_MEMORY
         return replace(OUT_OF_MEMORY, reason=f"{failure.line}; while it ran, a process {OUT_OF_MEMORY.reason}", is_own_line=True)
@@ -205,6 +225,8 @@ def ended_status(folder: Path, killed_by: int | None = None) -> Status:
         return Status("failed", failure.line, failure.failure, is_own_line=True)
     if ended is None:
         return Status("failed", _lost(killed_by), "infrastructure")
+    if (torchrun := folder / _TORCHRUN).exists() and _NOT_MET.search(torchrun.read_text()):
+        return Status("failed", "could not reach the other hosts of its training", "infrastructure")
     return Status("failed", *ending(ended["code"]))
 
 
@@ -267,6 +289,8 @@ def main() -> int:
         answer = asdict(machine.logs(name, **request))
     elif do == "stop":
         machine.stop(name, **request)
+    elif do == "num_hosts":
+        answer = machine.num_hosts(name)
     elif do == "list":
         answer = machine.names()
     else:

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from fullft_assets.errors import without_secrets
-from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, LAUNCH_ID, RUN_ID, STORE
+from fullft_assets.jobs.launch import EXIT_FIXABLE, LAUNCH_ID, RUN_ID, STORE
 from fullft_assets.jobs.ranks import torchrun_of_hosts
 from fullft_assets.launchers import LaunchSpec, Status, supervisor
 from fullft_assets.launchers.container import LAST_LINE
 from fullft_assets.launchers.image import missing_gpus, wrong_version
-from fullft_assets.launchers.machine import ended_status, patient_torchrun
+from fullft_assets.launchers.machine import ended_status, error_files, patient_torchrun
 
 #: Environment variable with the folder that SageMaker calls /opt/ml, for tests.
 ROOT = "FULLFT_OPT_ML"
@@ -105,7 +105,7 @@ def _run(asked: dict[str, str], hosts: list[str], host: int) -> tuple[int, Statu
     launch_id = f"{os.environ.get('TRAINING_JOB_NAME', 'fullft')}/{hosts[host]}"
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(patient_torchrun(float(grace)))
-        os.environ.update({LAUNCH_ID: launch_id, RUN_ID: asked["run_id"], ERROR_FILE: f"{folder}/error"})
+        os.environ.update({LAUNCH_ID: launch_id, RUN_ID: asked["run_id"], **error_files(Path(folder))})
         code = supervisor.main(["--folder", folder, "--grace", grace, "--", sys.executable, *_arguments(asked, job, hosts, host)])
         status = ended_status(Path(folder))
     first = _recorded(job, began_at, status) if code != 0 and len(hosts) > 1 else None

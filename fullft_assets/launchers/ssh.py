@@ -10,13 +10,17 @@ import json
 import re
 import shlex
 import subprocess
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fullft_assets.errors import WorkloadError
 from fullft_assets.jobs.launch import PROJECT_ROOT
+from fullft_assets.jobs.ranks import torchrun_of_hosts
 from fullft_assets.launchers.base import Launcher, LaunchSpec, Logs, Status, Unreachable
-from fullft_assets.launchers.machine import PATIENCE_SECONDS
+from fullft_assets.launchers.machine import FOR_KILLED, PATIENCE_SECONDS
 from fullft_assets.launchers.supervisor import KILL_SECONDS
 from fullft_assets.settings import SshLauncherSettings
 
@@ -41,64 +45,160 @@ _OPTIONS = {
 }
 #: What a request takes there beside the time that it waits.
 _ANSWER_SECONDS = 120.0
+#: Of several machines, the one that failed first may need so long to say why.
+_CAUSE_SECONDS = 15.0
+_OUTPUT = ("stdout", "stderr")
+#: What the name of a job has on other machines than the first one.
+_HOST = re.compile(r"-host\d+$")
+
+T = TypeVar("T")
 
 
 class SshLauncher(Launcher):
-    """Runs workloads on a machine of one's own."""
+    """Runs workloads on a machine of one's own; a training may be shared by several."""
 
     settings: SshLauncherSettings
     settings_class = SshLauncherSettings
 
+    def __init__(self, settings: SshLauncherSettings):
+        super().__init__(settings)
+        self._hosts = [settings.host, *settings.more_hosts]
+        #: How many of the machines share a job, of those that are known.
+        self._num_hosts: dict[str, int] = {}
+
     @property
     def place(self) -> str:
-        """User, machine and port, as far as the YAML gives them."""
-        user = f"{self.settings.user}@" if self.settings.user else ""
-        port = f":{self.settings.port}" if self.settings.port else ""
-        return f"{user}{self.settings.host}{port}"
+        """User, machines and port, as far as the YAML gives them."""
+        return "+".join([self._place_of(self.settings.host), *self.settings.more_hosts])
 
     def submit(self, spec: LaunchSpec) -> None:
-        """Start the job there under a supervisor of its own."""
+        """Start the job there under a supervisor of its own; of a training that several machines share, one on each."""
+        hosts = self._hosts if spec.processes > 1 else self._hosts[:1]
         root = {} if self.settings.folder is None else {PROJECT_ROOT: "."}  # where the shell there has gone
-        self._ask(
-            "start",
-            name=spec.name,
-            arguments=spec.arguments,
-            environment={**self.settings.environment, **root, **spec.environment},
-            grace_seconds=self.settings.grace_seconds,
-            max_seconds=self.settings.max_seconds,
-        )
+        # The first machine is the last one: where it has the job, each has it.
+        for number in reversed(range(len(hosts))):
+            try:
+                self._ask(
+                    number,
+                    "start",
+                    name=_name(spec.name, number),
+                    arguments=self._arguments(spec, number) if len(hosts) > 1 else spec.arguments,
+                    environment={**self.settings.environment, **root, **spec.environment},
+                    grace_seconds=self.settings.grace_seconds,
+                    max_seconds=self.settings.max_seconds,
+                    num_hosts=len(hosts),
+                )
+            except Unreachable:
+                raise  # whoever asks again starts what is not there yet
+            except WorkloadError:
+                for started in range(number + 1, len(hosts)):
+                    with suppress(WorkloadError):  # it ends by itself as nobody joins it
+                        self._stop(started, spec.name)
+                raise
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
-        """Return how far a job is."""
-        return Status(**self._ask("poll", wait_seconds, name=name, wait_seconds=wait_seconds))
+        """Return how far a job is: as far as on the first machine, unless another one has failed."""
+        found = [self._status(0, name, wait_seconds)]
+        if found[0].state in ("gone", "succeeded"):
+            return found[0]
+        found += self._each([*self._others(name)], lambda number: self._status(number, name))
+        if all(status.state != "failed" for status in found):
+            return found[0]
+        # Who lost another machine may end before that one has said why.
+        working = [number for number, status in enumerate(found) if not status.is_over]
+        found += self._each(working, lambda number: self._status(number, name, _CAUSE_SECONDS))
+        return min((status for status in found if status.state == "failed"), key=lambda status: status.failure in FOR_KILLED)
 
     def logs(self, name: str, cursor: str) -> Logs:
-        """Return what a job wrote after a cursor."""
-        return Logs(**self._ask("logs", name=name, cursor=cursor))
+        """Return what a job wrote after a cursor; lines of other machines than the first one begin with its name."""
+        if len(self._hosts) == 1:
+            return self._logs(0, name, cursor)
+        cursors: dict[str, str] = json.loads(cursor or "{}")
+        numbers = [0, *self._others(name)]
+        found = dict(zip(numbers, self._each(numbers, lambda number: self._logs(number, name, cursors.get(str(number), ""))), strict=True))
+        stdout, stderr = (
+            "".join(_marked(getattr(one, stream), self._hosts[n] if n else "") for n, one in found.items()) for stream in _OUTPUT
+        )
+        read_on = json.dumps({str(number): one.cursor for number, one in found.items()})
+        return Logs(read_on, stdout, stderr, found[0].messages, any(one.is_more for one in found.values()))
 
     def stop(self, name: str) -> None:
-        """End a job and every process of it."""
-        grace = self.settings.grace_seconds
-        self._ask("stop", grace + PATIENCE_SECONDS + KILL_SECONDS, name=name, grace_seconds=grace)
+        """End a job and every process of it, on all its machines at once: their processes write one checkpoint."""
+        self._each([0, *self._others(name)], lambda number: self._stop(number, name))
 
     def list(self) -> list[str]:
-        """Return the names of the jobs of this user on that machine."""
-        return self._ask("list")
+        """Return the names of the jobs of this user on the machines."""
+        return sorted({_HOST.sub("", name) for number in range(len(self._hosts)) for name in self._ask(number, "list")})
 
-    def _ask(self, do: str, seconds: float = 0.0, **request: Any) -> Any:
-        """Send a request and return the answer.
+    def has_room(self, processes: int) -> bool:
+        """Return whether all processes of a training run on the one machine where planning does."""
+        return len(self._hosts) == 1
+
+    def _place_of(self, host: str) -> str:
+        user = f"{self.settings.user}@" if self.settings.user else ""
+        port = f":{self.settings.port}" if self.settings.port else ""
+        return f"{user}{host}{port}"
+
+    def _arguments(self, spec: LaunchSpec, number: int) -> Sequence[str]:
+        """Return the arguments of Python that start the processes of one of several machines."""
+        first, *others = self._hosts
+        names = [self.settings.rendezvous_address or first, *others]
+        torchrun = torchrun_of_hosts(names, number, spec.processes // len(names), self.settings.rendezvous_port)
+        return [*torchrun, "-m", spec.module, *spec.job]
+
+    def _others(self, name: str) -> range:
+        """Return the numbers of the machines that share a job with the first one; of all of them where that one does not know the job."""
+        if len(self._hosts) > 1 and name not in self._num_hosts:
+            found = self._ask(0, "num_hosts", name=name)
+            if found is None:
+                return range(1, len(self._hosts))
+            self._num_hosts[name] = found
+        return range(1, self._num_hosts.get(name, 1))
+
+    def _each(self, numbers: Sequence[int], ask: Callable[[int], T]) -> Sequence[T]:
+        """Ask machines by their numbers, all at once, and return their answers; the first error is raised when each has been asked."""
+        if not numbers:
+            return []
+        with ThreadPoolExecutor(len(numbers)) as pool:
+            asked = [pool.submit(ask, number) for number in numbers]
+        return [each.result() for each in asked]
+
+    def _status(self, number: int, name: str, wait_seconds: float = 0.0) -> Status:
+        """Return how far a job is on one machine; another one than the first that does not answer is taken to work."""
+        try:
+            return Status(**self._ask(number, "poll", wait_seconds, name=_name(name, number), wait_seconds=wait_seconds))
+        except Unreachable:
+            if number == 0:
+                raise
+            return Status("running")  # where it does not, the first one loses it, and fails
+
+    def _logs(self, number: int, name: str, cursor: str) -> Logs:
+        try:
+            return Logs(**self._ask(number, "logs", name=_name(name, number), cursor=cursor))
+        except Unreachable:
+            if number == 0:
+                raise
+            return Logs(cursor)
+
+    def _stop(self, number: int, name: str) -> None:
+        grace = self.settings.grace_seconds
+        self._ask(number, "stop", grace + PATIENCE_SECONDS + KILL_SECONDS, name=_name(name, number), grace_seconds=grace)
+
+    def _ask(self, number: int, do: str, seconds: float = 0.0, **request: Any) -> Any:
+        """Send a request to a machine and return the answer.
 
         Args:
+            number: of the machine; 0 is the first one.
             seconds: that the other machine may take its time.
 
         Raises:
             Unreachable: there is no connection, it was lost, or a question about a job that may run has no answer.
             WorkloadError: `ssh` refused, or the machine refused to start a job.
         """
-        said = json.dumps({"do": do, **request})
+        said, place = json.dumps({"do": do, **request}), self._place_of(self._hosts[number])
         try:
             done = subprocess.run(
-                self._command(),
+                self._command(self._hosts[number]),
                 input=said,
                 capture_output=True,
                 text=True,
@@ -108,29 +208,29 @@ class SshLauncher(Launcher):
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise Unreachable(f"ssh {self.place}: no answer within {seconds + _ANSWER_SECONDS:.0f} s") from None
+            raise Unreachable(f"ssh {place}: no answer within {seconds + _ANSWER_SECONDS:.0f} s") from None
         except FileNotFoundError:
             raise WorkloadError("launcher.kind: ssh needs the program `ssh`, which is not installed here", "settings") from None
         if done.returncode == 0:
             try:
                 return json.loads(done.stdout.splitlines()[-1])["answer"]
             except (IndexError, KeyError, TypeError, ValueError):
-                raise Unreachable(f"ssh {self.place}: its answer to `{do}` cannot be read") from None
+                raise Unreachable(f"ssh {place}: its answer to `{do}` cannot be read") from None
         reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit code {done.returncode}").strip()
         if done.returncode == _SSH_ERROR:
             for sign, what_to_do in _REFUSED.items():
                 if sign in done.stderr:
-                    raise WorkloadError(f"ssh {self.place}: {reason.rstrip('.')}; {what_to_do}", "settings")
-            raise Unreachable(f"ssh {self.place}: {reason}")
+                    raise WorkloadError(f"ssh {place}: {reason.rstrip('.')}; {what_to_do}", "settings")
+            raise Unreachable(f"ssh {place}: {reason}")
         line = (
-            f"ssh {self.place}: {self.settings.python} -m fullft_assets.launchers.machine failed ({reason}); set launcher.python and "
+            f"ssh {place}: {self.settings.python} -m fullft_assets.launchers.machine failed ({reason}); set launcher.python and "
             "launcher.folder to where fullft_assets is there"
         )
         if do != "start":  # the machine may be short of memory, disk or processes for a moment, while the job runs on
             raise Unreachable(line)
         raise WorkloadError(line, "settings")
 
-    def _command(self) -> list[str]:
+    def _command(self, host: str) -> list[str]:
         settings = self.settings
         options = dict(_OPTIONS)
         if settings.key_file is not None:
@@ -142,13 +242,22 @@ class SshLauncher(Launcher):
             command += ["-i", str(Path(settings.key_file).expanduser())]
         command += [] if settings.port is None else ["-p", str(settings.port)]
         command += [] if settings.user is None else ["-l", settings.user]
-        return [*command, "--", settings.host, self._remote()]
+        return [*command, "--", host, self._remote()]
 
     def _remote(self) -> str:
         """Return the command line for the shell there."""
         python = _quoted(self.settings.python)
         go = "" if self.settings.folder is None else f"cd {_quoted(self.settings.folder)} && "
         return f"{go}exec {python} -m fullft_assets.launchers.machine"
+
+
+def _name(name: str, number: int) -> str:
+    """Return the name of a job on one of several machines: processes are told by it, also where two of them are one."""
+    return f"{name}-host{number}" if number else name
+
+
+def _marked(text: str, host: str) -> str:
+    return "".join(f"[{host}] {line}" for line in text.splitlines(keepends=True)) if host else text
 
 
 def _quoted(path: str) -> str:

@@ -98,5 +98,5 @@ class EcsLauncherSettings(AwsLauncherSettings):
     @classmethod
     def _is_one(cls, nodes: int) -> int:
         if nodes > 1:
-            raise ValueError("a training on ECS has one instance; use kind: kubernetes or sagemaker for several")
+            raise ValueError("a training on ECS has one instance; use kind: kubernetes, sagemaker or ssh for several")
         return nodes

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from fullft_assets.settings.launchers.base import LauncherSettings, Retries
 
@@ -40,12 +40,36 @@ class SshLauncherSettings(LauncherSettings):
         default_factory=dict,
         description="Variables of the workload there, such as AWS_ENDPOINT_URL or CUDA_VISIBLE_DEVICES; no secrets, which belong to that machine.",
     )
+    more_hosts: list[Annotated[str, Field(pattern=r"^[^-\s]\S*$")]] = Field(
+        default_factory=list,
+        max_length=63,
+        description="More machines that share a training with `host`, the first of them; each starts as many of launcher.processes as the "
+        "others. The keys of this section hold for all of them. Other workloads run on `host` alone.",
+    )
+    rendezvous_address: str | None = Field(
+        default=None,
+        pattern=r"^[^-\s]\S*$",
+        description="Name or address by which more_hosts reach `host`. Default: `host`, which must not be an alias of `~/.ssh/config` then.",
+    )
+    rendezvous_port: int = Field(
+        default=29_500, ge=1, le=65_535, description="Port of `host` on which the processes of more_hosts find those of `host`."
+    )
     max_retries: Retries = 2
 
     @property
     def target(self) -> dict[str, Any]:
-        """The machine; how it is reached from here is no part of a plan."""
+        """The machine that plans run on; how it is reached from here is no part of a plan."""
         return {"kind": self.kind, "host": self.host}
+
+    @field_validator("more_hosts")
+    @classmethod
+    def _share_processes(cls, hosts: list[str], info: ValidationInfo) -> list[str]:
+        processes, num_hosts = info.data.get("processes", 1), len(hosts) + 1
+        if len({*hosts, info.data.get("host")}) < num_hosts:
+            raise ValueError("names a machine twice, or `host` again")
+        if hosts and processes % num_hosts:
+            raise ValueError(f"launcher.processes ({processes}) must be a multiple of the {num_hosts} machines, as each starts as many")
+        return hosts
 
     @property
     def pool(self) -> str:
