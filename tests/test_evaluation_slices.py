@@ -11,6 +11,7 @@ from sklearn.metrics import f1_score
 from fullft_assets import release, report
 from fullft_assets.evaluation import CHAMPION, FINETUNED, Comparison
 from fullft_assets.evaluation.verdict import GateResult, worse_slices
+from fullft_assets.markdown import to_html
 from fullft_assets.settings import EvaluationSettings, ReleaseSettings
 from fullft_assets.tasks.classification import assessment
 from fullft_assets.tasks.classification.assessment import ClassificationEvaluation
@@ -115,3 +116,11 @@ def test_the_gate_and_the_markdown_name_no_slice_but_labels(tmp_path) -> None:
     assert WORD not in markdown and "| source 1 | " in markdown and "label letter" in markdown
     assert WORD not in gate_of(found).text
     assert "1 by domain have too few groups." in markdown
+
+
+def test_a_field_of_any_name_leaves_the_table_whole() -> None:
+    found = evaluated()
+    named = [each.model_copy(update={"kind": "field a|![b](c)"}) for each in found.slices.found]
+    found = found.model_copy(update={"slices": found.slices.model_copy(update={"found": named, "num_small": {"field ![d](e)": 2}})})
+    page = to_html(report.render("report.md.j2", found, report=full_report(found), is_page=True, pictures=[]), {})
+    assert "<td>field a|![b](c) file-a</td>" in page and "2 by field ![d](e) have too few groups." in page

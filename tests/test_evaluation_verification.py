@@ -20,8 +20,10 @@ from fullft_assets.chunks import save_tokenizer
 from fullft_assets.cli import commands, main
 from fullft_assets.errors import DataError, StoreError
 from fullft_assets.evaluation import external
+from fullft_assets.evaluation.forgetting import Forgetting
 from fullft_assets.evaluation.recomputed_labels import RecomputedLabels
-from fullft_assets.evaluation.verification import Verification, verify
+from fullft_assets.evaluation.verdict import _forgetting_is_within_budget
+from fullft_assets.evaluation.verification import Verification, is_within_budget, verify
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.report import read_list, write_list
 from fullft_assets.resources import set_latest
@@ -281,6 +283,12 @@ def test_changed_gates_and_rows_for_annotators_are_found(copied: tuple[Store, Ma
     assert "gate beats_baselines: stored True, recomputed False" in found
     assert re.search(r"answer of the metadata: stored '\w+', recomputed 'promote'", "\n".join(found))
 
+    def close(path: Path) -> None:
+        path.write_text(re.sub(r'("forgetting_is_within_budget",\s*"passed": )true', r"\1false", path.read_text()))
+
+    report = forge(store, report, "decision.json", close)
+    assert "gate forgetting_is_within_budget: stored False, recomputed True" in verify(store, report).differences
+
     def edit(path: Path) -> None:
         first, second, *others = path.read_text().splitlines()
         path.write_text("\n".join([json.dumps({**json.loads(second), "suggested": "memo"}), *others, first]))
@@ -291,6 +299,31 @@ def test_changed_gates_and_rows_for_annotators_are_found(copied: tuple[Store, Ma
     assert any(line.startswith("order of likely label errors: ") for line in found)
     other = forge(store, report, "label_errors.jsonl", lambda path: path.write_text("".join(path.read_text().splitlines(True)[1:])))
     assert any(line.startswith("number of likely label errors: ") for line in verify(store, other).differences)
+
+
+@pytest.mark.parametrize(
+    ("measured", "limit", "passes"),
+    [
+        (None, None, True),
+        (None, 0.5, False),
+        (("loss", 0.69, None), None, True),
+        (("loss", 0.70, None), None, False),
+        (("loss", 0.70, 0.8), None, True),
+        (("loss", 0.70, 0.8), 0.6, False),
+        (("distance", 5.0, None), None, True),
+        (("distance", 5.0, 0.2), None, False),
+    ],
+)
+def test_what_was_forgotten_is_held_against_the_budget_as_by_the_gate(
+    measured: tuple[str, float, float | None] | None, limit: float | None, passes: bool
+) -> None:
+    forgotten = None
+    if measured is not None:
+        measure, rise, budget = measured
+        rest = {"before": 1.0, "after": 1.0 + rise, "num_trainings": 1, "num_unmeasured": 0, "training_budget": budget}
+        forgotten = Forgetting.model_validate({"measure": measure, "rise": rise, **rest})
+    assert is_within_budget(None if forgotten is None else forgotten.model_dump(), limit) == passes
+    assert _forgetting_is_within_budget(forgotten, limit).passed == passes
 
 
 def a_hit(table: pa.Table, column: str) -> int:

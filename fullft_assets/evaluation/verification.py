@@ -317,6 +317,7 @@ def _compare_verdict(found: Verification, made: _Stored) -> None:
         "beats_baselines": lowest > release["min_gain_over_baselines"],
         "score_is_sufficient": stored["scores"][primary][FINETUNED]["estimate"] >= release["min_score"],
         "is_calibrated": (stored["calibration_error"] or 0.0) <= (release["max_calibration_error"] or 1.0),
+        "forgetting_is_within_budget": is_within_budget(stored["forgetting"], release["max_forgetting"]),
     }
     failing = [reason for reason in decision["reasons"] if not reason["passed"]]
     for reason in decision["reasons"]:
@@ -327,6 +328,18 @@ def _compare_verdict(found: Verification, made: _Stored) -> None:
         answer = "promote" if not failing else "inconclusive" if all(reason["is_undecided"] for reason in failing) else "keep"
     for place, value in (("decision.json", decision["answer"]), ("the metadata", EvaluationMetadata.of(made.report).answer)):
         found.compare(f"answer of {place}", value, answer)
+
+
+def is_within_budget(forgetting: Tree | None, limit: float | None) -> bool:
+    """Return whether what was forgotten is within the limit, else the training's own, else twice the perplexity; a distance has no limit.
+
+    Args:
+        limit: `release.max_forgetting`; where it is set, what was not measured is not within it.
+    """
+    if forgetting is None:
+        return limit is None
+    limits = (limit, forgetting["training_budget"], math.log(2) if forgetting["measure"] == "loss" else math.inf)
+    return forgetting["rise"] <= next(each for each in limits if each is not None)
 
 
 def _compare_label_errors(found: Verification, made: _Stored) -> None:
