@@ -353,3 +353,15 @@ def test_the_row_that_reading_stops_in_is_not_malformed(tmp_path: Path, monkeypa
     found = lines(tmp_path, projects.licence_rows(60))
     assert "about " in found["documents"]
     assert "malformed" not in found
+
+
+def test_an_archive_that_is_not_read_is_to_be_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/corpus.tar.gz").write_bytes(b"packed")
+    case = tmp_path / "defs/x/defs.yaml"
+    case.parent.mkdir(parents=True)
+    case.write_text(YAML % ('{"path": "data"}', '{"label": "kind"}'))
+    (tmp_path / "pyproject.toml").touch()
+    with pytest.raises(SettingsError) as raised:
+        load_use_case(case)
+    assert str(raised.value).endswith("; unpack corpus.tar.gz and deliver its files")
