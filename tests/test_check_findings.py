@@ -309,6 +309,9 @@ def test_rows_that_other_rows_exclude_are_expected(tmp_path: Path) -> None:
         "2 superseded by a newer row of their id, 2 equal text with another label, 1 duplicate text, 1 rows of labels that are set aside"
     )
     assert found["loss"].strip() == f"expected: {expected}"
+    assert (
+        found["ids"].strip() == "2 of 30 rows have the `id` of a newer row: if it names no document, set documents.id to a field that does"
+    )
     assert found["x:"] == "ok"
 
 
