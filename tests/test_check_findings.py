@@ -309,6 +309,9 @@ def test_rows_that_other_rows_exclude_are_expected(tmp_path: Path) -> None:
         "2 superseded by a newer row of their id, 2 equal text with another label, 1 duplicate text, 1 rows of labels that are set aside"
     )
     assert found["loss"].strip() == f"expected: {expected}"
+    assert (
+        found["ids"].strip() == "2 of 30 rows have the `id` of a newer row: if it names no document, set documents.id to a field that does"
+    )
     assert found["x:"] == "ok"
 
 
@@ -353,3 +356,24 @@ def test_the_row_that_reading_stops_in_is_not_malformed(tmp_path: Path, monkeypa
     found = lines(tmp_path, projects.licence_rows(60))
     assert "about " in found["documents"]
     assert "malformed" not in found
+
+
+def test_an_archive_that_is_not_read_is_to_be_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/corpus.tar.gz").write_bytes(b"packed")
+    case = tmp_path / "defs/x/defs.yaml"
+    case.parent.mkdir(parents=True)
+    case.write_text(YAML % ('{"path": "data"}', '{"label": "kind"}'))
+    (tmp_path / "pyproject.toml").touch()
+    with pytest.raises(SettingsError) as raised:
+        load_use_case(case)
+    assert str(raised.value).endswith("; unpack corpus.tar.gz and deliver its files")
+
+
+def test_files_that_cannot_be_read_are_counted_without_opening_each(tmp_path: Path) -> None:
+    case = use_case(tmp_path, projects.licence_rows(30))
+    for number in range(3):
+        (tmp_path / f"data/{number}.pdf").touch()
+    report = check_use_case(case)
+    assert "/0.pdf: cannot be read (empty), nor can 2 more of the files that were opened; they will be skipped" in report
+    assert " 4 files, " in report and " 30 rows" in report

@@ -186,7 +186,8 @@ class _Look:
 
     def __init__(self, reader: FileReader, rows_a_file: int) -> None:
         self.is_exact = True
-        self.note: str | None = None
+        #: Why the first file that cannot be read cannot, and how many there are.
+        self._unreadable, self._num_unreadable = "", 0
         self.encodings: Counter[str] = Counter()
         self._drawn: list[_Drawn] = []
         self._reader = reader
@@ -209,6 +210,13 @@ class _Look:
             return self._known_rows + self._read_rows
         return self._known_rows + round(self._read_rows * self._bytes / self._read_bytes)
 
+    @property
+    def note(self) -> str | None:
+        """The first file that cannot be read, of those that were opened, and how many others."""
+        if self._num_unreadable < 2:
+            return f"{self._unreadable}; it will be skipped" if self._unreadable else None
+        return f"{self._unreadable}, nor can {self._num_unreadable - 1:,} more of the files that were opened; they will be skipped"
+
     def sample(self) -> list[Sampled]:
         """Return the rows that were drawn, in the order of their places; the reader must still be open."""
         return [drawn.sampled() for drawn in sorted(self._drawn, key=lambda drawn: drawn.place)]
@@ -226,17 +234,19 @@ class _Look:
         share = self._known_rows / max(1, self.num_rows)
         counted, self._drawn = self._drawn, []
         room = max(SAMPLE_ROWS - len(counted), min(round(SAMPLE_ROWS * share), SAMPLE_ROWS - _LEAST_ROWS_A_FILE), _LEAST_ROWS_A_FILE)
-        slow_seconds = 0.0
+        slow_seconds: float | None = None
         for file, is_slow in random.Random(0).sample(self._others, len(self._others)):
             if len(self._drawn) >= room or self._opened_bytes >= SAMPLE_BYTES:
                 break
-            if is_slow and (file.bytes > _MOST_SLOW_BYTES or slow_seconds > SLOW_SECONDS):
+            if is_slow and (file.bytes > _MOST_SLOW_BYTES or (slow_seconds or 0) > SLOW_SECONDS):
                 continue
             self._opened_bytes += file.bytes
             began = time.monotonic()
             with self._noting(source, file), source.local(file.path) as path:
                 self._read(Delivered(path, file.path))
-            slow_seconds += (time.monotonic() - began) * is_slow
+            if is_slow:
+                # The first one waits for the start of the process that reads them.
+                slow_seconds = 0.0 if slow_seconds is None else slow_seconds + time.monotonic() - began
         others = heapq.nlargest(room, self._drawn)
         self._drawn = [*others, *heapq.nlargest(SAMPLE_ROWS - len(others), counted)]
 
@@ -246,11 +256,14 @@ class _Look:
             yield
         except (OSError, Unreadable) as error:
             why = getattr(error, "strerror", None) or error
-            self.note = self.note or f"{source.uri}/{file.path}: cannot be read ({why}); it will be skipped"
+            self._unreadable = self._unreadable or f"{source.uri}/{file.path}: cannot be read ({why})"
+            self._num_unreadable += 1
 
     def _add(self, path: Path, file: SourceFile) -> None:
         written, _ = self._reader.formats(Delivered(path, file.path))
         if written.is_whole_file:
+            if written.is_slow and not file.bytes:
+                raise Unreadable("empty")
             self._known_rows += 1
             self._others.append((file, written.is_slow))
         elif written.num_rows is not None:

@@ -10,7 +10,7 @@ from fullft_assets.base_model import find_base_model, read_header
 from fullft_assets.config.corpus import Corpus, Sampled, look_at_documents
 from fullft_assets.config.fields import flat, incomplete_fields
 from fullft_assets.config.group_candidates import candidates
-from fullft_assets.config.losses import Losses, broken, labels_of
+from fullft_assets.config.losses import OLDER, Losses, broken, labels_of
 from fullft_assets.config.places import is_bucket
 from fullft_assets.documents.formats.encodings import ASCII
 from fullft_assets.documents.formats.rows import value_of
@@ -28,6 +28,8 @@ from fullft_assets.task import task_of
 _LANGUAGE_TEXTS = 200
 #: Texts that a model of named entities reads: it takes some milliseconds for each.
 _NAMED_TEXTS = 200
+#: Share of the rows from which on ids that repeat are more than corrections.
+_REPEATED_SHARE = 0.01
 _SHOWN = 8
 _SHOWN_PROBLEMS = 3
 #: What a text with several labels has between them, and the share of the labels that it must be in to be named.
@@ -53,6 +55,13 @@ def findings(corpus: Corpus, losses: Losses, use_case: UseCase) -> Iterator[tupl
     yield from _labels(rows, settings, scale)
     yield from _as_written(rows, settings)
     yield from _groups(rows, settings.examples)
+    older = losses.excluded[OLDER]
+    if older > _REPEATED_SHARE * len(rows):
+        field = settings.documents.id
+        yield (
+            "ids",
+            f"{older:,} of {len(rows):,} rows have the `{field}` of a newer row: if it names no document, set documents.id to a field that does",
+        )
     yield from (("fields", line) for line in incomplete_fields(rows, settings))
     yield from _languages(rows)
     if corpus.encodings.keys() - {"utf-8", ASCII}:

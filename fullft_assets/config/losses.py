@@ -17,7 +17,7 @@ from fullft_assets.personal_data import pii
 from fullft_assets.settings import ExamplesSettings, UseCaseSettings
 from fullft_assets.task import Target, Task, task_of
 
-_OLDER, _RARE = "superseded by a newer row of their id", "rows of labels that are set aside"
+OLDER, _RARE = "superseded by a newer row of their id", "rows of labels that are set aside"
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def losses_of(corpus: Corpus, settings: UseCaseSettings) -> Losses:
     # A row that may have several labels only loses the rare ones.
     have_rare = (len(kept[text]) < len(labels_of(found, target, examples)) for text, found in different.items())
     lost = {
-        _OLDER: len(valid) - len(newest),
+        OLDER: len(valid) - len(newest),
         REASONS["equal_texts_have_equal_labels"]: len(newest) - len(agreed),
         REASONS["texts_are_unique"]: len(agreed) - len(different),
         _RARE: 0 if target == "labels" else sum(have_rare),

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from fullft_assets.base_model import suggest_path
+from fullft_assets.documents.aliases import shown_path
 from fullft_assets.documents.formats import is_readable, known_endings, reads_any_ending
 from fullft_assets.documents.sources import Folder
 from fullft_assets.errors import DataError
 from fullft_assets.settings.use_case import locate
+
+#: Endings of archives that are not read.
+_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
 
 
 def is_bucket(path: str) -> bool:
@@ -60,8 +65,15 @@ def contents_problem(path: str, root: Path, format_: str | None = None) -> str |
             return None
     except DataError as error:
         return str(error)
-    hint = "; if each file is one text, set documents.format to text" if source.others and format_ is not None else ""
+    hint = _hint(source.others) if source.others and format_ is not None else ""
     return f"no readable document below {path}; known endings: {known_endings()}{hint}"
+
+
+def _hint(others: Sequence[str]) -> str:
+    """Return what to do with files that no format reads, of which one is named."""
+    if packed := [path for path in others if path.lower().endswith(_ARCHIVES)]:
+        return f"; unpack {shown_path(min(packed))} and deliver its files"
+    return "; if each file is one text, set documents.format to text"
 
 
 def external_problem(path: str, root: Path) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 Span = tuple[int, int]
 
@@ -113,7 +114,15 @@ def named_by(cue: str, stems: str, accept: Callable[[str], bool], *, prefix: str
     stem_list, words = stems.split(), re.compile(rf"\b{cue}{JOIN}\Z", re.I)
     front = re.compile(rf"{prefix}\Z", re.I)
 
+    @lru_cache(maxsize=1)
+    def may_be_in(text: str) -> bool:
+        lowered = text.lower()
+        return any(stem in lowered for stem in stem_list)
+
     def check(match: re.Match[str]) -> Span | None:
+        # Once a text, and not at each of its numbers.
+        if not may_be_in(match.string):
+            return None
         group = match.lastindex or 0
         start, end = match.span(group)
         if prefix and (before := front.search(match.string, max(0, start - 12), start)):
