@@ -242,7 +242,7 @@ class TestRefused:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"nodes": 2}, "a training on ECS has one instance; use kind: kubernetes or sagemaker for several"),
+        ({"nodes": 2}, "a training on ECS has one instance; use kind: kubernetes, sagemaker or ssh for several"),
         ({"capacity_provider": "FARGATE_SPOT"}, "Fargate has no GPUs; name a capacity provider of EC2 instances"),
         ({"environment": {"HF_TOKEN": "hf_abc"}}, "HF_TOKEN is a secret, which everybody who may describe the job would see; put it into Secrets Manager"),
         ({"subnets": ["subnet-1"]}, "launcher.subnets and launcher.security_groups belong together"),
