@@ -61,12 +61,17 @@ def misbehaving(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record
             yield 1, {"text": "fine"}
 
 
+def let_html_misbehave(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
+    """Read HTML by `misbehaving`, with this time for one record and for all of a file."""
+    found = formats.FORMATS.get
+    changes = {"records": misbehaving, "seconds": lambda _: seconds}
+    monkeypatch.setattr(formats.FORMATS, "get", lambda name: replace(found(name), **changes) if name == "html" else found(name))
+
+
 @pytest.mark.heavy
 def test_a_reader_that_misbehaves_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounded, "STEP_SECONDS", 2.0)
     monkeypatch.setattr(bounded, "MAX_MEMORY_BYTES", 2**30)
-    found = formats.FORMATS.get
-    monkeypatch.setattr(formats.FORMATS, "get", lambda name: replace(found(name), records=misbehaving) if name == "html" else found(name))
+    let_html_misbehave(monkeypatch, 2.0, 600.0)
     for word in ("hang", "sleep", "fill", "abort", "print", "raise", "well"):
         (tmp_path / f"{word}.html").write_text(f"{word} ")
     batch = read_batch(tmp_path)
@@ -118,9 +123,7 @@ def test_a_list_of_members_is_not_read_whole_to_tell_a_format(tmp_path: Path) ->
 
 @pytest.mark.heavy
 def test_a_file_that_is_slow_in_all_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounded, "FILE_SECONDS", 1.0)
-    found = formats.FORMATS.get
-    monkeypatch.setattr(formats.FORMATS, "get", lambda name: replace(found(name), records=misbehaving) if name == "html" else found(name))
+    let_html_misbehave(monkeypatch, 20.0, 1.0)
     (tmp_path / "a.html").write_text("sleep")
     (tmp_path / "b.html").write_text("well")
     batch = read_batch(tmp_path)

@@ -22,7 +22,7 @@ from fullft_assets.config.parsing import covers, parse
 from fullft_assets.config.places import contents_problem, external_problem, is_bucket, overlap, place_problem, without_credentials
 from fullft_assets.config.project import DEFS, find_project_root, fitting_name
 from fullft_assets.config.yaml_source import Key, YamlSource, read_source
-from fullft_assets.documents.formats import FORMATS
+from fullft_assets.documents.formats import FORMATS, recognition
 from fullft_assets.documents.formats.encodings import is_encoding
 from fullft_assets.errors import SettingsError
 from fullft_assets.examples.expectations import problems
@@ -321,6 +321,11 @@ def _check_lm_eval(settings: UseCaseSettings, task: Task, root: Path) -> Iterato
         )
 
 
+def _check_recognition(settings: UseCaseSettings) -> Iterator[Problem]:
+    if settings.documents.pdf.recognises and not recognition.is_installed():
+        yield Problem(("documents", "pdf", "pages_without_text"), "needs RapidOCR; pip install 'fullft-assets[ocr]'")
+
+
 def _check_registered(settings: UseCaseSettings, task: Task, root: Path) -> Iterator[Problem]:
     """Yield what is wrong with the registered metrics and baselines that the YAML names."""
     for section, key, registry, names in (
@@ -336,6 +341,7 @@ def _check_registered(settings: UseCaseSettings, task: Task, root: Path) -> Iter
                 )
     yield from _check_external(settings, task, root)
     yield from _check_lm_eval(settings, task, root)
+    yield from _check_recognition(settings)
     if "bedrock" in settings.baselines and settings.planning.bedrock is None:
         yield Problem(
             ("planning", "baselines"), "names bedrock, and planning.bedrock does not say which model; give it one, or remove bedrock"

@@ -16,7 +16,7 @@ from fullft_assets.documents.aliases import alias, shown_path
 from fullft_assets.documents.batches import Batch, Kind, read_batch
 from fullft_assets.documents.delivery import source_of
 from fullft_assets.documents.erasure import without_erased
-from fullft_assets.documents.formats import FORMATS, encodings, name_of_format
+from fullft_assets.documents.formats import FORMATS, encodings, name_of_format, recognition
 from fullft_assets.documents.metadata import RawMetadata
 from fullft_assets.documents.reading import ReadBatch, read_documents
 from fullft_assets.documents.schema import schema
@@ -91,7 +91,10 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
             num_files_by_encoding=dict(read.num_files_by_encoding.most_common()),
             taken_away=plan.taken_away or None,
         )
-        checks = [_readable_check(source, batch, read.unreadable, plan.changed), _pages_check(source, read.pages_without_text)]
+        checks = [
+            _readable_check(source, batch, read.unreadable, plan.changed),
+            _pages_check(source, read.pages_without_text, use_case.settings.documents.pdf.recognises),
+        ]
         return metadata.as_dict(), [*checks, _encodings_check(source, read)] if kind == "batch" else checks
 
     inputs = {"batch": name, "files": plan.digests(), **_format_versions(batch, settings.documents.format)}
@@ -270,7 +273,8 @@ def key_settings(use_case: UseCase, kind: Kind = "batch") -> dict[str, Any]:
     masked = {"masked": kinds} if (kinds := masked_kinds(use_case)) else {}
     log = settings.monitoring.log if kind == "window" else None
     logged = {} if log is None else {"log": log.model_dump()}
-    return {**chosen, **settings.examples.model_dump(include={*_OF_EXAMPLES}), **masked, **logged}
+    models = {"ocr": recognition.version()} if settings.documents.pdf.recognises else {}
+    return {**chosen, **settings.examples.model_dump(include={*_OF_EXAMPLES}), **masked, **logged, **models}
 
 
 def masked_kinds(use_case: UseCase) -> list[str] | None:
@@ -327,16 +331,17 @@ def _encodings_check(source: Source, read: ReadBatch) -> CheckOutcome:
     )
 
 
-def _pages_check(source: Source, pages: dict[str, int]) -> CheckOutcome:
+def _pages_check(source: Source, pages: dict[str, int], is_recognised: bool) -> CheckOutcome:
     places = "; ".join(f"{alias(path)}: {number:,} page(s)" for path, number in list(pages.items())[:5])
     more = f" and {len(pages) - 5:,} more" if len(pages) > 5 else ""
+    what = "perhaps scanned; recognise the text (OCR), or set documents.pdf.pages_without_text"
+    if is_recognised:
+        what = "which was recognised: look at some of it, as it has errors that nothing marks"
     return CheckOutcome(
         name=PAGES_HAVE_TEXT.name,
         passed=not pages,
         severity="warn",
-        description=f"{source.uri}: {places}{more} without text, perhaps scanned; recognise the text (OCR), or set documents.pdf.pages_without_text"
-        if pages
-        else "",
+        description=f"{source.uri}: {places}{more} without text, {what}" if pages else "",
         metadata={"num_files_with_such_pages": len(pages), "num_pages_without_text": sum(pages.values())},
     )
 

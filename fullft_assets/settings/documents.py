@@ -64,11 +64,17 @@ class MailSettings(Settings):
 class PdfSettings(Settings):
     """How PDFs are read."""
 
-    pages_without_text: Literal["warn", "quarantine"] = Field(
+    pages_without_text: Literal["warn", "quarantine", "recognise"] = Field(
         default="warn",
         description="What is done with a PDF some of whose pages have no text, such as scanned ones. `warn`: the other pages are read, and a "
-        "check warns. `quarantine`: the document is quarantined.",
+        "check warns. `quarantine`: the document is quarantined. `recognise`: their text is recognised (OCR, the extra `ocr`, seconds a page), and a "
+        "check warns, as it has errors.",
     )
+
+    @property
+    def recognises(self) -> bool:
+        """Whether the text of scanned pages is recognised."""
+        return self.pages_without_text == "recognise"
 
 
 class DocumentsSettings(Settings):

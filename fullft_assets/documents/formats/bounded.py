@@ -17,11 +17,8 @@ from typing import IO, Any, ClassVar
 
 from fullft_assets.documents.formats.bounded_worker import LENGTH
 from fullft_assets.documents.formats.delivered import Delivered, Record, Unpacked, Unreadable
-from fullft_assets.documents.formats.protocol import Format, Reading, Shared
+from fullft_assets.documents.formats.protocol import FILE_SECONDS, STEP_SECONDS, Format, Reading, Shared
 
-#: Longest time for one record (of a PDF, for one page), and for all of a file.
-STEP_SECONDS = 20.0
-FILE_SECONDS = 600.0
 MAX_MEMORY_BYTES = 4 * 2**30
 
 
@@ -34,7 +31,7 @@ def records(format_: Format, file: Delivered, reading: Reading) -> Iterator[tupl
     assert format_.records is not None, "an export names formats that have records"
     if format_.is_streamed:
         return format_.records(file, reading)
-    return reading.shared(ReaderProcess).records(format_.records, file, reading)
+    return reading.shared(ReaderProcess).records(format_.records, file, reading, format_.seconds(reading.documents))
 
 
 class ReaderProcess:
@@ -45,8 +42,9 @@ class ReaderProcess:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        #: Folder of the request that is being answered.
+        #: Folder of the request that is being answered, and the longest time for one of its records and for all of it.
         self._busy_in: str | None = None
+        self._seconds = (STEP_SECONDS, FILE_SECONDS)
 
     def __enter__(self) -> ReaderProcess:
         return self
@@ -58,9 +56,16 @@ class ReaderProcess:
         self._stop()
 
     def records(
-        self, read: Callable[[Delivered, Reading], Iterator[tuple[int, Record]]], file: Delivered, reading: Reading
+        self,
+        read: Callable[[Delivered, Reading], Iterator[tuple[int, Record]]],
+        file: Delivered,
+        reading: Reading,
+        seconds: tuple[float, float] = (STEP_SECONDS, FILE_SECONDS),
     ) -> Iterator[tuple[int, Record]]:
         """Yield what `read` yields of a file.
+
+        Args:
+            seconds: the longest time for one record, and for all of the file.
 
         Raises:
             Unreadable: `read` raises it or anything unexpected, or takes more time, memory or bytes than it may.
@@ -69,7 +74,8 @@ class ReaderProcess:
         """
         if self._busy_in is not None:
             self._stop()  # whoever asked last did not want all of it, and has not said so yet
-        limits = (STEP_SECONDS, FILE_SECONDS, MAX_MEMORY_BYTES)
+        self._seconds = seconds
+        limits = (*seconds, MAX_MEMORY_BYTES)
         known = partial(_reading, replace(reading, fetch=_not_here, shared=_not_here, advance=_not_here))
         # The process may be killed, and what it unpacked has words of documents: its folder is made and removed here.
         with tempfile.TemporaryDirectory(prefix="fullft-", ignore_cleanup_errors=True) as folder:
@@ -122,7 +128,8 @@ class ReaderProcess:
         assert process is not None, "it was asked"
         process.communicate()  # its pipe is closed: it has ended, or is about to
         if process.returncode == -signal.SIGALRM:
-            raise Unreadable(f"takes longer than {STEP_SECONDS:.0f} s a record or page, or {FILE_SECONDS:.0f} s in all")
+            step, whole = self._seconds
+            raise Unreadable(f"takes longer than {step:.0f} s a record or page, or {whole:.0f} s in all")
         raise Unreadable(f"its reader ended with exit code {process.returncode}; the file is damaged, or takes too much memory")
 
     def _stop(self) -> None:

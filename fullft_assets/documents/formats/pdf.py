@@ -1,4 +1,4 @@
-"""PDF: the text layer, one document a file."""
+"""PDF: the text layer, one document a file; the text of scanned pages is recognised where the settings ask for it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from fullft_assets.documents.formats import recognition
 from fullft_assets.documents.formats.delivered import Delivered, Record, Unreadable
 from fullft_assets.documents.formats.parsing import parsing, whole_characters
-from fullft_assets.documents.formats.protocol import Format, Reading
+from fullft_assets.documents.formats.protocol import FILE_SECONDS, STEP_SECONDS, Format, Reading
 from fullft_assets.documents.formats.rows import PAGES_WITHOUT_TEXT
+from fullft_assets.settings import DocumentsSettings
 
 NO_TEXT_LAYER = "no text layer (scanned pages?); recognise the text (OCR) and deliver again"
 MAX_PAGES = 20_000
@@ -27,15 +29,23 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)
     with parsing("PDF"):
         pages = [page.strip() for page in _pages(file.path, reading.advance)]
+    num_without_text = pages.count("")
+    if num_without_text and reading.documents.pdf.recognises:
+        with parsing("PDF"):
+            pages = recognition.recognised(file.path, pages, reading.shared(recognition.engine), reading.advance)
     # A font's table may map a glyph to half of a surrogate pair, which is no character.
     text = re.sub(r"\n{3,}", "\n\n", whole_characters("\n\n".join(pages))).strip()
-    num_without_text = pages.count("")
     if not text:
         yield 1, NO_TEXT_LAYER
     elif num_without_text and reading.documents.pdf.pages_without_text == "quarantine":
         yield 1, f"{num_without_text:,} of {len(pages):,} pages have no text (scanned?); recognise the text (OCR) and deliver again"
     else:
         yield 1, {**file.document(text), PAGES_WITHOUT_TEXT: num_without_text}
+
+
+def _seconds(settings: DocumentsSettings) -> tuple[float, float]:
+    # A scanned page takes 5 s and more of a CPU, and a file has hundreds.
+    return (6 * STEP_SECONDS, 6 * FILE_SECONDS) if settings.pdf.recognises else (STEP_SECONDS, FILE_SECONDS)
 
 
 def _pages(path: Path, advance: Callable[[], None]) -> list[str]:
@@ -70,4 +80,4 @@ def _pages(path: Path, advance: Callable[[], None]) -> list[str]:
     return pages
 
 
-FORMAT = Format(records, endings=(".pdf",), is_whole_file=True, is_slow=True)
+FORMAT = Format(records, endings=(".pdf",), is_whole_file=True, is_slow=True, seconds=_seconds)

@@ -13,6 +13,9 @@ from fullft_assets.documents.formats.rows import Row, Wanted, rows
 from fullft_assets.settings import DocumentsSettings
 
 T = TypeVar("T")
+#: Longest time for one record (of a PDF, for one page), and for all of a file.
+STEP_SECONDS = 20.0
+FILE_SECONDS = 600.0
 
 
 class Shared(Protocol):
@@ -73,6 +76,8 @@ class Format:
     is_streamed: bool = False
     #: The largest file that is read, in bytes.
     max_bytes: int | None = None
+    #: Longest time for one record, and for all of a file.
+    seconds: Callable[[DocumentsSettings], tuple[float, float]] = lambda _: (STEP_SECONDS, FILE_SECONDS)
     #: Reading takes so long that `fullft check` counts the files and reads only a few.
     is_slow: bool = False
     #: Returns the number of rows where the file contains it, so that `fullft check` need not read the rows.
