@@ -121,6 +121,10 @@ ONE_MISTAKE = {
         GOOD + "  trainning: {}\n",
         "8: trainning: unknown key `trainning`; did you mean `training`?",
     ),
+    "lower bound of a number that may be missing": (
+        TRAINING + "    max_grad_value: -1\n",
+        "9: training.max_grad_value: -1 is not a number > 0",
+    ),
     "lower bound": (TRAINING + "    epochs: -1\n", "9: training.epochs: -1 is not a number > 0 and <= 1000"),
     "whole number": (
         TRAINING + "    batch_size: 1.5\n    micro_batch_size: 1\n",
