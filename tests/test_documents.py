@@ -263,6 +263,7 @@ class TestBatches:
         assert [file.path for batch in cut for file in batch.files] == [f"{number}.jsonl" for number in range(6)]
         assert [batch.name[:5] for batch in cut] == ["00001", "00002", "00003"]
 
+    @pytest.mark.heavy
     def test_sensors_and_runs_at_the_same_time_cut_each_file_once(self, tmp_path: Path) -> None:
         for number in range(60):
             self.put(tmp_path, f"{number:02}.jsonl")
