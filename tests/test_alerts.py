@@ -348,27 +348,25 @@ class TestSensor:
     def test_a_lower_accuracy_on_production_is_sent_once_however_its_size_changes(
         self, case: Case, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        store, now = open_store(case.use_case, instance), time.time()
-        for age, drop in ((120, 0.1), (60, 0.11)):
-            signals = Signals(now=now, month_start=now, num_examples=0, data_version="", live_drop=drop, estimated_hours=0.0)
-            entry = RecordedDecision(
-                case=case.name, time=now - age, signals=signals, decision=Decision(action="wait", reasons=["labels"], evidence="")
-            )
-            store.write_pointer(f"{case.name}/retraining_decisions/{int((now - age) * 1000):014d}", entry.model_dump(mode="json"))
-            self.tick(case, instance)
+        self.decide_on_two_drops(case, instance, "live_drop")
         (body,) = hook.bodies
         title = "the champion's accuracy is 0.100 lower on labelled production documents than at release"
         assert (body["event"], body["title"]) == ("quality_drop", title)
 
-    def test_a_lower_score_is_sent_once_however_its_size_changes(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
+    def decide_on_two_drops(self, case: Case, instance: dg.DagsterInstance, signal: str) -> None:
+        """Record two decisions whose signal differs in size, with a tick after each."""
         store, now = open_store(case.use_case, instance), time.time()
         for age, drop in ((120, 0.1), (60, 0.11)):
-            signals = Signals(now=now, month_start=now, num_examples=0, data_version="", score_drop=drop, estimated_hours=0.0)
+            drops: dict[str, Any] = {signal: drop}
+            signals = Signals(now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0, **drops)
             entry = RecordedDecision(
                 case=case.name, time=now - age, signals=signals, decision=Decision(action="wait", reasons=["labels"], evidence="")
             )
             store.write_pointer(f"{case.name}/retraining_decisions/{int((now - age) * 1000):014d}", entry.model_dump(mode="json"))
             self.tick(case, instance)
+
+    def test_a_lower_score_is_sent_once_however_its_size_changes(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
+        self.decide_on_two_drops(case, instance, "score_drop")
         (body,) = hook.bodies
         assert (body["event"], body["title"]) == ("quality_drop", "the champion's score fell by 0.100 on newer rows")
 
