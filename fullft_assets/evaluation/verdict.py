@@ -276,7 +276,8 @@ def _needed(gain: Gain, of_rows: Gain, difference: float, num_groups: int) -> st
     if not of_rows.standard_error or difference < gain.detectable / 100:
         return ""
     # The squared detectable difference has a part from the seeds and a part from the rows; only the latter shrinks with more groups.
-    scale = gain.detectable * (gain.detectable - gain.least_detectable) / gain.standard_error**2
+    # Divided one by one: the square of the smallest errors is 0.
+    scale = gain.detectable / gain.standard_error * ((gain.detectable - gain.least_detectable) / gain.standard_error)
     left = difference**2 - scale * of_seeds
     rows = scale * of_rows.standard_error**2 + gain.least_detectable * difference
     if left <= rows / 10_000:
