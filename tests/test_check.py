@@ -128,6 +128,7 @@ def test_all_checks_each_use_case_and_a_path_names_one_too(project):
     assert run(project, "defs/b").stdout.startswith("b: ok\n")
 
 
+@pytest.mark.heavy
 def test_rows_are_counted_as_each_format_has_them(project):
     (project / "data/b.csv").write_text('text,kind\n"two\nlines",notice\none,text\n')
     (project / "data/c.manifest").write_text('{"source": "a", "kind": 0}\n\n{"source": "b", "kind": 1}\n')
@@ -441,6 +442,7 @@ def test_only_the_newest_production_is_asked_for_the_fields_of_the_log(project, 
     assert report(project, log).startswith("x: ok")
 
 
+@pytest.mark.heavy
 def test_a_large_table_takes_no_more_of_the_sample_than_is_read_of_it(project):
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -483,6 +485,7 @@ def test_files_with_other_endings_are_counted(project):
     assert "201 rows" in line(report(project), "documents")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("ending", [".txt", ".html"])
 def test_files_of_one_document_are_drawn_from_all_folders(project, monkeypatch, ending):
     """With `label: folder` the first files would have one label; of a format that is slow to read some are read as well."""

@@ -271,6 +271,7 @@ def test_the_expected_loss_is_that_of_the_rules(tmp_path: Path, chosen: dict[str
     assert len(expected_and_found(use_case(tmp_path, rows, **chosen))[0]) > 5
 
 
+@pytest.mark.heavy
 def test_conversations_without_an_answer_are_expected(tmp_path: Path) -> None:
     turns = [
         [("user", "q"), ("assistant", "a")],

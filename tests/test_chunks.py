@@ -78,6 +78,7 @@ class TestCutting:
             assert until > end, "a window that brings nothing new"
             assert end - begin >= room.size - room.size // 4
 
+    @pytest.mark.heavy
     @hypothesis_settings(deadline=None, max_examples=300)
     @given(length=st.integers(0, 400), room=rooms, sentences=positions, paragraphs=positions)
     def test_an_end_is_the_last_paragraph_else_sentence_in_reach_else_the_full_window(
@@ -309,6 +310,7 @@ class TestLanguageModeling:
 
 
 class TestChunk:
+    @pytest.mark.heavy
     @pytest.mark.parametrize("boundaries", ["any", "paragraph"])
     def test_counts_are_those_of_a_brute_force_count(self, texts: list[str], boundaries: Any) -> None:
         tokenization = load(max_tokens=32, stride=4, max_windows=2, boundaries=boundaries)
@@ -333,6 +335,7 @@ class TestChunk:
         assert (check.name, check.passed) == ("texts_are_kept_whole", False)
         assert f"{sum(lost):,} tokens are not read" in check.description
 
+    @pytest.mark.heavy
     def test_a_batch_is_written_in_parts_that_do_not_show(self, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         store = Store(str(tmp_path / "store"))
         rows = table([*texts, ""])

@@ -274,6 +274,7 @@ def test_a_page_of_open_tags_takes_no_time(page: str) -> None:
     assert time.process_time() - before < 5
 
 
+@pytest.mark.heavy
 def test_a_look_that_stops_early_leaves_the_process_ready(tmp_path: Path) -> None:
     table = pa.table({"text": [f"row {n}" for n in range(50_000)]})
     pq.write_table(table, tmp_path / "a.parquet")

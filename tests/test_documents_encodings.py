@@ -86,6 +86,7 @@ def test_of_a_thousand_files_in_batches_of_sixty_nearly_all_are_right(language: 
     assert sum(right) / len(right) >= (0.98 if language == "zh_Hans" else 0.995)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("first", "second"), [(("de", "cp1252"), ("pl", "cp1250")), (("fr", "cp1252"), ("cs", "cp1250"))])
 @pytest.mark.parametrize("num_second", [10, 90])
 def test_two_code_pages_in_one_batch(first: tuple[str, str], second: tuple[str, str], num_second: int, tmp_path: Path) -> None:

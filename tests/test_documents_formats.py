@@ -444,6 +444,7 @@ class TestPdf:
         assert row["text"] == "Permission is hereby granted\nfree of charge\n\ncafé"
         assert (row["id"], row["row"], row["problem"]) == ("a.pdf:1", 1, None)
 
+    @pytest.mark.heavy
     def test_real_licence_text_in_a_pdf_that_matplotlib_made(self, tmp_path: Path, licences: Rows) -> None:
         from matplotlib import rc_context
         from matplotlib.backends.backend_pdf import PdfPages
@@ -788,6 +789,7 @@ class TestGroundTruth:
             "source-ref cannot be read (no such object)",
         ]
 
+    @pytest.mark.heavy
     @pytest.mark.parametrize("status", [500, 503])
     def test_a_reference_to_a_server_that_is_overloaded_fails_the_run(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int

@@ -328,6 +328,7 @@ class TestMadeUpIds:
         raw, *_ = batches.deliver("a.csv", self.notes())
         assert (raw.metadata["num_rows"], raw.metadata["num_erased"]) == (8, 1), "its own row stays out"
 
+    @pytest.mark.heavy
     def test_a_listed_one_stays_out_wherever_in_its_file_it_is(self, tmp_path: Path):
         batches = Batches(tmp_path)
         raw, *_ = batches.deliver("a.csv", self.notes())

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.quick
 rows = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60)
 
 
+@pytest.mark.heavy
 @settings(max_examples=60, deadline=None)
 @given(rows)
 def test_scores_equal_sklearn(pairs):
@@ -88,6 +89,7 @@ def ends(interval: Interval) -> tuple[float, float, float]:
     return interval.estimate, interval.low, interval.high
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("metric", ["macro_f1", "accuracy"])
 def test_intervals_equal_a_slow_reference(metric):
     labels, predictions, groups = clustered(np.random.default_rng(5), 23, 4)
@@ -142,6 +144,7 @@ def test_resamples_do_not_depend_on_the_chunks(monkeypatch):
     assert measured(labels, predictions, groups, **{**options, "seed": 2}) != whole
 
 
+@pytest.mark.heavy
 def test_groups_cover_where_rows_do_not():
     truth, covered = 0.8, {"groups": 0, "rows": 0}
     trials = 120
@@ -395,6 +398,7 @@ class TestWeights:
         assert self.run(labels, labels, groups, 3).rare_labels == ["l2"]
 
 
+@pytest.mark.heavy
 def test_seed_noise_leaves_out_what_the_rows_explain():
     rng = np.random.default_rng(6)
     found = {True: [], False: []}

@@ -106,6 +106,7 @@ def test_a_slice_of_few_groups_is_not_tested() -> None:
     assert gate.passed and gate.text.startswith("no slice has 400 groups of equal weight")
 
 
+@pytest.mark.heavy
 def test_the_gate_and_the_markdown_name_no_slice_but_labels(tmp_path) -> None:
     found = evaluated("file-c")
     named = [each.model_copy(update={"name": f"{WORD} <b>client</b>"}) if each.kind == "source" else each for each in found.slices.found]

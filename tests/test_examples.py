@@ -527,6 +527,7 @@ def test_validated_twice_is_found_and_a_lost_quarantine_is_made_again(project: p
     assert quarantined.metadata["uri"] == str(project.documents)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("task", SETTINGS)
 @pytest.mark.parametrize("rows", [[], [{}, {"label": "text", "labels": ["text"]}]], ids=["empty", "rows"])
 def test_all_tasks_have_one_schema(task: str, rows: list[dict[str, Any]], tmp_path: Path) -> None:

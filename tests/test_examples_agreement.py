@@ -39,6 +39,7 @@ def fleiss(items: list[list[str]]) -> float:
 
 
 class TestTwoAnnotators:
+    @pytest.mark.heavy
     @settings(max_examples=60, deadline=None)
     @given(pairs=PAIRS)
     def test_kappa_is_scikit_learns(self, pairs: list[tuple[str, str]]) -> None:

@@ -198,6 +198,7 @@ class TestProblems:
         )  # fmt: skip
         assert examples.problems(every) == []
 
+    @pytest.mark.heavy
     def test_the_yaml_is_refused_with_its_line_and_without_the_library(self, project: projects.Project) -> None:
         project.configure(examples={"expectations": [{"name": BETWEEN, "arguments": {"column": "num_word"}}]})
         line = next(n for n, text in enumerate(project.yaml_path.read_text().splitlines(), start=1) if "num_word" in text)

@@ -141,6 +141,7 @@ class TestLanguage:
         assert dict(zip(texts, identify(pa.array(texts)), strict=True)) == texts
         assert identify(pa.array([None], pa.string())).tolist() == [None]
 
+    @pytest.mark.heavy
     def test_the_codes_are_those_that_the_model_tells_apart(self) -> None:
         labels = LanguageIdentifier.from_model_file(MODEL_FILE).labels
         assert sorted(set(map(str, labels)) - {"zxx"}) == sorted(LANGUAGES)

@@ -10,6 +10,7 @@ from fullft_assets.config.group_candidates import candidates
 pytestmark = pytest.mark.quick
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["licences", pytest.param("docstrings", marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("with_labels", [pytest.param(True, marks=pytest.mark.heavy), False])
 def test_the_true_field_is_suggested_and_no_decoy(name: str, with_labels: bool) -> None:

@@ -79,6 +79,7 @@ def test_a_number_with_wrong_check_digits_is_no_iban(unit: str) -> None:
     assert [one for one in pii.find(unit * 40) if one.kind == "iban"] == []
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", personal_data.hard_texts())
 def test_time_grows_as_the_text_does(name: str) -> None:
     text = personal_data.hard_texts()[name]

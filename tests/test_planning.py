@@ -196,6 +196,7 @@ class TestPredictedScore:
         assert found.low < 0.65 and found.high > 0.9
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("baseline", "changes", "passed", "advice"),
     [

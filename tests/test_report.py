@@ -128,6 +128,7 @@ def test_the_table_of_systems_says_what_each_took_and_what_was_not_asked(tmp_pat
     assert "1 h 30 min" in parse(tmp_path / "report.html").text
 
 
+@pytest.mark.heavy
 def test_html_is_whole_self_contained_and_shows_real_pictures(tmp_path):
     pictures = report.write(tmp_path, full_report(evaluation_of(LABELS, champion=True)))
     assert pictures == ["scores", "learning_curve", "confusion", "reliability", "loss"]
@@ -150,6 +151,7 @@ def test_html_is_whole_self_contained_and_shows_real_pictures(tmp_path):
     assert all(len(data) < 60_000 for data in on_disk.values())
 
 
+@pytest.mark.heavy
 def test_html_says_what_it_should_and_escapes_the_texts(tmp_path):
     found = evaluation_of(LABELS, champion=True)
     shown = full_report(found)
@@ -255,6 +257,7 @@ def test_nothing_overflows_on_a_desk_or_a_telephone(tmp_path, width):
         page.screenshot(path=SCREENSHOTS / f"report-{width}.png", full_page=True)
 
 
+@pytest.mark.heavy
 def test_markdown_has_the_metrics_the_pictures_and_no_text_of_a_row(tmp_path):
     found = evaluation_of(LABELS)
     pictures = report.write(tmp_path, full_report(found))

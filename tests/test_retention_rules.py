@@ -228,6 +228,7 @@ def test_checkpoints_stay_where_a_training_went_on_after_the_look(lab: Lab, monk
     assert retention.clean(lab.store, lab.use_case, lab.now).folders == {} and (folder / "weights").exists()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("work", ["clean", "erase"])
 def test_erasures_and_clean_ups_wait_for_each_other(lab: Lab, work: str) -> None:
     begin = {

@@ -360,6 +360,7 @@ _CALM = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.name)
 def test_no_world_runs_away_or_stops_silently_in_a_year(world: World) -> None:
     year = Year(world).run()

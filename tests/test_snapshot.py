@@ -164,6 +164,7 @@ class TestNoLeak:
 
 
 class TestOrderAndGrowth:
+    @pytest.mark.heavy
     @pytest.mark.parametrize("num_batches", [1, 5])
     def test_order_of_arrival_does_not_matter(self, real: list[dict[str, Any]], frozen: Frozen, num_batches: int) -> None:
         # The same texts under other ids and groups too: which of them is kept must not depend on the order.

@@ -51,6 +51,7 @@ def test_of_a_sample_it_is_near(groups: list[str]) -> None:
         assert rows_over_cap(sample, SETTINGS, seed, len(groups)) == pytest.approx(lost(groups, seed), rel=0.2)
 
 
+@pytest.mark.heavy
 def test_what_the_check_says_is_near_what_the_snapshot_leaves_out(tmp_path: Path) -> None:
     """Rules of real licences by their licence: `fullft check` reads half of them, and the snapshot leaves out copies first."""
     case = use_case(tmp_path, projects.licence_rows(4_000))

@@ -147,6 +147,7 @@ class TestGrowth:
             for row in projects.licence_rows(1_500)
         ]
 
+    @pytest.mark.heavy
     @pytest.mark.parametrize("seed", [1, 2, 3])
     def test_no_group_goes_from_held_out_to_training(self, real: list[dict[str, Any]], seed: int) -> None:
         chosen, ledger = random.Random(seed), EMPTY
@@ -300,6 +301,7 @@ class TestDraws:
                 groups[f"{label} {number}"] = (label, min(step, size - begin))
         return rows_of_groups(groups)
 
+    @pytest.mark.heavy
     @pytest.mark.parametrize(("most", "split"), [(100, "validation"), (400, "train"), (41, "train")])
     def test_no_label_is_lost(self, long_tail: list[dict[str, Any]], most: int, split: str) -> None:
         everything = take(long_tail)

@@ -110,6 +110,7 @@ def same(row: Row, n: int) -> Row:
     return row
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("change", [same, spaced, lower, numbered])
 def test_a_group_in_several_spellings_is_on_one_side(tmp_path: Path, change: Callable[[Row, int], Row]):
     delivered = [change(row, n) for n, row in enumerate(rows())]
@@ -133,6 +134,7 @@ def test_the_spellings_of_a_group(names: tuple[str, ...], key: str):
     assert {group_key(name) for name in names} == {key}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("documents", "chosen", "key"),
     [
