@@ -141,7 +141,7 @@ def _one_cell(
     measurable = measurable_labels(true, index, num_groups, np.ones(num_groups))
     predictions = {name: replace(found.take(drawn), measurable=measurable) for name, found in population.items()}
     options = {"reference": FINETUNED, "resamples": RESAMPLES, "confidence": CONFIDENCE, "seed": int(rng.integers(2**31))}
-    found = measure(MACRO_F1, predictions, index, **options)
+    found = measure(MACRO_F1, predictions, index, rows_chose_labels=True, **options)
     if found.effective_groups < ReleaseSettings().min_effective_groups or not measurable.any():
         return None
     right = measure(ACCURACY, {FINETUNED: predictions[FINETUNED]}, index, **options).scores[FINETUNED]

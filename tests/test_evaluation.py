@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -133,6 +135,36 @@ def test_intervals_equal_a_slow_reference(metric):
     step = np.sum(np.square(moved)) / np.abs(moved).sum()
     assert gain.detectable**2 == pytest.approx(quantiles**2 * (error**2 + step * gain.detectable))
     assert found.effective_groups == pytest.approx(23)
+
+
+def test_a_lower_end_is_lower_by_what_the_choice_of_labels_adds():
+    rng = np.random.default_rng(9)
+    labels = rng.integers(0, 25, 100)
+    predicted = np.where(rng.random(100) < 0.7, labels, rng.integers(0, 25, 100))
+    groups, counted = np.arange(100), evaluation.of_labels(labels, predicted, 25)
+    measurable = comparison.measurable_labels(counted.true, groups, 100, np.ones(100))
+    assert 0 < measurable.sum() < 25
+    options = {"reference": "finetuned", "resamples": 300, "confidence": 0.95, "seed": 3, "rows_chose_labels": True}
+    systems = {"finetuned": replace(counted, measurable=measurable)}
+    found = resampling.measure(METRICS.get("macro_f1"), systems, groups, **options).scores["finetuned"]
+
+    def score(rows: np.ndarray, chosen: np.ndarray) -> float:
+        occurring = np.intersect1d(np.flatnonzero(chosen), labels[rows])
+        return f1_score(labels[rows], predicted[rows], labels=occurring, average="macro", zero_division=0)
+
+    draws, raised = [], []
+    for drawn in np.random.default_rng(3).integers(0, 100, (300, 100)):
+        # A group that is drawn twice is two groups.
+        chosen = np.bincount(labels[drawn], minlength=25) >= 5
+        raised.append(score(drawn, chosen) - score(groups, chosen))
+        draws.append(score(drawn, measurable))
+    without = np.array([score(np.delete(groups, group), measurable) for group in groups])
+    squares = (without - without.mean()) ** 2
+    error = max(np.std(draws, ddof=1), np.sqrt(0.99 * squares.sum()))
+    freedom = min(99, 2 * squares.sum() ** 2 / ((squares**2).sum() - squares.sum() ** 2 / 100))
+    expected = bounded_interval(found.estimate, error, freedom, 0.95, (0.0, 1.0))
+    assert np.mean(raised) > 0.005
+    assert ends(found) == pytest.approx((score(groups, measurable), expected.low - np.mean(raised), expected.high))
 
 
 def test_resamples_do_not_depend_on_the_chunks(monkeypatch):

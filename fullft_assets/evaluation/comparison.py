@@ -20,9 +20,6 @@ from fullft_assets.task import METRICS, TASKS
 
 #: Rows of a group beyond this many add nothing that the group's other rows did not tell.
 MAX_GROUP_WEIGHT = 10
-#: A label that fewer groups of equal weight have is not measurable: no interval of its F1 holds what it promises.
-MIN_LABEL_GROUPS = 5
-_ROUNDING = 1e-9
 #: Documents of more trained tokens than this share of them has count as this many.
 TOKEN_CAP_QUANTILE = 0.9
 
@@ -112,7 +109,7 @@ class Comparison:
         if FINETUNED not in measured:
             return None
         sampling = {"resamples": settings.resamples, "confidence": settings.confidence, "seed": self.seed}
-        return measure(metric, measured, index, reference=FINETUNED, **sampling)
+        return measure(metric, measured, index, reference=FINETUNED, rows_chose_labels=True, **sampling)
 
 
 def _prepare(predictions: Mapping[str, Predictions], index: np.ndarray, num_groups: int) -> tuple[dict[str, Predictions], dict[str, Any]]:
@@ -143,15 +140,13 @@ def _prepare(predictions: Mapping[str, Predictions], index: np.ndarray, num_grou
 
 
 def measurable_labels(true: np.ndarray, index: np.ndarray, num_groups: int, weights: np.ndarray) -> np.ndarray:
-    """Return which labels at least `MIN_LABEL_GROUPS` groups of equal weight have: bool [labels].
+    """Return which labels at least `counts.MIN_LABEL_GROUPS` groups of equal weight have: bool [labels].
 
     Args:
         true: how often each row has each label [n, labels].
     """
     in_groups = counts.by_group(np.asarray(true, np.float64) * weights[:, None], index, num_groups)
-    squares = (in_groups**2).sum(0)
-    # Five groups of six rows add up to a little less than five.
-    return counts.ratio(in_groups.sum(0) ** 2, squares) >= MIN_LABEL_GROUPS - _ROUNDING
+    return counts.is_measurable(in_groups.sum(0), (in_groups**2).sum(0))
 
 
 def justification(

@@ -9,6 +9,16 @@ from __future__ import annotations
 
 import numpy as np
 
+#: A label that fewer groups of equal weight have is not measurable: no interval of its F1 holds what it promises.
+MIN_LABEL_GROUPS = 5
+_ROUNDING = 1e-9
+
+
+def is_measurable(total: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Return whether enough groups of equal weight have a label: bool, of the sum of what each group has of it and that of its square."""
+    # Five groups of six rows add up to a little less than five.
+    return ratio(total**2, squares) >= MIN_LABEL_GROUPS - _ROUNDING
+
 
 def macro_f1(found: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Mean F1 [resamples] over the labels that occur in each resample; 0 where none does."""

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from fullft_assets.evaluation.comparison import MAX_GROUP_WEIGHT, MIN_LABEL_GROUPS, measurable_labels
+from fullft_assets.evaluation.comparison import MAX_GROUP_WEIGHT, measurable_labels
+from fullft_assets.evaluation.counts import MIN_LABEL_GROUPS
 from fullft_assets.evaluation.intervals import Record, effective_number
 from fullft_assets.evaluation.resampling import number_groups
 from fullft_assets.evaluation.rows import one_of_each_group_first

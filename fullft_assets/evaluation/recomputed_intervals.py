@@ -24,16 +24,33 @@ _MAX_LOG_REACH = 50.0
 
 
 @dataclass(frozen=True)
+class Choosable:
+    """The items of each label, of which a draw of groups chooses the labels that enough groups have.
+
+    Attributes:
+        items: right, true and given of each row, by its weight [n, labels, 3].
+        of_counts: returns the scores [b] of items [b, labels, 3]; a label without true ones has no part in them.
+        min_groups: number of groups of equal weight that a label must have.
+    """
+
+    items: np.ndarray
+    of_counts: Callable[[np.ndarray], np.ndarray]
+    min_groups: float
+
+
+@dataclass(frozen=True)
 class SummedScore:
     """A score of sums over the rows.
 
     Attributes:
         table: what is summed of each row, by its weight [n, k].
         of_sums: returns the scores [b] of sums [b, k].
+        choosable: the items of all labels where these rows chose those which are scored; None: they did not.
     """
 
     table: np.ndarray
     of_sums: Callable[[np.ndarray], np.ndarray]
+    choosable: Choosable | None = None
 
     @property
     def score(self) -> float:
@@ -140,7 +157,11 @@ class Sampling:
             if spread > 1e-9 * squares.sum() ** 2:
                 freedom = min(freedom, 2 * float(squares.sum()) ** 2 / spread)
         freedom = max(freedom, 1.0)
-        reach = float(stats.t.ppf((1 + self.confidence) / 2, freedom)) * math.hypot(error, float(drawn.mean()) - estimate)
+        bias, raised = float(drawn.mean()) - estimate, 0.0
+        if isinstance(how, SummedScore) and how.choosable is not None:
+            choice = self._choice_bias(how.choosable)
+            bias, raised = (choice, 0.0) if choice < 0 else (0.0, choice)
+        reach = float(stats.t.ppf((1 + self.confidence) / 2, freedom)) * math.hypot(error, bias)
         low, high = bounds
         if low is None:
             ends = estimate - reach, estimate + reach
@@ -155,7 +176,23 @@ class Sampling:
                 slope = reach / (width * share * (1 - share))
                 shares = tuple(special.expit(special.logit(share) + side * slope) for side in (-1, 1))
             ends = low + width * float(shares[0]), low + width * float(shares[1])
-        return {"estimate": estimate, "low": ends[0], "high": ends[1]}
+        lowest = ends[0] - raised
+        return {"estimate": estimate, "low": lowest if low is None else max(low, lowest), "high": ends[1]}
+
+    def _choice_bias(self, choosable: Choosable) -> float:
+        """Return the mean over draws of what the labels that a draw chooses score in it, less what they score in all groups."""
+        num_groups = len(self.names)
+        of_groups = np.zeros((num_groups, *choosable.items.shape[1:]))
+        for group in range(num_groups):
+            of_groups[group] = choosable.items[self._number == group].sum(0)
+        whole, differences = of_groups.sum(0), []
+        for counts in self._counts():
+            drawn = np.tensordot(counts, of_groups, 1)
+            squares = counts @ of_groups[:, :, 1] ** 2
+            effective = np.divide(drawn[:, :, 1] ** 2, squares, out=np.zeros_like(squares), where=squares > 0)
+            kept = (effective > choosable.min_groups - 1e-9)[:, :, None]
+            differences += (choosable.of_counts(drawn * kept) - choosable.of_counts(whole * kept)).tolist()
+        return float(np.mean(differences))
 
     def _unseen(self, freedom: float) -> float:
         """Return the upper limit of a share of which no case was seen in so many groups."""

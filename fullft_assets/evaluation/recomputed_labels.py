@@ -9,7 +9,7 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from fullft_assets.evaluation.recomputation import (
     mean_of,
     ratio,
 )
-from fullft_assets.evaluation.recomputed_intervals import RankedScore, SummedScore
+from fullft_assets.evaluation.recomputed_intervals import Choosable, RankedScore, SummedScore
 from fullft_assets.snapshot import Split
 
 _MIN_LABEL_GROUPS = 5
@@ -53,6 +53,7 @@ class RecomputedLabels(Recomputed):
         num_items = {name: np.array([count[name] for count in counts]) for name in names}
         enough = {name: effective_groups(num * self.weights, self.groups) > _MIN_LABEL_GROUPS - 1e-9 for name, num in num_items.items()}
         self._measurable = [name for name in names if enough[name]]
+        self._chose_labels = True
         self.occurring = [name for name in names if num_items[name].any()]
 
     def score(self, metric: str, system: str) -> float | None:
@@ -83,7 +84,11 @@ class RecomputedLabels(Recomputed):
         if metric == "auroc":
             return self._curves(self._shares(system))
         names = self._names if metric in ("micro_f1", "matthews_corrcoef") else self._measurable or self._names
-        return self._label_sums(system, names, _OF_COUNTS[metric])
+        found = self._label_sums(system, names, _OF_COUNTS[metric])
+        if names is not self._measurable or not self._chose_labels:
+            return found
+        items = self._counts(system) * self.weights[:, None, None]
+        return replace(found, choosable=Choosable(items, _OF_COUNTS[metric], _MIN_LABEL_GROUPS))
 
     def label_sums(self, label: str, system: str) -> SummedScore:
         """Return what is summed for the F1 of one label."""
@@ -109,7 +114,7 @@ class RecomputedLabels(Recomputed):
         part = copy.copy(self)
         part._rows = {name: [values[row] for row in rows.tolist()] for name, values in self._rows.items()}
         part._true = [self._true[row] for row in rows.tolist()]
-        part.groups, part.weights = part._rows["group"], self.weights[rows]
+        part.groups, part.weights, part._chose_labels = part._rows["group"], self.weights[rows], False
         return part
 
     def label_f1(self, label: str, system: str) -> float:

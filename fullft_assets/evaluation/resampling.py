@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fullft_assets.evaluation.counts import by_group
+from fullft_assets.evaluation.counts import by_group, is_measurable
 from fullft_assets.evaluation.intervals import Gain, Interval, Record, bounded_interval, effective_number
 from fullft_assets.evaluation.metrics.base import Metric, Predictions, SummedMetric
 
@@ -41,12 +41,15 @@ class _Samples:
         draws: scores on resamples [resamples].
         left_out: scores without each group [groups], and
         sums: of each group, tables [groups] or [groups, k]; None and empty for a metric that is no function of sums.
+        choice_bias: how much higher than in all groups the labels score, on average, in those resamples that make them measurable.
+            None: the rows did not choose the labels.
     """
 
     estimate: float
     draws: np.ndarray
     left_out: np.ndarray | None = None
     sums: tuple[np.ndarray, ...] = ()
+    choice_bias: float | None = None
 
     def moved_from(self, other: _Samples) -> np.ndarray | None:
         """Return by how much each group on which two systems differ moves the difference; None where that is not known."""
@@ -76,6 +79,7 @@ def measure(
     resamples: int,
     confidence: float,
     seed: int,
+    rows_chose_labels: bool = False,
 ) -> SystemScores:
     """Return every system's score and the reference's gains, each with its interval.
 
@@ -84,16 +88,21 @@ def measure(
     over groups, widened by the bootstrap's bias, which is not corrected; its t interval is taken on the logit scale, with the
     degrees of freedom that the groups' influences leave. A gain's is the bootstrap's alone. docs/decisions/0020 has their coverage.
 
+    A label is measurable that enough groups have. One which has them by chance has more than its share of true rows and no more false
+    ones, so its F1 is too high. Each resample chooses labels in the same way; the score's lower end is lower by how much these score
+    higher in it than in all groups.
+
     Args:
         index: number of each row's group [n], from 0.
         reference: the system whose gain over each other one is estimated.
+        rows_chose_labels: whether these rows decided which labels are measurable, see above.
     """
     if reference not in predictions:
         raise ValueError(f"reference `{reference}` is not among the systems: {', '.join(predictions)}")
     num_groups = int(index.max()) + 1
     weights = _group_weights(num_groups, resamples, seed)
     if isinstance(metric, SummedMetric):
-        found = _from_sums(metric, predictions, index, weights)
+        found = _from_sums(metric, predictions, index, weights, rows_chose_labels)
     else:
         found = _from_rows(metric, predictions, index, weights)
     for samples in found.values():
@@ -121,9 +130,14 @@ def _score(metric: Metric, samples: _Samples, effective_groups: float, confidenc
         # Equal influences leave only rounding.
         if spread > 1e-9 * squares**2:
             freedom = min(freedom, 2 * squares**2 / spread)
-    bias = samples.draws.mean() - samples.estimate
+    bias, raised = samples.draws.mean() - samples.estimate, 0.0
+    if samples.choice_bias is not None:
+        bias, raised = min(samples.choice_bias, 0.0), max(samples.choice_bias, 0.0)
     freedom = max(freedom, _MIN_DEGREES_OF_FREEDOM)
-    return bounded_interval(samples.estimate, float(np.hypot(error, bias)), freedom, confidence, metric.bounds)
+    interval = bounded_interval(samples.estimate, float(np.hypot(error, bias)), freedom, confidence, metric.bounds)
+    lowest = metric.bounds[0]
+    low = interval.low - raised if lowest is None else max(interval.low - raised, lowest)
+    return interval.model_copy(update={"low": low})
 
 
 def _gain(ours: _Samples, theirs: _Samples, effective_groups: float, confidence: float) -> Gain:
@@ -133,25 +147,51 @@ def _gain(ours: _Samples, theirs: _Samples, effective_groups: float, confidence:
 
 
 def _from_sums(
-    metric: SummedMetric, predictions: Mapping[str, Predictions], index: np.ndarray, weights: Iterator[np.ndarray]
+    metric: SummedMetric,
+    predictions: Mapping[str, Predictions],
+    index: np.ndarray,
+    weights: Iterator[np.ndarray],
+    rows_chose_labels: bool,
 ) -> dict[str, _Samples]:
     """Return what a metric gives each system: a function of sums only needs each group's, so a resample is a product of matrices."""
     num_groups = int(index.max()) + 1
     sums = {name: tuple(by_group(table, index, num_groups) for table in metric.weighted(found)) for name, found in predictions.items()}
     totals = {name: tuple(table.sum(0, keepdims=True) for table in tables) for name, tables in sums.items()}
+    all_labels = {}
+    for name, found in predictions.items():
+        counted = metric.count_all_labels(found) if rows_chose_labels else None
+        if counted is not None:
+            all_labels[name] = tuple(by_group(table, index, num_groups) for table in found.weigh(counted))
     draws: dict[str, list[np.ndarray]] = {name: [] for name in predictions}
+    raised: dict[str, list[np.ndarray]] = {name: [] for name in all_labels}
     for chunk in weights:
         for name, tables in sums.items():
             draws[name].append(metric.score(*(chunk @ table for table in tables)))
+        for name, tables in all_labels.items():
+            raised[name].append(_raised_by_choice(metric, tables, chunk))
     return {
         name: _Samples(
             float(metric.score(*totals[name])[0]),
             np.concatenate(draws[name]),
             metric.score(*(total - table for total, table in zip(totals[name], tables, strict=True))),
             tables,
+            float(np.concatenate(raised[name]).mean()) if name in raised else None,
         )
         for name, tables in sums.items()
     }
+
+
+def _raised_by_choice(metric: SummedMetric, tables: tuple[np.ndarray, ...], weights: np.ndarray) -> np.ndarray:
+    """Return how much higher than in all groups the labels score that a resample makes measurable [resamples].
+
+    Args:
+        tables: `found`, `true` and `given` of each group [groups, labels].
+    """
+    _, true, _ = tables
+    drawn = [weights @ table for table in tables]
+    chosen = is_measurable(drawn[1], weights @ true**2)
+    # A label that does not occur is left out of the score.
+    return metric.score(*(table * chosen for table in drawn)) - metric.score(*(table.sum(0) * chosen for table in tables))
 
 
 def _from_rows(

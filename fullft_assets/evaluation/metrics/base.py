@@ -61,6 +61,13 @@ class Predictions:
         """How much each row counts [n]."""
         return np.ones(self.num_rows) if self.weights is None else self.weights
 
+    def weigh(self, tables: Iterable[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """Return tables [n] or [n, k] as floats, each row times its weight."""
+        floats = (np.asarray(table, np.float64) for table in tables)
+        if self.weights is None:
+            return tuple(floats)
+        return tuple(table * (self.weights if table.ndim == 1 else self.weights[:, None]) for table in floats)
+
     def take(self, rows: np.ndarray) -> Predictions:
         """Return those of some rows, by position; a position may be given more than once."""
         taken = {field.name: _take(getattr(self, field.name), rows) for field in fields(self) if field.name not in _OF_LABELS}
@@ -119,12 +126,13 @@ class SummedMetric(Metric):
         """Return tables [n] or [n, k], one row each row of the predictions."""
         return tuple(getattr(predictions, name) for name in self.summed)
 
+    def count_all_labels(self, predictions: Predictions) -> tuple[np.ndarray, ...] | None:
+        """Return the tables `found`, `true` and `given` of all labels, of a score that leaves out those not measurable; None of others."""
+        return None
+
     def weighted(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
         """Return the tables of `count` as floats, each row times its weight."""
-        tables = [np.asarray(table, np.float64) for table in self.count(predictions)]
-        if predictions.weights is None:
-            return tuple(tables)
-        return tuple(table * (predictions.weights if table.ndim == 1 else predictions.weights[:, None]) for table in tables)
+        return predictions.weigh(self.count(predictions))
 
     @abstractmethod
     def score(self, *sums: np.ndarray) -> np.ndarray:

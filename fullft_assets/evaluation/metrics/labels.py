@@ -27,6 +27,9 @@ class _MeanF1(SummedMetric):
         tables = super().count(predictions)
         return tables if predictions.measurable is None else tuple(table[:, predictions.measurable] for table in tables)
 
+    def count_all_labels(self, predictions: Predictions) -> tuple[np.ndarray, ...] | None:
+        return None if predictions.measurable is None else super().count(predictions)
+
 
 class MacroF1(_MeanF1):
     """Unweighted mean of the F1 of each measurable label that occurs in the truth."""
