@@ -87,7 +87,7 @@ def assert_whole(project: projects.Project, printed: str, metric: str, kind: str
     return store
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_texts_with_several_labels_become_a_promoted_model(labelled: tuple[projects.Project, str]) -> None:
     project, printed = labelled
     store = assert_whole(project, printed, "macro_f1", "multi_label")
@@ -106,7 +106,7 @@ def test_texts_with_several_labels_become_a_promoted_model(labelled: tuple[proje
     assert rows.column_names == ["id", "labels", "group", "predicted", *(f"{name}.predicted" for name in systems), *copies]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_predict_gives_each_label_with_its_threshold(labelled: tuple[projects.Project, str]) -> None:
     done = labelled[0].fullft("predict", CASE, "Licensed under the Apache License, Version 2.0")
     assert done.returncode == 0, done.stderr
@@ -132,7 +132,7 @@ def test_a_second_candidate_is_judged_against_the_champion(
     assert metrics["gain_over_champion"] == pytest.approx(metrics[metric] - metrics[f"champion_{metric}"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_erased_document_leaves_the_report(labelled: tuple[projects.Project, str], tmp_path: Path) -> None:
     shutil.copytree(labelled[0].home / "store", tmp_path / "store")
     store = Store(str(tmp_path / "store"))

@@ -169,6 +169,7 @@ def test_jobs_sensors_and_schedules_are_those_of_any_model(finished: projects.Pr
     assert "monitoring predictions only: drift is watched for the task classification alone" in said.stdout
 
 
+@pytest.mark.long
 def test_conversations_become_a_promoted_assistant(tmp_path: Path, environment: None) -> None:
     project = create(tmp_path, "sft")
     done = project.fullft("run", CASE)

@@ -454,9 +454,9 @@ def test_chunks_of_logits_and_checkpointing_each_take_less_memory_for_the_same_l
 #: Most bytes of each rung, as a share of AdamW's peak in fp32, which comes first.
 MOST_BYTES = {
     ("adamw", "fp32"): 1.0,
+    low_memory.LOWEST: low_memory.GOAL,
     ("adamw_8bit", "fp32"): 0.8,
     ("adamw_in_backward", "bf16"): 0.56,
-    low_memory.LOWEST: low_memory.GOAL,
     ("adamw_in_backward", "fp32"): 0.9,
     ("adafactor", "fp32"): 0.7,
     ("adamw", "bf16"): 0.65,
@@ -467,7 +467,7 @@ MOST_BYTES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_rungs", [4, pytest.param(len(MOST_BYTES), marks=pytest.mark.long)])
+@pytest.mark.parametrize("num_rungs", [2, pytest.param(len(MOST_BYTES), marks=pytest.mark.long)])
 def test_low_memory_mode_takes_less_than_a_third_and_learns(tmp_path: Path, num_rungs: int) -> None:
     pytest.importorskip("bitsandbytes", reason=EIGHT_BIT)
     assert {*low_memory.RUNGS} == {*MOST_BYTES}

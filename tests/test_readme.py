@@ -175,7 +175,7 @@ def _check_ui(checkout: Path, home: Path) -> None:
         _check_graph(f"http://127.0.0.1:{port}")
     finally:
         os.killpg(ui.pid, signal.SIGTERM)
-        ui.wait(60)
+        ui.wait(180)
 
 
 def _check_graph(url: str) -> None:
