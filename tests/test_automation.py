@@ -216,13 +216,28 @@ class TestDeliverySensor:
             (again,) = bench.tick("new_documents").run_requests
             assert (again.run_key != request.run_key) is is_asked_for
 
-    def test_a_run_that_a_person_cancelled_is_not_asked_for_again(self, bench, monkeypatch):
-        self.several(bench, 1)
-        (request,) = bench.tick("new_documents").run_requests
-        self.add_run(bench, request, dg.DagsterRunStatus.CANCELED)
+    def test_a_run_that_a_person_cancelled_is_not_asked_for_again_and_each_tick_says_so_in_one_line(self, bench, monkeypatch):
+        names = self.several(bench, 7)
+        for request in bench.tick("new_documents").run_requests:
+            self.add_run(bench, request, dg.DagsterRunStatus.CANCELED)
         monkeypatch.setattr(time, "time", lambda now=time.time(): now + 7_200)
-        (again,) = bench.tick("new_documents").run_requests
-        assert again.run_key == request.run_key
+        (again, *_), said = self.tick_and_log(bench)
+        assert again.run_key == request.run_key.replace(names[-1], names[0])
+        (line,) = [line for line in said if "cancelled" in line]
+        how = "a person cancelled the run, so it is not started again by itself; launch letters_ingest for it, or `fullft run letters`"
+        assert line == f"batch {', '.join(names[:5])} and 2 more: {how}"
+        for request in bench.tick("new_documents").run_requests:
+            self.add_run(bench, request, dg.DagsterRunStatus.FAILURE)
+        assert not [line for line in self.tick_and_log(bench)[1] if "cancelled" in line]
+
+    def tick_and_log(self, bench: Bench) -> tuple[list[dg.RunRequest], list[str]]:
+        definition = next(s for s in automation.build_sensors(bench.case) if s.name == "letters_new_documents")
+        said: list[str] = []
+        context = dg.build_sensor_context(instance=bench.instance, resources=bench.case.resources())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(context.log, "info", said.append)
+            requests = definition(context).run_requests
+        return requests, said
 
     def test_a_run_that_a_dying_daemon_made_and_did_not_launch_is_asked_for_again(self, bench):
         names = self.several(bench, 2, max_runs_per_tick=1)
