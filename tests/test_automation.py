@@ -10,10 +10,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from fullft_assets.assets.case import Case
 from fullft_assets.assets.monitoring import _seen
 from fullft_assets.automation import sensors
 from fullft_assets.automation.decision import gather
+from fullft_assets.automation.ledger import claim, name_of
 from fullft_assets.automation.runs import IN_FLIGHT
 from fullft_assets.chunks import ingestion
 from fullft_assets.component import FullFineTune
@@ -395,6 +398,52 @@ class TestRetrainingSensor:
         assert other.skip_message.startswith("wait: the sensor and the schedule decide at the same moment")
         (Path(bench.store.url) / "pointers/letters/retraining_lease.json").write_text("{")
         assert isinstance(automation.decide_and_record(bench.case, bench.instance, bench.store, by="schedule"), dg.RunRequest)
+
+    @pytest.mark.parametrize("place", ["disk", "bucket"])
+    def test_of_two_dagsters_that_share_a_store_one_decides(self, bench, tmp_path, monkeypatch, request, place):
+        url = bench.store.url
+        if place == "bucket":
+            bucket = f"shared-{time.time_ns()}"
+            shutil.copytree(url, request.getfixturevalue("s3_env").make_bucket(bucket) / "store")
+            url = f"s3://{bucket}/store"
+        bench.prepared.project.configure(base_model="model", store=url, retraining={"min_new_examples": 100, "min_growth": 0.0})
+        bench.store, home, now = Store(url), tmp_path / "other", time.time()
+        home.mkdir()
+        shutil.copy(bench.prepared.project.home / "dagster.yaml", home)
+        with dg.DagsterInstance.from_config(str(home)) as instance:
+            other = Bench(bench.prepared, instance)
+
+            def ask(dagster: Bench, minutes: int) -> str:
+                monkeypatch.setattr(time, "time", lambda: now + 60 * minutes)
+                request = dagster.tick("retraining")
+                return request.job_name if isinstance(request, dg.RunRequest) else request.skip_message
+
+            assert ask(bench, 0) == "letters_model"
+            decisions = bench.decisions()
+            ours, theirs = (f"wait: the Dagster {name_of(dagster)}, which" for dagster in (bench.instance, instance))
+            assert ours != theirs and ask(other, 1).startswith(ours)
+            monkeypatch.setattr(time, "time", lambda: now + 60)
+            schedule = automation.decide_and_record(other.case, instance, bench.store, by="schedule")
+            assert isinstance(schedule, dg.SkipReason) and str(schedule.skip_message).startswith(ours)
+            assert ask(bench, 6) == "letters_model"
+            assert ask(other, 12).startswith(ours), "each tick of the decider renews what is half over"
+            assert bench.decisions() == decisions, "who does not decide writes no decision"
+            assert ask(other, 17) == "letters_model"
+            assert ask(bench, 18).startswith(theirs)
+
+    def test_of_many_that_ask_at_one_moment_one_has_the_lease(self, tmp_path):
+        store, names = Store(str(tmp_path / "store")), [f"dagster-{number}" for number in range(8)]
+        together = threading.Barrier(len(names))
+
+        def ask(name: str) -> str:
+            together.wait()
+            return claim(store, "letters/retraining_decider", name, 1_000.0)
+
+        for _ in range(20):
+            with ThreadPoolExecutor(len(names)) as pool:
+                holders = set(pool.map(ask, names))
+            assert len(holders) == 1
+            store.delete_pointer("letters/retraining_decider")
 
     @pytest.mark.long
     def test_a_tick_killed_anywhere_loses_and_doubles_no_retrain(self, bench, tmp_path):

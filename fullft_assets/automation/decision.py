@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from fullft_assets import release, retraining
 from fullft_assets.assets.case import Case
-from fullft_assets.automation.ledger import claim, read_ledger, record
+from fullft_assets.automation.ledger import claims_launch, decides, read_ledger, record
 from fullft_assets.automation.runs import (
     EVIDENCE_TAG,
     NUM_DRIFT_EXAMPLES_TAG,
@@ -69,11 +69,17 @@ def decide_and_record(
     """
     with one_line_errors(store, case.name):
         now = time.time()
+        ours, decider = decides(store, case.name, instance, now)
+        if not ours:
+            return dg.SkipReason(
+                f"wait: the Dagster {decider}, which shares this store, decides for {case.name}; ten minutes after its sensor and its "
+                "schedule were turned off, this one does"
+            )
         ledger, notes = read_ledger(store, case.name)
         state, signals = gather(case, instance, store, ledger.raised, now)
         decision = retraining.decide(state, signals, case.settings.retraining)
         decision = decision.model_copy(update={"notes": [*notes, *decision.notes]})
-        if decision.action == "retrain" and not claim(store, case.name, by, now):
+        if decision.action == "retrain" and not claims_launch(store, case.name, instance, by, now):
             return dg.SkipReason("wait: the sensor and the schedule decide at the same moment, and the other one launches the run")
         record(case, instance, store, ledger, state, signals, decision)
     reasons = "; ".join([*decision.reasons, *decision.notes])
