@@ -652,6 +652,28 @@ class TestRetrainingSensor:
             automation.decide_and_record(bench.case, bench.instance, bench.store, by="schedule")
         assert bench.decisions() == []
 
+    def test_the_month_has_what_evaluations_windows_and_snapshots_took_that_nobody_launched(self, bench):
+        by_itself = [
+            ("evaluate", "succeeded", "dagster/schedule_name"),
+            ("monitor", "failed", "dagster/sensor_name"),
+            ("snapshot", "succeeded", "dagster/sensor_name"),
+        ]
+        for job, outcome, tag in [*by_itself, ("monitor", "succeeded", "by"), ("ingest", "succeeded", "dagster/sensor_name")]:
+            bench.run(dg.RunRequest(job_name=f"letters_{job}", tags={tag: "x"}), outcome)
+        booked = {f"letters_{job}" for job, *_ in by_itself}
+        took = [
+            record.end_time - record.start_time
+            for record in bench.instance.get_run_records()
+            if record.dagster_run.job_name in booked and "by" not in record.dagster_run.tags
+        ]
+
+        def hours(now: float) -> float:
+            return gather(bench.case, bench.instance, bench.store, {}, now)[1].hours_beside
+
+        assert len(took) == 3 and sum(took) > 0
+        assert hours(time.time()) == pytest.approx(sum(took) / 3600)
+        assert hours(time.time() + 32 * 86_400) == 0, "another month"
+
     def test_a_plan_above_the_month_s_hours_alerts(self, bench):
         bench.point("feasibility_plan", bench.artifact("feasibility_plan", "p", **manifests.plan(planned_hours=500.0)))
         assert bench.tick("retraining").skip_message.startswith(

@@ -22,6 +22,7 @@ from fullft_assets.automation.runs import (
     SETTINGS_TAG,
     attempts_of,
     hours,
+    hours_beside,
     model_runs,
     num_in_flight,
 )
@@ -130,9 +131,10 @@ def gather(
         )
         windows = windows_of(store, case)
         began = retraining.drift_began(state, windows, now, settings.retraining)
+        month = month_start(case, now)
         signals = retraining.Signals(
             now=now,
-            month_start=month_start(case, now),
+            month_start=month,
             num_examples=_num_rows(frozen),
             num_uncounted=_num_uncounted(usable, snapshot, frozen),
             data_version=snapshot.content_digest if snapshot else "",
@@ -143,6 +145,7 @@ def gather(
             score_drop=_score_drop(store, case, in_use),
             live_drop=_live_drop(store, case, in_use),
             estimated_hours=_estimated_hours(store, case, records, now),
+            hours_beside=hours_beside(case, instance, month, now),
             hourly_usd=settings.planning.hourly_usd,
             usd_per_point=settings.planning.usd_per_point,
             predicted_gain=_predicted_gain(store, case, frozen, learned),

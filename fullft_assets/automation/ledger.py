@@ -183,6 +183,7 @@ def _shown(case: Case, state: State, signals: Signals, decision: Decision) -> di
         "score_drop": signals.score_drop,
         "estimated_hours": signals.estimated_hours,
         "hours_spent_this_month": spent,
+        "hours_of_evaluations_and_windows": signals.hours_beside,
         "usd_spent_this_month": spent * signals.hourly_usd,
         "num_attempts_in_vain": num_unproductive(state, signals, settings),
     }
