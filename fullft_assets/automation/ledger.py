@@ -136,9 +136,9 @@ def claim(store: Store, name: str, by: str, now: float) -> str:
 
     def seconds_left(found: dict[str, Any] | None) -> float:
         until = (found or {}).get("until")
+        left = until - now if isinstance(until, int | float) else 0.0
         # A lease that ends later than any may was dated by another clock.
-        is_held = isinstance(until, int | float) and now < until <= now + LEASE_SECONDS + CLOCK_SECONDS
-        return until - now if is_held else 0.0
+        return left if 0 < left <= LEASE_SECONDS + CLOCK_SECONDS else 0.0
 
     def change(found: dict[str, Any] | None) -> dict[str, Any] | None:
         nonlocal holder
