@@ -14,7 +14,7 @@ import yaml
 
 from benchmarks.retraining_year import World, Year
 from fullft_assets.assets.case import Case
-from fullft_assets.automation.ledger import claim, read_ledger, record
+from fullft_assets.automation.ledger import claims_launch, read_ledger, record
 from fullft_assets.config.validation import load_use_case
 from fullft_assets.retraining import (
     HOUR_SECONDS,
@@ -59,7 +59,7 @@ class FaultyYear(Year):
             self.rows, self.uncounted, self.uncounted_new = self.rows + self.uncounted_new, 0, 0
         if decision.action != "retrain" or killed_before == "claim":
             return
-        if not claim(self.store, self.case.name, by, now):
+        if not claims_launch(self.store, self.case.name, self.instance, by, now):
             self.lost += not self.is_claimed
             return
         self.is_claimed = True

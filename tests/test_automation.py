@@ -10,10 +10,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from fullft_assets.assets.case import Case
 from fullft_assets.assets.monitoring import _seen
 from fullft_assets.automation import sensors
 from fullft_assets.automation.decision import gather
+from fullft_assets.automation.ledger import claim, name_of
 from fullft_assets.automation.runs import IN_FLIGHT
 from fullft_assets.chunks import ingestion
 from fullft_assets.component import FullFineTune
@@ -216,13 +219,28 @@ class TestDeliverySensor:
             (again,) = bench.tick("new_documents").run_requests
             assert (again.run_key != request.run_key) is is_asked_for
 
-    def test_a_run_that_a_person_cancelled_is_not_asked_for_again(self, bench, monkeypatch):
-        self.several(bench, 1)
-        (request,) = bench.tick("new_documents").run_requests
-        self.add_run(bench, request, dg.DagsterRunStatus.CANCELED)
+    def test_a_run_that_a_person_cancelled_is_not_asked_for_again_and_each_tick_says_so_in_one_line(self, bench, monkeypatch):
+        names = self.several(bench, 7)
+        for request in bench.tick("new_documents").run_requests:
+            self.add_run(bench, request, dg.DagsterRunStatus.CANCELED)
         monkeypatch.setattr(time, "time", lambda now=time.time(): now + 7_200)
-        (again,) = bench.tick("new_documents").run_requests
-        assert again.run_key == request.run_key
+        (again, *_), said = self.tick_and_log(bench)
+        assert again.run_key == request.run_key.replace(names[-1], names[0])
+        (line,) = [line for line in said if "cancelled" in line]
+        how = "a person cancelled the run, so it is not started again by itself; launch letters_ingest for it, or `fullft run letters`"
+        assert line == f"batch {', '.join(names[:5])} and 2 more: {how}"
+        for request in bench.tick("new_documents").run_requests:
+            self.add_run(bench, request, dg.DagsterRunStatus.FAILURE)
+        assert not [line for line in self.tick_and_log(bench)[1] if "cancelled" in line]
+
+    def tick_and_log(self, bench: Bench) -> tuple[list[dg.RunRequest], list[str]]:
+        definition = next(s for s in automation.build_sensors(bench.case) if s.name == "letters_new_documents")
+        said: list[str] = []
+        context = dg.build_sensor_context(instance=bench.instance, resources=bench.case.resources())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(context.log, "info", said.append)
+            requests = definition(context).run_requests
+        return requests, said
 
     def test_a_run_that_a_dying_daemon_made_and_did_not_launch_is_asked_for_again(self, bench):
         names = self.several(bench, 2, max_runs_per_tick=1)
@@ -380,6 +398,52 @@ class TestRetrainingSensor:
         assert other.skip_message.startswith("wait: the sensor and the schedule decide at the same moment")
         (Path(bench.store.url) / "pointers/letters/retraining_lease.json").write_text("{")
         assert isinstance(automation.decide_and_record(bench.case, bench.instance, bench.store, by="schedule"), dg.RunRequest)
+
+    @pytest.mark.parametrize("place", ["disk", "bucket"])
+    def test_of_two_dagsters_that_share_a_store_one_decides(self, bench, tmp_path, monkeypatch, request, place):
+        url = bench.store.url
+        if place == "bucket":
+            bucket = f"shared-{time.time_ns()}"
+            shutil.copytree(url, request.getfixturevalue("s3_env").make_bucket(bucket) / "store")
+            url = f"s3://{bucket}/store"
+        bench.prepared.project.configure(base_model="model", store=url, retraining={"min_new_examples": 100, "min_growth": 0.0})
+        bench.store, home, now = Store(url), tmp_path / "other", time.time()
+        home.mkdir()
+        shutil.copy(bench.prepared.project.home / "dagster.yaml", home)
+        with dg.DagsterInstance.from_config(str(home)) as instance:
+            other = Bench(bench.prepared, instance)
+
+            def ask(dagster: Bench, minutes: int) -> str:
+                monkeypatch.setattr(time, "time", lambda: now + 60 * minutes)
+                request = dagster.tick("retraining")
+                return request.job_name if isinstance(request, dg.RunRequest) else request.skip_message
+
+            assert ask(bench, 0) == "letters_model"
+            decisions = bench.decisions()
+            ours, theirs = (f"wait: the Dagster {name_of(dagster)}, which" for dagster in (bench.instance, instance))
+            assert ours != theirs and ask(other, 1).startswith(ours)
+            monkeypatch.setattr(time, "time", lambda: now + 60)
+            schedule = automation.decide_and_record(other.case, instance, bench.store, by="schedule")
+            assert isinstance(schedule, dg.SkipReason) and str(schedule.skip_message).startswith(ours)
+            assert ask(bench, 6) == "letters_model"
+            assert ask(other, 12).startswith(ours), "each tick of the decider renews what is half over"
+            assert bench.decisions() == decisions, "who does not decide writes no decision"
+            assert ask(other, 17) == "letters_model"
+            assert ask(bench, 18).startswith(theirs)
+
+    def test_of_many_that_ask_at_one_moment_one_has_the_lease(self, tmp_path):
+        store, names = Store(str(tmp_path / "store")), [f"dagster-{number}" for number in range(8)]
+        together = threading.Barrier(len(names))
+
+        def ask(name: str) -> str:
+            together.wait()
+            return claim(store, "letters/retraining_decider", name, 1_000.0)
+
+        for _ in range(20):
+            with ThreadPoolExecutor(len(names)) as pool:
+                holders = set(pool.map(ask, names))
+            assert len(holders) == 1
+            store.delete_pointer("letters/retraining_decider")
 
     @pytest.mark.long
     def test_a_tick_killed_anywhere_loses_and_doubles_no_retrain(self, bench, tmp_path):
@@ -587,6 +651,28 @@ class TestRetrainingSensor:
         with pytest.raises(dg.Failure, match="no such artifact; materialise its asset again"):
             automation.decide_and_record(bench.case, bench.instance, bench.store, by="schedule")
         assert bench.decisions() == []
+
+    def test_the_month_has_what_evaluations_windows_and_snapshots_took_that_nobody_launched(self, bench):
+        by_itself = [
+            ("evaluate", "succeeded", "dagster/schedule_name"),
+            ("monitor", "failed", "dagster/sensor_name"),
+            ("snapshot", "succeeded", "dagster/sensor_name"),
+        ]
+        for job, outcome, tag in [*by_itself, ("monitor", "succeeded", "by"), ("ingest", "succeeded", "dagster/sensor_name")]:
+            bench.run(dg.RunRequest(job_name=f"letters_{job}", tags={tag: "x"}), outcome)
+        booked = {f"letters_{job}" for job, *_ in by_itself}
+        took = [
+            record.end_time - record.start_time
+            for record in bench.instance.get_run_records()
+            if record.dagster_run.job_name in booked and "by" not in record.dagster_run.tags
+        ]
+
+        def hours(now: float) -> float:
+            return gather(bench.case, bench.instance, bench.store, {}, now)[1].hours_beside
+
+        assert len(took) == 3 and sum(took) > 0
+        assert hours(time.time()) == pytest.approx(sum(took) / 3600)
+        assert hours(time.time() + 32 * 86_400) == 0, "another month"
 
     def test_a_plan_above_the_month_s_hours_alerts(self, bench):
         bench.point("feasibility_plan", bench.artifact("feasibility_plan", "p", **manifests.plan(planned_hours=500.0)))

@@ -19,7 +19,7 @@ def test_killed_ticks_and_runs_lose_and_double_no_retrain() -> None:
 
 
 def test_doubled_retrains_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(killed, "claim", lambda *_: True)
+    monkeypatch.setattr(killed, "claims_launch", lambda *_: True)
     assert sum(year.doubled for year in killed_years(3, days=60)) > 0
 
 

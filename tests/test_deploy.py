@@ -12,10 +12,13 @@ import shutil
 import subprocess
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
+
+from fullft_assets.alerts.channels.aws import CloudWatchSettings
+from fullft_assets.settings.alerts import Event
 
 pytestmark = pytest.mark.quick
 
@@ -193,14 +196,26 @@ class TestAws:
         assert statements["TlsOnly"]["Condition"] == {"Bool": {"aws:SecureTransport": False}}
         assert statements["EventsOfOwnBuckets"]["Condition"] == {"StringEquals": {"aws:SourceAccount": {"!Ref": "AWS::AccountId"}}}
 
-    def test_a_machine_may_do_nothing_with_everything_but_log_in_to_the_registry(self) -> None:
+    def test_a_machine_may_do_nothing_with_everything_but_count_alerts_and_log_in_to_the_registry(self) -> None:
         platform = read(DEPLOY / "aws/platform.yaml", Tagged)["Resources"]
         statements = platform["MachinePolicy"]["Properties"]["PolicyDocument"]["Statement"]
         actions = {s["Sid"]: [s["Action"]] if isinstance(s["Action"], str) else s["Action"] for s in statements}
-        assert [s["Sid"] for s in statements if s["Resource"] == "*"] == ["LogInToTheRegistry"]
+        assert [s["Sid"] for s in statements if s["Resource"] == "*"] == ["CountAlerts", "LogInToTheRegistry"]
+        (counts,) = [s for s in statements if s["Sid"] == "CountAlerts"]
+        assert counts["Condition"] == {"StringEquals": {"cloudwatch:namespace": CloudWatchSettings().namespace}}
         assert not [action for of_one in actions.values() for action in of_one if "*" in action]
         assert not [s["Sid"] for s in statements if any(a.startswith(("s3:", "kms:")) for a in actions[s["Sid"]]) and "Condition" not in s]
         assert actions["ReadDocuments"] == ["s3:GetObject"]
+
+    def test_what_stops_the_platform_is_an_alarm_on_the_metric_of_the_channel(self) -> None:
+        platform = read(DEPLOY / "aws/platform.yaml", Tagged)["Resources"]
+        alarms = [each["Properties"] for each in platform.values() if each["Type"] == "AWS::CloudWatch::Alarm"]
+        own = {each["Dimensions"][0]["Value"]: each for each in alarms if each["Namespace"] == CloudWatchSettings().namespace}
+        assert own.keys() == {"run_failed", "gate_closed", "feed_silent", "sensor_failing", "budget"} <= set(get_args(Event))
+        for alarm in own.values():
+            assert alarm["AlarmActions"] == [{"!Ref": "AlarmTopic"}]
+            assert (alarm["MetricName"], [each["Name"] for each in alarm["Dimensions"]]) == ("Alerts", ["Event"])
+            assert (alarm["Statistic"], alarm["Threshold"], alarm["TreatMissingData"]) == ("Sum", 1, "notBreaching")
 
     def test_the_database_is_encrypted_private_and_takes_only_tls(self) -> None:
         platform = read(DEPLOY / "aws/platform.yaml", Tagged)["Resources"]

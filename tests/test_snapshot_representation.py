@@ -18,7 +18,7 @@ from fullft_assets import documents
 from fullft_assets.component import FullFineTune
 from fullft_assets.monitoring import FAMILIES, SUMS, Sums, representation
 from fullft_assets.monitoring.representation import Composition, compare, difference, of_tables
-from fullft_assets.resources import latest, open_store, set_latest
+from fullft_assets.resources import ManifestIOManager, latest, open_store, set_latest
 from fullft_assets.samples import licences
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
@@ -288,6 +288,24 @@ class TestInDagster:
         assert found.metadata["num_windows"].value == 2
         # The snapshot itself is as good as it was: the check only warns.
         live.run("training_snapshot")
+
+    def test_the_snapshot_of_its_run_is_judged_whatever_another_run_makes_meanwhile(self, live, monkeypatch):
+        rows = [{**row, "id": f"p{n}"} for n, row in enumerate(projects.licence_rows(300, skip=500))]
+        self.watch(live, "w1.jsonl", rows)
+        newest = latest(live.store, CASE, "training_snapshot")
+        save = ManifestIOManager.handle_output
+
+        def overtaken(self: ManifestIOManager, context: dg.OutputContext, obj: Manifest) -> None:
+            """Point at an artifact, and at once another run makes its own the newest."""
+            save(self, context, obj)
+            set_latest(live.store, CASE, "training_snapshot", newest)
+
+        live.project.configure(seed=5, monitoring={"path": f"data/{CASE}/production"}, documents={"settle_seconds": 0})
+        monkeypatch.setattr(ManifestIOManager, "handle_output", overtaken)
+        live.run("training_snapshot")
+        (made,) = live.instance.fetch_materializations(KEY.asset_key, limit=1).records
+        assert latest(live.store, CASE, "training_snapshot") == newest
+        assert live.evaluation().metadata["snapshot"].value == made.asset_materialization.metadata["artifact"].value != newest.ref
 
     def test_the_newest_windows_count(self, live, monkeypatch):
         monkeypatch.setattr(representation, "ENOUGH_ROWS", 200)

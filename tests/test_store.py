@@ -16,10 +16,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import boto3
+import botocore.parsers
 import pytest
 import s3fs
 from moto.server import DomainDispatcherApplication, create_backend_app
@@ -31,7 +33,7 @@ from fullft_assets.documents.sources import SourceFile
 from fullft_assets.errors import DiskError, GateError, SettingsError, StoreError
 from fullft_assets.jobs import Job, read_job, read_jobs
 from fullft_assets.settings import DocumentsSettings
-from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store, artifact_key, disk, leases
+from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store, artifact_key, disk, leases, listing
 from fullft_assets.store import draft as drafts
 from fullft_assets.store.files import UPLOADING
 from fullft_assets.store.metadata import Metadata
@@ -693,6 +695,39 @@ class TestS3:
         place.store.write_pointer("latest/x", {"ref": made.ref})
         assert other.find("mail", "raw_documents", key) == made
         assert other.list_pointers("latest") == ["x"]
+
+    def test_a_listing_has_every_file_under_its_name_and_botocore_parses_none_of_them(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        names = ["a&b <c>.json", "ü ä.json", "a+b %41;&amp;.json", *(f"{number:05d}.json" for number in range(1_100))]
+        folder = place.disk / "store" / "many"
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / name).write_text(name)
+        store, sizes = Store(f"{place.store.url}/store"), []
+        parse = botocore.parsers.RestXMLParser._parse_xml_string_to_dom
+        monkeypatch.setattr(
+            botocore.parsers.RestXMLParser, "_parse_xml_string_to_dom", lambda self, text: sizes.append(len(text)) or parse(self, text)
+        )
+        found = store.versions("many")
+        assert found == {name: hashlib.md5(name.encode(), usedforsecurity=False).hexdigest() for name in names}
+        assert len(sizes) == 2 and max(sizes) < 10_000
+
+    def test_an_answer_as_aws_writes_it_is_read_and_any_other_is_left_to_botocore(self) -> None:
+        entry = (
+            "<Contents><Key>a&amp;b.json</Key><LastModified>2026-11-28T08:00:00.000Z</LastModified><ETag>&quot;1f&quot;</ETag>"
+            "<ChecksumAlgorithm>CRC64NVME</ChecksumAlgorithm><Size>7</Size><StorageClass>STANDARD</StorageClass></Contents>"
+        )
+        body = '<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{}<KeyCount>2</KeyCount></ListBucketResult>'
+        answer, found = {"status_code": 200, "body": body.format(2 * entry).encode()}, {}
+        listing._parse(answer, found)
+        written = datetime(2026, 11, 28, 8, tzinfo=UTC)
+        expected = {"Key": "a&b.json", "Size": 7, "ETag": '"1f"', "LastModified": written, "StorageClass": "STANDARD"}
+        assert (found, answer["body"]) == ({"Contents": [expected, expected]}, body.format("").encode())
+        for other in (entry.replace("Size>", "size>"), entry.replace("Contents>", "n:Contents>"), ""):
+            answer, found = {"status_code": 200, "body": body.format(other).encode()}, {}
+            listing._parse(answer, found)
+            assert (found, answer["body"]) == ({}, body.format(other).encode())
 
     @pytest.mark.heavy
     def test_a_job_file_is_read_back_by_its_uri_alone(self, place: Place, project: projects.Project) -> None:

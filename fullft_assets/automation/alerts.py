@@ -19,7 +19,7 @@ from fullft_assets.assets.case import Case
 from fullft_assets.automation.decision import month_start, windows_of
 from fullft_assets.automation.ledger import entries_since
 from fullft_assets.automation.orphans import STOPPED_TAG
-from fullft_assets.automation.runs import attempts_of, model_runs
+from fullft_assets.automation.runs import attempts_of, hours_beside, model_runs
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.monitoring import DriftMetadata
 from fullft_assets.resources import latest, made_by_run, one_line_errors
@@ -174,7 +174,7 @@ def of_budget(case: Case, instance: dg.DagsterInstance, now: float) -> Iterator[
     """Yield that the month's hours or dollars are nearly or all spent."""
     start, settings = month_start(case, now), case.settings.retraining
     attempts = attempts_of(model_runs(case, instance, now), instance, now)
-    spent = sum(attempt.hours for attempt in attempts if start <= attempt.started_at <= now)
+    spent = hours_beside(case, instance, start, now) + sum(attempt.hours for attempt in attempts if start <= attempt.started_at <= now)
     shares = {"max_hours_per_month": spent / settings.max_hours_per_month}
     if settings.max_usd_per_month is not None:
         shares["max_usd_per_month"] = spent * case.settings.planning.hourly_usd / settings.max_usd_per_month

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from fullft_assets import release, retraining
 from fullft_assets.assets.case import Case
-from fullft_assets.automation.ledger import claim, read_ledger, record
+from fullft_assets.automation.ledger import claims_launch, decides, read_ledger, record
 from fullft_assets.automation.runs import (
     EVIDENCE_TAG,
     NUM_DRIFT_EXAMPLES_TAG,
@@ -22,6 +22,7 @@ from fullft_assets.automation.runs import (
     SETTINGS_TAG,
     attempts_of,
     hours,
+    hours_beside,
     model_runs,
     num_in_flight,
 )
@@ -69,11 +70,17 @@ def decide_and_record(
     """
     with one_line_errors(store, case.name):
         now = time.time()
+        ours, decider = decides(store, case.name, instance, now)
+        if not ours:
+            return dg.SkipReason(
+                f"wait: the Dagster {decider}, which shares this store, decides for {case.name}; ten minutes after its sensor and its "
+                "schedule were turned off, this one does"
+            )
         ledger, notes = read_ledger(store, case.name)
         state, signals = gather(case, instance, store, ledger.raised, now)
         decision = retraining.decide(state, signals, case.settings.retraining)
         decision = decision.model_copy(update={"notes": [*notes, *decision.notes]})
-        if decision.action == "retrain" and not claim(store, case.name, by, now):
+        if decision.action == "retrain" and not claims_launch(store, case.name, instance, by, now):
             return dg.SkipReason("wait: the sensor and the schedule decide at the same moment, and the other one launches the run")
         record(case, instance, store, ledger, state, signals, decision)
     reasons = "; ".join([*decision.reasons, *decision.notes])
@@ -124,9 +131,10 @@ def gather(
         )
         windows = windows_of(store, case)
         began = retraining.drift_began(state, windows, now, settings.retraining)
+        month = month_start(case, now)
         signals = retraining.Signals(
             now=now,
-            month_start=month_start(case, now),
+            month_start=month,
             num_examples=_num_rows(frozen),
             num_uncounted=_num_uncounted(usable, snapshot, frozen),
             data_version=snapshot.content_digest if snapshot else "",
@@ -137,6 +145,7 @@ def gather(
             score_drop=_score_drop(store, case, in_use),
             live_drop=_live_drop(store, case, in_use),
             estimated_hours=_estimated_hours(store, case, records, now),
+            hours_beside=hours_beside(case, instance, month, now),
             hourly_usd=settings.planning.hourly_usd,
             usd_per_point=settings.planning.usd_per_point,
             predicted_gain=_predicted_gain(store, case, frozen, learned),

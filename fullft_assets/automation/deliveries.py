@@ -37,6 +37,8 @@ class Due:
     requests: list[dg.RunRequest]
     running: set[str]
     done: set[str]
+    #: Those whose last run a person cancelled, among the ones that were looked at.
+    cancelled: list[str]
 
 
 class _Again(NamedTuple):
@@ -75,16 +77,19 @@ def find_due(case: Case, instance: dg.DagsterInstance, store: Store, kind: docum
     )
     first: list[dg.RunRequest] = []
     again: list[_Again] = []
+    cancelled: list[str] = []
     while len(first) < most and (some := list(islice(launchable, _KEYS_PER_QUERY))):
         runs = _runs_by_key(instance, [f"{name}-{version}" for name in some])
         for name in some:
             key = f"{name}-{version}"
             if had := runs.get(key):
                 again.append(_ask_again(name, key, had, instance))
+                if had[-1].dagster_run.status == dg.DagsterRunStatus.CANCELED:
+                    cancelled.append(name)
             else:
                 first.append(_request(name, key, key))
     requests = first + [_request(each.batch, f"{each.batch}-{version}", each.run_key) for each in sorted(again)]
-    return Due(requests[:most], running, done)
+    return Due(requests[:most], running, done, cancelled)
 
 
 def _request(batch: str, key: str, run_key: str) -> dg.RunRequest:

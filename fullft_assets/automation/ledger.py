@@ -1,10 +1,12 @@
-"""What is kept of retraining decisions: the log, which incidents were raised, and the lease of the one who launches a run.
+"""What is kept of retraining decisions: the log, which incidents were raised, and the leases of who decides and of who launches a run.
 
 What was trained is none of it: runs and artifacts say that. So a ledger that is lost or damaged repeats at most an alert.
 """
 
 from __future__ import annotations
 
+import socket
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,8 +20,9 @@ from fullft_assets.store import Store
 
 #: The asset whose materialisations are the decisions.
 ASSET = "retraining_decisions"
-#: A launched run is seen by every other decider before that.
+#: A launched run is seen by every other decider of its Dagster before half of that. Then the holder of a lease renews it.
 LEASE_SECONDS = 600.0
+_NAME_KEY = "fullft_assets/name"
 #: Entries that a lost ledger is rebuilt from.
 _REPLAYED = 200
 
@@ -87,32 +90,70 @@ def entries_since(store: Store, case: str, since: float, now: float) -> Iterator
             yield name, entry
 
 
-def claim(store: Store, case: str, by: str, now: float) -> bool:
-    """Take the lease for launching a run, and return whether it is ours: of two deciders at one moment one launches.
+def decides(store: Store, case: str, instance: dg.DagsterInstance, now: float) -> tuple[bool, str]:
+    """Return whether a Dagster may decide for a use case, and the name of the one that does; of several that share a store, one does.
 
-    It ends by itself, and its holder may renew it, so that a tick that dies with it, or is only previewed, stops nothing for long.
+    No other one knows its runs, its attempts and what they took. It is the decider until ten minutes after its last decision.
+
+    Args:
+        now: seconds since the epoch.
+    """
+    name = name_of(instance)
+    holder = claim(store, f"{case}/retraining_decider", name, now)
+    return holder == name, holder
+
+
+def claims_launch(store: Store, case: str, instance: dg.DagsterInstance, by: str, now: float) -> bool:
+    """Return whether a run may be launched: of the two deciders of a Dagster at one moment one launches.
 
     Args:
         by: who asks: the sensor or the schedule.
         now: seconds since the epoch.
     """
-    ours = False
+    owner = f"{name_of(instance)} {by}"
+    return claim(store, f"{case}/retraining_lease", owner, now) == owner
+
+
+def name_of(instance: dg.DagsterInstance) -> str:
+    """Return the name of a Dagster: that of the machine it began on, and what tells it from others. Its storage keeps it."""
+    storage = instance.daemon_cursor_storage
+    if not storage.get_cursor_values({_NAME_KEY}):
+        storage.set_cursor_values({_NAME_KEY: f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"})
+    return storage.get_cursor_values({_NAME_KEY})[_NAME_KEY]
+
+
+def claim(store: Store, name: str, by: str, now: float) -> str:
+    """Take a lease if it is free, and return whose it is now.
+
+    It ends by itself, and its holder may renew it, so that a tick that dies with it, or is only previewed, stops nothing for long.
+
+    Args:
+        by: who asks.
+        now: seconds since the epoch.
+    """
     mine = {"by": by, "until": now + LEASE_SECONDS}
+    holder = by
+
+    def seconds_left(found: dict[str, Any] | None) -> float:
+        until = (found or {}).get("until")
+        left = until - now if isinstance(until, int | float) else 0.0
+        # A lease that ends later than any may was dated by another clock.
+        return left if 0 < left <= LEASE_SECONDS + CLOCK_SECONDS else 0.0
 
     def change(found: dict[str, Any] | None) -> dict[str, Any] | None:
-        nonlocal ours
-        until = (found or {}).get("until")
-        # A lease that ends later than any may was dated by another clock.
-        is_held = isinstance(until, int | float) and now < until <= now + LEASE_SECONDS + CLOCK_SECONDS
-        ours = not is_held or (found or {}).get("by") == by
-        return mine if ours else None
+        nonlocal holder
+        holder = by if found is None or not seconds_left(found) else str(found.get("by"))
+        return mine if holder == by else None
 
     try:
-        store.change_pointer(f"{case}/retraining_lease", change)
+        # Most ticks find their own lease young, or that of another, and write nothing.
+        found = store.read_pointer(name)
+        if found is not None and seconds_left(found) > (LEASE_SECONDS / 2 if found.get("by") == by else 0.0):
+            return str(found.get("by"))
+        store.change_pointer(name, change)
     except ValueError:  # JSON that is cut off
-        store.write_pointer(f"{case}/retraining_lease", mine)
-        return True
-    return ours
+        store.write_pointer(name, mine)
+    return holder
 
 
 def _name(case: str) -> str:
@@ -142,6 +183,7 @@ def _shown(case: Case, state: State, signals: Signals, decision: Decision) -> di
         "score_drop": signals.score_drop,
         "estimated_hours": signals.estimated_hours,
         "hours_spent_this_month": spent,
+        "hours_of_evaluations_and_windows": signals.hours_beside,
         "usd_spent_this_month": spent * signals.hourly_usd,
         "num_attempts_in_vain": num_unproductive(state, signals, settings),
     }

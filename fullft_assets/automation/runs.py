@@ -23,6 +23,8 @@ REASONS_TAG, EVIDENCE_TAG = "retraining/reasons", "retraining/evidence"
 NUM_EXAMPLES_TAG, SETTINGS_TAG = "retraining/num_examples", "retraining/settings_version"
 NUM_DRIFT_EXAMPLES_TAG = "retraining/num_drift_examples"
 _ROOT_TAG, _RETRY_TAG = "dagster/root_run_id", "dagster/will_retry"
+#: Tags of runs that Dagster launches; one that a person launches has neither.
+_BY_ITSELF = {"dagster/sensor_name", "dagster/schedule_name"}
 #: How long an attempt is remembered.
 _DAYS = 400
 _OUTCOMES: dict[dg.DagsterRunStatus, Outcome] = {
@@ -74,6 +76,22 @@ def hours(record: dg.RunRecord, now: float) -> float:
     if record.start_time is None:
         return 0.0
     return max(0.0, (record.end_time or now) - record.start_time) / HOUR_SECONDS
+
+
+def hours_beside(case: Case, instance: dg.DagsterInstance, since: float, now: float) -> float:
+    """Return the hours of ended runs, failed ones included, that evaluated, read a window of production or counted rows, and that nobody launched.
+
+    Those in progress are not in it: a decision would differ from the one before, and be recorded, at each tick.
+
+    Args:
+        since, now: seconds since the epoch; when the runs were created.
+    """
+    after, found = datetime.fromtimestamp(since, UTC), 0.0
+    for job in ("evaluate", "monitor", "snapshot"):
+        filters = dg.RunsFilter(job_name=f"{case.name}_{job}", statuses=list(_OUTCOMES), created_after=after)
+        records = instance.get_run_records(filters)
+        found += sum(hours(record, now) for record in records if _BY_ITSELF & record.dagster_run.tags.keys())
+    return found
 
 
 def _attempt(records: list[dg.RunRecord], instance: dg.DagsterInstance, now: float) -> Attempt:

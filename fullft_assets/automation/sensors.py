@@ -16,6 +16,9 @@ from fullft_assets.automation.jobs import build_jobs
 from fullft_assets.resources import latest, one_line_errors
 from fullft_assets.store import Manifest, Store, digest
 
+#: Batches whose names one line has.
+_MOST_NAMED = 5
+
 
 def build_live_sensor(case: Case) -> list[dg.SensorDefinition]:
     """Return the sensor that measures live quality as soon as something came for it; none where it is not measured."""
@@ -92,7 +95,7 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
             running = [f"{len(due.running):,} {kind}(es) in flight"] if due.running else []
             reason = "; ".join([f"nothing new in {path}", *found.notes, *running])
             return dg.SensorResult(skip_reason=reason, asset_events=events, cursor=seen) if events else dg.SkipReason(reason)
-        for note in found.notes:
+        for note in [*found.notes, *_not_asked_again(due.cancelled, kind, case.name, job)]:
             context.log.info(note)
         return dg.SensorResult(
             run_requests=due.requests,
@@ -102,6 +105,15 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
         )
 
     return new_files
+
+
+def _not_asked_again(cancelled: Sequence[str], kind: documents.Kind, case: str, job: str) -> list[str]:
+    """Return what the log of a tick says of batches that are missing because a person cancelled their runs; nothing where there are none."""
+    if not cancelled:
+        return []
+    more = f" and {len(cancelled) - _MOST_NAMED:,} more" if len(cancelled) > _MOST_NAMED else ""
+    which = f"{kind} {', '.join(cancelled[:_MOST_NAMED])}{more}"
+    return [f"{which}: a person cancelled the run, so it is not started again by itself; launch {job} for it, or `fullft run {case}`"]
 
 
 def _left_in_place(case: Case, store: Store, cursor: str | None) -> tuple[str | None, list[dg.AssetCheckEvaluation]]:

@@ -39,13 +39,18 @@ class ManifestIOManager(dg.IOManager):
     def load_input(self, context: dg.InputContext) -> Manifest | dict[str, Manifest]:
         """Return the producer's manifest, or one for each partition that was ever materialised."""
         if not context.has_asset_partitions:
-            return self._load_of_run(context.asset_key, None)
+            return self.load_of_run(context.asset_key)
         if context.has_partition_key:
-            return self._load_of_run(context.asset_key, context.partition_key)
+            return self.load_of_run(context.asset_key, context.partition_key)
         made = set(self.store.list_pointers("/".join(("latest", *context.asset_key.path))))
         return {key: self._load_newest(context.asset_key, key) for key in context.asset_partition_keys if key in made}
 
-    def _load_of_run(self, key: dg.AssetKey, partition: str | None) -> Manifest:
+    def load_of_run(self, key: dg.AssetKey, partition: str | None = None) -> Manifest:
+        """Return the manifest of an asset (partition) that every step of the run reads.
+
+        Raises:
+            GateError: it was never materialised.
+        """
         if self.instance is not None and self.run is not None:
             ref = ref_for_run(self.instance, self.run, key, partition)
             if ref is not None:

@@ -13,8 +13,8 @@ from typing import Any
 from fullft_assets.resources.pointers import latest
 from fullft_assets.store import Manifest, Store, digest
 
-#: Partitions in one file of a summary: of many, only the files with those that changed are written again.
-_PER_FILE = 200
+#: Partitions in one file of a summary: of many, only the files with those that changed are written again. Each file is a request of a bucket.
+_PER_FILE = 1_000
 #: By partition: the version of its pointer, and what was derived.
 _Entries = dict[str, list[Any]]
 

@@ -52,8 +52,9 @@ def retrain_evidence(signals: Signals) -> str:
 
 
 def hours_spent(state: State, signals: Signals) -> float:
-    """Return the hours of the attempts started in this calendar month."""
-    return sum(attempt.hours for attempt in past_attempts(state, signals) if attempt.started_at >= signals.month_start)
+    """Return the hours of this calendar month: of the attempts started in it, and of what else ran by itself."""
+    attempts = sum(attempt.hours for attempt in past_attempts(state, signals) if attempt.started_at >= signals.month_start)
+    return attempts + signals.hours_beside
 
 
 def num_unproductive(state: State, signals: Signals, settings: RetrainingSettings) -> int:

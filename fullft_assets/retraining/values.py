@@ -87,6 +87,7 @@ class Signals(_Frozen):
         score_drop: the champion's primary metric at its release minus its value on newer test rows; None = unknown.
         live_drop: its accuracy at release minus that on production documents that were labelled since, where it certainly fell; else 0.
         estimated_hours: of the next run, from plan to evaluation.
+        hours_beside: of this month's runs that no attempt is: automatic evaluations, windows of production and snapshots.
         hourly_usd: price of the training machine.
         usd_per_point: what a point (0.01) of the primary metric is worth in a year; None: nothing is weighed against the cost of a run.
         predicted_gain: of the primary metric, what a learning curve predicts of the rows that are new; None = unknown.
@@ -105,6 +106,7 @@ class Signals(_Frozen):
     score_drop: float | None = None
     live_drop: float = Field(default=0.0, ge=0)
     estimated_hours: float = Field(ge=0)
+    hours_beside: float = Field(default=0.0, ge=0)
     hourly_usd: float = Field(default=0.0, ge=0)
     usd_per_point: float | None = Field(default=None, gt=0)
     predicted_gain: float | None = None

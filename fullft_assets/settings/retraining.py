@@ -58,7 +58,10 @@ class RetrainingSettings(Settings):
         default=30.0, gt=0, description="Time after which an alert or a request for labels is repeated while its reason lasts."
     )
     max_hours_per_month: Float = Field(
-        default=100.0, gt=0, description="Maximum hours of automatic runs of the model job in a calendar month, from plan to evaluation."
+        default=100.0,
+        gt=0,
+        description="Hours of automatic runs in a calendar month above which no retrain is started: of the model job from plan to evaluation, of "
+        "periodic evaluations, of windows of production and of snapshots.",
     )
     max_usd_per_month: Float | None = Field(
         default=None, gt=0, description="The same in US dollars, at planning.hourly_usd. Default: no limit."

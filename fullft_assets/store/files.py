@@ -204,7 +204,7 @@ class Files:
             found = self._fs.ls(f"{self._root}/{folder}", detail=True)
         except FileNotFoundError:
             return {}
-        return {PurePosixPath(info["name"]).name: info["ETag"] for info in found if info["type"] == "file"}
+        return {info["name"].rpartition("/")[2]: info["ETag"] for info in found if info["type"] == "file"}
 
     def each(self, do: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
         """Yield what `do` returns for each item; where that means requests to a bucket, several are made at a time."""

@@ -44,7 +44,10 @@ class CloudWatchSettings(ChannelSettings):
 
 
 class CloudWatch:
-    """Counts each alert in the metric `Alerts`, with the dimensions UseCase and Event."""
+    """Counts each alert in the metric `Alerts` twice: with the dimensions UseCase and Event, and with Event alone.
+
+    An alarm watches the values of one set of dimensions, and is to be there before the use cases are.
+    """
 
     settings_class: ClassVar[type[ChannelSettings]] = CloudWatchSettings
 
@@ -53,10 +56,10 @@ class CloudWatch:
 
     def send(self, alert: Alert) -> None:
         """Count an alert."""
-        dimensions = [{"Name": "UseCase", "Value": alert.use_case}, {"Name": "Event", "Value": alert.event}]
-        now = datetime.now(UTC)
-        datum = {"MetricName": "Alerts", "Dimensions": dimensions, "Timestamp": now, "Value": 1, "Unit": "Count"}
-        _call("cloudwatch", "put_metric_data", Namespace=self.settings.namespace, MetricData=[datum])
+        event, use_case = {"Name": "Event", "Value": alert.event}, {"Name": "UseCase", "Value": alert.use_case}
+        count = {"MetricName": "Alerts", "Timestamp": datetime.now(UTC), "Value": 1, "Unit": "Count"}
+        data = [{**count, "Dimensions": dimensions} for dimensions in ([use_case, event], [event])]
+        _call("cloudwatch", "put_metric_data", Namespace=self.settings.namespace, MetricData=data)
 
 
 def _call(service: str, method: str, **arguments: Any) -> None:
