@@ -129,7 +129,13 @@ class _Creation:
         batches = read_batches(self.store, self.use_case, self.usable, self.chunks, self.evaluation)
         compared = verdicts.of_earlier_snapshot(self.store, self.use_case.name, VERSION, settings.snapshot, settings.seed)
         frozen = freeze_batches(
-            batches, settings.snapshot, settings.seed, task=task_of(settings.examples), ledger=self.history.ledger, compared=compared
+            batches,
+            settings.snapshot,
+            settings.seed,
+            task=task_of(settings.examples),
+            ledger=self.history.ledger,
+            compared=compared,
+            id_field=settings.documents.id,
         )
         frozen.ledger.write(draft.path / FILE, self.history.keys)
         verdicts.save(frozen.verdicts, draft.path)
