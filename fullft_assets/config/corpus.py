@@ -82,6 +82,8 @@ class Corpus:
     num_files_drawn: int | None = None
     #: Delivered files whose endings are not read.
     others: list[str] = field(default_factory=list)
+    #: Those of test splits of a saved `DatasetDict`.
+    kept_out: list[str] = field(default_factory=list)
     #: Why other entries of the folder are excluded, by path.
     skipped: dict[str, str] = field(default_factory=dict)
     sample: list[Sampled] = field(default_factory=list)
@@ -119,6 +121,7 @@ def look_at_documents(use_case: UseCase, model: BaseModelHeader) -> Corpus:
         note=look.note,
         num_files_drawn=len(drawn) if is_part else None,
         others=source.others,
+        kept_out=source.kept_out,
         skipped=source.skipped,
         sample=sample,
         encodings=look.encodings,
