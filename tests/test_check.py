@@ -25,7 +25,7 @@ attributes:
   documents: {path: data}
   examples: {label: kind}
 """
-HEAVY = ("torch", "transformers", "datasets", "evaluate", "great_expectations", "dagster", "pandas", "spellchecker")
+HEAVY = ("torch", "transformers", "datasets", "evaluate", "great_expectations", "dagster", "spellchecker")
 
 
 @pytest.fixture

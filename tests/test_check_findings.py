@@ -323,7 +323,8 @@ def test_rows_that_other_rows_exclude_are_expected(tmp_path: Path) -> None:
     more = [{"text": f"{text} Again.", "kind": "tag"} for text in texts]
     found = lines(tmp_path, [*rows, *more], group=None)
     expected = (
-        "2 superseded by a newer row of their id, 2 equal text with another label, 1 duplicate text, 1 rows of labels that are set aside"
+        "2 superseded by a newer row of their id, 2 equal text with another label, 1 duplicate text, 1 rows of labels that are set aside, "
+        "1 near to a held-out row, or with one's text inside the other's"
     )
     assert found["loss"].strip() == f"expected: {expected}"
     assert (
