@@ -25,7 +25,7 @@ attributes:
   documents: {path: data}
   examples: {label: kind}
 """
-HEAVY = ("torch", "transformers", "datasets", "evaluate", "great_expectations", "dagster", "pandas", "pyarrow", "spellchecker")
+HEAVY = ("torch", "transformers", "datasets", "evaluate", "great_expectations", "dagster", "spellchecker")
 
 
 @pytest.fixture
@@ -483,6 +483,37 @@ def test_files_with_other_endings_are_counted(project):
         "3 file(s) are left in place because their endings are not read: 2 .doc (b.doc, c.doc), 1 .pdf.gz (d.pdf.gz)"
     )
     assert "201 rows" in line(report(project), "documents")
+
+
+def test_splits_that_the_delivery_has_itself_are_said_to_be_mixed(project):
+    assert "own splits" not in report(project)
+    (project / "data/a.jsonl").rename(project / "data/train.jsonl")
+    (project / "data/test.csv").write_text("text,kind\nA licence,notice\nThe terms,phrase\n")
+    (project / "data/b.csv").write_text("text,kind\nThe notice,notice\n")
+    said = line(report(project), "own splits").removeprefix("own splits ")
+    assert said.startswith(
+        "the delivery has splits of its own, train (1 file, 200 rows), test (1 file, 2 rows), of 203 rows read: they are mixed, and all rows "
+        "are split anew by row; to keep one out, "
+    )
+
+
+def test_the_test_split_of_a_saved_data_set_is_said_to_be_kept_out(project):
+    import pyarrow as pa
+
+    (project / "data/a.jsonl").unlink()
+    for split, number in (("train", 9), ("validation", 3), ("test", 2)):
+        folder = project / "data/saved" / split
+        folder.mkdir(parents=True)
+        table = pa.table(
+            {"text": [f"Licence {n}" for n in range(number)], "kind": ["notice", "text", "tag"] * (number // 3) or ["tag"] * number}
+        )
+        with pa.ipc.new_stream(str(folder / "data-00000-of-00001.arrow"), table.schema) as stream:
+            stream.write_table(table)
+        for name in ("state.json", "dataset_info.json", "../dataset_dict.json"):
+            (folder / name).write_text("{}")
+    text = report(project)
+    assert line(text, "kept out").endswith("1 file(s) of test splits are kept out of training (saved/test/data-00000-of-00001.arrow)")
+    assert "train (1 file, 9 rows), validation (1 file, 3 rows), of 12 rows read" in line(text, "own splits")
 
 
 @pytest.mark.heavy

@@ -15,6 +15,7 @@ from fullft_assets.config.check import check_use_case
 from fullft_assets.config.losses import broken
 from fullft_assets.config.validation import load_use_case
 from fullft_assets.documents.batches import Batch
+from fullft_assets.documents.formats import delivered
 from fullft_assets.documents.reading import read_documents
 from fullft_assets.documents.sources import Folder
 from fullft_assets.errors import SettingsError
@@ -225,6 +226,21 @@ def test_rows_that_are_no_records_are_an_error(tmp_path: Path) -> None:
     assert problem in str(raised.value)
 
 
+def test_an_object_that_may_be_a_table_is_an_error_that_says_what_to_set(tmp_path: Path) -> None:
+    case = use_case(tmp_path, [], group=None)
+    (tmp_path / "data/a.jsonl").unlink()
+    (tmp_path / "data/a.json").write_text(json.dumps({"data": projects.licence_rows(9)}))
+    with pytest.raises(SettingsError) as caught:
+        check_use_case(case)
+    assert str(caught.value).endswith(
+        "documents.path: 1 of 1 rows read (a.json:1): one object with an array `data` of objects: if they are the records, set "
+        "documents.records to data"
+    )
+    settings = {"path": "data", "records": "data"}
+    case.yaml_path.write_text(YAML % (json.dumps(settings), json.dumps({"label": "kind"})))
+    assert ", 9 rows" in check_use_case(load_use_case(case.yaml_path))
+
+
 def test_texts_that_may_not_be_read_or_are_not_there_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "data/texts").mkdir(parents=True)
     (tmp_path / "data/texts/1.dat").write_text("The licence permits use.")
@@ -307,7 +323,8 @@ def test_rows_that_other_rows_exclude_are_expected(tmp_path: Path) -> None:
     more = [{"text": f"{text} Again.", "kind": "tag"} for text in texts]
     found = lines(tmp_path, [*rows, *more], group=None)
     expected = (
-        "2 superseded by a newer row of their id, 2 equal text with another label, 1 duplicate text, 1 rows of labels that are set aside"
+        "2 superseded by a newer row of their id, 2 equal text with another label, 1 duplicate text, 1 rows of labels that are set aside, "
+        "1 near to a held-out row, or with one's text inside the other's"
     )
     assert found["loss"].strip() == f"expected: {expected}"
     assert (
@@ -350,6 +367,46 @@ def test_files_without_a_row_are_an_error(tmp_path: Path, name: str, content: by
     with pytest.raises(SettingsError) as raised:
         check_use_case(case)
     assert f"documents.path: {problem.format(data=tmp_path / 'data')}" in str(raised.value)
+
+
+def test_a_row_that_is_longer_than_what_is_looked_at_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "COUNTED_BYTES", 2**10)
+    case = use_case(tmp_path, [], group=None)
+    (tmp_path / "data/a.jsonl").unlink()
+    (tmp_path / "data/a.json").write_text(json.dumps({"rows": projects.licence_rows(40)}))
+    with pytest.raises(SettingsError, match="no whole row in .* name the records in documents.records$"):
+        check_use_case(case)
+
+
+def _line(length: int) -> bytes:
+    return b'{"text": "a", "kind": "%s"}' % (b"x" * (length - 25))
+
+
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        (b"".join(_line(49) + b"\n" for _ in range(900)) + _line(20_000) + b"\n" + _line(49), "45,000"),
+        (_line(20_000), "0"),
+        (b"\n" * 7_000 + _line(11_000), "7,000"),
+        (b"".join(_line(9_998 + number % 2) + b"\n" for number in range(7)) + _line(10_001), "69,996"),
+        (b"".join(_line(9_998 + number % 2) + b"\n" for number in range(7)) + _line(10_000), None),
+        (b'\n{"text": "%s"}' % ("ü".encode() * 9_000), None),
+    ],
+)
+def test_a_line_that_a_run_would_not_read_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, where: str | None
+) -> None:
+    """Wherever it is in the file: a look reads only its beginning, and counts no line after it."""
+    monkeypatch.setattr(delivered, "MAX_LINE_CHARACTERS", 10_000)
+    monkeypatch.setattr(corpus, "COUNTED_BYTES", 20_000)
+    case = use_case(tmp_path, projects.licence_rows(60), group=None)
+    (tmp_path / "data/b.jsonl").write_bytes(content)
+    note = f"/data/b.jsonl: cannot be read (the line at byte {where} is longer than 0 Mi characters; split it); it will be skipped"
+    report = check_use_case(case)
+    assert note in report if where else "cannot be read" not in report
+    source = Folder(tmp_path / "data")
+    read = read_documents(source, Batch("b", source.files()), case.settings.documents, case.settings.examples)
+    assert ("b.jsonl" in read.unreadable) == (where is not None)
 
 
 def test_the_row_that_reading_stops_in_is_not_malformed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

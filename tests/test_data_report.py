@@ -143,11 +143,13 @@ def test_the_first_report_suggests_a_field_where_no_group_is_set(tmp_path) -> No
     for _ in range(2):
         taken = prepared.take(project, suggest_group=lambda: suggested_group(project.use_case()))
         reports.append((taken.store.folder(taken.snapshot) / "report.md").read_text(encoding="utf-8"))
-        project.deliver("delivery-2.jsonl", projects.licence_rows(300))
+        project.deliver("train.jsonl", projects.licence_rows(200))
+        project.deliver("test.jsonl", projects.licence_rows(300)[200:])
     to_do = [report.partition("## What to do")[2].partition("##")[0] for report in reports]
     (said,) = [line for line in to_do[0].splitlines() if line.startswith("- **group**: none is set, and rows of equal ")]
     assert said.endswith(" set examples.group: expression")
     assert "**group**" not in to_do[1], "the second is quick"
+    assert ["**splits**: the delivery has splits of its own, train (1 file, " in text for text in to_do] == [False, True]
 
 
 def test_labels_without_rows_on_a_side_are_named() -> None:

@@ -195,6 +195,55 @@ class TestContainers:
         assert batch.unreadable["c.json"] == "not JSON: no comma or bracket after record 1"
         assert batch.unreadable["d.json"] == "not JSON: more text after the array's end"
 
+    @pytest.mark.parametrize("indent", [None, 1])
+    @pytest.mark.parametrize("path", ["data", "result.rows"])
+    def test_an_object_with_an_array_of_records(self, tmp_path: Path, path: str, indent: int | None) -> None:
+        table: Any = [{"text": "a", "kind": "x"}, 7, {"text": "b ]}", "kind": "y"}]
+        for name in reversed(path.split(".")):
+            table = {"version": {name: [1, "]"]}, name: table, "total": 3}
+        (tmp_path / "a.json").write_text(json.dumps(table, indent=indent))
+        (tmp_path / "b.json").write_text('[{"text": "c", "kind": "x"}]')
+        rows = read(tmp_path, records=path)
+        assert [(row["row"], row["text"], row["problem"]) for row in rows] == [
+            (1, "a", None),
+            (2, None, "not a JSON object"),
+            (3, "b ]}", None),
+            (1, "c", None),
+        ]
+
+    def test_an_object_that_may_be_a_table_says_what_to_set(self, tmp_path: Path) -> None:
+        hint = "one object with an array `data` of objects: if they are the records, set documents.records to data"
+        rows = [{"text": "a", "kind": "x"}, {"text": "b", "kind": "y"}]
+        assert one(tmp_path, {"version": 1, "data": rows}, name="a.json")["problem"] == hint
+        assert "`result.rows`" in one(tmp_path, {"result": {"count": 2, "rows": rows}}, name="a.json")["problem"]
+        named_by_person = one(tmp_path, {"Planted": rows}, name="a.json")["problem"]
+        assert "set documents.records to its path" in named_by_person and "Planted" not in named_by_person
+        # Those with a text, exports, and conversations are records.
+        assert one(tmp_path, {"text": "a", "kind": "x", "notes": rows}, name="a.json")["text"] == "a"
+        task = {"data": {"body": "a"}, "annotations": [{"result": []}, {"result": []}]}
+        assert one(tmp_path, task, name="a.json", text="body")["text"] == "a"
+        argilla = {"fields": {"text": "a"}, "responses": [{"value": "x"}, {"value": "y"}]}
+        assert one(tmp_path, argilla, name="a.json")["text"] == "a"
+        chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+        assert one(tmp_path, chat, {"task": "sft", "label": None}, name="a.json")["problem"] is None
+
+    @pytest.mark.parametrize(
+        ("content", "problem"),
+        [
+            ('{"rows": [{"text": "a"}]}', "has no array at documents.records"),
+            ('{"data": {"text": "a"}}', "has no array at documents.records"),
+            ('{"text": "a"}\n{"text": "b"}\n', "has no array at documents.records"),
+            ('{"data": [{"text": "a"}, {"te', "not JSON: record 2: "),
+            ('{"data": [{"text": "a"}], "total', "not JSON: the object has no end"),
+            ('{"version": nil, "data": []}', "not JSON: the object: "),
+        ],
+    )
+    def test_an_object_without_a_whole_array_counts_for_nothing(self, tmp_path: Path, content: str, problem: str) -> None:
+        (tmp_path / "a.json").write_text(content)
+        (tmp_path / "b.jsonl").write_text('{"text": "b", "kind": "x"}\n')
+        batch = read_batch(tmp_path, records="data")
+        assert batch.unreadable["a.json"].startswith(problem) and len(batch.table) == 1
+
     @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
     def test_records_on_many_lines_are_reported_as_that(self, name: str, tmp_path: Path) -> None:
         (tmp_path / name).write_text("".join(json.dumps({"text": "a", "kind": "x"}, indent=1) + "\n" for _ in range(2)))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fullft_assets import documents
+from fullft_assets.documents import own_splits
 from fullft_assets.documents.names import is_about, is_test_split
 from fullft_assets.documents.sources import Folder
 from fullft_assets.settings.use_case import UseCase
@@ -101,3 +102,23 @@ def test_a_saved_test_split_is_kept_out_and_said(tmp_path: Path) -> None:
 def test_names_of_test_splits() -> None:
     names = ["test", "Test", "test_long", "eval", "holdout", "train", "validation", "dev", "latest", "protest", "testimony"]
     assert [name for name in names if is_test_split(name)] == ["test", "Test", "test_long", "eval", "holdout"]
+
+
+@pytest.mark.parametrize(
+    ("paths", "kinds"),
+    [
+        (["train/a.txt", "train/b/c.txt", "test/a.txt"], "train train test"),
+        (["x/train.csv", "x/dev.csv", "x/test.csv.gz"], "train validation test"),
+        (["data/train-00000-of-00002.parquet", "data/validation-00000-of-00001.parquet"], "train validation"),
+        (["imdb_train.jsonl", "imdb_test.jsonl"], "train test"),
+        (["train/pos/a.txt", "unsup/a.txt", "test/pos/a.txt"], "train None test"),
+        (["train.csv", "y/test.csv"], ""),  # not beside each other
+        (["imdb_train.jsonl", "sst_test.jsonl"], ""),
+        (["train.csv", "training.csv"], ""),
+        (["dev/a.txt", "test/a.txt"], ""),
+        (["trains.csv", "latest.csv", "testimony.csv", "valid_until.csv"], ""),
+    ],
+)
+def test_a_delivery_that_has_splits_of_its_own(paths: list[str], kinds: str) -> None:
+    found = own_splits.found_in(paths)
+    assert (" ".join(str(found.get(path)) for path in paths) if found else "") == kinds

@@ -15,7 +15,8 @@ from fullft_assets.documents.reading import read_documents
 from fullft_assets.documents.sources import Folder
 from fullft_assets.examples import examine
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot.expected_loss import rows_over_cap
+from fullft_assets.settings.use_case import UseCase
+from fullft_assets.snapshot.expected_loss import rows_near_held_out, rows_over_cap
 from fullft_assets.store.hashing import unit_hash
 from tests import project as projects
 from tests.test_check_findings import use_case
@@ -55,14 +56,36 @@ def test_of_a_sample_it_is_near(groups: list[str]) -> None:
 def test_what_the_check_says_is_near_what_the_snapshot_leaves_out(tmp_path: Path) -> None:
     """Rules of real licences by their licence: `fullft check` reads half of them, and the snapshot leaves out copies first."""
     case = use_case(tmp_path, projects.licence_rows(4_000))
-    said = re.search(r"about ([\d,]+) over snapshot\.max_heldout_rows_per_group", check_use_case(case))
+    report, left_out = check_use_case(case), left_out_by_the_snapshot(case)
+    said = re.search(r"about ([\d,]+) over snapshot\.max_heldout_rows_per_group", report)
     assert said is not None
-    source, settings = Folder(case.project_root / "data"), case.settings
-    table = read_documents(source, Batch("b", source.files()), settings.documents, settings.examples).table
-    frozen = freeze({"b": examine(table, settings.examples, "b").valid}, {"b": {"a.jsonl": 1}}, settings.snapshot, settings.seed)
-    lost = frozen.metadata["left_out"]["held-out rows over the cap of their group"]
+    lost = left_out["held-out rows over the cap of their group"]
     assert lost > 200
     assert int(said[1].replace(",", "")) == pytest.approx(lost, rel=0.2)
+    near = re.search(r"at least about ([\d,]+) near to a held-out row", report)
+    assert near is not None
+    assert 0.3 < int(near[1].replace(",", "")) / num_near(left_out) < 1.1, "of half of the rows about half of the pairs are seen"
+
+
+def test_of_all_rows_those_near_to_held_out_ones_are_foreseen(tmp_path: Path) -> None:
+    rows = projects.licence_rows(200)
+    again = [{**row, "id": f"{row['id']} again", "text": f"{row['text']} Again."} for row in rows if len(row["text"]) > 200]
+    case = use_case(tmp_path, [*rows, *again], group=None)
+    report, left_out = check_use_case(case), left_out_by_the_snapshot(case)
+    assert num_near(left_out) > 10
+    assert f", {num_near(left_out)} near to a held-out row, or with one's text inside the other's" in report
+    assert rows_near_held_out([], [], SETTINGS, 1) == 0
+
+
+def left_out_by_the_snapshot(case: UseCase) -> dict[str, int]:
+    source, settings = Folder(case.project_root / "data"), case.settings
+    table = read_documents(source, Batch("b", source.files()), settings.documents, settings.examples).table
+    valid = examine(table, settings.examples, "b").valid
+    return freeze({"b": valid}, {"b": {"a.jsonl": 1}}, settings.snapshot, settings.seed).metadata["left_out"]
+
+
+def num_near(left_out: dict[str, int]) -> int:
+    return sum(number for reason, number in left_out.items() if "rows near a" in reason or "rows that contain a" in reason)
 
 
 def test_where_each_group_comes_once_nothing_is_lost() -> None:

@@ -289,6 +289,18 @@ class TestRefusals:
             "0.1, seed 7); deliver more groups, or set examples.group to a field with more values, or to none"
         )
 
+    @pytest.mark.parametrize("num_ids", [1, 4])
+    def test_ids_that_repeat_are_named_with_what_to_do(self, num_ids: int) -> None:
+        """Ids that name a patient, say, or a kind: of each only the newest row is left."""
+        rows = rows_of_groups({f"g{n}": ("ab"[n % 2], 1) for n in range(300)})
+        message = self.message([{**row, "id": f"i{n % num_ids}"} for n, row in enumerate(rows)])
+        assert message.endswith(
+            f"The reason may be the ids: {300 - num_ids} of 300 rows have the `id` of a newer row, up to {300 // num_ids} rows share one, and of "
+            "each only the newest row counts; name a field with unique ids in documents.id, or one that no row has (rows are then named file:row)"
+        )
+        mostly_unique = [{**row, "id": f"i{n % 160}"} for n, row in enumerate(rows)]
+        assert "the ids" not in self.message(mostly_unique, min_rows_per_label=200)
+
 
 class TestDraws:
     @pytest.fixture(scope="class")

@@ -17,14 +17,15 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from fullft_assets.base_model import BaseModelHeader, find_base_model, read_header
-from fullft_assets.config.corpus import Corpus, look_at_documents, look_at_production
+from fullft_assets.config.corpus import COUNTED_BYTES, Corpus, look_at_documents, look_at_production
 from fullft_assets.config.fields import field_problems, log_problems
 from fullft_assets.config.findings import findings
 from fullft_assets.config.losses import losses_of, refusals
 from fullft_assets.config.project import DEFS, find_use_case, find_use_cases
 from fullft_assets.config.validation import load_use_case
 from fullft_assets.config.yaml_source import Key, read_source
-from fullft_assets.documents.delivery import left_in_place, skipped
+from fullft_assets.documents import own_splits
+from fullft_assets.documents.delivery import kept_out, left_in_place, skipped
 from fullft_assets.errors import FullftError
 from fullft_assets.models.hardware import peak_flops
 from fullft_assets.planning import state_bytes
@@ -83,6 +84,11 @@ def check_use_case(use_case: UseCase) -> str:
         watched = ", ".join(name for name, task in TASKS.all().items() if task.detects_drift)
         rows["monitoring"] = f"predictions only: drift is watched for the task {watched} alone"
     found = findings(corpus, losses, use_case)
+    if own := own_splits.found_in(file.path for file in corpus.files):
+        files_of_rows = (each.place.rpartition(":")[0] for each in corpus.sample)
+        rows["own splits"] = own_splits.mixed(own, files_of_rows, settings.examples.group, "rows read")
+    if corpus.kept_out:
+        (rows["kept out"],) = kept_out(corpus.kept_out, named=True)
     if corpus.others:
         (rows["not read"],) = left_in_place(corpus.others, named=True)
     if corpus.skipped:
@@ -106,7 +112,10 @@ def _refuse(use_case: UseCase, corpus: Corpus) -> None:
 
 
 def _no_row(corpus: Corpus) -> Iterator[tuple[Key, str]]:
-    if corpus.files and corpus.num_rows == 0:
+    if corpus.files and corpus.num_rows == 0 and not corpus.is_exact:
+        what = "split rows that are longer, and of .json files that are one object name the records in documents.records"
+        yield ("documents", "path"), f"no whole row in the {COUNTED_BYTES // 2**20} MiB that are looked at; {what}"
+    elif corpus.files and corpus.num_rows == 0:
         yield ("documents", "path"), f"no row in {len(corpus.files):,} file(s){f': {corpus.note}' if corpus.note else ''}"
 
 

@@ -82,6 +82,8 @@ class Corpus:
     num_files_drawn: int | None = None
     #: Delivered files whose endings are not read.
     others: list[str] = field(default_factory=list)
+    #: Those of test splits of a saved `DatasetDict`.
+    kept_out: list[str] = field(default_factory=list)
     #: Why other entries of the folder are excluded, by path.
     skipped: dict[str, str] = field(default_factory=dict)
     sample: list[Sampled] = field(default_factory=list)
@@ -119,6 +121,7 @@ def look_at_documents(use_case: UseCase, model: BaseModelHeader) -> Corpus:
         note=look.note,
         num_files_drawn=len(drawn) if is_part else None,
         others=source.others,
+        kept_out=source.kept_out,
         skipped=source.skipped,
         sample=sample,
         encodings=look.encodings,
@@ -270,6 +273,8 @@ class _Look:
             self._known_rows += written.num_rows(path)
             self._others.append((file, written.is_slow))
         else:
+            if written.is_text and written.is_streamed:
+                Delivered(path, file.path).refuse_long_lines()
             self._count(path, file)
 
     def _count(self, path: Path, file: SourceFile) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from fullft_assets.examples.spelling import variants
 from fullft_assets.personal_data.entities import entity_model
 from fullft_assets.settings import ExamplesSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.snapshot.expected_loss import rows_over_cap
+from fullft_assets.snapshot.expected_loss import rows_near_held_out, rows_over_cap
 from fullft_assets.task import task_of
 
 #: Texts whose language is identified.
@@ -30,6 +31,8 @@ _LANGUAGE_TEXTS = 200
 _NAMED_TEXTS = 200
 #: Share of the rows from which on ids that repeat are more than corrections.
 _REPEATED_SHARE = 0.01
+#: Characters of the texts that are compared with each other.
+_COMPARED_CHARACTERS = 1_000_000
 _SHOWN = 8
 _SHOWN_PROBLEMS = 3
 #: What a text with several labels has between them, and the share of the labels that it must be in to be named.
@@ -201,7 +204,22 @@ def _loss(corpus: Corpus, losses: Losses, use_case: UseCase, scale: float) -> st
     over = rows_over_cap([found.row.get("group") for found in rows], settings.snapshot, settings.seed, corpus.num_rows)
     if over:
         lost.append(f"about {over:,} over snapshot.max_heldout_rows_per_group ({settings.snapshot.max_heldout_rows_per_group})")
+    lost += _near_held_out(losses, settings, scale)
     return f"expected: {', '.join(lost)}" if lost else f"none of {len(rows):,} rows read would be quarantined or excluded"
+
+
+def _near_held_out(losses: Losses, settings: UseCaseSettings, scale: float) -> Iterator[str]:
+    """Yield how many rows the snapshot will leave out because of what is in held-out ones, by as many texts as take half a second."""
+    rows = [found for found in losses.rows_left if len(found.row["text"]) <= _COMPARED_CHARACTERS // 20]
+    random.Random(settings.seed).shuffle(rows)
+    ends = itertools.accumulate(len(found.row["text"]) for found in rows)
+    some = [found for found, end in zip(rows, ends, strict=True) if end <= _COMPARED_CHARACTERS]
+    near = rows_near_held_out(
+        [found.row["text"] for found in some], [found.row.get("group") for found in some], settings.snapshot, settings.seed
+    )
+    if near:
+        scale *= len(losses.rows_left) / len(some)
+        yield f"{'at least about ' if scale > 1 else ''}{near * scale:,.0f} near to a held-out row, or with one's text inside the other's"
 
 
 def _rows_with_names(rows: list[Sampled], use_case: UseCase) -> tuple[int, int]:

@@ -29,11 +29,13 @@ class Losses:
     Attributes:
         quarantined: rows by the first reason that a rule has to quarantine them.
         excluded: rows that the snapshot excludes because of other rows, by reason; at least so many, as not both copies are in each sample.
+        rows_left: the other rows.
         labels_left: of the rows that are left, those that are common enough.
     """
 
     quarantined: Counter[str]
     excluded: Counter[str]
+    rows_left: list[Sampled]
     labels_left: set[str]
 
 
@@ -94,15 +96,20 @@ def losses_of(corpus: Corpus, settings: UseCaseSettings) -> Losses:
         rare = {label for label, count in counts.items() if count * scale < settings.snapshot.min_rows_per_label}
     kept = {text: [label for label in labels_of(found, target, examples) if label not in rare] for text, found in different.items()}
     # A row that may have several labels only loses the rare ones.
-    have_rare = (len(kept[text]) < len(labels_of(found, target, examples)) for text, found in different.items())
+    rare_rows = {
+        text for text, found in different.items() if target != "labels" and len(kept[text]) < len(labels_of(found, target, examples))
+    }
     lost = {
         OLDER: len(valid) - len(newest),
         REASONS["equal_texts_have_equal_labels"]: len(newest) - len(agreed),
         REASONS["texts_are_unique"]: len(agreed) - len(different),
-        _RARE: 0 if target == "labels" else sum(have_rare),
+        _RARE: len(rare_rows),
     }
     return Losses(
-        Counter(why for found in reasons for why in found), +Counter(lost), {label for labels in kept.values() for label in labels}
+        Counter(why for found in reasons for why in found),
+        +Counter(lost),
+        [found for text, found in different.items() if text not in rare_rows],
+        {label for labels in kept.values() for label in labels},
     )
 
 

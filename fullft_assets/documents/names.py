@@ -10,8 +10,9 @@ _ABOUT = re.compile(
     r"(?:readme|licen[cs]e|notice|citation|changelog)(?:[.-][a-z]{2,8})?|dataset_infos?\.json|dataset_dict\.json", re.IGNORECASE
 )
 _ALWAYS = {"dataset_infos.json", "dataset_dict.json"}
-#: Names of splits that a saved `DatasetDict` tests a model on.
-_TEST_SPLITS = re.compile(r"(?:test|eval|evaluation|heldout|held_out|holdout)(?:[_-].*)?", re.IGNORECASE)
+#: Names of splits that a model is tested on.
+TEST_NAMES = "test|eval|evaluation|heldout|held_out|holdout"
+_TEST_SPLITS = re.compile(rf"(?:{TEST_NAMES})(?:[_-].*)?", re.IGNORECASE)
 
 
 def is_about(path: str) -> bool:

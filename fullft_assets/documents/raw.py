@@ -268,7 +268,7 @@ def key_settings(use_case: UseCase, kind: Kind = "batch") -> dict[str, Any]:
     """Return the settings that shape the raw documents, or a window's production documents."""
     settings = use_case.settings
     chosen = settings.documents.model_dump(
-        include={"format", "text", "id", "annotator", "time", "encoding", "missing_values", "reference_buckets", *_OF_FORMATS}
+        include={"format", "records", "text", "id", "annotator", "time", "encoding", "missing_values", "reference_buckets", *_OF_FORMATS}
     )
     masked = {"masked": kinds} if (kinds := masked_kinds(use_case)) else {}
     log = settings.monitoring.log if kind == "window" else None

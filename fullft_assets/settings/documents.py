@@ -93,6 +93,11 @@ class DocumentsSettings(Settings):
         description="Field that holds the text. Default: `source` in Ground Truth manifests, `text` elsewhere. "
         "A field inside of another is named by its path, `payload.body`. A file that is one document has the fields `text`, `file` and `folder`.",
     )
+    records: str | None = Field(
+        default=None,
+        description="Path of the array that has the records, in .json files that are one object, such as `data` or `result.rows`. Default: "
+        "such a file is one record.",
+    )
     id: str = Field(default="id", description="Field with the document's own id; a row without one is named file:row.")
     annotator: str = Field(
         default="annotator", description="Field with the annotator. Where several annotators answered, their agreement is measured."

@@ -11,6 +11,7 @@ import numpy as np
 
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.chunks import Expected, load_tokenization
+from fullft_assets.documents import own_splits
 from fullft_assets.examples.agreement import metadata_of
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import checks, data_facts, data_report, general, packing, replay, screening, verdicts
@@ -129,7 +130,13 @@ class _Creation:
         batches = read_batches(self.store, self.use_case, self.usable, self.chunks, self.evaluation)
         compared = verdicts.of_earlier_snapshot(self.store, self.use_case.name, VERSION, settings.snapshot, settings.seed)
         frozen = freeze_batches(
-            batches, settings.snapshot, settings.seed, task=task_of(settings.examples), ledger=self.history.ledger, compared=compared
+            batches,
+            settings.snapshot,
+            settings.seed,
+            task=task_of(settings.examples),
+            ledger=self.history.ledger,
+            compared=compared,
+            id_field=settings.documents.id,
         )
         frozen.ledger.write(draft.path / FILE, self.history.keys)
         verdicts.save(frozen.verdicts, draft.path)
@@ -228,6 +235,9 @@ class _Creation:
         # Only of the first snapshot: it takes seconds, and the fields stay.
         if not self.history.newest and (suggestion := self.suggest_group()) is not None:
             facts.to_do.append(("group", suggestion))
+        if own := own_splits.found_in(path for batch in batches.values() for path in batch.files):
+            files_of_rows = frozen.places["source"].to_pylist()
+            facts.to_do.append(("splits", own_splits.mixed(own, files_of_rows, self.use_case.settings.examples.group, "rows kept")))
         return data_report.render(
             metadata,
             num_tokens,

@@ -19,6 +19,8 @@ IDS_NAME_ONE_DOCUMENT = CheckSpec("ids_name_one_document", "Almost no id names d
 LATER_ROWS_ARE_NEWER = CheckSpec("later_rows_are_newer", "No row of a later batch loses to an older batch's by the times of their files.")
 #: So many ids, and such a share of them, that name two texts in two files are no longer corrections of documents.
 _REUSED_IDS, _REUSED_SHARE = 10, 0.01
+#: The share of the rows that corrections of documents hardly exceed.
+_REPEATED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,27 @@ class Superseded:
         order: whether what came later counts; depends on the order of the batches.
         reused: whether ids name documents.
         num_twice_in_a_file: superseded rows whose newest version is in the same file.
+        num_rows, num_older, most_sharing: rows before any was left out because of its id, those of them that have a newer row of their id,
+            and the most that have one id.
         votes: of several annotators; rows of a tie are still in, since they contradict others with their text.
     """
 
     order: CheckOutcome
     reused: CheckOutcome
     num_twice_in_a_file: int
+    num_rows: int
+    num_older: int
+    most_sharing: int
     votes: Votes
+
+    def repeated_ids(self, field: str) -> str | None:
+        """Return what is wrong with ids read from a field, and what to do, where most rows have that of a newer row; else None."""
+        if self.num_older <= _REPEATED_SHARE * self.num_rows:
+            return None
+        return (
+            f"{self.num_older:,} of {self.num_rows:,} rows have the `{field}` of a newer row, up to {self.most_sharing:,} rows share one, and of "
+            "each only the newest row counts; name a field with unique ids in documents.id, or one that no row has (rows are then named file:row)"
+        )
 
 
 def drop_superseded(rows: Rows, batches: Mapping[str, BatchRows], target: Target | None) -> Superseded:
@@ -48,10 +64,12 @@ def drop_superseded(rows: Rows, batches: Mapping[str, BatchRows], target: Target
     versions = Versions.of(rows, rows.kept)
     votes = Votes.of(rows, versions, target)
     is_superseded = superseded(rows, versions, votes)
+    num_rows, sharing = int(np.count_nonzero(rows.kept)), np.bincount(rows.id[rows.kept], minlength=1)[rows.id[is_superseded]]
     order, reused = _order_check(rows, by_file, versions, is_superseded), _reused_check(rows, versions)
     rows.drop(is_superseded, "superseded by a newer delivery of their id")
     rows.drop(votes.outvoted, "merged with the other annotations of their id")
-    return Superseded(order, reused, len(twice_in_a_file(versions, is_superseded)), votes)
+    num_twice = len(twice_in_a_file(versions, is_superseded))
+    return Superseded(order, reused, num_twice, num_rows, len(sharing), int(sharing.max(initial=0)), votes)
 
 
 def _is_old_delivery(rows: Rows, batches: Mapping[str, BatchRows]) -> np.ndarray:

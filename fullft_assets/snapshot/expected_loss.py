@@ -1,6 +1,6 @@
-"""How many rows the cap on held-out rows of a group will leave out, predicted from the groups of a sample.
+"""How many rows the snapshot will leave out because of the split, predicted from a sample of them for `fullft check`.
 
-It only needs the groups, so that `fullft check` can call it before anything is read as a whole.
+The few groups that the snapshot moves for the sake of a label are not foreseen.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.store.hashing import unit_hash
+from fullft_assets.snapshot import sketches
+from fullft_assets.snapshot.all_rows import BatchRows, collect
+from fullft_assets.snapshot.near_rows import drop_near_and_contained
+from fullft_assets.store.hashing import text_hash, unit_hash
 
 
 def rows_over_cap(groups: Sequence[str | None], settings: SnapshotSettings, seed: int, num_rows: int | None = None) -> int:
@@ -34,3 +37,30 @@ def rows_over_cap(groups: Sequence[str | None], settings: SnapshotSettings, seed
         if whole > cap and unit_hash(seed, "split", group) < share:
             expected += size * scale * (1 - cap / whole)
     return round(expected)
+
+
+def rows_near_held_out(texts: Sequence[str], groups: Sequence[str | None], settings: SnapshotSettings, seed: int) -> int:
+    """Return how many rows of a sample the snapshot would leave out because they are near to a held-out row, contain it, or are inside it.
+
+    Of all rows the share is at least as large, since partners outside of the sample count as well.
+
+    Args:
+        texts: of the rows, each once.
+        groups: of the rows, see `rows_over_cap`.
+        settings: shares and thresholds.
+        seed: the use case's seed.
+    """
+    import pyarrow as pa
+
+    if not texts:
+        return 0
+    hashes = [text_hash(text) for text in texts]
+    columns = {"id": hashes, "text": texts, "text_hash": hashes, "group": groups, "source": [""] * len(texts)}
+    table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+    for name in ("row", "delivered_ns"):
+        table = table.append_column(name, pa.array(range(len(texts)), pa.int64()))
+    index = sketches.build(table, settings.near_duplicate_similarity, seed)
+    batch = BatchRows(table, {}, index.places, lambda: index.sketches, lambda: index.minimizers, table["text"].take)
+    rows = collect({"": batch}, settings)
+    drop_near_and_contained(rows, {"": batch}, settings, seed, {})
+    return rows.dropped.total()

@@ -22,7 +22,7 @@ from fullft_assets.examples.agreement import Agreement, of_votes
 from fullft_assets.examples.identity import Votes, contradicting, ranks, repeated, several
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, BatchRows, Rows, collect
-from fullft_assets.snapshot.deliveries import drop_superseded
+from fullft_assets.snapshot.deliveries import Superseded, drop_superseded
 from fullft_assets.snapshot.draws import cap_held_out, subsample
 from fullft_assets.snapshot.group_splits import GroupSplits
 from fullft_assets.snapshot.labels import Labels, label_statistics, labels_are_common, labels_of, rare_labels, require_rows, shown_split
@@ -84,6 +84,7 @@ def freeze_batches(
     task: Task,
     ledger: Ledger = EMPTY,
     compared: Mapping[str, Verdicts] | None = None,
+    id_field: str = "id",
 ) -> Frozen:
     """Deduplicate and split the valid examples of all batches.
 
@@ -94,6 +95,7 @@ def freeze_batches(
         task: what is learned.
         ledger: what earlier snapshots held out.
         compared: `Frozen.verdicts` of an earlier snapshot; the result is the same without them.
+        id_field: what ids were read from, for a message.
 
     Raises:
         DataError: there are no rows, too few labels, or nothing to train or test.
@@ -103,6 +105,25 @@ def freeze_batches(
         raise DataError("snapshot: no valid examples in any batch; look at quarantined_examples for the reasons")
     _drop_untrained(rows, batches)
     old = drop_superseded(rows, batches, task.target)
+    try:
+        return _freeze(rows, old, batches, settings, seed, task, ledger, compared or {})
+    except DataError as error:
+        if (why := old.repeated_ids(id_field)) is None:
+            raise
+        raise DataError(f"{error}. The reason may be the ids: {why}") from error
+
+
+def _freeze(
+    rows: Rows,
+    old: Superseded,
+    batches: Mapping[str, BatchRows],
+    settings: SnapshotSettings,
+    seed: int,
+    task: Task,
+    ledger: Ledger,
+    compared: Mapping[str, Verdicts],
+) -> Frozen:
+    """Deduplicate and split what is left once older rows are excluded; see `freeze_batches`."""
     num_contradicting = _drop_contradictions(rows, old.votes, task.target)
     require_rows(rows)
     aside, names = SetAside(), labels_of(rows.table, task.target)
@@ -110,7 +131,7 @@ def freeze_batches(
     aside.require_some_left(rows, names, settings, seed, task.min_labels)
     groups = GroupSplits.of(rows, ledger, settings)
     counted = distinct(rows.group[rows.kept])
-    num_copies, verdicts = _split(rows, batches, known, groups, settings, seed, compared or {})
+    num_copies, verdicts = _split(rows, batches, known, groups, settings, seed, compared)
     labels = known.of(rows.kept)
     cap_held_out(rows, labels, settings, seed)
     subsample(rows, labels.of(rows.kept), TRAIN, settings.max_train_rows, seed)

@@ -141,9 +141,9 @@ def _is_json(text: str, lines: list[str], wanted: Wanted) -> bool:
         with suppress(ValueError, RecursionError):
             start = text.index("[") + 1
             first, _ = json.JSONDecoder().raw_decode(text[start:].lstrip())
-            return _has_text(first, wanted)
+            return has_text(first, wanted)
         return False
-    return len(lines) > 1 and all(_has_text(_parsed(line), wanted) for line in lines[:2])
+    return len(lines) > 1 and all(has_text(_parsed(line), wanted) for line in lines[:2])
 
 
 def _parsed(line: str) -> Any:
@@ -153,7 +153,8 @@ def _parsed(line: str) -> Any:
         return None
 
 
-def _has_text(record: Any, wanted: Wanted) -> bool:
+def has_text(record: Any, wanted: Wanted) -> bool:
+    """Return whether a record is an object that has the text (of a conversation, its messages), or is perhaps a task of Label Studio."""
     if not isinstance(record, dict):
         return False
     fields = wanted.fields - {name for _, name in wanted.names} if wanted.has_messages else {wanted.text or "text"}
