@@ -40,7 +40,11 @@ def test_time_rest_of_it_and_cost_of_what_runs_are_shown_newest_first(tmp_path: 
     evaluation, training = lines(store)
     assert evaluation[0] == "letters/evaluation_report" and evaluation[4] == "0.50 h, price unknown"
     assert training[:3] == ["letters/finetuned_checkpoint", "running (on record)", "local elsewhere"]
-    assert training[4:] == ["2.00 h, at most 6.00 h more beside its wait for GPUs, 6.00 USD", "run 01234567", first.name_in(store)]
+    assert training[4:] == [
+        "2.00 h, at most 6.00 h more beside its wait for GPUs and cores, 6.00 USD",
+        "run 01234567",
+        first.name_in(store),
+    ]
     assert [line[1] for line in lines(store, with_ended=True)] == ["running (on record)"] * 2 + ["failed (a.csv:3: no label [data])"]
     launched(store, "pilot_run", 1.0, hourly_usd=2.0)
     again = next(line for line in lines(store) if line[0] == "letters/pilot_run")

@@ -28,7 +28,7 @@ def _line(launch: Launch, state: str, name: str) -> str:
     limit = launch.launcher.get("max_hours")
     if limit is not None and launch.ended_at is None:
         # `max_hours` counts from the start of the work, of which the record knows nothing.
-        spent.append(f"at most {max(0.0, limit - launch.hours):.2f} h more beside its wait for GPUs")
+        spent.append(f"at most {max(0.0, limit - launch.hours):.2f} h more beside its wait for GPUs and cores")
     spent.append("price unknown" if launch.usd is None else f"{launch.usd:,.2f} USD")
     where = f"{launch.launcher['kind']} {launch.place}"
     return "  ".join([f"{launch.case}/{launch.stage}", state, where, since, ", ".join(spent), f"run {launch.run_id[:8]}", name])
@@ -46,4 +46,6 @@ def _state(launch: Launch, store: Store) -> str:
     except FullftError as error:
         return f"unknown ({error})"
     # Whoever runs the use case again attaches to it, and records its end.
-    return status.state if not status.is_over else f"ended, {status.state} (nobody follows it)"
+    if status.is_over:
+        return f"ended, {status.state} (nobody follows it)"
+    return status.state + (f" ({status.reason})" if status.reason else "")
