@@ -22,6 +22,7 @@ FAULTS = {
     "memory runs out": "a class of its own, which is not tried again",
     "the image, version or Python is another one": "one line that says which; nothing is launched",
     "S3 fails or damages a file": "it is tried again, or the newest whole checkpoint counts",
+    "clock skew of hours": "a job goes on, no output is lost, and no cost is negative; AWS refuses the signatures, which is one line",
     "a machine that was suspended comes back": "it writes no more: its successor has the lease",
 }
 #: Where a fault cannot happen.

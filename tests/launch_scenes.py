@@ -19,7 +19,7 @@ from probe_workloads.definitions import probe_job
 
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.launchers import open_recorded
-from fullft_assets.launchers import Launcher, LaunchSpec, aws, driver, records
+from fullft_assets.launchers import Launcher, LaunchSpec, Unreachable, aws, driver, records
 from fullft_assets.launchers.aws import AwsLauncher
 from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.launchers.orphans import due, end_orphan, find_orphans, suspects
@@ -28,7 +28,7 @@ from fullft_assets.launchers.supervisor import is_alive
 from fullft_assets.resources import one_line_errors
 from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Store
-from tests.aws_double import Double, serve
+from tests.aws_double import AwsDouble, Double, serve
 from tests.prepared import Prepared
 from tests.s3_server import S3Server
 
@@ -69,6 +69,17 @@ def run_probe(launcher: Launcher, job: Job, store: Store, instance: dg.DagsterIn
         return None, messages
     failure = done.get_step_failure_events()[0].step_failure_data
     return failure.error.message if failure.user_failure_data is None else failure.user_failure_data.description, messages
+
+
+def refuses_other_clocks(service: AwsDouble, launcher: AwsLauncher, asked: LaunchSpec) -> None:
+    """Submit a job, and require that its service is asked again while its clock and ours differ by hours."""
+    launcher.submit(asked)
+    for hours, why in ((2, "Signature expired: "), (-2, "Signature not yet current: ")):
+        service.clock_seconds = hours * 3600
+        with pytest.raises(Unreachable, match=rf"{why}.* \(InvalidSignatureException\); set the clock of this machine$"):
+            launcher.poll(asked.name)
+    service.clock_seconds = 0
+    assert launcher.poll(asked.name).state != "gone"
 
 
 def recorded(store: Store) -> Launch:

@@ -102,6 +102,19 @@ def test_a_job_is_ended_so_long_after_its_run_and_not_before(store, launch):
     assert suspected(store, 1.5) == []
 
 
+@pytest.mark.fault("clock skew of hours", "ssh", "kubernetes", "ecs", "sagemaker")
+def test_where_the_clock_of_a_run_was_ahead_its_job_is_left_so_much_longer_and_never_costs_less_than_nothing(store, launch):
+    made = launch(store, hourly_usd=2.0, submitted_at=time.time() + 2 * HOUR)
+    (found,) = suspected(store, -2.0)
+    assert waiting_line(found, store, NOW).endswith("ended 0.00 h ago; it is left alone for 3.00 h more, or until a run attaches")
+    assert (made.hours, made.usd) == (0.0, 0.0)
+    assert find(store, 0.9) == [] and len(find(store, 1.1)) == 1
+    assert records.end(store, made, "stopped", "", "preemption")
+    again = made.model_copy(update={"submitted_at": time.time(), "run_id": "second"})
+    following, _, is_new = records.claim(store, again, lambda _: False)
+    assert (following.attempt, following.earlier_hours, is_new) == (2, 0.0, True)
+
+
 def test_null_leaves_it(store, launch):
     launch(store, launcher={"kind": "local", "orphan_hours": None})
     (found,) = suspected(store, 100.0)

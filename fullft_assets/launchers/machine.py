@@ -193,11 +193,10 @@ class Machine:
         try:
             if child is not None:
                 return psutil.Process(child.pid) if child.poll() is None else None
-            pid, began = (self.root / name / PID).read_text().split()
-            process = psutil.Process(int(pid))
-            # A pid is used again, and a folder outlives the machine's boot.
-            return process if abs(process.create_time() - float(began)) < 1 and is_alive(process) else None
-        except (FileNotFoundError, psutil.NoSuchProcess):
+            process = psutil.Process(int((self.root / name / PID).read_text()))
+            # A pid is used again, a folder outlives the machine's boot, and a process's start is known by a clock that may be set meanwhile.
+            return process if process.environ().get(LAUNCH_ID) == name and is_alive(process) else None
+        except (FileNotFoundError, psutil.NoSuchProcess, psutil.AccessDenied):
             return None
 
 

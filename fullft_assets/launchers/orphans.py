@@ -152,7 +152,7 @@ def waiting_line(suspect: Suspect, store: Store, now: float) -> str:
         if suspect.due_at is None
         else f"for {(suspect.due_at - now) / 3600:.2f} h more, or until a run attaches"
     )
-    return f"{_about(suspect.launch, store)}: its run has ended {(now - suspect.since) / 3600:.2f} h ago; it is left alone {left}"
+    return f"{_about(suspect.launch, store)}: its run has ended {max(0.0, now - suspect.since) / 3600:.2f} h ago; it is left alone {left}"
 
 
 def due(found: Iterable[Suspect], now: float | None = None) -> list[Suspect]:

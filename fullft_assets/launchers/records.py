@@ -59,7 +59,8 @@ class Launch(BaseModel):
     @property
     def hours(self) -> float:
         """Hours since it was submitted, or until it ended; or those that are paid, where the backend says so."""
-        seconds = (self.ended_at or time.time()) - self.submitted_at if self.billed_seconds is None else self.billed_seconds
+        # The two times may be of two machines.
+        seconds = max(0.0, (self.ended_at or time.time()) - self.submitted_at) if self.billed_seconds is None else self.billed_seconds
         return seconds / 3600
 
     @property

@@ -35,7 +35,7 @@ from fullft_assets.jobs.leases import leased
 POLL_SECONDS = 0.5
 #: How long killed processes may take to vanish; longer means an uninterruptible system call.
 KILL_SECONDS = 10.0
-#: Files of `--folder`: pid and start time of the supervisor; what it waits for; and exit code of the command, with whether its time was up or memory
+#: Files of `--folder`: pid of the supervisor; what it waits for; and exit code of the command, with whether its time was up or memory
 #: ran out.
 PID, WAITING, EXIT = "pid", "waiting", "exit"
 #: Environment variable with a file that has the kernel's count of processes that were killed as memory ran out, for tests.
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     supervisor = Supervisor(chosen.grace, chosen.seconds)
     if chosen.folder is not None:
-        _write(chosen.folder / PID, f"{os.getpid()} {psutil.Process().create_time()}")
+        _write(chosen.folder / PID, str(os.getpid()))
     adopt_orphans()
     if chosen.watch:
         die_with_parent(signal.SIGTERM)
