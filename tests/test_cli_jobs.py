@@ -14,10 +14,12 @@ from fullft_assets.cli.jobs import job_lines
 from fullft_assets.launchers import LaunchSpec, records
 from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.records import Launch
-from fullft_assets.settings import LauncherSettings
+from fullft_assets.settings import LauncherSettings, UseCaseSettings
 from fullft_assets.store import Store
 from tests.machine import lacks
 from tests.project import Project
+
+SETTINGS = {"base_model": "none", "documents": {"path": "none"}, "examples": {"label": "none"}}
 
 
 def launched(store: Store, stage: str, hours_ago: float, **changes: Any) -> Launch:
@@ -28,7 +30,12 @@ def launched(store: Store, stage: str, hours_ago: float, **changes: Any) -> Laun
 
 
 def lines(store: Store, *, with_ended: bool = False) -> list[list[str]]:
-    return [line.split("  ") for line in job_lines(SimpleNamespace(name="letters"), store, with_ended=with_ended)]
+    return [
+        line.split("  ")
+        for line in job_lines(
+            SimpleNamespace(name="letters", settings=UseCaseSettings.model_validate(SETTINGS)), store, with_ended=with_ended
+        )
+    ]
 
 
 def test_time_rest_of_it_and_cost_of_what_runs_are_shown_newest_first(tmp_path: Path):

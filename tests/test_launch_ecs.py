@@ -411,6 +411,7 @@ def place(service: Ecs, url: str) -> Place:
 @pytest.mark.long
 @pytest.mark.fault("the run's process is killed", "ecs")
 @pytest.mark.fault("a run is cancelled", "ecs")
+@pytest.mark.fault("the record of a job is lost", "ecs")
 @pytest.mark.fault("nobody follows a job any more", "ecs")
 class TestAnotherProcess(AnotherProcess):
     """ECS goes on without it."""

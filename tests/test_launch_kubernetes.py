@@ -252,6 +252,7 @@ def place(cluster: Cluster, tmp_path: Path) -> Place:
 @pytest.mark.long
 @pytest.mark.fault("the run's process is killed", "kubernetes")
 @pytest.mark.fault("a run is cancelled", "kubernetes")
+@pytest.mark.fault("the record of a job is lost", "kubernetes")
 @pytest.mark.fault("nobody follows a job any more", "kubernetes")
 class TestAnotherProcess(AnotherProcess):
     """The cluster goes on without it."""

@@ -447,6 +447,7 @@ def place(service: SageMaker, url: str) -> Place:
 @pytest.mark.long
 @pytest.mark.fault("the run's process is killed", "sagemaker")
 @pytest.mark.fault("a run is cancelled", "sagemaker")
+@pytest.mark.fault("the record of a job is lost", "sagemaker")
 @pytest.mark.fault("nobody follows a job any more", "sagemaker")
 class TestAnotherProcess(AnotherProcess):
     """SageMaker goes on without it."""

@@ -145,6 +145,7 @@ def place(server: SshServer, tmp_path: Path) -> Place:
 @pytest.mark.slow
 @pytest.mark.fault("the run's process is killed", "ssh")
 @pytest.mark.fault("a run is cancelled", "ssh")
+@pytest.mark.fault("the record of a job is lost", "ssh")
 @pytest.mark.fault("nobody follows a job any more", "ssh")
 class TestAnotherProcess(AnotherProcess):
     """The machine goes on without it."""
