@@ -11,13 +11,17 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from probe_workloads.definitions import probe_job
 
 from fullft_assets.jobs import leases
 from fullft_assets.jobs.cores import THREADS, usable_cores
 from fullft_assets.jobs.gpus import NUM_GPUS, VISIBLE
 from fullft_assets.jobs.launch import RUN_ID
 from fullft_assets.jobs.leases import leased
+from fullft_assets.launchers.driver import LaunchDriver
+from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.machine import Machine
+from fullft_assets.settings import LauncherSettings
 
 FOUR = [0, 1, 2, 3]
 #: A supervisor and a Python have so long to start on a slow machine that does other work.
@@ -132,6 +136,12 @@ def test_a_container_has_the_cores_of_its_limit(files: dict[str, str], expected:
     assert usable_cores(tmp_path) == all_of_them[:expected]
 
 
+@pytest.mark.parametrize(("workload", "shares"), [("training", False), ("evaluation", False), ("prediction", True), ("monitoring", True)])
+def test_what_a_long_training_must_not_hold_up_shares_cores(workload: str, shares: bool, tmp_path: Path) -> None:
+    chosen, (job, _) = LocalLauncher(LauncherSettings()), probe_job(tmp_path, "writes")
+    assert LaunchDriver(lambda _: chosen).spec(chosen, workload, job).shares_cores is shares
+
+
 class TestSupervised:
     @pytest.fixture
     def machine(self, tmp_path: Path) -> Iterator[Machine]:
@@ -164,6 +174,11 @@ class TestSupervised:
         machine._supervisor("firstrun").kill()  # type: ignore[union-attr]
         self._until(machine, "another", "succeeded")
         assert machine.logs("another", "").stdout == f"{line}\ncomputes\n"
+
+    def test_one_that_shares_cores_waits_for_none(self, machine: Machine) -> None:
+        with leased(1, always):
+            machine.start("light", ["-c", "print('computes')"], {}, grace_seconds=1, watched=[os.getpid()], shares_cores=True)
+            self._until(machine, "light", "succeeded")
 
     def test_its_wait_is_no_time_of_work_and_can_be_cancelled(self, machine: Machine) -> None:
         with leased(1, always) as variables:
