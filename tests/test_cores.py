@@ -33,8 +33,9 @@ def always() -> bool:
 
 
 @pytest.fixture(autouse=True)
-def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def four_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with four cores and no GPU, on which nothing says how many threads a process has."""
+    monkeypatch.setenv("FULLFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(leases, "usable_cores", lambda: FOUR)
     monkeypatch.setattr(leases, "allowed_cores", lambda: FOUR)
     monkeypatch.setattr(leases, "shared_gpus", lambda: [])
@@ -102,7 +103,9 @@ def test_what_waits_for_cores_keeps_no_gpu_meanwhile(monkeypatch: pytest.MonkeyP
 
 def test_a_run_that_shares_cores_holds_and_waits_for_none() -> None:
     with leased(1, always, shares_cores=True) as alone:
-        assert (alone, num_free()) == ({}, 4)
+        assert alone == {}
+        assert not Path(os.environ["FULLFT_CACHE"], "cores").exists(), "a pod leaves nothing on a disk that pods share"
+        assert num_free() == 4
     with leased(2, always), leased(1, always, shares_cores=True) as beside:
         assert (beside, num_free()) == ({THREADS: "2"}, 2)
     with leased(1, always), leased(1, always, shares_cores=True) as beside:

@@ -193,6 +193,7 @@ def test_output_is_read_on_from_the_cursor_each_line_once(cluster, tmp_path, mon
     stamps = [stamp for stamp, _ in pod.lines]
     assert lines == [line.decode().rstrip("\n") for _, line in pod.lines] and len(lines) >= 400
     assert len(set(stamps)) < len(stamps) / 2, "lines with the same stamp"
+    assert not (tmp_path / "cache/cores").exists(), "a pod has its cores for itself"
 
 
 @pytest.mark.fault("clock skew of hours", "kubernetes")

@@ -65,9 +65,8 @@ def leased(
     # A GPU's name is unique. Machines that share a home have cores of the same numbers.
     of_gpus = _Kind("GPUs", gpus, num_gpus, cache / "gpus")
     of_cores = _Kind("CPU cores", [str(core) for core in cores], num_cores, cache / "cores" / socket.gethostname())
-    can_count = _can_lock(of_cores.folder)
     wanted = [of_gpus] if gpus else []
-    wanted += [of_cores] if num_cores and can_count and not shares_cores else []
+    wanted += [of_cores] if num_cores and not shares_cores and _can_lock(of_cores.folder) else []
     with ExitStack() as kept:
         is_said = False
         while may_wait():
@@ -75,7 +74,7 @@ def leased(
             if found is not None:
                 variables = {VISIBLE: ",".join(found[of_gpus.what]), NUM_GPUS: str(len(gpus))} if gpus else {}
                 if threads is None and num_processes == 1:
-                    num_threads = max(1, _num_free(of_cores) if shares_cores and can_count else num_cores)
+                    num_threads = max(1, _num_free(of_cores) if shares_cores else num_cores)
                     variables |= {THREADS: str(num_threads)} if num_threads < len(allowed_cores()) else {}
                 yield variables
                 return
@@ -100,6 +99,8 @@ def _take(wanted: Sequence[_Kind], kept: ExitStack) -> dict[str, list[str]] | No
 
 
 def _num_free(kind: _Kind) -> int:
+    if not os.access(kind.folder, os.W_OK):  # nothing was ever held here
+        return kind.count
     with one_at_a_time(kind.folder / "all.lock"), ExitStack() as mine:
         return len(_lock_free(kind, mine))
 
