@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +27,9 @@ os.fsync = lambda _: None
 # `make` names a home that a fresh checkout does not have yet; each test has one of its own.
 os.environ.pop("DAGSTER_HOME", None)
 
+# Of each process of the tests its own: workloads of several wait for no core of each other.
+os.environ["FULLFT_CACHE"] = tempfile.mkdtemp(prefix="fullft-tests-")
+
 #: Seconds to import, and with them come models and Dagster instances.
 HEAVY = ("torch", "transformers", "dagster")
 
@@ -36,6 +41,11 @@ _DEFS_STATE = "dagster._core.storage.defs_state.base"
 def pytest_collection_finish() -> None:
     """Keep what was imported and collected out of the searches for garbage, pytest's own at the end included."""
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Remove the cache of this process."""
+    shutil.rmtree(os.environ["FULLFT_CACHE"], ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)

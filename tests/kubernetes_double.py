@@ -225,6 +225,8 @@ class Cluster:
         self.is_queueing = False
         #: What the cluster says when it refuses to make pods.
         self.refusal = ""
+        #: How far the clock of the API server is ahead of ours and of the nodes', in seconds.
+        self.clock_seconds = 0.0
         self.faults: list[Fault] = []
         self.used: set[tuple[str, str, str]] = set()
         #: Manifests of all Jobs that were created.
@@ -397,10 +399,10 @@ class Cluster:
                 pod.is_suspended = True
             status.pop("startTime", None)
             return
-        status.setdefault("startTime", _stamp())
+        status.setdefault("startTime", _stamp(self.clock_seconds))
         failed = [pod for pod in job.pods if pod.status["phase"] == "Failed"]
         limit = spec.get("activeDeadlineSeconds")
-        if limit is not None and _age(status["startTime"]) > limit:
+        if limit is not None and _age(status["startTime"]) + self.clock_seconds > limit:
             job.failing = job.failing or {"reason": "DeadlineExceeded", "message": "Job was active longer than specified deadline"}
         if failed and job.failing is None:
             job.failing = _failing(failed[0])
@@ -476,7 +478,7 @@ class Cluster:
                     return self._reset()
                 data = content if isinstance(content, bytes) else json.dumps(content).encode()
                 self.send_response_only(status)
-                self.send_header("Date", formatdate(usegmt=True))
+                self.send_header("Date", formatdate(time.time() + cluster.clock_seconds, usegmt=True))
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)

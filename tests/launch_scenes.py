@@ -19,16 +19,16 @@ from probe_workloads.definitions import probe_job
 
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.launchers import open_recorded
-from fullft_assets.launchers import Launcher, LaunchSpec, aws, driver, records
+from fullft_assets.launchers import Launcher, LaunchSpec, Unreachable, aws, driver, records
 from fullft_assets.launchers.aws import AwsLauncher
 from fullft_assets.launchers.driver import LaunchDriver
-from fullft_assets.launchers.orphans import due, end_orphan, find_orphans, suspects
+from fullft_assets.launchers.orphans import due, end_orphan, find_orphans, find_unrecorded, suspects
 from fullft_assets.launchers.records import Launch
 from fullft_assets.launchers.supervisor import is_alive
 from fullft_assets.resources import one_line_errors
 from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Store
-from tests.aws_double import Double, serve
+from tests.aws_double import AwsDouble, Double, serve
 from tests.prepared import Prepared
 from tests.s3_server import S3Server
 
@@ -69,6 +69,17 @@ def run_probe(launcher: Launcher, job: Job, store: Store, instance: dg.DagsterIn
         return None, messages
     failure = done.get_step_failure_events()[0].step_failure_data
     return failure.error.message if failure.user_failure_data is None else failure.user_failure_data.description, messages
+
+
+def refuses_other_clocks(service: AwsDouble, launcher: AwsLauncher, asked: LaunchSpec) -> None:
+    """Submit a job, and require that its service is asked again while its clock and ours differ by hours."""
+    launcher.submit(asked)
+    for hours, why in ((2, "Signature expired: "), (-2, "Signature not yet current: ")):
+        service.clock_seconds = hours * 3600
+        with pytest.raises(Unreachable, match=rf"{why}.* \(InvalidSignatureException\); set the clock of this machine$"):
+            launcher.poll(asked.name)
+    service.clock_seconds = 0
+    assert launcher.poll(asked.name).state != "gone"
 
 
 def recorded(store: Store) -> Launch:
@@ -210,3 +221,18 @@ class AnotherProcess:
         assert (place.folder / "checkpoint0").read_text() == "complete"
         assert not is_alive(workload) and not is_alive(helper) and place.num_running() == 0
         assert (recorded(store).state, recorded(store).is_cleared) == ("stopped", True)
+
+    @pytest.mark.long
+    def test_a_job_whose_record_is_lost_is_found_by_its_name_and_ended_with_its_checkpoint(self, place):
+        launcher, (job, store) = open_recorded(place.settings.model_dump(mode="json")), probe_job(place.folder, "works", place.url)
+        name = f"{records.name_prefix(store, job.case)}0123456789-3"
+        launcher.submit(LaunchSpec(name, "probe_workloads.probe", tuple(job.arguments(store)), run_id="dead"))
+        workload, helper = process(place.folder, "workload0"), process(place.folder, "helper0")
+        for others in ((store, "another"), (Store(f"{store.url}_of_others"), job.case)):
+            assert not find_unrecorded(*others, [place.settings], 0.0)[0]
+        ((found,), silent) = find_unrecorded(store, job.case, [place.settings, place.settings], time.time())
+        assert (found.name, silent) == (name, [])
+        found.launcher.stop(name)
+        assert (place.folder / "checkpoint0").read_text() == "complete"
+        assert not is_alive(workload) and not is_alive(helper) and place.num_running() == 0
+        assert find_unrecorded(store, job.case, [place.settings], time.time()) == ([], [])

@@ -14,10 +14,12 @@ from fullft_assets.cli.jobs import job_lines
 from fullft_assets.launchers import LaunchSpec, records
 from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.records import Launch
-from fullft_assets.settings import LauncherSettings
+from fullft_assets.settings import LauncherSettings, UseCaseSettings
 from fullft_assets.store import Store
 from tests.machine import lacks
 from tests.project import Project
+
+SETTINGS = {"base_model": "none", "documents": {"path": "none"}, "examples": {"label": "none"}}
 
 
 def launched(store: Store, stage: str, hours_ago: float, **changes: Any) -> Launch:
@@ -28,7 +30,12 @@ def launched(store: Store, stage: str, hours_ago: float, **changes: Any) -> Laun
 
 
 def lines(store: Store, *, with_ended: bool = False) -> list[list[str]]:
-    return [line.split("  ") for line in job_lines(SimpleNamespace(name="letters"), store, with_ended=with_ended)]
+    return [
+        line.split("  ")
+        for line in job_lines(
+            SimpleNamespace(name="letters", settings=UseCaseSettings.model_validate(SETTINGS)), store, with_ended=with_ended
+        )
+    ]
 
 
 def test_time_rest_of_it_and_cost_of_what_runs_are_shown_newest_first(tmp_path: Path):
@@ -40,7 +47,11 @@ def test_time_rest_of_it_and_cost_of_what_runs_are_shown_newest_first(tmp_path: 
     evaluation, training = lines(store)
     assert evaluation[0] == "letters/evaluation_report" and evaluation[4] == "0.50 h, price unknown"
     assert training[:3] == ["letters/finetuned_checkpoint", "running (on record)", "local elsewhere"]
-    assert training[4:] == ["2.00 h, at most 6.00 h more beside its wait for GPUs, 6.00 USD", "run 01234567", first.name_in(store)]
+    assert training[4:] == [
+        "2.00 h, at most 6.00 h more beside its wait for GPUs and cores, 6.00 USD",
+        "run 01234567",
+        first.name_in(store),
+    ]
     assert [line[1] for line in lines(store, with_ended=True)] == ["running (on record)"] * 2 + ["failed (a.csv:3: no label [data])"]
     launched(store, "pilot_run", 1.0, hourly_usd=2.0)
     again = next(line for line in lines(store) if line[0] == "letters/pilot_run")

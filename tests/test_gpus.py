@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from fullft_assets.engine import trainer
-from fullft_assets.jobs import gpus
-from fullft_assets.jobs.gpus import NUM_GPUS, VISIBLE, leased, shared_gpus
+from fullft_assets.jobs import leases
+from fullft_assets.jobs.cores import THREADS
+from fullft_assets.jobs.gpus import NUM_GPUS, VISIBLE, shared_gpus
 from fullft_assets.jobs.launch import ERROR_FILE, WorkloadFailure
+from fullft_assets.jobs.leases import leased
 from fullft_assets.models.hardware import num_gpus
 from fullft_assets.settings import TrainingSettings
 
@@ -33,7 +35,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:/usr/bin:/bin")
     monkeypatch.setenv("FULLFT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(gpus, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(leases, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setenv(THREADS, "1")
     for name in (VISIBLE, NUM_GPUS):
         monkeypatch.delenv(name, raising=False)
 
@@ -62,7 +65,7 @@ def test_a_run_waits_until_all_that_it_needs_are_free_and_keeps_none_meanwhile(c
                 assert third is not None and third[VISIBLE] == "GPU-c"
         waiting.result(60)
     assert given == [{VISIBLE: "GPU-b,GPU-c", NUM_GPUS: "3"}]
-    assert capsys.readouterr().out == "waiting until 2 of 3 GPUs are free: other runs have them\n"
+    assert capsys.readouterr().out == f"waiting until 2 of 3 GPUs are free; held by job {os.getpid()}\n"
 
 
 def test_a_run_that_is_cancelled_waits_no_longer() -> None:

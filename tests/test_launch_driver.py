@@ -109,6 +109,16 @@ def recorded(store: Store) -> Launch:
     return launch
 
 
+def test_what_a_job_waits_for_is_said_once_in_the_log_of_the_run(run, store, instance, monkeypatch):
+    waits = [Status("pending"), Status("pending", "held by run a"), Status("pending", "held by run a"), Status("running")]
+    backend = Backend(store, [DONE])
+    done = Backend.poll
+    monkeypatch.setattr(Backend, "poll", lambda self, name, seconds=0.0: waits.pop(0) if waits else done(self, name, seconds))
+    assert run(backend) is None
+    (made,) = instance.get_runs()
+    assert [entry.user_message for entry in instance.all_logs(made.run_id)].count("held by run a") == 1
+
+
 @pytest.mark.parametrize(
     ("ends", "max_retries", "line", "attempt"),
     [

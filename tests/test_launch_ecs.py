@@ -22,7 +22,18 @@ from fullft_assets.settings import EcsLauncherSettings, LauncherSettings, Planni
 from fullft_assets.store import Store
 from tests.aws_double import IMAGE, ROLE
 from tests.ecs_double import CLUSTER, PROVIDER, SECRET, Ecs
-from tests.launch_scenes import NAME, AnotherProcess, Place, process, recorded, run_probe, serving, trained_in_bucket, wait_for
+from tests.launch_scenes import (
+    NAME,
+    AnotherProcess,
+    Place,
+    process,
+    recorded,
+    refuses_other_clocks,
+    run_probe,
+    serving,
+    trained_in_bucket,
+    wait_for,
+)
 from tests.prepared import prepare
 from tests.s3_server import S3Server
 
@@ -59,6 +70,11 @@ def spec(url: str, stage: str, **changes: Any) -> LaunchSpec:
 def ended(chosen: EcsLauncher) -> Status:
     wait_for(lambda: chosen.poll(NAME).is_over, "the task ended")
     return chosen.poll(NAME)
+
+
+@pytest.mark.fault("clock skew of hours", "ecs")
+def test_a_clock_that_aws_refuses_is_one_line_and_the_job_is_found_once_it_is_set(service, url):
+    refuses_other_clocks(service, launcher(), spec(url, "writes"))
 
 
 @pytest.mark.slow
@@ -395,6 +411,7 @@ def place(service: Ecs, url: str) -> Place:
 @pytest.mark.long
 @pytest.mark.fault("the run's process is killed", "ecs")
 @pytest.mark.fault("a run is cancelled", "ecs")
+@pytest.mark.fault("the record of a job is lost", "ecs")
 @pytest.mark.fault("nobody follows a job any more", "ecs")
 class TestAnotherProcess(AnotherProcess):
     """ECS goes on without it."""

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -192,6 +193,24 @@ def test_output_is_read_on_from_the_cursor_each_line_once(cluster, tmp_path, mon
     stamps = [stamp for stamp, _ in pod.lines]
     assert lines == [line.decode().rstrip("\n") for _, line in pod.lines] and len(lines) >= 400
     assert len(set(stamps)) < len(stamps) / 2, "lines with the same stamp"
+    assert not (tmp_path / "cache/cores").exists(), "a pod has its cores for itself"
+
+
+@pytest.mark.fault("clock skew of hours", "kubernetes")
+@pytest.mark.parametrize("hours", [-2, 2])
+def test_the_clock_of_the_api_server_takes_no_line_and_ends_no_job(cluster, tmp_path, monkeypatch, hours):
+    monkeypatch.setattr(kubernetes, "_MAX_CHARACTERS", 2_000)
+    cluster.clock_seconds = hours * 3600
+    chosen, cursor, lines = launcher(pending_minutes=1), "", []
+    chosen.submit(spec(tmp_path, "prints"))
+    wait_for(lambda: chosen.poll(NAME).is_over, "it ended")
+    time.sleep(2)  # what a node is asked for by a wrong clock is no longer there
+    while (logs := chosen.logs(NAME, cursor)).stdout or logs.is_more:
+        lines += logs.stdout.splitlines()
+        cursor = logs.cursor
+    (pod,) = cluster.pods(NAME)
+    assert chosen.poll(NAME).state == "succeeded"
+    assert lines == [line.decode().rstrip("\n") for _, line in pod.lines] and len(lines) >= 400
 
 
 class TestQueue:
@@ -234,6 +253,7 @@ def place(cluster: Cluster, tmp_path: Path) -> Place:
 @pytest.mark.long
 @pytest.mark.fault("the run's process is killed", "kubernetes")
 @pytest.mark.fault("a run is cancelled", "kubernetes")
+@pytest.mark.fault("the record of a job is lost", "kubernetes")
 @pytest.mark.fault("nobody follows a job any more", "kubernetes")
 class TestAnotherProcess(AnotherProcess):
     """The cluster goes on without it."""

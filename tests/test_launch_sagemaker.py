@@ -25,7 +25,7 @@ from fullft_assets.store import Store
 from tests import launch_scenes
 from tests import s3_server as s3_servers
 from tests.aws_double import IMAGE, ROLE
-from tests.launch_scenes import NAME, AnotherProcess, Place, run_probe, serving, trained_in_bucket, wait_for
+from tests.launch_scenes import NAME, AnotherProcess, Place, refuses_other_clocks, run_probe, serving, trained_in_bucket, wait_for
 from tests.prepared import Prepared, prepare
 from tests.sagemaker_double import SageMaker
 
@@ -87,6 +87,11 @@ def test_a_workload_runs_there_and_its_progress_output_cost_and_failures_arrive(
     assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
     (job,) = [job for job in service.jobs.values() if job.status == "Failed"]
     assert job.reason == "AlgorithmError: documents/a.csv:3: no field `label`; name it in examples.label [data], exit code: 3"
+
+
+@pytest.mark.fault("clock skew of hours", "sagemaker")
+def test_a_clock_that_aws_refuses_is_one_line_and_the_job_is_found_once_it_is_set(service, url):
+    refuses_other_clocks(service, launcher(), spec(url, "writes"))
 
 
 @pytest.mark.slow
@@ -442,6 +447,7 @@ def place(service: SageMaker, url: str) -> Place:
 @pytest.mark.long
 @pytest.mark.fault("the run's process is killed", "sagemaker")
 @pytest.mark.fault("a run is cancelled", "sagemaker")
+@pytest.mark.fault("the record of a job is lost", "sagemaker")
 @pytest.mark.fault("nobody follows a job any more", "sagemaker")
 class TestAnotherProcess(AnotherProcess):
     """SageMaker goes on without it."""

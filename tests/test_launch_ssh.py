@@ -145,6 +145,7 @@ def place(server: SshServer, tmp_path: Path) -> Place:
 @pytest.mark.slow
 @pytest.mark.fault("the run's process is killed", "ssh")
 @pytest.mark.fault("a run is cancelled", "ssh")
+@pytest.mark.fault("the record of a job is lost", "ssh")
 @pytest.mark.fault("nobody follows a job any more", "ssh")
 class TestAnotherProcess(AnotherProcess):
     """The machine goes on without it."""
@@ -227,7 +228,7 @@ class TestSeveralHosts:
     @pytest.mark.fault("a run is cancelled", "ssh")
     def test_two_real_ones_work_until_they_are_stopped_and_write_their_checkpoints(self, tmp_path):
         (tmp_path / "ssh").mkdir(mode=0o700)
-        server = SshServer(tmp_path / "ssh", {"FULLFT_CACHE": str(tmp_path / "cache")}, ["127.0.0.1", "127.0.0.2"])
+        server = SshServer(tmp_path / "ssh", {"FULLFT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}, ["127.0.0.1", "127.0.0.2"])
         server.start()
         ssh = launcher(server, processes=2, rendezvous_port=free_port(), grace_seconds=60)
         job, store = probe_job(tmp_path, "works")

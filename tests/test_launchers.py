@@ -27,7 +27,7 @@ from fullft_assets.launchers import Logs, local, machine
 from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.machine import Machine, ended_status
-from fullft_assets.launchers.supervisor import is_alive
+from fullft_assets.launchers.supervisor import PID, is_alive
 from fullft_assets.registry import Registry
 from fullft_assets.resources import latest, set_latest
 from fullft_assets.settings import LauncherSettings
@@ -373,6 +373,21 @@ class TestMachine:
         assert "".join(blocks) == "\n".join(lines)
         if len(lines[0]) < 12:
             assert blocks[0] == "ééé\n" and blocks[1] == "12345\né\n"
+
+    @pytest.mark.fault("clock skew of hours", "local", "ssh")
+    def test_a_clock_that_was_set_ends_no_job_and_its_pid_of_another_process_does(self, tmp_path, monkeypatch):
+        first = Machine(tmp_path)
+        first.start("j", ["-c", "import time; print('works', flush=True); time.sleep(300)"], {}, grace_seconds=0)
+        try:
+            _wait_for(lambda: first.logs("j", "").stdout, "the job works")
+            # psutil derives it from the machine's clock as it is now.
+            create_time = psutil.Process.create_time
+            monkeypatch.setattr(psutil.Process, "create_time", lambda process: create_time(process) + 2 * 3600)
+            assert Machine(tmp_path).poll("j").state == "running"
+            (tmp_path / "j" / PID).write_text(str(os.getpid()))
+            assert Machine(tmp_path).poll("j").state == "failed"
+        finally:
+            first.stop("j", 0)
 
     def test_a_process_that_does_not_vanish_fails_nothing(self, tmp_path, monkeypatch, capsys):
         jobs = self._ended(tmp_path, "")

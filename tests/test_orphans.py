@@ -3,17 +3,31 @@
 import os
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 
+from fullft_assets.automation import orphans
+from fullft_assets.cli.jobs import job_lines
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers import LaunchSpec, Unreachable, records
 from fullft_assets.launchers.local import LocalLauncher
-from fullft_assets.launchers.orphans import Orphan, Suspect, due, end_orphan, find_orphans, suspects, waiting_line
+from fullft_assets.launchers.orphans import (
+    Orphan,
+    Suspect,
+    due,
+    due_unrecorded,
+    end_orphan,
+    find_orphans,
+    find_unrecorded,
+    note_unrecorded,
+    suspects,
+    waiting_line,
+)
 from fullft_assets.launchers.records import Launch
 from fullft_assets.resources import open_store
 from fullft_assets.settings import LauncherSettings
@@ -102,6 +116,19 @@ def test_a_job_is_ended_so_long_after_its_run_and_not_before(store, launch):
     assert suspected(store, 1.5) == []
 
 
+@pytest.mark.fault("clock skew of hours", "ssh", "kubernetes", "ecs", "sagemaker")
+def test_where_the_clock_of_a_run_was_ahead_its_job_is_left_so_much_longer_and_never_costs_less_than_nothing(store, launch):
+    made = launch(store, hourly_usd=2.0, submitted_at=time.time() + 2 * HOUR)
+    (found,) = suspected(store, -2.0)
+    assert waiting_line(found, store, NOW).endswith("ended 0.00 h ago; it is left alone for 3.00 h more, or until a run attaches")
+    assert (made.hours, made.usd) == (0.0, 0.0)
+    assert find(store, 0.9) == [] and len(find(store, 1.1)) == 1
+    assert records.end(store, made, "stopped", "", "preemption")
+    again = made.model_copy(update={"submitted_at": time.time(), "run_id": "second"})
+    following, _, is_new = records.claim(store, again, lambda _: False)
+    assert (following.attempt, following.earlier_hours, is_new) == (2, 0.0, True)
+
+
 def test_null_leaves_it(store, launch):
     launch(store, launcher={"kind": "local", "orphan_hours": None})
     (found,) = suspected(store, 100.0)
@@ -167,6 +194,37 @@ def test_a_run_that_follows_for_another_one_takes_the_job_over_once_that_is_gone
     assert not records.adopt(store, made, "third", lambda run_id: run_id != "first")
 
 
+@pytest.mark.fault("the record of a job is lost", "ssh", "kubernetes", "ecs", "sagemaker")
+def test_a_job_that_no_record_names_is_found_by_its_name_and_ended_like_an_orphan(project, launch, monkeypatch):
+    use_case = project.use_case()
+    with dg.DagsterInstance.ephemeral() as instance:
+        store = open_store(use_case, instance)
+    known, lost = launch(store), launch(store, key="lost")
+    launch(store, case="another")
+    store.delete_pointer(lost.record)
+    name = lost.name_in(store)
+    ((found,), silent) = find_unrecorded(store, "letters", [LAUNCHER.settings], NOW)
+    assert (found.name, found.since, found.due_at, silent) == (name, NOW, NOW + HOUR, [])
+    assert found.line == f"letters: {name} at {LAUNCHER.place} runs, and no record names it; seen 0.00 h ago"
+    assert found.line in list(job_lines(use_case, store, with_ended=False))
+    note_unrecorded(store, "letters", [found], is_complete=True)
+    assert due_unrecorded(store, "letters", NOW + 0.9 * HOUR) == {}
+    assert due_unrecorded(store, "letters", NOW + 1.1 * HOUR) == {name: NOW + HOUR}
+    ((again,), _) = find_unrecorded(store, "letters", [LAUNCHER.settings], NOW + 2 * HOUR)
+    assert (again.since, again.line.endswith("seen 2.00 h ago")) == (NOW, True)
+    again.launcher.stop(name)
+    assert runs(store, known) and find_unrecorded(store, "letters", [LAUNCHER.settings], NOW) == ([], [])
+    note_unrecorded(store, "letters", [], is_complete=False)
+    assert store.list_pointers("unrecorded/letters") == [name], "a place that did not answer may have it"
+    note_unrecorded(store, "letters", [], is_complete=True)
+    assert store.list_pointers("unrecorded/letters") == []
+    monkeypatch.setattr(LocalLauncher, "list", not_answering)
+    assert find_unrecorded(store, "letters", [LAUNCHER.settings], NOW) == (
+        [],
+        ["letters: jobs without a record at local cannot be looked for: it does not answer"],
+    )
+
+
 @dg.op
 def nothing_done() -> None:
     pass
@@ -180,14 +238,14 @@ def nothing() -> None:
 class TestInDagster:
     @pytest.fixture
     def defs(self, project: projects.Project) -> dg.Definitions:
-        project.configure(launcher={"kind": "ssh", "host": "gpu1"})
+        project.configure(launcher={"kind": "ssh", "host": "127.0.0.1", "port": 1})
         return FullFineTune(project.use_case()).build_defs()
 
     def test_local_jobs_end_with_their_runs_and_need_no_schedule(self, project: projects.Project):
         defs = FullFineTune(project.use_case()).build_defs()
         assert "letters_orphans_schedule" not in {schedule.name for schedule in defs.schedules}
 
-    def test_the_schedule_launches_the_job_that_ends_what_a_dead_run_left(self, project, defs, launch):
+    def test_the_schedule_launches_the_job_that_ends_what_a_dead_run_left(self, project, defs, launch, monkeypatch):
         schedule = next(schedule for schedule in defs.schedules if schedule.name == "letters_orphans_schedule")
         assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
         with dg.DagsterInstance.from_config(str(project.home)) as instance:
@@ -195,18 +253,34 @@ class TestInDagster:
             run = instance.create_run_for_job(nothing)
             made = launch(store, run_id=run.run_id, launcher={"kind": "local", "orphan_hours": 0.0, "grace_seconds": 0})
 
-            def tick() -> Any:
-                context = dg.build_schedule_context(instance=instance, resources=defs.resources)
+            def tick(hour: int = 5) -> Any:
+                at = datetime(2026, 11, 28, hour, 17, tzinfo=UTC)
+                context = dg.build_schedule_context(instance=instance, resources=defs.resources, scheduled_execution_time=at)
                 return schedule.evaluate_tick(context)
 
             assert tick().skip_message == "a run follows each job"
             instance.report_run_failed(run)
             (request,) = tick().run_requests
             assert request.tags["orphans/jobs"] == made.name_in(store) and request.run_key == tick().run_requests[0].run_key
-            done = defs.resolve_job_def("letters_end_orphans").execute_in_process(instance=instance)
+            lost = launch(store, key="lost")
+            store.delete_pointer(lost.record)
+            places = [LauncherSettings(grace_seconds=0)]
+            monkeypatch.setattr(orphans, "sections", lambda _: places)
+            job = defs.resolve_job_def("letters_end_orphans")
+            done = job.execute_in_process(instance=instance)
             assert not runs(store, made) and recorded(store).state == "stopped"
-            assert instance.get_run_by_id(done.run_id).tags["orphans/stopped"] == "1"
+            assert instance.get_run_by_id(done.run_id).tags["orphans/stopped"] == "1" and runs(store, lost), "its hour has begun"
+            assert store.list_pointers("unrecorded/letters") == [lost.name_in(store)]
+            places[:] = [LauncherSettings(grace_seconds=0, orphan_hours=0)]
+            done = job.execute_in_process(instance=instance)
+            assert instance.get_run_by_id(done.run_id).tags["orphans/stopped"] == "1" and not runs(store, lost)
+            assert store.list_pointers("unrecorded/letters") == []
             assert tick().skip_message == "a run follows each job"
+            looks = [hour for hour in range(8) if tick(hour).run_requests]
+            assert looks == [0, 6], "backends are asked for jobs without a record"
+            store.write_pointer("unrecorded/letters/fullft-lost", {"since": NOW - HOUR, "due_at": NOW})
+            assert tick().run_requests[0].tags["orphans/jobs"] == "fullft-lost"
+            store.delete_pointer("unrecorded/letters/fullft-lost")
             launch(
                 store, key="elsewhere", run_id=run.run_id, place="elsewhere", launcher={"kind": "local", "orphan_hours": 0.0}, runs=False
             )

@@ -8,15 +8,26 @@ import dagster as dg
 
 from fullft_assets.assets.case import Case
 from fullft_assets.errors import WorkloadError
-from fullft_assets.launchers.orphans import due, end_orphan, find_orphans, suspects, waiting_line
+from fullft_assets.launchers.orphans import (
+    due,
+    due_unrecorded,
+    end_orphan,
+    find_orphans,
+    find_unrecorded,
+    note_unrecorded,
+    sections,
+    suspects,
+    waiting_line,
+)
 from fullft_assets.resources import one_line_errors
-from fullft_assets.settings.launcher import ComputeSettings
 from fullft_assets.store import digest
 
 #: Tag of a run with the number of jobs that it has stopped.
 STOPPED_TAG = "orphans/stopped"
 #: Once an hour: more than an hour is not paid unseen.
 _CRON = "17 * * * *"
+#: Backends are asked for jobs without a record every so many hours: each time takes a run.
+_LOOK_HOURS = 6
 #: What could not be ended is tried each hour for so long, then each day.
 _HOURLY_SECONDS = 24 * 3600.0
 _DESCRIPTION = (
@@ -48,6 +59,23 @@ def build_orphans_job(case: Case) -> list[dg.JobDefinition]:
                 num_stopped += len(orphan.names) if is_ended else 0
                 if not is_ended:
                     context.log.info("it is left alone: a run has attached to it")
+            unrecorded, silent = find_unrecorded(store, case.name, sections(case.settings), now)
+            for line in silent:
+                context.log.warning(line)
+            left = []
+            for each in unrecorded:
+                context.log.info(each.line)
+                if each.due_at is None or each.due_at > now:
+                    left.append(each)
+                    continue
+                try:
+                    each.launcher.stop(each.name)
+                except WorkloadError as error:
+                    failed.append(f"{each.line}, and could not be ended ({error})")
+                    left.append(each)
+                    continue
+                num_stopped += 1
+            note_unrecorded(store, case.name, left, is_complete=not silent)
             context.instance.add_run_tags(context.run_id, {STOPPED_TAG: str(num_stopped)})
             if failed:
                 raise WorkloadError(f"{'; '.join(failed)}; end it there if it runs, or run the use case to attach to it", "infrastructure")
@@ -79,11 +107,15 @@ def build_orphans_schedule(case: Case) -> list[dg.ScheduleDefinition]:
         store, now = case.store(context), time.time()
         with one_line_errors(store, case.name):
             found = list(suspects(store, case.name, partial(ended_at, context.instance), now))
-        ready = due(found, now)
+            unrecorded = due_unrecorded(store, case.name, now)
+        ready = {suspect.launch.name_in(store): suspect.due_at or now for suspect in due(found, now)} | unrecorded
         if not ready:
+            at = context.scheduled_execution_time.timestamp() // 3600
+            if at % _LOOK_HOURS == 0:
+                return dg.RunRequest(run_key=digest(["unrecorded", at]))
             return dg.SkipReason("; ".join(waiting_line(each, store, now) for each in found) or "a run follows each job")
-        names = [suspect.launch.name_in(store) for suspect in ready]
-        is_new = now - max(suspect.due_at or now for suspect in ready) < _HOURLY_SECONDS
+        names = list(ready)
+        is_new = now - max(ready.values()) < _HOURLY_SECONDS
         return dg.RunRequest(
             run_key=digest([names, now // (3600 if is_new else 24 * 3600)]), tags={"orphans/jobs": ", ".join(names)[:1_000]}
         )
@@ -100,4 +132,4 @@ def ended_at(instance: dg.DagsterInstance, run_id: str) -> float | None:
 
 
 def _outlive_runs(case: Case) -> bool:
-    return any(case.settings.launcher_of(workload).kind != "local" for workload in ("training", *ComputeSettings.model_fields))
+    return any(section.kind != "local" for section in sections(case.settings))

@@ -19,6 +19,8 @@ LATE_LOOKS, LATE_SECONDS = 15, 2.0
 STOP_LOOK_SECONDS = 3.0
 #: Another try of the same request may succeed. botocore itself has tried ten times.
 _BUSY = frozenset({"ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded", "ServiceUnavailable"})
+#: How the service refuses a signature of another time than its own: jobs go on meanwhile, and most clocks are set by themselves.
+_OTHER_TIME = ("Signature expired", "Signature not yet current")
 #: What credentials or an account lack for now.
 _FOR_NOW = frozenset({"ResourceLimitExceeded", "ExpiredTokenException", "ExpiredToken"})
 
@@ -148,6 +150,8 @@ class AwsLauncher(Launcher):
                 raise Missing(line) from None
             if code in ("ResourceInUse", "ConflictException") or "already exists" in said:
                 raise Exists(line) from None
+            if any(sign in said for sign in _OTHER_TIME):
+                raise Unreachable(f"{line}; set the clock of this machine") from None
             if code in _BUSY or status >= 500:
                 raise Unreachable(line) from None
             raise WorkloadError(line, "infrastructure" if code in _FOR_NOW else "settings") from None

@@ -35,6 +35,7 @@ class LaunchSpec:
         environment: variables to set; nothing else of this process's environment has to reach the job.
         run_id: Dagster's id of the run that launches it.
         watched: processes of this machine that a job on this machine must not outlive.
+        shares_cores: whether it waits for no CPU cores that other jobs of a machine compute with, and keeps none from them.
     """
 
     name: str
@@ -44,6 +45,7 @@ class LaunchSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     run_id: str = ""
     watched: tuple[int, ...] = ()
+    shares_cores: bool = False
 
     @property
     def arguments(self) -> list[str]:
@@ -60,7 +62,8 @@ class Status:
 
     Attributes:
         state: `gone` = the backend has no job of this name (any more).
-        reason: of a failed one: the workload's own line, or what happened to it, such as `was killed by SIGKILL`.
+        reason: of a failed one: the workload's own line, or what happened to it, such as `was killed by SIGKILL`; of a pending one: what it waits
+            for, where that is known.
         is_own_line: whether the workload itself gave the reason.
         billed_seconds: of an ended one, where the backend says for how long it is paid.
     """

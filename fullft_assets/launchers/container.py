@@ -91,7 +91,10 @@ def _run(given: argparse.Namespace) -> tuple[int, Status]:
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(patient_torchrun(given.grace) | error_files(Path(folder)) | {LAUNCH_ID: f"{os.environ[LAUNCH_ID]}-{index}"})
         limit = [] if given.seconds is None else ["--seconds", given.seconds]
-        code = supervisor.main(["--folder", folder, "--grace", str(given.grace), *limit, "--", sys.executable, *arguments])
+        # A container has its cores for itself, and may share its disk with others.
+        code = supervisor.main(
+            ["--folder", folder, "--grace", str(given.grace), *limit, "--shares-cores", "--", sys.executable, *arguments]
+        )
         return code, ended_status(Path(folder))
 
 

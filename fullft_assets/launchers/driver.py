@@ -26,6 +26,8 @@ from fullft_assets.store import Manifest, Store
 
 #: Workloads whose ranks share the work when `launcher.processes` is more than one; planning where they share a model.
 DISTRIBUTED = frozenset({"training"})
+#: Workloads that a long training must not hold up, as their pool does not: they work beside it.
+SHARE_CORES = frozenset({"ingestion", "prediction", "monitoring"})
 #: Classes of failures after which the same job may succeed: it resumes from its checkpoint.
 RETRIED: frozenset[FailureClass] = frozenset({"preemption", "infrastructure"})
 #: Time before the first retry; each further one waits twice as long.
@@ -96,7 +98,9 @@ class LaunchDriver:
         processes = launcher.settings.processes
         shares_model = workload == "planning" and job.settings.training.sharding != "none" and launcher.has_room(processes)
         processes = processes if workload in DISTRIBUTED or shares_model else 1
-        return LaunchSpec(name, f"{self.package}.{workload}", tuple(arguments), processes, run_id=run_id)
+        return LaunchSpec(
+            name, f"{self.package}.{workload}", tuple(arguments), processes, run_id=run_id, shares_cores=workload in SHARE_CORES
+        )
 
     def _attempt(
         self, context: dg.AssetExecutionContext, launcher: Launcher, workload: str, job: Job, store: Store, arguments: list[str]
@@ -236,7 +240,7 @@ class LaunchDriver:
         Args:
             adopt: called at each look, to take the job over from a run that is gone.
         """
-        began, cursor, has_run = time.monotonic(), "", False
+        began, cursor, has_run, waits_for = time.monotonic(), "", False, ""
         at_first, at_last = launcher.look_seconds
         while True:
             pause = min(at_last, max(at_first, (time.monotonic() - began) / 60))
@@ -249,6 +253,9 @@ class LaunchDriver:
             if status.is_over:
                 return status, has_run
             has_run = has_run or status.state == "running"
+            if status.state == "pending" and status.reason not in ("", waits_for):
+                waits_for = status.reason
+                context.log.info(waits_for)
             adopt()
 
     def _read(self, context: dg.AssetExecutionContext, ask: Callable[[], T], seconds: float | None = None) -> T:

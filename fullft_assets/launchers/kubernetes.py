@@ -179,8 +179,10 @@ class KubernetesLauncher(Launcher):
         """
         options: dict[str, Any] = {}
         if last:
-            # By the node's clock; what comes twice for that is skipped below.
-            options["since_seconds"] = max(1, round((self._now - datetime.fromisoformat(last)).total_seconds() + _CLOCK_SECONDS))
+            # The stamp is of the node's clock; what comes twice for that is skipped below.
+            age = (self._now - datetime.fromisoformat(last)).total_seconds()
+            if age >= 0:  # else the clocks say nothing of how long ago it was
+                options["since_seconds"] = round(age + _CLOCK_SECONDS)
         # 400: its container has not started after all.
         response = self._send(
             self._core.read_namespaced_pod_log,

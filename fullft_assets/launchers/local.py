@@ -39,6 +39,7 @@ class LocalLauncher(Launcher):
             grace_seconds=self.settings.grace_seconds,
             max_seconds=self.settings.max_seconds,
             watched=spec.watched,
+            shares_cores=spec.shares_cores,
         )
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:

@@ -25,7 +25,7 @@ import psutil
 from fullft_assets.errors import FailureClass
 from fullft_assets.jobs.launch import ERROR_FILE, LAUNCH_ID, WorkloadFailure
 from fullft_assets.launchers.base import Logs, Status
-from fullft_assets.launchers.supervisor import EXIT, KILL_SECONDS, PID, is_alive, kill_until_gone, launched_processes
+from fullft_assets.launchers.supervisor import EXIT, KILL_SECONDS, PID, WAITING, is_alive, kill_until_gone, launched_processes
 
 #: What the supervisor needs beyond the grace time to notice, kill and collect.
 PATIENCE_SECONDS = 5.0
@@ -71,12 +71,14 @@ class Machine:
         max_seconds: float | None = None,
         watched: Sequence[int] = (),
         num_hosts: int = 1,
+        shares_cores: bool = False,
     ) -> None:
         """Start Python with these arguments under a supervisor, unless a job of this name runs; an ended one is replaced.
 
         Args:
             watched: processes that the job must not outlive. Default: none; it outlives this process as well.
             num_hosts: machines that share the work; whoever asks about the job must know of the others.
+            shares_cores: whether it waits for no CPU cores, and holds none.
         """
         from dagster_pipes import DAGSTER_PIPES_MESSAGES_ENV_VAR, encode_param
 
@@ -92,6 +94,7 @@ class Machine:
         supervisor = [sys.executable, "-m", "fullft_assets.launchers.supervisor", "--folder", str(folder), "--grace", str(grace_seconds)]
         supervisor += ["--watch", ",".join(map(str, watched))] if watched else []
         supervisor += [] if max_seconds is None else ["--seconds", str(max_seconds)]
+        supervisor += ["--shares-cores"] if shares_cores else []
         variables = {
             **os.environ,
             **environment,
@@ -169,7 +172,11 @@ class Machine:
         killed_by = None if child is None else child.poll()
         ended = _ended(folder)
         if ended is None and (killed_by is None if child is not None else self._may_run(folder)):
-            return Status("running" if (folder / PID).exists() else "pending")
+            if not (folder / PID).exists():
+                return Status("pending")
+            with suppress(FileNotFoundError):
+                return Status("pending", (folder / WAITING).read_text())
+            return Status("running")
         return ended_status(folder, killed_by)
 
     def _may_run(self, folder: Path) -> bool:
@@ -186,11 +193,10 @@ class Machine:
         try:
             if child is not None:
                 return psutil.Process(child.pid) if child.poll() is None else None
-            pid, began = (self.root / name / PID).read_text().split()
-            process = psutil.Process(int(pid))
-            # A pid is used again, and a folder outlives the machine's boot.
-            return process if abs(process.create_time() - float(began)) < 1 and is_alive(process) else None
-        except (FileNotFoundError, psutil.NoSuchProcess):
+            process = psutil.Process(int((self.root / name / PID).read_text()))
+            # A pid is used again, a folder outlives the machine's boot, and a process's start is known by a clock that may be set meanwhile.
+            return process if process.environ().get(LAUNCH_ID) == name and is_alive(process) else None
+        except (FileNotFoundError, psutil.NoSuchProcess, psutil.AccessDenied):
             return None
 
 

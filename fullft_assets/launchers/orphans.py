@@ -3,6 +3,9 @@
 A job outlives its run where the run was killed, or its machine was lost: the next run attaches to it. Where none does, the job is stopped after
 `launcher.orphan_hours`, with a checkpoint as if it were cancelled. What may be an orphan is known from the store and from Dagster alone
 (`suspects`); whether it is one, only its backend knows (`find_orphans`), which may be reached from a run alone.
+
+A job whose record was lost, as where a store was restored from a backup, is known to its backend alone (`find_unrecorded`), by its name. Since when
+nobody has followed it is not known: its hours begin when it is seen for the first time, of which the store keeps a note (`note_unrecorded`).
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fullft_assets.errors import FailureClass, FullftError, WorkloadError
-from fullft_assets.jobs.launchers import open_recorded
+from fullft_assets.jobs.launchers import open_launcher, open_recorded
 from fullft_assets.launchers import records
 from fullft_assets.launchers.base import Launcher, Status
 from fullft_assets.launchers.records import Launch
-from fullft_assets.settings import LauncherSettings
+from fullft_assets.settings import LauncherSettings, UseCaseSettings
+from fullft_assets.settings.launcher import ComputeSettings
 from fullft_assets.store import Store
 
 #: A run that has just recorded the end of a job is about to end the job itself.
@@ -59,6 +63,28 @@ class Orphan:
     line: str
 
 
+@dataclass(frozen=True)
+class Unrecorded:
+    """A job of a use case that runs, and that no record names.
+
+    Attributes:
+        launcher: of its backend.
+        since: when it was seen for the first time; seconds since the epoch.
+        line: for people, what was found.
+    """
+
+    name: str
+    launcher: Launcher
+    since: float
+    line: str
+
+    @property
+    def due_at(self) -> float | None:
+        """From when it is ended; None: never."""
+        hours = self.launcher.settings.orphan_hours
+        return None if hours is None else self.since + hours * 3600
+
+
 def suspects(store: Store, case: str, ended_at: EndedAt, now: float) -> Iterator[Suspect]:
     """Yield the launches of a use case that no run follows and that are not known to have left nothing behind; no backend is asked.
 
@@ -97,8 +123,7 @@ def _look(launch: Launch, launcher: Launcher, store: Store) -> Orphan:
         return Orphan(launch, (), "over", f"{_about(launch, store)} has ended with its run")
     if launcher.place != launch.place:
         raise WorkloadError(f"the section on record leads to {launcher.place} from here", "settings")
-    names = (launch.model_copy(update={"attempt": attempt}).name_in(store) for attempt in range(1, launch.attempt + 1))
-    running = tuple(name for name in names if not launcher.look(name).is_over)
+    running = tuple(name for name in _names(launch, store) if not launcher.look(name).is_over)
     if not running:
         return Orphan(launch, (), "over", f"{_about(launch, store)} has ended")
     hours = launch.hours + launch.earlier_hours
@@ -131,6 +156,73 @@ def end_orphan(store: Store, orphan: Orphan) -> bool:
     return True
 
 
+def sections(settings: UseCaseSettings) -> list[LauncherSettings]:
+    """Return where workloads of a use case run, each place once."""
+    found: list[LauncherSettings] = []
+    for workload in ("training", *ComputeSettings.model_fields):
+        if (section := settings.launcher_of(workload)) not in found:
+            found.append(section)
+    return found
+
+
+def find_unrecorded(store: Store, case: str, places: Iterable[LauncherSettings], now: float) -> tuple[list[Unrecorded], list[str]]:
+    """Return the jobs of a use case that run without a record, and a line for each backend that does not say.
+
+    Args:
+        places: where they are looked for.
+        now: seconds since the epoch.
+    """
+    found: list[Unrecorded] = []
+    silent: list[str] = []
+    seen = set()
+    for section in places:
+        try:
+            launcher: Launcher = open_launcher(section)
+            if launcher.ends_with_run or launcher.place in seen:
+                continue
+            seen.add(launcher.place)
+            names = [name for name in launcher.list() if name.startswith(records.name_prefix(store, case))]
+            # Read after it: a job is recorded before it is submitted.
+            known = {name for launch in (records.launches(store, case) if names else ()) for name in _names(launch, store)}
+            for name in names:
+                if name not in known and not launcher.look(name).is_over:
+                    since = (store.read_pointer(_note(case, name)) or {"since": now})["since"]
+                    line = f"{case}: {name} at {launcher.place} runs, and no record names it; seen {max(0.0, now - since) / 3600:.2f} h ago"
+                    found.append(Unrecorded(name, launcher, since, line))
+        except FullftError as error:
+            silent.append(f"{case}: jobs without a record at {section.kind} cannot be looked for: {error}")
+    return found, silent
+
+
+def note_unrecorded(store: Store, case: str, found: Iterable[Unrecorded], *, is_complete: bool) -> None:
+    """Keep since when each job without a record is known, and forget those that are no longer there.
+
+    Args:
+        is_complete: whether all backends were asked: else one that is not found may be there.
+    """
+    notes = {each.name: {"since": each.since, "due_at": each.due_at} for each in found}
+    for name in store.list_pointers(_note(case)):
+        if is_complete and name not in notes:
+            store.delete_pointer(_note(case, name))
+    for name, note in notes.items():
+        store.write_pointer(_note(case, name), note)
+
+
+def due_unrecorded(store: Store, case: str, now: float) -> dict[str, float]:
+    """Return the jobs without a record that are noted and are to be ended by now, with since when they are; no backend is asked."""
+    notes = {name: store.read_pointer(_note(case, name)) or {} for name in store.list_pointers(_note(case))}
+    return {name: note["due_at"] for name, note in notes.items() if note.get("due_at") is not None and note["due_at"] <= now}
+
+
+def _note(*parts: str) -> str:
+    return "/".join(("unrecorded", *parts))
+
+
+def _names(launch: Launch, store: Store) -> list[str]:
+    """Return the names of the jobs of a launch and of the attempts before it."""
+    return [launch.model_copy(update={"attempt": attempt}).name_in(store) for attempt in range(1, launch.attempt + 1)]
+
+
 def _end_of(status: Status, launch: Launch) -> tuple[Literal["succeeded", "failed", "stopped"], str, FailureClass]:
     if status.state == "succeeded":
         return "succeeded", "", status.failure
@@ -152,7 +244,7 @@ def waiting_line(suspect: Suspect, store: Store, now: float) -> str:
         if suspect.due_at is None
         else f"for {(suspect.due_at - now) / 3600:.2f} h more, or until a run attaches"
     )
-    return f"{_about(suspect.launch, store)}: its run has ended {(now - suspect.since) / 3600:.2f} h ago; it is left alone {left}"
+    return f"{_about(suspect.launch, store)}: its run has ended {max(0.0, now - suspect.since) / 3600:.2f} h ago; it is left alone {left}"
 
 
 def due(found: Iterable[Suspect], now: float | None = None) -> list[Suspect]:

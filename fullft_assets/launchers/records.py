@@ -54,18 +54,24 @@ class Launch(BaseModel):
 
     def name_in(self, store: Store) -> str:
         """Return the job's name: one for each attempt, also where several stores share a backend."""
-        return f"fullft-{digest([store.url, self.case, self.stage, self.key])[:20]}-{self.attempt}"
+        return f"{name_prefix(store, self.case)}{digest([self.stage, self.key])[:10]}-{self.attempt}"
 
     @property
     def hours(self) -> float:
         """Hours since it was submitted, or until it ended; or those that are paid, where the backend says so."""
-        seconds = (self.ended_at or time.time()) - self.submitted_at if self.billed_seconds is None else self.billed_seconds
+        # The two times may be of two machines.
+        seconds = max(0.0, (self.ended_at or time.time()) - self.submitted_at) if self.billed_seconds is None else self.billed_seconds
         return seconds / 3600
 
     @property
     def usd(self) -> float | None:
         """What it has cost so far with the attempts before it, where a price is known."""
         return None if self.hourly_usd is None else (self.hours + self.earlier_hours) * self.hourly_usd
+
+
+def name_prefix(store: Store, case: str) -> str:
+    """Return how the names of a use case's jobs begin, and of no other one's: a job is known by it that no record names."""
+    return f"fullft-{digest([store.url, case])[:10]}"
 
 
 def claim(store: Store, wanted: Launch, is_active: Callable[[str], bool | None]) -> tuple[Launch, Launch | None, bool]:

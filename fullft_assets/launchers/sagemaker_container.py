@@ -106,7 +106,9 @@ def _run(asked: dict[str, str], hosts: list[str], host: int) -> tuple[int, Statu
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(patient_torchrun(float(grace)))
         os.environ.update({LAUNCH_ID: launch_id, RUN_ID: asked["run_id"], **error_files(Path(folder))})
-        code = supervisor.main(["--folder", folder, "--grace", grace, "--", sys.executable, *_arguments(asked, job, hosts, host)])
+        code = supervisor.main(
+            ["--folder", folder, "--grace", grace, "--shares-cores", "--", sys.executable, *_arguments(asked, job, hosts, host)]
+        )
         status = ended_status(Path(folder))
     first = _recorded(job, began_at, status) if code != 0 and len(hosts) > 1 else None
     return code, first or status

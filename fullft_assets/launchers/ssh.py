@@ -87,6 +87,7 @@ class SshLauncher(Launcher):
                     grace_seconds=self.settings.grace_seconds,
                     max_seconds=self.settings.max_seconds,
                     num_hosts=len(hosts),
+                    shares_cores=spec.shares_cores,
                 )
             except Unreachable:
                 raise  # whoever asks again starts what is not there yet

@@ -1,13 +1,13 @@
 """Runs one command and leaves none of its processes behind.
 
-`python -m fullft_assets.launchers.supervisor [--watch PID[,PID]] [--folder FOLDER] [--seconds SECONDS] --grace SECONDS -- COMMAND...`
+`python -m fullft_assets.launchers.supervisor [--watch PID[,PID]] [--folder FOLDER] [--seconds SECONDS] [--shares-cores] --grace SECONDS -- COMMAND...`
 
 The command is stopped when the supervisor gets SIGTERM or SIGINT, when a watched process dies, even
 by SIGKILL, and when its time is up. It then has the grace time to write its checkpoint. After it, or after the command's own
 end, every descendant is killed, those in sessions of their own (torchrun's ranks) included. When the
 supervisor itself is killed, the kernel kills the command. The exit code is the command's, 128 + N when
-signal N ended it. A folder gets the supervisor's pid and, at the end, the exit code and what the kernel knows of it, for processes that are not
-its parent.
+signal N ended it. A folder gets the supervisor's pid, what it waits for and, at the end, the exit code and what the kernel knows of it, for processes
+that are not its parent.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from pathlib import Path
 import psutil
 
 from fullft_assets.errors import WorkloadError
-from fullft_assets.jobs.gpus import leased
 from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, LAUNCH_ID, WorkloadFailure, adopt_orphans, die_with_parent
+from fullft_assets.jobs.leases import leased
 
 #: Time between two looks at the watched processes; the command's own end is noticed at once.
 POLL_SECONDS = 0.5
 #: How long killed processes may take to vanish; longer means an uninterruptible system call.
 KILL_SECONDS = 10.0
-#: Files of `--folder`: pid and start time of the supervisor; and exit code of the command, with whether its time was up or memory ran out.
-PID, EXIT = "pid", "exit"
+#: Files of `--folder`: pid of the supervisor; what it waits for; and exit code of the command, with whether its time was up or memory
+#: ran out.
+PID, WAITING, EXIT = "pid", "waiting", "exit"
 #: Environment variable with a file that has the kernel's count of processes that were killed as memory ran out, for tests.
 OOM_COUNT = "FULLFT_OOM_COUNT"
 
@@ -49,12 +50,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--folder", type=Path, help="where pid and exit code are written")
     parser.add_argument("--seconds", type=float, help="the command is stopped after so long")
+    parser.add_argument("--shares-cores", action="store_true", help="it waits for no CPU cores, and holds none")
     parser.add_argument("--grace", type=float, default=30.0, metavar="SECONDS", help="time for a checkpoint")
     parser.add_argument("command", nargs="+", help="what to run, after --")
     chosen = parser.parse_args(arguments)
     supervisor = Supervisor(chosen.grace, chosen.seconds)
     if chosen.folder is not None:
-        _write(chosen.folder / PID, f"{os.getpid()} {psutil.Process().create_time()}")
+        _write(chosen.folder / PID, str(os.getpid()))
     adopt_orphans()
     if chosen.watch:
         die_with_parent(signal.SIGTERM)
@@ -65,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         code = 128 + signal.SIGTERM
     else:
         try:
-            code = supervisor.run(chosen.command, watched)
+            code = supervisor.run(chosen.command, watched, chosen.folder, shares_cores=chosen.shares_cores)
         except WorkloadError as error:  # as a workload ends that can say why
             print(error, file=sys.stderr)
             if (path := os.environ.get(ERROR_FILE)) is not None:
@@ -150,13 +152,31 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._request_stop)
 
-    def run(self, command: list[str], watched: list[psutil.Process]) -> int:
-        """Run a command while the watched processes live, on GPUs of its own, and return its exit code."""
-        with leased(_num_processes(command), lambda: not self.stop_requested and all(map(is_alive, watched))) as variables:
-            return 128 + signal.SIGTERM if variables is None else self._run(command, watched, variables)
+    def run(self, command: list[str], watched: list[psutil.Process], folder: Path | None = None, *, shares_cores: bool = False) -> int:
+        """Run a command while the watched processes live, on GPUs and cores of its own, and return its exit code.
+
+        Args:
+            folder: which is told what it waits for.
+            shares_cores: whether it takes the cores as they are.
+        """
+
+        def is_wanted() -> bool:
+            return not self.stop_requested and all(map(is_alive, watched))
+
+        def say(line: str) -> None:
+            print(line, flush=True)
+            if folder is not None:
+                _write(folder / WAITING, line)
+
+        with leased(_num_processes(command), is_wanted, say, shares_cores=shares_cores) as variables:
+            if variables is None:
+                return 128 + signal.SIGTERM
+            if folder is not None:
+                (folder / WAITING).unlink(missing_ok=True)
+            return self._run(command, watched, variables)
 
     def _run(self, command: list[str], watched: list[psutil.Process], variables: Mapping[str, str]) -> int:
-        # Not before the wait for GPUs, in which others' processes may be killed.
+        # Not before the wait for GPUs and cores, in which others' processes may be killed.
         before = num_killed_for_memory()
         self._command = subprocess.Popen(command, env={**os.environ, **variables}, start_new_session=True, preexec_fn=die_with_parent)
         try:
