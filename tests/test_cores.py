@@ -174,7 +174,9 @@ class TestSupervised:
         self._start(machine, "another", "print('computes', flush=True)", max_seconds=5)
         line = f"waiting until {cores} of {cores} CPU cores are free; held by run firstrun"
         assert self._until(machine, "another", "pending") == line
-        machine._supervisor("firstrun").kill()  # type: ignore[union-attr]
+        supervisor = machine._supervisor("firstrun")
+        assert supervisor is not None
+        supervisor.kill()
         self._until(machine, "another", "succeeded")
         assert machine.logs("another", "").stdout == f"{line}\ncomputes\n"
 
