@@ -54,7 +54,7 @@ def test_what_is_killed_during_the_wait_for_gpus_is_not_the_command(tmp_path: Pa
 from contextlib import contextmanager
 from fullft_assets.launchers import supervisor
 @contextmanager
-def leased(*_):
+def leased(*_, **__):
     open({str(tmp_path / "count")!r}, "w").write("oom_kill 2\\n")
     yield {given}
 supervisor.leased = leased
