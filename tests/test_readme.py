@@ -146,6 +146,12 @@ def _check_erasure(checkout: Path, home: Path, ids: Path) -> None:
     assert chosen not in pq.read_table(snapshot)["id"].to_pylist()
 
 
+def _heed_signals() -> None:
+    """Undo what a shell does to what it starts in the background: SIGINT is ignored there, and Dagster then ignores SIGTERM, too."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def _check_ui(checkout: Path, home: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -157,6 +163,7 @@ def _check_ui(checkout: Path, home: Path) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        preexec_fn=_heed_signals,
     )
     try:
         query = json.dumps({"query": "{ runsOrError { ... on Runs { results { jobName status } } } }"}).encode()
@@ -175,7 +182,7 @@ def _check_ui(checkout: Path, home: Path) -> None:
         _check_graph(f"http://127.0.0.1:{port}")
     finally:
         os.killpg(ui.pid, signal.SIGTERM)
-        ui.wait(180)
+        ui.wait(60)
 
 
 def _check_graph(url: str) -> None:
