@@ -25,12 +25,13 @@ _LOOK_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class _Kind:
-    """GPUs or cores.
+    """The GPUs or the CPU cores of the machine, and how many of them a run needs.
 
     Attributes:
-        names: of all, the first ones being taken first.
-        count: of those that a run needs.
-        folder: with a lock file for each, in which its holder is named.
+        what: the name of the kind in messages.
+        names: the names of all of them; the first free ones are taken.
+        count: the number that the run needs.
+        folder: the folder with a lock file for each, which names its holder.
     """
 
     what: str
@@ -49,7 +50,7 @@ def leased(
     or threads, all are kept. Runs of other users of the machine are not seen.
 
     A process has as many threads as OMP_NUM_THREADS says; else those of torchrun have one, as torchrun has it, and one alone has all cores. On a machine
-    with GPUs that is at most the cores' share of the run's GPUs, so that no GPU is idle for want of cores.
+    with GPUs that is at most the cores' share of the run's GPUs, so that no GPU is idle because there are too few cores.
 
     Args:
         may_wait: whether the run is still wanted.

@@ -156,8 +156,8 @@ class Supervisor:
         """Run a command while the watched processes live, on GPUs and cores of its own, and return its exit code.
 
         Args:
-            folder: which is told what it waits for.
-            shares_cores: whether it takes the cores as they are.
+            folder: where the line that says what it waits for is written.
+            shares_cores: whether it computes without a lease of cores.
         """
 
         def is_wanted() -> bool:
