@@ -374,10 +374,10 @@ class TestSensor:
     def test_a_month_s_budget_is_sent_once_when_near_and_once_when_reached(
         self, case: Case, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fullft_assets.automation.alerts.hours_beside", lambda *_: 10.0)
+        monkeypatch.setattr("fullft_assets.automation.budget.hours_beside", lambda *_: 10.0)
         for spent in (60.0, 75.0, 76.0, 90.0, 91.0):
             attempt = Attempt(started_at=time.time(), hours=spent, num_examples=1, evidence="e", outcome="succeeded")
-            monkeypatch.setattr("fullft_assets.automation.alerts.attempts_of", lambda *_, attempt=attempt: [attempt])
+            monkeypatch.setattr("fullft_assets.automation.budget.attempts_of", lambda *_, attempt=attempt: [attempt])
             self.tick(case, instance)
         assert [(body["event"], body["title"]) for body in hook.bodies] == [
             ("budget", "85% of retraining.max_hours_per_month = 100 are spent"),

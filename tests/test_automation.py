@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -594,6 +595,27 @@ class TestRetrainingSensor:
             run = dg.DagsterRun(job_name="letters_model", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED)
             bench.instance.add_run(run)
             assert schedule(context).skip_message.startswith("a run of the model or of its snapshot is in flight")
+
+    def test_the_evaluation_waits_where_the_month_has_no_room_for_one_more(self, bench):
+        bench.train()
+        bench.run(dg.RunRequest(job_name="letters_evaluate", tags={"dagster/schedule_name": "letters_evaluation_schedule"}), "succeeded")
+        (record,) = bench.instance.get_run_records(dg.RunsFilter(job_name="letters_evaluate"))
+        took = (record.end_time - record.start_time) / 3600
+
+        def tick(**limits: float) -> dg.RunRequest | dg.SkipReason:
+            settings = bench.case.settings
+            planning = settings.planning.model_copy(update={"hourly_usd": 2.0})
+            settings = settings.model_copy(update={"retraining": settings.retraining.model_copy(update=limits), "planning": planning})
+            case = Case(replace(bench.case.use_case, settings=settings))
+            schedule = next(each for each in automation.build_schedules(case) if each.name == "letters_evaluation_schedule")
+            with dg.build_schedule_context(instance=bench.instance, resources=case.resources()) as context:
+                return schedule(context)
+
+        assert isinstance(tick(max_hours_per_month=2.5 * took), dg.RunRequest)
+        over = tick(max_hours_per_month=1.6 * took)
+        assert "with one more evaluation the month has 125% of retraining.max_hours_per_month" in over.skip_message
+        over = tick(max_usd_per_month=2.0 * took)
+        assert "with one more evaluation the month has 200% of retraining.max_usd_per_month" in over.skip_message
 
     def test_a_number_that_is_not_finite_is_one_line_and_no_action(self, bench):
         since = float("nan")

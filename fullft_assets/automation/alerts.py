@@ -16,10 +16,10 @@ import dagster as dg
 from fullft_assets import alerts, release
 from fullft_assets.alerts import Alert
 from fullft_assets.assets.case import Case
-from fullft_assets.automation.decision import month_start, windows_of
+from fullft_assets.automation.budget import month_start, shares_spent
+from fullft_assets.automation.decision import windows_of
 from fullft_assets.automation.ledger import entries_since
 from fullft_assets.automation.orphans import STOPPED_TAG
-from fullft_assets.automation.runs import attempts_of, hours_beside, model_runs
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.monitoring import DriftMetadata
 from fullft_assets.resources import latest, made_by_run, one_line_errors
@@ -173,12 +173,7 @@ def of_decisions(case: Case, store: Store, now: float) -> Iterator[Alert]:
 def of_budget(case: Case, instance: dg.DagsterInstance, now: float) -> Iterator[Alert]:
     """Yield that the month's hours or dollars are nearly or all spent."""
     start, settings = month_start(case, now), case.settings.retraining
-    attempts = attempts_of(model_runs(case, instance, now), instance, now)
-    spent = hours_beside(case, instance, start, now) + sum(attempt.hours for attempt in attempts if start <= attempt.started_at <= now)
-    shares = {"max_hours_per_month": spent / settings.max_hours_per_month}
-    if settings.max_usd_per_month is not None:
-        shares["max_usd_per_month"] = spent * case.settings.planning.hourly_usd / settings.max_usd_per_month
-    for name, share in shares.items():
+    for name, share in shares_spent(case, instance, now).items():
         if share >= _NEAR_BUDGET:
             key = f"budget/{start:.0f}/{name}/{'reached' if share >= 1 else 'near'}"
             title = f"{share:.0%} of retraining.{name} = {getattr(settings, name):g} are spent"

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any, Literal, NamedTuple
-from zoneinfo import ZoneInfo
 
 import dagster as dg
 from pydantic import ValidationError
 
 from fullft_assets import release, retraining
 from fullft_assets.assets.case import Case
+from fullft_assets.automation.budget import month_start
 from fullft_assets.automation.ledger import claims_launch, decides, read_ledger, record
 from fullft_assets.automation.runs import (
     EVIDENCE_TAG,
@@ -158,12 +157,6 @@ def gather(
             f"{case.name}: no retraining decision, as {where} is {first['input']} ({first['msg']}); materialise what it comes from again"
         ) from None
     return state, signals
-
-
-def month_start(case: Case, now: float) -> float:
-    """Return when the calendar month of the budget began; times in seconds since the epoch."""
-    local = datetime.fromtimestamp(now, ZoneInfo(case.settings.automation.timezone))
-    return local.replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
 
 
 def _trained_on(

@@ -3,11 +3,13 @@
 Where a definition is called directly, Dagster passes the resources that it requires once more, as keywords: `**_`.
 """
 
+import time
 from typing import Any
 
 import dagster as dg
 
 from fullft_assets.assets.case import Case
+from fullft_assets.automation.budget import evaluation_above_budget
 from fullft_assets.automation.cleaning import build_clean_schedule
 from fullft_assets.automation.decision import decide_and_record
 from fullft_assets.automation.orphans import build_orphans_schedule
@@ -47,6 +49,8 @@ def build_schedules(case: Case) -> list[dg.ScheduleDefinition]:
         # Its snapshot would take the place of the one that a training is about to read.
         if num_in_flight(case, context.instance):
             return dg.SkipReason("a run of the model or of its snapshot is in flight; the next evaluation has its rows")
+        if reason := evaluation_above_budget(case, context.instance, time.time()):
+            return dg.SkipReason(reason)
         return dg.RunRequest()
 
     return [retraining_schedule, evaluation_schedule, *build_clean_schedule(case), *build_orphans_schedule(case)]

@@ -60,8 +60,8 @@ class RetrainingSettings(Settings):
     max_hours_per_month: Float = Field(
         default=100.0,
         gt=0,
-        description="Hours of automatic runs in a calendar month above which no retrain is started: of the model job from plan to evaluation, of "
-        "periodic evaluations, of windows of production and of snapshots.",
+        description="Hours of automatic runs in a calendar month above which no retrain and no periodic evaluation is started: of the model job "
+        "from plan to evaluation, of periodic evaluations, of windows of production and of snapshots.",
     )
     max_usd_per_month: Float | None = Field(
         default=None, gt=0, description="The same in US dollars, at planning.hourly_usd. Default: no limit."
