@@ -30,6 +30,8 @@ IMAGE = f"111122223333.dkr.ecr.us-east-1.amazonaws.com/fullft@sha256:{'0' * 64}"
 _PAGE = 50
 #: A signature counts for so long, and so long before its time.
 _SIGNED_SECONDS = 300.0
+#: What keeps this machine's libraries from instructions that its CPU has, as if it had none of them: a container here is on the same CPU.
+_OF_THE_CPU = {name: os.environ[name] for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA") if name in os.environ}
 
 
 class Refused(Exception):
@@ -106,7 +108,7 @@ class AwsDouble(ThreadingHTTPServer):
         """Start a process with these variables beside the image's, and collect its output as a log stream."""
         process = subprocess.Popen(
             command,
-            env={**self.environment, **variables, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+            env={**_OF_THE_CPU, **self.environment, **variables, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
