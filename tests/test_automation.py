@@ -763,7 +763,9 @@ class TestRetrainingSensor:
                     if folder != bench.name or name.startswith("retraining"):
                         bench.store.delete_pointer(f"{folder}/{name}")
 
-        assert forked() == 0
+        for _ in range(2):  # the first one also stores what Dagster stores once
+            forget()
+            assert forked() == 0
         total, chance, began, seen = json.loads((tmp_path / "touched.json").read_text())[part], random.Random(1), time.time(), set()
         for _ in range(100):
             forget()
