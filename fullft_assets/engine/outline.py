@@ -122,6 +122,7 @@ def _count(recipe: Recipe, settings: TrainingSettings, seed: int, precision: Pre
         model = recipe.load(settings)
         layers.freeze(model, settings)
         tracker.keep([*model.parameters(), *model.buffers()])
+        tracker.expect_casts(model.parameters())
         own = tracker.live
         prepared = recipe.prepare(model, settings, seed, 1)
         pulls = _pulls(recipe, settings)
@@ -223,12 +224,13 @@ class _Step:
 
 @dataclass
 class _Held:
-    """A counted storage: its bytes, whether it passes with the step, and whether it has logits."""
+    """A counted storage: its bytes, whether it passes with the step, whether it has logits, and whether it leaves a gap where it was."""
 
     storage: weakref.ref[Any]
     size: int
     passes: bool
     is_logits: bool
+    is_small: bool
 
 
 class _Tracker(TorchDispatchMode):
@@ -239,7 +241,8 @@ class _Tracker(TorchDispatchMode):
         peak: most that existed since the start.
         passing: most of them that are neither kept from step to step nor gradients.
         logits: those of `passing` that are as wide as the vocabulary.
-        small: those of `passing` in storages of less than `_SMALL_BYTES`.
+        small: those of `passing` in storages of less than `_SMALL_BYTES`, without the copies of weights that autocast makes: they come and go
+            together, and leave no gaps.
     """
 
     def __init__(self) -> None:
@@ -248,6 +251,7 @@ class _Tracker(TorchDispatchMode):
         self._vocabulary = 0
         self._held: dict[int, _Held] = {}
         self._num_selected: dict[tuple[int, ...], int] = {}
+        self._weights: set[int] = set()
         self.start_again()
 
     def start_again(self) -> None:
@@ -270,7 +274,7 @@ class _Tracker(TorchDispatchMode):
             held.passes = False
             self._passing -= held.size
             self._logits -= held.size if held.is_logits else 0
-            self._small -= held.size if held.size < _SMALL_BYTES else 0
+            self._small -= held.size if held.is_small else 0
 
     def expect(self, labels: torch.Tensor, *, vocabulary: int) -> None:
         """Take what fake tensors do not know: how many tokens a mask of the trained ones selects."""
@@ -278,13 +282,18 @@ class _Tracker(TorchDispatchMode):
         for values in (labels, labels[:, 1:]) if labels.dim() > 1 else (labels,):
             self._num_selected[tuple(values.shape)] = int((values != IGNORED).sum())
 
+    def expect_casts(self, weights: Iterable[torch.Tensor]) -> None:
+        """Take the weights, whose copies in another format are told from other tensors."""
+        self._weights = {id(weight.untyped_storage()) for weight in weights}
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = self._selected(func, args)
         if result is None:
             result = func(*args, **(kwargs or {}))
+        is_cast = func is _aten._to_copy.default and id(args[0].untyped_storage()) in self._weights
         for value in tree_leaves(result):
             if isinstance(value, torch.Tensor):
-                self._add(value)
+                self._add(value, is_cast=is_cast)
         return result
 
     def _selected(self, func: Any, args: Any) -> torch.Tensor | None:
@@ -300,18 +309,19 @@ class _Tracker(TorchDispatchMode):
             return table.new_empty((count, *table.shape[mask.dim() :]))
         return torch.empty_like(table) if func is _aten.index_put.default else table
 
-    def _add(self, tensor: torch.Tensor) -> None:
+    def _add(self, tensor: torch.Tensor, *, is_cast: bool = False) -> None:
         storage = tensor.untyped_storage()
         key = id(storage)
         if key in self._held:
             return
         is_logits = self._vocabulary > 0 and tensor.dim() > 1 and tensor.shape[-1] == self._vocabulary
-        held = _Held(weakref.ref(storage, lambda _: self._remove(key)), storage.nbytes(), True, is_logits)
+        is_small = storage.nbytes() < _SMALL_BYTES and not is_cast
+        held = _Held(weakref.ref(storage, lambda _: self._remove(key)), storage.nbytes(), True, is_logits, is_small)
         self._held[key] = held
         self.live += held.size
         self._passing += held.size
         self._logits += held.size if is_logits else 0
-        self._small += held.size if held.size < _SMALL_BYTES else 0
+        self._small += held.size if held.is_small else 0
         self.peak = max(self.peak, self.live)
         if self._passing > self.passing:
             self.passing, self.logits, self.small = self._passing, self._logits, self._small

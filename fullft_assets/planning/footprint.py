@@ -5,9 +5,9 @@ from __future__ import annotations
 from fullft_assets.planning.measurements import StepMemory
 
 #: A CPU's allocator keeps the memory of freed tensors below 32 MiB in pieces that later ones do not always fit into: more than they
-#: were, and about as much again where gradients, which stay, fall into the gaps between recomputed layers. Matrix multiplications pack their factors.
-#: Measured by `python -m benchmarks.memory_plan`.
-_CPU_SMALL, _CPU_SMALL_RECOMPUTED, _CPU_FIXED = 0.16, 0.85, 110 * 2**20
+#: were, and about as much again where gradients, which stay, fall into the gaps between recomputed layers. Matrix multiplications pack their factors,
+#: the more the larger the vocabulary is. Measured by `python -m benchmarks.memory_plan`.
+_CPU_SMALL, _CPU_SMALL_RECOMPUTED, _CPU_LOGITS, _CPU_FIXED = 0.18, 0.78, 0.1, 105 * 2**20
 #: A GPU's allocator rounds and splits blocks, cuBLAS has workspaces. An assumption: no GPU was at hand to measure it.
 _GPU_MARGIN, _GPU_FIXED = 1.06, 200 * 2**20
 #: Memory of a card that the driver's context and the communication of several cards take.
@@ -22,7 +22,7 @@ def peak_on_cpu(step: StepMemory, libraries: int) -> int:
     """
     # Nothing is reused between what passes and what stays: the blocks of passing tensors are not returned to the system.
     gaps = _CPU_SMALL_RECOMPUTED if step.is_recomputed and step.gradients else _CPU_SMALL
-    return int(libraries + step.state + step.passing + gaps * step.small + _CPU_FIXED)
+    return int(libraries + step.state + step.passing + gaps * step.small + _CPU_LOGITS * step.logits + _CPU_FIXED)
 
 
 def peak_on_gpu(step: StepMemory, processes: int = 1, *, is_sharded: bool = False) -> int:
