@@ -20,7 +20,7 @@ from fullft_assets.base_model import BaseModelHeader, find_base_model, read_head
 from fullft_assets.config.corpus import COUNTED_BYTES, Corpus, look_at_documents, look_at_production
 from fullft_assets.config.fields import field_problems, log_problems
 from fullft_assets.config.findings import findings
-from fullft_assets.config.losses import losses_of, refusals
+from fullft_assets.config.losses import Losses, is_whole, losses_of, refusals
 from fullft_assets.config.project import DEFS, find_use_case, find_use_cases
 from fullft_assets.config.validation import load_use_case
 from fullft_assets.config.yaml_source import Key, read_source
@@ -63,7 +63,7 @@ def check_use_case(use_case: UseCase) -> str:
     corpus = look_at_documents(use_case, model)
     _refuse(use_case, corpus)
     losses = losses_of(corpus, settings)
-    refused = [("refused", line) for line in refusals(corpus, losses, settings)]
+    refused = [("refused", line) for line in (*refusals(corpus, losses, settings), *_too_few_rows(settings, corpus, losses))]
     device = find_training_device(settings)
     rows = {
         "model": _model_line(settings, model),
@@ -220,9 +220,16 @@ def _split_line(settings: UseCaseSettings, corpus: Corpus) -> str:
         shares = settings.snapshot
         return f"unknown; {shares.test_share:.0%} of the groups for the test set, {shares.validation_share:.0%} for validation"
     train, validation, test = _split(settings, corpus.num_rows)
-    least = settings.snapshot.min_train_rows
-    few = f"; fewer than snapshot.min_train_rows ({least:,}): training would be refused" if train < least else ""
-    return f"about {train:,} train, {validation:,} validation, {test:,} test rows, before quarantine and near-duplicates{few}"
+    return f"about {train:,} train, {validation:,} validation, {test:,} test rows, before quarantine and near-duplicates"
+
+
+def _too_few_rows(settings: UseCaseSettings, corpus: Corpus, losses: Losses) -> Iterator[str]:
+    num_rows = len(losses.rows_left) if is_whole(corpus) else corpus.num_rows
+    if num_rows is None:
+        return
+    train, least = _split(settings, num_rows)[0], settings.snapshot.min_train_rows
+    if train < least:
+        yield f"about {train:,} training rows, fewer than snapshot.min_train_rows ({least:,}): deliver more rows, or lower it"
 
 
 def _epochs(settings: UseCaseSettings, corpus: Corpus) -> str:
@@ -324,7 +331,8 @@ def _duration(hours: float) -> str:
     if hours * 60 < 1:
         return "under a minute"
     if hours < 2:
-        return f"{hours * 60:.0f} minutes"
+        minutes = round(hours * 60)
+        return f"{minutes} minute{'' if minutes == 1 else 's'}"
     return f"{hours:.0f} hours" if hours < 48 else f"{hours / 24:.0f} days"
 
 

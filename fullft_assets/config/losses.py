@@ -132,11 +132,11 @@ def refusals(corpus: Corpus, losses: Losses, settings: UseCaseSettings) -> Itera
     if num_quarantined > most * len(rows):
         counted = f"{num_quarantined:,} of {len(rows):,} rows read would be quarantined"
         yield f"{counted}, more than examples.max_quarantined_share ({most:g}): fix the rows, or the rule that `loss` below names"
-    elif rows and task.has_labels and _is_whole(corpus) and len(losses.labels_left) < task.min_labels:
+    elif rows and task.has_labels and is_whole(corpus) and len(losses.labels_left) < task.min_labels:
         yield _too_few_labels(rows, losses, settings, task)
 
 
-def _is_whole(corpus: Corpus) -> bool:
+def is_whole(corpus: Corpus) -> bool:
     """Return whether the sample is all there is to judge labels by: no part of the rows, and nothing that annotators decide by their votes."""
     rows = corpus.sample
     return corpus.is_exact and len(rows) == corpus.num_rows and not any(found.is_elsewhere or "annotator" in found.row for found in rows)
