@@ -470,7 +470,7 @@ def broken_files(folder: Path) -> dict[str, str]:
     return {
         "cut.parquet": None,  # in the words of its reader
         "gone.manifest": "No such file or directory",
-        "quote.csv": "not CSV: unexpected end of data, in the row that starts on line 4",
+        "quote.csv": "not CSV: unexpected end of data, in the row that starts on line 4: fix its quotes, or set documents.csv.quoting to none",
     }
 
 

@@ -340,11 +340,11 @@ ONE_MISTAKE = {
     ),
     "home of nobody": (
         GOOD.replace("data/licences", "~nobody-here/data"),
-        "5: documents.path: folder not found: ~nobody-here/data; relative paths start at the folder with pyproject.toml",
+        "5: documents.path: folder not found: ~nobody-here/data; relative paths start at {root}",
     ),
     "no folder": (
         GOOD.replace("data/licences", "elsewhere"),
-        "5: documents.path: folder not found: elsewhere; relative paths start at the folder with pyproject.toml",
+        "5: documents.path: folder not found: elsewhere; relative paths start at {root}",
     ),
     "a file": (
         GOOD.replace("data/licences", "data/licences/a.jsonl"),
@@ -429,7 +429,7 @@ ONE_MISTAKE = {
     ),
     "replayed documents": (
         GOOD.replace("label: kind", "task: sft") + "  snapshot:\n    replay: {path: nowhere}\n",
-        "9: snapshot.replay.path: nowhere not found; relative paths start at the folder with pyproject.toml",
+        "9: snapshot.replay.path: nowhere not found; relative paths start at {root}",
     ),
     "format": (
         GOOD.replace("path: data/licences", "path: data/licences\n    format: cvs"),
@@ -467,7 +467,7 @@ ONE_MISTAKE = {
 
 @pytest.mark.parametrize(("text", "line"), ONE_MISTAKE.values(), ids=ONE_MISTAKE.keys())
 def test_one_mistake_is_one_line(project, text, line):
-    assert problems(project, text) == [line]
+    assert problems(project, text) == [line.replace("{root}", str(project))]
 
 
 def test_all_mistakes_are_found_in_one_check_and_in_the_order_of_the_file(project):

@@ -41,7 +41,7 @@ def place_problem(path: str, root: Path) -> str | None:
     if "://" in path:
         return f"{path} is neither a folder on this machine nor s3://bucket/prefix; copy or mount the documents and name that folder"
     if not folder.exists():
-        hint = suggest_path(path, root) or "; relative paths start at the folder with pyproject.toml"
+        hint = suggest_path(path, root) or f"; relative paths start at {root}"
         return f"folder not found: {path}{hint}"
     if not folder.is_dir():
         return f"{path} is a file; name the folder that contains it: {Path(path).parent}"
@@ -82,7 +82,7 @@ def external_problem(path: str, root: Path) -> str | None:
     if place.is_file():
         return None if is_readable(place.name) else f"{path} has an ending that is not read; known endings: {known_endings()}"
     if "://" not in path and not path.startswith("s3:") and not place.exists():
-        return f"{path} not found{suggest_path(path, root) or '; relative paths start at the folder with pyproject.toml'}"
+        return f"{path} not found{suggest_path(path, root) or f'; relative paths start at {root}'}"
     return place_problem(path, root) or (None if is_bucket(path) else contents_problem(path, root))
 
 

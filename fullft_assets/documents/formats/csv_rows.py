@@ -89,7 +89,8 @@ def _rows(lines: Iterator[str], delimiter: str, chosen: CsvSettings) -> Iterator
             if fields:
                 yield start, fields
     except csv.Error as error:
-        raise Unreadable(f"not CSV: {error}, in the row that starts on line {line}") from error
+        fix = "fix its quotes, or set documents.csv.quoting to none"
+        raise Unreadable(f"not CSV: {error}, in the row that starts on line {line}: {fix}") from error
 
 
 def _checked(
