@@ -45,7 +45,7 @@ def write(project: Path, more: str = "", name: str = "x") -> Path:
 
 
 def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fullft_assets.config.check", *arguments, "--defs", "defs"]
+    command = [sys.executable, "-m", "fullft_assets.cli", "check", *arguments, "--defs", "defs"]
     environment = os.environ | {"PYTHONPATH": str(Path(check.__file__).parents[2])}
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
 
@@ -90,7 +90,7 @@ def test_prints_what_would_be_trained_on_what(project):
 def test_imports_nothing_heavy(project):
     write(project)
     code = (
-        "import sys; from fullft_assets.config.check import main; status = main(['x', '--defs', 'defs']);"
+        "import sys; from fullft_assets.cli import main; status = main(['check', 'x', '--defs', 'defs']);"
         f"print('LOADED', status, [name for name in {HEAVY} if name in sys.modules])"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(check.__file__).parents[2])}
@@ -101,14 +101,12 @@ def test_imports_nothing_heavy(project):
 @pytest.mark.heavy
 def test_problems_stand_on_stderr_and_nothing_else_is_printed(project):
     write(project, "  training: {epochs: 0,\n    precision: bf17}\n")
-    write(project, name="good")
-    for arguments in (["x"], ["--all"]):
-        done = run(project, *arguments)
-        assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr.splitlines() == [
-            "defs/x/defs.yaml:6: training.epochs: 0 is not a number > 0 and <= 1000",
-            "defs/x/defs.yaml:7: training.precision: bf17 is not one of auto, fp32, tf32, bf16, fp16; did you mean `bf16`?",
-        ]
+    done = run(project, "x")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines() == [
+        "defs/x/defs.yaml:6: training.epochs: 0 is not a number > 0 and <= 1000",
+        "defs/x/defs.yaml:7: training.precision: bf17 is not one of auto, fp32, tf32, bf16, fp16; did you mean `bf16`?",
+    ]
 
 
 @pytest.mark.heavy
@@ -117,15 +115,6 @@ def test_an_unknown_use_case_names_the_near_one(project):
     done = run(project, "licence")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "no use case `licence`; did you mean `licences`? known: licences\n"
-
-
-@pytest.mark.heavy
-def test_all_checks_each_use_case_and_a_path_names_one_too(project):
-    write(project, name="a")
-    write(project, name="b")
-    assert [text for text in run(project, "--all").stdout.splitlines() if text.endswith(": ok")] == ["a: ok", "b: ok"]
-    assert run(project, "defs/b/defs.yaml").stdout.startswith("b: ok\n")
-    assert run(project, "defs/b").stdout.startswith("b: ok\n")
 
 
 @pytest.mark.heavy

@@ -1,15 +1,12 @@
-"""check: a use case in a second, before a model is loaded: `python -m fullft_assets.config.check USE_CASE`.
+"""check: what `fullft check` says of a use case within seconds, before a model is loaded.
 
-Prints what would be trained on what, rough memory and time, and which defaults were chosen; or, on
-stderr, one line for each thing that is wrong. Memory and time here are arithmetic on assumptions that
-are printed with them; the feasibility plan measures.
+Says what would be trained on what, rough memory and time, and which defaults were chosen. Memory and time
+here are arithmetic on assumptions that are printed with them; the feasibility plan measures.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +18,9 @@ from fullft_assets.config.corpus import COUNTED_BYTES, Corpus, look_at_documents
 from fullft_assets.config.fields import field_problems, log_problems
 from fullft_assets.config.findings import findings
 from fullft_assets.config.losses import Losses, is_whole, losses_of, refusals
-from fullft_assets.config.project import DEFS, find_use_case, find_use_cases
-from fullft_assets.config.validation import load_use_case
 from fullft_assets.config.yaml_source import Key, read_source
 from fullft_assets.documents import own_splits
 from fullft_assets.documents.delivery import kept_out, left_in_place, skipped
-from fullft_assets.errors import FullftError
 from fullft_assets.models.hardware import peak_flops
 from fullft_assets.planning import state_bytes
 from fullft_assets.planning.targets import targets
@@ -334,43 +328,3 @@ def _duration(hours: float) -> str:
         minutes = round(hours * 60)
         return f"{minutes} minute{'' if minutes == 1 else 's'}"
     return f"{hours:.0f} hours" if hours < 48 else f"{hours / 24:.0f} days"
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Check one use case or all; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m fullft_assets.config.check", description="Check a use case in a second.")
-    parser.add_argument("use_case", nargs="?", metavar="USE_CASE", help="its name, or the path of its defs.yaml")
-    parser.add_argument("--all", action="store_true", help="check every use case of the folder")
-    parser.add_argument("--defs", type=Path, default=DEFS, metavar="DIR", help="folder with the use cases")
-    options = parser.parse_args(arguments)
-    if options.all == (options.use_case is not None):
-        parser.error("give a USE_CASE, or --all")
-    try:
-        paths = find_use_cases(options.defs) if options.all else [_find(options.use_case, options.defs)]
-    except FullftError as error:
-        print(error, file=sys.stderr)
-        return 1
-    reports, problems = [], []
-    for path in paths:
-        try:
-            reports.append(check_use_case(load_use_case(path)))
-        except FullftError as error:
-            problems.append(str(error))
-    if not paths:
-        problems.append(f"no use case in {options.defs}; `dg scaffold defs fullft_assets.FullFineTune NAME` writes one")
-    if problems:
-        print("\n".join(problems), file=sys.stderr)
-        return 1
-    print("\n\n".join(reports))
-    return 0
-
-
-def _find(name: str, defs: Path) -> Path:
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        return path
-    return path / "defs.yaml" if (path / "defs.yaml").is_file() else find_use_case(name, defs)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -68,7 +68,10 @@ def findings(corpus: Corpus, losses: Losses, use_case: UseCase) -> Iterator[tupl
     yield from (("fields", line) for line in incomplete_fields(rows, settings))
     yield from _languages(rows)
     if corpus.encodings.keys() - {"utf-8", ASCII}:
-        yield "encodings", ", ".join(f"{name} in {count:,} file{'' if count == 1 else 's'}" for name, count in corpus.encodings.most_common())
+        yield (
+            "encodings",
+            ", ".join(f"{name} in {count:,} file{'' if count == 1 else 's'}" for name, count in corpus.encodings.most_common()),
+        )
     yield from _problems(rows)
     yield "loss", _loss(corpus, losses, use_case, scale)
 
