@@ -5,6 +5,7 @@ Rates on real corpora are measured by `benchmarks.drift`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,13 @@ def scale() -> Scale:
     return Scale.fit(draw(np.random.default_rng(0), 600), NUM_LABELS)
 
 
-def send(windows: list[Sums], settings: MonitoringSettings = SETTINGS) -> list[DriftVerdict]:
+def send(windows: list[Sums], labels: Sequence[str] = ("a", "b", "c"), settings: MonitoringSettings = SETTINGS) -> list[DriftVerdict]:
     """Return the verdicts on windows in the order of their arrival."""
     reference: list[Sums] = []
     recent: list[Sums] = []
     verdicts = []
     for sums in windows:
-        verdicts.append(monitoring.judge(sums, reference, recent, settings, ["a", "b", "c"]))
+        verdicts.append(monitoring.judge(sums, reference, recent, settings, labels))
         reference, recent = monitoring.advance(reference, recent, sums, verdicts[-1].status, settings.reference_windows)
     return verdicts
 
@@ -94,6 +95,14 @@ def test_three_pooled_windows_are_confirmed_by_the_three_before(scale: Scale) ->
     verdicts = send([*windows(scale, rng, 14), *windows(scale, rng, 6, moved=1.9, share=0.2)])
     assert [verdict.status for verdict in verdicts[14:]] == ["ok", "ok", "alarm", "alarm", "alarm", "confirmed"]
     assert all(verdict.alarms == ["embeddings_3_windows"] for verdict in verdicts[16:])
+
+
+def test_a_label_that_may_be_a_text_is_not_named(scale: Scale) -> None:
+    rng = np.random.default_rng(2)
+    sentences = [f"What patient {number} wrote in place of a label, in more than six words" for number in range(3)]
+    verdict = send([*windows(scale, rng, 12), scale.sums(draw(rng, predicted=2))], sentences)[-1]
+    assert verdict.alarms == ["predicted_labels"]
+    assert "predicted labels shift, most 1 label (not named, as " in verdict.moved[0] and sentences[2] not in verdict.moved[0]
 
 
 def test_the_verdict_says_what_changed(scale: Scale) -> None:

@@ -107,6 +107,22 @@ class TestCompare:
         assert not outcome.passed
         assert "`surgery` 0.0% in training, 50.0% in production" in outcome.description
 
+    @pytest.mark.parametrize("respect", ["label", "domain"])
+    def test_names_that_may_be_texts_are_not_named(self, respect: str):
+        sentence = "What a patient wrote in place of a label, in more than six words"
+        names = {"label": {sentence: 100, "b": 900}, "domain": {"a": 900, sentence: 100}}
+        usual = {"a": 500, "b": 500}
+        training, production = counted(usual, usual), counted(names[respect] if respect == "label" else usual, names[respect])
+        outcome = compare(training, production, 0.2)
+        assert not outcome.passed
+        assert f"{respect} shares are 0.50 apart" in outcome.description and "not named, as there are more than 100" in outcome.description
+        assert sentence not in f"{outcome.description} {outcome.metadata}"
+
+    def test_nothing_in_a_name_acts_on_a_browser(self):
+        picture = "![t](http://host/x.png)"
+        outcome = compare(counted({"a": 500, "b": 500}), counted({picture: 1_000}), 0.2)
+        assert not outcome.passed and picture not in outcome.description
+
     def test_limit_decides(self):
         training, production = counted({"a": 70_000, "b": 30_000}), counted({"a": 40_000, "b": 60_000})
         assert not compare(training, production, 0.25).passed

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fullft_assets.documents import RawMetadata
+from fullft_assets.escaping import quoted, visible
+from fullft_assets.examples.label_names import NOT_NAMED, may_be_named
 from fullft_assets.monitoring.history import SUMS
 from fullft_assets.monitoring.scale import Sums
 from fullft_assets.snapshot import SnapshotMetadata
@@ -198,8 +200,10 @@ def compare(training: Composition, production: Composition, max_difference: floa
         metadata |= {
             f"{respect}_difference": found.distance,
             f"{respect}_difference_by_chance": found.by_chance,
-            f"{respect}_shares": [{respect: name, "training": a, "production": b} for name, (a, b) in found.shares.items()][:20],
         }
+        if may_be_named(found.shares):
+            shares = [{respect: visible(name), "training": a, "production": b} for name, (a, b) in found.shares.items()]
+            metadata[f"{respect}_shares"] = shares[:20]
         text = _in_words(f"predicted {respect}" if is_predicted else respect, found)
         (red if found.beyond_chance > max_difference else green).append(text)
     if red:
@@ -238,13 +242,15 @@ def difference(
 
 
 def _in_words(respect: str, found: Difference) -> str:
+    apart = f"{respect} shares are {found.distance:.2f} apart ({found.by_chance:.2f} by chance)"
+    if not may_be_named(found.shares):
+        return f"{apart}; the {respect}s are {NOT_NAMED}"
     named = [
-        f"`{name}` {mine:.1%} in training, {theirs:.1%} in production"
+        f"{quoted(name)} {mine:.1%} in training, {theirs:.1%} in production"
         for name, (mine, theirs) in list(found.shares.items())[:_NUM_NAMED]
         if mine != theirs
     ]
-    which = f": {'; '.join(named)}" if named else ""
-    return f"{respect} shares are {found.distance:.2f} apart ({found.by_chance:.2f} by chance){which}"
+    return f"{apart}: {'; '.join(named)}" if named else apart
 
 
 def _why_not_compared(respect: str, training: Mapping[str, int], production: Mapping[str, int]) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from fullft_assets.escaping import quoted
+from fullft_assets.examples.label_names import named
 from fullft_assets.monitoring.comparison import HOMOGENEITY, LEAST_WINDOWS, POOLED, THRESHOLDS, test_windows
 from fullft_assets.monitoring.features import NUMBERS
 from fullft_assets.monitoring.scale import FAMILIES, Sums
@@ -226,8 +226,8 @@ def _in_words(family: str, reference: Sequence[Sums], windows: Sequence[Sums], l
     if family == "predicted_labels":
         old, new = (_shares(side) for side in (reference, windows))
         largest = int(np.argmax(np.abs(new - old)))
-        name = quoted(labels[largest] if largest < len(labels) else f"label {largest}")
-        return f"predicted labels shift, most {name}: {old[largest]:.1%} -> {new[largest]:.1%}"
+        label = labels[largest] if largest < len(labels) else f"label {largest}"
+        return f"predicted labels shift, most {named([(label, '')], 1, labels)}: {old[largest]:.1%} -> {new[largest]:.1%}"
     changes = [_change(name, a, b) for name, a, b in zip(NUMBERS, _mean_numbers(reference), _mean_numbers(windows), strict=True)]
     return ", ".join(filter(None, changes)) or "lengths and words of the texts are distributed differently"
 
