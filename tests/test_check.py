@@ -382,7 +382,7 @@ def test_a_group_that_many_rows_lack_is_an_error_with_their_places(project):
     path.write_text(YAML.replace("label: kind", "label: kind, group: patient"))
     done = run(project, "x")
     assert done.returncode == 1
-    assert done.stderr.startswith("defs/x/defs.yaml:5: examples.group: 20 of 220 rows read have no `patient` (b.jsonl:1, b.jsonl:10, ")
+    assert done.stderr.startswith("defs/x/defs.yaml:5: examples.group: 20 of 220 rows read have no `patient` (b.jsonl:1, b.jsonl:2, ")
     assert done.stderr.endswith("more than examples.max_ungrouped_share (0.05); did you mean `Patient`?\n")
     path.write_text(YAML.replace("label: kind", "label: kind, group: patient, max_ungrouped_share: 0.1"))
     assert run(project, "x").returncode == 0

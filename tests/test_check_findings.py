@@ -156,7 +156,7 @@ def test_rows_without_their_id_or_domain_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("documents", "chosen", "problem"),
     [
-        ({"id": "doc"}, {}, "documents.id: 95 of 100 rows read have no `doc` (a.jsonl:10, a.jsonl:100, a.jsonl:11), more than 90% of them"),
+        ({"id": "doc"}, {}, "documents.id: 95 of 100 rows read have no `doc` (a.jsonl:6, a.jsonl:7, a.jsonl:8), more than 90% of them"),
         ({}, {"domain": "doc"}, "examples.domain: 95 of 100 rows read have no `doc` ("),
         ({}, {"group": "doc"}, "examples.group: 95 of 100 rows read have no `doc` ("),
         ({}, {"label": "doc"}, "examples.label: 95 of 100 rows read have no `doc` ("),
@@ -197,6 +197,13 @@ def test_a_field_inside_of_another_is_suggested_by_its_path(
     assert str(raised.value).endswith(problem)
 
 
+def test_conversations_in_a_field_that_has_no_known_name_are_an_error_with_the_fields(tmp_path: Path) -> None:
+    rows = [{"turns": [{"role": "user", "content": "Which licence?"}, {"role": "assistant", "content": "MIT"}], "topic": "code"}] * 3
+    with pytest.raises(SettingsError) as raised:
+        check_use_case(use_case(tmp_path, rows, task="sft", label=None, group=None))
+    assert "; their fields: turns, topic; set documents.text to the one that has it" in str(raised.value)
+
+
 def test_a_group_inside_of_another_field_is_suggested_by_its_path(tmp_path: Path) -> None:
     rows = [{"text": row["text"], "kind": row["kind"], "meta": {"licence": row["expression"]}} for row in projects.licence_rows(600)]
     assert "set examples.group: meta.licence" in lines(tmp_path, rows, group=None)["group"]
@@ -222,7 +229,7 @@ def test_rows_that_are_no_records_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "data/a.csv").write_text("Export of November\n" + "text,kind,expression\n" + "The licence permits use.,notice,mit\n" * 9)
     with pytest.raises(SettingsError) as raised:
         check_use_case(case)
-    problem = "documents.path: 10 of 10 rows read (a.csv:10, a.csv:11, a.csv:2): has more fields than the header; where a title is above"
+    problem = "documents.path: 10 of 10 rows read (a.csv:2, a.csv:3, a.csv:4): has more fields than the header; where a title is above"
     assert problem in str(raised.value)
 
 

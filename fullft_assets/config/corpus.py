@@ -222,7 +222,7 @@ class _Look:
 
     def sample(self) -> list[Sampled]:
         """Return the rows that were drawn, in the order of their places; the reader must still be open."""
-        return [drawn.sampled() for drawn in sorted(self._drawn, key=lambda drawn: drawn.place)]
+        return [drawn.sampled() for drawn in sorted(self._drawn, key=lambda drawn: _in_order(drawn.place))]
 
     def add(self, source: Source, file: SourceFile) -> None:
         """Count one file. One that cannot be read is noted: ingestion leaves it out too."""
@@ -320,6 +320,12 @@ class _Look:
         (num_rows, self._drawn), encoding = self._reader.read(file, take)
         self.encodings.update([encoding.removesuffix("-sig")] if encoding else [])
         return num_rows
+
+
+def _in_order(place: str) -> tuple[str, int]:
+    """Return what sorts places as they are in the files: row 2 before row 10."""
+    file, _, row = place.rpartition(":")
+    return file, int(row)
 
 
 def _num_characters(record: Record) -> int:

@@ -161,10 +161,10 @@ def _has(found: Sampled, column: str) -> bool:
 
 
 def _nowhere(field: str, column: str, rows: list[Sampled]) -> str:
-    problem = rows[0].row.get("problem")
+    problem, known = rows[0].row.get("problem"), fields_of(rows)
     if column == "text" and problem not in (None, f"no field `{field}`"):
-        return f"none of {len(rows):,} rows read can be used; the first ({rows[0].place}): {problem}"
-    known = fields_of(rows)
+        hint = f"{_listed(known)}; set documents.text to the one that has it" if str(problem).startswith("no field ") else ""
+        return f"none of {len(rows):,} rows read can be used; the first ({rows[0].place}): {problem}{hint}"
     if field in known or any(has_field(found.record, field) for found in rows):
         return f"`{field}` is empty in each of {len(rows):,} rows read{_near(field, [name for name in known if name != field])}"
     return f"none of {len(rows):,} rows read has a `{field}`{_near(field, known) or _listed(known)}"

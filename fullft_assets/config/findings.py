@@ -180,7 +180,8 @@ def _languages(rows: list[Sampled]) -> Iterator[tuple[str, str]]:
     texts = [text for found in rows if (text := found.row.get("text"))][:_LANGUAGE_TEXTS]
     if texts:
         counts = Counter(map(language.language_of, texts))
-        yield "languages", ", ".join(f"{name} {count / len(texts):.0%}" for name, count in counts.most_common(_SHOWN))
+        shares = [(name, count / len(texts)) for name, count in counts.most_common(_SHOWN)]
+        yield "languages", ", ".join(f"{name} {share:.0%}" if share >= 0.01 else f"{name} under 1%" for name, share in shares)
 
 
 def _problems(rows: list[Sampled]) -> Iterator[tuple[str, str]]:

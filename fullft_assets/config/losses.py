@@ -83,7 +83,7 @@ def losses_of(corpus: Corpus, settings: UseCaseSettings) -> Losses:
     # A row that is no record has neither a text nor a label: its first reason tells.
     reasons = [broken(found, examples)[:1] for found in rows]
     valid = [found for found, why in zip(rows, reasons, strict=True) if not why and not found.is_elsewhere and "annotator" not in found.row]
-    newest = {found.row.get("id", found.place): found for found in sorted(valid, key=_order)}
+    newest = {found.row.get("id", found.place): found for found in valid}
     answers: dict[str, set[str]] = {}
     for found in newest.values():
         answers.setdefault(found.row["text"], set()).add(_answer(found, target, examples))
@@ -111,11 +111,6 @@ def losses_of(corpus: Corpus, settings: UseCaseSettings) -> Losses:
         [found for text, found in different.items() if text not in rare_rows],
         {label for labels in kept.values() for label in labels},
     )
-
-
-def _order(found: Sampled) -> tuple[str, int]:
-    source, _, number = found.place.rpartition(":")
-    return source, int(number)
 
 
 def _answer(found: Sampled, target: Target | None, examples: ExamplesSettings) -> str:
