@@ -67,6 +67,21 @@ def test_what_the_check_says_is_near_what_the_snapshot_leaves_out(tmp_path: Path
     assert 0.3 < int(near[1].replace(",", "")) / num_near(left_out) < 1.1, "of half of the rows about half of the pairs are seen"
 
 
+@pytest.mark.heavy
+def test_groups_that_are_held_out_for_the_sake_of_a_label_are_foreseen(tmp_path: Path) -> None:
+    """Few groups and many labels: of the groups that lose rows to the cap most are held out because a label needs them."""
+    rng = random.Random(3)
+    kinds = [f"kind {n}" for n in range(40) for _ in range(max(6, 200 // (n + 1)))]
+    rows = [
+        {"id": str(n), "text": f"Row {n}: {rng.random()}", "kind": kind, "expression": f"g{rng.randrange(25)}"}
+        for n, kind in enumerate(kinds)
+    ]
+    case = use_case(tmp_path, rows)
+    lost = left_out_by_the_snapshot(case)["held-out rows over the cap of their group"]
+    assert lost > 1.5 * rows_over_cap([row["expression"] for row in rows], SETTINGS, case.settings.seed), "more than the hash alone costs"
+    assert f"about {lost:,} over snapshot.max_heldout_rows_per_group" in check_use_case(case)
+
+
 def test_of_all_rows_those_near_to_held_out_ones_are_foreseen(tmp_path: Path) -> None:
     rows = projects.licence_rows(200)
     again = [{**row, "id": f"{row['id']} again", "text": f"{row['text']} Again."} for row in rows if len(row["text"]) > 200]

@@ -11,7 +11,7 @@ from fullft_assets.base_model import find_base_model, read_header
 from fullft_assets.config.corpus import Corpus, Sampled, look_at_documents
 from fullft_assets.config.fields import flat, incomplete_fields
 from fullft_assets.config.group_candidates import candidates
-from fullft_assets.config.losses import OLDER, Losses, broken, labels_of
+from fullft_assets.config.losses import OLDER, Losses, broken, is_whole, labels_of
 from fullft_assets.config.places import is_bucket
 from fullft_assets.documents.formats.encodings import ASCII
 from fullft_assets.documents.formats.rows import value_of
@@ -23,6 +23,7 @@ from fullft_assets.personal_data.entities import entity_model
 from fullft_assets.settings import ExamplesSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot.expected_loss import rows_near_held_out, rows_over_cap
+from fullft_assets.store.hashing import text_hash
 from fullft_assets.task import task_of
 
 #: Texts whose language is identified.
@@ -205,11 +206,21 @@ def _loss(corpus: Corpus, losses: Losses, use_case: UseCase, scale: float) -> st
         scaled = with_names / searched * len(rows) * scale
         lost.append(f"about {scaled:,.0f} with names, places or dates ({with_names:,} of {searched:,} rows that examples.pii_model read)")
     lost += [f"{at_least}{count:,} {reason}" for reason, count in losses.excluded.items()]
-    over = rows_over_cap([found.row.get("group") for found in rows], settings.snapshot, settings.seed, corpus.num_rows)
+    over = _over_cap(corpus, losses, settings)
     if over:
         lost.append(f"about {over:,} over snapshot.max_heldout_rows_per_group ({settings.snapshot.max_heldout_rows_per_group})")
     lost += _near_held_out(losses, settings, scale)
     return f"expected: {', '.join(lost)}" if lost else f"none of {len(rows):,} rows read would be quarantined or excluded"
+
+
+def _over_cap(corpus: Corpus, losses: Losses, settings: UseCaseSettings) -> int:
+    examples, target = settings.examples, task_of(settings.examples).target
+    if examples.group is None or target is None or not is_whole(corpus):
+        return rows_over_cap([found.row.get("group") for found in corpus.sample], settings.snapshot, settings.seed, corpus.num_rows)
+    rows = losses.rows_left
+    groups = [found.row.get("group") or text_hash(found.row["text"]) for found in rows]
+    labels = [{*labels_of(found, target, examples)} & losses.labels_left for found in rows]
+    return rows_over_cap(groups, settings.snapshot, settings.seed, labels=labels)
 
 
 def _near_held_out(losses: Losses, settings: UseCaseSettings, scale: float) -> Iterator[str]:
