@@ -214,7 +214,7 @@ def test_a_text_a_line_and_a_field_may_be_so_long(tmp_path: Path, monkeypatch: p
     assert batch.unreadable == {
         "a.jsonl": "line 2 is longer than 0 Mi characters; split it",
         "b.csv": "line 2 is longer than 0 Mi characters; split it",
-        "d.csv": "not CSV: field larger than field limit (100000), in the row that starts on line 2",
+        "d.csv": "not CSV: field larger than field limit (100000), in the row that starts on line 2: fix its quotes, or set documents.csv.quoting to none",
         "e.txt": "larger than 32 MiB; split it",
     }
     assert limit == 64 * MIB
