@@ -1,7 +1,7 @@
 """What all assets of one use case share: keys, partitions, group, resources, and how a manifest is shown."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +11,7 @@ import dagster as dg
 
 from fullft_assets.assets.shown_metadata import outside_the_store
 from fullft_assets.chunks import ingestion
+from fullft_assets.errors import WorkloadError
 from fullft_assets.jobs import Job
 from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.markdown import escape_name
@@ -87,6 +88,11 @@ class Case:
     def is_monitored(self) -> bool:
         """Return whether production documents are compared with what a model learned on: only some tasks can detect drift."""
         return task_of(self.settings.examples).detects_drift and self.has_windows
+
+    @property
+    def last_of_window(self) -> str:
+        """Name of the asset with which a window is done."""
+        return "drift_report" if self.is_monitored else "batch_predictions"
 
     @property
     def store_key(self) -> str:
@@ -169,15 +175,29 @@ class Case:
         key: str,
         inputs: dict[str, Manifest],
         batch: str | None = None,
+        ahead: Callable[[], dict[str, Manifest]] = dict,
     ) -> Manifest:
         """Return the artifact of this key; where there is none, launch the workload that writes it.
+
+        Args:
+            ahead: returns further inputs of the workload, for what it makes beyond this artifact. If that fails and ends the workload, the
+                artifact, which was made before, is returned.
 
         Raises:
             WorkloadError: the workload failed.
         """
         store = self.store(context)
         found = store.find(self.name, stage, key)
-        return found or self.launcher(context).run(context, workload, self.job(stage, key, store, inputs, batch), store)
+        if found is None:
+            job = self.job(stage, key, store, inputs | ahead(), batch)
+            try:
+                found = self.launcher(context).run(context, workload, job, store)
+            except WorkloadError as error:
+                found = store.find(self.name, stage, key)
+                if found is None:
+                    raise
+                context.log.warning(f"{stage} was made, then its workload failed: {error}")
+        return found
 
     def ingest(self, context: dg.AssetExecutionContext) -> None:
         """Have the batch's artifacts made where `compute.ingestion` says; nothing where it says nothing.

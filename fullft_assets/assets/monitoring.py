@@ -1,22 +1,20 @@
 """monitoring: production_documents [window]; with finetuned_checkpoint -> drift_report [window]; with later labels -> live_quality."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 
 import dagster as dg
 
 from fullft_assets import monitoring, release
 from fullft_assets.assets.case import Case
-from fullft_assets.assets.production import logged_predictions
 from fullft_assets.assets.sparkline import sparkline
+from fullft_assets.assets.windows import backlog_behind, logged_predictions, read_history, snapshot_of
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.monitoring import live
 from fullft_assets.resources import latest, latest_by_partition, one_line_errors
 from fullft_assets.snapshot import SnapshotMetadata
-from fullft_assets.store import CheckOutcome, Manifest, Store, artifact_key
-from fullft_assets.training.metadata import CheckpointMetadata
+from fullft_assets.store import CheckOutcome, Manifest, Store
 
 
 def something_came() -> dg.AutomationCondition:
@@ -53,28 +51,17 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
     ):
         store = case.store(context)
         with one_line_errors(store, case.name):
-            inputs = {"production_documents": production_documents, **_model_in_use(case, store, finetuned_checkpoint)}
-            for name in ("training_snapshot", "finetuned_checkpoint"):
-                inputs[name].require_green("drift_report")
-            settings = monitoring.key_settings(case.settings)
-            logged = _logged(case, store, production_documents)
-            history = monitoring.read_history(
-                context.partition_key,
-                store.list_pointers(f"latest/{case.name}/drift_report"),
-                partial(latest, store, case.name, "drift_report"),
-                store.load,
-                documents=production_documents,
-                model=inputs["finetuned_checkpoint"],
-                settings=settings,
-                num_reference=case.settings.monitoring.reference_windows,
-                is_logged=bool(logged),
-            )
-            history = replace(history, recent=monitoring.without_redelivered(store, production_documents, history.recent))
-            inputs |= history.as_inputs() | logged
-            # The checkpoint determines its snapshot.
-            digests = {name: manifest.content_digest for name, manifest in inputs.items() if name != "training_snapshot"}
-            key = artifact_key("drift_report", monitoring.VERSION, settings, digests, case.settings.seed)
-            manifest = case.find_or_launch(context, "monitoring", "drift_report", key, inputs)
+            champion, logged = release.read_champion(store, case.name), logged_predictions(case, store, production_documents)
+            # Production runs the champion; before the first one, the newest model takes its place.
+            checkpoint = store.load(champion.checkpoint) if champion else finetuned_checkpoint
+            history = read_history(case, store, context.partition_key, production_documents, checkpoint, logged)
+            model = {"training_snapshot": snapshot_of(store, checkpoint), "finetuned_checkpoint": checkpoint}
+            for manifest in model.values():
+                manifest.require_green("drift_report")
+            inputs = {"production_documents": production_documents, **model, **history.as_inputs(), **logged}
+            key = monitoring.report_key(case.settings, inputs)
+            behind = partial(backlog_behind, case, store, context.partition_key)
+            manifest = case.find_or_launch(context, "monitoring", "drift_report", key, inputs, ahead=behind)
         found = monitoring.DriftMetadata.of(manifest)
         shown: dict[str, dg.MetadataValue] = {"table": dg.MetadataValue.md(found.table)}
         windows = [monitoring.DriftMetadata.of(report) for report in (*history.reference, *history.recent)]
@@ -152,19 +139,3 @@ def _chosen_for_labelling(case: Case, store: Store) -> dict[str, set[tuple[str, 
     reports = latest_by_partition(store, case.name, "drift_report")
     files = {name: store.folder(made) / monitoring.FAR for name, made in reports.items() if monitoring.FAR in made.files}
     return {name: {(each.source, each.row) for each in monitoring.read_far(path)} for name, path in files.items()}
-
-
-def _logged(case: Case, store: Store, documents: Manifest) -> dict[str, Manifest]:
-    """Return the champion's predictions where the log has them, which takes no model; nothing without a log, or before the first champion."""
-    return {} if (found := logged_predictions(case, store, documents)) is None else {"batch_predictions": found}
-
-
-def _model_in_use(case: Case, store: Store, newest: Manifest) -> dict[str, Manifest]:
-    """Return the checkpoint that production runs and the snapshot that it was trained on.
-
-    Production runs the champion; before the first one, the newest model takes its place. The scale is fitted on what that model was measured
-    on, not on the newest snapshot: a periodic evaluation moves that towards the new data.
-    """
-    champion = release.read_champion(store, case.name)
-    checkpoint = store.load(champion.checkpoint) if champion else newest
-    return {"training_snapshot": store.load(CheckpointMetadata.of(checkpoint).snapshot), "finetuned_checkpoint": checkpoint}

@@ -1,14 +1,16 @@
 """production: delivered files -> production_documents [window]; with the champion -> batch_predictions [window]."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import dagster as dg
 
 from fullft_assets import documents, monitoring, release
 from fullft_assets.assets.case import Case
+from fullft_assets.assets.windows import backlog_behind, logged_predictions, read_history, snapshot_of
+from fullft_assets.errors import FullftError
 from fullft_assets.resources import one_line_errors
-from fullft_assets.store import Manifest, Store, artifact_key, digest
-from fullft_assets.training.metadata import CheckpointMetadata
+from fullft_assets.store import Manifest, digest
 
 
 def build(case: Case) -> list[dg.AssetsDefinition]:
@@ -48,35 +50,34 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
     def batch_predictions(context: dg.AssetExecutionContext, production_documents: Manifest) -> Iterator[dg.MaterializeResult]:
         store = case.store(context)
         with one_line_errors(store, case.name):
-            manifest, champion = logged_predictions(case, store, production_documents), release.read_champion(store, case.name)
+            manifest = logged_predictions(case, store, production_documents).get("batch_predictions")
+            champion = release.read_champion(store, case.name)
             if champion is None:
                 context.log.info(f"{case.name} has no champion yet, so nothing is predicted; materialise this window again when it has one")
                 return
             if manifest is None:
                 inputs = {"production_documents": production_documents, "finetuned_checkpoint": store.load(champion.checkpoint)}
-                digests = {name: made.content_digest for name, made in inputs.items()}
-                settings = monitoring.predictions_key(case.settings)
-                key = artifact_key("batch_predictions", monitoring.PREDICTIONS_VERSION, settings, digests, case.settings.seed)
-                manifest = case.find_or_launch(context, "prediction", "batch_predictions", key, inputs)
+                key = monitoring.predictions_artifact_key(case.settings, inputs)
+                ahead = partial(_ahead, case, context, inputs)
+                manifest = case.find_or_launch(context, "prediction", "batch_predictions", key, inputs, ahead=ahead)
         yield case.result(manifest, "batch_predictions", store)
 
     return [production_documents, batch_predictions]
 
 
-def logged_predictions(case: Case, store: Store, documents: Manifest) -> Manifest | None:
-    """Return what the champion answered as the log of a window has it; None without `monitoring.log`, or before the first champion."""
-    log, state = case.settings.monitoring.log, release.read_state(store, case.name)
-    if log is None or state is None:
-        return None
-    champion = store.load(state.checkpoint)
-    labels = CheckpointMetadata.of(champion).labels
-    return monitoring.read_log(
-        store,
-        case.name,
-        log=log,
-        documents=documents,
-        champion=champion,
-        since=state.in_use_since,
-        labels=labels,
-        seed=case.settings.seed,
-    )
+def _ahead(case: Case, context: dg.AssetExecutionContext, inputs: dict[str, Manifest]) -> dict[str, Manifest]:
+    """Return further inputs of the job: what the drift report needs, unless it is made elsewhere, and the windows behind this one."""
+    store, asked = case.store(context), context.run.asset_selection
+    if asked is not None and case.key(case.last_of_window) not in asked:
+        return {}  # somebody wants predictions of this window alone
+    found, checkpoint = backlog_behind(case, store, context.partition_key), inputs["finetuned_checkpoint"]
+    if case.is_monitored and case.settings.launcher_of("prediction") == case.settings.launcher_of("monitoring"):
+        try:
+            snapshot = snapshot_of(store, checkpoint)
+            for manifest in (snapshot, checkpoint):
+                manifest.require_green("drift_report")
+            history = read_history(case, store, context.partition_key, inputs["production_documents"], checkpoint, {})
+        except FullftError:  # the drift report's own step says why
+            return found
+        found |= {"training_snapshot": snapshot, **history.as_inputs()}
+    return found

@@ -61,8 +61,10 @@ def find_due(case: Case, instance: dg.DagsterInstance, store: Store, kind: docum
     if kind == "batch":
         done, version = ingestion.done(store, case.use_case), ingestion.version(case.use_case)
     else:
-        last = "drift_report" if case.is_monitored else "batch_predictions"
-        done, version = set(store.list_pointers(f"latest/{case.name}/{last}")), digest(case.settings.model_dump(mode="json"))[:12]
+        done, version = (
+            set(store.list_pointers(f"latest/{case.name}/{case.last_of_window}")),
+            digest(case.settings.model_dump(mode="json"))[:12],
+        )
     batches = [batch for batch in documents.list_batches(store, case.name, kind) if batch.name not in done]
     in_flight = instance.get_runs(dg.RunsFilter(job_name=job, statuses=IN_FLIGHT)) if batches else []
     names = {batch.name for batch in batches}

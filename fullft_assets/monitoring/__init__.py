@@ -8,7 +8,13 @@ from fullft_assets.monitoring.history import SUMS, History, advance, read_histor
 from fullft_assets.monitoring.live import LIVE_CHECK, LIVE_VERSION, METRIC, AtRelease, LiveMetadata
 from fullft_assets.monitoring.logged import LOG_CHECK, log_key, read_labels, read_log
 from fullft_assets.monitoring.metadata import DriftMetadata, ScaleMetadata
-from fullft_assets.monitoring.predictions import PREDICTIONS, PREDICTIONS_VERSION, PredictionsMetadata, predictions_key
+from fullft_assets.monitoring.predictions import (
+    PREDICTIONS,
+    PREDICTIONS_VERSION,
+    PredictionsMetadata,
+    predictions_artifact_key,
+    predictions_key,
+)
 from fullft_assets.monitoring.redelivery import is_read_by_another_window, without_redelivered
 from fullft_assets.monitoring.rendering import render_report, render_table
 from fullft_assets.monitoring.scale import FAMILIES, SCALE, Scale, Sums
@@ -25,5 +31,6 @@ from fullft_assets.monitoring.verdict import (
     judge,
     key_settings,
     read_elsewhere,
+    report_key,
     seen_check,
 )

@@ -36,6 +36,15 @@ class History:
         }
         return cls(kinds[_REFERENCE_INPUT], kinds[_RECENT_INPUT])
 
+    def after(self, report: Manifest, num_reference: int) -> History:
+        """Return what the window after one is compared with.
+
+        Args:
+            report: of that window, which was compared with this history.
+            num_reference: windows of a complete reference.
+        """
+        return History(*advance(self.reference, self.recent, report, DriftMetadata.of(report).status, num_reference))
+
 
 def read_history(
     window: str,
@@ -86,7 +95,7 @@ def read_history(
         if SUMS in report.files:
             found = DriftMetadata.of(report)
             reference, recent = ([load(ref) for ref in refs] for refs in (found.reference, found.recent))
-            return History(*advance(reference, recent, report, found.status, num_reference))
+            return History(reference, recent).after(report, num_reference)
     return History([], [])
 
 

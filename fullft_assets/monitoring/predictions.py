@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fullft_assets.settings import UseCaseSettings
+from fullft_assets.store import Manifest, artifact_key
 from fullft_assets.store.metadata import Metadata
 
 #: Raise this when the lines or their metadata change.
@@ -56,6 +57,17 @@ def predictions_key(settings: UseCaseSettings) -> dict[str, Any]:
         "chunks": settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows", "boundaries"}),
         "max_new_tokens": settings.monitoring.max_new_tokens,
     }
+
+
+def predictions_artifact_key(settings: UseCaseSettings, inputs: Mapping[str, Manifest]) -> str:
+    """Return the key of what a model predicts of a window.
+
+    Args:
+        settings: of the use case.
+        inputs: `production_documents` and `finetuned_checkpoint`.
+    """
+    digests = {name: manifest.content_digest for name, manifest in inputs.items()}
+    return artifact_key("batch_predictions", PREDICTIONS_VERSION, predictions_key(settings), digests, settings.seed)
 
 
 def write_predictions(path: Path, documents: Iterable[Document], predictions: Iterable[Mapping[str, Any]]) -> None:

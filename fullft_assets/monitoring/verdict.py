@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from fullft_assets.monitoring.comparison import HOMOGENEITY, LEAST_WINDOWS, POOL
 from fullft_assets.monitoring.features import NUMBERS
 from fullft_assets.monitoring.scale import FAMILIES, Sums
 from fullft_assets.settings import MonitoringSettings, UseCaseSettings
-from fullft_assets.store import CheckOutcome
+from fullft_assets.store import CheckOutcome, Manifest, artifact_key
 from fullft_assets.store.checks import CheckSpec
 
 VERSION = "5"
@@ -218,6 +218,17 @@ def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
         "chunks": settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows"}),
         "group": settings.examples.group,
     }
+
+
+def report_key(settings: UseCaseSettings, inputs: Mapping[str, Manifest]) -> str:
+    """Return the key of a drift report.
+
+    Args:
+        settings: of the use case.
+        inputs: of its job, by name; the checkpoint determines its snapshot.
+    """
+    digests = {name: manifest.content_digest for name, manifest in inputs.items() if name != "training_snapshot"}
+    return artifact_key("drift_report", VERSION, key_settings(settings), digests, settings.seed)
 
 
 def _in_words(family: str, reference: Sequence[Sums], windows: Sequence[Sums], labels: Sequence[str]) -> str:

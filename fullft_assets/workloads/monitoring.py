@@ -1,6 +1,6 @@
 """monitoring: production_documents, finetuned_checkpoint, training_snapshot, earlier drift reports -> drift_report.
 
-Run by a launcher or by hand: `python -m fullft_assets.workloads.monitoring --job URI`. The scale, fitted on held-out rows, is an artifact of
+Run by a launcher or by hand: `python -m fullft_assets.workloads.monitoring --job URI`. The windows of a backlog are read after the job's own one. The scale, fitted on held-out rows, is an artifact of
 its own: made once for each checkpoint, and read for each window after that.
 """
 
@@ -23,6 +23,7 @@ from fullft_assets.models.inference import embed, predict
 from fullft_assets.monitoring import DriftMetadata, DriftVerdict, FarDocument, Features, History, Place, Scale, Sums, Vocabulary
 from fullft_assets.snapshot import label_names, load_split
 from fullft_assets.store import Manifest, Store, artifact_key
+from fullft_assets.workloads.backlog import work_through
 from fullft_assets.workloads.entry import run_workload
 
 if TYPE_CHECKING:
@@ -104,6 +105,11 @@ class Reader:
 
 
 def work(job: Job, store: Store, progress: Progress) -> None:
+    """Write the drift report of one window, then those of the windows behind it."""
+    work_through(job, store, progress, {"drift_report": write_report})
+
+
+def write_report(job: Job, store: Store, progress: Progress) -> None:
     """Write the drift report of one window."""
     import pyarrow.parquet as pq
 

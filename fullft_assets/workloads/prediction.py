@@ -1,6 +1,7 @@
 """batch_predictions: production_documents, finetuned_checkpoint -> what the model predicts of each document.
 
-Run by a launcher or by hand: `python -m fullft_assets.workloads.prediction --job URI`.
+Run by a launcher or by hand: `python -m fullft_assets.workloads.prediction --job URI`. With a snapshot and earlier drift reports among its inputs, it
+writes the window's `drift_report`, too, which then takes no process of its own; and all of it for the windows of a backlog after the job's own one.
 """
 
 from __future__ import annotations
@@ -24,10 +25,21 @@ from fullft_assets.monitoring.predictions import (
 from fullft_assets.store import Store
 from fullft_assets.task import task_of
 from fullft_assets.training.metadata import CheckpointMetadata
+from fullft_assets.workloads.backlog import Write, work_through
 from fullft_assets.workloads.entry import run_workload
 
 
 def work(job: Job, store: Store, progress: Progress) -> None:
+    """Write the predictions of one window, and of the windows behind it; with a snapshot also their drift reports."""
+    writers: dict[str, Write] = {"batch_predictions": write_window}
+    if "training_snapshot" in job.inputs:
+        from fullft_assets.workloads.monitoring import write_report
+
+        writers["drift_report"] = write_report
+    work_through(job, store, progress, writers)
+
+
+def write_window(job: Job, store: Store, progress: Progress) -> None:
     """Write the predictions of one window."""
     import pyarrow.parquet as pq
 

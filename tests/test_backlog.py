@@ -1,0 +1,194 @@
+"""A backlog of windows is read by one workload, with the artifacts that each window's own run would make."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pytest
+
+from fullft_assets import documents, monitoring, release
+from fullft_assets.component import FullFineTune
+from fullft_assets.errors import DataError, WorkloadError
+from fullft_assets.jobs import Job
+from fullft_assets.jobs.progress import Progress
+from fullft_assets.launchers.driver import LaunchDriver
+from fullft_assets.monitoring import DriftMetadata, Features, PredictionsMetadata, Scale, backlog
+from fullft_assets.resources import latest, open_store
+from fullft_assets.resources.pointers import set_latest
+from fullft_assets.store import Manifest, Store
+from fullft_assets.workloads import monitoring as report_workload
+from fullft_assets.workloads import prediction as prediction_workload
+from tests import project as projects
+from tests.checkpoint_metadata import checkpoint_metadata
+from tests.test_live_quality import CASE, snapshot_of
+from tests.test_monitoring import draw
+
+pytestmark = pytest.mark.slow
+
+LABELS = ["notice", "reference", "text"]
+WORKLOADS: dict[str, ModuleType] = {"prediction": prediction_workload, "monitoring": report_workload}
+#: Windows; the second one has too few independent documents, and the last two have other texts than those before them.
+NUM_WINDOWS = 9
+
+
+class Reader:
+    """Draws features by the texts, in place of models."""
+
+    @staticmethod
+    def open(*_: Any) -> Reader:
+        return Reader()
+
+    def read(self, texts: list[str], _: Any) -> Features:
+        rng = np.random.default_rng(zlib.crc32("".join(texts).encode()))
+        return draw(rng, len(texts), moved=9.0 if texts[0].isupper() else 0.0)
+
+
+def write_window(job: Job, store: Store, progress: Progress) -> None:
+    """Predict nothing."""
+    inputs = job.load_inputs(store)
+    with store.create(job.case, job.stage, job.key, version=monitoring.PREDICTIONS_VERSION, seed=1) as draft:
+        (draft.path / monitoring.PREDICTIONS).write_text("")
+        metadata = PredictionsMetadata(checkpoint=inputs["finetuned_checkpoint"].ref, num_rows=0, num_without_text=0).as_dict()
+        draft.commit(settings={}, inputs={name: made.content_digest for name, made in inputs.items()}, metadata=metadata)
+
+
+class Production:
+    """Windows of a project with a champion; workloads run in this process."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch):
+        self.project = projects.create(root, monitoring={"path": "data/letters/production", "min_window_rows": 20, "reference_windows": 6})
+        for name, value in self.project.env().items():
+            monkeypatch.setenv(name, value)
+        self.instance = dg.DagsterInstance.from_config(str(self.project.home))
+        self.store = open_store(self.project.use_case(), self.instance)
+        defs = dg.Definitions.merge(FullFineTune(self.project.use_case()).build_defs(), dg.Definitions(executor=dg.in_process_executor))
+        self.job = defs.resolve_implicit_global_asset_job_def()
+        #: The workloads that were launched.
+        self.launched: list[str] = []
+        monkeypatch.setattr(LaunchDriver, "run", lambda _, __, workload, job, ___: self.run(workload, job))
+        self._promote()
+        settings = self.project.use_case().settings.documents
+        for number in range(NUM_WINDOWS):
+            rows = projects.licence_rows(30, skip=30 * number)
+            rows = [{**row, "text": row["text"].upper()} for row in rows] if number >= NUM_WINDOWS - 2 else rows
+            path = projects.write_rows(self.project.production / f"w{number}.jsonl", rows)
+            os.utime(path, (1_000 + number, 1_000 + number))
+            documents.cut_batches(self.store, CASE, self.project.production, settings, "window")
+        self.windows = [window.name for window in documents.list_batches(self.store, CASE, "window")]
+        self.instance.add_dynamic_partitions(f"{CASE}/window", self.windows)
+
+    def _promote(self) -> None:
+        learned = documents.keep(
+            self.store,
+            self.project.use_case(),
+            documents.cut_batches(self.store, CASE, self.project.documents, self.project.use_case().settings.documents)[0].name,
+        )
+        snapshot = snapshot_of(self.store, learned)
+        with self.store.create(CASE, "finetuned_checkpoint", "k1", version="1", seed=1) as draft:
+            metadata = checkpoint_metadata(labels=LABELS, snapshot=snapshot.ref)
+            checkpoint = draft.commit(settings={}, inputs={}, metadata=metadata)
+        set_latest(self.store, CASE, "finetuned_checkpoint", checkpoint)
+        champion = release.Champion(checkpoint=checkpoint.ref, snapshot=snapshot.ref, evaluation="e", score=1, promoted_at=1.0, run_id="r")
+        release.promote(self.store, CASE, champion)
+
+    def run(self, workload: str, job: Job) -> Manifest:
+        self.launched.append(workload)
+        WORKLOADS[workload].work(job, self.store, Progress(silent=True))
+        made = self.store.find(job.case, job.stage, job.key)
+        assert made is not None
+        return made
+
+    def read(self, window: str) -> bool:
+        """Make the assets of a window; return whether that succeeded."""
+        names = ("production_documents", "batch_predictions", "drift_report")
+        result = self.job.execute_in_process(
+            asset_selection=[dg.AssetKey([CASE, name]) for name in names],
+            partition_key=window,
+            instance=self.instance,
+            raise_on_error=False,
+        )
+        return result.success
+
+    def made(self) -> list[tuple[str, ...]]:
+        """Return what is known of each window: keys and content of both artifacts, and the verdict."""
+        found = []
+        for window in self.windows:
+            predictions, report = (latest(self.store, CASE, stage, window) for stage in ("batch_predictions", "drift_report"))
+            if predictions is not None and report is not None:
+                status = DriftMetadata.of(report).status
+                found.append((window, predictions.key, report.key, predictions.content_digest, report.content_digest, status))
+        return found
+
+
+@pytest.fixture
+def production(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Production]:
+    monkeypatch.setattr(report_workload, "Reader", Reader)
+    monkeypatch.setattr(report_workload, "_load_scale", lambda *_: (Scale.fit(draw(np.random.default_rng(1), 200), len(LABELS)), None))
+    monkeypatch.setattr(report_workload, "label_names", lambda _: LABELS)
+    monkeypatch.setattr(prediction_workload, "write_window", write_window)
+    found = Production(tmp_path, monkeypatch)
+    with found.instance:
+        yield found
+
+
+def test_one_workload_makes_of_a_backlog_what_the_windows_own_runs_would(
+    production: Production, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert all(map(production.read, production.windows))
+    assert production.launched == ["prediction"]
+    together = production.made()
+    assert [status for *_, status in together] == ["warming_up", "insufficient_data", *["warming_up"] * 5, "alarm", "confirmed"]
+    # Each window for itself, in a store of its own.
+    monkeypatch.setattr(backlog, "MOST_AHEAD", 0)
+    alone = Production(tmp_path / "alone", monkeypatch)
+    with alone.instance:
+        assert all(map(alone.read, alone.windows))
+        assert alone.launched == ["prediction"] * NUM_WINDOWS
+        assert alone.made() == together
+
+
+def test_a_window_that_fails_ahead_fails_in_its_own_run_alone(production: Production, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = production.windows[:3]
+
+    def write(job: Job, store: Store, progress: Progress) -> None:
+        if job.load_inputs(store)["production_documents"].metadata["batch"] == second:
+            raise DataError("it cannot be read")
+        write_window(job, store, progress)
+
+    monkeypatch.setattr(prediction_workload, "write_window", write)
+    assert production.read(first)
+    assert not production.read(second)
+    assert production.read(third)
+    assert [window for window, *_ in production.made()] == [first, third]
+    # Its drift report does not need its predictions, and is made by a workload of its own, with those behind it.
+    assert production.launched == ["prediction", "prediction", "monitoring", "prediction"]
+    assert all(latest(production.store, CASE, "drift_report", window) for window in (first, second, third))
+
+
+def test_what_was_made_before_its_process_died_ahead_counts(production: Production, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = production.run
+
+    def killed(workload: str, job: Job) -> Manifest:
+        run(workload, job)
+        raise WorkloadError("was killed", "out_of_memory")
+
+    monkeypatch.setattr(production, "run", killed)
+    assert production.read(production.windows[0])
+    assert [window for window, *_ in production.made()] == production.windows[:1]
+
+
+def test_a_window_that_comes_late_changes_nothing(production: Production) -> None:
+    late, first, second = production.windows[3:6]
+    assert production.read(first)
+    made = production.made()
+    assert production.read(late) and production.read(second)
+    # Neither reads ahead of the one that was read; what that one has made ahead still counts.
+    assert production.launched == ["prediction", "prediction"]
+    assert set(made) < set(production.made())
