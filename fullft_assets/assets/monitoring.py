@@ -60,7 +60,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 manifest.require_green("drift_report")
             inputs = {"production_documents": production_documents, **model, **history.as_inputs(), **logged}
             key = monitoring.report_key(case.settings, inputs)
-            behind = partial(backlog_behind, case, store, context.partition_key)
+            behind = partial(backlog_behind, case, store, context.partition_key, "monitoring")
             manifest = case.find_or_launch(context, "monitoring", "drift_report", key, inputs, ahead=behind)
         found = monitoring.DriftMetadata.of(manifest)
         shown: dict[str, dg.MetadataValue] = {"table": dg.MetadataValue.md(found.table)}

@@ -70,7 +70,7 @@ def _ahead(case: Case, context: dg.AssetExecutionContext, inputs: dict[str, Mani
     store, asked = case.store(context), context.run.asset_selection
     if asked is not None and case.key(case.last_of_window) not in asked:
         return {}  # somebody wants predictions of this window alone
-    found, checkpoint = backlog_behind(case, store, context.partition_key), inputs["finetuned_checkpoint"]
+    found, checkpoint = backlog_behind(case, store, context.partition_key, "prediction"), inputs["finetuned_checkpoint"]
     if case.is_monitored and case.settings.launcher_of("prediction") == case.settings.launcher_of("monitoring"):
         try:
             snapshot = snapshot_of(store, checkpoint)

@@ -35,13 +35,19 @@ def read_history(case: Case, store: Store, window: str, seen: Manifest, checkpoi
     return replace(history, recent=monitoring.without_redelivered(store, seen, history.recent))
 
 
-def backlog_behind(case: Case, store: Store, window: str) -> dict[str, Manifest]:
+def backlog_behind(case: Case, store: Store, window: str, workload: str) -> dict[str, Manifest]:
     """Return the `production_documents` of the windows right behind one which were not read yet, as inputs of its job.
 
     They end before the first window that was read, or that cannot be: the windows after that one are compared with other ones.
+
+    Args:
+        window: its key.
+        workload: that reads it.
     """
-    if case.settings.monitoring.log is not None:
-        return {}  # a model reads each window once, for its drift report
+    # With a log, a model reads each window once. An isolated container's artifacts are saved at its end, so one window's crash would lose all.
+    is_isolated = getattr(case.settings.launcher_of(workload), "network_isolation", False)
+    if case.settings.monitoring.log is not None or is_isolated:
+        return {}
     made, found = set(store.list_pointers(f"latest/{case.name}/{case.last_of_window}")), list[Manifest]()
     for name in store.list_pointers(f"{case.name}/window"):
         if name <= window:
