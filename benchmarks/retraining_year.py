@@ -26,6 +26,7 @@ from fullft_assets.retraining import (
     drift_began,
     drift_examples,
     raised_after,
+    score_fell,
 )
 from fullft_assets.settings import RetrainingSettings
 
@@ -202,6 +203,8 @@ class Year:
                 "num_examples": signals.num_examples,
                 "evidence": decision.evidence,
                 "num_drift_examples": drift_examples(self.state, signals, self.settings),
+                "score_fell": score_fell(signals, self.settings),
+                "is_better": self.world.knows(day) and not self.knows if outcome == "promoted" else None,
                 "outcome": "failed" if failed else "succeeded",
                 "failure": outcome if failed else None,
             }

@@ -13,6 +13,7 @@ import numpy as np
 from benchmarks.drift import Stream
 from benchmarks.retraining_year import DAYS, HOURS_A_TICK, SHOWN_WINDOWS, START
 from benchmarks.text_worlds import (
+    DOCUMENTS_A_DAY,
     FIRST_ROWS,
     LABEL_DAYS,
     NO_LABEL,
@@ -25,7 +26,8 @@ from benchmarks.text_worlds import (
 )
 from fullft_assets.assets.case import Case
 from fullft_assets.automation.ledger import read_ledger, record
-from fullft_assets.evaluation.intervals import bounded_interval
+from fullft_assets.evaluation.drop import Drop, Released, score_drop
+from fullft_assets.evaluation.intervals import bounded_interval, effective_number
 from fullft_assets.monitoring import ALARMED, Scale, live
 from fullft_assets.retraining import (
     DAY_SECONDS,
@@ -39,12 +41,15 @@ from fullft_assets.retraining import (
     drift_began,
     drift_examples,
     hours_spent,
+    score_fell,
 )
 from fullft_assets.store import Store
 
 #: Share of groups that test and never train.
 TEST_SHARE = 0.2
 HOURS = 3.0
+#: A retrain costs as much as so many wrong answers.
+EXCHANGE_RATES = (30, 100, 300)
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,17 @@ class Champion:
         return float(self.model.is_right[self.test_rows].mean())
 
     @cached_property
+    def at_release(self) -> Released:
+        """Accuracy at release, with the lower end of its interval."""
+        names = np.array(self.model.texts.corpus.groups)[self.test_rows]
+        groups, sizes = np.unique(names, return_inverse=True, return_counts=True)[1:]
+        # Rows of a group are right and wrong together.
+        beyond = np.bincount(groups, self.model.is_right[self.test_rows] - self.score)
+        error = float(np.square(beyond).sum()) ** 0.5 / len(names)
+        low = bounded_interval(self.score, error, effective_number(sizes.astype(float)) - 1, 0.95, (0, 1)).low
+        return Released(self.score, low, len(self.test_rows))
+
+    @cached_property
     def scale(self) -> Scale:
         """The scale of its windows."""
         texts = self.model.texts
@@ -73,10 +89,12 @@ class TextYear:
         wrong: wrong answers of each day; answered: documents of each day that have a right answer.
         retrains: days of launched trainings, and why.
         verdicts: of each window, with its day.
+        was_better: whether the last candidate was better than the champion by more than chance.
     """
 
     #: Whether windows are judged.
     is_monitored = False
+    was_better = False
 
     def __init__(self, texts: Texts, world: TextWorld, seed: int, first: np.ndarray, arrivals: list[Arrival]):
         self.texts, self.world, self.arrivals = texts, world, arrivals
@@ -134,12 +152,11 @@ class TextYear:
         model = self.texts.train(train, self.rng.permutation(labels) if day in self.world.broken else labels)
         return Champion(model, test)
 
-    def is_better(self, candidate: Champion) -> bool:
-        """Return whether a candidate is not worse than the champion by the least difference that the test rows can show."""
+    def gain(self, candidate: Champion) -> tuple[float, float]:
+        """Return what a candidate gains over the champion on the test rows, and the standard error of that."""
         rows = candidate.test_rows
         gains = candidate.model.is_right[rows].astype(float) - self.champion.model.is_right[rows]
-        error = max(float(gains.std(ddof=1)) / len(gains) ** 0.5, 1e-9)
-        return float(gains.mean()) - 1.96 * error > -(1.96 + 0.84) * error
+        return float(gains.mean()), max(float(gains.std(ddof=1)) / len(gains) ** 0.5, 1e-9)
 
     def release(self, champion: Champion) -> None:
         """Put a model to use: the next windows are its reference."""
@@ -151,7 +168,10 @@ class TextYear:
         if self.rng.random() < self.world.preempted:
             return "preemption"
         candidate = self.train(day)
-        if not self.is_better(candidate):
+        gain, error = self.gain(candidate)
+        self.was_better = gain > 1.64 * error
+        # Not worse by the least difference that the test rows can show.
+        if gain - 1.96 * error <= -(1.96 + 0.84) * error:
             return "rejected"
         self.release(candidate)
         return "promoted"
@@ -194,15 +214,17 @@ class OurYear(TextYear):
 
     is_monitored = True
 
-    def __init__(self, *drawn: Any, case: Case, instance: dg.DagsterInstance, store: Store):
+    def __init__(self, *drawn: Any, case: Case, instance: dg.DagsterInstance, store: Store, rate: int | None = None):
         super().__init__(*drawn)
+        # A year has so many wrong answers in a point; a run costs its hours in dollars.
+        self.usd_per_point = None if rate is None else HOURS * DAYS * DOCUMENTS_A_DAY / 100 / rate
         self.case, self.instance, self.store = case, instance, store
         self.state = State(num_trained=FIRST_ROWS, trained_on=f"{FIRST_ROWS} rows", trained_at=START, champion_since=START)
         self.settings = case.settings.retraining
         self.rows, self.windows = FIRST_ROWS, list[Window]()
         self.delivered: list[tuple[float, int]] = []
         self.decisions: list[tuple[int, Decision]] = []
-        self.score_drop, self.live_drop = 0.0, 0.0
+        self.fell, self.live_drop = Drop(0.0, 0.0), 0.0
         self.most_hours = 0.0
 
     def release(self, champion: Champion) -> None:
@@ -239,11 +261,11 @@ class OurYear(TextYear):
         rows = np.array(sorted(self.labelled))
         test = rows[self.tests[rows]]
         self.rows = len(rows)
-        self.score_drop = self.champion.score - float(self.champion.model.is_right[test].mean())
+        newest = float(self.champion.model.is_right[test].mean())
+        self.fell = score_drop(self.champion.at_release, newest, len(test))
         due = [is_right for on, is_right in self.pending if on <= day]
         counts = live.Counts(len(self.seen), len(due), sum(due))
-        score, size = self.champion.score, len(self.champion.test_rows)
-        low = bounded_interval(score, (score * (1 - score) / size) ** 0.5, size - 1, 0.95, (0, 1)).low
+        score, low, _ = self.champion.at_release
         self.live_drop = live.judge(counts, "champion", 1, live.AtRelease(score, low), 0.025).drop
 
     def _tick(self, day: int, now: float) -> None:
@@ -260,9 +282,12 @@ class OurYear(TextYear):
             windows=windows,
             is_monitored=True,
             num_labels_since_drift=0 if began is None else sum(count for at, count in self.delivered if at >= began),
-            score_drop=self.score_drop,
+            score_drop=self.fell.drop,
+            num_drop_errors=self.fell.num_errors,
             live_drop=self.live_drop,
             estimated_hours=HOURS,
+            hourly_usd=1.0,
+            usd_per_point=self.usd_per_point,
         )
         decision = decide(state, signals, self.settings)
         record(
@@ -282,6 +307,8 @@ class OurYear(TextYear):
             num_examples=signals.num_examples,
             evidence=decision.evidence,
             num_drift_examples=drift_examples(self.state, signals, self.settings),
+            score_fell=score_fell(signals, self.settings),
+            is_better=self.was_better if outcome == "promoted" else None,
             outcome="failed" if failure else "succeeded",
             failure=failure,
         )
@@ -297,6 +324,11 @@ class OurYear(TextYear):
         return sum(decision.action == action for _, decision in self.decisions)
 
 
+def told(rate: int) -> str:
+    """Return the name of our policy where `planning.usd_per_point` says so."""
+    return f"ours, told that a retrain = {rate} wrong answers"
+
+
 def policies(world: TextWorld) -> dict[str, Callable[..., TextYear]]:
     """Return the simple policies that live a year, by name."""
     if not world.compared:
@@ -305,8 +337,15 @@ def policies(world: TextWorld) -> dict[str, Callable[..., TextYear]]:
     return {"never": TextYear, **periods, "monthly": Monthly, "every alarm": EveryAlarm}
 
 
-def live_years(texts: Texts, world: TextWorld, seed: int, case: Case, instance: dg.DagsterInstance, store: Store) -> dict[str, TextYear]:
+def live_years(
+    texts: Texts, world: TextWorld, seed: int, case: Case, instance: dg.DagsterInstance, new_store: Callable[[], Store]
+) -> dict[str, TextYear]:
     """Return the same year under each policy."""
     drawn = (texts, world, seed, *draw_year(texts, world, seed))
     found = {name: make(*drawn).run() for name, make in policies(world).items()}
-    return {"ours": OurYear(*drawn, case=case, instance=instance, store=store).run(), **found}
+    rates = EXCHANGE_RATES if world.compared else ()
+
+    def ours(rate: int | None) -> TextYear:
+        return OurYear(*drawn, case=case, instance=instance, store=new_store(), rate=rate).run()
+
+    return {"ours": ours(None), **{told(rate): ours(rate) for rate in rates}, **found}

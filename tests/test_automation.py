@@ -29,10 +29,11 @@ from dagster._core.execution.api import execute_run
 from fullft_assets import automation, chunks, documents, erasure, examples, release, retraining, snapshot
 from fullft_assets.assets.case import Case
 from fullft_assets.assets.monitoring import _seen
+from fullft_assets.assets.release import IS_BETTER_TAG
 from fullft_assets.automation import sensors
 from fullft_assets.automation.decision import gather
 from fullft_assets.automation.ledger import claim, name_of
-from fullft_assets.automation.runs import IN_FLIGHT
+from fullft_assets.automation.runs import IN_FLIGHT, SCORE_FELL_TAG
 from fullft_assets.chunks import ingestion
 from fullft_assets.component import FullFineTune
 from fullft_assets.evaluation import CHAMPION
@@ -94,9 +95,11 @@ class Bench:
     def window(self, name: str, status: Status) -> None:
         self.point("drift_report", self.artifact("drift_report", name, **manifests.drift(status)), name)
 
-    def champion(self, checkpoint: str) -> None:
+    def champion(self, checkpoint: str, evaluation: str = "e") -> None:
         """Make a checkpoint the champion."""
-        champion = release.Champion(checkpoint=checkpoint, snapshot="s", evaluation="e", score=0.9, promoted_at=time.time(), run_id="r")
+        champion = release.Champion(
+            checkpoint=checkpoint, snapshot="s", evaluation=evaluation, score=0.9, promoted_at=time.time(), run_id="r"
+        )
         release.promote(self.store, self.name, champion)
 
     def decisions(self) -> list[retraining.RecordedDecision]:
@@ -574,8 +577,9 @@ class TestRetrainingSensor:
 
     def test_after_a_roll_back_a_report_on_the_champion_before_is_no_lower_score(self, bench):
         first, second, candidate = (bench.train() for _ in range(3))
+        released = bench.artifact("evaluation_report", "e0", **manifests.evaluation())
         for checkpoint in (first, second):
-            bench.champion(checkpoint.ref)
+            bench.champion(checkpoint.ref, evaluation=released.ref)
         measured = {"macro_f1": 0.1, f"{CHAMPION}_macro_f1": 0.7}
         about = manifests.evaluation(checkpoint=candidate.ref, incumbent=second.ref, measured=measured)
         bench.point("evaluation_report", bench.artifact("evaluation_report", "e1", **about))
@@ -586,6 +590,15 @@ class TestRetrainingSensor:
         assert drop() == pytest.approx(0.2)
         release.rollback(bench.store, bench.name, reason="slower", by="run-1")
         assert drop() is None
+
+    def test_a_run_says_whether_labels_confirmed_what_it_learned(self, bench):
+        (request,) = [bench.tick("retraining")]
+        assert request.tags[SCORE_FELL_TAG] == "False"
+        bench.run(request._replace(tags={**request.tags, SCORE_FELL_TAG: "True", IS_BETTER_TAG: "False"}), "succeeded")
+        bench.run(request, "succeeded")
+        first, second = gather(bench.case, bench.instance, bench.store, {}, time.time())[0].attempts
+        assert (first.score_fell, first.is_better) == (True, False)
+        assert (second.score_fell, second.is_better) == (False, None)
 
     def test_the_evaluation_leaves_the_snapshot_of_a_run_in_flight_alone(self, bench):
         bench.train()

@@ -29,7 +29,7 @@ from fullft_assets.evaluation.intervals import Gain
 from fullft_assets.evaluation.label_scores import LabelScore
 from fullft_assets.evaluation.rows import SystemAgreement
 from fullft_assets.evaluation.seed_noise import SeedNoise
-from fullft_assets.evaluation.verdict import read_verdict
+from fullft_assets.evaluation.verdict import ChampionRule, read_verdict
 from fullft_assets.release import Champion, decision, licence, model_card
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
@@ -453,11 +453,11 @@ class Lab:
         made = checkpoint_metadata(snapshot=snapshot or self.snapshot.ref, base_model_revision=base)
         return self.artifact("finetuned_checkpoint", name, made, {}, {}, {"training": {"epochs": 3, **training}})
 
-    def report(self, checkpoint: Manifest, evaluation: Evaluation, name: str) -> Manifest:
+    def report(self, checkpoint: Manifest, evaluation: Evaluation, name: str, rule: ChampionRule = "superiority") -> Manifest:
         against = release.judged_against(self.store, "demo", checkpoint, ReleaseSettings())
         files = {
             "evaluation.json": evaluation.model_dump_json(),
-            "decision.json": release.verdict(evaluation, ReleaseSettings()).model_dump_json(),
+            "decision.json": release.verdict(evaluation, ReleaseSettings(), rule).model_dump_json(),
         }
         inputs = {"finetuned_checkpoint": checkpoint.content_digest, "training_snapshot": self.snapshot.content_digest}
         settings = {"release": ReleaseSettings().model_dump(mode="json")}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -23,6 +25,7 @@ from fullft_assets.retraining import (
     raised_after,
     retrain_evidence,
     run_key,
+    score_fell,
 )
 from fullft_assets.settings import RetrainingSettings
 
@@ -122,6 +125,69 @@ class TestRules:
         assert _decide(_after(2), new=new).action == "wait"
         again = {"num_labels_since_drift": 120, **_windows("confirmed", "confirmed")}
         assert drift_examples(RUNNING, _signals(new=500, **again), SETTINGS) == 120
+
+    @pytest.mark.parametrize(
+        ("learned", "labels", "action"),
+        [
+            ({"is_better": False}, 299, "wait"),
+            ({"is_better": False}, 300, "retrain"),
+            ({"is_better": False}, 99, "request_labels"),
+            ({"is_better": True}, 100, "retrain"),
+            ({"is_better": False, "score_fell": True}, 100, "retrain"),
+            # A candidate that is not promoted says nothing of the drift.
+            ({"is_better": None}, 100, "retrain"),
+            ({"is_better": False, "settings_version": "before"}, 100, "retrain"),
+        ],
+    )
+    def test_a_drift_that_was_learned_in_vain_needs_three_times_the_labels(self, learned: dict[str, Any], labels: int, action: str) -> None:
+        state = _after(9, state=_after(40, num_drift_examples=100, **learned))
+        asked = {"new": labels, "num_labels_since_drift": labels, **_windows("confirmed", "confirmed")}
+        decision = _decide(state, **asked)
+        assert decision.action == action
+        said = [reason for reason in decision.reasons if "fewer than 3 times the 100 from which the last one was learned" in reason]
+        assert bool(said) == (action == "wait")
+
+    def test_a_later_retrain_that_labels_confirm_ends_it_and_a_new_drift_begins_anew(self) -> None:
+        def decided(*learned: tuple[int, bool]) -> str:
+            """Decide on a drift with 150 labels after some that were learned from so many."""
+            state = RUNNING.model_copy(update={"raised": {"attempts in vain": NOW}})
+            for number, (labels, is_better) in enumerate(learned):
+                state = _after(360 - number, num_drift_examples=labels, is_better=is_better, state=state)
+            return _decide(_after(60, state=state), new=150, num_labels_since_drift=150, **_windows("confirmed", "confirmed")).action
+
+        assert decided((100, False)) == "wait"
+        assert decided((100, False), (200, True)) == "retrain"
+        # What a later retrain of the same drift adds may be too little to be seen; fewer labels are of another drift.
+        assert decided((100, True), (200, False)) == "retrain"
+        assert decided((100, True), (100, False)) == "wait"
+
+    @pytest.mark.parametrize(("changes", "fell"), [({}, False), ({"num_drop_errors": 1.6}, False), ({"num_drop_errors": 1.7}, True)])
+    def test_new_test_rows_that_score_lower_confirm_a_drift(self, changes: dict[str, float], fell: bool) -> None:
+        assert score_fell(_signals(**changes), SETTINGS) == fell
+        assert score_fell(_signals(score_drop=0.03), SETTINGS) and score_fell(_signals(live_drop=0.03), SETTINGS)
+
+    @pytest.mark.parametrize(("new", "action"), [(199, "wait"), (200, "retrain")])
+    def test_nor_is_it_learned_again_from_half_as_many(self, new: int, action: str) -> None:
+        promoted = {"champion_since": NOW - 2 * DAY_SECONDS}
+        state = _after(2, num_drift_examples=100, is_better=False).model_copy(update=promoted)
+        assert _decide(state, new=new).action == action
+        # Where so many would be enough by themselves, it is not.
+        state = _after(2, num_drift_examples=501, is_better=False).model_copy(update=promoted)
+        assert not [reason for reason in _decide(state, new=999).reasons if "showed it a drift" in reason]
+
+    @pytest.mark.parametrize(("usd_per_point", "needed"), [(16.0, 250), (4.0, 500), (1.0, None), (1e-300, None), (1e300, 100)])
+    def test_where_a_run_is_dear_a_drift_is_learned_again_from_more(self, usd_per_point: float, needed: int | None) -> None:
+        state = _after(2, num_drift_examples=250).model_copy(update={"champion_since": NOW - 2 * DAY_SECONDS})
+        cost = {"hourly_usd": 4.0, "usd_per_point": usd_per_point}
+        assert _decide(state, new=999 if needed is None else needed - 1, **cost).action == "wait"
+        assert needed is None or _decide(state, new=needed, **cost).action == "retrain"
+
+    def test_a_lower_score_is_learned_again_as_a_drift_is(self) -> None:
+        for drop in ({"score_drop": 0.03}, {"live_drop": 0.03}):
+            assert drift_examples(RUNNING, _signals(new=150, **drop), SETTINGS) == 150
+        assert drift_examples(RUNNING, _signals(new=150, score_drop=0.029), SETTINGS) == 0
+        # And no longer than new data are not enough by themselves.
+        assert drift_examples(_after(2, num_drift_examples=1_000), _signals(new=150), SETTINGS) == 0
 
     def test_windows_a_year_apart_do_not_count_together(self) -> None:
         apart = _windows("confirmed", "confirmed", apart=380 * DAY_SECONDS)

@@ -7,11 +7,15 @@ import dagster as dg
 
 from fullft_assets import release
 from fullft_assets.assets.case import Case, sentences
+from fullft_assets.evaluation import read_evaluation
 from fullft_assets.examples.label_names import may_be_named
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest, Store
 from fullft_assets.training.metadata import CheckpointMetadata
 
+#: Tag of a run that promoted its candidate: whether that was better than the champion by more than chance (one-sided). A first champion has none.
+IS_BETTER_TAG = "retraining/is_better"
+_CHANCE = 0.05
 _INPUTS = ("evaluation_report", "finetuned_checkpoint", "training_snapshot")
 
 
@@ -41,6 +45,9 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 run_id=context.run.run_id,
             )
         context.log.info(outcome.sentence)
+        gain = read_evaluation((store.folder(evaluation_report) / "evaluation.json").read_bytes()).gain_over_champion
+        if manifest is not None and gain is not None:
+            context.instance.add_run_tags(context.run_id, {IS_BETTER_TAG: str(gain.estimate > 0 and gain.p_value / 2 <= _CHANCE)})
         if manifest is None:
             context.log_event(observation(case, outcome.sentence, outcome.champion))
         else:

@@ -18,6 +18,7 @@ from fullft_assets.automation.runs import (
     NUM_DRIFT_EXAMPLES_TAG,
     NUM_EXAMPLES_TAG,
     REASONS_TAG,
+    SCORE_FELL_TAG,
     SETTINGS_TAG,
     attempts_of,
     hours,
@@ -27,6 +28,7 @@ from fullft_assets.automation.runs import (
 )
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import CHAMPION
+from fullft_assets.evaluation.drop import Drop, Released, score_drop
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.monitoring import DriftMetadata, LiveMetadata
@@ -89,6 +91,7 @@ def decide_and_record(
             EVIDENCE_TAG: decision.evidence,
             NUM_EXAMPLES_TAG: str(signals.num_examples),
             NUM_DRIFT_EXAMPLES_TAG: str(retraining.drift_examples(state, signals, case.settings.retraining)),
+            SCORE_FELL_TAG: str(retraining.score_fell(signals, case.settings.retraining)),
             SETTINGS_TAG: signals.settings_version,
         }
         return dg.RunRequest(run_key=retraining.run_key(state, decision), job_name=f"{case.name}_model", tags=tags)
@@ -130,7 +133,7 @@ def gather(
         )
         windows = windows_of(store, case)
         began = retraining.drift_began(state, windows, now, settings.retraining)
-        month = month_start(case, now)
+        month, fell = month_start(case, now), _score_drop(store, case, in_use)
         signals = retraining.Signals(
             now=now,
             month_start=month,
@@ -141,7 +144,8 @@ def gather(
             windows=windows,
             is_monitored=case.is_monitored,
             num_labels_since_drift=0 if began is None else sum(batch.num_valid for batch in usable.values() if batch.created_at >= began),
-            score_drop=_score_drop(store, case, in_use),
+            score_drop=None if fell is None else fell.drop,
+            num_drop_errors=0.0 if fell is None else fell.num_errors,
             live_drop=_live_drop(store, case, in_use),
             estimated_hours=_estimated_hours(store, case, records, now),
             hours_beside=hours_beside(case, instance, month, now),
@@ -201,16 +205,20 @@ def _status_and_time(report: Manifest) -> list[Any]:
     return [DriftMetadata.of(report).status, report.created_at]
 
 
-def _score_drop(store: Store, case: Case, champion: release.Champion | None) -> float | None:
-    """Return the champion's score at its release minus its score on newer test rows, if those were scored."""
+def _score_drop(store: Store, case: Case, champion: release.Champion | None) -> Drop | None:
+    """Return how far the champion scores below its release on newer test rows, if those were scored."""
     report = latest(store, case.name, "evaluation_report")
     if champion is None or report is None or report.ref == champion.evaluation:
         return None
-    found = EvaluationMetadata.of(report)
+    found, metric = EvaluationMetadata.of(report), case.settings.primary_metric
     if found.checkpoint != champion.checkpoint and found.incumbent != champion.checkpoint:
         return None  # a rollback came between: it is of the champion before
-    newest = found.score(None if found.checkpoint == champion.checkpoint else CHAMPION, case.settings.primary_metric)
-    return None if newest is None else champion.score - newest
+    newest = found.score(None if found.checkpoint == champion.checkpoint else CHAMPION, metric)
+    if newest is None:
+        return None
+    released = EvaluationMetadata.of(store.load(champion.evaluation))
+    low = released.score(None, f"{metric}_low")
+    return score_drop(Released(champion.score, champion.score if low is None else low, released.num_test_rows), newest, found.num_test_rows)
 
 
 def _live_drop(store: Store, case: Case, champion: release.Champion | None) -> float:

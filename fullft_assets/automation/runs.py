@@ -9,6 +9,7 @@ from typing import get_args
 import dagster as dg
 
 from fullft_assets.assets.case import Case
+from fullft_assets.assets.release import IS_BETTER_TAG
 from fullft_assets.errors import FailureClass
 from fullft_assets.retraining import DAY_SECONDS, HOUR_SECONDS, Attempt, Outcome
 
@@ -21,7 +22,7 @@ IN_FLIGHT = [
 #: Tags of an automatic retrain: its reasons, and what it was launched for.
 REASONS_TAG, EVIDENCE_TAG = "retraining/reasons", "retraining/evidence"
 NUM_EXAMPLES_TAG, SETTINGS_TAG = "retraining/num_examples", "retraining/settings_version"
-NUM_DRIFT_EXAMPLES_TAG = "retraining/num_drift_examples"
+NUM_DRIFT_EXAMPLES_TAG, SCORE_FELL_TAG = "retraining/num_drift_examples", "retraining/score_fell"
 _ROOT_TAG, _RETRY_TAG = "dagster/root_run_id", "dagster/will_retry"
 #: Tags of runs that Dagster launches; one that a person launches has neither.
 _BY_ITSELF = {"dagster/sensor_name", "dagster/schedule_name"}
@@ -106,6 +107,8 @@ def _attempt(records: list[dg.RunRecord], instance: dg.DagsterInstance, now: flo
         evidence=first.tags[EVIDENCE_TAG],
         settings_version=first.tags.get(SETTINGS_TAG, ""),
         num_drift_examples=int(first.tags.get(NUM_DRIFT_EXAMPLES_TAG, 0)),
+        score_fell=first.tags.get(SCORE_FELL_TAG) == "True",
+        is_better={"True": True, "False": False}.get(last.tags.get(IS_BETTER_TAG, "")),
         outcome=outcome,
         failure=failure_of(last.run_id, instance) if outcome == "failed" else None,
     )

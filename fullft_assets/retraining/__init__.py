@@ -14,6 +14,7 @@ from fullft_assets.retraining.history import (
     hours_spent,
     num_unproductive,
     retrain_evidence,
+    score_fell,
 )
 from fullft_assets.retraining.policy import decide, raised_after, run_key
 from fullft_assets.retraining.values import Action, Attempt, Decision, Outcome, RecordedDecision, Signals, State, Window

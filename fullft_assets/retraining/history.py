@@ -16,6 +16,8 @@ DAY_SECONDS = 24 * HOUR_SECONDS
 CLOCK_SECONDS = 300.0
 #: Windows among which drift is counted.
 NUM_WINDOWS = 3
+#: Standard errors by which new test rows score lower that confirm a drift: of one that is none, in 5% of cases.
+_BELIEVED = 1.64
 #: Statuses that are a verdict: of the others nothing follows.
 VERDICTS: tuple[Status, ...] = ("ok", "alarm", "confirmed")
 #: Failures after which the same run may succeed unchanged.
@@ -82,6 +84,33 @@ def num_transient(state: State, signals: Signals) -> int:
     return number
 
 
+def score_fell(signals: Signals, settings: RetrainingSettings) -> bool:
+    """Return whether labels show that the champion is worse than at its release: enough for a retrain, or enough to believe in a drift."""
+    return _is_lower(signals, settings) or signals.num_drop_errors >= _BELIEVED
+
+
+def _is_lower(signals: Signals, settings: RetrainingSettings) -> bool:
+    return max(signals.score_drop or 0.0, signals.live_drop) >= settings.max_score_drop
+
+
+def learned_in_vain(state: State, signals: Signals) -> int:
+    """Return from how many labelled examples a drift was learned last that no label confirmed; 0 if one did, or none was learned.
+
+    In none of its retrains had the champion's score fallen, or was the candidate better by more than chance: documents differ, and the
+    model is not wrong. A candidate that is not promoted says nothing.
+    """
+    last, is_confirmed = 0, False
+    for attempt in past_attempts(state, signals):
+        if not attempt.num_drift_examples or not has_same_settings(attempt, signals):
+            continue
+        if attempt.num_drift_examples <= last:
+            is_confirmed = False
+        is_confirmed = is_confirmed or attempt.score_fell or attempt.is_better is True
+        if attempt.is_better is not None or is_confirmed:
+            last = attempt.num_drift_examples
+    return 0 if is_confirmed else last
+
+
 def new_examples(state: State, signals: Signals) -> tuple[int, str]:
     """Return how many rows the snapshot has grown by, and since what: the last training, or an attempt with today's settings."""
     since, rows = "the last training", state.num_trained
@@ -109,11 +138,16 @@ def drift_began(state: State, windows: list[Window], now: float, settings: Retra
 
 
 def drift_examples(state: State, signals: Signals, settings: RetrainingSettings) -> int:
-    """Return how many labelled examples since a drift began a retrain of now would learn from; 0 where no drift is being learned."""
+    """Return how many labelled examples since a drift began a retrain of now would learn from; 0 where no drift is being learned.
+
+    A score that fell is a drift that labels found, since the last training.
+    """
     new, _ = new_examples(state, signals)
     last = next(reversed(past_attempts(state, signals)), None)
     if drift_began(state, signals.windows, signals.now, settings) is not None:
         # What a failed attempt was to learn of it counts still.
         tried = last.num_drift_examples if last is not None and last.outcome == "failed" else 0
         return min(tried + new, signals.num_labels_since_drift)
-    return last.num_drift_examples + new if last is not None and last.num_drift_examples else 0
+    if _is_lower(signals, settings):
+        return new
+    return last.num_drift_examples + new if last is not None and 0 < last.num_drift_examples < settings.min_new_examples else 0

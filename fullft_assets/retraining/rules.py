@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -12,6 +13,7 @@ from fullft_assets.retraining.history import (
     drift_began,
     has_same_settings,
     if_past,
+    learned_in_vain,
     new_examples,
     num_transient,
     past_attempts,
@@ -20,8 +22,12 @@ from fullft_assets.retraining.history import (
 from fullft_assets.retraining.values import Action, Signals, State
 from fullft_assets.settings import RetrainingSettings
 
-#: Growth of the labelled examples since a drift began that is worth another retrain.
+#: Growth of the labelled examples since a drift began that is worth another retrain, where nobody says what a point is worth.
 _MORE_OF_DRIFT = 0.5
+#: Most of it, however much a run costs.
+_MOST_OF_DRIFT = 1_000.0
+#: So many times as many labelled examples as were learned in vain are worth another look at a drift.
+_AFTER_IN_VAIN = 3
 
 
 class Rule(NamedTuple):
@@ -72,22 +78,41 @@ def _drift(state: State, signals: Signals, settings: RetrainingSettings) -> Rule
     if began is None:
         return Rule("drift", "wait", f"drift is not confirmed in {settings.drift_windows} of the last {NUM_WINDOWS} windows")
     reason = f"drift is confirmed since the window of {date(began)}"
-    return _with_labels(state, signals, settings, "drift", reason, signals.num_labels_since_drift)
+    delivered, in_vain = signals.num_labels_since_drift, learned_in_vain(state, signals)
+    if settings.min_new_examples_on_drift <= delivered < _AFTER_IN_VAIN * in_vain:
+        reason += f" with {delivered:,} labelled examples, fewer than {_AFTER_IN_VAIN} times the {in_vain:,}"
+        return Rule("drift", "wait", f"{reason} from which the last one was learned without being worth it")
+    return _with_labels(state, signals, settings, "drift", reason, delivered)
 
 
 def _more_of_drift(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[Rule]:
-    """Yield that a drift is learned again from half as many labels more: the first retrain has few, and makes the drift its reference."""
+    """Yield that a drift is learned again as its labels grow: the first retrain has few, and makes the drift its reference.
+
+    By how much depends on what a run costs, and on whether labels confirm the drift.
+    """
     past = past_attempts(state, signals)
     if not past or not past[-1].num_drift_examples or past[-1].outcome != "succeeded" or not has_same_settings(past[-1], signals):
         return
     new, since = new_examples(state, signals)
     learned = past[-1].num_drift_examples
-    if learned >= settings.min_new_examples:
+    growth = max(_growth_of_drift(signals), _AFTER_IN_VAIN - 1.0 if learned_in_vain(state, signals) else 0.0)
+    needed = max(round(growth * learned), settings.min_new_examples_on_drift)
+    if learned >= settings.min_new_examples or needed > settings.min_new_examples:
         return
-    needed = max(round(_MORE_OF_DRIFT * learned), settings.min_new_examples_on_drift)
     enough, count_first = _reach(state, signals, needed, new)
     reason = f"{new:,} new examples since {since}, {'enough for' if enough else 'fewer than'} {needed:,} beside the {learned:,} that showed it a drift"
     yield Rule("more_of_drift", "retrain" if enough else "wait", reason, count_first)
+
+
+def _growth_of_drift(signals: Signals) -> float:
+    """Return by which share the labelled examples of a drift must grow for another retrain.
+
+    The error that they leave falls about with their root. Between two retrains the old model's stays, so that a growth by the share g costs
+    about g^2 / 4 of the error while they are collected: g = 2 sqrt(cost) is best where that is a point in a year.
+    """
+    if signals.usd_per_point is None:
+        return _MORE_OF_DRIFT
+    return min(2 * math.sqrt(signals.estimated_hours * signals.hourly_usd / signals.usd_per_point), _MOST_OF_DRIFT)
 
 
 def _score(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:

@@ -28,6 +28,8 @@ class Attempt(_Frozen):
         evidence: `Decision.evidence` of the decision that launched it.
         settings_version: `Signals.settings_version` then.
         num_drift_examples: `drift_examples` then.
+        score_fell: `score_fell` then.
+        is_better: whether its candidate was promoted as better than the champion by more than chance. None: it was not promoted, or nobody knows.
         failure: the class of its failure.
     """
 
@@ -37,6 +39,8 @@ class Attempt(_Frozen):
     evidence: str
     settings_version: str = ""
     num_drift_examples: int = Field(default=0, ge=0)
+    score_fell: bool = False
+    is_better: bool | None = None
     outcome: Outcome = "succeeded"
     failure: FailureClass | None = None
 
@@ -85,6 +89,7 @@ class Signals(_Frozen):
         is_monitored: whether windows are expected.
         num_labels_since_drift: valid examples of the batches that were read since `drift_began`.
         score_drop: the champion's primary metric at its release minus its value on newer test rows; None = unknown.
+        num_drop_errors: by how many standard errors it is lower on the test rows that are new since its release; 0 = unknown.
         live_drop: its accuracy at release minus that on production documents that were labelled since, where it certainly fell; else 0.
         estimated_hours: of the next run, from plan to evaluation.
         hours_beside: of this month's runs that no attempt is: automatic evaluations, windows of production and snapshots.
@@ -104,6 +109,7 @@ class Signals(_Frozen):
     is_monitored: bool = False
     num_labels_since_drift: int = Field(default=0, ge=0)
     score_drop: float | None = None
+    num_drop_errors: float = 0.0
     live_drop: float = Field(default=0.0, ge=0)
     estimated_hours: float = Field(ge=0)
     hours_beside: float = Field(default=0.0, ge=0)
