@@ -89,7 +89,7 @@ class LaunchDriver:
                 )
                 time.sleep(pause)
             else:
-                context.log.info(f"the attempt of an earlier run has ended: {status.reason}")
+                context.log.info(f"the attempt of an earlier run has ended: {status.reason}; starting it again")
 
     def spec(
         self, launcher: Launcher, workload: str, job: Job, *, name: str = "", arguments: Sequence[str] = (), run_id: str = ""
