@@ -25,7 +25,7 @@ export PYTHONUNBUFFERED := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install home run ui check plan lint docs test-quick test-fast test test-slow test-numeric test-all test-long bench bench-gpu simulate tour clean
+.PHONY: help install home run ui check plan lint style types docs test-quick test-fast test test-slow test-numeric test-all test-long bench bench-gpu simulate tour clean
 
 help: ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -59,11 +59,16 @@ check: install ## Validate a use case's YAML in seconds: make check [USE_CASE=li
 plan: home ## Fit, time and cost of a training, here and on machines to rent, without a GPU: make plan [USE_CASE=licences] [LADDER=1]
 	@$(BIN)/fullft plan $(USE_CASE) $(if $(LADDER),--ladder)
 
-lint: install docs ## Style, types, layers, dependencies, the files of deploy/, and the links of the documentation
+lint: install ## Style, types, layers, dependencies, the files of deploy/, and the links of the documentation
+	@$(MAKE) --no-print-directory -j 2 types style docs
+
+style: install
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache
 	@$(BIN)/deptry fullft_assets && $(BIN)/deptry benchmarks tests --ignore DEP002,DEP004
 	@$(BIN)/hadolint deploy/docker/Dockerfile && $(BIN)/cfn-lint deploy/aws/*.yaml
 	@$(BIN)/kubernetes-validate --strict --quiet deploy/helm/manifests.yaml
+
+types: install
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: install ## The documentation as a site in build/site; a broken link or a setting that is missing on its page is an error

@@ -113,6 +113,7 @@ def test_documents_are_the_same_each_time_and_hold_copies_and_dirt() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_preparation_goes_through_every_stage(preparation: Preparation) -> None:
     row = preparation.measure()
     assert list(row.details["stages"]) == ["cut", "documents", "examples", "chunks", "snapshot"]
@@ -187,6 +188,7 @@ def test_plain_script_does_the_stages(demo: Demo, plain: Side) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_plain_script_tests_on_the_rows_of_the_snapshot(demo: Demo, plain: Side) -> None:
     settings = projects.load_use_case(demo.subject.yaml_path).settings
     source = documents.Folder(demo.subject.root / settings.documents.path)

@@ -63,7 +63,7 @@ def checkout(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     path = copy / "fullft_assets" / "defs" / "licences" / "defs.yaml"
     source = yaml.safe_load(path.read_text())
     source["attributes"]["chunks"] |= {"max_tokens": 64, "stride": 8}
-    source["attributes"]["snapshot"] |= {"max_train_rows": 1_000, "max_validation_rows": 200}
+    source["attributes"]["snapshot"] |= {"max_train_rows": 600, "max_validation_rows": 200}
     source["attributes"]["training"] |= {"learning_rate": 3e-4}
     # So small a pilot predicts no gain, which would stop the model job.
     source["attributes"]["planning"] = {"min_predicted_gain": -1}

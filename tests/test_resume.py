@@ -187,7 +187,7 @@ TWO = {"processes": 2, "micro_batch_size": 2}
             0,
             marks=[pytest.mark.slow, pytest.mark.long],
         ),
-        pytest.param("rolled back", 20, {"keep_best": True}, 15, marks=pytest.mark.slow),
+        pytest.param("rolled back", 8, {"keep_best": True}, 15, marks=pytest.mark.slow),
         pytest.param("two whole", 7, {**TWO, "weights": "bf16", "precision": "auto"}, 0, marks=[pytest.mark.slow, pytest.mark.long]),
         pytest.param("two in parts", 7, {**TWO, "sharding": "fsdp2"}, 0, marks=[pytest.mark.slow, pytest.mark.long]),
     ],

@@ -388,7 +388,8 @@ ALL = {"distillation": {"weight": 0.7}, "ewc": 0.5, "l2_sp": 0.01, "unfreeze_sha
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["language", pytest.param("encoder", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["language", "encoder"])
 def test_all_together_survive_kills(name: str, request: pytest.FixtureRequest) -> None:
     case = request.getfixturevalue(name)
     changes = dict(TrainingSettings.model_validate(case.use_case.settings.training.model_dump() | ALL))
