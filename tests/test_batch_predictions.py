@@ -69,7 +69,7 @@ def predicted(project: projects.Project, instance: dg.DagsterInstance) -> tuple[
     return made, [json.loads(line) for line in (store.folder(made) / PREDICTIONS).read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("task", ["classification", "token_classification", "language_modeling"])
+@pytest.mark.parametrize("task", ["classification", pytest.param("token_classification", marks=pytest.mark.long), "language_modeling"])
 def test_each_document_with_a_text_is_predicted_by_the_champion(project: projects.Project, instance: dg.DagsterInstance, task: str) -> None:
     deliver(project, task)
     champion = promote(open_store(project.use_case(), instance), task, "first")

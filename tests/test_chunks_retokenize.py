@@ -144,7 +144,7 @@ def test_a_later_edit_marks_what_it_made_as_stale(data: Data):
     assert {data.status(batch) for batch in data.chunks()} == {StaleStatus.STALE}
 
 
-@pytest.mark.parametrize("dies_in", ["tokenize", "set_latest"])
+@pytest.mark.parametrize("dies_in", [pytest.param("tokenize", marks=pytest.mark.long), "set_latest"])
 def test_a_run_that_was_cut_short_goes_on_where_it_was(data: Data, monkeypatch: pytest.MonkeyPatch, dies_in: str):
     change_tokenizer(data)
     module = chunks if dies_in == "tokenize" else retokenization

@@ -241,6 +241,7 @@ def test_plan_and_pilot_of_a_sharded_training_are_of_one_process(tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_processes_that_will_share_the_model_share_it_in_plan_and_pilot(tmp_path: Path) -> None:
     case = prepare(tmp_path, tiny=True, planning={"min_predicted_gain": -1.0, "pilot_share": 1.0})
     job = case.job("pilot_run", training={"sharding": "fsdp2", "micro_batch_size": 4, "precision": "fp32"}, launcher={"processes": 2})

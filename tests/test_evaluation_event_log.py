@@ -13,6 +13,7 @@ from fullft_assets.assets.shown_metadata import outside_the_store
 from fullft_assets.resources import latest
 from fullft_assets.store import Store
 from tests import project as projects
+from tests.prepared import write_tiny_model
 from tests.test_graph import CASE, events
 from tests.test_graph import environment as environment
 
@@ -38,7 +39,8 @@ def planted_rows(count: int) -> list[dict[str, Any]]:
 def test_no_word_of_a_label_leaves_the_store_when_a_model_is_judged_and_promoted(tmp_path: Path, environment: None) -> None:
     own = {"label": "kind", "labels": None, "group": "patient", "domain": "ward"}
     gates = {"planning": {"min_predicted_gain": -1.0}, "release": {"min_gain_over_baselines": -1, "min_effective_groups": 2}}
-    project = projects.create(tmp_path, CASE, rows=0, examples=own, **gates)
+    write_tiny_model(tmp_path / "model")
+    project = projects.create(tmp_path, CASE, rows=0, base_model="model", examples=own, training={"learning_rate": 5e-3}, **gates)
     project.deliver("delivery-1.jsonl", planted_rows(400))
     done = project.fullft("run", CASE)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -73,6 +73,7 @@ def test_checkpoint_says_how_well_it_predicts_and_how_it_was_fed(case: Prepared,
 
 @pytest.mark.parametrize("case", ["sft"], indirect=True)
 @pytest.mark.slow
+@pytest.mark.long
 def test_plan_baseline_and_pilot(case: Prepared) -> None:
     job = case.job("pilot_run", planning={"pilot_share": 1.0}, training={"epochs": 2.0})
     planning.work(job, case.store, Progress(silent=True))
