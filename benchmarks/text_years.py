@@ -324,9 +324,9 @@ class OurYear(TextYear):
         return sum(decision.action == action for _, decision in self.decisions)
 
 
-def told(rate: int) -> str:
-    """Return the name of our policy where `planning.usd_per_point` says so."""
-    return f"ours, told that a retrain = {rate} wrong answers"
+def with_rate(rate: int) -> str:
+    """Return the name of our policy where `planning.usd_per_point` makes a retrain as expensive as so many wrong answers."""
+    return f"ours, with a retrain = {rate} wrong answers in its settings"
 
 
 def policies(world: TextWorld) -> dict[str, Callable[..., TextYear]]:
@@ -348,4 +348,4 @@ def live_years(
     def ours(rate: int | None) -> TextYear:
         return OurYear(*drawn, case=case, instance=instance, store=new_store(), rate=rate).run()
 
-    return {"ours": ours(None), **{told(rate): ours(rate) for rate in rates}, **found}
+    return {"ours": ours(None), **{with_rate(rate): ours(rate) for rate in rates}, **found}
