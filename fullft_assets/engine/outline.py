@@ -283,7 +283,7 @@ class _Tracker(TorchDispatchMode):
             self._num_selected[tuple(values.shape)] = int((values != IGNORED).sum())
 
     def expect_casts(self, weights: Iterable[torch.Tensor]) -> None:
-        """Take the weights, whose copies in another format are told from other tensors."""
+        """Take the weights, whose copies in another format do not count as small."""
         self._weights = {id(weight.untyped_storage()) for weight in weights}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
