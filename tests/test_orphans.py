@@ -33,6 +33,7 @@ from fullft_assets.resources import open_store
 from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Store
 from tests import project as projects
+from tests.s3_server import S3Server, serve
 
 LAUNCHER = LocalLauncher(LauncherSettings(grace_seconds=0))
 NOW = time.time()
@@ -192,6 +193,23 @@ def test_a_run_that_follows_for_another_one_takes_the_job_over_once_that_is_gone
     assert not records.adopt(store, made, "second", lambda _: True)
     assert records.adopt(store, made, "second", lambda _: False) and recorded(store).run_id == "second"
     assert not records.adopt(store, made, "third", lambda run_id: run_id != "first")
+
+
+def test_a_job_of_a_store_at_another_endpoint_is_not_taken_for_one_without_a_record(s3_env, launch, tmp_path):
+    with serve(tmp_path) as other:
+        for server in (s3_env, other):
+            server.make_bucket("team")
+        ours, theirs = (Store("s3://team/fullft", _options(server)) for server in (s3_env, other))
+        made = launch(theirs)
+        assert find_unrecorded(ours, made.case, [LAUNCHER.settings], NOW) == ([], [])
+        assert made.name_in(Store(theirs.url, theirs.options)) == made.name_in(theirs), "another process knows it by the same name"
+        theirs.delete_pointer(made.record)
+        ((found,), _) = find_unrecorded(theirs, made.case, [LAUNCHER.settings], NOW)
+        assert found.name == made.name_in(theirs)
+
+
+def _options(server: S3Server) -> dict[str, Any]:
+    return {"endpoint_url": server.endpoint, "key": server.access_key, "secret": server.secret_key}
 
 
 @pytest.mark.fault("the record of a job is lost", "ssh", "kubernetes", "ecs", "sagemaker")

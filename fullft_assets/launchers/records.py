@@ -70,8 +70,11 @@ class Launch(BaseModel):
 
 
 def name_prefix(store: Store, case: str) -> str:
-    """Return how the names of a use case's jobs begin, and of no other one's: a job is known by it that no record names."""
-    return f"fullft-{digest([store.url, case])[:10]}"
+    """Return how the names of a use case's jobs begin, and of no other one's: a job is known by it that no record names.
+
+    The URL alone is not enough, as two buckets of one name may be at different endpoints; nor is the store's own name, which its copies have.
+    """
+    return f"fullft-{digest([store.url, store.store_id, case])[:10]}"
 
 
 def claim(store: Store, wanted: Launch, is_active: Callable[[str], bool | None]) -> tuple[Launch, Launch | None, bool]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,16 @@ _MAX_TRIES = 50
 
 class Pointers(Files):
     """Pointers by name."""
+
+    @cached_property
+    def store_id(self) -> str:
+        """A random name that the store gets when it is first asked for: two stores may have one URL, at different endpoints."""
+        found = self.read_pointer("store")
+        if found is None:
+            self.change_pointer("store", lambda there: {"id": secrets.token_hex(8)} if there is None else None)
+            found = self.read_pointer("store")
+        assert found is not None, "it was just written, by this process or another"
+        return found["id"]
 
     def read_pointer(self, name: str) -> dict[str, Any] | None:
         """Return the JSON object under `pointers/<name>.json`, or None."""
