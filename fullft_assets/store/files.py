@@ -112,7 +112,14 @@ class Files:
 
         A server that ignores the conditions of S3's PutObject always writes.
         """
-        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+        if version is None:
+            return self._write_where(name, data, IfNoneMatch="*")
+        if self._write_where(name, data, IfMatch=version):
+            return True
+        # Ceph's gateway and services built on it compare the ETag without the quotes around it.
+        return self.version_of(name) == version and self._write_where(name, data, IfMatch=version.strip('"'))
+
+    def _write_where(self, name: str, data: bytes, **condition: str) -> bool:
         try:
             self._fs.pipe_file(f"{self._root}/{name}", data, **condition)
         except FileNotFoundError:  # it was deleted meanwhile
