@@ -40,7 +40,6 @@ run dir = {root}
 admin socket = {root}/$name.asok
 log file = {root}/$name.log
 keyring = {root}/keyring
-rgw frontends = beast endpoint=127.0.0.1:{gateway_port}
 """
 
 
@@ -56,10 +55,10 @@ def serve(root: Path) -> Iterator[S3Server]:
     Args:
         root: an empty folder for the cluster's files; buckets are not in it.
     """
-    monitor_port, gateway_port, fsid, disk = _free_port(), _free_port(), uuid.uuid4(), str(uuid.uuid4())
+    monitor_port, fsid, disk = _free_port(), uuid.uuid4(), str(uuid.uuid4())
     settings, (classes, *_) = root / "ceph.conf", sorted(Path("/usr/lib").glob("*/rados-classes"))
-    settings.write_text(_SETTINGS.format(fsid=fsid, root=root, classes=classes, gateway_port=gateway_port), encoding="utf-8")
-    server = S3Server(f"http://127.0.0.1:{gateway_port}", root, "test-key", secrets.token_hex(16))
+    settings.write_text(_SETTINGS.format(fsid=fsid, root=root, classes=classes), encoding="utf-8")
+    access_key, secret_key = "test-key", secrets.token_hex(16)
 
     def run(program: str, *options: str) -> None:
         done = subprocess.run([program, "-c", str(settings), *options], capture_output=True, text=True, timeout=120, check=False)
@@ -83,11 +82,13 @@ def serve(root: Path) -> Iterator[S3Server]:
         run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", disk)
         start("ceph-osd", "-i", "0")
         # The first client makes the gateway's pools; two at once would stand in each other's way.
-        user = ["--uid", "test", "--display-name", "test", "--access-key", server.access_key, "--secret-key", server.secret_key]
+        user = ["--uid", "test", "--display-name", "test", "--access-key", access_key, "--secret-key", secret_key]
         run("radosgw-admin", "user", "create", *user)
-        start("radosgw", "-n", "client.rgw")
-        _wait_for(gateway_port)
-        yield server
+        # Asked for late: meanwhile another process may take a port that is free.
+        port = _free_port()
+        start("radosgw", "-n", "client.rgw", "--rgw-frontends", f"beast endpoint=127.0.0.1:{port}")
+        _wait_for(port)
+        yield S3Server(f"http://127.0.0.1:{port}", root, access_key, secret_key)
 
 
 def _free_port() -> int:

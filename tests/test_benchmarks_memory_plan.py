@@ -24,7 +24,17 @@ def test_ratios_are_of_the_process_and_of_what_training_adds() -> None:
 
 @pytest.mark.slow
 @pytest.mark.heavy
-def test_one_cell_is_estimated_within_the_goal(tmp_path: Path) -> None:
+def test_a_cell_is_estimated_within_the_goal(tmp_path: Path) -> None:
     cell = memory_plan.Cell("deep", 128, 2, "fp32", "fp32", checkpointing=False, optimizer="adamw")
     found = memory_plan.measure(cell, tmp_path)
+    assert memory_plan.GOAL[0] <= found.ratio <= memory_plan.GOAL[1]
+
+
+@pytest.mark.slow
+@pytest.mark.heavy
+def test_what_gradients_and_activations_took_goes_back_to_the_system(tmp_path: Path) -> None:
+    """131 MiB of weights stay, 82 MiB pass; it took 303 to 336 MiB where the C library kept all."""
+    cell = memory_plan.Cell("deep", 128, 8, "fp32", "fp32", checkpointing=True, optimizer="adafactor_in_backward")
+    found = memory_plan.measure(cell, tmp_path)
+    assert found.peak - found.libraries < 280 * 2**20
     assert memory_plan.GOAL[0] <= found.ratio <= memory_plan.GOAL[1]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -222,6 +224,30 @@ def test_a_pilot_that_predicts_nothing_says_so(setting: str, passed: bool) -> No
     assert check.passed is passed
     assert "too wide to know" in check.description
     assert ("raise planning.pilot_share" in check.description) is not passed
+
+
+#: Prints how many MiB go back to the system where every second one of 40 blocks of 4 MiB is freed.
+FREED = """
+import sys
+import numpy as np
+from fullft_assets.models.hardware import give_freed_memory_back
+def held():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) // 1024
+if sys.argv[1] == "given back":
+    give_freed_memory_back()
+freed = np.ones(2**21)
+del freed  # raises the size up to which blocks are pieces of the heap
+blocks = [np.ones(2**19) for _ in range(40)]
+before = held()
+del blocks[::2]
+print(before - held())
+"""
+
+
+@pytest.mark.parametrize(("asked", "least", "most"), [("given back", 75, 85), ("kept", 0, 5)])
+def test_freed_memory_goes_back_to_the_system_where_that_is_asked_for(asked: str, least: int, most: int) -> None:
+    found = subprocess.run([sys.executable, "-c", FREED, asked], capture_output=True, text=True, check=True).stdout
+    assert least <= int(found) <= most
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -24,6 +25,11 @@ pytestmark = [
 ]
 
 
+def client() -> Any:
+    """A client of S3; boto3's own session keeps the credentials of the test before."""
+    return boto3.Session().client("s3")
+
+
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """The S3 gateway of a small Ceph cluster."""
@@ -38,7 +44,7 @@ def bucket(gateway: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
     name = f"b{abs(hash(tmp_path))}"
-    boto3.client("s3").create_bucket(Bucket=name)
+    client().create_bucket(Bucket=name)
     return name
 
 
@@ -75,9 +81,9 @@ def test_the_data_stages_give_the_same_as_on_a_local_folder(bucket: str, project
 
 def test_a_listing_of_several_pages_has_each_file_once(bucket: str, project: projects.Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """A gateway may begin a page with the key after which it was asked to go on."""
-    client, names = boto3.client("s3"), [f"{number:04d}.jsonl" for number in range(2_105)]
+    s3, names = client(), [f"{number:04d}.jsonl" for number in range(2_105)]
     for name in names:
-        client.put_object(Bucket=bucket, Key=f"in/{name}", Body=b'{"text": "a"}\n')
+        s3.put_object(Bucket=bucket, Key=f"in/{name}", Body=b'{"text": "a"}\n')
     project.configure(documents={"path": f"s3://{bucket}/in"})
     source = documents.source_of(project.use_case(), "batch")
     assert isinstance(source, sources.S3Prefix)
@@ -93,9 +99,9 @@ def test_a_bucket_that_keeps_versions_is_refused_in_one_line(bucket: str) -> Non
     """There this gateway refuses each condition, and a pointer could be changed no more."""
     store = Store(f"s3://{bucket}/store")
     store.change_pointer("champion", lambda _: {"n": 1})
-    boto3.client("s3").put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    client().put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     with pytest.raises(StoreError, match="refuses a write whose condition holds; if the bucket keeps versions, suspend that"):
         store.change_pointer("champion", lambda found: {"n": (found or {"n": 0})["n"] + 1})
-    boto3.client("s3").put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Suspended"})
+    client().put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Suspended"})
     store.change_pointer("champion", lambda found: {"n": (found or {"n": 0})["n"] + 1})
     assert store.read_pointer("champion") == {"n": 2}
