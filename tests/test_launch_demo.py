@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -65,7 +66,8 @@ def place(kind: str, root: Path, s3: S3Server, patch: pytest.MonkeyPatch) -> Ite
         else:
             sagemaker = (SageMaker, SageMakerLauncher, test_launch_sagemaker)
             double, launcher, module = {"sagemaker": sagemaker, "isolated": sagemaker, "ecs": (Ecs, EcsLauncher, test_launch_ecs)}[kind]
-            service = root / f"service-{kind}"
+            # Its name is a bucket of the server that all tests of a process share.
+            service = root / f"service-{kind}-{secrets.token_hex(4)}"
             service.mkdir()
             stack.enter_context(serving(double, launcher, s3, service, patch))
             yield {**module.SETTINGS, "folder": str(root)} | ({"network_isolation": True} if kind == "isolated" else {})
