@@ -131,7 +131,7 @@ def give_freed_memory_back() -> None:
     """Have glibc give each freed block of a megabyte or more back to the system, for the rest of this process.
 
     By default it keeps blocks of up to 32 MiB in pieces that later ones do not always fit into. With it a training whose gradients and activations
-    come and go took up to a quarter less memory, and up to 40% more time, as the system fills each new block with zeros.
+    come and go took up to 30% less memory, and up to 40% more time, as the system fills each new block with zeros.
     """
     # Not every C library has it.
     if (set_option := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
