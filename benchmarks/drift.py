@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.demo import REPOSITORY
 from benchmarks.public_sets import packages
 from fullft_assets import monitoring
-from fullft_assets.monitoring import ALARMED, DriftVerdict, Features, Scale, Sums
+from fullft_assets.monitoring import ALARMED, DriftVerdict, Features, Past, Scale, Status, Sums
 from fullft_assets.monitoring.features import words_of
 from fullft_assets.samples import licences
 from fullft_assets.settings import ChunksSettings, MonitoringSettings
@@ -207,18 +207,32 @@ def _join(*parts: Features) -> Features:
 
 
 class Stream:
-    """Production under one champion: each window is judged as the drift report judges it."""
+    """Production: each window is judged as the drift report judges it.
+
+    Attributes:
+        content, model: what the next window is compared with.
+        scale: that the content is read on; None: not that of an earlier champion.
+    """
 
     def __init__(self) -> None:
-        self.reference: list[Sums] = []
-        self.recent: list[Sums] = []
+        self.content = self.model = Past[Sums]([], [])
+        self.scale: Scale | None = None
+        self._read: list[tuple[Sums, Status]] = []
 
     def send(self, sums: Sums) -> DriftVerdict:
         """Judge the next window."""
-        verdict = monitoring.judge(sums, self.reference, self.recent, SETTINGS)
-        advanced = monitoring.advance(self.reference, self.recent, sums, verdict.status, SETTINGS.reference_windows)
-        self.reference, self.recent = advanced
+        verdict = monitoring.judge(sums, self.content, self.model, SETTINGS)
+        self.content, self.model = (past.after(sums, verdict.status, SETTINGS.reference_windows) for past in (self.content, self.model))
+        self._read.append((sums, verdict.status))
         return verdict
+
+    def release(self, before: Scale) -> None:
+        """Go on under a new champion; `before` is the scale of the one until now."""
+        self.model = Past([], [])
+        kept = monitoring.kept_reference(reversed(self._read), SETTINGS.reference_windows)
+        self.content, self.scale = Past(kept, []), (self.scale or before) if kept else None
+        if not kept:
+            self._read = []
 
 
 def unchanged(draw: Callable[[], Sums]) -> dict[str, float]:
@@ -232,7 +246,7 @@ def unchanged(draw: Callable[[], Sums]) -> dict[str, float]:
         "confirmed": np.mean([verdict.status == "confirmed" for verdict in full]),
         "provisional": np.mean([verdict.status in ALARMED for verdict in provisional]),
         "inhomogeneous": float(any(verdict.notes for verdict in full)),
-        "novel": np.mean([sums.novel_share or 0.0 for sums in stream.recent]),
+        "novel": np.mean([sums.novel_share or 0.0 for sums in stream.content.recent]),
     }
     for name in dict.fromkeys(test.name for test in full[-1].tests):
         rates[f"by {name}"] = np.mean([name in verdict.alarms for verdict in full])
@@ -245,7 +259,7 @@ def shifted(usual: Callable[[], Sums], draw: Callable[[], Sums]) -> dict[str, fl
     for _ in range(SETTINGS.reference_windows + 2):
         stream.send(usual())
     # Until the reference is complete: a false confirmation leaves a window out.
-    while len(stream.reference) < SETTINGS.reference_windows:
+    while len(stream.content.reference) < SETTINGS.reference_windows:
         stream.send(usual())
     windows = [draw() for _ in range(6)]
     statuses = [stream.send(sums).status for sums in windows]

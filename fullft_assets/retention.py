@@ -239,6 +239,8 @@ class _Graph:
 
     def _neighbours(self, node: str, is_compared: bool) -> Iterator[str]:
         for made in self.attempts[node]:
+            if made.stage == "drift_scale":  # windows of later champions are read on it, without what it was fitted on
+                continue
             named = [made.inputs, made.metadata]
             if made.stage == _CHECKPOINT:
                 yield from self.named_in(named)

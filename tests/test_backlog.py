@@ -52,6 +52,16 @@ class Reader:
         return draw(rng, len(texts), moved=9.0 if texts[0].isupper() else 0.0)
 
 
+def load_scale(_: Job, store: Store, inputs: dict[str, Manifest], __: Any) -> tuple[Scale, None, str]:
+    """Return a scale of each checkpoint's own, which is kept."""
+    key = inputs["finetuned_checkpoint"].key
+    if (made := store.find(CASE, "drift_scale", key)) is None:
+        with store.create(CASE, "drift_scale", key, version="1", seed=1) as draft:
+            Scale.fit(draw(np.random.default_rng(zlib.crc32(key.encode())), 200), len(LABELS)).save(draft.path / monitoring.SCALE)
+            made = draft.commit(settings={}, inputs={}, metadata={})
+    return Scale.load(store.folder(made) / monitoring.SCALE), None, made.ref
+
+
 def write_window(job: Job, store: Store, progress: Progress) -> None:
     """Predict nothing."""
     inputs = job.load_inputs(store)
@@ -75,7 +85,9 @@ class Production:
         #: The workloads that were launched.
         self.launched: list[str] = []
         monkeypatch.setattr(LaunchDriver, "run", lambda _, __, workload, job, ___: self.run(workload, job))
-        self._promote()
+        learned = documents.cut_batches(self.store, CASE, self.project.documents, self.project.use_case().settings.documents)[0]
+        self._snapshot = snapshot_of(self.store, documents.keep(self.store, self.project.use_case(), learned.name))
+        self.promote("k1")
         settings = self.project.use_case().settings.documents
         for number in range(NUM_WINDOWS):
             rows = projects.licence_rows(30, skip=30 * number)
@@ -86,18 +98,15 @@ class Production:
         self.windows = [window.name for window in documents.list_batches(self.store, CASE, "window")]
         self.instance.add_dynamic_partitions(f"{CASE}/window", self.windows)
 
-    def _promote(self) -> None:
-        learned = documents.keep(
-            self.store,
-            self.project.use_case(),
-            documents.cut_batches(self.store, CASE, self.project.documents, self.project.use_case().settings.documents)[0].name,
-        )
-        snapshot = snapshot_of(self.store, learned)
-        with self.store.create(CASE, "finetuned_checkpoint", "k1", version="1", seed=1) as draft:
-            metadata = checkpoint_metadata(labels=LABELS, snapshot=snapshot.ref)
-            checkpoint = draft.commit(settings={}, inputs={}, metadata=metadata)
+    def promote(self, key: str) -> None:
+        """Release a checkpoint."""
+        with self.store.create(CASE, "finetuned_checkpoint", key, version="1", seed=1) as draft:
+            (draft.path / "model").write_text(key)
+            checkpoint = draft.commit(settings={}, inputs={}, metadata=checkpoint_metadata(labels=LABELS, snapshot=self._snapshot.ref))
         set_latest(self.store, CASE, "finetuned_checkpoint", checkpoint)
-        champion = release.Champion(checkpoint=checkpoint.ref, snapshot=snapshot.ref, evaluation="e", score=1, promoted_at=1.0, run_id="r")
+        champion = release.Champion(
+            checkpoint=checkpoint.ref, snapshot=self._snapshot.ref, evaluation="e", score=1, promoted_at=1.0, run_id="r"
+        )
         release.promote(self.store, CASE, champion)
 
     def run(self, workload: str, job: Job) -> Manifest:
@@ -144,7 +153,7 @@ class Production:
 @pytest.fixture
 def production(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Production]:
     monkeypatch.setattr(report_workload, "Reader", Reader)
-    monkeypatch.setattr(report_workload, "_load_scale", lambda *_: (Scale.fit(draw(np.random.default_rng(1), 200), len(LABELS)), None))
+    monkeypatch.setattr(report_workload, "_load_scale", load_scale)
     monkeypatch.setattr(report_workload, "label_names", lambda _: LABELS)
     monkeypatch.setattr(prediction_workload, "write_window", write_window)
     found = Production(tmp_path, monkeypatch)
@@ -160,6 +169,23 @@ def test_one_workload_makes_of_a_backlog_what_the_windows_own_runs_ask_for(produ
     for window in rest:  # without Dagster's steps, which take long
         statuses.append(DriftMetadata.of(production.find_report(window)).status)
     assert statuses == ["warming_up", "insufficient_data", *["warming_up"] * 5, "alarm", "confirmed"]
+
+
+def test_the_first_windows_under_the_next_champion_are_compared_with_calm_ones_before(production: Production) -> None:
+    *calm, moved, last = production.windows
+    assert production.read(calm[0])
+    reports = [production.find_report(window) for window in calm]
+    production.promote("k2")
+    assert production.read(moved)
+    found = [DriftMetadata.of(production.find_report(window)) for window in (moved, last)]
+    assert [about.status for about in found] == ["alarm", "confirmed"]
+    # The second one has too few documents.
+    assert found[0].kept_reference == [reports[number].ref for number in (0, 2, 3, 4, 5, 6)] and not found[0].reference
+    assert found[0].scale == found[1].scale == DriftMetadata.of(reports[0]).scale
+    assert {name for name in found[1].measured if name.startswith("p_")} == {"p_embeddings"}
+    production.promote("k3")
+    assert production.read(last)
+    assert [status for *_, status in production.made()][-1] == "warming_up", "it was released while windows alarmed"
 
 
 def test_a_window_that_fails_ahead_fails_in_its_own_run_alone(production: Production, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from fullft_assets import monitoring
 from fullft_assets.errors import StoreError
-from fullft_assets.monitoring import FAMILIES, DriftVerdict, Features, History, Scale, Sums, Vocabulary
+from fullft_assets.monitoring import FAMILIES, DriftVerdict, Features, History, Past, Scale, Sums, Vocabulary
 from fullft_assets.settings import MonitoringSettings
 from fullft_assets.store import Manifest
 from tests.manifests import drift
@@ -46,12 +46,10 @@ def scale() -> Scale:
 
 def send(windows: list[Sums], labels: Sequence[str] = ("a", "b", "c"), settings: MonitoringSettings = SETTINGS) -> list[DriftVerdict]:
     """Return the verdicts on windows in the order of their arrival."""
-    reference: list[Sums] = []
-    recent: list[Sums] = []
-    verdicts = []
+    past, verdicts = Past[Sums]([], []), []
     for sums in windows:
-        verdicts.append(monitoring.judge(sums, reference, recent, settings, labels))
-        reference, recent = monitoring.advance(reference, recent, sums, verdicts[-1].status, settings.reference_windows)
+        verdicts.append(monitoring.judge(sums, past, past, settings, labels))
+        past = past.after(sums, verdicts[-1].status, settings.reference_windows)
     return verdicts
 
 
@@ -140,9 +138,52 @@ def test_a_reference_that_changes_halfway_is_named(scale: Scale) -> None:
 
 
 def test_a_confirmed_window_does_not_join_the_reference() -> None:
-    assert monitoring.advance([1], [], 2, "alarm", 12) == ([1], [2])
-    assert monitoring.advance([1], [], 2, "confirmed", 12) == ([1], [2])
-    assert monitoring.advance([1, 2], [3, 4], 5, "ok", 2) == ([1, 2], [3, 4, 5])
+    assert Past([1], []).after(2, "alarm", 12) == ([1], [2])
+    assert Past([1], []).after(2, "confirmed", 12) == ([1], [2])
+    assert Past([1, 2], [3, 4]).after(5, "ok", 2) == ([1, 2], [3, 4, 5])
+
+
+class TestNewChampion:
+    """What the first windows under a champion are compared with that was released in calm."""
+
+    def usual(self, scale: Scale, rng: np.random.Generator) -> Past[Sums]:
+        return Past(windows(scale, rng, 12), [])
+
+    def test_its_first_window_alarms_where_the_content_moved(self, scale: Scale) -> None:
+        rng, none = np.random.default_rng(11), Past[Sums]([], [])
+        content, statuses = self.usual(scale, rng), []
+        for sums in windows(scale, rng, 3, moved=3.0, share=0.3):
+            verdict = monitoring.judge(sums, content, none, SETTINGS)
+            content = content.after(sums, verdict.status, 12)
+            statuses.append(verdict.status)
+        assert statuses == ["alarm", "confirmed", "confirmed"]
+        assert {test.family for test in verdict.tests} == {"embeddings"} and verdict.num_reference_windows == 12
+        assert verdict.notes == ["only the content is compared: there are 0 of 6 windows under this champion"]
+
+    def test_its_predictions_are_compared_from_its_own_windows_on(self, scale: Scale) -> None:
+        rng = np.random.default_rng(12)
+        others = scale.sums(draw(rng, predicted=2))
+        content = self.usual(scale, rng)
+        assert monitoring.judge(others, content, Past(windows(scale, rng, 5), []), SETTINGS).status == "ok"
+        verdict = monitoring.judge(others, content, Past(windows(scale, rng, 6), []), SETTINGS)
+        assert verdict.alarms == ["predicted_labels"] and not verdict.notes
+
+    def test_the_content_is_read_on_the_scale_of_then(self, scale: Scale) -> None:
+        rng = np.random.default_rng(13)
+        other = Scale.fit(draw(rng, 600), NUM_LABELS)
+        features = draw(rng)
+        kept, mine, old = (each.coordinates(features) for each in (other.with_content_of(scale), other, scale))
+        assert np.array_equal(kept["embeddings"], old["embeddings"]) and not np.array_equal(kept["embeddings"], mine["embeddings"])
+        assert all(np.array_equal(kept[family], mine[family]) for family in ("text_statistics", "predicted_labels"))
+
+    def test_calm_windows_are_kept_and_an_alarm_begins_anew(self) -> None:
+        def kept(*statuses: monitoring.Status) -> list[int]:
+            return monitoring.kept_reference([*enumerate(statuses)][::-1], 4)
+
+        assert kept() == [] and kept("warming_up", "warming_up") == [0, 1]
+        assert kept("ok", "ok", "ok", "ok", "ok", "ok") == [2, 3, 4, 5]
+        assert kept("ok", "ok", "alarm", "confirmed", "ok", "ok", "ok") == [1, 4, 5, 6]
+        assert kept("ok", "ok", "ok", "alarm", "ok", "ok") == [] and kept("ok", "ok", "ok", "ok", "confirmed") == []
 
 
 def test_too_few_documents_and_none_at_all() -> None:
@@ -170,6 +211,9 @@ def test_other_texts_than_the_held_out_ones_are_novel(scale: Scale) -> None:
     assert scale.without_rows().sums(draw(rng)).novel_share is None
 
 
+NOTHING = History(Past([], []))
+
+
 class TestHistory:
     """Which windows are read, as the reports in a store name them."""
 
@@ -178,13 +222,18 @@ class TestHistory:
         files={}, metadata={}, checks=[],
     )  # fmt: skip
 
+    scale = model.model_copy(update={"stage": "drift_scale"})
+
     def report(self, window: str, history: History, status: monitoring.Status, **changes: Any) -> Manifest:
         metadata = {
             **drift(status),
             "window": window,
-            "num_reference_windows": len(history.reference),
-            "reference": [made.ref for made in history.reference],
-            "recent": [made.ref for made in history.recent],
+            "num_reference_windows": len(history.content.reference),
+            "reference": [made.ref for made in history.model.reference],
+            "recent": [made.ref for made in history.model.recent],
+            "kept_reference": [made.ref for made in history.kept.reference] if history.kept else [],
+            "kept_recent": [made.ref for made in history.kept.recent] if history.kept else [],
+            "scale": (history.scale or self.scale).ref,
         }
         inputs = {"finetuned_checkpoint": self.model.content_digest, "production_documents": self.model.content_digest}
         about = {"stage": "drift_report", "key": window, "version": monitoring.VERSION, "inputs": inputs, "metadata": metadata}
@@ -192,21 +241,18 @@ class TestHistory:
         return self.model.model_validate({**self.model.model_dump(), **about, "files": sums, **changes})
 
     def read(self, window: str, made: dict[str, Manifest], **options: Any) -> History:
-        by_ref = {report.ref: report for report in made.values()}
+        by_ref = {artifact.ref: artifact for artifact in (*made.values(), self.scale)}
         return monitoring.read_history(
             window,
             made,
             made.get,
             by_ref.__getitem__,
             documents=self.model,
-            model=self.model,
-            settings={},
-            num_reference=6,
-            **options,
+            **{"model": self.model, "settings": {}, "num_reference": 6, **options},
         )
 
     def names(self, history: History) -> tuple[list[str], list[str]]:
-        return [made.key for made in history.reference], [made.key for made in history.recent]
+        return [made.key for made in history.model.reference], [made.key for made in history.model.recent]
 
     def test_the_first_windows_are_the_reference_for_good(self) -> None:
         made: dict[str, Manifest] = {}
@@ -223,27 +269,54 @@ class TestHistory:
         assert self.names(self.read("14", made)) == (reference, ["09", "10", "11", "12", "13"])
 
     def test_windows_of_all_documents_are_no_reference_of_those_that_the_champion_answered(self) -> None:
-        made = {"01": self.report("01", History([], []), "ok")}
+        made = {"01": self.report("01", NOTHING, "ok")}
         assert self.names(self.read("02", made)) == (["01"], [])
         assert self.names(self.read("02", made, is_logged=True)) == ([], [])
 
     def test_a_window_that_is_read_again_keeps_what_it_was_compared_with(self) -> None:
-        made = {"02": self.report("02", History([], []), "ok")}
+        made = {"02": self.report("02", NOTHING, "ok")}
         made["03"] = self.report("03", self.read("03", made), "ok")
-        made["01"] = self.report("01", History([], []), "ok")
+        made["01"] = self.report("01", NOTHING, "ok")
         assert self.names(self.read("03", made)) == (["02"], [])
         assert self.names(self.read("02", made)) == ([], [])
 
     def test_another_champion_begins_anew(self) -> None:
-        made = {"01": self.report("01", History([], []), "ok")}
-        made["02"] = self.report("02", History([], []), "ok", inputs={"finetuned_checkpoint": "another"})
-        assert self.read("03", made) == History([], [])
-        made["03"] = self.report("03", History([], []), "ok")
+        made = {"01": self.report("01", NOTHING, "ok")}
+        made["02"] = self.report("02", NOTHING, "ok", inputs={"finetuned_checkpoint": "another"})
+        assert self.names(self.read("03", made)) == ([], [])
+        made["03"] = self.report("03", NOTHING, "ok")
         assert self.names(self.read("04", made)) == (["03"], [])
 
+    def test_the_content_of_calm_windows_stays_the_reference_under_the_next_champions(self) -> None:
+        made: dict[str, Manifest] = {}
+        second, third = (
+            Manifest.model_validate({**self.model.model_dump(), "files": {"model": {"bytes": 1, "sha256": sha256}}}) for sha256 in "23"
+        )
+
+        def go_on(first: int, last: int, model: Manifest, status: monitoring.Status = "ok") -> None:
+            for number in range(first, last + 1):
+                window = f"{number:02d}"
+                inputs = {"finetuned_checkpoint": model.content_digest, "production_documents": self.model.content_digest}
+                made[window] = self.report(window, self.read(window, made, model=model), status, inputs=inputs)
+
+        def kept(window: str, model: Manifest) -> tuple[list[str], list[str]] | None:
+            history = self.read(window, made, model=model)
+            assert History.of_inputs(history.as_inputs()) == history
+            return history.kept and ([made.key for made in history.kept.reference], [made.key for made in history.kept.recent])
+
+        go_on(1, 7, self.model)
+        assert kept("08", self.model) is None
+        assert kept("08", second) == (["02", "03", "04", "05", "06", "07"], [])
+        go_on(8, 9, second)
+        assert kept("10", second) == (["02", "03", "04", "05", "06", "07"], ["08", "09"])
+        assert self.names(self.read("10", made, model=second)) == (["08", "09"], [])
+        assert kept("10", third) == (["04", "05", "06", "07", "08", "09"], [])
+        go_on(10, 10, second, "confirmed")
+        assert self.read("11", made, model=third) == NOTHING
+
     def test_other_settings_begin_anew(self) -> None:
-        made = {"01": self.report("01", History([], []), "ok", settings={"max_window_rows": 5})}
-        assert self.read("02", made) == History([], [])
+        made = {"01": self.report("01", NOTHING, "ok", settings={"max_window_rows": 5})}
+        assert self.read("02", made) == NOTHING
 
 
 def test_one_row_a_group_and_one_a_cluster_whatever_the_order() -> None:
@@ -312,7 +385,7 @@ def test_an_explanation_names_words_and_places_but_no_text(scale: Scale) -> None
     assert {words[0].word, words[1].word} == {"cat", "dog"} and "secret" not in {shift.word for shift in words}
     rng = np.random.default_rng(1)
     features = draw(rng, moved=20.0, share=0.05)
-    far = monitoring.farthest(scale.coordinates(features), windows(scale, rng, 6), ["embeddings"])
+    far = monitoring.farthest(scale.coordinates(features), {"embeddings": windows(scale, rng, 6)})
     assert set(range(7)) <= set(far.tolist())
     text = monitoring.render_explanation("What moved", ["the content changed"], words, [monitoring.Place("a.jsonl", 3)])
     assert "| dog | 0.0% | 64.5% |" in text and "| a.jsonl | 3 |" in text and "the dog sat" not in text

@@ -90,7 +90,8 @@ def test_a_bad_delivery_that_comes_twice_does_not_confirm_itself() -> None:
     usual = windows(scale, rng, 14)
     bad = scale.sums(draw(rng, WINDOW, moved=6.0, share=0.5))
     judged = [
-        monitoring.judge(bad, usual[:12], recent, monitoring_settings(), ["a", "b", "c"]) for recent in ([*usual[12:], bad], usual[12:])
+        monitoring.judge(bad, *[monitoring.Past(usual[:12], recent)] * 2, monitoring_settings(), ["a", "b", "c"])
+        for recent in ([*usual[12:], bad], usual[12:])
     ]
     assert [verdict.status for verdict in judged] == ["confirmed", "alarm"]
 

@@ -115,10 +115,13 @@ def test_champions_whose_artifacts_stay_remain_in_the_history(lab: Lab) -> None:
 
 
 def test_the_verdict_on_a_window_stays_without_the_model_of_that_day(lab: Lab) -> None:
+    """The scale stays, too: the content of later windows is read on it."""
     inputs = {CHECKPOINT: lab.store.load(lab.champions[1].checkpoint).content_digest}
-    lab.set_latest(lab.make("drift_report", "w1", inputs), "2026-01")
+    scale = lab.make("drift_scale", "d1", inputs | {"training_snapshot": lab.store.load(lab.champions[1].snapshot).content_digest})
+    lab.make("drift_scale", "d2", inputs)
+    lab.set_latest(lab.make("drift_report", "w1", inputs, {"scale": scale.ref}), "2026-01")
     retention.clean(lab.store, lab.use_case, lab.now)
-    assert lab.keys == named(0, 2, 3, 4) | {"w1"}
+    assert lab.keys == named(0, 2, 3, 4) | {"w1", "d1"}
 
 
 def test_what_a_report_that_is_shown_was_compared_with_stays(lab: Lab) -> None:

@@ -36,7 +36,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         key=case.key("drift_report"),
         ins={name: dg.AssetIn(case.key(name), input_manager_key=case.io_key) for name in ("production_documents", "finetuned_checkpoint")},
         partitions_def=case.windows,
-        description="Is what the model sees today what it saw when it was new? Windows against the first ones under this champion.",
+        description="Is what the model sees today what it saw when it was new? Windows against earlier ones.",
         code_version=case.code_version(monitoring.VERSION, "monitoring"),
         kinds={"scipy", "pytorch"},
         # A pool of its own: windows follow each other (the first one makes the reference), and none waits for a long training.
@@ -64,7 +64,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
             manifest = case.find_or_launch(context, "monitoring", "drift_report", key, inputs, ahead=behind)
         found = monitoring.DriftMetadata.of(manifest)
         shown: dict[str, dg.MetadataValue] = {"table": dg.MetadataValue.md(found.table)}
-        windows = [monitoring.DriftMetadata.of(report) for report in (*history.reference, *history.recent)]
+        windows = [monitoring.DriftMetadata.of(report) for report in history.windows]
         shares = [each.measured["novel_share"] for each in (*windows, found) if "novel_share" in each.measured]
         if len(shares) > 1:
             shown["novel_share_curve"] = sparkline(shares, "novel share of the windows that were read")

@@ -1,6 +1,5 @@
 """What the assets of one window of production share: the model in use, the windows that it is compared with, and the backlog behind it."""
 
-from dataclasses import replace
 from functools import partial
 
 from fullft_assets import documents, monitoring, release
@@ -32,7 +31,7 @@ def read_history(case: Case, store: Store, window: str, seen: Manifest, checkpoi
         num_reference=case.settings.monitoring.reference_windows,
         is_logged=bool(logged),
     )
-    return replace(history, recent=monitoring.without_redelivered(store, seen, history.recent))
+    return history.without(partial(monitoring.without_redelivered, store, seen))
 
 
 def backlog_behind(case: Case, store: Store, window: str, workload: str) -> dict[str, Manifest]:

@@ -214,7 +214,8 @@ def _drop_derived(store: Store, case: str, report: ErasureReport) -> None:
     reports = store.artifacts(case, "drift_report")
     touched = {key_ref(manifest.ref) for manifest in reports if manifest.inputs.get("production_documents") in gone}
     for manifest in reports:
-        read = {key_ref(ref) for ref in (manifest.ref, *DriftMetadata.of(manifest).reference)}
+        found = DriftMetadata.of(manifest)
+        read = {key_ref(ref) for ref in (manifest.ref, *found.reference, *found.kept_reference)}
         is_explained = EXPLANATION in manifest.files and bool(read & touched)
         is_far = FAR in manifest.files and key_ref(manifest.ref) in touched
         far = read_far(store.folder(manifest) / FAR) if is_far else []

@@ -4,7 +4,7 @@ from fullft_assets.monitoring.comparison import POOLED, THRESHOLDS, Outcome, tes
 from fullft_assets.monitoring.explanation import EXPLANATION, Place, farthest, render_explanation, shifted_words
 from fullft_assets.monitoring.far import FAR, MAX_DOCUMENTS, FarDocument, order, read_far, write_far
 from fullft_assets.monitoring.features import NUMBERS, Features, Vocabulary, build_features
-from fullft_assets.monitoring.history import SUMS, History, advance, read_history
+from fullft_assets.monitoring.history import SUMS, History, kept_reference, read_history
 from fullft_assets.monitoring.live import LIVE_CHECK, LIVE_VERSION, METRIC, AtRelease, LiveMetadata
 from fullft_assets.monitoring.logged import LOG_CHECK, log_key, read_labels, read_log
 from fullft_assets.monitoring.metadata import DriftMetadata, ScaleMetadata
@@ -22,9 +22,11 @@ from fullft_assets.monitoring.thinning import independent_rows
 from fullft_assets.monitoring.verdict import (
     ALARMED,
     CHECKS,
+    CONTENT,
     VERSION,
     WITHOUT_VERDICT,
     DriftVerdict,
+    Past,
     Status,
     check,
     insufficient,

@@ -56,15 +56,15 @@ def shifted_words(before: Iterable[str], now: Iterable[str]) -> list[WordShift]:
     return [WordShift(names[n], float(old[n]), float(new[n])) for n in np.argsort(-scores, kind="stable")[:NUM_WORDS]]
 
 
-def farthest(coordinates: Mapping[str, np.ndarray], reference: Sequence[Sums], families: Iterable[str]) -> np.ndarray:
+def farthest(coordinates: Mapping[str, np.ndarray], references: Mapping[str, Sequence[Sums]]) -> np.ndarray:
     """Return the indices of the documents that moved the window's mean most away from that of the reference windows.
 
     Args:
         coordinates: by family, those of the window's documents.
-        families: that alarmed.
+        references: the reference windows of each family that alarmed.
     """
     scores = np.zeros(len(next(iter(coordinates.values()))))
-    for family in families:
+    for family, reference in references.items():
         centre = np.average([sums.means[family] for sums in reference], axis=0, weights=[sums.num_rows for sums in reference])
         moved = coordinates[family] - centre
         direction = moved.mean(axis=0)

@@ -2,39 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fullft_assets.monitoring.metadata import DriftMetadata
-from fullft_assets.monitoring.verdict import ALARMED, NUM_RECENT, VERSION, Status
+from fullft_assets.monitoring.verdict import ALARMED, POOLED, VERSION, WITHOUT_VERDICT, Past, Status
 from fullft_assets.store import Manifest
 
 T = TypeVar("T")
 #: File of a drift report with the window's sums; a report without it was not read by the model.
 SUMS = "sums.npz"
-_REFERENCE_INPUT, _RECENT_INPUT = "reference", "recent"
+#: Names of a job's inputs. Those of a reference that outlives its champion come with the scale that it was read on.
+_REFERENCE, _RECENT, _KEPT_REFERENCE, _KEPT_RECENT, _SCALE = "reference", "recent", "kept_reference", "kept_recent", "drift_scale"
 
 
 @dataclass(frozen=True)
 class History:
-    """Earlier drift reports, oldest first: the reference windows, and the last ones after them."""
+    """Drift reports of earlier windows.
 
-    reference: list[Manifest]
-    recent: list[Manifest]
+    Attributes:
+        model: of windows under this champion.
+        kept: of windows that the content of the texts is compared with, where those of an earlier champion are among them.
+        scale: the `drift_scale` of that champion.
+    """
+
+    model: Past[Manifest]
+    kept: Past[Manifest] | None = None
+    scale: Manifest | None = None
+
+    @property
+    def content(self) -> Past[Manifest]:
+        """What the content of the texts is compared with."""
+        return self.model if self.kept is None else self.kept
+
+    @property
+    def windows(self) -> list[Manifest]:
+        """The reports that are read, oldest first."""
+        return [*self.content.reference, *self.content.recent]
 
     def as_inputs(self) -> dict[str, Manifest]:
-        """Return the reports by the names that they have among a job's inputs."""
-        named = ((_REFERENCE_INPUT, self.reference), (_RECENT_INPUT, self.recent))
-        return {f"{kind}_{number:02d}": report for kind, reports in named for number, report in enumerate(reports)}
+        """Return the artifacts by the names that they have among a job's inputs."""
+        named = [(_REFERENCE, self.model.reference), (_RECENT, self.model.recent)]
+        if self.kept is not None:
+            named += [(_KEPT_REFERENCE, self.kept.reference), (_KEPT_RECENT, self.kept.recent)]
+        reports = {f"{kind}_{number:02d}": report for kind, reports in named for number, report in enumerate(reports)}
+        return reports | ({} if self.scale is None else {_SCALE: self.scale})
 
     @classmethod
     def of_inputs(cls, inputs: Mapping[str, Manifest]) -> History:
         """Return what `as_inputs` named."""
-        kinds = {
-            kind: [inputs[name] for name in sorted(inputs) if name.startswith(f"{kind}_")] for kind in (_REFERENCE_INPUT, _RECENT_INPUT)
-        }
-        return cls(kinds[_REFERENCE_INPUT], kinds[_RECENT_INPUT])
+
+        def named(kind: str) -> list[Manifest]:
+            return [inputs[name] for name in sorted(inputs) if name.startswith(f"{kind}_")]
+
+        scale = inputs.get(_SCALE)
+        kept = None if scale is None else Past(named(_KEPT_REFERENCE), named(_KEPT_RECENT))
+        return cls(Past(named(_REFERENCE), named(_RECENT)), kept, scale)
 
     def after(self, report: Manifest, num_reference: int) -> History:
         """Return what the window after one is compared with.
@@ -43,7 +67,14 @@ class History:
             report: of that window, which was compared with this history.
             num_reference: windows of a complete reference.
         """
-        return History(*advance(self.reference, self.recent, report, DriftMetadata.of(report).status, num_reference))
+        status = DriftMetadata.of(report).status
+        kept = None if self.kept is None else self.kept.after(report, status, num_reference)
+        return History(self.model.after(report, status, num_reference), kept, self.scale)
+
+    def without(self, leave_out: Callable[[Sequence[Manifest]], list[Manifest]]) -> History:
+        """Return the history with what a function leaves of the recent windows."""
+        kept = None if self.kept is None else self.kept._replace(recent=leave_out(self.kept.recent))
+        return History(self.model._replace(recent=leave_out(self.model.recent)), kept, self.scale)
 
 
 def read_history(
@@ -65,11 +96,14 @@ def read_history(
     complete stays as it is, and a window that comes late changes nothing. A window that is materialised again keeps what it was
     compared with, so its verdict stays.
 
+    Where production was calm when the champion was released, the content of the texts is compared with the last windows before that:
+    see `kept_reference`.
+
     Args:
         window: its key; keys sort in the order of arrival.
         made: keys of the windows that have a report.
         find: returns the newest report of a window.
-        load: returns a report by its reference.
+        load: returns an artifact by its reference.
         documents: of the window.
         model: the checkpoint in use.
         settings: of the report, see `verdict.key_settings`.
@@ -80,31 +114,60 @@ def read_history(
     made = sorted(made)
 
     def is_comparable(report: Manifest) -> bool:
-        same_model = report.inputs.get("finetuned_checkpoint") in {model.content_digest, *model.replaces}
         same_source = ("batch_predictions" in report.inputs) == is_logged
-        return report.version == VERSION and report.settings == settings and same_model and same_source
+        return report.version == VERSION and report.settings == settings and same_source
+
+    def is_of_model(report: Manifest) -> bool:
+        return report.inputs.get("finetuned_checkpoint") in {model.content_digest, *model.replaces}
+
+    def compared_with(report: Manifest) -> History:
+        found = DriftMetadata.of(report)
+        past = Past([load(ref) for ref in found.reference], [load(ref) for ref in found.recent])
+        if not found.kept_reference:
+            return History(past)
+        kept = Past([load(ref) for ref in found.kept_reference], [load(ref) for ref in found.kept_recent])
+        return History(past, kept, load(found.scale))
+
+    def earlier() -> Iterator[tuple[Manifest, DriftMetadata]]:
+        for name in reversed([name for name in made if name < window]):
+            report = find(name)
+            if report is None or not is_comparable(report):
+                return
+            if SUMS in report.files:
+                yield report, DriftMetadata.of(report)
 
     own = find(window) if window in made else None
-    if own is not None and is_comparable(own) and own.inputs.get("production_documents") == documents.content_digest:
-        found = DriftMetadata.of(own)
-        return History([load(ref) for ref in found.reference], [load(ref) for ref in found.recent])
-    for name in reversed([name for name in made if name < window]):
-        report = find(name)
-        if report is None or not is_comparable(report):
-            break
-        if SUMS in report.files:
-            found = DriftMetadata.of(report)
-            reference, recent = ([load(ref) for ref in refs] for refs in (found.reference, found.recent))
-            return History(reference, recent).after(report, num_reference)
-    return History([], [])
+    if own is not None and is_comparable(own) and is_of_model(own) and own.inputs.get("production_documents") == documents.content_digest:
+        return compared_with(own)
+    newest = next(earlier(), None)
+    if newest is None:
+        return History(Past([], []))
+    report, found = newest
+    if is_of_model(report):
+        return compared_with(report).after(report, num_reference)
+    on_its_scale = ((report, metadata.status) for report, metadata in earlier() if metadata.scale == found.scale)
+    kept = kept_reference(on_its_scale, num_reference)
+    return History(Past([], []), Past(kept, []), load(found.scale)) if kept else History(Past([], []))
 
 
-def advance(reference: list[T], recent: list[T], window: T, status: Status, num_reference: int) -> tuple[list[T], list[T]]:
-    """Return what the window after this one is compared with: the reference, and the recent windows after it.
+def kept_reference(earlier: Iterable[tuple[T, Status]], num_reference: int) -> list[T]:
+    """Return the reference of the texts' content for the first window under a new champion; nothing if it begins anew.
 
-    The first windows under a champion are the reference, but for those that alarmed: what differs from six windows would hide the next one
-    that differs in the same way.
+    Each champion would else be blind for its first six windows, and see little in the next six. A champion that was released while production
+    was calm, as one for new data is, changes nothing about the texts, so its content is compared with the last windows that did
+    not alarm. One that was released while windows alarmed has learned what is new, and begins anew.
+
+    Args:
+        earlier: windows that were read on one scale, with their verdicts, the last one first.
     """
-    if len(reference) < num_reference and status not in ALARMED:
-        return [*reference, window], recent
-    return reference, [*recent, window][-NUM_RECENT:]
+    kept, verdicts = [], list[Status]()
+    for window, status in earlier:
+        if len(verdicts) < POOLED and status not in WITHOUT_VERDICT:
+            verdicts.append(status)
+            if status in ALARMED:
+                return []
+        if status not in ALARMED:
+            kept.append(window)
+        if len(kept) == num_reference:
+            break
+    return kept[::-1]

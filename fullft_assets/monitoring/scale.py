@@ -137,6 +137,10 @@ class Scale:
             return None
         return _nearest(_unit(features.embeddings), self.held_out) / max(float(self.far), 1e-12)
 
+    def with_content_of(self, other: Scale) -> Scale:
+        """Return the scale with the axes of the embeddings of another one, on which earlier windows were read."""
+        return replace(self, centre=other.centre, axes=other.axes)
+
     def without_rows(self) -> Scale:
         """Return the scale without the embeddings of single rows; the coordinates stay as they are."""
         return replace(self, held_out=self.held_out[:0])

@@ -1,9 +1,9 @@
-"""The verdict on a window of production documents: is production still what it was when this champion's first windows arrived?"""
+"""The verdict on a window of production documents: is production still what it was?"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -16,8 +16,8 @@ from fullft_assets.settings import MonitoringSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome, Manifest, artifact_key
 from fullft_assets.store.checks import CheckSpec
 
-VERSION = "5"
-WINDOW_MATCHES_REFERENCE = CheckSpec("window_matches_reference", "Production looks like the first windows under this champion.")
+VERSION = "6"
+WINDOW_MATCHES_REFERENCE = CheckSpec("window_matches_reference", "Production looks like the reference windows.")
 PRODUCTION_IS_SEEN = CheckSpec(
     "production_is_seen", "Of the newest windows, retraining.alert_after_windows in a row, some could be compared."
 )
@@ -34,12 +34,33 @@ WITHOUT_VERDICT: tuple[Status, ...] = ("insufficient_data", "feed_broken")
 #: Windows before the current one that a verdict looks at: three pooled ones can confirm three.
 NUM_RECENT = 2 * POOLED - 1
 
+#: The family that no training moves: its reference outlives a champion, see `history.read_history`.
+CONTENT = "embeddings"
+T = TypeVar("T")
+
 _WORDS = {
     "num_tokens": ("texts are longer", "texts are shorter", "tokens"),
     "fertility": ("words are split into more tokens", "words are split into fewer tokens", "tokens a word"),
     "unknown_share": ("more words are new to the training texts", "fewer words are new to the training texts", "of the words"),
     "entropy": ("the model is less certain", "the model is more certain", "nats of entropy"),
 }
+
+
+class Past(NamedTuple, Generic[T]):
+    """What a window is compared with, oldest first: the reference windows, and the last `NUM_RECENT` windows after them."""
+
+    reference: Sequence[T]
+    recent: Sequence[T]
+
+    def after(self, window: T, status: Status, num_reference: int) -> Past[T]:
+        """Return what the window after this one is compared with.
+
+        The first windows are the reference, but for those that alarmed: what differs from six windows would hide the next one that differs
+        in the same way.
+        """
+        if len(self.reference) < num_reference and status not in ALARMED:
+            return Past([*self.reference, window], self.recent)
+        return Past(self.reference, [*self.recent, window][-NUM_RECENT:])
 
 
 class DriftTest(BaseModel):
@@ -95,6 +116,11 @@ class DriftVerdict(BaseModel):
         return [test.name for test in self.tests if test.alarms]
 
     @property
+    def moved_families(self) -> list[str]:
+        """The families that alarmed, in the order of `moved`."""
+        return list(dict.fromkeys(test.family for test in self.tests if test.alarms))
+
+    @property
     def summary(self) -> str:
         """The verdict in one line."""
         if self.status == "insufficient_data":
@@ -104,63 +130,71 @@ class DriftVerdict(BaseModel):
         if self.status == "warming_up":
             return f"warming up: window {self.num_reference_windows + 1} of the {LEAST_WINDOWS} that a comparison needs"
         if self.status == "ok":
-            return f"{self.num_rows:,} documents are like those of the first {self.num_reference_windows} windows under this champion"
+            return f"{self.num_rows:,} documents are like those of {self.num_reference_windows} reference windows"
         return "; ".join(self.moved)
 
 
-def judge(
-    current: Sums, reference: Sequence[Sums], recent: Sequence[Sums], settings: MonitoringSettings, labels: Sequence[str] = ()
-) -> DriftVerdict:
+def judge(current: Sums, content: Past[Sums], model: Past[Sums], settings: MonitoringSettings, labels: Sequence[str] = ()) -> DriftVerdict:
     """Compare a window, and the last three pooled, with the reference windows.
 
     Args:
-        reference: the first windows under this champion, none of `recent` and not the current one.
-        recent: the last windows between the reference and the current one, oldest first; `NUM_RECENT` are enough.
+        content: what the content of the texts is compared with; longer than `model`, or the same.
+        model: what the rest is compared with: windows under this champion.
         labels: in the order of the model's outputs.
     """
     judged = DriftVerdict(
         status="warming_up",
         num_rows=current.num_rows,
-        num_reference_windows=len(reference),
-        num_reference_rows=sum(sums.num_rows for sums in reference),
+        num_reference_windows=len(content.reference),
+        num_reference_rows=sum(sums.num_rows for sums in content.reference),
     )
-    if len(reference) < LEAST_WINDOWS:
+    pasts = {family: content if family == CONTENT else model for family in FAMILIES}
+    pasts = {family: past for family, past in pasts.items() if len(past.reference) >= LEAST_WINDOWS}
+    if not pasts:
         return judged
-    windows = [*recent, current]
-    tests = _tests(reference, windows)
+    windows = {family: [*past.recent, current] for family, past in pasts.items()}
+    tests = _tests(pasts, windows)
     alarms = [test for test in tests if test.alarms]
     notes, homogeneity = [], None
-    if len(reference) < settings.reference_windows:
-        notes.append(f"the reference is provisional: it has {len(reference)} of {settings.reference_windows} windows")
-    elif len(reference) >= 2 * LEAST_WINDOWS:
-        homogeneity = test_windows(reference[: len(reference) // 2], reference[len(reference) // 2 :], "embeddings").p_value
+    if len(content.reference) < settings.reference_windows:
+        notes.append(f"the reference is provisional: it has {len(content.reference)} of {settings.reference_windows} windows")
+    elif len(content.reference) >= 2 * LEAST_WINDOWS:
+        half = len(content.reference) // 2
+        homogeneity = test_windows(content.reference[:half], content.reference[half:], CONTENT).p_value
         if homogeneity <= HOMOGENEITY:
             notes.append("the reference is not homogeneous: production changed while it was collected, and alarms may be late or missing")
-    by_family = {test.family: windows[-test.num_windows :] for test in alarms}
+    if len(model.reference) < LEAST_WINDOWS:
+        notes.append(f"only the content is compared: there are {len(model.reference)} of {LEAST_WINDOWS} windows under this champion")
+    by_family = {test.family: test.num_windows for test in alarms}
     found: dict[str, Any] = {
-        "status": "ok" if not alarms else "confirmed" if _is_confirmed(reference, windows, alarms) else "alarm",
+        "status": "ok" if not alarms else "confirmed" if _is_confirmed(pasts, windows, alarms) else "alarm",
         "homogeneity": homogeneity,
         "tests": tests,
-        "moved": [_in_words(family, reference, moved, labels) for family, moved in by_family.items()],
+        "moved": [_in_words(family, pasts[family].reference, windows[family][-num:], labels) for family, num in by_family.items()],
         "notes": notes,
     }
     return judged.model_copy(update=found)
 
 
-def _tests(reference: Sequence[Sums], windows: Sequence[Sums]) -> list[DriftTest]:
-    """Return the tests of the last window, and of the last three pooled if there are so many."""
+def _tests(pasts: Mapping[str, Past[Sums]], windows: Mapping[str, Sequence[Sums]]) -> list[DriftTest]:
+    """Return the tests of the last window of each family, and of its last three pooled if there are so many."""
     return [
-        DriftTest(family=family, num_windows=count, **test_windows(reference, windows[-count:], family)._asdict())
-        for family in FAMILIES
+        DriftTest(family=family, num_windows=count, **test_windows(past.reference, windows[family][-count:], family)._asdict())
+        for family, past in pasts.items()
         for count in (1, POOLED)
-        if len(windows) >= count
+        if len(windows[family]) >= count
     ]
 
 
-def _is_confirmed(reference: Sequence[Sums], windows: Sequence[Sums], alarms: Sequence[DriftTest]) -> bool:
+def _is_confirmed(pasts: Mapping[str, Past[Sums]], windows: Mapping[str, Sequence[Sums]], alarms: Sequence[DriftTest]) -> bool:
     """Return whether windows alarm that end before those which alarm now: one bad delivery is in three pooled windows, but confirms nothing."""
-    before = windows[-(NUM_RECENT + 1) : -min(test.num_windows for test in alarms)]
-    return any(test.alarms for end in range(1, len(before) + 1) for test in _tests(reference, before[:end]))
+    least = min(test.num_windows for test in alarms)
+    before = {family: every[-(NUM_RECENT + 1) : -least] for family, every in windows.items()}
+    return any(
+        test.alarms
+        for end in range(1, NUM_RECENT + 1)
+        for test in _tests(pasts, {family: every[:end] if len(every) >= end else [] for family, every in before.items()})
+    )
 
 
 def insufficient(num_rows: int, settings: MonitoringSettings, num_not_answered: int = 0) -> DriftVerdict:

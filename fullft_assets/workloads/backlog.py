@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from functools import partial
 
 from fullft_assets import monitoring
 from fullft_assets.documents import RawMetadata
@@ -50,7 +50,7 @@ def work_through(job: Job, store: Store, progress: Progress, writers: Mapping[st
             if is_ahead:
                 progress.raise_if_stopped()
                 progress.say(f"{window}, ahead of its own run:")
-                history = replace(history, recent=monitoring.without_redelivered(store, documents, history.recent))
+                history = history.without(partial(monitoring.without_redelivered, store, documents))
             if "batch_predictions" in writers:
                 of_window = {"production_documents": documents, "finetuned_checkpoint": inputs["finetuned_checkpoint"]}
                 make("batch_predictions", monitoring.predictions_artifact_key(job.settings, of_window), of_window)

@@ -20,7 +20,7 @@ from fullft_assets.documents import RawMetadata
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import embed, predict
-from fullft_assets.monitoring import DriftMetadata, DriftVerdict, FarDocument, Features, History, Place, Scale, Sums, Vocabulary
+from fullft_assets.monitoring import DriftMetadata, DriftVerdict, FarDocument, Features, History, Past, Place, Scale, Sums, Vocabulary
 from fullft_assets.snapshot import label_names, load_split
 from fullft_assets.store import Manifest, Store, artifact_key
 from fullft_assets.workloads.backlog import work_through
@@ -121,7 +121,7 @@ def write_report(job: Job, store: Store, progress: Progress) -> None:
     window = ProductionRows.read(table, job.settings.seed, settings.max_window_rows, predicted)
     progress.say(f"{window.num_delivered:,} production documents, {len(window.chosen):,} after thinning out related ones")
     with store.create(job.case, job.stage, job.key, version=monitoring.VERSION, seed=job.settings.seed) as draft:
-        sums = None
+        sums, scale_ref = None, ""
         if monitoring.is_read_by_another_window(inputs["production_documents"]):
             verdict = monitoring.read_elsewhere()
         elif len(window.chosen) < settings.min_window_rows:
@@ -130,7 +130,10 @@ def write_report(job: Job, store: Store, progress: Progress) -> None:
         else:
             labels = label_names(inputs["training_snapshot"])
             reader = Reader.open(job, store, inputs["finetuned_checkpoint"], progress)
-            scale, vocabulary = _load_scale(job, store, inputs, reader)
+            scale, vocabulary, scale_ref = _load_scale(job, store, inputs, reader)
+            if history.scale is not None:
+                scale = scale.with_content_of(Scale.load(store.folder(history.scale) / monitoring.SCALE))
+                scale_ref = history.scale.ref
             progress.raise_if_stopped()
             features = reader.read([window.texts[index] for index in window.chosen], vocabulary)
             if predicted is not None:
@@ -138,23 +141,22 @@ def write_report(job: Job, store: Store, progress: Progress) -> None:
                 features = replace(features, predicted=np.array(answers, np.int64))
             sums = scale.sums(features)
             sums.save(draft.path / monitoring.SUMS)
-            reference = [_read_sums(store, report) for report in history.reference]
-            recent = [_read_sums(store, report) for report in history.recent]
             monitoring.write_far(draft.path / monitoring.FAR, _far(scale, features, window, job.settings.seed))
-            verdict = monitoring.judge(sums, reference, recent, settings, labels)
+            verdict = monitoring.judge(sums, _read_sums(store, history.content), _read_sums(store, history.model), settings, labels)
             if verdict.alarms:
-                families = dict.fromkeys(test.family for test in verdict.tests if test.alarms)
-                far = monitoring.farthest(scale.coordinates(features), reference, families)
-                before = (text for report in history.reference for text in _texts(store, report, job))
+                pasts = {family: history.content if family == monitoring.CONTENT else history.model for family in verdict.moved_families}
+                references = {family: _read_sums(store, past).reference for family, past in pasts.items()}
+                far = monitoring.farthest(scale.coordinates(features), references)
+                compared = {report.ref: report for past in pasts.values() for report in past.reference}
+                before = (text for report in compared.values() for text in _texts(store, report, job))
                 words = monitoring.shifted_words(before, (window.texts[index] for index in window.chosen))
                 explanation = monitoring.render_explanation(
                     f"What moved in `{job.case}`", verdict.moved, words, [window.places[window.chosen[index]] for index in far]
                 )
                 (draft.path / monitoring.EXPLANATION).write_text(explanation, encoding="utf-8")
         progress.say(f"{verdict.status}: {verdict.summary}")
-        metadata = _metadata(verdict, window, sums, history, inputs["production_documents"], predictions)
-        windows = [*history.reference, *history.recent]
-        numbers = [(DriftMetadata.of(report).window, DriftMetadata.of(report).measured) for report in windows]
+        metadata = _metadata(verdict, window, sums, history, scale_ref, inputs["production_documents"], predictions)
+        numbers = [(DriftMetadata.of(report).window, DriftMetadata.of(report).measured) for report in history.windows]
         report = monitoring.render_report(verdict, f"Drift report of `{job.case}`", [*numbers, (metadata.window, metadata.measured)])
         (draft.path / "verdict.json").write_text(verdict.model_dump_json(indent=1), encoding="utf-8")
         (draft.path / "report.md").write_text(report, encoding="utf-8")
@@ -182,8 +184,8 @@ def _far(scale: Scale, features: Features, window: ProductionRows, seed: int) ->
     return found
 
 
-def _load_scale(job: Job, store: Store, inputs: dict[str, Manifest], reader: Reader) -> tuple[Scale, Vocabulary]:
-    """Return the scale and the training texts' vocabulary, made now unless they exist.
+def _load_scale(job: Job, store: Store, inputs: dict[str, Manifest], reader: Reader) -> tuple[Scale, Vocabulary, str]:
+    """Return the scale, the training texts' vocabulary and the reference of their artifact, which is made now unless it exists.
 
     The checkpoint alone determines them: an erasure from the snapshot makes no other scale, on which earlier windows would be unknown.
     """
@@ -198,7 +200,7 @@ def _load_scale(job: Job, store: Store, inputs: dict[str, Manifest], reader: Rea
             sources = {name: inputs[name].content_digest for name in ("training_snapshot", "finetuned_checkpoint")}
             manifest = draft.commit(settings=settings, inputs=sources, metadata=metadata.as_dict())
     folder = store.folder(manifest)
-    return Scale.load(folder / monitoring.SCALE), Vocabulary(np.load(folder / _WORDS), job.settings.seed)
+    return Scale.load(folder / monitoring.SCALE), Vocabulary(np.load(folder / _WORDS), job.settings.seed), manifest.ref
 
 
 def _write_scale(folder: Path, job: Job, store: Store, snapshot: Manifest, reader: Reader) -> monitoring.ScaleMetadata:
@@ -215,8 +217,9 @@ def _write_scale(folder: Path, job: Job, store: Store, snapshot: Manifest, reade
     return monitoring.ScaleMetadata(num_rows=len(features), num_words=len(vocabulary.hashes), num_held_out=len(scale.held_out))
 
 
-def _read_sums(store: Store, report: Manifest) -> Sums:
-    return Sums.load(store.folder(report) / monitoring.SUMS)
+def _read_sums(store: Store, past: Past[Manifest]) -> Past[Sums]:
+    reference, recent = ([Sums.load(store.folder(report) / monitoring.SUMS) for report in reports] for reports in past)
+    return Past(reference, recent)
 
 
 def _read_predicted(store: Store, predictions: Manifest | None) -> dict[tuple[str, int], str] | None:
@@ -236,7 +239,13 @@ def _texts(store: Store, report: Manifest, job: Job) -> list[str]:
 
 
 def _metadata(
-    verdict: DriftVerdict, window: ProductionRows, sums: Sums | None, history: History, documents: Manifest, predictions: Manifest | None
+    verdict: DriftVerdict,
+    window: ProductionRows,
+    sums: Sums | None,
+    history: History,
+    scale: str,
+    documents: Manifest,
+    predictions: Manifest | None,
 ) -> DriftMetadata:
     measured = {f"p_{test.name}": test.p_value for test in verdict.tests}
     measured |= {f"effect_{test.name}": test.effect for test in verdict.tests}
@@ -255,8 +264,11 @@ def _metadata(
         num_related_left_out=len(window.texts) - len(window.chosen),
         num_labelled=window.num_labelled,
         num_reference_windows=verdict.num_reference_windows,
-        reference=[report.ref for report in history.reference],
-        recent=[report.ref for report in history.recent],
+        reference=[report.ref for report in history.model.reference],
+        recent=[report.ref for report in history.model.recent],
+        kept_reference=[] if history.kept is None else [report.ref for report in history.kept.reference],
+        kept_recent=[] if history.kept is None else [report.ref for report in history.kept.recent],
+        scale=scale,
         documents=documents.ref,
         predictions=None if predictions is None else predictions.ref,
         measured=measured,
