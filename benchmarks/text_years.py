@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -43,21 +43,24 @@ from fullft_assets.retraining import (
     hours_spent,
     score_fell,
 )
+from fullft_assets.retraining.rules import apply_rules
 from fullft_assets.store import Store
 
 #: Share of groups that test and never train.
 TEST_SHARE = 0.2
 HOURS = 3.0
+USUAL_ALARM = "every alarm of a usual test"
 #: A retrain costs as much as so many wrong answers.
 EXCHANGE_RATES = (30, 100, 300)
 
 
 @dataclass(frozen=True)
 class Champion:
-    """A model, and the rows that it was tested on."""
+    """A model, the rows that it was tested on, and the scale of an earlier champion on which the content of the texts is read."""
 
     model: Model
     test_rows: np.ndarray
+    content_scale: Scale | None = None
 
     @cached_property
     def score(self) -> float:
@@ -79,7 +82,8 @@ class Champion:
     def scale(self) -> Scale:
         """The scale of its windows."""
         texts = self.model.texts
-        return Scale.fit(self.model.features_of(texts.thinned(self.test_rows)), len(texts.names))
+        fitted = Scale.fit(self.model.features_of(texts.thinned(self.test_rows)), len(texts.names))
+        return fitted if self.content_scale is None else fitted.with_content_of(self.content_scale)
 
 
 class TextYear:
@@ -87,7 +91,7 @@ class TextYear:
 
     Attributes:
         wrong: wrong answers of each day; answered: documents of each day that have a right answer.
-        retrains: days of launched trainings, and why.
+        retrains: days of launched trainings, and why; num_trainings: whole trainings that they are worth, as a preempted one is a part of one.
         verdicts: of each window, with its day.
         was_better: whether the last candidate was better than the champion by more than chance.
     """
@@ -105,9 +109,13 @@ class TextYear:
         self.labelled = set(first.tolist())
         self.wrong, self.answered = np.zeros(DAYS), np.zeros(DAYS)
         self.retrains: list[tuple[int, str]] = []
+        self.num_trainings = 0.0
+        self.begun: dict[int, float] = {}
         self.verdicts: list[tuple[int, str]] = []
         self.waiting: list[int] = []
-        self.release(self.train(-1))
+        self.stream = Stream()
+        self.champion = self.train(-1)
+        self.release(self.champion)
         self.reference_at_shift = 0
 
     def run(self) -> TextYear:
@@ -116,7 +124,7 @@ class TextYear:
             has_answer = self.texts.labels[arrival.rows] != NO_LABEL
             self.answered[day] = has_answer.sum()
             if day == self.world.shift:
-                self.reference_at_shift = len(self.stream.reference)
+                self.reference_at_shift = len(self.stream.content.reference)
             self.wrong[day] = (has_answer & ~self.champion.model.is_right[arrival.rows]).sum()
             self.arrive(day, arrival)
             if day not in self.world.outage:
@@ -159,14 +167,25 @@ class TextYear:
         return float(gains.mean()), max(float(gains.std(ddof=1)) / len(gains) ** 0.5, 1e-9)
 
     def release(self, champion: Champion) -> None:
-        """Put a model to use: the next windows are its reference."""
-        self.champion, self.stream = champion, Stream()
+        """Put a model to use."""
+        if self.is_monitored:
+            self.stream.release(self.champion.scale)
+            champion = replace(champion, content_scale=self.stream.scale)
+        self.champion = champion
 
     def retrain(self, day: int, why: str) -> str:
-        """Train, and return what came of it."""
+        """Train, and return what came of it.
+
+        A training that was preempted goes on from its checkpoint, if nothing new came to learn from: another snapshot is another training.
+        """
         self.retrains.append((day, why))
+        done = self.begun.get(len(self.labelled), 0.0)
         if self.rng.random() < self.world.preempted:
+            reached = self.rng.uniform(done, 1)
+            self.num_trainings += reached - done
+            self.begun = {len(self.labelled): reached}
             return "preemption"
+        self.num_trainings += 1 - done
         candidate = self.train(day)
         gain, error = self.gain(candidate)
         self.was_better = gain > 1.64 * error
@@ -177,7 +196,17 @@ class TextYear:
         return "promoted"
 
 
-class EveryNth(TextYear):
+class SimpleYear(TextYear):
+    """A simple policy: what is preempted is tried again at once, as a scheduler does it."""
+
+    def retrain(self, day: int, why: str) -> str:
+        """Train until nothing preempts it, and return what came of it."""
+        while (outcome := super().retrain(day, why)) == "preemption":
+            pass
+        return outcome
+
+
+class EveryNth(SimpleYear):
     """Retrains after each so many windows."""
 
     period = 4
@@ -188,7 +217,7 @@ class EveryNth(TextYear):
             self.retrain(day, "it is time")
 
 
-class Monthly(TextYear):
+class Monthly(SimpleYear):
     """Retrains every 30 days."""
 
     def morning(self, day: int) -> None:
@@ -198,7 +227,7 @@ class Monthly(TextYear):
             self.retrain(day, "it is time")
 
 
-class EveryAlarm(TextYear):
+class EveryAlarm(SimpleYear):
     """Retrains on each window that alarms."""
 
     is_monitored = True
@@ -209,8 +238,29 @@ class EveryAlarm(TextYear):
             self.retrain(day, "alarm")
 
 
+class EveryDocumentAlarm(EveryAlarm):
+    """Retrains on each window whose documents differ from the test rows: what a usual test of documents calls drift.
+
+    Kolmogorov-Smirnov tests of each coordinate, p <= .05 by Bonferroni (Rabanser and others 2019, "Failing loudly").
+    """
+
+    def judge(self, rows: np.ndarray) -> str:
+        """Return the verdict on a window."""
+        from scipy.stats import ks_2samp
+
+        model, scale = self.champion.model, self.champion.scale
+        sides = [scale.coordinates(model.features_of(side)) for side in (rows, self.champion.test_rows)]
+        new, known = (np.concatenate([side["embeddings"], side["text_statistics"]], axis=1) for side in sides)
+        p_values = ks_2samp(new, known, axis=0, method="asymp").pvalue
+        return "alarm" if p_values.min() * len(p_values) <= 0.05 else "ok"
+
+
 class OurYear(TextYear):
-    """Asks the project's policy every six hours, through its ledger."""
+    """Asks the project's policy every six hours, through its ledger.
+
+    Attributes:
+        num_for_change: retrains for a drift or a lower score, which nothing else called for.
+    """
 
     is_monitored = True
 
@@ -226,6 +276,7 @@ class OurYear(TextYear):
         self.decisions: list[tuple[int, Decision]] = []
         self.fell, self.live_drop = Drop(0.0, 0.0), 0.0
         self.most_hours = 0.0
+        self.num_for_change = 0
 
     def release(self, champion: Champion) -> None:
         """Begin to count live quality anew."""
@@ -295,15 +346,18 @@ class OurYear(TextYear):
         )
         self.decisions.append((day, decision))
         if decision.action == "retrain":
+            calls = {rule.name for rule in apply_rules(state, signals, self.settings) if rule.action == "retrain"}
+            self.num_for_change += calls <= {"drift", "more_of_drift", "score"}
+            before = self.num_trainings
             outcome = self.retrain(day, "; ".join(decision.reasons))
-            self._book(now, decision, signals, outcome)
+            self._book(now, decision, signals, outcome, HOURS * (self.num_trainings - before))
         self.most_hours = max(self.most_hours, hours_spent(self.state, signals))
 
-    def _book(self, now: float, decision: Decision, signals: Signals, outcome: str) -> None:
+    def _book(self, now: float, decision: Decision, signals: Signals, outcome: str, hours: float) -> None:
         failure = "preemption" if outcome == "preemption" else None
         attempt = Attempt(
             started_at=now,
-            hours=HOURS,
+            hours=hours,
             num_examples=signals.num_examples,
             evidence=decision.evidence,
             num_drift_examples=drift_examples(self.state, signals, self.settings),
@@ -334,7 +388,7 @@ def policies(world: TextWorld) -> dict[str, Callable[..., TextYear]]:
     if not world.compared:
         return {}
     periods = {f"every {count} windows": type(f"Every{count}", (EveryNth,), {"period": count}) for count in (4, 8, 16, 32)}
-    return {"never": TextYear, **periods, "monthly": Monthly, "every alarm": EveryAlarm}
+    return {"never": TextYear, **periods, "monthly": Monthly, "every alarm": EveryAlarm, USUAL_ALARM: EveryDocumentAlarm}
 
 
 def live_years(
