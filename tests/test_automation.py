@@ -403,6 +403,16 @@ class TestRetrainingSensor:
         (Path(bench.store.url) / "pointers/letters/retraining_lease.json").write_text("{")
         assert isinstance(automation.decide_and_record(bench.case, bench.instance, bench.store, by="schedule"), dg.RunRequest)
 
+    @pytest.mark.parametrize(
+        "held", ["[]", "5", '"x"', "{}", '{"by": "x"}', '{"by": 5, "until": 1060.0}', '{"by": "x", "until": 1e999}', "{"]
+    )
+    def test_a_lease_that_is_none_is_free(self, tmp_path, held):
+        store, path = Store(str(tmp_path)), tmp_path / "pointers/letters/retraining_decider.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(held)
+        assert claim(store, "letters/retraining_decider", "mine", 1_000.0) == "mine"
+        assert claim(store, "letters/retraining_decider", "other", 1_001.0) == "mine"
+
     @pytest.mark.parametrize("place", ["disk", "bucket"])
     def test_of_two_dagsters_that_share_a_store_one_decides(self, bench, tmp_path, monkeypatch, request, place):
         url = bench.store.url

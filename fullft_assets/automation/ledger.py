@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fullft_assets.assets.case import Case, plain_metadata
 from fullft_assets.markdown import escape_name
@@ -34,6 +34,15 @@ class DecisionLedger(BaseModel):
 
     raised: dict[str, float] = {}
     decision: Decision | None = None
+
+
+class _Lease(BaseModel):
+    """Whose a lease is, and until when (seconds since the epoch)."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    by: str
+    until: float
 
 
 def decisions_asset(case: Case) -> dg.AssetSpec:
@@ -134,26 +143,31 @@ def claim(store: Store, name: str, by: str, now: float) -> str:
     mine = {"by": by, "until": now + LEASE_SECONDS}
     holder = by
 
-    def seconds_left(found: dict[str, Any] | None) -> float:
-        until = (found or {}).get("until")
-        left = until - now if isinstance(until, int | float) else 0.0
-        # A lease that ends later than any may was dated by another clock.
-        return left if 0 < left <= LEASE_SECONDS + CLOCK_SECONDS else 0.0
-
-    def change(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    def change(found: object) -> dict[str, Any] | None:
         nonlocal holder
-        holder = by if found is None or not seconds_left(found) else str(found.get("by"))
+        lease = _valid_lease(found, now)
+        holder = by if lease is None else lease.by
         return mine if holder == by else None
 
     try:
         # Most ticks find their own lease young, or that of another, and write nothing.
-        found = store.read_pointer(name)
-        if found is not None and seconds_left(found) > (LEASE_SECONDS / 2 if found.get("by") == by else 0.0):
-            return str(found.get("by"))
+        lease = _valid_lease(store.read_pointer(name), now)
+        if lease is not None and (lease.by != by or lease.until - now > LEASE_SECONDS / 2):
+            return lease.by
         store.change_pointer(name, change)
     except ValueError:  # JSON that is cut off
         store.write_pointer(name, mine)
     return holder
+
+
+def _valid_lease(found: object, now: float) -> _Lease | None:
+    """Return the lease that a pointer holds, or None if it has ended or is none."""
+    try:
+        lease = _Lease.model_validate(found)
+    except ValidationError:
+        return None
+    # One that ends later than any may was dated by another clock.
+    return lease if 0 < lease.until - now <= LEASE_SECONDS + CLOCK_SECONDS else None
 
 
 def _name(case: str) -> str:
