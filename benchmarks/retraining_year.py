@@ -19,6 +19,7 @@ from fullft_assets.retraining import (
     HOUR_SECONDS,
     Attempt,
     Decision,
+    RunInFlight,
     Signals,
     State,
     Window,
@@ -48,7 +49,8 @@ class World:
         window: status of the window of production documents; None: no window comes.
         knows: whether a model that is trained on this day knows what drifted: windows are ok from then on.
         score_drop: how far below its release the first champion scores.
-        outcome: what the training comes to that is launched on this day: a champion, a candidate that is not promoted, or a failure.
+        outcome: what the training comes to that is launched on this day: a champion, a candidate that is not promoted, a failure, or nothing
+            ("hangs").
     """
 
     name: str
@@ -106,11 +108,19 @@ WORLDS = (
         window=lambda day: "ok" if day % 10 else "confirmed",
     ),
     World("each run is preempted", outcome=lambda day: "preemption", delivered=lambda day: (60, 60)),
+    World(
+        "the infrastructure fails each run, max_retries: 0, 60 labels a day until day 30",
+        outcome=lambda day: "infrastructure",
+        delivered=lambda day: (60, 60) if day < 30 else (0, 0),
+        settings={"max_retries": 0},
+    ),
+    World("the first run hangs, 60 labels a day", outcome=lambda day: "hangs", delivered=lambda day: (60, 60)),
     World("each candidate diverges, 100 labels a day", outcome=lambda day: "divergence", delivered=lambda day: (100, 100)),
     World("insufficient data all year", window=lambda day: "insufficient_data"),
     World("the feed is broken all year", window=lambda day: "feed_broken"),
     World("no window all year", window=lambda day: None),
     World("a plan of 120 h, 60 labels a day", before="0", delivered=lambda day: (60, 60), hours=120.0),
+    World("a plan of 60 h, 300 labels a day", delivered=lambda day: (300, 300), hours=60.0),
     World("a plan of 40 h, 3,000 labels a day", delivered=lambda day: (3_000, 3_000), hours=40.0),
 )
 
@@ -135,6 +145,7 @@ class Year:
         self.state = State.model_validate(trained if world.is_trained else {})
         self.first_champion = self.state.champion_since
         self.knows = False
+        self.hanging: RunInFlight | None = None
 
     def run(self, days: int = DAYS) -> Year:
         """Let the days pass and return itself."""
@@ -159,9 +170,11 @@ class Year:
         windows = self.windows[-SHOWN_WINDOWS:]
         began = drift_began(self.state, windows, now, self.settings)
         delivered = 0 if began is None else sum(rows for at, rows in self.deliveries if at >= began)
+        month = START + (now - START) // (30 * DAY_SECONDS) * 30 * DAY_SECONDS
         return Signals(
             now=now,
-            month_start=START + (now - START) // (30 * DAY_SECONDS) * 30 * DAY_SECONDS,
+            month_start=month,
+            month_end=month + 30 * DAY_SECONDS,
             num_examples=self.rows,
             num_uncounted=self.uncounted,
             data_version=f"{self.rows} rows",
@@ -170,6 +183,8 @@ class Year:
             num_labels_since_drift=delivered,
             score_drop=self.world.score_drop if self.state.champion_since == self.first_champion else 0.0,
             estimated_hours=self.world.hours,
+            num_runs_in_flight=0 if self.hanging is None else 1,
+            oldest_run=self.hanging,
         )
 
     def _morning(self, day: int, now: float) -> None:
@@ -195,7 +210,10 @@ class Year:
 
     def _train(self, day: int, now: float, decision: Decision, signals: Signals) -> None:
         outcome = self.world.outcome(day)
-        failed = outcome not in ("promoted", "rejected")
+        hangs = outcome == "hangs"
+        failed = outcome not in ("promoted", "rejected", "hangs")
+        if hangs:
+            self.hanging = RunInFlight(job="model", run_id=f"of-day-{day}", since=now)
         attempt = Attempt.model_validate(
             {
                 "started_at": now,
@@ -205,12 +223,12 @@ class Year:
                 "num_drift_examples": drift_examples(self.state, signals, self.settings),
                 "score_fell": score_fell(signals, self.settings),
                 "is_better": self.world.knows(day) and not self.knows if outcome == "promoted" else None,
-                "outcome": "failed" if failed else "succeeded",
+                "outcome": "failed" if failed else "in_flight" if hangs else "succeeded",
                 "failure": outcome if failed else None,
             }
         )
         update: dict[str, Any] = {"attempts": [*self.state.attempts, attempt]}
-        if not failed:
+        if not failed and not hangs:
             update |= {"trained_on": f"{self.rows} rows", "num_trained": self.rows, "trained_at": now}
         if outcome == "promoted":
             update["champion_since"] = now

@@ -16,6 +16,7 @@ from fullft_assets.retraining import (
     Attempt,
     Decision,
     RecordedDecision,
+    RunInFlight,
     Signals,
     State,
     Window,
@@ -36,6 +37,10 @@ NOW = 1_000 * DAY_SECONDS
 ROWS = 5_000
 CALM = Signals(now=NOW, month_start=NOW - 9 * DAY_SECONDS, num_examples=ROWS, data_version="v1", score_drop=0.0, estimated_hours=1.0)
 RUNNING = State(trained_on="v1", num_trained=ROWS, trained_at=NOW - 10 * DAY_SECONDS, champion_since=NOW - 10 * DAY_SECONDS)
+
+
+#: Told that the month's budget holds a retrain back.
+_TOLD = RUNNING.model_copy(update={"raised": {"month's budget": NOW}})
 
 
 def _signals(**changes: object) -> Signals:
@@ -115,6 +120,31 @@ class TestRules:
         asked = {"new": 500, "num_labels_since_drift": 500, **_windows("confirmed", "confirmed")}
         assert _decide(learning, **asked, num_runs_in_flight=1).action == "wait"
         assert _decide(_after(0.1, outcome="succeeded", num_examples=ROWS + 500), **asked).action == "request_labels"
+
+    @pytest.mark.parametrize("sign", ["drift", "score"])
+    @pytest.mark.parametrize(
+        ("ended", "came_to"),
+        [
+            ({"outcome": "cancelled"}, "was cancelled and is not started again by itself (launch the model job by hand for it)"),
+            ({"outcome": "failed", "failure": "data"}, "failed (data)"),
+        ],
+    )
+    def test_no_labels_are_asked_for_that_are_there_and_that_an_attempt_did_not_learn(
+        self, sign: str, ended: dict[str, str], came_to: str
+    ) -> None:
+        seen = {"num_labels_since_drift": 500, **_windows("confirmed", "confirmed")} if sign == "drift" else {"score_drop": 0.1}
+        last = _after(3, num_examples=ROWS + 500, **ended)
+        told = last.model_copy(update={"raised": {"failed attempt of 1972-09-24 00:00 UTC": NOW}})
+        decision = _decide(told, new=500, **seen)
+        assert decision.action == "wait" and not [key for key in decision.incidents if key.startswith("labels")]
+        said = f"500 labelled examples are there to learn from, but the attempt of 1972-09-24 00:00 UTC that had them {came_to}"
+        assert [reason for reason in decision.reasons if reason.endswith(said)]
+        # More that were delivered are counted, and so many that they are enough by themselves are learned.
+        assert _decide(told, new=500, num_uncounted=100, **seen).count_first
+        assert _decide(told, new=600, **{**seen, "num_labels_since_drift": 600}).action == "retrain"
+        # Where the rows were too few before it, too, more are needed.
+        few = _after(3, num_examples=ROWS + 50, **ended).model_copy(update={"raised": told.raised})
+        assert _decide(few, new=50, **seen).action == "request_labels"
 
     @pytest.mark.parametrize(("new", "action"), [(124, "wait"), (125, "retrain")])
     def test_a_drift_is_learned_again_from_half_as_many_labels_more(self, new: int, action: str) -> None:
@@ -230,6 +260,24 @@ class TestRules:
         tried = _after(120, state=state, evidence=retrain_evidence(_signals(data_version=version)))
         assert _decide(tried, data_version=version).action == "wait"
 
+    @pytest.mark.parametrize(
+        ("ended", "said"),
+        [
+            ({"outcome": "succeeded"}, "there is nothing new to learn"),
+            ({"outcome": "in_flight"}, "the attempt of 1972-09-26 00:00 UTC to learn from the rows of today is in flight"),
+            (
+                {"outcome": "cancelled"},
+                "the attempt of 1972-09-26 00:00 UTC to learn from the rows of today was cancelled and is not started again by itself "
+                "(launch the model job by hand for it)",
+            ),
+        ],
+    )
+    def test_a_challenge_by_age_says_what_became_of_the_last_one(self, ended: dict[str, str], said: str) -> None:
+        old = RUNNING.model_copy(update={"champion_since": NOW - 190 * DAY_SECONDS, "trained_at": NOW - 190 * DAY_SECONDS})
+        tried = _after(1, state=old, evidence=retrain_evidence(_signals(data_version="v2")), **ended)
+        decision = _decide(tried, data_version="v2")
+        assert decision.action == "wait" and decision.reasons[-1].endswith(f"(max_age_days = 180), but {said}")
+
 
 class TestObstacles:
     def test_they_are_named_beside_the_reasons(self) -> None:
@@ -263,20 +311,20 @@ class TestObstacles:
 
     @pytest.mark.parametrize(("spent", "days_ago", "action"), [(99.0, 3, "retrain"), (99.5, 3, "wait"), (99.5, 9.5, "retrain")])
     def test_the_calendar_month_has_a_budget_of_hours(self, spent: float, days_ago: float, action: str) -> None:
-        decision = _decide(_after(days_ago, hours=spent), new=1_200)
+        decision = _decide(_after(days_ago, hours=spent, state=_TOLD), new=1_200)
         assert decision.action == action
         assert action == "retrain" or "max_hours_per_month = 100" in decision.reasons[-1]
 
     @pytest.mark.parametrize(("beside", "action"), [(9.0, "retrain"), (9.5, "wait")])
     def test_what_evaluations_and_windows_took_is_booked_in_it(self, beside: float, action: str) -> None:
-        decision = _decide(_after(3, hours=90.0), new=1_200, hours_beside=beside)
+        decision = _decide(_after(3, hours=90.0, state=_TOLD), new=1_200, hours_beside=beside)
         assert decision.action == action
         assert action == "retrain" or decision.reasons[-1].startswith("but 99.5 h were spent this month")
 
     def test_and_one_of_money(self) -> None:
         settings = RetrainingSettings(max_usd_per_month=50)
         assert _decide(_after(3, hours=14.0), settings, new=1_200, hourly_usd=3.0).action == "retrain"
-        decision = _decide(_after(3, hours=16.0), settings, new=1_200, hourly_usd=3.0)
+        decision = _decide(_after(3, hours=16.0, state=_TOLD), settings, new=1_200, hourly_usd=3.0)
         assert decision.reasons[-1].startswith("but 48.00 USD were spent this month and the next run costs about 3.00 USD")
 
     def test_a_gain_that_is_worth_less_than_the_run_waits_at_the_users_rate(self) -> None:
@@ -309,6 +357,28 @@ class TestFailures:
         fourth = _decide(_after(4, 3, 2, 1, **new), new=1_200)
         assert fourth.action == "alert" and "4 attempts in a row gained nothing" in fourth.reasons[0]
 
+    @pytest.mark.parametrize(("max_retries", "failures"), [(0, 1), (1, 2), (2, 3)])
+    def test_the_first_failure_that_is_not_resumed_alerts(self, max_retries: int, failures: int) -> None:
+        settings = SETTINGS.model_copy(update={"max_retries": max_retries, "alert_after_attempts": 9})
+        new = {"num_examples": ROWS + 1_200, "outcome": "failed", "failure": "infrastructure"}
+        for number in range(1, failures + 1):
+            decision = _decide(_after(*range(number + 5, 5, -1), **new), settings, new=1_200)
+            assert decision.action == ("alert" if number == failures else "retrain")
+        assert decision.reasons[0] == "the attempt of 1972-09-21 00:00 UTC failed (infrastructure): its run says what to fix"
+
+    @pytest.mark.parametrize("since", ["trained_at", "champion_since"])
+    @pytest.mark.parametrize("failure", ["preemption", "data"])
+    def test_a_training_or_a_release_since_then_settles_a_failed_attempt(self, failure: str, since: str) -> None:
+        new = {"num_examples": ROWS + 1_200, "outcome": "failed", "failure": failure, "ended_at": NOW - 0.5 * DAY_SECONDS}
+        failed = _after(2, **new).model_copy(update={"num_trained": ROWS + 1_200})
+        unsettled = "retrain" if failure == "preemption" else "alert"
+        assert _decide(failed, new=1_200).action == unsettled
+        # What its own run trained before it failed is no training since, nor is one that is dated in the future.
+        for at in (NOW - DAY_SECONDS, NOW + 400 * DAY_SECONDS):
+            assert _decide(failed.model_copy(update={since: at}), new=1_200).action == unsettled
+        settled = _decide(failed.model_copy(update={since: NOW - 0.4 * DAY_SECONDS}), new=1_200)
+        assert settled.action == "wait" and not settled.incidents
+
     @pytest.mark.parametrize("failure", ["data", "settings", "gate", "out_of_memory", "divergence", "unknown"])
     def test_what_waiting_does_not_fix_alerts_at_once(self, failure: str) -> None:
         decision = _decide(_after(0.01, num_examples=ROWS + 1_200, outcome="failed", failure=failure), new=1_200)
@@ -336,6 +406,56 @@ class TestPeople:
         )
         dear = _decide(settings=RetrainingSettings(max_usd_per_month=50), new=1_200, estimated_hours=20.0, hourly_usd=3.0)
         assert dear.action == "alert" and "60.00 USD" in dear.reasons[0]
+
+    @pytest.mark.parametrize(
+        ("spent", "said"),
+        [
+            (
+                {"max_hours_per_month": 100.0},
+                "60.0 h were spent this month and the next run takes about 60.0 h (max_hours_per_month = 100)",
+            ),
+            (
+                {"max_usd_per_month": 300.0, "max_hours_per_month": 200.0},
+                "180.00 USD were spent this month and the next run costs about 180.00 USD (max_usd_per_month = 300)",
+            ),
+        ],
+    )
+    def test_a_month_that_holds_a_retrain_back_is_told_once_with_its_end(self, spent: dict[str, float], said: str) -> None:
+        settings = SETTINGS.model_copy(update=spent)
+        month = {"estimated_hours": 60.0, "hourly_usd": 3.0, "month_end": NOW + 21 * DAY_SECONDS}
+        state, signals = _after(3, hours=60.0), _signals(new=1_200, **month)
+        told = decide(state, signals, settings)
+        what = "raise that, or launch the model job by hand, which is not booked"
+        assert told.action == "alert"
+        assert told.reasons == [f"{said}, so that the retrain that is called for waits until 1972-10-18 00:00 UTC: {what}"]
+        state = state.model_copy(update={"raised": raised_after(state, signals, told)})
+        # Nor does an evaluation in between end it.
+        for changes in ({}, {"num_runs_in_flight": 1}, {}):
+            again = _decide(state, settings, new=1_200, **month, **changes)
+            assert again.action == "wait" and again.reasons[-1] == f"but {said}"
+            state = state.model_copy(update={"raised": raised_after(state, signals, again)})
+        over = {**month, "month_start": NOW + 21 * DAY_SECONDS, "now": NOW + 21 * DAY_SECONDS}
+        assert _decide(state, settings, new=1_200, **over).action == "retrain"
+
+    def test_a_month_that_is_not_what_holds_a_retrain_back_is_not_told(self) -> None:
+        spent = _after(3, hours=60.0)
+        assert _decide(spent, estimated_hours=60.0).incidents == [], "none is called for"
+        assert _decide(spent, SETTINGS.model_copy(update={"cooldown_hours": 96.0}), new=1_200, estimated_hours=60.0).incidents == []
+        assert _decide(spent.model_copy(update={"frozen": "by hand"}), new=1_200, estimated_hours=60.0).action == "hold"
+        above = _decide(spent, new=1_200, estimated_hours=120.0)
+        assert above.incidents == ["budget"], "the whole month would not be enough"
+
+    @pytest.mark.parametrize(("hours", "estimated", "hangs"), [(23, 1.0, False), (25, 1.0, True), (29, 10.0, False), (31, 10.0, True)])
+    def test_a_run_that_may_never_end_and_holds_retrains_back_needs_a_person(self, hours: float, estimated: float, hangs: bool) -> None:
+        run = RunInFlight(job="licences_model", run_id="0f3a", since=NOW - hours * 3_600)
+        decision = _decide(num_runs_in_flight=1, oldest_run=run, estimated_hours=estimated)
+        assert decision.incidents == (["run 0f3a in flight"] if hangs else [])
+        limit = max(24, 3 * estimated)
+        said = f"has not ended in {limit:.0f} h and holds retrains back: open it, and terminate it if it hangs"
+        assert not hangs or (decision.action == "alert" and decision.reasons[0].endswith(said))
+        waits = _decide(num_runs_in_flight=1, oldest_run=run.model_copy(update={"has_started": False}), estimated_hours=estimated)
+        assert not hangs or f"has not begun in {limit:.0f} h" in waits.reasons[0]
+        assert not _decide(num_runs_in_flight=1, oldest_run=run.model_copy(update={"since": NOW + 400 * DAY_SECONDS})).incidents
 
     @pytest.mark.parametrize(
         ("windows", "since", "alerts"),
@@ -428,7 +548,7 @@ _CALM = {
     "60 labels a day",
     "the same 2,000 rows a day under a new name",
     "a false confirmed window in ten, 50 labels a day",
-    *_HEALTHY,
+    "drift from day 60, its labels from day 70",
 }
 
 

@@ -17,4 +17,4 @@ from fullft_assets.retraining.history import (
     score_fell,
 )
 from fullft_assets.retraining.policy import decide, raised_after, run_key
-from fullft_assets.retraining.values import Action, Attempt, Decision, Outcome, RecordedDecision, Signals, State, Window
+from fullft_assets.retraining.values import Action, Attempt, Decision, Outcome, RecordedDecision, RunInFlight, Signals, State, Window

@@ -48,6 +48,16 @@ def has_same_settings(attempt: Attempt, signals: Signals) -> bool:
     return attempt.settings_version == signals.settings_version
 
 
+def is_settled(attempt: Attempt, state: State, signals: Signals) -> bool:
+    """Return whether a training ended or a champion was released after an attempt: what it did not come to is no longer missing.
+
+    What its own run trained before it failed came before its end.
+    """
+    end = attempt.started_at + attempt.hours * HOUR_SECONDS if attempt.ended_at is None else attempt.ended_at
+    later = [if_past(at, signals.now) for at in (state.trained_at, state.champion_since)]
+    return any(at is not None and at > end for at in later)
+
+
 def retrain_evidence(signals: Signals) -> str:
     """Return the digest of what a retrain would learn from. It does not depend on the rule that calls for it."""
     return digest([signals.data_version, signals.settings_version])
@@ -75,10 +85,12 @@ def num_unproductive(state: State, signals: Signals, settings: RetrainingSetting
 
 
 def num_transient(state: State, signals: Signals) -> int:
-    """Return how many attempts in a row, up to the newest, failed for a reason that may be gone."""
+    """Return how many attempts in a row, up to the newest, failed for a reason that may be gone; none once somebody trained since."""
     number = 0
     for attempt in reversed(past_attempts(state, signals)):
         if attempt.outcome != "failed" or attempt.failure not in TRANSIENT or not has_same_settings(attempt, signals):
+            break
+        if is_settled(attempt, state, signals):
             break
         number += 1
     return number
@@ -113,13 +125,32 @@ def learned_in_vain(state: State, signals: Signals) -> int:
 
 def new_examples(state: State, signals: Signals) -> tuple[int, str]:
     """Return how many rows the snapshot has grown by, and since what: the last training, or an attempt with today's settings."""
-    since, rows = "the last training", state.num_trained
-    for attempt in state.attempts:
-        if has_same_settings(attempt, signals) and attempt.num_examples > rows:
-            since, rows = f"the attempt of {date(attempt.started_at)}", attempt.num_examples
-            if attempt.outcome == "cancelled":
-                since += ", which was cancelled and is not started again by itself (launch the model job by hand for it)"
-    return max(0, signals.num_examples - rows), since
+    attempt = attempt_of_most_rows(state, signals)
+    if attempt is None:
+        return max(0, signals.num_examples - state.num_trained), "the last training"
+    since = f"the attempt of {date(attempt.started_at)}"
+    if attempt.outcome == "cancelled":
+        since += f", which {what_became_of(attempt)}"
+    return max(0, signals.num_examples - attempt.num_examples), since
+
+
+def attempt_of_most_rows(state: State, signals: Signals) -> Attempt | None:
+    """Return the attempt with today's settings that had the most rows, the newest of several, if those are more than the last training's."""
+    more = [attempt for attempt in state.attempts if has_same_settings(attempt, signals) and attempt.num_examples > state.num_trained]
+    return max(more, key=lambda attempt: (attempt.num_examples, attempt.started_at), default=None)
+
+
+def num_not_learned(state: State, signals: Signals) -> int:
+    """Return how many rows of the snapshot came since the last training, and since the last attempt with today's settings that succeeded."""
+    done = [attempt.num_examples for attempt in state.attempts if has_same_settings(attempt, signals) and attempt.outcome == "succeeded"]
+    return max(0, signals.num_examples - max([state.num_trained, *done]))
+
+
+def what_became_of(attempt: Attempt) -> str:
+    """Return what an attempt came to, as the end of a sentence about it, and how to ask for one that a person cancelled."""
+    if attempt.outcome == "cancelled":
+        return "was cancelled and is not started again by itself (launch the model job by hand for it)"
+    return f"failed ({attempt.failure or 'unknown'})" if attempt.outcome == "failed" else attempt.outcome.replace("_", " ")
 
 
 def drift_began(state: State, windows: list[Window], now: float, settings: RetrainingSettings) -> float | None:

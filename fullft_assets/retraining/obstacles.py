@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 from fullft_assets.retraining.history import HOUR_SECONDS, date, hours_spent, num_transient, num_unproductive, past_attempts
 from fullft_assets.retraining.rules import Rule
@@ -13,37 +14,41 @@ from fullft_assets.settings import RetrainingSettings
 _RETRY_HOURS = 1.0
 
 
-def find_obstacles(state: State, signals: Signals, settings: RetrainingSettings, calls: Sequence[Rule]) -> Iterator[str]:
+class Obstacle(NamedTuple):
+    """Something that keeps a retrain from starting now, and why."""
+
+    name: Literal["in flight", "wait", "month", "gain"]
+    reason: str
+
+
+def find_obstacles(state: State, signals: Signals, settings: RetrainingSettings, calls: Sequence[Rule]) -> Iterator[Obstacle]:
     """Yield why a retrain may not start now.
 
     Args:
         calls: the rules that call for it.
     """
     if signals.num_runs_in_flight:
-        yield f"{signals.num_runs_in_flight} run(s) of the model or of its snapshot are in flight"
+        yield Obstacle("in flight", f"{signals.num_runs_in_flight} run(s) of the model or of its snapshot are in flight")
     past = past_attempts(state, signals)
     if past:
         hours, why = _wait_hours(state, signals, settings)
         until = past[-1].started_at + hours * HOUR_SECONDS
         # A fixed time, not "3 h ago": the reasons of a repeated tick stay the same, and are recorded once.
         if signals.now < until:
-            yield f"the last attempt was on {date(past[-1].started_at)}, and the next may start on {date(until)} ({why})"
+            reason = f"the last attempt was on {date(past[-1].started_at)}, and the next may start on {date(until)} ({why})"
+            yield Obstacle("wait", reason)
     spent = hours_spent(state, signals)
     if spent + signals.estimated_hours > settings.max_hours_per_month:
-        yield (
-            f"{spent:.1f} h were spent this month and the next run takes about {signals.estimated_hours:.1f} h "
-            f"(max_hours_per_month = {settings.max_hours_per_month:g})"
-        )
+        reason = f"{spent:.1f} h were spent this month and the next run takes about {signals.estimated_hours:.1f} h"
+        yield Obstacle("month", f"{reason} (max_hours_per_month = {settings.max_hours_per_month:g})")
     usd, next_usd = spent * signals.hourly_usd, signals.estimated_hours * signals.hourly_usd
     if settings.max_usd_per_month is not None and usd + next_usd > settings.max_usd_per_month:
-        yield (
-            f"{usd:.2f} USD were spent this month and the next run costs about {next_usd:.2f} USD "
-            f"(max_usd_per_month = {settings.max_usd_per_month:g})"
-        )
+        reason = f"{usd:.2f} USD were spent this month and the next run costs about {next_usd:.2f} USD"
+        yield Obstacle("month", f"{reason} (max_usd_per_month = {settings.max_usd_per_month:g})")
     yield from _costs_more(calls, signals)
 
 
-def _costs_more(calls: Sequence[Rule], signals: Signals) -> Iterator[str]:
+def _costs_more(calls: Sequence[Rule], signals: Signals) -> Iterator[Obstacle]:
     """Yield that the run costs more than its expected gain is worth in a year; a gain that is unknown, as that of a drift or of age, is not weighed."""
     drop = max(signals.score_drop or 0.0, signals.live_drop)
     gains = [{"new_data": signals.predicted_gain, "score": drop}.get(rule.name) for rule in calls]
@@ -52,10 +57,8 @@ def _costs_more(calls: Sequence[Rule], signals: Signals) -> Iterator[str]:
         return
     points, cost = 100 * max(0.0, *known), signals.estimated_hours * signals.hourly_usd
     if (worth := points * signals.usd_per_point) < cost:
-        yield (
-            f"an expected gain of {points:.1f} points is worth {worth:.2f} USD a year (usd_per_point = {signals.usd_per_point:g}) and the next "
-            f"run costs about {cost:.2f} USD"
-        )
+        reason = f"an expected gain of {points:.1f} points is worth {worth:.2f} USD a year (usd_per_point = {signals.usd_per_point:g})"
+        yield Obstacle("gain", f"{reason} and the next run costs about {cost:.2f} USD")
 
 
 def _wait_hours(state: State, signals: Signals, settings: RetrainingSettings) -> tuple[float, str]:

@@ -21,7 +21,8 @@ def decide(state: State, signals: Signals, settings: RetrainingSettings) -> Deci
     """
     rules = apply_rules(state, signals, settings)
     calls = [rule for rule in rules if rule.action == "retrain"]
-    incidents = list(find_incidents(state, signals, settings, rules))
+    obstacles = list(find_obstacles(state, signals, settings, calls)) if calls else []
+    incidents = list(find_incidents(state, signals, settings, rules, obstacles))
     count_first = signals.num_uncounted > 0 and not calls and any(rule.count_first for rule in rules)
 
     def made(action: Action, reasons: list[str], evidence: str | None = None) -> Decision:
@@ -45,8 +46,8 @@ def decide(state: State, signals: Signals, settings: RetrainingSettings) -> Deci
         return made("hold", [state.frozen, *reasons])
     if not calls:
         return made("wait", reasons)
-    if obstacles := list(find_obstacles(state, signals, settings, calls)):
-        return made("wait", reasons + [f"but {obstacle}" for obstacle in obstacles])
+    if obstacles:
+        return made("wait", reasons + [f"but {obstacle.reason}" for obstacle in obstacles])
     return made("retrain", reasons)
 
 

@@ -9,15 +9,18 @@ from typing import Literal, NamedTuple
 from fullft_assets.retraining.history import (
     DAY_SECONDS,
     NUM_WINDOWS,
+    attempt_of_most_rows,
     date,
     drift_began,
     has_same_settings,
     if_past,
     learned_in_vain,
     new_examples,
+    num_not_learned,
     num_transient,
     past_attempts,
     retrain_evidence,
+    what_became_of,
 )
 from fullft_assets.retraining.values import Action, Signals, State
 from fullft_assets.settings import RetrainingSettings
@@ -148,6 +151,12 @@ def _with_labels(
         return Rule(name, "wait", f"{reason}; an attempt is in flight")
     if count_first:
         return Rule(name, "wait", f"{reason}; a snapshot has yet to count {signals.num_uncounted:,} delivered examples", True)
+    # A person who cancelled a retrain, or whose data made it fail, has labelled enough.
+    last, there = attempt_of_most_rows(state, signals), num_not_learned(state, signals)
+    there = there if delivered is None else min(there, delivered)
+    if last is not None and last.outcome in ("failed", "cancelled") and there >= needed:
+        reason = f"{reason}, and {there:,} labelled examples are there to learn from"
+        return Rule(name, "wait", f"{reason}, but the attempt of {date(last.started_at)} that had them {what_became_of(last)}")
     what = "label some of these production documents" if name == "drift" else "label more documents like those of today"
     return Rule(name, "request_labels", f"{reason}, but only {available:,} of {needed:,} new labelled examples: {what}")
 
@@ -162,9 +171,13 @@ def _age(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
         return Rule("age", "wait", reason)
     if signals.num_uncounted:
         return Rule("age", "wait", f"{reason}; a snapshot has yet to count {signals.num_uncounted:,} delivered examples", True)
-    tried = {attempt.evidence for attempt in state.attempts}
-    if signals.data_version == state.trained_on or retrain_evidence(signals) in tried:
+    tried = [attempt for attempt in state.attempts if attempt.evidence == retrain_evidence(signals)]
+    last = max(tried, key=lambda attempt: attempt.started_at, default=None)
+    if signals.data_version == state.trained_on or (last is not None and last.outcome == "succeeded"):
         return Rule("age", "wait", f"{reason}, but there is nothing new to learn")
+    if last is not None:
+        what = "is in flight" if last.outcome == "in_flight" else what_became_of(last)
+        return Rule("age", "wait", f"{reason}, but the attempt of {date(last.started_at)} to learn from the rows of today {what}")
     return Rule("age", "retrain", reason)
 
 

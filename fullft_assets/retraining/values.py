@@ -23,6 +23,7 @@ class Attempt(_Frozen):
     """One automatic retrain, as its run says; times in seconds since the epoch.
 
     Attributes:
+        ended_at: when its run ended. None: it has not, or nobody knows; then it is taken to have begun at once.
         hours: that its run (and Dagster's own retries of it) took from start to end: plan, baselines, pilot, training, evaluation.
         num_examples: rows of the snapshot that it was launched for.
         evidence: `Decision.evidence` of the decision that launched it.
@@ -34,6 +35,7 @@ class Attempt(_Frozen):
     """
 
     started_at: float
+    ended_at: float | None = None
     hours: float = Field(ge=0)
     num_examples: int = Field(ge=0)
     evidence: str
@@ -75,11 +77,20 @@ class Window(_Frozen):
     at: float
 
 
+class RunInFlight(_Frozen):
+    """A run that has not ended, and when it was asked for (seconds since the epoch)."""
+
+    job: str
+    run_id: str
+    since: float
+    has_started: bool = True
+
+
 class Signals(_Frozen):
     """Everything else that a decision depends on, as of now.
 
     Attributes:
-        now, month_start: seconds since the epoch; the calendar month of the budget.
+        now, month_start, month_end: seconds since the epoch; the calendar month of the budget. No month_end: nobody knows.
         num_examples: rows of the newest snapshot. Only a snapshot knows what of a delivery is new: copies, near-duplicates, older
             versions and rows over a group's cap are not in it.
         num_uncounted: valid examples of batches that it does not have yet.
@@ -97,10 +108,12 @@ class Signals(_Frozen):
         usd_per_point: what a point (0.01) of the primary metric is worth in a year; None: nothing is weighed against the cost of a run.
         predicted_gain: of the primary metric, what a learning curve predicts of the rows that are new; None = unknown.
         num_runs_in_flight: queued or started runs that train the model or freeze a snapshot.
+        oldest_run: the one of them that was asked for first.
     """
 
     now: float
     month_start: float
+    month_end: float | None = None
     num_examples: int = Field(ge=0)
     num_uncounted: int = Field(default=0, ge=0)
     data_version: str
@@ -117,6 +130,7 @@ class Signals(_Frozen):
     usd_per_point: float | None = Field(default=None, gt=0)
     predicted_gain: float | None = None
     num_runs_in_flight: int = Field(default=0, ge=0)
+    oldest_run: RunInFlight | None = None
 
 
 class Decision(_Frozen):
