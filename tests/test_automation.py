@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -33,7 +34,7 @@ from fullft_assets.assets.release import IS_BETTER_TAG
 from fullft_assets.automation import sensors
 from fullft_assets.automation.decision import gather
 from fullft_assets.automation.ledger import claim, name_of
-from fullft_assets.automation.runs import IN_FLIGHT, SCORE_FELL_TAG
+from fullft_assets.automation.runs import IN_FLIGHT, SCORE_FELL_TAG, typical_hours
 from fullft_assets.chunks import ingestion
 from fullft_assets.component import FullFineTune
 from fullft_assets.evaluation import CHAMPION
@@ -358,6 +359,32 @@ class TestRetrainingSensor:
         assert "new examples since the last training, enough for min_new_examples = 100" in request.tags["retraining/reasons"]
         assert [found.decision.action for found in bench.decisions()] == ["wait", "retrain"]
 
+    def test_a_snapshot_that_failed_is_asked_for_again_under_a_new_key_later_and_later(self, bench, monkeypatch):
+        bench.train()
+        bench.deliver("delivery-2.jsonl", skip=400, rows=250)
+        clock, keys = time.time(), list[str]()
+        for number, hours in enumerate((0, 1, 3, 7, 15, 31)):
+            monkeypatch.setattr(time, "time", lambda number=number, hours=hours: clock + 3_600 * hours + 60 * number)
+            request = bench.tick("retraining")
+            assert (request.job_name, request.run_key) == ("letters_snapshot", bench.tick("retraining").run_key)
+            keys.append(request.run_key)
+            bench.run(request._replace(tags={**request.tags, "dagster/run_key": request.run_key}), "failed")
+            ended = bench.tick("retraining").skip_message
+            assert "that was to count them ended on " in ended and ended.endswith(
+                "as FAILURE: a later tick may ask for it again, or launch letters_snapshot by hand"
+            )
+        assert len(set(keys)) == 6
+        monkeypatch.setattr(time, "time", lambda: clock + 3_600 * 10_000)
+        assert isinstance(bench.tick("retraining"), dg.SkipReason), "five times, and then no more"
+
+    def test_a_snapshot_that_a_person_cancelled_is_not_asked_for_again(self, bench, monkeypatch):
+        bench.train()
+        bench.deliver("delivery-2.jsonl", skip=400, rows=250)
+        request = bench.tick("retraining")
+        bench.run(request._replace(tags={**request.tags, "dagster/run_key": request.run_key}), "cancelled")
+        monkeypatch.setattr(time, "time", lambda now=time.time(): now + 7_200)
+        assert "as CANCELED: " in bench.tick("retraining").skip_message
+
     def test_the_same_rows_under_a_new_name_are_no_new_examples(self, bench):
         bench.train()
         bench.deliver("again.jsonl", skip=0, rows=300)
@@ -390,6 +417,37 @@ class TestRetrainingSensor:
     def test_one_that_a_person_cancelled_is_not_started_again(self, bench):
         bench.run(bench.tick("retraining"), "cancelled")
         assert "which was cancelled and is not started again by itself" in bench.tick("retraining").skip_message
+
+    @pytest.mark.parametrize("failure", ["preemption", "data"])
+    def test_one_that_failed_and_that_a_person_made_up_for_is_neither_resumed_nor_told_again(self, bench, failure):
+        trained_itself = bench.train()
+        bench.run(self.asked(bench), "failed", failure)
+        (attempt,) = self.attempts(bench)
+        assert trained_itself.created_at < attempt.ended_at
+        said = bench.tick("retraining").skip_message
+        assert ("is resumed" in said) if failure == "preemption" else said.startswith("alert: ")
+        bench.train()
+        said = bench.tick("retraining").skip_message
+        assert said.startswith("wait: 0 new examples") and "resumed" not in said and "alerted" not in said
+
+    def asked(self, bench: Bench) -> dg.RunRequest:
+        """Deliver enough, and return the retrain that is asked for."""
+        bench.deliver("delivery-2.jsonl", skip=400, rows=250)
+        bench.count()
+        return bench.tick("retraining")
+
+    def attempts(self, bench: Bench) -> list[retraining.Attempt]:
+        return gather(bench.case, bench.instance, bench.store, {}, time.time())[0].attempts
+
+    def test_a_run_that_hangs_alerts_after_a_day_and_is_named(self, bench, monkeypatch):
+        run = dg.DagsterRun(job_name="letters_evaluate", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED)
+        bench.instance.add_run(run)
+        assert bench.tick("retraining").skip_message.startswith("wait: ")
+        monkeypatch.setattr(time, "time", lambda now=time.time(): now + 25 * 3_600)
+        said = bench.tick("retraining").skip_message
+        assert said.startswith(f"alert: the run {run.run_id} of letters_evaluate, asked for on ")
+        assert said.endswith("has not ended in 24 h and holds retrains back: open it, and terminate it if it hangs")
+        assert bench.tick("retraining").skip_message.startswith("wait: ")
 
     def test_run_in_flight_holds_it_back(self, bench):
         run = dg.DagsterRun(job_name="letters_model", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED)
@@ -697,27 +755,68 @@ class TestRetrainingSensor:
             automation.decide_and_record(bench.case, bench.instance, bench.store, by="schedule")
         assert bench.decisions() == []
 
-    def test_the_month_has_what_evaluations_windows_and_snapshots_took_that_nobody_launched(self, bench):
+    def test_the_month_has_what_evaluations_windows_snapshots_and_live_quality_took_that_nobody_launched(self, bench):
         by_itself = [
             ("evaluate", "succeeded", "dagster/schedule_name"),
             ("monitor", "failed", "dagster/sensor_name"),
             ("snapshot", "succeeded", "dagster/sensor_name"),
         ]
+        # As the condition's sensor asks for it, and as a person does.
+        for tags in ({"dagster/sensor_name": "letters_live_quality_when_due"}, {}, {"dagster/sensor_name": "another"}):
+            bench.run(dg.RunRequest(job_name="__ASSET_JOB", tags=tags), "succeeded")
         for job, outcome, tag in [*by_itself, ("monitor", "succeeded", "by"), ("ingest", "succeeded", "dagster/sensor_name")]:
             bench.run(dg.RunRequest(job_name=f"letters_{job}", tags={tag: "x"}), outcome)
         booked = {f"letters_{job}" for job, *_ in by_itself}
         took = [
             record.end_time - record.start_time
             for record in bench.instance.get_run_records()
-            if record.dagster_run.job_name in booked and "by" not in record.dagster_run.tags
+            if record.dagster_run.job_name in booked
+            and "by" not in record.dagster_run.tags
+            or record.dagster_run.tags.get("dagster/sensor_name") == "letters_live_quality_when_due"
         ]
 
         def hours(now: float) -> float:
             return gather(bench.case, bench.instance, bench.store, {}, now)[1].hours_beside
 
-        assert len(took) == 3 and sum(took) > 0
+        assert len(took) == 4 and sum(took) > 0
         assert hours(time.time()) == pytest.approx(sum(took) / 3600)
         assert hours(time.time() + 32 * 86_400) == 0, "another month"
+
+    def test_a_run_that_took_far_too_long_does_not_hold_the_next_ones_back(self, bench, monkeypatch):
+        """Its host was suspended, or a clock was set."""
+        for hours in (1, 1, 500):
+            now = time.time()
+
+            @dg.op
+            def stage(hours: int = hours, now: float = now) -> None:
+                monkeypatch.setattr(time, "time", lambda: now + 3_600 * hours)
+
+            job = dg.GraphDefinition(name="letters_model", node_defs=[stage]).to_job(tags={"use_case": bench.name})
+            job.execute_in_process(instance=bench.instance)
+            monkeypatch.undo()
+        (*_, last) = bench.instance.get_run_records(dg.RunsFilter(job_name="letters_model"), ascending=True)
+        assert last.end_time - last.start_time > 499 * 3_600
+        assert bench.tick("retraining").job_name == "letters_model"
+
+    @pytest.mark.parametrize(
+        ("runs", "hours"),
+        [
+            ([], 0.0),
+            ([[(0, 3)], [(0, 3)], [(0, 500)]], 3.0),
+            # A recipe that was made shorter counts at once.
+            ([[(0, 500)], [(0, 500)], [(0, 3)]], 3.0),
+            ([[(0, 9)], [(0, 5)], [(0, 6)], [(0, 7)]], 6.0),
+            # It waited for a slot from 1 to 90, and two steps overlapped.
+            ([[(0, 1), (90, 93), (91, 92), (92, 95), (None, None)]], 6.0),
+        ],
+    )
+    def test_the_next_run_takes_as_long_as_the_last_ones_without_what_they_waited(self, runs, hours):
+        steps = [
+            [SimpleNamespace(start_time=a if a is None else a * 3_600.0, end_time=b if b is None else b * 3_600.0) for a, b in run]
+            for run in runs
+        ]
+        records = [SimpleNamespace(dagster_run=SimpleNamespace(run_id=number)) for number in range(len(runs))]
+        assert typical_hours(records, SimpleNamespace(get_run_step_stats=steps.__getitem__)) == pytest.approx(hours)
 
     def test_a_plan_above_the_month_s_hours_alerts(self, bench):
         bench.point("feasibility_plan", bench.artifact("feasibility_plan", "p", **manifests.plan(planned_hours=500.0)))

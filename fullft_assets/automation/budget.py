@@ -13,8 +13,18 @@ from fullft_assets.automation.runs import attempts_of, hours, hours_beside, mode
 
 def month_start(case: Case, now: float) -> float:
     """Return when the calendar month of the budget began; times in seconds since the epoch."""
+    return _first_day(case, now).timestamp()
+
+
+def month_end(case: Case, now: float) -> float:
+    """Return when the calendar month of the budget ends; times in seconds since the epoch."""
+    first = _first_day(case, now)
+    return first.replace(year=first.year + first.month // 12, month=first.month % 12 + 1).timestamp()
+
+
+def _first_day(case: Case, now: float) -> datetime:
     local = datetime.fromtimestamp(now, ZoneInfo(case.settings.automation.timezone))
-    return local.replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
+    return local.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
 
 
 def shares_spent(case: Case, instance: dg.DagsterInstance, now: float, next_hours: float = 0.0) -> dict[str, float]:

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from fullft_assets import release, retraining
 from fullft_assets.assets.case import Case
-from fullft_assets.automation.budget import month_start
+from fullft_assets.automation.budget import month_end, month_start
+from fullft_assets.automation.deliveries import REQUEST_TAG, _ask_again, _runs_by_key
 from fullft_assets.automation.ledger import claims_launch, decides, read_ledger, record
 from fullft_assets.automation.runs import (
     EVIDENCE_TAG,
@@ -21,10 +22,10 @@ from fullft_assets.automation.runs import (
     SCORE_FELL_TAG,
     SETTINGS_TAG,
     attempts_of,
-    hours,
     hours_beside,
     model_runs,
-    num_in_flight,
+    runs_in_flight,
+    typical_hours,
 )
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import CHAMPION
@@ -34,6 +35,7 @@ from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.monitoring import DriftMetadata, LiveMetadata
 from fullft_assets.planning import PilotMetadata, PlanMetadata, Point, predict_score
 from fullft_assets.resources import latest, one_line_errors, summary_by_partition
+from fullft_assets.retraining.history import date
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Manifest, Store, digest
 from fullft_assets.training.metadata import CheckpointMetadata
@@ -96,9 +98,24 @@ def decide_and_record(
         }
         return dg.RunRequest(run_key=retraining.run_key(state, decision), job_name=f"{case.name}_model", tags=tags)
     if decision.count_first and by == "sensor" and not signals.num_runs_in_flight:
-        key = f"count-{digest([signals.data_version, signals.num_uncounted])}"
-        return dg.RunRequest(run_key=key, job_name=f"{case.name}_snapshot", tags={REASONS_TAG: reasons[:250]})
+        return _count(case, instance, signals, decision.action, reasons)
     return dg.SkipReason(f"{decision.action}: {reasons}")
+
+
+def _count(
+    case: Case, instance: dg.DagsterInstance, signals: retraining.Signals, action: retraining.Action, reasons: str
+) -> dg.RunRequest | dg.SkipReason:
+    """Return the request for a snapshot that counts what was delivered; one that failed is asked for again as a batch is."""
+    key, job = f"count-{digest([signals.data_version, signals.num_uncounted])}", f"{case.name}_snapshot"
+    run_key = key
+    if runs := _runs_by_key(instance, [key]).get(key):
+        again = _ask_again("", key, runs, instance)
+        if again.waits:
+            last = runs[-1].dagster_run
+            ended = f"the run {last.run_id} that was to count them ended on {date(again.last_end)} as {last.status.value}"
+            return dg.SkipReason(f"{action}: {reasons}; {ended}: a later tick may ask for it again, or launch {job} by hand")
+        run_key = again.run_key
+    return dg.RunRequest(run_key=run_key, job_name=job, tags={REASONS_TAG: reasons[:250], REQUEST_TAG: key})
 
 
 def gather(
@@ -133,10 +150,11 @@ def gather(
         )
         windows = windows_of(store, case)
         began = retraining.drift_began(state, windows, now, settings.retraining)
-        month, fell = month_start(case, now), _score_drop(store, case, in_use)
+        month, fell, unfinished = month_start(case, now), _score_drop(store, case, in_use), runs_in_flight(case, instance)
         signals = retraining.Signals(
             now=now,
             month_start=month,
+            month_end=month_end(case, now),
             num_examples=_num_rows(frozen),
             num_uncounted=_num_uncounted(usable, snapshot, frozen),
             data_version=snapshot.content_digest if snapshot else "",
@@ -147,12 +165,13 @@ def gather(
             score_drop=None if fell is None else fell.drop,
             num_drop_errors=0.0 if fell is None else fell.num_errors,
             live_drop=_live_drop(store, case, in_use),
-            estimated_hours=_estimated_hours(store, case, records, now),
+            estimated_hours=_estimated_hours(store, case, records, instance),
             hours_beside=hours_beside(case, instance, month, now),
             hourly_usd=settings.planning.hourly_usd,
             usd_per_point=settings.planning.usd_per_point,
             predicted_gain=_predicted_gain(store, case, frozen, learned),
-            num_runs_in_flight=num_in_flight(case, instance),
+            num_runs_in_flight=len(unfinished),
+            oldest_run=unfinished[0] if unfinished else None,
         )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -245,8 +264,8 @@ def _predicted_gain(store: Store, case: Case, newest: SnapshotMetadata | None, l
     return max(0.0, after.predicted - before.predicted) if before.is_known and after.is_known else None
 
 
-def _estimated_hours(store: Store, case: Case, records: Sequence[dg.RunRecord], now: float) -> float:
-    """Return the hours of the newest run of the model job that succeeded, or those of the newest plan, which has only the training."""
+def _estimated_hours(store: Store, case: Case, records: Sequence[dg.RunRecord], instance: dg.DagsterInstance) -> float:
+    """Return the hours of the last runs of the model job that succeeded, or those of the newest plan, which has only the training."""
     plan = latest(store, case.name, "feasibility_plan")
-    done = [hours(each, now) for each in records if each.dagster_run.status == dg.DagsterRunStatus.SUCCESS]
-    return max(PlanMetadata.of(plan).planned_hours if plan else 0.0, done[-1] if done else 0.0)
+    done = [record for record in records if record.dagster_run.status == dg.DagsterRunStatus.SUCCESS]
+    return max(PlanMetadata.of(plan).planned_hours if plan else 0.0, typical_hours(done, instance))

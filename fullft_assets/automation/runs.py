@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from statistics import median_low
 from typing import get_args
 
 import dagster as dg
@@ -11,7 +12,7 @@ import dagster as dg
 from fullft_assets.assets.case import Case
 from fullft_assets.assets.release import IS_BETTER_TAG
 from fullft_assets.errors import FailureClass
-from fullft_assets.retraining import DAY_SECONDS, HOUR_SECONDS, Attempt, Outcome
+from fullft_assets.retraining import DAY_SECONDS, HOUR_SECONDS, Attempt, Outcome, RunInFlight
 
 IN_FLIGHT = [
     dg.DagsterRunStatus.QUEUED,
@@ -19,6 +20,7 @@ IN_FLIGHT = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
+_NOT_YET_STARTED = {dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING}
 #: Tags of an automatic retrain: its reasons, and what it was launched for.
 REASONS_TAG, EVIDENCE_TAG = "retraining/reasons", "retraining/evidence"
 NUM_EXAMPLES_TAG, SETTINGS_TAG = "retraining/num_examples", "retraining/settings_version"
@@ -26,6 +28,8 @@ NUM_DRIFT_EXAMPLES_TAG, SCORE_FELL_TAG = "retraining/num_drift_examples", "retra
 _ROOT_TAG, _RETRY_TAG = "dagster/root_run_id", "dagster/will_retry"
 #: Tags of runs that Dagster launches; one that a person launches has neither.
 _BY_ITSELF = {"dagster/sensor_name", "dagster/schedule_name"}
+#: Successful runs that tell how long the next one takes.
+_TYPICAL = 3
 #: How long an attempt is remembered.
 _DAYS = 400
 _OUTCOMES: dict[dg.DagsterRunStatus, Outcome] = {
@@ -35,15 +39,21 @@ _OUTCOMES: dict[dg.DagsterRunStatus, Outcome] = {
 }
 
 
-def num_in_flight(case: Case, instance: dg.DagsterInstance) -> int:
-    """Return how many unfinished runs train the case's model or freeze a snapshot of it, those of assets chosen by hand included.
+def runs_in_flight(case: Case, instance: dg.DagsterInstance) -> list[RunInFlight]:
+    """Return the unfinished runs that train the case's model or freeze a snapshot of it, those of assets chosen by hand included, oldest first.
 
     A run that a dying daemon made and did not launch (NOT_STARTED) is none of them: the daemon launches it when its key is asked for again.
     """
     keys = {case.key(asset) for asset in ("training_snapshot", "finetuned_checkpoint")}
     jobs = {f"{case.name}_{job}" for job in ("model", "snapshot", "evaluate")}
-    runs = instance.get_runs(dg.RunsFilter(statuses=IN_FLIGHT))
-    return sum(run.job_name in jobs or bool(keys & set(run.asset_selection or ())) for run in runs)
+    records = instance.get_run_records(dg.RunsFilter(statuses=IN_FLIGHT), ascending=True)
+    return [
+        RunInFlight(
+            job=run.job_name, run_id=run.run_id, since=record.create_timestamp.timestamp(), has_started=run.status not in _NOT_YET_STARTED
+        )
+        for record in records
+        if (run := record.dagster_run).job_name in jobs or keys & set(run.asset_selection or ())
+    ]
 
 
 def model_runs(case: Case, instance: dg.DagsterInstance, now: float) -> Sequence[dg.RunRecord]:
@@ -79,20 +89,45 @@ def hours(record: dg.RunRecord, now: float) -> float:
     return max(0.0, (record.end_time or now) - record.start_time) / HOUR_SECONDS
 
 
+def typical_hours(records: Sequence[dg.RunRecord], instance: dg.DagsterInstance) -> float:
+    """Return how long the next run takes after some that succeeded, oldest first: as long as the newest, or the median of three if that is less.
+
+    One that took too long, as its host was suspended or a clock was set, holds none of the next ones back; a shorter one counts at once.
+    What a run waited for a slot of a pool is not counted. 0 where no run is known.
+    """
+    last = [_hours_of_steps(record, instance) for record in records[-_TYPICAL:]]
+    return min(last[-1], median_low(last)) if last else 0.0
+
+
+def _hours_of_steps(record: dg.RunRecord, instance: dg.DagsterInstance) -> float:
+    """Return the hours in which at least one step of a run was in progress."""
+    stats = instance.get_run_step_stats(record.dagster_run.run_id)
+    steps = sorted((step.start_time, step.end_time) for step in stats if step.start_time is not None and step.end_time is not None)
+    end = found = 0.0
+    for begins, ends in steps:
+        found += max(0.0, ends - max(begins, end))
+        end = max(end, ends)
+    return found / HOUR_SECONDS
+
+
 def hours_beside(case: Case, instance: dg.DagsterInstance, since: float, now: float) -> float:
-    """Return the hours of ended runs, failed ones included, that evaluated, read a window of production or counted rows, and that nobody launched.
+    """Return the hours of ended runs, failed ones included, that evaluated, read a window of production, measured live quality or counted rows, and
+    that nobody launched.
 
     Those in progress are not in it: a decision would differ from the one before, and be recorded, at each tick.
 
     Args:
         since, now: seconds since the epoch; when the runs were created.
     """
-    after, found = datetime.fromtimestamp(since, UTC), 0.0
-    for job in ("evaluate", "monitor", "snapshot"):
-        filters = dg.RunsFilter(job_name=f"{case.name}_{job}", statuses=list(_OUTCOMES), created_after=after)
-        records = instance.get_run_records(filters)
-        found += sum(hours(record, now) for record in records if _BY_ITSELF & record.dagster_run.tags.keys())
-    return found
+    after, ended = datetime.fromtimestamp(since, UTC), list(_OUTCOMES)
+    filters = [
+        dg.RunsFilter(job_name=f"{case.name}_{job}", statuses=ended, created_after=after) for job in ("evaluate", "monitor", "snapshot")
+    ]
+    # Its runs have no job of the use case: an automation condition asks for them.
+    by_condition = {"dagster/sensor_name": f"{case.name}_live_quality_when_due"}
+    filters.append(dg.RunsFilter(tags=by_condition, statuses=ended, created_after=after))
+    records = [record for each in filters for record in instance.get_run_records(each)]
+    return sum(hours(record, now) for record in records if _BY_ITSELF & record.dagster_run.tags.keys())
 
 
 def _attempt(records: list[dg.RunRecord], instance: dg.DagsterInstance, now: float) -> Attempt:
@@ -102,6 +137,7 @@ def _attempt(records: list[dg.RunRecord], instance: dg.DagsterInstance, now: flo
         outcome = "in_flight"
     return Attempt(
         started_at=records[0].create_timestamp.timestamp(),
+        ended_at=None if outcome == "in_flight" else records[-1].end_time,
         hours=sum(hours(record, now) for record in records),
         num_examples=int(first.tags.get(NUM_EXAMPLES_TAG, 0)),
         evidence=first.tags[EVIDENCE_TAG],

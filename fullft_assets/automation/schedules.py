@@ -13,7 +13,7 @@ from fullft_assets.automation.budget import evaluation_above_budget
 from fullft_assets.automation.cleaning import build_clean_schedule
 from fullft_assets.automation.decision import decide_and_record
 from fullft_assets.automation.orphans import build_orphans_schedule
-from fullft_assets.automation.runs import num_in_flight
+from fullft_assets.automation.runs import runs_in_flight
 from fullft_assets.resources import latest
 
 
@@ -47,7 +47,7 @@ def build_schedules(case: Case) -> list[dg.ScheduleDefinition]:
         if latest(case.store(context), case.name, "finetuned_checkpoint") is None:
             return dg.SkipReason("no checkpoint yet; run the model job first")
         # Its snapshot would take the place of the one that a training is about to read.
-        if num_in_flight(case, context.instance):
+        if runs_in_flight(case, context.instance):
             return dg.SkipReason("a run of the model or of its snapshot is in flight; the next evaluation has its rows")
         if reason := evaluation_above_budget(case, context.instance, time.time()):
             return dg.SkipReason(reason)
