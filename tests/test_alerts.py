@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ import boto3
 import dagster as dg
 import pytest
 from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteInstigatorOrigin, RemoteRepositoryOrigin
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, SensorInstigatorData, TickData, TickStatus
@@ -25,13 +28,14 @@ from dagster_shared.error import SerializableErrorInfo
 from moto.server import ThreadedMotoServer
 
 from fullft_assets import automation
-from fullft_assets.alerts import CHANNELS, Alert, deliver, open_channels
+from fullft_assets.alerts import CHANNELS, Alert, AlertError, deliver, open_channels
 from fullft_assets.assets.case import Case
 from fullft_assets.config.validation import load_use_case
 from fullft_assets.errors import SettingsError
 from fullft_assets.resources import ARTIFACT, open_store
 from fullft_assets.retraining import Attempt, Decision, RecordedDecision, Signals
 from fullft_assets.settings import AlertsSettings
+from fullft_assets.settings.alerts import ChannelSettings
 from fullft_assets.store import CheckOutcome, Store
 from tests import manifests, other_package
 from tests import project as projects
@@ -49,11 +53,15 @@ class Hook:
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.status = 200
+        self.raw: bytes | None = None
         hook = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 hook.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                if hook.raw is not None:
+                    self.wfile.write(hook.raw)
+                    return
                 self.send_response(hook.status)
                 self.end_headers()
 
@@ -74,6 +82,12 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hook]:
     made.server.server_close()
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @pytest.fixture
 def mailbox() -> Iterator[tuple[int, list[bytes]]]:
     """Port of a real SMTP server, and the messages that it took."""
@@ -84,9 +98,7 @@ def mailbox() -> Iterator[tuple[int, list[bytes]]]:
             taken.append(envelope.content)
             return "250 OK"
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     controller = Controller(Handler(), hostname="127.0.0.1", port=port)
     controller.start()
     yield port, taken
@@ -136,6 +148,67 @@ class TestChannels:
         (message,) = map(message_from_bytes, taken)
         assert message["Subject"] == "[letters] run 1 failed" and message["To"] == "a@example.org, b@example.org"
         assert "http://localhost:3000/runs/1" in str(message.get_payload())
+
+    @pytest.mark.parametrize("security", ["starttls", "tls"])
+    def test_an_email_goes_only_to_a_server_with_a_trusted_certificate(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, security: str
+    ) -> None:
+        certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+        request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=mail"]
+        subprocess.run(
+            [*request, "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
+            check=True,
+            capture_output=True,
+        )
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(certificate, key)
+        logins: list[bytes] = []
+        subjects: list[str] = []
+
+        class Handler:
+            async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+                subjects.append(message_from_bytes(envelope.content)["Subject"])
+                return "250 OK"
+
+        def authenticator(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
+            logins.append(data.password)
+            return AuthResult(success=data.password == b"planted-password")
+
+        port = free_port()
+        encrypted = {"ssl_context": context} if security == "tls" else {"tls_context": context, "require_starttls": True}
+        if security == "tls":
+            encrypted |= {"auth_require_tls": False}  # aiosmtpd means the command STARTTLS by it
+        controller = Controller(Handler(), hostname="127.0.0.1", port=port, authenticator=authenticator, auth_required=True, **encrypted)
+        monkeypatch.setenv("SMTP_PASSWORD", "planted-password")
+        given = {"host": "127.0.0.1", "port": port, "security": security, "sender": "platform@example.org", "to": ["a@example.org"]}
+        login = {"username": "platform", "password": "env:SMTP_PASSWORD"}
+        # It wakes itself by a connection, and would make that with the context of a server.
+        monkeypatch.setattr(controller, "_trigger_server", lambda: socket.create_connection(("127.0.0.1", port)).close())
+        controller.start()
+        try:
+            with pytest.raises(AlertError) as refused:
+                send({"email": {**given, **login}}, alert())
+            assert str(refused.value).startswith(f"127.0.0.1:{port} has a certificate that is not trusted (self-signed certificate); ")
+            assert "\n" not in str(refused.value) and (logins, subjects) == ([], [])
+            monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+            send({"email": {**given, **login}}, alert())
+        finally:
+            controller.stop()
+        assert (logins, subjects) == ([b"planted-password"], ["[letters] run 1 failed"])
+
+    @pytest.mark.parametrize(
+        ("url", "raw", "error"),
+        [(None, b"planted nonsense\r\n\r\n", "BadStatusLine"), ("http://127.0.0.1/planted token", None, "InvalidURL")],
+    )
+    def test_a_webhook_that_answers_nonsense_or_has_no_address_is_one_line_without_the_address(
+        self, hook: Hook, monkeypatch: pytest.MonkeyPatch, url: str | None, raw: bytes | None, error: str
+    ) -> None:
+        hook.raw = raw
+        if url is not None:
+            monkeypatch.setenv("ALERT_HOOK", url)
+        with pytest.raises(AlertError) as raised:
+            send({"webhook": {"url": "env:ALERT_HOOK"}}, alert())
+        assert str(raised.value) == f"env:ALERT_HOOK cannot be reached ({error})"
 
     def test_sns_and_cloudwatch_get_it(self, aws: None) -> None:
         topic = boto3.client("sns").create_topic(Name="alerts")["TopicArn"]
@@ -213,6 +286,59 @@ class TestDelivery:
         assert len(hook.bodies) == 4 and hook.bodies[-1]["title"] == "47 more alerts within an hour: 47 run_failed"
         self.delivery(store, [alert(number) for number in range(50)], now=NOW + 4000, max_per_hour=3)
         assert len(hook.bodies) == 4
+
+    def test_a_flood_that_goes_on_is_one_summary_an_hour(self, tmp_path: Path, hook: Hook) -> None:
+        store = Store(str(tmp_path))
+        for minute in range(62):
+            self.delivery(store, [alert(minute)], now=NOW + 60 * minute, max_per_hour=3)
+        titles = [body["title"] for body in hook.bodies]
+        assert titles == [
+            "run 0 failed", "run 1 failed", "run 2 failed", "1 more alert within an hour: 1 run_failed", "run 60 failed", "run 61 failed",
+        ]  # fmt: skip
+        self.delivery(store, [], now=NOW + 60 * 63, max_per_hour=3)
+        last = hook.bodies[-1]
+        assert last["title"] == "56 more alerts within an hour: 56 run_failed"
+        assert last["url"] == "http://localhost:3000/runs" and last["action"]
+        self.delivery(store, [alert(minute) for minute in range(62)], now=NOW + 60 * 200, max_per_hour=3)
+        assert len(hook.bodies) == len(titles) + 1
+
+    def test_what_a_wrong_clock_dated_in_the_future_does_not_count_for_ever(self, tmp_path: Path, hook: Hook) -> None:
+        store, year = Store(str(tmp_path)), 365 * 24 * 3600.0
+        self.delivery(store, [alert(1), alert(2)], now=NOW + year, max_per_hour=1)
+        self.delivery(store, [alert(1), alert(2), alert(3), alert(4)], now=NOW, max_per_hour=1)
+        titles = [body["title"] for body in hook.bodies]
+        summary = "1 more alert within an hour: 1 run_failed"
+        assert titles == ["run 1 failed", summary, "run 3 failed", summary]
+
+    @pytest.mark.parametrize("text", ['{"channels": {"webh', "[1]", '{"sent": {}}'])
+    def test_a_damaged_ledger_begins_anew_and_that_is_said_once(self, tmp_path: Path, hook: Hook, text: str) -> None:
+        store, file = Store(str(tmp_path)), tmp_path / "pointers/letters/alerts.json"
+        self.delivery(store, [alert(1)])
+        file.write_text(text)
+        (note,) = self.delivery(store, []).notes
+        assert note == "the ledger letters/alerts.json could not be read and begins anew: what lasts is sent once more"
+        again = self.delivery(store, [alert(1)])
+        assert again.notes == [] and [body["key"] for body in hook.bodies] == ["run_failed/1"] * 2
+
+    def test_a_channel_with_a_fault_fails_alone_and_without_its_message(self, tmp_path: Path, hook: Hook) -> None:
+        class Faulty:
+            settings_class = ChannelSettings
+
+            def __init__(self, settings: Any) -> None: ...
+
+            def send(self, alert: Alert) -> None:
+                raise RuntimeError("planted-token")
+
+        settings = AlertsSettings(channels={"webhook": {"url": "env:ALERT_HOOK"}})
+        channels = {"pager": Faulty(None), **open_channels(settings)}
+        delivery = deliver(Store(str(tmp_path)), "letters", [alert()], channels, settings, NOW)
+        (line,) = delivery.failures
+        assert line.startswith("alerts.channels.pager: a fault of the channel: RuntimeError at ") and "planted" not in line
+        assert len(hook.bodies) == 1
+
+    def test_what_two_sources_report_is_sent_once(self, tmp_path: Path, hook: Hook) -> None:
+        self.delivery(Store(str(tmp_path)), [alert(1), alert(1)])
+        assert len(hook.bodies) == 1
 
     def test_only_chosen_events_are_sent(self, tmp_path: Path, hook: Hook) -> None:
         self.delivery(Store(str(tmp_path)), [alert(1), alert(2, "drift")], events=["drift"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import smtplib
+import ssl
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from email.utils import format_datetime
@@ -46,13 +47,24 @@ class Email:
         message["From"], message["To"] = settings.sender, ", ".join(settings.to)
         message["Date"] = format_datetime(datetime.fromtimestamp(alert.at, UTC))
         message.set_content(alert.text)
-        connect = smtplib.SMTP_SSL if settings.security == "tls" else smtplib.SMTP
+        host, port = settings.host, settings.port
+        # Without it smtplib takes any certificate, and whoever answers gets the password.
+        trusted = ssl.create_default_context()
         try:
-            with connect(settings.host, settings.port, timeout=15) as server:
+            with (
+                smtplib.SMTP_SSL(host, port, timeout=15, context=trusted)
+                if settings.security == "tls"
+                else smtplib.SMTP(host, port, timeout=15)
+            ) as server:
                 if settings.security == "starttls":
-                    server.starttls()
+                    server.starttls(context=trusted)
                 if settings.username is not None:
                     server.login(settings.username, read_secret(settings.password) if settings.password else "")
                 server.send_message(message)
+        except ssl.SSLCertVerificationError as error:
+            raise AlertError(
+                f"{host}:{port} has a certificate that is not trusted ({error.verify_message}); "
+                "if its authority is your own, name the file with it in $SSL_CERT_FILE"
+            ) from error
         except (OSError, smtplib.SMTPException) as error:
-            raise AlertError(f"{settings.host}:{settings.port} did not take the message ({type(error).__name__})") from error
+            raise AlertError(f"{host}:{port} did not take the message ({type(error).__name__})") from error

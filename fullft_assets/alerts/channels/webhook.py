@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -45,7 +46,7 @@ class Webhook:
                 pass
         except urllib.error.HTTPError as error:
             raise AlertError(f"{self.settings.url} answered {error.code} {error.reason}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             # The address is a secret, which some of these errors repeat.
             raise AlertError(f"{self.settings.url} cannot be reached ({type(error).__name__})") from None
 
