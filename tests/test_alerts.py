@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -27,9 +29,10 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster_shared.error import SerializableErrorInfo
 from moto.server import ThreadedMotoServer
 
-from fullft_assets import automation
+from fullft_assets import automation, documents, retraining
 from fullft_assets.alerts import CHANNELS, Alert, AlertError, deliver, open_channels
 from fullft_assets.assets.case import Case
+from fullft_assets.automation.runs import attempts_of, model_runs
 from fullft_assets.config.validation import load_use_case
 from fullft_assets.errors import SettingsError
 from fullft_assets.resources import ARTIFACT, open_store
@@ -373,6 +376,33 @@ class TestSensor:
         context = dg.build_sensor_context(instance=instance, resources=case.resources(), cursor=cursor)
         return sensor(context), context.cursor
 
+    def state(
+        self,
+        instance: dg.DagsterInstance,
+        name: str,
+        *tick: Any,
+        interval: int = 60,
+        status: InstigatorStatus = InstigatorStatus.RUNNING,
+        on_since: float | None = None,
+        location: str = "x",
+    ) -> InstigatorState:
+        """Record that a sensor is on, with one tick (status and time) if that is given."""
+        origin = ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(python_file="x.py"), location)
+        data = SensorInstigatorData(min_interval=interval, last_sensor_start_timestamp=on_since)
+        repository = RemoteRepositoryOrigin(origin, "r")
+        state = InstigatorState(RemoteInstigatorOrigin(repository, name), InstigatorType.SENSOR, status, data)
+        instance.add_instigator_state(state)
+        if tick:
+            self.add_tick(instance, state, *tick)
+        return state
+
+    def add_tick(self, instance: dg.DagsterInstance, state: InstigatorState, status: TickStatus, at: float) -> None:
+        error = SerializableErrorInfo("planted", [], None) if status == TickStatus.FAILURE else None
+        tick = TickData(
+            state.instigator_origin_id, state.name, InstigatorType.SENSOR, status, at, error=error, selector_id=state.selector_id
+        )
+        instance.create_tick(tick)
+
     def run(self, case: Case, instance: dg.DagsterInstance, stage: str, op: Any = works, **tags: str) -> str:
         job = dg.GraphDefinition(name=f"{case.name}_{stage}", node_defs=[op]).to_job(tags={"use_case": case.name, **tags})
         return job.execute_in_process(instance=instance, raise_on_error=False).run_id
@@ -386,6 +416,93 @@ class TestSensor:
         (body,) = hook.bodies
         assert body["event"] == "run_failed" and body["url"].endswith(f"/runs/{run_id}")
         assert "planted-text" not in json.dumps(body)
+
+    @pytest.mark.parametrize(
+        ("stage", "tags", "failure", "is_on", "sent_of"),
+        [
+            # Asked for again five times, and by nobody where the sensor was turned off, or the failure is one of the data.
+            ("ingest", {"delivery/run_key": "b1-v"}, "infrastructure", True, [6]),
+            ("ingest", {"delivery/run_key": "b1-v"}, "infrastructure", False, [1, 2]),
+            ("ingest", {"delivery/run_key": "b1-v"}, "data", True, [1, 2]),
+            # Resumed three times (`retraining.max_retries`).
+            ("model", {"retraining/evidence": "e"}, "preemption", True, [4]),
+            ("model", {"retraining/evidence": "e"}, "settings", True, [1, 2]),
+            # Of no retrain and no delivery, such as an evaluation.
+            ("evaluate", {}, "infrastructure", True, [1, 2]),
+        ],
+    )
+    def test_a_run_that_is_started_again_by_itself_is_sent_once_no_other_follows(
+        self,
+        case: Case,
+        instance: dg.DagsterInstance,
+        hook: Hook,
+        stage: str,
+        tags: dict[str, str],
+        failure: str,
+        is_on: bool,
+        sent_of: list[int],
+    ) -> None:
+        @dg.op
+        def fails_in_a_way() -> None:
+            raise dg.Failure("planted-text", metadata={"failure": failure})
+
+        launcher = f"{case.name}_launcher"
+        self.state(instance, launcher, status=InstigatorStatus.RUNNING if is_on else InstigatorStatus.STOPPED)
+        sent, cursor = [], None
+        for number in range(1, max(sent_of) + 1):
+            by_itself = {"dagster/sensor_name": launcher, "dagster/run_key": f"k{number}", **tags}
+            self.run(case, instance, stage, fails_in_a_way, **by_itself)
+            _, cursor = self.tick(case, instance, cursor)
+            sent += [number] * (len(hook.bodies) - len(sent))
+        assert sent == sent_of
+        assert {body["event"] for body in hook.bodies} == {"run_failed"}
+        # Nobody starts again what a person has launched.
+        self.run(case, instance, stage, fails_in_a_way, **{key: value for key, value in tags.items() if key == "delivery/run_key"})
+        self.tick(case, instance, cursor)
+        assert len(hook.bodies) == len(sent) + 1
+
+    def test_a_damaged_manifest_is_sent_and_keeps_no_other_alert_back(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook, tmp_path: Path
+    ) -> None:
+        store = open_store(case.use_case, instance)
+        with store.create(case.name, "labeled_examples", "k", version="1", seed=17) as draft:
+            made = draft.commit(settings={}, inputs={}, metadata={})
+        store.write_pointer(f"latest/{case.name}/labeled_examples/b1", {"ref": made.ref})
+        Path(store.url, made.ref, "manifest.json").write_text('{"case": "planted-text')
+        damaged = self.run(case, instance, "ingest", **{"dagster/partition": "b1"})
+        store.write_pointer(f"latest/{case.name}/labeled_examples/b2", {"planted-text": ""})
+        self.run(case, instance, "ingest", **{"dagster/partition": "b2"})
+        self.run(case, instance, "model", fails)
+        _, cursor = self.tick(case, instance)
+        self.tick(case, instance, cursor)
+        first, second, failed = hook.bodies
+        assert failed["title"] == "the run model failed"
+        assert first["event"] == second["event"] == "sensor_failing" and first["url"].endswith(damaged) and first["action"]
+        assert (
+            first["title"].startswith("what the run ingest of b1 would report is missing: ")
+            and "manifest.json: unreadable" in first["title"]
+        )
+        assert second["title"].startswith("what the run ingest of b2 would report is missing: KeyError at ")
+        assert "planted-text" not in json.dumps(hook.bodies)
+
+    def test_a_cursor_that_a_wrong_clock_has_left_hides_no_run(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
+        year = time.time() + 365 * 24 * 3600
+        self.run(case, instance, "model", fails)
+        _, cursor = self.tick(case, instance, json.dumps({"runs": year, "decisions": year}))
+        assert len(hook.bodies) == 1 and cursor is not None
+        assert max(json.loads(cursor).values()) <= time.time()
+
+    def test_more_runs_than_a_tick_looks_at_end_in_one_moment(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("fullft_assets.automation.alerts._MAX_RUNS", 2)
+        cursor = None
+        for _ in range(5):
+            self.run(case, instance, "model", fails)
+        time.sleep(1)
+        for _ in range(3):
+            _, cursor = self.tick(case, instance, cursor)
+        assert len(hook.bodies) == 5
 
     def test_a_drifted_window_is_sent_and_a_stable_one_is_not(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
         store = open_store(case.use_case, instance)
@@ -430,21 +547,54 @@ class TestSensor:
         (body,) = hook.bodies
         assert (body["event"], body["title"]) == ("gate_closed", "the candidate was not promoted: gate of mine")
 
-    def test_a_sensor_that_fails_at_each_tick_is_sent_once_a_day(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
-        location = ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(python_file="x.py"), "x")
-        origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(location, "r"), f"{case.name}_retraining")
-        state = InstigatorState(origin, InstigatorType.SENSOR, InstigatorStatus.RUNNING, SensorInstigatorData())
-        instance.add_instigator_state(state)
+    @pytest.mark.parametrize("name", ["retraining", "alerts"])
+    def test_a_sensor_that_fails_at_each_tick_is_sent_once_a_day(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook, name: str
+    ) -> None:
+        state = self.state(instance, f"{case.name}_{name}")
         for number, status in enumerate([TickStatus.SKIPPED, *[TickStatus.FAILURE] * 5, TickStatus.STARTED, TickStatus.FAILURE]):
             assert len(hook.bodies) == (number > 5)
             at = time.time() - 1_000 + 60 * number
-            error = SerializableErrorInfo("planted", [], None) if status == TickStatus.FAILURE else None
-            name, selector = origin.instigator_name, state.selector_id
-            tick = TickData(state.instigator_origin_id, name, InstigatorType.SENSOR, status, at, error=error, selector_id=selector)
-            instance.create_tick(tick)
+            self.add_tick(instance, state, status, at)
             self.tick(case, instance)
         (body,) = hook.bodies
-        assert (body["event"], body["title"]) == ("sensor_failing", "letters_retraining fails at each tick")
+        assert (body["event"], body["title"]) == ("sensor_failing", f"letters_{name} fails at each tick")
+
+    def test_a_sensor_that_is_on_and_was_not_evaluated_is_sent_once_a_day_while_the_daemon_runs(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
+        now = time.time()
+        self.state(instance, f"{case.name}_retraining", TickStatus.SKIPPED, now - 2 * 3600)
+        # Turned on a moment ago; its interval is an hour; it is off; not evaluated, in a code location that has another name now.
+        self.state(instance, f"{case.name}_new_documents", TickStatus.SKIPPED, now - 9 * 3600, interval=3600)
+        self.state(instance, f"{case.name}_retraining", TickStatus.SKIPPED, now - 9 * 3600, location="before")
+        own = self.state(instance, f"{case.name}_alerts", TickStatus.SKIPPED, now - 3 * 3600)
+        _, cursor = self.tick(case, instance)
+        assert hook.bodies == [], "the daemon began a moment ago"
+        self.add_tick(instance, own, TickStatus.SKIPPED, now - 900)
+        for _ in range(2):
+            _, cursor = self.tick(case, instance, cursor)
+        (body,) = hook.bodies
+        at = datetime.fromtimestamp(now - 2 * 3600, UTC)
+        assert (body["event"], body["title"]) == (
+            "sensor_silent",
+            f"letters_retraining is on, and was not evaluated since {at:%Y-%m-%d %H:%M UTC}",
+        )
+        assert body["action"] == "restart Dagster's daemon; if that does not help, turn the sensor off and on in the UI"
+
+    @pytest.mark.parametrize(
+        ("status", "turned_on"),
+        [(InstigatorStatus.STOPPED, 0.0), (InstigatorStatus.DECLARED_IN_CODE, 0.0), (InstigatorStatus.RUNNING, 60.0)],
+    )
+    def test_a_sensor_that_is_off_or_was_turned_on_a_moment_ago_is_not_silent(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook, status: InstigatorStatus, turned_on: float
+    ) -> None:
+        now = time.time()
+        self.state(instance, f"{case.name}_alerts", TickStatus.SKIPPED, now - 900)
+        on_since = now - turned_on if turned_on else None
+        self.state(instance, f"{case.name}_retraining", TickStatus.SKIPPED, now - 9 * 3600, status=status, on_since=on_since)
+        self.tick(case, instance)
+        assert hook.bodies == []
 
     @pytest.mark.parametrize("asset", ["labeled_examples", "tokenized_chunks"])
     def test_a_batch_that_is_held_back_is_sent(self, case: Case, instance: dg.DagsterInstance, hook: Hook, asset: str) -> None:
@@ -471,6 +621,68 @@ class TestSensor:
         self.tick(case, instance)
         (body,) = hook.bodies
         assert (body["event"], body["title"], body["action"]) == ("decision_needed", "the budget is too small", "raise it")
+
+    @pytest.mark.parametrize(
+        ("num_failed", "title", "action"),
+        [
+            (1, "the attempt of {} failed (data)", "its run says what to fix"),
+            (3, "3 attempts in a row gained nothing, so that others come ever more rarely; the attempt of {} failed (data)", "its run says what to fix"),
+            (-3, "3 attempts in a row gained nothing, so that others come ever more rarely", "read their evaluation reports"),
+        ],
+    )  # fmt: skip
+    def test_a_decision_about_attempts_has_a_next_action_and_links_to_the_run(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook, num_failed: int, title: str, action: str
+    ) -> None:
+        @dg.op
+        def has_bad_data() -> None:
+            raise dg.Failure("planted-text", metadata={"failure": "data"})
+
+        op = has_bad_data if num_failed > 0 else works
+        runs = [self.run(case, instance, "model", op, **{"retraining/evidence": f"e{number}"}) for number in range(abs(num_failed))]
+        now, store = time.time(), open_store(case.use_case, instance)
+        attempts = attempts_of(model_runs(case, instance, now), instance, now)
+        signals = Signals(now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0)
+        decision = retraining.decide(retraining.State(attempts=attempts), signals, case.settings.retraining)
+        entry = RecordedDecision(case=case.name, time=now, signals=signals, decision=decision)
+        store.write_pointer(f"{case.name}/retraining_decisions/{int(now * 1000):014d}", entry.model_dump(mode="json"))
+        self.tick(case, instance)
+        body = next(body for body in hook.bodies if body["event"] == "decision_needed")
+        at = datetime.fromtimestamp(attempts[-1].started_at, UTC)
+        assert (body["title"], body["action"]) == (title.format(f"{at:%Y-%m-%d %H:%M UTC}"), action)
+        assert body["url"].endswith(f"/runs/{runs[-1]}")
+
+    def test_a_tick_reads_only_decisions_that_it_has_not_seen(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store, now, read = open_store(case.use_case, instance), time.time(), []
+        read_pointer = Store.read_pointer
+
+        def counted(store: Store, name: str) -> Any:
+            read.extend([name] if "retraining_decisions" in name else [])
+            return read_pointer(store, name)
+
+        def decide(age: float) -> None:
+            signals = Signals(now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0)
+            decision = Decision(action="alert", reasons=["production is not seen: look at what delivers it"], evidence="e")
+            entry = RecordedDecision(case=case.name, time=now - age, signals=signals, decision=decision)
+            store.write_pointer(f"{case.name}/retraining_decisions/{int((now - age) * 1000):014d}", entry.model_dump(mode="json"))
+
+        monkeypatch.setattr(Store, "read_pointer", counted)
+        for half_hours in range(12, 2, -1):
+            decide(half_hours * 1800)
+        _, cursor = self.tick(case, instance)
+        assert len(read) == len(hook.bodies) == 10
+        _, cursor = self.tick(case, instance, cursor)
+        assert len(read) == 10
+        decide(1800)
+        hook.status = 500
+        with pytest.raises(dg.Failure):
+            self.tick(case, instance, cursor)
+        hook.status = 200
+        hook.bodies.clear()
+        _, cursor = self.tick(case, instance, cursor)
+        assert len(hook.bodies) == 1
+        assert len(read) == 12
 
     def test_a_lower_accuracy_on_production_is_sent_once_however_its_size_changes(
         self, case: Case, instance: dg.DagsterInstance, hook: Hook
@@ -523,6 +735,29 @@ class TestSensor:
         self.tick(case, instance)
         (body,) = hook.bodies
         assert body["event"] == "feed_silent" and body["title"].endswith("for 1000 hours")
+
+    def test_a_feed_that_fills_a_window_of_many_rows_is_not_silent(
+        self, tmp_path: Path, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monitoring = {"path": "data/letters/production", "window": {"rows": 300}}
+        sections: dict[str, Any] = {"channels": {"webhook": {"url": "env:ALERT_HOOK"}}, "silent_hours": 48}
+        project = projects.create(tmp_path / "q", rows=5, alerts=sections, monitoring=monitoring)
+        case = Case(project.use_case())
+        instance.report_runless_asset_event(dg.AssetMaterialization(case.key("production_documents"), partition="w1"))
+        start, store = time.time(), open_store(case.use_case, instance)
+        for day in (1, 2, 3, 4):
+            file = projects.write_rows(project.production / f"{day}.jsonl", projects.licence_rows(20, skip=20 * day))
+            os.utime(file, (start + day * 24 * 3600,) * 2)
+            now = start + (day + 0.5) * 24 * 3600
+            assert documents.look(store, case.use_case, "window", now=now).cut == []
+            monkeypatch.setattr("fullft_assets.automation.alerts.time.time", lambda now=now: now)
+            self.tick(case, instance)
+        assert hook.bodies == []
+        for hours in (47, 49, 50):
+            monkeypatch.setattr("fullft_assets.automation.alerts.time.time", lambda hours=hours: start + (4 * 24 + hours) * 3600)
+            self.tick(case, instance)
+        (body,) = hook.bodies
+        assert body["title"] == "nothing new in data/letters/production for 48 hours"
 
     def test_a_channel_that_is_down_keeps_the_cursor(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
         self.run(case, instance, "model", fails)

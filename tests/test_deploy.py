@@ -211,7 +211,9 @@ class TestAws:
         platform = read(DEPLOY / "aws/platform.yaml", Tagged)["Resources"]
         alarms = [each["Properties"] for each in platform.values() if each["Type"] == "AWS::CloudWatch::Alarm"]
         own = {each["Dimensions"][0]["Value"]: each for each in alarms if each["Namespace"] == CloudWatchSettings().namespace}
-        assert own.keys() == {"run_failed", "gate_closed", "feed_silent", "sensor_failing", "budget"} <= set(get_args(Event))
+        assert (
+            own.keys() == {"run_failed", "gate_closed", "feed_silent", "sensor_failing", "sensor_silent", "budget"} <= set(get_args(Event))
+        )
         for alarm in own.values():
             assert alarm["AlarmActions"] == [{"!Ref": "AlarmTopic"}]
             assert (alarm["MetricName"], [each["Name"] for each in alarm["Dimensions"]]) == ("Alerts", ["Event"])

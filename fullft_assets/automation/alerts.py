@@ -1,7 +1,7 @@
 """The sensor that sends alerts: what runs, verdicts and decisions since its last tick say, each once.
 
-What happened is read from finished runs, the retraining decisions of the last days and the time of the newest delivery, so that a tick costs as much
-as happened since the last one, however many batches there are.
+What happened is read from finished runs and retraining decisions since the last tick, and the time of the newest delivery, so that a tick costs as
+much as happened since then, however many batches there are. What cannot be read is an alert of its own, and keeps no other one from being sent.
 """
 
 from __future__ import annotations
@@ -9,20 +9,27 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from logging import Logger
 from typing import Any
 
 import dagster as dg
+from pydantic import BaseModel, ValidationError
 
-from fullft_assets import alerts, release
+from fullft_assets import alerts, documents, release
 from fullft_assets.alerts import Alert
 from fullft_assets.assets.case import Case
 from fullft_assets.automation.budget import month_start, shares_spent
 from fullft_assets.automation.decision import windows_of
-from fullft_assets.automation.ledger import entries_since
+from fullft_assets.automation.deliveries import is_asked_again
+from fullft_assets.automation.ledger import ASSET, entries_since
 from fullft_assets.automation.orphans import STOPPED_TAG
+from fullft_assets.automation.runs import EVIDENCE_TAG, attempts_of, model_runs
+from fullft_assets.errors import StoreError, without_message
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.monitoring import DriftMetadata
 from fullft_assets.resources import latest, made_by_run, one_line_errors
+from fullft_assets.retraining import RecordedDecision, Signals, State
+from fullft_assets.retraining.history import num_transient
 from fullft_assets.store import Store
 
 #: How far the first tick looks back: what is older is not worth an alert.
@@ -39,9 +46,24 @@ _PARTITION_TAG = "dagster/partition"
 _RETRY_TAG = "dagster/will_retry"
 #: Ticks of a sensor or a schedule that fail in a row, by what its name has after the use case's. A schedule's next one may be a week away.
 _FAILED_TICKS = {
-    **dict.fromkeys(("new_documents", "new_production_documents", "retraining", "live_quality_when_due"), 5),
+    **dict.fromkeys(("new_documents", "new_production_documents", "retraining", "live_quality_when_due", "alerts"), 5),
     **dict.fromkeys(("retraining_schedule", "evaluation_schedule", "clean_schedule", "orphans_schedule"), 1),
 }
+#: Age of a sensor's newest tick from which it is silent: in its intervals, and at least.
+_SILENT_INTERVALS, _SILENT_SECONDS = 10, 3600.0
+#: A daemon that has run for so long has evaluated each sensor that was due when it began.
+_DAEMON_SECONDS = 600.0
+#: Tags with what launched a run by itself.
+_LAUNCHER_TAGS = ("dagster/sensor_name", "dagster/schedule_name")
+#: Decisions about attempts, by what their evidence begins with.
+_OF_ATTEMPTS = ("failed attempt of ", "attempts in vain")
+
+
+class _Seen(BaseModel):
+    """Until when (seconds since the epoch) earlier ticks have seen what happened: the sensor's cursor."""
+
+    runs: float
+    decisions: float
 
 
 def build_alert_sensor(case: Case) -> list[dg.SensorDefinition]:
@@ -59,26 +81,77 @@ def build_alert_sensor(case: Case) -> list[dg.SensorDefinition]:
     )
     def send_alerts(context: dg.SensorEvaluationContext, **_: Any):
         store, now = case.store(context), time.time()
-        since = float(context.cursor) if context.cursor else now - _LOOK_BACK_SECONDS
+        seen = _seen(context.cursor, now)
         with one_line_errors(store, case.name):
-            runs = finished_runs(case, context.instance, since)
-            found = [
-                *(alert for record in runs for alert in of_run(case, context.instance, store, record)),
-                *of_decisions(case, store, now),
-                *of_budget(case, context.instance, now),
-                *of_silence(case, context.instance, now),
-                *of_ticks(case, context.instance, now),
-            ]
+            runs = finished_runs(case, context.instance, seen.runs)
+            entries = list(entries_since(store, case.name, seen.decisions, now))
+            found = list(_found(case, context.instance, store, context.log, runs, entries, now))
             delivery = alerts.deliver(store, case.name, found, alerts.open_channels(settings), settings, now)
+            for note in delivery.notes:
+                context.log.warning(note)
             if delivery.failures:
                 # The cursor stays, so that the next tick tries again; what was delivered is remembered.
                 raise alerts.AlertError("; ".join(delivery.failures))
-        if runs:
-            context.update_cursor(str(runs[-1].update_timestamp.timestamp()))
-        sent = {alert.key: alert for sent_alerts in delivery.sent.values() for alert in sent_alerts}
-        return dg.SkipReason("; ".join(alert.title for alert in sent.values()) or "nothing to report")
+        context.update_cursor(_seen_after(seen, runs, entries, now).model_dump_json())
+        sent = {alert.key: alert.title for sent_alerts in delivery.sent.values() for alert in sent_alerts}
+        return dg.SkipReason("; ".join([*delivery.notes, *sent.values()]) or "nothing to report")
 
     return [send_alerts]
+
+
+def _seen(cursor: str | None, now: float) -> _Seen:
+    """Return until when earlier ticks have seen what happened; a time in the future, which a wrong clock has left, would hide all until then."""
+    first = _Seen(runs=now - _LOOK_BACK_SECONDS, decisions=now - _DECISION_SECONDS)
+    try:
+        found = _Seen.model_validate_json(cursor or "")
+    except ValidationError:
+        return first
+    return _Seen(
+        runs=found.runs if found.runs <= now else first.runs,
+        decisions=max(found.decisions, first.decisions) if found.decisions <= now else first.decisions,
+    )
+
+
+def _seen_after(seen: _Seen, runs: Sequence[dg.RunRecord], entries: Sequence[tuple[str, RecordedDecision]], now: float) -> _Seen:
+    """Return until when a tick has seen what happened, from what it found; never a time in the future."""
+    runs_until, decisions_until = seen.runs, seen.decisions
+    if runs:
+        # `finished_runs` looks one second back: more runs than one tick looks at may have finished in one second, and the next tick goes on.
+        runs_until = runs[-1].update_timestamp.timestamp() + (1 if len(runs) == _MAX_RUNS else 0)
+    if entries:
+        # The name of a decision is its time in milliseconds.
+        decisions_until = (int(entries[-1][0]) + 1) / 1000
+    return _Seen(runs=min(runs_until, now), decisions=min(decisions_until, now))
+
+
+def _found(
+    case: Case,
+    instance: dg.DagsterInstance,
+    store: Store,
+    log: Logger,
+    runs: Sequence[dg.RunRecord],
+    entries: Sequence[tuple[str, RecordedDecision]],
+    now: float,
+) -> Iterator[Alert]:
+    """Yield what there is to report; of a source that cannot be read, that it cannot."""
+    page, day = _page(case, "automation"), datetime.fromtimestamp(now, UTC).date()
+    sources = [
+        *((_name(case, each), each.dagster_run.run_id, _run_page(case, each), of_run(case, instance, store, each)) for each in runs),
+        ("the retraining decisions", str(day), page, of_decisions(case, instance, store, entries, now)),
+        ("the budget", str(day), page, of_budget(case, instance, now)),
+        ("the feeds", str(day), page, of_silence(case, instance, store, now)),
+        ("the sensors", str(day), page, of_ticks(case, instance, now)),
+    ]
+    for what, which, url, source in sources:
+        try:
+            yield from source
+        except Exception as error:
+            # Any error: one damaged manifest, or one fault in this code, must not end all alerts.
+            line = str(error) if isinstance(error, StoreError) else without_message(error)
+            title = f"what {what} would report is missing: {line}"
+            log.warning(title)
+            action = "materialise again what cannot be read; everything else is reported as before"
+            yield Alert("sensor_failing", case.name, f"sensor_failing/{what}/{which}", title, action, url, now)
 
 
 def finished_runs(case: Case, instance: dg.DagsterInstance, since: float) -> Sequence[dg.RunRecord]:
@@ -94,12 +167,11 @@ def of_run(case: Case, instance: dg.DagsterInstance, store: Store, record: dg.Ru
     run, stage = record.dagster_run, record.dagster_run.job_name.removeprefix(f"{case.name}_")
 
     def alert(event: Any, title: str, action: str, what: str = run.run_id) -> Alert:
-        url = f"{case.settings.alerts.dagster_url.rstrip('/')}/runs/{run.run_id}"
-        return Alert(event, case.name, f"{event}/{what}", title, action, url, record.update_timestamp.timestamp())
+        return Alert(event, case.name, f"{event}/{what}", title, action, _run_page(case, record), record.update_timestamp.timestamp())
 
     if run.status == dg.DagsterRunStatus.FAILURE:
-        if run.tags.get(_RETRY_TAG) != "true":
-            yield alert("run_failed", f"the run {stage} failed", "open the run: its error is one line that says what to fix")
+        if not _is_tried_again(case, instance, record):
+            yield alert("run_failed", f"{_name(case, record)} failed", "open the run: its error is one line that says what to fix")
         return
     partition = run.tags.get(_PARTITION_TAG)
     if stage == "ingest" and partition is not None:
@@ -126,7 +198,46 @@ def of_run(case: Case, instance: dg.DagsterInstance, store: Store, record: dg.Ru
         report = None if ref is None else store.load(ref)
         if report is not None and (champion is None or champion.checkpoint != EvaluationMetadata.of(report).checkpoint):
             closed = [check.name for check in report.checks if not check.passed]
-            yield alert("gate_closed", f"the candidate was not promoted: {', '.join(closed)}", "read the evaluation report")
+            # One whose gates are all open was champion until another one was promoted.
+            if closed:
+                yield alert("gate_closed", f"the candidate was not promoted: {', '.join(closed)}", "read the evaluation report")
+
+
+def _name(case: Case, record: dg.RunRecord) -> str:
+    run = record.dagster_run
+    partition = run.tags.get(_PARTITION_TAG)
+    return f"the run {run.job_name.removeprefix(f'{case.name}_')}" + (f" of {partition}" if partition else "")
+
+
+def _run_page(case: Case, record: dg.RunRecord) -> str:
+    return _page(case, f"runs/{record.dagster_run.run_id}")
+
+
+def _is_tried_again(case: Case, instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
+    """Return whether another run follows a failed one by itself: Dagster's retry, or one of the sensor or schedule that launched it."""
+    run = record.dagster_run
+    if run.tags.get(_RETRY_TAG) == "true":
+        return True
+    launchers = {run.tags[tag] for tag in _LAUNCHER_TAGS if tag in run.tags}
+    if not any(state.name in launchers and _is_on(case, state) for state in instance.all_instigator_state()):
+        return False
+    return _is_resumed(case, instance, record) if EVIDENCE_TAG in run.tags else is_asked_again(run, instance)
+
+
+def _is_on(case: Case, state: Any) -> bool:
+    """Return whether a sensor or schedule of the loop is on: by a person, or by `automation.enabled`, which may have been taken back since."""
+    return state.status.value == "RUNNING" or (state.is_running and case.settings.automation.enabled)
+
+
+def _is_resumed(case: Case, instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
+    """Return whether the policy resumes a retrain that failed: see `retraining.max_retries`."""
+    now = record.update_timestamp.timestamp()
+    until = [each for each in model_runs(case, instance, now) if each.create_timestamp <= record.create_timestamp]
+    attempts = attempts_of(until, instance, now)
+    signals = Signals(
+        now=now, month_start=now, num_examples=0, data_version="", settings_version=attempts[-1].settings_version, estimated_hours=0
+    )
+    return 0 < num_transient(State(attempts=attempts), signals) <= case.settings.retraining.max_retries
 
 
 def _drift_began(case: Case, store: Store, until: float) -> str | None:
@@ -146,28 +257,49 @@ def _drift_began(case: Case, store: Store, until: float) -> str | None:
     return began
 
 
-def of_decisions(case: Case, store: Store, now: float) -> Iterator[Alert]:
-    """Yield what the retraining decisions ask of a person, each once, and what the newest one says of the champion's score."""
-    url = _page(case, "automation")
-    entry = None
-    for name, entry in entries_since(store, case.name, now - _DECISION_SECONDS, now):
+def of_decisions(
+    case: Case, instance: dg.DagsterInstance, store: Store, entries: Sequence[tuple[str, RecordedDecision]], now: float
+) -> Iterator[Alert]:
+    """Yield what new retraining decisions ask of a person, each once, and what the newest one says of the champion's score."""
+    for name, entry in entries:
         decision = entry.decision
         if decision.action in ("alert", "request_labels"):
-            reason, _, action = "; ".join(decision.reasons).partition(": ")
+            reason, action = _reason_and_action("; ".join(decision.reasons))
             title = f"labels are asked for: {reason}" if decision.action == "request_labels" else reason
+            url = _asset_page(case, ASSET)
+            if decision.evidence.startswith(_OF_ATTEMPTS) and (last := _last_attempt(case, instance, entry.time)) is not None:
+                url = _run_page(case, last)
             yield Alert("decision_needed", case.name, f"decision_needed/{name}", title, action, url, entry.time)
-    if entry is None:
+    if not entries:
         return
-    drop, live_drop, limit = entry.signals.score_drop, entry.signals.live_drop, case.settings.retraining.max_score_drop
-    # Its size changes with each label and each evaluation: one alert for each champion.
+    signals, limit = entries[-1][1].signals, case.settings.retraining.max_score_drop
+    # The size of a drop changes with each label and each evaluation: one alert for each champion.
     since = f"{champion.promoted_at:.0f}" if (champion := release.read_champion(store, case.name)) else "none"
-    if live_drop >= limit:
-        title = f"the champion's accuracy is {live_drop:.3f} lower on labelled production documents than at release"
-        yield Alert("quality_drop", case.name, f"quality_drop/live/{since}", title, "look at live_quality; roll back or retrain", url, now)
-    if drop is not None and drop >= limit:
-        title = f"the champion's score fell by {drop:.3f} on newer rows"
-        action = "look at the newest evaluation report; roll back or retrain"
-        yield Alert("quality_drop", case.name, f"quality_drop/score/{since}", title, action, url, now)
+    if signals.live_drop >= limit:
+        title = f"the champion's accuracy is {signals.live_drop:.3f} lower on labelled production documents than at release"
+        key, url = f"quality_drop/live/{since}", _asset_page(case, "live_quality")
+        yield Alert("quality_drop", case.name, key, title, "look at live_quality; roll back or retrain", url, now)
+    if signals.score_drop is not None and signals.score_drop >= limit:
+        title = f"the champion's score fell by {signals.score_drop:.3f} on newer rows"
+        key, url = f"quality_drop/score/{since}", _asset_page(case, "evaluation_report")
+        yield Alert("quality_drop", case.name, key, title, "look at the newest evaluation report; roll back or retrain", url, now)
+
+
+def _reason_and_action(text: str) -> tuple[str, str]:
+    """Return what a decision rests on, and what it asks of a person: its last part."""
+    for separator in (": ", "; "):
+        reason, _, action = text.rpartition(separator)
+        if reason:
+            return reason, action
+    return text, f"open the newest materialisation of {ASSET}, which has the reasons"
+
+
+def _last_attempt(case: Case, instance: dg.DagsterInstance, at: float) -> dg.RunRecord | None:
+    """Return the newest run of an automatic retrain that a decision knew; times in seconds since the epoch."""
+    known = (record for record in model_runs(case, instance, at) if record.create_timestamp.timestamp() <= at)
+    return max(
+        (record for record in known if EVIDENCE_TAG in record.dagster_run.tags), key=lambda record: record.create_timestamp, default=None
+    )
 
 
 def of_budget(case: Case, instance: dg.DagsterInstance, now: float) -> Iterator[Alert]:
@@ -186,29 +318,37 @@ def _page(case: Case, path: str) -> str:
     return f"{case.settings.alerts.dagster_url.rstrip('/')}/{path}"
 
 
-def of_silence(case: Case, instance: dg.DagsterInstance, now: float) -> Iterator[Alert]:
+def _asset_page(case: Case, asset: str) -> str:
+    return _page(case, f"assets/{'/'.join(case.key(asset).path)}")
+
+
+def of_silence(case: Case, instance: dg.DagsterInstance, store: Store, now: float) -> Iterator[Alert]:
     """Yield a feed from which nothing came for `alerts.silent_hours`; a feed that never delivered is not silent but not there yet."""
     hours = case.settings.alerts.silent_hours
     if hours is None:
         return
-    feeds = {"raw_documents": case.settings.documents.path}
+    feeds: list[tuple[str, documents.Kind, str]] = [("raw_documents", "batch", case.settings.documents.path)]
     if case.has_windows:
-        feeds["production_documents"] = str(case.settings.monitoring.path)
-    for asset, path in feeds.items():
+        feeds.append(("production_documents", "window", str(case.settings.monitoring.path)))
+    for asset, kind, path in feeds:
         event = instance.get_latest_materialization_event(case.key(asset))
-        if event is not None and now - event.timestamp > hours * 3600:
-            url = f"{case.settings.alerts.dagster_url.rstrip('/')}/assets/{'/'.join(case.key(asset).path)}"
+        if event is None or now - event.timestamp <= hours * 3600:
+            continue
+        # What came may not have been read yet: a window of many rows is open for long.
+        last = max(event.timestamp, documents.last_arrival(store, case.name, kind, now))
+        if now - last > hours * 3600:
             title = f"nothing new in {path} for {hours:g} hours"
-            key = f"feed_silent/{asset}/{int(event.timestamp)}"
-            yield Alert("feed_silent", case.name, key, title, "look at what delivers it, and at the sensors", url, now)
+            action = "look at what delivers it, and at the sensors"
+            yield Alert("feed_silent", case.name, f"feed_silent/{asset}/{int(last)}", title, action, _asset_page(case, asset), now)
 
 
 def of_ticks(case: Case, instance: dg.DagsterInstance, now: float) -> Iterator[Alert]:
-    """Yield a sensor or a schedule whose newest ticks failed, so that it does nothing; once a day while that lasts."""
+    """Yield each sensor and schedule that is on and does nothing, once a day while that lasts: its ticks fail, or there are none."""
+    states = [state for state in instance.all_instigator_state() if state.is_running]
     least = {f"{case.name}_{name}": number for name, number in _FAILED_TICKS.items()}
-    for state in instance.all_instigator_state():
+    for state in states:
         number = least.get(state.name)
-        if number is None or not state.is_running:
+        if number is None:
             continue
         # The newest one may be in progress.
         ticks = [
@@ -223,3 +363,35 @@ def of_ticks(case: Case, instance: dg.DagsterInstance, now: float) -> Iterator[A
             title = f"{state.name} fails at each tick" if number > 1 else f"the last tick of {state.name} failed"
             action = "open it in the UI: its error is one line that says what to fix"
             yield Alert("sensor_failing", case.name, f"sensor_failing/{state.name}/{day}", title, action, _page(case, "automation"), now)
+    yield from _without_ticks(case, instance, states, now)
+
+
+def _without_ticks(case: Case, instance: dg.DagsterInstance, states: Sequence[Any], now: float) -> Iterator[Alert]:
+    """Yield each sensor that is on and was not evaluated for long, though the daemon runs, as this sensor's own ticks show.
+
+    Args:
+        states: those of sensors and schedules that are on, of all use cases.
+    """
+    sensors = {f"{case.name}_{name}" for name in ("new_documents", "retraining")}
+    sensors |= {f"{case.name}_new_production_documents"} if case.has_windows else set()
+    sensors |= {f"{case.name}_live_quality_when_due"} if case.is_monitored else set()
+    own = {
+        state.repository_selector_id
+        for state in states
+        if state.name == f"{case.name}_alerts"
+        and instance.get_ticks(
+            state.instigator_origin_id, state.selector_id, after=now - _SILENT_SECONDS, before=now - _DAEMON_SECONDS, limit=1
+        )
+    }
+    for state in states:
+        # One of a code location that has another name now is never evaluated again.
+        if state.name not in sensors or not _is_on(case, state) or state.repository_selector_id not in own:
+            continue
+        ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
+        # One that was turned on a moment ago has none since then.
+        last = max([state.instigator_data.last_sensor_start_timestamp or 0.0, *(tick.timestamp for tick in ticks)])
+        if last and now - last > max(_SILENT_INTERVALS * (state.instigator_data.min_interval or 0), _SILENT_SECONDS):
+            at, day = datetime.fromtimestamp(last, UTC), datetime.fromtimestamp(now, UTC).date()
+            title = f"{state.name} is on, and was not evaluated since {at:%Y-%m-%d %H:%M UTC}"
+            action = "restart Dagster's daemon; if that does not help, turn the sensor off and on in the UI"
+            yield Alert("sensor_silent", case.name, f"sensor_silent/{state.name}/{day}", title, action, _page(case, "automation"), now)

@@ -131,3 +131,12 @@ def _fails_again(run: dg.DagsterRun, instance: dg.DagsterInstance) -> bool:
         failure = failure_of(run.run_id, instance)
         instance.add_run_tags(run.run_id, {_FAILURE_TAG: failure})
     return failure in _FAILS_AGAIN
+
+
+def is_asked_again(run: dg.DagsterRun, instance: dg.DagsterInstance) -> bool:
+    """Return whether a failed run of a batch or window, which the daemon launched, is followed by another one as long as its sensor is on."""
+    key = run.tags.get(REQUEST_TAG)
+    if key is None or _RUN_KEY_TAG not in run.tags:
+        return False
+    ids = [record.dagster_run.run_id for record in _runs_by_key(instance, [key])[key] if _RUN_KEY_TAG in record.dagster_run.tags]
+    return ids.index(run.run_id) < len(_WAIT_HOURS) and not _fails_again(run, instance)

@@ -134,3 +134,9 @@ class WindowCutter:
                 ]
         except (Unreadable, OSError):
             return None
+
+
+def open_files(store: Store, case: str) -> list[SourceFile]:
+    """Return what the next window of a use case has so far, in the order of arrival."""
+    found = store.read_pointer(f"{case}/open_window") or {"files": []}
+    return [file_of(line.partition(" ")[2]) for line in found["files"]]

@@ -8,7 +8,9 @@ from pydantic import Field
 
 from fullft_assets.settings.base import Float, Settings
 
-Event = Literal["run_failed", "gate_closed", "drift", "quality_drop", "budget", "feed_silent", "sensor_failing", "decision_needed"]
+Event = Literal[
+    "run_failed", "gate_closed", "drift", "quality_drop", "budget", "feed_silent", "sensor_failing", "sensor_silent", "decision_needed"
+]
 EVENTS: tuple[Event, ...] = get_args(Event)
 
 
@@ -29,7 +31,8 @@ class AlertsSettings(Settings):
     events: list[Event] = Field(
         default=list(EVENTS),
         description="Events that are sent: `run_failed` (after its last retry), `gate_closed` (a batch held back, a candidate not "
-        "promoted), `drift`, `quality_drop`, `budget` (80% and 100% of the month's hours or dollars), `feed_silent`, `sensor_failing`, `decision_needed` "
+        "promoted), `drift`, `quality_drop`, `budget` (80% and 100% of the month's hours or dollars), `feed_silent`, `sensor_failing`, "
+        "`sensor_silent` (it is on, and was not evaluated for an hour), `decision_needed` "
         "(labels are asked for, jobs that no run followed were ended, or a person is needed).",
     )
     dagster_url: str = Field(
@@ -39,5 +42,8 @@ class AlertsSettings(Settings):
         default=None, gt=0, description="Hours without a new batch (or window) after which `feed_silent` is sent. Default: never."
     )
     max_per_hour: int = Field(
-        default=20, ge=1, le=1_000, description="Maximum number of alerts in one hour; the rest is counted in one summary."
+        default=20,
+        ge=1,
+        le=1_000,
+        description="Maximum number of alerts in one hour to each channel; the rest is counted in one summary an hour.",
     )
