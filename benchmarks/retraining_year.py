@@ -49,6 +49,7 @@ class World:
         window: status of the window of production documents; None: no window comes.
         knows: whether a model that is trained on this day knows what drifted: windows are ok from then on.
         score_drop: how far below its release the first champion scores.
+        num_errors: by how many standard errors labels show that, or that a drift made the champion worse.
         outcome: what the training comes to that is launched on this day: a champion, a candidate that is not promoted, a failure, or nothing
             ("hangs").
     """
@@ -59,6 +60,7 @@ class World:
     window: Callable[[int], Status | None] = lambda day: "ok"
     knows: Callable[[int], bool] = lambda day: False
     score_drop: float | None = 0.0
+    num_errors: float = 0.0
     outcome: Callable[[int], str | FailureClass] = lambda day: "promoted"
     rows: int = 5_000
     is_trained: bool = True
@@ -77,6 +79,7 @@ WORLDS = (
         before="364",
         delivered=lambda day: (100, 100),
         score_drop=0.031,
+        num_errors=3.0,
         outcome=lambda day: "rejected",
     ),
     World(
@@ -84,16 +87,25 @@ WORLDS = (
         before="52",
         delivered=lambda day: (15, 15),
         score_drop=0.031,
+        num_errors=3.0,
         outcome=lambda day: "rejected",
     ),
-    World("every window drifts, 50 labels a day, promoted", before="182", delivered=lambda day: (50, 50), window=lambda day: "confirmed"),
+    World(
+        "every window drifts, 50 labels a day, promoted",
+        before="182",
+        delivered=lambda day: (50, 50),
+        window=lambda day: "confirmed",
+        num_errors=3.0,
+    ),
     World(
         "every window drifts, 50 labels a day, candidates kept",
         before="182",
         delivered=lambda day: (50, 50),
         window=lambda day: "confirmed",
+        num_errors=3.0,
         outcome=lambda day: "rejected",
     ),
+    World("every window drifts, 50 labels a day that show nothing", delivered=lambda day: (50, 50), window=lambda day: "confirmed"),
     World("every window drifts, no label", before="0", window=lambda day: "confirmed"),
     World("the same 2,000 rows a day under a new name", before="364", delivered=lambda day: (2_000, 0)),
     World(
@@ -101,6 +113,7 @@ WORLDS = (
         delivered=lambda day: (0, 0) if 45 <= day < 70 else (60, 60),
         window=lambda day: "confirmed" if day >= 60 else "ok",
         knows=lambda day: day >= 71,
+        num_errors=3.0,
     ),
     World(
         "a false confirmed window in ten, 50 labels a day",
@@ -170,6 +183,7 @@ class Year:
         windows = self.windows[-SHOWN_WINDOWS:]
         began = drift_began(self.state, windows, now, self.settings)
         delivered = 0 if began is None else sum(rows for at, rows in self.deliveries if at >= began)
+        drop = self.world.score_drop if self.state.champion_since == self.first_champion else 0.0
         month = START + (now - START) // (30 * DAY_SECONDS) * 30 * DAY_SECONDS
         return Signals(
             now=now,
@@ -181,7 +195,9 @@ class Year:
             windows=windows,
             is_monitored=True,
             num_labels_since_drift=delivered,
-            score_drop=self.world.score_drop if self.state.champion_since == self.first_champion else 0.0,
+            score_drop=drop,
+            num_drop_errors=self.world.num_errors if drop else 0.0,
+            num_live_errors=0.0 if began is None else self.world.num_errors,
             estimated_hours=self.world.hours,
             num_runs_in_flight=0 if self.hanging is None else 1,
             oldest_run=self.hanging,

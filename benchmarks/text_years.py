@@ -26,7 +26,7 @@ from benchmarks.text_worlds import (
 )
 from fullft_assets.assets.case import Case
 from fullft_assets.automation.ledger import read_ledger, record
-from fullft_assets.evaluation.drop import Drop, Released, score_drop
+from fullft_assets.evaluation.drop import Drop, Released, num_errors_below, score_drop
 from fullft_assets.evaluation.intervals import bounded_interval, effective_number
 from fullft_assets.monitoring import ALARMED, Scale, live
 from fullft_assets.retraining import (
@@ -112,7 +112,7 @@ class TextYear:
         self.num_trainings = 0.0
         self.begun: dict[int, float] = {}
         self.verdicts: list[tuple[int, str]] = []
-        self.waiting: list[int] = []
+        self.waiting: list[tuple[int, int]] = []
         self.stream = Stream()
         self.champion = self.train(-1)
         self.release(self.champion)
@@ -133,20 +133,20 @@ class TextYear:
 
     def arrive(self, day: int, arrival: Arrival) -> None:
         """Take in the documents and the labels of a day."""
-        self.waiting += arrival.rows.tolist()
+        self.waiting += zip(arrival.rows.tolist(), arrival.labelled_on.tolist(), strict=True)
         for earlier in self.arrivals[max(0, day - LABEL_DAYS[1]) : day]:
             self.labelled.update(earlier.rows[earlier.labelled_on == day].tolist())
 
     def morning(self, day: int) -> None:
         """Judge the windows that are complete, and act."""
         while len(self.waiting) >= WINDOW_ROWS:
-            rows, self.waiting = np.array(self.waiting[:WINDOW_ROWS]), self.waiting[WINDOW_ROWS:]
-            status = self.judge(rows) if self.is_monitored else "not judged"
+            window, self.waiting = self.waiting[:WINDOW_ROWS], self.waiting[WINDOW_ROWS:]
+            status = self.judge(np.array([row for row, _ in window])) if self.is_monitored else "not judged"
             self.verdicts.append((day, status))
-            self.after_window(day, status)
+            self.after_window(day, status, window)
 
-    def after_window(self, day: int, status: str) -> None:
-        """Act on the verdict on a window."""
+    def after_window(self, day: int, status: str, window: list[tuple[int, int]]) -> None:
+        """Act on the verdict on a window of rows, each with the day on which its label comes."""
 
     def judge(self, rows: np.ndarray) -> str:
         """Return the verdict on a window."""
@@ -211,7 +211,7 @@ class EveryNth(SimpleYear):
 
     period = 4
 
-    def after_window(self, day: int, status: str) -> None:
+    def after_window(self, day: int, status: str, window: list[tuple[int, int]]) -> None:
         """Retrain if it is time to."""
         if len(self.verdicts) % self.period == 0:
             self.retrain(day, "it is time")
@@ -232,7 +232,7 @@ class EveryAlarm(SimpleYear):
 
     is_monitored = True
 
-    def after_window(self, day: int, status: str) -> None:
+    def after_window(self, day: int, status: str, window: list[tuple[int, int]]) -> None:
         """Retrain on an alarm."""
         if status in ALARMED:
             self.retrain(day, "alarm")
@@ -284,6 +284,7 @@ class OurYear(TextYear):
         self.seen: set[str] = set()
         self.counts = live.Counts(0, 0, 0)
         self.pending: list[tuple[int, bool]] = []
+        self.by_window: dict[str, list[tuple[int, bool]]] = {}
 
     def arrive(self, day: int, arrival: Arrival) -> None:
         """Note which documents count for live quality, and count labels."""
@@ -303,8 +304,11 @@ class OurYear(TextYear):
         for hour in range(0, 24, HOURS_A_TICK):
             self._tick(day, START + day * DAY_SECONDS + hour * HOUR_SECONDS)
 
-    def after_window(self, day: int, status: str) -> None:
-        """Show the policy the verdict."""
+    def after_window(self, day: int, status: str, window: list[tuple[int, int]]) -> None:
+        """Show the policy the verdict, and note which documents count for the live quality of this window: one of each group."""
+        one_a_group = {self.texts.corpus.groups[row]: (row, due) for row, due in reversed(window)}
+        answers = [(due, bool(self.champion.model.is_right[row])) for row, due in one_a_group.values() if due != NO_LABEL]
+        self.by_window[f"w{len(self.windows)}"] = answers
         self.windows.append(Window.model_validate({"key": f"w{len(self.windows)}", "status": status, "at": START + day * DAY_SECONDS}))
 
     def _evaluate(self, day: int) -> None:
@@ -325,6 +329,8 @@ class OurYear(TextYear):
         state = self.state.model_copy(update={"raised": ledger.raised})
         windows = self.windows[-SHOWN_WINDOWS:]
         began = drift_began(state, windows, now, self.settings)
+        since = {window.key for window in windows if began is None or window.at >= began} & self.by_window.keys()
+        answers = [is_right for key in since for due, is_right in self.by_window[key] if due <= day]
         signals = Signals(
             now=now,
             month_start=START + (now - START) // (30 * DAY_SECONDS) * 30 * DAY_SECONDS,
@@ -336,6 +342,7 @@ class OurYear(TextYear):
             score_drop=self.fell.drop,
             num_drop_errors=self.fell.num_errors,
             live_drop=self.live_drop,
+            num_live_errors=num_errors_below(self.champion.at_release, sum(answers), len(answers)),
             estimated_hours=HOURS,
             hourly_usd=1.0,
             usd_per_point=self.usd_per_point,

@@ -29,7 +29,7 @@ from fullft_assets.automation.runs import (
 )
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import CHAMPION
-from fullft_assets.evaluation.drop import Drop, Released, score_drop
+from fullft_assets.evaluation.drop import Drop, Released, num_errors_below, score_drop
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.monitoring import DriftMetadata, LiveMetadata
@@ -151,6 +151,7 @@ def gather(
         windows = windows_of(store, case)
         began = retraining.drift_began(state, windows, now, settings.retraining)
         month, fell, unfinished = month_start(case, now), _score_drop(store, case, in_use), runs_in_flight(case, instance)
+        live = _live_quality(store, case, in_use)
         signals = retraining.Signals(
             now=now,
             month_start=month,
@@ -164,7 +165,8 @@ def gather(
             num_labels_since_drift=0 if began is None else sum(batch.num_valid for batch in usable.values() if batch.created_at >= began),
             score_drop=None if fell is None else fell.drop,
             num_drop_errors=0.0 if fell is None else fell.num_errors,
-            live_drop=_live_drop(store, case, in_use),
+            live_drop=0.0 if live is None else live.drop,
+            num_live_errors=_live_errors(live, [window.key for window in windows if began is None or window.at >= began]),
             estimated_hours=_estimated_hours(store, case, records, instance),
             hours_beside=hours_beside(case, instance, month, now),
             hourly_usd=settings.planning.hourly_usd,
@@ -240,13 +242,19 @@ def _score_drop(store: Store, case: Case, champion: release.Champion | None) -> 
     return score_drop(Released(champion.score, champion.score if low is None else low, released.num_test_rows), newest, found.num_test_rows)
 
 
-def _live_drop(store: Store, case: Case, champion: release.Champion | None) -> float:
-    """Return by how much the champion's accuracy on production documents certainly fell; 0 where nothing shows that."""
+def _live_quality(store: Store, case: Case, champion: release.Champion | None) -> LiveMetadata | None:
+    """Return what labels of production say of the champion."""
     found = latest(store, case.name, "live_quality")
-    if champion is None or found is None:
+    live = None if champion is None or found is None else LiveMetadata.of(found)
+    return live if live is not None and champion is not None and live.checkpoint == champion.checkpoint else None
+
+
+def _live_errors(live: LiveMetadata | None, windows: Sequence[str]) -> float:
+    """Return by how many standard errors the champion was right less often in some windows than at its release; 0 = unknown."""
+    if live is None:
         return 0.0
-    live = LiveMetadata.of(found)
-    return live.drop if live.checkpoint == champion.checkpoint else 0.0
+    labelled, right = (sum(live.by_window[window][side] for window in windows if window in live.by_window) for side in (0, 1))
+    return num_errors_below(Released(live.release_accuracy, live.release_accuracy_low, 0), right, labelled)
 
 
 def _predicted_gain(store: Store, case: Case, newest: SnapshotMetadata | None, learned: SnapshotMetadata | None) -> float | None:

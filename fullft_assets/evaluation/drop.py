@@ -1,11 +1,9 @@
-"""How far a champion scores below its release once there are newer test rows."""
+"""How far a champion scores below its release once there are newer rows with labels."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-#: Standard errors by which the new rows must score lower to count by themselves: somebody looks every day.
-_CERTAIN = 2.5
 #: Half-width of a 95% interval in standard errors.
 _HALF_WIDTH = 1.96
 #: Fewer new rows say nothing.
@@ -19,27 +17,42 @@ class Released(NamedTuple):
     low: float
     num_rows: int
 
+    @property
+    def error(self) -> float:
+        """The standard error of the score; 0 = unknown."""
+        return max(0.0, (self.score - self.low) / _HALF_WIDTH)
+
 
 class Drop(NamedTuple):
-    """How far the score fell, and by how many standard errors the new test rows alone score lower."""
+    """How far the score fell, and by how many standard errors; 0 = unknown."""
 
     drop: float
     num_errors: float
 
 
 def score_drop(released: Released, newest: float, num_rows: int) -> Drop:
-    """Return the score at release minus that of today: on all test rows, or on the new ones where those are certainly worse.
+    """Return the score at release minus that of the test rows that are new since.
 
-    Most of the rows are those of the release. What production sends now is in the new ones, and a mean of all hides it for months.
+    Most of the rows are those of the release. What production sends now is in the new ones, and a mean of all hides it for months. With few
+    new rows, it is the drop on all rows, without an error.
 
     Args:
         newest: score on the test rows of today, which are those of the release and new ones.
         num_rows: test rows of today.
     """
     drop, num_new = released.score - newest, num_rows - released.num_rows
-    error = (released.score - released.low) / _HALF_WIDTH
-    if num_new < _LEAST_ROWS or error <= 0:
+    if num_new < _LEAST_ROWS:
         return Drop(drop, 0.0)
-    on_new = drop * num_rows / num_new
-    num_errors = on_new / (error * (1 + released.num_rows / num_new) ** 0.5)
-    return Drop(on_new if num_errors > _CERTAIN else drop, num_errors)
+    drop *= num_rows / num_new
+    error = released.error * (1 + released.num_rows / num_new) ** 0.5
+    return Drop(drop, drop / error if error else 0.0)
+
+
+def num_errors_below(released: Released, num_right: int, num: int) -> float:
+    """Return by how many standard errors an accuracy of `num_right` of `num` documents is below that at release; 0 = unknown."""
+    if num < _LEAST_ROWS or not released.error:
+        return 0.0
+    accuracy = num_right / num
+    # As if one more were right, and one wrong: ten of ten are no proof that all are.
+    variance = (num_right + 1) * (num - num_right + 1) / (num + 2) ** 2 / num
+    return (released.score - accuracy) / (released.error**2 + variance) ** 0.5

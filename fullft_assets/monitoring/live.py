@@ -6,6 +6,7 @@ Labels may be late and out of order, and somebody looks after each of them: the 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -18,10 +19,12 @@ from fullft_assets.store.checks import CheckSpec
 from fullft_assets.store.metadata import Metadata
 
 #: Raise this when the counts or their metadata change.
-LIVE_VERSION = "2"
+LIVE_VERSION = "3"
 LIVE_CHECK = CheckSpec("live_accuracy_holds", "Accuracy on production documents that got a label is not below that at release.")
 #: The metric of single documents: any order and number of labels measures it.
 METRIC = "accuracy"
+#: The newest windows of which single counts are kept: more than a drift can be told from.
+_NUM_WINDOWS = 100
 
 
 class LiveMetadata(Metadata):
@@ -36,6 +39,7 @@ class LiveMetadata(Metadata):
         accuracy, accuracy_low, accuracy_high: the share of right ones, and bounds that hold at all looks. None: there is no label yet.
         release_accuracy, release_accuracy_low: at release, on the test rows, with the lower end of its interval.
         drop: release minus live accuracy where the intervals show that it fell, else 0.
+        by_window: of the newest windows, the documents that have a label, one a group, and those of them that are right.
     """
 
     checkpoint: str
@@ -49,6 +53,7 @@ class LiveMetadata(Metadata):
     release_accuracy: float
     release_accuracy_low: float
     drop: float
+    by_window: dict[str, tuple[int, int]] = {}
 
 
 class AtRelease(NamedTuple):
@@ -64,6 +69,7 @@ class Counts(NamedTuple):
     num_documents: int
     num_labelled: int
     num_right: int
+    by_window: dict[str, tuple[int, int]] = {}
 
 
 def measure(
@@ -109,7 +115,7 @@ def measure(
             (
                 document
                 for name, made in predicted.items()
-                for document in _documents(store, windows[name], made, chosen.get(name, ()))
+                for document in _documents(store, name, windows[name], made, chosen.get(name, ()))
                 # What was delivered again, as it is now: what was repaired is not what was damaged.
                 if document.id is None or last.get(document.id, name) == name
             ),
@@ -134,6 +140,7 @@ class PredictedDocument(NamedTuple):
         is_chosen: it was chosen for labelling, not by chance.
     """
 
+    window: str
     key: bytes
     id: str | None
     predicted: str
@@ -150,16 +157,24 @@ def count(labels: Mapping[str, str | None], documents: Iterator[PredictedDocumen
     """
     seen: set[bytes] = set()
     num_labelled = num_right = 0
-    for document in documents:
-        if document.key in seen:
-            continue
-        seen.add(document.key)
-        known = document.id is not None and document.id in labels
-        label = labels[document.id] if known and document.id is not None else document.label
-        if label is not None and not document.is_chosen:
-            num_labelled += 1
-            num_right += label == document.predicted
-    return Counts(len(seen), num_labelled, num_right)
+    by_window: dict[str, tuple[int, int]] = {}
+    for window, of_window in itertools.groupby(documents, key=lambda document: document.window):
+        here: set[bytes] = set()
+        labelled = right = 0
+        for document in of_window:
+            if document.key in here:
+                continue
+            here.add(document.key)
+            known = document.id is not None and document.id in labels
+            label = labels[document.id] if known and document.id is not None else document.label
+            counts, is_right = label is not None and not document.is_chosen, label == document.predicted
+            labelled, right = labelled + counts, right + (counts and is_right)
+            if document.key not in seen:
+                num_labelled, num_right = num_labelled + counts, num_right + (counts and is_right)
+        seen |= here
+        by_window[window] = (labelled, right)
+    newest = dict(list(by_window.items())[-_NUM_WINDOWS:])
+    return Counts(len(seen), num_labelled, num_right, newest)
 
 
 def labels_by_id(store: Store, examples: Mapping[str, Manifest]) -> dict[str, str | None]:
@@ -219,7 +234,9 @@ def _last_windows(store: Store, windows: Mapping[str, Manifest]) -> dict[str, st
     return found
 
 
-def _documents(store: Store, window: Manifest, predictions: Manifest, chosen: Collection[tuple[str, int]]) -> Iterator[PredictedDocument]:
+def _documents(
+    store: Store, name: str, window: Manifest, predictions: Manifest, chosen: Collection[tuple[str, int]]
+) -> Iterator[PredictedDocument]:
     import pyarrow.parquet as pq
 
     table = pq.read_table(store.folder(window) / "documents.parquet", columns=["source", "row", "id", "text", "label", "group"])
@@ -228,4 +245,4 @@ def _documents(store: Store, window: Manifest, predictions: Manifest, chosen: Co
         if (place := (row["source"], row["row"])) in predicted:
             named = f"group {row['group']}" if row["group"] else f"text {' '.join(row['text'].split()).casefold()}"
             key = hashlib.blake2b(named.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-            yield PredictedDocument(key, row["id"], predicted[place], row["label"], place in chosen)
+            yield PredictedDocument(name, key, row["id"], predicted[place], row["label"], place in chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from fullft_assets.errors import FailureClass
 from fullft_assets.monitoring import Status
@@ -16,8 +17,9 @@ DAY_SECONDS = 24 * HOUR_SECONDS
 CLOCK_SECONDS = 300.0
 #: Windows among which drift is counted.
 NUM_WINDOWS = 3
-#: Standard errors by which new test rows score lower that confirm a drift: of one that is none, in 5% of cases.
-_BELIEVED = 1.64
+#: Standard errors by which new labels show a lower score that confirm a drift: of one that is none, in 5% of cases. A lower score alone must
+#: be more certain, since somebody looks every day.
+_BELIEVED, CERTAIN = 1.64, 2.5
 #: Statuses that are a verdict: of the others nothing follows.
 VERDICTS: tuple[Status, ...] = ("ok", "alarm", "confirmed")
 #: Failures after which the same run may succeed unchanged.
@@ -98,18 +100,30 @@ def num_transient(state: State, signals: Signals) -> int:
 
 def score_fell(signals: Signals, settings: RetrainingSettings) -> bool:
     """Return whether labels show that the champion is worse than at its release: enough for a retrain, or enough to believe in a drift."""
-    return _is_lower(signals, settings) or signals.num_drop_errors >= _BELIEVED
+    return _is_lower(signals, settings) or max(signals.num_drop_errors, signals.num_live_errors) >= _BELIEVED
 
 
 def _is_lower(signals: Signals, settings: RetrainingSettings) -> bool:
-    return max(signals.score_drop or 0.0, signals.live_drop) >= settings.max_score_drop
+    is_certain = signals.num_drop_errors >= CERTAIN
+    return signals.live_drop >= settings.max_score_drop or (is_certain and (signals.score_drop or 0.0) >= settings.max_score_drop)
 
 
-def learned_in_vain(state: State, signals: Signals) -> int:
-    """Return from how many labelled examples a drift was learned last that no label confirmed; 0 if one did, or none was learned.
+class LearnedDrift(NamedTuple):
+    """The drift that was learned last.
 
-    In none of its retrains had the champion's score fallen, or was the candidate better by more than chance: documents differ, and the
-    model is not wrong. A candidate that is not promoted says nothing.
+    Attributes:
+        num_examples: labelled examples that it was learned from last; 0: none was learned, or no candidate came of it.
+        is_confirmed: labels confirmed it: the champion's score had fallen, or a candidate was better by more than chance.
+    """
+
+    num_examples: int
+    is_confirmed: bool
+
+
+def learned_drift(state: State, signals: Signals) -> LearnedDrift:
+    """Return the drift that was learned last.
+
+    One that no label confirmed was learned in vain: documents differ, and the model is not wrong. A candidate that is not promoted says nothing.
     """
     last, is_confirmed = 0, False
     for attempt in past_attempts(state, signals):
@@ -120,7 +134,7 @@ def learned_in_vain(state: State, signals: Signals) -> int:
         is_confirmed = is_confirmed or attempt.score_fell or attempt.is_better is True
         if attempt.is_better is not None or is_confirmed:
             last = attempt.num_drift_examples
-    return 0 if is_confirmed else last
+    return LearnedDrift(last, is_confirmed)
 
 
 def new_examples(state: State, signals: Signals) -> tuple[int, str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from fullft_assets.retraining.history import (
+    CERTAIN,
     DAY_SECONDS,
     NUM_WINDOWS,
     attempt_of_most_rows,
@@ -14,12 +15,13 @@ from fullft_assets.retraining.history import (
     drift_began,
     has_same_settings,
     if_past,
-    learned_in_vain,
+    learned_drift,
     new_examples,
     num_not_learned,
     num_transient,
     past_attempts,
     retrain_evidence,
+    score_fell,
     what_became_of,
 )
 from fullft_assets.retraining.values import Action, Signals, State
@@ -29,8 +31,8 @@ from fullft_assets.settings import RetrainingSettings
 _MORE_OF_DRIFT = 0.5
 #: Most of it, however much a run costs.
 _MOST_OF_DRIFT = 1_000.0
-#: So many times as many labelled examples as were learned in vain are worth another look at a drift.
-_AFTER_IN_VAIN = 3
+#: So many times as many labelled examples are needed for a drift that labels do not confirm.
+_NOT_CONFIRMED = 3
 
 
 class Rule(NamedTuple):
@@ -81,25 +83,29 @@ def _drift(state: State, signals: Signals, settings: RetrainingSettings) -> Rule
     if began is None:
         return Rule("drift", "wait", f"drift is not confirmed in {settings.drift_windows} of the last {NUM_WINDOWS} windows")
     reason = f"drift is confirmed since the window of {date(began)}"
-    delivered, in_vain = signals.num_labels_since_drift, learned_in_vain(state, signals)
-    if settings.min_new_examples_on_drift <= delivered < _AFTER_IN_VAIN * in_vain:
-        reason += f" with {delivered:,} labelled examples, fewer than {_AFTER_IN_VAIN} times the {in_vain:,}"
-        return Rule("drift", "wait", f"{reason} from which the last one was learned without being worth it")
+    delivered, least = signals.num_labels_since_drift, settings.min_new_examples_on_drift
+    if not score_fell(signals, settings):
+        learned = learned_drift(state, signals)
+        needed = _NOT_CONFIRMED * (least if learned.is_confirmed else max(least, learned.num_examples))
+        if least <= delivered < needed:
+            shown = f"{delivered:,} labelled examples do not show that the champion is worse, and fewer than {needed:,} are no reason then"
+            return Rule("drift", "wait", f"{reason}, but {shown}")
     return _with_labels(state, signals, settings, "drift", reason, delivered)
 
 
 def _more_of_drift(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[Rule]:
-    """Yield that a drift is learned again as its labels grow: the first retrain has few, and makes the drift its reference.
+    """Yield that a drift which labels confirmed is learned again as they grow: the first retrain has few, and makes the drift its reference.
 
-    By how much depends on what a run costs, and on whether labels confirm the drift.
+    By how much depends on what a run costs.
     """
     past = past_attempts(state, signals)
     if not past or not past[-1].num_drift_examples or past[-1].outcome != "succeeded" or not has_same_settings(past[-1], signals):
         return
+    if not learned_drift(state, signals).is_confirmed:
+        return
     new, since = new_examples(state, signals)
     learned = past[-1].num_drift_examples
-    growth = max(_growth_of_drift(signals), _AFTER_IN_VAIN - 1.0 if learned_in_vain(state, signals) else 0.0)
-    needed = max(round(growth * learned), settings.min_new_examples_on_drift)
+    needed = max(round(_growth_of_drift(signals) * learned), settings.min_new_examples_on_drift)
     if learned >= settings.min_new_examples or needed > settings.min_new_examples:
         return
     enough, count_first = _reach(state, signals, needed, new)
@@ -127,7 +133,14 @@ def _score(state: State, signals: Signals, settings: RetrainingSettings) -> Rule
         return Rule("score", "wait", "the champion's score on newer rows is unknown")
     if signals.score_drop < settings.max_score_drop:
         return Rule("score", "wait", f"the champion's score changed by {0 - signals.score_drop:+.3f} on newer rows, within {limit}")
+    if signals.num_drop_errors < CERTAIN:
+        shown = (
+            f"fell by {signals.score_drop:.3f} on newer rows, which may be chance ({max(0.0, signals.num_drop_errors):.1f} standard errors"
+        )
+        return Rule("score", "wait", f"the champion's score {shown} of {CERTAIN:g})")
     reason = f"the champion's score fell by {signals.score_drop:.3f} on newer rows ({limit})"
+    if signals.num_live_errors < 0:
+        return Rule("score", "wait", f"{reason}, but it is right about labelled production documents as often as at release")
     return _with_labels(state, signals, settings, "score", reason, None)
 
 

@@ -99,8 +99,10 @@ class Signals(_Frozen):
         windows: the windows, oldest first.
         is_monitored: whether windows are expected.
         num_labels_since_drift: valid examples of the batches that were read since `drift_began`.
-        score_drop: the champion's primary metric at its release minus its value on newer test rows; None = unknown.
-        num_drop_errors: by how many standard errors it is lower on the test rows that are new since its release; 0 = unknown.
+        score_drop: the champion's primary metric at its release minus its value on the test rows that are new since; None = unknown.
+        num_drop_errors: by how many standard errors it is lower; 0 = unknown.
+        num_live_errors: by how many standard errors it was right less often about labelled production documents than at its release; about those
+            of the windows since `drift_began`, if a drift did. 0 = unknown.
         live_drop: its accuracy at release minus that on production documents that were labelled since, where it certainly fell; else 0.
         estimated_hours: of the next run, from plan to evaluation.
         hours_beside: of this month's runs that no attempt is: automatic evaluations, windows of production and snapshots.
@@ -123,6 +125,7 @@ class Signals(_Frozen):
     num_labels_since_drift: int = Field(default=0, ge=0)
     score_drop: float | None = None
     num_drop_errors: float = 0.0
+    num_live_errors: float = 0.0
     live_drop: float = Field(default=0.0, ge=0)
     estimated_hours: float = Field(ge=0)
     hours_beside: float = Field(default=0.0, ge=0)
