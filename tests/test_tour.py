@@ -30,7 +30,7 @@ LINES = (
     "STEP 3 of 7: ",
     "the verdicts now: .*, alarm, confirmed",
     "STEP 4 of 7: ",
-    "decision: request_labels: drift is confirmed since .* but only 0 of 50 new labelled examples",
+    "decision: request_labels: drift is confirmed since .* but only 0 of 40 new labelled examples",
     "STEP 5 of 7: 150 labelled long texts arrive",
     r"decision: retrain: drift is confirmed since .* and \d+ new labelled examples are there to learn from",
     "STEP 6 of 7: The sensor launched a training",

@@ -66,7 +66,7 @@ attributes:
   retraining:
     drift_windows: 1 # short
     min_new_examples: 500
-    min_new_examples_on_drift: 50
+    min_new_examples_on_drift: 40
     cooldown_hours: 0 # short
   alerts:
     channels:

@@ -27,7 +27,7 @@ class RetrainingSettings(Settings):
         default=100,
         ge=0,
         description="With fewer new labelled examples (for drift: delivered since it began), drift or a lower score asks for labels instead of "
-        "a retrain.",
+        "a retrain. A drift needs three times as many if they do not show that the champion is worse.",
     )
     max_score_drop: Float = Field(
         default=0.03, gt=0, le=1, description="Drop of the champion's primary metric on newer test rows that calls for a retrain."
