@@ -156,11 +156,43 @@ class TestByHours:
         feed.deliver("e.jsonl", 20, hours=48)
         assert feed.cut() == [["b.jsonl", "a.jsonl"]]
 
+    def test_a_producer_whose_clock_was_a_year_ahead_holds_up_no_window(self, feed: Feed) -> None:
+        feed.configure({"hours": 24})
+        cut = []
+        for day in range(10):
+            feed.deliver(f"{day}.jsonl", 20, hours=24 * day + (365 * 24 if day < 3 else 0))
+            cut += feed.cut(now=BEGAN + 24 * HOUR * day) + feed.cut(now=BEGAN + 24 * HOUR * day + 60)
+        assert cut == [[f"{day}.jsonl"] for day in range(9)]
+
+    def test_one_file_from_the_future_holds_up_none_of_today(self, feed: Feed) -> None:
+        feed.configure({"hours": 24})
+        feed.deliver("ahead.jsonl", 20, hours=365 * 24)
+        feed.deliver("0.jsonl", 20)
+        assert feed.look(now=BEGAN + HOUR).open_window.startswith("2 file(s) since 2023-11-14 22:13 UTC")
+        feed.deliver("1.jsonl", 20, hours=25)
+        assert feed.cut(now=BEGAN + 26 * HOUR) == [["0.jsonl", "ahead.jsonl"]]
+
     def test_a_window_is_bounded_as_a_batch_is(self, feed: Feed) -> None:
         feed.configure({"hours": 24}, max_batch_files=2)
         for number in range(5):
             feed.deliver(f"{number}.jsonl", 20, hours=number)
         assert feed.cut() == [["0.jsonl", "1.jsonl"], ["2.jsonl", "3.jsonl"]]
+
+
+@pytest.mark.parametrize("content", ["", '{"columns": "rows arr', '{"files": ["x"]}', '{"files": ["20 5 a.jsonl"]}'])
+def test_a_damaged_record_of_the_next_window_is_made_anew_and_said_once(feed: Feed, content: str) -> None:
+    feed.configure({"rows": 50})
+    feed.deliver("a.jsonl", 30)
+    feed.cut()
+    Path(feed.store.url, "pointers/letters/open_window.json").write_text(content)
+    said = "pointers/letters/open_window.json could not be read; the next window is collected anew from the files that are there"
+    assert feed.look().notes == [said, "30 of 50 rows of the next window"]
+    assert feed.look().notes == ["30 of 50 rows of the next window"]
+    Path(feed.store.url, "pointers/letters/open_window.json").write_text(content)
+    feed.deliver("b.jsonl", 20, hours=1)
+    found = feed.look()
+    assert [[file.path for file in window.files] for window in found.cut] == [["a.jsonl", "b.jsonl"]]
+    assert said in found.notes and said not in feed.look().notes
 
 
 def test_what_waited_is_cut_by_another_setting(feed: Feed) -> None:

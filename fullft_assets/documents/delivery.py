@@ -87,9 +87,9 @@ def look(store: Store, use_case: UseCase, kind: Kind = "batch", *, whole: bool =
     source, bounds = source_of(use_case, kind), bounds_of(use_case, kind)
     window = use_case.settings.monitoring.window if kind == "window" else None
     if window is not None:
-        cutter = WindowCutter(store, use_case, window, source, bounds, whole=whole)
+        cutter = WindowCutter(store, use_case, window, source, bounds, now=now, whole=whole)
         found = _look(store, use_case.name, source, bounds, kind, cutter.record, now, whole=whole)
-        return replace(found, notes=[*found.notes, *filter(None, [cutter.note])], open_window=cutter.note)
+        return replace(found, notes=[*found.notes, *cutter.notes], open_window=cutter.progress)
 
     def record(files: Sequence[SourceFile]) -> list[Batch]:
         return batches.record(store, use_case.name, files, bounds, kind, uri=source.uri)

@@ -1,7 +1,8 @@
 """Windows of several files: cut in the order of arrival, by number of rows or by time.
 
-What the next window has so far is kept beside the ledger, with the rows of each file, so that a file is counted once. A window that is in the
-ledger stays as it is: a late file joins the next one.
+What the next window has so far is kept beside the ledger, with the rows of each file, so that a file is counted once, and with its arrival: when
+it was written, or when it was first seen where a producer's clock was ahead of that. A window that is in the ledger stays as it is: a late file joins
+the next one.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fullft_assets.documents import batches
 from fullft_assets.documents.batches import Batch, file_of, line_of
@@ -24,8 +25,16 @@ if TYPE_CHECKING:
 
 #: Bytes of the files whose rows one look of a sensor counts; at least one file is counted. The next look goes on.
 COUNTED_BYTES = 16 * 2**20
-_COLUMNS = "rows mtime_ns bytes etag path"
+_COLUMNS = "rows arrived_ns mtime_ns bytes etag path"
 _NOT_COUNTED = "-"
+
+
+class _Waiting(NamedTuple):
+    """What is known of a file of the next window."""
+
+    arrived_ns: int
+    #: None: not counted, as the window ends by time.
+    rows: int | None
 
 
 class WindowCutter:
@@ -36,17 +45,28 @@ class WindowCutter:
         use_case: with `monitoring.window`.
         source: of its production documents.
         bounds: a window also ends where a batch would.
+        now: seconds since the epoch; no file arrives later.
         whole: count the rows of every file, however long it takes.
     """
 
     def __init__(
-        self, store: Store, use_case: UseCase, window: WindowSettings, source: Source, bounds: DocumentsSettings, *, whole: bool = False
+        self,
+        store: Store,
+        use_case: UseCase,
+        window: WindowSettings,
+        source: Source,
+        bounds: DocumentsSettings,
+        *,
+        now: float,
+        whole: bool = False,
     ):
         self._store, self._use_case, self._window, self._source, self._bounds = store, use_case, window, source, bounds
+        self._now_ns = int(now * 10**9)
         self._bytes_left = None if whole else COUNTED_BYTES
         self._pointer = f"{use_case.name}/open_window"
-        #: Files of the next window with their rows, in the order of arrival; None: not counted, as the window ends by time.
-        self._open: dict[SourceFile, int | None] = {}
+        self._is_damaged = False
+        #: Files of the next window, in the order of arrival.
+        self._open: dict[SourceFile, _Waiting] = {}
 
     def record(self, files: Iterable[SourceFile]) -> list[Batch]:
         """Record the windows that these files complete, and return them."""
@@ -55,26 +75,44 @@ class WindowCutter:
         )
 
     @property
-    def note(self) -> str:
-        """What the next window has so far, in words."""
+    def notes(self) -> list[str]:
+        """What the next window has so far, in words, after what was wrong with the record of it."""
+        damaged = f"pointers/{self._pointer}.json could not be read; the next window is collected anew from the files that are there"
+        return [*([damaged] if self._is_damaged else []), *filter(None, [self.progress])]
+
+    @property
+    def progress(self) -> str:
+        """What the next window has so far, in words; empty where no file waits for its end by time."""
         if self._window.rows is not None:
-            return f"{sum(filter(None, self._open.values())):,} of {self._window.rows:,} rows of the next window"
+            return f"{sum(each.rows or 0 for each in self._open.values()):,} of {self._window.rows:,} rows of the next window"
         if not self._open:
             return ""
-        since = datetime.fromtimestamp(next(iter(self._open)).mtime_ns / 10**9, UTC)
+        since = datetime.fromtimestamp(next(iter(self._open.values())).arrived_ns / 10**9, UTC)
         return (
             f"{len(self._open):,} file(s) since {since:%Y-%m-%d %H:%M UTC} are in the next window, which ends with the first file that is "
             f"{self._window.hours:g} h younger"
         )
 
     def _with_open(self, files: Iterable[SourceFile]) -> Iterator[SourceFile]:
-        found = self._store.read_pointer(self._pointer) or {"files": []}
-        self._open = {}
-        for line in found["files"]:
-            rows, _, rest = line.partition(" ")
-            self._open[file_of(rest)] = None if rows == _NOT_COUNTED else int(rows)
+        try:
+            self._open = self._read()
+        except ValueError:  # JSON that is cut off, or other lines
+            self._open, self._is_damaged = {}, True
         yield from self._open
         yield from files
+
+    def _read(self) -> dict[SourceFile, _Waiting]:
+        """Return what the next window had at the last look.
+
+        Raises:
+            ValueError: the record of it is damaged.
+        """
+        found = self._store.read_pointer(self._pointer) or {"files": []}
+        waiting = {}
+        for line in found["files"]:
+            rows, arrived_ns, rest = line.split(" ", 2)
+            waiting[file_of(rest)] = _Waiting(int(arrived_ns), None if rows == _NOT_COUNTED else int(rows))
+        return waiting
 
     def _group(self, new: list[SourceFile]) -> Iterator[list[SourceFile]]:
         """Yield the files of each window that ends, then remember the rest.
@@ -82,40 +120,44 @@ class WindowCutter:
         Where a look records no more windows, the rest is not remembered, and the next look finds it as new.
         """
         was, self._open = self._open, {}
-        arrived = sorted({file for file in new if file not in was}, key=lambda file: (file.mtime_ns, file.path))
+        seen = {file: _Waiting(min(file.mtime_ns, self._now_ns), None) for file in new if file not in was}
+        arrived = sorted(seen, key=lambda file: (seen[file].arrived_ns, file.mtime_ns, file.path))
         rewritten, known = {file.path for file in arrived}, set(new)
         waiting = [file for file in was if file in known and file.path not in rewritten]
         documents, examples = self._use_case.settings.documents, self._use_case.settings.examples
         num_rows, num_bytes = 0, 0
         with FileReader(self._source, documents, examples, out_of_reach=self._store.url) as reader:
             for file in (*waiting, *arrived):
-                rows = was.get(file)
-                if self._window.rows is not None and rows is None:
+                about = was.get(file) or seen[file]
+                if self._window.rows is not None and about.rows is None:
                     if self._bytes_left is not None and self._bytes_left <= 0:
                         break
-                    rows = self._count(reader, file)
-                    if rows is None:
+                    about = about._replace(rows=self._count(reader, file))
+                    if about.rows is None:
                         # A feed that delivers what nobody can read would never complete a window.
                         yield [file]
                         continue
-                if self._ends_before(file, num_bytes):
+                if self._ends_before(file, about, num_bytes):
                     complete, self._open, num_rows, num_bytes = list(self._open), {}, 0, 0
                     yield complete
-                self._open[file] = rows
-                num_rows, num_bytes = num_rows + (rows or 0), num_bytes + file.bytes
+                self._open[file] = about
+                num_rows, num_bytes = num_rows + (about.rows or 0), num_bytes + file.bytes
                 if self._window.rows is not None and num_rows >= self._window.rows:
                     complete, self._open, num_rows, num_bytes = list(self._open), {}, 0, 0
                     yield complete
-        if self._open != was:
-            lines = [f"{_NOT_COUNTED if rows is None else rows} {line_of(file)}" for file, rows in self._open.items()]
+        if self._open != was or self._is_damaged:
+            lines = [
+                f"{_NOT_COUNTED if about.rows is None else about.rows} {about.arrived_ns} {line_of(file)}"
+                for file, about in self._open.items()
+            ]
             self._store.write_pointer(self._pointer, {"columns": _COLUMNS, "files": lines})
 
-    def _ends_before(self, file: SourceFile, num_bytes: int) -> bool:
+    def _ends_before(self, file: SourceFile, about: _Waiting, num_bytes: int) -> bool:
         """Return whether the next window, which has so many bytes, is complete without this file."""
-        first = next(iter(self._open), None)
+        first = next(iter(self._open.values()), None)
         if first is None:
             return False
-        if self._window.hours is not None and file.mtime_ns - first.mtime_ns >= self._window.hours * 3600 * 10**9:
+        if self._window.hours is not None and about.arrived_ns - first.arrived_ns >= self._window.hours * 3600 * 10**9:
             return True
         return len(self._open) >= self._bounds.max_batch_files or num_bytes + file.bytes > self._bounds.max_batch_bytes
 
