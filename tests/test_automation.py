@@ -31,7 +31,7 @@ from fullft_assets import automation, chunks, documents, erasure, examples, rele
 from fullft_assets.assets.case import Case
 from fullft_assets.assets.monitoring import _seen
 from fullft_assets.assets.release import IS_BETTER_TAG
-from fullft_assets.automation import sensors
+from fullft_assets.automation import deliveries, sensors
 from fullft_assets.automation.decision import gather
 from fullft_assets.automation.ledger import claim, name_of
 from fullft_assets.automation.runs import IN_FLIGHT, SCORE_FELL_TAG, typical_hours
@@ -189,29 +189,62 @@ class TestDeliverySensor:
                 self.add_run(bench, request, dg.DagsterRunStatus.STARTED)
         assert bench.tick("new_documents").skip_message == "nothing new in data/letters/documents; 5 batch(es) in flight"
 
-    def test_a_batch_whose_run_failed_comes_after_those_that_had_none(self, bench):
+    def test_a_batch_whose_run_failed_comes_after_those_that_had_none(self, bench, monkeypatch):
         names = self.several(bench, 4, max_runs_per_tick=2)
         for request in bench.tick("new_documents").run_requests:
             self.add_run(bench, request, dg.DagsterRunStatus.FAILURE)
         assert self.asked(bench) == names[2:]
         for request in bench.tick("new_documents").run_requests[:1]:
             self.add_run(bench, request, dg.DagsterRunStatus.STARTED)
+        assert self.asked(bench) == [names[3]]
+        monkeypatch.setattr(time, "time", lambda now=time.time(): now + 7_200)
         assert self.asked(bench) == [names[3], names[0]]
 
-    def test_a_batch_whose_run_failed_is_asked_for_under_a_new_key_later_and_later(self, bench, monkeypatch):
-        self.several(bench, 1)
+    def fail(self, bench: Bench, request: dg.RunRequest, failure: str | None) -> None:
+        """Let a run that was asked for fail now; None: from outside, not by a step."""
+        tags = {**request.tags, "dagster/partition": request.partition_key, "dagster/run_key": request.run_key}
+        tags |= {} if failure is None else {"delivery/failure": failure}
+        run = dg.DagsterRun(job_name="letters_ingest", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED, tags=tags)
+        bench.instance.add_run(run)
+        bench.instance.report_run_failed(run)
+
+    @pytest.mark.parametrize(("failure", "is_transient"), [(None, True), ("preemption", True), ("gate", False)])
+    def test_a_batch_whose_run_failed_is_asked_for_under_a_new_key_later_and_later(self, bench, monkeypatch, failure, is_transient):
+        """An outage of two days lost what was delivered during it until somebody asked."""
+        (_, name) = self.several(bench, 1) and documents.list_batches(bench.store, bench.name)
         (request,) = bench.tick("new_documents").run_requests
         keys, clock = [request.run_key], time.time()
-        for hours in (1, 2, 4, 8, 16, 10_000):
-            self.add_run(bench, request, dg.DagsterRunStatus.FAILURE)
-            monkeypatch.setattr(time, "time", lambda hours=hours: clock + 3_600 * hours - 60)
-            (early,) = bench.tick("new_documents").run_requests
-            assert early.run_key == keys[-1]  # which the daemon drops, and `fullft run` does not
-            monkeypatch.setattr(time, "time", lambda hours=hours: clock + 3_600 * hours + 60)
+        for hours in (1, 2, 4, 8, 16, *([24, 24] if is_transient else [])):
+            monkeypatch.setattr(time, "time", lambda now=clock: now)
+            self.fail(bench, request, failure)
+            clock += 3_600 * hours
+            monkeypatch.setattr(time, "time", lambda now=clock: now - 60)
+            early = bench.tick("new_documents").skip_message
+            assert early.startswith("nothing new in data/letters/documents; 1 batch(es) whose run failed are asked for again, the first at ")
+            monkeypatch.setattr(time, "time", lambda now=clock: now + 60)
             (request,) = bench.tick("new_documents").run_requests
             keys.append(request.run_key)
-        assert len(set(keys)) == 6 and keys[-1] == keys[-2]  # five times, and then no more
+        assert len(set(keys)) == len(keys)
         assert request.tags == {"delivery/run_key": keys[0]}
+        if not is_transient:
+            self.fail(bench, request, failure)
+            monkeypatch.setattr(time, "time", lambda: clock + 1e7)
+            how = "launch letters_ingest for it, or `fullft run letters` once what its error names is fixed"
+            named = f"batch {name.name} ({failure}): the run failed and is not started again by itself; {how}"
+            assert bench.tick("new_documents").skip_message == f"nothing new in data/letters/documents; {named}"
+
+    def test_whatever_fails_is_asked_for_at_most_once_a_day_in_the_end(self, bench, monkeypatch):
+        names = self.several(bench, 2)
+        clock, asked = time.time(), []
+        for hour in range(0, 24 * 9, 6):
+            monkeypatch.setattr(time, "time", lambda hour=hour: clock + 3_600 * hour)
+            tick = bench.tick("new_documents")
+            for request in [] if isinstance(tick, dg.SkipReason) else tick.run_requests:
+                self.fail(bench, request, None)
+                asked.append((request.partition_key, hour))
+        for name in names:
+            late = [hour for of, hour in asked if of == name][6:]
+            assert len(late) >= 5 and all(after - before >= 24 for before, after in itertools.pairwise(late))
 
     @pytest.mark.parametrize(("failure", "is_asked_for"), [("data", False), ("settings", False), ("gate", True), (None, True)])
     def test_what_fails_again_until_something_changes_is_not_asked_for(self, bench, monkeypatch, failure, is_asked_for):
@@ -221,20 +254,37 @@ class TestDeliverySensor:
         bench.run(request._replace(job_name="letters_ingest", tags={**request.tags, **tags}), "failed", failure)
         monkeypatch.setattr(time, "time", lambda now=time.time(): now + 7_200)
         for _ in range(2):
-            (again,) = bench.tick("new_documents").run_requests
-            assert (again.run_key != request.run_key) is is_asked_for
+            tick = bench.tick("new_documents")
+            if is_asked_for:
+                assert tick.run_requests[0].run_key == f"{request.run_key}-1"
+            else:
+                assert f"batch {request.partition_key} ({failure}): the run failed and is not started again by itself" in tick.skip_message
+        (held,) = deliveries.find_due(bench.case, bench.instance, bench.store, "batch", "letters_ingest").held or [None]
+        assert (held is None) == is_asked_for
+
+    def test_a_batch_that_was_done_and_is_not_in_a_restored_store_is_asked_for_again(self, bench, monkeypatch):
+        self.several(bench, 1)
+        (request,) = bench.tick("new_documents").run_requests
+        self.add_run(bench, request, dg.DagsterRunStatus.SUCCESS)
+        assert "are asked for again" in bench.tick("new_documents").skip_message  # its run may have ended just now
+        monkeypatch.setattr(time, "time", lambda now=time.time(): now + 7_200)
+        assert bench.tick("new_documents").run_requests[0].run_key == f"{request.run_key}-1"
 
     def test_a_run_that_a_person_cancelled_is_not_asked_for_again_and_each_tick_says_so_in_one_line(self, bench, monkeypatch):
         names = self.several(bench, 7)
         for request in bench.tick("new_documents").run_requests:
             self.add_run(bench, request, dg.DagsterRunStatus.CANCELED)
         monkeypatch.setattr(time, "time", lambda now=time.time(): now + 7_200)
-        (again, *_), said = self.tick_and_log(bench)
-        assert again.run_key == request.run_key.replace(names[-1], names[0])
-        (line,) = [line for line in said if "cancelled" in line]
         how = "a person cancelled the run, so it is not started again by itself; launch letters_ingest for it, or `fullft run letters`"
-        assert line == f"batch {', '.join(names[:5])} and 2 more: {how}"
-        for request in bench.tick("new_documents").run_requests:
+        line = f"batch {', '.join(names[:5])} and 2 more: {how}"
+        assert bench.tick("new_documents").skip_message == f"nothing new in data/letters/documents; {line}"
+        held = deliveries.find_due(bench.case, bench.instance, bench.store, "batch", "letters_ingest").held
+        assert [request.partition_key for request in held] == names
+        # Beside a run that is asked for, the log says it.
+        bench.prepared.project.deliver("one-more.jsonl", projects.licence_rows(3, skip=600))
+        (asked,), said = self.tick_and_log(bench)
+        assert asked.partition_key not in names and line in said
+        for request in held:
             self.add_run(bench, request, dg.DagsterRunStatus.FAILURE)
         assert not [line for line in self.tick_and_log(bench)[1] if "cancelled" in line]
 

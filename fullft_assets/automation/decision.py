@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from fullft_assets import release, retraining
 from fullft_assets.assets.case import Case
 from fullft_assets.automation.budget import month_end, month_start
-from fullft_assets.automation.deliveries import REQUEST_TAG, _ask_again, _runs_by_key
+from fullft_assets.automation.deliveries import REQUEST_TAG, ask_again, runs_by_key
 from fullft_assets.automation.ledger import claims_launch, decides, read_ledger, record
 from fullft_assets.automation.runs import (
     EVIDENCE_TAG,
@@ -108,9 +108,9 @@ def _count(
     """Return the request for a snapshot that counts what was delivered; one that failed is asked for again as a batch is."""
     key, job = f"count-{digest([signals.data_version, signals.num_uncounted])}", f"{case.name}_snapshot"
     run_key = key
-    if runs := _runs_by_key(instance, [key]).get(key):
-        again = _ask_again("", key, runs, instance)
-        if again.waits:
+    if runs := runs_by_key(instance, [key]).get(key):
+        again = ask_again("", key, runs, instance)
+        if again.why or again.at > signals.now:
             last = runs[-1].dagster_run
             ended = f"the run {last.run_id} that was to count them ended on {date(again.last_end)} as {last.status.value}"
             return dg.SkipReason(f"{action}: {reasons}; {ended}: a later tick may ask for it again, or launch {job} by hand")

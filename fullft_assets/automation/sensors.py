@@ -4,6 +4,7 @@ Where a definition is called directly, Dagster passes the resources that it requ
 """
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
@@ -11,7 +12,7 @@ import dagster as dg
 from fullft_assets import documents, release
 from fullft_assets.assets.case import Case
 from fullft_assets.automation.decision import decide_and_record
-from fullft_assets.automation.deliveries import find_due
+from fullft_assets.automation.deliveries import CANCELLED, Due, find_due
 from fullft_assets.automation.jobs import build_jobs
 from fullft_assets.resources import latest, one_line_errors
 from fullft_assets.store import Manifest, Store, digest
@@ -91,11 +92,12 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
         if lost := sorted((due.done | due.running) - known):
             context.instance.add_dynamic_partitions(partitions_name, lost)
         seen, events = _left_in_place(case, store, context.cursor) if kind == "batch" else (None, [])
+        held = _held(due, kind, case.name, job)
         if not due.requests:
             running = [f"{len(due.running):,} {kind}(es) in flight"] if due.running else []
-            reason = "; ".join([f"nothing new in {path}", *found.notes, *running])
+            reason = "; ".join([f"nothing new in {path}", *found.notes, *running, *held])
             return dg.SensorResult(skip_reason=reason, asset_events=events, cursor=seen) if events else dg.SkipReason(reason)
-        for note in [*found.notes, *_not_asked_again(due.cancelled, kind, case.name, job)]:
+        for note in [*found.notes, *held]:
             context.log.info(note)
         return dg.SensorResult(
             run_requests=due.requests,
@@ -107,13 +109,26 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
     return new_files
 
 
-def _not_asked_again(cancelled: Sequence[str], kind: documents.Kind, case: str, job: str) -> list[str]:
-    """Return what the log of a tick says of batches that are missing because a person cancelled their runs; nothing where there are none."""
-    if not cancelled:
-        return []
-    more = f" and {len(cancelled) - _MOST_NAMED:,} more" if len(cancelled) > _MOST_NAMED else ""
-    which = f"{kind} {', '.join(cancelled[:_MOST_NAMED])}{more}"
-    return [f"{which}: a person cancelled the run, so it is not started again by itself; launch {job} for it, or `fullft run {case}`"]
+def _held(due: Due, kind: documents.Kind, case: str, job: str) -> list[str]:
+    """Return what a tick says of batches that are missing because their runs failed or were cancelled; nothing where there are none."""
+    how = f"is not started again by itself; launch {job} for it, or `fullft run {case}`"
+    cancelled = [name for name, why in due.for_a_person.items() if why == CANCELLED]
+    failed = [f"{name} ({why})" for name, why in due.for_a_person.items() if why != CANCELLED]
+    said = []
+    if cancelled:
+        said.append(f"{kind} {_named(cancelled)}: a person cancelled the run, so it {how}")
+    if failed:
+        said.append(f"{kind} {_named(failed)}: the run failed and {how} once what its error names is fixed")
+    if due.next_at is not None:
+        number = len(due.held) - len(due.for_a_person)
+        at = datetime.fromtimestamp(due.next_at, UTC)
+        said.append(f"{number:,} {kind}(es) whose run failed are asked for again, the first at {at:%Y-%m-%d %H:%M} UTC")
+    return said
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
+    return f"{', '.join(names[:_MOST_NAMED])}{more}"
 
 
 def _left_in_place(case: Case, store: Store, cursor: str | None) -> tuple[str | None, list[dg.AssetCheckEvaluation]]:

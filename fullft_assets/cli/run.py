@@ -11,7 +11,7 @@ from pathlib import Path
 import dagster as dg
 import yaml
 
-from fullft_assets import documents
+from fullft_assets import automation, documents
 from fullft_assets.assets.case import Case
 from fullft_assets.cli.code_location import CodeLocation, LocationError, open_code_location
 from fullft_assets.cli.follower import POLL_SECONDS, FollowedRun, Follower
@@ -119,7 +119,10 @@ class Driver:
         while True:
             tick = self.location.tick(sensor)
             tags = [{tag["key"]: tag["value"] for tag in request["tags"]} for request in tick["runRequests"] or []]
-            requests = {each["dagster/partition"]: each for each in tags if each["dagster/partition"] not in tried}
+            # What the sensor asks for later, or leaves to a person, a person asks for now.
+            held = automation.find_due(Case(self.use_case), self.instance, self.store, kind, job).held
+            asked = [*tags, *({"dagster/partition": str(request.partition_key), **request.tags} for request in held)]
+            requests = {each["dagster/partition"]: each for each in asked if each["dagster/partition"] not in tried}
             plural = "" if len(requests) == 1 else "es" if kind == "batch" else "s"
             if requests or not tried:
                 self.terminal.line(f"{sensor}: {len(requests)} new {kind}{plural}" if requests else f"{sensor}: {tick['skipReason']}")
