@@ -7,6 +7,8 @@ import os
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import cast
+from uuid import uuid4
 
 import dagster as dg
 import pytest
@@ -16,7 +18,8 @@ from dagster._core.execution.api import execute_run
 from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteRepositoryOrigin
 from dagster._daemon.types import DaemonHeartbeat
 
-from fullft_assets import documents
+from fullft_assets import automation, documents
+from fullft_assets.assets.case import Case
 from fullft_assets.cli import run
 from fullft_assets.cli.code_location import CodeLocation
 from fullft_assets.cli.follower import FollowedRun, Follower
@@ -100,3 +103,26 @@ def test_all_of_many_files_are_cut(project: projects.Project, instance: dg.Dagst
         projects.write_rows(project.documents / f"delivery-{number}.jsonl", projects.licence_rows(1, skip=number))
     files, printed = cut_all(project, instance)
     assert (len(files), printed) == (5, "")
+
+
+def test_what_the_sensor_leaves_to_a_person_or_to_a_later_tick_is_launched(
+    project: projects.Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_all(project, instance)
+    store, case = open_store(project.use_case(), instance), Case(project.use_case())
+    (request,) = automation.find_due(case, instance, store, "batch", "letters_ingest").requests
+    tags = {**request.tags, "dagster/partition": str(request.partition_key), "dagster/run_key": str(request.run_key)}
+    failed = {**tags, "delivery/failure": "data"}
+    instance.add_run(dg.DagsterRun(job_name="letters_ingest", run_id=str(uuid4()), status=dg.DagsterRunStatus.FAILURE, tags=failed))
+    launched = []
+    location = SimpleNamespace(
+        tick=lambda _: {"runRequests": [], "skipReason": "nothing new"},
+        launch_queued=None,
+        launch=lambda job, tags: launched.append((job, tags)) or "run",
+    )
+    driver = run.Driver(project.use_case(), instance, store, cast(CodeLocation, location), Terminal(io.StringIO()))
+    monkeypatch.setattr(driver.follower, "follow", lambda _: True)
+    assert driver._deliver("letters_new_documents", "letters_ingest", "batch")
+    ((job, given),) = launched
+    assert job == "letters_ingest" and given.items() >= {**request.tags, "dagster/partition": str(request.partition_key)}.items()
+    assert "dagster/run_key" not in given, "a person asked, not the sensor"
