@@ -1,7 +1,8 @@
 """Live quality: false alarms in a year of looks, and after how many labels a drop is found, by the project's own bounds.
 
 `python -m benchmarks.live_quality [--worlds N]` prints a Markdown table. A world has a champion with a true accuracy, test rows that it was
-released on, and production documents whose labels come late and out of order; somebody looks once a day for a year.
+released on, and production documents whose labels come late and out of order; somebody looks once a day for a year. A second table is exact: a
+random sample is labelled and delivered at once, so that there is one look.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ MAX_DELAY_DAYS = 60
 NUM_WORLDS = 1_000
 TEST_ROWS = (300, 1_000, 3_000)
 DROPS = (0.05, 0.10, 0.20)
+#: Labels of an audit, and the power that it should have.
+AUDIT_LABELS, POWER = (300, 600), 0.8
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,41 @@ def _release_low(num_right: int, num_rows: int) -> float:
     return bounded_interval(accuracy, error, num_rows - 1, CONFIDENCE, (0, 1)).low
 
 
+def audit_power(num_labels: int, num_test_rows: int, drop: float) -> float:
+    """Return the chance that one look at so many labels finds a drop."""
+    from scipy.stats import binom
+
+    at_release = np.arange(int(binom.ppf(1e-6, num_test_rows, ACCURACY)), num_test_rows + 1)
+    least = np.array([_release_low(int(right), num_test_rows) for right in at_release])
+    right = np.arange(num_labels + 1)
+    below = log_evidence_below(right, num_labels, least[:, None]) >= -np.log((1 - CONFIDENCE) / 2)
+    found = (below * binom.pmf(right, num_labels, ACCURACY - drop)).sum(axis=1)
+    return float((found * binom.pmf(at_release, num_test_rows, ACCURACY)).sum())
+
+
+def two_sample_power(num_labels: int, num_test_rows: int, drop: float) -> float:
+    """Return the chance that the usual two-sample z-test of two sides finds a drop, for comparison: it holds at one look alone."""
+    from scipy.stats import binom, norm
+
+    at_release, right = np.arange(num_test_rows + 1)[:, None], np.arange(num_labels + 1)
+    share = (at_release + right) / (num_test_rows + num_labels)
+    error = np.sqrt(np.maximum(share * (1 - share), 1e-12) * (1 / num_test_rows + 1 / num_labels))
+    is_found = at_release / num_test_rows - right / num_labels > norm.ppf((1 + CONFIDENCE) / 2) * error
+    found = (is_found * binom.pmf(right, num_labels, ACCURACY - drop)).sum(axis=1)
+    return float(found @ binom.pmf(at_release[:, 0], num_test_rows, ACCURACY))
+
+
+def labels_needed(num_test_rows: int, drop: float, *, most: int = 10_000) -> int | None:
+    """Return the fewest labels, by tens, with which an audit finds a drop with the power that it should have; None: more than `most`."""
+    few, many = 0, most // 10
+    if audit_power(most, num_test_rows, drop) < POWER:
+        return None
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (few, middle) if audit_power(10 * middle, num_test_rows, drop) >= POWER else (middle, many)
+    return 10 * many
+
+
 def fixed_sample(num_worlds: int, num_test_rows: int, seed: int) -> float:
     """Return the false alarms of the usual interval at each look, for comparison: it holds at one look alone."""
     rng = np.random.default_rng(seed)
@@ -91,6 +129,20 @@ def main() -> None:
                 for value in np.quantile(found.num_labels, (0.5, 0.9), method="higher")
             ]
             print(f"| {num_test_rows:,} | {drop:g} | {found.rate:.3f} | {' | '.join(shown)} |")
+    powers = " | ".join(f"found with {num} labels" for num in AUDIT_LABELS)
+    usual = f"with {AUDIT_LABELS[0]} by a two-sample test"
+    print(f"\n| test rows | drop | {powers} | {usual} | labels for a power of {POWER:g} |\n|---|---|{'---|' * len(AUDIT_LABELS)}---|---|")
+    for num_test_rows in TEST_ROWS:
+        for drop in (0.0, *DROPS):
+            chances = [
+                *(audit_power(num, num_test_rows, drop) for num in AUDIT_LABELS),
+                two_sample_power(AUDIT_LABELS[0], num_test_rows, drop),
+            ]
+            found = " | ".join(f"{chance:.3f}" for chance in chances)
+            needed = labels_needed(num_test_rows, drop) if drop else None
+            print(
+                f"| {num_test_rows:,} | {drop or 'none'} | {found} | {'' if not drop else 'not found' if needed is None else f'{needed:,}'} |"
+            )
 
 
 if __name__ == "__main__":

@@ -220,7 +220,9 @@ class TestDeliverySensor:
             clock += 3_600 * hours
             monkeypatch.setattr(time, "time", lambda now=clock: now - 60)
             early = bench.tick("new_documents").skip_message
-            assert early.startswith("nothing new in data/letters/documents; 1 batch(es) whose run failed are asked for again, the first at ")
+            assert early.startswith(
+                "nothing new in data/letters/documents; 1 batch(es) whose run failed are asked for again, the first at "
+            )
             monkeypatch.setattr(time, "time", lambda now=clock: now + 60)
             (request,) = bench.tick("new_documents").run_requests
             keys.append(request.run_key)

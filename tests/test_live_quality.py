@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -10,10 +13,15 @@ import dagster as dg
 import numpy as np
 import pytest
 
-from benchmarks.live_quality import simulate
+from benchmarks.live_quality import audit_power, labels_needed, simulate
 from fullft_assets import documents, examples, monitoring, release
+from fullft_assets.assets.case import Case
+from fullft_assets.assets.monitoring import _measure_live_quality
+from fullft_assets.cli.export import export
 from fullft_assets.component import FullFineTune
-from fullft_assets.monitoring import AtRelease, LiveMetadata, live
+from fullft_assets.errors import FullftError
+from fullft_assets.evaluation.intervals import bounded_interval
+from fullft_assets.monitoring import AtRelease, FarDocument, LiveMetadata, live
 from fullft_assets.monitoring.anytime import log_evidence_below, lower_bound, upper_bound
 from fullft_assets.monitoring.live import PredictedDocument
 from fullft_assets.monitoring.predictions import PREDICTIONS, write_predictions
@@ -59,6 +67,19 @@ class TestBounds:
         assert simulate(100, 1_000, 0.0, 2, candidates=5).rate <= 0.05
         found = simulate(100, 1_000, 0.1, 3)
         assert found.rate >= 0.95 and np.median(found.num_labels) < 500
+
+    def test_the_power_of_one_look_is_as_measured_and_as_the_asset_judges(self) -> None:
+        assert audit_power(300, 1_000, 0.0) <= 0.025
+        assert labels_needed(1_000, 0.1) == 470
+        assert audit_power(470, 1_000, 0.1) >= 0.8 > audit_power(460, 1_000, 0.1)
+        rng = np.random.default_rng(1)
+        at_release, audited = rng.binomial(1_000, 0.85, 400) / 1_000, rng.binomial(300, 0.75, 400)
+        lows = [bounded_interval(share, (share * (1 - share) / 1_000) ** 0.5, 999, 0.95, (0, 1)).low for share in at_release]
+        judged = [
+            live.judge(live.Counts(300, 300, int(right)), "c", 1, AtRelease(share, low), ERROR).drop > 0
+            for right, share, low in zip(audited, at_release, lows, strict=True)
+        ]
+        assert np.mean(judged) == pytest.approx(audit_power(300, 1_000, 0.1), abs=0.08)
 
 
 def document(
@@ -134,23 +155,48 @@ class Live:
     def point(self, asset: str, partition: str, made: Manifest) -> None:
         self.store.write_pointer(f"latest/{CASE}/{asset}/{partition}", {"ref": made.ref})
 
-    def see(self, file: str, rows: list[dict[str, Any]], *, predicted: dict[str, str]) -> None:
-        """Deliver a window of production and let the champion predict it."""
-        projects.write_rows(self.project.production / file, [{"id": row["id"], "text": row["text"]} for row in rows])
+    def see(
+        self, file: str, rows: list[dict[str, Any]], *, predicted: dict[str, str], fields: tuple[str, ...] = ("id", "text")
+    ) -> documents.Batch:
+        """Deliver a window of production, with these fields of its rows, and let the champion predict it."""
+        projects.write_rows(self.project.production / file, [{name: row[name] for name in fields} for row in rows])
         use_case = self.project.use_case()
         [window] = documents.look(self.store, use_case, "window", now=time.time() + 60).cut
         seen = documents.keep(self.store, use_case, window.name, "window")
         inputs = {"production_documents": seen.content_digest, "finetuned_checkpoint": self.checkpoint.content_digest}
         with self.store.create(CASE, "batch_predictions", window.name, version="1", seed=1) as draft:
-            about = [Predicted(file, number, row["id"], row["text"]) for number, row in enumerate(rows, start=1)]
-            write_predictions(draft.path / PREDICTIONS, about, [{"label": predicted[row["id"]]} for row in rows])
+            about = [Predicted(file, number, row["id"], row["text"]) for number, row in enumerate(rows, start=1) if row["text"]]
+            write_predictions(draft.path / PREDICTIONS, about, [{"label": predicted[row["id"]]} for row in rows if row["text"]])
             made = draft.commit(settings={}, inputs=inputs, metadata={})
         self.point("production_documents", window.name, seen)
         self.point("batch_predictions", window.name, made)
+        return window
+
+    def report_far(self, window: str, file: str, rows: list[int]) -> None:
+        """Let the drift report of a window name rows of its file as far from the training data."""
+        with self.store.create(CASE, "drift_report", window, version="1", seed=1) as draft:
+            monitoring.write_far(draft.path / monitoring.FAR, [FarDocument(source=file, row=row, distance=2.0, cluster=0) for row in rows])
+            seen = self.store.read_pointer(f"latest/{CASE}/production_documents/{window}") or {}
+            made = draft.commit(settings={}, inputs={}, metadata={**manifests.drift("alarm"), "documents": seen["ref"]})
+        self.point("drift_report", window, made)
+
+    def export(self, out: Path, **how: Any) -> int:
+        how = {"chosen": "jsonl", "most": 300, "num_windows": 3, "at_random": True, **how}
+        return export(self.project.use_case(), self.store, out, **how)
+
+    def count(self) -> LiveMetadata:
+        """Return what the asset would measure."""
+        champion = release.read_champion(self.store, CASE)
+        assert champion is not None
+        return LiveMetadata.of(_measure_live_quality(Case(self.project.use_case()), self.store, champion))
 
     def label(self, file: str, rows: list[dict[str, Any]]) -> Manifest:
         """Deliver labelled rows as a batch of their own."""
         self.project.deliver(file, rows)
+        return self.take_labels()
+
+    def take_labels(self) -> Manifest:
+        """Read what was delivered with labels."""
         use_case = self.project.use_case()
         [batch] = documents.look(self.store, use_case, now=time.time() + 60).cut
         labelled, _ = examples.validate(self.store, use_case, documents.keep(self.store, use_case, batch.name))
@@ -204,6 +250,112 @@ def test_labels_of_later_deliveries_score_the_champion_on_production(
         assert found.num_labelled - 96 in range(-6, 1), "of equal texts one counts"
         assert found.drop == pytest.approx(0.9 - found.num_right / found.num_labelled)
         assert seen.measure(instance)[0] == made, "the same again is found"
+
+
+class TestLabelAudit:
+    """A random sample of production is exported, labelled, delivered, and counts."""
+
+    @pytest.fixture
+    def seen(self, project: projects.Project) -> Live:
+        project.configure(monitoring={"path": "data/letters/production"})
+        seen = Live(project, Store(str(project.home / "store")))
+        rows = projects.licence_rows(130, skip=2_000)
+        seen.promote(snapshot_of(seen.store, seen.label("learned.jsonl", rows[:10])))
+        self.kinds = {row["id"]: row["kind"] for row in rows}
+        # Related documents follow each other; of each group the first one counts.
+        rows = [{**row, "expression": f"group {number // 2}"} for number, row in enumerate(rows)]
+        rows[15]["text"] = ""
+        self.first = {row["id"] for row in rows[10::2]}
+        for number in range(3):
+            part = rows[10 + 40 * number : 10 + 40 * (number + 1)]
+            window = seen.see(f"w{number}.jsonl", part, predicted=self.kinds, fields=("id", "text", "expression"))
+            seen.report_far(window.name, f"w{number}.jsonl", [1, 2, 3, 4])
+        self.far = {rows[10 + 40 * number + row]["id"] for number in range(3) for row in range(4)}
+        return seen
+
+    def test_what_is_far_counts_unless_it_was_exported_as_far_before(self, seen: Live, tmp_path: Path) -> None:
+        """A new domain is far: without it, the accuracy would be that of the rest of production."""
+        assert seen.export(tmp_path / "audit.jsonl") == 60
+        rows = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert {row["id"] for row in rows} == self.first
+        seen.label("labelled.jsonl", [{**row, "kind": self.kinds[row["id"]]} for row in rows])
+        assert seen.export(tmp_path / "far.jsonl", at_random=False) == 12
+        assert seen.count().num_labelled == 60
+
+    @pytest.mark.parametrize("chosen", ["jsonl", "csv", "label_studio", "ground_truth"])
+    def test_what_is_exported_at_random_comes_back_and_counts(self, seen: Live, tmp_path: Path, chosen: str) -> None:
+        seen.export(tmp_path / "far.jsonl", at_random=False)
+        rows = [json.loads(line) for line in (tmp_path / "far.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert {row["id"] for row in rows} == self.far
+        seen.label("far.jsonl", [{**row, "kind": "text"} for row in rows])
+        assert seen.count().num_labelled == 0
+        out = tmp_path / "audit"
+        assert seen.export(out, most=30, chosen=chosen) == 30
+        text = out.read_text(encoding="utf-8")
+        if chosen == "csv":
+            given: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text)))
+        elif chosen == "label_studio":
+            given = [task["data"] for task in json.loads(text)]
+        else:
+            given = [json.loads(line) for line in text.splitlines()]
+        assert (
+            set(given[0]) == {"id", "text", "expression", "window"}
+            if chosen != "ground_truth"
+            else {"source", "id", "expression", "window"}
+        )
+        labelled = [{**row, "text": row.get("text") or row["source"], "kind": self.kinds[row["id"]]} for row in given]
+        seen.label("labelled.jsonl", [{**row, "kind": "text" if number < 12 else row["kind"]} for number, row in enumerate(labelled)])
+        found = seen.count()
+        assert (found.num_documents, found.num_labelled) == (60, 30)
+        assert found.num_right == 18 + sum(row["kind"] == "text" for row in labelled[:12])
+
+    def test_it_is_drawn_by_the_seed_from_what_counts(self, seen: Live, tmp_path: Path) -> None:
+        def drawn(**how: Any) -> list[str]:
+            seen.export(tmp_path / "audit.jsonl", **how)
+            return [json.loads(line)["id"] for line in (tmp_path / "audit.jsonl").read_text(encoding="utf-8").splitlines()]
+
+        seen.export(tmp_path / "far.jsonl", at_random=False)
+        everything = drawn()
+        assert set(everything) == self.first - self.far and len(everything) == 54
+        assert drawn(most=10) == everything[:10] == drawn(most=10)
+        newest = set(drawn(num_windows=1))
+        assert len(newest) == 18 and newest < set(everything)
+        assert len(newest & set(everything[:18])) < 18, "windows are not drawn one after the other"
+        # What has a label is not asked for once more.
+        rows = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text(encoding="utf-8").splitlines()][:6]
+        seen.label("some.jsonl", [{**row, "kind": "text"} for row in rows])
+        assert set(drawn()) == set(everything) - {row["id"] for row in rows}
+        seen.project.configure(seed=99, monitoring={"path": "data/letters/production"})
+        assert set(other := drawn()) == set(drawn()) and other != [each for each in everything if each in other]
+
+    def test_without_what_it_needs_one_line_says_so(self, seen: Live, tmp_path: Path) -> None:
+        out = tmp_path / "audit.jsonl"
+        seen.see("w3.jsonl", [{"id": "x", "text": "A text without an id of its own."}], predicted={"x": "text"}, fields=("text",))
+        with pytest.raises(FullftError, match=r"no document of the last 1 windows .* or has no id by which its label would find it"):
+            seen.export(out, num_windows=1)
+        release.promote(seen.store, CASE, another_champion(seen))
+        with pytest.raises(FullftError, match="no document of the last 3 windows that the champion predicted can be labelled"):
+            seen.export(out)
+        with pytest.raises(FullftError, match="drawn for live_quality, and there is no champion yet"):
+            export(seen.project.use_case(), Store(str(tmp_path / "other")), out, chosen="jsonl", most=3, num_windows=3, at_random=True)
+        assert not out.exists()
+
+    def test_a_label_of_a_row_without_an_id_is_not_that_of_the_same_row_of_another_file_of_that_name(self, seen: Live) -> None:
+        rows = [{"id": "x", "text": "A text without an id of its own."}]
+        seen.see("same.jsonl", rows, predicted={"x": "text"}, fields=("text",))
+        before = seen.count()
+        seen.label("same.jsonl", [{"text": "Another text.", "kind": "notice", "expression": "x"}])
+        assert seen.count().num_labelled == before.num_labelled
+
+
+def another_champion(seen: Live) -> release.Champion:
+    """Return a champion that has predicted nothing yet."""
+    champion = release.read_champion(seen.store, CASE)
+    assert champion is not None
+    with seen.store.create(CASE, "finetuned_checkpoint", "k2", version="1", seed=1) as draft:
+        (draft.path / "other").write_text("weights")
+        made = draft.commit(settings={}, inputs={}, metadata=checkpoint_metadata())
+        return champion.model_copy(update={"checkpoint": made.ref})
 
 
 def snapshot_of(store: Store, learned: Manifest) -> Manifest:

@@ -115,7 +115,7 @@ def _measure_live_quality(case: Case, store: Store, champion: release.Champion) 
         predictions=latest_by_partition(store, case.name, "batch_predictions"),
         log=monitoring.log_key(case.settings),
         examples=usable,
-        chosen=_chosen_for_labelling(case, store),
+        chosen=monitoring.exported_as_far(store, case.name),
         # As much as the interval at release may be wrong on its lower side: both together are wrong as seldom as its two sides.
         error=(1 - case.settings.evaluation.confidence) / 2,
         seed=case.settings.seed,
@@ -132,10 +132,3 @@ def _seen(case: Case, store: Store, window: str, status: monitoring.Status) -> C
         if report is not None:
             statuses.append(monitoring.DriftMetadata.of(report).status)
     return monitoring.seen_check(statuses, most)
-
-
-def _chosen_for_labelling(case: Case, store: Store) -> dict[str, set[tuple[str, int]]]:
-    """Return file and row of the documents of each window that `fullft export` offers."""
-    reports = latest_by_partition(store, case.name, "drift_report")
-    files = {name: store.folder(made) / monitoring.FAR for name, made in reports.items() if monitoring.FAR in made.files}
-    return {name: {(each.source, each.row) for each in monitoring.read_far(path)} for name, path in files.items()}

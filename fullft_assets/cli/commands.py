@@ -93,7 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--max-new-tokens", type=_count, default=100, help="maximum number of tokens that a language model writes (default: 100)"
     )
-    exported = add("export", _export, "Write production documents that are far from the training data to a file, to be labelled.")
+    exported = add(
+        "export",
+        _export,
+        "Write production documents to a file, to be labelled: those far from the training data, or with --random a random sample.",
+    )
     exported.add_argument("out", type=Path, help="the file")
     exported.add_argument(
         "--format",
@@ -101,8 +105,9 @@ def _parser() -> argparse.ArgumentParser:
         default="jsonl",
         help="jsonl, label_studio (tasks to import), ground_truth (an input manifest) or csv (default: jsonl)",
     )
-    exported.add_argument("--documents", type=_count, default=200, help="maximum number of documents (default: 200)")
-    exported.add_argument("--windows", type=_count, default=3, help="newest windows that they are taken from in turn (default: 3)")
+    exported.add_argument("--documents", type=_count, default=300, help="maximum number of documents (default: 300)")
+    exported.add_argument("--windows", type=_count, default=3, help="newest windows that they are taken from (default: 3)")
+    exported.add_argument("--random", action="store_true", help="a random sample of documents without a label, for live_quality")
     back = add("rollback", _rollback, "Bring the previous champion back.")
     back.add_argument("--reason", required=True, help="kept with the champion's history")
     clean = add(
@@ -291,7 +296,9 @@ def _export(parsed: argparse.Namespace) -> int:
 
     use_case = _load(parsed)
     store = _store(use_case)
-    count = export(use_case, store, parsed.out, chosen=parsed.format, most=parsed.documents, num_windows=parsed.windows)
+    count = export(
+        use_case, store, parsed.out, chosen=parsed.format, most=parsed.documents, num_windows=parsed.windows, at_random=parsed.random
+    )
     print(f"{count:,} documents of {use_case.name} in {parsed.out}")
     return 0
 

@@ -1,4 +1,4 @@
-"""What `fullft export` writes: production documents far from the training data, for those who label."""
+"""What `fullft export` writes for those who label: production documents far from the training data, or a random sample of production."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fullft_assets import release
 from fullft_assets.errors import FullftError
-from fullft_assets.monitoring import FAR, DriftMetadata, FarDocument, read_far
-from fullft_assets.resources import latest
+from fullft_assets.monitoring import FAR, DriftMetadata, exported_as_far, live, log_key, read_far, remember_exported
+from fullft_assets.resources import latest, latest_by_partition
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
+from fullft_assets.store.hashing import unit_hash
+from fullft_assets.task import task_of
 
-#: Columns that each format has; the rest says why a document was chosen.
+#: Columns that each format has; the rest says why a document was chosen, of those that are far.
 _COLUMNS = ("id", "text", "group", "window", "distance", "cluster")
 
 
-def export(use_case: UseCase, store: Store, out: Path, *, chosen: str, most: int, num_windows: int) -> int:
+def export(use_case: UseCase, store: Store, out: Path, *, chosen: str, most: int, num_windows: int, at_random: bool = False) -> int:
     """Write documents of the newest windows, those to label first in front, and return how many.
 
     The texts are read from the windows as they are now: what was erased is not among them.
@@ -28,11 +31,51 @@ def export(use_case: UseCase, store: Store, out: Path, *, chosen: str, most: int
         out: the file.
         chosen: format: jsonl, label_studio, ground_truth or csv.
         most: documents.
-        num_windows: windows, the newest ones, that they are taken from in turn.
+        num_windows: windows, the newest ones, that they are taken from.
+        at_random: a random sample of the documents that count for live quality. Default: those far from the training data, of each window in
+            turn.
 
     Raises:
         FullftError: no window has such documents.
     """
+    rows = _drawn(use_case, store, most, num_windows) if at_random else _far(use_case, store, most, num_windows)
+    for window in {row["window"] for row in rows}:
+        places = [(row["source"], row["row"]) for row in rows if row["window"] == window]
+        remember_exported(store, use_case.name, window, places, "at_random" if at_random else "far")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(_rendered(rows, use_case, chosen), encoding="utf-8", newline="")
+    return len(rows)
+
+
+def _drawn(use_case: UseCase, store: Store, most: int, num_windows: int) -> list[dict[str, Any]]:
+    """Return a random sample of what would count for live quality if it had a label, in random order, so that any first part is one, too."""
+    name, settings = use_case.name, use_case.settings
+    champion = release.read_champion(store, name)
+    if champion is None or not task_of(settings.examples).detects_drift:
+        why = "there is no champion yet" if champion is None else "it is measured for classification alone"
+        raise FullftError(f"{name}: a random sample is drawn for live_quality, and {why}")
+    windows = latest_by_partition(store, name, "production_documents")
+    predictions = latest_by_partition(store, name, "batch_predictions")
+    predicted = live.predicted_by(store.load(champion.checkpoint), windows, predictions, log_key(settings))
+    newest = list(predicted)[-num_windows:]
+    far = exported_as_far(store, name)
+    labels = live.labels_by_id(store, latest_by_partition(store, name, "labeled_examples"))
+    found = [
+        document
+        for document in live.first_of_each(live.predicted_documents(store, name, windows, predicted, far))
+        if document.window in newest and not document.is_chosen and document.label is None and document.id and document.id not in labels
+    ]
+    if not found:
+        raise FullftError(
+            f"{name}: no document of the last {num_windows} windows that the champion predicted can be labelled for live_quality: each has a label, "
+            "was exported as one far from the training data, or has no id by which its label would find it (documents.id)"
+        )
+    drawn = sorted(found, key=lambda document: unit_hash(settings.seed, "label_audit", document.key.hex()))[:most]
+    texts = {window: _documents(store, windows[window]) for window in newest}
+    return [{**texts[document.window][document.place], "window": document.window} for document in drawn]
+
+
+def _far(use_case: UseCase, store: Store, most: int, num_windows: int) -> list[dict[str, Any]]:
     name = use_case.name
     names = sorted(store.list_pointers(f"latest/{name}/drift_report"))[-num_windows:]
     reports = {window: report for window in names if (report := latest(store, name, "drift_report", window)) and FAR in report.files}
@@ -46,27 +89,30 @@ def export(use_case: UseCase, store: Store, out: Path, *, chosen: str, most: int
         raise FullftError(
             f"{name}: no document of the last {num_windows} windows is far from the training data; a drift_report names such documents"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(_rendered(rows, use_case, chosen), encoding="utf-8", newline="")
-    return len(rows)
+    return rows
 
 
 def _rows(store: Store, window: str, report: Manifest) -> Iterator[dict[str, Any]]:
     """Yield the documents of a window in the report's order."""
-    import pyarrow.parquet as pq
-
-    folder = store.folder(store.load(DriftMetadata.of(report).documents))
-    table = pq.read_table(folder / "documents.parquet", columns=["source", "row", "id", "text", "group"]).to_pylist()
-    documents = {(row["source"], row["row"]): row for row in table}
+    documents = _documents(store, store.load(DriftMetadata.of(report).documents))
     for far in read_far(store.folder(report) / FAR):
         row = documents.get((far.source, far.row))
         if row is not None:
-            yield {**_about(row, far), "window": window}
+            yield {
+                **row,
+                "id": row["id"] or f"{far.source}:{far.row}",
+                "window": window,
+                "distance": round(far.distance, 4),
+                "cluster": far.cluster,
+            }
 
 
-def _about(row: dict[str, Any], far: FarDocument) -> dict[str, Any]:
-    identifier = row["id"] or f"{far.source}:{far.row}"
-    return {"id": identifier, "text": row["text"], "group": row["group"], "distance": round(far.distance, 4), "cluster": far.cluster}
+def _documents(store: Store, window: Manifest) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return the rows of a window by file and row."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(store.folder(window) / "documents.parquet", columns=["source", "row", "id", "text", "group"])
+    return {(row["source"], row["row"]): row for row in table.to_pylist()}
 
 
 def _in_turn(lists: list[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
@@ -82,7 +128,8 @@ def _rendered(rows: list[dict[str, Any]], use_case: UseCase, chosen: str) -> str
         "text": settings.documents.text or ("source" if chosen == "ground_truth" else "text"),
         "group": settings.examples.group or "group",
     }
-    named = [{names.get(column, column): row[column] for column in _COLUMNS if row[column] is not None} for row in rows]
+    columns = [column for column in _COLUMNS if column in rows[0]]
+    named = [{names.get(column, column): row[column] for column in columns if row[column] is not None} for row in rows]
     if chosen == "label_studio":
         return json.dumps([{"data": row} for row in named], ensure_ascii=False, indent=1) + "\n"
     if chosen == "ground_truth":  # a job's output has all fields of its input
@@ -92,7 +139,7 @@ def _rendered(rows: list[dict[str, Any]], use_case: UseCase, chosen: str) -> str
     if chosen == "jsonl":
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in named)
     table = io.StringIO()
-    writer = csv.DictWriter(table, [names.get(column, column) for column in _COLUMNS])
+    writer = csv.DictWriter(table, [names.get(column, column) for column in columns])
     writer.writeheader()
     writer.writerows(named)
     return table.getvalue()

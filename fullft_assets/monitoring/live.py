@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from fullft_assets.monitoring.anytime import lower_bound, upper_bound
+from fullft_assets.monitoring.exported import place_digest
 from fullft_assets.monitoring.logged import read_labels
 from fullft_assets.monitoring.predictions import PREDICTIONS
 from fullft_assets.monitoring.redelivery import own_ids
@@ -19,7 +20,7 @@ from fullft_assets.store.checks import CheckSpec
 from fullft_assets.store.metadata import Metadata
 
 #: Raise this when the counts or their metadata change.
-LIVE_VERSION = "3"
+LIVE_VERSION = "4"
 LIVE_CHECK = CheckSpec("live_accuracy_holds", "Accuracy on production documents that got a label is not below that at release.")
 #: The metric of single documents: any order and number of labels measures it.
 METRIC = "accuracy"
@@ -82,7 +83,7 @@ def measure(
     predictions: Mapping[str, Manifest],
     log: Mapping[str, Any] | None,
     examples: Mapping[str, Manifest],
-    chosen: Mapping[str, Collection[tuple[str, int]]],
+    chosen: Mapping[str, Collection[str]],
     error: float,
     seed: int,
 ) -> Manifest:
@@ -95,31 +96,14 @@ def measure(
         predictions: `batch_predictions` by window.
         log: see `log_key`; predictions from another source do not count.
         examples: `labeled_examples` by batch, of the batches that the champion has not learned from.
-        chosen: by window, file and row of the documents that were chosen for labelling because they are far from the training data: their
-            accuracy is not that of production.
+        chosen: by window, digests of the documents that were exported for labelling because they are far from the training data
+            (`exported_as_far`): their accuracy is not that of production.
         error: of each of the two bounds.
     """
-    predicted = {
-        name: made
-        for name, made in sorted(predictions.items())
-        if name in windows
-        and made.settings.get("log") == log
-        and made.inputs["finetuned_checkpoint"] in (champion.content_digest, *champion.replaces)
-        and made.inputs["production_documents"] in (windows[name].content_digest, *windows[name].replaces)
-    }
+    predicted = predicted_by(champion, windows, predictions, log)
 
     def write(_: Draft) -> Outcome:
-        labels, last = labels_by_id(store, examples), _last_windows(store, {name: windows[name] for name in predicted})
-        counts = count(
-            labels,
-            (
-                document
-                for name, made in predicted.items()
-                for document in _documents(store, name, windows[name], made, chosen.get(name, ()))
-                # What was delivered again, as it is now: what was repaired is not what was damaged.
-                if document.id is None or last.get(document.id, name) == name
-            ),
-        )
+        counts = count(labels_by_id(store, examples), predicted_documents(store, case, windows, predicted, chosen))
         metadata = judge(counts, champion.ref, len(predicted), release, error)
         return metadata.as_dict(), [check(metadata)]
 
@@ -130,22 +114,66 @@ def measure(
     return store.ensure(case, "live_quality", write, version=LIVE_VERSION, settings=settings, inputs=inputs, seed=seed)
 
 
+def predicted_by(
+    champion: Manifest, windows: Mapping[str, Manifest], predictions: Mapping[str, Manifest], log: Mapping[str, Any] | None
+) -> dict[str, Manifest]:
+    """Return those `batch_predictions` that are a champion's own, by window in the order of arrival; for the arguments see `measure`."""
+    return {
+        name: made
+        for name, made in sorted(predictions.items())
+        if name in windows
+        and made.settings.get("log") == log
+        and made.inputs["finetuned_checkpoint"] in (champion.content_digest, *champion.replaces)
+        and made.inputs["production_documents"] in (windows[name].content_digest, *windows[name].replaces)
+    }
+
+
 class PredictedDocument(NamedTuple):
     """A production document with its prediction.
 
     Attributes:
         key: of its group, or of its text; of related documents the first one counts, labelled or not: which one it is must not depend on
             the labels.
+        id: None where it has none of its own. One that is made up of file and row would be that of another document, too, where a feed uses a
+            file's name again, or labelled documents come in files of that name.
         label: as it was delivered with the document, or None.
-        is_chosen: it was chosen for labelling, not by chance.
+        is_chosen: it was exported for labelling because it is far from the training data.
+        window, place: its window, with file and row there.
     """
 
-    window: str
     key: bytes
     id: str | None
     predicted: str
     label: str | None
-    is_chosen: bool
+    is_chosen: bool = False
+    window: str = ""
+    place: tuple[str, int] = ("", 0)
+
+
+def predicted_documents(
+    store: Store, case: str, windows: Mapping[str, Manifest], predicted: Mapping[str, Manifest], chosen: Mapping[str, Collection[str]]
+) -> Iterator[PredictedDocument]:
+    """Yield the documents with a prediction, oldest first; what was delivered again as it is now: what was repaired is not what was damaged.
+
+    Args:
+        predicted: as of `predicted_by`.
+        windows, chosen: see `measure`.
+    """
+    last = _last_windows(store, {name: windows[name] for name in predicted})
+    for name, made in predicted.items():
+        far = chosen.get(name, ())
+        for document in _documents(store, name, windows[name], made):
+            if document.id is None or last.get(document.id, name) == name:
+                yield document._replace(is_chosen=bool(far) and place_digest(case, document.place) in far)
+
+
+def first_of_each(documents: Iterable[PredictedDocument]) -> Iterator[PredictedDocument]:
+    """Yield the first of related documents."""
+    seen: set[bytes] = set()
+    for document in documents:
+        if document.key not in seen:
+            seen.add(document.key)
+            yield document
 
 
 def count(labels: Mapping[str, str | None], documents: Iterator[PredictedDocument]) -> Counts:
@@ -159,22 +187,18 @@ def count(labels: Mapping[str, str | None], documents: Iterator[PredictedDocumen
     num_labelled = num_right = 0
     by_window: dict[str, tuple[int, int]] = {}
     for window, of_window in itertools.groupby(documents, key=lambda document: document.window):
-        here: set[bytes] = set()
+        first = list(first_of_each(of_window))
         labelled = right = 0
-        for document in of_window:
-            if document.key in here:
-                continue
-            here.add(document.key)
+        for document in first:
             known = document.id is not None and document.id in labels
             label = labels[document.id] if known and document.id is not None else document.label
-            counts, is_right = label is not None and not document.is_chosen, label == document.predicted
-            labelled, right = labelled + counts, right + (counts and is_right)
-            if document.key not in seen:
-                num_labelled, num_right = num_labelled + counts, num_right + (counts and is_right)
-        seen |= here
+            if label is not None and not document.is_chosen:
+                labelled, right = labelled + 1, right + (label == document.predicted)
+                if document.key not in seen:
+                    num_labelled, num_right = num_labelled + 1, num_right + (label == document.predicted)
+        seen.update(document.key for document in first)
         by_window[window] = (labelled, right)
-    newest = dict(list(by_window.items())[-_NUM_WINDOWS:])
-    return Counts(len(seen), num_labelled, num_right, newest)
+    return Counts(len(seen), num_labelled, num_right, dict(list(by_window.items())[-_NUM_WINDOWS:]))
 
 
 def labels_by_id(store: Store, examples: Mapping[str, Manifest]) -> dict[str, str | None]:
@@ -234,15 +258,13 @@ def _last_windows(store: Store, windows: Mapping[str, Manifest]) -> dict[str, st
     return found
 
 
-def _documents(
-    store: Store, name: str, window: Manifest, predictions: Manifest, chosen: Collection[tuple[str, int]]
-) -> Iterator[PredictedDocument]:
+def _documents(store: Store, name: str, window: Manifest, predictions: Manifest) -> Iterator[PredictedDocument]:
     import pyarrow.parquet as pq
 
     table = pq.read_table(store.folder(window) / "documents.parquet", columns=["source", "row", "id", "text", "label", "group"])
     predicted = read_labels(store.folder(predictions) / PREDICTIONS)
-    for row in table.to_pylist():
+    for row, own_id in zip(table.to_pylist(), own_ids(table), strict=True):
         if (place := (row["source"], row["row"])) in predicted:
             named = f"group {row['group']}" if row["group"] else f"text {' '.join(row['text'].split()).casefold()}"
             key = hashlib.blake2b(named.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-            yield PredictedDocument(name, key, row["id"], predicted[place], row["label"], place in chosen)
+            yield PredictedDocument(key, own_id, predicted[place], row["label"], window=name, place=place)
