@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks import table
 from benchmarks.check import measure_check
 from benchmarks.demo import LICENCES, REPOSITORY, Demo, measure_demo, measure_second_run
+from benchmarks.drift_report import measure_drift_report
 from benchmarks.forgetting import measure_forgetting
 from benchmarks.llama_factory import find_python, measure_llama_factory
 from benchmarks.low_memory import measure_activations, measure_low_memory, measure_sharing
@@ -41,6 +42,7 @@ NAMES = (
     "packed_training_llamafactory",
     "low_memory",
     "forgetting",
+    "drift_report",
     "tick",
 )
 #: Minutes and gigabytes: run only when asked for.
@@ -92,6 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
                 measure_sharing(Path(scratch) / "sharing"),
             ],
             "forgetting": lambda: measure_forgetting(demo.logs),
+            "drift_report": lambda: measure_drift_report(Path(scratch) / "drift_report", demo.logs),
             "tick": lambda: measure_tick(Path(scratch) / "tick", demo.logs),
         }
         rows = []
