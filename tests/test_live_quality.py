@@ -85,7 +85,7 @@ class TestBounds:
 def document(
     key: str, predicted: str = "a", *, id: str | None = None, label: str | None = None, is_chosen: bool = False, window: str = "w1"
 ) -> PredictedDocument:
-    return PredictedDocument(window, key.encode(), id, predicted, label, is_chosen)
+    return PredictedDocument(key.encode(), id, predicted, label, is_chosen, window)
 
 
 class TestCounts:
