@@ -628,14 +628,23 @@ class TestRetrainingSensor:
 
     def test_drift_without_labels_asks_once_and_with_labels_since_then_launches(self, bench):
         bench.train()
-        bench.deliver("before.jsonl", skip=400, rows=60)
-        for name in ("w1", "w2"):
-            bench.window(name, "confirmed")
+        bench.champion("c")
+        bench.deliver("before.jsonl", skip=400, rows=30)
+        for name in ("w0", "w1", "w2"):
+            bench.window(name, "ok" if name == "w0" else "confirmed")
         bench.count()
         assert bench.tick("retraining").skip_message.startswith("request_labels: drift is confirmed since the window of ")
         assert "labels were asked for on" in bench.tick("retraining").skip_message
-        bench.deliver("after.jsonl", skip=500, rows=80)
-        assert bench.tick("retraining").job_name == "letters_snapshot"
+        bench.deliver("after.jsonl", skip=500, rows=60)
+        said = "but 60 labelled examples do not show that the champion is worse, and fewer than 150 are no reason then"
+        assert said in bench.tick("retraining").skip_message
+        live = {"num_windows": 3, "num_documents": 900, "num_labelled": 160, "num_right": 110, "accuracy": 0.7, "accuracy_low": 0.6}
+        live |= {"accuracy_high": 0.8, "release_accuracy": 0.75, "release_accuracy_low": 0.7, "drop": 0.0}
+        # First it is wrong in the window before the drift, then in those since it began.
+        for key, windows in (("k1", {"w0": [80, 40], "w1": [40, 35]}), ("k2", {"w0": [80, 75], "w1": [40, 20], "w2": [40, 20]})):
+            bench.point("live_quality", bench.artifact("live_quality", key, checkpoint="c", **live, by_window=windows))
+            asked = bench.tick("retraining")
+            assert said in asked.skip_message if key == "k1" else asked.job_name == "letters_snapshot"
         bench.count()
         assert bench.tick("retraining").job_name == "letters_model"
 
