@@ -505,13 +505,21 @@ class TestPeople:
         over = decide(state, _signals(), SETTINGS)
         assert raised_after(state, _signals(), over) == {}
 
+    def test_labels_are_asked_for_once_whatever_shows_the_change(self) -> None:
+        drifted, lower = _windows("confirmed", "confirmed"), {"score_drop": 0.1}
+        asked = _decide(**drifted)
+        assert asked.incidents == ["labels"] and "drift is confirmed" in asked.reasons[0]
+        state = RUNNING.model_copy(update={"raised": raised_after(RUNNING, _signals(**drifted), asked)})
+        for shown in ({**drifted, **lower}, lower, drifted):
+            assert _decide(state, **shown).action == "wait"
+
     def test_what_is_dated_in_the_future_counts_for_no_wait_and_is_noted(self) -> None:
         ahead = _after(-400, num_examples=ROWS)
         decision = _decide(ahead, new=1_200)
         assert decision.action == "retrain" and "1 attempt(s) dated in the future" in decision.notes[0]
         # But its rows are not trained on twice.
         assert _decide(_after(-400, num_examples=ROWS + 1_200), new=1_200).action == "wait"
-        asked = RUNNING.model_copy(update={"raised": {"labels for score": NOW + 400 * DAY_SECONDS}})
+        asked = RUNNING.model_copy(update={"raised": {"labels": NOW + 400 * DAY_SECONDS}})
         assert _decide(asked, score_drop=0.1).action == "request_labels"
 
     def test_training_dated_in_the_future_hides_no_drift_and_no_silence(self) -> None:

@@ -50,9 +50,9 @@ def find_incidents(
     if any(rule.action == "retrain" for rule in rules):
         yield from _budget(state, signals, settings, obstacles)
     yield from _without_verdict(state, signals, settings)
-    for rule in rules:
-        if rule.action == "request_labels":
-            yield Incident(f"labels for {rule.name}", "request_labels", rule.reason)
+    # A drift and the lower score that follows from it are one reason to label.
+    if requests := [rule.reason for rule in rules if rule.action == "request_labels"]:
+        yield Incident("labels", "request_labels", "; ".join(requests))
 
 
 def _in_vain(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[Incident]:
