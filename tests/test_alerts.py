@@ -687,16 +687,16 @@ class TestSensor:
     def test_a_lower_accuracy_on_production_is_sent_once_however_its_size_changes(
         self, case: Case, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        self.decide_on_two_drops(case, instance, "live_drop")
+        self.decide_on_two_drops(case, instance, "live_drop", num_drop_errors=0.0)
         (body,) = hook.bodies
         title = "the champion's accuracy is 0.100 lower on labelled production documents than at release"
         assert (body["event"], body["title"]) == ("quality_drop", title)
 
-    def decide_on_two_drops(self, case: Case, instance: dg.DagsterInstance, signal: str) -> None:
+    def decide_on_two_drops(self, case: Case, instance: dg.DagsterInstance, signal: str, *, num_drop_errors: float) -> None:
         """Record two decisions whose signal differs in size, with a tick after each."""
         store, now = open_store(case.use_case, instance), time.time()
         for age, drop in ((120, 0.1), (60, 0.11)):
-            drops: dict[str, Any] = {signal: drop}
+            drops: dict[str, Any] = {signal: drop, "num_drop_errors": num_drop_errors}
             signals = Signals(now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0, **drops)
             entry = RecordedDecision(
                 case=case.name, time=now - age, signals=signals, decision=Decision(action="wait", reasons=["labels"], evidence="")
@@ -705,9 +705,13 @@ class TestSensor:
             self.tick(case, instance)
 
     def test_a_lower_score_is_sent_once_however_its_size_changes(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
-        self.decide_on_two_drops(case, instance, "score_drop")
+        self.decide_on_two_drops(case, instance, "score_drop", num_drop_errors=2.5)
         (body,) = hook.bodies
         assert (body["event"], body["title"]) == ("quality_drop", "the champion's score fell by 0.100 on newer rows")
+
+    def test_a_lower_score_that_may_be_chance_is_not_sent(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
+        self.decide_on_two_drops(case, instance, "score_drop", num_drop_errors=2.4)
+        assert not hook.bodies
 
     def test_a_month_s_budget_is_sent_once_when_near_and_once_when_reached(
         self, case: Case, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch

@@ -29,7 +29,7 @@ from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.monitoring import DriftMetadata
 from fullft_assets.resources import latest, made_by_run, one_line_errors
 from fullft_assets.retraining import RecordedDecision, Signals, State
-from fullft_assets.retraining.history import num_transient
+from fullft_assets.retraining.history import is_lower_on_tests, num_transient
 from fullft_assets.store import Store
 
 #: How far the first tick looks back: what is older is not worth an alert.
@@ -272,14 +272,14 @@ def of_decisions(
             yield Alert("decision_needed", case.name, f"decision_needed/{name}", title, action, url, entry.time)
     if not entries:
         return
-    signals, limit = entries[-1][1].signals, case.settings.retraining.max_score_drop
+    signals, settings = entries[-1][1].signals, case.settings.retraining
     # The size of a drop changes with each label and each evaluation: one alert for each champion.
     since = f"{champion.promoted_at:.0f}" if (champion := release.read_champion(store, case.name)) else "none"
-    if signals.live_drop >= limit:
+    if signals.live_drop >= settings.max_score_drop:
         title = f"the champion's accuracy is {signals.live_drop:.3f} lower on labelled production documents than at release"
         key, url = f"quality_drop/live/{since}", _asset_page(case, "live_quality")
         yield Alert("quality_drop", case.name, key, title, "look at live_quality; roll back or retrain", url, now)
-    if signals.score_drop is not None and signals.score_drop >= limit:
+    if is_lower_on_tests(signals, settings):
         title = f"the champion's score fell by {signals.score_drop:.3f} on newer rows"
         key, url = f"quality_drop/score/{since}", _asset_page(case, "evaluation_report")
         yield Alert("quality_drop", case.name, key, title, "look at the newest evaluation report; roll back or retrain", url, now)

@@ -103,9 +103,13 @@ def score_fell(signals: Signals, settings: RetrainingSettings) -> bool:
     return _is_lower(signals, settings) or max(signals.num_drop_errors, signals.num_live_errors) >= _BELIEVED
 
 
+def is_lower_on_tests(signals: Signals, settings: RetrainingSettings) -> bool:
+    """Return whether the champion certainly scores lower on the test rows that are new since its release."""
+    return signals.num_drop_errors >= CERTAIN and (signals.score_drop or 0.0) >= settings.max_score_drop
+
+
 def _is_lower(signals: Signals, settings: RetrainingSettings) -> bool:
-    is_certain = signals.num_drop_errors >= CERTAIN
-    return signals.live_drop >= settings.max_score_drop or (is_certain and (signals.score_drop or 0.0) >= settings.max_score_drop)
+    return signals.live_drop >= settings.max_score_drop or is_lower_on_tests(signals, settings)
 
 
 class LearnedDrift(NamedTuple):
