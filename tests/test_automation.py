@@ -38,13 +38,14 @@ from fullft_assets.automation.runs import IN_FLIGHT, SCORE_FELL_TAG, typical_hou
 from fullft_assets.chunks import ingestion
 from fullft_assets.component import FullFineTune
 from fullft_assets.evaluation import CHAMPION
-from fullft_assets.monitoring import Status
+from fullft_assets.monitoring import LiveMetadata, Status
 from fullft_assets.resources import latest, latest_by_partition
 from fullft_assets.store import Manifest, Store
 from tests import manifests
 from tests import project as projects
 from tests.checkpoint_metadata import checkpoint_metadata
 from tests.prepared import Prepared, prepare, write_tiny_model
+from tests.test_live_quality import Live, snapshot_of
 
 SECONDS = 150.0
 
@@ -969,16 +970,76 @@ class TestRetrainingSensor:
         assert (dg.DagsterRunStatus.STARTED in seen) == (part == "run")
 
 
+def test_a_restored_older_copy_of_dagsters_storage_loses_and_doubles_nothing(bench, tmp_path):
+    """$DAGSTER_HOME goes back to yesterday's copy while the store is today's."""
+    home = bench.prepared.project.home
+    bench.train()
+    for sensor in ("new_documents", "retraining"):
+        bench.tick(sensor)
+    parts = [path.name for path in home.iterdir() if path.is_dir() and path.name != "store"]
+    for part in parts:
+        shutil.copytree(home / part, tmp_path / "yesterday" / part)
+    bench.prepared.project.deliver("more.jsonl", projects.licence_rows(300, skip=500))
+    (ingest,) = bench.tick("new_documents").run_requests
+    bench.ingest()
+    bench.instance.add_dynamic_partitions("letters/batch", [str(ingest.partition_key)])
+    bench.count()
+    request = bench.tick("retraining")
+    assert isinstance(request, dg.RunRequest) and request.job_name == "letters_model"
+
+    def tick_restored(sensor: str) -> Any:
+        """Tick on yesterday's copy; what that leaves is of no later tick."""
+        for part in parts:
+            shutil.rmtree(home / part)
+            shutil.copytree(tmp_path / "yesterday" / part, home / part)
+        with dg.DagsterInstance.from_config(str(home)) as restored:
+            found = Bench(bench.prepared, restored).tick(sensor)
+            known = restored.get_dynamic_partitions("letters/batch")
+        return found, known
+
+    # What was launched since, and has left nothing in the store, is asked for again.
+    again, _ = tick_restored("retraining")
+    assert (again.job_name, again.run_key) == (request.job_name, request.run_key)
+    # What is ingested stays so, and its partition comes back.
+    found, known = tick_restored("new_documents")
+    assert isinstance(found, dg.SkipReason) and ingest.partition_key in known
+    # What has its checkpoint in the store is not.
+    snapshot = latest(bench.store, "letters", "training_snapshot")
+    made = checkpoint_metadata(snapshot=snapshot.ref, training_seconds=60.0)
+    bench.point("finetuned_checkpoint", bench.artifact("finetuned_checkpoint", "after the copy", **made))
+    found, _ = tick_restored("retraining")
+    assert isinstance(found, dg.SkipReason) and found.skip_message.startswith("wait: ")
+
+
 def test_automation_is_turned_on_by_the_yaml(template: Prepared, tmp_path: Path) -> None:
     shutil.copytree(template.project.root, tmp_path, dirs_exist_ok=True)
     project = projects.Project(tmp_path, template.project.name)
-    project.configure(base_model="model", automation={"enabled": True, "timezone": "Europe/Berlin"})
-    case = Case(project.use_case())
-    assert {sensor.default_status for sensor in automation.build_sensors(case)} == {dg.DefaultSensorStatus.RUNNING}
-    schedules = automation.build_schedules(case)
-    assert {(schedule.default_status, schedule.execution_timezone) for schedule in schedules} == {
-        (dg.DefaultScheduleStatus.RUNNING, "Europe/Berlin")
-    }
+    on = {"enabled": True, "timezone": "Europe/Berlin"}
+    everything = {"base_model": "model", "monitoring": {"path": "data/letters/production"}, "retention": {"schedule": "0 5 * * 6"}}
+
+    def triggers(**sections: Any) -> tuple[dict[str, Any], dict[str, Any], set[str]]:
+        """Return the status of each sensor and schedule by name, and the time zones of the schedules."""
+        project.configure(**sections)
+        found = FullFineTune(project.use_case()).build_defs()
+        sensors, schedules = list(found.sensors or ()), list(found.schedules or ())
+        assert all(isinstance(each, dg.SensorDefinition) for each in sensors)
+        assert all(isinstance(each, dg.ScheduleDefinition) for each in schedules)
+        return (
+            {each.name.removeprefix("letters_"): each.default_status.value for each in sensors},
+            {each.name.removeprefix("letters_"): each.default_status.value for each in schedules},
+            {str(each.execution_timezone) for each in schedules},
+        )
+
+    sensors = {"new_documents", "new_production_documents", "live_quality_when_due", "retraining"}
+    schedules = {"retraining_schedule", "evaluation_schedule", "clean_schedule"}
+    of_sensors, of_schedules, zones = triggers(**everything, automation=on)
+    assert of_sensors == dict.fromkeys(sensors, "RUNNING")
+    assert of_schedules == dict.fromkeys(schedules, "RUNNING") and zones == {"Europe/Berlin"}
+    of_sensors, of_schedules, _ = triggers(**everything)
+    assert of_sensors == dict.fromkeys(sensors, "STOPPED") and of_schedules == dict.fromkeys(schedules, "STOPPED")
+    of_sensors, of_schedules, _ = triggers(base_model="model", automation=on)
+    assert of_sensors == dict.fromkeys({"new_documents", "retraining"}, "RUNNING")
+    assert of_schedules == dict.fromkeys({"retraining_schedule", "evaluation_schedule"}, "RUNNING")
 
 
 class Daemon:
@@ -1101,6 +1162,43 @@ def test_daemon_retrains_once_on_enough_new_data(daemon: Daemon) -> None:
             daemon.wait_for(lambda: len(ticks(instance, "letters_retraining")) >= seen + 2, "sensor ticks on")
             daemon.wait_for(lambda: [t for t in ticks(instance, "letters_retraining_schedule") if t.skip_reason], "schedule ticks")
             assert [found.run_id for found in runs(instance, "letters_model")] == [run.run_id]
+    finally:
+        daemon.stop()
+
+
+@pytest.mark.slow
+def test_daemon_measures_live_quality_once_when_labels_come(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "model")
+    project = projects.create(tmp_path, rows=20)
+    seen = Live(project, Store(str(project.home / "store")))
+    project.configure(base_model="model", documents={"poll_seconds": 2}, monitoring={"path": "data/letters/production"})
+    rows = projects.licence_rows(60, skip=2_000)
+    seen.promote(snapshot_of(seen.store, seen.take_labels()))
+    for batch in documents.list_batches(seen.store, "letters"):
+        ingestion.mark_done(seen.store, project.use_case(), batch.name)
+    seen.see("w0.jsonl", rows, predicted={row["id"]: row["kind"] for row in rows})
+    daemon = Daemon(project)
+
+    def measured(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
+        asset = dg.AssetKey(["letters", "live_quality"])
+        return [run for run in instance.get_runs() if asset in (run.asset_selection or ())]
+
+    try:
+        with dg.DagsterInstance.from_config(str(project.home)) as instance:
+            for sensor in ("letters_new_documents", "letters_live_quality_when_due"):
+                daemon.turn_on("sensor", sensor)
+            daemon.wait_for(lambda: len(ticks(instance, "letters_live_quality_when_due")) >= 1, "the sensor ticks")
+            for number, part in enumerate((rows[:10], rows[10:30]), start=1):
+                project.deliver(f"labels-{number}.jsonl", part)
+                daemon.wait_for(lambda number=number: len(measured(instance)) == number, f"labels {number} are measured")
+                (run, *_) = measured(instance)
+                daemon.wait_for(lambda run=run: instance.get_run_by_id(run.run_id).is_finished, "the run ends")
+                assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.SUCCESS
+                found = LiveMetadata.of(seen.store.load(seen.store.read_pointer("latest/letters/live_quality/all")["ref"]))
+                assert found.num_labelled == found.num_right >= (10, 30)[number - 1] - 2, "of related documents one counts"
+            count = len(ticks(instance, "letters_live_quality_when_due"))
+            daemon.wait_for(lambda: len(ticks(instance, "letters_live_quality_when_due")) >= count + 2, "the sensor ticks on", 200.0)
+            assert len(measured(instance)) == 2
     finally:
         daemon.stop()
 

@@ -202,6 +202,17 @@ def test_the_second_run_finds_the_work_and_the_recorded_decision(first):
             assert len({event.tags["dagster/data_version"] for event in made}) == 1, asset
 
 
+def test_a_restored_dagster_of_before_the_runs_finds_what_they_made(finished, tmp_path):
+    """$DAGSTER_HOME goes back to a copy that knows none of the runs, and the store is today's."""
+    shutil.copytree(finished.root, tmp_path / "copy", ignore=shutil.ignore_patterns("history", "schedules", "storage", "run.log"))
+    copy = Project(tmp_path / "copy", CASE)
+    before = attempts(copy)
+    done = copy.fullft("run", CASE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert attempts(copy) == before, "nothing is trained anew"
+    assert "letters_new_documents: nothing new" in done.stdout
+
+
 def test_promotion_a_worse_candidate_another_one_and_rollback(graph):
     """The decisions of a champion's life, each recorded by the gates of the YAML at that time."""
     lenient = {"min_gain_over_baselines": -1, "min_gain_over_champion": -1}

@@ -393,4 +393,8 @@ def test_what_came_for_it_is_measured_at_once(project: projects.Project) -> None
         assert not is_due(), "it was asked for"
         assert not is_due(dg.AssetMaterialization(live_quality))
         assert is_due(dg.AssetMaterialization(dg.AssetKey([CASE, "champion_model"])))
+        # The next labels come in the minute in which that is measured.
+        instance.report_runless_asset_event(dg.AssetMaterialization(live_quality))
+        assert is_due(dg.AssetMaterialization(labels, partition="b2"))
+        assert not is_due(dg.AssetMaterialization(live_quality))
         assert not is_due(dg.AssetMaterialization(dg.AssetKey([CASE, "training_snapshot"])))

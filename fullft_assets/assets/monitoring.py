@@ -24,7 +24,8 @@ def something_came() -> dg.AutomationCondition:
     since a batch that is held back does not count; nor is a window without predictions, which is one of before the first champion.
     """
     changed = dg.AutomationCondition.any_deps_updated()
-    done = dg.AutomationCondition.newly_requested() | dg.AutomationCondition.newly_updated()
+    # What changes in the minute after a request may be too late for its run, and what is measured in the minute of a change may not know of it.
+    done = dg.AutomationCondition.newly_requested() & ~changed
     is_settled = ~dg.AutomationCondition.any_deps_in_progress() & ~dg.AutomationCondition.in_progress()
     return (changed.since(done) & is_settled).with_label("something_came")
 
