@@ -11,9 +11,14 @@ import pytest
 
 from fullft_assets import documents, erasure, release
 from fullft_assets.component import FullFineTune
+from fullft_assets.jobs import Job
+from fullft_assets.jobs.progress import Progress
+from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.monitoring import PREDICTIONS, PredictionsMetadata
 from fullft_assets.resources import open_store
 from fullft_assets.store import Manifest, Store
+from fullft_assets.tasks.classification.task import Classification
+from fullft_assets.workloads import prediction
 from tests import project as projects
 from tests.checkpoint_metadata import checkpoint_metadata
 from tests.test_predict import LABELS, TEXTS, write_model
@@ -88,6 +93,31 @@ def test_each_document_with_a_text_is_predicted_by_the_champion(project: project
     # The same again is found, not computed.
     assert materialize(project, instance, "batch_predictions").success
     assert predicted(project, instance)[0] == made
+
+
+def test_a_large_window_is_predicted_in_blocks(
+    project: projects.Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokens of two million documents do not fit into the memory of a machine that reads them."""
+    deliver(project, "classification")
+    promote(open_store(project.use_case(), instance), "classification", "first")
+    asked = []
+    predict = Classification.predict
+    monkeypatch.setattr(prediction, "BLOCK_DOCUMENTS", 3)
+    monkeypatch.setattr(Classification, "predict", lambda self, *given: (asked.append(len(given[3])), predict(self, *given))[1])
+    monkeypatch.setattr(LaunchDriver, "run", lambda _, __, ___, job, store: run_here(job, store))
+    assert materialize(project, instance, "production_documents", "batch_predictions").success
+    made, lines = predicted(project, instance)
+    assert asked == [3, 1] and [line["row"] for line in lines] == [1, 2, 3, 4]
+    assert PredictionsMetadata.of(made).num_rows == 4
+
+
+def run_here(job: Job, store: Store) -> Manifest:
+    """Run the workload of a window in this process."""
+    prediction.work(job, store, Progress(silent=True))
+    made = store.find(job.case, job.stage, job.key)
+    assert made is not None
+    return made
 
 
 def test_without_a_champion_the_window_is_kept_and_nothing_is_predicted(project: projects.Project, instance: dg.DagsterInstance) -> None:

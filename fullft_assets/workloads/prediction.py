@@ -28,6 +28,9 @@ from fullft_assets.training.metadata import CheckpointMetadata
 from fullft_assets.workloads.backlog import Write, work_through
 from fullft_assets.workloads.entry import run_workload
 
+#: Documents whose tokens are in memory at the same time: those of licences took 13 times as much as their texts.
+BLOCK_DOCUMENTS = 10_000
+
 
 def work(job: Job, store: Store, progress: Progress) -> None:
     """Write the predictions of one window, and of the windows behind it; with a snapshot also their drift reports."""
@@ -56,14 +59,15 @@ def write_window(job: Job, store: Store, progress: Progress) -> None:
     probabilities: list[float] = []
 
     def predicted() -> Iterator[dict[str, Any]]:
-        texts = [document.text for document in documents]
-        found = task_of(job.settings.examples).predict(model, job.settings, labels, texts, job.settings.monitoring.max_new_tokens)
-        for done, prediction in enumerate(found if texts else (), start=1):
-            progress.raise_if_stopped()
-            progress.step(done, len(texts))
-            if "probability" in prediction:
-                probabilities.append(prediction["probability"])
-            yield prediction
+        task, done = task_of(job.settings.examples), 0
+        while texts := [document.text for document in documents[done : done + BLOCK_DOCUMENTS]]:
+            for prediction in task.predict(model, job.settings, labels, texts, job.settings.monitoring.max_new_tokens):
+                done += 1
+                progress.raise_if_stopped()
+                progress.step(done, len(documents))
+                if "probability" in prediction:
+                    probabilities.append(prediction["probability"])
+                yield prediction
 
     with store.create(job.case, job.stage, job.key, version=PREDICTIONS_VERSION, seed=job.settings.seed) as draft:
         began = time.perf_counter()
