@@ -160,7 +160,7 @@ def test_drift_compares_the_documents_that_the_champion_answered_by_its_answers(
             return draw(rng, len(texts), predicted=2)
 
     monkeypatch.setattr(workload, "Reader", Reader)
-    monkeypatch.setattr(workload, "_load_scale", lambda *_: (Scale.fit(draw(rng, 200), len(LABELS)), None))
+    monkeypatch.setattr(workload, "_load_scale", lambda *_: (Scale.fit(draw(rng, 200), len(LABELS)), None, "c/drift_scale/k/a"))
     monkeypatch.setattr(workload, "label_names", lambda _: LABELS)
 
     def job(key: str, least: int, **more: Manifest) -> Job:
