@@ -251,7 +251,9 @@ class EveryDocumentAlarm(EveryAlarm):
         model, scale = self.champion.model, self.champion.scale
         sides = [scale.coordinates(model.features_of(side)) for side in (rows, self.champion.test_rows)]
         new, known = (np.concatenate([side["embeddings"], side["text_statistics"]], axis=1) for side in sides)
-        p_values = ks_2samp(new, known, axis=0, method="asymp").pvalue
+        # Through an untyped name: scipy's stubs do not know the argument `axis`.
+        test: Any = ks_2samp
+        p_values = test(new, known, axis=0, method="asymp").pvalue
         return "alarm" if p_values.min() * len(p_values) <= 0.05 else "ok"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fullft_assets.monitoring.metadata import DriftMetadata
-from fullft_assets.monitoring.verdict import ALARMED, POOLED, VERSION, WITHOUT_VERDICT, Past, Status
+from fullft_assets.monitoring.verdict import ALARMED, POOLED, VERSION, WITHOUT_VERDICT, Past
 from fullft_assets.store import Manifest
 
 T = TypeVar("T")
@@ -150,7 +150,7 @@ def read_history(
     return History(Past([], []), Past(kept, []), load(found.scale)) if kept else History(Past([], []))
 
 
-def kept_reference(earlier: Iterable[tuple[T, Status]], num_reference: int) -> list[T]:
+def kept_reference(earlier: Iterable[tuple[T, str]], num_reference: int) -> list[T]:
     """Return the reference of the texts' content for the first window under a new champion; nothing if it begins anew.
 
     Each champion would else be blind for its first six windows, and see little in the next six. A champion that was released while production
@@ -160,7 +160,7 @@ def kept_reference(earlier: Iterable[tuple[T, Status]], num_reference: int) -> l
     Args:
         earlier: windows that were read on one scale, with their verdicts, the last one first.
     """
-    kept, verdicts = [], list[Status]()
+    kept, verdicts = list[T](), list[str]()
     for window, status in earlier:
         if len(verdicts) < POOLED and status not in WITHOUT_VERDICT:
             verdicts.append(status)
