@@ -18,7 +18,7 @@ from fullft_assets.documents.batches import Batch, Kind
 from fullft_assets.documents.events import EventQueue
 from fullft_assets.documents.formats import reads_any_ending
 from fullft_assets.documents.sources import S3Prefix, Source, SourceFile, open_source
-from fullft_assets.documents.windows import WindowCutter, open_files
+from fullft_assets.documents.windows import WindowCutter, open_since
 from fullft_assets.settings import DocumentsSettings
 from fullft_assets.store import Store, digest
 
@@ -100,14 +100,13 @@ def look(store: Store, use_case: UseCase, kind: Kind = "batch", *, whole: bool =
 def last_arrival(store: Store, case: str, kind: Kind, now: float) -> float:
     """Return when something new came that a look has found, in seconds since the epoch; 0 if nothing did.
 
-    That is when the newest batch (or window) was recorded, or the time of the newest file that waits for the rest of its window. A file that
-    is dated in the future is not counted: it would hide that nothing comes.
+    That is when the newest batch (or window) was recorded, or when the newest file arrived that waits for the rest of its window. What is
+    dated in the future is not counted: it would hide that nothing comes.
 
     Args:
         now: seconds since the epoch.
     """
-    waiting = open_files(store, case) if kind == "window" else []
-    times = [store.last_written(f"pointers/{case}/{kind}"), *(file.mtime_ns / 10**9 for file in waiting)]
+    times = [store.last_written(f"pointers/{case}/{kind}"), *(open_since(store, case) if kind == "window" else [])]
     return max((at for at in times if at <= now), default=0.0)
 
 

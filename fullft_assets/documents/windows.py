@@ -63,7 +63,7 @@ class WindowCutter:
         self._store, self._use_case, self._window, self._source, self._bounds = store, use_case, window, source, bounds
         self._now_ns = int(now * 10**9)
         self._bytes_left = None if whole else COUNTED_BYTES
-        self._pointer = f"{use_case.name}/open_window"
+        self._pointer = _pointer_of(use_case.name)
         self._is_damaged = False
         #: Files of the next window, in the order of arrival.
         self._open: dict[SourceFile, _Waiting] = {}
@@ -95,24 +95,11 @@ class WindowCutter:
 
     def _with_open(self, files: Iterable[SourceFile]) -> Iterator[SourceFile]:
         try:
-            self._open = self._read()
+            self._open = _read(self._store, self._pointer)
         except ValueError:  # JSON that is cut off, or other lines
             self._open, self._is_damaged = {}, True
         yield from self._open
         yield from files
-
-    def _read(self) -> dict[SourceFile, _Waiting]:
-        """Return what the next window had at the last look.
-
-        Raises:
-            ValueError: the record of it is damaged.
-        """
-        found = self._store.read_pointer(self._pointer) or {"files": []}
-        waiting = {}
-        for line in found["files"]:
-            rows, arrived_ns, rest = line.split(" ", 2)
-            waiting[file_of(rest)] = _Waiting(int(arrived_ns), None if rows == _NOT_COUNTED else int(rows))
-        return waiting
 
     def _group(self, new: list[SourceFile]) -> Iterator[list[SourceFile]]:
         """Yield the files of each window that ends, then remember the rest.
@@ -178,7 +165,27 @@ class WindowCutter:
             return None
 
 
-def open_files(store: Store, case: str) -> list[SourceFile]:
-    """Return what the next window of a use case has so far, in the order of arrival."""
-    found = store.read_pointer(f"{case}/open_window") or {"files": []}
-    return [file_of(line.partition(" ")[2]) for line in found["files"]]
+def open_since(store: Store, case: str) -> list[float]:
+    """Return when the files arrived that the next window of a use case has so far, in seconds since the epoch; none where their record is damaged."""
+    try:
+        return [about.arrived_ns / 10**9 for about in _read(store, _pointer_of(case)).values()]
+    except ValueError:  # the next look begins it anew
+        return []
+
+
+def _pointer_of(case: str) -> str:
+    return f"{case}/open_window"
+
+
+def _read(store: Store, pointer: str) -> dict[SourceFile, _Waiting]:
+    """Return what the next window had at the last look.
+
+    Raises:
+        ValueError: the record of it is damaged.
+    """
+    found = store.read_pointer(pointer) or {"files": []}
+    waiting = {}
+    for line in found["files"]:
+        rows, arrived_ns, rest = line.split(" ", 2)
+        waiting[file_of(rest)] = _Waiting(int(arrived_ns), None if rows == _NOT_COUNTED else int(rows))
+    return waiting
