@@ -49,6 +49,8 @@ from fullft_assets.store import Store
 #: Share of groups that test and never train.
 TEST_SHARE = 0.2
 HOURS = 3.0
+#: The rules that a drift has a retrain by.
+_FOR_DRIFT = {"drift", "more_of_drift"}
 USUAL_ALARM = "every alarm of a usual test"
 #: A retrain costs as much as so many wrong answers.
 EXCHANGE_RATES = (30, 100, 300)
@@ -261,7 +263,7 @@ class OurYear(TextYear):
     """Asks the project's policy every six hours, through its ledger.
 
     Attributes:
-        num_for_change: retrains for a drift or a lower score, which nothing else called for.
+        num_for_drift, num_for_score: retrains for a drift, and those for a lower score, which nothing else called for.
     """
 
     is_monitored = True
@@ -278,7 +280,7 @@ class OurYear(TextYear):
         self.decisions: list[tuple[int, Decision]] = []
         self.fell, self.live_drop = Drop(0.0, 0.0), 0.0
         self.most_hours = 0.0
-        self.num_for_change = 0
+        self.num_for_drift = self.num_for_score = 0
 
     def release(self, champion: Champion) -> None:
         """Begin to count live quality anew."""
@@ -356,7 +358,8 @@ class OurYear(TextYear):
         self.decisions.append((day, decision))
         if decision.action == "retrain":
             calls = {rule.name for rule in apply_rules(state, signals, self.settings) if rule.action == "retrain"}
-            self.num_for_change += calls <= {"drift", "more_of_drift", "score"}
+            self.num_for_drift += bool(calls & _FOR_DRIFT) and calls <= {*_FOR_DRIFT, "score"}
+            self.num_for_score += calls == {"score"}
             before = self.num_trainings
             outcome = self.retrain(day, "; ".join(decision.reasons))
             self._book(now, decision, signals, outcome, HOURS * (self.num_trainings - before))
