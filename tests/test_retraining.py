@@ -528,6 +528,10 @@ class TestPeople:
         drifted = _windows("confirmed", "confirmed", apart=DAY_SECONDS)
         decision = _decide(ahead, new=200, num_labels_since_drift=200, num_live_errors=2.0, **drifted)
         assert decision.action == "retrain" and "the last training or release is dated in the future" in decision.notes[0]
+        assert (
+            "the champion's age is unknown, as its training and its release are dated in the future"
+            in _decide(ahead, data_version="v2").reasons
+        )
         silent = _windows("ok", at=NOW - 40 * DAY_SECONDS)
         assert _decide(ahead, is_monitored=True, **silent).reasons[0].startswith("no window came")
 

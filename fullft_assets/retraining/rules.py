@@ -178,7 +178,9 @@ def _age(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
     if state.champion_since is None:
         return Rule("age", "wait", "there is no champion yet, so it has no age")
     # A training since then that did not beat the champion has used the newer data, too.
-    since = max(if_past(at, signals.now) or 0.0 for at in (state.champion_since, state.trained_at))
+    since = max(filter(None, (if_past(at, signals.now) for at in (state.champion_since, state.trained_at))), default=None)
+    if since is None:
+        return Rule("age", "wait", "the champion's age is unknown, as its training and its release are dated in the future")
     reason = f"the champion was trained or challenged on {date(since)} (max_age_days = {settings.max_age_days:g})"
     if signals.now - since < settings.max_age_days * DAY_SECONDS:
         return Rule("age", "wait", reason)
