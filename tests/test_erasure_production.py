@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from fullft_assets import chunks, documents, erasure
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.monitoring import EXPLANATION, SCALE, Place, Scale, render_explanation, shifted_words
-from fullft_assets.store import Manifest
+from fullft_assets.store import MANIFEST, Manifest
 from fullft_assets.workloads import monitoring, training
 from tests import project as projects
 from tests.prepared import Prepared, prepare
@@ -80,11 +81,19 @@ def test_nothing_of_them_is_left(case: Prepared) -> None:
     seen_by = {path.split("/")[1] for path in traces(case.store, WORDS[person])}
     # The scale has embeddings of single rows, and their words as hashes.
     assert {*stages, "tokenized_chunks"} <= seen_by
-    assert only(case, "drift_scale").metadata["num_held_out"] > 0
+    scale = only(case, "drift_scale")
+    assert scale.metadata["num_held_out"] > 0
+    # That of an earlier champion, whose snapshot a clean-up has removed.
+    with case.store.create(case.use_case.name, "drift_scale", "earlier", version=scale.version, seed=scale.seed) as draft:
+        shutil.copytree(case.store.folder(scale), draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+        draft.commit(settings={}, inputs=dict.fromkeys(scale.inputs, "removed"), metadata=scale.metadata)
     report = erasure.erase(case.store, case.use_case.name, [person], by="group")
     assert traces(case.store, WORDS[person], person) == []
     assert (report.num_found, report.missing) == (NUM_VALID + 2, [])
-    assert report.rewritten == dict.fromkeys((*stages, "tokenized_chunks", "training_snapshot", "drift_scale"), 1)
+    assert report.rewritten == dict.fromkeys((*stages, "tokenized_chunks", "training_snapshot"), 1) | {"drift_scale": 2}
+    scales = case.store.artifacts(case.use_case.name, "drift_scale")
+    assert [made.metadata["num_held_out"] for made in scales] == [0, 0]
+    case.store.delete(next(made for made in scales if made.key == "earlier"))
     assert report.deleted == {"near_duplicate_index": 1}
 
     after = {stage: only(case, stage).metadata for stage in stages}

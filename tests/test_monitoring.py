@@ -293,11 +293,13 @@ class TestHistory:
             Manifest.model_validate({**self.model.model_dump(), "files": {"model": {"bytes": 1, "sha256": sha256}}}) for sha256 in "23"
         )
 
+        def inputs_of(model: Manifest) -> dict[str, str]:
+            return {"finetuned_checkpoint": model.content_digest, "production_documents": self.model.content_digest}
+
         def go_on(first: int, last: int, model: Manifest, status: monitoring.Status = "ok") -> None:
             for number in range(first, last + 1):
                 window = f"{number:02d}"
-                inputs = {"finetuned_checkpoint": model.content_digest, "production_documents": self.model.content_digest}
-                made[window] = self.report(window, self.read(window, made, model=model), status, inputs=inputs)
+                made[window] = self.report(window, self.read(window, made, model=model), status, inputs=inputs_of(model))
 
         def kept(window: str, model: Manifest) -> tuple[list[str], list[str]] | None:
             history = self.read(window, made, model=model)
@@ -311,8 +313,15 @@ class TestHistory:
         assert kept("10", second) == (["02", "03", "04", "05", "06", "07"], ["08", "09"])
         assert self.names(self.read("10", made, model=second)) == (["08", "09"], [])
         assert kept("10", third) == (["04", "05", "06", "07", "08", "09"], [])
+        # Materialised again, also where nothing could be read.
+        made["10"] = self.report("10", self.read("10", made, model=second), "insufficient_data", inputs=inputs_of(second))
+        assert kept("10", second) == (["02", "03", "04", "05", "06", "07"], ["08", "09"])
         go_on(10, 10, second, "confirmed")
         assert self.read("11", made, model=third) == NOTHING
+        # After a roll-back that began anew, the windows before the drift are no reference of the next champion.
+        go_on(11, 14, self.model)
+        assert self.names(self.read("15", made)) == (["11", "12", "13", "14"], [])
+        assert kept("15", third) == (["11", "12", "13", "14"], [])
 
     def test_other_settings_begin_anew(self) -> None:
         made = {"01": self.report("01", NOTHING, "ok", settings={"max_window_rows": 5})}

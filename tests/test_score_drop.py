@@ -30,7 +30,7 @@ def test_few_new_rows_say_nothing_by_themselves() -> None:
 
 def test_it_says_by_how_many_standard_errors() -> None:
     # Half of the interval is 1.96 errors of 800 rows; 100 rows have three times as much, with those of the release.
-    assert _after(100, 78) == (pytest.approx(0.07), pytest.approx(0.07 / (0.025 / 1.96 * 3)))
+    assert _after(100, 78) == (pytest.approx(0.07), pytest.approx(0.07 / (RELEASED.error * 3)))
     assert _after(100, 95).num_errors < 0
 
 
@@ -40,10 +40,15 @@ def test_a_test_set_that_shrank_or_a_release_without_an_interval_has_no_error() 
 
 
 def test_an_accuracy_on_other_documents_is_below_by_its_own_error_and_that_of_the_release() -> None:
-    error = ((0.025 / 1.96) ** 2 + 76 * 26 / 102**2 / 100) ** 0.5
+    error = (RELEASED.error**2 + 76 * 26 / 102**2 / 100) ** 0.5
     assert num_errors_below(RELEASED, 75, 100) == pytest.approx(0.1 / error)
     assert num_errors_below(RELEASED, 90, 100) < 0 < num_errors_below(RELEASED, 0, 20)
     assert num_errors_below(RELEASED, 0, 19) == num_errors_below(RELEASED._replace(low=0.9), 75, 100) == 0
+
+
+def test_the_error_is_that_of_an_interval_of_any_confidence() -> None:
+    assert RELEASED.error == pytest.approx(0.025 / 1.96, rel=1e-3)
+    assert RELEASED._replace(confidence=0.8).error == pytest.approx(0.025 / 1.2816, rel=1e-3)
 
 
 def test_unchanged_documents_are_rarely_below() -> None:

@@ -166,7 +166,9 @@ def gather(
             score_drop=None if fell is None else fell.drop,
             num_drop_errors=0.0 if fell is None else fell.num_errors,
             live_drop=0.0 if live is None else live.drop,
-            num_live_errors=_live_errors(live, [window.key for window in windows if began is None or window.at >= began]),
+            num_live_errors=_live_errors(
+                live, [window.key for window in windows if began is None or window.at >= began], settings.evaluation.confidence
+            ),
             estimated_hours=_estimated_hours(store, case, records, instance),
             hours_beside=hours_beside(case, instance, month, now),
             hourly_usd=settings.planning.hourly_usd,
@@ -239,7 +241,9 @@ def _score_drop(store: Store, case: Case, champion: release.Champion | None) -> 
         return None
     released = EvaluationMetadata.of(store.load(champion.evaluation))
     low = released.score(None, f"{metric}_low")
-    return score_drop(Released(champion.score, champion.score if low is None else low, released.num_test_rows), newest, found.num_test_rows)
+    confidence = case.settings.evaluation.confidence
+    since = Released(champion.score, champion.score if low is None else low, released.num_test_rows, confidence)
+    return score_drop(since, newest, found.num_test_rows)
 
 
 def _live_quality(store: Store, case: Case, champion: release.Champion | None) -> LiveMetadata | None:
@@ -249,12 +253,12 @@ def _live_quality(store: Store, case: Case, champion: release.Champion | None) -
     return live if live is not None and champion is not None and live.checkpoint == champion.checkpoint else None
 
 
-def _live_errors(live: LiveMetadata | None, windows: Sequence[str]) -> float:
+def _live_errors(live: LiveMetadata | None, windows: Sequence[str], confidence: float) -> float:
     """Return by how many standard errors the champion was right less often in some windows than at its release; 0 = unknown."""
     if live is None:
         return 0.0
     labelled, right = (sum(live.by_window[window][side] for window in windows if window in live.by_window) for side in (0, 1))
-    return num_errors_below(Released(live.release_accuracy, live.release_accuracy_low, 0), right, labelled)
+    return num_errors_below(Released(live.release_accuracy, live.release_accuracy_low, 0, confidence), right, labelled)
 
 
 def _predicted_gain(store: Store, case: Case, newest: SnapshotMetadata | None, learned: SnapshotMetadata | None) -> float | None:

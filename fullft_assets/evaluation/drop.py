@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import NamedTuple
 
-#: Half-width of a 95% interval in standard errors.
-_HALF_WIDTH = 1.96
 #: Fewer new rows say nothing.
 _LEAST_ROWS = 20
 
 
 class Released(NamedTuple):
-    """A champion's score at its release, the lower end of its 95% interval, and its test rows."""
+    """A champion's score at its release, the lower end of its interval, its test rows, and the interval's two-sided confidence."""
 
     score: float
     low: float
     num_rows: int
+    confidence: float = 0.95
 
     @property
     def error(self) -> float:
         """The standard error of the score; 0 = unknown."""
-        return max(0.0, (self.score - self.low) / _HALF_WIDTH)
+        return max(0.0, (self.score - self.low) / NormalDist().inv_cdf((1 + self.confidence) / 2))
 
 
 class Drop(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -145,8 +146,11 @@ def read_history(
     report, found = newest
     if is_of_model(report):
         return compared_with(report).after(report, num_reference)
-    on_its_scale = ((report, metadata.status) for report, metadata in earlier() if metadata.scale == found.scale)
-    kept = kept_reference(on_its_scale, num_reference)
+    # From the first window on that the newest one was compared with: all since then were read on one scale.
+    before = compared_with(report).content.reference
+    first = DriftMetadata.of(before[0]).window if before else found.window
+    since = itertools.takewhile(lambda each: each[1].window >= first, earlier())
+    kept = kept_reference(((report, metadata.status) for report, metadata in since), num_reference)
     return History(Past([], []), Past(kept, []), load(found.scale)) if kept else History(Past([], []))
 
 

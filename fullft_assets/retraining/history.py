@@ -104,8 +104,9 @@ def score_fell(signals: Signals, settings: RetrainingSettings) -> bool:
 
 
 def is_lower_on_tests(signals: Signals, settings: RetrainingSettings) -> bool:
-    """Return whether the champion certainly scores lower on the test rows that are new since its release."""
-    return signals.num_drop_errors >= CERTAIN and (signals.score_drop or 0.0) >= settings.max_score_drop
+    """Return whether the champion certainly scores lower on the test rows that are new since its release, and production does not contradict."""
+    is_certain = signals.num_drop_errors >= CERTAIN and signals.num_live_errors >= 0
+    return is_certain and (signals.score_drop or 0.0) >= settings.max_score_drop
 
 
 def _is_lower(signals: Signals, settings: RetrainingSettings) -> bool:

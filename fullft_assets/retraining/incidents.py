@@ -113,9 +113,10 @@ def _without_verdict(state: State, signals: Signals, settings: RetrainingSetting
         return
     seen = [window for window in signals.windows if window.at <= signals.now]
     # The first windows under a champion make the reference that the next are compared with.
-    last = max(
-        [if_past(state.champion_since, signals.now) or 0.0, *(window.at for window in seen if window.status in (*VERDICTS, "warming_up"))]
-    )
+    judged = [window.at for window in seen if window.status in (*VERDICTS, "warming_up")]
+    last = max(filter(None, [if_past(state.champion_since, signals.now), *judged]), default=None)
+    if last is None:
+        return  # the release is dated in the future, and no window came before it
     number = sum(window.at > last for window in seen)
     if number >= settings.alert_after_windows or signals.now - last > settings.alert_after_days * DAY_SECONDS:
         what = "no window came" if not number else f"no verdict on {'one window' if number == 1 else f'{number} windows'}"

@@ -134,9 +134,8 @@ def _score(state: State, signals: Signals, settings: RetrainingSettings) -> Rule
     if signals.score_drop < settings.max_score_drop:
         return Rule("score", "wait", f"the champion's score changed by {0 - signals.score_drop:+.3f} on newer rows, within {limit}")
     if signals.num_drop_errors < CERTAIN:
-        shown = (
-            f"fell by {signals.score_drop:.3f} on newer rows, which may be chance ({max(0.0, signals.num_drop_errors):.1f} standard errors"
-        )
+        errors = f"{signals.num_drop_errors:.1f}" if signals.num_drop_errors > 0 else "an unknown number of"
+        shown = f"fell by {signals.score_drop:.3f} on newer rows, which may be chance ({errors} standard errors"
         return Rule("score", "wait", f"the champion's score {shown} of {CERTAIN:g})")
     reason = f"the champion's score fell by {signals.score_drop:.3f} on newer rows ({limit})"
     if signals.num_live_errors < 0:
@@ -180,7 +179,7 @@ def _age(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
     # A training since then that did not beat the champion has used the newer data, too.
     since = max(filter(None, (if_past(at, signals.now) for at in (state.champion_since, state.trained_at))), default=None)
     if since is None:
-        return Rule("age", "wait", "the champion's age is unknown, as its training and its release are dated in the future")
+        return Rule("age", "wait", "the champion's age is unknown, as nothing about it is dated before now")
     reason = f"the champion was trained or challenged on {date(since)} (max_age_days = {settings.max_age_days:g})"
     if signals.now - since < settings.max_age_days * DAY_SECONDS:
         return Rule("age", "wait", reason)

@@ -121,7 +121,7 @@ def write_report(job: Job, store: Store, progress: Progress) -> None:
     window = ProductionRows.read(table, job.settings.seed, settings.max_window_rows, predicted)
     progress.say(f"{window.num_delivered:,} production documents, {len(window.chosen):,} after thinning out related ones")
     with store.create(job.case, job.stage, job.key, version=monitoring.VERSION, seed=job.settings.seed) as draft:
-        sums, scale_ref = None, ""
+        sums, scale_ref = None, "" if history.scale is None else history.scale.ref
         if monitoring.is_read_by_another_window(inputs["production_documents"]):
             verdict = monitoring.read_elsewhere()
         elif len(window.chosen) < settings.min_window_rows:
