@@ -324,8 +324,8 @@ class OurYear(TextYear):
         self.fell = score_drop(self.champion.at_release, newest, len(test))
         due = [is_right for on, is_right in self.pending if on <= day]
         counts = live.Counts(len(self.seen), len(due), sum(due))
-        score, low, _ = self.champion.at_release
-        self.live_drop = live.judge(counts, "champion", 1, live.AtRelease(score, low), 0.025).drop
+        released = self.champion.at_release
+        self.live_drop = live.judge(counts, "champion", 1, live.AtRelease(released.score, released.low), 0.025).drop
 
     def _tick(self, day: int, now: float) -> None:
         now += self.world.clock.get(day, 0.0) * DAY_SECONDS
