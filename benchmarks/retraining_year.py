@@ -36,7 +36,7 @@ HOURS_A_TICK = 6
 #: Begin of the year in seconds since the epoch; a month has 30 days here.
 START = 20_000 * DAY_SECONDS
 #: Windows that a decision is shown.
-SHOWN_WINDOWS = 20
+SHOWN_WINDOWS = 60
 
 
 @dataclass(frozen=True)

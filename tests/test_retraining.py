@@ -249,6 +249,13 @@ class TestRules:
         windows = [Window.model_validate(window) for window in _windows("ok", "alarm", "confirmed", "confirmed")["windows"]]
         assert drift_began(RUNNING, windows, NOW, SETTINGS) == windows[1].at
 
+    def test_a_drift_that_lasts_longer_than_the_horizon_began_when_it_did(self) -> None:
+        """Labels since then were those of the last 30 days, so that few a day were never enough for a drift that they do not confirm."""
+        shown = _windows("ok", *["confirmed"] * 10, apart=9 * DAY_SECONDS)
+        windows = [Window.model_validate(window) for window in shown["windows"]]
+        state = RUNNING.model_copy(update={"trained_at": NOW - 200 * DAY_SECONDS})
+        assert drift_began(state, windows, NOW, SETTINGS) == windows[1].at
+
     @pytest.mark.parametrize(("live_drop", "new", "action"), [(0.029, 500, "wait"), (0.03, 500, "retrain"), (0.03, 99, "request_labels")])
     def test_a_drop_on_labelled_production_documents_counts_as_one_on_newer_rows(self, live_drop: float, new: int, action: str) -> None:
         decision = _decide(new=new, live_drop=live_drop, score_drop=None)

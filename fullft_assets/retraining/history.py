@@ -175,16 +175,17 @@ def what_became_of(attempt: Attempt) -> str:
 def drift_began(state: State, windows: list[Window], now: float, settings: RetrainingSettings) -> float | None:
     """Return when the drift that counts began, in seconds since the epoch, or None where none counts.
 
-    Of the last three verdicts since the last training, within the horizon, enough must be confirmed drift. A window without a verdict neither
-    counts nor ends a drift.
+    Of the last three verdicts since the last training, enough must be confirmed drift within the horizon. It began with the first window that was
+    not calm before them, however long ago: of a drift that no label confirms, labels are collected for months. A window without a verdict
+    neither counts nor ends a drift.
     """
-    since = max(now - settings.drift_horizon_days * DAY_SECONDS, if_past(state.trained_at, now) or -float("inf"))
-    recent = [window for window in windows if window.status in VERDICTS and since < window.at <= now]
-    confirmed = [window for window in recent[-NUM_WINDOWS:] if window.status == "confirmed"]
+    trained, horizon = if_past(state.trained_at, now) or -float("inf"), now - settings.drift_horizon_days * DAY_SECONDS
+    seen = [window for window in windows if window.status in VERDICTS and trained < window.at <= now]
+    confirmed = [window for window in seen[-NUM_WINDOWS:] if window.status == "confirmed" and window.at > horizon]
     if len(confirmed) < settings.drift_windows:
         return None
-    calm = max((window.at for window in recent if window.status == "ok" and window.at < confirmed[0].at), default=since)
-    return min(window.at for window in recent if window.at > calm and window.status != "ok")
+    calm = max((window.at for window in seen if window.status == "ok" and window.at < confirmed[0].at), default=trained)
+    return min(window.at for window in seen if window.at > calm and window.status != "ok")
 
 
 def drift_examples(state: State, signals: Signals, settings: RetrainingSettings) -> int:
