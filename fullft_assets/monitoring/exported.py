@@ -14,7 +14,7 @@ from fullft_assets.store import Store
 
 
 def place_digest(case: str, place: tuple[str, int]) -> str:
-    """Return what stands for a document's file and row."""
+    """Return the keyed digest of a document's file and row."""
     source, row = place
     return hmac.digest(f"{case}/exported".encode(), f"{row} {source}".encode("utf-8", "surrogatepass"), "sha256").hex()[:16]
 
