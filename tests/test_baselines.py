@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.sparse import hstack
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 
 from fullft_assets.models.inference import embed
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import Baseline, BaselineContext, load_all
 from fullft_assets.tasks.classification.baselines import FrozenProbe, Majority, Tfidf
+from fullft_assets.tasks.classification.logistic import TFIDF_C, fit_on_states
 from tests.prepared import Prepared, prepare
 
 pytestmark = pytest.mark.numeric
@@ -77,30 +81,34 @@ def test_files_hold_no_pickle(fitted, tmp_path: Path) -> None:
             assert all(arrays[name].dtype != object for name in arrays)
 
 
-def test_two_labels_give_the_regressions_own_probabilities(prepared) -> None:
-    train, validation = binary(prepared.split("train")), binary(prepared.split("validation"))
-    two = Tfidf.fit(train, context(prepared, 2))
-    features = two.vectorizer.transform(train.texts)
-    expected = LogisticRegression(C=10.0, max_iter=1_000).fit(features, train.labels)
-    found = two.predict(validation)
-    np.testing.assert_allclose(found, expected.predict_proba(two.vectorizer.transform(validation.texts)), atol=1e-6)
-    assert accuracy(two, validation) > accuracy(Majority.fit(train, context(prepared, 2)), validation)
+@pytest.mark.parametrize("num_labels", [2, 4])
+def test_the_regression_is_that_of_the_strength_which_is_best_on_validation_rows(prepared, num_labels) -> None:
+    train, validation = (prepared.split(name) if num_labels == 4 else binary(prepared.split(name)) for name in ("train", "validation"))
+    recipe = replace(prepared.recipe, validation=validation)
+    fitted = Tfidf.fit(train, replace(context(prepared, num_labels), open_recipe=lambda: recipe))
+    features, checked = (hstack([each.transform(rows.texts) for each in fitted.vectorizers]) for rows in (train, validation))
+    models = [LogisticRegression(C=C, max_iter=300).fit(features, train.labels) for C in TFIDF_C]
+    best = min(models, key=lambda model: log_loss(validation.labels, model.predict_proba(checked)))
+    np.testing.assert_allclose(fitted.predict(validation), best.predict_proba(checked), atol=1e-4)
 
 
-def test_more_labels_give_the_regressions_own_probabilities(prepared, fitted) -> None:
-    train, validation = prepared.split("train"), prepared.split("validation")
-    vectorizer = fitted["tfidf"].vectorizer
-    expected = LogisticRegression(C=10.0, max_iter=1_000).fit(vectorizer.transform(train.texts), train.labels)
-    np.testing.assert_allclose(
-        fitted["tfidf"].predict(validation), expected.predict_proba(vectorizer.transform(validation.texts)), atol=1e-6
-    )
+def test_words_and_parts_of_words_are_read(fitted) -> None:
+    words, parts = fitted["tfidf"].vectorizers
+    assert "the license" in words.vocabulary_ and "lice" in parts.vocabulary_
 
 
-def test_probe_reads_windows_as_it_was_fitted(prepared, fitted) -> None:
-    validation = prepared.split("validation")
-    embeddings = embed(prepared.base_model, validation.windows)
-    probe = fitted["frozen_probe"]
-    np.testing.assert_allclose(probe.predict(validation), probe.predict_embedded(embeddings), atol=1e-6)
+def test_the_probe_reads_the_mean_of_all_tokens(prepared, fitted) -> None:
+    validation, weights = prepared.split("validation"), fitted["frozen_probe"].weights
+    scores = embed(prepared.base_model, validation.windows) @ weights.coefficients.T + weights.intercept
+    np.testing.assert_allclose(fitted["frozen_probe"].predict(validation), softmax(scores, axis=1), atol=1e-5)
+
+
+def test_a_constant_feature_takes_no_part_in_the_probe() -> None:
+    rng = np.random.default_rng(0)
+    states, labels = rng.normal(size=(300, 6)).astype(np.float32), rng.integers(0, 3, 300)
+    states[:, 2] = 0.1 + 1e-9 * rng.normal(size=300)
+    head = fit_on_states(states, labels, 3, (states, labels), intercept=True)
+    assert np.abs(head.coefficients).max() < 100 and not head.coefficients[:, 2].any()
 
 
 def test_unseen_words_and_empty_texts_get_an_answer(prepared, fitted) -> None:

@@ -22,6 +22,7 @@ from fullft_assets.settings import ChunksSettings
 from fullft_assets.store import Manifest
 from fullft_assets.tasks.classification import scoring
 from fullft_assets.tasks.classification.baselines import FrozenProbe
+from fullft_assets.tasks.classification.logistic import LogisticHead
 from fullft_assets.tasks.context import EvaluationContext
 from fullft_assets.workloads import evaluation, planning, training
 from tests import prepared, smollm2
@@ -216,13 +217,19 @@ class TestWorkloads:
         case, _, extended = made
         test = case.split("test")
         folder = case.store.folder(extended["cheaper_baselines"])
-        probe = FrozenProbe.load(folder, replace(case.baseline_context, added_tokens=self.ADDED))
+        probe = FrozenProbe.load(folder, with_added(case, self.ADDED))
         model = initialised(case.base_model, self.ADDED)
         expected = [
             np.mean([model(input_ids=torch.tensor([window]))[0][0].mean(0).detach().numpy() for window in document], axis=0)
             for document in test.windows
         ]
-        np.testing.assert_allclose(probe.predict(test), probe.predict_embedded(np.array(expected)), atol=0.02)
+        head = LogisticHead(probe.weights.coefficients, probe.weights.intercept, is_exclusive=True)
+        np.testing.assert_allclose(probe.predict(test), head.probabilities(np.array(expected)), atol=0.02)
+
+
+def with_added(case: Any, added: list[str]) -> Any:
+    recipe = replace(case.recipe, added_tokens=added)
+    return replace(case.baseline_context, added_tokens=added, open_recipe=lambda: recipe)
 
 
 def initialised(base: Path, added: list[str]) -> Any:

@@ -18,12 +18,11 @@ from fullft_assets.config.validation import validate
 from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import loading
-from fullft_assets.models.inference import embed, load_causal, load_classifier, load_tagger, predict
+from fullft_assets.models.inference import embed, load_causal, load_classifier, load_new_classifier, load_tagger, predict
 from fullft_assets.store import Manifest
 from fullft_assets.tasks.classification.scoring import model_labels
 from fullft_assets.tasks.opening import open_recipe
 from fullft_assets.tasks.token_classification import tagging
-from fullft_assets.tasks.token_classification.token_head import load_backbone
 from fullft_assets.workloads import monitoring
 from tests import own_code
 from tests import project as projects
@@ -64,7 +63,7 @@ def checkpoint(case: Prepared, places: dict[str, Path]) -> Manifest:
     return case.store.find(job.case, job.stage, job.key)
 
 
-@pytest.mark.parametrize("read", [load_classifier, load_tagger, load_causal, load_backbone, model_labels, tagging.load_finder])
+@pytest.mark.parametrize("read", [load_classifier, load_tagger, load_causal, load_new_classifier, model_labels, tagging.load_finder])
 def test_code_does_not_run_without_the_key(copy: Path, read: Callable[[ModelFolder], Any]) -> None:
     ran = copy / "ran"
     for file in copy.glob("*.py"):

@@ -116,7 +116,7 @@ class TestHeadOfTheBaseModel:
         BertForSequenceClassification.from_pretrained(str(encoder.base_model), num_labels=5).save_pretrained(tmp_path / "model")
         recipe = replace(encoder.recipe.first(8), base_model=tmp_path / "model")
         fit = fine_tune(recipe, encoder.use_case.settings.training, 17, tmp_path / "work", Progress(silent=True), resumable=False)
-        assert fit.about["head"] == "initialised randomly; base_model's own, of 5 labels, is not used"
+        assert fit.about["head"] == "begins as the frozen probe; base_model's own, of 5 labels, is not used"
         assert fit.model.config.num_labels == len(encoder.labels) != 5
 
     def test_weights_that_do_not_go_with_their_configuration_are_refused(self, encoder: Prepared, tmp_path: Path) -> None:

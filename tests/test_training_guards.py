@@ -256,6 +256,12 @@ def fault(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.Tensor], torch
     monkeypatch.setattr(classification, "load_for_training", load_faulty)
 
 
+def test_a_run_ends_where_no_gradient_is_finite_whatever_its_guards_do(tiny, tmp_path, monkeypatch):
+    fault(monkeypatch, lambda logits: logits * math.nan, range(1, 99))
+    with pytest.raises(DivergenceError, match="at step 20: no gradient was finite in the last 20 steps"):
+        run(tiny, tmp_path, guards={"non_finite": {"action": "off"}})
+
+
 class TestRollBack:
     def test_nan_rolls_back_to_the_last_good_checkpoint_with_a_lower_rate(self, tiny, tmp_path, monkeypatch):
         fault(monkeypatch, lambda logits: logits * math.nan, range(14, 15))

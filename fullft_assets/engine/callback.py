@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ from fullft_assets.engine.recorder import StepRecorder
 from fullft_assets.engine.run_history import RunHistory
 from fullft_assets.engine.stored_checkpoints import StoredCheckpoints
 from fullft_assets.engine.validation import Validator
-from fullft_assets.errors import Interrupted
+from fullft_assets.errors import DivergenceError, Interrupted
+
+#: Steps in a row without a finite gradient that end a run, whatever its guards do. Clipping makes such gradients zero, and the loss scaler of
+#: fp16, which skips such steps, has halved its scale to nothing by then.
+_MOST_UNMOVED_STEPS = 20
 
 
 class SegmentCallback(TrainerCallback):
@@ -44,6 +49,7 @@ class SegmentCallback(TrainerCallback):
         self._stored = stored
         #: The step of the last checkpoint of this segment; None: there is none yet.
         self.saved_step: int | None = None
+        self._num_unmoved_steps = 0
         #: A request to stop ended this segment.
         self.stopped = False
         #: Whether the checkpoint that is being written would be written in every run over the same rows.
@@ -65,6 +71,7 @@ class SegmentCallback(TrainerCallback):
         step = state.global_step
         self.save_is_planned = control.should_save
         self._guards.check(self._recorder.record_step(step, state.max_steps, logs, is_fp16=args.fp16))
+        self._require_movement(step, logs.get("grad_norm"))
         if step in self._evaluate_at and self.validate(step, model):
             control.should_save = self.save_is_planned = True
         if step == self._history.end_step:
@@ -74,6 +81,14 @@ class SegmentCallback(TrainerCallback):
         elif self.stopped or (step < state.max_steps and ranks.any_rank(self._recorder.progress.stop_requested)):
             self.stopped = control.should_training_stop = True
             control.should_save = self._resumable
+
+    def _require_movement(self, step: int, norm: float | None) -> None:
+        self._num_unmoved_steps = self._num_unmoved_steps + 1 if norm is not None and not math.isfinite(norm) else 0
+        if self._num_unmoved_steps >= _MOST_UNMOVED_STEPS:
+            raise DivergenceError(
+                f"training stopped at step {step:,}: no gradient was finite in the last {_MOST_UNMOVED_STEPS} steps, so nothing was learned; "
+                "use training.precision: fp32, or look for weights in base_model that are not finite"
+            )
 
     def publish(self, written: Path, target: Path) -> None:
         """Move a checkpoint that Trainer has written aside to its place, and delete those that are no longer kept."""

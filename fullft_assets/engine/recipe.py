@@ -13,11 +13,14 @@ from transformers import PreTrainedModel
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.engine.feed import Feed
 from fullft_assets.jobs.progress import Listener
+from fullft_assets.models.heads import HeadWeights
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
 
 #: Windows of general text from which the importance of weights is estimated: an average over some hundred changes little with more.
 MAX_IMPORTANCE_TEXTS = 256
+#: Training rows that a new head is fitted on: it only has to begin well.
+MOST_HEAD_ROWS = 4_000
 #: (model, inputs without labels, labels) -> the summed loss of a pass; the model may be wrapped.
 TotalLoss = Callable[[torch.nn.Module, Mapping[str, torch.Tensor], torch.Tensor], torch.Tensor]
 
@@ -64,6 +67,20 @@ class Recipe(Protocol):
 
     def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
         """Return the base model in the same way, as the reference for regularization and distillation; its new head has no meaning."""
+        ...
+
+    def fit_head(
+        self, model: PreTrainedModel, settings: TrainingSettings, listener: Listener, *, most_rows: int | None = MOST_HEAD_ROWS
+    ) -> HeadWeights | None:
+        """Return weights of a new output layer that fit the training rows with all weights below frozen; None where no head is new.
+
+        Linear probing, then fine-tuning: from a random head the first gradients distort what the base model knows (Kumar et al. 2022,
+        arXiv:2202.10054).
+
+        Args:
+            model: as `load` returned it; it is moved to its device, its mode is restored.
+            most_rows: that the fit reads, with some of each label; None: all.
+        """
         ...
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 
 from fullft_assets.engine import kernels, ranks, regularization, sharding
@@ -32,9 +33,9 @@ from fullft_assets.engine.validation import Validator, in_words
 from fullft_assets.errors import DivergenceError, Interrupted, OutOfMemory, StoreError
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.jobs.ranks import is_first_rank
-from fullft_assets.models import layers, precision
+from fullft_assets.models import heads, layers, precision
 from fullft_assets.models.hardware import free_memory, give_freed_memory_back, gpu_name, peak_flops, peak_memory_bytes
-from fullft_assets.models.inference import scoring
+from fullft_assets.models.inference import move, scoring
 from fullft_assets.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -105,6 +106,8 @@ class TrainingSegment:
         if self.settings.frees_as_it_goes:
             give_freed_memory_back()
         self.model = run.recipe.load(self.settings)
+        if self.checkpoint is None:
+            self._fit_head()
         layers.freeze(self.model, self.settings)
         prepared = run.recipe.prepare(self.model, self.settings, run.seed, run.num_processes)
         self.prepared = kernels.apply(self.model, prepared, self.settings)
@@ -131,6 +134,15 @@ class TrainingSegment:
             stored=run.stored,
         )
         self.trainer = self._make_trainer()
+
+    def _fit_head(self) -> None:
+        """Begin with a head that fits the base model's representations; the first process fits it for all."""
+        recipe, model = self.shared.recipe, self.model
+        weights = ranks.run_on_first(lambda listener: recipe.fit_head(model, self.settings, listener), self.shared.progress)
+        if weights is not None:
+            heads.set_weights(model, weights)
+        # It is sharded, or moved to the accelerator, by whoever trains it.
+        move(model, torch.device("cpu"))
 
     def _evaluation_steps(self, num_steps: float) -> set[int]:
         """Return the steps after which validation rows are scored: the same in every segment, whatever its micro-batches."""

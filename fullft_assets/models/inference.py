@@ -23,7 +23,7 @@ from transformers import (
 
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.errors import OutOfMemory, SettingsError, is_out_of_memory
-from fullft_assets.models import layers, loading, precision
+from fullft_assets.models import layers, loading, pooled, precision
 from fullft_assets.models.embeddings import initialise_added
 from fullft_assets.models.hardware import free_memory
 from fullft_assets.models.precision import Precision
@@ -39,6 +39,8 @@ BATCH_TOKENS = {"cuda": 32_768, "cpu": 2_048}
 MULTI_LABEL = "multi_label_classification"
 #: Attribute of weights that were read; transformers does not initialise them.
 _INITIALIZED_MARK = "_is_hf_initialized"
+#: Names of output layers that a folder may bring for other labels.
+_HEADS = ("classifier.", "score.")
 #: Names of the dropout of attention weights in configurations (BERT; Llama, Qwen, GPT-NeoX; GPT-2).
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 
@@ -77,7 +79,23 @@ def move_unless_sharded(model: PreTrainedModel) -> None:
 
 
 def load_classifier(folder: ModelFolder, *, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    """Load a sequence classifier."""
+    """Load a sequence classifier: one whose head reads pooled hidden states (`pooled`), or the architecture's own."""
+    if not pooled.is_saved_in(folder):
+        return _load_with_head(AutoModelForSequenceClassification, folder, "labels in transformers, nor in its own code", dtype, options)
+    loaded = loading.load(pooled.pooled_class(loading.read_config(folder)), folder, dtype=dtype, **options)
+    # With `output_loading_info` it is a pair.
+    pooled.load_head(loaded[0] if isinstance(loaded, tuple) else loaded, folder)
+    return loaded
+
+
+def load_new_classifier(folder: ModelFolder, *, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    """Load a base model with a new head for labels, which reads the hidden states pooled as the model pools them."""
+    config = loading.read_config(folder)
+    pooling = pooled.pooling_of(folder, config)
+    if pooling is not None:
+        options["pooling"] = pooling
+        if not pooled.pools_itself(config):
+            return loading.load(pooled.pooled_class(config), folder, dtype=dtype, **options)
     return _load_with_head(AutoModelForSequenceClassification, folder, "labels in transformers, nor in its own code", dtype, options)
 
 
@@ -139,7 +157,8 @@ def load_for_training(
     brought = {name for name in model.state_dict() if name.startswith(head)} - set(found["missing_keys"])
     if brought:
         _draw_anew(model, head)
-    model.left_out_head = f"of {config.num_labels} labels" if brought else ""
+    other = any(name.startswith(_HEADS) for name in found.get("unexpected_keys", ())) or (not keeps_head and pooled.is_saved_in(folder))
+    model.left_out_head = f"of {config.num_labels} labels" if brought or other else ""
     initialise_added(model, folder, added_tokens)
     return model
 
@@ -205,10 +224,10 @@ def predict_with(
     logits = np.zeros((len(windows), model.config.num_labels), np.float32)
     embeddings = np.zeros((len(windows), model.config.hidden_size), np.float32)
     has_several = model.config.problem_type == MULTI_LABEL
-    for rows, output, pooled in _forward(model, windows, progress):
+    for rows, output, vectors in _forward(model, windows, progress):
         found = output.logits.float()
         np.add.at(logits, rows, (found.sigmoid() if has_several else found).cpu().numpy())
-        np.add.at(embeddings, rows, pooled)
+        np.add.at(embeddings, rows, vectors)
     counts = np.array([len(document) for document in windows], np.float32)[:, None]
     logits /= counts
     if has_several:
@@ -239,8 +258,8 @@ def embed(
 def embed_with(model: PreTrainedModel, windows: Sequence[Sequence[Sequence[int]]], *, progress: Listener | None = None) -> np.ndarray:
     """Like `embed`, with a model that is loaded already; its mode is restored."""
     embeddings = np.zeros((len(windows), model.config.hidden_size), np.float32)
-    for rows, _, pooled in _forward(model, windows, progress):
-        np.add.at(embeddings, rows, pooled)
+    for rows, _, vectors in _forward(model, windows, progress):
+        np.add.at(embeddings, rows, vectors)
     return embeddings / np.array([len(document) for document in windows], np.float32)[:, None]
 
 
@@ -257,10 +276,8 @@ def collate(windows: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Te
 
 def _forward(model: PreTrainedModel, windows: Sequence[Sequence[Sequence[int]]], progress: Listener | None) -> Iterator:
     for items, inputs, output in forward_batches(model, windows, progress, output_hidden_states=True):
-        mask = inputs["attention_mask"].unsqueeze(-1)
-        hidden = output.hidden_states[-1].float() * mask
-        pooled = (hidden.sum(1) / mask.sum(1)).cpu().numpy()
-        yield np.array([row for row, _ in items]), output, pooled
+        vectors = pooled.pool(output.hidden_states[-1].float(), inputs["attention_mask"], "mean")
+        yield np.array([row for row, _ in items]), output, vectors.cpu().numpy()
 
 
 def forward_batches(

@@ -34,6 +34,8 @@ from fullft_assets.base_model import ModelFolder, TrustedFolder, own_code
 from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.launch import ERROR_FILE
 
+#: In a configuration: how a classifier pools hidden states. ModernBERT's own classifier reads it, too.
+POOLING = "classifier_pooling"
 #: Whether models are made from their configuration alone.
 _WITHOUT_WEIGHTS: ContextVar[bool] = ContextVar("without_weights", default=False)
 #: Options of `from_pretrained` that are about the weights it reads.
@@ -96,15 +98,22 @@ def _outline(kind: Any, folder: ModelFolder, is_trusted: bool, options: dict[str
     """Return what `from_pretrained` would, without weights; every tensor counts as found in the folder."""
     dtype, about_weights = options.pop("dtype", None), {name: options.pop(name, None) for name in _OF_WEIGHTS}
     config, _ = _config(folder, is_trusted, options)
-    model = kind.from_config(config, dtype=dtype, trust_remote_code=is_trusted)
+    if issubclass(kind, PreTrainedModel):
+        model = kind._from_config(config, dtype=dtype)
+    else:
+        model = kind.from_config(config, dtype=dtype, trust_remote_code=is_trusted)
     found: dict[str, list[Any]] = {"missing_keys": [], "mismatched_keys": []}
     return (model, found) if about_weights["output_loading_info"] else model
 
 
 def _config(folder: ModelFolder, is_trusted: bool, options: dict[str, Any]) -> tuple[PretrainedConfig, dict[str, Any]]:
     """Return a model's configuration with these options in it, and the options that are not of the configuration."""
+    pooling = options.pop("pooling", None)
     found: Any = AutoConfig.from_pretrained(str(folder), trust_remote_code=is_trusted, return_unused_kwargs=True, **options)
     config, rest = found
+    if pooling is not None:
+        # Not an option of every configuration.
+        setattr(config, POOLING, pooling)
     # `config.json` may name a kernel, which transformers would fetch from the hub and run: transformers' own choice is used instead.
     config._attn_implementation = config._experts_implementation = None
     return config, rest

@@ -10,7 +10,7 @@ from fullft_assets.planning.pilot import PILOT_PREDICTS_GAIN
 from fullft_assets.settings import PlanningSettings, TrainingSettings
 from fullft_assets.store import CheckOutcome, Manifest
 
-VERSION = "13"
+VERSION = "14"
 PLAN_CHECKS = (FITS_IN_MEMORY, WITHIN_BUDGET)
 #: It does not block: a refusal is an answer, so the run goes on to its end, without training.
 PILOT_CHECKS = (PILOT_PREDICTS_GAIN,)

@@ -24,9 +24,11 @@ from fullft_assets.training.metadata import CheckpointMetadata
 if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
 
-VERSION = "4"
+VERSION = "5"
 #: The name under which the Hugging Face hub and its libraries look for a model's card.
 CARD = "README.md"
+#: In a model's folder that sentence-transformers reads, and transformers alone does not.
+_MODULES = "modules.json"
 
 
 def write_card(store: Store, use_case: UseCase, report: Manifest, checkpoint: Manifest, *, outcome: str) -> Manifest:
@@ -125,12 +127,14 @@ def _render_card(
     counts = {"train rows": taken.num_train_rows, "validation rows": taken.num_validation_rows, "test rows": taken.num_test_rows}
     data = [(name, f"{count:,}") for name, count in counts.items()]
     data += [("source", public_name(documents.path)), ("batches", f"{len(taken.parts):,}")]
+    is_pooled = (store.folder(checkpoint) / "model" / _MODULES).is_file()
     card = render(
         "model_card.md.j2",
         evaluation,
         is_page=False,
         case=use_case.name,
-        front_matter=front_matter(use_case, made.base_model, evaluation),
+        front_matter=front_matter(use_case, made.base_model, evaluation, is_pooled=is_pooled),
+        loading=_loading(evaluation.task, is_pooled=is_pooled),
         lineage=made_by,
         training=training,
         trained_weights=trained_weights(settings, made),
@@ -145,12 +149,24 @@ def _render_card(
     return "\n".join(visible(line) for line in card.split("\n"))
 
 
-def front_matter(use_case: UseCase, base_model: str, evaluation: Evaluation) -> str:
+def _loading(task: str, *, is_pooled: bool) -> str:
+    """Return the lines of Python that load a model without this package."""
+    if is_pooled:
+        return (
+            "from sentence_transformers import SentenceTransformer\n\n"
+            "# The logits [texts, labels], in the order of id2label in config.json.\n"
+            'logits = SentenceTransformer(".").encode(["a text"])'
+        )
+    tag = TASKS.get(task).pipeline_tag or "text-generation"
+    return f'from transformers import pipeline\n\nprint(pipeline("{tag}", model=".")("a text"))'
+
+
+def front_matter(use_case: UseCase, base_model: str, evaluation: Evaluation, *, is_pooled: bool = False) -> str:
     """Return the YAML that the Hugging Face hub reads at the beginning of a card."""
     task = TASKS.get(evaluation.task)
     facts: dict[str, Any] = {
         "license": use_case.settings.release.license,
-        "library_name": "transformers",
+        "library_name": "sentence-transformers" if is_pooled else "transformers",
         "pipeline_tag": task.pipeline_tag,
         "base_model": _hub_name(base_model),
         "base_model_relation": "finetune",

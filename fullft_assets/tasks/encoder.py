@@ -117,7 +117,7 @@ class Encoder(ABC):
 
     def _prepared(self, model: PreTrainedModel, feed: Feed, loss_of_output: LossOfOutput, settings: TrainingSettings) -> Prepared:
         """Return a training on the summed loss of a model's output, with distillation of the base model's representations where the settings ask for it."""
-        about = {"head": f"initialised randomly; base_model's own, {model.left_out_head}, is not used"} if model.left_out_head else {}
+        about = {"head": f"begins as the frozen probe; base_model's own, {model.left_out_head}, is not used"} if model.left_out_head else {}
         if settings.distillation is None:
             return Prepared(feed, lambda model, inputs, labels: loss_of_output(model(**inputs), labels), about)
         teacher = distillation.frozen(self.load_original(settings), device())

@@ -42,6 +42,7 @@ class SmallerModel(Baseline):
     @classmethod
     def fit(cls, train: Any, context: BaselineContext) -> Self:
         from fullft_assets.engine.finetuning import fine_tune
+        from fullft_assets.models import pooled
         from fullft_assets.models.hardware import free_memory
 
         settings, recipe = context.settings, context.open_recipe()
@@ -63,7 +64,7 @@ class SmallerModel(Baseline):
                 )
             except DivergenceError as error:
                 raise DivergenceError(f"baseline smaller_model: {error}; or remove smaller_model from planning.baselines") from error
-        fit.model.save_pretrained(target, safe_serialization=True)
+        pooled.save(fit.model, target, settings.chunks.max_tokens)
         save_tokenizer(base, context.added_tokens, target)
         copy_code(base, target)
         del fit

@@ -22,7 +22,7 @@ from fullft_assets.engine.trackers import EVENT_FILES
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.jobs.ranks import is_first_local_rank, is_first_rank, num_ranks
-from fullft_assets.models import precision
+from fullft_assets.models import pooled, precision
 from fullft_assets.models.inference import claim_device
 from fullft_assets.snapshot import label_names
 from fullft_assets.store import Manifest, Store, checkpoints_ref, digest
@@ -96,7 +96,7 @@ def _write(
     settings = job.settings
     base_model = find_base_model(settings, Path(job.project_root))
     with store.create(job.case, job.stage, job.key, version=training.VERSION, seed=settings.seed) as draft:
-        fit.model.save_pretrained(draft.path / "model", safe_serialization=True)
+        pooled.save(fit.model, draft.path / "model", settings.chunks.max_tokens)
         save_tokenizer(base_model, settings.chunks.added_tokens, draft.path / "model")
         copy_code(base_model, draft.path / "model")
         (draft.path / "logs").mkdir()

@@ -6,20 +6,24 @@ Saved as JSON and npz, never pickled.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import Baseline, BaselineContext
+from fullft_assets.tasks.classification.logistic import TFIDF_C, LogisticHead
 
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
+    from transformers import PreTrainedModel
 
-#: Log-odds of a label that no training row has, or that all have.
-_CERTAIN = 20.0
+    from fullft_assets.models.heads import HeadWeights
+
+#: Coefficients of the regression on TF-IDF, all labels together; terms that are rare are left out for it.
+_MOST_WEIGHTS = 8_000_000
 
 
 class Majority(Baseline):
@@ -45,147 +49,103 @@ class Majority(Baseline):
         return cls(np.load(folder / f"{cls.name}.npz")["shares"])
 
 
-@dataclass(frozen=True)
-class LogisticHead:
-    """Logistic regression on features: softmax over labels where a row has one, else each label against the rest.
-
-    Attributes:
-        coefficients: [labels, features].
-        intercept: [labels].
-    """
-
-    coefficients: np.ndarray
-    intercept: np.ndarray
-    is_exclusive: bool
-
-    @classmethod
-    def fit(cls, features: Any, labels: np.ndarray, num_labels: int, *, C: float) -> LogisticHead:
-        """Fit on features [rows, features]; labels are int [rows], or bool [rows, labels]."""
-        if labels.ndim == 1:
-            return cls(*_fit_softmax(features, labels, num_labels, C=C), is_exclusive=True)
-        return cls(*_fit_each(features, labels, C=C), is_exclusive=False)
-
-    def probabilities(self, features: Any) -> np.ndarray:
-        """Return label probabilities [rows, labels]."""
-        scores = features @ self.coefficients.T + self.intercept
-        return _softmax(scores) if self.is_exclusive else _sigmoid(scores)
-
-    def save(self, path: Path, **arrays: np.ndarray) -> None:
-        """Write the head, and further arrays beside it, as npz."""
-        about = {"coefficients": self.coefficients, "intercept": self.intercept, "is_exclusive": np.array(self.is_exclusive)}
-        np.savez(path, allow_pickle=False, **about, **arrays)
-
-    @classmethod
-    def of(cls, arrays: Any) -> LogisticHead:
-        """Return the head of arrays that were saved."""
-        return cls(arrays["coefficients"], arrays["intercept"], bool(arrays["is_exclusive"]))
-
-
 class Tfidf(Baseline):
-    """TF-IDF of words and word pairs with a logistic regression: minutes of work, no GPU."""
+    """TF-IDF of words, word pairs and parts of words with a logistic regression: minutes of work, no GPU."""
 
     name, title, tasks = "tfidf", "TF-IDF + logistic regression", ("classification", "multi_label")
 
-    def __init__(self, vectorizer: TfidfVectorizer, head: LogisticHead):
-        self.vectorizer, self.head = vectorizer, head
+    def __init__(self, vectorizers: Sequence[TfidfVectorizer], head: LogisticHead):
+        self.vectorizers, self.head = vectorizers, head
 
     @staticmethod
-    def _vectorizer(vocabulary: dict[str, int] | None = None) -> TfidfVectorizer:
+    def _vectorizers(max_terms: int | None = None, vocabularies: Sequence[dict[str, int] | None] = (None, None)) -> list[TfidfVectorizer]:
+        """Return the vectorizers of words and of parts of words, each with at most so many terms."""
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        return TfidfVectorizer(
-            vocabulary=vocabulary, ngram_range=(1, 2), sublinear_tf=True, min_df=2, max_features=50_000, token_pattern=r"(?u)\b\w+\b"
-        )
+        words, parts = vocabularies
+        shared: dict[str, Any] = {"sublinear_tf": True, "max_features": max_terms, "dtype": np.float32}
+        return [
+            TfidfVectorizer(vocabulary=words, ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **shared),
+            TfidfVectorizer(vocabulary=parts, analyzer="char_wb", ngram_range=(2, 5), **shared),
+        ]
 
     @classmethod
     def fit(cls, train: Split, context: BaselineContext) -> Tfidf:
-        vectorizer = cls._vectorizer()
-        features = vectorizer.fit_transform(train.texts)
-        return cls(vectorizer, LogisticHead.fit(features, train.labels, len(context.labels), C=10.0))
+        vectorizers = cls._vectorizers(_MOST_WEIGHTS // (2 * len(context.labels)))
+        for vectorizer in vectorizers:
+            vectorizer.fit(train.texts)
+        validation: Split = cast(Any, context.open_recipe()).validation
+        features, checked = (_stacked(vectorizers, rows.texts) for rows in (train, validation))
+        labels = len(context.labels)
+        return cls(vectorizers, LogisticHead.fit_best(features, train.labels, labels, TFIDF_C, (checked, validation.labels)))
 
     def predict(self, rows: Split) -> np.ndarray:
-        return self.head.probabilities(self.vectorizer.transform(rows.texts))
+        return self.head.probabilities(_stacked(self.vectorizers, rows.texts))
 
     def save(self, folder: Path) -> None:
-        """Write `tfidf.json` (the vocabulary) and `tfidf.npz`."""
-        vocabulary = {term: int(i) for term, i in self.vectorizer.vocabulary_.items()}
-        (folder / "tfidf.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
-        self.head.save(folder / "tfidf.npz", idf=self.vectorizer.idf_)
+        """Write `tfidf.json` (the vocabularies) and `tfidf.npz`."""
+        vocabularies = [{term: int(i) for term, i in each.vocabulary_.items()} for each in self.vectorizers]
+        (folder / "tfidf.json").write_text(json.dumps(vocabularies, ensure_ascii=False), encoding="utf-8")
+        words, parts = self.vectorizers
+        self.head.save(folder / "tfidf.npz", words_idf=words.idf_, parts_idf=parts.idf_)
 
     @classmethod
     def load(cls, folder: Path, context: BaselineContext) -> Tfidf:
         arrays = np.load(folder / "tfidf.npz")
-        vectorizer = cls._vectorizer(json.loads((folder / "tfidf.json").read_text(encoding="utf-8")))
-        vectorizer.idf_ = arrays["idf"]
-        return cls(vectorizer, LogisticHead.of(arrays))
+        vectorizers = cls._vectorizers(vocabularies=json.loads((folder / "tfidf.json").read_text(encoding="utf-8")))
+        for vectorizer, name in zip(vectorizers, ("words_idf", "parts_idf"), strict=True):
+            vectorizer.idf_ = arrays[name]
+        return cls(vectorizers, LogisticHead.of(arrays))
+
+
+def _stacked(vectorizers: Sequence[TfidfVectorizer], texts: Sequence[str]) -> Any:
+    """Return the features of texts [texts, terms], sparse; words and parts of words weigh the same."""
+    from scipy.sparse import hstack
+
+    return hstack([vectorizer.transform(texts) for vectorizer in vectorizers]).tocsr()
 
 
 class FrozenProbe(Baseline):
-    """Logistic regression on the base model's embeddings: its weights stay as they were."""
+    """The base model as it was, with a logistic regression as its head: what full fine-tuning begins with."""
 
     name, title, tasks = "frozen_probe", "frozen base model + trained head", ("classification", "multi_label")
 
-    def __init__(self, mean: np.ndarray, scale: np.ndarray, head: LogisticHead, context: BaselineContext):
-        self.mean, self.scale, self.head, self.context = mean, scale, head, context
+    def __init__(self, weights: HeadWeights, context: BaselineContext):
+        self.weights, self.context = weights, context
 
     @classmethod
-    def fit(cls, train: Split, context: BaselineContext) -> FrozenProbe:
-        embeddings = _embed(train, context)
-        mean, scale = embeddings.mean(0), embeddings.std(0) + 1e-6
-        head = LogisticHead.fit((embeddings - mean) / scale, train.labels, len(context.labels), C=0.1)
-        return cls(mean, scale, head, context)
+    def fit(cls, train: Any, context: BaselineContext) -> Self:
+        recipe = cast(Any, context.open_recipe())
+        recipe = recipe.with_model(recipe.base_model)
+        weights = recipe.fit_head(_with_new_head(context), context.settings.training, context.progress, most_rows=None)
+        return cls(weights, context)
 
-    def predict(self, rows: Split) -> np.ndarray:
-        return self.predict_embedded(_embed(rows, self.context))
+    def predict(self, rows: Split) -> Any:
+        from fullft_assets.models import heads
 
-    def predict_embedded(self, embeddings: np.ndarray) -> np.ndarray:
-        """Return label probabilities [rows, labels] from embeddings [rows, hidden]."""
-        return self.head.probabilities((embeddings - self.mean) / self.scale)
+        model = _with_new_head(self.context)
+        heads.set_weights(model, self.weights)
+        return self.context.open_recipe().predict(model, rows, self.context.progress)
 
     def save(self, folder: Path) -> None:
-        self.head.save(folder / "frozen_probe.npz", mean=self.mean, scale=self.scale)
+        np.savez(folder / f"{self.name}.npz", coefficients=self.weights.coefficients, intercept=self.weights.intercept)
 
     @classmethod
-    def load(cls, folder: Path, context: BaselineContext) -> FrozenProbe:
-        arrays = np.load(folder / "frozen_probe.npz")
-        return cls(arrays["mean"], arrays["scale"], LogisticHead.of(arrays), context)
+    def load(cls, folder: Path, context: BaselineContext) -> Self:
+        from fullft_assets.models.heads import HeadWeights
+
+        arrays = np.load(folder / f"{cls.name}.npz")
+        return cls(HeadWeights(arrays["coefficients"], arrays["intercept"]), context)
 
 
-def _embed(rows: Split, context: BaselineContext) -> np.ndarray:
-    from fullft_assets.models.inference import embed
+def _with_new_head(context: BaselineContext) -> PreTrainedModel:
+    """Return the base model with an untrained head; what is random below its output layer is the same each time."""
+    import torch
 
-    return embed(context.base_model, rows.windows, added_tokens=context.added_tokens, progress=context.progress)
+    from fullft_assets.models import precision
 
-
-def _fit_softmax(features: Any, labels: np.ndarray, num_labels: int, *, C: float) -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.linear_model import LogisticRegression
-
-    model = LogisticRegression(C=C, max_iter=1_000).fit(features, labels)
-    if len(model.classes_) == 2:  # there is one row for both classes
-        coefficients, intercept = np.vstack([-model.coef_, model.coef_]) / 2, np.append(-model.intercept_, model.intercept_) / 2
-    else:
-        coefficients, intercept = model.coef_, model.intercept_
-    assert len(coefficients) == num_labels, "the snapshot guarantees every label in the training rows"
-    return coefficients, intercept
-
-
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
-
-
-def _fit_each(features: Any, labels: np.ndarray, *, C: float) -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.linear_model import LogisticRegression
-
-    coefficients, intercept = np.zeros((labels.shape[1], features.shape[1])), np.zeros(labels.shape[1])
-    for i, column in enumerate(labels.T):
-        if column.all() or not column.any():
-            intercept[i] = _CERTAIN if column.all() else -_CERTAIN
-            continue
-        model = LogisticRegression(C=C, max_iter=1_000).fit(features, column)
-        coefficients[i], intercept[i] = model.coef_[0], model.intercept_[0]
-    return coefficients, intercept
-
-
-def _sigmoid(scores: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(scores, -500, 500)))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = context.open_recipe().load_original(context.settings.training.model_copy(update={"weights": "fp32"}))
+    precision.set_scoring(model, None)
+    return model

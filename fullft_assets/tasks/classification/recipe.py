@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,27 +16,60 @@ from transformers import PreTrainedModel
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.engine.feed import Feed
 from fullft_assets.engine.optimizers import dtype_of_weights
-from fullft_assets.engine.recipe import Prepared
+from fullft_assets.engine.recipe import MOST_HEAD_ROWS, Prepared
 from fullft_assets.evaluation.metrics import compute
 from fullft_assets.jobs.progress import Listener
-from fullft_assets.models.inference import collate, device, load_for_training, predict_with
+from fullft_assets.models.heads import HeadWeights, features_of_documents, has_intercept
+from fullft_assets.models.inference import collate, device, load_classifier, load_for_training, load_new_classifier, predict_with
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.classification.assessment import accuracy, macro_f1, predictions_of
+from fullft_assets.tasks.classification.logistic import fit_on_states
 from fullft_assets.tasks.encoder import Encoder
 
 #: Rows are shuffled, then sorted by length within pools of this many batches: random enough, little padding.
 _POOL_BATCHES = 50
+#: A new head is fitted on at least this many rows of each label, where it has them.
+_ROWS_OF_EACH_LABEL = 10
 
 
 class ClassificationRecipe(Encoder):
     """Each window of a row learns the row's label."""
 
+    #: Of the model's configuration.
+    problem_type: ClassVar[str | None] = None
+
     def _load(
         self, folder: ModelFolder, settings: TrainingSettings, added_tokens: Sequence[str] = (), *, keeps_head: bool = False
     ) -> PreTrainedModel:
-        options = {"keeps_head": keeps_head, "dtype": dtype_of_weights(settings)}
+        load = load_classifier if keeps_head else load_new_classifier
+        options = {"load": load, "keeps_head": keeps_head, "dtype": dtype_of_weights(settings), "problem_type": self.problem_type}
         return load_for_training(folder, self.labels, settings.attention_dropout, added_tokens, **options)
+
+    def fit_head(
+        self, model: PreTrainedModel, settings: TrainingSettings, listener: Listener, *, most_rows: int | None = MOST_HEAD_ROWS
+    ) -> HeadWeights | None:
+        if self.start is not None:
+            return None
+        train, validation = self._some_of_each_label(most_rows), self.validation.select(range(min(len(self.validation), MOST_HEAD_ROWS)))
+        states, checked = (features_of_documents(model, rows.windows, listener) for rows in (train, validation))
+        head = fit_on_states(
+            states,
+            train.labels,
+            len(self.labels),
+            (checked, validation.labels),
+            intercept=has_intercept(model),
+            balanced=settings.balance_labels,
+        )
+        return HeadWeights(head.coefficients, head.intercept)
+
+    def _some_of_each_label(self, most_rows: int | None) -> Split:
+        """Return the first training rows, and the first few of each label."""
+        if most_rows is None or len(self.train) <= most_rows:
+            return self.train
+        one_hot = np.eye(len(self.labels), dtype=bool)[self.train.labels] if self.train.labels.ndim == 1 else self.train.labels
+        is_early = (one_hot & (np.cumsum(one_hot, axis=0) <= _ROWS_OF_EACH_LABEL)).any(1)
+        return self.train.select(np.flatnonzero(is_early | (np.arange(len(self.train)) < most_rows)).tolist())
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
         feed = window_feed(*labelled_windows(self.train), model, settings, seed, torch.tensor)

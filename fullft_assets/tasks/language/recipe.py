@@ -81,6 +81,9 @@ class NextTokenRecipe:
         model = load_causal(self.base_model, self.added_tokens, attention_dropout=settings.attention_dropout, dtype=dtype)
         return precision.score_alike(model, settings)
 
+    def fit_head(self, model: PreTrainedModel, settings: TrainingSettings, listener: Listener, *, most_rows: int | None = None) -> None:
+        """See `Recipe`: its head is the base model's."""
+
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
         """See `Recipe`: probes the model and plans packed rows, or, where it leaks, padded ones.
 

@@ -9,7 +9,6 @@ thresholds chosen on the same rows, so they are somewhat too good; those on the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from fullft_assets.base_model import ModelFolder
-from fullft_assets.engine.optimizers import dtype_of_weights
 from fullft_assets.engine.recipe import Prepared
 from fullft_assets.errors import DataError
 from fullft_assets.jobs.progress import Listener
-from fullft_assets.models.inference import MULTI_LABEL, load_for_training, predict_with
+from fullft_assets.models.inference import MULTI_LABEL, predict_with
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.tasks.classification.recipe import ClassificationRecipe, labelled_windows, window_feed
 from fullft_assets.tasks.multi_label import assessment
@@ -31,11 +28,7 @@ from fullft_assets.tasks.multi_label import assessment
 class MultiLabelRecipe(ClassificationRecipe):
     """See `Recipe`; labels are bool [rows, labels]."""
 
-    def _load(
-        self, folder: ModelFolder, settings: TrainingSettings, added_tokens: Sequence[str] = (), *, keeps_head: bool = False
-    ) -> PreTrainedModel:
-        options = {"keeps_head": keeps_head, "dtype": dtype_of_weights(settings), "problem_type": MULTI_LABEL}
-        return load_for_training(folder, self.labels, settings.attention_dropout, added_tokens, **options)
+    problem_type = MULTI_LABEL
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
         for name, split in (("training", self.train), ("validation", self.validation)):

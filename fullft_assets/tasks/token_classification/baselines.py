@@ -11,18 +11,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import Baseline, BaselineContext, UntrainedBaseline
+from fullft_assets.tasks.classification.baselines import FrozenProbe
 from fullft_assets.tasks.token_classification.assessment import Span
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from fullft_assets.tasks.token_classification.token_head import TokenHead
 
 #: A phrase is in the dictionary if at least this share of its places in the training texts is a span.
 _LEAST_PRECISION = 0.5
@@ -125,44 +118,7 @@ def _words(text: str) -> list[tuple[str, int, int]]:
     return [(match[0].casefold(), *match.span()) for match in _WORD.finditer(text)]
 
 
-class TokenProbe(Baseline):
-    """Logistic regression on the base model's last hidden states of tokens: its weights stay as they were."""
+class TokenProbe(FrozenProbe):
+    """The base model as it was, with a logistic regression on its tokens' hidden states as its head."""
 
     name, title, tasks = "token_probe", "frozen base model + trained head", ("token_classification",)
-
-    def __init__(self, head: TokenHead, context: BaselineContext):
-        self.head, self.context = head, context
-
-    @classmethod
-    def fit(cls, train: Split, context: BaselineContext) -> TokenProbe:
-        from fullft_assets.tasks.token_classification.tagging import Frame, tag_names
-        from fullft_assets.tasks.token_classification.token_head import TokenHead
-
-        assert context.tokenization is not None
-        tags = Frame.of(context.tokenization).tags_of_rows(train)
-        num_tags = len(tag_names(context.labels))
-        return cls(TokenHead.fit(_backbone(context), train.windows, tags, num_tags, progress=context.progress), context)
-
-    def predict(self, rows: Split) -> list[list[Span]]:
-        from fullft_assets.tasks.token_classification.tagging import TokenizedTexts, find_spans
-
-        assert self.context.tokenization is not None
-        reading = TokenizedTexts.of(self.context.tokenization, rows.texts)
-        return find_spans(_backbone(self.context), reading, scores=self.head.scores, progress=self.context.progress)
-
-    def save(self, folder: Path) -> None:
-        head = self.head
-        np.savez(folder / "token_probe.npz", mean=head.mean, scale=head.scale, coefficients=head.coefficients, intercept=head.intercept)
-
-    @classmethod
-    def load(cls, folder: Path, context: BaselineContext) -> TokenProbe:
-        from fullft_assets.tasks.token_classification.token_head import TokenHead
-
-        arrays = np.load(folder / "token_probe.npz")
-        return cls(TokenHead(arrays["mean"], arrays["scale"], arrays["coefficients"], arrays["intercept"]), context)
-
-
-def _backbone(context: BaselineContext) -> PreTrainedModel:
-    from fullft_assets.tasks.token_classification.token_head import load_backbone
-
-    return load_backbone(context.base_model, context.added_tokens)

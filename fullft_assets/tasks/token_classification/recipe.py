@@ -14,25 +14,31 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.chunks import Tokenization
 from fullft_assets.engine.optimizers import dtype_of_weights
-from fullft_assets.engine.recipe import Prepared
+from fullft_assets.engine.recipe import MOST_HEAD_ROWS, Prepared
 from fullft_assets.errors import DataError
 from fullft_assets.jobs.progress import Listener
+from fullft_assets.models.heads import HeadWeights, has_intercept, read_by_head
 from fullft_assets.models.inference import load_for_training, load_tagger
 from fullft_assets.models.token_loss import IGNORED
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import BaselineContext
+from fullft_assets.tasks.classification.logistic import fit_on_states
 from fullft_assets.tasks.classification.recipe import window_feed
 from fullft_assets.tasks.encoder import Encoder
 from fullft_assets.tasks.token_classification import assessment
 from fullft_assets.tasks.token_classification.assessment import Span
 from fullft_assets.tasks.token_classification.tagging import Frame, TokenizedTexts, find_spans, normal, tag, tag_names
+
+#: Tokens that a new head is fitted on, drawn at random from the training rows.
+_MOST_TOKENS = 30_000
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,33 @@ class TokenClassificationRecipe(Encoder):
     ) -> PreTrainedModel:
         options = {"load": load_tagger, "keeps_head": keeps_head, "dtype": dtype_of_weights(settings)}
         return load_for_training(folder, tag_names(self.labels), settings.attention_dropout, added_tokens, **options)
+
+    def fit_head(
+        self, model: PreTrainedModel, settings: TrainingSettings, listener: Listener, *, most_rows: int | None = MOST_HEAD_ROWS
+    ) -> HeadWeights | None:
+        if self.start is not None:
+            return None
+        train = self.train if most_rows is None else self.train.select(range(min(len(self.train), most_rows)))
+        validation = self.validation.select(range(min(len(self.validation), MOST_HEAD_ROWS)))
+        states, tags = self._states_of_tokens(model, train, listener)
+        checked = self._states_of_tokens(model, validation, listener)
+        head = fit_on_states(states, tags, len(tag_names(self.labels)), checked, intercept=has_intercept(model))
+        return HeadWeights(head.coefficients, head.intercept)
+
+    def _states_of_tokens(self, model: PreTrainedModel, rows: Split, listener: Listener) -> tuple[np.ndarray, np.ndarray]:
+        """Return what the output layer reads of tokens that are drawn at random [tokens, features], and their tags [tokens]."""
+        tags = self._tags(rows)
+        total = sum(tag != IGNORED for document in tags for window in document for tag in window)
+        rng = np.random.default_rng(0)
+        states, targets = [], []
+        for items, read, _ in read_by_head(model, rows.windows, listener):
+            numbers = read.cpu().numpy()
+            for at, (row, number) in enumerate(items):
+                target = np.array(tags[row][number])
+                is_drawn = (target != IGNORED) & (rng.random(len(target)) < _MOST_TOKENS / max(1, total))
+                states.append(numbers[at, : len(target)][is_drawn])
+                targets.append(target[is_drawn])
+        return np.concatenate(states), np.concatenate(targets)
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
         windows = [window for document in self.train.windows for window in document]

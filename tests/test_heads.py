@@ -1,0 +1,151 @@
+"""Heads of classifiers and taggers: how they pool, how they begin, and that what is saved is read by the libraries that users have."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from transformers import (
+    AutoModelForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2Model,
+    LlamaConfig,
+    LlamaModel,
+    ModernBertConfig,
+    ModernBertModel,
+    RobertaConfig,
+    RobertaModel,
+)
+
+from fullft_assets.engine.finetuning import fine_tune
+from fullft_assets.jobs.progress import Progress
+from fullft_assets.models import heads, pooled
+from fullft_assets.models.inference import load_classifier, load_for_training, load_new_classifier, predict, predict_with
+from tests.prepared import Prepared, prepare
+
+pytestmark = pytest.mark.numeric
+
+QUIET = Progress(silent=True)
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 30_522}
+ENCODERS: dict[str, Any] = {
+    "roberta": lambda: RobertaModel(RobertaConfig(**SIZES, pad_token_id=0)),
+    "deberta": lambda: DebertaV2Model(DebertaV2Config(**SIZES, pad_token_id=0)),
+    "modernbert": lambda: ModernBertModel(ModernBertConfig(**SIZES, pad_token_id=0)),
+    "llama": lambda: LlamaModel(LlamaConfig(**SIZES, num_key_value_heads=2, pad_token_id=0)),
+}
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return prepare(tmp_path_factory.mktemp("heads"), rows=400)
+
+
+@pytest.fixture(params=ENCODERS)
+def architecture(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    ENCODERS[request.param]().save_pretrained(tmp_path / request.param)
+    return tmp_path / request.param
+
+
+def began(case: Prepared, base_model: Path | None = None) -> Any:
+    """Return a model whose head was fitted and that no step has trained, with its recipe."""
+    recipe = case.recipe if base_model is None else case.recipe.with_model(base_model)
+    settings = case.use_case.settings.training
+    model = recipe.load(settings)
+    heads.set_weights(model, recipe.fit_head(model, settings, QUIET))
+    return recipe, model
+
+
+def test_a_training_begins_with_the_probe(case: Prepared, tmp_path: Path) -> None:
+    context = case.baseline_context
+    (_, scores), *_ = case.recipe.score_baselines(["frozen_probe"], tmp_path, context)
+    settings = case.use_case.settings.training.model_copy(update={"learning_rate": 1e-12, "epochs": 1.0, "track": [], "precision": "fp32"})
+    fit = fine_tune(case.recipe, settings, 3, tmp_path, QUIET, resumable=False, evaluate_at=[])
+    assert fit.scores["validation_macro_f1"] == pytest.approx(scores["macro_f1"], abs=0.02)
+    assert scores["macro_f1"] > 0.3
+
+
+def test_every_architecture_begins_with_a_head_that_has_learned(case: Prepared, architecture: Path) -> None:
+    recipe, model = began(case, architecture)
+    states = heads.features_of_documents(model, recipe.train.windows)
+    weights = recipe.fit_head(model, case.use_case.settings.training, QUIET)
+    has_intercept = heads.has_intercept(model)
+    assert has_intercept == (architecture.name != "llama")
+    scores = states @ weights.coefficients.T + (weights.intercept if has_intercept else 0)
+    found = predict_with(model, recipe.train.windows).probabilities
+    np.testing.assert_allclose(found, softmax(scores, axis=1), atol=1e-4)
+    majority = np.bincount(recipe.train.labels).max() / len(recipe.train)
+    assert (found.argmax(1) == recipe.train.labels).mean() > majority
+
+
+def test_a_saved_classifier_answers_the_same(case: Prepared, architecture: Path, tmp_path: Path) -> None:
+    recipe, model = began(case, architecture)
+    windows = recipe.validation.windows[:20]
+    pooled.save(model, tmp_path / "saved", 64)
+    expected = predict_with(model, windows).probabilities
+    np.testing.assert_allclose(predict(tmp_path / "saved", windows).probabilities, expected, atol=1e-6)
+    is_pooled = isinstance(model, pooled.PooledClassifier)
+    assert is_pooled == (architecture.name in ("roberta", "deberta"))
+    if not is_pooled:  # transformers has it as it is
+        loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+        np.testing.assert_allclose(predict_with(loaded, windows).probabilities, expected, atol=1e-6)
+    again = load_for_training(tmp_path / "saved", case.labels, None, load=load_classifier, keeps_head=True)
+    np.testing.assert_allclose(predict_with(again, windows).probabilities, expected, atol=1e-6)
+
+
+def test_sentence_transformers_reads_what_is_saved(case: Prepared, tmp_path: Path) -> None:
+    """In a process that does not import this package, by the lines of the model card."""
+    from fullft_assets.chunks import save_tokenizer
+
+    recipe, model = began(case)
+    pooled.save(model, tmp_path, case.use_case.settings.chunks.max_tokens)
+    save_tokenizer(case.base_model, [], tmp_path)
+    texts = [text for text, windows in zip(recipe.validation.texts, recipe.validation.windows, strict=True) if len(windows) == 1][:5]
+    code = (
+        "import json, sys\nfrom sentence_transformers import SentenceTransformer\n"
+        "model = SentenceTransformer(sys.argv[1], device='cpu')\n"
+        "print(json.dumps(model.encode(json.loads(sys.argv[2])).tolist()))\n"
+        "assert not any(name.startswith('fullft_assets') for name in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path, json.dumps(texts)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    chosen = recipe.validation.select([recipe.validation.texts.index(text) for text in texts])
+    expected = predict_with(model, chosen.windows).probabilities
+    np.testing.assert_allclose(softmax(json.loads(done.stdout.splitlines()[-1]), axis=1), expected, atol=1e-4)
+
+
+def test_a_folder_that_pools_by_its_class_token_is_read_so(case: Prepared, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    ENCODERS["roberta"]().save_pretrained(tmp_path)
+    (tmp_path / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
+    model = load_for_training(tmp_path, ["a", "b"], None, load=load_new_classifier)
+    windows = [[[5, 6, 7]]]
+    state = model.base_model.eval()(torch.tensor(windows[0])).last_hidden_state[:, 0]
+    np.testing.assert_allclose(heads.features_of_documents(model, windows), state.detach().numpy(), atol=1e-6)
+
+
+def test_a_head_of_other_labels_is_not_used(case: Prepared, tmp_path: Path) -> None:
+    _, model = began(case)
+    pooled.save(model, tmp_path, 64)
+    other = load_for_training(tmp_path, ["a", "b", "c"], None, load=load_new_classifier)
+    assert other.left_out_head == f"of {len(case.labels)} labels"
+    assert other.config.num_labels == 3
+
+
+def test_each_label_has_rows_in_the_fit(case: Prepared) -> None:
+    rare = len(case.recipe.train) - 1
+    labels = np.zeros(len(case.recipe.train), np.int64)
+    labels[rare] = 1
+    recipe = replace(case.recipe, train=replace(case.recipe.train, labels=labels))
+    chosen = recipe._some_of_each_label(50)
+    assert len(chosen) == 51 and set(chosen.labels.tolist()) == {0, 1}
