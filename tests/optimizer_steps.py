@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from fullft_assets.engine.finetuning import fine_tune
 from fullft_assets.jobs.progress import Progress
+from fullft_assets.models import heads
 from tests.prepared import Prepared
 
 
@@ -72,6 +73,8 @@ def check_steps(
     fine_tune(recipe, chosen, 1, folder, Progress(silent=True), evaluate_at=(), resumable=False, callbacks=[seen])
     torch.manual_seed(1)
     model = recipe.load(chosen)
+    if (weights := recipe.fit_head(model, chosen, Progress(silent=True))) is not None:
+        heads.set_weights(model, weights)
     feed = recipe.prepare(model, chosen.model_copy(update={"micro_batch_size": 8}), 1, 1).feed
     assert len(seen.losses) == feed.num_passes >= 3
     for number, batch in enumerate(feed.batches()):
