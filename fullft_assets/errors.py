@@ -12,10 +12,11 @@ from typing import Literal
 #: Cause of a failure: it decides who looks at it, and whether the same command may succeed unchanged.
 FailureClass = Literal["data", "settings", "gate", "out_of_memory", "divergence", "preemption", "infrastructure", "unknown"]
 
-#: Errors of a rank that does not reach another one (torch), and of an answer that was cut or never came (botocore, aiohttp, http.client), by
-#: name: this module imports none of them.
+#: torch's errors of a rank that does not reach another one, by name: this module does not import torch.
 _LOST_RANK = {"DistBackendError", "DistNetworkError", "DistStoreError"}
-_CUT_ANSWER = {"HTTPClientError", "ConnectionError", "FlexibleChecksumError", "IncompleteReadError", "IncompleteRead", "ClientPayloadError"}
+#: Errors of botocore, http.client and aiohttp whose answer never came or was cut off.
+_CUT_ANSWER = {"HTTPClientError", "ConnectionError", "FlexibleChecksumError", "IncompleteReadError"}
+_CUT_ANSWER |= {"IncompleteRead", "ClientPayloadError"}
 #: Errors of the operating system that mean: no room for this file (disk full, quota, size limit).
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -120,7 +121,7 @@ def classify(error: BaseException) -> FailureClass:
 
 
 def is_cut_answer(error: BaseException) -> bool:
-    """Return whether a server's answer never came, was cut off or differs from its checksum: the same request may succeed."""
+    """Return whether a server's answer never came, was cut off or differs from its checksum."""
     return bool(_CUT_ANSWER & {each.__name__ for each in type(error).__mro__})
 
 

@@ -1,4 +1,6 @@
-"""What delivered names (labels above all) look like outside of the store: nothing in them acts on a terminal, a log, a browser or a spreadsheet.
+"""What delivered names (labels above all) look like outside of the store.
+
+Nothing in them acts on a terminal, a log, a browser or a spreadsheet.
 
 An image in a label would be fetched by the browser of whoever opens the page; a right-to-left mark turns around what follows it.
 """
@@ -30,7 +32,7 @@ def quoted(text: str) -> str:
 
 
 def to_cell(value: Any) -> Any:
-    """Return a value for a CSV file; a text that a spreadsheet would take for a formula has an apostrophe in front."""
+    """Return a value for a CSV file: before a text that a spreadsheet would take for a formula is an apostrophe."""
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 

@@ -152,7 +152,7 @@ BROKEN = {
         lambda f: (f / "config.json").write_text(
             json.dumps({**json.loads((f / "config.json").read_text()), "transformers_weights": "b.safetensors"})
         ),
-        "config.json: transformers_weights names another file of weights",
+        "config.json: transformers_weights names other weights",
     ),
     "pickled": (pickled, "only pickled weights (pytorch_model.bin), refused"),
     "torn": (torn, "torn: "),

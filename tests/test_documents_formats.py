@@ -1188,7 +1188,10 @@ class TestChat:
             ({"messages": [{"role": "user", "content": [{"type": "image", "url": "u"}]}]}, "turn 1 of field `messages` is not text"),
             ({"messages": [ASKED, SAID], "tools": [{"type": "function"}]}, "field `tools`: chats with tools cannot be trained yet"),
             *(
-                ({"messages": [ASKED, {**SAID, name: value}]}, f"turn 2 of field `messages` has {what} (`{name}`), which cannot be trained yet")
+                (
+                    {"messages": [ASKED, {**SAID, name: value}]},
+                    f"turn 2 of field `messages` has {what} (`{name}`), which cannot be trained yet",
+                )
                 for name, value, what in [
                     ("tool_calls", [{}], "a tool call"),
                     ("function_call", {"name": "f"}, "a tool call"),

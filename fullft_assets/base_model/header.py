@@ -87,14 +87,14 @@ def read_header(model: ModelFolder) -> BaseModelHeader:
     Where its code may run, every Python file in the folder is covered as well.
 
     Raises:
-        SettingsError: a file is missing, torn or pickled, code may run that is not there, or other weights would be loaded.
+        SettingsError: a file is missing, torn or pickled, code may run that is not there, or other weights count.
     """
     folder = Path(model)
     config = read_config(folder)
     if adapter := next((name for name in _ADAPTER if (folder / name).exists()), None):
-        raise SettingsError(f"{folder / adapter}: an adapter, which would change the model's weights; merge it into them, or remove it")
+        raise SettingsError(f"{folder / adapter}: an adapter would change the weights; merge it into them, or remove it")
     if config.get("transformers_weights") is not None:
-        raise SettingsError(f"{folder}/config.json: transformers_weights names another file of weights; remove that line")
+        raise SettingsError(f"{folder}/config.json: transformers_weights names other weights; remove that line")
     if not (folder / "tokenizer.json").is_file():
         raise SettingsError(f"{folder}: no tokenizer.json; save the model's fast tokenizer there")
     files = [_read_weights_file(path) for path in weights_files(folder)]

@@ -34,7 +34,9 @@ class Pointers(Files):
         return found["id"]
 
     def require_conditions(self) -> None:
-        """Refuse a bucket whose server ignores the conditions of a write; asked once a process, and nothing is written where it heeds them.
+        """Refuse a bucket whose server ignores the conditions of a write; it is asked once a process.
+
+        Nothing but the store's id is written where it heeds them.
 
         Raises:
             SettingsError: two processes would undo each other's changes there.

@@ -23,7 +23,7 @@ _QUESTIONS = ("instruction", "prompt", "question")
 _ANSWERS = {"instruction": ("output", "response"), "prompt": ("completion", "response"), "question": ("answer", "response")}
 #: What an instruction or a question is about; it follows it.
 _SUBJECTS = ("input", "context")
-#: What cannot be trained yet. To drop it would train another conversation: an empty answer where the model should call a tool.
+#: What cannot be trained yet. Without it another conversation would be trained: an empty answer instead of a tool call.
 _TOOLS = ("tools", "functions")
 _UNTRAINED = {
     **dict.fromkeys(("tool_calls", "function_call"), "a tool call"),
