@@ -36,9 +36,9 @@ def to_cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
-def from_cell(cell: str) -> str:
-    """Return the text that `to_cell` was given."""
-    return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell
+def from_cell(cell: str | None) -> str | None:
+    """Return the text that `to_cell` was given; None of a cell that a row lacks."""
+    return cell[1:] if cell and cell[0] == "'" and _FORMULA.match(cell) else cell
 
 
 def _code(character: str) -> str:
