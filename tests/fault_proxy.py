@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -46,7 +46,7 @@ class FaultProxy(ThreadingHTTPServer):
         #: How often each fault was injected, and each request spoilt.
         self.injected: Counter[str] = Counter()
         self.spoilt: Counter[str] = Counter()
-        self._folder, self.one_conditional_write = folder, threading.Lock()
+        self._folder, self.one_of_pointers = folder, threading.Lock()
 
     @property
     def endpoint(self) -> str:
@@ -55,7 +55,7 @@ class FaultProxy(ThreadingHTTPServer):
 
     def may_write(self, path: str, wanted: str | None, absent: str | None) -> bool:
         """Return whether the conditions of a write hold: the ETag is the MD5 of the file that the server has."""
-        if self._folder is None:
+        if self._folder is None or wanted is absent is None:
             return True
         file = self._folder / unquote(urlsplit(path).path).lstrip("/")
         tag = hashlib.md5(file.read_bytes()).hexdigest() if file.is_file() else None
@@ -87,12 +87,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault == "slow":
             time.sleep(_SLOW_SECONDS)
-        wanted, absent = self.headers.get("If-Match"), self.headers.get("If-None-Match")
-        if self.command != "PUT" or wanted is absent is None:
-            self._forward(body, fault)
-            return
-        with self.server.one_conditional_write:
-            if self.server.may_write(self.path, wanted, absent):
+        # rclone cuts or refuses what is asked for while the same file is written. Conditions are those of pointers.
+        with self.server.one_of_pointers if "/pointers/" in self.path else nullcontext():
+            wanted, absent = self.headers.get("If-Match"), self.headers.get("If-None-Match")
+            if self.command != "PUT" or self.server.may_write(self.path, wanted, absent):
                 self._forward(body, fault)
             else:
                 self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>", {"Content-Type": "application/xml"})
