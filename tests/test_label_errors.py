@@ -102,6 +102,15 @@ def test_annotators_get_the_format_that_the_labels_came_in(
 
 
 @pytest.mark.heavy
+def test_no_cell_is_a_formula_and_ids_and_labels_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "label_errors.csv"
+    report.write_label_errors(
+        path, [DoubtfulRow("=1+1", "@kind", "-x", 0.97, 0.01), DoubtfulRow("'=2", "'a", "b", 0.9, 0.1)], "kind", "doc"
+    )
+    assert path.read_text().splitlines()[1:] == ["'=1+1,'@kind,'-x,0.97", "''=2,'a,b,0.9"]
+    assert [(row["doc"], row["kind"], row["suggested"]) for row in report.read_list(path)] == [("=1+1", "@kind", "-x"), ("'=2", "'a", "b")]
+
+
 def test_the_most_frequent_confusions_are_a_table(tmp_path: Path) -> None:
     found = evaluation_of(LABELS)
     pairs = found.confusions

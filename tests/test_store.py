@@ -33,7 +33,7 @@ from fullft_assets.documents.sources import SourceFile
 from fullft_assets.errors import DiskError, GateError, SettingsError, StoreError
 from fullft_assets.jobs import Job, read_job, read_jobs
 from fullft_assets.settings import DocumentsSettings
-from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store, artifact_key, disk, leases, listing
+from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store, artifact_key, disk, leases, listing, pointers
 from fullft_assets.store import draft as drafts
 from fullft_assets.store.files import UPLOADING
 from fullft_assets.store.metadata import Metadata
@@ -324,7 +324,7 @@ def count_in_two_processes(url: str, times: int) -> int:
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """A bucket of a server that heeds the conditions of PutObject, as S3 does; rclone's ignores them.
+    """A bucket of a second server that heeds the conditions of PutObject, as S3 does.
 
     It answers one request at a time: with threads it would compare and write in two steps.
     """
@@ -517,7 +517,7 @@ class TestChangedPointers:
         assert place.store.read_pointer("n") == {"n": 1}
         place.store.change_pointer("n", lambda found: {"n": 2})
         assert place.store.read_pointer("n") == {"n": 2}
-        assert place.store.list_pointers("") == ["n"]
+        assert set(place.store.list_pointers("")) - {"store"} == {"n"}  # a bucket has an id by then
 
 
 class TestContentDigest:
@@ -656,6 +656,30 @@ class TestS3:
         return Place(f"s3://{bucket}", s3_env.make_bucket(bucket))
 
     @pytest.mark.heavy
+    def test_a_server_that_cannot_compare_and_swap_is_refused_and_keeps_nothing_of_the_probe(
+        self, place: Place, s3_env: S3Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (place.disk / "a").write_bytes(b"1")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", s3_env.behind)
+        s3fs.S3FileSystem.clear_instance_cache()
+        store = Store(place.store.url)
+        with pytest.raises(SettingsError, match=f"^{place.store.url}: its server ignores If-Match and If-None-Match"):
+            store.change_pointer("n", lambda found: {"n": 1})
+        with pytest.raises(SettingsError), store.create("mail", "s", "k", version="1", seed=1):
+            pass
+        assert (store.read_bytes("a"), store.find("mail", "s", "k"), store.read_pointer("n")) == (b"1", None, None)
+        assert [path for path in place.disk.rglob("*") if path.is_file()] == [place.disk / "a"]
+
+    def test_a_server_that_can_is_asked_without_a_write(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        client, name = boto3.client("s3"), bucket.split("/")[2]
+        client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+        for _ in range(2):
+            monkeypatch.setattr(pointers, "_heeding", set())
+            Store(bucket).require_conditions()
+            (version,) = client.list_object_versions(Bucket=name)["Versions"]
+            assert version["Key"] == "some/prefix/pointers/store.json"
+
+    @pytest.mark.heavy
     def test_fetched_once_and_kept(self, place: Place, s3_env: S3Server) -> None:
         made = place.make({"a.txt": "alpha", "deep/b.txt": "beta"})
         folder = place.store.folder(made)
@@ -780,6 +804,7 @@ def test_every_write_asks_for_encryption_with_the_given_key(monkeypatch: pytest.
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
         monkeypatch.setenv("FULLFT_KMS_KEY", "alias/models")
+        monkeypatch.setattr(Store, "require_conditions", lambda _: None)  # this server writes whatever it is asked
         store = Store("s3://bucket", {**s3_options(), "skip_instance_cache": True})
         store.write_pointer("champion", {})
         with store.create("mail", "s", "k", version="1", seed=1) as draft:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import s3fs
 
 from fullft_assets.store import Store
 from tests import fault_proxy
@@ -35,3 +36,21 @@ def test_artifacts_and_pointers_are_whole_and_counted_once(fault: str, s3_env: S
         assert found is not None and found.content_digest == made.content_digest
         assert {name: (Store(url).folder(found) / name).read_bytes() for name in files} == files
         assert proxy.injected[fault] >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.fault("S3 fails or damages a file")
+@pytest.mark.parametrize("size", [10_000, 3_000_000])
+def test_a_read_whose_answer_is_cut_is_repeated(size: int, s3_env: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    s3_env.make_bucket(f"cut-{size}-{os.getpid()}")
+    url, content = f"s3://cut-{size}-{os.getpid()}", os.urandom(size)
+    Store(url).write_bytes("a", content)  # with a checksum, which botocore compares
+    with fault_proxy.serving(s3_env.endpoint, faults=("cut",), share=1.0) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        s3fs.S3FileSystem.clear_instance_cache()
+        store = Store(url, {"skip_instance_cache": True})
+        assert store.read_bytes("a") == content
+        proxy.spoilt.clear()
+        store.download("a", tmp_path / "a")
+        assert (tmp_path / "a").read_bytes() == content
+        assert proxy.injected["cut"] >= 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import http.client
 import json
 import resource
 import subprocess
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import botocore.exceptions
 import dagster as dg
 import pytest
 import torch
@@ -264,6 +266,11 @@ class TestClasses:
             (torch.distributed.DistBackendError("NCCL error: remote process exited"), "infrastructure"),
             (torch.distributed.DistNetworkError("recv: peer is gone"), "infrastructure"),
             (torch.distributed.DistStoreError("wait timeout"), "infrastructure"),
+            (botocore.exceptions.FlexibleChecksumError(error_msg="cut"), "infrastructure"),
+            (botocore.exceptions.ResponseStreamingError(error="cut"), "infrastructure"),
+            (botocore.exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2), "infrastructure"),
+            (botocore.exceptions.EndpointConnectionError(endpoint_url="http://a"), "infrastructure"),
+            (http.client.IncompleteRead(b""), "infrastructure"),
             (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"), "infrastructure"),
             (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
             (RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),

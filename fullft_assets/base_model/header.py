@@ -19,6 +19,8 @@ from fullft_assets.store.names import is_inside
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+#: transformers would load these on top of the weights that `revision` and the plan of memory cover.
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 DTYPES = {
     "F64": "float64",
@@ -85,10 +87,14 @@ def read_header(model: ModelFolder) -> BaseModelHeader:
     Where its code may run, every Python file in the folder is covered as well.
 
     Raises:
-        SettingsError: a file is missing, torn or pickled, or code may run that is not there.
+        SettingsError: a file is missing, torn or pickled, code may run that is not there, or other weights count.
     """
     folder = Path(model)
     config = read_config(folder)
+    if adapter := next((name for name in _ADAPTER if (folder / name).exists()), None):
+        raise SettingsError(f"{folder / adapter}: an adapter would change the weights; merge it into them, or remove it")
+    if config.get("transformers_weights") is not None:
+        raise SettingsError(f"{folder}/config.json: transformers_weights names other weights; remove that line")
     if not (folder / "tokenizer.json").is_file():
         raise SettingsError(f"{folder}: no tokenizer.json; save the model's fast tokenizer there")
     files = [_read_weights_file(path) for path in weights_files(folder)]

@@ -11,6 +11,7 @@ from typing import Any
 
 from fullft_assets import release
 from fullft_assets.errors import FullftError
+from fullft_assets.escaping import to_cell
 from fullft_assets.monitoring import FAR, DriftMetadata, exported_as_far, live, log_key, read_far, remember_exported
 from fullft_assets.resources import latest, latest_by_partition
 from fullft_assets.settings.use_case import UseCase
@@ -141,5 +142,5 @@ def _rendered(rows: list[dict[str, Any]], use_case: UseCase, chosen: str) -> str
     table = io.StringIO()
     writer = csv.DictWriter(table, [names.get(column, column) for column in columns])
     writer.writeheader()
-    writer.writerows(named)
+    writer.writerows({name: to_cell(value) for name, value in row.items()} for row in named)
     return table.getvalue()

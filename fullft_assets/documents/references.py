@@ -15,6 +15,7 @@ from fullft_assets.documents.formats import Unreadable, encodings
 from fullft_assets.documents.formats.delivered import MAX_TEXT_BYTES
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings
+from fullft_assets.store.files import whole
 
 if TYPE_CHECKING:
     from fullft_assets.documents.sources import Source
@@ -128,7 +129,7 @@ def _fetched(bucket: str, key: str) -> bytes:
             raise FileNotFoundError(errno.ENOENT, "no such object")
         _refuse_large(about["size"])
         # By its range, or s3fs asks for the size once more; an empty object has none.
-        return s3.cat_file(f"{bucket}/{key}", start=0, end=about["size"]) if about["size"] else b""
+        return whole(lambda: s3.cat_file(f"{bucket}/{key}", start=0, end=about["size"])) if about["size"] else b""
     except ParamValidationError as error:
         raise OSError("not an address that S3 knows") from error
     except FileNotFoundError as error:

@@ -20,6 +20,7 @@ from fullft_assets.documents.formats import is_readable
 from fullft_assets.documents.names import is_about, is_test_split
 from fullft_assets.errors import DataError
 from fullft_assets.settings.use_case import locate
+from fullft_assets.store.files import whole
 
 #: What `datasets.save_to_disk` writes beside its .arrow files; together they identify such a folder.
 _SAVED_DATASET = {"state.json", "dataset_info.json"}
@@ -457,7 +458,7 @@ class S3Prefix:
         place = folder / PurePosixPath(path).name[-100:]
         with self._one_line_errors():
             try:
-                self._fs.get_file(f"{self._root}/{path}", str(place))
+                whole(lambda: self._fs.get_file(f"{self._root}/{path}", str(place)))
             except FileNotFoundError:
                 return FileNotFoundError(errno.ENOENT, "no such object")
             except PermissionError as error:

@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,15 +26,33 @@ if TYPE_CHECKING:
 
 SEAL = "complete.json"
 STEP_LOG = "metrics.jsonl"
-#: Inside a checkpoint: how many incidents came before it, and whether it was planned.
+#: Inside a checkpoint: how many incidents came before it, whether it was planned, and versions of libraries.
 ORIGIN = "origin.json"
 #: Inside a checkpoint: the digest of each other file.
 _DIGESTS = "digests.json"
 #: Prefix of a checkpoint's name while another one of the same step replaces it.
 _REPLACED = "replaced-"
 _CHUNK_BYTES = 2**24
-#: Beside the checkpoints: the inputs that the work began with.
+#: Beside the checkpoints: the inputs that the work began with, and by this key the versions of libraries.
 INPUTS = "inputs.json"
+VERSIONS = "versions"
+_LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "numpy")
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide the bits of a training, CUDA's where torch has it."""
+    from torch.version import cuda
+
+    return {name: version(name) for name in _LIBRARIES} | ({} if cuda is None else {"cuda": cuda})
+
+
+def changed_versions(checkpoint: Path) -> str | None:
+    """Return which libraries had another version when a checkpoint was written, in words, or None."""
+    before = (_object_in(checkpoint / ORIGIN) or {}).get(VERSIONS, {})
+    now = library_versions()
+    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    return ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in names) or None
 
 
 def claim(folder: Path, inputs: Mapping[str, str]) -> None:
@@ -49,12 +69,12 @@ def claim(folder: Path, inputs: Mapping[str, str]) -> None:
         require_same_inputs(folder, json.loads(path.read_text()), inputs)
         return
     with room_needed(folder, "a new training"):
-        replace_synced(path, json.dumps(dict(inputs)))
+        replace_synced(path, json.dumps({**inputs, VERSIONS: library_versions()}))
 
 
-def require_same_inputs(folder: Path | str, recorded: Mapping[str, str], inputs: Mapping[str, str]) -> None:
+def require_same_inputs(folder: Path | str, recorded: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
     """Refuse to continue work in a folder, here or in a store, that began with other inputs; see `claim`."""
-    for name in sorted({*recorded, *inputs}):
+    for name in sorted({*recorded, *inputs} - {VERSIONS}):
         if recorded.get(name) != inputs.get(name):
             raise SettingsError(
                 f"{folder}: its checkpoints are of a training with another {name}; give this job a key of its own, or delete that folder"
@@ -83,7 +103,8 @@ def publish(aside: Path, target: Path, *, num_incidents: int, is_planned: bool) 
     Args:
         is_planned: False if a request to stop caused it: whether it exists then depends on the moment.
     """
-    (aside / ORIGIN).write_text(json.dumps({"num_incidents": num_incidents, "is_planned": is_planned}))
+    origin = {"num_incidents": num_incidents, "is_planned": is_planned, VERSIONS: library_versions()}
+    (aside / ORIGIN).write_text(json.dumps(origin))
     files = [path for path in sorted(aside.rglob("*")) if path.is_file()]
     (aside / _DIGESTS).write_text(json.dumps({str(path.relative_to(aside)): _digest(path) for path in files}))
     seal(aside)

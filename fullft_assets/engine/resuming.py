@@ -6,8 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+from safetensors import safe_open
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+
 from fullft_assets.engine import ranks
-from fullft_assets.engine.checkpoints import Checkpoint, checkpoint_of, complete_checkpoints, discard, first_damaged, identity_of
+from fullft_assets.engine.checkpoints import Checkpoint, checkpoint_of, complete_checkpoints, discard, first_damaged, identity_of, step_of
 from fullft_assets.engine.run_history import RunHistory
 from fullft_assets.engine.stored_checkpoints import StoredCheckpoint, StoredCheckpoints, restore_beside, stored_name
 from fullft_assets.errors import StoreError
@@ -58,7 +63,7 @@ def checkpoint_of_step(step: int, folder: Path, history: RunHistory, stored: Sto
     """
     problem = f"{folder / f'checkpoint-{step}'} is missing"
     for path in [found.path for found in complete_checkpoints(folder, history) if found.step == step]:
-        if (damaged := first_damaged(path, listener)) is None:
+        if (damaged := first_damaged(path, listener) or _unloadable(path)) is None:
             return path
         problem = f"{path / damaged} is damaged"
     if stored is None:
@@ -82,7 +87,7 @@ def _choose(folder: Path, history: RunHistory, stored: StoredCheckpoints | None,
             return None
         if stored is None or not there or (here and here[0].step >= there[0].step):
             path = here[0].path
-            damaged = first_damaged(path, listener)
+            damaged = first_damaged(path, listener) or _unloadable(path)
             if damaged is None:
                 # It may have been copied here for another process, or a kill came between it and its log.
                 restore_beside(path, folder)
@@ -91,13 +96,34 @@ def _choose(folder: Path, history: RunHistory, stored: StoredCheckpoints | None,
             discard(path)
         else:
             damaged = ranks.attended(partial(stored.fetch, there[0].name, folder), listener)
+            path = checkpoint_of(folder, there[0].step)
+            if damaged is None and (damaged := _unloadable(path)) is not None:
+                discard(path)
             if damaged is None:
-                path = checkpoint_of(folder, there[0].step)
                 restore_beside(path, folder)
                 return _Chosen(there[0].step, identity_of(path))
             place = f"{stored.place(there[0].name)}/{damaged}"
             stored.skip(there[0].name)
         progress.say(f"{place} is damaged; continuing from the checkpoint before, if there is one")
+
+
+def _unloadable(checkpoint: Path) -> str | None:
+    """Return the name of the first file of a checkpoint that cannot be loaded, or None; no tensor is read."""
+    for path in sorted(checkpoint.iterdir()):
+        is_state = path.name == TRAINER_STATE_NAME
+        try:
+            if path.suffix == ".pt":
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            elif path.suffix == ".safetensors":
+                with safe_open(path, "pt"):
+                    pass
+            elif is_state and TrainerState.load_from_json(str(path)).global_step != step_of(checkpoint):
+                return path.name
+        except (OSError, MemoryError):
+            raise  # of the machine, not of the file
+        except Exception:  # each of the three libraries has errors of its own for what it cannot read
+            return path.name
+    return None
 
 
 def _spread(folder: Path, chosen: _Chosen, stored: StoredCheckpoints | None, progress: Progress) -> None:

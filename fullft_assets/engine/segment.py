@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_
 
 from fullft_assets.engine import kernels, ranks, regularization, sharding
 from fullft_assets.engine.callback import SegmentCallback
-from fullft_assets.engine.checkpoints import STEP_LOG, StepLog, step_of
+from fullft_assets.engine.checkpoints import STEP_LOG, StepLog, changed_versions, step_of
 from fullft_assets.engine.feed import sums_between
 from fullft_assets.engine.forgetting import ForgettingBudget
 from fullft_assets.engine.guard_actions import GuardActions, SegmentOver
@@ -209,6 +209,7 @@ class TrainingSegment:
         """Train to the end; see `finetuning.fine_tune`."""
         if self.checkpoint:
             self.shared.progress.say(f"resuming at step {self.first_step} of {self.num_steps} ({self.checkpoint.name})")
+            self._warn_of_other_versions(self.checkpoint)
         ending: Ending = "FAILED"
         try:
             self._train()
@@ -223,6 +224,14 @@ class TrainingSegment:
             raise
         finally:
             self.recorder.trackers.close(ending)
+
+    def _warn_of_other_versions(self, checkpoint: Path) -> None:
+        changed = changed_versions(checkpoint)
+        reason = f"{changed}: bits may differ"
+        line = {"step": self.first_step, "event": "other_versions", "action": "warn", "reason": reason}
+        if changed is not None and line not in self.recorder.log.lines:
+            self.recorder.record(line)
+            self.shared.progress.say(f"warning: {reason} from those of a training that was not resumed")
 
     def _train(self) -> None:
         # Before the first rank removes a checkpoint: another may still look for the one that it continues from.

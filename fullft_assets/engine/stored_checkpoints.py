@@ -27,11 +27,13 @@ from fullft_assets.engine.checkpoints import (
     ORIGIN,
     SEAL,
     STEP_LOG,
+    VERSIONS,
     checkpoint_of,
     first_damaged,
     identity_of,
     is_complete,
     kept_steps,
+    library_versions,
     require_same_inputs,
     step_of,
 )
@@ -303,7 +305,7 @@ class StoredCheckpoints:
         """Record the inputs of the training, or refuse to continue one with others, as `checkpoints.claim`."""
         recorded = self._store.read_json(f"{self._root}/{INPUTS}")
         if recorded is None:
-            self._store.write_json(f"{self._root}/{INPUTS}", inputs)
+            self._store.write_json(f"{self._root}/{INPUTS}", {**inputs, VERSIONS: library_versions()})
         else:
             require_same_inputs(f"{self._store.url}/{self._root}", recorded, inputs)
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from fullft_assets.engine import optimizers, random_states, ranks, sharding
 from fullft_assets.engine.checkpoints import room_needed
@@ -18,6 +20,7 @@ from fullft_assets.engine.recipe import Prepared
 from fullft_assets.engine.requirements import accumulation_steps
 from fullft_assets.engine.throughput import Meter
 from fullft_assets.models import layers, precision
+from fullft_assets.models.private_names import require_names
 from fullft_assets.settings import TrainingSettings
 
 #: Folder inside the work folder in which a checkpoint is written.
@@ -243,6 +246,7 @@ class FineTuner(Trainer):
             with room_needed(folder, f"the checkpoint of step {self.state.global_step:,}"):
                 super()._save_checkpoint(model, trial)
                 if self.args.should_save:
+                    (written / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that nothing reads
                     self._publish(written, folder / written.name)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)  # frees the room that an incomplete checkpoint took
@@ -250,3 +254,13 @@ class FineTuner(Trainer):
         finally:
             self.args.output_dir = str(folder)
         self.accelerator.wait_for_everyone()
+
+
+# Trainer would never call a method whose name it does not know.
+require_names(
+    Trainer,
+    (name for name in vars(FineTuner) if not name.startswith("__")),
+    in_source=("model_accepts_loss_kwargs", "loss_is_scaled_for_ga"),
+)
+require_names(TrainingArguments, in_source=("_n_gpu",))
+require_names(LRScheduler, in_source=("_last_lr",))

@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForTokenClassification,
     PretrainedConfig,
     PreTrainedModel,
+    initialization,
 )
 
 from fullft_assets.base_model import ModelFolder
@@ -27,6 +28,7 @@ from fullft_assets.models import layers, loading, pooled, precision
 from fullft_assets.models.embeddings import initialise_added
 from fullft_assets.models.hardware import free_memory
 from fullft_assets.models.precision import Precision
+from fullft_assets.models.private_names import require_names
 
 if TYPE_CHECKING:
     from fullft_assets.jobs.progress import Listener
@@ -41,6 +43,7 @@ MULTI_LABEL = "multi_label_classification"
 _INITIALIZED_MARK = "_is_hf_initialized"
 #: Names of output layers that a folder may bring for other labels.
 _HEADS = ("classifier.", "score.")
+require_names(initialization, in_source=(_INITIALIZED_MARK,))
 #: Names of the dropout of attention weights in configurations (BERT; Llama, Qwen, GPT-NeoX; GPT-2).
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 

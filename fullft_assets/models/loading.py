@@ -33,6 +33,7 @@ from transformers import (
 from fullft_assets.base_model import ModelFolder, TrustedFolder, own_code
 from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.launch import ERROR_FILE
+from fullft_assets.models.private_names import require_names
 
 #: In a configuration: how a classifier pools hidden states. ModernBERT's own classifier reads it, too.
 POOLING = "classifier_pooling"
@@ -42,6 +43,9 @@ _WITHOUT_WEIGHTS: ContextVar[bool] = ContextVar("without_weights", default=False
 _OF_WEIGHTS = ("ignore_mismatched_sizes", "output_loading_info")
 #: Of `transformers.dynamic_module_utils`: the folder from which code of models is imported.
 _CACHE_CONSTANT = "HF_MODULES_CACHE"
+# Were one renamed, a model could choose a kernel of the hub, and code would be imported from a shared folder.
+require_names(PretrainedConfig, ("_attn_implementation", "_experts_implementation"))
+require_names(dynamic_module_utils, (_CACHE_CONSTANT,))
 _MAPPINGS = {
     AutoModel: MODEL_MAPPING,
     AutoModelForCausalLM: MODEL_FOR_CAUSAL_LM_MAPPING,

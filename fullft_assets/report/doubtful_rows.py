@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from fullft_assets.escaping import from_cell, to_cell
 from fullft_assets.settings.documents import CsvSettings
 
 #: In the folder of an evaluation: rows whose label is probably wrong, without their texts.
@@ -63,7 +64,9 @@ def read_list(path: Path) -> list[dict[str, Any]]:
         return []
     with path.open(encoding="utf-8", newline="") as file:
         delimiter = delimiter_of(path)
-        return [json.loads(line) for line in file] if delimiter is None else list(csv.DictReader(file, delimiter=delimiter))
+        if delimiter is None:
+            return [json.loads(line) for line in file]
+        return [{name: from_cell(cell) for name, cell in row.items()} for row in csv.DictReader(file, delimiter=delimiter)]
 
 
 def delimiter_of(path: Path) -> str | None:
@@ -82,4 +85,4 @@ def write_list(path: Path, rows: Sequence[Mapping[str, Any]], delimiter: str | N
         elif rows:
             writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter or _DELIMITERS[path.suffix], lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows({name: to_cell(value) for name, value in row.items()} for row in rows)

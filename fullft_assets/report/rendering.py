@@ -212,8 +212,10 @@ def lineage_rows(inputs: Mapping[str, Manifest], settings: UseCaseSettings, key:
     rows = [(name.replace("_", " "), manifest.ref) for name, manifest in inputs.items() if not name.startswith(SEED_RUN)]
     rows.append(("evaluation key", key))
     rows.append(("base model", settings.base_model))
-    rows.append(("base model revision", CheckpointMetadata.of(checkpoint).base_model_revision))
+    made = CheckpointMetadata.of(checkpoint)
+    rows.append(("base model revision", made.base_model_revision))
     rows += [(name.lower(), value) for name, value in lineage.rows(checkpoint)]
+    rows.append(("libraries", _listed(made.versions)))
     rows.append(("training settings", _listed(checkpoint.settings.get("training", checkpoint.settings))))
     rows.append(("training code version", checkpoint.version))
     rows.append(("seed", str(checkpoint.seed)))

@@ -107,9 +107,8 @@ class Artifacts(Files):
         return folder
 
     def _fetch(self, name: str, path: Path, entry: FileEntry, stage: str) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._fs.get_file(f"{self._root}/{name}", str(path))
+            self.download(name, path)
         except FileNotFoundError:
             raise StoreError(f"{self.url}/{name}: missing; materialise {stage} again") from None
         if file_digest(path) != entry.sha256:

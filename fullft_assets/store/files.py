@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -12,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from threading import Event, Thread
 from typing import Any, TypeVar
 
+from fullft_assets.errors import is_cut_answer
 from fullft_assets.store.disk import PRIVATE_FILE, PRIVATE_FOLDER, make_folder, replace_synced
 from fullft_assets.store.hashing import digest
 from fullft_assets.store.listing import parse_listings_quickly
@@ -23,6 +25,8 @@ UPLOADING = ".uploading"
 SIGN_SECONDS = 600.0
 #: Requests to S3 at the same time: what takes the time is waiting.
 _PARALLEL_REQUESTS = 16
+#: Before a read whose answer was cut is tried again.
+_PAUSES = (0.2, 1.0, 3.0)
 #: Answers of S3 to a write whose condition does not hold.
 _CHANGED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 
@@ -76,7 +80,7 @@ class Files:
         # Left alone, s3fs asks for the size first, to fetch a large file in parts.
         in_one = {} if self.is_local else {"max_concurrency": 1}
         try:
-            return self._fs.cat_file(f"{self._root}/{name}", **in_one)
+            return whole(lambda: self._fs.cat_file(f"{self._root}/{name}", **in_one))
         except FileNotFoundError:
             return None
 
@@ -108,10 +112,7 @@ class Files:
             return None
 
     def write_if_version(self, name: str, data: bytes, version: str | None) -> bool:
-        """Write a file in a bucket if it still has this version (None: if there is none), and return whether it was written.
-
-        A server that ignores the conditions of S3's PutObject always writes.
-        """
+        """Write a file in a bucket if it still has this version (None: if there is none), and return whether it was written."""
         if version is None:
             return self._write_where(name, data, IfNoneMatch="*")
         if self._write_where(name, data, IfMatch=version):
@@ -154,7 +155,7 @@ class Files:
             FileNotFoundError: there is no such file.
         """
         self.make_folder(path.parent)
-        self._fs.get_file(f"{self._root}/{name}", str(path))
+        whole(lambda: self._fs.get_file(f"{self._root}/{name}", str(path)))
 
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with all that is in it; nothing where there is none."""
@@ -232,6 +233,21 @@ class Files:
         self._look_anew()
         found = self._fs.find(f"{self._root}/{folder}", detail=True)
         return {path.removeprefix(f"{self._root}/"): info["size"] for path, info in found.items()}
+
+
+def whole(read: Callable[[], B]) -> B:
+    """Return what a read of a bucket returns; one whose answer was cut is begun anew.
+
+    s3fs goes on where it was cut, and botocore then compares the rest with the checksum of the whole.
+    """
+    for pause in _PAUSES:
+        try:
+            return read()
+        except Exception as error:
+            if not is_cut_answer(error):
+                raise
+            time.sleep(pause)
+    return read()
 
 
 def _on_disk(folder: Path) -> Iterator[tuple[str, str]]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fullft_assets.errors import StoreError
+from fullft_assets.errors import SettingsError, StoreError
 from fullft_assets.store.disk import one_at_a_time
 from fullft_assets.store.files import Files
 
 #: Each try costs two requests; one of the processes that change a pointer at the same time always gets through.
 _MAX_TRIES = 50
+#: Stores in buckets that this process has seen to heed the conditions of a write: URL, options and endpoint.
+_heeding: set[tuple[str, str, str | None]] = set()
 
 
 class Pointers(Files):
@@ -29,6 +32,32 @@ class Pointers(Files):
             found = self.read_pointer("store")
         assert found is not None, "it was just written, by this process or another"
         return found["id"]
+
+    def require_conditions(self) -> None:
+        """Refuse a bucket whose server ignores the conditions of a write; it is asked once a process.
+
+        Nothing but the store's id is written where it heeds them.
+
+        Raises:
+            SettingsError: two processes would undo each other's changes there.
+        """
+        place = (self.url, repr(self.options), os.environ.get("AWS_ENDPOINT_URL"))
+        if self.is_local or place in _heeding:
+            return
+        file = "pointers/store.json"
+        is_new = self.read_bytes(file) is None
+        if is_new:
+            self._write_where(file, json.dumps({"id": secrets.token_hex(8)}).encode(), IfNoneMatch="*")
+        # Written again by a server that should have refused, it has the same content as before.
+        known = self.read_bytes(file) or b""
+        if self._write_where(file, known, IfNoneMatch="*") or self._write_where(file, known, IfMatch=f'"{"0" * 32}"'):
+            if is_new:
+                self.remove(file)
+            raise SettingsError(
+                f"{self.url}: its server ignores If-Match and If-None-Match, so two processes would undo each other's changes; "
+                "use a server that heeds them: docs/deployment.md names some"
+            )
+        _heeding.add(place)
 
     def read_pointer(self, name: str) -> dict[str, Any] | None:
         """Return the JSON object under `pointers/<name>.json`, or None."""
@@ -66,6 +95,7 @@ class Pointers(Files):
             self._swap(f"pointers/{name}.json", change)
 
     def _swap(self, file: str, change: Callable[[dict[str, Any] | None], Mapping[str, Any] | None]) -> None:
+        self.require_conditions()
         tried: bytes | None = None
         versions = set()
         for _ in range(_MAX_TRIES):

@@ -31,7 +31,9 @@ class Store(Artifacts, Leases, WorkFolders, Tracebacks):
 
         Raises:
             DiskError: there was no room for its files.
+            SettingsError: the bucket's server cannot compare and swap.
         """
+        self.require_conditions()
         attempt = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
         ref = f"{case}/{stage}/{key}/{attempt}"
         path = self.make_folder(Path(self.url, ref)) if self.is_local else Path(tempfile.mkdtemp(prefix="fullft-"))

@@ -41,6 +41,7 @@ class CheckpointMetadata(Metadata):
         wise_ft_alpha: share of the fine-tuned weights.
         facts: `validation_loss` and the task's metrics on the validation rows, named `validation_...`; and what the task's recipe reports,
             such as `isolation`, `is_packed`, `kernels`, `head` and `label_thresholds`.
+        versions: of torch, transformers and other libraries at the end of the training, by name.
         settings_digest: of all settings of the use case.
     """
 
@@ -75,6 +76,7 @@ class CheckpointMetadata(Metadata):
     general_rise: float | None = None
     wise_ft_alpha: float | None = None
     wise_ft_scores: list[dict[str, float]] | None = None
+    versions: dict[str, str] = {}
     facts: dict[str, Any] = {}
     settings_digest: str
 

@@ -15,7 +15,7 @@ from fullft_assets import training
 from fullft_assets.base_model import BaseModelHeader, copy_code, find_base_model, read_header, weights_digest
 from fullft_assets.chunks import save_tokenizer
 from fullft_assets.engine import spot
-from fullft_assets.engine.checkpoints import STEP_LOG, claim, room_needed
+from fullft_assets.engine.checkpoints import STEP_LOG, claim, library_versions, room_needed
 from fullft_assets.engine.finetuning import Fit, exclusive, fine_tune
 from fullft_assets.engine.stored_checkpoints import stored_checkpoints
 from fullft_assets.engine.trackers import EVENT_FILES
@@ -142,6 +142,7 @@ def _metadata(job: Job, inputs: dict[str, Manifest], header: BaseModelHeader, fi
         wise_ft_alpha=None if fit.interpolated is None else fit.interpolated.alpha,
         wise_ft_scores=None if fit.interpolated is None else fit.interpolated.scores,
         facts={name: value for name, value in fit.scores.items() if name.startswith("validation_")} | facts,
+        versions=library_versions(),
         settings_digest=digest(settings.model_dump(mode="json")),
     )
 

@@ -23,8 +23,16 @@ _QUESTIONS = ("instruction", "prompt", "question")
 _ANSWERS = {"instruction": ("output", "response"), "prompt": ("completion", "response"), "question": ("answer", "response")}
 #: What an instruction or a question is about; it follows it.
 _SUBJECTS = ("input", "context")
+#: What cannot be trained yet. Without it another conversation would be trained: an empty answer instead of a tool call.
+_TOOLS = ("tools", "functions")
+_UNTRAINED = {
+    **dict.fromkeys(("tool_calls", "function_call"), "a tool call"),
+    **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "reasoning apart from the content"),
+    **dict.fromkeys(("weight", "train", "training", "trainable", "train_detail", "loss"), "a weight of its own"),
+}
 #: Every field that may be read of a record.
-FIELDS = (*_LISTS, *_QUESTIONS, *_SUBJECTS, *dict.fromkeys(name for names in _ANSWERS.values() for name in names), "system", "history")
+_ANSWER_FIELDS = dict.fromkeys(name for names in _ANSWERS.values() for name in names)
+FIELDS = (*_LISTS, *_QUESTIONS, *_SUBJECTS, *_ANSWER_FIELDS, *_TOOLS, "system", "history")
 
 
 def messages_of(record: dict[str, Any], field: str | None) -> list[Message]:
@@ -35,8 +43,11 @@ def messages_of(record: dict[str, Any], field: str | None) -> list[Message]:
         field: the field with the list of messages. Default: whichever form the record has.
 
     Raises:
-        Malformed: it has none of the forms, or a turn is not a text.
+        Malformed: it has none of the forms, a turn is not a text, or it has what cannot be trained yet.
     """
+    tools = next((name for name in _TOOLS if not _is_empty(record.get(name))), None)
+    if tools is not None:
+        raise Malformed(f"field `{tools}`: chats with tools cannot be trained yet")
     lists = [field] if field is not None else [name for name in _LISTS if record.get(name) is not None]
     if lists:
         if lists[0] not in record:
@@ -94,10 +105,15 @@ def _turn(turn: Any, place: str) -> Message:
     role = _ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
         raise Malformed(f"{place} has no known role")
+    untrained = next((name for name in _UNTRAINED if not _is_empty(turn.get(name))), None)
+    if untrained is not None:
+        raise Malformed(f"{place} has {_UNTRAINED[untrained]} (`{untrained}`), which cannot be trained yet")
     content = turn["content"] if "content" in turn else turn.get("value")
-    if content is None and turn.get("tool_calls"):
-        raise Malformed(f"{place} calls tools in a structure of its own; write the call as its content")
     return {"role": role, "content": "" if content is None else _text(content, place)}
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value in ("", "[]", [], {})  # a weight of 0 is not empty
 
 
 def _text(content: Any, place: str) -> str:

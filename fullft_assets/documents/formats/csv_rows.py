@@ -20,6 +20,7 @@ from fullft_assets.documents.formats.delivered import MAX_LINE_CHARACTERS, Deliv
 from fullft_assets.documents.formats.endings import ending_of
 from fullft_assets.documents.formats.protocol import Format, Reading
 from fullft_assets.documents.formats.tables import Numbered, below_header
+from fullft_assets.escaping import from_cell
 from fullft_assets.settings.documents import CsvSettings
 
 csv.field_size_limit(MAX_LINE_CHARACTERS)
@@ -74,7 +75,7 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
             elif len(fields) != len(header):
                 yield number, f"has {'more' if len(fields) > len(header) else 'fewer'} fields than the header"
             else:
-                yield number, dict(zip(header, fields, strict=True))
+                yield number, dict(zip(header, map(from_cell, fields), strict=True))
 
 
 def _rows(lines: Iterator[str], delimiter: str, chosen: CsvSettings) -> Iterator[tuple[int, list[str]]]:

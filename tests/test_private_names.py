@@ -1,0 +1,34 @@
+"""A name of a library that this project overrides or sets is missing: the module that relies on it says so when it is imported."""
+
+from __future__ import annotations
+
+import runpy
+
+import pytest
+from transformers import PretrainedConfig, Trainer, dynamic_module_utils
+
+from fullft_assets.engine.trainer import FineTuner
+from fullft_assets.errors import SettingsError
+from fullft_assets.models.private_names import require_names
+
+_RENAMED = [
+    (Trainer, "_clip_grad_norm", "fullft_assets.engine.trainer"),
+    (Trainer, "_load_rng_state", "fullft_assets.engine.trainer"),
+    (PretrainedConfig, "_attn_implementation", "fullft_assets.models.loading"),
+    (PretrainedConfig, "_experts_implementation", "fullft_assets.models.loading"),
+    (dynamic_module_utils, "HF_MODULES_CACHE", "fullft_assets.models.loading"),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "module"), _RENAMED, ids=[name for _, name, _ in _RENAMED])
+def test_a_renamed_name_is_one_line_at_import(owner: type, name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(owner, name)
+    with pytest.raises(SettingsError, match=rf"^transformers [\d.]+ has no \S+\.{name}, which [^\n]+$"):
+        runpy.run_module(module)
+
+
+def test_an_attribute_of_instances_is_looked_up_in_the_source() -> None:
+    require_names(Trainer, in_source=("model_accepts_loss_kwargs",))
+    with pytest.raises(SettingsError, match=r"has no Trainer\.model_accepts,"):
+        require_names(Trainer, in_source=("model_accepts",))
+    assert [name for name in vars(FineTuner) if name.startswith("_") and not name.startswith("__")]
