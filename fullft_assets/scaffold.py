@@ -15,8 +15,7 @@ from dagster.components import Scaffolder, ScaffoldRequest
 from pydantic import BaseModel
 
 from fullft_assets.config.explanations import allowed_values
-from fullft_assets.config.parsing import COMPONENT
-from fullft_assets.config.project import find_project_root, fitting_name
+from fullft_assets.config.project import COMPONENT, find_project_root, fitting_name
 from fullft_assets.documents.formats import FORMATS
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import UseCaseSettings
