@@ -22,7 +22,7 @@ from fullft_assets.settings import UseCaseSettings
 
 WIDTH = 100
 HEADER = f"""\
-# One use case: labelled documents in, a fully fine-tuned model out. `dg check defs` checks this file.
+# One use case: labelled documents in, a fully fine-tuned model out. `fullft check` checks this file.
 # A key that is commented out shows its default: remove the # to change it. Relative paths start at the
 # folder with pyproject.toml.
 type: {COMPONENT}

@@ -484,13 +484,21 @@ def _check_crons(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
 def _all_problems(settings: UseCaseSettings, yaml_path: Path, root: Path) -> list[Problem]:
     problems = [_with_demo_fix(problem, yaml_path) for problem in validate(settings, root)]
     folder = yaml_path.parent.name
-    for number, key in enumerate(settings.documents.deps):
-        if key.split("/")[0] == (settings.name or folder):
-            problems.append(Problem(("documents", "deps", number), f"{key} is an asset of this use case itself; name what writes the folder"))
+    problems += _dependency_problems(settings.documents.deps, settings.name or folder)
     if settings.name is None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", folder):
         fix = f"add `name: {fitting_name(folder)}`"
         problems.append(Problem(("name",), f"the folder's name `{folder}` cannot name a use case; {fix}"))
     return problems
+
+
+def _dependency_problems(deps: list[str], name: str) -> Iterator[Problem]:
+    for number, key in enumerate(deps):
+        if not all(key.split("/")):
+            yield Problem(("documents", "deps", number), f"`{key}` is no key of an asset, such as `team/exports`")
+        if key in deps[:number]:
+            yield Problem(("documents", "deps", number), f"{key} is listed twice; remove one")
+        if key.split("/")[0] == name:
+            yield Problem(("documents", "deps", number), f"{key} is an asset of this use case itself; name what writes the folder")
 
 
 def _data_problems(settings: UseCaseSettings, yaml_path: Path, root: Path) -> list[Problem]:

@@ -83,13 +83,6 @@ class DocumentsSettings(Settings):
     path: str = Field(
         description="Folder with the delivered files, relative to the project root; or s3://bucket/prefix; or a folder saved by `datasets`."
     )
-    # What writes the folder changes nothing that is computed, and stays out of keys.
-    deps: list[Annotated[str, Field(min_length=1)]] = Field(
-        default=[],
-        exclude=True,
-        description="Keys of your own assets that write the folder, such as `team/exports`. Lineage shows them, and new files are looked for "
-        "when one of them was materialised, no longer every `poll_seconds`; the sensor starts turned on. With `queue` it polls still.",
-    )
     format: str = Field(
         default="auto",
         description="`auto` goes by the file's ending, and by its content for .json; else a registered format, such as `csv` or "
@@ -151,5 +144,12 @@ class DocumentsSettings(Settings):
         default=True,
         description="With `examples.pii: mask`, personal data is masked in the raw rows that the store keeps, too. `false`: they are kept as "
         "delivered, so that another setting of `examples.pii` can be applied once a file is gone.",
+    )
+    # What writes the folder changes nothing that is computed, and stays out of keys.
+    deps: list[str] = Field(
+        default=[],
+        exclude=True,
+        description="Keys of your own assets that write the folder, such as `team/exports`. Lineage shows them, and new files are looked for "
+        "when one of them was materialised, no longer every `poll_seconds`; the sensor starts turned on. With `queue` it polls still.",
     )
     poll_seconds: int = Field(default=30, ge=1, le=86_400, description="Minimum time in seconds between two ticks of the sensor.")
