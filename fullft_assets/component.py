@@ -23,7 +23,7 @@ from fullft_assets.assets import (
     training,
 )
 from fullft_assets.assets.case import Case
-from fullft_assets.config.project import Place, fitting_name, require_own_name
+from fullft_assets.config.project import Place, require_own_name
 from fullft_assets.config.validation import check_settings, load_use_case
 from fullft_assets.errors import SettingsError
 from fullft_assets.samples import is_dormant

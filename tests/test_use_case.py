@@ -223,7 +223,10 @@ ONE_MISTAKE = {
         GOOD + "  store: s3://{{ env.FULLFT_NOWHERE }}/x\n",
         "8: store: the environment variable FULLFT_NOWHERE is not set; set it, or write {{ env('FULLFT_NOWHERE', 'default') }}",
     ),
-    "no asset key": (GOOD.replace("data/licences", "data/licences\n    deps: [team/]"), "6: documents.deps.0: `team/` is no key of an asset, such as `team/exports`"),
+    "no asset key": (
+        GOOD.replace("data/licences", "data/licences\n    deps: [team/]"),
+        "6: documents.deps.0: `team/` is no key of an asset, such as `team/exports`",
+    ),
     "its own asset writes the folder": (
         GOOD.replace("data/licences", "data/licences\n    deps: [exports, x/raw_documents]"),
         "6: documents.deps.1: x/raw_documents is an asset of this use case itself; name what writes the folder",

@@ -87,7 +87,7 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
         if kind == "window" and _model_in_use(case, store) is None:
             return dg.SkipReason("no model yet to read it with; run the model job first")
         newest = _newest_materializations(context.instance, deps)
-        ingested, _, shown = (context.cursor or "").rpartition(" ")
+        ingested, shown = (context.cursor or "").rpartition(" ")[::2]
         if deps and ingested == newest:
             return dg.SkipReason(f"no new materialization of {' or '.join(deps)}")
         with one_line_errors(store, case.name):

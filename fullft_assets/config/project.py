@@ -108,7 +108,9 @@ def require_own_name(name: str, place: Place, defs_folder: Path) -> None:
     for other in _use_cases(defs_folder)[0].get(name, []):
         if other != place:
             source = read_source(*place)
-            source.add(("name",), f"the use case in {other.path}, document {other.document + 1}, is named {name}, too; give one another `name`")
+            source.add(
+                ("name",), f"the use case in {other.path}, document {other.document + 1}, is named {name}, too; give one another `name`"
+            )
             source.raise_problems()
 
 

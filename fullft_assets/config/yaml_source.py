@@ -99,7 +99,9 @@ def read_sources(yaml_path: Path) -> list[YamlSource]:
         loader = _Loader(text)
         while loader.check_node():
             sources.append(YamlSource(source.path))
-            sources[-1].value = _construct(loader, loader.get_node(), (), sources[-1])
+            node = loader.get_node()
+            assert node is not None, "check_node says that there is one"
+            sources[-1].value = _construct(loader, node, (), sources[-1])
     except UnicodeDecodeError as error:
         source.fail(data[: error.start].count(b"\n") + 1, "not UTF-8; save the file as UTF-8")
     except ReaderError as error:
