@@ -15,15 +15,14 @@ from dagster.components import Scaffolder, ScaffoldRequest
 from pydantic import BaseModel
 
 from fullft_assets.config.explanations import allowed_values
-from fullft_assets.config.parsing import COMPONENT
-from fullft_assets.config.project import find_project_root, fitting_name
+from fullft_assets.config.project import COMPONENT, find_project_root, fitting_name
 from fullft_assets.documents.formats import FORMATS
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import UseCaseSettings
 
 WIDTH = 100
 HEADER = f"""\
-# One use case: labelled documents in, a fully fine-tuned model out. `dg check defs` checks this file.
+# One use case: labelled documents in, a fully fine-tuned model out. `fullft check` checks this file.
 # A key that is commented out shows its default: remove the # to change it. Relative paths start at the
 # folder with pyproject.toml.
 type: {COMPONENT}

@@ -349,12 +349,37 @@ class TestDeliverySensor:
         assert event.metadata["num_not_read"].value == 1
         assert first.cursor
 
-    def test_missing_folder_is_one_line_and_no_skip(self, bench):
-        case = bench.case
-        definition = automation.build_sensors(case)[0]
-        bench.prepared.project.documents.rename(bench.prepared.project.documents.with_name("elsewhere"))
-        with pytest.raises(dg.Failure, match="folder not found; deliver the documents there or fix documents.path"):
-            definition(dg.build_sensor_context(instance=bench.instance, resources=case.resources()))
+    def test_a_folder_that_was_emptied_or_removed_is_the_reason_of_a_skip(self, bench):
+        before = f"nothing new in data/{bench.name}/documents; "
+        shutil.rmtree(bench.prepared.project.documents)
+        removed = bench.tick("new_documents").skip_message
+        assert removed == before + "there is no such folder; deliver the documents there, or fix the path"
+        bench.prepared.project.documents.mkdir()
+        assert bench.tick("new_documents").skip_message == before + "there is no document that can be read"
+
+    def test_a_materialisation_of_what_writes_the_folder_starts_the_ingestion(self, bench):
+        """Between two materialisations no tick looks; after one, each does until all that was delivered is ingested."""
+        bench.prepared.project.configure(base_model="model", documents={"deps": ["team/exports"]})
+        sensor = automation.build_sensors(bench.case)[0]
+        assert sensor.default_status == dg.DefaultSensorStatus.RUNNING, "without automation.enabled"
+
+        def tick(cursor: str | None) -> Any:
+            found = sensor(dg.build_sensor_context(bench.instance, cursor=cursor, resources=bench.case.resources()))
+            return found if isinstance(found, dg.SensorResult) else SimpleNamespace(skip_message=found.skip_message, cursor=cursor)
+
+        first = tick(None)
+        assert first.skip_reason.skip_message == "nothing new in data/letters/documents"
+        bench.prepared.project.deliver("export.jsonl", projects.licence_rows(3, skip=500))
+        assert tick(first.cursor).skip_message == "no new materialization of team/exports"
+        bench.instance.report_runless_asset_event(dg.AssetMaterialization(["team", "exports"]))
+        asked = tick(first.cursor)
+        (request,) = asked.run_requests
+        self.add_run(bench, request, dg.DagsterRunStatus.STARTED)
+        running = tick(asked.cursor)
+        assert running.skip_reason.skip_message.endswith("; 1 batch(es) in flight")
+        bench.ingest()
+        done = tick(running.cursor)
+        assert tick(done.cursor).skip_message == "no new materialization of team/exports"
 
     def test_windows_wait_for_a_model(self, bench):
         for number in (1, 2):

@@ -531,7 +531,7 @@ def test_files_of_any_ending_are_read_where_their_format_is_named(project):
     path = write(project)
     path.write_text(YAML.replace("label: kind", "label: folder"))
     with pytest.raises(SettingsError, match="if each file is one text, set documents.format to text$"):
-        load_use_case(path)
+        load_use_case(path, with_data=True)
     path.write_text(path.read_text().replace("path: data", "path: data, format: text"))
     text = check.check_use_case(load_use_case(path))
     assert line(text, "documents").endswith(" 3 rows") and "not read" not in text
@@ -539,7 +539,7 @@ def test_files_of_any_ending_are_read_where_their_format_is_named(project):
     # A manifest has its texts in other files, which are no manifests.
     path.write_text(path.read_text().replace("format: text", "format: ground_truth"))
     with pytest.raises(SettingsError, match="no readable document below data"):
-        load_use_case(path)
+        load_use_case(path, with_data=True)
 
 
 def test_of_very_many_files_some_are_looked_at_and_the_answer_says_so(project, monkeypatch):

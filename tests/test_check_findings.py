@@ -430,7 +430,7 @@ def test_an_archive_that_is_not_read_is_to_be_unpacked(tmp_path: Path) -> None:
     case.write_text(YAML % ('{"path": "data"}', '{"label": "kind"}'))
     (tmp_path / "pyproject.toml").touch()
     with pytest.raises(SettingsError) as raised:
-        load_use_case(case)
+        load_use_case(case, with_data=True)
     assert str(raised.value).endswith("; unpack corpus.tar.gz and deliver its files")
 
 

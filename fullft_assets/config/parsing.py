@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from fullft_assets.config.explanations import did_you_mean, explain, field_of, given_value, keys_named
-from fullft_assets.config.yaml_source import Key, YamlSource
+from fullft_assets.config.project import COMPONENT, is_use_case
+from fullft_assets.config.yaml_source import Key, YamlSource, read_sources
+from fullft_assets.errors import SettingsError
 from fullft_assets.settings import UseCaseSettings
 
-COMPONENT = "fullft_assets.FullFineTune"
-COMPONENT_TYPES = (COMPONENT, "fullft_assets.component.FullFineTune")
 #: The keys of any Dagster component file.
 COMPONENT_KEYS = ("type", "attributes", "template_vars_module", "requirements", "post_processing")
 
@@ -23,7 +24,10 @@ def parse(source: YamlSource) -> tuple[UseCaseSettings | None, set[Key]]:
 
     What is wrong is taken out and the rest parsed again, so that one mistake never hides another.
     """
-    data = _attributes(source)
+    check_top_level(source)
+    _check_type(source)
+    attributes = source.value.get("attributes")
+    data: dict[str, Any] = copy.deepcopy(attributes) if isinstance(attributes, dict) else {}
     broken: set[Key] = set()
     while True:
         try:
@@ -44,10 +48,14 @@ def parse(source: YamlSource) -> tuple[UseCaseSettings | None, set[Key]]:
                 return None, broken
 
 
-def _attributes(source: YamlSource) -> dict[str, Any]:
-    """Check the file's top level and return a copy of the values below `attributes`."""
+def check_top_level(source: YamlSource) -> None:
+    """Note what is wrong outside of `attributes`, in any component.
+
+    Raises:
+        SettingsError: the document is no component.
+    """
     if not isinstance(source.value, dict):
-        source.fail(1, f"contains no use case; `dg scaffold defs {COMPONENT} NAME` writes one that runs")
+        source.fail(source.lines.get((), 1), f"contains no use case; `dg scaffold defs {COMPONENT} NAME` writes one that runs")
     for name in source.value:
         if name in UseCaseSettings.model_fields and name not in COMPONENT_KEYS:
             source.add_at(source.lines[name,], (name,), "is at the top level; indent it below `attributes`")
@@ -55,13 +63,35 @@ def _attributes(source: YamlSource) -> dict[str, Any]:
             hint = did_you_mean(name, COMPONENT_KEYS) or f"; known keys: {', '.join(COMPONENT_KEYS)}"
             source.add_at(source.lines[name,], (name,), f"unknown key `{name}`{hint}")
     if "type" not in source.value:
-        source.add_at(1, ("type",), f"missing; write `type: {COMPONENT}`")
-    elif source.value["type"] not in COMPONENT_TYPES:
-        source.add_at(source.lines["type",], ("type",), f"{source.value['type']} is not {COMPONENT}")
+        source.add_at(source.lines[()], ("type",), f"missing; write `type: {COMPONENT}`")
     attributes = source.value.get("attributes")
     if attributes is not None and not isinstance(attributes, dict):
         source.add_at(source.lines["attributes",], ("attributes",), f"{given_value((), source)} is not a section with keys")
-    return copy.deepcopy(attributes) if isinstance(attributes, dict) else {}
+
+
+def unreadable(yaml_path: Path) -> str | None:
+    """Return what keeps Dagster from reading a YAML file, whatever its `attributes` are, or None."""
+    try:
+        for source in read_sources(yaml_path):
+            # Keys that are given twice, for instance, are no hindrance.
+            source.problems.clear()
+            check_top_level(source)
+            if str(source.value.get("type")).startswith("fullft_assets"):
+                _check_type(source)
+            source.raise_problems()
+    except SettingsError as error:
+        return str(error)
+    return None
+
+
+def _check_type(source: YamlSource) -> None:
+    component_type = str(source.value.get("type", COMPONENT))
+    try:
+        problem = None if is_use_case(component_type, source.path) else f"{component_type} is not {COMPONENT}, nor a subclass of it"
+    except SettingsError as error:
+        problem = str(error)
+    if problem is not None:
+        source.add_at(source.lines["type",], ("type",), problem)
 
 
 def _take_out(data: dict[str, Any], key: Key) -> None:

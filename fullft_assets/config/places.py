@@ -29,9 +29,8 @@ def without_credentials(path: str) -> str:
     return f"{scheme}{mark}***@{rest.rpartition('@')[2]}" if "@" in rest else path
 
 
-def place_problem(path: str, root: Path) -> str | None:
-    """Return what is wrong with a path that documents may come from, or None."""
-    folder = locate(path, root)
+def address_problem(path: str) -> str | None:
+    """Return what is wrong with a path that documents may come from, as it is written, or None."""
     if is_bucket(path):
         return None
     if "://" in path and "@" in path:
@@ -40,6 +39,14 @@ def place_problem(path: str, root: Path) -> str | None:
         return f"{path} is not s3://bucket/prefix; a bucket's name has 3 to 63 lower-case letters, digits, dots and dashes"
     if "://" in path:
         return f"{path} is neither a folder on this machine nor s3://bucket/prefix; copy or mount the documents and name that folder"
+    return None
+
+
+def place_problem(path: str, root: Path) -> str | None:
+    """Return what is wrong with a path that documents may come from, or with the folder that it names, or None."""
+    problem, folder = address_problem(path), locate(path, root)
+    if problem is not None or is_bucket(path):
+        return problem
     if not folder.exists():
         hint = suggest_path(path, root) or f"; relative paths start at {root}"
         return f"folder not found: {path}{hint}"

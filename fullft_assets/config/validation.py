@@ -18,10 +18,18 @@ from fullft_assets.alerts import channel_problems
 from fullft_assets.base_model import BaseModelHeader, own_code, read_header, resolve_base_model, suggest_path
 from fullft_assets.config.cron import cron_problem
 from fullft_assets.config.explanations import did_you_mean
-from fullft_assets.config.parsing import covers, parse
-from fullft_assets.config.places import contents_problem, external_problem, is_bucket, overlap, place_problem, without_credentials
+from fullft_assets.config.parsing import check_top_level, covers, parse
+from fullft_assets.config.places import (
+    address_problem,
+    contents_problem,
+    external_problem,
+    is_bucket,
+    overlap,
+    place_problem,
+    without_credentials,
+)
 from fullft_assets.config.project import DEFS, find_project_root, fitting_name
-from fullft_assets.config.yaml_source import Key, YamlSource, read_source
+from fullft_assets.config.yaml_source import Key, YamlSource, read_source, read_sources
 from fullft_assets.documents.formats import FORMATS, recognition
 from fullft_assets.documents.formats.encodings import is_encoding
 from fullft_assets.errors import SettingsError
@@ -42,21 +50,31 @@ class Problem:
     message: str
 
 
-def load_use_case(yaml_path: Path) -> UseCase:
-    """Read a use case's YAML and check it, paths and model included.
+def load_use_case(yaml_path: Path, document: int = 0, *, with_data: bool = False) -> UseCase:
+    """Read a use case's YAML and check it, its model included.
+
+    Args:
+        yaml_path: the file.
+        document: number of the document in it.
+        with_data: check the data that its paths name, too: it comes and goes, so definitions load without it.
 
     Raises:
         SettingsError: one line a problem, all of them in one message.
     """
-    source = read_source(yaml_path)
+    # Dagster loads all documents of a file, or none.
+    for other in read_sources(yaml_path)[1:]:
+        check_top_level(other)
+        other.raise_problems()
+    source = read_source(yaml_path, document)
     settings, broken = parse(source)
     if settings is not None:
-        for problem in _all_problems(settings, source.path, find_project_root(source.path)):
+        root = find_project_root(source.path)
+        for problem in (*_all_problems(settings, source.path, root), *(_data_problems(settings, source.path, root) if with_data else ())):
             if not any(covers(key, problem.key) for key in broken):
                 source.add(problem.key, problem.message)
     source.raise_problems()
     assert settings is not None
-    return _use_case(settings, source.path)
+    return _use_case(settings, source.path, document=document)
 
 
 def check_settings(settings: UseCaseSettings, yaml_path: Path, project_root: Path | None = None) -> UseCase:
@@ -80,7 +98,7 @@ def check_settings(settings: UseCaseSettings, yaml_path: Path, project_root: Pat
 
 
 def validate(settings: UseCaseSettings, project_root: Path) -> list[Problem]:
-    """Return what is wrong with settings beyond types and bounds: paths, formats, model, crons, owners, labels."""
+    """Return what is wrong with settings beyond types and bounds, whatever data there is: formats, model, crons, owners, labels."""
     checks = (
         _check_base_model,
         _check_documents,
@@ -149,10 +167,7 @@ def _check_smaller_model(settings: UseCaseSettings, header: BaseModelHeader, roo
 
 def _check_documents(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     path = settings.documents.path
-    problem = place_problem(path, root)
-    if problem is None and not is_bucket(path):
-        problem = contents_problem(path, root, settings.documents.format)
-    if problem is not None:
+    if (problem := address_problem(path)) is not None:
         yield Problem(("documents", "path"), problem)
     if settings.documents.queue is not None and not path.startswith("s3://"):
         yield Problem(
@@ -189,29 +204,50 @@ def _check_monitoring(settings: UseCaseSettings, root: Path) -> Iterator[Problem
         if log is not None:
             yield Problem(("monitoring", "log"), "needs monitoring.path, the folder of the rows that have these fields")
         return
-    folder = locate(path, root).resolve()
-    if "://" in path or path.startswith("s3:") or folder.is_file():
-        if (problem := place_problem(path, root)) is not None:
-            yield Problem(key, problem)
-            return
-    elif not folder.parent.is_dir():
-        # The folder itself may still be missing: production has not delivered yet.
-        near = suggest_path(str(Path(path).parent), root)
-        yield Problem(key, f"folder not found: {Path(path).parent}{near or ', in which this folder could be made'}")
-        return
-    if overlap(path, settings.documents.path, root):
+    if (problem := address_problem(path)) is not None:
+        yield Problem(key, problem)
+    elif overlap(path, settings.documents.path, root):
         yield Problem(key, f"{path} overlaps documents.path ({settings.documents.path}); production documents need a folder apart")
 
 
 def _check_snapshot(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
-    replay = settings.snapshot.replay
-    named: list[tuple[Key, str]] = [(("snapshot", "screen", number), path) for number, path in enumerate(settings.snapshot.screen)]
-    named += [(("snapshot", "replay", "path"), replay.path)] if replay is not None else []
-    general = settings.snapshot.general
-    named += [(("snapshot", "general", "path"), general.path)] if general is not None else []
-    for key, path in named:
+    for key, path in _documents_beside(settings):
+        if (problem := address_problem(path)) is not None:
+            yield Problem(key, problem)
+
+
+def _documents_beside(settings: UseCaseSettings) -> Iterator[tuple[Key, str]]:
+    """Yield the paths of documents that are no delivery, with their keys."""
+    for number, path in enumerate(settings.snapshot.screen):
+        yield ("snapshot", "screen", number), path
+    for name in ("replay", "general"):
+        if (section := getattr(settings.snapshot, name)) is not None:
+            yield ("snapshot", name, "path"), section.path
+
+
+def _check_data(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    """Yield what is wrong with the data that the settings name: folders and files that are missing, empty or not readable."""
+    documents, production = settings.documents.path, settings.monitoring.path
+    problem = place_problem(documents, root)
+    if problem is None and not is_bucket(documents):
+        problem = contents_problem(documents, root, settings.documents.format)
+    if problem is not None:
+        yield Problem(("documents", "path"), problem)
+    if production is not None and "://" not in production:
+        folder = locate(production, root).resolve()
+        # The folder itself may still be missing: production has not delivered yet.
+        if folder.is_file():
+            yield Problem(("monitoring", "path"), str(place_problem(production, root)))
+        elif not folder.parent.is_dir():
+            near = suggest_path(str(Path(production).parent), root) or ", in which this folder could be made"
+            yield Problem(("monitoring", "path"), f"folder not found: {Path(production).parent}{near}")
+    for key, path in _documents_beside(settings):
         if (problem := external_problem(path, root)) is not None:
             yield Problem(key, problem)
+    for number, each in enumerate(settings.evaluation.external):
+        if each.file is not None and task_of(settings.examples).target is not None and not (root / each.file).is_file():
+            key = ("evaluation", "external", number, "file")
+            yield Problem(key, f"there is no file {root / each.file}; write it, or remove the entry")
 
 
 def _check_examples(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
@@ -303,8 +339,6 @@ def _check_external(settings: UseCaseSettings, task: Task, root: Path) -> Iterat
             yield Problem(
                 (*key, "file"), f"the task {task.name} is scored by token losses, which a file of answers does not have; give score instead"
             )
-        elif each.file is not None and not (root / each.file).is_file():
-            yield Problem((*key, "file"), f"there is no file {root / each.file}; write it, or remove the entry")
 
 
 def _check_lm_eval(settings: UseCaseSettings, task: Task, root: Path) -> Iterator[Problem]:
@@ -448,19 +482,32 @@ def _check_crons(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
 
 
 def _all_problems(settings: UseCaseSettings, yaml_path: Path, root: Path) -> list[Problem]:
-    problems = validate(settings, root)
-    if yaml_path.parent.parent == DEFS:
-        problems = [_with_demo_fix(problem, yaml_path.parent.name) for problem in problems]
+    problems = [_with_demo_fix(problem, yaml_path) for problem in validate(settings, root)]
     folder = yaml_path.parent.name
+    problems += _dependency_problems(settings.documents.deps, settings.name or folder)
     if settings.name is None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", folder):
         fix = f"add `name: {fitting_name(folder)}`"
         problems.append(Problem(("name",), f"the folder's name `{folder}` cannot name a use case; {fix}"))
     return problems
 
 
-def _with_demo_fix(problem: Problem, demo: str) -> Problem:
+def _dependency_problems(deps: list[str], name: str) -> Iterator[Problem]:
+    for number, key in enumerate(deps):
+        if not all(key.split("/")):
+            yield Problem(("documents", "deps", number), f"`{key}` is no key of an asset, such as `team/exports`")
+        if key in deps[:number]:
+            yield Problem(("documents", "deps", number), f"{key} is listed twice; remove one")
+        if key.split("/")[0] == name:
+            yield Problem(("documents", "deps", number), f"{key} is an asset of this use case itself; name what writes the folder")
+
+
+def _data_problems(settings: UseCaseSettings, yaml_path: Path, root: Path) -> list[Problem]:
+    return [_with_demo_fix(problem, yaml_path) for problem in _check_data(settings, root)]
+
+
+def _with_demo_fix(problem: Problem, yaml_path: Path) -> Problem:
     # A demo's documents, and its model, are no part of the package: on a fresh checkout they have yet to be written.
-    if problem.key not in (
+    if yaml_path.parent.parent != DEFS or problem.key not in (
         ("base_model",),
         ("documents", "path"),
         ("monitoring", "path"),
@@ -468,8 +515,8 @@ def _with_demo_fix(problem: Problem, demo: str) -> Problem:
         ("snapshot", "general", "path"),
     ):
         return problem
-    return Problem(problem.key, f"{problem.message}; `fullft prepare {demo}` writes the demo's")
+    return Problem(problem.key, f"{problem.message}; `fullft prepare {yaml_path.parent.name}` writes the demo's")
 
 
-def _use_case(settings: UseCaseSettings, yaml_path: Path, root: Path | None = None) -> UseCase:
-    return UseCase(settings.name or yaml_path.parent.name, settings, yaml_path, root or find_project_root(yaml_path))
+def _use_case(settings: UseCaseSettings, yaml_path: Path, root: Path | None = None, document: int = 0) -> UseCase:
+    return UseCase(settings.name or yaml_path.parent.name, settings, yaml_path, root or find_project_root(yaml_path), document)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +18,9 @@ Key = tuple[str | int, ...]
 
 MAPPING = "tag:yaml.org,2002:map"
 SEQUENCE = "tag:yaml.org,2002:seq"
+_TEMPLATE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+#: `env.NAME`, `env('NAME')` or `env('NAME', 'default')`.
+_ENV = re.compile(r"""\s*env(?:\.(\w+)|\(\s*(['"])(\w+)\2\s*(?:,\s*(['"])(.*?)\4\s*)?\))\s*""")
 
 
 @dataclass
@@ -66,13 +71,24 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)
 
 
-def read_source(yaml_path: Path) -> YamlSource:
-    """Read a YAML file, keys given twice noted.
+def read_source(yaml_path: Path, document: int = 0) -> YamlSource:
+    """Return one document of a YAML file; a document that is not there is empty.
+
+    Raises:
+        SettingsError: the file cannot be read, or is not YAML.
+    """
+    sources = read_sources(yaml_path)
+    return sources[document] if document < len(sources) else YamlSource(yaml_path.resolve(), lines={(): 1})
+
+
+def read_sources(yaml_path: Path) -> list[YamlSource]:
+    """Return the documents (`---`) of a YAML file; keys given twice, and templates that cannot be resolved, are among their problems.
 
     Raises:
         SettingsError: the file cannot be read, or is not YAML.
     """
     source = YamlSource(yaml_path.resolve())
+    sources: list[YamlSource] = []
     try:
         data = yaml_path.read_bytes()
     except OSError as error:
@@ -81,9 +97,11 @@ def read_source(yaml_path: Path) -> YamlSource:
     try:
         text = data.decode("utf-8-sig")
         loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is not None:
-            source.value = _construct(loader, node, (), source)
+        while loader.check_node():
+            sources.append(YamlSource(source.path))
+            node = loader.get_node()
+            assert node is not None, "check_node says that there is one"
+            sources[-1].value = _construct(loader, node, (), sources[-1])
     except UnicodeDecodeError as error:
         source.fail(data[: error.start].count(b"\n") + 1, "not UTF-8; save the file as UTF-8")
     except ReaderError as error:
@@ -98,7 +116,7 @@ def read_source(yaml_path: Path) -> YamlSource:
         source.fail(1, "not a settings file: an anchor refers to itself")
     except ValueError as error:  # A value that its own tag forbids, such as `!!int x`.
         source.fail(1, f"not YAML: {error}")
-    return source
+    return sources
 
 
 def _syntax_message(error: yaml.MarkedYAMLError) -> str:
@@ -107,8 +125,6 @@ def _syntax_message(error: yaml.MarkedYAMLError) -> str:
         return f"{message}; indent with spaces, not tabs"
     if "mapping values are not allowed" in message:
         return f"{message}; check the indentation, and quote a value that contains a colon"
-    if "another document" in message:
-        return "found another document (---); one use case a file"
     if error.context and error.context_mark:
         return f"{error.context} in line {error.context_mark.line + 1}, {message}"
     return message
@@ -132,4 +148,24 @@ def _construct(loader: _Loader, node: yaml.Node, key: Key, source: YamlSource) -
         return [_construct(loader, item, (*key, number), source) for number, item in enumerate(node.value)]
     if isinstance(node, yaml.ScalarNode):
         source.raw[key] = node.value
+        # What is beside `attributes` is Dagster's alone.
+        if key[:1] == ("attributes",) and "{{" in node.value:
+            return _resolve(node.value, key, source)
     return loader.construct_object(node)
+
+
+def _resolve(text: str, key: Key, source: YamlSource) -> str:
+    """Return a text with its templates replaced by environment variables; what cannot be resolved is noted, and stays."""
+
+    def replace(template: re.Match[str]) -> str:
+        found = _ENV.fullmatch(template[1])
+        if found is None:
+            source.add(key[1:], f"{template[0]} cannot be resolved; write {{{{ env.NAME }}}} or {{{{ env('NAME', 'default') }}}}")
+            return template[0]
+        name = found[1] or found[3]
+        if (value := os.environ.get(name, found[5])) is None:
+            source.add(key[1:], f"the environment variable {name} is not set; set it, or write {{{{ env('{name}', 'default') }}}}")
+            return template[0]
+        return value
+
+    return _TEMPLATE.sub(replace, text)

@@ -17,7 +17,7 @@ from fullft_assets.documents.aliases import alias, shown_path
 from fullft_assets.documents.batches import Batch, Kind
 from fullft_assets.documents.events import EventQueue
 from fullft_assets.documents.formats import reads_any_ending
-from fullft_assets.documents.sources import S3Prefix, Source, SourceFile, open_source
+from fullft_assets.documents.sources import Folder, S3Prefix, Source, SourceFile, open_source
 from fullft_assets.documents.windows import WindowCutter, open_since
 from fullft_assets.settings import DocumentsSettings
 from fullft_assets.store import Store, digest
@@ -48,6 +48,8 @@ class Look:
     kept_out: list[str] = field(default_factory=list)
     #: Why other entries of a folder were skipped, by path; one of the notes counts them as well.
     skipped: Mapping[str, str] = field(default_factory=dict)
+    #: The listing of a bucket has not reached its end; the next look goes on.
+    goes_on: bool = False
     #: What the next window has so far, which one of the notes says as well; empty where each file is a window.
     open_window: str = ""
 
@@ -126,7 +128,9 @@ def _look(
         if kind == "batch" and bounds.queue is not None:
             return _look_at_events(store, case, source, bounds, record, now)
         cut, notes = _list_on(store, case, source, bounds, kind, record, now)
-        return _look_of(cut, 0, notes, source)
+        return replace(_look_of(cut, 0, notes, source), goes_on=bool(notes))
+    if isinstance(source, Folder) and not source.folder.is_dir():
+        return Look([], 0, ["there is no such folder; deliver the documents there, or fix the path"])
     settled, unsettled = batches.settled(source, bounds, now)
     cut = record(settled)
     while whole and (more := record(settled)):
@@ -135,7 +139,8 @@ def _look(
     leftovers.remember(store, case, kind, counts, len(settled) + len(unsettled), num_kept_out)
     waiting = batches.num_new(store, case, unsettled, kind)
     note = f"{waiting:,} file(s) written to within the last {bounds.settle_seconds:g} s wait for the next look"
-    return _look_of(cut, waiting, [note] if waiting else [], source)
+    notes = [note] if waiting else [] if settled or unsettled else ["there is no document that can be read"]
+    return _look_of(cut, waiting, notes, source)
 
 
 def _look_of(cut: list[Batch], num_unsettled: int, notes: Sequence[str], source: Source) -> Look:

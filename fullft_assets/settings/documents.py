@@ -145,4 +145,11 @@ class DocumentsSettings(Settings):
         description="With `examples.pii: mask`, personal data is masked in the raw rows that the store keeps, too. `false`: they are kept as "
         "delivered, so that another setting of `examples.pii` can be applied once a file is gone.",
     )
+    # What writes the folder changes nothing that is computed, and stays out of keys.
+    deps: list[str] = Field(
+        default=[],
+        exclude=True,
+        description="Keys of your own assets that write the folder, such as `team/exports`. Lineage shows them, and new files are looked for "
+        "when one of them was materialised, no longer every `poll_seconds`; the sensor starts turned on. With `queue` it polls still.",
+    )
     poll_seconds: int = Field(default=30, ge=1, le=86_400, description="Minimum time in seconds between two ticks of the sensor.")

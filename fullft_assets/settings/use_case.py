@@ -166,12 +166,14 @@ class UseCaseSettings(Settings):
 
 @dataclass(frozen=True)
 class UseCase:
-    """A use case whose settings hold and whose paths exist."""
+    """A use case whose settings hold; what its paths name may be missing."""
 
     name: str
     settings: UseCaseSettings
     yaml_path: Path
     project_root: Path
+    #: Number of its document in the YAML file.
+    document: int = 0
 
     def resolve(self, path: str) -> Path:
         """Return a path of the YAML as an absolute one; relative ones start at the project root. Documents: `open_source`."""
