@@ -199,6 +199,9 @@ def _revision(folder: Path, files: list[_WeightsFile], code: list[Path]) -> str:
     digest = hashlib.sha256()
     for name in ("config.json", "tokenizer.json"):
         digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
+    # How a folder of sentence-transformers pools: a new head reads what it says.
+    for path in sorted(folder.glob("*_Pooling/config.json")):
+        digest.update(path.read_bytes())
     for path in code:
         digest.update(f"{path.relative_to(folder).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     for weights in files:
