@@ -1185,6 +1185,7 @@ def test_daemon_measures_live_quality_once_when_labels_come(tmp_path: Path) -> N
 
     try:
         with dg.DagsterInstance.from_config(str(project.home)) as instance:
+            instance.report_runless_asset_event(dg.AssetMaterialization(dg.AssetKey(["letters", "champion_model"])))
             for sensor in ("letters_new_documents", "letters_live_quality_when_due"):
                 daemon.turn_on("sensor", sensor)
             daemon.wait_for(lambda: len(ticks(instance, "letters_live_quality_when_due")) >= 1, "the sensor ticks")

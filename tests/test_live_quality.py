@@ -370,12 +370,24 @@ def snapshot_of(store: Store, learned: Manifest) -> Manifest:
         return draft.commit(settings={}, inputs={}, metadata=metadata.as_dict())
 
 
+def test_without_a_champion_its_run_succeeds_and_its_check_is_green(project: projects.Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in project.env().items():
+        monkeypatch.setenv(name, value)
+    project.configure(monitoring={"path": "data/letters/production"})
+    defs = dg.Definitions.merge(FullFineTune(project.use_case()).build_defs(), dg.Definitions(executor=dg.in_process_executor))
+    job = defs.resolve_implicit_global_asset_job_def()
+    with dg.DagsterInstance.from_config(str(project.home)) as instance:
+        result = job.execute_in_process(asset_selection=[dg.AssetKey([CASE, "live_quality"])], instance=instance)
+    assert [(check.check_name, check.passed) for check in result.get_asset_check_evaluations()] == [(monitoring.LIVE_CHECK.name, True)]
+    assert result.get_asset_materialization_events() == []
+
+
 def test_what_came_for_it_is_measured_at_once(project: projects.Project) -> None:
     project.configure(monitoring={"path": "data/letters/production"})
     defs = FullFineTune(project.use_case()).build_defs()
     live_quality, labels = dg.AssetKey([CASE, "live_quality"]), dg.AssetKey([CASE, "labeled_examples"])
     with dg.DagsterInstance.ephemeral() as instance:
-        instance.add_dynamic_partitions(f"{CASE}/batch", ["b1", "b2"])
+        instance.add_dynamic_partitions(f"{CASE}/batch", ["b0", "b1", "b2"])
         cursor = None
 
         def is_due(came: dg.AssetMaterialization | None = None) -> bool:
@@ -388,11 +400,14 @@ def test_what_came_for_it_is_measured_at_once(project: projects.Project) -> None
             cursor = result.cursor
             return result.total_requested > 0
 
+        champion = dg.AssetMaterialization(dg.AssetKey([CASE, "champion_model"]))
         assert not is_due()
+        assert not is_due(dg.AssetMaterialization(labels, partition="b0")), "there is no champion"
+        assert is_due(champion)
         assert is_due(dg.AssetMaterialization(labels, partition="b1"))
         assert not is_due(), "it was asked for"
         assert not is_due(dg.AssetMaterialization(live_quality))
-        assert is_due(dg.AssetMaterialization(dg.AssetKey([CASE, "champion_model"])))
+        assert is_due(champion)
         # The next labels come in the minute in which that is measured.
         instance.report_runless_asset_event(dg.AssetMaterialization(live_quality))
         assert is_due(dg.AssetMaterialization(labels, partition="b2"))
