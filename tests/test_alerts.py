@@ -29,7 +29,7 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster_shared.error import SerializableErrorInfo
 from moto.server import ThreadedMotoServer
 
-from fullft_assets import automation, documents, retraining
+from fullft_assets import automation, documents, release, retraining
 from fullft_assets.alerts import CHANNELS, Alert, AlertError, deliver, open_channels
 from fullft_assets.assets.case import Case
 from fullft_assets.automation.runs import attempts_of, model_runs
@@ -647,9 +647,7 @@ class TestSensor:
         self.tick(case, instance)
         assert hook.bodies == []
 
-    def test_a_batch_that_a_red_check_of_its_chunks_holds_back_is_sent(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
-    ) -> None:
+    def test_a_batch_that_a_red_check_of_its_chunks_holds_back_is_sent(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
         with open_store(case.use_case, instance).create(case.name, "tokenized_chunks", "k", version="1", seed=17) as draft:
             made = draft.commit(settings={}, inputs={}, metadata={}, checks=[CheckOutcome(name="rows_are_good", passed=False)])
 
@@ -748,11 +746,26 @@ class TestSensor:
         title = "the champion's accuracy is 0.100 lower on labelled production documents than at release"
         assert (body["event"], body["title"]) == ("quality_drop", title)
 
-    def decide_on_two_drops(self, case: Case, instance: dg.DagsterInstance, signal: str, *, num_drop_errors: float) -> None:
-        """Record two decisions whose signal differs in size, with a tick after each."""
+    @pytest.mark.parametrize(("promoted_ago", "is_in_flight", "num_sent"), [(600, 0, 1), (90, 0, 1), (30, 0, 0), (600, 1, 0)])
+    def test_none_is_sent_between_a_checkpoint_and_its_release_nor_of_the_champion_before(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook, promoted_ago: float, is_in_flight: int, num_sent: int
+    ) -> None:
+        with open_store(case.use_case, instance).create(case.name, "finetuned_checkpoint", "k", version="1", seed=17) as draft:
+            made = draft.commit(settings={}, inputs={}, metadata={})
+        open_store(case.use_case, instance).write_pointer(f"latest/{case.name}/finetuned_checkpoint/all", {"ref": made.ref})
+        signals = {"num_runs_in_flight": is_in_flight}
+        self.decide_on_two_drops(case, instance, "live_drop", num_drop_errors=0.0, promoted_ago=promoted_ago, **signals)
+        assert len(hook.bodies) == num_sent
+
+    def decide_on_two_drops(
+        self, case: Case, instance: dg.DagsterInstance, signal: str, *, num_drop_errors: float, promoted_ago: float = 600, **others: Any
+    ) -> None:
+        """Record two decisions whose signal differs in size, two minutes and one ago, with a tick after each."""
         store, now = open_store(case.use_case, instance), time.time()
+        champion = release.Champion(checkpoint="c", snapshot="s", evaluation="e", score=0.9, promoted_at=now - promoted_ago, run_id="r")
+        release.promote(store, case.name, champion)
         for age, drop in ((120, 0.1), (60, 0.11)):
-            drops: dict[str, Any] = {signal: drop, "num_drop_errors": num_drop_errors}
+            drops: dict[str, Any] = {signal: drop, "num_drop_errors": num_drop_errors, **others}
             signals = Signals(now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0, **drops)
             entry = RecordedDecision(
                 case=case.name, time=now - age, signals=signals, decision=Decision(action="wait", reasons=["labels"], evidence="")

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from benchmarks.live_quality import audit_power, labels_needed, simulate
-from fullft_assets import documents, examples, monitoring, release
+from fullft_assets import documents, examples, monitoring, release, retraining
 from fullft_assets.assets.case import Case
 from fullft_assets.assets.monitoring import _measure_live_quality
+from fullft_assets.automation.decision import gather
 from fullft_assets.cli.export import export
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import FullftError
@@ -177,7 +178,7 @@ class Live:
         with self.store.create(CASE, "drift_report", window, version="1", seed=1) as draft:
             monitoring.write_far(draft.path / monitoring.FAR, [FarDocument(source=file, row=row, distance=2.0, cluster=0) for row in rows])
             seen = self.store.read_pointer(f"latest/{CASE}/production_documents/{window}") or {}
-            made = draft.commit(settings={}, inputs={}, metadata={**manifests.drift("alarm"), "documents": seen["ref"]})
+            made = draft.commit(settings={}, inputs={}, metadata={**manifests.drift("confirmed"), "documents": seen["ref"]})
         self.point("drift_report", window, made)
 
     def export(self, out: Path, **how: Any) -> int:
@@ -308,6 +309,34 @@ class TestLabelAudit:
         found = seen.count()
         assert (found.num_documents, found.num_labelled) == (60, 30)
         assert found.num_right == 18 + sum(row["kind"] == "text" for row in labelled[:12])
+
+    def test_after_a_drift_the_documents_that_are_asked_for_confirm_it(self, seen: Live, tmp_path: Path) -> None:
+        seen.project.configure(monitoring={"path": "data/letters/production"}, retraining={"min_new_examples_on_drift": 10})
+        case = Case(seen.project.use_case())
+
+        def decide() -> tuple[retraining.Decision, bool]:
+            made = _measure_live_quality(case, seen.store, release.read_champion(seen.store, CASE))
+            seen.point("live_quality", "all", made)
+            with dg.DagsterInstance.ephemeral() as instance:
+                state, signals = gather(case, instance, seen.store, {}, time.time())
+            settings = case.settings.retraining
+            return retraining.decide(state, signals, settings), retraining.score_fell(signals, settings)
+
+        def label(name: str, *, at_random: bool) -> None:
+            seen.export(tmp_path / name, at_random=at_random)
+            rows = [json.loads(line) for line in (tmp_path / name).read_text(encoding="utf-8").splitlines()]
+            seen.label(name, [{**row, "kind": "text" if self.kinds[row["id"]] == "notice" else "notice"} for row in rows])
+
+        asked, _ = decide()
+        assert asked.action == "request_labels" and "`fullft export CASE FILE --random`" in asked.reasons[0]
+        label("far.jsonl", at_random=False)
+        again, fell = decide()
+        assert (again.action, again.evidence, fell) == ("request_labels", "random_labels", False), (
+            "far ones do not say how often it is right"
+        )
+        label("random.jsonl", at_random=True)
+        confirmed, fell = decide()
+        assert fell and confirmed.action == "wait" and confirmed.count_first
 
     def test_it_is_drawn_by_the_seed_from_what_counts(self, seen: Live, tmp_path: Path) -> None:
         def drawn(**how: Any) -> list[str]:

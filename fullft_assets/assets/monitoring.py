@@ -90,7 +90,9 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         with one_line_errors(store, case.name):
             champion = release.read_champion(store, case.name)
             if champion is None:
-                none_yet = CheckOutcome(name=monitoring.LIVE_CHECK.name, passed=True, description="no champion yet, so nothing to compare with")
+                none_yet = CheckOutcome(
+                    name=monitoring.LIVE_CHECK.name, passed=True, description="no champion yet, so nothing to compare with"
+                )
                 yield case.check_result(none_yet, "live_quality")
                 return
             manifest = _measure_live_quality(case, store, champion)

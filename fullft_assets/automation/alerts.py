@@ -279,11 +279,16 @@ def of_decisions(
             if decision.evidence.startswith(_OF_ATTEMPTS) and (last := _last_attempt(case, instance, entry.time)) is not None:
                 url = _run_page(case, last)
             yield Alert("decision_needed", case.name, f"decision_needed/{name}", title, action, url, entry.time)
-    if not entries:
+    champion = release.read_champion(store, case.name)
+    # The newest decision may be of the champion before.
+    if not entries or champion is None or entries[-1][1].time < champion.promoted_at:
         return
     signals, settings = entries[-1][1].signals, case.settings.retraining
+    candidate = latest(store, case.name, "finetuned_checkpoint") if signals.num_runs_in_flight else None
+    if candidate is not None and candidate.created_at > champion.promoted_at:
+        return  # a run may release it in a moment
     # The size of a drop changes with each label and each evaluation: one alert for each champion.
-    since = f"{champion.promoted_at:.0f}" if (champion := release.read_champion(store, case.name)) else "none"
+    since = f"{champion.promoted_at:.0f}"
     if signals.live_drop >= settings.max_score_drop:
         title = f"the champion's accuracy is {signals.live_drop:.3f} lower on labelled production documents than at release"
         key, url = f"quality_drop/live/{since}", _asset_page(case, "live_quality")
