@@ -193,15 +193,11 @@ def cut_all(use_case: UseCase, store: Store, kind: documents.Kind, terminal: Ter
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
     """Let the signals of `kill` and of a closed terminal interrupt this process as Ctrl-C does, unless it ignores them (as under nohup)."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         for number, handler in before.items():
             if handler != signal.SIG_IGN:
-                signal.signal(number, interrupt)
+                signal.signal(number, signal.default_int_handler)
         yield
     finally:
         for number, handler in before.items():
