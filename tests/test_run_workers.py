@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TextIO
@@ -87,7 +88,9 @@ def start(folder: Path, output: str) -> subprocess.Popen:
     )
     with (folder / output).open("wb") as file:
         command = [sys.executable, "-c", code, str(folder)]
-        return subprocess.Popen(command, stdout=file, stderr=file, cwd=TESTS.parent, start_new_session=True)
+        # The job of a shell in the background begins with Ctrl-C ignored, and so would its children.
+        hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        return subprocess.Popen(command, stdout=file, stderr=file, cwd=TESTS.parent, start_new_session=True, preexec_fn=hear)
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
