@@ -29,10 +29,11 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster_shared.error import SerializableErrorInfo
 from moto.server import ThreadedMotoServer
 
-from fullft_assets import automation, documents, retraining
+from fullft_assets import automation, documents, release, retraining
 from fullft_assets.alerts import CHANNELS, Alert, AlertError, deliver, open_channels
 from fullft_assets.assets.case import Case
 from fullft_assets.automation.runs import attempts_of, model_runs
+from fullft_assets.component import FullFineTune
 from fullft_assets.config.validation import load_use_case
 from fullft_assets.errors import SettingsError
 from fullft_assets.resources import ARTIFACT, open_store
@@ -461,17 +462,67 @@ class TestSensor:
         self.tick(case, instance, cursor)
         assert len(hook.bodies) == len(sent) + 1
 
+    def test_a_batch_that_a_red_check_holds_back_is_sent_once_whoever_launched_it(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
+        project = projects.Project(case.use_case.project_root, case.name)
+        project.deliver("unlabelled.jsonl", [{**row, "kind": None} for row in projects.licence_rows(40, skip=100)])
+        [batch] = documents.look(open_store(case.use_case, instance), case.use_case, now=time.time() + 60).cut
+        instance.add_dynamic_partitions(f"{case.name}/batch", [batch.name])
+        self.state(instance, f"{case.name}_new_documents")
+        by_itself = {"dagster/sensor_name": f"{case.name}_new_documents", "dagster/run_key": "k", "delivery/run_key": "k"}
+        defs = dg.Definitions.merge(FullFineTune(case.use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor))
+        job = defs.resolve_job_def(f"{case.name}_ingest")
+        ran = job.execute_in_process(instance=instance, partition_key=batch.name, raise_on_error=False, tags=by_itself)
+        assert not ran.success, "a blocking check makes its run fail"
+        _, cursor = self.tick(case, instance)
+        self.tick(case, instance, cursor)
+        (body,) = hook.bodies
+        assert (body["event"], body["key"]) == ("gate_closed", f"gate_closed/{ran.run_id}")
+        assert body["title"].startswith(f"batch {batch.name} is held back: ") and "quarantined_share_is_bounded" in body["title"]
+
+    def test_windows_without_a_text_are_sent_once_until_one_can_be_judged(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
+        store = open_store(case.use_case, instance)
+        for number, status in enumerate(("feed_broken", "insufficient_data", "feed_broken", "ok", "feed_broken")):
+            with store.create(case.name, "drift_report", f"w{number}", version="1", seed=17) as draft:
+                made = draft.commit(settings={}, inputs={}, metadata=manifests.drift(status))
+            store.write_pointer(f"latest/{case.name}/drift_report/w{number}", {"ref": made.ref})
+            self.run(case, instance, "monitor", **{"dagster/partition": f"w{number}"})
+            self.tick(case, instance)
+        assert [(body["event"], body["key"]) for body in hook.bodies] == [
+            ("gate_closed", "gate_closed/feed_broken/w0"), ("gate_closed", "gate_closed/feed_broken/w4"),
+        ]  # fmt: skip
+
+    def test_a_run_of_assets_is_named_by_them(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
+        @dg.asset(key=case.key("live_quality"))
+        def live_quality() -> None:
+            raise dg.Failure("planted-text")
+
+        job = dg.Definitions(assets=[live_quality], executor=dg.in_process_executor).resolve_implicit_global_asset_job_def()
+        chosen = [case.key("live_quality")]
+        job.execute_in_process(instance=instance, asset_selection=chosen, raise_on_error=False, tags={"use_case": case.name})
+        self.tick(case, instance)
+        (body,) = hook.bodies
+        assert body["title"] == "the run live_quality failed"
+
     def test_a_damaged_manifest_is_sent_and_keeps_no_other_alert_back(
         self, case: Case, instance: dg.DagsterInstance, hook: Hook, tmp_path: Path
     ) -> None:
         store = open_store(case.use_case, instance)
         with store.create(case.name, "labeled_examples", "k", version="1", seed=17) as draft:
             made = draft.commit(settings={}, inputs={}, metadata={})
-        store.write_pointer(f"latest/{case.name}/labeled_examples/b1", {"ref": made.ref})
         Path(store.url, made.ref, "manifest.json").write_text('{"case": "planted-text')
-        damaged = self.run(case, instance, "ingest", **{"dagster/partition": "b1"})
-        store.write_pointer(f"latest/{case.name}/labeled_examples/b2", {"planted-text": ""})
-        self.run(case, instance, "ingest", **{"dagster/partition": "b2"})
+
+        @dg.op
+        def validates(context) -> None:
+            about = {"metadata": {ARTIFACT: made.ref}, "partition": "b1"}
+            context.log_event(dg.AssetMaterialization(case.key("labeled_examples"), **about))
+
+        damaged = self.run(case, instance, "ingest", validates, **{"dagster/partition": "b1"})
+        store.write_pointer(f"latest/{case.name}/drift_report/w2", {"planted-text": ""})
+        self.run(case, instance, "monitor", **{"dagster/partition": "w2"})
         self.run(case, instance, "model", fails)
         _, cursor = self.tick(case, instance)
         self.tick(case, instance, cursor)
@@ -482,7 +533,7 @@ class TestSensor:
             first["title"].startswith("what the run ingest of b1 would report is missing: ")
             and "manifest.json: unreadable" in first["title"]
         )
-        assert second["title"].startswith("what the run ingest of b2 would report is missing: KeyError at ")
+        assert second["title"].startswith("what the run monitor of w2 would report is missing: KeyError at ")
         assert "planted-text" not in json.dumps(hook.bodies)
 
     def test_a_cursor_that_a_wrong_clock_has_left_hides_no_run(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
@@ -596,17 +647,20 @@ class TestSensor:
         self.tick(case, instance)
         assert hook.bodies == []
 
-    @pytest.mark.parametrize("asset", ["labeled_examples", "tokenized_chunks"])
-    def test_a_batch_that_is_held_back_is_sent(self, case: Case, instance: dg.DagsterInstance, hook: Hook, asset: str) -> None:
-        store = open_store(case.use_case, instance)
-        for name in ("labeled_examples", "tokenized_chunks"):
-            with store.create(case.name, name, "k", version="1", seed=17) as draft:
-                made = draft.commit(settings={}, inputs={}, metadata={}, checks=[CheckOutcome(name="rows_are_good", passed=name != asset)])
-            store.write_pointer(f"latest/{case.name}/{name}/b1", {"ref": made.ref})
-        self.run(case, instance, "ingest", **{"dagster/partition": "b1"})
+    def test_a_batch_that_a_red_check_of_its_chunks_holds_back_is_sent(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
+        with open_store(case.use_case, instance).create(case.name, "tokenized_chunks", "k", version="1", seed=17) as draft:
+            made = draft.commit(settings={}, inputs={}, metadata={}, checks=[CheckOutcome(name="rows_are_good", passed=False)])
+
+        @dg.op
+        def tokenizes(context) -> None:
+            about = {"metadata": {ARTIFACT: made.ref}, "partition": "b1"}
+            context.log_event(dg.AssetMaterialization(case.key("tokenized_chunks"), **about))
+            raise dg.Failure("the check is red")
+
+        self.run(case, instance, "ingest", tokenizes, **{"dagster/partition": "b1"})
         self.tick(case, instance)
         (body,) = hook.bodies
-        assert (body["title"], body["action"]) == ("batch b1 is held back: rows_are_good", f"open the checks of {asset}")
+        assert (body["title"], body["action"]) == ("batch b1 is held back: rows_are_good", "open the checks of tokenized_chunks")
 
     def test_a_decision_that_needs_a_person_is_sent_also_after_the_next_one(
         self, case: Case, instance: dg.DagsterInstance, hook: Hook
@@ -692,11 +746,26 @@ class TestSensor:
         title = "the champion's accuracy is 0.100 lower on labelled production documents than at release"
         assert (body["event"], body["title"]) == ("quality_drop", title)
 
-    def decide_on_two_drops(self, case: Case, instance: dg.DagsterInstance, signal: str, *, num_drop_errors: float) -> None:
-        """Record two decisions whose signal differs in size, with a tick after each."""
+    @pytest.mark.parametrize(("promoted_ago", "is_in_flight", "num_sent"), [(600, 0, 1), (90, 0, 1), (30, 0, 0), (600, 1, 0)])
+    def test_none_is_sent_between_a_checkpoint_and_its_release_nor_of_the_champion_before(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook, promoted_ago: float, is_in_flight: int, num_sent: int
+    ) -> None:
+        with open_store(case.use_case, instance).create(case.name, "finetuned_checkpoint", "k", version="1", seed=17) as draft:
+            made = draft.commit(settings={}, inputs={}, metadata={})
+        open_store(case.use_case, instance).write_pointer(f"latest/{case.name}/finetuned_checkpoint/all", {"ref": made.ref})
+        signals = {"num_runs_in_flight": is_in_flight}
+        self.decide_on_two_drops(case, instance, "live_drop", num_drop_errors=0.0, promoted_ago=promoted_ago, **signals)
+        assert len(hook.bodies) == num_sent
+
+    def decide_on_two_drops(
+        self, case: Case, instance: dg.DagsterInstance, signal: str, *, num_drop_errors: float, promoted_ago: float = 600, **others: Any
+    ) -> None:
+        """Record two decisions whose signal differs in size, two minutes and one ago, with a tick after each."""
         store, now = open_store(case.use_case, instance), time.time()
+        champion = release.Champion(checkpoint="c", snapshot="s", evaluation="e", score=0.9, promoted_at=now - promoted_ago, run_id="r")
+        release.promote(store, case.name, champion)
         for age, drop in ((120, 0.1), (60, 0.11)):
-            drops: dict[str, Any] = {signal: drop, "num_drop_errors": num_drop_errors}
+            drops: dict[str, Any] = {signal: drop, "num_drop_errors": num_drop_errors, **others}
             signals = Signals(now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0, **drops)
             entry = RecordedDecision(
                 case=case.name, time=now - age, signals=signals, decision=Decision(action="wait", reasons=["labels"], evidence="")

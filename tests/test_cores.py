@@ -154,7 +154,14 @@ class TestSupervised:
             machine.stop(name, 0)
 
     def _start(self, machine: Machine, name: str, line: str, max_seconds: float | None = None) -> None:
-        machine.start(name, ["-c", line], {RUN_ID: f"{name}-of-some-run"}, grace_seconds=1, watched=[os.getpid()], max_seconds=max_seconds)
+        machine.start(
+            name,
+            ["-c", line],
+            {RUN_ID: f"{name}-of-some-run", "DAGSTER_HOME": "/home/a/.home"},
+            grace_seconds=1,
+            watched=[os.getpid()],
+            max_seconds=max_seconds,
+        )
 
     def _until(self, machine: Machine, name: str, state: str, output: str = "") -> str:
         deadline = time.monotonic() + SECONDS
@@ -172,10 +179,11 @@ class TestSupervised:
         self._start(machine, "firstrun", "import time; print('computes', flush=True); time.sleep(300)")
         self._until(machine, "firstrun", "running", "computes\n")
         self._start(machine, "another", "print('computes', flush=True)", max_seconds=5)
-        line = f"waiting until {cores} of {cores} CPU cores are free; held by run firstrun"
-        assert self._until(machine, "another", "pending") == line
         supervisor = machine._supervisor("firstrun")
         assert supervisor is not None
+        held = f"held by run firstrun of /home/a/.home (`kill {supervisor.pid}` ends it; a training keeps its checkpoint): wait, "
+        line = self._until(machine, "another", "pending")
+        assert line.startswith(f"waiting until {cores} of {cores} CPU cores are free; {held}") and "FULLFT_CACHE" in line
         supervisor.kill()
         self._until(machine, "another", "succeeded")
         assert machine.logs("another", "").stdout == f"{line}\ncomputes\n"

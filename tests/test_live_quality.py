@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from benchmarks.live_quality import audit_power, labels_needed, simulate
-from fullft_assets import documents, examples, monitoring, release
+from fullft_assets import documents, examples, monitoring, release, retraining
 from fullft_assets.assets.case import Case
 from fullft_assets.assets.monitoring import _measure_live_quality
+from fullft_assets.automation.decision import gather
 from fullft_assets.cli.export import export
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import FullftError
@@ -177,7 +178,7 @@ class Live:
         with self.store.create(CASE, "drift_report", window, version="1", seed=1) as draft:
             monitoring.write_far(draft.path / monitoring.FAR, [FarDocument(source=file, row=row, distance=2.0, cluster=0) for row in rows])
             seen = self.store.read_pointer(f"latest/{CASE}/production_documents/{window}") or {}
-            made = draft.commit(settings={}, inputs={}, metadata={**manifests.drift("alarm"), "documents": seen["ref"]})
+            made = draft.commit(settings={}, inputs={}, metadata={**manifests.drift("confirmed"), "documents": seen["ref"]})
         self.point("drift_report", window, made)
 
     def export(self, out: Path, **how: Any) -> int:
@@ -309,6 +310,34 @@ class TestLabelAudit:
         assert (found.num_documents, found.num_labelled) == (60, 30)
         assert found.num_right == 18 + sum(row["kind"] == "text" for row in labelled[:12])
 
+    def test_after_a_drift_the_documents_that_are_asked_for_confirm_it(self, seen: Live, tmp_path: Path) -> None:
+        seen.project.configure(monitoring={"path": "data/letters/production"}, retraining={"min_new_examples_on_drift": 10})
+        case = Case(seen.project.use_case())
+
+        def decide() -> tuple[retraining.Decision, bool]:
+            made = _measure_live_quality(case, seen.store, release.read_champion(seen.store, CASE))
+            seen.point("live_quality", "all", made)
+            with dg.DagsterInstance.ephemeral() as instance:
+                state, signals = gather(case, instance, seen.store, {}, time.time())
+            settings = case.settings.retraining
+            return retraining.decide(state, signals, settings), retraining.score_fell(signals, settings)
+
+        def label(name: str, *, at_random: bool) -> None:
+            seen.export(tmp_path / name, at_random=at_random)
+            rows = [json.loads(line) for line in (tmp_path / name).read_text(encoding="utf-8").splitlines()]
+            seen.label(name, [{**row, "kind": "text" if self.kinds[row["id"]] == "notice" else "notice"} for row in rows])
+
+        asked, _ = decide()
+        assert asked.action == "request_labels" and "`fullft export CASE FILE --random`" in asked.reasons[0]
+        label("far.jsonl", at_random=False)
+        again, fell = decide()
+        assert (again.action, again.evidence, fell) == ("request_labels", "random_labels", False), (
+            "far ones do not say how often it is right"
+        )
+        label("random.jsonl", at_random=True)
+        confirmed, fell = decide()
+        assert fell and confirmed.action == "wait" and confirmed.count_first
+
     def test_it_is_drawn_by_the_seed_from_what_counts(self, seen: Live, tmp_path: Path) -> None:
         def drawn(**how: Any) -> list[str]:
             seen.export(tmp_path / "audit.jsonl", **how)
@@ -370,12 +399,24 @@ def snapshot_of(store: Store, learned: Manifest) -> Manifest:
         return draft.commit(settings={}, inputs={}, metadata=metadata.as_dict())
 
 
+def test_without_a_champion_its_run_succeeds_and_its_check_is_green(project: projects.Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in project.env().items():
+        monkeypatch.setenv(name, value)
+    project.configure(monitoring={"path": "data/letters/production"})
+    defs = dg.Definitions.merge(FullFineTune(project.use_case()).build_defs(), dg.Definitions(executor=dg.in_process_executor))
+    job = defs.resolve_implicit_global_asset_job_def()
+    with dg.DagsterInstance.from_config(str(project.home)) as instance:
+        result = job.execute_in_process(asset_selection=[dg.AssetKey([CASE, "live_quality"])], instance=instance)
+    assert [(check.check_name, check.passed) for check in result.get_asset_check_evaluations()] == [(monitoring.LIVE_CHECK.name, True)]
+    assert result.get_asset_materialization_events() == []
+
+
 def test_what_came_for_it_is_measured_at_once(project: projects.Project) -> None:
     project.configure(monitoring={"path": "data/letters/production"})
     defs = FullFineTune(project.use_case()).build_defs()
     live_quality, labels = dg.AssetKey([CASE, "live_quality"]), dg.AssetKey([CASE, "labeled_examples"])
     with dg.DagsterInstance.ephemeral() as instance:
-        instance.add_dynamic_partitions(f"{CASE}/batch", ["b1", "b2"])
+        instance.add_dynamic_partitions(f"{CASE}/batch", ["b0", "b1", "b2"])
         cursor = None
 
         def is_due(came: dg.AssetMaterialization | None = None) -> bool:
@@ -388,11 +429,14 @@ def test_what_came_for_it_is_measured_at_once(project: projects.Project) -> None
             cursor = result.cursor
             return result.total_requested > 0
 
+        champion = dg.AssetMaterialization(dg.AssetKey([CASE, "champion_model"]))
         assert not is_due()
+        assert not is_due(dg.AssetMaterialization(labels, partition="b0")), "there is no champion"
+        assert is_due(champion)
         assert is_due(dg.AssetMaterialization(labels, partition="b1"))
         assert not is_due(), "it was asked for"
         assert not is_due(dg.AssetMaterialization(live_quality))
-        assert is_due(dg.AssetMaterialization(dg.AssetKey([CASE, "champion_model"])))
+        assert is_due(champion)
         # The next labels come in the minute in which that is measured.
         instance.report_runless_asset_event(dg.AssetMaterialization(live_quality))
         assert is_due(dg.AssetMaterialization(labels, partition="b2"))

@@ -208,6 +208,7 @@ def test_other_texts_than_the_held_out_ones_are_novel(scale: Scale) -> None:
     features.embeddings[:30, -1] += 30
     usual, other = scale.sums(draw(rng)).novel_share, scale.sums(features).novel_share
     assert abs(usual) < 0.05 < other
+    assert [float(f"{share:.9f}") for share in (usual, other)] == [usual, other], "no -4e-17 where it is exactly 5%"
     assert scale.without_rows().sums(draw(rng)).novel_share is None
 
 

@@ -122,8 +122,23 @@ class TestRules:
     def test_a_drift_that_labels_do_not_confirm_needs_three_times_as_many(self, labels: int, action: str) -> None:
         decision = _decide(new=500, num_labels_since_drift=labels, num_drop_errors=1.6, **_windows("confirmed", "confirmed"))
         assert decision.action == action
-        said = f"but {labels} labelled examples do not show that the champion is worse, and fewer than 300 are no reason then"
-        assert bool([reason for reason in decision.reasons if reason.endswith(said)]) == (action == "wait")
+
+    @pytest.mark.parametrize(
+        ("evaluated", "action", "said"),
+        [
+            (None, "wait", "but live_quality has not evaluated the 130 labelled examples yet"),
+            (19, "request_labels", "but only 19 of 130 labelled examples are of its windows and were not chosen as far, too few to tell "),
+            (20, "wait", "but 20 of 130 labelled examples are of its windows and were not chosen as far, and do not show "),
+        ],
+    )
+    def test_labels_show_no_loss_only_once_they_are_evaluated(self, evaluated: int | None, action: str, said: str) -> None:
+        drift = {"new": 130, "num_labels_since_drift": 130, **_windows("confirmed", "confirmed")}
+        decision = _decide(num_live_labels=evaluated, **drift)
+        assert (decision.action, said in "; ".join(decision.reasons)) == (action, True)
+        # Asked for once, however often further labels are yet to be evaluated.
+        asked = RUNNING.model_copy(update={"raised": {"random_labels": NOW}})
+        again = _decide(asked, num_live_labels=evaluated, **drift)
+        assert (again.action, again.incidents) == ("wait", [] if evaluated == 20 else ["random_labels"])
 
     def test_no_more_labels_are_asked_for_while_a_retrain_learns_from_those_of_the_drift(self) -> None:
         learning = _after(0.1, outcome="in_flight", num_examples=ROWS + 500)
@@ -325,6 +340,16 @@ class TestObstacles:
             assert _decide(_after(*earlier, days - 0.1, state=state), new=1_200).action == "wait"
             assert _decide(_after(*earlier, days, state=state), new=1_200).action == "retrain"
 
+    def test_an_attempt_that_a_person_cancelled_is_none_in_vain(self) -> None:
+        state = RUNNING.model_copy(update={"champion_since": NOW - 100 * DAY_SECONDS})
+        cancelled = _after(7, 6, 5, 4, 1.1, state=state, outcome="cancelled")
+        decision = _decide(cancelled, new=1_200)
+        assert (decision.action, decision.incidents) == ("retrain", [])
+        assert "cooldown_hours = 24" in _decide(_after(0.9, state=state, outcome="cancelled"), new=1_200).reasons[-1]
+        # One in vain before it: its own backoff goes on, and no other begins.
+        assert _decide(_after(1.1, state=_after(1.9, state=state), outcome="cancelled"), new=1_200).action == "wait"
+        assert _decide(_after(1.1, state=_after(2, state=state), outcome="cancelled"), new=1_200).action == "retrain"
+
     def test_a_promotion_by_whomever_ends_the_backoff(self) -> None:
         tried = _after(8, 6, 2, state=RUNNING.model_copy(update={"raised": {"attempts in vain": NOW}}))
         assert _decide(tried, new=1_200).action == "wait"
@@ -427,7 +452,16 @@ class TestPeople:
     def test_what_costs_nothing_is_not_held_back(self) -> None:
         spent = _after(0.1, hours=500.0)
         for state in (spent, spent.model_copy(update={"frozen": "Frozen by hand"})):
-            assert _decide(state, score_drop=0.1, num_runs_in_flight=1).action == "request_labels"
+            assert _decide(state, score_drop=0.1).action == "request_labels"
+
+    def test_no_label_is_asked_for_while_a_run_may_release_what_learned_them(self) -> None:
+        waiting = _decide(score_drop=0.1, num_runs_in_flight=1)
+        assert (waiting.action, waiting.incidents) == ("wait", ["labels"])
+        # A run of each day neither ends what was asked for nor repeats it.
+        asked = RUNNING.model_copy(update={"raised": {"labels": NOW - DAY_SECONDS}})
+        signals = _signals(score_drop=0.1, num_runs_in_flight=1)
+        assert raised_after(asked, signals, decide(asked, signals, SETTINGS)) == asked.raised
+        assert _decide(asked, score_drop=0.1).action == "wait"
 
     def test_an_estimate_above_the_whole_budget_needs_a_person(self) -> None:
         decision = _decide(new=1_200, estimated_hours=120.0)

@@ -7,12 +7,14 @@ import json
 import logging
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TextIO
@@ -25,7 +27,7 @@ from dagster._core.utils import make_new_run_id
 from dagster._daemon.monitoring.run_monitoring import monitor_started_run
 
 from fullft_assets.cli.code_location import open_code_location
-from fullft_assets.cli.run import Driver
+from fullft_assets.cli.run import Driver, interrupted_by_signals
 from fullft_assets.cli.terminal import Terminal
 from fullft_assets.launchers import run_workers
 from fullft_assets.launchers.supervisor import is_alive
@@ -69,10 +71,15 @@ def drive(folder: Path, stream: TextIO) -> bool:
     workspace_file = folder / "workspace.yaml"
     module = {"module_name": "probe_workloads.pooled", "working_directory": str(TESTS), "location_name": "probe"}
     workspace_file.write_text(json.dumps({"load_from": [{"python_module": module}]}))
-    with dg.DagsterInstance.get() as instance, open_code_location(instance, workspace_file, "probe_model") as location:
+    with (
+        interrupted_by_signals(),
+        dg.DagsterInstance.get() as instance,
+        open_code_location(instance, workspace_file, "probe_model") as location,
+    ):
         driver = Driver(SimpleNamespace(name="probe"), instance, None, location, Terminal(stream))
         driver.follower.settle()
-        return driver.follower.follow([driver.launch("probe_model", {}, "model")])
+        with driver.stopping():
+            return driver.follower.follow([driver.launch("probe_model", {}, "model")])
 
 
 def start(folder: Path, output: str) -> subprocess.Popen:
@@ -80,7 +87,10 @@ def start(folder: Path, output: str) -> subprocess.Popen:
         "import sys; from pathlib import Path; from tests.test_run_workers import drive; sys.exit(not drive(Path(sys.argv[1]), sys.stdout))"
     )
     with (folder / output).open("wb") as file:
-        return subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=file, stderr=file, cwd=TESTS.parent)
+        command = [sys.executable, "-c", code, str(folder)]
+        # The job of a shell in the background begins with Ctrl-C ignored, and so would its children.
+        hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        return subprocess.Popen(command, stdout=file, stderr=file, cwd=TESTS.parent, start_new_session=True, preexec_fn=hear)
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
@@ -154,6 +164,19 @@ def test_who_waits_for_a_living_run_prints_it_and_continues_when_that_dies(folde
     assert {run.run_id: run.status for run in instance.get_runs()}[holder.run_id] == FAILURE
     (message,) = messages(instance, holder, dg.DagsterEventType.RUN_FAILURE)
     assert message.endswith(". Found by another run. [infrastructure]")
+    assert num_queued(instance) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_command_alone_ends_its_run_and_what_that_launched(folder, instance, number):
+    first = start(folder, "first")
+    wait_for((folder / "workload0.pid").exists, "the first run at work")
+    workload = psutil.Process(int((folder / "workload0.pid").read_text()))
+    first.send_signal(number)
+    assert first.wait(SECONDS) not in (0, 1)
+    (run,) = instance.get_runs()
+    assert run.status == dg.DagsterRunStatus.CANCELED and not is_alive(workload)
+    assert (folder / "checkpoint0").is_file(), "the workload had its time for a checkpoint"
     assert num_queued(instance) == 0
 
 

@@ -17,17 +17,20 @@ from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import CheckOutcome, Manifest, Store
 
 
-def something_came() -> dg.AutomationCondition:
-    """Labels or predictions came, or another champion: of that alone `live_quality` is made, so no state decides when it is due.
+def something_came(case: Case) -> dg.AutomationCondition:
+    """Return the condition that labels or predictions came, or another champion: of that alone `live_quality` is made, once there is a champion.
 
     A drop was reported a day late: labels that come after the daily evaluation had waited for the next one. Red checks are no reason to wait,
     since a batch that is held back does not count; nor is a window without predictions, which is one of before the first champion.
     """
+    # A champion that another Dagster made is known by what it predicts here.
+    shows_champion = dg.AssetSelection.assets(case.key("champion_model"), case.key("batch_predictions"))
+    has_champion = dg.AutomationCondition.any_deps_match(~dg.AutomationCondition.missing()).allow(shows_champion)
     changed = dg.AutomationCondition.any_deps_updated()
     # What changes in the minute after a request may be too late for its run, and what is measured in the minute of a change may not know of it.
     done = dg.AutomationCondition.newly_requested() & ~changed
     is_settled = ~dg.AutomationCondition.any_deps_in_progress() & ~dg.AutomationCondition.in_progress()
-    return (changed.since(done) & is_settled).with_label("something_came")
+    return (changed.since(done) & is_settled & has_champion).with_label("something_came")
 
 
 def build(case: Case) -> list[dg.AssetsDefinition]:
@@ -74,7 +77,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
     @dg.asset(
         key=case.key("live_quality"),
         deps=[case.key(name) for name in ("batch_predictions", "labeled_examples", "champion_model")],
-        automation_condition=something_came(),
+        automation_condition=something_came(case),
         description="How often the champion was right about production documents that got a label since, against its accuracy at release.",
         code_version=case.code_version(monitoring.LIVE_VERSION, "evaluation"),
         kinds={"scipy"},
@@ -82,12 +85,15 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         output_required=False,
         **case.shared(),
     )
-    def live_quality(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
+    def live_quality(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
         store = case.store(context)
         with one_line_errors(store, case.name):
             champion = release.read_champion(store, case.name)
             if champion is None:
-                context.log.info(f"{case.name} has no champion yet, so there is nothing to compare with")
+                none_yet = CheckOutcome(
+                    name=monitoring.LIVE_CHECK.name, passed=True, description="no champion yet, so nothing to compare with"
+                )
+                yield case.check_result(none_yet, "live_quality")
                 return
             manifest = _measure_live_quality(case, store, champion)
         yield case.result(manifest, "live_quality", store)

@@ -26,10 +26,10 @@ from fullft_assets.automation.orphans import STOPPED_TAG
 from fullft_assets.automation.runs import EVIDENCE_TAG, attempts_of, model_runs
 from fullft_assets.errors import StoreError, without_message
 from fullft_assets.evaluation.metadata import EvaluationMetadata
-from fullft_assets.monitoring import DriftMetadata
+from fullft_assets.monitoring import DriftMetadata, Status
 from fullft_assets.resources import latest, made_by_run, one_line_errors
 from fullft_assets.retraining import RecordedDecision, Signals, State
-from fullft_assets.retraining.history import is_lower_on_tests, num_transient
+from fullft_assets.retraining.history import VERDICTS, is_lower_on_tests, num_transient
 from fullft_assets.store import Store
 
 #: How far the first tick looks back: what is older is not worth an alert.
@@ -169,23 +169,30 @@ def of_run(case: Case, instance: dg.DagsterInstance, store: Store, record: dg.Ru
     def alert(event: Any, title: str, action: str, what: str = run.run_id) -> Alert:
         return Alert(event, case.name, f"{event}/{what}", title, action, _run_page(case, record), record.update_timestamp.timestamp())
 
+    partition = run.tags.get(_PARTITION_TAG)
+    if stage == "ingest" and partition is not None:
+        # A red check makes its run fail, and the batch is done: no other run follows.
+        for asset in ("labeled_examples", "tokenized_chunks"):
+            ref = made_by_run(instance, run.run_id, case.key(asset), partition)
+            closed = [] if ref is None else [gate.name for gate in store.load(ref).red_gates]
+            if closed:
+                yield alert("gate_closed", f"batch {partition} is held back: {', '.join(closed)}", f"open the checks of {asset}")
+                return
     if run.status == dg.DagsterRunStatus.FAILURE:
         if not _is_tried_again(case, instance, record):
             yield alert("run_failed", f"{_name(case, record)} failed", "open the run: its error is one line that says what to fix")
         return
-    partition = run.tags.get(_PARTITION_TAG)
-    if stage == "ingest" and partition is not None:
-        for asset in ("labeled_examples", "tokenized_chunks"):
-            batch = latest(store, case.name, asset, partition)
-            closed = [gate.name for gate in batch.red_gates] if batch else []
-            if closed:
-                yield alert("gate_closed", f"batch {partition} is held back: {', '.join(closed)}", f"open the checks of {asset}")
-                break
     if stage == "monitor" and partition is not None:
         window = latest(store, case.name, "drift_report", partition)
-        if window is not None and DriftMetadata.of(window).status == "confirmed":
-            action = "open drift_report, which says what changed; label some of these documents"
-            yield alert("drift", f"window {partition} drifted", action, _drift_began(case, store, window.created_at) or partition)
+        status = None if window is None else DriftMetadata.of(window).status
+        if window is not None and status == "confirmed":
+            action = f"open drift_report, which says what changed; label documents that `fullft export {case.name} FILE --random` draws"
+            began = _began(case, store, window.created_at, "confirmed", ("ok", "warming_up"))
+            yield alert("drift", f"window {partition} drifted", action, began or partition)
+        if window is not None and status == "feed_broken":
+            began = _began(case, store, window.created_at, "feed_broken", (*VERDICTS, "warming_up"))
+            title, action = f"window {partition} has no text", "look at what delivers production documents"
+            yield alert("gate_closed", title, action, f"feed_broken/{began or partition}")
     if stage == "end_orphans" and run.tags.get(STOPPED_TAG, "0") != "0":
         yield alert(
             "decision_needed",
@@ -205,8 +212,10 @@ def of_run(case: Case, instance: dg.DagsterInstance, store: Store, record: dg.Ru
 
 def _name(case: Case, record: dg.RunRecord) -> str:
     run = record.dagster_run
-    partition = run.tags.get(_PARTITION_TAG)
-    return f"the run {run.job_name.removeprefix(f'{case.name}_')}" + (f" of {partition}" if partition else "")
+    partition, name = run.tags.get(_PARTITION_TAG), run.job_name.removeprefix(f"{case.name}_")
+    if name.startswith("__"):  # Dagster's own job of assets chosen by hand, or by an automation condition
+        name = ", ".join(sorted(key.path[-1] for key in run.asset_selection or ())) or name
+    return f"the run {name}" + (f" of {partition}" if partition else "")
 
 
 def _run_page(case: Case, record: dg.RunRecord) -> str:
@@ -240,17 +249,17 @@ def _is_resumed(case: Case, instance: dg.DagsterInstance, record: dg.RunRecord) 
     return 0 < num_transient(State(attempts=attempts), signals) <= case.settings.retraining.max_retries
 
 
-def _drift_began(case: Case, store: Store, until: float) -> str | None:
-    """Return the first window of the drift that a window shows: confirmed, and since then none is like the reference, or of a new one.
+def _began(case: Case, store: Store, until: float, status: Status, ends: Sequence[Status]) -> str | None:
+    """Return the first window with a status since the last one with a status that ends what it shows.
 
     Args:
-        until: when that window's verdict was made, in seconds since the epoch.
+        until: when the verdict of the newest window that counts was made, in seconds since the epoch.
     """
     began = None
     for window in windows_of(store, case):
-        if window.status in ("ok", "warming_up"):
+        if window.status in ends:
             began = None
-        elif window.status == "confirmed" and began is None:
+        elif window.status == status and began is None:
             began = window.key
         if window.at >= until:
             break
@@ -270,11 +279,16 @@ def of_decisions(
             if decision.evidence.startswith(_OF_ATTEMPTS) and (last := _last_attempt(case, instance, entry.time)) is not None:
                 url = _run_page(case, last)
             yield Alert("decision_needed", case.name, f"decision_needed/{name}", title, action, url, entry.time)
-    if not entries:
+    champion = release.read_champion(store, case.name)
+    # The newest decision may be of the champion before.
+    if not entries or champion is None or entries[-1][1].time < champion.promoted_at:
         return
     signals, settings = entries[-1][1].signals, case.settings.retraining
+    candidate = latest(store, case.name, "finetuned_checkpoint") if signals.num_runs_in_flight else None
+    if candidate is not None and candidate.created_at > champion.promoted_at:
+        return  # a run may release it in a moment
     # The size of a drop changes with each label and each evaluation: one alert for each champion.
-    since = f"{champion.promoted_at:.0f}" if (champion := release.read_champion(store, case.name)) else "none"
+    since = f"{champion.promoted_at:.0f}"
     if signals.live_drop >= settings.max_score_drop:
         title = f"the champion's accuracy is {signals.live_drop:.3f} lower on labelled production documents than at release"
         key, url = f"quality_drop/live/{since}", _asset_page(case, "live_quality")

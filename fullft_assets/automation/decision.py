@@ -151,7 +151,6 @@ def gather(
         windows = windows_of(store, case)
         began = retraining.drift_began(state, windows, now, settings.retraining)
         month, fell, unfinished = month_start(case, now), _score_drop(store, case, in_use), runs_in_flight(case, instance)
-        live = _live_quality(store, case, in_use)
         signals = retraining.Signals(
             now=now,
             month_start=month,
@@ -165,10 +164,7 @@ def gather(
             num_labels_since_drift=0 if began is None else sum(batch.num_valid for batch in usable.values() if batch.created_at >= began),
             score_drop=None if fell is None else fell.drop,
             num_drop_errors=0.0 if fell is None else fell.num_errors,
-            live_drop=0.0 if live is None else live.drop,
-            num_live_errors=_live_errors(
-                live, [window.key for window in windows if began is None or window.at >= began], settings.evaluation.confidence
-            ),
+            **_live_quality(store, case, in_use, [window.key for window in windows if began is None or window.at >= began], usable),
             estimated_hours=_estimated_hours(store, case, records, instance),
             hours_beside=hours_beside(case, instance, month, now),
             hourly_usd=settings.planning.hourly_usd,
@@ -246,19 +242,27 @@ def _score_drop(store: Store, case: Case, champion: release.Champion | None) -> 
     return score_drop(since, newest, found.num_test_rows)
 
 
-def _live_quality(store: Store, case: Case, champion: release.Champion | None) -> LiveMetadata | None:
-    """Return what labels of production say of the champion."""
-    found = latest(store, case.name, "live_quality")
-    live = None if champion is None or found is None else LiveMetadata.of(found)
-    return live if live is not None and champion is not None and live.checkpoint == champion.checkpoint else None
+def _live_quality(
+    store: Store, case: Case, champion: release.Champion | None, windows: Sequence[str], batches: Mapping[str, _Batch]
+) -> dict[str, Any]:
+    """Return the signals of what labels of production say of the champion; none where it was not measured.
 
-
-def _live_errors(live: LiveMetadata | None, windows: Sequence[str], confidence: float) -> float:
-    """Return by how many standard errors the champion was right less often in some windows than at its release; 0 = unknown."""
-    if live is None:
-        return 0.0
+    Args:
+        windows: those whose documents say whether a drift made it worse.
+        batches: the usable ones.
+    """
+    made = latest(store, case.name, "live_quality")
+    live = None if champion is None or made is None else LiveMetadata.of(made)
+    if made is None or live is None or champion is None or live.checkpoint != champion.checkpoint:
+        return {}
     labelled, right = (sum(live.by_window[window][side] for window in windows if window in live.by_window) for side in (0, 1))
-    return num_errors_below(Released(live.release_accuracy, live.release_accuracy_low, 0, confidence), right, labelled)
+    at_release = Released(live.release_accuracy, live.release_accuracy_low, 0, case.settings.evaluation.confidence)
+    has_all = all(batch.created_at <= made.created_at - made.seconds for batch in batches.values())
+    return {
+        "live_drop": live.drop,
+        "num_live_errors": num_errors_below(at_release, right, labelled),
+        "num_live_labels": labelled if has_all else None,
+    }
 
 
 def _predicted_gain(store: Store, case: Case, newest: SnapshotMetadata | None, learned: SnapshotMetadata | None) -> float | None:

@@ -1,5 +1,6 @@
 """`fullft run` and `fullft ingest`: evaluate a use case's sensors, launch its jobs on the instance, follow them, and sum up."""
 
+import signal
 import sys
 import tempfile
 import time
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from uuid import uuid4
 
 import dagster as dg
 import yaml
@@ -28,6 +30,7 @@ from fullft_assets.store import Store
 
 #: Longest that a run waits for delivered files that may still be growing.
 _SETTLE_SECONDS = 60.0
+_COMMAND_TAG = "fullft/command"
 #: Batches ingested at the same time: their steps are light, and a laptop has two cores.
 _PARALLEL_RUNS = 2
 
@@ -48,7 +51,11 @@ def _drive(
     sum_up: Callable[[UseCase, Store, dict[str, float], float], list[str]],
 ) -> int:
     began = time.monotonic()
-    with dg.DagsterInstance.get() as instance, _workspace_file(use_case.project_root) as workspace_file:
+    with (
+        interrupted_by_signals(),
+        dg.DagsterInstance.get() as instance,
+        _workspace_file(use_case.project_root) as workspace_file,
+    ):
         log, store = Path(instance.root_directory) / "run.log", open_store(use_case, instance)
         if not documents.list_batches(store, use_case.name):
             # Nothing was ever ingested: what keeps it from being ingested now is said before definitions load, which takes seconds.
@@ -63,7 +70,8 @@ def _drive(
                 open_code_location(instance, workspace_file, f"{use_case.name}_model") as location,
             ):
                 driver = Driver(use_case, instance, store, location, terminal)
-                ok = drive(driver)
+                with driver.stopping():
+                    ok = drive(driver)
         except LocationError as error:
             # One broken use case keeps Dagster from loading any: its own lines name what to fix.
             broken = _broken_use_cases(use_case.yaml_path.parent.parent)
@@ -81,6 +89,28 @@ class Driver:
     def __init__(self, use_case: UseCase, instance: dg.DagsterInstance, store: Store, location: CodeLocation, terminal: Terminal):
         self.use_case, self.instance, self.store, self.location, self.terminal = use_case, instance, store, location, terminal
         self.follower = Follower(instance, terminal, use_case.name, location.launch_queued)
+        #: Tag of the runs that this command launches.
+        self.command = {_COMMAND_TAG: str(uuid4())}
+
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Where this process is interrupted, end the runs that it launched, their jobs included, and wait for their end."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            launched = self.instance.get_runs(dg.RunsFilter(tags=self.command))
+            open_runs = [run.run_id for run in launched if not run.is_finished]
+            for run_id in open_runs:
+                # A terminal sends Ctrl-C to the run's own process, too; a signal to this process alone does not reach it.
+                self.instance.run_coordinator.cancel_run(run_id)
+            if open_runs:
+                self.terminal.line(
+                    f"stopping {len(open_runs)} run(s): what trains writes its checkpoint; once more leaves them to themselves"
+                )
+            while any((run := self.instance.get_run_by_id(run_id)) is not None and not run.is_finished for run_id in open_runs):
+                self.follower.settle()
+                time.sleep(POLL_SECONDS)
+            raise
 
     def ingest(self) -> bool:
         """Ingest what is new and freeze the snapshot; return whether every run succeeded."""
@@ -110,7 +140,7 @@ class Driver:
 
     def launch(self, job: str, tags: dict[str, str], title: str) -> FollowedRun:
         """Launch a job; its lines begin with the title."""
-        return FollowedRun(self.location.launch(job, tags | host_tag(self.instance)), title)
+        return FollowedRun(self.location.launch(job, tags | host_tag(self.instance) | self.command), title)
 
     def _deliver(self, sensor: str, job: str, kind: documents.Kind) -> bool:
         """Launch and follow what the sensor asks for; where it asks for as much as it may at once, evaluate it again for the rest."""
@@ -161,6 +191,20 @@ def cut_all(use_case: UseCase, store: Store, kind: documents.Kind, terminal: Ter
     waiting = [found.open_window] if found.cut and found.open_window else []
     for line in (*documents.kept_out(found.kept_out, named=True), *left, *documents.skipped(found.skipped, named=True), *waiting):
         terminal.line(f"{where}: {line}")
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Let the signals of `kill` and of a closed terminal interrupt this process as Ctrl-C does, unless it ignores them (as under nohup)."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        for number, handler in before.items():
+            if handler != signal.SIG_IGN:
+                signal.signal(number, signal.default_int_handler)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

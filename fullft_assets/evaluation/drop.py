@@ -6,7 +6,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 #: Fewer new rows say nothing.
-_LEAST_ROWS = 20
+LEAST_ROWS = 20
 
 
 class Released(NamedTuple):
@@ -41,7 +41,7 @@ def score_drop(released: Released, newest: float, num_rows: int) -> Drop:
         num_rows: test rows of today.
     """
     drop, num_new = released.score - newest, num_rows - released.num_rows
-    if num_new < _LEAST_ROWS:
+    if num_new < LEAST_ROWS:
         return Drop(drop, 0.0)
     drop *= num_rows / num_new
     error = released.error * (1 + released.num_rows / num_new) ** 0.5
@@ -50,7 +50,7 @@ def score_drop(released: Released, newest: float, num_rows: int) -> Drop:
 
 def num_errors_below(released: Released, num_right: int, num: int) -> float:
     """Return by how many standard errors an accuracy of `num_right` of `num` documents is below that at release; 0 = unknown."""
-    if num < _LEAST_ROWS or not released.error:
+    if num < LEAST_ROWS or not released.error:
         return 0.0
     accuracy = num_right / num
     # As if one more were right, and one wrong: ten of ten are no proof that all are.

@@ -108,7 +108,6 @@ def _num_free(kind: _Kind) -> int:
 
 def _lock_free(kind: _Kind, mine: ExitStack) -> list[str]:
     """Lock the first ones that are free, as many as are needed or there are, until the stack is closed; return their names."""
-    holder = f"run {os.environ[RUN_ID][:8]}" if RUN_ID in os.environ else f"job {os.environ.get(LAUNCH_ID) or os.getpid()}"
     found = []
     for name in kind.names:
         if len(found) == kind.count:
@@ -117,9 +116,16 @@ def _lock_free(kind: _Kind, mine: ExitStack) -> list[str]:
         mine.callback(os.close, descriptor)
         if _lock(descriptor):
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, holder.encode(), 0)
+            os.pwrite(descriptor, _holder().encode(), 0)
             found.append(name)
     return found
+
+
+def _holder() -> str:
+    """Return what others read of this process while it holds a lease: its run, the home of its Dagster, and how to end it."""
+    name = f"run {os.environ[RUN_ID][:8]}" if RUN_ID in os.environ else f"job {os.environ.get(LAUNCH_ID) or os.getpid()}"
+    home = os.environ.get("DAGSTER_HOME")
+    return f"{name}{f' of {home}' if home else ''} (`kill {os.getpid()}` ends it; a training keeps its checkpoint)"
 
 
 def _why_not(wanted: Sequence[_Kind]) -> str:
@@ -138,7 +144,8 @@ def _why_not(wanted: Sequence[_Kind]) -> str:
             holders.update(held)
     if not needs:  # they became free at this moment
         return "waiting for GPUs or CPU cores that another run had until now"
-    return f"waiting until {' and '.join(needs)} are free; held by {', '.join(sorted(holders))}"
+    way_on = "wait, end it, or set FULLFT_CACHE to a folder of this project's own to compute beside it"
+    return f"waiting until {' and '.join(needs)} are free; held by {', '.join(sorted(holders))}: {way_on}"
 
 
 def _lock_file(kind: _Kind, name: str) -> Path:

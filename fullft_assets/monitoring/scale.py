@@ -122,7 +122,8 @@ class Scale:
     def sums(self, features: Features) -> Sums:
         """Return the sums of a window's documents."""
         coordinates, distances = self.coordinates(features), self.distances(features)
-        novel = None if distances is None else float((distances > 1).mean()) - (1 - _FAR)
+        # Rounded, and no negative zero: a share of exactly 5% is 0, and was shown as -4e-17.
+        novel = None if distances is None else round(float((distances > 1).mean()) - (1 - _FAR), 9) + 0.0
         return Sums(
             num_rows=len(features),
             means={family: values.mean(axis=0) for family, values in coordinates.items()},

@@ -72,7 +72,7 @@ def hours_spent(state: State, signals: Signals) -> float:
 
 
 def num_unproductive(state: State, signals: Signals, settings: RetrainingSettings) -> int:
-    """Return how many attempts in a row, the newest last, gained nothing.
+    """Return how many attempts in a row, the newest last, gained nothing. One that a person cancelled says nothing.
 
     They are the ones under today's settings since the last promotion, however it came about; while drift lasts, all since the last window
     without: a champion that does not end it is no cure.
@@ -80,10 +80,12 @@ def num_unproductive(state: State, signals: Signals, settings: RetrainingSetting
     since = state.champion_since
     if drift_began(state, signals.windows, signals.now, settings) is not None:
         since = max((window.at for window in signals.windows if window.status == "ok" and window.at <= signals.now), default=None)
-    attempts = [
-        attempt for attempt in past_attempts(state, signals) if attempt.outcome != "in_flight" and has_same_settings(attempt, signals)
-    ]
-    return sum(since is None or attempt.started_at > since for attempt in attempts)
+    return sum(
+        attempt.outcome not in ("in_flight", "cancelled")
+        and has_same_settings(attempt, signals)
+        and (since is None or attempt.started_at > since)
+        for attempt in past_attempts(state, signals)
+    )
 
 
 def num_transient(state: State, signals: Signals) -> int:

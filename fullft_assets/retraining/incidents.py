@@ -20,7 +20,7 @@ from fullft_assets.retraining.history import (
     past_attempts,
 )
 from fullft_assets.retraining.obstacles import Obstacle
-from fullft_assets.retraining.rules import Rule
+from fullft_assets.retraining.rules import RANDOM_LABELS, Rule
 from fullft_assets.retraining.values import Signals, State
 from fullft_assets.settings import RetrainingSettings
 
@@ -51,8 +51,8 @@ def find_incidents(
         yield from _budget(state, signals, settings, obstacles)
     yield from _without_verdict(state, signals, settings)
     # A drift and the lower score that follows from it are one reason to label.
-    if requests := [rule.reason for rule in rules if rule.action == "request_labels"]:
-        yield Incident("labels", "request_labels", "; ".join(requests))
+    if requests := {rule.name: rule.reason for rule in rules if rule.action == "request_labels"}:
+        yield Incident(RANDOM_LABELS if RANDOM_LABELS in requests else "labels", "request_labels", "; ".join(requests.values()))
 
 
 def _in_vain(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[Incident]:
@@ -126,6 +126,9 @@ def _without_verdict(state: State, signals: Signals, settings: RetrainingSetting
 
 def is_due(incident: Incident, state: State, signals: Signals, settings: RetrainingSettings) -> bool:
     """Return whether an incident is to be raised now: for the first time, or once more."""
+    # What a run has learned, and may release in a moment, is no reason to label more.
+    if incident.action == "request_labels" and signals.num_runs_in_flight:
+        return False
     at = state.raised.get(incident.key)
     if at is None or at > signals.now + CLOCK_SECONDS:
         return True

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from fullft_assets.retraining.history import HOUR_SECONDS, date, hours_spent, num_transient, num_unproductive, past_attempts
 from fullft_assets.retraining.rules import Rule
-from fullft_assets.retraining.values import Signals, State
+from fullft_assets.retraining.values import Attempt, Signals, State
 from fullft_assets.settings import RetrainingSettings
 
 #: Wait before the first retry; it doubles.
@@ -31,8 +31,7 @@ def find_obstacles(state: State, signals: Signals, settings: RetrainingSettings,
         yield Obstacle("in flight", f"{signals.num_runs_in_flight} run(s) of the model or of its snapshot are in flight")
     past = past_attempts(state, signals)
     if past:
-        hours, why = _wait_hours(state, signals, settings)
-        until = past[-1].started_at + hours * HOUR_SECONDS
+        until, why = _next_start(past, state, signals, settings)
         # A fixed time, not "3 h ago": the reasons of a repeated tick stay the same, and are recorded once.
         if signals.now < until:
             reason = f"the last attempt was on {date(past[-1].started_at)}, and the next may start on {date(until)} ({why})"
@@ -61,14 +60,17 @@ def _costs_more(calls: Sequence[Rule], signals: Signals) -> Iterator[Obstacle]:
         yield Obstacle("gain", f"{reason} and the next run costs about {cost:.2f} USD")
 
 
-def _wait_hours(state: State, signals: Signals, settings: RetrainingSettings) -> tuple[float, str]:
-    """Return how long after the newest attempt the next may start, and the setting that says so."""
+def _next_start(past: Sequence[Attempt], state: State, signals: Signals, settings: RetrainingSettings) -> tuple[float, str]:
+    """Return when the next attempt may start after past ones, in seconds since the epoch, and the setting that says so."""
     number = num_transient(state, signals)
     if 0 < number <= settings.max_retries:
-        return _RETRY_HOURS * 2 ** (number - 1), "a retry"
+        return past[-1].started_at + _RETRY_HOURS * 2 ** (number - 1) * HOUR_SECONDS, "a retry"
+    cooldown = past[-1].started_at + settings.cooldown_hours * HOUR_SECONDS, f"cooldown_hours = {settings.cooldown_hours:g}"
     number = num_unproductive(state, signals, settings)
     if not number:
-        return settings.cooldown_hours, f"cooldown_hours = {settings.cooldown_hours:g}"
+        return cooldown
     # 2 ** 60 is beyond any bound.
-    backoff = min(settings.backoff_hours * 2.0 ** min(number - 1, 60), settings.max_backoff_days * 24)
-    return max(settings.cooldown_hours, backoff), f"{number} in a row gained nothing (backoff_hours = {settings.backoff_hours:g})"
+    hours = min(settings.backoff_hours * 2.0 ** min(number - 1, 60), settings.max_backoff_days * 24)
+    last = [attempt for attempt in past if attempt.outcome != "cancelled"][-1]
+    backoff = last.started_at + hours * HOUR_SECONDS, f"{number} in a row gained nothing (backoff_hours = {settings.backoff_hours:g})"
+    return max(cooldown, backoff)

@@ -15,8 +15,8 @@ from fullft_assets.settings import RetrainingSettings
 def decide(state: State, signals: Signals, settings: RetrainingSettings) -> Decision:
     """Decide what to do.
 
-    What costs nothing comes first: an alert or a request for labels is raised once, and again after `remind_days` while its reason
-    lasts. A retrain needs a rule that calls for it, rows that no attempt had, and no obstacle (frozen, a run in flight, cooldown or
+    What costs nothing comes first: an alert, or a request for labels where no run is in flight, is raised once, and again after `remind_days`
+    while its reason lasts. A retrain needs a rule that calls for it, rows that no attempt had, and no obstacle (frozen, a run in flight, cooldown or
     backoff, the month's budget, a gain that is worth less than it costs).
     """
     rules = apply_rules(state, signals, settings)
@@ -41,7 +41,8 @@ def decide(state: State, signals: Signals, settings: RetrainingSettings) -> Deci
     reasons = [rule.reason for rule in calls or rules]
     for incident in incidents:
         asked = "labels were asked for" if incident.action == "request_labels" else f"a person was alerted, as {incident.reason},"
-        reasons.append(f"{asked} on {date(state.raised[incident.key])}")
+        at = state.raised.get(incident.key)
+        reasons.append(f"{asked} on {date(at)}" if at is not None else "labels are asked for once the run that is in flight has ended")
     if state.frozen is not None:
         return made("hold", [state.frozen, *reasons])
     if not calls:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
+from fullft_assets.evaluation.drop import LEAST_ROWS
 from fullft_assets.retraining.history import (
     CERTAIN,
     DAY_SECONDS,
@@ -33,12 +34,16 @@ _MORE_OF_DRIFT = 0.5
 _MOST_OF_DRIFT = 1_000.0
 #: So many times as many labelled examples are needed for a drift that labels do not confirm.
 _NOT_CONFIRMED = 3
+#: Rule, and incident, of a drift whose labels were not drawn at random.
+RANDOM_LABELS = "random_labels"
+#: Those far from the training data do not say how often the champion is right.
+_LABEL_AT_RANDOM = "label production documents that `fullft export CASE FILE --random` draws"
 
 
 class Rule(NamedTuple):
     """Result of one rule: what it calls for, why, and whether examples that no snapshot has yet could change that."""
 
-    name: Literal["new_data", "drift", "more_of_drift", "score", "age", "retry"]
+    name: Literal["new_data", "drift", "random_labels", "more_of_drift", "score", "age", "retry"]
     action: Action
     reason: str
     count_first: bool = False
@@ -88,9 +93,22 @@ def _drift(state: State, signals: Signals, settings: RetrainingSettings) -> Rule
         learned = learned_drift(state, signals)
         needed = _NOT_CONFIRMED * (least if learned.is_confirmed else max(least, learned.num_examples))
         if least <= delivered < needed:
-            shown = f"{delivered:,} labelled examples do not show that the champion is worse, and fewer than {needed:,} are no reason then"
-            return Rule("drift", "wait", f"{reason}, but {shown}")
+            return _not_confirmed(state, signals, f"{reason}, but", needed)
     return _with_labels(state, signals, settings, "drift", reason, delivered)
+
+
+def _not_confirmed(state: State, signals: Signals, reason: str, needed: int) -> Rule:
+    """Return what a drift waits for whose labels do not show that the champion is worse: to be evaluated, to be of a random sample, or to be more."""
+    delivered, evaluated = signals.num_labels_since_drift, signals.num_live_labels
+    if evaluated is None:
+        # What was asked for stays open until they are.
+        action = "request_labels" if RANDOM_LABELS in state.raised else "wait"
+        return Rule(RANDOM_LABELS, action, f"{reason} live_quality has not evaluated the {delivered:,} labelled examples yet")
+    shown = f"{evaluated:,} of {delivered:,} labelled examples are of its windows and were not chosen as far"
+    if evaluated < LEAST_ROWS:
+        few = f"{reason} only {shown}, too few to tell whether the champion is worse: {_LABEL_AT_RANDOM}"
+        return Rule(RANDOM_LABELS, "request_labels", few)
+    return Rule("drift", "wait", f"{reason} {shown}, and do not show that the champion is worse; fewer than {needed:,} are no reason then")
 
 
 def _more_of_drift(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[Rule]:
@@ -169,7 +187,7 @@ def _with_labels(
     if last is not None and last.outcome in ("failed", "cancelled") and there >= needed:
         reason = f"{reason}, and {there:,} labelled examples are there to learn from"
         return Rule(name, "wait", f"{reason}, but the attempt of {date(last.started_at)} that had them {what_became_of(last)}")
-    what = "label some of these production documents" if name == "drift" else "label more documents like those of today"
+    what = _LABEL_AT_RANDOM if name == "drift" else "label more documents like those of today"
     return Rule(name, "request_labels", f"{reason}, but only {available:,} of {needed:,} new labelled examples: {what}")
 
 

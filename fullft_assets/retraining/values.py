@@ -103,6 +103,7 @@ class Signals(_Frozen):
         num_drop_errors: by how many standard errors it is lower; 0 = unknown.
         num_live_errors: by how many standard errors it was right less often about labelled production documents than at its release; about those
             of the windows since `drift_began`, if a drift did. 0 = unknown.
+        num_live_labels: of how many labelled production documents that is known; None = those that came last are not evaluated yet.
         live_drop: its accuracy at release minus that on production documents that were labelled since, where it certainly fell; else 0.
         estimated_hours: of the next run, from plan to evaluation.
         hours_beside: of this month's runs that no attempt is: automatic evaluations, windows of production and snapshots.
@@ -126,6 +127,7 @@ class Signals(_Frozen):
     score_drop: float | None = None
     num_drop_errors: float = 0.0
     num_live_errors: float = 0.0
+    num_live_labels: int | None = Field(default=None, ge=0)
     live_drop: float = Field(default=0.0, ge=0)
     estimated_hours: float = Field(ge=0)
     hours_beside: float = Field(default=0.0, ge=0)
