@@ -66,6 +66,11 @@ def test_in_a_dagster_project_its_own_use_cases_are_found(project):
     assert fullft(project.root / "deep", "check", "letters").stdout.startswith("letters: ok\n")
 
 
+def test_a_case_that_is_no_demo_has_nothing_to_prepare(project):
+    (line,) = fullft(project.root, "prepare", "letters").stdout.splitlines()
+    assert line.startswith("letters is not a demo")
+
+
 def test_a_source_folder_is_found_too(project):
     (project.root / "src").mkdir()
     (project.root / "my_project").rename(project.root / "src" / "my_project")

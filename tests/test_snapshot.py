@@ -437,10 +437,15 @@ class TestWhatIsToldOfDeliveries:
         for frozen in (freeze_rows(first, second, min_rows_per_label=1), freeze_rows(second, first, min_rows_per_label=1)):
             check = self.check(frozen, "ids_name_one_document")
             assert (check.passed, check.severity, check.metadata["num_reused_ids"]) == (False, "warn", len({row["id"] for row in second}))
-            assert (
-                f"120 of 120 ids name different texts in two files, such as {alias('1.jsonl')} and {alias('2.jsonl')}" in check.description
-            )
+            assert f"such as {alias('1.jsonl')}:1 and {alias('2.jsonl')}:1, " in check.description
             assert "documents.id" in check.description
+
+    def test_one_id_of_two_documents_in_a_batch_is_named(self) -> None:
+        first, other = self.rows(0, 239, source="a.jsonl"), self.rows(239, 240, source="b.jsonl", id="d7", row=3)
+        check = self.check(freeze_rows([*first, *other]), "ids_name_one_document")
+        assert (check.passed, check.metadata["num_reused_in_a_batch"]) == (False, 1)
+        assert f"such as {alias('a.jsonl')}:8 and {alias('b.jsonl')}:3, " in check.description
+        assert self.check(freeze_rows(first, other), "ids_name_one_document").passed, "a later batch corrects it"
 
     def test_corrections_of_a_few_texts_and_of_many_labels_are_no_matter(self) -> None:
         texts = [{**row, "text": f"{row['text']} amended"} for row in self.rows(0, 9)]
