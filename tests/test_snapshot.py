@@ -19,8 +19,8 @@ from benchmarks.frozen import freeze
 from fullft_assets import snapshot
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
-from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot import Frozen, deliveries, labels, sketches, split
+from fullft_assets.settings import SnapshotSettings, UseCaseSettings
+from fullft_assets.snapshot import Frozen, deliveries, labels, sketches, split, verdict_check
 from fullft_assets.snapshot.all_rows import BatchRows, collect
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
 from fullft_assets.snapshot.split import freeze_batches
@@ -29,6 +29,7 @@ from fullft_assets.store.hashing import text_hash, unit_hash
 from fullft_assets.task import TASKS
 from tests import prepared
 from tests import project as projects
+from tests.test_data_report import metadata as snapshot_metadata
 
 pytestmark = pytest.mark.quick
 
@@ -420,6 +421,16 @@ class TestAllLicences:
         held_out, rest = rows[: len(texts["test"])], rows[len(texts["test"]) :]
         leaked = {reference for _, reference in similar_pairs(held_out, rest, SIMILARITY)}
         assert len(leaked) > 0.1 * len(held_out)
+
+
+def test_too_few_test_groups_for_any_verdict_are_counted() -> None:
+    asked = UseCaseSettings.model_validate({"base_model": "m", "documents": {"path": "d"}, "examples": {"label": "kind", "group": "who"}})
+    check = verdict_check(snapshot_metadata(num_test_groups=7), asked)
+    assert (check.passed, check.severity, check.metadata) == (False, "warn", {"num_test_groups": 7})
+    # 23 more test groups, of which one in 0.15 is held out.
+    assert "7 test groups, and a verdict needs 30 " in check.description and "deliver about 154 more groups" in check.description
+    assert "`who` in examples.group" in check.description
+    assert verdict_check(snapshot_metadata(num_test_groups=30), asked).passed
 
 
 class TestWhatIsToldOfDeliveries:
