@@ -46,7 +46,10 @@ def plan(use_case: UseCase, store: Store, *, with_ladder: bool = False) -> list[
     except CannotCount as error:
         raise FullftError(f"{name}: {error}; `fullft run {name}` measures the plan on this machine") from error
     possible = verdict_check(taken, settings)
-    return [*plan_lines(plans, settings, name, rungs), *([] if possible.passed else ["", f"No verdict is possible: {possible.description}"])]
+    return [
+        *plan_lines(plans, settings, name, rungs),
+        *([] if possible.passed else ["", f"No verdict is possible: {possible.description}"]),
+    ]
 
 
 def _measured_speed(store: Store, name: str) -> float | None:
