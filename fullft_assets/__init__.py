@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fullft_assets.component import FullFineTune
+    from fullft_assets.resources.champion import champion
 
-__all__ = ["FullFineTune"]
+__all__ = ["FullFineTune", "champion"]
 
 
 def __getattr__(name: str) -> Any:
@@ -14,6 +15,10 @@ def __getattr__(name: str) -> Any:
         from fullft_assets.component import FullFineTune
 
         return FullFineTune
+    if name == "champion":
+        from fullft_assets.resources.champion import champion
+
+        return champion
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

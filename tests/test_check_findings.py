@@ -233,6 +233,17 @@ def test_rows_that_are_no_records_are_an_error(tmp_path: Path) -> None:
     assert problem in str(raised.value)
 
 
+def test_a_title_with_empty_cells_beside_it_is_not_taken_for_the_names_of_columns(tmp_path: Path) -> None:
+    """As a spreadsheet program exports it: each line has as many delimiters as the table."""
+    case = use_case(tmp_path, [], group=None)
+    (tmp_path / "data/a.jsonl").unlink()
+    (tmp_path / "data/a.csv").write_text("Export of November;;\n;;\ntext;kind;day\n" + "The licence permits use.;notice;mit\n" * 9)
+    with pytest.raises(SettingsError) as raised:
+        check_use_case(case)
+    for line in str(raised.value).splitlines():
+        assert "; their fields: Export of November; where a title is above the columns' names, give the number of their row as " in line
+
+
 def test_an_object_that_may_be_a_table_is_an_error_that_says_what_to_set(tmp_path: Path) -> None:
     case = use_case(tmp_path, [], group=None)
     (tmp_path / "data/a.jsonl").unlink()

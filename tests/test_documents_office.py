@@ -160,7 +160,7 @@ def test_sheets_are_read_as_the_settings_say(tmp_path: Path) -> None:
         (7, "a", "sheet3", None),
         (8, "b", "sheet3", None),
     ]
-    workbook([["Report of 2024"], ["text", "kind"], ["a", "x"]]).save(tmp_path / "a.xlsx")
+    workbook([["Report of 2024"], ["text", "kind"], ["a", "x"]], [["notes"]]).save(tmp_path / "a.xlsx")
     assert [row["text"] for row in read(tmp_path, xlsx={"header": 2})] == ["a"]
     assert [row["text"] for row in read(tmp_path, xlsx={"header": "none"}, text="column_1")] == ["Report of 2024", "text", "a"][:1] + [
         None

@@ -65,9 +65,10 @@ def target_of(row: Row, settings: ExamplesSettings) -> Any:
 
 def broken_rules(row: Row, settings: ExamplesSettings) -> set[str]:
     """The rules on single rows that a row breaks: the definition that Great Expectations is held to."""
+    if row["problem"] is not None:
+        return {"rows_are_well_formed"}
     text, blank = row["text"], row["text"] is None or not row["text"].strip()
     broken = {
-        "rows_are_well_formed": row["problem"] is not None,
         "texts_are_present": blank,
         "text_lengths_are_in_bounds": not blank and not settings.min_characters <= len(text) <= settings.max_characters,
         "languages_are_expected": text is not None and any(foreign in text for foreign in FOREIGN),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fullft_assets.assets.case import Case
@@ -32,6 +34,10 @@ def test_the_plan_is_printed_without_weights(prepared: Prepared) -> None:
     assert any(line.startswith("p5.48xlarge (8 x H100)") for line in lines)
     assert any(line.startswith("adafactor_in_backward, bf16") for line in lines)
     assert any(line.startswith("Recommended: this machine") for line in lines)
+    assert not any(line.startswith("No verdict is possible") for line in lines)
+    release = prepared.use_case.settings.release.model_copy(update={"min_effective_groups": 1_000})
+    strict = replace(prepared.use_case, settings=prepared.use_case.settings.model_copy(update={"release": release}))
+    assert plan(strict, prepared.store)[-1].startswith("No verdict is possible: ")
 
 
 @pytest.mark.slow

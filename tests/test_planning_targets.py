@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import re
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from fullft_assets.models.hardware import peak_flops
@@ -98,6 +105,45 @@ def test_the_ladder_goes_down_until_it_fits() -> None:
     assert found["trn1.32xlarge"].fits is None
 
 
+@pytest.mark.parametrize(("hours", "recommended"), [((4.0, 15.0), "g6.xlarge"), ((0.05, 0.2), "this machine")])
+def test_time_counts_beside_the_price(hours: tuple[float, float], recommended: str) -> None:
+    """Hours on a machine that costs nothing are no advice where a GPU takes minutes for cents; minutes are."""
+    here = TargetPlan(name="this machine", kind="here", gpu=None, gpus=1, fits=True, hours=hours, usd=(0.0, 0.0))
+    rented = TargetPlan(name="g6.xlarge", kind="table", gpu="L4", gpus=1, fits=True, hours=(0.03, 0.2), usd=(0.04, 0.27), hourly_usd=0.8)
+    chosen = recommend([here, rented], use_case())
+    assert chosen is not None and chosen.name == recommended
+    said = recommendation([here, rented], use_case())
+    assert said.startswith(f"Recommended: {recommended} (") and "this machine (" in said, "the cheapest is named, too"
+
+
+#: Of the catalogue's rows of us-east-1, and one of another region.
+CATALOG = """InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,GpuInfo,Price,SpotPrice,Region,AvailabilityZone,Arch
+c3.large,,,2.0,3.75,,0.105,0.042600,us-east-1,use1-az2,i386
+g6.2xlarge,L4,1.0,8.0,32.0,"{'Gpus': [{'Name': 'L4'}]}",1.24095,0.347200,eu-west-3,euw3-az3,x86_64
+g6.2xlarge,L4,1.0,8.0,32.0,"{'Gpus': [{'Name': 'L4'}]}",0.9776,0.577200,us-east-1,use1-az1,x86_64
+g6.2xlarge,L4,1.0,8.0,32.0,"{'Gpus': [{'Name': 'L4'}]}",0.9776,0.446200,us-east-1,use1-az2,x86_64
+g6.48xlarge,L4,8.0,192.0,768.0,"{'Gpus': [{'Name': 'L4'}]}",13.3504,3.728900,us-east-1,use1-az1,x86_64
+"""
+
+
+def test_the_table_of_prices_is_written_from_a_catalogue_with_its_date() -> None:
+    prices = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "docs" / "generate_prices.py")))
+    written = prices.TABLE.read_text(encoding="utf-8")
+    assert prices.render(yaml.safe_load(written)) == written, "by nobody's hand"
+    assert re.search(r"^date: \d{4}-\d\d-\d\d$", written, re.MULTILINE) and re.search(r"^source: https://", written, re.MULTILINE)
+    gpu = {"name": "g6.2xlarge", "gpu": "L4", "gpus": 1, "memory_mib": 22888, "hourly_usd": 1.0}
+    known = {"date": "2000-01-01", "region": "us-east-1, Linux", "page": "p", "source": "s", "spot": [0, 1], "instances": [gpu]}
+    known |= {"price_only": [{"name": "trn2.48xlarge", "chip": "Trainium2", "chips": 16, "hourly_usd": None}]}
+    known |= {"cpus": [{"name": "c3.large", "hourly_usd": 1.0}]}
+    found = prices.updated(known, csv.DictReader(io.StringIO(CATALOG)), "2026-11-30", "a.csv")
+    assert (found["date"], found["source"], found["spot"]) == ("2026-11-30", "a.csv", [0.47, 0.58])
+    assert [found[name][0]["hourly_usd"] for name in ("instances", "price_only", "cpus")] == [0.9776, None, 0.105]
+    read = yaml.safe_load(prices.render(found))
+    assert {**read, "date": str(read["date"])} == found
+    with pytest.raises(ValueError, match="g6.2xlarge has 1.0 accelerators in the catalogue, 4 in instances.yaml"):
+        prices.updated({**known, "instances": [{**gpu, "gpus": 4}]}, csv.DictReader(io.StringIO(CATALOG)), "2026-11-30", "a.csv")
+
+
 def test_setups_keep_the_batch_and_contradict_nothing() -> None:
     for processes in (1, 4):
         made = list(setups(use_case().training, processes))
@@ -139,13 +185,11 @@ def test_the_cheapest_that_fits_and_ends_in_time_is_recommended_with_its_yaml() 
     # This machine costs nothing, but takes 3,300 hours, twice as long with two passes a step.
     chosen = recommend(found, settings)
     assert chosen is not None and chosen.kind == "table"
-    usd = {plan.name: plan.usd[1] for plan in found if plan.usd is not None and plan.kind == "table"}
+    usd = {plan.name: plan.usd[1] + plan.hours[1] for plan in found if plan.usd and plan.hours and plan.kind == "table"}
     assert chosen.name == min(usd, key=usd.__getitem__)
     lines = yaml_lines(chosen, settings.training)
     assert f"  hourly_usd: {chosen.hourly_usd:g}" in lines
-    assert recommendation(found, settings).startswith(f"Recommended: {chosen.name}, the cheapest that fits")
-    patient = use_case({"max_hours": 100_000})
-    assert (found_here := recommend(list(plans(patient).values()), patient)) is not None and found_here.kind == "here"
+    assert recommendation(found, settings).startswith(f"Recommended: {chosen.name} (")
     none = use_case({"max_hours": 0.001})
     assert recommendation(list(plans(none).values()), none).startswith("No target fits within planning.max_hours (0.001)")
 

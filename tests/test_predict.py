@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from fullft_assets import release
+from fullft_assets import champion, chunks, release
 from fullft_assets.cli import main
 from fullft_assets.cli.predict import predict, predict_file, read_texts
-from fullft_assets.errors import DataError, FullftError
+from fullft_assets.errors import DataError, FullftError, SettingsError
 from fullft_assets.models.inference import MULTI_LABEL
+from fullft_assets.resources.champion import load_champion
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.store import Store
+from fullft_assets.store import Manifest, Store
 from tests import project as projects
 from tests import small_language_model
 from tests.checkpoint_metadata import checkpoint_metadata
 from tests.prepared import write_tiny_model
+from tests.s3_server import S3Server
+from tests.test_data_report import metadata as snapshot_metadata
 
 LABELS = ["notice", "reference", "text"]
 TEXTS = ["Licensed under the MIT license", "see the file LICENSE", "Copyright, all rights reserved", "Äpfel, 30 $"]
@@ -32,6 +37,8 @@ def write_model(folder: Path, task: str) -> None:
     """Write a model with a head of random weights, as a training of this task saves it."""
     if task in ("language_modeling", "sft"):
         small_language_model.write(folder, TEXTS)
+        turns = "{% for turn in messages %}{{ turn.role }}: {{ turn.content }}<end>{% endfor %}"
+        (folder / "chat_template.jinja").write_text(turns + "{% if add_generation_prompt %}assistant: {% endif %}")
         return
     write_tiny_model(folder)
     tags = ["O", *(f"{kind}-{label}" for label in LABELS for kind in "BI")]
@@ -46,6 +53,15 @@ def write_model(folder: Path, task: str) -> None:
     model.save_pretrained(folder)
 
 
+def take_snapshot(store: Store, settings: UseCaseSettings) -> Manifest:
+    """Write a snapshot over one batch, as far as its manifests go."""
+    with store.create("demo", "tokenized_chunks", "k", version="1", seed=1) as draft:
+        chunked = draft.commit(settings=chunks.key_settings(settings), inputs={}, metadata={})
+    part = {"examples": "e", "chunks": chunked.ref, "examples_digest": "e", "chunks_digest": chunked.content_digest}
+    with store.create("demo", "training_snapshot", "k", version="1", seed=1) as draft:
+        return draft.commit(settings={}, inputs={}, metadata=snapshot_metadata(parts={"b": part}).as_dict())
+
+
 def crowned(folder: Path, task: str = "classification", **documents: Any) -> tuple[UseCase, Store]:
     """Return a use case whose champion is such a model."""
     given = {"base_model": "models/tiny", "documents": {"path": "data", **documents}, "examples": {"label": "kind", "task": task}}
@@ -54,8 +70,9 @@ def crowned(folder: Path, task: str = "classification", **documents: Any) -> tup
     with store.create("demo", "finetuned_checkpoint", "k", version="1", seed=1) as draft:
         write_model(draft.path / "model", task)
         made = draft.commit(settings={}, inputs={}, metadata=checkpoint_metadata(labels=LABELS))
-    champion = release.Champion(checkpoint=made.ref, snapshot="s", evaluation="e", score=0.9, promoted_at=1.0, run_id="r")
-    release.promote(store, "demo", champion)
+    taken = take_snapshot(store, settings)
+    promoted = release.Champion(checkpoint=made.ref, snapshot=taken.ref, evaluation="e", score=0.9, promoted_at=1.0, run_id="r")
+    release.promote(store, "demo", promoted)
     return UseCase(name="demo", settings=settings, yaml_path=folder / "defs.yaml", project_root=folder), store
 
 
@@ -91,6 +108,43 @@ def test_a_file_is_answered_as_each_of_its_texts_is(tmp_path: Path, task: str, c
             assert each["text"].startswith(text) and shown == f"{each['text']}\n"
     if task == "token_classification":
         assert any(each["spans"] for each in found), "a model that finds nothing shows nothing"
+
+
+def documented_asset() -> str:
+    """Return the lines of the README that take the champion in an asset."""
+    section = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").partition("## In your own Dagster project")[2]
+    return section.partition("```python\n")[2].partition("```")[0]
+
+
+@pytest.mark.parametrize("task", ["classification", "multi_label", "token_classification", "language_modeling", "sft"])
+def test_the_champion_of_each_task_answers_without_the_yaml(tmp_path: Path, task: str) -> None:
+    use_case, store = crowned(tmp_path, task)
+    found = champion("demo", str(tmp_path / "store"))
+    assert found.predict(TEXTS, 5) == list(load_champion(store, "demo", use_case.settings).each(TEXTS, 5))
+    assert (found.path / "config.json").is_file() and found.labels == LABELS
+    with pytest.raises(DataError, match="a list of texts"):
+        found.predict(TEXTS[0])
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("place", ["home", "bucket"])
+def test_the_documented_asset_runs(tmp_path: Path, place: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FULLFT_STORE", raising=False)
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    _, store = crowned(tmp_path)
+    with pytest.raises(SettingsError, match="champion of demo: where is its store"):
+        champion("demo")
+    if place == "home":
+        monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    else:
+        server: S3Server = request.getfixturevalue("s3_env")
+        shutil.copytree(store.url, server.make_bucket("champions") / "store")
+        monkeypatch.setenv("FULLFT_STORE", "s3://champions/store")
+    asset: dict[str, Any] = {}
+    exec(documented_asset().replace("my_case", "demo"), asset)
+    assert asset["answers"].asset_deps[dg.AssetKey("answers")] == {dg.AssetKey(["demo", "champion_model"])}
+    found = dg.materialize([asset["answers"]]).output_for_node("answers")
+    assert found == load_champion(store, "demo").predict(["first text", "second text"]) and found[0]["label"] in LABELS
 
 
 def jsonl(path: Path) -> Path:

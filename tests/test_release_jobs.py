@@ -116,6 +116,7 @@ def test_rolled_back_by_a_run_with_its_reason(released: Released) -> None:
     assert f"Rolled back by hand ({result.run_id}): worse on Mondays" in released.newest("observation")["outcome"]
     # The UI and the store show the card of the model that is in use.
     assert released.first.ref in released.newest("materialization")["model_card"]
+    assert released.newest("materialization")["model"] == f"{Path(released.store.url).absolute()}/{released.first.ref}/model"
     card = latest(released.store, "demo", "champion_model")
     assert card is not None and card.metadata["checkpoint"] == released.first.ref
     failed = released.run("rollback", raise_on_error=False, reason="once more")

@@ -19,8 +19,8 @@ from benchmarks.frozen import freeze
 from fullft_assets import snapshot
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
-from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot import Frozen, deliveries, labels, sketches, split
+from fullft_assets.settings import SnapshotSettings, UseCaseSettings
+from fullft_assets.snapshot import Frozen, deliveries, labels, sketches, split, verdict_check
 from fullft_assets.snapshot.all_rows import BatchRows, collect
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
 from fullft_assets.snapshot.split import freeze_batches
@@ -29,6 +29,7 @@ from fullft_assets.store.hashing import text_hash, unit_hash
 from fullft_assets.task import TASKS
 from tests import prepared
 from tests import project as projects
+from tests.test_data_report import metadata as snapshot_metadata
 
 pytestmark = pytest.mark.quick
 
@@ -422,6 +423,16 @@ class TestAllLicences:
         assert len(leaked) > 0.1 * len(held_out)
 
 
+def test_too_few_test_groups_for_any_verdict_are_counted() -> None:
+    asked = UseCaseSettings.model_validate({"base_model": "m", "documents": {"path": "d"}, "examples": {"label": "kind", "group": "who"}})
+    check = verdict_check(snapshot_metadata(num_test_groups=7), asked)
+    assert (check.passed, check.severity, check.metadata) == (False, "warn", {"num_test_groups": 7})
+    # 23 more test groups, of which one in 0.15 is held out.
+    assert "7 test groups, and a verdict needs 30 " in check.description and "deliver about 154 more groups" in check.description
+    assert "`who` in examples.group" in check.description
+    assert verdict_check(snapshot_metadata(num_test_groups=30), asked).passed
+
+
 class TestWhatIsToldOfDeliveries:
     ROWS = projects.licence_rows(240)
 
@@ -437,10 +448,15 @@ class TestWhatIsToldOfDeliveries:
         for frozen in (freeze_rows(first, second, min_rows_per_label=1), freeze_rows(second, first, min_rows_per_label=1)):
             check = self.check(frozen, "ids_name_one_document")
             assert (check.passed, check.severity, check.metadata["num_reused_ids"]) == (False, "warn", len({row["id"] for row in second}))
-            assert (
-                f"120 of 120 ids name different texts in two files, such as {alias('1.jsonl')} and {alias('2.jsonl')}" in check.description
-            )
+            assert f"such as {alias('1.jsonl')}:1 and {alias('2.jsonl')}:1, " in check.description
             assert "documents.id" in check.description
+
+    def test_one_id_of_two_documents_in_a_batch_is_named(self) -> None:
+        first, other = self.rows(0, 239, source="a.jsonl"), self.rows(239, 240, source="b.jsonl", id="d7", row=3)
+        check = self.check(freeze_rows([*first, *other]), "ids_name_one_document")
+        assert (check.passed, check.metadata["num_reused_in_a_batch"]) == (False, 1)
+        assert f"such as {alias('a.jsonl')}:8 and {alias('b.jsonl')}:3, " in check.description
+        assert self.check(freeze_rows(first, other), "ids_name_one_document").passed, "a later batch corrects it"
 
     def test_corrections_of_a_few_texts_and_of_many_labels_are_no_matter(self) -> None:
         texts = [{**row, "text": f"{row['text']} amended"} for row in self.rows(0, 9)]

@@ -1,6 +1,7 @@
 """release: evaluation_report, finetuned_checkpoint, training_snapshot -> champion_model."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -63,11 +64,16 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
 def shown(store: Store, manifest: Manifest) -> dict[str, Any]:
     """Return what Dagster shows first of a champion: how its release ended, and its card, unless that names labels that may be texts."""
     found = release.ChampionMetadata.of(manifest)
-    first: dict[str, Any] = {"outcome": sentences(found.outcome)}
+    first: dict[str, Any] = {"outcome": sentences(found.outcome), "model": _place(store, found.model)}
     if may_be_named(CheckpointMetadata.of(store.load(found.checkpoint)).labels):
         card = (store.folder(manifest) / release.CARD).read_text(encoding="utf-8")
         first["model_card"] = dg.MetadataValue.md(card)
     return first
+
+
+def _place(store: Store, path: str) -> dg.MetadataValue:
+    """Return where a folder of the store is: an absolute path, or a link."""
+    return dg.MetadataValue.path(str(Path(store.url, path).absolute())) if store.is_local else dg.MetadataValue.url(f"{store.url}/{path}")
 
 
 def observation(case: Case, sentence: str, champion: release.Champion | None) -> dg.AssetObservation:

@@ -22,7 +22,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         description="Exactly which rows train, validate and test: deduplicated, split without leaks, frozen under a digest.",
         code_version=case.code_version(snapshot.VERSION, "snapshot"),
         kinds={"parquet"},
-        check_specs=case.checks("training_snapshot", snapshot.checks_of(case.settings)),
+        check_specs=case.checks("training_snapshot", (*snapshot.checks_of(case.settings), snapshot.VERDICT_IS_POSSIBLE)),
         **case.shared(),
     )
     def training_snapshot(context: dg.AssetExecutionContext, labeled_examples: dict[str, Manifest], tokenized_chunks: dict[str, Manifest]):
@@ -43,7 +43,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         }
         if metadata.labels and may_be_named(metadata.labels):
             shown["label_counts"] = dg.MetadataValue.md(markdown_table(_labels(metadata)))
-        return case.result(manifest, "training_snapshot", store, shown)
+        return case.result(manifest, "training_snapshot", store, shown, checks=[snapshot.verdict_check(metadata, case.settings)])
 
     return [training_snapshot]
 

@@ -254,7 +254,8 @@ def _prepare(parsed: argparse.Namespace) -> int:
     from fullft_assets.samples import brings_model, prepare
 
     if parsed.use_case is not None:
-        prepare(find_use_case(parsed.use_case, parsed.defs).path)
+        if not prepare(find_use_case(parsed.use_case, parsed.defs).path):
+            print(f"{parsed.use_case} is not a demo, so there is nothing to prepare: its documents are those of documents.path")
         return 0
     for path, _ in find_use_cases(parsed.defs):
         if not brings_model(path):

@@ -11,7 +11,7 @@ from fullft_assets.planning import PlanMetadata
 from fullft_assets.planning.report import plan_lines
 from fullft_assets.resources import latest
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.snapshot import SnapshotMetadata
+from fullft_assets.snapshot import SnapshotMetadata, verdict_check
 from fullft_assets.store import Store
 from fullft_assets.tasks.opening import open_recipe
 
@@ -45,7 +45,11 @@ def plan(use_case: UseCase, store: Store, *, with_ladder: bool = False) -> list[
         plans, rungs = planner.plans(_measured_speed(store, name)), planner.rungs() if with_ladder else []
     except CannotCount as error:
         raise FullftError(f"{name}: {error}; `fullft run {name}` measures the plan on this machine") from error
-    return plan_lines(plans, settings, name, rungs)
+    possible = verdict_check(taken, settings)
+    return [
+        *plan_lines(plans, settings, name, rungs),
+        *([] if possible.passed else ["", f"No verdict is possible: {possible.description}"]),
+    ]
 
 
 def _measured_speed(store: Store, name: str) -> float | None:

@@ -9,19 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fullft_assets import release
-from fullft_assets.base_model import with_rights
 from fullft_assets.documents import Folder
 from fullft_assets.documents.formats import Delivered, Record, Unreadable, name_of_format
 from fullft_assets.documents.formats.rows import value_of
 from fullft_assets.documents.reading import FileReader
 from fullft_assets.errors import DataError, FullftError
+from fullft_assets.resources.champion import load_champion
 from fullft_assets.settings import DocumentsSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
 from fullft_assets.store.disk import replace_synced
 from fullft_assets.task import task_of
-from fullft_assets.training.metadata import CheckpointMetadata
 
 #: Formats of files with a record for each text; every other file has a text on each line.
 _OF_RECORDS = ("jsonl", "csv")
@@ -134,10 +132,4 @@ def _is_empty(text: str) -> bool:
 
 
 def _predictions(use_case: UseCase, store: Store, texts: Sequence[str], max_new_tokens: int) -> Iterator[dict[str, Any]]:
-    champion = release.read_champion(store, use_case.name)
-    if champion is None:
-        raise FullftError(f"{use_case.name} has no champion yet; `fullft run {use_case.name}` trains and judges one")
-    checkpoint = store.load(champion.checkpoint)
-    model = with_rights(store.folder(checkpoint) / "model", use_case.settings)
-    labels = CheckpointMetadata.of(checkpoint).labels
-    return task_of(use_case.settings.examples).predict(model, use_case.settings, labels, texts, max_new_tokens)
+    return load_champion(store, use_case.name, use_case.settings).each(texts, max_new_tokens)

@@ -12,14 +12,18 @@ from fullft_assets.monitoring import PREDICTIONS, DriftMetadata, PredictionsMeta
 from fullft_assets.planning import BaselinesMetadata
 from fullft_assets.resources import latest, latest_by_partition
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.snapshot import SnapshotMetadata, red_gates
+from fullft_assets.snapshot import SnapshotMetadata, red_gates, verdict_check
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import task_of
 
 
 def data_summary(use_case: UseCase, store: Store, seconds: dict[str, float], total: float) -> list[str]:
     """Return the lines that an ingestion ends with: rows, splits, time, and where the data report is."""
-    lines = [*_data(use_case, store), _time(seconds, total)]
+    lines = _data(use_case, store)
+    snapshot = latest(store, use_case.name, "training_snapshot")
+    if snapshot is not None and not (possible := verdict_check(SnapshotMetadata.of(snapshot), use_case.settings)).passed:
+        lines.append(f"  verdict        impossible: {possible.description}")
+    lines.append(_time(seconds, total))
     if (page := data_report(use_case, store)) is not None:
         lines.append(f"  data report    {page}")
         lines.append(f"  next           {_command('fullft')} run {use_case.name}")

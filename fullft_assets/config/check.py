@@ -63,6 +63,7 @@ def check_use_case(use_case: UseCase) -> str:
         "model": _model_line(settings, model),
         "documents": _documents_line(settings, corpus),
         "split": _split_line(settings, corpus),
+        "verdict": f"unknown before ingestion; needs {settings.release.min_effective_groups:g} test groups (release.min_effective_groups)",
         "windows": _windows_line(settings, corpus),
         "memory": _memory_line(settings, model, device),
         "time": _time_line(settings, model, corpus, device),

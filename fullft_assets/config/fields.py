@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from fullft_assets.config.corpus import Sampled
@@ -22,6 +23,7 @@ _SHOWN_FIELDS, _SHOWN_PLACES = 20, 3
 #: Characters of a field's name that are shown. A longer one is a text: the first row of a table that has no header.
 _SHOWN_CHARACTERS = 60
 _NO_HEADER = "; if the first row is none of names, set documents.csv.header to none"
+_TABLES = {".csv", ".tsv", ".xlsx"}
 _HEADER = "where a title is above the columns' names, give the number of their row as documents.csv.header or documents.xlsx.header"
 
 
@@ -167,7 +169,14 @@ def _nowhere(field: str, column: str, rows: list[Sampled]) -> str:
         return f"none of {len(rows):,} rows read can be used; the first ({rows[0].place}): {problem}{hint}"
     if field in known or any(has_field(found.record, field) for found in rows):
         return f"`{field}` is empty in each of {len(rows):,} rows read{_near(field, [name for name in known if name != field])}"
-    return f"none of {len(rows):,} rows read has a `{field}`{_near(field, known) or _listed(known)}"
+    return f"none of {len(rows):,} rows read has a `{field}`{_near(field, known) or _listed(known) + _title_hint(rows[0])}"
+
+
+def _title_hint(found: Sampled) -> str:
+    """Return what to do where the names of a table's columns look like a title, which has cells without a name beside it, or is alone."""
+    is_table = not _TABLES.isdisjoint(Path(found.place.rpartition(":")[0].lower()).suffixes)
+    names = found.record.keys() - {"sheet"}
+    return f"; {_HEADER}" if is_table and ("" in names or len(names) == 1) else ""
 
 
 def _near(field: str, fields: list[str]) -> str:

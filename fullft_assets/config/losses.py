@@ -50,13 +50,14 @@ def labels_of(found: Sampled, target: Target | None, examples: ExamplesSettings)
 def broken(found: Sampled, examples: ExamplesSettings) -> list[str]:
     """Return the reasons that a row would be quarantined for, as far as they are seen without Great Expectations."""
     row, task = found.row, task_of(examples)
+    if "problem" in row:
+        return [REASONS["rows_are_well_formed"]]
     text = row.get("text", "")
     target = row.get(task.target or "label")
     labels = labels_of(found, task.target, examples)
     confidence = row.get("confidence")
     wanted = examples.languages and {*examples.languages, language.UNKNOWN}
     breaks = {
-        "rows_are_well_formed": "problem" in row,
         "texts_are_present": not text.strip() and not found.is_elsewhere,
         "text_lengths_are_in_bounds": bool(text.strip()) and not examples.min_characters <= len(text) <= examples.max_characters,
         "languages_are_expected": bool(wanted) and "text" in row and language.language_of(text) not in wanted,
@@ -80,7 +81,6 @@ def _lacks_answers(turns: list[dict[str, Any]]) -> bool:
 def losses_of(corpus: Corpus, settings: UseCaseSettings) -> Losses:
     """Return what the rules and the snapshot will exclude of a sample."""
     rows, examples, target = corpus.sample, settings.examples, task_of(settings.examples).target
-    # A row that is no record has neither a text nor a label: its first reason tells.
     reasons = [broken(found, examples)[:1] for found in rows]
     valid = [found for found, why in zip(rows, reasons, strict=True) if not why and not found.is_elsewhere and "annotator" not in found.row]
     newest = {found.row.get("id", found.place): found for found in valid}

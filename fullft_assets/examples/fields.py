@@ -29,7 +29,7 @@ def field_outcomes(documents: pa.Table, valid: pa.Table, settings: ExamplesSetti
     """Return whether the fields that are named for ids, groups, domains and slices have values, in all rows, and whether enough have a group.
 
     Args:
-        documents: all rows of a batch, the quarantined ones too.
+        documents: the rows of a batch that are not malformed, the quarantined ones too.
         valid: its valid rows, which alone can be split wrongly.
         settings: they name the fields.
         id_field: `documents.id`; its default need not exist.

@@ -32,6 +32,7 @@ from fullft_assets.examples.outcomes import (
     with_masked,
 )
 from fullft_assets.examples.rules import (
+    REASONS,
     Finding,
     NotComputableError,
     Rule,
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
 
 
-VERSION = "10"
+VERSION = "11"
 #: Rows of a row group of `examples.parquet`: some megabytes of text.
 _ROW_GROUP = 1 << 14
 #: What is kept of the quarantined rows beside the valid ones: a newer delivery of a file does not supersede a row that is broken in it.
@@ -199,7 +200,7 @@ def examine(
     )
     table = documents.append_column("text_hash", pa.array(_hashes(documents, settings), pa.string()))
     frame = profile(table, settings, num_personal_data)
-    findings = _try(frame, settings)
+    findings = _of_well_formed(_try(frame, settings), rules)
     reasons = _reasons(findings, rules)
     is_valid = np.ones(len(table), bool)
     is_valid[list(reasons)] = False
@@ -215,7 +216,7 @@ def examine(
     checks += _identity_outcomes(seen, rules, valid, len(table))
     checks += _batch_outcomes(len(valid), label_counts, agreed, rules, settings)
     checks += gate_outcomes(len(table), valid, quarantined, settings, batch_name, any_file_was_read=any_file_was_read)
-    checks += field_outcomes(documents, valid, settings, id_field)
+    checks += field_outcomes(documents.filter(documents["problem"].is_null()), valid, settings, id_field)
     return Examined(valid, quarantined, checks, label_counts, num_masked, agreed)
 
 
@@ -272,6 +273,22 @@ def _try(frame: pd.DataFrame, settings: ExamplesSettings) -> dict[str, Finding]:
                     "arguments"
                 ) from None
         raise
+
+
+def _of_well_formed(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) -> dict[str, Finding]:
+    """Return the findings with malformed rows under that reason alone: what could not be read breaks other rules, too, and is no news.
+
+    The user's own expectations may be about malformed rows, so whether they passed stays.
+    """
+    (malformed,) = (findings[name].rows or [] for name in findings if rules[name].reason == REASONS["rows_are_well_formed"])
+    known, found = set(malformed), {}
+    for name, finding in findings.items():
+        if finding.rows is None or rules[name].reason == REASONS["rows_are_well_formed"]:
+            found[name] = finding
+            continue
+        rows = [row for row in finding.rows if row not in known]
+        found[name] = Finding(finding.passed or not (rows or rules[name].is_own), rows, finding.observed)
+    return found
 
 
 def _identity_outcomes(seen: identity.Seen, rules: Mapping[str, Rule], valid: pa.Table, num_rows: int) -> list[CheckOutcome]:

@@ -18,7 +18,7 @@ class PlanMetadata(Measured, Metadata):
         hardware: of the machine that it was measured on, see `local_hardware`.
         flops: useful FLOP of the training; 0 where they are not known.
         targets: the plan on this machine and on others, a table; empty where the model cannot be counted without weights.
-        recommended: the cheapest target that fits, in words.
+        recommended: the best target by price and time, in words.
         applied: settings of training that `planning.apply: recommended` chose in place of the YAML's.
         stop_seconds: from a request to stop to the checkpoint.
     """

@@ -25,6 +25,8 @@ _FORWARD, _RECOMPUTED = 1 / 3, 4 / 3
 #: Systems that an evaluation runs on its rows: the candidate, the base model or a probe on it, the champion.
 _EVALUATED_SYSTEMS = 3
 _DAYS_A_YEAR = 365
+#: What an hour of waiting counts for beside the price, and the hours until a rented machine is installed. Assumptions.
+WAITING_USD, _RENTED_HOURS = 1.0, 0.25
 
 
 class Extent(BaseModel):
@@ -192,14 +194,23 @@ def processes_on(gpus: int, batch_size: int) -> int:
     return next(number for number in range(gpus, 0, -1) if batch_size % number == 0)
 
 
-def recommend(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> TargetPlan | None:
-    """Return the cheapest target on which a training fits, at its slow end, and ends within `planning.max_hours`."""
+def recommend(plans: Sequence[TargetPlan], settings: UseCaseSettings, waiting_usd: float = WAITING_USD) -> TargetPlan | None:
+    """Return the target with the least price and time, at its slow end, on which a training fits and ends within `planning.max_hours`.
+
+    Args:
+        waiting_usd: what an hour of waiting counts for; 0: the cheapest target is returned, of equal ones the fastest.
+    """
     usable = [plan for plan in plans if plan.fits and plan.usd is not None and plan.hours is not None]
     usable = [plan for plan in usable if plan.hours is not None and plan.hours[1] <= settings.planning.max_hours]
     limit = settings.planning.max_usd
     usable = [plan for plan in usable if plan.usd is not None and (limit is None or plan.usd[1] <= limit)]
-    # Of machines that cost nothing, or the same, the faster one.
-    return min(usable, key=lambda plan: (plan.usd or (0, 0))[1:] + (plan.hours or (0, 0))[1:], default=None)
+
+    def weighed(plan: TargetPlan) -> tuple[float, float]:
+        assert plan.usd is not None and plan.hours is not None
+        hours = plan.hours[1] + (_RENTED_HOURS if plan.kind == "table" else 0)
+        return plan.usd[1] + waiting_usd * hours, hours
+
+    return min(usable, key=weighed, default=None)
 
 
 def yaml_lines(plan: TargetPlan, training: TrainingSettings) -> list[str]:
@@ -231,7 +242,7 @@ def table(plans: Sequence[TargetPlan]) -> Iterator[dict[str, str]]:
             machine,
             "as it is" if not plan.setup else ", ".join(f"{name} {_yaml(value)}" for name, value in plan.setup.items()),
             memory,
-            "unknown" if plan.hours is None else _duration(*plan.hours),
+            "unknown" if plan.hours is None else duration(*plan.hours),
             price,
             "unknown" if plan.usd is None else _range(*plan.usd),
             spot,
@@ -277,7 +288,8 @@ def _least(setup: TrainingSettings, work: Work, processes: int) -> int:
     return state // processes if setup.sharding != "none" else state
 
 
-def _duration(fast: float, slow: float) -> str:
+def duration(fast: float, slow: float) -> str:
+    """Return a range of hours in words."""
     unit, name = (1, "h") if slow >= 2 else (60, "min")
     low, high = fast * unit, slow * unit
     if high < 1:

@@ -114,7 +114,8 @@ def source_of_prices(settings: PlanningSettings) -> str:
     """Return where the table's prices come from, and of when."""
     table = _read()
     factor = f", times planning.price_factor ({settings.price_factor:g})" if settings.price_factor != 1 else ""
-    return f"prices of {table['region']}, {table['date']}{factor}; check them: {table['page']}"
+    low, high = table["spot"]
+    return f"prices of {table['region']}, {table['date']}{factor}, spot {low:.0%} to {high:.0%} of them; check them: {table['page']}"
 
 
 def _read() -> dict[str, Any]:

@@ -42,8 +42,8 @@ _DEMOS = {
 }
 
 
-def prepare(yaml_path: Path) -> None:
-    """Write the sample delivery of a shipped use case unless it is there; other use cases bring their own data.
+def prepare(yaml_path: Path) -> bool:
+    """Write the sample delivery of a shipped use case unless it is there; return whether it is one: others bring their own data.
 
     Raises:
         SettingsError: a package with the data or the model is not installed.
@@ -53,6 +53,7 @@ def prepare(yaml_path: Path) -> None:
     demo = _find(yaml_path)
     if demo is not None:
         demo.write(find_project_root(yaml_path))
+    return demo is not None
 
 
 def brings_model(yaml_path: Path) -> bool:

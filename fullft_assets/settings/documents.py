@@ -127,7 +127,9 @@ class DocumentsSettings(Settings):
         default=None, pattern=r"^https?://", description="URL of an SQS queue with the bucket's S3 events. Default: the prefix is listed."
     )
     attribution: str = Field(default="", description="Source, licence and attribution of the documents; shown on the model card.")
-    max_batch_files: int = Field(default=1_000, ge=1, le=100_000, description="Maximum number of files in one batch.")
+    max_batch_files: int = Field(
+        default=100_000, ge=1, le=100_000, description="Maximum number of files in one batch; mostly `max_batch_bytes` ends it before."
+    )
     max_batch_bytes: int = Field(
         default=256 * 2**20, ge=1, description="Maximum size of one batch in bytes; a larger file is a batch of its own."
     )

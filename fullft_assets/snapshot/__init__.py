@@ -9,7 +9,7 @@ keeps of each batch. `screening` keeps evaluation texts out, `replay` and the `g
 
 from fullft_assets.snapshot.all_rows import SplitName
 from fullft_assets.snapshot.batches import red_gates
-from fullft_assets.snapshot.checks import checks_of
+from fullft_assets.snapshot.checks import VERDICT_IS_POSSIBLE, checks_of, verdict_check
 from fullft_assets.snapshot.creation import VERSION, pack_again, take
 from fullft_assets.snapshot.loading import Split, Training, label_names, load_messages, load_split, load_training, load_values
 from fullft_assets.snapshot.locations import read_index

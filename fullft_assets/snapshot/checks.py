@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from fullft_assets.examples.outcomes import agreement_outcome
@@ -11,7 +12,7 @@ from fullft_assets.settings import ExamplesSettings, SnapshotSettings, UseCaseSe
 from fullft_assets.snapshot.batches import ARCHIVED_FILES_COUNT, FILES_HAVE_ONE_SOURCE
 from fullft_assets.snapshot.deliveries import IDS_NAME_ONE_DOCUMENT, LATER_ROWS_ARE_NEWER
 from fullft_assets.snapshot.labels import LABELS_ARE_COMMON
-from fullft_assets.snapshot.metadata import ReplayMetadata
+from fullft_assets.snapshot.metadata import ReplayMetadata, SnapshotMetadata
 from fullft_assets.snapshot.packing import Packing
 from fullft_assets.snapshot.screening import EvaluationTexts, num_too_short
 from fullft_assets.snapshot.set_aside import LABELS_ARE_SPLIT
@@ -31,6 +32,8 @@ CHECKS = (
     ARCHIVED_FILES_COUNT,
     FILES_HAVE_ONE_SOURCE,
 )
+#: Not of the artifact, whose key does not have the settings of the release.
+VERDICT_IS_POSSIBLE = CheckSpec("verdict_is_possible", "There are as many test groups as a verdict needs at least.")
 _SCREEN = CheckSpec("evaluation_texts_can_be_found", "Texts of snapshot.screen are long enough to be found within others.")
 _FULL = CheckSpec("rows_are_full", "Packed rows are at least 99.5% full, or as few as the tokens and the long texts need, or two more.")
 _CONTROL = CheckSpec("replay_holds_no_control_tokens", "No replayed document holds the model's special tokens.")
@@ -126,6 +129,24 @@ def control_check(replayed: ReplayMetadata) -> CheckOutcome:
         if count
         else "",
         metadata={"num_with_control_tokens": count},
+    )
+
+
+def verdict_check(taken: SnapshotMetadata, settings: UseCaseSettings) -> CheckOutcome:
+    """Return whether the test groups, of equal weight at best, are as many as a verdict needs; what else would do where they are not."""
+    found, needed, group = taken.num_test_groups, settings.release.min_effective_groups, settings.examples.group
+    more = math.ceil((needed - found) / settings.snapshot.test_share)
+    finer = "" if group is None else f", name a field with more values than `{group}` in examples.group"
+    return CheckOutcome(
+        name=VERDICT_IS_POSSIBLE.name,
+        passed=found >= needed,
+        severity="warn",
+        description=""
+        if found >= needed
+        else f"{found:,} test groups, and a verdict needs {needed:g} (release.min_effective_groups), so that of any training will be "
+        f"insufficient data: deliver about {more:,} more groups, of which {settings.snapshot.test_share:.0%} are tested{finer}, or lower "
+        "release.min_effective_groups",
+        metadata={"num_test_groups": found},
     )
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from fullft_assets.settings.use_case import UseCase
 
-VERSION = "11"
+VERSION = "12"
 _STAGE = "training_snapshot"
 
 
@@ -231,6 +231,7 @@ class _Creation:
     ) -> str:
         settings, rows = self.use_case.settings.chunks, locations_of(frozen.index, frozen.places)
         folders = {name: self.store.folder(manifest) for name, manifest in self.usable.items()}
+        outcomes = [*outcomes, checks.verdict_check(metadata, self.use_case.settings)]
         facts = data_facts.gather(self.examples, self.chunks, folders, frozen, rows, batches, outcomes)
         # Only of the first snapshot: it takes seconds, and the fields stay.
         if not self.history.newest and (suggestion := self.suggest_group()) is not None:

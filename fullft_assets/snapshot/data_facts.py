@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fullft_assets.documents.aliases import restore
 from fullft_assets.examples import QUARANTINED, ExamplesMetadata, language
+from fullft_assets.examples.label_names import NOT_NAMED
 from fullft_assets.snapshot.all_rows import MOST_NAMED, BatchRows
 from fullft_assets.snapshot.batches import red_gates
 from fullft_assets.snapshot.locations import Locations
@@ -112,11 +114,17 @@ def gather(
         languages=_languages(rows, batches),
         held_back={name: [gate.name for gate in red] for name, red in sorted(red_gates(examples, chunks).items())},
         to_do=[
-            (check.name, check.description)
+            (check.name, _with_names(check.description, batches))
             for check in _with_those_of_batches(checks, {name: [*examples[name].checks, *chunks[name].checks] for name in sorted(folders)})
             if check.description
         ],
     )
+
+
+def _with_names(description: str, batches: Mapping[str, BatchRows]) -> str:
+    """Return what a check says as the page may say it, which stays in the store: files have their names, and the page lists the labels."""
+    named = restore(description, lambda: [path for batch in batches.values() for path in batch.files])
+    return named.replace(NOT_NAMED, "see Labels below")
 
 
 def _with_those_of_batches(checks: Iterable[CheckOutcome], of_batches: Mapping[str, list[CheckOutcome]]) -> list[CheckOutcome]:

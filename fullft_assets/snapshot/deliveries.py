@@ -15,9 +15,11 @@ from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import Target
 
-IDS_NAME_ONE_DOCUMENT = CheckSpec("ids_name_one_document", "Almost no id names different texts in two files.")
+IDS_NAME_ONE_DOCUMENT = CheckSpec(
+    "ids_name_one_document", "No id names different texts in two files of one batch, and almost none in files of two batches."
+)
 LATER_ROWS_ARE_NEWER = CheckSpec("later_rows_are_newer", "No row of a later batch loses to an older batch's by the times of their files.")
-#: So many ids, and such a share of them, that name two texts in two files are no longer corrections of documents.
+#: So many ids, and such a share of them, that name two texts in files of two batches are no longer corrections of documents.
 _REUSED_IDS, _REUSED_SHARE = 10, 0.01
 #: The share of the rows that corrections of documents hardly exceed.
 _REPEATED_SHARE = 0.5
@@ -139,25 +141,38 @@ def _last_seen(rows: Rows, chosen: np.ndarray) -> np.ndarray:
 
 
 def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
-    """Return whether ids name documents: one that starts again in each file names as many as there are files."""
+    """Return whether ids name documents: one that starts again in each file names as many as there are files.
+
+    A correction comes in a later batch, as a rule, so within one batch the first such id is worth a look.
+    """
     differs = (versions.source != versions.newest_source) & (rows.text[versions.row] != rows.text[versions.newest])
     num_ids = int(np.count_nonzero(np.bincount(rows.id[rows.kept])))
     num_reused = len(np.unique(rows.id[versions.row[differs]]))
-    passed = num_reused < _REUSED_IDS or num_reused <= _REUSED_SHARE * num_ids
+    is_together = rows.batch[versions.row] == rows.batch[versions.newest]
+    num_together = len(np.unique(rows.id[versions.row[differs & is_together]]))
+    passed = not num_together and (num_reused < _REUSED_IDS or num_reused <= _REUSED_SHARE * num_ids)
     description = ""
     if not passed:
         # Of each pair of files every id counts once, however often its rows came: the pair named does not depend on the batches.
         found = np.stack([versions.source[differs], versions.newest_source[differs], rows.id[versions.row[differs]]])
         pairs, counts = np.unique(np.unique(found, axis=1)[:2], axis=1, return_counts=True)
         old, new = pairs[:, counts.argmax()]
-        names = [rows.table["source"][int(versions.row[np.flatnonzero(versions.source == rank)[0]])].as_py() for rank in (old, new)]
+        of_pair = np.flatnonzero(differs & (versions.source == old) & (versions.newest_source == new))
+        first = of_pair[rows.row[versions.row[of_pair]].argmin()]
+        places = [
+            f"{alias(rows.table['source'][row].as_py())}:{rows.row[row]}" for row in (int(versions.row[first]), int(versions.newest[first]))
+        ]
         description = (
-            f"{num_reused:,} of {num_ids:,} ids name different texts in two files, such as {alias(names[0])} and {alias(names[1])}, and only the "
-            "newest counts; if these are different documents, name a field with unique ids in documents.id (rows without one are named "
-            "file:row); if they are corrections, nothing is wrong"
+            f"{num_reused:,} of {num_ids:,} ids name different texts in two files ({num_together:,} in files of one batch), such as {places[0]} "
+            f"and {places[1]}, and only the newest counts; if these are different documents, name a field with unique ids in documents.id "
+            "(rows without one are named file:row); if they are corrections, nothing is wrong"
         )
     return CheckOutcome(
-        name=IDS_NAME_ONE_DOCUMENT.name, passed=passed, severity="warn", description=description, metadata={"num_reused_ids": num_reused}
+        name=IDS_NAME_ONE_DOCUMENT.name,
+        passed=passed,
+        severity="warn",
+        description=description,
+        metadata={"num_reused_ids": num_reused, "num_reused_in_a_batch": num_together},
     )
 
 

@@ -49,10 +49,16 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     first: list[str] = []
     last = 0
     for title, rows in _sheets(file.path, reading.advance):
-        header, below = below_header(rows, chosen.header)
+        is_read = not first or chosen.sheets == "each"
+        try:
+            header, below = below_header(rows, chosen.header)
+        except Unreadable:
+            if is_read:
+                raise
+            continue
         if not header:
             continue
-        if first and chosen.sheets == "first":
+        if not is_read:
             if header == first and chosen.header != "none":
                 raise Unreadable("several sheets have the same header; set documents.xlsx.sheets to each")
             continue

@@ -1,0 +1,102 @@
+"""The champion for code of one's own: from its store alone, without the YAML and without an instance of Dagster. Predicting imports torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fullft_assets import release
+from fullft_assets.base_model import with_rights
+from fullft_assets.errors import DataError, FullftError, SettingsError
+from fullft_assets.resources.store import s3_options
+from fullft_assets.settings import UseCaseSettings
+from fullft_assets.snapshot import SnapshotMetadata
+from fullft_assets.store import Manifest, Store
+from fullft_assets.task import TASKS, task_of
+from fullft_assets.training.metadata import CheckpointMetadata
+
+
+@dataclass(frozen=True)
+class LoadedChampion:
+    """A champion whose model is on this machine.
+
+    Attributes:
+        checkpoint: the artifact that it is.
+        path: folder of the model.
+        labels: in the order of the model's outputs; none of a language model.
+        settings: they say what the task is and how texts are read.
+    """
+
+    checkpoint: str
+    path: Path
+    labels: list[str]
+    settings: UseCaseSettings
+
+    def predict(self, texts: Iterable[str], max_new_tokens: int = 100) -> list[dict[str, Any]]:
+        """Return what it predicts for each text, as `fullft predict --file` writes it; the model is loaded once a call.
+
+        Args:
+            texts: not empty.
+            max_new_tokens: maximum number of tokens that a language model writes.
+        """
+        return list(self.each(texts, max_new_tokens))
+
+    def each(self, texts: Iterable[str], max_new_tokens: int) -> Iterator[dict[str, Any]]:
+        """Yield what `predict` returns, as it comes."""
+        if isinstance(texts, str):
+            raise DataError("predict takes a list of texts, not one text: [text]")
+        model = with_rights(self.path, self.settings)
+        return task_of(self.settings.examples).predict(model, self.settings, self.labels, list(texts), max_new_tokens)
+
+
+def champion(case: str, store: str | None = None, *, trust_remote_code: bool = False) -> LoadedChampion:
+    """Return the champion of a use case.
+
+    Args:
+        case: name of the use case.
+        store: its store, a folder or s3://bucket/prefix. Default: $FULLFT_STORE, else the one in $DAGSTER_HOME.
+        trust_remote_code: run the Python code that the model's folder brings, as the use case's setting of this name allows.
+
+    Raises:
+        SettingsError: it is not known where the store is.
+        FullftError: there is no champion yet.
+    """
+    url, home = store or os.environ.get("FULLFT_STORE"), os.environ.get("DAGSTER_HOME")
+    if url is None and home is None:
+        raise SettingsError(f"champion of {case}: where is its store? Give store=..., or set FULLFT_STORE or DAGSTER_HOME")
+    url = url or str(Path(home or "", "store"))
+    opened = Store(url, s3_options()) if url.startswith("s3://") else Store(str(Path(url).absolute()))
+    return load_champion(opened, case, trust_remote_code=trust_remote_code)
+
+
+def load_champion(store: Store, case: str, settings: UseCaseSettings | None = None, *, trust_remote_code: bool = False) -> LoadedChampion:
+    """Return the champion in a store.
+
+    Args:
+        settings: of its use case. Default: what its snapshot was made with.
+
+    Raises:
+        FullftError: there is no champion yet.
+    """
+    found = release.read_champion(store, case)
+    if found is None:
+        raise FullftError(f"{case} has no champion yet; `fullft run {case}` trains and judges one")
+    checkpoint = store.load(found.checkpoint)
+    about = CheckpointMetadata.of(checkpoint)
+    if settings is None:
+        settings = _settings(store, store.load(found.snapshot), {"base_model": about.base_model, "trust_remote_code": trust_remote_code})
+    return LoadedChampion(checkpoint.ref, store.folder(checkpoint) / "model", about.labels, settings)
+
+
+def _settings(store: Store, snapshot: Manifest, given: dict[str, Any]) -> UseCaseSettings:
+    """Return the settings that predicting needs, from what the snapshot's batches were tokenised with."""
+    part = next(iter(SnapshotMetadata.of(snapshot).parts.values()))
+    made = store.load(part.chunks).settings
+    shaping = {name: made[name] for name in ("max_tokens", "stride", "max_windows", "boundaries")}
+    labelled = {"label": "label"} if TASKS.get(made["task"]).has_labels else {}
+    return UseCaseSettings.model_validate(
+        {**given, "documents": {"path": "."}, "examples": {"task": made["task"], **labelled}, "chunks": shaping}
+    )
