@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import re
 import tomllib
+import zipfile
 from pathlib import Path
 
+import docx
 import pytest
+
+from fullft_assets import extras
+from fullft_assets.errors import SettingsError
+from fullft_assets.store.files import Files
+from tests import project as projects
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.quick
@@ -51,3 +58,58 @@ def test_everything_that_installs_takes_the_versions_of_the_lock() -> None:
     for file in ("Makefile", "deploy/docker/Dockerfile", ".ci/run"):
         installs = re.findall(r"(?:-m pip|pip|PIP := .*) install .*", (ROOT / file).read_text())
         assert installs and all("--constraint uv.lock.txt" in line or re.search(r"\w==\d", line) for line in installs), file
+
+
+#: Hides modules from each Python of a test, as if they were not installed.
+WITHOUT = """
+import importlib.machinery
+found = importlib.machinery.PathFinder.find_spec
+def find_spec(name, *more):
+    return None if name in {names} else found(name, *more)
+importlib.machinery.PathFinder.find_spec = find_spec
+"""
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> projects.Project:
+    """A project in an environment without the extras."""
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "sitecustomize.py").write_text(WITHOUT.format(names=set(extras.EXTRAS)))
+    monkeypatch.setenv("PYTHONPATH", str(hidden))
+    return projects.create(tmp_path / "project", rows=40)
+
+
+class TestWithoutItsExtra:
+    @pytest.mark.heavy
+    def test_a_setting_is_refused_with_its_key_and_what_to_install(self, bare: projects.Project) -> None:
+        bare.configure(
+            documents={"path": "s3://bucket/letters", "queue": "https://sqs.eu-central-1.amazonaws.com/1/q"},
+            launcher={"kind": "kubernetes", "image": "image:1", "allow_tags": True},
+            alerts={"channels": {"cloudwatch": {}}},
+        )
+        done = bare.fullft("check", bare.name)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        said = re.findall(r": ([\w.]+): (?:the channel )?(needs \w+; pip install 'fullft-assets\[\w+\]')$", done.stderr, re.MULTILINE)
+        assert dict(said) == {
+            "documents.path": "needs s3fs; pip install 'fullft-assets[aws]'",
+            "documents.queue": "needs boto3; pip install 'fullft-assets[aws]'",
+            "launcher.kind": "needs kubernetes; pip install 'fullft-assets[kubernetes]'",
+            "alerts.channels.cloudwatch": "needs boto3; pip install 'fullft-assets[aws]'",
+        }
+
+    def test_a_store_in_a_bucket_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(extras.util, "find_spec", lambda name: None)
+        with pytest.raises(SettingsError, match=r"^store s3://bucket/store needs s3fs; pip install 'fullft-assets\[aws\]'$"):
+            Files("s3://bucket/store")
+
+    @pytest.mark.heavy
+    @pytest.mark.parametrize(("name", "module"), [("a.docx", "docx"), ("a.zip", "striprtf")])
+    def test_a_file_is_refused_by_name_and_not_read_as_a_damaged_one(self, bare: projects.Project, name: str, module: str) -> None:
+        if name == "a.docx":
+            docx.Document().save(bare.documents / name)
+        else:
+            with zipfile.ZipFile(bare.documents / name, "w") as archive:
+                archive.writestr("inner.rtf", r"{\rtf1 Hello}")
+        done = bare.fullft("check", bare.name)
+        assert (done.returncode, done.stderr) == (1, f"{name} needs {module}; pip install 'fullft-assets[office]'\n")
