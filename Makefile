@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 # brings 3 GB of CUDA; TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu has the same release without.
 TORCH_INDEX_URL ?=
 UV := $(if $(TORCH_INDEX_URL),,$(shell command -v uv))
-PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint uv.lock.txt
+VERSIONS := uv.lock.txt
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint $(VERSIONS)
 PYTEST := $(BIN)/python -m pytest
 # One thread each: two processes share the cores better than the threads of one.
 TWO_AT_A_TIME := -n 2 --dist loadfile
@@ -30,7 +31,7 @@ export PYTHONUNBUFFERED := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo lock home run ui check plan lint style types docs test-quick test-fast test test-slow test-numeric test-all test-long bench bench-gpu simulate tour clean
+.PHONY: help install demo lock home run ui check plan lint style types docs test-quick test-fast test test-slow test-numeric test-all test-long test-ranges test-wheel bench bench-gpu simulate tour clean
 
 help: ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -112,8 +113,31 @@ test-all: install ## What CI runs
 		echo "make $$target: $$(($$(date +%s) - began)) s"; \
 	done
 
-test-long: install ## Sweeps of many seeds, sizes and recipes, which CI has no time for
+test-long: install ## Sweeps of many seeds, sizes and recipes, which CI has no time for, and `make test-ranges`
 	@OMP_NUM_THREADS=1 $(PYTEST) -m long $(TWO_AT_A_TIME) $(LONG)
+	@$(MAKE) --no-print-directory test-ranges
+
+# In environments of their own, without CUDA where pip finds a torch without it.
+test-ranges: $(addprefix test-range-,lowest newest python3.13) ## The quick tests and the demo from the wheel: lowest and newest releases, Python 3.13
+
+test-range-lowest: build/lowest.txt
+	@$(IN_RANGE) VERSIONS=$<
+
+test-range-newest:
+	@$(IN_RANGE) VERSIONS=/dev/null
+
+test-range-python3.13:
+	@command -v python3.13 >/dev/null || echo "$@: skipped, as there is no python3.13 on the PATH"
+	@! command -v python3.13 >/dev/null || $(IN_RANGE) PYTHON=python3.13
+
+IN_RANGE = $(MAKE) --no-print-directory UV= VENV=build/$@ test-quick test-wheel
+
+build/lowest.txt: pyproject.toml
+	@mkdir -p build
+	@uv pip compile --quiet --no-config --no-header --no-annotate --resolution lowest-direct --extra dev --output-file $@ $<
+
+test-wheel: install
+	@OMP_NUM_THREADS=1 $(PYTEST) tests/test_wheel.py
 
 bench: home install ## Side by side with what you would use instead: make bench [ONLY=name] [SLOW=1, with the memory of a million documents]
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(SLOW),--slow) $(if $(LLAMAFACTORY),--llamafactory $(LLAMAFACTORY))

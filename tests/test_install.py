@@ -55,9 +55,12 @@ def test_the_lock_was_made_from_the_ranges_of_today(lock) -> None:
 
 
 def test_everything_that_installs_takes_the_versions_of_the_lock() -> None:
+    assert "\nVERSIONS := uv.lock.txt\n" in (ROOT / "Makefile").read_text()
     for file in ("Makefile", "deploy/docker/Dockerfile", ".ci/run"):
         installs = re.findall(r"(?:-m pip|pip|PIP := .*) install .*", (ROOT / file).read_text())
-        assert installs and all("--constraint uv.lock.txt" in line or re.search(r"\w==\d", line) for line in installs), file
+        assert installs and all(
+            re.search(r"--constraint (uv\.lock\.txt|\$\(VERSIONS\))", line) or re.search(r"\w==\d", line) for line in installs
+        ), file
 
 
 #: Hides modules from each Python of a test, as if they were not installed.
