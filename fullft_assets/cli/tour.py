@@ -30,6 +30,7 @@ from fullft_assets.automation.runs import REASONS_TAG
 from fullft_assets.cli.terminal import BEGAN, Terminal
 from fullft_assets.errors import FullftError
 from fullft_assets.evaluation.metadata import EvaluationMetadata
+from fullft_assets.extras import require
 from fullft_assets.jobs.launch import adopt_orphans
 from fullft_assets.launchers.supervisor import is_alive, kill_until_gone
 from fullft_assets.monitoring import DriftMetadata
@@ -182,6 +183,7 @@ class _Services:
         kept = {name: value for name, value in os.environ.items() if name not in ("DAGSTER_HOME", "FULLFT_STORE")}
         path = os.pathsep.join([str(project.root), *filter(None, [kept.get("PYTHONPATH")])])
         self._env = {**kept, "DAGSTER_HOME": str(project.home), "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **variables}
+        require("dagster_webserver", "fullft tour")
         # On a fresh home the services race for the schema of the database: one command goes before.
         self._call("dagster", "instance", "info")
         with self.log.open("wb") as log:

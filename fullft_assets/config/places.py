@@ -12,6 +12,7 @@ from fullft_assets.documents.aliases import shown_path
 from fullft_assets.documents.formats import is_readable, known_endings, reads_any_ending
 from fullft_assets.documents.sources import Folder
 from fullft_assets.errors import DataError
+from fullft_assets.extras import problem_without
 from fullft_assets.settings.use_case import locate
 
 #: Endings of archives that are not read.
@@ -32,7 +33,7 @@ def without_credentials(path: str) -> str:
 def address_problem(path: str) -> str | None:
     """Return what is wrong with a path that documents may come from, as it is written, or None."""
     if is_bucket(path):
-        return None
+        return problem_without("s3fs")
     if "://" in path and "@" in path:
         return f"{without_credentials(path)}: a path has no credentials; give them in the environment, by a profile or by a role"
     if path.startswith("s3:"):

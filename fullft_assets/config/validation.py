@@ -34,6 +34,7 @@ from fullft_assets.documents.formats import FORMATS, recognition
 from fullft_assets.documents.formats.encodings import is_encoding
 from fullft_assets.errors import SettingsError
 from fullft_assets.examples.expectations import problems
+from fullft_assets.extras import problem_without
 from fullft_assets.jobs.launchers import LAUNCHERS, launcher_problems
 from fullft_assets.settings import MODELS, LauncherSettings, UseCaseSettings
 from fullft_assets.settings.contradictions import contradictions
@@ -110,6 +111,7 @@ def validate(settings: UseCaseSettings, project_root: Path) -> list[Problem]:
         _check_optimizer,
         _check_guards,
         _check_alerts,
+        _check_aws,
         _check_launcher,
         _check_isolation,
         _check_snapshot,
@@ -408,6 +410,18 @@ def _generative_tasks() -> str:
 def _check_alerts(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     for name, message in channel_problems(settings.alerts):
         yield Problem(("alerts", "channels", name), message)
+
+
+def _check_aws(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    """Yield what needs a client of AWS that is not installed, beside buckets, launchers and channels, which say so themselves."""
+    used: dict[Key, object] = {
+        ("documents", "queue"): settings.documents.queue,
+        ("planning", "bedrock"): settings.planning.bedrock,
+        ("release", "model_package"): settings.release.model_package,
+    }
+    for key, value in used.items():
+        if value is not None and (problem := problem_without("boto3")):
+            yield Problem(key, problem)
 
 
 def _check_distillation(settings: UseCaseSettings) -> Iterator[Problem]:

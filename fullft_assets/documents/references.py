@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fullft_assets.documents.formats import Unreadable, encodings
 from fullft_assets.documents.formats.delivered import MAX_TEXT_BYTES
 from fullft_assets.errors import DataError
+from fullft_assets.extras import require
 from fullft_assets.settings import DocumentsSettings
 from fullft_assets.store.files import whole
 
@@ -120,6 +121,8 @@ def _refuse_large(num_bytes: int) -> None:
 
 def _fetched(bucket: str, key: str) -> bytes:
     import fsspec
+
+    require("s3fs", f"s3://{bucket}/{key}")
     from botocore.exceptions import BotoCoreError, ParamValidationError
 
     try:

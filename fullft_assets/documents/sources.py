@@ -19,6 +19,7 @@ from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.formats import is_readable
 from fullft_assets.documents.names import is_about, is_test_split
 from fullft_assets.errors import DataError
+from fullft_assets.extras import require
 from fullft_assets.settings.use_case import locate
 from fullft_assets.store.files import whole
 
@@ -312,6 +313,7 @@ class S3Prefix:
         import fsspec
 
         self.uri = url.rstrip("/")
+        require("s3fs", self.uri)
         self._fs, self._root = fsspec.core.url_to_fs(self.uri, **(options or {}))
         self._bucket, _, prefix = self._root.partition("/")
         self._prefix = f"{prefix}/" if prefix else ""

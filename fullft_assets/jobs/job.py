@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from fullft_assets.errors import StoreError
+from fullft_assets.extras import require
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.store import Manifest, Store
 
@@ -73,6 +74,8 @@ def read_job(uri: str, sha256: str | None = None) -> Job:
     """
     from fsspec.core import url_to_fs
 
+    if uri.startswith("s3://"):
+        require("s3fs", uri)
     try:
         files, path = url_to_fs(uri)
         content = files.cat_file(path)

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fullft_assets.errors import SettingsError
+from fullft_assets.extras import problem_without
 from fullft_assets.registry import Registry
 from fullft_assets.settings import LauncherSettings, OtherLauncherSettings
 from fullft_assets.settings.launcher import launcher_section
@@ -27,6 +28,8 @@ LAUNCHERS: Registry[Any] = Registry(
         "ecs": "fullft_assets.launchers.ecs:EcsLauncher",
     },
 )
+#: The client's module by kind.
+_CLIENTS = {"kubernetes": "kubernetes", "sagemaker": "boto3", "ecs": "boto3"}
 
 
 def open_launcher(settings: LauncherSettings) -> Any:
@@ -54,7 +57,12 @@ def open_recorded(section: Mapping[str, Any]) -> Any:
 
 
 def launcher_problems(settings: LauncherSettings) -> Iterator[tuple[str, str]]:
-    """Yield (key, message) for each key that the launcher of another package does not take; ours are checked with the YAML."""
+    """Yield (key, message) for a client that is not installed, and for each key that the launcher of another package does not take.
+
+    The keys of this package's launchers are checked with the YAML.
+    """
+    if settings.kind in _CLIENTS and (problem := problem_without(_CLIENTS[settings.kind])):
+        yield "kind", problem
     if isinstance(settings, OtherLauncherSettings) and settings.kind in LAUNCHERS:
         try:
             _checked(LAUNCHERS.get(settings.kind), settings)

@@ -14,6 +14,7 @@ from threading import Event, Thread
 from typing import Any, TypeVar
 
 from fullft_assets.errors import is_cut_answer
+from fullft_assets.extras import require
 from fullft_assets.store.disk import PRIVATE_FILE, PRIVATE_FOLDER, make_folder, replace_synced
 from fullft_assets.store.hashing import digest
 from fullft_assets.store.listing import parse_listings_quickly
@@ -50,6 +51,8 @@ class Files:
         self.is_local = "://" not in url
         if self.is_local:
             self.url = str(Path(url).absolute())
+        elif self.url.startswith("s3://"):
+            require("s3fs", f"store {self.url}")
         self._fs, self._root = fsspec.core.url_to_fs(self.url, **self.options)
 
     @property

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from fullft_assets.alerts.alert import Alert
 from fullft_assets.alerts.registered import AlertError
+from fullft_assets.extras import require
 from fullft_assets.settings.alerts import ChannelSettings
 
 #: Longest subject that SNS takes, in characters.
@@ -27,6 +28,7 @@ class Sns:
     settings_class: ClassVar[type[ChannelSettings]] = SnsSettings
 
     def __init__(self, settings: SnsSettings):
+        require("boto3", "the channel")
         self.settings = settings
 
     def send(self, alert: Alert) -> None:
@@ -52,6 +54,7 @@ class CloudWatch:
     settings_class: ClassVar[type[ChannelSettings]] = CloudWatchSettings
 
     def __init__(self, settings: CloudWatchSettings):
+        require("boto3", "the channel")
         self.settings = settings
 
     def send(self, alert: Alert) -> None:

@@ -18,6 +18,8 @@ from typing import IO, Any, ClassVar
 from fullft_assets.documents.formats.bounded_worker import LENGTH
 from fullft_assets.documents.formats.delivered import Delivered, Record, Unpacked, Unreadable
 from fullft_assets.documents.formats.protocol import FILE_SECONDS, STEP_SECONDS, Format, Reading, Shared
+from fullft_assets.errors import SettingsError
+from fullft_assets.extras import EXTRAS, needs
 
 MAX_MEMORY_BYTES = 4 * 2**30
 
@@ -71,6 +73,7 @@ class ReaderProcess:
             Unreadable: `read` raises it or anything unexpected, or takes more time, memory or bytes than it may.
             UnicodeError: the text is in another encoding.
             OSError: the system says so.
+        SettingsError: the extra that reads the file is not installed.
         """
         if self._busy_in is not None:
             self._stop()  # whoever asked last did not want all of it, and has not said so yet
@@ -98,7 +101,7 @@ class ReaderProcess:
             yield from details[0]
         self._busy_in = None
         if kind != "end":
-            raise _error(kind, *details)
+            raise _error(file.name, kind, *details)
         if file.head is not None and details[0] is not None:
             vars(file.head).update(vars(details[0]))
 
@@ -153,7 +156,7 @@ def _not_here(*_: Any) -> Any:
     raise NotImplementedError("a format fetches references in its `rows`")
 
 
-def _error(kind: str, *details: Any) -> Exception:
+def _error(file: str, kind: str, *details: Any) -> Exception:
     """Return the exception for a failure that the process reports."""
     match kind:
         case "unreadable":
@@ -162,6 +165,8 @@ def _error(kind: str, *details: Any) -> Exception:
             return UnicodeError("not in this encoding")
         case "system":
             return OSError(*details)
+        case "module" if details[0] in EXTRAS:
+            return SettingsError(f"{file} {needs(details[0])}")
         case "memory":
             return Unreadable(f"takes more than {MAX_MEMORY_BYTES // 2**30} GiB of memory; split it")
     return Unreadable(f"its reader failed ({details[0]})")

@@ -110,6 +110,8 @@ def _failure(error: Exception) -> tuple[Any, ...]:
         return ("undecodable",)
     if isinstance(error, OSError) and error.strerror:
         return ("system", error.errno, error.strerror)
+    if isinstance(error, ModuleNotFoundError):
+        return ("module", error.name)
     return ("memory",) if isinstance(error, MemoryError) else ("failed", type(error).__name__)
 
 

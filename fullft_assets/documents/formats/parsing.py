@@ -23,11 +23,11 @@ def parsing(kind: str) -> Iterator[None]:
     """Turn whatever a parser raises on a broken file into `Unreadable`; its message may contain the text and is dropped.
 
     Raises:
-        Unreadable: the parser raised anything but an error of the system or of memory.
+        Unreadable: the parser raised anything but an error of the system or of memory, or for a missing package.
     """
     try:
         yield
-    except (Unreadable, TimeoutError, MemoryError):
+    except (Unreadable, TimeoutError, MemoryError, ModuleNotFoundError):
         raise
     except Exception as error:  # a parser of damaged files raises whatever it stumbles over
         if isinstance(error, OSError) and error.strerror:
