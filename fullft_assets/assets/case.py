@@ -80,6 +80,11 @@ class Case:
         return None if hours is None else dg.FreshnessPolicy.time_window(fail_window=timedelta(minutes=max(1.0, 60 * hours)))
 
     @property
+    def look_seconds(self) -> int:
+        """Seconds between two ticks of the sensors that look at what runs have made."""
+        return min(120, 4 * self.settings.documents.poll_seconds)
+
+    @property
     def has_windows(self) -> bool:
         """Return whether production delivers documents."""
         return self.settings.monitoring.path is not None

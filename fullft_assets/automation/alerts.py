@@ -24,6 +24,7 @@ from fullft_assets.automation.deliveries import is_asked_again
 from fullft_assets.automation.ledger import ASSET, entries_since
 from fullft_assets.automation.orphans import STOPPED_TAG
 from fullft_assets.automation.runs import EVIDENCE_TAG, attempts_of, model_runs
+from fullft_assets.automation.ticks import sensor
 from fullft_assets.errors import StoreError, without_message
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.monitoring import DriftMetadata, Status
@@ -72,10 +73,10 @@ def build_alert_sensor(case: Case) -> list[dg.SensorDefinition]:
     if not settings.channels:
         return []
 
-    @dg.sensor(
+    @sensor(
         name=f"{case.name}_alerts",
         required_resource_keys={case.store_key},
-        minimum_interval_seconds=60,
+        minimum_interval_seconds=case.look_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=f"Sends {', '.join(settings.events)} to {', '.join(settings.channels)}, each once.",
     )

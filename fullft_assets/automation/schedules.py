@@ -28,7 +28,8 @@ def build_schedules(case: Case) -> list[dg.ScheduleDefinition]:
         required_resource_keys={case.store_key},
         cron_schedule=case.settings.retraining.schedule,
         execution_timezone=automation.timezone,
-        default_status=status,
+        # The sensor decides as well, and more often: of both, automation.enabled turns on one.
+        default_status=dg.DefaultScheduleStatus.STOPPED,
         description="Decides periodically whether to train again, for those who leave the sensor off.",
     )
     def retraining_schedule(context: dg.ScheduleEvaluationContext, **_: Any):

@@ -14,6 +14,7 @@ from fullft_assets.assets.case import Case
 from fullft_assets.automation.decision import decide_and_record
 from fullft_assets.automation.deliveries import CANCELLED, Due, find_due
 from fullft_assets.automation.jobs import build_jobs
+from fullft_assets.automation.ticks import sensor
 from fullft_assets.resources import latest, one_line_errors
 from fullft_assets.store import Manifest, Store, digest
 
@@ -31,7 +32,7 @@ def build_live_sensor(case: Case) -> list[dg.SensorDefinition]:
             target=dg.AssetSelection.assets(case.key("live_quality")),
             run_tags={"use_case": case.name},
             default_status=_status(case),
-            minimum_interval_seconds=60,
+            minimum_interval_seconds=case.look_seconds,
             description="Measures live quality when labels or predictions came, or another champion.",
         )
     ]
@@ -71,11 +72,11 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
     # An event of the queue may come after the materialisation whose file it names.
     deps = settings.documents.deps if kind == "batch" and settings.documents.queue is None else []
 
-    @dg.sensor(
+    @sensor(
         name=name,
         job_name=job,
         required_resource_keys={case.store_key},
-        minimum_interval_seconds=settings.documents.poll_seconds,
+        minimum_interval_seconds=settings.documents.poll_seconds * (1 if kind == "batch" else 2),
         default_status=dg.DefaultSensorStatus.RUNNING if deps else _status(case),
         description=f"Cuts new and changed files into {kind}es and runs each once."
         if kind == "batch"
@@ -173,11 +174,11 @@ def _left_in_place(case: Case, store: Store, cursor: str | None) -> tuple[str | 
 def _retraining_sensor(case: Case, jobs: Sequence[dg.JobDefinition]) -> dg.SensorDefinition:
     launched = {f"{case.name}_model", f"{case.name}_snapshot"}
 
-    @dg.sensor(
+    @sensor(
         name=f"{case.name}_retraining",
         jobs=[job for job in jobs if job.name in launched],
         required_resource_keys={case.store_key},
-        minimum_interval_seconds=60,
+        minimum_interval_seconds=case.look_seconds,
         default_status=_status(case),
         description="Trains again on enough new data, drift or a worse score, within backoff and budget; alerts, asks for labels; records why.",
     )

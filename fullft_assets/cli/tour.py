@@ -93,18 +93,16 @@ class _Tour:
 
             self.services.turn_sensors_on()
             self.project.send_other_documents()
-            self._step(3, f"The sensors are on. {NUM_DRIFTED} windows of long texts arrive: production changes.", f"{url}/automation")
+            self._step(3, f"The sensors are on. {NUM_DRIFTED} windows of packages' tags arrive: production changes.", f"{url}/automation")
             self._wait("a window drifts for sure", lambda: "confirmed" in self._verdicts())
             self._say(f"the verdicts now: {self._verdicts()}")
 
             decisions = f"{url}/assets/{CASE}/retraining_decisions"
-            self._step(4, "The policy decides once a minute. There is nothing to learn the change from, so it asks for labels.", decisions)
+            self._step(4, "The policy decides. There is nothing to learn the change from, so it asks for labels.", decisions)
             self._say("decision: " + self._wait("labels are asked for", lambda: self._decision("request_labels")))
 
             self.project.send_labels()
-            self._step(
-                5, f"{NUM_NEW_LABELLED} labelled long texts arrive. A snapshot counts what of them is new, then it decides.", decisions
-            )
+            self._step(5, f"{NUM_NEW_LABELLED} labelled tags arrive. A snapshot counts what of them is new, then it decides.", decisions)
             run = self._wait("a training is launched", lambda: self._launched(instance))
             self._say(f"decision: retrain: {run.tags[REASONS_TAG]}")
 
@@ -112,9 +110,7 @@ class _Tour:
             self._wait("the training ends", lambda: self._is_finished(instance, run.run_id))
             self._say(self._release_ended(first.ref if first else None))
 
-            self._step(
-                7, "Alerts go to a webhook, here a small server in this terminal; their sensor looks once a minute.", f"{url}/automation"
-            )
+            self._step(7, "Alerts go to a webhook, here a small server in this terminal.", f"{url}/automation")
             self._wait("alerts are received", lambda: {"drift", "decision_needed"} <= {alert["event"] for alert in self.alerts})
         self._say(
             "That was the loop: " + " -> ".join(("documents", "window", "alarm", "decision", "labels", "run", "release", "alert")) + "."

@@ -154,4 +154,10 @@ class DocumentsSettings(Settings):
         description="Keys of your own assets that write the folder, such as `team/exports`. Lineage shows them, and new files are looked for "
         "when one of them was materialised, no longer every `poll_seconds`; the sensor starts turned on. With `queue` it polls still.",
     )
-    poll_seconds: int = Field(default=30, ge=1, le=86_400, description="Minimum time in seconds between two ticks of the sensor.")
+    poll_seconds: int = Field(
+        default=30,
+        ge=1,
+        le=86_400,
+        description="Minimum time in seconds between two looks for documents. Production is looked at half as often; retraining, live quality and "
+        "alerts a quarter as often, at least every two minutes.",
+    )

@@ -66,7 +66,10 @@ class RetrainingSettings(Settings):
     max_usd_per_month: Float | None = Field(
         default=None, gt=0, description="The same in US dollars, at planning.hourly_usd. Default: no limit."
     )
-    schedule: str = Field(default="0 3 * * 0", description="Cron of the periodic retraining decision.")
+    schedule: str = Field(
+        default="0 3 * * 0",
+        description="Cron of the periodic retraining decision, for those who turn its schedule on and leave the sensor off.",
+    )
     evaluation_schedule: str = Field(default="0 4 * * *", description="Cron of the periodic evaluation on the newest labelled rows.")
 
 
@@ -83,7 +86,8 @@ class AutomationSettings(Settings):
 
     enabled: bool = Field(
         default=False,
-        description="Whether the sensors and schedules of the use case start turned on. What a person turned on or off in the UI stays so.",
+        description="Whether the sensors and schedules of the use case start turned on; the retraining schedule, which decides as the sensor does, does "
+        "not. What a person turned on or off in the UI stays so.",
     )
     timezone: Annotated[str, AfterValidator(_known)] = Field(
         default="UTC", description="Time zone of the schedules, and of the calendar month of the budget."
