@@ -10,7 +10,7 @@ from fullft_assets.planning.pilot import PILOT_PREDICTS_GAIN
 from fullft_assets.settings import PlanningSettings, TrainingSettings
 from fullft_assets.store import CheckOutcome, Manifest
 
-VERSION = "13"
+VERSION = "14"
 PLAN_CHECKS = (FITS_IN_MEMORY, WITHIN_BUDGET)
 #: It does not block: a refusal is an answer, so the run goes on to its end, without training.
 PILOT_CHECKS = (PILOT_PREDICTS_GAIN,)
@@ -45,4 +45,4 @@ def plan_checks(
 def refusal(pilot: Manifest) -> str | None:
     """Return why a pilot refuses the training; None where it does not."""
     check = pilot.check(PILOT_PREDICTS_GAIN.name)
-    return None if check.passed else f"not trained: {pilot.stage}.{check.name} is red: {check.description}"
+    return f"not trained: {pilot.stage}.{check.name} is red: {check.description}" if check.is_red else None
