@@ -120,7 +120,7 @@ def test_graph_is_one_group_without_a_dialog(screen: Screen):
 
 def test_no_page_of_another_origin_acts(screen: Screen):
     """What Dagster's own webserver does for each of these requests, and what programs may go on to do."""
-    run = "mutation { setConcurrencyLimit(concurrencyKey: \"forged\", limit: 7) }"
+    run = 'mutation { setConcurrencyLimit(concurrencyKey: "forged", limit: 7) }'
     key = f"{screen.case}/finetuned_checkpoint"
     report = f"/report_asset_materialization/{key}?" + urlencode({"metadata": json.dumps({"artifact": "forged"})})
     evil, json_type = {"Origin": "http://evil.example"}, {"Content-Type": "application/json"}

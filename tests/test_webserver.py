@@ -40,7 +40,9 @@ def test_its_own_names_and_addresses_are_answered(host: str) -> None:
     assert answer(None, "/graphql", host, origin=f"https://{host}") == 101
 
 
-@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:3000", "ui.example.com.evil.example", "localhost@evil", "", "[::1"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example:3000", "ui.example.com.evil.example", "localhost@evil", "", "[::1"]
+)
 def test_a_name_that_a_page_had_lead_here_is_refused(host: str) -> None:
     assert answer("GET", "/", host) == 403
     assert answer(None, "/graphql", host) == 1008

@@ -28,6 +28,8 @@ class Guard:
         self._app, self._hosts = app, frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, as ASGI calls an application."""
+
         async def unframed(message: Any) -> None:
             if message["type"] == "http.response.start":
                 # A page of another site could lay an invisible frame with the UI under what somebody clicks.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from fullft_assets.settings.use_case import UseCase
 
-VERSION = "11"
+VERSION = "12"
 _STAGE = "training_snapshot"
 
 
