@@ -68,7 +68,7 @@ run: home ## Prepare a use case and materialise its whole graph: make run [USE_C
 ui: home $(VENV)/.ui ## Dagster's UI on the same home, with sensors and schedules: http://localhost:3000
 	@$(BIN)/fullft prepare
 	@$(BIN)/dagster instance info >/dev/null
-	@$(BIN)/dagster dev -w workspace.yaml -p $${PORT:-3000}
+	@$(BIN)/fullft ui -w workspace.yaml -p $${PORT:-3000}
 
 check: demo ## Validate a use case's YAML in seconds: make check [USE_CASE=licences]
 	@$(BIN)/fullft check $(USE_CASE)

@@ -87,7 +87,7 @@ def main(arguments: Sequence[str]) -> Iterator[str]:
                 yield _shown(*found[-1])
         refused = {
             gain: float(
-                np.mean([not pilot_check(prediction, "any", outcome - gain, PlanningSettings()).passed for prediction, outcome in found])
+                np.mean([pilot_check(prediction, "any", outcome - gain, PlanningSettings()).is_red for prediction, outcome in found])
             )
             for gain in (0.02, 0.04, -0.04, -0.1, -0.2)
         }

@@ -1,4 +1,4 @@
-"""`<case>_retokenize`: after a change of tokenizer one run tokenises every batch that needs it, and the snapshot goes on."""
+"""The act `retokenize` of `<case>_by_hand`: after a change of tokenizer one run tokenises every batch that needs it, and the snapshot goes on."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ class Data:
         return job.execute_in_process(asset_selection=keys, partition_key=batch, instance=self.instance, raise_on_error=False)
 
     def retokenize(self) -> dg.ExecuteInProcessResult:
-        job = self.definitions.resolve_job_def(f"{CASE}_retokenize")
-        return job.execute_in_process(instance=self.instance, raise_on_error=False)
+        job, act = self.definitions.resolve_job_def(f"{CASE}_by_hand"), {"ops": {f"{CASE}__by_hand": {"config": {"act": "retokenize"}}}}
+        return job.execute_in_process(run_config=act, instance=self.instance, raise_on_error=False)
 
     def refusal(self) -> str:
         (failed,) = [event for event in self.materialize("training_snapshot").all_events if event.is_step_failure]
@@ -111,7 +111,7 @@ def test_after_a_new_token_the_snapshot_refuses_one_run_tokenises_all_and_the_sn
     before, snapshot = data.chunks(), latest(data.store, CASE, "training_snapshot")
     change_tokenizer(data)
     assert data.refusal() == (
-        "3 of 3 batches were tokenised with another tokenizer than base_model's with chunks.added_tokens; launch letters_retokenize"
+        "3 of 3 batches were tokenised with another tokenizer than base_model's with chunks.added_tokens; launch letters_by_hand with act: retokenize"
     )
     assert {data.status(batch) for batch in before} == {StaleStatus.STALE}
 
@@ -119,7 +119,7 @@ def test_after_a_new_token_the_snapshot_refuses_one_run_tokenises_all_and_the_sn
     assert result.success
     after = data.chunks()
     assert all(after[batch].ref != before[batch].ref for batch in before)
-    assert {event.step_key for event in result.all_events if event.step_key} == {f"{CASE}__retokenize"}
+    assert {event.step_key for event in result.all_events if event.step_key} == {f"{CASE}__by_hand"}
     made = {event.partition: event.materialization for event in result.all_events if event.is_step_materialization}
     assert {batch: found.tags["dagster/data_version"] for batch, found in made.items()} == {
         batch: manifest.content_digest for batch, manifest in after.items()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import os
 import re
 import shutil
@@ -128,24 +129,88 @@ class TestHelm:
     def test_the_ui_stays_in_the_cluster_and_runs_have_no_right_in_it(self) -> None:
         values = read(DEPLOY / "helm/values.yaml")
         manifests = list(yaml.safe_load_all((DEPLOY / "helm/manifests.yaml").read_text()))
-        pod = values["runLauncher"]["config"]["k8sRunLauncher"]["runK8sConfig"]["podSpecConfig"]
+        launcher = values["runLauncher"]["config"]["customRunLauncher"]["config"]
+        pod = launcher["run_k8s_config"]["pod_spec_config"]
         assert values["ingress"] == {"enabled": False} and values["dagsterWebserver"]["service"]["type"] == "ClusterIP"
         assert not pod["automountServiceAccountToken"] and pod["securityContext"]["runAsNonRoot"]
         bound = [m for m in manifests if m["kind"].endswith("RoleBinding")]
         assert [(m["kind"], m["subjects"]) for m in bound] == [("RoleBinding", [{"kind": "ServiceAccount", "name": "fullft-launcher"}])]
-        assert pod["serviceAccountName"] == "fullft-run"
+        assert launcher["service_account_name"] == "fullft-run"
+        (namespace,) = [m for m in manifests if m["kind"] == "Namespace"]
+        assert namespace["metadata"]["labels"] == {"pod-security.kubernetes.io/enforce": "restricted"}
+
+    @pytest.mark.heavy
+    def test_the_tags_of_a_run_choose_the_resources_of_its_pod_and_nothing_else(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By Dagster's own launcher, which makes the pod."""
+        import dagster as dg
+        from dagster_k8s.job import construct_dagster_k8s_job
+
+        chosen = read(DEPLOY / "helm/values.yaml")["runLauncher"]["config"]["customRunLauncher"]
+        cluster = {"clusters": [{"name": "a", "cluster": {"server": "http://localhost"}}], "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}]}  # fmt: skip
+        (tmp_path / "kubeconfig").write_text(yaml.safe_dump({**cluster, "users": [{"name": "a", "user": {}}], "current-context": "a"}))
+        chosen["config"] |= {"load_incluster_config": False, "kubeconfig_file": str(tmp_path / "kubeconfig")}
+        (tmp_path / "dagster.yaml").write_text(yaml.safe_dump({"run_launcher": chosen}))
+        monkeypatch.setenv("DAGSTER_HOME", "/var/lib/fullft/dagster")
+        monkeypatch.setenv("DAGSTER_K8S_PIPELINE_RUN_NAMESPACE", "fullft")
+
+        with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+
+            def pod_of(tag: dict[str, Any]) -> dict[str, Any]:
+                run = dg.DagsterRun("letters_model", tags={"dagster-k8s/config": json.dumps(tag)})
+                context = instance.run_launcher.get_container_context_for_run(run)  # type: ignore[attr-defined]
+                config = context.get_k8s_job_config("ours", instance.run_launcher)
+                job = construct_dagster_k8s_job(config, ["dagster"], "a", user_defined_k8s_config=context.run_k8s_config)
+                return job.to_dict()["spec"]["template"]["spec"]
+
+            pod = pod_of({"container_config": {"resources": {"limits": {"nvidia.com/gpu": "0"}}}})
+            (container,) = pod["containers"]
+            assert container["resources"]["limits"] == {"memory": "24Gi", "nvidia.com/gpu": "0"}
+            assert (container["image"], pod["service_account_name"], pod["automount_service_account_token"]) == (
+                "ours",
+                "fullft-run",
+                False,
+            )
+            assert pod["security_context"]["run_as_non_root"] and not container["security_context"]["allow_privilege_escalation"]
+            assert {each["config_map_ref"]["name"] for each in container["env_from"]} == {"fullft-dagster-pipeline-env", "fullft"}
+            for part, fields in (
+                ("container_config", {"image": "evil.example/x"}),
+                ("container_config", {"command": ["sh"]}),
+                ("container_config", {"securityContext": {"privileged": True}}),
+                ("container_config", {"env": [{"name": "FULLFT_STORE", "value": "s3://other"}]}),
+                ("container_config", {"volumeMounts": [{"name": "host", "mountPath": "/host"}]}),
+                ("pod_spec_config", {"serviceAccountName": "fullft-launcher"}),
+                ("pod_spec_config", {"volumes": [{"name": "host", "hostPath": {"path": "/"}}]}),
+                ("pod_template_spec_metadata", {"labels": {"a": "b"}}),
+                ("job_spec_config", {"parallelism": 9}),
+            ):
+                with pytest.raises(Exception, match=f"violated the allowed list: {part}"):
+                    pod_of({part: fields})
+
+    def test_every_place_starts_the_webserver_with_the_guard(self) -> None:
+        values, program = read(DEPLOY / "helm/values.yaml")["dagsterWebserver"], "-m fullft_assets.cli.webserver"
+        manifests = {m["metadata"]["name"]: m for m in yaml.safe_load_all((DEPLOY / "helm/manifests.yaml").read_text())}
+        (volume,), (mount,) = values["volumes"], values["volumeMounts"]
+        mounted = manifests[volume["configMap"]["name"]]["data"][mount["subPath"]]
+        assert f"exec python {program}" in mounted and volume["configMap"]["defaultMode"] == 0o555
+        # Where the image has the program that the chart starts.
+        assert mount["mountPath"] == "/opt/venv/bin/dagster-webserver" and "ENV PATH=/opt/venv/bin:" in DOCKERFILE.read_text()
+        assert program in " ".join(read(COMPOSE)["services"]["webserver"]["command"])
+        documented = (ROOT / "docs/deployment.md").read_text()
+        assert documented.count(f"python {program}") == 3 and "\ndagster-webserver" not in documented
 
     def test_every_name_that_a_pod_needs_is_in_the_manifests(self) -> None:
         names = {(m["kind"], m["metadata"]["name"]) for m in yaml.safe_load_all((DEPLOY / "helm/manifests.yaml").read_text())}
         text = (DEPLOY / "helm/values.yaml").read_text()
         used = {("PersistentVolumeClaim", name) for name in re.findall(r"claimName: (\S+)", text)}
-        used |= {("ServiceAccount", name) for name in re.findall(r"serviceAccountName: (\S+)", text)}
-        used |= {("ConfigMap", name) for name in re.findall(r"envConfigMaps:\n\s+- name: (\S+)", text)}
-        assert len(used) == 4 and used <= names
+        used |= {("ServiceAccount", name) for name in re.findall(r"service_account_name: (\S+)", text)}
+        used |= {("ConfigMap", name) for name in re.findall(r"(?:envConfigMaps:\n\s+- |configMap: {)name: ([\w-]+)", text)}
+        assert len(used) == 5 and used <= names
 
     def test_the_documented_workload_gets_what_the_config_map_gives_to_runs(self) -> None:
         manifests = yaml.safe_load_all((DEPLOY / "helm/manifests.yaml").read_text())
-        (runs,) = [m["data"] for m in manifests if m["kind"] == "ConfigMap"]
+        (runs,) = [m["data"] for m in manifests if (m["kind"], m["metadata"]["name"]) == ("ConfigMap", "fullft")]
         blocks = [yaml.safe_load(b) for b in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/launchers.md").read_text(), re.S)]
         (launcher,) = [b["launcher"] for b in blocks if b.get("launcher", {}).get("kind") == "kubernetes"]
         assert launcher["environment"] == {name: value for name, value in runs.items() if name != "FULLFT_STORE"}

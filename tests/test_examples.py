@@ -20,10 +20,12 @@ from fullft_assets import chunks, documents, examples
 from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.schema import schema
 from fullft_assets.errors import GateError
-from fullft_assets.examples.rules import GATE_OF_GROUPS, GATES, REASONS, ROLES, WARNINGS
+from fullft_assets.examples import identity
+from fullft_assets.examples.rules import GATE_OF_GROUPS, GATES, IDENTITY_RULES, REASONS, ROLES, WARNINGS
 from fullft_assets.settings import RULES, ExamplesSettings
 from fullft_assets.store import CheckOutcome, Store
 from fullft_assets.store.hashing import text_hash
+from fullft_assets.task import task_of
 from tests import project as projects
 from tests.licence_delivery import EXAMPLES, Delivery
 
@@ -184,7 +186,10 @@ def check_against_plain_python(rows: list[Row], settings: ExamplesSettings) -> e
         if rule in checks:
             assert checks[rule].metadata == {"num_rows": len(rows), "num_failed": expected.counts.get(rule, 0)}, rule
             assert checks[rule].passed == (not expected.counts.get(rule)), rule
-    assert {rule for rule in expected.counts if expected.counts[rule]} <= set(checks)
+    assert {rule for rule in expected.counts if expected.counts[rule]} <= {*checks, *IDENTITY_RULES}
+    seen = identity.within(examined.valid, task_of(settings).target)
+    counted = dict(zip(IDENTITY_RULES, (seen.twice_in_a_file, seen.repeated, seen.contradicting), strict=True))
+    assert {rule: int(mask.sum()) for rule, mask in counted.items()} == {rule: expected.counts[rule] for rule in IDENTITY_RULES}
     named = {(rows[n]["source"], rows[n]["row"]): reasons for n, reasons in expected.reasons.items()}
     found = examined.quarantined.select(["source", "row", "reasons"]).to_pylist()
     assert {(row["source"], row["row"]): row["reasons"].split("; ") for row in found} == named
@@ -268,7 +273,7 @@ class TestRealDelivery:
         for rule in REASONS:
             if rule in checks:
                 assert checks[rule].metadata == {"num_rows": len(rows), "num_failed": expected.counts.get(rule, 0)}, rule
-        dirt = ("rows_are_well_formed", "texts_are_present", "labels_are_present", "labels_are_known", "texts_are_unique")
+        dirt = ("rows_are_well_formed", "texts_are_present", "labels_are_present", "labels_are_known")
         assert all(expected.counts[rule] for rule in dirt), "the delivery is not dirty enough to prove anything"
         valid = [row for n, row in enumerate(rows) if n not in expected.reasons]
         assert places(licence_delivery.examined.valid) == [(row["source"], row["row"]) for row in valid]
@@ -359,7 +364,7 @@ class TestRowChecks:
         rows = sound_rows({"text": secret, "label": None}, {"text": secret, "problem": "not JSON"}, {"text": secret}, {"text": secret})
         examined = examples.examine(table(rows), PLAIN, "b")
         assert (len(examined.quarantined), len(examined.valid)) == (2, 2)
-        assert {check.name for check in examined.checks if not check.passed} >= {"texts_are_unique", "labels_are_present"}
+        assert {check.name for check in examined.checks if not check.passed} >= {"rows_are_well_formed", "labels_are_present"}
         assert secret not in json.dumps([check.model_dump() for check in examined.checks])
 
 
@@ -417,15 +422,13 @@ class TestSeverities:
         assert self.checks(labels_are_known="error")["labels_are_known"].severity == "error"
         assert "labels_are_known" not in self.checks(labels_are_known="off")
 
-    def test_rules_on_row_identity_set_nothing_aside_and_only_warn(self) -> None:
-        names = {"texts_are_unique", "equal_texts_have_equal_labels"}
+    def test_what_only_the_snapshot_decides_is_no_check_of_a_batch(self) -> None:
+        names = {"texts_are_unique", "equal_texts_have_equal_labels", "ids_are_unique", "annotators_agree"}
         rows = sound_rows({"text": "same"}, {"text": "same"}, {"text": "same", "label": "notice"})
-        for severity in ("error", "off"):
-            chosen = ExamplesSettings(label="kind", severities=dict.fromkeys(names, severity))
-            examined = examples.examine(table(rows), chosen, "b")
+        for severities in ({}, dict.fromkeys(names - {"annotators_agree"}, "error")):
+            examined = examples.examine(table(rows), ExamplesSettings(label="kind", severities=severities), "b")
             assert len(examined.valid) == 3
-            found = {check.name: check.severity for check in examined.checks if check.name in names}
-            assert found == (dict.fromkeys(names, "warn") if severity == "error" else {})
+            assert names.isdisjoint(check.name for check in examined.checks)
 
     def test_each_rule_is_a_check_with_counts(self) -> None:
         full = SETTINGS["token_classification"]

@@ -119,7 +119,7 @@ def test_sets_agree_label_by_label() -> None:
 
 class TestOfABatch:
     def examine(self, rows: list[dict[str, Any]], **changes: Any) -> tuple[Agreement | None, CheckOutcome]:
-        chosen = ExamplesSettings.model_validate({"label": "kind", **changes})
+        chosen = ExamplesSettings.model_validate({"label": "kind", "severities": {"annotators_agree": "warn"}, **changes})
         examined = examples.examine(table(rows), chosen, "b")
         return examined.agreement, next(c for c in examined.checks if c.name == "annotators_agree")
 

@@ -156,9 +156,8 @@ def test_jobs_sensors_and_schedules_are_those_of_any_model(finished: projects.Pr
     shutil.copytree(finished.root / "model", tmp_path / "model")
     configure(project, monitoring={"path": "data/letters/production"})
     repository = FullFineTune(load_use_case(project.yaml_path)).build_defs().get_repository_def()
-    by_hand = ("rollback", "freeze", "unfreeze", "promote", "clean")
     names = {job.name for job in repository.get_all_jobs() if not job.name.startswith("__")}
-    assert names == {f"letters_{name}" for name in ("ingest", "retokenize", "snapshot", "model", "evaluate", "monitor", *by_hand)}
+    assert names == {f"letters_{name}" for name in ("ingest", "snapshot", "model", "evaluate", "monitor", "by_hand")}
     assert {sensor.name for sensor in repository.sensor_defs} == {
         "letters_new_documents",
         "letters_new_production_documents",

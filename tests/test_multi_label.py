@@ -177,7 +177,9 @@ class TestRecipe:
 
     def test_another_tokenizer_than_the_snapshots_is_refused(self, tiny: Prepared):
         job = tiny.job("finetuned_checkpoint", chunks={"added_tokens": ["sublicense"]})
-        with pytest.raises(DataError, match="another tokenizer than base_model's with chunks.added_tokens.*letters_retokenize"):
+        with pytest.raises(
+            DataError, match="another tokenizer than base_model's with chunks.added_tokens.*letters_by_hand with act: retokenize"
+        ):
             open_recipe(job, tiny.store, tiny.snapshot)
 
 

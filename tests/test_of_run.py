@@ -108,6 +108,19 @@ def test_what_a_run_does_not_make_is_what_was_there_when_it_began(runs: Chain) -
     assert newest is not None and runs.read(runs.run(SECOND, THIRD))["first"] == newest.ref != runs.made(before)
 
 
+def test_what_no_run_made_is_not_taken_for_what_was_there(runs: Chain) -> None:
+    """The webserver and the UI's button report such an event for whoever asks."""
+
+    def report(ref: str) -> None:
+        for _ in range(11):
+            runs.instance.report_runless_asset_event(dg.AssetMaterialization(FIRST, metadata={ARTIFACT: ref}))
+
+    before, other = runs.run(FIRST), runs.run(FIRST)
+    report(str(runs.made(before)))
+    _meanwhile.extend((lambda: runs.run(FIRST), lambda: report("letters/first/forged/1")))
+    assert runs.read(runs.run(SECOND, THIRD))["first"] == runs.made(other)
+
+
 @pytest.mark.slow
 def test_what_only_the_store_knows_is_read_as_before(runs: Chain) -> None:
     """Another Dagster, or one whose storage was lost, has made it."""

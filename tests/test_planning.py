@@ -200,30 +200,31 @@ class TestPredictedScore:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(
-    ("baseline", "changes", "passed", "advice"),
+    ("baseline", "changes", "colour", "advice"),
     [
-        (0.7, {}, True, ""),
-        # The pilot's own score is below the baseline, but the full training's may be above.
-        (0.8, {}, True, ""),
-        (0.95, {}, False, "use the baseline"),
-        (0.7, {"min_predicted_gain": 0.3}, False, "use the baseline"),
+        (0.7, {}, "green", ""),
+        # A loss is predicted, but the full training may end above the baseline.
+        (0.83, {}, "yellow", "deliver more labels, or raise planning.min_predicted_gain"),
+        (0.95, {}, "red", "use the baseline"),
+        (0.7, {"min_predicted_gain": 0.3}, "red", "use the baseline"),
     ],
 )
-def test_pilot_check_refuses_where_even_the_optimistic_end_is_too_low(baseline: float, changes: dict, passed: bool, advice: str) -> None:
+def test_pilot_check_refuses_where_even_the_optimistic_end_is_too_low(baseline: float, changes: dict, colour: str, advice: str) -> None:
     flat = predict_score(learning_curve(0.55, 0.70, 0.76, 0.78), 2_400, 1_000)
     check = pilot_check(flat, "tfidf", baseline, PlanningSettings(**changes))
-    assert check.passed is passed
-    assert advice in check.description and ("use the baseline" in check.description) is not passed
+    assert (check.passed, check.is_red) == {"green": (True, False), "yellow": (False, False), "red": (False, True)}[colour]
+    assert advice in check.description and ("use the baseline" in check.description) is (colour == "red")
     assert check.metadata["predicted_gain"] == pytest.approx(flat.predicted - baseline)
 
 
-@pytest.mark.parametrize(("setting", "passed"), [("go_on", True), ("stop", False)])
-def test_a_pilot_that_predicts_nothing_says_so(setting: str, passed: bool) -> None:
+@pytest.mark.parametrize(("setting", "is_red"), [("go_on", False), ("stop", True)])
+def test_a_pilot_that_predicts_nothing_says_so(setting: str, is_red: bool) -> None:
     steep = predict_score(learning_curve(0.1, 0.1, 0.3, 0.4), 4_800, 1_000)
     check = pilot_check(steep, "tfidf", 0.5, PlanningSettings(pilot_unknown=setting))
-    assert check.passed is passed
+    assert not check.passed and check.metadata["predicted_gain"] < 0
+    assert check.is_red is is_red
     assert "too wide to know" in check.description
-    assert ("raise planning.pilot_share" in check.description) is not passed
+    assert ("raise planning.pilot_share" in check.description) is is_red
 
 
 #: Prints how many MiB go back to the system where every second one of 40 blocks of 4 MiB is freed.
@@ -373,7 +374,7 @@ class TestRealWorkload:
         # The largest part was all rows: the full training is as good, but for chance.
         assert pilot["predicted_low"] < scores[-1] == pilot["predicted"] < pilot["predicted_high"] < pilot["optimistic"] <= 1
         hoped = pilot["optimistic"] + 0.02 - pilot["best_baseline_score"]
-        assert planned["pilot_run"].check("pilot_predicts_gain").passed == (hoped > 0)
+        assert planned["pilot_run"].check("pilot_predicts_gain").is_red == (hoped < 0)
 
     def test_pilot_leaves_nothing_in_the_temporary_folder(self, planned, prepared):
         assert set(planned["pilot_run"].files) == {"pilot.json"}

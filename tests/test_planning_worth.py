@@ -72,14 +72,16 @@ def test_a_model_that_is_not_worth_it_is_kept_back_only_where_asked(policy: str,
     assert (worth.sentence.rstrip(".") in found.sentence) == (answer != "promote")
     made = [outcome for outcome in checks.outcomes(evaluation, found, worth) if outcome.name == "full_finetuning_is_justified"]
     assert [(outcome.passed, outcome.severity) for outcome in made] == [(usd_per_point == 50.0, "warn")]
-    names = {spec.name for spec in checks.specs(ReleaseSettings(), use_case(usd_per_point=usd_per_point).planning)}
+    names = {spec.name for spec in checks.specs(ReleaseSettings(), use_case(usd_per_point=usd_per_point).planning, has_row_labels=False)}
     assert names == {outcome.name for outcome in checks.outcomes(evaluation, found, worth)}
 
 
 def test_not_asked_there_is_no_such_check() -> None:
     evaluation, worth = evaluated(), judged(0.03, 0.05, 0.07)
     made = checks.outcomes(evaluation, verdict(evaluation, ReleaseSettings(), worth=worth), worth)
-    assert {outcome.name for outcome in made} == {spec.name for spec in checks.specs(ReleaseSettings(), PlanningSettings())}
+    assert {outcome.name for outcome in made} == {
+        spec.name for spec in checks.specs(ReleaseSettings(), PlanningSettings(), has_row_labels=False)
+    }
 
 
 @pytest.mark.parametrize(("policy", "break_even", "passed"), [("block", 0.9, False), ("warn", 0.9, True), ("block", 0.01, True)])

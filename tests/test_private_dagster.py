@@ -1,4 +1,4 @@
-"""The two imports of Dagster's private modules and one private attribute, as they are in Dagster 1.13.27.
+"""The three imports of Dagster's private modules and one private attribute, as they are in Dagster 1.13.27.
 
 A newer Dagster may move or change them: when one of these tests fails after an upgrade, look at what it names.
 """
@@ -22,6 +22,7 @@ from tests import project as projects
 PACKAGE = Path(__file__).parents[1] / "fullft_assets"
 PRIVATE = {
     ("cli/code_location.py", "dagster._cli.workspace.cli_target"),
+    ("cli/webserver.py", "dagster._cli"),
     ("launchers/run_workers.py", "dagster._core.launcher"),
 }
 DEFINITIONS = """

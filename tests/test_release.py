@@ -667,7 +667,7 @@ class TestByHand:
         assert (outcome.kind, manifest) == ("kept", None)
         assert outcome.sentence == (
             "Not promoted though every gate passed, since the champion is frozen. Frozen by hand (run-1): audit until May. "
-            "Run the job demo_unfreeze, then materialise champion_model again."
+            "Run the job demo_by_hand with act: unfreeze, then materialise champion_model again."
         )
         with pytest.raises(GateError, match=r"the champion is frozen already. Frozen by hand \(run-1\): audit until May"):
             release.freeze(lab.store, "demo", reason="again", by="run-2")

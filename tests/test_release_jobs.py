@@ -44,9 +44,9 @@ class Released:
         self.lab.publish(self.lab.report(self.first, evaluated(), "ra"), self.first)
         self.green = self.lab.report(self.second, evaluated(over_champion=gained(0.02)), "rb")
 
-    def run(self, job: str, raise_on_error: bool = True, **config: str) -> dg.ExecuteInProcessResult:
-        given = {"ops": {f"demo__{job}": {"config": config}}}
-        definition = self.definitions.resolve_job_def(f"demo_{job}")
+    def run(self, act: str, raise_on_error: bool = True, **config: str) -> dg.ExecuteInProcessResult:
+        given = {"ops": {"demo__by_hand": {"config": {"act": act, **config}}}}
+        definition = self.definitions.resolve_job_def("demo_by_hand")
         return definition.execute_in_process(run_config=given, instance=self.instance, raise_on_error=raise_on_error)
 
     def materialize(self, checkpoint: Manifest, report: Manifest) -> dg.ExecuteInProcessResult:
@@ -80,11 +80,10 @@ def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Releas
 
 
 def test_the_store_is_cleaned_up_by_a_run_that_waits_for_others(released: Released) -> None:
-    job = released.definitions.resolve_job_def("demo_clean")
-    assert job.execute_in_process(instance=released.instance).success
+    assert released.run("clean").success
     other = dg.DagsterRun(job_name="demo_model", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED, tags={"use_case": "demo"})
     released.instance.add_run(other)
-    refused = job.execute_in_process(instance=released.instance, raise_on_error=False)
+    refused = released.run("clean", raise_on_error=False)
     (failed,) = [event for event in refused.all_events if event.is_step_failure]
     assert "(demo_model) is in progress; clean up when it has ended" in str(failed.event_specific_data.user_failure_data.description)
 
@@ -168,7 +167,7 @@ def test_frozen_the_asset_succeeds_and_says_why_the_champion_stays(released: Rel
     assert result.success and not result.get_asset_materialization_events()
     assert released.champion == released.first.ref
     said = released.newest("observation")
-    assert "since the champion is frozen" in said["outcome"] and "audit until May" in said["outcome"] and "demo_unfreeze" in said["outcome"]
+    assert "since the champion is frozen" in said["outcome"] and "audit until May" in said["outcome"] and "act: unfreeze" in said["outcome"]
     assert said["champion"] == released.first.ref
     assert released.run("unfreeze", reason="audit done").success
     result = released.materialize(released.second, released.green)
@@ -190,11 +189,9 @@ def test_promoted_by_hand_though_a_gate_is_red(released: Released) -> None:
     assert released.newest("materialization")["outcome"] == said["outcome"] and released.champion == third.ref
 
 
-@pytest.mark.parametrize("job", ["rollback", "freeze", "unfreeze", "promote"])
-def test_no_job_starts_without_a_reason(released: Released, job: str) -> None:
-    with pytest.raises(dg.DagsterInvalidConfigError, match="reason"):
-        released.run(job, **({"checkpoint": released.second.ref} if job == "promote" else {}))
-    failed = released.run(job, raise_on_error=False, reason=" ", **({"checkpoint": released.second.ref} if job == "promote" else {}))
+@pytest.mark.parametrize("act", ["rollback", "freeze", "unfreeze", "promote"])
+def test_no_act_on_the_champion_is_done_without_a_reason(released: Released, act: str) -> None:
+    failed = released.run(act, raise_on_error=False, **({"checkpoint": released.second.ref} if act == "promote" else {}))
     [failure] = [event for event in failed.all_events if event.event_type_value == "STEP_FAILURE"]
     assert "reason: give one" in str(failure.step_failure_data.user_failure_data)
     assert released.champion == released.first.ref
@@ -209,7 +206,10 @@ def test_the_summary_of_a_run_says_what_the_release_came_to(released: Released, 
     frozen = released.run("freeze", reason="audit until May")
     released.materialize(released.second, released.green)
     said = lines()
-    assert said["frozen"] == f"Frozen by hand ({frozen.run_id}): audit until May; `demo_unfreeze` lets the gates decide again"
+    assert (
+        said["frozen"]
+        == f"Frozen by hand ({frozen.run_id}): audit until May; `demo_by_hand` with act: unfreeze lets the gates decide again"
+    )
     assert said["verdict"].startswith("Not promoted though every gate passed, since the champion is frozen.")
     assert "by hand" not in said
     promoted = released.run("promote", reason="needed", checkpoint=released.second.ref)

@@ -350,7 +350,8 @@ class TestAnnotators:
 
     def test_it_is_in_the_metadata_and_is_judged_by_a_check(self, tmp_path: Path) -> None:
         prepared.write_tiny_model(tmp_path / "model")
-        project = projects.create(tmp_path, rows=400, base_model="model", documents={"max_batch_files": 1})
+        examined = {"severities": {"annotators_agree": "warn"}}
+        project = projects.create(tmp_path, rows=400, base_model="model", documents={"max_batch_files": 1}, examples=examined)
         for n, who in enumerate(("ann", "bob")):
             labels = [("notice", "reference"), ("reference", "notice"), ("text", "text")]
             rows = [
@@ -370,7 +371,7 @@ class TestAnnotators:
 
     def test_a_rule_on_row_identity_has_the_severity_that_the_yaml_gives_it_in_the_snapshot(self, tmp_path: Path) -> None:
         prepared.write_tiny_model(tmp_path / "model")
-        severities = {"equal_texts_have_equal_labels": "error", "texts_are_unique": "off", "annotators_agree": "off"}
+        severities = {"equal_texts_have_equal_labels": "error", "texts_are_unique": "off"}
         project = projects.create(tmp_path, rows=400, base_model="model", examples={"severities": severities})
         rows = [{"id": id_, "text": self.TEXT, "kind": kind} for id_, kind in (("x", "notice"), ("y", "reference"))]
         for n, row in enumerate(rows):

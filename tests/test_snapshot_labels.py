@@ -13,12 +13,13 @@ import pytest
 from benchmarks.frozen import freeze
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
-from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot import Frozen
+from fullft_assets.settings import ExamplesSettings, SnapshotSettings, UseCaseSettings
+from fullft_assets.snapshot import Frozen, checks
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.hashing import text_hash, unit_hash
 from tests import project as projects
+from tests.test_settings import LEAST
 from tests.test_snapshot import SCHEMA
 
 pytestmark = pytest.mark.quick
@@ -97,6 +98,10 @@ class TestSides:
         frozen = take(rows, task="language_modeling")
         assert {row["split"] for row in frozen.index.to_pylist()} == set(SPLITS)
         assert frozen.metadata["num_groups_moved"] == 2
+        # Checks on labels are neither defined nor made.
+        settings = UseCaseSettings.model_validate({**LEAST, "examples": {"task": "language_modeling"}})
+        declared = {spec.name for spec in checks.checks_of(settings)}
+        assert not any(name.startswith("labels_") for name in {*declared, *(check.name for check in frozen.checks)})
 
     def test_a_group_with_most_of_a_labels_rows_trains(self, common: list[dict[str, Any]]) -> None:
         first, second, third = sorted(groups_hashed_to("train", 3), key=lambda group: unit_hash(1, "split", group))
@@ -251,6 +256,19 @@ class TestSetAside:
         label = "a text that came in the place of a label " * 20
         description = check_of(take([*common, *rows_of_groups({"q": (label, 1)}, start=1_000)])).description
         assert "a text that came" not in description and "1 label (not named" in description
+
+
+class TestCopies:
+    @pytest.mark.parametrize(("num_copies", "severity", "passed"), [(12, "warn", True), (40, "warn", False), (1, "error", False)])
+    def test_few_copies_are_counted_and_nothing_is_shown_as_failed(
+        self, common: list[dict[str, Any]], num_copies: int, severity: str, passed: bool
+    ) -> None:
+        copies = [{**row, "id": f"copy {n}"} for n, row in enumerate(common[:num_copies])]
+        settings = ExamplesSettings.model_validate({"label": "kind", "severities": {"texts_are_unique": severity}})
+        found = {check.name: check for check in checks.identity_outcomes(take([*common, *copies]), settings)}
+        assert found.keys() == {"ids_are_unique", "texts_are_unique", "equal_texts_have_equal_labels", "labels_have_one_spelling"}
+        check = found["texts_are_unique"]
+        assert (check.passed, check.severity, check.metadata) == (passed, severity, {"num_failed": num_copies})
 
 
 class TestRefusals:

@@ -5,14 +5,19 @@ The tests build on each other, in the order of this file, on one project.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from urllib.parse import urlencode
 
 import dagster as dg
 import psutil
 import pytest
 from playwright.sync_api import expect
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+from websockets.typing import Origin, Subprotocol
 
 from fullft_assets.launchers.supervisor import is_alive
 from fullft_assets.resources import open_store
@@ -111,6 +116,28 @@ def test_graph_is_one_group_without_a_dialog(screen: Screen):
     expect(page.get_by_role("link", name=re.compile("champion_model")).first).to_be_visible()
     links = page.locator("a[href*='/assets/letters/']").evaluate_all("links => links.map(link => link.pathname)")
     assert {link.rsplit("/", 1)[1] for link in links} == ASSETS
+
+
+def test_no_page_of_another_origin_acts(screen: Screen):
+    """What Dagster's own webserver does for each of these requests, and what programs may go on to do."""
+    run = 'mutation { setConcurrencyLimit(concurrencyKey: "forged", limit: 7) }'
+    key = f"{screen.case}/finetuned_checkpoint"
+    report = f"/report_asset_materialization/{key}?" + urlencode({"metadata": json.dumps({"artifact": "forged"})})
+    evil, json_type = {"Origin": "http://evil.example"}, {"Content-Type": "application/json"}
+    body = json.dumps({"query": run}).encode()
+    assert screen.answer("GET", f"/graphql?{urlencode({'query': run})}") == 403
+    assert screen.answer("POST", f"/graphql?{urlencode({'query': run})}", {}) == 403
+    assert screen.answer("POST", "/graphql", {**json_type, **evil}, body) == 403
+    assert screen.answer("POST", report, evil) == 403
+    assert screen.answer("GET", "/server_info", {"Host": "evil.example"}) == 403
+    address = f"{screen.services.url.replace('http', 'ws')}/graphql"
+    with pytest.raises(InvalidStatus, match="403"):
+        connect(address, origin=Origin("http://evil.example"), subprotocols=[Subprotocol("graphql-ws")])
+    assert "forged" not in screen.instance.event_log_storage.get_concurrency_keys()
+    assert screen.instance.get_latest_materialization_event(dg.AssetKey(key.split("/"))) is None
+
+    connect(address, subprotocols=[Subprotocol("graphql-ws")]).close()
+    assert screen.answer("POST", "/graphql", json_type, json.dumps({"query": "{ version }"}).encode()) == 200
 
 
 def test_model_job(screen: Screen, made: str):

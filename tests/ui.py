@@ -9,9 +9,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import dagster as dg
@@ -49,7 +50,7 @@ def wait_for(what: str, find: Callable[[], T], seconds: float, poll: float = 0.3
 
 
 class Services:
-    """`dagster dev` over a project: webserver, daemons and code server, in a home of their own."""
+    """`fullft ui` over a project: webserver, daemons and code server, in a home of their own."""
 
     def __init__(self, project: Project):
         self.project = project
@@ -62,7 +63,7 @@ class Services:
         """Start the services and wait until the webserver answers."""
         # On a fresh home the services race for the schema of the database: one command goes before.
         self._dagster("instance", "info")
-        command = [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml", "-p", self.url.rsplit(":", 1)[1]]
+        command = [sys.executable, "-m", "fullft_assets.cli", "ui", "-w", "workspace.yaml", "-p", self.url.rsplit(":", 1)[1]]
         with self.log.open("wb") as log:
             process = subprocess.Popen(
                 command, cwd=self.project.root, env=self.project.env(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -109,6 +110,14 @@ class Screen:
     def open(self, path: str) -> Page:
         self.page.goto(f"{self.services.url}/{path}")
         return self.page
+
+    def answer(self, method: str, path: str, headers: Mapping[str, str] = MappingProxyType({}), body: bytes = b"") -> int:
+        """Send a request as a program does, and return the status of its answer."""
+        request = urllib.request.Request(f"{self.services.url}{path}", body or None, headers, method=method)
+        try:
+            return urllib.request.urlopen(request, timeout=60).status
+        except urllib.error.HTTPError as error:
+            return error.code
 
     def open_asset(self, name: str, view: str = "overview") -> Page:
         return self.open(f"assets/{self.case}/{name}?view={view}")

@@ -16,6 +16,7 @@ from fullft_assets.examples.label_names import may_be_named
 from fullft_assets.planning import worth
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest, Store, artifact_key, digest
+from fullft_assets.task import task_of
 
 _INPUTS = ("training_snapshot", "cheaper_baselines", "pilot_run", "finetuned_checkpoint")
 #: Metadata is stored in the event log.
@@ -25,7 +26,8 @@ _PICTURE = re.compile(r"!\[(?P<title>[^\]]*)\]\((?P<path>pictures/[^)]+)\)")
 
 def build(case: Case) -> list[dg.AssetsDefinition]:
     """Return the assets of this stage."""
-    specs = checks.specs(case.settings.release, case.settings.planning)
+    has_row_labels = task_of(case.settings.examples).target in ("label", "labels")
+    specs = checks.specs(case.settings.release, case.settings.planning, has_row_labels=has_row_labels)
     # What a gain is worth is judged here, though its settings are those of the plan.
     asked = worth.asked(case.settings)
     worth_version = f"-{digest(asked)[:8]}" if asked else ""

@@ -111,7 +111,7 @@ def _measure_live_quality(case: Case, store: Store, champion: release.Champion) 
     usable = {
         name: manifest
         for name, manifest in latest_by_partition(store, case.name, "labeled_examples").items()
-        if name not in learned and all(check.passed for check in manifest.checks if check.severity == "error")
+        if name not in learned and not any(check.is_red for check in manifest.checks)
     }
     return live.measure(
         store,

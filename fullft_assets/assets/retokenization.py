@@ -19,42 +19,21 @@ from fullft_assets.store import Manifest, Store
 STAGES = ("raw_documents", "labeled_examples", "tokenized_chunks")
 
 
-def build_job(case: Case) -> dg.JobDefinition:
-    """Return the job `<case>_retokenize`; when it is cut short, the next one continues where it stopped."""
-
-    @dg.op(
-        name=f"{case.name}__retokenize",
-        description="Tokenises every batch that is read and validated with the settings of today, but not tokenised with them.",
-        out={},
-        tags={"dagster/kind": "huggingface"},
-        required_resource_keys={case.store_key},
-    )
-    def retokenize(context: dg.OpExecutionContext):
-        store = case.store(context)
+def retokenize(case: Case, context: dg.OpExecutionContext) -> Iterator:
+    """Tokenise every batch that needs it and yield the events of it; when it is cut short, the next run continues where it stopped."""
+    store = case.store(context)
+    with one_line_errors(store, case.name):
+        raw, labeled, tokenized = (latest_by_partition(store, case.name, stage) for stage in STAGES)
+        needing = ingestion.needing_tokens(case.use_case, raw, labeled, tokenized)
+    context.log.info(f"{len(needing):,} of {len(labeled):,} batches need tokenising")
+    for number, batch in enumerate(needing, 1):
         with one_line_errors(store, case.name):
-            raw, labeled, tokenized = (latest_by_partition(store, case.name, stage) for stage in STAGES)
-            needing = ingestion.needing_tokens(case.use_case, raw, labeled, tokenized)
-        context.log.info(f"{len(needing):,} of {len(labeled):,} batches need tokenising")
-        for number, batch in enumerate(needing, 1):
-            with one_line_errors(store, case.name):
-                made = chunks.tokenize(store, case.use_case, labeled[batch])
-            # Reported before the store knows it: the next run repeats what a run that dies between the two has not done.
-            yield from events(case, store, context.instance, batch, made)
-            set_latest(store, case.name, "tokenized_chunks", made, batch)
-            ingestion.mark_done(store, case.use_case, batch)
-            context.log.info(
-                f"{batch}: {chunks.ChunksMetadata.of(made).num_rows:,} rows tokenised ({number:,} of {len(needing):,} batches)"
-            )
-
-    @dg.job(
-        name=f"{case.name}_retokenize",
-        description="Tokenise every batch that needs it, in one run: after a change of tokenizer or windows.",
-        tags={"use_case": case.name},
-    )
-    def job():
-        retokenize()
-
-    return job
+            made = chunks.tokenize(store, case.use_case, labeled[batch])
+        # Reported before the store knows it: the next run repeats what a run that dies between the two has not done.
+        yield from events(case, store, context.instance, batch, made)
+        set_latest(store, case.name, "tokenized_chunks", made, batch)
+        ingestion.mark_done(store, case.use_case, batch)
+        context.log.info(f"{batch}: {chunks.ChunksMetadata.of(made).num_rows:,} rows tokenised ({number:,} of {len(needing):,} batches)")
 
 
 def events(case: Case, store: Store, instance: dg.DagsterInstance, batch: str, made: Manifest) -> Iterator:

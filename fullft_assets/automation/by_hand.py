@@ -1,78 +1,88 @@
-"""The jobs by which a person overrules the gates: roll back, freeze, unfreeze, promote. Each asks for a reason, which the champion's pointer keeps."""
+"""The job by which a person acts on a use case: overrule the gates, clean the store up, tokenise again."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from enum import Enum
 
 import dagster as dg
 from pydantic import Field
 
 from fullft_assets import release
+from fullft_assets.assets import retokenization
 from fullft_assets.assets.case import Case
 from fullft_assets.assets.release import observation, shown
+from fullft_assets.automation.cleaning import clean
 from fullft_assets.resources import one_line_errors, set_latest
 from fullft_assets.store import Store
 
-_REASON = "Why; kept with the champion's history."
+
+class Act(Enum):
+    """What a person may do; the first one is the default."""
+
+    freeze = "freeze"
+    unfreeze = "unfreeze"
+    promote = "promote"
+    rollback = "rollback"
+    retokenize = "retokenize"
+    clean = "clean"
 
 
-class Reason(dg.Config):
-    """What every job by hand asks for."""
+class ByHand(dg.Config):
+    """What is to be done."""
 
-    reason: str = Field(description=_REASON)
+    act: Act = Field(
+        default=Act.freeze,
+        description="freeze: keep the champion, whatever the gates say. unfreeze: let the gates decide again. promote: make an evaluated "
+        "checkpoint the champion. rollback: bring the previous champion back. retokenize: tokenise every batch that needs it, after a change "
+        "of tokenizer or windows. clean: remove from the store what nothing in use was made from, by the settings of `retention`.",
+    )
+    reason: str = Field(default="", description="Why; needed for acts on the champion, and kept with its history.")
+    checkpoint: str = Field(
+        default="",
+        description="For promote: CASE/finetuned_checkpoint/KEY/ATTEMPT of a checkpoint that was evaluated; its gates may be red.",
+    )
 
 
-class Promotion(dg.Config):
-    """What a promotion by hand asks for."""
-
-    reason: str = Field(description=_REASON)
-    checkpoint: str = Field(description="CASE/finetuned_checkpoint/KEY/ATTEMPT of a checkpoint that was evaluated; its gates may be red.")
+def job_name(case: str) -> str:
+    """Return the name of a use case's job for acts by hand."""
+    return f"{case}_by_hand"
 
 
-def build_jobs_by_hand(case: Case) -> list[dg.JobDefinition]:
-    """Return the jobs `<case>_rollback`, `<case>_freeze`, `<case>_unfreeze` and `<case>_promote`."""
+def run_config(case: str, act: str) -> dict:
+    """Return the run config of an act that needs no reason."""
+    return {"ops": {f"{case}__by_hand": {"config": {"act": act}}}}
 
-    def rollback(context: dg.OpExecutionContext, config: Reason) -> Iterator:
+
+def build_job_by_hand(case: Case) -> dg.JobDefinition:
+    """Return the job `<case>_by_hand`."""
+    description = "By hand: freeze, unfreeze, promote, rollback, retokenize or clean, as `act` in the config says."
+
+    @dg.op(name=f"{case.name}__by_hand", description=description, out={}, required_resource_keys={case.store_key})
+    def by_hand(context: dg.OpExecutionContext, config: ByHand):
         store = case.store(context)
-        with one_line_errors(store, case.name):
-            release.rollback(store, case.name, reason=config.reason, by=context.run_id)
-        yield _noted(context, case, store)
-        yield from _in_use(context, case, store)
+        if config.act is Act.retokenize:
+            yield from retokenization.retokenize(case, context)
+        elif config.act is Act.clean:
+            clean(case, context)
+        else:
+            with one_line_errors(store, case.name):
+                _change(case, store, config, context.run_id)
+            yield _noted(context, case, store)
+            if config.act in (Act.promote, Act.rollback):
+                yield from _in_use(context, case, store)
 
-    def freeze(context: dg.OpExecutionContext, config: Reason) -> Iterator:
-        store = case.store(context)
-        with one_line_errors(store, case.name):
-            release.freeze(store, case.name, reason=config.reason, by=context.run_id)
-        yield _noted(context, case, store)
-
-    def unfreeze(context: dg.OpExecutionContext, config: Reason) -> Iterator:
-        store = case.store(context)
-        with one_line_errors(store, case.name):
-            release.unfreeze(store, case.name, reason=config.reason, by=context.run_id)
-        yield _noted(context, case, store)
-
-    def promote(context: dg.OpExecutionContext, config: Promotion) -> Iterator:
-        store = case.store(context)
-        with one_line_errors(store, case.name):
-            release.promote_by_hand(store, case.use_case, config.checkpoint, reason=config.reason, by=context.run_id)
-        yield _noted(context, case, store)
-        yield from _in_use(context, case, store)
-
-    return [
-        _job(case, rollback, "Bring the previous champion back."),
-        _job(case, freeze, "Keep the champion, whatever the gates say, until it is unfrozen. Evaluations still run."),
-        _job(case, unfreeze, "Let the gates decide again."),
-        _job(case, promote, "Make an evaluated checkpoint the champion, whatever the gates said."),
-    ]
-
-
-def _job(case: Case, body: Callable[..., Iterator], description: str) -> dg.JobDefinition:
-    action = body.__name__
-    op = dg.op(name=f"{case.name}__{action}", description=description, out={}, required_resource_keys={case.store_key})(body)
-
-    @dg.job(name=f"{case.name}_{action}", description=description, tags={"use_case": case.name})
+    @dg.job(name=job_name(case.name), description=description, tags={"use_case": case.name})
     def job():
-        op()
+        by_hand()
 
     return job
+
+
+def _change(case: Case, store: Store, config: ByHand, run_id: str) -> None:
+    if config.act is Act.promote:
+        release.promote_by_hand(store, case.use_case, config.checkpoint, reason=config.reason, by=run_id)
+        return
+    change = {Act.freeze: release.freeze, Act.unfreeze: release.unfreeze, Act.rollback: release.rollback}[config.act]
+    change(store, case.name, reason=config.reason, by=run_id)
 
 
 def _noted(context: dg.OpExecutionContext, case: Case, store: Store) -> dg.AssetObservation:

@@ -1,4 +1,4 @@
-"""The job and the schedule that clean the store up, and who they wait for."""
+"""What cleans the store up, by hand and by schedule, and who they wait for."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,28 +13,17 @@ from fullft_assets.automation.runs import IN_FLIGHT
 from fullft_assets.errors import StoreError
 from fullft_assets.resources import one_line_errors
 
-_DESCRIPTION = "Remove from the store what no kept champion and nothing else in use was made from, by the settings of `retention`."
+
+def clean(case: Case, context: dg.OpExecutionContext) -> None:
+    """Remove from the store what no kept champion and nothing else in use was made from, by the settings of `retention`."""
+    store = case.store(context)
+    with one_line_errors(store, case.name):
+        found = retention.clean(store, case.use_case, require_idle=idle_from_now(case.name, context.instance, but=context.run_id))
+    for line in found.lines:
+        context.log.info(line)
 
 
-def build_clean_job(case: Case) -> dg.JobDefinition:
-    """Return the job `<case>_clean`."""
-
-    @dg.op(name=f"{case.name}__clean", description=_DESCRIPTION, out={}, required_resource_keys={case.store_key})
-    def clean(context: dg.OpExecutionContext):
-        store = case.store(context)
-        with one_line_errors(store, case.name):
-            found = retention.clean(store, case.use_case, require_idle=idle_from_now(case.name, context.instance, but=context.run_id))
-        for line in found.lines:
-            context.log.info(line)
-
-    @dg.job(name=f"{case.name}_clean", description=_DESCRIPTION, tags={"use_case": case.name})
-    def job():
-        clean()
-
-    return job
-
-
-def build_clean_schedule(case: Case) -> list[dg.ScheduleDefinition]:
+def build_clean_schedule(case: Case, job: str, run_config: dict[str, Any]) -> list[dg.ScheduleDefinition]:
     """Return the schedule of the clean-up, if the YAML has one."""
     cron = case.settings.retention.schedule
     if cron is None:
@@ -42,7 +31,7 @@ def build_clean_schedule(case: Case) -> list[dg.ScheduleDefinition]:
 
     @dg.schedule(
         name=f"{case.name}_clean_schedule",
-        job_name=f"{case.name}_clean",
+        job_name=job,
         cron_schedule=cron,
         execution_timezone=case.settings.automation.timezone,
         default_status=dg.DefaultScheduleStatus.RUNNING if case.settings.automation.enabled else dg.DefaultScheduleStatus.STOPPED,
@@ -53,7 +42,7 @@ def build_clean_schedule(case: Case) -> list[dg.ScheduleDefinition]:
             require_idle(case.name, context.instance)
         except StoreError as error:
             return dg.SkipReason(str(error))
-        return dg.RunRequest()
+        return dg.RunRequest(run_config=run_config)
 
     return [clean_schedule]
 

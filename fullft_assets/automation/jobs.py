@@ -2,10 +2,9 @@
 
 import dagster as dg
 
-from fullft_assets.assets import representation, retokenization
+from fullft_assets.assets import representation
 from fullft_assets.assets.case import Case
-from fullft_assets.automation.by_hand import build_jobs_by_hand
-from fullft_assets.automation.cleaning import build_clean_job
+from fullft_assets.automation.by_hand import build_job_by_hand
 from fullft_assets.automation.orphans import build_orphans_job
 
 INGEST = ("raw_documents", "labeled_examples", "quarantined_examples", "tokenized_chunks")
@@ -39,7 +38,6 @@ def build_jobs(case: Case) -> list[dg.JobDefinition]:
 
     jobs = [
         job("ingest", INGEST, "One batch of delivered files: read, validate, tokenise.", case.batches),
-        retokenization.build_job(case),
         job("snapshot", SNAPSHOT, "Freeze what is ingested, and write the data report."),
         job("model", MODEL, "Snapshot, plan, baselines, pilot, full fine-tuning, evaluation, release."),
         job(
@@ -54,4 +52,4 @@ def build_jobs(case: Case) -> list[dg.JobDefinition]:
         jobs.append(job("monitor", MONITOR, about, case.windows, (representation.check_key(case),)))
     elif case.has_windows:
         jobs.append(job("monitor", PREDICT, "One window of production documents: what the champion predicts of them.", case.windows))
-    return [*jobs, *build_jobs_by_hand(case), build_clean_job(case), *build_orphans_job(case)]
+    return [*jobs, build_job_by_hand(case), *build_orphans_job(case)]

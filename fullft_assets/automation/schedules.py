@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 
 from fullft_assets.assets.case import Case
+from fullft_assets.automation import by_hand
 from fullft_assets.automation.budget import evaluation_above_budget
 from fullft_assets.automation.cleaning import build_clean_schedule
 from fullft_assets.automation.decision import decide_and_record
@@ -54,4 +55,9 @@ def build_schedules(case: Case) -> list[dg.ScheduleDefinition]:
             return dg.SkipReason(reason)
         return dg.RunRequest()
 
-    return [retraining_schedule, evaluation_schedule, *build_clean_schedule(case), *build_orphans_schedule(case)]
+    return [
+        retraining_schedule,
+        evaluation_schedule,
+        *build_clean_schedule(case, by_hand.job_name(case.name), by_hand.run_config(case.name, "clean")),
+        *build_orphans_schedule(case),
+    ]

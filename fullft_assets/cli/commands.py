@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from fullft_assets.config.project import Place, find_defs, find_use_case
+from fullft_assets.config.project import Place, find_defs, find_project_root, find_use_case
 from fullft_assets.config.validation import load_use_case
 from fullft_assets.errors import FullftError, SettingsError
 from fullft_assets.settings.use_case import UseCase
@@ -19,7 +19,11 @@ _SHOWN_LINES = 10
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and do it; an error that the user can fix is printed without a traceback."""
-    parsed = _parser().parse_args(arguments)
+    parser = _parser()
+    parsed, others = parser.parse_known_args(arguments)
+    if others and parsed.command is not _ui:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    parsed.others = others
     try:
         parsed.defs = parsed.defs or find_defs(Path.cwd())
         return parsed.command(parsed)
@@ -77,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     verified.add_argument("--report", metavar="REF", help="the evaluation, as CASE/evaluation_report/KEY/ATTEMPT (default: the newest)")
     prepared = add("prepare", _prepare, "Write a demo's sample delivery, and its model, unless they are there.", use_case=False)
     prepared.add_argument("use_case", nargs="?", help="name of the use case (default: every demo that needs no model written)")
+    add("ui", _ui, "Open Dagster's UI with the daemon, for this machine alone; takes the options of `dagster dev`.", use_case=False)
     toured = add("tour", _tour, "Show the whole loop on a small use case with the UI open, step by step, in ten minutes.", use_case=False)
     toured.add_argument("folder", nargs="?", type=Path, default=Path("tour"), help="new folder for all that it writes (default: tour)")
     files = add("files", _files, "Print the names of delivered files, which logs and the UI only show as `file-...`.")
@@ -260,6 +265,14 @@ def _prepare(parsed: argparse.Namespace) -> int:
     for path, _ in find_use_cases(parsed.defs):
         if not brings_model(path):
             prepare(path)
+    return 0
+
+
+def _ui(parsed: argparse.Namespace) -> int:
+    from fullft_assets.cli.webserver import develop
+
+    _use_home(find_project_root(Path.cwd() / "defs.yaml"))
+    develop(parsed.others)
     return 0
 
 

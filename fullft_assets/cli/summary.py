@@ -69,7 +69,7 @@ def summary(use_case: UseCase, store: Store, seconds: dict[str, float], total: f
         by_hand = [done for done in champion.interventions if done.action in ("promote", "rollback") and done.after == champion.checkpoint]
         lines += [f"  by hand        {done.sentence}" for done in by_hand[:1]]
         if champion.frozen is not None:
-            lines.append(f"  frozen         {champion.frozen.sentence}; `{name}_unfreeze` lets the gates decide again")
+            lines.append(f"  frozen         {champion.frozen.sentence}; `{name}_by_hand` with act: unfreeze lets the gates decide again")
         lines.append(f"  model          {store.folder(store.load(champion.checkpoint)) / 'model'}")
         lines.append(f"  try it         {_command('fullft')} predict {name} 'some text'")
     has_make = (use_case.project_root / "Makefile").is_file()

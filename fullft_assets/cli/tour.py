@@ -183,7 +183,7 @@ class _Services:
         # On a fresh home the services race for the schema of the database: one command goes before.
         self._call("dagster", "instance", "info")
         with self.log.open("wb") as log:
-            self._process = self._start(["dagster", "dev", "-w", "workspace.yaml", "-p", str(self._port)], log)
+            self._process = self._start(["fullft_assets.cli", "ui", "-w", "workspace.yaml", "-p", str(self._port)], log)
         deadline = time.monotonic() + _STEP_SECONDS
         while not self._answers():
             self.require_alive()

@@ -15,7 +15,7 @@ from fullft_assets.evaluation.slices import Slices
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED, title
 from fullft_assets.task import TASKS
 
-VERSION = "12"
+VERSION = "13"
 
 
 class Evaluation(Record, ABC):

@@ -34,9 +34,10 @@ LEAKAGE = CheckSpec(
 )
 
 
-def specs(settings: ReleaseSettings, planning: PlanningSettings) -> tuple[CheckSpec, ...]:
-    """Return the checks that there are under these settings."""
-    found = (*CHECKS, LEAKAGE) if settings.max_calibration_error is None else (*CHECKS, LEAKAGE, IS_CALIBRATED)
+def specs(settings: ReleaseSettings, planning: PlanningSettings, *, has_row_labels: bool = True) -> tuple[CheckSpec, ...]:
+    """Return the checks that there are under these settings, of rows with labels of their own or without."""
+    found = (*CHECKS, LEAKAGE) if has_row_labels else CHECKS
+    found = found if settings.max_calibration_error is None else (*found, IS_CALIBRATED)
     return found if planning.usd_per_point is None else (*found, FULL_FINETUNING_IS_JUSTIFIED)
 
 
@@ -50,7 +51,8 @@ def outcomes(found: Evaluation, decision: ReleaseVerdict, worth: Worth) -> list[
         for reason in decision.reasons
         if reason.gate != FULL_FINETUNING_IS_JUSTIFIED.name
     ]
-    made.append(_leakage(found.leakage))
+    if found.leakage is not None:
+        made.append(_leakage(found.leakage))
     if not worth.is_asked:
         return made
     costs = {"cost_usd": worth.cost_usd, "break_even": worth.break_even or 0.0}
@@ -61,10 +63,8 @@ def outcomes(found: Evaluation, decision: ReleaseVerdict, worth: Worth) -> list[
     ]
 
 
-def _leakage(found: Leakage | None) -> CheckOutcome:
+def _leakage(found: Leakage) -> CheckOutcome:
     """Names neither words nor labels: descriptions are kept in an event log."""
-    if found is None:
-        return CheckOutcome(name=LEAKAGE.name, passed=True, severity="warn", description="rows have no labels that a word could give away")
     markers = f"{len(found.markers) or 'none'} of {found.num_labels} labels with enough test groups"
     text = f"one word, length or name gives away {markers}; {found.share_repeated:.1%} of the test groups repeat training rows"
     numbers = {"num_markers": len(found.markers), "share_repeated": found.share_repeated}

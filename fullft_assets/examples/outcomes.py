@@ -53,27 +53,6 @@ def _why(rule: Rule, finding: Finding, table: pa.Table, settings: ExamplesSettin
     return f"{len(finding.rows):,} of {len(table):,} rows {verb} ({why}): {places(finding.rows, table)}; {fix}"
 
 
-def identity_outcome(name: str, rule: Rule, rows: Sequence[int], valid: pa.Table, num_rows: int) -> CheckOutcome:
-    """Return what a batch sees of a rule on row identity.
-
-    Args:
-        name, rule: the rule.
-        rows: positions in `valid` of the rows that break it.
-        valid: the valid rows.
-        num_rows: all rows of the batch.
-    """
-    return CheckOutcome(
-        name=name,
-        passed=not rows,
-        severity=rule.severity,
-        description=f"{len(rows):,} of {num_rows:,} rows found ({rule.reason}): {places(rows, valid)}; "
-        "the snapshot decides over all batches which of them count"
-        if rows
-        else "",
-        metadata={"num_rows": num_rows, "num_failed": len(rows)},
-    )
-
-
 def problem_counts(rows: pa.Table, most: int = 10) -> dict[str, int]:
     """Return how many of some rows are malformed in the same way, the commonest first; a problem names fields, never their values."""
     found = Counter(_POSITION.sub("", problem) for problem in rows["problem"].to_pylist() if problem is not None)

@@ -17,6 +17,7 @@ import numpy as np
 
 from fullft_assets.examples import damage, language
 from fullft_assets.settings import RULES, ExamplesSettings, Expectation
+from fullft_assets.settings.examples import Severity
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import task_of
 
@@ -69,10 +70,11 @@ GATES = {
 WARNINGS = {"named_fields_are_complete": "each row has a value in the fields that documents.id, examples.domain and examples.slice_by name"}
 #: Another one, of use cases with groups.
 GATE_OF_GROUPS = {"groups_are_given": "at most examples.max_ungrouped_share of the valid rows have no group"}
-#: Rules that only the snapshot can judge.
-_SNAPSHOT_RULES = ("labels_have_one_spelling",)
-#: Rules on what the valid rows are to each other. A batch counts what it sees of them; the snapshot decides, over all batches.
+#: Rules that only the snapshot can judge: on what the valid rows of all batches are to each other, and on all labels.
 IDENTITY_RULES = ("ids_are_unique", "texts_are_unique", "equal_texts_have_equal_labels")
+_SNAPSHOT_RULES = (*IDENTITY_RULES, "labels_have_one_spelling")
+#: Severities other than `warn`, where `examples.severities` gives none: most use cases have no annotators.
+_SEVERITIES: dict[str, Severity] = {"annotators_agree": "off"}
 #: A row that breaks one of these cannot be trained on, so they cannot be turned off.
 ESSENTIAL = ("rows_are_well_formed", "texts_are_present", "labels_are_present", "spans_are_in_range", "assistant_turns_are_present")
 
@@ -95,11 +97,8 @@ def rules_for(settings: ExamplesSettings) -> dict[str, Rule]:
     """Return every rule that applies to a use case, the user's own and the gates included: each is an asset check."""
     rules = {}
     for name in applicable(settings):
-        severity = settings.severities.get(name, "warn")
+        severity = _severity(name, settings)
         if severity == "off" or name in _SNAPSHOT_RULES:
-            continue
-        if name in IDENTITY_RULES:
-            rules[name] = Rule(REASONS[name], "warn", "row")
             continue
         is_row = name in REASONS
         quarantines = is_row and not (name == "personal_data_is_absent" and settings.pii != "quarantine")
@@ -118,13 +117,17 @@ def rules_for(settings: ExamplesSettings) -> dict[str, Rule]:
 
 def snapshot_rules(settings: ExamplesSettings) -> dict[str, Rule]:
     """Return the rules that are judged over all batches, with the severities that the YAML gives them."""
-    over_all = [*IDENTITY_RULES, *_SNAPSHOT_RULES, *(["annotators_agree"] if task_of(settings).compares_rows_of_an_id else [])]
+    over_all = [*_SNAPSHOT_RULES, *(["annotators_agree"] if task_of(settings).compares_rows_of_an_id else [])]
     rules = {}
     for name in applicable(settings):
-        severity = settings.severities.get(name, "warn")
+        severity = _severity(name, settings)
         if name in over_all and severity != "off":
             rules[name] = Rule(REASONS.get(name) or BATCH_TRUTHS[name], severity, "batch")
     return rules
+
+
+def _severity(name: str, settings: ExamplesSettings) -> Severity:
+    return settings.severities.get(name, _SEVERITIES.get(name, "warn"))
 
 
 def checks_of(settings: ExamplesSettings) -> tuple[CheckSpec, ...]:

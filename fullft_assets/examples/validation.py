@@ -25,7 +25,6 @@ from fullft_assets.examples.outcomes import (
     agreement_outcome,
     balance_outcome,
     gate_outcomes,
-    identity_outcome,
     problem_counts,
     row_outcome,
     size_outcome,
@@ -207,13 +206,12 @@ def examine(
     # Filtered, for what is taken by position is copied whole first.
     valid = table.filter(pa.array(is_valid)).drop_columns(["problem"])
     quarantined = _with_reasons(table, reasons)
-    seen = identity.within(valid.select(identity.COLUMNS), task_of(settings).target)
-    agreed = agreement.of_batch(valid, seen, settings) if "annotators_agree" in rules else None
+    task = task_of(settings)
+    agreed = agreement.of_batch(valid, identity.within(valid.select(identity.COLUMNS), task.target), settings) if task.has_labels else None
     label_counts = count_labels(valid, settings)
     checks = [row_outcome(name, rules[name], finding, table, settings) for name, finding in findings.items()]
     if "personal_data_is_absent" in rules and settings.pii == "mask":
         checks = [with_masked(check, num_masked) if check.name == "personal_data_is_absent" else check for check in checks]
-    checks += _identity_outcomes(seen, rules, valid, len(table))
     checks += _batch_outcomes(len(valid), label_counts, agreed, rules, settings)
     checks += gate_outcomes(len(table), valid, quarantined, settings, batch_name, any_file_was_read=any_file_was_read)
     checks += field_outcomes(documents.filter(documents["problem"].is_null()), valid, settings, id_field)
@@ -289,16 +287,6 @@ def _of_well_formed(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) 
         rows = [row for row in finding.rows if row not in known]
         found[name] = Finding(finding.passed or not (rows or rules[name].is_own), rows, finding.observed)
     return found
-
-
-def _identity_outcomes(seen: identity.Seen, rules: Mapping[str, Rule], valid: pa.Table, num_rows: int) -> list[CheckOutcome]:
-    masks = {
-        "ids_are_unique": seen.twice_in_a_file,
-        "texts_are_unique": seen.repeated,
-        "equal_texts_have_equal_labels": seen.contradicting,
-    }
-    used = {name: np.flatnonzero(mask).tolist() for name, mask in masks.items() if name in rules}
-    return [identity_outcome(name, rules[name], rows, valid, num_rows) for name, rows in used.items()]
 
 
 def _batch_outcomes(

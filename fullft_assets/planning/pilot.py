@@ -125,7 +125,7 @@ def predict_score(points: Sequence[Point], target_rows: int, num_validation_rows
 def pilot_check(
     prediction: PredictedScore, best_baseline: str, baseline_score: float, settings: PlanningSettings, break_even: float | None = None
 ) -> CheckOutcome:
-    """Return the gate on the predicted gain over the best baseline: red only where even the optimistic end is not enough.
+    """Return the gate on the predicted gain over the best baseline: red only where even the optimistic end is not enough, yellow below it.
 
     Args:
         break_even: gain that is worth the planned cost; None: it was not asked. It counts where `planning.if_not_justified` is block.
@@ -133,7 +133,8 @@ def pilot_check(
     gain, hoped = prediction.predicted - baseline_score, prediction.optimistic + _DOUBT - baseline_score
     is_unpaid = break_even is not None and hoped <= break_even
     is_hopeless = hoped < settings.min_predicted_gain or (is_unpaid and settings.if_not_justified == "block")
-    passed = not is_hopeless and (prediction.is_known or settings.pilot_unknown == "go_on")
+    is_refused = is_hopeless or not (prediction.is_known or settings.pilot_unknown == "go_on")
+    passed = not is_refused and gain >= settings.min_predicted_gain
     last = prediction.points[-1]
     description = (
         f"pilot on {last.rows:,} rows scores {last.score:.3f}; at {prediction.target_rows:,} rows {prediction.predicted:.3f} is predicted "
@@ -145,11 +146,17 @@ def pilot_check(
     if is_hopeless:
         description += "; use the baseline, deliver more labels, or lower planning.min_predicted_gain"
         description += ", or set planning.if_not_justified: warn" if is_unpaid else ""
-    elif not passed:
+    elif is_refused:
         description += "; raise planning.pilot_share, or set planning.pilot_unknown: go_on"
+    elif not passed:
+        description += (
+            "; it is trained, as the interval reaches the required gain; the baseline may stay better: deliver more labels, or raise "
+            "planning.min_predicted_gain to refuse such a training"
+        )
     return CheckOutcome(
         name=PILOT_PREDICTS_GAIN.name,
         passed=passed,
+        severity="error" if is_refused else "warn",
         description=description,
         metadata={"predicted_score": prediction.predicted, "predicted_gain": gain, "hoped_gain": hoped},
     )

@@ -45,4 +45,4 @@ def plan_checks(
 def refusal(pilot: Manifest) -> str | None:
     """Return why a pilot refuses the training; None where it does not."""
     check = pilot.check(PILOT_PREDICTS_GAIN.name)
-    return None if check.passed else f"not trained: {pilot.stage}.{check.name} is red: {check.description}"
+    return f"not trained: {pilot.stage}.{check.name} is red: {check.description}" if check.is_red else None

@@ -102,7 +102,7 @@ def consider(state: ReleaseState | None, case: str, verdict: ReleaseVerdict, can
         return ReleaseOutcome("kept", text, current)
     if state is not None and state.frozen is not None:
         text = f"Not promoted though every gate passed, since the champion is frozen. {state.frozen.sentence}. "
-        text += f"Run the job {case}_unfreeze, then materialise champion_model again."
+        text += f"Run the job {case}_by_hand with act: unfreeze, then materialise champion_model again."
         return ReleaseOutcome("kept", text, current)
     return ReleaseOutcome("promoted", PROMOTED, candidate)
 

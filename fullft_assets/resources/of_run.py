@@ -12,6 +12,8 @@ import dagster as dg
 
 #: Metadata of each materialisation: `Manifest.ref` of the artifact.
 ARTIFACT = "artifact"
+#: Materialisations that are asked for at once.
+_PAGE = 10
 #: Dagster executes again what failed of the parent run: only then the steps are a part of its own.
 _IN_PART_TAG = "dagster/is_asset_resume_retry"
 
@@ -48,9 +50,17 @@ def _is_part(run: dg.DagsterRun) -> bool:
 
 
 def _newest(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None, **times: Any) -> dg.AssetMaterialization | None:
+    """Return the newest materialisation that a run made, or None: whoever reaches the UI can report others, which have no run."""
     wanted = dg.AssetRecordsFilter(key, asset_partitions=None if partition is None else [partition], **times)
-    records = instance.fetch_materializations(wanted, limit=1).records
-    return records[0].asset_materialization if records else None
+    cursor = None
+    while True:
+        found = instance.fetch_materializations(wanted, limit=_PAGE, cursor=cursor)
+        for record in found.records:
+            if record.event_log_entry.run_id:
+                return record.asset_materialization
+        if not found.has_more:
+            return None
+        cursor = found.cursor
 
 
 def _ref_in(event: dg.AssetMaterialization) -> str | None:

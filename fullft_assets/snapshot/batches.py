@@ -57,7 +57,7 @@ def usable_batches(
     if others:
         raise DataError(
             f"{len(others):,} of {len(usable):,} batches were tokenised with another tokenizer than base_model's with chunks.added_tokens; "
-            f"launch {use_case.name}_retokenize"
+            f"launch {use_case.name}_by_hand with act: retokenize"
         )
     usable = {name: manifest for name, manifest in usable.items() if not chunks[name].red_gates}
     if examples and not usable:

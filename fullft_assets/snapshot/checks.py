@@ -25,8 +25,6 @@ CHECKS = (
     SPLITS_ARE_DISJOINT,
     TRAINING_ROWS_SUFFICE,
     TRAINING_ROWS_ARE_PLENTY,
-    LABELS_ARE_COMMON,
-    LABELS_ARE_SPLIT,
     IDS_NAME_ONE_DOCUMENT,
     LATER_ROWS_ARE_NEWER,
     ARCHIVED_FILES_COUNT,
@@ -40,7 +38,7 @@ _CONTROL = CheckSpec("replay_holds_no_control_tokens", "No replayed document hol
 #: Rules on row identity, over all batches; their severity is that of examples.severities.
 _IDENTITY = {
     "ids_are_unique": "No id is twice in one file.",
-    "texts_are_unique": "No text is repeated.",
+    "texts_are_unique": "Texts are unique, but for few copies, of which one counts.",
     "equal_texts_have_equal_labels": "No two equal texts have different labels, and no vote of annotators is tied.",
     "labels_have_one_spelling": "No two labels differ only in case, or in what separates their words.",
     "annotators_agree": "Annotators whose answers are rows of one id agree beyond chance.",
@@ -48,10 +46,12 @@ _IDENTITY = {
 #: What happens to the rows that break a rule on row identity, and what to do about it.
 _CONSEQUENCES = {
     "ids_are_unique": "rows have an id that a later row of their file has, and only the last one counts; give each document an id of its own",
-    "texts_are_unique": "rows repeat another row's text and are excluded; nothing is to be done unless they are many",
+    "texts_are_unique": "rows repeat another row's text and are excluded",
     "equal_texts_have_equal_labels": "rows have the text of a row with another label, or of a tied vote, and are all excluded; deliver "
     "those of one label again with the other, or one row of the tied id without an annotator",
 }
+#: From so large a share of the rows on, copies are a fault of the delivery.
+_MANY_COPIES = 0.1
 
 
 def checks_of(settings: UseCaseSettings) -> tuple[CheckSpec, ...]:
@@ -59,6 +59,7 @@ def checks_of(settings: UseCaseSettings) -> tuple[CheckSpec, ...]:
     chosen, rules = settings.snapshot, snapshot_rules(settings.examples)
     return (
         *CHECKS,
+        *((LABELS_ARE_COMMON, LABELS_ARE_SPLIT) if task_of(settings.examples).has_labels else ()),
         *(CheckSpec(name, f"{_IDENTITY[name]} Over all batches.", blocking=rule.severity == "error") for name, rule in rules.items()),
         *([_SCREEN] if chosen.screen else []),
         *([_FULL] if task_of(settings.examples).is_generative else []),
@@ -77,12 +78,14 @@ def identity_outcomes(frozen: Frozen, settings: ExamplesSettings) -> list[CheckO
             found.append(_spelling_outcome(frozen.labels, rule.severity))
             continue
         count = frozen.num_breaking[name]
+        is_harmless = name == "texts_are_unique" and rule.severity == "warn" and count < _MANY_COPIES * (count + len(frozen.index))
+        fix = "; look at how the files are made" if name == "texts_are_unique" and not is_harmless else ""
         found.append(
             CheckOutcome(
                 name=name,
-                passed=not count,
+                passed=not count or is_harmless,
                 severity=rule.severity,
-                description=f"{count:,} {_CONSEQUENCES[name]}" if count else "",
+                description=f"{count:,} {_CONSEQUENCES[name]}{fix}" if count else "",
                 metadata={"num_failed": count},
             )
         )

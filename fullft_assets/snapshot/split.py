@@ -153,7 +153,8 @@ def _freeze(
         "texts_are_unique": num_copies,
         "equal_texts_have_equal_labels": num_contradicting,
     }
-    checks = [*_checks(rows, statistics, settings), aside.check(names, settings), old.reused]
+    of_labels = [labels_are_common(statistics), aside.check(names, settings)] if task.has_labels else []
+    checks = [*_checks(rows, settings), *of_labels, old.reused]
     remembered = Ledger.join([ledger, groups.to_ledger(counted)])
     return Frozen(
         index, places, present, metadata, checks, old.order, num_breaking, remembered, verdicts, agreement, rows.places_left_out()
@@ -308,7 +309,7 @@ def _metadata(rows: Rows, present: list[str], statistics: list[dict[str, Any]], 
     }
 
 
-def _checks(rows: Rows, statistics: list[dict[str, Any]], settings: SnapshotSettings) -> list[CheckOutcome]:
+def _checks(rows: Rows, settings: SnapshotSettings) -> list[CheckOutcome]:
     shared = _num_shared(rows)
     num_train = int((rows.split == TRAIN).sum())
     enough = num_train >= settings.min_train_rows
@@ -339,7 +340,6 @@ def _checks(rows: Rows, statistics: list[dict[str, Any]], settings: SnapshotSett
             else f"{num_train:,} training rows; full fine-tuning wants {settings.recommended_train_rows:,} and more, or it overfits",
             metadata={"num_train_rows": num_train},
         ),
-        labels_are_common(statistics),
     ]
 
 

@@ -27,6 +27,11 @@ class CheckOutcome(BaseModel):
     description: str = ""
     metadata: dict[str, Any] = {}
 
+    @property
+    def is_red(self) -> bool:
+        """Whether it stops what reads the artifact."""
+        return not self.passed and self.severity == "error"
+
 
 #: What a stage returns about the files that it wrote: metadata and check outcomes.
 Outcome = tuple[Mapping[str, Any], list[CheckOutcome]]
@@ -121,7 +126,7 @@ class Manifest(BaseModel):
     @property
     def red_gates(self) -> list[CheckOutcome]:
         """The error checks that it did not pass."""
-        return [outcome for outcome in self.checks if not outcome.passed and outcome.severity == "error"]
+        return [outcome for outcome in self.checks if outcome.is_red]
 
     def require_green(self, consumer: str) -> None:
         """Refuse to build on this artifact while one of its error checks is red.

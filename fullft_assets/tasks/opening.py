@@ -136,5 +136,5 @@ def _require_its_tokenizer(store: Store, snapshot: Manifest, base_model: ModelFo
     if tokenizer_of(store, snapshot) != tokenizer_digest(base_model, job.settings.chunks, job.settings.examples.task):
         raise DataError(
             "the snapshot's windows were made with another tokenizer than base_model's with chunks.added_tokens; tokenise the batches "
-            f"again ({job.case}_retokenize) and take the snapshot again"
+            f"again ({job.case}_by_hand with act: retokenize) and take the snapshot again"
         )

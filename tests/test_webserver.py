@@ -1,0 +1,74 @@
+"""Who may act through the UI: the rules of the guard before Dagster's webserver. test_ui.py asks a real one."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from fullft_assets.cli.webserver import Guard
+
+pytestmark = pytest.mark.quick
+
+JSON = {"content-type": "application/json", "content-length": "9"}
+REPORT = "/report_asset_materialization/letters/finetuned_checkpoint"
+
+
+def answer(method: str | None, path: str, host: str = "localhost:3000", **headers: str) -> int:
+    """Return the status of a request's answer; without a method it is a websocket's, 101 where it is opened."""
+    sent: list[dict[str, Any]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start" if method else "websocket.accept", "status": 200 if method else 101, "headers": []})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in {"host": host, **headers}.items()]
+    scope = {"type": "http" if method else "websocket", "path": path, "headers": raw} | ({"method": method} if method else {})
+    asyncio.run(Guard(app, ["ui.example.com"])(scope, None, send))  # type: ignore[arg-type]
+    return sent[0].get("status", sent[0].get("code", 101))
+
+
+@pytest.mark.parametrize("host", ["localhost:3000", "127.0.0.1", "[::1]:80", "10.1.2.3:80", "UI.example.com", "ui.example.com:8443"])
+def test_its_own_names_and_addresses_are_answered(host: str) -> None:
+    json_body = {name.replace("-", "_"): value for name, value in JSON.items()}
+    assert answer("GET", "/server_info", host) == 200
+    assert answer("POST", "/graphql", host, **json_body) == 200
+    assert answer("POST", "/graphql", host, origin=f"http://{host.lower()}", sec_fetch_site="same-origin", **json_body) == 200
+    assert answer(None, "/graphql", host, origin=f"https://{host}") == 101
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example:3000", "ui.example.com.evil.example", "localhost@evil", "", "[::1"]
+)
+def test_a_name_that_a_page_had_lead_here_is_refused(host: str) -> None:
+    assert answer("GET", "/", host) == 403
+    assert answer(None, "/graphql", host) == 1008
+
+
+def test_programs_need_no_origin() -> None:
+    assert answer("POST", "/graphql", content_type="application/json; charset=utf-8", content_length="9") == 200
+    assert answer("POST", REPORT) == answer("POST", REPORT, content_length="0") == 200
+    assert answer(None, "/graphql") == 101
+    assert answer("GET", "/graphql", accept="text/html,*/*") == 200
+
+
+@pytest.mark.parametrize(
+    "page", [{"origin": "http://evil.example"}, {"origin": "null"}, {"origin": "http://localhost:8080"}, {"sec_fetch_site": "same-site"}]
+)
+@pytest.mark.parametrize(("method", "path"), [("POST", "/graphql"), ("POST", REPORT), ("DELETE", "/x"), (None, "/graphql")])
+def test_another_origins_page_changes_nothing(method: str | None, path: str, page: dict[str, str]) -> None:
+    body = {} if method is None else {"content_type": "application/json", "content_length": "9"}
+    assert answer(method, path, **body) != 403
+    assert answer(method, path, **body, **page) in (403, 1008)
+
+
+@pytest.mark.parametrize(
+    "sent", [{}, {"content_type": "text/plain; application/json"}, {"content_type": "application/x-www-form-urlencoded"}]
+)
+def test_graphql_is_json_alone(sent: dict[str, str]) -> None:
+    assert answer("POST", "/graphql", **sent) == answer("POST", "/prefix/graphql/", **sent) == 403
+    assert answer("GET", "/graphql", **sent) == 403
+    assert answer("POST", REPORT, transfer_encoding="chunked", **sent) == 403
