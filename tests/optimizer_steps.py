@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,15 @@ from tests.prepared import Prepared
 
 def gradients(model: PreTrainedModel) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+
+
+class StoppedAtItsFirstStep(Progress):
+    """A stop is requested after the first optimizer step."""
+
+    def step(self, *args: Any, **values: Any) -> None:
+        super().step(*args, **values)
+        # Scoring reports its steps as well.
+        self.stop_requested |= "loss" in values
 
 
 class Seen(TrainerCallback):

@@ -87,7 +87,7 @@ def test_the_regression_is_that_of_the_strength_which_is_best_on_validation_rows
     recipe = replace(prepared.recipe, validation=validation)
     fitted = Tfidf.fit(train, replace(context(prepared, num_labels), open_recipe=lambda: recipe))
     features, checked = (hstack([each.transform(rows.texts) for each in fitted.vectorizers]) for rows in (train, validation))
-    models = [LogisticRegression(C=C, max_iter=300).fit(features, train.labels) for C in TFIDF_C]
+    models = [LogisticRegression(C=C, max_iter=1_000).fit(features, train.labels) for C in TFIDF_C]
     best = min(models, key=lambda model: log_loss(validation.labels, model.predict_proba(checked)))
     np.testing.assert_allclose(fitted.predict(validation), best.predict_proba(checked), atol=1e-4)
 

@@ -67,7 +67,7 @@ class LogisticHead:
         """
         from sklearn.linear_model import LogisticRegression
 
-        model = LogisticRegression(C=C, max_iter=300, class_weight="balanced" if balanced else None, fit_intercept=intercept)
+        model = LogisticRegression(C=C, max_iter=1_000, class_weight="balanced" if balanced else None, fit_intercept=intercept)
         is_exclusive = labels.ndim == 1
         fitted = _fit_softmax(model, features, labels, num_labels) if is_exclusive else _fit_each(model, features, labels)
         # Saved in single precision, and the same after loading.
