@@ -23,6 +23,7 @@ from fullft_assets.errors import Interrupted, OutOfMemory, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import PlanningSettings, TrainingSettings, UseCaseSettings
 from fullft_assets.settings.contradictions import contradictions
+from tests.optimizer_steps import StoppedAtItsFirstStep
 from tests.prepared import Prepared, command, prepare, prepare_language_model
 from tests.test_planning import MEASURED
 
@@ -196,10 +197,8 @@ class TestEngine:
         if name == "adamw_8bit":
             pytest.importorskip("bitsandbytes", reason=EIGHT_BIT)
         chosen = quick(name, weights=weights, epochs=0.15, layer_decay=0.9, freeze="embeddings")
-        progress = Progress(silent=True)
-        progress.stop_requested = True
         with pytest.raises(Interrupted):
-            train(tiny, tmp_path / "a", chosen, progress=progress)
+            train(tiny, tmp_path / "a", chosen, progress=StoppedAtItsFirstStep(silent=True))
         resumed, straight = (train(tiny, tmp_path / folder, chosen) for folder in ("a", "b"))
         assert (resumed.resumed_from_step, straight.resumed_from_step) == (1, 0)
         dtypes = set()

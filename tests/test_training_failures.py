@@ -100,10 +100,8 @@ class TestOutOfMemory:
 
     def test_the_size_that_fits_is_remembered(self, tiny, tmp_path, monkeypatch):
         limit_memory(monkeypatch, rows=4)
-        stopping = Progress(silent=True)
-        stopping.stop_requested = True
         with pytest.raises(Interrupted):
-            train(tiny, tmp_path, stopping)
+            train(tiny, tmp_path, StoppedAtItsFirstStep(silent=True))
         seen = limit_memory(monkeypatch, rows=4)
         train(tiny, tmp_path)
         assert set(seen[:2]) == {4}

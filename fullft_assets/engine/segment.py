@@ -106,7 +106,7 @@ class TrainingSegment:
         if self.settings.frees_as_it_goes:
             give_freed_memory_back()
         self.model = run.recipe.load(self.settings)
-        if self.checkpoint is None:
+        if self.checkpoint is None and run.recipe.has_new_head:
             self._fit_head()
         layers.freeze(self.model, self.settings)
         prepared = run.recipe.prepare(self.model, self.settings, run.seed, run.num_processes)
