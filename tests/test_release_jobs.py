@@ -205,7 +205,10 @@ def test_the_summary_of_a_run_says_what_the_release_came_to(released: Released, 
     frozen = released.run("freeze", reason="audit until May")
     released.materialize(released.second, released.green)
     said = lines()
-    assert said["frozen"] == f"Frozen by hand ({frozen.run_id}): audit until May; `demo_by_hand` with act: unfreeze lets the gates decide again"
+    assert (
+        said["frozen"]
+        == f"Frozen by hand ({frozen.run_id}): audit until May; `demo_by_hand` with act: unfreeze lets the gates decide again"
+    )
     assert said["verdict"].startswith("Not promoted though every gate passed, since the champion is frozen.")
     assert "by hand" not in said
     promoted = released.run("promote", reason="needed", checkpoint=released.second.ref)
