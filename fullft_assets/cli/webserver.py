@@ -109,7 +109,7 @@ def develop(options: Sequence[str]) -> None:
     """Run `dagster dev`, with its options, with this webserver in place of Dagster's own."""
     from dagster._cli import dev
 
-    start = dev.open_ipc_subprocess
+    start = vars(dev)["open_ipc_subprocess"]
 
     def start_guarded(command: list[str], **others: Any) -> Any:
         if command[1:3] == ["-m", "dagster_webserver"]:
