@@ -290,7 +290,9 @@ def test_a_short_label_is_shown_and_nothing_in_it_acts_on_a_browser(project: pro
         assert ingested.success and taken.success
         store = open_store(project.use_case(), instance)
         [made] = taken.asset_materializations_for_node("letters__training_snapshot")
-        page = Path(str(made.metadata["data_report"].value))
+        link = str(made.metadata["data_report"].value)
+        page = Path(store.url, link.removeprefix("/fullft/reports/"))
+        assert link.startswith("/fullft/reports/letters/training_snapshot/") and {"parts", "labels_set_aside"}.isdisjoint(made.metadata)
         report = page.with_suffix(".md").read_text()
         assert "<img" not in page.read_text() and "<b>`" not in page.read_text()
     counts = str(made.metadata["label_counts"].value)

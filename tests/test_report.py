@@ -231,7 +231,7 @@ def test_the_page_does_not_say_promoted_before_the_release(tmp_path):
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_overflows_on_a_desk_or_a_telephone(tmp_path, width):
-    from tests.ui import SCREENSHOTS, chromium
+    from tests.ui import BROKEN, SCREENSHOTS, chromium
 
     long = "a label whose name is a whole sentence, as it happens where answers are texts, without_any_space_" + "x" * 60
     names = [long, *(f"label {n} $_$" for n in range(14)), "<b>tag</b>"]
@@ -250,6 +250,10 @@ def test_nothing_overflows_on_a_desk_or_a_telephone(tmp_path, width):
             width,
         )
         assert outside == []
+        # Beside their numbers, names of gates stay whole.
+        gates_page = page.locator("table:has(td.yes, td.no) td:first-child")
+        assert gates_page.count() > 3
+        assert width < 800 or page.evaluate(BROKEN, "table:has(td.yes, td.no) td:first-child") == []
         # No column so narrow that a word has one letter a line.
         heights = page.locator(".forest .name").evaluate_all("all => all.map(e => e.getBoundingClientRect().height)")
         assert max(heights) < 60 and page.evaluate("document.body.scrollHeight") < 14_000

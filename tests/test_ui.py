@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from urllib.parse import urlencode
 
 import dagster as dg
@@ -184,13 +184,18 @@ def test_evaluation_is_readable_in_the_page(screen: Screen, made: str):
 
 
 def test_report_file_opens(screen: Screen, made: str):
-    event = screen.instance.get_latest_materialization_event(dg.AssetKey(["letters", "evaluation_report"]))
-    path = event.asset_materialization.metadata["report_file"].path
-    page = screen.page
-    page.goto(f"file://{path}")
-    expect(page.get_by_role("heading", name="Evaluation of letters")).to_be_visible()
-    _expect_pictures(page, 4)
-    screen.shoot("report")
+    screen.open_asset("evaluation_report")
+    with screen.page.expect_popup() as opened:
+        screen.metadata("report_file").get_by_role("link").click()
+    with closing(opened.value) as page:
+        assert page.url.startswith(f"{screen.services.url}/fullft/reports/letters/evaluation_report/")
+        expect(page.get_by_role("heading", name="Evaluation of letters")).to_be_visible()
+        _expect_pictures(page, 4)
+    screen.open_asset("training_snapshot")
+    with screen.page.expect_popup() as opened:
+        screen.metadata("data_report").get_by_role("link").click()
+    with closing(opened.value) as page:
+        expect(page.get_by_role("heading", name="Data report of letters")).to_be_visible()
 
 
 def _expect_pictures(place, at_least: int) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fullft_assets.cli.served_reports import with_reports
 from fullft_assets.cli.webserver import Guard
-
-pytestmark = pytest.mark.quick
+from fullft_assets.store import Store
 
 JSON = {"content-type": "application/json", "content-length": "9"}
 REPORT = "/report_asset_materialization/letters/finetuned_checkpoint"
@@ -72,3 +73,39 @@ def test_graphql_is_json_alone(sent: dict[str, str]) -> None:
     assert answer("POST", "/graphql", **sent) == answer("POST", "/prefix/graphql/", **sent) == 403
     assert answer("GET", "/graphql", **sent) == 403
     assert answer("POST", REPORT, transfer_encoding="chunked", **sent) == 403
+
+
+def test_only_pages_of_reports_are_served_and_nothing_in_them_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FULLFT_STORE", raising=False)
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    (tmp_path / "dagster.yaml").write_text("{}")
+    store, refs = Store(str(tmp_path / "store")), {}
+    for stage in ("training_snapshot", "labeled_examples"):
+        with store.create("letters", stage, "key", version="1", seed=1) as draft:
+            (draft.path / "report.html").write_text("<h1>a page</h1>")
+            refs[stage] = draft.commit(settings={}, inputs={}, metadata={}).ref
+
+    def get(path: str, method: str = "GET") -> tuple[int, bytes, dict[bytes, bytes]]:
+        sent: list[dict[str, Any]] = []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 299, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        asyncio.run(with_reports(app)({"type": "http", "method": method, "path": path, "headers": []}, None, send))
+        return sent[0]["status"], sent[1]["body"], dict(sent[0]["headers"])
+
+    ref = refs["training_snapshot"]
+    status, body, headers = get(f"/fullft/reports/{ref}/report.html")
+    assert (status, body) == (200, b"<h1>a page</h1>")
+    assert headers[b"content-security-policy"].startswith(b"sandbox; default-src 'none'")
+    assert get("/assets")[0] == get(f"/fullft/reports/{ref}/report.html", "POST")[0] == 299, "left to the UI"
+    for path in (
+        f"{refs['labeled_examples']}/report.html", f"{ref}/manifest.json", f"{ref}/../report.html", f"../../{ref}/report.html",
+        "letters/training_snapshot/../dagster.yaml", "letters/training_snapshot/gone/gone/report.html", "/etc/passwd", "",
+        f"{ref}/report.html\n",
+    ):  # fmt: skip
+        assert get(f"/fullft/reports/{path}")[0] == 404, path

@@ -33,6 +33,18 @@ _FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+#: Script that returns the words on several lines within the elements of a selector.
+BROKEN = """selector => [...document.querySelectorAll(selector)].flatMap(element => {
+    const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT), broken = []
+    for (let node = walker.nextNode(); node; node = walker.nextNode())
+        for (const word of node.data.matchAll(/\\S+/g)) {
+            const range = document.createRange()
+            range.setStart(node, word.index)
+            range.setEnd(node, word.index + word[0].length)
+            if (new Set([...range.getClientRects()].map(r => Math.round(r.top))).size > 1) broken.push(word[0])
+        }
+    return broken
+})"""
 _REPOSITORY = "__repository__@my_project"
 T = TypeVar("T")
 # The default of 5 seconds is short on a slow machine whose cores other tests share.

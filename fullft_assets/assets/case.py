@@ -262,7 +262,8 @@ def plain_metadata(values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, list) and all(isinstance(row, dict) for row in value):
             shown[name] = dg.MetadataValue.md(markdown_table(value))
         elif isinstance(value, dict) and all(isinstance(v, int | float | str) for v in value.values()):
-            shown[name] = dg.MetadataValue.md(markdown_table([{"": k, name: v} for k, v in value.items()]))
+            # The numbers first: the UI cuts off the right of a wide table.
+            shown[name] = dg.MetadataValue.md(markdown_table([{name: v, "": k} for k, v in value.items()]))
         elif isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
             shown[name] = ", ".join(map(str, value[:20])) + (f" and {len(value) - 20:,} more" if len(value) > 20 else "")
         elif isinstance(value, dict | list):

@@ -14,7 +14,7 @@ from fullft_assets.evaluation import checks, external, harness
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.examples.label_names import may_be_named
 from fullft_assets.planning import worth
-from fullft_assets.resources import one_line_errors
+from fullft_assets.resources import one_line_errors, report_link
 from fullft_assets.store import Manifest, Store, artifact_key, digest
 from fullft_assets.task import task_of
 
@@ -70,7 +70,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                     inputs[stage] = brought
             key = evaluation_key(case, inputs)
             manifest = case.find_or_launch(context, "evaluation", "evaluation_report", key, inputs)
-        return case.result(manifest, "evaluation_report", store, _shown(store, manifest))
+        return case.result(manifest, "evaluation_report", store, _shown(case, store, manifest))
 
     return [evaluation_report]
 
@@ -83,7 +83,7 @@ def evaluation_key(case: Case, inputs: dict[str, Manifest]) -> str:
     return artifact_key("evaluation_report", evaluation.VERSION, settings, digests, case.settings.seed)
 
 
-def _shown(store: Store, manifest: Manifest) -> dict[str, Any]:
+def _shown(case: Case, store: Store, manifest: Manifest) -> dict[str, Any]:
     """Return the verdict, the systems side by side, and the report: readable in the UI, and as a file.
 
     The event log is for ever and has many readers: where labels may be texts, neither the report nor its pictures, which name them, go there.
@@ -102,11 +102,7 @@ def _shown(store: Store, manifest: Manifest) -> dict[str, Any]:
     }
     if may_be_named(json.loads((folder / "evaluation.json").read_bytes()).get("labels", [])):
         shown["report"] = dg.MetadataValue.md(_with_pictures(folder))
-    # A page over http may not link to a file: Dagster copies a path on a click.
-    if store.is_local:
-        shown["report_file"] = dg.MetadataValue.path(str(folder / "report.html"))
-    else:
-        shown["report_file"] = dg.MetadataValue.url(f"{store.url}/{manifest.ref}/report.html")
+    shown["report_file"] = report_link(case.use_case, store, manifest)
     return shown
 
 

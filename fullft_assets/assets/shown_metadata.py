@@ -1,6 +1,7 @@
 """What of an artifact's metadata Dagster keeps: its event log is for ever, is backed up and is read by more people than the store.
 
-Names of files are counted. Labels are named where they are short and few (see `examples.label_names`), else they are counted too.
+Names of files are counted, and lists of labels of which the number is beside them are left out. Other labels are named where they are short
+and few (see `examples.label_names`), else they are counted too.
 """
 
 from collections import Counter
@@ -11,6 +12,8 @@ from fullft_assets.escaping import visible
 from fullft_assets.examples.label_names import may_be_named
 
 _FILES = ("files", "taken_away")
+#: Lists whose length is a number of the same metadata, and the batches that `num_batches` counts.
+_COUNTED = ("labels_set_aside", "parts")
 _LABELS = (
     "labels", "rare_labels", "label_counts", "label_statistics", "label_thresholds", "kappa_per_label", "labels_set_aside", "labels_untested",
 )  # fmt: skip
@@ -25,6 +28,8 @@ def outside_the_store(metadata: Mapping[str, Any]) -> dict[str, Any]:
         if name in _FILES:
             if value:
                 found.setdefault(f"num_{name}", len(value))
+        elif name in _COUNTED:
+            continue
         elif name == "encodings":
             found[name] = dict(Counter(value.values()))
         elif name not in _LABELS:

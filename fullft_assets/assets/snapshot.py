@@ -9,7 +9,7 @@ from fullft_assets import snapshot
 from fullft_assets.assets.case import Case, markdown_table
 from fullft_assets.config.findings import suggested_group
 from fullft_assets.examples.label_names import may_be_named
-from fullft_assets.resources import latest, one_line_errors
+from fullft_assets.resources import latest, one_line_errors, report_link
 from fullft_assets.store import Manifest, Store
 
 
@@ -34,12 +34,8 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
             examples = {name: made for name, made in labeled_examples.items() if name not in arriving}
             manifest = snapshot.take(store, case.use_case, examples, tokenized_chunks, suggest_group=lambda: suggested_group(case.use_case))
         metadata = snapshot.SnapshotMetadata.of(manifest)
-        shown: dict[str, dg.MetadataValue | int] = {
-            "parts": len(metadata.parts),
-            # Labels may be texts, by a mistake in the YAML: the check names a few of them, shortened.
-            "labels_set_aside": metadata.num_labels_set_aside,
-            "labels_untested": len(metadata.labels_untested),
-            "data_report": dg.MetadataValue.path(str(store.folder(manifest) / "report.html")),
+        shown: dict[str, dg.MetadataValue] = {
+            "data_report": report_link(case.use_case, store, manifest),
         }
         if metadata.labels and may_be_named(metadata.labels):
             shown["label_counts"] = dg.MetadataValue.md(markdown_table(_labels(metadata)))

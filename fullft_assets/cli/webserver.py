@@ -1,4 +1,4 @@
-"""Dagster's webserver behind a guard: no page of another origin can act through the browser of somebody who may use the UI.
+"""Dagster's webserver with the pages of reports, behind a guard: no page of another origin can act through the browser of somebody who may use the UI.
 
 `python -m fullft_assets.cli.webserver` takes the options of `dagster-webserver`, and `fullft ui` those of `dagster dev`. Dagster itself runs
 mutations that are sent by GET, or by POST as a form, whatever the headers Origin and Host say.
@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
+
+from fullft_assets.cli.served_reports import with_reports
 
 #: Names of the UI behind a proxy, with commas between them, such as `ui.example.com,ui.example.com:8443`.
 HOSTS_VARIABLE = "FULLFT_UI_HOSTS"
@@ -99,7 +101,7 @@ def main() -> None:
     create = DagsterWebserver.create_asgi_app
     hosts = [name.strip().lower() for name in os.environ.get(HOSTS_VARIABLE, "").split(",") if name.strip()]
     # The command calls this method, and has no setting for another application.
-    setattr(DagsterWebserver, "create_asgi_app", lambda self, **options: Guard(create(self, **options), hosts))  # noqa: B010
+    setattr(DagsterWebserver, "create_asgi_app", lambda self, **options: Guard(with_reports(create(self, **options)), hosts))  # noqa: B010
     cli.main()
 
 
@@ -107,7 +109,7 @@ def develop(options: Sequence[str]) -> None:
     """Run `dagster dev`, with its options, with this webserver in place of Dagster's own."""
     from dagster._cli import dev
 
-    start = dev.open_ipc_subprocess
+    start = vars(dev)["open_ipc_subprocess"]
 
     def start_guarded(command: list[str], **others: Any) -> Any:
         if command[1:3] == ["-m", "dagster_webserver"]:

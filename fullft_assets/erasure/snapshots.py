@@ -75,7 +75,7 @@ def _drop_from_snapshot(
             pq.write_table(plan.to_table(), path / "packing.parquet")
             changes.update(num_packed_rows=plan.num_rows, packing_fill=plan.fill)
         # It names places of rows that are in no split, too.
-        withdrawn = "# Data report\n\nWithdrawn: documents that it was made of were erased.\n"
+        withdrawn = f"# Data report of {manifest.case}\n\nWithdrawn: documents that it was made of were erased.\n"
         (path / "report.md").write_text(withdrawn, encoding="utf-8")
         (path / "report.html").write_text(data_report.to_page(withdrawn), encoding="utf-8")
         return before.model_copy(update=changes).as_dict()

@@ -1,13 +1,17 @@
 """The store of a use case as a Dagster resource."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.store import Store
+from fullft_assets.store import Manifest, Store
+
+#: Path of the UI below which its webserver shows the pages of reports.
+REPORTS = "/fullft/reports/"
 
 
 def store_resource(use_case: UseCase) -> dg.ResourceDefinition:
@@ -28,12 +32,30 @@ def open_store(use_case: UseCase, instance: dg.DagsterInstance) -> Store:
     credentials come from the environment or the machine's role. Launched workloads inherit them; a resource's
     configuration would not reach a workload before it has read its job file from that store.
     """
-    url = use_case.settings.store or os.environ.get("FULLFT_STORE")
-    if url is None:
-        return Store(str(Path(instance.root_directory) / "store"))
-    if url.startswith("s3://"):
-        return Store(url, s3_options())
-    return Store(str(use_case.resolve(url)))
+    url = use_case.settings.store
+    return default_store(Path(instance.root_directory), use_case.resolve) if url is None else _store(url, use_case.resolve)
+
+
+def default_store(home: Path, resolve: Callable[[str], Path] = Path) -> Store:
+    """Return the store of all use cases whose YAML names none: $FULLFT_STORE, else `store` in Dagster's home.
+
+    Args:
+        resolve: returns the folder of a path that may be relative.
+    """
+    url = os.environ.get("FULLFT_STORE")
+    return Store(str(home / "store")) if url is None else _store(url, resolve)
+
+
+def report_link(use_case: UseCase, store: Store, manifest: Manifest) -> dg.MetadataValue:
+    """Return where the page of an artifact's report opens: in the UI, where its webserver knows the store, else its file or object."""
+    page = f"{manifest.ref}/report.html"
+    if use_case.settings.store is None:
+        return dg.MetadataValue.url(f"{REPORTS}{page}")
+    return dg.MetadataValue.path(str(Path(store.url, page))) if store.is_local else dg.MetadataValue.url(f"{store.url}/{page}")
+
+
+def _store(url: str, resolve: Callable[[str], Path]) -> Store:
+    return Store(url, s3_options()) if url.startswith("s3://") else Store(str(resolve(url)))
 
 
 def s3_options() -> dict[str, Any]:

@@ -246,6 +246,8 @@ class _Creation:
             max_windows=settings.max_windows,
             facts=facts,
             example=self._example(frozen, rows, batches),
+            case=self.use_case.name,
+            source=self.use_case.settings.documents.path,
         )
 
     def _example(self, frozen: Frozen, rows: Locations, batches: Mapping[str, BatchRows]) -> data_report.Example | None:

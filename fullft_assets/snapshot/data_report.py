@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,10 @@ from fullft_assets.snapshot.metadata import SnapshotMetadata
 _BAR = 40
 _STYLE = (
     "body{max-width:60em;margin:2em auto;padding:0 1em;font:15px/1.5 system-ui,sans-serif;color:#1f2937}"
-    "table{border-collapse:collapse}th,td{text-align:left;padding:.3em .8em;border-bottom:1px solid #e5e7eb;overflow-wrap:anywhere}"
+    "table{border-collapse:collapse;display:block;overflow-x:auto}th,td{text-align:left;padding:.3em .8em;border-bottom:1px solid #e5e7eb}"
+    "td:first-child{overflow-wrap:anywhere;min-width:8em}li{overflow-wrap:break-word}"
     "pre{background:#f1f5f9;padding:1em;overflow-x:auto;white-space:pre-wrap}h2{margin-top:1.6em;font-size:19px}"
+    "@media(max-width:600px){th,td{padding:.3em;font-size:12px}td:first-child{min-width:4em}pre{padding:.5em;font-size:10px}}"
 )
 _SPLITS = ("train", "validation", "test")
 _REASONS = {"few_rows": "fewer than snapshot.min_rows_per_label", "no_training_row": "no row that may train"}
@@ -58,8 +62,10 @@ def render(
     max_windows: int | None,
     facts: DataFacts | None = None,
     example: Example | None = None,
+    case: str = "",
+    source: str = "",
 ) -> str:
-    """Render the data report as Markdown.
+    """Render the data report as Markdown, with the time of today.
 
     Args:
         metadata: of the snapshot.
@@ -68,9 +74,13 @@ def render(
         max_windows: windows kept of a text, or None.
         facts: what is known beside.
         example: one training row.
+        case: the use case.
+        source: where its documents are delivered.
     """
     facts = facts or DataFacts(left_out=[ExcludedRows(reason, count, []) for reason, count in metadata.left_out.items()])
-    lines = ["# Data report", "", *_sizes(metadata), *_to_do(metadata, facts), *_set_aside(facts), *_labels(metadata)]
+    made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    lines = [f"# Data report of {case}", "", f"{made}, of the documents in {escape_name(source)}", "", *_sizes(metadata)]
+    lines += [*_to_do(metadata, facts), *_set_aside(facts), *_labels(metadata)]
     lines += [*_groups(facts), *_files(facts), "", "## Length in tokens", "", "```", *_histogram(num_tokens), "```", ""]
     over = int((np.asarray(num_tokens) > max_tokens).sum())
     fate = "is read in overlapping windows, nothing is cut" if max_windows is None else f"is cut after {max_windows} window(s)"
@@ -84,8 +94,15 @@ def render(
 
 
 def to_page(report: str) -> str:
-    """Return the report as a page of HTML that needs no other file."""
-    return f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Data report</title><style>{_STYLE}</style>\n{to_html(report, {})}</html>\n'
+    """Return the report as a page of HTML that needs no other file; its first line is the title."""
+    head = (
+        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(_title(report))}</title>'
+    )
+    return f'<!doctype html>\n<html lang="en">{head}<style>{_STYLE}</style>\n{to_html(report, {})}</html>\n'
+
+
+def _title(report: str) -> str:
+    return report.split("\n", 1)[0].removeprefix("# ")
 
 
 def _to_do(metadata: SnapshotMetadata, facts: DataFacts) -> list[str]:
