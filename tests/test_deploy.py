@@ -159,7 +159,7 @@ class TestHelm:
 
             def pod_of(tag: dict[str, Any]) -> dict[str, Any]:
                 run = dg.DagsterRun("letters_model", tags={"dagster-k8s/config": json.dumps(tag)})
-                context = instance.run_launcher.get_container_context_for_run(run)  # type: ignore[attr-defined]
+                context = instance.run_launcher.get_container_context_for_run(run)
                 config = context.get_k8s_job_config("ours", instance.run_launcher)
                 job = construct_dagster_k8s_job(config, ["dagster"], "a", user_defined_k8s_config=context.run_k8s_config)
                 return job.to_dict()["spec"]["template"]["spec"]

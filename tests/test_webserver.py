@@ -28,7 +28,7 @@ def answer(method: str | None, path: str, host: str = "localhost:3000", **header
 
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in {"host": host, **headers}.items()]
     scope = {"type": "http" if method else "websocket", "path": path, "headers": raw} | ({"method": method} if method else {})
-    asyncio.run(Guard(app, ["ui.example.com"])(scope, None, send))  # type: ignore[arg-type]
+    asyncio.run(Guard(app, ["ui.example.com"])(scope, None, send))
     return sent[0].get("status", sent[0].get("code", 101))
 
 

@@ -1,5 +1,7 @@
 """The jobs of a use case, and which assets each of them materialises."""
 
+from typing import Any
+
 import dagster as dg
 
 from fullft_assets.assets import representation
@@ -36,7 +38,7 @@ def build_jobs(case: Case) -> list[dg.JobDefinition]:
         tags = {"use_case": case.name} | ({IN_ORDER_TAG: case.name} if partitions == case.windows else {})
         return dg.define_asset_job(f"{case.name}_{name}", selection, partitions_def=partitions, description=description, tags=tags)
 
-    jobs = [
+    jobs: list[Any] = [
         job("ingest", INGEST, "One batch of delivered files: read, validate, tokenise.", case.batches),
         job("snapshot", SNAPSHOT, "Freeze what is ingested, and write the data report."),
         job("model", MODEL, "Snapshot, plan, baselines, pilot, full fine-tuning, evaluation, release."),

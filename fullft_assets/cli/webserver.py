@@ -101,7 +101,7 @@ def main() -> None:
     create = DagsterWebserver.create_asgi_app
     hosts = [name.strip().lower() for name in os.environ.get(HOSTS_VARIABLE, "").split(",") if name.strip()]
     # The command calls this method, and has no setting for another application.
-    setattr(DagsterWebserver, "create_asgi_app", lambda self, **options: Guard(with_reports(create(self, **options)), hosts))  # noqa: B010
+    setattr(DagsterWebserver, "create_asgi_app", lambda self, **options: Guard(with_reports(create(self, **options)), hosts))  # noqa: B010  # to replace it
     cli.main()
 
 
@@ -118,7 +118,7 @@ def develop(options: Sequence[str]) -> None:
             raise RuntimeError(f"this release of Dagster starts the UI in another way: {command}")
         return start(command, **others)
 
-    setattr(dev, "open_ipc_subprocess", start_guarded)  # noqa: B010
+    setattr(dev, "open_ipc_subprocess", start_guarded)  # noqa: B010  # to replace it
     dev.dev_command.main(list(options), prog_name="fullft ui")
 
 
