@@ -186,14 +186,14 @@ def test_evaluation_is_readable_in_the_page(screen: Screen, made: str):
 def test_report_file_opens(screen: Screen, made: str):
     screen.open_asset("evaluation_report")
     with screen.page.expect_popup() as opened:
-        screen.metadata("report_file").get_by_role("link").click()
+        screen.metadata("report_file").get_by_role("link").first.click()
     with closing(opened.value) as page:
         assert page.url.startswith(f"{screen.services.url}/fullft/reports/letters/evaluation_report/")
         expect(page.get_by_role("heading", name="Evaluation of letters")).to_be_visible()
         _expect_pictures(page, 4)
     screen.open_asset("training_snapshot")
     with screen.page.expect_popup() as opened:
-        screen.metadata("data_report").get_by_role("link").click()
+        screen.metadata("data_report").get_by_role("link").first.click()
     with closing(opened.value) as page:
         expect(page.get_by_role("heading", name="Data report of letters")).to_be_visible()
 
