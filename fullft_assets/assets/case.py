@@ -82,7 +82,7 @@ class Case:
     @property
     def look_seconds(self) -> int:
         """Seconds between two ticks of the sensors that look at what runs have made."""
-        return min(120, 4 * self.settings.documents.poll_seconds)
+        return min(180, 6 * self.settings.documents.poll_seconds)
 
     @property
     def has_windows(self) -> bool:

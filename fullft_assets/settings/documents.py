@@ -159,5 +159,5 @@ class DocumentsSettings(Settings):
         ge=1,
         le=86_400,
         description="Minimum time in seconds between two looks for documents. Production is looked at half as often; retraining, live quality and "
-        "alerts a quarter as often, at least every two minutes.",
+        "alerts a sixth as often, at least every three minutes.",
     )
