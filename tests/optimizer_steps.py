@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,15 +20,6 @@ from tests.prepared import Prepared
 
 def gradients(model: PreTrainedModel) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
-
-
-class StoppedAtItsFirstStep(Progress):
-    """A stop is requested after the first optimizer step."""
-
-    def step(self, *args: Any, **values: Any) -> None:
-        super().step(*args, **values)
-        # Scoring reports its steps as well.
-        self.stop_requested |= "loss" in values
 
 
 class Seen(TrainerCallback):
@@ -48,14 +38,14 @@ class Seen(TrainerCallback):
 
 
 class Stopping(Progress):
-    """Asks for a stop after some steps."""
+    """Asks for a stop after some optimizer steps; what is scored reports steps as well, without a loss."""
 
     def __init__(self, after: int):
         super().__init__(silent=True)
         self._after = after
 
     def step(self, done: int, total: int, **numbers: float | None) -> None:
-        self.stop_requested = done >= self._after
+        self.stop_requested |= "loss" in numbers and done >= self._after
 
 
 def without_dropout(case: Prepared, folder: Path) -> Path:

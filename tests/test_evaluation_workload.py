@@ -28,6 +28,7 @@ from fullft_assets.snapshot import load_split
 from fullft_assets.store import Manifest, Store
 from fullft_assets.tasks.baseline import BaselineContext
 from fullft_assets.tasks.classification.baselines import FrozenProbe, Majority, Tfidf
+from fullft_assets.tasks.classification.recipe import ClassificationRecipe
 from fullft_assets.tasks.classification.scoring import map_labels
 from fullft_assets.workloads.evaluation import work
 from tests import manifests
@@ -115,6 +116,9 @@ class Lab:
         self.context = BaselineContext(
             self.base_model, self.labels, Progress(silent=True), settings, lambda: load_split(self.store, self.snapshot, "train")
         )
+        train, validation = (load_split(self.store, self.snapshot, name) for name in ("train", "validation"))
+        recipe = ClassificationRecipe(self.base_model, train, validation, self.labels)
+        self.context = dataclasses.replace(self.context, open_recipe=lambda: recipe)
         scores = dict.fromkeys(settings.baselines, 0.5)
         self.baselines = self.artifact("cheaper_baselines", "b", self._fit_baselines, manifests.baselines(self.labels, scores))
         curve = [{"rows": 50, "macro_f1": 0.4}, {"rows": 100, "macro_f1": 0.5}]

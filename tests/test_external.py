@@ -15,6 +15,7 @@ import pytest
 from pydantic import ValidationError
 from sklearn.metrics import f1_score
 
+from fullft_assets.config.validation import load_use_case
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.evaluation import external, read_evaluation
 from fullft_assets.evaluation.verification import verify
@@ -222,7 +223,7 @@ def test_the_check_of_a_yaml_names_what_cannot_be_judged(tmp_path: Path) -> None
     brought = [{"name": "tfidf", "score": 0.5}, {"name": "champion", "score": 0.5}, {"name": "gone", "file": "gone.jsonl"}]
     project = projects.create(tmp_path, evaluation={"external": [*brought, {"name": "gone", "score": 0.5}]})
     with pytest.raises(SettingsError) as caught:
-        project.use_case()
+        load_use_case(project.yaml_path, with_data=True)
     for problem in ("tfidf is a system of the report already", "champion is a system", "there is no file", "gone is listed twice"):
         assert problem in str(caught.value)
     project.configure(examples={"task": "language_modeling", "label": None, "labels": None}, evaluation={"external": [brought[2]]})

@@ -27,7 +27,7 @@ from fullft_assets.models.inference import load_for_training, predict, predict_w
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.tasks.classification import recipe as classification
 from fullft_assets.tasks.classification.recipe import ClassificationRecipe, planned_order, score
-from tests.optimizer_steps import StoppedAtItsFirstStep, without_dropout
+from tests.optimizer_steps import Stopping, without_dropout
 from tests.prepared import Prepared, prepare
 
 pytestmark = pytest.mark.numeric
@@ -242,7 +242,7 @@ class TestDivergence:
 class TestCheckpoints:
     def test_a_stop_writes_a_checkpoint_and_the_next_call_resumes_there(self, tiny, tmp_path):
         with pytest.raises(Interrupted, match="stopped at step 1 of .*; run the same command to resume there"):
-            train(tiny, tmp_path / "a", quick(), progress=StoppedAtItsFirstStep(silent=True))
+            train(tiny, tmp_path / "a", quick(), progress=Stopping(1))
         resumed = train(tiny, tmp_path / "a", quick())
         straight = train(tiny, tmp_path / "b", quick())
         assert (resumed.resumed_from_step, straight.resumed_from_step) == (1, 0)

@@ -23,7 +23,7 @@ from fullft_assets.errors import Interrupted, OutOfMemory, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import PlanningSettings, TrainingSettings, UseCaseSettings
 from fullft_assets.settings.contradictions import contradictions
-from tests.optimizer_steps import StoppedAtItsFirstStep
+from tests.optimizer_steps import Stopping
 from tests.prepared import Prepared, command, prepare, prepare_language_model
 from tests.test_planning import MEASURED
 
@@ -198,7 +198,7 @@ class TestEngine:
             pytest.importorskip("bitsandbytes", reason=EIGHT_BIT)
         chosen = quick(name, weights=weights, epochs=0.15, layer_decay=0.9, freeze="embeddings")
         with pytest.raises(Interrupted):
-            train(tiny, tmp_path / "a", chosen, progress=StoppedAtItsFirstStep(silent=True))
+            train(tiny, tmp_path / "a", chosen, progress=Stopping(1))
         resumed, straight = (train(tiny, tmp_path / folder, chosen) for folder in ("a", "b"))
         assert (resumed.resumed_from_step, straight.resumed_from_step) == (1, 0)
         dtypes = set()
@@ -226,7 +226,9 @@ class TestEngine:
             loads.append(settings.learning_rate)
             if len(loads) == 1:
                 passes = []
-                model.register_forward_hook(lambda module, given, output: passes.append(1) or _spoil(module, output, len(passes)))
+                model.register_forward_hook(
+                    lambda module, given, output: passes.append(module.training) or _spoil(module, output, sum(passes))
+                )
             return model
 
         monkeypatch.setattr(type(tiny.recipe), "load", load_poisoned)

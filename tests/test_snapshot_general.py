@@ -12,6 +12,7 @@ import pytest
 
 from fullft_assets import snapshot
 from fullft_assets.chunks import Tokenization, chunk
+from fullft_assets.config.validation import load_use_case
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import embed
@@ -162,7 +163,7 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, options: dict[str, Any], lin
     write_general(tmp_path / "general", 3)
     project = projects.create(tmp_path, rows=0, **options)
     with pytest.raises(SettingsError, match=line):
-        project.use_case()
+        load_use_case(project.yaml_path, with_data=True)
 
 
 def test_a_folder_of_the_tasks_own_rows_is_one_line(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from fullft_assets import chunks, documents, erasure, examples, snapshot
 from fullft_assets.chunks import load_tokenization
+from fullft_assets.config.validation import load_use_case
 from fullft_assets.errors import DataError, SettingsError, StoreError
 from fullft_assets.snapshot import general_sampling
 from fullft_assets.snapshot.replay import draw, num_replay_tokens
@@ -235,7 +236,7 @@ class TestOneLine:
     def test_missing_folder(self, tmp_path: Path, model: Path) -> None:
         case = Case(tmp_path, model)
         with pytest.raises(SettingsError, match=r"defs.yaml:\d+: snapshot.replay.path: general not found; relative paths start at"):
-            case.project.use_case()
+            load_use_case(case.project.yaml_path, with_data=True)
         case.give([{"text": "a"}])
         use_case = case.project.use_case()
         shutil.rmtree(case.folder)

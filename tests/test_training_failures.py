@@ -33,7 +33,7 @@ from fullft_assets.tasks.classification import recipe as classification
 from fullft_assets.workloads import entry
 from fullft_assets.workloads import training as training_workload
 from tests import machine
-from tests.optimizer_steps import StoppedAtItsFirstStep
+from tests.optimizer_steps import Stopping
 from tests.prepared import Prepared, prepare
 
 QUIET = Progress(silent=True)
@@ -101,7 +101,7 @@ class TestOutOfMemory:
     def test_the_size_that_fits_is_remembered(self, tiny, tmp_path, monkeypatch):
         limit_memory(monkeypatch, rows=4)
         with pytest.raises(Interrupted):
-            train(tiny, tmp_path, StoppedAtItsFirstStep(silent=True))
+            train(tiny, tmp_path, Stopping(1))
         seen = limit_memory(monkeypatch, rows=4)
         train(tiny, tmp_path)
         assert set(seen[:2]) == {4}
@@ -331,7 +331,7 @@ class TestRecord:
 
     def test_training_does_not_continue_from_checkpoints_of_another_snapshot(self, tiny, capsys):
         job = tiny.job(STAGE, "claimed", training=dict(quick()))
-        stopping = StoppedAtItsFirstStep(silent=True)
+        stopping = Stopping(1)
         assert entry.run_job(training_workload.work, job.write(tiny.store), stopping) == EXIT_FIXABLE
         folder = tiny.store.work_folder(job.case, STAGE, job.key)
         files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
