@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fullft_assets.config import validation
 from fullft_assets.config.cron import cron_problem
-from fullft_assets.config.project import find_project_root, find_use_case, find_use_cases
-from fullft_assets.config.validation import check_settings, load_use_case
+from fullft_assets.config.project import DEFS, find_project_root, find_use_case, find_use_cases
+from fullft_assets.config.validation import Problem, check_settings, load_use_case
 from fullft_assets.documents.formats import known_endings
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import UseCaseSettings
@@ -645,3 +646,9 @@ def test_the_class_of_an_expectation_gets_its_name(project):
         "9: examples.expectations.0.name: Great Expectations has no `ExpectColumnValuesToBeBetween` for a profile; "
         "did you mean `expect_column_values_to_be_between`?"
     ]
+
+
+@pytest.mark.parametrize(("name", "is_demo"), [("licences", True), ("my_case", False)])
+def test_only_a_demos_documents_can_be_prepared(name: str, is_demo: bool) -> None:
+    problem = validation._with_demo_fix(Problem(("documents", "path"), "not there"), DEFS / name / "defs.yaml")
+    assert ("fullft prepare" in problem.message) == is_demo

@@ -28,7 +28,7 @@ from fullft_assets.config.places import (
     place_problem,
     without_credentials,
 )
-from fullft_assets.config.project import DEFS, find_project_root, fitting_name
+from fullft_assets.config.project import DEFS, DEMOS, find_project_root, fitting_name
 from fullft_assets.config.yaml_source import Key, YamlSource, read_source, read_sources
 from fullft_assets.documents.formats import FORMATS, recognition
 from fullft_assets.documents.formats.encodings import is_encoding
@@ -521,12 +521,17 @@ def _data_problems(settings: UseCaseSettings, yaml_path: Path, root: Path) -> li
 
 def _with_demo_fix(problem: Problem, yaml_path: Path) -> Problem:
     # A demo's documents, and its model, are no part of the package: on a fresh checkout they have yet to be written.
-    if yaml_path.parent.parent != DEFS or problem.key not in (
-        ("base_model",),
-        ("documents", "path"),
-        ("monitoring", "path"),
-        ("snapshot", "replay", "path"),
-        ("snapshot", "general", "path"),
+    if (
+        yaml_path.parent.parent != DEFS
+        or yaml_path.parent.name not in DEMOS
+        or problem.key
+        not in (
+            ("base_model",),
+            ("documents", "path"),
+            ("monitoring", "path"),
+            ("snapshot", "replay", "path"),
+            ("snapshot", "general", "path"),
+        )
     ):
         return problem
     return Problem(problem.key, f"{problem.message}; `fullft prepare {yaml_path.parent.name}` writes the demo's")
