@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from fullft_assets.samples import licences
 
@@ -40,9 +42,6 @@ def run(*command: object, cwd: Path, env: dict[str, str] | None = None) -> str:
 
 def closure(requirements: list[str]) -> set[str]:
     """Return the names of the installed distributions that requirements need, and those need."""
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
-
     found: set[tuple[str, str]] = set()
     open_ends = [(Requirement(each), "") for each in requirements]
     while open_ends:
