@@ -17,6 +17,7 @@ import pytest
 from fullft_assets import release
 from fullft_assets.component import FullFineTune
 from fullft_assets.planning import refusal
+from fullft_assets.release.model_card import loading_lines
 from fullft_assets.resources import latest, latest_by_partition, open_store
 from fullft_assets.store import Manifest, Store
 from tests import plans
@@ -149,9 +150,7 @@ def test_the_model_is_read_by_the_lines_of_its_card(finished):
     """In a process that does not import this package: what is trained here is not tied to it."""
     with dg.DagsterInstance.from_config(str(finished.home)) as instance:
         trained, *_ = events(instance, "finetuned_checkpoint")
-        released, *_ = events(instance, "champion_model")
-    card = Path(released.metadata["path"].value, "README.md").read_text()
-    (lines,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    lines = loading_lines("classification", is_pooled=True)
     code = f"import sys\n{lines}\nassert not any(name.startswith('fullft_assets') for name in sys.modules)\nprint(logits.shape)"
     folder = f"{trained.metadata['path'].value}/model"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=folder)

@@ -134,7 +134,7 @@ def _render_card(
         is_page=False,
         case=use_case.name,
         front_matter=front_matter(use_case, made.base_model, evaluation, is_pooled=is_pooled),
-        loading=_loading(evaluation.task, is_pooled=is_pooled),
+        loading=loading_lines(evaluation.task, is_pooled=is_pooled),
         lineage=made_by,
         training=training,
         trained_weights=trained_weights(settings, made),
@@ -149,7 +149,7 @@ def _render_card(
     return "\n".join(visible(line) for line in card.split("\n"))
 
 
-def _loading(task: str, *, is_pooled: bool) -> str:
+def loading_lines(task: str, *, is_pooled: bool) -> str:
     """Return the lines of Python that load a model without this package."""
     if is_pooled:
         return (
