@@ -272,7 +272,7 @@ def own_words(store: Store) -> tuple[str, list[str]]:
     (baselines,) = store.artifacts(CASE, "cheaper_baselines")
     (raw,) = store.artifacts(CASE, "raw_documents")
     (checkpoint,) = store.artifacts(CASE, "finetuned_checkpoint")
-    learned = json.loads((store.folder(baselines) / "tfidf.json").read_text(encoding="utf-8"))
+    learned = set().union(*json.loads((store.folder(baselines) / "tfidf.json").read_text(encoding="utf-8")))
     # The model's own vocabulary stays.
     known = json.loads((store.folder(checkpoint) / "model" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     documents_of: dict[str, list[str]] = {}

@@ -390,7 +390,7 @@ class TestRealWorkload:
 @pytest.mark.slow
 @pytest.mark.heavy
 def test_pilot_that_predicts_no_gain_refuses_the_training(tmp_path: Path) -> None:
-    case = prepare(tmp_path, tiny=True, delivered=shuffled_rows(400), planning={"min_predicted_gain": 0.02, "pilot_share": 1.0})
+    case = prepare(tmp_path, tiny=True, delivered=shuffled_rows(400), planning={"min_predicted_gain": 0.9, "pilot_share": 1.0})
     _, found = plan(case)  # a red check is a result, not a failure of the workload
     pilot = found["pilot_run"]
     check = pilot.check("pilot_predicts_gain")

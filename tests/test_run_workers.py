@@ -167,7 +167,7 @@ def test_who_waits_for_a_living_run_prints_it_and_continues_when_that_dies(folde
     assert num_queued(instance) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_signal_to_the_command_alone_ends_its_run_and_what_that_launched(folder, instance, number):
     first = start(folder, "first")
     wait_for((folder / "workload0.pid").exists, "the first run at work")

@@ -199,7 +199,9 @@ class TestAnyCut:
         assert found.num_breaking == alone.num_breaking
         num_valid = sum(len(examined(batch).valid) for batch in cut)
         assert num_valid == len(found.index) + sum(found.metadata["left_out"].values()), "rows are accounted for"
-        assert [check.model_dump() for check in found.checks] == [check.model_dump() for check in alone.checks]
+        # Files of one batch may not share an id; which files are in one batch depends on the cut.
+        same = [[check.model_dump() for check in each.checks if check.name != "ids_name_one_document"] for each in (found, alone)]
+        assert same[0] == same[1]
         assert found.agreement == alone.agreement
 
 

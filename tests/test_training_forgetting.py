@@ -95,13 +95,15 @@ class TestBudget:
         free = train(encoder, "free", epochs=4)
         rises = {line["step"]: line["general_rise"] for line in log_of(encoder, free) if "general_rise" in line}
         steps = sorted(rises)
-        budget = (rises[steps[1]] + rises[steps[2]]) / 2
-        assert rises[steps[0]] < rises[steps[1]] < budget < rises[steps[2]]
+        within = max(rises[steps[0]], rises[steps[1]])
+        budget = (within + rises[steps[2]]) / 2
+        assert within < budget < rises[steps[2]]
         for keep_best in (False, True):
             made = train(encoder, f"bounded-{keep_best}", epochs=4, max_general_rise=budget, keep_best=keep_best)
             assert made.metadata["num_steps"] == steps[2] < free.metadata["num_steps"]
-            assert made.metadata["model_of_step"] == steps[1]
-            assert made.metadata["general_rise"] == rises[steps[1]] <= budget
+            chosen = made.metadata["model_of_step"]
+            assert chosen in steps[:2]
+            assert made.metadata["general_rise"] == rises[chosen] <= budget
             [incident] = made.metadata["incidents"]
             assert (incident["event"], incident["step"]) == ("early_stop", steps[2])
             assert f"above the one before training, max_general_rise is {budget:g}" in incident["reason"]
