@@ -27,7 +27,8 @@ from benchmarks.personal_data import measure_personal_data
 from benchmarks.preparation import Preparation
 from benchmarks.tick import measure_tick
 
-#: In the order of running: `second_run` goes on with the home of `demo`, `preparation_one_percent_more` with the runs of `preparation`.
+#: In the order of running: `second_run` goes on with the home of `demo`, `preparation_one_percent_more` with
+#: the runs of `preparation`.
 NAMES = (
     "demo",
     "second_run",
@@ -50,7 +51,8 @@ SLOW_NAMES = ("preparation_memory",)
 #: Needs an environment of its own.
 OPTIONAL_NAME = "packed_training_llamafactory"
 _MISSING = (
-    f"{OPTIONAL_NAME} needs a virtual environment with LLaMA-Factory, LLAMAFACTORY=folder; benchmarks/llama_factory.py has how to make one"
+    f"{OPTIONAL_NAME} needs a virtual environment with LLaMA-Factory, LLAMAFACTORY=folder;"
+    " benchmarks/llama_factory.py has how to make one"
 )
 
 
@@ -61,10 +63,22 @@ def _given(python: Path | None) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", choices=[*NAMES, *SLOW_NAMES], metavar="NAME", help=f"run one of: {', '.join([*NAMES, *SLOW_NAMES])}")
+    parser.add_argument(
+        "--only",
+        choices=[*NAMES, *SLOW_NAMES],
+        metavar="NAME",
+        help=f"run one of: {', '.join([*NAMES, *SLOW_NAMES])}",
+    )
     parser.add_argument("--slow", action="store_true", help=f"run {', '.join(SLOW_NAMES)} as well")
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each side of `demo`; the median counts")
-    parser.add_argument("--llamafactory", type=Path, metavar="FOLDER", help=f"virtual environment of LLaMA-Factory, for {OPTIONAL_NAME}")
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="runs of each side of `demo`; the median counts"
+    )
+    parser.add_argument(
+        "--llamafactory",
+        type=Path,
+        metavar="FOLDER",
+        help=f"virtual environment of LLaMA-Factory, for {OPTIONAL_NAME}",
+    )
     parsed = parser.parse_args(arguments)
     try:
         names = chosen(parsed.only, slow=parsed.slow, llamafactory=parsed.llamafactory)
@@ -87,7 +101,9 @@ def main(arguments: list[str] | None = None) -> int:
             "preparation_memory": preparation.measure_memory,
             "packing": lambda: measure_packing(demo.logs),
             "packed_training": lambda: measure_packed_training(build / "smollm2-135m-instruct", demo.logs),
-            "packed_training_llamafactory": lambda: measure_llama_factory(_given(llamafactory), build / "smollm2-135m-instruct", demo.logs),
+            "packed_training_llamafactory": lambda: measure_llama_factory(
+                _given(llamafactory), build / "smollm2-135m-instruct", demo.logs
+            ),
             "low_memory": lambda: [
                 measure_low_memory(Path(scratch) / "low_memory"),
                 measure_activations(Path(scratch) / "activations"),

@@ -1,9 +1,11 @@
-"""Rows that a quote which is not closed swallows: how many files are refused, and how many files of real texts of several lines wrongly.
+"""Rows that a quote which is not closed swallows: how many files are refused, and how many files of real
+texts of several lines wrongly.
 
     python -m benchmarks.csv_quotes [FILES]
 
-Prints a line for each shape of file. The rows are licence rules and documentation strings of Python's library, which have lists, tables and
-code; both are on every machine of a developer. Of an intact file no row should be refused, and of the others none should be lost unsaid.
+Prints a line for each shape of file. The rows are licence rules and documentation strings of Python's
+library, which have lists, tables and code; both are on every machine of a developer. Of an intact file no row
+should be refused, and of the others none should be lost unsaid.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from fullft_assets.demos import licences
 from fullft_assets.documents.formats import Delivered, Reading, Unreadable, csv_rows
 from fullft_assets.documents.formats.rows import Wanted
-from fullft_assets.samples import licences
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from fullft_assets.settings.documents import CsvSettings
 
@@ -43,7 +45,9 @@ def docstrings() -> Iterator[dict[str, str]]:
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             kinds = {ast.Module: "module", ast.ClassDef: "class", ast.FunctionDef: "function"}
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (
+                text := ast.get_docstring(node)
+            ):
                 yield {
                     "id": f"{path.stem}-{node.lineno if not isinstance(node, ast.Module) else 0}",
                     "kind": kinds[type(node)],
@@ -53,14 +57,19 @@ def docstrings() -> Iterator[dict[str, str]]:
 
 
 def outcome(data: str, delimiter: str, folder: Path) -> tuple[bool, int]:
-    """Return whether a file is refused because rows are in one of its fields, and how many rows are quarantined because they may be."""
+    """Return whether a file is refused because rows are in one of its fields, and how many rows are
+    quarantined because they may be.
+    """
     settings = DocumentsSettings(path="x", csv=CsvSettings(delimiter=delimiter))
     path = folder / "a.csv"
     path.write_text(data, encoding="utf-8", newline="")
-    reading = Reading(Wanted.of(settings, ExamplesSettings()), None, lambda _: [], lambda kind: kind, settings)  # pyright: ignore[reportArgumentType]  # a CSV shares nothing
+    reading = Reading(
+        Wanted.of(settings, ExamplesSettings()), None, lambda _: [], lambda kind: kind, settings
+    )  # pyright: ignore[reportArgumentType]  # a CSV shares nothing
     try:
         return False, sum(
-            isinstance(record, str) and "seems to have rows" in record for _, record in csv_rows.records(Delivered(path, "a.csv"), reading)
+            isinstance(record, str) and "seems to have rows" in record
+            for _, record in csv_rows.records(Delivered(path, "a.csv"), reading)
         )
     except Unreadable as error:
         if "has whole rows in it" not in str(error):
@@ -77,9 +86,19 @@ def written(rows: Sequence[dict[str, str]], shape: Sequence[str], delimiter: str
     return out.getvalue()
 
 
-def swallowed(rows: Sequence[dict[str, str]], shape: Sequence[str], delimiter: str, span: int, chance: random.Random) -> str:
-    """Return rows as a person writes them, in which one text begins with a quote and a later one ends with one; now and then a field is missing."""
-    rows = [{name: " ".join(value.replace(delimiter, " ").replace('"', "").split()) for name, value in row.items()} for row in rows]
+def swallowed(
+    rows: Sequence[dict[str, str]], shape: Sequence[str], delimiter: str, span: int, chance: random.Random
+) -> str:
+    """Return rows as a person writes them, in which one text begins with a quote and a later one ends with
+    one; now and then a field is missing.
+    """
+    rows = [
+        {
+            name: " ".join(value.replace(delimiter, " ").replace('"', "").split())
+            for name, value in row.items()
+        }
+        for row in rows
+    ]
     first = chance.randrange(len(rows) - span)
     rows[first]["text"] = f'"{rows[first]["text"]}'
     rows[first + span - 1]["text"] += '"'
@@ -98,22 +117,36 @@ def main(num_files: int = 100) -> int:
         folder = Path(name)
         spans = ", ".join(map(str, SPANS))
         print(
-            f"| texts | columns | delimiter | intact files refused | intact rows quarantined | refused + named in files whose quote swallows {spans} rows |"
+            "| texts | columns | delimiter | intact files refused | intact rows quarantined | refused +"
+            f" named in files whose quote swallows {spans} rows |"
         )
         print("|---|---|---|---|---|---|")
         for title, rows in sets.items():
             for shape in SHAPES:
                 for delimiter in DELIMITERS:
-                    intact = [outcome(written(chance.sample(rows, ROWS), shape, delimiter), delimiter, folder) for _ in range(num_files)]
+                    intact = [
+                        outcome(written(chance.sample(rows, ROWS), shape, delimiter), delimiter, folder)
+                        for _ in range(num_files)
+                    ]
                     found = []
                     for span in SPANS:
-                        made = [swallowed(chance.sample(rows, ROWS), shape, delimiter, span, chance) for _ in range(num_files)]
+                        made = [
+                            swallowed(chance.sample(rows, ROWS), shape, delimiter, span, chance)
+                            for _ in range(num_files)
+                        ]
                         outcomes = [outcome(each, delimiter, folder) for each in made]
                         found.append(
-                            f"{sum(refused for refused, _ in outcomes)} + {sum(not refused and number > 0 for refused, number in outcomes)}"
+                            f"{sum(refused for refused, _ in outcomes)} +"
+                            f" {sum(not refused and number > 0 for refused, number in outcomes)}"
                         )
-                    wrongly = f"{sum(refused for refused, _ in intact)} | {sum(number for _, number in intact)} of {num_files * ROWS:,}"
-                    print(f"| {title} | {', '.join(shape)} | {delimiter!r} | {wrongly} | {', '.join(found)} |", flush=True)
+                    wrongly = (
+                        f"{sum(refused for refused, _ in intact)} | {sum(number for _, number in intact)} of"
+                        f" {num_files * ROWS:,}"
+                    )
+                    print(
+                        f"| {title} | {', '.join(shape)} | {delimiter!r} | {wrongly} | {', '.join(found)} |",
+                        flush=True,
+                    )
     return 0
 
 

@@ -1,7 +1,9 @@
-"""An hour of a daemon on a small use case: deliveries, a held batch, an empty window, a drift, a label round, a cancelled retrain.
+"""An hour of a daemon on a small use case: deliveries, a held batch, an empty window, a drift, a label round,
+a cancelled retrain.
 
-`python -m benchmarks.daemon_hour FOLDER [--minutes 60]` makes the project of `fullft tour` in a new folder, with its first model, runs `dagster dev`
-with all sensors on for so long, and prints each alert that should have come and each that came. It exits with 1 if one is false or missing.
+`python -m benchmarks.daemon_hour FOLDER [--minutes 60]` makes the project of `fullft tour` in a new folder,
+with its first model, runs `dagster dev` with all sensors on for so long, and prints each alert that should
+have come and each that came. It exits with 1 if one is false or missing.
 """
 
 from __future__ import annotations
@@ -18,14 +20,14 @@ from typing import Any
 import dagster as dg
 
 from fullft_assets.automation.runs import REASONS_TAG
+from fullft_assets.checking.validation import load_use_case
 from fullft_assets.cli.export import export
 from fullft_assets.cli.terminal import Terminal
 from fullft_assets.cli.tour import _alerts_received, _Services, _services
-from fullft_assets.config.validation import load_use_case
+from fullft_assets.demos import licences
+from fullft_assets.demos.tour import CASE, WEBHOOK, TourProject
 from fullft_assets.monitoring import DriftMetadata
 from fullft_assets.resources import latest_by_partition
-from fullft_assets.samples import licences
-from fullft_assets.samples.tour import CASE, WEBHOOK, TourProject
 from fullft_assets.store import Store
 
 #: Longest wait for what an event leads to, and time between two looks.
@@ -48,7 +50,9 @@ class Expected:
 class Hour:
     """The events, and which alerts they lead to."""
 
-    def __init__(self, project: TourProject, services: _Services, received: list[dict[str, Any]], terminal: Terminal):
+    def __init__(
+        self, project: TourProject, services: _Services, received: list[dict[str, Any]], terminal: Terminal
+    ):
         self.project, self.services, self.received, self.terminal = project, services, received, terminal
         self.store, self.expected = Store(str(project.home / "store")), list[Expected]()
         self.kinds = {rule["id"]: rule["kind"] for rule in licences.rules()}
@@ -83,7 +87,10 @@ class Hour:
 
     def statuses(self) -> list[str]:
         """Return the verdicts on the windows, oldest first."""
-        return [DriftMetadata.of(report).status for _, report in sorted(latest_by_partition(self.store, CASE, "drift_report").items())]
+        return [
+            DriftMetadata.of(report).status
+            for _, report in sorted(latest_by_partition(self.store, CASE, "drift_report").items())
+        ]
 
     def live(self, instance: dg.DagsterInstance, seconds: float) -> None:
         """Let the events happen, and wait for the rest of the time."""
@@ -98,10 +105,14 @@ class Hour:
         self.project._deliver("documents", "usual.jsonl", rules[100:130])
         self.wait("they are ingested", lambda: ingested() > before)
         self.expect("a batch of documents without a label", "gate_closed", "is held back")
-        self.project._deliver("documents", "unlabelled.jsonl", [{**rule, "kind": ""} for rule in rules[200:240]])
+        self.project._deliver(
+            "documents", "unlabelled.jsonl", [{**rule, "kind": ""} for rule in rules[200:240]]
+        )
         self.wait("it is held back", lambda: ingested() > before + 1)
         self.expect("a window without texts", "gate_closed", "has no text")
-        self.project._deliver("production", "window-000-empty.jsonl", [{"id": f"e{number}", "text": ""} for number in range(60)])
+        self.project._deliver(
+            "production", "window-000-empty.jsonl", [{"id": f"e{number}", "text": ""} for number in range(60)]
+        )
         self.wait("it is read", lambda: "feed_broken" in self.statuses())
         self.expect("windows of other documents", "drift", "drifted")
         self.expect("a drift without labels", "decision_needed", "labels are asked for")
@@ -117,12 +128,18 @@ class Hour:
         self.look()
 
     def _label_round(self) -> None:
-        self.expect("a random sample of production is labelled", "quality_drop", "lower on labelled production documents")
+        self.expect(
+            "a random sample of production is labelled",
+            "quality_drop",
+            "lower on labelled production documents",
+        )
         out = self.project.root / "sample.jsonl"
         use_case = load_use_case(self.project.defs / CASE / "defs.yaml")
         export(use_case, self.store, out, chosen="jsonl", most=300, num_windows=6, at_random=True)
         rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-        self.project._deliver("documents", "sample.jsonl", [{**row, "kind": self.kinds[row["id"]]} for row in rows])
+        self.project._deliver(
+            "documents", "sample.jsonl", [{**row, "kind": self.kinds[row["id"]]} for row in rows]
+        )
 
     def _retrain(self, instance: dg.DagsterInstance) -> dict[str, str]:
         """Return the newest automatic retrain: its id by its status."""
@@ -143,7 +160,9 @@ class Hour:
     @property
     def is_right(self) -> bool:
         """Whether no alert is false or missing."""
-        return all(each.came_at for each in self.expected) and all("expected" in alert for _, alert in self.came)
+        return all(each.came_at for each in self.expected) and all(
+            "expected" in alert for _, alert in self.came
+        )
 
 
 def main() -> int:
@@ -154,7 +173,10 @@ def main() -> int:
     chosen = parser.parse_args()
     project, terminal = TourProject(chosen.folder.resolve()), Terminal(sys.stdout)
     project.write()
-    with _alerts_received(terminal) as (webhook, received), _services(project, {WEBHOOK: webhook}) as services:
+    with (
+        _alerts_received(terminal) as (webhook, received),
+        _services(project, {WEBHOOK: webhook}) as services,
+    ):
         services.fullft_run()
         hour = Hour(project, services, received, terminal)
         services.turn_sensors_on()

@@ -1,9 +1,11 @@
-"""Which gate stops a model that was damaged on purpose: `python -m benchmarks.damaged_models [--trials N]`, a line of JSON each.
+"""Which gate stops a model that was damaged on purpose: `python -m benchmarks.damaged_models [--trials N]`, a
+line of JSON each.
 
-Champion and candidate are two trainings of one recipe with other seeds (see `release_gate`), and their real predictions of licence rules
-are damaged: two labels swapped, one slice of lengths answered by guessing, also where the model is better elsewhere so that its score is
-as good as before. A candidate that was not damaged counts the false alarms. Test groups are drawn anew in each trial. What a language model
-forgets is measured on SmolLM2 with the weights of one layer drawn anew, and with all weights rounded to bf16.
+Champion and candidate are two trainings of one recipe with other seeds (see `release_gate`), and their real
+predictions of licence rules are damaged: two labels swapped, one slice of lengths answered by guessing, also
+where the model is better elsewhere so that its score is as good as before. A candidate that was not damaged
+counts the false alarms. Test groups are drawn anew in each trial. What a language model forgets is measured
+on SmolLM2 with the weights of one layer drawn anew, and with all weights rounded to bf16.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ def swapped(places: tuple[int, int]) -> Damage:
     """Return the damage that answers each of two labels with the other one."""
 
     def damage(trained: Trained, predicted: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        order = np.argsort(-np.bincount(trained.test.labels, minlength=trained.test.num_labels), kind="stable")
+        order = np.argsort(
+            -np.bincount(trained.test.labels, minlength=trained.test.num_labels), kind="stable"
+        )
         names = np.arange(trained.test.num_labels)
         one, other = order[places[0]], order[places[1]]
         names[[one, other]] = other, one
@@ -50,8 +54,12 @@ def guesses(trained: Trained, predicted: np.ndarray, rng: np.random.Generator) -
     return np.where(quarters(trained) == 3, guessed, predicted)
 
 
-def guesses_and_is_better_elsewhere(trained: Trained, predicted: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return predictions that guess on every third of those rows, with errors on the others fixed until the whole score is what it was."""
+def guesses_and_is_better_elsewhere(
+    trained: Trained, predicted: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Return predictions that guess on every third of those rows, with errors on the others fixed until the
+    whole score is what it was.
+    """
     test = trained.test
     found = np.where(rng.random(len(predicted)) < 1 / 3, guesses(trained, predicted, rng), predicted)
     everything = np.ones(test.num_labels, bool)
@@ -78,14 +86,21 @@ DAMAGES: dict[str, Damage] = {
 }
 
 
-def evaluate(trained: Trained, systems: dict[str, np.ndarray], rng: np.random.Generator, num_groups: int) -> ClassificationEvaluation:
-    """Evaluate predicted labels of all rows on a draw of groups, with its slices; `tfidf` is a baseline that is always wrong."""
+def evaluate(
+    trained: Trained, systems: dict[str, np.ndarray], rng: np.random.Generator, num_groups: int
+) -> ClassificationEvaluation:
+    """Evaluate predicted labels of all rows on a draw of groups, with its slices; `tfidf` is a baseline that
+    is always wrong.
+    """
     test = trained.test
     rows, groups = test.draw(rng, num_groups)
     one_hot, labels = np.eye(test.num_labels), test.labels[rows]
     probabilities = {name: one_hot[predicted[rows]] for name, predicted in systems.items()}
     probabilities["tfidf"] = one_hot[(labels + 1) % test.num_labels]
-    slicing: dict[str, list[str | None]] = {"label": [None] * len(rows), "length": [f"quarter {part}" for part in quarters(trained)[rows]]}
+    slicing: dict[str, list[str | None]] = {
+        "label": [None] * len(rows),
+        "length": [f"quarter {part}" for part in quarters(trained)[rows]],
+    }
     settings = EvaluationSettings(resamples=RESAMPLES)
     comparison = Comparison(settings, "macro_f1", int(rng.integers(2**31)), "classification", slicing=slicing)
     return assess(labels, probabilities, groups, [str(label) for label in range(test.num_labels)], comparison)
@@ -97,7 +112,10 @@ def stopped(trained: Trained, damage: Damage, trials: int, num_groups: int, rule
     for trial in range(trials):
         rng = np.random.default_rng(trial)
         ours, theirs = rng.permutation(len(trained.predicted))[:2]
-        systems = {FINETUNED: damage(trained, trained.predicted[ours], rng), CHAMPION: trained.predicted[theirs]}
+        systems = {
+            FINETUNED: damage(trained, trained.predicted[ours], rng),
+            CHAMPION: trained.predicted[theirs],
+        }
         found = evaluate(trained, systems, rng, num_groups)
         decision = verdict(found, ReleaseSettings.model_validate({"champion_rule": rule}))
         said.update(reason.gate for reason in decision.reasons if not reason.passed)
@@ -111,11 +129,18 @@ def predictions(trials: int) -> Iterator[dict[str, Any]]:
     trained = train(name, num_rows, NUM_RUNS)
     for title, damage in DAMAGES.items():
         for rule in ("non_inferiority", "superiority"):
-            yield {"damage": title, "rule": rule, "groups": num_groups, **stopped(trained, damage, trials, num_groups, rule)}
+            yield {
+                "damage": title,
+                "rule": rule,
+                "groups": num_groups,
+                **stopped(trained, damage, trials, num_groups, rule),
+            }
 
 
 def general(trials: int) -> Iterator[dict[str, Any]]:
-    """Yield what the gate says of a language model before and after its general ability was destroyed; on so many texts."""
+    """Yield what the gate says of a language model before and after its general ability was destroyed; on so
+    many texts.
+    """
     import torch
 
     from fullft_assets.models.token_scores import score_documents
@@ -143,10 +168,17 @@ def general(trials: int) -> Iterator[dict[str, Any]]:
                 elif part in name and weight.dim() > 1:
                     weight.copy_(torch.randn_like(weight) * weight.std())
         after = loss()
-        found = Forgetting(measure="loss", before=before, after=after, rise=after - before, num_trainings=1, num_unmeasured=0)
+        found = Forgetting(
+            measure="loss", before=before, after=after, rise=after - before, num_trainings=1, num_unmeasured=0
+        )
         budget = found.default_budget
         assert budget is not None, "of a loss there is one"
-        yield {"damage": title, "before": round(before, 3), "after": round(after, 3), "forgetting_is_within_budget": found.rise <= budget}
+        yield {
+            "damage": title,
+            "before": round(before, 3),
+            "after": round(after, 3),
+            "forgetting_is_within_budget": found.rise <= budget,
+        }
 
 
 def _smollm2(count: int) -> tuple[Any, list[list[list[int]]]]:
@@ -157,20 +189,24 @@ def _smollm2(count: int) -> tuple[Any, list[list[list[int]]]]:
 
     from fullft_assets.base_model import resolve_base_model
     from fullft_assets.chunks import Tokenization
+    from fullft_assets.demos import licence_texts, smollm
     from fullft_assets.models.inference import load_causal
-    from fullft_assets.samples import licence_texts, smollm
     from fullft_assets.settings import ChunksSettings
 
     with tempfile.TemporaryDirectory() as folder:
         base = resolve_base_model(str(smollm.write(Path(folder) / "smollm2")), Path(folder))
-        tokenization = Tokenization.load(base, ChunksSettings(max_tokens=128, stride=0, max_windows=1), "language_modeling")
+        tokenization = Tokenization.load(
+            base, ChunksSettings(max_tokens=128, stride=0, max_windows=1), "language_modeling"
+        )
         texts = [document["text"] for document in islice(licence_texts.general(), min(count, 20))]
         return load_causal(base), tokenization.windows(texts)
 
 
 def main(arguments: Sequence[str]) -> Iterator[str]:
     """Yield a line of JSON a damage."""
-    return measure_parts(arguments, {"predictions": predictions, "general": general}, trials=100, about=__doc__)
+    return measure_parts(
+        arguments, {"predictions": predictions, "general": general}, trials=100, about=__doc__
+    )
 
 
 if __name__ == "__main__":

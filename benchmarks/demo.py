@@ -27,7 +27,12 @@ STAGES = {
     "training": ("finetuned_checkpoint",),
     "evaluation": ("evaluation_report",),
     "release": ("champion_model",),
-    "monitoring": ("production_documents", "batch_predictions", "drift_report", "training_snapshot_training_data_represents_production"),
+    "monitoring": (
+        "production_documents",
+        "batch_predictions",
+        "drift_report",
+        "training_snapshot_training_data_represents_production",
+    ),
 }
 WORKLOADS = ("planning", "training", "evaluation", "prediction", "monitoring")
 #: Time outside all stages: our processes, Dagster and its sensors; the script's imports.
@@ -81,10 +86,17 @@ class Demo:
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if name not in ("FULLFT_STORE", "DAGSTER_HOME")}
+        kept = {
+            name: value for name, value in os.environ.items() if name not in ("FULLFT_STORE", "DAGSTER_HOME")
+        }
         folders = [str(Path(sys.executable).parent), kept.get("PATH", "")]
         modules = [str(self.subject.root), str(REPOSITORY), *filter(None, [kept.get("PYTHONPATH")])]
-        return {**kept, "PATH": os.pathsep.join(folders), "PYTHONPATH": os.pathsep.join(modules), "HF_HUB_OFFLINE": "1"}
+        return {
+            **kept,
+            "PATH": os.pathsep.join(folders),
+            "PYTHONPATH": os.pathsep.join(modules),
+            "HF_HUB_OFFLINE": "1",
+        }
 
     def run_ours(self) -> tuple[Path, Side]:
         """Run the whole graph on a fresh home; return the home and what it took."""
@@ -95,7 +107,15 @@ class Demo:
 
     def time_ours(self, home: Path) -> Timing:
         """Run the whole graph on a home."""
-        command = [sys.executable, "-m", "fullft_assets.cli", "run", self.subject.name, "--defs", str(self.subject.defs)]
+        command = [
+            sys.executable,
+            "-m",
+            "fullft_assets.cli",
+            "run",
+            self.subject.name,
+            "--defs",
+            str(self.subject.defs),
+        ]
         log = self.logs / f"ours-{self._next()}.log"
         _say(f"fullft run {self.subject.name} (its lines: {log}) ...")
         return timed(command, log, env={**self.environment, "DAGSTER_HOME": str(home)}, cwd=self.subject.root)
@@ -105,7 +125,15 @@ class Demo:
         output = self.scratch / f"plain-{self._next()}"
         log = self.logs / f"{output.name}.log"
         _say(f"the plain script (its lines: {log}) ...")
-        command = [sys.executable, "-m", "benchmarks.plain_demo", "--defs", str(self.subject.yaml_path), "--output", str(output)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.plain_demo",
+            "--defs",
+            str(self.subject.yaml_path),
+            "--output",
+            str(output),
+        ]
         timing = timed([*command, *extra], log, env=self.environment, cwd=self.subject.root)
         found = json.loads((output / "result.json").read_text())
         return Side(timing, found["seconds"], found["num_rows"], found["accuracy"], found["macro_f1"])
@@ -116,7 +144,9 @@ class Demo:
         timed(command, self.logs / "prepare.log", env=self.environment, cwd=self.subject.root)
 
     def start_seconds(self) -> dict[str, float]:
-        """Return how long each workload's process takes to start, its imports included; this also warms the disk cache for both sides."""
+        """Return how long each workload's process takes to start, its imports included; this also warms the
+        disk cache for both sides.
+        """
         modules = {workload: f"fullft_assets.workloads.{workload}" for workload in WORKLOADS}
 
         def load(names: str) -> float:
@@ -134,19 +164,33 @@ class Demo:
         # Imported only now: nothing is being measured.
         import dagster as dg
 
-        from fullft_assets.config.validation import load_use_case
+        from fullft_assets.checking.validation import load_use_case
         from fullft_assets.resources import latest, open_store
 
         with dg.DagsterInstance.from_config(str(home)) as instance:
             steps = [step for run in instance.get_runs() for step in instance.get_run_step_stats(run.run_id)]
             store = open_store(load_use_case(self.subject.yaml_path), instance)
-        spans = [(step.step_key.removeprefix(f"{self.subject.name}__"), step.start_time or 0.0, step.end_time or 0.0) for step in steps]
+        spans = [
+            (
+                step.step_key.removeprefix(f"{self.subject.name}__"),
+                step.start_time or 0.0,
+                step.end_time or 0.0,
+            )
+            for step in steps
+        ]
         unknown = {name for name, _, _ in spans} - {name for names in STAGES.values() for name in names}
         assert not unknown, f"steps of no stage: {unknown}"
-        stages = {stage: covered((began, ended) for name, began, ended in spans if name in names) for stage, names in STAGES.items()}
-        snapshot, report = (latest(store, self.subject.name, stage) for stage in ("training_snapshot", "evaluation_report"))
+        stages = {
+            stage: covered((began, ended) for name, began, ended in spans if name in names)
+            for stage, names in STAGES.items()
+        }
+        snapshot, report = (
+            latest(store, self.subject.name, stage) for stage in ("training_snapshot", "evaluation_report")
+        )
         assert snapshot is not None and report is not None, "the demo ran to its end"
-        num_rows = {split: snapshot.metadata[f"num_{split}_rows"] for split in ("train", "validation", "test")}
+        num_rows = {
+            split: snapshot.metadata[f"num_{split}_rows"] for split in ("train", "validation", "test")
+        }
         return Side(timing, stages, num_rows, report.metadata["accuracy"], report.metadata["macro_f1"])
 
 
@@ -183,7 +227,10 @@ def measure_demo(demo: Demo, repeats: int = 1) -> Row:
         notes=[*_stage_lines(our_stages, their_stages, start), *_same_work_lines(sides)],
         details={
             "repeats": repeats,
-            "stages": {name: {"ours_seconds": s, "other_seconds": their_stages.get(name)} for name, s in our_stages.items()},
+            "stages": {
+                name: {"ours_seconds": s, "other_seconds": their_stages.get(name)}
+                for name, s in our_stages.items()
+            },
             "workload_start_seconds": start,
             "num_rows": {name: side.num_rows for name, side in sides.items()},
             "accuracy": {name: side.accuracy for name, side in sides.items()},

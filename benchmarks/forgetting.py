@@ -1,9 +1,12 @@
-"""What a language model forgets of its old texts while it learns new ones: plain fine-tuning against ways to keep what it knew.
+"""What a language model forgets of its old texts while it learns new ones: plain fine-tuning against ways to
+keep what it knew.
 
-Old: documentation in the modules of Python's library and of numpy; new: licence texts. A Llama of 0.4 million parameters,
-with a tokenizer of the old texts, is trained on the old ones for a minute or two, then fine-tuned on the new ones by the platform's own engine, by
-each recipe, three times: seed by seed other rows are drawn, and in another order. Forgotten is the rise of the loss on old texts that neither
-training saw; learned is the fall of the loss on licences of other families.
+Old: documentation in the modules of Python's library and of numpy; new: licence texts. A Llama of 0.4 million
+    parameters,
+with a tokenizer of the old texts, is trained on the old ones for a minute or two, then fine-tuned on the new
+ones by the platform's own engine, by each recipe, three times: seed by seed other rows are drawn, and in
+another order. Forgotten is the rise of the loss on old texts that neither training saw; learned is the fall
+of the loss on licences of other families.
 
 One seed by hand: `python -m benchmarks.forgetting MODEL_FOLDER SEED`.
 """
@@ -35,7 +38,13 @@ _OLD_CHARACTERS = 1_500_000
 _DOCUMENT_CHARACTERS = 2_000
 _NUM_NEW, _NUM_NEW_HELD_OUT, _NUM_OLD_HELD_OUT = 100, 32, 32
 _MOST_RISE, _LEAST_GAIN = 0.35, 0.95
-_PRETRAINING = {"epochs": 2.0, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 3e-3, "scheduler": "cosine"}
+_PRETRAINING = {
+    "epochs": 2.0,
+    "batch_size": 8,
+    "micro_batch_size": 8,
+    "learning_rate": 3e-3,
+    "scheduler": "cosine",
+}
 _FINE_TUNING = {"epochs": 4.0, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-3}
 
 
@@ -76,7 +85,9 @@ class ForgettingRow(Row):
     def as_json(self) -> dict[str, Any]:
         """See `Row`."""
         found = super().as_json()
-        return {name.replace("_seconds", "_nats"): value for name, value in found.items() if "cpu" not in name}
+        return {
+            name.replace("_seconds", "_nats"): value for name, value in found.items() if "cpu" not in name
+        }
 
 
 def measure_forgetting(logs: Path, seeds: Sequence[int] = SEEDS) -> Row:
@@ -85,13 +96,16 @@ def measure_forgetting(logs: Path, seeds: Sequence[int] = SEEDS) -> Row:
         folder = Path(scratch)
         [pretrained] = _run([[str(folder), "pretrain"]], logs)
         runs = [
-            run for start in range(0, len(seeds), 2) for run in _run([[str(folder), str(seed)] for seed in seeds[start : start + 2]], logs)
+            run
+            for start in range(0, len(seeds), 2)
+            for run in _run([[str(folder), str(seed)] for seed in seeds[start : start + 2]], logs)
         ]
     return row_of(runs, pretrained)
 
 
 def row_of(runs: Sequence[dict[str, dict[str, float]]], pretrained: dict[str, float]) -> Row:
-    """Make the row: the recipe that forgets least among those that keep enough of plain's gain with every seed.
+    """Make the row: the recipe that forgets least among those that keep enough of plain's gain with every
+    seed.
 
     Args:
         runs: of each seed, by way: `rise` of the old loss and `gain`, the fall of the new.
@@ -102,16 +116,18 @@ def row_of(runs: Sequence[dict[str, dict[str, float]]], pretrained: dict[str, fl
     others = [way for way in rises if way != "plain"]
     # Where none keeps enough, the one that keeps most is shown, and the goal is not met.
     good = [way for way in others if min(gains[way]) >= _LEAST_GAIN]
-    best = min(good, key=lambda way: max(rises[way])) if good else max(others, key=lambda way: min(gains[way]))
+    best = (
+        min(good, key=lambda way: max(rises[way])) if good else max(others, key=lambda way: min(gains[way]))
+    )
     notes = [
-        f"loss before: {pretrained['old']:.3f} on old texts, {pretrained['new']:.3f} on licences; {len(runs)} seeds; goal also: at least "
-        f"{_LEAST_GAIN:.0%} of plain's gain with every seed"
+        f"loss before: {pretrained['old']:.3f} on old texts, {pretrained['new']:.3f} on licences; {len(runs)}"
+        f" seeds; goal also: at least {_LEAST_GAIN:.0%} of plain's gain with every seed"
     ]
     for way in rises:
         rise, gain = (fmean(run[way][what] for run in runs) for what in ("rise", "gain"))
         notes.append(
-            f"{way}: rise {rise:+.3f} ({min(rises[way]):.0%} to {max(rises[way]):.0%} of plain's), gain {gain:.3f} "
-            f"({min(gains[way]):.1%} to {max(gains[way]):.1%})"
+            f"{way}: rise {rise:+.3f} ({min(rises[way]):.0%} to {max(rises[way]):.0%} of plain's), gain"
+            f" {gain:.3f} ({min(gains[way]):.1%} to {max(gains[way]):.1%})"
         )
     return ForgettingRow(
         name="forgetting",
@@ -128,14 +144,17 @@ def row_of(runs: Sequence[dict[str, dict[str, float]]], pretrained: dict[str, fl
 def _run(arguments: Sequence[Sequence[str]], logs: Path) -> list[dict[str, Any]]:
     """Run this module with each list of arguments at the same time; return what each printed last."""
     logs.mkdir(parents=True, exist_ok=True)
-    # One thread each: matrices of a model this small gain nothing by a second one, and threads that wait for one another lose on a busy machine.
+    # One thread each: matrices of a model this small gain nothing by a second one, and threads that wait for
+    # one another lose on a busy machine.
     env = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     files = [logs / f"forgetting-{given[1]}.log" for given in arguments]
     running = []
     for given, path in zip(arguments, files, strict=True):
         with path.open("w") as log:
             command = [sys.executable, "-m", "benchmarks.forgetting", *given]
-            running.append(subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=log, stderr=subprocess.STDOUT))
+            running.append(
+                subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=log, stderr=subprocess.STDOUT)
+            )
     codes = [process.wait() for process in running]
     for code, path in zip(codes, files, strict=True):
         if code:
@@ -171,18 +190,23 @@ def _documentation(path: Path) -> Iterator[str]:
         warnings.simplefilter("ignore")
         module = ast.parse(path.read_bytes())
     for node in ast.walk(module):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and len(text := ast.get_docstring(node) or "") > 400:
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and len(text := ast.get_docstring(node) or "") > 400
+        ):
             yield text
 
 
 def new_texts(seed: int) -> tuple[list[str], list[str]]:
     """Return licence texts to learn, and others, of families that none of these is of."""
-    from fullft_assets.samples import licence_texts
+    from fullft_assets.demos import licence_texts
 
     by_family: dict[str, list[str]] = {}
     for row in licence_texts.texts():
         if len(row["text"]) > 800:
-            by_family.setdefault(row["license-expression"], []).append(row["text"][: 2 * _DOCUMENT_CHARACTERS])
+            by_family.setdefault(row["license-expression"], []).append(
+                row["text"][: 2 * _DOCUMENT_CHARACTERS]
+            )
     families = sorted(by_family)
     random.Random(17).shuffle(families)
     # The held-out ones are the same for all seeds.
@@ -205,8 +229,18 @@ class _Bench:
     def documents(self, texts: Sequence[str]) -> list[list[list[int]]]:
         return self.tokenization.windows(list(texts))
 
-    def recipe(self, task: Sequence[str], replayed: Sequence[str], share: float, new: Sequence[str], old: Sequence[str], seed: int) -> Any:
-        """Return what the engine trains: the task's windows, so many of the replayed ones, validated on new texts, measured on old ones."""
+    def recipe(
+        self,
+        task: Sequence[str],
+        replayed: Sequence[str],
+        share: float,
+        new: Sequence[str],
+        old: Sequence[str],
+        seed: int,
+    ) -> Any:
+        """Return what the engine trains: the task's windows, so many of the replayed ones, validated on new
+        texts, measured on old ones.
+        """
         import numpy as np
 
         from fullft_assets.snapshot import Split, Training, packing
@@ -224,9 +258,17 @@ class _Bench:
         plan = packing.plan(np.array([len(window) for window in windows]), CAPACITY, seed, cut_to_fill=True)
         held_out = self.documents(new)
         count = len(held_out)
-        validation = Split([str(n) for n in range(count)], list(new), np.zeros(count, np.int64), [str(n) for n in range(count)], held_out)
+        validation = Split(
+            [str(n) for n in range(count)],
+            list(new),
+            np.zeros(count, np.int64),
+            [str(n) for n in range(count)],
+            held_out,
+        )
         general = General(list(old), self.documents(old))
-        return NextTokenRecipe(self.folder, Training(windows, None, plan, num_task), validation, general=general)
+        return NextTokenRecipe(
+            self.folder, Training(windows, None, plan, num_task), validation, general=general
+        )
 
 
 def pretrain(folder: Path) -> dict[str, float]:
@@ -237,9 +279,14 @@ def pretrain(folder: Path) -> dict[str, float]:
 
     texts = old_texts()
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
     config = LlamaConfig(
@@ -272,7 +319,11 @@ def fine_tune_by_each(folder: Path, seed: int) -> dict[str, dict[str, float]]:
         if "ewc" in way.training:  # what matters is estimated on old texts, none of them is trained on
             recipe = _with_replayed_for_importance(recipe, bench.documents(replayed[:64]))
         fit = _fit(recipe, _FINE_TUNING | way.training, seed)
-        found[name] = {"rise": fit.scores["general_rise"], "gain": before - fit.scores["validation_loss"], "seconds": fit.seconds}
+        found[name] = {
+            "rise": fit.scores["general_rise"],
+            "gain": before - fit.scores["validation_loss"],
+            "seconds": fit.seconds,
+        }
         print(name, found[name], flush=True)
     return found
 
@@ -285,18 +336,24 @@ def _with_replayed_for_importance(recipe: Any, documents: list[list[list[int]]])
 
 
 def _fit(recipe: Any, settings: dict[str, Any], seed: int) -> Any:
-    from fullft_assets.engine.finetuning import fine_tune
     from fullft_assets.jobs.progress import Progress
     from fullft_assets.settings import TrainingSettings
+    from fullft_assets.training.finetuning import fine_tune
 
     with tempfile.TemporaryDirectory() as work:
         chosen = TrainingSettings(**settings)
         # Scored at the end alone.
-        return fine_tune(recipe, chosen, seed, Path(work), Progress(silent=True), resumable=False, evaluate_at=[])
+        return fine_tune(
+            recipe, chosen, seed, Path(work), Progress(silent=True), resumable=False, evaluate_at=[]
+        )
 
 
 def _main(folder: str, what: str) -> None:
-    print(json.dumps(pretrain(Path(folder)) if what == "pretrain" else fine_tune_by_each(Path(folder), int(what))))
+    print(
+        json.dumps(
+            pretrain(Path(folder)) if what == "pretrain" else fine_tune_by_each(Path(folder), int(what))
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ def freeze(
 
     Args:
         batches: valid examples of each batch, by batch name; the names mean nothing.
-        deliveries: source files of each batch with their times of delivery: a file delivered again supersedes its older rows.
+        deliveries: source files of each batch with their times of delivery: a file delivered again supersedes
+            its older rows.
         settings: shares, caps and floors.
         seed: key of every hash.
         task: name of the task.

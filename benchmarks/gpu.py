@@ -1,11 +1,14 @@
 """What training costs on a GPU: `python -m benchmarks.gpu`, with one card that nothing else uses.
 
-- `gpu_training`: useful tokens a second and the share of the card's peak (MFU), packed as the workload does it, against TRL's SFTTrainer
-  with `packing_strategy="bfd_split"` on the same card: a Llama of 1.2 billion random weights, by turns as in `packed_training`.
+- `gpu_training`: useful tokens a second and the share of the card's peak (MFU), packed as the workload does
+  it, against TRL's SFTTrainer with `packing_strategy="bfd_split"` on the same card: a Llama of 1.2 billion
+  random weights, by turns as in `packed_training`.
 - `gpu_memory`: the peak of each rung of the memory ladder, as the allocator counts it.
-- `gpu_resume`: a run killed by SIGKILL after a checkpoint and resumed, against one that ran through: how far the final weights are apart.
+- `gpu_resume`: a run killed by SIGKILL after a checkpoint and resumed, against one that ran through: how far
+  the final weights are apart.
 
-The results are written to benchmarks/results/, with the card and the versions. `--small` does the same with a model that a CPU can train.
+The results are written to benchmarks/results/, with the card and the versions. `--small` does the same with a
+model that a CPU can train.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ _PACKAGES = ("torch", "transformers", "accelerate", "trl")
 #: TRL's time over ours, as on a CPU.
 _GOAL = 1.25
 _KILLED_AFTER, _CHECKPOINT_EVERY = 4, 3
-#: Maximum difference of two weights, relative to the largest: the effect of another order of a GPU's sums on a few steps in bf16.
+#: Maximum difference of two weights, relative to the largest: the effect of another order of a GPU's sums on
+#: a few steps in bf16.
 _MOST_APART = 1e-2
 
 
@@ -57,7 +61,10 @@ def measure_training(model: Path, logs: Path, *, rounds: int, scale: str) -> Row
     found = take_turns("trl", model, logs, rounds, os.cpu_count() or 1, scale)
     seconds = {side: median(step["seconds"] for step in steps) for side, steps in found.steps.items()}
     pairs = found.pairs("seconds")
-    notes = [times_as_fast(pairs), *(f"{side}: {_rates(model, found, side, seconds[side], scale)}" for side in seconds)]
+    notes = [
+        times_as_fast(pairs),
+        *(f"{side}: {_rates(model, found, side, seconds[side], scale)}" for side in seconds),
+    ]
     details = {"steps": found.steps, "about": found.about}
     return PairedRow(
         "gpu_training",
@@ -75,9 +82,9 @@ def _rates(model: Path, found: Rounds, side: str, seconds: float, scale: str) ->
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from fullft_assets.engine.throughput import ModelShape, step_flops
     from fullft_assets.models import precision
     from fullft_assets.models.hardware import gpu_name, peak_flops
+    from fullft_assets.training.throughput import ModelShape, step_flops
 
     with torch.device("meta"):
         shape = ModelShape.of(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)))
@@ -109,12 +116,16 @@ def measure_resume(model: Path, folder: Path) -> Row:
         command = [sys.executable, "-m", "benchmarks.gpu", "train", str(model), *arguments[1:]]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         if done.returncode != status:
-            raise RuntimeError(f"{arguments[0]}: exit status {done.returncode}, not {status}\n{done.stderr[-2_000:]}")
+            raise RuntimeError(
+                f"{arguments[0]}: exit status {done.returncode}, not {status}\n{done.stderr[-2_000:]}"
+            )
         output = done.stdout
     first = json.loads(output.splitlines()[-1])["resumed_from_step"]
     apart, largest = _apart(expected, resumed)
     note = f"killed after step {_KILLED_AFTER}, resumed from step {first}; " + (
-        "bit for bit the same" if not apart else f"weights apart by at most {apart:.1e}, the largest is {largest:.1e}"
+        "bit for bit the same"
+        if not apart
+        else f"weights apart by at most {apart:.1e}, the largest is {largest:.1e}"
     )
     if not 0 < first <= _KILLED_AFTER:
         raise RuntimeError(f"the killed run was not resumed: it began at step {first}")
@@ -142,9 +153,9 @@ def _train(model: str, folder: str, kill_after: str) -> None:
     """Train a few steps with checkpoints; kill this process after a step, or write the weights to `final`."""
     from transformers import TrainerCallback
 
-    from fullft_assets.engine.finetuning import fine_tune
     from fullft_assets.jobs.progress import Progress
     from fullft_assets.settings import TrainingSettings
+    from fullft_assets.training.finetuning import fine_tune
 
     class Kill(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -172,7 +183,7 @@ def write_model(folder: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from fullft_assets.samples import smollm
+    from fullft_assets.demos import smollm
 
     tokenizer = AutoTokenizer.from_pretrained(smollm.write(folder.with_name("smollm2-135m-instruct")))
     torch.manual_seed(0)
@@ -198,7 +209,12 @@ def keep(rows: Sequence[Row], folder: Path) -> Path:
     from fullft_assets.models.hardware import gpu_name
 
     card = gpu_name() or f"{platform.machine()} CPU, {os.cpu_count()} cores"
-    about = {"card": card, "date": date.today().isoformat(), "python": platform.python_version(), "cuda": torch.version.cuda}
+    about = {
+        "card": card,
+        "date": date.today().isoformat(),
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda,
+    }
     path = folder / f"{re.sub(r'[^a-z0-9]+', '-', card.lower()).strip('-')}-{about['date']}.json"
     folder.mkdir(parents=True, exist_ok=True)
     content = {
@@ -212,7 +228,11 @@ def keep(rows: Sequence[Row], folder: Path) -> Path:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--small", action="store_true", help="a model and steps that a CPU can do: tells that it runs, not how fast")
+    parser.add_argument(
+        "--small",
+        action="store_true",
+        help="a model and steps that a CPU can do: tells that it runs, not how fast",
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for what was found")
     chosen = parser.parse_args(arguments)
     from fullft_assets.models.hardware import gpu_name
@@ -226,9 +246,16 @@ def main(arguments: Sequence[str]) -> int:
         size = {"layers": 2, "hidden": 64} if chosen.small else {"layers": 16, "hidden": 2_048}
         low_memory.write_model(model, replace(low_memory.STATE, **size))
         rungs = (low_memory.RUNGS[0], low_memory.LOWEST) if chosen.small else low_memory.RUNGS
-        rows: list[Row] = [measure_resume(model, Path(scratch)), low_memory.measure_low_memory(Path(scratch), rungs, model=model)]
+        rows: list[Row] = [
+            measure_resume(model, Path(scratch)),
+            low_memory.measure_low_memory(Path(scratch), rungs, model=model),
+        ]
         if not chosen.small:
-            rows.append(measure_training(write_model(build / "llama-1.2b"), build / "bench-logs", rounds=ROUNDS, scale="gpu"))
+            rows.append(
+                measure_training(
+                    write_model(build / "llama-1.2b"), build / "bench-logs", rounds=ROUNDS, scale="gpu"
+                )
+            )
     print(render(rows))
     print(f"written to {keep(rows, chosen.results)}")
     return 0

@@ -1,9 +1,10 @@
-"""Fields that tie rows together, and fields that do not, of real texts: which of them does `fullft check` suggest for examples.group?
+"""Fields that tie rows together, and fields that do not, of real texts: which of them does `fullft check`
+suggest for examples.group?
 
     python -m benchmarks.group_candidates [SEEDS]
 
-Prints a line a field: in how many samples it was suggested. The licence rules and Python's library are on every machine of a developer;
-Debian's package lists where apt has fetched them.
+Prints a line a field: in how many samples it was suggested. The licence rules and Python's library are on
+every machine of a developer; Debian's package lists where apt has fetched them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fullft_assets.config import group_candidates
+from fullft_assets.checking import group_candidates
 
 ROWS = 1_500
 _DEBIAN = Path("/var/lib/apt/lists")
@@ -32,7 +33,9 @@ _KIND = re.compile(r"^is_license_(\w+): yes$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class TextSet:
-    """Rows with `text` and `label`; fields that tie them together, that follow from what does, and that mean nothing."""
+    """Rows with `text` and `label`; fields that tie them together, that follow from what does, and that mean
+    nothing.
+    """
 
     rows: list[dict[str, Any]]
     true: tuple[str, ...]
@@ -50,7 +53,9 @@ def licences() -> TextSet:
         if match:
             header = dict(re.findall(r"^(\w+): (.+)$", match[1], flags=re.MULTILINE))
             kind = next(iter(_KIND.findall(match[1])), "none")
-            about = {name: header.get(name) for name in ("license_expression", "relevance", "minimum_coverage")}
+            about = {
+                name: header.get(name) for name in ("license_expression", "relevance", "minimum_coverage")
+            }
             rows.append({"text": match[2], "label": kind, **about})
     return TextSet(rows, ("license_expression",), ("relevance", "minimum_coverage"))
 
@@ -66,7 +71,11 @@ def docstrings() -> TextSet:
         except (SyntaxError, UnicodeDecodeError):
             continue
         for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and (text := ast.get_docstring(node)) and len(text) > 60:
+            if (
+                isinstance(node, ast.FunctionDef | ast.ClassDef)
+                and (text := ast.get_docstring(node))
+                and len(text) > 60
+            ):
                 rows.append(
                     {
                         "text": text,
@@ -106,7 +115,11 @@ def packages() -> TextSet:
     return TextSet(rows, ("source",), ("priority", "digest"), ("size", "letter"))
 
 
-SETS: dict[str, Callable[[], TextSet]] = {"licences": cache(licences), "docstrings": cache(docstrings), "packages": cache(packages)}
+SETS: dict[str, Callable[[], TextSet]] = {
+    "licences": cache(licences),
+    "docstrings": cache(docstrings),
+    "packages": cache(packages),
+}
 
 
 def sample(found: TextSet, seed: int) -> list[dict[str, Any]]:
@@ -120,16 +133,28 @@ def sample(found: TextSet, seed: int) -> list[dict[str, Any]]:
     rows = [row for name in names for row in rng.sample(groups[name], min(8, len(groups[name])))][:ROWS]
     rng.shuffle(rows)
     return [
-        {**row, "day": n // 20, "annotator": rng.randrange(25), "id": n, "pair": rng.randrange(len(rows) // 2)}
+        {
+            **row,
+            "day": n // 20,
+            "annotator": rng.randrange(25),
+            "id": n,
+            "pair": rng.randrange(len(rows) // 2),
+        }
         for n, row in enumerate(rows)
     ]
 
 
 def suggested(rows: list[dict[str, Any]], *, with_labels: bool = True) -> list[str]:
     """Return the fields that are suggested for the sample."""
-    fields = {name: [None if row[name] is None else str(row[name]) for row in rows] for name in rows[0] if name not in ("text", "label")}
+    fields = {
+        name: [None if row[name] is None else str(row[name]) for row in rows]
+        for name in rows[0]
+        if name not in ("text", "label")
+    }
     labels = [str(row["label"]) if with_labels else "" for row in rows]
-    return [found.field for found in group_candidates.candidates([row["text"] for row in rows], labels, fields)]
+    return [
+        found.field for found in group_candidates.candidates([row["text"] for row in rows], labels, fields)
+    ]
 
 
 MEANINGLESS = ("day", "annotator", "id", "pair")
@@ -147,9 +172,16 @@ def main(seeds: int) -> None:
             for with_labels in (True, False):
                 counts.update(suggested(sample(found, seed), with_labels=with_labels))
         seconds = (time.perf_counter() - began) / (2 * seeds)
-        for kind, names in (("true", found.true), ("proxy", found.proxies), ("decoy", (*found.decoys, *MEANINGLESS))):
+        for kind, names in (
+            ("true", found.true),
+            ("proxy", found.proxies),
+            ("decoy", (*found.decoys, *MEANINGLESS)),
+        ):
             for field in names:
-                print(f"{name:<11} {kind:<6} {field:<20} {counts[field]:>3} of {2 * seeds}   {seconds:.2f} s a sample")
+                print(
+                    f"{name:<11} {kind:<6} {field:<20} {counts[field]:>3} of {2 * seeds}   {seconds:.2f} s a"
+                    " sample"
+                )
 
 
 if __name__ == "__main__":

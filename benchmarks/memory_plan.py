@@ -1,8 +1,10 @@
-"""The memory that is counted without weights, over the peak that a training's process reaches: on a CPU, over a grid of settings.
+"""The memory that is counted without weights, over the peak that a training's process reaches: on a CPU, over
+a grid of settings.
 
-Each cell is a process of its own: it trains a model of a few kilobytes, so that all libraries are loaded, then the cell's model for two steps
-with the platform's engine, as the workload does, and then counts the same training without weights. Run it with
-`python -m benchmarks.memory_plan [--every N] [--first K] [--minutes M]`; a cell by hand: `... CELL FOLDER` with a cell's JSON.
+Each cell is a process of its own: it trains a model of a few kilobytes, so that all libraries are loaded,
+then the cell's model for two steps with the platform's engine, as the workload does, and then counts the same
+training without weights. Run it with `python -m benchmarks.memory_plan [--every N] [--first K] [--minutes
+M]`; a cell by hand: `... CELL FOLDER` with a cell's JSON.
 """
 
 from __future__ import annotations
@@ -23,13 +25,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from fullft_assets.engine.recipe import Recipe
+    from fullft_assets.training.recipe import Recipe
 
 REPOSITORY = Path(__file__).parent.parent
 #: Least and most that the estimate may be of the measured peak.
 GOAL = (1.00, 1.15)
 #: kind, layers, hidden size, vocabulary: state dominates, logits dominate, an encoder as MiniLM.
-MODELS = {"deep": ("llama", 10, 512, 4_096), "wide": ("llama", 8, 256, 49_152), "encoder": ("bert", 6, 384, 30_522)}
+MODELS = {
+    "deep": ("llama", 10, 512, 4_096),
+    "wide": ("llama", 8, 256, 49_152),
+    "encoder": ("bert", 6, 384, 30_522),
+}
 LENGTHS = (128, 512)
 MICRO_BATCHES = (2, 8)
 #: (training.weights, training.precision)
@@ -95,17 +101,32 @@ def measure(cell: Cell, folder: Path) -> Measured:
     Args:
         folder: with the models, which are written where they are missing.
     """
-    command = [sys.executable, "-m", "benchmarks.memory_plan", "--cell", json.dumps(asdict(cell)), "--folder", str(folder)]
-    done = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.memory_plan",
+        "--cell",
+        json.dumps(asdict(cell)),
+        "--folder",
+        str(folder),
+    ]
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2_000:]}")
     return Measured(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def _main_of_cell(cell: Cell, folder: Path) -> None:
-    from fullft_assets.engine.outline import Outline
     from fullft_assets.models import precision
     from fullft_assets.planning.footprint import peak_on_cpu
+    from fullft_assets.training.outline import Outline
 
     small = _model(folder, "nothing", ("llama", 1, 8, 512))
     _train(_recipe(small, ("llama", 1, 8, 512), 32, 4), _settings(cell, micro_batch=2))
@@ -150,7 +171,11 @@ def _model(folder: Path, name: str, kind: tuple[str, int, int, int]) -> Path:
     if family == "bert":
         model: Any = BertModel(
             BertConfig(
-                vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=12, intermediate_size=4 * hidden
+                vocab_size=vocabulary,
+                hidden_size=hidden,
+                num_hidden_layers=layers,
+                num_attention_heads=12,
+                intermediate_size=4 * hidden,
             )
         )
     else:
@@ -183,8 +208,8 @@ def _recipe(model: Path, kind: tuple[str, int, int, int], length: int, rows_a_st
 
 
 def _train(recipe: Recipe, settings: Any) -> None:
-    from fullft_assets.engine.finetuning import fine_tune
     from fullft_assets.jobs.progress import Progress
+    from fullft_assets.training.finetuning import fine_tune
 
     with tempfile.TemporaryDirectory(prefix="fullft-bench-") as folder:
         fine_tune(recipe, settings, 1, Path(folder), Progress(silent=True), evaluate_at=(), resumable=False)
@@ -196,11 +221,19 @@ def _peak_bytes() -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure the grid, or every Nth cell of it, and print each and the range of the ratios; 1 where one is outside the goal."""
+    """Measure the grid, or every Nth cell of it, and print each and the range of the ratios; 1 where one is
+    outside the goal.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory_plan", description=__doc__)
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="measure every Nth cell of the grid (default: all)")
-    parser.add_argument("--first", type=int, default=0, metavar="K", help="begin with the cell at this place (default: 0)")
-    parser.add_argument("--minutes", type=float, default=600, metavar="M", help="start no cell after M minutes")
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="N", help="measure every Nth cell of the grid (default: all)"
+    )
+    parser.add_argument(
+        "--first", type=int, default=0, metavar="K", help="begin with the cell at this place (default: 0)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=600, metavar="M", help="start no cell after M minutes"
+    )
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parsed = parser.parse_args(arguments)
@@ -218,7 +251,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{numbers}, beyond libraries {one.ratio_beyond_libraries:.3f}  {asdict(cell)}", flush=True)
     ratios, beyond = sorted(one.ratio for one in found), sorted(one.ratio_beyond_libraries for one in found)
     print(
-        f"{len(found)} cells: {ratios[0]:.3f} to {ratios[-1]:.3f}, median {ratios[len(ratios) // 2]:.3f}; goal {GOAL[0]:.2f} to {GOAL[1]:.2f}"
+        f"{len(found)} cells: {ratios[0]:.3f} to {ratios[-1]:.3f}, median {ratios[len(ratios) // 2]:.3f};"
+        f" goal {GOAL[0]:.2f} to {GOAL[1]:.2f}"
     )
     print(f"beyond libraries: {beyond[0]:.3f} to {beyond[-1]:.3f}, median {beyond[len(beyond) // 2]:.3f}")
     return 0 if GOAL[0] <= ratios[0] and ratios[-1] <= GOAL[1] else 1

@@ -31,7 +31,9 @@ def measure_near_duplicates(logs: Path) -> Row:
             log = logs / f"near-duplicates-{name}.log"
             timed([sys.executable, "-m", "benchmarks.near_duplicates", name], log)
             found.append(json.loads(log.read_text().splitlines()[-1]))
-    ours, theirs = (median(s for found in sides[name] for s in found["seconds"]) for name in ("ours", "datasketch"))
+    ours, theirs = (
+        median(s for found in sides[name] for s in found["seconds"]) for name in ("ours", "datasketch")
+    )
     num_found = {name: found[0]["num_found"] for name, found in sides.items()}
     return Row(
         name="near_duplicates",
@@ -49,9 +51,12 @@ def measure_near_duplicates(logs: Path) -> Row:
 
 def texts() -> tuple[list[str], list[str]]:
     """Return reference and candidate texts: distinct licence rules in an order without meaning."""
-    from fullft_assets.samples import licences
+    from fullft_assets.demos import licences
 
-    found = sorted({rule["text"]: rule["id"] for rule in licences.rules() if rule["text"].strip()}.items(), key=lambda item: item[1][::-1])
+    found = sorted(
+        {rule["text"]: rule["id"] for rule in licences.rules() if rule["text"].strip()}.items(),
+        key=lambda item: item[1][::-1],
+    )
     chosen = [text for text, _ in found[: NUM_REFERENCE + NUM_CANDIDATES]]
     return chosen[:NUM_REFERENCE], chosen[NUM_REFERENCE:]
 
@@ -66,7 +71,8 @@ def with_ours(reference: list[str], candidates: list[str]) -> set[int]:
 def with_datasketch(reference: list[str], candidates: list[str]) -> set[int]:
     """Return the same with datasketch, as its documentation shows it (sketches made in bulk).
 
-    Left to choose its bands for the threshold, it misses one near text in six; `params` makes both sides find the same.
+    Left to choose its bands for the threshold, it misses one near text in six; `params` makes both sides find
+    the same.
     """
     from datasketch import MinHash, MinHashLSH
 
@@ -85,7 +91,10 @@ def with_datasketch(reference: list[str], candidates: list[str]) -> set[int]:
     return found
 
 
-SIDES: dict[str, Callable[[list[str], list[str]], set[int]]] = {"ours": with_ours, "datasketch": with_datasketch}
+SIDES: dict[str, Callable[[list[str], list[str]], set[int]]] = {
+    "ours": with_ours,
+    "datasketch": with_datasketch,
+}
 
 
 def _shingles(text: str) -> set[str]:

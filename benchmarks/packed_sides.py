@@ -45,19 +45,25 @@ SCALES = {"cpu": StepSize(512, 4, 2_030), "gpu": StepSize(2_048, 8, 16_260, 400)
 
 
 def documents(model: Path, scale: StepSize) -> list[list[int]]:
-    """Return token ids of documents as long as those of instruction data are: lognormal, on a CPU with a median of 120 tokens.
+    """Return token ids of documents as long as those of instruction data are: lognormal, on a CPU with a
+    median of 120 tokens.
 
-    There, padded to the longest of eight, 57.7% of a batch is padding; of many thousands drawn so it is 57.9%. The text is that of
-    the licence rules of the sample.
+    There, padded to the longest of eight, 57.7% of a batch is padding; of many thousands drawn so it is
+    57.9%. The text is that of the licence rules of the sample.
     """
     from tokenizers import Tokenizer
 
-    from fullft_assets.samples import licences
+    from fullft_assets.demos import licences
 
     generator = np.random.default_rng(_SEED)
     lengths: list[int] = []
     while (missing := scale.num_tokens - sum(lengths)) > 0:
-        lengths.append(min(missing, int(np.clip(generator.lognormal(np.log(scale.median_tokens), 0.9), 8, scale.capacity))))
+        lengths.append(
+            min(
+                missing,
+                int(np.clip(generator.lognormal(np.log(scale.median_tokens), 0.9), 8, scale.capacity)),
+            )
+        )
     tokenizer, stream = Tokenizer.from_file(str(model / "tokenizer.json")), []
     for rule in licences.rules():
         stream += tokenizer.encode(rule["text"]).ids
@@ -107,15 +113,17 @@ def _arguments(folder: str, **more: Any) -> dict[str, Any]:
 
 def with_ours(model: Path, folder: str, turns: Turns, scale: StepSize) -> None:
     """Train as the workload does."""
-    from fullft_assets.engine.finetuning import fine_tune
     from fullft_assets.jobs.progress import Progress
     from fullft_assets.settings import TrainingSettings
     from fullft_assets.snapshot import Split
     from fullft_assets.tasks.language.recipe import NextTokenRecipe
+    from fullft_assets.training.finetuning import fine_tune
 
     windows = documents(model, scale)
     nothing_scored = Split(["a"], [""], np.zeros(1), ["a"], [windows[:1]])
-    settings = TrainingSettings(epochs=1_000, batch_size=scale.num_rows, micro_batch_size=scale.num_rows, learning_rate=1e-5)
+    settings = TrainingSettings(
+        epochs=1_000, batch_size=scale.num_rows, micro_batch_size=scale.num_rows, learning_rate=1e-5
+    )
     about = {"num_tokens": scale.num_tokens, "about": f"{scale.num_rows} packed rows of {scale.capacity}"}
     fine_tune(
         NextTokenRecipe(model, packed(windows, scale), nothing_scored), settings, _SEED, Path(folder), Progress(silent=True),
@@ -129,14 +137,24 @@ def with_padding(model: Path, folder: str, turns: Turns, scale: StepSize) -> Non
     from transformers import AutoTokenizer, DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
     windows = documents(model, scale)
-    passes = {"per_device_train_batch_size": NUM_PADDED_ROWS, "gradient_accumulation_steps": -(-len(windows) // NUM_PADDED_ROWS)}
+    passes = {
+        "per_device_train_batch_size": NUM_PADDED_ROWS,
+        "gradient_accumulation_steps": -(-len(windows) // NUM_PADDED_ROWS),
+    }
     trainer = Trainer(
         model=_load(model),
         args=TrainingArguments(**_arguments(folder, **passes)),
-        train_dataset=Dataset.from_dict({"input_ids": windows, "attention_mask": [[1] * len(window) for window in windows]}),
+        train_dataset=Dataset.from_dict(
+            {"input_ids": windows, "attention_mask": [[1] * len(window) for window in windows]}
+        ),
         data_collator=DataCollatorForLanguageModeling(AutoTokenizer.from_pretrained(str(model)), mlm=False),
         callbacks=[
-            turns.callback(lambda: {"num_tokens": scale.num_tokens, "about": f"{len(windows)} rows, {_padding(windows):.0%} padding"})
+            turns.callback(
+                lambda: {
+                    "num_tokens": scale.num_tokens,
+                    "about": f"{len(windows)} rows, {_padding(windows):.0%} padding",
+                }
+            )
         ],
     )
     trainer.train()
@@ -149,12 +167,15 @@ def _padding(windows: list[list[int]]) -> float:
     for _ in range(1_000):
         order = sizes[generator.permutation(len(sizes))]
         spent += sum(
-            int(order[i : i + NUM_PADDED_ROWS].max()) * len(order[i : i + NUM_PADDED_ROWS]) for i in range(0, len(order), NUM_PADDED_ROWS)
+            int(order[i : i + NUM_PADDED_ROWS].max()) * len(order[i : i + NUM_PADDED_ROWS])
+            for i in range(0, len(order), NUM_PADDED_ROWS)
         )
     return 1 - 1_000 * int(sizes.sum()) / spent
 
 
-def with_trl(model: Path, folder: str, turns: Turns, scale: StepSize, *, rows_a_pass: int | None = None) -> None:
+def with_trl(
+    model: Path, folder: str, turns: Turns, scale: StepSize, *, rows_a_pass: int | None = None
+) -> None:
     """Train with TRL, its rows as full as ours."""
     from datasets import Dataset
     from transformers import AutoTokenizer
@@ -162,7 +183,10 @@ def with_trl(model: Path, folder: str, turns: Turns, scale: StepSize, *, rows_a_
     from trl.trainer.sft_trainer import SFTTrainer
 
     rows_a_pass = rows_a_pass or scale.num_rows
-    passes = {"per_device_train_batch_size": rows_a_pass, "gradient_accumulation_steps": scale.num_rows // rows_a_pass}
+    passes = {
+        "per_device_train_batch_size": rows_a_pass,
+        "gradient_accumulation_steps": scale.num_rows // rows_a_pass,
+    }
     packing = {"packing": True, "packing_strategy": "bfd_split", "max_length": scale.capacity}
     chosen = _arguments(folder, gradient_checkpointing=False, **passes, **packing)
     trainer = SFTTrainer(
@@ -175,17 +199,22 @@ def with_trl(model: Path, folder: str, turns: Turns, scale: StepSize, *, rows_a_
     packed_rows: Any = trainer.train_dataset
     rows = [sum(lengths) for lengths in packed_rows["seq_lengths"]]
     assert (len(rows), sum(rows)) == (scale.num_rows, scale.num_tokens), rows
-    about = {"num_tokens": scale.num_tokens, "about": f"{len(rows)} packed rows, of which it feeds {rows_a_pass} as one"}
+    about = {
+        "num_tokens": scale.num_tokens,
+        "about": f"{len(rows)} packed rows, of which it feeds {rows_a_pass} as one",
+    }
     trainer.train()
 
 
-def with_bare_loop(model: Path, folder: str, turns: Turns, scale: StepSize, *, same_loss: bool = False) -> None:
+def with_bare_loop(
+    model: Path, folder: str, turns: Turns, scale: StepSize, *, same_loss: bool = False
+) -> None:
     """Train with the least code."""
     import torch
 
-    from fullft_assets.engine import packed_rows
     from fullft_assets.models import precision
     from fullft_assets.models.token_loss import IGNORED, TokenLoss
+    from fullft_assets.training import packed_rows
 
     network = _load(model)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, weight_decay=0.01, fused=True)
@@ -205,16 +234,22 @@ def with_bare_loop(model: Path, folder: str, turns: Turns, scale: StepSize, *, s
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        turns.step_done({"num_tokens": scale.num_tokens, "about": f"{scale.num_rows} packed rows of {scale.capacity}"})
+        turns.step_done(
+            {"num_tokens": scale.num_tokens, "about": f"{scale.num_rows} packed rows of {scale.capacity}"}
+        )
 
 
 SIDES: dict[str, Callable[[Path, str, Turns, StepSize], None]] = {
     "ours": with_ours,
     "padded": with_padding,
     "trl": with_trl,
-    "trl_row_by_row": lambda model, folder, turns, scale: with_trl(model, folder, turns, scale, rows_a_pass=1),
+    "trl_row_by_row": lambda model, folder, turns, scale: with_trl(
+        model, folder, turns, scale, rows_a_pass=1
+    ),
     "bare": with_bare_loop,
-    "bare_same_loss": lambda model, folder, turns, scale: with_bare_loop(model, folder, turns, scale, same_loss=True),
+    "bare_same_loss": lambda model, folder, turns, scale: with_bare_loop(
+        model, folder, turns, scale, same_loss=True
+    ),
 }
 
 

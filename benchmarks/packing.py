@@ -41,8 +41,8 @@ def measure_packing(logs: Path, num_lengths: int = NUM_LENGTHS) -> Row:
         theirs=theirs,
         goal=Goal("ours", _GOAL_SECONDS),
         notes=[
-            f"CPU seconds; {num_lengths:,} lognormal lengths into {rows['ours']:,} rows of {CAPACITY:,} tokens, "
-            f"{sides['ours'][0]['fill']:.3%} full; the loop takes {rows['loop']:,} rows"
+            f"CPU seconds; {num_lengths:,} lognormal lengths into {rows['ours']:,} rows of {CAPACITY:,}"
+            f" tokens, {sides['ours'][0]['fill']:.3%} full; the loop takes {rows['loop']:,} rows"
         ],
         details={"num_lengths": num_lengths, "num_rows": rows, "fill": sides["ours"][0]["fill"]},
     )

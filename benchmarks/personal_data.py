@@ -1,8 +1,9 @@
 """Recall and precision of `examples.pii` on labelled sentences, kind by kind, and its time on hard texts.
 
-`data/personal_data.jsonl` has sentences in ten languages with invented identifiers, whose check digits are right, marked as `[[kind|text]]`,
-and sentences with look-alikes (invoice numbers, versions, hashes, ISBN, dates, prices). The patterns were adjusted on the half `tuned`; the
-half `held_back` was only measured, but for the digits' shape of one telephone number that was missed in it (see docs/data/personal-data.md).
+`data/personal_data.jsonl` has sentences in ten languages with invented identifiers, whose check digits are
+right, marked as `[[kind|text]]`, and sentences with look-alikes (invoice numbers, versions, hashes, ISBN,
+dates, prices). The patterns were adjusted on the half `tuned`; the half `held_back` was only measured, but
+for the digits' shape of one telephone number that was missed in it (see docs/data/personal-data.md).
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def _unmarked(marked: str) -> tuple[str, list[Piece]]:
 
 
 def measure(find: Find, half: str) -> dict[str, Counter[str]]:
-    """Return counts by kind: `marked`, `found` of these (all but its outer punctuation, as any kind), and `false` alarms of the kind."""
+    """Return counts by kind: `marked`, `found` of these (all but its outer punctuation, as any kind), and
+    `false` alarms of the kind.
+    """
     counts: dict[str, Counter[str]] = {}
     for text, pieces in sentences(half):
         found = list(find(text))
@@ -73,7 +76,9 @@ def ours(text: str) -> Iterable[Piece]:
 
 
 def example_telephones() -> dict[str, list[str]]:
-    """Return libphonenumber's example numbers of our countries in national notation, by type: nobody tuned anything on them."""
+    """Return libphonenumber's example numbers of our countries in national notation, by type: nobody tuned
+    anything on them.
+    """
     import phonenumbers
 
     from fullft_assets.personal_data.contacts import REGIONS
@@ -114,7 +119,7 @@ def cpu_seconds(text: str) -> float:
 
 def measure_personal_data() -> Row:
     """Return the row: the slowest hard text against prose, and the scores of both halves in its notes."""
-    from fullft_assets.samples import licences
+    from fullft_assets.demos import licences
 
     prose = " ".join(rule["text"] for rule in licences.rules())[:_CHARACTERS]
     ours("imports libphonenumber: 0049 30 901820")
@@ -130,9 +135,12 @@ def measure_personal_data() -> Row:
         precisions.append(precision)
         details[half] = {kind: dict(each) for kind, each in counts.items()}
     for name, numbers in example_telephones().items():
-        found = sum(any(kind == "phone" for kind, _, _ in ours(f"Ana, {number}, from Monday.")) for number in numbers)
+        found = sum(
+            any(kind == "phone" for kind, _, _ in ours(f"Ana, {number}, from Monday.")) for number in numbers
+        )
         notes.append(
-            f"libphonenumber's example {name} numbers in national notation, without a word that names them: {found}/{len(numbers)}"
+            f"libphonenumber's example {name} numbers in national notation, without a word that names them:"
+            f" {found}/{len(numbers)}"
         )
     return Row(
         name="personal_data",
@@ -142,5 +150,8 @@ def measure_personal_data() -> Row:
         goal=Goal("ours", 2.0),
         notes=notes,
         details={"hard_cpu_seconds": hard, **details},
-        scores=[Score("recall of each kind", min(recalls), LEAST_RECALL), Score("precision", min(precisions), LEAST_PRECISION)],
+        scores=[
+            Score("recall of each kind", min(recalls), LEAST_RECALL),
+            Score("precision", min(precisions), LEAST_PRECISION),
+        ],
     )

@@ -1,9 +1,11 @@
-"""What the pilot promises against what full trainings reach: `python -m benchmarks.pilot`, a line of JSON a set.
+"""What the pilot promises against what full trainings reach: `python -m benchmarks.pilot`, a line of JSON a
+set.
 
-A small neural network on TF-IDF is trained on growing parts of public sets, ten times each with other rows, other seeds and other lengths of training,
-so that some curves take off late. The pilot sees what it would see: four points up to a quarter of the rows. Counted are how often its
-90% interval covers the score of the full training, how wide it is, and how often it would refuse a training that is two points or more
-better than a baseline.
+A small neural network on TF-IDF is trained on growing parts of public sets, ten times each with other rows,
+other seeds and other lengths of training, so that some curves take off late. The pilot sees what it would
+see: four points up to a quarter of the rows. Counted are how often its 90% interval covers the score of the
+full training, how wide it is, and how often it would refuse a training that is two points or more better than
+a baseline.
 """
 
 from __future__ import annotations
@@ -52,12 +54,21 @@ def curve(name: str, seed: int) -> tuple[PredictedScore, float]:
     epochs, rate = RECIPES[seed % len(RECIPES)]
 
     def score(num_rows: int) -> float:
-        options: dict[str, Any] = {"max_iter": epochs, "batch_size": BATCH_SIZE, "learning_rate_init": rate, "n_iter_no_change": 1_000}
+        options: dict[str, Any] = {
+            "max_iter": epochs,
+            "batch_size": BATCH_SIZE,
+            "learning_rate_init": rate,
+            "n_iter_no_change": 1_000,
+        }
         network = MLPClassifier((64,), random_state=seed, **options)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             network.fit(reduced[held : held + num_rows], labels[held : held + num_rows])
-        return float(f1_score(labels[:held], network.predict(reduced[:held]), average="macro", zero_division=cast(Any, 0)))
+        return float(
+            f1_score(
+                labels[:held], network.predict(reduced[:held]), average="macro", zero_division=cast(Any, 0)
+            )
+        )
 
     all_rows = len(rows) - held
     points = [Point(rows=count, score=score(count)) for count in pilot_rows(all_rows, 0.25, BATCH_SIZE)]
@@ -67,14 +78,19 @@ def curve(name: str, seed: int) -> tuple[PredictedScore, float]:
 def _shown(prediction: PredictedScore, outcome: float) -> str:
     ends = (prediction.low, prediction.predicted, prediction.high, prediction.optimistic)
     points = [round(point.score, 3) for point in prediction.points]
-    return json.dumps({"points": points, "predicted": [round(value, 3) for value in ends], "outcome": round(outcome, 3)})
+    return json.dumps(
+        {"points": points, "predicted": [round(value, 3) for value in ends], "outcome": round(outcome, 3)}
+    )
 
 
 def main(arguments: Sequence[str]) -> Iterator[str]:
     """Yield a line of JSON a set."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--sets", nargs="*", default=["licence rules by kind", "Debian packages by section", "docstrings by package"], choices=list(SETS)
+        "--sets",
+        nargs="*",
+        default=["licence rules by kind", "Debian packages by section", "docstrings by package"],
+        choices=list(SETS),
     )
     parser.add_argument("--curves", type=int, default=NUM_CURVES)
     parser.add_argument("--verbose", action="store_true", help="print each curve once it is known")
@@ -87,7 +103,12 @@ def main(arguments: Sequence[str]) -> Iterator[str]:
                 yield _shown(*found[-1])
         refused = {
             gain: float(
-                np.mean([pilot_check(prediction, "any", outcome - gain, PlanningSettings()).is_red for prediction, outcome in found])
+                np.mean(
+                    [
+                        pilot_check(prediction, "any", outcome - gain, PlanningSettings()).is_red
+                        for prediction, outcome in found
+                    ]
+                )
             )
             for gain in (0.02, 0.04, -0.04, -0.1, -0.2)
         }
@@ -95,8 +116,12 @@ def main(arguments: Sequence[str]) -> Iterator[str]:
             {
                 "set": name,
                 "curves": len(found),
-                "covered": float(np.mean([prediction.low <= outcome <= prediction.high for prediction, outcome in found])),
-                "width": round(float(np.mean([prediction.high - prediction.low for prediction, _ in found])), 3),
+                "covered": float(
+                    np.mean([prediction.low <= outcome <= prediction.high for prediction, outcome in found])
+                ),
+                "width": round(
+                    float(np.mean([prediction.high - prediction.low for prediction, _ in found])), 3
+                ),
                 "refused, by true gain": refused,
             }
         )

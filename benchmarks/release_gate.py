@@ -1,11 +1,14 @@
-"""How often intervals and the release gate are right: `python -m benchmarks.release_gate [--trials N]`, a line of JSON each.
+"""How often intervals and the release gate are right: `python -m benchmarks.release_gate [--trials N]`, a
+line of JSON each.
 
-Coverage is counted on drawn test sets whose truth is known: scores and differences by labels, groups and kind of error, and scores of
-documents of unequal length. Decisions are counted on real predictions: one recipe (TF-IDF, 100 dimensions, a small neural network) is
-trained with many seeds on three public sets: nearly balanced, with a long tail of labels, with 22 labels; and on a tiny part of the first. Test groups are drawn from those that no
-training saw, and what is true of a model is its score on all of them. A candidate is then a twin (the same recipe, another seed) or a twin
-that was made better or worse by as much as the test set can detect, and a row of retrains has such candidates one after the other. The seed
-noise comes from twelve trainings that are not compared.
+Coverage is counted on drawn test sets whose truth is known: scores and differences by labels, groups and kind
+of error, and scores of documents of unequal length. Decisions are counted on real predictions: one recipe
+(TF-IDF, 100 dimensions, a small neural network) is trained with many seeds on three public sets: nearly
+balanced, with a long tail of labels, with 22 labels; and on a tiny part of the first. Test groups are drawn
+from those that no training saw, and what is true of a model is its score on all of them. A candidate is then
+a twin (the same recipe, another seed) or a twin that was made better or worse by as much as the test set can
+detect, and a row of retrains has such candidates one after the other. The seed noise comes from twelve
+trainings that are not compared.
 """
 
 from __future__ import annotations
@@ -67,7 +70,12 @@ class TestSet:
     def measurable(self, rows: np.ndarray, groups: list[str]) -> np.ndarray:
         """Return which labels drawn rows can measure: what is decided is their macro-F1."""
         index, num_groups = number_groups(groups, len(rows))
-        return measurable_labels(np.eye(self.num_labels, dtype=bool)[self.labels[rows]], index, num_groups, weights_of(np.array(groups)))
+        return measurable_labels(
+            np.eye(self.num_labels, dtype=bool)[self.labels[rows]],
+            index,
+            num_groups,
+            weights_of(np.array(groups)),
+        )
 
     def truth(self, predicted: np.ndarray, measurable: np.ndarray) -> float:
         """Return macro-F1 over these labels on all rows, each group counting once."""
@@ -91,13 +99,19 @@ def weights_of(groups: np.ndarray) -> np.ndarray:
     return 1.0 / np.minimum(sizes, 10)[index]
 
 
-def evaluate(test: TestSet, rows: np.ndarray, groups: list[str], systems: dict[str, np.ndarray], seed: int) -> ClassificationEvaluation:
+def evaluate(
+    test: TestSet, rows: np.ndarray, groups: list[str], systems: dict[str, np.ndarray], seed: int
+) -> ClassificationEvaluation:
     """Evaluate predicted labels of all rows on those drawn; `tfidf` is a baseline that is always wrong."""
     one_hot = np.eye(test.num_labels)
     wrong = (test.labels[rows] + 1) % test.num_labels
-    probabilities = {name: one_hot[predicted[rows]] for name, predicted in systems.items()} | {"tfidf": one_hot[wrong]}
+    probabilities = {name: one_hot[predicted[rows]] for name, predicted in systems.items()} | {
+        "tfidf": one_hot[wrong]
+    }
     comparison = Comparison(EvaluationSettings(resamples=RESAMPLES), "macro_f1", seed, "classification")
-    return assess(test.labels[rows], probabilities, groups, [str(label) for label in range(test.num_labels)], comparison)
+    return assess(
+        test.labels[rows], probabilities, groups, [str(label) for label in range(test.num_labels)], comparison
+    )
 
 
 # Coverage
@@ -105,40 +119,67 @@ def evaluate(test: TestSet, rows: np.ndarray, groups: list[str], systems: dict[s
 
 def coverage(trials: int) -> Iterator[dict[str, Any]]:
     """Yield how often 95% intervals hold the truth, a cell each."""
-    for num_labels, num_groups, tail, together in product((2, 7, 22, 77), (40, 100, 300, 800), (False, True), (False, True)):
+    for num_labels, num_groups, tail, together in product(
+        (2, 7, 22, 77), (40, 100, 300, 800), (False, True), (False, True)
+    ):
         held: dict[str, list[bool]] = {"accuracy": [], "macro_f1": [], "difference": []}
         widths = []
         for trial in range(trials):
             found = _one_cell(
-                np.random.default_rng([trial, num_labels, num_groups, tail, together]), num_labels, num_groups, tail, together
+                np.random.default_rng([trial, num_labels, num_groups, tail, together]),
+                num_labels,
+                num_groups,
+                tail,
+                together,
             )
             if found is None:
                 continue
             for name, is_held in found[0].items():
                 held[name].append(is_held)
             widths.append(found[1])
-        cell = {"labels": num_labels, "groups": num_groups, "long tail": tail, "groups err together": together}
+        cell = {
+            "labels": num_labels,
+            "groups": num_groups,
+            "long tail": tail,
+            "groups err together": together,
+        }
         measured = {name: round(float(np.mean(values)), 3) for name, values in held.items()} if widths else {}
-        yield {**cell, "insufficient": trials - len(widths), **measured, "half width": round(float(np.mean(widths or [0])), 3)}
+        yield {
+            **cell,
+            "insufficient": trials - len(widths),
+            **measured,
+            "half width": round(float(np.mean(widths or [0])), 3),
+        }
 
 
 def _one_cell(
     rng: np.random.Generator, num_labels: int, num_groups: int, tail: bool, together: bool
 ) -> tuple[dict[str, bool], float] | None:
-    """Return whether each interval holds the truth on one drawn test set, and the half width of macro-F1; None: insufficient data."""
+    """Return whether each interval holds the truth on one drawn test set, and the half width of macro-F1;
+    None: insufficient data.
+    """
     # One population for all trials of a cell.
     fixed = np.random.default_rng([num_labels, tail, together])
     shares = 1 / np.arange(1, num_labels + 1) if tail else np.ones(num_labels)
     shares /= shares.sum()
     skill = {FINETUNED: fixed.uniform(0.6, 0.95, num_labels)}
     skill[CHAMPION] = np.clip(skill[FINETUNED] - fixed.uniform(-0.05, 0.1, num_labels), 0.3, 0.99)
-    population, totals = _population(np.random.default_rng([7, num_labels, tail, together]), 60_000, shares, skill, together)
+    population, totals = _population(
+        np.random.default_rng([7, num_labels, tail, together]), 60_000, shares, skill, together
+    )
     drawn = rng.choice(population[FINETUNED].num_rows, num_groups, replace=False)
     index, true = np.arange(num_groups), population[FINETUNED].take(drawn).true
     assert true is not None, "a population has labels"
     measurable = measurable_labels(true, index, num_groups, np.ones(num_groups))
-    predictions = {name: replace(found.take(drawn), measurable=measurable) for name, found in population.items()}
-    options = {"reference": FINETUNED, "resamples": RESAMPLES, "confidence": CONFIDENCE, "seed": int(rng.integers(2**31))}
+    predictions = {
+        name: replace(found.take(drawn), measurable=measurable) for name, found in population.items()
+    }
+    options = {
+        "reference": FINETUNED,
+        "resamples": RESAMPLES,
+        "confidence": CONFIDENCE,
+        "seed": int(rng.integers(2**31)),
+    }
     found = measure(MACRO_F1, predictions, index, rows_chose_labels=True, **options)
     if found.effective_groups < ReleaseSettings().min_effective_groups or not measurable.any():
         return None
@@ -158,7 +199,8 @@ _POPULATIONS: dict[tuple[Any, ...], tuple[dict[str, Predictions], dict[str, Pred
 def _population(
     rng: np.random.Generator, num_rows: int, shares: np.ndarray, skill: dict[str, np.ndarray], together: bool
 ) -> tuple[dict[str, Predictions], dict[str, Predictions]]:
-    """Return what each system predicts of groups of 1 to 10 rows, a group's rows as one that counts 1, and of all groups as one row.
+    """Return what each system predicts of groups of 1 to 10 rows, a group's rows as one that counts 1, and of
+    all groups as one row.
 
     They have one label nine times in ten, and err together or each alone.
     """
@@ -193,13 +235,22 @@ def token_coverage(trials: int) -> Iterator[dict[str, Any]]:
             rng = np.random.default_rng([trial, num_documents, int(10 * sigma)])
             found, cap = _one_of_tokens(rng, num_documents, sigma)
             truth, gain = _true_tokens(sigma, cap)
-            interval, difference = found["scores"]["token_probability"][FINETUNED], found["gains"]["token_probability"][CHAMPION]
+            interval, difference = (
+                found["scores"]["token_probability"][FINETUNED],
+                found["gains"]["token_probability"][CHAMPION],
+            )
             held["score"].append(interval.low <= truth <= interval.high)
             held["difference"].append(difference.low <= gain <= difference.high)
-        yield {"documents": num_documents, "sigma": sigma, **{name: round(float(np.mean(values)), 3) for name, values in held.items()}}
+        yield {
+            "documents": num_documents,
+            "sigma": sigma,
+            **{name: round(float(np.mean(values)), 3) for name, values in held.items()},
+        }
 
 
-def _documents(rng: np.random.Generator, num_documents: int, sigma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _documents(
+    rng: np.random.Generator, num_documents: int, sigma: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return tokens, loss a token of the one and of the other system; long documents are easier."""
     tokens = np.maximum(1, np.exp(rng.normal(5, sigma, num_documents))).astype(int)
     ours = 3 - 0.15 * (np.log(tokens) - 5) + rng.normal(0, 0.5, num_documents)
@@ -212,7 +263,12 @@ def _one_of_tokens(rng: np.random.Generator, num_documents: int, sigma: float) -
         name: Predictions(num_tokens=tokens, num_right_tokens=tokens, loss=loss * tokens)
         for name, loss in ((FINETUNED, ours), (CHAMPION, theirs), ("base_model", theirs + 1))
     }
-    comparison = Comparison(EvaluationSettings(resamples=RESAMPLES), "token_probability", int(rng.integers(2**31)), "language_modeling")
+    comparison = Comparison(
+        EvaluationSettings(resamples=RESAMPLES),
+        "token_probability",
+        int(rng.integers(2**31)),
+        "language_modeling",
+    )
     found = comparison.run(predictions, [str(number) for number in range(num_documents)], num_documents)
     return found, found["token_cap"]
 
@@ -234,7 +290,9 @@ def _true_tokens(sigma: float, cap: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Trained:
-    """A test set with the lengths of its texts [n], and the predicted labels of each of many trainings that differ in the seed."""
+    """A test set with the lengths of its texts [n], and the predicted labels of each of many trainings that
+    differ in the seed.
+    """
 
     test: TestSet
     predicted: list[np.ndarray]
@@ -256,12 +314,17 @@ def train(name: str, num_rows: int, num_runs: int = NUM_RUNS) -> Trained:
     unique = list({row["text"]: row for row in _read(name)}.values())
     rows = random.Random(3).sample(unique, min(num_rows, len(unique)))
     names = sorted({row["label"] for row in rows})
-    labels, groups = np.array([names.index(row["label"]) for row in rows]), np.array([row["group"] for row in rows])
+    labels, groups = (
+        np.array([names.index(row["label"]) for row in rows]),
+        np.array([row["group"] for row in rows]),
+    )
     known = np.unique(groups)
     held_out = np.isin(groups, known[np.random.default_rng(5).random(len(known)) < 0.5])
     vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2)
     texts = [row["text"] for row in rows]
-    found: Any = vectorizer.fit([text for text, out in zip(texts, held_out, strict=True) if not out]).transform(texts)
+    found: Any = vectorizer.fit(
+        [text for text, out in zip(texts, held_out, strict=True) if not out]
+    ).transform(texts)
     reduced: Any = TruncatedSVD(100, random_state=0).fit(found[~held_out]).transform(found)
     predicted = []
     for seed in range(num_runs):
@@ -283,8 +346,12 @@ def _read(name: str) -> Sequence[Mapping[str, str]]:
     return SETS[name]()
 
 
-def changed(test: TestSet, predicted: np.ndarray, gain: float, rng: np.random.Generator, measurable: np.ndarray) -> np.ndarray:
-    """Return predictions whose macro-F1 over these labels is higher by `gain` (or lower) on all rows: errors fixed, or made, at random."""
+def changed(
+    test: TestSet, predicted: np.ndarray, gain: float, rng: np.random.Generator, measurable: np.ndarray
+) -> np.ndarray:
+    """Return predictions whose macro-F1 over these labels is higher by `gain` (or lower) on all rows: errors
+    fixed, or made, at random.
+    """
     aim, is_wrong = test.truth(predicted, measurable) + gain, predicted != test.labels
     order = rng.permutation(np.flatnonzero(is_wrong if gain > 0 else ~is_wrong))
     other = (test.labels[order] + rng.integers(1, test.num_labels, len(order))) % test.num_labels
@@ -315,21 +382,38 @@ class Decided:
 def decide(trained: Trained, rng: np.random.Generator, num_groups: int, gain: float) -> Decided:
     """Compare two trainings that differ in the seed and, by `gain`, in truth."""
     test, order = trained.test, rng.permutation(len(trained.predicted))
-    ours, theirs, others = trained.predicted[order[0]], trained.predicted[order[1]], order[2 : 2 + NUM_SEED_RUNS]
+    ours, theirs, others = (
+        trained.predicted[order[0]],
+        trained.predicted[order[1]],
+        order[2 : 2 + NUM_SEED_RUNS],
+    )
     rows, groups = test.draw(rng, num_groups)
     ours = changed(test, ours, gain, rng, test.measurable(rows, groups)) if gain else ours
     noise = seed_noise_of(trained, others, rows, groups)
     found = evaluate(test, rows, groups, {FINETUNED: ours, CHAMPION: theirs}, int(rng.integers(2**31)))
-    answers = {rule: _beats(verdict(found, ReleaseSettings(champion_rule=rule, max_tolerable_loss=1), seed_noise=noise)) for rule in _RULES}
+    answers = {
+        rule: _beats(
+            verdict(found, ReleaseSettings(champion_rule=rule, max_tolerable_loss=1), seed_noise=noise)
+        )
+        for rule in _RULES
+    }
     claim = _claim(found.gain_over_champion, noise)
     insufficient = verdict(found, ReleaseSettings()).answer == "insufficient_data"
-    return Decided(claim.low > 0 or claim.high < 0, answers["superiority"], answers["non_inferiority"], claim.detectable, insufficient)
+    return Decided(
+        claim.low > 0 or claim.high < 0,
+        answers["superiority"],
+        answers["non_inferiority"],
+        claim.detectable,
+        insufficient,
+    )
 
 
 _RULES = ("superiority", "non_inferiority")
 
 
-def seed_noise_of(trained: Trained, runs: np.ndarray, rows: np.ndarray, groups: list[str]) -> SeedNoise | None:
+def seed_noise_of(
+    trained: Trained, runs: np.ndarray, rows: np.ndarray, groups: list[str]
+) -> SeedNoise | None:
     """Return the noise of seeds that trainings show on the drawn rows."""
     measurable = trained.test.measurable(rows, groups)
     numbers = np.unique(trained.test.groups, return_inverse=True)[1]
@@ -346,7 +430,11 @@ def seed_noise_of(trained: Trained, runs: np.ndarray, rows: np.ndarray, groups: 
 
 def _claim(gain: Gain | None, noise: SeedNoise | None) -> Gain:
     assert gain is not None, "there is a champion"
-    return gain if noise is None else gain.with_seed_noise(2 * noise.variance, noise.degrees_of_freedom, CONFIDENCE)
+    return (
+        gain
+        if noise is None
+        else gain.with_seed_noise(2 * noise.variance, noise.degrees_of_freedom, CONFIDENCE)
+    )
 
 
 def _beats(found: ReleaseVerdict) -> bool:
@@ -354,7 +442,9 @@ def _beats(found: ReleaseVerdict) -> bool:
 
 
 def decisions(trials: int) -> Iterator[dict[str, Any]]:
-    """Yield, for each set and true gain, how often a candidate is called different, and promoted under each rule."""
+    """Yield, for each set and true gain, how often a candidate is called different, and promoted under each
+    rule.
+    """
     for title, (name, num_rows, num_groups) in REAL.items():
         trained = train(name, num_rows)
         rng = np.random.default_rng(1)
@@ -376,7 +466,8 @@ def decisions(trials: int) -> Iterator[dict[str, Any]]:
 
 
 def retrains(trials: int, num_retrains: int = 12) -> Iterator[dict[str, Any]]:
-    """Yield, for each set, where the champion ends after retrains in a row under the default rule, in detectable differences of the first.
+    """Yield, for each set, where the champion ends after retrains in a row under the default rule, in
+    detectable differences of the first.
 
     Each candidate is a training of another seed, better or worse by so much more than the one before it.
     """
@@ -405,7 +496,9 @@ def retrains(trials: int, num_retrains: int = 12) -> Iterator[dict[str, Any]]:
 def _row_of_retrains(
     trained: Trained, rng: np.random.Generator, num_retrains: int, step: float, num_groups: int
 ) -> tuple[float, int, float]:
-    """Return how much better than the first champion the last one is, in detectable differences; the promotions; that difference."""
+    """Return how much better than the first champion the last one is, in detectable differences; the
+    promotions; that difference.
+    """
     test, order = trained.test, rng.permutation(len(trained.predicted))
     rows, groups = test.draw(rng, num_groups)
     others, candidates = order[:NUM_SEED_RUNS], order[NUM_SEED_RUNS:]
@@ -427,12 +520,21 @@ def _row_of_retrains(
 
 def main(arguments: Sequence[str]) -> Iterator[str]:
     """Yield a line of JSON a cell."""
-    measured = {"coverage": coverage, "token_coverage": token_coverage, "decisions": decisions, "retrains": retrains}
+    measured = {
+        "coverage": coverage,
+        "token_coverage": token_coverage,
+        "decisions": decisions,
+        "retrains": retrains,
+    }
     return measure_parts(arguments, measured, trials=200, about=__doc__)
 
 
 def measure_parts(
-    arguments: Sequence[str], measured: Mapping[str, Callable[[int], Iterable[dict[str, Any]]]], *, trials: int, about: str | None
+    arguments: Sequence[str],
+    measured: Mapping[str, Callable[[int], Iterable[dict[str, Any]]]],
+    *,
+    trials: int,
+    about: str | None,
 ) -> Iterator[str]:
     """Yield a line of JSON for each row of the parts that a command line names, by default all of them."""
     parser = argparse.ArgumentParser(description=about)

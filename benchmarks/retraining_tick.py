@@ -1,7 +1,8 @@
-"""A tick of the retraining sensor with many batches and windows, on a disk and in a bucket: CPU seconds, reads, requests.
+"""A tick of the retraining sensor with many batches and windows, on a disk and in a bucket: CPU seconds,
+reads, requests.
 
-Reads are files and folders that the store is asked for; requests are all that reach S3 (rclone on this machine), 1,000 names of a listing in one.
-`python -m benchmarks.retraining_tick [--batches N] [--windows N]`.
+Reads are files and folders that the store is asked for; requests are all that reach S3 (rclone on this
+machine), 1,000 names of a listing in one. `python -m benchmarks.retraining_tick [--batches N] [--windows N]`.
 """
 
 from __future__ import annotations
@@ -37,20 +38,46 @@ NUM_BATCHES, NUM_WINDOWS = 10_000, 1_000
 _CASE = "many"
 _POINTERS = f"pointers/latest/{_CASE}"
 _EXAMPLES = ExamplesMetadata(
-    batch="b", uri="u", files={"a.jsonl": 1}, num_rows=100, num_valid=100, num_quarantined=0, label_counts={"a": 100}
+    batch="b",
+    uri="u",
+    files={"a.jsonl": 1},
+    num_rows=100,
+    num_valid=100,
+    num_quarantined=0,
+    label_counts={"a": 100},
 )
-_NUMBERS = ("num_rows", "num_delivered", "num_unreadable", "num_related_left_out", "num_labelled", "num_reference_windows")
+_NUMBERS = (
+    "num_rows",
+    "num_delivered",
+    "num_unreadable",
+    "num_related_left_out",
+    "num_labelled",
+    "num_reference_windows",
+)
 
 
 def write_store(folder: Path, num_batches: int, num_windows: int) -> None:
-    """Write a store with so many batches and windows, the snapshot of all batches, and a checkpoint that was trained on it."""
+    """Write a store with so many batches and windows, the snapshot of all batches, and a checkpoint that was
+    trained on it.
+    """
     store = Store(str(folder))
-    drift = {"window": "", "status": "ok", "summary": "", "table": "", "reference": [], "recent": [], "documents": "", "measured": {}}
+    drift = {
+        "window": "",
+        "status": "ok",
+        "summary": "",
+        "table": "",
+        "reference": [],
+        "recent": [],
+        "documents": "",
+        "measured": {},
+    }
     report = DriftMetadata.model_validate({**dict.fromkeys(_NUMBERS, 300), **drift}).as_dict()
     batches = write_artifacts(store, "labeled_examples", num_batches, _EXAMPLES.as_dict())
     write_artifacts(store, "drift_report", num_windows, report)
     parts = {
-        name: FrozenBatch(examples=made.ref, chunks=made.ref, examples_digest=made.content_digest, chunks_digest="c")
+        name: FrozenBatch(
+            examples=made.ref, chunks=made.ref, examples_digest=made.content_digest, chunks_digest="c"
+        )
         for name, made in batches.items()
     }
     values: dict[str, Any] = {
@@ -68,13 +95,18 @@ def write_store(folder: Path, num_batches: int, num_windows: int) -> None:
 
 
 def write_artifacts(store: Store, stage: str, count: int, metadata: Mapping[str, Any]) -> dict[str, Manifest]:
-    """Write as many artifacts of a stage, each the newest of its partition: copies of one manifest. Return them by partition."""
+    """Write as many artifacts of a stage, each the newest of its partition: copies of one manifest. Return
+    them by partition.
+    """
     with store.create(_CASE, stage, "k", version="1", seed=1) as draft:
         made = draft.commit(settings={}, inputs={}, metadata=metadata)
     copies = {f"{number:05d}": made.model_copy(update={"key": f"k{number:06d}"}) for number in range(count)}
     for name, copy in copies.items():
         # Not through the store, which has each file on the disk before it goes on.
-        files = {f"{copy.ref}/manifest.json": copy.model_dump_json(), f"{_POINTERS}/{stage}/{name}.json": json.dumps({"ref": copy.ref})}
+        files = {
+            f"{copy.ref}/manifest.json": copy.model_dump_json(),
+            f"{_POINTERS}/{stage}/{name}.json": json.dumps({"ref": copy.ref}),
+        }
         for path, text in files.items():
             Path(store.url, path).parent.mkdir(parents=True, exist_ok=True)
             Path(store.url, path).write_text(text)
@@ -90,7 +122,8 @@ class Tick(NamedTuple):
 
 
 def measure(home: Path, url: str) -> list[Tick]:
-    """Return what ticks take: the first ever, which makes the summary; those with nothing new; one with a batch more.
+    """Return what ticks take: the first ever, which makes the summary; those with nothing new; one with a
+    batch more.
 
     Args:
         home: an empty folder for Dagster.
@@ -108,12 +141,15 @@ def measure(home: Path, url: str) -> list[Tick]:
     found = []
     with dg.DagsterInstance.from_config(str(home)) as instance:
         store = open_store(case.use_case, instance)
-        sensor = next(sensor for sensor in automation.build_sensors(case) if sensor.name.endswith("_retraining"))
+        sensor = next(
+            sensor for sensor in automation.build_sensors(case) if sensor.name.endswith("_retraining")
+        )
         with counting(store) as counter:
             for name in ("first", "nothing new", "nothing new", "a new batch"):
                 if name == "a new batch":
                     store.write_pointer(
-                        f"latest/{_CASE}/labeled_examples/99999", store.read_pointer(f"latest/{_CASE}/labeled_examples/00000") or {}
+                        f"latest/{_CASE}/labeled_examples/99999",
+                        store.read_pointer(f"latest/{_CASE}/labeled_examples/00000") or {},
                     )
                 counter.clear()
                 began = time.process_time()
@@ -124,7 +160,9 @@ def measure(home: Path, url: str) -> list[Tick]:
 
 @contextmanager
 def counting(store: Store) -> Iterator[Counter[str]]:
-    """Count the requests to a store's bucket, or the files and folders of a disk that any store is asked for."""
+    """Count the requests to a store's bucket, or the files and folders of a disk that any store is
+    asked for.
+    """
     counter: Counter[str] = Counter()
     if not store.is_local:
 
@@ -171,7 +209,10 @@ def main() -> None:
 
 def _print(ticks: list[Tick], place: str, what: str) -> None:
     for tick in ticks:
-        print(f"{place:6s}  {tick.name:11s}  {tick.cpu_seconds:6.2f} CPU s  {tick.num_read:7,} {what}", flush=True)
+        print(
+            f"{place:6s}  {tick.name:11s}  {tick.cpu_seconds:6.2f} CPU s  {tick.num_read:7,} {what}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""A year of the retraining policy in each of a dozen worlds, without a model: `python -m benchmarks.retraining_year`.
+"""A year of the retraining policy in each of a dozen worlds, without a model: `python -m
+benchmarks.retraining_year`.
 
-The real `decide` is asked every six hours; deliveries, windows, and what each training comes to are the world's. The table has retrains,
-alerts and requests for labels of the year. `before` is what the policy did until it got a backoff and counted rows of snapshots, in the
-worlds where that was measured.
+The real `decide` is asked every six hours; deliveries, windows, and what each training comes to are the
+world's. The table has retrains, alerts and requests for labels of the year. `before` is what the policy did
+until it got a backoff and counted rows of snapshots, in the worlds where that was measured.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class World:
         knows: whether a model that is trained on this day knows what drifted: windows are ok from then on.
         score_drop: how far below its release the first champion scores.
         num_errors: by how many standard errors labels show that, or that a drift made the champion worse.
-        outcome: what the training comes to that is launched on this day: a champion, a candidate that is not promoted, a failure, or nothing
-            ("hangs").
+        outcome: what the training comes to that is launched on this day: a champion, a candidate that is not
+            promoted, a failure, or nothing ("hangs").
     """
 
     name: str
@@ -72,7 +73,11 @@ WORLDS = (
     World("nothing happens", before="0"),
     World("60 labels a day", delivered=lambda day: (60, 60)),
     World(
-        "never a checkpoint, one new row a day", before="364", delivered=lambda day: (1, 1), outcome=lambda day: "unknown", is_trained=False
+        "never a checkpoint, one new row a day",
+        before="364",
+        delivered=lambda day: (1, 1),
+        outcome=lambda day: "unknown",
+        is_trained=False,
     ),
     World(
         "score .031 below release, 100 labels a day, candidates kept",
@@ -105,7 +110,11 @@ WORLDS = (
         num_errors=3.0,
         outcome=lambda day: "rejected",
     ),
-    World("every window drifts, 50 labels a day that show nothing", delivered=lambda day: (50, 50), window=lambda day: "confirmed"),
+    World(
+        "every window drifts, 50 labels a day that show nothing",
+        delivered=lambda day: (50, 50),
+        window=lambda day: "confirmed",
+    ),
     World("every window drifts, no label", before="0", window=lambda day: "confirmed"),
     World("the same 2,000 rows a day under a new name", before="364", delivered=lambda day: (2_000, 0)),
     World(
@@ -127,8 +136,14 @@ WORLDS = (
         delivered=lambda day: (60, 60) if day < 30 else (0, 0),
         settings={"max_retries": 0},
     ),
-    World("the first run hangs, 60 labels a day", outcome=lambda day: "hangs", delivered=lambda day: (60, 60)),
-    World("each candidate diverges, 100 labels a day", outcome=lambda day: "divergence", delivered=lambda day: (100, 100)),
+    World(
+        "the first run hangs, 60 labels a day", outcome=lambda day: "hangs", delivered=lambda day: (60, 60)
+    ),
+    World(
+        "each candidate diverges, 100 labels a day",
+        outcome=lambda day: "divergence",
+        delivered=lambda day: (100, 100),
+    ),
     World("insufficient data all year", window=lambda day: "insufficient_data"),
     World("the feed is broken all year", window=lambda day: "feed_broken"),
     World("no window all year", window=lambda day: None),
@@ -154,7 +169,12 @@ class Year:
         self.rows = world.rows
         self.uncounted = self.uncounted_new = 0
         self.deliveries: list[tuple[float, int]] = []
-        trained = {"trained_on": f"{world.rows} rows", "num_trained": world.rows, "trained_at": START, "champion_since": START}
+        trained = {
+            "trained_on": f"{world.rows} rows",
+            "num_trained": world.rows,
+            "trained_at": START,
+            "champion_since": START,
+        }
         self.state = State.model_validate(trained if world.is_trained else {})
         self.first_champion = self.state.champion_since
         self.knows = False
@@ -176,7 +196,9 @@ class Year:
 
     def days(self, action: str) -> list[int]:
         """Return the days on which an action was decided."""
-        return [int((at - START) // DAY_SECONDS) for at, decision in self.decisions if decision.action == action]
+        return [
+            int((at - START) // DAY_SECONDS) for at, decision in self.decisions if decision.action == action
+        ]
 
     def signals(self, now: float) -> Signals:
         """Return what the policy is shown."""

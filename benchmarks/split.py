@@ -1,9 +1,10 @@
 """The split of labelled data that grows, against the hash of the group alone: `python -m benchmarks.split`.
 
-Real sets whose labels range from common to rare arrive in ten batches in random orders. After each batch a snapshot is frozen with what
-the ones before held out. Counted are the snapshots that the hash alone would leave with a label lacking a side (before
-near-duplicates are excluded, so at least so many), and of ours the groups that went from held out to training, the labels that have
-no test row although they have two groups, the shares of the groups on each side, and the groups that were moved.
+Real sets whose labels range from common to rare arrive in ten batches in random orders. After each batch a
+snapshot is frozen with what the ones before held out. Counted are the snapshots that the hash alone would
+leave with a label lacking a side (before near-duplicates are excluded, so at least so many), and of ours the
+groups that went from held out to training, the labels that have no test row although they have two groups,
+the shares of the groups on each side, and the groups that were moved.
 """
 
 from __future__ import annotations
@@ -42,17 +43,30 @@ class Found:
 
     def as_json(self) -> dict[str, Any]:
         """Return the means over the snapshots."""
-        means = {name: round(mean(values), 4) for name, values in vars(self).items() if isinstance(values, list)}
-        return {"num_labels": self.num_labels, "num_snapshots": len(self.refused), "num_to_training": self.num_to_training, **means}
+        means = {
+            name: round(mean(values), 4) for name, values in vars(self).items() if isinstance(values, list)
+        }
+        return {
+            "num_labels": self.num_labels,
+            "num_snapshots": len(self.refused),
+            "num_to_training": self.num_to_training,
+            **means,
+        }
 
 
 def licences(label: str) -> list[dict[str, str]]:
-    """Return the licence rules with a label of theirs: what kind of mention they are, or the first word of the licence's name."""
-    from fullft_assets.samples import licences as samples
+    """Return the licence rules with a label of theirs: what kind of mention they are, or the first word of
+    the licence's name.
+    """
+    from fullft_assets.demos import licences as samples
 
     rows = [row for row in samples.rules() if row["text"].strip()]
     return [
-        {"text": row["text"], "group": row["expression"], "label": row["kind"] if label == "kind" else row["expression"].split("-")[0]}
+        {
+            "text": row["text"],
+            "group": row["expression"],
+            "label": row["kind"] if label == "kind" else row["expression"].split("-")[0],
+        }
         for row in rows
     ]
 
@@ -62,16 +76,26 @@ def packages() -> list[dict[str, str]]:
     listed = subprocess.run(["apt-cache", "dumpavail"], capture_output=True, text=True, check=True).stdout
     found = []
     for entry in listed.split("\n\n"):
-        fields = dict(line.split(": ", 1) for line in entry.splitlines() if ": " in line and not line.startswith(" "))
+        fields = dict(
+            line.split(": ", 1) for line in entry.splitlines() if ": " in line and not line.startswith(" ")
+        )
         body = " ".join(line.strip() for line in entry.splitlines() if line.startswith(" "))
         if {"Section", "Package", "Description"} <= fields.keys():
             group = fields.get("Source", fields["Package"]).split(" ")[0]
-            found.append({"text": f"{fields['Description']} {body}", "group": group, "label": fields["Section"].split("/")[-1]})
+            found.append(
+                {
+                    "text": f"{fields['Description']} {body}",
+                    "group": group,
+                    "label": fields["Section"].split("/")[-1],
+                }
+            )
     return found
 
 
 def docstrings() -> list[dict[str, str]]:
-    """Return the docstrings of the standard library's functions by their package or module; those of a file are a group."""
+    """Return the docstrings of the standard library's functions by their package or module; those of a file
+    are a group.
+    """
     root = Path(sysconfig.get_path("stdlib"))
     found = []
     for path in sorted(root.rglob("*.py")):
@@ -123,8 +147,12 @@ def _grow(rows: Sequence[dict[str, str]], num_batches: int, seed: int, found: Fo
             found.refused.append(True)
             continue
         ledger = frozen.ledger
-        splits: dict[str, str] = {row["group"]: row["split"] for row in frozen.index.select(["group", "split"]).to_pylist()}
-        found.num_to_training += sum(_ORDER[split] > _ORDER[known.get(group, split)] for group, split in splits.items())
+        splits: dict[str, str] = {
+            row["group"]: row["split"] for row in frozen.index.select(["group", "split"]).to_pylist()
+        }
+        found.num_to_training += sum(
+            _ORDER[split] > _ORDER[known.get(group, split)] for group, split in splits.items()
+        )
         known |= splits
         found.refused.append(False)
         found.moved.append(frozen.metadata["num_groups_moved"])
@@ -156,7 +184,9 @@ def _table(rows: Sequence[dict[str, str]], number: int, num_batches: int, name: 
 
 
 def _lacks_a_side(rows: Sequence[dict[str, str]], seed: int) -> bool:
-    """Return whether a label with five rows or more is missing from a split by the hash of the groups, which made a snapshot fail."""
+    """Return whether a label with five rows or more is missing from a split by the hash of the groups, which
+    made a snapshot fail.
+    """
     from fullft_assets.store.hashing import unit_hash
 
     sides, counts = defaultdict(set), Counter(row["label"] for row in rows)

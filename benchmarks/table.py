@@ -74,7 +74,16 @@ class Row:
         """Return the printed cells, in the order of `HEADER`."""
         cpu = "" if self.cpu_ratio is None else f"{self.cpu_ratio:.2f}"
         met = "yes" if self.met else "NO"
-        return (self.name, _seconds(self.ours), self.other, _seconds(self.theirs), f"{self.ratio:.3g}", cpu, self.goals, met)
+        return (
+            self.name,
+            _seconds(self.ours),
+            self.other,
+            _seconds(self.theirs),
+            f"{self.ratio:.3g}",
+            cpu,
+            self.goals,
+            met,
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Return everything about the row."""
@@ -97,7 +106,10 @@ def render(rows: Sequence[Row]) -> str:
     """Return the table as text, a row's notes below it."""
     cells = [HEADER, *(row.cells() for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(HEADER))]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    ]
     shown = [lines[0], "-" * len(lines[0])]
     for line, row in zip(lines[1:], rows, strict=True):
         shown += [line, *(f"    {note}" for note in row.notes)]

@@ -18,8 +18,8 @@ import numpy as np
 from benchmarks.drift import Corpus, licence_rules
 from benchmarks.retraining_year import DAYS
 from fullft_assets import monitoring
+from fullft_assets.demos import licence_texts
 from fullft_assets.monitoring import Features
-from fullft_assets.samples import licence_texts
 
 #: Documents a day, rows of a window, and how many related documents come together.
 DOCUMENTS_A_DAY, WINDOW_ROWS, BURSTS = 86, 300, (1, 1, 1, 2, 2, 3, 6)
@@ -35,7 +35,9 @@ EVENTFUL = "eventful: all of it in a row"
 
 
 class Texts:
-    """The population: licence rules by group, a new domain, and damaged documents, with all that does not depend on a training."""
+    """The population: licence rules by group, a new domain, and damaged documents, with all that does not
+    depend on a training.
+    """
 
     def __init__(self) -> None:
         from sklearn.decomposition import TruncatedSVD
@@ -43,19 +45,29 @@ class Texts:
         from tokenizers import Tokenizer
 
         usual = licence_rules()
-        new = [(row["id"], text) for row in licence_texts.general() for text in row["text"].split("\n\n") if len(text) >= 80]
+        new = [
+            (row["id"], text)
+            for row in licence_texts.general()
+            for text in row["text"].split("\n\n")
+            if len(text) >= 80
+        ]
         damaged = [" ".join(word[::-1] for word in text.split()) for text in usual.texts[: 4 * WINDOW_ROWS]]
         texts = [text[:_MAX_CHARACTERS] for text in [*usual.texts, *(text for _, text in new), *damaged]]
         self.names = [*sorted(set(usual.labels)), "documentation"]
         labels = [*usual.labels, *["documentation"] * len(new)]
         self.labels = np.array([*map(self.names.index, labels), *[NO_LABEL] * len(damaged)])
         parts = [*usual.parts, *["documentation"] * len(new), *["damaged"] * len(damaged)]
-        groups = [*usual.groups, *(group for group, _ in new), *(f"damaged {number}" for number in range(len(damaged)))]
+        groups = [
+            *usual.groups,
+            *(group for group, _ in new),
+            *(f"damaged {number}" for number in range(len(damaged))),
+        ]
         # Through untyped names here and below: scikit-learn's stubs know neither `None` nor sparse results.
         vectorizer: Any = HashingVectorizer
         counts = vectorizer(n_features=_FEATURES, alternate_sign=False, norm=None).transform(texts)
         rng = np.random.default_rng(0)
-        # What the encoder was made on is a part of the usual texts, as a base model knows general text and not the use case's future.
+        # What the encoder was made on is a part of the usual texts, as a base model knows general text and
+        # not the use case's future.
         some = rng.permutation(len(usual.texts))[:_ENCODED]
         weights: Any = TfidfTransformer(sublinear_tf=True).fit(counts[some])
         self.matrix = weights.transform(counts).tocsr()
@@ -64,8 +76,12 @@ class Texts:
         tokenizer = Tokenizer.from_file(str(_model_folder() / "tokenizer.json"))
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        num_tokens = np.array([len(encoding.ids) for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)])
-        self.corpus = Corpus("all", texts, groups, [], parts, encoder.transform(self.matrix).astype(np.float32), num_tokens)
+        num_tokens = np.array(
+            [len(encoding.ids) for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        )
+        self.corpus = Corpus(
+            "all", texts, groups, [], parts, encoder.transform(self.matrix).astype(np.float32), num_tokens
+        )
         self.num_words = np.array([max(len(text.split()), 1) for text in texts])
         self.usual = usual.rows_of
         self.new_domain = [rows for rows in self.corpus.rows_of if parts[rows[0]] == "documentation"]
@@ -77,10 +93,14 @@ class Texts:
     def thinned(self, rows: np.ndarray) -> np.ndarray:
         """Return the rows that are independent of each other, as the drift report does."""
         texts, groups = self.corpus.texts, self.corpus.groups
-        return rows[monitoring.independent_rows([texts[row] for row in rows], [groups[row] for row in rows], 17)]
+        return rows[
+            monitoring.independent_rows([texts[row] for row in rows], [groups[row] for row in rows], 17)
+        ]
 
     def train(self, rows: np.ndarray, labels: np.ndarray) -> Model:
-        """Return the model of some rows. Policies that train on the same day, or in years that are alike until then, share it."""
+        """Return the model of some rows. Policies that train on the same day, or in years that are alike
+        until then, share it.
+        """
         key = hashlib.sha256(rows.tobytes() + labels.tobytes()).digest()
         if key not in self.models:
             self.models[key] = Model(self, rows, labels)
@@ -173,7 +193,9 @@ def _season(day: int) -> float:
 
 
 def text_worlds(shift: int) -> tuple[TextWorld, ...]:
-    """Return the years in which something happens on a day, and the eventful one, in which all of it happens in a row."""
+    """Return the years in which something happens on a day, and the eventful one, in which all of it happens
+    in a row.
+    """
     new_domain = TextWorld("new domain 30%", shift=shift, new_domain=_from(shift, 0.3), compared=True)
     return (
         TextWorld("stationary, in bursts", shift=shift, is_stationary=True, compared=True),
@@ -185,16 +207,37 @@ def text_worlds(shift: int) -> tuple[TextWorld, ...]:
             is_stationary=True,
         ),
         new_domain,
-        replace(new_domain, name="new domain, growing to 30% in 100 days", new_domain=lambda day: 0.3 * min(max(day - shift, 0) / 100, 1)),
+        replace(
+            new_domain,
+            name="new domain, growing to 30% in 100 days",
+            new_domain=lambda day: 0.3 * min(max(day - shift, 0) / 100, 1),
+        ),
         TextWorld("subpopulation 30%", shift=shift, subpopulation=_from(shift, 0.3), compared=True),
         TextWorld("subpopulation 10%", shift=shift, subpopulation=_from(shift, 0.1)),
         TextWorld("label shift: full texts 50%", shift=shift, one_label=_from(shift, 0.5), compared=True),
-        TextWorld("a bad delivery of one day", shift=shift, damaged=range(shift, shift + 1), is_stationary=True),
+        TextWorld(
+            "a bad delivery of one day", shift=shift, damaged=range(shift, shift + 1), is_stationary=True
+        ),
         TextWorld("no data for a week", shift=shift, silent=range(shift, shift + 7), is_stationary=True),
         replace(new_domain, name="new domain, half of the runs preempted", preempted=0.5, compared=False),
-        replace(new_domain, name="new domain, candidates broken for 60 days", broken=range(shift, shift + 60), compared=False),
-        replace(new_domain, name="new domain, daemon down for 10 days", outage=range(shift - 5, shift + 5), compared=False),
-        replace(new_domain, name="new domain, clock wrong on two days", clock={shift - 50: 400.0, shift + 20: -3.0}, compared=False),
+        replace(
+            new_domain,
+            name="new domain, candidates broken for 60 days",
+            broken=range(shift, shift + 60),
+            compared=False,
+        ),
+        replace(
+            new_domain,
+            name="new domain, daemon down for 10 days",
+            outage=range(shift - 5, shift + 5),
+            compared=False,
+        ),
+        replace(
+            new_domain,
+            name="new domain, clock wrong on two days",
+            clock={shift - 50: 400.0, shift + 20: -3.0},
+            compared=False,
+        ),
         replace(
             new_domain,
             name=EVENTFUL,
@@ -220,7 +263,9 @@ class Arrival(NamedTuple):
 
 
 def draw_year(texts: Texts, world: TextWorld, seed: int) -> tuple[np.ndarray, list[Arrival]]:
-    """Return the rows that are labelled on the first day, and what arrives on each day: the same for each policy."""
+    """Return the rows that are labelled on the first day, and what arrives on each day: the same for each
+    policy.
+    """
     rng = np.random.default_rng(seed)
     part = texts.subpopulations[seed % len(texts.subpopulations)]
     of_label = [rows for rows in texts.usual if texts.names[texts.labels[rows[0]]] == "text"]
@@ -236,7 +281,9 @@ def draw_year(texts: Texts, world: TextWorld, seed: int) -> tuple[np.ndarray, li
             shares = [world.new_domain(day), world.subpopulation(day), world.one_label(day)]
             found: list[int] = []
             while len(found) < size:
-                groups = (texts.new_domain, part, of_label, texts.usual)[rng.choice(4, p=[*shares, 1 - sum(shares)])]
+                groups = (texts.new_domain, part, of_label, texts.usual)[
+                    rng.choice(4, p=[*shares, 1 - sum(shares)])
+                ]
                 found += rng.permutation(groups[rng.integers(len(groups))])[: rng.choice(BURSTS)].tolist()
             rows = np.array(found, dtype=np.int64)
         delays = rng.integers(LABEL_DAYS[0], LABEL_DAYS[1] + 1, len(rows))

@@ -58,7 +58,9 @@ EXCHANGE_RATES = (30, 100, 300)
 
 @dataclass(frozen=True)
 class Champion:
-    """A model, the rows that it was tested on, and the scale of an earlier champion on which the content of the texts is read."""
+    """A model, the rows that it was tested on, and the scale of an earlier champion on which the content of
+    the texts is read.
+    """
 
     model: Model
     test_rows: np.ndarray
@@ -93,7 +95,8 @@ class TextYear:
 
     Attributes:
         wrong: wrong answers of each day; answered: documents of each day that have a right answer.
-        retrains: days of launched trainings, and why; num_trainings: whole trainings that they are worth, as a preempted one is a part of one.
+        retrains: days of launched trainings, and why; num_trainings: whole trainings that they are worth, as
+            a preempted one is a part of one.
         verdicts: of each window, with its day.
         was_better: whether the last candidate was better than the champion by more than chance.
     """
@@ -152,7 +155,9 @@ class TextYear:
 
     def judge(self, rows: np.ndarray) -> str:
         """Return the verdict on a window."""
-        return self.stream.send(self.champion.scale.sums(self.champion.model.features_of(self.texts.thinned(rows)))).status
+        return self.stream.send(
+            self.champion.scale.sums(self.champion.model.features_of(self.texts.thinned(rows)))
+        ).status
 
     def train(self, day: int) -> Champion:
         """Return a candidate of all labelled rows."""
@@ -163,7 +168,9 @@ class TextYear:
         return Champion(model, test)
 
     def gain(self, candidate: Champion) -> tuple[float, float]:
-        """Return what a candidate gains over the champion on the test rows, and the standard error of that."""
+        """Return what a candidate gains over the champion on the test rows, and the standard error of
+        that.
+        """
         rows = candidate.test_rows
         gains = candidate.model.is_right[rows].astype(float) - self.champion.model.is_right[rows]
         return float(gains.mean()), max(float(gains.std(ddof=1)) / len(gains) ** 0.5, 1e-9)
@@ -178,7 +185,8 @@ class TextYear:
     def retrain(self, day: int, why: str) -> str:
         """Train, and return what came of it.
 
-        A training that was preempted goes on from its checkpoint, if nothing new came to learn from: another snapshot is another training.
+        A training that was preempted goes on from its checkpoint, if nothing new came to learn from: another
+        snapshot is another training.
         """
         self.retrains.append((day, why))
         done = self.begun.get(len(self.labelled), 0.0)
@@ -241,9 +249,11 @@ class EveryAlarm(SimpleYear):
 
 
 class EveryDocumentAlarm(EveryAlarm):
-    """Retrains on each window whose documents differ from the test rows: what a usual test of documents calls drift.
+    """Retrains on each window whose documents differ from the test rows: what a usual test of documents calls
+    drift.
 
-    Kolmogorov-Smirnov tests of each coordinate, p <= .05 by Bonferroni (Rabanser and others 2019, "Failing loudly").
+    Kolmogorov-Smirnov tests of each coordinate, p <= .05 by Bonferroni (Rabanser and others 2019, "Failing
+    loudly").
     """
 
     def judge(self, rows: np.ndarray) -> str:
@@ -263,17 +273,22 @@ class OurYear(TextYear):
     """Asks the project's policy every six hours, through its ledger.
 
     Attributes:
-        num_for_drift, num_for_score: retrains for a drift, and those for a lower score, which nothing else called for.
+        num_for_drift, num_for_score: retrains for a drift, and those for a lower score, which nothing else
+        called for.
     """
 
     is_monitored = True
 
-    def __init__(self, *drawn: Any, case: Case, instance: dg.DagsterInstance, store: Store, rate: int | None = None):
+    def __init__(
+        self, *drawn: Any, case: Case, instance: dg.DagsterInstance, store: Store, rate: int | None = None
+    ):
         super().__init__(*drawn)
         # A year has so many wrong answers in a point; a run costs its hours in dollars.
         self.usd_per_point = None if rate is None else HOURS * DAYS * DOCUMENTS_A_DAY / 100 / rate
         self.case, self.instance, self.store = case, instance, store
-        self.state = State(num_trained=FIRST_ROWS, trained_on=f"{FIRST_ROWS} rows", trained_at=START, champion_since=START)
+        self.state = State(
+            num_trained=FIRST_ROWS, trained_on=f"{FIRST_ROWS} rows", trained_at=START, champion_since=START
+        )
         self.settings = case.settings.retraining
         self.rows, self.windows = FIRST_ROWS, list[Window]()
         self.delivered: list[tuple[float, int]] = []
@@ -309,14 +324,26 @@ class OurYear(TextYear):
             self._tick(day, START + day * DAY_SECONDS + hour * HOUR_SECONDS)
 
     def after_window(self, day: int, status: str, window: list[tuple[int, int]]) -> None:
-        """Show the policy the verdict, and note which documents count for the live quality of this window: one of each group."""
+        """Show the policy the verdict, and note which documents count for the live quality of this window:
+        one of each group.
+        """
         one_a_group = {self.texts.corpus.groups[row]: (row, due) for row, due in reversed(window)}
-        answers = [(due, bool(self.champion.model.is_right[row])) for row, due in one_a_group.values() if due != NO_LABEL]
+        answers = [
+            (due, bool(self.champion.model.is_right[row]))
+            for row, due in one_a_group.values()
+            if due != NO_LABEL
+        ]
         self.by_window[f"w{len(self.windows)}"] = answers
-        self.windows.append(Window.model_validate({"key": f"w{len(self.windows)}", "status": status, "at": START + day * DAY_SECONDS}))
+        self.windows.append(
+            Window.model_validate(
+                {"key": f"w{len(self.windows)}", "status": status, "at": START + day * DAY_SECONDS}
+            )
+        )
 
     def _evaluate(self, day: int) -> None:
-        """Score the champion on the newest test rows and on labelled production documents, as the evaluation schedule does."""
+        """Score the champion on the newest test rows and on labelled production documents, as the evaluation
+        schedule does.
+        """
         rows = np.array(sorted(self.labelled))
         test = rows[self.tests[rows]]
         self.rows = len(rows)
@@ -325,7 +352,9 @@ class OurYear(TextYear):
         due = [is_right for on, is_right in self.pending if on <= day]
         counts = live.Counts(len(self.seen), len(due), sum(due))
         released = self.champion.at_release
-        self.live_drop = live.judge(counts, "champion", 1, live.AtRelease(released.score, released.low), 0.025).drop
+        self.live_drop = live.judge(
+            counts, "champion", 1, live.AtRelease(released.score, released.low), 0.025
+        ).drop
 
     def _tick(self, day: int, now: float) -> None:
         now += self.world.clock.get(day, 0.0) * DAY_SECONDS
@@ -333,7 +362,9 @@ class OurYear(TextYear):
         state = self.state.model_copy(update={"raised": ledger.raised})
         windows = self.windows[-SHOWN_WINDOWS:]
         began = drift_began(state, windows, now, self.settings)
-        since = {window.key for window in windows if began is None or window.at >= began} & self.by_window.keys()
+        since = {
+            window.key for window in windows if began is None or window.at >= began
+        } & self.by_window.keys()
         answers = [is_right for key in since for due, is_right in self.by_window[key] if due <= day]
         signals = Signals(
             now=now,
@@ -342,7 +373,9 @@ class OurYear(TextYear):
             data_version=f"{self.rows} rows",
             windows=windows,
             is_monitored=True,
-            num_labels_since_drift=0 if began is None else sum(count for at, count in self.delivered if at >= began),
+            num_labels_since_drift=(
+                0 if began is None else sum(count for at, count in self.delivered if at >= began)
+            ),
             score_drop=self.fell.drop,
             num_drop_errors=self.fell.num_errors,
             live_drop=self.live_drop,
@@ -353,11 +386,19 @@ class OurYear(TextYear):
         )
         decision = decide(state, signals, self.settings)
         record(
-            self.case, self.instance, self.store, ledger, state, signals, decision.model_copy(update={"notes": [*notes, *decision.notes]})
+            self.case,
+            self.instance,
+            self.store,
+            ledger,
+            state,
+            signals,
+            decision.model_copy(update={"notes": [*notes, *decision.notes]}),
         )
         self.decisions.append((day, decision))
         if decision.action == "retrain":
-            calls = {rule.name for rule in apply_rules(state, signals, self.settings) if rule.action == "retrain"}
+            calls = {
+                rule.name for rule in apply_rules(state, signals, self.settings) if rule.action == "retrain"
+            }
             self.num_for_drift += bool(calls & _FOR_DRIFT) and calls <= {*_FOR_DRIFT, "score"}
             self.num_for_score += calls == {"score"}
             before = self.num_trainings
@@ -391,7 +432,9 @@ class OurYear(TextYear):
 
 
 def with_rate(rate: int) -> str:
-    """Return the name of our policy where `planning.usd_per_point` makes a retrain as expensive as so many wrong answers."""
+    """Return the name of our policy where `planning.usd_per_point` makes a retrain as expensive as so many
+    wrong answers.
+    """
     return f"ours, with a retrain = {rate} wrong answers in its settings"
 
 
@@ -399,12 +442,26 @@ def policies(world: TextWorld) -> dict[str, Callable[..., TextYear]]:
     """Return the simple policies that live a year, by name."""
     if not world.compared:
         return {}
-    periods = {f"every {count} windows": type(f"Every{count}", (EveryNth,), {"period": count}) for count in (4, 8, 16, 32)}
-    return {"never": TextYear, **periods, "monthly": Monthly, "every alarm": EveryAlarm, USUAL_ALARM: EveryDocumentAlarm}
+    periods = {
+        f"every {count} windows": type(f"Every{count}", (EveryNth,), {"period": count})
+        for count in (4, 8, 16, 32)
+    }
+    return {
+        "never": TextYear,
+        **periods,
+        "monthly": Monthly,
+        "every alarm": EveryAlarm,
+        USUAL_ALARM: EveryDocumentAlarm,
+    }
 
 
 def live_years(
-    texts: Texts, world: TextWorld, seed: int, case: Case, instance: dg.DagsterInstance, new_store: Callable[[], Store]
+    texts: Texts,
+    world: TextWorld,
+    seed: int,
+    case: Case,
+    instance: dg.DagsterInstance,
+    new_store: Callable[[], Store],
 ) -> dict[str, TextYear]:
     """Return the same year under each policy."""
     drawn = (texts, world, seed, *draw_year(texts, world, seed))

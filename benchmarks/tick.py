@@ -26,7 +26,9 @@ _GOAL_SECONDS = 1.0
 
 
 def measure_tick(scratch: Path, logs: Path, num_files: int = NUM_FILES) -> Row:
-    """Measure the tick that finds all files new, the one that finds them cut, and quiet ones; the slowest counts."""
+    """Measure the tick that finds all files new, the one that finds them cut, and quiet ones; the slowest
+    counts.
+    """
     folder = write_files(scratch / "many-files", num_files)
     found: dict[str, dict[str, float]] = {}
     num_requests = 0
@@ -56,7 +58,10 @@ def write_files(folder: Path, count: int) -> Path:
         path = folder / f"{number // _FILES_A_FOLDER:03d}" / f"{number:06d}.jsonl"
         if number % _FILES_A_FOLDER == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b'{"id": "%06d", "text": "Permission is granted to document %d.", "kind": "notice"}\n' % (number, number))
+        path.write_bytes(
+            b'{"id": "%06d", "text": "Permission is granted to document %d.", "kind": "notice"}\n'
+            % (number, number)
+        )
     return folder
 
 
@@ -74,7 +79,9 @@ def with_sensor(folder: Path, work: Path) -> dict[str, Any]:
     with dg.DagsterInstance.from_config(str(work)) as instance:
 
         def tick(case: Case) -> tuple[float, Any]:
-            sensor = next(sensor for sensor in automation.build_sensors(case) if sensor.name.endswith("_new_documents"))
+            sensor = next(
+                sensor for sensor in automation.build_sensors(case) if sensor.name.endswith("_new_documents")
+            )
             started = time.process_time()
             result = sensor(dg.build_sensor_context(instance=instance, resources=case.resources()))
             return time.process_time() - started, result
@@ -104,7 +111,9 @@ def _case(folder: Path, name: str) -> Any:
 
 
 def with_scan(folder: Path, work: Path) -> dict[str, Any]:
-    """Return the same for a script that walks the folder and remembers path, size and time of each file in a JSON file."""
+    """Return the same for a script that walks the folder and remembers path, size and time of each file in a
+    JSON file.
+    """
     ledger = work / "ledger.json"
 
     def tick() -> float:

@@ -32,7 +32,9 @@ class Timing:
     cpu: float
 
 
-def timed(command: Sequence[str], log: Path, *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Timing:
+def timed(
+    command: Sequence[str], log: Path, *, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Timing:
     """Run a command, its output going to a file, and measure it.
 
     Raises:
@@ -43,7 +45,15 @@ def timed(command: Sequence[str], log: Path, *, env: Mapping[str, str] | None = 
         result = Path(folder, "timing.json")
         # This module's file, not its name: the command's folder need not be the repository.
         wrapped = [sys.executable, __file__, str(result), *command]
-        subprocess.run(wrapped, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=True)
+        subprocess.run(
+            wrapped,
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=True,
+        )
         found = json.loads(result.read_text())
     if found["status"] != 0:
         last = "\n".join(log.read_text(errors="replace").splitlines()[-_SHOWN_LINES:])
@@ -59,7 +69,9 @@ def _main(result: str, *command: str) -> None:
     wall = time.perf_counter() - started
     _reap_descendants()
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    Path(result).write_text(json.dumps({"status": status, "wall": wall, "cpu": used.ru_utime + used.ru_stime}))
+    Path(result).write_text(
+        json.dumps({"status": status, "wall": wall, "cpu": used.ru_utime + used.ru_stime})
+    )
 
 
 def _reap_descendants() -> None:

@@ -1,7 +1,8 @@
-"""Two sides of a benchmark that take turns, each a process of its own that holds its model and trains one step on each request.
+"""Two sides of a benchmark that take turns, each a process of its own that holds its model and trains one
+step on each request.
 
-Ours and the other take turns, also in who begins a round, so that other load of the machine affects both; each step is compared with ours of
-the same round.
+Ours and the other take turns, also in who begins a round, so that other load of the machine affects both;
+each step is compared with ours of the same round.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ REPOSITORY = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class PairedRow(Row):
-    """A row whose ratio is the median over pairs: seconds of ours over those of the other in the same round."""
+    """A row whose ratio is the median over pairs: seconds of ours over those of the other in the same
+    round.
+    """
 
     pairs: Sequence[float] = ()
 
@@ -50,7 +53,15 @@ class Process:
         command: that starts it. Default: this module's, in this environment.
     """
 
-    def __init__(self, name: str, model: Path, log: Path, threads: int, scale: str = "cpu", command: Sequence[str] | None = None):
+    def __init__(
+        self,
+        name: str,
+        model: Path,
+        log: Path,
+        threads: int,
+        scale: str = "cpu",
+        command: Sequence[str] | None = None,
+    ):
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         # Passive: threads that wait must not take the cores from the side whose turn it is.
@@ -84,13 +95,18 @@ class Process:
     def _read(self) -> dict[str, Any]:
         line = self._output.readline()
         if not line:
-            raise RuntimeError(f"the process ended; the end of {self.log}:\n" + "\n".join(self.log.read_text().splitlines()[-15:]))
+            raise RuntimeError(
+                f"the process ended; the end of {self.log}:\n"
+                + "\n".join(self.log.read_text().splitlines()[-15:])
+            )
         return json.loads(line)
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """Steps of ours and of another side, round by round, what each side reports about itself, and the highest load average."""
+    """Steps of ours and of another side, round by round, what each side reports about itself, and the highest
+    load average.
+    """
 
     steps: dict[str, list[dict[str, float]]]
     about: dict[str, dict[str, Any]]
@@ -103,9 +119,17 @@ class Rounds:
 
 
 def take_turns(
-    other: str, model: Path, logs: Path, rounds: int, threads: int, scale: str = "cpu", command: Sequence[str] | None = None
+    other: str,
+    model: Path,
+    logs: Path,
+    rounds: int,
+    threads: int,
+    scale: str = "cpu",
+    command: Sequence[str] | None = None,
 ) -> Rounds:
-    """Run steps of ours and of another side, which `command` starts, by turns; see `measure_packed_training`."""
+    """Run steps of ours and of another side, which `command` starts, by turns; see
+    `measure_packed_training`.
+    """
     names = ["ours", other]
     steps: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     processes: dict[str, Process] = {}
@@ -133,12 +157,18 @@ def paired_row(name: str, rounds: Rounds, other: str, goal: float) -> PairedRow:
         other: what it is called in the table.
         goal: least times as fast as it.
     """
-    seconds, cpu = ({side: median(step[kind] for step in steps) for side, steps in rounds.steps.items()} for kind in ("seconds", "cpu"))
+    seconds, cpu = (
+        {side: median(step[kind] for step in steps) for side, steps in rounds.steps.items()}
+        for kind in ("seconds", "cpu")
+    )
     pairs, about = rounds.pairs("seconds"), rounds.about
     speeds = {side: about[side]["num_tokens"] / seconds[side] for side in ("ours", name)}
     notes = [
         f"{times_as_fast(pairs)}; in CPU seconds {1 / median(rounds.pairs('cpu')):.2f} times",
-        f"{speeds['ours']:,.0f} against {speeds[name]:,.0f} useful tokens a second; {about['ours']['about']} against {about[name]['about']}",
+        (
+            f"{speeds['ours']:,.0f} against {speeds[name]:,.0f} useful tokens a second;"
+            f" {about['ours']['about']} against {about[name]['about']}"
+        ),
     ]
     return PairedRow(
         name="packed_training" if name == "padded" else f"packed_training_{name}",
@@ -157,14 +187,18 @@ def paired_row(name: str, rounds: Rounds, other: str, goal: float) -> PairedRow:
 def times_as_fast(pairs: Sequence[float]) -> str:
     """Return in words how many times as fast ours is, given its seconds over the other's, pair by pair."""
     low, high, level = median_interval([1 / pair for pair in pairs])
-    return f"{1 / median(pairs):.3f} times as fast, median of {len(pairs)} pairs ({level:.0%} interval {low:.3f} to {high:.3f})"
+    return (
+        f"{1 / median(pairs):.3f} times as fast, median of {len(pairs)} pairs ({level:.0%} interval {low:.3f}"
+        f" to {high:.3f})"
+    )
 
 
 def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
-    """Return an interval of the median, whatever the distribution, and its level: between the k-th smallest and the k-th largest value.
+    """Return an interval of the median, whatever the distribution, and its level: between the k-th smallest
+    and the k-th largest value.
 
-    The probability that the interval contains the median is binomial; k is the largest that reaches the level,
-    or 1 where n is too small for it.
+    The probability that the interval contains the median is binomial; k is the largest that reaches the
+    level, or 1 where n is too small for it.
     """
     ordered, n = sorted(values), len(values)
 
@@ -176,7 +210,9 @@ def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float
 
 
 class Turns:
-    """Reports each step to the parent process, and waits for its request before the next; the first step warms up."""
+    """Reports each step to the parent process, and waits for its request before the next; the first step
+    warms up.
+    """
 
     def __init__(self) -> None:
         # Output of libraries must not mix with the reports.
@@ -185,7 +221,9 @@ class Turns:
         self._began: tuple[float, float] | None = None
 
     def step_done(self, about: dict[str, Any], **counts: int) -> None:
-        """Report the step, its times and `counts`, and wait; ends the process when the parent closes the pipe."""
+        """Report the step, its times and `counts`, and wait; ends the process when the parent closes the
+        pipe.
+        """
         import torch
 
         line: dict[str, Any] = dict(about)
@@ -193,7 +231,11 @@ class Turns:
         if has_card:
             torch.cuda.synchronize()  # kernels may still run
         if self._began is not None:
-            line = {"seconds": time.perf_counter() - self._began[0], "cpu": time.process_time() - self._began[1], **counts}
+            line = {
+                "seconds": time.perf_counter() - self._began[0],
+                "cpu": time.process_time() - self._began[1],
+                **counts,
+            }
         if has_card:
             line["peak_bytes"] = torch.cuda.max_memory_allocated()
         print(json.dumps(line), file=self._out, flush=True)

@@ -37,14 +37,23 @@ These keys are the ones that nearly every use case needs. Every other key has a 
 writes a file with all of them, commented out, and `fullft check my_case` names the line of a wrong key or value.
 Relative paths start at the folder with `pyproject.toml`.
 """
-_BOUNDS = {"gt": "> {}", "ge": "≥ {}", "lt": "< {}", "le": "≤ {}", "min_length": "at least {} items", "max_length": "at most {} items"}
+_BOUNDS = {
+    "gt": "> {}",
+    "ge": "≥ {}",
+    "lt": "< {}",
+    "le": "≤ {}",
+    "min_length": "at least {} items",
+    "max_length": "at most {} items",
+}
 _NAMES = {str: "text", int: "integer", float: "number", bool: "`true` or `false`", Any: "any"}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the page, or compare it; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is out of date")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 if the page is out of date"
+    )
     page = render()
     if parser.parse_args(arguments).check:
         if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page:
@@ -60,7 +69,10 @@ def render() -> str:
     """Return the page: one section for each section of the YAML, with a table of its keys."""
     parts = [HEADER]
     for path, model, description in _sections((), UseCaseSettings, "Keys outside of any section."):
-        kind = next((kind for kind, section in LAUNCHER_SECTIONS.items() if section is model and path[1:] == (kind,)), None)
+        kind = next(
+            (kind for kind, section in LAUNCHER_SECTIONS.items() if section is model and path[1:] == (kind,)),
+            None,
+        )
         title = f"`{'.'.join(path)}`" if path else "Top level"
         title = title if kind is None else f"`{path[0]}` with `kind: {kind}`"
         shown = model.model_fields if kind is None else _own_fields(model, LauncherSettings)
@@ -72,7 +84,9 @@ def render() -> str:
     return "\n".join(parts)
 
 
-def _sections(path: tuple[str, ...], model: type[BaseModel], description: str) -> Iterator[tuple[tuple[str, ...], type[BaseModel], str]]:
+def _sections(
+    path: tuple[str, ...], model: type[BaseModel], description: str
+) -> Iterator[tuple[tuple[str, ...], type[BaseModel], str]]:
     yield path, model, description
     for name, info in model.model_fields.items():
         inner = _section_of(info)
@@ -90,7 +104,9 @@ def _sections(path: tuple[str, ...], model: type[BaseModel], description: str) -
 
 
 def _own_fields(model: type[BaseModel], base: type[BaseModel]) -> dict[str, FieldInfo]:
-    """Return the fields that a class does not have from its base, or with another default; without the kind, which is in the heading."""
+    """Return the fields that a class does not have from its base, or with another default; without the kind,
+    which is in the heading.
+    """
     of_base = base.model_fields
     return {
         name: info
@@ -101,7 +117,10 @@ def _own_fields(model: type[BaseModel], base: type[BaseModel]) -> dict[str, Fiel
 
 def _section_of(info: FieldInfo) -> type[BaseModel] | None:
     """Return the settings class of a field that is a section, or a list of sections; None of any other."""
-    return next((part for part in _parts(info.annotation) if isinstance(part, type) and issubclass(part, BaseModel)), None)
+    return next(
+        (part for part in _parts(info.annotation) if isinstance(part, type) and issubclass(part, BaseModel)),
+        None,
+    )
 
 
 def _is_section(info: FieldInfo) -> bool:
@@ -121,7 +140,9 @@ def _row(path: tuple[str, ...], name: str, info: FieldInfo) -> str:
     bounds = ", ".join(_bounds(info.metadata))
     kind = _type(info.annotation) + (f", {bounds}" if bounds else "")
     meaning = " ".join((info.description or "").split())
-    return "| " + " | ".join([f'<a id="{anchor}"></a>`{name}`', kind, _default(info), _escaped(meaning)]) + " |"
+    return (
+        "| " + " | ".join([f'<a id="{anchor}"></a>`{name}`', kind, _default(info), _escaped(meaning)]) + " |"
+    )
 
 
 def _bounds(metadata: list[Any] | tuple[Any, ...]) -> Iterator[str]:

@@ -1,4 +1,6 @@
-"""Full fine-tuning of language models as Dagster assets: from labelled documents to a model that is worth having."""
+"""Full fine-tuning of language models as Dagster assets: from labelled documents to a model that is worth
+having.
+"""
 
 from typing import TYPE_CHECKING, Any
 

@@ -23,10 +23,10 @@ from fullft_assets.assets import (
     training,
 )
 from fullft_assets.assets.case import Case
-from fullft_assets.config.project import Place, require_own_name
-from fullft_assets.config.validation import check_settings, load_use_case
+from fullft_assets.checking.project import Place, require_own_name
+from fullft_assets.checking.validation import check_settings, load_use_case
+from fullft_assets.demos import is_dormant
 from fullft_assets.errors import SettingsError
-from fullft_assets.samples import is_dormant
 from fullft_assets.scaffold import UseCaseScaffolder
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
@@ -36,7 +36,9 @@ MODEL_STAGES = (planning, training, evaluation, release)
 
 
 class Attributes(RootModel[dict[str, Any]]):
-    """What a YAML has below `attributes`: any keys, so that a wrong one is found in `load`. The JSON schema has the right ones."""
+    """What a YAML has below `attributes`: any keys, so that a wrong one is found in `load`. The JSON schema
+    has the right ones.
+    """
 
     @classmethod
     def model_json_schema(cls, *arguments: Any, **options: Any) -> dict[str, Any]:
@@ -46,10 +48,13 @@ class Attributes(RootModel[dict[str, Any]]):
 
 @scaffold_with(UseCaseScaffolder)
 class FullFineTune(Component):
-    """Labelled documents in, a fully fine-tuned model that is worth having out: validated, split, planned, trained, judged, watched."""
+    """Labelled documents in, a fully fine-tuned model that is worth having out: validated, split, planned,
+    trained, judged, watched.
+    """
 
     def __init__(self, use_case: UseCase | None, instead: dg.Definitions | None = None):
-        #: None for a demo whose model is not prepared, which has no definitions yet, and where `instead` has them.
+        #: None for a demo whose model is not prepared, which has no definitions yet, and where `instead` has
+        #: them.
         self.use_case = use_case
         self._instead = instead or dg.Definitions()
 
@@ -65,12 +70,16 @@ class FullFineTune(Component):
 
     @classmethod
     def load(cls, attributes: BaseModel | None, context: ComponentLoadContext) -> "FullFineTune":
-        """Check settings and model, and name the use case after its folder. Where something is wrong, a check says so."""
+        """Check settings and model, and name the use case after its folder. Where something is wrong, a check
+        says so.
+        """
         folder = Path(context.path)
         path = next((folder / name for name in ("defs.yaml", "defs.yml") if (folder / name).is_file()), None)
         if path is None:  # a component in Python
             given = attributes.root if isinstance(attributes, Attributes) else {}
-            return cls(check_settings(UseCaseSettings.model_validate(given), folder, Path(context.project_root)))
+            return cls(
+                check_settings(UseCaseSettings.model_validate(given), folder, Path(context.project_root))
+            )
         if is_dormant(path):
             return cls(None)
         number = context.component_path.instance_key
@@ -89,14 +98,26 @@ class FullFineTune(Component):
         if self.use_case is None:
             return self._instead
         case = Case(self.use_case)
-        stages = [*DATA_STAGES, *MODEL_STAGES, *([production] if case.has_windows else []), *([monitoring] if case.is_monitored else [])]
+        stages = [
+            *DATA_STAGES,
+            *MODEL_STAGES,
+            *([production] if case.has_windows else []),
+            *([monitoring] if case.is_monitored else []),
+        ]
 
         jobs = automation.build_jobs(case)
         return dg.Definitions(
-            assets=[*(asset for stage in stages for asset in stage.build(case)), automation.decisions_asset(case)],
+            assets=[
+                *(asset for stage in stages for asset in stage.build(case)),
+                automation.decisions_asset(case),
+            ],
             asset_checks=representation.build(case) if case.is_monitored else [],
             jobs=jobs,
-            sensors=[*automation.build_sensors(case, jobs), *automation.build_live_sensor(case), *automation.build_alert_sensor(case)],
+            sensors=[
+                *automation.build_sensors(case, jobs),
+                *automation.build_live_sensor(case),
+                *automation.build_alert_sensor(case),
+            ],
             schedules=automation.build_schedules(case),
             resources=self.resources(case),
         )

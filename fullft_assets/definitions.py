@@ -9,8 +9,8 @@ import dagster as dg
 from dagster.components.core.defs_module import EXPLICITLY_IGNORED_GLOB_PATTERNS
 
 from fullft_assets.automation import build_wrong
-from fullft_assets.config.parsing import unreadable
-from fullft_assets.config.project import find_defs, find_use_cases
+from fullft_assets.checking.parsing import unreadable
+from fullft_assets.checking.project import find_defs, find_use_cases
 
 
 @dg.definitions
@@ -21,7 +21,9 @@ def defs() -> dg.Definitions:
 
 
 def load_use_cases(path_within_project: Path) -> dg.Definitions:
-    """Return what `dg.load_from_defs_folder` does. A use case whose file Dagster cannot read is an asset with a failing check."""
+    """Return what `dg.load_from_defs_folder` does. A use case whose file Dagster cannot read is an asset with
+    a failing check.
+    """
     try:
         return dg.load_from_defs_folder(path_within_project=path_within_project)
     except Exception:
@@ -34,7 +36,9 @@ def load_use_cases(path_within_project: Path) -> dg.Definitions:
             raise
     with _without(names):
         loaded = dg.load_from_defs_folder(path_within_project=path_within_project)
-    return dg.Definitions.merge(loaded, *(build_wrong(place, folder, problem) for place, problem in problems.items()))
+    return dg.Definitions.merge(
+        loaded, *(build_wrong(place, folder, problem) for place, problem in problems.items())
+    )
 
 
 @contextmanager

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 #: Cause of a failure: it decides who looks at it, and whether the same command may succeed unchanged.
-FailureClass = Literal["data", "settings", "gate", "out_of_memory", "divergence", "preemption", "infrastructure", "unknown"]
+FailureClass = Literal[
+    "data", "settings", "gate", "out_of_memory", "divergence", "preemption", "infrastructure", "unknown"
+]
 
 #: torch's errors of a rank that does not reach another one, by name: this module does not import torch.
 _LOST_RANK = {"DistBackendError", "DistNetworkError", "DistStoreError"}
@@ -21,18 +23,22 @@ _CUT_ANSWER |= {"IncompleteRead", "ClientPayloadError"}
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
-#: What an address may contain besides the place: who asks and a password, as one or the other, and keys among its parameters. A password
-#: may have been written into it as it is, so that a slash does not end it; a port is none.
+#: What an address may contain besides the place: who asks and a password, as one or the other, and keys among
+#: its parameters. A password may have been written into it as it is, so that a slash does not end it; a port
+#: is none.
 _WHO = re.compile(r"(?<=://)(?:[^\s/?#]{1,500}|[^\s/?#@:]{0,200}:(?!\d{1,5}[/?#])[^\s@]{1,500})@")
 _KEY = re.compile(
-    r"([?&;][\w.-]*(?:token|key|secret|sig|signature|password|passwd|pwd|auth|credential)[\w.-]*=)[^\s&;#\"'<>]+", re.IGNORECASE
+    r"([?&;][\w.-]*(?:token|key|secret|sig|signature|password|passwd|pwd|auth|credential)[\w.-]*=)[^\s&;#\"'<>]+",
+    re.IGNORECASE,
 )
 _HIDDEN = "***"
 _PACKAGE = Path(__file__).parent
 
 
 def without_secrets(text: str) -> str:
-    """Return a text with the passwords and keys hidden that addresses in it contain: for logs and for messages of any library."""
+    """Return a text with the passwords and keys hidden that addresses in it contain: for logs and for
+    messages of any library.
+    """
     return _KEY.sub(rf"\1{_HIDDEN}", _WHO.sub(f"{_HIDDEN}@", text))
 
 
@@ -126,7 +132,9 @@ def is_cut_answer(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an accelerator or the host ran out of memory; for the host, torch shows it only in the message."""
+    """Return whether an accelerator or the host ran out of memory; for the host, torch shows it only in the
+    message.
+    """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     signs = ("DefaultCPUAllocator", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -134,30 +142,53 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Return whether a disk had no room for a file; writers of weights and optimizer states show it only in the message."""
+    """Return whether a disk had no room for a file; writers of weights and optimizer states show it only in
+    the message.
+    """
     if isinstance(error, FullftError):  # its class shows its cause
         return False
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in NO_ROOM
-    signs = ("No space left", "File too large", "Disk quota", "PytorchStreamWriter failed", "file write failed", "unexpected pos")
+    signs = (
+        "No space left",
+        "File too large",
+        "Disk quota",
+        "PytorchStreamWriter failed",
+        "file write failed",
+        "unexpected pos",
+    )
     return any(sign in str(error) for sign in signs)
 
 
 def without_message(error: BaseException) -> str:
-    """Return an error's type and the place in this package where it came up, and its message only where that cannot quote a document."""
+    """Return an error's type and the place in this package where it came up, and its message only where that
+    cannot quote a document.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
-    places = [f"{_shown(Path(frame.filename))}:{frame.lineno} ({frame.name})" for frame in (ours or frames)[-1:]]
+    places = [
+        f"{_shown(Path(frame.filename))}:{frame.lineno} ({frame.name})" for frame in (ours or frames)[-1:]
+    ]
     said = _harmless_message(error)
-    return " ".join([type(error).__name__, *([f"({said})"] if said else []), *(f"at {place}" for place in places)])
+    return " ".join(
+        [type(error).__name__, *([f"({said})"] if said else []), *(f"at {place}" for place in places)]
+    )
 
 
 def stack_without_messages(error: BaseException) -> str:
-    """Return the traceback of an error and of those that it came of, as Python prints it, but for the messages and the values in them."""
+    """Return the traceback of an error and of those that it came of, as Python prints it, but for the
+    messages and the values in them.
+    """
     parts = []
     for each in _chain(error):
         parts.append(
-            "".join(["Traceback (most recent call last):\n", *traceback.format_tb(each.__traceback__), f"{type(each).__name__}\n"])
+            "".join(
+                [
+                    "Traceback (most recent call last):\n",
+                    *traceback.format_tb(each.__traceback__),
+                    f"{type(each).__name__}\n",
+                ]
+            )
         )
     return "\nand so\n\n".join(reversed(parts))
 

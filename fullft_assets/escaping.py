@@ -2,7 +2,8 @@
 
 Nothing in them acts on a terminal, a log, a browser or a spreadsheet.
 
-An image in a label would be fetched by the browser of whoever opens the page; a right-to-left mark turns around what follows it.
+An image in a label would be fetched by the browser of whoever opens the page; a right-to-left mark turns
+around what follows it.
 """
 
 from __future__ import annotations
@@ -20,19 +21,25 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 
 def visible(text: str) -> str:
-    """Return a text with each character that is not seen (control, right-to-left mark, end of a line) as `\\uXXXX`."""
+    """Return a text with each character that is not seen (control, right-to-left mark, end of a line) as
+    `\\uXXXX`.
+    """
     if text.isascii() and text.isprintable():
         return text
     return "".join(_code(c) if unicodedata.category(c) in _INVISIBLE else c for c in text)
 
 
 def quoted(text: str) -> str:
-    """Return a name between backticks for a sentence that may be shown as plain text, as Markdown or as HTML."""
+    """Return a name between backticks for a sentence that may be shown as plain text, as Markdown or
+    as HTML.
+    """
     return f"`{''.join(_code(c) if _MARKUP.match(c) or unicodedata.category(c) in _INVISIBLE else c for c in text)}`"
 
 
 def to_cell(value: Any) -> Any:
-    """Return a value for a CSV file: before a text that a spreadsheet would take for a formula is an apostrophe."""
+    """Return a value for a CSV file: before a text that a spreadsheet would take for a formula is an
+    apostrophe.
+    """
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 

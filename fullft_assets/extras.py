@@ -1,4 +1,6 @@
-"""Modules that only an extra of this package installs: each is imported where a setting or a file needs it."""
+"""Modules that only an extra of this package installs: each is imported where a setting or a file
+needs it.
+"""
 
 from __future__ import annotations
 

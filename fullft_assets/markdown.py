@@ -23,7 +23,9 @@ def escape(value: object) -> str:
 
 
 def escape_name(name: str) -> str:
-    """Return a delivered name so that Markdown shows it as it is, also the characters in it that are not seen."""
+    """Return a delivered name so that Markdown shows it as it is, also the characters in it that are not
+    seen.
+    """
     return escape(visible(name))
 
 
@@ -56,7 +58,10 @@ def to_html(markdown: str, pictures: Mapping[str, str], drawn: Mapping[str, str]
         caption = escape_html(tokens[index].content)
         if drawn is not None and name in drawn:
             return drawn[name]
-        return f'<figure><img src="data:image/png;base64,{pictures[name]}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+        return (
+            f'<figure><img src="data:image/png;base64,{pictures[name]}"'
+            f' alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+        )
 
     def open_row(tokens: Any, index: int, options: Any, env: Any) -> str:
         about = tokens[index].meta.get("about")
@@ -72,7 +77,9 @@ def to_html(markdown: str, pictures: Mapping[str, str], drawn: Mapping[str, str]
 
 
 def _read_marks(state: Any) -> None:
-    """Write attributes into the tokens: what a table row is about, a cell's column and whether it says yes or no; unwrap pictures from paragraphs."""
+    """Write attributes into the tokens: what a table row is about, a cell's column and whether it says yes or
+    no; unwrap pictures from paragraphs.
+    """
     row, heads, column = None, [], 0
     for before, token, after in zip(state.tokens, state.tokens[1:], state.tokens[2:], strict=False):
         if before.type == "thead_open":
@@ -81,7 +88,9 @@ def _read_marks(state: Any) -> None:
             row, column = before, 0
         if token.type != "inline":
             continue
-        if before.type == "paragraph_open" and re.fullmatch(r"!\[[^\n]*\]\(pictures/[^)\n]+\)", token.content):
+        if before.type == "paragraph_open" and re.fullmatch(
+            r"!\[[^\n]*\]\(pictures/[^)\n]+\)", token.content
+        ):
             before.hidden = after.hidden = True
         if before.type == "th_open":
             heads.append(token.content)

@@ -21,7 +21,8 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Implementations by name. Each is imported when it is first asked for, so that listing the names costs nothing.
+    """Implementations by name. Each is imported when it is first asked for, so that listing the names costs
+    nothing.
 
     Args:
         kind: one of them, as messages call it, such as `format`.
@@ -64,7 +65,10 @@ class Registry(Generic[T]):
         found: dict[str, EntryPoint] = {}
         for point in entry_points(group=self.group):
             if point.name in self._ours or point.name in found:
-                raise SettingsError(f"{self.kind} {point.name} of {_package(point)}: the name is taken; register it under another one")
+                raise SettingsError(
+                    f"{self.kind} {point.name} of {_package(point)}: the name is taken; register it under"
+                    " another one"
+                )
             found[point.name] = point
         return found
 
@@ -80,7 +84,8 @@ class Registry(Generic[T]):
             return point.load()
         except Exception as error:
             raise SettingsError(
-                f"{self.kind} {name} of {_package(point)} cannot be imported ({error!r}); reinstall or remove it"
+                f"{self.kind} {name} of {_package(point)} cannot be imported ({error!r}); reinstall or"
+                " remove it"
             ) from error
 
 

@@ -1,8 +1,9 @@
 """retention: what in a use case's store nobody needs any more, and its removal.
 
-Needed are what is in use, what is young, and everything that these were made from, by the references and digests in their manifests. Documents,
-labels and all records (decisions, launches, champions) stay anyway. An artifact goes manifest first, consumers before what they were made from: a
-clean-up that is cut short leaves nothing half-valid, and the next one finishes it.
+Needed are what is in use, what is young, and everything that these were made from, by the references and
+digests in their manifests. Documents, labels and all records (decisions, launches, champions) stay anyway. An
+artifact goes manifest first, consumers before what they were made from: a clean-up that is cut short leaves
+nothing half-valid, and the next one finishes it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from fullft_assets.store import MANIFEST, Manifest, Store, checkpoints_ref
 DAY_SECONDS = 24 * 3600.0
 #: A machine that is gone is known by then.
 _PATIENCE_SECONDS = 60.0
-#: Looked for by the content of what they are made from, and needed as long as that is: a batch's sketches, a champion's card.
+#: Looked for by the content of what they are made from, and needed as long as that is: a batch's sketches, a
+#: champion's card.
 _MADE_FOR = (
     "near_duplicate_index",
     "screened_examples",
@@ -38,7 +40,12 @@ _MADE_FOR = (
     "drift_scale",
     "champion_model",
 )
-_CHECKPOINT, _PREDICTIONS, _REPORT, _DRIFT = "finetuned_checkpoint", "batch_predictions", "evaluation_report", "drift_report"
+_CHECKPOINT, _PREDICTIONS, _REPORT, _DRIFT = (
+    "finetuned_checkpoint",
+    "batch_predictions",
+    "evaluation_report",
+    "drift_report",
+)
 #: What a report and a decision name that a candidate was compared with.
 _COMPARED = (CHAMPION, ANCHOR, SEED_RUN, "incumbent", "anchor", "seed_runs")
 #: Stages of which anything is removed: not documents, nor their labels, nor what another package writes.
@@ -65,7 +72,8 @@ class CleanUp:
         artifacts: the youngest first.
         champions: past ones that leave the history, as something goes that they need.
         pointers: of old windows' predictions, and of where trainings began.
-        folders: checkpoints of trainings that ended or were given up, with their bytes: here, and (by name) in a store on S3.
+        folders: checkpoints of trainings that ended or were given up, with their bytes: here, and (by name)
+            in a store on S3.
         copies: on this machine, of artifacts that go or have gone.
         seen: champion and history that this was decided by.
     """
@@ -88,9 +96,13 @@ class CleanUp:
         sizes["copies on this machine"] = [*self.copies.values()]
         rows = sorted(((sum(each), len(each), name) for name, each in sizes.items() if each), reverse=True)
         total = sum(size for size, _, _ in rows)
-        left = [f"no roll-back returns to {champion.checkpoint}, which leaves the history" for champion in self.champions]
+        left = [
+            f"no roll-back returns to {champion.checkpoint}, which leaves the history"
+            for champion in self.champions
+        ]
         return left + [
-            f"{size / 1e6:12,.1f} MB  {count:7,} {name}" for size, count, name in [*rows, (total, sum(row[1] for row in rows), "in all")]
+            f"{size / 1e6:12,.1f} MB  {count:7,} {name}"
+            for size, count, name in [*rows, (total, sum(row[1] for row in rows), "in all")]
         ]
 
 
@@ -127,19 +139,37 @@ def plan(store: Store, use_case: UseCase, now: float | None = None) -> CleanUp:
     shown += [ref for champion in champions for ref in _refs(champion)]
     roots = [*_of_running_jobs(store, case), *_of_seed_runs(store, case), *_of_history(store, case, graph)]
     # What it began with tells an erasure whether an unfinished training learned from erased documents.
-    roots += [ref for key in unfinished for job in read_jobs(store, case, _CHECKPOINT, key) for ref in job.inputs.values()]
-    young = {node for node, attempts in graph.attempts.items() if any(made.created_at >= before for made in attempts)}
+    roots += [
+        ref
+        for key in unfinished
+        for job in read_jobs(store, case, _CHECKPOINT, key)
+        for ref in job.inputs.values()
+    ]
+    young = {
+        node
+        for node, attempts in graph.attempts.items()
+        if any(made.created_at >= before for made in attempts)
+    }
     compared = young | set(graph.named_in(shown))
     needed = graph.needed(compared | set(graph.named_in(roots)), compared)
-    removed = [made for node in graph.attempts.keys() - needed for made in graph.attempts[node] if made.stage in _REMOVABLE]
+    removed = [
+        made
+        for node in graph.attempts.keys() - needed
+        for made in graph.attempts[node]
+        if made.stage in _REMOVABLE
+    ]
     found.artifacts = sorted(removed, key=lambda made: made.created_at, reverse=True)
     gone = {made.ref for made in found.artifacts}
     found.champions = [
         past.champion
         for past in ([] if state is None else state.history)
-        if not past.rolled_back and past.champion not in champions and not needed.issuperset(graph.named_in(_refs(past.champion)))
+        if not past.rolled_back
+        and past.champion not in champions
+        and not needed.issuperset(graph.named_in(_refs(past.champion)))
     ]
-    found.pointers = sorted(name for name in old_windows if pointers[name] in gone) + _starting_points(store, case, gone)
+    found.pointers = sorted(name for name in old_windows if pointers[name] in gone) + _starting_points(
+        store, case, gone
+    )
     there = {made.ref for attempts in graph.attempts.values() for made in attempts}
     for copy in _copies(store, case):
         ref = str(copy.relative_to(store.cache_folder))
@@ -149,15 +179,22 @@ def plan(store: Store, use_case: UseCase, now: float | None = None) -> CleanUp:
     return found
 
 
-def clean(store: Store, use_case: UseCase, now: float | None = None, *, require_idle: Callable[[], None] = lambda: None) -> CleanUp:
+def clean(
+    store: Store,
+    use_case: UseCase,
+    now: float | None = None,
+    *,
+    require_idle: Callable[[], None] = lambda: None,
+) -> CleanUp:
     """Remove what `plan` names, and return it. No run of the use case may be in progress.
 
     Args:
-        require_idle: raises a StoreError if a run is, or was since the clean-up began; asked before each removal.
+        require_idle: raises a StoreError if a run is, or was since the clean-up began; asked before each
+            removal.
 
     Raises:
-        StoreError: see `plan`; the champion was changed, or a run began, meanwhile; or another clean-up took over. What was removed until then
-            was not needed.
+        StoreError: see `plan`; the champion was changed, or a run began, meanwhile; or another clean-up took
+            over. What was removed until then was not needed.
     """
     case = use_case.name
     with store.alone_with_artifacts(case) as lease:
@@ -211,7 +248,9 @@ class _Graph:
                     self._by_digest[content].add(node)
 
     def named_in(self, value: Any) -> Iterator[str]:
-        """Yield the artifacts that a JSON value names, by a reference (or a path below one) or by the digest of their content."""
+        """Yield the artifacts that a JSON value names, by a reference (or a path below one) or by the digest
+        of their content.
+        """
         if isinstance(value, Mapping):
             value = value.values()
         if isinstance(value, str):
@@ -225,7 +264,8 @@ class _Graph:
         """Return these artifacts with all that they were made from or name, and what was made for those.
 
         Args:
-            compared: those of which what they were compared with is needed. Of others it is not: else each champion would need the one before.
+            compared: those of which what they were compared with is needed. Of others it is not: else each
+                champion would need the one before.
         """
         found: set[str] = set()
         new = set(nodes)
@@ -234,12 +274,18 @@ class _Graph:
                 node = new.pop()
                 found.add(node)
                 new |= set(self._neighbours(node, node in compared)) - found
-            new = {node for node in self.attempts.keys() - found if node.split("/")[1] in _MADE_FOR and self._is_made_for(node, found)}
+            new = {
+                node
+                for node in self.attempts.keys() - found
+                if node.split("/")[1] in _MADE_FOR and self._is_made_for(node, found)
+            }
         return found
 
     def _neighbours(self, node: str, is_compared: bool) -> Iterator[str]:
         for made in self.attempts[node]:
-            if made.stage == "drift_scale":  # windows of later champions are read on it, without what it was fitted on
+            if (
+                made.stage == "drift_scale"
+            ):  # windows of later champions are read on it, without what it was fitted on
                 continue
             named = [made.inputs, made.metadata]
             if made.stage == _CHECKPOINT:
@@ -247,9 +293,16 @@ class _Graph:
                 # Evaluated again, it is compared with what it was compared with.
                 named = [self._store.read_pointer(f"{self._case}/decisions/{made.key}") or {}]
             if made.stage in (_CHECKPOINT, _REPORT) and not is_compared:
-                named = [{name: value for name, value in each.items() if not name.startswith(_COMPARED)} for each in named]
+                named = [
+                    {name: value for name, value in each.items() if not name.startswith(_COMPARED)}
+                    for each in named
+                ]
             # A verdict on a window is read without the model that the window was compared under.
-            yield from (each for each in self.named_in(named) if made.stage != _DRIFT or each.split("/")[1] != _CHECKPOINT)
+            yield from (
+                each
+                for each in self.named_in(named)
+                if made.stage != _DRIFT or each.split("/")[1] != _CHECKPOINT
+            )
 
     def _is_made_for(self, node: str, needed: set[str]) -> bool:
         made_from = {each for made in self.attempts[node] for each in self.named_in(made.inputs)}
@@ -266,8 +319,12 @@ def _refs(champion: release.Champion) -> list[str]:
 
 
 def _is_given_up(store: Store, case: str, key: str, is_old: bool) -> bool:
-    """Return whether the checkpoints of a training go: no job writes them, and they are old or their model is in the store, whole."""
-    return not is_running(store, case, _CHECKPOINT, key) and (is_old or store.find(case, _CHECKPOINT, key) is not None)
+    """Return whether the checkpoints of a training go: no job writes them, and they are old or their model is
+    in the store, whole.
+    """
+    return not is_running(store, case, _CHECKPOINT, key) and (
+        is_old or store.find(case, _CHECKPOINT, key) is not None
+    )
 
 
 def _latest(store: Store, case: str) -> dict[str, str]:
@@ -281,13 +338,23 @@ def _latest(store: Store, case: str) -> dict[str, str]:
     return {name: pointer["ref"] for name, pointer in found if pointer is not None}
 
 
-def _old_predictions(graph: _Graph, pointers: Mapping[str, str], champions: list[release.Champion], before: float) -> set[str]:
-    """Return the pointers of the predictions of old windows: those of the champion in use count for its quality, and stay."""
+def _old_predictions(
+    graph: _Graph, pointers: Mapping[str, str], champions: list[release.Champion], before: float
+) -> set[str]:
+    """Return the pointers of the predictions of old windows: those of the champion in use count for its
+    quality, and stay.
+    """
     in_use = {node for champion in champions[:1] for node in graph.named_in(champion.checkpoint)}
     found = set()
     for name, ref in pointers.items():
-        attempts = [made for node in graph.named_in(ref) for made in graph.attempts[node]] if f"/{_PREDICTIONS}/" in name else []
-        if attempts and all(made.created_at < before and not in_use & {*graph.named_in(made.inputs)} for made in attempts):
+        attempts = (
+            [made for node in graph.named_in(ref) for made in graph.attempts[node]]
+            if f"/{_PREDICTIONS}/" in name
+            else []
+        )
+        if attempts and all(
+            made.created_at < before and not in_use & {*graph.named_in(made.inputs)} for made in attempts
+        ):
             found.add(name)
     return found
 
@@ -306,14 +373,23 @@ def _of_seed_runs(store: Store, case: str) -> list[str]:
 
 
 def _of_history(store: Store, case: str, graph: _Graph) -> Iterator[str]:
-    """Yield the refs of the snapshots that remember on which side of the split each group is, for every seed that was used."""
-    for seed in {made.seed for attempts in graph.attempts.values() for made in attempts if made.stage == "training_snapshot"}:
+    """Yield the refs of the snapshots that remember on which side of the split each group is, for every seed
+    that was used.
+    """
+    for seed in {
+        made.seed
+        for attempts in graph.attempts.values()
+        for made in attempts
+        if made.stage == "training_snapshot"
+    }:
         for snapshot in read_history(store, case, seed).newest:
             yield snapshot.ref
 
 
 def _starting_points(store: Store, case: str, gone: set[str]) -> list[str]:
-    """Return the pointers of trainings that began with a checkpoint that goes: done again, they begin with the champion of that day."""
+    """Return the pointers of trainings that began with a checkpoint that goes: done again, they begin with
+    the champion of that day.
+    """
     names = [f"{case}/starting_points/{name}" for name in store.list_pointers(f"{case}/starting_points")]
     found = zip(names, store.each(store.read_pointer, names), strict=True)
     return [name for name, pointer in found if pointer is not None and pointer["checkpoint"] in gone]
@@ -327,8 +403,13 @@ def _copies(store: Store, case: str) -> list[Path]:
 
 
 def _last_written(folder: Path) -> float:
-    """Return when anything in a folder was last written, except the lock, which every look at the folder touches."""
-    return max((path.stat().st_mtime for path in folder.rglob("*") if path.name != ".lock"), default=folder.stat().st_mtime)
+    """Return when anything in a folder was last written, except the lock, which every look at the folder
+    touches.
+    """
+    return max(
+        (path.stat().st_mtime for path in folder.rglob("*") if path.name != ".lock"),
+        default=folder.stat().st_mtime,
+    )
 
 
 def _size(folder: Path) -> int:
@@ -349,7 +430,9 @@ def _remove_unless_held(store: Store, case: str, folder: Path, before: float) ->
 
 
 def _remove_stored_unless_held(store: Store, case: str, name: str, before: float) -> bool:
-    """Remove a training's checkpoints in the store unless a machine holds their lease, or went on with them; return whether they are gone."""
+    """Remove a training's checkpoints in the store unless a machine holds their lease, or went on with them;
+    return whether they are gone.
+    """
     try:
         with store.alone(name, _PATIENCE_SECONDS) as lease:
             if not _is_given_up(store, case, name.rsplit("/", 1)[-1], store.last_written(name) < before):

@@ -14,8 +14,8 @@ import yaml
 from dagster.components import Scaffolder, ScaffoldRequest
 from pydantic import BaseModel
 
-from fullft_assets.config.explanations import allowed_values
-from fullft_assets.config.project import COMPONENT, find_project_root, fitting_name
+from fullft_assets.checking.explanations import allowed_values
+from fullft_assets.checking.project import COMPONENT, find_project_root, fitting_name
 from fullft_assets.documents.formats import FORMATS
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import UseCaseSettings
@@ -130,7 +130,12 @@ def _render(model: type[BaseModel], above: tuple[str, ...], values: dict[tuple[s
         mark = "" if any(given[: len(key)] == key for given in values) else "#"
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             inner = _render(info.annotation, key, values)
-            block = ["", *_prose(info.description or info.annotation.__doc__ or ""), f"{mark}{name}:", *(f"  {line}" for line in inner)]
+            block = [
+                "",
+                *_prose(info.description or info.annotation.__doc__ or ""),
+                f"{mark}{name}:",
+                *(f"  {line}" for line in inner),
+            ]
         else:
             value = _scalar(values.get(key, info.get_default(call_default_factory=True)))
             limits = "" if allowed_values(info) == "text" else f"  # {allowed_values(info)}"
@@ -140,7 +145,9 @@ def _render(model: type[BaseModel], above: tuple[str, ...], values: dict[tuple[s
 
 
 def _prose(text: str) -> list[str]:
-    return textwrap.wrap(" ".join(text.split()), WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+    return textwrap.wrap(
+        " ".join(text.split()), WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
+    )
 
 
 def _scalar(value: Any) -> str:

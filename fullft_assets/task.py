@@ -1,7 +1,8 @@
 """What a model learns to do: one object for each task, with everything in which tasks differ.
 
-Nothing outside a task's folder asks for its name: code asks the object for what it needs to know, such as the column of the target.
-Another package adds a task, a metric or a baseline through an entry point (see `registry`).
+Nothing outside a task's folder asks for its name: code asks the object for what it needs to know, such as the
+column of the target. Another package adds a task, a metric or a baseline through an entry point (see
+`registry`).
 """
 
 from __future__ import annotations
@@ -13,29 +14,36 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from fullft_assets.registry import Registry, load_attribute
 
-#: Columns of the examples that may hold what a row teaches: one name, a sorted list of names, or spans of characters with names.
+#: Columns of the examples that may hold what a row teaches: one name, a sorted list of names, or spans of
+#: characters with names.
 Target = Literal["label", "labels", "spans"]
 
 
 class Task(ABC):
-    """One task. A subclass is imported with the definitions, so its methods import heavy libraries, not its module.
+    """One task. A subclass is imported with the definitions, so its methods import heavy libraries, not its
+    module.
 
     Attributes:
         target: column with what a row teaches; None: its text, or its assistant turns, teach the next token.
-        is_generative: the model predicts the next token. Training packs documents into rows, replay is possible, general text has a loss.
-        ends_texts: an end-of-text token follows each text, and windows share no tokens, so that each token is trained once.
+        is_generative: the model predicts the next token. Training packs documents into rows, replay is
+            possible, general text has a loss.
+        ends_texts: an end-of-text token follows each text, and windows share no tokens, so that each token is
+            trained once.
         plain_task: name of the task whose tokenization reads plain general text.
         min_steps: optimizer steps that a training makes at least, unless `training.epochs` is given.
         chunk_defaults: defaults of the section `chunks` that differ for this task.
-        metrics: names of the metrics that may decide, the default first. They are between 0 and 1, and higher is better.
+        metrics: names of the metrics that may decide, the default first. They are between 0 and 1, and higher
+            is better.
         shown_metrics: names of the metrics in the table of the systems, in order.
         answer_metrics: names of the metrics of what the model writes for test prompts.
-        slice_metric: name of the metric of slices of the test rows: one that a few rows can measure. None: the metric that decides.
+        slice_metric: name of the metric of slices of the test rows: one that a few rows can measure. None:
+            the metric that decides.
         baselines: names of the baselines by default, the cheapest first.
         more_baselines: names of those that a YAML may ask for beside them; the report says which it did not.
         required_baseline: the one that the report compares the model with in detail; a YAML has to name it.
         no_label_weights: why `training.balance_labels` does not apply; None: it does.
-        templates: folder with `parts.md.j2`, the macros of what only this task's report and model card have (see `report/templates`).
+        templates: folder with `parts.md.j2`, the macros of what only this task's report and model card have
+            (see `report/templates`).
         scoring: `module:function` behind `evaluate`.
         evaluation: `module:class` behind `evaluation_type`.
     """
@@ -70,14 +78,26 @@ class Task(ABC):
 
     @property
     def compares_rows_of_an_id(self) -> bool:
-        """Annotators' answers that are rows of one id are compared over all batches; spans are compared within a batch alone."""
+        """Annotators' answers that are rows of one id are compared over all batches; spans are compared
+        within a batch alone.
+        """
         return self.target in ("label", "labels")
 
     @property
     def pipeline_tag(self) -> str | None:
         """What the Hugging Face hub calls this kind of task; None: it has no name for it."""
-        by_target = {"label": "text-classification", "labels": "text-classification", "spans": "token-classification"}
-        return by_target[self.target] if self.target is not None else "text-generation" if self.is_generative else None
+        by_target = {
+            "label": "text-classification",
+            "labels": "text-classification",
+            "spans": "token-classification",
+        }
+        return (
+            by_target[self.target]
+            if self.target is not None
+            else "text-generation"
+            if self.is_generative
+            else None
+        )
 
     def takes(self, part: str, tasks: Collection[str]) -> bool:
         """Return whether a registered metric or baseline is for this task.
@@ -88,17 +108,26 @@ class Task(ABC):
             part: name of the metric or baseline.
             tasks: names of the tasks that it is for.
         """
-        named = (*self.metrics, *self.shown_metrics, *self.answer_metrics, *self.baselines, *self.more_baselines)
+        named = (
+            *self.metrics,
+            *self.shown_metrics,
+            *self.answer_metrics,
+            *self.baselines,
+            *self.more_baselines,
+        )
         return part in named or any(vars(each).get("name") in tasks for each in type(self).__mro__)
 
-    # What follows runs in processes that were launched. Its types are in layers above this one, and are named in words.
+    # What follows runs in processes that were launched. Its types are in layers above this one, and are named
+    # in words.
 
     @abstractmethod
     def open_recipe(self, data: Any) -> Any:
         """Return the `engine.recipe.Recipe` of a `tasks.opening.TrainingData`."""
 
     def evaluate(self, context: Any, test: Any) -> Any:
-        """Return the `tasks.context.EvaluationResult` of a `tasks.context.EvaluationContext` on the test rows, a `snapshot.Split`."""
+        """Return the `tasks.context.EvaluationResult` of a `tasks.context.EvaluationContext` on the test
+        rows, a `snapshot.Split`.
+        """
         return load_attribute(self.scoring)(context, test)
 
     def evaluation_type(self) -> Any:

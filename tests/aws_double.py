@@ -1,4 +1,6 @@
-"""What the doubles of Amazon's services share: requests are checked as AWS checks them, faults, containers as processes, CloudWatch Logs."""
+"""What the doubles of Amazon's services share: requests are checked as AWS checks them, faults, containers as
+processes, CloudWatch Logs.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,11 @@ IMAGE = f"111122223333.dkr.ecr.us-east-1.amazonaws.com/fullft@sha256:{'0' * 64}"
 _PAGE = 50
 #: A signature counts for so long, and so long before its time.
 _SIGNED_SECONDS = 300.0
-#: What keeps this machine's libraries from instructions that its CPU has, as if it had none of them: a container here is on the same CPU.
-_OF_THE_CPU = {name: os.environ[name] for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA") if name in os.environ}
+#: What keeps this machine's libraries from instructions that its CPU has, as if it had none of them: a
+#: container here is on the same CPU.
+_OF_THE_CPU = {
+    name: os.environ[name] for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA") if name in os.environ
+}
 
 
 class Refused(Exception):
@@ -45,7 +50,8 @@ class AwsDouble(ThreadingHTTPServer):
 
     Args:
         folder: for the containers.
-        environment: variables of each container beside those of its job: what the image and the role give, which is no AWS_DEFAULT_REGION.
+        environment: variables of each container beside those of its job: what the image and the role give,
+            which is no AWS_DEFAULT_REGION.
     """
 
     daemon_threads = True
@@ -57,12 +63,15 @@ class AwsDouble(ThreadingHTTPServer):
     def __init__(self, folder: Path, environment: Mapping[str, str]):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder = folder
-        self.environment = {name: value for name, value in environment.items() if name != "AWS_DEFAULT_REGION"}
+        self.environment = {
+            name: value for name, value in environment.items() if name != "AWS_DEFAULT_REGION"
+        }
         #: Streams of the log group: when a line arrived, and the line.
         self.streams: dict[str, list[tuple[float, str]]] = {}
         self.processes: list[subprocess.Popen[str]] = []
         self.calls: Counter[str] = Counter()
-        #: Faults, by operation and how often: answers with ThrottlingException, with 500, and requests that are done but not answered.
+        #: Faults, by operation and how often: answers with ThrottlingException, with 500, and requests that
+        #: are done but not answered.
         self.throttled: Counter[str] = Counter()
         self.broken: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
@@ -71,7 +80,10 @@ class AwsDouble(ThreadingHTTPServer):
         #: Seconds after which a line of output can be read.
         self.late_seconds = 0.0
         models = botocore.session.get_session()
-        self.models = {self.target: models.get_service_model(self.model), "Logs_20140328": models.get_service_model("logs")}
+        self.models = {
+            self.target: models.get_service_model(self.model),
+            "Logs_20140328": models.get_service_model("logs"),
+        }
 
     @property
     def env(self) -> dict[str, str]:
@@ -82,7 +94,10 @@ class AwsDouble(ThreadingHTTPServer):
     def answer(self, target: str, request: dict[str, Any]) -> dict[str, Any]:
         service, _, operation = target.partition(".")
         self.calls[operation] += 1
-        for faults, code, status in ((self.throttled, "ThrottlingException", 400), (self.broken, "InternalFailure", 500)):
+        for faults, code, status in (
+            (self.throttled, "ThrottlingException", 400),
+            (self.broken, "InternalFailure", 500),
+        ):
             if faults[operation] > 0:
                 faults[operation] -= 1
                 raise Refused(code, "Rate exceeded", status)
@@ -95,20 +110,35 @@ class AwsDouble(ThreadingHTTPServer):
     def _DescribeLogStreams(self, request: dict[str, Any]) -> dict[str, Any]:
         if not self.streams:
             raise Refused("ResourceNotFoundException", "The specified log group does not exist.")
-        found = [name for name in self.streams if name.startswith(request["logStreamNamePrefix"]) and self._arrived(name)]
+        found = [
+            name
+            for name in self.streams
+            if name.startswith(request["logStreamNamePrefix"]) and self._arrived(name)
+        ]
         return {"logStreams": [{"logStreamName": name} for name in sorted(found)]}
 
     def _GetLogEvents(self, request: dict[str, Any]) -> dict[str, Any]:
         lines = self._arrived(request["logStreamName"])
-        first = int(request.get("nextToken", "f/0").removeprefix("f/")) if request["startFromHead"] else max(0, len(lines) - _PAGE)
+        first = (
+            int(request.get("nextToken", "f/0").removeprefix("f/"))
+            if request["startFromHead"]
+            else max(0, len(lines) - _PAGE)
+        )
         events = [{"timestamp": int(at * 1000), "message": line} for at, line in lines[first : first + _PAGE]]
         return {"events": events, "nextForwardToken": f"f/{first + len(events)}", "nextBackwardToken": "b/0"}
 
-    def start_container(self, command: Sequence[str], variables: Mapping[str, str], stream: str) -> subprocess.Popen[str]:
+    def start_container(
+        self, command: Sequence[str], variables: Mapping[str, str], stream: str
+    ) -> subprocess.Popen[str]:
         """Start a process with these variables beside the image's, and collect its output as a log stream."""
         process = subprocess.Popen(
             command,
-            env={**_OF_THE_CPU, **self.environment, **variables, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+            env={
+                **_OF_THE_CPU,
+                **self.environment,
+                **variables,
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            },
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -146,7 +176,9 @@ class AwsDouble(ThreadingHTTPServer):
         self.server_close()
 
     def _arrived(self, stream: str) -> list[tuple[float, str]]:
-        return [event for event in self.streams.get(stream, []) if event[0] <= time.time() - self.late_seconds]
+        return [
+            event for event in self.streams.get(stream, []) if event[0] <= time.time() - self.late_seconds
+        ]
 
     def _collect(self, stream: str, process: subprocess.Popen[str]) -> None:
         lines = self.streams.setdefault(stream, [])
@@ -162,7 +194,14 @@ Double = TypeVar("Double", bound=AwsDouble)
 def serve(double: type[Double], folder: Path, environment: Mapping[str, str]) -> Iterator[Double]:
     """Serve a service until the block ends; no container outlives it."""
     folder.mkdir()
-    server = double(folder, {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1", **environment})
+    server = double(
+        folder,
+        {
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        },
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server
@@ -197,11 +236,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def _require_our_time(self) -> None:
-        """Refuse a signature that is more than five minutes older or newer than the service's clock, as AWS does."""
-        signed, now = self.headers["X-Amz-Date"], datetime.now(UTC) + timedelta(seconds=self.server.clock_seconds)
+        """Refuse a signature that is more than five minutes older or newer than the service's clock, as AWS
+        does.
+        """
+        signed, now = (
+            self.headers["X-Amz-Date"],
+            datetime.now(UTC) + timedelta(seconds=self.server.clock_seconds),
+        )
         late = (now - datetime.strptime(signed, "%Y%m%dT%H%M%S%z")).total_seconds()
         if abs(late) > _SIGNED_SECONDS:
-            limit = f"{now + timedelta(seconds=math.copysign(_SIGNED_SECONDS, -late)):%Y%m%dT%H%M%SZ} ({now:%Y%m%dT%H%M%SZ} {'-' if late > 0 else '+'} 5 min.)"
+            limit = (
+                f"{now + timedelta(seconds=math.copysign(_SIGNED_SECONDS, -late)):%Y%m%dT%H%M%SZ}"
+                f" ({now:%Y%m%dT%H%M%SZ} {'-' if late > 0 else '+'} 5 min.)"
+            )
             said = (
                 f"Signature expired: {signed} is now earlier than {limit}"
                 if late > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fullft_assets.training.metadata import CheckpointMetadata
+from fullft_assets.checkpoint.metadata import CheckpointMetadata
 
 _GIVEN: dict[str, Any] = {
     "base_model": "models/tiny",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from fullft_assets.samples import licences
+from fullft_assets.demos import licences
 from tests import project as projects
 from tests import s3_server as s3_servers
 from tests.licence_delivery import Delivery
@@ -21,7 +21,8 @@ from tests.licence_delivery import Delivery
 # To look for garbage among the objects of torch, transformers and Dagster takes longer than many a test.
 gc.set_threshold(100_000, 50, 1_000)
 
-# Nothing here has to outlive a power cut, and to wait for the disk thousands of times takes longer than the tests of the store.
+# Nothing here has to outlive a power cut, and to wait for the disk thousands of times takes longer than the
+# tests of the store.
 os.fsync = lambda _: None
 
 # `make` names a home that a fresh checkout does not have yet; each test has one of its own.
@@ -39,7 +40,9 @@ _DEFS_STATE = "dagster._core.storage.defs_state.base"
 
 
 def pytest_collection_finish() -> None:
-    """Keep what was imported and collected out of the searches for garbage, pytest's own at the end included."""
+    """Keep what was imported and collected out of the searches for garbage, pytest's own at the end
+    included.
+    """
     gc.freeze()
 
 
@@ -50,7 +53,8 @@ def pytest_unconfigure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Forget the Dagster instance of an earlier test: where instances end in another order than they began, a gone one stays in a context variable.
+    """Forget the Dagster instance of an earlier test: where instances end in another order than they began, a
+    gone one stays in a context variable.
 
     Definitions that are loaded next would ask it for their state.
     """
@@ -60,7 +64,9 @@ def pytest_runtest_setup() -> None:
 
 @pytest.fixture(autouse=True)
 def _stays_quick(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail the quick test that loads what a quick test may not; looked at only where no other tests share the process."""
+    """Fail the quick test that loads what a quick test may not; looked at only where no other tests share the
+    process.
+    """
     yield
     if request.config.getoption("markexpr").startswith("quick and not heavy"):
         loaded = [name for name in HEAVY if name in sys.modules]
@@ -81,8 +87,12 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_servers.S
 
 
 @pytest.fixture
-def s3_env(s3_server: s3_servers.S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> s3_servers.S3Server:
-    """The S3 server, with this process's environment pointing at it and a cache of fetched artifacts of its own."""
+def s3_env(
+    s3_server: s3_servers.S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> s3_servers.S3Server:
+    """The S3 server, with this process's environment pointing at it and a cache of fetched artifacts of its
+    own.
+    """
     for name, value in s3_server.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("FULLFT_CACHE", str(tmp_path / "cache"))

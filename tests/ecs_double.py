@@ -1,7 +1,9 @@
-"""Amazon ECS and CloudWatch Logs on this machine: requests are checked as AWS checks them, and the containers of tasks really run.
+"""Amazon ECS and CloudWatch Logs on this machine: requests are checked as AWS checks them, and the containers
+of tasks really run.
 
-moto's ECS starts a second task for the same client token, accepts task definitions that AWS refuses, and has no times, exit codes and instances
-that join later. Here the one instance is this machine, and its one image this environment.
+moto's ECS starts a second task for the same client token, accepts task definitions that AWS refuses, and has
+no times, exit codes and instances that join later. Here the one instance is this machine, and its one image
+this environment.
 """
 
 from __future__ import annotations
@@ -84,7 +86,8 @@ class Ecs(AwsDouble):
         self.tasks: list[Task] = []
         self.tokens: dict[str, tuple[dict[str, Any], Task]] = {}
         self.secrets: dict[str, str] = {}
-        #: Whether an instance is free: without one a task of the capacity provider waits, and another one is refused.
+        #: Whether an instance is free: without one a task of the capacity provider waits, and another one is
+        #: refused.
         self.has_room = True
         #: A new task is not listed or described for so long.
         self.unseen_seconds = 0.0
@@ -95,7 +98,9 @@ class Ecs(AwsDouble):
             raise Refused("ClientException", "Family contains invalid characters.")
         if not {"memory", "memoryReservation"} & container.keys():
             raise Refused(
-                "ClientException", "Invalid setting for container. At least one of 'memory' or 'memoryReservation' must be specified."
+                "ClientException",
+                "Invalid setting for container. At least one of 'memory' or 'memoryReservation' must be"
+                " specified.",
             )
         if len(json.dumps(request)) > 65_536:
             raise Refused("ClientException", "The task definition is too large.")
@@ -110,23 +115,34 @@ class Ecs(AwsDouble):
     def _RunTask(self, request: dict[str, Any]) -> dict[str, Any]:
         self._require_cluster(request)
         definition, token = self.definitions[request["taskDefinition"]], request["clientToken"]
-        if re.fullmatch(r"[!-~]{1,64}", token) is None or re.fullmatch(r"[A-Za-z0-9/_-]{1,128}", request["startedBy"]) is None:
+        if (
+            re.fullmatch(r"[!-~]{1,64}", token) is None
+            or re.fullmatch(r"[A-Za-z0-9/_-]{1,128}", request["startedBy"]) is None
+        ):
             raise Refused("InvalidParameterException", "clientToken or startedBy is not valid.")
         if token in self.tokens:
             asked, task = self.tokens[token]
             if asked != request:
-                raise Refused("ConflictException", "The provided clientToken is already in use.", resourceIds=[task.arn])
+                raise Refused(
+                    "ConflictException", "The provided clientToken is already in use.", resourceIds=[task.arn]
+                )
             return {"tasks": [task.described()], "failures": []}
         if ("launchType" in request) == ("capacityProviderStrategy" in request):
-            raise Refused("InvalidParameterException", "Specify either a launch type or a capacity provider strategy.")
+            raise Refused(
+                "InvalidParameterException", "Specify either a launch type or a capacity provider strategy."
+            )
         if any(each["capacityProvider"] != PROVIDER for each in request.get("capacityProviderStrategy", ())):
             raise Refused("InvalidParameterException", "The specified capacity provider was not found.")
         if (definition["networkMode"] == "awsvpc") != ("networkConfiguration" in request):
             raise Refused(
-                "InvalidParameterException", "Network Configuration is not valid for the given networkMode of this task definition."
+                "InvalidParameterException",
+                "Network Configuration is not valid for the given networkMode of this task definition.",
             )
         if "launchType" in request and not self.has_room:
-            return {"tasks": [], "failures": [{"arn": _ARN.format("container-instance", "0"), "reason": "RESOURCE:GPU"}]}
+            return {
+                "tasks": [],
+                "failures": [{"arn": _ARN.format("container-instance", "0"), "reason": "RESOURCE:GPU"}],
+            }
         task = Task(request, definition, _ARN.format("task", f"{len(self.tasks):032x}"))
         self.tasks.append(task)
         self.tokens[token] = request, task
@@ -149,7 +165,10 @@ class Ecs(AwsDouble):
         self._require_cluster(request)
         found = {task.arn: task for task in self._seen()}
         missing = [{"arn": arn, "reason": "MISSING"} for arn in request["tasks"] if arn not in found]
-        return {"tasks": [found[arn].described() for arn in request["tasks"] if arn in found], "failures": missing}
+        return {
+            "tasks": [found[arn].described() for arn in request["tasks"] if arn in found],
+            "failures": missing,
+        }
 
     def _StopTask(self, request: dict[str, Any]) -> dict[str, Any]:
         (task,) = [each for each in self.tasks if each.arn == request["task"]]
@@ -169,7 +188,11 @@ class Ecs(AwsDouble):
         """Kill the container of the newest task, as the kernel does."""
         task = self.tasks[-1]
         assert task.process is not None
-        task.end("EssentialContainerExited", "Essential container in task exited", "OutOfMemoryError: Container killed due to memory usage")
+        task.end(
+            "EssentialContainerExited",
+            "Essential container in task exited",
+            "OutOfMemoryError: Container killed due to memory usage",
+        )
         self._kill(task.process)
 
     def _kill(self, process: subprocess.Popen[str]) -> None:
@@ -197,7 +220,10 @@ class Ecs(AwsDouble):
         given = {each["name"]: each["value"] for each in task.container["environment"]}
         given |= {each["name"]: self.secrets[each["valueFrom"]] for each in task.container.get("secrets", ())}
         options, task_id = task.container["logConfiguration"]["options"], task.arn.rpartition("/")[2]
-        given = {"FULLFT_CACHE": str(self.folder / "cache" / task_id), **given}  # another instance has another disk
+        given = {
+            "FULLFT_CACHE": str(self.folder / "cache" / task_id),
+            **given,
+        }  # another instance has another disk
         stream = f"{options['awslogs-stream-prefix']}/{task.container['name']}/{task_id}"
         try:
             task.process = self.start_container(task.container["command"], given, stream)
@@ -216,6 +242,17 @@ class Ecs(AwsDouble):
 
     def _problem(self, task: Task) -> str:
         if task.container["image"] != IMAGE:
-            return f"CannotPullContainerError: pull image manifest has been retried 1 time(s): failed to resolve ref {task.container['image']}: not found"
-        absent = [each["valueFrom"] for each in task.container.get("secrets", ()) if each["valueFrom"] not in self.secrets]
-        return f"ResourceInitializationError: unable to pull secrets: secret {absent[0]} does not exist" if absent else ""
+            return (
+                "CannotPullContainerError: pull image manifest has been retried 1 time(s): failed to resolve"
+                f" ref {task.container['image']}: not found"
+            )
+        absent = [
+            each["valueFrom"]
+            for each in task.container.get("secrets", ())
+            if each["valueFrom"] not in self.secrets
+        ]
+        return (
+            f"ResourceInitializationError: unable to pull secrets: secret {absent[0]} does not exist"
+            if absent
+            else ""
+        )

@@ -1,4 +1,5 @@
-"""A proxy in front of an S3 server that spoils some of the answers: errors, slowness, answers that are cut off, and ones that are lost.
+"""A proxy in front of an S3 server that spoils some of the answers: errors, slowness, answers that are cut
+off, and ones that are lost.
 
 It also heeds the conditions of PutObject, as AWS does, where the server behind it ignores them.
 """
@@ -32,13 +33,16 @@ class FaultProxy(ThreadingHTTPServer):
         faults: of `FAULTS`.
         share: of the requests that are spoilt.
         seed: of the draws, which the order of requests shares out.
-        folder: where the server behind it has its buckets, if that one ignores `If-Match` and `If-None-Match`.
+        folder: where the server behind it has its buckets, if that one ignores `If-Match` and
+            `If-None-Match`.
     """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, endpoint: str, faults: tuple[str, ...], share: float, seed: int, folder: Path | None = None):
+    def __init__(
+        self, endpoint: str, faults: tuple[str, ...], share: float, seed: int, folder: Path | None = None
+    ):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream = urlsplit(endpoint)
         self._faults, self._share, self._random = faults, share, random.Random(seed)
@@ -54,7 +58,9 @@ class FaultProxy(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def may_write(self, path: str, wanted: str | None, absent: str | None) -> bool:
-        """Return whether the conditions of a write hold: the ETag is the MD5 of the file that the server has."""
+        """Return whether the conditions of a write hold: the ETag is the MD5 of the file that the
+        server has.
+        """
         if self._folder is None or wanted is absent is None:
             return True
         file = self._folder / unquote(urlsplit(path).path).lstrip("/")
@@ -82,18 +88,25 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in ("500", "503"):
             code = {"500": "InternalError", "503": "SlowDown"}[fault]
             self._answer(
-                int(fault), f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode(), {"Content-Type": "application/xml"}
+                int(fault),
+                f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode(),
+                {"Content-Type": "application/xml"},
             )
             return
         if fault == "slow":
             time.sleep(_SLOW_SECONDS)
-        # rclone cuts or refuses what is asked for while the same file is written. Conditions are those of pointers.
+        # rclone cuts or refuses what is asked for while the same file is written. Conditions are those of
+        # pointers.
         with self.server.one_of_pointers if "/pointers/" in self.path else nullcontext():
             wanted, absent = self.headers.get("If-Match"), self.headers.get("If-None-Match")
             if self.command != "PUT" or self.server.may_write(self.path, wanted, absent):
                 self._forward(body, fault)
             else:
-                self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>", {"Content-Type": "application/xml"})
+                self._answer(
+                    412,
+                    b"<Error><Code>PreconditionFailed</Code></Error>",
+                    {"Content-Type": "application/xml"},
+                )
 
     def _forward(self, body: bytes, fault: str | None) -> None:
         upstream = http.client.HTTPConnection(self.server.upstream.netloc, timeout=60)
@@ -142,7 +155,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(
-    endpoint: str, *, faults: tuple[str, ...] = FAULTS, share: float = 0.3, seed: int = 1, folder: Path | None = None
+    endpoint: str,
+    *,
+    faults: tuple[str, ...] = FAULTS,
+    share: float = 0.3,
+    seed: int = 1,
+    folder: Path | None = None,
 ) -> Iterator[FaultProxy]:
     """Serve until the block ends."""
     proxy = FaultProxy(endpoint, faults, share, seed, folder)

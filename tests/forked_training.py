@@ -1,6 +1,7 @@
 """Training jobs in processes of their own that need no imports: forks of one server, which has them all.
 
-A fork does what `python -m fullft_assets.workloads.training --job URI` does; it saves the seconds in which a new process loads torch.
+A fork does what `python -m fullft_assets.workloads.training --job URI` does; it saves the seconds in which a
+new process loads torch.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class ForkedTraining:
     def __init__(self, uri: str, env: Mapping[str, str], folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         self._printed = [folder / f"{time.time_ns()}.{name}" for name in ("out", "err")]
-        self._process = _SERVER.Process(target=_train, args=(uri, dict(env), [str(path) for path in self._printed]))
+        self._process = _SERVER.Process(
+            target=_train, args=(uri, dict(env), [str(path) for path in self._printed])
+        )
         self._process.start()
 
     @property

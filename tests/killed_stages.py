@@ -1,12 +1,14 @@
 """Runs a project's data stages again and again, killed at some moment each time, until one run comes through.
 
-`python -m tests.killed_stages DEFS_YAML FOLDER SEED...`: runs them once undisturbed in a store of its own, then in one store a seed, where
-each of PLACES has one kill. Prints the content digests of each stage's artifacts, and of each kill its moment and of how many.
+`python -m tests.killed_stages DEFS_YAML FOLDER SEED...`: runs them once undisturbed in a store of its own,
+then in one store a seed, where each of PLACES has one kill. Prints the content digests of each stage's
+artifacts, and of each kill its moment and of how many.
 
-A moment is a call that opens or renames a file of an artifact (or of a pointer) that is not whole yet, from its folder to its manifest's
-place, counted by an audit hook; one is drawn of all that the undisturbed run has in the place. The kills come in the order of that run: so
-what a kill is meant for is still to be written when its turn comes. The kill is SIGKILL, with nothing cleaned up. Modules are loaded once
-and each run is a fork, so that a run costs what its work costs.
+A moment is a call that opens or renames a file of an artifact (or of a pointer) that is not whole yet, from
+its folder to its manifest's place, counted by an audit hook; one is drawn of all that the undisturbed run has
+in the place. The kills come in the order of that run: so what a kill is meant for is still to be written when
+its turn comes. The kill is SIGKILL, with nothing cleaned up. Modules are loaded once and each run is a fork,
+so that a run costs what its work costs.
 """
 
 from __future__ import annotations
@@ -25,17 +27,26 @@ import pyarrow.dataset
 import tokenizers
 
 from fullft_assets import chunks, documents, examples, snapshot
-from fullft_assets.config.validation import load_use_case
+from fullft_assets.checking.validation import load_use_case
 from fullft_assets.store import Store
 
-STAGES = ("raw_documents", "labeled_examples", "quarantined_examples", "tokenized_chunks", "near_duplicate_index", "training_snapshot")
+STAGES = (
+    "raw_documents",
+    "labeled_examples",
+    "quarantined_examples",
+    "tokenized_chunks",
+    "near_duplicate_index",
+    "training_snapshot",
+)
 PLACES = ("pointers", *STAGES)
 #: What the stages import at their first use takes two seconds, which each fork would spend anew.
 LOADED = (great_expectations.expectations.core, pyarrow.dataset, tokenizers)
 
 
 class Kill(NamedTuple):
-    """A kill at the n-th touch of what is being written (`stage/key`, or a pointer): touch `number` of `total` in its place."""
+    """A kill at the n-th touch of what is being written (`stage/key`, or a pointer): touch `number` of
+    `total` in its place.
+    """
 
     written: str
     touch: int
@@ -58,7 +69,9 @@ def run(yaml: Path, url: str) -> None:
 
 
 def watch(url: str, touch: Callable[[str], None]) -> None:
-    """Before each call that opens or renames a file of an artifact or a pointer that is not whole yet, call `touch` with its name."""
+    """Before each call that opens or renames a file of an artifact or a pointer that is not whole yet, call
+    `touch` with its name.
+    """
     whole: set[str] = set()
 
     def hook(event: str, arguments: tuple) -> None:
@@ -116,13 +129,21 @@ def draw(touched: list[str], seed: int) -> list[Kill]:
     for place in PLACES:
         here = [at for at, written in enumerate(touched) if written.split("/")[0] == place]
         at = chance.choice(here)
-        found.append((at, Kill(touched[at], touched[: at + 1].count(touched[at]), place, here.index(at) + 1, len(here))))
+        found.append(
+            (
+                at,
+                Kill(touched[at], touched[: at + 1].count(touched[at]), place, here.index(at) + 1, len(here)),
+            )
+        )
     return [kill for _, kill in sorted(found)]
 
 
 def digests(yaml: Path, url: str) -> dict[str, list[str]]:
     use_case, store = load_use_case(yaml), Store(url)
-    return {stage: sorted(made.content_digest for made in store.artifacts(use_case.name, stage)) for stage in STAGES}
+    return {
+        stage: sorted(made.content_digest for made in store.artifacts(use_case.name, stage))
+        for stage in STAGES
+    }
 
 
 def main(yaml: Path, folder: Path, seeds: list[int]) -> None:

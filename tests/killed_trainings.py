@@ -2,10 +2,11 @@
 
 `python -m tests.killed_trainings STRAIGHT KILLED KILLS SEED [SPOILED [PROCESSES]]`
 
-Each process is a fork of this one, so none pays for the imports. It ends by SIGKILL as it is about to touch its work folder for the
-n-th time (a line of the step log, a file of a checkpoint, a sync, a rename, a removal), n drawn from the seed. Prints where each one
-was. Two more end so while they write the trained model into the store, and one as it is about to remove its checkpoints: there must be
-nothing of the artifact, or all. Runs the last one to its end. In step SPOILED the outputs are nan, until a guard has rolled back once. Of
+Each process is a fork of this one, so none pays for the imports. It ends by SIGKILL as it is about to touch
+its work folder for the n-th time (a line of the step log, a file of a checkpoint, a sync, a rename, a
+removal), n drawn from the seed. Prints where each one was. Two more end so while they write the trained model
+into the store, and one as it is about to remove its checkpoints: there must be nothing of the artifact, or
+all. Runs the last one to its end. In step SPOILED the outputs are nan, until a guard has rolled back once. Of
 several PROCESSES that train together the first one kills itself, and the others are killed at once.
 """
 
@@ -24,9 +25,9 @@ from typing import Any
 
 import torch
 
-from fullft_assets.engine.segment import TrainingSegment
 from fullft_assets.jobs import read_job
 from fullft_assets.jobs.progress import Progress
+from fullft_assets.training.segment import TrainingSegment
 from fullft_assets.workloads.training import work
 
 #: Touches of the work folder before the kill: at least a checkpoint's worth, so that the work goes on.
@@ -49,19 +50,32 @@ def main(straight: str, uri: str, kills: int, seed: int, spoiled: int = 0, proce
     folder = store.work_folder(job.case, job.stage, job.key)
     rng = random.Random(seed)
     for _ in range(kills):
-        status = _fork(lambda touches=rng.randint(*TOUCHES): _train_until(uri, touches, _within(folder)), processes)
+        status = _fork(
+            lambda touches=rng.randint(*TOUCHES): _train_until(uri, touches, _within(folder)), processes
+        )
         if status == 0:
             break
         assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, status
         saving = any((folder / "unfinished").glob("checkpoint-*/*"))
-        print(json.dumps({"checkpoints": sorted(path.name for path in folder.glob("checkpoint-*")), "saving": saving}), flush=True)
+        print(
+            json.dumps(
+                {"checkpoints": sorted(path.name for path in folder.glob("checkpoint-*")), "saving": saving}
+            ),
+            flush=True,
+        )
     if store.find(job.case, job.stage, job.key) is None:
         artifact = Path(store.url, job.case, job.stage, job.key)
         for touches in sorted(rng.sample(WRITTEN, 2)):
             status = _fork(lambda touches=touches: _train_until(uri, touches, _within(artifact)), processes)
-            assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL and any(artifact.iterdir()), (status, touches)
+            assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL and any(artifact.iterdir()), (
+                status,
+                touches,
+            )
             assert store.find(job.case, job.stage, job.key) is None, touches
-        status = _fork(lambda: _train_until(uri, 1, lambda event, path: (event, path) == ("shutil.rmtree", str(folder))), processes)
+        status = _fork(
+            lambda: _train_until(uri, 1, lambda event, path: (event, path) == ("shutil.rmtree", str(folder))),
+            processes,
+        )
         assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
         assert store.find(job.case, job.stage, job.key) is not None and any(folder.iterdir())
     assert _fork(lambda: _train(uri), processes) == 0
@@ -82,7 +96,12 @@ def _fork(run: Any, processes: int) -> int:
         child = os.fork()
         if child == 0:
             if processes > 1:
-                places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+                places = {
+                    "RANK": rank,
+                    "LOCAL_RANK": rank,
+                    "WORLD_SIZE": processes,
+                    "LOCAL_WORLD_SIZE": processes,
+                }
                 os.environ.update({name: str(value) for name, value in places.items()})
                 os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
             run()
@@ -100,7 +119,9 @@ def _fork(run: Any, processes: int) -> int:
 
 
 def _train_until(uri: str, touches: int, counts: Callable[[str, str], bool]) -> None:
-    """Train until the n-th touch that counts, identified by its name (as in Python's audit hooks; `sync`) and its path."""
+    """Train until the n-th touch that counts, identified by its name (as in Python's audit hooks; `sync`) and
+    its path.
+    """
     if os.environ.get("RANK", "0") != "0":
         _train(uri)
         return

@@ -1,8 +1,10 @@
-"""An API server and nodes that really run the pods of Jobs, as processes of this machine; what our launcher and Dagster's run launcher need of Kubernetes.
+"""An API server and nodes that really run the pods of Jobs, as processes of this machine; what our launcher
+and Dagster's run launcher need of Kubernetes.
 
-Manifests are validated against the API's own schemas, strictly, and by rules that the schemas do not have. An account may do what a Role
-of RBAC allows. A container's image, DNS names, ports and the termination message are what each pod has of its own in a cluster; here the
-arguments get other ones. All else runs as it is written.
+Manifests are validated against the API's own schemas, strictly, and by rules that the schemas do not have. An
+account may do what a Role of RBAC allows. A container's image, DNS names, ports and the termination message
+are what each pod has of its own in a cluster; here the arguments get other ones. All else runs as it is
+written.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class Fault:
     """What goes wrong with the next request of this kind.
 
     Attributes:
-        what: status of the answer, `reset` = the connection ends before anything is done, `lost` = after it was done.
+        what: status of the answer, `reset` = the connection ends before anything is done, `lost` = after it
+            was done.
         times: how often.
     """
 
@@ -82,7 +85,10 @@ class Pod:
             "name": f"{name}-{index}-{self.uid[:5]}",
             "creationTimestamp": _stamp(),
             "labels": {**template.get("labels", {}), "job-name": name, "batch.kubernetes.io/job-name": name},
-            "annotations": {**template.get("annotations", {}), "batch.kubernetes.io/job-completion-index": str(index)},
+            "annotations": {
+                **template.get("annotations", {}),
+                "batch.kubernetes.io/job-completion-index": str(index),
+            },
         }
         self.status: dict[str, Any] = {"phase": "Pending", "conditions": []}
         self.lines: list[tuple[str, bytes]] = []
@@ -102,7 +108,11 @@ class Pod:
         return self.spec["containers"][0]
 
     def json(self) -> dict[str, Any]:
-        return {"metadata": self.metadata, "spec": {**self.spec, "nodeName": f"node-{self.index}"}, "status": self.status}
+        return {
+            "metadata": self.metadata,
+            "spec": {**self.spec, "nodeName": f"node-{self.index}"},
+            "status": self.status,
+        }
 
     def wait_for(self, reason: str, message: str = "") -> None:
         self._be({"waiting": {"reason": reason, "message": message}})
@@ -110,9 +120,15 @@ class Pod:
     def start(self, environment: Mapping[str, str], port: int) -> None:
         """Start the container's first process."""
         container = self.container
-        own = {container.get("terminationMessagePath", "/dev/termination-log"): str(self.folder / "message"), "29500": str(port)}
+        own = {
+            container.get("terminationMessagePath", "/dev/termination-log"): str(self.folder / "message"),
+            "29500": str(port),
+        }
         (self.folder / "message").touch()
-        arguments = [own.get(each, re.sub(r"fullft-[\w-]+-\d+\.fullft-pods\b", "127.0.0.1", each)) for each in container["args"]]
+        arguments = [
+            own.get(each, re.sub(r"fullft-[\w-]+-\d+\.fullft-pods\b", "127.0.0.1", each))
+            for each in container["args"]
+        ]
         variables = {each["name"]: each["value"] for each in container["env"]}
         variables |= {"JOB_COMPLETION_INDEX": str(self.index), _POD: self.uid}
         try:
@@ -138,7 +154,9 @@ class Pod:
     def terminate(self, *, reason: str = "") -> None:
         """Delete the pod: SIGTERM, and SIGKILL after the grace time. A reason is a disruption's."""
         if reason:
-            self.status["conditions"].append({"type": "DisruptionTarget", "status": "True", "reason": reason, "message": "by the test"})
+            self.status["conditions"].append(
+                {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": "by the test"}
+            )
         grace = self.spec.get("terminationGracePeriodSeconds", 30)
         self.metadata.setdefault("deletionTimestamp", _stamp(grace))
         if self.process is None:
@@ -171,7 +189,9 @@ class Pod:
 
     def _end(self, code: int, reason: str, message: str) -> None:
         self.status["phase"] = "Succeeded" if code == 0 else "Failed"
-        self._be({"terminated": {"exitCode": code, "reason": reason, "message": message, "finishedAt": _stamp()}})
+        self._be(
+            {"terminated": {"exitCode": code, "reason": reason, "message": message, "finishedAt": _stamp()}}
+        )
 
     def _be(self, state: dict[str, Any]) -> None:
         self.status["containerStatuses"] = [{"name": self.container["name"], "state": state}]
@@ -238,7 +258,10 @@ class Cluster:
     @contextmanager
     def serving(self) -> Iterator[Cluster]:
         server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        threads = [threading.Thread(target=server.serve_forever, args=(0.05,)), threading.Thread(target=self._control)]
+        threads = [
+            threading.Thread(target=server.serve_forever, args=(0.05,)),
+            threading.Thread(target=self._control),
+        ]
         for thread in threads:
             thread.start()
         self._write_kubeconfig(server.server_address[1])
@@ -296,7 +319,10 @@ class Cluster:
         """Return status and content of the answer to a request."""
         parsed = urlparse(url)
         query = {name: values[0] for name, values in parse_qs(parsed.query).items()}
-        found = next(((match.groups(), group) for pattern, group in _PATHS if (match := pattern.match(parsed.path))), None)
+        found = next(
+            ((match.groups(), group) for pattern, group in _PATHS if (match := pattern.match(parsed.path))),
+            None,
+        )
         if token != f"Bearer {self._token}":
             raise Refused(401, "Unauthorized")
         if found is None:
@@ -304,9 +330,16 @@ class Cluster:
         (resource, name, *sub), group = found
         resource = "/".join([resource, *filter(None, sub)])
         verb = {"POST": "create", "DELETE": "delete", "GET": "get" if name else "list"}.get(method, method)
-        allowed = any(group in rule["apiGroups"] and resource in rule["resources"] and verb in rule["verbs"] for rule in self.rules)
+        allowed = any(
+            group in rule["apiGroups"] and resource in rule["resources"] and verb in rule["verbs"]
+            for rule in self.rules
+        )
         if not allowed:
-            raise Refused(403, f'{resource} is forbidden: User "fullft" cannot {verb} resource "{resource}" in the namespace "{NAMESPACE}"')
+            raise Refused(
+                403,
+                f'{resource} is forbidden: User "fullft" cannot {verb} resource "{resource}" in the namespace'
+                f' "{NAMESPACE}"',
+            )
         self.used.add((group, resource, verb))
         with self._lock:
             return self._answers()[resource, verb](name, query, body)
@@ -315,7 +348,10 @@ class Cluster:
         return {
             ("jobs", "create"): lambda _, query, body: self._create(query, body),
             ("jobs", "get"): lambda name, *_: (200, self._job(name).body),
-            ("jobs", "list"): lambda _, query, __: (200, {"items": _chosen([job.body for job in self.jobs.values()], query)}),
+            ("jobs", "list"): lambda _, query, __: (
+                200,
+                {"items": _chosen([job.body for job in self.jobs.values()], query)},
+            ),
             ("jobs", "delete"): lambda name, _, body: self._delete(name, body),
             ("pods", "list"): lambda _, query, __: (
                 200,
@@ -323,12 +359,18 @@ class Cluster:
             ),
             ("pods/log", "get"): lambda name, query, _: (200, self._log(name, query)),
             ("events", "list"): lambda _, query, __: (200, {"items": self._events(query)}),
-            ("services", "get"): lambda name, *_: (200, self.services[name]) if name in self.services else _absent("services", name),
+            ("services", "get"): lambda name, *_: (
+                (200, self.services[name]) if name in self.services else _absent("services", name)
+            ),
         }
 
     def _events(self, query: dict[str, str]) -> list[dict[str, Any]]:
         uids = {f"involvedObject.uid={job.body['metadata']['uid']}" for job in self.jobs.values()}
-        refused = {"reason": "FailedCreate", "message": f"Error creating: {self.refusal}", "lastTimestamp": _stamp()}
+        refused = {
+            "reason": "FailedCreate",
+            "message": f"Error creating: {self.refusal}",
+            "lastTimestamp": _stamp(),
+        }
         return [refused] if self.refusal and query["fieldSelector"] in uids else []
 
     def _create(self, query: dict[str, str], body: dict[str, Any]) -> tuple[int, Any]:
@@ -364,9 +406,14 @@ class Cluster:
         (pod,) = found
         assert query["container"] == pod.container["name"] and query["timestamps"].lower() == "true"
         if pod.is_node_lost:
-            raise Refused(500, f"Get https://node-{pod.index}:10250/containerLogs: dial tcp: no route to host")
+            raise Refused(
+                500, f"Get https://node-{pod.index}:10250/containerLogs: dial tcp: no route to host"
+            )
         if pod.process is None:
-            raise Refused(400, f'container "{query["container"]}" in pod "{name}" is waiting to start: ContainerCreating')
+            raise Refused(
+                400,
+                f'container "{query["container"]}" in pod "{name}" is waiting to start: ContainerCreating',
+            )
         since = _stamp(-int(query["sinceSeconds"])) if "sinceSeconds" in query else ""
         return b"".join(stamp.encode() + b" " + line for stamp, line in pod.lines if stamp >= since)
 
@@ -403,7 +450,10 @@ class Cluster:
         failed = [pod for pod in job.pods if pod.status["phase"] == "Failed"]
         limit = spec.get("activeDeadlineSeconds")
         if limit is not None and _age(status["startTime"]) + self.clock_seconds > limit:
-            job.failing = job.failing or {"reason": "DeadlineExceeded", "message": "Job was active longer than specified deadline"}
+            job.failing = job.failing or {
+                "reason": "DeadlineExceeded",
+                "message": "Job was active longer than specified deadline",
+            }
         if failed and job.failing is None:
             job.failing = _failing(failed[0])
         if job.failing is not None:
@@ -415,17 +465,25 @@ class Cluster:
         if len([pod for pod in job.pods if pod.status["phase"] == "Succeeded"]) == spec.get("completions", 1):
             status["conditions"] = [{"type": "Complete", "status": "True"}]
             return
-        missing = set() if self.refusal else set(range(spec.get("completions", 1))) - {pod.index for pod in job.pods}
+        missing = (
+            set()
+            if self.refusal
+            else set(range(spec.get("completions", 1))) - {pod.index for pod in job.pods}
+        )
         job.pods += [Pod(job.body, index, self.folder / "pods") for index in sorted(missing)]
         for pod in job.pods:
             if pod.status["phase"] == "Pending":
                 self._schedule(pod, job)
 
     def _schedule(self, pod: Pod, job: JobOf) -> None:
-        num_running = sum(each.status["phase"] == "Running" for of_one in self.jobs.values() for each in of_one.pods)
+        num_running = sum(
+            each.status["phase"] == "Running" for of_one in self.jobs.values() for each in of_one.pods
+        )
         if not self.has_room or num_running >= self.num_places:
             message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
-            pod.status["conditions"] = [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}]
+            pod.status["conditions"] = [
+                {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+            ]
         elif pod.container["image"] not in self.images:
             pod.wait_for("ErrImagePull", f'failed to resolve reference "{pod.container["image"]}": not found')
         else:
@@ -471,9 +529,14 @@ class Cluster:
                 try:
                     if isinstance(fault, int):
                         raise Refused(fault, "by the test")
-                    status, content = cluster.answer(self.command, self.path, body, self.headers.get("Authorization", ""))
+                    status, content = cluster.answer(
+                        self.command, self.path, body, self.headers.get("Authorization", "")
+                    )
                 except Refused as error:
-                    status, content = error.status, {"kind": "Status", "message": str(error), "code": error.status}
+                    status, content = (
+                        error.status,
+                        {"kind": "Status", "message": str(error), "code": error.status},
+                    )
                 if fault == "lost":
                     return self._reset()
                 data = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -502,7 +565,9 @@ def _validate(body: dict[str, Any]) -> None:
     try:
         kubernetes_validate.validate(body, VERSION, strict=True)
     except kubernetes_validate.ValidationError as error:
-        raise Refused(400, f"strict decoding error: {'.'.join(map(str, error.path))}: {error.message[:200]}") from None
+        raise Refused(
+            400, f"strict decoding error: {'.'.join(map(str, error.path))}: {error.message[:200]}"
+        ) from None
     spec, pod = body["spec"], body["spec"]["template"]["spec"]
     labels = [*body["metadata"]["labels"].items(), *spec["template"]["metadata"]["labels"].items()]
     wrong = [
@@ -511,15 +576,31 @@ def _validate(body: dict[str, Any]) -> None:
             any(_LABEL.match(value) is None for _, value in labels),
             "metadata.labels: must be 63 characters or less, alphanumeric at its ends",
         ),
-        (pod["restartPolicy"] not in ("Never", "OnFailure"), "spec.template.spec.restartPolicy: must be Never or OnFailure"),
-        ("podFailurePolicy" in spec and pod["restartPolicy"] != "Never", "spec.podFailurePolicy: needs restartPolicy Never"),
-        (len({each["name"] for each in pod["containers"][0]["env"]}) < len(pod["containers"][0]["env"]), "env: names twice"),
-        (not all(_DNS_LABEL.match(each["name"]) for each in pod["volumes"]), "spec.template.spec.volumes: names must be DNS labels"),
         (
-            {each["name"] for each in pod["volumes"]} != {each["name"] for each in pod["containers"][0]["volumeMounts"]},
+            pod["restartPolicy"] not in ("Never", "OnFailure"),
+            "spec.template.spec.restartPolicy: must be Never or OnFailure",
+        ),
+        (
+            "podFailurePolicy" in spec and pod["restartPolicy"] != "Never",
+            "spec.podFailurePolicy: needs restartPolicy Never",
+        ),
+        (
+            len({each["name"] for each in pod["containers"][0]["env"]}) < len(pod["containers"][0]["env"]),
+            "env: names twice",
+        ),
+        (
+            not all(_DNS_LABEL.match(each["name"]) for each in pod["volumes"]),
+            "spec.template.spec.volumes: names must be DNS labels",
+        ),
+        (
+            {each["name"] for each in pod["volumes"]}
+            != {each["name"] for each in pod["containers"][0]["volumeMounts"]},
             "volumeMounts: not found",
         ),
-        (not all(each["mountPath"].startswith("/") for each in pod["containers"][0]["volumeMounts"]), "mountPath: must be absolute"),
+        (
+            not all(each["mountPath"].startswith("/") for each in pod["containers"][0]["volumeMounts"]),
+            "mountPath: must be absolute",
+        ),
     ]
     for is_wrong, message in wrong:
         if is_wrong:
@@ -528,7 +609,10 @@ def _validate(body: dict[str, Any]) -> None:
 
 def _failing(pod: Pod) -> dict[str, str]:
     if any(each["type"] == "DisruptionTarget" for each in pod.status["conditions"]):
-        message = f"Pod {NAMESPACE}/{pod.metadata['name']} has condition DisruptionTarget matching FailJob rule at index 0"
+        message = (
+            f"Pod {NAMESPACE}/{pod.metadata['name']} has condition DisruptionTarget matching FailJob rule at"
+            " index 0"
+        )
         return {"reason": "PodFailurePolicy", "message": message}
     return {"reason": "BackoffLimitExceeded", "message": "Job has reached the specified backoff limit"}
 

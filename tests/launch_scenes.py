@@ -1,4 +1,6 @@
-"""What the tests of all launchers share: the probe run by the driver, and a control plane that is killed or cancelled."""
+"""What the tests of all launchers share: the probe run by the driver, and a control plane that is killed or
+cancelled.
+"""
 
 import os
 import shutil
@@ -34,7 +36,8 @@ from tests.s3_server import S3Server
 
 TESTS = Path(__file__).parent
 SECONDS = 240.0
-#: Of the jobs that tests submit by hand. Of each process its own: what is left of a job is found, and killed, by its name in the environment.
+#: Of the jobs that tests submit by hand. Of each process its own: what is left of a job is found, and killed,
+#: by its name in the environment.
 NAME = f"fullft-test-{os.getpid()}"
 
 
@@ -51,7 +54,9 @@ def process(folder: Path, name: str) -> psutil.Process:
     return psutil.Process(int((folder / f"{name}.pid").read_text()))
 
 
-def run_probe(launcher: Launcher, job: Job, store: Store, instance: dg.DagsterInstance | None = None) -> tuple[str | None, list[str]]:
+def run_probe(
+    launcher: Launcher, job: Job, store: Store, instance: dg.DagsterInstance | None = None
+) -> tuple[str | None, list[str]]:
     """Run the probe from this process; return the line of its failure and the messages of its run."""
     if instance is None:
         with dg.DagsterInstance.ephemeral() as instance:
@@ -68,7 +73,10 @@ def run_probe(launcher: Launcher, job: Job, store: Store, instance: dg.DagsterIn
     if done.success:
         return None, messages
     failure = done.get_step_failure_events()[0].step_failure_data
-    return failure.error.message if failure.user_failure_data is None else failure.user_failure_data.description, messages
+    return (
+        failure.error.message if failure.user_failure_data is None else failure.user_failure_data.description,
+        messages,
+    )
 
 
 def refuses_other_clocks(service: AwsDouble, launcher: AwsLauncher, asked: LaunchSpec) -> None:
@@ -76,7 +84,9 @@ def refuses_other_clocks(service: AwsDouble, launcher: AwsLauncher, asked: Launc
     launcher.submit(asked)
     for hours, why in ((2, "Signature expired: "), (-2, "Signature not yet current: ")):
         service.clock_seconds = hours * 3600
-        with pytest.raises(Unreachable, match=rf"{why}.* \(InvalidSignatureException\); set the clock of this machine$"):
+        with pytest.raises(
+            Unreachable, match=rf"{why}.* \(InvalidSignatureException\); set the clock of this machine$"
+        ):
             launcher.poll(asked.name)
     service.clock_seconds = 0
     assert launcher.poll(asked.name).state != "gone"
@@ -88,7 +98,9 @@ def recorded(store: Store) -> Launch:
     return launch
 
 
-def trained_in_bucket(launcher: Launcher, prepared: Prepared, stage: str, bucket: Path, name: str, /, **sections: Any) -> bytes:
+def trained_in_bucket(
+    launcher: Launcher, prepared: Prepared, stage: str, bucket: Path, name: str, /, **sections: Any
+) -> bytes:
     """Train through a launcher, with a store of its own in a bucket, and return the file of the weights.
 
     Args:
@@ -114,9 +126,15 @@ def trained_in_bucket(launcher: Launcher, prepared: Prepared, stage: str, bucket
 
 @contextmanager
 def serving(
-    double: type[Double], launcher: type[AwsLauncher], s3: S3Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+    double: type[Double],
+    launcher: type[AwsLauncher],
+    s3: S3Server,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Double]:
-    """Serve a double to clients in this process, with a bucket of the folder's name; nobody waits longer than a test needs."""
+    """Serve a double to clients in this process, with a bucket of the folder's name; nobody waits longer than
+    a test needs.
+    """
     monkeypatch.setattr(aws, "LATE_SECONDS", 0.2)
     monkeypatch.setattr(aws, "STOP_LOOK_SECONDS", 0.1)
     monkeypatch.setattr(launcher, "look_seconds", (0.2, 0.2))
@@ -152,10 +170,14 @@ class Place:
 
 
 class AnotherProcess:
-    """The control plane is a process of its own, which is killed or cancelled. The module of a subclass has a fixture `place`."""
+    """The control plane is a process of its own, which is killed or cancelled. The module of a subclass has a
+    fixture `place`.
+    """
 
     @pytest.fixture
-    def start(self, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], subprocess.Popen[Any]]]:
+    def start(
+        self, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[Callable[[str], subprocess.Popen[Any]]]:
         home = tmp_path / "home"
         home.mkdir()
         (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
@@ -171,7 +193,17 @@ class AnotherProcess:
 
         def start(stage: str) -> subprocess.Popen[Any]:
             monkeypatch.setenv("PROBE_STAGE", stage)
-            command = [sys.executable, "-m", "dagster", "job", "execute", "-m", "probe_workloads.definitions", "-j", "in_process"]
+            command = [
+                sys.executable,
+                "-m",
+                "dagster",
+                "job",
+                "execute",
+                "-m",
+                "probe_workloads.definitions",
+                "-j",
+                "in_process",
+            ]
             # As a run launcher of ours tags it: so a later run knows that this one is gone.
             command += ["--tags", f'{{"worker/host": "{os.uname().nodename}"}}']
             with (tmp_path / "output").open("ab") as output:
@@ -189,12 +221,18 @@ class AnotherProcess:
         first.kill()
         first.wait()
         second = start("waits")
-        wait_for(lambda: "attaching to fullft-" in (tmp_path / "output").read_text(), "the second run attaches")
+        wait_for(
+            lambda: "attaching to fullft-" in (tmp_path / "output").read_text(), "the second run attaches"
+        )
         assert is_alive(workload)
         (place.folder / "go").touch()
         assert second.wait(SECONDS) == 0, (tmp_path / "output").read_text()
         assert (place.folder / "starts").read_text() == "started\n"
-        assert (recorded(place.store).state, recorded(place.store).attempt, place.num_jobs()) == ("succeeded", 1, 1)
+        assert (recorded(place.store).state, recorded(place.store).attempt, place.num_jobs()) == (
+            "succeeded",
+            1,
+            1,
+        )
 
     def test_cancelled_run_stops_the_job_there_with_its_checkpoint_and_every_process(self, start, place):
         first = start("works")
@@ -209,10 +247,19 @@ class AnotherProcess:
     def test_a_job_that_no_run_follows_any_more_is_found_and_ended_with_its_checkpoint(self, place):
         section = place.settings.model_dump(mode="json")
         launcher, (job, store) = open_recorded(section), probe_job(place.folder, "works", place.url)
-        given = {"case": job.case, "stage": job.stage, "key": job.key, "workload": "probe", "job": job.arguments(store), "run_id": "dead"}
+        given = {
+            "case": job.case,
+            "stage": job.stage,
+            "key": job.key,
+            "workload": "probe",
+            "job": job.arguments(store),
+            "run_id": "dead",
+        }
         launch = Launch(**given, launcher=section, place=launcher.place, submitted_at=time.time())
         records.claim(store, launch, lambda _: False)
-        launcher.submit(LaunchSpec(launch.name_in(store), "probe_workloads.probe", tuple(launch.job), run_id="dead"))
+        launcher.submit(
+            LaunchSpec(launch.name_in(store), "probe_workloads.probe", tuple(launch.job), run_id="dead")
+        )
         workload, helper = process(place.folder, "workload0"), process(place.folder, "helper0")
         now = time.time()
         (found,) = find_orphans(store, due(suspects(store, "probe", lambda _: now - 7200, now), now))
@@ -224,7 +271,10 @@ class AnotherProcess:
 
     @pytest.mark.long
     def test_a_job_whose_record_is_lost_is_found_by_its_name_and_ended_with_its_checkpoint(self, place):
-        launcher, (job, store) = open_recorded(place.settings.model_dump(mode="json")), probe_job(place.folder, "works", place.url)
+        launcher, (job, store) = (
+            open_recorded(place.settings.model_dump(mode="json")),
+            probe_job(place.folder, "works", place.url),
+        )
         name = f"{records.name_prefix(store, job.case)}0123456789-3"
         launcher.submit(LaunchSpec(name, "probe_workloads.probe", tuple(job.arguments(store)), run_id="dead"))
         workload, helper = process(place.folder, "workload0"), process(place.folder, "helper0")

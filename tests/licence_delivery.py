@@ -1,4 +1,6 @@
-"""The whole sample delivery, 30 thousand licence rules with the dirt that real deliveries have, read and validated once."""
+"""The whole sample delivery, 30 thousand licence rules with the dirt that real deliveries have, read and
+validated once.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from fullft_assets import documents, examples
+from fullft_assets.demos import licences
 from fullft_assets.examples import Examined
-from fullft_assets.samples import licences
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 
 EXAMPLES = ExamplesSettings(label="license-kind", group="license-expression", labels=list(licences.KINDS))

@@ -1,4 +1,6 @@
-"""Real licence rules with several labels, and with labelled spans, from the headers that ScanCode's people wrote for them."""
+"""Real licence rules with several labels, and with labelled spans, from the headers that ScanCode's people
+wrote for them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from fullft_assets.samples import licences
+from fullft_assets.demos import licences
 
 _HEADER = re.compile(r"\A---\n(.*?)\n---\n?(.*)\Z", re.DOTALL)
 _KEY = re.compile(r"[a-z0-9][a-z0-9.+-]*")
@@ -37,17 +39,25 @@ def categories() -> dict[str, str]:
 @cache
 def _paths() -> list[Path]:
     """Rules in a fixed random order."""
-    return sorted((_data() / "rules").glob("*.RULE"), key=lambda path: hashlib.sha256(path.name.encode()).hexdigest())
+    return sorted(
+        (_data() / "rules").glob("*.RULE"), key=lambda path: hashlib.sha256(path.name.encode()).hexdigest()
+    )
 
 
 def _rules(skipped: int) -> Iterator[dict[str, Any]]:
     for path in _paths()[skipped:]:
         header, text = _read(path)
-        yield {"id": path.stem, "text": text, "expression": header.get("license_expression", ""), "header": header}
+        yield {
+            "id": path.stem,
+            "text": text,
+            "expression": header.get("license_expression", ""),
+            "header": header,
+        }
 
 
 def labelled_rows(count: int, *, skipped: int = 0, known: set[str] | None = None) -> list[dict[str, Any]]:
-    """Return rules with `labels`: what kind of clue each is, and the categories of all licences that it names.
+    """Return rules with `labels`: what kind of clue each is, and the categories of all licences that it
+    names.
 
     Args:
         count: of rows.
@@ -61,14 +71,17 @@ def labelled_rows(count: int, *, skipped: int = 0, known: set[str] | None = None
         labels = {*kinds, *(categories()[key] for key in keys if key in categories())}
         if len(kinds) == 1 and rule["text"].strip():
             chosen = sorted(labels if known is None else labels & known)
-            found.append({"id": rule["id"], "text": rule["text"], "labels": chosen, "expression": rule["expression"]})
+            found.append(
+                {"id": rule["id"], "text": rule["text"], "labels": chosen, "expression": rule["expression"]}
+            )
         if len(found) == count:
             break
     return found
 
 
 def spanned_rows(count: int, *, most_characters: int = 300) -> list[dict[str, Any]]:
-    """Return short rules with `spans`: the phrases that must be there for the rule to hold (`{{ }}` in the file), and URLs elsewhere.
+    """Return short rules with `spans`: the phrases that must be there for the rule to hold (`{{ }}` in the
+    file), and URLs elsewhere.
 
     Args:
         count: of rows.
@@ -87,7 +100,14 @@ def spanned_rows(count: int, *, most_characters: int = 300) -> list[dict[str, An
             for match in re.finditer(rf"(?<!\w){re.escape(url)}(?![\w/])", text):
                 if all(match.end() <= span["start"] or match.start() >= span["end"] for span in spans):
                     spans.append({"start": match.start(), "end": match.end(), "label": "url"})
-        found.append({"id": path.stem, "text": text, "spans": spans, "expression": header.get("license_expression", "")})
+        found.append(
+            {
+                "id": path.stem,
+                "text": text,
+                "spans": spans,
+                "expression": header.get("license_expression", ""),
+            }
+        )
         if len(found) == count:
             break
     return found

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import pytest
 
-from fullft_assets.samples import smollm
+from fullft_assets.demos import smollm
 
 _WIRE = "wire"
 
@@ -34,11 +34,11 @@ def require_smollm2() -> str:
 
 @contextmanager
 def two_hosts() -> Iterator[list[tuple[list[str], str, str]]]:
-    """Make two hosts on this machine, network namespaces joined by a wire; yield of each what goes before a command, its address and its wire,
-    which has the same name on both.
+    """Make two hosts on this machine, network namespaces joined by a wire; yield of each what goes before a
+    command, its address and its wire, which has the same name on both.
 
-    The test is skipped where one is not root, or where a container forbids it to root as well. A command gets a hostname of its own
-    as well: with a shared one the two would not find each other.
+    The test is skipped where one is not root, or where a container forbids it to root as well. A command gets
+    a hostname of its own as well: with a shared one the two would not find each other.
     """
     if os.geteuid() != 0:
         pytest.skip("network namespaces are root's to make")
@@ -50,7 +50,9 @@ def two_hosts() -> Iterator[list[tuple[list[str], str, str]]]:
         done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             # What a container forbids, nobody can install.
-            pytest.skip(f"root may not make network namespaces here (ip {' '.join(arguments)}: {done.stderr.strip()})")
+            pytest.skip(
+                f"root may not make network namespaces here (ip {' '.join(arguments)}: {done.stderr.strip()})"
+            )
 
     try:
         for name in names:
@@ -61,7 +63,18 @@ def two_hosts() -> Iterator[list[tuple[list[str], str, str]]]:
             ip("-n", name, "address", "add", f"10.77.0.{number}/24", "dev", _WIRE)
             for link in ("lo", _WIRE):
                 ip("-n", name, "link", "set", link, "up")
-            before = ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", f'hostname {name}; exec "$@"', "sh"]
+            before = [
+                "ip",
+                "netns",
+                "exec",
+                name,
+                "unshare",
+                "--uts",
+                "sh",
+                "-c",
+                f'hostname {name}; exec "$@"',
+                "sh",
+            ]
             hosts.append((before, f"10.77.0.{number}", _WIRE))
         yield hosts
     finally:

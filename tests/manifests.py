@@ -37,7 +37,9 @@ def baselines(labels: list[str], scores: dict[str, float]) -> dict[str, Any]:
     """Return the metadata of `cheaper_baselines`."""
     best = max(scores, key=scores.__getitem__)
     seconds, usd = dict.fromkeys(scores, 1.0), dict.fromkeys(scores, 0.0)
-    return BaselinesMetadata(labels=labels, scores=scores, seconds=seconds, usd=usd, best=best, best_score=scores[best]).as_dict()
+    return BaselinesMetadata(
+        labels=labels, scores=scores, seconds=seconds, usd=usd, best=best, best_score=scores[best]
+    ).as_dict()
 
 
 def pilot(curve: list[dict[str, float]], *, best: str = "majority") -> dict[str, Any]:

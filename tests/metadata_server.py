@@ -49,7 +49,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404)
         else:
             self.server.num_looks += 1
-            self._answer(404) if self.server.notice is None else self._answer(200, json.dumps(self.server.notice))
+            self._answer(404) if self.server.notice is None else self._answer(
+                200, json.dumps(self.server.notice)
+            )
 
     def _answer(self, status: int, body: str = "") -> None:
         self.send_response(status)

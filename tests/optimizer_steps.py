@@ -12,14 +12,16 @@ import pytest
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 
-from fullft_assets.engine.finetuning import fine_tune
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import heads
+from fullft_assets.training.finetuning import fine_tune
 from tests.prepared import Prepared
 
 
 def gradients(model: PreTrainedModel) -> torch.Tensor:
-    return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+    return torch.cat(
+        [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+    )
 
 
 class Seen(TrainerCallback):
@@ -52,14 +54,20 @@ def without_dropout(case: Prepared, folder: Path) -> Path:
     """Copy a project's base model into a folder, without the dropout that is drawn anew in each pass."""
     shutil.copytree(case.base_model, folder)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
+    (folder / "config.json").write_text(
+        json.dumps({**config, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+    )
     return folder
 
 
 def check_steps(
-    case: Prepared, folder: Path, micro_batch_size: int, losses_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    case: Prepared,
+    folder: Path,
+    micro_batch_size: int,
+    losses_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> None:
-    """Train on 20 rows; each step's loss and gradient must be of the mean over all that its 8 windows teach, each read alone.
+    """Train on 20 rows; each step's loss and gradient must be of the mean over all that its 8 windows teach,
+    each read alone.
 
     Args:
         case: of an encoder.
@@ -68,9 +76,16 @@ def check_steps(
         losses_of: (a window's logits, its labels) -> the loss of each thing that it teaches, [things].
     """
     recipe = replace(case.recipe, base_model=without_dropout(case, folder / "model")).first(20)
-    changes = {"micro_batch_size": micro_batch_size, "precision": "fp32", "max_grad_norm": 1e9, "learning_rate": 1e-12}
+    changes = {
+        "micro_batch_size": micro_batch_size,
+        "precision": "fp32",
+        "max_grad_norm": 1e9,
+        "learning_rate": 1e-12,
+    }
     chosen, seen = case.use_case.settings.training.model_copy(update=changes), Seen()
-    fine_tune(recipe, chosen, 1, folder, Progress(silent=True), evaluate_at=(), resumable=False, callbacks=[seen])
+    fine_tune(
+        recipe, chosen, 1, folder, Progress(silent=True), evaluate_at=(), resumable=False, callbacks=[seen]
+    )
     torch.manual_seed(1)
     model = recipe.load(chosen)
     if (weights := recipe.fit_head(model, chosen, Progress(silent=True))) is not None:
@@ -80,7 +95,9 @@ def check_steps(
     for number, batch in enumerate(feed.batches()):
         model.zero_grad()
         rows = zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True)
-        loss = torch.cat([losses_of(model(input_ids=ids[mask == 1][None]).logits[0], labels) for ids, mask, labels in rows]).mean()
+        loss = torch.cat(
+            [losses_of(model(input_ids=ids[mask == 1][None]).logits[0], labels) for ids, mask, labels in rows]
+        ).mean()
         loss.backward()
         assert seen.losses[number] == pytest.approx(loss.item(), rel=1e-4)
         assert torch.allclose(seen.gradients[number], gradients(model), rtol=1e-3, atol=1e-6)

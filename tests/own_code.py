@@ -1,4 +1,6 @@
-"""A model that brings code of its own: BERT with a gate on what it puts out, in four Python files beside random weights."""
+"""A model that brings code of its own: BERT with a gate on what it puts out, in four Python files beside
+random weights.
+"""
 
 from __future__ import annotations
 
@@ -78,17 +80,28 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_gated.GatedForSequenceClassification",
     "AutoModelForTokenClassification": "tagging_gated.GatedForTokenClassification",
 }
-FILES = {"configuration_gated.py": CONFIGURATION, "gates.py": GATES, "modeling_gated.py": MODELING, "tagging_gated.py": TAGGING}
+FILES = {
+    "configuration_gated.py": CONFIGURATION,
+    "gates.py": GATES,
+    "modeling_gated.py": MODELING,
+    "tagging_gated.py": TAGGING,
+}
 
 
 def write(folder: Path) -> Path:
-    """Write the model with MiniLM's tokenizer and random weights, the same on every call; return the folder."""
+    """Write the model with MiniLM's tokenizer and random weights, the same on every call; return the
+    folder.
+    """
     import torch
     from safetensors.torch import load_file, save_file
 
     write_tiny_model(folder)
     weights = load_file(folder / "model.safetensors")
-    save_file({**weights, "gate.weight": torch.full((8,), 0.5)}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {**weights, "gate.weight": torch.full((8,), 0.5)},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     for name, text in FILES.items():
         (folder / name).write_text(text)
     configure(folder, model_type="gated", auto_map=AUTO_MAP)

@@ -17,5 +17,7 @@ def approve(store: Store, use_case: UseCase) -> None:
     for stage in ("feasibility_plan", "pilot_run"):
         old = latest(store, name, stage)
         with store.create(name, stage, key, version=old.version, seed=old.seed) as draft:
-            new = draft.commit(settings=old.settings, inputs=old.inputs, metadata=old.metadata, checks=old.checks)
+            new = draft.commit(
+                settings=old.settings, inputs=old.inputs, metadata=old.metadata, checks=old.checks
+            )
         store.write_pointer(f"latest/{name}/{stage}/all", {"ref": new.ref})

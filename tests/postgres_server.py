@@ -36,7 +36,9 @@ class PostgresServer:
 
 
 def programs() -> Path | None:
-    """Return the folder of `initdb`, `pg_ctl` and `createdb`, which Debian keeps off the PATH; None where there is none."""
+    """Return the folder of `initdb`, `pg_ctl` and `createdb`, which Debian keeps off the PATH; None where
+    there is none.
+    """
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     if found:
         return found[-1].parent
@@ -48,8 +50,8 @@ def programs() -> Path | None:
 def serve() -> Iterator[PostgresServer]:
     """Run a server on an empty folder until the block ends.
 
-    PostgreSQL refuses to run as root: there it runs as the user `postgres`, who therefore owns the folder. It is not below pytest's,
-    which each other pytest on this machine closes to all but its own user again.
+    PostgreSQL refuses to run as root: there it runs as the user `postgres`, who therefore owns the folder. It
+    is not below pytest's, which each other pytest on this machine closes to all but its own user again.
     """
     with tempfile.TemporaryDirectory(prefix="fullft-postgres-") as root, _serve(Path(root)) as server:
         yield server
@@ -70,10 +72,27 @@ def _serve(root: Path) -> Iterator[PostgresServer]:
 
     def call(*command: str) -> None:
         env = {**os.environ, "PGPASSWORD": server.password, "LC_ALL": "C"}
-        done = subprocess.run([str(folder / command[0]), *command[1:]], user=user, cwd=root, env=env, capture_output=True, text=True)
+        done = subprocess.run(
+            [str(folder / command[0]), *command[1:]],
+            user=user,
+            cwd=root,
+            env=env,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, f"{command[0]}: {done.stdout}{done.stderr}"
 
-    call("initdb", "-D", "data", "-U", server.user, "--pwfile=password", "--auth=scram-sha-256", "--no-sync", "--encoding=UTF8")
+    call(
+        "initdb",
+        "-D",
+        "data",
+        "-U",
+        server.user,
+        "--pwfile=password",
+        "--auth=scram-sha-256",
+        "--no-sync",
+        "--encoding=UTF8",
+    )
     options = f"-h 127.0.0.1 -p {server.port} -k '' -F"
     # Its own output: a server that held the pipe of pg_ctl would keep the call above waiting.
     call("pg_ctl", "-D", "data", "-l", "server.log", "-w", "-o", options, "start")

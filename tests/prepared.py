@@ -1,4 +1,6 @@
-"""A project whose data stages are done, for tests of the workloads; with a base model of 1 MB where speed matters."""
+"""A project whose data stages are done, for tests of the workloads; with a base model of 1 MB where speed
+matters.
+"""
 
 from __future__ import annotations
 
@@ -53,12 +55,16 @@ class Prepared:
         from fullft_assets.jobs.progress import Progress
         from fullft_assets.tasks.opening import baseline_context
 
-        return self.recipe._with_recipe(baseline_context(self.job("pilot_run"), self.store, self.snapshot, Progress(silent=True)))
+        return self.recipe._with_recipe(
+            baseline_context(self.job("pilot_run"), self.store, self.snapshot, Progress(silent=True))
+        )
 
     def job(self, stage: str, key: str = "k1", **sections: Any) -> Job:
         """Return a job of this stage; `sections` replace keys of the settings' sections."""
         settings = self.use_case.settings
-        changed = {name: getattr(settings, name).model_copy(update=section) for name, section in sections.items()}
+        changed = {
+            name: getattr(settings, name).model_copy(update=section) for name, section in sections.items()
+        }
         return Job(
             case=self.use_case.name,
             stage=stage,
@@ -70,7 +76,9 @@ class Prepared:
         )
 
 
-def prepare(root: Path, *, tiny: bool = False, delivered: list[dict[str, Any]] | None = None, **options: Any) -> Prepared:
+def prepare(
+    root: Path, *, tiny: bool = False, delivered: list[dict[str, Any]] | None = None, **options: Any
+) -> Prepared:
     """Create a project and take its snapshot; `tiny` replaces the real model by one of two narrow layers.
 
     Args:
@@ -88,8 +96,11 @@ def prepare(root: Path, *, tiny: bool = False, delivered: list[dict[str, Any]] |
     return take(project)
 
 
-def prepare_language_model(root: Path, task: str = "language_modeling", *, rows: int = 120, **options: Any) -> Prepared:
-    """Create a project about licence texts, or conversations about them (sft), with a Llama of 1 MB, and take its snapshot.
+def prepare_language_model(
+    root: Path, task: str = "language_modeling", *, rows: int = 120, **options: Any
+) -> Prepared:
+    """Create a project about licence texts, or conversations about them (sft), with a Llama of 1 MB, and take
+    its snapshot.
 
     Args:
         root: folder of the project.
@@ -126,7 +137,9 @@ def conversations(count: int) -> list[dict[str, Any]]:
 
 
 def write_general(folder: Path, count: int = 60, characters: int = 600) -> list[str]:
-    """Write the beginnings of modules of Python's library, which no licence is like, as general documents; return them."""
+    """Write the beginnings of modules of Python's library, which no licence is like, as general documents;
+    return them.
+    """
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     texts = [file.read_text(encoding="utf-8", errors="replace")[:characters] for file in files]
     texts = [text for text in dict.fromkeys(texts) if len(text) == characters][:count]
@@ -153,7 +166,12 @@ def write_tiny_model(folder: Path) -> None:
 
     minilm = resolve_base_model(MINILM, Path())
     config = BertConfig.from_pretrained(
-        str(minilm), hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, max_position_embeddings=64
+        str(minilm),
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=64,
     )
     with torch.random.fork_rng():
         torch.manual_seed(5)
@@ -165,5 +183,9 @@ def write_tiny_model(folder: Path) -> None:
 
 def command(workload: str, uri: str, processes: int = 1) -> list[str]:
     """Return the line that a person runs by hand."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    torchrun = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        if processes > 1
+        else []
+    )
     return [sys.executable, *torchrun, "-m", f"fullft_assets.workloads.{workload}", "--job", uri]

@@ -1,4 +1,6 @@
-"""A user's own project in a folder: real licence texts, the real MiniLM, settings small enough for seconds."""
+"""A user's own project in a folder: real licence texts, the real MiniLM, settings small enough for
+seconds.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from fullft_assets.config.validation import load_use_case
-from fullft_assets.samples import licences
+from fullft_assets.checking.validation import load_use_case
+from fullft_assets.demos import licences
 from fullft_assets.settings.use_case import UseCase
 
 #: Small enough that planning, training and evaluation together take well under a minute on two cores.
@@ -25,7 +27,13 @@ QUICK: dict[str, Any] = {
     "examples": {"label": "kind", "group": "expression", "labels": list(licences.KINDS)},
     "chunks": {"max_tokens": 32, "max_windows": 1, "stride": 4},
     "snapshot": {"min_train_rows": 20, "test_share": 0.2, "validation_share": 0.15},
-    "training": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 2e-4, "checkpoint_every_steps": 10},
+    "training": {
+        "epochs": 1,
+        "batch_size": 8,
+        "micro_batch_size": 8,
+        "learning_rate": 2e-4,
+        "checkpoint_every_steps": 10,
+    },
     "evaluation": {"resamples": 200},
     # The test sets are tiny.
     "release": {"min_effective_groups": 2},
@@ -71,7 +79,9 @@ class Project:
             else:
                 attributes[name] = section
         self.yaml_path.parent.mkdir(parents=True, exist_ok=True)
-        self.yaml_path.write_text(yaml.safe_dump({"type": "fullft_assets.FullFineTune", "attributes": attributes}))
+        self.yaml_path.write_text(
+            yaml.safe_dump({"type": "fullft_assets.FullFineTune", "attributes": attributes})
+        )
 
     def deliver(self, file: str, rows: Iterable[dict[str, Any]]) -> Path:
         return write_rows(self.documents / file, rows)
@@ -83,21 +93,40 @@ class Project:
             "PYTHONPATH": os.pathsep.join([str(self.root), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "HF_HUB_OFFLINE": "1",
-            # Several tests' processes share the cores; threads that wait for each other cost more than they bring.
+            # Several tests' processes share the cores; threads that wait for each other cost more than they
+            # bring.
             "OMP_NUM_THREADS": "1",
         }
 
     def fullft(self, *arguments: str, timeout: float = 1_200) -> subprocess.CompletedProcess[str]:
         """Run the `fullft` command in this project."""
-        command = [sys.executable, "-m", "fullft_assets.cli", *arguments, "--defs", str(self.root / "my_project" / "defs")]
-        return subprocess.run(command, cwd=self.root, env=self.env(), capture_output=True, text=True, timeout=timeout, check=False)
+        command = [
+            sys.executable,
+            "-m",
+            "fullft_assets.cli",
+            *arguments,
+            "--defs",
+            str(self.root / "my_project" / "defs"),
+        ]
+        return subprocess.run(
+            command,
+            cwd=self.root,
+            env=self.env(),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
 
     def logged(self) -> str:
         """Return all text of the run log of `fullft run` and in Dagster's event log."""
         found = (self.home / "run.log").read_text(encoding="utf-8")
         for database in (self.home / "history").rglob("*.db"):
             with sqlite3.connect(database) as connection:
-                tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
+                tables = {
+                    name
+                    for (name,) in connection.execute("select name from sqlite_master where type = 'table'")
+                }
                 for table in tables & {"event_logs", "asset_keys", "asset_check_executions"}:
                     found += "\n".join(str(row) for row in connection.execute(f"select * from {table}"))
         return found
@@ -113,8 +142,13 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
 
 
 def licence_rows(count: int, *, skip: int = 0) -> list[dict[str, Any]]:
-    """Return real licence rules, spread over kinds and expressions, as JSON-lines rows; the caller may change them."""
-    return [{name: rule[name] for name in ("id", "text", "kind", "expression")} for rule in _licence_rules()[skip : skip + count]]
+    """Return real licence rules, spread over kinds and expressions, as JSON-lines rows; the caller may change
+    them.
+    """
+    return [
+        {name: rule[name] for name in ("id", "text", "kind", "expression")}
+        for rule in _licence_rules()[skip : skip + count]
+    ]
 
 
 @cache
@@ -139,8 +173,8 @@ def create(root: Path, name: str = "letters", *, rows: int = 400, **sections: An
         '[tool.dg.project]\nroot_module = "my_project"\ncode_location_name = "my_project"\n'
     )
     (root / "workspace.yaml").write_text(
-        "load_from:\n  - python_module:\n      module_name: my_project.definitions\n      location_name: my_project\n"
-        f"      working_directory: {root}\n"
+        "load_from:\n  - python_module:\n      module_name: my_project.definitions\n      location_name:"
+        f" my_project\n      working_directory: {root}\n"
     )
     project.home.mkdir()
     repository = Path(__file__).parents[1]

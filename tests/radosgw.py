@@ -1,4 +1,6 @@
-"""A small Ceph cluster with its S3 gateway on this machine: unlike rclone's server it heeds the conditions of writes, and lists in pages."""
+"""A small Ceph cluster with its S3 gateway on this machine: unlike rclone's server it heeds the conditions of
+writes, and lists in pages.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,8 @@ def is_installed() -> bool:
 
 @contextmanager
 def serve(root: Path) -> Iterator[S3Server]:
-    """Serve S3 from a cluster of one monitor and one disk in memory until the block ends; it is ready after about ten seconds.
+    """Serve S3 from a cluster of one monitor and one disk in memory until the block ends; it is ready after
+    about ten seconds.
 
     Args:
         root: an empty folder for the cluster's files; buckets are not in it.
@@ -61,28 +64,51 @@ def serve(root: Path) -> Iterator[S3Server]:
     access_key, secret_key = "test-key", secrets.token_hex(16)
 
     def run(program: str, *options: str) -> None:
-        done = subprocess.run([program, "-c", str(settings), *options], capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            [program, "-c", str(settings), *options], capture_output=True, text=True, timeout=120, check=False
+        )
         assert done.returncode == 0, f"{program} {' '.join(options)}: {done.stderr[-2_000:]}"
 
     with ExitStack() as running, (root / "output.log").open("wb") as log:
 
         def start(program: str, *options: str) -> None:
-            process = running.enter_context(subprocess.Popen([program, "-c", str(settings), "-f", *options], stdout=log, stderr=log))
+            process = running.enter_context(
+                subprocess.Popen([program, "-c", str(settings), "-f", *options], stdout=log, stderr=log)
+            )
             running.callback(process.kill)
 
         (root / "mon").mkdir()
         (root / "osd").mkdir()
         monmap = str(root / "monmap")
-        run("monmaptool", "--create", "--addv", "a", f"[v1:127.0.0.1:{monitor_port}]", "--fsid", str(fsid), monmap)
+        run(
+            "monmaptool",
+            "--create",
+            "--addv",
+            "a",
+            f"[v1:127.0.0.1:{monitor_port}]",
+            "--fsid",
+            str(fsid),
+            monmap,
+        )
         run("ceph-mon", "--mkfs", "-i", "a", "--monmap", monmap)
         start("ceph-mon", "-i", "a")
         run("ceph", "osd", "new", disk)
-        # Left alone, a disk places itself when it starts, sometimes before it knows the cluster's id, and ends.
+        # Left alone, a disk places itself when it starts, sometimes before it knows the cluster's id, and
+        # ends.
         run("ceph", "osd", "crush", "add", "osd.0", "1.0", "host=a", "root=default")
         run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", disk)
         start("ceph-osd", "-i", "0")
         # The first client makes the gateway's pools; two at once would stand in each other's way.
-        user = ["--uid", "test", "--display-name", "test", "--access-key", access_key, "--secret-key", secret_key]
+        user = [
+            "--uid",
+            "test",
+            "--display-name",
+            "test",
+            "--access-key",
+            access_key,
+            "--secret-key",
+            secret_key,
+        ]
         run("radosgw-admin", "user", "create", *user)
         # Asked for late: meanwhile another process may take a port that is free.
         port = _free_port()

@@ -1,4 +1,6 @@
-"""A real S3 server (rclone) on this machine; it checks signatures, unlike a mock. A proxy adds the conditions of writes, which it ignores."""
+"""A real S3 server (rclone) on this machine; it checks signatures, unlike a mock. A proxy adds the conditions
+of writes, which it ignores.
+"""
 
 from __future__ import annotations
 
@@ -54,8 +56,8 @@ def serve(root: Path, *, dir_cache_time: str = "1ms") -> Iterator[S3Server]:
     """Serve a folder as S3 until the block ends.
 
     Args:
-        dir_cache_time: how long the server remembers a folder. Objects that a test breaks on disk must be seen broken, so folders are read
-            anew; with 0s it hangs.
+        dir_cache_time: how long the server remembers a folder. Objects that a test breaks on disk must be
+            seen broken, so folders are read anew; with 0s it hangs.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -63,9 +65,28 @@ def serve(root: Path, *, dir_cache_time: str = "1ms") -> Iterator[S3Server]:
     buckets = root / "buckets"
     buckets.mkdir(exist_ok=True)
     access_key, secret_key = "test-key", secrets.token_hex(16)
-    command = [str(RCLONE), "serve", "s3", str(buckets), "--addr", address, "--auth-key", f"{access_key},{secret_key}"]
-    command += ["--dir-cache-time", dir_cache_time, "--config", str(root / "rclone.conf"), "--cache-dir", str(root / "cache")]
-    with (root / "server.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+    command = [
+        str(RCLONE),
+        "serve",
+        "s3",
+        str(buckets),
+        "--addr",
+        address,
+        "--auth-key",
+        f"{access_key},{secret_key}",
+    ]
+    command += [
+        "--dir-cache-time",
+        dir_cache_time,
+        "--config",
+        str(root / "rclone.conf"),
+        "--cache-dir",
+        str(root / "cache"),
+    ]
+    with (
+        (root / "server.log").open("wb") as log,
+        subprocess.Popen(command, stdout=log, stderr=log) as process,
+    ):
         try:
             _wait_until_ready(process, address, root / "server.log")
             with fault_proxy.serving(f"http://{address}", share=0.0, folder=buckets) as proxy:

@@ -1,8 +1,10 @@
-"""Amazon SageMaker's Training Jobs, Processing Jobs and CloudWatch Logs on this machine: requests are checked as AWS checks them, and containers really run.
+"""Amazon SageMaker's Training Jobs, Processing Jobs and CloudWatch Logs on this machine: requests are checked
+as AWS checks them, and containers really run.
 
-A container is a process of this machine under the variables and folders that SageMaker gives: `FULLFT_OPT_ML` names its /opt/ml, and
-/tmp/fullft, the launcher's cache, is a folder of its own. Nothing is known of a registry: the image is this environment. A container that is
-isolated has neither a network, where this machine lets one be taken away, nor an address or credentials of the bucket.
+A container is a process of this machine under the variables and folders that SageMaker gives: `FULLFT_OPT_ML`
+names its /opt/ml, and /tmp/fullft, the launcher's cache, is a folder of its own. Nothing is known of a
+registry: the image is this environment. A container that is isolated has neither a network, where this
+machine lets one be taken away, nor an address or credentials of the bucket.
 """
 
 from __future__ import annotations
@@ -24,7 +26,11 @@ import fsspec.core
 from tests.aws_double import AwsDouble, Refused
 
 #: Start of a command that has no network, where the kernel and this user's rights allow that.
-_WITHOUT_NETWORK = ["unshare", "--map-root-user", "--net"] if os.system("unshare --map-root-user --net true 2> /dev/null") == 0 else []
+_WITHOUT_NETWORK = (
+    ["unshare", "--map-root-user", "--net"]
+    if os.system("unshare --map-root-user --net true 2> /dev/null") == 0
+    else []
+)
 
 
 @dataclass
@@ -55,7 +61,10 @@ class TrainingJob:
     @property
     def channels(self) -> dict[str, str]:
         """Where each channel's files come from, by its name."""
-        return {each["ChannelName"]: each["DataSource"]["S3DataSource"]["S3Uri"] for each in self.request.get("InputDataConfig", [])}
+        return {
+            each["ChannelName"]: each["DataSource"]["S3DataSource"]["S3Uri"]
+            for each in self.request.get("InputDataConfig", [])
+        }
 
     @property
     def command(self) -> list[str]:
@@ -67,7 +76,9 @@ class TrainingJob:
         for path in ("input/config", "output/data", "model"):
             (root / path).mkdir(parents=True)
         (root / "input/config/resourceconfig.json").write_text(json.dumps(resources))
-        (root / "input/config/hyperparameters.json").write_text(json.dumps(self.request.get("HyperParameters", {})))
+        (root / "input/config/hyperparameters.json").write_text(
+            json.dumps(self.request.get("HyperParameters", {}))
+        )
 
     def fail(self, root: Path, code: int) -> None:
         """Say why the container of a host failed."""
@@ -77,7 +88,9 @@ class TrainingJob:
     def described(self, name: str) -> dict[str, Any]:
         """Return what is said of it beside its request."""
         times = {"TrainingStartTime": self.started, "TrainingEndTime": self.ended}
-        seconds = None if self.started is None or self.ended is None else max(1, round(self.ended - self.started))
+        seconds = (
+            None if self.started is None or self.ended is None else max(1, round(self.ended - self.started))
+        )
         return {key: value for key, value in times.items() if value is not None} | {
             "TrainingJobArn": _arn("training", name),
             "ModelArtifacts": {"S3ModelArtifacts": ""},
@@ -141,13 +154,17 @@ class SageMaker(AwsDouble):
         #: Whether spot instances come back after an interruption, before the job has waited too long.
         self.spot_returns = False
         self.grace_seconds = 20.0
-        self.host_names: Callable[[int], list[str]] = lambda count: [f"algo-{number + 1}" for number in range(count)]
+        self.host_names: Callable[[int], list[str]] = lambda count: [
+            f"algo-{number + 1}" for number in range(count)
+        ]
 
     def _CreateTrainingJob(self, request: dict[str, Any]) -> dict[str, Any]:
         name, stopping = request["TrainingJobName"], request["StoppingCondition"]
         if name in self.jobs:
             raise Refused(
-                "ResourceInUse", "Training job names must be unique within an AWS account and region, and one with this name already exists"
+                "ResourceInUse",
+                "Training job names must be unique within an AWS account and region, and one with this name"
+                " already exists",
             )
         is_spot = request.get("EnableManagedSpotTraining", False)
         if (
@@ -155,7 +172,9 @@ class SageMaker(AwsDouble):
             or stopping.get("MaxWaitTimeInSeconds", math.inf) < stopping["MaxRuntimeInSeconds"]
         ):
             raise Refused(
-                "ValidationException", "Invalid MaxWaitTimeInSeconds: not below MaxRuntimeInSeconds, and with managed spot training alone"
+                "ValidationException",
+                "Invalid MaxWaitTimeInSeconds: not below MaxRuntimeInSeconds, and with managed spot training"
+                " alone",
             )
         self.jobs[name] = job = TrainingJob(request, time.time())
         job.enter("Starting")
@@ -166,7 +185,9 @@ class SageMaker(AwsDouble):
         name = request["ProcessingJobName"]
         if name in self.jobs:
             raise Refused(
-                "ResourceInUse", "Job name must be unique within an AWS account and region, and one with this name already exists"
+                "ResourceInUse",
+                "Job name must be unique within an AWS account and region, and one with this name already"
+                " exists",
             )
         self.jobs[name] = job = ProcessingJob(request, time.time())
         threading.Thread(target=self._run, args=(name, job), daemon=True).start()
@@ -198,13 +219,20 @@ class SageMaker(AwsDouble):
     def _stop(self, request: dict[str, Any], kind: str) -> dict[str, Any]:
         job = self._job(request, kind)
         if job.status != "InProgress":
-            raise Refused("ValidationException", f"The request was rejected because the {kind.lower()} job is in status {job.status}.")
+            raise Refused(
+                "ValidationException",
+                f"The request was rejected because the {kind.lower()} job is in status {job.status}.",
+            )
         job.enter("Stopping", "Stopping")
         self._end_containers(job, "Stopped")
         return {}
 
     def _list(self, request: dict[str, Any], kind: str) -> dict[str, Any]:
-        names = sorted(name for name, job in self.jobs.items() if request.get("NameContains", "") in name and _kind(job) == kind)
+        names = sorted(
+            name
+            for name, job in self.jobs.items()
+            if request.get("NameContains", "") in name and _kind(job) == kind
+        )
         first, count = int(request.get("NextToken", 0)), request.get("MaxResults", 10)
         found = [
             {
@@ -215,7 +243,10 @@ class SageMaker(AwsDouble):
             }
             for name in names[first : first + count]
         ]
-        return {f"{kind}JobSummaries": found, **({"NextToken": str(first + count)} if first + count < len(names) else {})}
+        return {
+            f"{kind}JobSummaries": found,
+            **({"NextToken": str(first + count)} if first + count < len(names) else {}),
+        }
 
     def interrupt(self, name: str) -> None:
         """Take the spot instances of a job away."""
@@ -225,7 +256,11 @@ class SageMaker(AwsDouble):
         job = self.jobs.get(request[f"{kind}JobName"])
         if job is None or _kind(job) != kind:
             name = request[f"{kind}JobName"]
-            said = "Requested resource not found." if kind == "Training" else f"Could not find requested job with name: {name}"
+            said = (
+                "Requested resource not found."
+                if kind == "Training"
+                else f"Could not find requested job with name: {name}"
+            )
             raise Refused("ValidationException", said)
         return job
 
@@ -233,13 +268,16 @@ class SageMaker(AwsDouble):
         if self.num_without_capacity > 0:
             self.num_without_capacity -= 1
             job.reason = (
-                "CapacityError: Unable to provision requested ML compute capacity. Please retry using a different ML instance type."
+                "CapacityError: Unable to provision requested ML compute capacity. Please retry using a"
+                " different ML instance type."
             )
             job.enter("Failed", "Failed")
             return
         empty = [channel for channel, uri in job.channels.items() if not _names(uri)]
         if empty:
-            job.reason = f"ClientError: Data download failed: No S3 objects found under S3 URL for channel {empty[0]}"
+            job.reason = (
+                f"ClientError: Data download failed: No S3 objects found under S3 URL for channel {empty[0]}"
+            )
             job.enter("Failed", "Failed")
             return
         while True:
@@ -257,7 +295,10 @@ class SageMaker(AwsDouble):
             job.enter({"Interrupted": "MaxWaitTimeExceeded"}.get(job.wanted, job.wanted), "Stopped")
         elif any(codes):
             first = next(number for number, code in enumerate(codes) if code)
-            job.fail(self._opt_ml(name, job.num_starts, first), codes[first] if codes[first] >= 0 else 128 - codes[first])
+            job.fail(
+                self._opt_ml(name, job.num_starts, first),
+                codes[first] if codes[first] >= 0 else 128 - codes[first],
+            )
             job.enter("Failed", "Failed")
         else:
             job.enter("Completed", "Completed")
@@ -282,24 +323,33 @@ class SageMaker(AwsDouble):
 
     def _start(self, name: str, job: TrainingJob, hosts: list[str], number: int) -> subprocess.Popen[str]:
         root = self._opt_ml(name, job.num_starts, number)
-        job.write_config(root, {"current_host": hosts[number], "hosts": hosts[::-1], "network_interface_name": "lo"})
+        job.write_config(
+            root, {"current_host": hosts[number], "hosts": hosts[::-1], "network_interface_name": "lo"}
+        )
         (root / "tmp").mkdir()
         for channel, uri in job.channels.items():
             _download(uri, root / "input/data" / channel)
         if "CheckpointConfig" in job.request:
             assert job.request["CheckpointConfig"]["LocalPath"] == "/opt/ml/checkpoints"
             _download(job.request["CheckpointConfig"]["S3Uri"], root / "checkpoints")
-        given = {key: f"{root}/tmp" if value == "/tmp/fullft" else value for key, value in job.request.get("Environment", {}).items()}
+        given = {
+            key: f"{root}/tmp" if value == "/tmp/fullft" else value
+            for key, value in job.request.get("Environment", {}).items()
+        }
         own = {"AWS_REGION": "us-east-1", "FULLFT_OPT_ML": str(root)}
         own |= {"TRAINING_JOB_NAME": name} if _kind(job) == "Training" else {}
         command, stream = job.command, f"{name}/algo-{number + 1}-{int(time.time() * 1000)}"
         if job.request.get("EnableNetworkIsolation"):
-            own |= {name: "" for name in self.environment if name.startswith("AWS_")} | {"AWS_EC2_METADATA_DISABLED": "true"}
+            own |= {name: "" for name in self.environment if name.startswith("AWS_")} | {
+                "AWS_EC2_METADATA_DISABLED": "true"
+            }
             command = [*_WITHOUT_NETWORK, *command]
         return self.start_container(command, {**given, **own}, stream)
 
     def _upload(self, name: str, job: TrainingJob) -> None:
-        """Save what a container has left: checkpoints, and what it has in /opt/ml/model where that is not to be packed."""
+        """Save what a container has left: checkpoints, and what it has in /opt/ml/model where that is not to
+        be packed.
+        """
         root = self._opt_ml(name, job.num_starts, 0)
         if "CheckpointConfig" in job.request:
             _upload(root / "checkpoints", job.request["CheckpointConfig"]["S3Uri"])

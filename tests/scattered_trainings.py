@@ -1,7 +1,8 @@
-"""Trainings whose machines share nothing but a bucket, in one scene after the other: `python -m tests.scattered_trainings FOLDER BUCKETS SCENE ...`
+"""Trainings whose machines share nothing but a bucket, in one scene after the other: `python -m
+tests.scattered_trainings FOLDER BUCKETS SCENE ...`
 
-FOLDER is empty, BUCKETS the folder of the S3 server that the environment names. A process is a fork of this one; its machine is a folder.
-Prints by scene what it found.
+FOLDER is empty, BUCKETS the folder of the S3 server that the environment names. A process is a fork of this
+one; its machine is a folder. Prints by scene what it found.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from typing import Any
 import s3fs  # noqa: F401  # takes a second, which the forks save
 import torch
 
-from fullft_assets.engine.stored_checkpoints import StoredCheckpoints, stored_checkpoints
 from fullft_assets.errors import FullftError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.store import Store, leases
+from fullft_assets.training.stored_checkpoints import StoredCheckpoints, stored_checkpoints
 from fullft_assets.workloads.training import work
 from tests import two_ranks
 from tests.optimizer_steps import Stopping
@@ -42,7 +43,14 @@ def main(folder: Path, buckets: Path, scenes: list[str]) -> None:
     # A machine that was killed is known to be gone at once.
     leases._DEAD_SECONDS, leases._LOOK_SECONDS = 2.0, 0.2
     two_ranks.SECONDS = 300
-    print(json.dumps({scene: SCENES[scene](Scene(folder / scene, buckets / scene.replace("_", "-"))) for scene in scenes}))
+    print(
+        json.dumps(
+            {
+                scene: SCENES[scene](Scene(folder / scene, buckets / scene.replace("_", "-")))
+                for scene in scenes
+            }
+        )
+    )
 
 
 class Noting(Stopping):
@@ -86,10 +94,20 @@ class Scene:
             os.environ["FULLFT_CACHE"] = str(machines[rank])
             progress = Noting(stop_after)
             given: dict[str, Any] = {"data": training(60, marked=True), "chosen": chosen, **options}
-            run = partial(fit, LLAMA, folder=machines[rank], progress=progress, num_processes=len(machines), resumable=True, **given)
+            run = partial(
+                fit,
+                LLAMA,
+                folder=machines[rank],
+                progress=progress,
+                num_processes=len(machines),
+                resumable=True,
+                **given,
+            )
             try:
                 if is_stored:
-                    with stored_checkpoints(Store(f"s3://{self.bucket.name}/some/prefix"), CASE, STAGE, "k", progress) as stored:
+                    with stored_checkpoints(
+                        Store(f"s3://{self.bucket.name}/some/prefix"), CASE, STAGE, "k", progress
+                    ) as stored:
                         before(stored)
                         _wait_for_each_upload(stored)
                         done = run(stored=stored)
@@ -101,7 +119,13 @@ class Scene:
                 torch.save(done.model.state_dict(), machines[0] / "weights.pt")
             log = [(line["step"], line["loss"], line["grad_norm"]) for line in done.history if "loss" in line]
             incidents = [(incident.kind, incident.step, incident.to_step) for incident in done.incidents]
-            found = {"from": done.resumed_from_step, "log": log, "step": done.step, "said": progress.said, "incidents": incidents}
+            found = {
+                "from": done.resumed_from_step,
+                "log": log,
+                "step": done.step,
+                "said": progress.said,
+                "incidents": incidents,
+            }
             return found | {"weights": str(machines[0] / "weights.pt")}
 
         self._count += 1
@@ -138,7 +162,9 @@ def other_number(scene: Scene, first: int, then: int) -> dict[str, Any]:
 
 
 def own_disks(scene: Scene) -> dict[str, Any]:
-    """Two hosts stop; the bucket is emptied, and the second one gets a new disk: only the first one has the checkpoint."""
+    """Two hosts stop; the bucket is emptied, and the second one gets a new disk: only the first one has the
+    checkpoint.
+    """
     first, second = scene.machines(2)
     scene.train([first, second], 3)
     for path in scene.stored():
@@ -149,21 +175,29 @@ def own_disks(scene: Scene) -> dict[str, Any]:
 
 
 def roll_back(scene: Scene) -> dict[str, Any]:
-    """Two hosts with disks of their own roll back from step 5 to the checkpoint that the first one wrote after step 2."""
+    """Two hosts with disks of their own roll back from step 5 to the checkpoint that the first one wrote
+    after step 2.
+    """
 
     def host(folder: Path, rank: int) -> Any:
         os.environ["FULLFT_CACHE"] = str(scene.folder / f"cache{rank}")
         own = folder.with_name(f"disk{rank}")
         own.mkdir()
-        with stored_checkpoints(Store(f"s3://{scene.bucket.name}/some/prefix"), CASE, STAGE, "k", Progress(silent=True)) as stored:
-            two_ranks.fit = lambda config, data, settings, _, **options: fit(config, data, settings, own, stored=stored, **options)
+        with stored_checkpoints(
+            Store(f"s3://{scene.bucket.name}/some/prefix"), CASE, STAGE, "k", Progress(silent=True)
+        ) as stored:
+            two_ranks.fit = lambda config, data, settings, _, **options: fit(
+                config, data, settings, own, stored=stored, **options
+            )
             return two_ranks.roll_back(folder, rank)
 
     return {"hosts": play(scene.folder / "run", host, is_one_host=False)}
 
 
 def damaged(scene: Scene) -> dict[str, Any]:
-    """The newest checkpoint in the bucket has lost the end of a file, the one before a bit; another machine continues."""
+    """The newest checkpoint in the bucket has lost the end of a file, the one before a bit; another machine
+    continues.
+    """
     scene.train(scene.machines(1), 5)
     cut, flipped = scene.stored()[:0:-1][:2]
     with (cut / "model.safetensors").open("r+b") as file:
@@ -203,11 +237,17 @@ def failed_upload(scene: Scene) -> dict[str, Any]:
 
     stopped = scene.train(scene.machines(1), 5, before=fail_once)
     root = scene.stored()[0].parent
-    return {"said": stopped["said"], "stored": [int(path.name.split("-")[0]) for path in scene.stored()], "all": len(list(root.glob("0*")))}
+    return {
+        "said": stopped["said"],
+        "stored": [int(path.name.split("-")[0]) for path in scene.stored()],
+        "all": len(list(root.glob("0*"))),
+    }
 
 
 def fenced(scene: Scene) -> dict[str, Any]:
-    """A machine stands still when its first checkpoint is uploaded, loses its training to another one, and wakes up."""
+    """A machine stands still when its first checkpoint is uploaded, loses its training to another one, and
+    wakes up.
+    """
 
     def stand_still(stored: StoredCheckpoints) -> None:
         upload = stored._upload
@@ -235,7 +275,12 @@ def fenced(scene: Scene) -> dict[str, Any]:
         if process.name.isdecimal() and _is_stopped_child(process, child):
             os.kill(int(process.name), signal.SIGCONT)
     os.waitpid(child, 0)
-    return {"stale": json.loads(outcome.read_text()), "after": after, "left": left, "now": [path.name for path in scene.stored()]}
+    return {
+        "stale": json.loads(outcome.read_text()),
+        "after": after,
+        "left": left,
+        "now": [path.name for path in scene.stored()],
+    }
 
 
 def _is_stopped_child(process: Path, parent: int) -> bool:
@@ -247,8 +292,14 @@ def _is_stopped_child(process: Path, parent: int) -> bool:
 
 
 def killed(scene: Scene) -> dict[str, Any]:
-    """The workload is killed after its second upload, its disk is lost, and another machine runs the same job."""
-    case = prepare(scene.folder / "case", tiny=True, training={"checkpoint_every_steps": 3, "precision": "fp32", "learning_rate": 1e-3})
+    """The workload is killed after its second upload, its disk is lost, and another machine runs the same
+    job.
+    """
+    case = prepare(
+        scene.folder / "case",
+        tiny=True,
+        training={"checkpoint_every_steps": 3, "precision": "fp32", "learning_rate": 1e-3},
+    )
     shutil.copytree(case.store.url, scene.bucket / "some" / "prefix")
     straight = _work(scene, case, case.store.url, scene.machines(1)[0])
     url = f"s3://{scene.bucket.name}/some/prefix"
@@ -258,7 +309,12 @@ def killed(scene: Scene) -> dict[str, Any]:
     stored = sorted(int(path.parent.name.split("-")[0]) for path in checkpoints.glob("k/*/complete.json"))
     shutil.rmtree(lost)
     done = _work(scene, case, url, scene.machines(1)[0])
-    return {"straight": straight, "done": done, "stored": stored, "left": [str(path) for path in checkpoints.rglob("*") if path.is_file()]}
+    return {
+        "straight": straight,
+        "done": done,
+        "stored": stored,
+        "left": [str(path) for path in checkpoints.rglob("*") if path.is_file()],
+    }
 
 
 def _work(scene: Scene, case: Prepared, url: str, machine: Path, kill_after: int = 0) -> Any:
@@ -277,15 +333,26 @@ def _work(scene: Scene, case: Prepared, url: str, machine: Path, kill_after: int
         work(job, store, Progress(silent=True))
         made = store.find(job.case, job.stage, job.key)
         model = store.folder(made)
-        steps = [line["step"] for line in map(json.loads, (model / "logs" / "metrics.jsonl").read_text().splitlines()) if "loss" in line]
-        return {"weights": str(model / "model" / "model.safetensors"), "from": made.metadata["resumed_from_step"], "steps": steps}
+        steps = [
+            line["step"]
+            for line in map(json.loads, (model / "logs" / "metrics.jsonl").read_text().splitlines())
+            if "loss" in line
+        ]
+        return {
+            "weights": str(model / "model" / "model.safetensors"),
+            "from": made.metadata["resumed_from_step"],
+            "steps": steps,
+        }
 
     scene._count += 1
     return play(scene.folder / f"run-{scene._count}", train, 1)[0]
 
 
 SCENES: dict[str, Callable[[Scene], Any]] = {
-    **{scene.__name__: scene for scene in (own_disks, roll_back, damaged, keep_best, failed_upload, fenced, killed)},
+    **{
+        scene.__name__: scene
+        for scene in (own_disks, roll_back, damaged, keep_best, failed_upload, fenced, killed)
+    },
     "two_to_one": lambda scene: other_number(scene, 2, 1),
     "one_to_two": lambda scene: other_number(scene, 1, 2),
 }

@@ -1,4 +1,6 @@
-"""A Llama of two narrow layers with a vocabulary of 512, made from texts: training it takes no time in the softmax."""
+"""A Llama of two narrow layers with a vocabulary of 512, made from texts: training it takes no time in the
+softmax.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from pathlib import Path
 VOCABULARY = 512
 
 
-def write(folder: Path, texts: Sequence[str], *, tied: bool = True, num_layers: int = 2, hidden_size: int = 16) -> Path:
+def write(
+    folder: Path, texts: Sequence[str], *, tied: bool = True, num_layers: int = 2, hidden_size: int = 16
+) -> Path:
     """Write tokenizer and random weights, the same for the same texts; return the folder."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -18,7 +22,10 @@ def write(folder: Path, texts: Sequence[str], *, tied: bool = True, num_layers: 
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=["<end>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=["<end>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)

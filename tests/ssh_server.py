@@ -49,7 +49,9 @@ class SshServer:
             _make_key(folder / name)
         shutil.copy(folder / "user_key.pub", folder / "authorized_keys")
         self.known_hosts = folder / "known_hosts"
-        self.known_hosts.write_text("".join(f"[{each}]:{self.port} {(folder / 'host_key.pub').read_text()}" for each in addresses))
+        self.known_hosts.write_text(
+            "".join(f"[{each}]:{self.port} {(folder / 'host_key.pub').read_text()}" for each in addresses)
+        )
         variables = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), **environment}
         (folder / "sshd_config").write_text(
             # An address that a host does not have is passed over.
@@ -94,7 +96,10 @@ class SshServer:
     def cut(self) -> None:
         """End the server and every connection, but no process that a session left running."""
         for process in self._processes:
-            family = [process.pid, *(p.pid for p in psutil.Process(process.pid).children(recursive=True) if "sshd" in p.name())]
+            family = [
+                process.pid,
+                *(p.pid for p in psutil.Process(process.pid).children(recursive=True) if "sshd" in p.name()),
+            ]
             for pid in family:
                 with suppress(psutil.NoSuchProcess):
                     psutil.Process(pid).kill()

@@ -23,8 +23,18 @@ import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
 from dagster._core.definitions.run_request import InstigatorType
-from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteInstigatorOrigin, RemoteRepositoryOrigin
-from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, SensorInstigatorData, TickData, TickStatus
+from dagster._core.remote_origin import (
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    RemoteInstigatorOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    SensorInstigatorData,
+    TickData,
+    TickStatus,
+)
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster_shared.error import SerializableErrorInfo
 from moto.server import ThreadedMotoServer
@@ -33,8 +43,8 @@ from fullft_assets import automation, documents, release, retraining
 from fullft_assets.alerts import CHANNELS, Alert, AlertError, deliver, open_channels
 from fullft_assets.assets.case import Case
 from fullft_assets.automation.runs import attempts_of, model_runs
+from fullft_assets.checking.validation import load_use_case
 from fullft_assets.component import FullFineTune
-from fullft_assets.config.validation import load_use_case
 from fullft_assets.errors import SettingsError
 from fullft_assets.resources import ARTIFACT, open_store
 from fullft_assets.retraining import Attempt, Decision, RecordedDecision, Signals
@@ -48,7 +58,15 @@ NOW = 1_800_000_000.0
 
 
 def alert(number: int = 1, event: Any = "run_failed", at: float = NOW) -> Alert:
-    return Alert(event, "letters", f"{event}/{number}", f"run {number} failed", "open the run", f"http://localhost:3000/runs/{number}", at)
+    return Alert(
+        event,
+        "letters",
+        f"{event}/{number}",
+        f"run {number} failed",
+        "open the run",
+        f"http://localhost:3000/runs/{number}",
+        at,
+    )
 
 
 class Hook:
@@ -133,7 +151,13 @@ def send(channels: dict[str, dict[str, Any]], *alerts: Alert) -> None:
 
 class TestChannels:
     def test_a_webhook_gets_json_slack_and_teams(self, hook: Hook) -> None:
-        send({style: {"kind": "webhook", "url": "env:ALERT_HOOK", "style": style} for style in ("json", "slack", "teams")}, alert())
+        send(
+            {
+                style: {"kind": "webhook", "url": "env:ALERT_HOOK", "style": style}
+                for style in ("json", "slack", "teams")
+            },
+            alert(),
+        )
         plain, slack, teams = hook.bodies
         assert plain["key"] == "run_failed/1" and plain["url"] == "http://localhost:3000/runs/1"
         assert slack["text"].startswith("[letters] run 1 failed\n") and "Next: open the run" in slack["text"]
@@ -150,7 +174,9 @@ class TestChannels:
         }
         send({"email": given}, alert())
         (message,) = map(message_from_bytes, taken)
-        assert message["Subject"] == "[letters] run 1 failed" and message["To"] == "a@example.org, b@example.org"
+        assert (
+            message["Subject"] == "[letters] run 1 failed" and message["To"] == "a@example.org, b@example.org"
+        )
         assert "http://localhost:3000/runs/1" in str(message.get_payload())
 
     @pytest.mark.parametrize("security", ["starttls", "tls"])
@@ -158,9 +184,28 @@ class TestChannels:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, security: str
     ) -> None:
         certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-        request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=mail"]
+        request = [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=mail",
+        ]
         subprocess.run(
-            [*request, "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
+            [
+                *request,
+                "-addext",
+                "subjectAltName=IP:127.0.0.1",
+                "-keyout",
+                str(key),
+                "-out",
+                str(certificate),
+            ],
             check=True,
             capture_output=True,
         )
@@ -179,20 +224,41 @@ class TestChannels:
             return AuthResult(success=data.password == b"planted-password")
 
         port = free_port()
-        encrypted = {"ssl_context": context} if security == "tls" else {"tls_context": context, "require_starttls": True}
+        encrypted = (
+            {"ssl_context": context}
+            if security == "tls"
+            else {"tls_context": context, "require_starttls": True}
+        )
         if security == "tls":
             encrypted |= {"auth_require_tls": False}  # aiosmtpd means the command STARTTLS by it
-        controller = Controller(Handler(), hostname="127.0.0.1", port=port, authenticator=authenticator, auth_required=True, **encrypted)
+        controller = Controller(
+            Handler(),
+            hostname="127.0.0.1",
+            port=port,
+            authenticator=authenticator,
+            auth_required=True,
+            **encrypted,
+        )
         monkeypatch.setenv("SMTP_PASSWORD", "planted-password")
-        given = {"host": "127.0.0.1", "port": port, "security": security, "sender": "platform@example.org", "to": ["a@example.org"]}
+        given = {
+            "host": "127.0.0.1",
+            "port": port,
+            "security": security,
+            "sender": "platform@example.org",
+            "to": ["a@example.org"],
+        }
         login = {"username": "platform", "password": "env:SMTP_PASSWORD"}
         # It wakes itself by a connection, and would make that with the context of a server.
-        monkeypatch.setattr(controller, "_trigger_server", lambda: socket.create_connection(("127.0.0.1", port)).close())
+        monkeypatch.setattr(
+            controller, "_trigger_server", lambda: socket.create_connection(("127.0.0.1", port)).close()
+        )
         controller.start()
         try:
             with pytest.raises(AlertError) as refused:
                 send({"email": {**given, **login}}, alert())
-            assert str(refused.value).startswith(f"127.0.0.1:{port} has a certificate that is not trusted (self-signed certificate); ")
+            assert str(refused.value).startswith(
+                f"127.0.0.1:{port} has a certificate that is not trusted (self-signed certificate); "
+            )
             assert "\n" not in str(refused.value) and (logins, subjects) == ([], [])
             monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
             send({"email": {**given, **login}}, alert())
@@ -202,7 +268,10 @@ class TestChannels:
 
     @pytest.mark.parametrize(
         ("url", "raw", "error"),
-        [(None, b"planted nonsense\r\n\r\n", "BadStatusLine"), ("http://127.0.0.1/planted token", None, "InvalidURL")],
+        [
+            (None, b"planted nonsense\r\n\r\n", "BadStatusLine"),
+            ("http://127.0.0.1/planted token", None, "InvalidURL"),
+        ],
     )
     def test_a_webhook_that_answers_nonsense_or_has_no_address_is_one_line_without_the_address(
         self, hook: Hook, monkeypatch: pytest.MonkeyPatch, url: str | None, raw: bytes | None, error: str
@@ -217,14 +286,19 @@ class TestChannels:
     def test_sns_and_cloudwatch_get_it(self, aws: None) -> None:
         topic = boto3.client("sns").create_topic(Name="alerts")["TopicArn"]
         queue = boto3.client("sqs").create_queue(QueueName="alerts")["QueueUrl"]
-        arn = boto3.client("sqs").get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+        arn = boto3.client("sqs").get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])[
+            "Attributes"
+        ]["QueueArn"]
         boto3.client("sns").subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn)
         send({"sns": {"topic_arn": topic}, "cloudwatch": {}}, alert())
         (message,) = boto3.client("sqs").receive_message(QueueUrl=queue)["Messages"]
         assert "Next: open the run" in json.loads(message["Body"])["Message"]
         metrics = boto3.client("cloudwatch").list_metrics(Namespace="fullft_assets")["Metrics"]
         dimensions = [{d["Name"]: d["Value"] for d in metric["Dimensions"]} for metric in metrics]
-        assert sorted(dimensions, key=len) == [{"Event": "run_failed"}, {"UseCase": "letters", "Event": "run_failed"}]
+        assert sorted(dimensions, key=len) == [
+            {"Event": "run_failed"},
+            {"UseCase": "letters", "Event": "run_failed"},
+        ]
 
     def test_prometheus_reads_counters(self, tmp_path: Path) -> None:
         send({"prometheus": {"path": str(tmp_path / "fullft.prom")}}, alert(1), alert(2), alert(3, "drift"))
@@ -255,7 +329,9 @@ class TestProblems:
             ({"sns": {"topic": "x"}}, "alerts.channels.sns: topic"),
         ],
     )
-    def test_a_wrong_channel_is_one_line_of_the_check(self, tmp_path: Path, channels: dict[str, Any], expected: str) -> None:
+    def test_a_wrong_channel_is_one_line_of_the_check(
+        self, tmp_path: Path, channels: dict[str, Any], expected: str
+    ) -> None:
         project = projects.create(tmp_path / "p", rows=5, alerts={"channels": channels})
         with pytest.raises(SettingsError) as raised:
             load_use_case(project.yaml_path)
@@ -274,12 +350,18 @@ class TestDelivery:
         self.delivery(store, [alert(2), alert(3)])
         assert [body["key"] for body in hook.bodies] == ["run_failed/1", "run_failed/2", "run_failed/3"]
 
-    def test_a_channel_that_fails_is_tried_again_and_keeps_no_other_from_its_alerts(self, tmp_path: Path, hook: Hook) -> None:
+    def test_a_channel_that_fails_is_tried_again_and_keeps_no_other_from_its_alerts(
+        self, tmp_path: Path, hook: Hook
+    ) -> None:
         store, file = Store(str(tmp_path / "store")), tmp_path / "fullft.prom"
-        settings = AlertsSettings(channels={"webhook": {"url": "env:ALERT_HOOK"}, "prometheus": {"path": str(file)}})
+        settings = AlertsSettings(
+            channels={"webhook": {"url": "env:ALERT_HOOK"}, "prometheus": {"path": str(file)}}
+        )
         hook.status = 500
         first = deliver(store, "letters", [alert()], open_channels(settings), settings, NOW)
-        assert first.failures == ["alerts.channels.webhook: env:ALERT_HOOK answered 500 Internal Server Error"]
+        assert first.failures == [
+            "alerts.channels.webhook: env:ALERT_HOOK answered 500 Internal Server Error"
+        ]
         hook.status = 200
         second = deliver(store, "letters", [alert()], open_channels(settings), settings, NOW + 60)
         assert list(second.sent) == ["webhook"] and file.read_text().endswith(" 1\n")
@@ -287,7 +369,10 @@ class TestDelivery:
     def test_a_flood_is_counted_in_one_summary(self, tmp_path: Path, hook: Hook) -> None:
         store = Store(str(tmp_path))
         self.delivery(store, [alert(number) for number in range(50)], max_per_hour=3)
-        assert len(hook.bodies) == 4 and hook.bodies[-1]["title"] == "47 more alerts within an hour: 47 run_failed"
+        assert (
+            len(hook.bodies) == 4
+            and hook.bodies[-1]["title"] == "47 more alerts within an hour: 47 run_failed"
+        )
         self.delivery(store, [alert(number) for number in range(50)], now=NOW + 4000, max_per_hour=3)
         assert len(hook.bodies) == 4
 
@@ -306,7 +391,9 @@ class TestDelivery:
         self.delivery(store, [alert(minute) for minute in range(62)], now=NOW + 60 * 200, max_per_hour=3)
         assert len(hook.bodies) == len(titles) + 1
 
-    def test_what_a_wrong_clock_dated_in_the_future_does_not_count_for_ever(self, tmp_path: Path, hook: Hook) -> None:
+    def test_what_a_wrong_clock_dated_in_the_future_does_not_count_for_ever(
+        self, tmp_path: Path, hook: Hook
+    ) -> None:
         store, year = Store(str(tmp_path)), 365 * 24 * 3600.0
         self.delivery(store, [alert(1), alert(2)], now=NOW + year, max_per_hour=1)
         self.delivery(store, [alert(1), alert(2), alert(3), alert(4)], now=NOW, max_per_hour=1)
@@ -315,16 +402,24 @@ class TestDelivery:
         assert titles == ["run 1 failed", summary, "run 3 failed", summary]
 
     @pytest.mark.parametrize("text", ['{"channels": {"webh', "[1]", '{"sent": {}}'])
-    def test_a_damaged_ledger_begins_anew_and_that_is_said_once(self, tmp_path: Path, hook: Hook, text: str) -> None:
+    def test_a_damaged_ledger_begins_anew_and_that_is_said_once(
+        self, tmp_path: Path, hook: Hook, text: str
+    ) -> None:
         store, file = Store(str(tmp_path)), tmp_path / "pointers/letters/alerts.json"
         self.delivery(store, [alert(1)])
         file.write_text(text)
         (note,) = self.delivery(store, []).notes
-        assert note == "the ledger letters/alerts.json could not be read and begins anew: what lasts is sent once more"
+        assert (
+            note
+            == "the ledger letters/alerts.json could not be read and begins anew: what lasts is sent once"
+            " more"
+        )
         again = self.delivery(store, [alert(1)])
         assert again.notes == [] and [body["key"] for body in hook.bodies] == ["run_failed/1"] * 2
 
-    def test_a_channel_with_a_fault_fails_alone_and_without_its_message(self, tmp_path: Path, hook: Hook) -> None:
+    def test_a_channel_with_a_fault_fails_alone_and_without_its_message(
+        self, tmp_path: Path, hook: Hook
+    ) -> None:
         class Faulty:
             settings_class = ChannelSettings
 
@@ -337,7 +432,10 @@ class TestDelivery:
         channels = {"pager": Faulty(None), **open_channels(settings)}
         delivery = deliver(Store(str(tmp_path)), "letters", [alert()], channels, settings, NOW)
         (line,) = delivery.failures
-        assert line.startswith("alerts.channels.pager: a fault of the channel: RuntimeError at ") and "planted" not in line
+        assert (
+            line.startswith("alerts.channels.pager: a fault of the channel: RuntimeError at ")
+            and "planted" not in line
+        )
         assert len(hook.bodies) == 1
 
     def test_what_two_sources_report_is_sent_once(self, tmp_path: Path, hook: Hook) -> None:
@@ -362,17 +460,25 @@ def works() -> None:
 class TestSensor:
     @pytest.fixture
     def case(self, tmp_path: Path, hook: Hook) -> Case:
-        project = projects.create(tmp_path / "p", rows=5, alerts={"channels": {"webhook": {"url": "env:ALERT_HOOK"}}, "silent_hours": 1000})
+        project = projects.create(
+            tmp_path / "p",
+            rows=5,
+            alerts={"channels": {"webhook": {"url": "env:ALERT_HOOK"}}, "silent_hours": 1000},
+        )
         return Case(project.use_case())
 
     @pytest.fixture
-    def instance(self, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+    def instance(
+        self, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[dg.DagsterInstance]:
         monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "p" / ".home"))
         (tmp_path / "dagster").mkdir()
         with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as made:
             yield made
 
-    def tick(self, case: Case, instance: dg.DagsterInstance, cursor: str | None = None) -> tuple[Any, str | None]:
+    def tick(
+        self, case: Case, instance: dg.DagsterInstance, cursor: str | None = None
+    ) -> tuple[Any, str | None]:
         (sensor,) = automation.build_alert_sensor(case)
         context = dg.build_sensor_context(instance=instance, resources=case.resources(), cursor=cursor)
         return sensor(context), context.cursor
@@ -397,18 +503,30 @@ class TestSensor:
             self.add_tick(instance, state, *tick)
         return state
 
-    def add_tick(self, instance: dg.DagsterInstance, state: InstigatorState, status: TickStatus, at: float) -> None:
+    def add_tick(
+        self, instance: dg.DagsterInstance, state: InstigatorState, status: TickStatus, at: float
+    ) -> None:
         error = SerializableErrorInfo("planted", [], None) if status == TickStatus.FAILURE else None
         tick = TickData(
-            state.instigator_origin_id, state.name, InstigatorType.SENSOR, status, at, error=error, selector_id=state.selector_id
+            state.instigator_origin_id,
+            state.name,
+            InstigatorType.SENSOR,
+            status,
+            at,
+            error=error,
+            selector_id=state.selector_id,
         )
         instance.create_tick(tick)
 
     def run(self, case: Case, instance: dg.DagsterInstance, stage: str, op: Any = works, **tags: str) -> str:
-        job = dg.GraphDefinition(name=f"{case.name}_{stage}", node_defs=[op]).to_job(tags={"use_case": case.name, **tags})
+        job = dg.GraphDefinition(name=f"{case.name}_{stage}", node_defs=[op]).to_job(
+            tags={"use_case": case.name, **tags}
+        )
         return job.execute_in_process(instance=instance, raise_on_error=False).run_id
 
-    def test_a_failed_run_is_sent_once_with_its_link(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
+    def test_a_failed_run_is_sent_once_with_its_link(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
         run_id = self.run(case, instance, "model", fails)
         self.run(case, instance, "ingest", fails, **{"dagster/will_retry": "true"})
         _, cursor = self.tick(case, instance)
@@ -421,7 +539,8 @@ class TestSensor:
     @pytest.mark.parametrize(
         ("stage", "tags", "failure", "is_on", "sent_of"),
         [
-            # Asked for again five times, and by nobody where the sensor was turned off, or the failure is one of the data.
+            # Asked for again five times, and by nobody where the sensor was turned off, or the failure is one
+            # of the data.
             ("ingest", {"delivery/run_key": "b1-v"}, "infrastructure", True, [6]),
             ("ingest", {"delivery/run_key": "b1-v"}, "infrastructure", False, [1, 2]),
             ("ingest", {"delivery/run_key": "b1-v"}, "data", True, [1, 2]),
@@ -458,7 +577,13 @@ class TestSensor:
         assert sent == sent_of
         assert {body["event"] for body in hook.bodies} == {"run_failed"}
         # Nobody starts again what a person has launched.
-        self.run(case, instance, stage, fails_in_a_way, **{key: value for key, value in tags.items() if key == "delivery/run_key"})
+        self.run(
+            case,
+            instance,
+            stage,
+            fails_in_a_way,
+            **{key: value for key, value in tags.items() if key == "delivery/run_key"},
+        )
         self.tick(case, instance, cursor)
         assert len(hook.bodies) == len(sent) + 1
 
@@ -466,26 +591,41 @@ class TestSensor:
         self, case: Case, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
         project = projects.Project(case.use_case.project_root, case.name)
-        project.deliver("unlabelled.jsonl", [{**row, "kind": None} for row in projects.licence_rows(40, skip=100)])
+        project.deliver(
+            "unlabelled.jsonl", [{**row, "kind": None} for row in projects.licence_rows(40, skip=100)]
+        )
         [batch] = documents.look(open_store(case.use_case, instance), case.use_case, now=time.time() + 60).cut
         instance.add_dynamic_partitions(f"{case.name}/batch", [batch.name])
         self.state(instance, f"{case.name}_new_documents")
-        by_itself = {"dagster/sensor_name": f"{case.name}_new_documents", "dagster/run_key": "k", "delivery/run_key": "k"}
-        defs = dg.Definitions.merge(FullFineTune(case.use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor))
+        by_itself = {
+            "dagster/sensor_name": f"{case.name}_new_documents",
+            "dagster/run_key": "k",
+            "delivery/run_key": "k",
+        }
+        defs = dg.Definitions.merge(
+            FullFineTune(case.use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor)
+        )
         job = defs.resolve_job_def(f"{case.name}_ingest")
-        ran = job.execute_in_process(instance=instance, partition_key=batch.name, raise_on_error=False, tags=by_itself)
+        ran = job.execute_in_process(
+            instance=instance, partition_key=batch.name, raise_on_error=False, tags=by_itself
+        )
         assert not ran.success, "a blocking check makes its run fail"
         _, cursor = self.tick(case, instance)
         self.tick(case, instance, cursor)
         (body,) = hook.bodies
         assert (body["event"], body["key"]) == ("gate_closed", f"gate_closed/{ran.run_id}")
-        assert body["title"].startswith(f"batch {batch.name} is held back: ") and "quarantined_share_is_bounded" in body["title"]
+        assert (
+            body["title"].startswith(f"batch {batch.name} is held back: ")
+            and "quarantined_share_is_bounded" in body["title"]
+        )
 
     def test_windows_without_a_text_are_sent_once_until_one_can_be_judged(
         self, case: Case, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
         store = open_store(case.use_case, instance)
-        for number, status in enumerate(("feed_broken", "insufficient_data", "feed_broken", "ok", "feed_broken")):
+        for number, status in enumerate(
+            ("feed_broken", "insufficient_data", "feed_broken", "ok", "feed_broken")
+        ):
             with store.create(case.name, "drift_report", f"w{number}", version="1", seed=17) as draft:
                 made = draft.commit(settings={}, inputs={}, metadata=manifests.drift(status))
             store.write_pointer(f"latest/{case.name}/drift_report/w{number}", {"ref": made.ref})
@@ -495,14 +635,20 @@ class TestSensor:
             ("gate_closed", "gate_closed/feed_broken/w0"), ("gate_closed", "gate_closed/feed_broken/w4"),
         ]  # fmt: skip
 
-    def test_a_run_of_assets_is_named_by_them(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
+    def test_a_run_of_assets_is_named_by_them(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
         @dg.asset(key=case.key("live_quality"))
         def live_quality() -> None:
             raise dg.Failure("planted-text")
 
-        job = dg.Definitions(assets=[live_quality], executor=dg.in_process_executor).resolve_implicit_global_asset_job_def()
+        job = dg.Definitions(
+            assets=[live_quality], executor=dg.in_process_executor
+        ).resolve_implicit_global_asset_job_def()
         chosen = [case.key("live_quality")]
-        job.execute_in_process(instance=instance, asset_selection=chosen, raise_on_error=False, tags={"use_case": case.name})
+        job.execute_in_process(
+            instance=instance, asset_selection=chosen, raise_on_error=False, tags={"use_case": case.name}
+        )
         self.tick(case, instance)
         (body,) = hook.bodies
         assert body["title"] == "the run live_quality failed"
@@ -528,7 +674,11 @@ class TestSensor:
         self.tick(case, instance, cursor)
         first, second, failed = hook.bodies
         assert failed["title"] == "the run model failed"
-        assert first["event"] == second["event"] == "sensor_failing" and first["url"].endswith(damaged) and first["action"]
+        assert (
+            first["event"] == second["event"] == "sensor_failing"
+            and first["url"].endswith(damaged)
+            and first["action"]
+        )
         assert (
             first["title"].startswith("what the run ingest of b1 would report is missing: ")
             and "manifest.json: unreadable" in first["title"]
@@ -536,7 +686,9 @@ class TestSensor:
         assert second["title"].startswith("what the run monitor of w2 would report is missing: KeyError at ")
         assert "planted-text" not in json.dumps(hook.bodies)
 
-    def test_a_cursor_that_a_wrong_clock_has_left_hides_no_run(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
+    def test_a_cursor_that_a_wrong_clock_has_left_hides_no_run(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
         year = time.time() + 365 * 24 * 3600
         self.run(case, instance, "model", fails)
         _, cursor = self.tick(case, instance, json.dumps({"runs": year, "decisions": year}))
@@ -555,7 +707,9 @@ class TestSensor:
             _, cursor = self.tick(case, instance, cursor)
         assert len(hook.bodies) == 5
 
-    def test_a_drifted_window_is_sent_and_a_stable_one_is_not(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
+    def test_a_drifted_window_is_sent_and_a_stable_one_is_not(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
         store = open_store(case.use_case, instance)
         for name, status in (("w1", "ok"), ("w2", "confirmed")):
             with store.create(case.name, "drift_report", name, version="1", seed=17) as draft:
@@ -585,25 +739,34 @@ class TestSensor:
         for key in ("mine", "of the daily evaluation"):
             with store.create(case.name, "evaluation_report", key, version="1", seed=17) as draft:
                 failed = CheckOutcome(name=f"gate of {key}", passed=False)
-                reports.append(draft.commit(settings={}, inputs={}, metadata=manifests.evaluation(), checks=[failed]))
+                reports.append(
+                    draft.commit(settings={}, inputs={}, metadata=manifests.evaluation(), checks=[failed])
+                )
         store.write_pointer(f"latest/{case.name}/evaluation_report/all", {"ref": reports[1].ref})
 
         @dg.op
         def evaluates(context) -> None:
-            context.log_event(dg.AssetMaterialization(case.key("evaluation_report"), metadata={ARTIFACT: reports[0].ref}))
+            context.log_event(
+                dg.AssetMaterialization(case.key("evaluation_report"), metadata={ARTIFACT: reports[0].ref})
+            )
 
         self.run(case, instance, "model", evaluates)
         self.run(case, instance, "model")
         self.tick(case, instance)
         (body,) = hook.bodies
-        assert (body["event"], body["title"]) == ("gate_closed", "the candidate was not promoted: gate of mine")
+        assert (body["event"], body["title"]) == (
+            "gate_closed",
+            "the candidate was not promoted: gate of mine",
+        )
 
     @pytest.mark.parametrize("name", ["retraining", "alerts"])
     def test_a_sensor_that_fails_at_each_tick_is_sent_once_a_day(
         self, case: Case, instance: dg.DagsterInstance, hook: Hook, name: str
     ) -> None:
         state = self.state(instance, f"{case.name}_{name}")
-        for number, status in enumerate([TickStatus.SKIPPED, *[TickStatus.FAILURE] * 5, TickStatus.STARTED, TickStatus.FAILURE]):
+        for number, status in enumerate(
+            [TickStatus.SKIPPED, *[TickStatus.FAILURE] * 5, TickStatus.STARTED, TickStatus.FAILURE]
+        ):
             assert len(hook.bodies) == (number > 5)
             at = time.time() - 1_000 + 60 * number
             self.add_tick(instance, state, status, at)
@@ -616,7 +779,8 @@ class TestSensor:
     ) -> None:
         now = time.time()
         self.state(instance, f"{case.name}_retraining", TickStatus.SKIPPED, now - 2 * 3600)
-        # Turned on a moment ago; its interval is an hour; it is off; not evaluated, in a code location that has another name now.
+        # Turned on a moment ago; its interval is an hour; it is off; not evaluated, in a code location that
+        # has another name now.
         self.state(instance, f"{case.name}_new_documents", TickStatus.SKIPPED, now - 9 * 3600, interval=3600)
         self.state(instance, f"{case.name}_retraining", TickStatus.SKIPPED, now - 9 * 3600, location="before")
         own = self.state(instance, f"{case.name}_alerts", TickStatus.SKIPPED, now - 3 * 3600)
@@ -631,11 +795,18 @@ class TestSensor:
             "sensor_silent",
             f"letters_retraining is on, and was not evaluated since {at:%Y-%m-%d %H:%M UTC}",
         )
-        assert body["action"] == "restart Dagster's daemon; if that does not help, turn the sensor off and on in the UI"
+        assert (
+            body["action"]
+            == "restart Dagster's daemon; if that does not help, turn the sensor off and on in the UI"
+        )
 
     @pytest.mark.parametrize(
         ("status", "turned_on"),
-        [(InstigatorStatus.STOPPED, 0.0), (InstigatorStatus.DECLARED_IN_CODE, 0.0), (InstigatorStatus.RUNNING, 60.0)],
+        [
+            (InstigatorStatus.STOPPED, 0.0),
+            (InstigatorStatus.DECLARED_IN_CODE, 0.0),
+            (InstigatorStatus.RUNNING, 60.0),
+        ],
     )
     def test_a_sensor_that_is_off_or_was_turned_on_a_moment_ago_is_not_silent(
         self, case: Case, instance: dg.DagsterInstance, hook: Hook, status: InstigatorStatus, turned_on: float
@@ -643,13 +814,26 @@ class TestSensor:
         now = time.time()
         self.state(instance, f"{case.name}_alerts", TickStatus.SKIPPED, now - 900)
         on_since = now - turned_on if turned_on else None
-        self.state(instance, f"{case.name}_retraining", TickStatus.SKIPPED, now - 9 * 3600, status=status, on_since=on_since)
+        self.state(
+            instance,
+            f"{case.name}_retraining",
+            TickStatus.SKIPPED,
+            now - 9 * 3600,
+            status=status,
+            on_since=on_since,
+        )
         self.tick(case, instance)
         assert hook.bodies == []
 
-    def test_a_batch_that_a_red_check_of_its_chunks_holds_back_is_sent(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
-        with open_store(case.use_case, instance).create(case.name, "tokenized_chunks", "k", version="1", seed=17) as draft:
-            made = draft.commit(settings={}, inputs={}, metadata={}, checks=[CheckOutcome(name="rows_are_good", passed=False)])
+    def test_a_batch_that_a_red_check_of_its_chunks_holds_back_is_sent(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
+        with open_store(case.use_case, instance).create(
+            case.name, "tokenized_chunks", "k", version="1", seed=17
+        ) as draft:
+            made = draft.commit(
+                settings={}, inputs={}, metadata={}, checks=[CheckOutcome(name="rows_are_good", passed=False)]
+            )
 
         @dg.op
         def tokenizes(context) -> None:
@@ -660,21 +844,34 @@ class TestSensor:
         self.run(case, instance, "ingest", tokenizes, **{"dagster/partition": "b1"})
         self.tick(case, instance)
         (body,) = hook.bodies
-        assert (body["title"], body["action"]) == ("batch b1 is held back: rows_are_good", "open the checks of tokenized_chunks")
+        assert (body["title"], body["action"]) == (
+            "batch b1 is held back: rows_are_good",
+            "open the checks of tokenized_chunks",
+        )
 
     def test_a_decision_that_needs_a_person_is_sent_also_after_the_next_one(
         self, case: Case, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
         store, now = open_store(case.use_case, instance), time.time()
         signals = Signals(now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0)
-        for age, action, reason in ((120, "alert", "the budget is too small: raise it"), (60, "wait", "nothing new")):
+        for age, action, reason in (
+            (120, "alert", "the budget is too small: raise it"),
+            (60, "wait", "nothing new"),
+        ):
             decision = Decision(action=action, reasons=[reason], evidence="budget")
             entry = RecordedDecision(case=case.name, time=now - age, signals=signals, decision=decision)
-            store.write_pointer(f"{case.name}/retraining_decisions/{int((now - age) * 1000):014d}", entry.model_dump(mode="json"))
+            store.write_pointer(
+                f"{case.name}/retraining_decisions/{int((now - age) * 1000):014d}",
+                entry.model_dump(mode="json"),
+            )
         self.tick(case, instance)
         self.tick(case, instance)
         (body,) = hook.bodies
-        assert (body["event"], body["title"], body["action"]) == ("decision_needed", "the budget is too small", "raise it")
+        assert (body["event"], body["title"], body["action"]) == (
+            "decision_needed",
+            "the budget is too small",
+            "raise it",
+        )
 
     @pytest.mark.parametrize(
         ("num_failed", "title", "action"),
@@ -692,13 +889,18 @@ class TestSensor:
             raise dg.Failure("planted-text", metadata={"failure": "data"})
 
         op = has_bad_data if num_failed > 0 else works
-        runs = [self.run(case, instance, "model", op, **{"retraining/evidence": f"e{number}"}) for number in range(abs(num_failed))]
+        runs = [
+            self.run(case, instance, "model", op, **{"retraining/evidence": f"e{number}"})
+            for number in range(abs(num_failed))
+        ]
         now, store = time.time(), open_store(case.use_case, instance)
         attempts = attempts_of(model_runs(case, instance, now), instance, now)
         signals = Signals(now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0)
         decision = retraining.decide(retraining.State(attempts=attempts), signals, case.settings.retraining)
         entry = RecordedDecision(case=case.name, time=now, signals=signals, decision=decision)
-        store.write_pointer(f"{case.name}/retraining_decisions/{int(now * 1000):014d}", entry.model_dump(mode="json"))
+        store.write_pointer(
+            f"{case.name}/retraining_decisions/{int(now * 1000):014d}", entry.model_dump(mode="json")
+        )
         self.tick(case, instance)
         body = next(body for body in hook.bodies if body["event"] == "decision_needed")
         at = datetime.fromtimestamp(attempts[-1].started_at, UTC)
@@ -717,9 +919,14 @@ class TestSensor:
 
         def decide(age: float) -> None:
             signals = Signals(now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0)
-            decision = Decision(action="alert", reasons=["production is not seen: look at what delivers it"], evidence="e")
+            decision = Decision(
+                action="alert", reasons=["production is not seen: look at what delivers it"], evidence="e"
+            )
             entry = RecordedDecision(case=case.name, time=now - age, signals=signals, decision=decision)
-            store.write_pointer(f"{case.name}/retraining_decisions/{int((now - age) * 1000):014d}", entry.model_dump(mode="json"))
+            store.write_pointer(
+                f"{case.name}/retraining_decisions/{int((now - age) * 1000):014d}",
+                entry.model_dump(mode="json"),
+            )
 
         monkeypatch.setattr(Store, "read_pointer", counted)
         for half_hours in range(12, 2, -1):
@@ -746,39 +953,82 @@ class TestSensor:
         title = "the champion's accuracy is 0.100 lower on labelled production documents than at release"
         assert (body["event"], body["title"]) == ("quality_drop", title)
 
-    @pytest.mark.parametrize(("promoted_ago", "is_in_flight", "num_sent"), [(600, 0, 1), (90, 0, 1), (30, 0, 0), (600, 1, 0)])
+    @pytest.mark.parametrize(
+        ("promoted_ago", "is_in_flight", "num_sent"), [(600, 0, 1), (90, 0, 1), (30, 0, 0), (600, 1, 0)]
+    )
     def test_none_is_sent_between_a_checkpoint_and_its_release_nor_of_the_champion_before(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook, promoted_ago: float, is_in_flight: int, num_sent: int
+        self,
+        case: Case,
+        instance: dg.DagsterInstance,
+        hook: Hook,
+        promoted_ago: float,
+        is_in_flight: int,
+        num_sent: int,
     ) -> None:
-        with open_store(case.use_case, instance).create(case.name, "finetuned_checkpoint", "k", version="1", seed=17) as draft:
+        with open_store(case.use_case, instance).create(
+            case.name, "finetuned_checkpoint", "k", version="1", seed=17
+        ) as draft:
             made = draft.commit(settings={}, inputs={}, metadata={})
-        open_store(case.use_case, instance).write_pointer(f"latest/{case.name}/finetuned_checkpoint/all", {"ref": made.ref})
+        open_store(case.use_case, instance).write_pointer(
+            f"latest/{case.name}/finetuned_checkpoint/all", {"ref": made.ref}
+        )
         signals = {"num_runs_in_flight": is_in_flight}
-        self.decide_on_two_drops(case, instance, "live_drop", num_drop_errors=0.0, promoted_ago=promoted_ago, **signals)
+        self.decide_on_two_drops(
+            case, instance, "live_drop", num_drop_errors=0.0, promoted_ago=promoted_ago, **signals
+        )
         assert len(hook.bodies) == num_sent
 
     def decide_on_two_drops(
-        self, case: Case, instance: dg.DagsterInstance, signal: str, *, num_drop_errors: float, promoted_ago: float = 600, **others: Any
+        self,
+        case: Case,
+        instance: dg.DagsterInstance,
+        signal: str,
+        *,
+        num_drop_errors: float,
+        promoted_ago: float = 600,
+        **others: Any,
     ) -> None:
         """Record two decisions whose signal differs in size, two minutes and one ago, with a tick after each."""
         store, now = open_store(case.use_case, instance), time.time()
-        champion = release.Champion(checkpoint="c", snapshot="s", evaluation="e", score=0.9, promoted_at=now - promoted_ago, run_id="r")
+        champion = release.Champion(
+            checkpoint="c",
+            snapshot="s",
+            evaluation="e",
+            score=0.9,
+            promoted_at=now - promoted_ago,
+            run_id="r",
+        )
         release.promote(store, case.name, champion)
         for age, drop in ((120, 0.1), (60, 0.11)):
             drops: dict[str, Any] = {signal: drop, "num_drop_errors": num_drop_errors, **others}
-            signals = Signals(now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0, **drops)
-            entry = RecordedDecision(
-                case=case.name, time=now - age, signals=signals, decision=Decision(action="wait", reasons=["labels"], evidence="")
+            signals = Signals(
+                now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0, **drops
             )
-            store.write_pointer(f"{case.name}/retraining_decisions/{int((now - age) * 1000):014d}", entry.model_dump(mode="json"))
+            entry = RecordedDecision(
+                case=case.name,
+                time=now - age,
+                signals=signals,
+                decision=Decision(action="wait", reasons=["labels"], evidence=""),
+            )
+            store.write_pointer(
+                f"{case.name}/retraining_decisions/{int((now - age) * 1000):014d}",
+                entry.model_dump(mode="json"),
+            )
             self.tick(case, instance)
 
-    def test_a_lower_score_is_sent_once_however_its_size_changes(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
+    def test_a_lower_score_is_sent_once_however_its_size_changes(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
         self.decide_on_two_drops(case, instance, "score_drop", num_drop_errors=2.5)
         (body,) = hook.bodies
-        assert (body["event"], body["title"]) == ("quality_drop", "the champion's score fell by 0.100 on newer rows")
+        assert (body["event"], body["title"]) == (
+            "quality_drop",
+            "the champion's score fell by 0.100 on newer rows",
+        )
 
-    def test_a_lower_score_that_may_be_chance_is_not_sent(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
+    def test_a_lower_score_that_may_be_chance_is_not_sent(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
         self.decide_on_two_drops(case, instance, "score_drop", num_drop_errors=2.4)
         assert not hook.bodies
 
@@ -787,8 +1037,12 @@ class TestSensor:
     ) -> None:
         monkeypatch.setattr("fullft_assets.automation.budget.hours_beside", lambda *_: 10.0)
         for spent in (60.0, 75.0, 76.0, 90.0, 91.0):
-            attempt = Attempt(started_at=time.time(), hours=spent, num_examples=1, evidence="e", outcome="succeeded")
-            monkeypatch.setattr("fullft_assets.automation.budget.attempts_of", lambda *_, attempt=attempt: [attempt])
+            attempt = Attempt(
+                started_at=time.time(), hours=spent, num_examples=1, evidence="e", outcome="succeeded"
+            )
+            monkeypatch.setattr(
+                "fullft_assets.automation.budget.attempts_of", lambda *_, attempt=attempt: [attempt]
+            )
             self.tick(case, instance)
         assert [(body["event"], body["title"]) for body in hook.bodies] == [
             ("budget", "85% of retraining.max_hours_per_month = 100 are spent"),
@@ -799,7 +1053,9 @@ class TestSensor:
         self, case: Case, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.tick(case, instance)
-        instance.report_runless_asset_event(dg.AssetMaterialization(case.key("raw_documents"), partition="b1"))
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization(case.key("raw_documents"), partition="b1")
+        )
         self.tick(case, instance)
         assert hook.bodies == []
         now = time.time() + 1_001 * 3600
@@ -816,10 +1072,14 @@ class TestSensor:
         sections: dict[str, Any] = {"channels": {"webhook": {"url": "env:ALERT_HOOK"}}, "silent_hours": 48}
         project = projects.create(tmp_path / "q", rows=5, alerts=sections, monitoring=monitoring)
         case = Case(project.use_case())
-        instance.report_runless_asset_event(dg.AssetMaterialization(case.key("production_documents"), partition="w1"))
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization(case.key("production_documents"), partition="w1")
+        )
         start, store = time.time(), open_store(case.use_case, instance)
         for day in (1, 2, 3, 4):
-            file = projects.write_rows(project.production / f"{day}.jsonl", projects.licence_rows(20, skip=20 * day))
+            file = projects.write_rows(
+                project.production / f"{day}.jsonl", projects.licence_rows(20, skip=20 * day)
+            )
             os.utime(file, (start + day * 24 * 3600,) * 2)
             now = start + (day + 0.5) * 24 * 3600
             assert documents.look(store, case.use_case, "window", now=now).cut == []
@@ -827,12 +1087,17 @@ class TestSensor:
             self.tick(case, instance)
         assert hook.bodies == []
         for hours in (47, 49, 50):
-            monkeypatch.setattr("fullft_assets.automation.alerts.time.time", lambda hours=hours: start + (4 * 24 + hours) * 3600)
+            monkeypatch.setattr(
+                "fullft_assets.automation.alerts.time.time",
+                lambda hours=hours: start + (4 * 24 + hours) * 3600,
+            )
             self.tick(case, instance)
         (body,) = hook.bodies
         assert body["title"] == "nothing new in data/letters/production for 48 hours"
 
-    def test_a_channel_that_is_down_keeps_the_cursor(self, case: Case, instance: dg.DagsterInstance, hook: Hook) -> None:
+    def test_a_channel_that_is_down_keeps_the_cursor(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
         self.run(case, instance, "model", fails)
         hook.status = 503
         with pytest.raises(dg.Failure, match="503"):
@@ -867,7 +1132,12 @@ class Pager:
 
 
 def test_another_package_registers_a_channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other_package.install(tmp_path, "their-pager", {"their_pager.py": THEIRS}, {"fullft_assets.alerts": {"pager": "their_pager:Pager"}})
+    other_package.install(
+        tmp_path,
+        "their-pager",
+        {"their_pager.py": THEIRS},
+        {"fullft_assets.alerts": {"pager": "their_pager:Pager"}},
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     vars(CHANNELS).pop("_theirs", None)
     try:

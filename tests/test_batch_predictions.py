@@ -1,4 +1,6 @@
-"""batch_predictions: what the champion predicts of each window of production, for any kind of task, in the graph."""
+"""batch_predictions: what the champion predicts of each window of production, for any kind of task, in the
+graph.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,11 @@ def instance(project: projects.Project, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 def deliver(project: projects.Project, task: str) -> None:
     target = {"task": task, "label": {"classification": "kind", "token_classification": "spans"}.get(task)}
-    project.configure(monitoring={"path": "data/letters/production", "max_new_tokens": 4}, examples=target, chunks={"stride": 0})
+    project.configure(
+        monitoring={"path": "data/letters/production", "max_new_tokens": 4},
+        examples=target,
+        chunks={"stride": 0},
+    )
     projects.write_rows(project.production / "w1.jsonl", ROWS)
 
 
@@ -49,18 +55,26 @@ def promote(store: Store, task: str, key: str) -> Manifest:
         write_model(draft.path / "model", task)
         # Two of them are two models, though their weights are equal.
         (draft.path / "model" / "note.txt").write_text(key)
-        made = draft.commit(settings={}, inputs={"training_snapshot": "s"}, metadata=checkpoint_metadata(labels=LABELS))
-    champion = release.Champion(checkpoint=made.ref, snapshot="s", evaluation="e", score=0.9, promoted_at=1.0, run_id="r")
+        made = draft.commit(
+            settings={}, inputs={"training_snapshot": "s"}, metadata=checkpoint_metadata(labels=LABELS)
+        )
+    champion = release.Champion(
+        checkpoint=made.ref, snapshot="s", evaluation="e", score=0.9, promoted_at=1.0, run_id="r"
+    )
     release.promote(store, CASE, champion)
     return made
 
 
-def materialize(project: projects.Project, instance: dg.DagsterInstance, *assets: str) -> dg.ExecuteInProcessResult:
+def materialize(
+    project: projects.Project, instance: dg.DagsterInstance, *assets: str
+) -> dg.ExecuteInProcessResult:
     use_case = project.use_case()
     store = open_store(use_case, instance)
     documents.cut_batches(store, CASE, project.production, use_case.settings.documents, "window")
     [window] = documents.list_batches(store, CASE, "window")
-    defs = dg.Definitions.merge(FullFineTune(use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor))
+    defs = dg.Definitions.merge(
+        FullFineTune(use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor)
+    )
     instance.add_dynamic_partitions(f"{CASE}/window", [window.name])
     keys = [dg.AssetKey([CASE, asset]) for asset in assets]
     return defs.resolve_implicit_global_asset_job_def().execute_in_process(
@@ -68,14 +82,24 @@ def materialize(project: projects.Project, instance: dg.DagsterInstance, *assets
     )
 
 
-def predicted(project: projects.Project, instance: dg.DagsterInstance) -> tuple[Manifest, list[dict[str, Any]]]:
+def predicted(
+    project: projects.Project, instance: dg.DagsterInstance
+) -> tuple[Manifest, list[dict[str, Any]]]:
     store = open_store(project.use_case(), instance)
     [made] = store.artifacts(CASE, "batch_predictions")
-    return made, [json.loads(line) for line in (store.folder(made) / PREDICTIONS).read_text(encoding="utf-8").splitlines()]
+    return made, [
+        json.loads(line)
+        for line in (store.folder(made) / PREDICTIONS).read_text(encoding="utf-8").splitlines()
+    ]
 
 
-@pytest.mark.parametrize("task", ["classification", pytest.param("token_classification", marks=pytest.mark.long), "language_modeling"])
-def test_each_document_with_a_text_is_predicted_by_the_champion(project: projects.Project, instance: dg.DagsterInstance, task: str) -> None:
+@pytest.mark.parametrize(
+    "task",
+    ["classification", pytest.param("token_classification", marks=pytest.mark.long), "language_modeling"],
+)
+def test_each_document_with_a_text_is_predicted_by_the_champion(
+    project: projects.Project, instance: dg.DagsterInstance, task: str
+) -> None:
     deliver(project, task)
     champion = promote(open_store(project.use_case(), instance), task, "first")
     assert materialize(project, instance, "production_documents", "batch_predictions").success
@@ -89,7 +113,11 @@ def test_each_document_with_a_text_is_predicted_by_the_champion(project: project
     assert (found.checkpoint, found.num_rows, found.num_without_text) == (champion.ref, 4, 2)
     mean = sum(line["probability"] for line in lines) / 4 if task == "classification" else None
     assert found.estimated_accuracy == (None if mean is None else pytest.approx(mean))
-    assert found.rows_per_second and found.characters_per_second and found.characters_per_second > found.rows_per_second
+    assert (
+        found.rows_per_second
+        and found.characters_per_second
+        and found.characters_per_second > found.rows_per_second
+    )
     # The same again is found, not computed.
     assert materialize(project, instance, "batch_predictions").success
     assert predicted(project, instance)[0] == made
@@ -104,7 +132,11 @@ def test_a_large_window_is_predicted_in_blocks(
     asked = []
     predict = Classification.predict
     monkeypatch.setattr(prediction, "BLOCK_DOCUMENTS", 3)
-    monkeypatch.setattr(Classification, "predict", lambda self, *given: (asked.append(len(given[3])), predict(self, *given))[1])
+    monkeypatch.setattr(
+        Classification,
+        "predict",
+        lambda self, *given: (asked.append(len(given[3])), predict(self, *given))[1],
+    )
     monkeypatch.setattr(LaunchDriver, "run", lambda _, __, ___, job, store: run_here(job, store))
     assert materialize(project, instance, "production_documents", "batch_predictions").success
     made, lines = predicted(project, instance)
@@ -120,7 +152,9 @@ def run_here(job: Job, store: Store) -> Manifest:
     return made
 
 
-def test_without_a_champion_the_window_is_kept_and_nothing_is_predicted(project: projects.Project, instance: dg.DagsterInstance) -> None:
+def test_without_a_champion_the_window_is_kept_and_nothing_is_predicted(
+    project: projects.Project, instance: dg.DagsterInstance
+) -> None:
     deliver(project, "classification")
     result = materialize(project, instance, "production_documents", "batch_predictions")
     made = [event.asset_key for event in result.get_asset_materialization_events()]

@@ -1,4 +1,6 @@
-"""The baseline of a Bedrock model, against a server that speaks Converse: what is sent, read and paid, and what goes wrong."""
+"""The baseline of a Bedrock model, against a server that speaks Converse: what is sent, read and paid, and
+what goes wrong.
+"""
 
 from __future__ import annotations
 
@@ -51,27 +53,41 @@ def context(prepared: Prepared, server: BedrockServer, **settings: object) -> Ba
     return replace(found, settings=found.settings.model_copy(update={"planning": planning}))
 
 
-def test_it_is_asked_scored_paid_and_loaded(prepared: Prepared, server: BedrockServer, tmp_path: Path) -> None:
+def test_it_is_asked_scored_paid_and_loaded(
+    prepared: Prepared, server: BedrockServer, tmp_path: Path
+) -> None:
     asking = context(prepared, server, examples=4, usd_per_1k_input_tokens=0.5, usd_per_1k_output_tokens=10)
     recipe, rows, names = prepared.recipe, prepared.split("validation"), prepared.use_case.settings.baselines
     server.failures = 2
     scores = dict(recipe.score_baselines(names, tmp_path, asking))
     assert scores["bedrock"] == {"macro_f1": 1.0, "accuracy": 1.0} and scores["majority"]["accuracy"] < 1
     sent = server.requests
-    assert sorted(request["messages"][-1]["content"][0]["text"] for request in sent) == sorted(text[:MOST] for text in rows.texts)
+    assert sorted(request["messages"][-1]["content"][0]["text"] for request in sent) == sorted(
+        text[:MOST] for text in rows.texts
+    )
     assert all(label in sent[0]["system"][0]["text"] for label in prepared.labels)
     train = prepared.split("train")
     [user, assistant] = sent[0]["messages"][:2]
     place = [text[:MOST] for text in train.texts].index(user["content"][0]["text"])
-    assert len(sent[0]["messages"]) == 9 and assistant["content"][0]["text"] == prepared.labels[train.labels[place]]
-    characters = sum(len(part["text"]) for request in sent for message in request["messages"] for part in message["content"])
+    assert (
+        len(sent[0]["messages"]) == 9
+        and assistant["content"][0]["text"] == prepared.labels[train.labels[place]]
+    )
+    characters = sum(
+        len(part["text"])
+        for request in sent
+        for message in request["messages"]
+        for part in message["content"]
+    )
     characters += sum(len(request["system"][0]["text"]) for request in sent)
     assert asking.paid == {"bedrock": pytest.approx((characters * 0.5 + 2 * len(rows) * 10) / 1_000)}
     loaded = load_all(["bedrock"], tmp_path, asking)["bedrock"]
     np.testing.assert_array_equal(loaded.predict(rows).argmax(1), rows.labels)
 
 
-def test_an_answer_that_is_no_label_counts_as_the_commonest(prepared: Prepared, server: BedrockServer) -> None:
+def test_an_answer_that_is_no_label_counts_as_the_commonest(
+    prepared: Prepared, server: BedrockServer
+) -> None:
     said: list[str] = []
     asking = replace(context(prepared, server), progress=Progress(said.append))
     train, rows = prepared.split("train"), prepared.split("test")
@@ -79,25 +95,43 @@ def test_an_answer_that_is_no_label_counts_as_the_commonest(prepared: Prepared, 
     found = Bedrock.fit(train, asking).predict(strange).argmax(1)
     commonest = np.bincount(train.labels).argmax()
     assert found[:2].tolist() == [commonest] * 2 and (found[2:] == rows.labels[2:]).all()
-    assert any(line.endswith(f"2 of {len(rows)} answers name no label and count as {prepared.labels[commonest]}") for line in said)
+    assert any(
+        line.endswith(f"2 of {len(rows)} answers name no label and count as {prepared.labels[commonest]}")
+        for line in said
+    )
 
 
 def test_texts_are_cut(prepared: Prepared, server: BedrockServer) -> None:
-    Bedrock.fit(prepared.split("train"), context(prepared, server, max_characters=5)).predict(prepared.split("test"))
-    assert {len(request["messages"][-1]["content"][0]["text"]) for request in server.requests} <= set(range(1, 8))
+    Bedrock.fit(prepared.split("train"), context(prepared, server, max_characters=5)).predict(
+        prepared.split("test")
+    )
+    assert {len(request["messages"][-1]["content"][0]["text"]) for request in server.requests} <= set(
+        range(1, 8)
+    )
 
 
 def test_a_refusal_names_no_text(prepared: Prepared, server: BedrockServer) -> None:
     asking = context(prepared, server, model="another.model")
     with pytest.raises(
-        SettingsError, match="^planning.bedrock: another.model refused with ValidationException; look at model, region and rights$"
+        SettingsError,
+        match=(
+            "^planning.bedrock: another.model refused with ValidationException; look at model, region and"
+            " rights$"
+        ),
     ):
         Bedrock.fit(prepared.split("train"), asking).predict(prepared.split("test"))
 
 
 @pytest.mark.parametrize(
     ("answer", "label"),
-    [("notice", 0), (' "Tag". ', 1), ("**full text**", 2), ("it is a notice", None), ("", None), ("full", None)],
+    [
+        ("notice", 0),
+        (' "Tag". ', 1),
+        ("**full text**", 2),
+        ("it is a notice", None),
+        ("", None),
+        ("full", None),
+    ],
 )
 def test_an_answer_is_a_label_or_none(answer: str, label: int | None) -> None:
     assert read_label(answer, ["notice", "tag", "full text"]) == label
@@ -105,5 +139,8 @@ def test_an_answer_is_a_label_or_none(answer: str, label: int | None) -> None:
 
 def test_a_yaml_has_to_say_which_model(tmp_path: Path) -> None:
     project = projects.create(tmp_path, planning={"baselines": ["majority", "bedrock"]})
-    with pytest.raises(SettingsError, match=r"planning.baselines: names bedrock, and planning.bedrock does not say which model"):
+    with pytest.raises(
+        SettingsError,
+        match=r"planning.baselines: names bedrock, and planning.bedrock does not say which model",
+    ):
         project.use_case()

@@ -21,7 +21,7 @@ from benchmarks.table import Goal, Row, Score, render, write
 from benchmarks.tick import measure_tick
 from benchmarks.timing import timed
 from fullft_assets import documents, examples
-from fullft_assets.samples import licences, prepare
+from fullft_assets.demos import licences, prepare
 from tests import project as projects
 
 FAST = Row("fast", 1.0, "another way", 10.0, Goal("ratio", 0.125), 2.0, 8.0, ["a note"], {"num_texts": 3})
@@ -30,22 +30,71 @@ SLOW = Row("slow", 61.0, "the first run", 600.0, Goal("ours", 60))
 
 def test_table_shows_times_goal_and_notes() -> None:
     header, _, fast, note, slow = render([FAST, SLOW]).splitlines()
-    assert header.split() == ["name", "ours", "instead", "of", "theirs", "ratio", "CPU", "ratio", "goal", "met"]
-    assert fast.split() == ["fast", "1.000", "s", "another", "way", "10.0", "s", "0.1", "0.25", "ratio", "<=", "0.125", "yes"]
+    assert header.split() == [
+        "name",
+        "ours",
+        "instead",
+        "of",
+        "theirs",
+        "ratio",
+        "CPU",
+        "ratio",
+        "goal",
+        "met",
+    ]
+    assert fast.split() == [
+        "fast",
+        "1.000",
+        "s",
+        "another",
+        "way",
+        "10.0",
+        "s",
+        "0.1",
+        "0.25",
+        "ratio",
+        "<=",
+        "0.125",
+        "yes",
+    ]
     assert note.strip() == "a note"
-    assert slow.split() == ["slow", "61.0", "s", "the", "first", "run", "600.0", "s", "0.102", "ours", "<=", "60", "s", "NO"]
+    assert slow.split() == [
+        "slow",
+        "61.0",
+        "s",
+        "the",
+        "first",
+        "run",
+        "600.0",
+        "s",
+        "0.102",
+        "ours",
+        "<=",
+        "60",
+        "s",
+        "NO",
+    ]
 
 
 def test_a_row_is_met_only_with_each_of_its_scores() -> None:
     for value, met in ((0.95, "yes"), (0.94, "NO")):
         row = replace(FAST, scores=[Score("recall", value, 0.95), Score("precision", 1.0, 0.97)])
-        assert row.cells()[-2:] == (f"ratio <= 0.125, recall {value:.3f} >= 0.95, precision 1.000 >= 0.97", met)
+        assert row.cells()[-2:] == (
+            f"ratio <= 0.125, recall {value:.3f} >= 0.95, precision 1.000 >= 0.97",
+            met,
+        )
 
 
 def test_json_has_the_rows_of_the_table(tmp_path: Path) -> None:
     write([FAST, SLOW], tmp_path / "build" / "bench.json")
     fast, slow = json.loads((tmp_path / "build" / "bench.json").read_text())
-    assert fast["name"] == "fast" and fast["ratio"] == 0.1 and fast["cpu_ratio"] == 0.25 and fast["met"] and fast["num_texts"] == 3
+    assert (
+        fast["name"] == "fast"
+        and fast["ratio"] == 0.1
+        and fast["cpu_ratio"] == 0.25
+        and fast["met"]
+        and fast["num_texts"] == 3
+    )
     assert slow["goal"] == "ours <= 60 s" and not slow["met"] and slow["cpu_ratio"] is None
 
 
@@ -100,7 +149,9 @@ def test_a_tick_cuts_every_file_and_then_nothing(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def preparation(tmp_path_factory: pytest.TempPathFactory) -> Preparation:
     root = tmp_path_factory.mktemp("preparation")
-    return Preparation(root / "scratch", root / "logs", num_documents=1_000, num_in_memory_test=1_200, repeats=1)
+    return Preparation(
+        root / "scratch", root / "logs", num_documents=1_000, num_in_memory_test=1_200, repeats=1
+    )
 
 
 def test_documents_are_the_same_each_time_and_hold_copies_and_dirt() -> None:
@@ -184,7 +235,9 @@ def test_plain_script_does_the_stages(demo: Demo, plain: Side) -> None:
     assert (output / "report.html").read_text().count("data:image/png") == 5
     assert (output / "model" / "model.safetensors").stat().st_size > 50e6
     verdicts = json.loads((output / "result.json").read_text())["drift"]
-    assert {week: len(verdict["p_values"]) for week, verdict in verdicts.items()} == {f"week-{number}": 6 for number in range(1, 9)}
+    assert {week: len(verdict["p_values"]) for week, verdict in verdicts.items()} == {
+        f"week-{number}": 6 for number in range(1, 9)
+    }
 
 
 @pytest.mark.slow

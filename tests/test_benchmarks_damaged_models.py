@@ -15,7 +15,10 @@ def trained() -> Trained:
     return train("licence rules by kind", 1_500, 4)
 
 
-@pytest.mark.parametrize("damage", ["the two commonest labels swapped", "the two rarest labels swapped", "guesses on the longest texts"])
+@pytest.mark.parametrize(
+    "damage",
+    ["the two commonest labels swapped", "the two rarest labels swapped", "guesses on the longest texts"],
+)
 @pytest.mark.heavy
 def test_a_damaged_model_is_stopped_each_time(trained: Trained, damage: str) -> None:
     found = stopped(trained, DAMAGES[damage], 3, 200, "non_inferiority")

@@ -1,4 +1,6 @@
-"""The row against LLaMA-Factory: what it is given, how its padding is counted, and what is said where it is not installed."""
+"""The row against LLaMA-Factory: what it is given, how its padding is counted, and what is said where it is
+not installed.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from tests.smollm2 import write_tiny_model
 
 def _rounds(*fed: int, useful: int = 2_030) -> Rounds:
     steps = [{"seconds": 1.0, "cpu": 2.0, "num_tokens": useful, "num_fed": num_fed} for num_fed in fed]
-    return Rounds({"ours": [], "theirs": steps}, {"ours": {"num_tokens": 2_030}, "theirs": {"num_tokens": 2_030}}, 0.0)
+    return Rounds(
+        {"ours": [], "theirs": steps}, {"ours": {"num_tokens": 2_030}, "theirs": {"num_tokens": 2_030}}, 0.0
+    )
 
 
 def test_padding_is_what_was_fed_over_all_steps() -> None:
@@ -39,18 +43,34 @@ def test_a_step_holds_all_documents_and_the_rest_is_default() -> None:
         *("stage", "do_train", "finetuning_type", "model_name_or_path", "dataset", "tokenized_path", "output_dir"),
         *("gradient_accumulation_steps", "num_train_epochs", "learning_rate", "bf16", "use_cpu"),
     }  # fmt: skip
-    changed = arguments("model", "rows", "output", 17, bf16=True, use_cpu=True, **llama_factory.SIDES["llamafactory_no_checkpointing"])
+    changed = arguments(
+        "model",
+        "rows",
+        "output",
+        17,
+        bf16=True,
+        use_cpu=True,
+        **llama_factory.SIDES["llamafactory_no_checkpointing"],
+    )
     assert changed == given | {"disable_gradient_checkpointing": True}
 
 
 def test_versions_of_both_are_reported() -> None:
-    message = versions({"llamafactory": "0.9.5", **dict.fromkeys(("transformers", "torch", "accelerate", "datasets"), "1.2")})
-    assert message.startswith(f"LLaMA-Factory 0.9.5 with what it pins: transformers 1.2 (ours {version('transformers')}), torch 1.2")
+    message = versions(
+        {"llamafactory": "0.9.5", **dict.fromkeys(("transformers", "torch", "accelerate", "datasets"), "1.2")}
+    )
+    assert message.startswith(
+        f"LLaMA-Factory 0.9.5 with what it pins: transformers 1.2 (ours {version('transformers')}), torch 1.2"
+    )
 
 
 def test_the_row_is_skipped_where_no_environment_is_given(capsys: pytest.CaptureFixture[str]) -> None:
-    assert chosen(None, slow=True, llamafactory=None) == [name for name in (*NAMES, *SLOW_NAMES) if name != OPTIONAL_NAME]
-    assert re.fullmatch(r"left out: packed_training_llamafactory needs .*LLAMAFACTORY=folder.*\n", capsys.readouterr().err)
+    assert chosen(None, slow=True, llamafactory=None) == [
+        name for name in (*NAMES, *SLOW_NAMES) if name != OPTIONAL_NAME
+    ]
+    assert re.fullmatch(
+        r"left out: packed_training_llamafactory needs .*LLAMAFACTORY=folder.*\n", capsys.readouterr().err
+    )
     assert OPTIONAL_NAME in chosen(None, slow=False, llamafactory=Path("environment"))
     assert capsys.readouterr().err == ""
 
@@ -63,7 +83,9 @@ def test_the_row_is_skipped_where_no_environment_is_given(capsys: pytest.Capture
         (["--llamafactory", sys.prefix], "llamafactory is not installed in"),
     ],
 )
-def test_asked_for_without_an_environment_is_one_line(given: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_asked_for_without_an_environment_is_one_line(
+    given: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--only", OPTIONAL_NAME, *given])
     assert ended.value.code == 2
@@ -76,11 +98,19 @@ def test_llama_factory_trains_the_same_tokens(tmp_path: Path) -> None:
     if environment is None:
         pytest.skip("LLAMAFACTORY names no virtual environment with LLaMA-Factory")
     row = measure_llama_factory(
-        find_python(Path(environment)), write_tiny_model(tmp_path / "model"), tmp_path / "logs", rounds=2, threads=1
+        find_python(Path(environment)),
+        write_tiny_model(tmp_path / "model"),
+        tmp_path / "logs",
+        rounds=2,
+        threads=1,
     )
     assert row.name == OPTIONAL_NAME
-    assert f"{SCALES['cpu'].num_rows} packed rows of 512 against 13 rows in 2 passes, with checkpointing" in row.notes[1]
-    # Of many draws 57.9% with passes padded to their longest; LLaMA-Factory rounds that up to a multiple of 8.
+    assert (
+        f"{SCALES['cpu'].num_rows} packed rows of 512 against 13 rows in 2 passes, with checkpointing"
+        in row.notes[1]
+    )
+    # Of many draws 57.9% with passes padded to their longest; LLaMA-Factory rounds that up to a multiple of
+    # 8.
     share = int(re.match(r"(\d+)% of what it feeds is padding", row.notes[2]).group(1))
     assert 45 <= share <= 70
     sides = llama_factory.SIDES

@@ -14,7 +14,9 @@ from benchmarks.table import Goal, render
 from benchmarks.turns import PairedRow, median_interval
 
 
-@pytest.mark.parametrize(("count", "ends"), [(1, (0, 0)), (5, (0, 4)), (7, (0, 6)), (9, (1, 7)), (25, (7, 17))])
+@pytest.mark.parametrize(
+    ("count", "ends"), [(1, (0, 0)), (5, (0, 4)), (7, (0, 6)), (9, (1, 7)), (25, (7, 17))]
+)
 def test_interval_of_the_median_reaches_its_level(count: int, ends: tuple[int, int]) -> None:
     values = np.random.default_rng(0).permutation(count).tolist()
     low, high, level = median_interval(values)
@@ -33,7 +35,9 @@ def test_ratio_is_the_median_of_pairs_not_of_sides() -> None:
 def test_documents_fill_the_rows_and_are_typical(tmp_path: Path, scale: packed_sides.StepSize) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
-    tokenizer.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(
+        [], trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    )
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     windows = packed_sides.documents(tmp_path, scale)
     assert sum(map(len, windows)) == scale.num_tokens

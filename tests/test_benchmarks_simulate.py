@@ -1,4 +1,6 @@
-"""The simulated years: killed ticks and runs lose and double nothing, and the platform finds and learns a new domain of real texts."""
+"""The simulated years: killed ticks and runs lose and double nothing, and the platform finds and learns a new
+domain of real texts.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def test_doubled_retrains_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.long
-def test_a_new_domain_is_found_and_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_new_domain_is_found_and_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(simulate, "REPOSITORY", tmp_path)
     monkeypatch.setattr(simulate, "NUM_KILLED", 1)
     simulate.main(["--only", "new domain 30%"])

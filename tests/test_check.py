@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fullft_assets.config import check, corpus
-from fullft_assets.config.validation import load_use_case
+from fullft_assets.checking import check, corpus
+from fullft_assets.checking.validation import load_use_case
 from fullft_assets.documents.formats import columnar
 from fullft_assets.errors import SettingsError
 
@@ -32,7 +32,10 @@ HEAVY = ("torch", "transformers", "datasets", "evaluate", "great_expectations", 
 def project(tmp_path: Path) -> Path:
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "data").mkdir()
-    rows = [{"text": f"The licence number {i} permits use and modification.", "kind": ("notice", "phrase")[i % 2]} for i in range(200)]
+    rows = [
+        {"text": f"The licence number {i} permits use and modification.", "kind": ("notice", "phrase")[i % 2]}
+        for i in range(200)
+    ]
     (tmp_path / "data/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
 
@@ -73,12 +76,16 @@ def test_prints_what_would_be_trained_on_what(project):
     done = run(project, "x")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("x: ok\n")
-    assert "bert, 22.7M parameters in float32 (86.7 MiB), reads up to 512 tokens" in line(done.stdout, "model")
+    assert "bert, 22.7M parameters in float32 (86.7 MiB), reads up to 512 tokens" in line(
+        done.stdout, "model"
+    )
     assert line(done.stdout, "documents").endswith("data: 1 file, 16.1 KiB, 200 rows")
     assert "about 150 train, 20 validation, 30 test rows" in line(done.stdout, "split")
     assert "tokens 256 (default), stride 32 (default)" in line(done.stdout, "windows")
     assert "rough: " in line(done.stdout, "memory")
-    assert "346.6 MiB weights, gradients and AdamW state (16 bytes a parameter)" in line(done.stdout, "memory")
+    assert "346.6 MiB weights, gradients and AdamW state (16 bytes a parameter)" in line(
+        done.stdout, "memory"
+    )
     assert "rough: " in line(done.stdout, "time")
     assert "at an assumed" in line(done.stdout, "time")
     assert "auto (default)" in line(done.stdout, "precision")
@@ -94,7 +101,9 @@ def test_imports_nothing_heavy(project):
         f"print('LOADED', status, [name for name in {HEAVY} if name in sys.modules])"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(check.__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", code], cwd=project, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "LOADED 0 []"
 
 
@@ -105,7 +114,10 @@ def test_problems_stand_on_stderr_and_nothing_else_is_printed(project):
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines() == [
         "defs/x/defs.yaml:6: training.epochs: 0 is not a number > 0 and <= 1000",
-        "defs/x/defs.yaml:7: training.precision: bf17 is not one of auto, fp32, tf32, bf16, fp16; did you mean `bf16`?",
+        (
+            "defs/x/defs.yaml:7: training.precision: bf17 is not one of auto, fp32, tf32, bf16, fp16; did you"
+            " mean `bf16`?"
+        ),
     ]
 
 
@@ -162,7 +174,10 @@ def test_the_rows_of_a_table_are_drawn_from_all_of_it(project, monkeypatch):
     text = report(project)
     assert line(text, "documents").endswith(" 5,200 rows")
     # Of each file one row in 18: rows 1, 19, 37, ...
-    assert line(text, "labels").removeprefix("labels").strip() == "2 in 290 rows read: `kind 0` 146, `kind 1` 144"
+    assert (
+        line(text, "labels").removeprefix("labels").strip()
+        == "2 in 290 rows read: `kind 0` 146, `kind 1` 144"
+    )
 
 
 @pytest.mark.heavy
@@ -191,7 +206,10 @@ def test_a_large_table_is_sampled_within_a_limit_of_bytes(monkeypatch):
             yield batch
 
     monkeypatch.setattr(columnar, "_SAMPLED_BYTES", 2**20)
-    parts = [columnar.Part(first, 4_000, table.nbytes // 10, lambda first=first: batches(first)) for first in range(0, 40_000, 4_000)]
+    parts = [
+        columnar.Part(first, 4_000, table.nbytes // 10, lambda first=first: batches(first))
+        for first in range(0, 40_000, 4_000)
+    ]
     numbers = [number for number, _ in columnar.sampled(parts, 50, table.schema)]
     assert 50 <= len(numbers) == len(set(numbers)) < 400 and numbers[-1] > 32_000
     assert sum(decoded) < 5 * 2**20 < table.nbytes
@@ -202,7 +220,11 @@ def test_the_samples_of_exports_are_recognised_by_their_content(project):
     (project / "data/a.jsonl").unlink()
     tasks = [{"id": i, "data": {"text": "one two three"}, "annotations": [annotated]} for i in range(3)]
     (project / "data/tasks.json").write_text(json.dumps(tasks))
-    manifest = {"source": "one two three", "kind": 0, "kind-metadata": {"class-name": "notice", "confidence": 1}}
+    manifest = {
+        "source": "one two three",
+        "kind": 0,
+        "kind-metadata": {"class-name": "notice", "confidence": 1},
+    }
     (project / "data/b.manifest").write_text(json.dumps(manifest) + "\n")
     text = report(project)
     assert line(text, "documents").endswith(" 4 rows")
@@ -220,7 +242,11 @@ def test_rows_are_read_as_ingestion_reads_them_but_no_object_is_fetched(project,
     assert "text length unknown" not in text and "note" not in text
     for name in ("a.jsonl", "b.jsonl"):
         (data / name).unlink()
-    reference = {"source-ref": "s3://mail/1.txt", "kind": 0, "kind-metadata": {"class-name": "x", "confidence": 1}}
+    reference = {
+        "source-ref": "s3://mail/1.txt",
+        "kind": 0,
+        "kind-metadata": {"class-name": "x", "confidence": 1},
+    }
     (data / "c.manifest").write_text(json.dumps(reference) + "\n")
     path = write(project)
     path.write_text(YAML.replace("path: data", "path: data, reference_buckets: [mail]"))
@@ -233,7 +259,11 @@ def test_rows_are_read_as_ingestion_reads_them_but_no_object_is_fetched(project,
     ("name", "content", "why"),
     [
         ("0.parquet", b"no table", "not a complete Parquet file (ArrowInvalid)"),
-        ("0.jsonl.gz", b"no archive", "not a complete gzip archive (zlib inflate failed: incorrect header check)"),
+        (
+            "0.jsonl.gz",
+            b"no archive",
+            "not a complete gzip archive (zlib inflate failed: incorrect header check)",
+        ),
         ("0.jsonl", None, "No such file or directory"),
     ],
 )
@@ -250,7 +280,9 @@ def test_a_bucket_is_not_looked_at(project, monkeypatch):
     path = write(project)
     path.write_text(YAML.replace("{path: data}", "{path: 's3://mail/in'}"))
     text = check.check_use_case(load_use_case(path))
-    assert line(text, "documents").endswith("s3://mail/in: unknown number of rows; a bucket is read by the first run")
+    assert line(text, "documents").endswith(
+        "s3://mail/in: unknown number of rows; a bucket is read by the first run"
+    )
     assert line(text, "split").endswith("unknown; 15% of the groups for the test set, 10% for validation")
     assert line(text, "time").endswith("unknown: the documents are in a bucket")
 
@@ -300,8 +332,14 @@ def test_memory_is_that_of_each_process(project):
     whole = line(report(project, "  training: {micro_batch_size: 4}\n  launcher: {processes: 4}\n"), "memory")
     assert "346.6 MiB weights, gradients and AdamW state (16 bytes a parameter) + " in whole
     assert whole.endswith(" activations (4 x 256 tokens), in each of 4 processes")
-    parts = line(report(project, "  training: {micro_batch_size: 4, sharding: fsdp2}\n  launcher: {processes: 4}\n"), "memory")
-    assert "86.6 MiB weights, gradients and AdamW state (16 bytes a parameter, of which each process holds a part in 4) + " in parts
+    parts = line(
+        report(project, "  training: {micro_batch_size: 4, sharding: fsdp2}\n  launcher: {processes: 4}\n"),
+        "memory",
+    )
+    assert (
+        "86.6 MiB weights, gradients and AdamW state (16 bytes a parameter, of which each process holds a"
+        " part in 4) + " in parts
+    )
     assert parts.split(" + ")[1] == whole.split(" + ")[1], "activations are shared with nobody"
 
 
@@ -310,7 +348,9 @@ def test_a_plan_over_the_limit_says_so(project):
 
 
 SAGEMAKER = (
-    "  store: s3://bucket/store\n  launcher: {kind: sagemaker, image: 'example/image@sha256:" + "0" * 64 + "', processes: 4, nodes: 2,\n"
+    "  store: s3://bucket/store\n  launcher: {kind: sagemaker, image: 'example/image@sha256:"
+    + "0" * 64
+    + "', processes: 4, nodes: 2,\n"
     "    role_arn: 'arn:aws:iam::123456789012:role/training', instance_type: ml.INSTANCE}\n"
 )
 
@@ -329,7 +369,11 @@ SAGEMAKER = (
             " on 4 x L4 of ml.g6.48xlarge at an assumed 48 TFLOP/s",
             "bf16 or fp16, as the GPU has it",
         ),
-        (SAGEMAKER.replace("INSTANCE", "c7i.8xlarge"), "unknown on the machine of launcher.kind: sagemaker", "as the machine has it"),
+        (
+            SAGEMAKER.replace("INSTANCE", "c7i.8xlarge"),
+            "unknown on the machine of launcher.kind: sagemaker",
+            "as the machine has it",
+        ),
         (
             "  launcher: {kind: ssh, host: gpu-1, folder: /srv/fullft}\n  store: s3://bucket/store\n",
             "unknown on the machine of launcher.kind: ssh",
@@ -344,23 +388,46 @@ def test_time_is_that_of_the_machine_that_trains(project, more, time, precision)
 
 
 def with_patients(project: Path, name: str = "patient") -> None:
-    rows = [{"text": f"The licence number {i} permits use.", "kind": "ab"[i % 2], name: f"P{i % 40}", "doc": i} for i in range(200)]
+    rows = [
+        {"text": f"The licence number {i} permits use.", "kind": "ab"[i % 2], name: f"P{i % 40}", "doc": i}
+        for i in range(200)
+    ]
     (project / "data/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.mark.parametrize(
     ("documents", "examples", "problem"),
     [
-        ("path: data", "label: kin", "examples.label: none of 200 rows read has a `kin`; did you mean `kind`?"),
+        (
+            "path: data",
+            "label: kin",
+            "examples.label: none of 200 rows read has a `kin`; did you mean `kind`?",
+        ),
         (
             "path: data, text: body",
             "label: kind",
             "documents.text: none of 200 rows read has a `body`; their fields: text, kind, Patient, doc",
         ),
-        ("path: data, id: dok", "label: kind", "documents.id: none of 200 rows read has a `dok`; did you mean `doc`?"),
-        ("path: data", "label: kind, group: patient", "examples.group: none of 200 rows read has a `patient`; did you mean `Patient`?"),
-        ("path: data", "label: kind, slice_by: doct", "examples.slice_by: none of 200 rows read has a `doct`; did you mean `doc`?"),
-        ("path: data", "label: kind, domain: patent", "examples.domain: none of 200 rows read has a `patent`; did you mean `Patient`?"),
+        (
+            "path: data, id: dok",
+            "label: kind",
+            "documents.id: none of 200 rows read has a `dok`; did you mean `doc`?",
+        ),
+        (
+            "path: data",
+            "label: kind, group: patient",
+            "examples.group: none of 200 rows read has a `patient`; did you mean `Patient`?",
+        ),
+        (
+            "path: data",
+            "label: kind, slice_by: doct",
+            "examples.slice_by: none of 200 rows read has a `doct`; did you mean `doc`?",
+        ),
+        (
+            "path: data",
+            "label: kind, domain: patent",
+            "examples.domain: none of 200 rows read has a `patent`; did you mean `Patient`?",
+        ),
     ],
 )
 @pytest.mark.heavy
@@ -382,7 +449,9 @@ def test_a_group_that_many_rows_lack_is_an_error_with_their_places(project):
     path.write_text(YAML.replace("label: kind", "label: kind, group: patient"))
     done = run(project, "x")
     assert done.returncode == 1
-    assert done.stderr.startswith("defs/x/defs.yaml:5: examples.group: 20 of 220 rows read have no `patient` (b.jsonl:1, b.jsonl:2, ")
+    assert done.stderr.startswith(
+        "defs/x/defs.yaml:5: examples.group: 20 of 220 rows read have no `patient` (b.jsonl:1, b.jsonl:2, "
+    )
     assert done.stderr.endswith("more than examples.max_ungrouped_share (0.05); did you mean `Patient`?\n")
     path.write_text(YAML.replace("label: kind", "label: kind, group: patient, max_ungrouped_share: 0.1"))
     assert run(project, "x").returncode == 0
@@ -393,28 +462,42 @@ def test_a_field_that_is_empty_in_each_row_is_an_error(project):
     rows = [{"text": f"The licence number {i}.", "kind": None, "kinds": "a"} for i in range(9)]
     (project / "data/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     write(project)
-    assert run(project, "x").stderr == "defs/x/defs.yaml:5: examples.label: `kind` is empty in each of 9 rows read; did you mean `kinds`?\n"
+    assert (
+        run(project, "x").stderr
+        == "defs/x/defs.yaml:5: examples.label: `kind` is empty in each of 9 rows read; did you mean"
+        " `kinds`?\n"
+    )
 
 
 @pytest.mark.heavy
 def test_a_field_of_the_log_that_production_lacks_is_an_error_with_the_near_one(project):
     production = project / "production"
     production.mkdir()
-    rows = [{"text": f"The licence number {i}.", "predicted": "notice", "model": "m1" if i else None, "p": 0.5} for i in range(9)]
+    rows = [
+        {"text": f"The licence number {i}.", "predicted": "notice", "model": "m1" if i else None, "p": 0.5}
+        for i in range(9)
+    ]
     (production / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     log = "  monitoring:\n    path: production\n    log: {prediction: predicted, score: p, model: model}\n"
     assert report(project, log).startswith("x: ok")
-    with pytest.raises(SettingsError, match="monitoring.log.prediction: none of 9 rows read has a `prediction`; did you mean `predicted`?"):
+    with pytest.raises(
+        SettingsError,
+        match="monitoring.log.prediction: none of 9 rows read has a `prediction`; did you mean `predicted`?",
+    ):
         report(project, log.replace("prediction: predicted", "prediction: prediction"))
     (production / "a.jsonl").write_text("".join(json.dumps({**row, "p2": None}) + "\n" for row in rows))
-    with pytest.raises(SettingsError, match="monitoring.log.model: `p2` is empty in each of 9 rows read; did you mean `p`?"):
+    with pytest.raises(
+        SettingsError, match="monitoring.log.model: `p2` is empty in each of 9 rows read; did you mean `p`?"
+    ):
         report(project, log.replace("model: model", "model: p2"))
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     (production / "a.jsonl").unlink()
     pq.write_table(pa.Table.from_pylist(rows), production / "a.parquet")
-    with pytest.raises(SettingsError, match="monitoring.log.prediction: none of 9 rows read has a `prediction`"):
+    with pytest.raises(
+        SettingsError, match="monitoring.log.prediction: none of 9 rows read has a `prediction`"
+    ):
         report(project, log.replace("prediction: predicted", "prediction: prediction"))
 
 
@@ -436,10 +519,17 @@ def test_a_large_table_takes_no_more_of_the_sample_than_is_read_of_it(project):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    (project / "data/a.jsonl").write_text("".join(json.dumps({"text": f"one {i}", "kind": "a"}) + "\n" for i in range(300)))
-    pq.write_table(pa.table({"text": [f"two {i}" for i in range(100_000)], "kind": ["b"] * 100_000}), project / "data/b.parquet")
+    (project / "data/a.jsonl").write_text(
+        "".join(json.dumps({"text": f"one {i}", "kind": "a"}) + "\n" for i in range(300))
+    )
+    pq.write_table(
+        pa.table({"text": [f"two {i}" for i in range(100_000)], "kind": ["b"] * 100_000}),
+        project / "data/b.parquet",
+    )
     use_case = load_use_case(write(project))
-    found = corpus.look_at_documents(use_case, check.read_header(check.find_base_model(use_case.settings, project)))
+    found = corpus.look_at_documents(
+        use_case, check.read_header(check.find_base_model(use_case.settings, project))
+    )
     counted = Counter(row.place.partition(":")[0] for row in found.sample)
     assert counted["a.jsonl"] == 300 and counted["b.parquet"] >= 1_000
 
@@ -448,9 +538,13 @@ def test_a_large_table_takes_no_more_of_the_sample_than_is_read_of_it(project):
 def test_the_control_of_an_export_is_suggested(project):
     annotated = {"result": [{"from_name": "kinds", "value": {"choices": ["notice"]}}], "was_cancelled": False}
     (project / "data/a.jsonl").unlink()
-    (project / "data/tasks.json").write_text(json.dumps([{"id": 1, "data": {"text": "one two"}, "annotations": [annotated]}]))
+    (project / "data/tasks.json").write_text(
+        json.dumps([{"id": 1, "data": {"text": "one two"}, "annotations": [annotated]}])
+    )
     write(project)
-    assert run(project, "x").stderr.endswith("examples.label: none of 1 rows read has a `kind`; did you mean `kinds`?\n")
+    assert run(project, "x").stderr.endswith(
+        "examples.label: none of 1 rows read has a `kind`; did you mean `kinds`?\n"
+    )
 
 
 def test_the_sample_is_drawn_from_all_rows_that_are_counted(project, monkeypatch):
@@ -469,7 +563,8 @@ def test_files_with_other_endings_are_counted(project):
         (project / "data" / name).write_text("x")
     (project / "data/e.tsv").write_text("text\tkind\nA licence\tnotice\n")
     assert line(report(project), "not read").endswith(
-        "3 file(s) are left in place because their endings are not read: 2 .doc (b.doc, c.doc), 1 .pdf.gz (d.pdf.gz)"
+        "3 file(s) are left in place because their endings are not read: 2 .doc (b.doc, c.doc), 1 .pdf.gz"
+        " (d.pdf.gz)"
     )
     assert "201 rows" in line(report(project), "documents")
 
@@ -481,8 +576,8 @@ def test_splits_that_the_delivery_has_itself_are_said_to_be_mixed(project):
     (project / "data/b.csv").write_text("text,kind\nThe notice,notice\n")
     said = line(report(project), "own splits").removeprefix("own splits ")
     assert said.startswith(
-        "the delivery has splits of its own, train (1 file, 200 rows), test (1 file, 2 rows), of 203 rows read: they are mixed, and all rows "
-        "are split anew by row; to keep one out, "
+        "the delivery has splits of its own, train (1 file, 200 rows), test (1 file, 2 rows), of 203 rows"
+        " read: they are mixed, and all rows are split anew by row; to keep one out, "
     )
 
 
@@ -494,21 +589,28 @@ def test_the_test_split_of_a_saved_data_set_is_said_to_be_kept_out(project):
         folder = project / "data/saved" / split
         folder.mkdir(parents=True)
         table = pa.table(
-            {"text": [f"Licence {n}" for n in range(number)], "kind": ["notice", "text", "tag"] * (number // 3) or ["tag"] * number}
+            {
+                "text": [f"Licence {n}" for n in range(number)],
+                "kind": ["notice", "text", "tag"] * (number // 3) or ["tag"] * number,
+            }
         )
         with pa.ipc.new_stream(str(folder / "data-00000-of-00001.arrow"), table.schema) as stream:
             stream.write_table(table)
         for name in ("state.json", "dataset_info.json", "../dataset_dict.json"):
             (folder / name).write_text("{}")
     text = report(project)
-    assert line(text, "kept out").endswith("1 file(s) of test splits are kept out of training (saved/test/data-00000-of-00001.arrow)")
+    assert line(text, "kept out").endswith(
+        "1 file(s) of test splits are kept out of training (saved/test/data-00000-of-00001.arrow)"
+    )
     assert "train (1 file, 9 rows), validation (1 file, 3 rows), of 12 rows read" in line(text, "own splits")
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("ending", [".txt", ".html"])
 def test_files_of_one_document_are_drawn_from_all_folders(project, monkeypatch, ending):
-    """With `label: folder` the first files would have one label; of a format that is slow to read some are read as well."""
+    """With `label: folder` the first files would have one label; of a format that is slow to read some are
+    read as well.
+    """
     monkeypatch.setattr(corpus, "SAMPLE_ROWS", 20)
     monkeypatch.setattr(corpus, "SLOW_SECONDS", 60)
     (project / "data/a.jsonl").unlink()
@@ -553,7 +655,9 @@ def test_of_very_many_files_some_are_looked_at_and_the_answer_says_so(project, m
     path.write_text(YAML.replace("label: kind", "label: folder"))
     opened = []
     add = corpus._Look.add
-    monkeypatch.setattr(corpus._Look, "add", lambda self, source, file: (opened.append(file), add(self, source, file)))
+    monkeypatch.setattr(
+        corpus._Look, "add", lambda self, source, file: (opened.append(file), add(self, source, file))
+    )
     text = check.check_use_case(load_use_case(path))
     assert line(text, "documents").endswith(" about 90 rows; 30 files, drawn from all, were looked at")
     assert line(text, "labels").removeprefix("labels").strip().startswith("3 in 30 rows read: ")
@@ -571,9 +675,16 @@ def test_rows_that_fill_the_sample_leave_room_for_other_files(project, monkeypat
             import pyarrow as pa
             import pyarrow.parquet as pq
 
-            pq.write_table(pa.Table.from_pylist([{"text": f"The licence number {number} permits use.", "kind": "notice"}]), path)
+            pq.write_table(
+                pa.Table.from_pylist(
+                    [{"text": f"The licence number {number} permits use.", "kind": "notice"}]
+                ),
+                path,
+            )
     use_case = load_use_case(write(project))
-    found = corpus.look_at_documents(use_case, check.read_header(check.find_base_model(use_case.settings, project)))
+    found = corpus.look_at_documents(
+        use_case, check.read_header(check.find_base_model(use_case.settings, project))
+    )
     assert found.num_rows == 300 and len(found.sample) == 90
     # A third of the rows, and so of the sample.
     assert sum(sampled.place.startswith("other-") for sampled in found.sample) == 30

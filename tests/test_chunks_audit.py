@@ -1,4 +1,6 @@
-"""The tokenizer's audit: counted over all batches as over one, terms mined or listed, and a proposal that saves what it promises."""
+"""The tokenizer's audit: counted over all batches as over one, terms mined or listed, and a proposal that
+saves what it promises.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ WORD = re.compile(r"[^\W\d_][\w'-]*")
 
 @pytest.fixture(scope="module", params=["minilm", "smollm2"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return MINILM if request.param == "minilm" else smollm2.write_tokenizer(tmp_path_factory.mktemp("smollm2"))
+    return (
+        MINILM if request.param == "minilm" else smollm2.write_tokenizer(tmp_path_factory.mktemp("smollm2"))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +49,11 @@ def texts() -> list[str]:
 
 
 def audited(
-    batches: list[list[str]], model: Path = MINILM, most: int = 2_000, general: GeneralWords | None = None, **changes: Any
+    batches: list[list[str]],
+    model: Path = MINILM,
+    most: int = 2_000,
+    general: GeneralWords | None = None,
+    **changes: Any,
 ) -> chunks.Audit:
     """Audit texts that came in these batches."""
     tokenization = Tokenization.load(model, ChunksSettings(**changes))
@@ -55,13 +63,18 @@ def audited(
         hashes = pa.array([hashlib.sha256(text.encode()).hexdigest() for text in batch])
         sampled = draw_sample(hashes, most)
         counted = WordCounts(folds_case(tokenization.tokenizer))
-        counted.count([batch[row] for row in np.flatnonzero(sampled)], int(found.table["num_tokens"].to_numpy()[sampled].sum()))
+        counted.count(
+            [batch[row] for row in np.flatnonzero(sampled)],
+            int(found.table["num_tokens"].to_numpy()[sampled].sum()),
+        )
         counts.append(found.metadata | counted.metadata())
         words.append(counted.table())
     return judge(counts, words, tokenization, general)
 
 
-def test_numbers_over_all_batches_are_a_plain_count(texts: list[str], model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_over_all_batches_are_a_plain_count(
+    texts: list[str], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(audit, "MINED_TERMS", 50)
     tokenizer = Tokenization.load(model, ChunksSettings()).tokenizer
     tokens = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
@@ -76,14 +89,23 @@ def test_numbers_over_all_batches_are_a_plain_count(texts: list[str], model: Pat
     assert found.metadata.num_terms == len(found.terms) == 50
     for term in found.terms:
         word = term["term"]
-        assert (term["num_documents"], term["num_occurrences"]) == (num_documents[word], num_occurrences[word])
+        assert (term["num_documents"], term["num_occurrences"]) == (
+            num_documents[word],
+            num_occurrences[word],
+        )
         assert len(word) >= 5 and num_documents[word] >= 3
-        split = min((tokenizer.encode(text, add_special_tokens=False).tokens for text in (word, f" {word}")), key=len)
+        split = min(
+            (tokenizer.encode(text, add_special_tokens=False).tokens for text in (word, f" {word}")), key=len
+        )
         assert term["pieces"].split(" ") == split and term["num_pieces"] == len(split) > 1
         low = (word.lower(), f" {word.lower()}")
-        assert all(len(tokenizer.encode(text, add_special_tokens=False).ids) > 1 for text in low), "a shouted general word"
+        assert all(len(tokenizer.encode(text, add_special_tokens=False).ids) > 1 for text in low), (
+            "a shouted general word"
+        )
     weights = [term["num_documents"] for term in found.terms]
-    assert found.metadata.mean_term_pieces == pytest.approx(np.average([term["num_pieces"] for term in found.terms], weights=weights))
+    assert found.metadata.mean_term_pieces == pytest.approx(
+        np.average([term["num_pieces"] for term in found.terms], weights=weights)
+    )
     saved = [term["num_tokens_saved"] for term in found.terms]
     assert saved == sorted(saved, reverse=True)
     english = SpellChecker(language="en")
@@ -91,16 +113,21 @@ def test_numbers_over_all_batches_are_a_plain_count(texts: list[str], model: Pat
 
     def keyness(word: str) -> float:
         """Return how many times commoner a word is here than in general English, by hand."""
-        return (1e6 * folded[word.lower()] / folded.total() + 0.3) / (1e6 * english[word] / english.word_frequency.total_words + 0.3)
+        return (1e6 * folded[word.lower()] / folded.total() + 0.3) / (
+            1e6 * english[word] / english.word_frequency.total_words + 0.3
+        )
 
-    assert [term["keyness"] for term in found.terms] == [pytest.approx(keyness(term["term"]), abs=0.05) for term in found.terms]
+    assert [term["keyness"] for term in found.terms] == [
+        pytest.approx(keyness(term["term"]), abs=0.05) for term in found.terms
+    ]
     # Only general words that cost more are missing.
     least = min(term["num_documents"] * (term["num_pieces"] - 1) for term in found.terms)
     kept = {term["term"] for term in found.terms}
     for word, count in num_documents.items():
         if count >= 3 and len(word) >= 5 and word.isalnum() and word not in kept:
             forms = [
-                len(tokenizer.encode(form, add_special_tokens=False).ids) for form in (word, f" {word}", word.lower(), f" {word.lower()}")
+                len(tokenizer.encode(form, add_special_tokens=False).ids)
+                for form in (word, f" {word}", word.lower(), f" {word.lower()}")
             ]
             assert min(forms[2:]) == 1 or keyness(word) < 20 or count * (min(forms[:2]) - 1) <= least, word
 
@@ -119,7 +146,9 @@ def test_the_sample_is_the_same_in_any_order_of_the_rows() -> None:
     first = draw_sample(pa.array(hashes), 10)
     second = draw_sample(pa.array([hashes[row] for row in order]), 10)
     assert first.sum() == 10
-    assert {hashes[row] for row in np.flatnonzero(first)} == {hashes[order[row]] for row in np.flatnonzero(second)}
+    assert {hashes[row] for row in np.flatnonzero(first)} == {
+        hashes[order[row]] for row in np.flatnonzero(second)
+    }
 
 
 def test_the_proposal_saves_what_it_promises(texts: list[str], model: Path) -> None:
@@ -133,8 +162,8 @@ def test_the_proposal_saves_what_it_promises(texts: list[str], model: Path) -> N
     assert added == {"added_tokens": found.proposal}
     assert 1 - after / before == pytest.approx(found.metadata.proposal_saves_share, rel=0.25)
     assert (
-        f"the {len(found.proposal)} tokens of proposal.yaml would save {found.metadata.proposal_saves_share:.1%}"
-        in found.checks[0].description
+        f"the {len(found.proposal)} tokens of proposal.yaml would save"
+        f" {found.metadata.proposal_saves_share:.1%}" in found.checks[0].description
     )
     again = audited([texts], model, **added)
     assert not set(found.proposal) & {term["term"] for term in again.terms}
@@ -153,23 +182,31 @@ def test_listed_terms_that_are_shredded_warn_by_name(texts: list[str]) -> None:
     assert list(by_term) == ["Hydroxychloroquine", "license"]
     assert by_term["Hydroxychloroquine"]["pieces"] == "hydro ##xy ##ch ##lor ##o ##quin ##e"
     assert by_term["Hydroxychloroquine"]["num_documents"] == 0
-    assert by_term["license"]["num_documents"] == sum("license" in WORD.findall(text.lower()) for text in texts)
+    assert by_term["license"]["num_documents"] == sum(
+        "license" in WORD.findall(text.lower()) for text in texts
+    )
     assert by_term["license"]["num_pieces"] == 1
     check = found.checks[0]
     weight = by_term["license"]["num_documents"]
     mean = (weight + 7) / (weight + 1)
     assert (check.name, check.passed, check.severity) == ("domain_terms_are_kept_whole", True, "warn")
     assert found.metadata.mean_term_pieces == pytest.approx(mean)
-    strict = audited([["Take hydroxychloroquine."]], terms=["hydroxychloroquine"], max_term_pieces=2).checks[0]
+    strict = audited([["Take hydroxychloroquine."]], terms=["hydroxychloroquine"], max_term_pieces=2).checks[
+        0
+    ]
     assert not strict.passed
-    assert strict.description.startswith("7.00 pieces a domain term (warns above 2.0); worst: hydroxychloroquine (hydro ##xy ##ch")
+    assert strict.description.startswith(
+        "7.00 pieces a domain term (warns above 2.0); worst: hydroxychloroquine (hydro ##xy ##ch"
+    )
 
 
 def test_unknown_tokens_warn_where_the_vocabulary_has_no_bytes(texts: list[str]) -> None:
     odd = ["𝌆 𝌇 𝌈"] * 60
     found = audited([texts, odd], max_unknown_share=0.001)
     tokenizer = Tokenization.load(MINILM, ChunksSettings()).tokenizer
-    tokens = Counter(token for text in (*texts, *odd) for token in tokenizer.encode(text, add_special_tokens=False).tokens)
+    tokens = Counter(
+        token for text in (*texts, *odd) for token in tokenizer.encode(text, add_special_tokens=False).tokens
+    )
     assert found.metadata.unknown_share == tokens["[UNK]"] / tokens.total() > 0.001
     assert found.metadata.byte_fallback_share == 0
     assert {check.name: check.passed for check in found.checks} == {
@@ -207,14 +244,18 @@ def test_byte_fallback_of_a_sentencepiece_vocabulary_is_counted(tmp_path: Path) 
 
 def test_equal_data_gives_equal_words_in_every_process() -> None:
     program = (
-        "import json\nfrom fullft_assets.chunks import audit\nfrom tests import project\naudit.KEPT_WORDS = 40\n"
-        "words = audit.WordCounts(True)\nwords.count([row['text'] for row in project.licence_rows(40)], 1)\n"
-        "print(json.dumps(words.table().to_pylist()))\n"
+        "import json\nfrom fullft_assets.chunks import audit\nfrom tests import project\naudit.KEPT_WORDS ="
+        " 40\nwords = audit.WordCounts(True)\nwords.count([row['text'] for row in project.licence_rows(40)],"
+        " 1)\nprint(json.dumps(words.table().to_pylist()))\n"
     )
     outputs = set()
     for seed in ("1", "2"):
         env = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
-        outputs.add(subprocess.run([sys.executable, "-c", program], env=env, check=True, capture_output=True, text=True).stdout)
+        outputs.add(
+            subprocess.run(
+                [sys.executable, "-c", program], env=env, check=True, capture_output=True, text=True
+            ).stdout
+        )
     assert len(outputs) == 1
 
 
@@ -226,18 +267,41 @@ def german_licences() -> list[str]:
     """Return the paragraphs of the licences that were written in German."""
     spec = importlib.util.find_spec("licensedcode")
     texts = [
-        path.read_text(encoding="utf-8") for path in sorted(Path(spec.submodule_search_locations[0], "data", "licenses").glob("*.LICENSE"))
+        path.read_text(encoding="utf-8")
+        for path in sorted(Path(spec.submodule_search_locations[0], "data", "licenses").glob("*.LICENSE"))
     ]
-    bodies = [text.partition("\n---\n")[2] for text in texts if "\nlanguage: de\n" in text.partition("\n---\n")[0]]
-    return list(dict.fromkeys(part.strip() for body in bodies for part in re.split(r"\n\s*\n", body) if len(part) > 40))
+    bodies = [
+        text.partition("\n---\n")[2] for text in texts if "\nlanguage: de\n" in text.partition("\n---\n")[0]
+    ]
+    return list(
+        dict.fromkeys(
+            part.strip() for body in bodies for part in re.split(r"\n\s*\n", body) if len(part) > 40
+        )
+    )
 
 
 class TestGeneralWords:
     def test_what_the_tokenizer_splits_is_no_term_where_general_english_has_it_too(self) -> None:
         texts = [row["text"] for row in projects.licence_rows(1_500)]
         alone, english = audited([texts], general=GeneralWords("vocabulary")), audited([texts])
-        assert mined(alone) - mined(english) == {"authorize", "contradict", "notify", "advertise", "safest", "assurances"}
-        real = {"sublicense", "merchantability", "licensor", "redistribute", "noninfringement", "warranty", "copyleft", "affero"}
+        assert mined(alone) - mined(english) == {
+            "authorize",
+            "contradict",
+            "notify",
+            "advertise",
+            "safest",
+            "assurances",
+        }
+        real = {
+            "sublicense",
+            "merchantability",
+            "licensor",
+            "redistribute",
+            "noninfringement",
+            "warranty",
+            "copyleft",
+            "affero",
+        }
         assert real <= mined(english) & mined(alone)
         # The places that they leave go to terms that cost less.
         assert len(mined(english)) == len(mined(alone)) == 200
@@ -259,9 +323,17 @@ class TestGeneralWords:
             assert f"(warns above 3.0); mined against {against}; terms.json" in found.checks[0].description
         keys = [general.key() for general in expected]
         assert all(keys.count(key) == 1 for key in keys)
-        polish = "Licencjodawca udziela prawa do rozpowszechniania utworu na warunkach określonych w niniejszej licencji i umowie."
-        assert audited([[polish]]).metadata.general_words == "the vocabulary alone: no list for pl (identified)"
-        assert audited([["12 34"]]).metadata.general_words == "the vocabulary alone: the language was not identified"
+        polish = (
+            "Licencjodawca udziela prawa do rozpowszechniania utworu na warunkach określonych w niniejszej"
+            " licencji i umowie."
+        )
+        assert (
+            audited([[polish]]).metadata.general_words == "the vocabulary alone: no list for pl (identified)"
+        )
+        assert (
+            audited([["12 34"]]).metadata.general_words
+            == "the vocabulary alone: the language was not identified"
+        )
         assert "general_words" not in audited([texts[:60]], terms=["license"]).metadata
 
     def test_german_is_compared_with_german(self) -> None:
@@ -276,7 +348,10 @@ class TestGeneralWords:
         for general in (GeneralWords("vocabulary"), GeneralWords("en")):
             assert terms | function_words <= mined(audited([texts], general=general))
         # Of several languages the one that knows a word best says how common it is.
-        both = [audited([texts], general=GeneralWords(languages=languages)) for languages in (("de", "en"), ("en", "de"))]
+        both = [
+            audited([texts], general=GeneralWords(languages=languages))
+            for languages in (("de", "en"), ("en", "de"))
+        ]
         assert mined(both[0]) == mined(both[1]) and not function_words & mined(both[0])
 
     def test_a_list_of_the_users_own(self, texts: list[str], tmp_path: Path) -> None:
@@ -286,20 +361,29 @@ class TestGeneralWords:
         # As common there as here; a hundredth of that; without a count; and the rest of a million.
         listed = {"Warranty": round(here["warranty"]), "licensor": round(here["licensor"] / 100)}
         listed["the"] = 1_000_000 - sum(listed.values())
-        path.write_text("\ufeffMERCHANTABILITY\n\n" + "".join(f"{word}\t{count}\n" for word, count in listed.items()))
+        path.write_text(
+            "\ufeffMERCHANTABILITY\n\n" + "".join(f"{word}\t{count}\n" for word, count in listed.items())
+        )
         found = audited([texts], general=GeneralWords("words.txt", file=path))
         keyness = {term["term"]: term["keyness"] for term in found.terms}
         assert found.metadata.general_words == "the general words of words.txt"
         assert {"warranty", "merchantability"} & set(keyness) == set()
-        assert keyness["licensor"] == pytest.approx((here["licensor"] + 0.3) / (listed["licensor"] + 0.3), abs=0.05)
+        assert keyness["licensor"] == pytest.approx(
+            (here["licensor"] + 0.3) / (listed["licensor"] + 0.3), abs=0.05
+        )
         assert keyness["sublicense"] == pytest.approx((here["sublicense"] + 0.3) / 0.3, abs=0.05)
         path.write_text("word\n" * 2_000 + "no word 7\n")
-        with pytest.raises(SettingsError, match=r"words\.txt:2001: is neither a word nor a word, a tab and its count"):
+        with pytest.raises(
+            SettingsError, match=r"words\.txt:2001: is neither a word nor a word, a tab and its count"
+        ):
             audited([texts], general=GeneralWords("words.txt", file=path))
 
     def test_a_list_that_cannot_be_used_is_one_line_of_the_check(self, project: projects.Project) -> None:
         path = project.root / "words.txt"
-        known = "no language that has a list (ar, de, en, es, eu, fa, fr, it, lv, nl, pt, ru); give one of these, a file of words or `vocabulary`"
+        known = (
+            "no language that has a list (ar, de, en, es, eu, fa, fr, it, lv, nl, pt, ru); give one of these,"
+            " a file of words or `vocabulary`"
+        )
         line = f"{path}:2: is neither a word nor a word, a tab and its count (1 or more); fix the line"
         for chosen, content, problem in (
             ("xx", "word", f"xx is no file, and {known}"),
@@ -323,7 +407,10 @@ class TestGeneralWords:
 
     def test_listed_terms_need_no_list(self, project: projects.Project) -> None:
         project.configure(chunks={"general_words": "en", "terms": ["stent"]})
-        with pytest.raises(SettingsError, match="general_words: is for terms that are mined, and chunks.terms lists them; remove one"):
+        with pytest.raises(
+            SettingsError,
+            match="general_words: is for terms that are mined, and chunks.terms lists them; remove one",
+        ):
             project.use_case()
 
 
@@ -332,7 +419,9 @@ class TestArtifact:
         with pytest.raises(DataError, match="letters: no batch is tokenised yet; run letters_ingest first"):
             chunks.audit_tokenizer(Store(str(project.home)), project.use_case(), {})
 
-    def test_it_is_found_again_until_the_data_the_tokenizer_or_a_threshold_changes(self, project: projects.Project) -> None:
+    def test_it_is_found_again_until_the_data_the_tokenizer_or_a_threshold_changes(
+        self, project: projects.Project
+    ) -> None:
         store = Store(str(project.home / "store"))
 
         def take() -> Any:
@@ -363,11 +452,15 @@ class TestArtifact:
         project.configure(chunks={"general_words": "words.txt"})
         own = take()
         assert own.metadata["general_words"] == "the general words of words.txt"
-        assert not set(proposed) & {term["term"] for term in json.loads((store.folder(own) / "terms.json").read_text())}
+        assert not set(proposed) & {
+            term["term"] for term in json.loads((store.folder(own) / "terms.json").read_text())
+        }
         assert take().ref == own.ref
         words.write_text("\n".join(proposed[1:]))
         other = take()
-        assert proposed[0] in {term["term"] for term in json.loads((store.folder(other) / "terms.json").read_text())}
+        assert proposed[0] in {
+            term["term"] for term in json.loads((store.folder(other) / "terms.json").read_text())
+        }
         project.configure(examples={"languages": ["en", "de"]})
         assert take().metadata["general_words"] == "the general words of en, de"
         project.configure()

@@ -1,4 +1,6 @@
-"""The act `retokenize` of `<case>_by_hand`: after a change of tokenizer one run tokenises every batch that needs it, and the snapshot goes on."""
+"""The act `retokenize` of `<case>_by_hand`: after a change of tokenizer one run tokenises every batch that
+needs it, and the snapshot goes on.
+"""
 
 from __future__ import annotations
 
@@ -66,14 +68,21 @@ class Data:
     def materialize(self, *assets: str, batch: str | None = None) -> dg.ExecuteInProcessResult:
         job = self.definitions.resolve_implicit_global_asset_job_def()
         keys = [dg.AssetKey([CASE, asset]) for asset in assets]
-        return job.execute_in_process(asset_selection=keys, partition_key=batch, instance=self.instance, raise_on_error=False)
+        return job.execute_in_process(
+            asset_selection=keys, partition_key=batch, instance=self.instance, raise_on_error=False
+        )
 
     def retokenize(self) -> dg.ExecuteInProcessResult:
-        job, act = self.definitions.resolve_job_def(f"{CASE}_by_hand"), {"ops": {f"{CASE}__by_hand": {"config": {"act": "retokenize"}}}}
+        job, act = (
+            self.definitions.resolve_job_def(f"{CASE}_by_hand"),
+            {"ops": {f"{CASE}__by_hand": {"config": {"act": "retokenize"}}}},
+        )
         return job.execute_in_process(run_config=act, instance=self.instance, raise_on_error=False)
 
     def refusal(self) -> str:
-        (failed,) = [event for event in self.materialize("training_snapshot").all_events if event.is_step_failure]
+        (failed,) = [
+            event for event in self.materialize("training_snapshot").all_events if event.is_step_failure
+        ]
         return failed.event_specific_data.user_failure_data.description
 
     def status(self, batch: str) -> StaleStatus:
@@ -110,8 +119,10 @@ def test_after_a_new_token_the_snapshot_refuses_one_run_tokenises_all_and_the_sn
     assert data.materialize("training_snapshot").success
     before, snapshot = data.chunks(), latest(data.store, CASE, "training_snapshot")
     change_tokenizer(data)
-    assert data.refusal() == (
-        "3 of 3 batches were tokenised with another tokenizer than base_model's with chunks.added_tokens; launch letters_by_hand with act: retokenize"
+    assert (
+        data.refusal()
+        == "3 of 3 batches were tokenised with another tokenizer than base_model's with chunks.added_tokens;"
+        " launch letters_by_hand with act: retokenize"
     )
     assert {data.status(batch) for batch in before} == {StaleStatus.STALE}
 
@@ -120,13 +131,22 @@ def test_after_a_new_token_the_snapshot_refuses_one_run_tokenises_all_and_the_sn
     after = data.chunks()
     assert all(after[batch].ref != before[batch].ref for batch in before)
     assert {event.step_key for event in result.all_events if event.step_key} == {f"{CASE}__by_hand"}
-    made = {event.partition: event.materialization for event in result.all_events if event.is_step_materialization}
+    made = {
+        event.partition: event.materialization for event in result.all_events if event.is_step_materialization
+    }
     assert {batch: found.tags["dagster/data_version"] for batch, found in made.items()} == {
         batch: manifest.content_digest for batch, manifest in after.items()
     }
     assert all(made[batch].metadata["num_rows"].value == after[batch].metadata["num_rows"] for batch in made)
-    checks = [event.asset_check_evaluation_data for event in result.all_events if event.event_type_value == "ASSET_CHECK_EVALUATION"]
-    assert sorted(check.check_name for check in checks) == ["contents_hold_no_control_tokens"] * 3 + ["texts_are_kept_whole"] * 3
+    checks = [
+        event.asset_check_evaluation_data
+        for event in result.all_events
+        if event.event_type_value == "ASSET_CHECK_EVALUATION"
+    ]
+    assert (
+        sorted(check.check_name for check in checks)
+        == ["contents_hold_no_control_tokens"] * 3 + ["texts_are_kept_whole"] * 3
+    )
     assert {data.status(batch) for batch in after} == {StaleStatus.FRESH}
 
     assert data.due() == [], "the sensor has nothing left to do"
@@ -145,7 +165,9 @@ def test_a_later_edit_marks_what_it_made_as_stale(data: Data):
 
 
 @pytest.mark.parametrize("dies_in", [pytest.param("tokenize", marks=pytest.mark.long), "set_latest"])
-def test_a_run_that_was_cut_short_goes_on_where_it_was(data: Data, monkeypatch: pytest.MonkeyPatch, dies_in: str):
+def test_a_run_that_was_cut_short_goes_on_where_it_was(
+    data: Data, monkeypatch: pytest.MonkeyPatch, dies_in: str
+):
     change_tokenizer(data)
     module = chunks if dies_in == "tokenize" else retokenization
     real, calls = getattr(module, dies_in), []
@@ -188,9 +210,15 @@ def test_a_red_check_fails_the_run_after_every_batch_is_tokenised(tmp_path: Path
     short = [said("user", "One?"), said("assistant", "Two.")]
     long = [said("user", "a long question " * 20), said("assistant", "Yes.")]
     long_too = [said("user", "another long question " * 20), said("assistant", "No.")]
-    project.deliver("delivery-1.jsonl", [{"id": i, "messages": m} for i, m in zip("abx", (short, long, long_too), strict=True)])
+    project.deliver(
+        "delivery-1.jsonl",
+        [{"id": i, "messages": m} for i, m in zip("abx", (short, long, long_too), strict=True)],
+    )
     # One row for each split.
-    rows = [{"id": id_, "messages": [*short, said("user", f"Three or {id_}?"), said("assistant", "Four.")]} for id_ in "cde"]
+    rows = [
+        {"id": id_, "messages": [*short, said("user", f"Three or {id_}?"), said("assistant", "Four.")]}
+        for id_ in "cde"
+    ]
     project.deliver("delivery-2.jsonl", rows)
     sections = {
         "documents": DOCUMENTS,
@@ -204,21 +232,39 @@ def test_a_red_check_fails_the_run_after_every_batch_is_tokenised(tmp_path: Path
         for batch in data.due():
             raw = documents.keep(store, use_case, batch)
             valid, _ = examples.validate(store, use_case, raw)
-            made = {"raw_documents": raw, "labeled_examples": valid, "tokenized_chunks": chunks.tokenize(store, use_case, valid)}
+            made = {
+                "raw_documents": raw,
+                "labeled_examples": valid,
+                "tokenized_chunks": chunks.tokenize(store, use_case, valid),
+            }
             for asset, manifest in made.items():
                 set_latest(store, CASE, asset, manifest, batch)
         assert all(manifest.check("rows_have_trained_tokens").passed for manifest in data.chunks().values())
         project.configure(**sections, chunks={"max_tokens": 64, "max_windows": 1})
         result = data.retokenize()
         assert not result.success
-        assert sorted(manifest.check("rows_have_trained_tokens").passed for manifest in data.chunks().values()) == [False, True]
-        red = [e.asset_check_evaluation_data for e in result.all_events if e.event_type_value == "ASSET_CHECK_EVALUATION"]
-        (check,) = [check for check in red if check.check_name == "rows_have_trained_tokens" and not check.passed]
+        assert sorted(
+            manifest.check("rows_have_trained_tokens").passed for manifest in data.chunks().values()
+        ) == [False, True]
+        red = [
+            e.asset_check_evaluation_data
+            for e in result.all_events
+            if e.event_type_value == "ASSET_CHECK_EVALUATION"
+        ]
+        (check,) = [
+            check for check in red if check.check_name == "rows_have_trained_tokens" and not check.passed
+        ]
         places = ", ".join(f"{alias('delivery-1.jsonl')}:{row}" for row in (2, 3))
-        assert check.description.startswith(f"2 of 3 rows have no trained token: {places}; the batch is held back. ")
+        assert check.description.startswith(
+            f"2 of 3 rows have no trained token: {places}; the batch is held back. "
+        )
         assert len([event for event in result.all_events if event.is_step_materialization]) == 2
         # The snapshot goes on without that batch.
-        held_back = next(name for name, manifest in data.chunks().items() if not manifest.check("rows_have_trained_tokens").passed)
+        held_back = next(
+            name
+            for name, manifest in data.chunks().items()
+            if not manifest.check("rows_have_trained_tokens").passed
+        )
         labeled = latest_by_partition(store, CASE, "labeled_examples")
         taken = snapshot.take(store, project.use_case(), labeled, data.chunks())
         assert taken.metadata["batches_left_out"] == [held_back]

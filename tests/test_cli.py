@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fullft_assets.checking.project import DEFS, find_defs, read_dg_project
 from fullft_assets.cli import main
-from fullft_assets.config.project import DEFS, find_defs, read_dg_project
 from tests.project import Project
 
 ROOT = Path(__file__).parents[1]
@@ -28,11 +28,16 @@ def test_help_names_each_command(capsys):
         main(["--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    assert all(command in text for command in ("run", "check", "ingest", "report", "verify", "prepare", "predict", "rollback"))
+    assert all(
+        command in text
+        for command in ("run", "check", "ingest", "report", "verify", "prepare", "predict", "rollback")
+    )
 
 
 def test_make_check_prints_what_a_newcomer_needs():
-    done = subprocess.run(["make", "check"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        ["make", "check"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     lines = lines[lines.index("licences: ok") + 1 :]
@@ -45,7 +50,14 @@ def test_make_check_prints_what_a_newcomer_needs():
 
 
 def test_make_check_of_an_unknown_use_case_is_one_line():
-    done = subprocess.run(["make", "check", "USE_CASE=licenses"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        ["make", "check", "USE_CASE=licenses"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode != 0
     first = done.stderr.splitlines()[0]
     assert first == "no use case `licenses`; did you mean `licences`? known: licence_texts, licences"
@@ -53,11 +65,13 @@ def test_make_check_of_an_unknown_use_case_is_one_line():
 
 def test_check_imports_neither_a_model_nor_dagster(project):
     code = (
-        "import sys\nfrom fullft_assets.cli import main\n"
-        f"assert main(['check', 'letters', '--defs', {str(project.root / 'my_project' / 'defs')!r}]) == 0\n"
-        "print([name for name in ('dagster', 'torch', 'transformers', 'great_expectations') if name in sys.modules])"
+        "import sys\nfrom fullft_assets.cli import main\nassert main(['check', 'letters', '--defs',"
+        f" {str(project.root / 'my_project' / 'defs')!r}]) == 0\nprint([name for name in ('dagster', 'torch',"
+        " 'transformers', 'great_expectations') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=project.root)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=project.root
+    )
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -82,7 +96,10 @@ def test_a_source_folder_is_found_too(project):
 def test_elsewhere_the_shipped_use_cases_are_found(tmp_path):
     assert find_defs(tmp_path) == DEFS
     assert find_defs(ROOT) == DEFS
-    assert fullft(tmp_path, "check", "nothing").stderr == "no use case `nothing`; known: licence_texts, licences\n"
+    assert (
+        fullft(tmp_path, "check", "nothing").stderr
+        == "no use case `nothing`; known: licence_texts, licences\n"
+    )
 
 
 def test_a_broken_pyproject_is_one_line(project):
@@ -106,12 +123,18 @@ def test_a_traceback_is_shown_only_when_asked_for(project):
 def test_a_store_that_cannot_be_made_is_one_line(project):
     project.configure(store="/proc/nowhere")
     done = project.fullft("run", "letters")
-    assert (done.returncode, done.stderr) == (1, "/proc/nowhere: No such file or directory; `fullft --traceback ...` shows where\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "/proc/nowhere: No such file or directory; `fullft --traceback ...` shows where\n",
+    )
 
 
 def test_predict_without_a_champion_names_how_to_get_one(project):
     done = project.fullft("predict", "letters", "some text")
-    assert (done.returncode, done.stderr) == (1, "letters has no champion yet; `fullft run letters` trains and judges one\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "letters has no champion yet; `fullft run letters` trains and judges one\n",
+    )
 
 
 def test_without_dagster_home_the_projects_own_is_used(project: Project):
@@ -119,7 +142,9 @@ def test_without_dagster_home_the_projects_own_is_used(project: Project):
     (project.root / "dagster.yaml").write_text((project.home / "dagster.yaml").read_text())
     (project.home / "dagster.yaml").unlink()
     command = [sys.executable, "-m", "fullft_assets.cli", "rollback", "letters", "--reason", "worse"]
-    done = subprocess.run(command, cwd=project.root, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, cwd=project.root, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.stderr == "letters: no champion was promoted yet, so there is nothing to roll back\n"
     assert os.readlink(project.home / "dagster.yaml") == str(project.root / "dagster.yaml")
     assert (project.home / "storage").is_dir() or (project.home / "history").is_dir()
@@ -129,7 +154,10 @@ def test_without_dagster_home_the_projects_own_is_used(project: Project):
 def test_ingest_makes_the_data_report_and_no_model_and_report_finds_it(project: Project):
     project.configure(release={"min_effective_groups": 400})
     none = project.fullft("report", "letters", "data")
-    assert (none.returncode, none.stderr) == (1, "letters has no data report yet; `fullft ingest letters` writes one\n")
+    assert (none.returncode, none.stderr) == (
+        1,
+        "letters has no data report yet; `fullft ingest letters` writes one\n",
+    )
     done = project.fullft("ingest", "letters")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
@@ -144,22 +172,34 @@ def test_ingest_makes_the_data_report_and_no_model_and_report_finds_it(project: 
     assert needs in next(line for line in lines if line.startswith("  verdict        impossible: "))
     for command in ("report", "verify"):
         none = project.fullft(command, "letters")
-        assert (none.returncode, none.stderr) == (1, "letters has no evaluation report yet; `fullft run letters` writes one\n")
+        assert (none.returncode, none.stderr) == (
+            1,
+            "letters has no evaluation report yet; `fullft run letters` writes one\n",
+        )
 
 
 @pytest.mark.slow
 def test_files_tells_the_name_of_a_file_by_what_a_check_calls_it(project: Project):
     none = project.fullft("files", "letters", "file-00000000.csv")
     assert (none.returncode, none.stdout) == (1, "")
-    assert none.stderr == "file-00000000.csv: no file of letters is called so; `fullft files letters` lists them all\n"
+    assert (
+        none.stderr
+        == "file-00000000.csv: no file of letters is called so; `fullft files letters` lists them all\n"
+    )
     (project.documents / "ward 7").mkdir()
-    (project.documents / "ward 7" / "letter of Ann.csv").write_text('text,kind\n"a quote that nobody closes,notice\n')
+    (project.documents / "ward 7" / "letter of Ann.csv").write_text(
+        'text,kind\n"a quote that nobody closes,notice\n'
+    )
     done = project.fullft("ingest", "letters")
     logged = project.logged()
-    assert "letter of Ann" in done.stdout and "letter of Ann" not in logged, "the terminal has the name, the event log has not"
+    assert "letter of Ann" in done.stdout and "letter of Ann" not in logged, (
+        "the terminal has the name, the event log has not"
+    )
     (called,) = set(re.findall(r"file-[0-9a-f]{8}\.csv", logged))
     found = project.fullft("files", "letters", called)
     name, batch, path = found.stdout.rstrip("\n").split("  ")
     assert (found.returncode, found.stderr, name, path) == (0, "", called, "ward 7/letter of Ann.csv")
     everything = project.fullft("files", "letters").stdout.splitlines()
-    assert f"{called}  {batch}  {path}" in everything and any(line.endswith("  delivery-1.jsonl") for line in everything)
+    assert f"{called}  {batch}  {path}" in everything and any(
+        line.endswith("  delivery-1.jsonl") for line in everything
+    )

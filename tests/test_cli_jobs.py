@@ -23,8 +23,23 @@ SETTINGS = {"base_model": "none", "documents": {"path": "none"}, "examples": {"l
 
 
 def launched(store: Store, stage: str, hours_ago: float, **changes: Any) -> Launch:
-    given = {"case": "letters", "stage": stage, "key": "k", "workload": "training", "launcher": {"kind": "local"}, "place": "elsewhere"}
-    launch = Launch(**{**given, "run_id": "0123456789", "job": [], "submitted_at": time.time() - hours_ago * 3600, **changes})
+    given = {
+        "case": "letters",
+        "stage": stage,
+        "key": "k",
+        "workload": "training",
+        "launcher": {"kind": "local"},
+        "place": "elsewhere",
+    }
+    launch = Launch(
+        **{
+            **given,
+            "run_id": "0123456789",
+            "job": [],
+            "submitted_at": time.time() - hours_ago * 3600,
+            **changes,
+        }
+    )
     records.claim(store, launch, lambda _: True)
     return launch
 
@@ -33,14 +48,18 @@ def lines(store: Store, *, with_ended: bool = False) -> list[list[str]]:
     return [
         line.split("  ")
         for line in job_lines(
-            SimpleNamespace(name="letters", settings=UseCaseSettings.model_validate(SETTINGS)), store, with_ended=with_ended
+            SimpleNamespace(name="letters", settings=UseCaseSettings.model_validate(SETTINGS)),
+            store,
+            with_ended=with_ended,
         )
     ]
 
 
 def test_time_rest_of_it_and_cost_of_what_runs_are_shown_newest_first(tmp_path: Path):
     store = Store(str(tmp_path))
-    first = launched(store, "finetuned_checkpoint", 2.0, launcher={"kind": "local", "max_hours": 8.0}, hourly_usd=3.0)
+    first = launched(
+        store, "finetuned_checkpoint", 2.0, launcher={"kind": "local", "max_hours": 8.0}, hourly_usd=3.0
+    )
     launched(store, "evaluation_report", 0.5)
     ended = launched(store, "pilot_run", 4.0)
     records.end(store, ended, "failed", "a.csv:3: no label", "data")
@@ -52,7 +71,9 @@ def test_time_rest_of_it_and_cost_of_what_runs_are_shown_newest_first(tmp_path: 
         "run 01234567",
         first.name_in(store),
     ]
-    assert [line[1] for line in lines(store, with_ended=True)] == ["running (on record)"] * 2 + ["failed (a.csv:3: no label [data])"]
+    assert [line[1] for line in lines(store, with_ended=True)] == ["running (on record)"] * 2 + [
+        "failed (a.csv:3: no label [data])"
+    ]
     launched(store, "pilot_run", 1.0, hourly_usd=2.0)
     again = next(line for line in lines(store) if line[0] == "letters/pilot_run")
     assert again[4] == "1.00 h, 4.00 h in attempts before it, 10.00 USD"
@@ -71,13 +92,17 @@ def test_the_backend_says_whether_a_job_still_runs(tmp_path: Path, monkeypatch: 
     launched(store, "pilot_run", 0.0, launcher=unreachable, place="127.0.0.1:1")
     launched(store, "baselines", 0.0, launcher={"kind": "local", "of_old": 1})
     said = [line[1] for line in lines(store)]
-    assert any(line.startswith("unknown (launcher.of_old on record is not one of this version: ") for line in said)
+    assert any(
+        line.startswith("unknown (launcher.of_old on record is not one of this version: ") for line in said
+    )
     if shutil.which("ssh") is None:
         lacks("install Debian's `openssh-client`")
     assert any(line.startswith("unknown (ssh 127.0.0.1:1: ") for line in said)
 
 
-def test_the_command_of_a_use_case_that_has_not_run(project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_the_command_of_a_use_case_that_has_not_run(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.setenv("DAGSTER_HOME", str(project.home))
     assert main(["jobs", "letters", "--defs", str(project.yaml_path.parents[1])]) == 0
     assert capsys.readouterr().out == "letters: nothing runs; --all lists what has ended\n"

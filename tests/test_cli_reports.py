@@ -1,4 +1,6 @@
-"""`fullft report`: where the page is, a copy that says how the release ended, and a signed link into a bucket."""
+"""`fullft report`: where the page is, a copy that says how the release ended, and a signed link into a
+bucket.
+"""
 
 from __future__ import annotations
 
@@ -50,13 +52,17 @@ def run(*arguments: str) -> int:
 
 def test_it_prints_where_the_page_is(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 1
-    assert capsys.readouterr().err == "letters has no evaluation report yet; `fullft run letters` writes one\n"
+    assert (
+        capsys.readouterr().err == "letters has no evaluation report yet; `fullft run letters` writes one\n"
+    )
     made = reported(store)
     assert run() == 0 and capsys.readouterr().out == f"{store.folder(made) / 'report.html'}\n"
     assert run("--link") == 0 and capsys.readouterr().out == f"file://{store.folder(made) / 'report.html'}\n"
 
 
-def test_a_copy_says_how_the_release_ended(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_copy_says_how_the_release_ended(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = reported(store)
     assert run("--out", str(tmp_path / "copies" / "page.html")) == 0
     copied = tmp_path / "copies" / "page.html"
@@ -67,7 +73,9 @@ def test_a_copy_says_how_the_release_ended(store: Store, tmp_path: Path, capsys:
     assert run("--out", str(copied)) == 0
     page = copied.read_text()
     assert "the champion &lt;b&gt;has changed&lt;/b&gt; since" in page and "Promoted:" not in page
-    assert "How the release ended" not in (store.folder(made) / "report.html").read_text(), "what is stored stays as it is"
+    assert "How the release ended" not in (store.folder(made) / "report.html").read_text(), (
+        "what is stored stays as it is"
+    )
 
 
 def test_a_signed_link_opens_a_page_in_a_bucket_without_an_account(

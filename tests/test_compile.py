@@ -25,7 +25,12 @@ def test_compiled_model_trains_to_the_same_losses(tmp_path: Path) -> None:
         lacks("apt-get install g++ python3-dev")
     logs, names = [], []
     for compiles in (False, True):
-        done = fit(LLAMA, training(marked=True), SETTINGS.model_copy(update={"compile": compiles}), tmp_path / str(compiles))
+        done = fit(
+            LLAMA,
+            training(marked=True),
+            SETTINGS.model_copy(update={"compile": compiles}),
+            tmp_path / str(compiles),
+        )
         logs.append([(line["loss"], line["grad_norm"]) for line in done.history if "loss" in line])
         assert (done.model.base_model._compiled_call_impl is not None) is compiles
         done.model.save_pretrained(tmp_path / f"{compiles}-model")

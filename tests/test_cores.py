@@ -1,4 +1,6 @@
-"""CPU cores are leased: all that runs on a machine has no more threads than it has cores, and a run that waits says for whom."""
+"""CPU cores are leased: all that runs on a machine has no more threads than it has cores, and a run that
+waits says for whom.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,9 @@ def test_runs_on_gpus_share_the_cores_as_they_share_the_gpus(monkeypatch: pytest
     monkeypatch.setattr(leases, "shared_gpus", lambda: list("abcdefgh"))
     with ExitStack() as stack:
         found = [stack.enter_context(leased(1, always)) for _ in range(8)]
-    assert [variables and variables[THREADS] for variables in found] == ["1"] * 8, "more GPUs than cores: no GPU waits"
+    assert [variables and variables[THREADS] for variables in found] == ["1"] * 8, (
+        "more GPUs than cores: no GPU waits"
+    )
 
 
 def test_what_waits_for_cores_keeps_no_gpu_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +108,9 @@ def test_what_waits_for_cores_keeps_no_gpu_meanwhile(monkeypatch: pytest.MonkeyP
 def test_a_run_that_shares_cores_holds_and_waits_for_none() -> None:
     with leased(1, always, shares_cores=True) as alone:
         assert alone == {}
-        assert not Path(os.environ["FULLFT_CACHE"], "cores").exists(), "a pod leaves nothing on a disk that pods share"
+        assert not Path(os.environ["FULLFT_CACHE"], "cores").exists(), (
+            "a pod leaves nothing on a disk that pods share"
+        )
         assert num_free() == 4
     with leased(2, always), leased(1, always, shares_cores=True) as beside:
         assert (beside, num_free()) == ({THREADS: "2"}, 2)
@@ -112,7 +118,9 @@ def test_a_run_that_shares_cores_holds_and_waits_for_none() -> None:
         assert beside == {THREADS: "1"}
 
 
-def test_a_container_without_a_disk_computes_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_container_without_a_disk_computes_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("FULLFT_CACHE", str(tmp_path / "file"))
     with leased(1, always) as first, leased(1, always, shares_cores=True) as second:
@@ -131,7 +139,9 @@ def test_a_container_without_a_disk_computes_all_the_same(tmp_path: Path, monkey
         ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
     ],
 )
-def test_a_container_has_the_cores_of_its_limit(files: dict[str, str], expected: int | None, tmp_path: Path) -> None:
+def test_a_container_has_the_cores_of_its_limit(
+    files: dict[str, str], expected: int | None, tmp_path: Path
+) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -139,8 +149,13 @@ def test_a_container_has_the_cores_of_its_limit(files: dict[str, str], expected:
     assert usable_cores(tmp_path) == all_of_them[:expected]
 
 
-@pytest.mark.parametrize(("workload", "shares"), [("training", False), ("evaluation", False), ("prediction", True), ("monitoring", True)])
-def test_what_a_long_training_must_not_hold_up_shares_cores(workload: str, shares: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("workload", "shares"),
+    [("training", False), ("evaluation", False), ("prediction", True), ("monitoring", True)],
+)
+def test_what_a_long_training_must_not_hold_up_shares_cores(
+    workload: str, shares: bool, tmp_path: Path
+) -> None:
     chosen, (job, _) = LocalLauncher(LauncherSettings()), probe_job(tmp_path, "writes")
     assert LaunchDriver(lambda _: chosen).spec(chosen, workload, job).shares_cores is shares
 
@@ -174,23 +189,38 @@ class TestSupervised:
             time.sleep(0.02)
         return status.reason
 
-    def test_of_two_runs_that_take_all_cores_the_second_waits_until_the_first_is_dead(self, machine: Machine) -> None:
+    def test_of_two_runs_that_take_all_cores_the_second_waits_until_the_first_is_dead(
+        self, machine: Machine
+    ) -> None:
         cores = len(usable_cores())
         self._start(machine, "firstrun", "import time; print('computes', flush=True); time.sleep(300)")
         self._until(machine, "firstrun", "running", "computes\n")
         self._start(machine, "another", "print('computes', flush=True)", max_seconds=5)
         supervisor = machine._supervisor("firstrun")
         assert supervisor is not None
-        held = f"held by run firstrun of /home/a/.home (`kill {supervisor.pid}` ends it; a training keeps its checkpoint): wait, "
+        held = (
+            f"held by run firstrun of /home/a/.home (`kill {supervisor.pid}` ends it; a training keeps its"
+            " checkpoint): wait, "
+        )
         line = self._until(machine, "another", "pending")
-        assert line.startswith(f"waiting until {cores} of {cores} CPU cores are free; {held}") and "FULLFT_CACHE" in line
+        assert (
+            line.startswith(f"waiting until {cores} of {cores} CPU cores are free; {held}")
+            and "FULLFT_CACHE" in line
+        )
         supervisor.kill()
         self._until(machine, "another", "succeeded")
         assert machine.logs("another", "").stdout == f"{line}\ncomputes\n"
 
     def test_one_that_shares_cores_waits_for_none(self, machine: Machine) -> None:
         with leased(1, always):
-            machine.start("light", ["-c", "print('computes')"], {}, grace_seconds=1, watched=[os.getpid()], shares_cores=True)
+            machine.start(
+                "light",
+                ["-c", "print('computes')"],
+                {},
+                grace_seconds=1,
+                watched=[os.getpid()],
+                shares_cores=True,
+            )
             self._until(machine, "light", "succeeded")
 
     def test_its_wait_is_no_time_of_work_and_can_be_cancelled(self, machine: Machine) -> None:

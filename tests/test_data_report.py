@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fullft_assets.config.findings import suggested_group
+from fullft_assets.checking.findings import suggested_group
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.snapshot.data_facts import DataFacts, ExcludedRows, Group
 from fullft_assets.snapshot.data_report import Example, length_metadata, render, target_of, to_page
@@ -24,11 +24,36 @@ def metadata(**changes: Any) -> SnapshotMetadata:
         {"label": "cold", "split": "test", "rows": 4, "groups": 4, "k_eff": 4.0},
         {"label": "flu", "split": "train", "rows": 10, "groups": 2, "k_eff": 1.22},
     ]
-    found = {"labels": ["cold", "flu"], "label_statistics": statistics, "rare_labels": ["cold"], "left_out": {"duplicate text": 1_200}}
-    counts = dict.fromkeys(("num_batches", "num_validation_rows", "num_test_groups", "num_older_rows_kept", "num_rows_over_max_tokens"), 0)
-    counts |= dict.fromkeys(("num_labels_set_aside", "num_labels_without_validation_row", "num_groups_moved"), 0)
-    empty = {"label_counts": {}, "batches_left_out": [], "parts": {}, "text_tokens": {}, "labels_set_aside": [], "labels_untested": []}
-    return SnapshotMetadata.model_validate({**found, **counts, **empty, "num_train_rows": 40, "num_test_rows": 4, **changes})
+    found = {
+        "labels": ["cold", "flu"],
+        "label_statistics": statistics,
+        "rare_labels": ["cold"],
+        "left_out": {"duplicate text": 1_200},
+    }
+    counts = dict.fromkeys(
+        (
+            "num_batches",
+            "num_validation_rows",
+            "num_test_groups",
+            "num_older_rows_kept",
+            "num_rows_over_max_tokens",
+        ),
+        0,
+    )
+    counts |= dict.fromkeys(
+        ("num_labels_set_aside", "num_labels_without_validation_row", "num_groups_moved"), 0
+    )
+    empty = {
+        "label_counts": {},
+        "batches_left_out": [],
+        "parts": {},
+        "text_tokens": {},
+        "labels_set_aside": [],
+        "labels_untested": [],
+    }
+    return SnapshotMetadata.model_validate(
+        {**found, **counts, **empty, "num_train_rows": 40, "num_test_rows": 4, **changes}
+    )
 
 
 def lines(found: SnapshotMetadata, num_tokens: list[int], **options: Any) -> list[str]:
@@ -42,18 +67,34 @@ def test_sizes_balance_and_excluded_rows() -> None:
     assert "| flu | 10 (25%); 2 groups; k_eff 1.2 | 0 | 0 |" in report
     assert "Too few test groups for a reliable score: cold." in report
     assert "- 1,200 duplicate text" in report
-    assert "2 of 3 texts are longer than chunks.max_tokens (8); such a text is read in overlapping windows, nothing is cut." in report
+    assert (
+        "2 of 3 texts are longer than chunks.max_tokens (8); such a text is read in overlapping windows,"
+        " nothing is cut." in report
+    )
 
 
 def test_lengths_are_shown_by_powers_of_two() -> None:
     histogram = [line.split() for line in lines(metadata(), [0, 1, 2, 3, 3, 64]) if line.endswith("#")]
-    assert [(low, high, count) for low, _, high, count, _ in histogram] == [("1", "1", "2"), ("2", "3", "3"), ("64", "127", "1")]
+    assert [(low, high, count) for low, _, high, count, _ in histogram] == [
+        ("1", "1", "2"),
+        ("2", "3", "3"),
+        ("64", "127", "1"),
+    ]
     assert len(histogram[1][-1]) == 40, "the longest bar is the most frequent length"
 
 
 def test_a_task_without_labels_shows_how_its_rows_are_packed() -> None:
-    found = metadata(labels=[], label_statistics=[], rare_labels=[], left_out={}, num_packed_rows=1_234, packing_fill=0.9987)
-    report = lines(found, [5], max_windows=2, example=Example("some text", "the text itself", ["some", "text"]))
+    found = metadata(
+        labels=[],
+        label_statistics=[],
+        rare_labels=[],
+        left_out={},
+        num_packed_rows=1_234,
+        packing_fill=0.9987,
+    )
+    report = lines(
+        found, [5], max_windows=2, example=Example("some text", "the text itself", ["some", "text"])
+    )
     assert "## Labels" not in report
     assert "- nothing" in report
     assert "Packed for training: 1,234 rows, 99.87% full." in report
@@ -79,10 +120,20 @@ def test_what_is_trained_is_said_in_words(row: dict[str, Any], said: str) -> Non
 
 def test_quantiles_and_long_texts() -> None:
     found = length_metadata(np.arange(1, 101), 90)
-    assert found == {"text_tokens": {"p10": 10, "p50": 50, "p90": 90, "p99": 99, "longest": 100}, "num_rows_over_max_tokens": 10}
+    assert found == {
+        "text_tokens": {"p10": 10, "p50": 50, "p90": 90, "p99": 99, "longest": 100},
+        "num_rows_over_max_tokens": 10,
+    }
 
 
-HOSTILE = ("![t](http://host/x.png)", "<script>alert(1)</script>", "a|b", "``` x", "[a](http://b)", "**b**\n# h")
+HOSTILE = (
+    "![t](http://host/x.png)",
+    "<script>alert(1)</script>",
+    "a|b",
+    "``` x",
+    "[a](http://b)",
+    "**b**\n# h",
+)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -99,7 +150,9 @@ def test_what_users_wrote_is_shown_as_it_is(name: str) -> None:
         held_back={name: ["groups_are_given"]},
         to_do=[("groups_are_given", name)],
     )
-    page = to_page(render(found, [3], max_tokens=8, max_windows=None, facts=facts, example=Example(name, name, [name])))
+    page = to_page(
+        render(found, [3], max_tokens=8, max_windows=None, facts=facts, example=Example(name, name, [name]))
+    )
     for tag in ("<script>alert", "<img", "<a ", "<h1>h", "<strong>b"):
         assert tag not in page
     assert page.count("<h2>") == 9 and page.count("<pre>") == 3
@@ -111,17 +164,32 @@ def test_what_users_wrote_is_shown_as_it_is(name: str) -> None:
 def test_on_a_telephone_no_number_and_no_head_of_a_column_is_broken(tmp_path) -> None:
     from tests.ui import BROKEN, SCREENSHOTS, chromium
 
-    facts = DataFacts(num_rows=46_882, num_valid=46_834, num_groups=9_120, largest_groups=[Group("g" * 60, "validation", 38_015)])
+    facts = DataFacts(
+        num_rows=46_882,
+        num_valid=46_834,
+        num_groups=9_120,
+        largest_groups=[Group("g" * 60, "validation", 38_015)],
+    )
     found = metadata(num_train_rows=34_515, num_validation_rows=1_443, num_test_rows=2_057)
-    report = render(found, [3, 900], max_tokens=8, max_windows=None, facts=facts, case="letters", source="data/letters")
+    report = render(
+        found, [3, 900], max_tokens=8, max_windows=None, facts=facts, case="letters", source="data/letters"
+    )
     (tmp_path / "report.html").write_text(to_page(report))
     with chromium() as page:
         page.set_viewport_size({"width": 390, "height": 844})
         page.goto(f"file://{tmp_path}/report.html")
         assert page.title() == page.locator("h1").inner_text() == "Data report of letters"
-        assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC, of the documents in data/letters", page.locator("h1 + p").inner_text())
-        assert page.evaluate("window.innerWidth") == 390 and page.evaluate("document.documentElement.scrollWidth") <= 390
-        assert page.evaluate("[...document.querySelectorAll('table, pre')].every(e => e.scrollWidth <= e.clientWidth)")
+        assert re.fullmatch(
+            r"\d{4}-\d\d-\d\d \d\d:\d\d UTC, of the documents in data/letters",
+            page.locator("h1 + p").inner_text(),
+        )
+        assert (
+            page.evaluate("window.innerWidth") == 390
+            and page.evaluate("document.documentElement.scrollWidth") <= 390
+        )
+        assert page.evaluate(
+            "[...document.querySelectorAll('table, pre')].every(e => e.scrollWidth <= e.clientWidth)"
+        )
         assert page.evaluate(BROKEN, "th, td:not(:first-child)") == []
         assert page.evaluate(BROKEN, "td:first-child") == ["g" * 60]
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
@@ -143,12 +211,15 @@ def test_rows_that_are_set_aside_are_counted_by_reason_with_their_places(tmp_pat
     folder = taken.store.folder(taken.snapshot)
     text = (folder / "report.md").read_text(encoding="utf-8")
     assert (
-        "- 8 no label: delivery-1.jsonl:21, delivery-1.jsonl:22, delivery-1.jsonl:23, delivery-1.jsonl:24, delivery-1.jsonl:25, ..." in text
+        "- 8 no label: delivery-1.jsonl:21, delivery-1.jsonl:22, delivery-1.jsonl:23, delivery-1.jsonl:24,"
+        " delivery-1.jsonl:25, ..." in text
     )
     assert "- 2 empty text: delivery-1.jsonl:6, delivery-1.jsonl:10\n" in text
     assert "| 600 | 10 |" in text
     left_out = text.partition("## Excluded rows")[2].partition("##")[0]
-    counts = [int(line.split()[1].replace(",", "")) for line in left_out.splitlines() if line.startswith("- ")]
+    counts = [
+        int(line.split()[1].replace(",", "")) for line in left_out.splitlines() if line.startswith("- ")
+    ]
     assert sum(counts) == sum(taken.snapshot.metadata["left_out"].values())
     assert "delivery-1.jsonl:4" in left_out, "a copy is named by its place"
     assert "1 rows without one. The largest:" in text and "- files by encoding: utf-8 1" in text
@@ -156,7 +227,11 @@ def test_rows_that_are_set_aside_are_counted_by_reason_with_their_places(tmp_pat
     to_do = text.partition("## What to do")[2].partition("##")[0]
     assert "**labels_are_present**: batch " in to_do
     assert "delivery-1.jsonl:21, " in to_do and "file-" not in text, "a file has one name on the page"
-    assert "1 label (see Labels below)" in to_do and "not named" not in text and f"- {long_label}: 1 rows" in text
+    assert (
+        "1 label (see Labels below)" in to_do
+        and "not named" not in text
+        and f"- {long_label}: 1 rows" in text
+    )
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>") and "http" not in page.partition("One training row")[0]
 
@@ -165,7 +240,9 @@ def test_rows_that_are_set_aside_are_counted_by_reason_with_their_places(tmp_pat
 def test_the_first_report_suggests_a_field_where_no_group_is_set(tmp_path) -> None:
     prepared.write_tiny_model(tmp_path / "model")
     project = projects.create(tmp_path, base_model="model", examples={"group": None})
-    project.deliver("delivery-1.jsonl", sorted(projects.licence_rows(3_000), key=lambda row: row["expression"])[:900])
+    project.deliver(
+        "delivery-1.jsonl", sorted(projects.licence_rows(3_000), key=lambda row: row["expression"])[:900]
+    )
     reports = []
     for _ in range(2):
         taken = prepared.take(project, suggest_group=lambda: suggested_group(project.use_case()))
@@ -173,15 +250,27 @@ def test_the_first_report_suggests_a_field_where_no_group_is_set(tmp_path) -> No
         project.deliver("train.jsonl", projects.licence_rows(200))
         project.deliver("test.jsonl", projects.licence_rows(300)[200:])
     to_do = [report.partition("## What to do")[2].partition("##")[0] for report in reports]
-    (said,) = [line for line in to_do[0].splitlines() if line.startswith("- **group**: none is set, and rows of equal ")]
+    (said,) = [
+        line
+        for line in to_do[0].splitlines()
+        if line.startswith("- **group**: none is set, and rows of equal ")
+    ]
     assert said.endswith(" set examples.group: expression")
     assert "**group**" not in to_do[1], "the second is quick"
-    assert ["**splits**: the delivery has splits of its own, train (1 file, " in text for text in to_do] == [False, True]
+    assert ["**splits**: the delivery has splits of its own, train (1 file, " in text for text in to_do] == [
+        False,
+        True,
+    ]
 
 
 def test_labels_without_rows_on_a_side_are_named() -> None:
     set_aside = {"label": "plague", "rows": 3, "groups": 1, "reason": "few_rows"}
-    changes = {"labels_set_aside": [set_aside], "num_labels_set_aside": 1, "labels_untested": ["flu"], "num_groups_moved": 2}
+    changes = {
+        "labels_set_aside": [set_aside],
+        "num_labels_set_aside": 1,
+        "labels_untested": ["flu"],
+        "num_groups_moved": 2,
+    }
     report = lines(metadata(**changes), [3])
     assert "- plague: 3 rows, 1 groups; fewer than snapshot.min_rows_per_label" in report
     assert "Trained but not tested, because there is no other group: flu." in report

@@ -15,16 +15,27 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from fullft_assets import component, samples
+from fullft_assets import component, demos
+from fullft_assets.checking.project import DEFS
+from fullft_assets.checking.validation import load_use_case
 from fullft_assets.component import FullFineTune
-from fullft_assets.config.project import DEFS
-from fullft_assets.config.validation import load_use_case
 from fullft_assets.definitions import defs
-from fullft_assets.samples import prepare
+from fullft_assets.demos import prepare
 from tests import project as projects
 
 SNAPSHOT = Path(__file__).parent / "graph_licences.txt"
-HEAVY = ("torch", "transformers", "datasets", "great_expectations", "evaluate", "sklearn", "scipy", "pandas", "matplotlib", "spellchecker")
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "great_expectations",
+    "evaluate",
+    "sklearn",
+    "scipy",
+    "pandas",
+    "matplotlib",
+    "spellchecker",
+)
 
 
 def describe(definitions: dg.Definitions) -> str:
@@ -34,20 +45,34 @@ def describe(definitions: dg.Definitions) -> str:
     for key in sorted(graph.get_all_asset_keys(), key=lambda key: key.path):
         node = graph.get(key)
         partitions = f" [{node.partitions_def.name}]" if node.partitions_def else ""
-        lines.append(f"asset {key.to_user_string()}{partitions}, group {node.group_name}, kinds {', '.join(sorted(node.kinds))}")
-        lines += [f"  from {parent.to_user_string()}" for parent in sorted(node.parent_keys, key=lambda parent: parent.path)]
+        lines.append(
+            f"asset {key.to_user_string()}{partitions}, group {node.group_name}, kinds"
+            f" {', '.join(sorted(node.kinds))}"
+        )
+        lines += [
+            f"  from {parent.to_user_string()}"
+            for parent in sorted(node.parent_keys, key=lambda parent: parent.path)
+        ]
         for check in sorted(graph.get_check_keys_for_assets({key}), key=lambda check: check.name):
             lines.append(f"  check {check.name}{' (blocking)' if graph.get(check).blocking else ''}")
     repository = definitions.get_repository_def()
     for job in sorted(repository.get_all_jobs(), key=lambda job: job.name):
         if not job.name.startswith("__"):
             keys = sorted(key.path[-1] for key in job.asset_layer.selected_asset_keys)
-            lines.append(f"job {job.name}: {', '.join(keys) or 'op ' + ', '.join(node.name for node in job.nodes)}")
+            lines.append(
+                f"job {job.name}: {', '.join(keys) or 'op ' + ', '.join(node.name for node in job.nodes)}"
+            )
     for sensor in sorted(repository.sensor_defs, key=lambda sensor: sensor.name):
         jobs = ", ".join(sorted(target.job_name for target in sensor.targets))
-        lines.append(f"sensor {sensor.name} -> {jobs}, every {sensor.minimum_interval_seconds} s, {sensor.default_status.value}")
+        lines.append(
+            f"sensor {sensor.name} -> {jobs}, every {sensor.minimum_interval_seconds} s,"
+            f" {sensor.default_status.value}"
+        )
     for schedule in sorted(repository.schedule_defs, key=lambda schedule: schedule.name):
-        lines.append(f"schedule {schedule.name} -> {schedule.job_name}, {schedule.cron_schedule}, {schedule.default_status.value}")
+        lines.append(
+            f"schedule {schedule.name} -> {schedule.job_name}, {schedule.cron_schedule},"
+            f" {schedule.default_status.value}"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -56,7 +81,7 @@ def demo() -> dg.Definitions:
     prepare(DEFS / "licences" / "defs.yaml")
     with pytest.MonkeyPatch.context() as patch:
         # As on a fresh checkout: the second demo has no part in it before it is prepared.
-        patch.setattr(component, "is_dormant", samples.brings_model)
+        patch.setattr(component, "is_dormant", demos.brings_model)
         return defs()
 
 
@@ -65,7 +90,9 @@ def test_loading_the_definitions_imports_nothing_heavy(demo):
         "import json, sys\nfrom fullft_assets.definitions import defs\ndefs().get_repository_def()\n"
         f"print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
     )
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=SNAPSHOT.parents[1])
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=SNAPSHOT.parents[1]
+    )
     assert json.loads(loaded.stdout) == []
 
 
@@ -112,8 +139,16 @@ def code_versions(project: projects.Project) -> dict[str, str]:
         ("chunks", {"max_tokens": 64}, {"tokenized_chunks", "tokenizer_audit", "batch_predictions"}),
         ("snapshot", {"min_train_rows": 21}, {"training_snapshot"}),
         ("planning", {"max_hours": 2}, {"feasibility_plan", "cheaper_baselines", "pilot_run"}),
-        ("planning", {"usd_per_point": 5}, {"feasibility_plan", "cheaper_baselines", "pilot_run", "evaluation_report"}),
-        ("training", {"epochs": 2}, {"feasibility_plan", "cheaper_baselines", "pilot_run", "finetuned_checkpoint"}),
+        (
+            "planning",
+            {"usd_per_point": 5},
+            {"feasibility_plan", "cheaper_baselines", "pilot_run", "evaluation_report"},
+        ),
+        (
+            "training",
+            {"epochs": 2},
+            {"feasibility_plan", "cheaper_baselines", "pilot_run", "finetuned_checkpoint"},
+        ),
         ("release", {"min_score": 0.5}, {"evaluation_report", "champion_model"}),
         ("monitoring", {"reference_windows": 8}, {"drift_report"}),
         ("retraining", {"cooldown_hours": 1}, set()),
@@ -135,7 +170,9 @@ def test_what_is_delivered_is_overdue_when_a_silent_feed_is_reported(project):
     for hours, expected in ((None, {}), (24, {"raw_documents", "production_documents"})):
         project.configure(monitoring=monitoring, alerts={"silent_hours": hours})
         loaded = FullFineTune(load_use_case(project.yaml_path)).build_defs()
-        policies = {spec.key.path[-1]: spec.freshness_policy for spec in specs(loaded) if spec.freshness_policy}
+        policies = {
+            spec.key.path[-1]: spec.freshness_policy for spec in specs(loaded) if spec.freshness_policy
+        }
         assert policies == dict.fromkeys(expected, dg.FreshnessPolicy.time_window(timedelta(hours=24)))
 
 
@@ -150,22 +187,37 @@ def test_two_use_cases_load_side_by_side(tmp_path):
     second = projects.Project(tmp_path, "contracts")
     second.deliver("a.jsonl", projects.licence_rows(5))
     second.configure()
-    both = dg.Definitions.merge(*[FullFineTune(load_use_case(p.yaml_path)).build_defs() for p in (first, second)])
+    both = dg.Definitions.merge(
+        *[FullFineTune(load_use_case(p.yaml_path)).build_defs() for p in (first, second)]
+    )
     groups = {spec.group_name for spec in specs(both)}
     assert groups == {"letters", "contracts"}
     assert pools(both) == {"gpu"}, "they share the GPUs"
 
 
 def test_what_runs_elsewhere_waits_for_no_gpu_of_this_machine(project):
-    project.configure(launcher={"kind": "ssh", "host": "gpu1"}, compute={"planning": {"kind": "local"}, "evaluation": {"host": "gpu2"}})
-    assert pools(FullFineTune(load_use_case(project.yaml_path)).build_defs()) == {"gpu", "ssh/gpu1", "ssh/gpu2"}
+    project.configure(
+        launcher={"kind": "ssh", "host": "gpu1"},
+        compute={"planning": {"kind": "local"}, "evaluation": {"host": "gpu2"}},
+    )
+    assert pools(FullFineTune(load_use_case(project.yaml_path)).build_defs()) == {
+        "gpu",
+        "ssh/gpu1",
+        "ssh/gpu2",
+    }
 
 
 def pools(made: dg.Definitions) -> set[str]:
-    return {op.pool for asset in made.assets or () if isinstance(asset, dg.AssetsDefinition) for op in [asset.op] if op.pool}
+    return {
+        op.pool
+        for asset in made.assets or ()
+        if isinstance(asset, dg.AssetsDefinition)
+        for op in [asset.op]
+        if op.pool
+    }
 
 
 if __name__ == "__main__":
     prepare(DEFS / "licences" / "defs.yaml")
-    component.is_dormant = samples.brings_model
+    component.is_dormant = demos.brings_model
     SNAPSHOT.write_text(describe(defs()))

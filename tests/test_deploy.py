@@ -1,4 +1,5 @@
-"""deploy/: what its files must agree on with each other and with the root's settings, and what must not be open.
+"""deploy/: what its files must agree on with each other and with the root's settings, and what must not be
+open.
 
 `make lint` checks each file's syntax by its own tool; these tests read what the files say.
 """
@@ -64,13 +65,21 @@ class TestImage:
         assert values["dagsterWebserver"]["podSecurityContext"]["runAsUser"] == 10001
 
     def test_what_it_copies_reaches_the_builder_and_nothing_else_does(self) -> None:
-        ignored, *allowed = [line for line in (ROOT / ".dockerignore").read_text().split("\n") if line and not line.startswith("#")]
+        ignored, *allowed = [
+            line
+            for line in (ROOT / ".dockerignore").read_text().split("\n")
+            if line and not line.startswith("#")
+        ]
         assert ignored == "*"
         names = [name.removeprefix("!") for name in allowed if name.startswith("!")]
         for source in copied():
             assert (ROOT / source).exists(), source
             assert any(source == name or source.startswith(f"{name}/") for name in names), source
-        assert not [name for name in names if not any(source == name or source.startswith(f"{name}/") for source in copied())]
+        assert not [
+            name
+            for name in names
+            if not any(source == name or source.startswith(f"{name}/") for source in copied())
+        ]
         assert not fnmatch.filter(names, "*.env*")
 
     def test_it_installs_extras_that_exist_and_takes_no_secret(self) -> None:
@@ -83,15 +92,26 @@ class TestImage:
 
 class TestCompose:
     def test_only_the_ui_is_published_and_for_this_machine_alone(self) -> None:
-        published = {name: service["ports"] for name, service in read(COMPOSE)["services"].items() if "ports" in service}
+        published = {
+            name: service["ports"]
+            for name, service in read(COMPOSE)["services"].items()
+            if "ports" in service
+        }
         assert published == {"webserver": ["127.0.0.1:3000:3000"]}
 
-    def test_every_service_has_the_variables_that_the_instance_reads_and_no_password_is_written_down(self) -> None:
+    def test_every_service_has_the_variables_that_the_instance_reads_and_no_password_is_written_down(
+        self,
+    ) -> None:
         services = read(COMPOSE)["services"]
         needed = set(re.findall(r"env: (\w+)", (DEPLOY / "dagster/postgres-s3.yaml").read_text()))
         for name in SERVICES:
             assert needed <= services[name]["environment"].keys(), name
-        secret = [value for s in services.values() for key, value in s.get("environment", {}).items() if re.search("PASSWORD|SECRET", key)]
+        secret = [
+            value
+            for s in services.values()
+            for key, value in s.get("environment", {}).items()
+            if re.search("PASSWORD|SECRET", key)
+        ]
         assert secret and all(re.fullmatch(r"\$\{\w+:\?.+\}", value) for value in secret)
 
     def test_the_daemon_sees_the_processes_of_runs_and_everything_that_serves_is_watched(self) -> None:
@@ -103,11 +123,16 @@ class TestCompose:
         assert [name for name, service in services.items() if "healthcheck" not in service] == ["migrate"]
 
     def test_docker_accepts_it(self) -> None:
-        if shutil.which("docker") is None or subprocess.run(["docker", "compose", "version"], capture_output=True).returncode:
+        if (
+            shutil.which("docker") is None
+            or subprocess.run(["docker", "compose", "version"], capture_output=True).returncode
+        ):
             pytest.skip("docker compose is missing")
         env = {**os.environ, "POSTGRES_PASSWORD": "a", "S3_SECRET_KEY": "b"}
         files = ["-f", str(COMPOSE), "-f", str(DEPLOY / "docker/compose.cuda.yaml")]
-        done = subprocess.run(["docker", "compose", *files, "config", "--quiet"], env=env, capture_output=True, text=True)
+        done = subprocess.run(
+            ["docker", "compose", *files, "config", "--quiet"], env=env, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
 
 
@@ -116,14 +141,22 @@ class TestHelm:
         values, local = read(DEPLOY / "helm/values.yaml"), read(ROOT / "dagster.yaml")
         shared = read(DEPLOY / "dagster/postgres-s3.yaml")
         monitoring = values["dagsterDaemon"]["runMonitoring"]
-        assert values["concurrency"]["pools"]["defaultLimit"] == local["concurrency"]["pools"]["default_limit"]
+        assert (
+            values["concurrency"]["pools"]["defaultLimit"] == local["concurrency"]["pools"]["default_limit"]
+        )
         limits = values["concurrency"]["runs"]["tagConcurrencyLimits"]
         for other in (local, shared):
             assert other["concurrency"]["runs"]["tag_concurrency_limits"] == limits
         assert [limit["key"] for limit in limits] == ["delivery/in_order"]
-        assert {re.sub("[A-Z]", lambda m: f"_{m[0].lower()}", key): value for key, value in monitoring.items()} == local["run_monitoring"]
-        assert values["postgresql"]["postgresqlScheme"] == shared["storage"]["postgres"]["postgres_db"]["scheme"]
-        assert values["telemetry"] == local["telemetry"] and values["additionalInstanceConfig"] == {"nux": local["nux"]}
+        assert {
+            re.sub("[A-Z]", lambda m: f"_{m[0].lower()}", key): value for key, value in monitoring.items()
+        } == local["run_monitoring"]
+        assert (
+            values["postgresql"]["postgresqlScheme"] == shared["storage"]["postgres"]["postgres_db"]["scheme"]
+        )
+        assert values["telemetry"] == local["telemetry"] and values["additionalInstanceConfig"] == {
+            "nux": local["nux"]
+        }
         assert f"dagsterHome: {read_env('DAGSTER_HOME')}" in (DEPLOY / "helm/values.yaml").read_text()
 
     def test_the_ui_stays_in_the_cluster_and_runs_have_no_right_in_it(self) -> None:
@@ -131,10 +164,15 @@ class TestHelm:
         manifests = list(yaml.safe_load_all((DEPLOY / "helm/manifests.yaml").read_text()))
         launcher = values["runLauncher"]["config"]["customRunLauncher"]["config"]
         pod = launcher["run_k8s_config"]["pod_spec_config"]
-        assert values["ingress"] == {"enabled": False} and values["dagsterWebserver"]["service"]["type"] == "ClusterIP"
+        assert (
+            values["ingress"] == {"enabled": False}
+            and values["dagsterWebserver"]["service"]["type"] == "ClusterIP"
+        )
         assert not pod["automountServiceAccountToken"] and pod["securityContext"]["runAsNonRoot"]
         bound = [m for m in manifests if m["kind"].endswith("RoleBinding")]
-        assert [(m["kind"], m["subjects"]) for m in bound] == [("RoleBinding", [{"kind": "ServiceAccount", "name": "fullft-launcher"}])]
+        assert [(m["kind"], m["subjects"]) for m in bound] == [
+            ("RoleBinding", [{"kind": "ServiceAccount", "name": "fullft-launcher"}])
+        ]
         assert launcher["service_account_name"] == "fullft-run"
         (namespace,) = [m for m in manifests if m["kind"] == "Namespace"]
         assert namespace["metadata"]["labels"] == {"pod-security.kubernetes.io/enforce": "restricted"}
@@ -149,7 +187,9 @@ class TestHelm:
 
         chosen = read(DEPLOY / "helm/values.yaml")["runLauncher"]["config"]["customRunLauncher"]
         cluster = {"clusters": [{"name": "a", "cluster": {"server": "http://localhost"}}], "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}]}  # fmt: skip
-        (tmp_path / "kubeconfig").write_text(yaml.safe_dump({**cluster, "users": [{"name": "a", "user": {}}], "current-context": "a"}))
+        (tmp_path / "kubeconfig").write_text(
+            yaml.safe_dump({**cluster, "users": [{"name": "a", "user": {}}], "current-context": "a"})
+        )
         chosen["config"] |= {"load_incluster_config": False, "kubeconfig_file": str(tmp_path / "kubeconfig")}
         (tmp_path / "dagster.yaml").write_text(yaml.safe_dump({"run_launcher": chosen}))
         monkeypatch.setenv("DAGSTER_HOME", "/var/lib/fullft/dagster")
@@ -161,19 +201,31 @@ class TestHelm:
                 run = dg.DagsterRun("letters_model", tags={"dagster-k8s/config": json.dumps(tag)})
                 context = instance.run_launcher.get_container_context_for_run(run)
                 config = context.get_k8s_job_config("ours", instance.run_launcher)
-                job = construct_dagster_k8s_job(config, ["dagster"], "a", user_defined_k8s_config=context.run_k8s_config)
+                job = construct_dagster_k8s_job(
+                    config, ["dagster"], "a", user_defined_k8s_config=context.run_k8s_config
+                )
                 return job.to_dict()["spec"]["template"]["spec"]
 
             pod = pod_of({"container_config": {"resources": {"limits": {"nvidia.com/gpu": "0"}}}})
             (container,) = pod["containers"]
             assert container["resources"]["limits"] == {"memory": "24Gi", "nvidia.com/gpu": "0"}
-            assert (container["image"], pod["service_account_name"], pod["automount_service_account_token"]) == (
+            assert (
+                container["image"],
+                pod["service_account_name"],
+                pod["automount_service_account_token"],
+            ) == (
                 "ours",
                 "fullft-run",
                 False,
             )
-            assert pod["security_context"]["run_as_non_root"] and not container["security_context"]["allow_privilege_escalation"]
-            assert {each["config_map_ref"]["name"] for each in container["env_from"]} == {"fullft-dagster-pipeline-env", "fullft"}
+            assert (
+                pod["security_context"]["run_as_non_root"]
+                and not container["security_context"]["allow_privilege_escalation"]
+            )
+            assert {each["config_map_ref"]["name"] for each in container["env_from"]} == {
+                "fullft-dagster-pipeline-env",
+                "fullft",
+            }
             for part, fields in (
                 ("container_config", {"image": "evil.example/x"}),
                 ("container_config", {"command": ["sh"]}),
@@ -189,37 +241,60 @@ class TestHelm:
                     pod_of({part: fields})
 
     def test_every_place_starts_the_webserver_with_the_guard(self) -> None:
-        values, program = read(DEPLOY / "helm/values.yaml")["dagsterWebserver"], "-m fullft_assets.cli.webserver"
-        manifests = {m["metadata"]["name"]: m for m in yaml.safe_load_all((DEPLOY / "helm/manifests.yaml").read_text())}
+        values, program = (
+            read(DEPLOY / "helm/values.yaml")["dagsterWebserver"],
+            "-m fullft_assets.cli.webserver",
+        )
+        manifests = {
+            m["metadata"]["name"]: m for m in yaml.safe_load_all((DEPLOY / "helm/manifests.yaml").read_text())
+        }
         (volume,), (mount,) = values["volumes"], values["volumeMounts"]
         mounted = manifests[volume["configMap"]["name"]]["data"][mount["subPath"]]
         assert f"exec python {program}" in mounted and volume["configMap"]["defaultMode"] == 0o555
         # Where the image has the program that the chart starts.
-        assert mount["mountPath"] == "/opt/venv/bin/dagster-webserver" and "ENV PATH=/opt/venv/bin:" in DOCKERFILE.read_text()
+        assert (
+            mount["mountPath"] == "/opt/venv/bin/dagster-webserver"
+            and "ENV PATH=/opt/venv/bin:" in DOCKERFILE.read_text()
+        )
         assert program in " ".join(read(COMPOSE)["services"]["webserver"]["command"])
         documented = (ROOT / "docs/deployment.md").read_text()
         assert documented.count(f"python {program}") == 3 and "\ndagster-webserver" not in documented
 
     def test_every_name_that_a_pod_needs_is_in_the_manifests(self) -> None:
-        names = {(m["kind"], m["metadata"]["name"]) for m in yaml.safe_load_all((DEPLOY / "helm/manifests.yaml").read_text())}
+        names = {
+            (m["kind"], m["metadata"]["name"])
+            for m in yaml.safe_load_all((DEPLOY / "helm/manifests.yaml").read_text())
+        }
         text = (DEPLOY / "helm/values.yaml").read_text()
         used = {("PersistentVolumeClaim", name) for name in re.findall(r"claimName: (\S+)", text)}
         used |= {("ServiceAccount", name) for name in re.findall(r"service_account_name: (\S+)", text)}
-        used |= {("ConfigMap", name) for name in re.findall(r"(?:envConfigMaps:\n\s+- |configMap: {)name: ([\w-]+)", text)}
+        used |= {
+            ("ConfigMap", name)
+            for name in re.findall(r"(?:envConfigMaps:\n\s+- |configMap: {)name: ([\w-]+)", text)
+        }
         assert len(used) == 5 and used <= names
 
     def test_the_documented_workload_gets_what_the_config_map_gives_to_runs(self) -> None:
         manifests = yaml.safe_load_all((DEPLOY / "helm/manifests.yaml").read_text())
-        (runs,) = [m["data"] for m in manifests if (m["kind"], m["metadata"]["name"]) == ("ConfigMap", "fullft")]
-        blocks = [yaml.safe_load(b) for b in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/launchers.md").read_text(), re.S)]
+        (runs,) = [
+            m["data"] for m in manifests if (m["kind"], m["metadata"]["name"]) == ("ConfigMap", "fullft")
+        ]
+        blocks = [
+            yaml.safe_load(b)
+            for b in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/launchers.md").read_text(), re.S)
+        ]
         (launcher,) = [b["launcher"] for b in blocks if b.get("launcher", {}).get("kind") == "kubernetes"]
-        assert launcher["environment"] == {name: value for name, value in runs.items() if name != "FULLFT_STORE"}
+        assert launcher["environment"] == {
+            name: value for name, value in runs.items() if name != "FULLFT_STORE"
+        }
         assert launcher["environment"]["HF_HOME"] in launcher["claims"].values()
 
     def test_no_service_has_the_name_that_the_chart_gives_a_code_location(self) -> None:
         manifests = yaml.safe_load_all((DEPLOY / "helm/manifests.yaml").read_text())
         ours = {m["metadata"]["name"] for m in manifests if m["kind"] == "Service"}
-        locations = {d["name"] for d in read(DEPLOY / "helm/values.yaml")["dagster-user-deployments"]["deployments"]}
+        locations = {
+            d["name"] for d in read(DEPLOY / "helm/values.yaml")["dagster-user-deployments"]["deployments"]
+        }
         assert ours == {"fullft-pods"} and not ours & locations
 
 
@@ -236,58 +311,104 @@ class TestAws:
         return read(DEPLOY / "aws/storage.yaml", Tagged)["Resources"]
 
     @pytest.mark.parametrize("name", BUCKETS)
-    def test_a_bucket_is_private_encrypted_and_forgets_unfinished_uploads(self, storage: dict[str, Any], name: str) -> None:
+    def test_a_bucket_is_private_encrypted_and_forgets_unfinished_uploads(
+        self, storage: dict[str, Any], name: str
+    ) -> None:
         bucket = storage[name]["Properties"]
         (rule,) = bucket["BucketEncryption"]["ServerSideEncryptionConfiguration"]
         unfinished = bucket["LifecycleConfiguration"]["Rules"][0]["AbortIncompleteMultipartUpload"]
-        assert all(bucket["PublicAccessBlockConfiguration"].values()) and len(bucket["PublicAccessBlockConfiguration"]) == 4
-        assert rule["ServerSideEncryptionByDefault"] == {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": {"!GetAtt": "Key.Arn"}}
+        assert (
+            all(bucket["PublicAccessBlockConfiguration"].values())
+            and len(bucket["PublicAccessBlockConfiguration"]) == 4
+        )
+        assert rule["ServerSideEncryptionByDefault"] == {
+            "SSEAlgorithm": "aws:kms",
+            "KMSMasterKeyID": {"!GetAtt": "Key.Arn"},
+        }
         assert unfinished == {"DaysAfterInitiation": 7}
         assert storage[name]["DeletionPolicy"] == "Retain"
 
     @pytest.mark.parametrize("name", BUCKETS)
-    def test_its_policy_denies_what_is_not_tls_or_another_key(self, storage: dict[str, Any], name: str) -> None:
+    def test_its_policy_denies_what_is_not_tls_or_another_key(
+        self, storage: dict[str, Any], name: str
+    ) -> None:
         policy = storage[f"{name}Policy"]["Properties"]
         statements = {s["Sid"]: s for s in policy["PolicyDocument"]["Statement"]}
         assert policy["Bucket"] == {"!Ref": name}
         assert {s["Effect"] for s in statements.values()} == {"Deny"}
         assert statements["TlsOnly"]["Condition"] == {"Bool": {"aws:SecureTransport": False}}
-        assert statements["TlsOnly"]["Resource"] == [{"!GetAtt": f"{name}.Arn"}, {"!Sub": f"${{{name}.Arn}}/*"}]
+        assert statements["TlsOnly"]["Resource"] == [
+            {"!GetAtt": f"{name}.Arn"},
+            {"!Sub": f"${{{name}.Arn}}/*"},
+        ]
         assert statements.keys() == {"TlsOnly", "Tls12", "NoOtherKey", "NoOtherEncryption"}
 
     def test_the_queue_of_new_documents_takes_only_tls(self, storage: dict[str, Any]) -> None:
-        statements = {s["Sid"]: s for s in storage["DocumentsQueuePolicy"]["Properties"]["PolicyDocument"]["Statement"]}
+        statements = {
+            s["Sid"]: s for s in storage["DocumentsQueuePolicy"]["Properties"]["PolicyDocument"]["Statement"]
+        }
         assert statements["TlsOnly"]["Effect"] == "Deny"
         assert statements["TlsOnly"]["Condition"] == {"Bool": {"aws:SecureTransport": False}}
-        assert statements["EventsOfOwnBuckets"]["Condition"] == {"StringEquals": {"aws:SourceAccount": {"!Ref": "AWS::AccountId"}}}
+        assert statements["EventsOfOwnBuckets"]["Condition"] == {
+            "StringEquals": {"aws:SourceAccount": {"!Ref": "AWS::AccountId"}}
+        }
 
-    def test_a_machine_may_do_nothing_with_everything_but_count_alerts_and_log_in_to_the_registry(self) -> None:
+    def test_a_machine_may_do_nothing_with_everything_but_count_alerts_and_log_in_to_the_registry(
+        self,
+    ) -> None:
         platform = read(DEPLOY / "aws/platform.yaml", Tagged)["Resources"]
         statements = platform["MachinePolicy"]["Properties"]["PolicyDocument"]["Statement"]
-        actions = {s["Sid"]: [s["Action"]] if isinstance(s["Action"], str) else s["Action"] for s in statements}
+        actions = {
+            s["Sid"]: [s["Action"]] if isinstance(s["Action"], str) else s["Action"] for s in statements
+        }
         assert [s["Sid"] for s in statements if s["Resource"] == "*"] == ["CountAlerts", "LogInToTheRegistry"]
         (counts,) = [s for s in statements if s["Sid"] == "CountAlerts"]
-        assert counts["Condition"] == {"StringEquals": {"cloudwatch:namespace": CloudWatchSettings().namespace}}
+        assert counts["Condition"] == {
+            "StringEquals": {"cloudwatch:namespace": CloudWatchSettings().namespace}
+        }
         assert not [action for of_one in actions.values() for action in of_one if "*" in action]
-        assert not [s["Sid"] for s in statements if any(a.startswith(("s3:", "kms:")) for a in actions[s["Sid"]]) and "Condition" not in s]
+        assert not [
+            s["Sid"]
+            for s in statements
+            if any(a.startswith(("s3:", "kms:")) for a in actions[s["Sid"]]) and "Condition" not in s
+        ]
         assert actions["ReadDocuments"] == ["s3:GetObject"]
 
     def test_what_stops_the_platform_is_an_alarm_on_the_metric_of_the_channel(self) -> None:
         platform = read(DEPLOY / "aws/platform.yaml", Tagged)["Resources"]
-        alarms = [each["Properties"] for each in platform.values() if each["Type"] == "AWS::CloudWatch::Alarm"]
-        own = {each["Dimensions"][0]["Value"]: each for each in alarms if each["Namespace"] == CloudWatchSettings().namespace}
+        alarms = [
+            each["Properties"] for each in platform.values() if each["Type"] == "AWS::CloudWatch::Alarm"
+        ]
+        own = {
+            each["Dimensions"][0]["Value"]: each
+            for each in alarms
+            if each["Namespace"] == CloudWatchSettings().namespace
+        }
         assert (
-            own.keys() == {"run_failed", "gate_closed", "feed_silent", "sensor_failing", "sensor_silent", "budget"} <= set(get_args(Event))
+            own.keys()
+            == {"run_failed", "gate_closed", "feed_silent", "sensor_failing", "sensor_silent", "budget"}
+            <= set(get_args(Event))
         )
         for alarm in own.values():
             assert alarm["AlarmActions"] == [{"!Ref": "AlarmTopic"}]
-            assert (alarm["MetricName"], [each["Name"] for each in alarm["Dimensions"]]) == ("Alerts", ["Event"])
-            assert (alarm["Statistic"], alarm["Threshold"], alarm["TreatMissingData"]) == ("Sum", 1, "notBreaching")
+            assert (alarm["MetricName"], [each["Name"] for each in alarm["Dimensions"]]) == (
+                "Alerts",
+                ["Event"],
+            )
+            assert (alarm["Statistic"], alarm["Threshold"], alarm["TreatMissingData"]) == (
+                "Sum",
+                1,
+                "notBreaching",
+            )
 
     def test_the_database_is_encrypted_private_and_takes_only_tls(self) -> None:
         platform = read(DEPLOY / "aws/platform.yaml", Tagged)["Resources"]
         database = platform["Database"]["Properties"]
-        assert database["StorageEncrypted"] and database["ManageMasterUserPassword"] and not database["PubliclyAccessible"]
+        assert (
+            database["StorageEncrypted"]
+            and database["ManageMasterUserPassword"]
+            and not database["PubliclyAccessible"]
+        )
         assert platform["DatabaseParameters"]["Properties"]["Parameters"] == {"rds.force_ssl": "1"}
 
     @pytest.fixture(scope="class")
@@ -310,7 +431,7 @@ class TestAws:
         self, service: str, with_them: set[str], of_everything: list[str]
     ) -> None:
         code = "".join((ROOT / f"fullft_assets/launchers/{name}.py").read_text() for name in ("aws", service))
-        found = re.findall(r'\.ask\("(\w+)", f?"([\w{}.]+)"', code)
+        found = re.findall(r'\.ask\(\s*"(\w+)",\s*f?"([\w{}.]+)"', code)
         kinds = ("training", "processing")  # of SageMaker's jobs
         named = {(api, name.replace("{self.settings.jobs}", kind)) for api, name in found for kind in kinds}
         asked = {f"{api}:{name.title().replace('_', '')}" for api, name in named}
@@ -320,7 +441,8 @@ class TestAws:
         assert [sid for sid, s in statements.items() if s["Resource"] == "*"] == of_everything
 
     @pytest.mark.parametrize(
-        ("sid", "keys"), [("LaunchInThisNetworkWithTheseKeys", {"sagemaker:OutputKmsKey"}), ("ProcessInThisNetwork", set())]
+        ("sid", "keys"),
+        [("LaunchInThisNetworkWithTheseKeys", {"sagemaker:OutputKmsKey"}), ("ProcessInThisNetwork", set())],
     )
     def test_a_job_outside_the_network_or_with_another_key_or_without_limit_cannot_be_launched(
         self, sagemaker: Policies, sid: str, keys: set[str]
@@ -339,10 +461,19 @@ class TestAws:
 
     def test_a_container_may_read_no_document_and_launch_nothing(self, sagemaker: Policies) -> None:
         statements = sagemaker["JobsPolicy"]
-        assert [sid for sid, s in statements.items() if s["Resource"] == "*"] == ["LookAtTheNetworkAndLogInToTheRegistry"]
-        assert not [a for s in statements.values() for a in s["Action"] if "*" in a or a.startswith(("sagemaker:", "iam:"))]
+        assert [sid for sid, s in statements.items() if s["Resource"] == "*"] == [
+            "LookAtTheNetworkAndLogInToTheRegistry"
+        ]
         assert not [
-            sid for sid, s in statements.items() if any(a.startswith(("s3:", "kms:")) for a in s["Action"]) and "Condition" not in s
+            a
+            for s in statements.values()
+            for a in s["Action"]
+            if "*" in a or a.startswith(("sagemaker:", "iam:"))
+        ]
+        assert not [
+            sid
+            for sid, s in statements.items()
+            if any(a.startswith(("s3:", "kms:")) for a in s["Action"]) and "Condition" not in s
         ]
         assert "Documents" not in str(statements)
 
@@ -350,9 +481,14 @@ class TestAws:
     def test_only_a_container_of_the_data_stages_may_read_documents_and_no_other(self, service: str) -> None:
         found = policies(service)
         statements = found.pop("DocumentsPolicy")
-        attached = read(DEPLOY / f"aws/{service}.yaml", Tagged)["Resources"]["DocumentsPolicy"]["Properties"]["RoleName"]
+        attached = read(DEPLOY / f"aws/{service}.yaml", Tagged)["Resources"]["DocumentsPolicy"]["Properties"][
+            "RoleName"
+        ]
         assert attached == {"!Ref": "IngestionRole"} and "Documents" not in str(found)
-        assert {action for s in statements.values() for action in s["Action"]} == {"s3:GetObject", "s3:ListBucket"}
+        assert {action for s in statements.values() for action in s["Action"]} == {
+            "s3:GetObject",
+            "s3:ListBucket",
+        }
         assert all("Documents" in str(s["Resource"]) and "Condition" in s for s in statements.values())
 
     def test_the_roles_of_sagemaker_are_given_to_it_alone(self, sagemaker: Policies) -> None:
@@ -361,9 +497,13 @@ class TestAws:
             {"!GetAtt": "IngestionRole.Arn"},
         ]
 
-    def test_a_task_runs_in_this_cluster_alone_reads_no_document_and_launches_nothing(self, ecs: Policies) -> None:
+    def test_a_task_runs_in_this_cluster_alone_reads_no_document_and_launches_nothing(
+        self, ecs: Policies
+    ) -> None:
         for sid in ("StartInThisCluster", "FollowAndStop", "ListTasks"):
-            assert ecs["LauncherPolicy"][sid]["Condition"] == {"ArnEquals": {"ecs:cluster": {"!GetAtt": "Cluster.Arn"}}}
+            assert ecs["LauncherPolicy"][sid]["Condition"] == {
+                "ArnEquals": {"ecs:cluster": {"!GetAtt": "Cluster.Arn"}}
+            }
         assert ecs["LauncherPolicy"]["GiveTheTasksTheirRoles"]["Resource"] == [
             {"!GetAtt": "TaskRole.Arn"},
             {"!GetAtt": "IngestionRole.Arn"},
@@ -375,13 +515,24 @@ class TestAws:
             ("InstancePolicy", ["FindTheService"]),
         ):
             assert [sid for sid, s in ecs[name].items() if s["Resource"] == "*"] == of_everything
-            assert not [a for s in ecs[name].values() for a in s["Action"] if "*" in a or a.startswith("iam:") or a == "ecs:RunTask"]
+            assert not [
+                a
+                for s in ecs[name].values()
+                for a in s["Action"]
+                if "*" in a or a.startswith("iam:") or a == "ecs:RunTask"
+            ]
         assert not [
-            a for name in ("ExecutionPolicy", "InstancePolicy") for s in ecs[name].values() for a in s["Action"] if a.startswith("s3:")
+            a
+            for name in ("ExecutionPolicy", "InstancePolicy")
+            for s in ecs[name].values()
+            for a in s["Action"]
+            if a.startswith("s3:")
         ]
 
     @pytest.mark.parametrize(("service", "roles"), [("sagemaker", "ContainerRole"), ("ecs", "TaskRole")])
-    def test_a_policy_of_two_roles_has_a_name_that_no_policy_of_one_role_had(self, service: str, roles: str) -> None:
+    def test_a_policy_of_two_roles_has_a_name_that_no_policy_of_one_role_had(
+        self, service: str, roles: str
+    ) -> None:
         # An update of a stack cannot change the type of a resource, only put another one in its place.
         resources = read(DEPLOY / f"aws/{service}.yaml", Tagged)["Resources"]
         (name,) = [name for name, each in resources.items() if each["Type"] == "AWS::IAM::ManagedPolicy"]
@@ -390,8 +541,15 @@ class TestAws:
 
     def test_instances_of_ecs_go_to_zero_and_none_is_taken_from_a_task(self) -> None:
         resources = read(DEPLOY / "aws/ecs.yaml", Tagged)["Resources"]
-        group, provider = resources["Instances"]["Properties"], resources["CapacityProvider"]["Properties"]["AutoScalingGroupProvider"]
-        assert group["MinSize"] == "0" and "DesiredCapacity" not in group and group["NewInstancesProtectedFromScaleIn"]
+        group, provider = (
+            resources["Instances"]["Properties"],
+            resources["CapacityProvider"]["Properties"]["AutoScalingGroupProvider"],
+        )
+        assert (
+            group["MinSize"] == "0"
+            and "DesiredCapacity" not in group
+            and group["NewInstancesProtectedFromScaleIn"]
+        )
         assert provider["ManagedScaling"]["Status"] == provider["ManagedTerminationProtection"] == "ENABLED"
         assert "ECS_DISABLE_PRIVILEGED=true" in str(resources["Instance"])
 
@@ -407,7 +565,10 @@ def policies(service: str) -> Policies:
         for name, each in resources.items()
         if each["Type"] in ("AWS::IAM::RolePolicy", "AWS::IAM::ManagedPolicy")
     }
-    return {name: {s["Sid"]: {**s, "Action": as_list(s["Action"])} for s in statements} for name, statements in found.items()}
+    return {
+        name: {s["Sid"]: {**s, "Action": as_list(s["Action"])} for s in statements}
+        for name, statements in found.items()
+    }
 
 
 def as_list(value: str | list[str]) -> list[str]:

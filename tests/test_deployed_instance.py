@@ -1,4 +1,6 @@
-"""The variants of dagster.yaml, each loaded as a real instance: embedded (SQLite), and shared by several machines (PostgreSQL and S3)."""
+"""The variants of dagster.yaml, each loaded as a real instance: embedded (SQLite), and shared by several
+machines (PostgreSQL and S3).
+"""
 
 from __future__ import annotations
 
@@ -71,12 +73,16 @@ def postgres() -> Iterator[PostgresServer]:
         yield server
 
 
-def call(program: str, home: Path, settings: dict[str, Any], env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+def call(
+    program: str, home: Path, settings: dict[str, Any], env: dict[str, str], *arguments: str
+) -> subprocess.CompletedProcess[str]:
     """Run a program on a machine of its own: with its own Dagster home, which has these settings."""
     home.mkdir()
     (home / "dagster.yaml").write_text(yaml.safe_dump(settings))
     env = {**os.environ, **env, "DAGSTER_HOME": str(home)}
-    return subprocess.run([sys.executable, "-c", program, *arguments], env=env, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments], env=env, capture_output=True, text=True
+    )
 
 
 def run_on_two_machines(folder: Path, settings: dict[str, Any], env: dict[str, str]) -> tuple[str, str]:
@@ -115,21 +121,41 @@ class TestShared:
         read = re.findall(r"env: (\w+)", SHARED.read_text())
         assert len(read) == 6 and not [name for name in read if name not in header]
 
-    def test_step_logs_are_written_to_s3_and_read_by_another_machine(self, s3_server: S3Server, tmp_path: Path) -> None:
+    def test_step_logs_are_written_to_s3_and_read_by_another_machine(
+        self, s3_server: S3Server, tmp_path: Path
+    ) -> None:
         bucket = s3_server.make_bucket("step-logs")
         settings = read_yaml(SHARED)
         del settings["storage"]
-        _, reader = run_on_two_machines(tmp_path, settings, {**s3_server.env, "FULLFT_LOGS_BUCKET": "step-logs"})
+        _, reader = run_on_two_machines(
+            tmp_path, settings, {**s3_server.env, "FULLFT_LOGS_BUCKET": "step-logs"}
+        )
         assert reader.startswith("S3ComputeLogManager ")
         assert "a line of a step's stdout" in reader and "a line of its stderr" in reader
-        assert sorted(path.suffix for path in bucket.rglob("compute-logs/**/*.*") if path.stat().st_size) == [".err", ".out"]
+        assert sorted(path.suffix for path in bucket.rglob("compute-logs/**/*.*") if path.stat().st_size) == [
+            ".err",
+            ".out",
+        ]
 
-    def test_another_machine_sees_runs_and_logs(self, postgres: PostgresServer, s3_server: S3Server, tmp_path: Path) -> None:
+    def test_another_machine_sees_runs_and_logs(
+        self, postgres: PostgresServer, s3_server: S3Server, tmp_path: Path
+    ) -> None:
         s3_server.make_bucket("shared-logs")
         env = {**s3_server.env, **postgres.env, "FULLFT_LOGS_BUCKET": "shared-logs"}
         worker, reader = run_on_two_machines(tmp_path, read_yaml(SHARED), env)
         assert "STORAGE PostgresRunStorage True" in worker
-        assert "RUN SUCCESS" in reader and "MATERIALIZED True" in reader and "a line of a step's stdout" in reader
+        assert (
+            "RUN SUCCESS" in reader
+            and "MATERIALIZED True" in reader
+            and "a line of a step's stdout" in reader
+        )
         assert not list((tmp_path / "worker").rglob("*.db"))
-        refused = call(READER, tmp_path / "stranger", read_yaml(SHARED), {**env, "DAGSTER_POSTGRES_PASSWORD": "guessed"}, "run", "key")
+        refused = call(
+            READER,
+            tmp_path / "stranger",
+            read_yaml(SHARED),
+            {**env, "DAGSTER_POSTGRES_PASSWORD": "guessed"},
+            "run",
+            "key",
+        )
         assert "password authentication failed" in refused.stderr and refused.returncode

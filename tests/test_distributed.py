@@ -1,4 +1,6 @@
-"""Two real processes hold parts of a model (FSDP2) and train it as one does. With whole models (DDP): test_packed, test_resume."""
+"""Two real processes hold parts of a model (FSDP2) and train it as one does. With whole models (DDP):
+test_packed, test_resume.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification
 
-from fullft_assets.config import validation
-from fullft_assets.engine import sharding
-from fullft_assets.engine.requirements import require
+from fullft_assets.checking import validation
 from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import precision
 from fullft_assets.models.inference import load_classifier
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.tasks.classification.recipe import score
+from fullft_assets.training import sharding
+from fullft_assets.training.requirements import require
 from fullft_assets.workloads import planning
 from tests import machine
 from tests.prepared import command, prepare, write_general, write_tiny_model
@@ -44,7 +46,8 @@ from tests.test_packed import LLAMA, SETTINGS, fit, training
 
 class Passes(TrainerCallback):
     def on_substep_end(self, args, state, control, model=None, **kwargs):
-        # Of the passes that a step adds up; a model in parts would else hold all of them whole until the last.
+        # Of the passes that a step adds up; a model in parts would else hold all of them whole until the
+        # last.
         reduced.append(all(weight.grad is not None for weight in model.parameters()))
 
 shard, offloads = fsdp.fully_shard, set()
@@ -71,9 +74,16 @@ if os.environ.get("RANK", "0") == "0":
 def launch(folder: Path, sharding: str, torchrun: list[str] | None = None) -> dict:
     folder.mkdir(exist_ok=True)
     (folder / "rank.py").write_text(_RANK)
-    command = [*(TORCHRUN + torchrun if torchrun else [sys.executable]), str(folder / "rank.py"), str(folder), sharding]
+    command = [
+        *(TORCHRUN + torchrun if torchrun else [sys.executable]),
+        str(folder / "rank.py"),
+        str(folder),
+        sharding,
+    ]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False)
+    done = subprocess.run(
+        command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False
+    )
     assert done.returncode == 0, done.stderr[-3_000:]
     return json.loads((folder / "done.json").read_text())
 
@@ -98,17 +108,25 @@ def test_parts_on_two_processes_train_as_one_and_load_anywhere(alone: dict, tmp_
     # On CPUs the host's memory is the one that there is.
     offloaded = launch(tmp_path / "offloaded", "fsdp2_offload", torchrun=TWO)
     assert offloaded["offloads"] == ["CPUOffloadPolicy"] != made["offloads"]
-    assert offloaded["log"] == made["log"] and (tmp_path / "offloaded" / f"checkpoint-{made['last']}" / "pytorch_model_fsdp.bin").is_file()
+    assert (
+        offloaded["log"] == made["log"]
+        and (tmp_path / "offloaded" / f"checkpoint-{made['last']}" / "pytorch_model_fsdp.bin").is_file()
+    )
     last = folder / f"checkpoint-{made['last']}"
     # Only sharded training writes it: a silent fall-back to whole models would train the same.
     assert (last / "pytorch_model_fsdp.bin").is_file()
     weights = load_file(last / "model.safetensors")
     of_model = load_file(folder / "model" / "model.safetensors")
     loaded = AutoModelForCausalLM.from_pretrained(last).state_dict()
-    assert set(weights) == set(of_model) and all(torch.equal(loaded[name], value) for name, value in weights.items())
+    assert set(weights) == set(of_model) and all(
+        torch.equal(loaded[name], value) for name, value in weights.items()
+    )
     # The same command with its work done finds it: no step is taken, the model is as it was.
     assert launch(folder, "fsdp2", torchrun=TWO)["from"] == made["last"]
-    assert all(torch.equal(of_model[name], value) for name, value in load_file(folder / "model" / "model.safetensors").items())
+    assert all(
+        torch.equal(of_model[name], value)
+        for name, value in load_file(folder / "model" / "model.safetensors").items()
+    )
 
 
 @pytest.mark.slow
@@ -117,11 +135,32 @@ def test_two_hosts_find_each_other_and_train_as_one(alone: dict, tmp_path: Path)
     with machine.two_hosts() as hosts:
         processes = []
         for number, (before, address, wire) in enumerate(hosts):
-            torchrun = [*TORCHRUN, "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "two"]
-            torchrun += ["--rdzv_endpoint", f"{hosts[0][1]}:29500", "--rdzv_conf", f"is_host={1 - number}", "--local_addr", address]
+            torchrun = [
+                *TORCHRUN,
+                "--nnodes",
+                "2",
+                "--nproc_per_node",
+                "1",
+                "--rdzv_backend",
+                "c10d",
+                "--rdzv_id",
+                "two",
+            ]
+            torchrun += [
+                "--rdzv_endpoint",
+                f"{hosts[0][1]}:29500",
+                "--rdzv_conf",
+                f"is_host={1 - number}",
+                "--local_addr",
+                address,
+            ]
             env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": wire}
             command = [*before, *torchrun, str(tmp_path / "rank.py"), str(tmp_path), "fsdp2"]
-            processes.append(subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+            processes.append(
+                subprocess.Popen(
+                    command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                )
+            )
         try:
             said = [process.communicate(timeout=150)[0] for process in processes]
         finally:
@@ -135,9 +174,17 @@ def test_two_hosts_find_each_other_and_train_as_one(alone: dict, tmp_path: Path)
 def test_a_classifier_is_sharded_and_written_complete(tmp_path: Path) -> None:
     """BERT, whose embeddings are a unit by its own account, through the workload and in bf16."""
     case = prepare(tmp_path, tiny=True)
-    chosen = {"sharding": "fsdp2", "micro_batch_size": 4, "epochs": 0.3, "learning_rate": 1e-3, "precision": "bf16"}
+    chosen = {
+        "sharding": "fsdp2",
+        "micro_batch_size": 4,
+        "epochs": 0.3,
+        "learning_rate": 1e-3,
+        "precision": "bf16",
+    }
     job = case.job("finetuned_checkpoint", training=chosen, launcher={"processes": 2})
-    subprocess.run(command("training", job.write(case.store), 2), env=case.project.env(), check=True, timeout=150)
+    subprocess.run(
+        command("training", job.write(case.store), 2), env=case.project.env(), check=True, timeout=150
+    )
     manifest = case.store.find(job.case, job.stage, job.key)
     folder = case.store.folder(manifest) / "model"
     assert np.isfinite(manifest.metadata["validation_loss"])
@@ -146,7 +193,9 @@ def test_a_classifier_is_sharded_and_written_complete(tmp_path: Path) -> None:
 
 
 def test_units_of_a_model_leave_its_embeddings_out() -> None:
-    bert = BertForSequenceClassification(BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=2, num_attention_heads=2))
+    bert = BertForSequenceClassification(
+        BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=2, num_attention_heads=2)
+    )
     assert (sharding._units(bert), sharding._units(build(LLAMA))) == (["BertLayer"], ["LlamaDecoderLayer"])
 
 
@@ -158,27 +207,38 @@ def test_an_encoder_in_parts_learns_and_is_scored_as_in_one_process(tmp_path: Pa
     # Each process would draw its own.
     config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_dropout_prob": 0.0}))
     write_general(tmp_path / "general", 10)
-    # Whole steps alone: where the last pass of a process is short, accelerate fills it with the first rows, which then train twice.
+    # Whole steps alone: where the last pass of a process is short, accelerate fills it with the first rows,
+    # which then train twice.
     snapshot = {"general": {"path": "general", "max_tokens": 500}, "max_train_rows": 240}
     case = prepare(tmp_path, base_model="model", snapshot=snapshot)
     made = {}
     for kind, processes in (("none", 1), ("fsdp2", 2)):
-        changes = {"training": {"sharding": kind, "micro_batch_size": 4, "precision": "fp32"}, "launcher": {"processes": processes}}
+        changes = {
+            "training": {"sharding": kind, "micro_batch_size": 4, "precision": "fp32"},
+            "launcher": {"processes": processes},
+        }
         job = case.job("finetuned_checkpoint", kind, **changes)
         line = command("training", job.write(case.store), processes)
-        done = subprocess.run(line, env=case.project.env(), capture_output=True, text=True, timeout=150, check=False)
+        done = subprocess.run(
+            line, env=case.project.env(), capture_output=True, text=True, timeout=150, check=False
+        )
         assert done.returncode == 0, done.stderr[-3_000:]
         manifest = case.store.find(job.case, job.stage, job.key)
         lines = (case.store.folder(manifest) / "logs" / "metrics.jsonl").read_text().splitlines()
         steps = [found for found in map(json.loads, lines) if "loss" in found]
-        made[kind] = {"log": [(found["loss"], found["grad_norm"]) for found in steps], "metadata": manifest.metadata}
+        made[kind] = {
+            "log": [(found["loss"], found["grad_norm"]) for found in steps],
+            "metadata": manifest.metadata,
+        }
     assert_close(made["fsdp2"], made["none"])
     for name in ("validation_loss", "general_distance"):
         assert made["fsdp2"]["metadata"][name] == pytest.approx(made["none"]["metadata"][name], rel=1e-2)
 
 
 def test_sharding_needs_more_than_one_process(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="fsdp2 needs more than one process; set launcher.processes to 2 or more"):
+    with pytest.raises(
+        SettingsError, match="fsdp2 needs more than one process; set launcher.processes to 2 or more"
+    ):
         fit(LLAMA, training(), SETTINGS.model_copy(update={"sharding": "fsdp2"}), tmp_path)
 
 
@@ -189,10 +249,19 @@ def test_sharding_needs_more_than_one_process(tmp_path: Path) -> None:
      ({"sharding": "fsdp2_offload"}, 1, "fsdp2_offload needs more than one process"),
      ({"sharding": "fsdp2_offload", "precision": "fp16"}, 2, "fp16 is not supported with sharding: fsdp2_offload")],
 )  # fmt: skip
-def test_settings_that_contradict_sharding_are_one_line(more: dict, processes: int, message: str | None) -> None:
-    data = {"base_model": "m", "documents": {"path": "d"}, "examples": {"label": "l"}, "training": {"sharding": "fsdp2", **more}}
+def test_settings_that_contradict_sharding_are_one_line(
+    more: dict, processes: int, message: str | None
+) -> None:
+    data = {
+        "base_model": "m",
+        "documents": {"path": "d"},
+        "examples": {"label": "l"},
+        "training": {"sharding": "fsdp2", **more},
+    }
     settings = UseCaseSettings.model_validate({**data, "launcher": {"processes": processes}})
-    assert [message in problem.message for problem in validation._check_optimizer(settings, Path())] == ([True] if message else [])
+    assert [message in problem.message for problem in validation._check_optimizer(settings, Path())] == (
+        [True] if message else []
+    )
     # The workloads refuse the same, before any work.
     with pytest.raises(SettingsError, match=message) if message else nullcontext():
         require(settings.training.model_copy(update={"micro_batch_size": 16}), processes)
@@ -203,10 +272,15 @@ def test_trainers_arguments_for_sharding(has_card: bool, monkeypatch: pytest.Mon
     """Arguments alone: no GPU takes part."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_card)
     offloaded, shared = (
-        sharding.sharding_arguments(SETTINGS.model_copy(update={"sharding": kind}), build(LLAMA)) for kind in ("fsdp2_offload", "fsdp2")
+        sharding.sharding_arguments(SETTINGS.model_copy(update={"sharding": kind}), build(LLAMA))
+        for kind in ("fsdp2_offload", "fsdp2")
     )
     backend = {"ddp_backend": "cuda:nccl,cpu:gloo"} if has_card else {}
-    assert offloaded == {"fsdp": True, "fsdp_config": shared["fsdp_config"] | {"cpu_offload": True}, **backend}
+    assert offloaded == {
+        "fsdp": True,
+        "fsdp_config": shared["fsdp_config"] | {"cpu_offload": True},
+        **backend,
+    }
     assert "cpu_offload" not in shared["fsdp_config"] and "ddp_backend" not in shared
 
 
@@ -214,14 +288,20 @@ def test_offloading_is_refused_where_auto_is_fp16(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(precision, "resolve", lambda setting: "fp16")
     with pytest.raises(
         SettingsError,
-        match=r"^training\.precision: fp16 is not supported with sharding: fsdp2_offload; use fp32, or bf16 where the GPU has it$",
+        match=(
+            r"^training\.precision: fp16 is not supported with sharding: fsdp2_offload; use fp32, or bf16"
+            r" where the GPU has it$"
+        ),
     ):
         require(SETTINGS.model_copy(update={"sharding": "fsdp2_offload", "precision": "auto"}), 2)
 
 
 def test_a_plan_refuses_what_training_would_before_anything_is_measured(tmp_path: Path) -> None:
     case = prepare(tmp_path, tiny=True)
-    changes = {"training": {"sharding": "fsdp2", "compile": True, "micro_batch_size": 4}, "launcher": {"processes": 2}}
+    changes = {
+        "training": {"sharding": "fsdp2", "compile": True, "micro_batch_size": 4},
+        "launcher": {"processes": 2},
+    }
     with pytest.raises(SettingsError, match="training.compile: is not supported with sharding: fsdp2"):
         planning.work(case.job("pilot_run", **changes), case.store, Progress(silent=True))
     assert case.store.find(case.use_case.name, "feasibility_plan", "k1") is None
@@ -229,7 +309,9 @@ def test_a_plan_refuses_what_training_would_before_anything_is_measured(tmp_path
 
 def test_plan_and_pilot_of_a_sharded_training_are_of_one_process(tmp_path: Path) -> None:
     case = prepare(tmp_path, tiny=True, planning={"min_predicted_gain": -1.0, "pilot_share": 1.0})
-    job = case.job("pilot_run", training={"sharding": "fsdp2", "micro_batch_size": 4}, launcher={"processes": 2})
+    job = case.job(
+        "pilot_run", training={"sharding": "fsdp2", "micro_batch_size": 4}, launcher={"processes": 2}
+    )
     planning.work(job, case.store, Progress(silent=True))
     plan, pilot = (case.store.find(job.case, stage, job.key) for stage in ("feasibility_plan", "pilot_run"))
     assert all(check.passed for check in (*plan.checks, *pilot.checks))
@@ -244,16 +326,28 @@ def test_plan_and_pilot_of_a_sharded_training_are_of_one_process(tmp_path: Path)
 @pytest.mark.long
 def test_processes_that_will_share_the_model_share_it_in_plan_and_pilot(tmp_path: Path) -> None:
     case = prepare(tmp_path, tiny=True, planning={"min_predicted_gain": -1.0, "pilot_share": 1.0})
-    job = case.job("pilot_run", training={"sharding": "fsdp2", "micro_batch_size": 4, "precision": "fp32"}, launcher={"processes": 2})
+    job = case.job(
+        "pilot_run",
+        training={"sharding": "fsdp2", "micro_batch_size": 4, "precision": "fp32"},
+        launcher={"processes": 2},
+    )
     line = command("planning", job.write(case.store), 2)
-    done = subprocess.run(line, env=case.project.env(), capture_output=True, text=True, timeout=150, check=False)
+    done = subprocess.run(
+        line, env=case.project.env(), capture_output=True, text=True, timeout=150, check=False
+    )
     assert done.returncode == 0, done.stderr[-3_000:]
-    plan, cheaper, pilot = (case.store.find(job.case, stage, job.key) for stage in ("feasibility_plan", "cheaper_baselines", "pilot_run"))
+    plan, cheaper, pilot = (
+        case.store.find(job.case, stage, job.key)
+        for stage in ("feasibility_plan", "cheaper_baselines", "pilot_run")
+    )
     assert all(check.passed for check in (*plan.checks, *pilot.checks)) and cheaper.metadata["scores"]
     assert plan.metadata["num_processes"] == 2 and plan.metadata["peak_memory_gib"] * 2**30 == pytest.approx(
         plan.metadata["peak_memory_bytes"]
     )
-    assert "in each of 2 processes, which share weights, gradients and moments" in plan.check("fits_in_memory").description
+    assert (
+        "in each of 2 processes, which share weights, gradients and moments"
+        in plan.check("fits_in_memory").description
+    )
     assert plan.metadata["state_memory_gib"] * 2**30 == plan.metadata["num_parameters"] * 8
     assert all(np.isfinite(point["macro_f1"]) for point in pilot.metadata["learning_curve"])
     # The other process left nothing.

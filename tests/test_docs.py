@@ -1,4 +1,6 @@
-"""The documentation holds what it promises: its links lead somewhere, its YAML is accepted, its settings and commands exist."""
+"""The documentation holds what it promises: its links lead somewhere, its YAML is accepted, its settings and
+commands exist.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,14 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from fullft_assets.config.explanations import field_of
+from fullft_assets.checking.explanations import field_of
 from fullft_assets.settings import GuardsSettings, Settings, UseCaseSettings
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-#: Decision records tell what was true when they were written; their links are checked, their settings are not.
+#: Decision records tell what was true when they were written; their links are checked, their settings are
+#: not.
 TODAY = [page for page in PAGES if page.parent.name != "decisions"]
 #: What every use case needs, so that an example of one section can be validated alone.
 LEAST: dict[str, Any] = {"base_model": "a/model", "documents": {"path": "data"}, "examples": {}}
@@ -39,7 +42,10 @@ def without_code(text: str) -> str:
 def anchors(page: Path) -> set[str]:
     """Return the anchors of a page: its headings as MkDocs names them, and those that it sets itself."""
     text = without_code(page.read_text())
-    titles = [re.sub(r"[`*]|\]\([^)]*\)|\[", "", line.lstrip("#").strip()) for line in re.findall(r"^#{1,6} .*$", text, re.MULTILINE)]
+    titles = [
+        re.sub(r"[`*]|\]\([^)]*\)|\[", "", line.lstrip("#").strip())
+        for line in re.findall(r"^#{1,6} .*$", text, re.MULTILINE)
+    ]
     slugs = {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles}
     return slugs | set(re.findall(r'<a id="([^"]+)"', text))
 
@@ -59,7 +65,9 @@ def broken_links(page: Path) -> list[str]:
 
 def yaml_blocks(page: Path) -> Iterator[tuple[str, str]]:
     """Yield the title and the text of each YAML example."""
-    for indent, title, text in re.findall(r'^( *)```yaml(?: title="([^"]+)")?\n(.*?)^ *```', page.read_text(), re.MULTILINE | re.DOTALL):
+    for indent, title, text in re.findall(
+        r'^( *)```yaml(?: title="([^"]+)")?\n(.*?)^ *```', page.read_text(), re.MULTILINE | re.DOTALL
+    ):
         yield title, re.sub(rf"^{indent}", "", text, flags=re.MULTILINE)
 
 
@@ -70,7 +78,9 @@ def validate(example: dict[str, Any]) -> UseCaseSettings:
         ValidationError: a key or a value is not accepted.
     """
     given = example.get("attributes", example)
-    return UseCaseSettings.model_validate(LEAST | given | {"documents": {"path": "data"} | given.get("documents", {})})
+    return UseCaseSettings.model_validate(
+        LEAST | given | {"documents": {"path": "data"} | given.get("documents", {})}
+    )
 
 
 def settings_named(text: str) -> set[tuple[str, ...]]:
@@ -86,7 +96,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_a_broken_link_is_found(tmp_path: Path) -> None:
     page = tmp_path / "a.md"
-    page.write_text("# One\n\n[a](b.md) [b](a.md#two) [c](#one) [d](https://example.org)\n\n```text\n[e](c.md)\n```\n")
+    page.write_text(
+        "# One\n\n[a](b.md) [b](a.md#two) [c](#one) [d](https://example.org)\n\n```text\n[e](c.md)\n```\n"
+    )
     assert broken_links(page) == ["b.md", "a.md#two"]
 
 
@@ -105,7 +117,9 @@ def test_yaml_examples_are_found() -> None:
     assert len(titles) > 25 and titles.count("dagster.yaml") == 2
 
 
-@pytest.mark.parametrize("text", ["training: {optimiser: adamw}", "documents: {path: 3}", "trainings: {epochs: 1}"])
+@pytest.mark.parametrize(
+    "text", ["training: {optimiser: adamw}", "documents: {path: 3}", "trainings: {epochs: 1}"]
+)
 def test_a_wrong_example_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"did you mean|valid string|known keys"):
         validate(yaml.safe_load(text))
@@ -117,13 +131,21 @@ def test_settings_that_are_named_exist(page: Path) -> None:
 
 
 def test_a_setting_that_does_not_exist_is_found() -> None:
-    named = settings_named("`training.optimizer`, `training.optimiser: lomo`, `metrics.jsonl`, `documents.path`")
+    named = settings_named(
+        "`training.optimizer`, `training.optimiser: lomo`, `metrics.jsonl`, `documents.path`"
+    )
     assert {key for key in named if field_of(key) is None} == {("training", "optimiser")}
 
 
 def test_every_guard_has_a_row() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|.*\| `(\w+)` \|$", (DOCS / "training" / "guards.md").read_text(), re.MULTILINE)
-    guards = {name: field.default for name, field in GuardsSettings.model_fields.items() if isinstance(field.default, Settings)}
+    rows = re.findall(
+        r"^\| `(\w+)` \|.*\| `(\w+)` \|$", (DOCS / "training" / "guards.md").read_text(), re.MULTILINE
+    )
+    guards = {
+        name: field.default
+        for name, field in GuardsSettings.model_fields.items()
+        if isinstance(field.default, Settings)
+    }
     assert dict(rows) == {name: guard.action for name, guard in guards.items()}
 
 
@@ -135,7 +157,10 @@ def test_the_page_of_settings_is_up_to_date() -> None:
 
 def test_the_page_of_settings_has_every_key() -> None:
     text = (DOCS / "reference" / "settings.md").read_text()
-    rows, headings = set(re.findall(r'<a id="([^"]+)"', text)), set(re.findall(r"^#+ `([\w.]+)`$", text, re.MULTILINE))
+    rows, headings = (
+        set(re.findall(r'<a id="([^"]+)"', text)),
+        set(re.findall(r"^#+ `([\w.]+)`$", text, re.MULTILINE)),
+    )
 
     def check(model: type[BaseModel], path: tuple[str, ...]) -> None:
         for name, field in model.model_fields.items():
@@ -151,7 +176,9 @@ def test_the_page_of_settings_has_every_key() -> None:
 
 def test_every_page_is_in_the_navigation() -> None:
     text = (ROOT / "mkdocs.yml").read_text()
-    assert sorted(re.findall(r"(\S+\.md)$", text, re.MULTILINE)) == sorted(str(page.relative_to(DOCS)) for page in PAGES)
+    assert sorted(re.findall(r"(\S+\.md)$", text, re.MULTILINE)) == sorted(
+        str(page.relative_to(DOCS)) for page in PAGES
+    )
 
 
 def test_the_tree_has_every_package_in_the_order_of_the_layers() -> None:
@@ -159,18 +186,32 @@ def test_the_tree_has_every_package_in_the_order_of_the_layers() -> None:
     (layers,) = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
     tree = re.findall(r"^  (\w+)(?:/|\.py) +\S", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
     assert [name for name in tree if name != "defs"] == layers
-    package = [path.name.removesuffix(".py") for path in (ROOT / "fullft_assets").iterdir() if not path.name.startswith("__")]
+    package = [
+        path.name.removesuffix(".py")
+        for path in (ROOT / "fullft_assets").iterdir()
+        if not path.name.startswith("__")
+    ]
     assert sorted(tree) == sorted(package)
 
 
 def test_what_to_edit_exists() -> None:
-    table = (ROOT / "README.md").read_text().partition("## To change X, edit Y")[2].partition("\n\nThe package")[0]
-    named = re.findall(r"`([\w/.<>]+)`", "".join(line.rsplit("|", 2)[1] for line in table.splitlines() if line.startswith("|")))
+    table = (
+        (ROOT / "README.md")
+        .read_text()
+        .partition("## To change X, edit Y")[2]
+        .partition("\n\nThe package")[0]
+    )
+    named = re.findall(
+        r"`([\w/.<>]+)`",
+        "".join(line.rsplit("|", 2)[1] for line in table.splitlines() if line.startswith("|")),
+    )
     package = last = ROOT / "fullft_assets"
     missing = []
     for name in named:
         # A file is named without its folder behind another path of the same folder.
-        found = [path for base in (ROOT, package, last.parent) for path in base.glob(re.sub(r"<\w+>", "*", name))]
+        found = [
+            path for base in (ROOT, package, last.parent) for path in base.glob(re.sub(r"<\w+>", "*", name))
+        ]
         last = found[0] if found else last
         if not found:
             missing.append(name)

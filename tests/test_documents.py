@@ -53,15 +53,21 @@ def batch_of(folder: Path) -> Batch:
     return Batch(name="00001-test", files=documents.Folder(folder).files())
 
 
-def read(folder: Path, *, label: str | None = "kind", group: str | None = "expression", **changes: Any) -> list[dict[str, Any]]:
+def read(
+    folder: Path, *, label: str | None = "kind", group: str | None = "expression", **changes: Any
+) -> list[dict[str, Any]]:
     examples = ExamplesSettings(label=label, group=group)
-    found = documents.read_documents(documents.Folder(folder), batch_of(folder), DEFAULTS.model_copy(update=changes), examples)
+    found = documents.read_documents(
+        documents.Folder(folder), batch_of(folder), DEFAULTS.model_copy(update=changes), examples
+    )
     assert found.unreadable == {}
     return found.table.to_pylist()
 
 
 class TestScan:
-    def test_finds_known_endings_at_any_depth_and_leaves_hidden_and_partial_files_out(self, tmp_path: Path) -> None:
+    def test_finds_known_endings_at_any_depth_and_leaves_hidden_and_partial_files_out(
+        self, tmp_path: Path
+    ) -> None:
         for name in (
             "b.jsonl",
             "a/c.MANIFEST",
@@ -96,15 +102,19 @@ class TestScan:
         assert [file.path for file in source.files()] == ["e.jsonl", "f.tsv"]
         assert sorted(source.others) == sorted(names)
         (line,) = documents.left_in_place(source.others, named=True)
-        assert line == (
-            "6 file(s) are left in place because their endings are not read: 3 .doc (a.doc, b/c.doc, ...), 1 .pdf.gz (notes.pdf.gz), "
-            "1 .xls (caf\\xe9.xls), 1 without an ending (REMARKS)"
+        assert (
+            line
+            == "6 file(s) are left in place because their endings are not read: 3 .doc (a.doc, b/c.doc, ...),"
+            " 1 .pdf.gz (notes.pdf.gz), 1 .xls (caf\\xe9.xls), 1 without an ending (REMARKS)"
         )
         assert documents.left_in_place([], named=True) == []
 
     def test_a_missing_folder_is_one_line_with_the_fix(self, tmp_path: Path) -> None:
         with pytest.raises(
-            DataError, match=re.escape(f"{tmp_path}/no: folder not found; deliver the documents there or fix documents.path")
+            DataError,
+            match=re.escape(
+                f"{tmp_path}/no: folder not found; deliver the documents there or fix documents.path"
+            ),
         ):
             documents.Folder(tmp_path / "no").files()
 
@@ -115,7 +125,9 @@ class TestScan:
         delivered.mkdir()
         (delivered / "linked").symlink_to(tmp_path / "elsewhere")
         (tmp_path / "elsewhere/back").symlink_to(delivered)
-        assert [file.path for file in documents.Folder(delivered, follow_links=True).files()] == ["linked/a.jsonl"]
+        assert [file.path for file in documents.Folder(delivered, follow_links=True).files()] == [
+            "linked/a.jsonl"
+        ]
         source = documents.Folder(delivered)
         assert source.files() == []
         assert source.skipped == {"linked": "a link that leaves the folder; documents.follow_links allows it"}
@@ -133,23 +145,42 @@ class TestScan:
         (folder / "round").symlink_to("round")
         os.mkfifo(folder / "pipe.jsonl")
         source = documents.Folder(folder)
-        leaves, loop = "a link that leaves the folder; documents.follow_links allows it", os.strerror(errno.ELOOP)
+        leaves, loop = (
+            "a link that leaves the folder; documents.follow_links allows it",
+            os.strerror(errno.ELOOP),
+        )
         assert [file.path for file in source.files()] == ["b/a.jsonl", "dangling.jsonl", "inside.jsonl"]
-        expected = {"link.txt": leaves, "zero.txt": leaves, "loop.jsonl": loop, "round": loop, "pipe.jsonl": "not a regular file"}
+        expected = {
+            "link.txt": leaves,
+            "zero.txt": leaves,
+            "loop.jsonl": loop,
+            "round": loop,
+            "pipe.jsonl": "not a regular file",
+        }
         assert source.skipped == expected
         (line,) = documents.skipped(source.skipped, named=False)
         assert f"2 ({leaves})" in line and "link.txt" not in line, "what is kept names no file"
         (line,) = documents.skipped(source.skipped, named=True)
-        assert line.startswith("5 entries of the folder are skipped: link.txt (a link that leaves the folder; ") and line.count("\n") == 0
+        assert (
+            line.startswith("5 entries of the folder are skipped: link.txt (a link that leaves the folder; ")
+            and line.count("\n") == 0
+        )
         followed = documents.Folder(folder, follow_links=True)
         assert "link.txt" in [file.path for file in followed.files()]
-        assert followed.skipped == {"zero.txt": "not a regular file", "loop.jsonl": loop, "round": loop, "pipe.jsonl": "not a regular file"}
+        assert followed.skipped == {
+            "zero.txt": "not a regular file",
+            "loop.jsonl": loop,
+            "round": loop,
+            "pipe.jsonl": "not a regular file",
+        }
         for name in expected:
             with pytest.raises(OSError), source.local(name):
                 pass
             assert source.digest(SourceFile(name, 0, 0)).startswith("unreadable: ")
 
-    def test_a_folder_that_may_not_be_listed_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_folder_that_may_not_be_listed_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (tmp_path / "a.jsonl").write_text("{}")
         (tmp_path / "shut").mkdir()
         listed = os.scandir
@@ -178,7 +209,9 @@ class TestScan:
                 (folder / "half").chmod(0o755)
             assert source.skipped == dict.fromkeys(("half/a.jsonl", "half/inner/"), os.strerror(errno.EACCES))
 
-    def test_a_folder_that_is_removed_during_a_look_is_named_and_its_neighbours_are_read(self, tmp_path: Path) -> None:
+    def test_a_folder_that_is_removed_during_a_look_is_named_and_its_neighbours_are_read(
+        self, tmp_path: Path
+    ) -> None:
         for name in ("a.jsonl", "gone/b.jsonl", "z/c.jsonl"):
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_text("{}")
@@ -193,7 +226,9 @@ class TestScan:
 class TestBatches:
     def cut(self, tmp_path: Path, now: float | None = None, **changes: Any) -> list[list[str]]:
         store = Store(str(tmp_path / "store"))
-        made = documents.cut_batches(store, "mail", tmp_path / "in", DEFAULTS.model_copy(update=changes), now=now)
+        made = documents.cut_batches(
+            store, "mail", tmp_path / "in", DEFAULTS.model_copy(update=changes), now=now
+        )
         assert documents.list_batches(store, "mail")[-len(made) or 10**9 :] == made
         return [[file.path for file in batch.files] for batch in made]
 
@@ -205,7 +240,11 @@ class TestBatches:
     def test_cut_by_count(self, tmp_path: Path) -> None:
         for name in "abcde":
             self.put(tmp_path, f"{name}.jsonl")
-        assert self.cut(tmp_path, max_batch_files=2) == [["a.jsonl", "b.jsonl"], ["c.jsonl", "d.jsonl"], ["e.jsonl"]]
+        assert self.cut(tmp_path, max_batch_files=2) == [
+            ["a.jsonl", "b.jsonl"],
+            ["c.jsonl", "d.jsonl"],
+            ["e.jsonl"],
+        ]
 
     def test_many_small_files_are_one_batch(self) -> None:
         files = [SourceFile(path=f"{number}.txt", bytes=70, mtime_ns=0) for number in range(20_000)]
@@ -214,7 +253,12 @@ class TestBatches:
     def test_cut_by_bytes_and_a_larger_file_is_a_batch_of_its_own(self, tmp_path: Path) -> None:
         for name, size in (("a", 40), ("b", 60), ("c", 1), ("d", 500), ("e", 5)):
             self.put(tmp_path, f"{name}.jsonl", size)
-        assert self.cut(tmp_path, max_batch_bytes=100) == [["a.jsonl", "b.jsonl"], ["c.jsonl"], ["d.jsonl"], ["e.jsonl"]]
+        assert self.cut(tmp_path, max_batch_bytes=100) == [
+            ["a.jsonl", "b.jsonl"],
+            ["c.jsonl"],
+            ["d.jsonl"],
+            ["e.jsonl"],
+        ]
 
     def test_cutting_twice_cuts_nothing(self, tmp_path: Path) -> None:
         self.put(tmp_path, "a.jsonl")
@@ -242,7 +286,9 @@ class TestBatches:
         (tmp_path / "in/.a.jsonl.partial").rename(tmp_path / "in/a.jsonl")
         assert self.cut(tmp_path) == [["a.jsonl"]]
 
-    def test_a_file_written_to_a_moment_ago_waits_and_one_from_the_future_does_not(self, tmp_path: Path) -> None:
+    def test_a_file_written_to_a_moment_ago_waits_and_one_from_the_future_does_not(
+        self, tmp_path: Path
+    ) -> None:
         now = 1_700_000_000.0
         for name, at in (("old", now - 60), ("young", now - 59), ("skewed", now + 59), ("future", now + 60)):
             self.put(tmp_path, f"{name}.jsonl", at=at)
@@ -264,7 +310,9 @@ class TestBatches:
             die_at_a_write(lambda: self.cut(tmp_path, max_batch_files=2), dies_after=dies_after)
         assert self.cut(tmp_path, max_batch_files=2) == [["2.jsonl", "3.jsonl"], ["4.jsonl", "5.jsonl"]]
         cut = documents.list_batches(Store(str(tmp_path / "store")), "mail")
-        assert [file.path for batch in cut for file in batch.files] == [f"{number}.jsonl" for number in range(6)]
+        assert [file.path for batch in cut for file in batch.files] == [
+            f"{number}.jsonl" for number in range(6)
+        ]
         assert [batch.name[:5] for batch in cut] == ["00001", "00002", "00003"]
 
     @pytest.mark.heavy
@@ -272,9 +320,10 @@ class TestBatches:
         for number in range(60):
             self.put(tmp_path, f"{number:02}.jsonl")
         code = (
-            "import sys; from pathlib import Path; from fullft_assets import documents; from fullft_assets.store import Store;"
-            "from fullft_assets.settings import DocumentsSettings as S; sys.stdin.readline();"
-            f"documents.cut_batches(Store({str(tmp_path / 'store')!r}), 'mail', Path({str(tmp_path / 'in')!r}), S(path='x', max_batch_files=3))"
+            "import sys; from pathlib import Path; from fullft_assets import documents; from"
+            " fullft_assets.store import Store;from fullft_assets.settings import DocumentsSettings as S;"
+            f" sys.stdin.readline();documents.cut_batches(Store({str(tmp_path / 'store')!r}), 'mail',"
+            f" Path({str(tmp_path / 'in')!r}), S(path='x', max_batch_files=3))"
         )
         # They begin together, when all of them are loaded.
         running = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) for _ in range(3)]
@@ -282,7 +331,9 @@ class TestBatches:
             process.stdin.close()
         assert [process.wait() for process in running] == [0, 0, 0]
         cut = documents.list_batches(Store(str(tmp_path / "store")), "mail")
-        assert sorted(file.path for batch in cut for file in batch.files) == [f"{number:02}.jsonl" for number in range(60)]
+        assert sorted(file.path for batch in cut for file in batch.files) == [
+            f"{number:02}.jsonl" for number in range(60)
+        ]
 
     def test_the_ledger_is_readable(self, tmp_path: Path) -> None:
         self.put(tmp_path, "with a space.jsonl", at=1_700_000_001)
@@ -290,17 +341,29 @@ class TestBatches:
         assert self.cut(tmp_path) == [["with a space.jsonl"]]
         (name,) = store.list_pointers("mail/batch")
         assert name.startswith("00001-")
-        assert documents.read_batch(store, "mail", name).files == [SourceFile("with a space.jsonl", 10, 1_700_000_001 * 10**9)]
+        assert documents.read_batch(store, "mail", name).files == [
+            SourceFile("with a space.jsonl", 10, 1_700_000_001 * 10**9)
+        ]
         recorded = store.read_pointer(f"mail/batch/{name}")
         assert recorded["columns"] == "mtime_ns bytes etag path"
         assert recorded["files"] == ["1700000001000000000 10 - with a space.jsonl"]
         assert (recorded["num_files"], recorded["num_bytes"]) == (1, 10)
 
     @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(sizes=st.lists(st.integers(0, 300), max_size=30), most=st.integers(1, 5), most_bytes=st.integers(1, 400))
-    def test_every_file_is_in_exactly_one_bounded_batch(self, sizes: list[int], most: int, most_bytes: int) -> None:
+    @given(
+        sizes=st.lists(st.integers(0, 300), max_size=30),
+        most=st.integers(1, 5),
+        most_bytes=st.integers(1, 400),
+    )
+    def test_every_file_is_in_exactly_one_bounded_batch(
+        self, sizes: list[int], most: int, most_bytes: int
+    ) -> None:
         files = [SourceFile(path=f"{i:02}.csv", bytes=size, mtime_ns=0) for i, size in enumerate(sizes)]
-        cut = list(batches._bounded(files, DEFAULTS.model_copy(update={"max_batch_files": most, "max_batch_bytes": most_bytes})))
+        cut = list(
+            batches._bounded(
+                files, DEFAULTS.model_copy(update={"max_batch_files": most, "max_batch_bytes": most_bytes})
+            )
+        )
         assert [file for batch in cut for file in batch] == files
         for batch in cut:
             assert 1 <= len(batch) <= most
@@ -310,7 +373,9 @@ class TestBatches:
     @given(
         ticks=st.lists(
             st.tuples(
-                st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(1, 3), st.integers(1, 3)), max_size=4),
+                st.lists(
+                    st.tuples(st.sampled_from("abcdef"), st.integers(1, 3), st.integers(1, 3)), max_size=4
+                ),
                 st.booleans(),
             ),
             max_size=6,
@@ -329,14 +394,19 @@ class TestBatches:
             if is_fresh_process:
                 batches._memory.clear()
             made = documents.cut_batches(
-                Store(str(folder / "store")), "mail", folder / "in", DEFAULTS.model_copy(update={"max_batch_files": 2})
+                Store(str(folder / "store")),
+                "mail",
+                folder / "in",
+                DEFAULTS.model_copy(update={"max_batch_files": 2}),
             )
             cut += [file for batch in made for file in batch.files]
         assert len(cut) == len(set(cut))
         assert set(cut) == seen
 
     def test_an_unknown_batch_is_one_line(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match="mail: no batch `00009-x` was cut; let the new-documents sensor cut it"):
+        with pytest.raises(
+            DataError, match="mail: no batch `00009-x` was cut; let the new-documents sensor cut it"
+        ):
             documents.read_batch(Store(str(tmp_path)), "mail", "00009-x")
 
 
@@ -344,8 +414,15 @@ class TestGroundTruth:
     def write(self, folder: Path, *lines: dict[str, Any]) -> None:
         (folder / "output.manifest").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    def test_class_name_wins_over_the_index_and_an_attribute_without_metadata_is_taken_as_it_is(self, tmp_path: Path) -> None:
-        about = {"class-name": "notice", "confidence": 0.75, "type": "groundtruth/text-classification", "human-annotated": "yes"}
+    def test_class_name_wins_over_the_index_and_an_attribute_without_metadata_is_taken_as_it_is(
+        self, tmp_path: Path
+    ) -> None:
+        about = {
+            "class-name": "notice",
+            "confidence": 0.75,
+            "type": "groundtruth/text-classification",
+            "human-annotated": "yes",
+        }
         self.write(
             tmp_path,
             {"source": "a", "kind": 0, "kind-metadata": about},
@@ -353,7 +430,11 @@ class TestGroundTruth:
             {"source": "c", "kind": "text"},
             {"source": "d", "kind": 3},
             {"source": "e"},
-            {"source": "f", "kind": 1, "kind-metadata": {"class-name": None, "failure-reason": "no worker agreed"}},
+            {
+                "source": "f",
+                "kind": 1,
+                "kind-metadata": {"class-name": None, "failure-reason": "no worker agreed"},
+            },
         )
         rows = read(tmp_path)
         assert [row["label"] for row in rows] == ["notice", "notice", "text", "3", None, None]
@@ -377,7 +458,8 @@ class TestJsonLines:
         (tmp_path / "a.jsonl").write_text("\n".join(lines))
         rows = read(tmp_path)
         assert [(row["id"], row["row"], row["text"]) for row in rows] == [
-            (f"a.jsonl:{n}", n, t) for n, t in ((1, "a"), (3, None), (4, None), (5, None), (6, None), (7, None), (9, "b"))
+            (f"a.jsonl:{n}", n, t)
+            for n, t in ((1, "a"), (3, None), (4, None), (5, None), (6, None), (7, None), (9, "b"))
         ]
         assert [row["problem"] for row in rows] == [
             None,
@@ -390,17 +472,23 @@ class TestJsonLines:
         ]
 
     def test_half_a_surrogate_pair_is_a_malformed_row_and_a_whole_pair_is_text(self, tmp_path: Path) -> None:
-        (tmp_path / "a.jsonl").write_text('{"text": "\\ud83d\\ude00"}\n{"text": "\\uD83D"}\n{"text": "a", "kind": "\\udc00"}\n')
+        (tmp_path / "a.jsonl").write_text(
+            '{"text": "\\ud83d\\ude00"}\n{"text": "\\uD83D"}\n{"text": "a", "kind": "\\udc00"}\n'
+        )
         rows = read(tmp_path)
         assert [row["text"] for row in rows] == ["😀", None, None]
         assert [row["problem"] for row in rows] == [None, *["not Unicode: half of a surrogate pair"] * 2]
 
     def test_own_ids_groups_and_fields_of_the_use_case(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_text(
-            '{"body": "a", "nr": 12, "kind": true, "expression": 5}\n{"body": "b", "nr": "", "expression": ""}\n'
+            '{"body": "a", "nr": 12, "kind": true, "expression": 5}\n{"body": "b", "nr": "", "expression":'
+            ' ""}\n'
         )
         rows = read(tmp_path, text="body", id="nr")
-        assert [(r["id"], r["label"], r["group"]) for r in rows] == [("12", "true", "5"), ("a.jsonl:2", None, None)]
+        assert [(r["id"], r["label"], r["group"]) for r in rows] == [
+            ("12", "true", "5"),
+            ("a.jsonl:2", None, None),
+        ]
 
     def test_a_byte_order_mark_is_no_part_of_the_text(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "b"}\r\n')
@@ -409,8 +497,12 @@ class TestJsonLines:
 
 
 class TestCsv:
-    def test_quotes_and_line_ends_inside_fields_and_rows_are_named_by_their_first_line(self, tmp_path: Path) -> None:
-        (tmp_path / "a.csv").write_text('text,kind\n"two\nlines",x\n\n"a ""quoted"" word, and a comma",y\nonly one field\nm,n,o\n"z",w\n')
+    def test_quotes_and_line_ends_inside_fields_and_rows_are_named_by_their_first_line(
+        self, tmp_path: Path
+    ) -> None:
+        (tmp_path / "a.csv").write_text(
+            'text,kind\n"two\nlines",x\n\n"a ""quoted"" word, and a comma",y\nonly one field\nm,n,o\n"z",w\n'
+        )
         rows = read(tmp_path)
         assert [(row["row"], row["text"], row["label"]) for row in rows] == [
             (2, "two\nlines", "x"),
@@ -419,7 +511,10 @@ class TestCsv:
             (7, None, None),
             (8, "z", "w"),
         ]
-        assert [row["problem"] for row in rows][2:4] == ["has fewer fields than the header", "has more fields than the header"]
+        assert [row["problem"] for row in rows][2:4] == [
+            "has fewer fields than the header",
+            "has more fields than the header",
+        ]
 
     @pytest.mark.parametrize("mark", [";", "\t"])
     def test_semicolons_and_tabs_where_the_header_has_no_comma(self, tmp_path: Path, mark: str) -> None:
@@ -433,10 +528,14 @@ class TestCsv:
             ("c.csv:2", "alone", None, None),
         ]
 
-    def test_two_columns_of_one_name_are_refused_and_columns_without_one_are_not(self, tmp_path: Path) -> None:
+    def test_two_columns_of_one_name_are_refused_and_columns_without_one_are_not(
+        self, tmp_path: Path
+    ) -> None:
         (tmp_path / "a.csv").write_text("text,kind,text\na,x,b\n")
         (tmp_path / "b.csv").write_text("text,kind,,\na,x,,\n")
-        found = documents.read_documents(documents.Folder(tmp_path), batch_of(tmp_path), DEFAULTS, ExamplesSettings(label="kind"))
+        found = documents.read_documents(
+            documents.Folder(tmp_path), batch_of(tmp_path), DEFAULTS, ExamplesSettings(label="kind")
+        )
         assert found.unreadable == {"a.csv": "two columns have the same name"}
         assert found.table["text"].to_pylist() == ["a"]
 
@@ -449,14 +548,17 @@ class TestCsv:
     @settings(max_examples=60, deadline=None)
     @given(
         texts=st.lists(
-            st.text(st.characters(codec="utf-8", exclude_categories=["Cc"], include_characters="\t\r\n"), min_size=1).filter(
-                lambda text: text.strip("\r\n")
-            ),
+            st.text(
+                st.characters(codec="utf-8", exclude_categories=["Cc"], include_characters="\t\r\n"),
+                min_size=1,
+            ).filter(lambda text: text.strip("\r\n")),
             max_size=8,
         )
     )
     @pytest.mark.heavy
-    def test_whatever_is_written_as_csv_is_read_back(self, texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    def test_whatever_is_written_as_csv_is_read_back(
+        self, texts: list[str], tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
         folder = tmp_path_factory.mktemp("csv")
         out = io.StringIO()
         writer = csv.writer(out, quoting=csv.QUOTE_ALL)
@@ -474,7 +576,10 @@ def broken_files(folder: Path) -> dict[str, str]:
     return {
         "cut.parquet": None,  # in the words of its reader
         "gone.manifest": "No such file or directory",
-        "quote.csv": "not CSV: unexpected end of data, in the row that starts on line 4: fix its quotes, or set documents.csv.quoting to none",
+        "quote.csv": (
+            "not CSV: unexpected end of data, in the row that starts on line 4: fix its quotes, or set"
+            " documents.csv.quoting to none"
+        ),
     }
 
 
@@ -522,7 +627,9 @@ class TestUnreadableFiles:
         assert letters.keep(fixed).metadata["num_rows"] == 1
         assert not documents.is_delivered(letters.project.documents, batch)
 
-    def test_a_file_whose_permissions_were_fixed_is_read_by_the_next_run(self, letters: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_file_whose_permissions_were_fixed_is_read_by_the_next_run(
+        self, letters: Kept, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         projects.write_rows(letters.project.documents / "secret.jsonl", projects.licence_rows(5, skip=400))
         [batch] = letters.cut()
         opened = Path.open
@@ -548,13 +655,18 @@ class TestUnreadableFiles:
         (letters.project.documents / os.fsdecode(b"caf\xe9.jsonl")).write_text('{"text": "a"}\n')
         [batch] = letters.cut()
         raw = letters.keep(batch)
-        assert f"{alias(batch.files[0].path)}: its name is not UTF-8; rename it" in raw.check("files_are_readable").description
+        assert (
+            f"{alias(batch.files[0].path)}: its name is not UTF-8; rename it"
+            in raw.check("files_are_readable").description
+        )
         assert raw.metadata["num_rows"] == 400
         assert letters.cut() == []
 
 
 class TestChangedFiles:
-    def test_one_rewritten_while_it_is_read_is_not_taken_for_what_was_cut(self, letters: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_one_rewritten_while_it_is_read_is_not_taken_for_what_was_cut(
+        self, letters: Kept, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         projects.write_rows(letters.project.documents / "other.jsonl", projects.licence_rows(5, skip=400))
         [batch] = letters.cut()
         read = documents.read_documents
@@ -569,12 +681,17 @@ class TestChangedFiles:
         assert {row["source"] for row in letters.rows(raw)} == {"delivery-1.jsonl"}
         assert list(raw.metadata["files"]) == ["delivery-1.jsonl"]
         description = raw.check("files_are_readable").description
-        assert f"{alias('other.jsonl')}: changed while it was read; its newer state comes in a batch of its own" in description
+        assert (
+            f"{alias('other.jsonl')}: changed while it was read; its newer state comes in a batch of its own"
+            in description
+        )
         monkeypatch.setattr(raw_documents, "read_documents", read)
         [newer] = letters.cut()
         assert [row["row"] for row in letters.rows(letters.keep(newer))] == list(range(1, 8))
 
-    def test_one_cut_off_while_it_is_read_fails_nobody(self, letters: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_one_cut_off_while_it_is_read_fails_nobody(
+        self, letters: Kept, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (letters.project.documents / "delivery-1.jsonl").unlink()
         path = letters.project.documents / "delivery.csv"
         path.write_text('text,kind\n"a",notice\n')
@@ -591,20 +708,28 @@ class TestChangedFiles:
         assert "changed while it was read" in raw.check("files_are_readable").description
         assert raw.check("files_are_readable").passed
 
-    def test_one_rewritten_before_its_run_leaves_an_empty_batch_and_comes_in_the_next(self, letters: Kept) -> None:
+    def test_one_rewritten_before_its_run_leaves_an_empty_batch_and_comes_in_the_next(
+        self, letters: Kept
+    ) -> None:
         [batch] = letters.cut()
         letters.project.deliver("delivery-1.jsonl", projects.licence_rows(30, skip=400))
         raw = letters.keep(batch)
         assert (raw.metadata["num_rows"], raw.metadata["files"]) == (0, {})
         check = raw.check("files_are_readable")
-        assert f"{alias('delivery-1.jsonl')}: changed since it was cut; its newer state comes" in check.description
+        assert (
+            f"{alias('delivery-1.jsonl')}: changed since it was cut; its newer state comes"
+            in check.description
+        )
         assert check.passed and "fix" not in check.description, "nothing is wrong with a file that grows"
         [newer] = letters.cut()
         assert letters.keep(newer).metadata["num_rows"] == 30
 
     def test_rows_read_at_delivery_outlive_their_file(self, letters: Kept) -> None:
         for number in (2, 3):
-            projects.write_rows(letters.project.documents / f"delivery-{number}.jsonl", projects.licence_rows(10, skip=number * 400))
+            projects.write_rows(
+                letters.project.documents / f"delivery-{number}.jsonl",
+                projects.licence_rows(10, skip=number * 400),
+            )
         (letters.project.documents / "late.parquet").symlink_to(letters.project.root / "nowhere")
         [batch] = letters.cut()
         first = letters.keep(batch)
@@ -619,7 +744,10 @@ class TestChangedFiles:
         [batch] = letters.cut()
         letters.project.deliver("delivery-2.jsonl", projects.licence_rows(1))
         (letters.project.documents / "delivery-1.jsonl").unlink()
-        with pytest.raises(DataError, match=re.escape(f"{alias('delivery-1.jsonl')} cannot be read (No such file or directory)")):
+        with pytest.raises(
+            DataError,
+            match=re.escape(f"{alias('delivery-1.jsonl')} cannot be read (No such file or directory)"),
+        ):
             letters.keep(batch)
 
 
@@ -628,9 +756,14 @@ def test_kept_documents_are_found_again_and_trace_each_row_to_its_line(letters: 
     raw = letters.keep(batch)
     assert letters.keep(batch) == raw
     status = (letters.project.documents / "delivery-1.jsonl").stat()
-    delivered = [json.loads(line) for line in (letters.project.documents / "delivery-1.jsonl").read_text().splitlines()]
-    assert [(r["id"], r["text"], r["label"], r["group"], r["row"], r["delivered_ns"]) for r in letters.rows(raw)] == [
-        (d["id"], d["text"], d["kind"], d["expression"].casefold(), n, status.st_mtime_ns) for n, d in enumerate(delivered, start=1)
+    delivered = [
+        json.loads(line) for line in (letters.project.documents / "delivery-1.jsonl").read_text().splitlines()
+    ]
+    assert [
+        (r["id"], r["text"], r["label"], r["group"], r["row"], r["delivered_ns"]) for r in letters.rows(raw)
+    ] == [
+        (d["id"], d["text"], d["kind"], d["expression"].casefold(), n, status.st_mtime_ns)
+        for n, d in enumerate(delivered, start=1)
     ]
     assert raw.metadata == {
         "batch": batch.name,
@@ -652,7 +785,9 @@ def test_erased_documents_stay_out(letters: Kept) -> None:
     gone = [row["id"] for row in projects.licence_rows(400)][3:5]
     for name in gone:
         letters.store.write_pointer(f"letters/erased/{documents.erased_digest('letters', name)}", {})
-    letters.store.write_pointer(f"letters/erased/{documents.erased_digest('contracts', projects.licence_rows(1)[0]['id'])}", {})
+    letters.store.write_pointer(
+        f"letters/erased/{documents.erased_digest('contracts', projects.licence_rows(1)[0]['id'])}", {}
+    )
     raw = letters.keep(batch)
     assert (raw.metadata["num_rows"], raw.metadata["num_erased"]) == (398, 2)
     assert not {row["id"] for row in letters.rows(raw)} & set(gone)

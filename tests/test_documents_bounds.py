@@ -1,4 +1,6 @@
-"""documents/formats/bounded: no file hangs a batch, fills the memory or ends the process; it is named, and the others are read."""
+"""documents/formats/bounded: no file hangs a batch, fills the memory or ends the process; it is named, and
+the others are read.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,11 @@ def let_html_misbehave(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None
     """Read HTML by `misbehaving`, with this time for one record and for all of a file."""
     found = formats.FORMATS.get
     changes = {"records": misbehaving, "seconds": lambda _: seconds}
-    monkeypatch.setattr(formats.FORMATS, "get", lambda name: replace(found(name), **changes) if name == "html" else found(name))
+    monkeypatch.setattr(
+        formats.FORMATS,
+        "get",
+        lambda name: replace(found(name), **changes) if name == "html" else found(name),
+    )
 
 
 @pytest.mark.heavy
@@ -86,9 +92,15 @@ def test_a_reader_that_misbehaves_ends_alone(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.heavy
-def test_nothing_is_left_of_what_a_reader_unpacked_that_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_left_of_what_a_reader_unpacked_that_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = formats.FORMATS.get
-    monkeypatch.setattr(formats.FORMATS, "get", lambda name: replace(found(name), records=misbehaving) if name == "html" else found(name))
+    monkeypatch.setattr(
+        formats.FORMATS,
+        "get",
+        lambda name: replace(found(name), records=misbehaving) if name == "html" else found(name),
+    )
     monkeypatch.setattr(bounded.ReaderProcess, "_idle", [])
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
@@ -152,11 +164,19 @@ def _arrow(table: pa.Table, out: io.BytesIO) -> None:
 
 def _big_pdf() -> bytes:
     stream = zlib.compress(b"BT /F1 12 Tf " + b"( ) Tj " * (30 * MIB) + b"ET", 9)
-    head = b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj 2 0 obj<</Type/Pages/Kids[3 0 R]/Count 1>>endobj "
-    head += (
-        b"3 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 9 9]/Contents 4 0 R>>endobj 4 0 obj<</Filter/FlateDecode/Length LENGTH>>stream\n"
+    head = (
+        b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj 2 0 obj<</Type/Pages/Kids[3 0 R]/Count"
+        b" 1>>endobj "
     )
-    return head.replace(b"LENGTH", b"%d" % len(stream)) + stream + b"\nendstream endobj trailer<</Root 1 0 R>>\n%%EOF"
+    head += (
+        b"3 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 9 9]/Contents 4 0 R>>endobj 4 0"
+        b" obj<</Filter/FlateDecode/Length LENGTH>>stream\n"
+    )
+    return (
+        head.replace(b"LENGTH", b"%d" % len(stream))
+        + stream
+        + b"\nendstream endobj trailer<</Root 1 0 R>>\n%%EOF"
+    )
 
 
 #: Small files that unpack to much, or nest deeply, or were slow.
@@ -181,7 +201,9 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == "rows.parquet" else pytest.mark.long) for name in BOMBS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "rows.parquet" else pytest.mark.long) for name in BOMBS]
+)
 @pytest.mark.heavy
 def test_a_bomb_is_cut_and_the_others_are_read(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(BOMBS[name]())
@@ -214,16 +236,24 @@ def test_a_text_a_line_and_a_field_may_be_so_long(tmp_path: Path, monkeypatch: p
     assert batch.unreadable == {
         "a.jsonl": "line 2 is longer than 0 Mi characters; split it",
         "b.csv": "line 2 is longer than 0 Mi characters; split it",
-        "d.csv": "not CSV: field larger than field limit (100000), in the row that starts on line 2: fix its quotes, or set documents.csv.quoting to none",
+        "d.csv": (
+            "not CSV: field larger than field limit (100000), in the row that starts on line 2: fix its"
+            " quotes, or set documents.csv.quoting to none"
+        ),
         "e.txt": "larger than 32 MiB; split it",
     }
     assert limit == 64 * MIB
     assert batch.table["text"].to_pylist() == ["x" * 1_000, None]
-    assert batch.table["problem"].to_pylist() == [None, "source-ref cannot be read (larger than 0 MiB; split it)"]
+    assert batch.table["problem"].to_pylist() == [
+        None,
+        "source-ref cannot be read (larger than 0 MiB; split it)",
+    ]
 
 
 @pytest.mark.parametrize("codec", ["gzip", "zstd"])
-def test_an_archive_may_unpack_to_so_much(codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_may_unpack_to_so_much(
+    codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Unpacked, "FREE_BYTES", 10_000)
     name = "a.jsonl.gz" if codec == "gzip" else "a.jsonl.zst"
     row = b'{"text": "one"}\n'
@@ -238,7 +268,9 @@ def test_an_archive_may_unpack_to_so_much(codec: str, tmp_path: Path, monkeypatc
     assert read_batch(tmp_path).unreadable == {name: "unpacks to more than 0 GiB; split it"}
 
 
-def test_the_archives_of_a_batch_may_unpack_to_so_much_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_archives_of_a_batch_may_unpack_to_so_much_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reading, "MAX_BATCH_BYTES", MIB)
     row = b'{"text": "again and again the same line, which is packed to nearly nothing"}\n'
     for name in ("a.jsonl.gz", "b.jsonl.zst"):
@@ -249,7 +281,8 @@ def test_the_archives_of_a_batch_may_unpack_to_so_much_together(tmp_path: Path, 
     (tmp_path / "e.jsonl").write_bytes(row)
     batch = read_batch(tmp_path)
     too_much = (
-        "the rows of its batch take more than 1 MiB; lower documents.max_batch_files or documents.max_batch_bytes, and deliver it again"
+        "the rows of its batch take more than 1 MiB; lower documents.max_batch_files or"
+        " documents.max_batch_bytes, and deliver it again"
     )
     assert batch.unreadable == dict.fromkeys(("b.jsonl.zst", "c.zip", "d.zip"), too_much)
     assert len(batch.table) == 6_001 and batch.table.nbytes < MIB
@@ -257,11 +290,15 @@ def test_the_archives_of_a_batch_may_unpack_to_so_much_together(tmp_path: Path, 
     assert len(read_batch(tmp_path).table) == 24_001, "each of them alone is within its bounds"
 
 
-def test_the_bound_of_a_batch_that_is_large_itself_is_the_one_in_its_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bound_of_a_batch_that_is_large_itself_is_the_one_in_its_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reading, "MAX_BATCH_BYTES", MIB)
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "%s"}\n' % (b"x " * (3 * MIB // 4)))
     (tmp_path / "b.jsonl.gz").write_bytes(
-        pack(b'{"text": "again and again the same line, which is packed to nearly nothing"}\n' * 30_000, "gzip")
+        pack(
+            b'{"text": "again and again the same line, which is packed to nearly nothing"}\n' * 30_000, "gzip"
+        )
     )
     assert "take more than 3 MiB; lower" in read_batch(tmp_path).unreadable["b.jsonl.gz"]
 
@@ -281,9 +318,13 @@ def test_a_look_that_stops_early_leaves_the_process_ready(tmp_path: Path) -> Non
     (tmp_path / "b.html").write_bytes(PAGE)
     reading = Reading(wanted=None, fields=None, fetch=lambda _: [], shared=lambda _: process, documents=None)
     with bounded.ReaderProcess() as process:
-        rows = bounded.records(formats.FORMATS.get("parquet"), Delivered(tmp_path / "a.parquet", "a.parquet"), reading)
+        rows = bounded.records(
+            formats.FORMATS.get("parquet"), Delivered(tmp_path / "a.parquet", "a.parquet"), reading
+        )
         assert next(rows) == (1, {"text": "row 0"})
-        pages = bounded.records(formats.FORMATS.get("html"), Delivered(tmp_path / "b.html", "b.html"), reading)
+        pages = bounded.records(
+            formats.FORMATS.get("html"), Delivered(tmp_path / "b.html", "b.html"), reading
+        )
         _, page = next(pages)
         # The look that stopped ends only now, and not the one after it.
         del rows

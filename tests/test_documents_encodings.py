@@ -1,4 +1,6 @@
-"""documents/formats/code_pages: short texts in the code pages of their languages, real sentences from Django's translations."""
+"""documents/formats/code_pages: short texts in the code pages of their languages, real sentences from
+Django's translations.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,23 @@ CODE_PAGES = [
     *[(language, name) for language in ("pl", "hu", "cs") for name in ("cp1250", "iso8859_2")],
 ]
 #: Where they are really used, other ones are found as well.
-OTHERS = [("de", "mac_roman"), ("fr", "mac_roman"), ("de", "cp850"), ("fr", "cp850"), ("pl", "cp852"), ("ru", "koi8_r"), ("ru", "cp1251")]
-OTHERS += [("lt", "cp1257"), ("lv", "cp1257"), ("et", "cp1257"), ("uk", "koi8_u"), ("el", "cp1253"), ("tr", "cp1254")]
+OTHERS = [
+    ("de", "mac_roman"),
+    ("fr", "mac_roman"),
+    ("de", "cp850"),
+    ("fr", "cp850"),
+    ("pl", "cp852"),
+    ("ru", "koi8_r"),
+    ("ru", "cp1251"),
+]
+OTHERS += [
+    ("lt", "cp1257"),
+    ("lv", "cp1257"),
+    ("et", "cp1257"),
+    ("uk", "koi8_u"),
+    ("el", "cp1253"),
+    ("tr", "cp1254"),
+]
 OTHERS += [("ja", "cp932"), ("zh_Hans", "gb18030"), ("ko", "cp949")]
 
 
@@ -41,8 +58,16 @@ def sentences(language: str) -> list[str]:
     for path in sorted(Path(spec.origin).parent.rglob(f"locale/{language}/LC_MESSAGES/*.mo")):
         with path.open("rb") as file:
             catalogue: dict[Any, str] = vars(gettext.GNUTranslations(file))["_catalog"]
-        texts = (" ".join(re.sub(r"%\(\w+\)s|%[sd]|\{[^}]*\}|<[^>]+>", "", text).split()) for key, text in catalogue.items() if key)
-        found += [text for text in texts if " " in text and len(text) >= (12 if language in ("ja", "zh_Hans", "ko") else 25)]
+        texts = (
+            " ".join(re.sub(r"%\(\w+\)s|%[sd]|\{[^}]*\}|<[^>]+>", "", text).split())
+            for key, text in catalogue.items()
+            if key
+        )
+        found += [
+            text
+            for text in texts
+            if " " in text and len(text) >= (12 if language in ("ja", "zh_Hans", "ko") else 25)
+        ]
     return [text for text in dict.fromkeys(found) if not text.isascii()]
 
 
@@ -67,7 +92,9 @@ def share_right(batch: ReadBatch, texts: dict[str, tuple[str, str]]) -> float:
 
 @pytest.mark.parametrize(("language", "encoding"), [*CODE_PAGES, *OTHERS])
 @pytest.mark.heavy
-def test_files_of_one_sentence_are_read_in_the_code_page_of_all(language: str, encoding: str, tmp_path: Path) -> None:
+def test_files_of_one_sentence_are_read_in_the_code_page_of_all(
+    language: str, encoding: str, tmp_path: Path
+) -> None:
     texts = {f"{n:04d}.txt": (text, encoding) for n, text in enumerate(encodable(language, encoding))}
     assert len(texts) > 60
     batch = deliver(tmp_path, texts)
@@ -76,20 +103,27 @@ def test_files_of_one_sentence_are_read_in_the_code_page_of_all(language: str, e
 
 @pytest.mark.parametrize(("language", "encoding"), [*CODE_PAGES, *OTHERS])
 @pytest.mark.long
-def test_of_a_thousand_files_in_batches_of_sixty_nearly_all_are_right(language: str, encoding: str, tmp_path: Path) -> None:
+def test_of_a_thousand_files_in_batches_of_sixty_nearly_all_are_right(
+    language: str, encoding: str, tmp_path: Path
+) -> None:
     chance, right = random.Random(5), []
     for number in range(17):
         drawn = chance.sample(encodable(language, encoding), 60)
         texts = {f"{n:02d}.txt": (text, encoding) for n, text in enumerate(drawn)}
         right.append(share_right(deliver(tmp_path / str(number), texts), texts))
-    # One of the 69 Chinese sentences of this sample is read in another encoding, in each batch that has it: .983.
+    # One of the 69 Chinese sentences of this sample is read in another encoding, in each batch that has it:
+    # .983.
     assert sum(right) / len(right) >= (0.98 if language == "zh_Hans" else 0.995)
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize(("first", "second"), [(("de", "cp1252"), ("pl", "cp1250")), (("fr", "cp1252"), ("cs", "cp1250"))])
+@pytest.mark.parametrize(
+    ("first", "second"), [(("de", "cp1252"), ("pl", "cp1250")), (("fr", "cp1252"), ("cs", "cp1250"))]
+)
 @pytest.mark.parametrize("num_second", [10, 90])
-def test_two_code_pages_in_one_batch(first: tuple[str, str], second: tuple[str, str], num_second: int, tmp_path: Path) -> None:
+def test_two_code_pages_in_one_batch(
+    first: tuple[str, str], second: tuple[str, str], num_second: int, tmp_path: Path
+) -> None:
     texts = {f"a{n}.txt": (text, first[1]) for n, text in enumerate(encodable(*first)[:90])}
     texts |= {f"b{n}.txt": (text, second[1]) for n, text in enumerate(encodable(*second)[:num_second])}
     batch = deliver(tmp_path, texts)
@@ -97,7 +131,8 @@ def test_two_code_pages_in_one_batch(first: tuple[str, str], second: tuple[str, 
 
 
 @pytest.mark.parametrize(
-    ("language", "encoding"), [("pl", "cp1250"), ("hu", "iso8859_2"), ("fr", "iso8859_15"), ("lt", "cp1257"), *OTHERS[:4]]
+    ("language", "encoding"),
+    [("pl", "cp1250"), ("hu", "iso8859_2"), ("fr", "iso8859_15"), ("lt", "cp1257"), *OTHERS[:4]],
 )
 def test_a_table_of_sixty_rows(language: str, encoding: str, tmp_path: Path) -> None:
     texts = random.Random(4).sample(encodable(language, encoding), 60)
@@ -110,15 +145,20 @@ def test_a_table_of_sixty_rows(language: str, encoding: str, tmp_path: Path) -> 
 
 def test_a_rare_encoding_is_named_by_the_check(tmp_path: Path) -> None:
     texts = {f"{n}.txt": (text, "utf-8") for n, text in enumerate(sentences("fr")[:20])}
-    texts |= {f"old-{n}.txt": (text, "cp1252") for n, text in enumerate(encodable("fr", "cp1252")[30:33])} | {"a.txt": ("plain", "ascii")}
+    texts |= {f"old-{n}.txt": (text, "cp1252") for n, text in enumerate(encodable("fr", "cp1252")[30:33])} | {
+        "a.txt": ("plain", "ascii")
+    }
     batch = deliver(tmp_path, texts)
     assert share_right(batch, texts) == 1
     assert batch.num_files_by_encoding == {"utf-8": 20, "cp1252": 3, "ascii": 1}
     check = raw._encodings_check(Folder(tmp_path), batch)
     assert not check.passed and check.severity == "warn"
     expected = (
-        f"detected in few files: 3 in cp1252 ({alias('old-0.txt')}); look at these rows, and set documents.encoding where it is wrong"
+        f"detected in few files: 3 in cp1252 ({alias('old-0.txt')}); look at these rows, and set"
+        " documents.encoding where it is wrong"
     )
     assert check.description == expected
     only = deliver(tmp_path / "only", {name: found for name, found in texts.items() if found[1] != "utf-8"})
-    assert raw._encodings_check(Folder(tmp_path / "only"), only).passed, "what is ASCII is in no other encoding"
+    assert raw._encodings_check(Folder(tmp_path / "only"), only).passed, (
+        "what is ASCII is in no other encoding"
+    )

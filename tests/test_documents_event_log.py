@@ -1,4 +1,6 @@
-"""What is delivered stays in the store: no word of a document in Dagster's event log, in a run's output or in a sensor's tick."""
+"""What is delivered stays in the store: no word of a document in Dagster's event log, in a run's output or in
+a sensor's tick.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ INGEST = ("raw_documents", "labeled_examples", "quarantined_examples", "tokenize
 
 
 def deliver(folder: Path) -> None:
-    """Write files of many formats with the word in each text: whole ones, broken ones, and rows with every kind of fault."""
+    """Write files of many formats with the word in each text: whole ones, broken ones, and rows with every
+    kind of fault.
+    """
     text = f"The {WORD} licence permits use and modification."
     faults = [
         {"id": "long", "text": f"{text} " * 4_000, "kind": "notice"},
@@ -36,13 +40,21 @@ def deliver(folder: Path) -> None:
         {"id": "unlabelled", "text": text, "kind": None},
         {"id": "conflict", "text": f"{text} Twice.", "kind": "notice"},
         {"id": "conflict-2", "text": f"{text} Twice.", "kind": "text"},
-        {"id": "personal", "text": f"{text} Write to {WORD}@example.org or call +49 30 1234567.", "kind": "notice"},
+        {
+            "id": "personal",
+            "text": f"{text} Write to {WORD}@example.org or call +49 30 1234567.",
+            "kind": "notice",
+        },
         {"id": "damaged", "text": f"{text} Fran\u00c3\u00a7ais \ufffd\ufffd\ufffd", "kind": "notice"},
         {"id": "no-text", "text": [text], "kind": "notice"},
         {"id": "no-number", "text": text, "kind": "notice", "confidence": text},
         {"id": "no-name", "text": text, "kind": {WORD: text}},
         {"id": "no-field", WORD: text, "kind": "notice"},
-        {"id": "language", "text": f"Die Lizenz {WORD} erlaubt die Nutzung und die Änderung.", "kind": "notice"},
+        {
+            "id": "language",
+            "text": f"Die Lizenz {WORD} erlaubt die Nutzung und die Änderung.",
+            "kind": "notice",
+        },
     ]
     good = [{**row, "text": f"{row['text']} {WORD}"} for row in projects.licence_rows(60)]
     projects.write_rows(folder / "good.jsonl", good)
@@ -54,11 +66,15 @@ def deliver(folder: Path) -> None:
     (folder / "spread.jsonl").write_text(json.dumps({"text": text, "kind": "notice"}, indent=1))
     (folder / "quote.csv").write_text(f'text,kind\n"{text},notice\n')
     (folder / "array.json").write_text(json.dumps([{"text": text}])[:-3])
-    (folder / "bytes.jsonl").write_bytes(f'{{"text": "{text} naïve"}}\n'.encode() + b'{"text": "\xff' + WORD.encode() + b'"}\n')
+    (folder / "bytes.jsonl").write_bytes(
+        f'{{"text": "{text} naïve"}}\n'.encode() + b'{"text": "\xff' + WORD.encode() + b'"}\n'
+    )
     (folder / "page.html").write_text(f"<p>{text}<!-- {WORD}")
     (folder / "page.pdf").write_bytes(formats.written_pdf(formats.shown(text)).replace(b"/Kids", b"/Kinds"))
     (folder / "packed.jsonl.gz").write_bytes(formats.pack(f'{{"text": "{text}"}}\n'.encode(), "gzip")[:-4])
-    broken = pa.StringArray.from_buffers(1, *pa.array([f"{text} \xff".encode("latin-1")], pa.binary()).buffers()[1:])
+    broken = pa.StringArray.from_buffers(
+        1, *pa.array([f"{text} \xff".encode("latin-1")], pa.binary()).buffers()[1:]
+    )
     pq.write_table(pa.table({"text": broken}), folder / "table.parquet")
 
 
@@ -68,18 +84,26 @@ def ingest(project: projects.Project, instance: dg.DagsterInstance) -> tuple[dg.
     (sensor, *_) = automation.build_sensors(case)
     (request,) = sensor(dg.build_sensor_context(instance=instance, resources=case.resources())).run_requests
     instance.add_dynamic_partitions("letters/batch", [request.partition_key])
-    defs = dg.Definitions.merge(FullFineTune(project.use_case()).build_defs(), dg.Definitions(executor=dg.in_process_executor))
+    defs = dg.Definitions.merge(
+        FullFineTune(project.use_case()).build_defs(), dg.Definitions(executor=dg.in_process_executor)
+    )
     job = defs.resolve_implicit_global_asset_job_def()
     keys = [dg.AssetKey(["letters", asset]) for asset in INGEST]
-    result = job.execute_in_process(asset_selection=keys, partition_key=request.partition_key, instance=instance, raise_on_error=False)
+    result = job.execute_in_process(
+        asset_selection=keys, partition_key=request.partition_key, instance=instance, raise_on_error=False
+    )
     return result, request.partition_key
 
 
 @pytest.mark.slow
-def test_no_word_of_a_document_leaves_the_store(project: projects.Project, capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_word_of_a_document_leaves_the_store(
+    project: projects.Project, capfd: pytest.CaptureFixture[str]
+) -> None:
     (project.documents / "delivery-1.jsonl").unlink()
     deliver(project.documents)
-    project.configure(examples={"pii": "flag", "languages": ["en"], "max_characters": 20_000, "max_ungrouped_share": 1})
+    project.configure(
+        examples={"pii": "flag", "languages": ["en"], "max_characters": 20_000, "max_ungrouped_share": 1}
+    )
     with dg.DagsterInstance.from_config(str(project.home)) as instance:
         result, batch = ingest(project, instance)
         assert result.success
@@ -97,26 +121,45 @@ def test_no_word_of_a_document_leaves_the_store(project: projects.Project, capfd
     assert_only_in_the_store(project, events, capfd)
 
 
-def assert_only_in_the_store(project: projects.Project, events: list[str], capfd: pytest.CaptureFixture[str]) -> None:
-    """Look for the word in the events of runs, in everything of Dagster's home but the store, and in what was printed."""
+def assert_only_in_the_store(
+    project: projects.Project, events: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Look for the word in the events of runs, in everything of Dagster's home but the store, and in what was
+    printed.
+    """
     assert [event for event in events if WORD in event] == []
-    outside = [path for path in project.home.rglob("*") if path.is_file() and "store" not in path.relative_to(project.home).parts]
+    outside = [
+        path
+        for path in project.home.rglob("*")
+        if path.is_file() and "store" not in path.relative_to(project.home).parts
+    ]
     assert [path for path in outside if path.suffix == ".db"], "the event log is among them"
     assert [path for path in outside if WORD.encode() in path.read_bytes()] == []
     output = capfd.readouterr()
     assert WORD not in output.out + output.err
 
 
-def materialize(project: projects.Project, instance: dg.DagsterInstance, asset: str) -> dg.ExecuteInProcessResult:
+def materialize(
+    project: projects.Project, instance: dg.DagsterInstance, asset: str
+) -> dg.ExecuteInProcessResult:
     """Make an asset that has no partitions."""
-    defs = dg.Definitions.merge(FullFineTune(project.use_case()).build_defs(), dg.Definitions(executor=dg.in_process_executor))
+    defs = dg.Definitions.merge(
+        FullFineTune(project.use_case()).build_defs(), dg.Definitions(executor=dg.in_process_executor)
+    )
     job = defs.resolve_implicit_global_asset_job_def()
-    return job.execute_in_process(asset_selection=[dg.AssetKey(["letters", asset])], instance=instance, raise_on_error=False)
+    return job.execute_in_process(
+        asset_selection=[dg.AssetKey(["letters", asset])], instance=instance, raise_on_error=False
+    )
 
 
 def planted_rows(count: int) -> list[dict[str, Any]]:
-    """Return rows with the word in the id, the text, the group, the domain and the label, which is a sentence."""
-    sentences = [f"This one is about the {WORD} licence, its terms and its use.", f"And this about another {WORD} one, which nobody reads."]
+    """Return rows with the word in the id, the text, the group, the domain and the label, which is a
+    sentence.
+    """
+    sentences = [
+        f"This one is about the {WORD} licence, its terms and its use.",
+        f"And this about another {WORD} one, which nobody reads.",
+    ]
     return [
         {
             "id": f"{WORD}-{n}",
@@ -154,40 +197,61 @@ def test_no_label_id_group_or_name_of_a_file_leaves_the_store(
         archive.writestr(f"{WORD}.docx", WORD)
     (project.documents / f"letter.{WORD}").write_text(WORD)
     own = {"labels": None, "group": "patient", "domain": "ward", "min_label_share": 0.6}
-    project.configure(examples=own, snapshot={"min_train_rows": 20, "test_share": 0.3, "validation_share": 0.3, "rare_labels": "refuse"})
+    project.configure(
+        examples=own,
+        snapshot={"min_train_rows": 20, "test_share": 0.3, "validation_share": 0.3, "rare_labels": "refuse"},
+    )
     with dg.DagsterInstance.from_config(str(project.home)) as instance:
         ingested, batch = ingest(project, instance)
         assert ingested.success
         taken = materialize(project, instance, "training_snapshot")
         assert taken.success == is_good
         (sensor, *_) = automation.build_sensors(Case(project.use_case()))
-        tick = sensor(dg.build_sensor_context(instance=instance, resources=Case(project.use_case()).resources()))
+        tick = sensor(
+            dg.build_sensor_context(instance=instance, resources=Case(project.use_case()).resources())
+        )
         store = open_store(project.use_case(), instance)
         events = [entry.to_json() for each in (ingested, taken) for entry in instance.all_logs(each.run_id)]
         events += [str(tick.asset_events), str(tick.skip_reason.skip_message)]
     examples = latest_by_partition(store, "letters", "labeled_examples")[batch]
     assert WORD in json.dumps(examples.metadata), "the store has the labels"
-    assert f"{2 + (not is_good)} labels (not named, as there are more than 100 or" in examples.check("labels_are_balanced").description
-    assert "2 file(s) are left in place because their endings are not read: 1 .doc, 1 without an ending" in events[-1]
+    assert (
+        f"{2 + (not is_good)} labels (not named, as there are more than 100 or"
+        in examples.check("labels_are_balanced").description
+    )
+    assert (
+        "2 file(s) are left in place because their endings are not read: 1 .doc, 1 without an ending"
+        in events[-1]
+    )
     assert "1 entries of the folder are skipped: 1 (a link that leaves the folder" in events[-1]
     assert any(f"{alias(f'{WORD}.pdf')}: 1 page(s) without text" in event for event in events)
     quarantined = latest_by_partition(store, "letters", "quarantined_examples")[batch]
-    assert "not read: no format has its ending" in quarantined.metadata["problems"], "of a member of the archive"
-    refusal = f"{alias(f'{WORD}.jsonl')}:3: one of the labels has 1 row, fewer than snapshot.min_rows_per_label"
+    assert "not read: no format has its ending" in quarantined.metadata["problems"], (
+        "of a member of the archive"
+    )
+    refusal = (
+        f"{alias(f'{WORD}.jsonl')}:3: one of the labels has 1 row, fewer than snapshot.min_rows_per_label"
+    )
     assert is_good or any(refusal in event for event in events)
     assert_only_in_the_store(project, events, capfd)
 
 
 def planted_targets(task: str, count: int) -> list[dict[str, Any]]:
-    """Return rows with the word in everything that is delivered, some of them with a fault, for a task with several labels a row."""
+    """Return rows with the word in everything that is delivered, some of them with a fault, for a task with
+    several labels a row.
+    """
     rows = planted_rows(count)
     for number, row in enumerate(rows):
         names = [row.pop("kind"), f"{WORD} {number % 2}"]
         whole = [{"start": 0, "end": 10, "label": name} for name in names]
         row["kinds"] = names if task == "multi_label" else whole
     rows[1]["kinds"] = None
-    rows[2]["kinds"] = {WORD: WORD} if task == "multi_label" else [{"start": 5, "end": 100_000, "label": WORD}]
-    rows[3]["kinds"] = [[WORD]] if task == "multi_label" else [{"start": 0, "end": 3, "label": WORD, "text": WORD}]
+    rows[2]["kinds"] = (
+        {WORD: WORD} if task == "multi_label" else [{"start": 5, "end": 100_000, "label": WORD}]
+    )
+    rows[3]["kinds"] = (
+        [[WORD]] if task == "multi_label" else [{"start": 0, "end": 3, "label": WORD, "text": WORD}]
+    )
     rows[4]["text"] = rows[5]["text"]
     rows[6]["patient"] = None
     return rows
@@ -201,10 +265,23 @@ def test_nor_what_is_planted_where_a_row_has_several_labels_nor_in_a_window(
     (project.documents / "delivery-1.jsonl").unlink()
     project.deliver(f"ward {WORD}/{WORD}.jsonl", planted_targets(task, 60))
     (project.documents / f"{WORD}.pdf").write_bytes(formats.written_pdf(formats.shown("A page"), b""))
-    own = {"task": task, "label": "kinds", "labels": None, "group": "patient", "domain": "ward", "max_ungrouped_share": 0.2}
+    own = {
+        "task": task,
+        "label": "kinds",
+        "labels": None,
+        "group": "patient",
+        "domain": "ward",
+        "max_ungrouped_share": 0.2,
+    }
     windows = {"path": "data/letters/production"}
-    project.configure(examples=own, snapshot={"min_train_rows": 5, "test_share": 0.3, "validation_share": 0.3}, monitoring=windows)
-    projects.write_rows(project.production / f"{WORD}.jsonl", [*planted_targets(task, 8), {"id": WORD, "text": [WORD]}])
+    project.configure(
+        examples=own,
+        snapshot={"min_train_rows": 5, "test_share": 0.3, "validation_share": 0.3},
+        monitoring=windows,
+    )
+    projects.write_rows(
+        project.production / f"{WORD}.jsonl", [*planted_targets(task, 8), {"id": WORD, "text": [WORD]}]
+    )
     with (project.production / f"{WORD}.jsonl").open("a", encoding="utf-8") as file:
         file.write(f'{{"text": "{WORD}\n')
     with dg.DagsterInstance.from_config(str(project.home)) as instance:
@@ -213,9 +290,13 @@ def test_nor_what_is_planted_where_a_row_has_several_labels_nor_in_a_window(
         seen = keep_window(project, instance)
         assert ingested.success and taken.success and seen.success
         store = open_store(project.use_case(), instance)
-        events = [entry.to_json() for each in (ingested, taken, seen) for entry in instance.all_logs(each.run_id)]
+        events = [
+            entry.to_json() for each in (ingested, taken, seen) for entry in instance.all_logs(each.run_id)
+        ]
     quarantined = latest_by_partition(store, "letters", "quarantined_examples")[batch].metadata["reasons"]
-    assert sum(quarantined.values()) >= 3 and any(reason.startswith("equal text") or "duplicate" in reason for reason in left_out(store))
+    assert sum(quarantined.values()) >= 3 and any(
+        reason.startswith("equal text") or "duplicate" in reason for reason in left_out(store)
+    )
     [window] = latest_by_partition(store, "letters", "production_documents").values()
     assert (window.metadata["num_rows"], WORD in json.dumps(window.metadata)) == (10, True)
     assert_only_in_the_store(project, events, capfd)
@@ -232,13 +313,21 @@ def keep_window(project: projects.Project, instance: dg.DagsterInstance) -> dg.E
     """Cut what production has seen, and keep its one window."""
     use_case = project.use_case()
     cut = documents.cut_batches(
-        open_store(use_case, instance), "letters", documents.source_of(use_case, "window"), use_case.settings.documents, "window"
+        open_store(use_case, instance),
+        "letters",
+        documents.source_of(use_case, "window"),
+        use_case.settings.documents,
+        "window",
     )
     instance.add_dynamic_partitions("letters/window", [window.name for window in cut])
-    defs = dg.Definitions.merge(FullFineTune(use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor))
+    defs = dg.Definitions.merge(
+        FullFineTune(use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor)
+    )
     job = defs.resolve_implicit_global_asset_job_def()
     keys = [dg.AssetKey(["letters", "production_documents"])]
-    return job.execute_in_process(asset_selection=keys, partition_key=cut[0].name, instance=instance, raise_on_error=False)
+    return job.execute_in_process(
+        asset_selection=keys, partition_key=cut[0].name, instance=instance, raise_on_error=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -251,17 +340,26 @@ def keep_window(project: projects.Project, instance: dg.DagsterInstance) -> dg.E
     ],
 )
 def test_nor_what_an_error_says_that_nobody_foresaw(
-    project: projects.Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], inside: str, place: str, wrapped: bool
+    project: projects.Project,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    inside: str,
+    place: str,
+    wrapped: bool,
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         try:
             raise KeyError(f"a row that says {WORD}")
         except KeyError as error:
             # A cause goes to the event log as well, also that of an error whose own line is harmless.
-            raise (DataError("the rows have no ids") if wrapped else ValueError(f"no number: {WORD}")) from error
+            raise (
+                DataError("the rows have no ids") if wrapped else ValueError(f"no number: {WORD}")
+            ) from error
 
     monkeypatch.setattr(inside, fail)
-    project.deliver("delivery-1.jsonl", [{**row, "text": f"{row['text']} {WORD}"} for row in projects.licence_rows(12)])
+    project.deliver(
+        "delivery-1.jsonl", [{**row, "text": f"{row['text']} {WORD}"} for row in projects.licence_rows(12)]
+    )
     with dg.DagsterInstance.from_config(str(project.home)) as instance:
         failed, _ = ingest(project, instance)
         events = [entry.to_json() for entry in instance.all_logs(failed.run_id)]
@@ -274,16 +372,26 @@ def test_nor_what_an_error_says_that_nobody_foresaw(
     else:
         assert said.startswith(f"ValueError at fullft_assets/{place}:")
         assert said.endswith(f"is in {tracebacks[0]}") and len(tracebacks) == 1
-        assert f"a row that says {WORD}" in tracebacks[0].read_text() and f"no number: {WORD}" in tracebacks[0].read_text()
+        assert (
+            f"a row that says {WORD}" in tracebacks[0].read_text()
+            and f"no number: {WORD}" in tracebacks[0].read_text()
+        )
     assert_only_in_the_store(project, events, capfd)
 
 
-def test_a_short_label_is_shown_and_nothing_in_it_acts_on_a_browser(project: projects.Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_label_is_shown_and_nothing_in_it_acts_on_a_browser(
+    project: projects.Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     picture = "![t](http://host/x.png)\u202e<b>`|"
-    monkeypatch.setattr("fullft_assets.assets.snapshot.suggested_group", lambda _: f"set examples.group: {picture}")
+    monkeypatch.setattr(
+        "fullft_assets.assets.snapshot.suggested_group", lambda _: f"set examples.group: {picture}"
+    )
     rows = [{**row, "kind": (picture, "notice")[n % 2]} for n, row in enumerate(projects.licence_rows(120))]
     project.deliver("delivery-1.jsonl", rows)
-    project.configure(examples={"labels": None, "min_label_share": 0.6}, snapshot={"test_share": 0.3, "validation_share": 0.3})
+    project.configure(
+        examples={"labels": None, "min_label_share": 0.6},
+        snapshot={"test_share": 0.3, "validation_share": 0.3},
+    )
     with dg.DagsterInstance.from_config(str(project.home)) as instance:
         ingested, batch = ingest(project, instance)
         taken = materialize(project, instance, "training_snapshot")
@@ -292,7 +400,10 @@ def test_a_short_label_is_shown_and_nothing_in_it_acts_on_a_browser(project: pro
         [made] = taken.asset_materializations_for_node("letters__training_snapshot")
         link = str(made.metadata["data_report"].value)
         page = Path(store.url, link.removeprefix("/fullft/reports/"))
-        assert link.startswith("/fullft/reports/letters/training_snapshot/") and {"parts", "labels_set_aside"}.isdisjoint(made.metadata)
+        assert link.startswith("/fullft/reports/letters/training_snapshot/") and {
+            "parts",
+            "labels_set_aside",
+        }.isdisjoint(made.metadata)
         report = page.with_suffix(".md").read_text()
         assert "<img" not in page.read_text() and "<b>`" not in page.read_text()
     counts = str(made.metadata["label_counts"].value)
@@ -302,7 +413,9 @@ def test_a_short_label_is_shown_and_nothing_in_it_acts_on_a_browser(project: pro
     assert f"- **group**: set examples.group: {shown}" in report
     assert (
         r"`\u0021\u005bt\u005d(http://host/x.png)\u202e\u003cb>\u0060\u007c` 50.00%"
-        in latest_by_partition(store, "letters", "labeled_examples")[batch].check("labels_are_balanced").description
+        in latest_by_partition(store, "letters", "labeled_examples")[batch]
+        .check("labels_are_balanced")
+        .description
     )
 
 
@@ -312,7 +425,10 @@ def test_a_short_label_is_shown_and_nothing_in_it_acts_on_a_browser(project: pro
         ("expect_column_mean_to_be_between", {"column": "group", "min_value": 1}),
         ("expect_column_max_to_be_between", {"column": "label", "min_value": 1}),
         ("expect_column_values_to_be_between", {"column": "domain", "min_value": 1}),
-        ("expect_column_value_z_scores_to_be_less_than", {"column": "group", "threshold": 3, "double_sided": True}),
+        (
+            "expect_column_value_z_scores_to_be_less_than",
+            {"column": "group", "threshold": 3, "double_sided": True},
+        ),
     ],
 )
 def test_nor_a_label_group_or_domain_when_an_expectation_cannot_be_computed(

@@ -1,4 +1,6 @@
-"""documents: nested fields, the settings of CSV, and offsets of spans that count something else than characters."""
+"""documents: nested fields, the settings of CSV, and offsets of spans that count something else than
+characters.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,13 @@ NESTED = {"payload": {"body": "a text", "meta": {"who": "x", "kind": "k"}}, "doc
 def test_a_path_names_a_field_inside_of_another(tmp_path: Path) -> None:
     examples = {"label": "payload.meta.kind", "group": "payload.meta.who", "domain": "doc.no"}
     row = one(tmp_path, NESTED, examples, text="payload.body", id="doc.no")
-    assert [row[name] for name in ("text", "label", "group", "domain", "id")] == ["a text", "k", "x", "7", "7"]
+    assert [row[name] for name in ("text", "label", "group", "domain", "id")] == [
+        "a text",
+        "k",
+        "x",
+        "7",
+        "7",
+    ]
     pq.write_table(pa.Table.from_pylist([{**NESTED, "other": 1}]), tmp_path / "a.parquet")
     again = read(tmp_path, examples, text="payload.body", id="doc.no")
     assert [each["text"] for each in again] == ["a text"] * 2 and again[1]["label"] == "k"
@@ -35,7 +43,12 @@ def test_a_field_with_a_dot_in_its_name_wins_and_a_missing_path_is_named(tmp_pat
     assert one(tmp_path, {"a": {"b": None}}, text="a.b")["problem"] is None
     assert one(tmp_path, {"a": {"b": ["x"]}, "text": "t"}, {**MANY, "label": "a.b"})["labels"] == ["x"]
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]
-    assert len(one(tmp_path, {"a": {"turns": turns}}, {"task": "sft", "label": None}, text="a.turns")["messages"]) == 2
+    assert (
+        len(
+            one(tmp_path, {"a": {"turns": turns}}, {"task": "sft", "label": None}, text="a.turns")["messages"]
+        )
+        == 2
+    )
 
 
 def put(folder: Path, text: str, name: str = "a.csv") -> None:
@@ -53,9 +66,13 @@ def put(folder: Path, text: str, name: str = "a.csv") -> None:
         ("A, b;x\nc;y\n", {"csv": {"header": "none", "delimiter": ";"}, "text": "column_1"}),
     ],
 )
-def test_csv_is_read_as_its_header_and_the_settings_say(tmp_path: Path, text: str, settings: dict[str, Any]) -> None:
+def test_csv_is_read_as_its_header_and_the_settings_say(
+    tmp_path: Path, text: str, settings: dict[str, Any]
+) -> None:
     put(tmp_path, text)
-    label = "column_2" if "none" in settings.get("csv", {}).values() and "header" in settings["csv"] else "kind"
+    label = (
+        "column_2" if "none" in settings.get("csv", {}).values() and "header" in settings["csv"] else "kind"
+    )
     row = read(tmp_path, {"label": label}, **settings)[0]
     assert (row["text"].lstrip('"'), row["label"], row["problem"]) == ("A, b", "x", None)
 
@@ -68,7 +85,9 @@ def test_csv_is_read_as_its_header_and_the_settings_say(tmp_path: Path, text: st
         ("text, one\nA\nb, c, d\ne\n", "text, one", ["A", "b, c, d", "e"]),
     ],
 )
-def test_a_tsv_whose_header_has_no_tab_is_read_by_what_fits_its_rows(tmp_path: Path, text: str, field: str, texts: list[str]) -> None:
+def test_a_tsv_whose_header_has_no_tab_is_read_by_what_fits_its_rows(
+    tmp_path: Path, text: str, field: str, texts: list[str]
+) -> None:
     put(tmp_path, text, "a.tsv")
     assert [row["text"] for row in read(tmp_path, {"label": "kind"}, text=field)] == texts
 
@@ -80,9 +99,9 @@ def test_a_quote_that_is_not_closed_is_an_error_that_names_the_line(tmp_path: Pa
     put(tmp_path, "id\ttext\tkind\n" + "".join(rows), "a.tsv")
     put(tmp_path, '{"text": "x"}\n', "b.jsonl")
     [why] = read_batch(tmp_path).unreadable.values()
-    assert why == (
-        "a quoted field that begins in the row of line 22 has whole rows in it, to line 75: close the quote there, "
-        "or set documents.csv.quoting to none"
+    assert (
+        why == "a quoted field that begins in the row of line 22 has whole rows in it, to line 75: close the"
+        " quote there, or set documents.csv.quoting to none"
     )
     assert len(read(tmp_path, csv={"quoting": "none"})) == 201
 
@@ -100,8 +119,14 @@ def test_a_quote_that_is_not_closed_is_an_error_that_names_the_line(tmp_path: Pa
 def test_no_quote_that_is_not_closed_loses_rows_unsaid(
     delimiter: str, columns: tuple[str, ...], first: int, last: int, short: int | None, tmp_path: Path
 ) -> None:
-    texts = {n: f"The text about {'some' if n % 2 else 'a'} thing {n}" for n in range(1, 201)} | {first: '"The text', last: 'The text"'}
-    rows = [delimiter.join({"id": f"{n}", "text": text, "kind": f"k{n % 3}"}[name] for name in columns) for n, text in texts.items()]
+    texts = {n: f"The text about {'some' if n % 2 else 'a'} thing {n}" for n in range(1, 201)} | {
+        first: '"The text',
+        last: 'The text"',
+    }
+    rows = [
+        delimiter.join({"id": f"{n}", "text": text, "kind": f"k{n % 3}"}[name] for name in columns)
+        for n, text in texts.items()
+    ]
     if short is not None:
         rows[short - 1] = rows[short - 1].rpartition(delimiter)[0]
     put(tmp_path, "\n".join([delimiter.join(columns), *rows, ""]), "a.csv")
@@ -110,7 +135,9 @@ def test_no_quote_that_is_not_closed_loses_rows_unsaid(
     problems = [problem for problem in batch.table["problem"].to_pylist() if problem]
     [why] = [*batch.unreadable.values(), *problems]
     assert re.fullmatch(
-        f"a quoted field that begins in the row of line {first + 1} (has whole|seems to have) rows in it, to line {last + 1}: .*", why
+        f"a quoted field that begins in the row of line {first + 1} (has whole|seems to have) rows in it, to"
+        f" line {last + 1}: .*",
+        why,
     )
     assert len(batch.table) == (1 if batch.unreadable else 201 - (last - first))
 
@@ -121,7 +148,9 @@ def test_an_address_in_quotes_is_no_row(tmp_path: Path) -> None:
 
 
 def test_paragraphs_in_quotes_are_no_error(tmp_path: Path) -> None:
-    texts = [row["text"] for row in projects.licence_rows(60)] + ["One, two.\nThree, four.\nFive, six.\nSeven, eight."]
+    texts = [row["text"] for row in projects.licence_rows(60)] + [
+        "One, two.\nThree, four.\nFive, six.\nSeven, eight."
+    ]
     put(tmp_path, "text,kind\n" + "".join('"' + text.replace('"', '""') + '",x\n' for text in texts))
     assert [row["text"].splitlines() for row in read(tmp_path)] == [text.splitlines() for text in texts]
 
@@ -141,12 +170,17 @@ def test_offsets_in_utf_16_are_converted_by_the_exported_text(tmp_path: Path) ->
     quotes = ["Ada Institute", "Example", "👍🏽"]
     at = [TEXT.index(quote) for quote in quotes]
     right = sorted((start, start + len(quote)) for start, quote in zip(at, quotes, strict=True))
-    wrong = [span(units(TEXT[:start]), units(TEXT[: start + len(quote)]), quote) for start, quote in zip(at, quotes, strict=True)]
+    wrong = [
+        span(units(TEXT[:start]), units(TEXT[: start + len(quote)]), quote)
+        for start, quote in zip(at, quotes, strict=True)
+    ]
     wrong[1].pop("text")  # it is converted with the others
     for spans in (wrong, [span(start, end, TEXT[start:end]) for start, end in right]):
         row = one(tmp_path, {"text": TEXT, "entities": spans}, SPANS)
         assert [(each["start"], each["end"]) for each in row["spans"]] == right and row["problem"] is None
-    result = [{"from_name": "entities", "type": "labels", "value": {**each, "labels": ["org"]}} for each in wrong]
+    result = [
+        {"from_name": "entities", "type": "labels", "value": {**each, "labels": ["org"]}} for each in wrong
+    ]
     task = {"id": 1, "data": {"text": TEXT}, "annotations": [{"id": 1, "completed_by": 1, "result": result}]}
     (tmp_path / "a.jsonl").unlink()
     (tmp_path / "a.json").write_text(json.dumps([task]))
@@ -162,5 +196,12 @@ def test_a_span_with_another_text_is_named_and_one_without_is_taken_as_it_is(tmp
         ("The  Ada\nInstitute", [span(5, 18, "Ada Institute")], None),
     ):
         row = one(tmp_path, {"text": text, "entities": spans}, SPANS)
-        said = None if problem is None else f"span {problem} of field `entities` was exported with another text than the one at its offsets"
+        said = (
+            None
+            if problem is None
+            else (
+                f"span {problem} of field `entities` was exported with another text than the one at its"
+                " offsets"
+            )
+        )
         assert row["problem"] == said

@@ -1,4 +1,6 @@
-"""documents/formats: each format is read as it is exported, and a malformed row or file says what is wrong with it."""
+"""documents/formats: each format is read as it is exported, and a malformed row or file says what is wrong
+with it.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,12 @@ MANY = {"task": "multi_label", "label": "topics"}
 def read_batch(folder: Path, examples: dict[str, Any] | None = None, **documents: Any) -> ReadBatch:
     source = Folder(folder)
     settings = ExamplesSettings(**{"label": "kind", "group": "expression", **(examples or {})})
-    return read_documents(source, Batch(name="00001-test", files=source.files()), DocumentsSettings(path="unused", **documents), settings)
+    return read_documents(
+        source,
+        Batch(name="00001-test", files=source.files()),
+        DocumentsSettings(path="unused", **documents),
+        settings,
+    )
 
 
 def read(folder: Path, examples: dict[str, Any] | None = None, **documents: Any) -> Rows:
@@ -53,7 +60,14 @@ def read(folder: Path, examples: dict[str, Any] | None = None, **documents: Any)
     return batch.table.to_pylist()
 
 
-def one(folder: Path, record: Any, examples: dict[str, Any] | None = None, *, name: str = "a.jsonl", **documents: Any) -> dict[str, Any]:
+def one(
+    folder: Path,
+    record: Any,
+    examples: dict[str, Any] | None = None,
+    *,
+    name: str = "a.jsonl",
+    **documents: Any,
+) -> dict[str, Any]:
     """Return the row that one record is read as."""
     (folder / name).write_text(json.dumps(record) + "\n")
     [row] = read(folder, examples, **documents)
@@ -62,7 +76,10 @@ def one(folder: Path, record: Any, examples: dict[str, Any] | None = None, *, na
 
 def content(rows: Rows) -> list[tuple[Any, ...]]:
     """Return what rows hold, without the place that they come from."""
-    return [tuple(value for name, value in row.items() if name not in ("source", "row", "delivered_ns")) for row in rows]
+    return [
+        tuple(value for name, value in row.items() if name not in ("source", "row", "delivered_ns"))
+        for row in rows
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +100,12 @@ def as_lines(rows: Rows) -> str:
 
 
 def as_manifest(rows: Rows) -> str:
-    about = {"confidence": 0.9, "type": "groundtruth/text-classification", "human-annotated": "yes", "creation-date": "2025-03-01T10:00:00"}
+    about = {
+        "confidence": 0.9,
+        "type": "groundtruth/text-classification",
+        "human-annotated": "yes",
+        "creation-date": "2025-03-01T10:00:00",
+    }
     return as_lines(
         [
             {
@@ -140,7 +162,9 @@ class TestNames:
 
 class TestContainers:
     @pytest.mark.parametrize("name", WRITERS)
-    def test_licence_texts_come_back_as_they_were_written(self, tmp_path: Path, licences: Rows, name: str) -> None:
+    def test_licence_texts_come_back_as_they_were_written(
+        self, tmp_path: Path, licences: Rows, name: str
+    ) -> None:
         (tmp_path / name).write_text(WRITERS[name](licences), newline="")
         rows = read(tmp_path)
         assert [(r["id"], r["text"], r["label"], r["group"], r["problem"]) for r in rows] == [
@@ -150,7 +174,9 @@ class TestContainers:
 
     @pytest.mark.parametrize("codec", ["gzip", "zstd"])
     @pytest.mark.parametrize("name", [*WRITERS, "e.manifest"])
-    def test_a_packed_twin_gives_equal_rows(self, tmp_path: Path, licences: Rows, name: str, codec: str) -> None:
+    def test_a_packed_twin_gives_equal_rows(
+        self, tmp_path: Path, licences: Rows, name: str, codec: str
+    ) -> None:
         (tmp_path / "plain").mkdir()
         (tmp_path / "packed").mkdir()
         data = {**WRITERS, "e.manifest": as_manifest}[name](licences).encode()
@@ -161,7 +187,9 @@ class TestContainers:
         assert [row["row"] for row in packed] == [row["row"] for row in plain]
 
     @pytest.mark.parametrize("codec", ["gzip", "zstd"])
-    def test_a_broken_archive_is_unreadable_as_a_whole(self, tmp_path: Path, licences: Rows, codec: str) -> None:
+    def test_a_broken_archive_is_unreadable_as_a_whole(
+        self, tmp_path: Path, licences: Rows, codec: str
+    ) -> None:
         ending = {"gzip": ".gz", "zstd": ".zst"}[codec]
         packed = pack(as_lines(licences).encode(), codec)
         (tmp_path / "good.jsonl").write_text(as_lines(licences[:2]))
@@ -170,7 +198,10 @@ class TestContainers:
         (tmp_path / f"other.jsonl{ending}").write_bytes(as_lines(licences).encode())
         batch = read_batch(tmp_path)
         assert batch.table["id"].to_pylist() == [row["id"] for row in licences[:2]]
-        assert batch.unreadable[f"cut.jsonl{ending}"] == f"not a complete {codec} archive (Truncated compressed stream)"
+        assert (
+            batch.unreadable[f"cut.jsonl{ending}"]
+            == f"not a complete {codec} archive (Truncated compressed stream)"
+        )
         assert batch.unreadable[f"empty.jsonl{ending}"] == f"not a {codec} archive: empty"
         assert batch.unreadable[f"other.jsonl{ending}"].startswith(f"not a complete {codec} archive (")
 
@@ -212,10 +243,15 @@ class TestContainers:
         ]
 
     def test_an_object_that_may_be_a_table_says_what_to_set(self, tmp_path: Path) -> None:
-        hint = "one object with an array `data` of objects: if they are the records, set documents.records to data"
+        hint = (
+            "one object with an array `data` of objects: if they are the records, set documents.records to"
+            " data"
+        )
         rows = [{"text": "a", "kind": "x"}, {"text": "b", "kind": "y"}]
         assert one(tmp_path, {"version": 1, "data": rows}, name="a.json")["problem"] == hint
-        assert "`result.rows`" in one(tmp_path, {"result": {"count": 2, "rows": rows}}, name="a.json")["problem"]
+        assert (
+            "`result.rows`" in one(tmp_path, {"result": {"count": 2, "rows": rows}}, name="a.json")["problem"]
+        )
         named_by_person = one(tmp_path, {"Planted": rows}, name="a.json")["problem"]
         assert "set documents.records to its path" in named_by_person and "Planted" not in named_by_person
         # Those with a text, exports, and conversations are records.
@@ -238,7 +274,9 @@ class TestContainers:
             ('{"version": nil, "data": []}', "not JSON: the object: "),
         ],
     )
-    def test_an_object_without_a_whole_array_counts_for_nothing(self, tmp_path: Path, content: str, problem: str) -> None:
+    def test_an_object_without_a_whole_array_counts_for_nothing(
+        self, tmp_path: Path, content: str, problem: str
+    ) -> None:
         (tmp_path / "a.json").write_text(content)
         (tmp_path / "b.jsonl").write_text('{"text": "b", "kind": "x"}\n')
         batch = read_batch(tmp_path, records="data")
@@ -246,7 +284,9 @@ class TestContainers:
 
     @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
     def test_records_on_many_lines_are_reported_as_that(self, name: str, tmp_path: Path) -> None:
-        (tmp_path / name).write_text("".join(json.dumps({"text": "a", "kind": "x"}, indent=1) + "\n" for _ in range(2)))
+        (tmp_path / name).write_text(
+            "".join(json.dumps({"text": "a", "kind": "x"}, indent=1) + "\n" for _ in range(2))
+        )
         assert {row["problem"] for row in read(tmp_path)} == {json_lines.SPREAD}
 
     def test_a_broken_first_line_says_nothing_of_the_others(self, tmp_path: Path) -> None:
@@ -261,14 +301,23 @@ class TestContainers:
         fields = ("id", "text", "kind", "expression")
         (tmp_path / "a.csv").write_text("id,text,kind,expression\n1,a,true,7\n")
         (tmp_path / "b.jsonl").write_text(
-            '{"id": 1, "text": "a", "kind": true, "expression": 7}\n{"id": 1.0, "text": "a", "kind": true, "expression": 7.0}\n'
+            '{"id": 1, "text": "a", "kind": true, "expression": 7}\n{"id": 1.0, "text": "a", "kind": true,'
+            ' "expression": 7.0}\n'
         )
         # A column with a gap is one of floats.
         pq.write_table(
-            pa.table({"id": [1.0, None], "text": ["a", "a"], "kind": [True, None], "expression": [7.0, None]}), tmp_path / "c.parquet"
+            pa.table(
+                {"id": [1.0, None], "text": ["a", "a"], "kind": [True, None], "expression": [7.0, None]}
+            ),
+            tmp_path / "c.parquet",
         )
         pq.write_table(
-            pa.table({name: [value] for name, value in zip(fields, (Decimal("1.00"), "a", True, Decimal("7.0")), strict=True)}),
+            pa.table(
+                {
+                    name: [value]
+                    for name, value in zip(fields, (Decimal("1.00"), "a", True, Decimal("7.0")), strict=True)
+                }
+            ),
             tmp_path / "d.parquet",
         )
         rows = [row for row in read(tmp_path) if row["label"] is not None]
@@ -276,7 +325,15 @@ class TestContainers:
         assert len(rows) == 5
 
     @pytest.mark.parametrize(
-        ("value", "name"), [(1.5, "1.5"), (-0.0, "0"), (1e300, "1e+300"), (10**30, "1" + "0" * 30), (False, "false"), ("True", "True")]
+        ("value", "name"),
+        [
+            (1.5, "1.5"),
+            (-0.0, "0"),
+            (1e300, "1e+300"),
+            (10**30, "1" + "0" * 30),
+            (False, "false"),
+            ("True", "True"),
+        ],
     )
     def test_other_values_keep_what_they_say(self, value: Any, name: str) -> None:
         assert labels.name_of(value, "kind") == name
@@ -306,7 +363,9 @@ class TestContainers:
 
 class TestColumnar:
     def table(self, licences: Rows) -> pa.Table:
-        return pa.Table.from_pylist([{**row, "confidence": 0.5, "unread": object_ and None} for row in licences for object_ in [1]])
+        return pa.Table.from_pylist(
+            [{**row, "confidence": 0.5, "unread": object_ and None} for row in licences for object_ in [1]]
+        )
 
     def test_parquet_of_several_row_groups(self, tmp_path: Path, licences: Rows) -> None:
         pq.write_table(self.table(licences), tmp_path / "a.parquet", row_group_size=17)
@@ -318,23 +377,34 @@ class TestColumnar:
 
     def test_nested_columns(self, tmp_path: Path) -> None:
         spans = [{"start": 0, "end": 3, "label": "x"}]
-        pq.write_table(pa.Table.from_pylist([{"text": "abc", "entities": spans, "topics": ["b", "a", "b"]}]), tmp_path / "a.parquet")
+        pq.write_table(
+            pa.Table.from_pylist([{"text": "abc", "entities": spans, "topics": ["b", "a", "b"]}]),
+            tmp_path / "a.parquet",
+        )
         assert read(tmp_path, SPANS)[0]["spans"] == spans
         assert read(tmp_path, MANY)[0]["labels"] == ["a", "b"]
 
     @pytest.mark.heavy
-    def test_a_folder_saved_by_datasets_gives_class_names_for_numbers(self, tmp_path: Path, licences: Rows) -> None:
+    def test_a_folder_saved_by_datasets_gives_class_names_for_numbers(
+        self, tmp_path: Path, licences: Rows
+    ) -> None:
         import datasets
 
         kinds = sorted({row["kind"] for row in licences})
-        features = datasets.Features({"text": datasets.Value("string"), "kind": datasets.ClassLabel(names=kinds)})
-        known = datasets.Dataset.from_list([{"text": row["text"], "kind": row["kind"]} for row in licences], features=features)
+        features = datasets.Features(
+            {"text": datasets.Value("string"), "kind": datasets.ClassLabel(names=kinds)}
+        )
+        known = datasets.Dataset.from_list(
+            [{"text": row["text"], "kind": row["kind"]} for row in licences], features=features
+        )
         known.save_to_disk(tmp_path / "saved", num_shards=3)
         known.to_parquet(tmp_path / "same.parquet")
         rows = read(tmp_path)
         assert len(rows) == 2 * len(licences)
         of_arrow = [row for row in rows if row["source"].startswith("saved/")]
-        assert [(row["text"], row["label"]) for row in of_arrow] == [(row["text"], row["kind"]) for row in licences]
+        assert [(row["text"], row["label"]) for row in of_arrow] == [
+            (row["text"], row["kind"]) for row in licences
+        ]
         of_parquet = [row for row in rows if row["source"] == "same.parquet"]
         assert [row["label"] for row in of_parquet] == [row["kind"] for row in licences]
 
@@ -342,12 +412,24 @@ class TestColumnar:
     def test_no_label_of_datasets_is_no_label(self, tmp_path: Path) -> None:
         import datasets
 
-        features = datasets.Features({"text": datasets.Value("string"), "kind": datasets.ClassLabel(names=["x", "y"])})
-        datasets.Dataset.from_list([{"text": "a", "kind": -1}, {"text": "b", "kind": 1}], features=features).save_to_disk(tmp_path / "d")
+        features = datasets.Features(
+            {"text": datasets.Value("string"), "kind": datasets.ClassLabel(names=["x", "y"])}
+        )
+        datasets.Dataset.from_list(
+            [{"text": "a", "kind": -1}, {"text": "b", "kind": 1}], features=features
+        ).save_to_disk(tmp_path / "d")
         assert [row["label"] for row in read(tmp_path)] == [None, "y"]
 
     @pytest.mark.parametrize(
-        "said", ["{", "5", "[]", '{"info": {"features": 5}}', '{"info": {"features": {"kind": [[{"_type": 5}]]}}}', "[" * 99_999]
+        "said",
+        [
+            "{",
+            "5",
+            "[]",
+            '{"info": {"features": 5}}',
+            '{"info": {"features": {"kind": [[{"_type": 5}]]}}}',
+            "[" * 99_999,
+        ],
     )
     def test_what_datasets_says_of_the_columns_may_be_anything(self, tmp_path: Path, said: str) -> None:
         table = pa.table({"text": ["a"], "kind": ["x"]}).replace_schema_metadata({"huggingface": said})
@@ -394,11 +476,20 @@ class TestColumnar:
     def test_times_and_wrong_types(self, tmp_path: Path) -> None:
         from datetime import datetime
 
-        columns = {"text": [1], "kind": [[1]], "time": [datetime(2025, 3, 1, 12)], "expression": [float("nan")], "id": [7]}
+        columns = {
+            "text": [1],
+            "kind": [[1]],
+            "time": [datetime(2025, 3, 1, 12)],
+            "expression": [float("nan")],
+            "id": [7],
+        }
         pq.write_table(pa.table(columns), tmp_path / "a.parquet")
         [row] = read(tmp_path)
         assert (row["id"], row["time"], row["group"]) == ("7", "2025-03-01T12:00:00", None)
-        assert row["problem"] == "field `text` is not text; field `kind` is a list where a name or a number is expected"
+        assert (
+            row["problem"]
+            == "field `text` is not text; field `kind` is a list where a name or a number is expected"
+        )
 
 
 PAGE = """<!DOCTYPE html><html><head><title>A  licence</title><style>p {color: red}</style>
@@ -416,8 +507,14 @@ class TestWholeFiles:
             path.write_text(row["text"])
         (tmp_path / "top.txt").write_text("no folder")
         rows = read(tmp_path, {"label": "folder", "group": "file"})
-        assert {(row["text"], row["label"]) for row in rows} == {*((row["text"], row["kind"]) for row in licences[:6]), ("no folder", None)}
-        assert all(row["group"] == row["source"] and row["row"] == 1 and row["id"] == f"{row['source']}:1" for row in rows)
+        assert {(row["text"], row["label"]) for row in rows} == {
+            *((row["text"], row["kind"]) for row in licences[:6]),
+            ("no folder", None),
+        }
+        assert all(
+            row["group"] == row["source"] and row["row"] == 1 and row["id"] == f"{row['source']}:1"
+            for row in rows
+        )
 
     def test_they_may_be_packed_but_unpack_to_no_more_than_others(
         self, tmp_path: Path, licences: Rows, monkeypatch: pytest.MonkeyPatch
@@ -431,24 +528,34 @@ class TestWholeFiles:
         monkeypatch.setattr(plain, "MAX_TEXT_BYTES", 2**20)
         (tmp_path / "large.txt.gz").write_bytes(pack(b"x" * (2**20 + 1), "gzip"))
         batch = read_batch(tmp_path)
-        assert batch.unreadable == {"large.txt.gz": "unpacks to more than 1 MiB; split it"} and len(batch.table) == 3
+        assert (
+            batch.unreadable == {"large.txt.gz": "unpacks to more than 1 MiB; split it"}
+            and len(batch.table) == 3
+        )
 
     def test_html_is_the_text_that_a_reader_sees(self, tmp_path: Path) -> None:
         (tmp_path / "a.html").write_text(PAGE)
         [row] = read(tmp_path)
-        assert row["text"] == (
-            "A licence\n\nTerms & conditions\n\nFirst bold, then é€\xa0x.\n\none\ntwo\nline\nnext\n\na  b\n  c\n\n1 2\n3 4"
+        assert (
+            row["text"]
+            == "A licence\n\nTerms & conditions\n\nFirst bold, then é€\xa0x.\n\none\ntwo\nline\nnext\n\na "
+            " b\n  c\n\n1 2\n3 4"
         )
 
     def test_html_nested_deeper_than_pythons_stack(self, tmp_path: Path) -> None:
         (tmp_path / "a.html").write_text("<b>" * 20_000 + "deep")
         assert read(tmp_path)[0]["text"] == "deep"
 
-    @pytest.mark.parametrize(("charset", "encoding"), [("iso-8859-1", "cp1252"), ("windows-1251", "cp1251"), ("Shift_JIS", "cp932")])
+    @pytest.mark.parametrize(
+        ("charset", "encoding"),
+        [("iso-8859-1", "cp1252"), ("windows-1251", "cp1251"), ("Shift_JIS", "cp932")],
+    )
     def test_the_charset_that_a_page_declares(self, tmp_path: Path, charset: str, encoding: str) -> None:
         word = {"cp1252": "naïve €", "cp1251": "Лицензия", "cp932": "許諾"}[encoding]
         (tmp_path / "a.html").write_bytes(
-            f'<meta http-equiv="Content-Type" content="text/html; charset={charset}"><p>{word}'.encode(encoding)
+            f'<meta http-equiv="Content-Type" content="text/html; charset={charset}"><p>{word}'.encode(
+                encoding
+            )
         )
         batch = read_batch(tmp_path)
         assert (batch.table["text"].to_pylist(), batch.encodings) == ([word], {"a.html": encoding})
@@ -469,7 +576,8 @@ def written_pdf(*contents: bytes) -> bytes:
     ]
     for i, stream in enumerate(contents):
         objects.append(
-            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Resources << /Font << /F1 3 0 R >> >> /Contents {5 + 2 * i} 0 R >>".encode()
+            "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Resources << /Font << /F1 3 0 R >> >>"
+            f" /Contents {5 + 2 * i} 0 R >>".encode()
         )
         objects.append(b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream))
     out, offsets = b"%PDF-1.4\n", []
@@ -478,7 +586,11 @@ def written_pdf(*contents: bytes) -> bytes:
         out += b"%d 0 obj\n%s\nendobj\n" % (number, body)
     table = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
     head = b"xref\n0 %d\n0000000000 65535 f \n%s" % (len(objects) + 1, table)
-    return out + head + b"trailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (len(objects) + 1, len(out))
+    return (
+        out
+        + head
+        + b"trailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (len(objects) + 1, len(out))
+    )
 
 
 def shown(*lines: str) -> bytes:
@@ -488,7 +600,9 @@ def shown(*lines: str) -> bytes:
 
 class TestPdf:
     def test_the_text_layer_of_all_pages(self, tmp_path: Path) -> None:
-        (tmp_path / "a.pdf").write_bytes(written_pdf(shown("Permission is hereby granted", "free of charge"), shown("caf\xe9")))
+        (tmp_path / "a.pdf").write_bytes(
+            written_pdf(shown("Permission is hereby granted", "free of charge"), shown("caf\xe9"))
+        )
         [row] = read(tmp_path)
         assert row["text"] == "Permission is hereby granted\nfree of charge\n\ncafé"
         assert (row["id"], row["row"], row["problem"]) == ("a.pdf:1", 1, None)
@@ -500,11 +614,16 @@ class TestPdf:
         from matplotlib.figure import Figure
 
         words = next(row["text"] for row in licences if len(row["text"]) > 400).split()[:60]
-        with rc_context({"pdf.fonttype": 42, "text.usetex": False, "text.parse_math": False}), PdfPages(tmp_path / "a.pdf") as pages:
+        with (
+            rc_context({"pdf.fonttype": 42, "text.usetex": False, "text.parse_math": False}),
+            PdfPages(tmp_path / "a.pdf") as pages,
+        ):
             for start in (0, 30):
                 figure = Figure()
                 for line in range(3):
-                    figure.text(0.1, 0.9 - line / 10, " ".join(words[start + 10 * line : start + 10 * line + 10]))
+                    figure.text(
+                        0.1, 0.9 - line / 10, " ".join(words[start + 10 * line : start + 10 * line + 10])
+                    )
                 pages.savefig(figure)
         [row] = read(tmp_path)
         assert row["text"].split() == words
@@ -541,7 +660,9 @@ class TestEncodings:
     @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt", "a.html", "a.json"])
     def test_a_byte_order_mark_is_followed(self, tmp_path: Path, name: str, encoding: str) -> None:
         rows = [{"text": self.TEXT, "kind": "x"}]
-        written = {"a.jsonl": as_lines, "a.csv": as_csv, "a.json": json.dumps}.get(name, lambda rows: rows[0]["text"])(rows)
+        written = {"a.jsonl": as_lines, "a.csv": as_csv, "a.json": json.dumps}.get(
+            name, lambda rows: rows[0]["text"]
+        )(rows)
         (tmp_path / name).write_bytes(written.encode(encoding))
         batch = read_batch(tmp_path)
         assert batch.table["text"].to_pylist() == [self.TEXT]
@@ -558,15 +679,21 @@ class TestEncodings:
             ("cp932", "このソフトウェアは、以下の条件に従って使用を許諾されます。"),
         ],
     )
-    def test_another_encoding_is_found_and_reported(self, tmp_path: Path, name: str, encoding: str, text: str) -> None:
+    def test_another_encoding_is_found_and_reported(
+        self, tmp_path: Path, name: str, encoding: str, text: str
+    ) -> None:
         rows = [{"text": "plain ASCII first", "kind": "x"}, {"text": text, "kind": "x"}]
-        data = {"a.csv": as_csv, "a.txt": lambda rows: rows[1]["text"]}.get(name, as_lines)(rows).encode(encoding)
+        data = {"a.csv": as_csv, "a.txt": lambda rows: rows[1]["text"]}.get(name, as_lines)(rows).encode(
+            encoding
+        )
         (tmp_path / name).write_bytes(pack(data, "gzip") if name.endswith(".gz") else data)
         batch = read_batch(tmp_path)
         assert batch.table["text"].to_pylist()[-1] == text
         assert batch.encodings == {name: encoding}
 
-    def test_the_settings_encoding_is_taken_and_a_file_that_it_does_not_fit_is_named(self, tmp_path: Path) -> None:
+    def test_the_settings_encoding_is_taken_and_a_file_that_it_does_not_fit_is_named(
+        self, tmp_path: Path
+    ) -> None:
         (tmp_path / "a.jsonl").write_bytes('{"text": "žluť"}\n'.encode("cp1250"))
         (tmp_path / "b.jsonl").write_bytes(b'{"text": "fine"}\n{"text": "\x81"}\n')
         (tmp_path / "c.txt").write_bytes(b"\x81")
@@ -576,7 +703,10 @@ class TestEncodings:
         assert batch.unreadable == {"b.jsonl": "not cp1250 on line 2", "c.txt": "not cp1250 on line 1"}
 
     def test_an_unknown_encoding_in_the_settings_is_one_line(self, tmp_path: Path) -> None:
-        with pytest.raises(SettingsError, match="^documents.encoding: `cp12520` is no encoding; give one such as cp1252, or leave it out$"):
+        with pytest.raises(
+            SettingsError,
+            match="^documents.encoding: `cp12520` is no encoding; give one such as cp1252, or leave it out$",
+        ):
             read_batch(tmp_path, encoding="cp12520")
 
     @pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
@@ -608,11 +738,16 @@ class TestUnreadable:
     def test_only_when_no_file_can_be_read_it_is_an_error(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl.gz").write_bytes(b"")
         (tmp_path / "b.pdf").write_bytes(b"")
-        expected = f"{tmp_path}: {alias('a.jsonl.gz')} cannot be read (not a gzip archive: empty); fix the file and deliver it again"
+        expected = (
+            f"{tmp_path}: {alias('a.jsonl.gz')} cannot be read (not a gzip archive: empty); fix the file and"
+            " deliver it again"
+        )
         with pytest.raises(DataError, match=f"^{re.escape(expected)}$"):
             read_batch(tmp_path)
 
-    @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.arrow", "a.pdf", "a.txt", "a.html", "a.json.zst"])
+    @pytest.mark.parametrize(
+        "name", ["a.jsonl", "a.csv", "a.parquet", "a.arrow", "a.pdf", "a.txt", "a.html", "a.json.zst"]
+    )
     def test_a_dangling_link_is_named_with_the_systems_reason(self, tmp_path: Path, name: str) -> None:
         (tmp_path / name).symlink_to(tmp_path / "nowhere")
         (tmp_path / "good.jsonl").write_text('{"text": "good"}\n')
@@ -633,14 +768,21 @@ class TestPlainRecords:
             "confidence": "0.5",
             "id": 3,
         }
-        row = one(tmp_path, {**record, "human_annotated": "no"}, {"domain": "ward", "slice_by": "on"}, annotator="by", time="at")
+        row = one(
+            tmp_path,
+            {**record, "human_annotated": "no"},
+            {"domain": "ward", "slice_by": "on"},
+            annotator="by",
+            time="at",
+        )
         assert [row[name] for name in ("id", "group", "domain", "slice_by", "annotator", "time", "confidence", "human_annotated")] == [
             "3", "g", "icu", "v2", "ann", "2025-01-02", 0.5, False,
         ]  # fmt: skip
         assert row["problem"] is None
 
     @pytest.mark.parametrize(
-        ("given", "expected"), [("yes", True), ("NO", False), (True, True), (0, False), ("true", True), (None, None), ("", None)]
+        ("given", "expected"),
+        [("yes", True), ("NO", False), (True, True), (0, False), ("true", True), (None, None), ("", None)],
     )
     def test_human_annotated(self, tmp_path: Path, given: Any, expected: bool | None) -> None:
         row = one(tmp_path, {"text": "a", "human-annotated": given})
@@ -661,7 +803,9 @@ class TestPlainRecords:
             ({"text": 7}, "field `text` is not text"),
         ],
     )
-    def test_a_value_of_the_wrong_shape_names_its_field(self, tmp_path: Path, fields: dict[str, Any], problem: str) -> None:
+    def test_a_value_of_the_wrong_shape_names_its_field(
+        self, tmp_path: Path, fields: dict[str, Any], problem: str
+    ) -> None:
         row = one(tmp_path, {"text": "a", **fields})
         assert (row["problem"], row["row"]) == (problem, 1)
 
@@ -683,7 +827,10 @@ class TestPlainRecords:
             ("['a;b']", ["a;b"]),
             (" ", None),
         ):
-            assert one(tmp_path, {"text": "a", "topics": given}, {**MANY, "label_separator": ";"})["labels"] == names
+            assert (
+                one(tmp_path, {"text": "a", "topics": given}, {**MANY, "label_separator": ";"})["labels"]
+                == names
+            )
 
     def test_labels_of_the_wrong_shape(self, tmp_path: Path) -> None:
         assert (
@@ -708,18 +855,35 @@ class TestPlainRecords:
         assert row["problem"] is None
 
     def test_spans_in_a_csv_file_are_json(self, tmp_path: Path) -> None:
-        (tmp_path / "a.csv").write_text(as_csv([{"text": "abcd", "entities": '[[1, 3, "x"]]'}, {"text": "b", "entities": ""}]))
-        assert [row["spans"] for row in read(tmp_path, SPANS)] == [[{"start": 1, "end": 3, "label": "x"}], None]
+        (tmp_path / "a.csv").write_text(
+            as_csv([{"text": "abcd", "entities": '[[1, 3, "x"]]'}, {"text": "b", "entities": ""}])
+        )
+        assert [row["spans"] for row in read(tmp_path, SPANS)] == [
+            [{"start": 1, "end": 3, "label": "x"}],
+            None,
+        ]
 
     @pytest.mark.parametrize(
         ("value", "problem"),
         [
             ("x", "field `entities` is of type str where a list of spans is expected"),
             ([5], "span 1 of field `entities` is neither an object nor [start, end, label]"),
-            ([[0, 1, "x"], {"end": 3, "label": "x"}], "span 2 of field `entities` has no whole number as its start"),
-            ([{"start": 0, "end": "3", "label": "x"}], "span 1 of field `entities` has no whole number as its end"),
-            ([{"start": 0, "end": 2**40, "label": "x"}], "span 1 of field `entities` has no whole number as its end"),
-            ([{"start": True, "end": 2, "label": "x"}], "span 1 of field `entities` has no whole number as its start"),
+            (
+                [[0, 1, "x"], {"end": 3, "label": "x"}],
+                "span 2 of field `entities` has no whole number as its start",
+            ),
+            (
+                [{"start": 0, "end": "3", "label": "x"}],
+                "span 1 of field `entities` has no whole number as its end",
+            ),
+            (
+                [{"start": 0, "end": 2**40, "label": "x"}],
+                "span 1 of field `entities` has no whole number as its end",
+            ),
+            (
+                [{"start": True, "end": 2, "label": "x"}],
+                "span 1 of field `entities` has no whole number as its start",
+            ),
             ([{"start": 0, "end": 3}], "span 1 of field `entities` has no label"),
             ([{"start": 0, "end": 3, "label": 7}], "span 1 of field `entities` has no label"),
         ],
@@ -744,8 +908,16 @@ class TestGroundTruth:
     def test_metadata_fills_confidence_human_and_time(self, tmp_path: Path) -> None:
         self.write(
             tmp_path,
-            {"source": "a", "kind": 0, "kind-metadata": {**ABOUT, "class-name": "notice", "confidence": 0.75}},
-            {"source": "b", "kind": "1", "kind-metadata": {**ABOUT, "class-name": "text", "human-annotated": "no"}},
+            {
+                "source": "a",
+                "kind": 0,
+                "kind-metadata": {**ABOUT, "class-name": "notice", "confidence": 0.75},
+            },
+            {
+                "source": "b",
+                "kind": "1",
+                "kind-metadata": {**ABOUT, "class-name": "text", "human-annotated": "no"},
+            },
         )
         assert [(r["label"], r["confidence"], r["human_annotated"], r["time"]) for r in read(tmp_path)] == [
             ("notice", 0.75, True, ABOUT["creation-date"]),
@@ -753,16 +925,30 @@ class TestGroundTruth:
         ]
 
     def test_multi_label(self, tmp_path: Path) -> None:
-        about = {**ABOUT, "class-map": {"0": "patent", "2": "copyleft"}, "confidence-map": {"0": 0.9, "2": 0.4}}
+        about = {
+            **ABOUT,
+            "class-map": {"0": "patent", "2": "copyleft"},
+            "confidence-map": {"0": 0.9, "2": 0.4},
+        }
         self.write(
             tmp_path,
             {"source": "a", "topics": [2, 0], "topics-metadata": about},
-            {"source": "b", "topics": [], "topics-metadata": {**about, "class-map": {}, "confidence-map": {}}},
+            {
+                "source": "b",
+                "topics": [],
+                "topics-metadata": {**about, "class-map": {}, "confidence-map": {}},
+            },
         )
-        assert [(r["labels"], r["confidence"]) for r in read(tmp_path, MANY)] == [(["copyleft", "patent"], 0.4), ([], None)]
+        assert [(r["labels"], r["confidence"]) for r in read(tmp_path, MANY)] == [
+            (["copyleft", "patent"], 0.4),
+            ([], None),
+        ]
 
     def test_text_spans(self, tmp_path: Path) -> None:
-        entities = [{"label": "org", "startOffset": 4, "endOffset": 9}, {"label": "date", "startOffset": 0, "endOffset": 3}]
+        entities = [
+            {"label": "org", "startOffset": 4, "endOffset": 9},
+            {"label": "date", "startOffset": 0, "endOffset": 3},
+        ]
         value = {"annotations": {"entities": entities, "labels": [{"label": "org", "shortDisplayName": "O"}]}}
         about = {**ABOUT, "entities": [{"confidence": 0.8}, {"confidence": 0.3}]}
         self.write(
@@ -771,11 +957,19 @@ class TestGroundTruth:
             {"source": "b", "entities": {"annotations": {}}},
         )
         rows = read(tmp_path, SPANS)
-        assert rows[0]["spans"] == [{"start": 0, "end": 3, "label": "date"}, {"start": 4, "end": 9, "label": "org"}]
+        assert rows[0]["spans"] == [
+            {"start": 0, "end": 3, "label": "date"},
+            {"start": 4, "end": 9, "label": "org"},
+        ]
         assert (rows[0]["confidence"], rows[0]["human_annotated"]) == (0.3, True)
-        assert (rows[1]["spans"], rows[1]["problem"]) == (None, "field `entities` has no `annotations.entities`")
+        assert (rows[1]["spans"], rows[1]["problem"]) == (
+            None,
+            "field `entities` has no `annotations.entities`",
+        )
 
-    def test_a_reference_is_relative_to_the_manifest_and_what_cannot_be_read_is_a_problem_of_its_row(self, tmp_path: Path) -> None:
+    def test_a_reference_is_relative_to_the_manifest_and_what_cannot_be_read_is_a_problem_of_its_row(
+        self, tmp_path: Path
+    ) -> None:
         folder = tmp_path / "in/job"
         (folder / "texts").mkdir(parents=True)
         (tmp_path / "secret.txt").write_text("outside")
@@ -790,13 +984,18 @@ class TestGroundTruth:
             "http://a/b",
             "texts",
         ]
-        self.write(folder, *({"source-ref": reference, "kind": "x"} for reference in references), {"kind": "x"})
+        self.write(
+            folder, *({"source-ref": reference, "kind": "x"} for reference in references), {"kind": "x"}
+        )
         rows = read(tmp_path / "in")
         assert [row["text"] for row in rows] == ["a licence", *[None] * 7]
         assert [row["problem"] for row in rows] == [
             None,
             "source-ref cannot be read (No such file or directory)",
-            "source-ref cannot be read (binary data, not text; if it is UTF-16 without a byte order mark, set documents.encoding)",
+            (
+                "source-ref cannot be read (binary data, not text; if it is UTF-16 without a byte order mark,"
+                " set documents.encoding)"
+            ),
             "source-ref cannot be read (outside of the delivery folder)",
             "source-ref cannot be read (outside of the delivery folder)",
             "source-ref cannot be read (neither a path nor an s3:// address)",
@@ -814,7 +1013,9 @@ class TestGroundTruth:
             folder.mkdir()
             for number, row in enumerate(licences[:5]):
                 (bucket / f"{number}.txt").write_text(row["text"])
-            monkeypatch.setattr(references, "MAX_TEXT_BYTES", max(len(row["text"].encode()) for row in licences[:5]))
+            monkeypatch.setattr(
+                references, "MAX_TEXT_BYTES", max(len(row["text"].encode()) for row in licences[:5])
+            )
             (bucket / "large.txt").write_text("x" * (references.MAX_TEXT_BYTES + 1))
             wrong = [
                 "s3://texts/large.txt",
@@ -860,13 +1061,20 @@ class TestGroundTruth:
         monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
         with ThreadingHTTPServer(("127.0.0.1", 0), Overloaded) as server:
             threading.Thread(target=server.serve_forever).start()
-            settings = {"ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", "MAX_ATTEMPTS": "1", "DEFAULT_REGION": "us-east-1"}
+            settings = {
+                "ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+                "MAX_ATTEMPTS": "1",
+                "DEFAULT_REGION": "us-east-1",
+            }
             for name, value in {**settings, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret"}.items():
                 monkeypatch.setenv(f"AWS_{name}", value)
             s3fs.S3FileSystem.clear_instance_cache()
             self.write(tmp_path, {"source-ref": "s3://texts/0.txt", "kind": "x"})
             try:
-                with pytest.raises(DataError, match=r"^source-ref: S3 cannot be reached \(.+\); fix the credentials or the network$"):
+                with pytest.raises(
+                    DataError,
+                    match=r"^source-ref: S3 cannot be reached \(.+\); fix the credentials or the network$",
+                ):
                     read(tmp_path, reference_buckets=["texts"])
             finally:
                 server.shutdown()
@@ -878,13 +1086,23 @@ class TestGroundTruth:
         asked: list[str] = []
         found = References(source, documents, "s3://texts/store")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(references, "_fetched", lambda bucket, key: asked.append(f"{bucket}/{key}") or b"text")
+            patch.setattr(
+                references, "_fetched", lambda bucket, key: asked.append(f"{bucket}/{key}") or b"text"
+            )
             names = ["mail/a.txt", "texts/a.txt", "texts/storehouse/a.txt"]
-            refused = ["other/a.txt", "texts/store/a.txt", "texts//store/a.txt", "texts/./store/x/a.txt", "texts/x/../store/a.txt"]
+            refused = [
+                "other/a.txt",
+                "texts/store/a.txt",
+                "texts//store/a.txt",
+                "texts/./store/x/a.txt",
+                "texts/x/../store/a.txt",
+            ]
             answers = found.texts("m.manifest", [f"s3://{name}" for name in names + refused])
         assert sorted(asked) == sorted(names) and answers[:3] == ["text"] * 3
         expected = ["its bucket is not that of documents.path, nor among documents.reference_buckets"]
-        assert [str(answer) for answer in answers[3:]] == expected + ["in the store, which no document may name"] * 4
+        assert [str(answer) for answer in answers[3:]] == expected + [
+            "in the store, which no document may name"
+        ] * 4
 
     def test_a_reference_to_a_pipe_or_out_of_the_folder_does_not_hang(self, tmp_path: Path) -> None:
         (tmp_path / "secret.txt").write_text("secret")
@@ -893,20 +1111,37 @@ class TestGroundTruth:
         os.mkfifo(folder / "pipe.dat")
         (folder / "zero.dat").symlink_to("/dev/zero")
         (folder / "linked").symlink_to(tmp_path)
-        self.write(folder, *({"source-ref": name, "kind": "x"} for name in ("pipe.dat", "zero.dat", "linked/secret.txt")))
+        self.write(
+            folder,
+            *({"source-ref": name, "kind": "x"} for name in ("pipe.dat", "zero.dat", "linked/secret.txt")),
+        )
         leaves = "source-ref cannot be read (a link that leaves the folder; documents.follow_links allows it)"
-        assert [row["problem"] for row in read(folder)] == ["source-ref cannot be read (not a regular file)", leaves, leaves]
+        assert [row["problem"] for row in read(folder)] == [
+            "source-ref cannot be read (not a regular file)",
+            leaves,
+            leaves,
+        ]
 
     def test_a_manifest_under_the_ending_json_is_recognised_by_its_content(self, tmp_path: Path) -> None:
-        (tmp_path / "a.json").write_text(as_lines([{"source": "a", "kind": 0, "kind-metadata": {**ABOUT, "class-name": "notice"}}]))
+        (tmp_path / "a.json").write_text(
+            as_lines([{"source": "a", "kind": 0, "kind-metadata": {**ABOUT, "class-name": "notice"}}])
+        )
         assert [(row["text"], row["label"]) for row in read(tmp_path)] == [("a", "notice")]
 
 
 def annotation(
-    by: Any, *values: Any, kind: str = "choices", cancelled: bool = False, at: str = "2025-03-01T10:00:00Z", **more: Any
+    by: Any,
+    *values: Any,
+    kind: str = "choices",
+    cancelled: bool = False,
+    at: str = "2025-03-01T10:00:00Z",
+    **more: Any,
 ) -> dict[str, Any]:
     name = {"choices": "kind", "taxonomy": "kind", "labels": "entities"}[kind]
-    regions = [{"id": str(i), "from_name": name, "to_name": "text", "type": kind, "value": value} for i, value in enumerate(values)]
+    regions = [
+        {"id": str(i), "from_name": name, "to_name": "text", "type": kind, "value": value}
+        for i, value in enumerate(values)
+    ]
     other = {"from_name": "remark", "to_name": "text", "type": "textarea", "value": {"text": ["unclear"]}}
     return {
         "id": 9,
@@ -935,13 +1170,20 @@ class TestLabelStudio:
         (folder / "project-1.json").write_text(json.dumps(tasks))
         return read(folder, examples)
 
-    def test_choices_of_one_and_of_several_annotators_without_the_cancelled_ones(self, tmp_path: Path) -> None:
+    def test_choices_of_one_and_of_several_annotators_without_the_cancelled_ones(
+        self, tmp_path: Path
+    ) -> None:
         x, y = {"choices": ["x"]}, {"choices": ["y"]}
         mail = {"id": 7, "email": "ann@example.org"}
         rows = self.rows(
             tmp_path,
             [
-                task(1, annotation(mail, x, at="2025-03-02T00:00:00Z"), annotation(2, y, cancelled=True), expression="mit"),
+                task(
+                    1,
+                    annotation(mail, x, at="2025-03-02T00:00:00Z"),
+                    annotation(2, y, cancelled=True),
+                    expression="mit",
+                ),
                 task(2, annotation(1, x), annotation(2, y, at="2025-04-01T00:00:00Z"), annotation(3, x)),
                 task(3, annotation(1, x), annotation(2, y)),
                 task(4, annotation(1, x, cancelled=True)),
@@ -959,9 +1201,19 @@ class TestLabelStudio:
             "mit",
             "icu",
         )
-        assert (rows[0]["human_annotated"], rows[0]["annotations"], rows[3]["human_annotated"]) == (True, None, None)
-        assert rows[1]["annotations"] == [{"annotator": a, "label": label} for a, label in (("1", "x"), ("2", "y"), ("3", "x"))]
-        assert (rows[1]["confidence"], rows[1]["annotator"], rows[1]["time"]) == (pytest.approx(2 / 3), None, "2025-04-01T00:00:00Z")
+        assert (rows[0]["human_annotated"], rows[0]["annotations"], rows[3]["human_annotated"]) == (
+            True,
+            None,
+            None,
+        )
+        assert rows[1]["annotations"] == [
+            {"annotator": a, "label": label} for a, label in (("1", "x"), ("2", "y"), ("3", "x"))
+        ]
+        assert (rows[1]["confidence"], rows[1]["annotator"], rows[1]["time"]) == (
+            pytest.approx(2 / 3),
+            None,
+            "2025-04-01T00:00:00Z",
+        )
         assert [row["problem"] for row in rows] == [
             None, None, "the annotators of field `kind` disagree: no label has the most votes", None, None, None,
             "field `kind` is a list where a name or a number is expected",
@@ -969,9 +1221,13 @@ class TestLabelStudio:
 
     def test_several_choices_and_a_taxonomy(self, tmp_path: Path) -> None:
         many = {"task": "multi_label"}
-        votes = [annotation(i, {"choices": choices}) for i, choices in enumerate((["b", "a"], ["b"], ["b", "c"]))]
+        votes = [
+            annotation(i, {"choices": choices}) for i, choices in enumerate((["b", "a"], ["b"], ["b", "c"]))
+        ]
         taxonomy = annotation(1, {"taxonomy": [["law", "patent"], ["tax"]]}, kind="taxonomy")
-        rows = self.rows(tmp_path, [task(1, votes[0]), task(2, *votes), task(3, taxonomy), task(4, annotation(1))], many)
+        rows = self.rows(
+            tmp_path, [task(1, votes[0]), task(2, *votes), task(3, taxonomy), task(4, annotation(1))], many
+        )
         assert [row["labels"] for row in rows] == [["a", "b"], ["b"], ["law / patent", "tax"], []]
         assert rows[1]["annotations"][0] == {"annotator": "0", "label": '["a", "b"]'}
         assert rows[1]["confidence"] == pytest.approx((0.5 + 1 + 0.5) / 3)
@@ -985,20 +1241,46 @@ class TestLabelStudio:
             "hypertextlabels": ["x"],
             "labels": ["x"],
         }
-        agree, other = annotation(1, span, kind="labels"), annotation(2, {**span, "end": 8, "text": "licenc"}, kind="labels")
+        agree, other = (
+            annotation(1, span, kind="labels"),
+            annotation(2, {**span, "end": 8, "text": "licenc"}, kind="labels"),
+        )
         rows = self.rows(
-            tmp_path, [task(1, annotation(1, span, html, kind="labels")), task(2, agree, other), task(3, annotation(1))], SPANS
+            tmp_path,
+            [
+                task(1, annotation(1, span, html, kind="labels")),
+                task(2, agree, other),
+                task(3, annotation(1)),
+            ],
+            SPANS,
         )
         thing = {"start": 2, "end": 9, "label": "thing"}
         assert [row["spans"] for row in rows] == [[{"start": 0, "end": 1, "label": "x"}, thing], [], []]
-        assert [json.loads(each["label"]) for each in rows[1]["annotations"]] == [[thing], [{**thing, "end": 8}]]
+        assert [json.loads(each["label"]) for each in rows[1]["annotations"]] == [
+            [thing],
+            [{**thing, "end": 8}],
+        ]
 
     def test_the_short_form_puts_one_tasks_annotations_together(self, tmp_path: Path) -> None:
         def flat(number: int, by: int, kind: Any) -> dict[str, Any]:
-            about = {"annotator": by, "annotation_id": 10 * number + by, "created_at": "2025-03-01T10:00:00Z", "lead_time": 3.1}
+            about = {
+                "annotator": by,
+                "annotation_id": 10 * number + by,
+                "created_at": "2025-03-01T10:00:00Z",
+                "lead_time": 3.1,
+            }
             return {"id": number, "text": "a licence", "expression": "mit", "kind": kind, **about}
 
-        rows = self.rows(tmp_path, [flat(1, 1, "x"), flat(2, 1, "x"), flat(2, 2, "y"), flat(2, 3, "y"), flat(3, 1, {"choices": ["x"]})])
+        rows = self.rows(
+            tmp_path,
+            [
+                flat(1, 1, "x"),
+                flat(2, 1, "x"),
+                flat(2, 2, "y"),
+                flat(2, 3, "y"),
+                flat(3, 1, {"choices": ["x"]}),
+            ],
+        )
         assert [(row["id"], row["row"], row["label"], row["annotator"], row["group"]) for row in rows] == [
             ("1", 1, "x", "1", "mit"),
             ("2", 2, "y", None, "mit"),
@@ -1011,9 +1293,16 @@ class TestLabelStudio:
 
     def test_the_csv_export_by_the_explicit_format(self, tmp_path: Path) -> None:
         choices = ["x", '{"choices": ["y", "x"]}', ""]
-        records = [{"id": i, "text": "a", "kind": c, "annotator": 1, "annotation_id": i, "lead_time": 2} for i, c in enumerate(choices)]
+        records = [
+            {"id": i, "text": "a", "kind": c, "annotator": 1, "annotation_id": i, "lead_time": 2}
+            for i, c in enumerate(choices)
+        ]
         (tmp_path / "a.csv").write_text(as_csv(records))
-        assert [row["labels"] for row in read(tmp_path, {"task": "multi_label"}, format="label_studio")] == [["x"], ["x", "y"], None]
+        assert [row["labels"] for row in read(tmp_path, {"task": "multi_label"}, format="label_studio")] == [
+            ["x"],
+            ["x", "y"],
+            None,
+        ]
 
     @pytest.mark.parametrize(
         ("annotations", "problem"),
@@ -1030,11 +1319,16 @@ class TestLabelStudio:
     )
     def test_a_broken_task_names_the_field(self, tmp_path: Path, annotations: Any, problem: str) -> None:
         rows = self.rows(tmp_path, [task(1), {**task(2), "annotations": annotations}])
-        assert [(row["row"], row["text"], row["problem"]) for row in rows] == [(1, "a licence", None), (2, "a licence", problem)]
+        assert [(row["row"], row["text"], row["problem"]) for row in rows] == [
+            (1, "a licence", None),
+            (2, "a licence", problem),
+        ]
 
 
 class TestArgilla:
-    def rows(self, folder: Path, records: Rows, examples: dict[str, Any] | None = None, **documents: Any) -> Rows:
+    def rows(
+        self, folder: Path, records: Rows, examples: dict[str, Any] | None = None, **documents: Any
+    ) -> Rows:
         (folder / "records.json").write_text(json.dumps(records))
         return read(folder, examples, **documents)
 
@@ -1051,14 +1345,24 @@ class TestArgilla:
         rows = self.rows(
             tmp_path,
             [
-                {**record, "responses": {"kind": [{"value": "x", "user_id": "u1"}]}, "suggestions": suggestion},
-                {**record, "responses": {"kind": [{"value": v, "user_id": f"u{i}"} for i, v in enumerate("xyy")]}},
+                {
+                    **record,
+                    "responses": {"kind": [{"value": "x", "user_id": "u1"}]},
+                    "suggestions": suggestion,
+                },
+                {
+                    **record,
+                    "responses": {"kind": [{"value": v, "user_id": f"u{i}"} for i, v in enumerate("xyy")]},
+                },
                 {**record, "responses": {}, "suggestions": suggestion},
                 {**record, "responses": {"kind": [{"value": "x", "user_id": "u1", "status": "discarded"}]}},
                 {
                     **record,
                     "responses": {
-                        "kind": [{"value": "x", "user_id": "u1", "status": "draft"}, {"value": "y", "user_id": "u2", "status": "submitted"}]
+                        "kind": [
+                            {"value": "x", "user_id": "u1", "status": "draft"},
+                            {"value": "y", "user_id": "u2", "status": "submitted"},
+                        ]
                     },
                 },
             ],
@@ -1067,20 +1371,37 @@ class TestArgilla:
         assert [row["annotator"] for row in rows] == ["u1", None, None, None, "u2"]
         assert [row["human_annotated"] for row in rows] == [True, True, None, None, True]
         assert rows[1]["annotations"] == [{"annotator": f"u{i}", "label": v} for i, v in enumerate("xyy")]
-        assert {(row["id"], row["group"], row["text"], row["problem"]) for row in rows} == {("r1", "mit", "a licence", None)}
+        assert {(row["id"], row["group"], row["text"], row["problem"]) for row in rows} == {
+            ("r1", "mit", "a licence", None)
+        }
 
     def test_responses_a_user_as_the_server_and_feedback_records_have_them(self, tmp_path: Path) -> None:
         values = [("u1", "submitted", "x"), ("u2", "discarded", "y"), ("u3", "submitted", "x")]
         responses = [{"user_id": u, "status": s, "values": {"kind": {"value": v}}} for u, s, v in values]
-        rows = self.rows(tmp_path, [{"external_id": "e1", "fields": {"text": "a"}, "responses": responses, "suggestions": []}])
-        assert [(row["id"], row["label"], len(row["annotations"]), row["confidence"]) for row in rows] == [("e1", "x", 2, 1.0)]
+        rows = self.rows(
+            tmp_path,
+            [{"external_id": "e1", "fields": {"text": "a"}, "responses": responses, "suggestions": []}],
+        )
+        assert [(row["id"], row["label"], len(row["annotations"]), row["confidence"]) for row in rows] == [
+            ("e1", "x", 2, 1.0)
+        ]
 
     def test_flat_records(self, tmp_path: Path) -> None:
-        flat = {"id": "1", "_server_id": "s", "text": "a", "kind.suggestion": "z", "kind.responses": ["x", "y"]}
+        flat = {
+            "id": "1",
+            "_server_id": "s",
+            "text": "a",
+            "kind.suggestion": "z",
+            "kind.responses": ["x", "y"],
+        }
         rows = self.rows(
             tmp_path,
             [
-                {**flat, "kind.responses.users": ["u1", "u2"], "kind.responses.status": ["submitted", "discarded"]},
+                {
+                    **flat,
+                    "kind.responses.users": ["u1", "u2"],
+                    "kind.responses.status": ["submitted", "discarded"],
+                },
                 {**flat, "kind.responses": None},
             ],
         )
@@ -1089,8 +1410,15 @@ class TestArgilla:
     def test_spans_and_labels(self, tmp_path: Path) -> None:
         record = {"id": "1", "fields": {"text": "a licence"}, "suggestions": {}}
         spans = [{"start": 2, "end": 9, "label": "thing"}]
-        assert self.rows(tmp_path, [{**record, "responses": {"entities": [{"value": spans, "user_id": "u"}]}}], SPANS)[0]["spans"] == spans
-        assert self.rows(tmp_path, [{**record, "responses": {"topics": [{"value": ["b", "a"], "user_id": "u"}]}}], MANY)[0]["labels"] == [
+        assert (
+            self.rows(
+                tmp_path, [{**record, "responses": {"entities": [{"value": spans, "user_id": "u"}]}}], SPANS
+            )[0]["spans"]
+            == spans
+        )
+        assert self.rows(
+            tmp_path, [{**record, "responses": {"topics": [{"value": ["b", "a"], "user_id": "u"}]}}], MANY
+        )[0]["labels"] == [
             "a",
             "b",
         ]
@@ -1108,7 +1436,12 @@ class TestArgilla:
         rows = self.rows(
             tmp_path,
             [
-                {**record, "annotation": "x", "status": "Validated", "event_timestamp": "2023-01-02T00:00:00"},
+                {
+                    **record,
+                    "annotation": "x",
+                    "status": "Validated",
+                    "event_timestamp": "2023-01-02T00:00:00",
+                },
                 {**record, "annotation": "x", "status": "Discarded"},
                 {**record, "annotation": None, "status": "Default"},
                 {**record, "annotation": ["x"], "status": "Validated"},
@@ -1121,7 +1454,11 @@ class TestArgilla:
             ("x", "ann", "mit"),
         ]
         assert rows[0]["time"] == "2023-01-02T00:00:00"
-        rows = self.rows(tmp_path, [{**record, "annotation": [["thing", 2, 9]], "status": "Validated", "tokens": ["a"]}], SPANS)
+        rows = self.rows(
+            tmp_path,
+            [{**record, "annotation": [["thing", 2, 9]], "status": "Validated", "tokens": ["a"]}],
+            SPANS,
+        )
         assert rows[0]["spans"] == [{"start": 2, "end": 9, "label": "thing"}]
 
     def test_a_broken_record_names_the_question(self, tmp_path: Path) -> None:
@@ -1142,7 +1479,15 @@ class TestArgilla:
 
     def test_lines_of_records_by_the_explicit_format(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_text(
-            as_lines([{"id": "1", "fields": {"text": "a"}, "responses": {"kind": [{"value": "x", "user_id": "u"}]}}])
+            as_lines(
+                [
+                    {
+                        "id": "1",
+                        "fields": {"text": "a"},
+                        "responses": {"kind": [{"value": "x", "user_id": "u"}]},
+                    }
+                ]
+            )
         )
         assert [row["label"] for row in read(tmp_path, format="argilla")] == ["x"]
 
@@ -1170,7 +1515,9 @@ class TestChat:
             ({"messages": [ASKED, {**SAID, "tool_calls": [], "weight": None, "thinking": ""}], "tools": []}, [ASKED, SAID]),
         ],
     )  # fmt: skip
-    def test_every_form_becomes_messages(self, tmp_path: Path, record: dict[str, Any], messages: Rows) -> None:
+    def test_every_form_becomes_messages(
+        self, tmp_path: Path, record: dict[str, Any], messages: Rows
+    ) -> None:
         row = one(tmp_path, record, CHAT)
         assert row["messages"] == messages
         assert row["text"] == "\n\n".join(message["content"] for message in messages)
@@ -1183,10 +1530,22 @@ class TestChat:
             ({"messages": []}, "field `messages` has no message"),
             ({"messages": "May I?"}, "field `messages` is not a list of messages"),
             ({"messages": [ASKED, 5]}, "turn 2 of field `messages` is not an object"),
-            ({"messages": [{"role": "judge", "content": "a"}]}, "turn 1 of field `messages` has no known role"),
-            ({"messages": [ASKED, {"role": "assistant", "content": {"a": 1}}]}, "turn 2 of field `messages` is not text"),
-            ({"messages": [{"role": "user", "content": [{"type": "image", "url": "u"}]}]}, "turn 1 of field `messages` is not text"),
-            ({"messages": [ASKED, SAID], "tools": [{"type": "function"}]}, "field `tools`: chats with tools cannot be trained yet"),
+            (
+                {"messages": [{"role": "judge", "content": "a"}]},
+                "turn 1 of field `messages` has no known role",
+            ),
+            (
+                {"messages": [ASKED, {"role": "assistant", "content": {"a": 1}}]},
+                "turn 2 of field `messages` is not text",
+            ),
+            (
+                {"messages": [{"role": "user", "content": [{"type": "image", "url": "u"}]}]},
+                "turn 1 of field `messages` is not text",
+            ),
+            (
+                {"messages": [ASKED, SAID], "tools": [{"type": "function"}]},
+                "field `tools`: chats with tools cannot be trained yet",
+            ),
             *(
                 (
                     {"messages": [ASKED, {**SAID, name: value}]},
@@ -1206,15 +1565,22 @@ class TestChat:
             ({"question": "a"}, "no field `answer` or `response`"),
             ({"prompt": 5, "completion": "a"}, "field `prompt` is not a list of messages"),
             ({"instruction": "a", "input": 5, "output": "b"}, "field `input` is not text"),
-            ({"instruction": "a", "output": "b", "history": [["a"]]}, "field `history` is not a list of [question, answer]"),
+            (
+                {"instruction": "a", "output": "b", "history": [["a"]]},
+                "field `history` is not a list of [question, answer]",
+            ),
         ],
     )
-    def test_a_malformed_conversation_names_turn_and_field(self, tmp_path: Path, record: dict[str, Any], problem: str) -> None:
+    def test_a_malformed_conversation_names_turn_and_field(
+        self, tmp_path: Path, record: dict[str, Any], problem: str
+    ) -> None:
         row = one(tmp_path, record, CHAT)
         assert (row["messages"], row["text"], row["problem"]) == (None, None, problem)
 
     def test_the_field_of_the_settings(self, tmp_path: Path) -> None:
-        assert one(tmp_path, {"dialogue": [ASKED, SAID], "messages": []}, CHAT, text="dialogue")["messages"] == [ASKED, SAID]
+        assert one(tmp_path, {"dialogue": [ASKED, SAID], "messages": []}, CHAT, text="dialogue")[
+            "messages"
+        ] == [ASKED, SAID]
         assert one(tmp_path, {"messages": [ASKED]}, CHAT, text="dialogue")["problem"] == "no field `dialogue`"
 
     @pytest.mark.heavy

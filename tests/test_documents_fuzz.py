@@ -1,4 +1,6 @@
-"""documents/formats: whatever a damaged file holds, rows or one line that says why come out; no crash, no hang, no silent loss."""
+"""documents/formats: whatever a damaged file holds, rows or one line that says why come out; no crash, no
+hang, no silent loss.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,12 @@ class Seed(NamedTuple):
 def _table() -> pa.Table:
     topics = [["b", "a"], [], ["a"]]
     spans = [{"start": 0, "end": 4, "label": "x"}]
-    return pa.Table.from_pylist([{**row, "topics": topics[i % 3], "entities": spans, "confidence": i / 12} for i, row in enumerate(ROWS)])
+    return pa.Table.from_pylist(
+        [
+            {**row, "topics": topics[i % 3], "entities": spans, "confidence": i / 12}
+            for i, row in enumerate(ROWS)
+        ]
+    )
 
 
 def _parquet(**options: Any) -> bytes:
@@ -74,28 +81,46 @@ def _arrow(new: Callable[..., Any]) -> bytes:
 
 
 def _chat() -> bytes:
-    turns = [{"role": "user", "content": "Which licence is this?"}, {"role": "assistant", "content": ROWS[0]["text"]}]
+    turns = [
+        {"role": "user", "content": "Which licence is this?"},
+        {"role": "assistant", "content": ROWS[0]["text"]},
+    ]
     alpaca = {"instruction": "Name the kind.", "input": ROWS[1]["text"], "output": ROWS[1]["kind"]}
-    shared = {"conversations": [{"from": "human", "value": "And this?"}, {"from": "gpt", "value": ROWS[2]["text"]}]}
-    return formats.as_lines([{"messages": turns}, alpaca, shared, {"prompt": turns[:1], "completion": turns[1:]}] * 3).encode()
+    shared = {
+        "conversations": [{"from": "human", "value": "And this?"}, {"from": "gpt", "value": ROWS[2]["text"]}]
+    }
+    return formats.as_lines(
+        [{"messages": turns}, alpaca, shared, {"prompt": turns[:1], "completion": turns[1:]}] * 3
+    ).encode()
 
 
 def _label_studio() -> bytes:
     x, y = {"choices": ["x"]}, {"choices": ["y"]}
     tasks = [
-        formats.task(i, formats.annotation(1, x), formats.annotation(2, y if i % 2 else x), text=r["text"]) for i, r in enumerate(ROWS)
+        formats.task(i, formats.annotation(1, x), formats.annotation(2, y if i % 2 else x), text=r["text"])
+        for i, r in enumerate(ROWS)
     ]
     return json.dumps(tasks, indent=1).encode()
 
 
 def _argilla() -> bytes:
-    responses = {"kind": [{"value": "x", "user_id": "u1"}, {"value": "x", "user_id": "u2", "status": "draft"}]}
-    return json.dumps([{"id": r["id"], "fields": {"text": r["text"]}, "responses": responses, "suggestions": {}} for r in ROWS]).encode()
+    responses = {
+        "kind": [{"value": "x", "user_id": "u1"}, {"value": "x", "user_id": "u2", "status": "draft"}]
+    }
+    return json.dumps(
+        [
+            {"id": r["id"], "fields": {"text": r["text"]}, "responses": responses, "suggestions": {}}
+            for r in ROWS
+        ]
+    ).encode()
 
 
 def _spans() -> bytes:
     return formats.as_lines(
-        [{"text": row["text"], "entities": [[0, 4, "x"], {"start": 5, "end": 6, "label": "y"}]} for row in ROWS]
+        [
+            {"text": row["text"], "entities": [[0, 4, "x"], {"start": 5, "end": 6, "label": "y"}]}
+            for row in ROWS
+        ]
     ).encode()
 
 
@@ -114,46 +139,93 @@ def _regions(_: int) -> list[dict[str, Any]]:
 
 
 def _label_studio_spans() -> bytes:
-    tasks = [formats.task(i, formats.annotation(1, *_regions(i), kind="labels"), text=row["text"]) for i, row in enumerate(ROWS)]
+    tasks = [
+        formats.task(i, formats.annotation(1, *_regions(i), kind="labels"), text=row["text"])
+        for i, row in enumerate(ROWS)
+    ]
     return json.dumps(tasks).encode()
 
 
 def _flat_argilla() -> bytes:
-    said = {"kind.responses": ["x", "y"], "kind.responses.users": ["u1", "u2"], "kind.responses.status": ["submitted", "discarded"]}
-    return json.dumps([{"id": row["id"], "_server_id": "s", "text": row["text"], "kind.suggestion": "z", **said} for row in ROWS]).encode()
+    said = {
+        "kind.responses": ["x", "y"],
+        "kind.responses.users": ["u1", "u2"],
+        "kind.responses.status": ["submitted", "discarded"],
+    }
+    return json.dumps(
+        [
+            {"id": row["id"], "_server_id": "s", "text": row["text"], "kind.suggestion": "z", **said}
+            for row in ROWS
+        ]
+    ).encode()
 
 
 def _argilla_1() -> bytes:
-    about = {"prediction": [["y", 0.9]], "prediction_agent": "m", "annotation_agent": "ann", "annotation": "x", "status": "Validated"}
-    return json.dumps([{"id": row["id"], "text": row["text"], "inputs": {"text": row["text"]}, **about} for row in ROWS]).encode()
+    about = {
+        "prediction": [["y", 0.9]],
+        "prediction_agent": "m",
+        "annotation_agent": "ann",
+        "annotation": "x",
+        "status": "Validated",
+    }
+    return json.dumps(
+        [{"id": row["id"], "text": row["text"], "inputs": {"text": row["text"]}, **about} for row in ROWS]
+    ).encode()
 
 
 def _argilla_by_user() -> bytes:
-    responses = [{"user_id": u, "status": "submitted", "values": {"kind": {"value": "x"}}} for u in ("u1", "u2")]
-    records = [{"external_id": row["id"], "fields": {"text": row["text"]}, "responses": responses, "suggestions": []} for row in ROWS]
+    responses = [
+        {"user_id": u, "status": "submitted", "values": {"kind": {"value": "x"}}} for u in ("u1", "u2")
+    ]
+    records = [
+        {"external_id": row["id"], "fields": {"text": row["text"]}, "responses": responses, "suggestions": []}
+        for row in ROWS
+    ]
     return json.dumps(records).encode()
 
 
 def _manifest_of_many() -> bytes:
-    about = {**formats.ABOUT, "class-map": {"0": "patent", "2": "copyleft"}, "confidence-map": {"0": 0.9, "2": 0.4}}
-    return formats.as_lines([{"source": row["text"], "topics": [2, 0], "topics-metadata": about} for row in ROWS]).encode()
+    about = {
+        **formats.ABOUT,
+        "class-map": {"0": "patent", "2": "copyleft"},
+        "confidence-map": {"0": 0.9, "2": 0.4},
+    }
+    return formats.as_lines(
+        [{"source": row["text"], "topics": [2, 0], "topics-metadata": about} for row in ROWS]
+    ).encode()
 
 
 def _manifest_of_spans() -> bytes:
-    value = {"annotations": {"entities": [{"label": "org", "startOffset": 0, "endOffset": 4}], "labels": [{"label": "org"}]}}
+    value = {
+        "annotations": {
+            "entities": [{"label": "org", "startOffset": 0, "endOffset": 4}],
+            "labels": [{"label": "org"}],
+        }
+    }
     about = {**formats.ABOUT, "entities": [{"confidence": 0.8}]}
-    return formats.as_lines([{"source": row["text"], "entities": value, "entities-metadata": about} for row in ROWS]).encode()
+    return formats.as_lines(
+        [{"source": row["text"], "entities": value, "entities-metadata": about} for row in ROWS]
+    ).encode()
 
 
 def _manifest_of_references() -> bytes:
     about = {**formats.ABOUT, "class-name": "notice", "confidence": 0.75}
-    return formats.as_lines([{"source-ref": "good.jsonl", "kind": 0, "kind-metadata": about} for _ in ROWS]).encode()
+    return formats.as_lines(
+        [{"source-ref": "good.jsonl", "kind": 0, "kind-metadata": about} for _ in ROWS]
+    ).encode()
 
 
 def _chat_parquet() -> bytes:
-    turns = [[{"role": "user", "content": "Which licence is this?"}, {"role": "assistant", "content": row["text"]}] for row in ROWS]
+    turns = [
+        [{"role": "user", "content": "Which licence is this?"}, {"role": "assistant", "content": row["text"]}]
+        for row in ROWS
+    ]
     out = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([{"id": str(i), "messages": each} for i, each in enumerate(turns)]), out, row_group_size=5)
+    pq.write_table(
+        pa.Table.from_pylist([{"id": str(i), "messages": each} for i, each in enumerate(turns)]),
+        out,
+        row_group_size=5,
+    )
     return out.getvalue()
 
 
@@ -171,7 +243,12 @@ def _packed_pdf() -> bytes:
 def _pdf() -> bytes:
     text = max((row["text"] for row in ROWS), key=len)
     words = "".join(letter for letter in text if letter.isascii() and letter not in "()\\").split()
-    return formats.written_pdf(*(formats.shown(" ".join(words[i : i + 8]), " ".join(words[i + 8 : i + 16])) for i in range(0, 64, 16)))
+    return formats.written_pdf(
+        *(
+            formats.shown(" ".join(words[i : i + 8]), " ".join(words[i + 8 : i + 16]))
+            for i in range(0, 64, 16)
+        )
+    )
 
 
 def _workbook() -> bytes:
@@ -192,7 +269,11 @@ def _mail() -> bytes:
 
 def _rtf() -> str:
     text = "".join(letter if letter.isascii() and letter not in "\\{}" else "?" for letter in ROWS[0]["text"])
-    return r"{\rtf1\ansi\ansicpg1252{\fonttbl{\f0 Arial;}}\f0 Caf\'e9 \u-10179?\u-8704?\par {\b " + text.replace("\n", "\\par ") + r"}\par}"
+    return (
+        r"{\rtf1\ansi\ansicpg1252{\fonttbl{\f0 Arial;}}\f0 Caf\'e9 \u-10179?\u-8704?\par {\b "
+        + text.replace("\n", "\\par ")
+        + r"}\par}"
+    )
 
 
 def _outlook() -> bytes:
@@ -202,13 +283,19 @@ def _outlook() -> bytes:
 def _archive() -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in (("a.txt", ROWS[0]["text"].encode()), ("b/c.jsonl", _lines()), ("d.csv", formats.as_csv(ROWS).encode())):
+        for name, data in (
+            ("a.txt", ROWS[0]["text"].encode()),
+            ("b/c.jsonl", _lines()),
+            ("d.csv", formats.as_csv(ROWS).encode()),
+        ):
             archive.writestr(name, data)
     return out.getvalue()
 
 
 def _lines() -> bytes:
-    return formats.as_lines([{**row, "text": f"{row['text']} – naïve €"} if i % 2 else row for i, row in enumerate(ROWS)]).encode()
+    return formats.as_lines(
+        [{**row, "text": f"{row['text']} – naïve €"} if i % 2 else row for i, row in enumerate(ROWS)]
+    ).encode()
 
 
 SEEDS = {
@@ -221,13 +308,18 @@ SEEDS = {
     "manifest": Seed("a.manifest", lambda: formats.as_manifest(ROWS).encode()),
     "label studio": Seed("a.json", _label_studio),
     "label studio, many labels": Seed("a.json", _label_studio, MANY),
-    "label studio, short form": Seed("a.json", lambda: json.dumps(_short_label_studio(lambda i: "x")).encode(), times=60),
+    "label studio, short form": Seed(
+        "a.json", lambda: json.dumps(_short_label_studio(lambda i: "x")).encode(), times=60
+    ),
     "label studio, spans": Seed("a.json", _label_studio_spans, SPANS, times=60),
     "label studio, short form of spans": Seed(
         "a.json", lambda: json.dumps(_short_label_studio(_regions, "entities")).encode(), SPANS, times=60
     ),
     "label studio, csv": Seed(
-        "a.csv", lambda: formats.as_csv(_short_label_studio(lambda i: "x")).encode(), documents={"format": "label_studio"}, times=60
+        "a.csv",
+        lambda: formats.as_csv(_short_label_studio(lambda i: "x")).encode(),
+        documents={"format": "label_studio"},
+        times=60,
     ),
     "argilla": Seed("a.json", _argilla),
     "argilla, flat": Seed("a.json", _flat_argilla, times=60),
@@ -239,13 +331,17 @@ SEEDS = {
     "chat in parquet": Seed("a.parquet", _chat_parquet, formats.CHAT, times=60),
     "tsv": Seed("a.tsv", lambda: formats.as_csv(ROWS).replace(",", "\t").encode(), times=60),
     "json lines, zstd": Seed("a.jsonl.zst", lambda: formats.pack(_lines(), "zstd"), times=60),
-    "manifest, zstd": Seed("a.manifest.zst", lambda: formats.pack(formats.as_manifest(ROWS).encode(), "zstd"), times=60),
+    "manifest, zstd": Seed(
+        "a.manifest.zst", lambda: formats.pack(formats.as_manifest(ROWS).encode(), "zstd"), times=60
+    ),
     "chat": Seed("a.jsonl", _chat, formats.CHAT),
     "spans": Seed("a.jsonl", _spans, SPANS),
     "gzip": Seed("a.jsonl.gz", lambda: formats.pack(_lines(), "gzip"), times=180),
     "zstd": Seed("a.csv.zst", lambda: formats.pack(formats.as_csv(ROWS).encode(), "zstd"), times=180),
     "parquet": Seed("a.parquet", _parquet, times=240),
-    "parquet, plain": Seed("a.parquet", lambda: _parquet(compression="none", use_dictionary=False), MANY, times=240),
+    "parquet, plain": Seed(
+        "a.parquet", lambda: _parquet(compression="none", use_dictionary=False), MANY, times=240
+    ),
     "parquet, checksums": Seed("a.parquet", lambda: _parquet(write_page_checksum=True), SPANS),
     "arrow stream": Seed("a.arrow", lambda: _arrow(pa.ipc.new_stream), SPANS, times=240),
     "arrow file": Seed("a.arrow", lambda: _arrow(pa.ipc.new_file), MANY, times=240),
@@ -258,7 +354,11 @@ SEEDS = {
     "docx": Seed("a.docx", office.letter, times=40),
     "xlsx": Seed("a.xlsx", _workbook, times=20),
     "eml": Seed("a.eml", _mail, times=60),
-    "mbox": Seed("a.mbox", lambda: b"".join(b"From a@example.org Mon May  6 07:08:00 2024\n" + _mail() for _ in range(3)), times=60),
+    "mbox": Seed(
+        "a.mbox",
+        lambda: b"".join(b"From a@example.org Mon May  6 07:08:00 2024\n" + _mail() for _ in range(3)),
+        times=60,
+    ),
     "rtf": Seed("a.rtf", lambda: _rtf().encode(), times=60),
     "jats": Seed("a.xml", office.JATS.encode, times=60),
     "pubmed": Seed("a.xml", office.PUBMED.encode, times=60),
@@ -273,7 +373,9 @@ SINGLE = ("html", "pdf", "docx", "eml", "msg", "rtf")
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:
-    """Return a file with flipped bits, its end cut off, a piece of it elsewhere, bytes put in, or a piece missing."""
+    """Return a file with flipped bits, its end cut off, a piece of it elsewhere, bytes put in, or a piece
+    missing.
+    """
     out = bytearray(data)
     for _ in range(chance.choice((1, 1, 1, 2, 5))):
         at, to = sorted(chance.choices(range(len(out) + 1), k=2))
@@ -285,7 +387,9 @@ def damaged(data: bytes, chance: random.Random) -> bytes:
             case 2:
                 out[chance.randrange(len(out) + 1) :] += out[at : min(to, at + 200)]
             case 3:
-                out[at:at] = chance.choice((bytes(4), b"\xff" * 3, b'"', b"\n", b"\r", b"{", b"\\ud800", b"<", chance.randbytes(8)))
+                out[at:at] = chance.choice(
+                    (bytes(4), b"\xff" * 3, b'"', b"\n", b"\r", b"{", b"\\ud800", b"<", chance.randbytes(8))
+                )
             case 4:
                 del out[at : min(to, at + 50)]
             case _ if out:
@@ -298,7 +402,9 @@ class OneFile:
 
     def __init__(self, folder: Path, name: str):
         self.uri, self.folder, self.name = str(folder), folder, name
-        (folder / "good.jsonl").write_text('{"text": "good", "messages": [{"role": "user", "content": "good"}]}\n')
+        (folder / "good.jsonl").write_text(
+            '{"text": "good", "messages": [{"role": "user", "content": "good"}]}\n'
+        )
 
     @contextmanager
     def local(self, path: str) -> Iterator[Path]:
@@ -317,7 +423,9 @@ def settings_of(seed: Seed) -> tuple[DocumentsSettings, ExamplesSettings]:
 
 @cache
 def _settings(documents: str, examples: str) -> tuple[DocumentsSettings, ExamplesSettings]:
-    """Return settings that were given as JSON; checking them takes a sixth of the time of reading a small file."""
+    """Return settings that were given as JSON; checking them takes a sixth of the time of reading a small
+    file.
+    """
     labelled = {"label": "kind", "group": "expression", **json.loads(examples)}
     return DocumentsSettings(path="x", **json.loads(documents)), ExamplesSettings(**labelled)
 
@@ -348,7 +456,9 @@ def test_ten_thousand_damaged_files_give_rows_or_their_reason(kind: str, tmp_pat
 
 
 def damage(kind: str, numbers: range, tmp_path: Path) -> None:
-    """Read damaged files; check that the rest of a batch goes on, and that no row is lost without a reason."""
+    """Read damaged files; check that the rest of a batch goes on, and that no row is lost without a
+    reason.
+    """
     seed = SEEDS[kind]
     source, whole = OneFile(tmp_path, seed.name), seed.make()
     path = tmp_path / seed.name
@@ -392,8 +502,12 @@ def _numbers_of_lines(text: str) -> list[int]:
 
 
 def _first_of_tasks(ids: Iterable[Any]) -> list[int]:
-    """Return the numbers of the records that begin a task, given each record's id; one without is a task of its own."""
-    runs = groupby(enumerate(ids, start=1), lambda item: item[1] if isinstance(item[1], int | str) else (item[0],))
+    """Return the numbers of the records that begin a task, given each record's id; one without is a task of
+    its own.
+    """
+    runs = groupby(
+        enumerate(ids, start=1), lambda item: item[1] if isinstance(item[1], int | str) else (item[0],)
+    )
     return [next(run)[0] for _, run in runs]
 
 
@@ -408,7 +522,9 @@ def _numbers_in_json(text: str) -> list[int]:
     if isinstance(one.get("data"), dict) or not {"annotation_id", "annotator"} <= one.keys():
         return list(range(1, len(records) + 1))
     # JSON-MIN: the annotations of one task, which stand one after the other, make one row.
-    return _first_of_tasks(record.get("id") if isinstance(record, dict) and _is_unicode(record) else None for record in records)
+    return _first_of_tasks(
+        record.get("id") if isinstance(record, dict) and _is_unicode(record) else None for record in records
+    )
 
 
 def _is_unicode(record: dict[str, Any]) -> bool:
@@ -433,14 +549,18 @@ def _num_in_csv(text: str, seed: Seed) -> int:
     names, *records = fields[first:] or [[]]
     if seed.documents.get("format") != "label_studio":
         return len(records)
-    ids = (dict(zip(names, fields, strict=True)).get("id") if len(fields) == len(names) else None for fields in records)
+    ids = (
+        dict(zip(names, fields, strict=True)).get("id") if len(fields) == len(names) else None
+        for fields in records
+    )
     return len(_first_of_tasks(ids))
 
 
 def assert_no_quote_hides_a_row(seed: Seed, data: bytes, rows: list[dict[str, Any]]) -> None:
     """Check that each row that the damage left alone has a row, or is part of one whose problem is named.
 
-    It does not depend on how our reader or Python's parses: the row is found by its bytes, at the beginning of a line.
+    It does not depend on how our reader or Python's parses: the row is found by its bytes, at the beginning
+    of a line.
     """
     numbers = sorted(row["row"] for row in rows)
     named = {row["row"] for row in rows if row["problem"]}
@@ -497,7 +617,10 @@ def assert_nothing_is_lost(seed: Seed, path: Path, rows: list[dict[str, Any]], e
         assert len(rows) == max(1, data.count(b"</PubmedArticle>"))
     elif form == "zip":
         assert len(rows) >= len(zipfile.ZipFile(io.BytesIO(data)).namelist())
-    assert all(row["problem"] or row["text"] is not None or form in ("json", "jsonl", "parquet", "arrow") for row in rows)
+    assert all(
+        row["problem"] or row["text"] is not None or form in ("json", "jsonl", "parquet", "arrow")
+        for row in rows
+    )
 
 
 #: Values that fit the JSON but not the place where they stand.
@@ -536,7 +659,11 @@ TELLING = [
     "fields",
     "source-ref",
 ]
-RECORDS = [kind for kind, seed in SEEDS.items() if name_of_format(seed.name) in ("json", "jsonl", "ground_truth") and "in " not in kind]
+RECORDS = [
+    kind
+    for kind, seed in SEEDS.items()
+    if name_of_format(seed.name) in ("json", "jsonl", "ground_truth") and "in " not in kind
+]
 
 
 def places_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -573,13 +700,18 @@ def test_values_of_any_type_in_any_place_give_rows(kind: str, tmp_path: Path) ->
     records = json.loads(whole) if is_array else [json.loads(line) for line in whole.splitlines()]
     for number in range(60):
         chance = random.Random(f"values {kind} {number}")
-        changed = [oddly_changed(record, chance) if chance.random() < 0.7 else record for record in records[:6]]
+        changed = [
+            oddly_changed(record, chance) if chance.random() < 0.7 else record for record in records[:6]
+        ]
         data = (json.dumps(changed) if is_array else formats.as_lines(changed)).encode()
         batch = source.read(formats.pack(data, codec) if (codec := compression_of(seed.name)) else data, seed)
         batch.table.validate(full=True)
         rows = rows_of(batch, seed)
         assert batch.unreadable == {}
-        assert all(row["problem"] is None or ("\n" not in row["problem"] and len(row["problem"]) < 300) for row in rows)
+        assert all(
+            row["problem"] is None or ("\n" not in row["problem"] and len(row["problem"]) < 300)
+            for row in rows
+        )
         if "short form" not in kind:  # where the annotations of one task make one row
             assert [row["row"] for row in rows] == list(range(1, len(changed) + 1))
 
@@ -592,7 +724,9 @@ def test_lines_before_and_after_the_damage_are_all_there(number: int, tmp_path: 
     last = chance.randrange(first, min(first + 2, len(lines)))
     broken = damaged(b"".join(lines[first : last + 1]), chance)
     seed = SEEDS["json lines"]
-    batch = OneFile(tmp_path, "a.jsonl").read(b"".join(lines[:first]) + broken + b"\n" + b"".join(lines[last + 1 :]), seed)
+    batch = OneFile(tmp_path, "a.jsonl").read(
+        b"".join(lines[:first]) + broken + b"\n" + b"".join(lines[last + 1 :]), seed
+    )
     if "a.jsonl" in batch.unreadable:
         assert not any(row["source"] == "a.jsonl" for row in batch.table.to_pylist())
         return
@@ -614,7 +748,9 @@ def test_rows_of_a_csv_file_before_the_damage_are_all_there(number: int, tmp_pat
 
 
 @pytest.mark.parametrize("number", range(100))
-def test_a_damaged_gzip_archive_is_unreadable_or_gives_every_row_as_it_was(number: int, tmp_path: Path) -> None:
+def test_a_damaged_gzip_archive_is_unreadable_or_gives_every_row_as_it_was(
+    number: int, tmp_path: Path
+) -> None:
     chance, seed = random.Random(f"gzip {number}"), SEEDS["gzip"]
     source, packed = OneFile(tmp_path, seed.name), bytearray(seed.make())
     packed[chance.randrange(len(packed))] ^= 1 << chance.randrange(8)
@@ -627,7 +763,11 @@ def test_a_damaged_gzip_archive_is_unreadable_or_gives_every_row_as_it_was(numbe
 def test_a_damaged_file_alone_gives_rows_or_one_line(kind: str, tmp_path: Path) -> None:
     seed = SEEDS[kind]
     source, whole = OneFile(tmp_path, seed.name), seed.make()
-    refused = [why for number in range(12) if (why := complaint(source, seed, damaged(whole, random.Random(f"alone {kind} {number}"))))]
+    refused = [
+        why
+        for number in range(12)
+        if (why := complaint(source, seed, damaged(whole, random.Random(f"alone {kind} {number}"))))
+    ]
     assert refused
     for why in refused:
         assert why.startswith(f"{tmp_path}: {alias(seed.name)} cannot be read (") and "\n" not in why

@@ -1,4 +1,6 @@
-"""documents: files that no format reads are counted by a check; files about a data set, and test splits, are no documents."""
+"""documents: files that no format reads are counted by a check; files about a data set, and test splits, are
+no documents.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,12 @@ def test_files_that_no_format_reads_are_counted_by_ending(tmp_path: Path) -> Non
     found = outcome(project, use_case)
     assert (found.passed, found.severity) == (False, "warn")
     assert found.description == "31 of 32 files are not read: 30 .doc, 1 .odt; convert or remove them"
-    assert found.metadata == {"num_read": 1, "num_not_read": 31, "not_read_by_ending": {".doc": 30, ".odt": 1}, "num_in_test_splits": 0}
+    assert found.metadata == {
+        "num_read": 1,
+        "num_not_read": 31,
+        "not_read_by_ending": {".doc": 30, ".odt": 1},
+        "num_in_test_splits": 0,
+    }
     for path in project.documents.glob("*.jsonl"):
         path.unlink()
     assert outcome(project, use_case).severity == "warn", "the batch that was read goes on"
@@ -53,7 +60,14 @@ def test_it_is_an_error_where_nothing_is_read(tmp_path: Path) -> None:
 
 
 def test_files_about_a_data_set_are_no_documents(tmp_path: Path) -> None:
-    for name in ("README.md", "LICENSE.txt", "dataset_infos.json", "data/dataset_infos.json", "data/README.md", "data/a.jsonl"):
+    for name in (
+        "README.md",
+        "LICENSE.txt",
+        "dataset_infos.json",
+        "data/dataset_infos.json",
+        "data/README.md",
+        "data/a.jsonl",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
     source = Folder(tmp_path)
@@ -65,7 +79,9 @@ def test_files_about_a_data_set_are_no_documents(tmp_path: Path) -> None:
 def test_names_that_lead_upwards_are_labels_and_no_files(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "secret.txt").write_text("secret")
-    (tmp_path / "in/a.jsonl").write_text('{"id": "../../b", "text": "t", "kind": "../../../x", "expression": "../y"}\n')
+    (tmp_path / "in/a.jsonl").write_text(
+        '{"id": "../../b", "text": "t", "kind": "../../../x", "expression": "../y"}\n'
+    )
     [row] = read(tmp_path / "in")
     assert (row["id"], row["label"], row["group"]) == ("../../b", "../../../x", "../y")
     source = Folder(tmp_path / "in")
@@ -74,7 +90,9 @@ def test_names_that_lead_upwards_are_labels_and_no_files(tmp_path: Path) -> None
 
 
 def test_a_corpus_of_readmes_and_licences_in_folders_is_read(tmp_path: Path) -> None:
-    """Below the top such names are often the documents themselves: what a name alone tells must not take a delivery away."""
+    """Below the top such names are often the documents themselves: what a name alone tells must not take a
+    delivery away.
+    """
     names = ["one/README.md", "one/sub/LICENSE.txt", "two/NOTICE.md"]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -87,20 +105,38 @@ def test_a_saved_test_split_is_kept_out_and_said(tmp_path: Path) -> None:
     import datasets
 
     project = projects.create(tmp_path, rows=10)
-    parts = {name: datasets.Dataset.from_list(projects.licence_rows(3)) for name in ("train", "validation", "test")}
+    parts = {
+        name: datasets.Dataset.from_list(projects.licence_rows(3)) for name in ("train", "validation", "test")
+    }
     datasets.DatasetDict(parts).save_to_disk(str(project.documents / "saved"))
     found = documents.look(Store(str(project.home / "store")), project.use_case(), now=2e9)
     paths = [file.path for batch in found.cut for file in batch.files]
-    assert [path for path in paths if path.startswith("saved")] == [f"saved/{n}/data-00000-of-00001.arrow" for n in ("train", "validation")]
+    assert [path for path in paths if path.startswith("saved")] == [
+        f"saved/{n}/data-00000-of-00001.arrow" for n in ("train", "validation")
+    ]
     assert "1 file(s) of test splits are kept out of training" in found.notes
     [line] = documents.kept_out(found.kept_out, named=True)
     assert line == "1 file(s) of test splits are kept out of training (saved/test/data-00000-of-00001.arrow)"
     # Where it is what the path names, it is read.
-    assert [file.path for file in Folder(project.documents / "saved/test").files()] == ["data-00000-of-00001.arrow"]
+    assert [file.path for file in Folder(project.documents / "saved/test").files()] == [
+        "data-00000-of-00001.arrow"
+    ]
 
 
 def test_names_of_test_splits() -> None:
-    names = ["test", "Test", "test_long", "eval", "holdout", "train", "validation", "dev", "latest", "protest", "testimony"]
+    names = [
+        "test",
+        "Test",
+        "test_long",
+        "eval",
+        "holdout",
+        "train",
+        "validation",
+        "dev",
+        "latest",
+        "protest",
+        "testimony",
+    ]
     assert [name for name in names if is_test_split(name)] == ["test", "Test", "test_long", "eval", "holdout"]
 
 

@@ -1,4 +1,6 @@
-"""documents/formats: office files, mail, XML and archives, written by the libraries that people write them with."""
+"""documents/formats: office files, mail, XML and archives, written by the libraries that people write them
+with.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,9 @@ def letter() -> bytes:
     table = document.add_table(2, 2)
     for number, value in enumerate(("test", "value", "CRP", "5")):
         table.cell(number // 2, number % 2).text = value
-    control = parse_xml(f"<w:sdt {ns}><w:sdtContent><w:p><w:r><w:t>In a control</w:t></w:r></w:p></w:sdtContent></w:sdt>")
+    control = parse_xml(
+        f"<w:sdt {ns}><w:sdtContent><w:p><w:r><w:t>In a control</w:t></w:r></w:p></w:sdtContent></w:sdt>"
+    )
     document.element.body.insert(len(document.element.body) - 1, control)
     document.add_paragraph("The end")
     part = Part(PackURI("/word/footnotes.xml"), "application/xml", NOTES.encode(), document.part.package)
@@ -84,8 +88,10 @@ def test_a_docx_is_its_text_in_reading_order_with_changes_accepted(tmp_path: Pat
     (tmp_path / "wards").mkdir()
     (tmp_path / "wards/a.docx").write_bytes(letter())
     [row] = read(tmp_path, {"label": "folder"})
-    assert row["text"] == (
-        "Clinic of Example\n\nReport\nThe patient is well.\nSee\nannex A.\ntest\tvalue\nCRP\t5\nIn a control\nThe end\n\nPage"
+    assert (
+        row["text"]
+        == "Clinic of Example\n\nReport\nThe patient is well.\nSee\nannex A.\ntest\tvalue\nCRP\t5\nIn a"
+        " control\nThe end\n\nPage"
     )
     assert (row["label"], row["row"], row["problem"]) == ("wards", 1, None)
 
@@ -117,7 +123,15 @@ def test_a_spreadsheet_gives_its_rows_as_they_are_shown(tmp_path: Path) -> None:
     header = ["id", "text", "kind", "expression"]
     day, hour = datetime.datetime(2024, 5, 6), datetime.datetime(2024, 5, 6, 7, 8)
     book = workbook(
-        [header, ["00012", "a", 1, day], [12, "b", 0.1 + 0.2, hour], [], [True, "c", "merged", 7.0], [4, "d", None, 10**9], [5, 6]]
+        [
+            header,
+            ["00012", "a", 1, day],
+            [12, "b", 0.1 + 0.2, hour],
+            [],
+            [True, "c", "merged", 7.0],
+            [4, "d", None, 10**9],
+            [5, 6],
+        ]
     )
     sheet = book.worksheets[0]
     sheet["A3"].number_format = "00000"
@@ -134,7 +148,15 @@ def test_a_spreadsheet_gives_its_rows_as_they_are_shown(tmp_path: Path) -> None:
 
 
 def test_cells_without_a_value_are_named_where_they_are_needed(tmp_path: Path) -> None:
-    book = workbook([["text", "kind", "other"], ["=1+1", "x", None], ["b", "#N/A", None], ["c", "y", "=1+1"], ["d", "z", None, "more"]])
+    book = workbook(
+        [
+            ["text", "kind", "other"],
+            ["=1+1", "x", None],
+            ["b", "#N/A", None],
+            ["c", "y", "=1+1"],
+            ["d", "z", None, "more"],
+        ]
+    )
     book.save(tmp_path / "a.xlsx")
     assert [row["problem"] for row in read(tmp_path)] == [
         "field `text` is a formula without its value; open the file in a spreadsheet program and save it",
@@ -150,7 +172,9 @@ def test_sheets_are_read_as_the_settings_say(tmp_path: Path) -> None:
     book.create_sheet().sheet_state = "hidden"
     book.save(tmp_path / "a.xlsx")
     (tmp_path / "b.jsonl").write_text('{"text": "good"}\n')
-    assert read_batch(tmp_path).unreadable == {"a.xlsx": "several sheets have the same header; set documents.xlsx.sheets to each"}
+    assert read_batch(tmp_path).unreadable == {
+        "a.xlsx": "several sheets have the same header; set documents.xlsx.sheets to each"
+    }
     (tmp_path / "b.jsonl").unlink()
     rows = read(tmp_path, {"group": "sheet"}, xlsx={"sheets": "each"})
     assert [(row["row"], row["text"], row["group"], row["problem"]) for row in rows] == [
@@ -162,9 +186,11 @@ def test_sheets_are_read_as_the_settings_say(tmp_path: Path) -> None:
     ]
     workbook([["Report of 2024"], ["text", "kind"], ["a", "x"]], [["notes"]]).save(tmp_path / "a.xlsx")
     assert [row["text"] for row in read(tmp_path, xlsx={"header": 2})] == ["a"]
-    assert [row["text"] for row in read(tmp_path, xlsx={"header": "none"}, text="column_1")] == ["Report of 2024", "text", "a"][:1] + [
-        None
-    ] * 2
+    assert [row["text"] for row in read(tmp_path, xlsx={"header": "none"}, text="column_1")] == [
+        "Report of 2024",
+        "text",
+        "a",
+    ][:1] + [None] * 2
 
 
 def message(**headers: str) -> email.message.EmailMessage:
@@ -175,7 +201,12 @@ def message(**headers: str) -> email.message.EmailMessage:
 
 
 def test_a_message_is_its_subject_and_body(tmp_path: Path) -> None:
-    plain = message(Subject="Größe", From="a@example.org", Message_ID="<1@example.org>", Date="Mon, 06 May 2024 07:08:00 +0000")
+    plain = message(
+        Subject="Größe",
+        From="a@example.org",
+        Message_ID="<1@example.org>",
+        Date="Mon, 06 May 2024 07:08:00 +0000",
+    )
     plain.set_content("Hällo,\n\nfine.\n\nOn Monday, B wrote:\n> is it?\n> yes\n", charset="iso-8859-1")
     plain.add_alternative("<p>not this</p>", subtype="html")
     plain.add_attachment(b"%PDF", maintype="application", subtype="pdf", filename="a.pdf")
@@ -191,7 +222,10 @@ def test_a_message_is_its_subject_and_body(tmp_path: Path) -> None:
 
 
 def test_messages_that_lie_about_their_encoding_or_end_too_early(tmp_path: Path) -> None:
-    head = b"Subject: caf\xe9\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n\r\n"
+    head = (
+        b"Subject: caf\xe9\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding:"
+        b" 8bit\r\n\r\n"
+    )
     (tmp_path / "a.eml").write_bytes(head + "Déjà vu : où étiez-vous hier soir ?".encode("cp1252"))
     mixed = message(Subject="x")
     mixed.set_content("text")
@@ -200,7 +234,10 @@ def test_messages_that_lie_about_their_encoding_or_end_too_early(tmp_path: Path)
     (tmp_path / "c.eml").write_bytes(b"just text\n")
     batch = read_batch(tmp_path)
     assert batch.table["text"].to_pylist() == ["café\n\nDéjà vu : où étiez-vous hier soir ?"]
-    assert batch.unreadable == {"b.eml": "not a complete message (cut off)", "c.eml": "not a mail message: none of the usual headers"}
+    assert batch.unreadable == {
+        "b.eml": "not a complete message (cut off)",
+        "c.eml": "not a mail message: none of the usual headers",
+    }
 
 
 def test_a_mailbox_has_one_row_a_message(tmp_path: Path) -> None:
@@ -219,14 +256,18 @@ def test_a_mailbox_has_one_row_a_message(tmp_path: Path) -> None:
 
 def test_rtf_is_its_text(tmp_path: Path) -> None:
     source = (
-        r"{\rtf1\ansi\ansicpg1252{\fonttbl{\f0 Arial;}}{\*\generator Riched20;}\f0 Caf\'e9 \u-10179?\u-8704?\par {\b Second} \{x\}\par}"
+        r"{\rtf1\ansi\ansicpg1252{\fonttbl{\f0 Arial;}}{\*\generator Riched20;}\f0 Caf\'e9"
+        r" \u-10179?\u-8704?\par {\b Second} \{x\}\par}"
     )
     (tmp_path / "a.rtf").write_text(source)
     (tmp_path / "b.rtf").write_text(source[:-1])
     (tmp_path / "c.rtf").write_text("text")
     batch = read_batch(tmp_path)
     assert batch.table["text"].to_pylist() == ["Café 😀\nSecond {x}"]
-    assert batch.unreadable == {"b.rtf": "not a complete RTF file (cut off: a group is not closed)", "c.rtf": "not RTF"}
+    assert batch.unreadable == {
+        "b.rtf": "not a complete RTF file (cut off: a group is not closed)",
+        "c.rtf": "not RTF",
+    }
 
 
 @pytest.mark.parametrize(
@@ -242,10 +283,16 @@ def test_rtf_is_its_text(tmp_path: Path) -> None:
         (PUBMED, {}, ["First.\n\nTo see.\nSeen.", "Second."]),
         (AKOMA, {}, ["An Act\n\nArt. 1\nScope\nIt applies to this."]),
         (TEI, {}, ["Dear Ada,\ncome soon.\nYours"]),
-        ("<notes><note><b>a</b><kind>x</kind></note></notes>", {"text": "b", "xml": {"record": "note"}}, ["a"]),
+        (
+            "<notes><note><b>a</b><kind>x</kind></note></notes>",
+            {"text": "b", "xml": {"record": "note"}},
+            ["a"],
+        ),
     ],
 )
-def test_xml_is_read_by_its_root_or_by_paths(tmp_path: Path, source: str, settings: dict[str, Any], texts: list[str]) -> None:
+def test_xml_is_read_by_its_root_or_by_paths(
+    tmp_path: Path, source: str, settings: dict[str, Any], texts: list[str]
+) -> None:
     (tmp_path / "a.xml").write_text(source, encoding="utf-8")
     (tmp_path / "b.xml.gz").write_bytes(gzip.compress(source.encode()))
     rows = read(tmp_path, {"label": "kind", "group": "@article-type"}, **settings)
@@ -271,7 +318,10 @@ def test_xml_expands_no_entity_and_says_where_it_is_broken(tmp_path: Path) -> No
     }
     rows = {row["source"]: (row["text"], row["problem"]) for row in batch.table.to_pylist()}
     assert rows["named.xml"] == ("Café", None)
-    assert rows["file.xml"] == (None, "an entity is defined outside of the file or in its DTD, which is not read")
+    assert rows["file.xml"] == (
+        None,
+        "an entity is defined outside of the file or in its DTD, which is not read",
+    )
 
 
 def pack(path: Path, members: dict[str, str | bytes]) -> None:
@@ -281,9 +331,21 @@ def pack(path: Path, members: dict[str, str | bytes]) -> None:
 
 
 def test_members_of_an_archive_are_read_by_their_endings(tmp_path: Path) -> None:
-    members = {"in/a.docx": letter(), "b.jsonl": '{"text": "j", "kind": "k"}\n{bad\n', "c.csv": "id,text\n7,t\n", "README.md": "about"}
+    members = {
+        "in/a.docx": letter(),
+        "b.jsonl": '{"text": "j", "kind": "k"}\n{bad\n',
+        "c.csv": "id,text\n7,t\n",
+        "README.md": "about",
+    }
     pack(
-        tmp_path / "a.zip", {**members, "__MACOSX/b.jsonl": "x", "d.bin": "?", "e.docx": "?", "f.csv.gz": gzip.compress(b"id,text\n8,u\n")}
+        tmp_path / "a.zip",
+        {
+            **members,
+            "__MACOSX/b.jsonl": "x",
+            "d.bin": "?",
+            "e.docx": "?",
+            "f.csv.gz": gzip.compress(b"id,text\n8,u\n"),
+        },
     )
     rows = read(tmp_path)
     assert [(row["id"], row["row"]) for row in rows] == [
@@ -326,7 +388,10 @@ def test_pages_without_text_are_counted_or_quarantined(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(written_pdf(shown("One"), b"", shown("Three"), b"q 1 0 0 1 0 0 cm Q"))
     (tmp_path / "b.pdf").write_bytes(written_pdf(shown("One")))
     batch = read_batch(tmp_path)
-    assert (batch.table["text"].to_pylist(), batch.pages_without_text) == (["One\n\nThree", "One"], {"a.pdf": 2})
+    assert (batch.table["text"].to_pylist(), batch.pages_without_text) == (
+        ["One\n\nThree", "One"],
+        {"a.pdf": 2},
+    )
     batch = read_batch(tmp_path, pdf={"pages_without_text": "quarantine"})
     problem = "2 of 4 pages have no text (scanned?); recognise the text (OCR) and deliver again"
     assert batch.table["problem"].to_pylist() == [problem, None]
@@ -343,12 +408,20 @@ def test_a_check_names_pdfs_with_pages_without_text(tmp_path: Path) -> None:
 
 
 def test_a_message_of_outlook_has_the_fields_of_a_mail(tmp_path: Path) -> None:
-    plain = {outlook_message.SUBJECT: "Größe", outlook_message.BODY: "Hallo 😀\r\nfine", outlook_message.MESSAGE_ID: "<1@example.org>"}
+    plain = {
+        outlook_message.SUBJECT: "Größe",
+        outlook_message.BODY: "Hallo 😀\r\nfine",
+        outlook_message.MESSAGE_ID: "<1@example.org>",
+    }
     data = outlook_message.written(plain, num_attachments=2)
     rich = compressed_rtf.compress(rb"{\rtf1\ansi Caf\'e9\par}", compressed=True)
     (tmp_path / "a.msg").write_bytes(data)
-    (tmp_path / "b.msg").write_bytes(outlook_message.written({outlook_message.SUBJECT: "Rich", outlook_message.RTF: rich}))
-    (tmp_path / "c.msg").write_bytes(outlook_message.written({outlook_message.SUBJECT: "Page", outlook_message.HTML: b"<p>One</p>"}))
+    (tmp_path / "b.msg").write_bytes(
+        outlook_message.written({outlook_message.SUBJECT: "Rich", outlook_message.RTF: rich})
+    )
+    (tmp_path / "c.msg").write_bytes(
+        outlook_message.written({outlook_message.SUBJECT: "Page", outlook_message.HTML: b"<p>One</p>"})
+    )
     (tmp_path / "d.msg").write_bytes(data[:2000])
     batch = read_batch(tmp_path, {"label": "num_attachments"}, id="message_id")
     assert [(row["id"], row["label"], row["text"]) for row in batch.table.to_pylist()] == [

@@ -1,4 +1,6 @@
-"""A format of another package: found by its ending, named in the YAML, read through the stage, counted by the check; ours are untouched."""
+"""A format of another package: found by its ending, named in the YAML, read through the stage, counted by the
+check; ours are untouched.
+"""
 
 from __future__ import annotations
 
@@ -52,8 +54,8 @@ import json, sys
 from pathlib import Path
 import pyarrow.parquet as pq
 from fullft_assets import documents
-from fullft_assets.config.check import check_use_case
-from fullft_assets.config.validation import load_use_case
+from fullft_assets.checking.check import check_use_case
+from fullft_assets.checking.validation import load_use_case
 from fullft_assets.store import Store
 use_case = load_use_case(Path("defs/x/defs.yaml"))
 store = Store("store")
@@ -71,7 +73,9 @@ def project(tmp_path: Path) -> Path:
     """A project, and beside it a package with two formats as pip installs one."""
     site = tmp_path / "site"
     points = {"letters": "their_formats:LETTERS", "note": "their_formats:NOTE"}
-    other_package.install(site, "their-formats", {"their_formats.py": MODULE}, {"fullft_assets.formats": points})
+    other_package.install(
+        site, "their-formats", {"their_formats.py": MODULE}, {"fullft_assets.formats": points}
+    )
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "data/notes").mkdir(parents=True)
     (tmp_path / "defs/x").mkdir(parents=True)
@@ -82,7 +86,14 @@ def run(project: Path, format_: str) -> subprocess.CompletedProcess[str]:
     (project / "defs/x/defs.yaml").write_text(YAML.replace("FORMAT", format_))
     paths = [str(project / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    return subprocess.run([sys.executable, "-c", READ], cwd=project, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", READ],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_it_is_found_by_its_endings_read_through_the_stage_and_counted_by_the_check(project: Path) -> None:
@@ -105,8 +116,12 @@ def test_it_is_found_by_its_endings_read_through_the_stage_and_counted_by_the_ch
     assert found["unreadable"] == f"{data}: {alias('notes/d.note')}.note: not a note; fix and deliver again"
     assert found["formats"] == {"letters": "1"}, "rows that another version reads are other rows"
     [counted] = [line for line in found["check"].splitlines() if line.startswith("  documents ")]
-    assert counted.startswith("  documents  data: 4 files, ") and counted.endswith(" 6 rows"), "slow documents are counted unread"
-    left = "  not read   1 file(s) are left in place because their endings are not read: 1 .unknown (e.unknown)"
+    assert counted.startswith("  documents  data: 4 files, ") and counted.endswith(" 6 rows"), (
+        "slow documents are counted unread"
+    )
+    left = (
+        "  not read   1 file(s) are left in place because their endings are not read: 1 .unknown (e.unknown)"
+    )
     assert left in found["check"].splitlines()
 
 
@@ -117,8 +132,9 @@ def test_it_is_named_in_the_yaml_and_an_unknown_one_is_one_line(project: Path) -
     wrong = run(project, "leters")
     assert wrong.returncode == 1
     assert wrong.stderr.splitlines()[-1].endswith(
-        "documents.format: leters is not one of auto, label_studio, argilla, ground_truth, jsonl, json, csv, parquet, arrow, text, html, pdf, "
-        "docx, xlsx, eml, mbox, msg, rtf, xml, zip, letters, note; did you mean `letters`?"
+        "documents.format: leters is not one of auto, label_studio, argilla, ground_truth, jsonl, json, csv,"
+        " parquet, arrow, text, html, pdf, docx, xlsx, eml, mbox, msg, rtf, xml, zip, letters, note; did you"
+        " mean `letters`?"
     )
 
 
@@ -141,7 +157,16 @@ def test_listing_the_endings_imports_no_parser() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [formats.known_endings(), "[]"]
-    assert set(formats.known_endings().split(", ")) >= {".manifest", ".jsonl", ".csv", ".parquet", ".arrow", ".txt", ".html", ".pdf"}
+    assert set(formats.known_endings().split(", ")) >= {
+        ".manifest",
+        ".jsonl",
+        ".csv",
+        ".parquet",
+        ".arrow",
+        ".txt",
+        ".html",
+        ".pdf",
+    }
 
 
 @pytest.mark.parametrize("name", formats.FORMATS)
@@ -154,5 +179,7 @@ def test_every_format_has_records_or_names_the_formats_that_it_is_written_as(nam
 
 def test_a_file_whose_package_is_gone_is_named(tmp_path: Path) -> None:
     reader = FileReader(Folder(tmp_path), DocumentsSettings(path="unused"), ExamplesSettings(label="kind"))
-    with pytest.raises(Unreadable, match="^no format has its ending .letters; install the package that registers it$"):
+    with pytest.raises(
+        Unreadable, match="^no format has its ending .letters; install the package that registers it$"
+    ):
         reader.formats(Delivered(Path("a.letters.gz"), "a.letters.gz"))

@@ -1,4 +1,6 @@
-"""documents: a file whose ending lies is read as what it certainly is; text that only looks like a format stays text."""
+"""documents: a file whose ending lies is read as what it certainly is; text that only looks like a format
+stays text.
+"""
 
 from __future__ import annotations
 
@@ -111,14 +113,18 @@ def test_a_given_format_is_not_doubted_and_what_nothing_reads_is_named(tmp_path:
     assert read(tmp_path, format="text")[0]["text"] == JATS
     pack(tmp_path / "slides.txt", {"[Content_Types].xml": "<x/>", "ppt/presentation.xml": "<x/>"})
     (tmp_path / "b.jsonl").write_text('{"text": "good"}\n')
-    assert read_batch(tmp_path).unreadable == {"slides.txt": "a file of Office that is neither DOCX nor XLSX; convert it"}
+    assert read_batch(tmp_path).unreadable == {
+        "slides.txt": "a file of Office that is neither DOCX nor XLSX; convert it"
+    }
 
 
 def test_a_page_of_comments_is_reported_in_no_time() -> None:
     assert sniffing._HTML.match("<!--a-->" * 8_000 + "text") is None
 
 
-def test_an_archive_of_an_unknown_version_or_with_a_damaged_name_is_one_file_that_cannot_be_read(tmp_path: Path) -> None:
+def test_an_archive_of_an_unknown_version_or_with_a_damaged_name_is_one_file_that_cannot_be_read(
+    tmp_path: Path,
+) -> None:
     whole = archive(tmp_path / "x.zip")
     entry = whole.rindex(b"PK\x01\x02")
     newer, named = bytearray(whole), bytearray(whole)

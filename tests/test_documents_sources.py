@@ -1,4 +1,6 @@
-"""documents/sources: the same files from a folder, a saved dataset and a bucket; events of a queue lose none and repeat none."""
+"""documents/sources: the same files from a folder, a saved dataset and a bucket; events of a queue lose none
+and repeat none.
+"""
 
 from __future__ import annotations
 
@@ -43,13 +45,20 @@ class TestFolder:
         import datasets
 
         rows = projects.licence_rows(20)
-        parts = {"train": datasets.Dataset.from_list(rows[:12]), "more": datasets.Dataset.from_list(rows[12:])}
+        parts = {
+            "train": datasets.Dataset.from_list(rows[:12]),
+            "more": datasets.Dataset.from_list(rows[12:]),
+        }
         datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
         (tmp_path / "saved/train/cache-0123456789abcdef.arrow").write_bytes(b"a map's result")
         # Elsewhere these names are nothing special.
         put(tmp_path / "saved", "plain/state.json")
         found = [file.path for file in documents.Folder(tmp_path / "saved").files()]
-        assert found == ["more/data-00000-of-00001.arrow", "plain/state.json", "train/data-00000-of-00001.arrow"]
+        assert found == [
+            "more/data-00000-of-00001.arrow",
+            "plain/state.json",
+            "train/data-00000-of-00001.arrow",
+        ]
 
     def test_pipes_and_folders_with_a_documents_name_are_no_documents(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe.jsonl")
@@ -61,7 +70,9 @@ class TestFolder:
         (tmp_path / "in").mkdir()
         for name in ("m", "b", "z"):
             (tmp_path / "in" / name).symlink_to(tmp_path / "elsewhere")
-        assert [file.path for file in documents.Folder(tmp_path / "in", follow_links=True).files()] == ["b/x/a.jsonl"]
+        assert [file.path for file in documents.Folder(tmp_path / "in", follow_links=True).files()] == [
+            "b/x/a.jsonl"
+        ]
 
     def test_a_dangling_link_is_listed_as_it_is(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").symlink_to(tmp_path / "nowhere")
@@ -88,7 +99,9 @@ class TestS3:
         prefix = S3Prefix(f"s3://{bucket.name}/mail/")
         found = prefix.files()
         local = documents.Folder(bucket / "mail").files()
-        assert [(file.path, file.bytes, file.mtime_ns) for file in found] == [(file.path, file.bytes, file.mtime_ns) for file in local]
+        assert [(file.path, file.bytes, file.mtime_ns) for file in found] == [
+            (file.path, file.bytes, file.mtime_ns) for file in local
+        ]
         assert prefix.uri == f"s3://{bucket.name}/mail"
         assert all(file.etag for file in found)
         # One object is notified like the listing tells it.
@@ -130,22 +143,33 @@ class TestS3:
     def test_an_empty_prefix_is_empty_and_a_missing_bucket_is_one_line(self, bucket: Path) -> None:
         put(bucket, "other/a.jsonl")
         assert S3Prefix(f"s3://{bucket.name}/mail").files() == []
-        with pytest.raises(DataError, match=r"^s3://no-such-bucket/mail: bucket not found; create it or fix documents.path$"):
+        with pytest.raises(
+            DataError, match=r"^s3://no-such-bucket/mail: bucket not found; create it or fix documents.path$"
+        ):
             S3Prefix("s3://no-such-bucket/mail").files()
 
-    def test_wrong_credentials_and_no_connection_are_one_line(self, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_wrong_credentials_and_no_connection_are_one_line(
+        self, bucket: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         import s3fs
 
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
         s3fs.S3FileSystem.clear_instance_cache()
         with pytest.raises(
-            DataError, match=rf"^s3://{bucket.name}: access denied \(.+\); let the role list the bucket and get its objects$"
+            DataError,
+            match=(
+                rf"^s3://{bucket.name}: access denied \(.+\); let the role list the bucket and get its"
+                r" objects$"
+            ),
         ):
             S3Prefix(f"s3://{bucket.name}").files()
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         s3fs.S3FileSystem.clear_instance_cache()
-        with pytest.raises(DataError, match=rf"^s3://{bucket.name}: cannot be read \(.+\); fix the connection or the credentials$"):
+        with pytest.raises(
+            DataError,
+            match=rf"^s3://{bucket.name}: cannot be read \(.+\); fix the connection or the credentials$",
+        ):
             S3Prefix(f"s3://{bucket.name}").files()
 
 
@@ -171,14 +195,20 @@ def letters(project: projects.Project, bucket: Path) -> Bucket:
 
 
 class TestDocumentsOnS3:
-    def test_rows_are_those_of_the_same_files_in_a_folder(self, letters: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_rows_are_those_of_the_same_files_in_a_folder(
+        self, letters: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         import datasets
 
         rows = projects.licence_rows(30)
         projects.write_rows(letters.folder / "a b/lines ü.jsonl", rows[:10])
         datasets.Dataset.from_list(rows[10:20]).save_to_disk(str(letters.folder / "saved"))
         put(letters.folder, "job/texts/1.object", rows[20]["text"])
-        put(letters.folder, "job/output.manifest", json.dumps({"source-ref": "texts/1.object", "id": "r", "kind": "notice"}) + "\n")
+        put(
+            letters.folder,
+            "job/output.manifest",
+            json.dumps({"source-ref": "texts/1.object", "id": "r", "kind": "notice"}) + "\n",
+        )
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "fetched"))
         (tmp_path / "fetched").mkdir()
         [batch] = letters.look().cut
@@ -191,13 +221,17 @@ class TestDocumentsOnS3:
         store = Store(str(tmp_path / "another"))
         [same] = documents.look(store, local.project.use_case()).cut
         assert [file.path for file in same.files] == [file.path for file in batch.files]
-        expected = pq.read_table(store.folder(documents.keep(store, local.project.use_case(), same.name)) / "documents.parquet")
+        expected = pq.read_table(
+            store.folder(documents.keep(store, local.project.use_case(), same.name)) / "documents.parquet"
+        )
         found = letters.rows(raw)
         ignoring_times = [{**row, "delivered_ns": 0} for row in found]
         assert ignoring_times == [{**row, "delivered_ns": 0} for row in expected.to_pylist()]
         assert sorted(row["text"] for row in found) == sorted(row["text"] for row in rows[:21])
 
-    def test_a_broken_object_and_one_that_is_gone_are_named_and_the_rest_goes_on(self, letters: Bucket) -> None:
+    def test_a_broken_object_and_one_that_is_gone_are_named_and_the_rest_goes_on(
+        self, letters: Bucket
+    ) -> None:
         projects.write_rows(letters.folder / "good.jsonl", projects.licence_rows(5))
         put(letters.folder, "broken.csv", 'text,kind\n"never closed,e\n')
         gone = put(letters.folder, "gone.jsonl")
@@ -210,7 +244,10 @@ class TestDocumentsOnS3:
         description = raw.check("files_are_readable").description
         assert f"{alias('broken.csv')}: not CSV: " in description
         assert f"{alias('gone.jsonl')}: no such object" in description
-        assert f"{alias('changed.jsonl')}: changed since it was cut; its newer state comes in a batch of its own" in description
+        assert (
+            f"{alias('changed.jsonl')}: changed since it was cut; its newer state comes in a batch of its own"
+            in description
+        )
         assert letters.cut() == [["changed.jsonl"]]
         assert letters.cut() == []
 
@@ -225,7 +262,10 @@ class TestDocumentsOnS3:
             lost.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
             lost.setenv("AWS_MAX_ATTEMPTS", "1")
             s3fs.S3FileSystem.clear_instance_cache()
-            with pytest.raises(DataError, match=rf"^{letters.uri}: cannot be read \(.+\); fix the connection or the credentials$"):
+            with pytest.raises(
+                DataError,
+                match=rf"^{letters.uri}: cannot be read \(.+\); fix the connection or the credentials$",
+            ):
                 letters.keep(batch)
         s3fs.S3FileSystem.clear_instance_cache()
         assert not list((letters.project.home / "store").rglob("*.parquet"))
@@ -250,7 +290,9 @@ class TestDocumentsOnS3:
         found = documents.look(letters.store, letters.project.use_case(), whole=True)
         assert [[file.path for file in batch.files] for batch in found.cut] == [["c.txt"]]
 
-    def test_what_one_look_cannot_record_is_recorded_by_the_next(self, letters: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_one_look_cannot_record_is_recorded_by_the_next(
+        self, letters: Bucket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(delivery, "PAGES_A_LOOK", 1)
         monkeypatch.setattr(delivery.batches, "MAX_CUTS", 1)
         letters.project.configure(documents={"path": letters.uri, "max_batch_files": 500})
@@ -273,13 +315,20 @@ class TestDocumentsOnS3:
         assert not documents.is_delivered(prefix, batch)
 
     def test_windows_of_several_objects_end_by_their_rows(self, letters: Bucket) -> None:
-        monitoring = {"path": f"s3://{letters.folder.parent.name}/seen", "min_window_rows": 20, "window": {"rows": 50}}
+        monitoring = {
+            "path": f"s3://{letters.folder.parent.name}/seen",
+            "min_window_rows": 20,
+            "window": {"rows": 50},
+        }
         letters.project.configure(monitoring=monitoring)
         use_case, seen = letters.project.use_case(), letters.folder.parent / "seen"
         for hours, (name, rows) in enumerate((("z", 30), ("a", 20), ("m", 70), ("b", 10))):
             put(seen, f"{name}.jsonl", '{"text": "a text"}\n' * rows, 1_700_000_000 + 3_600 * hours)
         found = documents.look(letters.store, use_case, "window")
-        assert [[file.path for file in window.files] for window in found.cut] == [["z.jsonl", "a.jsonl"], ["m.jsonl"]]
+        assert [[file.path for file in window.files] for window in found.cut] == [
+            ["z.jsonl", "a.jsonl"],
+            ["m.jsonl"],
+        ]
         assert found.open_window == "10 of 50 rows of the next window"
         kept = documents.keep(letters.store, use_case, found.cut[0].name, "window")
         assert kept.metadata["num_rows"] == 50
@@ -303,12 +352,22 @@ class Queue:
         self.bucket = bucket.name
 
     def notification(self, *keys: str, event: str = "ObjectCreated:Put") -> dict[str, Any]:
-        about = [{"bucket": {"name": self.bucket}, "object": {"key": quote_plus(key, safe="/"), "size": 14}} for key in keys]
-        return {"Records": [{"eventVersion": "2.1", "eventSource": "aws:s3", "eventName": event, "s3": each} for each in about]}
+        about = [
+            {"bucket": {"name": self.bucket}, "object": {"key": quote_plus(key, safe="/"), "size": 14}}
+            for key in keys
+        ]
+        return {
+            "Records": [
+                {"eventVersion": "2.1", "eventSource": "aws:s3", "eventName": event, "s3": each}
+                for each in about
+            ]
+        }
 
     def send(self, *bodies: Any) -> None:
         for body in bodies:
-            self.client.send_message(QueueUrl=self.url, MessageBody=body if isinstance(body, str) else json.dumps(body))
+            self.client.send_message(
+                QueueUrl=self.url, MessageBody=body if isinstance(body, str) else json.dumps(body)
+            )
 
     def tell(self, *keys: str) -> None:
         self.send(*(self.notification(key) for key in keys))
@@ -320,7 +379,14 @@ class Queue:
     @property
     def num_messages(self) -> int:
         names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
-        return sum(map(int, self.client.get_queue_attributes(QueueUrl=self.url, AttributeNames=names)["Attributes"].values()))
+        return sum(
+            map(
+                int,
+                self.client.get_queue_attributes(QueueUrl=self.url, AttributeNames=names)[
+                    "Attributes"
+                ].values(),
+            )
+        )
 
 
 @pytest.fixture
@@ -377,7 +443,9 @@ class TestEvents:
             assert notified.cut() == []
         assert notified.cut(1_700_000_000.0 + delivery.LISTING_SECONDS + 1) == [["lost-its-event.jsonl"]]
 
-    def test_another_queue_or_another_prefix_begins_with_a_listing(self, notified: Bucket, queue: Queue) -> None:
+    def test_another_queue_or_another_prefix_begins_with_a_listing(
+        self, notified: Bucket, queue: Queue
+    ) -> None:
         put(notified.folder, "unseen.jsonl")
         put(notified.folder.parent / "more", "apart.jsonl")
         notified.project.configure(documents={"path": f"s3://{queue.bucket}/more", "queue": queue.url})
@@ -409,19 +477,25 @@ class TestEvents:
                 with pytest.raises(KeyboardInterrupt):
                     notified.look()
             assert queue.num_messages == 1
-        assert [[file.path for file in batch.files] for batch in documents.list_batches(notified.store, "letters")] == [
+        assert [
+            [file.path for file in batch.files] for batch in documents.list_batches(notified.store, "letters")
+        ] == [
             ["before.jsonl"],
             ["a.jsonl"],
         ]
         assert notified.cut() == []
         assert queue.num_messages == 0
 
-    def test_what_is_no_document_is_counted_and_what_is_no_event_stays(self, notified: Bucket, queue: Queue) -> None:
+    def test_what_is_no_document_is_counted_and_what_is_no_event_stays(
+        self, notified: Bucket, queue: Queue
+    ) -> None:
         put(notified.folder.parent, "mailbox/a.jsonl")
         for name in ("state.json", "dataset_info.json"):
             put(notified.folder, f"saved/{name}")
         queue.tell("mailbox/a.jsonl", "mail/a.doc", "mail/.hidden/a.jsonl", "mail/saved/state.json")
-        queue.send("not JSON", {"any": "thing"}, {"Type": "Notification", "Message": "text"}, [1], "[" * 99_999)
+        queue.send(
+            "not JSON", {"any": "thing"}, {"Type": "Notification", "Message": "text"}, [1], "[" * 99_999
+        )
         queue.show_again_at_once()
         found = notified.look()
         assert found.cut == []
@@ -441,7 +515,9 @@ class TestEvents:
         assert [file.path for file in received.files] == [f"{number:02}.jsonl" for number in range(15)]
         receiving.delete(received)
         assert queue.num_messages == 10
-        assert [path for batch in notified.cut() for path in batch] == [f"{number:02}.jsonl" for number in range(15, 25)]
+        assert [path for batch in notified.cut() for path in batch] == [
+            f"{number:02}.jsonl" for number in range(15, 25)
+        ]
 
     def test_a_queue_that_is_not_there_or_not_reached_is_one_line(
         self, notified: Bucket, queue: Queue, sqs_server: str, monkeypatch: pytest.MonkeyPatch
@@ -449,18 +525,31 @@ class TestEvents:
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         for url in (f"{sqs_server}/123456789012/none", "http://127.0.0.1:9/123456789012/none"):
             notified.project.configure(documents={"path": notified.uri, "queue": url})
-            with pytest.raises(DataError, match=rf"^{url}: cannot be read \([^\n]+\); fix documents.queue or the role's rights$"):
+            with pytest.raises(
+                DataError,
+                match=rf"^{url}: cannot be read \([^\n]+\); fix documents.queue or the role's rights$",
+            ):
                 notified.look()
 
     @pytest.mark.parametrize(
         ("url", "endpoint", "region"),
         [
             ("https://sqs.eu-west-1.amazonaws.com/123/q", "https://sqs.eu-west-1.amazonaws.com", "eu-west-1"),
-            ("https://eu-west-1.queue.amazonaws.com/123/q", "https://eu-west-1.queue.amazonaws.com", "eu-west-1"),
-            ("https://sqs.cn-north-1.amazonaws.com.cn/123/q", "https://sqs.cn-north-1.amazonaws.com.cn", "cn-north-1"),
+            (
+                "https://eu-west-1.queue.amazonaws.com/123/q",
+                "https://eu-west-1.queue.amazonaws.com",
+                "eu-west-1",
+            ),
+            (
+                "https://sqs.cn-north-1.amazonaws.com.cn/123/q",
+                "https://sqs.cn-north-1.amazonaws.com.cn",
+                "cn-north-1",
+            ),
             ("http://localhost:9324/queue/q", "http://localhost:9324", "us-east-1"),
         ],
     )
-    def test_the_queues_url_says_where_it_is(self, s3_env: S3Server, url: str, endpoint: str, region: str) -> None:
+    def test_the_queues_url_says_where_it_is(
+        self, s3_env: S3Server, url: str, endpoint: str, region: str
+    ) -> None:
         client = events.EventQueue(url, None)._client
         assert (client.meta.endpoint_url, client.meta.region_name) == (endpoint, region)

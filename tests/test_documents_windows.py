@@ -1,4 +1,6 @@
-"""Windows of several files: each ends by number of rows or by time, once and for all, and the next one says how far it is."""
+"""Windows of several files: each ends by number of rows or by time, once and for all, and the next one says
+how far it is.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class Feed:
 
     def configure(self, window: dict[str, Any] | None, **of_documents: Any) -> None:
         path = f"data/{self.project.name}/production"
-        self.project.configure(documents=of_documents, monitoring={"path": path, "min_window_rows": 20, "window": window})
+        self.project.configure(
+            documents=of_documents, monitoring={"path": path, "min_window_rows": 20, "window": window}
+        )
 
     def deliver(self, name: str, num_rows: int, hours: float = 0.0) -> Path:
         path = projects.write_rows(self.project.production / name, projects.licence_rows(num_rows))
@@ -53,12 +57,17 @@ def feed(tmp_path: Path) -> Feed:
 
 
 class TestByRows:
-    def test_the_file_that_reaches_the_count_is_the_last_one_and_a_larger_one_is_a_window(self, feed: Feed) -> None:
+    def test_the_file_that_reaches_the_count_is_the_last_one_and_a_larger_one_is_a_window(
+        self, feed: Feed
+    ) -> None:
         feed.configure({"rows": 50})
         for hours, (name, rows) in enumerate((("z", 30), ("a", 20), ("m", 70), ("b", 10))):
             feed.deliver(f"{name}.jsonl", rows, hours)
         found = feed.look()
-        assert [[file.path for file in window.files] for window in found.cut] == [["z.jsonl", "a.jsonl"], ["m.jsonl"]]
+        assert [[file.path for file in window.files] for window in found.cut] == [
+            ["z.jsonl", "a.jsonl"],
+            ["m.jsonl"],
+        ]
         assert found.open_window == "10 of 50 rows of the next window"
         assert found.open_window in found.notes
         assert feed.cut() == []
@@ -70,7 +79,9 @@ class TestByRows:
         counted = []
         count = windows.WindowCutter._count
         monkeypatch.setattr(
-            windows.WindowCutter, "_count", lambda self, reader, file: (counted.append(file.path), count(self, reader, file))[1]
+            windows.WindowCutter,
+            "_count",
+            lambda self, reader, file: (counted.append(file.path), count(self, reader, file))[1],
         )
         cut = []
         for hours, (name, rows) in enumerate((("z", 30), ("a", 20), ("m", 70), ("b", 10))):
@@ -85,7 +96,9 @@ class TestByRows:
         assert feed.cut() == [["b.jsonl"]]
         feed.deliver("a.jsonl", 25, hours=1)
         assert feed.look().open_window == "25 of 40 rows of the next window"
-        assert [window.name[:5] for window in documents.list_batches(feed.store, "letters", "window")] == ["00001"]
+        assert [window.name[:5] for window in documents.list_batches(feed.store, "letters", "window")] == [
+            "00001"
+        ]
 
     def test_a_file_that_is_rewritten_before_its_window_is_complete_counts_once(self, feed: Feed) -> None:
         feed.configure({"rows": 40})
@@ -102,7 +115,9 @@ class TestByRows:
         assert [[file.path for file in window.files] for window in found.cut] == [["broken.parquet"]]
         assert found.open_window == "30 of 40 rows of the next window"
 
-    def test_rows_of_any_format_count_and_of_a_large_file_only_as_many_as_a_window_has(self, feed: Feed) -> None:
+    def test_rows_of_any_format_count_and_of_a_large_file_only_as_many_as_a_window_has(
+        self, feed: Feed
+    ) -> None:
         feed.configure({"rows": 1_000})
         for name, content in (
             ("a.csv", b"id,text\n1,one\n2,two\n"),
@@ -115,7 +130,9 @@ class TestByRows:
             (feed.project.production / name).write_bytes(content)
         assert feed.look().open_window == "11 of 1,000 rows of the next window"
 
-    def test_a_look_counts_a_bounded_number_of_bytes_and_the_next_one_goes_on(self, feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_look_counts_a_bounded_number_of_bytes_and_the_next_one_goes_on(
+        self, feed: Feed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         feed.configure({"rows": 1_000})
         monkeypatch.setattr(windows, "COUNTED_BYTES", 1)
         for number in range(3):
@@ -132,7 +149,10 @@ class TestByRows:
         for dies_after in (True, False, True, True):
             die_at_a_write(feed.cut, dies_after=dies_after)
         feed.cut()
-        made = [[file.path[0] for file in window.files] for window in documents.list_batches(feed.store, "letters", "window")]
+        made = [
+            [file.path[0] for file in window.files]
+            for window in documents.list_batches(feed.store, "letters", "window")
+        ]
         assert made == [["0", "1"], ["2", "3"], ["4", "5"]]
         assert feed.look().open_window == "20 of 40 rows of the next window"
 
@@ -152,7 +172,9 @@ class TestByHours:
             feed.deliver(f"{name}.jsonl", 20, hours)
         found = feed.look()
         assert [[file.path for file in window.files] for window in found.cut] == [["d.jsonl", "c.jsonl"]]
-        assert found.open_window.startswith("2 file(s) since 2023-11-15 22:13 UTC are in the next window, which ends with the first file")
+        assert found.open_window.startswith(
+            "2 file(s) since 2023-11-15 22:13 UTC are in the next window, which ends with the first file"
+        )
         feed.deliver("e.jsonl", 20, hours=48)
         assert feed.cut() == [["b.jsonl", "a.jsonl"]]
 
@@ -179,13 +201,18 @@ class TestByHours:
         assert feed.cut() == [["0.jsonl", "1.jsonl"], ["2.jsonl", "3.jsonl"]]
 
 
-@pytest.mark.parametrize("content", ["", '{"columns": "rows arr', '{"files": ["x"]}', '{"files": ["20 5 a.jsonl"]}'])
+@pytest.mark.parametrize(
+    "content", ["", '{"columns": "rows arr', '{"files": ["x"]}', '{"files": ["20 5 a.jsonl"]}']
+)
 def test_a_damaged_record_of_the_next_window_is_made_anew_and_said_once(feed: Feed, content: str) -> None:
     feed.configure({"rows": 50})
     feed.deliver("a.jsonl", 30)
     feed.cut()
     Path(feed.store.url, "pointers/letters/open_window.json").write_text(content)
-    said = "pointers/letters/open_window.json could not be read; the next window is collected anew from the files that are there"
+    said = (
+        "pointers/letters/open_window.json could not be read; the next window is collected anew from the"
+        " files that are there"
+    )
     assert feed.look().notes == [said, "30 of 50 rows of the next window"]
     assert feed.look().notes == ["30 of 50 rows of the next window"]
     Path(feed.store.url, "pointers/letters/open_window.json").write_text(content)
@@ -209,8 +236,12 @@ def test_what_waited_is_cut_by_another_setting(feed: Feed) -> None:
 
 
 def test_personal_data_is_masked_as_in_examples(feed: Feed) -> None:
-    feed.project.configure(examples={"pii": "mask"}, monitoring={"path": f"data/{feed.project.name}/production"})
-    projects.write_rows(feed.project.production / "a.jsonl", [{"id": "1", "text": "Write to ann@example.com about it."}])
+    feed.project.configure(
+        examples={"pii": "mask"}, monitoring={"path": f"data/{feed.project.name}/production"}
+    )
+    projects.write_rows(
+        feed.project.production / "a.jsonl", [{"id": "1", "text": "Write to ann@example.com about it."}]
+    )
     [window] = feed.look(whole=True).cut
     made = documents.keep(feed.store, feed.project.use_case(), window.name, "window")
     assert documents.RawMetadata.of(made).num_masked == 1
@@ -224,8 +255,17 @@ def test_a_window_has_one_end() -> None:
 
 
 def test_a_window_that_could_never_be_compared_is_refused(feed: Feed) -> None:
-    feed.project.configure(monitoring={"path": f"data/{feed.project.name}/production", "min_window_rows": 50, "window": {"rows": 30}})
+    feed.project.configure(
+        monitoring={
+            "path": f"data/{feed.project.name}/production",
+            "min_window_rows": 50,
+            "window": {"rows": 30},
+        }
+    )
     with pytest.raises(
-        SettingsError, match="monitoring.min_window_rows: is larger than a window of 30 rows, so that none would be compared"
+        SettingsError,
+        match=(
+            "monitoring.min_window_rows: is larger than a window of 30 rows, so that none would be compared"
+        ),
     ):
         feed.project.use_case()

@@ -1,4 +1,6 @@
-"""Erasure: after it no file of the store holds the document, what pointed at its batch still reads, and its file cannot bring it back."""
+"""Erasure: after it no file of the store holds the document, what pointed at its batch still reads, and its
+file cannot bring it back.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,10 @@ def files_with(store: Store, text: str, id_: str) -> list[str]:
         if path.suffix == ".parquet":
             table = pq.read_table(path)
             # Column by column: a licence's id may be another one's whole text.
-            if any(name in table.column_names and value in table[name].to_pylist() for name, value in (("text", text), ("id", id_))):
+            if any(
+                name in table.column_names and value in table[name].to_pylist()
+                for name, value in (("text", text), ("id", id_))
+            ):
                 found.append(str(path))
         elif path.suffix in (".html", ".md", ".json", ".jsonl", ".txt"):
             content = path.read_text(encoding="utf-8")
@@ -103,8 +108,15 @@ def test_a_training_document_is_gone_everywhere_and_the_champion_is_named(store:
 def trained_again(store: Store, checkpoint: Manifest, key: str) -> Manifest:
     """Write a checkpoint like this one under another key."""
     with store.create(CASE, checkpoint.stage, key, version=checkpoint.version, seed=checkpoint.seed) as draft:
-        shutil.copytree(store.folder(checkpoint), draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
-        return draft.commit(settings=checkpoint.settings, inputs=checkpoint.inputs, metadata=checkpoint.metadata)
+        shutil.copytree(
+            store.folder(checkpoint),
+            draft.path,
+            dirs_exist_ok=True,
+            ignore=shutil.ignore_patterns("manifest.json"),
+        )
+        return draft.commit(
+            settings=checkpoint.settings, inputs=checkpoint.inputs, metadata=checkpoint.metadata
+        )
 
 
 def test_present_and_past_champions_are_marked_among_the_checkpoints(store: Store):
@@ -112,7 +124,12 @@ def test_present_and_past_champions_are_marked_among_the_checkpoints(store: Stor
     second, other = trained_again(store, first, "k2"), trained_again(store, first, "k3")
     for number, made in enumerate((first, second)):
         champion = release.Champion(
-            checkpoint=made.ref, snapshot=made.metadata["snapshot"], evaluation="e", score=0.5, promoted_at=float(number), run_id="r"
+            checkpoint=made.ref,
+            snapshot=made.metadata["snapshot"],
+            evaluation="e",
+            score=0.5,
+            promoted_at=float(number),
+            run_id="r",
         )
         release.promote(store, CASE, champion)
     assert release.read_champion(store, CASE).checkpoint == second.ref
@@ -121,8 +138,15 @@ def test_present_and_past_champions_are_marked_among_the_checkpoints(store: Stor
     assert report.trained_on == [first.ref, second.ref, other.ref]
     assert report.champions == [first.ref, second.ref]
     shown = [line for line in report.lines() if line.startswith("learned from")]
-    assert shown == [f"learned from {first.ref} (champion)", f"learned from {second.ref} (champion)", f"learned from {other.ref}"]
-    assert store.read_pointer(f"{CASE}/erasures/{store.list_pointers(f'{CASE}/erasures')[0]}")["champions"] == report.champions
+    assert shown == [
+        f"learned from {first.ref} (champion)",
+        f"learned from {second.ref} (champion)",
+        f"learned from {other.ref}",
+    ]
+    assert (
+        store.read_pointer(f"{CASE}/erasures/{store.list_pointers(f'{CASE}/erasures')[0]}")["champions"]
+        == report.champions
+    )
 
 
 def test_a_test_document_was_only_measured_on(store: Store):
@@ -202,7 +226,11 @@ def test_all_documents_of_a_group(store: Store):
     group = index_rows(store, "train")[0]["group"]
     (raw,) = store.artifacts(CASE, "raw_documents")
     table = pq.read_table(store.folder(raw) / "documents.parquet")
-    of_group = [id_ for id_, its in zip(table["id"].to_pylist(), table["group"].to_pylist(), strict=True) if its == group]
+    of_group = [
+        id_
+        for id_, its in zip(table["id"].to_pylist(), table["group"].to_pylist(), strict=True)
+        if its == group
+    ]
     report = erasure.erase(store, CASE, [group], by="group")
     assert report.num_found == len(of_group)
     (labeled,) = store.artifacts(CASE, "labeled_examples")
@@ -215,8 +243,13 @@ def weak_groups(store: Store) -> tuple[list[str], list[str]]:
     """Return the weakest groups that the evaluation's JSON names, and those that its page does."""
     (made,) = store.artifacts(CASE, "evaluation_report")
     folder = store.folder(made)
-    named = [row["group"] for row in json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["weakest_groups"]]
-    return named, re.findall(r'<tr data-group="(.*?)"><td', (folder / "report.html").read_text(encoding="utf-8"))
+    named = [
+        row["group"]
+        for row in json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["weakest_groups"]
+    ]
+    return named, re.findall(
+        r'<tr data-group="(.*?)"><td', (folder / "report.html").read_text(encoding="utf-8")
+    )
 
 
 def test_the_name_of_a_group_without_rows_is_nowhere(project: Project, store: Store):
@@ -226,8 +259,14 @@ def test_the_name_of_a_group_without_rows_is_nowhere(project: Project, store: St
     assert not [mark for mark in forms if mark in project.logged()], "nor was it ever logged"
     erasure.erase(store, CASE, [gone], by="group")
     assert weak_groups(store) == (others, others)
-    pages = [path for path in Path(store.url).rglob("*") if path.suffix in (".html", ".md") or path.name == "evaluation.json"]
-    assert not [path for path in pages for mark in (*forms, f">{gone}<") if mark in path.read_text(encoding="utf-8")]
+    pages = [
+        path
+        for path in Path(store.url).rglob("*")
+        if path.suffix in (".html", ".md") or path.name == "evaluation.json"
+    ]
+    assert not [
+        path for path in pages for mark in (*forms, f">{gone}<") if mark in path.read_text(encoding="utf-8")
+    ]
 
 
 def test_the_command(project: Project, tmp_path: Path):
@@ -236,12 +275,16 @@ def test_the_command(project: Project, tmp_path: Path):
     done = project.fullft("erase", CASE, str(listed), "--reason", "asked for")
     assert done.returncode == 1
     assert done.stdout.splitlines()[0] == "0 documents erased, 1 ids or groups listed"
-    assert done.stderr.strip() == f"{listed}:1: `nobody-knows-this-id`: no document has this id; fix the line and erase again"
+    assert (
+        done.stderr.strip()
+        == f"{listed}:1: `nobody-knows-this-id`: no document has this id; fix the line and erase again"
+    )
     missing = project.fullft("erase", CASE, str(tmp_path / "none.txt"))
     assert missing.returncode == 1
     assert (
         missing.stderr.strip()
-        == f"{tmp_path / 'none.txt'}: cannot be read (No such file or directory); give a text file with one document id a line"
+        == f"{tmp_path / 'none.txt'}: cannot be read (No such file or directory); give a text file with one"
+        " document id a line"
     )
 
 
@@ -261,20 +304,32 @@ def test_tracebacks_which_may_quote_a_document_are_gone(tmp_path: Path):
 
 
 def test_unaffected_stages_are_left_alone(store: Store):
-    before = {m.ref for stage in ("finetuned_checkpoint", "feasibility_plan", "pilot_run") for m in store.artifacts(CASE, stage)}
+    before = {
+        m.ref
+        for stage in ("finetuned_checkpoint", "feasibility_plan", "pilot_run")
+        for m in store.artifacts(CASE, stage)
+    }
     erasure.erase(store, CASE, [index_rows(store, "train")[0]["id"]])
-    after = {m.ref for stage in ("finetuned_checkpoint", "feasibility_plan", "pilot_run") for m in store.artifacts(CASE, stage)}
+    after = {
+        m.ref
+        for stage in ("finetuned_checkpoint", "feasibility_plan", "pilot_run")
+        for m in store.artifacts(CASE, stage)
+    }
     assert before == after
 
 
 def own_words(store: Store) -> tuple[str, list[str]]:
-    """Return a word that TF-IDF learned from some training documents and that no other document has, and their ids."""
+    """Return a word that TF-IDF learned from some training documents and that no other document has, and
+    their ids.
+    """
     (baselines,) = store.artifacts(CASE, "cheaper_baselines")
     (raw,) = store.artifacts(CASE, "raw_documents")
     (checkpoint,) = store.artifacts(CASE, "finetuned_checkpoint")
     learned = set().union(*json.loads((store.folder(baselines) / "tfidf.json").read_text(encoding="utf-8")))
     # The model's own vocabulary stays.
-    known = json.loads((store.folder(checkpoint) / "model" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    known = json.loads((store.folder(checkpoint) / "model" / "tokenizer.json").read_text(encoding="utf-8"))[
+        "model"
+    ]["vocab"]
     documents_of: dict[str, list[str]] = {}
     for row in pq.read_table(store.folder(raw) / "documents.parquet", columns=["id", "text"]).to_pylist():
         for word in set(re.findall(r"\w+", row["text"].lower())):
@@ -283,7 +338,11 @@ def own_words(store: Store) -> tuple[str, list[str]]:
     return next(
         (word, ids)
         for word, ids in sorted(documents_of.items())
-        if len(word) > 6 and word.isalpha() and word in learned and word not in known and train.issuperset(ids)
+        if len(word) > 6
+        and word.isalpha()
+        and word in learned
+        and word not in known
+        and train.issuperset(ids)
     )
 
 
@@ -291,7 +350,9 @@ def files_with_word(store: Store, word: str) -> list[str]:
     """Return the files of the store that contain a word, whatever their kind."""
     found = []
     for path in (path for path in Path(store.url).rglob("*") if path.is_file()):
-        content = str(pq.read_table(path).to_pylist()).encode() if path.suffix == ".parquet" else path.read_bytes()
+        content = (
+            str(pq.read_table(path).to_pylist()).encode() if path.suffix == ".parquet" else path.read_bytes()
+        )
         if word.encode() in content.lower():
             found.append(str(path))
     return found
@@ -312,7 +373,7 @@ def test_the_next_run_plans_again_without_them(project: Project, store: Store):
     erasure.erase(store, CASE, ids)
     done = project.fullft("run", CASE)
     assert done.returncode == 0, done.stdout + done.stderr
-    (taken, baselines) = (latest(store, CASE, name) for name in ("training_snapshot", "cheaper_baselines"))
+    taken, baselines = (latest(store, CASE, name) for name in ("training_snapshot", "cheaper_baselines"))
     assert baselines.inputs["training_snapshot"] == taken.content_digest
     assert word not in json.loads((store.folder(baselines) / "tfidf.json").read_text(encoding="utf-8"))
     assert not set(ids) & set(snapshot.load_split(store, taken, "train").ids)

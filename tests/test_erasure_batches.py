@@ -1,4 +1,5 @@
-"""Erasure over several batches: rows with equal texts, made-up ids, erasures that were cut short, the list itself.
+"""Erasure over several batches: rows with equal texts, made-up ids, erasures that were cut short, the list
+itself.
 
 The data stages alone, without Dagster and without a model: a few hundred milliseconds a test.
 """
@@ -56,7 +57,9 @@ class Batches:
     def ingest(self) -> list[Manifest]:
         use_case = self.project.use_case()
         found: list[Manifest] = []
-        for batch in documents.cut_batches(self.store, CASE, self.project.documents, use_case.settings.documents):
+        for batch in documents.cut_batches(
+            self.store, CASE, self.project.documents, use_case.settings.documents
+        ):
             raw = documents.keep(self.store, use_case, batch.name)
             valid, quarantined = examples.validate(self.store, use_case, raw)
             found = [raw, valid, quarantined]
@@ -74,10 +77,16 @@ class Batches:
         """Return the text and the windows of each row of a snapshot, as its readers see them."""
         taken = self.store.load(taken.ref)
         splits = [snapshot.load_split(self.store, taken, name) for name in SPLITS]
-        return {id_: (text, cut) for s in splits for id_, text, cut in zip(s.ids, s.texts, s.windows, strict=True)}
+        return {
+            id_: (text, cut) for s in splits for id_, text, cut in zip(s.ids, s.texts, s.windows, strict=True)
+        }
 
     def ids(self, stage: str, file: str) -> set[str]:
-        return {id_ for m in self.store.artifacts(CASE, stage) for id_ in pq.read_table(self.store.folder(m) / file)["id"].to_pylist()}
+        return {
+            id_
+            for m in self.store.artifacts(CASE, stage)
+            for id_ in pq.read_table(self.store.folder(m) / file)["id"].to_pylist()
+        }
 
     def fullft(self, *arguments: str) -> int:
         return cli.main([*arguments, "--defs", str(self.project.root / "my_project" / "defs")])
@@ -87,7 +96,11 @@ class Batches:
         found = []
         for path in Path(self.store.url).rglob("*"):
             if path.is_file():
-                content = str(pq.read_table(path).to_pylist()) if path.suffix == ".parquet" else path.read_text(errors="replace")
+                content = (
+                    str(pq.read_table(path).to_pylist())
+                    if path.suffix == ".parquet"
+                    else path.read_text(errors="replace")
+                )
                 if any(value in content or value in path.name for value in values):
                     found.append(str(path.relative_to(self.store.url)))
         return found
@@ -95,7 +108,9 @@ class Batches:
 
 def rows(count: int, skip: int = 0) -> list[dict]:
     """Return licence texts with ids d0, d1, ..., half of them of one kind."""
-    texts = sorted({rule["text"] for rule in projects.licence_rows(100_000) if 60 < len(rule["text"]) < 400})[skip : skip + count]
+    texts = sorted({rule["text"] for rule in projects.licence_rows(100_000) if 60 < len(rule["text"]) < 400})[
+        skip : skip + count
+    ]
     return [{"id": f"d{n}", "text": text, "kind": "ab"[n % 2]} for n, text in enumerate(texts, skip)]
 
 
@@ -105,13 +120,19 @@ def carried_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Batches, str
 
 
 def carried(root: Path) -> tuple[Batches, str, str]:
-    """Deliver equal texts as X and Y, then rewrite the one that stayed: the other counts with the old text."""
+    """Deliver equal texts as X and Y, then rewrite the one that stayed: the other counts with the old
+    text.
+    """
     batches = Batches(root)
     delivered = rows(60)
     delivered[10] |= {"id": "Y"}
     batches.deliver("a.jsonl", [*delivered, {**delivered[10], "id": "X"}])
     (stayed,) = {"X", "Y"} & batches.texts(batches.take()).keys()
-    new = {"id": stayed, "text": "a wholly new text of the original with words enough to be its own", "kind": "a"}
+    new = {
+        "id": stayed,
+        "text": "a wholly new text of the original with words enough to be its own",
+        "kind": "a",
+    }
     batches.deliver("b.jsonl", [new, *rows(5, 60)])
     return batches, stayed, "X" if stayed == "Y" else "Y"
 
@@ -143,7 +164,9 @@ def power_cut(*_: Any) -> None:
 
 @contextmanager
 def killed_at(store: Store, step: int) -> Iterator[list[str]]:
-    """Let the process end before the n-th write or removal, without cleaning up, as SIGKILL does; yield the steps so far."""
+    """Let the process end before the n-th write or removal, without cleaning up, as SIGKILL does; yield the
+    steps so far.
+    """
     steps: list[str] = []
 
     def guarded(name: str, do: Callable[..., Any]) -> Callable[..., Any]:
@@ -164,7 +187,9 @@ def killed_at(store: Store, step: int) -> Iterator[list[str]]:
 
 
 class TestRowsWithEqualTexts:
-    def test_they_stay_with_their_text_after_the_erasure_of_another_document(self, copied: tuple[Batches, str, str]):
+    def test_they_stay_with_their_text_after_the_erasure_of_another_document(
+        self, copied: tuple[Batches, str, str]
+    ):
         batches, stayed, copy = copied
         taken = batches.take()
         before = batches.texts(taken)
@@ -196,7 +221,10 @@ class TestRowsWithEqualTexts:
     def test_rows_with_equal_texts_and_other_spans_keep_their_own_marks(self, tmp_path: Path):
         settings = {**PLAIN["examples"], "task": "token_classification", "label": "spans"}
         batches = Batches(tmp_path, examples=settings)
-        delivered = [{**row, "spans": [{"start": 0, "end": 3 + n % 2, "label": "ab"[n % 2]}]} for n, row in enumerate(rows(60))]
+        delivered = [
+            {**row, "spans": [{"start": 0, "end": 3 + n % 2, "label": "ab"[n % 2]}]}
+            for n, row in enumerate(rows(60))
+        ]
         batches.deliver("a.jsonl", [*delivered, {**delivered[10], "id": "X"}])
         taken = batches.take()
         before = batches.texts(taken)
@@ -204,38 +232,63 @@ class TestRowsWithEqualTexts:
         assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ not in ("d2", "d30")}
 
     def test_an_outvoted_answer_that_counts_later_has_its_own_marks(self, tmp_path: Path):
-        """Where those who outvoted an answer take theirs back, its row is read with the spans that it came with."""
+        """Where those who outvoted an answer take theirs back, its row is read with the spans that it came
+        with.
+        """
         said = "nobody else has said these few words about licences and notices so far"
-        batches = Batches(tmp_path, examples={**PLAIN["examples"], "task": "token_classification", "label": "spans"})
-        delivered = [{"id": row["id"], "text": row["text"], "spans": [{"start": 0, "end": 5, "label": "a"}]} for row in rows(60)]
+        batches = Batches(
+            tmp_path, examples={**PLAIN["examples"], "task": "token_classification", "label": "spans"}
+        )
+        delivered = [
+            {"id": row["id"], "text": row["text"], "spans": [{"start": 0, "end": 5, "label": "a"}]}
+            for row in rows(60)
+        ]
         for who, (start, end) in {"ann": (0, 6), "bob": (0, 6), "cat": (7, 11)}.items():
-            answer = {"id": "x", "text": said, "spans": [{"start": start, "end": end, "label": "a"}], "annotator": who}
+            answer = {
+                "id": "x",
+                "text": said,
+                "spans": [{"start": start, "end": end, "label": "a"}],
+                "annotator": who,
+            }
             projects.write_rows(batches.project.documents / f"{who}.jsonl", [answer])
             os.utime(batches.project.documents / f"{who}.jsonl", (batches.time, batches.time))
         batches.deliver("a.jsonl", delivered)
         for who in ("ann", "bob"):
-            batches.deliver(f"{who}.jsonl", [{**delivered[0], "id": f"of {who}", "text": f"something else that {who} has read"}])
+            batches.deliver(
+                f"{who}.jsonl",
+                [{**delivered[0], "id": f"of {who}", "text": f"something else that {who} has read"}],
+            )
         taken = batches.take()
         splits = [snapshot.load_split(batches.store, taken, name) for name in SPLITS]
-        ((marks,),) = (marks for split in splits for id_, marks in zip(split.ids, split.marks, strict=True) if id_ == "x")
+        ((marks,),) = (
+            marks for split in splits for id_, marks in zip(split.ids, split.marks, strict=True) if id_ == "x"
+        )
         assert marks[:4] == [0, 0, 1, 0], "of [CLS], nobody, else and has"
 
 
 def test_rows_that_no_snapshot_takes_are_gone_as_well(tmp_path: Path):
     """Quarantined ones, those that contradict each other, older versions, in and over batches, and ties."""
     batches = Batches(tmp_path)
-    said = {name: f"what the {name} one says is found in no licence at all" for name in ("bare", "first", "older", "elder", "tied")}
+    said = {
+        name: f"what the {name} one says is found in no licence at all"
+        for name in ("bare", "first", "older", "elder", "tied")
+    }
     none = [
         {"id": "bare", "text": said["bare"], "kind": None},
         {"id": "one", "text": said["first"], "kind": "a"},
         {"id": "two", "text": said["first"], "kind": "b"},
         {"id": "three", "text": said["older"], "kind": "a"},
         {"id": "three", "text": f"{said['older']}, once more", "kind": "a"},
-        *({"id": "four", "text": said["tied"], "kind": kind, "annotator": who} for who, kind in (("ann", "a"), ("bob", "b"))),
+        *(
+            {"id": "four", "text": said["tied"], "kind": kind, "annotator": who}
+            for who, kind in (("ann", "a"), ("bob", "b"))
+        ),
         {"id": "five", "text": said["elder"], "kind": "a"},
     ]
     batches.deliver("a.jsonl", [*rows(60), *none])
-    batches.deliver("b.jsonl", [{"id": "five", "text": f"{said['elder']}, at last", "kind": "b"}, *rows(5, 60)])
+    batches.deliver(
+        "b.jsonl", [{"id": "five", "text": f"{said['elder']}, at last", "kind": "b"}, *rows(5, 60)]
+    )
     taken = batches.take()
     before = batches.texts(taken)
     listed = ["bare", "one", "two", "three", "four", "five"]
@@ -249,14 +302,21 @@ def test_rows_that_no_snapshot_takes_are_gone_as_well(tmp_path: Path):
 
 
 class TestCutShort:
-    def test_readers_refuse_a_half_done_erasure(self, copied: tuple[Batches, str, str], monkeypatch: pytest.MonkeyPatch):
+    def test_readers_refuse_a_half_done_erasure(
+        self, copied: tuple[Batches, str, str], monkeypatch: pytest.MonkeyPatch
+    ):
         batches, *_ = copied
         taken = batches.take()
         with monkeypatch.context() as patched:
             patched.setattr(rewriting, "drop_from_snapshots", power_cut)
             with pytest.raises(PowerCut):
                 erasure.erase(batches.store, CASE, ["d2"])
-        with pytest.raises(StoreError, match=f"was rewritten after this snapshot froze it.*run `fullft erase {CASE}` with its list again"):
+        with pytest.raises(
+            StoreError,
+            match=(
+                f"was rewritten after this snapshot froze it.*run `fullft erase {CASE}` with its list again"
+            ),
+        ):
             batches.texts(taken)
         erasure.erase(batches.store, CASE, ["d2"])
         assert "d2" not in batches.texts(taken)
@@ -303,11 +363,17 @@ class TestCutShort:
             assert report.missing == [], step
             assert batches.texts(taken) == expected, step
             assert batches.traces(text, '"d2"', "'d2'") == [], step
-            assert not [ref for stage in rewriting._HOLDING for ref in batches.store.unfinished(CASE, stage)], step
+            assert not [
+                ref for stage in rewriting._HOLDING for ref in batches.store.unfinished(CASE, stage)
+            ], step
             if step % 8 == 0:
                 done = {m.ref for stage in rewriting._HOLDING for m in batches.store.artifacts(CASE, stage)}
-                assert not erasure.erase(batches.store, CASE, listed).rewritten, f"{step}: nothing is left to do"
-                assert done == {m.ref for stage in rewriting._HOLDING for m in batches.store.artifacts(CASE, stage)}, step
+                assert not erasure.erase(batches.store, CASE, listed).rewritten, (
+                    f"{step}: nothing is left to do"
+                )
+                assert done == {
+                    m.ref for stage in rewriting._HOLDING for m in batches.store.artifacts(CASE, stage)
+                }, step
             shutil.rmtree(batches.project.root)
 
 
@@ -316,7 +382,11 @@ class TestMadeUpIds:
     SETTINGS = {"examples": {**PLAIN["examples"], "group": "patient"}}
 
     def notes(self, *left_out: int) -> str:
-        lines = [f"note number {n} about something that happened,{'ab'[n % 2]},p{n}" for n in range(1, 10) if n not in left_out]
+        lines = [
+            f"note number {n} about something that happened,{'ab'[n % 2]},p{n}"
+            for n in range(1, 10)
+            if n not in left_out
+        ]
         return "\n".join(["text,kind,patient", *lines, ""])
 
     def test_a_tombstone_does_not_erase_the_next_document_at_that_place(self, tmp_path: Path):
@@ -335,10 +405,16 @@ class TestMadeUpIds:
         places = {
             text: id_
             for id_, text in zip(
-                *(pq.read_table(batches.store.folder(raw) / "documents.parquet")[c].to_pylist() for c in ("id", "text")), strict=True
+                *(
+                    pq.read_table(batches.store.folder(raw) / "documents.parquet")[c].to_pylist()
+                    for c in ("id", "text")
+                ),
+                strict=True,
             )
         }
-        report = erasure.erase(batches.store, CASE, [next(id_ for text, id_ in places.items() if "number 4" in text)])
+        report = erasure.erase(
+            batches.store, CASE, [next(id_ for text, id_ in places.items() if "number 4" in text)]
+        )
         assert (report.num_found, report.missing) == (1, [])
         assert not [path for path in batches.traces("note number 4 ") if not path.startswith("pointers")]
         for left_out, num_rows, num_erased in (((4,), 8, 0), ((2,), 7, 1), ((), 8, 1)):
@@ -349,12 +425,17 @@ class TestMadeUpIds:
         batches = Batches(tmp_path)
         batches.deliver("a.csv", self.notes())
         *_, chunked = batches.deliver("a.csv", self.notes(1))
-        (first, second) = batches.store.artifacts(CASE, "tokenized_chunks")
+        first, second = batches.store.artifacts(CASE, "tokenized_chunks")
         assert second.ref == chunked.ref
         # Of the newer delivery `a.csv:3` is note 3, of the older one note 2.
         ids = pq.read_table(batches.store.folder(second) / "chunks.parquet")["id"].to_pylist()
         erasure.erase(batches.store, CASE, ["a.csv:10"])
-        assert pq.read_table(batches.store.folder(batches.store.load(second.ref)) / "chunks.parquet")["id"].to_pylist() == ids[:-1]
+        assert (
+            pq.read_table(batches.store.folder(batches.store.load(second.ref)) / "chunks.parquet")[
+                "id"
+            ].to_pylist()
+            == ids[:-1]
+        )
         assert len(pq.read_table(batches.store.folder(batches.store.load(first.ref)) / "chunks.parquet")) == 8
 
     def test_the_name_of_a_file_that_was_one_document_goes_with_it(self, tmp_path: Path):
@@ -382,7 +463,9 @@ class TestMadeUpIds:
 
 
 class TestWhatKilledRunsLeft:
-    def test_attempts_without_a_manifest_are_removed_and_those_being_written_are_not(self, copied: tuple[Batches, str, str]):
+    def test_attempts_without_a_manifest_are_removed_and_those_being_written_are_not(
+        self, copied: tuple[Batches, str, str]
+    ):
         batches, *_ = copied
         raw = batches.store.artifacts(CASE, "raw_documents")[0]
         left = Path(batches.store.url, raw.ref).with_name("00000000000000000001-deadbeef")
@@ -394,11 +477,16 @@ class TestWhatKilledRunsLeft:
             assert draft.path.is_dir()
         assert not left.exists()
         assert (report.num_discarded, report.num_in_flight) == (1, 1)
-        assert "left alone   1 unfinished attempts; once the runs have ended, erase the same list again" in report.lines()
+        assert (
+            "left alone   1 unfinished attempts; once the runs have ended, erase the same list again"
+            in report.lines()
+        )
 
     def test_a_table_that_cannot_be_read_does_not_hold_the_erasure_up(self, copied: tuple[Batches, str, str]):
         batches, *_ = copied
-        valid = next(m for m in batches.store.artifacts(CASE, "labeled_examples") if m.metadata["num_rows"] < 20)
+        valid = next(
+            m for m in batches.store.artifacts(CASE, "labeled_examples") if m.metadata["num_rows"] < 20
+        )
         (batches.store.folder(valid) / "quarantined_rows.parquet").unlink()
         report = erasure.erase(batches.store, CASE, ["d2"])
         assert (report.num_found, report.num_discarded) == (1, 1)
@@ -418,7 +506,9 @@ class TestTheList:
         assert batches.ids("raw_documents", "documents.parquet") == {"A1"}
 
     @pytest.mark.heavy
-    def test_lines_that_match_nothing_are_named_and_fail(self, copied: tuple[Batches, str, str], tmp_path: Path, capsys, monkeypatch):
+    def test_lines_that_match_nothing_are_named_and_fail(
+        self, copied: tuple[Batches, str, str], tmp_path: Path, capsys, monkeypatch
+    ):
         batches, *_ = copied
         monkeypatch.setattr(commands, "_store", lambda _: batches.store)
         (tmp_path / "list.txt").write_text("d2\ntypo-1\n" + "".join(f"typo-{n}\n" for n in range(2, 13)))
@@ -427,18 +517,29 @@ class TestTheList:
         assert "typo" not in said.out
         assert "not found    12 of those listed (tombstones keep them out if they ever come)" in said.out
         lines = said.err.splitlines()
-        assert lines[0] == f"{tmp_path / 'list.txt'}:2: `typo-1`: no document has this id; fix the line and erase again"
+        assert (
+            lines[0]
+            == f"{tmp_path / 'list.txt'}:2: `typo-1`: no document has this id; fix the line and erase again"
+        )
         assert len(lines) == 11 and lines[-1] == f"{tmp_path / 'list.txt'}: 2 more lines were not found"
         assert "d2" not in batches.ids("raw_documents", "documents.parquet"), "the others were erased"
-        raw, *_ = batches.deliver("c.jsonl", [{**row, "id": f"typo-{n}"} for n, row in enumerate(rows(3, 80), 1)])
+        raw, *_ = batches.deliver(
+            "c.jsonl", [{**row, "id": f"typo-{n}"} for n, row in enumerate(rows(3, 80), 1)]
+        )
         assert raw.metadata["num_erased"] == 3
         (tmp_path / "list.txt").write_text("d2\n")
         assert batches.fullft("erase", CASE, str(tmp_path / "list.txt")) == 0, "erased before is no typo"
         assert "erased before 1 of those listed" in capsys.readouterr().out
 
-    def test_by_group_without_groups_is_one_line(self, copied: tuple[Batches, str, str], tmp_path: Path, capsys):
+    def test_by_group_without_groups_is_one_line(
+        self, copied: tuple[Batches, str, str], tmp_path: Path, capsys
+    ):
         batches, *_ = copied
         (tmp_path / "list.txt").write_text("p3\n")
         assert batches.fullft("erase", CASE, str(tmp_path / "list.txt"), "--by", "group") == 1
         (line,) = capsys.readouterr().err.splitlines()
-        assert line == f"{batches.project.yaml_path}: examples.group is not set, so no document has a group; set it, or list ids"
+        assert (
+            line
+            == f"{batches.project.yaml_path}: examples.group is not set, so no document has a group; set it,"
+            " or list ids"
+        )

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import erasure, release, snapshot
-from fullft_assets.engine.finetuning import exclusive
 from fullft_assets.erasure import rewriting
 from fullft_assets.errors import DataError, GateError, Interrupted, StoreError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.release import starting_point
 from fullft_assets.snapshot import general, loading
 from fullft_assets.store import Manifest, Store
+from fullft_assets.training.finetuning import exclusive
 from fullft_assets.workloads import training
 from tests import project as projects
 from tests.prepared import Prepared, prepare, prepare_language_model, write_general
@@ -28,11 +28,16 @@ BOTH = {"general": {"path": "general", "max_tokens": 2_000}, "replay": {"path": 
 
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    """A language model's snapshot with both; half of the general documents have ids, each of the others is a file called after somebody."""
+    """A language model's snapshot with both; half of the general documents have ids, each of the others is a
+    file called after somebody.
+    """
     root = tmp_path_factory.mktemp("drawn")
     texts = write_general(root / "general", 60)
     (root / "general" / "general.jsonl").unlink()
-    projects.write_rows(root / "general" / "named.jsonl", [{"id": f"G-{n:03}", "text": text} for n, text in enumerate(texts[:40])])
+    projects.write_rows(
+        root / "general" / "named.jsonl",
+        [{"id": f"G-{n:03}", "text": text} for n, text in enumerate(texts[:40])],
+    )
     for n, text in enumerate(texts[40:]):
         (root / "general" / f"patient-{n:03}.txt").write_text(text)
     return prepare_language_model(root, snapshot=BOTH, rows=80)
@@ -56,7 +61,9 @@ def named(case: Prepared, kind: str) -> dict[str, Any]:
 def again(case: Prepared) -> Manifest:
     """Take the snapshot once more."""
     parts = case.snapshot.metadata["parts"]
-    labeled, tokenized = ({name: case.store.load(part[of]) for name, part in parts.items()} for of in ("examples", "chunks"))
+    labeled, tokenized = (
+        {name: case.store.load(part[of]) for name, part in parts.items()} for of in ("examples", "chunks")
+    )
     return snapshot.take(case.store, case.use_case, labeled, tokenized)
 
 
@@ -64,7 +71,11 @@ def traces(store: Store, *values: str) -> list[str]:
     """Return the files of the store that contain a value."""
     found = []
     for path in (path for path in Path(store.url).rglob("*") if path.is_file()):
-        content = str(pq.read_table(path).to_pylist()) if path.suffix == ".parquet" else path.read_text(errors="replace")
+        content = (
+            str(pq.read_table(path).to_pylist())
+            if path.suffix == ".parquet"
+            else path.read_text(errors="replace")
+        )
         if any(value in content for value in values):
             found.append(str(path.relative_to(store.url)))
     return found
@@ -79,7 +90,9 @@ class Stopping(Progress):
 
 def stopped(case: Prepared, key: str, taken: Manifest) -> Path:
     """Begin to train and stop with a checkpoint; return the folder of this unfinished work."""
-    job = replace(case, snapshot=taken).job("finetuned_checkpoint", key, training={"epochs": 2, "checkpoint_every_steps": 1})
+    job = replace(case, snapshot=taken).job(
+        "finetuned_checkpoint", key, training={"epochs": 2, "checkpoint_every_steps": 1}
+    )
     job.write(case.store)
     with pytest.raises(Interrupted):
         training.work(job, case.store, Stopping(silent=True))
@@ -90,7 +103,11 @@ def stopped(case: Prepared, key: str, taken: Manifest) -> Path:
 
 def train(case: Prepared, key: str = "k", **sections: Any) -> Manifest:
     """Train one step on the snapshot, and return the checkpoint."""
-    training.work(case.job("finetuned_checkpoint", key, training={"epochs": 1, **sections}), case.store, Progress(silent=True))
+    training.work(
+        case.job("finetuned_checkpoint", key, training={"epochs": 1, **sections}),
+        case.store,
+        Progress(silent=True),
+    )
     made = case.store.find(case.use_case.name, "finetuned_checkpoint", key)
     assert made is not None
     return made
@@ -122,10 +139,18 @@ def test_what_is_left_of_replay_is_packed_anew_with_its_own_windows(case: Prepar
     assert left.windows == before.windows[: before.num_task_windows] + expected
     assert left.packing.num_tokens == sum(map(len, left.windows))
     num_tokens = sum(map(len, expected))
-    assert (taken.metadata["num_replay_rows"], taken.metadata["num_replay_tokens"]) == (len(rows) - 1, num_tokens)
-    assert (taken.metadata["num_packed_rows"], taken.metadata["packing_fill"]) == (left.packing.num_rows, left.packing.fill)
+    assert (taken.metadata["num_replay_rows"], taken.metadata["num_replay_tokens"]) == (
+        len(rows) - 1,
+        num_tokens,
+    )
+    assert (taken.metadata["num_packed_rows"], taken.metadata["packing_fill"]) == (
+        left.packing.num_rows,
+        left.packing.fill,
+    )
     num_task_tokens = sum(map(len, left.windows)) - num_tokens
-    assert case.store.load(made.ref).metadata["share"] == pytest.approx(num_tokens / (num_tokens + num_task_tokens))
+    assert case.store.load(made.ref).metadata["share"] == pytest.approx(
+        num_tokens / (num_tokens + num_task_tokens)
+    )
     assert taken.content_digest != case.snapshot.content_digest, "training on it is asked for again"
     assert again(case).ref == taken.ref
 
@@ -136,9 +161,17 @@ def test_it_is_not_drawn_again(case: Prepared, kind: str) -> None:
     file = next(row for row in drawn(case, kind) if row["id"].startswith("patient-"))
     erasure.erase(case.store, case.use_case.name, [gone["id"], file["source"]])
     limits = case.use_case.settings.snapshot
-    less, more = limits.general.model_copy(update={"max_tokens": 1_900}), limits.replay.model_copy(update={"share": 0.21})
+    less, more = (
+        limits.general.model_copy(update={"max_tokens": 1_900}),
+        limits.replay.model_copy(update={"share": 0.21}),
+    )
     limits = limits.model_copy(update={"general": less, "replay": more})
-    fresh = replace(case, use_case=replace(case.use_case, settings=case.use_case.settings.model_copy(update={"snapshot": limits})))
+    fresh = replace(
+        case,
+        use_case=replace(
+            case.use_case, settings=case.use_case.settings.model_copy(update={"snapshot": limits})
+        ),
+    )
     taken = again(fresh)
     assert taken.key != case.snapshot.key
     fresh = replace(fresh, snapshot=taken)
@@ -172,7 +205,10 @@ def test_readers_refuse_until_one_that_was_cut_short_is_finished(
         with pytest.raises(KeyboardInterrupt):
             erasure.erase(case.store, case.use_case.name, [gone["id"], file])
     if step == "drop_from_snapshots":
-        with pytest.raises(StoreError, match=f"the {kind} set was rewritten after this snapshot froze it.*with its list again"):
+        with pytest.raises(
+            StoreError,
+            match=f"the {kind} set was rewritten after this snapshot froze it.*with its list again",
+        ):
             read(case.store, case.store.load(case.snapshot.ref))
     report = erasure.erase(case.store, case.use_case.name, [gone["id"], file])
     assert report.missing == [] and traces(case.store, gone["id"], file) == []
@@ -207,34 +243,50 @@ def test_a_checkpoint_that_replayed_it_is_named_and_one_that_was_measured_on_it_
 def go_on_from(case: Prepared, checkpoint: Manifest) -> Manifest | None:
     """Return what a training on the snapshot of today begins with if this checkpoint is champion."""
     champion = release.Champion(
-        checkpoint=checkpoint.ref, snapshot=case.snapshot.ref, evaluation="e", score=0.5, promoted_at=0.0, run_id="r"
+        checkpoint=checkpoint.ref,
+        snapshot=case.snapshot.ref,
+        evaluation="e",
+        score=0.5,
+        promoted_at=0.0,
+        run_id="r",
     )
     release.promote(case.store, case.use_case.name, champion)
     sections = case.use_case.settings.training.model_copy(update={"retrain_from": "champion"})
     settings = case.use_case.settings.model_copy(update={"training": sections})
     revision, taken = checkpoint.metadata["base_model_revision"], case.store.load(case.snapshot.ref)
-    return starting_point.find(case.store, case.use_case.name, settings, taken, revision=revision, decision=taken.content_digest)
+    return starting_point.find(
+        case.store, case.use_case.name, settings, taken, revision=revision, decision=taken.content_digest
+    )
 
 
 @pytest.mark.parametrize(("ewc", "learned"), [(0.0, False), (0.1, True)])
-def test_the_general_set_teaches_where_it_says_which_weights_matter(tmp_path: Path, ewc: float, learned: bool) -> None:
+def test_the_general_set_teaches_where_it_says_which_weights_matter(
+    tmp_path: Path, ewc: float, learned: bool
+) -> None:
     write_general(tmp_path / "general", 8)
     case = prepare(tmp_path, tiny=True, rows=400, snapshot={"general": {"path": "general"}})
     checkpoint = train(case, ewc=ewc)
     report = erasure.erase(case.store, case.use_case.name, [drawn(case, "general")[0]["id"]])
-    assert (report.trained_on, report.measured_on) == (([checkpoint.ref], []) if learned else ([], [checkpoint.ref]))
+    assert (report.trained_on, report.measured_on) == (
+        ([checkpoint.ref], []) if learned else ([], [checkpoint.ref])
+    )
 
 
 def test_when_all_of_the_general_set_is_erased_one_line_says_so(case: Prepared) -> None:
     erasure.erase(case.store, case.use_case.name, [row["id"] for row in drawn(case, "general")])
-    with pytest.raises(DataError, match=r"^snapshot.general: all documents .* were erased; add others, and take the snapshot again$"):
+    with pytest.raises(
+        DataError,
+        match=r"^snapshot.general: all documents .* were erased; add others, and take the snapshot again$",
+    ):
         general.load(case.store, case.store.load(case.snapshot.ref))
 
 
 def test_when_all_that_is_replayed_is_erased_the_task_is_trained_alone(case: Prepared) -> None:
     erasure.erase(case.store, case.use_case.name, [row["id"] for row in drawn(case, "replay")])
     left = snapshot.load_training(case.store, case.store.load(case.snapshot.ref))
-    assert len(left.windows) == left.num_task_windows and left.packing.num_tokens == sum(map(len, left.windows))
+    assert len(left.windows) == left.num_task_windows and left.packing.num_tokens == sum(
+        map(len, left.windows)
+    )
 
 
 def test_unfinished_training_that_learned_from_it_is_removed(case: Prepared) -> None:
@@ -247,9 +299,14 @@ def test_unfinished_training_that_learned_from_it_is_removed(case: Prepared) -> 
     assert (first.exists(), held.exists()) == (False, True)
     assert (report.num_unfinished, report.num_in_flight) == (1, 1)
     assert "deleted      1 unfinished trainings that had learned from them" in report.lines()
-    assert erasure.erase(case.store, case.use_case.name, [named(case, "general")["id"]]).num_unfinished == 1 and not held.exists()
+    assert (
+        erasure.erase(case.store, case.use_case.name, [named(case, "general")["id"]]).num_unfinished == 1
+        and not held.exists()
+    )
     # What began after the erasure stays.
     since = case.store.work_folder(case.use_case.name, "finetuned_checkpoint", "k3")
-    replace(case, snapshot=case.store.load(case.snapshot.ref)).job("finetuned_checkpoint", "k3").write(case.store)
+    replace(case, snapshot=case.store.load(case.snapshot.ref)).job("finetuned_checkpoint", "k3").write(
+        case.store
+    )
     report = erasure.erase(case.store, case.use_case.name, [])
     assert since.exists() and report.num_unfinished == 0

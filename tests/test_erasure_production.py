@@ -1,4 +1,6 @@
-"""Erasure of somebody whom every stage has seen: in a production window, in quarantine, in what the tokenizer's audit and drift keep."""
+"""Erasure of somebody whom every stage has seen: in a production window, in quarantine, in what the
+tokenizer's audit and drift keep.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,12 @@ from tests.test_erasure_drawn import traces
 
 QUIET = Progress(silent=True)
 #: A word of each of these persons that is in all of their documents and nowhere else.
-WORDS = {"patient-0": "zorblaxine", "patient-1": "quentavimab", "patient-2": "drubasterol", "patient-3": "hexopramil"}
+WORDS = {
+    "patient-0": "zorblaxine",
+    "patient-1": "quentavimab",
+    "patient-2": "drubasterol",
+    "patient-3": "hexopramil",
+}
 NUM_VALID, NUM_ROWS = 4, 400
 
 
@@ -46,12 +53,22 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     batch = only(case, "tokenized_chunks").metadata["batch"]
     chunks.audit_tokenizer(store, case.use_case, {batch: only(case, "tokenized_chunks")})
     training.work(case.job("finetuned_checkpoint"), store, QUIET)
-    seen = [{"id": f"{person}-seen", "text": f"a note about {word}", "expression": person} for person, word in WORDS.items()]
-    projects.write_rows(case.project.production / "window.jsonl", [*projects.licence_rows(150, skip=500), *seen])
-    [window] = documents.cut_batches(store, name, case.project.production, case.use_case.settings.documents, "window")
+    seen = [
+        {"id": f"{person}-seen", "text": f"a note about {word}", "expression": person}
+        for person, word in WORDS.items()
+    ]
+    projects.write_rows(
+        case.project.production / "window.jsonl", [*projects.licence_rows(150, skip=500), *seen]
+    )
+    [window] = documents.cut_batches(
+        store, name, case.project.production, case.use_case.settings.documents, "window"
+    )
     job = case.job("drift_report", monitoring={"min_window_rows": 20})
     produced = documents.keep(store, case.use_case, window.name, "window")
-    more = {"production_documents": produced.ref, "finetuned_checkpoint": only(case, "finetuned_checkpoint").ref}
+    more = {
+        "production_documents": produced.ref,
+        "finetuned_checkpoint": only(case, "finetuned_checkpoint").ref,
+    }
     monitoring.work(job.model_copy(update={"inputs": {**job.inputs, **more}}), store, QUIET)
     store.rewrite(only(case, "drift_report"), _explain)
     return case
@@ -59,8 +76,12 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 def _explain(folder: Path) -> dict[str, Any]:
     """Write what an alarm would have: words that the window has and the reference windows lack."""
-    words = shifted_words(["a text"] * 20, [f"a note about {word}" for word in WORDS.values() for _ in range(5)])
-    (folder / EXPLANATION).write_text(render_explanation("What moved", [], words, [Place("window.jsonl", 151)]))
+    words = shifted_words(
+        ["a text"] * 20, [f"a note about {word}" for word in WORDS.values() for _ in range(5)]
+    )
+    (folder / EXPLANATION).write_text(
+        render_explanation("What moved", [], words, [Place("window.jsonl", 151)])
+    )
     return {}
 
 
@@ -76,7 +97,14 @@ def rows(case: Prepared, stage: str, file: str) -> int:
 def test_nothing_of_them_is_left(case: Prepared) -> None:
     groups = {*case.split("train").groups}
     person = next(person for person in WORDS if person in groups)
-    stages = ("raw_documents", "production_documents", "labeled_examples", "quarantined_examples", "tokenizer_audit", "drift_report")
+    stages = (
+        "raw_documents",
+        "production_documents",
+        "labeled_examples",
+        "quarantined_examples",
+        "tokenizer_audit",
+        "drift_report",
+    )
     before = {stage: only(case, stage).metadata for stage in stages}
     seen_by = {path.split("/")[1] for path in traces(case.store, WORDS[person])}
     # The scale has embeddings of single rows, and their words as hashes.
@@ -84,33 +112,57 @@ def test_nothing_of_them_is_left(case: Prepared) -> None:
     scale = only(case, "drift_scale")
     assert scale.metadata["num_held_out"] > 0
     # That of an earlier champion, whose snapshot a clean-up has removed.
-    with case.store.create(case.use_case.name, "drift_scale", "earlier", version=scale.version, seed=scale.seed) as draft:
-        shutil.copytree(case.store.folder(scale), draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+    with case.store.create(
+        case.use_case.name, "drift_scale", "earlier", version=scale.version, seed=scale.seed
+    ) as draft:
+        shutil.copytree(
+            case.store.folder(scale), draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST)
+        )
         draft.commit(settings={}, inputs=dict.fromkeys(scale.inputs, "removed"), metadata=scale.metadata)
     report = erasure.erase(case.store, case.use_case.name, [person], by="group")
     assert traces(case.store, WORDS[person], person) == []
     assert (report.num_found, report.missing) == (NUM_VALID + 2, [])
-    assert report.rewritten == dict.fromkeys((*stages, "tokenized_chunks", "training_snapshot"), 1) | {"drift_scale": 2}
+    assert report.rewritten == dict.fromkeys((*stages, "tokenized_chunks", "training_snapshot"), 1) | {
+        "drift_scale": 2
+    }
     scales = case.store.artifacts(case.use_case.name, "drift_scale")
     assert [made.metadata["num_held_out"] for made in scales] == [0, 0]
     case.store.delete(next(made for made in scales if made.key == "earlier"))
     assert report.deleted == {"near_duplicate_index": 1}
 
     after = {stage: only(case, stage).metadata for stage in stages}
-    raw, valid, quarantined = (after[stage] for stage in ("raw_documents", "labeled_examples", "quarantined_examples"))
+    raw, valid, quarantined = (
+        after[stage] for stage in ("raw_documents", "labeled_examples", "quarantined_examples")
+    )
     assert raw["num_rows"] == before["raw_documents"]["num_rows"] - NUM_VALID - 1
-    assert valid["num_valid"] == rows(case, "labeled_examples", "examples.parquet") == before["labeled_examples"]["num_valid"] - NUM_VALID
+    assert (
+        valid["num_valid"]
+        == rows(case, "labeled_examples", "examples.parquet")
+        == before["labeled_examples"]["num_valid"] - NUM_VALID
+    )
     assert quarantined["num_quarantined"] == before["quarantined_examples"]["num_quarantined"] - 1
     assert quarantined["num_quarantined"] == rows(case, "quarantined_examples", "quarantined.parquet")
-    (reason,) = (why for why, count in before["quarantined_examples"]["reasons"].items() if count == len(WORDS))
+    (reason,) = (
+        why for why, count in before["quarantined_examples"]["reasons"].items() if count == len(WORDS)
+    )
     assert quarantined["reasons"] == {**before["quarantined_examples"]["reasons"], reason: len(WORDS) - 1}
     assert valid["num_rows"] == raw["num_rows"] == valid["num_valid"] + valid["num_quarantined"]
-    assert valid["num_quarantined"] == quarantined["num_quarantined"] == rows(case, "labeled_examples", "quarantined_rows.parquet")
-    assert after["production_documents"]["num_rows"] == rows(case, "production_documents", "documents.parquet") == 153
+    assert (
+        valid["num_quarantined"]
+        == quarantined["num_quarantined"]
+        == rows(case, "labeled_examples", "quarantined_rows.parquet")
+    )
+    assert (
+        after["production_documents"]["num_rows"]
+        == rows(case, "production_documents", "documents.parquet")
+        == 153
+    )
 
     audit, folder = only(case, "tokenizer_audit"), case.store.folder(only(case, "tokenizer_audit"))
     assert audit.metadata["withdrawn"] and (folder / "terms.json").read_text() == "[]"
-    assert (folder / "proposal.yaml").read_text() == "# Withdrawn: documents that it was mined from were erased.\n"
+    assert (
+        folder / "proposal.yaml"
+    ).read_text() == "# Withdrawn: documents that it was mined from were erased.\n"
     assert sorted(only(case, "drift_report").files) == ["far.jsonl", "report.md", "sums.npz", "verdict.json"]
     scale = only(case, "drift_scale")
     assert scale.metadata["num_held_out"] == len(Scale.load(case.store.folder(scale) / SCALE).held_out) == 0

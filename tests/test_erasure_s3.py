@@ -1,4 +1,6 @@
-"""Erasure from a store on S3: afterwards neither the bucket, nor the local copies, nor the temporary folder hold the document."""
+"""Erasure from a store on S3: afterwards neither the bucket, nor the local copies, nor the temporary folder
+hold the document.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,11 @@ def traces(root: Path, *values: str) -> list[str]:
     """Return the files below a folder that contain a value, or are named after it."""
     found = []
     for path in (path for path in root.rglob("*") if path.is_file()):
-        content = str(pq.read_table(path).to_pylist()) if path.suffix == ".parquet" else path.read_text(errors="replace")
+        content = (
+            str(pq.read_table(path).to_pylist())
+            if path.suffix == ".parquet"
+            else path.read_text(errors="replace")
+        )
         if any(value in content or value in str(path) for value in values):
             found.append(str(path.relative_to(root)))
     return found
@@ -30,7 +36,9 @@ def traces(root: Path, *values: str) -> list[str]:
 
 @pytest.fixture
 def places(s3_env: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """Where an artifact of a store on S3 may lie: the bucket's folder, the local copies, and the temporary folder."""
+    """Where an artifact of a store on S3 may lie: the bucket's folder, the local copies, and the temporary
+    folder.
+    """
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     return {
@@ -40,7 +48,9 @@ def places(s3_env: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     }
 
 
-def test_nothing_of_a_document_is_left_in_the_bucket_or_the_local_copies(places: dict[str, Path], tmp_path: Path) -> None:
+def test_nothing_of_a_document_is_left_in_the_bucket_or_the_local_copies(
+    places: dict[str, Path], tmp_path: Path
+) -> None:
     batches = Batches(tmp_path / "project")
     batches.store = Store(f"s3://{places['bucket'].name}/some/prefix")
     delivered = rows(24)
@@ -51,12 +61,22 @@ def test_nothing_of_a_document_is_left_in_the_bucket_or_the_local_copies(places:
     before = batches.texts(taken)
     assert {"d2", "d9"} <= before.keys()
     marks = ("'d2'", '"d2"', repr(delivered[2]["text"])[1:60], "smith_john", "a note about him")
-    assert traces(places["bucket"], *marks) and traces(places["copies"], *marks), "it was there, and was fetched"
+    assert traces(places["bucket"], *marks) and traces(places["copies"], *marks), (
+        "it was there, and was fetched"
+    )
     report = erasure.erase(batches.store, CASE, ["d2", "smith_john.txt"])
     assert (report.num_found, report.missing, report.num_in_flight) == (2, [], 0)
-    assert {name: traces(path, *marks) for name, path in places.items()} == {"bucket": [], "copies": [], "temporary": []}
+    assert {name: traces(path, *marks) for name, path in places.items()} == {
+        "bucket": [],
+        "copies": [],
+        "temporary": [],
+    }
     assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ != "d2"}
-    assert {name: traces(path, *marks) for name, path in places.items()} == {"bucket": [], "copies": [], "temporary": []}
+    assert {name: traces(path, *marks) for name, path in places.items()} == {
+        "bucket": [],
+        "copies": [],
+        "temporary": [],
+    }
     assert "d2" not in snapshot.load_split(batches.store, batches.take(), "train").ids
 
 
@@ -69,7 +89,10 @@ def test_unfinished_trainings_lose_their_checkpoints_in_the_bucket(
     store = batches.store = Store(f"s3://{places['bucket'].name}/some/prefix")
     batches.deliver("a.jsonl", rows(24))
     batches.take()
-    kept = {key: places["bucket"] / "some/prefix" / checkpoints_ref(CASE, "finetuned_checkpoint", key) for key in ("over", "alive")}
+    kept = {
+        key: places["bucket"] / "some/prefix" / checkpoints_ref(CASE, "finetuned_checkpoint", key)
+        for key in ("over", "alive")
+    }
     for folder in kept.values():
         (folder / "00000002-ab").mkdir(parents=True)
         (folder / "00000002-ab" / "model.safetensors").write_text("what it has learned of him")
@@ -77,7 +100,9 @@ def test_unfinished_trainings_lose_their_checkpoints_in_the_bucket(
         report = erasure.erase(store, CASE, ["d2"])
     assert (report.num_unfinished, report.num_in_flight) == (1, 1)
     assert [key for key, folder in kept.items() if traces(folder, "him")] == ["alive"]
-    assert erasure.erase(store, CASE, ["d3"]).num_unfinished == 1 and not traces(places["bucket"], "learned of him")
+    assert erasure.erase(store, CASE, ["d3"]).num_unfinished == 1 and not traces(
+        places["bucket"], "learned of him"
+    )
 
 
 class TestStore:
@@ -92,8 +117,12 @@ class TestStore:
                 (draft.path / name).write_text(text)
             return draft.commit(settings={}, inputs={}, metadata={"note": "by him"})
 
-    @pytest.mark.parametrize("files", [{"a.txt": "of him", "deep/b.txt": "of him"}, {}], ids=["files", "none"])
-    def test_what_is_deleted_is_gone_with_its_copy(self, store: Store, places: dict[str, Path], files: dict[str, str]) -> None:
+    @pytest.mark.parametrize(
+        "files", [{"a.txt": "of him", "deep/b.txt": "of him"}, {}], ids=["files", "none"]
+    )
+    def test_what_is_deleted_is_gone_with_its_copy(
+        self, store: Store, places: dict[str, Path], files: dict[str, str]
+    ) -> None:
         made = self.make(store, files)
         store.folder(made)
         assert traces(places["copies"], "by him")
@@ -102,16 +131,22 @@ class TestStore:
         assert left == ["store.json"]  # the store's id, which names nobody
         assert store.find("mail", "raw_documents", "k") is None
 
-    def test_a_removal_cut_short_leaves_no_copy_that_nobody_knows_of(self, store: Store, places: dict[str, Path]) -> None:
+    def test_a_removal_cut_short_leaves_no_copy_that_nobody_knows_of(
+        self, store: Store, places: dict[str, Path]
+    ) -> None:
         made = self.make(store, {"a.txt": "of him"})
         store.folder(made)
         with killed_at(store, 2) as steps, pytest.raises(PowerCut):
             store.delete(made)
         assert steps == ["rm_file", "rm"]
         assert traces(places["copies"], "him") == []
-        assert store.unfinished("mail", "raw_documents") == [made.ref], "a sweep finds what is left in the bucket"
+        assert store.unfinished("mail", "raw_documents") == [made.ref], (
+            "a sweep finds what is left in the bucket"
+        )
 
-    def test_what_is_rewritten_leaves_nothing_of_what_it_was(self, store: Store, places: dict[str, Path]) -> None:
+    def test_what_is_rewritten_leaves_nothing_of_what_it_was(
+        self, store: Store, places: dict[str, Path]
+    ) -> None:
         made = self.make(store, {"a.txt": "of him", "deep/b.txt": "of others"})
         store.folder(made)
 
@@ -120,6 +155,11 @@ class TestStore:
             return {"note": GONE}
 
         again = store.rewrite(made, edit)
-        assert [path for place in places.values() for path in traces(place, "of him", "by him", made.attempt)] == []
+        assert [
+            path for place in places.values() for path in traces(place, "of him", "by him", made.attempt)
+        ] == []
         assert store.load(made.ref) == again and again.metadata["replaces"] == [made.content_digest]
-        assert {name: (store.folder(again) / name).read_text() for name in again.files} == {"a.txt": GONE, "deep/b.txt": "of others"}
+        assert {name: (store.folder(again) / name).read_text() for name in again.files} == {
+            "a.txt": GONE,
+            "deep/b.txt": "of others",
+        }

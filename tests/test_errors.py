@@ -1,4 +1,6 @@
-"""A user's mistakes, as the terminal shows them: one line with the place and the fix, nothing half-written, and the fixed run works."""
+"""A user's mistakes, as the terminal shows them: one line with the place and the fix, nothing half-written,
+and the fixed run works.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from fullft_assets.cli.commands import main
+from fullft_assets.demos import licences
 from fullft_assets.documents.formats import known_endings
 from fullft_assets.errors import StoreError, WorkloadError, without_secrets
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.launch import ERROR_FILE
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.resources import latest, latest_by_partition
-from fullft_assets.samples import licences
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.store import Store
 from fullft_assets.workloads import entry
@@ -37,7 +39,11 @@ WRONG_YAML = {
     "bound": ({"snapshot": {"test_share": 2}}, "snapshot.test_share: 2 is not a number > 0 and < 1"),
     "missing model": (
         {"base_model": "models/nothing"},
-        "base_model: folder not found: models/nothing; no model is downloaded: give a local folder, package:NAME/FOLDER, or pin a model of the hub: models/nothing@COMMIT, the 40 digits of a commit",
+        (
+            "base_model: folder not found: models/nothing; no model is downloaded: give a local folder,"
+            " package:NAME/FOLDER, or pin a model of the hub: models/nothing@COMMIT, the 40 digits of a"
+            " commit"
+        ),
     ),
     "missing documents": (
         {"documents": {"path": "data/leters/documents"}},
@@ -68,13 +74,29 @@ def test_passwords_and_keys_in_addresses_are_hidden(text: str, shown: str) -> No
 def test_a_secret_reaches_neither_a_log_nor_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Planted where libraries put it: into the message of an error, foreseen or not, and into what a workload says."""
+    """Planted where libraries put it: into the message of an error, foreseen or not, and into what a workload
+    says.
+    """
     address, reported = "http://svc:PLANTED@host:5000/api?token=PLANTED", []
     monkeypatch.setenv(ERROR_FILE, str(tmp_path / "error"))
     monkeypatch.setattr(entry, "listen_for_stop", lambda progress: None)
-    settings = UseCaseSettings.model_validate({"base_model": "none", "documents": {"path": "none"}, "examples": {"label": "none"}})
-    job = Job(case="c", stage="s", key="k", project_root=".", store_url=str(tmp_path / "store"), settings=settings, inputs={})
-    errors = (StoreError(f"{address} is down"), ConnectionError(f"{address} is down"), MemoryError(f"out of memory at {address}"))
+    settings = UseCaseSettings.model_validate(
+        {"base_model": "none", "documents": {"path": "none"}, "examples": {"label": "none"}}
+    )
+    job = Job(
+        case="c",
+        stage="s",
+        key="k",
+        project_root=".",
+        store_url=str(tmp_path / "store"),
+        settings=settings,
+        inputs={},
+    )
+    errors = (
+        StoreError(f"{address} is down"),
+        ConnectionError(f"{address} is down"),
+        MemoryError(f"out of memory at {address}"),
+    )
 
     def work(job: Job, store: Store, progress: Progress) -> None:
         progress.say(f"asking {address}")
@@ -87,7 +109,9 @@ def test_a_secret_reaches_neither_a_log_nor_a_file(
         (tmp_path / "error").rename(tmp_path / f"error{len(reported)}")
     printed = "".join(capfd.readouterr())
     kept = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
-    assert len(kept) == 3 + 2 + 2 and len(reported) == 3  # reasons, tracebacks, the record and the job; what was said
+    assert (
+        len(kept) == 3 + 2 + 2 and len(reported) == 3
+    )  # reasons, tracebacks, the record and the job; what was said
     assert "asking http://***@host:5000/api?token=***" in reported
     assert all("PLANTED" not in text for text in (printed, *reported, *kept.values()))
 
@@ -113,7 +137,9 @@ def assert_one_line(done: subprocess.CompletedProcess[str], line: str) -> None:
 def in_project(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command of the project in this process, for what ends before anything is run; returns its status, stdout and stderr."""
+    """Runs a command of the project in this process, for what ends before anything is run; returns its
+    status, stdout and stderr.
+    """
     monkeypatch.chdir(project.root)
     monkeypatch.setenv("DAGSTER_HOME", str(project.home))
 
@@ -135,7 +161,11 @@ def failures(done: subprocess.CompletedProcess[str]) -> list[str]:
 def test_a_wrong_yaml_is_one_line_for_the_check_and_for_the_run(project, in_project, sections, message):
     project.configure(**sections)
     key = message.split(": ")[0].split(".")[-1]
-    number = next(n for n, text in enumerate(project.yaml_path.read_text().splitlines(), start=1) if text.strip().startswith(f"{key}:"))
+    number = next(
+        n
+        for n, text in enumerate(project.yaml_path.read_text().splitlines(), start=1)
+        if text.strip().startswith(f"{key}:")
+    )
     for command in ("check", "run"):
         assert in_project(command, "letters") == (1, "", f"{LETTERS_YAML}:{number}: {message}\n")
     assert not (project.home / "store").exists(), "nothing was run"
@@ -144,21 +174,33 @@ def test_a_wrong_yaml_is_one_line_for_the_check_and_for_the_run(project, in_proj
 def test_an_unknown_use_case_names_the_known_ones(in_project):
     for command in (["check"], ["run"], ["rollback"], ["predict"]):
         more = {"predict": ["some text"], "rollback": ["--reason", "worse"]}.get(command[0], [])
-        assert in_project(*command, "leters", *more) == (1, "", "no use case `leters`; did you mean `letters`? known: letters\n")
+        assert in_project(*command, "leters", *more) == (
+            1,
+            "",
+            "no use case `leters`; did you mean `letters`? known: letters\n",
+        )
 
 
-@pytest.mark.parametrize(("home", "fix"), [(".", "give an absolute path"), ("{root}/nowhere", "make it"), ("~/nowhere", "make it")])
+@pytest.mark.parametrize(
+    ("home", "fix"), [(".", "give an absolute path"), ("{root}/nowhere", "make it"), ("~/nowhere", "make it")]
+)
 def test_a_home_that_dagster_cannot_use_is_one_line(project, in_project, monkeypatch, home, fix):
     monkeypatch.setenv("HOME", str(project.root))
     monkeypatch.setenv("DAGSTER_HOME", home := home.format(root=project.root))
-    said = f"DAGSTER_HOME={home} is not a folder that Dagster can use; {fix}, or unset it for {project.root}/.home\n"
+    said = (
+        f"DAGSTER_HOME={home} is not a folder that Dagster can use; {fix}, or unset it for"
+        f" {project.root}/.home\n"
+    )
     assert in_project("run", "letters") == (1, "", said)
 
 
 def test_a_folder_without_documents(project):
     (project.documents / "delivery-1.jsonl").rename(project.documents / "delivery-1.doc")
     hint = "if each file is one text, set documents.format to text"
-    line = f": documents.path: no readable document below data/letters/documents; known endings: {known_endings()}; {hint}"
+    line = (
+        ": documents.path: no readable document below data/letters/documents; known endings:"
+        f" {known_endings()}; {hint}"
+    )
     for command in ("check", "run"):
         done = project.fullft(command, "letters")
         assert_one_line(done, f"{LETTERS_YAML}:{done.stderr.split(':')[1]}{line}")
@@ -179,7 +221,9 @@ def test_a_broken_use_case_beside_stops_no_other_and_is_named_by_the_check_of_al
     of_all = project.fullft("check")
     assert of_all.returncode == 1
     wrong, removed, missing = of_all.stderr.splitlines()
-    assert wrong.startswith("my_project/defs/contracts/defs.yaml:") and wrong.endswith("unknown key `epoch`; did you mean `epochs`?")
+    assert wrong.startswith("my_project/defs/contracts/defs.yaml:") and wrong.endswith(
+        "unknown key `epoch`; did you mean `epochs`?"
+    )
     assert "defs/letters/defs.yaml" in removed and "defs/unwritten/defs.yaml" in missing
 
 
@@ -187,7 +231,9 @@ def test_definitions_that_cannot_be_imported_are_one_line(project):
     (project.root / "my_project" / "definitions.py").write_text("import no_such_module\n")
     done = project.fullft("run", "letters")
     assert_one_line(
-        done, f"{project.root}: Dagster cannot load the definitions: my_project: ModuleNotFoundError: No module named 'no_such_module'"
+        done,
+        f"{project.root}: Dagster cannot load the definitions: my_project: ModuleNotFoundError: No module"
+        " named 'no_such_module'",
     )
 
 
@@ -195,12 +241,16 @@ def test_a_project_without_a_workspace_is_one_line(project):
     (project.root / "workspace.yaml").unlink()
     (project.root / "pyproject.toml").write_text('[project]\nname = "my-project"\n')
     done = project.fullft("run", "letters")
-    assert_one_line(done, f"{project.root}: neither a workspace.yaml nor [tool.dg.project] in pyproject.toml; add either")
+    assert_one_line(
+        done, f"{project.root}: neither a workspace.yaml nor [tool.dg.project] in pyproject.toml; add either"
+    )
 
 
 @pytest.mark.slow
 def test_one_project_through_every_bad_delivery(tmp_path):
-    """An unreadable file, a batch with no valid row, a label seen once; each is fixed by delivering again, or by removing the file."""
+    """An unreadable file, a batch with no valid row, a label seen once; each is fixed by delivering again, or
+    by removing the file.
+    """
     project = projects.create(tmp_path, rows=0)
     project.configure(
         # A look that asks for all that it may is followed by another.
@@ -213,8 +263,8 @@ def test_one_project_through_every_bad_delivery(tmp_path):
     done = project.fullft("run", "letters")
     (line,) = failures(done)
     assert line.endswith(
-        f"raw_documents FAILED: {delivery.parent}: {delivery.name} cannot be read (not UTF-8 on line 1; where it has another encoding, "
-        "set documents.encoding); fix the file and deliver it again"
+        f"raw_documents FAILED: {delivery.parent}: {delivery.name} cannot be read (not UTF-8 on line 1; where"
+        " it has another encoding, set documents.encoding); fix the file and deliver it again"
     )
     assert "no batch is usable" in done.stdout
     assert not half_written(project)
@@ -224,7 +274,10 @@ def test_one_project_through_every_bad_delivery(tmp_path):
     done = project.fullft("run", "letters")
     (line,) = failures(done)
     assert line.endswith("examples FAILED: the check above is red"), "the vanished file's batch is left alone"
-    assert "10 of 10 rows quarantined, most often: empty text; fix the source and deliver it again" in done.stdout
+    assert (
+        "10 of 10 rows quarantined, most often: empty text; fix the source and deliver it again"
+        in done.stdout
+    )
     assert "no batch is usable" in done.stdout
     assert not half_written(project)
 
@@ -235,16 +288,19 @@ def test_one_project_through_every_bad_delivery(tmp_path):
     assert done.stdout.count("letters_new_documents: 1 new batch\n") >= 2
     assert len(latest_by_partition(store(project), "letters", "tokenized_chunks")) == 2
     line = failures(done)[-1]
-    assert line == (
-        "model: training_snapshot FAILED: delivery-2.jsonl:401: label `poem` has 1 row, fewer than snapshot.min_rows_per_label (5); "
-        "deliver more, leave it out of examples.labels, or set snapshot.rare_labels to set_aside"
+    assert (
+        line == "model: training_snapshot FAILED: delivery-2.jsonl:401: label `poem` has 1 row, fewer than"
+        " snapshot.min_rows_per_label (5); deliver more, leave it out of examples.labels, or set"
+        " snapshot.rare_labels to set_aside"
     )
     assert latest(store(project), "letters", "training_snapshot") is None
     assert not half_written(project)
 
     project.deliver("delivery-2.jsonl", licence_rows(400))
     (line,) = failures(project.fullft("run", "letters"))
-    assert line == "model: training_snapshot FAILED: the check above is red", "more rows are asked for than there are, to end the run there"
+    assert line == "model: training_snapshot FAILED: the check above is red", (
+        "more rows are asked for than there are, to end the run there"
+    )
     assert latest(store(project), "letters", "training_snapshot").metadata["num_train_rows"] > 100
     assert not half_written(project)
 

@@ -53,9 +53,14 @@ def test_calibration_error_of_known_bins():
     # Ten rows at 0.88 of which 8 are right, ten at 0.52 of which 5 are right.
     probabilities = np.array([[0.88, 0.12]] * 10 + [[0.52, 0.48]] * 10)
     bins = evaluation.reliability(labels, probabilities, 10)
-    assert [(b.num_rows, round(b.confidence, 6), b.accuracy) for b in bins] == [(10, 0.52, 0.5), (10, 0.88, 0.8)]
+    assert [(b.num_rows, round(b.confidence, 6), b.accuracy) for b in bins] == [
+        (10, 0.52, 0.5),
+        (10, 0.88, 0.8),
+    ]
     assert [(b.low, b.high) for b in bins] == [(0.5, 0.6), (0.8, 0.9)]
-    assert evaluation.expected_calibration_error(labels, probabilities, 10) == pytest.approx(0.5 * 0.08 + 0.5 * 0.02)
+    assert evaluation.expected_calibration_error(labels, probabilities, 10) == pytest.approx(
+        0.5 * 0.08 + 0.5 * 0.02
+    )
 
 
 def test_calibration_error_of_a_calibrated_and_an_overconfident_model():
@@ -68,7 +73,9 @@ def test_calibration_error_of_a_calibrated_and_an_overconfident_model():
     assert evaluation.expected_calibration_error(labels, overconfident, 10) == pytest.approx(0.25, abs=0.02)
 
 
-def clustered(rng: np.random.Generator, num_groups: int, rows_a_group: int) -> tuple[np.ndarray, dict, list[str]]:
+def clustered(
+    rng: np.random.Generator, num_groups: int, rows_a_group: int
+) -> tuple[np.ndarray, dict, list[str]]:
     """Three labels; a group's rows share the label, and err together nine times in ten."""
     group = np.repeat(np.arange(num_groups), rows_a_group)
     labels = rng.integers(0, 3, num_groups)[group]
@@ -82,7 +89,9 @@ def clustered(rng: np.random.Generator, num_groups: int, rows_a_group: int) -> t
 
 
 def measured(labels, predictions, groups, *, metric: str, **options) -> resampling.SystemScores:
-    counted = {name: evaluation.of_labels(labels, predicted, name=name) for name, predicted in predictions.items()}
+    counted = {
+        name: evaluation.of_labels(labels, predicted, name=name) for name, predicted in predictions.items()
+    }
     index, _ = resampling.number_groups(groups, len(labels))
     return resampling.measure(METRICS.get(metric), counted, index, **options)
 
@@ -113,23 +122,36 @@ def test_intervals_equal_a_slow_reference(metric):
         for name in predictions:
             draws[name].append(score(picked, name))
     everything = np.arange(len(labels))
-    without = {name: np.array([score(np.setdiff1d(everything, rows), name) for rows in rows_of.values()]) for name in predictions}
+    without = {
+        name: np.array([score(np.setdiff1d(everything, rows), name) for rows in rows_of.values()])
+        for name in predictions
+    }
     for name in predictions:
         estimate = score(everything, name)
         influence = without[name] - without[name].mean()
         jackknife = np.sqrt(22 / 23 * (influence**2).sum())
         error = np.hypot(max(np.std(draws[name], ddof=1), jackknife), np.mean(draws[name]) - estimate)
-        freedom = min(22, 2 * (influence**2).sum() ** 2 / ((influence**4).sum() - (influence**2).sum() ** 2 / 23))
+        freedom = min(
+            22, 2 * (influence**2).sum() ** 2 / ((influence**4).sum() - (influence**2).sum() ** 2 / 23)
+        )
         reach = student.ppf(0.95, freedom) * error / (estimate * (1 - estimate))
-        low, high = (1 / (1 + np.exp(-(np.log(estimate / (1 - estimate)) + side * reach))) for side in (-1, 1))
+        low, high = (
+            1 / (1 + np.exp(-(np.log(estimate / (1 - estimate)) + side * reach))) for side in (-1, 1)
+        )
         assert ends(found.scores[name]) == pytest.approx((estimate, low, high))
     error = np.std(np.subtract(draws["finetuned"], draws["other"]), ddof=1)
-    estimate, reach = score(everything, "finetuned") - score(everything, "other"), student.ppf(0.95, 22) * error
+    estimate, reach = (
+        score(everything, "finetuned") - score(everything, "other"),
+        student.ppf(0.95, 22) * error,
+    )
     gain = found.gains["other"]
     assert ends(gain) == pytest.approx((estimate, estimate - reach, estimate + reach))
     assert gain.p_value == pytest.approx(2 * student.sf(abs(estimate) / error, 22))
     quantiles = student.ppf(0.95, 22) + student.ppf(0.8, 22)
-    num_right = {name: [int((predictions[name] == labels)[rows].sum()) for rows in rows_of.values()] for name in predictions}
+    num_right = {
+        name: [int((predictions[name] == labels)[rows].sum()) for rows in rows_of.values()]
+        for name in predictions
+    }
     differs = np.not_equal(num_right["finetuned"], num_right["other"])
     moved = (estimate - (without["finetuned"] - without["other"]))[differs]
     step = np.sum(np.square(moved)) / np.abs(moved).sum()
@@ -144,7 +166,13 @@ def test_a_lower_end_is_lower_by_what_the_choice_of_labels_adds():
     groups, counted = np.arange(100), evaluation.of_labels(labels, predicted, 25)
     measurable = comparison.measurable_labels(counted.true, groups, 100, np.ones(100))
     assert 0 < measurable.sum() < 25
-    options = {"reference": "finetuned", "resamples": 300, "confidence": 0.95, "seed": 3, "rows_chose_labels": True}
+    options = {
+        "reference": "finetuned",
+        "resamples": 300,
+        "confidence": 0.95,
+        "seed": 3,
+        "rows_chose_labels": True,
+    }
     systems = {"finetuned": replace(counted, measurable=measurable)}
     found = resampling.measure(METRICS.get("macro_f1"), systems, groups, **options).scores["finetuned"]
 
@@ -164,12 +192,20 @@ def test_a_lower_end_is_lower_by_what_the_choice_of_labels_adds():
     freedom = min(99, 2 * squares.sum() ** 2 / ((squares**2).sum() - squares.sum() ** 2 / 100))
     expected = bounded_interval(found.estimate, error, freedom, 0.95, (0.0, 1.0))
     assert np.mean(raised) > 0.005
-    assert ends(found) == pytest.approx((score(groups, measurable), expected.low - np.mean(raised), expected.high))
+    assert ends(found) == pytest.approx(
+        (score(groups, measurable), expected.low - np.mean(raised), expected.high)
+    )
 
 
 def test_resamples_do_not_depend_on_the_chunks(monkeypatch):
     labels, predictions, groups = clustered(np.random.default_rng(6), 37, 3)
-    options = {"metric": "macro_f1", "reference": "finetuned", "resamples": 150, "confidence": 0.95, "seed": 1}
+    options = {
+        "metric": "macro_f1",
+        "reference": "finetuned",
+        "resamples": 150,
+        "confidence": 0.95,
+        "seed": 1,
+    }
     whole = measured(labels, predictions, groups, **options)
     monkeypatch.setattr(resampling, "_CHUNK_NUMBERS", 37 * 7)
     assert measured(labels, predictions, groups, **options) == whole
@@ -208,7 +244,10 @@ def test_pairing_narrows_the_interval_of_the_gain():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": np.array([], int), "predictions": {"finetuned": np.array([], int)}, "groups": []}, "labels: expected a non-empty"),
+        (
+            {"labels": np.array([], int), "predictions": {"finetuned": np.array([], int)}, "groups": []},
+            "labels: expected a non-empty",
+        ),
         ({"predictions": {"finetuned": np.array([0, 1])}}, "finetuned: 2 for 3 labels"),
         ({"predictions": {"finetuned": np.array([0, 1, -1])}}, "finetuned: row 2 has label -1"),
         ({"predictions": {"finetuned": np.array([0.0, 1.0, 1.0])}}, "finetuned: labels are whole numbers"),
@@ -252,11 +291,16 @@ def assessed(finetuned: float, baseline: float, n: int = 900) -> ClassificationE
     labels = rng.integers(0, 3, n)
     systems = {FINETUNED: finetuned, "majority": 0.35, "tfidf": baseline}
     probabilities = {
-        name: probabilities_of(np.where(rng.random(n) < share, labels, (labels + 1) % 3), 3) for name, share in systems.items()
+        name: probabilities_of(np.where(rng.random(n) < share, labels, (labels + 1) % 3), 3)
+        for name, share in systems.items()
     }
     groups = [f"g{i}" for i in rng.integers(0, n // 3, n)]
     return evaluation.assess(
-        labels, probabilities, groups, ["a", "b", "c"], Comparison(EvaluationSettings(), "macro_f1", seed=1, task="classification")
+        labels,
+        probabilities,
+        groups,
+        ["a", "b", "c"],
+        Comparison(EvaluationSettings(), "macro_f1", seed=1, task="classification"),
     )
 
 
@@ -268,7 +312,9 @@ def test_assess_agrees_with_itself_and_survives_json():
     assert sum(row.support for row in found.per_label) == 900
     assert sum(found.agreement.model_dump().values()) == 900
     # A group counts as one, whatever its rows.
-    assert found.scores["accuracy"]["finetuned"].estimate == pytest.approx(np.trace(found.confusion) / 900, abs=0.01)
+    assert found.scores["accuracy"]["finetuned"].estimate == pytest.approx(
+        np.trace(found.confusion) / 900, abs=0.01
+    )
     assert found.gain_over_champion is None
     assert found.baselines == ["majority", "tfidf"]
     assert read_evaluation(found.model_dump_json()) == found
@@ -293,7 +339,9 @@ def test_a_required_gain_must_be_exceeded():
     scores = {name: Interval(estimate=e, low=e, high=e) for name, e in {FINETUNED: 0.8, "tfidf": 0.7}.items()}
     gains = {"tfidf": Gain(estimate=0.1, low=0.05, high=0.15, standard_error=0.025, degrees_of_freedom=100)}
     for min_gain, justified in ((0.0, True), (0.04, True), (0.05, False), (0.1, False)):
-        found = comparison.justification(scores, gains, ["tfidf"], metric="macro_f1", confidence=0.95, min_gain=min_gain)
+        found = comparison.justification(
+            scores, gains, ["tfidf"], metric="macro_f1", confidence=0.95, min_gain=min_gain
+        )
         assert found.justified is justified
     with pytest.raises(ValueError, match="no baseline to compare with"):
         comparison.justification(scores, gains, [], metric="macro_f1", confidence=0.95)
@@ -316,7 +364,9 @@ def test_an_interval_is_finite_and_ordered():
 def test_a_faultless_score_is_not_certain():
     found = bounded_interval(1.0, 0.0, 39, 0.95, (0.0, 1.0))
     assert (found.low, found.high) == (pytest.approx(0.025 ** (1 / 40)), 1.0)
-    assert ends(bounded_interval(-1.0, 0.0, 39, 0.95, (-1.0, 1.0))) == pytest.approx((-1, -1, -1 + 2 * (1 - 0.025 ** (1 / 40))))
+    assert ends(bounded_interval(-1.0, 0.0, 39, 0.95, (-1.0, 1.0))) == pytest.approx(
+        (-1, -1, -1 + 2 * (1 - 0.025 ** (1 / 40)))
+    )
 
 
 @pytest.mark.parametrize(("num_differing", "excludes_zero"), [(5, False), (6, True), (None, True)])
@@ -327,7 +377,9 @@ def test_a_gain_that_few_groups_show_is_none(num_differing, excludes_zero):
 
 
 def test_what_is_detectable_counts_the_groups_that_a_difference_adds() -> None:
-    """By hand: with normal quantiles q = 1.960 + .842 = 2.802, so d^2 = 7.849 (.01^2 + .005 d), and .005 is (16 + 36) / (4 + 6) thousandths."""
+    """By hand: with normal quantiles q = 1.960 + .842 = 2.802, so d^2 = 7.849 (.01^2 + .005 d), and .005 is
+    (16 + 36) / (4 + 6) thousandths.
+    """
     moved = np.repeat([0.004, -0.006], 3)
     gain = Gain.of(0.0, 0.01, 1e9, 0.95, moved)
     assert gain.least_detectable == pytest.approx(7.849 * 0.0052, rel=1e-3)
@@ -338,7 +390,9 @@ def test_what_is_detectable_counts_the_groups_that_a_difference_adds() -> None:
 
 @pytest.mark.parametrize("num_differing", [0, 6, 12, 30])
 def test_a_detectable_gain_is_found_and_such_a_loss_is_not_excluded(num_differing: int) -> None:
-    """Two systems differ, evenly, on so many of 60 groups; a gain of d adds 60 d others on which the better one is right."""
+    """Two systems differ, evenly, on so many of 60 groups; a gain of d adds 60 d others on which the better
+    one is right.
+    """
     rng = np.random.default_rng(0)
 
     def compared(differences: np.ndarray) -> Gain:
@@ -358,7 +412,9 @@ def test_a_detectable_gain_is_found_and_such_a_loss_is_not_excluded(num_differin
 def test_a_claim_on_recipes_is_no_surer_than_one_on_their_models() -> None:
     gain = Gain.of(0.02, 0.01, 59, 0.95, np.full(3, 0.007))
     claim = gain.with_seed_noise(1e-12, 11, 0.95)
-    assert (claim.low, claim.high, claim.detectable) == pytest.approx((gain.low, gain.high, gain.detectable), rel=1e-3)
+    assert (claim.low, claim.high, claim.detectable) == pytest.approx(
+        (gain.low, gain.high, gain.detectable), rel=1e-3
+    )
     assert gain.with_seed_noise(1e-4, 11, 0.95).detectable > gain.detectable
 
 
@@ -391,7 +447,9 @@ def test_giant_groups_are_few_groups():
 class TestWeights:
     """Each group counts as one; labels that few groups have are left out and named."""
 
-    def run(self, labels: np.ndarray, predicted: np.ndarray, groups: list[str], num_labels: int) -> ClassificationEvaluation:
+    def run(
+        self, labels: np.ndarray, predicted: np.ndarray, groups: list[str], num_labels: int
+    ) -> ClassificationEvaluation:
         systems = {FINETUNED: predicted, "majority": np.zeros_like(predicted)}
         probabilities = {name: probabilities_of(found, num_labels) for name, found in systems.items()}
         compare = Comparison(EvaluationSettings(resamples=100), "macro_f1", seed=1, task="classification")
@@ -416,7 +474,10 @@ class TestWeights:
         found = self.run(labels, predicted, [str(n) for n in range(49)], 5)
         assert (found.rare_labels, found.measurable_labels, found.rare_micro_f1) == (["l2"], 3, 0.0)
         assert found.score.estimate == pytest.approx((2 * 20 / 44 + 1 + 1) / 3)
-        assert any("1 labels have too few test groups to be measured; together their F1 is 0.000" in said for said in found.measured_on)
+        assert any(
+            "1 labels have too few test groups to be measured; together their F1 is 0.000" in said
+            for said in found.measured_on
+        )
 
     @pytest.mark.parametrize("rows", range(1, 12))
     def test_five_groups_are_enough_whatever_their_rows(self, rows):
@@ -438,7 +499,10 @@ def test_seed_noise_leaves_out_what_the_rows_explain():
         for _ in range(200):
             right = rng.random((12, 300)) < 0.8 + (rng.normal(0, 0.03, (12, 1)) if with_noise else 0)
             means = right.mean(1, keepdims=True)
-            runs = [Run(score=float(mean[0]), influences=((row - mean) / 299).tolist()) for row, mean in zip(right, means, strict=True)]
+            runs = [
+                Run(score=float(mean[0]), influences=((row - mean) / 299).tolist())
+                for row, mean in zip(right, means, strict=True)
+            ]
             noise = pooled([runs])
             assert noise is not None and (noise.num_runs, noise.degrees_of_freedom) == (12, 11)
             found[with_noise].append(noise.variance)

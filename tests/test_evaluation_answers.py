@@ -1,4 +1,6 @@
-"""Scores of written answers: those of sacrebleu and by hand, with each group counted once, and the same by `fullft verify`'s own sums."""
+"""Scores of written answers: those of sacrebleu and by hand, with each group counted once, and the same by
+`fullft verify`'s own sums.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +58,13 @@ def test_scores_are_sacrebleu_s_and_verified_by_other_sums() -> None:
     for name, answers in written.items():
         by_sacrebleu = {
             "bleu": BLEU().corpus_score(answers, [truth]).score / 100,
-            "chrf": np.mean([CHRF().sentence_score(mine, [true]).score for mine, true in zip(answers, truth, strict=True)]) / 100,
-            "exact_match": np.mean([mine.split() == true.split() for mine, true in zip(answers, truth, strict=True)]),
+            "chrf": np.mean(
+                [CHRF().sentence_score(mine, [true]).score for mine, true in zip(answers, truth, strict=True)]
+            )
+            / 100,
+            "exact_match": np.mean(
+                [mine.split() == true.split() for mine, true in zip(answers, truth, strict=True)]
+            ),
         }
         for metric, value in by_sacrebleu.items():
             assert alone.scores[metric][name].estimate == pytest.approx(value), metric
@@ -65,7 +72,9 @@ def test_scores_are_sacrebleu_s_and_verified_by_other_sums() -> None:
     grouped = measured(truth, written, groups)
     assert grouped.num_groups == 21 and grouped.effective_groups < 21
     for metric in METRICS:
-        assert grouped.scores[metric][FINETUNED].estimate != pytest.approx(alone.scores[metric][FINETUNED].estimate)
+        assert grouped.scores[metric][FINETUNED].estimate != pytest.approx(
+            alone.scores[metric][FINETUNED].estimate
+        )
         for name, answers in written.items():
             score = grouped.scores[metric][name]
             assert answer_sums(metric, truth, answers, groups).score == pytest.approx(score.estimate)
@@ -106,8 +115,15 @@ def test_empty_and_very_short_answers_have_scores() -> None:
     for answers in ([""] * 4, ["yes"] * 4, ["no"] * 4, ["a longer answer", "", "x", "yes"]):
         found = measured(truth, {FINETUNED: answers}, list("abcd"))
         for metric in METRICS:
-            assert answer_sums(metric, truth, answers, list("abcd")).score == pytest.approx(found.scores[metric][FINETUNED].estimate)
+            assert answer_sums(metric, truth, answers, list("abcd")).score == pytest.approx(
+                found.scores[metric][FINETUNED].estimate
+            )
 
 
 def test_answers_of_one_group_have_no_interval() -> None:
-    assert measure_answers(["a", "b"], {FINETUNED: ["a", "b"]}, ["g", "g"], SETTINGS, num_too_long=0, max_new_tokens=9) is None
+    assert (
+        measure_answers(
+            ["a", "b"], {FINETUNED: ["a", "b"]}, ["g", "g"], SETTINGS, num_too_long=0, max_new_tokens=9
+        )
+        is None
+    )

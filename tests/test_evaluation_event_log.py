@@ -1,4 +1,6 @@
-"""Labels that are sentences stay in the store: no word of one in the event log or the output of the run that trains, judges and promotes."""
+"""Labels that are sentences stay in the store: no word of one in the event log or the output of the run that
+trains, judges and promotes.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +38,18 @@ def planted_rows(count: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_no_word_of_a_label_leaves_the_store_when_a_model_is_judged_and_promoted(tmp_path: Path, environment: None) -> None:
+def test_no_word_of_a_label_leaves_the_store_when_a_model_is_judged_and_promoted(
+    tmp_path: Path, environment: None
+) -> None:
     own = {"label": "kind", "labels": None, "group": "patient", "domain": "ward"}
-    gates = {"planning": {"min_predicted_gain": -1.0}, "release": {"min_gain_over_baselines": -1, "min_effective_groups": 2}}
+    gates = {
+        "planning": {"min_predicted_gain": -1.0},
+        "release": {"min_gain_over_baselines": -1, "min_effective_groups": 2},
+    }
     write_tiny_model(tmp_path / "model")
-    project = projects.create(tmp_path, CASE, rows=0, base_model="model", examples=own, training={"learning_rate": 5e-3}, **gates)
+    project = projects.create(
+        tmp_path, CASE, rows=0, base_model="model", examples=own, training={"learning_rate": 5e-3}, **gates
+    )
     project.deliver("delivery-1.jsonl", planted_rows(400))
     done = project.fullft("run", CASE)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -60,7 +69,11 @@ def test_no_word_of_a_label_leaves_the_store_when_a_model_is_judged_and_promoted
     assert "fullft report" in judged.metadata["summary"].value
 
 
-@pytest.mark.parametrize(("label", "is_named"), [("copyleft", True), (SENTENCE, False), ("x" * 41, False), ("x" * 40, True)])
+@pytest.mark.parametrize(
+    ("label", "is_named"), [("copyleft", True), (SENTENCE, False), ("x" * 41, False), ("x" * 40, True)]
+)
 def test_thresholds_are_shown_by_label_only_where_labels_may_be_named(label: str, is_named: bool) -> None:
     shown = outside_the_store({"label_thresholds": {label: 0.4}, "num_steps": 3})
-    assert shown == ({"label_thresholds": {label: 0.4}, "num_steps": 3} if is_named else {"num_steps": 3, "num_labels": 1})
+    assert shown == (
+        {"label_thresholds": {label: 0.4}, "num_steps": 3} if is_named else {"num_steps": 3, "num_labels": 1}
+    )

@@ -1,4 +1,6 @@
-"""Tasks of the lm-evaluation-harness: kept in the store, scored as the logits say, shown in the report; nothing is downloaded."""
+"""Tasks of the lm-evaluation-harness: kept in the store, scored as the logits say, shown in the report;
+nothing is downloaded.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from fullft_assets.settings import LmEvalSettings
 from fullft_assets.store import Store
 from tests import project as projects
 
-needs_lm_eval = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs the extra `lm-eval`")
+needs_lm_eval = pytest.mark.skipif(
+    importlib.util.find_spec("lm_eval") is None, reason="needs the extra `lm-eval`"
+)
 ROWS = [
     {"question": "The colour of the sky is", "choices": ["blue", "seven"], "answer": 0},
     {"question": "Permission is hereby", "choices": ["a cat", "granted, free of charge"], "answer": 1},
@@ -51,7 +55,9 @@ def write_tasks(folder: Path, **changes: Any) -> Path:
 def test_each_row_counts_once_and_gains_are_paired() -> None:
     rng = np.random.default_rng(0)
     ours, theirs = rng.integers(0, 2, 90).astype(float), rng.integers(0, 2, 90).astype(float)
-    found = {name: {"facts": {"acc": values}} for name, values in (("finetuned", ours), ("base_model", theirs))}
+    found = {
+        name: {"facts": {"acc": values}} for name, values in (("finetuned", ours), ("base_model", theirs))
+    }
     (scores,) = harness.task_scores(found, 0.95)
     assert (scores.task, scores.metric, scores.num_rows) == ("facts", "acc", 90)
     assert scores.scores["base_model"].estimate == pytest.approx(theirs.mean())
@@ -70,11 +76,15 @@ def test_a_task_that_is_always_right_has_an_interval_below_one() -> None:
 
 
 def test_the_folder_is_kept_by_its_content(tmp_path: Path) -> None:
-    project = projects.create(tmp_path, examples={"task": "language_modeling", "label": None, "labels": None}, chunks={"stride": 0})
+    project = projects.create(
+        tmp_path, examples={"task": "language_modeling", "label": None, "labels": None}, chunks={"stride": 0}
+    )
     folder, store = write_tasks(tmp_path / "tasks"), Store(str(tmp_path / "store"))
     settings = project.use_case().settings
     assert harness.keep(store, "mail", settings, tmp_path) is None
-    asked = settings.evaluation.model_copy(update={"lm_eval": LmEvalSettings(folder="tasks", tasks=["facts"])})
+    asked = settings.evaluation.model_copy(
+        update={"lm_eval": LmEvalSettings(folder="tasks", tasks=["facts"])}
+    )
     settings = settings.model_copy(update={"evaluation": asked})
     (folder / ".hidden").write_text("x")
     first, again = (harness.keep(store, "mail", settings, tmp_path) for _ in range(2))
@@ -89,7 +99,9 @@ def test_the_folder_is_kept_by_its_content(tmp_path: Path) -> None:
 
 def test_the_check_of_a_yaml_names_what_cannot_be_scored(tmp_path: Path) -> None:
     project = projects.create(tmp_path, evaluation={"lm_eval": {"folder": "tasks", "tasks": ["facts"]}})
-    with pytest.raises(SettingsError, match="is for language models, and the task classification makes none") as caught:
+    with pytest.raises(
+        SettingsError, match="is for language models, and the task classification makes none"
+    ) as caught:
         project.use_case()
     assert "evaluation.lm_eval.folder: there is no folder" in str(caught.value)
 
@@ -100,7 +112,9 @@ def test_without_the_extra_it_is_one_line(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     asked = LmEvalSettings(folder="tasks", tasks=["facts"])
-    with pytest.raises(SettingsError, match=r"lm-eval is not installed; pip install 'fullft-assets\[lm-eval\]'"):
+    with pytest.raises(
+        SettingsError, match=r"lm-eval is not installed; pip install 'fullft-assets\[lm-eval\]'"
+    ):
         score_tasks(None, tmp_path, tmp_path, asked, 0, Progress(silent=True))
 
 
@@ -111,7 +125,9 @@ class TestWithLmEval:
     def model(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
         from tests import small_language_model
 
-        return small_language_model.write(tmp_path_factory.mktemp("models") / "m", [row["question"] for row in ROWS] * 20)
+        return small_language_model.write(
+            tmp_path_factory.mktemp("models") / "m", [row["question"] for row in ROWS] * 20
+        )
 
     def score(self, model: Path, folder: Path, **asked: Any) -> Any:
         from fullft_assets.jobs.progress import Progress
@@ -125,15 +141,22 @@ class TestWithLmEval:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        loaded, tokenizer = AutoModelForCausalLM.from_pretrained(str(model)), AutoTokenizer.from_pretrained(str(model))
+        loaded, tokenizer = (
+            AutoModelForCausalLM.from_pretrained(str(model)),
+            AutoTokenizer.from_pretrained(str(model)),
+        )
         expected = []
         for row in ROWS:
             sums = []
             for choice in row["choices"]:
-                before, ids = (tokenizer(text).input_ids for text in (row["question"], f"{row['question']} {choice}"))
+                before, ids = (
+                    tokenizer(text).input_ids for text in (row["question"], f"{row['question']} {choice}")
+                )
                 with torch.no_grad():
                     logits = loaded(torch.tensor([ids])).logits[0].log_softmax(-1)
-                sums.append(sum(float(logits[place - 1, ids[place]]) for place in range(len(before), len(ids))))
+                sums.append(
+                    sum(float(logits[place - 1, ids[place]]) for place in range(len(before), len(ids)))
+                )
             expected.append(float(int(np.argmax(sums)) == row["answer"]))
         found = self.score(model, write_tasks(tmp_path / "tasks"))
         assert found["facts"]["acc"].tolist() == expected
@@ -144,8 +167,14 @@ class TestWithLmEval:
         with pytest.raises(DataError, match="no YAML file in the folder has the task facts; it has"):
             self.score(model, write_tasks(tmp_path / "other", task="other"))
         with pytest.raises(DataError, match="lm-eval cannot load facts"):
-            self.score(model, write_tasks(tmp_path / "gone", dataset_kwargs={"data_files": {"test": "gone.jsonl"}}))
-        perplexity = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{question}}"}
+            self.score(
+                model, write_tasks(tmp_path / "gone", dataset_kwargs={"data_files": {"test": "gone.jsonl"}})
+            )
+        perplexity = {
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            "doc_to_target": "{{question}}",
+        }
         perplexity |= {"doc_to_choice": None, "metric_list": [{"metric": "word_perplexity"}]}
         with pytest.raises(DataError, match="the task facts has no metric that is a mean over its rows"):
             self.score(model, write_tasks(tmp_path / "perplexity", **perplexity))
@@ -163,7 +192,9 @@ class TestWithLmEval:
         write_tasks(tmp_path / "lab" / "tasks")
         kept = harness.keep(lab.store, "letters", settings, tmp_path / "lab")
         assert kept is not None
-        job = context.job.model_copy(update={"settings": settings, "inputs": {**context.job.inputs, harness.STAGE: kept.ref}})
+        job = context.job.model_copy(
+            update={"settings": settings, "inputs": {**context.job.inputs, harness.STAGE: kept.ref}}
+        )
         work(job, lab.store, QUIET)
         report = lab.store.find("letters", "evaluation_report", "tasks")
         assert report is not None

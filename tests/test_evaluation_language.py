@@ -1,4 +1,6 @@
-"""The evaluation of language models against slow references: ratios of sums over whole groups, other tokenizers, who got worse."""
+"""The evaluation of language models against slow references: ratios of sums over whole groups, other
+tokenizers, who got worse.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,12 @@ from fullft_assets.tasks.language.assessment import DocumentScores, LanguageEval
 pytestmark = pytest.mark.quick
 
 
-def drawn(n: int = 60, *, gain: float = 0.3, champion: float | None = None, seed: int = 1) -> tuple[dict[str, DocumentScores], list[str]]:
-    """Documents of very different lengths, whose groups are easy or hard together; the base model loses `gain` nats a token more."""
+def drawn(
+    n: int = 60, *, gain: float = 0.3, champion: float | None = None, seed: int = 1
+) -> tuple[dict[str, DocumentScores], list[str]]:
+    """Documents of very different lengths, whose groups are easy or hard together; the base model loses
+    `gain` nats a token more.
+    """
     rng = np.random.default_rng(seed)
     tokens = rng.integers(5, 400, n)
     index = rng.integers(0, n // 4, n)
@@ -70,7 +76,10 @@ def test_intervals_equal_a_slow_reference(metric: str) -> None:
     names = np.unique(groups)
     rows_of = [np.flatnonzero(np.array(groups) == name) for name in names]
     picks = np.random.default_rng(11).integers(0, len(names), (150, len(names)))
-    draws = {name: np.array([score(np.concatenate([rows_of[g] for g in pick]), name) for pick in picks]) for name in systems}
+    draws = {
+        name: np.array([score(np.concatenate([rows_of[g] for g in pick]), name) for pick in picks])
+        for name in systems
+    }
     everything, k = np.arange(len(groups)), len(names)
     masses = np.array([(weights * tokens)[rows].sum() for rows in rows_of])
     effective = masses.sum() ** 2 / (masses**2).sum()
@@ -79,7 +88,9 @@ def test_intervals_equal_a_slow_reference(metric: str) -> None:
         estimate = score(everything, name)
         without = np.array([score(np.setdiff1d(everything, rows), name) for rows in rows_of])
         squares, fourth = (((without - without.mean()) ** power).sum() for power in (2, 4))
-        error = math.hypot(max(draws[name].std(ddof=1), math.sqrt((k - 1) / k * squares)), draws[name].mean() - estimate)
+        error = math.hypot(
+            max(draws[name].std(ddof=1), math.sqrt((k - 1) / k * squares)), draws[name].mean() - estimate
+        )
         reach = student.ppf(0.95, min(effective - 1, 2 * squares**2 / (fourth - squares**2 / k))) * error
         if metric == "perplexity":
             ends = [1 + (estimate - 1) * math.exp(side * reach / (estimate - 1)) for side in (-1, 1)]
@@ -89,7 +100,10 @@ def test_intervals_equal_a_slow_reference(metric: str) -> None:
         interval = found.columns[metric][name]
         assert (interval.estimate, interval.low, interval.high) == pytest.approx((estimate, *ends))
     for name in (BASE_MODEL, CHAMPION):
-        gain, reach = found.gains[metric][name], student.ppf(0.95, effective - 1) * (draws[FINETUNED] - draws[name]).std(ddof=1)
+        gain, reach = (
+            found.gains[metric][name],
+            student.ppf(0.95, effective - 1) * (draws[FINETUNED] - draws[name]).std(ddof=1),
+        )
         assert gain.estimate == pytest.approx(score(everything, FINETUNED) - score(everything, name))
         assert (gain.low, gain.high) == pytest.approx((gain.estimate - reach, gain.estimate + reach))
 
@@ -104,8 +118,8 @@ def test_resamples_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_tokens_count_not_documents() -> None:
-    # One long document at 1 nat a token, nine short ones at 3: the mean of means would be 2.8, that of all tokens 1.18. The long one
-    # counts as the 100 tokens that nine in ten stay within.
+    # One long document at 1 nat a token, nine short ones at 3: the mean of means would be 2.8, that of all
+    # tokens 1.18. The long one counts as the 100 tokens that nine in ten stay within.
     tokens = np.array([910] + [10] * 9)
     loss = np.where(tokens > 100, 1.0, 3.0) * tokens
     scores = DocumentScores(tokens, loss, np.zeros(10, int))
@@ -126,7 +140,8 @@ def test_the_sentence_names_both_metrics_and_scores_survive_json() -> None:
     assert found.justification.justified and found.gain_over_champion.low > 0
     assert found.justification.sentence.startswith("Full fine-tuning was worth it: token probability is 0.")
     assert found.justification.sentence.endswith(
-        f" Perplexity is {found.perplexity[FINETUNED].estimate:.2f} against {found.perplexity[BASE_MODEL].estimate:.2f}."
+        f" Perplexity is {found.perplexity[FINETUNED].estimate:.2f} against"
+        f" {found.perplexity[BASE_MODEL].estimate:.2f}."
     )
     assert read_evaluation(found.model_dump_json()) == found
     assert release.verdict(found, ReleaseSettings()).promote
@@ -134,7 +149,9 @@ def test_the_sentence_names_both_metrics_and_scores_survive_json() -> None:
     assert [reason.gate for reason in asked.reasons if not reason.passed] == ["is_calibrated"]
 
 
-@pytest.mark.parametrize(("gain", "champion", "failing"), [(-0.3, None, {"beats_baselines"}), (0.3, -0.2, {"beats_champion"})])
+@pytest.mark.parametrize(
+    ("gain", "champion", "failing"), [(-0.3, None, {"beats_baselines"}), (0.3, -0.2, {"beats_champion"})]
+)
 def test_a_worse_candidate_fails_its_gates(gain: float, champion: float | None, failing: set[str]) -> None:
     verdict = release.verdict(assessed(*drawn(200, gain=gain, champion=champion)), ReleaseSettings())
     assert {reason.gate for reason in verdict.reasons if not reason.passed} == failing
@@ -146,7 +163,10 @@ def test_who_got_better_and_who_worse() -> None:
     tuned = DocumentScores(tokens, tokens * np.array([1.0, 2.0, 2.5, 4.0, 1.9]), tokens)
     found = language.changes(tuned, base, list("abcde"), ["g"] * 5)
     assert (found.num_better, found.num_equal, found.num_worse, found.share_better) == (2, 1, 2, 0.4)
-    assert [(c.id, c.num_tokens, c.loss, c.base_loss) for c in found.largest_regressions] == [("d", 100, 4.0, 2.0), ("c", 10, 2.5, 2.0)]
+    assert [(c.id, c.num_tokens, c.loss, c.base_loss) for c in found.largest_regressions] == [
+        ("d", 100, 4.0, 2.0),
+        ("c", 10, 2.5, 2.0),
+    ]
     assert sum(part.num_rows for part in found.bins) == 5
 
 
@@ -157,10 +177,17 @@ def test_weakest_groups_and_lengths() -> None:
     groups = ["a", "a", "b", "few", "c", "c"]
     found = language.weakest_groups(tuned, base, groups)
     assert [(g.group, g.num_rows, g.num_tokens) for g in found] == [("b", 1, 300), ("a", 2, 120)]
-    assert found[0].perplexity == pytest.approx(math.exp(2.5)) and found[1].perplexity == pytest.approx(math.exp(2.0))
+    assert found[0].perplexity == pytest.approx(math.exp(2.5)) and found[1].perplexity == pytest.approx(
+        math.exp(2.0)
+    )
     assert found[0].base_perplexity == pytest.approx(math.exp(4))
     parts = language.per_length(tuned, base)
-    assert [(part.low, part.high, part.num_rows) for part in parts] == [(10, 20, 2), (60, 60, 2), (99, 99, 1), (300, 300, 1)]
+    assert [(part.low, part.high, part.num_rows) for part in parts] == [
+        (10, 20, 2),
+        (60, 60, 2),
+        (99, 99, 1),
+        (300, 300, 1),
+    ]
     assert parts[1].perplexity == pytest.approx(math.exp(2.0))
 
 
@@ -170,7 +197,9 @@ def test_every_document_is_in_one_part(lengths: list[int]) -> None:
     tokens = np.array(lengths)
     scores = DocumentScores(tokens, tokens * 1.0, tokens)
     parts = language.per_length(scores, scores)
-    assert sum(part.num_rows for part in parts) == len(lengths) and sum(part.num_tokens for part in parts) == sum(lengths)
+    assert sum(part.num_rows for part in parts) == len(lengths) and sum(
+        part.num_tokens for part in parts
+    ) == sum(lengths)
     assert len(parts) <= 4
     assert all(one.high < other.low for one, other in zip(parts, parts[1:], strict=False))
 
@@ -179,7 +208,10 @@ def test_limits_that_go_into_the_card_name_no_group() -> None:
     systems, groups = drawn()
     found = assessed(systems, groups)
     weakest = found.weakest_groups[0]
-    assert f"weakest on one with perplexity {weakest.perplexity:.2f} ({weakest.num_tokens:,} tokens of" in found.limits[0]
+    assert (
+        f"weakest on one with perplexity {weakest.perplexity:.2f} ({weakest.num_tokens:,} tokens of"
+        in found.limits[0]
+    )
     assert not {*re.findall(r"\w+", " ".join(found.limits))} & {*groups}
 
 
@@ -204,8 +236,13 @@ def test_token_accuracy_is_not_compared_over_other_tokens() -> None:
     systems[CHAMPION] = DocumentScores(systems[CHAMPION].num_tokens, systems[CHAMPION].loss, None)
     found = assessed(systems, groups)
     assert found.rescaled == [CHAMPION]
-    assert set(found.columns["token_accuracy"]) == {FINETUNED, BASE_MODEL} and CHAMPION in found.scores["token_probability"]
-    with pytest.raises(SettingsError, match="token_accuracy counts tokens, and the tokenizer of the champion cuts others"):
+    assert (
+        set(found.columns["token_accuracy"]) == {FINETUNED, BASE_MODEL}
+        and CHAMPION in found.scores["token_probability"]
+    )
+    with pytest.raises(
+        SettingsError, match="token_accuracy counts tokens, and the tokenizer of the champion cuts others"
+    ):
         assessed(systems, groups, metric="token_accuracy")
 
 
@@ -220,7 +257,8 @@ def test_documents_without_a_token_are_left_out_and_counted() -> None:
     systems, groups = drawn()
     whole = assessed(systems, groups)
     more = {
-        name: DocumentScores(np.append(s.num_tokens, 0), np.append(s.loss, 0.0), np.append(s.num_right, 0)) for name, s in systems.items()
+        name: DocumentScores(np.append(s.num_tokens, 0), np.append(s.loss, 0.0), np.append(s.num_right, 0))
+        for name, s in systems.items()
     }
     found = assessed(more, [*groups, groups[0]])
     assert found.num_rows_without_tokens == 1 and found.num_test_rows == len(groups)
@@ -241,7 +279,9 @@ def test_documents_without_a_token_are_left_out_and_counted() -> None:
 def test_bad_scores_are_named(change: dict, message: str) -> None:
     good = {"num_tokens": np.array([3, 3, 3]), "loss": np.ones(3), "num_right": np.ones(3, int)}
     with pytest.raises(ValueError, match=message):
-        assessed({FINETUNED: DocumentScores(**good | change), BASE_MODEL: DocumentScores(**good)}, ["a", "b", "c"])
+        assessed(
+            {FINETUNED: DocumentScores(**good | change), BASE_MODEL: DocumentScores(**good)}, ["a", "b", "c"]
+        )
 
 
 def test_one_group_alone_is_refused() -> None:
@@ -252,7 +292,10 @@ def test_one_group_alone_is_refused() -> None:
 
 def test_a_hopeless_model_has_scores_too() -> None:
     tokens = np.array([10, 10])
-    good, hopeless = DocumentScores(tokens, tokens * 1.0, tokens), DocumentScores(tokens, tokens * 1e4, tokens)
+    good, hopeless = (
+        DocumentScores(tokens, tokens * 1.0, tokens),
+        DocumentScores(tokens, tokens * 1e4, tokens),
+    )
     found = assessed({FINETUNED: hopeless, BASE_MODEL: good}, ["a", "b"])
     assert found.score.estimate == 0.0 and math.isfinite(found.perplexity[FINETUNED].high)
     assert not found.justification.justified

@@ -1,4 +1,6 @@
-"""The evaluation's process on language models: real licence texts, a real tokenizer, a Llama of 1 MB that has learned or not."""
+"""The evaluation's process on language models: real licence texts, a real tokenizer, a Llama of 1 MB that has
+learned or not.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ QUIET = Progress(silent=True)
 
 
 class Lab:
-    """A use case of a task with everything up to its evaluation; `learned` has seen the training rows, `base` has not."""
+    """A use case of a task with everything up to its evaluation; `learned` has seen the training rows, `base`
+    has not.
+    """
 
     def __init__(self, root: Path, task: str):
         self.task = task
@@ -57,7 +61,9 @@ class Lab:
         self.store, self.snapshot = self.prepared.store, self.prepared.snapshot
         self.test = self.prepared.split("test")
         self.baselines = self.artifact("cheaper_baselines", "b", manifests.baselines([], {BASE_MODEL: 0.0}))
-        self.pilot = self.artifact("pilot_run", "p", manifests.pilot([{"rows": 8, "token_probability": 1e-4}], best=BASE_MODEL))
+        self.pilot = self.artifact(
+            "pilot_run", "p", manifests.pilot([{"rows": 8, "token_probability": 1e-4}], best=BASE_MODEL)
+        )
 
     def artifact(self, stage: str, key: str, metadata: dict, model: Path | None = None) -> Manifest:
         with self.store.create("letters", stage, key, version="1", seed=17) as draft:
@@ -65,20 +71,34 @@ class Lab:
                 AutoModelForCausalLM.from_pretrained(str(model)).save_pretrained(draft.path / "model")
                 save_tokenizer(model, [], draft.path / "model")
                 (draft.path / "logs").mkdir()
-                log = [{"step": 1, "loss": 9.0}, {"step": 2, "loss": 7.0}, {"step": 2, "validation_loss": 7.5}]
-                (draft.path / "logs" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+                log = [
+                    {"step": 1, "loss": 9.0},
+                    {"step": 2, "loss": 7.0},
+                    {"step": 2, "validation_loss": 7.5},
+                ]
+                (draft.path / "logs" / "metrics.jsonl").write_text(
+                    "".join(json.dumps(line) + "\n" for line in log)
+                )
             return draft.commit(
-                settings={"training": {"epochs": 1}}, inputs={"training_snapshot": self.snapshot.content_digest}, metadata=metadata
+                settings={"training": {"epochs": 1}},
+                inputs={"training_snapshot": self.snapshot.content_digest},
+                metadata=metadata,
             )
 
     def checkpoint(self, name: str, model: Path, snapshot: Manifest | None = None) -> Manifest:
-        return self.artifact("finetuned_checkpoint", name, checkpoint_metadata(snapshot=(snapshot or self.snapshot).ref), model)
+        return self.artifact(
+            "finetuned_checkpoint", name, checkpoint_metadata(snapshot=(snapshot or self.snapshot).ref), model
+        )
 
     def learn(self, folder: Path, steps: int = 8) -> Path:
         """Train the tiny model on the training rows for a moment."""
         model = load_causal(self.model).train()
         train = self.prepared.split("train")
-        flat = [(ids, None if train.marks is None else train.marks[d][w]) for d, ws in enumerate(train.windows) for w, ids in enumerate(ws)]
+        flat = [
+            (ids, None if train.marks is None else train.marks[d][w])
+            for d, ws in enumerate(train.windows)
+            for w, ids in enumerate(ws)
+        ]
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.03)
         rng = np.random.default_rng(0)
         for _ in range(steps):
@@ -93,7 +113,9 @@ class Lab:
         save_tokenizer(self.model, [], folder)
         return folder
 
-    def context(self, checkpoint: Manifest, champion: Manifest | None = None, key: str = "k", **sections) -> EvaluationContext:
+    def context(
+        self, checkpoint: Manifest, champion: Manifest | None = None, key: str = "k", **sections
+    ) -> EvaluationContext:
         inputs = {
             "training_snapshot": self.snapshot,
             "finetuned_checkpoint": checkpoint,
@@ -142,7 +164,9 @@ def report(lab, learned) -> Manifest:
 
 
 def losses_one_by_one(model: Path, lab: Lab) -> list[tuple[float, int]]:
-    """Return summed loss and number of trained tokens of each test document, window by window from the logits."""
+    """Return summed loss and number of trained tokens of each test document, window by window from the
+    logits.
+    """
     loaded, found = AutoModelForCausalLM.from_pretrained(str(model)), []
     for number, document in enumerate(lab.test.windows):
         total, count = 0.0, 0
@@ -163,9 +187,14 @@ def test_scores_are_those_of_the_tokens_one_by_one(lab: Lab, learned: Manifest, 
     for name, model in (("finetuned", lab.store.folder(learned) / "model"), ("base_model", lab.model)):
         expected = losses_one_by_one(model, lab)
         assert table["num_tokens"] == [count for _, count in expected]
-        assert table[f"loss_{name}"] == pytest.approx([loss for loss, _ in expected], rel=1e-3)  # bf16 where the CPU has it
+        assert table[f"loss_{name}"] == pytest.approx(
+            [loss for loss, _ in expected], rel=1e-3
+        )  # bf16 where the CPU has it
         assert table[f"num_tokens_{name}"] == table["num_tokens"]
-        assert all(0 <= right <= count for right, count in zip(table[f"num_right_{name}"], table["num_tokens"], strict=True))
+        assert all(
+            0 <= right <= count
+            for right, count in zip(table[f"num_right_{name}"], table["num_tokens"], strict=True)
+        )
     # A group counts once, and a document as many tokens as nine in ten have.
     counts, losses = np.array(table["num_tokens"]), np.array(table["loss_finetuned"])
     weights = np.array([1 / min(table["group"].count(group), 10) for group in table["group"]])
@@ -175,7 +204,9 @@ def test_scores_are_those_of_the_tokens_one_by_one(lab: Lab, learned: Manifest, 
     assert report.metadata["num_test_tokens"] == counts.sum()
     sizes = np.array(table["num_bytes"])
     weighted = weights * np.minimum(counts, round(np.quantile(counts, 0.9))) / counts
-    assert report.metadata["bits_per_byte"] == pytest.approx((losses * weighted).sum() / np.log(2) / (sizes * weighted).sum())
+    assert report.metadata["bits_per_byte"] == pytest.approx(
+        (losses * weighted).sum() / np.log(2) / (sizes * weighted).sum()
+    )
     if lab.task == "language_modeling":
         # Of a text that one window holds all is predicted but its first token.
         whole = [row for row, windows in enumerate(lab.test.windows) if len(windows) == 1]
@@ -200,7 +231,9 @@ def test_what_each_system_answers_is_stored_and_scored(lab: Lab, learned: Manife
     assert found is not None and found.num_answers == len(rows) == len(lab.test) < 100
     writer = Writer(
         load_causal(lab.store.folder(learned) / "model"),
-        Tokenization.load_saved(lab.store.folder(learned) / "model", lab.prepared.use_case.settings.chunks, "sft"),
+        Tokenization.load_saved(
+            lab.store.folder(learned) / "model", lab.prepared.use_case.settings.chunks, "sft"
+        ),
         found.max_new_tokens,
     )
     # Padding among others in a batch changes no answer.
@@ -208,8 +241,13 @@ def test_what_each_system_answers_is_stored_and_scored(lab: Lab, learned: Manife
         assert row["finetuned"] == writer.write(conversations[row["id"]][:-1])
     exact = [row["finetuned"].split() == conversations[row["id"]][-1]["content"].split() for row in rows]
     weights = [1 / min(10, sum(other["group"] == row["group"] for other in rows)) for row in rows]
-    assert found.scores["exact_match"]["finetuned"].estimate == pytest.approx(np.average(exact, weights=weights))
-    assert set(found.scores) == {"exact_match", "rouge_l", "chrf", "bleu"} and set(found.scores["bleu"]) == {"finetuned", "base_model"}
+    assert found.scores["exact_match"]["finetuned"].estimate == pytest.approx(
+        np.average(exact, weights=weights)
+    )
+    assert set(found.scores) == {"exact_match", "rouge_l", "chrf", "bleu"} and set(found.scores["bleu"]) == {
+        "finetuned",
+        "base_model",
+    }
     page = (folder / "report.html").read_text()
     assert "Answers against the held-out ones" in page and "ROUGE-L" in page
     few = lab.evaluate(learned, learned, key="few", evaluation={"generated_answers": 5, "answer_tokens": 30})
@@ -225,7 +263,12 @@ def test_a_model_that_has_learned_beats_its_base_and_is_promoted(lab: Lab, repor
     found = report.metadata
     assert found["promote"] and found["justified"] and found["best_baseline"] == "base_model"
     assert found["token_probability"] > 2 * found["base_model_token_probability"]
-    assert found["perplexity_low"] < found["perplexity"] < found["perplexity_high"] < found["base_model_perplexity"]
+    assert (
+        found["perplexity_low"]
+        < found["perplexity"]
+        < found["perplexity_high"]
+        < found["base_model_perplexity"]
+    )
     gain = report.check("beats_baselines").metadata
     assert gain["gain"] == found["gain_over_best_baseline"] and gain["gain_low"] > 0
     assert report.check("score_is_sufficient").metadata == {"token_probability": found["token_probability"]}
@@ -233,7 +276,9 @@ def test_a_model_that_has_learned_beats_its_base_and_is_promoted(lab: Lab, repor
     assert decision.promote and found["verdict"] == decision.sentence
 
 
-def test_a_worse_candidate_than_the_champion_is_refused(lab: Lab, learned: Manifest, untaught: Manifest) -> None:
+def test_a_worse_candidate_than_the_champion_is_refused(
+    lab: Lab, learned: Manifest, untaught: Manifest
+) -> None:
     found = lab.evaluate(untaught, learned, key="worse")
     assert not found.check("beats_champion").passed and not found.check("beats_baselines").passed
     # The same weights as the base model's: no gain at all.
@@ -245,9 +290,16 @@ def test_a_worse_candidate_than_the_champion_is_refused(lab: Lab, learned: Manif
 
 def test_the_report_is_complete_and_texts_are_only_in_the_html(lab: Lab, report: Manifest) -> None:
     folder = lab.store.folder(report)
-    assert {f"pictures/{name}.png" for name in ("scores", "changes", "per_length", "loss", "learning_curve")} <= set(report.files)
+    assert {
+        f"pictures/{name}.png" for name in ("scores", "changes", "per_length", "loss", "learning_curve")
+    } <= set(report.files)
     page = (folder / "report.html").read_text()
-    for said in ("base model, not fine-tuned", "What it writes", "trained tokens of a row", report.metadata["justification"][:60]):
+    for said in (
+        "base model, not fine-tuned",
+        "What it writes",
+        "trained tokens of a row",
+        report.metadata["justification"][:60],
+    ):
         assert said in page, said
     # An answer has a dozen tokens: too few to say how weak a group is.
     assert ("weakest groups" in page) == (lab.task == "language_modeling")
@@ -255,12 +307,19 @@ def test_the_report_is_complete_and_texts_are_only_in_the_html(lab: Lab, report:
     assert len(shown) == 4 and set(shown) <= set(lab.test.ids)
     words = {text[:40] for text in lab.test.texts if len(text) > 60}
     if lab.task == "sft":
-        words = {messages[0]["content"][-40:] for messages in load_messages(lab.store, lab.snapshot, "test").values()}
+        words = {
+            messages[0]["content"][-40:]
+            for messages in load_messages(lab.store, lab.snapshot, "test").values()
+        }
     for name in ("report.md", "evaluation.json", "decision.json", "manifest.json"):
         assert not [text for text in words if text in (folder / name).read_text()], name
     # What goes to Dagster's event log, which nothing can be erased from, names no document either.
     for name in ("report.md", "manifest.json"):
-        assert not [id_ for id_ in lab.test.ids if f"`{id_}`" in (folder / name).read_text() or f'"{id_}"' in (folder / name).read_text()]
+        assert not [
+            id_
+            for id_ in lab.test.ids
+            if f"`{id_}`" in (folder / name).read_text() or f'"{id_}"' in (folder / name).read_text()
+        ]
 
 
 def documents_that_are_continued(page: str) -> list[str]:
@@ -276,17 +335,27 @@ def test_an_erased_document_leaves_the_report(lab: Lab, learned: Manifest) -> No
     written = re.search(rf'<tr data-document="{re.escape(gone)}">(.*?)</tr>', page)[1]
     its_group = lab.test.groups[lab.test.ids.index(gone)]
     weakest, *others = [row.group for row in lab.read(made).weakest_groups if row.group != its_group]
-    assert f'<tr data-group="{weakest}">' in page and f"| {weakest} |" not in (lab.store.folder(made) / "report.md").read_text()
+    assert (
+        f'<tr data-group="{weakest}">' in page
+        and f"| {weakest} |" not in (lab.store.folder(made) / "report.md").read_text()
+    )
     before = {manifest.ref for manifest in lab.store.artifacts("letters", "evaluation_report")}
     report = erasure.ErasureReport(num_listed=1)
 
     def judged_erased(store: Store, judged: Manifest, table: pa.Table, *_: object) -> np.ndarray:
         # Other tests read the other reports.
-        return np.array([judged.key == made.key and (row["id"] == gone or row["group"] == weakest) for row in table.to_pylist()])
+        return np.array(
+            [
+                judged.key == made.key and (row["id"] == gone or row["group"] == weakest)
+                for row in table.to_pylist()
+            ]
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation_reports, "_judged_erased", judged_erased)
-        evaluation_reports.drop_from_reports(lab.store, "letters", SimpleNamespace(texts=set(), tombstones=None), report)
+        evaluation_reports.drop_from_reports(
+            lab.store, "letters", SimpleNamespace(texts=set(), tombstones=None), report
+        )
     after = {manifest.ref: manifest for manifest in lab.store.artifacts("letters", "evaluation_report")}
     assert report.rewritten["evaluation_report"] == 1 and set(after) != before
     for manifest in (each for each in after.values() if each.key == made.key):
@@ -323,18 +392,26 @@ class TestWriter:
     @pytest.mark.parametrize("lab", ["sft"], indirect=True)
     def test_a_conversation_is_asked_through_the_template(self, lab: Lab, learned: Manifest) -> None:
         writer = self.writer(lab, learned)
-        text = writer._tokenization.tokenizer.decode(writer._read([{"role": "user", "content": "Why?"}]), skip_special_tokens=False)
+        text = writer._tokenization.tokenizer.decode(
+            writer._read([{"role": "user", "content": "Why?"}]), skip_special_tokens=False
+        )
         assert text.endswith("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n")
 
-    def test_a_prompt_longer_than_the_model_reads_is_cut_at_its_beginning(self, lab: Lab, learned: Manifest) -> None:
+    def test_a_prompt_longer_than_the_model_reads_is_cut_at_its_beginning(
+        self, lab: Lab, learned: Manifest
+    ) -> None:
         writer = self.writer(lab, learned)
         prompt = "word " * 2_000 if lab.task != "sft" else [{"role": "user", "content": "word " * 2_000}]
         assert len(writer._read(prompt)) == 512 - 6
         writer.write(prompt)
 
 
-def test_a_champion_with_another_tokenizer_is_compared_by_equal_text(lab: Lab, learned: Manifest, tmp_path: Path) -> None:
-    """The same weights under a tokenizer whose file differs, though it cuts the same: nothing may change but what can't be compared."""
+def test_a_champion_with_another_tokenizer_is_compared_by_equal_text(
+    lab: Lab, learned: Manifest, tmp_path: Path
+) -> None:
+    """The same weights under a tokenizer whose file differs, though it cuts the same: nothing may change but
+    what can't be compared.
+    """
     other = tmp_path / "other"
     AutoModelForCausalLM.from_pretrained(str(lab.store.folder(learned) / "model")).save_pretrained(other)
     save_tokenizer(lab.model, [], other)
@@ -347,7 +424,9 @@ def test_a_champion_with_another_tokenizer_is_compared_by_equal_text(lab: Lab, l
         taken = draft.commit(settings={}, inputs={}, metadata={**lab.snapshot.metadata, "parts": parts})
     champion = lab.checkpoint("other", other, taken)
     context = lab.context(learned, champion)
-    assert context.has_tokenizer_of_snapshot("finetuned_checkpoint") and not context.has_tokenizer_of_snapshot("champion")
+    assert context.has_tokenizer_of_snapshot(
+        "finetuned_checkpoint"
+    ) and not context.has_tokenizer_of_snapshot("champion")
     found = evaluate(context, lab.test).evaluation
     assert isinstance(found, LanguageEvaluation) and found.rescaled == ["champion"]
     assert "champion" not in found.columns["token_accuracy"]

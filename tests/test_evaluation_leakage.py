@@ -49,18 +49,26 @@ def test_a_length_or_the_label_s_own_name_gives_it_away() -> None:
         of_label = rng.integers(0, 3, n)
         # The second label's texts are long, and half of the third's have its name.
         texts = [" ".join(rng.choice(words, 60 if label == 1 else 12)) for label in of_label]
-        texts = [text + " a LATE-Fee note" * int(label == 2 and rng.random() < 0.5) for text, label in zip(texts, of_label, strict=True)]
+        texts = [
+            text + " a LATE-Fee note" * int(label == 2 and rng.random() < 0.5)
+            for text, label in zip(texts, of_label, strict=True)
+        ]
         return LabelledTexts(texts, np.eye(3, dtype=bool)[of_label], [str(row) for row in range(n)])
 
     found = find_leakage(rows(300), rows(150), ["order", "letter", "late_fee"], 0)
-    assert {(marker.label, marker.kind) for marker in found.markers} >= {("letter", "length"), ("late_fee", "name")}
+    assert {(marker.label, marker.kind) for marker in found.markers} >= {
+        ("letter", "length"),
+        ("late_fee", "name"),
+    }
     assert "order" not in {marker.label for marker in found.markers}
 
 
 def test_rows_that_differ_in_numbers_alone_repeat_each_other(licences: tuple[Rows, Rows]) -> None:
     train, test = licences
     copies: Rows = [
-        {**row, "text": f"Nr. {place}: {row['text']} (page {place})"} for place, row in enumerate(train) if len(row["text"]) > 300
+        {**row, "text": f"Nr. {place}: {row['text']} (page {place})"}
+        for place, row in enumerate(train)
+        if len(row["text"]) > 300
     ]
     found = found_in(train, [*test, *copies])
     assert found.num_repeated >= len(copies) and found.is_found
@@ -80,10 +88,14 @@ def test_the_check_counts_and_the_page_alone_has_the_word() -> None:
     )
     marked = base.model_copy(update={"leakage": find_leakage(rows, rows, labels, 0)})
     worth = Worth(answer="not_asked", cost_usd=0, break_even=None, sentence="")
-    clean = base.model_copy(update={"leakage": marked.leakage.model_copy(update={"markers": [], "share_repeated": 0.0})})
+    clean = base.model_copy(
+        update={"leakage": marked.leakage.model_copy(update={"markers": [], "share_repeated": 0.0})}
+    )
     for evaluation, passed in ((clean, True), (marked, False)):
         decision = verdict(evaluation, ReleaseSettings())
-        outcome = next(each for each in checks.outcomes(evaluation, decision, worth) if each.name == checks.LEAKAGE.name)
+        outcome = next(
+            each for each in checks.outcomes(evaluation, decision, worth) if each.name == checks.LEAKAGE.name
+        )
         assert outcome.passed is passed and WORD not in str(outcome) and "letter" not in str(outcome)
     shown = {"report": full_report(marked), "pictures": []}
     assert WORD in render("report.md.j2", marked, is_page=True, **shown)

@@ -28,7 +28,9 @@ def drawn(seed: int) -> Predictions:
     num_rows = int(rng.integers(2, 60))
     labels = rng.integers(0, NUM_LABELS, num_rows)
     probabilities = rng.integers(1, 5, (num_rows, NUM_LABELS)) + 2.0 * np.eye(NUM_LABELS)[labels]
-    found = assessment.predictions_of(labels, probabilities / probabilities.sum(1, keepdims=True), list("abcd"))
+    found = assessment.predictions_of(
+        labels, probabilities / probabilities.sum(1, keepdims=True), list("abcd")
+    )
     measurable = np.array([True, True, True, False])
     return replace(found, weights=1 / rng.integers(1, 11, num_rows), measurable=measurable)
 
@@ -38,7 +40,14 @@ def drawn(seed: int) -> Predictions:
 def test_weighted_f1(seed: int) -> None:
     found = drawn(seed)
     predicted, measurable = found.predicted.argmax(1), np.flatnonzero(found.measurable)
-    expected = f1_score(found.truth, predicted, labels=measurable, average="weighted", sample_weight=found.weights, zero_division=0)
+    expected = f1_score(
+        found.truth,
+        predicted,
+        labels=measurable,
+        average="weighted",
+        sample_weight=found.weights,
+        zero_division=0,
+    )
     assert METRICS.get("weighted_f1").compute(found) == pytest.approx(expected)
 
 
@@ -48,7 +57,10 @@ def test_auroc(seed: int) -> None:
     found = drawn(seed)
     is_true = found.truth[:, None] == np.arange(NUM_LABELS)
     has_curve = [label for label in range(3) if 0 < is_true[:, label].sum() < len(found.truth)]
-    areas = [roc_auc_score(is_true[:, label], found.predicted[:, label], sample_weight=found.weights) for label in has_curve]
+    areas = [
+        roc_auc_score(is_true[:, label], found.predicted[:, label], sample_weight=found.weights)
+        for label in has_curve
+    ]
     assert METRICS.get("auroc").compute(found) == pytest.approx(np.mean(areas) if areas else 0.5)
 
 
@@ -58,7 +70,12 @@ def test_ties_count_half() -> None:
     assert METRICS.get("auroc").compute(same) == 0.5
     one_tie = np.array([0.9, 0.5, 0.5, 0.1])
     # Three of four pairs are in order, and one ties.
-    assert METRICS.get("auroc").compute(assessment.predictions_of(labels, np.stack([one_tie, 1 - one_tie], 1), ["a", "b"])) == 3.5 / 4
+    assert (
+        METRICS.get("auroc").compute(
+            assessment.predictions_of(labels, np.stack([one_tie, 1 - one_tie], 1), ["a", "b"])
+        )
+        == 3.5 / 4
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -66,7 +83,9 @@ def test_ties_count_half() -> None:
 def test_brier_and_log_loss(seed: int) -> None:
     found = drawn(seed)
     options = {"sample_weight": found.weights, "labels": range(NUM_LABELS)}
-    assert METRICS.get("log_loss").compute(found) == pytest.approx(log_loss(found.truth, found.predicted, **options))
+    assert METRICS.get("log_loss").compute(found) == pytest.approx(
+        log_loss(found.truth, found.predicted, **options)
+    )
     expected = brier_score_loss(found.truth, found.predicted, scale_by_half=False, **options)
     assert METRICS.get("brier").compute(found) == pytest.approx(expected)
 
@@ -84,7 +103,9 @@ def test_each_has_an_interval_and_only_rows_with_probabilities_are_measured() ->
     rng = np.random.default_rng(2)
     labels = np.arange(60) % 3
     sure, unsure = (0.2 + share * np.eye(3)[labels] + 0.1 * rng.random((60, 3)) for share in (1.0, 0.05))
-    systems = {name: each / each.sum(1, keepdims=True) for name, each in ((FINETUNED, sure), ("tfidf", unsure))}
+    systems = {
+        name: each / each.sum(1, keepdims=True) for name, each in ((FINETUNED, sure), ("tfidf", unsure))
+    }
     names = ["weighted_f1", "auroc", "brier", "log_loss"]
     comparison = Comparison(EvaluationSettings(metrics=names, resamples=100), "macro_f1", 1, "classification")
     found = assessment.assess(labels, systems, [f"g{row // 2}" for row in range(60)], list("abc"), comparison)

@@ -55,7 +55,9 @@ def test_the_change_is_that_of_the_same_rows_and_its_interval_holds_it() -> None
 
     perturbed = {"typos": {FINETUNED: (of(worse), 120)}, "upper_case": {FINETUNED: (of(clean), 0)}}
     sampling = {"resamples": 200, "confidence": 0.95, "seed": 1}
-    found = measure_robustness({FINETUNED: of(clean)}, perturbed, [str(row // 2) for row in range(400)], ACCURACY, **sampling)
+    found = measure_robustness(
+        {FINETUNED: of(clean)}, perturbed, [str(row // 2) for row in range(400)], ACCURACY, **sampling
+    )
     assert found is not None and found.num_rows == 400 and found.num_groups == 200
     typos, upper = found.found
     assert found.clean[FINETUNED].estimate == pytest.approx((clean == truth).mean())

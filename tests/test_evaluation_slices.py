@@ -23,10 +23,15 @@ LABELS = ["invoice", "letter", "order"]
 WORD = "zoonomiastic"
 
 
-def evaluated(spoilt: str | None = None, *, champion: bool = True, labels: list[str] = LABELS, n: int = 800) -> ClassificationEvaluation:
+def evaluated(
+    spoilt: str | None = None, *, champion: bool = True, labels: list[str] = LABELS, n: int = 800
+) -> ClassificationEvaluation:
     """Return an evaluation of rows from four sources, on one of which the candidate guesses."""
     rng = np.random.default_rng(3)
-    truth, source = rng.integers(0, 3, n), np.array([f"file-{part}" for part in "abcd"])[rng.integers(0, 4, n)]
+    truth, source = (
+        rng.integers(0, 3, n),
+        np.array([f"file-{part}" for part in "abcd"])[rng.integers(0, 4, n)],
+    )
 
     def predicted(share: float) -> np.ndarray:
         return np.where(rng.random(n) < share, truth, rng.integers(0, 3, n))
@@ -40,7 +45,9 @@ def evaluated(spoilt: str | None = None, *, champion: bool = True, labels: list[
         "language": ["en"] * n,
         "label": [None] * n,
     }
-    comparison = Comparison(EvaluationSettings(resamples=200), "macro_f1", 1, "classification", slicing=slicing)
+    comparison = Comparison(
+        EvaluationSettings(resamples=200), "macro_f1", 1, "classification", slicing=slicing
+    )
     return assessment.assess(truth, probabilities, [str(row) for row in range(n)], labels, comparison)
 
 
@@ -60,7 +67,10 @@ def test_a_slice_is_scored_on_its_rows_and_a_label_by_its_f1_over_all() -> None:
     assert sum(each.num_rows for each in found.slices.found if each.kind == "source") == found.num_test_rows
     of_label = {each.name: each for each in found.slices.found if each.kind == "label"}
     for row in found.per_label:
-        assert of_label[row.label].score.estimate == pytest.approx(row.f1) and of_label[row.label].num_rows == row.support
+        assert (
+            of_label[row.label].score.estimate == pytest.approx(row.f1)
+            and of_label[row.label].num_rows == row.support
+        )
     for each in found.slices.found:
         assert each.effective_groups == pytest.approx(each.num_groups)
         assert each.score.low < each.score.estimate < each.score.high
@@ -70,13 +80,17 @@ def test_a_slice_is_scored_on_its_rows_and_a_label_by_its_f1_over_all() -> None:
 def test_a_label_s_f1_equals_scikit_learn_s() -> None:
     rng = np.random.default_rng(1)
     truth, ours, theirs = rng.integers(0, 3, (3, 300))
-    comparison = Comparison(EvaluationSettings(resamples=100), "accuracy", 1, "classification", slicing={"label": [None] * 300})
+    comparison = Comparison(
+        EvaluationSettings(resamples=100), "accuracy", 1, "classification", slicing={"label": [None] * 300}
+    )
     systems = {FINETUNED: np.eye(3)[ours], "tfidf": np.eye(3)[theirs]}
     found = assessment.assess(truth, systems, [str(row) for row in range(300)], LABELS, comparison).slices
     assert found is not None and found.rival == "tfidf"
     scores = {LABELS.index(each.name): (each.score.estimate, each.rival.estimate) for each in found.found}
     for label, pair in scores.items():
-        assert pair == pytest.approx([f1_score(truth, predicted, labels=[label], average="macro") for predicted in (ours, theirs)])
+        assert pair == pytest.approx(
+            [f1_score(truth, predicted, labels=[label], average="macro") for predicted in (ours, theirs)]
+        )
 
 
 def test_a_good_model_passes() -> None:
@@ -109,7 +123,10 @@ def test_a_slice_of_few_groups_is_not_tested() -> None:
 @pytest.mark.heavy
 def test_the_gate_and_the_markdown_name_no_slice_but_labels(tmp_path) -> None:
     found = evaluated("file-c")
-    named = [each.model_copy(update={"name": f"{WORD} <b>client</b>"}) if each.kind == "source" else each for each in found.slices.found]
+    named = [
+        each.model_copy(update={"name": f"{WORD} <b>client</b>"}) if each.kind == "source" else each
+        for each in found.slices.found
+    ]
     found = found.model_copy(update={"slices": found.slices.model_copy(update={"found": named})})
     report.write(tmp_path, full_report(found, worse_slices=worse_slices(found, ReleaseSettings())))
     page, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
@@ -122,6 +139,10 @@ def test_the_gate_and_the_markdown_name_no_slice_but_labels(tmp_path) -> None:
 def test_a_field_of_any_name_leaves_the_table_whole() -> None:
     found = evaluated()
     named = [each.model_copy(update={"kind": "field a|![b](c)"}) for each in found.slices.found]
-    found = found.model_copy(update={"slices": found.slices.model_copy(update={"found": named, "num_small": {"field ![d](e)": 2}})})
-    page = to_html(report.render("report.md.j2", found, report=full_report(found), is_page=True, pictures=[]), {})
+    found = found.model_copy(
+        update={"slices": found.slices.model_copy(update={"found": named, "num_small": {"field ![d](e)": 2}})}
+    )
+    page = to_html(
+        report.render("report.md.j2", found, report=full_report(found), is_page=True, pictures=[]), {}
+    )
     assert "<td>field a|![b](c) file-a</td>" in page and "2 by field ![d](e) have too few groups." in page

@@ -1,4 +1,6 @@
-"""`fullft verify`: reports of each task as the evaluation writes them, then with one number, prediction or label changed."""
+"""`fullft verify`: reports of each task as the evaluation writes them, then with one number, prediction or
+label changed.
+"""
 
 from __future__ import annotations
 
@@ -48,9 +50,13 @@ def classified(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Manifes
     """A report with a champion, with metrics that can be recomputed and one that cannot."""
     lab = classification.Lab(tmp_path_factory.mktemp("mail"))
     settings: UseCaseSettings = lab.use_case.settings
-    more = settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update={"metrics": METRICS})})
+    more = settings.model_copy(
+        update={"evaluation": settings.evaluation.model_copy(update={"metrics": METRICS})}
+    )
     candidate = lab.checkpoint("candidate", classification.small_model(lab.labels, [0, 1, 2]))
-    champion = lab.checkpoint("champion", classification.small_model(lab.labels, [1, 0, 2], head=["invoice", "letter", "order"]))
+    champion = lab.checkpoint(
+        "champion", classification.small_model(lab.labels, [1, 0, 2], head=["invoice", "letter", "order"])
+    )
     return lab.store, lab.evaluate(candidate, "verified", champion, more)
 
 
@@ -66,7 +72,9 @@ def labelled(
     Args:
         bring: writes files of external systems, and returns the settings that name them.
     """
-    prepared = prepare(root, tiny=True, delivered=rows, examples=examples, chunks=chunks, snapshot={"test_share": 0.3})
+    prepared = prepare(
+        root, tiny=True, delivered=rows, examples=examples, chunks=chunks, snapshot={"test_share": 0.3}
+    )
     recipe, settings, store = prepared.recipe, prepared.use_case.settings, prepared.store
 
     def artifact(stage: str, fill: Callable[[Path], dict[str, Any]]) -> Manifest:
@@ -88,7 +96,9 @@ def labelled(
         "training_snapshot": prepared.snapshot,
         "finetuned_checkpoint": artifact("finetuned_checkpoint", checkpoint),
         "cheaper_baselines": artifact("cheaper_baselines", baselines),
-        "pilot_run": artifact("pilot_run", lambda _: manifests.pilot([{"rows": 8, settings.primary_metric: 0.1}])),
+        "pilot_run": artifact(
+            "pilot_run", lambda _: manifests.pilot([{"rows": 8, settings.primary_metric: 0.1}])
+        ),
     }
     if bring is not None:
         settings = bring(prepared)
@@ -98,7 +108,9 @@ def labelled(
 
 def evaluated(prepared: Prepared, inputs: dict[str, Manifest], settings: UseCaseSettings) -> Manifest:
     job = prepared.job("evaluation_report", "verified")
-    job = job.model_copy(update={"inputs": {name: manifest.ref for name, manifest in inputs.items()}, "settings": settings})
+    job = job.model_copy(
+        update={"inputs": {name: manifest.ref for name, manifest in inputs.items()}, "settings": settings}
+    )
     work(job, prepared.store, QUIET)
     return prepared.store.find("letters", "evaluation_report", "verified")
 
@@ -116,7 +128,9 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Manifest]:
 def spanned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Manifest]:
     examples = {"task": "token_classification", "label": "spans", "labels": None, "group": "expression"}
     rows = licence_labels.spanned_rows(240)
-    return labelled(tmp_path_factory.mktemp("spans"), examples, rows, {"max_tokens": 32, "max_windows": None, "stride": 4})
+    return labelled(
+        tmp_path_factory.mktemp("spans"), examples, rows, {"max_tokens": 32, "max_windows": None, "stride": 4}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +139,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Manifest]:
     lab = language.Lab(root / "lab", "sft")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "MAX_NEW_TOKENS", 4)
-        return lab.store, lab.evaluate(lab.checkpoint("learned", lab.learn(root / "model", steps=2)), key="verified")
+        return lab.store, lab.evaluate(
+            lab.checkpoint("learned", lab.learn(root / "model", steps=2)), key="verified"
+        )
 
 
 REPORTS = ["classified", "several", "spanned", "written"]
@@ -158,7 +174,9 @@ def with_value(column: str, row: int, value: Any) -> Callable[[Path], None]:
         assert values[row] != value
         values[row] = value
         at = table.column_names.index(column)
-        pq.write_table(table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type)), path)
+        pq.write_table(
+            table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type)), path
+        )
 
     return change
 
@@ -178,7 +196,9 @@ def with_number(*keys: str | int) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("classified", 200), ("several", 90), ("spanned", 60), ("written", 60)], ids=lambda value: str(value)
+    ("name", "least"),
+    [("classified", 200), ("several", 90), ("spanned", 60), ("written", 60)],
+    ids=lambda value: str(value),
 )
 def test_a_report_as_it_was_written_verifies(request: pytest.FixtureRequest, name: str, least: int) -> None:
     found = verify(*request.getfixturevalue(name))
@@ -188,10 +208,14 @@ def test_a_report_as_it_was_written_verifies(request: pytest.FixtureRequest, nam
 
 
 def test_a_span_is_compared_without_the_space_around_it() -> None:
-    truth = Split(["d1"], ["by Ann Lee, "], np.zeros((1, 1), bool), ["g"], [[]], spans=[[(2, 10, 0), (10, 12, 0)]])
+    truth = Split(
+        ["d1"], ["by Ann Lee, "], np.zeros((1, 1), bool), ["g"], [[]], spans=[[(2, 10, 0), (10, 12, 0)]]
+    )
     given = [{"label": "name", "start": 3, "end": 10}]
     rows = {"group": ["g"], "num_spans": [2], "predicted": [given]}
-    assert RecomputedLabels(rows, truth, ["name"], "spans").score("micro_f1", "finetuned") == pytest.approx(2 / 3)
+    assert RecomputedLabels(rows, truth, ["name"], "spans").score("micro_f1", "finetuned") == pytest.approx(
+        2 / 3
+    )
     # Of a span of nothing but space there is nothing to find.
     blank = replace(truth, texts=["by Ann Lee  "])
     assert RecomputedLabels(rows, blank, ["name"], "spans").score("micro_f1", "finetuned") == 1.0
@@ -235,7 +259,9 @@ def numbers_of(stored: Any, keys: tuple[str | int, ...] = ()) -> Iterator[tuple[
 
 @pytest.mark.parametrize("name", REPORTS)
 @pytest.mark.parametrize("what", ["evaluation", "metadata"])
-def test_every_number_is_recomputed(request: pytest.FixtureRequest, name: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_number_is_recomputed(
+    request: pytest.FixtureRequest, name: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each number is changed in turn, and named: one that nobody recomputes would be named as that."""
     store, report = request.getfixturevalue(name)
     compared: dict[str, tuple[Any, Any]] = {}
@@ -276,7 +302,11 @@ def test_changed_gates_and_rows_for_annotators_are_found(copied: tuple[Store, Ma
     store, report = copied
 
     def promote(path: Path) -> None:
-        path.write_text(path.read_text().replace('"passed": false', '"passed": true').replace('"answer": "keep"', '"answer": "promote"'))
+        path.write_text(
+            path.read_text()
+            .replace('"passed": false', '"passed": true')
+            .replace('"answer": "keep"', '"answer": "promote"')
+        )
 
     report = forge(store, report, "decision.json", promote)
     found = verify(store, report).differences
@@ -284,10 +314,14 @@ def test_changed_gates_and_rows_for_annotators_are_found(copied: tuple[Store, Ma
     assert re.search(r"answer of the metadata: stored '\w+', recomputed 'promote'", "\n".join(found))
 
     def close(path: Path) -> None:
-        path.write_text(re.sub(r'("forgetting_is_within_budget",\s*"passed": )true', r"\1false", path.read_text()))
+        path.write_text(
+            re.sub(r'("forgetting_is_within_budget",\s*"passed": )true', r"\1false", path.read_text())
+        )
 
     report = forge(store, report, "decision.json", close)
-    assert "gate forgetting_is_within_budget: stored False, recomputed True" in verify(store, report).differences
+    assert (
+        "gate forgetting_is_within_budget: stored False, recomputed True" in verify(store, report).differences
+    )
 
     def edit(path: Path) -> None:
         first, second, *others = path.read_text().splitlines()
@@ -297,8 +331,15 @@ def test_changed_gates_and_rows_for_annotators_are_found(copied: tuple[Store, Ma
     found = verify(store, report).differences
     assert [line for line in found if re.match(r"label_errors\.jsonl\..+\.suggested: stored 'memo'", line)]
     assert any(line.startswith("order of likely label errors: ") for line in found)
-    other = forge(store, report, "label_errors.jsonl", lambda path: path.write_text("".join(path.read_text().splitlines(True)[1:])))
-    assert any(line.startswith("number of likely label errors: ") for line in verify(store, other).differences)
+    other = forge(
+        store,
+        report,
+        "label_errors.jsonl",
+        lambda path: path.write_text("".join(path.read_text().splitlines(True)[1:])),
+    )
+    assert any(
+        line.startswith("number of likely label errors: ") for line in verify(store, other).differences
+    )
 
 
 @pytest.mark.parametrize(
@@ -320,7 +361,13 @@ def test_what_was_forgotten_is_held_against_the_budget_as_by_the_gate(
     forgotten = None
     if measured is not None:
         measure, rise, budget = measured
-        rest = {"before": 1.0, "after": 1.0 + rise, "num_trainings": 1, "num_unmeasured": 0, "training_budget": budget}
+        rest = {
+            "before": 1.0,
+            "after": 1.0 + rise,
+            "num_trainings": 1,
+            "num_unmeasured": 0,
+            "training_budget": budget,
+        }
         forgotten = Forgetting.model_validate({"measure": measure, "rise": rise, **rest})
     assert is_within_budget(None if forgotten is None else forgotten.model_dump(), limit) == passes
     assert _forgetting_is_within_budget(forgotten, limit).passed == passes
@@ -341,20 +388,47 @@ def a_hit(table: pa.Table, column: str) -> int:
 @pytest.mark.parametrize(
     ("copied", "column", "value", "lines"),
     [
-        ("classified", "tfidf.predicted", "memo", ["scores.macro_f1.tfidf.estimate:", "scores.accuracy.tfidf.estimate:"]),
-        ("classified", "champion.predicted.typos", "memo", ["robustness.found[1].score.estimate:", "robustness.found[1].change.estimate:"]),
+        (
+            "classified",
+            "tfidf.predicted",
+            "memo",
+            ["scores.macro_f1.tfidf.estimate:", "scores.accuracy.tfidf.estimate:"],
+        ),
+        (
+            "classified",
+            "champion.predicted.typos",
+            "memo",
+            ["robustness.found[1].score.estimate:", "robustness.found[1].change.estimate:"],
+        ),
         ("classified", "probability", 0.999, ["calibration_error:", "length of reliability:"]),
-        ("classified", "group", "somebody", ["group of 1 rows, the first is row 0 of predictions.parquet: stored 'somebody'"]),
-        ("several", "frozen_probe.predicted", [], ["scores.micro_f1.frozen_probe.estimate:", "scores.macro_f1.frozen_probe.estimate:"]),
+        (
+            "classified",
+            "group",
+            "somebody",
+            ["group of 1 rows, the first is row 0 of predictions.parquet: stored 'somebody'"],
+        ),
+        (
+            "several",
+            "frozen_probe.predicted",
+            [],
+            ["scores.micro_f1.frozen_probe.estimate:", "scores.macro_f1.frozen_probe.estimate:"],
+        ),
         ("spanned", "dictionary.predicted", [], ["scores.micro_f1.dictionary.estimate:"]),
         ("spanned", "token_probe.num_right_tokens", -5, ["scores.token_accuracy.token_probe.estimate:"]),
-        ("written", "loss_base_model", 1.0, ["scores.perplexity.base_model.estimate:", "gains.perplexity.base_model.low:"]),
+        (
+            "written",
+            "loss_base_model",
+            1.0,
+            ["scores.perplexity.base_model.estimate:", "gains.perplexity.base_model.low:"],
+        ),
         ("written", "num_right_finetuned", -9, ["scores.token_accuracy.finetuned.estimate:"]),
         ("written", "num_bytes", 10**6, ["scores.bits_per_byte.finetuned.estimate:"]),
     ],
     indirect=["copied"],
 )
-def test_one_changed_prediction_is_found(copied: tuple[Store, Manifest], column: str, value: Any, lines: list[str]) -> None:
+def test_one_changed_prediction_is_found(
+    copied: tuple[Store, Manifest], column: str, value: Any, lines: list[str]
+) -> None:
     store, report = copied
     row = a_hit(pq.read_table(Path(store.url, report.ref, "predictions.parquet")), column)
     found = verify(store, forge(store, report, "predictions.parquet", with_value(column, row, value)))
@@ -373,7 +447,11 @@ def test_one_changed_answer_is_found(copied: tuple[Store, Manifest]) -> None:
         path.write_text("\n".join([json.dumps(row), *others]), encoding="utf-8")
 
     found = verify(store, forge(store, report, "answers.jsonl", change)).differences
-    for place in ("scores.rouge_l.base_model.estimate", "scores.chrf.base_model.low", "gains.chrf.base_model.estimate"):
+    for place in (
+        "scores.rouge_l.base_model.estimate",
+        "scores.chrf.base_model.low",
+        "gains.chrf.base_model.estimate",
+    ):
         assert any(line.startswith(f"answers.{place}: stored ") for line in found), found
 
 
@@ -382,15 +460,26 @@ def test_one_changed_answer_is_found(copied: tuple[Store, Manifest]) -> None:
     [("classified", "label", "order"), ("several", "labels", ["tag"]), ("spanned", "spans", [])],
     indirect=["copied"],
 )
-def test_one_changed_label_of_the_snapshot_is_found(copied: tuple[Store, Manifest], column: str, value: Any) -> None:
+def test_one_changed_label_of_the_snapshot_is_found(
+    copied: tuple[Store, Manifest], column: str, value: Any
+) -> None:
     store, report = copied
     [snapshot] = store.artifacts(report.case, "training_snapshot")
     rows = pq.read_table(store.folder(snapshot) / "index.parquet").select([column, "split"]).to_pylist()
-    row = next(n for n, found in enumerate(rows) if found["split"] == "test" and found[column] and found[column] != value)
+    row = next(
+        n
+        for n, found in enumerate(rows)
+        if found["split"] == "test" and found[column] and found[column] != value
+    )
     snapshot = forge(store, snapshot, "index.parquet", with_value(column, row, value))
-    found = verify(store, forge(store, report, "evaluation.json", lambda _: None, training_snapshot=snapshot.content_digest))
+    found = verify(
+        store,
+        forge(store, report, "evaluation.json", lambda _: None, training_snapshot=snapshot.content_digest),
+    )
     stored = "num_spans" if column == "spans" else column
-    assert any(line.startswith(f"{stored} of 1 rows, the first is row ") for line in found.differences), found.differences
+    assert any(line.startswith(f"{stored} of 1 rows, the first is row ") for line in found.differences), (
+        found.differences
+    )
     assert any(re.match(r"per_label\[\d+\]\.support: ", line) for line in found.differences)
 
 
@@ -399,14 +488,21 @@ def test_files_and_models_other_than_the_report_names_are_found(copied: tuple[St
     store, report = copied
     checkpoint = store.load(report.metadata["checkpoint"])
     path = Path(store.url, checkpoint.ref, "model", "config.json")
-    path.write_text(path.read_text().replace("absolute", "relative") if "absolute" in path.read_text() else path.read_text().swapcase())
+    path.write_text(
+        path.read_text().replace("absolute", "relative")
+        if "absolute" in path.read_text()
+        else path.read_text().swapcase()
+    )
     [line] = verify(store, report).differences
     assert line.startswith("digest of finetuned_checkpoint/model/config.json: stored ")
     forge(store, checkpoint, "model/config.json", lambda _: None)
     [line] = verify(store, report).differences
     assert line.startswith("content of finetuned_checkpoint: stored ")
     store.delete(store.load(report.metadata["incumbent"]))
-    assert [line.split(":")[0] for line in verify(store, report).differences] == ["content of finetuned_checkpoint", "champion"]
+    assert [line.split(":")[0] for line in verify(store, report).differences] == [
+        "content of finetuned_checkpoint",
+        "champion",
+    ]
 
 
 @pytest.mark.parametrize("copied", ["classified"], indirect=True)
@@ -416,16 +512,32 @@ def test_what_cannot_be_recomputed_says_why(copied: tuple[Store, Manifest]) -> N
     table = pq.read_table(rows)
     without = forge(store, report, "predictions.parquet", lambda path: pq.write_table(table.slice(1), path))
     assert "metadata.num_test_rows_left_out: stored 0, recomputed 1" in verify(store, without).differences
-    twice = forge(store, report, "predictions.parquet", lambda path: pq.write_table(pa.concat_tables([table, table.slice(1, 1)]), path))
-    with pytest.raises(DataError, match="1 of [0-9]+ rows are no test rows of the snapshot, or are there twice; evaluate again"):
+    twice = forge(
+        store,
+        report,
+        "predictions.parquet",
+        lambda path: pq.write_table(pa.concat_tables([table, table.slice(1, 1)]), path),
+    )
+    with pytest.raises(
+        DataError,
+        match="1 of [0-9]+ rows are no test rows of the snapshot, or are there twice; evaluate again",
+    ):
         verify(store, twice)
-    older = forge(store, report, "predictions.parquet", lambda path: pq.write_table(table.drop(["tfidf.predicted"]), path))
+    older = forge(
+        store,
+        report,
+        "predictions.parquet",
+        lambda path: pq.write_table(table.drop(["tfidf.predicted"]), path),
+    )
     with pytest.raises(DataError, match=r"there is no column tfidf\.predicted"):
         verify(store, older)
     forge(store, report, "predictions.parquet", lambda path: pq.write_table(table, path))
     [snapshot] = store.artifacts(report.case, "training_snapshot")
     rewritten = store.rewrite(snapshot, lambda folder: {})
-    pq.write_table(pq.read_table(store.folder(rewritten) / "index.parquet").slice(1), store.folder(rewritten) / "index.parquet")
+    pq.write_table(
+        pq.read_table(store.folder(rewritten) / "index.parquet").slice(1),
+        store.folder(rewritten) / "index.parquet",
+    )
     moved = report.model_copy(update={"inputs": {**report.inputs, "training_snapshot": "gone"}})
     with pytest.raises(StoreError, match=r"its snapshot \(content gone\) is not in the store"):
         verify(store, moved)
@@ -444,30 +556,42 @@ def test_an_erased_document_is_in_no_list_beside_its_report(copied: tuple[Store,
 
     def ids(name: str) -> list[str]:
         path = store.folder(store.load(report.ref)) / name
-        return pq.read_table(path)["id"].to_pylist() if name in tables else [row["id"] for row in map(json.loads, path.open())]
+        return (
+            pq.read_table(path)["id"].to_pylist()
+            if name in tables
+            else [row["id"] for row in map(json.loads, path.open())]
+        )
 
     assert folder.is_dir() and (lists or "validation.parquet" in tables)
     before = {name: ids(name) for name in (*lists, *tables)}
     gone = sorted({found[0] for found in before.values()})
     erasure.erase(store, report.case, gone)
-    assert {name: ids(name) for name in before} == {name: [id_ for id_ in found if id_ not in gone] for name, found in before.items()}
+    assert {name: ids(name) for name in before} == {
+        name: [id_ for id_ in found if id_ not in gone] for name, found in before.items()
+    }
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("copied", ["classified"], indirect=True)
-def test_a_table_for_annotators_is_verified_and_loses_an_erased_document(copied: tuple[Store, Manifest], delimiter: str) -> None:
+def test_a_table_for_annotators_is_verified_and_loses_an_erased_document(
+    copied: tuple[Store, Manifest], delimiter: str
+) -> None:
     store, report = copied
     folder, name = store.folder(report), "label_errors.tsv" if delimiter == "\t" else "label_errors.csv"
     rows = read_list(folder / "label_errors.jsonl")
     (folder / "label_errors.jsonl").rename(folder / name)
     entry = report.files["label_errors.jsonl"]
-    report = report.model_copy(update={"files": {**{k: v for k, v in report.files.items() if v is not entry}, name: entry}})
+    report = report.model_copy(
+        update={"files": {**{k: v for k, v in report.files.items() if v is not entry}, name: entry}}
+    )
     report = forge(store, report, name, lambda path: write_list(path, rows, delimiter))
     assert verify(store, report).differences == []
     gone, *left = [row["id"] for row in rows]
     erasure.erase(store, report.case, [gone])
     after = store.folder(store.load(report.ref)) / name
-    assert [row["id"] for row in read_list(after)] == left and gone not in after.read_text().replace(delimiter, "\n").split("\n")
+    assert [row["id"] for row in read_list(after)] == left and gone not in after.read_text().replace(
+        delimiter, "\n"
+    ).split("\n")
     assert after.read_text().splitlines()[0] == delimiter.join(rows[0])
 
 
@@ -491,4 +615,7 @@ def test_the_command_ends_with_1_where_a_number_differs(
     assert main([*command, "--report", report.ref]) == 1
     assert capsys.readouterr().out.startswith("num_test_tokens: stored ")
     assert main([*command, "--report", report.metadata["checkpoint"]]) == 1
-    assert "this is a finetuned_checkpoint; give letters/evaluation_report/KEY/ATTEMPT" in capsys.readouterr().err
+    assert (
+        "this is a finetuned_checkpoint; give letters/evaluation_report/KEY/ATTEMPT"
+        in capsys.readouterr().err
+    )

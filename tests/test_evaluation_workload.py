@@ -60,14 +60,25 @@ def write_documents(folder: Path) -> None:
 
 
 def write_tokenizer(folder: Path) -> None:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *COMMON, *(word for group in WORDS.values() for word in group)]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        *COMMON,
+        *(word for group in WORDS.values() for word in group),
+    ]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def small_model(labels: list[str], order: list[int], *, head: list[str] | None = None) -> BertForSequenceClassification:
+def small_model(
+    labels: list[str], order: list[int], *, head: list[str] | None = None
+) -> BertForSequenceClassification:
     """A seeded model whose outputs are in the given order of the same head's rows."""
     torch.manual_seed(3)
     names = head or [labels[i] for i in order]
@@ -84,7 +95,9 @@ def small_model(labels: list[str], order: list[int], *, head: list[str] | None =
 
 
 def with_test_share(settings: UseCaseSettings, share: float) -> UseCaseSettings:
-    return settings.model_copy(update={"snapshot": settings.snapshot.model_copy(update={"test_share": share})})
+    return settings.model_copy(
+        update={"snapshot": settings.snapshot.model_copy(update={"test_share": share})}
+    )
 
 
 class Lab:
@@ -105,30 +118,44 @@ class Lab:
             evaluation={"resamples": 200},
         )
         self.store, self.root = Store(str(root / "store")), root
-        self.use_case = UseCase(name="mail", settings=settings, yaml_path=root / "defs.yaml", project_root=root)
+        self.use_case = UseCase(
+            name="mail", settings=settings, yaml_path=root / "defs.yaml", project_root=root
+        )
         [batch] = documents.cut_batches(self.store, "mail", root / "data", settings.documents)
         raw = documents.keep(self.store, self.use_case, batch.name)
         valid, _ = examples.validate(self.store, self.use_case, raw)
         cut = chunks.tokenize(self.store, self.use_case, valid)
-        self.take = lambda use_case: snapshot.take(self.store, use_case, {batch.name: valid}, {batch.name: cut})
+        self.take = lambda use_case: snapshot.take(
+            self.store, use_case, {batch.name: valid}, {batch.name: cut}
+        )
         self.snapshot = self.take(self.use_case)
         self.test = load_split(self.store, self.snapshot, "test")
         self.context = BaselineContext(
-            self.base_model, self.labels, Progress(silent=True), settings, lambda: load_split(self.store, self.snapshot, "train")
+            self.base_model,
+            self.labels,
+            Progress(silent=True),
+            settings,
+            lambda: load_split(self.store, self.snapshot, "train"),
         )
         train, validation = (load_split(self.store, self.snapshot, name) for name in ("train", "validation"))
         recipe = ClassificationRecipe(self.base_model, train, validation, self.labels)
         self.context = dataclasses.replace(self.context, open_recipe=lambda: recipe)
         scores = dict.fromkeys(settings.baselines, 0.5)
-        self.baselines = self.artifact("cheaper_baselines", "b", self._fit_baselines, manifests.baselines(self.labels, scores))
+        self.baselines = self.artifact(
+            "cheaper_baselines", "b", self._fit_baselines, manifests.baselines(self.labels, scores)
+        )
         curve = [{"rows": 50, "macro_f1": 0.4}, {"rows": 100, "macro_f1": 0.5}]
         self.pilot = self.artifact("pilot_run", "p", lambda folder: None, manifests.pilot(curve))
 
-    def artifact(self, stage: str, key: str, fill: Callable[[Path], None], metadata: dict | None = None) -> Manifest:
+    def artifact(
+        self, stage: str, key: str, fill: Callable[[Path], None], metadata: dict | None = None
+    ) -> Manifest:
         with self.store.create("mail", stage, key, version="1", seed=17) as draft:
             fill(draft.path)
             return draft.commit(
-                settings={"training": {"epochs": 3}}, inputs={"training_snapshot": self.snapshot.content_digest}, metadata=metadata or {}
+                settings={"training": {"epochs": 3}},
+                inputs={"training_snapshot": self.snapshot.content_digest},
+                metadata=metadata or {},
             )
 
     def _fit_baselines(self, folder: Path) -> None:
@@ -145,7 +172,10 @@ class Lab:
             (folder / "logs" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
 
         return self.artifact(
-            "finetuned_checkpoint", name, fill, checkpoint_metadata(training_seconds=61.0, snapshot=self.snapshot.ref, **measured)
+            "finetuned_checkpoint",
+            name,
+            fill,
+            checkpoint_metadata(training_seconds=61.0, snapshot=self.snapshot.ref, **measured),
         )
 
     def evaluate(
@@ -190,7 +220,9 @@ def report(lab, candidate) -> Manifest:
 def test_the_artifact_is_whole(lab, report):
     names = set(report.files)
     assert {"report.html", "report.md", "predictions.parquet", "decision.json", "evaluation.json"} <= names
-    assert {f"pictures/{name}.png" for name in ("scores", "confusion", "reliability", "loss", "learning_curve")} <= names
+    assert {
+        f"pictures/{name}.png" for name in ("scores", "confusion", "reliability", "loss", "learning_curve")
+    } <= names
     gates = ["test_set_is_large_enough", "beats_baselines", "beats_champion", "score_is_sufficient"]
     gates += ["forgetting_is_within_budget", "no_slice_is_worse", "labels_are_not_given_away"]
     assert [check.name for check in report.checks] == gates
@@ -221,11 +253,20 @@ def test_rows_that_a_model_learned_from_in_an_older_snapshot_are_excluded(lab, c
 def test_predictions_recompute_the_headline(lab, report):
     table = pq.read_table(lab.store.folder(report) / "predictions.parquet")
     systems = ["", "majority.", "tfidf.", "frozen_probe."]
-    columns = ["id", "label", "group", *(f"{name}{what}" for name in systems for what in ("predicted", "probability"))]
-    # No score rests on all probabilities of the others; temperature and likely label errors do on those of the fine-tuned model.
+    columns = [
+        "id",
+        "label",
+        "group",
+        *(f"{name}{what}" for name in systems for what in ("predicted", "probability")),
+    ]
+    # No score rests on all probabilities of the others; temperature and likely label errors do on those of
+    # the fine-tuned model.
     columns.insert(columns.index("probability") + 1, "probabilities")
     kinds = ("typos", "upper_case", "lower_case", "first_half")
-    assert table.column_names == [*columns, *(f"{what}.{kind}" for what in ("predicted", "changed") for kind in kinds)]
+    assert table.column_names == [
+        *columns,
+        *(f"{what}.{kind}" for what in ("predicted", "changed") for kind in kinds),
+    ]
     rows = table.to_pydict()
     assert rows["id"] == lab.test.ids
     assert rows["label"] == [lab.labels[i] for i in lab.test.labels]
@@ -240,9 +281,14 @@ def test_predictions_recompute_the_headline(lab, report):
         lab.store.folder(report) / "report.html"
     ).read_text()
     assert report.metadata["macro_f1"] == found.scores["macro_f1"]["finetuned"].estimate
-    assert (report.metadata["num_test_rows"], report.metadata["num_test_groups"]) == (len(lab.test), len(set(lab.test.groups)))
+    assert (report.metadata["num_test_rows"], report.metadata["num_test_groups"]) == (
+        len(lab.test),
+        len(set(lab.test.groups)),
+    )
     tfidf = Tfidf.load(lab.store.folder(lab.baselines), lab.context).predict(lab.test).argmax(1)
-    assert report.metadata["tfidf_macro_f1"] == pytest.approx(f1_score(lab.test.labels, tfidf, average="macro", sample_weight=weights))
+    assert report.metadata["tfidf_macro_f1"] == pytest.approx(
+        f1_score(lab.test.labels, tfidf, average="macro", sample_weight=weights)
+    )
     assert rows["tfidf.predicted"] == [lab.labels[i] for i in tfidf]
 
 
@@ -326,18 +372,29 @@ def test_the_test_rows_that_the_champion_was_judged_on_are_a_slice(lab, candidat
 
 def test_likely_label_errors_are_a_file_of_ids_and_the_temperature_is_reported(lab, report):
     found = read_evaluation((lab.store.folder(report) / "evaluation.json").read_bytes())
-    assert found.temperature is not None and found.temperature > 1, "a model that was never trained is too sure"
+    assert found.temperature is not None and found.temperature > 1, (
+        "a model that was never trained is too sure"
+    )
     assert found.error_at_temperature < found.calibration_error
     assert "fitted on the validation rows" in (lab.store.folder(report) / "report.md").read_text()
     pytest.importorskip("cleanlab")
-    lines = [json.loads(line) for line in (lab.store.folder(report) / "label_errors.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (lab.store.folder(report) / "label_errors.jsonl").read_text().splitlines()
+    ]
     held_out = {*lab.test.ids, *load_split(lab.store, lab.snapshot, "validation").ids}
-    assert lines and {line["id"] for line in lines} <= held_out and all(line["kind"] != line["suggested"] for line in lines)
+    assert (
+        lines
+        and {line["id"] for line in lines} <= held_out
+        and all(line["kind"] != line["suggested"] for line in lines)
+    )
 
 
 def test_settings_decide_which_checks_there_are(lab, candidate):
     gates = ReleaseSettings(max_calibration_error=0.01)
-    found = lab.evaluate(candidate, "calibrated", settings=lab.use_case.settings.model_copy(update={"release": gates}))
+    found = lab.evaluate(
+        candidate, "calibrated", settings=lab.use_case.settings.model_copy(update={"release": gates})
+    )
     assert not found.check("is_calibrated").passed
     enough = found.check("test_set_is_large_enough")
     assert enough.passed is (enough.metadata["effective_groups"] >= gates.min_effective_groups)

@@ -40,8 +40,20 @@ PERSONAL = ("mail jo@example.org now",)
 FOREIGN = (GERMAN,)
 TEXTS = ("", "  \n", "ab", "one", "two", "three", "x" * 300, ENGLISH, *DAMAGED, *PERSONAL, *FOREIGN)
 
-COMMON: dict[str, Any] = {"min_characters": 3, "max_characters": 200, "languages": ["en"], "pii": "quarantine", "group": "g"}
-LABELLED: dict[str, Any] = {**COMMON, "label": "kind", "labels": ["notice", "text"], "min_confidence": 0.5, "human_annotated_only": True}
+COMMON: dict[str, Any] = {
+    "min_characters": 3,
+    "max_characters": 200,
+    "languages": ["en"],
+    "pii": "quarantine",
+    "group": "g",
+}
+LABELLED: dict[str, Any] = {
+    **COMMON,
+    "label": "kind",
+    "labels": ["notice", "text"],
+    "min_confidence": 0.5,
+    "human_annotated_only": True,
+}
 SETTINGS = {
     "classification": ExamplesSettings(**LABELLED),
     "multi_label": ExamplesSettings(**LABELLED, task="multi_label"),
@@ -72,7 +84,9 @@ def broken_rules(row: Row, settings: ExamplesSettings) -> set[str]:
     text, blank = row["text"], row["text"] is None or not row["text"].strip()
     broken = {
         "texts_are_present": blank,
-        "text_lengths_are_in_bounds": not blank and not settings.min_characters <= len(text) <= settings.max_characters,
+        "text_lengths_are_in_bounds": (
+            not blank and not settings.min_characters <= len(text) <= settings.max_characters
+        ),
         "languages_are_expected": text is not None and any(foreign in text for foreign in FOREIGN),
         "encodings_are_intact": text is not None and any(damaged in text for damaged in DAMAGED),
         "personal_data_is_absent": text is not None and any(personal in text for personal in PERSONAL),
@@ -81,20 +95,34 @@ def broken_rules(row: Row, settings: ExamplesSettings) -> set[str]:
         turns = row["messages"] or []
         said = [turn for turn in turns if turn["role"] == "assistant"]
         broken["assistant_turns_are_present"] = (
-            not said or any(turn["role"] not in ROLES for turn in turns) or any(not (turn["content"] or "").strip() for turn in said)
+            not said
+            or any(turn["role"] not in ROLES for turn in turns)
+            or any(not (turn["content"] or "").strip() for turn in said)
         )
     if settings.task in ("classification", "multi_label", "token_classification"):
-        column = "spans" if settings.task == "token_classification" else "labels" if settings.task == "multi_label" else "label"
+        column = (
+            "spans"
+            if settings.task == "token_classification"
+            else "labels"
+            if settings.task == "multi_label"
+            else "label"
+        )
         target = row[column]
-        names = [target] if column == "label" else [s["label"] if column == "spans" else s for s in target or []]
+        names = (
+            [target] if column == "label" else [s["label"] if column == "spans" else s for s in target or []]
+        )
         broken["labels_are_present"] = target is None or not all(names)
         broken["labels_are_known"] = any(name and name not in settings.labels for name in names)
         confidence = row["confidence"]
-        broken["annotations_are_confident"] = confidence is not None and not settings.min_confidence <= confidence <= 1
+        broken["annotations_are_confident"] = (
+            confidence is not None and not settings.min_confidence <= confidence <= 1
+        )
         broken["annotations_are_human"] = row["human_annotated"] is False
     if settings.task == "token_classification":
         size = len(text or "")
-        broken["spans_are_in_range"] = any(s["start"] < 0 or s["end"] <= s["start"] or s["end"] > size for s in row["spans"] or [])
+        broken["spans_are_in_range"] = any(
+            s["start"] < 0 or s["end"] <= s["start"] or s["end"] > size for s in row["spans"] or []
+        )
     return {rule for rule, breaks in broken.items() if breaks}
 
 
@@ -104,7 +132,9 @@ def content_of(row: Row) -> str:
 
 
 class Expected:
-    """What becomes of each row, and what the valid ones are to each other, decided one by one in plain Python."""
+    """What becomes of each row, and what the valid ones are to each other, decided one by one in plain
+    Python.
+    """
 
     def __init__(self, rows: list[Row], settings: ExamplesSettings):
         self.rows, self.settings = rows, settings
@@ -131,17 +161,23 @@ class Expected:
         votes: dict[str, int] = {}
         if self.rows[newest]["annotator"] is not None:
             for n in sorted(same, key=self._rank):
-                if self.rows[n]["annotator"] is not None and content_of(self.rows[n]) == content_of(self.rows[newest]):
+                if self.rows[n]["annotator"] is not None and content_of(self.rows[n]) == content_of(
+                    self.rows[newest]
+                ):
                     votes[self.rows[n]["annotator"]] = n
         stays = set(votes.values()) if len(votes) > 1 else {newest}
         self.superseded |= set(same) - stays
-        self.in_file |= {n for n in set(same) - stays if self.rows[n]["source"] == self.rows[newest]["source"]}
+        self.in_file |= {
+            n for n in set(same) - stays if self.rows[n]["source"] == self.rows[newest]["source"]
+        }
         counts = Counter(target_of(self.rows[n], self.settings) for n in stays)
         leading = [target for target, count in counts.items() if count == max(counts.values())]
         if len(leading) > 1:
             self.tied |= stays
         else:
-            elected = max((n for n in stays if target_of(self.rows[n], self.settings) == leading[0]), key=self._rank)
+            elected = max(
+                (n for n in stays if target_of(self.rows[n], self.settings) == leading[0]), key=self._rank
+            )
             self.merged |= stays - {elected}
 
     def _equal_texts(self, left: list[int]) -> None:
@@ -184,12 +220,19 @@ def check_against_plain_python(rows: list[Row], settings: ExamplesSettings) -> e
     checks = {check.name: check for check in examined.checks}
     for rule in REASONS:
         if rule in checks:
-            assert checks[rule].metadata == {"num_rows": len(rows), "num_failed": expected.counts.get(rule, 0)}, rule
+            assert checks[rule].metadata == {
+                "num_rows": len(rows),
+                "num_failed": expected.counts.get(rule, 0),
+            }, rule
             assert checks[rule].passed == (not expected.counts.get(rule)), rule
     assert {rule for rule in expected.counts if expected.counts[rule]} <= {*checks, *IDENTITY_RULES}
     seen = identity.within(examined.valid, task_of(settings).target)
-    counted = dict(zip(IDENTITY_RULES, (seen.twice_in_a_file, seen.repeated, seen.contradicting), strict=True))
-    assert {rule: int(mask.sum()) for rule, mask in counted.items()} == {rule: expected.counts[rule] for rule in IDENTITY_RULES}
+    counted = dict(
+        zip(IDENTITY_RULES, (seen.twice_in_a_file, seen.repeated, seen.contradicting), strict=True)
+    )
+    assert {rule: int(mask.sum()) for rule, mask in counted.items()} == {
+        rule: expected.counts[rule] for rule in IDENTITY_RULES
+    }
     named = {(rows[n]["source"], rows[n]["row"]): reasons for n, reasons in expected.reasons.items()}
     found = examined.quarantined.select(["source", "row", "reasons"]).to_pylist()
     assert {(row["source"], row["row"]): row["reasons"].split("; ") for row in found} == named
@@ -206,7 +249,10 @@ SPANS = st.lists(
 ).map(lambda spans: sorted(spans, key=lambda s: (s["start"], s["end"], s["label"])))  # fmt: skip
 TURNS = st.lists(
     st.fixed_dictionaries(
-        {"role": st.sampled_from([*ROLES, "critic"]), "content": st.sampled_from(["one", "two", "", ENGLISH, *PERSONAL])}
+        {
+            "role": st.sampled_from([*ROLES, "critic"]),
+            "content": st.sampled_from(["one", "two", "", ENGLISH, *PERSONAL]),
+        }
     ),
     max_size=3,
 )
@@ -235,7 +281,9 @@ def deliveries(draw: Callable[..., Any], task: str) -> list[Row]:
     """Rows of a batch of up to three files, as the documents stage may hand them on."""
     about = draw(st.sampled_from([ABOUT, MOSTLY_SOUND]))
     text = st.none() | st.sampled_from(TEXTS) if about is ABOUT else st.sampled_from(["one", "two", ENGLISH])
-    row = st.tuples(st.fixed_dictionaries({**about, "text": text}), TARGETS[task]).map(lambda parts: parts[0] | parts[1])
+    row = st.tuples(st.fixed_dictionaries({**about, "text": text}), TARGETS[task]).map(
+        lambda parts: parts[0] | parts[1]
+    )
     rows = draw(st.lists(row, max_size=20))
     times = draw(st.fixed_dictionaries({source: st.integers(1, 2) for source in ("a.csv", "b.csv", "c.csv")}))
     blank = dict.fromkeys(schema().names)
@@ -252,7 +300,12 @@ class TestAnyDelivery:
     @pytest.mark.parametrize("task", SETTINGS)
     def test_nothing_is_lost_and_each_row_is_where_plain_python_says(self, task: str) -> None:
         # Rows are few and named, so that a failure is read as it was drawn: shrinking would take minutes.
-        @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), phases=(Phase.reuse, Phase.generate))
+        @settings(
+            max_examples=12,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            phases=(Phase.reuse, Phase.generate),
+        )
         @given(rows=deliveries(task), data=st.data())
         def check(rows: list[Row], data: st.DataObject) -> None:
             examined = check_against_plain_python(data.draw(st.permutations(rows)), SETTINGS[task])
@@ -272,9 +325,14 @@ class TestRealDelivery:
         checks = {check.name: check for check in licence_delivery.examined.checks}
         for rule in REASONS:
             if rule in checks:
-                assert checks[rule].metadata == {"num_rows": len(rows), "num_failed": expected.counts.get(rule, 0)}, rule
+                assert checks[rule].metadata == {
+                    "num_rows": len(rows),
+                    "num_failed": expected.counts.get(rule, 0),
+                }, rule
         dirt = ("rows_are_well_formed", "texts_are_present", "labels_are_present", "labels_are_known")
-        assert all(expected.counts[rule] for rule in dirt), "the delivery is not dirty enough to prove anything"
+        assert all(expected.counts[rule] for rule in dirt), (
+            "the delivery is not dirty enough to prove anything"
+        )
         valid = [row for n, row in enumerate(rows) if n not in expected.reasons]
         assert places(licence_delivery.examined.valid) == [(row["source"], row["row"]) for row in valid]
         assert licence_delivery.examined.label_counts == Counter(row["label"] for row in valid)
@@ -284,7 +342,10 @@ class TestRealDelivery:
 
     def test_each_quarantined_row_is_on_the_line_that_it_names(self, licence_delivery: Delivery) -> None:
         folder = licence_delivery.folder / "documents"
-        lines = {path.name: path.read_text(encoding="utf-8").removesuffix("\n").split("\n") for path in folder.iterdir()}
+        lines = {
+            path.name: path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            for path in folder.iterdir()
+        }
         examined = licence_delivery.examined
         assert len(examined.valid) + len(examined.quarantined) == sum(map(len, lines.values()))
         for row in examined.quarantined.to_pylist():
@@ -294,14 +355,21 @@ class TestRealDelivery:
                 continue
             record = json.loads(line)
             assert (record["id"], record["source"]) == (row["id"], row["text"])
-            for reason, suffix in (("empty text", "-empty"), ("unknown label", "-odd"), ("no label", "-bare")):
+            for reason, suffix in (
+                ("empty text", "-empty"),
+                ("unknown label", "-odd"),
+                ("no label", "-bare"),
+            ):
                 assert (reason in row["reasons"]) == record["id"].endswith(suffix), row
 
 
 def sound_rows(*changes: Row, **same: Any) -> list[Row]:
     """Rows of classification that break no rule, apart from their changes."""
     base = dict.fromkeys(schema().names) | {"label": "text", "source": "a.csv", "delivered_ns": 1} | same
-    return [base | {"id": str(n), "text": f"text number {n}", "row": n} | change for n, change in enumerate(changes, start=2)]
+    return [
+        base | {"id": str(n), "text": f"text number {n}", "row": n} | change
+        for n, change in enumerate(changes, start=2)
+    ]
 
 
 PLAIN = ExamplesSettings(label="kind", labels=["notice", "text"])
@@ -313,14 +381,22 @@ def check_of(rows: list[Row], name: str, settings: ExamplesSettings = PLAIN) -> 
 
 class TestUnknownLabels:
     def test_they_are_named_beside_those_of_the_yaml(self) -> None:
-        check = check_of(sound_rows({}, *[{"label": "tag"}] * 3, *[{"label": "reference"}] * 2), "quarantined_share_is_bounded")
-        assert check.description == (
-            "batch 00001-test: 5 of 6 rows quarantined, most often: unknown label (`tag` 3, `reference` 2; examples.labels has notice, text); "
-            "add them to examples.labels, or fix the source and deliver it again, or raise examples.max_quarantined_share"
+        check = check_of(
+            sound_rows({}, *[{"label": "tag"}] * 3, *[{"label": "reference"}] * 2),
+            "quarantined_share_is_bounded",
+        )
+        assert (
+            check.description
+            == "batch 00001-test: 5 of 6 rows quarantined, most often: unknown label (`tag` 3, `reference` 2;"
+            " examples.labels has notice, text); add them to examples.labels, or fix the source and"
+            " deliver it again, or raise examples.max_quarantined_share"
         )
 
     def test_a_field_of_texts_is_not_quoted(self) -> None:
-        check = check_of(sound_rows({}, *[{"label": "a text that somebody took for a label"}] * 3), "quarantined_share_is_bounded")
+        check = check_of(
+            sound_rows({}, *[{"label": "a text that somebody took for a label"}] * 3),
+            "quarantined_share_is_bounded",
+        )
         assert "most often: unknown label; fix the source" in check.description
 
 
@@ -328,13 +404,17 @@ class TestRowChecks:
     def test_a_red_one_names_the_first_places_and_the_fix(self) -> None:
         check = check_of(sound_rows(*[{}] * 4, *[{"text": ""}] * 7), "texts_are_present")
         assert check.severity == "warn"
-        assert check.description == (
-            f"7 of 11 rows quarantined (empty text): {alias('a.csv')}:6, {alias('a.csv')}:7, {alias('a.csv')}:8, {alias('a.csv')}:9, {alias('a.csv')}:10 and 2 more; "
-            "fix them in the source and deliver the file again"
+        assert (
+            check.description
+            == f"7 of 11 rows quarantined (empty text): {alias('a.csv')}:6, {alias('a.csv')}:7,"
+            f" {alias('a.csv')}:8, {alias('a.csv')}:9, {alias('a.csv')}:10 and 2 more; fix them in the"
+            " source and deliver the file again"
         )
 
     @pytest.mark.parametrize(
-        "broken", [{"problem": "not JSON"}, {"label": None}, {"label": "poem"}, {"confidence": 1.5}], ids=lambda broken: next(iter(broken))
+        "broken",
+        [{"problem": "not JSON"}, {"label": None}, {"label": "poem"}, {"confidence": 1.5}],
+        ids=lambda broken: next(iter(broken)),
     )
     def test_a_broken_newest_delivery_does_not_shadow_the_good_one(self, broken: Row) -> None:
         rows = sound_rows({"id": "x"}, {"id": "x", "delivered_ns": 2, "source": "b.csv", **broken})
@@ -361,23 +441,36 @@ class TestRowChecks:
 
     def test_no_text_of_a_document_is_quoted(self) -> None:
         secret = "the patient of room twelve"
-        rows = sound_rows({"text": secret, "label": None}, {"text": secret, "problem": "not JSON"}, {"text": secret}, {"text": secret})
+        rows = sound_rows(
+            {"text": secret, "label": None},
+            {"text": secret, "problem": "not JSON"},
+            {"text": secret},
+            {"text": secret},
+        )
         examined = examples.examine(table(rows), PLAIN, "b")
         assert (len(examined.quarantined), len(examined.valid)) == (2, 2)
-        assert {check.name for check in examined.checks if not check.passed} >= {"rows_are_well_formed", "labels_are_present"}
+        assert {check.name for check in examined.checks if not check.passed} >= {
+            "rows_are_well_formed",
+            "labels_are_present",
+        }
         assert secret not in json.dumps([check.model_dump() for check in examined.checks])
 
 
 class TestBatchChecks:
     def balance(self, *labels: str, **changes: Any) -> CheckOutcome:
         rows = sound_rows(*[{"label": label} for label in labels])
-        return check_of(rows, "labels_are_balanced", ExamplesSettings(label="kind", min_label_share=0.1, **changes))
+        return check_of(
+            rows, "labels_are_balanced", ExamplesSettings(label="kind", min_label_share=0.1, **changes)
+        )
 
     def test_a_rare_label_is_named_with_its_share(self) -> None:
         check = self.balance(*["text"] * 95, *["notice"] * 5)
         assert (check.passed, check.severity) == (False, "warn")
         assert check.metadata == {"num_labels": 2, "num_rare_labels": 1, "smallest_share": 0.05}
-        assert check.description == "rarer than examples.min_label_share (10.00%): `notice` 5.00%; deliver more of them"
+        assert (
+            check.description
+            == "rarer than examples.min_label_share (10.00%): `notice` 5.00%; deliver more of them"
+        )
 
     def test_a_known_label_that_never_came_is_rare(self) -> None:
         check = self.balance(*["text"] * 60, *["notice"] * 40, labels=["text", "notice", "tag"])
@@ -390,7 +483,11 @@ class TestBatchChecks:
     def test_spans_count_one_by_one(self) -> None:
         spans = [{"start": 0, "end": 4, "label": "NAME"}] * 9 + [{"start": 5, "end": 6, "label": "PLACE"}]
         rows = sound_rows(*[{"spans": spans}] * 100, label=None)
-        check = check_of(rows, "labels_are_balanced", ExamplesSettings(task="token_classification", label="s", min_label_share=0.11))
+        check = check_of(
+            rows,
+            "labels_are_balanced",
+            ExamplesSettings(task="token_classification", label="s", min_label_share=0.11),
+        )
         assert (check.passed, check.metadata["smallest_share"]) == (False, 0.1)
 
     @pytest.mark.parametrize(("least", "passed"), [(3, True), (4, False)])
@@ -398,14 +495,18 @@ class TestBatchChecks:
         rows = sound_rows(*[{}] * 3, {"label": None})
         check = check_of(rows, "rows_suffice", PLAIN.model_copy(update={"min_batch_rows": least}))
         assert check.passed == passed
-        assert check.description == ("" if passed else "3 valid rows, fewer than examples.min_batch_rows (4); deliver more")
+        assert check.description == (
+            "" if passed else "3 valid rows, fewer than examples.min_batch_rows (4); deliver more"
+        )
 
     def test_a_batch_without_a_row_is_too_small(self) -> None:
         assert not check_of([], "rows_suffice").passed
 
     def test_too_large_a_share_of_quarantined_rows_blocks_the_batch(self) -> None:
         def gate(num_bad: int) -> CheckOutcome:
-            return check_of(sound_rows(*[{}] * 5, *[{"label": None}] * num_bad), "quarantined_share_is_bounded")
+            return check_of(
+                sound_rows(*[{}] * 5, *[{"label": None}] * num_bad), "quarantined_share_is_bounded"
+            )
 
         assert gate(5).passed and not gate(6).passed
         assert gate(6).severity == "error"
@@ -415,7 +516,10 @@ class TestBatchChecks:
 class TestSeverities:
     def checks(self, **severities: str) -> dict[str, CheckOutcome]:
         chosen = ExamplesSettings(label="kind", labels=["notice", "text"], severities=severities)
-        return {c.name: c for c in examples.examine(table(sound_rows({"label": "poem"}, {}, {})), chosen, "b").checks}
+        return {
+            c.name: c
+            for c in examples.examine(table(sound_rows({"label": "poem"}, {}, {})), chosen, "b").checks
+        }
 
     def test_the_yaml_says_how_severe_a_rule_is(self) -> None:
         assert self.checks()["labels_are_known"].severity == "warn"
@@ -426,7 +530,9 @@ class TestSeverities:
         names = {"texts_are_unique", "equal_texts_have_equal_labels", "ids_are_unique", "annotators_agree"}
         rows = sound_rows({"text": "same"}, {"text": "same"}, {"text": "same", "label": "notice"})
         for severities in ({}, dict.fromkeys(names - {"annotators_agree"}, "error")):
-            examined = examples.examine(table(rows), ExamplesSettings(label="kind", severities=severities), "b")
+            examined = examples.examine(
+                table(rows), ExamplesSettings(label="kind", severities=severities), "b"
+            )
             assert len(examined.valid) == 3
             assert names.isdisjoint(check.name for check in examined.checks)
 
@@ -439,42 +545,74 @@ class TestSeverities:
 
 
 def test_the_documentation_names_every_rule() -> None:
-    section = (Path(__file__).parents[1] / "docs/data/rules.md").read_text().partition("## Rules")[2].partition("\n## ")[0]
-    named = [name for line in section.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line.split("|")[1])]
+    section = (
+        (Path(__file__).parents[1] / "docs/data/rules.md")
+        .read_text()
+        .partition("## Rules")[2]
+        .partition("\n## ")[0]
+    )
+    named = [
+        name
+        for line in section.splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`(\w+)`", line.split("|")[1])
+    ]
     assert sorted(named) == sorted([*RULES, *GATES, *GATE_OF_GROUPS, *WARNINGS])
 
 
 class TestTheKnownReason:
-    """A red check says what is wrong with the rows, and names the key where the settings are likelier wrong than each row."""
+    """A red check says what is wrong with the rows, and names the key where the settings are likelier wrong
+    than each row.
+    """
 
     def problems(self, *problems: str | None) -> list[Row]:
-        return sound_rows(*({"problem": problem} | ({"text": None} if problem else {}) for problem in problems))
+        return sound_rows(
+            *({"problem": problem} | ({"text": None} if problem else {}) for problem in problems)
+        )
 
     def test_the_commonest_problem_is_quoted_without_its_places(self) -> None:
-        rows = self.problems(None, "no field `text`", *(f"not JSON: Extra data: line 1 column {n} (char {n})" for n in (3, 7)))
+        rows = self.problems(
+            None, "no field `text`", *(f"not JSON: Extra data: line 1 column {n} (char {n})" for n in (3, 7))
+        )
         check = check_of(rows, "rows_are_well_formed")
-        assert check.description == (
-            f"3 of 4 rows quarantined (malformed row, most often: not JSON: Extra data): {alias('a.csv')}:3, {alias('a.csv')}:4, {alias('a.csv')}:5; "
-            "fix them in the source and deliver the file again"
+        assert (
+            check.description == "3 of 4 rows quarantined (malformed row, most often: not JSON: Extra data):"
+            f" {alias('a.csv')}:3, {alias('a.csv')}:4, {alias('a.csv')}:5; fix them in the source and"
+            " deliver the file again"
         )
         gate = check_of(rows, "quarantined_share_is_bounded")
-        assert "3 of 4 rows quarantined, most often: malformed row (not JSON: Extra data); fix the source" in gate.description
+        assert (
+            "3 of 4 rows quarantined, most often: malformed row (not JSON: Extra data); fix the source"
+            in gate.description
+        )
 
     def test_a_field_that_no_row_has_names_the_key(self) -> None:
         rows = self.problems(*["no field `body`"] * 3)
         for name in ("rows_are_well_formed", "quarantined_share_is_bounded"):
             description = check_of(rows, name).description
             assert "no field `body`" in description
-            assert "no row has this field: if another one holds the text, name it in documents.text; else fix" in description
-        assert "documents.text" not in check_of(self.problems("no field `body`", "not a JSON object"), "rows_are_well_formed").description
+            assert (
+                "no row has this field: if another one holds the text, name it in documents.text; else fix"
+                in description
+            )
+        assert (
+            "documents.text"
+            not in check_of(
+                self.problems("no field `body`", "not a JSON object"), "rows_are_well_formed"
+            ).description
+        )
 
     def test_a_label_that_no_row_has_names_the_key(self) -> None:
         rows = sound_rows(*[{"label": None}] * 3)
         for name in ("labels_are_present", "quarantined_share_is_bounded"):
-            assert "no row has a value in the field `kind`: if another one holds the label, name it in examples.label" in (
-                check_of(rows, name).description
+            assert (
+                "no row has a value in the field `kind`: if another one holds the label, name it in"
+                " examples.label" in (check_of(rows, name).description)
             )
-        assert "examples.label" not in check_of(sound_rows({}, {"label": None}), "labels_are_present").description
+        assert (
+            "examples.label"
+            not in check_of(sound_rows({}, {"label": None}), "labels_are_present").description
+        )
 
 
 class TestBatchWithoutAValidRow:
@@ -486,12 +624,19 @@ class TestBatchWithoutAValidRow:
             if check.name == "quarantined_share_is_bounded"
         )
         assert gate.passed == passed
-        assert passed or gate.description == "batch b: not one of its files was read; fix the source and deliver it again"
+        assert (
+            passed
+            or gate.description
+            == "batch b: not one of its files was read; fix the source and deliver it again"
+        )
 
     @pytest.mark.parametrize(
         ("content", "finding"),
         [
-            ('{"text": ""}\n{"text": "a", "kind": "poem"}\n{half\n', "3 of 3 rows quarantined, most often: empty text"),
+            (
+                '{"text": ""}\n{"text": "a", "kind": "poem"}\n{half\n',
+                "3 of 3 rows quarantined, most often: empty text",
+            ),
         ],
     )
     def test_it_is_kept_with_its_quarantine_its_gate_is_red_and_chunks_refuse(
@@ -504,12 +649,15 @@ class TestBatchWithoutAValidRow:
         valid, quarantined = examples.validate(store, use_case, raw)
         num_rows = content.count("\n")
         assert len(pq.read_table(store.folder(valid) / "examples.parquet")) == 0
-        assert pq.read_table(store.folder(quarantined) / "quarantined.parquet")["row"].to_pylist() == list(range(1, num_rows + 1))
+        assert pq.read_table(store.folder(quarantined) / "quarantined.parquet")["row"].to_pylist() == list(
+            range(1, num_rows + 1)
+        )
         assert valid.metadata["num_rows"] == quarantined.metadata["num_quarantined"] == num_rows
         with pytest.raises(GateError) as refused:
             chunks.tokenize(store, use_case, valid)
-        assert str(refused.value) == (
-            "tokenized_chunks refused: labeled_examples.quarantined_share_is_bounded is red: "
+        assert (
+            str(refused.value)
+            == "tokenized_chunks refused: labeled_examples.quarantined_share_is_bounded is red: "
             f"batch {batch.name}: {finding}; fix the source and deliver it again"
         )
         assert not (Path(store.url) / "letters/tokenized_chunks").exists()
@@ -517,7 +665,9 @@ class TestBatchWithoutAValidRow:
 
 def test_validated_twice_is_found_and_a_lost_quarantine_is_made_again(project: projects.Project) -> None:
     store, use_case = Store(str(project.home / "store")), project.use_case()
-    project.deliver("delivery-1.jsonl", [*projects.licence_rows(20), {"id": "bare", "text": "a text without a label"}])
+    project.deliver(
+        "delivery-1.jsonl", [*projects.licence_rows(20), {"id": "bare", "text": "a text without a label"}]
+    )
     [batch] = documents.cut_batches(store, "letters", project.documents, use_case.settings.documents)
     raw = documents.keep(store, use_case, batch.name)
     first = examples.validate(store, use_case, raw)
@@ -537,9 +687,14 @@ def test_validated_twice_is_found_and_a_lost_quarantine_is_made_again(project: p
 def test_all_tasks_have_one_schema(task: str, rows: list[dict[str, Any]], tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "This one."}]
     found = examples.examine(
-        table(sound_rows(*({"messages": turns, "spans": [], "group": "g"} | row for row in rows))), SETTINGS[task], "b"
+        table(sound_rows(*({"messages": turns, "spans": [], "group": "g"} | row for row in rows))),
+        SETTINGS[task],
+        "b",
     )
     examples.write_examples(found.valid, tmp_path / "examples.parquet")
     stored = pq.read_schema(tmp_path / "examples.parquet")
     expected = [field for field in schema() if field.name != "problem"]
-    assert [(field.name, field.type) for field in stored] == [*((field.name, field.type) for field in expected), ("text_hash", pa.string())]
+    assert [(field.name, field.type) for field in stored] == [
+        *((field.name, field.type) for field in expected),
+        ("text_hash", pa.string()),
+    ]

@@ -1,4 +1,6 @@
-"""examples: kappa is scikit-learn's for two annotators, and for more that of a reference that counts pair by pair."""
+"""examples: kappa is scikit-learn's for two annotators, and for more that of a reference that counts pair by
+pair.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,13 @@ def of_items(items: list[dict[str, Any]]) -> list[list[Any]]:
 
 
 def fleiss(items: list[list[str]]) -> float:
-    """Fleiss' kappa by its definition: every pair of ratings of an item, every pair of draws from the shares of the labels."""
+    """Fleiss' kappa by its definition: every pair of ratings of an item, every pair of draws from the shares
+    of the labels.
+    """
     items = [item for item in items if len(item) > 1]
-    observed = sum(sum(a == b for a, b in combinations(item, 2)) / len(list(combinations(item, 2))) for item in items) / len(items)
+    observed = sum(
+        sum(a == b for a, b in combinations(item, 2)) / len(list(combinations(item, 2))) for item in items
+    ) / len(items)
     shares = {label: sum(item.count(label) / len(item) for item in items) / len(items) for label in LABELS}
     expected = sum(shares[a] * shares[b] for a, b in product(LABELS, LABELS) if a == b)
     return (observed - expected) / (1 - expected)
@@ -64,16 +70,25 @@ class TestTwoAnnotators:
         assert (found.kappa, found.num_items) == (1, 2)
 
     @pytest.mark.parametrize(
-        ("items", "kappa"), [([], "nothing"), ([{"ann": "a"}, {"bob": "b"}], "nothing"), ([{"ann": "a", "bob": "a"}], None)]
+        ("items", "kappa"),
+        [([], "nothing"), ([{"ann": "a"}, {"bob": "b"}], "nothing"), ([{"ann": "a", "bob": "a"}], None)],
     )
-    def test_without_two_ratings_or_two_labels_there_is_no_kappa(self, items: list[dict[str, str]], kappa: Any) -> None:
+    def test_without_two_ratings_or_two_labels_there_is_no_kappa(
+        self, items: list[dict[str, str]], kappa: Any
+    ) -> None:
         found = measure(*(of_items(items) if items else ([], [], [])))
         assert ("nothing" if found is None else found.kappa) == kappa
 
 
 class TestMoreAnnotators:
     @settings(max_examples=60, deadline=None)
-    @given(items=st.lists(st.dictionaries(st.sampled_from("abcde"), st.sampled_from(LABELS), min_size=1), min_size=2, max_size=12))
+    @given(
+        items=st.lists(
+            st.dictionaries(st.sampled_from("abcde"), st.sampled_from(LABELS), min_size=1),
+            min_size=2,
+            max_size=12,
+        )
+    )
     def test_kappa_is_that_of_the_definition(self, items: list[dict[str, str]]) -> None:
         used = [item for item in items if len(item) > 1]
         assume(len({who for item in used for who in item}) > 2)
@@ -119,13 +134,19 @@ def test_sets_agree_label_by_label() -> None:
 
 class TestOfABatch:
     def examine(self, rows: list[dict[str, Any]], **changes: Any) -> tuple[Agreement | None, CheckOutcome]:
-        chosen = ExamplesSettings.model_validate({"label": "kind", "severities": {"annotators_agree": "warn"}, **changes})
+        chosen = ExamplesSettings.model_validate(
+            {"label": "kind", "severities": {"annotators_agree": "warn"}, **changes}
+        )
         examined = examples.examine(table(rows), chosen, "b")
         return examined.agreement, next(c for c in examined.checks if c.name == "annotators_agree")
 
     def answers(self, *given: Any, id: str = "x", **same: Any) -> dict[str, Any]:
         as_text = [label if isinstance(label, str) else json.dumps(label) for label in given]
-        return {"id": id, "annotations": [{"annotator": f"who {n}", "label": label} for n, label in enumerate(as_text)], **same}
+        return {
+            "id": id,
+            "annotations": [{"annotator": f"who {n}", "label": label} for n, label in enumerate(as_text)],
+            **same,
+        }
 
     def test_answers_in_one_row_and_rows_of_several_annotators_count_alike(self) -> None:
         pairs = [("text", "text"), ("text", "notice"), ("notice", "notice"), ("notice", "notice")]
@@ -145,7 +166,9 @@ class TestOfABatch:
 
     def test_poor_agreement_names_the_labels_and_the_fix(self) -> None:
         pairs = [("text", "notice"), ("notice", "text"), ("text", "text"), ("tag", "tag")]
-        _, check = self.examine(sound_rows(*[self.answers(a, b, id=str(n), label=a) for n, (a, b) in enumerate(pairs)]))
+        _, check = self.examine(
+            sound_rows(*[self.answers(a, b, id=str(n), label=a) for n, (a, b) in enumerate(pairs)])
+        )
         assert (check.passed, check.severity) == (False, "warn")
         assert check.description == (
             "Cohen's kappa 0.20 of 2 annotators on 4 texts is below examples.min_agreement (0.6), "
@@ -172,11 +195,23 @@ class TestOfABatch:
     def test_spans_agree_word_by_word_also_where_personal_data_is_masked(self) -> None:
         text = "write to jo.with.a.long.name@example.org or to Ann in Rome"
         name, place = (
-            {"start": text.index(w), "end": text.index(w) + len(w), "label": label} for w, label in (("Ann", "NAME"), ("Rome", "PLACE"))
+            {"start": text.index(w), "end": text.index(w) + len(w), "label": label}
+            for w, label in (("Ann", "NAME"), ("Rome", "PLACE"))
         )
-        row = self.answers([name, place], [name, {**place, "label": "NAME"}], text=text, spans=[name, place], label=None)
+        row = self.answers(
+            [name, place], [name, {**place, "label": "NAME"}], text=text, spans=[name, place], label=None
+        )
         found, _ = self.examine(sound_rows(row), task="token_classification", pii="mask")
-        words = {"write": "", "to": "", "EMAIL": "", "or": "", "to ": "", "Ann": "NAME", "in": "", "Rome": "PLACE"}
+        words = {
+            "write": "",
+            "to": "",
+            "EMAIL": "",
+            "or": "",
+            "to ": "",
+            "Ann": "NAME",
+            "in": "",
+            "Rome": "PLACE",
+        }
         ann, bob = list(words.values()), [*list(words.values())[:-1], "NAME"]
         assert (found.kappa, found.num_items) == (pytest.approx(cohen_kappa_score(ann, bob)), 1)
         assert found.label_kappas.keys() == {"NAME", "PLACE"}

@@ -1,4 +1,6 @@
-"""examples: in a real Dagster instance each rule is a check with its counts and its severity; an error holds the batch back."""
+"""examples: in a real Dagster instance each rule is a check with its counts and its severity; an error holds
+the batch back.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class Runs:
 
     def run(self, *assets: str) -> dg.ExecuteInProcessResult:
         use_case = self.project.use_case()
-        defs = dg.Definitions.merge(FullFineTune(use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor))
+        defs = dg.Definitions.merge(
+            FullFineTune(use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor)
+        )
         store = open_store(use_case, self.instance)
         documents.cut_batches(store, use_case.name, self.project.documents, use_case.settings.documents)
         [batch] = documents.list_batches(store, use_case.name)
@@ -50,7 +54,11 @@ def runs(project: projects.Project) -> Iterator[Runs]:
 
 
 def checks_of(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
-    return {found.check_name: found for found in result.get_asset_check_evaluations() if found.asset_key.path[-1] == "labeled_examples"}
+    return {
+        found.check_name: found
+        for found in result.get_asset_check_evaluations()
+        if found.asset_key.path[-1] == "labeled_examples"
+    }
 
 
 def counts(check: Any) -> dict[str, Any]:
@@ -60,17 +68,30 @@ def counts(check: Any) -> dict[str, Any]:
 def deliver(project: projects.Project) -> None:
     rows = [row for row in projects.licence_rows(70) if not pii.find(row["text"])][:60]
     odd = [{"id": "odd", "text": SECRET, "kind": "poem"}, {"id": "bare", "text": f"{SECRET}, again"}]
-    said = [{"id": "twice", "text": "said twice", "kind": kind, "annotator": who} for who, kind in (("ann", "text"), ("bob", "text"))]
-    more = [{"id": "thrice", "text": "said again", "kind": kind, "annotator": who} for who, kind in (("ann", "tag"), ("bob", "tag"))]
+    said = [
+        {"id": "twice", "text": "said twice", "kind": kind, "annotator": who}
+        for who, kind in (("ann", "text"), ("bob", "text"))
+    ]
+    more = [
+        {"id": "thrice", "text": "said again", "kind": kind, "annotator": who}
+        for who, kind in (("ann", "tag"), ("bob", "tag"))
+    ]
     mails = [{"id": "mail", "text": "write to jo@example.org for a licence", "kind": "notice"}]
-    project.deliver("delivery-1.jsonl", [*({**row, "expression": row["id"]} for row in [*odd, *said, *more, *mails]), *rows])
+    project.deliver(
+        "delivery-1.jsonl",
+        [*({**row, "expression": row["id"]} for row in [*odd, *said, *more, *mails]), *rows],
+    )
 
 
 RULES = {
     "severities": {"labels_are_known": "error", "labels_are_balanced": "off", "annotators_agree": "error"},
     "pii": "mask",
     "expectations": [
-        {"name": "expect_column_values_to_be_between", "arguments": {"column": "num_words", "min_value": 1}, "severity": "error"}
+        {
+            "name": "expect_column_values_to_be_between",
+            "arguments": {"column": "num_words", "min_value": 1},
+            "severity": "error",
+        }
     ],
 }
 
@@ -91,11 +112,23 @@ def test_each_rule_is_a_check_with_its_counts_and_severity(runs: Runs) -> None:
     assert counts(checks["rows_suffice"]) == {"num_valid": 65}
     assert counts(checks["rows_are_accounted_for"]) == {"num_rows": 67, "num_valid": 65, "num_quarantined": 2}
     errors = {name for name, check in checks.items() if check.severity == dg.AssetCheckSeverity.ERROR}
-    gates = {"rows_are_accounted_for", "quarantined_share_is_bounded", "named_fields_have_values", "groups_are_given"}
+    gates = {
+        "rows_are_accounted_for",
+        "quarantined_share_is_bounded",
+        "named_fields_have_values",
+        "groups_are_given",
+    }
     assert errors == {"labels_are_known", "annotators_agree", "own_1_column_values_to_be_between"} | gates
-    assert {name for name, check in checks.items() if not check.passed} == {"labels_are_known", "labels_are_present"}
+    assert {name for name, check in checks.items() if not check.passed} == {
+        "labels_are_known",
+        "labels_are_present",
+    }
     assert f"{alias('delivery-1.jsonl')}:1" in checks["labels_are_known"].description
-    [made] = [e.materialization for e in result.get_asset_materialization_events() if e.asset_key.path[-1] == "labeled_examples"]
+    [made] = [
+        e.materialization
+        for e in result.get_asset_materialization_events()
+        if e.asset_key.path[-1] == "labeled_examples"
+    ]
     assert made.metadata["num_items_annotated_twice"].value == 2
     assert made.metadata["kappa_per_label"].value.splitlines()[2:] == ["| 1 | tag |", "| 1 | text |"]
 
@@ -103,9 +136,16 @@ def test_each_rule_is_a_check_with_its_counts_and_severity(runs: Runs) -> None:
 def test_each_check_says_in_the_graph_what_is_true_when_it_is_green(runs: Runs) -> None:
     runs.project.configure(examples=RULES)
     graph = FullFineTune(runs.project.use_case()).build_defs().resolve_asset_graph()
-    said = {key.name: graph.get(key).description for key in graph.asset_check_keys if key.asset_key.path[-1] == "labeled_examples"}
+    said = {
+        key.name: graph.get(key).description
+        for key in graph.asset_check_keys
+        if key.asset_key.path[-1] == "labeled_examples"
+    }
     assert said["labels_are_known"] == "No row is quarantined for: unknown label."
-    assert said["personal_data_is_absent"] == "No row is found for: personal data. Names, addresses and places are not looked for."
+    assert (
+        said["personal_data_is_absent"]
+        == "No row is found for: personal data. Names, addresses and places are not looked for."
+    )
     assert said["rows_suffice"] == "The batch has examples.min_batch_rows valid rows."
     own = "Nothing breaks expectation 1 (column_values_to_be_between on num_words)."
     assert said["own_1_column_values_to_be_between"] == own
@@ -138,45 +178,74 @@ def test_an_expectation_that_cannot_be_computed_fails_with_one_line(runs: Runs) 
     [failed] = [event for event in result.all_events if event.is_step_failure]
     line = failed.event_specific_data.user_failure_data.description
     assert (
-        line.startswith("examples.expectations.0: expect_column_mean_to_be_between cannot be computed on the profile (")
+        line.startswith(
+            "examples.expectations.0: expect_column_mean_to_be_between cannot be computed on the profile ("
+        )
         and "\n" not in line
     )
 
 
 @pytest.mark.parametrize("mask_raw", [True, False])
-def test_masked_is_what_is_kept_of_raw_rows_too_unless_the_yaml_says_otherwise(project: projects.Project, mask_raw: bool) -> None:
+def test_masked_is_what_is_kept_of_raw_rows_too_unless_the_yaml_says_otherwise(
+    project: projects.Project, mask_raw: bool
+) -> None:
     rows = projects.licence_rows(40)
-    written = [{**rows[0], "text": f"{rows[0]['text']} Write to ana@correo.example or pay to DE89 3704 0044 0532 0130 00."}, *rows[1:]]
+    written = [
+        {
+            **rows[0],
+            "text": f"{rows[0]['text']} Write to ana@correo.example or pay to DE89 3704 0044 0532 0130 00.",
+        },
+        *rows[1:],
+    ]
     project.deliver("delivery-1.jsonl", written)
     project.configure(documents={"mask_raw": mask_raw}, examples={"pii": "mask"})
     use_case = project.use_case()
     store = Store(str(project.home / "own-store"))
-    [batch] = documents.cut_batches(store, use_case.name, documents.source_of(use_case), use_case.settings.documents)
+    [batch] = documents.cut_batches(
+        store, use_case.name, documents.source_of(use_case), use_case.settings.documents
+    )
     raw = documents.keep(store, use_case, batch.name)
     valid, quarantined = examples.validate(store, use_case, raw)
-    kept = [path for path in (project.home / "own-store").rglob("*.parquet") if b"ana@correo.example" in _plain(path)]
+    kept = [
+        path
+        for path in (project.home / "own-store").rglob("*.parquet")
+        if b"ana@correo.example" in _plain(path)
+    ]
     assert [path.name for path in kept] == ([] if mask_raw else ["documents.parquet"])
     assert valid.check("personal_data_is_absent").metadata["num_masked"] == valid.metadata["num_masked"] >= 1
     assert raw.metadata["num_masked"] == (valid.metadata["num_masked"] if mask_raw else 0)
-    assert any("[EMAIL] or pay to [IBAN]" in text for text in pq.read_table(store.folder(valid) / "examples.parquet")["text"].to_pylist())
+    assert any(
+        "[EMAIL] or pay to [IBAN]" in text
+        for text in pq.read_table(store.folder(valid) / "examples.parquet")["text"].to_pylist()
+    )
 
 
 @pytest.mark.parametrize("mask_raw", [True, False])
-def test_masked_is_what_is_kept_of_a_window_of_production_too(project: projects.Project, mask_raw: bool) -> None:
+def test_masked_is_what_is_kept_of_a_window_of_production_too(
+    project: projects.Project, mask_raw: bool
+) -> None:
     written = [
         {"id": "seen", "text": "Write to ana@correo.example or pay to DE89 3704 0044 0532 0130 00."},
         {"id": "2", "text": "Nothing."},
     ]
     projects.write_rows(project.production / "window.jsonl", written)
-    project.configure(documents={"mask_raw": mask_raw}, examples={"pii": "mask"}, monitoring={"path": "data/letters/production"})
+    project.configure(
+        documents={"mask_raw": mask_raw},
+        examples={"pii": "mask"},
+        monitoring={"path": "data/letters/production"},
+    )
     use_case = project.use_case()
     store = Store(str(project.home / "own-store"))
-    [window] = documents.cut_batches(store, use_case.name, documents.source_of(use_case, "window"), use_case.settings.documents, "window")
+    [window] = documents.cut_batches(
+        store, use_case.name, documents.source_of(use_case, "window"), use_case.settings.documents, "window"
+    )
     kept = documents.keep(store, use_case, window.name, "window")
     [path] = (project.home / "own-store").rglob("*.parquet")
     assert (b"ana@correo.example" in _plain(path)) is not mask_raw
     texts = [row["text"] for row in pq.read_table(path).to_pylist()]
-    assert texts == (["Write to [EMAIL] or pay to [IBAN].", "Nothing."] if mask_raw else [row["text"] for row in written])
+    assert texts == (
+        ["Write to [EMAIL] or pay to [IBAN].", "Nothing."] if mask_raw else [row["text"] for row in written]
+    )
     assert (kept.stage, kept.metadata["num_masked"]) == ("production_documents", int(mask_raw))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fullft_assets import examples
-from fullft_assets.config.validation import load_use_case
+from fullft_assets.checking.validation import load_use_case
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import SettingsError
 from fullft_assets.examples import rules
@@ -28,7 +28,10 @@ ROOT = Path(__file__).parents[1]
 #: Need SQL, a second table or a registration that the library lacks: they cannot run on a profile.
 NOT_ON_A_PROFILE = (
     *("expect_column_values_to_match_like_pattern", "expect_column_values_to_match_like_pattern_list"),
-    *("expect_column_values_to_not_match_like_pattern", "expect_column_values_to_not_match_like_pattern_list"),
+    *(
+        "expect_column_values_to_not_match_like_pattern",
+        "expect_column_values_to_not_match_like_pattern_list",
+    ),
     *("expect_multicolumn_values_to_be_unique", "expect_query_results_to_match_comparison"),
     "expect_table_row_count_to_equal_other_table",
 )
@@ -38,7 +41,9 @@ ALSO_REQUIRED = {"expect_column_kl_divergence_to_be_less_than": {"partition_obje
 
 
 def generate() -> str:
-    """Return `examples/expectations.json` for the installed library; `python -m tests.test_examples_expectations` writes it."""
+    """Return `examples/expectations.json` for the installed library; `python -m
+    tests.test_examples_expectations` writes it.
+    """
     import great_expectations.expectations.core as core
     from great_expectations.expectations import expectation as base
 
@@ -59,8 +64,15 @@ def generate() -> str:
             continue
         scope = next(scope for parent, scope in scopes if issubclass(found, parent))
         fields = {field: about.required for field, about in found.__fields__.items() if field not in left_out}
-        required = [field for field, is_required in fields.items() if is_required or field in ALSO_REQUIRED.get(name, ())]
-        lines.append(f"  {json.dumps(name)}: {json.dumps({'judges': scope, 'arguments': [*fields], 'required': required})}")
+        required = [
+            field
+            for field, is_required in fields.items()
+            if is_required or field in ALSO_REQUIRED.get(name, ())
+        ]
+        lines.append(
+            f"  {json.dumps(name)}:"
+            f" {json.dumps({'judges': scope, 'arguments': [*fields], 'required': required})}"
+        )
     return "{\n" + ",\n".join(sorted(lines)) + "\n}\n"
 
 
@@ -93,7 +105,10 @@ class TestProblems:
             (
                 {"name": "expect_column_values_to_be_betwen", "column": "num_words"},
                 "name",
-                f"Great Expectations has no `expect_column_values_to_be_betwen` for a profile; did you mean `{BETWEEN}`?",
+                (
+                    "Great Expectations has no `expect_column_values_to_be_betwen` for a profile; did you"
+                    f" mean `{BETWEEN}`?"
+                ),
             ),
             ({"name": BETWEEN, "min_value": 1}, "arguments", f"{BETWEEN} needs `column`"),
             (
@@ -106,32 +121,60 @@ class TestProblems:
                 "arguments.column",
                 "the profile has no column `num_word`; did you mean `num_words`?",
             ),
-            ({"name": BETWEEN, "column": "num_turns"}, "arguments.column", "the profile has `num_turns` only with the task sft"),
+            (
+                {"name": BETWEEN, "column": "num_turns"},
+                "arguments.column",
+                "the profile has `num_turns` only with the task sft",
+            ),
             (
                 {"name": "expect_compound_columns_to_be_unique", "column_list": ["group", "lable"]},
                 "arguments.column_list.1",
                 "the profile has no column `lable`; did you mean `label`?",
             ),
             (
-                {"name": "expect_column_mean_to_be_between", "severity": "quarantine", "column": "num_words", "min_value": 1},
+                {
+                    "name": "expect_column_mean_to_be_between",
+                    "severity": "quarantine",
+                    "column": "num_words",
+                    "min_value": 1,
+                },
                 "severity",
-                "`quarantine` needs an expectation on each row's value; expect_column_mean_to_be_between judges more at once: "
-                "use warn or error",
+                (
+                    "`quarantine` needs an expectation on each row's value; expect_column_mean_to_be_between"
+                    " judges more at once: use warn or error"
+                ),
             ),
             (
-                {"name": "expect_column_values_to_be_unique", "severity": "quarantine", "column": "num_words"},
+                {
+                    "name": "expect_column_values_to_be_unique",
+                    "severity": "quarantine",
+                    "column": "num_words",
+                },
                 "severity",
-                "`quarantine` would set a row aside for the rows that share its batch; expect_column_values_to_be_unique compares them: "
-                "use warn or error",
+                (
+                    "`quarantine` would set a row aside for the rows that share its batch;"
+                    " expect_column_values_to_be_unique compares them: use warn or error"
+                ),
             ),
             (
-                {"name": OUTLIERS, "severity": "quarantine", "column": "num_words", "method": "iqr", "multiplier": 1.5},
+                {
+                    "name": OUTLIERS,
+                    "severity": "quarantine",
+                    "column": "num_words",
+                    "method": "iqr",
+                    "multiplier": 1.5,
+                },
                 "severity",
-                f"`quarantine` would set a row aside for the rows that share its batch; {OUTLIERS} compares them: use warn or error",
+                (
+                    f"`quarantine` would set a row aside for the rows that share its batch; {OUTLIERS}"
+                    " compares them: use warn or error"
+                ),
             ),
         ],
     )
-    def test_one_line_names_the_key_and_the_fix(self, arguments: dict[str, Any], key: str, message: str) -> None:
+    def test_one_line_names_the_key_and_the_fix(
+        self, arguments: dict[str, Any], key: str, message: str
+    ) -> None:
         assert self.problem(with_own(**arguments)) == (f"examples.expectations.0.{key}", message)
 
     @pytest.mark.parametrize(
@@ -150,12 +193,18 @@ class TestProblems:
             (
                 {"severities": {"languages_are_expected": "error"}},
                 "languages_are_expected",
-                "has no effect here: the rule does not apply with these settings (task classification); remove it",
+                (
+                    "has no effect here: the rule does not apply with these settings (task classification);"
+                    " remove it"
+                ),
             ),
         ],
     )
     def test_severities(self, changes: dict[str, Any], key: str, message: str) -> None:
-        assert self.problem(ExamplesSettings(label="kind", **changes)) == (f"examples.severities.{key}", message)
+        assert self.problem(ExamplesSettings(label="kind", **changes)) == (
+            f"examples.severities.{key}",
+            message,
+        )
 
     @pytest.mark.parametrize(
         ("name", "arguments", "key", "message"),
@@ -177,10 +226,14 @@ class TestProblems:
 
     def test_a_range_has_an_end(self) -> None:
         key, message = self.problem(with_own(BETWEEN, column="num_words"))
-        assert (key, message) == ("examples.expectations.0.arguments", f"{BETWEEN} needs `min_value` or `max_value`")
+        assert (key, message) == (
+            "examples.expectations.0.arguments",
+            f"{BETWEEN} needs `min_value` or `max_value`",
+        )
 
     @pytest.mark.parametrize(
-        ("given", "meant"), [("ger", "de"), ("deu", "de"), ("de-AT", "de"), ("fre", "fr"), ("zho", "zh"), ("EN", "en")]
+        ("given", "meant"),
+        [("ger", "de"), ("deu", "de"), ("de-AT", "de"), ("fre", "fr"), ("zho", "zh"), ("EN", "en")],
     )
     def test_other_codes_of_a_language(self, given: str, meant: str) -> None:
         _, message = self.problem(ExamplesSettings(label="kind", languages=[given]))
@@ -188,7 +241,10 @@ class TestProblems:
 
     def test_languages(self) -> None:
         key, message = self.problem(ExamplesSettings(label="kind", languages=["en", "english"]))
-        assert (key, message.partition(";")[0]) == ("examples.languages.1", "`english` is no language that can be identified")
+        assert (key, message.partition(";")[0]) == (
+            "examples.languages.1",
+            "`english` is no language that can be identified",
+        )
 
     def test_sound_settings_have_none(self) -> None:
         every = ExamplesSettings(
@@ -199,36 +255,59 @@ class TestProblems:
         assert examples.problems(every) == []
 
     @pytest.mark.heavy
-    def test_the_yaml_is_refused_with_its_line_and_without_the_library(self, project: projects.Project) -> None:
+    def test_the_yaml_is_refused_with_its_line_and_without_the_library(
+        self, project: projects.Project
+    ) -> None:
         project.configure(examples={"expectations": [{"name": BETWEEN, "arguments": {"column": "num_word"}}]})
-        line = next(n for n, text in enumerate(project.yaml_path.read_text().splitlines(), start=1) if "num_word" in text)
+        line = next(
+            n
+            for n, text in enumerate(project.yaml_path.read_text().splitlines(), start=1)
+            if "num_word" in text
+        )
         with pytest.raises(SettingsError) as refused:
             load_use_case(project.yaml_path)
-        assert f"defs.yaml:{line}: examples.expectations.0.arguments.column: the profile has no column `num_word`" in str(refused.value)
-        code = (
-            "import sys; from pathlib import Path; from fullft_assets.config.validation import load_use_case\n"
-            "try: load_use_case(Path(sys.argv[1]))\n"
-            "except Exception: print([name for name in ('great_expectations', 'pandas', 'pyarrow') if name in sys.modules])"
+        assert (
+            f"defs.yaml:{line}: examples.expectations.0.arguments.column: the profile has no column"
+            " `num_word`" in str(refused.value)
         )
-        found = subprocess.run([sys.executable, "-c", code, str(project.yaml_path)], capture_output=True, text=True, check=True)
+        code = (
+            "import sys; from pathlib import Path; from fullft_assets.checking.validation import"
+            " load_use_case\ntry: load_use_case(Path(sys.argv[1]))\nexcept Exception: print([name for name in"
+            " ('great_expectations', 'pandas', 'pyarrow') if name in sys.modules])"
+        )
+        found = subprocess.run(
+            [sys.executable, "-c", code, str(project.yaml_path)], capture_output=True, text=True, check=True
+        )
         assert found.stdout == "[]\n"
 
 
 class TestFindings:
     def test_failing_rows_are_set_aside_with_the_expectation_as_reason(self) -> None:
         rows = sound_rows({"text": "one two three"}, {"text": "one"}, {"text": "one  two\nthree four"})
-        examined = examples.examine(table(rows), with_own(BETWEEN, "quarantine", column="num_words", min_value=3), "b")
+        examined = examples.examine(
+            table(rows), with_own(BETWEEN, "quarantine", column="num_words", min_value=3), "b"
+        )
         assert examined.quarantined.select(["row", "reasons"]).to_pylist() == [
             {"row": 3, "reasons": "breaks expectation 1 (column_values_to_be_between on num_words)"}
         ]
         check = own_check(examined)
-        assert (check.name, check.passed, check.severity) == ("own_1_column_values_to_be_between", False, "warn")
+        assert (check.name, check.passed, check.severity) == (
+            "own_1_column_values_to_be_between",
+            False,
+            "warn",
+        )
         assert check.metadata == {"num_rows": 3, "num_failed": 1}
 
     def test_a_condition_on_other_columns_counts(self) -> None:
-        rows = sound_rows({"label": "text"}, {"label": "notice"}, {"label": "text", "text": "long enough, this one"})
+        rows = sound_rows(
+            {"label": "text"}, {"label": "notice"}, {"label": "text", "text": "long enough, this one"}
+        )
         condition = {"row_condition": 'label == "text"', "condition_parser": "pandas"}
-        examined = examples.examine(table(rows), with_own(BETWEEN, "quarantine", column="num_characters", min_value=20, **condition), "b")
+        examined = examples.examine(
+            table(rows),
+            with_own(BETWEEN, "quarantine", column="num_characters", min_value=20, **condition),
+            "b",
+        )
         assert places(examined.quarantined) == [("a.csv", 2)]
 
     @pytest.mark.parametrize(("severity", "num_valid"), [("warn", 2), ("error", 2)])
@@ -236,9 +315,15 @@ class TestFindings:
         settings = with_own("expect_column_values_to_not_be_null", severity, column="group")
         examined = examples.examine(table(sound_rows({}, {"group": "g"})), settings, "b")
         check = own_check(examined)
-        assert (len(examined.valid), check.passed, check.severity, check.metadata["num_failed"]) == (num_valid, False, severity, 1)
+        assert (len(examined.valid), check.passed, check.severity, check.metadata["num_failed"]) == (
+            num_valid,
+            False,
+            severity,
+            1,
+        )
         assert check.description.startswith(
-            f"1 of 2 rows found (breaks expectation 1 (column_values_to_not_be_null on group)): {alias('a.csv')}:2; "
+            "1 of 2 rows found (breaks expectation 1 (column_values_to_not_be_null on group)):"
+            f" {alias('a.csv')}:2; "
         )
 
     @pytest.mark.parametrize("at_once", [0, 10], ids=["many-rows", "few-rows"])
@@ -246,8 +331,15 @@ class TestFindings:
         """Which rows share a batch must not decide which of them are set aside."""
         monkeypatch.setattr(rules, "_LISTED_AT_ONCE", at_once)
         settings = with_own("expect_column_values_to_not_be_null", "quarantine", column="group", mostly=0.5)
-        for groups, passed in ((("g",), True), ((None, "g"), True), ((None,), False), ((None, None, "g"), False)):
-            examined = examples.examine(table(sound_rows(*({"group": group} for group in groups))), settings, "b")
+        for groups, passed in (
+            (("g",), True),
+            ((None, "g"), True),
+            ((None,), False),
+            ((None, None, "g"), False),
+        ):
+            examined = examples.examine(
+                table(sound_rows(*({"group": group} for group in groups))), settings, "b"
+            )
             check = own_check(examined)
             assert examined.valid["group"].to_pylist() == [group for group in groups if group], groups
             assert (check.passed, check.metadata["num_failed"]) == (passed, groups.count(None)), groups
@@ -258,8 +350,9 @@ class TestFindings:
         settings = with_own("expect_table_row_count_to_be_between", "error", min_value=3)
         check = own_check(examples.examine(table(sound_rows(*rows)), settings, "b"))
         assert (check.passed, check.metadata["observed"]) == (False, len(rows))
-        assert check.description == (
-            f"the batch breaks expectation 1 (table_row_count_to_be_between), observed {len(rows)}; "
+        assert (
+            check.description
+            == f"the batch breaks expectation 1 (table_row_count_to_be_between), observed {len(rows)}; "
             "look at its rows, or fix the expectation"
         )
 
@@ -271,21 +364,33 @@ class TestFindings:
                 {"column": "num_words", "min_value": "five"},
                 f"0.arguments.min_value: {BETWEEN}: value is not a valid float; fix the value",
             ),
-            (BETWEEN, {"column": "num_words"}, f"0.arguments: {BETWEEN}: min_value and max_value cannot both be None; fix the value"),
+            (
+                BETWEEN,
+                {"column": "num_words"},
+                f"0.arguments: {BETWEEN}: min_value and max_value cannot both be None; fix the value",
+            ),
             (
                 "expect_column_mean_to_be_between",
                 {"column": "label", "min_value": 1},
-                "0: expect_column_mean_to_be_between cannot be computed on the profile (TypeError); fix its arguments",
+                (
+                    "0: expect_column_mean_to_be_between cannot be computed on the profile (TypeError); fix"
+                    " its arguments"
+                ),
             ),
             (
                 "expect_column_quantile_values_to_be_between",
                 {"column": "num_words", "quantile_ranges": {"quantile": [0.5]}},
-                "0: expect_column_quantile_values_to_be_between cannot be computed on the profile (KeyError); fix its arguments",
+                (
+                    "0: expect_column_quantile_values_to_be_between cannot be computed on the profile"
+                    " (KeyError); fix its arguments"
+                ),
             ),
         ],
         ids=["type", "both-missing", "kind-of-column", "shape"],
     )
-    def test_what_cannot_be_computed_is_one_line(self, name: str, arguments: dict[str, Any], message: str) -> None:
+    def test_what_cannot_be_computed_is_one_line(
+        self, name: str, arguments: dict[str, Any], message: str
+    ) -> None:
         with pytest.raises(SettingsError) as refused:
             examples.examine(table(sound_rows({}, {})), with_own(name, **arguments), "b")
         assert str(refused.value).startswith(f"examples.expectations.{message}")

@@ -1,4 +1,6 @@
-"""examples: of rows with one id or one text the right one counts, and rows that were fixed leave quarantine."""
+"""examples: of rows with one id or one text the right one counts, and rows that were fixed leave
+quarantine.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ LATER: dict[str, Any] = {"source": "b.csv", "delivered_ns": 2}
 
 
 def seen(rows: list[dict[str, Any]], settings: ExamplesSettings = PLAIN) -> Seen:
-    """Return what rows are to each other, after a check that their batch counts the same and keeps them all."""
+    """Return what rows are to each other, after a check that their batch counts the same and keeps
+    them all.
+    """
     examined = check_against_plain_python(rows, settings)
     assert len(examined.valid) == len(rows)
     return identity.within(examined.valid, task_of(settings).target)
@@ -36,7 +40,11 @@ def rows_of(mask: np.ndarray) -> list[int]:
 
 class TestOneRowAnId:
     def test_the_newest_delivery_counts_wherever_it_is(self) -> None:
-        rows = sound_rows({"id": "x", "label": "notice", **LATER}, {"id": "x"}, {"id": "x", "delivered_ns": 0, "source": "z.csv"})
+        rows = sound_rows(
+            {"id": "x", "label": "notice", **LATER},
+            {"id": "x"},
+            {"id": "x", "delivered_ns": 0, "source": "z.csv"},
+        )
         for order in (rows, rows[::-1], [rows[1], rows[0], rows[2]]):
             assert [order[n]["source"] for n in rows_of(~seen(order).superseded)] == ["b.csv"]
 
@@ -46,7 +54,11 @@ class TestOneRowAnId:
         assert rows_of(seen(rows).superseded) == [0, 2]
 
     def test_what_is_superseded_repeats_and_contradicts_nothing(self) -> None:
-        rows = sound_rows({"id": "x", "text": "same"}, {"id": "x", "text": "other"}, {"id": "y", "text": "same", "label": "notice"})
+        rows = sound_rows(
+            {"id": "x", "text": "same"},
+            {"id": "x", "text": "other"},
+            {"id": "y", "text": "same", "label": "notice"},
+        )
         found = seen(rows)
         assert rows_of(found.superseded) == [0]
         assert not found.contradicting.any() and not found.repeated.any()
@@ -54,7 +66,10 @@ class TestOneRowAnId:
 
 class TestAnnotators:
     def votes(self, *labels: str) -> Seen:
-        given = [{"id": "x", "text": "same", "label": label, "annotator": f"who {n}"} for n, label in enumerate(labels)]
+        given = [
+            {"id": "x", "text": "same", "label": label, "annotator": f"who {n}"}
+            for n, label in enumerate(labels)
+        ]
         return seen(sound_rows(*given))
 
     def test_the_newest_row_with_the_majoritys_answer_counts(self) -> None:
@@ -69,7 +84,9 @@ class TestAnnotators:
 
     def test_who_labels_again_has_one_vote(self) -> None:
         again = {"id": "x", "text": "same", "label": "notice", "annotator": "who 0", **LATER}
-        others = [{"id": "x", "text": "same", "label": "text", "annotator": who} for who in ("who 0", "who 1")]
+        others = [
+            {"id": "x", "text": "same", "label": "text", "annotator": who} for who in ("who 0", "who 1")
+        ]
         last = {"id": "x", "text": "same", "label": "notice", "annotator": "who 2", **LATER}
         rows = sound_rows(*others, again, last)
         found = seen(rows)
@@ -109,7 +126,9 @@ class TestEqualTexts:
 
     def test_labels_in_another_order_are_no_contradiction(self) -> None:
         chosen = ExamplesSettings(label="kind", task="multi_label", labels=["a", "b"])
-        found = seen(sound_rows({"text": "same", "labels": ["a", "b"]}, {"text": "same", "labels": ["b", "a"]}), chosen)
+        found = seen(
+            sound_rows({"text": "same", "labels": ["a", "b"]}, {"text": "same", "labels": ["b", "a"]}), chosen
+        )
         assert (rows_of(found.contradicting), rows_of(found.repeated)) == ([], [1])
 
 
@@ -126,11 +145,19 @@ class Stages:
         """Deliver a file, take its batch through the stages and return (valid, quarantined) rows."""
         path = self.project.deliver(file, rows)
         os.utime(path, (1_700_000_000 + second, 1_700_000_000 + second))
-        [batch] = documents.cut_batches(self.store, "letters", self.project.documents, self.use_case.settings.documents)
+        [batch] = documents.cut_batches(
+            self.store, "letters", self.project.documents, self.use_case.settings.documents
+        )
         raw = documents.keep(self.store, self.use_case, batch.name)
         valid, quarantined = examples.validate(self.store, self.use_case, raw)
-        self.labeled[batch.name], self.tokenized[batch.name] = valid, chunks.tokenize(self.store, self.use_case, valid)
-        read = [pq.read_table(self.store.folder(m) / f) for m, f in ((valid, "examples.parquet"), (quarantined, "quarantined.parquet"))]
+        self.labeled[batch.name], self.tokenized[batch.name] = (
+            valid,
+            chunks.tokenize(self.store, self.use_case, valid),
+        )
+        read = [
+            pq.read_table(self.store.folder(m) / f)
+            for m, f in ((valid, "examples.parquet"), (quarantined, "quarantined.parquet"))
+        ]
         return read[0], read[1]
 
     def snapshot_labels(self) -> dict[str, str]:
@@ -142,7 +169,11 @@ class Stages:
 
 @pytest.fixture
 def stages(project: projects.Project) -> Stages:
-    every_row = {"near_duplicate_similarity": 1.0, "max_heldout_rows_per_group": 1_000, "min_rows_per_label": 1}
+    every_row = {
+        "near_duplicate_similarity": 1.0,
+        "max_heldout_rows_per_group": 1_000,
+        "min_rows_per_label": 1,
+    }
     project.configure(snapshot=every_row)
     return Stages(project)
 
@@ -169,7 +200,9 @@ class TestFixedDelivery:
 
     @pytest.mark.heavy
     @pytest.mark.parametrize("annotators", [None, ("ann", "bob")], ids=["two-ids", "two-annotators"])
-    def test_a_settled_contradiction_is_used_again(self, stages: Stages, annotators: tuple[str, str] | None) -> None:
+    def test_a_settled_contradiction_is_used_again(
+        self, stages: Stages, annotators: tuple[str, str] | None
+    ) -> None:
         rows = projects.licence_rows(400)
         one, other = ({**rows[0], "kind": kind} for kind in ("notice", "text"))
         if annotators is None:
@@ -190,7 +223,9 @@ class TestFixedDelivery:
         stages.deliver("delivery-1.jsonl", rows, 0)
         before = stages.snapshot_labels()
         _, quarantined = stages.deliver(
-            "correction.jsonl", [{**rows[0], "kind": "poem"}, {"text": "a new one", "kind": "tag", "expression": "mit"}], 10
+            "correction.jsonl",
+            [{**rows[0], "kind": "poem"}, {"text": "a new one", "kind": "tag", "expression": "mit"}],
+            10,
         )
         assert quarantined["id"].to_pylist() == [rows[0]["id"]]
         assert stages.snapshot_labels().items() >= before.items()

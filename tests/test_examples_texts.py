@@ -74,14 +74,24 @@ class TestPersonalData:
         assert counts.tolist() == [0 if text is None else len(pii.find(text)) for text in texts.to_pylist()]
 
     @settings(max_examples=150, deadline=None)
-    @given(parts=st.lists(st.sampled_from([*[text for text, _ in PERSONAL], *IMPERSONAL, " ", "\n", "words in between"]), max_size=6))
+    @given(
+        parts=st.lists(
+            st.sampled_from([*[text for text, _ in PERSONAL], *IMPERSONAL, " ", "\n", "words in between"]),
+            max_size=6,
+        )
+    )
     @pytest.mark.heavy
     def test_the_hints_on_a_column_miss_nothing(self, parts: list[str]) -> None:
         text = " ".join(parts)
         assert pii.count(pa.array([text])).tolist() == [len(pii.find(text))]
 
     @settings(max_examples=150, deadline=None)
-    @given(data=st.data(), parts=st.lists(st.sampled_from([*[text for text, _ in PERSONAL], "Ann", "in Rome"]), min_size=1, max_size=5))
+    @given(
+        data=st.data(),
+        parts=st.lists(
+            st.sampled_from([*[text for text, _ in PERSONAL], "Ann", "in Rome"]), min_size=1, max_size=5
+        ),
+    )
     def test_a_span_names_the_same_words_once_masked(self, data: st.DataObject, parts: list[str]) -> None:
         text = " ".join(parts)
         found = pii.find(text)
@@ -97,7 +107,10 @@ class TestPersonalData:
 
 class TestMasking:
     def test_turns_and_their_text_are_masked_alike(self) -> None:
-        turns = [{"role": "user", "content": "I am jo@example.org"}, {"role": "assistant", "content": "hello"}]
+        turns = [
+            {"role": "user", "content": "I am jo@example.org"},
+            {"role": "assistant", "content": "hello"},
+        ]
         row = {"messages": turns, "text": "I am jo@example.org\n\nhello", "label": None}
         examined = examples.examine(table(sound_rows(row)), ExamplesSettings(task="sft", pii="mask"), "b")
         [found] = examined.valid.to_pylist()
@@ -111,7 +124,9 @@ class TestMasking:
         spans = [{"start": 0, "end": 14, "label": "MAIL"}, {"start": 19, "end": 22, "label": "NAME"}]
         answers = [{"annotator": who, "label": json.dumps(spans)} for who in ("a", "b")]
         rows = sound_rows({"text": text, "spans": spans, "annotations": answers, "label": None})
-        examined = examples.examine(table(rows), ExamplesSettings(task="token_classification", label="s", pii="mask"), "b")
+        examined = examples.examine(
+            table(rows), ExamplesSettings(task="token_classification", label="s", pii="mask"), "b"
+        )
         [found] = examined.valid.to_pylist()
         moved = [{"start": 0, "end": 7, "label": "MAIL"}, {"start": 12, "end": 15, "label": "NAME"}]
         assert (found["text"], found["spans"]) == ("[EMAIL] met Ann", moved)
@@ -147,15 +162,29 @@ class TestLanguage:
         assert sorted(set(map(str, labels)) - {"zxx"}) == sorted(LANGUAGES)
 
     def test_a_text_of_no_known_language_is_not_quarantined(self) -> None:
-        rows = sound_rows({"text": "MIT"}, {"text": "Diese Lizenz gilt für die Software und für ihre Dokumentation."})
+        rows = sound_rows(
+            {"text": "MIT"}, {"text": "Diese Lizenz gilt für die Software und für ihre Dokumentation."}
+        )
         examined = examples.examine(table(rows), ExamplesSettings(label="kind", languages=["en"]), "b")
-        assert examined.quarantined.select(["text", "reasons"]).to_pylist() == [{"text": rows[1]["text"], "reasons": "unexpected language"}]
+        assert examined.quarantined.select(["text", "reasons"]).to_pylist() == [
+            {"text": rows[1]["text"], "reasons": "unexpected language"}
+        ]
 
 
 class TestDamage:
     @pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
-    @pytest.mark.parametrize("text", ["déjà vu à l'école où l'été dure", "Größe “quoted” – 5 €", "Ελληνικά και ρωσικά", "Привет, как дела"])
-    def test_utf8_read_as_a_one_byte_encoding_is_seen_and_the_right_text_is_not(self, text: str, encoding: str) -> None:
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "déjà vu à l'école où l'été dure",
+            "Größe “quoted” – 5 €",
+            "Ελληνικά και ρωσικά",
+            "Привет, как дела",
+        ],
+    )
+    def test_utf8_read_as_a_one_byte_encoding_is_seen_and_the_right_text_is_not(
+        self, text: str, encoding: str
+    ) -> None:
         wrong = text.encode().decode(encoding, "replace")
         sound, damaged = damage_shares(pa.array([text, wrong]))
         assert sound == 0
@@ -164,7 +193,15 @@ class TestDamage:
 
     @pytest.mark.parametrize(
         ("text", "share"),
-        [("a\ufffdb\ufffd", 0.5), ("\x00\x01ab", 0.5), ("a\tb\r\nc", 0), ("", 0), ("Ã la carte", 0), ("naïve café", 0), ("日本語 ♥ 😀", 0)],
+        [
+            ("a\ufffdb\ufffd", 0.5),
+            ("\x00\x01ab", 0.5),
+            ("a\tb\r\nc", 0),
+            ("", 0),
+            ("Ã la carte", 0),
+            ("naïve café", 0),
+            ("日本語 ♥ 😀", 0),
+        ],
     )
     def test_shares(self, text: str, share: float) -> None:
         assert damage_shares(pa.array([text])).tolist() == [share]

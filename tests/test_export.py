@@ -1,4 +1,6 @@
-"""Documents far from the training data: a varied sample, in the formats that people label in, without what was erased."""
+"""Documents far from the training data: a varied sample, in the formats that people label in, without what
+was erased.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,12 @@ CASE = "letters"
 def test_the_first_ones_are_of_different_clusters_the_largest_first() -> None:
     rng = np.random.default_rng(1)
     centres = np.eye(8)[:4]
-    rows = np.concatenate([centre + rng.normal(0, 0.02, (size, 8)) for centre, size in zip(centres, (30, 5, 10, 3), strict=True)])
+    rows = np.concatenate(
+        [
+            centre + rng.normal(0, 0.02, (size, 8))
+            for centre, size in zip(centres, (30, 5, 10, 3), strict=True)
+        ]
+    )
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     of = np.repeat(range(4), (30, 5, 10, 3))
     found = monitoring.order(rows, 7)
@@ -46,15 +53,22 @@ class Watched:
         self.store = Store(str(self.project.home / "store"))
 
     def see(self, name: str, texts: list[str], far: list[int]) -> None:
-        rows = [{"key": f"{name}-{number}", "text": text, "expression": "x"} for number, text in enumerate(texts, start=1)]
+        rows = [
+            {"key": f"{name}-{number}", "text": text, "expression": "x"}
+            for number, text in enumerate(texts, start=1)
+        ]
         projects.write_rows(self.project.production / f"{name}.jsonl", rows)
         [window] = documents.look(self.store, self.project.use_case(), "window", now=2e9).cut
         seen = documents.keep(self.store, self.project.use_case(), window.name, "window")
         with self.store.create(CASE, "drift_report", window.name, version="1", seed=1) as draft:
-            found = [FarDocument(source=f"{name}.jsonl", row=row, distance=2.0, cluster=row % 2) for row in far]
+            found = [
+                FarDocument(source=f"{name}.jsonl", row=row, distance=2.0, cluster=row % 2) for row in far
+            ]
             monitoring.write_far(draft.path / FAR, found)
             metadata = {**manifests.drift("alarm"), "documents": seen.ref}
-            made = draft.commit(settings={}, inputs={"production_documents": seen.content_digest}, metadata=metadata)
+            made = draft.commit(
+                settings={}, inputs={"production_documents": seen.content_digest}, metadata=metadata
+            )
         self.store.write_pointer(f"latest/{CASE}/drift_report/{window.name}", {"ref": made.ref})
 
     def export(self, chosen: str = "jsonl", most: int = 100, num_windows: int = 3) -> str:
@@ -93,7 +107,9 @@ def test_each_format_comes_back_as_a_delivery(watched: Watched) -> None:
     rows = list(csv.DictReader(watched.export("csv").splitlines(keepends=True)))
     assert [row["text"] for row in rows] == [task["data"]["text"] for task in tasks]
     manifest = lines(watched.export("ground_truth"))
-    assert [line["source"] for line in manifest] == [row["text"] for row in rows] and manifest[0]["key"] == "a-3"
+    assert [line["source"] for line in manifest] == [row["text"] for row in rows] and manifest[0][
+        "key"
+    ] == "a-3"
     labelled = [{**row, "kind": "notice"} for row in lines(watched.export())]
     watched.project.deliver("labelled.jsonl", labelled)
     watched.project.configure(monitoring={"path": "data/letters/production"}, documents={"id": "key"})
@@ -103,17 +119,27 @@ def test_each_format_comes_back_as_a_delivery(watched: Watched) -> None:
 
 
 def test_a_table_has_no_formulas_and_comes_back_with_its_ids_and_texts(tmp_path: Path) -> None:
-    watched, texts = Watched(tmp_path), ["=HYPERLINK(1)", "- a list", "@SUM(A1)", "+1", "'=quoted", "'plain", "\ttab"]
+    watched, texts = (
+        Watched(tmp_path),
+        ["=HYPERLINK(1)", "- a list", "@SUM(A1)", "+1", "'=quoted", "'plain", "\ttab"],
+    )
     watched.see("=w", texts, list(range(1, 8)))
     table = watched.export("csv")
     rows = list(csv.DictReader(table.splitlines(keepends=True)))
     assert not [cell for row in rows for cell in row.values() if cell[0] in "=+-@\t\r"]
     with (watched.project.documents / "labelled.csv").open("w", newline="") as file:
-        file.write("".join(f"{line}{',kind' if number == 0 else ',notice'}\n" for number, line in enumerate(table.splitlines())))
+        file.write(
+            "".join(
+                f"{line}{',kind' if number == 0 else ',notice'}\n"
+                for number, line in enumerate(table.splitlines())
+            )
+        )
     watched.project.configure(monitoring={"path": "data/letters/production"}, documents={"id": "key"})
     batch = documents.look(watched.store, watched.project.use_case(), now=2e9).cut[-1]
     made = documents.keep(watched.store, watched.project.use_case(), batch.name)
-    read = pq.read_table(watched.store.folder(made) / "documents.parquet", columns=["source", "id", "text"]).to_pylist()
+    read = pq.read_table(
+        watched.store.folder(made) / "documents.parquet", columns=["source", "id", "text"]
+    ).to_pylist()
     found = {row["id"]: row["text"] for row in read if row["source"].endswith("labelled.csv")}
     assert found == {f"=w-{number}": text for number, text in enumerate(texts, start=1)}
 

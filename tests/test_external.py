@@ -1,4 +1,6 @@
-"""Predictions that the user brings: judged on the same test rows by the same metrics, verified, and refused where rows are missing."""
+"""Predictions that the user brings: judged on the same test rows by the same metrics, verified, and refused
+where rows are missing.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ import pytest
 from pydantic import ValidationError
 from sklearn.metrics import f1_score
 
-from fullft_assets.config.validation import load_use_case
+from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.evaluation import external, read_evaluation
 from fullft_assets.evaluation.verification import verify
@@ -37,7 +39,10 @@ QUIET = Progress(silent=True)
 
 
 def write(path: Path, rows: dict[str, Any], target: str = "label") -> Path:
-    path.write_text("".join(json.dumps({"id": id_, target: answer}) + "\n" for id_, answer in rows.items()), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps({"id": id_, target: answer}) + "\n" for id_, answer in rows.items()),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -55,7 +60,10 @@ class TestLabels:
     def answers(self, lab: classification.Lab) -> dict[str, str]:
         """Right for most test rows."""
         names = [lab.labels[number] for number in lab.test.labels]
-        return {id_: name if row % 5 else lab.labels[row % 3] for row, (id_, name) in enumerate(zip(lab.test.ids, names, strict=True))}
+        return {
+            id_: name if row % 5 else lab.labels[row % 3]
+            for row, (id_, name) in enumerate(zip(lab.test.ids, names, strict=True))
+        }
 
     @pytest.fixture(scope="class")
     def report(self, lab: classification.Lab, answers: dict[str, str]) -> Manifest:
@@ -96,7 +104,10 @@ class TestLabels:
     def test_labels_have_no_probabilities(self, lab, report) -> None:
         found = read_evaluation((lab.store.folder(report) / "evaluation.json").read_bytes())
         assert "tfidf" in found.scores["brier"] and "vendor" not in found.scores["brier"]
-        assert "vendor.probability" not in pq.read_table(lab.store.folder(report) / "predictions.parquet").column_names
+        assert (
+            "vendor.probability"
+            not in pq.read_table(lab.store.folder(report) / "predictions.parquet").column_names
+        )
 
     def test_the_report_shows_what_it_cost_and_scores_without_rows_aside(self, lab, report) -> None:
         text = (lab.store.folder(report) / "report.md").read_text()
@@ -107,19 +118,33 @@ class TestLabels:
 
     def test_verification_compares_its_answers_with_its_file(self, lab, report, tmp_path) -> None:
         assert verify(lab.store, report).differences == []
-        column = pq.read_table(lab.store.folder(report) / "predictions.parquet")["vendor.predicted"].to_pylist()
+        column = pq.read_table(lab.store.folder(report) / "predictions.parquet")[
+            "vendor.predicted"
+        ].to_pylist()
         other = next(label for label in lab.labels if label != column[3])
         # The other tests read this report.
         store = Store(str(shutil.copytree(lab.store.url, tmp_path / "store")))
         forged = forge(store, report, "predictions.parquet", with_value("vendor.predicted", 3, other))
-        assert any(line.startswith("vendor.predicted of 1 rows, the first is row 3") for line in verify(store, forged).differences)
+        assert any(
+            line.startswith("vendor.predicted of 1 rows, the first is row 3")
+            for line in verify(store, forged).differences
+        )
 
     def test_a_missing_row_is_an_error_before_anything_is_trained(self, lab, answers) -> None:
         write(lab.root / "short.jsonl", dict(list(answers.items())[2:]))
-        kept = external.keep(lab.store, "mail", with_external(lab.use_case.settings, {"name": "short", "file": "short.jsonl"}), lab.root)
+        kept = external.keep(
+            lab.store,
+            "mail",
+            with_external(lab.use_case.settings, {"name": "short", "file": "short.jsonl"}),
+            lab.root,
+        )
         count, first = len(lab.test), lab.test.ids[0]
         with pytest.raises(
-            DataError, match=f"external: short: 2 of {count} test rows have no prediction, the first is '{first}'; add them"
+            DataError,
+            match=(
+                f"external: short: 2 of {count} test rows have no prediction, the first is '{first}'; add"
+                " them"
+            ),
         ):
             external.require_complete(lab.store, kept, lab.snapshot)
 
@@ -135,7 +160,11 @@ class TestLabels:
 
     def test_a_label_that_the_snapshot_lacks_is_an_error(self, lab) -> None:
         with pytest.raises(
-            DataError, match=r"external: vendor: 2 rows have a label that the snapshot lacks, the first is 'fax'; map it to"
+            DataError,
+            match=(
+                r"external: vendor: 2 rows have a label that the snapshot lacks, the first is 'fax'; map"
+                r" it to"
+            ),
         ):
             external.positions("vendor", [["fax"], [lab.labels[0]], ["fax"]], lab.labels)
 
@@ -145,7 +174,10 @@ def test_several_labels_and_spans_are_judged_and_verified(tmp_path: Path) -> Non
     rows = licence_labels.labelled_rows(240, known=set(known))
 
     def labels(test: Split, names: list[str]) -> dict[str, Any]:
-        return {id_: [names[i] for i in np.flatnonzero(row)] for id_, row in zip(test.ids, test.labels, strict=True)}
+        return {
+            id_: [names[i] for i in np.flatnonzero(row)]
+            for id_, row in zip(test.ids, test.labels, strict=True)
+        }
 
     def spans(test: Split, names: list[str]) -> dict[str, Any]:
         truth = normal(test.texts, test.spans or [])
@@ -164,12 +196,22 @@ def test_several_labels_and_spans_are_judged_and_verified(tmp_path: Path) -> Non
     of_spans = {"task": "token_classification", "label": "spans", "labels": None, "group": "expression"}
     for name, examples, delivered, chunks, answer in (
         ("several", of_labels, rows, {"max_windows": 1}, labels),
-        ("spans", of_spans, licence_labels.spanned_rows(240), {"max_tokens": 32, "max_windows": None, "stride": 4}, spans),
+        (
+            "spans",
+            of_spans,
+            licence_labels.spanned_rows(240),
+            {"max_tokens": 32, "max_windows": None, "stride": 4},
+            spans,
+        ),
     ):
         target = str(examples["label"])
 
         def bring(prepared: Any, answer: Any = answer, target: str = target) -> UseCaseSettings:
-            write(prepared.use_case.project_root / "oracle.jsonl", answer(prepared.split("test"), prepared.labels), target)
+            write(
+                prepared.use_case.project_root / "oracle.jsonl",
+                answer(prepared.split("test"), prepared.labels),
+                target,
+            )
             return with_external(prepared.use_case.settings, {"name": "oracle", "file": "oracle.jsonl"})
 
         store, report = labelled(tmp_path / name, examples, delivered, chunks, bring)
@@ -184,9 +226,17 @@ def test_several_labels_and_spans_are_judged_and_verified(tmp_path: Path) -> Non
         ("label", '{"id": 1}', 'line 1: wanted is {"id": "...", "label": "..."}'),
         ("label", '{"id": 1, "label": null}', "line 1: wanted is"),
         ("label", "label,1", "line 1: wanted is"),
-        ("label", '{"id": 1, "label": "a"}\n{"id": "1", "label": "b"}', "line 2: '1' has a prediction above already; remove one"),
+        (
+            "label",
+            '{"id": 1, "label": "a"}\n{"id": "1", "label": "b"}',
+            "line 2: '1' has a prediction above already; remove one",
+        ),
         ("labels", '{"id": 1, "labels": "a"}', 'line 1: wanted is {"id": "...", "labels": ["..."]}'),
-        ("spans", '{"id": 1, "spans": [{"start": 0, "end": 2.5, "label": "a"}]}', 'line 1: wanted is {"id": "...", "spans": ['),
+        (
+            "spans",
+            '{"id": 1, "spans": [{"start": 0, "end": 2.5, "label": "a"}]}',
+            'line 1: wanted is {"id": "...", "spans": [',
+        ),
         ("spans", '{"id": 1, "spans": [3]}', "line 1: wanted is"),
     ],
 )
@@ -220,13 +270,25 @@ def test_settings_that_say_two_things_are_refused(given: dict[str, Any], problem
 
 
 def test_the_check_of_a_yaml_names_what_cannot_be_judged(tmp_path: Path) -> None:
-    brought = [{"name": "tfidf", "score": 0.5}, {"name": "champion", "score": 0.5}, {"name": "gone", "file": "gone.jsonl"}]
+    brought = [
+        {"name": "tfidf", "score": 0.5},
+        {"name": "champion", "score": 0.5},
+        {"name": "gone", "file": "gone.jsonl"},
+    ]
     project = projects.create(tmp_path, evaluation={"external": [*brought, {"name": "gone", "score": 0.5}]})
     with pytest.raises(SettingsError) as caught:
         load_use_case(project.yaml_path, with_data=True)
-    for problem in ("tfidf is a system of the report already", "champion is a system", "there is no file", "gone is listed twice"):
+    for problem in (
+        "tfidf is a system of the report already",
+        "champion is a system",
+        "there is no file",
+        "gone is listed twice",
+    ):
         assert problem in str(caught.value)
-    project.configure(examples={"task": "language_modeling", "label": None, "labels": None}, evaluation={"external": [brought[2]]})
+    project.configure(
+        examples={"task": "language_modeling", "label": None, "labels": None},
+        evaluation={"external": [brought[2]]},
+    )
     with pytest.raises(SettingsError, match="the task language_modeling is scored by token losses"):
         project.use_case()
 
@@ -240,7 +302,9 @@ def test_a_plan_does_not_depend_on_what_was_brought() -> None:
     for each in (settings, with_external(settings, {"name": "vendor", "score": 0.5})):
         keys.add(planning_key(SimpleNamespace(settings=each), snapshot, "revision"))
     assert len(keys) == 1
-    other = settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update={"primary_metric": "accuracy"})})
+    other = settings.model_copy(
+        update={"evaluation": settings.evaluation.model_copy(update={"primary_metric": "accuracy"})}
+    )
     assert planning_key(SimpleNamespace(settings=other), snapshot, "revision") not in keys
     assert "external" not in settings.model_dump()["evaluation"]
 
@@ -264,7 +328,10 @@ def test_the_whole_graph_with_lora_and_a_vendor(tmp_path: Path) -> None:
     project.configure(base_model="model", planning=planning, evaluation=brought)
     refused = project.fullft("run", project.name, timeout=600)
     assert refused.returncode != 0
-    assert f"evaluation.external: vendor: 1 of {len(test)} test rows have no prediction" in refused.stdout + refused.stderr
+    assert (
+        f"evaluation.external: vendor: 1 of {len(test)} test rows have no prediction"
+        in refused.stdout + refused.stderr
+    )
     assert pointers.latest(store, project.name, "feasibility_plan") is None
 
     write(project.root / "vendor.jsonl", answers)

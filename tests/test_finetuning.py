@@ -15,11 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from fullft_assets import training
-from fullft_assets.engine import checkpoints
-from fullft_assets.engine.checkpoints import StepLog, latest_checkpoint, publish
-from fullft_assets.engine.finetuning import Fit, exclusive, fine_tune
-from fullft_assets.engine.requirements import accumulation_steps
+from fullft_assets import checkpoint as checkpoint_key
 from fullft_assets.errors import DivergenceError, Interrupted, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import pooled
@@ -27,6 +23,10 @@ from fullft_assets.models.inference import load_for_training, predict, predict_w
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.tasks.classification import recipe as classification
 from fullft_assets.tasks.classification.recipe import ClassificationRecipe, planned_order, score
+from fullft_assets.training import checkpoints
+from fullft_assets.training.checkpoints import StepLog, latest_checkpoint, publish
+from fullft_assets.training.finetuning import Fit, exclusive, fine_tune
+from fullft_assets.training.requirements import accumulation_steps
 from tests.optimizer_steps import Stopping, without_dropout
 from tests.prepared import Prepared, prepare
 
@@ -48,7 +48,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 @pytest.fixture(scope="module")
 def fitted(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Fit:
     """The real MiniLM, one epoch over 250 real texts or so."""
-    return train(prepared, tmp_path_factory.mktemp("work"), prepared.use_case.settings.training, resumable=False)
+    return train(
+        prepared, tmp_path_factory.mktemp("work"), prepared.use_case.settings.training, resumable=False
+    )
 
 
 def train(case: Prepared, folder: Path, chosen: TrainingSettings, **options: object) -> Fit:
@@ -57,7 +59,13 @@ def train(case: Prepared, folder: Path, chosen: TrainingSettings, **options: obj
 
 
 def quick(**changes: object) -> TrainingSettings:
-    values = {"epochs": 1.0, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"}
+    values = {
+        "epochs": 1.0,
+        "batch_size": 8,
+        "micro_batch_size": 8,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+    }
     return TrainingSettings(**{**values, **changes})
 
 
@@ -121,9 +129,12 @@ class TestRealModel:
         assert all(parameter.requires_grad for parameter in fitted.model.parameters())
 
     def test_loss_falls_and_beats_the_commonest_label(self, prepared, fitted):
-        checks = {check.name: check for check in training.checks(fitted.history, fitted.scores)}
+        checks = {check.name: check for check in checkpoint_key.checks(fitted.history, fitted.scores)}
         assert checks["loss_is_falling"].passed
-        assert checks["loss_is_falling"].metadata["last_loss"] < 0.9 * checks["loss_is_falling"].metadata["first_loss"]
+        assert (
+            checks["loss_is_falling"].metadata["last_loss"]
+            < 0.9 * checks["loss_is_falling"].metadata["first_loss"]
+        )
         validation = prepared.split("validation")
         share = np.bincount(validation.labels).max() / len(validation)
         assert fitted.history[-1]["validation_accuracy"] > share
@@ -151,7 +162,8 @@ class TestRealModel:
 
 class TestBatches:
     def test_accumulated_micro_batches_train_as_one_batch_does(self, tiny, tmp_path):
-        # AdamW hides a wrong scale of the gradients in the weights; the logged loss and gradient norm show it.
+        # AdamW hides a wrong scale of the gradients in the weights; the logged loss and gradient norm show
+        # it.
         chosen = quick(max_grad_norm=0.05, attention_dropout=0.0)
         dropless = without_dropout(tiny, tmp_path / "model")
         whole, parts = (
@@ -186,7 +198,9 @@ class TestBatches:
         weights = 12 / (3 * torch.tensor([4.0, 2.0, 6.0]))
         targets = torch.tensor([0, 1, 2, 2])
         logits = torch.randn(4, 3)
-        expected = (torch.nn.functional.cross_entropy(logits, targets, reduction="none") * weights[targets]).sum()
+        expected = (
+            torch.nn.functional.cross_entropy(logits, targets, reduction="none") * weights[targets]
+        ).sum()
         outputs = type("Outputs", (), {"logits": logits})
         torch.testing.assert_close(loss(outputs, targets), expected)
 
@@ -220,28 +234,38 @@ class TestDivergence:
         )
 
     def test_scores_of_outputs_that_are_not_finite_are_not_numbers(self, tiny, tmp_path):
-        scores = score(load_for_training(_poison(tiny, tmp_path / "model"), tiny.labels, None), tiny.split("validation"))
+        scores = score(
+            load_for_training(_poison(tiny, tmp_path / "model"), tiny.labels, None), tiny.split("validation")
+        )
         assert all(map(math.isnan, scores.values()))
 
     def test_wild_learning_rate_is_stopped_or_shown(self, tiny, tmp_path):
-        """Clipping keeps a rate of 0.9 finite as a rule; then a guard lowers it, or the checks on the losses must tell.
+        """Clipping keeps a rate of 0.9 finite as a rule; then a guard lowers it, or the checks on the losses
+        must tell.
 
         A rate that decays would let it learn after all on some CPUs.
         """
         try:
-            fit = train(tiny, tmp_path, quick(learning_rate=0.9, epochs=2.0, scheduler="constant_with_warmup"), resumable=False)
+            fit = train(
+                tiny,
+                tmp_path,
+                quick(learning_rate=0.9, epochs=2.0, scheduler="constant_with_warmup"),
+                resumable=False,
+            )
         except DivergenceError:
             return
         if fit.incidents:
             return
         assert all(math.isfinite(line.get("loss", 0.0)) for line in fit.history)
-        checks = {check.name: check.passed for check in training.checks(fit.history, fit.scores)}
+        checks = {check.name: check.passed for check in checkpoint_key.checks(fit.history, fit.scores)}
         assert not checks["loss_is_falling"] or not checks["is_not_overfitted"]
 
 
 class TestCheckpoints:
     def test_a_stop_writes_a_checkpoint_and_the_next_call_resumes_there(self, tiny, tmp_path):
-        with pytest.raises(Interrupted, match="stopped at step 1 of .*; run the same command to resume there"):
+        with pytest.raises(
+            Interrupted, match="stopped at step 1 of .*; run the same command to resume there"
+        ):
             train(tiny, tmp_path / "a", quick(), progress=Stopping(1))
         resumed = train(tiny, tmp_path / "a", quick())
         straight = train(tiny, tmp_path / "b", quick())
@@ -272,7 +296,11 @@ class TestCheckpoints:
         assert latest_checkpoint(tmp_path).name == "checkpoint-9"
 
     def test_second_holder_is_refused(self, tmp_path):
-        with exclusive(tmp_path), pytest.raises(SettingsError, match="another process works in this folder"), exclusive(tmp_path):
+        with (
+            exclusive(tmp_path),
+            pytest.raises(SettingsError, match="another process works in this folder"),
+            exclusive(tmp_path),
+        ):
             pass
         with exclusive(tmp_path):
             pass

@@ -1,4 +1,6 @@
-"""GPUs are leased: each run has its own ones, with a fake nvidia-smi; and a process uses one, however many it sees."""
+"""GPUs are leased: each run has its own ones, with a fake nvidia-smi; and a process uses one, however many it
+sees.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from fullft_assets.engine import trainer
 from fullft_assets.jobs import leases
 from fullft_assets.jobs.cores import THREADS
 from fullft_assets.jobs.gpus import NUM_GPUS, VISIBLE, shared_gpus
@@ -20,6 +21,7 @@ from fullft_assets.jobs.launch import ERROR_FILE, WorkloadFailure
 from fullft_assets.jobs.leases import leased
 from fullft_assets.models.hardware import num_gpus
 from fullft_assets.settings import TrainingSettings
+from fullft_assets.training import trainer
 
 
 def always() -> bool:
@@ -49,7 +51,9 @@ def test_runs_at_the_same_time_have_gpus_of_their_own() -> None:
         assert all_of_them == {VISIBLE: "GPU-a,GPU-b,GPU-c", NUM_GPUS: "3"}
 
 
-def test_a_run_waits_until_all_that_it_needs_are_free_and_keeps_none_meanwhile(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_waits_until_all_that_it_needs_are_free_and_keeps_none_meanwhile(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     given: list[dict[str, str] | None] = []
 
     def wait_for_two() -> None:
@@ -65,7 +69,9 @@ def test_a_run_waits_until_all_that_it_needs_are_free_and_keeps_none_meanwhile(c
                 assert third is not None and third[VISIBLE] == "GPU-c"
         waiting.result(60)
     assert given == [{VISIBLE: "GPU-b,GPU-c", NUM_GPUS: "3"}]
-    assert capsys.readouterr().out.startswith(f"waiting until 2 of 3 GPUs are free; held by job {os.getpid()}")
+    assert capsys.readouterr().out.startswith(
+        f"waiting until 2 of 3 GPUs are free; held by job {os.getpid()}"
+    )
 
 
 def test_a_run_that_is_cancelled_waits_no_longer() -> None:
@@ -77,15 +83,26 @@ def test_a_run_that_is_cancelled_waits_no_longer() -> None:
 
 @pytest.mark.parametrize(
     ("visible", "expected"),
-    [(None, ["GPU-a", "GPU-b", "GPU-c"]), ("2,0", ["GPU-c", "GPU-a"]), ("GPU-b", ["GPU-b"]), ("MIG-1", ["MIG-1"]), ("", []), ("-1", [])],
+    [
+        (None, ["GPU-a", "GPU-b", "GPU-c"]),
+        ("2,0", ["GPU-c", "GPU-a"]),
+        ("GPU-b", ["GPU-b"]),
+        ("MIG-1", ["MIG-1"]),
+        ("", []),
+        ("-1", []),
+    ],
 )
-def test_what_the_environment_hides_is_not_used(visible: str | None, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_environment_hides_is_not_used(
+    visible: str | None, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     if visible is not None:
         monkeypatch.setenv(VISIBLE, visible)
     assert shared_gpus() == expected
 
 
-def test_without_a_gpu_the_environment_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_the_environment_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with leased(2, always) as variables:
         assert variables == {}
@@ -98,18 +115,40 @@ def test_a_tool_that_fails_twice_gives_no_run_the_gpus_of_another(code: int, tmp
     if code != 255:
         assert shared_gpus() == [], "no process can use a GPU"
         return
-    command = [sys.executable, "-m", "fullft_assets.launchers.supervisor", "--", sys.executable, "-c", "print('started')"]
-    done = subprocess.run(command, env={**os.environ, ERROR_FILE: str(tmp_path / "error")}, capture_output=True, text=True, timeout=60)
+    command = [
+        sys.executable,
+        "-m",
+        "fullft_assets.launchers.supervisor",
+        "--",
+        sys.executable,
+        "-c",
+        "print('started')",
+    ]
+    done = subprocess.run(
+        command,
+        env={**os.environ, ERROR_FILE: str(tmp_path / "error")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert (done.returncode, done.stdout, calls.read_text()) == (3, "", "asked\nasked\n")
     failure = WorkloadFailure.read(tmp_path / "error")
     assert failure is not None and failure.failure == "infrastructure"
-    assert failure.line == f"nvidia-smi: Unknown Error; repair the GPUs of this machine, or set {VISIBLE}= to compute without"
+    assert (
+        failure.line
+        == f"nvidia-smi: Unknown Error; repair the GPUs of this machine, or set {VISIBLE}= to compute without"
+    )
 
 
 @pytest.mark.parametrize(("torchrun", "visible"), [([], "GPU-b"), (["--nproc_per_node", "2"], "GPU-b,GPU-c")])
 def test_a_supervised_workload_sees_no_gpu_of_another_run(torchrun: list[str], visible: str) -> None:
     command = [sys.executable, "-m", "fullft_assets.launchers.supervisor", "--watch", str(os.getpid()), "--"]
-    command += [sys.executable, "-c", f"import os; print(os.environ['{VISIBLE}'], os.environ['{NUM_GPUS}'])", *torchrun]
+    command += [
+        sys.executable,
+        "-c",
+        f"import os; print(os.environ['{VISIBLE}'], os.environ['{NUM_GPUS}'])",
+        *torchrun,
+    ]
     with leased(1, always):
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, f"{visible} 3\n"), done.stderr
@@ -126,7 +165,14 @@ def test_a_process_that_sees_two_gpus_trains_on_one(tmp_path: Path, monkeypatch:
     for name, found in {"is_available": True, "device_count": 2, "set_device": None}.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, found=found: found)
     found = trainer.training_arguments(
-        TrainingSettings(), torch.nn.Linear(1, 1), tmp_path, seed=1, num_processes=1, items_a_pass=4, num_steps=1, resumable=False
+        TrainingSettings(),
+        torch.nn.Linear(1, 1),
+        tmp_path,
+        seed=1,
+        num_processes=1,
+        items_a_pass=4,
+        num_steps=1,
+        resumable=False,
     )
     assert found.device == torch.device("cuda:0")
     assert (found.n_gpu, found.parallel_mode.value, found.train_batch_size) == (1, "not_parallel", 4)

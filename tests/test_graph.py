@@ -1,4 +1,6 @@
-"""The whole graph of a small use case, which has nothing but its defs.yaml and data, on a real instance: run twice, gates, promotion."""
+"""The whole graph of a small use case, which has nothing but its defs.yaml and data, on a real instance: run
+twice, gates, promotion.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,15 @@ pytestmark = pytest.mark.slow
 CASE = "letters"
 INGEST = ("raw_documents", "labeled_examples", "quarantined_examples", "tokenized_chunks")
 PLANNING = ("feasibility_plan", "cheaper_baselines", "pilot_run")
-ASSETS = (*INGEST, "tokenizer_audit", "training_snapshot", *PLANNING, "finetuned_checkpoint", "evaluation_report", "champion_model")
+ASSETS = (
+    *INGEST,
+    "tokenizer_audit",
+    "training_snapshot",
+    *PLANNING,
+    "finetuned_checkpoint",
+    "evaluation_report",
+    "champion_model",
+)
 
 
 class Graph:
@@ -53,13 +63,17 @@ class Graph:
         defs = dg.Definitions.merge(loaded, dg.Definitions(executor=dg.in_process_executor))
         job = defs.resolve_implicit_global_asset_job_def()
         keys = [dg.AssetKey([CASE, asset]) for asset in assets]
-        return job.execute_in_process(asset_selection=keys, partition_key=batch, instance=self.instance, raise_on_error=False)
+        return job.execute_in_process(
+            asset_selection=keys, partition_key=batch, instance=self.instance, raise_on_error=False
+        )
 
     def approve(self) -> None:
         plans.approve(self.store, self.project.use_case())
 
     def refusal(self, *assets: str, batch: str | None = None) -> str:
-        """Materialise, and return the line that the failed step shows first; its kind is gate, and nothing may have been written."""
+        """Materialise, and return the line that the failed step shows first; its kind is gate, and nothing
+        may have been written.
+        """
         before = attempts(self.project)
         result = self.materialize(*assets, batch=batch)
         (failed,) = [event for event in result.all_events if event.is_step_failure]
@@ -139,7 +153,9 @@ def test_one_command_materialises_every_asset_with_metadata_and_data_version(fin
         assert isinstance(loss, dg.FloatMetadataValue) and math.isfinite(loss.value)
         curve = trained.metadata["loss_curve"]
         assert isinstance(curve, dg.MarkdownMetadataValue) and curve.value.startswith("training loss: ")
-        picture = base64.b64decode(re.search(r"data:image/svg\+xml;base64,([^)]+)\)", curve.value)[1]).decode()
+        picture = base64.b64decode(
+            re.search(r"data:image/svg\+xml;base64,([^)]+)\)", curve.value)[1]
+        ).decode()
         assert len(re.search(r'points="([^"]+)"', picture)[1].split()) > 2
         assert {run.status for run in instance.get_runs()} == {dg.DagsterRunStatus.SUCCESS}
         assert {run.job_name for run in instance.get_runs()} == {"letters_ingest", "letters_model"}
@@ -151,9 +167,14 @@ def test_the_model_is_read_by_the_lines_of_its_card(finished):
     with dg.DagsterInstance.from_config(str(finished.home)) as instance:
         trained, *_ = events(instance, "finetuned_checkpoint")
     lines = loading_lines("classification", is_pooled=True)
-    code = f"import sys\n{lines}\nassert not any(name.startswith('fullft_assets') for name in sys.modules)\nprint(logits.shape)"
+    code = (
+        f"import sys\n{lines}\nassert not any(name.startswith('fullft_assets') for name in"
+        " sys.modules)\nprint(logits.shape)"
+    )
     folder = f"{trained.metadata['path'].value}/model"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=folder)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=folder
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "(1, 4)"
 
@@ -171,7 +192,9 @@ def test_no_document_is_in_the_event_log_or_the_run_log(finished):
 def test_rows_in_are_valid_or_quarantined(finished):
     store = Store(str(finished.home / "store"))
     (batch,) = latest_by_partition(store, CASE, "labeled_examples").values()
-    assert batch.metadata["num_rows"] == 400 == batch.metadata["num_valid"] + batch.metadata["num_quarantined"]
+    assert (
+        batch.metadata["num_rows"] == 400 == batch.metadata["num_valid"] + batch.metadata["num_quarantined"]
+    )
 
 
 def test_a_weak_model_is_not_promoted_and_the_run_succeeds(first):
@@ -190,7 +213,9 @@ def test_the_second_run_finds_the_work_and_the_recorded_decision(first):
     assert "letters_new_documents: nothing new" in done.stdout
     for line in ("split", "test macro-F1", "baseline", "gain", "verdict", "report"):
         pattern = rf"^  {line} +(.+)$"
-        assert re.search(pattern, done.stdout, re.MULTILINE)[1] == re.search(pattern, printed, re.MULTILINE)[1]
+        assert (
+            re.search(pattern, done.stdout, re.MULTILINE)[1] == re.search(pattern, printed, re.MULTILINE)[1]
+        )
     with dg.DagsterInstance.from_config(str(finished.home)) as instance:
         for asset in ("training_snapshot", *PLANNING, "finetuned_checkpoint", "evaluation_report"):
             made = events(instance, asset)
@@ -200,7 +225,11 @@ def test_the_second_run_finds_the_work_and_the_recorded_decision(first):
 
 def test_a_restored_dagster_of_before_the_runs_finds_what_they_made(finished, tmp_path):
     """$DAGSTER_HOME goes back to a copy that knows none of the runs, and the store is today's."""
-    shutil.copytree(finished.root, tmp_path / "copy", ignore=shutil.ignore_patterns("history", "schedules", "storage", "run.log"))
+    shutil.copytree(
+        finished.root,
+        tmp_path / "copy",
+        ignore=shutil.ignore_patterns("history", "schedules", "storage", "run.log"),
+    )
     copy = Project(tmp_path / "copy", CASE)
     before = attempts(copy)
     done = copy.fullft("run", CASE)
@@ -215,7 +244,10 @@ def test_promotion_a_worse_candidate_another_one_and_rollback(graph):
     judge = ("evaluation_report", "champion_model")
     old = graph.latest("finetuned_checkpoint")
     nothing = graph.project.fullft("rollback", CASE, "--reason", "worse")
-    assert (nothing.returncode, nothing.stderr) == (1, "letters: no champion was promoted yet, so there is nothing to roll back\n")
+    assert (nothing.returncode, nothing.stderr) == (
+        1,
+        "letters: no champion was promoted yet, so there is nothing to roll back\n",
+    )
 
     graph.project.configure(release=lenient)
     assert graph.materialize(*judge).success
@@ -257,7 +289,9 @@ def test_a_batch_without_a_valid_row_is_refused_below_and_holds_no_other_up(grap
     assert not result.success, "the blocking check stops its own run"
     made = [event.asset_key.path[-1] for event in result.get_asset_materialization_events()]
     assert made == ["raw_documents", "labeled_examples", "quarantined_examples"]
-    assert latest_by_partition(graph.store, CASE, "quarantined_examples")[batch].metadata["num_quarantined"] == 9
+    assert (
+        latest_by_partition(graph.store, CASE, "quarantined_examples")[batch].metadata["num_quarantined"] == 9
+    )
     assert graph.refusal("tokenized_chunks", batch=batch).startswith(
         "tokenized_chunks refused: labeled_examples.quarantined_share_is_bounded is red: "
     )
@@ -269,10 +303,17 @@ def test_a_batch_without_a_valid_row_is_refused_below_and_holds_no_other_up(grap
 def test_everything_below_a_snapshot_with_too_few_rows_refuses(graph):
     graph.project.configure(snapshot={"min_train_rows": 5_000})
     graph.materialize("training_snapshot")
-    consumers = {PLANNING: "feasibility_plan", ("finetuned_checkpoint",): "", ("evaluation_report",): "", ("champion_model",): ""}
+    consumers = {
+        PLANNING: "feasibility_plan",
+        ("finetuned_checkpoint",): "",
+        ("evaluation_report",): "",
+        ("champion_model",): "",
+    }
     for assets, refused in consumers.items():
         line = graph.refusal(*assets)
-        assert line.startswith(f"{refused or assets[0]} refused: training_snapshot.training_rows_suffice is red: ")
+        assert line.startswith(
+            f"{refused or assets[0]} refused: training_snapshot.training_rows_suffice is red: "
+        )
 
 
 def test_training_refuses_a_plan_over_its_budget(graph):
@@ -299,9 +340,10 @@ def test_the_pilot_decides_whether_training_starts(graph):
 
 def test_a_plan_for_other_settings_or_another_snapshot_is_refused(graph):
     graph.project.configure(training={"epochs": 50})
-    assert graph.refusal("finetuned_checkpoint") == (
-        "finetuned_checkpoint refused: feasibility_plan was made for another snapshot, other settings or another machine; "
-        "materialise feasibility_plan again"
+    assert (
+        graph.refusal("finetuned_checkpoint")
+        == "finetuned_checkpoint refused: feasibility_plan was made for another snapshot, other settings or"
+        " another machine; materialise feasibility_plan again"
     )
 
 
@@ -309,18 +351,24 @@ def test_a_report_on_another_checkpoint_promotes_nothing(graph):
     graph.project.configure(release={"min_gain_over_baselines": -1}, training={"epochs": 0.2})
     graph.approve()
     assert graph.materialize("finetuned_checkpoint").success
-    assert graph.refusal("champion_model") == (
-        "champion_model refused: evaluation_report judged another finetuned_checkpoint; materialise evaluation_report again"
+    assert (
+        graph.refusal("champion_model")
+        == "champion_model refused: evaluation_report judged another finetuned_checkpoint; materialise"
+        " evaluation_report again"
     )
     assert champion(graph) is None
 
 
 def test_what_is_below_a_checkpoint_that_did_not_learn_refuses(graph):
-    graph.project.configure(training={"epochs": 0.2, "learning_rate": 0.5, "warmup_share": 0, "max_grad_norm": 1e6})
+    graph.project.configure(
+        training={"epochs": 0.2, "learning_rate": 0.5, "warmup_share": 0, "max_grad_norm": 1e6}
+    )
     graph.approve()
     graph.materialize("finetuned_checkpoint")
     for asset in ("evaluation_report", "champion_model"):
-        assert graph.refusal(asset).startswith(f"{asset} refused: finetuned_checkpoint.loss_is_falling is red: training loss ")
+        assert graph.refusal(asset).startswith(
+            f"{asset} refused: finetuned_checkpoint.loss_is_falling is red: training loss "
+        )
 
 
 def test_an_asset_without_its_inputs_says_which(tmp_path, environment):

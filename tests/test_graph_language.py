@@ -1,4 +1,6 @@
-"""The whole graph of a language model on a real instance: promoted, found again, a worse candidate refused, no text in the event log."""
+"""The whole graph of a language model on a real instance: promoted, found again, a worse candidate refused,
+no text in the event log.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ import dagster as dg
 import pytest
 
 from fullft_assets import release
+from fullft_assets.checking.validation import load_use_case
 from fullft_assets.component import FullFineTune
-from fullft_assets.config.validation import load_use_case
 from fullft_assets.resources import latest
 from fullft_assets.store import Store
 from tests import prepared, small_language_model, smollm2
@@ -37,7 +39,13 @@ def create(root: Path, task: str) -> projects.Project:
 
 
 def configure(project: projects.Project, task: str = "language_modeling", **sections) -> None:
-    training = {"epochs": 2, "learning_rate": 0.02, "batch_size": 4, "micro_batch_size": 4, **sections.pop("training", {})}
+    training = {
+        "epochs": 2,
+        "learning_rate": 0.02,
+        "batch_size": 4,
+        "micro_batch_size": 4,
+        **sections.pop("training", {}),
+    }
     project.configure(
         base_model="model",
         examples={"task": task, "label": None, "labels": None},
@@ -83,7 +91,10 @@ def test_documents_become_a_promoted_language_model(first: tuple[projects.Projec
     assert f"| Rows | {isolation}" in card and isolation in (store.folder(report) / "report.md").read_text()
     metrics = report.metadata
     for pattern in (
-        rf"test perplexity +{metrics['perplexity']:.3f} \[.+\] fine-tuned; {metrics['base_model_perplexity']:.3f} base_model",
+        (
+            rf"test perplexity +{metrics['perplexity']:.3f} \[.+\] fine-tuned;"
+            rf" {metrics['base_model_perplexity']:.3f} base_model"
+        ),
         rf"gain +\+{metrics['gain_over_best_baseline']:.3f} .+ over base_model",
         r"verdict +Promoted: every gate passed\. It is the champion now\.",
         r"try it +\S+ predict letters",
@@ -105,15 +116,23 @@ def test_every_asset_shows_metadata_and_the_systems_side_by_side(finished: proje
     assert not without_manifest(finished)
 
 
-def test_no_document_and_nothing_written_is_in_the_event_log_or_the_run_log(finished: projects.Project) -> None:
+def test_no_document_and_nothing_written_is_in_the_event_log_or_the_run_log(
+    finished: projects.Project,
+) -> None:
     logged = finished.logged()
     assert "evaluation_report" in logged
-    excerpts = {found[0] for row in projects.licence_rows(160) if (found := re.search(r"[A-Za-z ,.]{50}", row["text"]))}
+    excerpts = {
+        found[0]
+        for row in projects.licence_rows(160)
+        if (found := re.search(r"[A-Za-z ,.]{50}", row["text"]))
+    }
     assert len(excerpts) > 15
     assert [excerpt for excerpt in excerpts if excerpt in logged] == []
     store = Store(str(finished.home / "store"))
     page = (store.folder(latest(store, CASE, "evaluation_report")) / "report.html").read_text()
-    written = re.findall(r'<tr data-document="[^"]+">(?:<td[^>]*>[^<]*</td>){3}<td[^>]*>([^<]{20,})</td>', page)
+    written = re.findall(
+        r'<tr data-document="[^"]+">(?:<td[^>]*>[^<]*</td>){3}<td[^>]*>([^<]{20,})</td>', page
+    )
     assert not [text for text in written if text in logged]
 
 
@@ -125,7 +144,9 @@ def test_the_second_run_finds_the_work_and_the_champion(first: tuple[projects.Pr
     assert attempts(finished) == before
     for line in ("split", "test perplexity", "gain", "verdict", "report"):
         pattern = rf"^  {line} +(.+)$"
-        assert re.search(pattern, done.stdout, re.MULTILINE)[1] == re.search(pattern, printed, re.MULTILINE)[1]
+        assert (
+            re.search(pattern, done.stdout, re.MULTILINE)[1] == re.search(pattern, printed, re.MULTILINE)[1]
+        )
 
 
 def test_predict_continues_a_text(finished: projects.Project) -> None:
@@ -151,19 +172,26 @@ def test_a_worse_candidate_leaves_the_champion(graph: Graph) -> None:
     assert metrics["verdict"].startswith("Not promoted")
 
 
-def test_jobs_sensors_and_schedules_are_those_of_any_model(finished: projects.Project, tmp_path: Path) -> None:
+def test_jobs_sensors_and_schedules_are_those_of_any_model(
+    finished: projects.Project, tmp_path: Path
+) -> None:
     project = projects.create(tmp_path, CASE, rows=5)
     shutil.copytree(finished.root / "model", tmp_path / "model")
     configure(project, monitoring={"path": "data/letters/production"})
     repository = FullFineTune(load_use_case(project.yaml_path)).build_defs().get_repository_def()
     names = {job.name for job in repository.get_all_jobs() if not job.name.startswith("__")}
-    assert names == {f"letters_{name}" for name in ("ingest", "snapshot", "model", "evaluate", "monitor", "by_hand")}
+    assert names == {
+        f"letters_{name}" for name in ("ingest", "snapshot", "model", "evaluate", "monitor", "by_hand")
+    }
     assert {sensor.name for sensor in repository.sensor_defs} == {
         "letters_new_documents",
         "letters_new_production_documents",
         "letters_retraining",
     }
-    assert {schedule.name for schedule in repository.schedule_defs} == {"letters_retraining_schedule", "letters_evaluation_schedule"}
+    assert {schedule.name for schedule in repository.schedule_defs} == {
+        "letters_retraining_schedule",
+        "letters_evaluation_schedule",
+    }
     said = project.fullft("check", CASE)
     assert "monitoring predictions only: drift is watched for the task classification alone" in said.stdout
 

@@ -1,4 +1,6 @@
-"""A package of somebody else adds a format, a metric, a baseline and a task by entry points; the whole graph uses them."""
+"""A package of somebody else adds a format, a metric, a baseline and a task by entry points; the whole graph
+uses them.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,13 @@ from tests.prepared import write_tiny_model
 
 
 @pytest.mark.slow
-def test_its_format_metric_baseline_and_task_go_through_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_format_metric_baseline_and_task_go_through_the_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_shown(tmp_path / "site")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    )
     project = projects.create(tmp_path / "project")
     write_tiny_model(project.root / "model")
     project.configure(
@@ -44,7 +50,11 @@ def test_its_format_metric_baseline_and_task_go_through_the_graph(tmp_path: Path
     assert json.loads((store.folder(report) / "evaluation.json").read_text())["task"] == "urgency"
     assert {"worst_recall", "first_letter_macro_f1", "first_letter_worst_recall"} <= set(report.metadata)
     assert 0 <= report.metadata["worst_recall"] <= 1
-    assert latest(store, project.name, "cheaper_baselines").metadata["scores"].keys() == {"majority", "tfidf", "first_letter"}
+    assert latest(store, project.name, "cheaper_baselines").metadata["scores"].keys() == {
+        "majority",
+        "tfidf",
+        "first_letter",
+    }
     page = (store.folder(report) / "report.html").read_text(encoding="utf-8")
     assert "worst recall" in page and "first letter of the text" in page
 

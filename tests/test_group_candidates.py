@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import group_candidates as real
-from fullft_assets.config.group_candidates import candidates
+from fullft_assets.checking.group_candidates import candidates
 
 pytestmark = pytest.mark.quick
 
@@ -25,4 +25,7 @@ def test_rows_without_a_value_and_equal_texts_count_for_nothing() -> None:
     texts = [row["text"] for row in rows] * 2
     pair = [str(n) for n in range(600)] * 2
     assert candidates(texts, [""] * 1_200, {"pair": pair}) == [], "of equal texts the snapshot keeps one"
-    assert candidates(texts[:600], [""] * 600, {"empty": [None] * 600, "few": [str(n % 19) for n in range(600)]}) == []
+    assert (
+        candidates(texts[:600], [""] * 600, {"empty": [None] * 600, "few": [str(n % 19) for n in range(600)]})
+        == []
+    )

@@ -1,4 +1,6 @@
-"""A guard of another package: registered by an entry point, switched on by a YAML, acted on in a run and after a resume."""
+"""A guard of another package: registered by an entry point, switched on by a YAML, acted on in a run and
+after a resume.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fullft_assets.config.validation import load_use_case
-from fullft_assets.engine.finetuning import fine_tune
+from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import DivergenceError, Interrupted, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.settings.guards import GUARDS
+from fullft_assets.training.finetuning import fine_tune
 from tests import project as projects
 from tests.optimizer_steps import Stopping
 from tests.other_package import install
@@ -22,7 +24,7 @@ from tests.prepared import Prepared, prepare
 
 MODULE = '''
 from pydantic import Field
-from fullft_assets.engine.guards import Streak, Symptom
+from fullft_assets.training.guards import Streak, Symptom
 from fullft_assets.settings import GuardSettings
 
 
@@ -82,14 +84,31 @@ def test_a_yaml_switches_it_on_by_its_name(tmp_path: Path, other_package: None) 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"low_los": {"below": 0.5}}, r"training\.guards\.more\.low_los: unknown guard low_los: use one of .*did you mean low_loss\?"),
-        ({"low_loss": {"below": -1}}, r"training\.guards\.more\.low_loss: below: Input should be greater than 0"),
+        (
+            {"low_los": {"below": 0.5}},
+            r"training\.guards\.more\.low_los: unknown guard low_los: use one of .*did you mean low_loss\?",
+        ),
+        (
+            {"low_loss": {"below": -1}},
+            r"training\.guards\.more\.low_loss: below: Input should be greater than 0",
+        ),
         ({"low_loss": {"belw": 1}}, r"training\.guards\.more\.low_loss: below: Field required"),
-        ({"low_loss": {"below": 1, "action": "sing"}}, r"training\.guards\.more\.low_loss: action: Input should be 'off', 'warn'"),
-        ({"idle": {"steps": 3}}, r"training\.guards\.more\.idle: this guard is built in; give its settings below training\.guards\.idle"),
+        (
+            {"low_loss": {"below": 1, "action": "sing"}},
+            r"training\.guards\.more\.low_loss: action: Input should be 'off', 'warn'",
+        ),
+        (
+            {"idle": {"steps": 3}},
+            (
+                r"training\.guards\.more\.idle: this guard is built in; give its settings below"
+                r" training\.guards\.idle"
+            ),
+        ),
     ],
 )
-def test_what_is_wrong_with_it_is_one_line(tmp_path: Path, other_package: None, more: dict[str, object], message: str) -> None:
+def test_what_is_wrong_with_it_is_one_line(
+    tmp_path: Path, other_package: None, more: dict[str, object], message: str
+) -> None:
     assert re.search(message, problems(tmp_path, {"more": more}))
 
 
@@ -99,8 +118,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 
 def settings(**guard: object) -> TrainingSettings:
-    values = {"epochs": 0.3, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-3, "precision": "fp32", "track": []}
-    return TrainingSettings.model_validate(values | {"checkpoint_every_steps": 2, "guards": {"more": {"low_loss": guard}}})
+    values = {
+        "epochs": 0.3,
+        "batch_size": 8,
+        "micro_batch_size": 8,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+        "track": [],
+    }
+    return TrainingSettings.model_validate(
+        values | {"checkpoint_every_steps": 2, "guards": {"more": {"low_loss": guard}}}
+    )
 
 
 def test_it_stops_a_run_also_after_a_resume(tiny: Prepared, tmp_path: Path, other_package: None) -> None:
@@ -117,7 +145,10 @@ def test_it_stops_a_run_also_after_a_resume(tiny: Prepared, tmp_path: Path, othe
 def test_it_warns_in_the_step_log(tiny: Prepared, tmp_path: Path, other_package: None) -> None:
     fit = fine_tune(tiny.recipe, settings(action="warn", below=1e3), 17, tmp_path, Progress(silent=True))
     warnings = [line for line in fit.history if line.get("event") == "low_loss"]
-    assert [(line["step"], line["since"], line["action"]) for line in warnings[:2]] == [(2, 1, "warn"), (4, 3, "warn")]
+    assert [(line["step"], line["since"], line["action"]) for line in warnings[:2]] == [
+        (2, 1, "warn"),
+        (4, 3, "warn"),
+    ]
 
 
 def test_a_guard_that_is_not_installed_is_refused_before_any_work(tiny: Prepared, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Heads of classifiers and taggers: how they pool, how they begin, and that what is saved is read by the libraries that users have."""
+"""Heads of classifiers and taggers: how they pool, how they begin, and that what is saved is read by the
+libraries that users have.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +27,28 @@ from transformers import (
     RobertaModel,
 )
 
-from fullft_assets.engine.finetuning import fine_tune
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import heads, pooled
-from fullft_assets.models.inference import load_classifier, load_for_training, load_new_classifier, predict, predict_with
+from fullft_assets.models.inference import (
+    load_classifier,
+    load_for_training,
+    load_new_classifier,
+    predict,
+    predict_with,
+)
+from fullft_assets.training.finetuning import fine_tune
 from tests.prepared import Prepared, prepare
 
 pytestmark = pytest.mark.numeric
 
 QUIET = Progress(silent=True)
-SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 30_522}
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "vocab_size": 30_522,
+}
 ENCODERS: dict[str, Any] = {
     "roberta": lambda: RobertaModel(RobertaConfig(**SIZES, pad_token_id=0)),
     "deberta": lambda: DebertaV2Model(DebertaV2Config(**SIZES, pad_token_id=0)),
@@ -67,7 +81,9 @@ def began(case: Prepared, base_model: Path | None = None) -> Any:
 def test_a_training_begins_with_the_probe(case: Prepared, tmp_path: Path) -> None:
     context = case.baseline_context
     (_, scores), *_ = case.recipe.score_baselines(["frozen_probe"], tmp_path, context)
-    settings = case.use_case.settings.training.model_copy(update={"learning_rate": 1e-12, "epochs": 1.0, "track": [], "precision": "fp32"})
+    settings = case.use_case.settings.training.model_copy(
+        update={"learning_rate": 1e-12, "epochs": 1.0, "track": [], "precision": "fp32"}
+    )
     fit = fine_tune(case.recipe, settings, 3, tmp_path, QUIET, resumable=False, evaluate_at=[])
     assert fit.scores["validation_macro_f1"] == pytest.approx(scores["macro_f1"], abs=0.02)
     assert scores["macro_f1"] > 0.3
@@ -108,14 +124,20 @@ def test_sentence_transformers_reads_what_is_saved(case: Prepared, tmp_path: Pat
     recipe, model = began(case)
     pooled.save(model, tmp_path, case.use_case.settings.chunks.max_tokens)
     save_tokenizer(case.base_model, [], tmp_path)
-    texts = [text for text, windows in zip(recipe.validation.texts, recipe.validation.windows, strict=True) if len(windows) == 1][:5]
+    texts = [
+        text
+        for text, windows in zip(recipe.validation.texts, recipe.validation.windows, strict=True)
+        if len(windows) == 1
+    ][:5]
     code = (
         "import json, sys\nfrom sentence_transformers import SentenceTransformer\n"
         "model = SentenceTransformer(sys.argv[1], device='cpu')\n"
         "print(json.dumps(model.encode(json.loads(sys.argv[2])).tolist()))\n"
         "assert not any(name.startswith('fullft_assets') for name in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code, tmp_path, json.dumps(texts)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path, json.dumps(texts)], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     chosen = recipe.validation.select([recipe.validation.texts.index(text) for text in texts])
     expected = predict_with(model, chosen.windows).probabilities
@@ -125,7 +147,9 @@ def test_sentence_transformers_reads_what_is_saved(case: Prepared, tmp_path: Pat
 def test_a_folder_that_pools_by_its_class_token_is_read_so(case: Prepared, tmp_path: Path) -> None:
     torch.manual_seed(0)
     ENCODERS["roberta"]().save_pretrained(tmp_path)
-    (tmp_path / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]))
+    (tmp_path / "modules.json").write_text(
+        json.dumps([{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}])
+    )
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
     model = load_for_training(tmp_path, ["a", "b"], None, load=load_new_classifier)

@@ -1,4 +1,6 @@
-"""Models of the hub: found by their commit in a cache that is laid out as the hub's libraries do, pinned, safe."""
+"""Models of the hub: found by their commit in a cache that is laid out as the hub's libraries do, pinned,
+safe.
+"""
 
 from __future__ import annotations
 
@@ -33,25 +35,45 @@ def test_pinned_model_is_found_where_the_hubs_own_library_finds_it(snapshot: Pat
 
     assert resolve_base_model(f"acme/tiny-bert@{COMMIT}", tmp_path) == snapshot
     cache = tmp_path / "home" / "hub"
-    assert Path(snapshot_download("acme/tiny-bert", revision=COMMIT, cache_dir=cache, local_files_only=True)) == snapshot
+    assert (
+        Path(snapshot_download("acme/tiny-bert", revision=COMMIT, cache_dir=cache, local_files_only=True))
+        == snapshot
+    )
     assert read_header(snapshot).model_type == "bert"
 
 
 def test_whole_data_stages_run_on_it(snapshot: Path, tmp_path: Path) -> None:
     case = prepare(tmp_path / "project", base_model=f"acme/tiny-bert@{COMMIT}")
-    assert case.base_model == snapshot and case.recipe.load(case.use_case.settings.training).config.hidden_size == 8
+    assert (
+        case.base_model == snapshot
+        and case.recipe.load(case.use_case.settings.training).config.hidden_size == 8
+    )
 
 
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("acme/tiny-bert", r"folder not found: acme/tiny-bert; .* or pin a model of the hub: acme/tiny-bert@COMMIT, the 40 digits"),
+        (
+            "acme/tiny-bert",
+            (
+                r"folder not found: acme/tiny-bert; .* or pin a model of the hub: acme/tiny-bert@COMMIT, the"
+                r" 40 digits"
+            ),
+        ),
         ("acme/tiny-bert@main", r"not pinned \(`main` can move\); write acme/tiny-bert@COMMIT"),
         (f"acme/tiny-bert@{COMMIT[:7]}", r"`0123456` can move"),
-        (f"acme/other@{COMMIT}", rf"acme/other@{COMMIT} is not in the hub's cache \(.*hub\); `hf download acme/other --revision {COMMIT} "),
+        (
+            f"acme/other@{COMMIT}",
+            (
+                rf"acme/other@{COMMIT} is not in the hub's cache \(.*hub\); `hf download acme/other"
+                rf" --revision {COMMIT} "
+            ),
+        ),
     ],
 )
-def test_what_is_not_pinned_or_not_there_is_one_line(snapshot: Path, tmp_path: Path, reference: str, message: str) -> None:
+def test_what_is_not_pinned_or_not_there_is_one_line(
+    snapshot: Path, tmp_path: Path, reference: str, message: str
+) -> None:
     with pytest.raises(SettingsError, match=message) as error:
         resolve_base_model(reference, tmp_path)
     assert "\n" not in str(error.value)

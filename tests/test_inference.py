@@ -12,11 +12,18 @@ import torch
 
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import Tokenization
+from fullft_assets.demos import licences
 from fullft_assets.errors import Interrupted, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import inference, loading, precision
-from fullft_assets.models.inference import collate, embed, load_classifier, load_for_training, predict, predict_with
-from fullft_assets.samples import licences
+from fullft_assets.models.inference import (
+    collate,
+    embed,
+    load_classifier,
+    load_for_training,
+    predict,
+    predict_with,
+)
 from fullft_assets.settings import ChunksSettings
 from tests.prepared import MINILM, write_tiny_model
 
@@ -38,9 +45,13 @@ def base_model() -> Path:
 
 @pytest.fixture(scope="module")
 def windows(base_model: Path) -> list[list[list[int]]]:
-    """Real licence texts of one to several windows, in an order that is neither long to short nor short to long."""
+    """Real licence texts of one to several windows, in an order that is neither long to short nor short to
+    long.
+    """
     texts = sorted({rule["text"] for rule in licences.rules()}, key=len)
-    found = Tokenization.load(base_model, ChunksSettings(max_tokens=32, stride=4, max_windows=6)).windows(texts[200 :: len(texts) // 20])
+    found = Tokenization.load(base_model, ChunksSettings(max_tokens=32, stride=4, max_windows=6)).windows(
+        texts[200 :: len(texts) // 20]
+    )
     assert {1, 6} <= {len(document) for document in found}
     return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
 
@@ -56,10 +67,14 @@ def slowly(model, windows: list[list[list[int]]]) -> tuple[np.ndarray, np.ndarra
     probabilities, embeddings = [], []
     with torch.no_grad():
         for document in windows:
-            outputs = [model(input_ids=torch.tensor([window]), output_hidden_states=True) for window in document]
+            outputs = [
+                model(input_ids=torch.tensor([window]), output_hidden_states=True) for window in document
+            ]
             logits = torch.stack([output.logits[0] for output in outputs]).mean(0)
             probabilities.append(torch.softmax(logits, -1).numpy())
-            embeddings.append(torch.stack([output.hidden_states[-1][0].mean(0) for output in outputs]).mean(0).numpy())
+            embeddings.append(
+                torch.stack([output.hidden_states[-1][0].mean(0) for output in outputs]).mean(0).numpy()
+            )
     return np.array(probabilities), np.array(embeddings)
 
 
@@ -121,16 +136,31 @@ def test_stop_is_checked_between_batches(model, windows) -> None:
 
 def test_saved_classifier_is_found_again(model, windows, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
-    np.testing.assert_array_equal(predict(tmp_path, windows).probabilities, predict_with(model, windows).probabilities)
+    np.testing.assert_array_equal(
+        predict(tmp_path, windows).probabilities, predict_with(model, windows).probabilities
+    )
     assert load_classifier(tmp_path).config.id2label == dict(enumerate(LABELS))
 
 
 @pytest.mark.parametrize("pad", [None, 99])
-def test_a_decoder_without_a_padding_token_pads_with_the_end_token(fp32, tmp_path: Path, pad: int | None) -> None:
-    """As GPT-2 and Llama: one token ends texts and pads them, and the classifier reads the last token before the padding."""
+def test_a_decoder_without_a_padding_token_pads_with_the_end_token(
+    fp32, tmp_path: Path, pad: int | None
+) -> None:
+    """As GPT-2 and Llama: one token ends texts and pads them, and the classifier reads the last token before
+    the padding.
+    """
     from transformers import GPT2Config, GPT2Model
 
-    config = GPT2Config(vocab_size=100, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=98, eos_token_id=98, pad_token_id=pad)
+    config = GPT2Config(
+        vocab_size=100,
+        n_positions=32,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        bos_token_id=98,
+        eos_token_id=98,
+        pad_token_id=pad,
+    )
     GPT2Model(config).save_pretrained(tmp_path)
     decoder = load_for_training(tmp_path, LABELS, 0.0).eval()
     assert decoder.config.pad_token_id == (98 if pad is None else pad)
@@ -169,11 +199,18 @@ class TestPrecision:
         ],
     )
     def test_auto_is_what_the_hardware_is_good_at(
-        self, has_gpu: bool, has_bf16: bool, onednn_takes_it: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+        self,
+        has_gpu: bool,
+        has_bf16: bool,
+        onednn_takes_it: bool,
+        expected: str,
+        monkeypatch: pytest.MonkeyPatch,
     ):
         """What it is good at is injected; emulated bf16, which older GPUs have as well, does not count."""
         monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16 or including_emulation)
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16 or including_emulation
+        )
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_bf16 and not has_gpu})
         monkeypatch.setattr(precision, "_onednn_takes_bf16", lambda: onednn_takes_it)
         assert precision.resolve("auto") == expected
@@ -181,7 +218,9 @@ class TestPrecision:
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine's GPU has fp16")
     def test_fp16_without_a_gpu_is_refused(self):
-        with pytest.raises(SettingsError, match=r"training\.precision: fp16 needs a GPU; use auto, fp32 or bf16"):
+        with pytest.raises(
+            SettingsError, match=r"training\.precision: fp16 needs a GPU; use auto, fp32 or bf16"
+        ):
             precision.resolve("fp16")
 
     def test_autocast_computes_in_it_and_weights_stay(self, model, windows):
@@ -195,7 +234,9 @@ class TestPrecision:
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
 @pytest.mark.parametrize("without_weights", [False, True])
-def test_what_computes_is_not_chosen_by_the_models_folder(tmp_path: Path, key: str, without_weights: bool) -> None:
+def test_what_computes_is_not_chosen_by_the_models_folder(
+    tmp_path: Path, key: str, without_weights: bool
+) -> None:
     """`config.json` may name a kernel of the hub, which transformers would fetch and run."""
     write_tiny_model(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -42,7 +42,11 @@ class Data:
         case = Case(self.use_case)
         sensor = next(s for s in automation.build_sensors(case) if s.name.endswith("_new_documents"))
         result = sensor(dg.build_sensor_context(instance=self.instance, resources=case.resources()))
-        return [] if isinstance(result, dg.SkipReason) else [(r.run_key, r.partition_key) for r in result.run_requests]
+        return (
+            []
+            if isinstance(result, dg.SkipReason)
+            else [(r.run_key, r.partition_key) for r in result.run_requests]
+        )
 
     def read(self, batch: str) -> Manifest:
         """Do what the first asset of the ingest job does."""
@@ -92,7 +96,10 @@ def test_a_batch_interrupted_between_examples_and_chunks_is_due(data: Data):
     [(_, batch)] = data.due()
     valid, _ = data.ingest(batch, until="examples")
     assert [name for _, name in data.due()] == [batch]
-    with pytest.raises(DataError, match=f"batch {batch}: examples are there, but they were never tokenised; launch letters_ingest"):
+    with pytest.raises(
+        DataError,
+        match=f"batch {batch}: examples are there, but they were never tokenised; launch letters_ingest",
+    ):
         snapshot.take(data.store, data.use_case, {batch: valid}, {})
 
 
@@ -133,18 +140,24 @@ def test_files_taken_away_after_their_delivery_can_be_ingested_again(data: Data)
 
 
 @pytest.mark.parametrize("max_batch_files", [1, 2], ids=["alone", "with another file"])
-def test_a_file_delivered_again_without_a_row_withdraws_its_rows(tmp_path: Path, max_batch_files: int) -> None:
+def test_a_file_delivered_again_without_a_row_withdraws_its_rows(
+    tmp_path: Path, max_batch_files: int
+) -> None:
     data = Data(projects.create(tmp_path, documents={"max_batch_files": max_batch_files}))
     data.project.deliver("withdrawn.jsonl", projects.licence_rows(27, skip=1_000))
     made = {name: data.ingest(name) for _, name in data.due()}
-    taken = snapshot.take(data.store, data.use_case, *({name: each[n] for name, each in made.items()} for n in (0, 1)))
+    taken = snapshot.take(
+        data.store, data.use_case, *({name: each[n] for name, each in made.items()} for n in (0, 1))
+    )
     assert "withdrawn.jsonl" in taken_sources(data, taken)
     data.project.deliver("withdrawn.jsonl", [])
     data.project.deliver("delivery-3.jsonl", projects.licence_rows(30, skip=1_100))
     made |= {name: data.ingest(name) for _, name in data.due()}
     assert len(made) == (4 if max_batch_files == 1 else 2)
     assert all(valid.check("quarantined_share_is_bounded").passed for valid, _ in made.values())
-    taken = snapshot.take(data.store, data.use_case, *({name: each[n] for name, each in made.items()} for n in (0, 1)))
+    taken = snapshot.take(
+        data.store, data.use_case, *({name: each[n] for name, each in made.items()} for n in (0, 1))
+    )
     assert taken.metadata["batches_left_out"] == []
     assert taken_sources(data, taken) == {"delivery-1.jsonl", "delivery-3.jsonl"}
 
@@ -156,7 +169,9 @@ def test_a_file_of_another_folder_that_supersedes_its_namesake_is_reported(tmp_p
 
     def take() -> CheckOutcome:
         made.update({name: data.ingest(name) for _, name in data.due()})
-        taken = snapshot.take(data.store, data.use_case, *({name: each[n] for name, each in made.items()} for n in (0, 1)))
+        taken = snapshot.take(
+            data.store, data.use_case, *({name: each[n] for name, each in made.items()} for n in (0, 1))
+        )
         return taken.check("files_have_one_source")
 
     assert take().passed
@@ -164,9 +179,15 @@ def test_a_file_of_another_folder_that_supersedes_its_namesake_is_reported(tmp_p
     projects.write_rows(other / "delivery-2.jsonl", projects.licence_rows(30, skip=1_100))
     projects.write_rows(other / "delivery-3.jsonl", projects.licence_rows(30, skip=1_200))
     # All is read anew, what lay in the old folder as it was read.
-    data.project.configure(documents={"path": "data/others", "encoding": "utf-8"}, examples={"max_characters": 9_000})
+    data.project.configure(
+        documents={"path": "data/others", "encoding": "utf-8"}, examples={"max_characters": 9_000}
+    )
     check = take()
-    assert (check.passed, check.severity, check.metadata) == (False, "warn", {"num_files_of_several_sources": 1})
+    assert (check.passed, check.severity, check.metadata) == (
+        False,
+        "warn",
+        {"num_files_of_several_sources": 1},
+    )
     assert f"{alias('delivery-2.jsonl')} from {data.project.documents} and {other};" in check.description
 
 
@@ -175,18 +196,25 @@ def test_each_batch_is_sketched_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     data.project.deliver("delivery-2.jsonl", projects.licence_rows(50, skip=1_000))
     sketched = []
     build = sketches.build
-    monkeypatch.setattr(sketches, "build", lambda rows, *arguments: sketched.append(len(rows)) or build(rows, *arguments))
+    monkeypatch.setattr(
+        sketches, "build", lambda rows, *arguments: sketched.append(len(rows)) or build(rows, *arguments)
+    )
     made: dict[str, tuple[Manifest, Manifest]] = {}
 
     def take() -> Manifest:
         made.update({name: data.ingest(name) for _, name in data.due()})
-        return snapshot.take(data.store, data.use_case, *({name: each[n] for name, each in made.items()} for n in (0, 1)))
+        return snapshot.take(
+            data.store, data.use_case, *({name: each[n] for name, each in made.items()} for n in (0, 1))
+        )
 
     take()
     assert sketched == [valid.metadata["num_valid"] for valid, _ in made.values()] and len(sketched) == 2
     data.project.deliver("delivery-3.jsonl", projects.licence_rows(30, skip=1_100))
     assert len(take().metadata["parts"]) == 3
-    assert sketched[2:] == [valid.metadata["num_valid"] for valid, _ in list(made.values())[2:]] and len(sketched) == 3
+    assert (
+        sketched[2:] == [valid.metadata["num_valid"] for valid, _ in list(made.values())[2:]]
+        and len(sketched) == 3
+    )
 
 
 def taken_sources(data: Data, taken: Manifest) -> set[str]:
@@ -215,25 +243,36 @@ class TestArchivedFiles:
             snapshot={"min_rows_per_label": 1},
         )
 
-    def test_what_they_did_not_hold_leaves_their_batch_out_and_is_reported(self, archived: tuple[Data, str, str]) -> None:
+    def test_what_they_did_not_hold_leaves_their_batch_out_and_is_reported(
+        self, archived: tuple[Data, str, str]
+    ) -> None:
         data, first, second = archived
         before = latest_by_partition(data.store, "letters", "raw_documents")[first]
         self.change(data, group="expression")
         assert {first, second} == {name for _, name in data.due()}
         raw = data.read(first)
         assert (
-            f"{alias('delivery-1.jsonl')}: taken away since it was read with another examples.group; deliver it again"
-            in raw.check("files_are_readable").description
+            f"{alias('delivery-1.jsonl')}: taken away since it was read with another examples.group; deliver"
+            " it again" in raw.check("files_are_readable").description
         )
-        assert (raw.metadata["num_rows"], raw.metadata["files"], raw.metadata["taken_away"]) == (0, {}, ["delivery-1.jsonl"])
+        assert (raw.metadata["num_rows"], raw.metadata["files"], raw.metadata["taken_away"]) == (
+            0,
+            {},
+            ["delivery-1.jsonl"],
+        )
         empty, _ = data.ingest(first, until="examples")
-        assert not empty.check("quarantined_share_is_bounded").passed, "its gate holds it back, and no other batch"
+        assert not empty.check("quarantined_share_is_bounded").passed, (
+            "its gate holds it back, and no other batch"
+        )
         valid, cut = data.ingest(second)
         taken = snapshot.take(data.store, data.use_case, {first: empty, second: valid}, {second: cut})
         assert taken.metadata["batches_left_out"] == [first]
         check = taken.check("archived_files_count")
         assert (check.passed, check.metadata) == (False, {"num_files_left_out": 1, "num_batches": 1})
-        assert f"1 files (such as {alias('delivery-1.jsonl')}) of 1 batches ({first}) are excluded" in check.description
+        assert (
+            f"1 files (such as {alias('delivery-1.jsonl')}) of 1 batches ({first}) are excluded"
+            in check.description
+        )
         # Delivered again under its name, it is no loss.
         named = valid.model_copy(update={"metadata": {**valid.metadata, "files": {"delivery-1.jsonl": 1}}})
         assert batches.archive_check({first: empty, second: valid}, {second: named}).passed
@@ -243,7 +282,9 @@ class TestArchivedFiles:
         self.change(data, group=None)
         assert data.read(first).ref == before.ref
 
-    def test_what_they_held_is_used_on(self, archived: tuple[Data, str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_they_held_is_used_on(
+        self, archived: tuple[Data, str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         data, first, _ = archived
         held = latest_by_partition(data.store, "letters", "raw_documents")[first]
         self.change(data, {"encoding": "utf-8"}, group=None, max_characters=10_000)

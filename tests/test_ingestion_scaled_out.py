@@ -1,4 +1,6 @@
-"""Batches that are made elsewhere, several at once: by Dagster's run launcher on Kubernetes, and as jobs of each launcher."""
+"""Batches that are made elsewhere, several at once: by Dagster's run launcher on Kubernetes, and as jobs of
+each launcher.
+"""
 
 from __future__ import annotations
 
@@ -49,12 +51,17 @@ def deliver(project: projects.Project, num_files: int) -> None:
 def cut(use_case: UseCase, store: Store) -> list[str]:
     """Cut what is delivered, and return the names of the batches."""
     source = source_of(use_case, "batch")
-    return [batch.name for batch in documents.cut_batches(store, use_case.name, source, use_case.settings.documents)]
+    return [
+        batch.name
+        for batch in documents.cut_batches(store, use_case.name, source, use_case.settings.documents)
+    ]
 
 
 def snapshot_of(use_case: UseCase, store: Store) -> Manifest:
     """Take the snapshot of the batches that were ingested."""
-    made = [latest_by_partition(store, use_case.name, name) for name in ("labeled_examples", "tokenized_chunks")]
+    made = [
+        latest_by_partition(store, use_case.name, name) for name in ("labeled_examples", "tokenized_chunks")
+    ]
     return snapshot.take(store, use_case, *made)
 
 
@@ -79,7 +86,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
         yield cluster
 
 
-def test_a_backfill_over_20_batches_on_4_pods_gives_the_snapshot_of_one_machine(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_backfill_over_20_batches_on_4_pods_gives_the_snapshot_of_one_machine(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     cluster.num_places = 4
     project = projects.create(tmp_path / "project", rows=1, **ONE_FILE_EACH)
     deliver(project, 20)
@@ -106,27 +115,49 @@ def test_a_backfill_over_20_batches_on_4_pods_gives_the_snapshot_of_one_machine(
         store = open_store(use_case, instance)
         names = cut(use_case, store)
         instance.add_dynamic_partitions(f"{use_case.name}/batch", names)
-        command = ["job", "backfill", "--job", f"{use_case.name}_ingest", "--all", "--noprompt", "--workspace", "workspace.yaml"]
+        command = [
+            "job",
+            "backfill",
+            "--job",
+            f"{use_case.name}_ingest",
+            "--all",
+            "--noprompt",
+            "--workspace",
+            "workspace.yaml",
+        ]
         done = subprocess.run(
-            [sys.executable, "-m", "dagster", *command], cwd=project.root, env=project.env(), capture_output=True, text=True, check=False
+            [sys.executable, "-m", "dagster", *command],
+            cwd=project.root,
+            env=project.env(),
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         ended = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE}
-        wait_for(lambda: len(names) == len([run for run in instance.get_runs() if run.status in ended]), "all runs ended", 3600)
+        wait_for(
+            lambda: len(names) == len([run for run in instance.get_runs() if run.status in ended]),
+            "all runs ended",
+            3600,
+        )
         assert {run.status for run in instance.get_runs()} == {dg.DagsterRunStatus.SUCCESS}
         assert (len(names), len(cluster.created), cluster.most_at_once) == (20, 20, 4)
     assert ingestion.done(store, use_case) == set(names)
     there = snapshot_of(use_case, store)
-    assert there.content_digest == snapshot_on_one_machine(use_case, Store(str(tmp_path / "one"))).content_digest
+    assert (
+        there.content_digest == snapshot_on_one_machine(use_case, Store(str(tmp_path / "one"))).content_digest
+    )
 
 
 def ingest_there(
     project: projects.Project, section: dict[str, Any], s3: s3_servers.S3Server, bucket: str
 ) -> tuple[UseCase, Store, list[str]]:
-    """Run the job `ingest` for each batch of a project whose documents and store are in a bucket, with its workload where the section says.
+    """Run the job `ingest` for each batch of a project whose documents and store are in a bucket, with its
+    workload where the section says.
 
     Returns:
-        The use case, its store, and the names of the batches; each is what the job made there, and the run only found.
+        The use case, its store, and the names of the batches; each is what the job made there, and the run
+        only found.
     """
     project.configure(
         documents={**ONE_FILE_EACH["documents"], "path": f"s3://{bucket}/documents"},
@@ -146,14 +177,27 @@ def ingest_there(
         assets = [each for each in defs.assets or () if isinstance(each, dg.AssetsDefinition)]
         chosen = [each for each in assets if each.keys & {Case(use_case).key(name) for name in INGEST}]
         resources = dict(defs.resources or {})
-        assert all(dg.materialize(chosen, instance=instance, resources=resources, partition_key=batch).success for batch in names)
+        assert all(
+            dg.materialize(chosen, instance=instance, resources=resources, partition_key=batch).success
+            for batch in names
+        )
     found = list(launches(store, use_case.name))
-    assert {(launch.launcher["kind"], launch.workload, launch.state) for launch in found} == {(section["kind"], "ingestion", "succeeded")}
+    assert {(launch.launcher["kind"], launch.workload, launch.state) for launch in found} == {
+        (section["kind"], "ingestion", "succeeded")
+    }
     assert len(found) == len(names)
     for batch in names:
-        (one,) = [each for each in store.artifacts(use_case.name, "tokenized_chunks") if each.metadata["batch"] == batch]
-        signs = [each for each in store.artifacts(use_case.name, ingestion.STAGE) if each.inputs["batch"] == batch]
-        assert [sign.metadata["made"]["tokenized_chunks"] for sign in signs] == [one.ref], "made there, and found by the run"
+        (one,) = [
+            each
+            for each in store.artifacts(use_case.name, "tokenized_chunks")
+            if each.metadata["batch"] == batch
+        ]
+        signs = [
+            each for each in store.artifacts(use_case.name, ingestion.STAGE) if each.inputs["batch"] == batch
+        ]
+        assert [sign.metadata["made"]["tokenized_chunks"] for sign in signs] == [one.ref], (
+            "made there, and found by the run"
+        )
     return use_case, store, names
 
 
@@ -163,12 +207,24 @@ def test_batches_as_processing_jobs_give_the_snapshot_of_one_machine(
     project = projects.create(tmp_path / "project", rows=1)
     deliver(project, 3)
     bucket = f"ingestion-{os.getpid()}"
-    section: dict[str, Any] = {"kind": "sagemaker", "jobs": "processing", "instance_type": "ml.m5.xlarge", "image": IMAGE, "role_arn": ROLE}
+    section: dict[str, Any] = {
+        "kind": "sagemaker",
+        "jobs": "processing",
+        "instance_type": "ml.m5.xlarge",
+        "image": IMAGE,
+        "role_arn": ROLE,
+    }
     with serving(SageMaker, SageMakerLauncher, s3_env, tmp_path, monkeypatch) as service:
         use_case, store, names = ingest_there(project, section, s3_env, bucket)
-        assert len(names) == service.calls["CreateProcessingJob"] == 3 and service.calls["CreateTrainingJob"] == 0
+        assert (
+            len(names) == service.calls["CreateProcessingJob"] == 3
+            and service.calls["CreateTrainingJob"] == 0
+        )
         there = snapshot_of(use_case, store)
-        assert there.content_digest == snapshot_on_one_machine(use_case, Store(f"s3://{bucket}/one")).content_digest
+        assert (
+            there.content_digest
+            == snapshot_on_one_machine(use_case, Store(f"s3://{bucket}/one")).content_digest
+        )
 
 
 @pytest.mark.parametrize("kind", ["ssh", "kubernetes", "ecs"])
@@ -182,4 +238,7 @@ def test_a_batch_as_a_job_of_each_other_launcher_gives_the_snapshot_of_one_machi
         use_case, store, names = ingest_there(project, section, s3_env, bucket)
         assert len(names) == 1
         there = snapshot_of(use_case, store)
-        assert there.content_digest == snapshot_on_one_machine(use_case, Store(f"s3://{bucket}/one")).content_digest
+        assert (
+            there.content_digest
+            == snapshot_on_one_machine(use_case, Store(f"s3://{bucket}/one")).content_digest
+        )

@@ -1,4 +1,6 @@
-"""The data stages of a batch as one workload: what it writes is what the assets find, and would make themselves."""
+"""The data stages of a batch as one workload: what it writes is what the assets find, and would make
+themselves.
+"""
 
 from __future__ import annotations
 
@@ -39,17 +41,24 @@ class InThisProcess:
 
 
 def ingest(project: projects.Project, driver: InThisProcess) -> tuple[Store, bool]:
-    """Run the job `ingest` for the one batch of a project, and return its store and whether that went well."""
+    """Run the job `ingest` for the one batch of a project, and return its store and whether that went
+    well.
+    """
     use_case = project.use_case()
     with dg.DagsterInstance.local_temp(str(project.home)) as instance:
         store = open_store(use_case, instance)
         (batch,) = documents.cut_batches(store, use_case.name, project.documents, use_case.settings.documents)
         defs = FullFineTune(use_case).build_defs()
-        resources = {**(defs.resources or {}), Case(use_case).launcher_key: dg.ResourceDefinition.hardcoded_resource(driver)}
+        resources = {
+            **(defs.resources or {}),
+            Case(use_case).launcher_key: dg.ResourceDefinition.hardcoded_resource(driver),
+        }
         assets = [each for each in defs.assets or () if isinstance(each, dg.AssetsDefinition)]
         chosen = [each for each in assets if each.keys & {Case(use_case).key(name) for name in INGEST}]
         instance.add_dynamic_partitions(f"{use_case.name}/batch", [batch.name])
-        done = dg.materialize(chosen, instance=instance, resources=resources, partition_key=batch.name, raise_on_error=False)
+        done = dg.materialize(
+            chosen, instance=instance, resources=resources, partition_key=batch.name, raise_on_error=False
+        )
         return store, done.success
 
 
@@ -73,19 +82,25 @@ def test_what_it_writes_is_what_the_assets_find_and_would_make_themselves(tmp_pa
     plain = made_here(project)
     for stage in INGEST:
         (made,) = store.artifacts("letters", stage)
-        assert made.created_at < sign.created_at and sign.metadata["made"][stage] == made.ref, f"{stage} was made again in the run"
+        assert made.created_at < sign.created_at and sign.metadata["made"][stage] == made.ref, (
+            f"{stage} was made again in the run"
+        )
         assert [made.content_digest] == [each.content_digest for each in plain.artifacts("letters", stage)]
     assert len(ingestion.done(store, project.use_case())) == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("section", [{}, {"ingestion": {"kind": "local"}}])
-def test_a_batch_that_is_held_back_ends_well_and_without_the_workload_nothing_is_launched(tmp_path: Path, section: dict[str, object]):
+def test_a_batch_that_is_held_back_ends_well_and_without_the_workload_nothing_is_launched(
+    tmp_path: Path, section: dict[str, object]
+):
     project = projects.create(tmp_path, rows=5, compute=section, examples={"label": "no_such_field"})
     driver = InThisProcess()
     store, _ = ingest(project, driver)
     assert len(driver.jobs) == len(section)
-    assert store.artifacts("letters", "labeled_examples")[0].red_gates and not store.artifacts("letters", "tokenized_chunks")
+    assert store.artifacts("letters", "labeled_examples")[0].red_gates and not store.artifacts(
+        "letters", "tokenized_chunks"
+    )
     assert len(ingestion.done(store, project.use_case())) == 1
 
 
@@ -94,7 +109,8 @@ def test_what_retention_has_removed_since_is_made_by_the_workload_again(tmp_path
     case, driver, store = Case(project.use_case()), InThisProcess(), Store(str(tmp_path / "store"))
     (batch,) = documents.cut_batches(store, case.name, project.documents, case.settings.documents)
     context: Any = SimpleNamespace(
-        partition_key=batch.name, resources=SimpleNamespace(**{case.store_key: store, case.launcher_key: driver})
+        partition_key=batch.name,
+        resources=SimpleNamespace(**{case.store_key: store, case.launcher_key: driver}),
     )
     for launched in (1, 1):
         case.ingest(context)
@@ -111,6 +127,9 @@ def test_an_image_with_another_tokenizer_makes_nothing_that_nobody_would_find(tm
     case, store = Case(project.use_case()), Store(str(tmp_path / "store"))
     (batch,) = documents.cut_batches(store, case.name, project.documents, case.settings.documents)
     job = case.job(ingestion.STAGE, "of another tokenizer", store, {}, batch.name)
-    with pytest.raises(SettingsError, match=f"{batch.name}: the tokenizer, or a package that finds personal data, is another one here"):
+    with pytest.raises(
+        SettingsError,
+        match=f"{batch.name}: the tokenizer, or a package that finds personal data, is another one here",
+    ):
         workload.work(job, store, Progress(silent=True))
     assert not any(store.artifacts(case.name, stage) for stage in (*INGEST, ingestion.STAGE))

@@ -1,4 +1,6 @@
-"""What is installed: uv.lock is the one source of versions, and pip, CI and the image install them from its list."""
+"""What is installed: uv.lock is the one source of versions, and pip, CI and the image install them from its
+list.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,13 @@ def test_the_lock_has_one_public_index_and_no_file_of_a_machine(lock) -> None:
 
 
 def test_the_list_for_pip_has_the_versions_of_the_lock(lock) -> None:
-    listed = re.findall(r"^([\w.-]+)==([\w.+!-]+)(?: ;.*)?$", (ROOT / "uv.lock.txt").read_text(), re.MULTILINE)
+    listed = re.findall(
+        r"^([\w.-]+)==([\w.+!-]+)(?: ;.*)?$", (ROOT / "uv.lock.txt").read_text(), re.MULTILINE
+    )
     assert len(listed) == len((ROOT / "uv.lock.txt").read_text().splitlines())
-    assert sorted(listed) == sorted((each["name"], each["version"]) for each in lock["package"] if each["name"] != "fullft-assets")
+    assert sorted(listed) == sorted(
+        (each["name"], each["version"]) for each in lock["package"] if each["name"] != "fullft-assets"
+    )
 
 
 def test_the_lock_was_made_from_the_ranges_of_today(lock) -> None:
@@ -42,7 +48,11 @@ def test_the_lock_was_made_from_the_ranges_of_today(lock) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = {"": project["dependencies"], **project["optional-dependencies"]}
     locked = {
-        (each.get("marker", "").rpartition("extra == ")[2].strip("'"), each["name"], ",".join(sorted(each.get("specifier", "").split(","))))
+        (
+            each.get("marker", "").rpartition("extra == ")[2].strip("'"),
+            each["name"],
+            ",".join(sorted(each.get("specifier", "").split(","))),
+        )
         for each in package["metadata"]["requires-dist"]
     }
     ranges = re.compile(r"([\w.-]+)(?:\[([^]]*)\])?([^;]*)")
@@ -51,7 +61,9 @@ def test_the_lock_was_made_from_the_ranges_of_today(lock) -> None:
         for requirement in requirements:
             name, _, specifier = ranges.match(requirement).groups()
             expected.add((extra, name, ",".join(sorted(specifier.strip().split(",")))))
-    assert {each for each in expected if each[1] != "fullft-assets"} == {each for each in locked if each[1] != "fullft-assets"}
+    assert {each for each in expected if each[1] != "fullft-assets"} == {
+        each for each in locked if each[1] != "fullft-assets"
+    }
 
 
 def test_everything_that_installs_takes_the_versions_of_the_lock() -> None:
@@ -59,7 +71,8 @@ def test_everything_that_installs_takes_the_versions_of_the_lock() -> None:
     for file in ("Makefile", "deploy/docker/Dockerfile", ".ci/run"):
         installs = re.findall(r"(?:-m pip|pip|PIP := .*) install .*", (ROOT / file).read_text())
         assert installs and all(
-            re.search(r"--constraint (uv\.lock\.txt|\$\(VERSIONS\))", line) or re.search(r"\w==\d", line) for line in installs
+            re.search(r"--constraint (uv\.lock\.txt|\$\(VERSIONS\))", line) or re.search(r"\w==\d", line)
+            for line in installs
         ), file
 
 
@@ -93,7 +106,11 @@ class TestWithoutItsExtra:
         )
         done = bare.fullft("check", bare.name)
         assert done.returncode == 1 and "Traceback" not in done.stderr
-        said = re.findall(r": ([\w.]+): (?:the channel )?(needs \w+; pip install 'fullft-assets\[\w+\]')$", done.stderr, re.MULTILINE)
+        said = re.findall(
+            r": ([\w.]+): (?:the channel )?(needs \w+; pip install 'fullft-assets\[\w+\]')$",
+            done.stderr,
+            re.MULTILINE,
+        )
         assert dict(said) == {
             "documents.path": "needs s3fs; pip install 'fullft-assets[aws]'",
             "documents.queue": "needs boto3; pip install 'fullft-assets[aws]'",
@@ -103,16 +120,23 @@ class TestWithoutItsExtra:
 
     def test_a_store_in_a_bucket_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(extras.util, "find_spec", lambda name: None)
-        with pytest.raises(SettingsError, match=r"^store s3://bucket/store needs s3fs; pip install 'fullft-assets\[aws\]'$"):
+        with pytest.raises(
+            SettingsError, match=r"^store s3://bucket/store needs s3fs; pip install 'fullft-assets\[aws\]'$"
+        ):
             Files("s3://bucket/store")
 
     @pytest.mark.heavy
     @pytest.mark.parametrize(("name", "module"), [("a.docx", "docx"), ("a.zip", "striprtf")])
-    def test_a_file_is_refused_by_name_and_not_read_as_a_damaged_one(self, bare: projects.Project, name: str, module: str) -> None:
+    def test_a_file_is_refused_by_name_and_not_read_as_a_damaged_one(
+        self, bare: projects.Project, name: str, module: str
+    ) -> None:
         if name == "a.docx":
             docx.Document().save(bare.documents / name)
         else:
             with zipfile.ZipFile(bare.documents / name, "w") as archive:
                 archive.writestr("inner.rtf", r"{\rtf1 Hello}")
         done = bare.fullft("check", bare.name)
-        assert (done.returncode, done.stderr) == (1, f"{name} needs {module}; pip install 'fullft-assets[office]'\n")
+        assert (done.returncode, done.stderr) == (
+            1,
+            f"{name} needs {module}; pip install 'fullft-assets[office]'\n",
+        )

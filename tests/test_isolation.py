@@ -1,4 +1,6 @@
-"""Packing probe: models that keep documents of a row apart pass, those that let them see one another do not."""
+"""Packing probe: models that keep documents of a row apart pass, those that let them see one another
+do not.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,13 @@ APART = {
 }
 LEAKING = {
     "opt": OPTConfig(
-        vocab_size=96, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=32, word_embed_proj_dim=16, dropout=0.0
+        vocab_size=96,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        ffn_dim=32,
+        word_embed_proj_dim=16,
+        dropout=0.0,
     ),
     "gpt_oss": GptOssConfig(**SMALL, num_local_experts=4),
     "lfm2": Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]),
@@ -103,14 +111,21 @@ def test_document_must_be_what_it_is_alone() -> None:
         def forward(self, input_ids, position_ids, use_cache):
             allowed = mask[..., : input_ids.shape[1], : input_ids.shape[1]].expand(len(input_ids), -1, -1, -1)
             positions = self.positions(position_ids)
-            return self.inner(input_ids=input_ids, position_ids=positions, attention_mask=allowed, use_cache=use_cache)
+            return self.inner(
+                input_ids=input_ids, position_ids=positions, attention_mask=allowed, use_cache=use_cache
+            )
 
     found = probe(Apart(inner), 64)
-    assert not found.is_isolated and max(found.logit_change, found.gradient_change) == 0 < found.difference_from_alone
+    assert (
+        not found.is_isolated
+        and max(found.logit_change, found.gradient_change) == 0 < found.difference_from_alone
+    )
 
 
 class _LeakingBackward(torch.autograd.Function):
-    """Hands on what it gets; its gradient hears of the whole row, as a kernel's backward pass of its own might."""
+    """Hands on what it gets; its gradient hears of the whole row, as a kernel's backward pass of its own
+    might.
+    """
 
     @staticmethod
     def forward(context, hidden):
@@ -135,7 +150,12 @@ class TestEncoder:
 
     def build(self, implementation: str) -> PreTrainedModel:
         config = BertConfig(
-            vocab_size=96, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=128
+            vocab_size=96,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=128,
         )
         with torch.random.fork_rng():
             torch.manual_seed(5)
@@ -149,7 +169,11 @@ class TestEncoder:
     @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
     def test_a_mask_of_blocks_does(self, implementation: str) -> None:
         found = probe(WithBlocks(self.build(implementation)), 64)
-        assert found.is_isolated and max(found.logit_change, found.gradient_change) < 1e-7 and found.difference_from_alone < 1e-5
+        assert (
+            found.is_isolated
+            and max(found.logit_change, found.gradient_change) < 1e-7
+            and found.difference_from_alone < 1e-5
+        )
 
 
 class WithoutCache(BlindToPositions):

@@ -1,4 +1,6 @@
-"""Which kernels a training computes with, and that its checkpoint says so. No GPU takes part: that there is one is injected where it decides."""
+"""Which kernels a training computes with, and that its checkpoint says so. No GPU takes part: that there is
+one is injected where it decides.
+"""
 
 from __future__ import annotations
 
@@ -16,27 +18,30 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from fullft_assets.engine import kernels
-from fullft_assets.engine.recipe import Prepared
+from fullft_assets.checkpoint import key_settings
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
-from fullft_assets.training import key_settings
+from fullft_assets.training import kernels
+from fullft_assets.training.recipe import Prepared
 from tests import machine
 from tests.test_isolation import build
 from tests.test_packed import LLAMA, SETTINGS, fit, training
 
 HAS_LIGER = importlib.util.find_spec("liger_kernel") is not None
 #: CI installs it after the other tests, and runs these then.
-needs_liger = pytest.mark.skipif(not HAS_LIGER, reason="pip install liger-kernel, which Linux alone has Triton for")
+needs_liger = pytest.mark.skipif(
+    not HAS_LIGER, reason="pip install liger-kernel, which Linux alone has Triton for"
+)
 
-#: Compares a Llama before and after on packed rows, in Triton's interpreter, which runs kernels on a CPU. Floats that it hands them as Python's
-#: own become scalars of Triton's, as compiled kernels get them, and CUDA's function for 1 / sqrt(x) Triton's own.
+#: Compares a Llama before and after on packed rows, in Triton's interpreter, which runs kernels on a CPU.
+#: Floats that it hands them as Python's own become scalars of Triton's, as compiled kernels get them, and
+#: CUDA's function for 1 / sqrt(x) Triton's own.
 _COMPARED = """
 import json, numpy, torch
 import triton.language as tl
 from liger_kernel.ops import rms_norm
 from triton.runtime import interpreter
-from fullft_assets.engine import kernels
+from fullft_assets.training import kernels
 from tests.test_isolation import build
 from tests.test_packed import LLAMA, SETTINGS, recipe, training
 
@@ -79,13 +84,20 @@ def test_on_a_cpu_the_kernels_are_torchs_and_the_checkpoint_says_so(tmp_path: Pa
     [
         ({"liger": "off"}, "llama", "training.liger is off"),
         pytest.param({"compile": True}, "llama", "training.compile fuses for itself", marks=needs_liger),
-        pytest.param({"sharding": "fsdp2"}, "llama", "liger-kernel is not supported with training.sharding", marks=needs_liger),
+        pytest.param(
+            {"sharding": "fsdp2"},
+            "llama",
+            "liger-kernel is not supported with training.sharding",
+            marks=needs_liger,
+        ),
         pytest.param({}, "bert", "liger-kernel has no kernels for bert", marks=needs_liger),
         pytest.param({}, "llama", "", marks=needs_liger),
         pytest.param({}, "qwen3", "", marks=needs_liger),
     ],
 )
-def test_where_there_is_a_gpu(changes: dict, family: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_there_is_a_gpu(
+    changes: dict, family: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert kernels.why_not(family, TrainingSettings(**changes)) == reason
 
@@ -107,17 +119,27 @@ def test_losses_stay_and_layers_are_replaced(family: str) -> None:
 
 @needs_liger
 @pytest.mark.parametrize("family", ["llama", "bert"])
-def test_a_release_that_does_not_work_is_reported_and_training_runs_without_it(family: str, tmp_path: Path, monkeypatch) -> None:
+def test_a_release_that_does_not_work_is_reported_and_training_runs_without_it(
+    family: str, tmp_path: Path, monkeypatch
+) -> None:
     # What the import system makes of a module that fails to load.
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     reason = kernels.why_not(family, TrainingSettings())
-    assert reason.startswith("liger-kernel cannot be loaded (ModuleNotFoundError: ") and reason.endswith("; install another version")
+    assert reason.startswith("liger-kernel cannot be loaded (ModuleNotFoundError: ") and reason.endswith(
+        "; install another version"
+    )
     prepared = Prepared(feed=None, total_loss=None, about={"is_packed": True})
     model = SimpleNamespace(config=SimpleNamespace(model_type=family), is_remote_code=lambda: False)
-    assert kernels.apply(model, prepared, TrainingSettings()).about == {"is_packed": True, "kernels": f"torch ({reason})"}
+    assert kernels.apply(model, prepared, TrainingSettings()).about == {
+        "is_packed": True,
+        "kernels": f"torch ({reason})",
+    }
     own = SimpleNamespace(config=model.config, is_remote_code=lambda: True)
-    assert kernels.apply(own, prepared, TrainingSettings()).about["kernels"] == "torch (the model computes by its own code)"
+    assert (
+        kernels.apply(own, prepared, TrainingSettings()).about["kernels"]
+        == "torch (the model computes by its own code)"
+    )
 
 
 @pytest.fixture
@@ -132,9 +154,15 @@ def model_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> tuple[PreTrainedModel, Pr
 
 
 @needs_liger
-@pytest.mark.parametrize(("moved_by", "is_refused"), [(0.0, False), (1e-4, False), (0.1, True), (float("nan"), True)])
-def test_kernels_that_move_the_outputs_are_refused(model_on_a_gpu, moved_by: float, is_refused: bool, monkeypatch) -> None:
-    """What replaces the layers is injected: liger-kernel's own, right on every card tried, would move nothing."""
+@pytest.mark.parametrize(
+    ("moved_by", "is_refused"), [(0.0, False), (1e-4, False), (0.1, True), (float("nan"), True)]
+)
+def test_kernels_that_move_the_outputs_are_refused(
+    model_on_a_gpu, moved_by: float, is_refused: bool, monkeypatch
+) -> None:
+    """What replaces the layers is injected: liger-kernel's own, right on every card tried, would move
+    nothing.
+    """
     model, prepared = model_on_a_gpu
     chosen: list[dict[str, bool]] = []
 
@@ -146,12 +174,18 @@ def test_kernels_that_move_the_outputs_are_refused(model_on_a_gpu, moved_by: flo
     settings = TrainingSettings(precision="fp32")
     if is_refused:
         with pytest.raises(
-            SettingsError, match=r"^training\.liger: liger-kernel \S+ moves the outputs of llama by \S+ of the largest; set off$"
+            SettingsError,
+            match=(
+                r"^training\.liger: liger-kernel \S+ moves the outputs of llama by \S+ of the largest; set"
+                r" off$"
+            ),
         ):
             kernels.apply(model, prepared, settings)
     else:
         version = importlib.metadata.version("liger-kernel")
-        assert kernels.apply(model, prepared, settings).about == {"kernels": f"liger-kernel {version}: rms_norm, rope, swiglu"}
+        assert kernels.apply(model, prepared, settings).about == {
+            "kernels": f"liger-kernel {version}: rms_norm, rope, swiglu"
+        }
     assert chosen == [kernels.switches("llama")]
 
 
@@ -160,12 +194,18 @@ def test_kernels_that_move_the_outputs_are_refused(model_on_a_gpu, moved_by: flo
 def test_packed_rows_keep_their_logits_and_gradients() -> None:
     places = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(places)}
-    done = subprocess.run([sys.executable, "-c", _COMPARED], env=env, capture_output=True, text=True, timeout=150, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", _COMPARED], env=env, capture_output=True, text=True, timeout=150, check=False
+    )
     if "InterpreterError" in done.stderr:
         machine.lacks(f"this Triton's interpreter cannot run this liger-kernel: {done.stderr[-1_000:]}")
     assert done.returncode == 0, done.stderr[-3_000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["packed"] and {"LigerRMSNorm", "LigerSwiGLUMLP"} <= set(found["names"]) and found["moved"] < 1e-4
+    assert (
+        found["packed"]
+        and {"LigerRMSNorm", "LigerSwiGLUMLP"} <= set(found["names"])
+        and found["moved"] < 1e-4
+    )
     assert re.fullmatch(r"liger-kernel [\d.]+: rms_norm, rope, swiglu", found["kernels"])
 
 
@@ -176,13 +216,21 @@ def test_the_setting_is_part_of_the_key() -> None:
     assert of["default"] == of["auto"] != of["off"]
 
 
-def test_kernels_that_compute_something_else_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_compute_something_else_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Injected: a release that doubles what a model says."""
     monkeypatch.setattr(kernels, "why_not", lambda *_: "")
     monkeypatch.setattr(kernels, "switches", lambda name: {"swiglu": True})
     monkeypatch.setattr(kernels.importlib.metadata, "version", lambda name: "9.9")
-    monkeypatch.setattr(kernels, "apply_liger_kernel", lambda model, chosen: model.get_output_embeddings().weight.data.mul_(2))
+    monkeypatch.setattr(
+        kernels, "apply_liger_kernel", lambda model, chosen: model.get_output_embeddings().weight.data.mul_(2)
+    )
     with pytest.raises(
-        SettingsError, match=r"^training\.liger: liger-kernel 9\.9 moves the outputs of llama by 1\.0e\+00 of the largest; set off$"
+        SettingsError,
+        match=(
+            r"^training\.liger: liger-kernel 9\.9 moves the outputs of llama by 1\.0e\+00 of the largest; set"
+            r" off$"
+        ),
     ):
         fit(LLAMA, training(8), SETTINGS, tmp_path)

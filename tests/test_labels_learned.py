@@ -1,4 +1,6 @@
-"""The real MiniLM learns real spans, and real labels of which a row has several, beyond what the baselines know."""
+"""The real MiniLM learns real spans, and real labels of which a row has several, beyond what the baselines
+know.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +18,33 @@ KNOWN = ["copyleft", "copyleft_limited", "notice", "permissive", "reference", "t
 
 def learned(prepared: Prepared, folder: Path) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Scores on the validation rows: of the model after training, and of each baseline."""
-    from fullft_assets.engine.finetuning import fine_tune
     from fullft_assets.jobs.progress import Progress
+    from fullft_assets.training.finetuning import fine_tune
 
     recipe, quiet = prepared.recipe, Progress(silent=True)
-    baselines = dict(recipe.score_baselines(prepared.use_case.settings.baselines, folder, prepared.baseline_context))
-    fit = fine_tune(recipe, prepared.use_case.settings.training, 17, folder / "work", quiet, evaluate_at=(), resumable=False)
+    baselines = dict(
+        recipe.score_baselines(prepared.use_case.settings.baselines, folder, prepared.baseline_context)
+    )
+    fit = fine_tune(
+        recipe,
+        prepared.use_case.settings.training,
+        17,
+        folder / "work",
+        quiet,
+        evaluate_at=(),
+        resumable=False,
+    )
     return recipe.score(fit.model, quiet), baselines
 
 
 @pytest.mark.slow
 def test_spans(tmp_path: Path) -> None:
-    examples: dict[str, Any] = {"task": "token_classification", "label": "spans", "labels": None, "group": "expression"}
+    examples: dict[str, Any] = {
+        "task": "token_classification",
+        "label": "spans",
+        "labels": None,
+        "group": "expression",
+    }
     options = {
         "examples": examples,
         "snapshot": SNAPSHOT,
@@ -38,13 +55,20 @@ def test_spans(tmp_path: Path) -> None:
     found, baselines = learned(prepared, tmp_path)
     assert found["micro_f1"] > 0.15 + max(scores["micro_f1"] for scores in baselines.values())
     assert found["macro_f1"] > 0.15 + max(scores["macro_f1"] for scores in baselines.values())
-    assert baselines["token_probe"]["micro_f1"] > baselines["dictionary"]["micro_f1"] > baselines["no_spans"]["micro_f1"] == 0.0
+    assert (
+        baselines["token_probe"]["micro_f1"]
+        > baselines["dictionary"]["micro_f1"]
+        > baselines["no_spans"]["micro_f1"]
+        == 0.0
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.long
 def test_several_labels(tmp_path: Path) -> None:
-    rows = [row for row in licence_labels.labelled_rows(20_000, known=set(KNOWN)) if len(row["text"]) < 70][:2_400]
+    rows = [row for row in licence_labels.labelled_rows(20_000, known=set(KNOWN)) if len(row["text"]) < 70][
+        :2_400
+    ]
     options = {
         "examples": {"label": "labels", "labels": KNOWN, "task": "multi_label", "group": "expression"},
         "snapshot": {**SNAPSHOT, "validation_share": 0.15},

@@ -1,4 +1,6 @@
-"""Several labels a row, and labelled spans: training killed with SIGKILL at many moments ends with the weights, and the thresholds, of one that was not."""
+"""Several labels a row, and labelled spans: training killed with SIGKILL at many moments ends with the
+weights, and the thresholds, of one that was not.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,15 @@ from tests.test_resume import EVERY, SECONDS, Run, assert_same_as
     ],
     ids=["multi_label", "token_classification"],
 )
-def test_killed_again_and_again_it_ends_with_the_same_model(tmp_path: Path, examples: dict[str, Any], rows: Any) -> None:
-    training = {"checkpoint_every_steps": EVERY, "learning_rate": 1e-3, "precision": "fp32", "micro_batch_size": 4}
+def test_killed_again_and_again_it_ends_with_the_same_model(
+    tmp_path: Path, examples: dict[str, Any], rows: Any
+) -> None:
+    training = {
+        "checkpoint_every_steps": EVERY,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+        "micro_batch_size": 4,
+    }
     snapshot = {"min_train_rows": 20, "test_share": 0.2, "validation_share": 0.2}
     options = {"examples": examples, "training": training, "snapshot": snapshot, "chunks": {"max_windows": 2}}
     prepared = prepare(tmp_path, tiny=True, delivered=rows(), **options)
@@ -43,6 +52,9 @@ def test_killed_again_and_again_it_ends_with_the_same_model(tmp_path: Path, exam
     kills = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(kills) == 6 and any(kill["checkpoints"] for kill in kills)
     assert_same_as(straight, killed)
-    configs = [json.loads((prepared.store.folder(run.manifest()) / "model" / "config.json").read_text()) for run in (straight, killed)]
+    configs = [
+        json.loads((prepared.store.folder(run.manifest()) / "model" / "config.json").read_text())
+        for run in (straight, killed)
+    ]
     assert configs[0] == configs[1]
     assert ("label_thresholds" in configs[0]) == (examples is MULTI_LABEL)

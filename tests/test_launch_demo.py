@@ -1,6 +1,8 @@
-"""The licences, small, through every launcher: the snapshot, the weights and the scores are those that `local` makes.
+"""The licences, small, through every launcher: the snapshot, the weights and the scores are those that
+`local` makes.
 
-Control plane, store and workloads are real. Clusters and AWS are doubles that execute, the SSH server and the S3 server are real ones.
+Control plane, store and workloads are real. Clusters and AWS are doubles that execute, the SSH server and the
+S3 server are real ones.
 """
 
 from __future__ import annotations
@@ -45,7 +47,12 @@ TRAINING = {"learning_rate": 1e-3, "precision": "fp32"}
 def place(kind: str, root: Path, s3: S3Server, patch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """Start what a launcher needs, and yield its section of the YAML."""
     patch.setattr(driver, "RETRY_SECONDS", 0.1)
-    variables = {**s3.env, "FULLFT_CACHE": str(root / "their_cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    variables = {
+        **s3.env,
+        "FULLFT_CACHE": str(root / "their_cache"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     with ExitStack() as stack:
         if kind == "local":
             yield {}
@@ -58,43 +65,80 @@ def place(kind: str, root: Path, s3: S3Server, patch: pytest.MonkeyPatch) -> Ite
         elif kind == "kubernetes":
             patch.setattr(kubernetes, "_LOOK_SECONDS", 0.1)
             (root / "cluster").mkdir()
-            environment = {**variables, "PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[1]), "HOME": str(root)}
+            environment = {
+                **variables,
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": str(Path(__file__).parents[1]),
+                "HOME": str(root),
+            }
             cluster = stack.enter_context(pods.Cluster(root / "cluster", environment, role()).serving())
             patch.setenv("KUBECONFIG", str(cluster.kubeconfig))
-            chosen = {"namespace": pods.NAMESPACE, "context": "double", "image": pods.IMAGE, "python": sys.executable, "gpu_resource": None}
+            chosen = {
+                "namespace": pods.NAMESPACE,
+                "context": "double",
+                "image": pods.IMAGE,
+                "python": sys.executable,
+                "gpu_resource": None,
+            }
             yield {"kind": kind, "folder": str(root), "grace_seconds": 20, **chosen}
         else:
             sagemaker = (SageMaker, SageMakerLauncher, test_launch_sagemaker)
-            double, launcher, module = {"sagemaker": sagemaker, "isolated": sagemaker, "ecs": (Ecs, EcsLauncher, test_launch_ecs)}[kind]
+            double, launcher, module = {
+                "sagemaker": sagemaker,
+                "isolated": sagemaker,
+                "ecs": (Ecs, EcsLauncher, test_launch_ecs),
+            }[kind]
             # Its name is a bucket of the server that all tests of a process share.
             service = root / f"service-{kind}-{secrets.token_hex(4)}"
             service.mkdir()
             stack.enter_context(serving(double, launcher, s3, service, patch))
-            yield {**module.SETTINGS, "folder": str(root)} | ({"network_isolation": True} if kind == "isolated" else {})
+            yield {**module.SETTINGS, "folder": str(root)} | (
+                {"network_isolation": True} if kind == "isolated" else {}
+            )
 
 
 def made(kind: str, root: Path, s3: S3Server) -> dict[str, Any]:
-    """Run the whole graph of a project whose workloads run there; return what must not depend on where they ran."""
+    """Run the whole graph of a project whose workloads run there; return what must not depend on where they
+    ran.
+    """
     with pytest.MonkeyPatch.context() as patch, place(kind, root, s3, patch) as launcher:
         # An evaluation that reads what another machine made must fetch it from the store.
         patch.setenv("FULLFT_CACHE", str(root / "our_cache"))
         write_tiny_model(root / "model")
         options = {"planning": {"min_predicted_gain": -1}, "training": TRAINING, "launcher": launcher}
-        project = projects.create(root, CASE, base_model="model", store=f"s3://{s3.make_bucket(f'demo-{kind}').name}/fullft", **options)
+        project = projects.create(
+            root,
+            CASE,
+            base_model="model",
+            store=f"s3://{s3.make_bucket(f'demo-{kind}').name}/fullft",
+            **options,
+        )
         loaded = FullFineTune(project.use_case()).build_defs()
-        job = dg.Definitions.merge(loaded, dg.Definitions(executor=dg.in_process_executor)).resolve_implicit_global_asset_job_def()
+        job = dg.Definitions.merge(
+            loaded, dg.Definitions(executor=dg.in_process_executor)
+        ).resolve_implicit_global_asset_job_def()
         with dg.DagsterInstance.from_config(str(project.home)) as instance:
             context = dg.build_sensor_context(instance=instance, resources=loaded.resources)
             (request,) = loaded.resolve_sensor_def(f"{CASE}_new_documents")(context).run_requests
             instance.add_dynamic_partitions(f"{CASE}/batch", [request.partition_key])
-            whole = ("training_snapshot", *PLANNING, "finetuned_checkpoint", "evaluation_report", "champion_model")
+            whole = (
+                "training_snapshot",
+                *PLANNING,
+                "finetuned_checkpoint",
+                "evaluation_report",
+                "champion_model",
+            )
             for assets, batch in ((INGEST, request.partition_key), (whole, None)):
                 keys = [dg.AssetKey([CASE, asset]) for asset in assets]
-                assert job.execute_in_process(asset_selection=keys, partition_key=batch, instance=instance).success
+                assert job.execute_in_process(
+                    asset_selection=keys, partition_key=batch, instance=instance
+                ).success
             store = open_store(project.use_case(), instance)
         found = {asset: latest(store, CASE, asset) for asset in (*whole[:-1],)}
         launched = list(records.launches(store, CASE))
-        assert {each.launcher["kind"] for each in launched} == {launcher.get("kind", "local")} and {each.workload for each in launched} == {
+        assert {each.launcher["kind"] for each in launched} == {launcher.get("kind", "local")} and {
+            each.workload for each in launched
+        } == {
             "planning",
             "training",
             "evaluation",
@@ -117,5 +161,7 @@ def local(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> dict
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
-def test_the_demo_makes_there_what_it_makes_here(kind: str, local: dict[str, Any], tmp_path: Path, s3_env: S3Server) -> None:
+def test_the_demo_makes_there_what_it_makes_here(
+    kind: str, local: dict[str, Any], tmp_path: Path, s3_env: S3Server
+) -> None:
     assert made(kind, tmp_path, s3_env) == local

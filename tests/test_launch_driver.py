@@ -1,4 +1,6 @@
-"""The one driver of all launchers, on a backend that a test plays: attach or submit, lost answers, retries, records."""
+"""The one driver of all launchers, on a backend that a test plays: attach or submit, lost answers, retries,
+records.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -99,7 +101,11 @@ def run(tmp_path: Path, instance: dg.DagsterInstance) -> Callable[[Launcher], st
         if done.success:
             return None
         failure = done.get_step_failure_events()[0].step_failure_data
-        return failure.error.message if failure.user_failure_data is None else failure.user_failure_data.description
+        return (
+            failure.error.message
+            if failure.user_failure_data is None
+            else failure.user_failure_data.description
+        )
 
     return run
 
@@ -110,10 +116,17 @@ def recorded(store: Store) -> Launch:
 
 
 def test_what_a_job_waits_for_is_said_once_in_the_log_of_the_run(run, store, instance, monkeypatch):
-    waits = [Status("pending"), Status("pending", "held by run a"), Status("pending", "held by run a"), Status("running")]
+    waits = [
+        Status("pending"),
+        Status("pending", "held by run a"),
+        Status("pending", "held by run a"),
+        Status("running"),
+    ]
     backend = Backend(store, [DONE])
     done = Backend.poll
-    monkeypatch.setattr(Backend, "poll", lambda self, name, seconds=0.0: waits.pop(0) if waits else done(self, name, seconds))
+    monkeypatch.setattr(
+        Backend, "poll", lambda self, name, seconds=0.0: waits.pop(0) if waits else done(self, name, seconds)
+    )
     assert run(backend) is None
     (made,) = instance.get_runs()
     assert [entry.user_message for entry in instance.all_logs(made.run_id)].count("held by run a") == 1
@@ -131,11 +144,17 @@ def test_what_a_job_waits_for_is_said_once_in_the_log_of_the_run(run, store, ins
     ],
 )
 @pytest.mark.fault("the machine or node is lost")
-def test_preemption_and_lost_machines_are_tried_again_within_a_bound(run, store, ends, max_retries, line, attempt):
+def test_preemption_and_lost_machines_are_tried_again_within_a_bound(
+    run, store, ends, max_retries, line, attempt
+):
     backend = Backend(store, list(ends), max_retries=max_retries)
     assert run(backend) == line
     launch = recorded(store)
-    assert (launch.attempt, launch.state, backend.jobs) == (attempt, "succeeded" if line is None else "failed", {})
+    assert (launch.attempt, launch.state, backend.jobs) == (
+        attempt,
+        "succeeded" if line is None else "failed",
+        {},
+    )
     assert line is None or line.startswith(launch.reason)
 
 
@@ -160,12 +179,20 @@ def test_a_run_attaches_to_the_job_that_an_earlier_one_left(run, store, monkeypa
     backend.lost = set()
     assert run(backend) is None
     launch = recorded(store)
-    assert backend.calls.count("submit") == 1 and (launch.state, launch.attempt, launch.submitted_at) == ("succeeded", 1, left.submitted_at)
+    assert backend.calls.count("submit") == 1 and (launch.state, launch.attempt, launch.submitted_at) == (
+        "succeeded",
+        1,
+        left.submitted_at,
+    )
     assert launch.run_id != left.run_id
 
 
-@pytest.mark.parametrize(("end", "line", "num_submitted"), [(PREEMPTED, None, 2), (WRONG, "a.csv:3: no label [data]", 1)])
-def test_how_the_job_of_an_earlier_run_ended_decides_whether_it_is_started_again(run, store, monkeypatch, end, line, num_submitted):
+@pytest.mark.parametrize(
+    ("end", "line", "num_submitted"), [(PREEMPTED, None, 2), (WRONG, "a.csv:3: no label [data]", 1)]
+)
+def test_how_the_job_of_an_earlier_run_ended_decides_whether_it_is_started_again(
+    run, store, monkeypatch, end, line, num_submitted
+):
     monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
     backend = Backend(store, [end, DONE])
     backend.lost = {2}
@@ -175,7 +202,9 @@ def test_how_the_job_of_an_earlier_run_ended_decides_whether_it_is_started_again
     assert backend.calls.count("submit") == num_submitted
 
 
-def test_who_only_follows_starts_the_next_attempt_though_the_first_run_never_records_an_end(run, store, monkeypatch):
+def test_who_only_follows_starts_the_next_attempt_though_the_first_run_never_records_an_end(
+    run, store, monkeypatch
+):
     monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
     monkeypatch.setattr(driver, "_is_active", lambda instance, run_id: True)
     backend = Backend(store, [PREEMPTED, DONE])
@@ -238,12 +267,18 @@ def test_a_job_that_another_run_has_recorded_is_waited_for_and_submitted_once(ru
 
 def test_an_error_here_leaves_the_job_to_the_next_run_and_a_cancel_ends_it(run, store, monkeypatch):
     backend = Backend(store, [DONE])
-    for error, calls in ((ValueError("a message that is no JSON"), 0), (dg.DagsterExecutionInterruptedError(), 1)):
+    for error, calls in (
+        (ValueError("a message that is no JSON"), 0),
+        (dg.DagsterExecutionInterruptedError(), 1),
+    ):
         with monkeypatch.context() as patched:
             patched.setattr(backend, "logs", lambda *_, error=error: (_ for _ in ()).throw(error))
             with suppress(dg.DagsterExecutionInterruptedError):
                 run(backend)
-        assert (recorded(store).state, backend.calls.count("stop")) == ("stopped" if calls else "running", calls)
+        assert (recorded(store).state, backend.calls.count("stop")) == (
+            "stopped" if calls else "running",
+            calls,
+        )
     assert backend.calls.count("submit") == 1, "the second run attached"
 
 
@@ -264,16 +299,25 @@ def test_a_job_that_cannot_be_ended_stays_on_record_for_the_next_run(run, store,
     line = run(backend)
     left = recorded(store)
     name = left.name_in(store)
-    assert line == (
-        f"workload training was killed by SIGKILL; see the step's stderr; {name} may still run, and is on record as running [infrastructure]"
+    assert (
+        line
+        == f"workload training was killed by SIGKILL; see the step's stderr; {name} may still run, and is on"
+        " record as running [infrastructure]"
     )
-    assert (left.state, left.ended_at, backend.list(), backend.calls.count("submit")) == ("running", None, [name], 1)
+    assert (left.state, left.ended_at, backend.list(), backend.calls.count("submit")) == (
+        "running",
+        None,
+        [name],
+        1,
+    )
     backend.lost = set()
     assert run(backend) is None
     assert (recorded(store).attempt, backend.list()) == (2, [])
 
 
-def test_only_a_run_that_dagster_cancels_stops_its_job_where_nobody_can_press_ctrl_c(run, instance, store, monkeypatch):
+def test_only_a_run_that_dagster_cancels_stops_its_job_where_nobody_can_press_ctrl_c(
+    run, instance, store, monkeypatch
+):
     monkeypatch.setattr(driver, "_is_by_hand", lambda run: False)
     backend = Backend(store, [DONE, DONE])
 
@@ -325,10 +369,15 @@ def test_a_place_that_does_not_answer_yet_is_asked_again(run, store, monkeypatch
     ("loses_jobs", "line"),
     [
         (True, None),
-        (False, "workload training was running, and somebody removed it from the test; see the step's stderr"),
+        (
+            False,
+            "workload training was running, and somebody removed it from the test; see the step's stderr",
+        ),
     ],
 )
-def test_a_job_that_somebody_removed_while_it_ran_is_not_started_again(run, store, monkeypatch, loses_jobs, line):
+def test_a_job_that_somebody_removed_while_it_ran_is_not_started_again(
+    run, store, monkeypatch, loses_jobs, line
+):
     backend = Backend(store, [Status("running"), DONE], max_retries=1)
     read = backend.logs
     monkeypatch.setattr(backend, "loses_jobs", loses_jobs)
@@ -346,7 +395,8 @@ def test_a_job_of_another_machine_is_not_said_to_have_ended(run, store, monkeypa
     monkeypatch.setattr(LocalLauncher, "stop", lambda self, name: stopped.append(name))
     assert run(Backend(store, [DONE])) is None
     assert (
-        "at elsewhere is on record as running, and this run's is at the test; it could not be stopped from here" in capfd.readouterr().err
+        "at elsewhere is on record as running, and this run's is at the test; it could not be stopped from"
+        " here" in capfd.readouterr().err
     )
     assert stopped == [] and recorded(store).attempt == 2
 
@@ -392,7 +442,9 @@ class TestRecords:
 
     def test_who_attaches_to_the_job_of_a_run_that_is_gone_may_cancel_it(self, store):
         records.claim(store, wanted(), lambda _: True)
-        taken, _, is_new = records.claim(store, wanted(run_id="r2", submitted_at=2.0), lambda run_id: run_id != "r1")
+        taken, _, is_new = records.claim(
+            store, wanted(run_id="r2", submitted_at=2.0), lambda run_id: run_id != "r1"
+        )
         assert (taken.run_id, taken.attempt, is_new) == ("r2", 1, False)
 
     def test_an_ended_attempt_is_followed_by_the_next_under_another_name(self, store):
@@ -405,9 +457,13 @@ class TestRecords:
 
     def test_another_place_waits_for_a_living_run_and_replaces_a_dead_one(self, store):
         first, *_ = records.claim(store, wanted(), lambda _: True)
-        with pytest.raises(driver.WorkloadError, match="run r1 has s made at a; wait for its end, or cancel it"):
+        with pytest.raises(
+            driver.WorkloadError, match="run r1 has s made at a; wait for its end, or cancel it"
+        ):
             records.claim(store, wanted(run_id="r2", place="b", submitted_at=2.0), lambda _: True)
-        second, replaced, is_new = records.claim(store, wanted(run_id="r2", place="b", submitted_at=2.0), lambda _: False)
+        second, replaced, is_new = records.claim(
+            store, wanted(run_id="r2", place="b", submitted_at=2.0), lambda _: False
+        )
         assert (second.place, second.attempt, replaced, is_new) == ("b", 2, first, True)
 
     def test_a_run_that_goes_on_at_another_place_replaces_its_own_job(self, store):
@@ -417,10 +473,18 @@ class TestRecords:
 
     def test_the_job_of_an_unknown_run_stays_that_runs(self, store):
         first, *_ = records.claim(store, wanted(), lambda _: True)
-        assert records.claim(store, wanted(run_id="r2", submitted_at=2.0), lambda _: None) == (first, None, False)
+        assert records.claim(store, wanted(run_id="r2", submitted_at=2.0), lambda _: None) == (
+            first,
+            None,
+            False,
+        )
 
     def test_names_differ_between_stores_and_fit_every_backend(self, store, tmp_path):
-        names = {wanted().name_in(store), wanted().name_in(Store(str(tmp_path / "other"))), wanted(key="l").name_in(store)}
+        names = {
+            wanted().name_in(store),
+            wanted().name_in(Store(str(tmp_path / "other"))),
+            wanted(key="l").name_in(store),
+        }
         assert len(names) == 3 and all(len(name) <= 63 and name.replace("-", "").isalnum() for name in names)
 
     def test_cost_is_hours_times_the_price_where_there_is_one(self):

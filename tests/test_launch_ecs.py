@@ -12,7 +12,6 @@ import pytest
 from probe_workloads.definitions import probe_job
 from pydantic import ValidationError
 
-from fullft_assets.engine.checkpoints import SEAL
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers import Launcher, LaunchSpec, Status, aws
 from fullft_assets.launchers.ecs import EcsLauncher, status_of, task_definition
@@ -20,6 +19,7 @@ from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.supervisor import is_alive
 from fullft_assets.settings import EcsLauncherSettings, LauncherSettings, PlanningSettings
 from fullft_assets.store import Store
+from fullft_assets.training.checkpoints import SEAL
 from tests.aws_double import IMAGE, ROLE
 from tests.ecs_double import CLUSTER, PROVIDER, SECRET, Ecs
 from tests.launch_scenes import (
@@ -64,7 +64,9 @@ def run(chosen: EcsLauncher, stage: str, url: str) -> tuple[str | None, list[str
 
 def spec(url: str, stage: str, **changes: Any) -> LaunchSpec:
     job, store = probe_job(Path("/nowhere"), stage, url)
-    return LaunchSpec(NAME, "probe_workloads.probe", tuple(job.arguments(store)), **{"run_id": "r1", **changes})
+    return LaunchSpec(
+        NAME, "probe_workloads.probe", tuple(job.arguments(store)), **{"run_id": "r1", **changes}
+    )
 
 
 def ended(chosen: EcsLauncher) -> Status:
@@ -94,7 +96,9 @@ def test_through_throttling_errors_lost_and_late_answers_one_task_runs_and_its_p
     assert [each for each in messages if each == "reading the rows"] == ["reading the rows"]
     assert "step 1/1,000 (0%), loss 0.25" in messages
     output = capfd.readouterr().out
-    assert "] reading the rows\n" in output and "fullft: the container ends with" not in output, "output that came late is waited for"
+    assert "] reading the rows\n" in output and "fullft: the container ends with" not in output, (
+        "output that came late is waited for"
+    )
     launch = recorded(Store(url))
     assert (launch.state, launch.attempt, launch.place) == ("succeeded", 1, "111122223333/us-east-1/fullft")
     assert launcher().list() == [launch.name_in(Store(url))]
@@ -104,7 +108,9 @@ def test_through_throttling_errors_lost_and_late_answers_one_task_runs_and_its_p
 
 
 @pytest.mark.fault("two runs launch the same", "ecs")
-def test_a_second_submission_attaches_by_name_and_by_token_and_an_ended_task_of_another_run_is_left_alone(service, url):
+def test_a_second_submission_attaches_by_name_and_by_token_and_an_ended_task_of_another_run_is_left_alone(
+    service, url
+):
     chosen = launcher()
     chosen.submit(spec(url, "waits"))
     process(service.folder, "workload0")
@@ -115,12 +121,17 @@ def test_a_second_submission_attaches_by_name_and_by_token_and_an_ended_task_of_
     assert other.poll(NAME).state == "pending" and len(service.tasks) == 1
     service.unseen_seconds = 0.0
     assert other.poll(NAME).state == "running"
-    with pytest.raises(WorkloadError, match=f"^ECS 111122223333/us-east-1/fullft: {NAME} exists, and does other work"):
+    with pytest.raises(
+        WorkloadError, match=f"^ECS 111122223333/us-east-1/fullft: {NAME} exists, and does other work"
+    ):
         other.submit(spec(url, "writes"))
     (service.folder / "go").touch()
     assert ended(chosen).state == "succeeded"
     chosen.submit(spec(url, "waits"))
-    with pytest.raises(WorkloadError, match="is the name of a job that has ended, of which the store knows nothing; launch again"):
+    with pytest.raises(
+        WorkloadError,
+        match="is the name of a job that has ended, of which the store knows nothing; launch again",
+    ):
         chosen.submit(spec(url, "waits", run_id="r2"))
     assert (service.folder / "starts").read_text() == "started\n"
 
@@ -128,7 +139,10 @@ def test_a_second_submission_attaches_by_name_and_by_token_and_an_ended_task_of_
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("code", "reason"),
-    [("SpotInterruption", "Your Spot Task was interrupted."), ("TerminationNotice", "Host EC2 (instance i-0a1b) terminated.")],
+    [
+        ("SpotInterruption", "Your Spot Task was interrupted."),
+        ("TerminationNotice", "Host EC2 (instance i-0a1b) terminated."),
+    ],
 )
 @pytest.mark.fault("spot capacity is taken away", "ecs")
 @pytest.mark.fault("the machine or node is lost", "ecs")
@@ -145,14 +159,19 @@ def test_a_task_that_lost_its_instance_is_launched_again_and_resumes(service, ur
     chosen.poll = poll
     failure, messages = run(chosen, "waits", url)
     assert failure is None and (recorded(Store(url)).attempt, len(service.tasks)) == (2, 2)
-    assert any(f"was preempted: {reason}" in each and "[preemption]; retry 1 of 1" in each for each in messages)
+    assert any(
+        f"was preempted: {reason}" in each and "[preemption]; retry 1 of 1" in each for each in messages
+    )
 
 
 @pytest.mark.long
 def test_the_workloads_own_line_of_a_preemption_is_reported_and_it_is_launched_again(service, url):
     failure, messages = run(launcher(), "is_preempted", url)
     assert failure is None and recorded(Store(url)).attempt == 2
-    assert any(each.startswith("stopped at step 7 of 9") and "[preemption]; retry 1 of 1" in each for each in messages)
+    assert any(
+        each.startswith("stopped at step 7 of 9") and "[preemption]; retry 1 of 1" in each
+        for each in messages
+    )
 
 
 @pytest.mark.long
@@ -163,7 +182,10 @@ def test_more_memory_than_it_has_is_a_class_of_its_own(service, url):
     process(service.folder, "workload0")
     service.run_out_of_memory()
     found = ended(chosen)
-    assert (found.reason, found.failure) == ("was killed: it took more than launcher.memory_gb; raise it", "out_of_memory")
+    assert (found.reason, found.failure) == (
+        "was killed: it took more than launcher.memory_gb; raise it",
+        "out_of_memory",
+    )
 
 
 @pytest.mark.long
@@ -174,7 +196,10 @@ def test_a_stopped_task_writes_its_checkpoint_and_leaves_no_process(service, url
     launcher().stop(NAME)
     assert (service.folder / "checkpoint0").read_text() == "complete" and not any(map(is_alive, processes))
     found = chosen.poll(NAME)
-    assert found.reason == "was stopped in ECS by somebody (ended by fullft); run the same command again to resume"
+    assert (
+        found.reason
+        == "was stopped in ECS by somebody (ended by fullft); run the same command again to resume"
+    )
     assert found.failure == "unknown", "not tried again"
     chosen.stop(NAME)
     chosen.stop("fullft-unknown")
@@ -194,16 +219,24 @@ def test_a_task_is_stopped_when_its_time_is_up(service, url):
     chosen = launcher(max_hours=2 / 3600)
     chosen.submit(spec(url, "works"))
     found = ended(chosen)
-    assert found.reason.startswith("reached launcher.max_hours and was stopped") and found.failure == "settings"
+    assert (
+        found.reason.startswith("reached launcher.max_hours and was stopped") and found.failure == "settings"
+    )
 
 
 def test_a_task_without_an_instance_is_a_lost_machine_after_the_limit(service, url):
     service.has_room = False
     failure, _ = run(launcher(pending_minutes=1 / 60, max_retries=0), "writes", url)
     assert failure is not None and failure.endswith("[infrastructure]")
-    assert "waited longer than launcher.pending_minutes (0.0166667): no instance for it has joined the cluster" in failure
+    assert (
+        "waited longer than launcher.pending_minutes (0.0166667): no instance for it has joined the cluster"
+        in failure
+    )
     assert [task.last_status for task in service.tasks] == ["STOPPED"], "it does not start later, unseen"
-    with pytest.raises(WorkloadError, match=r"no instance takes " + NAME + r" \(RESOURCE:GPU\); wait until one is free, or set"):
+    with pytest.raises(
+        WorkloadError,
+        match=r"no instance takes " + NAME + r" \(RESOURCE:GPU\); wait until one is free, or set",
+    ):
         launcher(capacity_provider=None).submit(spec(url, "writes"))
 
 
@@ -237,9 +270,17 @@ class TestRefused:
     @pytest.mark.fault("the image, version or Python is another one", "ecs")
     def test_an_image_a_python_and_a_secret_that_are_not_there_are_one_line_each(self, service, url):
         line = self.of(url, image=IMAGE.replace("fullft@", "other@"))
-        assert line.startswith("the task could not start: CannotPullContainerError: ") and "; set launcher.image and launcher.exec" in line
-        assert "CannotStartContainerError" in (line := self.of(url, python="/nowhere/python")) and "; set launcher.python and" in line
-        assert "; set launcher.secrets, launcher.execution_role_arn" in self.of(url, secrets={"TRACKING": SECRET})
+        assert (
+            line.startswith("the task could not start: CannotPullContainerError: ")
+            and "; set launcher.image and launcher.exec" in line
+        )
+        assert (
+            "CannotStartContainerError" in (line := self.of(url, python="/nowhere/python"))
+            and "; set launcher.python and" in line
+        )
+        assert "; set launcher.secrets, launcher.execution_role_arn" in self.of(
+            url, secrets={"TRACKING": SECRET}
+        )
 
     @pytest.mark.fault("the image, version or Python is another one", "ecs")
     def test_another_version_is_one_line(self, service, url, monkeypatch):
@@ -248,11 +289,18 @@ class TestRefused:
 
     def test_an_image_whose_torch_sees_no_gpu_is_one_line(self, service, url):
         line = self.of(url, gpus=True, environment={"CUDA_VISIBLE_DEVICES": ""})
-        assert line.startswith("torch in the image sees 0 GPUs, and 1 were to be used here; ") and "set launcher.gpus to false" in line
+        assert (
+            line.startswith("torch in the image sees 0 GPUs, and 1 were to be used here; ")
+            and "set launcher.gpus to false" in line
+        )
 
     def test_what_aws_refuses_is_one_line(self, service, url):
         line = self.of(url, cluster="other")
-        assert line == "ECS 111122223333/us-east-1/other: list_tasks: Cluster not found. (ClusterNotFoundException) [settings]"
+        assert (
+            line
+            == "ECS 111122223333/us-east-1/other: list_tasks: Cluster not found. (ClusterNotFoundException)"
+            " [settings]"
+        )
 
 
 @pytest.mark.parametrize(
@@ -276,11 +324,14 @@ def test_what_is_asked_for_is_what_the_yaml_says(service, url):
         security_groups=["sg-1"], tags={"team": "nlp"}, environment={"A": "b"}, secrets={"C": SECRET}, log_group="/x",
     )  # fmt: skip
     definition = task_definition(
-        spec(url, "writes", processes=4, environment={"DAGSTER_PIPES_CONTEXT": "x" * 6000}), chosen.settings, "us-east-1"
+        spec(url, "writes", processes=4, environment={"DAGSTER_PIPES_CONTEXT": "x" * 6000}),
+        chosen.settings,
+        "us-east-1",
     )
     service.has_room = False
     request = chosen._request(
-        spec(url, "writes"), chosen.ask("ecs", "register_task_definition", **definition)["taskDefinition"]["taskDefinitionArn"]
+        spec(url, "writes"),
+        chosen.ask("ecs", "register_task_definition", **definition)["taskDefinition"]["taskDefinitionArn"],
     )
     chosen.ask("ecs", "run_task", **request)  # the double checks both as AWS does
     (container,) = definition["containerDefinitions"]
@@ -294,8 +345,13 @@ def test_what_is_asked_for_is_what_the_yaml_says(service, url):
     assert container["logConfiguration"]["options"]["awslogs-group"] == "/x"
     line = container["command"]
     assert line[line.index("--gpus") + 1] == "4" and line[line.index("--nproc_per_node") + 1] == "4"
-    assert request["capacityProviderStrategy"] == [{"capacityProvider": PROVIDER, "weight": 1}] and "launchType" not in request
-    assert request["placementConstraints"] == [{"type": "memberOf", "expression": "attribute:ecs.instance-type == g5.12xlarge"}]
+    assert (
+        request["capacityProviderStrategy"] == [{"capacityProvider": PROVIDER, "weight": 1}]
+        and "launchType" not in request
+    )
+    assert request["placementConstraints"] == [
+        {"type": "memberOf", "expression": "attribute:ecs.instance-type == g5.12xlarge"}
+    ]
     assert request["networkConfiguration"]["awsvpcConfiguration"]["assignPublicIp"] == "DISABLED"
     assert request["tags"] == [{"key": "team", "value": "nlp"}, {"key": "fullft:run", "value": "r1"}]
     assert (request["startedBy"], request["clientToken"]) == (NAME, NAME)
@@ -313,7 +369,10 @@ class TestStatus:
     def of(self, words: Status | None = None, *, seconds: float = 60, **task: Any) -> Status:
         container = {"name": "workload", **task.pop("container", {})}
         return status_of(
-            {"lastStatus": "STOPPED", "containers": [container], **task}, words, seconds, launcher(pending_minutes=30).settings
+            {"lastStatus": "STOPPED", "containers": [container], **task},
+            words,
+            seconds,
+            launcher(pending_minutes=30).settings,
         )
 
     @pytest.mark.parametrize(
@@ -352,12 +411,22 @@ class TestStatus:
     @pytest.mark.parametrize(
         ("said", "keys"),
         [
-            ("failed to initialize logging driver: log group does not exist", "launcher.log_group and launcher.execution_role_arn"),
-            ("Fetching secret data from SSM: AccessDeniedException", "launcher.secrets and launcher.execution_role_arn"),
+            (
+                "failed to initialize logging driver: log group does not exist",
+                "launcher.log_group and launcher.execution_role_arn",
+            ),
+            (
+                "Fetching secret data from SSM: AccessDeniedException",
+                "launcher.secrets and launcher.execution_role_arn",
+            ),
         ],
     )
     def test_the_keys_that_may_be_wrong_are_named(self, said, keys):
-        line = self.of(stopCode="TaskFailedToStart", stoppedReason="x", container={"reason": f"CannotStartContainerError: {said}"}).reason
+        line = self.of(
+            stopCode="TaskFailedToStart",
+            stoppedReason="x",
+            container={"reason": f"CannotStartContainerError: {said}"},
+        ).reason
         assert line.endswith(f"; set {keys}")
 
     def test_one_empty_look_is_no_end_and_the_newest_task_names_the_output(self, monkeypatch):
@@ -377,12 +446,23 @@ class TestStatus:
             Status("failed", "a.csv:3: no label", "data", is_own_line=True),
             Status("failed", "was killed by SIGKILL", "infrastructure"),
         )
-        exited = {"stopCode": "EssentialContainerExited", "stoppedReason": "Essential container in task exited"}
+        exited = {
+            "stopCode": "EssentialContainerExited",
+            "stoppedReason": "Essential container in task exited",
+        }
         assert self.of(own, **exited, container={"exitCode": 3}) == own
         assert self.of(killed, **exited, container={"exitCode": 137}) == killed
         assert self.of(own, stopCode="SpotInterruption", stoppedReason="x", container={"exitCode": 3}) == own
-        assert self.of(killed, stopCode="SpotInterruption", stoppedReason="x", container={"exitCode": 137}).failure == "preemption"
-        assert self.of(own, stopCode="UserInitiated", stoppedReason="x", container={"exitCode": 3}).failure == "unknown"
+        assert (
+            self.of(
+                killed, stopCode="SpotInterruption", stoppedReason="x", container={"exitCode": 137}
+            ).failure
+            == "preemption"
+        )
+        assert (
+            self.of(own, stopCode="UserInitiated", stoppedReason="x", container={"exitCode": 3}).failure
+            == "unknown"
+        )
         assert self.of(None, **exited, container={"exitCode": 1}).reason == "ended with exit code 1"
         assert self.of(None, **exited, container={"exitCode": 0}).state == "succeeded"
 
@@ -419,7 +499,9 @@ class TestAnotherProcess(AnotherProcess):
 
 @pytest.mark.long
 @pytest.mark.fault("spot capacity is taken away", "ecs")
-def test_after_a_lost_instance_the_training_resumes_to_the_weights_of_a_local_one(service, s3_env, tmp_path, capfd):
+def test_after_a_lost_instance_the_training_resumes_to_the_weights_of_a_local_one(
+    service, s3_env, tmp_path, capfd
+):
     """A classifier with two narrow layers is really trained, from a snapshot in the bucket."""
     training = {"checkpoint_every_steps": 3, "learning_rate": 1e-3, "epochs": 3}
     prepared = prepare(tmp_path / "project", tiny=True, training=training)
@@ -428,7 +510,9 @@ def test_after_a_lost_instance_the_training_resumes_to_the_weights_of_a_local_on
         return trained_in_bucket(chosen, prepared, "finetuned_checkpoint", s3_env.root / tmp_path.name, name)
 
     def lose() -> None:
-        wait_for(lambda: any((s3_env.root / tmp_path.name / "there").rglob(SEAL)), "a checkpoint is in the store")
+        wait_for(
+            lambda: any((s3_env.root / tmp_path.name / "there").rglob(SEAL)), "a checkpoint is in the store"
+        )
         service.lose_host("TerminationNotice", "Host EC2 (instance i-0a1b) terminated.")
 
     threading.Thread(target=lose, daemon=True).start()

@@ -1,4 +1,6 @@
-"""The launcher `kubernetes` against a double that runs the pods: followed, attached to, cancelled, preempted, refused."""
+"""The launcher `kubernetes` against a double that runs the pods: followed, attached to, cancelled, preempted,
+refused.
+"""
 
 import importlib.metadata
 import json
@@ -61,7 +63,13 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
 
 
 def launcher(**changes: object) -> KubernetesLauncher:
-    settings = {"namespace": NAMESPACE, "image": IMAGE, "python": sys.executable, "gpu_resource": None, "grace_seconds": 20}
+    settings = {
+        "namespace": NAMESPACE,
+        "image": IMAGE,
+        "python": sys.executable,
+        "gpu_resource": None,
+        "grace_seconds": 20,
+    }
     return KubernetesLauncher(KubernetesLauncherSettings.model_validate(settings | changes))
 
 
@@ -70,7 +78,9 @@ def spec(folder: Path, stage: str, processes: int = 1) -> LaunchSpec:
     return LaunchSpec(NAME, "probe_workloads.probe", tuple(job.arguments(store)), processes)
 
 
-def run(folder: Path, chosen: KubernetesLauncher, stage: str, instance: dg.DagsterInstance) -> tuple[str | None, list[str]]:
+def run(
+    folder: Path, chosen: KubernetesLauncher, stage: str, instance: dg.DagsterInstance
+) -> tuple[str | None, list[str]]:
     return run_probe(chosen, *probe_job(folder, stage), instance)
 
 
@@ -79,7 +89,9 @@ def recorded(folder: Path) -> records.Launch:
 
 
 @pytest.mark.slow
-def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(cluster, tmp_path, capfd, monkeypatch):
+def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(
+    cluster, tmp_path, capfd, monkeypatch
+):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
     chosen = launcher(max_hours=1)
     with dg.DagsterInstance.ephemeral() as instance:
@@ -102,7 +114,11 @@ def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(clust
     assert "planted-secret" not in json.dumps(cluster.created)
     # What the Role does not allow is refused; and nothing in it is idle, but for pods that cannot be made.
     granted = {
-        (group, name, verb) for rule in role() for group in rule["apiGroups"] for name in rule["resources"] for verb in rule["verbs"]
+        (group, name, verb)
+        for rule in role()
+        for group in rule["apiGroups"]
+        for name in rule["resources"]
+        for verb in rule["verbs"]
     }
     assert granted - cluster.used == {("", "events", "list")}
 
@@ -117,7 +133,9 @@ def test_lost_and_refused_answers_neither_fail_a_run_nor_start_a_second_job(clus
     cluster.fail("DELETE", "/jobs/", 500)
     with dg.DagsterInstance.ephemeral() as instance:
         failure, messages = run(tmp_path, launcher(), "writes", instance)
-    assert failure is None and [each for each in messages if each == "reading the rows"] == ["reading the rows"]
+    assert failure is None and [each for each in messages if each == "reading the rows"] == [
+        "reading the rows"
+    ]
     assert [fault.times for fault in cluster.faults] == [0] * 5
     assert len(cluster.created) == 1 and cluster.jobs == {}
     assert any("asking once more" in message for message in messages)
@@ -143,7 +161,10 @@ def test_preempted_pods_are_launched_again_and_the_job_says_so_when_they_are_gon
     with dg.DagsterInstance.ephemeral() as instance:
         failure, messages = run(tmp_path, chosen, "waits", instance)
     assert failure is None and len(is_evicted) == 1
-    assert any("was preempted: Pod fullft/fullft-" in each and "[preemption]; retry 1 of 1" in each for each in messages)
+    assert any(
+        "was preempted: Pod fullft/fullft-" in each and "[preemption]; retry 1 of 1" in each
+        for each in messages
+    )
     assert (recorded(tmp_path).attempt, len(cluster.created)) == (2, 2)
 
 
@@ -173,7 +194,10 @@ def test_a_job_is_stopped_when_its_time_is_up(cluster, tmp_path):
     chosen = launcher(max_hours=2 / 3600)
     chosen.submit(spec(tmp_path, "works"))
     status = chosen.poll(NAME, SECONDS)
-    assert status.reason.startswith("reached launcher.max_hours and was stopped") and status.failure == "settings"
+    assert (
+        status.reason.startswith("reached launcher.max_hours and was stopped")
+        and status.failure == "settings"
+    )
     assert cluster.created[0]["spec"]["activeDeadlineSeconds"] == 2 + 3600 + 35
 
 
@@ -216,12 +240,19 @@ def test_the_clock_of_the_api_server_takes_no_line_and_ends_no_job(cluster, tmp_
 class TestQueue:
     def test_a_job_that_a_queue_holds_back_is_pending_without_a_limit(self, cluster, tmp_path):
         cluster.is_queueing = True
-        chosen = launcher(pending_minutes=2 / 60, labels={"kueue.x-k8s.io/queue-name": "gpus"}, annotations={"example.com/team": "nlp"})
+        chosen = launcher(
+            pending_minutes=2 / 60,
+            labels={"kueue.x-k8s.io/queue-name": "gpus"},
+            annotations={"example.com/team": "nlp"},
+        )
         chosen.submit(spec(tmp_path, "waits"))
         assert chosen.poll(NAME, 4).state == "pending"
         (job,) = cluster.created
         for metadata in (job["metadata"], job["spec"]["template"]["metadata"]):
-            assert metadata["labels"]["kueue.x-k8s.io/queue-name"] == "gpus" and metadata["annotations"]["example.com/team"] == "nlp"
+            assert (
+                metadata["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+                and metadata["annotations"]["example.com/team"] == "nlp"
+            )
         cluster.admit()
         first = process(tmp_path, "workload0")
         assert chosen.poll(NAME).state == "running"
@@ -238,9 +269,9 @@ class TestQueue:
         chosen = launcher(pending_minutes=2 / 60, max_retries=0)
         with dg.DagsterInstance.ephemeral() as instance:
             failure, _ = run(tmp_path, chosen, "writes", instance)
-        assert failure == (
-            "workload probe waited longer than launcher.pending_minutes (0.0333333): 0/3 nodes are available: 3 Insufficient nvidia.com/gpu.; "
-            "see the step's stderr [infrastructure]"
+        assert (
+            failure == "workload probe waited longer than launcher.pending_minutes (0.0333333): 0/3 nodes are"
+            " available: 3 Insufficient nvidia.com/gpu.; see the step's stderr [infrastructure]"
         )
         assert cluster.jobs == {}, "it does not start later, unseen"
 
@@ -271,11 +302,18 @@ class TestRefused:
     @pytest.mark.fault("the image, version or Python is another one", "kubernetes")
     def test_an_image_that_is_not_there_is_one_line_at_once(self, cluster, tmp_path):
         line = self.of(cluster, tmp_path, image=IMAGE.replace("fullft@", "other@"))
-        assert line.startswith("the pod cannot start: ErrImagePull: failed to resolve reference") and "; set launcher.image" in line
+        assert (
+            line.startswith("the pod cannot start: ErrImagePull: failed to resolve reference")
+            and "; set launcher.image" in line
+        )
 
-    def test_a_secret_that_is_not_there_is_one_line_and_its_value_reaches_the_pod_alone(self, cluster, tmp_path):
+    def test_a_secret_that_is_not_there_is_one_line_and_its_value_reaches_the_pod_alone(
+        self, cluster, tmp_path
+    ):
         line = self.of(cluster, tmp_path, secrets=["store"])
-        assert line.startswith('the pod cannot start: CreateContainerConfigError: secret "store" not found; set launcher.secrets')
+        assert line.startswith(
+            'the pod cannot start: CreateContainerConfigError: secret "store" not found; set launcher.secrets'
+        )
         cluster.secrets["store"] = {"PROBE_VARIABLE": "planted-secret"}
         chosen = launcher(secrets=["store"], folder=str(tmp_path))
         chosen.submit(spec(tmp_path, "looks"))
@@ -286,19 +324,29 @@ class TestRefused:
 
     def test_a_job_whose_pods_the_cluster_does_not_make_is_one_line(self, cluster, tmp_path, monkeypatch):
         monkeypatch.setattr(kubernetes, "_POD_SECONDS", -1.0)
-        cluster.refusal = 'pods "x" is forbidden: error looking up service account fullft/none: serviceaccount "none" not found'
+        cluster.refusal = (
+            'pods "x" is forbidden: error looking up service account fullft/none: serviceaccount "none" not'
+            " found"
+        )
         line = self.of(cluster, tmp_path, service_account="none")
-        assert line == f"no pod can be made: Error creating: {cluster.refusal}; set launcher.service_account [settings]"
+        assert (
+            line == f"no pod can be made: Error creating: {cluster.refusal}; set launcher.service_account"
+            " [settings]"
+        )
         assert ("", "events", "list") in cluster.used
 
     @pytest.mark.fault("the image, version or Python is another one", "kubernetes")
-    def test_another_version_and_a_python_that_is_not_there_are_one_line(self, cluster, tmp_path, monkeypatch):
+    def test_another_version_and_a_python_that_is_not_there_are_one_line(
+        self, cluster, tmp_path, monkeypatch
+    ):
         line = self.of(cluster, tmp_path, python="/nowhere/python")
         assert line.startswith("the container cannot start: exec: /nowhere/python: No such file")
         monkeypatch.setattr("importlib.metadata.version", lambda _: "9.9.9")
         line = self.of(cluster, tmp_path)
         assert re.match(
-            r"the image has fullft_assets \S+, and 9\.9\.9 launched it; set launcher\.image to an image of the same version", line
+            r"the image has fullft_assets \S+, and 9\.9\.9 launched it; set launcher\.image to an image of"
+            r" the same version",
+            line,
         )
 
     def test_what_the_cluster_refuses_is_one_line(self, cluster, tmp_path):
@@ -306,7 +354,10 @@ class TestRefused:
         assert line.startswith("double/fullft: strict decoding error: spec.template.spec.tolerations.0: ")
         cluster.rules = [rule for rule in cluster.rules if "jobs" not in rule["resources"]]
         line = self.of(cluster, tmp_path)
-        assert line.startswith("double/fullft: jobs is forbidden") and "give the account the rights of deploy/helm/manifests.yaml" in line
+        assert (
+            line.startswith("double/fullft: jobs is forbidden")
+            and "give the account the rights of deploy/helm/manifests.yaml" in line
+        )
 
     @pytest.mark.fault("two runs launch the same", "kubernetes")
     def test_a_job_of_this_name_and_another_specification_is_left_alone(self, cluster, tmp_path):
@@ -315,7 +366,9 @@ class TestRefused:
             cluster.fail("GET", f"/jobs/{NAME}", 404, times=not is_seen)
             launcher().submit(spec(tmp_path, "waits"))
             cluster.fail("GET", f"/jobs/{NAME}", 404, times=not is_seen)
-            with pytest.raises(WorkloadError, match=f"^double/fullft: there is another Job {NAME}, of another specification") as raised:
+            with pytest.raises(
+                WorkloadError, match=f"^double/fullft: there is another Job {NAME}, of another specification"
+            ) as raised:
                 launcher().submit(spec(tmp_path, "writes"))
             assert raised.value.failure == "settings" and len(cluster.created) == 1
         cluster.fail("GET", f"/jobs/{NAME}", 404, times=2)
@@ -328,9 +381,13 @@ class TestRefused:
         line = self.of(cluster, tmp_path, context="other")
         assert line.startswith("no Kubernetes cluster: ") and "set KUBECONFIG and launcher.context" in line
         monkeypatch.setitem(sys.modules, "kubernetes", None)
-        assert self.of(cluster, tmp_path).startswith("launcher.kind: kubernetes needs the extra `kubernetes`: pip install")
+        assert self.of(cluster, tmp_path).startswith(
+            "launcher.kind: kubernetes needs the extra `kubernetes`: pip install"
+        )
         monkeypatch.undo()
-        cluster.kubeconfig.write_text(re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:1", cluster.kubeconfig.read_text()))
+        cluster.kubeconfig.write_text(
+            re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:1", cluster.kubeconfig.read_text())
+        )
         monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
         monkeypatch.setattr(kubernetes, "_BACKOFF_SECONDS", 0.01)
         with pytest.raises(Unreachable, match="double/fullft: MaxRetryError: "):
@@ -353,7 +410,12 @@ def test_settings_that_cannot_work_are_refused_with_the_yaml(changes, line):
 
 
 def test_settings_that_look_like_others_are_taken():
-    taken = launcher(image="fullft:1.0", allow_tags=True, environment={"TOKENIZERS_PARALLELISM": "true", "HF_TOKEN_PATH": "/x"}, cpu=8)
+    taken = launcher(
+        image="fullft:1.0",
+        allow_tags=True,
+        environment={"TOKENIZERS_PARALLELISM": "true", "HF_TOKEN_PATH": "/x"},
+        cpu=8,
+    )
     assert taken.settings.cpu == 8
 
 
@@ -362,11 +424,29 @@ class TestStatus:
 
     NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 
-    def pod(self, index: int = 0, phase: str = "Failed", *, end: dict | None = None, waiting: dict | None = None, **status: object) -> dict:
-        state = {"terminated": {"finishedAt": "2026-11-27T11:00:00Z", **end}} if end else {"waiting": waiting} if waiting else {}
+    def pod(
+        self,
+        index: int = 0,
+        phase: str = "Failed",
+        *,
+        end: dict | None = None,
+        waiting: dict | None = None,
+        **status: object,
+    ) -> dict:
+        state = (
+            {"terminated": {"finishedAt": "2026-11-27T11:00:00Z", **end}}
+            if end
+            else {"waiting": waiting}
+            if waiting
+            else {}
+        )
         annotations = {"batch.kubernetes.io/job-completion-index": str(index)}
         found = {"phase": phase, "containerStatuses": [{"name": "workload", "state": state}], **status}
-        return {"metadata": {"name": f"pod-{index}", "annotations": annotations}, "spec": {"nodeName": "n1"}, "status": found}
+        return {
+            "metadata": {"name": f"pod-{index}", "annotations": annotations},
+            "spec": {"nodeName": "n1"},
+            "status": found,
+        }
 
     def of(
         self,
@@ -377,7 +457,11 @@ class TestStatus:
         completions: int = 1,
         is_deleted: bool = False,
     ):
-        conditions = [] if reason is None else [{"type": "Failed", "status": "True", "reason": reason, "message": "as the cluster says"}]
+        conditions = (
+            []
+            if reason is None
+            else [{"type": "Failed", "status": "True", "reason": reason, "message": "as the cluster says"}]
+        )
         metadata = {"deletionTimestamp": "2026-11-27T12:00:00Z"} if is_deleted else {}
         status = {"conditions": conditions} | ({} if started is None else {"startTime": started})
         return status_of(
@@ -392,17 +476,38 @@ class TestStatus:
 
     @pytest.mark.parametrize("reason", ["Evicted", "Preempted", "NodeShutdown", "Terminated"])
     def test_what_the_cluster_took_away_is_preempted(self, reason):
-        found = self.of([self.pod(reason=reason, message="The node was low on resource: memory.", end={"exitCode": 137})])
-        assert (found.failure, found.reason) == ("preemption", f"was preempted: {reason}: The node was low on resource: memory.")
+        found = self.of(
+            [self.pod(reason=reason, message="The node was low on resource: memory.", end={"exitCode": 137})]
+        )
+        assert (found.failure, found.reason) == (
+            "preemption",
+            f"was preempted: {reason}: The node was low on resource: memory.",
+        )
 
     @pytest.mark.parametrize(
         ("reason", "said", "failures"),
         [
-            ("ErrImagePull", "pulling from host r failed with status code 429 Too Many Requests", (None, "infrastructure")),
-            ("ErrImagePull", "failed to resolve reference r: unexpected status: 401 Unauthorized", (None, "settings")),
+            (
+                "ErrImagePull",
+                "pulling from host r failed with status code 429 Too Many Requests",
+                (None, "infrastructure"),
+            ),
+            (
+                "ErrImagePull",
+                "failed to resolve reference r: unexpected status: 401 Unauthorized",
+                (None, "settings"),
+            ),
             ("ImagePullBackOff", 'Back-off pulling image "r"', (None, "infrastructure")),
-            ("ImagePullBackOff", 'Back-off pulling image "r": ErrImagePull: r: not found', ("settings", "settings")),
-            ("CreateContainerConfigError", "failed to sync secret cache: timed out waiting for the condition", (None, "infrastructure")),
+            (
+                "ImagePullBackOff",
+                'Back-off pulling image "r": ErrImagePull: r: not found',
+                ("settings", "settings"),
+            ),
+            (
+                "CreateContainerConfigError",
+                "failed to sync secret cache: timed out waiting for the condition",
+                (None, "infrastructure"),
+            ),
             ("CreateContainerConfigError", 'secret "s" not found', ("settings", "settings")),
             (
                 "CreateContainerError",
@@ -416,63 +521,111 @@ class TestStatus:
     def test_what_may_pass_has_ten_minutes_at_its_node_before_it_fails_the_job(self, reason, said, failures):
         for since, failure in zip(("2026-11-27T11:51:00Z", "2026-11-27T11:49:00Z"), failures, strict=True):
             scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": since}
-            waits = self.pod(0, "Pending", waiting={"reason": reason, "message": said}, conditions=[scheduled])
+            waits = self.pod(
+                0, "Pending", waiting={"reason": reason, "message": said}, conditions=[scheduled]
+            )
             found = self.of([waits], None, started="2026-11-27T11:40:00Z")
-            assert (found.state, found.failure) == (("pending", "unknown") if failure is None else ("failed", failure))
+            assert (found.state, found.failure) == (
+                ("pending", "unknown") if failure is None else ("failed", failure)
+            )
             assert failure is None or said in found.reason
 
     def test_a_claim_that_is_not_there_fails_the_job_at_once(self):
-        message = '0/3 nodes are available: persistentvolumeclaim "models" not found. preemption: 0/3 nodes are available.'
+        message = (
+            '0/3 nodes are available: persistentvolumeclaim "models" not found. preemption: 0/3 nodes are'
+            " available."
+        )
         condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
-        found = self.of([self.pod(0, "Pending", conditions=[condition])], None, started="2026-11-27T11:59:00Z")
+        found = self.of(
+            [self.pod(0, "Pending", conditions=[condition])], None, started="2026-11-27T11:59:00Z"
+        )
         line = 'the pod cannot start: persistentvolumeclaim "models" not found; set launcher.claims'
         assert (found.reason, found.failure) == (line, "settings")
 
     @pytest.mark.parametrize(
         ("said", "failure", "reason"),
         [
-            ('pods "x" is forbidden: violates PodSecurity "restricted:latest"', "settings", "; set the policy of the namespace"),
-            ("unable to validate against any security context constraint: []", "settings", "; set launcher.run_as, or what"),
-            ('pods "x" is forbidden: exceeded quota: gpus, requested: 8', "infrastructure", ": no pod was made (pods "),
+            (
+                'pods "x" is forbidden: violates PodSecurity "restricted:latest"',
+                "settings",
+                "; set the policy of the namespace",
+            ),
+            (
+                "unable to validate against any security context constraint: []",
+                "settings",
+                "; set launcher.run_as, or what",
+            ),
+            (
+                'pods "x" is forbidden: exceeded quota: gpus, requested: 8',
+                "infrastructure",
+                ": no pod was made (pods ",
+            ),
         ],
     )
     def test_why_no_pod_is_made_is_the_jobs_newest_event(self, said, failure, reason):
         refused = {"reason": "FailedCreate", "message": said, "lastTimestamp": "2026-11-27T11:30:00Z"}
-        made = {"reason": "SuccessfulCreate", "message": "Created pod: x", "lastTimestamp": "2026-11-27T11:29:00Z"}
+        made = {
+            "reason": "SuccessfulCreate",
+            "message": "Created pod: x",
+            "lastTimestamp": "2026-11-27T11:29:00Z",
+        }
         assert refusal_of([refused, made]) == said
-        assert refusal_of([refused, {**made, "lastTimestamp": "2026-11-27T11:31:00Z"}]) == refusal_of([]) == ""
+        assert (
+            refusal_of([refused, {**made, "lastTimestamp": "2026-11-27T11:31:00Z"}]) == refusal_of([]) == ""
+        )
         job = {"spec": {"completions": 1}, "status": {"startTime": "2026-11-27T11:00:00Z"}}
         found = status_of(job, [], self.NOW, launcher(pending_minutes=30).settings, said)
         assert found.failure == failure and said in found.reason and reason in found.reason
 
     def test_the_line_of_an_evicted_training_is_shown(self):
-        condition = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "m"}
+        condition = {
+            "type": "DisruptionTarget",
+            "status": "True",
+            "reason": "EvictionByEvictionAPI",
+            "message": "m",
+        }
         line = "stopped at step 7 of 9"
         found = self.of(
-            [self.pod(conditions=[condition], end={"exitCode": 3, "message": self.said(line, "preemption")})], "PodFailurePolicy"
+            [self.pod(conditions=[condition], end={"exitCode": 3, "message": self.said(line, "preemption")})],
+            "PodFailurePolicy",
         )
         assert (found.reason, found.failure, found.is_own_line) == (line, "preemption", True)
 
     def test_of_several_pods_the_first_failure_is_the_cause(self):
         cause = {"exitCode": 3, "message": self.said("a.csv:3: no label", "data")}
         stopped = {"exitCode": 3, "message": self.said("stopped at step 7", "preemption")}
-        later = {"exitCode": 1, "message": self.said("lost rank 1", "unknown"), "finishedAt": "2026-11-27T11:00:01Z"}
+        later = {
+            "exitCode": 1,
+            "message": self.said("lost rank 1", "unknown"),
+            "finishedAt": "2026-11-27T11:00:01Z",
+        }
         for ends in ([stopped, cause], [later, cause], [cause, later]):
-            assert self.of([self.pod(index, end=end) for index, end in enumerate(ends)]).reason == "a.csv:3: no label"
+            assert (
+                self.of([self.pod(index, end=end) for index, end in enumerate(ends)]).reason
+                == "a.csv:3: no label"
+            )
 
     def test_a_pod_whose_memory_ran_out_is_the_cause_also_if_it_ends_last(self):
         lost = {"exitCode": 1, "message": self.said("lost a rank", "infrastructure")}
         killed = {"exitCode": 137, "reason": "OOMKilled", "finishedAt": "2026-11-27T11:00:01Z"}
         for ends in ([lost, killed], [killed, lost]):
-            assert self.of([self.pod(index, end=end) for index, end in enumerate(ends)], completions=2).failure == "out_of_memory"
+            assert (
+                self.of([self.pod(index, end=end) for index, end in enumerate(ends)], completions=2).failure
+                == "out_of_memory"
+            )
 
     def test_a_pod_that_ends_without_a_word_beside_one_without_an_end_has_lost_it(self):
-        aborted = self.pod(0, end={"exitCode": 1, "message": json.dumps(asdict(Status("failed", "ended with exit code 1")))})
+        aborted = self.pod(
+            0, end={"exitCode": 1, "message": json.dumps(asdict(Status("failed", "ended with exit code 1")))}
+        )
         leaving = self.pod(1, "Running")
         leaving["metadata"]["deletionTimestamp"] = "2026-11-27T12:00:30Z"
         for pods in ([aborted], [aborted, leaving]):
             found = self.of(pods, completions=2)
-            assert (found.failure, found.reason) == ("infrastructure", "ended with exit code 1, and another pod is gone without an end")
+            assert (found.failure, found.reason) == (
+                "infrastructure",
+                "ended with exit code 1, and another pod is gone without an end",
+            )
             assert self.of(pods).failure == "unknown"
         stopped = self.pod(1, end={"exitCode": 3, "message": self.said("stopped at step 7", "preemption")})
         assert self.of([aborted, stopped], completions=2).failure == "unknown"
@@ -483,7 +636,11 @@ class TestStatus:
         ("end", "reason", "failure"),
         [
             ({"exitCode": 137}, "was killed by SIGKILL (out of memory?)", "infrastructure"),
-            ({"exitCode": 137, "reason": "OOMKilled"}, "was killed: it took more than launcher.memory; raise it", "out_of_memory"),
+            (
+                {"exitCode": 137, "reason": "OOMKilled"},
+                "was killed: it took more than launcher.memory; raise it",
+                "out_of_memory",
+            ),
             ({"exitCode": 1, "message": "not ours"}, "ended with exit code 1", "unknown"),
         ],
     )
@@ -492,21 +649,32 @@ class TestStatus:
         assert (found.reason, found.failure) == (reason, failure)
 
     def test_pods_that_are_gone_are_a_lost_machine_and_a_deadline_is_the_limit(self):
-        assert (self.of([]).reason, self.of([]).failure) == ("lost its pods (BackoffLimitExceeded: as the cluster says)", "infrastructure")
+        assert (self.of([]).reason, self.of([]).failure) == (
+            "lost its pods (BackoffLimitExceeded: as the cluster says)",
+            "infrastructure",
+        )
         assert self.of([], "DeadlineExceeded").reason.startswith("reached launcher.max_hours")
 
     def test_what_a_job_says_as_somebody_deletes_it_is_not_its_end(self):
         stopped = self.pod(end={"exitCode": 3, "message": self.said("stopped at step 7", "preemption")})
-        assert (self.of([stopped]).failure, self.of([stopped], is_deleted=True).state) == ("preemption", "running")
+        assert (self.of([stopped]).failure, self.of([stopped], is_deleted=True).state) == (
+            "preemption",
+            "running",
+        )
 
     def test_the_pending_limit_counts_where_a_pod_is_missing_or_waits(self):
-        running, waiting = self.pod(0, "Running"), self.pod(1, "Pending", waiting={"reason": "ContainerCreating"})
+        running, waiting = (
+            self.pod(0, "Running"),
+            self.pod(1, "Pending", waiting={"reason": "ContainerCreating"}),
+        )
         early, late = "2026-11-27T11:45:00Z", "2026-11-27T11:15:00Z"
         assert self.of([running, waiting], None, started=early, completions=2).state == "running"
         for pods in ([running, waiting], [running], []):
             found = self.of(pods, None, started=late, completions=2)
             assert (found.state, found.failure) == ("failed", "infrastructure")
-        assert self.of([running, self.pod(1, "Running")], None, started=late, completions=2).state == "running"
+        assert (
+            self.of([running, self.pod(1, "Running")], None, started=late, completions=2).state == "running"
+        )
         assert self.of([waiting], None, started=early).state == "pending"
 
 
@@ -516,33 +684,67 @@ def test_a_training_on_two_nodes_asks_for_what_the_yaml_says():
         claims={"fullft-models": "/models"}, secrets=["store"], image_pull_secrets=["registry"], node_selector={"gpu": "h100"},
         tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}, {"key": "spot", "tolerationSeconds": 60}],
     )  # fmt: skip
-    body = manifest(LaunchSpec(NAME, "m", ("--job", "s3://b/j"), 8, {"DAGSTER_PIPES_CONTEXT": "x"}), chosen.settings)
+    body = manifest(
+        LaunchSpec(NAME, "m", ("--job", "s3://b/j"), 8, {"DAGSTER_PIPES_CONTEXT": "x"}), chosen.settings
+    )
     kubernetes_validate.validate(body, "1.33", strict=True)
     job, pod = body["spec"], body["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    assert (job["completions"], job["parallelism"], job["backoffLimit"], job["activeDeadlineSeconds"]) == (2, 2, 0, 7200 + 3600 + 35)
-    assert container["resources"] == {"requests": {"cpu": "16", "memory": "200Gi"}, "limits": {"memory": "200Gi", "nvidia.com/gpu": "4"}}
+    assert (job["completions"], job["parallelism"], job["backoffLimit"], job["activeDeadlineSeconds"]) == (
+        2,
+        2,
+        0,
+        7200 + 3600 + 35,
+    )
+    assert container["resources"] == {
+        "requests": {"cpu": "16", "memory": "200Gi"},
+        "limits": {"memory": "200Gi", "nvidia.com/gpu": "4"},
+    }
     assert pod["terminationGracePeriodSeconds"] == 35 and not pod["automountServiceAccountToken"]
     assert pod["securityContext"]["runAsUser"] == 1234 and pod["securityContext"]["runAsNonRoot"]
-    assert container["args"][container["args"].index("--hosts") + 1] == f"{NAME}-0.fullft-pods,{NAME}-1.fullft-pods"
-    assert (pod["nodeSelector"], len(pod["tolerations"]), pod["serviceAccountName"]) == ({"gpu": "h100"}, 2, "fullft-run")
+    assert (
+        container["args"][container["args"].index("--hosts") + 1]
+        == f"{NAME}-0.fullft-pods,{NAME}-1.fullft-pods"
+    )
+    assert (pod["nodeSelector"], len(pod["tolerations"]), pod["serviceAccountName"]) == (
+        {"gpu": "h100"},
+        2,
+        "fullft-run",
+    )
     assert container["args"][container["args"].index("--gpus") + 1] == "4"
-    assert int(container["args"][container["args"].index("--patience") + 1]) > chosen.settings.pending_minutes * 60
+    assert (
+        int(container["args"][container["args"].index("--patience") + 1])
+        > chosen.settings.pending_minutes * 60
+    )
     one = manifest(LaunchSpec(NAME, "m", ("--job", "s3://b/j")), chosen.settings)["spec"]
-    assert (one["completions"], one["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]) == (1, "1")
+    assert (
+        one["completions"],
+        one["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"],
+    ) == (1, "1")
 
 
 def last_words(folder: Path, *options: str, **environment: str) -> tuple[int, Status]:
     """Run a pod's first process; return its exit code, and what it left."""
     words = folder / "words"
-    command = [sys.executable, "-m", "fullft_assets.launchers.container", *options, "--grace", "1", "--message", str(words)]
+    command = [
+        sys.executable,
+        "-m",
+        "fullft_assets.launchers.container",
+        *options,
+        "--grace",
+        "1",
+        "--message",
+        str(words),
+    ]
     command += ["--version", importlib.metadata.version("fullft-assets"), "--", "-m", "probe_workloads.probe"]
     environment = {**os.environ, "JOB_COMPLETION_INDEX": "1", "FULLFT_LAUNCH_ID": NAME, **environment}
     code = subprocess.run(command, env=environment, timeout=SECONDS, check=False).returncode
     return code, Status(**json.loads(words.read_text()))
 
 
-@pytest.mark.parametrize(("seen", "todo"), [(0, "build the image with a torch for CUDA"), (1, "lower launcher.processes")])
+@pytest.mark.parametrize(
+    ("seen", "todo"), [(0, "build the image with a torch for CUDA"), (1, "lower launcher.processes")]
+)
 def test_an_image_whose_torch_sees_fewer_gpus_than_the_pod_asked_for_is_refused(tmp_path, seen, todo):
     (tmp_path / "torch.py").write_text(f"class cuda:\n    device_count = staticmethod(lambda: {seen})\n")
     path = os.pathsep.join(map(str, [tmp_path, TESTS.parent, TESTS]))
@@ -554,15 +756,26 @@ def test_an_image_whose_torch_sees_fewer_gpus_than_the_pod_asked_for_is_refused(
 def test_pods_that_do_not_find_each_other_lost_their_machine(tmp_path):
     code, found = last_words(tmp_path, "--hosts", "127.0.0.1,127.0.0.2", "--port", "1", "--patience", "1")
     assert code == 1
-    assert (found.reason, found.failure) == ("could not reach the other hosts of its training", "infrastructure")
+    assert (found.reason, found.failure) == (
+        "could not reach the other hosts of its training",
+        "infrastructure",
+    )
 
 
 @pytest.mark.parametrize(
-    "spec", [None, {"clusterIP": "10.0.0.7", "selector": {"app.kubernetes.io/managed-by": "fullft"}}, {"clusterIP": "None"}]
+    "spec",
+    [
+        None,
+        {"clusterIP": "10.0.0.7", "selector": {"app.kubernetes.io/managed-by": "fullft"}},
+        {"clusterIP": "None"},
+    ],
 )
 def test_a_namespace_needs_the_service_that_names_its_pods_and_the_cluster(cluster, spec):
     cluster.services = {} if spec is None else {"fullft-pods": {"spec": spec}}
-    with pytest.raises(WorkloadError, match=r"^double/fullft: launcher\.kind: kubernetes needs the headless Service `fullft-pods`"):
+    with pytest.raises(
+        WorkloadError,
+        match=r"^double/fullft: launcher\.kind: kubernetes needs the headless Service `fullft-pods`",
+    ):
         _ = launcher().place
     assert ("", "services", "get") in cluster.used
 

@@ -1,4 +1,6 @@
-"""Real trainings through the launcher `kubernetes` make what they make through `local`: in one pod, in two, and after an eviction."""
+"""Real trainings through the launcher `kubernetes` make what they make through `local`: in one pod, in two,
+and after an eviction.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -24,7 +26,12 @@ STAGE = "finetuned_checkpoint"
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    training = {"checkpoint_every_steps": 2, "learning_rate": 1e-3, "precision": "fp32", "micro_batch_size": 4}
+    training = {
+        "checkpoint_every_steps": 2,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+        "micro_batch_size": 4,
+    }
     return prepare(tmp_path_factory.mktemp("kubernetes"), tiny=True, training=training)
 
 
@@ -39,8 +46,18 @@ def cluster(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def there(**changes: object) -> KubernetesLauncher:
-    settings = {"kind": "kubernetes", "namespace": NAMESPACE, "context": "double", "image": IMAGE, "python": sys.executable}
-    return KubernetesLauncher(KubernetesLauncherSettings.model_validate(settings | {"gpu_resource": None, "grace_seconds": 60} | changes))
+    settings = {
+        "kind": "kubernetes",
+        "namespace": NAMESPACE,
+        "context": "double",
+        "image": IMAGE,
+        "python": sys.executable,
+    }
+    return KubernetesLauncher(
+        KubernetesLauncherSettings.model_validate(
+            settings | {"gpu_resource": None, "grace_seconds": 60} | changes
+        )
+    )
 
 
 def trained(prepared: Prepared, key: str, chosen: Launcher) -> Manifest:
@@ -61,7 +78,9 @@ def trained(prepared: Prepared, key: str, chosen: Launcher) -> Manifest:
 def assert_same(prepared: Prepared, key: str, found: Manifest, processes: int = 1) -> None:
     """Compare the weights with those of a training through `local`."""
     expected = trained(prepared, f"{key}-here", LocalLauncher(LauncherSettings(processes=processes)))
-    weights = [load_file(prepared.store.folder(each) / "model" / "model.safetensors") for each in (expected, found)]
+    weights = [
+        load_file(prepared.store.folder(each) / "model" / "model.safetensors") for each in (expected, found)
+    ]
     assert weights[0].keys() == weights[1].keys()
     assert [name for name, weight in weights[0].items() if not torch.equal(weight, weights[1][name])] == []
 

@@ -25,18 +25,36 @@ from fullft_assets.store import Store
 from tests import launch_scenes
 from tests import s3_server as s3_servers
 from tests.aws_double import IMAGE, ROLE
-from tests.launch_scenes import NAME, AnotherProcess, Place, refuses_other_clocks, run_probe, serving, trained_in_bucket, wait_for
+from tests.launch_scenes import (
+    NAME,
+    AnotherProcess,
+    Place,
+    refuses_other_clocks,
+    run_probe,
+    serving,
+    trained_in_bucket,
+    wait_for,
+)
 from tests.prepared import Prepared, prepare
 from tests.sagemaker_double import SageMaker
 
-SETTINGS = {"kind": "sagemaker", "instance_type": "ml.m5.xlarge", "image": IMAGE, "role_arn": ROLE, "grace_seconds": 10, "max_retries": 1}
+SETTINGS = {
+    "kind": "sagemaker",
+    "instance_type": "ml.m5.xlarge",
+    "image": IMAGE,
+    "role_arn": ROLE,
+    "grace_seconds": 10,
+    "max_retries": 1,
+}
 
 _BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 _FOR_AN_HOUR = {"ProcessingStartTime": _BEGAN, "ProcessingEndTime": _BEGAN + timedelta(hours=1)}
 
 
 @pytest.fixture
-def service(s3_env: s3_servers.S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SageMaker]:
+def service(
+    s3_env: s3_servers.S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[SageMaker]:
     with serving(SageMaker, SageMakerLauncher, s3_env, tmp_path, monkeypatch) as double:
         yield double
 
@@ -60,11 +78,15 @@ def recorded(url: str) -> Launch:
 
 def spec(url: str, stage: str, name: str = NAME, **changes: Any) -> LaunchSpec:
     job, store = probe_job(Path("/nowhere"), stage, url)
-    return LaunchSpec(name, "probe_workloads.probe", tuple(job.arguments(store)), **{"run_id": "r1", **changes})
+    return LaunchSpec(
+        name, "probe_workloads.probe", tuple(job.arguments(store)), **{"run_id": "r1", **changes}
+    )
 
 
 def two_hosts(service: SageMaker) -> dict[str, Any]:
-    """Have each job of two instances run on two addresses of this machine; return what a launcher needs for that."""
+    """Have each job of two instances run on two addresses of this machine; return what a launcher needs for
+    that.
+    """
     service.host_names = lambda count: [f"127.0.0.{number + 1}" for number in range(count)]
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
@@ -81,12 +103,21 @@ def test_a_workload_runs_there_and_its_progress_output_cost_and_failures_arrive(
     assert "] reading the rows\n" in capfd.readouterr().out, "output that came late is waited for"
     launch = recorded(url)
     assert (launch.state, launch.place, launch.hourly_usd) == ("succeeded", "111122223333/us-east-1", 0.192)
-    assert launch.billed_seconds == service._DescribeTrainingJob({"TrainingJobName": launch.name_in(Store(url))})["BillableTimeInSeconds"]
+    assert (
+        launch.billed_seconds
+        == service._DescribeTrainingJob({"TrainingJobName": launch.name_in(Store(url))})[
+            "BillableTimeInSeconds"
+        ]
+    )
     assert launcher().list() == [launch.name_in(Store(url))]
     failure, _ = run(launcher(), "refuses", url)
     assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
     (job,) = [job for job in service.jobs.values() if job.status == "Failed"]
-    assert job.reason == "AlgorithmError: documents/a.csv:3: no field `label`; name it in examples.label [data], exit code: 3"
+    assert (
+        job.reason
+        == "AlgorithmError: documents/a.csv:3: no field `label`; name it in examples.label [data], exit"
+        " code: 3"
+    )
 
 
 @pytest.mark.fault("clock skew of hours", "sagemaker")
@@ -111,8 +142,13 @@ def test_a_spot_job_that_lost_its_instances_for_good_is_launched_again(service, 
     service.num_without_capacity = 1
     failure, messages = run(launcher(max_retries=2, spot=True), "is_preempted", url)
     assert failure is None and recorded(url).attempt == 3
-    assert any("CapacityError: Unable to provision requested ML compute capacity" in message for message in messages)
-    assert any(message.startswith("stopped at step 7 of 9") and "[preemption]; retry 2 of 2" in message for message in messages)
+    assert any(
+        "CapacityError: Unable to provision requested ML compute capacity" in message for message in messages
+    )
+    assert any(
+        message.startswith("stopped at step 7 of 9") and "[preemption]; retry 2 of 2" in message
+        for message in messages
+    )
     stopping = next(iter(service.jobs.values())).request["StoppingCondition"]
     assert stopping == {"MaxRuntimeInSeconds": 86_400, "MaxWaitTimeInSeconds": 2 * 86_400}
 
@@ -130,7 +166,10 @@ def test_spot_interruption(service, url, returns):
     if not returns:
         wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
         status = sage.poll(NAME)
-        assert (status.reason, status.failure) == ("waited for spot instances longer than launcher.max_wait_hours", "preemption")
+        assert (status.reason, status.failure) == (
+            "waited for spot instances longer than launcher.max_wait_hours",
+            "preemption",
+        )
         return
     wait_for(lambda: (service.folder / "starts").read_text() == "started\n" * 2, "it was started again")
     (service.folder / "go").touch()
@@ -143,10 +182,14 @@ def test_a_stopped_job_writes_its_checkpoint_and_leaves_no_process(service, url)
     sage = launcher()
     sage.submit(spec(url, "works"))
     wait_for((service.folder / "workload0.pid").exists, "the workload started")
-    processes = [psutil.Process(int((service.folder / f"{name}0.pid").read_text())) for name in ("workload", "helper")]
+    processes = [
+        psutil.Process(int((service.folder / f"{name}0.pid").read_text())) for name in ("workload", "helper")
+    ]
     sage.stop(NAME)
     assert (service.folder / "checkpoint0").read_text() == "complete" and not any(map(is_alive, processes))
-    assert sage.poll(NAME).reason == "was stopped in SageMaker by somebody; run the same command again to resume"
+    assert (
+        sage.poll(NAME).reason == "was stopped in SageMaker by somebody; run the same command again to resume"
+    )
     sage.stop(NAME)
     sage.stop("fullft-unknown")
 
@@ -156,7 +199,10 @@ def test_a_job_is_stopped_when_its_time_is_up(service, url):
     sage.submit(spec(url, "works"))
     wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
     status = sage.poll(NAME)
-    assert status.reason.startswith("reached launcher.max_hours and was stopped") and status.failure == "settings"
+    assert (
+        status.reason.startswith("reached launcher.max_hours and was stopped")
+        and status.failure == "settings"
+    )
 
 
 @pytest.mark.fault("two runs launch the same", "sagemaker")
@@ -165,11 +211,17 @@ def test_a_name_that_exists_is_attached_to_only_for_the_same_work(service, url):
     sage.submit(spec(url, "writes"))
     sage.submit(spec(url, "writes", run_id="r2"))
     assert len(service.jobs) == 1
-    with pytest.raises(WorkloadError, match=rf"SageMaker 111122223333/us-east-1: {NAME} exists, and does other work; wait for its end"):
+    with pytest.raises(
+        WorkloadError,
+        match=rf"SageMaker 111122223333/us-east-1: {NAME} exists, and does other work; wait for its end",
+    ):
         sage.submit(spec(url, "waits"))
     wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
     sage.submit(spec(url, "writes"))
-    with pytest.raises(WorkloadError, match="is the name of a job that has ended, of which the store knows nothing; launch again"):
+    with pytest.raises(
+        WorkloadError,
+        match="is the name of a job that has ended, of which the store knows nothing; launch again",
+    ):
         sage.submit(spec(url, "writes", run_id="r2"))
 
 
@@ -187,9 +239,16 @@ def test_what_is_asked_for_is_what_the_yaml_says(service, url):
     }  # fmt: skip
     assert request["VpcConfig"] == {"Subnets": ["subnet-1"], "SecurityGroupIds": ["sg-1"]}
     assert request["OutputDataConfig"] == {"S3OutputPath": f"{url}/sagemaker", "KmsKeyId": "alias/o"}
-    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 28 * 86_400} and request["EnableInterContainerTrafficEncryption"]
+    assert (
+        request["StoppingCondition"] == {"MaxRuntimeInSeconds": 28 * 86_400}
+        and request["EnableInterContainerTrafficEncryption"]
+    )
     assert request["Tags"] == [{"Key": "team", "Value": "nlp"}, {"Key": "fullft:run", "Value": "r1"}]
-    assert request["Environment"] == {"AWS_DEFAULT_REGION": "us-east-1", "FULLFT_CACHE": "/tmp/fullft", "A": "b"}
+    assert request["Environment"] == {
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "FULLFT_CACHE": "/tmp/fullft",
+        "A": "b",
+    }
     assert (request["HyperParameters"]["processes"], request["HyperParameters"]["gpus"]) == ("8", "8")
     elsewhere = launcher(region="eu-west-1")._request(spec(url, "writes"))
     assert elsewhere["Environment"]["AWS_DEFAULT_REGION"] == "eu-west-1"
@@ -198,7 +257,9 @@ def test_what_is_asked_for_is_what_the_yaml_says(service, url):
     assert elsewhere["HyperParameters"]["gpus"] == "0", "a type without GPUs"
     assert sage.hourly_usd(PlanningSettings(price_factor=2.0), 16) == pytest.approx(2 * 2 * 21.957642)
     assert launcher(instance_type="ml.g5.xlarge").hourly_usd(PlanningSettings(), 1) == 1.006
-    assert launcher(instance_type="ml.m5.large").hourly_usd(PlanningSettings(price_factor=1.2), 1) == pytest.approx(1.2 * 0.096)
+    assert launcher(instance_type="ml.m5.large").hourly_usd(
+        PlanningSettings(price_factor=1.2), 1
+    ) == pytest.approx(1.2 * 0.096)
     assert launcher(instance_type="ml.r5.large").hourly_usd(PlanningSettings(), 1) is None
 
 
@@ -211,7 +272,9 @@ class TestNetworkIsolation:
         with store.create("probe", "given", "k1", version="1", seed=0) as draft:
             (draft.path / "question.txt").write_text("6 * 7 =")
             given = draft.commit(settings={}, inputs={}, metadata={})
-        return probe_job(Path("/nowhere"), "reads", url)[0].model_copy(update={"inputs": {"given": given.ref}})
+        return probe_job(Path("/nowhere"), "reads", url)[0].model_copy(
+            update={"inputs": {"given": given.ref}}
+        )
 
     def test_inputs_come_by_channels_and_what_it_wrote_is_found_in_the_store(self, service, url, job):
         store = Store(url)
@@ -221,25 +284,43 @@ class TestNetworkIsolation:
         assert made is not None and made.metadata["store"].endswith("/model")
         assert (store.folder(made) / "answer.txt").read_text() == "6 * 7 = 42"
         (created,) = service.jobs.values()
-        assert created.request["EnableNetworkIsolation"] and created.request["OutputDataConfig"]["CompressionType"] == "NONE"
+        assert (
+            created.request["EnableNetworkIsolation"]
+            and created.request["OutputDataConfig"]["CompressionType"] == "NONE"
+        )
         assert [each["InputMode"] for each in created.request["InputDataConfig"]] == ["FastFile", "File"]
         assert created.channels == {"store": f"{url}/probe/", "job": f"{url}/jobs/probe/reads/k1/"}
         assert created.request["CheckpointConfig"]["S3Uri"] == f"{url}/checkpoints/probe/reads/k1/sagemaker"
-        assert launcher(network_isolation=True).poll(recorded(url).name_in(store)).state == "succeeded", "there is nothing left to move"
-        assert not store.names("sagemaker") and not store.names("checkpoints"), "what was brought to its place is in one place"
-        assert [each.stage for each in store.artifacts("probe", "given")] == ["given"], "an input is not written again"
+        assert launcher(network_isolation=True).poll(recorded(url).name_in(store)).state == "succeeded", (
+            "there is nothing left to move"
+        )
+        assert not store.names("sagemaker") and not store.names("checkpoints"), (
+            "what was brought to its place is in one place"
+        )
+        assert [each.stage for each in store.artifacts("probe", "given")] == ["given"], (
+            "an input is not written again"
+        )
 
     def test_why_it_failed_arrives_and_nothing_of_it_counts(self, service, url, job):
-        failure, _ = run_probe(launcher(network_isolation=True), job.model_copy(update={"stage": "refuses"}), Store(url))
+        failure, _ = run_probe(
+            launcher(network_isolation=True), job.model_copy(update={"stage": "refuses"}), Store(url)
+        )
         assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
         assert Store(url).find("probe", "refuses", "k1") is None and not Store(url).names("sagemaker")
 
     @pytest.mark.parametrize("is_stopped", [False, True], ids=["poll", "stop"])
     @pytest.mark.parametrize("state", ["Completed", "Failed", "Stopped"])
-    def test_what_it_left_is_moved_or_removed_at_its_end_and_a_mere_look_changes_nothing(self, tmp_path, monkeypatch, state, is_stopped):
+    def test_what_it_left_is_moved_or_removed_at_its_end_and_a_mere_look_changes_nothing(
+        self, tmp_path, monkeypatch, state, is_stopped
+    ):
         job, store = probe_job(tmp_path, "reads")
         asked = {"job": json.dumps(job.arguments(store))}
-        ended = {"TrainingJobName": "j", "EnableNetworkIsolation": True, "TrainingJobStatus": state, "SecondaryStatus": state}
+        ended = {
+            "TrainingJobName": "j",
+            "EnableNetworkIsolation": True,
+            "TrainingJobStatus": state,
+            "SecondaryStatus": state,
+        }
         sage = launcher()
         monkeypatch.setattr(sage, "_describe", lambda _: {**ended, "HyperParameters": asked})
         left, place = "sagemaker/j/output/model/probe/reads/k1/a/answer.txt", "probe/reads/k1/a/answer.txt"
@@ -284,24 +365,39 @@ class TestProcessingJobs:
         assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
         assert service.calls["CreateTrainingJob"] == 0
 
-    def test_a_name_that_exists_is_attached_to_only_for_the_same_work_and_a_stopped_job_leaves_no_process(self, service, url):
+    def test_a_name_that_exists_is_attached_to_only_for_the_same_work_and_a_stopped_job_leaves_no_process(
+        self, service, url
+    ):
         sage = launcher(**PROCESSING)
         service.lost.update(CreateProcessingJob=1)
         sage.submit(spec(url, "works"))
         sage.submit(spec(url, "works", run_id="r2"))
-        with pytest.raises(WorkloadError, match=rf"SageMaker 111122223333/us-east-1/processing: {NAME} exists, and does other work"):
+        with pytest.raises(
+            WorkloadError,
+            match=rf"SageMaker 111122223333/us-east-1/processing: {NAME} exists, and does other work",
+        ):
             sage.submit(spec(url, "waits"))
         wait_for((service.folder / "workload0.pid").exists, "the workload started")
         assert sage.poll(NAME).state == "running" and len(service.jobs) == 1
-        processes = [psutil.Process(int((service.folder / f"{name}0.pid").read_text())) for name in ("workload", "helper")]
+        processes = [
+            psutil.Process(int((service.folder / f"{name}0.pid").read_text()))
+            for name in ("workload", "helper")
+        ]
         sage.stop(NAME)
         assert not any(map(is_alive, processes))
-        assert sage.poll(NAME).reason == "was stopped in SageMaker by somebody; run the same command again to resume"
+        assert (
+            sage.poll(NAME).reason
+            == "was stopped in SageMaker by somebody; run the same command again to resume"
+        )
         sage.stop(NAME)
         sage.stop("fullft-unknown")
 
     def test_one_that_was_never_made_is_gone(self, service):
-        assert launcher(**PROCESSING).poll("fullft-unknown").state == "gone" == launcher().poll("fullft-unknown").state
+        assert (
+            launcher(**PROCESSING).poll("fullft-unknown").state
+            == "gone"
+            == launcher().poll("fullft-unknown").state
+        )
 
     def test_what_is_asked_for_is_what_the_yaml_says(self, service, url):
         sage = launcher(
@@ -311,10 +407,20 @@ class TestProcessingJobs:
         request = sage._request(spec(url, "writes", environment={"DAGSTER_PIPES_CONTEXT": "x" * 6000}))
         service.num_without_capacity = 1
         sage.ask("sagemaker", "create_processing_job", **request)  # the double checks it as AWS does
-        cluster = {"InstanceType": "ml.m5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 500, "VolumeKmsKeyId": "alias/v"}
+        cluster = {
+            "InstanceType": "ml.m5.xlarge",
+            "InstanceCount": 1,
+            "VolumeSizeInGB": 500,
+            "VolumeKmsKeyId": "alias/v",
+        }
         assert request["ProcessingResources"] == {"ClusterConfig": cluster}
-        network = {"VpcConfig": {"Subnets": ["subnet-1"], "SecurityGroupIds": ["sg-1"]}, "EnableInterContainerTrafficEncryption": True}
-        assert request["NetworkConfig"] == network and request["StoppingCondition"] == {"MaxRuntimeInSeconds": 7200}
+        network = {
+            "VpcConfig": {"Subnets": ["subnet-1"], "SecurityGroupIds": ["sg-1"]},
+            "EnableInterContainerTrafficEncryption": True,
+        }
+        assert request["NetworkConfig"] == network and request["StoppingCondition"] == {
+            "MaxRuntimeInSeconds": 7200
+        }
         assert request["Tags"] == [{"Key": "team", "Value": "nlp"}, {"Key": "fullft:run", "Value": "r1"}]
         assert launcher(**PROCESSING, max_hours=None)._request(spec(url, "writes"))["StoppingCondition"] == {
             "MaxRuntimeInSeconds": 9 * 86_400
@@ -328,7 +434,11 @@ class TestProcessingJobs:
             ({"ProcessingJobStatus": "InProgress"}, "pending", "unknown"),
             ({"ProcessingJobStatus": "InProgress", "ProcessingStartTime": _BEGAN}, "running", "unknown"),
             ({"ProcessingJobStatus": "Stopping"}, "running", "unknown"),
-            ({"ProcessingJobStatus": "Failed", "FailureReason": "InternalServerError: try again"}, "failed", "infrastructure"),
+            (
+                {"ProcessingJobStatus": "Failed", "FailureReason": "InternalServerError: try again"},
+                "failed",
+                "infrastructure",
+            ),
             ({"ProcessingJobStatus": "Failed", "ExitMessage": "no field `label` [data]"}, "failed", "data"),
             ({"ProcessingJobStatus": "Stopped"}, "failed", "unknown"),
             ({"ProcessingJobStatus": "Stopped", **_FOR_AN_HOUR}, "failed", "settings"),
@@ -343,7 +453,10 @@ class TestProcessingJobs:
         ("changes", "message"),
         [
             ({"max_hours": 217}, "max_hours: SageMaker gives a Processing Job 216 at most"),
-            ({"environment": {"A": "x" * 257}}, r"A: a variable of a Processing Job has 256 characters at most"),
+            (
+                {"environment": {"A": "x" * 257}},
+                r"A: a variable of a Processing Job has 256 characters at most",
+            ),
         ],
     )
     def test_what_such_a_job_cannot_have_is_refused(self, changes, message):
@@ -354,21 +467,30 @@ class TestProcessingJobs:
 @pytest.mark.fault("memory runs out", "sagemaker")
 def test_a_workload_that_ran_out_of_memory_is_not_tried_again_and_says_what_to_do(service, url, tmp_path):
     (tmp_path / "count").write_text("")
-    failure, _ = run(launcher(max_retries=2, environment={"FULLFT_OOM_COUNT": str(tmp_path / "count")}), "runs_out_of_memory", url)
-    assert failure == (
-        "the workload was killed: memory ran out; use a machine with more memory, or lower launcher.processes [out_of_memory]"
+    failure, _ = run(
+        launcher(max_retries=2, environment={"FULLFT_OOM_COUNT": str(tmp_path / "count")}),
+        "runs_out_of_memory",
+        url,
+    )
+    assert (
+        failure == "the workload was killed: memory ran out; use a machine with more memory, or lower"
+        " launcher.processes [out_of_memory]"
     )
     assert len(service.jobs) == 1
 
 
 class TestRefused:
     def test_a_store_that_a_container_cannot_reach(self, service, tmp_path):
-        with pytest.raises(WorkloadError, match=r"launcher\.kind: sagemaker needs a store on S3, which /\S+ is not; set `store`"):
+        with pytest.raises(
+            WorkloadError,
+            match=r"launcher\.kind: sagemaker needs a store on S3, which /\S+ is not; set `store`",
+        ):
             launcher().submit(spec(str(tmp_path / "store"), "writes"))
 
     def test_what_aws_refuses_is_one_line(self, service, url):
         with pytest.raises(
-            WorkloadError, match=r"SageMaker 111122223333/us-east-1: create_training_job: .* \(ValidationException\)$"
+            WorkloadError,
+            match=r"SageMaker 111122223333/us-east-1: create_training_job: .* \(ValidationException\)$",
         ) as raised:
             launcher(subnets=["not a subnet"], security_groups=["sg-1"]).submit(spec(url, "writes"))
         assert raised.value.failure == "settings" and "\n" not in str(raised.value)
@@ -380,14 +502,19 @@ class TestRefused:
         sage.submit(spec(url, "writes"))
         wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
         status = sage.poll(NAME)
-        assert status.reason.startswith("the image has fullft_assets 0.1.0, and 9.9 launched it; ") and status.failure == "settings"
+        assert (
+            status.reason.startswith("the image has fullft_assets 0.1.0, and 9.9 launched it; ")
+            and status.failure == "settings"
+        )
 
     def test_an_image_whose_torch_sees_no_gpu_of_the_instance(self, service, url):
         sage = launcher(instance_type="ml.g5.xlarge", environment={"CUDA_VISIBLE_DEVICES": ""})
         sage.submit(spec(url, "writes"))
         wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
         status = sage.poll(NAME)
-        assert status.reason.startswith("torch in the image sees 0 GPUs, and 1 were to be used here; build the image with a torch for")
+        assert status.reason.startswith(
+            "torch in the image sees 0 GPUs, and 1 were to be used here; build the image with a torch for"
+        )
         assert status.failure == "settings"
 
     def test_a_workload_that_was_killed(self, service, url):
@@ -395,7 +522,10 @@ class TestRefused:
         sage.submit(spec(url, "is_killed"))
         wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
         status = sage.poll(NAME)
-        assert (status.reason, status.failure) == ("the workload was killed by SIGKILL (out of memory?)", "infrastructure")
+        assert (status.reason, status.failure) == (
+            "the workload was killed by SIGKILL (out of memory?)",
+            "infrastructure",
+        )
 
 
 @pytest.mark.long
@@ -405,7 +535,10 @@ def test_of_two_instances_the_reason_of_the_one_that_failed_first_is_reported(se
     sage.submit(job)
     wait_for(lambda: sage.poll(job.name).is_over, "the job ended")
     status = sage.poll(job.name)
-    assert (status.reason, status.failure) == ("documents/a.csv:3: no field `label`; name it in examples.label", "data")
+    assert (status.reason, status.failure) == (
+        "documents/a.csv:3: no field `label`; name it in examples.label",
+        "data",
+    )
     first = next(lines for stream, lines in service.streams.items() if "/algo-1-" in stream)
     assert any("stopped at step 7 of 9" in line for _, line in first), "the other one had a reason of its own"
 
@@ -417,22 +550,38 @@ def test_of_two_instances_the_reason_of_the_one_that_failed_first_is_reported(se
         ("ClientError: Cannot pull the image", None, "settings"),
         ("AlgorithmError: , exit code: 137", None, "out_of_memory"),
         ("AlgorithmError: , exit code: 143", None, "infrastructure"),
-        ("ClientError: Please use an instance type with more memory, or reduce the size of training data", None, "out_of_memory"),
+        (
+            "ClientError: Please use an instance type with more memory, or reduce the size of training data",
+            None,
+            "out_of_memory",
+        ),
         ("AlgorithmError: , exit code: 1", None, "unknown"),
-        ("AlgorithmError: loss is nan [at step 3] [divergence], exit code: 3", "loss is nan [at step 3]", "divergence"),
+        (
+            "AlgorithmError: loss is nan [at step 3] [divergence], exit code: 3",
+            "loss is nan [at step 3]",
+            "divergence",
+        ),
         ("", None, "unknown"),
     ],
 )
 def test_the_class_of_a_failure(reason, line, failure):
-    status = sagemaker._status({"TrainingJobStatus": "Failed", "SecondaryStatus": "Failed", "FailureReason": reason})
-    assert (status.failure, status.is_own_line) == (failure, line is not None) and (line is None or status.reason == line)
+    status = sagemaker._status(
+        {"TrainingJobStatus": "Failed", "SecondaryStatus": "Failed", "FailureReason": reason}
+    )
+    assert (status.failure, status.is_own_line) == (failure, line is not None) and (
+        line is None or status.reason == line
+    )
     assert status.reason and "\n" not in status.reason
 
 
 @pytest.mark.parametrize(("later", "failure"), [((), "preemption"), (("Starting", "Training"), "unknown")])
 def test_a_job_that_somebody_stops_is_lost_to_spot_only_while_it_waits_for_instances(later, failure):
-    changes = [{"Status": each} for each in ("Starting", "Training", "Interrupted", *later, "Stopping", "Stopped")]
-    status = sagemaker._status({"TrainingJobStatus": "Stopped", "SecondaryStatus": "Stopped", "SecondaryStatusTransitions": changes})
+    changes = [
+        {"Status": each} for each in ("Starting", "Training", "Interrupted", *later, "Stopping", "Stopped")
+    ]
+    status = sagemaker._status(
+        {"TrainingJobStatus": "Stopped", "SecondaryStatus": "Stopped", "SecondaryStatusTransitions": changes}
+    )
     assert status.failure == failure
 
 
@@ -460,12 +609,20 @@ class TestTraining:
 
     @pytest.fixture(scope="class")
     def prepared(self, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-        return prepare(tmp_path_factory.mktemp("project"), tiny=True, training={"checkpoint_every_steps": 3, "learning_rate": 1e-3})
+        return prepare(
+            tmp_path_factory.mktemp("project"),
+            tiny=True,
+            training={"checkpoint_every_steps": 3, "learning_rate": 1e-3},
+        )
 
     @pytest.fixture
-    def train(self, service: SageMaker, s3_env: s3_servers.S3Server, prepared: Prepared, tmp_path: Path) -> Callable[..., bytes]:
+    def train(
+        self, service: SageMaker, s3_env: s3_servers.S3Server, prepared: Prepared, tmp_path: Path
+    ) -> Callable[..., bytes]:
         def train(launcher: Launcher, name: str, /, **sections: Any) -> bytes:
-            return trained_in_bucket(launcher, prepared, self.STAGE, s3_env.root / tmp_path.name, name, **sections)
+            return trained_in_bucket(
+                launcher, prepared, self.STAGE, s3_env.root / tmp_path.name, name, **sections
+            )
 
         return train
 
@@ -484,7 +641,9 @@ class TestTraining:
 
     @pytest.mark.long
     @pytest.mark.fault("spot capacity is taken away", "sagemaker")
-    def test_after_a_spot_interruption_the_second_attempt_resumes_to_the_same_weights(self, train, prepared, service, tmp_path, capfd):
+    def test_after_a_spot_interruption_the_second_attempt_resumes_to_the_same_weights(
+        self, train, prepared, service, tmp_path, capfd
+    ):
         def interrupt() -> None:
             wait_for(lambda: any((tmp_path / "their_cache").rglob("checkpoint-*")), "a checkpoint is written")
             service.interrupt(next(iter(service.jobs)))
@@ -492,21 +651,30 @@ class TestTraining:
         threading.Thread(target=interrupt, daemon=True).start()
         cache = {"FULLFT_CACHE": str(tmp_path / "their_cache")}
         longer = {"training": {"epochs": 3}}
-        there = train(launcher(folder=str(prepared.project.root), spot=True, environment=cache), "there", **longer)
+        there = train(
+            launcher(folder=str(prepared.project.root), spot=True, environment=cache), "there", **longer
+        )
         assert [job.secondary for job in service.jobs.values()] == ["MaxWaitTimeExceeded", "Completed"]
         assert "resuming at step " in capfd.readouterr().out
         assert there == train(LocalLauncher(LauncherSettings()), "here", **longer)
 
     @pytest.mark.long
     @pytest.mark.fault("spot capacity is taken away", "sagemaker")
-    def test_without_a_network_the_second_attempt_resumes_from_what_sagemaker_saved(self, train, prepared, service, capfd):
+    def test_without_a_network_the_second_attempt_resumes_from_what_sagemaker_saved(
+        self, train, prepared, service, capfd
+    ):
         def interrupt() -> None:
-            wait_for(lambda: any(service.folder.glob("*/1/algo-1/checkpoints/**/checkpoint-*")), "a checkpoint is written")
+            wait_for(
+                lambda: any(service.folder.glob("*/1/algo-1/checkpoints/**/checkpoint-*")),
+                "a checkpoint is written",
+            )
             service.interrupt(next(iter(service.jobs)))
 
         threading.Thread(target=interrupt, daemon=True).start()
         longer = {"training": {"epochs": 3}}
-        there = train(launcher(folder=str(prepared.project.root), spot=True, network_isolation=True), "there", **longer)
+        there = train(
+            launcher(folder=str(prepared.project.root), spot=True, network_isolation=True), "there", **longer
+        )
         assert [job.secondary for job in service.jobs.values()] == ["MaxWaitTimeExceeded", "Completed"]
         assert "resuming at step " in capfd.readouterr().out
         assert there == train(LocalLauncher(LauncherSettings()), "here", **longer)

@@ -35,7 +35,9 @@ def server(tmp_path: Path) -> Iterator[SshServer]:
     server.cut()
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.pid != os.getpid() and process.environ().get("FULLFT_CACHE") == str(tmp_path / "cache"):
+            if process.pid != os.getpid() and process.environ().get("FULLFT_CACHE") == str(
+                tmp_path / "cache"
+            ):
                 process.kill()
 
 
@@ -48,7 +50,9 @@ def spec(folder: Path, stage: str) -> LaunchSpec:
     return LaunchSpec(NAME, "probe_workloads.probe", tuple(job.arguments(store)))
 
 
-def run(folder: Path, ssh: SshLauncher, stage: str, instance: dg.DagsterInstance) -> tuple[str | None, list[str]]:
+def run(
+    folder: Path, ssh: SshLauncher, stage: str, instance: dg.DagsterInstance
+) -> tuple[str | None, list[str]]:
     return run_probe(ssh, *probe_job(folder, stage), instance)
 
 
@@ -72,7 +76,9 @@ def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(serve
 
 def test_paths_start_at_the_folder_there_and_variables_are_set(server, tmp_path):
     (tmp_path / "a project there").mkdir()
-    ssh = launcher(server, folder=str(tmp_path / "a project there"), environment={"PROBE_VARIABLE": "it's $HOME"})
+    ssh = launcher(
+        server, folder=str(tmp_path / "a project there"), environment={"PROBE_VARIABLE": "it's $HOME"}
+    )
     ssh.submit(spec(tmp_path, "looks"))
     assert ssh.poll(NAME, SECONDS).state == "succeeded"
     found = probe_job(tmp_path, "looks")[1].find("probe", "looks", "k1")
@@ -85,9 +91,9 @@ def test_a_workload_that_ran_out_of_memory_is_not_tried_again_and_says_what_to_d
     ssh = launcher(server, max_retries=2, environment={"FULLFT_OOM_COUNT": str(tmp_path / "count")})
     with dg.DagsterInstance.ephemeral() as instance:
         failure, _ = run(tmp_path, ssh, "runs_out_of_memory", instance)
-    assert failure == (
-        "workload probe was killed: memory ran out; use a machine with more memory, or lower launcher.processes; see the step's stderr "
-        "[out_of_memory]"
+    assert (
+        failure == "workload probe was killed: memory ran out; use a machine with more memory, or lower"
+        " launcher.processes; see the step's stderr [out_of_memory]"
     )
     assert [launch.attempt for launch in records.launches(probe_job(tmp_path, "writes")[1], "probe")] == [1]
 
@@ -114,26 +120,34 @@ def test_lost_connection_is_no_end_and_output_is_read_on_from_the_cursor(server,
     with dg.DagsterInstance.ephemeral() as instance:
         failure, messages = run(tmp_path, ssh, "waits", instance)
     assert failure is None and said == ["cut"]
-    assert [m for m in messages if m in ("waiting", "reading the rows")] == ["waiting", "reading the rows"], "each message once"
+    assert [m for m in messages if m in ("waiting", "reading the rows")] == [
+        "waiting",
+        "reading the rows",
+    ], "each message once"
     assert "cut by the test; asking again for 30 minutes" in messages
     assert (tmp_path / "starts").read_text() == "started\n"
 
 
 @pytest.mark.fault("the backend throttles, fails or does not answer", "ssh")
-def test_a_python_that_fails_once_and_answers_that_cannot_be_read_are_asked_for_again(server, tmp_path, monkeypatch):
+def test_a_python_that_fails_once_and_answers_that_cannot_be_read_are_asked_for_again(
+    server, tmp_path, monkeypatch
+):
     monkeypatch.setattr(driver, "_PAUSE_SECONDS", 0.0)
     python, number = tmp_path / "python", tmp_path / "number"
     number.write_text("")
-    # After the submission: a machine that cannot start Python, one that says nothing, and one whose words are in another encoding.
+    # After the submission: a machine that cannot start Python, one that says nothing, and one whose words are
+    # in another encoding.
     python.write_text(
-        f'#!/bin/sh\nprintf . >> "{number}"\ncase $(wc -c < "{number}") in\n2) exit 1;;\n3) exit 0;;\n4) printf "\\351\\n"; exit 0;;\nesac\n'
-        f'printf "\\351\\n"; exec {sys.executable} "$@"\n'
+        f'#!/bin/sh\nprintf . >> "{number}"\ncase $(wc -c < "{number}") in\n2) exit 1;;\n3) exit 0;;\n4)'
+        f' printf "\\351\\n"; exit 0;;\nesac\nprintf "\\351\\n"; exec {sys.executable} "$@"\n'
     )
     python.chmod(0o755)
     with dg.DagsterInstance.ephemeral() as instance:
         failure, messages = run(tmp_path, launcher(server, python=str(python)), "writes", instance)
     assert failure is None and len(number.read_text()) > 4
-    assert any(f"{python} -m fullft_assets.launchers.machine failed (exit code 1)" in message for message in messages)
+    assert any(
+        f"{python} -m fullft_assets.launchers.machine failed (exit code 1)" in message for message in messages
+    )
 
 
 @pytest.fixture
@@ -160,7 +174,11 @@ class Scripted(SshLauncher):
     """
 
     def __init__(self, answers: dict[tuple[int, str], Any]):
-        super().__init__(SshLauncherSettings(host="gpu1", more_hosts=["gpu2"], processes=4, user="me", rendezvous_address="10.0.0.1"))
+        super().__init__(
+            SshLauncherSettings(
+                host="gpu1", more_hosts=["gpu2"], processes=4, user="me", rendezvous_address="10.0.0.1"
+            )
+        )
         self.answers, self.asked = answers, []
 
     def _ask(self, number: int, do: str, seconds: float = 0.0, **request: Any) -> Any:
@@ -183,9 +201,15 @@ class TestSeveralHosts:
         requests = []
         ssh = Scripted({(number, "start", "request"): requests.append for number in (0, 1)})
         ssh.submit(self.SPEC)
-        assert [each[0] for each in ssh.asked] == [1, 0] and [each["name"] for each in requests] == [f"{NAME}-host1", NAME]
+        assert [each[0] for each in ssh.asked] == [1, 0] and [each["name"] for each in requests] == [
+            f"{NAME}-host1",
+            NAME,
+        ]
         lines = [" ".join(each["arguments"]) for each in requests]
-        assert "--nnodes 2 --node_rank 1 --nproc_per_node 2 --master_addr 10.0.0.1 --master_port 29500 " in lines[0]
+        assert (
+            "--nnodes 2 --node_rank 1 --nproc_per_node 2 --master_addr 10.0.0.1 --master_port 29500 "
+            in lines[0]
+        )
         assert "--node_rank 0 " in lines[1] and lines[1].endswith("-m probe_workloads.probe --job uri")
         ssh.submit(LaunchSpec(NAME, "probe_workloads.probe", ()))
         assert [each[0] for each in ssh.asked[2:]] == [0], "one process has one machine"
@@ -206,12 +230,22 @@ class TestSeveralHosts:
             (said("succeeded"), said("running"), Status("succeeded")),
             (said("gone"), said("running"), Status("gone")),
             (said("running"), said("failed", "no GPU", "settings"), Status("failed", "no GPU", "settings")),
-            (said("failed", "lost a rank", "infrastructure"), said("failed", "a.csv", "data"), Status("failed", "a.csv", "data")),
-            (said("failed", "a.csv", "data"), said("failed", "no GPU", "settings"), Status("failed", "a.csv", "data")),
+            (
+                said("failed", "lost a rank", "infrastructure"),
+                said("failed", "a.csv", "data"),
+                Status("failed", "a.csv", "data"),
+            ),
+            (
+                said("failed", "a.csv", "data"),
+                said("failed", "no GPU", "settings"),
+                Status("failed", "a.csv", "data"),
+            ),
             (said("failed", "lost a rank"), Unreachable("cut"), Status("failed", "lost a rank")),
         ],
     )
-    def test_a_failure_of_any_is_one_of_all_and_the_cause_comes_before_what_followed(self, first, second, expected):
+    def test_a_failure_of_any_is_one_of_all_and_the_cause_comes_before_what_followed(
+        self, first, second, expected
+    ):
         assert Scripted({(0, "num_hosts"): 2, (0, "poll"): first, (1, "poll"): second}).poll(NAME) == expected
 
     @pytest.mark.parametrize(("num_hosts", "stopped"), [(2, [0, 1]), (1, [0]), (None, [0, 1])])
@@ -228,13 +262,19 @@ class TestSeveralHosts:
     @pytest.mark.fault("a run is cancelled", "ssh")
     def test_two_real_ones_work_until_they_are_stopped_and_write_their_checkpoints(self, tmp_path):
         (tmp_path / "ssh").mkdir(mode=0o700)
-        server = SshServer(tmp_path / "ssh", {"FULLFT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}, ["127.0.0.1", "127.0.0.2"])
+        server = SshServer(
+            tmp_path / "ssh",
+            {"FULLFT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
+            ["127.0.0.1", "127.0.0.2"],
+        )
         server.start()
         ssh = launcher(server, processes=2, rendezvous_port=free_port(), grace_seconds=60)
         job, store = probe_job(tmp_path, "works")
         try:
             ssh.submit(LaunchSpec(NAME, "probe_workloads.probe", tuple(job.arguments(store)), processes=2))
-            wait_for(lambda: all((tmp_path / f"workload{rank}.pid").exists() for rank in (0, 1)), "both ranks work")
+            wait_for(
+                lambda: all((tmp_path / f"workload{rank}.pid").exists() for rank in (0, 1)), "both ranks work"
+            )
             assert ssh.poll(NAME).state == "running" and ssh.list() == [NAME]
             assert "working" in ssh.logs(NAME, "").stdout
         finally:
@@ -244,22 +284,34 @@ class TestSeveralHosts:
         assert not list((tmp_path / "cache/launches").iterdir()), "nothing is kept there"
 
     @pytest.mark.long
-    def test_two_hosts_with_a_network_of_their_own_train_to_the_weights_of_two_processes(self, tmp_path, monkeypatch):
+    def test_two_hosts_with_a_network_of_their_own_train_to_the_weights_of_two_processes(
+        self, tmp_path, monkeypatch
+    ):
         training = {"learning_rate": 1e-3, "precision": "fp32", "micro_batch_size": 4}
         prepared = prepare(tmp_path / "project", tiny=True, training=training)
         (tmp_path / "ssh").mkdir(mode=0o700)
         with machine.two_hosts() as hosts:
             befores, addresses, (wire, _) = zip(*hosts, strict=True)
-            variables = {"FULLFT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+            variables = {
+                "FULLFT_CACHE": str(tmp_path / "cache"),
+                "OMP_NUM_THREADS": "1",
+                "HF_HUB_OFFLINE": "1",
+            }
             server = SshServer(tmp_path / "ssh", variables, addresses, befores)
             # The only way to them leads through one of them.
             (tmp_path / "bin").mkdir()
-            (tmp_path / "bin/ssh").write_text(f'#!/bin/sh\nexec {shlex.join(befores[0])} {shutil.which("ssh")} "$@"\n')
+            (tmp_path / "bin/ssh").write_text(
+                f'#!/bin/sh\nexec {shlex.join(befores[0])} {shutil.which("ssh")} "$@"\n'
+            )
             (tmp_path / "bin/ssh").chmod(0o755)
             monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
             server.start()
             ssh = launcher(
-                server, processes=2, folder=str(prepared.project.root), grace_seconds=60, environment={"GLOO_SOCKET_IFNAME": wire}
+                server,
+                processes=2,
+                folder=str(prepared.project.root),
+                grace_seconds=60,
+                environment={"GLOO_SOCKET_IFNAME": wire},
             )
             try:
                 wait_for(lambda: not _is_silent(ssh), "both SSH servers answer")
@@ -287,22 +339,37 @@ class TestRefused:
     )  # fmt: skip
     @pytest.mark.fault("the image, version or Python is another one", "ssh")
     def test_it_is_one_line_at_once(self, server, changes, line):
-        changes = {name: value if "/" in value else str(server.folder / value) for name, value in changes.items()}
+        changes = {
+            name: value if "/" in value else str(server.folder / value) for name, value in changes.items()
+        }
         with pytest.raises(WorkloadError, match=line) as raised:
             launcher(server, **changes).submit(LaunchSpec(NAME, "probe_workloads.probe", ()))
-        assert raised.value.failure == "settings" and not isinstance(raised.value, Unreachable) and "\n" not in str(raised.value)
+        assert (
+            raised.value.failure == "settings"
+            and not isinstance(raised.value, Unreachable)
+            and "\n" not in str(raised.value)
+        )
 
     def test_a_path_with_a_space_is_one_path_and_anybodys_home_is_found(self, server, tmp_path):
         (tmp_path / "a b").mkdir()
         for name in ("user_key", "known_hosts"):
             (server.folder / name).rename(tmp_path / "a b" / name)
-        ssh = launcher(server, key_file=str(tmp_path / "a b/user_key"), known_hosts=str(tmp_path / "a b/known_hosts"))
+        ssh = launcher(
+            server, key_file=str(tmp_path / "a b/user_key"), known_hosts=str(tmp_path / "a b/known_hosts")
+        )
         assert ssh.list() == []
-        assert _quoted("~john-doe/a b") == "~john-doe/'a b'" and _quoted("~/x") == "~/x" and _quoted("~;x/y") == "'~;x/y'"
+        assert (
+            _quoted("~john-doe/a b") == "~john-doe/'a b'"
+            and _quoted("~/x") == "~/x"
+            and _quoted("~;x/y") == "'~;x/y'"
+        )
 
     def test_a_job_is_stopped_when_its_time_is_up(self, server, tmp_path):
         ssh = launcher(server, max_hours=2 / 3600, grace_seconds=20)
         ssh.submit(spec(tmp_path, "works"))
         status = ssh.poll(NAME, SECONDS)
-        assert status.reason.startswith("reached launcher.max_hours and was stopped") and status.failure == "settings"
+        assert (
+            status.reason.startswith("reached launcher.max_hours and was stopped")
+            and status.failure == "settings"
+        )
         ssh.stop(NAME)

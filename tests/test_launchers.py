@@ -17,7 +17,7 @@ from probe_workloads.definitions import defs, probe_job
 
 from fullft_assets.assets import planning
 from fullft_assets.assets.case import Case
-from fullft_assets.config import validation
+from fullft_assets.checking import validation
 from fullft_assets.errors import Interrupted, SettingsError, WorkloadError
 from fullft_assets.jobs import launchers as registered
 from fullft_assets.jobs.launch import WorkloadFailure
@@ -43,7 +43,9 @@ START_SECONDS = 120.0
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder for the probe's pids; what is still alive at the end is killed, so that no test leaves anything."""
+    """A folder for the probe's pids; what is still alive at the end is killed, so that no test leaves
+    anything.
+    """
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     monkeypatch.setenv("PROBE_FOLDER", str(tmp_path))
     monkeypatch.setenv("PROBE_PROCESSES", "1")
@@ -96,7 +98,9 @@ _RAISES = 'raise RuntimeError("the roof is on fire\\nsecond line")'
 class TestUnderDagster:
     def _materialize(self, instance, monkeypatch, stage: str) -> dg.ExecuteInProcessResult:
         monkeypatch.setenv("PROBE_STAGE", stage)
-        return defs.resolve_implicit_global_asset_job_def().execute_in_process(instance=instance, raise_on_error=False)
+        return defs.resolve_implicit_global_asset_job_def().execute_in_process(
+            instance=instance, raise_on_error=False
+        )
 
     def _failure(self, result: dg.ExecuteInProcessResult, kind: str) -> str:
         assert not result.success
@@ -121,11 +125,14 @@ class TestUnderDagster:
         message = self._failure(self._materialize(instance, monkeypatch, "refuses"), "data")
         assert message == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
 
-    def test_crash_surfaces_as_type_and_place_and_its_message_is_in_the_store_alone(self, instance, monkeypatch, folder, capfd):
+    def test_crash_surfaces_as_type_and_place_and_its_message_is_in_the_store_alone(
+        self, instance, monkeypatch, folder, capfd
+    ):
         result = self._materialize(instance, monkeypatch, "crashes")
         message = self._failure(result, "unknown")
         place, file = re.fullmatch(
-            r"probe failed: RuntimeError at (.*); its message, which may quote a document, is in (.*)", message
+            r"probe failed: RuntimeError at (.*); its message, which may quote a document, is in (.*)",
+            message,
         ).groups()
         # The probe is not of our package, whose frame before it is named.
         assert re.fullmatch(r"fullft_assets/workloads/entry\.py:[0-9]+ \(run_job\)", place)
@@ -134,27 +141,43 @@ class TestUnderDagster:
         output = capfd.readouterr()
         assert "in crashes\n" in output.err and "probe.py" in output.err, "the traceback without its messages"
         events = [entry.to_json() for entry in instance.all_logs(result.run_id)]
-        written = [path.read_bytes().decode(errors="replace") for path in (folder / "home").rglob("*") if path.is_file()]
+        written = [
+            path.read_bytes().decode(errors="replace")
+            for path in (folder / "home").rglob("*")
+            if path.is_file()
+        ]
         # The line of the program that raises it is in the traceback; what it says at that time is not.
-        kept = [text for text in (output.out, output.err, *events, *written) if "second line" in text.replace(_RAISES, "")]
+        kept = [
+            text
+            for text in (output.out, output.err, *events, *written)
+            if "second line" in text.replace(_RAISES, "")
+        ]
         assert kept == []
 
     def test_missing_manifest_is_a_failure(self, instance, monkeypatch):
         message = self._failure(self._materialize(instance, monkeypatch, "forgets"), "unknown")
-        assert "workload probe ended with exit code 0 but without its manifest: no artifact probe/forgets/k1" in message
+        assert (
+            "workload probe ended with exit code 0 but without its manifest: no artifact probe/forgets/k1"
+            in message
+        )
 
     def test_killed_workload_names_the_signal(self, instance, monkeypatch):
         message = self._failure(self._materialize(instance, monkeypatch, "is_killed"), "infrastructure")
-        assert message == "workload probe was killed by SIGKILL (out of memory?); see the step's stderr [infrastructure]"
+        assert (
+            message
+            == "workload probe was killed by SIGKILL (out of memory?); see the step's stderr [infrastructure]"
+        )
 
     @pytest.mark.fault("memory runs out", "local")
     def test_workload_that_ran_out_of_memory_says_what_to_do(self, instance, monkeypatch, tmp_path):
         (tmp_path / "count").write_text("")
         monkeypatch.setenv("FULLFT_OOM_COUNT", str(tmp_path / "count"))
-        message = self._failure(self._materialize(instance, monkeypatch, "runs_out_of_memory"), "out_of_memory")
-        assert message == (
-            "workload probe was killed: memory ran out; use a machine with more memory, or lower launcher.processes; see the step's stderr "
-            "[out_of_memory]"
+        message = self._failure(
+            self._materialize(instance, monkeypatch, "runs_out_of_memory"), "out_of_memory"
+        )
+        assert (
+            message == "workload probe was killed: memory ran out; use a machine with more memory, or lower"
+            " launcher.processes; see the step's stderr [out_of_memory]"
         )
 
 
@@ -163,9 +186,20 @@ def test_what_the_kernel_kills_for_memory_is_known(tmp_path):
     group = _control_group()
     try:
         eats = "found = []\nwhile True:\n    found.append(bytearray(10_000_000))"
-        command = [sys.executable, "-m", "fullft_assets.launchers.supervisor", "--folder", str(tmp_path), "--grace", "5", "--"]
+        command = [
+            sys.executable,
+            "-m",
+            "fullft_assets.launchers.supervisor",
+            "--folder",
+            str(tmp_path),
+            "--grace",
+            "5",
+            "--",
+        ]
         join = f'echo $$ > {group}/cgroup.procs && exec "$@"'
-        done = subprocess.run(["sh", "-c", join, "sh", *command, sys.executable, "-c", eats], timeout=SECONDS, check=False)
+        done = subprocess.run(
+            ["sh", "-c", join, "sh", *command, sys.executable, "-c", eats], timeout=SECONDS, check=False
+        )
         assert done.returncode == 128 + signal.SIGKILL
         assert ended_status(tmp_path).failure == "out_of_memory"
     finally:
@@ -173,10 +207,16 @@ def test_what_the_kernel_kills_for_memory_is_known(tmp_path):
 
 
 def _control_group() -> Path:
-    """Make a control group that has little memory, below this process's own; skip where that is not allowed."""
+    """Make a control group that has little memory, below this process's own; skip where that is not
+    allowed.
+    """
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, group = line.split(":", 2)
-        root, limit = ("/sys/fs/cgroup/memory", "memory.limit_in_bytes") if controllers == "memory" else ("/sys/fs/cgroup", "memory.max")
+        root, limit = (
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+            if controllers == "memory"
+            else ("/sys/fs/cgroup", "memory.max")
+        )
         made = Path(f"{root}{group}/fullft-test-{os.getpid()}")
         if controllers not in ("", "memory"):
             continue
@@ -227,18 +267,26 @@ class TestRunThatEnds:
         _all_gone(processes)
         assert (folder / "checkpoint0").read_text() == "complete"
 
-    @pytest.mark.parametrize(("executor", "number"), [("in_process", signal.SIGTERM), ("multiprocess", signal.SIGINT)])
+    @pytest.mark.parametrize(
+        ("executor", "number"), [("in_process", signal.SIGTERM), ("multiprocess", signal.SIGINT)]
+    )
     @pytest.mark.fault("a run is cancelled", "local")
-    def test_cancelled_run_writes_its_checkpoint_and_leaves_no_process(self, start, instance, folder, executor, number):
+    def test_cancelled_run_writes_its_checkpoint_and_leaves_no_process(
+        self, start, instance, folder, executor, number
+    ):
         run, processes = start(executor)
-        instance.report_run_canceling(instance.get_runs()[0])  # as the UI's cancel does before it sends the signal
+        instance.report_run_canceling(
+            instance.get_runs()[0]
+        )  # as the UI's cancel does before it sends the signal
         run.send_signal(number)
         run.wait(SECONDS)
         _all_gone(processes)
         assert (folder / "checkpoint0").read_text() == "complete"
         assert instance.get_runs()[0].status == dg.DagsterRunStatus.CANCELED
 
-    def test_cancelled_run_stops_every_rank_and_each_writes_its_part(self, start, instance, monkeypatch, folder):
+    def test_cancelled_run_stops_every_rank_and_each_writes_its_part(
+        self, start, instance, monkeypatch, folder
+    ):
         monkeypatch.setenv("PROBE_PROCESSES", "2")
         run, processes = start("in_process")
         processes += [_process(folder, "workload1"), _process(folder, "helper1")]
@@ -271,7 +319,10 @@ class TestRunThatEnds:
         assert run.wait(SECONDS) != 0
         _all_gone(processes)
         output = (folder / "output").read_text()
-        assert "workload probe lost its supervisor to SIGKILL (out of memory?); see the step's stderr [infrastructure]" in output
+        assert (
+            "workload probe lost its supervisor to SIGKILL (out of memory?); see the step's stderr"
+            " [infrastructure]" in output
+        )
 
     def test_ranks_under_torchrun_die_with_a_killed_run(self, start, monkeypatch, folder):
         monkeypatch.setenv("PROBE_PROCESSES", "2")
@@ -289,7 +340,9 @@ class TestRunThatEnds:
         _all_gone(processes[1:])
 
     @pytest.mark.fault("nobody follows a job any more", "local")
-    def test_ranks_under_torchrun_die_when_run_and_supervisor_are_killed_at_once(self, start, monkeypatch, folder):
+    def test_ranks_under_torchrun_die_when_run_and_supervisor_are_killed_at_once(
+        self, start, monkeypatch, folder
+    ):
         monkeypatch.setenv("PROBE_PROCESSES", "2")
         run, (_, supervisor, rank, _) = start("in_process", "ignores")
         ranks = [rank, _process(folder, "workload1")]
@@ -299,13 +352,32 @@ class TestRunThatEnds:
 
 
 class TestSupervisor:
-    def _start(self, folder: Path, stage: str, grace: str = "20", watch: int | None = None) -> subprocess.Popen:
+    def _start(
+        self, folder: Path, stage: str, grace: str = "20", watch: int | None = None
+    ) -> subprocess.Popen:
         job, store = probe_job(folder, stage)
-        command = [sys.executable, "-m", "fullft_assets.launchers.supervisor", "--watch", str(watch or os.getpid())]
-        command += ["--grace", grace, "--", sys.executable, "-m", "probe_workloads.probe", "--job", job.write(store)]
+        command = [
+            sys.executable,
+            "-m",
+            "fullft_assets.launchers.supervisor",
+            "--watch",
+            str(watch or os.getpid()),
+        ]
+        command += [
+            "--grace",
+            grace,
+            "--",
+            sys.executable,
+            "-m",
+            "probe_workloads.probe",
+            "--job",
+            job.write(store),
+        ]
         return subprocess.Popen(command)
 
-    @pytest.mark.parametrize(("stage", "code"), [("writes", 0), ("refuses", 3), ("crashes", 1), ("is_killed", 128 + 9)])
+    @pytest.mark.parametrize(
+        ("stage", "code"), [("writes", 0), ("refuses", 3), ("crashes", 1), ("is_killed", 128 + 9)]
+    )
     def test_exit_code_is_the_commands(self, folder, stage, code):
         assert self._start(folder, stage).wait(SECONDS) == code
 
@@ -339,9 +411,15 @@ class TestSupervisor:
         supervisor.wait()
         _all_gone([workload])
 
-    @pytest.mark.parametrize("module", ["supervisor", "machine", "ssh", "local", "records", "kubernetes", "container", "aws", "ecs"])
+    @pytest.mark.parametrize(
+        "module",
+        ["supervisor", "machine", "ssh", "local", "records", "kubernetes", "container", "aws", "ecs"],
+    )
     def test_only_the_driver_needs_dagster_and_nothing_torch_or_a_cluster_s_client(self, module):
-        code = f"import sys, fullft_assets.launchers.{module}; print({{'dagster', 'torch', 'kubernetes'}} & set(sys.modules))"
+        code = (
+            f"import sys, fullft_assets.launchers.{module}; print({{'dagster', 'torch', 'kubernetes'}} &"
+            " set(sys.modules))"
+        )
         assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
 
 
@@ -353,16 +431,27 @@ class TestMachine:
         return Machine(root)
 
     @pytest.mark.parametrize(
-        ("said", "failure"), [(None, "out_of_memory"), ("data", "data"), ("infrastructure", "out_of_memory"), ("unknown", "out_of_memory")]
+        ("said", "failure"),
+        [
+            (None, "out_of_memory"),
+            ("data", "data"),
+            ("infrastructure", "out_of_memory"),
+            ("unknown", "out_of_memory"),
+        ],
     )
-    def test_what_a_workload_says_counts_unless_it_cannot_know_what_killed_its_process(self, tmp_path, said, failure):
+    def test_what_a_workload_says_counts_unless_it_cannot_know_what_killed_its_process(
+        self, tmp_path, said, failure
+    ):
         (tmp_path / "exit").write_text('{"code": 1, "is_limit": false, "is_out_of_memory": true}')
         if said is not None:
             WorkloadFailure("a rank is gone", said).write(tmp_path / "error")
         status = ended_status(tmp_path)
         assert status.failure == failure and ("a rank is gone" in status.reason) is (said is not None)
 
-    @pytest.mark.parametrize("lines", [["é" * 3, "12345", "é", "last, without an end"], ["a line that is longer than a block", "1", "2"]])
+    @pytest.mark.parametrize(
+        "lines",
+        [["é" * 3, "12345", "é", "last, without an end"], ["a line that is longer than a block", "1", "2"]],
+    )
     @pytest.mark.fault("output is lost, late or cut", "local", "ssh")
     def test_output_comes_in_blocks_of_whole_lines_and_all_of_it(self, tmp_path, monkeypatch, lines):
         monkeypatch.setattr(machine, "_MAX_BYTES", 12)
@@ -375,14 +464,20 @@ class TestMachine:
             assert blocks[0] == "ééé\n" and blocks[1] == "12345\né\n"
 
     @pytest.mark.fault("clock skew of hours", "local", "ssh")
-    def test_a_clock_that_was_set_ends_no_job_and_its_pid_of_another_process_does(self, tmp_path, monkeypatch):
+    def test_a_clock_that_was_set_ends_no_job_and_its_pid_of_another_process_does(
+        self, tmp_path, monkeypatch
+    ):
         first = Machine(tmp_path)
-        first.start("j", ["-c", "import time; print('works', flush=True); time.sleep(300)"], {}, grace_seconds=0)
+        first.start(
+            "j", ["-c", "import time; print('works', flush=True); time.sleep(300)"], {}, grace_seconds=0
+        )
         try:
             _wait_for(lambda: first.logs("j", "").stdout, "the job works")
             # psutil derives it from the machine's clock as it is now.
             create_time = psutil.Process.create_time
-            monkeypatch.setattr(psutil.Process, "create_time", lambda process: create_time(process) + 2 * 3600)
+            monkeypatch.setattr(
+                psutil.Process, "create_time", lambda process: create_time(process) + 2 * 3600
+            )
             assert Machine(tmp_path).poll("j").state == "running"
             (tmp_path / "j" / PID).write_text(str(os.getpid()))
             assert Machine(tmp_path).poll("j").state == "failed"
@@ -401,7 +496,10 @@ class TestMachine:
         finally:
             child.kill()
             child.wait()
-        assert capsys.readouterr().err == f"process {child.pid} of j was killed and has not ended within 0.05 s\n"
+        assert (
+            capsys.readouterr().err
+            == f"process {child.pid} of j was killed and has not ended within 0.05 s\n"
+        )
         assert jobs.names() == []
 
 
@@ -410,9 +508,15 @@ class TestMachine:
     [("training", "none", 2, True), ("planning", "fsdp2", 2, True), ("planning", "none", 2, False), ("planning", "fsdp2", 1, False),
      ("evaluation", "fsdp2", 2, False)],
 )  # fmt: skip
-def test_planning_has_ranks_where_they_share_the_model(workload: str, sharding: str, processes: int, ranks: bool, tmp_path: Path) -> None:
+def test_planning_has_ranks_where_they_share_the_model(
+    workload: str, sharding: str, processes: int, ranks: bool, tmp_path: Path
+) -> None:
     arguments = _arguments(tmp_path, workload, sharding, processes)
-    assert ("torch.distributed.run" in arguments) is ranks and arguments[-3:] == [f"fullft_assets.workloads.{workload}", "--job", "uri"]
+    assert ("torch.distributed.run" in arguments) is ranks and arguments[-3:] == [
+        f"fullft_assets.workloads.{workload}",
+        "--job",
+        "uri",
+    ]
 
 
 @pytest.mark.parametrize(("gpus", "ranks"), [([], True), (["a", "a"], True), (["a"], False)])
@@ -428,13 +532,17 @@ def _arguments(folder: Path, workload: str, sharding: str, processes: int) -> li
     training = job.settings.training.model_copy(update={"sharding": sharding})
     job = job.model_copy(update={"settings": job.settings.model_copy(update={"training": training})})
     launcher = LocalLauncher(LauncherSettings(processes=processes))
-    return LaunchDriver(lambda _: launcher).spec(launcher, workload, job, arguments=["--job", "uri"]).arguments
+    return (
+        LaunchDriver(lambda _: launcher).spec(launcher, workload, job, arguments=["--job", "uri"]).arguments
+    )
 
 
 def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local.tempfile, "gettempdir", lambda: str(tmp_path))
     (tmp_path / f"fullft-{os.getuid()}").symlink_to(tmp_path)
-    with pytest.raises(WorkloadError, match="belongs to somebody else; remove it, or set TMPDIR to another folder"):
+    with pytest.raises(
+        WorkloadError, match="belongs to somebody else; remove it, or set TMPDIR to another folder"
+    ):
         LocalLauncher(LauncherSettings())
 
 
@@ -489,26 +597,35 @@ class TestRegistration:
     @pytest.mark.slow
     def test_a_use_case_runs_on_the_launcher_of_another_package(self, package, tmp_path):
         prepared = prepare(
-            tmp_path, tiny=True, planning={"min_predicted_gain": -1}, launcher={"kind": "cluster", "queue": "a100", "grace_seconds": 7}
+            tmp_path,
+            tiny=True,
+            planning={"min_predicted_gain": -1},
+            launcher={"kind": "cluster", "queue": "a100", "grace_seconds": 7},
         )
         case = Case(prepared.use_case)
         set_latest(prepared.store, case.name, "training_snapshot", prepared.snapshot)
         with dg.DagsterInstance.from_config(str(prepared.project.home)) as instance:
             done = dg.materialize(
-                [dg.AssetSpec(case.key("training_snapshot")), *planning.build(case)], resources=case.resources(), instance=instance
+                [dg.AssetSpec(case.key("training_snapshot")), *planning.build(case)],
+                resources=case.resources(),
+                instance=instance,
             )
         assert done.success
         assert (package / "launched").read_text() == "planning in a100 within 7 s"
         pilot = latest(prepared.store, case.name, "pilot_run")
-        assert [m.metadata["predicted"].value for m in done.asset_materializations_for_node("letters__planning")[2:]] == [
-            pytest.approx(pilot.metadata["predicted"], rel=1e-4)
-        ]
+        assert [
+            m.metadata["predicted"].value
+            for m in done.asset_materializations_for_node("letters__planning")[2:]
+        ] == [pytest.approx(pilot.metadata["predicted"], rel=1e-4)]
 
     @pytest.mark.parametrize(
         ("section", "line"),
         [
             ({"kind": "cluster"}, r"launcher\.queue: Field required$"),
-            ({"kind": "cluster", "queue": "a", "quue": 1}, r"launcher\.quue: unknown key `quue`; did you mean `queue`\?$"),
+            (
+                {"kind": "cluster", "queue": "a", "quue": 1},
+                r"launcher\.quue: unknown key `quue`; did you mean `queue`\?$",
+            ),
         ],
     )
     def test_its_own_settings_class_checks_its_keys(self, package, tmp_path, section, line):
@@ -520,7 +637,10 @@ class TestRegistration:
         project = projects.create(tmp_path, launcher={"kind": "clutser"})
         with pytest.raises(
             SettingsError,
-            match=r"launcher\.kind: clutser is not one of local, ssh, kubernetes, sagemaker, ecs, cluster; did you mean `cluster`\?$",
+            match=(
+                r"launcher\.kind: clutser is not one of local, ssh, kubernetes, sagemaker, ecs, cluster; did"
+                r" you mean `cluster`\?$"
+            ),
         ):
             project.use_case()
 
@@ -634,4 +754,6 @@ class TestProgress:
 
 def _seconds(duration: str) -> int:
     parts = duration.split()
-    return sum(int(n) * {"s": 1, "min": 60, "h": 3600}[unit] for n, unit in zip(parts[::2], parts[1::2], strict=True))
+    return sum(
+        int(n) * {"s": 1, "min": 60, "h": 3600}[unit] for n, unit in zip(parts[::2], parts[1::2], strict=True)
+    )

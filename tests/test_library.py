@@ -1,4 +1,6 @@
-"""The package in somebody else's Dagster project: installed from its wheel, scaffolded, checked; the demo stays out of it."""
+"""The package in somebody else's Dagster project: installed from its wheel, scaffolded, checked; the demo
+stays out of it.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,17 @@ BIN = Path(sys.executable).parent
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package's wheel, built by pip."""
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--quiet", "--wheel-dir", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        str(ROOT),
+        "--no-deps",
+        "--quiet",
+        "--wheel-dir",
+        str(folder),
+    ]
     subprocess.run(command, check=True, timeout=300)
     (built,) = folder.glob("*.whl")
     return built
@@ -36,8 +48,9 @@ class Library:
         for package in ("fresh", "fresh/defs"):
             (root / "src" / package / "__init__.py").touch()
         (root / "src" / "fresh" / "definitions.py").write_text(
-            "from pathlib import Path\n\nfrom dagster import definitions, load_from_defs_folder\n\n\n"
-            "@definitions\ndef defs():\n    return load_from_defs_folder(path_within_project=Path(__file__).parent)\n"
+            "from pathlib import Path\n\nfrom dagster import definitions,"
+            " load_from_defs_folder\n\n\n@definitions\ndef defs():\n    return"
+            " load_from_defs_folder(path_within_project=Path(__file__).parent)\n"
         )
         (root / "pyproject.toml").write_text(
             '[project]\nname = "fresh"\nversion = "0.1.0"\n\n[tool.dg]\ndirectory_type = "project"\n\n'
@@ -46,8 +59,13 @@ class Library:
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"}
-        environment |= {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": f"{self.root / 'src'}{os.pathsep}{self.installed}"}
-        return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        environment |= {
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": f"{self.root / 'src'}{os.pathsep}{self.installed}",
+        }
+        return subprocess.run(
+            command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
 
     def succeed(self, *command: str) -> str:
         done = self.run(*command)
@@ -69,7 +87,11 @@ def library(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Library:
 def test_the_wheel_holds_all_that_the_package_reads(wheel):
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
-    tracked = {str(path.relative_to(ROOT)) for path in (ROOT / "fullft_assets").rglob("*") if path.suffix in (".py", ".j2", ".yaml")}
+    tracked = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "fullft_assets").rglob("*")
+        if path.suffix in (".py", ".j2", ".yaml")
+    }
     assert tracked <= held
     assert {name.split("/")[0] for name in held if ".dist-info/" not in name} == {"fullft_assets"}
 
@@ -111,7 +133,10 @@ def test_the_demo_stays_out_of_the_users_project(library):
 
 
 def test_before_the_demos_documents_are_written_its_error_says_how(library):
-    code = "from fullft_assets.config.project import DEFS; from fullft_assets.config.validation import load_use_case; load_use_case(DEFS / 'licences' / 'defs.yaml', with_data=True)"
+    code = (
+        "from fullft_assets.checking.project import DEFS; from fullft_assets.checking.validation import"
+        " load_use_case; load_use_case(DEFS / 'licences' / 'defs.yaml', with_data=True)"
+    )
     done = library.run("python", "-c", code)
     last = done.stderr.strip().splitlines()[-1]
     assert "documents.path: folder not found: data/licences/documents" in done.stderr
@@ -127,7 +152,7 @@ def test_a_wrong_key_is_shown_with_file_line_and_fix(library):
         assert shown.returncode == 1
         assert "bas_model" in shown.stdout + shown.stderr
         assert "defs.yaml" in shown.stdout + shown.stderr
-        (line, missing) = library.run("fullft", "check", "my_case").stderr.splitlines()
+        line, missing = library.run("fullft", "check", "my_case").stderr.splitlines()
         assert "bas_model: unknown key `bas_model`; did you mean `base_model`?" in line + missing
     finally:
         path.write_text(right)

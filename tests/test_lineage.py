@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from fullft_assets import chunks, documents, erasure, examples, release, snapshot
+from fullft_assets.checkpoint import lineage
 from fullft_assets.errors import GateError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.release import Champion, starting_point
 from fullft_assets.store import Manifest, Store
-from fullft_assets.training import lineage
 from fullft_assets.workloads import evaluation, training
 from tests import project as projects
 from tests import small_language_model
@@ -35,9 +35,14 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepare(tmp_path_factory.mktemp("encoder"), tiny=True, training=quick)
 
 
-def train(case: Prepared, key: str, start: Manifest | None = None, on: Manifest | None = None, **changes: object) -> Manifest:
+def train(
+    case: Prepared, key: str, start: Manifest | None = None, on: Manifest | None = None, **changes: object
+) -> Manifest:
     job = case.job(STAGE, key, training=changes)
-    inputs = {"training_snapshot": (on or case.snapshot).ref, **({} if start is None else {"champion": start.ref})}
+    inputs = {
+        "training_snapshot": (on or case.snapshot).ref,
+        **({} if start is None else {"champion": start.ref}),
+    }
     training.work(job.model_copy(update={"inputs": inputs}), case.store, Progress(silent=True))
     return case.store.find(job.case, STAGE, key)
 
@@ -58,7 +63,9 @@ def champion(encoder: Prepared) -> Manifest:
 
 
 class TestTraining:
-    def test_continues_from_the_champions_weights_head_included(self, encoder: Prepared, champion: Manifest) -> None:
+    def test_continues_from_the_champions_weights_head_included(
+        self, encoder: Prepared, champion: Manifest
+    ) -> None:
         again = train(encoder, "second", champion, **STILL)
         assert_near(encoder, champion, again)
         other = train(encoder, "from base", **STILL)
@@ -67,17 +74,33 @@ class TestTraining:
 
     def test_a_language_model_continues_with_its_added_tokens(self, tmp_path: Path) -> None:
         small_language_model.write(tmp_path / "model", [row["text"] for row in projects.licence_rows(80)])
-        options = {"training": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2, "precision": "fp32"}}
-        case = prepare_language_model(tmp_path, rows=80, base_model="model", chunks={"added_tokens": ["sublicense"]}, **options)
+        options = {
+            "training": {
+                "epochs": 1,
+                "batch_size": 8,
+                "micro_batch_size": 8,
+                "learning_rate": 1e-2,
+                "precision": "fp32",
+            }
+        }
+        case = prepare_language_model(
+            tmp_path, rows=80, base_model="model", chunks={"added_tokens": ["sublicense"]}, **options
+        )
         first = train(case, "first")
         assert_near(case, first, train(case, "second", first, **STILL))
 
-    def test_l2_sp_holds_on_to_the_base_model_not_to_the_champion(self, encoder: Prepared, champion: Manifest) -> None:
+    def test_l2_sp_holds_on_to_the_base_model_not_to_the_champion(
+        self, encoder: Prepared, champion: Manifest
+    ) -> None:
         # So strong a pull that it decides alone.
         held = train(encoder, "held", champion, l2_sp=1e4, learning_rate=1e-4, epochs=3)
         base = load_file(encoder.base_model / "model.safetensors")
         moved = [
-            sum(float((weights(encoder, made)[name] - base[name]).abs().sum()) for name in base if name in weights(encoder, made))
+            sum(
+                float((weights(encoder, made)[name] - base[name]).abs().sum())
+                for name in base
+                if name in weights(encoder, made)
+            )
             for made in (champion, held)
         ]
         assert moved[1] < 0.9 * moved[0]
@@ -86,7 +109,10 @@ class TestTraining:
         second = train(encoder, "second", champion, **STILL)
         third = train(encoder, "third", second, **STILL)
         assert champion.metadata["trained_from"] == "the base model: there was no champion"
-        assert (third.metadata["trained_from"], third.inputs["champion"]) == (second.ref, second.content_digest)
+        assert (third.metadata["trained_from"], third.inputs["champion"]) == (
+            second.ref,
+            second.content_digest,
+        )
         assert [each["checkpoint"] for each in third.metadata["lineage"]] == [champion.ref, second.ref]
         rows = lineage.rows(third)
         assert [name for name, _ in rows] == ["Trained from", "Training 1", "Training 2"]
@@ -98,9 +124,18 @@ class TestTraining:
     def test_a_killed_one_resumes_to_the_same_weights(self, encoder: Prepared, champion: Manifest) -> None:
         runs = [Run(encoder, f"{kind}-continued") for kind in ("straight", "killed")]
         jobs = [encoder.job(STAGE, run.key) for run in runs]
-        uris = [job.model_copy(update={"inputs": {**job.inputs, "champion": champion.ref}}).write(encoder.store) for job in jobs]
+        uris = [
+            job.model_copy(update={"inputs": {**job.inputs, "champion": champion.ref}}).write(encoder.store)
+            for job in jobs
+        ]
         command = [sys.executable, "-m", "tests.killed_trainings", *uris, "4", "11"]
-        done = subprocess.run(command, env={**encoder.project.env(), "PYTHONPATH": "."}, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            command,
+            env={**encoder.project.env(), "PYTHONPATH": "."},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert done.returncode == 0, done.stderr
         assert_same_as(*runs)
         assert runs[1].manifest().metadata["trained_from"] == champion.ref
@@ -113,15 +148,34 @@ class TestStartingPoint:
         Path(encoder.store.url, "pointers", encoder.use_case.name, "champion.json").unlink(missing_ok=True)
 
     def find(
-        self, case: Prepared, decision: str, on: Manifest | None = None, retrain_from: str = "champion", revision: str = ""
+        self,
+        case: Prepared,
+        decision: str,
+        on: Manifest | None = None,
+        retrain_from: str = "champion",
+        revision: str = "",
     ) -> Manifest | None:
         settings = case.job(STAGE, training={"retrain_from": retrain_from}).settings
         found = case.store.find(case.use_case.name, STAGE, "first")
         revision = revision or found.metadata["base_model_revision"]
-        return starting_point.find(case.store, case.use_case.name, settings, on or case.snapshot, revision=revision, decision=decision)
+        return starting_point.find(
+            case.store,
+            case.use_case.name,
+            settings,
+            on or case.snapshot,
+            revision=revision,
+            decision=decision,
+        )
 
     def crown(self, case: Prepared, made: Manifest) -> None:
-        crowned = Champion(checkpoint=made.ref, snapshot=made.metadata["snapshot"], evaluation="", score=1, promoted_at=0, run_id="")
+        crowned = Champion(
+            checkpoint=made.ref,
+            snapshot=made.metadata["snapshot"],
+            evaluation="",
+            score=1,
+            promoted_at=0,
+            run_id="",
+        )
         release.promote(case.store, case.use_case.name, crowned)
 
     def test_is_fixed_when_it_is_first_asked_for(self, encoder: Prepared, champion: Manifest) -> None:
@@ -136,12 +190,19 @@ class TestStartingPoint:
         assert self.find(encoder, "two") == champion
         assert self.find(encoder, "four").key == "second"
 
-    def test_another_base_model_or_other_labels_are_one_line(self, encoder: Prepared, champion: Manifest) -> None:
+    def test_another_base_model_or_other_labels_are_one_line(
+        self, encoder: Prepared, champion: Manifest
+    ) -> None:
         self.crown(encoder, champion)
         fix = "set training.retrain_from: base"
-        with pytest.raises(GateError, match=f"^training.retrain_from: the champion {champion.ref} has another base_model; {fix}$"):
+        with pytest.raises(
+            GateError,
+            match=f"^training.retrain_from: the champion {champion.ref} has another base_model; {fix}$",
+        ):
             self.find(encoder, "other base", revision="other")
-        other = encoder.snapshot.model_copy(update={"metadata": {**encoder.snapshot.metadata, "labels": ["a", "b"]}})
+        other = encoder.snapshot.model_copy(
+            update={"metadata": {**encoder.snapshot.metadata, "labels": ["a", "b"]}}
+        )
         with pytest.raises(GateError, match=f"has other labels: the snapshot lacks .* and adds .*; {fix}$"):
             self.find(encoder, "other labels", on=other)
         # Nothing was fixed.
@@ -149,11 +210,18 @@ class TestStartingPoint:
 
 
 class TestWhatItLearned:
-    def test_rows_of_an_earlier_training_are_not_tested_on(self, encoder: Prepared, champion: Manifest) -> None:
+    def test_rows_of_an_earlier_training_are_not_tested_on(
+        self, encoder: Prepared, champion: Manifest
+    ) -> None:
         parts = encoder.snapshot.metadata["parts"]
-        labeled, tokenized = ({name: encoder.store.load(part[kind]) for name, part in parts.items()} for kind in ("examples", "chunks"))
+        labeled, tokenized = (
+            {name: encoder.store.load(part[kind]) for name, part in parts.items()}
+            for kind in ("examples", "chunks")
+        )
         reseeded = encoder.use_case.settings.model_copy(update={"seed": 3})
-        use_case = type(encoder.use_case)(encoder.use_case.name, reseeded, encoder.use_case.yaml_path, encoder.use_case.project_root)
+        use_case = type(encoder.use_case)(
+            encoder.use_case.name, reseeded, encoder.use_case.yaml_path, encoder.use_case.project_root
+        )
         other = snapshot.take(encoder.store, use_case, labeled, tokenized)
         test = snapshot.load_split(encoder.store, other, "test")
         seen = set(test.texts) & set(encoder.split("train").texts)
@@ -169,16 +237,31 @@ class TestWhatItLearned:
         first = train(case, "first")
         case.project.deliver("delivery-2.jsonl", projects.licence_rows(100, skip=400))
         parts = case.snapshot.metadata["parts"]
-        labeled, tokenized = ({name: case.store.load(part[kind]) for name, part in parts.items()} for kind in ("examples", "chunks"))
-        for batch in documents.cut_batches(case.store, case.use_case.name, case.project.documents, case.use_case.settings.documents):
-            labeled[batch.name], _ = examples.validate(case.store, case.use_case, documents.keep(case.store, case.use_case, batch.name))
+        labeled, tokenized = (
+            {name: case.store.load(part[kind]) for name, part in parts.items()}
+            for kind in ("examples", "chunks")
+        )
+        for batch in documents.cut_batches(
+            case.store, case.use_case.name, case.project.documents, case.use_case.settings.documents
+        ):
+            labeled[batch.name], _ = examples.validate(
+                case.store, case.use_case, documents.keep(case.store, case.use_case, batch.name)
+            )
             tokenized[batch.name] = chunks.tokenize(case.store, case.use_case, labeled[batch.name])
         second = train(case, "second", first, on=snapshot.take(case.store, case.use_case, labeled, tokenized))
-        before, now = (snapshot.load_split(case.store, case.store.load(made.metadata["snapshot"]), "train") for made in (first, second))
+        before, now = (
+            snapshot.load_split(case.store, case.store.load(made.metadata["snapshot"]), "train")
+            for made in (first, second)
+        )
         assert set(before.ids) < set(now.ids) and set(before.texts) < set(now.texts)
-        assert second.metadata["trained_from"] == first.ref and second.metadata["num_tokens"] > first.metadata["num_tokens"]
+        assert (
+            second.metadata["trained_from"] == first.ref
+            and second.metadata["num_tokens"] > first.metadata["num_tokens"]
+        )
 
-    def test_a_model_with_erased_documents_of_an_earlier_training_is_named_and_not_trained_further(self, tmp_path: Path) -> None:
+    def test_a_model_with_erased_documents_of_an_earlier_training_is_named_and_not_trained_further(
+        self, tmp_path: Path
+    ) -> None:
         case = prepare(tmp_path, tiny=True, training={"precision": "fp32"})
         first = train(case, "first")
         second = train(case, "second", first, **STILL)
@@ -200,7 +283,11 @@ def test_through_the_graph_each_model_is_trained_from_the_champion_as_its_card_s
     write_tiny_model(tmp_path / "model")
     # Anything is promoted: what a release asks for is not what is tested.
     gates = {"min_gain_over_baselines": -1, "champion_rule": "superiority", "min_gain_over_champion": -1}
-    sections = {"training": {"retrain_from": "champion"}, "release": gates, "planning": {"min_predicted_gain": -1}}
+    sections = {
+        "training": {"retrain_from": "champion"},
+        "release": gates,
+        "planning": {"min_predicted_gain": -1},
+    }
     project = projects.create(tmp_path, base_model="model", rows=400, **sections)
     assert project.fullft("run", project.name, timeout=600).returncode == 0
     store = Store(str(project.home / "store"))
@@ -213,13 +300,23 @@ def test_through_the_graph_each_model_is_trained_from_the_champion_as_its_card_s
     # The same run again finds what it made, though the champion is another one now.
     assert project.fullft("run", project.name, timeout=600).returncode == 0
     assert len(list(store.artifacts(project.name, STAGE))) == 2
-    [card] = [m for m in store.artifacts(project.name, "champion_model") if m.metadata["checkpoint"] == second.ref]
+    [card] = [
+        m for m in store.artifacts(project.name, "champion_model") if m.metadata["checkpoint"] == second.ref
+    ]
     text = (store.folder(card) / "README.md").read_text()
-    assert f"| Trained from | {first.ref} |" in text and f"| Training 1 | {first.ref} on {first.metadata['snapshot']} |" in text
+    assert (
+        f"| Trained from | {first.ref} |" in text
+        and f"| Training 1 | {first.ref} on {first.metadata['snapshot']} |" in text
+    )
 
 
-@pytest.mark.parametrize(("is_packed", "text"), [(True, "several documents each: they do not move"), (False, "one document each: they do")])
+@pytest.mark.parametrize(
+    ("is_packed", "text"),
+    [(True, "several documents each: they do not move"), (False, "one document each: they do")],
+)
 def test_card_and_report_show_whether_documents_shared_rows(is_packed: bool, text: str) -> None:
-    made = Manifest.model_construct(metadata=checkpoint_metadata(is_packed=is_packed, isolation=text.split(": ")[1]))
+    made = Manifest.model_construct(
+        metadata=checkpoint_metadata(is_packed=is_packed, isolation=text.split(": ")[1])
+    )
     assert ("Rows", text) in lineage.rows(made)
     assert "Rows" not in dict(lineage.rows(Manifest.model_construct(metadata=checkpoint_metadata())))

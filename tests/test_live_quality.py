@@ -1,4 +1,6 @@
-"""Live quality: late labels in any order, bounds that hold at every look, and a drop that the retraining policy hears of."""
+"""Live quality: late labels in any order, bounds that hold at every look, and a drop that the retraining
+policy hears of.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ class TestBounds:
 
     def test_at_the_bound_the_evidence_is_exactly_enough(self) -> None:
         for num_right, num in ((3, 10), (0, 50), (800, 1_000), (170_000, 200_000)):
-            assert log_evidence_below(num_right, num, upper_bound(num_right, num, ERROR)) == pytest.approx(-np.log(ERROR), abs=1e-6)
+            assert log_evidence_below(num_right, num, upper_bound(num_right, num, ERROR)) == pytest.approx(
+                -np.log(ERROR), abs=1e-6
+            )
 
     def test_without_outcomes_and_with_right_ones_alone_nothing_is_excluded_above(self) -> None:
         assert (lower_bound(0, 0, ERROR), upper_bound(0, 0, ERROR)) == (0.0, 1.0)
@@ -75,7 +79,10 @@ class TestBounds:
         assert audit_power(470, 1_000, 0.1) >= 0.8 > audit_power(460, 1_000, 0.1)
         rng = np.random.default_rng(1)
         at_release, audited = rng.binomial(1_000, 0.85, 400) / 1_000, rng.binomial(300, 0.75, 400)
-        lows = [bounded_interval(share, (share * (1 - share) / 1_000) ** 0.5, 999, 0.95, (0, 1)).low for share in at_release]
+        lows = [
+            bounded_interval(share, (share * (1 - share) / 1_000) ** 0.5, 999, 0.95, (0, 1)).low
+            for share in at_release
+        ]
         judged = [
             live.judge(live.Counts(300, 300, int(right)), "c", 1, AtRelease(share, low), ERROR).drop > 0
             for right, share, low in zip(audited, at_release, lows, strict=True)
@@ -84,14 +91,25 @@ class TestBounds:
 
 
 def document(
-    key: str, predicted: str = "a", *, id: str | None = None, label: str | None = None, is_chosen: bool = False, window: str = "w1"
+    key: str,
+    predicted: str = "a",
+    *,
+    id: str | None = None,
+    label: str | None = None,
+    is_chosen: bool = False,
+    window: str = "w1",
 ) -> PredictedDocument:
     return PredictedDocument(key.encode(), id, predicted, label, is_chosen, window)
 
 
 class TestCounts:
     def test_later_labels_count_before_those_that_came_along(self) -> None:
-        seen = [document("1", id="d1", label="b"), document("2", id="d2", label="a"), document("3", label="b"), document("4", id="d4")]
+        seen = [
+            document("1", id="d1", label="b"),
+            document("2", id="d2", label="a"),
+            document("3", label="b"),
+            document("4", id="d4"),
+        ]
         assert live.count({"d1": "a"}, iter(seen))[:3] == (4, 3, 2)
 
     def test_of_related_documents_the_first_counts_whichever_has_a_label(self) -> None:
@@ -108,7 +126,11 @@ class TestCounts:
         second = [document("g", label="a", window="w2"), document("i", window="w2")]
         assert live.count({}, iter([*first, *second])) == (3, 2, 1, {"w1": (2, 1), "w2": (1, 1)})
         many = live.count({}, (document("g", label="a", window=f"w{number:03d}") for number in range(120)))
-        assert list(many.by_window) == [f"w{number:03d}" for number in range(20, 120)] and many[:3] == (1, 1, 1)
+        assert list(many.by_window) == [f"w{number:03d}" for number in range(20, 120)] and many[:3] == (
+            1,
+            1,
+            1,
+        )
 
 
 class TestJudge:
@@ -120,7 +142,10 @@ class TestJudge:
         assert likely.accuracy == certain.accuracy == 0.82
         assert likely.drop == 0 and live.check(likely).passed
         assert certain.drop == pytest.approx(0.08) and not live.check(certain).passed
-        assert "accuracy 0.820" in live.check(certain).description and "labelled documents of production" in live.check(certain).description
+        assert (
+            "accuracy 0.820" in live.check(certain).description
+            and "labelled documents of production" in live.check(certain).description
+        )
 
     def test_without_labels_nothing_is_said(self) -> None:
         none = self.judge(0, 0)
@@ -157,17 +182,35 @@ class Live:
         self.store.write_pointer(f"latest/{CASE}/{asset}/{partition}", {"ref": made.ref})
 
     def see(
-        self, file: str, rows: list[dict[str, Any]], *, predicted: dict[str, str], fields: tuple[str, ...] = ("id", "text")
+        self,
+        file: str,
+        rows: list[dict[str, Any]],
+        *,
+        predicted: dict[str, str],
+        fields: tuple[str, ...] = ("id", "text"),
     ) -> documents.Batch:
         """Deliver a window of production, with these fields of its rows, and let the champion predict it."""
-        projects.write_rows(self.project.production / file, [{name: row[name] for name in fields} for row in rows])
+        projects.write_rows(
+            self.project.production / file, [{name: row[name] for name in fields} for row in rows]
+        )
         use_case = self.project.use_case()
         [window] = documents.look(self.store, use_case, "window", now=time.time() + 60).cut
         seen = documents.keep(self.store, use_case, window.name, "window")
-        inputs = {"production_documents": seen.content_digest, "finetuned_checkpoint": self.checkpoint.content_digest}
+        inputs = {
+            "production_documents": seen.content_digest,
+            "finetuned_checkpoint": self.checkpoint.content_digest,
+        }
         with self.store.create(CASE, "batch_predictions", window.name, version="1", seed=1) as draft:
-            about = [Predicted(file, number, row["id"], row["text"]) for number, row in enumerate(rows, start=1) if row["text"]]
-            write_predictions(draft.path / PREDICTIONS, about, [{"label": predicted[row["id"]]} for row in rows if row["text"]])
+            about = [
+                Predicted(file, number, row["id"], row["text"])
+                for number, row in enumerate(rows, start=1)
+                if row["text"]
+            ]
+            write_predictions(
+                draft.path / PREDICTIONS,
+                about,
+                [{"label": predicted[row["id"]]} for row in rows if row["text"]],
+            )
             made = draft.commit(settings={}, inputs=inputs, metadata={})
         self.point("production_documents", window.name, seen)
         self.point("batch_predictions", window.name, made)
@@ -176,9 +219,14 @@ class Live:
     def report_far(self, window: str, file: str, rows: list[int]) -> None:
         """Let the drift report of a window name rows of its file as far from the training data."""
         with self.store.create(CASE, "drift_report", window, version="1", seed=1) as draft:
-            monitoring.write_far(draft.path / monitoring.FAR, [FarDocument(source=file, row=row, distance=2.0, cluster=0) for row in rows])
+            monitoring.write_far(
+                draft.path / monitoring.FAR,
+                [FarDocument(source=file, row=row, distance=2.0, cluster=0) for row in rows],
+            )
             seen = self.store.read_pointer(f"latest/{CASE}/production_documents/{window}") or {}
-            made = draft.commit(settings={}, inputs={}, metadata={**manifests.drift("confirmed"), "documents": seen["ref"]})
+            made = draft.commit(
+                settings={}, inputs={}, metadata={**manifests.drift("confirmed"), "documents": seen["ref"]}
+            )
         self.point("drift_report", window, made)
 
     def export(self, out: Path, **how: Any) -> int:
@@ -200,15 +248,22 @@ class Live:
         """Read what was delivered with labels."""
         use_case = self.project.use_case()
         [batch] = documents.look(self.store, use_case, now=time.time() + 60).cut
-        labelled, _ = examples.validate(self.store, use_case, documents.keep(self.store, use_case, batch.name))
+        labelled, _ = examples.validate(
+            self.store, use_case, documents.keep(self.store, use_case, batch.name)
+        )
         self.point("labeled_examples", batch.name, labelled)
         return labelled
 
     def measure(self, instance: dg.DagsterInstance) -> tuple[Manifest, bool]:
         """Materialize the asset; return its artifact and whether its check is green."""
-        defs = dg.Definitions.merge(FullFineTune(self.project.use_case()).build_defs(), dg.Definitions(executor=dg.in_process_executor))
+        defs = dg.Definitions.merge(
+            FullFineTune(self.project.use_case()).build_defs(),
+            dg.Definitions(executor=dg.in_process_executor),
+        )
         job = defs.resolve_implicit_global_asset_job_def()
-        result = job.execute_in_process(asset_selection=[dg.AssetKey([CASE, "live_quality"])], instance=instance)
+        result = job.execute_in_process(
+            asset_selection=[dg.AssetKey([CASE, "live_quality"])], instance=instance
+        )
         [checked] = result.get_asset_check_evaluations()
         assert checked.check_name == monitoring.LIVE_CHECK.name
         pointer = self.store.read_pointer(f"latest/{CASE}/live_quality/all")
@@ -235,7 +290,10 @@ def test_labels_of_later_deliveries_score_the_champion_on_production(
             seen.see(
                 f"w{number}.jsonl",
                 part,
-                predicted={row["id"]: row["kind"] if index % 2 else wrong[row["id"]] for index, row in enumerate(part)},
+                predicted={
+                    row["id"]: row["kind"] if index % 2 else wrong[row["id"]]
+                    for index, row in enumerate(part)
+                },
             )
         made, is_green = seen.measure(instance)
         found = LiveMetadata.of(made)
@@ -269,24 +327,34 @@ class TestLabelAudit:
         self.first = {row["id"] for row in rows[10::2]}
         for number in range(3):
             part = rows[10 + 40 * number : 10 + 40 * (number + 1)]
-            window = seen.see(f"w{number}.jsonl", part, predicted=self.kinds, fields=("id", "text", "expression"))
+            window = seen.see(
+                f"w{number}.jsonl", part, predicted=self.kinds, fields=("id", "text", "expression")
+            )
             seen.report_far(window.name, f"w{number}.jsonl", [1, 2, 3, 4])
         self.far = {rows[10 + 40 * number + row]["id"] for number in range(3) for row in range(4)}
         return seen
 
-    def test_what_is_far_counts_unless_it_was_exported_as_far_before(self, seen: Live, tmp_path: Path) -> None:
+    def test_what_is_far_counts_unless_it_was_exported_as_far_before(
+        self, seen: Live, tmp_path: Path
+    ) -> None:
         """A new domain is far: without it, the accuracy would be that of the rest of production."""
         assert seen.export(tmp_path / "audit.jsonl") == 60
-        rows = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = [
+            json.loads(line) for line in (tmp_path / "audit.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         assert {row["id"] for row in rows} == self.first
         seen.label("labelled.jsonl", [{**row, "kind": self.kinds[row["id"]]} for row in rows])
         assert seen.export(tmp_path / "far.jsonl", at_random=False) == 12
         assert seen.count().num_labelled == 60
 
     @pytest.mark.parametrize("chosen", ["jsonl", "csv", "label_studio", "ground_truth"])
-    def test_what_is_exported_at_random_comes_back_and_counts(self, seen: Live, tmp_path: Path, chosen: str) -> None:
+    def test_what_is_exported_at_random_comes_back_and_counts(
+        self, seen: Live, tmp_path: Path, chosen: str
+    ) -> None:
         seen.export(tmp_path / "far.jsonl", at_random=False)
-        rows = [json.loads(line) for line in (tmp_path / "far.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = [
+            json.loads(line) for line in (tmp_path / "far.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         assert {row["id"] for row in rows} == self.far
         seen.label("far.jsonl", [{**row, "kind": "text"} for row in rows])
         assert seen.count().num_labelled == 0
@@ -304,14 +372,23 @@ class TestLabelAudit:
             if chosen != "ground_truth"
             else {"source", "id", "expression", "window"}
         )
-        labelled = [{**row, "text": row.get("text") or row["source"], "kind": self.kinds[row["id"]]} for row in given]
-        seen.label("labelled.jsonl", [{**row, "kind": "text" if number < 12 else row["kind"]} for number, row in enumerate(labelled)])
+        labelled = [
+            {**row, "text": row.get("text") or row["source"], "kind": self.kinds[row["id"]]} for row in given
+        ]
+        seen.label(
+            "labelled.jsonl",
+            [{**row, "kind": "text" if number < 12 else row["kind"]} for number, row in enumerate(labelled)],
+        )
         found = seen.count()
         assert (found.num_documents, found.num_labelled) == (60, 30)
         assert found.num_right == 18 + sum(row["kind"] == "text" for row in labelled[:12])
 
-    def test_after_a_drift_the_documents_that_are_asked_for_confirm_it(self, seen: Live, tmp_path: Path) -> None:
-        seen.project.configure(monitoring={"path": "data/letters/production"}, retraining={"min_new_examples_on_drift": 10})
+    def test_after_a_drift_the_documents_that_are_asked_for_confirm_it(
+        self, seen: Live, tmp_path: Path
+    ) -> None:
+        seen.project.configure(
+            monitoring={"path": "data/letters/production"}, retraining={"min_new_examples_on_drift": 10}
+        )
         case = Case(seen.project.use_case())
 
         def decide() -> tuple[retraining.Decision, bool]:
@@ -325,7 +402,10 @@ class TestLabelAudit:
         def label(name: str, *, at_random: bool) -> None:
             seen.export(tmp_path / name, at_random=at_random)
             rows = [json.loads(line) for line in (tmp_path / name).read_text(encoding="utf-8").splitlines()]
-            seen.label(name, [{**row, "kind": "text" if self.kinds[row["id"]] == "notice" else "notice"} for row in rows])
+            seen.label(
+                name,
+                [{**row, "kind": "text" if self.kinds[row["id"]] == "notice" else "notice"} for row in rows],
+            )
 
         asked, _ = decide()
         assert asked.action == "request_labels" and "`fullft export CASE FILE --random`" in asked.reasons[0]
@@ -341,7 +421,10 @@ class TestLabelAudit:
     def test_it_is_drawn_by_the_seed_from_what_counts(self, seen: Live, tmp_path: Path) -> None:
         def drawn(**how: Any) -> list[str]:
             seen.export(tmp_path / "audit.jsonl", **how)
-            return [json.loads(line)["id"] for line in (tmp_path / "audit.jsonl").read_text(encoding="utf-8").splitlines()]
+            return [
+                json.loads(line)["id"]
+                for line in (tmp_path / "audit.jsonl").read_text(encoding="utf-8").splitlines()
+            ]
 
         seen.export(tmp_path / "far.jsonl", at_random=False)
         everything = drawn()
@@ -351,25 +434,49 @@ class TestLabelAudit:
         assert len(newest) == 18 and newest < set(everything)
         assert len(newest & set(everything[:18])) < 18, "windows are not drawn one after the other"
         # What has a label is not asked for once more.
-        rows = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text(encoding="utf-8").splitlines()][:6]
+        rows = [
+            json.loads(line) for line in (tmp_path / "audit.jsonl").read_text(encoding="utf-8").splitlines()
+        ][:6]
         seen.label("some.jsonl", [{**row, "kind": "text"} for row in rows])
         assert set(drawn()) == set(everything) - {row["id"] for row in rows}
         seen.project.configure(seed=99, monitoring={"path": "data/letters/production"})
-        assert set(other := drawn()) == set(drawn()) and other != [each for each in everything if each in other]
+        assert set(other := drawn()) == set(drawn()) and other != [
+            each for each in everything if each in other
+        ]
 
     def test_without_what_it_needs_one_line_says_so(self, seen: Live, tmp_path: Path) -> None:
         out = tmp_path / "audit.jsonl"
-        seen.see("w3.jsonl", [{"id": "x", "text": "A text without an id of its own."}], predicted={"x": "text"}, fields=("text",))
-        with pytest.raises(FullftError, match=r"no document of the last 1 windows .* or has no id by which its label would find it"):
+        seen.see(
+            "w3.jsonl",
+            [{"id": "x", "text": "A text without an id of its own."}],
+            predicted={"x": "text"},
+            fields=("text",),
+        )
+        with pytest.raises(
+            FullftError,
+            match=r"no document of the last 1 windows .* or has no id by which its label would find it",
+        ):
             seen.export(out, num_windows=1)
         release.promote(seen.store, CASE, another_champion(seen))
-        with pytest.raises(FullftError, match="no document of the last 3 windows that the champion predicted can be labelled"):
+        with pytest.raises(
+            FullftError, match="no document of the last 3 windows that the champion predicted can be labelled"
+        ):
             seen.export(out)
         with pytest.raises(FullftError, match="drawn for live_quality, and there is no champion yet"):
-            export(seen.project.use_case(), Store(str(tmp_path / "other")), out, chosen="jsonl", most=3, num_windows=3, at_random=True)
+            export(
+                seen.project.use_case(),
+                Store(str(tmp_path / "other")),
+                out,
+                chosen="jsonl",
+                most=3,
+                num_windows=3,
+                at_random=True,
+            )
         assert not out.exists()
 
-    def test_a_label_of_a_row_without_an_id_is_not_that_of_the_same_row_of_another_file_of_that_name(self, seen: Live) -> None:
+    def test_a_label_of_a_row_without_an_id_is_not_that_of_the_same_row_of_another_file_of_that_name(
+        self, seen: Live
+    ) -> None:
         rows = [{"id": "x", "text": "A text without an id of its own."}]
         seen.see("same.jsonl", rows, predicted={"x": "text"}, fields=("text",))
         before = seen.count()
@@ -389,25 +496,63 @@ def another_champion(seen: Live) -> release.Champion:
 
 def snapshot_of(store: Store, learned: Manifest) -> Manifest:
     """Write a snapshot that was taken over one batch."""
-    batch = {"examples": learned.ref, "chunks": "c", "examples_digest": learned.content_digest, "chunks_digest": "c"}
-    numbers = ("num_batches", "num_train_rows", "num_validation_rows", "num_test_rows", "num_test_groups", "num_labels_set_aside")
-    numbers += ("num_labels_without_validation_row", "num_groups_moved", "num_older_rows_kept", "num_rows_over_max_tokens")
-    lists = ("labels", "label_statistics", "rare_labels", "labels_set_aside", "labels_untested", "batches_left_out")
-    empty = {**dict.fromkeys(numbers, 0), **{name: [] for name in lists}, "label_counts": {}, "left_out": {}, "text_tokens": {}}
+    batch = {
+        "examples": learned.ref,
+        "chunks": "c",
+        "examples_digest": learned.content_digest,
+        "chunks_digest": "c",
+    }
+    numbers = (
+        "num_batches",
+        "num_train_rows",
+        "num_validation_rows",
+        "num_test_rows",
+        "num_test_groups",
+        "num_labels_set_aside",
+    )
+    numbers += (
+        "num_labels_without_validation_row",
+        "num_groups_moved",
+        "num_older_rows_kept",
+        "num_rows_over_max_tokens",
+    )
+    lists = (
+        "labels",
+        "label_statistics",
+        "rare_labels",
+        "labels_set_aside",
+        "labels_untested",
+        "batches_left_out",
+    )
+    empty = {
+        **dict.fromkeys(numbers, 0),
+        **{name: [] for name in lists},
+        "label_counts": {},
+        "left_out": {},
+        "text_tokens": {},
+    }
     with store.create(CASE, "training_snapshot", "k1", version="1", seed=1) as draft:
         metadata = SnapshotMetadata.model_validate({**empty, "parts": {learned.metadata["batch"]: batch}})
         return draft.commit(settings={}, inputs={}, metadata=metadata.as_dict())
 
 
-def test_without_a_champion_its_run_succeeds_and_its_check_is_green(project: projects.Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_champion_its_run_succeeds_and_its_check_is_green(
+    project: projects.Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in project.env().items():
         monkeypatch.setenv(name, value)
     project.configure(monitoring={"path": "data/letters/production"})
-    defs = dg.Definitions.merge(FullFineTune(project.use_case()).build_defs(), dg.Definitions(executor=dg.in_process_executor))
+    defs = dg.Definitions.merge(
+        FullFineTune(project.use_case()).build_defs(), dg.Definitions(executor=dg.in_process_executor)
+    )
     job = defs.resolve_implicit_global_asset_job_def()
     with dg.DagsterInstance.from_config(str(project.home)) as instance:
-        result = job.execute_in_process(asset_selection=[dg.AssetKey([CASE, "live_quality"])], instance=instance)
-    assert [(check.check_name, check.passed) for check in result.get_asset_check_evaluations()] == [(monitoring.LIVE_CHECK.name, True)]
+        result = job.execute_in_process(
+            asset_selection=[dg.AssetKey([CASE, "live_quality"])], instance=instance
+        )
+    assert [(check.check_name, check.passed) for check in result.get_asset_check_evaluations()] == [
+        (monitoring.LIVE_CHECK.name, True)
+    ]
     assert result.get_asset_materialization_events() == []
 
 

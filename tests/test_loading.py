@@ -1,4 +1,6 @@
-"""A project's definitions load whatever state its data is in, and whatever is wrong with one of its use cases."""
+"""A project's definitions load whatever state its data is in, and whatever is wrong with one of its use
+cases.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def load(project: projects.Project) -> dg.Definitions:
 
 def lines_of_wrong_cases(loaded: dg.Definitions) -> dict[str, str]:
     """Return what the asset of each use case that is wrong says, by group."""
-    specs = {spec.group_name: spec for spec in loaded.resolve_all_asset_specs() if spec.key.path[-1] == "defs_yaml"}
+    specs = {
+        spec.group_name: spec for spec in loaded.resolve_all_asset_specs() if spec.key.path[-1] == "defs_yaml"
+    }
     return {str(group): str(spec.description).splitlines()[-1] for group, spec in specs.items()}
 
 
@@ -86,8 +90,12 @@ def test_a_use_case_that_is_wrong_is_an_asset_with_a_failing_check_and_the_other
     assert set(said) == set(wrong) - {"twin"} | {"letters_2"}, "two of one name are both wrong"
     for name, (_, message) in wrong.items():
         line = said.pop("letters_2" if name == "twin" else name)
-        assert message in line and ("letters_2/" in line or "twin/" in line if name == "twin" else f"defs/{name}/defs.yaml:" in line)
-    assert {spec.group_name for spec in loaded.resolve_all_asset_specs() if spec.key.path[-1] == "champion_model"} == {"letters"}
+        assert message in line and (
+            "letters_2/" in line or "twin/" in line if name == "twin" else f"defs/{name}/defs.yaml:" in line
+        )
+    assert {
+        spec.group_name for spec in loaded.resolve_all_asset_specs() if spec.key.path[-1] == "champion_model"
+    } == {"letters"}
 
 
 def test_what_is_wrong_is_reported_once_without_a_run(project):
@@ -99,7 +107,10 @@ def test_what_is_wrong_is_reported_once_without_a_run(project):
         first = sensor(dg.build_sensor_context(instance))
         (event,) = first.asset_events
         assert (event.check_name, event.passed) == (CHECK, False)
-        assert "defs/contracts/defs.yaml:" in event.description and ": seed: x is not a whole number" in event.description
+        assert (
+            "defs/contracts/defs.yaml:" in event.description
+            and ": seed: x is not a whole number" in event.description
+        )
         assert not sensor(dg.build_sensor_context(instance, cursor=first.cursor)).asset_events
         checks = [each for each in loaded.asset_checks if event.asset_check_key in each.check_keys]
         check = dg.materialize(checks, instance=instance, selection=dg.AssetSelection.all_asset_checks())
@@ -107,7 +118,9 @@ def test_what_is_wrong_is_reported_once_without_a_run(project):
 
 
 def test_the_yaml_is_dagsters(project, monkeypatch):
-    """Several documents, a subclass, which replaces a resource, post-processing, templates and an asset that writes the documents."""
+    """Several documents, a subclass, which replaces a resource, post-processing, templates and an asset that
+    writes the documents.
+    """
     right = project.yaml_path.read_text()
     (project.root / "my_project" / "own.py").write_text(SUBCLASS)
     monkeypatch.setenv("FULLFT_TEST_SEED", "5")
@@ -129,4 +142,7 @@ def test_the_yaml_is_dagsters(project, monkeypatch):
         assert opened.own == "mine"
     for name in ("second", "own"):
         done = project.fullft("check", name)
-        assert (done.returncode, done.stdout.splitlines()[0]) == (0, f"{name}: a run would be refused"), done.stderr
+        assert (done.returncode, done.stdout.splitlines()[0]) == (
+            0,
+            f"{name}: a run would be refused",
+        ), done.stderr

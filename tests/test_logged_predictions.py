@@ -1,4 +1,6 @@
-"""Predictions from the user's own log: only the champion's count, nothing else takes their place, and nothing of a row is shown."""
+"""Predictions from the user's own log: only the champion's count, nothing else takes their place, and nothing
+of a row is shown.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,15 @@ from fullft_assets import documents, monitoring, release
 from fullft_assets.component import FullFineTune
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.monitoring import PREDICTIONS, DriftMetadata, LiveMetadata, PredictionsMetadata, Scale, Sums, logged
+from fullft_assets.monitoring import (
+    PREDICTIONS,
+    DriftMetadata,
+    LiveMetadata,
+    PredictionsMetadata,
+    Scale,
+    Sums,
+    logged,
+)
 from fullft_assets.resources import open_store
 from fullft_assets.settings import LogSettings
 from fullft_assets.store import Manifest, Store
@@ -44,7 +54,10 @@ def rows(version: str) -> list[dict[str, Any]]:
         {"answer": "notice", "p": 0.2},
     ]
     texts = projects.licence_rows(len(about))
-    return [{"id": f"d{n}", "text": text["text"], **row} for n, (text, row) in enumerate(zip(texts, about, strict=True))]
+    return [
+        {"id": f"d{n}", "text": text["text"], **row}
+        for n, (text, row) in enumerate(zip(texts, about, strict=True))
+    ]
 
 
 class Logged:
@@ -58,13 +71,24 @@ class Logged:
 
     def see(self, file: str, delivered: list[dict[str, Any]]) -> Manifest:
         projects.write_rows(self.project.production / file, delivered)
-        cut = documents.cut_batches(self.store, CASE, self.project.production, self.project.use_case().settings.documents, "window")
+        cut = documents.cut_batches(
+            self.store, CASE, self.project.production, self.project.use_case().settings.documents, "window"
+        )
         return documents.keep(self.store, self.project.use_case(), cut[-1].name, "window")
 
     def read(self, window: Manifest) -> Manifest:
         log = self.project.use_case().settings.monitoring.log
         assert log is not None
-        return monitoring.read_log(self.store, CASE, log=log, documents=window, champion=self.champion, since=SINCE, labels=LABELS, seed=1)
+        return monitoring.read_log(
+            self.store,
+            CASE,
+            log=log,
+            documents=window,
+            champion=self.champion,
+            since=SINCE,
+            labels=LABELS,
+            seed=1,
+        )
 
     def lines(self, made: Manifest) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.store.folder(made) / PREDICTIONS).read_text().splitlines()]
@@ -74,7 +98,11 @@ class Logged:
 def test_only_what_the_champion_answered_counts(project: projects.Project, log: dict[str, str]) -> None:
     logged = Logged(project, log)
     made = logged.read(logged.see("w1.jsonl", rows("c0ffee")))
-    assert [(line["id"], line["label"]) for line in logged.lines(made)] == [("d0", "notice"), ("d1", "text"), ("d2", "text")]
+    assert [(line["id"], line["label"]) for line in logged.lines(made)] == [
+        ("d0", "notice"),
+        ("d1", "text"),
+        ("d2", "text"),
+    ]
     found = PredictionsMetadata.of(made)
     other = {"not known to be the champion's": 2, "none of the champion's labels": 1, "no prediction": 1}
     assert (found.num_rows, found.left_out) == (3, other)
@@ -83,7 +111,8 @@ def test_only_what_the_champion_answered_counts(project: projects.Project, log: 
     [check] = made.checks
     assert not check.passed and check.severity == "warn"
     assert check.description.startswith(
-        "3 of 7 documents have a prediction of the champion in the log; of the others 1 no prediction, 1 none of the champion's labels, 2 not "
+        "3 of 7 documents have a prediction of the champion in the log; of the others 1 no prediction, 1 none"
+        " of the champion's labels, 2 not "
     )
     assert "Zorblax" not in made.model_dump_json()
 
@@ -106,7 +135,10 @@ def test_only_what_the_champion_answered_counts(project: projects.Project, log: 
 )
 def test_a_time_is_read_in_any_unit(at: str, counts: bool) -> None:
     champion = Manifest.model_construct(key="c0ffee")
-    assert logged._answered_by(champion, LogSettings.model_validate(BY_TIME), SINCE)({"predicted_at": at}) is counts
+    assert (
+        logged._answered_by(champion, LogSettings.model_validate(BY_TIME), SINCE)({"predicted_at": at})
+        is counts
+    )
 
 
 def test_a_label_in_another_case_is_one_only_where_no_other_is_like_it(project: projects.Project) -> None:
@@ -115,11 +147,28 @@ def test_a_label_in_another_case_is_one_only_where_no_other_is_like_it(project: 
     texts = projects.licence_rows(4)
     answers = ("It", "it", "IT", "SALES")
     window = found.see(
-        "w1.jsonl", [{"id": a, "text": row["text"], "answer": a, "version": "c0ffee"} for a, row in zip(answers, texts, strict=True)]
+        "w1.jsonl",
+        [
+            {"id": a, "text": row["text"], "answer": a, "version": "c0ffee"}
+            for a, row in zip(answers, texts, strict=True)
+        ],
     )
     log = LogSettings.model_validate(BY_MODEL)
-    made = monitoring.read_log(found.store, CASE, log=log, documents=window, champion=found.champion, since=SINCE, labels=labels, seed=1)
-    assert [(line["id"], line["label"]) for line in found.lines(made)] == [("it", "it"), ("IT", "IT"), ("SALES", "Sales")]
+    made = monitoring.read_log(
+        found.store,
+        CASE,
+        log=log,
+        documents=window,
+        champion=found.champion,
+        since=SINCE,
+        labels=labels,
+        seed=1,
+    )
+    assert [(line["id"], line["label"]) for line in found.lines(made)] == [
+        ("it", "it"),
+        ("IT", "IT"),
+        ("SALES", "Sales"),
+    ]
 
 
 def test_another_log_is_another_artifact_and_batches_have_no_such_columns(project: projects.Project) -> None:
@@ -131,12 +180,16 @@ def test_another_log_is_another_artifact_and_batches_have_no_such_columns(projec
     [batch] = documents.list_batches(logged.store, CASE, "window")
     again = documents.keep(logged.store, project.use_case(), batch.name, "window")
     assert again.ref != window.ref and logged.read(again).ref != first.ref
-    [cut] = documents.cut_batches(logged.store, CASE, project.documents, project.use_case().settings.documents)
+    [cut] = documents.cut_batches(
+        logged.store, CASE, project.documents, project.use_case().settings.documents
+    )
     raw = documents.keep(logged.store, project.use_case(), cut.name)
     assert "log" not in raw.settings
     import pyarrow.parquet as pq
 
-    assert not {"predicted", "score"} & set(pq.read_schema(logged.store.folder(raw) / "documents.parquet").names)
+    assert not {"predicted", "score"} & set(
+        pq.read_schema(logged.store.folder(raw) / "documents.parquet").names
+    )
 
 
 def test_drift_compares_the_documents_that_the_champion_answered_by_its_answers(
@@ -145,7 +198,12 @@ def test_drift_compares_the_documents_that_the_champion_answered_by_its_answers(
     logged = Logged(project, BY_MODEL)
     texts = projects.licence_rows(120, skip=100)
     delivered = [
-        {"id": row["id"], "text": row["text"], "answer": LABELS[n % 2], "version": "c0ffee" if n < 100 else "another"}
+        {
+            "id": row["id"],
+            "text": row["text"],
+            "answer": LABELS[n % 2],
+            "version": "c0ffee" if n < 100 else "another",
+        }
         for n, row in enumerate(texts)
     ]
     window = logged.see("w1.jsonl", delivered)
@@ -160,13 +218,22 @@ def test_drift_compares_the_documents_that_the_champion_answered_by_its_answers(
             return draw(rng, len(texts), predicted=2)
 
     monkeypatch.setattr(workload, "Reader", Reader)
-    monkeypatch.setattr(workload, "_load_scale", lambda *_: (Scale.fit(draw(rng, 200), len(LABELS)), None, "c/drift_scale/k/a"))
+    monkeypatch.setattr(
+        workload,
+        "_load_scale",
+        lambda *_: (Scale.fit(draw(rng, 200), len(LABELS)), None, "c/drift_scale/k/a"),
+    )
     monkeypatch.setattr(workload, "label_names", lambda _: LABELS)
 
     def job(key: str, least: int, **more: Manifest) -> Job:
         settings = project.use_case().settings
         changed = settings.monitoring.model_copy(update={"min_window_rows": least})
-        inputs = {"production_documents": window, "training_snapshot": window, "finetuned_checkpoint": logged.champion, **more}
+        inputs = {
+            "production_documents": window,
+            "training_snapshot": window,
+            "finetuned_checkpoint": logged.champion,
+            **more,
+        }
         return Job(
             case=CASE,
             stage="drift_report",
@@ -184,7 +251,10 @@ def test_drift_compares_the_documents_that_the_champion_answered_by_its_answers(
         return made
 
     made = report("k1", 20, batch_predictions=logged.read(window))
-    found, counts = DriftMetadata.of(made), Sums.load(logged.store.folder(made) / monitoring.SUMS).counts.tolist()
+    found, counts = (
+        DriftMetadata.of(made),
+        Sums.load(logged.store.folder(made) / monitoring.SUMS).counts.tolist(),
+    )
     assert sum(counts) == found.num_rows <= 100 and counts[2] == 0 and min(counts[:2]) > 20
     assert found.num_unreadable == 0 and found.num_related_left_out == 100 - found.num_rows
     # The words of a reference window are those of the documents that its sums are of.
@@ -215,16 +285,32 @@ def test_live_quality_never_mixes_a_log_with_what_the_champion_predicts_anew(
         # The log has wrong answers, and of every other document none of the champion.
         wrong = {"notice": "text"}
         answered = [
-            {"id": row["id"], "text": row["text"], "answer": wrong.get(row["kind"], "notice"), "version": ("k1", "old")[n % 2]}
+            {
+                "id": row["id"],
+                "text": row["text"],
+                "answer": wrong.get(row["kind"], "notice"),
+                "version": ("k1", "old")[n % 2],
+            }
             for n, row in enumerate(labelled[20:])
         ]
         log = LogSettings(prediction="answer", model="version")
         project.configure(monitoring={"path": "data/letters/production", "log": log.model_dump()})
         projects.write_rows(project.production / "w1.jsonl", answered)
         use_case = project.use_case()
-        cut = documents.cut_batches(seen.store, CASE, project.production, use_case.settings.documents, "window")
+        cut = documents.cut_batches(
+            seen.store, CASE, project.production, use_case.settings.documents, "window"
+        )
         window = documents.keep(seen.store, use_case, cut[-1].name, "window")
-        made = monitoring.read_log(seen.store, CASE, log=log, documents=window, champion=seen.checkpoint, since=0, labels=LABELS, seed=1)
+        made = monitoring.read_log(
+            seen.store,
+            CASE,
+            log=log,
+            documents=window,
+            champion=seen.checkpoint,
+            since=0,
+            labels=LABELS,
+            seed=1,
+        )
         seen.point("production_documents", cut[-1].name, window)
         seen.point("batch_predictions", cut[-1].name, made)
         after = LiveMetadata.of(seen.measure(instance)[0])
@@ -238,7 +324,11 @@ def test_after_a_roll_back_the_champion_is_in_use_since_then(tmp_path: Path) -> 
     store = Store(str(tmp_path))
     for checkpoint, at in (("c1", 10.0), ("c2", 20.0)):
         release.promote(
-            store, CASE, release.Champion(checkpoint=checkpoint, snapshot="s", evaluation="e", score=1, promoted_at=at, run_id="r")
+            store,
+            CASE,
+            release.Champion(
+                checkpoint=checkpoint, snapshot="s", evaluation="e", score=1, promoted_at=at, run_id="r"
+            ),
         )
     began = time.time()
     release.rollback(store, CASE, reason="slower", by="ann")
@@ -247,21 +337,31 @@ def test_after_a_roll_back_the_champion_is_in_use_since_then(tmp_path: Path) -> 
     assert began <= state.in_use_since <= time.time()
 
 
-def test_the_assets_take_them_from_the_log(project: projects.Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_assets_take_them_from_the_log(
+    project: projects.Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in project.env().items():
         monkeypatch.setenv(name, value)
     logged = Logged(project, {**BY_TIME, "score": "p"})
     (project.home / "run.log").touch()
     projects.write_rows(project.production / "w1.jsonl", rows("c0ffee"))
-    champion = release.Champion(checkpoint=logged.champion.ref, snapshot="s", evaluation="e", score=0.9, promoted_at=SINCE, run_id="r")
+    champion = release.Champion(
+        checkpoint=logged.champion.ref, snapshot="s", evaluation="e", score=0.9, promoted_at=SINCE, run_id="r"
+    )
     with dg.DagsterInstance.from_config(str(project.home)) as instance:
         store = open_store(project.use_case(), instance)
         release.promote(store, CASE, champion)
-        [window] = documents.cut_batches(store, CASE, project.production, project.use_case().settings.documents, "window")
-        defs = dg.Definitions.merge(FullFineTune(project.use_case()).build_defs(), dg.Definitions(executor=dg.in_process_executor))
+        [window] = documents.cut_batches(
+            store, CASE, project.production, project.use_case().settings.documents, "window"
+        )
+        defs = dg.Definitions.merge(
+            FullFineTune(project.use_case()).build_defs(), dg.Definitions(executor=dg.in_process_executor)
+        )
         instance.add_dynamic_partitions(f"{CASE}/window", [window.name])
         result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
-            asset_selection=[dg.AssetKey([CASE, name]) for name in ("production_documents", "batch_predictions")],
+            asset_selection=[
+                dg.AssetKey([CASE, name]) for name in ("production_documents", "batch_predictions")
+            ],
             partition_key=window.name,
             instance=instance,
         )

@@ -1,4 +1,6 @@
-"""The baseline LoRA on real licence texts: it trains adapters alone, learns, and predicts the same after it was saved."""
+"""The baseline LoRA on real licence texts: it trains adapters alone, learns, and predicts the same after it
+was saved.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,12 @@ LABELLED: dict[str, dict[str, Any]] = {
     "classification": {"rows": 160},
     "multi_label": {
         "delivered": licence_labels.labelled_rows(160, known={"notice", "permissive", "copyleft"}),
-        "examples": {"task": "multi_label", "label": "labels", "labels": ["notice", "permissive", "copyleft"], "group": "expression"},
+        "examples": {
+            "task": "multi_label",
+            "label": "labels",
+            "labels": ["notice", "permissive", "copyleft"],
+            "group": "expression",
+        },
     },
     "token_classification": {
         "delivered": licence_labels.spanned_rows(120),
@@ -38,7 +45,12 @@ LABELLED: dict[str, dict[str, Any]] = {
 
 
 def prepared_for(task: str, root: Path) -> Prepared:
-    baselines = {"planning": {**PLANNING, "baselines": ["base_model", "lora"] if task in ("sft", "language_modeling") else ["lora"]}}
+    baselines = {
+        "planning": {
+            **PLANNING,
+            "baselines": ["base_model", "lora"] if task in ("sft", "language_modeling") else ["lora"],
+        }
+    }
     if task in LABELLED:
         return prepare(root, tiny=True, **LABELLED[task], **baselines)
     return prepare_language_model(root, task, rows=60, **baselines)
@@ -49,12 +61,22 @@ def context_of_an_evaluation(prepared: Prepared) -> BaselineContext:
     context, settings = prepared.baseline_context, prepared.use_case.settings
     nothing = prepared.split("test").select([])
     data = WithoutTraining(
-        prepared.base_model, nothing, settings.chunks.added_tokens, None, None, prepared.store, prepared.snapshot, settings, context.labels
+        prepared.base_model,
+        nothing,
+        settings.chunks.added_tokens,
+        None,
+        None,
+        prepared.store,
+        prepared.snapshot,
+        settings,
+        context.labels,
     )
     return replace(context, open_recipe=lambda: task_of(settings.examples).open_recipe(data))
 
 
-@pytest.mark.parametrize("task", ["classification", "multi_label", "token_classification", "sft", "language_modeling"])
+@pytest.mark.parametrize(
+    "task", ["classification", "multi_label", "token_classification", "sft", "language_modeling"]
+)
 def test_it_is_scored_and_predicts_the_same_when_loaded(task: str, tmp_path: Path) -> None:
     prepared = prepared_for(task, tmp_path / "project")
     recipe, names = prepared.recipe, prepared.use_case.settings.baselines
@@ -82,7 +104,12 @@ def test_it_is_scored_and_predicts_the_same_when_loaded(task: str, tmp_path: Pat
 class TestTraining:
     @pytest.fixture(scope="class")
     def prepared(self, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-        return prepare(tmp_path_factory.mktemp("lora"), rows=600, planning={"baselines": ["majority", "lora"]}, training={"epochs": 3})
+        return prepare(
+            tmp_path_factory.mktemp("lora"),
+            rows=600,
+            planning={"baselines": ["majority", "lora"]},
+            training={"epochs": 3},
+        )
 
     @pytest.fixture(scope="class")
     def fitted(self, prepared: Prepared) -> Lora:
@@ -94,35 +121,54 @@ class TestTraining:
         right = (fitted.predict(heldout).argmax(1) == heldout.labels).mean()
         assert right > (heldout.labels == commonest).mean() + 0.15
 
-    def test_only_adapters_and_what_is_above_the_layers_are_trained(self, prepared: Prepared, fitted: Lora) -> None:
+    def test_only_adapters_and_what_is_above_the_layers_are_trained(
+        self, prepared: Prepared, fitted: Lora
+    ) -> None:
         original = prepared.recipe.load_original(prepared.use_case.settings.training)
         adapted = [name for name in fitted.weights if "lora_" in name]
-        # Query, key, value, output and the two of the feed-forward part of each of the six layers have two matrices each.
+        # Query, key, value, output and the two of the feed-forward part of each of the six layers have two
+        # matrices each.
         assert len(adapted) == 6 * 6 * 2
-        assert {name.split(".")[0] for name in fitted.weights if name not in adapted} <= {"bert", "classifier"}
-        assert not any("embeddings" in name or (".layer." in name and "lora_" not in name) for name in fitted.weights)
+        assert {name.split(".")[0] for name in fitted.weights if name not in adapted} <= {
+            "bert",
+            "classifier",
+        }
+        assert not any(
+            "embeddings" in name or (".layer." in name and "lora_" not in name) for name in fitted.weights
+        )
         assert sum(weight.numel() for weight in fitted.weights.values()) < 0.1 * original.num_parameters()
-        assert all(weight.abs().sum() > 0 for name, weight in fitted.weights.items() if "lora_B" in name), "each adapter has learned"
+        assert all(weight.abs().sum() > 0 for name, weight in fitted.weights.items() if "lora_B" in name), (
+            "each adapter has learned"
+        )
 
     def test_the_untrained_model_is_the_base_model(self, prepared: Prepared) -> None:
-        settings, rows = training_settings(prepared.use_case.settings), prepared.split("test").select(range(20))
+        settings, rows = (
+            training_settings(prepared.use_case.settings),
+            prepared.split("test").select(range(20)),
+        )
         recipe = prepared.recipe
         torch.manual_seed(3)
         original = recipe.predict(recipe.load_original(settings), rows, QUIET)
         torch.manual_seed(3)
-        np.testing.assert_allclose(recipe.predict(adapt(recipe, settings, 4), rows, QUIET), original, atol=1e-6)
+        np.testing.assert_allclose(
+            recipe.predict(adapt(recipe, settings, 4), rows, QUIET), original, atol=1e-6
+        )
 
     @pytest.mark.long
     def test_the_seed_decides(self, prepared: Prepared, fitted: Lora) -> None:
         again = Lora.fit(prepared.split("train"), prepared.baseline_context)
         assert all(torch.equal(weight, again.weights[name]) for name, weight in fitted.weights.items())
 
-    def test_weights_of_another_model_are_refused(self, prepared: Prepared, fitted: Lora, tmp_path: Path) -> None:
+    def test_weights_of_another_model_are_refused(
+        self, prepared: Prepared, fitted: Lora, tmp_path: Path
+    ) -> None:
         fitted.save(tmp_path)
         weights = load_file(tmp_path / "lora.safetensors")
         weights.pop(next(name for name in weights if "lora_A" in name))
         save_file(weights, tmp_path / "lora.safetensors", {"rank": "16"})
-        with pytest.raises(StoreError, match=r"lora.safetensors: bert.*lora_A.* materialise cheaper_baselines again"):
+        with pytest.raises(
+            StoreError, match=r"lora.safetensors: bert.*lora_A.* materialise cheaper_baselines again"
+        ):
             Lora.load(tmp_path, prepared.baseline_context).predict(prepared.split("test"))
 
 
@@ -131,13 +177,24 @@ def test_a_training_that_diverges_is_no_score(tmp_path: Path) -> None:
     weights = load_file(prepared.base_model / "model.safetensors")
     next(weight for name, weight in weights.items() if "layer.1" in name).fill_(float("nan"))
     save_file(weights, prepared.base_model / "model.safetensors", {"format": "pt"})
-    with pytest.raises(DivergenceError, match=r"baseline lora: .*lower planning.lora.learning_rate, or remove lora"):
+    with pytest.raises(
+        DivergenceError, match=r"baseline lora: .*lower planning.lora.learning_rate, or remove lora"
+    ):
         Lora.fit(prepared.split("train"), prepared.baseline_context)
 
 
 def test_its_training_is_the_models_but_for_its_rate(tmp_path: Path) -> None:
-    settings = prepare(tmp_path, tiny=True, rows=160, planning=PLANNING, training={"epochs": 2, "freeze_layers": 1}).use_case.settings
+    settings = prepare(
+        tmp_path, tiny=True, rows=160, planning=PLANNING, training={"epochs": 2, "freeze_layers": 1}
+    ).use_case.settings
     found = training_settings(settings)
-    assert (found.learning_rate, found.epochs, found.freeze_layers, found.scheduler) == (5e-3, 2, 0, settings.training.scheduler)
-    defaults = settings.model_copy(update={"planning": settings.planning.model_copy(update={"lora": LoraSettings()})})
+    assert (found.learning_rate, found.epochs, found.freeze_layers, found.scheduler) == (
+        5e-3,
+        2,
+        0,
+        settings.training.scheduler,
+    )
+    defaults = settings.model_copy(
+        update={"planning": settings.planning.model_copy(update={"lora": LoraSettings()})}
+    )
     assert training_settings(defaults).learning_rate == pytest.approx(10 * settings.training.learning_rate)

@@ -55,7 +55,9 @@ def test_each_registered_metric_of_classifiers_runs_through_evaluate(scored):
         "brier": ((probabilities - np.eye(4)[labels]) ** 2).sum(1).mean(),
         "log_loss": log_loss(labels, probabilities),
     }
-    assert set(expected) == {name for name, metric in METRICS.all().items() if "classification" in metric.tasks}
+    assert set(expected) == {
+        name for name, metric in METRICS.all().items() if "classification" in metric.tasks
+    }
     for name, value in expected.items():
         metric = EvaluateMetric(name)
         given = predicted if metric.takes_labels else probabilities

@@ -1,4 +1,5 @@
-"""monitoring: quiet on unchanged windows, awake on shifts, and the same verdict whenever a window is read again.
+"""monitoring: quiet on unchanged windows, awake on shifts, and the same verdict whenever a window is read
+again.
 
 Rates on real corpora are measured by `benchmarks.drift`.
 """
@@ -25,7 +26,14 @@ SETTINGS = MonitoringSettings()
 NUM_LABELS, WIDTH, WINDOW = 3, 24, 150
 
 
-def draw(rng: np.random.Generator, size: int = WINDOW, *, moved: float = 0.0, share: float = 1.0, predicted: int | None = None) -> Features:
+def draw(
+    rng: np.random.Generator,
+    size: int = WINDOW,
+    *,
+    moved: float = 0.0,
+    share: float = 1.0,
+    predicted: int | None = None,
+) -> Features:
     """Return features of documents; a share of them moved in the embedding, or all predicted alike."""
     embeddings = rng.normal(size=(size, WIDTH)) / np.sqrt(1 + np.arange(WIDTH))
     embeddings[: round(share * size), 0] += moved
@@ -34,7 +42,9 @@ def draw(rng: np.random.Generator, size: int = WINDOW, *, moved: float = 0.0, sh
         fertility=1 + rng.gamma(2, 0.2, size),
         unknown_share=rng.beta(1, 9, size) * (rng.random(size) < 0.5),
         entropy=rng.gamma(1, 0.3, size),
-        predicted=rng.choice(NUM_LABELS, size, p=[0.6, 0.3, 0.1]) if predicted is None else np.full(size, predicted),
+        predicted=(
+            rng.choice(NUM_LABELS, size, p=[0.6, 0.3, 0.1]) if predicted is None else np.full(size, predicted)
+        ),
         embeddings=embeddings.astype(np.float32),
     )
 
@@ -44,7 +54,9 @@ def scale() -> Scale:
     return Scale.fit(draw(np.random.default_rng(0), 600), NUM_LABELS)
 
 
-def send(windows: list[Sums], labels: Sequence[str] = ("a", "b", "c"), settings: MonitoringSettings = SETTINGS) -> list[DriftVerdict]:
+def send(
+    windows: list[Sums], labels: Sequence[str] = ("a", "b", "c"), settings: MonitoringSettings = SETTINGS
+) -> list[DriftVerdict]:
     """Return the verdicts on windows in the order of their arrival."""
     past, verdicts = Past[Sums]([], []), []
     for sums in windows:
@@ -72,7 +84,9 @@ def test_a_shift_alarms_and_is_confirmed_by_the_next_window(scale: Scale) -> Non
     rng = np.random.default_rng(1)
     verdicts = send([*windows(scale, rng, 14), *windows(scale, rng, 3, moved=3.0, share=0.3)])
     assert [verdict.status for verdict in verdicts[14:]] == ["alarm", "confirmed", "confirmed"]
-    assert verdicts[14].alarms == ["embeddings", "embeddings_3_windows"] and verdicts[14].moved == ["the content of the texts changed"]
+    assert verdicts[14].alarms == ["embeddings", "embeddings_3_windows"] and verdicts[14].moved == [
+        "the content of the texts changed"
+    ]
     assert verdicts[14].tests[0].effect > 0.5
 
 
@@ -84,23 +98,37 @@ def test_a_small_shift_shows_over_three_windows(scale: Scale) -> None:
 
 def test_one_bad_window_alarms_while_it_is_pooled_and_confirms_nothing(scale: Scale) -> None:
     rng = np.random.default_rng(8)
-    verdicts = send([*windows(scale, rng, 14), *windows(scale, rng, 1, moved=6.0, share=0.5), *windows(scale, rng, 5)])
+    verdicts = send(
+        [*windows(scale, rng, 14), *windows(scale, rng, 1, moved=6.0, share=0.5), *windows(scale, rng, 5)]
+    )
     assert [verdict.status for verdict in verdicts[14:]] == ["alarm"] * 3 + ["ok"] * 3
 
 
 def test_three_pooled_windows_are_confirmed_by_the_three_before(scale: Scale) -> None:
     rng = np.random.default_rng(5)
     verdicts = send([*windows(scale, rng, 14), *windows(scale, rng, 6, moved=1.9, share=0.2)])
-    assert [verdict.status for verdict in verdicts[14:]] == ["ok", "ok", "alarm", "alarm", "alarm", "confirmed"]
+    assert [verdict.status for verdict in verdicts[14:]] == [
+        "ok",
+        "ok",
+        "alarm",
+        "alarm",
+        "alarm",
+        "confirmed",
+    ]
     assert all(verdict.alarms == ["embeddings_3_windows"] for verdict in verdicts[16:])
 
 
 def test_a_label_that_may_be_a_text_is_not_named(scale: Scale) -> None:
     rng = np.random.default_rng(2)
-    sentences = [f"What patient {number} wrote in place of a label, in more than six words" for number in range(3)]
+    sentences = [
+        f"What patient {number} wrote in place of a label, in more than six words" for number in range(3)
+    ]
     verdict = send([*windows(scale, rng, 12), scale.sums(draw(rng, predicted=2))], sentences)[-1]
     assert verdict.alarms == ["predicted_labels"]
-    assert "predicted labels shift, most 1 label (not named, as " in verdict.moved[0] and sentences[2] not in verdict.moved[0]
+    assert (
+        "predicted labels shift, most 1 label (not named, as " in verdict.moved[0]
+        and sentences[2] not in verdict.moved[0]
+    )
 
 
 def test_the_verdict_says_what_changed(scale: Scale) -> None:
@@ -117,7 +145,9 @@ def test_the_verdict_says_what_changed(scale: Scale) -> None:
     assert DriftVerdict.model_validate_json(verdict.model_dump_json()) == verdict
     table = monitoring.render_table(verdict)
     assert len(table) < 1_000 and table.count("\n| ") == 3
-    report = monitoring.render_report(verdict, "Drift report", [("w1", {"novel_share": 0.1}), ("w2", {"p_embeddings": 0.5})])
+    report = monitoring.render_report(
+        verdict, "Drift report", [("w1", {"novel_share": 0.1}), ("w2", {"p_embeddings": 0.5})]
+    )
     assert "| w1 | 0.1 |  |" in report and "| w2 |  | 0.5 |" in report
 
 
@@ -157,7 +187,9 @@ class TestNewChampion:
             content = content.after(sums, verdict.status, 12)
             statuses.append(verdict.status)
         assert statuses == ["alarm", "confirmed", "confirmed"]
-        assert {test.family for test in verdict.tests} == {"embeddings"} and verdict.num_reference_windows == 12
+        assert {test.family for test in verdict.tests} == {
+            "embeddings"
+        } and verdict.num_reference_windows == 12
         assert verdict.notes == ["only the content is compared: there are 0 of 6 windows under this champion"]
 
     def test_its_predictions_are_compared_from_its_own_windows_on(self, scale: Scale) -> None:
@@ -172,9 +204,15 @@ class TestNewChampion:
         rng = np.random.default_rng(13)
         other = Scale.fit(draw(rng, 600), NUM_LABELS)
         features = draw(rng)
-        kept, mine, old = (each.coordinates(features) for each in (other.with_content_of(scale), other, scale))
-        assert np.array_equal(kept["embeddings"], old["embeddings"]) and not np.array_equal(kept["embeddings"], mine["embeddings"])
-        assert all(np.array_equal(kept[family], mine[family]) for family in ("text_statistics", "predicted_labels"))
+        kept, mine, old = (
+            each.coordinates(features) for each in (other.with_content_of(scale), other, scale)
+        )
+        assert np.array_equal(kept["embeddings"], old["embeddings"]) and not np.array_equal(
+            kept["embeddings"], mine["embeddings"]
+        )
+        assert all(
+            np.array_equal(kept[family], mine[family]) for family in ("text_statistics", "predicted_labels")
+        )
 
     def test_calm_windows_are_kept_and_an_alarm_begins_anew(self) -> None:
         def kept(*statuses: monitoring.Status) -> list[int]:
@@ -183,7 +221,10 @@ class TestNewChampion:
         assert kept() == [] and kept("warming_up", "warming_up") == [0, 1]
         assert kept("ok", "ok", "ok", "ok", "ok", "ok") == [2, 3, 4, 5]
         assert kept("ok", "ok", "alarm", "confirmed", "ok", "ok", "ok") == [1, 4, 5, 6]
-        assert kept("ok", "ok", "ok", "alarm", "ok", "ok") == [] and kept("ok", "ok", "ok", "ok", "confirmed") == []
+        assert (
+            kept("ok", "ok", "ok", "alarm", "ok", "ok") == []
+            and kept("ok", "ok", "ok", "ok", "confirmed") == []
+        )
 
 
 def test_too_few_documents_and_none_at_all() -> None:
@@ -196,7 +237,10 @@ def test_too_few_documents_and_none_at_all() -> None:
 
 def test_many_windows_in_a_row_without_a_verdict_turn_yellow() -> None:
     """Each of them alone is green, and a year of them read like a calm one."""
-    few, many = (monitoring.seen_check(["insufficient_data", "feed_broken", *more], 3) for more in (["ok"], ["insufficient_data", "ok"]))
+    few, many = (
+        monitoring.seen_check(["insufficient_data", "feed_broken", *more], 3)
+        for more in (["ok"], ["insufficient_data", "ok"])
+    )
     assert few.passed and not many.passed and many.severity == "warn"
     assert many.description.startswith("3 windows in a row have no verdict")
 
@@ -208,7 +252,10 @@ def test_other_texts_than_the_held_out_ones_are_novel(scale: Scale) -> None:
     features.embeddings[:30, -1] += 30
     usual, other = scale.sums(draw(rng)).novel_share, scale.sums(features).novel_share
     assert abs(usual) < 0.05 < other
-    assert [float(f"{share:.9f}") for share in (usual, other)] == [usual, other], "no -4e-17 where it is exactly 5%"
+    assert [float(f"{share:.9f}") for share in (usual, other)] == [
+        usual,
+        other,
+    ], "no -4e-17 where it is exactly 5%"
     assert scale.without_rows().sums(draw(rng)).novel_share is None
 
 
@@ -236,8 +283,17 @@ class TestHistory:
             "kept_recent": [made.ref for made in history.kept.recent] if history.kept else [],
             "scale": (history.scale or self.scale).ref,
         }
-        inputs = {"finetuned_checkpoint": self.model.content_digest, "production_documents": self.model.content_digest}
-        about = {"stage": "drift_report", "key": window, "version": monitoring.VERSION, "inputs": inputs, "metadata": metadata}
+        inputs = {
+            "finetuned_checkpoint": self.model.content_digest,
+            "production_documents": self.model.content_digest,
+        }
+        about = {
+            "stage": "drift_report",
+            "key": window,
+            "version": monitoring.VERSION,
+            "inputs": inputs,
+            "metadata": metadata,
+        }
         sums = {} if status == "insufficient_data" else {monitoring.SUMS: {"bytes": 1, "sha256": ""}}
         return self.model.model_validate({**self.model.model_dump(), **about, "files": sums, **changes})
 
@@ -291,21 +347,32 @@ class TestHistory:
     def test_the_content_of_calm_windows_stays_the_reference_under_the_next_champions(self) -> None:
         made: dict[str, Manifest] = {}
         second, third = (
-            Manifest.model_validate({**self.model.model_dump(), "files": {"model": {"bytes": 1, "sha256": sha256}}}) for sha256 in "23"
+            Manifest.model_validate(
+                {**self.model.model_dump(), "files": {"model": {"bytes": 1, "sha256": sha256}}}
+            )
+            for sha256 in "23"
         )
 
         def inputs_of(model: Manifest) -> dict[str, str]:
-            return {"finetuned_checkpoint": model.content_digest, "production_documents": self.model.content_digest}
+            return {
+                "finetuned_checkpoint": model.content_digest,
+                "production_documents": self.model.content_digest,
+            }
 
         def go_on(first: int, last: int, model: Manifest, status: monitoring.Status = "ok") -> None:
             for number in range(first, last + 1):
                 window = f"{number:02d}"
-                made[window] = self.report(window, self.read(window, made, model=model), status, inputs=inputs_of(model))
+                made[window] = self.report(
+                    window, self.read(window, made, model=model), status, inputs=inputs_of(model)
+                )
 
         def kept(window: str, model: Manifest) -> tuple[list[str], list[str]] | None:
             history = self.read(window, made, model=model)
             assert History.of_inputs(history.as_inputs()) == history
-            return history.kept and ([made.key for made in history.kept.reference], [made.key for made in history.kept.recent])
+            return history.kept and (
+                [made.key for made in history.kept.reference],
+                [made.key for made in history.kept.recent],
+            )
 
         go_on(1, 7, self.model)
         assert kept("08", self.model) is None
@@ -315,11 +382,14 @@ class TestHistory:
         assert self.names(self.read("10", made, model=second)) == (["08", "09"], [])
         assert kept("10", third) == (["04", "05", "06", "07", "08", "09"], [])
         # Materialised again, also where nothing could be read.
-        made["10"] = self.report("10", self.read("10", made, model=second), "insufficient_data", inputs=inputs_of(second))
+        made["10"] = self.report(
+            "10", self.read("10", made, model=second), "insufficient_data", inputs=inputs_of(second)
+        )
         assert kept("10", second) == (["02", "03", "04", "05", "06", "07"], ["08", "09"])
         go_on(10, 10, second, "confirmed")
         assert self.read("11", made, model=third) == NOTHING
-        # After a roll-back that began anew, the windows before the drift are no reference of the next champion.
+        # After a roll-back that began anew, the windows before the drift are no reference of the next
+        # champion.
         go_on(11, 14, self.model)
         assert self.names(self.read("15", made)) == (["11", "12", "13", "14"], [])
         assert kept("15", third) == (["11", "12", "13", "14"], [])
@@ -330,8 +400,21 @@ class TestHistory:
 
 
 def test_one_row_a_group_and_one_a_cluster_whatever_the_order() -> None:
-    related = [f"the quick brown fox jumps over the lazy dog and then it sleeps for {n} hours in the sun" for n in range(4)]
-    texts = ["a", "b", "c", "d", "e", "e", "f", *related, "something else entirely is said in this text of the window"]
+    related = [
+        f"the quick brown fox jumps over the lazy dog and then it sleeps for {n} hours in the sun"
+        for n in range(4)
+    ]
+    texts = [
+        "a",
+        "b",
+        "c",
+        "d",
+        "e",
+        "e",
+        "f",
+        *related,
+        "something else entirely is said in this text of the window",
+    ]
     groups = ["x", "x", "x", "y", None, "", "y", *[None] * 5]
     chosen = monitoring.independent_rows(texts, groups, 7)
     kept = {texts[index] for index in chosen}
@@ -339,7 +422,10 @@ def test_one_row_a_group_and_one_a_cluster_whatever_the_order() -> None:
     assert list(chosen) == sorted(chosen)
     turned = monitoring.independent_rows(texts[::-1], groups[::-1], 7)
     assert {texts[::-1][index] for index in turned} == kept
-    draws = {frozenset(texts[index] for index in monitoring.independent_rows(texts, groups, seed)) for seed in range(20)}
+    draws = {
+        frozenset(texts[index] for index in monitoring.independent_rows(texts, groups, seed))
+        for seed in range(20)
+    }
     assert len(draws) > 1
 
 
@@ -357,7 +443,9 @@ def test_a_limit_draws_the_same_rows_as_data_grows() -> None:
 def test_features_count_tokens_and_words_of_the_text() -> None:
     vocabulary = Vocabulary.of(["The cat"], 3)
     assert Vocabulary(vocabulary.hashes, 3).hashes.dtype == np.uint64 and "dog" not in vocabulary
-    features = monitoring.build_features(["The cat sat", "???"], [6, 3], vocabulary, np.array([[0.5, 0.5], [0.0, 1.0]]), np.ones((2, 4)))
+    features = monitoring.build_features(
+        ["The cat sat", "???"], [6, 3], vocabulary, np.array([[0.5, 0.5], [0.0, 1.0]]), np.ones((2, 4))
+    )
     assert features.fertility.tolist() == [2.0, 3.0]
     assert features.unknown_share.tolist() == [pytest.approx(1 / 3), 0.0]
     assert features.entropy.tolist() == [pytest.approx(np.log(2)), pytest.approx(0)]
@@ -373,7 +461,9 @@ def test_scale_and_sums_are_saved_and_loaded(tmp_path: Path, scale: Scale) -> No
         loaded = Sums.load(tmp_path / "sums.npz")
         assert (loaded.num_rows, loaded.novel_share) == (WINDOW, each.novel_share)
         assert loaded.counts.sum() == WINDOW and loaded.as_numbers() == each.as_numbers()
-        assert all(np.array_equal(loaded.means[family], scale.sums(features).means[family]) for family in FAMILIES)
+        assert all(
+            np.array_equal(loaded.means[family], scale.sums(features).means[family]) for family in FAMILIES
+        )
     np.savez(tmp_path / "other.npz", centre=np.ones(3))
     with pytest.raises(StoreError, match="no array `axes`"):
         Scale.load(tmp_path / "other.npz")
@@ -390,12 +480,19 @@ def test_broken_features_are_refused(scale: Scale) -> None:
 
 
 def test_an_explanation_names_words_and_places_but_no_text(scale: Scale) -> None:
-    before, now = ["the cat sat"] * 40, ["the dog sat"] * 20 + ["the cat sat"] * 10 + ["a secret of one person"]
+    before, now = (
+        ["the cat sat"] * 40,
+        ["the dog sat"] * 20 + ["the cat sat"] * 10 + ["a secret of one person"],
+    )
     words = monitoring.shifted_words(before, now)
-    assert {words[0].word, words[1].word} == {"cat", "dog"} and "secret" not in {shift.word for shift in words}
+    assert {words[0].word, words[1].word} == {"cat", "dog"} and "secret" not in {
+        shift.word for shift in words
+    }
     rng = np.random.default_rng(1)
     features = draw(rng, moved=20.0, share=0.05)
     far = monitoring.farthest(scale.coordinates(features), {"embeddings": windows(scale, rng, 6)})
     assert set(range(7)) <= set(far.tolist())
-    text = monitoring.render_explanation("What moved", ["the content changed"], words, [monitoring.Place("a.jsonl", 3)])
+    text = monitoring.render_explanation(
+        "What moved", ["the content changed"], words, [monitoring.Place("a.jsonl", 3)]
+    )
     assert "| dog | 0.0% | 64.5% |" in text and "| a.jsonl | 3 |" in text and "the dog sat" not in text

@@ -1,4 +1,6 @@
-"""Several labels a row: thresholds, metrics against plain references, the recipe's loss, what is saved with the model."""
+"""Several labels a row: thresholds, metrics against plain references, the recipe's loss, what is saved with
+the model.
+"""
 
 from __future__ import annotations
 
@@ -44,11 +46,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     rows = licence_labels.labelled_rows(300, known=set(KNOWN))
     # Rows without any label are rows like others.
     rows = [{**row, "labels": [] if number % 11 == 0 else row["labels"]} for number, row in enumerate(rows)]
-    return prepare(tmp_path_factory.mktemp("tiny"), tiny=True, delivered=rows, examples=EXAMPLES, chunks={"max_windows": 3})
+    return prepare(
+        tmp_path_factory.mktemp("tiny"),
+        tiny=True,
+        delivered=rows,
+        examples=EXAMPLES,
+        chunks={"max_windows": 3},
+    )
 
 
 def arrays(rows: list[tuple[tuple[bool, int], ...]]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([[label for label, _ in row] for row in rows]), np.array([[value / 4 for _, value in row] for row in rows])
+    return np.array([[label for label, _ in row] for row in rows]), np.array(
+        [[value / 4 for _, value in row] for row in rows]
+    )
 
 
 def plain_f1(labels: np.ndarray, decided: np.ndarray) -> float:
@@ -65,14 +75,20 @@ class TestThresholds:
             if labels[:, i].all() or not labels[:, i].any():
                 assert threshold == 0.5
             else:
-                best = max(plain_f1(labels[:, i], probabilities[:, i] >= cut) for cut in np.linspace(0, 1, 41))
+                best = max(
+                    plain_f1(labels[:, i], probabilities[:, i] >= cut) for cut in np.linspace(0, 1, 41)
+                )
                 assert plain_f1(labels[:, i], probabilities[:, i] >= threshold) == pytest.approx(best)
 
     def test_is_between_two_probabilities_and_near_to_a_half(self):
         labels = np.array([[1], [1], [0], [0]], bool)
-        assert multi_label.fit_thresholds(labels, np.array([[0.9], [0.3], [0.2], [0.1]]))[0] == pytest.approx(0.25)
+        assert multi_label.fit_thresholds(labels, np.array([[0.9], [0.3], [0.2], [0.1]]))[0] == pytest.approx(
+            0.25
+        )
         # Between 0.9 and 0.1 all cuts are equal: the middle of the gap.
-        assert multi_label.fit_thresholds(labels, np.array([[0.95], [0.9], [0.1], [0.0]]))[0] == pytest.approx(0.5)
+        assert multi_label.fit_thresholds(labels, np.array([[0.95], [0.9], [0.1], [0.0]]))[
+            0
+        ] == pytest.approx(0.5)
 
     def test_answers_of_another_number_of_labels_are_refused(self):
         with pytest.raises(ValueError, match=r"predictions: shape \(4, 3\), the labels have \(4, 2\)"):
@@ -93,7 +109,9 @@ class TestScores:
         each = [f1_score(labels[:, i], decided[:, i], zero_division=0) for i in np.flatnonzero(labels.any(0))]
         macro = np.mean(each) if each else 0.0
         micro = f1_score(labels.ravel(), decided.ravel(), zero_division=0)
-        assert found == pytest.approx({"macro_f1": macro, "micro_f1": micro, "subset_accuracy": (labels == decided).all(1).mean()})
+        assert found == pytest.approx(
+            {"macro_f1": macro, "micro_f1": micro, "subset_accuracy": (labels == decided).all(1).mean()}
+        )
 
     def assess(
         self, labels: np.ndarray, tuned: np.ndarray, other: np.ndarray, metric: str = "macro_f1"
@@ -102,7 +120,9 @@ class TestScores:
         names = [f"l{n}" for n in range(labels.shape[1])]
         thresholds = np.full(labels.shape[1], 0.5)
         comparison = Comparison(EvaluationSettings(resamples=100), metric, seed=1, task="multi_label")
-        return multi_label.assess(labels, {FINETUNED: tuned, "label_shares": other}, groups, names, thresholds, comparison)
+        return multi_label.assess(
+            labels, {FINETUNED: tuned, "label_shares": other}, groups, names, thresholds, comparison
+        )
 
     def test_a_label_without_a_test_row_is_reported_and_no_success(self):
         rng = np.random.default_rng(0)
@@ -114,7 +134,11 @@ class TestScores:
         assert found.unmeasured == ["l2"]
         assert found.scores["macro_f1"][FINETUNED].estimate == 1.0
         assert found.scores["micro_f1"][FINETUNED].estimate < 1.0
-        assert (found.per_label[2].support, found.per_label[2].num_predicted, found.per_label[2].f1) == (0, 10, 0.0)
+        assert (found.per_label[2].support, found.per_label[2].num_predicted, found.per_label[2].f1) == (
+            0,
+            10,
+            0.0,
+        )
         assert "The test set has no `l2`: quality there is unknown." in found.limits
         assert found.gain_over_best_baseline.low > 0.5 and found.justification.justified
         assert read_evaluation(found.model_dump_json()) == found
@@ -130,7 +154,9 @@ class TestScores:
         labels = np.ones((60, 1), bool)
         found = self.assess(labels, right[:, None], ~labels, metric="subset_accuracy")
         drawn = np.random.default_rng(0).choice(right[::2], (2_000, 30)).mean(1)
-        assert found.score.half_width == pytest.approx(np.diff(np.quantile(drawn, [0.025, 0.975]))[0] / 2, rel=0.2)
+        assert found.score.half_width == pytest.approx(
+            np.diff(np.quantile(drawn, [0.025, 0.975]))[0] / 2, rel=0.2
+        )
 
     def test_sums_by_group(self):
         values = np.array([[1, 0], [0, 1], [1, 1]])
@@ -139,7 +165,9 @@ class TestScores:
 
 class TestRecipe:
     @pytest.mark.parametrize("micro_batch_size", [8, 2, 1])
-    def test_loss_and_gradient_equal_a_plain_mean_however_the_batch_is_divided(self, tiny: Prepared, tmp_path: Path, micro_batch_size: int):
+    def test_loss_and_gradient_equal_a_plain_mean_however_the_batch_is_divided(
+        self, tiny: Prepared, tmp_path: Path, micro_batch_size: int
+    ):
         def losses_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             p = torch.sigmoid(logits)
             return -(labels * p.log() + (1 - labels) * (1 - p).log())
@@ -154,13 +182,17 @@ class TestRecipe:
         found = predict_with(model, [windows]).probabilities[0]
         np.testing.assert_allclose(found, torch.stack(each).mean(0), atol=2e-3)
 
-    def test_thresholds_are_of_the_final_weights_and_found_by_who_loads_the_model(self, tiny: Prepared, tmp_path: Path):
+    def test_thresholds_are_of_the_final_weights_and_found_by_who_loads_the_model(
+        self, tiny: Prepared, tmp_path: Path
+    ):
         recipe = tiny.recipe
         model = recipe.load(tiny.use_case.settings.training)
         thresholds = recipe.finish(model, QUIET)["label_thresholds"]
         assert list(thresholds) == KNOWN
         model.save_pretrained(tmp_path)
-        expected = multi_label.fit_thresholds(recipe.validation.labels, predict_with(model, recipe.validation.windows).probabilities)
+        expected = multi_label.fit_thresholds(
+            recipe.validation.labels, predict_with(model, recipe.validation.windows).probabilities
+        )
         np.testing.assert_array_equal(read_thresholds(tmp_path), expected)
         loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
         assert loaded.config.problem_type == "multi_label_classification"
@@ -171,14 +203,22 @@ class TestRecipe:
 
     def test_labels_of_another_head_are_refused(self, tiny: Prepared):
         chosen = tiny.use_case.settings.training
-        recipe = replace(tiny.recipe, train=replace(tiny.recipe.train, labels=tiny.recipe.train.labels[:, :4]))
-        with pytest.raises(DataError, match=r"training rows have labels of shape \(\d+, 4\), wanted are \d+ rows of 6 labels"):
+        recipe = replace(
+            tiny.recipe, train=replace(tiny.recipe.train, labels=tiny.recipe.train.labels[:, :4])
+        )
+        with pytest.raises(
+            DataError, match=r"training rows have labels of shape \(\d+, 4\), wanted are \d+ rows of 6 labels"
+        ):
             recipe.prepare(recipe.load(chosen), chosen, 1, 1)
 
     def test_another_tokenizer_than_the_snapshots_is_refused(self, tiny: Prepared):
         job = tiny.job("finetuned_checkpoint", chunks={"added_tokens": ["sublicense"]})
         with pytest.raises(
-            DataError, match="another tokenizer than base_model's with chunks.added_tokens.*letters_by_hand with act: retokenize"
+            DataError,
+            match=(
+                "another tokenizer than base_model's with chunks.added_tokens.*letters_by_hand with act:"
+                " retokenize"
+            ),
         ):
             open_recipe(job, tiny.store, tiny.snapshot)
 
@@ -195,7 +235,9 @@ def test_baselines_are_saved_with_their_thresholds(tiny: Prepared, tmp_path: Pat
     for name, baseline in load_all(names, tmp_path, tiny.baseline_context).items():
         thresholds = np.load(tmp_path / thresholds_file(name))["thresholds"]
         probabilities = baseline.predict(recipe.validation)
-        assert multi_label.scores(recipe.validation.labels, probabilities >= thresholds) == pytest.approx(scored[name]), name
+        assert multi_label.scores(recipe.validation.labels, probabilities >= thresholds) == pytest.approx(
+            scored[name]
+        ), name
         assert (probabilities[:, 0] < 1e-6).all() and (probabilities[:, 1] > 1 - 1e-6).all(), name
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".npz"}
     # No better than giving every label to every row, where the share is all that is known.
@@ -214,4 +256,7 @@ def test_the_snapshot_holds_rows_without_any_label(tiny: Prepared) -> None:
     train = tiny.split("train")
     assert train.labels.dtype == bool and train.labels.shape == (len(train), len(KNOWN))
     assert (~train.labels.any(1)).sum() > 3
-    assert Tokenization.load(tiny.base_model, tiny.use_case.settings.chunks).windows(train.texts) == train.windows
+    assert (
+        Tokenization.load(tiny.base_model, tiny.use_case.settings.chunks).windows(train.texts)
+        == train.windows
+    )

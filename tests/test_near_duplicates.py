@@ -1,4 +1,6 @@
-"""Near-duplicates against slow references: every pair compared, every lender asked, the estimate of pairs whose similarity is known."""
+"""Near-duplicates against slow references: every pair compared, every lender asked, the estimate of pairs
+whose similarity is known.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import re
 import numpy as np
 import pytest
 
-from fullft_assets.samples import licences
+from fullft_assets.demos import licences
 from fullft_assets.snapshot import minhash
 from fullft_assets.snapshot.shingles import HASH_BITS, ShingleSets
 
@@ -22,13 +24,22 @@ def shingles(text: str) -> set[str]:
     return {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
 
 
-@pytest.mark.parametrize("similarity", [pytest.param(0.6, marks=pytest.mark.long), 0.8, pytest.param(0.9, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "similarity", [pytest.param(0.6, marks=pytest.mark.long), 0.8, pytest.param(0.9, marks=pytest.mark.long)]
+)
 def test_found_are_those_that_comparing_every_pair_finds(similarity: float) -> None:
-    texts = sorted({rule["text"] for rule in licences.rules() if rule["text"].strip()}, key=lambda text: text[::-1])[::24]
+    texts = sorted(
+        {rule["text"] for rule in licences.rules() if rule["text"].strip()}, key=lambda text: text[::-1]
+    )[::24]
     sets = [shingles(text) for text in texts]
     reference, candidates = range(0, len(texts), 4), [i for i in range(len(texts)) if i % 4]
-    alike = {i: [k for k in reference if len(sets[i] & sets[k]) >= similarity * len(sets[i] | sets[k])] for i in candidates}
-    found = near_duplicates.near_duplicates([texts[i] for i in reference], [texts[i] for i in candidates], similarity, 17)
+    alike = {
+        i: [k for k in reference if len(sets[i] & sets[k]) >= similarity * len(sets[i] | sets[k])]
+        for i in candidates
+    }
+    found = near_duplicates.near_duplicates(
+        [texts[i] for i in reference], [texts[i] for i in candidates], similarity, 17
+    )
     near = [n for n, i in enumerate(candidates) if alike[i]]
     assert len(near) >= 20 and max(len(sets[i]) for i in candidates if alike[i]) > near_duplicates._LARGE_PAIR
     assert all(4 * partner in alike[candidates[n]] for n, partner in found.items())
@@ -43,7 +54,10 @@ def test_an_empty_bin_borrows_from_the_first_filled_one_that_it_prefers() -> Non
     values = np.where(is_filled, rng.integers(1, 1 << 60, is_filled.shape, dtype=np.uint64), 0)
     preferences = minhash._preferences(NUM_BINS)
     expected = [
-        [row[bin] if filled[bin] else row[next(lender for lender in preferences[bin] if filled[lender])] for bin in range(NUM_BINS)]
+        [
+            row[bin] if filled[bin] else row[next(lender for lender in preferences[bin] if filled[lender])]
+            for bin in range(NUM_BINS)
+        ]
         for row, filled in zip(values, is_filled, strict=True)
     ]
     minhash._lend(values, is_filled)

@@ -27,8 +27,12 @@ def chain() -> dg.JobDefinition:
 
     def made(context: dg.AssetExecutionContext, **read: Manifest) -> dg.MaterializeResult[Manifest]:
         store = context.resources.letters_store
-        with store.create("letters", context.asset_key.path[-1], context.run_id, version="1", seed=1) as draft:
-            manifest = draft.commit(settings={}, inputs={name: each.ref for name, each in read.items()}, metadata={})
+        with store.create(
+            "letters", context.asset_key.path[-1], context.run_id, version="1", seed=1
+        ) as draft:
+            manifest = draft.commit(
+                settings={}, inputs={name: each.ref for name, each in read.items()}, metadata={}
+            )
         return dg.MaterializeResult(value=manifest, metadata={ARTIFACT: manifest.ref})
 
     about: Any = {"io_manager_key": "io", "required_resource_keys": {"letters_store"}}
@@ -70,7 +74,9 @@ class Chain:
 
     def run(self, *keys: dg.AssetKey, **options: Any) -> str:
         options = {"raise_on_error": not options.get("tags"), **options}
-        with dg.execute_job(dg.reconstructable(chain), self.instance, asset_selection=list(keys) or None, **options) as result:
+        with dg.execute_job(
+            dg.reconstructable(chain), self.instance, asset_selection=list(keys) or None, **options
+        ) as result:
             return result.run_id
 
     def made(self, run_id: str, key: dg.AssetKey = FIRST) -> str | None:
@@ -105,7 +111,9 @@ def test_what_a_run_does_not_make_is_what_was_there_when_it_began(runs: Chain) -
     waits = runs.run(SECOND, THIRD)
     assert runs.read(waits)["first"] == runs.made(before)
     newest = latest(runs.store, "letters", "first")
-    assert newest is not None and runs.read(runs.run(SECOND, THIRD))["first"] == newest.ref != runs.made(before)
+    assert newest is not None and runs.read(runs.run(SECOND, THIRD))["first"] == newest.ref != runs.made(
+        before
+    )
 
 
 def test_what_no_run_made_is_not_taken_for_what_was_there(runs: Chain) -> None:
@@ -141,7 +149,8 @@ def test_a_run_that_goes_on_from_a_failure_reads_what_the_failed_one_made_or_beg
     # The same where Dagster selects the assets that failed.
     tags = {"dagster/is_asset_resume_retry": "true"}
     in_part, whole = (
-        dg.DagsterRun(job_name="chain", parent_run_id=failed, root_run_id=failed, tags=tags if part else {}) for part in (True, False)
+        dg.DagsterRun(job_name="chain", parent_run_id=failed, root_run_id=failed, tags=tags if part else {})
+        for part in (True, False)
     )
     assert ref_for_run(runs.instance, in_part, SECOND, None) == runs.made(failed, SECOND)
     assert ref_for_run(runs.instance, whole, SECOND, None) is None
@@ -152,7 +161,9 @@ def test_what_a_failed_run_began_with_is_still_read_by_the_one_that_goes_on(runs
     before = runs.run(FIRST)
     failed = runs.run(SECOND, THIRD, tags={"fails": "yes"})
     runs.run(FIRST)
-    again = runs.run(SECOND, THIRD, reexecution_options=dg.ReexecutionOptions.from_failure(failed, runs.instance))
+    again = runs.run(
+        SECOND, THIRD, reexecution_options=dg.ReexecutionOptions.from_failure(failed, runs.instance)
+    )
     assert runs.read(again)["first"] == runs.made(before)
 
 
@@ -202,11 +213,15 @@ def test_a_training_reads_the_snapshot_of_its_run_though_an_evaluation_took_anot
 
         def run(*assets: str, batch: str | None = None, raise_on_error: bool = True) -> Any:
             keys = [case.key(asset) for asset in assets]
-            return job.execute_in_process(asset_selection=keys, partition_key=batch, instance=instance, raise_on_error=raise_on_error)
+            return job.execute_in_process(
+                asset_selection=keys, partition_key=batch, instance=instance, raise_on_error=raise_on_error
+            )
 
         def ingest(file: str, skip: int) -> None:
             project.deliver(file, projects.licence_rows(200, skip=skip))
-            batch = documents.cut_batches(store, case.name, project.documents, case.settings.documents)[-1].name
+            batch = documents.cut_batches(store, case.name, project.documents, case.settings.documents)[
+                -1
+            ].name
             instance.add_dynamic_partitions(f"{case.name}/batch", [batch])
             run(*INGEST, batch=batch)
 
@@ -217,7 +232,12 @@ def test_a_training_reads_the_snapshot_of_its_run_though_an_evaluation_took_anot
         ingest("delivery-1.jsonl", 0)
         workloads.meanwhile = another_snapshot
         result = run(
-            "training_snapshot", "feasibility_plan", "cheaper_baselines", "pilot_run", "finetuned_checkpoint", raise_on_error=False
+            "training_snapshot",
+            "feasibility_plan",
+            "cheaper_baselines",
+            "pilot_run",
+            "finetuned_checkpoint",
+            raise_on_error=False,
         )
         mine = made_by_run(instance, result.run_id, case.key("training_snapshot"))
         assert workloads.snapshots == [("planning", mine), ("training", mine)]

@@ -1,4 +1,6 @@
-"""The memory ladder: each optimizer's arithmetic against the known one, and each through the engine: resume, guards, refusals."""
+"""The memory ladder: each optimizer's arithmetic against the known one, and each through the engine: resume,
+guards, refusals.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,14 @@ from transformers.optimization import Adafactor
 
 from benchmarks import low_memory
 from fullft_assets import planning
-from fullft_assets.config import validation
-from fullft_assets.engine import requirements, trainer
-from fullft_assets.engine.finetuning import Fit, fine_tune
-from fullft_assets.engine.optimizers import LowMemoryOptimizer
+from fullft_assets.checking import validation
 from fullft_assets.errors import Interrupted, OutOfMemory, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import PlanningSettings, TrainingSettings, UseCaseSettings
 from fullft_assets.settings.contradictions import contradictions
+from fullft_assets.training import requirements, trainer
+from fullft_assets.training.finetuning import Fit, fine_tune
+from fullft_assets.training.optimizers import LowMemoryOptimizer
 from tests.optimizer_steps import Stopping
 from tests.prepared import Prepared, command, prepare, prepare_language_model
 from tests.test_planning import MEASURED
@@ -40,11 +42,18 @@ def network() -> nn.Module:
 
 
 def groups(model: nn.Module) -> list[dict]:
-    matrices, vectors = ([p for p in model.parameters() if (p.dim() > 1) is wanted] for wanted in (True, False))
-    return [{"params": matrices, "lr": RATE, "weight_decay": DECAY}, {"params": vectors, "lr": RATE, "weight_decay": 0.0}]
+    matrices, vectors = (
+        [p for p in model.parameters() if (p.dim() > 1) is wanted] for wanted in (True, False)
+    )
+    return [
+        {"params": matrices, "lr": RATE, "weight_decay": DECAY},
+        {"params": vectors, "lr": RATE, "weight_decay": 0.0},
+    ]
 
 
-def trained(make: Callable[[nn.Module], torch.optim.Optimizer], clip: Callable | None = None, steps: int = 12) -> torch.Tensor:
+def trained(
+    make: Callable[[nn.Module], torch.optim.Optimizer], clip: Callable | None = None, steps: int = 12
+) -> torch.Tensor:
     """Return the weights after some steps of a network of two layers."""
     model = network()
     optimizer = make(model)
@@ -71,18 +80,28 @@ def trained(make: Callable[[nn.Module], torch.optim.Optimizer], clip: Callable |
 class TestArithmetic:
     def test_adamw_is_torchs(self):
         known = trained(lambda model: torch.optim.AdamW(groups(model)))
-        assert torch.allclose(trained(lambda model: LowMemoryOptimizer(groups(model), "adamw")), known, rtol=0, atol=1e-6)
+        assert torch.allclose(
+            trained(lambda model: LowMemoryOptimizer(groups(model), "adamw")), known, rtol=0, atol=1e-6
+        )
 
     def test_adamw_in_the_backward_pass_clips_the_norm_of_the_whole_step(self):
-        known = trained(lambda model: torch.optim.AdamW(groups(model)), lambda weights: nn.utils.clip_grad_norm_(weights, NORM))
-        found = trained(lambda model: LowMemoryOptimizer(groups(model), "adamw", in_backward=True, max_norm=NORM))
+        known = trained(
+            lambda model: torch.optim.AdamW(groups(model)),
+            lambda weights: nn.utils.clip_grad_norm_(weights, NORM),
+        )
+        found = trained(
+            lambda model: LowMemoryOptimizer(groups(model), "adamw", in_backward=True, max_norm=NORM)
+        )
         assert torch.allclose(found, known, rtol=0, atol=1e-6)
 
     @pytest.mark.parametrize("in_backward", [False, True])
     def test_adafactor_is_transformers(self, in_backward):
         known = trained(lambda model: Adafactor(groups(model), scale_parameter=False, relative_step=False))
         assert torch.allclose(
-            trained(lambda model: LowMemoryOptimizer(groups(model), "adafactor", in_backward=in_backward)), known, rtol=0, atol=1e-6
+            trained(lambda model: LowMemoryOptimizer(groups(model), "adafactor", in_backward=in_backward)),
+            known,
+            rtol=0,
+            atol=1e-6,
         )
 
     @pytest.mark.parametrize("kind", ["norm", "value"])
@@ -97,14 +116,18 @@ class TestArithmetic:
             made = [{**group, "weight_decay": 0.0} for group in groups(model)]
             return LowMemoryOptimizer(made, "lomo", in_backward=True, **{f"max_{kind}": 1e-3})
 
-        assert torch.allclose(trained(lean), trained(plain, lambda weights: clip(weights, 1e-3)), rtol=0, atol=1e-7)
+        assert torch.allclose(
+            trained(lean), trained(plain, lambda weights: clip(weights, 1e-3)), rtol=0, atol=1e-7
+        )
         assert not torch.allclose(trained(lean), trained(plain), rtol=0, atol=1e-5)
 
     def test_norm_is_known_after_one_pass_too(self):
         model = network()
         optimizer = LowMemoryOptimizer(groups(model), "lomo", in_backward=True, max_value=1.0)
         loss = model(torch.ones(2, 30)).square().sum()
-        expected = nn.utils.get_total_norm(torch.autograd.grad(loss, list(model.parameters()), retain_graph=True))
+        expected = nn.utils.get_total_norm(
+            torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+        )
         with optimizer.updating():
             loss.backward()
         assert float(optimizer.norm) == pytest.approx(float(expected), rel=1e-5)
@@ -118,7 +141,9 @@ class TestRounding:
         moved = []
         for dtype in (torch.float32, torch.bfloat16):
             weight = nn.Parameter(torch.ones(64, 64, dtype=dtype))
-            optimizer = LowMemoryOptimizer([{"params": [weight], "lr": 1e-4, "weight_decay": 0.0}], rule, seed=5)
+            optimizer = LowMemoryOptimizer(
+                [{"params": [weight], "lr": 1e-4, "weight_decay": 0.0}], rule, seed=5
+            )
             for _ in range(50):
                 weight.grad = torch.ones_like(weight)
                 optimizer.step()
@@ -133,7 +158,9 @@ class TestRounding:
             weight = nn.Parameter(torch.ones(4_096, dtype=torch.bfloat16))
             weight.grad = torch.ones_like(weight)
             torch.rand(3)
-            LowMemoryOptimizer([{"params": [weight], "lr": 1e-3, "weight_decay": 0.0}], "lomo", seed=seed).step()
+            LowMemoryOptimizer(
+                [{"params": [weight], "lr": 1e-3, "weight_decay": 0.0}], "lomo", seed=seed
+            ).step()
             return weight.detach()
 
         assert torch.equal(step(1), step(1)) and not torch.equal(step(1), step(2))
@@ -157,12 +184,23 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 def quick(optimizer: str, **changes: object) -> TrainingSettings:
     rate = 0.3 if optimizer == "lomo" else 1e-3
-    values = {"epochs": 1.0, "batch_size": 8, "micro_batch_size": 8, "learning_rate": rate, "optimizer": optimizer, "track": []}
-    return TrainingSettings(**{**values, "precision": "auto" if changes.get("weights") == "bf16" else "fp32", **changes})
+    values = {
+        "epochs": 1.0,
+        "batch_size": 8,
+        "micro_batch_size": 8,
+        "learning_rate": rate,
+        "optimizer": optimizer,
+        "track": [],
+    }
+    return TrainingSettings(
+        **{**values, "precision": "auto" if changes.get("weights") == "bf16" else "fp32", **changes}
+    )
 
 
 def train(case: Prepared, folder: Path, chosen: TrainingSettings, **options: object) -> Fit:
-    return fine_tune(case.recipe, chosen, work_folder=folder, **{"seed": 17, "progress": Progress(silent=True), **options})
+    return fine_tune(
+        case.recipe, chosen, work_folder=folder, **{"seed": 17, "progress": Progress(silent=True), **options}
+    )
 
 
 #: CI runs these tests apart: the others start faster without the package.
@@ -185,10 +223,15 @@ RUNGS = [
 class TestEngine:
     def test_steps_in_the_backward_pass_are_those_after_it(self, tiny, tmp_path):
         """Dropout is on: both passes of a step must draw the same numbers."""
-        one, other = (train(tiny, tmp_path / name, quick(name, epochs=0.5, max_grad_norm=0.05)) for name in ("adamw", "adamw_in_backward"))
+        one, other = (
+            train(tiny, tmp_path / name, quick(name, epochs=0.5, max_grad_norm=0.05))
+            for name in ("adamw", "adamw_in_backward")
+        )
         for found, known in zip(other.history, one.history, strict=True):
             for name in ("loss", "grad_norm", "learning_rate", "validation_loss"):
-                assert found.get(name) == (None if known.get(name) is None else pytest.approx(known[name], rel=1e-3))
+                assert found.get(name) == (
+                    None if known.get(name) is None else pytest.approx(known[name], rel=1e-3)
+                )
         for name, value in one.model.state_dict().items():
             torch.testing.assert_close(other.model.state_dict()[name], value, rtol=1e-3, atol=2e-5)
 
@@ -206,11 +249,17 @@ class TestEngine:
             assert torch.equal(resumed.model.state_dict()[key], value), key
             dtypes.add(value.dtype)
         assert dtypes == {torch.bfloat16 if weights == "bf16" else torch.float32}
-        assert all(math.isfinite(line["grad_norm"]) and line["grad_norm"] > 0 for line in straight.history if "loss" in line)
+        assert all(
+            math.isfinite(line["grad_norm"]) and line["grad_norm"] > 0
+            for line in straight.history
+            if "loss" in line
+        )
 
     @pytest.mark.slow
     def test_language_models_learn_with_tied_embeddings_and_checkpointing(self, language, tmp_path):
-        chosen = quick("adafactor_in_backward", weights="bf16", epochs=3, learning_rate=1e-2, gradient_checkpointing=True)
+        chosen = quick(
+            "adafactor_in_backward", weights="bf16", epochs=3, learning_rate=1e-2, gradient_checkpointing=True
+        )
         fit = train(language, tmp_path, chosen, resumable=False, evaluate_at=())
         losses = [line["loss"] for line in fit.history if "loss" in line]
         assert fit.about["is_packed"] is True
@@ -227,14 +276,21 @@ class TestEngine:
             if len(loads) == 1:
                 passes = []
                 model.register_forward_hook(
-                    lambda module, given, output: passes.append(module.training) or _spoil(module, output, sum(passes))
+                    lambda module, given, output: (
+                        passes.append(module.training) or _spoil(module, output, sum(passes))
+                    )
                 )
             return model
 
         monkeypatch.setattr(type(tiny.recipe), "load", load_poisoned)
         fit = train(tiny, tmp_path, quick("lomo", epochs=0.4, checkpoint_every_steps=2, max_grad_value=0.1))
         (incident,) = fit.incidents
-        assert (incident.kind, incident.rule, incident.step, incident.to_step) == ("roll_back", "non_finite", 6, 4)
+        assert (incident.kind, incident.rule, incident.step, incident.to_step) == (
+            "roll_back",
+            "non_finite",
+            6,
+            4,
+        )
         assert all(torch.isfinite(weight).all() for weight in fit.model.parameters())
 
     def test_lack_of_memory_is_one_line(self, tiny, tmp_path, monkeypatch):
@@ -242,13 +298,20 @@ class TestEngine:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         monkeypatch.setattr(trainer.FineTuner, "training_step", no_room)
-        with pytest.raises(OutOfMemory, match=r"with 8 rows a pass, and lomo cannot accumulate smaller ones; lower training\.batch_size"):
+        with pytest.raises(
+            OutOfMemory,
+            match=r"with 8 rows a pass, and lomo cannot accumulate smaller ones; lower training\.batch_size",
+        ):
             train(tiny, tmp_path, quick("lomo"))
 
     @pytest.mark.parametrize(
         ("changes", "processes", "message"),
         [
-            ({"micro_batch_size": 4}, 1, r"training\.micro_batch_size: lomo .* cannot accumulate: set all 8 rows"),
+            (
+                {"micro_batch_size": 4},
+                1,
+                r"training\.micro_batch_size: lomo .* cannot accumulate: set all 8 rows",
+            ),
             ({"micro_batch_size": 8, "batch_size": 16}, 2, r"training\.micro_batch_size: lomo"),
         ],
     )
@@ -258,7 +321,9 @@ class TestEngine:
 
     def test_missing_package_is_one_line(self, monkeypatch):
         monkeypatch.setattr(requirements.importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(SettingsError, match="adamw_8bit needs bitsandbytes; pip install bitsandbytes, or use adafactor"):
+        with pytest.raises(
+            SettingsError, match="adamw_8bit needs bitsandbytes; pip install bitsandbytes, or use adafactor"
+        ):
             requirements.require(quick("adamw_8bit"), 1)
 
 
@@ -302,17 +367,24 @@ class TestPlan:
         processes = current.pop("processes", 1)
         shared = 176_000_000 if "sharding" in current else 0
         limit = (MEASURED.peak_memory_bytes - room - shared) / 2**30
-        _, (fits, _) = planning.plan_checks(MEASURED, PlanningSettings(max_memory_gib=limit), TrainingSettings(**current), processes)
+        _, (fits, _) = planning.plan_checks(
+            MEASURED, PlanningSettings(max_memory_gib=limit), TrainingSettings(**current), processes
+        )
         assert not fits.passed
         assert (named in fits.description) if named else ("or set training.optimizer" not in fits.description)
 
-    @pytest.mark.parametrize("changes", [{}, {"l2_sp": 0.1}, {"precision": "fp32"}, {"precision": "fp16"}, {"unfreeze_share": 0.5}])
+    @pytest.mark.parametrize(
+        "changes", [{}, {"l2_sp": 0.1}, {"precision": "fp32"}, {"precision": "fp16"}, {"unfreeze_share": 0.5}]
+    )
     @pytest.mark.parametrize("processes", [1, 2])
     @pytest.mark.parametrize("room", [80_000_000, 100_000_000, 200_000_000, 300_000_000])
     def test_who_follows_the_advice_is_not_refused(self, changes, processes, room):
         training = TrainingSettings(**changes)
         advice = planning.next_rung(MEASURED, training, MEASURED.peak_memory_bytes - room, processes)
-        named = {key: int(value) if value.isdigit() else value for key, value in re.findall(r"training\.(\w+): (\w+)", advice)}
+        named = {
+            key: int(value) if value.isdigit() else value
+            for key, value in re.findall(r"training\.(\w+): (\w+)", advice)
+        }
         assert list(contradictions(training.model_copy(update=named), processes)) == []
 
     def test_no_smaller_passes_are_proposed_for_steps_in_the_backward_pass(self):
@@ -323,14 +395,21 @@ class TestPlan:
     def test_state_in_the_hosts_memory_counts_there(self):
         chosen, state = TrainingSettings(sharding="fsdp2_offload"), 22_000_000 * 16
         plan, (fits, _) = planning.plan_checks(CARD, PlanningSettings(), chosen, 2)
-        assert plan.peak_memory_gib * 2**30 == pytest.approx(MEASURED.peak_memory_bytes - state) and plan.state_memory_gib == 0
+        assert (
+            plan.peak_memory_gib * 2**30 == pytest.approx(MEASURED.peak_memory_bytes - state)
+            and plan.state_memory_gib == 0
+        )
         assert fits.passed and "in the host's memory; 0.33 GiB of the host's 1.00 GiB" in fits.description
         # All processes' parts lie there.
-        _, (fits, _) = planning.plan_checks(CARD.model_copy(update={"host_memory_bytes": state - 1}), PlanningSettings(), chosen, 2)
+        _, (fits, _) = planning.plan_checks(
+            CARD.model_copy(update={"host_memory_bytes": state - 1}), PlanningSettings(), chosen, 2
+        )
         assert not fits.passed
         # Before it is taken apart it goes through the card.
         lean = CARD.model_copy(update={"peak_memory_bytes": state})
-        assert planning.plan_checks(lean, PlanningSettings(), chosen, 2)[0].peak_memory_gib * 2**30 == pytest.approx(state / 4)
+        assert planning.plan_checks(lean, PlanningSettings(), chosen, 2)[
+            0
+        ].peak_memory_gib * 2**30 == pytest.approx(state / 4)
         # A CPU's memory is the host's: two share it.
         plan, _ = planning.plan_checks(MEASURED, PlanningSettings(), chosen, 2)
         assert plan.peak_memory_gib * 2**30 == pytest.approx(MEASURED.peak_memory_bytes - state / 2)
@@ -359,9 +438,13 @@ class TestPlan:
             plan, (fits, _) = planning.plan_checks(MEASURED, PlanningSettings(), chosen)
             rest = MEASURED.peak_memory_bytes - 22_000_000 * planning.state_bytes(optimizer)
             assert plan.peak_memory_gib * 2**30 == pytest.approx(rest + 22_000_000 * expected)
-            assert ("training.wise_ft holds three copies of the weights" in fits.description) is (optimizer != "adamw")
+            assert ("training.wise_ft holds three copies of the weights" in fits.description) is (
+                optimizer != "adamw"
+            )
         # Beside a card two of them lie in the host's memory.
-        plan, (fits, _) = planning.plan_checks(CARD, PlanningSettings(), TrainingSettings(optimizer="adafactor", wise_ft=[0.5, 1]))
+        plan, (fits, _) = planning.plan_checks(
+            CARD, PlanningSettings(), TrainingSettings(optimizer="adafactor", wise_ft=[0.5, 1])
+        )
         assert plan.peak_memory_gib * 2**30 == pytest.approx(CARD.peak_memory_bytes)
         assert fits.metadata["host_memory_gib"] * 2**30 == pytest.approx(176_000_000)
 
@@ -378,9 +461,13 @@ class TestPlan:
         state = 22_000_000 * 16
         for kind, measured, held in (("fsdp2", MEASURED, state / 2), ("fsdp2_offload", CARD, 0)):
             shared = measured.model_copy(update={"num_processes": 2})
-            plan, (fits, _) = planning.plan_checks(shared, PlanningSettings(), TrainingSettings(sharding=kind), 2)
+            plan, (fits, _) = planning.plan_checks(
+                shared, PlanningSettings(), TrainingSettings(sharding=kind), 2
+            )
             assert plan.peak_memory_gib * 2**30 == pytest.approx(MEASURED.peak_memory_bytes)
-            assert plan.state_memory_gib * 2**30 == pytest.approx(held) and "estimated" not in fits.description
+            assert (
+                plan.state_memory_gib * 2**30 == pytest.approx(held) and "estimated" not in fits.description
+            )
 
     def test_frozen_weights_have_neither_gradients_nor_moments(self):
         frozen = MEASURED.model_copy(update={"num_trained_parameters": 2_000_000})
@@ -411,11 +498,23 @@ class TestPlan:
             "unfreeze_share",
             "unfreezes weights that lomo needs from the start",
         ),
-        ({"weights": "bf16", "unfreeze_share": 0.1}, "unfreeze_share", "works with optimizer: adamw or adamw_8bit and weights: fp32 only"),
-        ({"optimizer": "lomo", "micro_batch_size": 32, "precision": "fp16"}, "precision", "before fp16's scaling is undone"),
+        (
+            {"weights": "bf16", "unfreeze_share": 0.1},
+            "unfreeze_share",
+            "works with optimizer: adamw or adamw_8bit and weights: fp32 only",
+        ),
+        (
+            {"optimizer": "lomo", "micro_batch_size": 32, "precision": "fp16"},
+            "precision",
+            "before fp16's scaling is undone",
+        ),
         ({"weights": "bf16", "precision": "fp32"}, "precision", "fp32 contradicts weights: bf16"),
         ({"weights": "bf16", "precision": "tf32"}, "precision", "tf32 contradicts weights: bf16"),
-        ({"weights": "bf16", "optimizer": "adamw_8bit"}, "weights", "bf16 loses small updates with adamw_8bit"),
+        (
+            {"weights": "bf16", "optimizer": "adamw_8bit"},
+            "weights",
+            "bf16 loses small updates with adamw_8bit",
+        ),
     ],
 )
 def test_settings_that_contradict_a_rung_are_one_line(training, key, message) -> None:
@@ -430,13 +529,24 @@ def test_settings_that_contradict_a_rung_are_one_line(training, key, message) ->
 @pytest.mark.long
 @pytest.mark.parametrize(("name", "weights"), [("adafactor_in_backward", "bf16")])
 def test_plan_predicts_the_peak_of_a_rung(tmp_path: Path, name: str, weights: str) -> None:
-    """Both are processes of their own that train the real MiniLM; the plan has the libraries of scikit-learn beside it."""
+    """Both are processes of their own that train the real MiniLM; the plan has the libraries of scikit-learn
+    beside it.
+    """
     case = prepare(tmp_path)
-    chosen = {"optimizer": name, "weights": weights, "batch_size": 8, "micro_batch_size": 8, "precision": "auto", "epochs": 0.3}
+    chosen = {
+        "optimizer": name,
+        "weights": weights,
+        "batch_size": 8,
+        "micro_batch_size": 8,
+        "precision": "auto",
+        "epochs": 0.3,
+    }
     found = {}
     for workload, stage in (("planning", "feasibility_plan"), ("training", "finetuned_checkpoint")):
         job = case.job("pilot_run" if workload == "planning" else stage, training=chosen)
-        subprocess.run(command(workload, job.write(case.store)), env=case.project.env(), check=True, timeout=300)
+        subprocess.run(
+            command(workload, job.write(case.store)), env=case.project.env(), check=True, timeout=300
+        )
         found[workload] = case.store.find(job.case, stage, job.key).metadata["peak_memory_gib"]
     assert found["planning"] == pytest.approx(found["training"], rel=0.15)
 
@@ -449,7 +559,9 @@ def test_chunks_of_logits_and_checkpointing_each_take_less_memory_for_the_same_l
     whole, chunked, checkpointed = row.details["ways"].values()
     for one in (chunked, checkpointed):
         assert one["losses"] == pytest.approx(whole["losses"], rel=1e-4)
-    assert checkpointed["bytes"] < 0.8 * chunked["bytes"] and chunked["bytes"] < 0.8 * whole["bytes"], row.notes
+    assert checkpointed["bytes"] < 0.8 * chunked["bytes"] and chunked["bytes"] < 0.8 * whole["bytes"], (
+        row.notes
+    )
 
 
 #: Most bytes of each rung, as a share of AdamW's peak in fp32, which comes first.
@@ -476,7 +588,9 @@ def test_low_memory_mode_takes_less_than_a_third_and_learns(tmp_path: Path) -> N
     assert row.met, row.notes
     of_rungs = row.details["rungs"]
     assert all(one["losses"][-1] < one["losses"][0] - 0.4 for one in of_rungs.values()), row.notes
-    assert all(of_rungs[" ".join(rung)]["bytes"] <= share * row.theirs for rung, share in MOST_BYTES.items()), row.notes
+    assert all(
+        of_rungs[" ".join(rung)]["bytes"] <= share * row.theirs for rung, share in MOST_BYTES.items()
+    ), row.notes
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
-"""Jobs that no run follows any more, real processes of this machine: found, ended in time, and never one that a run has attached to."""
+"""Jobs that no run follows any more, real processes of this machine: found, ended in time, and never one that
+a run has attached to.
+"""
 
 import os
 import time
@@ -42,7 +44,9 @@ HOUR = 3600.0
 
 @pytest.fixture
 def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Launch]]:
-    """Records a launch and starts its job, a process that waits; all that still runs is ended after the test."""
+    """Records a launch and starts its job, a process that waits; all that still runs is ended after
+    the test.
+    """
     # As of a launcher whose jobs outlive their runs.
     monkeypatch.setattr(LocalLauncher, "ends_with_run", False)
     (tmp_path / "idle.py").write_text("import time; time.sleep(300)")
@@ -50,7 +54,13 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     started = []
 
     def launch(store: Store, *, runs: bool = True, **changes: Any) -> Launch:
-        given = {"case": "letters", "stage": "finetuned_checkpoint", "key": "k", "workload": "training", "place": LAUNCHER.place}
+        given = {
+            "case": "letters",
+            "stage": "finetuned_checkpoint",
+            "key": "k",
+            "workload": "training",
+            "place": LAUNCHER.place,
+        }
         given |= {
             "launcher": LAUNCHER.settings.model_dump(mode="json"),
             "run_id": "first",
@@ -108,20 +118,32 @@ def test_a_job_is_ended_so_long_after_its_run_and_not_before(store, launch):
     made = launch(store, hourly_usd=2.0)
     (early,) = suspected(store, 0.5)
     assert find(store, 0.5) == []
-    assert waiting_line(early, store, NOW).endswith("ended 0.50 h ago; it is left alone for 0.50 h more, or until a run attaches")
+    assert waiting_line(early, store, NOW).endswith(
+        "ended 0.50 h ago; it is left alone for 0.50 h more, or until a run attaches"
+    )
     (found,) = find(store, 1.5)
-    assert (found.state, found.names) == ("running", (made.name_in(store),)) and found.line.endswith(", after 5.00 h and 10.00 USD")
+    assert (found.state, found.names) == ("running", (made.name_in(store),)) and found.line.endswith(
+        ", after 5.00 h and 10.00 USD"
+    )
     assert end_orphan(store, found)
     assert not runs(store, made) and made.name_in(store) not in LAUNCHER.list()
-    assert (recorded(store).state, recorded(store).failure, recorded(store).is_cleared) == ("stopped", "preemption", True)
+    assert (recorded(store).state, recorded(store).failure, recorded(store).is_cleared) == (
+        "stopped",
+        "preemption",
+        True,
+    )
     assert suspected(store, 1.5) == []
 
 
 @pytest.mark.fault("clock skew of hours", "ssh", "kubernetes", "ecs", "sagemaker")
-def test_where_the_clock_of_a_run_was_ahead_its_job_is_left_so_much_longer_and_never_costs_less_than_nothing(store, launch):
+def test_where_the_clock_of_a_run_was_ahead_its_job_is_left_so_much_longer_and_never_costs_less_than_nothing(
+    store, launch
+):
     made = launch(store, hourly_usd=2.0, submitted_at=time.time() + 2 * HOUR)
     (found,) = suspected(store, -2.0)
-    assert waiting_line(found, store, NOW).endswith("ended 0.00 h ago; it is left alone for 3.00 h more, or until a run attaches")
+    assert waiting_line(found, store, NOW).endswith(
+        "ended 0.00 h ago; it is left alone for 3.00 h more, or until a run attaches"
+    )
     assert (made.hours, made.usd) == (0.0, 0.0)
     assert find(store, 0.9) == [] and len(find(store, 1.1)) == 1
     assert records.end(store, made, "stopped", "", "preemption")
@@ -153,7 +175,9 @@ def test_a_job_that_a_run_attaches_to_meanwhile_runs_on(store, launch):
     assert runs(store, made) and (recorded(store).run_id, recorded(store).ended_at) == ("second", None)
 
 
-def test_a_backend_that_does_not_answer_leaves_it_on_record_as_running_and_is_asked_once(store, launch, monkeypatch):
+def test_a_backend_that_does_not_answer_leaves_it_on_record_as_running_and_is_asked_once(
+    store, launch, monkeypatch
+):
     launch(store)
     launch(store, key="later", runs=False)
     found, _ = find(store, 2.0)
@@ -176,7 +200,9 @@ def test_an_attempt_that_is_over_on_record_and_runs_is_ended(store, launch, atte
     made = launch(store)
     records.end(store, made, "failed", "was killed by SIGKILL", "infrastructure")
     if attempt == 2:
-        records.claim(store, made.model_copy(update={"run_id": "second", "submitted_at": NOW - HOUR}), lambda _: False)
+        records.claim(
+            store, made.model_copy(update={"run_id": "second", "submitted_at": NOW - HOUR}), lambda _: False
+        )
     else:
         assert find(store, 2.0) == [], "its run may be ending it"
         change = {"ended_at": NOW - HOUR}
@@ -202,9 +228,11 @@ def test_a_job_of_a_store_at_another_endpoint_is_not_taken_for_one_without_a_rec
         ours, theirs = (Store("s3://team/fullft", _options(server)) for server in (s3_env, other))
         made = launch(theirs)
         assert find_unrecorded(ours, made.case, [LAUNCHER.settings], NOW) == ([], [])
-        assert made.name_in(Store(theirs.url, theirs.options)) == made.name_in(theirs), "another process knows it by the same name"
+        assert made.name_in(Store(theirs.url, theirs.options)) == made.name_in(theirs), (
+            "another process knows it by the same name"
+        )
         theirs.delete_pointer(made.record)
-        ((found,), _) = find_unrecorded(theirs, made.case, [LAUNCHER.settings], NOW)
+        (found,), _ = find_unrecorded(theirs, made.case, [LAUNCHER.settings], NOW)
         assert found.name == made.name_in(theirs)
 
 
@@ -213,7 +241,9 @@ def _options(server: S3Server) -> dict[str, Any]:
 
 
 @pytest.mark.fault("the record of a job is lost", "ssh", "kubernetes", "ecs", "sagemaker")
-def test_a_job_that_no_record_names_is_found_by_its_name_and_ended_like_an_orphan(project, launch, monkeypatch):
+def test_a_job_that_no_record_names_is_found_by_its_name_and_ended_like_an_orphan(
+    project, launch, monkeypatch
+):
     use_case = project.use_case()
     with dg.DagsterInstance.ephemeral() as instance:
         store = open_store(use_case, instance)
@@ -221,14 +251,14 @@ def test_a_job_that_no_record_names_is_found_by_its_name_and_ended_like_an_orpha
     launch(store, case="another")
     store.delete_pointer(lost.record)
     name = lost.name_in(store)
-    ((found,), silent) = find_unrecorded(store, "letters", [LAUNCHER.settings], NOW)
+    (found,), silent = find_unrecorded(store, "letters", [LAUNCHER.settings], NOW)
     assert (found.name, found.since, found.due_at, silent) == (name, NOW, NOW + HOUR, [])
     assert found.line == f"letters: {name} at {LAUNCHER.place} runs, and no record names it; seen 0.00 h ago"
     assert found.line in list(job_lines(use_case, store, with_ended=False))
     note_unrecorded(store, "letters", [found], is_complete=True)
     assert due_unrecorded(store, "letters", NOW + 0.9 * HOUR) == {}
     assert due_unrecorded(store, "letters", NOW + 1.1 * HOUR) == {name: NOW + HOUR}
-    ((again,), _) = find_unrecorded(store, "letters", [LAUNCHER.settings], NOW + 2 * HOUR)
+    (again,), _ = find_unrecorded(store, "letters", [LAUNCHER.settings], NOW + 2 * HOUR)
     assert (again.since, again.line.endswith("seen 2.00 h ago")) == (NOW, True)
     again.launcher.stop(name)
     assert runs(store, known) and find_unrecorded(store, "letters", [LAUNCHER.settings], NOW) == ([], [])
@@ -263,23 +293,34 @@ class TestInDagster:
         defs = FullFineTune(project.use_case()).build_defs()
         assert "letters_orphans_schedule" not in {schedule.name for schedule in defs.schedules}
 
-    def test_the_schedule_launches_the_job_that_ends_what_a_dead_run_left(self, project, defs, launch, monkeypatch):
-        schedule = next(schedule for schedule in defs.schedules if schedule.name == "letters_orphans_schedule")
+    def test_the_schedule_launches_the_job_that_ends_what_a_dead_run_left(
+        self, project, defs, launch, monkeypatch
+    ):
+        schedule = next(
+            schedule for schedule in defs.schedules if schedule.name == "letters_orphans_schedule"
+        )
         assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
         with dg.DagsterInstance.from_config(str(project.home)) as instance:
             store = open_store(project.use_case(), instance)
             run = instance.create_run_for_job(nothing)
-            made = launch(store, run_id=run.run_id, launcher={"kind": "local", "orphan_hours": 0.0, "grace_seconds": 0})
+            made = launch(
+                store, run_id=run.run_id, launcher={"kind": "local", "orphan_hours": 0.0, "grace_seconds": 0}
+            )
 
             def tick(hour: int = 5) -> Any:
                 at = datetime(2026, 11, 28, hour, 17, tzinfo=UTC)
-                context = dg.build_schedule_context(instance=instance, resources=defs.resources, scheduled_execution_time=at)
+                context = dg.build_schedule_context(
+                    instance=instance, resources=defs.resources, scheduled_execution_time=at
+                )
                 return schedule.evaluate_tick(context)
 
             assert tick().skip_message == "a run follows each job"
             instance.report_run_failed(run)
             (request,) = tick().run_requests
-            assert request.tags["orphans/jobs"] == made.name_in(store) and request.run_key == tick().run_requests[0].run_key
+            assert (
+                request.tags["orphans/jobs"] == made.name_in(store)
+                and request.run_key == tick().run_requests[0].run_key
+            )
             lost = launch(store, key="lost")
             store.delete_pointer(lost.record)
             places = [LauncherSettings(grace_seconds=0)]
@@ -287,11 +328,15 @@ class TestInDagster:
             job = defs.resolve_job_def("letters_end_orphans")
             done = job.execute_in_process(instance=instance)
             assert not runs(store, made) and recorded(store).state == "stopped"
-            assert instance.get_run_by_id(done.run_id).tags["orphans/stopped"] == "1" and runs(store, lost), "its hour has begun"
+            assert instance.get_run_by_id(done.run_id).tags["orphans/stopped"] == "1" and runs(store, lost), (
+                "its hour has begun"
+            )
             assert store.list_pointers("unrecorded/letters") == [lost.name_in(store)]
             places[:] = [LauncherSettings(grace_seconds=0, orphan_hours=0)]
             done = job.execute_in_process(instance=instance)
-            assert instance.get_run_by_id(done.run_id).tags["orphans/stopped"] == "1" and not runs(store, lost)
+            assert instance.get_run_by_id(done.run_id).tags["orphans/stopped"] == "1" and not runs(
+                store, lost
+            )
             assert store.list_pointers("unrecorded/letters") == []
             assert tick().skip_message == "a run follows each job"
             looks = [hour for hour in range(8) if tick(hour).run_requests]
@@ -300,10 +345,18 @@ class TestInDagster:
             assert tick().run_requests[0].tags["orphans/jobs"] == "fullft-lost"
             store.delete_pointer("unrecorded/letters/fullft-lost")
             launch(
-                store, key="elsewhere", run_id=run.run_id, place="elsewhere", launcher={"kind": "local", "orphan_hours": 0.0}, runs=False
+                store,
+                key="elsewhere",
+                run_id=run.run_id,
+                place="elsewhere",
+                launcher={"kind": "local", "orphan_hours": 0.0},
+                runs=False,
             )
-            failed = defs.resolve_job_def("letters_end_orphans").execute_in_process(instance=instance, raise_on_error=False)
+            failed = defs.resolve_job_def("letters_end_orphans").execute_in_process(
+                instance=instance, raise_on_error=False
+            )
             (failure,) = [event for event in failed.all_events if event.is_step_failure]
             assert (
-                "elsewhere cannot be asked for: the section on record leads to" in failure.event_specific_data.user_failure_data.description
+                "elsewhere cannot be asked for: the section on record leads to"
+                in failure.event_specific_data.user_failure_data.description
             )

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from benchmarks import low_memory
-from fullft_assets.engine.outline import Outline, autocast
 from fullft_assets.models import loading
 from fullft_assets.planning.footprint import peak_on_cpu, peak_on_gpu
 from fullft_assets.planning.measurements import StepMemory
 from fullft_assets.settings import TrainingSettings
+from fullft_assets.training.outline import Outline, autocast
 from tests.prepared import Prepared, prepare
 
 SIZE = low_memory.TrainingSize(layers=2, hidden=64, vocabulary=2_048, capacity=64, num_steps=2)
@@ -24,7 +24,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Outline:
     folder = tmp_path_factory.mktemp("llama")
     low_memory.write_model(folder, SIZE)
     (folder / "model.safetensors").unlink()
-    return Outline(low_memory.recipe(folder, SIZE), TrainingSettings(batch_size=4, micro_batch_size=4), seed=1)
+    return Outline(
+        low_memory.recipe(folder, SIZE), TrainingSettings(batch_size=4, micro_batch_size=4), seed=1
+    )
 
 
 def memory(outline: Outline, **changes: object) -> StepMemory:
@@ -91,11 +93,23 @@ def test_models_have_weights_again_afterwards(tmp_path: Path) -> None:
 
 def test_a_process_needs_more_than_its_tensors() -> None:
     step = StepMemory(
-        weights=400, buffers=0, gradients=400, moments=800, copies=0, largest_layer=100, logits=100, activations=900, peak=2_300
+        weights=400,
+        buffers=0,
+        gradients=400,
+        moments=800,
+        copies=0,
+        largest_layer=100,
+        logits=100,
+        activations=900,
+        peak=2_300,
     )
     gib = 2**30
     scaled = StepMemory(**{name: value * gib // 100 for name, value in step.model_dump().items()})
     assert peak_on_cpu(scaled, libraries=gib) > gib + scaled.state + scaled.passing
-    alone, shared, sharded = peak_on_gpu(scaled), peak_on_gpu(scaled, 4), peak_on_gpu(scaled, 4, is_sharded=True)
+    alone, shared, sharded = (
+        peak_on_gpu(scaled),
+        peak_on_gpu(scaled, 4),
+        peak_on_gpu(scaled, 4, is_sharded=True),
+    )
     assert scaled.peak < alone < shared
     assert sharded < alone

@@ -1,4 +1,6 @@
-"""Models that bring code of their own: it runs where `trust_remote_code` says so, and nowhere else; it is part of what they are."""
+"""Models that bring code of their own: it runs where `trust_remote_code` says so, and nowhere else; it is
+part of what they are.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,18 @@ from safetensors.torch import load_file
 
 from fullft_assets import documents
 from fullft_assets.base_model import ModelFolder, TrustedFolder, read_header
-from fullft_assets.config.validation import validate
+from fullft_assets.checking.validation import validate
 from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import loading
-from fullft_assets.models.inference import embed, load_causal, load_classifier, load_new_classifier, load_tagger, predict
+from fullft_assets.models.inference import (
+    embed,
+    load_causal,
+    load_classifier,
+    load_new_classifier,
+    load_tagger,
+    predict,
+)
 from fullft_assets.store import Manifest
 from fullft_assets.tasks.classification.scoring import model_labels
 from fullft_assets.tasks.opening import open_recipe
@@ -45,7 +54,9 @@ def copy(model: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def case(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     sections = {"base_model": str(model), "trust_remote_code": True, "training": TRAINING}
-    return prepare(tmp_path_factory.mktemp("project"), monitoring={"path": "data/letters/production"}, **sections)
+    return prepare(
+        tmp_path_factory.mktemp("project"), monitoring={"path": "data/letters/production"}, **sections
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +70,28 @@ def checkpoint(case: Prepared, places: dict[str, Path]) -> Manifest:
     """Trained by a process of its own, as a launcher or a person starts it."""
     job = case.job("finetuned_checkpoint")
     environment = {**os.environ, **{name: str(folder) for name, folder in places.items()}}
-    subprocess.run(command("training", job.write(case.store)), env=environment, check=True, capture_output=True, text=True, timeout=300)
+    subprocess.run(
+        command("training", job.write(case.store)),
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     return case.store.find(job.case, job.stage, job.key)
 
 
-@pytest.mark.parametrize("read", [load_classifier, load_tagger, load_causal, load_new_classifier, model_labels, tagging.load_finder])
+@pytest.mark.parametrize(
+    "read",
+    [load_classifier, load_tagger, load_causal, load_new_classifier, model_labels, tagging.load_finder],
+)
 def test_code_does_not_run_without_the_key(copy: Path, read: Callable[[ModelFolder], Any]) -> None:
     ran = copy / "ran"
     for file in copy.glob("*.py"):
         file.write_text(f"open({str(ran)!r}, 'w')\n{file.read_text()}")
-    with pytest.raises(SettingsError, match="has code of its own, which does not run without trust_remote_code: true") as error:
+    with pytest.raises(
+        SettingsError, match="has code of its own, which does not run without trust_remote_code: true"
+    ) as error:
         read(copy)
     assert "\n" not in str(error.value) and not ran.exists()
     assert loading.read_config(TrustedFolder(copy)).model_type == "gated" and ran.exists()
@@ -86,7 +109,9 @@ def test_checkpoint_is_trained_by_the_code_and_carries_it(case: Prepared, checkp
 def test_checkpoint_scores_as_it_did_when_it_was_trained(case: Prepared, checkpoint: Manifest) -> None:
     folder, validation = case.store.folder(checkpoint) / "model", case.split("validation")
     found = predict(TrustedFolder(folder), validation.windows).probabilities
-    assert (found.argmax(1) == validation.labels).mean() == pytest.approx(checkpoint.metadata["validation_accuracy"])
+    assert (found.argmax(1) == validation.labels).mean() == pytest.approx(
+        checkpoint.metadata["validation_accuracy"]
+    )
     with pytest.raises(SettingsError, match="trust_remote_code"):
         predict(folder, validation.windows)
 
@@ -99,7 +124,9 @@ def test_no_copy_of_the_code_is_left(checkpoint: Manifest, places: dict[str, Pat
 def test_training_continues_from_such_a_checkpoint(case: Prepared, checkpoint: Manifest) -> None:
     recipe = open_recipe(case.job("finetuned_checkpoint"), case.store, case.snapshot, checkpoint)
     weights = load_file(case.store.folder(checkpoint) / "model" / "model.safetensors")
-    assert (recipe.load(case.use_case.settings.training).bert.gate.weight == weights["bert.gate.weight"]).all()
+    assert (
+        recipe.load(case.use_case.settings.training).bert.gate.weight == weights["bert.gate.weight"]
+    ).all()
 
 
 def test_monitoring_reads_with_it(case: Prepared, checkpoint: Manifest) -> None:
@@ -108,7 +135,11 @@ def test_monitoring_reads_with_it(case: Prepared, checkpoint: Manifest) -> None:
     [window] = documents.cut_batches(case.store, name, case.project.production, settings.documents, "window")
     seen = documents.keep(case.store, case.use_case, window.name, "window")
     job = case.job("drift_report", monitoring={"min_window_rows": 20})
-    job = job.model_copy(update={"inputs": {**job.inputs, "production_documents": seen.ref, "finetuned_checkpoint": checkpoint.ref}})
+    job = job.model_copy(
+        update={
+            "inputs": {**job.inputs, "production_documents": seen.ref, "finetuned_checkpoint": checkpoint.ref}
+        }
+    )
     monitoring.work(job, case.store, QUIET)
     assert case.store.find(job.case, job.stage, job.key).metadata["status"] == "warming_up"
 
@@ -129,16 +160,24 @@ class TestRevision:
 class TestRefusals:
     def problems(self, case: Prepared, folder: Path) -> list[str]:
         settings = case.use_case.settings.model_copy(update={"base_model": str(folder)})
-        return [f"{'.'.join(map(str, problem.key))}: {problem.message}" for problem in validate(settings, case.use_case.project_root)]
+        return [
+            f"{'.'.join(map(str, problem.key))}: {problem.message}"
+            for problem in validate(settings, case.use_case.project_root)
+        ]
 
     def test_nothing_is_wrong_with_a_whole_one(self, case: Prepared, copy: Path) -> None:
         assert self.problems(case, copy) == []
 
-    def test_models_without_code_go_with_those_that_have_it(self, case: Prepared, copy: Path, tmp_path: Path) -> None:
+    def test_models_without_code_go_with_those_that_have_it(
+        self, case: Prepared, copy: Path, tmp_path: Path
+    ) -> None:
         """Of base model and champion one may have code, and the other none."""
         write_tiny_model(plain := tmp_path / "plain")
         assert self.problems(case, plain) == []
-        assert load_classifier(TrustedFolder(plain)).config.model_type == load_classifier(plain).config.model_type
+        assert (
+            load_classifier(TrustedFolder(plain)).config.model_type
+            == load_classifier(plain).config.model_type
+        )
         for file in copy.glob("*.py"):
             file.unlink()
         (problem,) = self.problems(case, copy)
@@ -147,12 +186,23 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("reference", "message"),
         [
-            ("acme/other--modeling_gated.GatedModel", r"AutoModel is code of another repository \(acme/other--.*without `acme/other--`"),
-            ("modeling_other.GatedModel", r"AutoModel: modeling_other.py is not in the folder; fetch the model's Python files too"),
-            ("../modeling_gated.GatedModel", r"AutoModel: \.\./modeling_gated.GatedModel is no class in a Python file of the folder"),
+            (
+                "acme/other--modeling_gated.GatedModel",
+                r"AutoModel is code of another repository \(acme/other--.*without `acme/other--`",
+            ),
+            (
+                "modeling_other.GatedModel",
+                r"AutoModel: modeling_other.py is not in the folder; fetch the model's Python files too",
+            ),
+            (
+                "../modeling_gated.GatedModel",
+                r"AutoModel: \.\./modeling_gated.GatedModel is no class in a Python file of the folder",
+            ),
         ],
     )
-    def test_code_that_is_not_in_the_folder(self, case: Prepared, copy: Path, reference: str, message: str) -> None:
+    def test_code_that_is_not_in_the_folder(
+        self, case: Prepared, copy: Path, reference: str, message: str
+    ) -> None:
         own_code.configure(copy, auto_map={**own_code.AUTO_MAP, "AutoModel": reference})
         (problem,) = self.problems(case, copy)
         with pytest.raises(SettingsError, match=message) as error:
@@ -161,13 +211,21 @@ class TestRefusals:
 
     def test_a_package_that_is_not_installed(self, copy: Path) -> None:
         (copy / "gates.py").write_text(f"import nowhere_to_be_found\n{own_code.GATES}")
-        with pytest.raises(SettingsError, match="the code in .* cannot be imported: .*nowhere_to_be_found") as error:
+        with pytest.raises(
+            SettingsError, match="the code in .* cannot be imported: .*nowhere_to_be_found"
+        ) as error:
             load_classifier(TrustedFolder(copy))
         assert "\n" not in str(error.value)
 
     def test_a_head_that_the_code_does_not_have(self, copy: Path) -> None:
-        with pytest.raises(SettingsError, match=r"\(model_type gated\); give one that predicts the next token"):
+        with pytest.raises(
+            SettingsError, match=r"\(model_type gated\); give one that predicts the next token"
+        ):
             load_causal(TrustedFolder(copy))
-        own_code.configure(copy, auto_map={name: own_code.AUTO_MAP[name] for name in ("AutoConfig", "AutoModel")})
-        with pytest.raises(SettingsError, match="has no head for labels in transformers, nor in its own code"):
+        own_code.configure(
+            copy, auto_map={name: own_code.AUTO_MAP[name] for name in ("AutoConfig", "AutoModel")}
+        )
+        with pytest.raises(
+            SettingsError, match="has no head for labels in transformers, nor in its own code"
+        ):
             load_classifier(TrustedFolder(copy))

@@ -1,4 +1,6 @@
-"""Training on packed rows: what is fed, what the loss is, that packing changes no gradient, and that a run resumes exactly."""
+"""Training on packed rows: what is fed, what the loss is, that packing changes no gradient, and that a run
+resumes exactly.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +29,16 @@ from transformers import (
     PreTrainedModel,
 )
 
-from fullft_assets.engine import packed_rows
-from fullft_assets.engine.feed import Feed, sums_between
-from fullft_assets.engine.finetuning import Fit, fine_tune
-from fullft_assets.engine.packed_rows import Pieces, planned_batches, planned_rows
 from fullft_assets.errors import DataError, Interrupted, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.token_loss import IGNORED, TokenLoss, plain
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split, Training, packing
 from fullft_assets.tasks.language.recipe import NextTokenRecipe
+from fullft_assets.training import packed_rows
+from fullft_assets.training.feed import Feed, sums_between
+from fullft_assets.training.finetuning import Fit, fine_tune
+from fullft_assets.training.packed_rows import Pieces, planned_batches, planned_rows
 from tests.optimizer_steps import Seen, Stopping, gradients
 from tests.test_isolation import LEAKING, SMALL, build
 
@@ -45,16 +47,31 @@ pytestmark = pytest.mark.numeric
 CAPACITY = 24
 LLAMA = LlamaConfig(**SMALL, pad_token_id=0)
 OPT = OPTConfig(**LEAKING["opt"].to_diff_dict() | {"pad_token_id": 0})
-SETTINGS = TrainingSettings(epochs=1, batch_size=4, micro_batch_size=2, learning_rate=1e-2, precision="fp32", max_grad_norm=1e9, track=[])
+SETTINGS = TrainingSettings(
+    epochs=1,
+    batch_size=4,
+    micro_batch_size=2,
+    learning_rate=1e-2,
+    precision="fp32",
+    max_grad_norm=1e9,
+    track=[],
+)
 
 
 def training(
-    count: int = 30, *, marked: bool = False, seed: int = 1, capacity: int = CAPACITY, tokens: tuple[int, int] = (3, 96)
+    count: int = 30,
+    *,
+    marked: bool = False,
+    seed: int = 1,
+    capacity: int = CAPACITY,
+    tokens: tuple[int, int] = (3, 96),
 ) -> Training:
     rng = np.random.default_rng(seed)
     windows = [rng.integers(*tokens, rng.integers(1, capacity + 1)).tolist() for _ in range(count)]
     marks = [rng.integers(0, 2, len(window)).tolist() for window in windows] if marked else None
-    return Training(windows, marks, packing.plan(np.array([len(window) for window in windows]), capacity, seed=7))
+    return Training(
+        windows, marks, packing.plan(np.array([len(window) for window in windows]), capacity, seed=7)
+    )
 
 
 @dataclass(frozen=True)
@@ -74,7 +91,14 @@ def documents(data: Training) -> Split:
     """Each window as a document."""
     count = len(data.windows)
     marks = None if data.marks is None else [[window] for window in data.marks]
-    return Split(["a"] * count, [""] * count, np.zeros(count), ["a"] * count, [[window] for window in data.windows], marks)
+    return Split(
+        ["a"] * count,
+        [""] * count,
+        np.zeros(count),
+        ["a"] * count,
+        [[window] for window in data.windows],
+        marks,
+    )
 
 
 def recipe(config: PreTrainedConfig, data: Training, validation: Training | None = None) -> Built:
@@ -94,8 +118,8 @@ def fit(
     return fine_tune(recipe(config, data, validation), chosen, 1, folder, **options)
 
 
-# The tokens to learn never occur in the validation rows, so the validation loss rises from the first scored step on, by far
-# more than the arithmetic of one CPU differs from another's.
+# The tokens to learn never occur in the validation rows, so the validation loss rises from the first scored
+# step on, by far more than the arithmetic of one CPU differs from another's.
 OVERFITTING = {"data": training(tokens=(3, 50)), "validation": training(seed=2, tokens=(50, 96))}
 KEEP_BEST = SETTINGS.model_copy(update={"epochs": 3, "keep_best": True, "scheduler": "constant_with_warmup"})
 
@@ -107,14 +131,18 @@ def trained_tokens(data: Training) -> list[tuple[int, int]]:
 
 
 def alone(model: PreTrainedModel, data: Training) -> torch.Tensor:
-    """Gradients of the mean loss with every window in a forward pass of its own, written as plainly as can be."""
+    """Gradients of the mean loss with every window in a forward pass of its own, written as plainly as can
+    be.
+    """
     model.zero_grad()
     wanted = trained_tokens(data)
     for n, window in enumerate(data.windows):
         places = [i for of, i in wanted if of == n]
         if places:
             logits = model(input_ids=torch.tensor([window])).logits[0]
-            losses = functional.cross_entropy(logits[[i - 1 for i in places]], torch.tensor(window)[places], reduction="sum")
+            losses = functional.cross_entropy(
+                logits[[i - 1 for i in places]], torch.tensor(window)[places], reduction="sum"
+            )
             (losses / len(wanted)).backward()
     found = gradients(model).clone()
     model.zero_grad()
@@ -140,21 +168,27 @@ FEEDS: dict[str, Callable[[Pieces, float], Feed]] = {
     "flat": lambda pieces, epochs: packed_rows.packed(pieces, 2, epochs, 3, 0, is_flat=True),
     "padded": lambda pieces, epochs: packed_rows.padded(pieces, 2, 4, epochs, 3, 0),
     "packed for three": lambda pieces, epochs: packed_rows.packed(pieces, 2, epochs, 3, 0, num_processes=3),
-    "padded for three": lambda pieces, epochs: packed_rows.padded(pieces, 2, 4, epochs, 3, 0, num_processes=3),
+    "padded for three": lambda pieces, epochs: packed_rows.padded(
+        pieces, 2, 4, epochs, 3, 0, num_processes=3
+    ),
 }
 
 
 @pytest.mark.parametrize("name", FEEDS)
 @settings(max_examples=15, deadline=None)
 @given(count=st.integers(1, 40), seed=st.integers(0, 2**16), marked=st.booleans(), epochs=st.integers(1, 3))
-def test_every_token_is_fed_and_trained_once_an_epoch(name: str, count: int, seed: int, marked: bool, epochs: int) -> None:
+def test_every_token_is_fed_and_trained_once_an_epoch(
+    name: str, count: int, seed: int, marked: bool, epochs: int
+) -> None:
     data = training(count, marked=marked, seed=seed)
     feed = FEEDS[name](Pieces(data), epochs)
     found = documents_in(feed)
     assert sorted(ids for ids, _ in found) == sorted(data.windows * epochs)
     trained = sorted((ids, i) for ids, labels in found for i, label in enumerate(labels) if label != IGNORED)
     assert trained == sorted((data.windows[n], i) for n, i in trained_tokens(data) * epochs)
-    assert all(label in (IGNORED, token) for ids, labels in found for token, label in zip(ids, labels, strict=True))
+    assert all(
+        label in (IGNORED, token) for ids, labels in found for token, label in zip(ids, labels, strict=True)
+    )
     assert feed.lengths.sum() == epochs * sum(map(len, data.windows))
     batches = list(feed.batches())
     assert [batch["input_ids"].numel() for batch in batches if (batch["labels"] != IGNORED).any()] == [
@@ -204,7 +238,9 @@ def test_rows_come_in_the_plans_order_then_shuffled(rows: int, epochs: float, se
     epochs=st.floats(0.1, 3),
     seed=st.integers(0, 99),
 )
-def test_padded_batches_are_full_and_of_similar_length(lengths: list[int], rows: int, epochs: float, seed: int) -> None:
+def test_padded_batches_are_full_and_of_similar_length(
+    lengths: list[int], rows: int, epochs: float, seed: int
+) -> None:
     sizes = np.array(lengths)
     batches = planned_batches(sizes, CAPACITY, rows, epochs, seed)
     taken = np.bincount(np.concatenate(batches), minlength=len(sizes))
@@ -220,7 +256,9 @@ def test_order_does_not_depend_on_the_rows_of_a_pass() -> None:
     pieces = Pieces(training(60))
     for small, large in ((1, 4), (2, 4)):
         for feed in (packed_rows.packed, lambda p, n, *rest: packed_rows.padded(p, n, 4, *rest)):
-            assert documents_in(feed(pieces, small, 2.0, 3, 0)) == documents_in(feed(pieces, large, 2.0, 3, 0))
+            assert documents_in(feed(pieces, small, 2.0, 3, 0)) == documents_in(
+                feed(pieces, large, 2.0, 3, 0)
+            )
 
 
 def test_padding_is_little_and_nothing_is_lost_between_pools() -> None:
@@ -233,7 +271,9 @@ def test_padding_is_little_and_nothing_is_lost_between_pools() -> None:
 
 def test_padded_batch_of_short_pieces_takes_as_many_passes_as_any() -> None:
     lengths = [3] * 64 + [CAPACITY] * 8
-    data = Training([[5] * length for length in lengths], None, packing.plan(np.array(lengths), CAPACITY, seed=0))
+    data = Training(
+        [[5] * length for length in lengths], None, packing.plan(np.array(lengths), CAPACITY, seed=0)
+    )
     feed = packed_rows.padded(Pieces(data), 2, 8, 1, 3, 0)
     # Eight rows have room for 64 pieces of 3 tokens, or for 8 of all of a row.
     assert [tuple(batch["input_ids"].shape) for batch in feed.batches()] in (
@@ -281,7 +321,9 @@ def test_step_loss_is_the_mean_over_its_trained_tokens(tmp_path: Path) -> None:
     with torch.no_grad():
         for batch, found in zip(batches, losses, strict=True):
             labels = batch.pop("labels")
-            assert found == pytest.approx(plain(model, batch, labels).item() / int((labels != IGNORED).sum()), rel=1e-5)
+            assert found == pytest.approx(
+                plain(model, batch, labels).item() / int((labels != IGNORED).sum()), rel=1e-5
+            )
 
 
 def test_step_of_prompts_alone_is_no_number_problem(tmp_path: Path) -> None:
@@ -296,7 +338,16 @@ def test_step_of_prompts_alone_is_no_number_problem(tmp_path: Path) -> None:
     ("config", "is_fused"),
     [
         (LLAMA, True),
-        (PhiConfig(vocab_size=96, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32), True),
+        (
+            PhiConfig(
+                vocab_size=96,
+                hidden_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                intermediate_size=32,
+            ),
+            True,
+        ),
         (LlamaConfig(**SMALL, tie_word_embeddings=True), True),
         (MixtralConfig(**SMALL, num_local_experts=2), True),
         # Caps its logits: the head's own are not what is given out.
@@ -304,8 +355,12 @@ def test_step_of_prompts_alone_is_no_number_problem(tmp_path: Path) -> None:
     ],
     ids=["llama", "phi_with_bias", "tied", "mixtral", "gemma2"],
 )
-def test_fused_loss_is_the_models_own(config: object, is_fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fullft_assets.models.token_loss._CHUNK_ELEMENTS", 7 * 96)  # several chunks, the last one short
+def test_fused_loss_is_the_models_own(
+    config: object, is_fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "fullft_assets.models.token_loss._CHUNK_ELEMENTS", 7 * 96
+    )  # several chunks, the last one short
     model = build(config)
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
         torch.nn.init.normal_(model.get_output_embeddings().bias)
@@ -337,7 +392,9 @@ def test_fused_loss_in_bf16_is_as_near_as_the_plain_one() -> None:
     exact = computed(plain, model, batch, labels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough, fused = computed(plain, model, batch, labels), computed(loss.total, model, batch, labels)
-    assert (fused - exact).norm() < 1.2 * (rough - exact).norm() and (rough - exact).norm() < 0.02 * exact.norm()
+    assert (fused - exact).norm() < 1.2 * (rough - exact).norm() and (
+        rough - exact
+    ).norm() < 0.02 * exact.norm()
 
 
 @pytest.mark.parametrize("name", ["packed", "padded"])
@@ -348,21 +405,29 @@ def test_resumed_run_is_bit_identical(tmp_path: Path, name: str) -> None:
     data = training(40)
     whole = fit(config, data, chosen, tmp_path / "whole", resumable=True, evaluate_at=None)
     with pytest.raises(Interrupted, match="stopped at step 7 of"):
-        fit(config, data, chosen, tmp_path / "stopped", progress=Stopping(7), resumable=True, evaluate_at=None)
+        fit(
+            config, data, chosen, tmp_path / "stopped", progress=Stopping(7), resumable=True, evaluate_at=None
+        )
     resumed = fit(config, data, chosen, tmp_path / "stopped", resumable=True, evaluate_at=None)
     assert resumed.resumed_from_step == 7 < resumed.num_steps == whole.num_steps
-    assert all(torch.equal(value, resumed.model.state_dict()[key]) for key, value in whole.model.state_dict().items())
+    assert all(
+        torch.equal(value, resumed.model.state_dict()[key]) for key, value in whole.model.state_dict().items()
+    )
     scored = [[line for line in done.history if "validation_loss" in line] for done in (whole, resumed)]
     assert scored[0] == scored[1] and len(scored[0]) >= 4
 
 
 @pytest.mark.parametrize("name", ["packed", "padded"])
-def test_smaller_passes_after_a_lack_of_memory_read_the_same(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smaller_passes_after_a_lack_of_memory_read_the_same(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Seen in what the optimizer is given: the same steps, as in a run that began with passes of one row."""
     config = LLAMA if name == "packed" else OPT
     chosen = SETTINGS.model_copy(update={"micro_batch_size": 4, "checkpoint_every_steps": 2})
     data = training(40, marked=True)
-    small = fit(config, data, chosen.model_copy(update={"micro_batch_size": 1}), tmp_path / "small", resumable=True)
+    small = fit(
+        config, data, chosen.model_copy(update={"micro_batch_size": 1}), tmp_path / "small", resumable=True
+    )
     load, passes = Built.load, []
 
     def load_limited(self: Built, settings: TrainingSettings) -> PreTrainedModel:
@@ -379,17 +444,25 @@ def test_smaller_passes_after_a_lack_of_memory_read_the_same(tmp_path: Path, nam
 
     monkeypatch.setattr(Built, "load", load_limited)
     limited = fit(config, data, chosen, tmp_path / "limited", resumable=True)
-    assert [(incident.kind, incident.to_step, incident.micro_batch_size) for incident in limited.incidents] == [
+    assert [
+        (incident.kind, incident.to_step, incident.micro_batch_size) for incident in limited.incidents
+    ] == [
         ("out_of_memory", 2, 2),
         ("out_of_memory", 2, 1),
     ]
-    assert (limited.num_steps, limited.num_tokens, limited.micro_batch_size) == (small.num_steps, small.num_tokens, 1)
+    assert (limited.num_steps, limited.num_tokens, limited.micro_batch_size) == (
+        small.num_steps,
+        small.num_tokens,
+        1,
+    )
     losses = [[line["loss"] for line in done.history if "loss" in line] for done in (small, limited)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["packed", "padded"])
-def test_roll_back_reads_on_from_its_checkpoint(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_roll_back_reads_on_from_its_checkpoint(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Step 5, of two passes, is spoiled once; that of step 4 is then not known to be good."""
     load, passes, spoiled = Built.load, [], [0]
 
@@ -411,7 +484,9 @@ def test_roll_back_reads_on_from_its_checkpoint(tmp_path: Path, name: str, monke
     fit(config, data, chosen, tmp_path / "straight", resumable=True)
     straight, passes[:], spoiled[0] = list(passes), [], 9
     done = fit(config, data, chosen, tmp_path / "rolled", resumable=True)
-    assert [(incident.kind, incident.step, incident.to_step) for incident in done.incidents] == [("roll_back", 5, 2)]
+    assert [(incident.kind, incident.step, incident.to_step) for incident in done.incidents] == [
+        ("roll_back", 5, 2)
+    ]
     assert passes == straight[:10] + straight[4:]
 
 
@@ -440,7 +515,10 @@ def test_pull_to_the_start_holds_the_head_too(tmp_path: Path) -> None:
     """It is pretrained, unlike that of a classifier."""
     start = build(LLAMA).state_dict()["lm_head.weight"]
     far, near = (
-        fit(LLAMA, training(), SETTINGS.model_copy(update={"epochs": 3, "l2_sp": pull}), tmp_path / str(pull)).model for pull in (0.0, 10.0)
+        fit(
+            LLAMA, training(), SETTINGS.model_copy(update={"epochs": 3, "l2_sp": pull}), tmp_path / str(pull)
+        ).model
+        for pull in (0.0, 10.0)
     )
     moved = [float((model.lm_head.weight.detach() - start).square().sum()) for model in (far, near)]
     assert moved[1] < 0.5 * moved[0]
@@ -463,39 +541,70 @@ if os.environ.get("RANK", "0") == "0":
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["llama", "opt"])
 def test_two_processes_train_as_one(tmp_path: Path, name: str) -> None:
-    """The gradients' norm tells a factor that Adam would hide in the weights. What they write loads in one process."""
+    """The gradients' norm tells a factor that Adam would hide in the weights. What they write loads in one
+    process.
+    """
     (tmp_path / "rank.py").write_text(_RANK)
     root = Path(__file__).parent.parent
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     for launch in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]):
-        subprocess.run([sys.executable, *launch, str(tmp_path / "rank.py"), str(tmp_path), name], env=env, cwd=root, check=True)
+        subprocess.run(
+            [sys.executable, *launch, str(tmp_path / "rank.py"), str(tmp_path), name],
+            env=env,
+            cwd=root,
+            check=True,
+        )
     one, two = (np.array(json.loads((tmp_path / f"{ranks}.json").read_text())) for ranks in (1, 2))
     assert one.shape == two.shape and np.allclose(one, two, rtol=1e-3)
     loaded, trained = (
-        AutoModelForCausalLM.from_pretrained(tmp_path / "2" / name).state_dict() for name in (f"checkpoint-{len(two)}", "model")
+        AutoModelForCausalLM.from_pretrained(tmp_path / "2" / name).state_dict()
+        for name in (f"checkpoint-{len(two)}", "model")
     )
-    assert set(loaded) == set(trained) and all(torch.equal(loaded[name], value) for name, value in trained.items())
+    assert set(loaded) == set(trained) and all(
+        torch.equal(loaded[name], value) for name, value in trained.items()
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"windows": [], "marks": None}, DataError, "no training row"),
-        ({"windows": [[5, 6, 7]], "marks": [[1, 0, 0]]}, DataError, "no trained token; look at chunks.train_on"),
-        ({"windows": [[5, 96, 7]], "marks": None}, DataError, "token 96, the model knows 96: its tokenizer is not base_model's"),
-        ({"windows": [[5] * 129], "marks": None, "capacity": 256}, SettingsError, "chunks.max_tokens: 129 is more than the 128 positions"),
-        ({"windows": [[5, 6]], "marks": None, "capacity": 5}, SettingsError, "rows of 5 tokens are too short"),
+        (
+            {"windows": [[5, 6, 7]], "marks": [[1, 0, 0]]},
+            DataError,
+            "no trained token; look at chunks.train_on",
+        ),
+        (
+            {"windows": [[5, 96, 7]], "marks": None},
+            DataError,
+            "token 96, the model knows 96: its tokenizer is not base_model's",
+        ),
+        (
+            {"windows": [[5] * 129], "marks": None, "capacity": 256},
+            SettingsError,
+            "chunks.max_tokens: 129 is more than the 128 positions",
+        ),
+        (
+            {"windows": [[5, 6]], "marks": None, "capacity": 5},
+            SettingsError,
+            "rows of 5 tokens are too short",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused(change: dict, error: type[Exception], message: str) -> None:
-    plan = packing.plan(np.array([len(window) for window in change["windows"]], int), change.get("capacity", CAPACITY), seed=0)
+    plan = packing.plan(
+        np.array([len(window) for window in change["windows"]], int), change.get("capacity", CAPACITY), seed=0
+    )
     made = recipe(LLAMA, Training(change["windows"], change["marks"], plan))
     with pytest.raises(error, match=message):
         made.prepare(build(LLAMA), SETTINGS, 1, 1)
 
 
 def test_validation_rows_without_a_trained_token_are_refused() -> None:
-    made = replace(recipe(LLAMA, training()), validation=recipe(LLAMA, Training([[5, 6]], [[1, 0]], training().packing)).validation)
+    made = replace(
+        recipe(LLAMA, training()),
+        validation=recipe(LLAMA, Training([[5, 6]], [[1, 0]], training().packing)).validation,
+    )
     with pytest.raises(DataError, match="the snapshot's validation rows have no trained token"):
         made.prepare(build(LLAMA), SETTINGS, 1, 1)
 
@@ -505,4 +614,6 @@ def test_first_rows_are_those_of_the_plan() -> None:
     part = whole.first(3)
     assert (part.num_rows, whole.num_rows) == (3, training().packing.num_rows)
     feed = part.prepare(build(LLAMA), SETTINGS, 1, 1).feed
-    assert sorted(documents_in(feed)) == sorted(documents_in(packed_rows.packed(Pieces(training()), 1, 3 / whole.num_rows, 1, 0)))
+    assert sorted(documents_in(feed)) == sorted(
+        documents_in(packed_rows.packed(Pieces(training()), 1, 3 / whole.num_rows, 1, 0))
+    )

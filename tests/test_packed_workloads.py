@@ -1,4 +1,6 @@
-"""The tasks sft and language_modeling through the workloads: plan, baseline, pilot, checkpoint; killed and launched again."""
+"""The tasks sft and language_modeling through the workloads: plan, baseline, pilot, checkpoint; killed and
+launched again.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,13 @@ import numpy as np
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from fullft_assets.demos import smollm
 from fullft_assets.errors import DataError
 from fullft_assets.jobs.launch import EXIT_FIXABLE
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import precision
 from fullft_assets.models.inference import load_causal
 from fullft_assets.models.token_scores import score_documents
-from fullft_assets.samples import smollm
 from fullft_assets.snapshot import load_training
 from fullft_assets.store import Manifest
 from fullft_assets.workloads import entry, planning, training
@@ -51,7 +53,9 @@ def train(case: Prepared, key: str, **changes: Any) -> Manifest:
     return case.store.find(job.case, STAGE, key)
 
 
-def test_checkpoint_says_how_well_it_predicts_and_how_it_was_fed(case: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_says_how_well_it_predicts_and_how_it_was_fed(
+    case: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(precision, "_cpu_has_bf16_matrix_units", lambda: False)
     made = train(case, "once")
     data = load_training(case.store, case.snapshot)
@@ -67,8 +71,12 @@ def test_checkpoint_says_how_well_it_predicts_and_how_it_was_fed(case: Prepared,
     assert found["validation_token_accuracy"] == pytest.approx(again.token_accuracy())
     assert made.check("loss_is_falling").passed
     # Conversations are scored by their answers alone.
-    assert again.num_tokens.sum() < sum(len(w) for d in validation.windows for w in d) * (1 if validation.marks is None else 0.5)
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in (folder / "model").iterdir()}
+    assert again.num_tokens.sum() < sum(len(w) for d in validation.windows for w in d) * (
+        1 if validation.marks is None else 0.5
+    )
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        path.name for path in (folder / "model").iterdir()
+    }
 
 
 @pytest.mark.parametrize("case", ["sft"], indirect=True)
@@ -77,23 +85,46 @@ def test_checkpoint_says_how_well_it_predicts_and_how_it_was_fed(case: Prepared,
 def test_plan_baseline_and_pilot(case: Prepared) -> None:
     job = case.job("pilot_run", planning={"pilot_share": 1.0}, training={"epochs": 2.0})
     planning.work(job, case.store, Progress(silent=True))
-    plan, cheaper, pilot = (case.store.find(job.case, stage, job.key) for stage in ("feasibility_plan", "cheaper_baselines", "pilot_run"))
+    plan, cheaper, pilot = (
+        case.store.find(job.case, stage, job.key)
+        for stage in ("feasibility_plan", "cheaper_baselines", "pilot_run")
+    )
     packing = load_training(case.store, case.snapshot).packing
-    assert (plan.metadata["num_rows"], plan.metadata["num_tokens"]) == (packing.num_rows, 2 * packing.num_tokens)
+    assert (plan.metadata["num_rows"], plan.metadata["num_tokens"]) == (
+        packing.num_rows,
+        2 * packing.num_tokens,
+    )
     assert plan.metadata["num_steps"] == -(-2 * packing.num_rows // 4)
-    assert 0 <= plan.metadata["padding_share"] < 0.1 and plan.metadata["is_packed"] and plan.metadata["predicted_seconds"] > 0
+    assert (
+        0 <= plan.metadata["padding_share"] < 0.1
+        and plan.metadata["is_packed"]
+        and plan.metadata["predicted_seconds"] > 0
+    )
     assert all(check.passed for check in plan.checks)
     validation = case.split("validation")
     base = score_documents(load_causal(case.base_model, ["sublicense"]), validation.windows, validation.marks)
     assert cheaper.metadata["scores"] == {"base_model": pytest.approx(base.token_probability(), rel=1e-3)}
     assert (cheaper.metadata["best"], cheaper.metadata["labels"]) == ("base_model", [])
     points = pilot.metadata["learning_curve"]
-    assert [point["rows"] for point in points] == sorted({point["rows"] for point in points}) and points[-1]["rows"] <= packing.num_rows
-    assert points[-1]["token_probability"] > cheaper.metadata["best_score"] == pilot.metadata["best_baseline_score"]
+    assert [point["rows"] for point in points] == sorted({point["rows"] for point in points}) and points[-1][
+        "rows"
+    ] <= packing.num_rows
+    assert (
+        points[-1]["token_probability"]
+        > cheaper.metadata["best_score"]
+        == pilot.metadata["best_baseline_score"]
+    )
     assert pilot.check("pilot_predicts_gain").passed
-    stubborn = case.job("pilot_run", "asks more", planning={"pilot_share": 1.0, "min_predicted_gain": 0.5}, training={"epochs": 2.0})
+    stubborn = case.job(
+        "pilot_run",
+        "asks more",
+        planning={"pilot_share": 1.0, "min_predicted_gain": 0.5},
+        training={"epochs": 2.0},
+    )
     metric = stubborn.settings.evaluation.model_copy(update={"primary_metric": "token_accuracy"})
-    stubborn = stubborn.model_copy(update={"settings": stubborn.settings.model_copy(update={"evaluation": metric})})
+    stubborn = stubborn.model_copy(
+        update={"settings": stubborn.settings.model_copy(update={"evaluation": metric})}
+    )
     planning.work(stubborn, case.store, Progress(silent=True))
     pilot = case.store.find(job.case, "pilot_run", "asks more")
     assert "token_accuracy" in pilot.metadata["learning_curve"][0]
@@ -105,7 +136,9 @@ def test_plan_baseline_and_pilot(case: Prepared) -> None:
     [
         pytest.param("sft", 3, {"micro_batch_size": 4, "epochs": 0.7}, [], marks=pytest.mark.slow),
         pytest.param("language_modeling", 7, {"epochs": 2.0}, [], marks=[pytest.mark.slow, pytest.mark.long]),
-        pytest.param("sft", 20, {"keep_best": True, "epochs": 4.0}, ["8"], marks=[pytest.mark.slow, pytest.mark.long]),
+        pytest.param(
+            "sft", 20, {"keep_best": True, "epochs": 4.0}, ["8"], marks=[pytest.mark.slow, pytest.mark.long]
+        ),
     ],
     ids=["a few", "seven", "twenty and rolled back"],
     indirect=["case"],
@@ -116,7 +149,16 @@ def test_killed_also_inside_saves_it_ends_with_the_same_weights(
     name = request.node.callspec.id.replace(" ", "-")
     straight, killed = (Run(case, f"{kind}-{name}", training=changes) for kind in ("straight", "killed"))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.killed_trainings", straight.command[-1], killed.command[-1], str(kills), "11", *spoiled],
+        [
+            sys.executable,
+            "-m",
+            "tests.killed_trainings",
+            straight.command[-1],
+            killed.command[-1],
+            str(kills),
+            "11",
+            *spoiled,
+        ],
         env={**case.project.env(), "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -125,15 +167,26 @@ def test_killed_also_inside_saves_it_ends_with_the_same_weights(
     assert done.returncode == 0, done.stderr
     moments = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(moments) == kills and sum(moment["saving"] for moment in moments) >= kills // 7
-    assert any(moment["checkpoints"] for moment in moments), "no process continued from a checkpoint of another"
+    assert any(moment["checkpoints"] for moment in moments), (
+        "no process continued from a checkpoint of another"
+    )
     assert_same_as(straight, killed)
-    rolled = [[(row["event"], row["step"]) for row in run.manifest().metadata["incidents"]] for run in (straight, killed)]
+    rolled = [
+        [(row["event"], row["step"]) for row in run.manifest().metadata["incidents"]]
+        for run in (straight, killed)
+    ]
     assert rolled[0] == rolled[1] == ([("roll_back", 8)] if spoiled else [])
 
 
 def write_model(folder: Path, **config: int) -> None:
     smollm2.write_tokenizer(folder)
-    small = {"vocab_size": 49_152, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    small = {
+        "vocab_size": 49_152,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
     LlamaForCausalLM(LlamaConfig(**small | config)).save_pretrained(folder)
 
 
@@ -149,9 +202,16 @@ class TestRefusals:
             (
                 {},
                 {"added_tokens": []},
-                "made with another tokenizer than base_model's with chunks.added_tokens; tokenise the batches again",
+                (
+                    "made with another tokenizer than base_model's with chunks.added_tokens; tokenise the"
+                    " batches again"
+                ),
             ),
-            ({"max_position_embeddings": 16}, {}, "chunks.max_tokens: 32 is more than the 16 positions of base_model"),
+            (
+                {"max_position_embeddings": 16},
+                {},
+                "chunks.max_tokens: 32 is more than the 16 positions of base_model",
+            ),
         ],
         ids=["tokenizer", "positions"],
     )
@@ -161,17 +221,26 @@ class TestRefusals:
         write_model(tmp_path, **config)
         for stage, workload in ((STAGE, training), ("pilot_run", planning)):
             job = case.job(stage, f"refused-{tmp_path.name}", chunks=chunks)
-            job = job.model_copy(update={"settings": job.settings.model_copy(update={"base_model": str(tmp_path)})})
+            job = job.model_copy(
+                update={"settings": job.settings.model_copy(update={"base_model": str(tmp_path)})}
+            )
             capsys.readouterr()
             assert entry.run_job(workload.work, job.write(case.store), Progress(silent=True)) == EXIT_FIXABLE
             [said] = capsys.readouterr().err.strip().splitlines()[-1:]
             assert line in said
             assert case.store.find(job.case, "feasibility_plan", job.key) is None
 
-    def test_model_with_fewer_words_than_its_tokenizer_is_one_line(self, case: Prepared, tmp_path: Path) -> None:
+    def test_model_with_fewer_words_than_its_tokenizer_is_one_line(
+        self, case: Prepared, tmp_path: Path
+    ) -> None:
         write_model(tmp_path, vocab_size=99)
-        chosen, recipe = case.use_case.settings.training, replace(case.recipe, base_model=tmp_path, added_tokens=())
-        with pytest.raises(DataError, match="the model knows 99: its tokenizer is not base_model's; take the snapshot again"):
+        chosen, recipe = (
+            case.use_case.settings.training,
+            replace(case.recipe, base_model=tmp_path, added_tokens=()),
+        )
+        with pytest.raises(
+            DataError, match="the model knows 99: its tokenizer is not base_model's; take the snapshot again"
+        ):
             recipe.prepare(recipe.load(chosen), chosen, 1, 1)
 
     def test_fewer_rows_than_two_batches_are_one_line(self, case: Prepared, capsys) -> None:
@@ -189,15 +258,26 @@ def test_real_model_learns(tmp_path: Path) -> None:
     options = {
         "chunks": {"max_tokens": 128},
         "snapshot": {"max_validation_rows": 8},
-        "training": {"epochs": 1, "batch_size": 2, "micro_batch_size": 2, "learning_rate": 1e-4, "checkpoint_every_steps": 100},
+        "training": {
+            "epochs": 1,
+            "batch_size": 2,
+            "micro_batch_size": 2,
+            "learning_rate": 1e-4,
+            "checkpoint_every_steps": 100,
+        },
     }
     case = prepare_language_model(tmp_path, "sft", rows=60, base_model="smollm2", **options)
     made = train(case, "real")
-    lines = [json.loads(line) for line in (case.store.folder(made) / "logs" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (case.store.folder(made) / "logs" / "metrics.jsonl").read_text().splitlines()
+    ]
     validation = case.split("validation")
     base = score_documents(load_causal(case.base_model), validation.windows, validation.marks)
     assert made.check("loss_is_falling").passed and made.metadata["is_packed"]
     assert made.metadata["num_parameters"] == made.metadata["num_trained_parameters"] == 134_515_008
     assert made.metadata["validation_loss"] < 0.8 * base.mean_loss()
-    assert made.metadata["validation_token_probability"] == pytest.approx(math.exp(-made.metadata["validation_loss"]))
+    assert made.metadata["validation_token_probability"] == pytest.approx(
+        math.exp(-made.metadata["validation_loss"])
+    )
     assert all(np.isfinite(line["grad_norm"]) for line in lines if "grad_norm" in line)

@@ -35,7 +35,11 @@ def test_each_kind_is_found(counts: dict[str, Counter[str]], kind: str) -> None:
 def test_each_country_s_mobile_numbers_are_found_in_national_notation() -> None:
     """libphonenumber's examples; of Denmark's pairs and Mexico's groups a word before them must tell."""
     numbers = personal_data.example_telephones()["mobile"]
-    missed = [number for number in numbers if [one.kind for one in pii.find(f"Ana, {number}, from Monday.")] != ["phone"]]
+    missed = [
+        number
+        for number in numbers
+        if [one.kind for one in pii.find(f"Ana, {number}, from Monday.")] != ["phone"]
+    ]
     assert missed == ["34 41 23 45", "222 123 4567"]
     assert [pii.find(f"Call {number}.")[0].kind for number in missed] == ["phone", "phone"]
 
@@ -70,7 +74,10 @@ def test_a_column_is_counted_as_its_texts_are() -> None:
 
 def test_only_the_chosen_kinds_are_found() -> None:
     text = "a@b.example, 203.0.113.45 and IBAN DE89 3704 0044 0532 0130 00"
-    assert pii.mask(text, pii.find(text, pii.kinds_named(["iban"]))) == "a@b.example, 203.0.113.45 and IBAN [IBAN]"
+    assert (
+        pii.mask(text, pii.find(text, pii.kinds_named(["iban"])))
+        == "a@b.example, 203.0.113.45 and IBAN [IBAN]"
+    )
 
 
 @pytest.mark.parametrize("unit", ["1 ", "12-", "GB33 "])

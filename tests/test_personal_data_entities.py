@@ -1,4 +1,6 @@
-"""examples: names, places and dates, found by presidio with a spaCy pipeline that is trained here (the extra `pii`)."""
+"""examples: names, places and dates, found by presidio with a spaCy pipeline that is trained here (the extra
+`pii`).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import documents, examples
-from fullft_assets.config.check import check_use_case
+from fullft_assets.checking.check import check_use_case
 from fullft_assets.errors import SettingsError
 from fullft_assets.personal_data import entities
 from fullft_assets.personal_data.kinds import Found
@@ -25,7 +27,11 @@ from fullft_assets.personal_data.pii import KINDS
 from fullft_assets.personal_data.search import PersonalDataSearch
 from fullft_assets.store import Store
 
-NAMES = [f"{first} {last}" for first in ("Ann", "Boris", "Chiara", "Dieter") for last in ("Becker", "Novak", "Rossi", "Young")]
+NAMES = [
+    f"{first} {last}"
+    for first in ("Ann", "Boris", "Chiara", "Dieter")
+    for last in ("Becker", "Novak", "Rossi", "Young")
+]
 PLACES = ("Rome", "Ghent", "Porto", "Lublin", "Basel", "Turku")
 DATES = ("3 May", "Monday", "12 August", "last Tuesday")
 SENTENCES = (
@@ -53,7 +59,9 @@ def sentence(shape: int, number: int) -> tuple[str, list[tuple[int, int, str]]]:
 
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A spaCy pipeline of a convolution and a transition-based tagger, trained on a few dozen sentences in seconds."""
+    """A spaCy pipeline of a convolution and a transition-based tagger, trained on a few dozen sentences in
+    seconds.
+    """
     pytest.importorskip("presidio_analyzer", reason="pip install 'fullft-assets[pii]'")
     spacy = pytest.importorskip("spacy", reason="pip install 'fullft-assets[pii]'")
     from spacy.training import Example
@@ -62,7 +70,9 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fix_random_seed(17)
     nlp = spacy.blank("en")
     nlp.add_pipe("tok2vec", config={"model": {"@architectures": "spacy.HashEmbedCNN.v2", **_SMALL}})
-    nlp.add_pipe("ner", config={"model": {"tok2vec": {"@architectures": "spacy.Tok2VecListener.v1", "width": 48}}})
+    nlp.add_pipe(
+        "ner", config={"model": {"tok2vec": {"@architectures": "spacy.Tok2VecListener.v1", "width": 48}}}
+    )
     found = [sentence(shape, number) for shape in range(len(SENTENCES)) for number in range(16)]
     rows = [Example.from_dict(nlp.make_doc(text), {"entities": spans}) for text, spans in found]
     optimizer, order = nlp.initialize(lambda: rows), random.Random(17)
@@ -96,7 +106,9 @@ def shown(text: str, found: list[Found]) -> list[tuple[str, str]]:
     return [(one.kind, text[one.start : one.end]) for one in found]
 
 
-def test_names_places_and_dates_are_found_in_a_text_that_is_longer_than_the_pipeline_reads_at_once(model: entities.EntityModel) -> None:
+def test_names_places_and_dates_are_found_in_a_text_that_is_longer_than_the_pipeline_reads_at_once(
+    model: entities.EntityModel,
+) -> None:
     text = "The notice must stay in all copies of the program. " * 900 + "Ann Rossi moved to Ghent on 3 May."
     assert len(text) > 2 * entities._MOST_CHARACTERS
     search = PersonalDataSearch(KINDS, model)
@@ -106,7 +118,9 @@ def test_names_places_and_dates_are_found_in_a_text_that_is_longer_than_the_pipe
     }
 
 
-def test_of_a_name_that_runs_into_an_address_the_rest_is_masked(monkeypatch: pytest.MonkeyPatch, model: entities.EntityModel) -> None:
+def test_of_a_name_that_runs_into_an_address_the_rest_is_masked(
+    monkeypatch: pytest.MonkeyPatch, model: entities.EntityModel
+) -> None:
     text = "write to Ann ann@correo.example Rossi"
     monkeypatch.setattr(model, "find_all", lambda texts: iter([[Found(9, len(text), "[PERSON]", "person")]]))
     [found] = PersonalDataSearch(KINDS, model).find_all(pa.array([text])).values()
@@ -115,9 +129,18 @@ def test_of_a_name_that_runs_into_an_address_the_rest_is_masked(monkeypatch: pyt
 
 def test_turns_and_spans_move_with_the_masked_names(model: entities.EntityModel) -> None:
     text = "Ann Rossi moved to Ghent on 3 May."
-    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": None}, {"role": "assistant", "content": text}]
+    turns = [
+        {"role": "user", "content": text},
+        {"role": "assistant", "content": None},
+        {"role": "assistant", "content": text},
+    ]
     rows = [
-        {"text": text, "messages": None, "spans": [{"start": 19, "end": 24, "label": "CITY"}], "annotations": None},
+        {
+            "text": text,
+            "messages": None,
+            "spans": [{"start": 19, "end": 24, "label": "CITY"}],
+            "annotations": None,
+        },
         {"text": f"{text}\n\n\n\n{text}", "messages": turns, "spans": None, "annotations": None},
     ]
     table = pa.table({name: [row[name] for row in rows] for name in rows[0]})
@@ -129,10 +152,14 @@ def test_turns_and_spans_move_with_the_masked_names(model: entities.EntityModel)
 
 
 @pytest.mark.parametrize("mask_raw", [True, False])
-def test_no_artifact_of_the_examples_has_a_name_that_the_pipeline_knows(project: projects.Project, pipeline: Path, mask_raw: bool) -> None:
+def test_no_artifact_of_the_examples_has_a_name_that_the_pipeline_knows(
+    project: projects.Project, pipeline: Path, mask_raw: bool
+) -> None:
     rows = projects.licence_rows(30)
     text = "Ann Rossi moved to Ghent on 3 May."
-    project.deliver("delivery-1.jsonl", [{**rows[0], "text": f"{text} Write to ann@correo.example."}, *rows[1:]])
+    project.deliver(
+        "delivery-1.jsonl", [{**rows[0], "text": f"{text} Write to ann@correo.example."}, *rows[1:]]
+    )
     project.configure(documents={"mask_raw": mask_raw}, examples={"pii": "mask", "pii_model": str(pipeline)})
     store, raw, valid = _made(project)
     [found] = [row["text"] for row in _rows(store, valid, "examples.parquet") if "[EMAIL]" in row["text"]]
@@ -147,7 +174,10 @@ def test_rows_with_names_are_counted_and_another_pipeline_is_another_result(
     project: projects.Project, pipeline: Path, tmp_path: Path
 ) -> None:
     rows = projects.licence_rows(30)
-    project.deliver("delivery-1.jsonl", [{**row, "text": sentence(number % 3, number)[0]} for number, row in enumerate(rows[:5])])
+    project.deliver(
+        "delivery-1.jsonl",
+        [{**row, "text": sentence(number % 3, number)[0]} for number, row in enumerate(rows[:5])],
+    )
     copied = shutil.copytree(pipeline, tmp_path / "pipeline")
     project.configure(examples={"pii": "flag", "pii_kinds": ["person", "email"], "pii_model": str(copied)})
     _, _, valid = _made(project)
@@ -160,22 +190,35 @@ def test_rows_with_names_are_counted_and_another_pipeline_is_another_result(
     assert changed.key != valid.key
 
 
-def test_the_check_foresees_the_rows_that_are_quarantined_for_names(project: projects.Project, pipeline: Path) -> None:
-    texts = [sentence(number % 3, number)[0] for number in range(5)] + [f"{sentence(0, 7)[0]} Write to ann@correo.example."]
+def test_the_check_foresees_the_rows_that_are_quarantined_for_names(
+    project: projects.Project, pipeline: Path
+) -> None:
+    texts = [sentence(number % 3, number)[0] for number in range(5)] + [
+        f"{sentence(0, 7)[0]} Write to ann@correo.example."
+    ]
     rows = projects.licence_rows(30)
-    project.deliver("delivery-1.jsonl", [{**row, "text": text} for row, text in zip(rows, texts, strict=False)])
+    project.deliver(
+        "delivery-1.jsonl", [{**row, "text": text} for row, text in zip(rows, texts, strict=False)]
+    )
     project.configure(examples={"pii": "quarantine", "pii_model": str(pipeline), "min_characters": 1})
     _, _, valid = _made(project)
     assert valid.check("personal_data_is_absent").metadata["num_failed"] == 6
-    line = next(line for line in check_use_case(project.use_case()).splitlines() if line.strip().startswith("loss"))
-    assert "1 personal data" in line and "about 5 with names, places or dates (5 of 6 rows that examples.pii_model read)" in line
+    line = next(
+        line for line in check_use_case(project.use_case()).splitlines() if line.strip().startswith("loss")
+    )
+    assert (
+        "1 personal data" in line
+        and "about 5 with names, places or dates (5 of 6 rows that examples.pii_model read)" in line
+    )
 
 
 def test_a_pipeline_without_a_label_for_a_kind_is_refused(pipeline: Path, tmp_path: Path) -> None:
     copied = shutil.copytree(pipeline, tmp_path / "pipeline")
     meta = json.loads((copied / "meta.json").read_text())
     (copied / "meta.json").write_text(json.dumps({**meta, "labels": {"ner": ["PER", "LOC"]}}))
-    with pytest.raises(SettingsError, match="has no label for date; list in examples.pii_kinds the kinds that it finds"):
+    with pytest.raises(
+        SettingsError, match="has no label for date; list in examples.pii_kinds the kinds that it finds"
+    ):
         entities.find_pipeline(str(copied), ("person", "date", "email"), tmp_path)
     assert entities.find_pipeline("pipeline", ("person", "location"), tmp_path).labels == ("LOC", "PER")
 
@@ -196,14 +239,21 @@ def test_an_unknown_pipeline_is_one_line_of_the_check(
     assert _problem(project) == f"examples.pii_model: {message}"
 
 
-def test_without_the_extra_the_check_and_a_run_say_what_to_install(project: projects.Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_check_and_a_run_say_what_to_install(
+    project: projects.Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project.deliver("delivery-1.jsonl", projects.licence_rows(30))
     project.configure(examples={"pii": "mask"})
     use_case = project.use_case()
     project.configure(examples={"pii": "mask", "pii_model": "en_core_web_md"})
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "spacy" else real(name, *more))
-    line = "examples.pii_model: needs presidio-analyzer and spacy; pip install 'fullft-assets[pii]', or remove it"
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "spacy" else real(name, *more)
+    )
+    line = (
+        "examples.pii_model: needs presidio-analyzer and spacy; pip install 'fullft-assets[pii]', or"
+        " remove it"
+    )
     assert _problem(project) == line
     chosen = use_case.settings.examples.model_copy(update={"pii_model": "en_core_web_md"})
     object.__setattr__(use_case, "settings", use_case.settings.model_copy(update={"examples": chosen}))
@@ -216,7 +266,9 @@ def _pretend_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     installed = real("json")
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *more: installed if "spacy" in name or "presidio" in name else real(name, *more)
+        importlib.util,
+        "find_spec",
+        lambda name, *more: installed if "spacy" in name or "presidio" in name else real(name, *more),
     )
 
 

@@ -68,8 +68,15 @@ class TestPlanChecks:
     def test_the_price_has_pilot_baselines_and_evaluation_in_it(self):
         limits = PlanningSettings(hourly_usd=3.0, max_usd=6.0, max_hours=2.0)
         plan, (_, budget) = plan_checks(MEASURED, limits, trainings=1.5)
-        assert not budget.passed and "9.00 USD planned with pilot, baselines and evaluation, planning.max_usd is 6" in budget.description
-        assert plan.planned_hours == budget.metadata["planned_hours"] == 2.0 and budget.metadata["planned_usd"] == 9.0
+        assert (
+            not budget.passed
+            and "9.00 USD planned with pilot, baselines and evaluation, planning.max_usd is 6"
+            in budget.description
+        )
+        assert (
+            plan.planned_hours == budget.metadata["planned_hours"] == 2.0
+            and budget.metadata["planned_usd"] == 9.0
+        )
 
     @pytest.mark.parametrize(
         ("limits", "red"),
@@ -108,7 +115,10 @@ class TestPlanChecks:
         frozen = MEASURED.model_copy(update={"num_trained_parameters": 20_000_000, "host_memory_bytes": host})
         plan, (fits, _) = plan_checks(frozen, PlanningSettings(), TrainingSettings(), 2)
         assert plan.peak_memory_gib * 2**30 == pytest.approx(3 * 2**30 + 80_000_000)
-        assert "in each of 2 processes, estimated: measured in one, plus 0.07 GiB to sum the gradients" in fits.description
+        assert (
+            "in each of 2 processes, estimated: measured in one, plus 0.07 GiB to sum the gradients"
+            in fits.description
+        )
         lean, _ = plan_checks(frozen, PlanningSettings(), TrainingSettings(weights="bf16"), 2)
         assert lean.peak_memory_gib * 2**30 == pytest.approx(3 * 2**30 + 40_000_000)
         _, (mixing, _) = plan_checks(frozen, PlanningSettings(), TrainingSettings(wise_ft=[1]), 2)
@@ -121,21 +131,34 @@ class TestPlanChecks:
 
     @pytest.mark.parametrize(
         ("optimizer", "weights", "bytes_a_weight"),
-        [("adamw", "fp32", 12), ("adamw_8bit", "fp32", 6), ("adamw_in_backward", "bf16", 6), ("lomo", "bf16", 2)],
+        [
+            ("adamw", "fp32", 12),
+            ("adamw_8bit", "fp32", 6),
+            ("adamw_in_backward", "bf16", 6),
+            ("lomo", "bf16", 2),
+        ],
     )
-    def test_a_stop_takes_a_step_and_the_save_of_weights_and_moments(self, optimizer, weights, bytes_a_weight):
+    def test_a_stop_takes_a_step_and_the_save_of_weights_and_moments(
+        self, optimizer, weights, bytes_a_weight
+    ):
         slow = MEASURED.model_copy(update={"predicted_seconds": 40.0 * MEASURED.num_steps})
-        plan, _ = plan_checks(slow, PlanningSettings(), TrainingSettings(optimizer=optimizer, weights=weights))
+        plan, _ = plan_checks(
+            slow, PlanningSettings(), TrainingSettings(optimizer=optimizer, weights=weights)
+        )
         seconds = plan.stop_seconds
         assert seconds == pytest.approx(40 + bytes_a_weight * 22_000_000 / (125 * 2**20))
         assert stop_note(seconds, 45) == ""
         assert re.fullmatch(
-            r"a request to stop may take 4\d s to its checkpoint .* kills after 30; set [89]\d, or lower .*", stop_note(seconds, 30)
+            r"a request to stop may take 4\d s to its checkpoint .* kills after 30; set [89]\d, or lower .*",
+            stop_note(seconds, 30),
         )
 
     def test_every_breach_is_named_with_its_fix(self):
         _, (_, budget) = plan_checks(MEASURED, PlanningSettings(max_hours=1.0, hourly_usd=1.0, max_usd=1.0))
-        assert "2.00 hours planned, planning.max_hours is 1; 2.00 USD planned, planning.max_usd is 1; lower" in budget.description
+        assert (
+            "2.00 hours planned, planning.max_hours is 1; 2.00 USD planned, planning.max_usd is 1; lower"
+            in budget.description
+        )
 
 
 class TestPilotRows:
@@ -186,12 +209,17 @@ class TestPredictedScore:
         assert predict_score(learning_curve(0.09, 0.09, 0.09, 0.1), 4_800, 1_000).optimistic > 0.6
 
     def test_more_validation_rows_narrow_it(self):
-        few, many = (predict_score(learning_curve(0.5, 0.6, 0.65, 0.68), 1_300, count) for count in (50, 5_000))
+        few, many = (
+            predict_score(learning_curve(0.5, 0.6, 0.65, 0.68), 1_300, count) for count in (50, 5_000)
+        )
         assert few.high - few.low > 1.2 * (many.high - many.low)
 
     def test_at_the_target_only_chance_is_left(self):
         found = predict_score(learning_curve(0.5, 0.6, 0.65, 0.68), 1_200, 1_000)
-        assert (found.predicted, found.high - found.low) == (0.68, pytest.approx(2 * 1.645 * (0.02**2 + 0.68 * 0.32 / 1_000) ** 0.5))
+        assert (found.predicted, found.high - found.low) == (
+            0.68,
+            pytest.approx(2 * 1.645 * (0.02**2 + 0.68 * 0.32 / 1_000) ** 0.5),
+        )
 
     def test_one_point_says_little(self):
         found = predict_score([Point(rows=100, score=0.6)], 800, 1_000)
@@ -209,10 +237,16 @@ class TestPredictedScore:
         (0.7, {"min_predicted_gain": 0.3}, "red", "use the baseline"),
     ],
 )
-def test_pilot_check_refuses_where_even_the_optimistic_end_is_too_low(baseline: float, changes: dict, colour: str, advice: str) -> None:
+def test_pilot_check_refuses_where_even_the_optimistic_end_is_too_low(
+    baseline: float, changes: dict, colour: str, advice: str
+) -> None:
     flat = predict_score(learning_curve(0.55, 0.70, 0.76, 0.78), 2_400, 1_000)
     check = pilot_check(flat, "tfidf", baseline, PlanningSettings(**changes))
-    assert (check.passed, check.is_red) == {"green": (True, False), "yellow": (False, False), "red": (False, True)}[colour]
+    assert (check.passed, check.is_red) == {
+        "green": (True, False),
+        "yellow": (False, False),
+        "red": (False, True),
+    }[colour]
     assert advice in check.description and ("use the baseline" in check.description) is (colour == "red")
     assert check.metadata["predicted_gain"] == pytest.approx(flat.predicted - baseline)
 
@@ -246,16 +280,26 @@ print(before - held())
 
 
 @pytest.mark.parametrize(("asked", "least", "most"), [("given back", 75, 85), ("kept", 0, 5)])
-def test_freed_memory_goes_back_to_the_system_where_that_is_asked_for(asked: str, least: int, most: int) -> None:
-    found = subprocess.run([sys.executable, "-c", FREED, asked], capture_output=True, text=True, check=True).stdout
+def test_freed_memory_goes_back_to_the_system_where_that_is_asked_for(
+    asked: str, least: int, most: int
+) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", FREED, asked], capture_output=True, text=True, check=True
+    ).stdout
     assert least <= int(found) <= most
 
 
 @pytest.mark.parametrize(
     ("name", "content", "limit"),
-    [("memory.max", "1048576\n", 2**20), ("memory.max", "max\n", None), ("memory/memory.limit_in_bytes", "2097152\n", 2**21)],
+    [
+        ("memory.max", "1048576\n", 2**20),
+        ("memory.max", "max\n", None),
+        ("memory/memory.limit_in_bytes", "2097152\n", 2**21),
+    ],
 )
-def test_the_memory_of_a_container_is_that_of_its_control_group(tmp_path: Path, name: str, content: str, limit: int | None) -> None:
+def test_the_memory_of_a_container_is_that_of_its_control_group(
+    tmp_path: Path, name: str, content: str, limit: int | None
+) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(content)
     found = memory_limit(tmp_path)
@@ -269,7 +313,9 @@ def test_the_memory_of_a_container_is_that_of_its_control_group(tmp_path: Path, 
         ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ],
 )
-def test_other_processes_of_a_control_group_leave_less(tmp_path: Path, folder: str, limit_name: str, used_name: str, cached: str) -> None:
+def test_other_processes_of_a_control_group_leave_less(
+    tmp_path: Path, folder: str, limit_name: str, used_name: str, cached: str
+) -> None:
     own = psutil.Process().memory_info().rss
     group = tmp_path / folder
     group.mkdir(exist_ok=True)
@@ -295,7 +341,10 @@ def plan(case: Prepared, **sections: object) -> tuple[str, dict[str, Manifest]]:
     from fullft_assets.workloads.planning import work
 
     work(job, case.store, Progress(said.append))
-    found = {stage: case.store.find(job.case, stage, job.key) for stage in ("feasibility_plan", "cheaper_baselines", "pilot_run")}
+    found = {
+        stage: case.store.find(job.case, stage, job.key)
+        for stage in ("feasibility_plan", "cheaper_baselines", "pilot_run")
+    }
     return "\n".join(said), found
 
 
@@ -308,7 +357,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 def planned(prepared: Prepared) -> dict[str, Manifest]:
     # Tiny prices show that time is multiplied by them; the pilot may take as long as the full training.
     said, found = plan(
-        prepared, planning={"hourly_usd": 3.6, "pilot_share": 1.0}, training={"epochs": 2.0}, launcher={"grace_seconds": 0.1}
+        prepared,
+        planning={"hourly_usd": 3.6, "pilot_share": 1.0},
+        training={"epochs": 2.0},
+        launcher={"grace_seconds": 0.1},
     )
     assert "but launcher.grace_seconds kills after 0.1; set " in said
     assert None not in found.values()
@@ -321,10 +373,18 @@ def test_more_seeds_train_each_part_again(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(workload, "fine_tune", lambda recipe, settings, seed, *_, **__: (recipe, seed))
     settings = UseCaseSettings.model_validate(
-        {"base_model": "m", "documents": {"path": "d"}, "examples": {"label": "l"}, "planning": {"pilot_seeds": 3}, "seed": 5}
+        {
+            "base_model": "m",
+            "documents": {"path": "d"},
+            "examples": {"label": "l"},
+            "planning": {"pilot_seeds": 3},
+            "seed": 5,
+        }
     )
     recipe = SimpleNamespace(num_rows=6_400, first=lambda count: count)
-    shared = SimpleNamespace(job=SimpleNamespace(settings=settings), recipe=recipe, processes=1, progress=Progress(silent=True))
+    shared = SimpleNamespace(
+        job=SimpleNamespace(settings=settings), recipe=recipe, processes=1, progress=Progress(silent=True)
+    )
     fits = workload._pilot_fits(shared)
     assert list(fits) == [200, 400, 800, 1_600]
     assert all(of_count == [(count, 5), (count, 6), (count, 7)] for count, of_count in fits.items())
@@ -349,7 +409,9 @@ class TestRealWorkload:
         assert all(check.passed for check in planned["feasibility_plan"].checks)
 
     def test_predicted_time_is_of_the_pilots_order(self, prepared, planned):
-        """The pilot reads each row once, so the plan's two epochs are twice its time: a factor of three bounds the noise."""
+        """The pilot reads each row once, so the plan's two epochs are twice its time: a factor of three
+        bounds the noise.
+        """
         plan, pilot = planned["feasibility_plan"].metadata, planned["pilot_run"].metadata
         a_token = plan["predicted_seconds"] / plan["num_tokens"]
         assert a_token < pilot["seconds"] / pilot["num_tokens"] * 3
@@ -358,13 +420,23 @@ class TestRealWorkload:
 
         manifest = planned["cheaper_baselines"]
         seconds = manifest.metadata["seconds"]
-        assert min(seconds.values()) > 0 and manifest.metadata["usd"] == {name: pytest.approx(s / 1_000) for name, s in seconds.items()}
-        assert tuple(manifest.metadata["scores"]) == prepared.use_case.settings.baselines == ("majority", "tfidf", "frozen_probe")
+        assert min(seconds.values()) > 0 and manifest.metadata["usd"] == {
+            name: pytest.approx(s / 1_000) for name, s in seconds.items()
+        }
+        assert (
+            tuple(manifest.metadata["scores"])
+            == prepared.use_case.settings.baselines
+            == ("majority", "tfidf", "frozen_probe")
+        )
         assert manifest.metadata["best_score"] == max(manifest.metadata["scores"].values())
-        loaded = load_all(manifest.metadata["scores"], prepared.store.folder(manifest), prepared.baseline_context)
+        loaded = load_all(
+            manifest.metadata["scores"], prepared.store.folder(manifest), prepared.baseline_context
+        )
         validation = prepared.split("validation")
         for name, fitted in loaded.items():
-            assert macro_f1(validation.labels, fitted.predict(validation).argmax(1)) == pytest.approx(manifest.metadata["scores"][name])
+            assert macro_f1(validation.labels, fitted.predict(validation).argmax(1)) == pytest.approx(
+                manifest.metadata["scores"][name]
+            )
 
     def test_pilot_learns_and_predicts(self, planned):
         pilot = planned["pilot_run"].metadata
@@ -372,14 +444,25 @@ class TestRealWorkload:
         assert len(scores) == 4
         assert scores[-1] > planned["cheaper_baselines"].metadata["scores"]["majority"]
         # The largest part was all rows: the full training is as good, but for chance.
-        assert pilot["predicted_low"] < scores[-1] == pilot["predicted"] < pilot["predicted_high"] < pilot["optimistic"] <= 1
+        assert (
+            pilot["predicted_low"]
+            < scores[-1]
+            == pilot["predicted"]
+            < pilot["predicted_high"]
+            < pilot["optimistic"]
+            <= 1
+        )
         hoped = pilot["optimistic"] + 0.02 - pilot["best_baseline_score"]
         assert planned["pilot_run"].check("pilot_predicts_gain").is_red == (hoped < 0)
 
     def test_pilot_leaves_nothing_in_the_temporary_folder(self, planned, prepared):
         assert set(planned["pilot_run"].files) == {"pilot.json"}
-        history = json.loads((prepared.store.folder(planned["pilot_run"]) / "pilot.json").read_text())["history"]
-        assert list(history) == [str(point["rows"]) for point in planned["pilot_run"].metadata["learning_curve"]]
+        history = json.loads((prepared.store.folder(planned["pilot_run"]) / "pilot.json").read_text())[
+            "history"
+        ]
+        assert list(history) == [
+            str(point["rows"]) for point in planned["pilot_run"].metadata["learning_curve"]
+        ]
         assert all(of_seed[0]["step"] == 1 for of_part in history.values() for of_seed in of_part)
 
     def test_second_launch_finds_all_three(self, prepared, planned):
@@ -390,7 +473,12 @@ class TestRealWorkload:
 @pytest.mark.slow
 @pytest.mark.heavy
 def test_pilot_that_predicts_no_gain_refuses_the_training(tmp_path: Path) -> None:
-    case = prepare(tmp_path, tiny=True, delivered=shuffled_rows(400), planning={"min_predicted_gain": 0.9, "pilot_share": 1.0})
+    case = prepare(
+        tmp_path,
+        tiny=True,
+        delivered=shuffled_rows(400),
+        planning={"min_predicted_gain": 0.9, "pilot_share": 1.0},
+    )
     _, found = plan(case)  # a red check is a result, not a failure of the workload
     pilot = found["pilot_run"]
     check = pilot.check("pilot_predicts_gain")
@@ -398,7 +486,11 @@ def test_pilot_that_predicts_no_gain_refuses_the_training(tmp_path: Path) -> Non
     assert check.metadata["predicted_gain"] < 0.02
     assert found["feasibility_plan"].check("within_budget").passed
     with pytest.raises(
-        GateError, match=r"finetuned_checkpoint refused: pilot_run\.pilot_predicts_gain is red: pilot on .* use the baseline"
+        GateError,
+        match=(
+            r"finetuned_checkpoint refused: pilot_run\.pilot_predicts_gain is red: pilot on .* use the"
+            r" baseline"
+        ),
     ):
         pilot.require_green("finetuned_checkpoint")
 
@@ -412,5 +504,8 @@ def test_a_batch_that_cannot_be_divided_is_reported_before_anything_is_measured(
     monkeypatch.setattr(entry, "listen_for_stop", lambda progress: None)
     job = prepared.job("pilot_run", "refused", training={"micro_batch_size": 3})
     assert entry.run_job(work, job.write(prepared.store), Progress(silent=True)) == EXIT_FIXABLE
-    assert capsys.readouterr().err.strip() == "training.batch_size: 8 is not a multiple of micro_batch_size x processes (3)"
+    assert (
+        capsys.readouterr().err.strip()
+        == "training.batch_size: 8 is not a multiple of micro_batch_size x processes (3)"
+    )
     assert prepared.store.find("letters", "feasibility_plan", "refused") is None

@@ -9,12 +9,12 @@ import pytest
 from fullft_assets.assets.case import Case
 from fullft_assets.assets.training import training_key, with_applied
 from fullft_assets.cli.plan import plan
-from fullft_assets.engine import targets
 from fullft_assets.errors import FullftError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import PlanMetadata
 from fullft_assets.planning.footprint import peak_on_cpu
 from fullft_assets.resources import set_latest
+from fullft_assets.training import targets
 from fullft_assets.workloads import planning as workload
 from tests.prepared import Prepared, prepare
 
@@ -36,12 +36,16 @@ def test_the_plan_is_printed_without_weights(prepared: Prepared) -> None:
     assert any(line.startswith("Recommended: this machine") for line in lines)
     assert not any(line.startswith("No verdict is possible") for line in lines)
     release = prepared.use_case.settings.release.model_copy(update={"min_effective_groups": 1_000})
-    strict = replace(prepared.use_case, settings=prepared.use_case.settings.model_copy(update={"release": release}))
+    strict = replace(
+        prepared.use_case, settings=prepared.use_case.settings.model_copy(update={"release": release})
+    )
     assert plan(strict, prepared.store)[-1].startswith("No verdict is possible: ")
 
 
 @pytest.mark.slow
-def test_recommended_settings_reach_plan_and_training(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recommended_settings_reach_plan_and_training(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # With this little memory the pass of the YAML does not fit, a smaller one does.
     planner = targets.TargetPlanner(prepared.recipe, prepared.use_case.settings, 0)
     yaml_rows = prepared.use_case.settings.training.micro_batch_size
@@ -50,11 +54,18 @@ def test_recommended_settings_reach_plan_and_training(prepared: Prepared, monkey
     assert half.passing < as_it_is.passing
     small = {"libraries_bytes": 0, "memory_bytes": peak_on_cpu(half, 0)}
     here = targets.this_machine
-    monkeypatch.setattr(targets, "this_machine", lambda settings, speed: here(settings, speed).model_copy(update=small))
+    monkeypatch.setattr(
+        targets, "this_machine", lambda settings, speed: here(settings, speed).model_copy(update=small)
+    )
     job = prepared.job("pilot_run", "recommended", planning={"apply": "recommended"})
     changed, applied = workload._with_recommended(job, prepared.recipe, Progress(silent=True))
     assert applied and changed.settings.training.micro_batch_size < yaml_rows
-    assert workload._with_recommended(prepared.job("pilot_run", "as_it_is"), prepared.recipe, Progress(silent=True))[1] == {}
+    assert (
+        workload._with_recommended(
+            prepared.job("pilot_run", "as_it_is"), prepared.recipe, Progress(silent=True)
+        )[1]
+        == {}
+    )
     monkeypatch.undo()
     workload.work(job, prepared.store, Progress(silent=True))
     made = prepared.store.find(job.case, "feasibility_plan", job.key)
@@ -63,9 +74,14 @@ def test_recommended_settings_reach_plan_and_training(prepared: Prepared, monkey
     assert found.targets and found.recommended and found.flops > 0
     set_latest(prepared.store, prepared.use_case.name, "training_snapshot", prepared.snapshot)
     set_latest(prepared.store, prepared.use_case.name, "feasibility_plan", made)
-    assert any("on this machine measured by the last plan" in line for line in plan(prepared.use_case, prepared.store))
+    assert any(
+        "on this machine measured by the last plan" in line
+        for line in plan(prepared.use_case, prepared.store)
+    )
     case = Case(prepared.use_case)
     with_other = made.model_copy(update={"metadata": {**made.metadata, "applied": applied}})
     assert with_applied(case, with_other).settings.training.micro_batch_size == applied["micro_batch_size"]
-    assert training_key(with_applied(case, with_other), prepared.snapshot, "r") != training_key(case, prepared.snapshot, "r")
+    assert training_key(with_applied(case, with_other), prepared.snapshot, "r") != training_key(
+        case, prepared.snapshot, "r"
+    )
     assert with_applied(case, made.model_copy(update={"metadata": {**made.metadata, "applied": {}}})) is case

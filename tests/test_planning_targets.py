@@ -18,7 +18,16 @@ from fullft_assets.models.hardware import peak_flops
 from fullft_assets.planning.measurements import StepMemory, Work
 from fullft_assets.planning.report import plan_lines, recommendation
 from fullft_assets.planning.setups import setups
-from fullft_assets.planning.target_plans import Extent, TargetPlan, plan_targets, processes_on, recommend, shares, table, yaml_lines
+from fullft_assets.planning.target_plans import (
+    Extent,
+    TargetPlan,
+    plan_targets,
+    processes_on,
+    recommend,
+    shares,
+    table,
+    yaml_lines,
+)
 from fullft_assets.planning.targets import Target, hourly_usd_of, targets
 from fullft_assets.settings import PlanningSettings, TrainingSettings, UseCaseSettings
 
@@ -56,7 +65,12 @@ def count(training: TrainingSettings, precision: str, is_gpu: bool, processes: i
     moments = {"adamw": 2 * width, "adamw_in_backward": 2 * width}.get(training.optimizer, 0)
     gradients = 0 if training.steps_in_backward else width
     activations = training.micro_batch_size * GIB // (8 if training.gradient_checkpointing else 1)
-    parts = {"weights": width * 10**9, "gradients": gradients * 10**9, "moments": moments * 10**9, "activations": activations}
+    parts = {
+        "weights": width * 10**9,
+        "gradients": gradients * 10**9,
+        "moments": moments * 10**9,
+        "activations": activations,
+    }
     state = (width + gradients + moments) * 10**9
     return StepMemory(**parts, buffers=0, copies=0, largest_layer=10**8, logits=0, peak=state + activations)
 
@@ -67,9 +81,15 @@ def plans(settings: UseCaseSettings) -> dict[str, TargetPlan]:
 
 def test_every_gpu_of_the_table_has_a_known_peak_and_a_price() -> None:
     found = targets(PlanningSettings())
-    assert {"g5.xlarge", "g6.xlarge", "g6e.xlarge", "p4d.24xlarge", "p5.48xlarge", "p5en.48xlarge", "trn2.48xlarge"} <= {
-        t.name for t in found
-    }
+    assert {
+        "g5.xlarge",
+        "g6.xlarge",
+        "g6e.xlarge",
+        "p4d.24xlarge",
+        "p5.48xlarge",
+        "p5en.48xlarge",
+        "trn2.48xlarge",
+    } <= {t.name for t in found}
     for target in found:
         assert (target.flops is None) == (target.kind == "price_only")
         assert target.kind == "price_only" or (target.hourly_usd or 0) > 0 and target.memory_bytes > 20 * GIB
@@ -84,7 +104,9 @@ def test_instances_without_a_gpu_have_a_price_and_are_no_target() -> None:
 
 def test_own_machines_come_first_and_take_the_peak_of_the_known_gpus() -> None:
     own = {"name": "lab", "gpu": "RTX 4090", "gpus": 2, "memory_gib": 24, "hourly_usd": 0.3}
-    settings = PlanningSettings.model_validate({"targets": [own, {**own, "name": "new", "gpu": "X9", "tflops": 500}], "price_factor": 1.25})
+    settings = PlanningSettings.model_validate(
+        {"targets": [own, {**own, "name": "new", "gpu": "X9", "tflops": 500}], "price_factor": 1.25}
+    )
     first, second, third, *_ = targets(settings)
     assert (first.name, first.flops, first.hourly_usd) == ("lab", peak_flops("RTX 4090", "bf16"), 0.3)
     assert second.flops == 5e14
@@ -105,15 +127,32 @@ def test_the_ladder_goes_down_until_it_fits() -> None:
     assert found["trn1.32xlarge"].fits is None
 
 
-@pytest.mark.parametrize(("hours", "recommended"), [((4.0, 15.0), "g6.xlarge"), ((0.05, 0.2), "this machine")])
+@pytest.mark.parametrize(
+    ("hours", "recommended"), [((4.0, 15.0), "g6.xlarge"), ((0.05, 0.2), "this machine")]
+)
 def test_time_counts_beside_the_price(hours: tuple[float, float], recommended: str) -> None:
-    """Hours on a machine that costs nothing are no advice where a GPU takes minutes for cents; minutes are."""
-    here = TargetPlan(name="this machine", kind="here", gpu=None, gpus=1, fits=True, hours=hours, usd=(0.0, 0.0))
-    rented = TargetPlan(name="g6.xlarge", kind="table", gpu="L4", gpus=1, fits=True, hours=(0.03, 0.2), usd=(0.04, 0.27), hourly_usd=0.8)
+    """Hours on a machine that costs nothing are no advice where a GPU takes minutes for cents; minutes
+    are.
+    """
+    here = TargetPlan(
+        name="this machine", kind="here", gpu=None, gpus=1, fits=True, hours=hours, usd=(0.0, 0.0)
+    )
+    rented = TargetPlan(
+        name="g6.xlarge",
+        kind="table",
+        gpu="L4",
+        gpus=1,
+        fits=True,
+        hours=(0.03, 0.2),
+        usd=(0.04, 0.27),
+        hourly_usd=0.8,
+    )
     chosen = recommend([here, rented], use_case())
     assert chosen is not None and chosen.name == recommended
     said = recommendation([here, rented], use_case())
-    assert said.startswith(f"Recommended: {recommended} (") and "this machine (" in said, "the cheapest is named, too"
+    assert said.startswith(f"Recommended: {recommended} (") and "this machine (" in said, (
+        "the cheapest is named, too"
+    )
 
 
 #: Of the catalogue's rows of us-east-1, and one of another region.
@@ -130,24 +169,46 @@ def test_the_table_of_prices_is_written_from_a_catalogue_with_its_date() -> None
     prices = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "docs" / "generate_prices.py")))
     written = prices.TABLE.read_text(encoding="utf-8")
     assert prices.render(yaml.safe_load(written)) == written, "by nobody's hand"
-    assert re.search(r"^date: \d{4}-\d\d-\d\d$", written, re.MULTILINE) and re.search(r"^source: https://", written, re.MULTILINE)
+    assert re.search(r"^date: \d{4}-\d\d-\d\d$", written, re.MULTILINE) and re.search(
+        r"^source: https://", written, re.MULTILINE
+    )
     gpu = {"name": "g6.2xlarge", "gpu": "L4", "gpus": 1, "memory_mib": 22888, "hourly_usd": 1.0}
-    known = {"date": "2000-01-01", "region": "us-east-1, Linux", "page": "p", "source": "s", "spot": [0, 1], "instances": [gpu]}
+    known = {
+        "date": "2000-01-01",
+        "region": "us-east-1, Linux",
+        "page": "p",
+        "source": "s",
+        "spot": [0, 1],
+        "instances": [gpu],
+    }
     known |= {"price_only": [{"name": "trn2.48xlarge", "chip": "Trainium2", "chips": 16, "hourly_usd": None}]}
     known |= {"cpus": [{"name": "c3.large", "hourly_usd": 1.0}]}
     found = prices.updated(known, csv.DictReader(io.StringIO(CATALOG)), "2026-11-30", "a.csv")
     assert (found["date"], found["source"], found["spot"]) == ("2026-11-30", "a.csv", [0.47, 0.58])
-    assert [found[name][0]["hourly_usd"] for name in ("instances", "price_only", "cpus")] == [0.9776, None, 0.105]
+    assert [found[name][0]["hourly_usd"] for name in ("instances", "price_only", "cpus")] == [
+        0.9776,
+        None,
+        0.105,
+    ]
     read = yaml.safe_load(prices.render(found))
     assert {**read, "date": str(read["date"])} == found
-    with pytest.raises(ValueError, match="g6.2xlarge has 1.0 accelerators in the catalogue, 4 in instances.yaml"):
-        prices.updated({**known, "instances": [{**gpu, "gpus": 4}]}, csv.DictReader(io.StringIO(CATALOG)), "2026-11-30", "a.csv")
+    with pytest.raises(
+        ValueError, match="g6.2xlarge has 1.0 accelerators in the catalogue, 4 in instances.yaml"
+    ):
+        prices.updated(
+            {**known, "instances": [{**gpu, "gpus": 4}]},
+            csv.DictReader(io.StringIO(CATALOG)),
+            "2026-11-30",
+            "a.csv",
+        )
 
 
 def test_setups_keep_the_batch_and_contradict_nothing() -> None:
     for processes in (1, 4):
         made = list(setups(use_case().training, processes))
-        assert made[0] == use_case().training.model_copy(update={"micro_batch_size": min(16, 32 // processes)})
+        assert made[0] == use_case().training.model_copy(
+            update={"micro_batch_size": min(16, 32 // processes)}
+        )
         assert {setup.batch_size for setup in made} == {32}
         assert any(setup.sharding == "fsdp2" for setup in made) == (processes > 1)
         assert all(setup.micro_batch_size == 32 for setup in made if setup.steps_in_backward)
@@ -157,7 +218,9 @@ def test_hours_and_costs_follow_from_the_work() -> None:
     settings = use_case({"pilot_share": 0.5, "retrains_a_year": 3}, epochs=3)
     parts = shares(settings, EXTENT.num_training_rows, EXTENT.num_held_out_rows)
     assert parts.pilot == pytest.approx(0.5 * 15 / 8, rel=0.001)
-    assert shares(use_case({"pilot_share": 0.5, "pilot_seeds": 3}), 6_400, 0).pilot == pytest.approx(3 * 0.5 * 15 / 8, rel=0.001)
+    assert shares(use_case({"pilot_share": 0.5, "pilot_seeds": 3}), 6_400, 0).pilot == pytest.approx(
+        3 * 0.5 * 15 / 8, rel=0.001
+    )
     assert parts.year == pytest.approx(4 * parts.first)
     plan = plans(settings)["p5.4xlarge"]
     assert plan.hours is not None and plan.usd is not None and plan.year_usd is not None
@@ -185,13 +248,19 @@ def test_the_cheapest_that_fits_and_ends_in_time_is_recommended_with_its_yaml() 
     # This machine costs nothing, but takes 3,300 hours, twice as long with two passes a step.
     chosen = recommend(found, settings)
     assert chosen is not None and chosen.kind == "table"
-    usd = {plan.name: plan.usd[1] + plan.hours[1] for plan in found if plan.usd and plan.hours and plan.kind == "table"}
+    usd = {
+        plan.name: plan.usd[1] + plan.hours[1]
+        for plan in found
+        if plan.usd and plan.hours and plan.kind == "table"
+    }
     assert chosen.name == min(usd, key=usd.__getitem__)
     lines = yaml_lines(chosen, settings.training)
     assert f"  hourly_usd: {chosen.hourly_usd:g}" in lines
     assert recommendation(found, settings).startswith(f"Recommended: {chosen.name} (")
     none = use_case({"max_hours": 0.001})
-    assert recommendation(list(plans(none).values()), none).startswith("No target fits within planning.max_hours (0.001)")
+    assert recommendation(list(plans(none).values()), none).startswith(
+        "No target fits within planning.max_hours (0.001)"
+    )
 
 
 def test_the_table_says_what_is_unknown() -> None:

@@ -34,7 +34,9 @@ def judged(low: float, gain: float, high: float, **planning: Any) -> Worth:
     ("low", "high", "usd_per_point", "answer"),
     [(0.03, 0.07, 50.0, "yes"), (0.03, 0.07, 30.0, "inconclusive"), (0.03, 0.07, 10.0, "no"), (-0.02, 0.07, 1e6, "inconclusive"), (-0.05, -0.01, 1e6, "no")],
 )  # fmt: skip
-def test_the_interval_is_weighed_against_the_cost(low: float, high: float, usd_per_point: float, answer: str) -> None:
+def test_the_interval_is_weighed_against_the_cost(
+    low: float, high: float, usd_per_point: float, answer: str
+) -> None:
     found = judged(low, (low + high) / 2, high, usd_per_point=usd_per_point)
     assert (found.answer, found.cost_usd) == (answer, 120.0)
     assert found.break_even == pytest.approx(1.2 / usd_per_point)
@@ -55,24 +57,42 @@ def test_nothing_gained_is_not_worth_a_free_training() -> None:
 
 
 def test_retrainings_follow_the_schedule_by_default() -> None:
-    aged = UseCaseSettings.model_validate(use_case(usd_per_point=1).model_dump(exclude_unset=True) | {"retraining": {"max_age_days": 73}})
+    aged = UseCaseSettings.model_validate(
+        use_case(usd_per_point=1).model_dump(exclude_unset=True) | {"retraining": {"max_age_days": 73}}
+    )
     aged = aged.model_copy(update={"planning": aged.planning.model_copy(update={"retrains_a_year": None})})
     assert judge_worth(0.1, 0.1, 0.1, TEN_HOURS, aged).cost_usd == pytest.approx(30 * 6)
 
 
 @pytest.mark.parametrize(
     ("policy", "usd_per_point", "answer"),
-    [("warn", 10.0, "promote"), ("block", 10.0, "keep"), ("block", 30.0, "inconclusive"), ("block", 50.0, "promote")],
+    [
+        ("warn", 10.0, "promote"),
+        ("block", 10.0, "keep"),
+        ("block", 30.0, "inconclusive"),
+        ("block", 50.0, "promote"),
+    ],
 )
-def test_a_model_that_is_not_worth_it_is_kept_back_only_where_asked(policy: str, usd_per_point: float, answer: str) -> None:
+def test_a_model_that_is_not_worth_it_is_kept_back_only_where_asked(
+    policy: str, usd_per_point: float, answer: str
+) -> None:
     evaluation = evaluated(gain=gained(0.05, 0.03, 0.07))
     worth = judged(0.03, 0.05, 0.07, usd_per_point=usd_per_point, if_not_justified=policy)
     found = verdict(evaluation, ReleaseSettings(), worth=worth)
     assert found.answer == answer
     assert (worth.sentence.rstrip(".") in found.sentence) == (answer != "promote")
-    made = [outcome for outcome in checks.outcomes(evaluation, found, worth) if outcome.name == "full_finetuning_is_justified"]
+    made = [
+        outcome
+        for outcome in checks.outcomes(evaluation, found, worth)
+        if outcome.name == "full_finetuning_is_justified"
+    ]
     assert [(outcome.passed, outcome.severity) for outcome in made] == [(usd_per_point == 50.0, "warn")]
-    names = {spec.name for spec in checks.specs(ReleaseSettings(), use_case(usd_per_point=usd_per_point).planning, has_row_labels=False)}
+    names = {
+        spec.name
+        for spec in checks.specs(
+            ReleaseSettings(), use_case(usd_per_point=usd_per_point).planning, has_row_labels=False
+        )
+    }
     assert names == {outcome.name for outcome in checks.outcomes(evaluation, found, worth)}
 
 
@@ -84,9 +104,13 @@ def test_not_asked_there_is_no_such_check() -> None:
     }
 
 
-@pytest.mark.parametrize(("policy", "break_even", "passed"), [("block", 0.9, False), ("warn", 0.9, True), ("block", 0.01, True)])
+@pytest.mark.parametrize(
+    ("policy", "break_even", "passed"), [("block", 0.9, False), ("warn", 0.9, True), ("block", 0.01, True)]
+)
 def test_the_pilot_refuses_what_cannot_pay_even_at_best(policy: str, break_even: float, passed: bool) -> None:
-    prediction = predict_score([Point(rows=100, score=0.6), Point(rows=200, score=0.7), Point(rows=400, score=0.75)], 800, 500)
+    prediction = predict_score(
+        [Point(rows=100, score=0.6), Point(rows=200, score=0.7), Point(rows=400, score=0.75)], 800, 500
+    )
     settings = PlanningSettings.model_validate({"if_not_justified": policy, "usd_per_point": 1.0})
     check = pilot_check(prediction, "tfidf", 0.5, settings, break_even)
     assert check.passed is passed

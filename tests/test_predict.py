@@ -1,4 +1,6 @@
-"""`fullft predict`: the champion of each kind of task on one text and on the texts of a file; rows without a text are named."""
+"""`fullft predict`: the champion of each kind of task on one text and on the texts of a file; rows without a
+text are named.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,12 @@ from tests.s3_server import S3Server
 from tests.test_data_report import metadata as snapshot_metadata
 
 LABELS = ["notice", "reference", "text"]
-TEXTS = ["Licensed under the MIT license", "see the file LICENSE", "Copyright, all rights reserved", "Äpfel, 30 $"]
+TEXTS = [
+    "Licensed under the MIT license",
+    "see the file LICENSE",
+    "Copyright, all rights reserved",
+    "Äpfel, 30 $",
+]
 
 
 def write_model(folder: Path, task: str) -> None:
@@ -38,12 +45,16 @@ def write_model(folder: Path, task: str) -> None:
     if task in ("language_modeling", "sft"):
         small_language_model.write(folder, TEXTS)
         turns = "{% for turn in messages %}{{ turn.role }}: {{ turn.content }}<end>{% endfor %}"
-        (folder / "chat_template.jinja").write_text(turns + "{% if add_generation_prompt %}assistant: {% endif %}")
+        (folder / "chat_template.jinja").write_text(
+            turns + "{% if add_generation_prompt %}assistant: {% endif %}"
+        )
         return
     write_tiny_model(folder)
     tags = ["O", *(f"{kind}-{label}" for label in LABELS for kind in "BI")]
     kind, names = (
-        (AutoModelForTokenClassification, tags) if task == "token_classification" else (AutoModelForSequenceClassification, LABELS)
+        (AutoModelForTokenClassification, tags)
+        if task == "token_classification"
+        else (AutoModelForSequenceClassification, LABELS)
     )
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -57,21 +68,32 @@ def take_snapshot(store: Store, settings: UseCaseSettings) -> Manifest:
     """Write a snapshot over one batch, as far as its manifests go."""
     with store.create("demo", "tokenized_chunks", "k", version="1", seed=1) as draft:
         chunked = draft.commit(settings=chunks.key_settings(settings), inputs={}, metadata={})
-    part = {"examples": "e", "chunks": chunked.ref, "examples_digest": "e", "chunks_digest": chunked.content_digest}
+    part = {
+        "examples": "e",
+        "chunks": chunked.ref,
+        "examples_digest": "e",
+        "chunks_digest": chunked.content_digest,
+    }
     with store.create("demo", "training_snapshot", "k", version="1", seed=1) as draft:
         return draft.commit(settings={}, inputs={}, metadata=snapshot_metadata(parts={"b": part}).as_dict())
 
 
 def crowned(folder: Path, task: str = "classification", **documents: Any) -> tuple[UseCase, Store]:
     """Return a use case whose champion is such a model."""
-    given = {"base_model": "models/tiny", "documents": {"path": "data", **documents}, "examples": {"label": "kind", "task": task}}
+    given = {
+        "base_model": "models/tiny",
+        "documents": {"path": "data", **documents},
+        "examples": {"label": "kind", "task": task},
+    }
     settings = UseCaseSettings.model_validate({**given, "chunks": {"max_tokens": 32, "stride": 0}})
     store = Store(str(folder / "store"))
     with store.create("demo", "finetuned_checkpoint", "k", version="1", seed=1) as draft:
         write_model(draft.path / "model", task)
         made = draft.commit(settings={}, inputs={}, metadata=checkpoint_metadata(labels=LABELS))
     taken = take_snapshot(store, settings)
-    promoted = release.Champion(checkpoint=made.ref, snapshot=taken.ref, evaluation="e", score=0.9, promoted_at=1.0, run_id="r")
+    promoted = release.Champion(
+        checkpoint=made.ref, snapshot=taken.ref, evaluation="e", score=0.9, promoted_at=1.0, run_id="r"
+    )
     release.promote(store, "demo", promoted)
     return UseCase(name="demo", settings=settings, yaml_path=folder / "defs.yaml", project_root=folder), store
 
@@ -80,8 +102,12 @@ def answers(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.parametrize("task", ["classification", "multi_label", "token_classification", "language_modeling"])
-def test_a_file_is_answered_as_each_of_its_texts_is(tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "task", ["classification", "multi_label", "token_classification", "language_modeling"]
+)
+def test_a_file_is_answered_as_each_of_its_texts_is(
+    tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     use_case, store = crowned(tmp_path, task)
     (tmp_path / "texts.txt").write_text("\n\n".join(TEXTS) + "\n", encoding="utf-8")
     assert predict_file(use_case, store, tmp_path / "texts.txt", None, 5) == 0
@@ -96,13 +122,18 @@ def test_a_file_is_answered_as_each_of_its_texts_is(tmp_path: Path, task: str, c
             assert each["label"] in LABELS and sum(each["probabilities"].values()) == pytest.approx(1)
             assert shown.splitlines()[0] == f"{each['probability']:6.1%}  {each['label']}"
         elif task == "multi_label":
-            assert each["labels"] == [line.split()[2] for line in shown.splitlines() if line.startswith("yes")]
+            assert each["labels"] == [
+                line.split()[2] for line in shown.splitlines() if line.startswith("yes")
+            ]
             assert each["labels"]
             given = [line.startswith("yes") for line in shown.splitlines()]
             assert given == sorted(given, reverse=True), "those that it gets come first"
             assert each["thresholds"] == dict(zip(LABELS, [0.6, 0.5, 0.4], strict=True))
         elif task == "token_classification":
-            assert all(span["text"] == text[span["start"] : span["end"]] and span["label"] in LABELS for span in each["spans"])
+            assert all(
+                span["text"] == text[span["start"] : span["end"]] and span["label"] in LABELS
+                for span in each["spans"]
+            )
             assert len(shown.splitlines()) == len(each["spans"])
         else:
             assert each["text"].startswith(text) and shown == f"{each['text']}\n"
@@ -112,11 +143,17 @@ def test_a_file_is_answered_as_each_of_its_texts_is(tmp_path: Path, task: str, c
 
 def documented_asset() -> str:
     """Return the lines of the README that take the champion in an asset."""
-    section = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").partition("## In your own Dagster project")[2]
+    section = (
+        (Path(__file__).parents[1] / "README.md")
+        .read_text(encoding="utf-8")
+        .partition("## In your own Dagster project")[2]
+    )
     return section.partition("```python\n")[2].partition("```")[0]
 
 
-@pytest.mark.parametrize("task", ["classification", "multi_label", "token_classification", "language_modeling", "sft"])
+@pytest.mark.parametrize(
+    "task", ["classification", "multi_label", "token_classification", "language_modeling", "sft"]
+)
 def test_the_champion_of_each_task_answers_without_the_yaml(tmp_path: Path, task: str) -> None:
     use_case, store = crowned(tmp_path, task)
     found = champion("demo", str(tmp_path / "store"))
@@ -128,7 +165,9 @@ def test_the_champion_of_each_task_answers_without_the_yaml(tmp_path: Path, task
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("place", ["home", "bucket"])
-def test_the_documented_asset_runs(tmp_path: Path, place: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documented_asset_runs(
+    tmp_path: Path, place: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("FULLFT_STORE", raising=False)
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     _, store = crowned(tmp_path)
@@ -144,7 +183,10 @@ def test_the_documented_asset_runs(tmp_path: Path, place: str, request: pytest.F
     exec(documented_asset().replace("my_case", "demo"), asset)
     assert asset["answers"].asset_deps[dg.AssetKey("answers")] == {dg.AssetKey(["demo", "champion_model"])}
     found = asset["answers"]()
-    assert found == load_champion(store, "demo").predict(["first text", "second text"]) and found[0]["label"] in LABELS
+    assert (
+        found == load_champion(store, "demo").predict(["first text", "second text"])
+        and found[0]["label"] in LABELS
+    )
 
 
 def jsonl(path: Path) -> Path:
@@ -154,7 +196,9 @@ def jsonl(path: Path) -> Path:
 
 def csv(path: Path) -> Path:
     path = path.with_suffix(".csv")
-    path.write_text("id;body\n" + "".join(f'd{n};"{text}"\n' for n, text in enumerate(TEXTS)), encoding="utf-8")
+    path.write_text(
+        "id;body\n" + "".join(f'd{n};"{text}"\n' for n, text in enumerate(TEXTS)), encoding="utf-8"
+    )
     return path
 
 
@@ -173,24 +217,35 @@ def test_the_field_is_the_one_of_the_deliveries_and_the_id_comes_with_the_answer
     assert not list(tmp_path.glob(".*partial"))
 
 
-def test_rows_without_a_text_are_named_and_the_others_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_without_a_text_are_named_and_the_others_answered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     use_case, store = crowned(tmp_path)
     path = tmp_path / "texts.jsonl"
-    path.write_text('{"text": " "}\n{"text": "fine"}\nnot json\n{"other": 1}\n{"text": "\\u200b\\n"}\n' + '{"text": ""}\n' * 12)
+    path.write_text(
+        '{"text": " "}\n{"text": "fine"}\nnot json\n{"other": 1}\n{"text": "\\u200b\\n"}\n'
+        + '{"text": ""}\n' * 12
+    )
     capsys.readouterr()
     assert predict_file(use_case, store, path, None, 5) == 16
     said = capsys.readouterr()
     assert [json.loads(line)["row"] for line in said.out.splitlines()] == [2]
     lines = [line for line in said.err.splitlines() if line.startswith(str(path))]
     assert [line.split(": ")[0] for line in lines[:4]] == [f"{path}:{number}" for number in (1, 3, 4, 5)]
-    assert "the text is empty" in lines[0] and "not JSON" in lines[1] and "no text in the field `text` (documents.text)" in lines[2]
+    assert (
+        "the text is empty" in lines[0]
+        and "not JSON" in lines[1]
+        and "no text in the field `text` (documents.text)" in lines[2]
+    )
     assert lines[-1] == f"{path}: 6 more rows without a text" and len(lines) == 11
 
 
 @pytest.mark.parametrize("text", ["", " \n\t", "\u200b", "\u00a0\ufeff"])
 def test_an_empty_text_is_refused(tmp_path: Path, text: str) -> None:
     use_case, store = crowned(tmp_path)
-    with pytest.raises(FullftError, match="demo: the text is empty; a model would answer with what is likeliest of all texts"):
+    with pytest.raises(
+        FullftError, match="demo: the text is empty; a model would answer with what is likeliest of all texts"
+    ):
         predict(use_case, store, text, 5)
     (tmp_path / "empty.txt").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=r"empty\.txt: no row has a text"):
@@ -207,8 +262,12 @@ def test_an_empty_text_is_refused(tmp_path: Path, text: str) -> None:
         (None, b"", "No such file or directory"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, name: str | None, content: bytes, problem: str) -> None:
-    settings = UseCaseSettings.model_validate({"base_model": "m", "documents": {"path": "data"}, "examples": {"label": "kind"}})
+def test_a_file_that_cannot_be_read_is_one_line(
+    tmp_path: Path, name: str | None, content: bytes, problem: str
+) -> None:
+    settings = UseCaseSettings.model_validate(
+        {"base_model": "m", "documents": {"path": "data"}, "examples": {"label": "kind"}}
+    )
     path = tmp_path / (name or "missing.txt")
     if name is not None:
         path.write_bytes(content)
@@ -217,11 +276,16 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, name: str | None
     assert len(str(raised.value).splitlines()) == 1 and str(path) in str(raised.value)
 
 
-def test_the_command_takes_a_text_or_a_file(project: projects.Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_takes_a_text_or_a_file(
+    project: projects.Project, capsys: pytest.CaptureFixture[str]
+) -> None:
     defs = ["--defs", str(project.root / "my_project" / "defs")]
     for given in ([], ["text", "--file", "a.txt"], ["text", "--out", "b.jsonl"]):
         assert main(["predict", "letters", *given, *defs]) == 1
         assert capsys.readouterr().err == "predict: give a text or --file; --out goes with --file\n"
     (project.root / "a.txt").write_text("one\n")
     done = project.fullft("predict", "letters", "--file", str(project.root / "a.txt"))
-    assert (done.returncode, done.stderr) == (1, "letters has no champion yet; `fullft run letters` trains and judges one\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "letters has no champion yet; `fullft run letters` trains and judges one\n",
+    )

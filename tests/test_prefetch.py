@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from fullft_assets.engine.feed import Batch, Feed
-from fullft_assets.engine.prefetch import Prefetcher, already_collated
+from fullft_assets.training.feed import Batch, Feed
+from fullft_assets.training.prefetch import Prefetcher, already_collated
 
 ITEMS_A_PASS = 3
 UNTOUCHED = np.zeros(0, np.int64)
@@ -48,7 +48,9 @@ def items_of(batches: Any) -> list[list[int]]:
 @pytest.mark.parametrize("depth", [1, 4])
 @pytest.mark.parametrize(("rank", "processes"), [(0, 1), (0, 2), (1, 2)])
 @pytest.mark.parametrize("begin", [0, 2], ids=["from-the-start", "resumed"])
-def test_batches_are_those_of_the_feed_and_each_is_made_once(depth: int, rank: int, processes: int, begin: int) -> None:
+def test_batches_are_those_of_the_feed_and_each_is_made_once(
+    depth: int, rank: int, processes: int, begin: int
+) -> None:
     collate = Collate()
     planned = feed(20, collate)
     expected = items_of(planned.batches())[begin:][rank::processes]
@@ -56,7 +58,9 @@ def test_batches_are_those_of_the_feed_and_each_is_made_once(depth: int, rank: i
     loader = DataLoader(Prefetcher(planned, depth), batch_sampler=list(expected), collate_fn=already_collated)
     assert items_of(loader) == expected
     # Of two processes the first pass tells only that there are passes; the second, how far they lie apart.
-    assert len(collate.seen) == len(expected) if processes == 1 else len(collate.seen) <= len(expected) + depth
+    assert (
+        len(collate.seen) == len(expected) if processes == 1 else len(collate.seen) <= len(expected) + depth
+    )
 
 
 def test_the_next_passes_are_made_before_they_are_asked_for() -> None:

@@ -1,6 +1,7 @@
 """The three imports of Dagster's private modules and one private attribute, as they are in Dagster 1.13.27.
 
-A newer Dagster may move or change them: when one of these tests fails after an upgrade, look at what it names.
+A newer Dagster may move or change them: when one of these tests fails after an upgrade, look at what it
+names.
 """
 
 from __future__ import annotations
@@ -50,24 +51,37 @@ def private_modules(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" if alias.name.startswith("_") else node.module for alias in node.names}
+            found |= {
+                f"{node.module}.{alias.name}" if alias.name.startswith("_") else node.module
+                for alias in node.names
+            }
     return {name for name in found if name.startswith("dagster") and "._" in name}
 
 
 def test_the_package_imports_no_other_private_module() -> None:
-    found = {(str(path.relative_to(PACKAGE)), name) for path in PACKAGE.rglob("*.py") for name in private_modules(path)}
+    found = {
+        (str(path.relative_to(PACKAGE)), name)
+        for path in PACKAGE.rglob("*.py")
+        for name in private_modules(path)
+    }
     assert found == PRIVATE
 
 
 def test_dagster_is_the_release_that_these_imports_were_checked_with() -> None:
-    assert dg.__version__.split(".")[:2] == ["1", "13"], "check the private imports with this release, then change this line"
+    assert dg.__version__.split(".")[:2] == ["1", "13"], (
+        "check the private imports with this release, then change this line"
+    )
 
 
 @pytest.mark.slow
 def test_a_workspace_is_loaded_as_in_dagster_1_13_27(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`get_workspace_from_cli_opts` yields a request whose process context makes new requests."""
     (tmp_path / "letters_definitions.py").write_text(DEFINITIONS)
-    module = {"module_name": "letters_definitions", "working_directory": str(tmp_path), "location_name": "letters"}
+    module = {
+        "module_name": "letters_definitions",
+        "working_directory": str(tmp_path),
+        "location_name": "letters",
+    }
     workspace_file = tmp_path / "workspace.yaml"
     workspace_file.write_text(json.dumps({"load_from": [{"python_module": module}]}))
     (tmp_path / "home").mkdir()
@@ -96,15 +110,25 @@ def test_a_run_launcher_is_asked_as_in_dagster_1_13_27() -> None:
     assert CODE_SERVER_TAG == GRPC_INFO_TAG
 
 
-def test_ticks_of_all_sensors_share_one_instance_as_in_dagster_1_13_27(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ticks_of_all_sensors_share_one_instance_as_in_dagster_1_13_27(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`SensorEvaluationContext` opens an instance only if its `_instance` is None."""
     monkeypatch.setenv("HOOK", "http://127.0.0.1:9")
     hook = {"channels": {"webhook": {"url": "env:HOOK"}}}
     project = projects.create(
-        tmp_path, rows=1, monitoring={"path": "data/letters/production"}, alerts=hook, documents={"settle_seconds": 86_400}
+        tmp_path,
+        rows=1,
+        monitoring={"path": "data/letters/production"},
+        alerts=hook,
+        documents={"settle_seconds": 86_400},
     )
     definitions = FullFineTune(project.use_case()).build_defs()
-    sensors = [sensor for sensor in definitions.get_repository_def().sensor_defs if not sensor.sensor_type.is_handled_by_asset_daemon]
+    sensors = [
+        sensor
+        for sensor in definitions.get_repository_def().sensor_defs
+        if not sensor.sensor_type.is_handled_by_asset_daemon
+    ]
     assert len(sensors) == 4
     with dg.DagsterInstance.from_config(str(project.home)) as instance:
         ref = instance.get_ref()

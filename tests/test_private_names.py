@@ -1,4 +1,6 @@
-"""A name of a library that this project overrides or sets is missing: the module that relies on it says so when it is imported."""
+"""A name of a library that this project overrides or sets is missing: the module that relies on it says so
+when it is imported.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,13 @@ import runpy
 import pytest
 from transformers import PretrainedConfig, Trainer, dynamic_module_utils
 
-from fullft_assets.engine.trainer import FineTuner
 from fullft_assets.errors import SettingsError
 from fullft_assets.models.private_names import require_names
+from fullft_assets.training.trainer import FineTuner
 
 _RENAMED = [
-    (Trainer, "_clip_grad_norm", "fullft_assets.engine.trainer"),
-    (Trainer, "_load_rng_state", "fullft_assets.engine.trainer"),
+    (Trainer, "_clip_grad_norm", "fullft_assets.training.trainer"),
+    (Trainer, "_load_rng_state", "fullft_assets.training.trainer"),
     (PretrainedConfig, "_attn_implementation", "fullft_assets.models.loading"),
     (PretrainedConfig, "_experts_implementation", "fullft_assets.models.loading"),
     (dynamic_module_utils, "HF_MODULES_CACHE", "fullft_assets.models.loading"),
@@ -21,7 +23,9 @@ _RENAMED = [
 
 
 @pytest.mark.parametrize(("owner", "name", "module"), _RENAMED, ids=[name for _, name, _ in _RENAMED])
-def test_a_renamed_name_is_one_line_at_import(owner: type, name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_renamed_name_is_one_line_at_import(
+    owner: type, name: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delattr(owner, name)
     with pytest.raises(SettingsError, match=rf"^transformers [\d.]+ has no \S+\.{name}, which [^\n]+$"):
         runpy.run_module(module)

@@ -1,4 +1,6 @@
-"""Baselines that prompt the base model: likelihoods against plain transformers, drawn examples, what is kept of them, limits."""
+"""Baselines that prompt the base model: likelihoods against plain transformers, drawn examples, what is kept
+of them, limits.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ from tests import project as projects
 from tests import small_language_model
 from tests.prepared import Prepared, prepare, prepare_language_model
 
-PLANNING = {"baselines": ["majority", "zero_shot", "few_shot"], "prompting": {"examples": 5, "max_tokens": 200}}
+PLANNING = {
+    "baselines": ["majority", "zero_shot", "few_shot"],
+    "prompting": {"examples": 5, "max_tokens": 200},
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +38,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 @pytest.fixture(scope="module")
 def conversations(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    planning = {"baselines": ["base_model", "few_shot_conversations"], "prompting": {"examples": 3, "max_tokens": 300}}
+    planning = {
+        "baselines": ["base_model", "few_shot_conversations"],
+        "prompting": {"examples": 3, "max_tokens": 300},
+    }
     return prepare_language_model(tmp_path_factory.mktemp("conversations"), "sft", rows=60, planning=planning)
 
 
@@ -70,13 +78,22 @@ def test_examples_are_in_the_prompt_with_their_labels(prepared: Prepared) -> Non
     assert 50 < len(ids) <= 200
     written = writer.tokenization.tokenizer.decode(ids, skip_special_tokens=False)
     parts = written.split("\n\nText: ")[1:]
-    assert [part.rsplit("\nLabel: ", 1)[1] for part in parts] == [prepared.labels[label] for label in fitted.labels]
-    assert all(text.startswith(part.rsplit("\nLabel:", 1)[0][:20]) for part, text in zip(parts, fitted.shown.texts, strict=True))
-    zero, few = (kind.predict(prepared.split("test")) for kind in (ZeroShot(prepared.baseline_context), fitted))
+    assert [part.rsplit("\nLabel: ", 1)[1] for part in parts] == [
+        prepared.labels[label] for label in fitted.labels
+    ]
+    assert all(
+        text.startswith(part.rsplit("\nLabel:", 1)[0][:20])
+        for part, text in zip(parts, fitted.shown.texts, strict=True)
+    )
+    zero, few = (
+        kind.predict(prepared.split("test")) for kind in (ZeroShot(prepared.baseline_context), fitted)
+    )
     assert np.abs(zero - few).max() > 1e-4
 
 
-def test_prompted_baselines_are_scored_saved_without_text_and_loaded(prepared: Prepared, tmp_path: Path) -> None:
+def test_prompted_baselines_are_scored_saved_without_text_and_loaded(
+    prepared: Prepared, tmp_path: Path
+) -> None:
     recipe, names = prepared.recipe, prepared.use_case.settings.baselines
     scores = dict(recipe.score_baselines(names, tmp_path, prepared.baseline_context))
     assert set(scores) == set(names)
@@ -115,7 +132,10 @@ def test_a_prompt_beyond_the_models_positions_is_refused(prepared: Prepared) -> 
     shown = context.settings.planning.prompting.model_copy(update={"max_tokens": 2_000, "examples": 40})
     planning = context.settings.planning.model_copy(update={"prompting": shown})
     context = replace(context, settings=context.settings.model_copy(update={"planning": planning}))
-    with pytest.raises(SettingsError, match=r"planning.prompting.max_tokens: the longest prompt has .* base_model reads 512; give less"):
+    with pytest.raises(
+        SettingsError,
+        match=r"planning.prompting.max_tokens: the longest prompt has .* base_model reads 512; give less",
+    ):
         FewShot.fit(prepared.split("train"), context).predict(prepared.split("test"))
 
 
@@ -124,7 +144,10 @@ def test_conversations_are_scored_on_their_own_tokens_alone(conversations: Prepa
     names = conversations.use_case.settings.baselines
     scores = dict(conversations.recipe.score_baselines(names, tmp_path, context))
     assert set(scores) == set(names)
-    few, plain = (load_all([name], tmp_path, context)[name].predict(rows) for name in ("few_shot_conversations", "base_model"))
+    few, plain = (
+        load_all([name], tmp_path, context)[name].predict(rows)
+        for name in ("few_shot_conversations", "base_model")
+    )
     np.testing.assert_array_equal(few.num_tokens, plain.num_tokens)
     assert np.abs(few.loss - plain.loss).max() > 1e-4
     assert set(json.loads((tmp_path / "few_shot_conversations.json").read_text())) == {"ids"}
@@ -138,5 +161,8 @@ def test_without_examples_a_conversation_is_scored_as_by_the_base_model(conversa
 
 def test_an_encoder_cannot_be_prompted(tmp_path: Path) -> None:
     project = projects.create(tmp_path, planning={"baselines": ["majority", "few_shot"]})
-    with pytest.raises(SettingsError, match=r"planning.baselines.*few_shot prompts a language model, and base_model is a Bert"):
+    with pytest.raises(
+        SettingsError,
+        match=r"planning.baselines.*few_shot prompts a language model, and base_model is a Bert",
+    ):
         project.use_case()

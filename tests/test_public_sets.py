@@ -49,7 +49,9 @@ def test_a_public_set_goes_through_the_whole_graph(tmp_path: Path, name: str, ro
     model = smollm2.write_tiny_model(tmp_path / "model") if name == "conversations" else None
     # Weights of eight numbers a token learn at another rate.
     training = {"epochs": 1, **({} if model is None else {"learning_rate": 0.02})}
-    found = public_sets.measure(name, tmp_path / "project", whole_graph=True, model=model, rows=rows, **SHORT, training=training)
+    found = public_sets.measure(
+        name, tmp_path / "project", whole_graph=True, model=model, rows=rows, **SHORT, training=training
+    )
     assert found.returncode == 0, "\n".join(found.last_lines)
     assert found.rows == rows
     assert all(found.splits.values()), found.splits

@@ -10,8 +10,9 @@ import pytest
 pytestmark = pytest.mark.quick
 
 STAGES = (
-    "documents", "examples", "chunks", "snapshot", "planning", "training", "evaluation", "release", "report", "monitoring", "retraining",
-    "erasure", "store", "config", "settings",
+    "documents", "examples", "chunks", "snapshot", "planning", "training", "evaluation", "release", "report",
+    "monitoring", "retraining",
+    "erasure", "store", "checking", "settings",
 )  # fmt: skip
 
 

@@ -1,4 +1,6 @@
-"""What two ranks of a training must agree on, shown where one of them is behind or finds something else: `tests.two_ranks`."""
+"""What two ranks of a training must agree on, shown where one of them is behind or finds something else:
+`tests.two_ranks`.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
 @pytest.mark.slow
 def test_ranks_roll_back_to_the_same_checkpoint_whenever_the_history_is_written(played: dict) -> None:
     for found in played["roll_back"]:
-        assert found["segments"] == [0, 2] and found["incidents"] == [["roll_back", 5, 2]] and found["steps"] > 5
+        assert (
+            found["segments"] == [0, 2] and found["incidents"] == [["roll_back", 5, 2]] and found["steps"] > 5
+        )
 
 
 @pytest.mark.slow
@@ -42,23 +46,32 @@ def test_the_first_ranks_scores_count_on_all(played: dict) -> None:
 def test_a_stop_that_one_rank_hears_ends_the_scoring_of_all_and_a_checkpoint_is_written(played: dict) -> None:
     first, second = played["stop_while_scoring"]
     for found in (first, second):
-        assert found["scored_in"] == found["passes"][1:] == [18, 18], "the first was cut short, and made up for"
+        assert found["scored_in"] == found["passes"][1:] == [18, 18], (
+            "the first was cut short, and made up for"
+        )
         assert found["said"].startswith("stopped at step 2 of ") and found["left"] == ["checkpoint-2"]
-        assert found["from"] == 2 and found["scored"] == [2, *found["scored"][1:]] and len(found["scored"]) == 2
+        assert (
+            found["from"] == 2 and found["scored"] == [2, *found["scored"][1:]] and len(found["scored"]) == 2
+        )
     # Both read as many windows until then, the second one in halved batches.
     assert (first["passes"][0], second["passes"][0]) == (6, 9)
 
 
 @pytest.mark.slow
 def test_the_first_rank_alone_loads_the_best_checkpoint(played: dict) -> None:
-    """It alone has the trained model; another one's host may not have that checkpoint, or the folder may be gone by then."""
+    """It alone has the trained model; another one's host may not have that checkpoint, or the folder may be
+    gone by then.
+    """
     assert [found["loaded"] for found in played["keep_best"]] == [["checkpoint-1"], []]
 
 
 @pytest.mark.slow
 def test_ranks_that_see_different_checkpoints_do_not_wait_for_each_other(played: dict) -> None:
     for said in played["own_disks"]:
-        assert "do not see the same checkpoints (not all of them that of step 1, which the first one sees); put the store on a disk" in said
+        assert (
+            "do not see the same checkpoints (not all of them that of step 1, which the first one sees); put"
+            " the store on a disk" in said
+        )
 
 
 @pytest.mark.slow
@@ -67,18 +80,26 @@ def test_the_first_rank_interpolates_alone_and_all_know_what_was_chosen(played: 
     # Scored after the last step by both.
     assert (first["alone"], second["alone"]) == (["score", "load", "score", "score"], ["score"])
     assert (first["alpha"], first["scores"]) == (second["alpha"], second["scores"])
-    assert first["said"] == second["said"] == "stopped on request; run the same command to start this part again"
+    assert (
+        first["said"] == second["said"] == "stopped on request; run the same command to start this part again"
+    )
 
 
 @pytest.mark.slow
-def test_memory_that_ran_out_in_one_rank_fails_the_run_once_and_the_same_command_continues_with_less(played: dict) -> None:
+def test_memory_that_ran_out_in_one_rank_fails_the_run_once_and_the_same_command_continues_with_less(
+    played: dict,
+) -> None:
     first, second = played["out_of_memory"]
     # The rank that has room only sees that the other one is gone, and fails later.
     assert (first["status"], second["status"]) == (1, EXIT_FIXABLE)
-    reason = "memory ran out with 4 rows a pass in one of 2 processes; run the same command to continue with 2"
+    reason = (
+        "memory ran out with 4 rows a pass in one of 2 processes; run the same command to continue with 2"
+    )
     assert (first["failure"]["failure"], first["failure"]["reason"]) == ("out_of_memory", reason)
     for again in played["out_of_memory_again"]:
         assert again["status"] == 0 and max(again["passes"]) == 2
     made = played["out_of_memory_again"][0]["metadata"]
     assert (made["micro_batch_size"], made["resumed_from_step"]) == (2, 4)
-    assert [(found["event"], found["step"], found["continued_from_step"]) for found in made["incidents"]] == [("out_of_memory", 7, 4)]
+    assert [(found["event"], found["step"], found["continued_from_step"]) for found in made["incidents"]] == [
+        ("out_of_memory", 7, 4)
+    ]

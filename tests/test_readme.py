@@ -1,4 +1,6 @@
-"""What the README promises, run as it is written: each command is run by a test, and the demo as a newcomer runs it."""
+"""What the README promises, run as it is written: each command is run by a test, and the demo as a newcomer
+runs it.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ RUN_BY = {
 
 def shell_commands(text: str) -> list[str]:
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.strip() and not line.startswith("#")]
+    return [
+        line for block in blocks for line in block.splitlines() if line.strip() and not line.startswith("#")
+    ]
 
 
 def test_every_command_of_the_readme_is_run_somewhere():
@@ -47,14 +51,18 @@ def test_every_command_of_the_readme_is_run_somewhere():
 
 def test_every_file_that_the_readme_names_exists():
     text = (ROOT / "README.md").read_text()
-    named = re.findall(r"\]\((?!http)([^)#]+)\)", text) + re.findall(r"`((?:fullft_assets|docs|deploy)/[\w/.]+)`", text)
+    named = re.findall(r"\]\((?!http)([^)#]+)\)", text) + re.findall(
+        r"`((?:fullft_assets|docs|deploy)/[\w/.]+)`", text
+    )
     missing = [name for name in named if "my_case" not in name and not (ROOT / name).exists()]
     assert not missing
 
 
 @pytest.fixture(params=["small", pytest.param("as shipped", marks=pytest.mark.long)])
 def checkout(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """This repository, or a copy whose demo trains on fewer and shorter rows: as shipped it takes long on a CPU without AMX."""
+    """This repository, or a copy whose demo trains on fewer and shorter rows: as shipped it takes long on a
+    CPU without AMX.
+    """
     if request.param == "as shipped":
         return ROOT
     copy = tmp_path / "checkout"
@@ -72,14 +80,27 @@ def checkout(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def _environment(checkout: Path) -> dict[str, str]:
-    """With the package of this checkout; as shipped on all cores, as a newcomer has it, where other tests take one each."""
+    """With the package of this checkout; as shipped on all cores, as a newcomer has it, where other tests
+    take one each.
+    """
     left_out = "OMP_NUM_THREADS" if checkout == ROOT else ""
-    return {**{name: value for name, value in os.environ.items() if name != left_out}, "PYTHONPATH": str(checkout)}
+    return {
+        **{name: value for name, value in os.environ.items() if name != left_out},
+        "PYTHONPATH": str(checkout),
+    }
 
 
 def _make(checkout: Path, target: str, home: Path, *more: str, timeout: float = 3_600) -> str:
     command = ["make", target, f"FULLFT_HOME={home}", *more]
-    done = subprocess.run(command, cwd=checkout, env=_environment(checkout), capture_output=True, text=True, timeout=timeout, check=False)
+    done = subprocess.run(
+        command,
+        cwd=checkout,
+        env=_environment(checkout),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -110,24 +131,37 @@ def test_demo(checkout: Path, tmp_path: Path):
     gain = found["justification"]["gain"]
     # The verdict must follow from the metrics, whatever they are.
     assert ("Promoted" in first) == (gain["low"] > 0)
-    assert found["scores"]["macro_f1"]["finetuned"]["estimate"] > found["scores"]["macro_f1"]["majority"]["estimate"] + 0.3
-    assert re.findall(r"drift +\S+-\w+: (\w+);", first) == ["warming_up"] * 6 + ["alarm", "confirmed"], "the last two weeks"
+    assert (
+        found["scores"]["macro_f1"]["finetuned"]["estimate"]
+        > found["scores"]["macro_f1"]["majority"]["estimate"] + 0.3
+    )
+    assert re.findall(r"drift +\S+-\w+: (\w+);", first) == ["warming_up"] * 6 + ["alarm", "confirmed"], (
+        "the last two weeks"
+    )
 
     artifacts = sorted(path for path in (home / "store").rglob("manifest.json"))
     second = _make(checkout, "run", home)
     assert "new_documents: nothing new" in second
-    assert sorted(path for path in (home / "store").rglob("manifest.json")) == artifacts, "the second run wrote artifacts again"
+    assert sorted(path for path in (home / "store").rglob("manifest.json")) == artifacts, (
+        "the second run wrote artifacts again"
+    )
     assert str(report) in second
 
     if gain["low"] > 0:
-        answer = _fullft(checkout, home, "predict", "licences", "Licensed under the Apache License, Version 2.0")
+        answer = _fullft(
+            checkout, home, "predict", "licences", "Licensed under the Apache License, Version 2.0"
+        )
         assert answer.returncode == 0, answer.stderr
-        assert sum(float(line.split("%")[0]) for line in answer.stdout.splitlines()) == pytest.approx(100, abs=0.3)
+        assert sum(float(line.split("%")[0]) for line in answer.stdout.splitlines()) == pytest.approx(
+            100, abs=0.3
+        )
     refused = _fullft(checkout, home, "rollback", "licences", "--reason", "too many false alarms")
     assert refused.returncode == 1
     assert len(refused.stderr.strip().splitlines()) == 1
     cleaned = _fullft(checkout, home, "clean", "licences")
-    assert cleaned.stdout.endswith("nothing was removed; `fullft clean licences --yes` does it\n"), cleaned.stderr
+    assert cleaned.stdout.endswith("nothing was removed; `fullft clean licences --yes` does it\n"), (
+        cleaned.stderr
+    )
     _check_ui(checkout, home)
     _check_erasure(checkout, home, tmp_path / "ids.txt")
     assert "check" in _make(checkout, "bench", home, "ONLY=check", timeout=300)
@@ -147,7 +181,9 @@ def _check_erasure(checkout: Path, home: Path, ids: Path) -> None:
 
 
 def _heed_signals() -> None:
-    """Undo what a shell does to what it starts in the background: SIGINT is ignored there, and Dagster then ignores SIGTERM, too."""
+    """Undo what a shell does to what it starts in the background: SIGINT is ignored there, and Dagster then
+    ignores SIGTERM, too.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
 
@@ -166,8 +202,12 @@ def _check_ui(checkout: Path, home: Path) -> None:
         preexec_fn=_heed_signals,
     )
     try:
-        query = json.dumps({"query": "{ runsOrError { ... on Runs { results { jobName status } } } }"}).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/graphql", query, {"Content-Type": "application/json"})
+        query = json.dumps(
+            {"query": "{ runsOrError { ... on Runs { results { jobName status } } } }"}
+        ).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/graphql", query, {"Content-Type": "application/json"}
+        )
         runs: list[dict] = []
         for _ in range(120):
             time.sleep(0.5)
@@ -186,10 +226,18 @@ def _check_ui(checkout: Path, home: Path) -> None:
 
 
 def _check_graph(url: str) -> None:
-    """The demo's asset graph in the browser: every asset a node with its state, and a picture of it for people."""
+    """The demo's asset graph in the browser: every asset a node with its state, and a picture of it for
+    people.
+    """
     with chromium() as page:
         page.goto(f"{url}/locations/__repository__@fullft_assets/asset-groups/licences/lineage")
-        for asset in ("raw_documents", "training_snapshot", "cheaper_baselines", "champion_model", "drift_report"):
+        for asset in (
+            "raw_documents",
+            "training_snapshot",
+            "cheaper_baselines",
+            "champion_model",
+            "drift_report",
+        ):
             expect(page.get_by_text(asset, exact=True).first).to_be_visible()
         assert page.get_by_role("dialog").count() == 0
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)

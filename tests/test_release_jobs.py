@@ -1,4 +1,6 @@
-"""The jobs by which a person overrules the gates, executed on a real instance, and what the asset says while it is frozen."""
+"""The jobs by which a person overrules the gates, executed on a real instance, and what the asset says while
+it is frozen.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ KEY = dg.AssetKey(["demo", "champion_model"])
 
 
 class Released:
-    """A use case with two evaluated checkpoints: the first is champion, the second one's gates are green (or red)."""
+    """A use case with two evaluated checkpoints: the first is champion, the second one's gates are green (or
+    red).
+    """
 
     def __init__(self, folder: Path, instance: dg.DagsterInstance, push_to: str | None = None):
         (folder / "documents").mkdir()
@@ -36,7 +40,9 @@ class Released:
             examples={"label": "kind"},
             release={"push_to": push_to},
         )
-        use_case = UseCase(name="demo", settings=settings, yaml_path=folder / "defs.yaml", project_root=folder)
+        use_case = UseCase(
+            name="demo", settings=settings, yaml_path=folder / "defs.yaml", project_root=folder
+        )
         self.store, self.instance = Store(str(folder / "store")), instance
         self.lab = Lab(self.store, use_case)
         self.definitions = FullFineTune(use_case).build_defs()
@@ -47,11 +53,17 @@ class Released:
     def run(self, act: str, raise_on_error: bool = True, **config: str) -> dg.ExecuteInProcessResult:
         given = {"ops": {"demo__by_hand": {"config": {"act": act, **config}}}}
         definition = self.definitions.resolve_job_def("demo_by_hand")
-        return definition.execute_in_process(run_config=given, instance=self.instance, raise_on_error=raise_on_error)
+        return definition.execute_in_process(
+            run_config=given, instance=self.instance, raise_on_error=raise_on_error
+        )
 
     def materialize(self, checkpoint: Manifest, report: Manifest) -> dg.ExecuteInProcessResult:
         """Materialise `champion_model` alone, as a person does in the UI."""
-        inputs = {"finetuned_checkpoint": checkpoint, "evaluation_report": report, "training_snapshot": self.lab.snapshot}
+        inputs = {
+            "finetuned_checkpoint": checkpoint,
+            "evaluation_report": report,
+            "training_snapshot": self.lab.snapshot,
+        }
         for asset, manifest in inputs.items():
             set_latest(self.store, "demo", asset, manifest)
         job = self.definitions.resolve_implicit_global_asset_job_def()
@@ -64,8 +76,14 @@ class Released:
         return found.checkpoint
 
     def newest(self, kind: str) -> dict[str, Any]:
-        """Return the metadata, as text, of the asset's newest materialisation or observation in the event log."""
-        fetch = self.instance.fetch_materializations if kind == "materialization" else self.instance.fetch_observations
+        """Return the metadata, as text, of the asset's newest materialisation or observation in the event
+        log.
+        """
+        fetch = (
+            self.instance.fetch_materializations
+            if kind == "materialization"
+            else self.instance.fetch_observations
+        )
         [record] = fetch(KEY, limit=1).records
         event = record.asset_materialization if kind == "materialization" else record.asset_observation
         return {name: " ".join(str(value.value).split()) for name, value in event.metadata.items()}
@@ -81,11 +99,18 @@ def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Releas
 
 def test_the_store_is_cleaned_up_by_a_run_that_waits_for_others(released: Released) -> None:
     assert released.run("clean").success
-    other = dg.DagsterRun(job_name="demo_model", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED, tags={"use_case": "demo"})
+    other = dg.DagsterRun(
+        job_name="demo_model",
+        run_id=str(uuid.uuid4()),
+        status=dg.DagsterRunStatus.STARTED,
+        tags={"use_case": "demo"},
+    )
     released.instance.add_run(other)
     refused = released.run("clean", raise_on_error=False)
     (failed,) = [event for event in refused.all_events if event.is_step_failure]
-    assert "(demo_model) is in progress; clean up when it has ended" in str(failed.event_specific_data.user_failure_data.description)
+    assert "(demo_model) is in progress; clean up when it has ended" in str(
+        failed.event_specific_data.user_failure_data.description
+    )
 
 
 def test_the_run_says_whether_the_candidate_that_it_promoted_was_better(released: Released) -> None:
@@ -100,7 +125,10 @@ def test_the_run_says_whether_the_candidate_that_it_promoted_was_better(released
     small = gained(0.01, -0.01, 0.03)
     assert said(third, lab.report(third, evaluated(over_champion=small), "rc", "non_inferiority")) == "False"
     assert released.champion == third.ref
-    assert said(fourth, lab.report(fourth, evaluated(over_champion=gained(-0.2)), "rd")) is None and released.champion == third.ref
+    assert (
+        said(fourth, lab.report(fourth, evaluated(over_champion=gained(-0.2)), "rd")) is None
+        and released.champion == third.ref
+    )
 
 
 def test_rolled_back_by_a_run_with_its_reason(released: Released) -> None:
@@ -112,18 +140,28 @@ def test_rolled_back_by_a_run_with_its_reason(released: Released) -> None:
     assert state is not None
     [done] = state.interventions
     assert (done.action, done.reason, done.by) == ("rollback", "worse on Mondays", result.run_id)
-    assert f"Rolled back by hand ({result.run_id}): worse on Mondays" in released.newest("observation")["outcome"]
+    assert (
+        f"Rolled back by hand ({result.run_id}): worse on Mondays"
+        in released.newest("observation")["outcome"]
+    )
     # The UI and the store show the card of the model that is in use.
     assert released.first.ref in released.newest("materialization")["model_card"]
-    assert released.newest("materialization")["model"] == f"{Path(released.store.url).absolute()}/{released.first.ref}/model"
+    assert (
+        released.newest("materialization")["model"]
+        == f"{Path(released.store.url).absolute()}/{released.first.ref}/model"
+    )
     card = latest(released.store, "demo", "champion_model")
     assert card is not None and card.metadata["checkpoint"] == released.first.ref
     failed = released.run("rollback", raise_on_error=False, reason="once more")
     [failure] = [event for event in failed.all_events if event.event_type_value == "STEP_FAILURE"]
-    assert "is the first champion; there is none before it to roll back to" in str(failure.step_failure_data.user_failure_data)
+    assert "is the first champion; there is none before it to roll back to" in str(
+        failure.step_failure_data.user_failure_data
+    )
 
 
-def test_a_change_by_hand_holds_where_the_copy_fails_and_the_asset_copies_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_by_hand_holds_where_the_copy_fails_and_the_asset_copies_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("FULLFT_STORE", raising=False)
     (tmp_path / "dagster").mkdir()
     (tmp_path / "served").write_text("a file where the folder belongs")
@@ -134,8 +172,16 @@ def test_a_change_by_hand_holds_where_the_copy_fails_and_the_asset_copies_later(
         back = released.run("rollback", reason="worse on Mondays")
         assert promoted.success and back.success and released.champion == released.first.ref
         for run in (promoted, back):
-            said = [entry.user_message for entry in instance.all_logs(run.run_id) if "pushing to served failed: " in entry.user_message]
-            assert len(said) == 1 and said[0].endswith("; materialise champion_model to push it") and "\n" not in said[0]
+            said = [
+                entry.user_message
+                for entry in instance.all_logs(run.run_id)
+                if "pushing to served failed: " in entry.user_message
+            ]
+            assert (
+                len(said) == 1
+                and said[0].endswith("; materialise champion_model to push it")
+                and "\n" not in said[0]
+            )
         card = latest(released.store, "demo", "champion_model")
         assert card is not None and card.metadata["checkpoint"] == released.first.ref
         (tmp_path / "served").unlink()
@@ -152,12 +198,19 @@ def test_the_copy_follows_the_asset_and_the_jobs(tmp_path: Path, monkeypatch: py
         released = Released(tmp_path, instance, push_to="served")
 
         def copied(run: dg.ExecuteInProcessResult) -> str:
-            assert [entry for entry in instance.all_logs(run.run_id) if entry.user_message.startswith(f"copied to {tmp_path}/served/")]
+            assert [
+                entry
+                for entry in instance.all_logs(run.run_id)
+                if entry.user_message.startswith(f"copied to {tmp_path}/served/")
+            ]
             return json.loads((tmp_path / "served" / "champion.json").read_text())["checkpoint"]
 
         assert copied(released.materialize(released.second, released.green)) == released.second.ref
         assert copied(released.run("rollback", reason="worse on Mondays")) == released.first.ref
-        assert copied(released.run("promote", reason="it was not", checkpoint=released.second.ref)) == released.second.ref
+        assert (
+            copied(released.run("promote", reason="it was not", checkpoint=released.second.ref))
+            == released.second.ref
+        )
 
 
 def test_frozen_the_asset_succeeds_and_says_why_the_champion_stays(released: Released) -> None:
@@ -167,7 +220,11 @@ def test_frozen_the_asset_succeeds_and_says_why_the_champion_stays(released: Rel
     assert result.success and not result.get_asset_materialization_events()
     assert released.champion == released.first.ref
     said = released.newest("observation")
-    assert "since the champion is frozen" in said["outcome"] and "audit until May" in said["outcome"] and "act: unfreeze" in said["outcome"]
+    assert (
+        "since the champion is frozen" in said["outcome"]
+        and "audit until May" in said["outcome"]
+        and "act: unfreeze" in said["outcome"]
+    )
     assert said["champion"] == released.first.ref
     assert released.run("unfreeze", reason="audit done").success
     result = released.materialize(released.second, released.green)
@@ -183,7 +240,10 @@ def test_promoted_by_hand_though_a_gate_is_red(released: Released) -> None:
     result = released.run("promote", reason="the law changed", checkpoint=third.ref)
     assert released.champion == third.ref
     said = released.newest("materialization")
-    assert f"Promoted by hand ({result.run_id}): the law changed. The gates said: Not promoted" in said["outcome"]
+    assert (
+        f"Promoted by hand ({result.run_id}): the law changed. The gates said: Not promoted"
+        in said["outcome"]
+    )
     # Materialised again, the asset shows the same card.
     released.materialize(third, red)
     assert released.newest("materialization")["outcome"] == said["outcome"] and released.champion == third.ref
@@ -191,24 +251,31 @@ def test_promoted_by_hand_though_a_gate_is_red(released: Released) -> None:
 
 @pytest.mark.parametrize("act", ["rollback", "freeze", "unfreeze", "promote"])
 def test_no_act_on_the_champion_is_done_without_a_reason(released: Released, act: str) -> None:
-    failed = released.run(act, raise_on_error=False, **({"checkpoint": released.second.ref} if act == "promote" else {}))
+    failed = released.run(
+        act, raise_on_error=False, **({"checkpoint": released.second.ref} if act == "promote" else {})
+    )
     [failure] = [event for event in failed.all_events if event.event_type_value == "STEP_FAILURE"]
     assert "reason: give one" in str(failure.step_failure_data.user_failure_data)
     assert released.champion == released.first.ref
 
 
-def test_the_summary_of_a_run_says_what_the_release_came_to(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_summary_of_a_run_says_what_the_release_came_to(
+    released: Released, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(released.instance.root_directory))
 
     def lines() -> dict[str, str]:
-        return {line[2:17].strip(): line[17:] for line in summary(released.lab.use_case, released.store, {}, 1.0)}
+        return {
+            line[2:17].strip(): line[17:] for line in summary(released.lab.use_case, released.store, {}, 1.0)
+        }
 
     frozen = released.run("freeze", reason="audit until May")
     released.materialize(released.second, released.green)
     said = lines()
     assert (
         said["frozen"]
-        == f"Frozen by hand ({frozen.run_id}): audit until May; `demo_by_hand` with act: unfreeze lets the gates decide again"
+        == f"Frozen by hand ({frozen.run_id}): audit until May; `demo_by_hand` with act: unfreeze lets the"
+        " gates decide again"
     )
     assert said["verdict"].startswith("Not promoted though every gate passed, since the champion is frozen.")
     assert "by hand" not in said

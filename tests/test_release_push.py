@@ -83,14 +83,19 @@ def test_another_attempt_of_a_key_has_its_own_weights(lab: Lab, tmp_path: Path) 
     first, case = promoted(lab, "same"), pushing(lab.use_case, "out")
     release.push_champion(lab.store, case)
     second = promoted(lab, "same")
-    assert (first.key, first.ref) == (second.key, release.read_history(lab.store, "demo")[0].champion.checkpoint)
+    assert (first.key, first.ref) == (
+        second.key,
+        release.read_history(lab.store, "demo")[0].champion.checkpoint,
+    )
     release.push_champion(lab.store, case)
     model = json.loads((tmp_path / "out" / "champion.json").read_text())["model"]
     assert model == f"same-{second.attempt}" and (tmp_path / "out" / f"same-{first.attempt}").is_dir()
 
 
 @pytest.mark.parametrize(("given", "folder", "file"), [(None, 0o755, 0o644), (0o770, 0o770, 0o660)])
-def test_whoever_may_read_the_folder_may_read_all_of_it(lab: Lab, tmp_path: Path, given: int | None, folder: int, file: int) -> None:
+def test_whoever_may_read_the_folder_may_read_all_of_it(
+    lab: Lab, tmp_path: Path, given: int | None, folder: int, file: int
+) -> None:
     promoted(lab, "first")
     out = tmp_path / "out"
     if given is not None:
@@ -116,7 +121,10 @@ def test_nothing_is_copied_unasked_and_a_lost_card_is_written_again(lab: Lab, tm
 
 def test_where_to_push_changes_no_key_and_is_checked() -> None:
     package = ModelPackageSettings(group="letters", image="image", url="s3://bucket/prefix")
-    assert ReleaseSettings(push_to="s3://bucket/prefix", model_package=package).model_dump() == ReleaseSettings().model_dump()
+    assert (
+        ReleaseSettings(push_to="s3://bucket/prefix", model_package=package).model_dump()
+        == ReleaseSettings().model_dump()
+    )
     with pytest.raises(ValidationError):
         ReleaseSettings(push_to="gs://bucket")
 
@@ -142,7 +150,9 @@ def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
 
 
 def registering(use_case: UseCase, url: str = "s3://packages/mail") -> UseCase:
-    package = ModelPackageSettings(group="letters", image="1.dkr.ecr.us-east-1.amazonaws.com/huggingface:2", url=url)
+    package = ModelPackageSettings(
+        group="letters", image="1.dkr.ecr.us-east-1.amazonaws.com/huggingface:2", url=url
+    )
     changed = use_case.settings.release.model_copy(update={"model_package": package})
     settings = use_case.settings.model_copy(update={"release": changed})
     return replace(use_case, settings=settings, project_root=use_case.project_root)
@@ -156,7 +166,10 @@ def test_each_champion_is_one_package_to_be_approved(lab: Lab, aws: Any) -> None
         return bucket.get_object(Bucket="packages", Key=url.removeprefix("s3://packages/"))["Body"].read()
 
     def packages() -> set[str]:
-        return {each["ModelPackageArn"] for each in aws.list_model_packages(ModelPackageGroupName="letters")["ModelPackageSummaryList"]}
+        return {
+            each["ModelPackageArn"]
+            for each in aws.list_model_packages(ModelPackageGroupName="letters")["ModelPackageSummaryList"]
+        }
 
     # Servers in one process share what they know.
     arns, before = [], packages()
@@ -166,13 +179,19 @@ def test_each_champion_is_one_package_to_be_approved(lab: Lab, aws: Any) -> None
         arns.append(said.removeprefix("registered as "))
         assert list(release.hand_over(lab.store, case)) == [said]
         package = aws.describe_model_package(ModelPackageName=arns[-1])
-        assert (package["ModelPackageGroupName"], package["ModelApprovalStatus"]) == ("letters", "PendingManualApproval")
+        assert (package["ModelPackageGroupName"], package["ModelApprovalStatus"]) == (
+            "letters",
+            "PendingManualApproval",
+        )
         assert package["CustomerMetadataProperties"]["checkpoint"] == checkpoint.ref
         scores = json.loads(body(package["ModelMetrics"]["ModelQuality"]["Statistics"]["S3Uri"]))
         assert f"{scores['macro_f1']:.6f}" == package["CustomerMetadataProperties"]["score"]
         [container] = package["InferenceSpecification"]["Containers"]
         with tarfile.open(fileobj=io.BytesIO(body(container["ModelDataUrl"]))) as archive:
-            assert {member.name for member in archive if member.isfile()} == {"config.json", "onnx/weights.bin"}
+            assert {member.name for member in archive if member.isfile()} == {
+                "config.json",
+                "onnx/weights.bin",
+            }
             weights = archive.extractfile("onnx/weights.bin")
             assert weights is not None and weights.read() == name.encode()
     release.rollback(lab.store, "demo", reason="worse", by="somebody")
@@ -180,7 +199,9 @@ def test_each_champion_is_one_package_to_be_approved(lab: Lab, aws: Any) -> None
     assert packages() - before == set(arns)
 
 
-def test_a_refused_registration_is_one_line_and_nothing_is_recorded(lab: Lab, aws: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_registration_is_one_line_and_nothing_is_recorded(
+    lab: Lab, aws: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     promoted(lab, "first")
     case, warnings = registering(lab.use_case), []
     with monkeypatch.context() as patch:
@@ -190,7 +211,9 @@ def test_a_refused_registration_is_one_line_and_nothing_is_recorded(lab: Lab, aw
             release.register_champion(lab.store, case)
         release.try_to_hand_over(lab.store, case, warnings.append, warnings.append)
     [line] = warnings
-    assert line.startswith("pushing to letters failed: release.model_package: ") and line.endswith("materialise champion_model to push it")
+    assert line.startswith("pushing to letters failed: release.model_package: ") and line.endswith(
+        "materialise champion_model to push it"
+    )
     assert ":model-package/letters/" in (release.register_champion(lab.store, case) or "")
 
 

@@ -53,7 +53,9 @@ class Checker(HTMLParser):
             self.open.append(tag)
         if tag == "img":
             self.images.append(attributes)
-        self.loaded += [v for k, v in attributes.items() if k in ("src", "href") and not v.startswith("data:")]
+        self.loaded += [
+            v for k, v in attributes.items() if k in ("src", "href") and not v.startswith("data:")
+        ]
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -62,7 +64,9 @@ class Checker(HTMLParser):
         self.text.append(data)
 
 
-def evaluation_of(labels: list[str], *, n: int = 400, champion: bool = False, seed: int = 1) -> ClassificationEvaluation:
+def evaluation_of(
+    labels: list[str], *, n: int = 400, champion: bool = False, seed: int = 1
+) -> ClassificationEvaluation:
     rng = np.random.default_rng(seed)
     k = len(labels)
     truth = rng.integers(0, k, n)
@@ -73,12 +77,20 @@ def evaluation_of(labels: list[str], *, n: int = 400, champion: bool = False, se
         scores[np.arange(n), predicted] += 1 + rng.random(n)
         return scores / scores.sum(1, keepdims=True)
 
-    systems = {FINETUNED: probabilities(0.85), "tfidf": probabilities(0.6), "frozen_probe": probabilities(0.5)}
+    systems = {
+        FINETUNED: probabilities(0.85),
+        "tfidf": probabilities(0.6),
+        "frozen_probe": probabilities(0.5),
+    }
     if champion:
         systems[CHAMPION] = probabilities(0.8)
     groups = [f"group {g}" for g in rng.integers(0, n // 4, n)]
     return evaluation.assess(
-        truth, systems, groups, labels, Comparison(EvaluationSettings(resamples=100), "macro_f1", seed, "classification")
+        truth,
+        systems,
+        groups,
+        labels,
+        Comparison(EvaluationSettings(resamples=100), "macro_f1", seed, "classification"),
     )
 
 
@@ -89,8 +101,14 @@ def full_report(found: ClassificationEvaluation, **changed) -> report.Evaluation
             "evaluation": found,
             "verdict": release.verdict(found, ReleaseSettings()),
             "base_model": "models/tiny",
-            "answers": [report.AnsweredRow("Licensed <script>alert(1)</script> under & terms", "notice", "text", "notice")],
-            "training_log": [{"step": s, "loss": 1 / s} for s in range(1, 9)] + [{"step": 8, "validation_loss": 0.3}],
+            "answers": [
+                report.AnsweredRow(
+                    "Licensed <script>alert(1)</script> under & terms", "notice", "text", "notice"
+                )
+            ],
+            "training_log": (
+                [{"step": s, "loss": 1 / s} for s in range(1, 9)] + [{"step": 8, "validation_loss": 0.3}]
+            ),
             "learning_curve": [{"rows": 100, "macro_f1": 0.5}, {"rows": 200, "macro_f1": 0.6}],
             "data": [("training rows", "1,000")],
             "lineage": [("checkpoint", "licences/finetuned_checkpoint/abc/1")],
@@ -118,13 +136,20 @@ def test_the_table_of_systems_says_what_each_took_and_what_was_not_asked(tmp_pat
     found = evaluation_of(LABELS, champion=True)
     report.write(tmp_path, full_report(found, costs=costs, not_asked=["lora", "zero_shot"]))
     text = (tmp_path / "report.md").read_text()
-    rows = {cells[1].strip(): [cell.strip() for cell in cells[-3:-1]] for line in text.splitlines() if len(cells := line.split("|")) > 6}
+    rows = {
+        cells[1].strip(): [cell.strip() for cell in cells[-3:-1]]
+        for line in text.splitlines()
+        if len(cells := line.split("|")) > 6
+    }
     assert rows["system"] == ["time", "USD"]
     assert rows["fully fine-tuned model"] == ["1 h 30 min", "3.75"]
     assert rows["TF-IDF + logistic regression"] == ["< 1 s", "0.00"]
     assert rows["frozen base model + trained head"] == ["1 min 30 s", "–"]
     assert rows["champion"] == ["–", "–"]
-    assert "planning.baselines does not name them: LoRA (`lora`), base model, zero-shot prompt (`zero_shot`)." in text
+    assert (
+        "planning.baselines does not name them: LoRA (`lora`), base model, zero-shot prompt (`zero_shot`)."
+        in text
+    )
     assert "1 h 30 min" in parse(tmp_path / "report.html").text
 
 
@@ -187,9 +212,14 @@ def test_each_system_is_shown_with_its_time_and_price(tmp_path):
     markdown = (tmp_path / "report.md").read_text()
     row = next(line for line in markdown.splitlines() if line.startswith("| fully fine-tuned model |"))
     assert row.endswith("| 1 h 30 min | 3.50 |")
-    assert next(line for line in markdown.splitlines() if line.startswith("| frozen base model")).endswith("| – | – |")
+    assert next(line for line in markdown.splitlines() if line.startswith("| frozen base model")).endswith(
+        "| – | – |"
+    )
     point = 3.495 / found.gains["macro_f1"]["tfidf"].estimate / 100
-    assert found.justification.best_baseline == "tfidf" and f"| a point of gain (0.01) costs | {point:,.2f} USD |" in markdown
+    assert (
+        found.justification.best_baseline == "tfidf"
+        and f"| a point of gain (0.01) costs | {point:,.2f} USD |" in markdown
+    )
     page = " ".join(" ".join(parse(tmp_path / "report.html").text).split())
     assert "1 h 30 min, 3.50 USD" in page and "8 s, 0.01 USD" in page and "no price is given" not in page
 
@@ -198,7 +228,9 @@ def test_the_forest_holds_every_interval():
     found = evaluation_of(LABELS, champion=True)
     rows = report.forest_rows(found, {})
     assert [row.score.estimate for row in rows] == sorted((row.score.estimate for row in rows), reverse=True)
-    assert min(row.left for row in rows) == 0 and max(row.left + row.width for row in rows) == pytest.approx(100)
+    assert min(row.left for row in rows) == 0 and max(row.left + row.width for row in rows) == pytest.approx(
+        100
+    )
     assert all(row.left <= row.middle <= row.left + row.width for row in rows)
 
 
@@ -207,7 +239,11 @@ def test_the_forest_holds_every_interval():
     [
         ({"min_effective_groups": 2}, "promote", "Materialise champion_model"),
         ({"min_score": 1.0}, "keep", "score_is_sufficient says no: deliver more documents"),
-        ({"min_effective_groups": 1_000}, "insufficient_data", "Deliver documents of so many more groups that about"),
+        (
+            {"min_effective_groups": 1_000},
+            "insufficient_data",
+            "Deliver documents of so many more groups that about",
+        ),
     ],
 )
 def test_what_to_do_next(changed, answer, action):
@@ -233,20 +269,29 @@ def test_the_page_does_not_say_promoted_before_the_release(tmp_path):
 def test_nothing_overflows_on_a_desk_or_a_telephone(tmp_path, width):
     from tests.ui import BROKEN, SCREENSHOTS, chromium
 
-    long = "a label whose name is a whole sentence, as it happens where answers are texts, without_any_space_" + "x" * 60
+    long = (
+        "a label whose name is a whole sentence, as it happens where answers are texts, without_any_space_"
+        + "x" * 60
+    )
     names = [long, *(f"label {n} $_$" for n in range(14)), "<b>tag</b>"]
     found = evaluation_of(names, n=1_500, champion=True)
     gates = release.verdict(found, ReleaseSettings(min_score=0.99))
-    refs = [("checkpoint", f"licences/finetuned_checkpoint/{'0123456789abcdef' * 4}/1"), ("training settings", "epochs 3, " * 40)]
+    refs = [
+        ("checkpoint", f"licences/finetuned_checkpoint/{'0123456789abcdef' * 4}/1"),
+        ("training settings", "epochs 3, " * 40),
+    ]
     costs = {name: report.SystemCost(90.0, 0.1) for name in found.scores["macro_f1"]}
-    report.write(tmp_path, full_report(found, verdict=gates, lineage=refs, costs=costs, worth=report.worth_rows(found, costs)))
+    report.write(
+        tmp_path,
+        full_report(found, verdict=gates, lineage=refs, costs=costs, worth=report.worth_rows(found, costs)),
+    )
     with chromium() as page:
         page.set_viewport_size({"width": width, "height": 900})
         page.goto(f"file://{tmp_path}/report.html")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         outside = page.evaluate(
-            "width => [...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > width + 1 "
-            "&& !e.closest('pre')).map(e => e.outerHTML.slice(0, 80))",
+            "width => [...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right >"
+            " width + 1 && !e.closest('pre')).map(e => e.outerHTML.slice(0, 80))",
             width,
         )
         assert outside == []
@@ -255,7 +300,9 @@ def test_nothing_overflows_on_a_desk_or_a_telephone(tmp_path, width):
         assert gates_page.count() > 3
         assert width < 800 or page.evaluate(BROKEN, "table:has(td.yes, td.no) td:first-child") == []
         # No column so narrow that a word has one letter a line.
-        heights = page.locator(".forest .name").evaluate_all("all => all.map(e => e.getBoundingClientRect().height)")
+        heights = page.locator(".forest .name").evaluate_all(
+            "all => all.map(e => e.getBoundingClientRect().height)"
+        )
         assert max(heights) < 60 and page.evaluate("document.body.scrollHeight") < 14_000
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=SCREENSHOTS / f"report-{width}.png", full_page=True)
@@ -268,10 +315,19 @@ def test_markdown_has_the_metrics_the_pictures_and_no_text_of_a_row(tmp_path):
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "Licensed" not in markdown
     # Dagster's event log keeps it: groups may be persons, and are named in the HTML alone.
-    assert "| weakest groups (of at least 3 test rows; report.html names them) |" in markdown and not re.search(r"group \d", markdown)
-    assert all(f'<tr data-group="{row.group}">' in (tmp_path / "report.html").read_text() for row in found.weakest_groups)
+    assert (
+        "| weakest groups (of at least 3 test rows; report.html names them) |" in markdown
+        and not re.search(r"group \d", markdown)
+    )
+    assert all(
+        f'<tr data-group="{row.group}">' in (tmp_path / "report.html").read_text()
+        for row in found.weakest_groups
+    )
     assert re.findall(r"\((pictures/.*?)\)", markdown) == [f"pictures/{name}.png" for name in pictures]
-    assert f"| fully fine-tuned model | {found.score.estimate:.3f} ({found.score.low:.3f} to {found.score.high:.3f}) |" in markdown
+    assert (
+        f"| fully fine-tuned model | {found.score.estimate:.3f} ({found.score.low:.3f} to"
+        f" {found.score.high:.3f}) |" in markdown
+    )
     # Every table is whole: its rows have as many cells as its head, whatever the labels contain.
     for table in re.findall(r"(?:^\|.*\n)+", markdown, flags=re.M):
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
@@ -280,13 +336,17 @@ def test_markdown_has_the_metrics_the_pictures_and_no_text_of_a_row(tmp_path):
 
 @pytest.mark.heavy
 def test_missing_parts_are_not_shown(tmp_path):
-    bare = full_report(evaluation_of(LABELS), answers=[], training_log=[], learning_curve=[], data=[], lineage=[], cost=[])
+    bare = full_report(
+        evaluation_of(LABELS), answers=[], training_log=[], learning_curve=[], data=[], lineage=[], cost=[]
+    )
     assert report.write(tmp_path, bare) == ["scores", "confusion", "reliability"]
     page = parse(tmp_path / "report.html")
     assert len(page.images) == 2
     assert "no general text was given" in " ".join(page.text)
     assert "side by side" not in " ".join(page.text)
-    other_metric = full_report(evaluation_of(LABELS), learning_curve=[{"rows": 100, "accuracy": 0.5}], training_log=[{"step": 1}])
+    other_metric = full_report(
+        evaluation_of(LABELS), learning_curve=[{"rows": 100, "accuracy": 0.5}], training_log=[{"step": 1}]
+    )
     assert report.write(tmp_path, other_metric) == ["scores", "confusion", "reliability"]
 
 
@@ -307,7 +367,9 @@ def test_a_name_between_dollar_signs_is_drawn_as_it_is(tmp_path):
     for scores in (*found.scores.values(), *found.gains.values()):
         for metric in FORMULAS:
             scores[metric] = scores["tfidf"]
-    named = found.model_copy(update={"justification": found.justification.model_copy(update={"best_baseline": FORMULAS[0]})})
+    named = found.model_copy(
+        update={"justification": found.justification.model_copy(update={"best_baseline": FORMULAS[0]})}
+    )
     general = [{"step": step, "general_loss": 1.0 + step / 10} for step in range(3)]
     log = [*full_report(named).training_log, *general]
     drawn = report.write(tmp_path / "one", full_report(named, training_log=log))
@@ -316,12 +378,19 @@ def test_a_name_between_dollar_signs_is_drawn_as_it_is(tmp_path):
     truth = np.random.default_rng(1).random((200, len(FORMULAS))) < 0.4
     systems = {FINETUNED: truth, "label_shares": ~truth}
     comparison = Comparison(EvaluationSettings(resamples=100), "macro_f1", 1, "multi_label")
-    several = multi_label.assess(truth, systems, [str(n) for n in range(200)], FORMULAS, np.full(len(FORMULAS), 0.5), comparison)
+    several = multi_label.assess(
+        truth, systems, [str(n) for n in range(200)], FORMULAS, np.full(len(FORMULAS), 0.5), comparison
+    )
     drawn = report.write(tmp_path / "several", full_report(several))
     assert "label_scores" in drawn
-    plain = multi_label.assess(truth, systems, [str(n) for n in range(200)], list("abcdefg"), np.full(len(FORMULAS), 0.5), comparison)
+    plain = multi_label.assess(
+        truth, systems, [str(n) for n in range(200)], list("abcdefg"), np.full(len(FORMULAS), 0.5), comparison
+    )
     report.write(tmp_path / "plain", full_report(plain))
-    pixels = [matplotlib.image.imread(tmp_path / name / "pictures/label_scores.png") for name in ("several", "plain")]
+    pixels = [
+        matplotlib.image.imread(tmp_path / name / "pictures/label_scores.png")
+        for name in ("several", "plain")
+    ]
     assert pixels[0].shape == pixels[1].shape and (pixels[0] != pixels[1]).any(), "the names are drawn"
 
 
@@ -337,7 +406,9 @@ def test_a_label_without_a_test_row_is_unknown_not_zero(tmp_path):
     assert "| never | unknown | unknown | unknown | 0 |" in (tmp_path / "report.md").read_text()
     page = (tmp_path / "report.html").read_text()
     columns = ("precision", "recall", "F1")
-    unknown = "".join(f'<td style="text-align:right" data-column="{column}">unknown</td>' for column in columns)
+    unknown = "".join(
+        f'<td style="text-align:right" data-column="{column}">unknown</td>' for column in columns
+    )
     assert f"<tr><td>never</td>{unknown}" in page
     assert "unknown: no test row has this label." in page
 
@@ -347,7 +418,10 @@ def test_a_missing_value_is_an_error():
         report.render("report.md.j2", evaluation_of(LABELS), report=full_report(evaluation_of(LABELS)))
 
 
-@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Co"])).map(report.shorten), st.text(max_size=20))
+@given(
+    st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Co"])).map(report.shorten),
+    st.text(max_size=20),
+)
 def test_what_users_wrote_is_shown_as_it_is(text: str, group: str) -> None:
     group = group.replace("\x00", "")
     row = f"| {markdown.about_row('group', group)}{markdown.escape(text)} | end |"
@@ -359,16 +433,23 @@ def test_what_users_wrote_is_shown_as_it_is(text: str, group: str) -> None:
     assert "<" not in markdown.escape(text)
 
 
-@pytest.mark.parametrize("text", ["a \\| b", "![x](y)", "[x]: y", "<img src=x>", "&lt;", "`a`", "*a* _b_ ~~c~~", "a\\", "a_b_c", "x | y"])
+@pytest.mark.parametrize(
+    "text",
+    ["a \\| b", "![x](y)", "[x]: y", "<img src=x>", "&lt;", "`a`", "*a* _b_ ~~c~~", "a\\", "a_b_c", "x | y"],
+)
 def test_what_markdown_means_otherwise_is_text(text: str) -> None:
     page = markdown.to_html(f"| a | b |\n|---|---|\n| {markdown.escape(text)} | end |\n", {})
     assert re.findall(r"<td[^>]*>(.*?)</td>", page) == [str(markupsafe.escape(text)), "end"]
 
 
-@pytest.mark.parametrize("name", ["` ![x](http://example.org/x.png)", "` [y](http://example.org) `", "a\u202eb", "<img src=x>"])
+@pytest.mark.parametrize(
+    "name", ["` ![x](http://example.org/x.png)", "` [y](http://example.org) `", "a\u202eb", "<img src=x>"]
+)
 def test_a_label_that_cannot_be_measured_is_named_as_it_is(name: str) -> None:
     found = evaluation_of(LABELS, n=40).model_copy(update={"rare_labels": [name], "rare_micro_f1": None})
-    page = markdown.to_html(report.render("report.md.j2", found, report=full_report(found), is_page=True, pictures=[]), {})
+    page = markdown.to_html(
+        report.render("report.md.j2", found, report=full_report(found), is_page=True, pictures=[]), {}
+    )
     (item,) = re.findall(r"<li>1 labels have too few test groups to be measured: (.*)</li>", page)
     assert item == f"<code>{markupsafe.escape(quoted(name)[1:-1])}</code>."
     assert "<a " not in page and "<img" not in page and "\u202e" not in page

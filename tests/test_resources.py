@@ -34,7 +34,9 @@ class TestOpenStore:
         self, project: projects.Project, monkeypatch: pytest.MonkeyPatch, s3_env: S3Server
     ) -> None:
         with dg.DagsterInstance.ephemeral(tempdir=str(project.home)) as instance:
-            assert open_store(project.use_case(), instance).url == str(Path(instance.root_directory) / "store")
+            assert open_store(project.use_case(), instance).url == str(
+                Path(instance.root_directory) / "store"
+            )
             monkeypatch.setenv("FULLFT_STORE", "s3://shared/prefix/")
             assert open_store(project.use_case(), instance).url == "s3://shared/prefix"
             project.configure(store="artifacts")
@@ -80,7 +82,11 @@ def test_of_another_error_the_failure_has_type_and_place_and_the_store_the_messa
         raise KeyError("what a letter says")
     assert raised.value.description is not None
     line, file = raised.value.description.split(" is in ")
-    assert re.fullmatch(r"KeyError at fullft_assets/resources/failures\.py:[0-9]+ \(.*\); its message, which may quote a document,", line)
+    assert re.fullmatch(
+        r"KeyError at fullft_assets/resources/failures\.py:[0-9]+ \(.*\); its message, which may quote a"
+        r" document,",
+        line,
+    )
     assert "KeyError: 'what a letter says'" in Path(file).read_text()
     assert raised.value.metadata["failure"].value == "unknown"
     with pytest.raises(dg.Failure) as raised, one_line_errors(store, "letters"):
@@ -92,7 +98,9 @@ def test_of_another_error_the_failure_has_type_and_place_and_the_store_the_messa
     assert (store.delete_tracebacks("mails"), store.delete_tracebacks("letters")) == (0, 2)
 
 
-def test_a_store_that_fails_as_well_does_not_replace_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_fails_as_well_does_not_replace_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError("no")
 
@@ -100,7 +108,9 @@ def test_a_store_that_fails_as_well_does_not_replace_the_error(tmp_path: Path, m
     monkeypatch.setattr(store, "write_bytes", refuse)
     with pytest.raises(dg.Failure) as raised, one_line_errors(store, "letters"):
         raise KeyError("what a letter says")
-    assert (raised.value.description or "").endswith(f"; its message could not be written to {store.url} (PermissionError)")
+    assert (raised.value.description or "").endswith(
+        f"; its message could not be written to {store.url} (PermissionError)"
+    )
 
 
 class TestSwappedResources:
@@ -113,7 +123,9 @@ class TestSwappedResources:
         return projects.create(tmp_path, base_model="model", planning={"min_predicted_gain": -1})
 
     def swap(self, project: projects.Project, **resources: object) -> dg.Definitions:
-        """Return the project's definitions with other resources; their keys begin with the use case's name."""
+        """Return the project's definitions with other resources; their keys begin with the use case's
+        name.
+        """
         loaded = FullFineTune(project.use_case()).build_defs()
         replaced = {f"{project.name}_{key}": resource for key, resource in resources.items()}
         assert replaced.keys() <= (loaded.resources or {}).keys()
@@ -128,7 +140,9 @@ class TestSwappedResources:
         )
 
     @pytest.mark.slow
-    def test_sensors_assets_and_workloads_use_the_injected_store_and_launcher(self, small: projects.Project, tmp_path: Path) -> None:
+    def test_sensors_assets_and_workloads_use_the_injected_store_and_launcher(
+        self, small: projects.Project, tmp_path: Path
+    ) -> None:
         store, launcher = Store(str(tmp_path / "elsewhere")), InThisProcess()
         definitions = self.swap(small, store=store, launcher=LaunchDriver(lambda _: launcher))
         job = definitions.resolve_implicit_global_asset_job_def()
@@ -139,10 +153,15 @@ class TestSwappedResources:
             stages = [(INGEST, request.partition_key), (("training_snapshot",), None), (PLANNING, None)]
             for assets, batch in stages:
                 keys = [dg.AssetKey(["letters", asset]) for asset in assets]
-                assert job.execute_in_process(asset_selection=keys, partition_key=batch, instance=instance).success
+                assert job.execute_in_process(
+                    asset_selection=keys, partition_key=batch, instance=instance
+                ).success
             context = dg.build_schedule_context(instance=instance, resources=definitions.resources)
             skipped = definitions.resolve_schedule_def("letters_evaluation_schedule")(context)
-            assert isinstance(skipped, dg.SkipReason) and skipped.skip_message == "no checkpoint yet; run the model job first"
+            assert (
+                isinstance(skipped, dg.SkipReason)
+                and skipped.skip_message == "no checkpoint yet; run the model job first"
+            )
         assert launcher.launched == ["planning"]
         for asset in ("training_snapshot", *PLANNING):
             found = latest(store, "letters", asset)

@@ -1,4 +1,6 @@
-"""Training is killed with SIGKILL at several moments and started again with the same command: in forks of a server, and once as the command that a person runs."""
+"""Training is killed with SIGKILL at several moments and started again with the same command: in forks of a
+server, and once as the command that a person runs.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fullft_assets.engine.checkpoints import SEAL, STEP_LOG, latest_checkpoint
 from fullft_assets.jobs.launch import EXIT_FIXABLE
 from fullft_assets.store import Manifest
+from fullft_assets.training.checkpoints import SEAL, STEP_LOG, latest_checkpoint
 from tests import metadata_server
 from tests.forked_training import ForkedTraining
 from tests.prepared import Prepared, command, prepare
@@ -32,14 +34,27 @@ STAGE = "finetuned_checkpoint"
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    training = {"checkpoint_every_steps": EVERY, "keep_checkpoints": 2, "learning_rate": 1e-3, "precision": "fp32"}
+    training = {
+        "checkpoint_every_steps": EVERY,
+        "keep_checkpoints": 2,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+    }
     return prepare(tmp_path_factory.mktemp("resume"), tiny=True, training=training)
 
 
 class Run:
     """One piece of training work that may be launched several times."""
 
-    def __init__(self, prepared: Prepared, key: str, processes: int = 1, *, is_launched: bool = False, **sections: object):
+    def __init__(
+        self,
+        prepared: Prepared,
+        key: str,
+        processes: int = 1,
+        *,
+        is_launched: bool = False,
+        **sections: object,
+    ):
         job = prepared.job(STAGE, key, **sections)
         self.prepared, self.key, self.is_launched = prepared, key, is_launched or processes > 1
         self.grace_seconds = job.settings.launcher.grace_seconds
@@ -51,7 +66,14 @@ class Run:
         env = self.prepared.project.env()
         if not self.is_launched:
             return ForkedTraining(self.uri, env, self.prepared.project.root / "printed" / self.key)
-        return subprocess.Popen(self.command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        return subprocess.Popen(
+            self.command,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
 
     def finish(self) -> str:
         """Launch to the end and return what was printed."""
@@ -120,7 +142,9 @@ def assert_same_as(straight: Run, run: Run) -> None:
     steps = [line["step"] for line in run.log() if "loss" in line]
     assert steps == sorted(set(steps))
     scored = [(line["step"], line["validation_loss"]) for line in run.log() if "validation_loss" in line]
-    assert scored == [(line["step"], line["validation_loss"]) for line in straight.log() if "validation_loss" in line]
+    assert scored == [
+        (line["step"], line["validation_loss"]) for line in straight.log() if "validation_loss" in line
+    ]
 
 
 def test_uninterrupted_run_leaves_an_artifact_and_no_work_folder(straight: Run) -> None:
@@ -177,7 +201,11 @@ TWO = {"processes": 2, "micro_batch_size": 2}
     ("name", "kills", "changes", "spoiled"),
     [
         pytest.param(
-            "layers", 12, {"l2_sp": 0.05, "layer_decay": 0.8, "freeze": "embeddings", "micro_batch_size": 4}, 0, marks=pytest.mark.long
+            "layers",
+            12,
+            {"l2_sp": 0.05, "layer_decay": 0.8, "freeze": "embeddings", "micro_batch_size": 4},
+            0,
+            marks=pytest.mark.long,
         ),
         pytest.param("plain", 20, {}, 0, marks=[pytest.mark.slow, pytest.mark.long]),
         pytest.param(
@@ -188,15 +216,27 @@ TWO = {"processes": 2, "micro_batch_size": 2}
             marks=[pytest.mark.slow, pytest.mark.long],
         ),
         pytest.param("rolled back", 8, {"keep_best": True}, 15, marks=pytest.mark.slow),
-        pytest.param("two whole", 7, {**TWO, "weights": "bf16", "precision": "auto"}, 0, marks=[pytest.mark.slow, pytest.mark.long]),
-        pytest.param("two in parts", 7, {**TWO, "sharding": "fsdp2"}, 0, marks=[pytest.mark.slow, pytest.mark.long]),
+        pytest.param(
+            "two whole",
+            7,
+            {**TWO, "weights": "bf16", "precision": "auto"},
+            0,
+            marks=[pytest.mark.slow, pytest.mark.long],
+        ),
+        pytest.param(
+            "two in parts", 7, {**TWO, "sharding": "fsdp2"}, 0, marks=[pytest.mark.slow, pytest.mark.long]
+        ),
     ],
 )
-def test_killed_again_and_again_also_inside_saves_it_ends_with_the_same_weights(prepared: Prepared, name, kills, changes, spoiled) -> None:
+def test_killed_again_and_again_also_inside_saves_it_ends_with_the_same_weights(
+    prepared: Prepared, name, kills, changes, spoiled
+) -> None:
     changes = dict(changes)
     processes = changes.pop("processes", 1)
     sections = {"training": changes, "launcher": {"processes": processes}}
-    straight, killed = (Run(prepared, f"{kind} {name}".replace(" ", "-"), **sections) for kind in ("straight", "killed"))
+    straight, killed = (
+        Run(prepared, f"{kind} {name}".replace(" ", "-"), **sections) for kind in ("straight", "killed")
+    )
     command = [sys.executable, "-m", "tests.killed_trainings", straight.command[-1], killed.command[-1]]
     done = subprocess.run(
         [*command, *map(str, (kills, 11, spoiled, processes))],
@@ -208,10 +248,15 @@ def test_killed_again_and_again_also_inside_saves_it_ends_with_the_same_weights(
     assert done.returncode == 0, done.stderr
     moments = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(moments) == kills
-    assert sum(moment["saving"] for moment in moments) >= kills // 7 and any(moment["checkpoints"] for moment in moments)
+    assert sum(moment["saving"] for moment in moments) >= kills // 7 and any(
+        moment["checkpoints"] for moment in moments
+    )
     assert_same_as(straight, killed)
     rolled = [
-        [(row["event"], row["step"], row["continued_from_step"]) for row in run.manifest().metadata["incidents"]]
+        [
+            (row["event"], row["step"], row["continued_from_step"])
+            for row in run.manifest().metadata["incidents"]
+        ]
         for run in (straight, killed)
     ]
     assert rolled[0] == rolled[1] == ([("roll_back", 15, 12)] if spoiled else [])
@@ -220,7 +265,9 @@ def test_killed_again_and_again_also_inside_saves_it_ends_with_the_same_weights(
 def test_an_incomplete_checkpoint_is_skipped_for_the_one_before(prepared: Prepared, straight: Run) -> None:
     run = Run(prepared, "torn")
     assert run.kill_when(lambda: len(list(run.folder.glob("checkpoint-*"))) >= 2)
-    newest, before = sorted(run.folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1]))[:2]
+    newest, before = sorted(run.folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1]))[
+        :2
+    ]
     with (newest / "optimizer.pt").open("r+b") as file:
         file.truncate(100)
     assert f"resuming at step {before.name.split('-')[1]} " in run.finish()
@@ -229,9 +276,17 @@ def test_an_incomplete_checkpoint_is_skipped_for_the_one_before(prepared: Prepar
 
 @pytest.mark.parametrize("by", [pytest.param("sigterm", marks=pytest.mark.slow), "spot_notice"])
 @pytest.mark.fault("spot capacity is taken away", "local", "ssh")
-def test_a_request_to_stop_writes_a_checkpoint_and_says_how_to_continue(prepared: Prepared, straight: Run, by: str, monkeypatch) -> None:
+def test_a_request_to_stop_writes_a_checkpoint_and_says_how_to_continue(
+    prepared: Prepared, straight: Run, by: str, monkeypatch
+) -> None:
     launcher = {"spot_notice": "aws", "spot_poll_seconds": 0.02} if by == "spot_notice" else {}
-    run = Run(prepared, by, is_launched=by == "sigterm", training={"checkpoint_every_steps": 1_000}, launcher=launcher)
+    run = Run(
+        prepared,
+        by,
+        is_launched=by == "sigterm",
+        training={"checkpoint_every_steps": 1_000},
+        launcher=launcher,
+    )
     with metadata_server.serve() as metadata:
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.endpoint)
         process = run.start()
@@ -249,9 +304,14 @@ def test_a_request_to_stop_writes_a_checkpoint_and_says_how_to_continue(prepared
     # Written last. What runs longer than that is killed.
     assert (checkpoint / SEAL).stat().st_mtime - asked_at < run.grace_seconds
     step = int(checkpoint.name.split("-")[1])
-    # After the step under way, or the next one if that step was over but not yet recorded; notices are polled.
+    # After the step under way, or the next one if that step was over but not yet recorded; notices are
+    # polled.
     assert by == "spot_notice" or step <= at_step + 2
-    assert last == f"stopped at step {step} of {straight.manifest().metadata['num_steps']}; run the same command to resume there"
+    assert (
+        last
+        == f"stopped at step {step} of {straight.manifest().metadata['num_steps']}; run the same command to"
+        " resume there"
+    )
     assert "Traceback" not in errors
     record = Path(prepared.store.url, "failures", prepared.use_case.name, STAGE, f"{by}.json")
     assert json.loads(record.read_text())["failure"] == "preemption"
@@ -270,7 +330,9 @@ def test_second_process_at_the_same_work_is_refused(prepared: Prepared, straight
         second = run.start()
         _, errors = second.communicate(timeout=SECONDS)
         assert second.returncode == EXIT_FIXABLE
-        assert errors.strip().splitlines() == [f"{run.folder}: another process works in this folder; wait for it or stop it"]
+        assert errors.strip().splitlines() == [
+            f"{run.folder}: another process works in this folder; wait for it or stop it"
+        ]
     finally:
         first.send_signal(signal.SIGCONT)
     _, errors = first.communicate(timeout=SECONDS)

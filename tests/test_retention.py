@@ -1,4 +1,6 @@
-"""retention: after a clean-up, champions that are kept can be verified and returned to, and a new run works; on a disk and on a real S3 server."""
+"""retention: after a clean-up, champions that are kept can be verified and returned to, and a new run works;
+on a disk and on a real S3 server.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ import pytest
 
 from fullft_assets import chunks, release, retention, snapshot
 from fullft_assets.automation import idle_from_now, require_idle
+from fullft_assets.checkpoint.metadata import PastTraining
 from fullft_assets.cli import commands
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation.verification import verify
@@ -25,7 +28,6 @@ from fullft_assets.launchers import records
 from fullft_assets.resources import latest, set_latest
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store, checkpoints_ref
-from fullft_assets.training.metadata import PastTraining
 from tests import manifests
 from tests import test_evaluation_workload as classification
 from tests.s3_server import S3Server
@@ -34,12 +36,21 @@ pytestmark = pytest.mark.slow
 
 CASE = "mail"
 DAYS = 24 * 3600.0
-#: What a name is short for: three champions after the first one, of which one is kept beside the present one, and a candidate that lost.
-ORDERS = {"first": [0, 1, 2], "second": [1, 0, 2], "third": [0, 2, 1], "fourth": [2, 1, 0], "loser": [1, 2, 0]}
+#: What a name is short for: three champions after the first one, of which one is kept beside the present one,
+#: and a candidate that lost.
+ORDERS = {
+    "first": [0, 1, 2],
+    "second": [1, 0, 2],
+    "third": [0, 2, 1],
+    "fourth": [2, 1, 0],
+    "loser": [1, 2, 0],
+}
 
 
 class Kept(classification.Lab):
-    """A use case with a history of champions, on real artifacts that are far older than the horizon of `now`."""
+    """A use case with a history of champions, on real artifacts that are far older than the horizon of
+    `now`.
+    """
 
     def __init__(self, root: Path):
         super().__init__(root)
@@ -54,13 +65,19 @@ class Kept(classification.Lab):
         batch = ExamplesMetadata.of(self.valid).batch
         self.earlier = snapshot.take(self.store, other, {batch: self.valid}, {batch: self.earlier_chunks})
         for name, order in ORDERS.items():
-            past = PastTraining(checkpoint="gone", snapshot=self.earlier.ref, snapshot_digest="gone").model_dump()
+            past = PastTraining(
+                checkpoint="gone", snapshot=self.earlier.ref, snapshot_digest="gone"
+            ).model_dump()
             lineage: Any = [past] if name == "first" else []
-            self.checkpoints[name] = self.checkpoint(name, classification.small_model(self.labels, order), lineage=lineage)
+            self.checkpoints[name] = self.checkpoint(
+                name, classification.small_model(self.labels, order), lineage=lineage
+            )
             self.reports[name] = self._report(name)
             if name != "loser":
                 release.promote(self.store, CASE, self.champion(name))
-        shared = settings.model_copy(update={"snapshot": settings.snapshot.model_copy(update={"test_share": 0.4})})
+        shared = settings.model_copy(
+            update={"snapshot": settings.snapshot.model_copy(update={"test_share": 0.4})}
+        )
         self.superseded = self.take(replace(self.use_case, settings=shared))
         self.snapshot = self.take(self.use_case)
         self.other_chunks, _ = self.tokenized(max_tokens=32)
@@ -74,18 +91,32 @@ class Kept(classification.Lab):
     def tokenized(self, *, max_tokens: int) -> tuple[Manifest, UseCase]:
         """Tokenise the batch with other windows; return the chunks, and the use case that has them."""
         settings = self.use_case.settings
-        other = settings.model_copy(update={"chunks": settings.chunks.model_copy(update={"max_tokens": max_tokens})})
+        other = settings.model_copy(
+            update={"chunks": settings.chunks.model_copy(update={"max_tokens": max_tokens})}
+        )
         use_case = replace(self.use_case, settings=other)
         return chunks.tokenize(self.store, use_case, self.valid), use_case
 
     def _report(self, name: str) -> Manifest:
         if name in ("second", "loser"):  # they go unread
-            with self.store.create(CASE, "evaluation_report", f"report-{name}", version="1", seed=17) as draft:
-                return draft.commit(settings={}, inputs={"finetuned_checkpoint": self.checkpoints[name].content_digest}, metadata={})
-        return self.evaluate(self.checkpoints[name], f"report-{name}", None if name == "first" else self.checkpoints["first"])
+            with self.store.create(
+                CASE, "evaluation_report", f"report-{name}", version="1", seed=17
+            ) as draft:
+                return draft.commit(
+                    settings={},
+                    inputs={"finetuned_checkpoint": self.checkpoints[name].content_digest},
+                    metadata={},
+                )
+        return self.evaluate(
+            self.checkpoints[name], f"report-{name}", None if name == "first" else self.checkpoints["first"]
+        )
 
     def champion(self, name: str) -> release.Champion:
-        refs = {"checkpoint": self.checkpoints[name].ref, "snapshot": self.snapshot.ref, "evaluation": self.reports[name].ref}
+        refs = {
+            "checkpoint": self.checkpoints[name].ref,
+            "snapshot": self.snapshot.ref,
+            "evaluation": self.reports[name].ref,
+        }
         return release.Champion(**refs, score=0.5, promoted_at=time.time(), run_id="run")
 
     def job_on(self, taken: Manifest) -> Job:
@@ -156,7 +187,8 @@ def test_afterwards_champions_can_be_verified_compared_with_and_returned_to(lab:
     candidate = lab.checkpoint("new", classification.small_model(lab.labels, [2, 0, 1]))
     report = lab.evaluate(candidate, "report-new", lab.checkpoints["fourth"])
     assert verify(lab.store, report).differences == []
-    # Back to the one that is kept, then to the first; the one between them is gone, and nothing returns to it.
+    # Back to the one that is kept, then to the first; the one between them is gone, and nothing returns to
+    # it.
     for name in ("third", "first"):
         champion = release.rollback(lab.store, CASE, reason="worse", by="run")
         assert champion.checkpoint == lab.checkpoints[name].ref
@@ -176,12 +208,18 @@ def test_inputs_of_a_job_that_runs_stay(lab: Kept) -> None:
         job=job.arguments(lab.store), submitted_at=time.time(),
     )  # fmt: skip
     records.claim(lab.store, launch, lambda _: True)
-    assert lab.superseded.ref not in {each.ref for each in retention.plan(lab.store, lab.use_case, lab.now).artifacts}
+    assert lab.superseded.ref not in {
+        each.ref for each in retention.plan(lab.store, lab.use_case, lab.now).artifacts
+    }
     records.end(lab.store, launch, "failed", "planted", "data")
-    assert lab.superseded.ref in {each.ref for each in retention.plan(lab.store, lab.use_case, lab.now).artifacts}
+    assert lab.superseded.ref in {
+        each.ref for each in retention.plan(lab.store, lab.use_case, lab.now).artifacts
+    }
 
 
-def test_one_that_is_cut_short_leaves_nothing_half_valid_and_the_next_finishes_it(lab: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_is_cut_short_leaves_nothing_half_valid_and_the_next_finishes_it(
+    lab: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class PowerCut(BaseException): ...
 
     before, expected = lab.refs, lab.expected
@@ -217,13 +255,25 @@ def test_a_manifest_that_cannot_be_read_stops_it(lab: Kept) -> None:
 def test_old_predictions_go_unless_they_count_for_the_champion(lab: Kept) -> None:
     for window, model in (("w1", "second"), ("w2", "fourth")):
         with lab.store.create(CASE, "batch_predictions", window, version="1", seed=1) as draft:
-            made = draft.commit(settings={}, inputs={"finetuned_checkpoint": lab.checkpoints[model].content_digest}, metadata={})
+            made = draft.commit(
+                settings={},
+                inputs={"finetuned_checkpoint": lab.checkpoints[model].content_digest},
+                metadata={},
+            )
         set_latest(lab.store, CASE, "batch_predictions", made, window)
         with lab.store.create(CASE, "drift_report", window, version="1", seed=1) as draft:
-            set_latest(lab.store, CASE, "drift_report", draft.commit(settings={}, inputs={}, metadata=manifests.drift("ok")), window)
+            set_latest(
+                lab.store,
+                CASE,
+                "drift_report",
+                draft.commit(settings={}, inputs={}, metadata=manifests.drift("ok")),
+                window,
+            )
     retention.clean(lab.store, lab.use_case, lab.now)
     assert lab.store.list_pointers(f"latest/{CASE}/batch_predictions") == ["w2"]
-    assert {latest(lab.store, CASE, "drift_report", window) is None for window in ("w1", "w2")} == {False}, "verdicts stay"
+    assert {latest(lab.store, CASE, "drift_report", window) is None for window in ("w1", "w2")} == {False}, (
+        "verdicts stay"
+    )
     assert [made.key for made in lab.store.artifacts(CASE, "batch_predictions")] == ["w2"]
 
 
@@ -234,7 +284,9 @@ def test_a_training_that_began_with_a_removed_checkpoint_may_begin_anew(lab: Kep
     assert lab.store.list_pointers(f"{CASE}/starting_points") == ["fourth"]
 
 
-def test_checkpoints_of_trainings_that_ended_or_were_given_up_go(lab: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_of_trainings_that_ended_or_were_given_up_go(
+    lab: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for key in ("fourth", "given-up", "young"):
         folder = lab.store.work_folder(CASE, "finetuned_checkpoint", key)
         (folder / "weights").write_text("x" * 1000)
@@ -244,14 +296,19 @@ def test_checkpoints_of_trainings_that_ended_or_were_given_up_go(lab: Kept, monk
         if not lab.store.is_local and key != "young":
             lab.store.write_bytes(f"checkpoints/{CASE}/finetuned_checkpoint/{key}/weights", b"x" * 1000)
     found = retention.clean(lab.store, lab.use_case, lab.now)
-    assert [(folder.name, size) for folder, size in found.folders.items()] == [("fourth", 1000), ("given-up", 1000)]
+    assert [(folder.name, size) for folder, size in found.folders.items()] == [
+        ("fourth", 1000),
+        ("given-up", 1000),
+    ]
     assert [folder.name for folder in lab.store.work_folders(CASE, "finetuned_checkpoint")] == ["young"]
     assert list(found.stored_folders.values()) == ([] if lab.store.is_local else [1000, 1000])
     assert lab.store.names(f"checkpoints/{CASE}/finetuned_checkpoint") == []
 
 
 @pytest.mark.parametrize("lab", ["bucket"], indirect=True)
-def test_checkpoints_in_a_bucket_that_a_machine_trains_with_stay(lab: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_in_a_bucket_that_a_machine_trains_with_stay(
+    lab: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(retention, "_PATIENCE_SECONDS", 1.0)
     ref = checkpoints_ref(CASE, "finetuned_checkpoint", "alive")
     lab.store.write_bytes(f"{ref}/weights", b"x")
@@ -277,7 +334,10 @@ def test_the_command_lists_and_removes_only_with_yes(
     attempts = len(list((tmp_path / "store" / CASE).glob("*/*/*/manifest.json")))
     assert commands.main(["clean", CASE]) == 0
     *_, total, last = capsys.readouterr().out.splitlines()
-    assert f"{len(made.expected):7,} in all" in total and last == "nothing was removed; `fullft clean mail --yes` does it"
+    assert (
+        f"{len(made.expected):7,} in all" in total
+        and last == "nothing was removed; `fullft clean mail --yes` does it"
+    )
     assert len(list((tmp_path / "store" / CASE).glob("*/*/*/manifest.json"))) == attempts
     assert commands.main(["clean", CASE, "--yes"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "removed"
@@ -286,9 +346,16 @@ def test_the_command_lists_and_removes_only_with_yes(
 
 def test_a_run_in_progress_is_waited_for(tmp_path: Path) -> None:
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
-        run = dg.DagsterRun(job_name="mail_model", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED, tags={"use_case": CASE})
+        run = dg.DagsterRun(
+            job_name="mail_model",
+            run_id=str(uuid.uuid4()),
+            status=dg.DagsterRunStatus.STARTED,
+            tags={"use_case": CASE},
+        )
         instance.add_run(run)
-        with pytest.raises(StoreError, match=r"mail: run .* \(mail_model\) is in progress; clean up when it has ended"):
+        with pytest.raises(
+            StoreError, match=r"mail: run .* \(mail_model\) is in progress; clean up when it has ended"
+        ):
             require_idle(CASE, instance)
         require_idle(CASE, instance, but=run.run_id)
         require_idle("letters", instance)

@@ -1,4 +1,6 @@
-"""What a clean-up removes, and what happens meanwhile, on small artifacts with the inputs and metadata of real ones."""
+"""What a clean-up removes, and what happens meanwhile, on small artifacts with the inputs and metadata of
+real ones.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +31,26 @@ CHECKPOINT = "finetuned_checkpoint"
 
 @dataclass
 class Lab:
-    """A use case with five champions, each judged against the one before, of which `keep_champions` keeps one beside the present one."""
+    """A use case with five champions, each judged against the one before, of which `keep_champions` keeps one
+    beside the present one.
+    """
 
     store: Store
     champions: list[release.Champion] = field(default_factory=list)
 
     @property
     def use_case(self) -> Any:
-        return SimpleNamespace(name=CASE, settings=SimpleNamespace(retention=RetentionSettings(keep_champions=1)))
+        return SimpleNamespace(
+            name=CASE, settings=SimpleNamespace(retention=RetentionSettings(keep_champions=1))
+        )
 
-    def make(self, stage: str, key: str, inputs: dict[str, Any] | None = None, metadata: dict[str, Any] | None = None) -> Manifest:
+    def make(
+        self,
+        stage: str,
+        key: str,
+        inputs: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> Manifest:
         with self.store.create(CASE, stage, key, version="1", seed=17) as draft:
             (draft.path / "weights").write_text(stage + key)
             return draft.commit(settings={}, inputs=inputs or {}, metadata=metadata or {})
@@ -48,12 +60,23 @@ class Lab:
         against = None if incumbent is None else self.store.load(incumbent.checkpoint)
         compared = {"incumbent": against and against.ref, "anchor": None, "seed_runs": []}
         taken = self.make("training_snapshot", f"s{number}")
-        made = self.make(CHECKPOINT, f"c{number}", {"training_snapshot": taken.content_digest}, {"snapshot": taken.ref})
-        inputs = {CHECKPOINT: made.content_digest} | ({} if against is None else {"champion": against.content_digest})
+        made = self.make(
+            CHECKPOINT, f"c{number}", {"training_snapshot": taken.content_digest}, {"snapshot": taken.ref}
+        )
+        inputs = {CHECKPOINT: made.content_digest} | (
+            {} if against is None else {"champion": against.content_digest}
+        )
         report = self.make("evaluation_report", f"e{number}", inputs, {"checkpoint": made.ref, **compared})
-        self.store.write_pointer(f"{CASE}/decisions/{made.key}", {**compared, "evaluation": report.ref, "promote": True})
+        self.store.write_pointer(
+            f"{CASE}/decisions/{made.key}", {**compared, "evaluation": report.ref, "promote": True}
+        )
         return release.Champion(
-            checkpoint=made.ref, snapshot=taken.ref, evaluation=report.ref, score=0.5, promoted_at=time.time(), run_id="run"
+            checkpoint=made.ref,
+            snapshot=taken.ref,
+            evaluation=report.ref,
+            score=0.5,
+            promoted_at=time.time(),
+            run_id="run",
         )
 
     def set_latest(self, made: Manifest, partition: str = "all") -> None:
@@ -61,7 +84,9 @@ class Lab:
 
     def unfinished(self, key: str, *, days: float, **inputs: Manifest) -> Path:
         """Return the work folder of a training that was stopped so many days before `now`."""
-        settings = UseCaseSettings.model_validate({"base_model": "none", "documents": {"path": "none"}, "examples": {"label": "none"}})
+        settings = UseCaseSettings.model_validate(
+            {"base_model": "none", "documents": {"path": "none"}, "examples": {"label": "none"}}
+        )
         refs = {name: made.ref for name, made in inputs.items()}
         Job(
             case=CASE, stage=CHECKPOINT, key=key, project_root=".", store_url=self.store.url, settings=settings, inputs=refs
@@ -99,11 +124,15 @@ def named(*numbers: int) -> set[str]:
 
 
 def test_champions_judged_one_after_the_other_do_not_keep_each_other(lab: Lab) -> None:
-    """The present one, the one before and the first stay, with what those were compared with, but not what that was compared with."""
+    """The present one, the one before and the first stay, with what those were compared with, but not what
+    that was compared with.
+    """
     found = retention.clean(lab.store, lab.use_case, lab.now)
     assert lab.keys == named(0, 2, 3, 4)
     assert lab.history == ["c3", "c2", "c0"]
-    assert found.lines[0] == f"no roll-back returns to {lab.champions[1].checkpoint}, which leaves the history"
+    assert (
+        found.lines[0] == f"no roll-back returns to {lab.champions[1].checkpoint}, which leaves the history"
+    )
     release.rollback(lab.store, CASE, reason="worse", by="me")
     retention.clean(lab.store, lab.use_case, lab.now)
     assert lab.keys == named(0, 2, 3), "it has what it needs"
@@ -117,7 +146,11 @@ def test_champions_whose_artifacts_stay_remain_in_the_history(lab: Lab) -> None:
 def test_the_verdict_on_a_window_stays_without_the_model_of_that_day(lab: Lab) -> None:
     """The scale stays, too: the content of later windows is read on it."""
     inputs = {CHECKPOINT: lab.store.load(lab.champions[1].checkpoint).content_digest}
-    scale = lab.make("drift_scale", "d1", inputs | {"training_snapshot": lab.store.load(lab.champions[1].snapshot).content_digest})
+    scale = lab.make(
+        "drift_scale",
+        "d1",
+        inputs | {"training_snapshot": lab.store.load(lab.champions[1].snapshot).content_digest},
+    )
     lab.make("drift_scale", "d2", inputs)
     lab.set_latest(lab.make("drift_report", "w1", inputs, {"scale": scale.ref}), "2026-01")
     retention.clean(lab.store, lab.use_case, lab.now)
@@ -150,7 +183,9 @@ def test_a_roll_back_before_anything_was_removed_ends_it(lab: Lab, monkeypatch: 
 
 
 @pytest.mark.parametrize("event", ["promotion", "run"])
-def test_what_happens_between_two_removals_ends_it(lab: Lab, monkeypatch: pytest.MonkeyPatch, event: str) -> None:
+def test_what_happens_between_two_removals_ends_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, event: str
+) -> None:
     loser, running = lab.candidate(9, lab.champions[-1]), False
     delete = lab.store.delete
 
@@ -167,7 +202,9 @@ def test_what_happens_between_two_removals_ends_it(lab: Lab, monkeypatch: pytest
             release.promote(lab.store, CASE, loser, reason="needed")
 
     monkeypatch.setattr(lab.store, "delete", slow)
-    with pytest.raises(StoreError, match="champion was changed" if event == "promotion" else "run 1 is in progress"):
+    with pytest.raises(
+        StoreError, match="champion was changed" if event == "promotion" else "run 1 is in progress"
+    ):
         retention.clean(lab.store, lab.use_case, lab.now, require_idle=require_idle)
     assert {"s9", "c9"} <= lab.keys
 
@@ -189,7 +226,11 @@ def test_an_erasure_takes_a_training_on_a_snapshot_that_is_gone_for_one_that_lea
     taken = lab.make("training_snapshot", "taken")
     folder = lab.unfinished("stopped", days=0, training_snapshot=taken)
     with monkeypatch.context() as patch:
-        patch.setattr(unfinished_trainings, "SnapshotMetadata", SimpleNamespace(of=lambda _: SimpleNamespace(erased_up_to=None)))
+        patch.setattr(
+            unfinished_trainings,
+            "SnapshotMetadata",
+            SimpleNamespace(of=lambda _: SimpleNamespace(erased_up_to=None)),
+        )
         assert unfinished_trainings.drop_unfinished(lab.store, CASE, []) == (0, 0) and folder.exists()
     lab.store.delete(taken)
     assert erasure.erase(lab.store, CASE, []).num_unfinished == 1
@@ -204,7 +245,10 @@ def test_checkpoints_in_the_store_stay_while_a_training_that_holds_no_lease_is_o
     store.write_pointer(f"launches/{CASE}/{CHECKPOINT}/k1", {"ended_at": None})
     monkeypatch.setattr(Store, "stored_work", lambda *_: ["k1"])  # as on S3
     monkeypatch.setattr(unfinished_trainings, "_learned", lambda *_: True)
-    assert unfinished_trainings.drop_unfinished(store, CASE, []) == (0, 1) and store.read_bytes(name) == b"weights"
+    assert (
+        unfinished_trainings.drop_unfinished(store, CASE, []) == (0, 1)
+        and store.read_bytes(name) == b"weights"
+    )
     store.write_pointer(f"launches/{CASE}/{CHECKPOINT}/k1", {"ended_at": 1.0})
     assert unfinished_trainings.drop_unfinished(store, CASE, []) == (1, 0) and store.read_bytes(name) is None
 
@@ -218,7 +262,9 @@ def test_checkpoints_stay_where_the_model_lost_a_file_and_is_trained_again(lab: 
     assert list(retention.plan(lab.store, lab.use_case).folders) == [folders["whole"]]
 
 
-def test_checkpoints_stay_where_a_training_went_on_after_the_look(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_stay_where_a_training_went_on_after_the_look(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan, folder = retention.plan, lab.unfinished("stopped", days=100)
 
     def slow(*args: Any) -> retention.CleanUp:

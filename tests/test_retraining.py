@@ -35,8 +35,20 @@ pytestmark = pytest.mark.quick
 SETTINGS = RetrainingSettings(min_new_examples=1_000)
 NOW = 1_000 * DAY_SECONDS
 ROWS = 5_000
-CALM = Signals(now=NOW, month_start=NOW - 9 * DAY_SECONDS, num_examples=ROWS, data_version="v1", score_drop=0.0, estimated_hours=1.0)
-RUNNING = State(trained_on="v1", num_trained=ROWS, trained_at=NOW - 10 * DAY_SECONDS, champion_since=NOW - 10 * DAY_SECONDS)
+CALM = Signals(
+    now=NOW,
+    month_start=NOW - 9 * DAY_SECONDS,
+    num_examples=ROWS,
+    data_version="v1",
+    score_drop=0.0,
+    estimated_hours=1.0,
+)
+RUNNING = State(
+    trained_on="v1",
+    num_trained=ROWS,
+    trained_at=NOW - 10 * DAY_SECONDS,
+    champion_since=NOW - 10 * DAY_SECONDS,
+)
 
 
 #: Told that the month's budget holds a retrain back.
@@ -53,7 +65,11 @@ def _signals(**changes: object) -> Signals:
 
 def _windows(*statuses: str, at: float = NOW, apart: float = 3_600.0) -> dict[str, object]:
     first = at - apart * (len(statuses) - 1)
-    return {"windows": [Window(key=f"w{i}", status=status, at=first + apart * i) for i, status in enumerate(statuses)]}
+    return {
+        "windows": [
+            Window(key=f"w{i}", status=status, at=first + apart * i) for i, status in enumerate(statuses)
+        ]
+    }
 
 
 def _decide(state: State = RUNNING, settings: RetrainingSettings = SETTINGS, **changes: object) -> Decision:
@@ -63,7 +79,9 @@ def _decide(state: State = RUNNING, settings: RetrainingSettings = SETTINGS, **c
 def _after(*days_ago: float, state: State = RUNNING, **changes: object) -> State:
     """Return a state with attempts; each was launched for what is trained on now, unless changed."""
     values = {"hours": 1.0, "num_examples": ROWS, "evidence": "other", **changes}
-    attempts = [Attempt.model_validate({"started_at": NOW - days * DAY_SECONDS, **values}) for days in days_ago]
+    attempts = [
+        Attempt.model_validate({"started_at": NOW - days * DAY_SECONDS, **values}) for days in days_ago
+    ]
     return state.model_copy(update={"attempts": [*state.attempts, *attempts]})
 
 
@@ -110,28 +128,62 @@ class TestRules:
             (["confirmed", "insufficient_data", "feed_broken", "confirmed", "warming_up"], "retrain"),
         ],
     )
-    def test_drift_counts_if_two_of_the_last_three_verdicts_confirm_it(self, statuses: list[str], action: str) -> None:
+    def test_drift_counts_if_two_of_the_last_three_verdicts_confirm_it(
+        self, statuses: list[str], action: str
+    ) -> None:
         assert _decide(new=500, num_labels_since_drift=500, **_windows(*statuses)).action == action
 
-    @pytest.mark.parametrize(("new", "labels", "action"), [(500, 100, "retrain"), (500, 99, "request_labels"), (99, 500, "request_labels")])
+    @pytest.mark.parametrize(
+        ("new", "labels", "action"),
+        [(500, 100, "retrain"), (500, 99, "request_labels"), (99, 500, "request_labels")],
+    )
     @pytest.mark.parametrize("shown", ["num_drop_errors", "num_live_errors"])
-    def test_drift_retrains_with_labels_that_came_since_it_began(self, new: int, labels: int, action: str, shown: str) -> None:
-        assert _decide(new=new, num_labels_since_drift=labels, **{shown: 1.65}, **_windows("confirmed", "confirmed")).action == action
+    def test_drift_retrains_with_labels_that_came_since_it_began(
+        self, new: int, labels: int, action: str, shown: str
+    ) -> None:
+        assert (
+            _decide(
+                new=new, num_labels_since_drift=labels, **{shown: 1.65}, **_windows("confirmed", "confirmed")
+            ).action
+            == action
+        )
 
-    @pytest.mark.parametrize(("labels", "action"), [(99, "request_labels"), (100, "wait"), (299, "wait"), (300, "retrain")])
-    def test_a_drift_that_labels_do_not_confirm_needs_three_times_as_many(self, labels: int, action: str) -> None:
-        decision = _decide(new=500, num_labels_since_drift=labels, num_drop_errors=1.6, **_windows("confirmed", "confirmed"))
+    @pytest.mark.parametrize(
+        ("labels", "action"), [(99, "request_labels"), (100, "wait"), (299, "wait"), (300, "retrain")]
+    )
+    def test_a_drift_that_labels_do_not_confirm_needs_three_times_as_many(
+        self, labels: int, action: str
+    ) -> None:
+        decision = _decide(
+            new=500, num_labels_since_drift=labels, num_drop_errors=1.6, **_windows("confirmed", "confirmed")
+        )
         assert decision.action == action
 
     @pytest.mark.parametrize(
         ("evaluated", "action", "said"),
         [
             (None, "wait", "but live_quality has not evaluated the 130 labelled examples yet"),
-            (19, "request_labels", "but only 19 of 130 labelled examples are of its windows and were not chosen as far, too few to tell "),
-            (20, "wait", "but 20 of 130 labelled examples are of its windows and were not chosen as far, and do not show "),
+            (
+                19,
+                "request_labels",
+                (
+                    "but only 19 of 130 labelled examples are of its windows and were not chosen as far, too"
+                    " few to tell "
+                ),
+            ),
+            (
+                20,
+                "wait",
+                (
+                    "but 20 of 130 labelled examples are of its windows and were not chosen as far, and do"
+                    " not show "
+                ),
+            ),
         ],
     )
-    def test_labels_show_no_loss_only_once_they_are_evaluated(self, evaluated: int | None, action: str, said: str) -> None:
+    def test_labels_show_no_loss_only_once_they_are_evaluated(
+        self, evaluated: int | None, action: str, said: str
+    ) -> None:
         drift = {"new": 130, "num_labels_since_drift": 130, **_windows("confirmed", "confirmed")}
         decision = _decide(num_live_labels=evaluated, **drift)
         assert (decision.action, said in "; ".join(decision.reasons)) == (action, True)
@@ -144,25 +196,40 @@ class TestRules:
         learning = _after(0.1, outcome="in_flight", num_examples=ROWS + 500)
         asked = {"new": 500, "num_labels_since_drift": 500, **_windows("confirmed", "confirmed")}
         assert _decide(learning, **asked, num_runs_in_flight=1).action == "wait"
-        assert _decide(_after(0.1, outcome="succeeded", num_examples=ROWS + 500), **asked).action == "request_labels"
+        assert (
+            _decide(_after(0.1, outcome="succeeded", num_examples=ROWS + 500), **asked).action
+            == "request_labels"
+        )
 
     @pytest.mark.parametrize("sign", ["drift", "score"])
     @pytest.mark.parametrize(
         ("ended", "came_to"),
         [
-            ({"outcome": "cancelled"}, "was cancelled and is not started again by itself (launch the model job by hand for it)"),
+            (
+                {"outcome": "cancelled"},
+                "was cancelled and is not started again by itself (launch the model job by hand for it)",
+            ),
             ({"outcome": "failed", "failure": "data"}, "failed (data)"),
         ],
     )
     def test_no_labels_are_asked_for_that_are_there_and_that_an_attempt_did_not_learn(
         self, sign: str, ended: dict[str, str], came_to: str
     ) -> None:
-        seen = {"num_labels_since_drift": 500, **_windows("confirmed", "confirmed")} if sign == "drift" else {"score_drop": 0.1}
+        seen = (
+            {"num_labels_since_drift": 500, **_windows("confirmed", "confirmed")}
+            if sign == "drift"
+            else {"score_drop": 0.1}
+        )
         last = _after(3, num_examples=ROWS + 500, **ended)
         told = last.model_copy(update={"raised": {"failed attempt of 1972-09-24 00:00 UTC": NOW}})
         decision = _decide(told, new=500, **seen)
-        assert decision.action == "wait" and not [key for key in decision.incidents if key.startswith("labels")]
-        said = f"500 labelled examples are there to learn from, but the attempt of 1972-09-24 00:00 UTC that had them {came_to}"
+        assert decision.action == "wait" and not [
+            key for key in decision.incidents if key.startswith("labels")
+        ]
+        said = (
+            "500 labelled examples are there to learn from, but the attempt of 1972-09-24 00:00 UTC that had"
+            f" them {came_to}"
+        )
         assert [reason for reason in decision.reasons if reason.endswith(said)]
         # More that were delivered are counted, and so many that they are enough by themselves are learned.
         assert _decide(told, new=500, num_uncounted=100, **seen).count_first
@@ -173,9 +240,13 @@ class TestRules:
 
     @pytest.mark.parametrize(("new", "action"), [(124, "wait"), (125, "retrain")])
     def test_a_drift_is_learned_again_from_half_as_many_labels_more(self, new: int, action: str) -> None:
-        state = _after(2, num_drift_examples=250, score_fell=True).model_copy(update={"champion_since": NOW - 2 * DAY_SECONDS})
+        state = _after(2, num_drift_examples=250, score_fell=True).model_copy(
+            update={"champion_since": NOW - 2 * DAY_SECONDS}
+        )
         decision = _decide(state, new=new)
-        assert decision.action == action and any("125 beside the 250 that showed it a drift" in reason for reason in decision.reasons)
+        assert decision.action == action and any(
+            "125 beside the 250 that showed it a drift" in reason for reason in decision.reasons
+        )
         assert drift_examples(state, _signals(new=new), SETTINGS) == 250 + new
         assert _decide(_after(2), new=new).action == "wait"
         again = {"num_labels_since_drift": 120, **_windows("confirmed", "confirmed")}
@@ -201,7 +272,9 @@ class TestRules:
         asked = {"new": labels, "num_labels_since_drift": labels, **_windows("confirmed", "confirmed")}
         assert _decide(state, **asked).action == action
         # What labels show now counts more than what they did not show then.
-        assert _decide(state, **asked, num_live_errors=1.65).action == ("request_labels" if labels < 100 else "retrain")
+        assert _decide(state, **asked, num_live_errors=1.65).action == (
+            "request_labels" if labels < 100 else "retrain"
+        )
 
     def test_a_later_retrain_that_labels_confirm_ends_it_and_a_new_drift_begins_anew(self) -> None:
         def decided(*learned: tuple[int, bool]) -> str:
@@ -209,30 +282,53 @@ class TestRules:
             state = RUNNING.model_copy(update={"raised": {"attempts in vain": NOW}})
             for number, (labels, is_better) in enumerate(learned):
                 state = _after(360 - number, num_drift_examples=labels, is_better=is_better, state=state)
-            return _decide(_after(60, state=state), new=350, num_labels_since_drift=350, **_windows("confirmed", "confirmed")).action
+            return _decide(
+                _after(60, state=state),
+                new=350,
+                num_labels_since_drift=350,
+                **_windows("confirmed", "confirmed"),
+            ).action
 
         assert decided((150, False)) == "wait"
         assert decided((150, False), (200, True)) == "retrain"
-        # What a later retrain of the same drift adds may be too little to be seen; fewer labels are of another drift.
+        # What a later retrain of the same drift adds may be too little to be seen; fewer labels are of
+        # another drift.
         assert decided((150, True), (200, False)) == "retrain"
         assert decided((150, True), (150, False)) == "wait"
 
     @pytest.mark.parametrize(
         ("changes", "fell"),
-        [({}, False), ({"num_drop_errors": 1.6}, False), ({"num_drop_errors": 1.7}, True), ({"num_live_errors": 1.7}, True)],
+        [
+            ({}, False),
+            ({"num_drop_errors": 1.6}, False),
+            ({"num_drop_errors": 1.7}, True),
+            ({"num_live_errors": 1.7}, True),
+        ],
     )
-    def test_labels_that_show_a_lower_score_confirm_a_drift(self, changes: dict[str, float], fell: bool) -> None:
+    def test_labels_that_show_a_lower_score_confirm_a_drift(
+        self, changes: dict[str, float], fell: bool
+    ) -> None:
         assert score_fell(_signals(**changes), SETTINGS) == fell
-        assert score_fell(_signals(score_drop=0.03), SETTINGS) and score_fell(_signals(live_drop=0.03), SETTINGS)
+        assert score_fell(_signals(score_drop=0.03), SETTINGS) and score_fell(
+            _signals(live_drop=0.03), SETTINGS
+        )
 
     @pytest.mark.parametrize("is_better", [False, None])
     def test_nor_is_it_learned_again_as_it_grows(self, is_better: bool | None) -> None:
-        state = _after(2, num_drift_examples=100, is_better=is_better).model_copy(update={"champion_since": NOW - 2 * DAY_SECONDS})
+        state = _after(2, num_drift_examples=100, is_better=is_better).model_copy(
+            update={"champion_since": NOW - 2 * DAY_SECONDS}
+        )
         assert not [reason for reason in _decide(state, new=999).reasons if "showed it a drift" in reason]
 
-    @pytest.mark.parametrize(("usd_per_point", "needed"), [(16.0, 250), (4.0, 500), (1.0, None), (1e-300, None), (1e300, 100)])
-    def test_where_a_run_is_dear_a_drift_is_learned_again_from_more(self, usd_per_point: float, needed: int | None) -> None:
-        state = _after(2, num_drift_examples=250, is_better=True).model_copy(update={"champion_since": NOW - 2 * DAY_SECONDS})
+    @pytest.mark.parametrize(
+        ("usd_per_point", "needed"), [(16.0, 250), (4.0, 500), (1.0, None), (1e-300, None), (1e300, 100)]
+    )
+    def test_where_a_run_is_dear_a_drift_is_learned_again_from_more(
+        self, usd_per_point: float, needed: int | None
+    ) -> None:
+        state = _after(2, num_drift_examples=250, is_better=True).model_copy(
+            update={"champion_since": NOW - 2 * DAY_SECONDS}
+        )
         cost = {"hourly_usd": 4.0, "usd_per_point": usd_per_point}
         assert _decide(state, new=999 if needed is None else needed - 1, **cost).action == "wait"
         assert needed is None or _decide(state, new=needed, **cost).action == "retrain"
@@ -249,7 +345,12 @@ class TestRules:
         state = RUNNING.model_copy(update={"trained_at": 0.0})
         assert _decide(state, new=500, num_labels_since_drift=500, **apart).action == "wait"
         assert (
-            _decide(state, new=500, num_labels_since_drift=500, **_windows("confirmed", "confirmed", at=NOW - 40 * DAY_SECONDS)).action
+            _decide(
+                state,
+                new=500,
+                num_labels_since_drift=500,
+                **_windows("confirmed", "confirmed", at=NOW - 40 * DAY_SECONDS),
+            ).action
             == "wait"
         )
 
@@ -257,29 +358,51 @@ class TestRules:
         windows = _windows("confirmed", "confirmed", "confirmed")
         trained = RUNNING.model_copy(update={"trained_at": NOW - 1_800.0})
         assert _decide(trained, new=500, num_labels_since_drift=500, **windows).action == "wait"
-        ahead = _decide(new=500, num_labels_since_drift=500, **_windows("confirmed", "confirmed", at=NOW + 9 * DAY_SECONDS))
+        ahead = _decide(
+            new=500,
+            num_labels_since_drift=500,
+            **_windows("confirmed", "confirmed", at=NOW + 9 * DAY_SECONDS),
+        )
         assert ahead.action == "wait" and "2 window(s) dated in the future" in ahead.notes[0]
 
     def test_a_drift_begins_with_the_first_window_after_the_last_calm_one(self) -> None:
-        windows = [Window.model_validate(window) for window in _windows("ok", "alarm", "confirmed", "confirmed")["windows"]]
+        windows = [
+            Window.model_validate(window)
+            for window in _windows("ok", "alarm", "confirmed", "confirmed")["windows"]
+        ]
         assert drift_began(RUNNING, windows, NOW, SETTINGS) == windows[1].at
 
     def test_a_drift_that_lasts_longer_than_the_horizon_began_when_it_did(self) -> None:
-        """Labels since then were those of the last 30 days, so that few a day were never enough for a drift that they do not confirm."""
+        """Labels since then were those of the last 30 days, so that few a day were never enough for a drift
+        that they do not confirm.
+        """
         shown = _windows("ok", *["confirmed"] * 10, apart=9 * DAY_SECONDS)
         windows = [Window.model_validate(window) for window in shown["windows"]]
         state = RUNNING.model_copy(update={"trained_at": NOW - 200 * DAY_SECONDS})
         assert drift_began(state, windows, NOW, SETTINGS) == windows[1].at
 
-    @pytest.mark.parametrize(("live_drop", "new", "action"), [(0.029, 500, "wait"), (0.03, 500, "retrain"), (0.03, 99, "request_labels")])
-    def test_a_drop_on_labelled_production_documents_counts_as_one_on_newer_rows(self, live_drop: float, new: int, action: str) -> None:
+    @pytest.mark.parametrize(
+        ("live_drop", "new", "action"),
+        [(0.029, 500, "wait"), (0.03, 500, "retrain"), (0.03, 99, "request_labels")],
+    )
+    def test_a_drop_on_labelled_production_documents_counts_as_one_on_newer_rows(
+        self, live_drop: float, new: int, action: str
+    ) -> None:
         decision = _decide(new=new, live_drop=live_drop, score_drop=None)
         assert decision.action == action
-        assert any("lower on labelled production documents than at release" in reason for reason in decision.reasons) == (action != "wait")
+        assert any(
+            "lower on labelled production documents than at release" in reason for reason in decision.reasons
+        ) == (action != "wait")
 
     @pytest.mark.parametrize(
         ("drop", "count", "action"),
-        [(0.02, 100, "wait"), (0.03, 100, "retrain"), (0.03, 99, "request_labels"), (None, 100, "wait"), (-0.2, 100, "wait")],
+        [
+            (0.02, 100, "wait"),
+            (0.03, 100, "retrain"),
+            (0.03, 99, "request_labels"),
+            (None, 100, "wait"),
+            (-0.2, 100, "wait"),
+        ],
     )
     def test_a_worse_score_retrains_with_labels(self, drop: float | None, count: int, action: str) -> None:
         assert _decide(score_drop=drop, new=count).action == action
@@ -288,8 +411,14 @@ class TestRules:
         ("seen", "said"),
         [
             ({"num_drop_errors": 0.0}, "which may be chance (an unknown number of standard errors of 2.5)"),
-            ({"num_drop_errors": 2.4}, "fell by 0.100 on newer rows, which may be chance (2.4 standard errors of 2.5)"),
-            ({"num_live_errors": -0.1}, "but it is right about labelled production documents as often as at release"),
+            (
+                {"num_drop_errors": 2.4},
+                "fell by 0.100 on newer rows, which may be chance (2.4 standard errors of 2.5)",
+            ),
+            (
+                {"num_live_errors": -0.1},
+                "but it is right about labelled production documents as often as at release",
+            ),
         ],
     )
     def test_a_lower_score_that_labels_do_not_bear_out_waits(self, seen: dict[str, float], said: str) -> None:
@@ -297,8 +426,12 @@ class TestRules:
         assert decision.action == "wait" and [reason for reason in decision.reasons if said in reason]
         assert drift_examples(RUNNING, _signals(score_drop=0.1, new=500, **seen), SETTINGS) == 0
 
-    @pytest.mark.parametrize(("days", "version", "action"), [(180, "v2", "retrain"), (179, "v2", "wait"), (180, "v1", "wait")])
-    def test_an_old_champion_is_challenged_if_there_are_other_rows(self, days: float, version: str, action: str) -> None:
+    @pytest.mark.parametrize(
+        ("days", "version", "action"), [(180, "v2", "retrain"), (179, "v2", "wait"), (180, "v1", "wait")]
+    )
+    def test_an_old_champion_is_challenged_if_there_are_other_rows(
+        self, days: float, version: str, action: str
+    ) -> None:
         old = {"champion_since": NOW - days * DAY_SECONDS, "trained_at": NOW - days * DAY_SECONDS}
         state = RUNNING.model_copy(update=old)
         assert _decide(state, data_version=version).action == action
@@ -309,32 +442,52 @@ class TestRules:
         ("ended", "said"),
         [
             ({"outcome": "succeeded"}, "there is nothing new to learn"),
-            ({"outcome": "in_flight"}, "the attempt of 1972-09-26 00:00 UTC to learn from the rows of today is in flight"),
+            (
+                {"outcome": "in_flight"},
+                "the attempt of 1972-09-26 00:00 UTC to learn from the rows of today is in flight",
+            ),
             (
                 {"outcome": "cancelled"},
-                "the attempt of 1972-09-26 00:00 UTC to learn from the rows of today was cancelled and is not started again by itself "
-                "(launch the model job by hand for it)",
+                (
+                    "the attempt of 1972-09-26 00:00 UTC to learn from the rows of today was cancelled and is"
+                    " not started again by itself (launch the model job by hand for it)"
+                ),
             ),
         ],
     )
-    def test_a_challenge_by_age_says_what_became_of_the_last_one(self, ended: dict[str, str], said: str) -> None:
-        old = RUNNING.model_copy(update={"champion_since": NOW - 190 * DAY_SECONDS, "trained_at": NOW - 190 * DAY_SECONDS})
+    def test_a_challenge_by_age_says_what_became_of_the_last_one(
+        self, ended: dict[str, str], said: str
+    ) -> None:
+        old = RUNNING.model_copy(
+            update={"champion_since": NOW - 190 * DAY_SECONDS, "trained_at": NOW - 190 * DAY_SECONDS}
+        )
         tried = _after(1, state=old, evidence=retrain_evidence(_signals(data_version="v2")), **ended)
         decision = _decide(tried, data_version="v2")
-        assert decision.action == "wait" and decision.reasons[-1].endswith(f"(max_age_days = 180), but {said}")
+        assert decision.action == "wait" and decision.reasons[-1].endswith(
+            f"(max_age_days = 180), but {said}"
+        )
 
 
 class TestObstacles:
     def test_they_are_named_beside_the_reasons(self) -> None:
-        decision = _decide(_after(0.1, state=RUNNING.model_copy(update={"champion_since": NOW})), new=1_200, num_runs_in_flight=1)
+        decision = _decide(
+            _after(0.1, state=RUNNING.model_copy(update={"champion_since": NOW})),
+            new=1_200,
+            num_runs_in_flight=1,
+        )
         assert decision.reasons == [
             "1,200 new examples since the last training, enough for min_new_examples = 1,000",
             "but 1 run(s) of the model or of its snapshot are in flight",
-            "but the last attempt was on 1972-09-26 21:36 UTC, and the next may start on 1972-09-27 21:36 UTC (cooldown_hours = 24)",
+            (
+                "but the last attempt was on 1972-09-26 21:36 UTC, and the next may start on 1972-09-27 21:36"
+                " UTC (cooldown_hours = 24)"
+            ),
         ]
 
     def test_the_wait_doubles_with_each_attempt_in_vain(self) -> None:
-        state = RUNNING.model_copy(update={"champion_since": NOW - 100 * DAY_SECONDS, "raised": {"attempts in vain": NOW}})
+        state = RUNNING.model_copy(
+            update={"champion_since": NOW - 100 * DAY_SECONDS, "raised": {"attempts in vain": NOW}}
+        )
         for number, days in ((1, 2), (2, 4), (3, 8), (4, 16), (9, 90)):
             earlier = [30.0 + i for i in range(number - 1)] if days < 30 else [95.0] * (number - 1)
             assert _decide(_after(*earlier, days - 0.1, state=state), new=1_200).action == "wait"
@@ -345,10 +498,19 @@ class TestObstacles:
         cancelled = _after(7, 6, 5, 4, 1.1, state=state, outcome="cancelled")
         decision = _decide(cancelled, new=1_200)
         assert (decision.action, decision.incidents) == ("retrain", [])
-        assert "cooldown_hours = 24" in _decide(_after(0.9, state=state, outcome="cancelled"), new=1_200).reasons[-1]
+        assert (
+            "cooldown_hours = 24"
+            in _decide(_after(0.9, state=state, outcome="cancelled"), new=1_200).reasons[-1]
+        )
         # One in vain before it: its own backoff goes on, and no other begins.
-        assert _decide(_after(1.1, state=_after(1.9, state=state), outcome="cancelled"), new=1_200).action == "wait"
-        assert _decide(_after(1.1, state=_after(2, state=state), outcome="cancelled"), new=1_200).action == "retrain"
+        assert (
+            _decide(_after(1.1, state=_after(1.9, state=state), outcome="cancelled"), new=1_200).action
+            == "wait"
+        )
+        assert (
+            _decide(_after(1.1, state=_after(2, state=state), outcome="cancelled"), new=1_200).action
+            == "retrain"
+        )
 
     def test_a_promotion_by_whomever_ends_the_backoff(self) -> None:
         tried = _after(8, 6, 2, state=RUNNING.model_copy(update={"raised": {"attempts in vain": NOW}}))
@@ -364,8 +526,12 @@ class TestObstacles:
         # Whoever edits the YAML has looked at it.
         assert _decide(failed, new=1_200, settings_version="fixed").action == "retrain"
 
-    @pytest.mark.parametrize(("spent", "days_ago", "action"), [(99.0, 3, "retrain"), (99.5, 3, "wait"), (99.5, 9.5, "retrain")])
-    def test_the_calendar_month_has_a_budget_of_hours(self, spent: float, days_ago: float, action: str) -> None:
+    @pytest.mark.parametrize(
+        ("spent", "days_ago", "action"), [(99.0, 3, "retrain"), (99.5, 3, "wait"), (99.5, 9.5, "retrain")]
+    )
+    def test_the_calendar_month_has_a_budget_of_hours(
+        self, spent: float, days_ago: float, action: str
+    ) -> None:
         decision = _decide(_after(days_ago, hours=spent, state=_TOLD), new=1_200)
         assert decision.action == action
         assert action == "retrain" or "max_hours_per_month = 100" in decision.reasons[-1]
@@ -380,21 +546,27 @@ class TestObstacles:
         settings = RetrainingSettings(max_usd_per_month=50)
         assert _decide(_after(3, hours=14.0), settings, new=1_200, hourly_usd=3.0).action == "retrain"
         decision = _decide(_after(3, hours=16.0, state=_TOLD), settings, new=1_200, hourly_usd=3.0)
-        assert decision.reasons[-1].startswith("but 48.00 USD were spent this month and the next run costs about 3.00 USD")
+        assert decision.reasons[-1].startswith(
+            "but 48.00 USD were spent this month and the next run costs about 3.00 USD"
+        )
 
     def test_a_gain_that_is_worth_less_than_the_run_waits_at_the_users_rate(self) -> None:
         cost = {"estimated_hours": 5.0, "hourly_usd": 4.0, "usd_per_point": 10.0}
         assert _decide(new=1_200, predicted_gain=0.02, **cost).action == "retrain"
         decision = _decide(new=1_200, predicted_gain=0.01, **cost)
         expected = (
-            "but an expected gain of 1.0 points is worth 10.00 USD a year (usd_per_point = 10) and the next run costs about 20.00 USD"
+            "but an expected gain of 1.0 points is worth 10.00 USD a year (usd_per_point = 10) and the next"
+            " run costs about 20.00 USD"
         )
         assert (decision.action, decision.reasons[-1]) == ("wait", expected)
         assert _decide(new=1_200, predicted_gain=0.01, **{**cost, "usd_per_point": None}).action == "retrain"
         assert _decide(new=1_200, predicted_gain=None, **cost).action == "retrain"
         # A drop is what there is to win back; what a drift costs is unknown.
         assert _decide(new=500, predicted_gain=0.0, score_drop=0.03, **cost).action == "retrain"
-        assert _decide(new=500, predicted_gain=0.0, score_drop=0.03, **{**cost, "usd_per_point": 5.0}).action == "wait"
+        assert (
+            _decide(new=500, predicted_gain=0.0, score_drop=0.03, **{**cost, "usd_per_point": 5.0}).action
+            == "wait"
+        )
         drifted = {"num_labels_since_drift": 500, **_windows("confirmed", "confirmed")}
         assert _decide(new=1_200, predicted_gain=0.0, **cost, **drifted).action == "retrain"
 
@@ -419,33 +591,55 @@ class TestFailures:
         for number in range(1, failures + 1):
             decision = _decide(_after(*range(number + 5, 5, -1), **new), settings, new=1_200)
             assert decision.action == ("alert" if number == failures else "retrain")
-        assert decision.reasons[0] == "the attempt of 1972-09-21 00:00 UTC failed (infrastructure): its run says what to fix"
+        assert (
+            decision.reasons[0]
+            == "the attempt of 1972-09-21 00:00 UTC failed (infrastructure): its run says what to fix"
+        )
 
     @pytest.mark.parametrize("since", ["trained_at", "champion_since"])
     @pytest.mark.parametrize("failure", ["preemption", "data"])
-    def test_a_training_or_a_release_since_then_settles_a_failed_attempt(self, failure: str, since: str) -> None:
-        new = {"num_examples": ROWS + 1_200, "outcome": "failed", "failure": failure, "ended_at": NOW - 0.5 * DAY_SECONDS}
+    def test_a_training_or_a_release_since_then_settles_a_failed_attempt(
+        self, failure: str, since: str
+    ) -> None:
+        new = {
+            "num_examples": ROWS + 1_200,
+            "outcome": "failed",
+            "failure": failure,
+            "ended_at": NOW - 0.5 * DAY_SECONDS,
+        }
         failed = _after(2, **new).model_copy(update={"num_trained": ROWS + 1_200})
         unsettled = "retrain" if failure == "preemption" else "alert"
         assert _decide(failed, new=1_200).action == unsettled
-        # What its own run trained before it failed is no training since, nor is one that is dated in the future.
+        # What its own run trained before it failed is no training since, nor is one that is dated in the
+        # future.
         for at in (NOW - DAY_SECONDS, NOW + 400 * DAY_SECONDS):
             assert _decide(failed.model_copy(update={since: at}), new=1_200).action == unsettled
         settled = _decide(failed.model_copy(update={since: NOW - 0.4 * DAY_SECONDS}), new=1_200)
         assert settled.action == "wait" and not settled.incidents
 
-    @pytest.mark.parametrize("failure", ["data", "settings", "gate", "out_of_memory", "divergence", "unknown"])
+    @pytest.mark.parametrize(
+        "failure", ["data", "settings", "gate", "out_of_memory", "divergence", "unknown"]
+    )
     def test_what_waiting_does_not_fix_alerts_at_once(self, failure: str) -> None:
-        decision = _decide(_after(0.01, num_examples=ROWS + 1_200, outcome="failed", failure=failure), new=1_200)
-        assert decision.action == "alert" and f"failed ({failure}): its run says what to fix" in decision.reasons[0]
+        decision = _decide(
+            _after(0.01, num_examples=ROWS + 1_200, outcome="failed", failure=failure), new=1_200
+        )
+        assert (
+            decision.action == "alert"
+            and f"failed ({failure}): its run says what to fix" in decision.reasons[0]
+        )
 
     def test_what_a_person_cancelled_is_not_started_again_and_it_says_how_to_ask(self) -> None:
         decision = _decide(_after(100, num_examples=ROWS + 1_200, outcome="cancelled"), new=1_200)
         assert (
             decision.action == "wait"
-            and "which was cancelled and is not started again by itself (launch the model job" in decision.reasons[0]
+            and "which was cancelled and is not started again by itself (launch the model job"
+            in decision.reasons[0]
         )
-        assert _decide(_after(100, num_examples=ROWS + 1_200, outcome="cancelled"), new=2_200).action == "retrain"
+        assert (
+            _decide(_after(100, num_examples=ROWS + 1_200, outcome="cancelled"), new=2_200).action
+            == "retrain"
+        )
 
 
 class TestPeople:
@@ -468,7 +662,9 @@ class TestPeople:
         assert decision.action == "alert" and decision.reasons[0].startswith(
             "the next run takes about 120.0 h, more than max_hours_per_month"
         )
-        dear = _decide(settings=RetrainingSettings(max_usd_per_month=50), new=1_200, estimated_hours=20.0, hourly_usd=3.0)
+        dear = _decide(
+            settings=RetrainingSettings(max_usd_per_month=50), new=1_200, estimated_hours=20.0, hourly_usd=3.0
+        )
         assert dear.action == "alert" and "60.00 USD" in dear.reasons[0]
 
     @pytest.mark.parametrize(
@@ -476,22 +672,32 @@ class TestPeople:
         [
             (
                 {"max_hours_per_month": 100.0},
-                "60.0 h were spent this month and the next run takes about 60.0 h (max_hours_per_month = 100)",
+                (
+                    "60.0 h were spent this month and the next run takes about 60.0 h (max_hours_per_month ="
+                    " 100)"
+                ),
             ),
             (
                 {"max_usd_per_month": 300.0, "max_hours_per_month": 200.0},
-                "180.00 USD were spent this month and the next run costs about 180.00 USD (max_usd_per_month = 300)",
+                (
+                    "180.00 USD were spent this month and the next run costs about 180.00 USD"
+                    " (max_usd_per_month = 300)"
+                ),
             ),
         ],
     )
-    def test_a_month_that_holds_a_retrain_back_is_told_once_with_its_end(self, spent: dict[str, float], said: str) -> None:
+    def test_a_month_that_holds_a_retrain_back_is_told_once_with_its_end(
+        self, spent: dict[str, float], said: str
+    ) -> None:
         settings = SETTINGS.model_copy(update=spent)
         month = {"estimated_hours": 60.0, "hourly_usd": 3.0, "month_end": NOW + 21 * DAY_SECONDS}
         state, signals = _after(3, hours=60.0), _signals(new=1_200, **month)
         told = decide(state, signals, settings)
         what = "raise that, or launch the model job by hand, which is not booked"
         assert told.action == "alert"
-        assert told.reasons == [f"{said}, so that the retrain that is called for waits until 1972-10-18 00:00 UTC: {what}"]
+        assert told.reasons == [
+            f"{said}, so that the retrain that is called for waits until 1972-10-18 00:00 UTC: {what}"
+        ]
         state = state.model_copy(update={"raised": raised_after(state, signals, told)})
         # Nor does an evaluation in between end it.
         for changes in ({}, {"num_runs_in_flight": 1}, {}):
@@ -504,22 +710,43 @@ class TestPeople:
     def test_a_month_that_is_not_what_holds_a_retrain_back_is_not_told(self) -> None:
         spent = _after(3, hours=60.0)
         assert _decide(spent, estimated_hours=60.0).incidents == [], "none is called for"
-        assert _decide(spent, SETTINGS.model_copy(update={"cooldown_hours": 96.0}), new=1_200, estimated_hours=60.0).incidents == []
-        assert _decide(spent.model_copy(update={"frozen": "by hand"}), new=1_200, estimated_hours=60.0).action == "hold"
+        assert (
+            _decide(
+                spent, SETTINGS.model_copy(update={"cooldown_hours": 96.0}), new=1_200, estimated_hours=60.0
+            ).incidents
+            == []
+        )
+        assert (
+            _decide(spent.model_copy(update={"frozen": "by hand"}), new=1_200, estimated_hours=60.0).action
+            == "hold"
+        )
         above = _decide(spent, new=1_200, estimated_hours=120.0)
         assert above.incidents == ["budget"], "the whole month would not be enough"
 
-    @pytest.mark.parametrize(("hours", "estimated", "hangs"), [(23, 1.0, False), (25, 1.0, True), (29, 10.0, False), (31, 10.0, True)])
-    def test_a_run_that_may_never_end_and_holds_retrains_back_needs_a_person(self, hours: float, estimated: float, hangs: bool) -> None:
+    @pytest.mark.parametrize(
+        ("hours", "estimated", "hangs"),
+        [(23, 1.0, False), (25, 1.0, True), (29, 10.0, False), (31, 10.0, True)],
+    )
+    def test_a_run_that_may_never_end_and_holds_retrains_back_needs_a_person(
+        self, hours: float, estimated: float, hangs: bool
+    ) -> None:
         run = RunInFlight(job="licences_model", run_id="0f3a", since=NOW - hours * 3_600)
         decision = _decide(num_runs_in_flight=1, oldest_run=run, estimated_hours=estimated)
         assert decision.incidents == (["run 0f3a in flight"] if hangs else [])
         limit = max(24, 3 * estimated)
-        said = f"has not ended in {limit:.0f} h and holds retrains back: open it, and terminate it if it hangs"
+        said = (
+            f"has not ended in {limit:.0f} h and holds retrains back: open it, and terminate it if it hangs"
+        )
         assert not hangs or (decision.action == "alert" and decision.reasons[0].endswith(said))
-        waits = _decide(num_runs_in_flight=1, oldest_run=run.model_copy(update={"has_started": False}), estimated_hours=estimated)
+        waits = _decide(
+            num_runs_in_flight=1,
+            oldest_run=run.model_copy(update={"has_started": False}),
+            estimated_hours=estimated,
+        )
         assert not hangs or f"has not begun in {limit:.0f} h" in waits.reasons[0]
-        assert not _decide(num_runs_in_flight=1, oldest_run=run.model_copy(update={"since": NOW + 400 * DAY_SECONDS})).incidents
+        assert not _decide(
+            num_runs_in_flight=1, oldest_run=run.model_copy(update={"since": NOW + 400 * DAY_SECONDS})
+        ).incidents
 
     @pytest.mark.parametrize(
         ("windows", "since", "alerts"),
@@ -531,7 +758,9 @@ class TestPeople:
             (["warming_up"] * 10, 5, False),
         ],
     )
-    def test_production_that_is_not_seen_needs_a_person(self, windows: list[str], since: float, alerts: bool) -> None:
+    def test_production_that_is_not_seen_needs_a_person(
+        self, windows: list[str], since: float, alerts: bool
+    ) -> None:
         state = RUNNING.model_copy(update={"champion_since": NOW - since * DAY_SECONDS})
         decision = _decide(state, is_monitored=True, **_windows(*windows))
         assert (decision.action == "alert") == alerts
@@ -570,8 +799,14 @@ class TestPeople:
         ahead = RUNNING.model_copy(update={"trained_at": later, "champion_since": later})
         drifted = _windows("confirmed", "confirmed", apart=DAY_SECONDS)
         decision = _decide(ahead, new=200, num_labels_since_drift=200, num_live_errors=2.0, **drifted)
-        assert decision.action == "retrain" and "the last training or release is dated in the future" in decision.notes[0]
-        assert "the champion's age is unknown, as nothing about it is dated before now" in _decide(ahead, data_version="v2").reasons
+        assert (
+            decision.action == "retrain"
+            and "the last training or release is dated in the future" in decision.notes[0]
+        )
+        assert (
+            "the champion's age is unknown, as nothing about it is dated before now"
+            in _decide(ahead, data_version="v2").reasons
+        )
         assert _decide(ahead, is_monitored=True).action == "wait"
         silent = _windows("ok", at=NOW - 40 * DAY_SECONDS)
         assert _decide(ahead, is_monitored=True, **silent).reasons[0].startswith("no window came")
@@ -598,7 +833,13 @@ class TestTotality:
     ) -> None:
         values = {"hours": 1.0, "num_examples": 1, "evidence": "e", "outcome": outcome}
         attempts = [Attempt.model_validate({"started_at": at, **values}) for at in started]
-        decision = _decide(RUNNING.model_copy(update={"attempts": attempts}), now=now, new=new, score_drop=drop, estimated_hours=hours)
+        decision = _decide(
+            RUNNING.model_copy(update={"attempts": attempts}),
+            now=now,
+            new=new,
+            score_drop=drop,
+            estimated_hours=hours,
+        )
         assert decision.reasons
 
     def test_a_repeated_tick_has_the_same_run_key_until_there_is_a_run(self) -> None:
@@ -609,7 +850,9 @@ class TestTotality:
 
     def test_a_recorded_decision_survives_json_and_replays(self) -> None:
         signals = _signals(new=1_200, **_windows("confirmed", "ok"))
-        record = RecordedDecision(case="licences", time=NOW, signals=signals, decision=decide(RUNNING, signals, SETTINGS))
+        record = RecordedDecision(
+            case="licences", time=NOW, signals=signals, decision=decide(RUNNING, signals, SETTINGS)
+        )
         read = RecordedDecision.model_validate_json(record.model_dump_json())
         assert read == record and decide(RUNNING, read.signals, SETTINGS) == read.decision
 

@@ -1,4 +1,6 @@
-"""`fullft run`: all that was delivered is in the ledger, a file that was just written to is waited for, and no run stays in the queue."""
+"""`fullft run`: all that was delivered is in the ledger, a file that was just written to is waited for, and
+no run stays in the queue.
+"""
 
 from __future__ import annotations
 
@@ -50,17 +52,23 @@ def test_a_file_that_was_just_written_to_is_waited_for(
     path = project.documents / "delivery-1.jsonl"
     path.touch()
     # The time passes at once, in this module alone: other threads sleep as well.
-    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: os.utime(path, (1e9, 1e9))))
+    monkeypatch.setattr(
+        run, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: os.utime(path, (1e9, 1e9)))
+    )
     files, printed = cut_all(project, instance)
     assert files == ["delivery-1.jsonl"]
-    assert printed.endswith(f"{project.documents}: 1 file(s) were just written to; waiting until they are complete\n")
+    assert printed.endswith(
+        f"{project.documents}: 1 file(s) were just written to; waiting until they are complete\n"
+    )
 
 
 def test_a_long_wait_is_left_to_the_next_run(project: projects.Project, instance: dg.DagsterInstance) -> None:
     project.configure(documents={"settle_seconds": 3_600})
     files, printed = cut_all(project, instance)
     assert files == []
-    assert printed.endswith(f"{project.documents}: 1 file(s) are still being written to; run again for them\n")
+    assert printed.endswith(
+        f"{project.documents}: 1 file(s) are still being written to; run again for them\n"
+    )
 
 
 @dg.op
@@ -76,8 +84,12 @@ def test_a_run_left_in_the_queue_by_a_daemon_that_ended_is_launched(
     project: projects.Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = time.time() - 58
-    instance.add_daemon_heartbeat(DaemonHeartbeat(timestamp=ended, daemon_type="QUEUED_RUN_COORDINATOR", daemon_id=None, errors=[]))
-    origin = RemoteRepositoryOrigin(GrpcServerCodeLocationOrigin(host="localhost", port=1), "repository").get_job_origin("quick")
+    instance.add_daemon_heartbeat(
+        DaemonHeartbeat(timestamp=ended, daemon_type="QUEUED_RUN_COORDINATOR", daemon_id=None, errors=[])
+    )
+    origin = RemoteRepositoryOrigin(
+        GrpcServerCodeLocationOrigin(host="localhost", port=1), "repository"
+    ).get_job_origin("quick")
     queued = instance.create_run_for_job(quick, status=dg.DagsterRunStatus.QUEUED, remote_job_origin=origin)
     launched = []
 
@@ -96,11 +108,15 @@ def test_a_run_left_in_the_queue_by_a_daemon_that_ended_is_launched(
     assert launched == [queued.run_id]
 
 
-def test_all_of_many_files_are_cut(project: projects.Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_of_many_files_are_cut(
+    project: projects.Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(documents.batches, "MAX_CUTS", 2)
     project.configure(documents={"max_batch_files": 1})
     for number in range(2, 6):
-        projects.write_rows(project.documents / f"delivery-{number}.jsonl", projects.licence_rows(1, skip=number))
+        projects.write_rows(
+            project.documents / f"delivery-{number}.jsonl", projects.licence_rows(1, skip=number)
+        )
     files, printed = cut_all(project, instance)
     assert (len(files), printed) == (5, "")
 
@@ -111,18 +127,31 @@ def test_what_the_sensor_leaves_to_a_person_or_to_a_later_tick_is_launched(
     cut_all(project, instance)
     store, case = open_store(project.use_case(), instance), Case(project.use_case())
     (request,) = automation.find_due(case, instance, store, "batch", "letters_ingest").requests
-    tags = {**request.tags, "dagster/partition": str(request.partition_key), "dagster/run_key": str(request.run_key)}
+    tags = {
+        **request.tags,
+        "dagster/partition": str(request.partition_key),
+        "dagster/run_key": str(request.run_key),
+    }
     failed = {**tags, "delivery/failure": "data"}
-    instance.add_run(dg.DagsterRun(job_name="letters_ingest", run_id=str(uuid4()), status=dg.DagsterRunStatus.FAILURE, tags=failed))
+    instance.add_run(
+        dg.DagsterRun(
+            job_name="letters_ingest", run_id=str(uuid4()), status=dg.DagsterRunStatus.FAILURE, tags=failed
+        )
+    )
     launched = []
     location = SimpleNamespace(
         tick=lambda _: {"runRequests": [], "skipReason": "nothing new"},
         launch_queued=None,
         launch=lambda job, tags: launched.append((job, tags)) or "run",
     )
-    driver = run.Driver(project.use_case(), instance, store, cast(CodeLocation, location), Terminal(io.StringIO()))
+    driver = run.Driver(
+        project.use_case(), instance, store, cast(CodeLocation, location), Terminal(io.StringIO())
+    )
     monkeypatch.setattr(driver.follower, "follow", lambda _: True)
     assert driver._deliver("letters_new_documents", "letters_ingest", "batch")
     ((job, given),) = launched
-    assert job == "letters_ingest" and given.items() >= {**request.tags, "dagster/partition": str(request.partition_key)}.items()
+    assert (
+        job == "letters_ingest"
+        and given.items() >= {**request.tags, "dagster/partition": str(request.partition_key)}.items()
+    )
     assert "dagster/run_key" not in given, "a person asked, not the sensor"

@@ -1,4 +1,6 @@
-"""A real instance whose runs are really killed: what they held is free again, and who waits for a living run prints for which."""
+"""A real instance whose runs are really killed: what they held is free again, and who waits for a living run
+prints for which.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +36,20 @@ from fullft_assets.launchers.supervisor import is_alive
 
 TESTS = Path(__file__).parent
 SECONDS = 90.0
-STARTED, FAILURE, SUCCESS = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS
+STARTED, FAILURE, SUCCESS = (
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.FAILURE,
+    dg.DagsterRunStatus.SUCCESS,
+)
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder of the probe, and a home with the repository's settings; nothing that was started there outlives a test."""
+    """The folder of the probe, and a home with the repository's settings; nothing that was started there
+    outlives a test.
+    """
     home = tmp_path / "home"
     home.mkdir()
     (home / "dagster.yaml").write_text((TESTS.parent / "dagster.yaml").read_text())
@@ -69,7 +77,11 @@ def instance(folder: Path) -> Iterator[dg.DagsterInstance]:
 def drive(folder: Path, stream: TextIO) -> bool:
     """Do what `fullft run` does around a use case's model job, with the probe's."""
     workspace_file = folder / "workspace.yaml"
-    module = {"module_name": "probe_workloads.pooled", "working_directory": str(TESTS), "location_name": "probe"}
+    module = {
+        "module_name": "probe_workloads.pooled",
+        "working_directory": str(TESTS),
+        "location_name": "probe",
+    }
     workspace_file.write_text(json.dumps({"load_from": [{"python_module": module}]}))
     with (
         interrupted_by_signals(),
@@ -84,13 +96,16 @@ def drive(folder: Path, stream: TextIO) -> bool:
 
 def start(folder: Path, output: str) -> subprocess.Popen:
     code = (
-        "import sys; from pathlib import Path; from tests.test_run_workers import drive; sys.exit(not drive(Path(sys.argv[1]), sys.stdout))"
+        "import sys; from pathlib import Path; from tests.test_run_workers import drive; sys.exit(not"
+        " drive(Path(sys.argv[1]), sys.stdout))"
     )
     with (folder / output).open("wb") as file:
         command = [sys.executable, "-c", code, str(folder)]
         # The job of a shell in the background begins with Ctrl-C ignored, and so would its children.
         hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-        return subprocess.Popen(command, stdout=file, stderr=file, cwd=TESTS.parent, start_new_session=True, preexec_fn=hear)
+        return subprocess.Popen(
+            command, stdout=file, stderr=file, cwd=TESTS.parent, start_new_session=True, preexec_fn=hear
+        )
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
@@ -101,7 +116,9 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
 
 
 def kill(first: subprocess.Popen, *, spare: bool) -> None:
-    """SIGKILL a driver, its code server and its run's worker at once; `spare`: not the workload and its supervisor."""
+    """SIGKILL a driver, its code server and its run's worker at once; `spare`: not the workload and its
+    supervisor.
+    """
     family = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
     for process in family:
         with suppress(psutil.NoSuchProcess):
@@ -130,13 +147,18 @@ def test_a_killed_run_is_marked_by_the_daemon_and_the_next_run_gets_its_slot(fol
     assert failed.status == FAILURE
     (message,) = messages(instance, failed, dg.DagsterEventType.RUN_FAILURE)
     assert re.search(
-        r"its process \d+ ended without a message \(killed, out of memory, or the machine went down\) \[infrastructure\]", message
+        r"its process \d+ ended without a message \(killed, out of memory, or the machine went down\)"
+        r" \[infrastructure\]",
+        message,
     )
     monkeypatch.setenv("PROBE_STAGE", "writes")
     terminal = io.StringIO()
     assert drive(folder, terminal), terminal.getvalue()
     first = terminal.getvalue().splitlines()[0].split("] ", 1)[1]
-    assert first == f"run {failed.run_id[:8]} (probe_model, over: failure); freed its slot for held of the pool `gpu`"
+    assert (
+        first
+        == f"run {failed.run_id[:8]} (probe_model, over: failure); freed its slot for held of the pool `gpu`"
+    )
     assert num_queued(instance) == 0
 
 
@@ -147,7 +169,10 @@ def test_who_waits_for_a_living_run_prints_it_and_continues_when_that_dies(folde
     (holder,) = instance.get_runs()
     monkeypatch.setenv("PROBE_STAGE", "writes")
     second = start(folder, "second")
-    wait_for(lambda: "waits for a slot" in (folder / "second").read_text(), "the line that names what is waited for")
+    wait_for(
+        lambda: "waits for a slot" in (folder / "second").read_text(),
+        "the line that names what is waited for",
+    )
     kill(first, spare=True)
     assert second.wait(SECONDS) == 0
     lines = re.findall(r"^\[ *[\d.]+ s\] (.+)$", (folder / "second").read_text(), re.MULTILINE)
@@ -158,7 +183,9 @@ def test_who_waits_for_a_living_run_prints_it_and_continues_when_that_dies(folde
         lines[0],
     )
     (gone,) = [line for line in lines if ", gone: " in line]
-    assert gone.startswith(f"run {holder.run_id[:8]} (probe_model, gone: its process {pid} ended without a message (")
+    assert gone.startswith(
+        f"run {holder.run_id[:8]} (probe_model, gone: its process {pid} ended without a message ("
+    )
     assert gone.endswith("; marked as failed; freed its slot for held of the pool `gpu`")
     assert (folder / "checkpoint0").is_file(), "the workload had its time for a checkpoint"
     assert {run.run_id: run.status for run in instance.get_runs()}[holder.run_id] == FAILURE
@@ -194,7 +221,9 @@ class TestRecords:
         process.wait()
         return process.pid
 
-    def hold(self, instance: dg.DagsterInstance, pid: int, status: dg.DagsterRunStatus = STARTED, **tags: str) -> dg.DagsterRun:
+    def hold(
+        self, instance: dg.DagsterInstance, pid: int, status: dg.DagsterRunStatus = STARTED, **tags: str
+    ) -> dg.DagsterRun:
         run = instance.add_run(dg.DagsterRun("letters_model", make_new_run_id(), status=status, tags=tags))
         instance.report_engine_event("Started process for run", run, EngineEventData.in_process(pid))
         instance.event_log_storage.claim_concurrency_slot("gpu", run.run_id, "letters__finetuned_checkpoint")
@@ -204,7 +233,9 @@ class TestRecords:
         run = self.hold(instance, dead, dg.DagsterRunStatus.CANCELING, **run_workers.host_tag(instance))
         waiting = self.hold(instance, os.getpid(), **run_workers.host_tag(instance))
         (line,) = run_workers.settle(instance)
-        assert line.endswith("; marked as canceled; freed its slot for letters/finetuned_checkpoint of the pool `gpu`")
+        assert line.endswith(
+            "; marked as canceled; freed its slot for letters/finetuned_checkpoint of the pool `gpu`"
+        )
         assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.CANCELED
         (message,) = messages(instance, run, dg.DagsterEventType.RUN_CANCELED)
         assert "The run is gone: " in message and "infrastructure" not in message
@@ -217,7 +248,10 @@ class TestRecords:
             ({}, "on an unknown machine"),
             ({run_workers.HOST_TAG: "elsewhere"}, "on elsewhere"),
             (
-                {run_workers.HOST_TAG: socket.gethostname(), run_workers.CODE_SERVER_TAG: '{"host": "code-server"}'},
+                {
+                    run_workers.HOST_TAG: socket.gethostname(),
+                    run_workers.CODE_SERVER_TAG: '{"host": "code-server"}',
+                },
                 f"on {socket.gethostname()}",
             ),
         ],
@@ -234,7 +268,10 @@ class TestRecords:
 
     def test_a_code_server_that_is_addressed_by_this_machines_name_is_here(self, instance, dead):
         run = self.hold(
-            instance, dead, **run_workers.host_tag(instance), **{run_workers.CODE_SERVER_TAG: f'{{"host": "{socket.gethostname()}"}}'}
+            instance,
+            dead,
+            **run_workers.host_tag(instance),
+            **{run_workers.CODE_SERVER_TAG: f'{{"host": "{socket.gethostname()}"}}'},
         )
         assert run_workers.is_gone(instance, run)
 

@@ -15,17 +15,23 @@ from pathlib import Path
 
 import pytest
 
-from fullft_assets.samples import licences, summaries
+from fullft_assets.demos import licences, summaries
 from tests.licence_delivery import Delivery
 
 
 def lines_of(folder: Path, name: str) -> list[str]:
-    return [line for path in sorted((folder / name).iterdir()) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
+    return [
+        line
+        for path in sorted((folder / name).iterdir())
+        for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    ]
 
 
 def test_the_whole_delivery_holds_every_rule_once_and_the_dirt_beside(licence_delivery: Delivery) -> None:
     rules = {rule["id"]: rule for rule in licences.rules()}
-    records = [json.loads(line) for line in lines_of(licence_delivery.folder, "documents") if line.endswith("}")]
+    records = [
+        json.loads(line) for line in lines_of(licence_delivery.folder, "documents") if line.endswith("}")
+    ]
     production = [json.loads(line) for line in lines_of(licence_delivery.folder, "production")]
     delivered = [record for record in records if record["id"] in rules]
     assert len(rules) > 33_000
@@ -37,7 +43,11 @@ def test_the_whole_delivery_holds_every_rule_once_and_the_dirt_beside(licence_de
     for record in delivered[::100]:
         rule = rules[record["id"]]
         assert (record["source"], record["license-expression"]) == (rule["text"], rule["expression"])
-        assert licences.KINDS[record["license-kind"]] == record["license-kind-metadata"]["class-name"] == rule["kind"]
+        assert (
+            licences.KINDS[record["license-kind"]]
+            == record["license-kind-metadata"]["class-name"]
+            == rule["kind"]
+        )
     assert Counter(record["id"].rsplit("-", 1)[1] for record in records if record["id"] not in rules) == {
         "again": 40, "empty": 20, "odd": 20, "bare": 20,
     }  # fmt: skip
@@ -48,7 +58,9 @@ def test_written_again_it_is_the_same_and_an_existing_one_is_left_alone(tmp_path
     second = licences.write(tmp_path / "b", max_rules=500)
     for name in ("documents", "production"):
         assert lines_of(first, name) == lines_of(second, name)
-        assert [path.name for path in sorted((first / name).iterdir())] == [path.name for path in sorted((second / name).iterdir())]
+        assert [path.name for path in sorted((first / name).iterdir())] == [
+            path.name for path in sorted((second / name).iterdir())
+        ]
     (first / "documents/delivery-1.manifest").write_text("mine")
     licences.write(first)
     assert (first / "documents/delivery-1.manifest").read_text() == "mine"
@@ -56,14 +68,16 @@ def test_written_again_it_is_the_same_and_an_existing_one_is_left_alone(tmp_path
 
 def test_a_killed_writer_leaves_no_delivery(tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys, pathlib\nfrom fullft_assets.samples import licences\n"
+        "import os, signal, sys, pathlib\nfrom fullft_assets.demos import licences\n"
         "licences._write_production = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "licences.write(pathlib.Path(sys.argv[1]), max_rules=200)"
     )
     killed = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a")], env=os.environ, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "a").exists()
-    assert (tmp_path / ".a.partial/documents/delivery-1.manifest").exists(), "the writer was killed before it wrote"
+    assert (tmp_path / ".a.partial/documents/delivery-1.manifest").exists(), (
+        "the writer was killed before it wrote"
+    )
     folder = licences.write(tmp_path / "a", max_rules=200)
     unseen = {json.loads(line)["license-expression"] for line in lines_of(folder, "production")}
     assert unseen

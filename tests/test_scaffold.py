@@ -10,8 +10,8 @@ import pytest
 import yaml
 from dagster.components import ScaffoldRequest
 
-from fullft_assets.config.check import check_use_case
-from fullft_assets.config.validation import load_use_case
+from fullft_assets.checking.check import check_use_case
+from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import SettingsError
 from fullft_assets.scaffold import UseCaseScaffolder, render_defs_yaml
 from fullft_assets.settings import UseCaseSettings
@@ -22,7 +22,9 @@ def scaffold(project: Path, name: str, **changes: object) -> Path:
     target.mkdir(parents=True)
     (project / "pyproject.toml").touch()
     request = {"scaffold_format": "yaml", "project_root": project, "params": None} | changes
-    UseCaseScaffolder().scaffold(ScaffoldRequest(type_name="fullft_assets.FullFineTune", target_path=target, **request))
+    UseCaseScaffolder().scaffold(
+        ScaffoldRequest(type_name="fullft_assets.FullFineTune", target_path=target, **request)
+    )
     return target / "defs.yaml"
 
 

@@ -29,7 +29,8 @@ def test_few_new_rows_say_nothing_by_themselves() -> None:
 
 
 def test_it_says_by_how_many_standard_errors() -> None:
-    # Half of the interval is 1.96 errors of 800 rows; 100 rows have three times as much, with those of the release.
+    # Half of the interval is 1.96 errors of 800 rows; 100 rows have three times as much, with those of the
+    # release.
     assert _after(100, 78) == (pytest.approx(0.07), pytest.approx(0.07 / (RELEASED.error * 3)))
     assert _after(100, 95).num_errors < 0
 
@@ -52,10 +53,15 @@ def test_the_error_is_that_of_an_interval_of_any_confidence() -> None:
 
 
 def test_unchanged_documents_are_rarely_below() -> None:
-    """Both the release and the labelled documents are samples of one population: 1.64 errors are exceeded in about 5% of cases."""
+    """Both the release and the labelled documents are samples of one population: 1.64 errors are exceeded in
+    about 5% of cases.
+    """
     rng = np.random.default_rng(1)
     released = rng.binomial(400, 0.85, 4_000) / 400
     low = released - 1.96 * np.sqrt(released * (1 - released) / 400)
     right = rng.binomial(100, 0.85, 4_000)
-    errors = [num_errors_below(Released(*each, 400), int(num), 100) for *each, num in zip(released, low, right, strict=True)]
+    errors = [
+        num_errors_below(Released(*each, 400), int(num), 100)
+        for *each, num in zip(released, low, right, strict=True)
+    ]
     assert 0.03 < np.mean(np.array(errors) >= 1.64) < 0.065

@@ -13,12 +13,20 @@ from fullft_assets.settings import Settings, UseCaseSettings
 
 pytestmark = pytest.mark.quick
 
-LEAST: dict[str, Any] = {"base_model": "models/a", "documents": {"path": "data"}, "examples": {"label": "kind"}}
+LEAST: dict[str, Any] = {
+    "base_model": "models/a",
+    "documents": {"path": "data"},
+    "examples": {"label": "kind"},
+}
 
 
 def sections() -> list[tuple[str, type[Settings]]]:
     found = [("", UseCaseSettings)]
-    found += [(name, field.annotation) for name, field in UseCaseSettings.model_fields.items() if _is_section(field.annotation)]
+    found += [
+        (name, field.annotation)
+        for name, field in UseCaseSettings.model_fields.items()
+        if _is_section(field.annotation)
+    ]
     return found
 
 
@@ -35,7 +43,9 @@ def problem(**changes: Any) -> tuple[str, str]:
 
 def test_three_keys_make_a_use_case() -> None:
     settings = UseCaseSettings.model_validate(LEAST)
-    assert UseCaseSettings.model_validate_json(settings.model_dump_json()).model_dump() == settings.model_dump()
+    assert (
+        UseCaseSettings.model_validate_json(settings.model_dump_json()).model_dump() == settings.model_dump()
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,7 +58,9 @@ def test_three_keys_make_a_use_case() -> None:
         ("language_modeling", "token_accuracy", "token_accuracy"),
     ],
 )
-def test_metric_that_decides_is_the_tasks_own_and_is_part_of_the_keys(task: str, asked: str | None, decides: str) -> None:
+def test_metric_that_decides_is_the_tasks_own_and_is_part_of_the_keys(
+    task: str, asked: str | None, decides: str
+) -> None:
     changes = {"examples": {"label": "kind", "task": task}, "evaluation": {"primary_metric": asked}}
     settings = UseCaseSettings.model_validate({**LEAST, **changes})
     assert settings.primary_metric == decides
@@ -56,7 +68,9 @@ def test_metric_that_decides_is_the_tasks_own_and_is_part_of_the_keys(task: str,
     assert settings.model_dump(include={"training"}).keys() == {"training"}
 
 
-@pytest.mark.parametrize(("name", "section"), sections(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("name", "section"), sections(), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_every_field_is_described_and_every_number_is_bounded(name: str, section: type[Settings]) -> None:
     for key, field in section.model_fields.items():
         if _is_section(field.annotation):
@@ -64,7 +78,9 @@ def test_every_field_is_described_and_every_number_is_bounded(name: str, section
         assert field.description and field.description.endswith("."), f"{name}.{key}"
         if any(number in str(field.annotation) for number in ("int", "float")):
             of_items = any(bound in str(field.annotation) for bound in ("Ge(", "Gt("))
-            assert of_items or any(type(bound).__name__ in ("Ge", "Gt") for bound in field.metadata), f"{name}.{key} has no lower bound"
+            assert of_items or any(type(bound).__name__ in ("Ge", "Gt") for bound in field.metadata), (
+                f"{name}.{key} has no lower bound"
+            )
 
 
 @pytest.mark.parametrize(
@@ -95,7 +111,9 @@ def test_what_is_wrong_is_named_with_its_key(changes: dict[str, Any], place: str
 def test_a_number_that_yaml_reads_as_text_is_a_number() -> None:
     settings = UseCaseSettings.model_validate({**LEAST, "training": {"learning_rate": "1e-4"}})
     assert settings.training.learning_rate == 1e-4
-    branches = UseCaseSettings.model_json_schema()["$defs"]["TrainingSettings"]["properties"]["learning_rate"]["anyOf"]
+    branches = UseCaseSettings.model_json_schema()["$defs"]["TrainingSettings"]["properties"][
+        "learning_rate"
+    ]["anyOf"]
     assert {branch["type"] for branch in branches} == {"number", "string"}
 
 
@@ -106,7 +124,10 @@ def test_settings_are_frozen() -> None:
 
 def test_language_modeling_reads_each_token_once_by_default() -> None:
     least = {**LEAST, "examples": {"task": "language_modeling"}}
-    assert (UseCaseSettings.model_validate(LEAST).chunks.stride, UseCaseSettings.model_validate(LEAST).chunks.boundaries) == (
+    assert (
+        UseCaseSettings.model_validate(LEAST).chunks.stride,
+        UseCaseSettings.model_validate(LEAST).chunks.boundaries,
+    ) == (
         32,
         "sentence",
     )
@@ -133,10 +154,18 @@ def test_a_bare_off_is_off_wherever_a_setting_may_be() -> None:
     known = with_off(UseCaseSettings)
     assert len(known) >= 8
     for name, field in known:
-        adapter = TypeAdapter(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation)
-        given, meant = ({"texts_are_unique": False}, {"texts_are_unique": "off"}) if name.endswith("severities") else (False, "off")
+        adapter = TypeAdapter(
+            Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+        )
+        given, meant = (
+            ({"texts_are_unique": False}, {"texts_are_unique": "off"})
+            if name.endswith("severities")
+            else (False, "off")
+        )
         assert adapter.validate_python(given) == meant, name
-        assert "false" in json.dumps(adapter.json_schema()), f"{name}: Dagster's check of the YAML goes by the schema"
+        assert "false" in json.dumps(adapter.json_schema()), (
+            f"{name}: Dagster's check of the YAML goes by the schema"
+        )
     settings = UseCaseSettings.model_validate(
         {**LEAST, "examples": {"label": "kind", "pii": False, "severities": {"texts_are_unique": False}}}
     )
@@ -164,7 +193,9 @@ def test_few_rows_with_labels_are_read_more_often_by_default(task: str, num_rows
 
 def test_a_default_fits_the_key_that_it_depends_on() -> None:
     """Whoever shortens the windows or the batches does not have to think of a second key."""
-    short = UseCaseSettings.model_validate({**LEAST, "chunks": {"max_tokens": 48}, "training": {"batch_size": 4}})
+    short = UseCaseSettings.model_validate(
+        {**LEAST, "chunks": {"max_tokens": 48}, "training": {"batch_size": 4}}
+    )
     assert (short.chunks.stride, short.training.micro_batch_size) == (12, 4)
     usual = UseCaseSettings.model_validate(LEAST)
     assert (usual.chunks.stride, usual.training.micro_batch_size) == (32, 16)

@@ -1,4 +1,6 @@
-"""The baseline of a smaller model: trained whole by the same recipe, the same when loaded, refused where its tokens mean something else."""
+"""The baseline of a smaller model: trained whole by the same recipe, the same when loaded, refused where its
+tokens mean something else.
+"""
 
 from __future__ import annotations
 
@@ -48,13 +50,29 @@ def prepared_for(task: str, root: Path) -> Prepared:
     if task == "classification":
         return prepare(root, rows=160, base_model="model", planning=planning)
     examples = {"task": "token_classification", "label": "spans", "labels": None, "group": "expression"}
-    return prepare(root, base_model="model", delivered=licence_labels.spanned_rows(120), examples=examples, planning=planning)
+    return prepare(
+        root,
+        base_model="model",
+        delivered=licence_labels.spanned_rows(120),
+        examples=examples,
+        planning=planning,
+    )
 
 
 def context_of_an_evaluation(prepared: Prepared) -> BaselineContext:
     context, settings = prepared.baseline_context, prepared.use_case.settings
     nothing = prepared.split("test").select([])
-    data = WithoutTraining(prepared.base_model, nothing, [], None, None, prepared.store, prepared.snapshot, settings, context.labels)
+    data = WithoutTraining(
+        prepared.base_model,
+        nothing,
+        [],
+        None,
+        None,
+        prepared.store,
+        prepared.snapshot,
+        settings,
+        context.labels,
+    )
     return replace(context, open_recipe=lambda: task_of(settings.examples).open_recipe(data))
 
 
@@ -63,22 +81,36 @@ def test_it_is_trained_scored_and_predicts_the_same_when_loaded(task: str, tmp_p
     prepared = prepared_for(task, tmp_path / "project")
     recipe, rows = prepared.recipe, prepared.split("validation")
     (tmp_path / "fitted").mkdir()
-    scores = dict(recipe.score_baselines(prepared.use_case.settings.baselines, tmp_path / "fitted", prepared.baseline_context))
-    loaded = load_all(["smaller_model"], tmp_path / "fitted", context_of_an_evaluation(prepared))["smaller_model"]
+    scores = dict(
+        recipe.score_baselines(
+            prepared.use_case.settings.baselines, tmp_path / "fitted", prepared.baseline_context
+        )
+    )
+    loaded = load_all(["smaller_model"], tmp_path / "fitted", context_of_an_evaluation(prepared))[
+        "smaller_model"
+    ]
     found = loaded.predict(rows)
     if task == "classification":
         assert recipe._score_predicted("again", found, tmp_path) == pytest.approx(scores["smaller_model"])
     elif task == "token_classification":
         assert recipe._scores(found) == scores["smaller_model"]
     else:
-        assert np.exp(-found.loss.sum() / found.num_tokens.sum()) == pytest.approx(scores["smaller_model"]["token_probability"])
+        assert np.exp(-found.loss.sum() / found.num_tokens.sum()) == pytest.approx(
+            scores["smaller_model"]["token_probability"]
+        )
         assert scores["smaller_model"]["token_probability"] > scores["base_model"]["token_probability"]
-    saved, original = (AutoModel.from_pretrained(folder) for folder in (tmp_path / "fitted/smaller_model", tmp_path / "project/smaller"))
+    saved, original = (
+        AutoModel.from_pretrained(folder)
+        for folder in (tmp_path / "fitted/smaller_model", tmp_path / "project/smaller")
+    )
     assert (
-        saved.config.intermediate_size == prepared.recipe.load_original(prepared.use_case.settings.training).config.intermediate_size // 2
+        saved.config.intermediate_size
+        == prepared.recipe.load_original(prepared.use_case.settings.training).config.intermediate_size // 2
     )
     trained = [
-        name for name, weight in saved.named_parameters() if "layer" in name and not torch.equal(weight, original.state_dict()[name])
+        name
+        for name, weight in saved.named_parameters()
+        if "layer" in name and not torch.equal(weight, original.state_dict()[name])
     ]
     assert trained, "its weights have moved"
 
@@ -89,7 +121,9 @@ def test_other_tokens_are_refused(tmp_path: Path) -> None:
     changed = json.loads(tokenizer.read_text(encoding="utf-8"))
     changed["normalizer"]["lowercase"] = False
     tokenizer.write_text(json.dumps(changed), encoding="utf-8")
-    with pytest.raises(SettingsError, match=r"planning.smaller_model: its tokenizer is not that of base_model"):
+    with pytest.raises(
+        SettingsError, match=r"planning.smaller_model: its tokenizer is not that of base_model"
+    ):
         SmallerModel.fit(prepared.split("train"), prepared.baseline_context)
 
 
@@ -103,7 +137,10 @@ def test_the_check_of_a_yaml_wants_a_smaller_model(tmp_path: Path) -> None:
             r"it has [\d,]+ weights, base_model [\d,]+; give a smaller",
         ),
         ({"smaller_model": "nowhere", "baselines": ["majority", "smaller_model"]}, "nowhere"),
-        ({"smaller_model": "model"}, r"set it to \[majority, tfidf, frozen_probe, smaller_model\], or remove this"),
+        (
+            {"smaller_model": "model"},
+            r"set it to \[majority, tfidf, frozen_probe, smaller_model\], or remove this",
+        ),
         ({"baselines": ["majority", "smaller_model"]}, "planning.smaller_model does not say which"),
     ):
         project.configure(base_model="smaller", planning=planning)

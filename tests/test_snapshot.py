@@ -1,4 +1,6 @@
-"""snapshot: no leak between the splits, whatever the order of arrival, and no held-out group ever trained on."""
+"""snapshot: no leak between the splits, whatever the order of arrival, and no held-out group ever
+trained on.
+"""
 
 from __future__ import annotations
 
@@ -48,15 +50,26 @@ SCHEMA = pa.schema(
 
 def table(rows: list[dict[str, Any]], delivered_ns: int = 1) -> pa.Table:
     blank = {"group": None, "source": "a.jsonl", "delivered_ns": delivered_ns}
-    filled = [{**blank, "row": n, "text_hash": text_hash(r["text"]), **r} for n, r in enumerate(rows, start=1)]
+    filled = [
+        {**blank, "row": n, "text_hash": text_hash(r["text"]), **r} for n, r in enumerate(rows, start=1)
+    ]
     return pa.Table.from_pylist(filled, schema=SCHEMA)
 
 
 def freeze_rows(
-    *batches: list[dict[str, Any]], seed: int = 1, task: str = "classification", ledger: Ledger = EMPTY, **changes: Any
+    *batches: list[dict[str, Any]],
+    seed: int = 1,
+    task: str = "classification",
+    ledger: Ledger = EMPTY,
+    **changes: Any,
 ) -> Frozen:
-    """Freeze batches that were delivered one after the other, each as files of its own unless its rows say otherwise."""
-    tables = {f"{n:05}-x": table([{"source": f"{n}.jsonl", **row} for row in rows], n) for n, rows in enumerate(batches, start=1)}
+    """Freeze batches that were delivered one after the other, each as files of its own unless its rows say
+    otherwise.
+    """
+    tables = {
+        f"{n:05}-x": table([{"source": f"{n}.jsonl", **row} for row in rows], n)
+        for n, rows in enumerate(batches, start=1)
+    }
     files = {name: newest_deliveries(rows.to_pylist()) for name, rows in tables.items()}
     return freeze(tables, files, SETTINGS.model_copy(update=changes), seed, task=task, ledger=ledger)
 
@@ -81,11 +94,17 @@ def left_out(frozen: Frozen) -> int:
 
 
 def similar_pairs(reference: list[str], candidates: list[str], similarity: float) -> list[tuple[int, int]]:
-    """All (candidate, reference) pairs of at least this Jaccard similarity of word 3-shingles, by brute force."""
+    """All (candidate, reference) pairs of at least this Jaccard similarity of word 3-shingles, by brute
+    force.
+    """
 
     def shingles(text: str) -> list[int]:
         words = re.findall(r"\w+", text.lower())
-        found = {tuple(words[i : i + 3]) for i in range(len(words) - 2)} if len(words) > 3 else {tuple(words) or (text,)}
+        found = (
+            {tuple(words[i : i + 3]) for i in range(len(words) - 2)}
+            if len(words) > 3
+            else {tuple(words) or (text,)}
+        )
         return [hash(shingle) for shingle in found]
 
     sets = [np.array(shingles(text)) for text in [*candidates, *reference]]
@@ -109,7 +128,8 @@ def real() -> list[dict[str, Any]]:
     """1,500 real texts, unique, with their licence expressions as groups."""
     unique = {row["text"]: row for row in projects.licence_rows(1_600)}
     return [
-        {"id": row["id"], "text": row["text"], "label": row["kind"], "group": row["expression"]} for row in list(unique.values())[:1_500]
+        {"id": row["id"], "text": row["text"], "label": row["kind"], "group": row["expression"]}
+        for row in list(unique.values())[:1_500]
     ]
 
 
@@ -120,7 +140,14 @@ CLASSIFICATION = TASKS.get("classification")
 
 def batch_rows(rows: pa.Table) -> BatchRows:
     index = sketches.build(rows, SIMILARITY, 1)
-    return BatchRows(rows.drop_columns(["text"]), {}, index.places, lambda: index.sketches, lambda: index.minimizers, rows["text"].take)
+    return BatchRows(
+        rows.drop_columns(["text"]),
+        {},
+        index.places,
+        lambda: index.sketches,
+        lambda: index.minimizers,
+        rows["text"].take,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -137,17 +164,27 @@ class TestNoLeak:
             assert all(len(splits) == 1 for splits in where.values()), field
         assert [check.passed for check in frozen.checks if check.name == "splits_are_disjoint"] == [True]
 
-    def test_no_training_row_is_near_to_a_held_out_row(self, real: list[dict[str, Any]], frozen: Frozen) -> None:
+    def test_no_training_row_is_near_to_a_held_out_row(
+        self, real: list[dict[str, Any]], frozen: Frozen
+    ) -> None:
         text = {text_hash(row["text"]): row["text"] for row in real}
-        texts = {split: [text[h] for h, s in split_by_text(frozen).items() if s == split] for split in ("train", "validation", "test")}
+        texts = {
+            split: [text[h] for h, s in split_by_text(frozen).items() if s == split]
+            for split in ("train", "validation", "test")
+        }
         for held_out, others in (("test", "train"), ("validation", "train"), ("test", "validation")):
             assert similar_pairs(texts[held_out], texts[others], SIMILARITY) == [], (held_out, others)
-        assert frozen.metadata["left_out"]["train rows near a test row"] > 0, "nothing to withhold proves nothing"
+        assert frozen.metadata["left_out"]["train rows near a test row"] > 0, (
+            "nothing to withhold proves nothing"
+        )
 
     def test_without_groups_as_well(self, real: list[dict[str, Any]]) -> None:
         found = freeze_rows([{**row, "group": None} for row in real])
         text = {text_hash(row["text"]): row["text"] for row in real}
-        texts = {split: [text[h] for h, s in split_by_text(found).items() if s == split] for split in ("train", "validation", "test")}
+        texts = {
+            split: [text[h] for h, s in split_by_text(found).items() if s == split]
+            for split in ("train", "validation", "test")
+        }
         assert similar_pairs(texts["test"] + texts["validation"], texts["train"], SIMILARITY) == []
 
     def test_every_row_is_kept_or_counted(self, real: list[dict[str, Any]], frozen: Frozen) -> None:
@@ -155,21 +192,30 @@ class TestNoLeak:
         counts = Counter(row["split"] for row in rows_of(frozen))
         assert {split: frozen.metadata[f"num_{split}_rows"] for split in counts} == counts
 
-    def test_equal_ids_in_two_splits_would_turn_the_gate_red(self, real: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_equal_ids_in_two_splits_would_turn_the_gate_red(
+        self, real: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(deliveries, "superseded", lambda rows, versions, votes: np.zeros(len(rows), bool))
         monkeypatch.setattr(split, "_drop_once_held_out", lambda *arguments: None)
         rows = [{**row, "id": "same" if n % 2 else row["id"]} for n, row in enumerate(real)]
         check = next(check for check in freeze_rows(rows).checks if check.name == "splits_are_disjoint")
         assert (check.passed, check.severity) == (False, "error")
-        assert check.description == "3 ids, texts or groups are in two splits; give documents unique ids (documents.id)"
+        assert (
+            check.description
+            == "3 ids, texts or groups are in two splits; give documents unique ids (documents.id)"
+        )
 
 
 class TestOrderAndGrowth:
     @pytest.mark.heavy
     @pytest.mark.parametrize("num_batches", [1, 5])
-    def test_order_of_arrival_does_not_matter(self, real: list[dict[str, Any]], frozen: Frozen, num_batches: int) -> None:
+    def test_order_of_arrival_does_not_matter(
+        self, real: list[dict[str, Any]], frozen: Frozen, num_batches: int
+    ) -> None:
         # The same texts under other ids and groups too: which of them is kept must not depend on the order.
-        again = [{**row, "id": f"{row['id']}-again", "group": f"other {n % 7}"} for n, row in enumerate(real[:200])]
+        again = [
+            {**row, "id": f"{row['id']}-again", "group": f"other {n % 7}"} for n, row in enumerate(real[:200])
+        ]
         first = split_by_text(freeze_rows(real, again))
         for seed in range(3):
             rows = random.Random(seed).sample([*real, *again], len(real) + len(again))
@@ -191,7 +237,10 @@ class TestOrderAndGrowth:
         assert unit_hash(1, "split", TESTS) < SETTINGS.test_share < 0.5 < unit_hash(1, "split", TRAINS)
         places = np.array([snapshot.unit_hash(1, "split", str(n)) for n in range(4_000)])
         assert np.histogram(places, bins=10, range=(0, 1))[0].min() > 320
-        assert abs(np.corrcoef(places, [snapshot.unit_hash(2, "split", str(n)) for n in range(4_000)])[0, 1]) < 0.06
+        assert (
+            abs(np.corrcoef(places, [snapshot.unit_hash(2, "split", str(n)) for n in range(4_000)])[0, 1])
+            < 0.06
+        )
 
 
 class TestCaps:
@@ -202,42 +251,83 @@ class TestCaps:
         assert found.metadata["left_out"]["held-out rows over the cap of their group"] > 0
         assert len(rows_of(found)) + left_out(found) == len(real)
 
-    def test_training_and_validation_rows_are_drawn_down_to_their_maximum(self, real: list[dict[str, Any]], frozen: Frozen) -> None:
+    def test_training_and_validation_rows_are_drawn_down_to_their_maximum(
+        self, real: list[dict[str, Any]], frozen: Frozen
+    ) -> None:
         found = freeze_rows(real, max_train_rows=300, max_validation_rows=40)
         assert (found.metadata["num_train_rows"], found.metadata["num_validation_rows"]) == (300, 40)
         assert found.metadata["num_test_rows"] == frozen.metadata["num_test_rows"]
         assert split_by_text(found).items() <= split_by_text(frozen).items()
 
     def test_too_few_training_rows_block(self, real: list[dict[str, Any]]) -> None:
-        checks = {check.name: check for check in freeze_rows(real, max_train_rows=99, min_train_rows=100).checks}
-        assert (checks["training_rows_suffice"].passed, checks["training_rows_suffice"].severity) == (False, "error")
-        assert checks["training_rows_suffice"].description == "99 training rows, fewer than snapshot.min_train_rows (100); deliver more"
-        assert (checks["training_rows_are_plenty"].passed, checks["training_rows_are_plenty"].severity) == (False, "warn")
+        checks = {
+            check.name: check for check in freeze_rows(real, max_train_rows=99, min_train_rows=100).checks
+        }
+        assert (checks["training_rows_suffice"].passed, checks["training_rows_suffice"].severity) == (
+            False,
+            "error",
+        )
+        assert (
+            checks["training_rows_suffice"].description
+            == "99 training rows, fewer than snapshot.min_train_rows (100); deliver more"
+        )
+        assert (checks["training_rows_are_plenty"].passed, checks["training_rows_are_plenty"].severity) == (
+            False,
+            "warn",
+        )
 
     @pytest.mark.parametrize(("num_rows", "is_plenty"), [(9_999, False), (10_000, True)])
-    def test_fewer_training_rows_than_full_fine_tuning_wants_are_reported(self, num_rows: int, is_plenty: bool) -> None:
+    def test_fewer_training_rows_than_full_fine_tuning_wants_are_reported(
+        self, num_rows: int, is_plenty: bool
+    ) -> None:
         names = [str(number) for number in range(num_rows)]
-        rows = pa.table({"id": names, "text_hash": names, "source": names, "row": range(num_rows), "delivered_ns": range(num_rows)})
+        rows = pa.table(
+            {
+                "id": names,
+                "text_hash": names,
+                "source": names,
+                "row": range(num_rows),
+                "delivered_ns": range(num_rows),
+            }
+        )
         rows = rows.append_column("group", pa.nulls(num_rows, pa.string()))
-        batch = BatchRows(rows, {}, np.ones(num_rows), sketches=lambda: None, minimizers=lambda: None, texts=lambda _: None)
+        batch = BatchRows(
+            rows, {}, np.ones(num_rows), sketches=lambda: None, minimizers=lambda: None, texts=lambda _: None
+        )
         settings = SnapshotSettings()
         assert settings.recommended_train_rows == 10_000
-        check = next(c for c in split._checks(collect({"00001-x": batch}, settings), settings) if c.name == "training_rows_are_plenty")
-        assert (check.passed, check.severity, check.metadata) == (is_plenty, "warn", {"num_train_rows": num_rows})
-        said = "" if is_plenty else "9,999 training rows; full fine-tuning wants 10,000 and more, or it overfits"
+        check = next(
+            c
+            for c in split._checks(collect({"00001-x": batch}, settings), settings)
+            if c.name == "training_rows_are_plenty"
+        )
+        assert (check.passed, check.severity, check.metadata) == (
+            is_plenty,
+            "warn",
+            {"num_train_rows": num_rows},
+        )
+        said = (
+            "" if is_plenty else "9,999 training rows; full fine-tuning wants 10,000 and more, or it overfits"
+        )
         assert check.description == said
 
 
 class TestBatches:
     def test_a_file_delivered_again_supersedes_its_older_rows(self, real: list[dict[str, Any]]) -> None:
-        old = [{**row, "source": "a.jsonl"} for row in real[:800]] + [{**row, "source": "b.jsonl"} for row in real[800:1_000]]
+        old = [{**row, "source": "a.jsonl"} for row in real[:800]] + [
+            {**row, "source": "b.jsonl"} for row in real[800:1_000]
+        ]
         new = [{**row, "source": "a.jsonl"} for row in real[100:800]]
         found = freeze_rows(old, new)
         assert found.metadata["left_out"]["superseded by a newer delivery of their file"] == 800
         assert split_by_text(found) == split_by_text(freeze_rows(real[100:1_000]))
-        assert {place["batch"] for place in found.places.to_pylist() if place["source"] == "a.jsonl"} == {"00002-x"}
+        assert {place["batch"] for place in found.places.to_pylist() if place["source"] == "a.jsonl"} == {
+            "00002-x"
+        }
 
-    def test_the_newest_row_of_an_id_counts_whatever_batch_it_came_in(self, real: list[dict[str, Any]]) -> None:
+    def test_the_newest_row_of_an_id_counts_whatever_batch_it_came_in(
+        self, real: list[dict[str, Any]]
+    ) -> None:
         corrected = [{**row, "label": "tag" if row["label"] != "tag" else "text"} for row in real[:60]]
         tables = {"00001-x": table(corrected, 7), "00002-x": table(real, 3)}
         found = freeze(tables, {}, SETTINGS, 1)
@@ -246,73 +336,112 @@ class TestBatches:
         assert sum(row["id"] in labels for row in corrected) > 20
         assert all(labels[row["id"]] == row["label"] for row in corrected if row["id"] in labels)
 
-    def test_equal_texts_of_other_batches_are_kept_once(self, real: list[dict[str, Any]], frozen: Frozen) -> None:
+    def test_equal_texts_of_other_batches_are_kept_once(
+        self, real: list[dict[str, Any]], frozen: Frozen
+    ) -> None:
         found = freeze_rows(real, [{**row, "id": f"{row['id']}-z"} for row in real[:50]])
         assert found.metadata["left_out"]["duplicate text"] == 50
         assert split_by_text(found) == split_by_text(frozen)
 
-    def test_a_later_copy_moves_a_text_to_test_and_never_away_from_it(self, real: list[dict[str, Any]], frozen: Frozen) -> None:
+    def test_a_later_copy_moves_a_text_to_test_and_never_away_from_it(
+        self, real: list[dict[str, Any]], frozen: Frozen
+    ) -> None:
         before = split_by_text(frozen)
         some = [row for n, row in enumerate(real) if n % 3 == 0 and text_hash(row["text"]) in before]
         for group, moved in ((TESTS, {"train", "validation", "test"}), (TRAINS, {"train"})):
             copies = [{**row, "id": f"{row['id']}-copy", "group": group} for row in some]
             after = split_by_text(freeze_rows(real, copies, max_heldout_rows_per_group=10_000))
-            expected = {text_hash(row["text"]): "test" if group == TESTS else before[text_hash(row["text"])] for row in some}
-            assert {h: after[h] for h in expected.keys() & after.keys()} == {h: expected[h] for h in expected.keys() & after.keys()}
+            expected = {
+                text_hash(row["text"]): "test" if group == TESTS else before[text_hash(row["text"])]
+                for row in some
+            }
+            assert {h: after[h] for h in expected.keys() & after.keys()} == {
+                h: expected[h] for h in expected.keys() & after.keys()
+            }
             # Only rows that train may be missing now: some are near to a text that was moved.
             assert {before[h] for h in before.keys() - after.keys()} <= moved - {"test"}
             assert len(expected.keys() & after.keys()) > 0.8 * len(some)
 
     def test_equal_texts_with_other_labels_are_all_left_out(self, real: list[dict[str, Any]]) -> None:
-        odd = [{**row, "id": f"{row['id']}-z", "label": "tag" if row["label"] != "tag" else "text"} for row in real[:50]]
+        odd = [
+            {**row, "id": f"{row['id']}-z", "label": "tag" if row["label"] != "tag" else "text"}
+            for row in real[:50]
+        ]
         found = freeze_rows(real, odd)
         assert found.metadata["left_out"]["equal text with another label"] == 100
         assert not {text_hash(row["text"]) for row in odd} & split_by_text(found).keys()
 
-    def test_rows_that_overlap_an_evaluation_set_do_not_train(self, real: list[dict[str, Any]], frozen: Frozen) -> None:
+    def test_rows_that_overlap_an_evaluation_set_do_not_train(
+        self, real: list[dict[str, Any]], frozen: Frozen
+    ) -> None:
         overlaps = np.arange(len(real)) % 10 == 0
         batch = replace(batch_rows(table(real)), overlaps=overlaps)
         found = freeze_batches({"a": batch}, SETTINGS, 1, task=CLASSIFICATION)
         marked = {text_hash(row["text"]) for row in real[::10]}
         before, after = split_by_text(frozen), split_by_text(found)
         assert {h for h in marked if before.get(h) == "train"} == before.keys() - after.keys()
-        assert found.metadata["left_out"]["train rows that overlap an external evaluation set"] >= len(before) - len(after) > 50
+        assert (
+            found.metadata["left_out"]["train rows that overlap an external evaluation set"]
+            >= len(before) - len(after)
+            > 50
+        )
 
 
 class TestOnceHeldOut:
     """What was held out is never trained on, under any later arrival."""
 
-    def test_a_row_that_moves_to_a_group_that_trains_is_left_out(self, real: list[dict[str, Any]], frozen: Frozen) -> None:
+    def test_a_row_that_moves_to_a_group_that_trains_is_left_out(
+        self, real: list[dict[str, Any]], frozen: Frozen
+    ) -> None:
         held_out = [row for row in rows_of(frozen) if row["split"] != "train"][:20]
         by_id = {row["id"]: row for row in real}
-        moved = [{**by_id[row["id"]], "text": f"rewritten {n}", "group": TRAINS} for n, row in enumerate(held_out)]
+        moved = [
+            {**by_id[row["id"]], "text": f"rewritten {n}", "group": TRAINS} for n, row in enumerate(held_out)
+        ]
         found = freeze_rows(real, moved)
         assert not {row["id"] for row in held_out} & {row["id"] for row in rows_of(found)}
         assert found.metadata["left_out"]["held out before: an older delivery of their id or text was"] == 20
 
-    def test_a_copy_of_a_text_that_was_withdrawn_from_the_test_is_left_out(self, real: list[dict[str, Any]], frozen: Frozen) -> None:
+    def test_a_copy_of_a_text_that_was_withdrawn_from_the_test_is_left_out(
+        self, real: list[dict[str, Any]], frozen: Frozen
+    ) -> None:
         tested = {row["id"] for row in rows_of(frozen) if row["split"] == "test"}
         gone = [row for row in real if row["id"] in tested][::2]
-        copies = [{**row, "id": f"{row['id']}-copy", "group": TRAINS, "source": "copies.jsonl"} for row in gone]
+        copies = [
+            {**row, "id": f"{row['id']}-copy", "group": TRAINS, "source": "copies.jsonl"} for row in gone
+        ]
         whole = [{**row, "source": "a.jsonl"} for row in real]
-        found = freeze_rows(whole, copies, [row for row in whole if row["id"] not in {row["id"] for row in gone}])
+        found = freeze_rows(
+            whole, copies, [row for row in whole if row["id"] not in {row["id"] for row in gone}]
+        )
         assert len(gone) > 25
-        assert not {text_hash(row["text"]) for row in copies} & {h for h, s in split_by_text(found).items() if s != "test"}
+        assert not {text_hash(row["text"]) for row in copies} & {
+            h for h, s in split_by_text(found).items() if s != "test"
+        }
 
 
 class TestTasks:
     def test_plain_text_has_no_labels(self, real: list[dict[str, Any]]) -> None:
         found = freeze_rows([{**row, "label": None} for row in real], task="language_modeling")
-        assert (found.labels, found.metadata["label_statistics"], found.metadata["rare_labels"]) == ([], [], [])
+        assert (found.labels, found.metadata["label_statistics"], found.metadata["rare_labels"]) == (
+            [],
+            [],
+            [],
+        )
         assert found.metadata["label_counts"] == {"train": {}, "validation": {}, "test": {}}
         assert "label" not in found.index.column_names
 
     def test_a_row_counts_for_each_of_its_labels(self, real: list[dict[str, Any]]) -> None:
-        rows = [{**row, "labels": sorted({row["label"], "even" if n % 2 else "odd"})} for n, row in enumerate(real)]
+        rows = [
+            {**row, "labels": sorted({row["label"], "even" if n % 2 else "odd"})}
+            for n, row in enumerate(real)
+        ]
         found = freeze_rows(rows, task="multi_label")
         assert found.labels == sorted({"even", "odd"} | {row["label"] for row in real})
         counts = Counter((row["split"], label) for row in rows_of(found) for label in row["labels"])
-        assert {(split, label): n for split, c in found.metadata["label_counts"].items() for label, n in c.items()} == counts
+        assert {
+            (split, label): n for split, c in found.metadata["label_counts"].items() for label, n in c.items()
+        } == counts
 
     def test_labels_of_spans_are_counted_by_row(self, real: list[dict[str, Any]]) -> None:
         spans = [{"start": 0, "end": 2, "label": "A"}, {"start": 3, "end": 4, "label": "A"}]
@@ -329,7 +458,9 @@ class TestTasks:
             "spans": ([[{"start": 0, "end": 2, "label": "A"}]], [[{"start": 0, "end": 1, "label": "A"}]]),
         }[column]
         first = [{**row, column: targets[0][0]} for row in real]
-        again = [{**row, "id": f"{row['id']}-z", column: targets[n % 2][0]} for n, row in enumerate(real[:100])]
+        again = [
+            {**row, "id": f"{row['id']}-z", column: targets[n % 2][0]} for n, row in enumerate(real[:100])
+        ]
         task = {"task": "token_classification"} if column == "spans" else {"task": "multi_label"}
         left = freeze_rows(first, again, **task).metadata["left_out"]
         assert left["equal text with another label"] == 100
@@ -356,7 +487,9 @@ class TestRareLabels:
 
     def test_common_labels_pass(self, real: list[dict[str, Any]]) -> None:
         common = [row for row in real if row["label"] in ("notice", "reference")]
-        check = next(check for check in freeze_rows(common, test_share=0.4).checks if check.name == "labels_are_common")
+        check = next(
+            check for check in freeze_rows(common, test_share=0.4).checks if check.name == "labels_are_common"
+        )
         assert check.passed and check.description == ""
 
 
@@ -369,29 +502,50 @@ class TestOneLine:
 
     def test_one_label_only(self, real: list[dict[str, Any]]) -> None:
         rows = [row for row in real if row["label"] == "notice"]
-        assert self.message(rows).startswith(f"snapshot: only one label (`notice`) in {len(rows):,} rows; a classifier needs two: ")
+        assert self.message(rows).startswith(
+            f"snapshot: only one label (`notice`) in {len(rows):,} rows; a classifier needs two: "
+        )
 
     def test_no_rows(self) -> None:
-        assert self.message([]) == "snapshot: no valid examples in any batch; look at quarantined_examples for the reasons"
-        assert self.message() == "snapshot: no valid examples in any batch; look at quarantined_examples for the reasons"
+        assert (
+            self.message([])
+            == "snapshot: no valid examples in any batch; look at quarantined_examples for the reasons"
+        )
+        assert (
+            self.message()
+            == "snapshot: no valid examples in any batch; look at quarantined_examples for the reasons"
+        )
 
 
 def long_texts() -> list[dict[str, Any]]:
     """The whole texts of 2,300 licences as rows; a few have tens of thousands of words."""
     folder = Path(importlib.util.find_spec("licensedcode").submodule_search_locations[0], "data", "licenses")
-    texts = {path.stem: path.read_text(encoding="utf-8").split("\n---\n", 1)[-1].strip() for path in sorted(folder.glob("*.LICENSE"))}
-    return [{"id": f"{key}.LICENSE", "text": text, "kind": "text", "expression": key} for key, text in texts.items() if text]
+    texts = {
+        path.stem: path.read_text(encoding="utf-8").split("\n---\n", 1)[-1].strip()
+        for path in sorted(folder.glob("*.LICENSE"))
+    }
+    return [
+        {"id": f"{key}.LICENSE", "text": text, "kind": "text", "expression": key}
+        for key, text in texts.items()
+        if text
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.long
 class TestAllLicences:
-    """Every licence rule and every whole licence text, 35 thousand rows, through every data stage in several batches."""
+    """Every licence rule and every whole licence text, 35 thousand rows, through every data stage in several
+    batches.
+    """
 
     @pytest.fixture(scope="class")
     def everything(self, tmp_path_factory: pytest.TempPathFactory) -> prepared.Prepared:
         root = tmp_path_factory.mktemp("all")
-        sections = {"documents": {"max_batch_files": 2}, "snapshot": {}, "chunks": {"max_tokens": 256, "max_windows": None, "stride": 32}}
+        sections = {
+            "documents": {"max_batch_files": 2},
+            "snapshot": {},
+            "chunks": {"max_tokens": 256, "max_windows": None, "stride": 32},
+        }
         rows = [*projects.licence_rows(100_000), *long_texts()]
         project = projects.create(root, rows=0, **sections)
         (project.documents / "delivery-1.jsonl").unlink()
@@ -400,17 +554,25 @@ class TestAllLicences:
         return prepared.take(project)
 
     def test_every_row_is_accounted_for(self, everything: prepared.Prepared) -> None:
-        parts = [everything.store.load(part["examples"]) for part in everything.snapshot.metadata["parts"].values()]
+        parts = [
+            everything.store.load(part["examples"]) for part in everything.snapshot.metadata["parts"].values()
+        ]
         assert len(parts) == 3
         assert sum(part.metadata["num_rows"] for part in parts) > 35_000
         index = snapshot.read_index(everything.store, everything.snapshot)
-        assert sum(part.metadata["num_valid"] for part in parts) == len(index) + sum(everything.snapshot.metadata["left_out"].values())
+        assert sum(part.metadata["num_valid"] for part in parts) == len(index) + sum(
+            everything.snapshot.metadata["left_out"].values()
+        )
         assert everything.snapshot.metadata["text_tokens"]["longest"] > 15_000
         red = {check.name: check.severity for check in everything.snapshot.checks if not check.passed}
-        assert red.items() <= {"texts_are_unique": "warn", "equal_texts_have_equal_labels": "warn"}.items(), "licences repeat each other"
+        assert red.items() <= {"texts_are_unique": "warn", "equal_texts_have_equal_labels": "warn"}.items(), (
+            "licences repeat each other"
+        )
 
     @pytest.mark.long
-    def test_a_random_row_split_leaks_near_duplicates_where_this_one_has_none(self, everything: prepared.Prepared) -> None:
+    def test_a_random_row_split_leaks_near_duplicates_where_this_one_has_none(
+        self, everything: prepared.Prepared
+    ) -> None:
         texts = {name: everything.split(name).texts for name in ("train", "validation", "test")}
         # Every pair, by brute force: nothing that the sketches could have missed.
         assert similar_pairs(texts["test"], texts["train"] + texts["validation"], SIMILARITY) == []
@@ -423,11 +585,16 @@ class TestAllLicences:
 
 
 def test_too_few_test_groups_for_any_verdict_are_counted() -> None:
-    asked = UseCaseSettings.model_validate({"base_model": "m", "documents": {"path": "d"}, "examples": {"label": "kind", "group": "who"}})
+    asked = UseCaseSettings.model_validate(
+        {"base_model": "m", "documents": {"path": "d"}, "examples": {"label": "kind", "group": "who"}}
+    )
     check = verdict_check(snapshot_metadata(num_test_groups=7), asked)
     assert (check.passed, check.severity, check.metadata) == (False, "warn", {"num_test_groups": 7})
     # 23 more test groups, of which one in 0.15 is held out.
-    assert "7 test groups, and a verdict needs 30 " in check.description and "deliver about 154 more groups" in check.description
+    assert (
+        "7 test groups, and a verdict needs 30 " in check.description
+        and "deliver about 154 more groups" in check.description
+    )
     assert "`who` in examples.group" in check.description
     assert verdict_check(snapshot_metadata(num_test_groups=30), asked).passed
 
@@ -436,33 +603,54 @@ class TestWhatIsToldOfDeliveries:
     ROWS = projects.licence_rows(240)
 
     def rows(self, start: int, stop: int, **changes: Any) -> list[dict[str, Any]]:
-        return [{"id": f"d{n}", "text": row["text"], "label": "ab"[n % 2]} | changes for n, row in enumerate(self.ROWS)][start:stop]
+        return [
+            {"id": f"d{n}", "text": row["text"], "label": "ab"[n % 2]} | changes
+            for n, row in enumerate(self.ROWS)
+        ][start:stop]
 
     @staticmethod
     def check(frozen: Frozen, name: str) -> CheckOutcome:
         return next(check for check in (*frozen.checks, frozen.order) if check.name == name)
 
     def test_ids_that_start_again_in_each_file_are_named(self) -> None:
-        first, second = self.rows(0, 120), [{**row, "id": f"d{n}"} for n, row in enumerate(self.rows(120, 240))]
-        for frozen in (freeze_rows(first, second, min_rows_per_label=1), freeze_rows(second, first, min_rows_per_label=1)):
+        first, second = (
+            self.rows(0, 120),
+            [{**row, "id": f"d{n}"} for n, row in enumerate(self.rows(120, 240))],
+        )
+        for frozen in (
+            freeze_rows(first, second, min_rows_per_label=1),
+            freeze_rows(second, first, min_rows_per_label=1),
+        ):
             check = self.check(frozen, "ids_name_one_document")
-            assert (check.passed, check.severity, check.metadata["num_reused_ids"]) == (False, "warn", len({row["id"] for row in second}))
+            assert (check.passed, check.severity, check.metadata["num_reused_ids"]) == (
+                False,
+                "warn",
+                len({row["id"] for row in second}),
+            )
             assert f"such as {alias('1.jsonl')}:1 and {alias('2.jsonl')}:1, " in check.description
             assert "documents.id" in check.description
 
     def test_one_id_of_two_documents_in_a_batch_is_named(self) -> None:
-        first, other = self.rows(0, 239, source="a.jsonl"), self.rows(239, 240, source="b.jsonl", id="d7", row=3)
+        first, other = (
+            self.rows(0, 239, source="a.jsonl"),
+            self.rows(239, 240, source="b.jsonl", id="d7", row=3),
+        )
         check = self.check(freeze_rows([*first, *other]), "ids_name_one_document")
         assert (check.passed, check.metadata["num_reused_in_a_batch"]) == (False, 1)
         assert f"such as {alias('a.jsonl')}:8 and {alias('b.jsonl')}:3, " in check.description
-        assert self.check(freeze_rows(first, other), "ids_name_one_document").passed, "a later batch corrects it"
+        assert self.check(freeze_rows(first, other), "ids_name_one_document").passed, (
+            "a later batch corrects it"
+        )
 
     def test_corrections_of_a_few_texts_and_of_many_labels_are_no_matter(self) -> None:
         texts = [{**row, "text": f"{row['text']} amended"} for row in self.rows(0, 9)]
         labels = [{**row, "label": "ab"[n % 3 == 0]} for n, row in enumerate(self.rows(20, 120))]
         assert self.check(freeze_rows(self.rows(0, 120), [*texts, *labels]), "ids_name_one_document").passed
         # In its own file a document may change as it likes.
-        again = [{**row, "text": f"{row['text']} amended", "source": "a.jsonl", "delivered_ns": 2} for row in self.rows(0, 120)]
+        again = [
+            {**row, "text": f"{row['text']} amended", "source": "a.jsonl", "delivered_ns": 2}
+            for row in self.rows(0, 120)
+        ]
         frozen = freeze_rows(self.rows(0, 120, source="a.jsonl"), again)
         assert frozen.metadata["left_out"]["superseded by a newer delivery of their file"] == 120
         assert self.check(frozen, "ids_name_one_document").passed
@@ -475,9 +663,10 @@ class TestWhatIsToldOfDeliveries:
         assert "c" not in frozen.labels
         assert (check.passed, check.severity, check.metadata) == (False, "warn", {"num_late_rows": 5})
         assert (
-            f"5 rows of later batches lose to rows whose file has a newer time, such as {alias('2.jsonl')} (2020-09-13 12:26:40) "
-            f"to {alias('1.jsonl')} of an earlier batch (2023-11-14 22:13:20)"
-        ) in check.description
+            f"5 rows of later batches lose to rows whose file has a newer time, such as {alias('2.jsonl')}"
+            f" (2020-09-13 12:26:40) to {alias('1.jsonl')} of an earlier batch (2023-11-14 22:13:20)"
+            in check.description
+        )
         # What says the same again, and what was cut first, loses nothing.
         assert self.check(freeze_rows(kept, self.rows(0, 5, delivered_ns=1)), "later_rows_are_newer").passed
         assert self.check(freeze_rows(late, kept), "later_rows_are_newer").passed
@@ -488,6 +677,6 @@ class TestWhatIsToldOfDeliveries:
         check = self.check(freeze_rows(kept, back), "later_rows_are_newer")
         assert check.metadata == {"num_late_rows": 10}, "those that stand as they are lose nothing"
         assert (
-            f"such as {alias('a.jsonl')} (2020-09-13 12:26:40) to {alias('a.jsonl')} of an earlier batch (2023-11-14 22:13:20)"
-            in check.description
+            f"such as {alias('a.jsonl')} (2020-09-13 12:26:40) to {alias('a.jsonl')} of an earlier batch"
+            " (2023-11-14 22:13:20)" in check.description
         )

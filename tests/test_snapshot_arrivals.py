@@ -1,7 +1,10 @@
-"""snapshot, whatever arrives in which order and in which batches: the same rows give the same snapshot, and what was held out never trains.
+"""snapshot, whatever arrives in which order and in which batches: the same rows give the same snapshot, and
+what was held out never trains.
 
-Deliveries of real texts are drawn with what happens to them later: corrections, moves to other groups, copies, labels that contradict,
-rows that break, files delivered again without some rows. They go through the rules of each batch, as they would in a run. Each batch keeps all its valid rows; the snapshot decides over all.
+Deliveries of real texts are drawn with what happens to them later: corrections, moves to other groups,
+copies, labels that contradict, rows that break, files delivered again without some rows. They go through the
+rules of each batch, as they would in a run. Each batch keeps all its valid rows; the snapshot decides over
+all.
 """
 
 from __future__ import annotations
@@ -40,7 +43,12 @@ from tests.test_snapshot import similar_pairs
 
 SEED = 1
 SETTINGS = SnapshotSettings(
-    contained_share=0.95, min_train_rows=20, test_share=0.25, validation_share=0.25, min_rows_per_label=1, max_heldout_rows_per_group=3
+    contained_share=0.95,
+    min_train_rows=20,
+    test_share=0.25,
+    validation_share=0.25,
+    min_rows_per_label=1,
+    max_heldout_rows_per_group=3,
 )
 EXAMPLES = ExamplesSettings(label="kind", group="expression", labels=["notice", "reference"])
 #: Groups whose hash under the seed lets them train, and holds them out for the test.
@@ -51,7 +59,9 @@ ORDER = {"test": 0, "validation": 1, "train": 2}
 
 @dataclass(frozen=True)
 class File:
-    """One delivery of a file: its rows are `(id, text, label, group)`, and the `annotator` where there is one."""
+    """One delivery of a file: its rows are `(id, text, label, group)`, and the `annotator` where there is
+    one.
+    """
 
     path: str
     delivered_ns: int
@@ -60,7 +70,10 @@ class File:
     def documents(self) -> list[dict[str, Any]]:
         names = ("id", "text", "label", "group", "annotator")
         place = {"source": self.path, "delivered_ns": self.delivered_ns}
-        return [{**dict(zip(names, row, strict=False)), **place, "row": n} for n, row in enumerate(self.rows, start=1)]
+        return [
+            {**dict(zip(names, row, strict=False)), **place, "row": n}
+            for n, row in enumerate(self.rows, start=1)
+        ]
 
 
 Batch = tuple[File, ...]
@@ -73,7 +86,9 @@ def examined(batch: Batch) -> Examined:
     return examples.examine(pa.Table.from_pylist(rows, schema=schema()), EXAMPLES, "b")
 
 
-def snapshot_of(batches: list[Batch], ledger: Ledger = EMPTY, known: Mapping[str, Verdicts] | None = None) -> Frozen:
+def snapshot_of(
+    batches: list[Batch], ledger: Ledger = EMPTY, known: Mapping[str, Verdicts] | None = None
+) -> Frozen:
     found = {f"{n:05}": examined(batch) for n, batch in enumerate(batches)}
     files = {f"{n:05}": {file.path: file.delivered_ns for file in batch} for n, batch in enumerate(batches)}
     quarantined = {name: batch.quarantined for name, batch in found.items()}
@@ -90,9 +105,18 @@ def texts_of(batches: list[Batch], frozen: Frozen) -> list[str]:
 @cache
 def base() -> tuple[File, ...]:
     """Real texts of two labels, each once."""
-    unique = {row["text"]: row for row in projects.licence_rows(1_000) if row["kind"] in EXAMPLES.labels and len(row["text"]) < 2_000}
-    rows = [(row["id"], row["text"], row["kind"], row["expression"]) for row in unique.values()][: NUM_FILES * ROWS_A_FILE]
-    return tuple(File(f"file-{n}.jsonl", 1, tuple(rows[n * ROWS_A_FILE : (n + 1) * ROWS_A_FILE])) for n in range(NUM_FILES))
+    unique = {
+        row["text"]: row
+        for row in projects.licence_rows(1_000)
+        if row["kind"] in EXAMPLES.labels and len(row["text"]) < 2_000
+    }
+    rows = [(row["id"], row["text"], row["kind"], row["expression"]) for row in unique.values()][
+        : NUM_FILES * ROWS_A_FILE
+    ]
+    return tuple(
+        File(f"file-{n}.jsonl", 1, tuple(rows[n * ROWS_A_FILE : (n + 1) * ROWS_A_FILE]))
+        for n in range(NUM_FILES)
+    )
 
 
 @cache
@@ -100,23 +124,36 @@ def near_copies() -> File:
     """Long texts, each once in a group that is held out and, nearly the same, in one that would train."""
     long = [row for file in base() for row in file.rows if len(row[1]) > 300][:3]
     groups = (("held out", TESTS), ("would train", TRAINS))
-    return File("near.jsonl", 1, tuple((f"{row[0]} {said}", f"{row[1]} {said}", row[2], group) for row in long for said, group in groups))
+    return File(
+        "near.jsonl",
+        1,
+        tuple(
+            (f"{row[0]} {said}", f"{row[1]} {said}", row[2], group) for row in long for said, group in groups
+        ),
+    )
 
 
 @cache
 def others() -> list[str]:
     """Real texts that are not in `base`, no two of which begin alike."""
-    texts = [row["text"] for row in projects.licence_rows(2_000, skip=2_000) if 300 < len(row["text"]) < 2_000]
+    texts = [
+        row["text"] for row in projects.licence_rows(2_000, skip=2_000) if 300 < len(row["text"]) < 2_000
+    ]
     return list({text[:40]: text for text in texts}.values())
 
 
 @cache
 def quotes() -> File:
-    """Long texts in groups that are held out and, inside longer ones, in others that would train; and the other way round."""
+    """Long texts in groups that are held out and, inside longer ones, in others that would train; and the
+    other way round.
+    """
     rows = []
     for number, (text, *around) in enumerate(zip(*[iter(others()[:12])] * 3, strict=True)):
         groups = (TESTS, TRAINS) if number % 2 else (TRAINS, TESTS)
-        rows += [(f"quoted {number}", text, "notice", groups[0]), (f"quotes {number}", f" {text} ".join(around), "notice", groups[1])]
+        rows += [
+            (f"quoted {number}", text, "notice", groups[0]),
+            (f"quotes {number}", f" {text} ".join(around), "notice", groups[1]),
+        ]
     return File("quotes.jsonl", 1, tuple(rows))
 
 
@@ -125,7 +162,9 @@ ROWS = st.integers(0, NUM_FILES * ROWS_A_FILE - 1)
 
 @st.composite
 def changed_rows(draw: st.DrawFn) -> tuple[str | None, ...]:
-    """A row that came before, by its own id or another's, with its own text or another's, label, group and annotator as they come."""
+    """A row that came before, by its own id or another's, with its own text or another's, label, group and
+    annotator as they come.
+    """
     known = [row for file in base() for row in file.rows]
     id_, text, label, group = known[draw(ROWS)]
     other = known[draw(ROWS)]
@@ -171,13 +210,17 @@ def test_groups_are_where_the_tests_need_them() -> None:
 
 
 def assert_nothing_leaks(frozen: Frozen, texts: list[str]) -> None:
-    """Check that no id, text or group is in two splits and that no row is near to one of a split that goes before its own, by comparing all pairs."""
+    """Check that no id, text or group is in two splits and that no row is near to one of a split that goes
+    before its own, by comparing all pairs.
+    """
     assert next(check for check in frozen.checks if check.name == "splits_are_disjoint").passed
     rows = frozen.index.to_pylist()
     of_split = {split: [n for n, row in enumerate(rows) if row["split"] == split] for split in ORDER}
     for first, second in combinations(ORDER, 2):
         for name in ("id", "text_hash", "group"):
-            assert {rows[n][name] for n in of_split[first]}.isdisjoint(rows[n][name] for n in of_split[second]), name
+            assert {rows[n][name] for n in of_split[first]}.isdisjoint(
+                rows[n][name] for n in of_split[second]
+            ), name
         held_out, others = ([texts[n] for n in of_split[split]] for split in (first, second))
         assert similar_pairs(held_out, others, SETTINGS.near_duplicate_similarity) == [], (first, second)
 
@@ -195,12 +238,20 @@ class TestAnyCut:
         assert_nothing_leaks(found, texts_of(cut, found))
         assert found.index.equals(alone.index)
         assert found.labels == alone.labels
-        assert {**found.metadata, "num_batches": None} == {**alone.metadata, "num_batches": None}, "what is left out is counted alike"
+        assert {**found.metadata, "num_batches": None} == {
+            **alone.metadata,
+            "num_batches": None,
+        }, "what is left out is counted alike"
         assert found.num_breaking == alone.num_breaking
         num_valid = sum(len(examined(batch).valid) for batch in cut)
-        assert num_valid == len(found.index) + sum(found.metadata["left_out"].values()), "rows are accounted for"
+        assert num_valid == len(found.index) + sum(found.metadata["left_out"].values()), (
+            "rows are accounted for"
+        )
         # Files of one batch may not share an id; which files are in one batch depends on the cut.
-        same = [[check.model_dump() for check in each.checks if check.name != "ids_name_one_document"] for each in (found, alone)]
+        same = [
+            [check.model_dump() for check in each.checks if check.name != "ids_name_one_document"]
+            for each in (found, alone)
+        ]
         assert same[0] == same[1]
         assert found.agreement == alone.agreement
 
@@ -210,10 +261,16 @@ class TestOnceHeldOut:
     @settings(max_examples=10, deadline=None, derandomize=True)
     @given(data=st.data())
     def test_never_trains_whatever_arrives_later(self, data: st.DataObject) -> None:
-        """Batches arrive one by one: no id and no text ever moves from test to validation or train, nor from validation to train."""
+        """Batches arrive one by one: no id and no text ever moves from test to validation or train, nor from
+        validation to train.
+        """
         once: dict[str, dict[str, int]] = {"id": {}, "text_hash": {}}
         batches, ledger = [base()], EMPTY
-        for cut in ([], data.draw(cuts(data.draw(deliveries())[NUM_FILES:])), data.draw(cuts(data.draw(deliveries())[NUM_FILES:]))):
+        for cut in (
+            [],
+            data.draw(cuts(data.draw(deliveries())[NUM_FILES:])),
+            data.draw(cuts(data.draw(deliveries())[NUM_FILES:])),
+        ):
             batches += cut
             frozen = snapshot_of(batches, ledger)
             ledger = frozen.ledger
@@ -225,7 +282,9 @@ class TestOnceHeldOut:
 
 
 class TestVerdictsOfAnEarlierSnapshot:
-    """A snapshot finds the same with and without the verdicts of an earlier one, and compares less with them."""
+    """A snapshot finds the same with and without the verdicts of an earlier one, and compares less
+    with them.
+    """
 
     @pytest.mark.slow
     @settings(max_examples=10, deadline=None, derandomize=True)
@@ -244,7 +303,11 @@ class TestVerdictsOfAnEarlierSnapshot:
 
     def test_leave_nothing_to_compare_where_nothing_is_new(self, monkeypatch: pytest.MonkeyPatch) -> None:
         compared = []
-        monkeypatch.setattr(near_rows, "_read_sets", lambda *of, read=near_rows._read_sets: compared.append(len(of[2])) or read(*of))
+        monkeypatch.setattr(
+            near_rows,
+            "_read_sets",
+            lambda *of, read=near_rows._read_sets: compared.append(len(of[2])) or read(*of),
+        )
         first = snapshot_of([base(), (near_copies(), quotes())])
         again = snapshot_of([base(), (near_copies(), quotes())], known=first.verdicts)
         assert first.metadata["left_out"]["train rows near a test row"] >= 3
@@ -252,7 +315,9 @@ class TestVerdictsOfAnEarlierSnapshot:
         assert compared[0] > 5 and compared[1:] == [0] and again.index.equals(first.index)
 
     @pytest.mark.parametrize("is_known", [False, True])
-    def test_are_the_same_where_many_texts_are_compared(self, is_known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_are_the_same_where_many_texts_are_compared(
+        self, is_known: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Of many texts few are read at a time, and one search is done after the other."""
         batches: list[Batch] = [base(), (near_copies(), quotes())]
         known = snapshot_of([base()]).verdicts if is_known else None
@@ -268,9 +333,13 @@ class TestVerdictsOfAnEarlierSnapshot:
                 assert np.array_equal(getattr(many.verdicts[side], name), values)
 
     def test_of_a_near_text_that_is_gone_do_not_count(self) -> None:
-        """A row that was near to a test row trains when that is withdrawn, unless another test row is near to it as well."""
+        """A row that was near to a test row trains when that is withdrawn, unless another test row is near to
+        it as well.
+        """
         text = next(row[1] for file in base() for row in file.rows if row[1] and len(row[1]) > 600)
-        held_out = tuple(File(f"held-out-{n}.jsonl", 1, ((f"t{n}", f"{text} and {n}", "notice", TESTS),)) for n in range(2))
+        held_out = tuple(
+            File(f"held-out-{n}.jsonl", 1, ((f"t{n}", f"{text} and {n}", "notice", TESTS),)) for n in range(2)
+        )
         trains = File("trains.jsonl", 1, (("c", f"{text} or so", "notice", TRAINS),))
         batches: list[Batch] = [(*base(), *held_out, trains)]
         known: dict[str, Verdicts] | None = None
@@ -283,7 +352,9 @@ class TestVerdictsOfAnEarlierSnapshot:
         # The text itself is in the base as well: its row is held out under no seed of these tests.
         assert found == [False, False, True]
 
-    def test_on_a_text_inside_others_hold_until_it_is_in_many_or_no_longer_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_on_a_text_inside_others_hold_until_it_is_in_many_or_no_longer_is(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(containment, "MAX_ROWS", 3)
         text, *around = sorted(others()[20:40], key=len)[:9:2]
         quoting = [(f"r{n}", f"{before} {text}", "notice", TRAINS) for n, before in enumerate(around)]
@@ -308,7 +379,9 @@ def partitions(files: tuple[File, ...]) -> Iterator[list[Batch]]:
     first, *rest = files
     for cut in partitions(tuple(rest)):
         yield [(first,), *cut]
-        yield from ([(first, *batch) if n == at else batch for n, batch in enumerate(cut)] for at in range(len(cut)))
+        yield from (
+            [(first, *batch) if n == at else batch for n, batch in enumerate(cut)] for at in range(len(cut))
+        )
 
 
 class TestAnnotators:
@@ -329,21 +402,37 @@ class TestAnnotators:
         ids=["majority", "tie", "changed", "settled"],
     )
     def test_vote_over_all_batches(self, answers: list[tuple[str | None, str]], voted: str | None) -> None:
-        files = tuple(File(f"{n}.jsonl", 5 + n, (("x", self.TEXT, label, "g", who),)) for n, (who, label) in enumerate(answers))
+        files = tuple(
+            File(f"{n}.jsonl", 5 + n, (("x", self.TEXT, label, "g", who),))
+            for n, (who, label) in enumerate(answers)
+        )
         copy = File("copy.jsonl", 5, (("y", self.TEXT, voted or "notice", "z"),))
         for more in ((), (copy,)):
             found = [snapshot_of([base(), *cut, *((file,) for file in more)]) for cut in partitions(files)]
-            labels = {row["label"] for row in found[0].index.to_pylist() if row["text_hash"] == text_hash(self.TEXT)}
+            labels = {
+                row["label"] for row in found[0].index.to_pylist() if row["text_hash"] == text_hash(self.TEXT)
+            }
             assert labels == ({voted} if voted else set()), "a tie contradicts a copy as well"
             assert all(each.index.equals(found[0].index) for each in found)
 
     def test_their_agreement_is_that_of_all_batches_however_they_are_cut(self) -> None:
-        said = {"u": ("notice", "notice"), "v": ("notice", "reference"), "w": ("reference", "reference"), "x": ("reference", "reference")}
+        said = {
+            "u": ("notice", "notice"),
+            "v": ("notice", "reference"),
+            "w": ("reference", "reference"),
+            "x": ("reference", "reference"),
+        }
         files = tuple(
-            File(f"{who}.jsonl", 5, tuple((id_, f"{id_} {self.TEXT}", labels[n], "g", who) for id_, labels in said.items()))
+            File(
+                f"{who}.jsonl",
+                5,
+                tuple((id_, f"{id_} {self.TEXT}", labels[n], "g", who) for id_, labels in said.items()),
+            )
             for n, who in enumerate(("ann", "bob"))
         )
-        apart, together = (snapshot_of([base(), *cut]).agreement for cut in (((files[1],), (files[0],)), (files,)))
+        apart, together = (
+            snapshot_of([base(), *cut]).agreement for cut in (((files[1],), (files[0],)), (files,))
+        )
         assert apart == together
         assert (apart.method, apart.num_items, apart.num_annotators) == ("cohen", 4, 2)
         assert apart.kappa == pytest.approx(cohen_kappa_score(*zip(*said.values(), strict=True)))
@@ -353,29 +442,47 @@ class TestAnnotators:
     def test_it_is_in_the_metadata_and_is_judged_by_a_check(self, tmp_path: Path) -> None:
         prepared.write_tiny_model(tmp_path / "model")
         examined = {"severities": {"annotators_agree": "warn"}}
-        project = projects.create(tmp_path, rows=400, base_model="model", documents={"max_batch_files": 1}, examples=examined)
+        project = projects.create(
+            tmp_path, rows=400, base_model="model", documents={"max_batch_files": 1}, examples=examined
+        )
         for n, who in enumerate(("ann", "bob")):
             labels = [("notice", "reference"), ("reference", "notice"), ("text", "text")]
             rows = [
-                {"id": f"x{i}", "text": f"{self.TEXT} {i}", "kind": said[n], "annotator": who, "expression": f"e{i}"}
+                {
+                    "id": f"x{i}",
+                    "text": f"{self.TEXT} {i}",
+                    "kind": said[n],
+                    "annotator": who,
+                    "expression": f"e{i}",
+                }
                 for i, said in enumerate(labels)
             ]
             project.deliver(f"{who}.jsonl", rows)
         taken = prepared.take(project).snapshot
         assert len(taken.metadata["parts"]) == 3
         assert taken.metadata["kappa"] == pytest.approx(0.0, abs=1e-9)
-        assert taken.metadata["kappa_per_label"] == pytest.approx({"notice": -0.5, "reference": -0.5, "text": 1.0})
+        assert taken.metadata["kappa_per_label"] == pytest.approx(
+            {"notice": -0.5, "reference": -0.5, "text": 1.0}
+        )
         check = taken.check("annotators_agree")
         assert (check.passed, check.severity, check.metadata["num_items"]) == (False, "warn", 3)
-        assert "Cohen's kappa 0.00 of 2 annotators on 3 texts is below examples.min_agreement (0.6)" in check.description
+        assert (
+            "Cohen's kappa 0.00 of 2 annotators on 3 texts is below examples.min_agreement (0.6)"
+            in check.description
+        )
         ties = taken.check("equal_texts_have_equal_labels")
         assert (ties.passed, ties.severity, ties.metadata) == (False, "warn", {"num_failed": 4})
 
-    def test_a_rule_on_row_identity_has_the_severity_that_the_yaml_gives_it_in_the_snapshot(self, tmp_path: Path) -> None:
+    def test_a_rule_on_row_identity_has_the_severity_that_the_yaml_gives_it_in_the_snapshot(
+        self, tmp_path: Path
+    ) -> None:
         prepared.write_tiny_model(tmp_path / "model")
         severities = {"equal_texts_have_equal_labels": "error", "texts_are_unique": "off"}
         project = projects.create(tmp_path, rows=400, base_model="model", examples={"severities": severities})
-        rows = [{"id": id_, "text": self.TEXT, "kind": kind} for id_, kind in (("x", "notice"), ("y", "reference"))]
+        rows = [
+            {"id": id_, "text": self.TEXT, "kind": kind}
+            for id_, kind in (("x", "notice"), ("y", "reference"))
+        ]
         for n, row in enumerate(rows):
             project.deliver(f"later-{n}.jsonl", [row])
         taken = prepared.take(project).snapshot
@@ -395,7 +502,10 @@ class TestRowsOfOneBatch:
         """Return what is kept by id, and what was left out by reason."""
         batches_ = [base(), *batches]
         frozen = snapshot_of(batches_)
-        found = {row["id"]: {**row, "text": text} for row, text in zip(frozen.index.to_pylist(), texts_of(batches_, frozen), strict=True)}
+        found = {
+            row["id"]: {**row, "text": text}
+            for row, text in zip(frozen.index.to_pylist(), texts_of(batches_, frozen), strict=True)
+        }
         return found, frozen.metadata["left_out"]
 
     def test_a_contradiction_that_is_corrected_is_used_again(self) -> None:
@@ -410,7 +520,9 @@ class TestRowsOfOneBatch:
     def test_a_copy_counts_when_its_original_is_rewritten(self) -> None:
         both = (File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"), ("y", self.TEXT, "notice", "g"))),)
         assert {"x", "y"} & self.rows(both)[0].keys() == {"x"}
-        rewritten = (File("b.jsonl", 6, (("x", f"{self.TEXT} but more, and about other things", "notice", "g"),)),)
+        rewritten = (
+            File("b.jsonl", 6, (("x", f"{self.TEXT} but more, and about other things", "notice", "g"),)),
+        )
         found, _ = self.rows(both, rewritten)
         assert found["y"]["text"] == self.TEXT
         assert found["x"]["text"] != self.TEXT
@@ -426,7 +538,9 @@ class TestRowsOfOneBatch:
 
     def test_a_contradiction_whose_other_side_is_rewritten_counts(self) -> None:
         both = (File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"), ("y", self.TEXT, "reference", "g"))),)
-        rewritten = (File("b.jsonl", 6, (("y", "something else that no one has said before", "reference", "g"),)),)
+        rewritten = (
+            File("b.jsonl", 6, (("y", "something else that no one has said before", "reference", "g"),)),
+        )
         found, _ = self.rows(both, rewritten)
         assert (found["x"]["text"], found["x"]["label"]) == (self.TEXT, "notice")
 
@@ -446,16 +560,23 @@ class TestBrokenInARedelivery:
     GONE = "superseded by a newer delivery of their file"
 
     def snapshot(self, *files: File) -> tuple[set[str], Frozen]:
-        """Freeze deliveries in batches of their own; the same in one batch, and the other way round, where no file comes twice."""
+        """Freeze deliveries in batches of their own; the same in one batch, and the other way round, where no
+        file comes twice.
+        """
         frozen = snapshot_of([(file,) for file in (*base(), *files)])
         turned = snapshot_of([(file,) for file in (*base(), *files)][::-1])
         assert frozen.index.equals(turned.index)
         assert frozen.metadata["num_older_rows_kept"] == turned.metadata["num_older_rows_kept"]
         return set(frozen.index["id"].to_pylist()), frozen
 
-    def again(self, delivered: int, *, without: int | None = None, broken: int | None = None, nameless: bool = False) -> File:
+    def again(
+        self, delivered: int, *, without: int | None = None, broken: int | None = None, nameless: bool = False
+    ) -> File:
         first = base()[0]
-        rows = [(*row[:2], "no known label" if n == broken else row[2], row[3]) for n, row in enumerate(first.rows)]
+        rows = [
+            (*row[:2], "no known label" if n == broken else row[2], row[3])
+            for n, row in enumerate(first.rows)
+        ]
         if nameless:
             rows[broken] = (f"{first.path}:{broken + 1}", *rows[broken][1:])
         return File(first.path, delivered, tuple(row for n, row in enumerate(rows) if n != without))
@@ -482,14 +603,29 @@ class TestBrokenInARedelivery:
         assert ids[3] in found and frozen.metadata["num_older_rows_kept"] == 1
 
     def test_a_row_whose_text_has_moved_within_its_file_does_not_stand_against_it(self) -> None:
-        """Without ids, row 2 broken after a line was put in before it is another document: its old text is row 3 now, relabelled."""
-        texts = [f"{word} words that no licence says, and nobody else either" for word in ("first", "second", "third", "fourth")]
+        """Without ids, row 2 broken after a line was put in before it is another document: its old text is
+        row 3 now, relabelled.
+        """
+        texts = [
+            f"{word} words that no licence says, and nobody else either"
+            for word in ("first", "second", "third", "fourth")
+        ]
 
         def file(delivered: int, *rows: tuple[str, str]) -> File:
-            return File("n.jsonl", delivered, tuple((f"n.jsonl:{n}", text, label, None) for n, (text, label) in enumerate(rows, start=1)))
+            return File(
+                "n.jsonl",
+                delivered,
+                tuple((f"n.jsonl:{n}", text, label, None) for n, (text, label) in enumerate(rows, start=1)),
+            )
 
         old = file(5, (texts[0], "notice"), (texts[1], "notice"))
-        new = file(6, (texts[2], "notice"), (texts[3], "no known label"), (texts[0], "notice"), (texts[1], "reference"))
+        new = file(
+            6,
+            (texts[2], "notice"),
+            (texts[3], "no known label"),
+            (texts[0], "notice"),
+            (texts[1], "reference"),
+        )
         found, frozen = self.snapshot(old, new)
         assert {f"n.jsonl:{n}" for n in (1, 3, 4)} <= found and "n.jsonl:2" not in found
         assert frozen.metadata["num_older_rows_kept"] == 0
@@ -497,9 +633,22 @@ class TestBrokenInARedelivery:
 
 class TestKilled:
     def stages(self, project: projects.Project, folder: Path, *seeds: int) -> dict[str, Any]:
-        command = [sys.executable, "-m", "tests.killed_stages", str(project.yaml_path), str(folder), *map(str, seeds)]
-        environment = {**project.env(), "PYTHONPATH": str(Path(__file__).parents[1]), "TOKENIZERS_PARALLELISM": "false"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        command = [
+            sys.executable,
+            "-m",
+            "tests.killed_stages",
+            str(project.yaml_path),
+            str(folder),
+            *map(str, seeds),
+        ]
+        environment = {
+            **project.env(),
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
@@ -507,7 +656,9 @@ class TestKilled:
     @pytest.mark.slow
     @settings(max_examples=1, deadline=None, derandomize=True, phases=(Phase.generate,))
     @given(seeds=st.lists(st.integers(0, 2**32), min_size=3, max_size=3, unique=True))
-    def test_at_any_moment_and_run_again_gives_the_same_digests(self, tmp_path_factory: pytest.TempPathFactory, seeds: list[int]) -> None:
+    def test_at_any_moment_and_run_again_gives_the_same_digests(
+        self, tmp_path_factory: pytest.TempPathFactory, seeds: list[int]
+    ) -> None:
         tmp_path = tmp_path_factory.mktemp("killed")
         project = projects.create(tmp_path / "project", rows=0, documents={"max_batch_files": 2})
         for number in range(4):

@@ -1,4 +1,6 @@
-"""Texts inside longer ones on the other side of the split: mails quoted in replies, made of real licence texts, against comparing all pairs."""
+"""Texts inside longer ones on the other side of the split: mails quoted in replies, made of real licence
+texts, against comparing all pairs.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.frozen import freeze
-from fullft_assets.samples import licences
+from fullft_assets.demos import licences
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot import Frozen, containment
 from fullft_assets.snapshot.containment import ContainmentSearch
@@ -44,7 +46,10 @@ def mails() -> tuple[list[str], list[str]]:
     """Return mails, and other ones: the first are replies to the mails, the rest have nothing of theirs."""
     chosen, texts = random.Random(SEED), passages()
     first, rest = texts[:NUM_MAILS], texts[NUM_MAILS:]
-    replies = [f"{chosen.choice(rest)}\n\nOn Monday someone wrote:\n{quoted(text)}\n-- \n{chosen.choice(rest)}" for text in first]
+    replies = [
+        f"{chosen.choice(rest)}\n\nOn Monday someone wrote:\n{quoted(text)}\n-- \n{chosen.choice(rest)}"
+        for text in first
+    ]
     return first, [*replies, *rest]
 
 
@@ -65,7 +70,9 @@ def containing(reference: list[str], candidates: list[str]) -> set[int]:
     rows = np.arange(len(texts))
     sets, minimizers = sets_and_minimizers(texts, SEED)
     sides = rows[: len(reference)], rows[len(reference) :]
-    search = ContainmentSearch(minimizers, sketch_sets(sets, 0.8), containment.common(minimizers, rows), *sides, SHARE)
+    search = ContainmentSearch(
+        minimizers, sketch_sets(sets, 0.8), containment.common(minimizers, rows), *sides, SHARE
+    )
     found, partners = search.run(sets.select(search.rows))
     assert set(partners.tolist()) <= set(sides[0].tolist())
     return {int(row) - len(reference) for row in found}
@@ -74,7 +81,9 @@ def containing(reference: list[str], candidates: list[str]) -> set[int]:
 def test_found_are_those_that_comparing_every_pair_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containment, "MAX_ROWS", 10_000)  # the texts of licences have standard clauses
     reference, candidates = mails()
-    expected = {n for n, text in enumerate(candidates) if any(share_of(first, text) >= SHARE for first in reference)}
+    expected = {
+        n for n, text in enumerate(candidates) if any(share_of(first, text) >= SHARE for first in reference)
+    }
     assert set(range(NUM_MAILS)) <= expected, "each mail is in its reply"
     assert containing(reference, candidates) == expected
 
@@ -109,11 +118,22 @@ def test_nothing_contains_nothing() -> None:
 
 
 def test_two_texts_of_one_size_are_a_pair_from_either_side() -> None:
-    """The one has 4 minimizers, 3 of which are among the 12 of the other: enough for the first, too few for the second."""
-    minimizers = Minimizers(np.array([1, 2, 3, 40, *range(1, 4), *range(50, 59)], np.uint32), np.array([4, 12]))
-    sketches = Sketches(np.zeros((1, 2), np.uint64), np.array([20, 20]), np.zeros((2, 128), np.uint8), np.arange(2, dtype=np.uint64))
+    """The one has 4 minimizers, 3 of which are among the 12 of the other: enough for the first, too few for
+    the second.
+    """
+    minimizers = Minimizers(
+        np.array([1, 2, 3, 40, *range(1, 4), *range(50, 59)], np.uint32), np.array([4, 12])
+    )
+    sketches = Sketches(
+        np.zeros((1, 2), np.uint64),
+        np.array([20, 20]),
+        np.zeros((2, 128), np.uint8),
+        np.arange(2, dtype=np.uint64),
+    )
     for first, second in ([0], [1]), ([1], [0]):
-        search = ContainmentSearch(minimizers, sketches, np.zeros(0, np.uint32), np.array(first), np.array(second), SHARE)
+        search = ContainmentSearch(
+            minimizers, sketches, np.zeros(0, np.uint32), np.array(first), np.array(second), SHARE
+        )
         assert search.rows.tolist() == [0, 1]
 
 
@@ -122,21 +142,38 @@ def frozen(share: float | None) -> Frozen:
     texts = [*reference, *candidates]
     numbers = pa.array(range(len(texts)))
     groups = [f"group {n}" for n in range(len(texts))]
-    columns = {"id": pa.array(map(str, range(len(texts)))), "group": pa.array(groups), "text": pa.array(texts)}
-    columns |= {"text_hash": pa.array(map(text_hash, texts)), "source": pa.array(["a"] * len(texts)), "row": numbers}
+    columns = {
+        "id": pa.array(map(str, range(len(texts)))),
+        "group": pa.array(groups),
+        "text": pa.array(texts),
+    }
+    columns |= {
+        "text_hash": pa.array(map(text_hash, texts)),
+        "source": pa.array(["a"] * len(texts)),
+        "row": numbers,
+    }
     columns |= {"delivered_ns": numbers, "annotator": pa.nulls(len(texts), pa.string())}
     settings = SnapshotSettings(contained_share=share, min_train_rows=1)
     return freeze({"b": pa.table(columns)}, {"b": {"a": 1}}, settings, SEED, task="language_modeling")
 
 
-def test_no_training_row_of_a_snapshot_contains_a_held_out_one_or_is_inside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_training_row_of_a_snapshot_contains_a_held_out_one_or_is_inside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(containment, "MAX_ROWS", 10_000)
     without, with_it = frozen(None), frozen(SHARE)
     texts = [text for part in mails() for text in part]
-    counted = {reason: count for reason, count in with_it.metadata["left_out"].items() if "that contain" in reason}
+    counted = {
+        reason: count for reason, count in with_it.metadata["left_out"].items() if "that contain" in reason
+    }
     assert counted["train rows that contain a test row or are inside one"] > 20 and not any(
         "that contain" in reason for reason in without.metadata["left_out"]
     )
     assert len(without.index) - len(with_it.index) == sum(counted.values())
-    of_split = {split: [texts[int(row["id"])] for row in with_it.index.to_pylist() if row["split"] == split] for split in ("test", "train")}
-    assert not [text for first in of_split["test"] for text in of_split["train"] if share_of(first, text) >= SHARE]
+    of_split = {
+        split: [texts[int(row["id"])] for row in with_it.index.to_pylist() if row["split"] == split]
+        for split in ("test", "train")
+    }
+    assert not [
+        text for first in of_split["test"] for text in of_split["train"] if share_of(first, text) >= SHARE
+    ]

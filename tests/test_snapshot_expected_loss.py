@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.frozen import freeze
-from fullft_assets.config.check import check_use_case
+from fullft_assets.checking.check import check_use_case
 from fullft_assets.documents.batches import Batch
 from fullft_assets.documents.reading import read_documents
 from fullft_assets.documents.sources import Folder
@@ -49,12 +49,16 @@ def test_of_all_rows_the_number_is_exact(groups: list[str]) -> None:
 def test_of_a_sample_it_is_near(groups: list[str]) -> None:
     for seed in range(5):
         sample = random.Random(seed).sample(groups, 2_000)
-        assert rows_over_cap(sample, SETTINGS, seed, len(groups)) == pytest.approx(lost(groups, seed), rel=0.2)
+        assert rows_over_cap(sample, SETTINGS, seed, len(groups)) == pytest.approx(
+            lost(groups, seed), rel=0.2
+        )
 
 
 @pytest.mark.heavy
 def test_what_the_check_says_is_near_what_the_snapshot_leaves_out(tmp_path: Path) -> None:
-    """Rules of real licences by their licence: `fullft check` reads half of them, and the snapshot leaves out copies first."""
+    """Rules of real licences by their licence: `fullft check` reads half of them, and the snapshot leaves out
+    copies first.
+    """
     case = use_case(tmp_path, projects.licence_rows(4_000))
     report, left_out = check_use_case(case), left_out_by_the_snapshot(case)
     said = re.search(r"about ([\d,]+) over snapshot\.max_heldout_rows_per_group", report)
@@ -64,27 +68,42 @@ def test_what_the_check_says_is_near_what_the_snapshot_leaves_out(tmp_path: Path
     assert int(said[1].replace(",", "")) == pytest.approx(lost, rel=0.2)
     near = re.search(r"at least about ([\d,]+) near to a held-out row", report)
     assert near is not None
-    assert 0.3 < int(near[1].replace(",", "")) / num_near(left_out) < 1.1, "of half of the rows about half of the pairs are seen"
+    assert 0.3 < int(near[1].replace(",", "")) / num_near(left_out) < 1.1, (
+        "of half of the rows about half of the pairs are seen"
+    )
 
 
 @pytest.mark.heavy
 def test_groups_that_are_held_out_for_the_sake_of_a_label_are_foreseen(tmp_path: Path) -> None:
-    """Few groups and many labels: of the groups that lose rows to the cap most are held out because a label needs them."""
+    """Few groups and many labels: of the groups that lose rows to the cap most are held out because a label
+    needs them.
+    """
     rng = random.Random(3)
     kinds = [f"kind {n}" for n in range(40) for _ in range(max(6, 200 // (n + 1)))]
     rows = [
-        {"id": str(n), "text": f"Row {n}: {rng.random()}", "kind": kind, "expression": f"g{rng.randrange(25)}"}
+        {
+            "id": str(n),
+            "text": f"Row {n}: {rng.random()}",
+            "kind": kind,
+            "expression": f"g{rng.randrange(25)}",
+        }
         for n, kind in enumerate(kinds)
     ]
     case = use_case(tmp_path, rows)
     lost = left_out_by_the_snapshot(case)["held-out rows over the cap of their group"]
-    assert lost > 1.5 * rows_over_cap([row["expression"] for row in rows], SETTINGS, case.settings.seed), "more than the hash alone costs"
+    assert lost > 1.5 * rows_over_cap([row["expression"] for row in rows], SETTINGS, case.settings.seed), (
+        "more than the hash alone costs"
+    )
     assert f"about {lost:,} over snapshot.max_heldout_rows_per_group" in check_use_case(case)
 
 
 def test_of_all_rows_those_near_to_held_out_ones_are_foreseen(tmp_path: Path) -> None:
     rows = projects.licence_rows(200)
-    again = [{**row, "id": f"{row['id']} again", "text": f"{row['text']} Again."} for row in rows if len(row["text"]) > 200]
+    again = [
+        {**row, "id": f"{row['id']} again", "text": f"{row['text']} Again."}
+        for row in rows
+        if len(row["text"]) > 200
+    ]
     case = use_case(tmp_path, [*rows, *again], group=None)
     report, left_out = check_use_case(case), left_out_by_the_snapshot(case)
     assert num_near(left_out) > 10
@@ -100,7 +119,11 @@ def left_out_by_the_snapshot(case: UseCase) -> dict[str, int]:
 
 
 def num_near(left_out: dict[str, int]) -> int:
-    return sum(number for reason, number in left_out.items() if "rows near a" in reason or "rows that contain a" in reason)
+    return sum(
+        number
+        for reason, number in left_out.items()
+        if "rows near a" in reason or "rows that contain a" in reason
+    )
 
 
 def test_where_each_group_comes_once_nothing_is_lost() -> None:

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from fullft_assets import snapshot
+from fullft_assets.checking.validation import load_use_case
 from fullft_assets.chunks import Tokenization, chunk
-from fullft_assets.config.validation import load_use_case
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import embed
@@ -36,7 +36,9 @@ def language(root: Path, **options: Any) -> Prepared:
 def again(case: Prepared) -> Manifest:
     """Take the snapshot of a case once more."""
     parts = case.snapshot.metadata["parts"]
-    labeled, tokenized = ({name: case.store.load(part[kind]) for name, part in parts.items()} for kind in ("examples", "chunks"))
+    labeled, tokenized = (
+        {name: case.store.load(part[kind]) for name, part in parts.items()} for kind in ("examples", "chunks")
+    )
     return snapshot.take(case.store, case.use_case, labeled, tokenized)
 
 
@@ -62,11 +64,18 @@ def test_a_near_duplicate_of_it_is_not_replayed_either(case: Prepared, tmp_path:
     measured = {text_hash(text): text for text in general.load(case.store, case.snapshot).texts}
     copies = [f"{text} and one word" for text in measured.values()]
     folder = case.project.root / "copies"
-    projects.write_rows(folder / "copies.jsonl", [{"text": text} for text in [*copies, *replayed(case, case.snapshot)]])
+    projects.write_rows(
+        folder / "copies.jsonl", [{"text": text} for text in [*copies, *replayed(case, case.snapshot)]]
+    )
     settings = case.use_case.settings
-    sections = settings.snapshot.model_copy(update={"replay": settings.snapshot.replay.model_copy(update={"path": "copies"})})
+    sections = settings.snapshot.model_copy(
+        update={"replay": settings.snapshot.replay.model_copy(update={"path": "copies"})}
+    )
     use_case = type(case.use_case)(
-        case.use_case.name, settings.model_copy(update={"snapshot": sections}), case.use_case.yaml_path, case.use_case.project_root
+        case.use_case.name,
+        settings.model_copy(update={"snapshot": sections}),
+        case.use_case.yaml_path,
+        case.use_case.project_root,
     )
     made = replay.draw(case.store, use_case, 4_000, [], [], measured)
     drawn = set(general.texts_by_hash(case.store, made).values())
@@ -87,7 +96,9 @@ def test_other_general_documents_make_another_snapshot(tmp_path: Path) -> None:
 def test_rows_of_the_task_are_not_measured_on(tmp_path: Path) -> None:
     texts = write_general(tmp_path / "general", 5)
     projects.write_rows(tmp_path / "general" / "rows.jsonl", projects.licence_rows(80))
-    case = prepare_language_model(tmp_path, snapshot={"general": {"path": "general", "max_tokens": 100_000}}, rows=80)
+    case = prepare_language_model(
+        tmp_path, snapshot={"general": {"path": "general", "max_tokens": 100_000}}, rows=80
+    )
     measured = set(general.load(case.store, case.snapshot).texts)
     of_task = {text for name in ("train", "validation", "test") for text in case.split(name).texts}
     assert len(of_task) > 40 and measured == set(texts) and not measured & of_task
@@ -110,10 +121,15 @@ SPANS = {"task": "token_classification", "label": "spans", "labels": None, "grou
 
 @pytest.mark.parametrize(
     ("rows", "examples"),
-    [(lambda count: licence_labels.labelled_rows(count, known=set(KNOWN)), SEVERAL), (licence_labels.spanned_rows, SPANS)],
+    [
+        (lambda count: licence_labels.labelled_rows(count, known=set(KNOWN)), SEVERAL),
+        (licence_labels.spanned_rows, SPANS),
+    ],
     ids=["multi_label", "token_classification"],
 )
-def test_several_labels_and_spans_are_measured_on_it(tmp_path: Path, rows: Callable[[int], list[dict]], examples: dict[str, Any]) -> None:
+def test_several_labels_and_spans_are_measured_on_it(
+    tmp_path: Path, rows: Callable[[int], list[dict]], examples: dict[str, Any]
+) -> None:
     texts = write_general(tmp_path / "general", 8)
     case = prepare(
         tmp_path,
@@ -128,7 +144,10 @@ def test_several_labels_and_spans_are_measured_on_it(tmp_path: Path, rows: Calla
     found = general.load(case.store, case.snapshot)
     assert sorted(found.texts) == sorted(texts) and found.marks is None
     plain = Tokenization.load(case.base_model, case.use_case.settings.chunks)
-    assert found.windows == chunk(pa.table({"id": found.texts, "text": found.texts}), plain).table["windows"].to_pylist()
+    assert (
+        found.windows
+        == chunk(pa.table({"id": found.texts, "text": found.texts}), plain).table["windows"].to_pylist()
+    )
     training.work(case.job("finetuned_checkpoint", "k"), case.store, Progress(silent=True))
     made = case.store.find(case.use_case.name, "finetuned_checkpoint", "k")
     assert made.metadata["general_before"] == pytest.approx(0, abs=1e-6)
@@ -137,7 +156,8 @@ def test_several_labels_and_spans_are_measured_on_it(tmp_path: Path, rows: Calla
     cosine = (tuned * base).sum(1) / np.linalg.norm(tuned, axis=1) / np.linalg.norm(base, axis=1)
     assert made.metadata["general_distance"] == pytest.approx(1 - cosine.mean(), rel=1e-2, abs=1e-6)
     assert (
-        made.metadata["general_rise"] == pytest.approx(made.metadata["general_distance"], abs=1e-6) and made.metadata["general_rise"] > 1e-5
+        made.metadata["general_rise"] == pytest.approx(made.metadata["general_distance"], abs=1e-6)
+        and made.metadata["general_rise"] > 1e-5
     )
 
 
@@ -155,7 +175,10 @@ def test_a_snapshot_without_one_has_nothing_to_load(tmp_path: Path) -> None:
         ),
         (
             {"training": {"max_general_rise": 0.1}},
-            r"training.max_general_rise: is measured on snapshot.general, which is not set; give it a path, or remove this",
+            (
+                r"training.max_general_rise: is measured on snapshot.general, which is not set; give it a"
+                r" path, or remove this"
+            ),
         ),
     ],
 )
@@ -169,5 +192,7 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, options: dict[str, Any], lin
 def test_a_folder_of_the_tasks_own_rows_is_one_line(tmp_path: Path) -> None:
     texts = write_general(tmp_path / "general", 8)
     case = prepare(tmp_path, tiny=True, rows=400, snapshot={"general": {"path": "general"}})
-    with pytest.raises(DataError, match="^snapshot.general: general holds no usable document; give each row a field `text`"):
+    with pytest.raises(
+        DataError, match="^snapshot.general: general holds no usable document; give each row a field `text`"
+    ):
         general.draw(case.store, case.use_case, [text_hash(text) for text in texts])

@@ -1,4 +1,6 @@
-"""The split keeps labels: each is on every side that it has groups for, what was held out never trains, rare labels are set aside."""
+"""The split keeps labels: each is on every side that it has groups for, what was held out never trains, rare
+labels are set aside.
+"""
 
 from __future__ import annotations
 
@@ -34,17 +36,34 @@ def rows_of_groups(groups: dict[str, tuple[str, int]], start: int = 0) -> list[d
     found = [(group, label) for group, (label, count) in groups.items() for _ in range(count)]
     words = [f"w{start + n}x{k}" for n in range(len(found)) for k in range(8)]
     return [
-        {"id": f"{start + n}-{group}", "text": " ".join(words[8 * n : 8 * n + 8]), "group": group, "label": label}
+        {
+            "id": f"{start + n}-{group}",
+            "text": " ".join(words[8 * n : 8 * n + 8]),
+            "group": group,
+            "label": label,
+        }
         for n, (group, label) in enumerate(found)
     ]
 
 
-def take(*batches: list[dict[str, Any]], ledger: Ledger = EMPTY, seed: int = 1, task: str = "classification", **changes: Any) -> Frozen:
+def take(
+    *batches: list[dict[str, Any]],
+    ledger: Ledger = EMPTY,
+    seed: int = 1,
+    task: str = "classification",
+    **changes: Any,
+) -> Frozen:
     """Freeze batches of rows with `id`, `text`, `group` and a target."""
     tables = {}
     for number, rows in enumerate(batches):
         filled = [
-            {"source": f"{number}.jsonl", "delivered_ns": 1, "row": n, "text_hash": text_hash(row["text"]), **row}
+            {
+                "source": f"{number}.jsonl",
+                "delivered_ns": 1,
+                "row": n,
+                "text_hash": text_hash(row["text"]),
+                **row,
+            }
             for n, row in enumerate(rows, start=1)
         ]
         tables[f"{number:05}"] = pa.Table.from_pylist(filled, schema=SCHEMA)
@@ -73,7 +92,9 @@ def common() -> list[dict[str, Any]]:
 
 
 class TestSides:
-    def test_where_each_label_is_everywhere_the_hash_alone_decides(self, common: list[dict[str, Any]]) -> None:
+    def test_where_each_label_is_everywhere_the_hash_alone_decides(
+        self, common: list[dict[str, Any]]
+    ) -> None:
         frozen = take(common)
         assert frozen.metadata["num_groups_moved"] == 0
         for row in frozen.index.to_pylist():
@@ -82,7 +103,9 @@ class TestSides:
         assert check_of(frozen).passed and check_of(frozen).description == ""
 
     @pytest.mark.parametrize("hashed", SPLITS)
-    @pytest.mark.parametrize(("number", "expected"), [(1, ["train"]), (2, ["test", "train"]), (3, ["test", "train", "validation"])])
+    @pytest.mark.parametrize(
+        ("number", "expected"), [(1, ["train"]), (2, ["test", "train"]), (3, ["test", "train", "validation"])]
+    )
     def test_a_label_of_few_groups_has_the_sides_that_it_can_have(
         self, common: list[dict[str, Any]], hashed: str, number: int, expected: list[str]
     ) -> None:
@@ -101,23 +124,43 @@ class TestSides:
         # Checks on labels are neither defined nor made.
         settings = UseCaseSettings.model_validate({**LEAST, "examples": {"task": "language_modeling"}})
         declared = {spec.name for spec in checks.checks_of(settings)}
-        assert not any(name.startswith("labels_") for name in {*declared, *(check.name for check in frozen.checks)})
+        assert not any(
+            name.startswith("labels_") for name in {*declared, *(check.name for check in frozen.checks)}
+        )
 
     def test_a_group_with_most_of_a_labels_rows_trains(self, common: list[dict[str, Any]]) -> None:
-        first, second, third = sorted(groups_hashed_to("train", 3), key=lambda group: unit_hash(1, "split", group))
+        first, second, third = sorted(
+            groups_hashed_to("train", 3), key=lambda group: unit_hash(1, "split", group)
+        )
         rare = rows_of_groups({first: ("rare", 100), second: ("rare", 5), third: ("rare", 5)}, start=1_000)
-        assert splits_of(take([*common, *rare]), "rare") == {first: "train", second: "test", third: "validation"}
+        assert splits_of(take([*common, *rare]), "rare") == {
+            first: "train",
+            second: "test",
+            third: "validation",
+        }
 
-    def test_a_side_that_near_duplicates_take_is_given_another_group(self, common: list[dict[str, Any]]) -> None:
+    def test_a_side_that_near_duplicates_take_is_given_another_group(
+        self, common: list[dict[str, Any]]
+    ) -> None:
         test, validation = groups_hashed_to("test", 1)[0], groups_hashed_to("validation", 1)[0]
-        rare = rows_of_groups({test: ("rare", 5), **dict.fromkeys(groups_hashed_to("train", 3), ("rare", 5))}, start=1_000)
+        rare = rows_of_groups(
+            {test: ("rare", 5), **dict.fromkeys(groups_hashed_to("train", 3), ("rare", 5))}, start=1_000
+        )
         for row in rare[:5]:
             row["text"] = " ".join(f"{row['text']} {n}" for n in range(9))
-        near = [{**row, "id": f"near {row['id']}", "text": f"{row['text']} more", "group": validation} for row in rare[:5]]
+        near = [
+            {**row, "id": f"near {row['id']}", "text": f"{row['text']} more", "group": validation}
+            for row in rare[:5]
+        ]
         frozen = take([*common, *rare, *near])
         assert frozen.metadata["left_out"]["validation rows near a test row"] == 5
         splits = splits_of(frozen, "rare")
-        assert validation not in splits and sorted(splits.values()) == ["test", "train", "train", "validation"]
+        assert validation not in splits and sorted(splits.values()) == [
+            "test",
+            "train",
+            "train",
+            "validation",
+        ]
 
     def test_of_several_labels_a_row_each_counts(self) -> None:
         common = [
@@ -133,9 +176,16 @@ class TestSides:
         def marked(rows: list[dict[str, Any]], label: str) -> list[dict[str, Any]]:
             return [{**row, "spans": [{"start": 0, "end": 2, "label": label}]} for row in rows]
 
-        rare = marked(rows_of_groups(dict.fromkeys(groups_hashed_to("train", 3), ("", 5)), start=1_000), "RARE")
-        frozen = take([*marked(rows_of_groups({f"c{n}": ("", 1) for n in range(100)}), "COMMON"), *rare], task="token_classification")
-        assert {row["split"] for row in frozen.index.to_pylist() if row["spans"][0]["label"] == "RARE"} == set(SPLITS)
+        rare = marked(
+            rows_of_groups(dict.fromkeys(groups_hashed_to("train", 3), ("", 5)), start=1_000), "RARE"
+        )
+        frozen = take(
+            [*marked(rows_of_groups({f"c{n}": ("", 1) for n in range(100)}), "COMMON"), *rare],
+            task="token_classification",
+        )
+        assert {
+            row["split"] for row in frozen.index.to_pylist() if row["spans"][0]["label"] == "RARE"
+        } == set(SPLITS)
 
 
 class TestGrowth:
@@ -169,7 +219,9 @@ class TestGrowth:
             assert tested | untested == set(frozen.labels)
         assert num_moved > 0, "the hash alone would have done"
 
-    def test_the_same_rows_with_one_ledger_are_one_split_however_they_are_cut(self, real: list[dict[str, Any]]) -> None:
+    def test_the_same_rows_with_one_ledger_are_one_split_however_they_are_cut(
+        self, real: list[dict[str, Any]]
+    ) -> None:
         ledger = take(real[:600]).ledger
         alone = take(real, ledger=ledger)
         assert alone.metadata["num_groups_moved"] > 0
@@ -179,14 +231,18 @@ class TestGrowth:
         assert again.index.select(columns).equals(alone.index.select(columns))
         assert again.ledger.digest == alone.ledger.digest
 
-    def test_a_label_whose_only_training_group_is_erased_is_set_aside_until_a_new_group_comes(self, common: list[dict[str, Any]]) -> None:
+    def test_a_label_whose_only_training_group_is_erased_is_set_aside_until_a_new_group_comes(
+        self, common: list[dict[str, Any]]
+    ) -> None:
         first, second = groups_hashed_to("train", 2)
         rare = rows_of_groups({first: ("rare", 5), second: ("rare", 5)}, start=1_000)
         before = take([*common, *rare])
         trains = next(group for group, split in splits_of(before, "rare").items() if split == "train")
         left = take([*common, *(row for row in rare if row["group"] != trains)], ledger=before.ledger)
         assert left.labels == ["a", "b"]
-        assert left.metadata["labels_set_aside"] == [{"label": "rare", "rows": 5, "groups": 1, "reason": "no_training_row"}]
+        assert left.metadata["labels_set_aside"] == [
+            {"label": "rare", "rows": 5, "groups": 1, "reason": "no_training_row"}
+        ]
         assert "1 label set aside that have no row that may train" in check_of(left).description
         new = rows_of_groups({groups_hashed_to("test", 1)[0]: ("rare", 5)}, start=2_000)
         again = take([*common, *(row for row in rare if row["group"] != trains), *new], ledger=left.ledger)
@@ -215,9 +271,11 @@ class TestSetAside:
         ]
         check = check_of(frozen)
         assert (check.passed, check.severity) == (False, "warn")
-        assert check.description == (
-            "2 labels set aside that have fewer than snapshot.min_rows_per_label (5) rows: deliver more of them, or leave them out of "
-            "examples.labels: `poem` (3 rows, 1 group), `song` (1 row, 1 group)"
+        assert (
+            check.description
+            == "2 labels set aside that have fewer than snapshot.min_rows_per_label (5) rows: deliver more of"
+            " them, or leave them out of examples.labels: `poem` (3 rows, 1 group), `song` (1 row, 1"
+            " group)"
         )
         assert frozen.index.equals(take(common).index), "the rest is as without them"
 
@@ -233,7 +291,10 @@ class TestSetAside:
         frozen = take(labelled, task="multi_label")
         assert frozen.labels == ["a", "b"] and len(frozen.index) == len(rows)
         given = {row["id"]: row["labels"] for row in labelled}
-        assert all(row["labels"] == [name for name in given[row["id"]] if name != "rare"] for row in frozen.index.to_pylist())
+        assert all(
+            row["labels"] == [name for name in given[row["id"]] if name != "rare"]
+            for row in frozen.index.to_pylist()
+        )
 
     def test_they_are_kept_or_refused_where_the_setting_says_so(self, common: list[dict[str, Any]]) -> None:
         rows = [*common, *rows_of_groups({"q1": ("poem", 1), "q2": ("poem", 1)}, start=1_000)]
@@ -241,15 +302,20 @@ class TestSetAside:
         assert sorted(splits_of(kept, "poem").values()) == ["test", "train"]
         with pytest.raises(
             DataError,
-            match=rf"^{alias('0.jsonl')}:241: label `poem` has 2 rows, fewer than snapshot\.min_rows_per_label \(5\); .*rare_labels",
+            match=(
+                rf"^{alias('0.jsonl')}:241: label `poem` has 2 rows, fewer than snapshot\.min_rows_per_label"
+                r" \(5\); .*rare_labels"
+            ),
         ):
             take(rows, rare_labels="refuse")
         one_group = [*common, *rows_of_groups({"q1": ("poem", 5)}, start=1_000)]
         with pytest.raises(DataError) as raised:
             take(one_group, rare_labels="refuse", seed=7)
-        assert str(raised.value) == (
-            "snapshot: no test row with label `poem`: it has 5 rows in 1 group (5 train, 0 validation, 0 test; test_share 0.15, validation_share "
-            "0.1, seed 7). Deliver more groups with it, leave it out of examples.labels, or set snapshot.rare_labels to set_aside"
+        assert (
+            str(raised.value)
+            == "snapshot: no test row with label `poem`: it has 5 rows in 1 group (5 train, 0 validation, 0"
+            " test; test_share 0.15, validation_share 0.1, seed 7). Deliver more groups with it, leave it"
+            " out of examples.labels, or set snapshot.rare_labels to set_aside"
         )
 
     def test_a_label_that_may_be_a_text_is_not_named(self, common: list[dict[str, Any]]) -> None:
@@ -259,16 +325,29 @@ class TestSetAside:
 
 
 class TestCopies:
-    @pytest.mark.parametrize(("num_copies", "severity", "passed"), [(12, "warn", True), (40, "warn", False), (1, "error", False)])
+    @pytest.mark.parametrize(
+        ("num_copies", "severity", "passed"), [(12, "warn", True), (40, "warn", False), (1, "error", False)]
+    )
     def test_few_copies_are_counted_and_nothing_is_shown_as_failed(
         self, common: list[dict[str, Any]], num_copies: int, severity: str, passed: bool
     ) -> None:
         copies = [{**row, "id": f"copy {n}"} for n, row in enumerate(common[:num_copies])]
-        settings = ExamplesSettings.model_validate({"label": "kind", "severities": {"texts_are_unique": severity}})
+        settings = ExamplesSettings.model_validate(
+            {"label": "kind", "severities": {"texts_are_unique": severity}}
+        )
         found = {check.name: check for check in checks.identity_outcomes(take([*common, *copies]), settings)}
-        assert found.keys() == {"ids_are_unique", "texts_are_unique", "equal_texts_have_equal_labels", "labels_have_one_spelling"}
+        assert found.keys() == {
+            "ids_are_unique",
+            "texts_are_unique",
+            "equal_texts_have_equal_labels",
+            "labels_have_one_spelling",
+        }
         check = found["texts_are_unique"]
-        assert (check.passed, check.severity, check.metadata) == (passed, severity, {"num_failed": num_copies})
+        assert (check.passed, check.severity, check.metadata) == (
+            passed,
+            severity,
+            {"num_failed": num_copies},
+        )
 
 
 class TestRefusals:
@@ -280,31 +359,43 @@ class TestRefusals:
 
     def test_no_two_labels_are_left(self) -> None:
         rows = rows_of_groups({"g1": ("a", 30), "g2": ("b", 3), "g3": ("c", 1)})
-        assert self.message(rows) == (
-            "snapshot: 1 of 3 labels are left, with 30 rows: 2 have fewer than snapshot.min_rows_per_label (5) rows; the task needs at least "
-            "2: deliver more rows of them, check that examples.label names the right field, or lower snapshot.min_rows_per_label"
+        assert (
+            self.message(rows)
+            == "snapshot: 1 of 3 labels are left, with 30 rows: 2 have fewer than snapshot.min_rows_per_label"
+            " (5) rows; the task needs at least 2: deliver more rows of them, check that examples.label"
+            " names the right field, or lower snapshot.min_rows_per_label"
         )
 
     def test_no_two_labels_may_train(self) -> None:
         test = groups_hashed_to("test", 1, 7, prefix="t")[0]
         rows = rows_of_groups({test: ("a", 30)} | {f"g{n}": ("b", 1) for n in range(30)})
-        ledger = take(rows_of_groups({test: ("a", 30)} | {f"x{n}": (("a", "b")[n % 2], 1) for n in range(80)}), seed=7).ledger
+        ledger = take(
+            rows_of_groups({test: ("a", 30)} | {f"x{n}": (("a", "b")[n % 2], 1) for n in range(80)}), seed=7
+        ).ledger
         message = self.message(rows, seed=7, ledger=ledger)
-        assert message.startswith("snapshot: 1 of 2 labels are left, with 30 rows: 1 have no row that may train (")
-        assert "test_share 0.15, validation_share 0.1, seed 7); the task needs at least 2: deliver more rows of them" in message
+        assert message.startswith(
+            "snapshot: 1 of 2 labels are left, with 30 rows: 1 have no row that may train ("
+        )
+        assert (
+            "test_share 0.15, validation_share 0.1, seed 7); the task needs at least 2: deliver more rows of"
+            " them" in message
+        )
         assert message.endswith("or lower snapshot.test_share")
 
     def test_one_label(self) -> None:
-        assert self.message(rows_of_groups({f"g{n}": ("a", 1) for n in range(30)})) == (
-            "snapshot: only one label (`a`) in 30 rows; a classifier needs two: deliver rows of another label, or check that examples.label "
-            "names the right field"
+        assert (
+            self.message(rows_of_groups({f"g{n}": ("a", 1) for n in range(30)}))
+            == "snapshot: only one label (`a`) in 30 rows; a classifier needs two: deliver rows of another"
+            " label, or check that examples.label names the right field"
         )
 
     def test_nothing_to_test(self) -> None:
         rows = [{**row, "label": "ab"[n % 2]} for n, row in enumerate(rows_of_groups({"g": ("", 30)}))]
-        assert self.message(rows, seed=7) == (
-            "snapshot: no test row, of 30 rows that are left of 1 groups (30 train, 0 validation, 0 test; test_share 0.15, validation_share "
-            "0.1, seed 7); deliver more groups, or set examples.group to a field with more values, or to none"
+        assert (
+            self.message(rows, seed=7)
+            == "snapshot: no test row, of 30 rows that are left of 1 groups (30 train, 0 validation, 0 test;"
+            " test_share 0.15, validation_share 0.1, seed 7); deliver more groups, or set examples.group"
+            " to a field with more values, or to none"
         )
 
     @pytest.mark.parametrize("num_ids", [1, 4])
@@ -313,8 +404,9 @@ class TestRefusals:
         rows = rows_of_groups({f"g{n}": ("ab"[n % 2], 1) for n in range(300)})
         message = self.message([{**row, "id": f"i{n % num_ids}"} for n, row in enumerate(rows)])
         assert message.endswith(
-            f"The reason may be the ids: {300 - num_ids} of 300 rows have the `id` of a newer row, up to {300 // num_ids} rows share one, and of "
-            "each only the newest row counts; name a field with unique ids in documents.id, or one that no row has (rows are then named file:row)"
+            f"The reason may be the ids: {300 - num_ids} of 300 rows have the `id` of a newer row, up to"
+            f" {300 // num_ids} rows share one, and of each only the newest row counts; name a field with"
+            " unique ids in documents.id, or one that no row has (rows are then named file:row)"
         )
         mostly_unique = [{**row, "id": f"i{n % 160}"} for n, row in enumerate(rows)]
         assert "the ids" not in self.message(mostly_unique, min_rows_per_label=200)
@@ -335,35 +427,51 @@ class TestDraws:
     @pytest.mark.parametrize(("most", "split"), [(100, "validation"), (400, "train"), (41, "train")])
     def test_no_label_is_lost(self, long_tail: list[dict[str, Any]], most: int, split: str) -> None:
         everything = take(long_tail)
-        drawn = take(long_tail, max_train_rows=most) if split == "train" else take(long_tail, max_validation_rows=most)
+        drawn = (
+            take(long_tail, max_train_rows=most)
+            if split == "train"
+            else take(long_tail, max_validation_rows=most)
+        )
         labels = {row["label"] for row in drawn.index.to_pylist() if row["split"] == split}
         assert labels == {row["label"] for row in everything.index.to_pylist() if row["split"] == split}
         assert drawn.metadata[f"num_{split}_rows"] == min(most, everything.metadata[f"num_{split}_rows"])
 
     def test_training_rows_are_drawn_from_more_groups_than_evenly(self) -> None:
-        groups = {f"giant {n}": ("ab"[n % 2], 300) for n in range(4)} | {f"small {n}": ("ab"[n % 2], 1) for n in range(300)}
+        groups = {f"giant {n}": ("ab"[n % 2], 300) for n in range(4)} | {
+            f"small {n}": ("ab"[n % 2], 1) for n in range(300)
+        }
         drawn = take(rows_of_groups(groups), max_train_rows=200)
         rows = [row for row in drawn.index.to_pylist() if row["split"] == "train"]
         giants = sum(row["group"].startswith("giant") for row in rows)
         num_giant = sum(
             split == "train"
-            for group, split in {r["group"]: r["split"] for r in take(rows_of_groups(groups)).index.to_pylist()}.items()
+            for group, split in {
+                r["group"]: r["split"] for r in take(rows_of_groups(groups)).index.to_pylist()
+            }.items()
             if group.startswith("giant")
         )
         assert len(rows) == 200
-        assert giants / 200 < 0.75 * 300 * num_giant / (300 * num_giant + 225), "an even draw would take them by their rows"
+        assert giants / 200 < 0.75 * 300 * num_giant / (300 * num_giant + 225), (
+            "an even draw would take them by their rows"
+        )
 
     def test_the_cap_keeps_a_label_that_one_giant_group_alone_tests(self) -> None:
         group = groups_hashed_to("test", 1)[0]
         rows = rows_of_groups({f"c{n}": ("", 1) for n in range(100)} | {group: ("", 60)})
         labelled = [{**row, "labels": ["a"]} for row in rows]
-        rare = rows_of_groups({groups_hashed_to("train", 1, prefix="t")[0]: ("", 8), group: ("", 1)}, start=5_000)
+        rare = rows_of_groups(
+            {groups_hashed_to("train", 1, prefix="t")[0]: ("", 8), group: ("", 1)}, start=5_000
+        )
         labelled += [{**row, "labels": ["a", "rare"]} for row in rare]
         for seed in range(1, 4):
             chosen = groups_hashed_to("test", 1, seed)[0]
-            renamed = [{**row, "group": chosen if row["group"] == group else row["group"]} for row in labelled]
+            renamed = [
+                {**row, "group": chosen if row["group"] == group else row["group"]} for row in labelled
+            ]
             frozen = take(renamed, task="multi_label", seed=seed)
-            tested = [row for row in frozen.index.to_pylist() if row["split"] == "test" and row["group"] == chosen]
+            tested = [
+                row for row in frozen.index.to_pylist() if row["split"] == "test" and row["group"] == chosen
+            ]
             assert len(tested) == 10 and any("rare" in row["labels"] for row in tested)
 
 

@@ -1,4 +1,6 @@
-"""The memory of one snapshot for the next: kept in the snapshots alone, whoever else takes one, and whatever is lost or erased."""
+"""The memory of one snapshot for the next: kept in the snapshots alone, whoever else takes one, and whatever
+is lost or erased.
+"""
 
 from __future__ import annotations
 
@@ -156,6 +158,10 @@ def test_an_erased_group_leaves_the_ledger(growing: Growing) -> None:
         assert growing.ledger(made).look_up(places).tolist() == [-1, *[0] * (len(places) - 1)]
         assert len(pq.read_table(growing.store.folder(made) / FILE))
     # One document of a group is not the group.
-    row = next(row for row in snapshot.read_index(growing.store, growing.take()).to_pylist() if row["group"] == held_out[1])
+    row = next(
+        row
+        for row in snapshot.read_index(growing.store, growing.take()).to_pylist()
+        if row["group"] == held_out[1]
+    )
     erasure.erase(growing.store, CASE, [row["id"]])
     assert read_history(growing.store, CASE, SEED).ledger.look_up(places[1:2]).tolist() == [0]

@@ -1,4 +1,6 @@
-"""Packing: every token once, no row over capacity, the same plan for the same seed, as good as the slow way."""
+"""Packing: every token once, no row over capacity, the same plan for the same seed, as good as the
+slow way.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,17 @@ from tests import project as projects
 pytestmark = pytest.mark.quick
 
 lengths_and_capacity = st.integers(1, 60).flatmap(
-    lambda capacity: st.tuples(st.lists(st.integers(0, 3 * capacity), max_size=80).map(np.array), st.just(capacity))
+    lambda capacity: st.tuples(
+        st.lists(st.integers(0, 3 * capacity), max_size=80).map(np.array), st.just(capacity)
+    )
 )
 
 
 def slow_best_fit(lengths: np.ndarray, capacity: int) -> list[int]:
     """Return how full each row is after best-fit-decreasing, one piece at a time."""
-    pieces = [min(capacity, int(length) - start) for length in lengths for start in range(0, int(length), capacity)]
+    pieces = [
+        min(capacity, int(length) - start) for length in lengths for start in range(0, int(length), capacity)
+    ]
     rooms: list[int] = []
     for piece in sorted(pieces, reverse=True):
         place = bisect_left(rooms, piece)
@@ -105,7 +111,9 @@ def test_real_texts_fill_the_rows():
     from fullft_assets.settings import ChunksSettings
 
     tokenization = Tokenization.load(resolve_base_model(projects.QUICK["base_model"], None), ChunksSettings())
-    lengths = np.array([len(ids) for ids in tokenization.encode([row["text"] for row in projects.licence_rows(4_000)])])
+    lengths = np.array(
+        [len(ids) for ids in tokenization.encode([row["text"] for row in projects.licence_rows(4_000)])]
+    )
     plan = packing.plan(lengths, 512, seed=17)
     assert plan.fill >= 0.995
     assert plan.num_tokens == lengths.sum()
@@ -177,4 +185,6 @@ def test_rows_are_full_unless_few_rows_or_long_texts_prevent_it(lengths: list[in
     plan = packing.plan(np.array(lengths, int), 100, seed=1)
     check = checks.full_check(plan)
     assert (check.passed, check.severity) == (is_full, "warn")
-    assert is_full or check.description.startswith("packed rows are 70.0% full: 50 of 100 tokens where 35 would hold them; ")
+    assert is_full or check.description.startswith(
+        "packed rows are 70.0% full: 50 of 100 tokens where 35 would hold them; "
+    )

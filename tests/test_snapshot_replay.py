@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullft_assets import chunks, documents, erasure, examples, snapshot
+from fullft_assets.checking.validation import load_use_case
 from fullft_assets.chunks import load_tokenization
-from fullft_assets.config.validation import load_use_case
 from fullft_assets.errors import DataError, SettingsError, StoreError
 from fullft_assets.snapshot import general_sampling
 from fullft_assets.snapshot.replay import draw, num_replay_tokens
@@ -44,7 +44,10 @@ def conversations(count: int, skip: int = 0) -> list[dict[str, Any]]:
         {
             "id": row["id"],
             "messages": [
-                {"role": "user", "content": f"Which kind of licence clue is this, and of what?\n\n{row['text']}"},
+                {
+                    "role": "user",
+                    "content": f"Which kind of licence clue is this, and of what?\n\n{row['text']}",
+                },
                 {"role": "assistant", "content": f"It is a {row['kind']} of {row['expression']}."},
             ],
             "expression": row["expression"],
@@ -74,7 +77,11 @@ class Case:
             "base_model": str(self.model),
             "examples": {"task": task, "label": None, "labels": None},
             "chunks": {"max_tokens": 96, "max_windows": None, "stride": 0},
-            "snapshot": {"replay": {"path": "general", "share": share}, "min_train_rows": 20, **sections.pop("snapshot", {})},
+            "snapshot": {
+                "replay": {"path": "general", "share": share},
+                "min_train_rows": 20,
+                **sections.pop("snapshot", {}),
+            },
             **sections,
         }
         self.project.configure(**sections)
@@ -86,7 +93,12 @@ class Case:
     def give(self, rows: list[dict[str, Any]], file: str = "general.jsonl") -> Path:
         return projects.write_rows(self.folder / file, rows)
 
-    def draw(self, num_task_tokens: int = 20_000, held_out: list[str] | None = None, screened: list[str] | None = None) -> Manifest:
+    def draw(
+        self,
+        num_task_tokens: int = 20_000,
+        held_out: list[str] | None = None,
+        screened: list[str] | None = None,
+    ) -> Manifest:
         return draw(self.store, self.project.use_case(), num_task_tokens, held_out or [], screened or [])
 
     def read(self, manifest: Manifest, name: str) -> list[dict[str, Any]]:
@@ -144,7 +156,9 @@ class TestDraw:
         assert again.ref != first.ref
         assert again.content_digest == first.content_digest
 
-    def test_what_was_drawn_is_found_not_drawn_again(self, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_was_drawn_is_found_not_drawn_again(
+        self, case: Case, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         first = case.draw()
         monkeypatch.setattr(general_sampling, "read_external", None)
         assert case.draw().ref == first.ref
@@ -161,11 +175,15 @@ class TestDraw:
         case.configure(seed=5)
         assert case.texts(case.draw())[:5] != first[:5]
 
-    def test_documents_that_are_not_kept_at_hand_are_read_again(self, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_documents_that_are_not_kept_at_hand_are_read_again(
+        self, case: Case, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         first = case.draw()
         reads = []
         monkeypatch.setattr(general_sampling, "_CHARACTERS_A_TOKEN", 1)
-        monkeypatch.setattr(general_sampling, "read_external", lambda *given: reads.append(given) or read_external(*given))
+        monkeypatch.setattr(
+            general_sampling, "read_external", lambda *given: reads.append(given) or read_external(*given)
+        )
         case.configure(documents={"max_batch_files": 1})
         for number, text in enumerate(case.texts(first)):
             case.give([{"text": text}], f"copies/{number}.jsonl")
@@ -195,14 +213,22 @@ class TestNoLeak:
         assert made.metadata["num_tokens"] >= num_replay_tokens(20_000, SHARE)
 
     def test_what_is_passed_over_is_not_missed(self, case: Case, general: list[str]) -> None:
-        with pytest.raises(DataError, match=r"overlap held-out rows.* fewer than snapshot\.replay\.share \(0\.2\) needs"):
+        with pytest.raises(
+            DataError, match=r"overlap held-out rows.* fewer than snapshot\.replay\.share \(0\.2\) needs"
+        ):
             case.draw(held_out=general[3:])
 
 
 class TestConversations:
     def test_conversations_and_texts_together(self, tmp_path: Path, model: Path, general: list[str]) -> None:
         case = Case(tmp_path, model, task="sft")
-        case.give([*conversations(60), *({"text": text} for text in general[:40]), {"messages": [{"role": "user", "content": "Alone?"}]}])
+        case.give(
+            [
+                *conversations(60),
+                *({"text": text} for text in general[:40]),
+                {"messages": [{"role": "user", "content": "Alone?"}]},
+            ]
+        )
         made = case.draw(40_000)
         rows = list(zip(case.read(made, "examples"), case.read(made, "chunks"), strict=True))
         said = [(row, chunked) for row, chunked in rows if row["messages"] is not None]
@@ -210,16 +236,31 @@ class TestConversations:
         assert len(said) > 5 and len(written) > 5
         tokenization = load_tokenization(case.project.use_case())
         for row, chunked in said[:-1]:
-            assert sum(chunked["windows"], []) == tokenization.encode([tokenization.chat.render(row["messages"])])[0]
-            trained = [t for t, mark in zip(sum(chunked["windows"], []), sum(chunked["marks"], []), strict=True) if mark]
+            assert (
+                sum(chunked["windows"], [])
+                == tokenization.encode([tokenization.chat.render(row["messages"])])[0]
+            )
+            trained = [
+                t
+                for t, mark in zip(sum(chunked["windows"], []), sum(chunked["marks"], []), strict=True)
+                if mark
+            ]
             assert tokenization.tokenizer.decode(trained).strip().startswith(row["messages"][1]["content"])
         for _, chunked in written:
-            assert [len(window) for window in chunked["windows"]] == [len(marks) for marks in chunked["marks"]]
+            assert [len(window) for window in chunked["windows"]] == [
+                len(marks) for marks in chunked["marks"]
+            ]
             assert {mark for marks in chunked["marks"] for mark in marks} == {1}
 
     def test_conversation_without_an_answer_is_counted(self, tmp_path: Path, model: Path) -> None:
         case = Case(tmp_path, model, task="sft")
-        case.give([*conversations(200), *({"messages": [{"role": "user", "content": f"Is {n} alone?"}]} for n in range(30)), {"note": "x"}])
+        case.give(
+            [
+                *conversations(200),
+                *({"messages": [{"role": "user", "content": f"Is {n} alone?"}]} for n in range(30)),
+                {"note": "x"},
+            ]
+        )
         made = case.draw(10_000)
         assert made.metadata["num_unusable"]["malformed row"] == 1
         assert 0 < made.metadata["num_unusable"]["no trained token"] <= 30
@@ -235,12 +276,17 @@ class TestOneLine:
 
     def test_missing_folder(self, tmp_path: Path, model: Path) -> None:
         case = Case(tmp_path, model)
-        with pytest.raises(SettingsError, match=r"defs.yaml:\d+: snapshot.replay.path: general not found; relative paths start at"):
+        with pytest.raises(
+            SettingsError,
+            match=r"defs.yaml:\d+: snapshot.replay.path: general not found; relative paths start at",
+        ):
             load_use_case(case.project.yaml_path, with_data=True)
         case.give([{"text": "a"}])
         use_case = case.project.use_case()
         shutil.rmtree(case.folder)
-        with pytest.raises(DataError, match=f"^snapshot.replay: general not found; relative paths start at {tmp_path}$"):
+        with pytest.raises(
+            DataError, match=f"^snapshot.replay: general not found; relative paths start at {tmp_path}$"
+        ):
             draw(case.store, use_case, 20_000, [], [])
 
     def test_unreadable_file(self, case: Case) -> None:
@@ -259,7 +305,9 @@ class TestOneLine:
         message = self.message(case, num_task_tokens=10_000_000)
         tokenization = load_tokenization(case.project.use_case())
         have = sum(len(window) for windows in tokenization.windows(general) for window in windows)
-        assert message.startswith(f"snapshot.replay: general holds {have:,} usable tokens, {2_500_000 - have:,} fewer than")
+        assert message.startswith(
+            f"snapshot.replay: general holds {have:,} usable tokens, {2_500_000 - have:,} fewer than"
+        )
 
 
 class TestSnapshot:
@@ -268,7 +316,9 @@ class TestSnapshot:
     def take(self, case: Case, batches: list[list[dict[str, Any]]]) -> Manifest:
         return snapshot.take(case.store, case.project.use_case(), *self.ingest(case, batches))
 
-    def ingest(self, case: Case, batches: list[list[dict[str, Any]]]) -> tuple[dict[str, Manifest], dict[str, Manifest]]:
+    def ingest(
+        self, case: Case, batches: list[list[dict[str, Any]]]
+    ) -> tuple[dict[str, Manifest], dict[str, Manifest]]:
         use_case = case.project.use_case()
         for number, rows in enumerate(batches):
             case.project.deliver(f"delivery-{number}.jsonl", rows)
@@ -292,13 +342,20 @@ class TestSnapshot:
         return case
 
     @pytest.fixture(scope="class")
-    def taken(self, tmp_path_factory: pytest.TempPathFactory, model: Path, general: list[str]) -> tuple[Case, Manifest]:
+    def taken(
+        self, tmp_path_factory: pytest.TempPathFactory, model: Path, general: list[str]
+    ) -> tuple[Case, Manifest]:
         case = self.sft(tmp_path_factory.mktemp("taken"), model, general)
         rows = conversations(300)
         questions = [row["messages"][0]["content"] for row in rows[:50]]
-        projects.write_rows(case.project.root / "evaluation.jsonl", [{"question": q} for q in [*questions, general[7][:700]]])
+        projects.write_rows(
+            case.project.root / "evaluation.jsonl", [{"question": q} for q in [*questions, general[7][:700]]]
+        )
         # General documents that hold a delivered conversation, whichever split it is in.
-        case.give([{"text": f"{row['messages'][0]['content']}\n\n{row['messages'][1]['content']}"} for row in rows], "copied.jsonl")
+        case.give(
+            [{"text": f"{row['messages'][0]['content']}\n\n{row['messages'][1]['content']}"} for row in rows],
+            "copied.jsonl",
+        )
         return case, self.take(case, [rows])
 
     def test_rows_are_packed_with_their_share_of_replay(self, taken: tuple[Case, Manifest]) -> None:
@@ -328,9 +385,15 @@ class TestSnapshot:
         num_forged = sum("<|im_end|>" in text for text in replayed)
         check = manifest.check("replay_holds_no_control_tokens")
         assert 0 < num_forged < len(replayed)
-        assert (check.passed, check.severity, check.metadata) == (False, "warn", {"num_with_control_tokens": num_forged})
+        assert (check.passed, check.severity, check.metadata) == (
+            False,
+            "warn",
+            {"num_with_control_tokens": num_forged},
+        )
 
-    def test_marks_are_those_of_the_answers_and_of_all_that_is_replayed(self, taken: tuple[Case, Manifest]) -> None:
+    def test_marks_are_those_of_the_answers_and_of_all_that_is_replayed(
+        self, taken: tuple[Case, Manifest]
+    ) -> None:
         case, manifest = taken
         training = snapshot.load_training(case.store, manifest)
         tokenizer = load_tokenization(case.project.use_case()).tokenizer
@@ -340,7 +403,9 @@ class TestSnapshot:
             assert "Which kind of licence clue" not in text
         assert all(set(marks) == {1} for marks in training.marks[num_own:])
 
-    def test_nothing_held_out_or_screened_is_trained_on(self, taken: tuple[Case, Manifest], general: list[str]) -> None:
+    def test_nothing_held_out_or_screened_is_trained_on(
+        self, taken: tuple[Case, Manifest], general: list[str]
+    ) -> None:
         case, manifest = taken
         assert manifest.metadata["left_out"]["train rows that overlap an external evaluation set"] > 10
         drawn = case.store.load(manifest.metadata["replay"])
@@ -348,7 +413,10 @@ class TestSnapshot:
         assert general[7][:700] not in replayed
         for split in ("validation", "test"):
             assert not replayed & set(snapshot.load_split(case.store, manifest, split).texts)
-        evaluated = {json.loads(line)["question"] for line in (case.project.root / "evaluation.jsonl").read_text().splitlines()}
+        evaluated = {
+            json.loads(line)["question"]
+            for line in (case.project.root / "evaluation.jsonl").read_text().splitlines()
+        }
         for text in [*snapshot.load_split(case.store, manifest, "train").texts, *replayed]:
             assert not any(question in text for question in evaluated if len(question.split()) >= 22)
         assert drawn.metadata["num_near_held_out"] > 10 and drawn.metadata["num_screened"] > 5
@@ -365,7 +433,9 @@ class TestSnapshot:
         assert len(again.metadata["parts"]) > len(manifest.metadata["parts"])
         assert again.content_digest == manifest.content_digest
 
-    def test_after_an_erasure_the_rows_are_packed_anew(self, taken: tuple[Case, Manifest], tmp_path: Path) -> None:
+    def test_after_an_erasure_the_rows_are_packed_anew(
+        self, taken: tuple[Case, Manifest], tmp_path: Path
+    ) -> None:
         case, manifest = taken
         shutil.copytree(case.store.url, tmp_path / "store")
         store = Store(str(tmp_path / "store"))
@@ -373,12 +443,17 @@ class TestSnapshot:
         replayed = snapshot.load_training(store, manifest).windows[sum(map(len, train.windows)) :]
         erasure.erase(store, case.project.name, [train.ids[3]])
         training = snapshot.load_training(store, store.load(manifest.ref))
-        assert training.windows == [window for n, cut in enumerate(train.windows) if n != 3 for window in cut] + replayed
+        assert (
+            training.windows
+            == [window for n, cut in enumerate(train.windows) if n != 3 for window in cut] + replayed
+        )
         assert training.packing.num_tokens == sum(map(len, training.windows))
         with pytest.raises(StoreError):
             snapshot.load_training(store, manifest)
 
-    def test_other_general_documents_make_another_snapshot(self, tmp_path: Path, model: Path, general: list[str]) -> None:
+    def test_other_general_documents_make_another_snapshot(
+        self, tmp_path: Path, model: Path, general: list[str]
+    ) -> None:
         case = self.sft(tmp_path, model, general)
         (tmp_path / "evaluation.jsonl").write_text(json.dumps({"question": general[7][:700]}) + "\n")
         labeled, tokenized = self.ingest(case, [conversations(300)])

@@ -16,10 +16,10 @@ import pytest
 
 from fullft_assets import documents
 from fullft_assets.component import FullFineTune
+from fullft_assets.demos import licences
 from fullft_assets.monitoring import FAMILIES, SUMS, Sums, representation
 from fullft_assets.monitoring.representation import Composition, compare, difference, of_tables
 from fullft_assets.resources import ManifestIOManager, latest, open_store, set_latest
-from fullft_assets.samples import licences
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
 from tests.checkpoint_metadata import checkpoint_metadata
@@ -42,7 +42,9 @@ def rules() -> pa.Table:
     )
 
 
-def counted(labels: dict[str, int], domains: dict[str, int] | None = None, *, independent: float | None = None) -> Composition:
+def counted(
+    labels: dict[str, int], domains: dict[str, int] | None = None, *, independent: float | None = None
+) -> Composition:
     num_rows = max(sum(labels.values()), sum((domains or {}).values()))
     return Composition(labels, domains or {}, num_rows, independent or num_rows, np.full(num_rows, 40))
 
@@ -67,7 +69,9 @@ class TestComposition:
         assert of_tables([rules.drop_columns(["group"])]).num_independent == len(rules)
 
     def test_malformed_rows_do_not_count(self, rules):
-        broken = pa.table({"text": [None, "a", "b"], "label": ["x", "y", "y"], "problem": [None, None, "not JSON"]})
+        broken = pa.table(
+            {"text": [None, "a", "b"], "label": ["x", "y", "y"], "problem": [None, None, "not JSON"]}
+        )
         found = of_tables([broken])
         assert found.num_rows == 1
         assert found.labels == {"y": 1}
@@ -75,8 +79,14 @@ class TestComposition:
     def test_each_label_of_a_row_counts_once(self):
         several = pa.table({"text": ["a", "b", "c"], "labels": [["x", "y"], ["y"], None]})
         assert of_tables([several]).labels == {"x": 1, "y": 2}
-        spans = [[{"start": 0, "end": 1, "label": "x"}, {"start": 2, "end": 3, "label": "x"}], [], [{"start": 0, "end": 1, "label": "y"}]]
-        assert of_tables([pa.table({"text": ["a a", "b", "c"], "spans": pa.array(spans, pa.list_(SPAN))})]).labels == {"x": 1, "y": 1}
+        spans = [
+            [{"start": 0, "end": 1, "label": "x"}, {"start": 2, "end": 3, "label": "x"}],
+            [],
+            [{"start": 0, "end": 1, "label": "y"}],
+        ]
+        assert of_tables(
+            [pa.table({"text": ["a a", "b", "c"], "spans": pa.array(spans, pa.list_(SPAN))})]
+        ).labels == {"x": 1, "y": 1}
 
     def test_nothing_is_nothing(self):
         found = of_tables([])
@@ -93,7 +103,9 @@ class TestCompare:
 
     def test_shifted_shares_warn_and_name_the_labels_that_differ_most(self):
         training = {"notice": 8_000, "text": 1_000, "tag": 500, "reference": 500}
-        outcome = compare(counted(training), counted({"notice": 300, "text": 100, "tag": 550, "reference": 50}), 0.2)
+        outcome = compare(
+            counted(training), counted({"notice": 300, "text": 100, "tag": 550, "reference": 50}), 0.2
+        )
         assert not outcome.passed
         assert "`notice` 80.0% in training, 30.0% in production" in outcome.description
         assert outcome.description.index("`notice`") < outcome.description.index("`tag`")
@@ -103,7 +115,9 @@ class TestCompare:
 
     def test_domain_that_was_never_trained_on_warns(self):
         labels = {"a": 500, "b": 500}
-        outcome = compare(counted(labels, {"ward": 1_000}), counted(labels, {"ward": 500, "surgery": 500}), 0.2)
+        outcome = compare(
+            counted(labels, {"ward": 1_000}), counted(labels, {"ward": 500, "surgery": 500}), 0.2
+        )
         assert not outcome.passed
         assert "`surgery` 0.0% in training, 50.0% in production" in outcome.description
 
@@ -112,10 +126,16 @@ class TestCompare:
         sentence = "What a patient wrote in place of a label, in more than six words"
         names = {"label": {sentence: 100, "b": 900}, "domain": {"a": 900, sentence: 100}}
         usual = {"a": 500, "b": 500}
-        training, production = counted(usual, usual), counted(names[respect] if respect == "label" else usual, names[respect])
+        training, production = (
+            counted(usual, usual),
+            counted(names[respect] if respect == "label" else usual, names[respect]),
+        )
         outcome = compare(training, production, 0.2)
         assert not outcome.passed
-        assert f"{respect} shares are 0.50 apart" in outcome.description and "not named, as there are more than 100" in outcome.description
+        assert (
+            f"{respect} shares are 0.50 apart" in outcome.description
+            and "not named, as there are more than 100" in outcome.description
+        )
         assert sentence not in f"{outcome.description} {outcome.metadata}"
 
     def test_nothing_in_a_name_acts_on_a_browser(self):
@@ -156,26 +176,34 @@ class TestChance:
     def test_small_windows_of_the_same_shares_do_not_alarm(self, num_labels):
         shares = np.random.default_rng(3).dirichlet(np.ones(num_labels))
         training = counted(draw(shares, 20_000, 1))
-        alarms = sum(not compare(training, counted(draw(shares, 100, seed)), 0.2).passed for seed in range(100))
+        alarms = sum(
+            not compare(training, counted(draw(shares, 100, seed)), 0.2).passed for seed in range(100)
+        )
         assert alarms == 0
 
     def test_expected_distance_is_that_of_equal_distributions(self):
         shares = np.random.default_rng(3).dirichlet(np.ones(30))
         pairs = [(draw(shares, 4_000, seed), draw(shares, 150, 1_000 + seed)) for seed in range(200)]
         found = [difference(a, b, 4_000, 150) for a, b in pairs]
-        assert np.mean([one.distance for one in found]) == pytest.approx(np.mean([one.by_chance for one in found]), rel=0.1)
+        assert np.mean([one.distance for one in found]) == pytest.approx(
+            np.mean([one.by_chance for one in found]), rel=0.1
+        )
 
     def test_large_shift_is_seen_in_a_small_window(self):
         shares = np.full(4, 0.25)
         moved = np.array([0.85, 0.05, 0.05, 0.05])
         training = counted(draw(shares, 20_000, 1))
-        alarms = sum(not compare(training, counted(draw(moved, 100, seed)), 0.2).passed for seed in range(100))
+        alarms = sum(
+            not compare(training, counted(draw(moved, 100, seed)), 0.2).passed for seed in range(100)
+        )
         assert alarms == 100
 
     def test_bursts_of_related_documents_leave_more_to_chance(self):
         training, labels = counted({"a": 5_000, "b": 5_000}), {"a": 80, "b": 40}
         single = compare(training, counted(labels), 0.1).metadata["label_difference_by_chance"]
-        bursts = compare(training, counted(labels, independent=15), 0.1).metadata["label_difference_by_chance"]
+        bursts = compare(training, counted(labels, independent=15), 0.1).metadata[
+            "label_difference_by_chance"
+        ]
         assert bursts > 2 * single
 
 
@@ -199,8 +227,15 @@ class TestArtifacts:
         with store.create("rules", "training_snapshot", "k1", version="1", seed=1) as draft:
             for name, table in tables.items():
                 pq.write_table(table, draft.path / name)
-            part = {"examples": delivered.ref, "chunks": "", "examples_digest": delivered.content_digest, "chunks_digest": ""}
-            frozen = draft.commit(settings={}, inputs={}, metadata=snapshot_metadata(parts={"b1": part}).as_dict())
+            part = {
+                "examples": delivered.ref,
+                "chunks": "",
+                "examples_digest": delivered.content_digest,
+                "chunks_digest": "",
+            }
+            frozen = draft.commit(
+                settings={}, inputs={}, metadata=snapshot_metadata(parts={"b1": part}).as_dict()
+            )
         training = representation.of_snapshot(store, frozen)
         assert training.labels == Counter(rules["label"].to_pylist()[:2_000])
         tags = [kind == "tag" for kind in rules["label"].to_pylist()]
@@ -216,7 +251,9 @@ class TestArtifacts:
         assert representation.of_production(store, windows).num_rows == usual.num_rows + odd.num_rows
 
     def test_predicted_labels_are_used_if_production_has_none(self, store, rules):
-        window = self.write(store, "production_documents", "documents.parquet", rules.select(["text", "group"]).slice(0, 500))
+        window = self.write(
+            store, "production_documents", "documents.parquet", rules.select(["text", "group"]).slice(0, 500)
+        )
         predicted = dict(zip(licences.KINDS, (20, 20, 20, 440), strict=True))
         found = representation.of_production(store, [window], predicted)
         assert found.labels == predicted
@@ -238,16 +275,26 @@ class Live:
 
     def run(self, *assets: str, partition: str | None = None) -> None:
         """Materialise assets with their checks, or the check alone where none is named."""
-        selection = dg.AssetSelection.assets(*([CASE, name] for name in assets)) if assets else dg.AssetSelection.checks(KEY)
+        selection = (
+            dg.AssetSelection.assets(*([CASE, name] for name in assets))
+            if assets
+            else dg.AssetSelection.checks(KEY)
+        )
         job = dg.define_asset_job("chosen", selection)
         loaded = FullFineTune(self.project.use_case()).build_defs()
         defs = dg.Definitions.merge(loaded, dg.Definitions(executor=dg.in_process_executor, jobs=[job]))
-        assert defs.resolve_job_def("chosen").execute_in_process(instance=self.instance, partition_key=partition).success
+        assert (
+            defs.resolve_job_def("chosen")
+            .execute_in_process(instance=self.instance, partition_key=partition)
+            .success
+        )
 
     def ingest(self, kind: str, *assets: str) -> list[str]:
         """Cut what was delivered and materialise assets for each batch or window."""
         use_case = self.project.use_case()
-        cut = documents.cut_batches(self.store, CASE, documents.source_of(use_case, kind), use_case.settings.documents, kind)
+        cut = documents.cut_batches(
+            self.store, CASE, documents.source_of(use_case, kind), use_case.settings.documents, kind
+        )
         names = [batch.name for batch in cut]
         self.instance.add_dynamic_partitions(f"{CASE}/{kind}", names)
         for name in names:
@@ -267,7 +314,9 @@ class TestInDagster:
         project.configure(monitoring={"path": f"data/{CASE}/production"}, documents={"settle_seconds": 0})
         with dg.DagsterInstance.from_config(str(project.home)) as instance:
             live = Live(instance, project)
-            live.ingest("batch", "raw_documents", "labeled_examples", "quarantined_examples", "tokenized_chunks")
+            live.ingest(
+                "batch", "raw_documents", "labeled_examples", "quarantined_examples", "tokenized_chunks"
+            )
             live.run("training_snapshot")
         return project
 
@@ -316,12 +365,18 @@ class TestInDagster:
             save(self, context, obj)
             set_latest(live.store, CASE, "training_snapshot", newest)
 
-        live.project.configure(seed=5, monitoring={"path": f"data/{CASE}/production"}, documents={"settle_seconds": 0})
+        live.project.configure(
+            seed=5, monitoring={"path": f"data/{CASE}/production"}, documents={"settle_seconds": 0}
+        )
         monkeypatch.setattr(ManifestIOManager, "handle_output", overtaken)
         live.run("training_snapshot")
         (made,) = live.instance.fetch_materializations(KEY.asset_key, limit=1).records
         assert latest(live.store, CASE, "training_snapshot") == newest
-        assert live.evaluation().metadata["snapshot"].value == made.asset_materialization.metadata["artifact"].value != newest.ref
+        assert (
+            live.evaluation().metadata["snapshot"].value
+            == made.asset_materialization.metadata["artifact"].value
+            != newest.ref
+        )
 
     def test_the_newest_windows_count(self, live, monkeypatch):
         monkeypatch.setattr(representation, "ENOUGH_ROWS", 200)
@@ -333,7 +388,9 @@ class TestInDagster:
         assert live.evaluation().metadata["num_production_rows"].value == 300
 
     def test_predictions_of_the_model_in_production_are_used_as_labels(self, live):
-        rows = [{"id": f"p{n}", "text": row["text"]} for n, row in enumerate(projects.licence_rows(300, skip=500))]
+        rows = [
+            {"id": f"p{n}", "text": row["text"]} for n, row in enumerate(projects.licence_rows(300, skip=500))
+        ]
         window = self.watch(live, "w1.jsonl", rows)
         live.run()
         assert "production documents have no label" in live.evaluation().description
@@ -354,7 +411,9 @@ class TestInDagster:
         snapshot = latest(live.store, CASE, "training_snapshot")
         with live.store.create(CASE, "finetuned_checkpoint", key, version="1", seed=1) as draft:
             return draft.commit(
-                settings={}, inputs={}, metadata=checkpoint_metadata(snapshot=snapshot.ref, labels=snapshot.metadata["labels"])
+                settings={},
+                inputs={},
+                metadata=checkpoint_metadata(snapshot=snapshot.ref, labels=snapshot.metadata["labels"]),
             )
 
     def predict(self, live: Live, window: str, model: Manifest, label: int) -> None:
@@ -362,14 +421,25 @@ class TestInDagster:
         names = latest(live.store, CASE, "training_snapshot").metadata["labels"]
         counts = 200 * np.eye(len(names), dtype=int)[names.index(licences.KINDS[label])]
         with live.store.create(CASE, "drift_report", "k1", version="1", seed=1) as draft:
-            Sums(200, {family: np.zeros(2) for family in FAMILIES}, np.zeros(4), counts, None).save(draft.path / SUMS)
-            made = draft.commit(settings={}, inputs={"finetuned_checkpoint": model.content_digest}, metadata={})
+            Sums(200, {family: np.zeros(2) for family in FAMILIES}, np.zeros(4), counts, None).save(
+                draft.path / SUMS
+            )
+            made = draft.commit(
+                settings={}, inputs={"finetuned_checkpoint": model.content_digest}, metadata={}
+            )
         set_latest(live.store, CASE, "drift_report", made, window)
 
     def test_check_is_in_the_jobs_that_make_either_side_new(self, project):
         defs = FullFineTune(project.use_case()).build_defs()
-        jobs = {name: defs.resolve_job_def(f"{CASE}_{name}") for name in ("ingest", "model", "evaluate", "monitor")}
-        having = {name for name, job in jobs.items() if any(node.name.endswith(representation.CHECK.name) for node in job.nodes)}
+        jobs = {
+            name: defs.resolve_job_def(f"{CASE}_{name}")
+            for name in ("ingest", "model", "evaluate", "monitor")
+        }
+        having = {
+            name
+            for name, job in jobs.items()
+            if any(node.name.endswith(representation.CHECK.name) for node in job.nodes)
+        }
         assert having == {"model", "evaluate", "monitor"}
 
     def test_without_monitoring_there_is_no_check(self, tmp_path):
@@ -379,11 +449,15 @@ class TestInDagster:
 
 @pytest.mark.long
 def test_a_window_that_the_model_has_read_is_compared(tmp_path: Path):
-    """`fullft run` on unlabelled production documents: the monitor job looks at the check again, with the model's predictions."""
+    """`fullft run` on unlabelled production documents: the monitor job looks at the check again, with the
+    model's predictions.
+    """
     project = projects.create(tmp_path, CASE, rows=600)
     # So small a pilot predicts no gain, which would stop the model job.
     project.configure(monitoring={"path": f"data/{CASE}/production"}, planning={"min_predicted_gain": -1})
-    rows = [{"id": f"p{n}", "text": row["text"]} for n, row in enumerate(projects.licence_rows(300, skip=700))]
+    rows = [
+        {"id": f"p{n}", "text": row["text"]} for n, row in enumerate(projects.licence_rows(300, skip=700))
+    ]
     projects.write_rows(project.production / "w1.jsonl", rows)
     done = project.fullft("run", CASE)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,6 @@
-"""Screening: runs of words shared with evaluation sets, near-duplicates of their texts, and sets in any format."""
+"""Screening: runs of words shared with evaluation sets, near-duplicates of their texts, and sets in any
+format.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +32,22 @@ WORD = re.compile(r"\w+")
 FEW = ["a", "B", "ä", "Привет", "x_1", "律师", "", "...", "b", "Μαΐου", "ΟΔΟΣ", "ไทย", "かな", "b。律"]
 few_words = st.lists(st.sampled_from(FEW), max_size=25).map(" ".join)
 #: A word and letters of scripts without spaces, with their lengths in sixths of a word.
-UNITS = ((re.compile("[律师]"), 3), (re.compile("[ไทยかな]"), 2), (re.compile(r"(?:(?![律师ไทยかな])\w)+"), 6))
+UNITS = (
+    (re.compile("[律师]"), 3),
+    (re.compile("[ไทยかな]"), 2),
+    (re.compile(r"(?:(?![律师ไทยかな])\w)+"), 6),
+)
 
 
 def slow_overlaps(texts: list[str], evaluation_texts: list[str], num_words: int) -> list[bool]:
     """Return for each text whether it shares a run of words with one of the others, word by word."""
 
     def runs(text: str) -> Iterator[tuple[str, ...]]:
-        found = sorted((match.start(), match[0], length) for unit, length in UNITS for match in unit.finditer(text.lower()))
+        found = sorted(
+            (match.start(), match[0], length)
+            for unit, length in UNITS
+            for match in unit.finditer(text.lower())
+        )
         for first in range(len(found)):
             run, left = [], 6 * num_words
             for _, word, length in found[first:]:
@@ -73,8 +83,13 @@ class TestRuns:
     def test_a_run_in_the_middle_is_found_whatever_its_case_and_punctuation(self):
         question = "In which year did the city council of Vienna first allow trams on the ring road, and why?"
         screen = Screen([question], 13, 0.8)
-        inside = "Some notes. IN WHICH YEAR did the city council, of Vienna; first allow 'trams' on the ring. Other notes follow here."
-        one_short = "Some notes. In which year did the city council of Vienna first allow cars on the ring road."
+        inside = (
+            "Some notes. IN WHICH YEAR did the city council, of Vienna; first allow 'trams' on the ring."
+            " Other notes follow here."
+        )
+        one_short = (
+            "Some notes. In which year did the city council of Vienna first allow cars on the ring road."
+        )
         assert screen.overlapping([inside, one_short, "Something else."]).tolist() == [True, False, False]
 
     def test_runs_do_not_reach_over_two_texts(self):
@@ -88,7 +103,9 @@ class TestRuns:
             return Words(np.ones(counts.sum(), np.uint64), counts)
 
         monkeypatch.setattr(screening, "hash_words", collide)
-        found = Screen(["one two three four five"], 5, 1.0).shares_a_run(["six seven eight nine ten", "zero one two three four five"])
+        found = Screen(["one two three four five"], 5, 1.0).shares_a_run(
+            ["six seven eight nine ten", "zero one two three four five"]
+        )
         assert found.tolist() == [False, True]
 
     def test_blocks_are_as_one(self, texts, monkeypatch):
@@ -106,7 +123,9 @@ class TestRuns:
 
 class TestNearDuplicates:
     def test_short_text_is_found_as_a_near_duplicate(self):
-        assert overlapping(["What is a trust deed?", "What is a deed poll?"], ["what is a trust deed"], 13, 0.8).tolist() == [True, False]
+        assert overlapping(
+            ["What is a trust deed?", "What is a deed poll?"], ["what is a trust deed"], 13, 0.8
+        ).tolist() == [True, False]
 
     def test_runs_and_near_duplicates_together(self, texts):
         evaluation_texts, candidates = texts[:300], texts[300:1_500]
@@ -138,23 +157,36 @@ class TestSnapshot:
     @pytest.fixture(scope="class")
     def passage(self, case: prepared.Prepared) -> str:
         """A few words from the middle of a text that trains."""
-        words = next(found for text in case.split("train").texts if 30 < len(found := WORD.findall(text)) < 60)
+        words = next(
+            found for text in case.split("train").texts if 30 < len(found := WORD.findall(text)) < 60
+        )
         return " ".join(words[10 : 10 + self.NUM_WORDS])
 
     def take(self, case: prepared.Prepared, passage: str, **changes: int) -> Manifest:
         other = " ".join(f"word{number}" for number in range(20))
         projects.write_rows(case.project.root / "evaluation.jsonl", [{"text": passage}, {"text": other}])
         case.project.configure(snapshot={"screen": ["evaluation.jsonl"], **changes})
-        (labeled,), (tokenized,) = (case.store.artifacts(case.use_case.name, stage) for stage in ("labeled_examples", "tokenized_chunks"))
+        (labeled,), (tokenized,) = (
+            case.store.artifacts(case.use_case.name, stage)
+            for stage in ("labeled_examples", "tokenized_chunks")
+        )
         batch = labeled.metadata["batch"]
         return snapshot.take(case.store, case.project.use_case(), {batch: labeled}, {batch: tokenized})
 
-    def test_evaluation_texts_shorter_than_a_run_are_reported_and_not_found(self, case: prepared.Prepared, passage: str):
+    def test_evaluation_texts_shorter_than_a_run_are_reported_and_not_found(
+        self, case: prepared.Prepared, passage: str
+    ):
         taken = self.take(case, passage)
         assert snapshot.load_split(case.store, taken, "train").ids == case.split("train").ids
         check = taken.check("evaluation_texts_can_be_found")
-        assert (check.passed, check.severity, check.metadata) == (False, "warn", {"num_evaluation_texts": 2, "num_too_short": 1})
-        assert check.description.startswith("1 of 2 evaluation texts have fewer than snapshot.screen_words (13) words: ")
+        assert (check.passed, check.severity, check.metadata) == (
+            False,
+            "warn",
+            {"num_evaluation_texts": 2, "num_too_short": 1},
+        )
+        assert check.description.startswith(
+            "1 of 2 evaluation texts have fewer than snapshot.screen_words (13) words: "
+        )
 
     def test_a_shorter_run_finds_them(self, case: prepared.Prepared, passage: str):
         taken = self.take(case, passage, screen_words=self.NUM_WORDS)
@@ -163,7 +195,9 @@ class TestSnapshot:
         assert 0 < sum(overlaps) < 20
         left = [id_ for id_, overlap in zip(before.ids, overlaps, strict=True) if not overlap]
         assert snapshot.load_split(case.store, taken, "train").ids == left
-        assert taken.metadata["left_out"]["train rows that overlap an external evaluation set"] >= sum(overlaps)
+        assert taken.metadata["left_out"]["train rows that overlap an external evaluation set"] >= sum(
+            overlaps
+        )
         check = taken.check("evaluation_texts_can_be_found")
         assert (check.passed, check.description, check.metadata["num_too_short"]) == (True, "", 0)
 
@@ -186,10 +220,13 @@ class TestEvaluationSets:
         (folder / "inner" / "table.csv").write_text("id,text\n1,from a table\n")
         (folder / "page.html").write_text("<html><body><p>from a page</p></body></html>")
         projects.write_rows(
-            project.root / "one.jsonl", [{"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "He."}]}]
+            project.root / "one.jsonl",
+            [{"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "He."}]}],
         )
         found = self.read(project, "benchmarks", "one.jsonl")
-        assert found.texts == sorted(["a plain text", "another", "from a table", "from a page", "Who?\n\nHe."])
+        assert found.texts == sorted(
+            ["a plain text", "another", "from a table", "from a page", "Who?\n\nHe."]
+        )
         assert found.num_texts == {"benchmarks": 4, "one.jsonl": 1}
 
     def test_prompts_and_answers_and_the_own_field(self, project):
@@ -206,7 +243,10 @@ class TestEvaluationSets:
         assert any("1 and 1" in text for text in found.texts)
 
     def test_questions_without_a_text(self, project):
-        rows = [{"question": "Who signs a deed?", "choices": ["the grantor", "nobody"], "answer": 0}, {"text": "a text"}]
+        rows = [
+            {"question": "Who signs a deed?", "choices": ["the grantor", "nobody"], "answer": 0},
+            {"text": "a text"},
+        ]
         projects.write_rows(project.root / "one.jsonl", rows)
         assert self.read(project, "one.jsonl").texts == ["Who signs a deed?", "a text"]
 
@@ -250,7 +290,9 @@ class TestEvaluationSets:
             read_evaluation_texts(loaded)
         path.parent.mkdir()
         path.write_text(json.dumps({"text": "a"}) + "\n" + json.dumps({"answer": 4}) + "\n{cut off\n")
-        with pytest.raises(DataError, match=r"set\.jsonl:2: no .*\(and 1 more rows\).*cannot be screened for"):
+        with pytest.raises(
+            DataError, match=r"set\.jsonl:2: no .*\(and 1 more rows\).*cannot be screened for"
+        ):
             self.read(project, "benchmarks")
         projects.write_rows(path, [{"text": "  "}])
         with pytest.raises(DataError, match="holds no text"):

@@ -1,4 +1,6 @@
-"""Near-duplicates and screening in scripts without spaces between words, and in those with marks on their letters, on real texts."""
+"""Near-duplicates and screening in scripts without spaces between words, and in those with marks on their
+letters, on real texts.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ near_duplicates = importlib.import_module("fullft_assets.snapshot.near_duplicate
 
 #: Letters of a text in which one letter is less than the difference at the default similarity.
 LANGUAGES = {"zh_Hans": 60, "ja": 100, "th": 120, "km": 120, "my": 80, "ar": 400, "hi": 250, "ko": 150}
-#: Letters that are as long as 13 words, and too few: of Japanese it depends on how many are Chinese characters.
+#: Letters that are as long as 13 words, and too few: of Japanese it depends on how many are Chinese
+#: characters.
 SCREENED = {"zh_Hans": (26, 25), "ja": (39, 25), "th": (39, 38), "km": (39, 38), "my": (39, 38)}
 
 
@@ -54,8 +57,12 @@ class TestOneLetter:
         assert sum(count for reason, count in left_out.items() if "near" in reason) >= 2
 
 
-def sides_of_pairs(pairs: list[tuple[str, str]], **changes: Any) -> tuple[dict[str, set[str]], dict[str, int]]:
-    """Return the splits that the texts of each pair are in, each text a group of its own, and the rows that were left out."""
+def sides_of_pairs(
+    pairs: list[tuple[str, str]], **changes: Any
+) -> tuple[dict[str, set[str]], dict[str, int]]:
+    """Return the splits that the texts of each pair are in, each text a group of its own, and the rows that
+    were left out.
+    """
     found = [text for pair in pairs for text in pair]
     ids = pa.array([f"{number // 2} {number % 2}" for number in range(len(found))])
     numbers = pa.array(range(len(found)))
@@ -75,7 +82,9 @@ def test_a_chinese_text_inside_a_longer_one_is_not_on_the_other_side() -> None:
     found = texts("zh_Hans", 40)
     third = len(found) // 3
     quoted, before, after = found[:third], found[third : 2 * third], found[2 * third :]
-    pairs = [(text, f"{begin}\n{text}\n{end}") for text, begin, end in zip(quoted, before, after, strict=False)]
+    pairs = [
+        (text, f"{begin}\n{text}\n{end}") for text, begin, end in zip(quoted, before, after, strict=False)
+    ]
     assert len(pairs) > 30
     leaks = []
     for share in (None, 0.95):
@@ -102,13 +111,19 @@ class TestScreening:
         words = split_words(first)
         screen = Screen([first], 13, 0.8)
         passage, short = " ".join(words[2:15]), " ".join(words[2:14])
-        assert screen.shares_a_run([f"{others[0]} {part} {others[1]}" for part in (passage, short)]).tolist() == [True, False]
+        assert screen.shares_a_run(
+            [f"{others[0]} {part} {others[1]}" for part in (passage, short)]
+        ).tolist() == [True, False]
         assert not screen.overlapping(others).any()
 
     def test_a_run_of_several_scripts_is_found(self) -> None:
-        question = "请解释 gradient accumulation 在 PyTorch 中的作用，并说明它与 batch size 的关系以及适用的场景"
+        question = (
+            "请解释 gradient accumulation 在 PyTorch 中的作用，并说明它与 batch size 的关系以及适用的场景"
+        )
         screen = Screen([question], 13, 0.8)
-        assert screen.shares_a_run([f"Q: {question}?", "请解释 gradient accumulation 在 TensorFlow 中的作用"]).tolist() == [True, False]
+        assert screen.shares_a_run(
+            [f"Q: {question}?", "请解释 gradient accumulation 在 TensorFlow 中的作用"]
+        ).tolist() == [True, False]
 
 
 class TestWords:

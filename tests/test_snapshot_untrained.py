@@ -1,4 +1,6 @@
-"""Conversations without a trained token: set aside row by row, and their batch held back only where most rows are so."""
+"""Conversations without a trained token: set aside row by row, and their batch held back only where most rows
+are so.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def conversation(number: int, *, cut_before_the_answer: bool = False) -> dict[str, Any]:
     question = f"What is licence {number}? " * (20 if cut_before_the_answer else 1)
-    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": f"It is the {number}th one."}]
+    messages = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": f"It is the {number}th one."},
+    ]
     return {"id": f"c{number}", "messages": messages}
 
 
@@ -64,10 +69,14 @@ def test_a_new_delivery_of_such_a_row_does_not_replace_a_good_one(tmp_path: Path
     use_case, store = made.use_case(), Store(str(tmp_path / "store"))
     labeled, tokenized = {}, {}
     for broken in (None, 6):
-        path = made.deliver("delivery-1.jsonl", [conversation(n, cut_before_the_answer=n == broken) for n in range(40)])
+        path = made.deliver(
+            "delivery-1.jsonl", [conversation(n, cut_before_the_answer=n == broken) for n in range(40)]
+        )
         os.utime(path, ns=(0, 10**18 * (1 if broken is None else 2)))
         (batch,) = documents.cut_batches(store, use_case.name, made.documents, use_case.settings.documents)
-        labeled[batch.name], _ = examples.validate(store, use_case, documents.keep(store, use_case, batch.name))
+        labeled[batch.name], _ = examples.validate(
+            store, use_case, documents.keep(store, use_case, batch.name)
+        )
         tokenized[batch.name] = chunks.tokenize(store, use_case, labeled[batch.name])
     taken = snapshot.take(store, use_case, labeled, tokenized)
     found = snapshot.SnapshotMetadata.of(taken)
@@ -75,10 +84,15 @@ def test_a_new_delivery_of_such_a_row_does_not_replace_a_good_one(tmp_path: Path
     assert "c6" in snapshot.read_index(store, taken)["id"].to_pylist()
 
 
-def test_where_most_rows_are_so_the_snapshot_names_the_check_and_not_the_quarantine(tmp_path: Path, model: Path) -> None:
+def test_where_most_rows_are_so_the_snapshot_names_the_check_and_not_the_quarantine(
+    tmp_path: Path, model: Path
+) -> None:
     rows = [conversation(number, cut_before_the_answer=number > 15) for number in range(40)]
     with pytest.raises(DataError) as raised:
         prepared.take(project(tmp_path, model, rows))
     assert str(raised.value).startswith("snapshot: red checks hold back the only batch ")
-    assert f" (rows_have_trained_tokens): 24 of 40 rows have no trained token: {alias('delivery-1.jsonl')}:17, " in str(raised.value)
+    assert (
+        f" (rows_have_trained_tokens): 24 of 40 rows have no trained token: {alias('delivery-1.jsonl')}:17, "
+        in str(raised.value)
+    )
     assert "quarantined" not in str(raised.value)

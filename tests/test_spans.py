@@ -1,4 +1,6 @@
-"""Labelled spans: tags and back, the windows' shares of a text, exact-span scores against plain ones, the recipe, the baselines."""
+"""Labelled spans: tags and back, the windows' shares of a text, exact-span scores against plain ones, the
+recipe, the baselines.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,10 @@ PLAIN = {"id": "plain", "text": "Nothing of that kind is in here.", "spans": [],
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    rows = [*licence_labels.spanned_rows(260), *({**PLAIN, "id": f"plain{n}", "text": f"{n} {PLAIN['text']}"} for n in range(20))]
+    rows = [
+        *licence_labels.spanned_rows(260),
+        *({**PLAIN, "id": f"plain{n}", "text": f"{n} {PLAIN['text']}"} for n in range(20)),
+    ]
     # Windows so short that many texts have several.
     return prepare(
         tmp_path_factory.mktemp("spans"),
@@ -71,7 +76,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 def tokenization() -> Tokenization:
     from fullft_assets.base_model import resolve_base_model
 
-    return Tokenization.load(resolve_base_model(MINILM, Path()), ChunksSettings(max_tokens=12, stride=3), "token_classification")
+    return Tokenization.load(
+        resolve_base_model(MINILM, Path()), ChunksSettings(max_tokens=12, stride=3), "token_classification"
+    )
 
 
 class TestTags:
@@ -106,9 +113,15 @@ class TestTags:
 
     @settings(max_examples=60, deadline=None)
     @given(st.data())
-    def test_spans_of_whole_words_come_back_through_marks_and_tags(self, tokenization: Tokenization, data: st.DataObject):
+    def test_spans_of_whole_words_come_back_through_marks_and_tags(
+        self, tokenization: Tokenization, data: st.DataObject
+    ):
         words = data.draw(
-            st.lists(st.sampled_from(["licence", "Apache-2.0", "unbelievably", "x", "http://a.b/c"]), min_size=1, max_size=30)
+            st.lists(
+                st.sampled_from(["licence", "Apache-2.0", "unbelievably", "x", "http://a.b/c"]),
+                min_size=1,
+                max_size=30,
+            )
         )
         text, edges = " ".join(words), []
         for word in words:
@@ -119,7 +132,10 @@ class TestTags:
         true = [(edges[a][0], edges[b - 1][1], data.draw(st.integers(0, 2))) for a, b in pairs]
         encoded, cut = tokenization.read([text], spans=True)
         located = masks.locate_spans(encoded, [text], [[(start, end) for start, end, _ in true]])
-        frame, zeros = Frame.of(tokenization), ([0] * len(tokenization.prefix), [0] * len(tokenization.suffix))
+        frame, zeros = (
+            Frame.of(tokenization),
+            ([0] * len(tokenization.prefix), [0] * len(tokenization.suffix)),
+        )
         windows = chunks.windows.to_lists(*chunks.windows.gather(located.marks, cut, *zeros), cut)[0]
         tags = frame.tags(windows, [label for *_, label in true])
         once = np.concatenate([np.array(window)[np.array(window) != IGNORED] for window in tags])
@@ -129,12 +145,17 @@ class TestTags:
 class TestOwnership:
     @settings(max_examples=100, deadline=None)
     @given(st.integers(1, 12), st.lists(st.integers(1, 20), min_size=1, max_size=6))
-    def test_each_token_belongs_to_the_window_where_it_is_farthest_from_an_edge(self, stride: int, more: list[int]):
+    def test_each_token_belongs_to_the_window_where_it_is_farthest_from_an_edge(
+        self, stride: int, more: list[int]
+    ):
         lengths = [stride + length for length in more]
         begins = [sum(length - stride for length in lengths[:n]) for n in range(len(lengths))]
         mine = owned(lengths, stride)
         total = begins[-1] + lengths[-1]
-        owners = [[n for n, begin in enumerate(begins) if 0 <= t - begin < lengths[n] and mine[n][t - begin]] for t in range(total)]
+        owners = [
+            [n for n, begin in enumerate(begins) if 0 <= t - begin < lengths[n] and mine[n][t - begin]]
+            for t in range(total)
+        ]
         assert all(len(found) == 1 for found in owners)
         for t, (owner,) in enumerate(owners):
 
@@ -143,7 +164,9 @@ class TestOwnership:
                 right = begins[n] + lengths[n] - 1 - t if n < len(lengths) - 1 else np.inf
                 return min(left, right)
 
-            assert distance(owner) == max(distance(n) for n, begin in enumerate(begins) if 0 <= t - begin < lengths[n])
+            assert distance(owner) == max(
+                distance(n) for n, begin in enumerate(begins) if 0 <= t - begin < lengths[n]
+            )
 
     def test_special_tokens_belong_to_nobody(self):
         frame = Frame(prefix=1, suffix=1, stride=2)
@@ -151,7 +174,10 @@ class TestOwnership:
             [False, True, True, True, False, False],
             [False, False, True, True, False],
         ]
-        assert frame.tags([[0, 0, 1, -1, -1, 0], [0, -1, -1, 0, 0]], [0]) == [[-100, 0, 1, 2, -100, -100], [-100, -100, 2, 0, -100]]
+        assert frame.tags([[0, 0, 1, -1, -1, 0], [0, -1, -1, 0, 0]], [0]) == [
+            [-100, 0, 1, 2, -100, -100],
+            [-100, -100, 2, 0, -100],
+        ]
 
 
 def entities(tags: list[str]) -> set[tuple[str, int, int]]:
@@ -170,7 +196,9 @@ def entities(tags: list[str]) -> set[tuple[str, int, int]]:
 
 class TestScores:
     names = tag_names(["a", "b", "c"])
-    sentences = st.lists(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12), min_size=1, max_size=5)
+    sentences = st.lists(
+        st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12), min_size=1, max_size=5
+    )
 
     @settings(max_examples=150, deadline=None)
     @given(sentences)
@@ -183,7 +211,10 @@ class TestScores:
                 found.append(decode(tags, characters, "x" * len(tags)))
             return found
 
-        truth, found = ([entities([self.names[pair[which]] for pair in sentence]) for sentence in sentences] for which in (0, 1))
+        truth, found = (
+            [entities([self.names[pair[which]] for pair in sentence]) for sentence in sentences]
+            for which in (0, 1)
+        )
         right = [(n, e) for n, (t, f) in enumerate(zip(truth, found, strict=True)) for e in t & f]
         num_true, num_found = (sum(map(len, each)) for each in (truth, found))
         each = []
@@ -192,7 +223,9 @@ class TestScores:
             if mine[0]:
                 each.append(2 * sum(entity[0] == label for _, entity in right) / sum(mine))
         got = spans.scores(spans_of(0), spans_of(1), 3)
-        assert got["micro_f1"] == pytest.approx(2 * len(right) / (num_true + num_found) if num_true + num_found else 0.0)
+        assert got["micro_f1"] == pytest.approx(
+            2 * len(right) / (num_true + num_found) if num_true + num_found else 0.0
+        )
         assert got["macro_f1"] == pytest.approx(np.mean(each) if each else 0.0)
 
     def test_errors_are_sorted_by_what_is_wrong(self):
@@ -237,9 +270,17 @@ class TestScores:
 
 class TestRecipe:
     @pytest.mark.parametrize("micro_batch_size", [8, 2, 1])
-    def test_loss_and_gradient_equal_a_plain_mean_over_the_steps_tokens(self, tiny: Prepared, tmp_path: Path, micro_batch_size: int):
+    def test_loss_and_gradient_equal_a_plain_mean_over_the_steps_tokens(
+        self, tiny: Prepared, tmp_path: Path, micro_batch_size: int
+    ):
         def losses_of(logits: torch.Tensor, tags: torch.Tensor) -> torch.Tensor:
-            return torch.stack([-torch.log_softmax(logits[at], 0)[tag] for at, tag in enumerate(tags.tolist()) if tag != IGNORED])
+            return torch.stack(
+                [
+                    -torch.log_softmax(logits[at], 0)[tag]
+                    for at, tag in enumerate(tags.tolist())
+                    if tag != IGNORED
+                ]
+            )
 
         check_steps(tiny, tmp_path, micro_batch_size, losses_of)
 
@@ -283,15 +324,25 @@ class TestRecipe:
     def test_windows_or_a_tokenizer_of_another_making_are_refused(self, tiny: Prepared):
         chosen = tiny.use_case.settings.training
         recipe = tiny.recipe
-        moved = replace(recipe, validation=replace(recipe.validation, texts=[text + " more" for text in recipe.validation.texts]))
+        moved = replace(
+            recipe,
+            validation=replace(recipe.validation, texts=[text + " more" for text in recipe.validation.texts]),
+        )
         with pytest.raises(DataError, match="not those that base_model's tokenizer makes of its texts"):
             moved.score(recipe.load(chosen), QUIET)
         with pytest.raises(DataError, match="another tokenizer than base_model's"):
-            open_recipe(tiny.job("finetuned_checkpoint", chunks={"added_tokens": ["sublicense"]}), tiny.store, tiny.snapshot)
+            open_recipe(
+                tiny.job("finetuned_checkpoint", chunks={"added_tokens": ["sublicense"]}),
+                tiny.store,
+                tiny.snapshot,
+            )
 
     def test_a_model_without_a_head_for_tokens_is_refused(self, tmp_path: Path):
         OPTConfig().save_pretrained(tmp_path)
-        with pytest.raises(SettingsError, match=r"\(model_type opt\) has no head for tokens in transformers; give an encoder such as BERT"):
+        with pytest.raises(
+            SettingsError,
+            match=r"\(model_type opt\) has no head for tokens in transformers; give an encoder such as BERT",
+        ):
             load_tagger(tmp_path)
         assert GPTNeoXConfig.model_type  # one that has one
 
@@ -303,8 +354,14 @@ def test_the_snapshots_spans_are_those_of_its_marks(tiny: Prepared) -> None:
         assert split.select([0]).spans == split.spans[:1]
         num_empty += sum(not row for row in split.spans)
         reading = TokenizedTexts.of(tiny.recipe.tokenization, split.texts)
-        tags = [reading.frame.tags(marks, labels) for marks, labels in zip(split.marks, split.span_labels, strict=True)]
-        once = [np.concatenate([np.array(window)[np.array(window) != IGNORED] for window in document]) for document in tags]
+        tags = [
+            reading.frame.tags(marks, labels)
+            for marks, labels in zip(split.marks, split.span_labels, strict=True)
+        ]
+        once = [
+            np.concatenate([np.array(window)[np.array(window) != IGNORED] for window in document])
+            for document in tags
+        ]
         found = reading.spans(once)
         true = [sorted(row) for row in normal(split.texts, split.spans)]
         # Tokens cannot represent a span that ends within a token.
@@ -315,7 +372,12 @@ def test_the_snapshots_spans_are_those_of_its_marks(tiny: Prepared) -> None:
 def test_accuracy_of_tokens_is_that_of_the_tags_that_spans_give(tokenization: Tokenization) -> None:
     texts = ["the MIT license or so", "plain"]
     truth: list[list[Span]] = [[(4, 15, 0)], []]
-    found = {"same": truth, "none": [[], []], "shorter": [[(4, 7, 0)], []], "other label": [[(4, 15, 1)], [(0, 5, 0)]]}
+    found = {
+        "same": truth,
+        "none": [[], []],
+        "shorter": [[(4, 7, 0)], []],
+        "other label": [[(4, 15, 1)], [(0, 5, 0)]],
+    }
     right, num_tokens = count_right_tokens(tokenization, texts, truth, found)
     assert num_tokens.tolist() == [5, 1]
     assert {name: values.tolist() for name, values in right.items()} == {
@@ -331,7 +393,12 @@ class TestDictionary:
         found = Dictionary.of_spans(self.texts, self.spans)
         # GPL is a span once in five places.
         assert sorted(found.phrases.values()) == [0, 1]
-        assert found.find(["MIT license MIT", "GPL", "", "mit"]) == [[(0, 11, 1), (12, 15, 0)], [], [], [(0, 3, 0)]]
+        assert found.find(["MIT license MIT", "GPL", "", "mit"]) == [
+            [(0, 11, 1), (12, 15, 0)],
+            [],
+            [],
+            [(0, 3, 0)],
+        ]
 
     def test_saved_it_finds_the_same(self, tmp_path: Path):
         found = Dictionary.of_spans(self.texts, self.spans)
@@ -348,7 +415,10 @@ def test_baselines_find_the_same_again(tiny: Prepared, tmp_path: Path) -> None:
     assert scored["no_spans"] == {"micro_f1": 0.0, "macro_f1": 0.0}
     assert scored["dictionary"]["micro_f1"] > 0
     for name, baseline in load_all(names, tmp_path, tiny.baseline_context).items():
-        assert spans.scores(recipe._truth, baseline.predict(recipe.validation), len(recipe.labels)) == scored[name], name
+        assert (
+            spans.scores(recipe._truth, baseline.predict(recipe.validation), len(recipe.labels))
+            == scored[name]
+        ), name
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".npz"}
 
 
@@ -368,7 +438,9 @@ def test_labels_of_another_order_are_brought_into_ours() -> None:
 
 
 def test_a_snapshot_without_any_span_has_nothing_to_learn(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [{**PLAIN, "id": str(n), "text": f"{n} {n * 7} {PLAIN['text']} {n * 13}"} for n in range(60)]
+    rows: list[dict[str, Any]] = [
+        {**PLAIN, "id": str(n), "text": f"{n} {n * 7} {PLAIN['text']} {n * 13}"} for n in range(60)
+    ]
     prepared = prepare(tmp_path, tiny=True, delivered=rows, examples={**EXAMPLES, "group": None})
     with pytest.raises(DataError, match="have no label at all; look at the field that examples.label names"):
         open_recipe(prepared.job("finetuned_checkpoint"), prepared.store, prepared.snapshot)
@@ -381,4 +453,6 @@ def test_find_spans_reads_whole_texts(tiny: Prepared) -> None:
     found = find_spans(model, TokenizedTexts.of(recipe.tokenization, texts))
     assert len(found) == len(texts) and found[-1] == []
     assert tagging.OUTSIDE == 0
-    assert all(0 <= start < end <= len(text) for text, row in zip(texts, found, strict=True) for start, end, _ in row)
+    assert all(
+        0 <= start < end <= len(text) for text, row in zip(texts, found, strict=True) for start, end, _ in row
+    )

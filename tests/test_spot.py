@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fullft_assets.engine.spot import ENDPOINT, AwsNotices, stop_on_notice
 from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import LauncherSettings
+from fullft_assets.training.spot import ENDPOINT, AwsNotices, stop_on_notice
 from tests import metadata_server
 
 pytestmark = pytest.mark.quick
@@ -22,7 +22,9 @@ AWS = LauncherSettings(spot_notice="aws", spot_poll_seconds=0.02)
 def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[metadata_server.MetadataServer]:
     with metadata_server.serve() as server:
         monkeypatch.setenv(ENDPOINT, server.endpoint)
-        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # which the machine's own address does not go through
+        monkeypatch.setenv(
+            "http_proxy", "http://127.0.0.1:9"
+        )  # which the machine's own address does not go through
         monkeypatch.delenv("LOCAL_RANK", raising=False)
         yield server
 
@@ -67,7 +69,9 @@ def test_a_service_that_falls_silent_is_asked_on(metadata, capsys):
         give = metadata.RequestHandlerClass.do_GET
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(metadata.RequestHandlerClass, "do_GET", lambda handler: handler._answer(503))
-            wait_for(lambda: "warning: spot notices cannot be read (HTTP Error 503" in capsys.readouterr().out)
+            wait_for(
+                lambda: "warning: spot notices cannot be read (HTTP Error 503" in capsys.readouterr().out
+            )
         assert metadata.RequestHandlerClass.do_GET is give
         metadata.announce()
         wait_for(lambda: progress.stop_requested)
@@ -77,13 +81,22 @@ def test_a_service_that_falls_silent_is_asked_on(metadata, capsys):
 def test_without_the_service_nothing_is_trained_in_vain(monkeypatch):
     monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:9")
     with (
-        pytest.raises(SettingsError, match=r"launcher\.spot_notice: aws, but no instance metadata at http://127\.0\.0\.1:9/ \(.*refused"),
+        pytest.raises(
+            SettingsError,
+            match=(
+                r"launcher\.spot_notice: aws, but no instance metadata at http://127\.0\.0\.1:9/ \(.*refused"
+            ),
+        ),
         stop_on_notice(AWS, Progress(silent=True)),
     ):
         raise AssertionError("it began")
 
 
-@pytest.mark.parametrize(("settings", "rank"), [(LauncherSettings(), "0"), (AWS, "1")], ids=["none", "another process of the machine"])
+@pytest.mark.parametrize(
+    ("settings", "rank"),
+    [(LauncherSettings(), "0"), (AWS, "1")],
+    ids=["none", "another process of the machine"],
+)
 def test_nobody_asks_who_need_not(metadata, monkeypatch, settings, rank):
     monkeypatch.setenv("LOCAL_RANK", rank)
     with stop_on_notice(settings, Progress(silent=True)):

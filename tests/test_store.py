@@ -33,7 +33,19 @@ from fullft_assets.documents.sources import SourceFile
 from fullft_assets.errors import DiskError, GateError, SettingsError, StoreError
 from fullft_assets.jobs import Job, read_job, read_jobs
 from fullft_assets.settings import DocumentsSettings
-from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store, artifact_key, disk, leases, listing, pointers
+from fullft_assets.store import (
+    CheckOutcome,
+    Draft,
+    Identity,
+    Manifest,
+    Outcome,
+    Store,
+    artifact_key,
+    disk,
+    leases,
+    listing,
+    pointers,
+)
 from fullft_assets.store import draft as drafts
 from fullft_assets.store.files import UPLOADING
 from fullft_assets.store.metadata import Metadata
@@ -53,7 +65,11 @@ class Place:
         self.store, self.disk = Store(url), disk
 
     def make(
-        self, files: Mapping[str, str], *, inputs: Mapping[str, Any] | None = None, checks: list[CheckOutcome] | None = None
+        self,
+        files: Mapping[str, str],
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        checks: list[CheckOutcome] | None = None,
     ) -> Manifest:
         def write(draft: Draft) -> Outcome:
             for name, text in files.items():
@@ -61,7 +77,9 @@ class Place:
                 (draft.path / name).write_text(text)
             return {"num_rows": len(files)}, checks or []
 
-        return self.store.ensure("mail", "raw_documents", write, version="1", settings={"a": 1}, inputs=inputs or {}, seed=1)
+        return self.store.ensure(
+            "mail", "raw_documents", write, version="1", settings={"a": 1}, inputs=inputs or {}, seed=1
+        )
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -78,15 +96,27 @@ class TestArtifacts:
         check = CheckOutcome(name="rows_are_whole", passed=True, metadata={"num_rows": 3})
         made = place.make({"a.txt": "alpha", "deep/b.txt": "beta"}, inputs={"x": "y"}, checks=[check])
         again = place.make({"never": "written"}, inputs={"x": "y"})
-        assert again == made == place.store.load(made.ref) == place.store.find("mail", "raw_documents", made.key)
-        assert (made.metadata, made.checks, made.inputs, made.settings) == ({"num_rows": 2}, [check], {"x": "y"}, {"a": 1})
+        assert (
+            again == made == place.store.load(made.ref) == place.store.find("mail", "raw_documents", made.key)
+        )
+        assert (made.metadata, made.checks, made.inputs, made.settings) == (
+            {"num_rows": 2},
+            [check],
+            {"x": "y"},
+            {"a": 1},
+        )
         folder = place.store.folder(made)
-        assert {name: (folder / name).read_text() for name in made.files} == {"a.txt": "alpha", "deep/b.txt": "beta"}
+        assert {name: (folder / name).read_text() for name in made.files} == {
+            "a.txt": "alpha",
+            "deep/b.txt": "beta",
+        }
         assert (place.disk / made.ref / "deep/b.txt").read_text() == "beta"
 
     def test_an_unknown_one_is_none_or_one_line(self, place: Place) -> None:
         assert place.store.find("mail", "raw_documents", "0" * 20) is None
-        with pytest.raises(StoreError, match=r"mail/raw_documents/k/1: no such artifact; materialise its asset again"):
+        with pytest.raises(
+            StoreError, match=r"mail/raw_documents/k/1: no such artifact; materialise its asset again"
+        ):
             place.store.load("mail/raw_documents/k/1")
 
     @pytest.mark.heavy
@@ -138,15 +168,23 @@ class TestArtifacts:
             (draft.path / "a").write_text("second")
             return {}, []
 
-        second = place.store.ensure("mail", "raw_documents", write, version="1", settings={"a": 1}, inputs={}, seed=1)
+        second = place.store.ensure(
+            "mail", "raw_documents", write, version="1", settings={"a": 1}, inputs={}, seed=1
+        )
         assert [second] == first
 
-    def test_a_missing_or_short_file_is_reported_and_another_attempt_repairs_all_references(self, place: Place) -> None:
+    def test_a_missing_or_short_file_is_reported_and_another_attempt_repairs_all_references(
+        self, place: Place
+    ) -> None:
         made = place.make({"a.txt": "alpha", "b.txt": "beta"})
         for damage in (lambda path: path.write_text("al"), Path.unlink):
             damage(place.disk / made.ref / "a.txt")
             with pytest.raises(
-                StoreError, match=r"a\.txt: (missing|missing or cut short|differs from its digest); .*materialise raw_documents again$"
+                StoreError,
+                match=(
+                    r"a\.txt: (missing|missing or cut short|differs from its digest); .*materialise"
+                    r" raw_documents again$"
+                ),
             ):
                 place.store.folder(made)
         again = place.make({"a.txt": "alpha", "b.txt": "beta"})
@@ -155,8 +193,12 @@ class TestArtifacts:
         shutil.rmtree(place.disk / made.ref)
         assert place.store.load(made.ref) == again
 
-    def test_content_that_was_exchanged_is_noticed_where_digests_are_asked_for(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-        """By default of a copy from a bucket, which is fetched again; of a local store where the environment says so."""
+    def test_content_that_was_exchanged_is_noticed_where_digests_are_asked_for(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By default of a copy from a bucket, which is fetched again; of a local store where the environment
+        says so.
+        """
         made = place.make({"a.txt": "alpha", "deep/b.txt": "beta"})
         copy = place.store.folder(made) / "deep/b.txt"
         other = Store(place.store.url)
@@ -193,13 +235,17 @@ class TestArtifacts:
         assert place.make({"a.txt": "alpha"}).ref != made.ref
 
     @pytest.mark.parametrize("name", OUTSIDE)
-    def test_a_manifest_that_names_a_file_outside_of_its_folder_is_refused(self, tmp_path: Path, name: str) -> None:
+    def test_a_manifest_that_names_a_file_outside_of_its_folder_is_refused(
+        self, tmp_path: Path, name: str
+    ) -> None:
         place = Place(str(tmp_path), tmp_path)
         made = place.make({"a.txt": "alpha"})
         manifest = place.disk / made.ref / "manifest.json"
         given = json.loads(manifest.read_bytes())
         manifest.write_text(json.dumps(given | {"files": {name: given["files"]["a.txt"]}}))
-        with pytest.raises(StoreError, match=r"is no name of a file inside the artifact's folder; delete it$"):
+        with pytest.raises(
+            StoreError, match=r"is no name of a file inside the artifact's folder; delete it$"
+        ):
             place.store.load(made.ref)
         assert place.store.find("mail", "raw_documents", made.key) is None
         manifest.write_text(json.dumps(given | {"attempt": name}))
@@ -250,7 +296,9 @@ class TestArtifacts:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda n: place.store.write_pointer(f"mail/batch/{n:02}", {"n": n}), range(24)))
         assert place.store.list_pointers("mail/batch") == [f"{n:02}" for n in range(24)]
-        assert [place.store.read_pointer(f"mail/batch/{n:02}") for n in range(24)] == [{"n": n} for n in range(24)]
+        assert [place.store.read_pointer(f"mail/batch/{n:02}") for n in range(24)] == [
+            {"n": n} for n in range(24)
+        ]
 
 
 class TestOnDisk:
@@ -292,12 +340,18 @@ class TestOnDisk:
     ) -> None:
         synced: list[Path] = []
         for module in (disk, drafts):
-            monkeypatch.setattr(module, "sync", lambda path, sync=disk.sync: synced.append(path) or sync(path))
+            monkeypatch.setattr(
+                module, "sync", lambda path, sync=disk.sync: synced.append(path) or sync(path)
+            )
         root = tmp_path / "new" / "store"
         made = Place(str(root), root).make({"a.txt": "alpha", "deep/er/b.txt": "beta"})
         folder = root / made.ref
         assert synced.pop() == folder, "last the manifest's name"
-        named = {folder / "deep", folder / "deep/er", *(parent for parent in folder.parents if parent.is_relative_to(tmp_path))}
+        named = {
+            folder / "deep",
+            folder / "deep/er",
+            *(parent for parent in folder.parents if parent.is_relative_to(tmp_path)),
+        }
         assert set(synced) == {folder, folder / "a.txt", folder / "deep/er/b.txt", *named}
 
 
@@ -331,7 +385,11 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=False)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    env = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    env = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+    }
     for name, value in {**env, "AWS_DEFAULT_REGION": "us-east-1"}.items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
@@ -404,19 +462,27 @@ class TestLeases:
 
     @pytest.fixture
     def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
-        """The clock of the leases, which only the looks of one that waits move; a machine that stalls changes nothing."""
+        """The clock of the leases, which only the looks of one that waits move; a machine that stalls changes
+        nothing.
+        """
         clock = Clock()
         monkeypatch.setattr(leases, "time", clock)
         monkeypatch.setattr(leases, "_LOOK_SECONDS", 5.0)
         return clock
 
-    def test_two_hosts_that_look_at_once_cut_each_file_once(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_two_hosts_that_look_at_once_cut_each_file_once(
+        self, bucket: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """The second one looks, and sees one file more, while the first one is recording what it saw."""
         for name, seconds in {"_VALID_SECONDS": 120.0, "_DEAD_SECONDS": 240.0, "_LOOK_SECONDS": 0.05}.items():
             monkeypatch.setattr(leases, name, seconds)
         first, second = Store(bucket), Store(bucket)
         for number, host in enumerate((first, second)):  # hosts share no disk
-            monkeypatch.setattr(host, "work_folder", lambda *key, number=number: Store(bucket).work_folder(f"host{number}", *key))
+            monkeypatch.setattr(
+                host,
+                "work_folder",
+                lambda *key, number=number: Store(bucket).work_folder(f"host{number}", *key),
+            )
         files = [SourceFile(f"{number}.csv", 10, number) for number in range(5)]
         settings, recording = DocumentsSettings(path="x", max_batch_files=2), threading.Event()
         write = first.write_pointer
@@ -435,7 +501,9 @@ class TestLeases:
         cut = [file.path for batch in batches.list_batches(second, "mail") for file in batch.files]
         assert sorted(cut) == ["0.csv", "1.csv", "2.csv", "3.csv", "4.csv"]
 
-    def test_one_that_is_alive_keeps_its_lease(self, bucket: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_one_that_is_alive_keeps_its_lease(
+        self, bucket: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(leases, "_PATIENCE_SECONDS", 100.0)
         renew, holders = leases._BucketLease.renew_until, queue.Queue()
         # Its thread says that it runs; its signs of life come by the fake clock.
@@ -444,7 +512,9 @@ class TestLeases:
             holder = holders.get(timeout=60)
             clock.tick = lambda: renew(holder, Once())
             with (
-                pytest.raises(StoreError, match=r"x\.json: another process has been working for 105 s; try again later"),
+                pytest.raises(
+                    StoreError, match=r"x\.json: another process has been working for 105 s; try again later"
+                ),
                 Store(bucket).alone("x"),
             ):
                 pass
@@ -452,21 +522,30 @@ class TestLeases:
         with Store(bucket).alone("x") as lease:
             lease.require()
 
-    def test_one_that_is_gone_loses_it_and_may_write_no_more(self, bucket: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(leases._BucketLease, "renew_until", lambda *_: None)  # as a process that was stopped
+    def test_one_that_is_gone_loses_it_and_may_write_no_more(
+        self, bucket: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            leases._BucketLease, "renew_until", lambda *_: None
+        )  # as a process that was stopped
         store = Store(bucket)
         with store.alone("x") as stopped:
             stopped.require()
             with Store(bucket).alone("x") as other:
                 assert clock.now > leases._DEAD_SECONDS
                 other.require()
-                with pytest.raises(StoreError, match="another process may have taken this work over; run the same command again"):
+                with pytest.raises(
+                    StoreError,
+                    match="another process may have taken this work over; run the same command again",
+                ):
                     stopped.require()
                 holder = store.read_pointer("leases/x")
         assert holder is not None and holder["by"] is not None
 
     @pytest.mark.fault("a machine that was suspended comes back")
-    def test_nor_may_one_whose_machine_was_suspended(self, bucket: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_nor_may_one_whose_machine_was_suspended(
+        self, bucket: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(leases._BucketLease, "renew_until", lambda *_: None)
         with Store(bucket).alone("x") as lease:
             lease.require()
@@ -497,7 +576,9 @@ class TestChangedPointers:
         assert store.read_pointer("demo/champion") == {"other": 2, "mine": True}
 
     @pytest.mark.fault("S3 fails or damages a file")
-    def test_a_write_whose_answer_was_lost_is_not_made_twice(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_write_whose_answer_was_lost_is_not_made_twice(
+        self, bucket: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         store = Store(bucket)
         write = store.write_if_version
         monkeypatch.setattr(store, "write_if_version", lambda *given: write(*given) and False)
@@ -506,8 +587,13 @@ class TestChangedPointers:
 
     def test_one_that_others_keep_changing_is_one_line(self, bucket: str) -> None:
         times = iter(range(1_000))
-        with pytest.raises(StoreError, match=r"pointers/n\.json: other processes keep changing it; run the same command again"):
-            Store(bucket).change_pointer("n", lambda found: Store(bucket).write_pointer("n", {"n": next(times)}) or {"mine": True})
+        with pytest.raises(
+            StoreError,
+            match=r"pointers/n\.json: other processes keep changing it; run the same command again",
+        ):
+            Store(bucket).change_pointer(
+                "n", lambda found: Store(bucket).write_pointer("n", {"n": next(times)}) or {"mine": True}
+            )
 
     def test_an_error_or_none_leaves_it_and_frees_the_lock(self, place: Place) -> None:
         place.store.write_pointer("n", {"n": 1})
@@ -541,7 +627,9 @@ class TestContentDigest:
                 draft.identity = Identity(files=["x"], values=values)
                 return {}, []
 
-            return store.ensure("mail", "training_snapshot", write, version="1", settings={}, inputs=inputs, seed=1)
+            return store.ensure(
+                "mail", "training_snapshot", write, version="1", settings={}, inputs=inputs, seed=1
+            )
 
         base = made("1", "one way", {"labels": ["a"]}, {"batch": 1})
         other = made("1", "another way", {"labels": ["a"]}, {"batch": 2})
@@ -555,7 +643,10 @@ class TestContentDigest:
 
         seen = store.rewrite(base, edit("seen", "edited"))
         assert seen.content_digest == base.content_digest
-        assert store.rewrite(seen, edit("x", "edited")).content_digest not in (base.content_digest, other.content_digest)
+        assert store.rewrite(seen, edit("x", "edited")).content_digest not in (
+            base.content_digest,
+            other.content_digest,
+        )
 
     def test_the_key_follows_each_of_its_parts(self) -> None:
         parts: list[tuple[str, str, Any, dict[str, Any], int]] = [
@@ -573,10 +664,18 @@ class TestContentDigest:
 class TestGates:
     def test_only_a_red_error_check_refuses(self, tmp_path: Path) -> None:
         place = Place(str(tmp_path), tmp_path)
-        warned = place.make({}, checks=[CheckOutcome(name="w", passed=False, severity="warn")], inputs={"n": 1})
+        warned = place.make(
+            {}, checks=[CheckOutcome(name="w", passed=False, severity="warn")], inputs={"n": 1}
+        )
         warned.require_green("tokenized_chunks")
-        red = place.make({}, checks=[CheckOutcome(name="rows", passed=False, description="3 rows are lost")], inputs={"n": 2})
-        with pytest.raises(GateError, match=r"^tokenized_chunks refused: raw_documents\.rows is red: 3 rows are lost$"):
+        red = place.make(
+            {},
+            checks=[CheckOutcome(name="rows", passed=False, description="3 rows are lost")],
+            inputs={"n": 2},
+        )
+        with pytest.raises(
+            GateError, match=r"^tokenized_chunks refused: raw_documents\.rows is red: 3 rows are lost$"
+        ):
             red.require_green("tokenized_chunks")
         with pytest.raises(StoreError, match="no check `other` in its manifest"):
             red.check("other")
@@ -615,7 +714,10 @@ class TestMetadata:
 
     def test_other_keys_are_an_error_with_its_fix(self, tmp_path: Path) -> None:
         made = Place(str(tmp_path), tmp_path).make({"a": "1"})
-        with pytest.raises(StoreError, match=rf"^{made.ref}: metadata of another version \(num_lines: .*\); materialise it again$"):
+        with pytest.raises(
+            StoreError,
+            match=rf"^{made.ref}: metadata of another version \(num_lines: .*\); materialise it again$",
+        ):
             Renamed.of(made)
 
 
@@ -636,7 +738,9 @@ with Store(sys.argv[1]).create("mail", "s", "k", version="1", seed=1) as draft:
 class TestKilledWriter:
     @pytest.mark.parametrize("moment", ["files", "manifest"])
     def test_leaves_nothing_that_is_found_and_the_next_attempt_works(self, place: Place, moment: str) -> None:
-        process = subprocess.Popen([sys.executable, "-c", KILLED, place.store.url, moment], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, place.store.url, moment], stdout=subprocess.PIPE, text=True
+        )
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
@@ -663,14 +767,22 @@ class TestS3:
         monkeypatch.setenv("AWS_ENDPOINT_URL", s3_env.behind)
         s3fs.S3FileSystem.clear_instance_cache()
         store = Store(place.store.url)
-        with pytest.raises(SettingsError, match=f"^{place.store.url}: its server ignores If-Match and If-None-Match"):
+        with pytest.raises(
+            SettingsError, match=f"^{place.store.url}: its server ignores If-Match and If-None-Match"
+        ):
             store.change_pointer("n", lambda found: {"n": 1})
         with pytest.raises(SettingsError), store.create("mail", "s", "k", version="1", seed=1):
             pass
-        assert (store.read_bytes("a"), store.find("mail", "s", "k"), store.read_pointer("n")) == (b"1", None, None)
+        assert (store.read_bytes("a"), store.find("mail", "s", "k"), store.read_pointer("n")) == (
+            b"1",
+            None,
+            None,
+        )
         assert [path for path in place.disk.rglob("*") if path.is_file()] == [place.disk / "a"]
 
-    def test_a_server_that_can_is_asked_without_a_write(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_server_that_can_is_asked_without_a_write(
+        self, bucket: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         client, name = boto3.client("s3"), bucket.split("/")[2]
         client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
         for _ in range(2):
@@ -693,7 +805,10 @@ class TestS3:
         with pytest.raises(StoreError) as raised:
             place.store.folder(made)
         path = f"{place.store.url}/{made.ref}/b.txt"
-        assert str(raised.value) == f"{path}: differs from its digest; delete it and materialise raw_documents again"
+        assert (
+            str(raised.value)
+            == f"{path}: differs from its digest; delete it and materialise raw_documents again"
+        )
         assert not [path for path in Path(os.environ["FULLFT_CACHE"]).rglob("*") if path.is_file()]
         # The fix that the message names.
         (place.disk / made.ref / "b.txt").unlink()
@@ -723,7 +838,12 @@ class TestS3:
     def test_a_listing_has_every_file_under_its_name_and_botocore_parses_none_of_them(
         self, place: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        names = ["a&b <c>.json", "ü ä.json", "a+b %41;&amp;.json", *(f"{number:05d}.json" for number in range(1_100))]
+        names = [
+            "a&b <c>.json",
+            "ü ä.json",
+            "a+b %41;&amp;.json",
+            *(f"{number:05d}.json" for number in range(1_100)),
+        ]
         folder = place.disk / "store" / "many"
         folder.mkdir(parents=True)
         for name in names:
@@ -731,10 +851,14 @@ class TestS3:
         store, sizes = Store(f"{place.store.url}/store"), []
         parse = botocore.parsers.RestXMLParser._parse_xml_string_to_dom
         monkeypatch.setattr(
-            botocore.parsers.RestXMLParser, "_parse_xml_string_to_dom", lambda self, text: sizes.append(len(text)) or parse(self, text)
+            botocore.parsers.RestXMLParser,
+            "_parse_xml_string_to_dom",
+            lambda self, text: sizes.append(len(text)) or parse(self, text),
         )
         found = store.versions("many")
-        assert found == {name: hashlib.md5(name.encode(), usedforsecurity=False).hexdigest() for name in names}
+        assert found == {
+            name: hashlib.md5(name.encode(), usedforsecurity=False).hexdigest() for name in names
+        }
         assert len(sizes) == 2 and max(sizes) < 10_000
 
     def test_an_answer_as_aws_writes_it_is_read_and_any_other_is_left_to_botocore(self) -> None:
@@ -742,11 +866,20 @@ class TestS3:
             "<Contents><Key>a&amp;b.json</Key><LastModified>2026-11-28T08:00:00.000Z</LastModified><ETag>&quot;1f&quot;</ETag>"
             "<ChecksumAlgorithm>CRC64NVME</ChecksumAlgorithm><Size>7</Size><StorageClass>STANDARD</StorageClass></Contents>"
         )
-        body = '<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{}<KeyCount>2</KeyCount></ListBucketResult>'
+        body = (
+            '<?xml version="1.0"?><ListBucketResult'
+            ' xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{}<KeyCount>2</KeyCount></ListBucketResult>'
+        )
         answer, found = {"status_code": 200, "body": body.format(2 * entry).encode()}, {}
         listing._parse(answer, found)
         written = datetime(2026, 11, 28, 8, tzinfo=UTC)
-        expected = {"Key": "a&b.json", "Size": 7, "ETag": '"1f"', "LastModified": written, "StorageClass": "STANDARD"}
+        expected = {
+            "Key": "a&b.json",
+            "Size": 7,
+            "ETag": '"1f"',
+            "LastModified": written,
+            "StorageClass": "STANDARD",
+        }
         assert (found, answer["body"]) == ({"Contents": [expected, expected]}, body.format("").encode())
         for other in (entry.replace("Size>", "size>"), entry.replace("Contents>", "n:Contents>"), ""):
             answer, found = {"status_code": 200, "body": body.format(other).encode()}, {}
@@ -763,11 +896,17 @@ class TestS3:
         uri = job.write(place.store)
         assert uri == f"{place.store.url}/jobs/letters/s/k/{job.sha256}.json"
         assert job.arguments(place.store) == ["--job", uri, "--sha256", job.sha256]
-        assert hashlib.sha256((place.disk / f"jobs/letters/s/k/{job.sha256}.json").read_bytes()).hexdigest() == job.sha256
+        assert (
+            hashlib.sha256((place.disk / f"jobs/letters/s/k/{job.sha256}.json").read_bytes()).hexdigest()
+            == job.sha256
+        )
         assert read_job(uri, job.sha256).model_dump() == read_job(uri).model_dump() == job.model_dump()
         other = job.model_copy(update={"inputs": {}})
         other.write(place.store)
-        assert {each.sha256 for each in read_jobs(place.store, "letters", "s", "k")} == {job.sha256, other.sha256}
+        assert {each.sha256 for each in read_jobs(place.store, "letters", "s", "k")} == {
+            job.sha256,
+            other.sha256,
+        }
         (place.disk / f"jobs/letters/s/k/{job.sha256}.json").write_bytes(b"{}")
         with pytest.raises(StoreError, match=r"\.json: was changed after it was written"):
             read_jobs(place.store, "letters", "s", "k")
@@ -778,7 +917,9 @@ class TestS3:
 
 
 @pytest.mark.heavy
-def test_every_write_asks_for_encryption_with_the_given_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_every_write_asks_for_encryption_with_the_given_key(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from fullft_assets.resources import s3_options
 
     seen: list[dict[str, str]] = []
@@ -804,7 +945,9 @@ def test_every_write_asks_for_encryption_with_the_given_key(monkeypatch: pytest.
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
         monkeypatch.setenv("FULLFT_KMS_KEY", "alias/models")
-        monkeypatch.setattr(Store, "require_conditions", lambda _: None)  # this server writes whatever it is asked
+        monkeypatch.setattr(
+            Store, "require_conditions", lambda _: None
+        )  # this server writes whatever it is asked
         store = Store("s3://bucket", {**s3_options(), "skip_instance_cache": True})
         store.write_pointer("champion", {})
         with store.create("mail", "s", "k", version="1", seed=1) as draft:
@@ -830,7 +973,9 @@ def data_stages(store: Store, project: projects.Project) -> tuple[Manifest, snap
 
 
 @pytest.mark.heavy
-def test_the_data_stages_give_the_same_on_s3_as_on_a_local_folder(project: projects.Project, s3_env: S3Server) -> None:
+def test_the_data_stages_give_the_same_on_s3_as_on_a_local_folder(
+    project: projects.Project, s3_env: S3Server
+) -> None:
     project.configure(documents={"max_batch_files": 1})
     project.deliver("delivery-2.jsonl", projects.licence_rows(100, skip=400))
     s3_env.make_bucket("data-stages")
@@ -846,7 +991,9 @@ def test_the_data_stages_give_the_same_on_s3_as_on_a_local_folder(project: proje
         assert getattr(remote_train, field) == getattr(local_train, field)
     assert remote_train.labels.tolist() == local_train.labels.tolist()
     # The ledger is in the bucket; nothing of it is on this machine.
-    assert json.loads(next((s3_env.root / "data-stages/a/b/pointers/letters/batch").glob("00001-*.json")).read_text())["files"]
+    assert json.loads(
+        next((s3_env.root / "data-stages/a/b/pointers/letters/batch").glob("00001-*.json")).read_text()
+    )["files"]
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
@@ -854,12 +1001,16 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
     try:
-        with pytest.raises(DiskError) as raised, store.create("letters", "raw_documents", "k1", version="1", seed=0) as draft:
+        with (
+            pytest.raises(DiskError) as raised,
+            store.create("letters", "raw_documents", "k1", version="1", seed=0) as draft,
+        ):
             (draft.path / "data").write_bytes(bytes(2_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(raised.value).startswith(
-        f"{tmp_path}: no room for letters/raw_documents ([Errno 27] File too large); free space or raise the quota"
+        f"{tmp_path}: no room for letters/raw_documents ([Errno 27] File too large); free space or raise the"
+        " quota"
     )
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert store.find("letters", "raw_documents", "k1") is None

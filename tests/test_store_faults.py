@@ -16,7 +16,9 @@ from tests.s3_server import S3Server
 @pytest.mark.slow
 @pytest.mark.fault("S3 fails or damages a file")
 @pytest.mark.parametrize("fault", fault_proxy.FAULTS)
-def test_artifacts_and_pointers_are_whole_and_counted_once(fault: str, s3_env: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_artifacts_and_pointers_are_whole_and_counted_once(
+    fault: str, s3_env: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     s3_env.make_bucket(f"faults-{fault}-{os.getpid()}")
     url = f"s3://faults-{fault}-{os.getpid()}/store"
     files = {"a.bin": os.urandom(300_000), "b.txt": b"42"}
@@ -41,7 +43,9 @@ def test_artifacts_and_pointers_are_whole_and_counted_once(fault: str, s3_env: S
 @pytest.mark.slow
 @pytest.mark.fault("S3 fails or damages a file")
 @pytest.mark.parametrize("size", [10_000, 3_000_000])
-def test_a_read_whose_answer_is_cut_is_repeated(size: int, s3_env: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_read_whose_answer_is_cut_is_repeated(
+    size: int, s3_env: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     s3_env.make_bucket(f"cut-{size}-{os.getpid()}")
     url, content = f"s3://cut-{size}-{os.getpid()}", os.urandom(size)
     Store(url).write_bytes("a", content)  # with a checksum, which botocore compares

@@ -1,4 +1,6 @@
-"""The store and the deliveries in a bucket of Ceph, a second S3 server beside rclone's: conditional writes, pages of listings, versions."""
+"""The store and the deliveries in a bucket of Ceph, a second S3 server beside rclone's: conditional writes,
+pages of listings, versions.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from tests.test_store import count_in_two_processes, data_stages
 
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.skipif(not radosgw.is_installed(), reason="needs Debian's ceph-mon, ceph-osd, ceph-common and radosgw"),
+    pytest.mark.skipif(
+        not radosgw.is_installed(), reason="needs Debian's ceph-mon, ceph-osd, ceph-common and radosgw"
+    ),
 ]
 
 #: s3fs uploads so much in several parts.
@@ -57,13 +61,19 @@ def test_no_change_of_two_processes_is_lost(bucket: str) -> None:
 
 def test_of_two_writes_under_one_condition_one_is_refused(bucket: str) -> None:
     store = Store(f"s3://{bucket}/store")
-    assert store.write_if_version("pointers/a.json", b"1", None) and not store.write_if_version("pointers/a.json", b"2", None)
+    assert store.write_if_version("pointers/a.json", b"1", None) and not store.write_if_version(
+        "pointers/a.json", b"2", None
+    )
     version = store.version_of("pointers/a.json")
-    assert store.write_if_version("pointers/a.json", b"3", version) and not store.write_if_version("pointers/a.json", b"4", version)
+    assert store.write_if_version("pointers/a.json", b"3", version) and not store.write_if_version(
+        "pointers/a.json", b"4", version
+    )
     assert store.read_bytes("pointers/a.json") == b"3"
 
 
-def test_an_artifact_is_made_found_read_and_removed(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_artifact_is_made_found_read_and_removed(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Store(f"s3://{bucket}/some/prefix")
     with store.create("mail", "s", "k", version="1", seed=1) as draft:
         (draft.path / "deep").mkdir()
@@ -79,7 +89,9 @@ def test_an_artifact_is_made_found_read_and_removed(bucket: str, tmp_path: Path,
 
 
 def test_the_data_stages_give_the_same_as_on_a_local_folder(bucket: str, project: projects.Project) -> None:
-    local, remote = (data_stages(Store(url), project)[0] for url in (str(project.home / "store"), f"s3://{bucket}/store"))
+    local, remote = (
+        data_stages(Store(url), project)[0] for url in (str(project.home / "store"), f"s3://{bucket}/store")
+    )
     assert (remote.content_digest, remote.key) == (local.content_digest, local.key)
 
 
@@ -104,7 +116,9 @@ def test_a_bucket_that_keeps_versions_is_refused_in_one_line(bucket: str) -> Non
     store = Store(f"s3://{bucket}/store")
     store.change_pointer("champion", lambda _: {"n": 1})
     client().put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
-    with pytest.raises(StoreError, match="refuses a write whose condition holds; if the bucket keeps versions, suspend that"):
+    with pytest.raises(
+        StoreError, match="refuses a write whose condition holds; if the bucket keeps versions, suspend that"
+    ):
         store.change_pointer("champion", lambda found: {"n": (found or {"n": 0})["n"] + 1})
     client().put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Suspended"})
     store.change_pointer("champion", lambda found: {"n": (found or {"n": 0})["n"] + 1})

@@ -1,4 +1,6 @@
-"""Checkpoints of a store on S3 outlive the machine, and another machine or number of processes goes on with them: `tests.scattered_trainings`."""
+"""Checkpoints of a store on S3 outlive the machine, and another machine or number of processes goes on with
+them: `tests.scattered_trainings`.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fullft_assets.engine import random_states, ranks, resuming, stored_checkpoints
-from fullft_assets.engine.callback import SegmentCallback
-from fullft_assets.engine.checkpoints import SEAL, STEP_LOG, StepLog, identity_of, publish
-from fullft_assets.engine.resuming import checkpoint_of_step, newest_checkpoint
-from fullft_assets.engine.run_history import Incident, RunHistory
-from fullft_assets.engine.stored_checkpoints import StoredCheckpoints
 from fullft_assets.errors import StoreError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.store import Store, checkpoints_ref
+from fullft_assets.training import random_states, ranks, resuming, stored_checkpoints
+from fullft_assets.training.callback import SegmentCallback
+from fullft_assets.training.checkpoints import SEAL, STEP_LOG, StepLog, identity_of, publish
+from fullft_assets.training.resuming import checkpoint_of_step, newest_checkpoint
+from fullft_assets.training.run_history import Incident, RunHistory
+from fullft_assets.training.stored_checkpoints import StoredCheckpoints
 from tests.s3_server import S3Server
 
 ROOT = Path(__file__).parent.parent
@@ -56,12 +58,19 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     """The same bits."""
     read = load_file if one["weights"].endswith(".safetensors") else torch.load
     expected, found = read(other["weights"]), read(one["weights"])
-    assert set(found) == set(expected) and [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    assert (
+        set(found) == set(expected)
+        and [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    )
 
 
 def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
     """The same steps over the same rows: only the order in which numbers are added up differs."""
-    assert [step for step, *_ in one["log"]] == [step for step, *_ in other["log"]] == list(range(1, len(one["log"]) + 1))
+    assert (
+        [step for step, *_ in one["log"]]
+        == [step for step, *_ in other["log"]]
+        == list(range(1, len(one["log"]) + 1))
+    )
     torch.testing.assert_close(torch.tensor(one["log"]), torch.tensor(other["log"]), rtol=1e-3, atol=0)
     expected, found = torch.load(other["weights"]), torch.load(one["weights"])
     for name, value in expected.items():
@@ -69,7 +78,10 @@ def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 def assert_goes_on(found: dict[str, Any]) -> None:
-    assert found["stopped"].startswith("stopped at step 3 of ") and found["stored"] == ["00000002", "00000003"]
+    assert found["stopped"].startswith("stopped at step 3 of ") and found["stored"] == [
+        "00000002",
+        "00000003",
+    ]
     assert found["done"]["from"] == 3
     assert_close(found["done"], found["straight"])
 
@@ -80,7 +92,11 @@ def test_killed_with_its_disk_lost_another_machine_ends_with_the_same_weights(pl
     """BERT with dropout, through the workload."""
     found = played["killed"]
     assert found["stored"][0] == 3 < found["stored"][1] == found["done"]["from"]
-    assert found["done"]["steps"] == found["straight"]["steps"] == list(range(1, len(found["done"]["steps"]) + 1))
+    assert (
+        found["done"]["steps"]
+        == found["straight"]["steps"]
+        == list(range(1, len(found["done"]["steps"]) + 1))
+    )
     assert_same(found["done"], found["straight"])
     assert found["left"] == [], "the artifact is there, so its checkpoints are not"
 
@@ -107,7 +123,9 @@ def test_so_do_more_processes(more: dict) -> None:
 @pytest.mark.long
 def test_hosts_roll_back_to_a_checkpoint_that_one_of_them_wrote(more: dict) -> None:
     for found in more["roll_back"]["hosts"]:
-        assert found["segments"] == [0, 2] and found["incidents"] == [["roll_back", 5, 2]] and found["steps"] > 5
+        assert (
+            found["segments"] == [0, 2] and found["incidents"] == [["roll_back", 5, 2]] and found["steps"] > 5
+        )
 
 
 @pytest.mark.slow
@@ -116,8 +134,16 @@ def test_damaged_checkpoints_in_the_store_are_passed_over(played: dict) -> None:
     found = played["damaged"]
     cut, flipped = found["damaged"]
     assert found["done"]["from"] == 2
-    assert [line for line in found["done"]["said"] if f"{cut}/model.safetensors is damaged; this checkpoint is skipped" in line]
-    assert [line for line in found["done"]["said"] if f"{flipped}/optimizer.pt is damaged; continuing from the checkpoint before" in line]
+    assert [
+        line
+        for line in found["done"]["said"]
+        if f"{cut}/model.safetensors is damaged; this checkpoint is skipped" in line
+    ]
+    assert [
+        line
+        for line in found["done"]["said"]
+        if f"{flipped}/optimizer.pt is damaged; continuing from the checkpoint before" in line
+    ]
     assert_same(found["done"], found["straight"])
 
 
@@ -146,7 +172,11 @@ def test_a_machine_that_was_taken_for_dead_stops_and_leaves_its_successors_check
     found = played["fenced"]
     assert found["after"]["error"].startswith("stopped at step 5 of ")
     assert "another machine has taken over this training" in found["stale"]["error"]
-    assert found["left"] == found["now"] and {name.split("-")[0] for name in found["left"]} == {"00000002", "00000004", "00000005"}
+    assert found["left"] == found["now"] and {name.split("-")[0] for name in found["left"]} == {
+        "00000002",
+        "00000004",
+        "00000005",
+    }
 
 
 def test_a_seal_that_names_a_file_elsewhere_writes_none(s3_env: S3Server, tmp_path: Path) -> None:
@@ -193,7 +223,9 @@ class Machine:
     def start(self) -> None:
         """A new process."""
         self.stored = StoredCheckpoints(self.store, "mail", "s", "k", self.progress)
-        self.history = RunHistory(self.folder, stored=self.stored.read_history(), store=self.stored.write_history)
+        self.history = RunHistory(
+            self.folder, stored=self.stored.read_history(), store=self.stored.write_history
+        )
 
     def write(self, step: int, weights: str) -> Path:
         target = self.folder / f"checkpoint-{step}"
@@ -211,11 +243,18 @@ class Machine:
     def train(self, *steps: tuple[int, float], resumed_from: int = 0) -> None:
         """Write and upload checkpoints, with their validation losses, whose weights say who wrote them."""
         log = StepLog(self.folder / STEP_LOG, resumed_from, incidents=self.history.incidents)
-        recorder, validator = SimpleNamespace(log=log, progress=self.progress), SimpleNamespace(best_step=log.best_step)
-        callback = SegmentCallback(recorder, validator, None, self.history, set(), keep_checkpoints=2, stored=self.stored)
+        recorder, validator = (
+            SimpleNamespace(log=log, progress=self.progress),
+            SimpleNamespace(best_step=log.best_step),
+        )
+        callback = SegmentCallback(
+            recorder, validator, None, self.history, set(), keep_checkpoints=2, stored=self.stored
+        )
         for step, loss in steps:
             log.append({"step": step, "validation_loss": loss})
-            callback.publish(self._aside(step, f"{self.folder.name}{step}"), self.folder / f"checkpoint-{step}")
+            callback.publish(
+                self._aside(step, f"{self.folder.name}{step}"), self.folder / f"checkpoint-{step}"
+            )
             self.stored.finish()
 
     def upload(self, *checkpoints: Path, best: int | None = None) -> None:
@@ -229,7 +268,10 @@ class Machine:
 
     def steps(self) -> list[int]:
         """What a new process finds in the store."""
-        return [found.step for found in StoredCheckpoints(self.store, "mail", "s", "k", self.progress).complete(self.history)]
+        return [
+            found.step
+            for found in StoredCheckpoints(self.store, "mail", "s", "k", self.progress).complete(self.history)
+        ]
 
 
 @pytest.fixture
@@ -264,7 +306,9 @@ def test_a_checkpoint_that_never_uploads_holds_no_other_one_up(machines: tuple[M
     one.store.upload = refuses_the_best
     one.upload(one.write(2, "best"), one.write(4, "w4"), one.write(6, "w6"), one.write(8, "w8"), best=2)
     assert one.steps() == [6, 8], "the newest two are there, and an old one is removed"
-    assert "could not be copied" in one.said[0] and "checkpoint-2 " in one.said[0] and " step 8;" in one.said[-1]
+    assert (
+        "could not be copied" in one.said[0] and "checkpoint-2 " in one.said[0] and " step 8;" in one.said[-1]
+    )
 
 
 def test_a_download_that_is_damaged_once_is_repeated(machines: tuple[Machine, Machine]) -> None:
@@ -274,7 +318,9 @@ def test_a_download_that_is_damaged_once_is_repeated(machines: tuple[Machine, Ma
     assert other.newest() == "w2" and other.said == []
 
 
-def test_a_machine_that_reads_damaged_files_removes_none_from_the_store(machines: tuple[Machine, Machine]) -> None:
+def test_a_machine_that_reads_damaged_files_removes_none_from_the_store(
+    machines: tuple[Machine, Machine],
+) -> None:
     one, other = machines
     one.upload(one.write(2, "w2"), one.write(4, "w4"))
     damage_downloads(other, 1_000)
@@ -295,15 +341,21 @@ def test_a_host_that_cannot_fetch_a_checkpoint_removes_it_from_no_other(
     damage_downloads(one, 1_000)
     # As if each host had a disk of its own, of which the second one's is broken.
     monkeypatch.setattr(ranks, "run_on_each_host", lambda work, progress: work())
-    monkeypatch.setattr(one.stored, "fetch", lambda name, _: StoredCheckpoints.fetch(one.stored, name, other.folder))
+    monkeypatch.setattr(
+        one.stored, "fetch", lambda name, _: StoredCheckpoints.fetch(one.stored, name, other.folder)
+    )
     monkeypatch.setattr(ranks, "any_rank", lambda flag: flag or not (other.folder / "checkpoint-2").exists())
     with pytest.raises(StoreError, match="read it damaged, also after it was uploaded again"):
         one.newest()
     assert len(uploads) == 1 and one.steps() == [2]
 
 
-def test_weights_that_a_roll_back_on_another_machine_undid_are_never_the_best(machines: tuple[Machine, Machine]) -> None:
-    """The second machine resumes at step 4, rolls back to step 2 and writes another step 4; then the first one is back."""
+def test_weights_that_a_roll_back_on_another_machine_undid_are_never_the_best(
+    machines: tuple[Machine, Machine],
+) -> None:
+    """The second machine resumes at step 4, rolls back to step 2 and writes another step 4; then the first
+    one is back.
+    """
     one, other = machines
     one.train((2, 1.0), (4, 0.9))
     other.start()
@@ -347,7 +399,9 @@ def test_a_checkpoint_without_its_step_log_gets_it_back(machines: tuple[Machine,
     assert (one.folder / STEP_LOG).read_text() == later, "a log that goes on from the checkpoint stays"
 
 
-def test_an_incident_that_did_not_reach_the_store_is_sent_by_the_next_start(machines: tuple[Machine, Machine]) -> None:
+def test_an_incident_that_did_not_reach_the_store_is_sent_by_the_next_start(
+    machines: tuple[Machine, Machine],
+) -> None:
     one, other = machines
     write = one.store.write_bytes
     one.store.write_bytes = lambda *_: (_ for _ in ()).throw(OSError("no network"))
@@ -361,7 +415,9 @@ def test_an_incident_that_did_not_reach_the_store_is_sent_by_the_next_start(mach
     assert other.history.learning_rate == one.history.learning_rate == 0.1
 
 
-def test_a_host_verifies_its_own_copy_of_the_checkpoint(machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_verifies_its_own_copy_of_the_checkpoint(
+    machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, other = machines
     one.train((2, 0.5))
     other.start()
@@ -389,7 +445,9 @@ def test_seals_that_are_not_whole_are_of_damaged_checkpoints(machines: tuple[Mac
     assert f"{newest.name}/{SEAL} is damaged; this checkpoint is skipped" in other.said[0]
 
 
-def test_the_last_upload_before_the_end_is_repeated(machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_upload_before_the_end_is_repeated(
+    machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, _ = machines
     monkeypatch.setattr(stored_checkpoints, "_PAUSES", (0.0, 0.0))
     one.upload(one.write(2, "w2"))
@@ -403,13 +461,21 @@ def test_the_last_upload_before_the_end_is_repeated(machines: tuple[Machine, Mac
 
     one.store.upload = failing
     one.upload(one.write(4, "w4"))
-    assert one.steps() == [2, 4] and [line.partition(" could")[0] for line in one.said] == ["warning: checkpoint-4"] * 2
+    assert (
+        one.steps() == [2, 4]
+        and [line.partition(" could")[0] for line in one.said] == ["warning: checkpoint-4"] * 2
+    )
     left[0] = 1_000
     one.upload(one.write(6, "w6"))
-    assert "the newest checkpoint in " in one.said[-1] and "is that of step 4; another machine continues there" in one.said[-1]
+    assert (
+        "the newest checkpoint in " in one.said[-1]
+        and "is that of step 4; another machine continues there" in one.said[-1]
+    )
 
 
-def test_a_listing_that_fails_is_said_as_such(machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listing_that_fails_is_said_as_such(
+    machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, _ = machines
     monkeypatch.setattr(stored_checkpoints, "_PAUSES", ())
     monkeypatch.setattr(one.store, "sizes", lambda _: (_ for _ in ()).throw(OSError("SlowDown")))

@@ -20,7 +20,9 @@ CASE, ASSET = "letters", "labeled_examples"
 
 @dataclass
 class Place:
-    """A store, the folder of this machine with its files, and which artifacts a summary was made from since the last question."""
+    """A store, the folder of this machine with its files, and which artifacts a summary was made from since
+    the last question.
+    """
 
     store: Store
     disk: Path

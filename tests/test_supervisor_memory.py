@@ -1,4 +1,6 @@
-"""What the supervisor of a workload knows of memory that ran out: by the kernel's counts, wherever they are."""
+"""What the supervisor of a workload knows of memory that ran out: by the kernel's counts, wherever
+they are.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def test_a_count_that_others_share_needs_a_process_that_was_killed():
     assert not ran_out_of_memory((1, False), (2, False), is_killed=False)
     assert ran_out_of_memory((1, False), (2, False), is_killed=True)
     assert not ran_out_of_memory((1, False), (1, False), is_killed=True)
-    assert ran_out_of_memory(None, None, is_killed=True) and not ran_out_of_memory(None, None, is_killed=False)
+    assert ran_out_of_memory(None, None, is_killed=True) and not ran_out_of_memory(
+        None, None, is_killed=False
+    )
 
 
 @pytest.mark.parametrize("given", ["{}", "None"], ids=["then runs", "stopped while it waits"])
@@ -60,6 +64,11 @@ def leased(*_, **__):
 supervisor.leased = leased
 raise SystemExit(supervisor.main(["--folder", {str(tmp_path)!r}, "--", "false"]))
 """
-    subprocess.run([sys.executable, "-c", waits], env={**os.environ, "FULLFT_OOM_COUNT": str(tmp_path / "count")}, check=False, timeout=60)
+    subprocess.run(
+        [sys.executable, "-c", waits],
+        env={**os.environ, "FULLFT_OOM_COUNT": str(tmp_path / "count")},
+        check=False,
+        timeout=60,
+    )
     ended = json.loads((tmp_path / EXIT).read_text())
     assert ended["code"] == (1 if given == "{}" else 143) and not ended["is_out_of_memory"]

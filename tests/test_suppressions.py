@@ -15,7 +15,11 @@ WITH_REASON = re.compile(r"# (noqa: [A-Z0-9, ]+|pyright: ignore\[\w+\])  # \w")
 
 
 def test_each_suppression_names_its_rule_and_its_reason() -> None:
-    paths = [path for folder in ("fullft_assets", "benchmarks", "tests", "docs") for path in (ROOT / folder).rglob("*.py")]
+    paths = [
+        path
+        for folder in ("fullft_assets", "benchmarks", "tests", "docs")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
     lines = [
         (f"{path.relative_to(ROOT)}:{number}", line)
         for path in paths

@@ -1,4 +1,6 @@
-"""Tasks, metrics and baselines as registrations: what the tasks name exists, and another package's metric and baseline take part."""
+"""Tasks, metrics and baselines as registrations: what the tasks name exists, and another package's metric and
+baseline take part.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import matthews_corrcoef
 
-from fullft_assets.config.validation import load_use_case
+from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import SettingsError
 from fullft_assets.evaluation import FINETUNED, Comparison, read_evaluation, title
 from fullft_assets.evaluation.metrics import Metric, Predictions
@@ -62,14 +64,23 @@ def test_a_mistyped_task_gets_a_hint() -> None:
 def evaluated(*metrics: str, n: int = 240) -> assessment.ClassificationEvaluation:
     rng = np.random.default_rng(3)
     labels = rng.integers(0, 3, n)
-    given = {name: np.where(rng.random(n) < share, labels, (labels + 1) % 3) for name, share in ((FINETUNED, 0.8), ("tfidf", 0.6))}
-    comparison = Comparison(EvaluationSettings(resamples=100, metrics=list(metrics)), "macro_f1", seed=1, task="classification")
+    given = {
+        name: np.where(rng.random(n) < share, labels, (labels + 1) % 3)
+        for name, share in ((FINETUNED, 0.8), ("tfidf", 0.6))
+    }
+    comparison = Comparison(
+        EvaluationSettings(resamples=100, metrics=list(metrics)), "macro_f1", seed=1, task="classification"
+    )
     groups = [f"g{number}" for number in rng.integers(0, 60, n)]
-    found = assessment.assess(labels, {name: np.eye(3)[each] for name, each in given.items()}, groups, ["a", "b", "c"], comparison)
+    found = assessment.assess(
+        labels, {name: np.eye(3)[each] for name, each in given.items()}, groups, ["a", "b", "c"], comparison
+    )
     weights = [1 / min(groups.count(group), 10) for group in groups]
     for name, each in given.items():
         if "matthews_corrcoef" in metrics:
-            assert found.scores["matthews_corrcoef"][name].estimate == pytest.approx(matthews_corrcoef(labels, each, sample_weight=weights))
+            assert found.scores["matthews_corrcoef"][name].estimate == pytest.approx(
+                matthews_corrcoef(labels, each, sample_weight=weights)
+            )
         if "worst_recall" in metrics:
             worst = min((each == labels)[labels == label].mean() for label in range(3))
             assert found.scores["worst_recall"][name].estimate == pytest.approx(worst)
@@ -96,7 +107,9 @@ def test_another_packages_metric_is_computed_with_its_interval(other_package: No
     score = found.columns["worst_recall"][FINETUNED]
     assert title("worst_recall") == "worst recall"
     assert score.low < score.estimate < score.high
-    assert found.gains["worst_recall"]["tfidf"].estimate == pytest.approx(score.estimate - found.scores["worst_recall"]["tfidf"].estimate)
+    assert found.gains["worst_recall"]["tfidf"].estimate == pytest.approx(
+        score.estimate - found.scores["worst_recall"]["tfidf"].estimate
+    )
     assert read_evaluation(found.model_dump_json()) == found
 
 
@@ -117,7 +130,9 @@ def test_resamples_of_rows_and_of_sums_agree() -> None:
     gain = found.gains["accuracy"]["tfidf"]
     # Which groups differ, only sums can tell, too.
     different = {"least_detectable"}
-    assert gain.model_dump(exclude=different) == pytest.approx(expected.gains["accuracy"]["tfidf"].model_dump(exclude=different))
+    assert gain.model_dump(exclude=different) == pytest.approx(
+        expected.gains["accuracy"]["tfidf"].model_dump(exclude=different)
+    )
 
 
 def test_a_metric_out_of_its_bounds_is_an_error() -> None:
@@ -137,22 +152,36 @@ def test_another_packages_baseline_is_fitted_scored_and_loaded(other_package: No
     assert title("first_letter") == "first letter of the text"
 
 
-def test_another_packages_task_takes_what_it_names_and_what_is_for_the_task_that_it_extends(other_package: None, tmp_path: Path) -> None:
+def test_another_packages_task_takes_what_it_names_and_what_is_for_the_task_that_it_extends(
+    other_package: None, tmp_path: Path
+) -> None:
     sections = {"examples": {"task": "urgency"}, "evaluation": {"metrics": ["weighted_f1"]}}
     project = projects.create(tmp_path / "a", **sections)
     assert load_use_case(project.yaml_path).settings.baselines == ("majority", "first_letter")
-    load_use_case(projects.create(tmp_path / "b", **sections, planning={"baselines": ["tfidf", "first_letter"]}).yaml_path)
+    load_use_case(
+        projects.create(
+            tmp_path / "b", **sections, planning={"baselines": ["tfidf", "first_letter"]}
+        ).yaml_path
+    )
     refused = projects.create(tmp_path / "c", **sections, planning={"baselines": ["label_shares"]})
-    with pytest.raises(SettingsError, match="label_shares is not for the task urgency; it is for multi_label"):
+    with pytest.raises(
+        SettingsError, match="label_shares is not for the task urgency; it is for multi_label"
+    ):
         load_use_case(refused.yaml_path)
 
 
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"planning": {"baselines": ["label_shares"]}}, "label_shares is not for the task classification; it is for multi_label"),
+        (
+            {"planning": {"baselines": ["label_shares"]}},
+            "label_shares is not for the task classification; it is for multi_label",
+        ),
         ({"planning": {"baselines": ["tfidf", "tfidf"]}}, "tfidf is listed twice"),
-        ({"evaluation": {"metrics": ["perplexity"]}}, "perplexity is not for the task classification; it is for sft, language_modeling"),
+        (
+            {"evaluation": {"metrics": ["perplexity"]}},
+            "perplexity is not for the task classification; it is for sft, language_modeling",
+        ),
         ({"planning": {"baselines": ["tfidff"]}}, "unknown baseline `tfidff`; did you mean `tfidf`?"),
     ],
 )

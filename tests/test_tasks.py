@@ -1,4 +1,6 @@
-"""What training reads must be what the YAML names today: else it is refused in one line before anything is spent."""
+"""What training reads must be what the YAML names today: else it is refused in one line before anything is
+spent.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,6 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification, BertForTokenClassification
 
-from fullft_assets.engine import regularization
-from fullft_assets.engine.finetuning import fine_tune
 from fullft_assets.errors import DataError, OutOfMemory, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import GeneralSettings, ReplaySettings, TrainingSettings
@@ -22,6 +22,8 @@ from fullft_assets.tasks.encoder import Encoder
 from fullft_assets.tasks.multi_label.recipe import MultiLabelRecipe
 from fullft_assets.tasks.opening import open_recipe
 from fullft_assets.tasks.token_classification.recipe import TokenClassificationRecipe
+from fullft_assets.training import regularization
+from fullft_assets.training.finetuning import fine_tune
 from fullft_assets.workloads.planning import work
 from tests.prepared import Prepared, prepare, prepare_language_model
 
@@ -46,17 +48,26 @@ def test_an_encoder_without_loading_and_scoring_cannot_be_made() -> None:
 
 @pytest.mark.parametrize("name", ["encoder", "language"])
 class TestOpening:
-    def test_another_tokenizer_than_the_snapshots_is_refused(self, name: str, request: pytest.FixtureRequest) -> None:
+    def test_another_tokenizer_than_the_snapshots_is_refused(
+        self, name: str, request: pytest.FixtureRequest
+    ) -> None:
         prepared: Prepared = request.getfixturevalue(name)
         job = prepared.job("finetuned_checkpoint", chunks={"added_tokens": ["sublicense"]})
         with pytest.raises(DataError, match="another tokenizer than base_model's with chunks.added_tokens"):
             open_recipe(job, prepared.store, prepared.snapshot)
 
-    def test_general_text_that_the_snapshot_lacks_is_refused(self, name: str, request: pytest.FixtureRequest) -> None:
+    def test_general_text_that_the_snapshot_lacks_is_refused(
+        self, name: str, request: pytest.FixtureRequest
+    ) -> None:
         prepared: Prepared = request.getfixturevalue(name)
-        for section, chosen in (("general", GeneralSettings(path="general")), ("replay", ReplaySettings(path="general"))):
+        for section, chosen in (
+            ("general", GeneralSettings(path="general")),
+            ("replay", ReplaySettings(path="general")),
+        ):
             job = prepared.job("finetuned_checkpoint", snapshot={section: chosen})
-            with pytest.raises(DataError, match=rf"taken without snapshot\.{section}, .*; take the snapshot again"):
+            with pytest.raises(
+                DataError, match=rf"taken without snapshot\.{section}, .*; take the snapshot again"
+            ):
                 open_recipe(job, prepared.store, prepared.snapshot)
 
 
@@ -64,21 +75,31 @@ def no_memory(*_: object, **__: object) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
-def test_memory_that_runs_out_while_the_model_is_loaded_is_one_line(encoder: Prepared, tmp_path: Path, monkeypatch) -> None:
+def test_memory_that_runs_out_while_the_model_is_loaded_is_one_line(
+    encoder: Prepared, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setattr(regularization, "anchors", no_memory)
     chosen = encoder.use_case.settings.training.model_copy(update={"l2_sp": 0.1})
-    with pytest.raises(OutOfMemory, match=r"^memory ran out before the first step: .* remove training\.l2_sp, which holds a copy"):
+    with pytest.raises(
+        OutOfMemory,
+        match=r"^memory ran out before the first step: .* remove training\.l2_sp, which holds a copy",
+    ):
         fine_tune(encoder.recipe, chosen, 17, tmp_path, Progress(silent=True))
 
 
 def test_memory_that_runs_out_in_the_plan_is_one_line(encoder: Prepared, monkeypatch) -> None:
     monkeypatch.setattr(regularization, "anchors", no_memory)
-    with pytest.raises(OutOfMemory, match=r"^not one training pass of the largest size fits in memory; lower training\.micro_batch_size"):
+    with pytest.raises(
+        OutOfMemory,
+        match=r"^not one training pass of the largest size fits in memory; lower training\.micro_batch_size",
+    ):
         work(encoder.job("pilot_run"), encoder.store, Progress(silent=True))
 
 
 class TestHeadOfTheBaseModel:
-    """Fine-tuned models are base models, too; what their head's outputs meant is not what this case's labels are."""
+    """Fine-tuned models are base models, too; what their head's outputs meant is not what this case's labels
+    are.
+    """
 
     @staticmethod
     def loaded(kind: type, folder: Path, **chosen: object) -> torch.nn.Module:
@@ -95,7 +116,9 @@ class TestHeadOfTheBaseModel:
         ],
     )
     @pytest.mark.parametrize("old", ["as many", 5])
-    def test_it_is_drawn_anew(self, encoder: Prepared, tmp_path: Path, kind: type, head: type, num_outputs: int, old: str | int) -> None:
+    def test_it_is_drawn_anew(
+        self, encoder: Prepared, tmp_path: Path, kind: type, head: type, num_outputs: int, old: str | int
+    ) -> None:
         num_old = num_outputs if old == "as many" else old
         before = head.from_pretrained(str(encoder.base_model), num_labels=num_old)
         torch.nn.init.constant_(before.classifier.weight, 7.0)
@@ -110,18 +133,33 @@ class TestHeadOfTheBaseModel:
             assert torch.equal(weight, found.bert.encoder.state_dict()[name]), name
         assert self.loaded(kind, encoder.base_model).left_out_head == ""
         if old == "as many":
-            assert self.loaded(kind, encoder.base_model, start=tmp_path).classifier.weight.eq(7).all(), "the champion's head goes on"
+            assert self.loaded(kind, encoder.base_model, start=tmp_path).classifier.weight.eq(7).all(), (
+                "the champion's head goes on"
+            )
 
     def test_a_run_says_so(self, encoder: Prepared, tmp_path: Path) -> None:
-        BertForSequenceClassification.from_pretrained(str(encoder.base_model), num_labels=5).save_pretrained(tmp_path / "model")
+        BertForSequenceClassification.from_pretrained(str(encoder.base_model), num_labels=5).save_pretrained(
+            tmp_path / "model"
+        )
         recipe = replace(encoder.recipe.first(8), base_model=tmp_path / "model")
-        fit = fine_tune(recipe, encoder.use_case.settings.training, 17, tmp_path / "work", Progress(silent=True), resumable=False)
+        fit = fine_tune(
+            recipe,
+            encoder.use_case.settings.training,
+            17,
+            tmp_path / "work",
+            Progress(silent=True),
+            resumable=False,
+        )
         assert fit.about["head"] == "begins as the frozen probe; base_model's own, of 5 labels, is not used"
         assert fit.model.config.num_labels == len(encoder.labels) != 5
 
-    def test_weights_that_do_not_go_with_their_configuration_are_refused(self, encoder: Prepared, tmp_path: Path) -> None:
+    def test_weights_that_do_not_go_with_their_configuration_are_refused(
+        self, encoder: Prepared, tmp_path: Path
+    ) -> None:
         shutil.copytree(encoder.base_model, tmp_path / "model")
         config = json.loads((tmp_path / "model/config.json").read_text()) | {"intermediate_size": 24}
         (tmp_path / "model/config.json").write_text(json.dumps(config))
-        with pytest.raises(SettingsError, match=r"^base_model: .*bert\.encoder\.layer\.0\.\S+ does not have the shape"):
+        with pytest.raises(
+            SettingsError, match=r"^base_model: .*bert\.encoder\.layer\.0\.\S+ does not have the shape"
+        ):
             self.loaded(ClassificationRecipe, tmp_path / "model")

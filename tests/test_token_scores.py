@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, Gemma2Config, LlamaConfig, PreTrainedModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    Gemma2Config,
+    LlamaConfig,
+    PreTrainedModel,
+)
 
 from fullft_assets.errors import Interrupted, OutOfMemory, SettingsError
 from fullft_assets.jobs.progress import Progress
@@ -29,8 +37,14 @@ def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
 def documents(seed: int = 0) -> tuple[list[list[list[int]]], list[list[list[int]]]]:
     """Return windows and marks of ten documents, some windows of one token, some without a trained one."""
     rng = np.random.default_rng(seed)
-    windows = [[rng.integers(3, 96, rng.integers(1, 40)).tolist() for _ in range(rng.integers(1, 3))] for _ in range(10)]
-    marks = [[(rng.integers(0, 2, len(window)) * rng.integers(0, 2)).tolist() for window in document] for document in windows]
+    windows = [
+        [rng.integers(3, 96, rng.integers(1, 40)).tolist() for _ in range(rng.integers(1, 3))]
+        for _ in range(10)
+    ]
+    marks = [
+        [(rng.integers(0, 2, len(window)) * rng.integers(0, 2)).tolist() for window in document]
+        for document in windows
+    ]
     return windows, marks
 
 
@@ -42,11 +56,20 @@ def slowly(model: PreTrainedModel, windows: list, marks: list | None) -> TokenSc
             scores = torch.log_softmax(model(input_ids=torch.tensor([window])).logits[0].float(), -1)
             for i in range(1, len(window)):
                 if marks is None or marks[number][place][i]:
-                    found[:, number] += 1, -scores[i - 1, window[i]].item(), scores[i - 1].argmax() == window[i]
+                    found[:, number] += (
+                        1,
+                        -scores[i - 1, window[i]].item(),
+                        scores[i - 1].argmax() == window[i],
+                    )
     return TokenScores(*found)
 
 
-MODELS = {**APART, "opt": LEAKING["opt"], "mamba": LEAKING["mamba"], "caps its logits": Gemma2Config(**SMALL, final_logit_softcapping=0.01)}
+MODELS = {
+    **APART,
+    "opt": LEAKING["opt"],
+    "mamba": LEAKING["mamba"],
+    "caps its logits": Gemma2Config(**SMALL, final_logit_softcapping=0.01),
+}
 
 
 @pytest.mark.parametrize("marked", [False, True])
@@ -83,7 +106,11 @@ def test_outputs_that_are_not_finite_are_no_scores() -> None:
     assert np.isnan(found.loss).tolist() == [True, False]
     assert all(map(math.isnan, (found.mean_loss(), found.token_probability(), found.token_accuracy())))
     empty = score_documents(model, [[[5]]], None)
-    assert empty.num_tokens.tolist() == [0] and math.isnan(empty.mean_loss()) and math.isnan(empty.token_accuracy())
+    assert (
+        empty.num_tokens.tolist() == [0]
+        and math.isnan(empty.mean_loss())
+        and math.isnan(empty.token_accuracy())
+    )
 
 
 def test_model_is_left_as_it_was_and_a_stop_ends_it() -> None:
@@ -115,10 +142,15 @@ def test_documents_are_scored_in_smaller_batches_where_memory_runs_out() -> None
     most = 80
     found = score_documents(model, windows, marks)
     assert max(sizes) > most and len([size for size in sizes if size <= most]) > 3
-    assert found.num_tokens.tolist() == expected.num_tokens.tolist() and found.num_right.tolist() == expected.num_right.tolist()
+    assert (
+        found.num_tokens.tolist() == expected.num_tokens.tolist()
+        and found.num_right.tolist() == expected.num_right.tolist()
+    )
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
     most = 2
-    with pytest.raises(OutOfMemory, match=r"^memory ran out while scoring \(a single window of \d+ tokens in a pass\)"):
+    with pytest.raises(
+        OutOfMemory, match=r"^memory ran out while scoring \(a single window of \d+ tokens in a pass\)"
+    ):
         score_documents(model, windows, marks)
     assert "forward" not in vars(model.lm_head)
 
@@ -129,19 +161,34 @@ class TestLoad:
         before = build(LlamaConfig(**SMALL, tie_word_embeddings=tied, attention_dropout=0.3))
         before.save_pretrained(tmp_path)
         after = load_causal(tmp_path, attention_dropout=0.0)
-        assert all(torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items())
+        assert all(
+            torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items()
+        )
         assert after.config.attention_dropout == 0.0 and not after.training
 
     @pytest.mark.parametrize(
         ("make", "message"),
         [
-            (lambda: build(APART["llama"]).model, "its weights lack lm_head.weight; give one whose safetensors have its output head"),
             (
-                lambda: BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)),
+                lambda: build(APART["llama"]).model,
+                "its weights lack lm_head.weight; give one whose safetensors have its output head",
+            ),
+            (
+                lambda: BertModel(
+                    BertConfig(
+                        hidden_size=8,
+                        num_hidden_layers=1,
+                        num_attention_heads=1,
+                        intermediate_size=8,
+                        vocab_size=9,
+                    )
+                ),
                 "its weights lack cls.predictions",
             ),
             (
-                lambda: DistilBertModel(DistilBertConfig(dim=8, n_layers=1, n_heads=1, hidden_dim=8, vocab_size=9)),
+                lambda: DistilBertModel(
+                    DistilBertConfig(dim=8, n_layers=1, n_heads=1, hidden_dim=8, vocab_size=9)
+                ),
                 r"\(model_type distilbert\); give one that predicts the next token",
             ),
         ],

@@ -1,4 +1,6 @@
-"""`fullft tour`: its project, the whole tour as a newcomer sees it, and that Ctrl-C leaves no process behind."""
+"""`fullft tour`: its project, the whole tour as a newcomer sees it, and that Ctrl-C leaves no process
+behind.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fullft_assets.config.validation import load_use_case
+from fullft_assets.checking.validation import load_use_case
+from fullft_assets.demos.tour import CASE, NUM_USUAL, TourProject
 from fullft_assets.errors import SettingsError
 from fullft_assets.launchers.supervisor import is_alive
-from fullft_assets.samples.tour import CASE, NUM_USUAL, TourProject
 
 REPOSITORY = Path(__file__).parents[1]
 #: What the tour says, in this order; times and numbers of rows are left out.
@@ -42,11 +44,22 @@ LINES = (
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "DAGSTER_HOME": str(folder.parent / "of_the_user")}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+        "DAGSTER_HOME": str(folder.parent / "of_the_user"),
+    }
     command = [sys.executable, "-m", "fullft_assets.cli", "tour", str(folder)]
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=env, start_new_session=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=pipe,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=env,
+        start_new_session=True,
     )
 
 

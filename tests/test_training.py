@@ -7,26 +7,33 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fullft_assets import training
+from fullft_assets import checkpoint as checkpoint_key
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
 
 pytestmark = pytest.mark.quick
 
-LEAST: dict[str, Any] = {"base_model": "models/a", "documents": {"path": "data"}, "examples": {"label": "kind"}}
+LEAST: dict[str, Any] = {
+    "base_model": "models/a",
+    "documents": {"path": "data"},
+    "examples": {"label": "kind"},
+}
 
 
 def key(**changes: Any) -> dict[str, Any]:
-    return training.key_settings(UseCaseSettings.model_validate({**LEAST, "training": changes}))
+    return checkpoint_key.key_settings(UseCaseSettings.model_validate({**LEAST, "training": changes}))
 
 
 class TestKey:
-    @pytest.mark.parametrize("change", [{"track": ["mlflow"]}, {"track": []}, {"checkpoint_every_steps": 7}, {"keep_checkpoints": 5}])
+    @pytest.mark.parametrize(
+        "change",
+        [{"track": ["mlflow"]}, {"track": []}, {"checkpoint_every_steps": 7}, {"keep_checkpoints": 5}],
+    )
     def test_what_changes_no_weight_is_not_in_it(self, change):
         assert key(**change) == key()
 
     def test_nor_is_the_number_of_processes_so_that_another_one_resumes(self):
         of_two = UseCaseSettings.model_validate({**LEAST, "launcher": {"processes": 2}})
-        assert training.key_settings(of_two) == key()
+        assert checkpoint_key.key_settings(of_two) == key()
 
     @pytest.mark.parametrize(
         "change",
@@ -59,7 +66,10 @@ class TestKey:
 
     def test_a_plan_does_not_depend_on_where_metrics_go(self):
         plans = [
-            training.plan_settings(UseCaseSettings.model_validate({**LEAST, "training": {"track": track}})) for track in ([], ["mlflow"])
+            checkpoint_key.plan_settings(
+                UseCaseSettings.model_validate({**LEAST, "training": {"track": track}})
+            )
+            for track in ([], ["mlflow"])
         ]
         assert plans[0] == plans[1]
 
@@ -76,10 +86,16 @@ class TestChecks:
         history: list[dict[str, Any]] = [{"step": n, "loss": loss} for n, loss in enumerate(losses, start=1)]
         history += [{"step": n, "validation_loss": loss} for n, loss in validation.items()]
         history.append({"step": 2, "event": "idle", "action": "warn", "reason": "slow"})
-        return {check.name: check.passed for check in training.checks(history, {"validation_loss": model_loss})}
+        return {
+            check.name: check.passed
+            for check in checkpoint_key.checks(history, {"validation_loss": model_loss})
+        }
 
     def test_a_falling_loss_and_a_validation_loss_near_its_best_are_green(self):
-        assert self.of([2.0, 1.5, 1.0], {2: 1.0, 3: 1.05}, 1.05) == {"loss_is_falling": True, "is_not_overfitted": True}
+        assert self.of([2.0, 1.5, 1.0], {2: 1.0, 3: 1.05}, 1.05) == {
+            "loss_is_falling": True,
+            "is_not_overfitted": True,
+        }
 
     def test_a_loss_that_does_not_fall_is_red(self):
         assert not self.of([1.0, 1.0, 1.0], {3: 1.0}, 1.0)["loss_is_falling"]
@@ -90,25 +106,33 @@ class TestChecks:
         random = np.random.default_rng(0)
 
         def refused(fall: float, validation: dict[int, float]) -> float:
-            """The share of 21 steps' logs, falling by so much with a noise of 0.4, which are red as errors."""
+            """The share of 21 steps' logs, falling by so much with a noise of 0.4, which are red as
+            errors.
+            """
             count = 0
             for _ in range(400):
                 losses = 3 - fall * np.linspace(0, 1, 21) + random.normal(0, 0.4, 21)
                 history = [{"step": n, "loss": float(loss)} for n, loss in enumerate(losses, start=1)]
                 history += [{"step": n, "validation_loss": loss} for n, loss in validation.items()]
-                check, _ = training.checks(history, {"validation_loss": 2.75})
+                check, _ = checkpoint_key.checks(history, {"validation_loss": 2.75})
                 count += not check.passed and check.severity == "error"
             return count / 400
 
         assert refused(0.15, {10: 2.8}) <= 0.05
         assert refused(0.15, {}) <= 0.05, "with one validation loss the check is yellow"
         assert refused(-1.2, {10: 2.7}) >= 0.95
-        unclear = [{"step": n, "loss": loss} for n, loss in enumerate([1.0, 1.2, 1.1, 0.9, 1.3, 1.1], start=1)]
+        unclear = [
+            {"step": n, "loss": loss} for n, loss in enumerate([1.0, 1.2, 1.1, 0.9, 1.3, 1.1], start=1)
+        ]
         for ended in (5.0, float("nan")):
-            check, _ = training.checks([*unclear, {"step": 3, "validation_loss": 1.0}], {"validation_loss": ended})
+            check, _ = checkpoint_key.checks(
+                [*unclear, {"step": 3, "validation_loss": 1.0}], {"validation_loss": ended}
+            )
             assert (check.passed, check.severity) == (False, "error"), "on the same rows the loss rose"
-        diverged = [{"step": n, "loss": loss} for n, loss in enumerate([1.6, 20.0, 40.0, 30.0, 35.0, 33.0], start=1)]
-        assert training.checks(diverged, {"validation_loss": 30.0})[0].severity == "error"
+        diverged = [
+            {"step": n, "loss": loss} for n, loss in enumerate([1.6, 20.0, 40.0, 30.0, 35.0, 33.0], start=1)
+        ]
+        assert checkpoint_key.checks(diverged, {"validation_loss": 30.0})[0].severity == "error"
 
     def test_overfitting_is_judged_by_the_weights_that_became_the_model(self):
         validation = {1: 1.2, 2: 1.0, 3: 1.2}

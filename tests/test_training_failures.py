@@ -1,4 +1,6 @@
-"""Training that fails or nearly does: memory runs out, the disk is full, a stop comes at a bad moment; each failure under its class."""
+"""Training that fails or nearly does: memory runs out, the disk is full, a stop comes at a bad moment; each
+failure under its class.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,6 @@ import pytest
 import torch
 
 from fullft_assets import errors, snapshot
-from fullft_assets.engine.checkpoints import StepLog, claim, latest_checkpoint, room_needed
-from fullft_assets.engine.finetuning import Fit, fine_tune
-from fullft_assets.engine.run_history import RunHistory
 from fullft_assets.errors import DiskError, Interrupted, OutOfMemory, WorkloadError, classify
 from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, WorkloadFailure
 from fullft_assets.jobs.progress import Progress
@@ -30,6 +29,9 @@ from fullft_assets.resources import one_line_errors
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.store import Store
 from fullft_assets.tasks.classification import recipe as classification
+from fullft_assets.training.checkpoints import StepLog, claim, latest_checkpoint, room_needed
+from fullft_assets.training.finetuning import Fit, fine_tune
+from fullft_assets.training.run_history import RunHistory
 from fullft_assets.workloads import entry
 from fullft_assets.workloads import training as training_workload
 from tests import machine
@@ -48,7 +50,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 
 def quick(**changes: object) -> TrainingSettings:
-    values = {"epochs": 1.0, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-3, "precision": "fp32", "track": []}
+    values = {
+        "epochs": 1.0,
+        "batch_size": 8,
+        "micro_batch_size": 8,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+        "track": [],
+    }
     return TrainingSettings.model_validate(values | {"checkpoint_every_steps": 4} | changes)
 
 
@@ -56,8 +65,12 @@ def train(case: Prepared, folder: Path, progress: Progress = QUIET, **changes: o
     return fine_tune(case.recipe, quick(**changes), 17, folder, progress)
 
 
-def limit_memory(monkeypatch: pytest.MonkeyPatch, rows: int, after_passes: int = 0, *, scoring: bool = False) -> list[int]:
-    """Raise torch's own error in every pass (of training, or of scoring) of more than so many rows; return the sizes of these passes."""
+def limit_memory(
+    monkeypatch: pytest.MonkeyPatch, rows: int, after_passes: int = 0, *, scoring: bool = False
+) -> list[int]:
+    """Raise torch's own error in every pass (of training, or of scoring) of more than so many rows; return
+    the sizes of these passes.
+    """
     load, seen = classification.load_for_training, []
 
     def load_limited(*args: object, **options: object) -> object:
@@ -88,7 +101,10 @@ class TestOutOfMemory:
         ]
         assert seen[:2] == [8, 4]
         # 8 rows a step as before: the same weights as a run that began with micro-batches of 2.
-        assert all(torch.equal(value, fit.model.state_dict()[name]) for name, value in straight.model.state_dict().items())
+        assert all(
+            torch.equal(value, fit.model.state_dict()[name])
+            for name, value in straight.model.state_dict().items()
+        )
 
     def test_what_was_trained_before_is_kept(self, tiny, tmp_path, monkeypatch):
         limit_memory(monkeypatch, rows=4, after_passes=10)
@@ -96,7 +112,9 @@ class TestOutOfMemory:
         [incident] = fit.incidents
         assert (incident.step, incident.to_step, incident.micro_batch_size) == (11, 8, 4)
         assert [line["step"] for line in fit.history if "loss" in line] == list(range(1, fit.num_steps + 1))
-        assert "memory ran out with 8 rows a pass" in [line["reason"] for line in fit.history if line.get("event") == "out_of_memory"]
+        assert "memory ran out with 8 rows a pass" in [
+            line["reason"] for line in fit.history if line.get("event") == "out_of_memory"
+        ]
 
     def test_the_size_that_fits_is_remembered(self, tiny, tmp_path, monkeypatch):
         limit_memory(monkeypatch, rows=4)
@@ -114,7 +132,11 @@ class TestOutOfMemory:
     def test_a_single_row_that_does_not_fit_is_one_line(self, tiny, tmp_path, monkeypatch):
         limit_memory(monkeypatch, rows=0)
         with pytest.raises(
-            OutOfMemory, match=r"memory ran out at step 1 with a single row a pass; set training\.gradient_checkpointing, lower"
+            OutOfMemory,
+            match=(
+                r"memory ran out at step 1 with a single row a pass; set training\.gradient_checkpointing,"
+                r" lower"
+            ),
         ):
             train(tiny, tmp_path)
         assert [incident.micro_batch_size for incident in RunHistory(tmp_path).incidents] == [4, 2, 1]
@@ -130,7 +152,11 @@ class TestOutOfMemory:
     def test_a_row_that_does_not_fit_while_it_is_scored_is_one_line(self, tiny, tmp_path, monkeypatch):
         limit_memory(monkeypatch, rows=0, scoring=True)
         with pytest.raises(
-            OutOfMemory, match=r"^memory ran out while scoring \(a single window of [\d,]+ tokens in a pass\), not while training; lower"
+            OutOfMemory,
+            match=(
+                r"^memory ran out while scoring \(a single window of [\d,]+ tokens in a pass\), not while"
+                r" training; lower"
+            ),
         ):
             train(tiny, tmp_path)
         assert RunHistory(tmp_path).incidents == []
@@ -140,7 +166,9 @@ class TestOutOfMemory:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         monkeypatch.setattr(type(tiny.recipe), "score", no_room)
-        with pytest.raises(OutOfMemory, match=r"^memory ran out while scoring \(beside the passes\), not while training"):
+        with pytest.raises(
+            OutOfMemory, match=r"^memory ran out while scoring \(beside the passes\), not while training"
+        ):
             train(tiny, tmp_path)
         assert RunHistory(tmp_path).incidents == []
 
@@ -168,13 +196,17 @@ class TestFullDisk:
         """A file system of 13 MB: room for three checkpoints and a part of a fourth."""
         folder = tmp_path / "disk"
         folder.mkdir()
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=13m", "tmpfs", folder], capture_output=True, check=False)
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=13m", "tmpfs", folder], capture_output=True, check=False
+        )
         if mounted.returncode != 0:
             machine.lacks("a file system of its own needs the right to mount one")
         yield folder
         subprocess.run(["umount", "--lazy", folder], check=True)
 
-    def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_complete(self, tiny, small_disk, tmp_path):
+    def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_complete(
+        self, tiny, small_disk, tmp_path
+    ):
         straight = train(tiny, tmp_path / "straight", checkpoint_every_steps=4)
         with pytest.raises(DiskError) as error:
             train(tiny, small_disk, keep_checkpoints=50, checkpoint_every_steps=4)
@@ -186,11 +218,16 @@ class TestFullDisk:
         # What the message says: fewer are kept, and the same command goes on to the same weights.
         fit = train(tiny, small_disk, keep_checkpoints=1, checkpoint_every_steps=4)
         assert fit.resumed_from_step == int(whole.name.rsplit("-", 1)[1]) > 0
-        assert all(torch.equal(value, fit.model.state_dict()[name]) for name, value in straight.model.state_dict().items())
+        assert all(
+            torch.equal(value, fit.model.state_dict()[name])
+            for name, value in straight.model.state_dict().items()
+        )
 
     def test_a_limit_on_the_size_of_files_is_the_same_error(self, tiny, tmp_path):
         # Weights take 1 MB, the optimizer's state 2: the one fits, the other is cut off.
-        message = "no room for the checkpoint of step 4 .*; there is no checkpoint; the same command starts again"
+        message = (
+            "no room for the checkpoint of step 4 .*; there is no checkpoint; the same command starts again"
+        )
         with limited_files(1_500_000), pytest.raises(DiskError, match=message):
             train(tiny, tmp_path)
         assert latest_checkpoint(tmp_path) is None
@@ -225,13 +262,18 @@ class TestStopAtABadMoment:
 
         with monkeypatch.context() as patch:
             patch.setattr(classification, "score", stopped_score)
-            with pytest.raises(Interrupted, match=f"stopped at step {middle} of {last}; run the same command to resume there"):
+            with pytest.raises(
+                Interrupted, match=f"stopped at step {middle} of {last}; run the same command to resume there"
+            ):
                 train(tiny, tmp_path / "stopped", progress)
         assert latest_checkpoint(tmp_path / "stopped").name == f"checkpoint-{middle}"
         resumed = train(tiny, tmp_path / "stopped")
         assert resumed.resumed_from_step == middle
         assert [line for line in resumed.history if "validation_loss" in line] == scored
-        assert all(torch.equal(value, resumed.model.state_dict()[name]) for name, value in straight.model.state_dict().items())
+        assert all(
+            torch.equal(value, resumed.model.state_dict()[name])
+            for name, value in straight.model.state_dict().items()
+        )
 
     def test_also_while_they_are_scored_for_the_last_time(self, tiny, tmp_path, monkeypatch):
         progress = Progress(silent=True)
@@ -270,9 +312,17 @@ class TestClasses:
             (botocore.exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2), "infrastructure"),
             (botocore.exceptions.EndpointConnectionError(endpoint_url="http://a"), "infrastructure"),
             (http.client.IncompleteRead(b""), "infrastructure"),
-            (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"), "infrastructure"),
+            (
+                RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"),
+                "infrastructure",
+            ),
             (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
-            (RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
+            (
+                RuntimeError(
+                    "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"
+                ),
+                "out_of_memory",
+            ),
             (MemoryError(), "out_of_memory"),
             (errors.OutOfMemory("a single row"), "out_of_memory"),
             (errors.SettingsError("training.batch_size"), "settings"),
@@ -293,7 +343,10 @@ class TestClasses:
         store = Store(str(tmp_path))
         with pytest.raises(dg.Failure) as failure, one_line_errors(store, "letters"):
             raise WorkloadError("training stopped at step 9 by its guard non_finite: loss nan", "divergence")
-        assert failure.value.description == "training stopped at step 9 by its guard non_finite: loss nan [divergence]"
+        assert (
+            failure.value.description
+            == "training stopped at step 9 by its guard non_finite: loss nan [divergence]"
+        )
         assert failure.value.metadata["failure"].value == "divergence"
         with pytest.raises(dg.Failure) as failure, one_line_errors(store, "letters"):
             raise errors.DataError("a.csv:3: no label")
@@ -301,7 +354,10 @@ class TestClasses:
         assert failure.value.metadata["failure"].value == "data"
 
     def test_the_first_ranks_reason_counts(self, tmp_path):
-        first, second = WorkloadFailure("loss nan", "divergence"), WorkloadFailure("connection closed by peer", "unknown")
+        first, second = (
+            WorkloadFailure("loss nan", "divergence"),
+            WorkloadFailure("connection closed by peer", "unknown"),
+        )
         assert first.write(tmp_path / "error")
         assert not second.write(tmp_path / "error")
         assert WorkloadFailure.read(tmp_path / "error") == first
@@ -337,15 +393,19 @@ class TestRecord:
         files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         assert latest_checkpoint(folder).name == "checkpoint-1"
         parts = tiny.snapshot.metadata["parts"]
-        labeled, tokenized = ({name: tiny.store.load(part[kind]) for name, part in parts.items()} for kind in ("examples", "chunks"))
+        labeled, tokenized = (
+            {name: tiny.store.load(part[kind]) for name, part in parts.items()}
+            for kind in ("examples", "chunks")
+        )
         reseeded = replace(tiny.use_case, settings=tiny.use_case.settings.model_copy(update={"seed": 3}))
         other = snapshot.take(tiny.store, reseeded, labeled, tokenized)
         capsys.readouterr()
         moved = job.model_copy(update={"inputs": {"training_snapshot": other.ref}})
         assert entry.run_job(training_workload.work, moved.write(tiny.store), QUIET) == EXIT_FIXABLE
-        assert capsys.readouterr().err == (
-            f"{folder}: its checkpoints are of a training with another training_snapshot; give this job a key of its own, or delete "
-            "that folder\n"
+        assert (
+            capsys.readouterr().err
+            == f"{folder}: its checkpoints are of a training with another training_snapshot; give this job a"
+            " key of its own, or delete that folder\n"
         )
         assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
         assert entry.run_job(training_workload.work, job.write(tiny.store), QUIET) == 0
@@ -365,13 +425,18 @@ class TestRecord:
         assert "Traceback" in printed and "ConnectionResetError: gone" not in printed
 
     @pytest.mark.parametrize(
-        ("several", "seconds_before", "counts"), [(True, -5.0, "out_of_memory"), (True, 5.0, "unknown"), (False, -5.0, "unknown")]
+        ("several", "seconds_before", "counts"),
+        [(True, -5.0, "out_of_memory"), (True, 5.0, "unknown"), (False, -5.0, "unknown")],
     )
-    def test_of_ranks_without_a_launcher_the_first_reason_of_this_attempt_counts(self, tiny, monkeypatch, several, seconds_before, counts):
+    def test_of_ranks_without_a_launcher_the_first_reason_of_this_attempt_counts(
+        self, tiny, monkeypatch, several, seconds_before, counts
+    ):
         """A record of before this process began is of an earlier attempt."""
         monkeypatch.setenv("WORLD_SIZE", "2" if several else "1")
         name = f"failures/{tiny.use_case.name}/{STAGE}/ranks.json"
-        tiny.store.write_json(name, {"failure": "out_of_memory", "reason": "no room", "at": time.time() - seconds_before})
+        tiny.store.write_json(
+            name, {"failure": "out_of_memory", "reason": "no room", "at": time.time() - seconds_before}
+        )
         job = tiny.job(STAGE, "ranks")
         assert entry.run_job(lambda *_: 1 / 0, job.write(tiny.store), QUIET) == 1
         assert tiny.store.read_json(name)["failure"] == counts
@@ -382,14 +447,19 @@ class TestRecord:
         for exception in (torch.OutOfMemoryError("CUDA out of memory"), ConnectionResetError("gone")):
             entry.run_job(lambda *_, exception=exception: (_ for _ in ()).throw(exception), uri, QUIET)
         assert WorkloadFailure.read(tmp_path / "reason").failure == "out_of_memory"
-        assert tiny.store.read_json(f"failures/{tiny.use_case.name}/{STAGE}/launched.json")["failure"] == "out_of_memory"
+        assert (
+            tiny.store.read_json(f"failures/{tiny.use_case.name}/{STAGE}/launched.json")["failure"]
+            == "out_of_memory"
+        )
 
     def test_a_store_that_fails_does_not_replace_the_reason(self, tiny, monkeypatch, capsys):
         def refuse(*_: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(Store, "write_json", refuse)
-        entry.report_failure(WorkloadFailure("loss nan", "divergence"), tiny.job(STAGE, "unrecorded"), time.time())
+        entry.report_failure(
+            WorkloadFailure("loss nan", "divergence"), tiny.job(STAGE, "unrecorded"), time.time()
+        )
         first, second = capsys.readouterr().err.splitlines()
         assert first == "loss nan"
         assert second.startswith(f"the failure could not be recorded in {tiny.store.url}: OSError: ")

@@ -1,4 +1,6 @@
-"""What training makes a model forget: scored before, on the way and at the end; the budget; the same after a kill."""
+"""What training makes a model forget: scored before, on the way and at the end; the budget; the same after a
+kill.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +32,22 @@ from tests.test_resume import Run, assert_same_as
 
 STAGE = "finetuned_checkpoint"
 GENERAL = {"general": {"path": "general", "max_tokens": 1_000}, "max_validation_rows": 4}
-QUICK = {"epochs": 2, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 2e-2, "precision": "fp32", "checkpoint_every_steps": 3}
+QUICK = {
+    "epochs": 2,
+    "batch_size": 4,
+    "micro_batch_size": 2,
+    "learning_rate": 2e-2,
+    "precision": "fp32",
+    "checkpoint_every_steps": 3,
+}
 
 
 @pytest.fixture(scope="module")
 def language(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     root = tmp_path_factory.mktemp("language")
-    small_language_model.write(root / "model", [*write_general(root / "general", 20), *(row["text"] for row in licence_rows(80))])
+    small_language_model.write(
+        root / "model", [*write_general(root / "general", 20), *(row["text"] for row in licence_rows(80))]
+    )
     snapshot = {**GENERAL, "replay": {"path": "general", "share": 0.2}}
     return prepare_language_model(root, rows=80, base_model="model", snapshot=snapshot, training=QUICK)
 
@@ -46,7 +57,12 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     root = tmp_path_factory.mktemp("encoder")
     write_general(root / "general", 20)
     snapshot = {"general": {"path": "general", "max_tokens": 1_000}}
-    return prepare(root, tiny=True, snapshot=snapshot, training={"checkpoint_every_steps": 3, "learning_rate": 1e-3, "precision": "fp32"})
+    return prepare(
+        root,
+        tiny=True,
+        snapshot=snapshot,
+        training={"checkpoint_every_steps": 3, "learning_rate": 1e-3, "precision": "fp32"},
+    )
 
 
 def train(case: Prepared, key: str, **changes: Any) -> Manifest:
@@ -56,7 +72,10 @@ def train(case: Prepared, key: str, **changes: Any) -> Manifest:
 
 
 def log_of(case: Prepared, made: Manifest) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (case.store.folder(made) / "logs" / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (case.store.folder(made) / "logs" / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 @pytest.mark.slow
@@ -65,26 +84,38 @@ class TestScores:
         made = train(language, "scored")
         measured = general.load(language.store, language.snapshot)
         folders = language.base_model, language.store.folder(made) / "model"
-        models = [precision.score_alike(load_causal(folder), language.use_case.settings.training) for folder in folders]
+        models = [
+            precision.score_alike(load_causal(folder), language.use_case.settings.training)
+            for folder in folders
+        ]
         before, after = (score_documents(model, measured.windows, None).mean_loss() for model in models)
         found, lines = made.metadata, log_of(language, made)
-        assert found["general_before"] == pytest.approx(before, rel=1e-5) and found["general_loss"] == pytest.approx(after, rel=1e-5)
+        assert found["general_before"] == pytest.approx(before, rel=1e-5) and found[
+            "general_loss"
+        ] == pytest.approx(after, rel=1e-5)
         assert found["general_rise"] == pytest.approx(after - before, abs=1e-4)
         assert lines[0] == {"step": 0, "general_loss": found["general_before"]}
         assert all("general_loss" in line for line in lines if "validation_loss" in line)
         rows = dict(report.forgetting_rows(forgetting_of(made)))
-        assert rows["loss on general text, nats a token"] == f"{before:.4f} before training, {after:.4f} after"
+        assert (
+            rows["loss on general text, nats a token"] == f"{before:.4f} before training, {after:.4f} after"
+        )
         assert rows["rise since the base model"] == f"{after - before:+.4f} over 1 training"
 
     def test_of_an_encoder_are_how_far_its_representations_moved(self, encoder: Prepared) -> None:
         made = train(encoder, "scored")
         measured = general.load(encoder.store, encoder.snapshot)
         base = embed(encoder.base_model, measured.windows, computed_in="fp32")
-        model = precision.score_alike(load_classifier(encoder.store.folder(made) / "model"), encoder.use_case.settings.training)
+        model = precision.score_alike(
+            load_classifier(encoder.store.folder(made) / "model"), encoder.use_case.settings.training
+        )
         tuned = predict_with(model, measured.windows).embeddings
         cosine = (base * tuned).sum(1) / np.linalg.norm(base, axis=1) / np.linalg.norm(tuned, axis=1)
         assert made.metadata["general_before"] == pytest.approx(0, abs=1e-6)
-        assert made.metadata["general_distance"] == pytest.approx(1 - cosine.mean(), rel=1e-3) and 1 - cosine.mean() > 1e-3
+        assert (
+            made.metadata["general_distance"] == pytest.approx(1 - cosine.mean(), rel=1e-3)
+            and 1 - cosine.mean() > 1e-3
+        )
         assert "general_loss" not in made.metadata
         assert "not a loss" in report.forgetting_rows(forgetting_of(made))[0][0]
 
@@ -93,13 +124,19 @@ class TestScores:
 class TestBudget:
     def test_spent_it_ends_training_with_the_best_within_it(self, encoder: Prepared) -> None:
         free = train(encoder, "free", epochs=4)
-        rises = {line["step"]: line["general_rise"] for line in log_of(encoder, free) if "general_rise" in line}
+        rises = {
+            line["step"]: line["general_rise"] for line in log_of(encoder, free) if "general_rise" in line
+        }
         steps = sorted(rises)
         # The first look that is farther away than all before it.
-        over = next(n for n in range(1, len(steps)) if rises[steps[n]] > 1.01 * max(rises[step] for step in steps[:n]))
+        over = next(
+            n for n in range(1, len(steps)) if rises[steps[n]] > 1.01 * max(rises[step] for step in steps[:n])
+        )
         budget = (max(rises[step] for step in steps[:over]) + rises[steps[over]]) / 2
         for keep_best in (False, True):
-            made = train(encoder, f"bounded-{keep_best}", epochs=4, max_general_rise=budget, keep_best=keep_best)
+            made = train(
+                encoder, f"bounded-{keep_best}", epochs=4, max_general_rise=budget, keep_best=keep_best
+            )
             assert made.metadata["num_steps"] == steps[over]
             chosen = made.metadata["model_of_step"]
             assert chosen in steps[:over]
@@ -111,10 +148,16 @@ class TestBudget:
 
     def test_a_wide_one_changes_nothing(self, encoder: Prepared) -> None:
         free, wide = train(encoder, "as it is"), train(encoder, "wide", max_general_rise=100)
-        assert wide.metadata["general_rise"] == free.metadata["general_rise"] and wide.metadata["incidents"] == []
+        assert (
+            wide.metadata["general_rise"] == free.metadata["general_rise"]
+            and wide.metadata["incidents"] == []
+        )
 
     def test_never_met_it_is_one_line(self, encoder: Prepared) -> None:
-        line = r"^no scored weights, up to step \d+, are within training\.max_general_rise \(1e-09\); snapshot\.replay"
+        line = (
+            r"^no scored weights, up to step \d+, are within training\.max_general_rise \(1e-09\);"
+            r" snapshot\.replay"
+        )
         with pytest.raises(DivergenceError, match=line):
             train(encoder, "never", max_general_rise=1e-9)
 
@@ -123,7 +166,15 @@ def kill_and_compare(case: Prepared, name: str, kills: int, changes: dict[str, A
     """Train straight and killed so often; both must come out the same. Return the manifest."""
     straight, killed = (Run(case, f"{kind}-{name}", training=changes) for kind in ("straight", "killed"))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.killed_trainings", straight.command[-1], killed.command[-1], str(kills), "11"],
+        [
+            sys.executable,
+            "-m",
+            "tests.killed_trainings",
+            straight.command[-1],
+            killed.command[-1],
+            str(kills),
+            "11",
+        ],
         env={**case.project.env(), "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -133,7 +184,8 @@ def kill_and_compare(case: Prepared, name: str, kills: int, changes: dict[str, A
     assert_same_as(straight, killed)
     for part in ("general_", "event", "alpha"):
         of_both = [
-            [(line["step"], {k: v for k, v in line.items() if k.startswith(part)}) for line in run.log()] for run in (straight, killed)
+            [(line["step"], {k: v for k, v in line.items() if k.startswith(part)}) for line in run.log()]
+            for run in (straight, killed)
         ]
         assert of_both[0] == of_both[1]
     return killed.manifest()
@@ -142,14 +194,25 @@ def kill_and_compare(case: Prepared, name: str, kills: int, changes: dict[str, A
 @pytest.mark.slow
 class TestKilled:
     def test_budget_and_score_before_training_survive(self, encoder: Prepared) -> None:
-        rises = [line["general_rise"] for line in log_of(encoder, train(encoder, "for the budget", epochs=2)) if "general_rise" in line]
-        made = kill_and_compare(encoder, "budget", 6, {"epochs": 2.0, "max_general_rise": (rises[1] + rises[2]) / 2})
+        rises = [
+            line["general_rise"]
+            for line in log_of(encoder, train(encoder, "for the budget", epochs=2))
+            if "general_rise" in line
+        ]
+        made = kill_and_compare(
+            encoder, "budget", 6, {"epochs": 2.0, "max_general_rise": (rises[1] + rises[2]) / 2}
+        )
         assert made.metadata["incidents"] and made.metadata["model_of_step"] < made.metadata["num_steps"]
 
 
 def test_report_shows_it(tmp_path: Path) -> None:
-    log = [{"step": 0, "general_loss": 2.0}, {"step": 4, "loss": 1.0, "validation_loss": 1.0, "general_loss": 2.5, "general_rise": 0.5}]
-    shown = full_report(evaluation_of(LABELS), training_log=log, forgetting=[("rise", "+0.5000; no budget was set")])
+    log = [
+        {"step": 0, "general_loss": 2.0},
+        {"step": 4, "loss": 1.0, "validation_loss": 1.0, "general_loss": 2.5, "general_rise": 0.5},
+    ]
+    shown = full_report(
+        evaluation_of(LABELS), training_log=log, forgetting=[("rise", "+0.5000; no budget was set")]
+    )
     assert "general" in report.write(tmp_path, shown)
     for name in ("report.md", "report.html"):
         page = (tmp_path / name).read_text()

@@ -1,4 +1,6 @@
-"""Guards: each rule on real numbers of a run, and what follows from its action in runs that really go wrong."""
+"""Guards: each rule on real numbers of a run, and what follows from its action in runs that really go
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fullft_assets.engine.checkpoints import (
+from fullft_assets.errors import DivergenceError, IdleError, classify
+from fullft_assets.jobs.progress import Progress
+from fullft_assets.settings import GuardsSettings, TrainingSettings
+from fullft_assets.tasks.classification import recipe as classification
+from fullft_assets.tasks.classification.recipe import score
+from fullft_assets.training.checkpoints import (
     STEP_LOG,
     StepLog,
     all_checkpoints,
@@ -28,18 +35,13 @@ from fullft_assets.engine.checkpoints import (
     retain,
     step_of,
 )
-from fullft_assets.engine.finetuning import Fit, fine_tune
-from fullft_assets.engine.guard_actions import GuardActions, RolledBack
-from fullft_assets.engine.guards import GuardSet, PlannedRun, StepMetrics
-from fullft_assets.engine.recorder import StepRecorder
-from fullft_assets.engine.run_history import Incident, RunHistory
-from fullft_assets.engine.throughput import Meter
-from fullft_assets.engine.trackers import Trackers
-from fullft_assets.errors import DivergenceError, IdleError, classify
-from fullft_assets.jobs.progress import Progress
-from fullft_assets.settings import GuardsSettings, TrainingSettings
-from fullft_assets.tasks.classification import recipe as classification
-from fullft_assets.tasks.classification.recipe import score
+from fullft_assets.training.finetuning import Fit, fine_tune
+from fullft_assets.training.guard_actions import GuardActions, RolledBack
+from fullft_assets.training.guards import GuardSet, PlannedRun, StepMetrics
+from fullft_assets.training.recorder import StepRecorder
+from fullft_assets.training.run_history import Incident, RunHistory
+from fullft_assets.training.throughput import Meter
+from fullft_assets.training.trackers import Trackers
 from tests.prepared import Prepared, prepare
 
 QUIET = Progress(silent=True)
@@ -88,7 +90,10 @@ class TestRules:
     def test_a_spike_is_measured_in_deviations_of_the_recent_losses(self):
         noisy = [1.0 + 0.5 * math.sin(step * 1.7) for step in range(60)]
         assert fired(guard(), [*noisy, *[3.5] * 5]) == []
-        assert fired(guard(loss_spike={"deviations": 2.0, "steps": 1}), [*noisy, 3.5])[0][:2] == (61, "loss_spike")
+        assert fired(guard(loss_spike={"deviations": 2.0, "steps": 1}), [*noisy, 3.5])[0][:2] == (
+            61,
+            "loss_spike",
+        )
 
     def test_gradients_explode_far_beyond_clipping(self):
         norms = [2.0] * 40
@@ -100,21 +105,32 @@ class TestRules:
     def test_dead_gradients_are_dead_only_while_there_is_something_to_learn(self):
         assert fired(guard(), [1e-9] * 20, "grad_norm") == [(20, "dead_gradient", 1)]
         watching = guard()
-        learned = [watching.observe(StepMetrics(step, loss=2.0 if step == 1 else 0.001, grad_norm=1e-9)) for step in range(1, 60)]
+        learned = [
+            watching.observe(StepMetrics(step, loss=2.0 if step == 1 else 0.001, grad_norm=1e-9))
+            for step in range(1, 60)
+        ]
         assert not any(learned)
 
     def test_no_progress_is_looked_at_once(self):
         flat = [1.0 + 0.01 * (-1) ** step for step in range(100)]
         assert fired(guard(num_steps=100, no_progress={"min_steps": 50}), flat) == [(50, "no_progress", 1)]
         assert fired(guard(num_steps=100, no_progress={"min_steps": 51}), flat) == []
-        assert fired(guard(num_steps=100, no_progress={"min_steps": 50, "share": 0.8}), flat) == [(80, "no_progress", 1)]
+        assert fired(guard(num_steps=100, no_progress={"min_steps": 50, "share": 0.8}), flat) == [
+            (80, "no_progress", 1)
+        ]
         assert fired(guard(num_steps=100, no_progress={"min_steps": 50}), self.falling) == []
-        assert fired(guard(num_steps=100, no_progress={"min_steps": 50, "min_fall": 0.6}), self.falling)[0][1] == "no_progress"
+        assert (
+            fired(guard(num_steps=100, no_progress={"min_steps": 50, "min_fall": 0.6}), self.falling)[0][1]
+            == "no_progress"
+        )
 
     def test_overfitting_is_a_validation_loss_that_stays_above_its_best(self):
         def of(*losses: float) -> list[int]:
             watching = guard()
-            seen = [watching.observe(StepMetrics(step, validation_loss=loss)) for step, loss in enumerate(losses, start=1)]
+            seen = [
+                watching.observe(StepMetrics(step, validation_loss=loss))
+                for step, loss in enumerate(losses, start=1)
+            ]
             return [step for step, findings in enumerate(seen, start=1) if findings]
 
         assert of(1.0, 0.8, 0.9, 0.85, 0.95) == []
@@ -125,22 +141,36 @@ class TestRules:
         assert fired(guard(), [0.25] * 100, "data_wait_share") == []
 
     def test_off_is_off(self):
-        off = {name: {"action": "off"} for name in ("non_finite", "loss_spike", "exploding_gradient", "dead_gradient", "no_progress")}
+        off = {
+            name: {"action": "off"}
+            for name in ("non_finite", "loss_spike", "exploding_gradient", "dead_gradient", "no_progress")
+        }
         assert fired(guard(**off), [*self.falling[:60], *[99.0] * 9, math.nan]) == []
 
     def test_the_strongest_action_counts(self):
         watching = guard(dead_gradient={"steps": 1, "action": "stop"}, loss_spike={"steps": 1})
-        earlier = [watching.observe(StepMetrics(step, loss=loss, grad_norm=1.0)) for step, loss in enumerate(self.falling, start=1)]
+        earlier = [
+            watching.observe(StepMetrics(step, loss=loss, grad_norm=1.0))
+            for step, loss in enumerate(self.falling, start=1)
+        ]
         assert not any(earlier)
         findings = watching.observe(StepMetrics(101, loss=99.0, grad_norm=0.0))
-        assert [(finding.rule, finding.action) for finding in findings] == [("dead_gradient", "stop"), ("loss_spike", "roll_back")]
+        assert [(finding.rule, finding.action) for finding in findings] == [
+            ("dead_gradient", "stop"),
+            ("loss_spike", "roll_back"),
+        ]
 
     numbers = st.floats(0.0, 50.0) | st.sampled_from([math.nan, math.inf])
 
     @settings(max_examples=50, deadline=None)
     @given(st.lists(st.tuples(numbers, numbers, st.none() | numbers), min_size=2, max_size=150), st.data())
     def test_a_guard_that_replays_the_log_continues_as_if_it_had_watched(self, seen, data):
-        rules = {"dead_gradient": {"steps": 3}, "loss_spike": {"window": 10}, "no_progress": {"min_steps": 8}, "overfitting": {"looks": 1}}
+        rules = {
+            "dead_gradient": {"steps": 3},
+            "loss_spike": {"window": 10},
+            "no_progress": {"min_steps": 8},
+            "overfitting": {"looks": 1},
+        }
         lines = []
         for step, (loss, norm, validation) in enumerate(seen, start=1):
             lines.append({"step": step, "loss": loss, "grad_norm": norm})
@@ -160,7 +190,10 @@ class TestRules:
 FIRING: dict[str, tuple[dict[str, object], list[dict[str, float]]]] = {
     "non_finite": ({}, [{"loss": 1.0}, {"loss": math.nan}]),
     "loss_spike": ({"window": 10, "steps": 1}, [*[{"loss": 1.0}] * 30, {"loss": 99.0}]),
-    "exploding_gradient": ({"window": 10, "steps": 1}, [*[{"loss": 1.0, "grad_norm": 1.0}] * 30, {"loss": 1.0, "grad_norm": 1e4}]),
+    "exploding_gradient": (
+        {"window": 10, "steps": 1},
+        [*[{"loss": 1.0, "grad_norm": 1.0}] * 30, {"loss": 1.0, "grad_norm": 1e4}],
+    ),
     "dead_gradient": ({"steps": 3}, [{"loss": 1.0, "grad_norm": 1e-9}] * 3),
     "no_progress": ({"min_steps": 8, "share": 0.08}, [{"loss": 1.0}] * 8),
     "overfitting": ({"looks": 1}, [{"validation_loss": 1.0}, {"validation_loss": 2.0}]),
@@ -170,22 +203,30 @@ FIRING: dict[str, tuple[dict[str, object], list[dict[str, float]]]] = {
 
 @pytest.mark.parametrize("rule", FIRING)
 @pytest.mark.parametrize("action", ["off", "warn", "roll_back", "stop"])
-def test_each_rule_is_followed_by_the_action_that_the_yaml_gives_it(rule: str, action: str, tmp_path: Path) -> None:
+def test_each_rule_is_followed_by_the_action_that_the_yaml_gives_it(
+    rule: str, action: str, tmp_path: Path
+) -> None:
     thresholds, lines = FIRING[rule]
     if (rule, action) == ("idle", "roll_back"):
         with pytest.raises(ValidationError, match="'off', 'warn' or 'stop'"):
             GuardsSettings.model_validate({rule: {"action": action}})
         return
-    chosen = TrainingSettings.model_validate({"guards": {rule: {**thresholds, "action": action}}, "learning_rate": 1e-3, "track": []})
+    chosen = TrainingSettings.model_validate(
+        {"guards": {rule: {**thresholds, "action": action}}, "learning_rate": 1e-3, "track": []}
+    )
     history, meter = RunHistory(tmp_path), Meter(np.full(100, 8), np.full(100, 8.0), None)
-    recorder = StepRecorder(StepLog(tmp_path / STEP_LOG, 0), Trackers([], tmp_path, 0, {}, QUIET), meter, QUIET)
+    recorder = StepRecorder(
+        StepLog(tmp_path / STEP_LOG, 0), Trackers([], tmp_path, 0, {}, QUIET), meter, QUIET
+    )
     watching = GuardActions(chosen, recorder, history, num_steps=100, resumable=False)
     last = len(lines)
     for step, line in enumerate(lines[:-1], start=1):
         watching.check({"step": step, **line})
     assert recorder.log.lines == [] and history.incidents == []
     error = (
-        IdleError if rule == "idle" else {"roll_back": RolledBack, "stop": None if rule == "overfitting" else DivergenceError}.get(action)
+        IdleError
+        if rule == "idle"
+        else {"roll_back": RolledBack, "stop": None if rule == "overfitting" else DivergenceError}.get(action)
     )
     if action in ("roll_back", "stop") and error is not None:
         with pytest.raises(error) as raised:
@@ -199,11 +240,18 @@ def test_each_rule_is_followed_by_the_action_that_the_yaml_gives_it(rule: str, a
         assert (logged, history.incidents) == ([(rule, last)], [])
     elif action == "roll_back":
         [incident] = history.incidents
-        assert (incident.kind, incident.rule, incident.step, incident.learning_rate) == ("roll_back", rule, last, 5e-4)
+        assert (incident.kind, incident.rule, incident.step, incident.learning_rate) == (
+            "roll_back",
+            rule,
+            last,
+            5e-4,
+        )
     elif rule == "overfitting":
         assert logged == [("early_stop", last)] and history.end_step == last
     else:
-        assert logged == [(rule, last)] and f"training stopped at step {last} by its guard {rule}: " in str(raised.value)
+        assert logged == [(rule, last)] and f"training stopped at step {last} by its guard {rule}: " in str(
+            raised.value
+        )
         assert classify(raised.value) == ("infrastructure" if rule == "idle" else "divergence")
 
 
@@ -214,7 +262,12 @@ class TestRunHistory:
         history.add(Incident("out_of_memory", 9, 6, "memory ran out", 4.5, micro_batch_size=4))
         again = RunHistory(tmp_path)
         assert again.incidents == history.incidents
-        assert (again.learning_rate, again.micro_batch_size, again.num_roll_backs, again.end_step) == (1e-4, 4, 1, None)
+        assert (again.learning_rate, again.micro_batch_size, again.num_roll_backs, again.end_step) == (
+            1e-4,
+            4,
+            1,
+            None,
+        )
 
     def test_checkpoints_that_a_roll_back_left_behind_are_undone(self, tmp_path):
         history = RunHistory(tmp_path)
@@ -228,15 +281,36 @@ class TestRunHistory:
         assert RunHistory(tmp_path).incidents == []
 
 
-def run(case: Prepared, folder: Path, *, guards: dict | None = None, evaluate_at: tuple[int, ...] | None = None, **changes: object) -> Fit:
-    values = {"epochs": 1.0, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-3, "precision": "fp32", "track": []}
+def run(
+    case: Prepared,
+    folder: Path,
+    *,
+    guards: dict | None = None,
+    evaluate_at: tuple[int, ...] | None = None,
+    **changes: object,
+) -> Fit:
+    values = {
+        "epochs": 1.0,
+        "batch_size": 8,
+        "micro_batch_size": 8,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+        "track": [],
+    }
     values |= {"checkpoint_every_steps": 4, "guards": guards or {}}
     chosen = TrainingSettings.model_validate(values | changes)
     return fine_tune(case.recipe, chosen, 17, folder, QUIET, evaluate_at=evaluate_at)
 
 
-def fault(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.Tensor], torch.Tensor], passes: range, segments: int = 1) -> None:
-    """Spoil the logits of these training passes (1 = the first) of the first segments of a run, as broken hardware or bad rows would."""
+def fault(
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[torch.Tensor], torch.Tensor],
+    passes: range,
+    segments: int = 1,
+) -> None:
+    """Spoil the logits of these training passes (1 = the first) of the first segments of a run, as broken
+    hardware or bad rows would.
+    """
     load, loaded = classification.load_for_training, []
 
     def load_faulty(*args: object, **options: object) -> object:
@@ -267,7 +341,12 @@ class TestRollBack:
         fault(monkeypatch, lambda logits: logits * math.nan, range(14, 15))
         fit = run(tiny, tmp_path, scheduler="constant_with_warmup", warmup_share=0.0)
         [incident] = fit.incidents
-        assert (incident.kind, incident.rule, incident.step, incident.to_step) == ("roll_back", "non_finite", 14, 12)
+        assert (incident.kind, incident.rule, incident.step, incident.to_step) == (
+            "roll_back",
+            "non_finite",
+            14,
+            12,
+        )
         assert incident.learning_rate == 5e-4
         rates = {line["step"]: line["learning_rate"] for line in fit.history if "loss" in line}
         assert list(rates) == list(range(1, fit.num_steps + 1)), "each step once, the spoiled one replaced"
@@ -289,7 +368,10 @@ class TestRollBack:
         assert fit.incidents[0].to_step == 0
         monkeypatch.undo()
         straight = run(tiny, tmp_path / "b", learning_rate=5e-4)
-        assert all(torch.equal(value, fit.model.state_dict()[name]) for name, value in straight.model.state_dict().items())
+        assert all(
+            torch.equal(value, fit.model.state_dict()[name])
+            for name, value in straight.model.state_dict().items()
+        )
 
     def test_a_lasting_spike_rolls_back(self, tiny, tmp_path, monkeypatch):
         fault(monkeypatch, lambda logits: logits * -200, range(26, 31))
@@ -298,7 +380,9 @@ class TestRollBack:
         assert (incident.rule, incident.to_step) == ("loss_spike", 24)
         assert 26 <= incident.step <= 28
 
-    def test_a_fault_that_stays_ends_the_run_and_the_same_command_ends_alike(self, tiny, tmp_path, monkeypatch):
+    def test_a_fault_that_stays_ends_the_run_and_the_same_command_ends_alike(
+        self, tiny, tmp_path, monkeypatch
+    ):
         fault(monkeypatch, lambda logits: logits * math.nan, range(5, 99), segments=99)
         said = []
         for _ in range(2):
@@ -306,9 +390,10 @@ class TestRollBack:
                 run(tiny, tmp_path, checkpoint_every_steps=100)
             said.append(str(error.value))
         assert said[0] == said[1]
-        assert said[0] == (
-            "training stopped at step 5 by its guard non_finite: loss nan, gradient norm nan; 2 roll-backs did not help; "
-            "lower training.learning_rate or use precision fp32"
+        assert (
+            said[0]
+            == "training stopped at step 5 by its guard non_finite: loss nan, gradient norm nan; 2 roll-backs"
+            " did not help; lower training.learning_rate or use precision fp32"
         )
         assert [incident.learning_rate for incident in RunHistory(tmp_path).incidents] == [5e-4, 2.5e-4]
 
@@ -316,7 +401,9 @@ class TestRollBack:
         fault(monkeypatch, lambda logits: logits * math.nan, range(5, 99), segments=99)
         with pytest.raises(DivergenceError, match="1 roll-backs did not help"):
             run(tiny, tmp_path, guards={"max_roll_backs": 1, "rate_factor": 0.1})
-        assert [incident.learning_rate for incident in RunHistory(tmp_path).incidents] == [pytest.approx(1e-4)]
+        assert [incident.learning_rate for incident in RunHistory(tmp_path).incidents] == [
+            pytest.approx(1e-4)
+        ]
 
     def test_a_rule_that_stops_at_once_says_nothing_of_others_roll_backs(self, tiny, tmp_path, monkeypatch):
         fault(monkeypatch, lambda logits: logits * math.nan, range(5, 6))
@@ -347,16 +434,27 @@ class TestStopAndWarn:
     def test_dead_gradients_stop(self, tiny, tmp_path, monkeypatch):
         fault(monkeypatch, lambda logits: logits * 1e-12, range(1, 999))
         with pytest.raises(
-            DivergenceError, match=r"at step 20 by its guard dead_gradient: gradient norm .* since step 1 at a loss of 1\.3"
+            DivergenceError,
+            match=r"at step 20 by its guard dead_gradient: gradient norm .* since step 1 at a loss of 1\.3",
         ):
             run(tiny, tmp_path)
 
     def test_no_progress_stops(self, tiny, tmp_path):
         with pytest.raises(DivergenceError, match="by its guard no_progress: mean loss .* over the last"):
-            run(tiny, tmp_path, learning_rate=1e-9, guards={"no_progress": {"min_steps": 10, "min_fall": 0.05}})
+            run(
+                tiny,
+                tmp_path,
+                learning_rate=1e-9,
+                guards={"no_progress": {"min_steps": 10, "min_fall": 0.05}},
+            )
 
     def test_a_warning_of_no_progress_is_logged_and_training_continues(self, tiny, tmp_path):
-        fit = run(tiny, tmp_path, learning_rate=1e-9, guards={"no_progress": {"min_steps": 10, "min_fall": 0.05, "action": "warn"}})
+        fit = run(
+            tiny,
+            tmp_path,
+            learning_rate=1e-9,
+            guards={"no_progress": {"min_steps": 10, "min_fall": 0.05, "action": "warn"}},
+        )
         assert [line["event"] for line in fit.history if "event" in line] == ["no_progress"]
 
 
@@ -372,9 +470,19 @@ class TestOverfitting:
         return SimpleNamespace(recipe=replace(tiny.recipe, train=rows))
 
     def fit(self, few, folder: Path, action: str, **changes: object) -> Fit:
-        guards = {"overfitting": {"action": action, "factor": 1.05, "looks": 2}, "no_progress": {"action": "off"}}
+        guards = {
+            "overfitting": {"action": action, "factor": 1.05, "looks": 2},
+            "no_progress": {"action": "off"},
+        }
         return run(
-            few, folder, guards=guards, evaluate_at=self.looks, epochs=36.0, learning_rate=2e-2, checkpoint_every_steps=50, **changes
+            few,
+            folder,
+            guards=guards,
+            evaluate_at=self.looks,
+            epochs=36.0,
+            learning_rate=2e-2,
+            checkpoint_every_steps=50,
+            **changes,
         )
 
     def test_warn_continues_and_the_last_weights_are_the_model(self, few, tmp_path):
@@ -387,15 +495,27 @@ class TestOverfitting:
         scored = {line["step"]: line["validation_loss"] for line in fit.history if "validation_loss" in line}
         best = min(scored, key=scored.get)
         assert fit.step == best < fit.num_steps == max(scored) < 120
-        assert [(i.kind, i.rule, i.to_step) for i in fit.incidents] == [("early_stop", "overfitting", fit.num_steps)]
+        assert [(i.kind, i.rule, i.to_step) for i in fit.incidents] == [
+            ("early_stop", "overfitting", fit.num_steps)
+        ]
 
         assert score(fit.model, few.recipe.validation)["loss"] == pytest.approx(scored[best], rel=1e-6)
-        # The same command once more, as after a kill before the artifact was written: nothing is trained, the same model comes out.
+        # The same command once more, as after a kill before the artifact was written: nothing is trained, the
+        # same model comes out.
         resumed = self.fit(few, tmp_path, "stop", keep_best=True)
-        assert (resumed.resumed_from_step, resumed.num_steps, resumed.step) == (fit.num_steps, fit.num_steps, best)
-        assert all(torch.equal(value, resumed.model.state_dict()[name]) for name, value in fit.model.state_dict().items())
+        assert (resumed.resumed_from_step, resumed.num_steps, resumed.step) == (
+            fit.num_steps,
+            fit.num_steps,
+            best,
+        )
+        assert all(
+            torch.equal(value, resumed.model.state_dict()[name])
+            for name, value in fit.model.state_dict().items()
+        )
 
-    def test_roll_back_continues_from_the_best_at_a_lower_rate_and_ends_in_good_order_where_that_does_not_help(self, few, tmp_path):
+    def test_roll_back_continues_from_the_best_at_a_lower_rate_and_ends_in_good_order_where_that_does_not_help(
+        self, few, tmp_path
+    ):
         fit = self.fit(few, tmp_path, "roll_back")
         kinds = [(i.kind, i.rule) for i in fit.incidents]
         assert kinds == [("roll_back", "overfitting")] * 2 + [("early_stop", "overfitting")]
@@ -408,7 +528,13 @@ class TestOverfitting:
 class TestRetention:
     def test_the_newest_and_the_best_are_kept(self, tiny, tmp_path):
         # The validation loss is lowest early on: a rate that wanders off.
-        fit = run(tiny, tmp_path, evaluate_at=(2, 6, 10, 14, 18, 22), learning_rate=0.3, guards={"loss_spike": {"action": "off"}})
+        fit = run(
+            tiny,
+            tmp_path,
+            evaluate_at=(2, 6, 10, 14, 18, 22),
+            learning_rate=0.3,
+            guards={"loss_spike": {"action": "off"}},
+        )
         scored = {line["step"]: line["validation_loss"] for line in fit.history if "validation_loss" in line}
         best = min(scored, key=scored.get)
         kept = {step_of(path) for path in all_checkpoints(tmp_path)}

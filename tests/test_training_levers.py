@@ -1,4 +1,6 @@
-"""What makes a model forget less: distillation from the original, EWC, gradual unfreezing, weights in between. Each does what it says."""
+"""What makes a model forget less: distillation from the original, EWC, gradual unfreezing, weights in
+between. Each does what it says.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,6 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import TrainerCallback
 
-from fullft_assets.engine import distillation, regularization
-from fullft_assets.engine.distillation import DistilledTokenLoss
-from fullft_assets.engine.finetuning import Fit, fine_tune
-from fullft_assets.engine.measuring import measure
 from fullft_assets.errors import DivergenceError, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import layers, precision, token_loss
@@ -26,6 +24,10 @@ from fullft_assets.models.inference import load_causal
 from fullft_assets.models.token_loss import IGNORED, TokenLoss
 from fullft_assets.settings import DistillationSettings, TrainingSettings
 from fullft_assets.store import Manifest
+from fullft_assets.training import distillation, regularization
+from fullft_assets.training.distillation import DistilledTokenLoss
+from fullft_assets.training.finetuning import Fit, fine_tune
+from fullft_assets.training.measuring import measure
 from fullft_assets.workloads import training
 from tests import project as projects
 from tests import small_language_model
@@ -43,9 +45,22 @@ QUIET = Progress(silent=True)
 @pytest.fixture(scope="module")
 def language(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     root = tmp_path_factory.mktemp("language")
-    small_language_model.write(root / "model", [*write_general(root / "general", 30), *(row["text"] for row in licence_rows(80))])
-    snapshot = {"general": {"path": "general", "max_tokens": 500}, "replay": {"path": "general", "share": 0.3}, "max_validation_rows": 6}
-    quick = {"epochs": 2, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 1e-2, "precision": "fp32", "checkpoint_every_steps": 3}
+    small_language_model.write(
+        root / "model", [*write_general(root / "general", 30), *(row["text"] for row in licence_rows(80))]
+    )
+    snapshot = {
+        "general": {"path": "general", "max_tokens": 500},
+        "replay": {"path": "general", "share": 0.3},
+        "max_validation_rows": 6,
+    }
+    quick = {
+        "epochs": 2,
+        "batch_size": 8,
+        "micro_batch_size": 4,
+        "learning_rate": 1e-2,
+        "precision": "fp32",
+        "checkpoint_every_steps": 3,
+    }
     return prepare_language_model(root, rows=80, base_model="model", snapshot=snapshot, training=quick)
 
 
@@ -54,7 +69,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     root = tmp_path_factory.mktemp("encoder")
     write_general(root / "general", 20)
     quick = {"checkpoint_every_steps": 3, "learning_rate": 1e-3, "precision": "fp32"}
-    return prepare(root, tiny=True, snapshot={"general": {"path": "general", "max_tokens": 1_000}}, training=quick)
+    return prepare(
+        root, tiny=True, snapshot={"general": {"path": "general", "max_tokens": 1_000}}, training=quick
+    )
 
 
 def fit(case: Prepared, folder: Path, callbacks: Sequence[TrainerCallback] = (), **changes: Any) -> Fit:
@@ -98,8 +115,12 @@ class TestDistilledTokenLoss:
 
     @pytest.mark.parametrize("tokens", ["replay", "task", "all"])
     @pytest.mark.parametrize("is_fused", [True, False])
-    def test_value_and_gradients(self, models, tokens: str, is_fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(token_loss, "_CHUNK_ELEMENTS", 2 * 7 * 512)  # several chunks of 7 tokens, the last one shorter
+    def test_value_and_gradients(
+        self, models, tokens: str, is_fused: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            token_loss, "_CHUNK_ELEMENTS", 2 * 7 * 512
+        )  # several chunks of 7 tokens, the last one shorter
         student, teacher = models
         generator = torch.Generator().manual_seed(2)
         ids = torch.randint(1, 512, (3, 20), generator=generator)
@@ -135,14 +156,18 @@ class TestDistilledTokenLoss:
         ids = torch.arange(1, 21)[None]
         inputs = {"input_ids": ids, "is_replayed": torch.ones_like(ids, dtype=torch.bool)}
         hard = TokenLoss(model, {"input_ids": ids})
-        DistilledTokenLoss(hard, teacher, DistillationSettings(weight=1.0), "replay").total(model, inputs, ids).backward()
+        DistilledTokenLoss(hard, teacher, DistillationSettings(weight=1.0), "replay").total(
+            model, inputs, ids
+        ).backward()
         assert max(float(parameter.grad.abs().max()) for parameter in model.parameters()) < 1e-4
 
 
 class TestDistillation:
     def test_batches_mark_which_tokens_are_replayed(self, language: Prepared) -> None:
         recipe = language.recipe
-        settings = language.use_case.settings.training.model_copy(update={"distillation": DistillationSettings(weight=1.0)})
+        settings = language.use_case.settings.training.model_copy(
+            update={"distillation": DistillationSettings(weight=1.0)}
+        )
         feed = recipe.prepare(recipe.load(settings), settings, 17, 1).feed
         counts = [(int(batch["is_replayed"].sum()), batch["is_replayed"].numel()) for batch in feed.batches()]
         share = language.snapshot.metadata["num_replay_tokens"] / recipe.training.packing.num_tokens
@@ -150,15 +175,28 @@ class TestDistillation:
         assert 0.25 < share < 0.4
 
     def test_holds_a_language_model_to_the_original(self, language: Prepared, tmp_path: Path) -> None:
-        # The base model is random: what it makes of general text is worth nothing, but it is what is to be kept.
+        # The base model is random: what it makes of general text is worth nothing, but it is what is to be
+        # kept.
         def moved(found: Fit) -> float:
             model, original = found.model, load_causal(language.base_model)
-            ids = torch.tensor([window for document in language.recipe.general.windows for window in document if len(window) == 64][:4])
+            ids = torch.tensor(
+                [
+                    window
+                    for document in language.recipe.general.windows
+                    for window in document
+                    if len(window) == 64
+                ][:4]
+            )
             with torch.no_grad():
-                ours, theirs = (functional.log_softmax(m(input_ids=ids).logits, -1) for m in (model.eval(), original))
+                ours, theirs = (
+                    functional.log_softmax(m(input_ids=ids).logits, -1) for m in (model.eval(), original)
+                )
             return float(functional.kl_div(ours, theirs, reduction="sum", log_target=True))
 
-        plain, held = fit(language, tmp_path), fit(language, tmp_path, distillation={"weight": 1.0, "tokens": "replay"})
+        plain, held = (
+            fit(language, tmp_path),
+            fit(language, tmp_path, distillation={"weight": 1.0, "tokens": "replay"}),
+        )
         assert moved(held) < 0.5 * moved(plain)
 
     def test_holds_an_encoders_representations(self, encoder: Prepared, tmp_path: Path) -> None:
@@ -168,7 +206,13 @@ class TestDistillation:
     def test_does_not_depend_on_the_size_of_a_pass(self, language: Prepared, tmp_path: Path) -> None:
         losses = []
         for size in (8, 2):
-            found = fit(language, tmp_path, micro_batch_size=size, epochs=0.5, distillation={"weight": 0.5, "tokens": "all"})
+            found = fit(
+                language,
+                tmp_path,
+                micro_batch_size=size,
+                epochs=0.5,
+                distillation={"weight": 0.5, "tokens": "all"},
+            )
             losses.append([line["loss"] for line in found.history if "loss" in line])
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
@@ -178,18 +222,26 @@ class TestEwc:
         recipe, settings = language.recipe, language.use_case.settings.training
         model = recipe.load_original(settings)
         found = regularization.fisher(recipe, model, 17)
-        assert sum(float(v.sum()) for v in found.values()) == pytest.approx(sum(v.numel() for v in found.values()), rel=1e-3)
+        assert sum(float(v.sum()) for v in found.values()) == pytest.approx(
+            sum(v.numel() for v in found.values()), rel=1e-3
+        )
         name, expected = "model.layers.1.mlp.up_proj.weight", 0
         replayed = recipe.training.windows[recipe.training.num_task_windows :]
         for window in replayed:
             model.zero_grad()
             ids = torch.tensor([window])
-            functional.cross_entropy(model(input_ids=ids).logits[0, :-1], ids[0, 1:], reduction="sum").backward()
+            functional.cross_entropy(
+                model(input_ids=ids).logits[0, :-1], ids[0, 1:], reduction="sum"
+            ).backward()
             expected = expected + dict(model.named_parameters())[name].grad.square()
-        assert torch.allclose(found[name] / found[name].sum(), expected / expected.sum(), rtol=1e-3, atol=1e-9)
+        assert torch.allclose(
+            found[name] / found[name].sum(), expected / expected.sum(), rtol=1e-3, atol=1e-9
+        )
 
     def test_of_an_encoder_comes_from_its_representations(self, encoder: Prepared) -> None:
-        found = regularization.fisher(encoder.recipe, encoder.recipe.load_original(encoder.use_case.settings.training), 17)
+        found = regularization.fisher(
+            encoder.recipe, encoder.recipe.load_original(encoder.use_case.settings.training), 17
+        )
         # The new head has no part in it, and there is no pooler, which would read no mean.
         assert not found["classifier.weight"].any() and "bert.pooler.dense.weight" not in found
         assert found["bert.encoder.layer.1.output.dense.weight"].any()
@@ -211,16 +263,25 @@ class TestEwc:
 
     def test_without_general_text_is_refused(self, tmp_path: Path) -> None:
         case = prepare(tmp_path, tiny=True)
-        with pytest.raises(SettingsError, match="training.ewc: neither snapshot.replay nor snapshot.general has a text"):
+        with pytest.raises(
+            SettingsError, match="training.ewc: neither snapshot.replay nor snapshot.general has a text"
+        ):
             fit(case, tmp_path / "work", ewc=1.0)
         case.project.configure(base_model="model", training={"ewc": 1.0})
         with pytest.raises(
-            SettingsError, match="training.ewc: needs general text to tell which weights matter to it; give snapshot.general a"
+            SettingsError,
+            match=(
+                "training.ewc: needs general text to tell which weights matter to it; give snapshot.general a"
+            ),
         ):
             case.project.use_case()
 
     def test_a_plan_holds_its_memory_too(self, encoder: Prepared) -> None:
-        job = encoder.job("pilot_run", "with all", training={"ewc": 1.0, "l2_sp": 0.1, "distillation": DistillationSettings()})
+        job = encoder.job(
+            "pilot_run",
+            "with all",
+            training={"ewc": 1.0, "l2_sp": 0.1, "distillation": DistillationSettings()},
+        )
         assert measure(encoder.recipe, job.settings, 1)[0].predicted_seconds > 0
 
 
@@ -233,19 +294,31 @@ class _Trained(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         names = [name for name, _ in model.named_parameters()]
         count = layers.num_layers(names)
-        self.depths[state.global_step] = {layers.depth(name, count) for name, value in model.named_parameters() if value.grad is not None}
+        self.depths[state.global_step] = {
+            layers.depth(name, count) for name, value in model.named_parameters() if value.grad is not None
+        }
 
 
 class TestUnfreezing:
     def test_one_more_layer_after_each_share_of_the_steps(self, encoder: Prepared, tmp_path: Path) -> None:
         seen = _Trained()
         found = fit(encoder, tmp_path, [seen], unfreeze_share=0.25, weight_decay=0.1)
-        expected = {step: {3, 2, 1, 0} - set(range(3 - int(step / (0.25 * found.num_steps)))) for step in range(found.num_steps)}
+        expected = {
+            step: {3, 2, 1, 0} - set(range(3 - int(step / (0.25 * found.num_steps))))
+            for step in range(found.num_steps)
+        }
         assert seen.depths == expected and {len(depths) for depths in expected.values()} == {1, 2, 3, 4}
         assert found.model.num_parameters(only_trainable=True) == found.model.num_parameters()
 
     def test_what_is_not_trained_yet_does_not_move(self, encoder: Prepared, tmp_path: Path) -> None:
-        found = fit(encoder, tmp_path, unfreeze_share=0.3, weight_decay=0.1, guards={"no_progress": {"action": "off"}}, epochs=1.0)
+        found = fit(
+            encoder,
+            tmp_path,
+            unfreeze_share=0.3,
+            weight_decay=0.1,
+            guards={"no_progress": {"action": "off"}},
+            epochs=1.0,
+        )
         assert found.num_steps > 10
         start = load_file(encoder.base_model / "model.safetensors")
         moved = {
@@ -255,7 +328,11 @@ class TestUnfreezing:
         }
         assert all(moved.values())
         held = layers.Unfreezing(found.model, 0.3, found.num_steps)
-        assert [held.lowest(step) for step in (0, int(0.31 * found.num_steps) + 1, found.num_steps - 1)] == [3, 2, 0]
+        assert [held.lowest(step) for step in (0, int(0.31 * found.num_steps) + 1, found.num_steps - 1)] == [
+            3,
+            2,
+            0,
+        ]
 
     def test_a_tied_head_waits_with_the_embeddings(self, language: Prepared, tmp_path: Path) -> None:
         seen = _Trained()
@@ -269,7 +346,10 @@ class TestUnfreezing:
 
     def test_a_share_too_large_is_one_line(self, encoder: Prepared, tmp_path: Path) -> None:
         with pytest.raises(
-            SettingsError, match=r"^training.unfreeze_share: with 0.4 the lowest weights are never trained; give at most 0.25"
+            SettingsError,
+            match=(
+                r"^training.unfreeze_share: with 0.4 the lowest weights are never trained; give at most 0.25"
+            ),
         ):
             fit(encoder, tmp_path, unfreeze_share=0.4)
 
@@ -280,14 +360,18 @@ class TestUnfreezing:
             parameter.grad = torch.ones_like(parameter)
         held.drop(model, 30)
         count = layers.num_layers(name for name, _ in model.named_parameters())
-        assert {layers.depth(name, count) for name, value in model.named_parameters() if value.grad is not None} == {2, 3}
+        assert {
+            layers.depth(name, count) for name, value in model.named_parameters() if value.grad is not None
+        } == {2, 3}
 
 
 class TestWeightsInBetween:
     def test_the_best_within_the_budget_is_chosen(self, encoder: Prepared) -> None:
         free = train(encoder, "all", wise_ft=[0.25, 0.5, 1.0], epochs=2.0)
         scores = {line["alpha"]: line for line in free.metadata["wise_ft_scores"]}
-        assert free.metadata["wise_ft_alpha"] == min(scores, key=lambda alpha: scores[alpha]["validation_loss"])
+        assert free.metadata["wise_ft_alpha"] == min(
+            scores, key=lambda alpha: scores[alpha]["validation_loss"]
+        )
         assert scores[0.25]["general_rise"] < scores[0.5]["general_rise"] < scores[1.0]["general_rise"]
         budget = (scores[0.25]["general_rise"] + scores[0.5]["general_rise"]) / 2
         made = train(encoder, "within", wise_ft=[0.25, 0.5, 1.0], epochs=2.0, max_general_rise=budget)
@@ -304,15 +388,22 @@ class TestWeightsInBetween:
             start = base.get(name)
             wanted = tuned[name] if start is None else 0.75 * start + 0.25 * tuned[name]
             assert torch.allclose(value, wanted, atol=1e-6), name
-        heads = [load_file(encoder.store.folder(each) / "model" / "2_Dense" / "model.safetensors") for each in (made, whole)]
+        heads = [
+            load_file(encoder.store.folder(each) / "model" / "2_Dense" / "model.safetensors")
+            for each in (made, whole)
+        ]
         assert torch.equal(heads[0]["linear.weight"], heads[1]["linear.weight"])
 
     def test_none_within_the_budget_is_one_line(self, encoder: Prepared) -> None:
-        with pytest.raises(DivergenceError, match="no scored weights, .* are within training.max_general_rise"):
+        with pytest.raises(
+            DivergenceError, match="no scored weights, .* are within training.max_general_rise"
+        ):
             train(encoder, "none", wise_ft=[1.0], max_general_rise=1e-9)
 
     @pytest.mark.parametrize("optimizer", ["adamw", "adafactor_in_backward"])
-    def test_what_only_steps_need_is_freed_before(self, encoder: Prepared, tmp_path: Path, optimizer: str) -> None:
+    def test_what_only_steps_need_is_freed_before(
+        self, encoder: Prepared, tmp_path: Path, optimizer: str
+    ) -> None:
         held: list[tuple[int, int]] = []
         seen = _Optimizer()
 
@@ -320,16 +411,33 @@ class TestWeightsInBetween:
             def load_original(self, settings: TrainingSettings) -> Any:
                 if seen.optimizer is not None:  # the anchors' own come before training
                     gc.collect()
-                    held.append((len(seen.optimizer.state), sum(isinstance(found, layers.Anchor) for found in gc.get_objects())))
+                    held.append(
+                        (
+                            len(seen.optimizer.state),
+                            sum(isinstance(found, layers.Anchor) for found in gc.get_objects()),
+                        )
+                    )
                 return super().load_original(settings)
 
-        recipe = Watched(**{field.name: getattr(encoder.recipe, field.name) for field in fields(encoder.recipe)})
+        recipe = Watched(
+            **{field.name: getattr(encoder.recipe, field.name) for field in fields(encoder.recipe)}
+        )
         changes = {"optimizer": optimizer, "epochs": 1.0}
         # The one holds anchors; the other steps in the backward pass, without any.
-        changes |= {"l2_sp": 0.01} if optimizer == "adamw" else {"micro_batch_size": encoder.use_case.settings.training.batch_size}
+        changes |= (
+            {"l2_sp": 0.01}
+            if optimizer == "adamw"
+            else {"micro_batch_size": encoder.use_case.settings.training.batch_size}
+        )
         settings = encoder.use_case.settings.training.model_dump() | changes
         found = fine_tune(
-            recipe, TrainingSettings.model_validate(settings | {"wise_ft": [1.0]}), 17, tmp_path, QUIET, resumable=False, callbacks=[seen]
+            recipe,
+            TrainingSettings.model_validate(settings | {"wise_ft": [1.0]}),
+            17,
+            tmp_path,
+            QUIET,
+            resumable=False,
+            callbacks=[seen],
         )
         assert seen.num_states > 10 and held == [(0, 0)]
         plain = fit(encoder, tmp_path, **changes).model.state_dict()
@@ -338,26 +446,42 @@ class TestWeightsInBetween:
     def test_the_check_on_overfitting_judges_the_saved_model(self, encoder: Prepared) -> None:
         made = train(encoder, "judged", wise_ft=[0.25], epochs=2.0)
         (chosen,) = made.metadata["wise_ft_scores"]
-        assert made.check("is_not_overfitted").metadata["validation_loss"] == chosen["validation_loss"] == made.metadata["validation_loss"]
+        assert (
+            made.check("is_not_overfitted").metadata["validation_loss"]
+            == chosen["validation_loss"]
+            == made.metadata["validation_loss"]
+        )
 
-    def test_a_language_models_tied_head_is_interpolated_as_well(self, language: Prepared, tmp_path: Path) -> None:
+    def test_a_language_models_tied_head_is_interpolated_as_well(
+        self, language: Prepared, tmp_path: Path
+    ) -> None:
         found = fit(language, tmp_path, wise_ft=[0.5], epochs=0.5)
         tuned = fit(language, tmp_path, epochs=0.5)
         base = dict(load_causal(language.base_model).named_parameters())
         ours = dict(tuned.model.named_parameters())
-        assert all(torch.allclose(value, (base[name] + ours[name]) / 2, atol=1e-6) for name, value in found.model.named_parameters())
+        assert all(
+            torch.allclose(value, (base[name] + ours[name]) / 2, atol=1e-6)
+            for name, value in found.model.named_parameters()
+        )
         assert found.interpolated.alpha == 0.5
 
 
 @pytest.mark.parametrize("chosen", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["language", "encoder"])
-def test_scores_are_computed_in_the_precision_of_the_training(name: str, chosen: str, request, tmp_path: Path, monkeypatch) -> None:
-    """Also where the machine is good at another: it would decide on the best checkpoint, the budget and the weights in between."""
+def test_scores_are_computed_in_the_precision_of_the_training(
+    name: str, chosen: str, request, tmp_path: Path, monkeypatch
+) -> None:
+    """Also where the machine is good at another: it would decide on the best checkpoint, the budget and the
+    weights in between.
+    """
     found = []
     for has_bf16 in (False, True):
         monkeypatch.setattr(precision, "_cpu_has_bf16_matrix_units", lambda has_bf16=has_bf16: has_bf16)
         done = fit(request.getfixturevalue(name), tmp_path, epochs=0.3, wise_ft=[0.5], precision=chosen)
-        scored = [{key: line[key] for key in line if key.startswith(("validation_", "general_"))} for line in done.history]
+        scored = [
+            {key: line[key] for key in line if key.startswith(("validation_", "general_"))}
+            for line in done.history
+        ]
         found.append([done.scores, *filter(None, scored)])
     assert found[0] == found[1] and any("validation_loss" in scores for scores in found[0][1:])
 
@@ -365,28 +489,45 @@ def test_scores_are_computed_in_the_precision_of_the_training(name: str, chosen:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"distillation": {"tokens": "replay"}}, "training.distillation.tokens: replay names documents that snapshot.replay does not"),
-        ({"distillation": {"weight": 1}}, "training.distillation.weight: 1 leaves nothing to learn of the task itself"),
+        (
+            {"distillation": {"tokens": "replay"}},
+            "training.distillation.tokens: replay names documents that snapshot.replay does not",
+        ),
+        (
+            {"distillation": {"weight": 1}},
+            "training.distillation.weight: 1 leaves nothing to learn of the task itself",
+        ),
         ({"wise_ft": [0.5, 0.5]}, "training.wise_ft.1: 0.5 is listed twice; remove one"),
         ({"wise_ft": [0]}, "training.wise_ft.0: 0 is not"),
     ],
 )
 def test_what_contradicts_itself_is_one_line(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
     examples = {"task": "language_modeling", "label": None, "labels": None}
-    project = projects.create(tmp_path, rows=0, training=changes, examples=examples, chunks={"max_windows": None, "stride": 0})
+    project = projects.create(
+        tmp_path, rows=0, training=changes, examples=examples, chunks={"max_windows": None, "stride": 0}
+    )
     with pytest.raises(SettingsError, match=line):
         project.use_case()
 
 
 def test_a_classifiers_distillation_takes_no_tokens_and_no_temperature(tmp_path: Path) -> None:
-    project = projects.create(tmp_path, rows=0, training={"distillation": {"tokens": "task", "temperature": 2}})
+    project = projects.create(
+        tmp_path, rows=0, training={"distillation": {"tokens": "task", "temperature": 2}}
+    )
     with pytest.raises(SettingsError) as raised:
         project.use_case()
     for key in ("tokens", "temperature"):
         assert f"training.distillation.{key}: is for the tasks sft and language_modeling" in str(raised.value)
 
 
-ALL = {"distillation": {"weight": 0.7}, "ewc": 0.5, "l2_sp": 0.01, "unfreeze_share": 0.2, "layer_decay": 0.9, "wise_ft": [0.5, 1.0]}
+ALL = {
+    "distillation": {"weight": 0.7},
+    "ewc": 0.5,
+    "l2_sp": 0.01,
+    "unfreeze_share": 0.2,
+    "layer_decay": 0.9,
+    "wise_ft": [0.5, 1.0],
+}
 
 
 @pytest.mark.slow
@@ -401,7 +542,11 @@ def test_all_together_survive_kills(name: str, request: pytest.FixtureRequest) -
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_with_all_of_them(language: Prepared) -> None:
-    changes = dict(TrainingSettings.model_validate(language.use_case.settings.training.model_dump() | ALL | {"epochs": 1.0}))
+    changes = dict(
+        TrainingSettings.model_validate(
+            language.use_case.settings.training.model_dump() | ALL | {"epochs": 1.0}
+        )
+    )
     one = Run(language, "one", training=changes)
     two = Run(language, "two", processes=2, training=changes, launcher={"processes": 2})
     for run in (one, two):

@@ -1,4 +1,6 @@
-"""What is seen of a training run: the step log, TensorBoard's event files, an MLflow store, sparse progress with the time left."""
+"""What is seen of a training run: the step log, TensorBoard's event files, an MLflow store, sparse progress
+with the time left.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,18 @@ import pytest
 import torch
 
 from fullft_assets.assets.training import _curves
-from fullft_assets.engine import segment, throughput, trackers
-from fullft_assets.engine.checkpoints import STEP_LOG, StepLog
-from fullft_assets.engine.finetuning import Fit, fine_tune
-from fullft_assets.engine.guard_actions import GuardActions, RolledBack
-from fullft_assets.engine.recorder import StepRecorder
-from fullft_assets.engine.run_history import RunHistory
-from fullft_assets.engine.throughput import Meter, ModelShape, step_flops
-from fullft_assets.engine.trackers import Trackers, scalars
 from fullft_assets.errors import Interrupted, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.hardware import peak_flops
 from fullft_assets.settings import TrainingSettings
+from fullft_assets.training import segment, throughput, trackers
+from fullft_assets.training.checkpoints import STEP_LOG, StepLog
+from fullft_assets.training.finetuning import Fit, fine_tune
+from fullft_assets.training.guard_actions import GuardActions, RolledBack
+from fullft_assets.training.recorder import StepRecorder
+from fullft_assets.training.run_history import RunHistory
+from fullft_assets.training.throughput import Meter, ModelShape, step_flops
+from fullft_assets.training.trackers import Trackers, scalars
 from fullft_assets.workloads.training import work
 from tests.optimizer_steps import Stopping
 from tests.prepared import Prepared, prepare
@@ -38,7 +40,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 
 def train(case: Prepared, folder: Path, progress: Progress | None = None, **changes: object) -> Fit:
-    values = {"epochs": 1.0, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"}
+    values = {
+        "epochs": 1.0,
+        "batch_size": 8,
+        "micro_batch_size": 8,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+    }
     chosen = TrainingSettings.model_validate(values | changes)
     return fine_tune(case.recipe, chosen, 17, folder, progress or Progress(silent=True))
 
@@ -55,14 +63,19 @@ def event_values(folder: Path) -> dict[str, dict[int, float]]:
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
-    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+    return {
+        tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]
+    }
 
 
 def _recorder(folder: Path) -> StepRecorder:
     """The recorder of a run of nine steps, without the run."""
     quiet = Progress(silent=True)
     return StepRecorder(
-        StepLog(folder / STEP_LOG, 0), Trackers([], folder, 0, {}, quiet), Meter(np.full(9, 8), np.full(9, 8.0), None), quiet
+        StepLog(folder / STEP_LOG, 0),
+        Trackers([], folder, 0, {}, quiet),
+        Meter(np.full(9, 8), np.full(9, 8.0), None),
+        quiet,
     )
 
 
@@ -98,7 +111,9 @@ class TestStepLog:
         monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2**30)
         recorder.meter.start()
         recorder.meter.waited(1e6)
-        line = recorder.record_step(1, 2, {"loss": 1.0, "grad_norm": 1.0, "learning_rate": 1e-3}, is_fp16=False)
+        line = recorder.record_step(
+            1, 2, {"loss": 1.0, "grad_norm": 1.0, "learning_rate": 1e-3}, is_fp16=False
+        )
         assert recorder.log.lines == [line]
         assert line["data_wait_share"] > 0.9 and line["memory_gib"] == 1
 
@@ -118,8 +133,12 @@ class TestStepLog:
     def test_an_infinite_norm_is_no_divergence_in_fp16_alone(self, tmp_path, is_fp16):
         """There the loss scaler tries a scale, and skips the step that overflows."""
         recorder = _recorder(tmp_path)
-        guards = GuardActions(TrainingSettings(), recorder, RunHistory(tmp_path), num_steps=9, resumable=False)
-        line = recorder.record_step(3, 9, {"loss": 1.0, "grad_norm": math.inf, "learning_rate": 1e-3}, is_fp16=is_fp16)
+        guards = GuardActions(
+            TrainingSettings(), recorder, RunHistory(tmp_path), num_steps=9, resumable=False
+        )
+        line = recorder.record_step(
+            3, 9, {"loss": 1.0, "grad_norm": math.inf, "learning_rate": 1e-3}, is_fp16=is_fp16
+        )
         if is_fp16:
             guards.check(line)
             assert [(line["step"], line["grad_norm"]) for line in recorder.log.lines] == [(3, None)]
@@ -129,7 +148,9 @@ class TestStepLog:
 
     def test_track_changes_neither_weights_nor_log(self, tiny, tmp_path):
         one, other = train(tiny, tmp_path / "a", track=[]), train(tiny, tmp_path / "b", track=["tensorboard"])
-        assert all((value == other.model.state_dict()[name]).all() for name, value in one.model.state_dict().items())
+        assert all(
+            (value == other.model.state_dict()[name]).all() for name, value in one.model.state_dict().items()
+        )
         assert not (tmp_path / "a" / "tensorboard").exists()
 
 
@@ -139,13 +160,21 @@ class TestTensorBoard:
         found = event_values(tmp_path / "tensorboard")
         logged = {line["step"]: line["loss"] for line in fit.history if "loss" in line}
         assert set(found) == {
-            *("train/loss", "train/grad_norm", "train/learning_rate", "train/tokens_per_second", "train/memory_gib"),
+            *(
+                "train/loss",
+                "train/grad_norm",
+                "train/learning_rate",
+                "train/tokens_per_second",
+                "train/memory_gib",
+            ),
             *("validation/loss", "validation/accuracy", "validation/macro_f1"),
         }
         assert found["train/loss"] == pytest.approx(logged, rel=1e-6)
 
     def test_they_lie_beside_the_trained_model(self, tiny):
-        job = tiny.job("finetuned_checkpoint", "events", training={"epochs": 0.5, "batch_size": 8, "micro_batch_size": 8})
+        job = tiny.job(
+            "finetuned_checkpoint", "events", training={"epochs": 0.5, "batch_size": 8, "micro_batch_size": 8}
+        )
         work(job, tiny.store, Progress(silent=True))
         manifest = tiny.store.find(job.case, job.stage, job.key)
         folder = tiny.store.folder(manifest)
@@ -153,7 +182,10 @@ class TestTensorBoard:
         pictures = _curves(tiny.store, manifest)
         assert "data:image/svg+xml;base64," in pictures["loss_curve"].value
         assert manifest.metadata["incidents"] == []
-        assert (manifest.metadata["model_of_step"], manifest.metadata["num_warnings"]) == (manifest.metadata["num_steps"], 0)
+        assert (manifest.metadata["model_of_step"], manifest.metadata["num_warnings"]) == (
+            manifest.metadata["num_steps"],
+            0,
+        )
 
 
 class TestMLflow:
@@ -166,12 +198,16 @@ class TestMLflow:
         return mlflow.MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
 
     def test_a_resumed_run_is_one_run_with_every_step(self, client, tiny, tmp_path):
-        fit = stop_and_resume(tiny, tmp_path / "finetuned_checkpoint" / "k1", 7, track=["mlflow"], learning_rate=3e-3)
+        fit = stop_and_resume(
+            tiny, tmp_path / "finetuned_checkpoint" / "k1", 7, track=["mlflow"], learning_rate=3e-3
+        )
         [run] = client.search_runs(["0"])
         assert run.info.run_name == "finetuned_checkpoint/k1"
         assert run.info.status == "FINISHED"
         assert run.data.params["learning_rate"] == "0.003"
-        history = {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, "train/loss")}
+        history = {
+            metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, "train/loss")
+        }
         assert history == {line["step"]: line["loss"] for line in fit.history if "loss" in line}
         assert client.get_metric_history(run.info.run_id, "validation/macro_f1")
 
@@ -192,11 +228,15 @@ class TestMLflow:
 
     def test_what_is_not_installed_is_refused_before_anything_is_loaded(self, tiny, tmp_path, monkeypatch):
         monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(SettingsError, match=r"training\.track: mlflow is not installed; `pip install mlflow-skinny`"):
+        with pytest.raises(
+            SettingsError, match=r"training\.track: mlflow is not installed; `pip install mlflow-skinny`"
+        ):
             train(tiny, tmp_path, track=["mlflow"])
         said: list[str] = []
         Trackers(["tensorboard"], tmp_path, 0, {}, type("P", (), {"say": staticmethod(said.append)})())
-        assert said == ["tensorboard is not installed: no event files beside metrics.jsonl (extra `tracking`)"]
+        assert said == [
+            "tensorboard is not installed: no event files beside metrics.jsonl (extra `tracking`)"
+        ]
 
 
 class TestProgress:
@@ -208,7 +248,11 @@ class TestProgress:
         for step in range(1, 2_001):
             now[0] += 1.0
             progress.step(step, 2_000, loss=0.5, learning_rate=1e-4, tokens_per_second=512.0, memory_gib=1.5)
-        assert lines[1] == "step 11/2,000 (1%), loss 0.5, learning_rate 0.0001, tokens_per_second 512, memory_gib 1.5, ETA 33 min 9 s"
+        assert (
+            lines[1]
+            == "step 11/2,000 (1%), loss 0.5, learning_rate 0.0001, tokens_per_second 512, memory_gib 1.5,"
+            " ETA 33 min 9 s"
+        )
         assert len(lines) < 200
 
 
@@ -230,13 +274,22 @@ class TestMeter:
     def test_flops_of_a_step_are_six_for_each_weight_and_token_where_all_is_trained(self):
         lengths = np.array([10, 20, 30])
         none = np.zeros(3, int)
-        whole = step_flops(lengths, none, np.array([0, 2, 3]), ModelShape(1_000, 1_000, 0, 0, num_layers=0, hidden=0))
+        whole = step_flops(
+            lengths, none, np.array([0, 2, 3]), ModelShape(1_000, 1_000, 0, 0, num_layers=0, hidden=0)
+        )
         assert whole.tolist() == [6_000 * 30, 6_000 * 30]
-        frozen = step_flops(lengths, none, np.array([0, 3]), ModelShape(1_000, 0, 0, 0, num_layers=2, hidden=8))
+        frozen = step_flops(
+            lengths, none, np.array([0, 3]), ModelShape(1_000, 0, 0, 0, num_layers=2, hidden=8)
+        )
         assert frozen.tolist() == [2_000 * 60 + 192 * 1_400]
 
     def test_the_head_of_a_language_model_costs_where_a_token_is_predicted(self):
-        found = step_flops(np.array([10, 20]), np.array([9, 4]), np.array([0, 1, 2]), ModelShape(0, 0, 500, 500, num_layers=0, hidden=0))
+        found = step_flops(
+            np.array([10, 20]),
+            np.array([9, 4]),
+            np.array([0, 1, 2]),
+            ModelShape(0, 0, 500, 500, num_layers=0, hidden=0),
+        )
         assert found.tolist() == [3_000 * 9, 3_000 * 4]
 
     @pytest.mark.parametrize(
@@ -254,13 +307,32 @@ class TestMeter:
         assert peak_flops(card, precision) == peak
 
     def test_events_and_times_are_no_scalars(self):
-        line = {"step": 3, "seconds": 2.0, "loss": 1, "mfu": 0.4, "note": "x", "validation_loss": 2.0, "general_loss": 3.0}
-        assert scalars(line) == {"train/loss": 1.0, "train/mfu": 0.4, "validation/loss": 2.0, "general/loss": 3.0}
+        line = {
+            "step": 3,
+            "seconds": 2.0,
+            "loss": 1,
+            "mfu": 0.4,
+            "note": "x",
+            "validation_loss": 2.0,
+            "general_loss": 3.0,
+        }
+        assert scalars(line) == {
+            "train/loss": 1.0,
+            "train/mfu": 0.4,
+            "validation/loss": 2.0,
+            "general/loss": 3.0,
+        }
         assert math.isnan(scalars({"step": 1, "loss": math.nan})["train/loss"])
 
 
 def test_the_pilot_leaves_nothing_beside_its_log(tiny, tmp_path):
-    values = {"epochs": 0.3, "batch_size": 8, "micro_batch_size": 8, "precision": "fp32", "track": ["tensorboard"]}
+    values = {
+        "epochs": 0.3,
+        "batch_size": 8,
+        "micro_batch_size": 8,
+        "precision": "fp32",
+        "track": ["tensorboard"],
+    }
     chosen = TrainingSettings.model_validate(values)
     fine_tune(tiny.recipe, chosen, 17, tmp_path, Progress(silent=True), resumable=False)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

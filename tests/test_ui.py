@@ -1,4 +1,5 @@
-"""The UI as a person uses it, in a real browser: from two delivered files to a judged model, then cancelled and killed runs.
+"""The UI as a person uses it, in a real browser: from two delivered files to a judged model, then cancelled
+and killed runs.
 
 The tests build on each other, in the order of this file, on one project.
 """
@@ -28,8 +29,10 @@ from tests.ui import Screen, Services, chromium, wait_for
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 ASSETS = {
-    "raw_documents", "labeled_examples", "quarantined_examples", "tokenized_chunks", "tokenizer_audit", "training_snapshot",
-    "feasibility_plan", "cheaper_baselines", "pilot_run", "finetuned_checkpoint", "evaluation_report", "champion_model",
+    "raw_documents", "labeled_examples", "quarantined_examples", "tokenized_chunks", "tokenizer_audit",
+    "training_snapshot",
+    "feasibility_plan", "cheaper_baselines", "pilot_run", "finetuned_checkpoint", "evaluation_report",
+    "champion_model",
     "production_documents", "batch_predictions", "drift_report", "live_quality", "retraining_decisions",
 }  # fmt: skip
 #: The pilot of such a small project predicts no gain; here it may train nevertheless.
@@ -40,7 +43,11 @@ SECTIONS = {
 }
 #: Longer than any test waits; no checkpoint but the one that a stopped training writes.
 ENDLESS = {"epochs": 1_000, "checkpoint_every_steps": 1_000_000}
-SUCCESS, CANCELED, FAILURE = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE
+SUCCESS, CANCELED, FAILURE = (
+    dg.DagsterRunStatus.SUCCESS,
+    dg.DagsterRunStatus.CANCELED,
+    dg.DagsterRunStatus.FAILURE,
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +58,13 @@ def screen(tmp_path_factory) -> Iterator[Screen]:
         project.deliver("delivery-2.jsonl", projects.licence_rows(200, skip=200))
         settings = project.home / "dagster.yaml"
         # Dead runs give their pool slots back after seconds, not half minutes.
-        settings.write_text(re.sub(r"(poll_interval|free_slots_after_run_end)_seconds: \d+", r"\1_seconds: 3", settings.read_text()))
+        settings.write_text(
+            re.sub(
+                r"(poll_interval|free_slots_after_run_end)_seconds: \d+",
+                r"\1_seconds: 3",
+                settings.read_text(),
+            )
+        )
         services = Services(project)
         try:
             services.start()
@@ -114,7 +127,9 @@ def test_graph_is_one_group_without_a_dialog(screen: Screen):
     screen.shoot("graph-empty")
     screen.open_group("list")
     expect(page.get_by_role("link", name=re.compile("champion_model")).first).to_be_visible()
-    links = page.locator("a[href*='/assets/letters/']").evaluate_all("links => links.map(link => link.pathname)")
+    links = page.locator("a[href*='/assets/letters/']").evaluate_all(
+        "links => links.map(link => link.pathname)"
+    )
     assert {link.rsplit("/", 1)[1] for link in links} == ASSETS
 
 
@@ -122,7 +137,9 @@ def test_no_page_of_another_origin_acts(screen: Screen):
     """What Dagster's own webserver does for each of these requests, and what programs may go on to do."""
     run = 'mutation { setConcurrencyLimit(concurrencyKey: "forged", limit: 7) }'
     key = f"{screen.case}/finetuned_checkpoint"
-    report = f"/report_asset_materialization/{key}?" + urlencode({"metadata": json.dumps({"artifact": "forged"})})
+    report = f"/report_asset_materialization/{key}?" + urlencode(
+        {"metadata": json.dumps({"artifact": "forged"})}
+    )
     evil, json_type = {"Origin": "http://evil.example"}, {"Content-Type": "application/json"}
     body = json.dumps({"query": run}).encode()
     assert screen.answer("GET", f"/graphql?{urlencode({'query': run})}") == 403
@@ -147,9 +164,14 @@ def test_model_job(screen: Screen, made: str):
     screen.open_group()
     expect(page.get_by_text("evaluation_report").first).to_be_visible()
     screen.shoot("graph")
-    done = {key.path[1] for key in screen.instance.all_asset_keys() if screen.instance.get_latest_materialization_event(key)}
+    done = {
+        key.path[1]
+        for key in screen.instance.all_asset_keys()
+        if screen.instance.get_latest_materialization_event(key)
+    }
     assert done >= ASSETS - {
-        "champion_model", "production_documents", "batch_predictions", "drift_report", "live_quality", "retraining_decisions",
+        "champion_model", "production_documents", "batch_predictions", "drift_report", "live_quality",
+        "retraining_decisions",
     }  # fmt: skip
 
 
@@ -157,7 +179,9 @@ def test_one_asset_alone(screen: Screen, made: str):
     page = screen.open_asset("tokenizer_audit")
     run_id = screen.materialize()
     assert screen.finished(run_id, 60) == SUCCESS
-    assert [key.path for key in screen.instance.get_run_by_id(run_id).asset_selection] == [["letters", "tokenizer_audit"]]
+    assert [key.path for key in screen.instance.get_run_by_id(run_id).asset_selection] == [
+        ["letters", "tokenizer_audit"]
+    ]
     page.reload()
     expect(screen.metadata("fertility")).to_have_text(re.compile(r"^\d\.\d+$"))
     screen.shoot("tokenizer-audit")
@@ -169,7 +193,10 @@ def test_evaluation_is_readable_in_the_page(screen: Screen, made: str):
     expect(verdict).to_contain_text(re.compile("romoted"))
     screen.shoot("evaluation-report")
     # A path or digest in the table makes it wider than the page: what matters must be visible nevertheless.
-    text, table = verdict.locator("code").bounding_box(), page.get_by_text("Definition", exact=True).bounding_box()
+    text, table = (
+        verdict.locator("code").bounding_box(),
+        page.get_by_text("Definition", exact=True).bounding_box(),
+    )
     assert text["x"] + text["width"] < table["x"]
     expect(screen.metadata("systems").get_by_role("cell", name="tfidf", exact=True)).to_be_visible()
     screen.metadata("report").get_by_text("Show Markdown").click()
@@ -199,21 +226,30 @@ def test_report_file_opens(screen: Screen, made: str):
 
 
 def _expect_pictures(place, at_least: int) -> None:
-    widths = place.locator("img").evaluate_all("all => Promise.all(all.map(i => i.decode().then(() => i.naturalWidth)))")
+    widths = place.locator("img").evaluate_all(
+        "all => Promise.all(all.map(i => i.decode().then(() => i.naturalWidth)))"
+    )
     assert len(widths) >= at_least
     assert min(widths) > 200
 
 
 def test_checks_say_what_they_found(screen: Screen, made: str):
     page = screen.open_asset("evaluation_report", "checks")
-    for check in ("beats_baselines", "beats_champion", "forgetting_is_within_budget", "score_is_sufficient", "test_set_is_large_enough"):
+    for check in (
+        "beats_baselines",
+        "beats_champion",
+        "forgetting_is_within_budget",
+        "score_is_sufficient",
+        "test_set_is_large_enough",
+    ):
         expect(page.get_by_text(check, exact=True).first).to_be_visible()
     page.get_by_text("beats_baselines", exact=True).first.click()
     expect(page.get_by_text(re.compile("gain over .* is [+-]0"))).to_be_visible()
     screen.shoot("checks")
     page = screen.open_asset("labeled_examples", "checks")
     page.get_by_text("rows_are_accounted_for", exact=True).first.click()
-    # Both batches may have been made at the same time: then Dagster takes neither result for that of the latest materialization.
+    # Both batches may have been made at the same time: then Dagster takes neither result for that of the
+    # latest materialization.
     page.get_by_role("tab", name="Execution history").click()
     expect(page.get_by_text(re.compile(r"200 in = \d+ valid \+ \d+ quarantined")).first).to_be_visible()
 
@@ -222,16 +258,24 @@ def test_backfill_of_two_batches(screen: Screen, ingested: list[str]):
     """Late in this file: the daemon looks at backfills every half minute."""
     assert len(ingested) == 2
     assert screen.instance.get_dynamic_partitions("letters/batch") == ingested
-    assert screen.instance.get_materialized_partitions(dg.AssetKey(["letters", "tokenized_chunks"])) == set(ingested)
+    assert screen.instance.get_materialized_partitions(dg.AssetKey(["letters", "tokenized_chunks"])) == set(
+        ingested
+    )
     runs = screen.instance.get_runs(dg.RunsFilter(job_name="letters_ingest"))
     (backfill,) = {run.tags["dagster/backfill"] for run in runs}
-    wait_for("the end of the backfill", lambda: screen.instance.get_backfill(backfill).status.value == "COMPLETED_SUCCESS", 600)
+    wait_for(
+        "the end of the backfill",
+        lambda: screen.instance.get_backfill(backfill).status.value == "COMPLETED_SUCCESS",
+        600,
+    )
     page = screen.open_asset("labeled_examples", "partitions")
     expect(page.get_by_text(ingested[1]).first).to_be_visible()
     screen.shoot("partitions")
 
 
-@pytest.mark.parametrize("executor", [pytest.param("in_process_executor", marks=pytest.mark.long), "multiprocess_executor"])
+@pytest.mark.parametrize(
+    "executor", [pytest.param("in_process_executor", marks=pytest.mark.long), "multiprocess_executor"]
+)
 def test_no_orphan_of_a_cancelled_or_killed_run(screen: Screen, made: str, executor: str):
     """A YAML edit and a reload in the UI make a training that nobody would wait for."""
     project = screen.services.project
@@ -242,7 +286,9 @@ def test_no_orphan_of_a_cancelled_or_killed_run(screen: Screen, made: str, execu
     screen.reload_definitions()
 
     run_id, worker, family = _train(screen)
-    assert (executor == "in_process_executor") == any(_is_supervisor(process) for process in worker.children())
+    assert (executor == "in_process_executor") == any(
+        _is_supervisor(process) for process in worker.children()
+    )
     page = screen.open(f"runs/{run_id}")
     page.get_by_role("button", name="Terminate").first.click()
     page.get_by_role("dialog").get_by_role("button", name=re.compile("Terminate")).click()
@@ -257,20 +303,37 @@ def test_no_orphan_of_a_cancelled_or_killed_run(screen: Screen, made: str, execu
 
 
 def _train(screen: Screen) -> tuple[str, psutil.Process, list[psutil.Process]]:
-    """Launch the training from its asset's page and wait for its first steps; return run, worker and all its processes."""
+    """Launch the training from its asset's page and wait for its first steps; return run, worker and all its
+    processes.
+    """
     screen.open_asset("finetuned_checkpoint")
     run_id = screen.materialize()
 
     def training() -> tuple[psutil.Process, list[psutil.Process]] | None:
         messages = screen.messages(run_id)
         # A run that follows a killed one first prints what the job of that one said.
-        earlier = [number for number, message in enumerate(messages) if "the attempt of an earlier run has ended" in message]
-        if not any(re.search(r"step [\d,]+/[\d,]+ ", message) for message in messages[earlier[-1] if earlier else 0 :]):
+        earlier = [
+            number
+            for number, message in enumerate(messages)
+            if "the attempt of an earlier run has ended" in message
+        ]
+        if not any(
+            re.search(r"step [\d,]+/[\d,]+ ", message)
+            for message in messages[earlier[-1] if earlier else 0 :]
+        ):
             return None
-        started = next(filter(None, (re.match(r"Started process for run \(pid: (\d+)\)", message) for message in messages)))
+        started = next(
+            filter(
+                None, (re.match(r"Started process for run \(pid: (\d+)\)", message) for message in messages)
+            )
+        )
         worker = psutil.Process(int(started.group(1)))
         family = [worker, *worker.children(recursive=True)]
-        return (worker, family) if any("fullft_assets.workloads.training" in _command(process) for process in family) else None
+        return (
+            (worker, family)
+            if any("fullft_assets.workloads.training" in _command(process) for process in family)
+            else None
+        )
 
     return run_id, *wait_for("the first training steps", training, 600)
 
@@ -286,6 +349,8 @@ def _is_supervisor(process: psutil.Process) -> bool:
 
 
 def _expect_gone(screen: Screen, family: list[psutil.Process]) -> None:
-    """Wait for the end of a run's processes, then look for strangers: a process that forked meanwhile, in a session of its own."""
+    """Wait for the end of a run's processes, then look for strangers: a process that forked meanwhile, in a
+    session of its own.
+    """
     wait_for("the end of the run's processes", lambda: not any(map(is_alive, family)), 180)
     assert screen.services.processes("fullft_assets.workloads") == []

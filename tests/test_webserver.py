@@ -1,4 +1,6 @@
-"""Who may act through the UI: the rules of the guard before Dagster's webserver. test_ui.py asks a real one."""
+"""Who may act through the UI: the rules of the guard before Dagster's webserver. test_ui.py asks a
+real one.
+"""
 
 from __future__ import annotations
 
@@ -17,32 +19,65 @@ REPORT = "/report_asset_materialization/letters/finetuned_checkpoint"
 
 
 def answer(method: str | None, path: str, host: str = "localhost:3000", **headers: str) -> int:
-    """Return the status of a request's answer; without a method it is a websocket's, 101 where it is opened."""
+    """Return the status of a request's answer; without a method it is a websocket's, 101 where it is
+    opened.
+    """
     sent: list[dict[str, Any]] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start" if method else "websocket.accept", "status": 200 if method else 101, "headers": []})
+        await send(
+            {
+                "type": "http.response.start" if method else "websocket.accept",
+                "status": 200 if method else 101,
+                "headers": [],
+            }
+        )
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in {"host": host, **headers}.items()]
-    scope = {"type": "http" if method else "websocket", "path": path, "headers": raw} | ({"method": method} if method else {})
+    raw = [
+        (name.replace("_", "-").encode(), value.encode()) for name, value in {"host": host, **headers}.items()
+    ]
+    scope = {"type": "http" if method else "websocket", "path": path, "headers": raw} | (
+        {"method": method} if method else {}
+    )
     asyncio.run(Guard(app, ["ui.example.com"])(scope, None, send))
     return sent[0].get("status", sent[0].get("code", 101))
 
 
-@pytest.mark.parametrize("host", ["localhost:3000", "127.0.0.1", "[::1]:80", "10.1.2.3:80", "UI.example.com", "ui.example.com:8443"])
+@pytest.mark.parametrize(
+    "host",
+    ["localhost:3000", "127.0.0.1", "[::1]:80", "10.1.2.3:80", "UI.example.com", "ui.example.com:8443"],
+)
 def test_its_own_names_and_addresses_are_answered(host: str) -> None:
     json_body = {name.replace("-", "_"): value for name, value in JSON.items()}
     assert answer("GET", "/server_info", host) == 200
     assert answer("POST", "/graphql", host, **json_body) == 200
-    assert answer("POST", "/graphql", host, origin=f"http://{host.lower()}", sec_fetch_site="same-origin", **json_body) == 200
+    assert (
+        answer(
+            "POST",
+            "/graphql",
+            host,
+            origin=f"http://{host.lower()}",
+            sec_fetch_site="same-origin",
+            **json_body,
+        )
+        == 200
+    )
     assert answer(None, "/graphql", host, origin=f"https://{host}") == 101
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "localhost.evil.example:3000", "ui.example.com.evil.example", "localhost@evil", "", "[::1"]
+    "host",
+    [
+        "evil.example",
+        "localhost.evil.example:3000",
+        "ui.example.com.evil.example",
+        "localhost@evil",
+        "",
+        "[::1",
+    ],
 )
 def test_a_name_that_a_page_had_lead_here_is_refused(host: str) -> None:
     assert answer("GET", "/", host) == 403
@@ -50,16 +85,26 @@ def test_a_name_that_a_page_had_lead_here_is_refused(host: str) -> None:
 
 
 def test_programs_need_no_origin() -> None:
-    assert answer("POST", "/graphql", content_type="application/json; charset=utf-8", content_length="9") == 200
+    assert (
+        answer("POST", "/graphql", content_type="application/json; charset=utf-8", content_length="9") == 200
+    )
     assert answer("POST", REPORT) == answer("POST", REPORT, content_length="0") == 200
     assert answer(None, "/graphql") == 101
     assert answer("GET", "/graphql", accept="text/html,*/*") == 200
 
 
 @pytest.mark.parametrize(
-    "page", [{"origin": "http://evil.example"}, {"origin": "null"}, {"origin": "http://localhost:8080"}, {"sec_fetch_site": "same-site"}]
+    "page",
+    [
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://localhost:8080"},
+        {"sec_fetch_site": "same-site"},
+    ],
 )
-@pytest.mark.parametrize(("method", "path"), [("POST", "/graphql"), ("POST", REPORT), ("DELETE", "/x"), (None, "/graphql")])
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/graphql"), ("POST", REPORT), ("DELETE", "/x"), (None, "/graphql")]
+)
 def test_another_origins_page_changes_nothing(method: str | None, path: str, page: dict[str, str]) -> None:
     body = {} if method is None else {"content_type": "application/json", "content_length": "9"}
     assert answer(method, path, **body) != 403
@@ -67,7 +112,12 @@ def test_another_origins_page_changes_nothing(method: str | None, path: str, pag
 
 
 @pytest.mark.parametrize(
-    "sent", [{}, {"content_type": "text/plain; application/json"}, {"content_type": "application/x-www-form-urlencoded"}]
+    "sent",
+    [
+        {},
+        {"content_type": "text/plain; application/json"},
+        {"content_type": "application/x-www-form-urlencoded"},
+    ],
 )
 def test_graphql_is_json_alone(sent: dict[str, str]) -> None:
     assert answer("POST", "/graphql", **sent) == answer("POST", "/prefix/graphql/", **sent) == 403
@@ -75,7 +125,9 @@ def test_graphql_is_json_alone(sent: dict[str, str]) -> None:
     assert answer("POST", REPORT, transfer_encoding="chunked", **sent) == 403
 
 
-def test_only_pages_of_reports_are_served_and_nothing_in_them_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_pages_of_reports_are_served_and_nothing_in_them_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("FULLFT_STORE", raising=False)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     (tmp_path / "dagster.yaml").write_text("{}")
@@ -95,7 +147,9 @@ def test_only_pages_of_reports_are_served_and_nothing_in_them_runs(tmp_path: Pat
         async def send(message: Any) -> None:
             sent.append(message)
 
-        asyncio.run(with_reports(app)({"type": "http", "method": method, "path": path, "headers": []}, None, send))
+        asyncio.run(
+            with_reports(app)({"type": "http", "method": method, "path": path, "headers": []}, None, send)
+        )
         return sent[0]["status"], sent[1]["body"], dict(sent[0]["headers"])
 
     ref = refs["training_snapshot"]
@@ -105,7 +159,8 @@ def test_only_pages_of_reports_are_served_and_nothing_in_them_runs(tmp_path: Pat
     assert get("/assets")[0] == get(f"/fullft/reports/{ref}/report.html", "POST")[0] == 299, "left to the UI"
     for path in (
         f"{refs['labeled_examples']}/report.html", f"{ref}/manifest.json", f"{ref}/../report.html", f"../../{ref}/report.html",
-        "letters/training_snapshot/../dagster.yaml", "letters/training_snapshot/gone/gone/report.html", "/etc/passwd", "",
+        "letters/training_snapshot/../dagster.yaml", "letters/training_snapshot/gone/gone/report.html",
+        "/etc/passwd", "",
         f"{ref}/report.html\n",
     ):  # fmt: skip
         assert get(f"/fullft/reports/{path}")[0] == 404, path

@@ -1,4 +1,6 @@
-"""The wheel by itself: in an environment with its requirements and the demo's alone, in a project as `create-dagster` makes it."""
+"""The wheel by itself: in an environment with its requirements and the demo's alone, in a project as
+`create-dagster` makes it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from fullft_assets.samples import licences
+from fullft_assets.demos import licences
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -34,8 +36,17 @@ SMALL = {
 
 
 def run(*command: object, cwd: Path, env: dict[str, str] | None = None) -> str:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "DAGSTER_HOME"))}
-    done = subprocess.run([*map(str, command)], cwd=cwd, env={**environment, **(env or {})}, capture_output=True, text=True, check=False)
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "DAGSTER_HOME"))
+    }
+    done = subprocess.run(
+        [*map(str, command)],
+        cwd=cwd,
+        env={**environment, **(env or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-3_000:] + done.stderr[-3_000:]
     return done.stdout + done.stderr
 
@@ -51,7 +62,9 @@ def closure(requirements: list[str]) -> set[str]:
         for extra in ("", *requirement.extras):
             if (key := (canonicalize_name(requirement.name), extra)) not in found:
                 found.add(key)
-                open_ends += [(Requirement(each), extra) for each in importlib.metadata.requires(requirement.name) or []]
+                open_ends += [
+                    (Requirement(each), extra) for each in importlib.metadata.requires(requirement.name) or []
+                ]
     return {name for name, _ in found}
 
 
@@ -64,12 +77,17 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Python of an environment with the wheel and what it needs for the demo: files of this environment, linked, and nothing else."""
+    """Python of an environment with the wheel and what it needs for the demo: files of this environment,
+    linked, and nothing else.
+    """
     folder = tmp_path_factory.mktemp("wheel")
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT, cwd=folder)
     (wheel,) = folder.glob("*.whl")
     run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
-    here, there = Path(sysconfig.get_path("purelib")), next((folder / "venv" / "lib").glob("python*/site-packages"))
+    here, there = (
+        Path(sysconfig.get_path("purelib")),
+        next((folder / "venv" / "lib").glob("python*/site-packages")),
+    )
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for name in closure([*project["dependencies"], *project["optional-dependencies"]["demo"]]):
         for file in importlib.metadata.files(name) or []:
@@ -79,7 +97,18 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 link_or_copy(source, there / file)
     # Refuses where a requirement of the wheel is not there.
     python = folder / "venv" / "bin" / "python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index", f"{wheel}[demo]", cwd=folder)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--quiet",
+        "--no-index",
+        f"{wheel}[demo]",
+        cwd=folder,
+    )
     return python
 
 
@@ -93,10 +122,17 @@ def test_the_demo_runs_in_a_project_of_its_own_without_any_other_extra(python: P
         env={"DAGSTER_HOME": str(tmp_path)},
     )
     project = tmp_path / "letters"
-    installed = run(python, "-c", "import fullft_assets; print(fullft_assets.__path__[0])", cwd=project).strip()
+    installed = run(
+        python, "-c", "import fullft_assets; print(fullft_assets.__path__[0])", cwd=project
+    ).strip()
     assert Path(installed).is_relative_to(python.parents[1])
     others = "'boto3', 'docx', 'dagster_webserver', 'pytest'"
-    run(python, "-c", f"import importlib.util as u; assert not [name for name in ({others}) if u.find_spec(name)]", cwd=project)
+    run(
+        python,
+        "-c",
+        f"import importlib.util as u; assert not [name for name in ({others}) if u.find_spec(name)]",
+        cwd=project,
+    )
 
     # One batch and no windows: a run of the job costs more than the few rows in it.
     use_case = yaml.safe_load(Path(installed, "defs/licences/defs.yaml").read_text())
@@ -106,10 +142,17 @@ def test_the_demo_runs_in_a_project_of_its_own_without_any_other_extra(python: P
     (project / "src/letters/defs/licences").mkdir()
     (project / "src/letters/defs/licences/defs.yaml").write_text(yaml.safe_dump(use_case))
     licences.write(project / "data" / "licences", max_rules=600)
-    env = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "DAGSTER_HOME": str(tmp_path / "home"), "DO_NOT_TRACK": "1"}
+    env = {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "DAGSTER_HOME": str(tmp_path / "home"),
+        "DO_NOT_TRACK": "1",
+    }
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "dagster.yaml").write_bytes((ROOT / "dagster.yaml").read_bytes())
     said = run(python.with_name("fullft"), "run", "licences", cwd=project, env=env)
-    assert re.search(r"^  split +100 train, ", said, re.MULTILINE) and re.search(r"^  verdict ", said, re.MULTILINE)
+    assert re.search(r"^  split +100 train, ", said, re.MULTILINE) and re.search(
+        r"^  verdict ", said, re.MULTILINE
+    )
     assert "needs dagster_webserver; pip install 'fullft-assets[ui]'" in said
     assert (project / "data/licences/documents").is_dir() and not list(Path(installed).rglob("*.manifest"))

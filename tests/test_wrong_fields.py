@@ -1,4 +1,6 @@
-"""A wrong field name, or a group written in two ways, never leaves one patient on both sides of the split unnoticed."""
+"""A wrong field name, or a group written in two ways, never leaves one patient on both sides of the split
+unnoticed.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from tests import project as projects
 pytestmark = pytest.mark.quick
 
 ROWS, PATIENTS = 1_000, 200
-SETTINGS = SnapshotSettings(min_train_rows=20, test_share=0.2, validation_share=0.15, max_heldout_rows_per_group=100)
+SETTINGS = SnapshotSettings(
+    min_train_rows=20, test_share=0.2, validation_share=0.15, max_heldout_rows_per_group=100
+)
 
 Row = dict[str, Any]
 
@@ -31,10 +35,15 @@ Row = dict[str, Any]
 def rows() -> list[Row]:
     """Real texts, five of each patient; equal texts would be left out."""
     texts = list(dict.fromkeys(row["text"] for row in projects.licence_rows(2 * ROWS)))[:ROWS]
-    return [{"text": text, "kind": "ab"[n % 2], "patient": f"P{n % PATIENTS:05}", "true": n % PATIENTS} for n, text in enumerate(texts)]
+    return [
+        {"text": text, "kind": "ab"[n % 2], "patient": f"P{n % PATIENTS:05}", "true": n % PATIENTS}
+        for n, text in enumerate(texts)
+    ]
 
 
-def read(folder: Path, delivered: list[Row], documents: Row | None = None, **chosen: Any) -> examples.Examined:
+def read(
+    folder: Path, delivered: list[Row], documents: Row | None = None, **chosen: Any
+) -> examples.Examined:
     """Read and validate rows as a run does."""
     projects.write_rows(folder / "data/a.jsonl", delivered)
     source = Folder(folder / "data")
@@ -46,7 +55,11 @@ def read(folder: Path, delivered: list[Row], documents: Row | None = None, **cho
 
 def red(examined: examples.Examined) -> dict[str, str]:
     """Return why the batch is held back, by check."""
-    return {check.name: check.description for check in examined.checks if not check.passed and check.severity == "error"}
+    return {
+        check.name: check.description
+        for check in examined.checks
+        if not check.passed and check.severity == "error"
+    }
 
 
 def patients_on_two_sides(examined: examples.Examined, delivered: list[Row]) -> int:
@@ -103,7 +116,10 @@ def lower(row: Row, n: int) -> Row:
 
 
 def numbered(row: Row, n: int) -> Row:
-    return {**row, "patient": (f"{row['true']:05}", row["true"], float(row["true"]), f"{row['true']}.0")[n % 3 + n % 2]}
+    return {
+        **row,
+        "patient": (f"{row['true']:05}", row["true"], float(row["true"]), f"{row['true']}.0")[n % 3 + n % 2],
+    }
 
 
 def same(row: Row, n: int) -> Row:
@@ -151,12 +167,19 @@ def test_a_field_that_no_row_has_holds_the_batch_back(tmp_path: Path, documents:
 
 @pytest.mark.parametrize(
     ("documents", "chosen", "key"),
-    [({"id": "note"}, {}, "documents.id names `note`"), ({}, {"domain": "note"}, "examples.domain names `note`")],
+    [
+        ({"id": "note"}, {}, "documents.id names `note`"),
+        ({}, {"domain": "note"}, "examples.domain names `note`"),
+    ],
 )
-def test_a_field_that_few_rows_have_holds_the_batch_back(tmp_path: Path, documents: Row, chosen: Row, key: str):
+def test_a_field_that_few_rows_have_holds_the_batch_back(
+    tmp_path: Path, documents: Row, chosen: Row, key: str
+):
     delivered = [row | ({"note": f"n{n}"} if n % 20 == 3 else {}) for n, row in enumerate(rows())]
     why = red(read(tmp_path, delivered, documents, **chosen))["named_fields_have_values"]
-    assert why.startswith(f"{key}, in which 50 of the 1,000 rows have a value; `fullft check` lists the fields")
+    assert why.startswith(
+        f"{key}, in which 50 of the 1,000 rows have a value; `fullft check` lists the fields"
+    )
 
 
 def test_rows_without_their_id_or_domain_are_counted_and_named(tmp_path: Path):
@@ -164,10 +187,15 @@ def test_rows_without_their_id_or_domain_are_counted_and_named(tmp_path: Path):
     examined = read(tmp_path, delivered, {"id": "doc"}, domain="ward")
     assert red(examined) == {}
     check = next(check for check in examined.checks if check.name == "named_fields_are_complete")
-    first = f"2 of 1,000 rows have no `doc` ({alias('a.jsonl')}:4, {alias('a.jsonl')}:8): each is called by its file and row"
+    first = (
+        f"2 of 1,000 rows have no `doc` ({alias('a.jsonl')}:4, {alias('a.jsonl')}:8): each is called by its"
+        " file and row"
+    )
     assert not check.passed and check.severity == "warn" and check.description.startswith(first)
     assert "2 of 1,000 rows have no `ward`" in check.description
-    complete = read(tmp_path / "complete", [row | {"doc": f"d{n}"} for n, row in enumerate(rows())], {"id": "doc"})
+    complete = read(
+        tmp_path / "complete", [row | {"doc": f"d{n}"} for n, row in enumerate(rows())], {"id": "doc"}
+    )
     assert next(check for check in complete.checks if check.name == "named_fields_are_complete").passed
 
 
@@ -188,16 +216,24 @@ def test_ten_ways_to_write_a_label_are_one(tmp_path: Path):
     frozen = freeze({"b": seen.valid}, {"b": {"a.jsonl": 1}}, SETTINGS, seed=1)
     from fullft_assets.snapshot.checks import identity_outcomes
 
-    check = next(c for c in identity_outcomes(frozen, ExamplesSettings(label="kind")) if c.name == "labels_have_one_spelling")
+    check = next(
+        c
+        for c in identity_outcomes(frozen, ExamplesSettings(label="kind"))
+        if c.name == "labels_have_one_spelling"
+    )
     assert (check.passed, check.metadata["num_spellings"]) == (False, 3)
     assert "kut" not in check.description, "labels may be texts"
 
 
 @pytest.mark.parametrize("task", ["multi_label", "token_classification"])
 def test_labels_in_lists_and_spans_are_trimmed_and_listed(tmp_path: Path, task: str):
-    kind: Any = ["  AKUT", "NULL", "akut"] if task == "multi_label" else [{"start": 0, "end": 2, "label": "AKUT "}]
+    kind: Any = (
+        ["  AKUT", "NULL", "akut"] if task == "multi_label" else [{"start": 0, "end": 2, "label": "AKUT "}]
+    )
     empty = "NULL"
-    delivered = [{**row, "kind": kind} for row in rows()[:4]] + [{**row, "kind": empty} for row in rows()[4:6]]
+    delivered = [{**row, "kind": kind} for row in rows()[:4]] + [
+        {**row, "kind": empty} for row in rows()[4:6]
+    ]
     examined = read(tmp_path, delivered, labels=["akut", "ruhig"], task=task)
     assert (set(examined.label_counts), len(examined.quarantined)) == ({"akut"}, 2)
 
@@ -210,7 +246,11 @@ def test_missing_values_are_a_setting(tmp_path: Path):
 def test_votes_on_one_label_in_two_spellings_agree(tmp_path: Path):
     def task(values: list[str]) -> Row:
         by = [
-            {"completed_by": n, "result": [{"from_name": "kind", "value": {"choices": [value]}}], "was_cancelled": False}
+            {
+                "completed_by": n,
+                "result": [{"from_name": "kind", "value": {"choices": [value]}}],
+                "was_cancelled": False,
+            }
             for n, value in enumerate(values)
         ]
         return {"data": {"text": "A text.", "patient": "p"}, "annotations": by}

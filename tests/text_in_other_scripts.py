@@ -21,7 +21,11 @@ def messages(language: str) -> list[str]:
         with path.open("rb") as file:
             catalog = vars(gettext.GNUTranslations(file))["_catalog"]
         found |= {" ".join(PLACEHOLDER.sub(" ", text).split()) for key, text in catalog.items() if key}
-    return sorted(text for text in found if 2 * sum(c.isalnum() and not c.isascii() for c in text) > sum(map(str.isalnum, text)))
+    return sorted(
+        text
+        for text in found
+        if 2 * sum(c.isalnum() and not c.isascii() for c in text) > sum(map(str.isalnum, text))
+    )
 
 
 def texts(language: str, num_letters: int) -> list[str]:

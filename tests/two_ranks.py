@@ -1,7 +1,8 @@
-"""Two ranks of a training, forks of this process, in one scene after the other: `python -m tests.two_ranks FOLDER [SCENE ...]`
+"""Two ranks of a training, forks of this process, in one scene after the other: `python -m tests.two_ranks
+FOLDER [SCENE ...]`
 
-What only happens where one rank is behind is made to happen: it waits for a file that the other one leaves. Prints by scene what each rank
-returned; None of one that failed, or waited for ever.
+What only happens where one rank is behind is made to happen: it waits for a file that the other one leaves.
+Prints by scene what each rank returned; None of one that failed, or waited for ever.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from typing import Any
 
 import torch
 
-from fullft_assets.engine import sharding
-from fullft_assets.engine.run_history import Incident, RunHistory
-from fullft_assets.engine.segment import TrainingSegment
 from fullft_assets.errors import Interrupted, StoreError
 from fullft_assets.jobs import read_job
 from fullft_assets.jobs.launch import ERROR_FILE
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import inference
 from fullft_assets.tasks.classification import recipe as classification
+from fullft_assets.training import sharding
+from fullft_assets.training.run_history import Incident, RunHistory
+from fullft_assets.training.segment import TrainingSegment
 from fullft_assets.workloads import entry
 from fullft_assets.workloads.training import work as train_job
 from tests.prepared import prepare
@@ -43,7 +44,9 @@ def main(folder: Path, scenes: list[str]) -> None:
     print(json.dumps({scene: play(folder / scene, SCENES[scene]) for scene in scenes}))
 
 
-def play(folder: Path, scene: Callable[[Path, int], Any], count: int = 2, *, is_one_host: bool = True) -> list[Any]:
+def play(
+    folder: Path, scene: Callable[[Path, int], Any], count: int = 2, *, is_one_host: bool = True
+) -> list[Any]:
     """Play a scene in so many processes, each with its rank, and return what each returned."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -54,9 +57,17 @@ def play(folder: Path, scene: Callable[[Path, int], Any], count: int = 2, *, is_
         child = os.fork()
         if child == 0:
             local, of_host = (rank, count) if is_one_host else (0, 1)
-            places = {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": of_host, "MASTER_PORT": port}
+            places = {
+                "RANK": rank,
+                "LOCAL_RANK": local,
+                "WORLD_SIZE": count,
+                "LOCAL_WORLD_SIZE": of_host,
+                "MASTER_PORT": port,
+            }
             if count > 1:
-                os.environ.update({name: str(value) for name, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"})
+                os.environ.update(
+                    {name: str(value) for name, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"}
+                )
             status = 1
             try:
                 found = scene(folder / "work", rank)
@@ -108,7 +119,11 @@ def roll_back(folder: Path, rank: int) -> Any:
     RunHistory.add, TrainingSegment.__init__ = add_late, build_spoiled
     settings = SETTINGS.model_copy(update={"checkpoint_every_steps": 2})
     done = fit(LLAMA, training(60, marked=True), settings, folder, num_processes=2, resumable=True)
-    return {"segments": segments, "incidents": [(i.kind, i.step, i.to_step) for i in done.incidents], "steps": done.num_steps}
+    return {
+        "segments": segments,
+        "incidents": [(i.kind, i.step, i.to_step) for i in done.incidents],
+        "steps": done.num_steps,
+    }
 
 
 def own_scores(folder: Path, rank: int) -> Any:
@@ -121,8 +136,19 @@ def own_scores(folder: Path, rank: int) -> Any:
 
     Built.score = score
     settings = SETTINGS.model_copy(update={"keep_best": True})
-    done = fit(LLAMA, training(60, marked=True), settings, folder, num_processes=2, resumable=True, evaluate_at=range(1, 5))
-    return {"best": done.step, "scores": [line["validation_loss"] for line in done.history if "validation_loss" in line]}
+    done = fit(
+        LLAMA,
+        training(60, marked=True),
+        settings,
+        folder,
+        num_processes=2,
+        resumable=True,
+        evaluate_at=range(1, 5),
+    )
+    return {
+        "best": done.step,
+        "scores": [line["validation_loss"] for line in done.history if "validation_loss" in line],
+    }
 
 
 def keep_best(folder: Path, rank: int) -> Any:
@@ -138,7 +164,9 @@ def keep_best(folder: Path, rank: int) -> Any:
 
 
 def stop_while_scoring(folder: Path, rank: int) -> Any:
-    """The second rank alone is asked to stop, in a pass of the scoring after step 2, before which it had to halve its batches."""
+    """The second rank alone is asked to stop, in a pass of the scoring after step 2, before which it had to
+    halve its batches.
+    """
     inference.BATCH_TOKENS["cpu"] = 2 * CAPACITY
     progress, passes, score, load = Progress(silent=True), [], Built.score, Built.load
     scored_in: list[int] = []
@@ -173,11 +201,20 @@ def stop_while_scoring(folder: Path, rank: int) -> Any:
     left = sorted(path.name for path in folder.glob("checkpoint-*"))
     done = fit(LLAMA, data, SETTINGS, folder, **options)
     scored = [line["step"] for line in done.history if "validation_loss" in line]
-    return {"passes": passes, "scored_in": scored_in, "said": said, "left": left, "from": done.resumed_from_step, "scored": scored}
+    return {
+        "passes": passes,
+        "scored_in": scored_in,
+        "said": said,
+        "left": left,
+        "from": done.resumed_from_step,
+        "scored": scored,
+    }
 
 
 def wise_ft(folder: Path, rank: int) -> Any:
-    """Counts what is scored and loaded after training; then again, where the second rank alone is asked to stop meanwhile."""
+    """Counts what is scored and loaded after training; then again, where the second rank alone is asked to
+    stop meanwhile.
+    """
     seen: list[str] = []
     progress, score, load = Progress(silent=True), Built.score, Built.load_original
 
@@ -199,13 +236,23 @@ def wise_ft(folder: Path, rank: int) -> Any:
     alone, free = list(seen), TrainingSegment._free_training_state
     TrainingSegment._free_training_state = stop
     try:
-        fit(LLAMA, training(60, marked=True), settings, folder, progress=progress, num_processes=2, resumable=True)
+        fit(
+            LLAMA,
+            training(60, marked=True),
+            settings,
+            folder,
+            progress=progress,
+            num_processes=2,
+            resumable=True,
+        )
     except Interrupted as error:
         return {"alone": alone, "alpha": done.interpolated.alpha, "scores": done.scores, "said": str(error)}
 
 
 def own_disks(folder: Path, rank: int) -> Any:
-    """A training is stopped and goes on where the second rank has a disk of its own, without the checkpoint."""
+    """A training is stopped and goes on where the second rank has a disk of its own, without the
+    checkpoint.
+    """
     stopping, data = Progress(silent=True), training(60, marked=True)
     stopping.stop_requested = True
     with suppress(Interrupted):
@@ -218,10 +265,14 @@ def own_disks(folder: Path, rank: int) -> Any:
 
 
 def out_of_memory(folder: Path, rank: int) -> Any:
-    """The workload on two ranks: from the seventh step on the second one has no room for more than two rows a pass."""
+    """The workload on two ranks: from the seventh step on the second one has no room for more than two rows a
+    pass.
+    """
     root, uri = folder.parent / "case", folder.parent / "uri"
     if rank == 0:
-        case = prepare(root, tiny=True, training={"micro_batch_size": 4, "checkpoint_every_steps": 4, "track": []})
+        case = prepare(
+            root, tiny=True, training={"micro_batch_size": 4, "checkpoint_every_steps": 4, "track": []}
+        )
         aside = uri.with_suffix(".partial")
         aside.write_text(case.job("finetuned_checkpoint", launcher={"processes": 2}).write(case.store))
         aside.replace(uri)
@@ -259,13 +310,26 @@ def _work_in_little_memory(uri: str, rank: int) -> Any:
         "status": status,
         "passes": passes,
         "failure": json.loads(failures.read_text()) if rank == 0 and failures.is_file() else None,
-        "metadata": {name: made.metadata[name] for name in ("incidents", "micro_batch_size", "resumed_from_step")} if made else None,
+        "metadata": (
+            {name: made.metadata[name] for name in ("incidents", "micro_batch_size", "resumed_from_step")}
+            if made
+            else None
+        ),
     }
 
 
 SCENES: dict[str, Callable[[Path, int], Any]] = {
     scene.__name__: scene
-    for scene in (roll_back, own_scores, keep_best, own_disks, stop_while_scoring, wise_ft, out_of_memory, out_of_memory_again)
+    for scene in (
+        roll_back,
+        own_scores,
+        keep_best,
+        own_disks,
+        stop_while_scoring,
+        wise_ft,
+        out_of_memory,
+        out_of_memory_again,
+    )
 }
 
 if __name__ == "__main__":

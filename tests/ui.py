@@ -75,10 +75,24 @@ class Services:
         """Start the services and wait until the webserver answers."""
         # On a fresh home the services race for the schema of the database: one command goes before.
         self._dagster("instance", "info")
-        command = [sys.executable, "-m", "fullft_assets.cli", "ui", "-w", "workspace.yaml", "-p", self.url.rsplit(":", 1)[1]]
+        command = [
+            sys.executable,
+            "-m",
+            "fullft_assets.cli",
+            "ui",
+            "-w",
+            "workspace.yaml",
+            "-p",
+            self.url.rsplit(":", 1)[1],
+        ]
         with self.log.open("wb") as log:
             process = subprocess.Popen(
-                command, cwd=self.project.root, env=self.project.env(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                cwd=self.project.root,
+                env=self.project.env(),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
         def answers() -> bool:
@@ -103,13 +117,22 @@ class Services:
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-                if process.environ().get("DAGSTER_HOME") == str(self.project.home) and command in " ".join(process.cmdline()):
+                if process.environ().get("DAGSTER_HOME") == str(self.project.home) and command in " ".join(
+                    process.cmdline()
+                ):
                     found.append(process)
         return [process for process in found if is_alive(process)]
 
     def _dagster(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "dagster", *arguments]
-        subprocess.run(command, cwd=self.project.root, env=self.project.env(), capture_output=True, check=True, timeout=60)
+        subprocess.run(
+            command,
+            cwd=self.project.root,
+            env=self.project.env(),
+            capture_output=True,
+            check=True,
+            timeout=60,
+        )
 
 
 class Screen:
@@ -123,7 +146,9 @@ class Screen:
         self.page.goto(f"{self.services.url}/{path}")
         return self.page
 
-    def answer(self, method: str, path: str, headers: Mapping[str, str] = MappingProxyType({}), body: bytes = b"") -> int:
+    def answer(
+        self, method: str, path: str, headers: Mapping[str, str] = MappingProxyType({}), body: bytes = b""
+    ) -> int:
         """Send a request as a program does, and return the status of its answer."""
         request = urllib.request.Request(f"{self.services.url}{path}", body or None, headers, method=method)
         try:
@@ -153,13 +178,19 @@ class Screen:
 
     def metadata(self, key: str):
         """Return the value cell of a row of the asset page's metadata table."""
-        return self.page.get_by_role("row").filter(has=self.page.get_by_text(key, exact=True)).first.locator("xpath=./td[3]")
+        return (
+            self.page.get_by_role("row")
+            .filter(has=self.page.get_by_text(key, exact=True))
+            .first.locator("xpath=./td[3]")
+        )
 
     def materialize(self, button: str = "Materialize") -> str:
         """Press the button that launches a run, and return the new run's id."""
         known = {run.run_id for run in self.instance.get_runs()}
         self.page.get_by_role("button", name=button).first.click()
-        new = wait_for("the launched run", lambda: [r for r in self.instance.get_runs() if r.run_id not in known], 30)
+        new = wait_for(
+            "the launched run", lambda: [r for r in self.instance.get_runs() if r.run_id not in known], 30
+        )
         return new[0].run_id
 
     def reload_definitions(self) -> None:
@@ -178,7 +209,9 @@ class Screen:
 
     def messages(self, run_id: str) -> list[str]:
         """Return what a run has logged so far."""
-        return [record.event_log_entry.message for record in self.instance.get_records_for_run(run_id).records]
+        return [
+            record.event_log_entry.message for record in self.instance.get_records_for_run(run_id).records
+        ]
 
 
 def _is_reload(response) -> bool:

@@ -13,7 +13,8 @@ class Alert:
     """One thing that happened.
 
     Attributes:
-        key: identity of what happened (such as an event and a run id): the same key is sent to a channel once.
+        key: identity of what happened (such as an event and a run id): the same key is sent to a channel
+            once.
         title: what happened, in one line, without the content of any document.
         action: what to do next.
         url: page of Dagster's UI that shows it.

@@ -31,7 +31,9 @@ def read_secret(reference: str) -> str:
         try:
             value = boto3.client("secretsmanager").get_secret_value(SecretId=name)["SecretString"]
         except (BotoCoreError, ClientError) as error:
-            raise SettingsError(f"{reference} cannot be read from AWS Secrets Manager ({type(error).__name__})") from error
+            raise SettingsError(
+                f"{reference} cannot be read from AWS Secrets Manager ({type(error).__name__})"
+            ) from error
     if not value:
         raise SettingsError(f"{reference} is not set; set it where the daemon runs")
     return value

@@ -21,7 +21,9 @@ _REMEMBERED_SECONDS = 90 * 24 * _HOUR_SECONDS
 
 @dataclass
 class Delivery:
-    """What a delivery did: alerts sent by channel, one line for each channel that failed, and what else a person should know."""
+    """What a delivery did: alerts sent by channel, one line for each channel that failed, and what else a
+    person should know.
+    """
 
     sent: dict[str, list[Alert]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -60,13 +62,18 @@ class _Ledger(_Value):
 
 
 def deliver(
-    store: Store, use_case: str, alerts: Iterable[Alert], channels: Mapping[str, Channel], settings: AlertsSettings, now: float
+    store: Store,
+    use_case: str,
+    alerts: Iterable[Alert],
+    channels: Mapping[str, Channel],
+    settings: AlertsSettings,
+    now: float,
 ) -> Delivery:
     """Send each alert to each channel that does not have it yet.
 
-    Beyond `alerts.max_per_hour` the rest is counted, and sent as one summary an hour. An alert is remembered as soon as a channel took it,
-    so that a killed delivery repeats at most that one. A channel that fails, however it does, is tried again with the next delivery, and does
-    not keep the others from theirs.
+    Beyond `alerts.max_per_hour` the rest is counted, and sent as one summary an hour. An alert is remembered
+    as soon as a channel took it, so that a killed delivery repeats at most that one. A channel that fails,
+    however it does, is tried again with the next delivery, and does not keep the others from theirs.
 
     Args:
         now: seconds since the epoch.
@@ -76,7 +83,9 @@ def deliver(
         ledger = _Ledger.model_validate(store.read_pointer(name) or {})
     except ValueError:  # JSON that is cut off, or has other keys
         ledger = _Ledger()
-        delivery.notes.append(f"the ledger {name}.json could not be read and begins anew: what lasts is sent once more")
+        delivery.notes.append(
+            f"the ledger {name}.json could not be read and begins anew: what lasts is sent once more"
+        )
         store.write_pointer(name, ledger.model_dump(mode="json"))
     chosen = {alert.key: alert for alert in alerts if alert.event in settings.events}
     for channel_name, channel in channels.items():
@@ -93,7 +102,9 @@ def deliver(
                 store.write_pointer(name, ledger.model_dump(mode="json"))
             if rest := due[room:]:
                 taken.alerts |= {alert.key: now for alert in rest}
-                taken.counted = dict(Counter[Event](taken.counted) + Counter[Event](alert.event for alert in rest))
+                taken.counted = dict(
+                    Counter[Event](taken.counted) + Counter[Event](alert.event for alert in rest)
+                )
                 store.write_pointer(name, ledger.model_dump(mode="json"))
             if taken.counted and taken.summary_at is None:
                 _send(channel, _summary(use_case, taken.counted, settings, now))
@@ -105,7 +116,9 @@ def deliver(
 
 
 def _send(channel: Channel, alert: Alert) -> None:
-    """Send an alert; an error that the channel did not foresee becomes an `AlertError` without its message, which may have a secret."""
+    """Send an alert; an error that the channel did not foresee becomes an `AlertError` without its message,
+    which may have a secret.
+    """
     try:
         channel.send(alert)
     except (AlertError, SettingsError):
@@ -115,7 +128,10 @@ def _send(channel: Channel, alert: Alert) -> None:
 
 
 def _summary(use_case: str, counted: Mapping[Event, int], settings: AlertsSettings, now: float) -> Alert:
-    listed, number = ", ".join(f"{count} {event}" for event, count in sorted(counted.items())), sum(counted.values())
+    listed, number = (
+        ", ".join(f"{count} {event}" for event, count in sorted(counted.items())),
+        sum(counted.values()),
+    )
     return Alert(
         event=max(counted, key=lambda event: counted[event]),
         use_case=use_case,

@@ -33,7 +33,8 @@ Context = (
 
 #: Dagster shows Markdown and JSON inline below this many characters, else as a link.
 _INLINE_CHARACTERS = 1_000
-#: A table of metadata grows as wide as its longest path, past the edge of the page; a sentence is wrapped before that.
+#: A table of metadata grows as wide as its longest path, past the edge of the page; a sentence is wrapped
+#: before that.
 _SENTENCE_CHARACTERS = 44
 
 
@@ -74,10 +75,16 @@ class Case:
 
     @property
     def freshness(self) -> dg.FreshnessPolicy | None:
-        """When Dagster shows what is delivered as overdue: after `alerts.silent_hours`, when a silent feed is reported, too."""
+        """When Dagster shows what is delivered as overdue: after `alerts.silent_hours`, when a silent feed is
+        reported, too.
+        """
         hours = self.settings.alerts.silent_hours
         # Dagster takes no less than a minute.
-        return None if hours is None else dg.FreshnessPolicy.time_window(fail_window=timedelta(minutes=max(1.0, 60 * hours)))
+        return (
+            None
+            if hours is None
+            else dg.FreshnessPolicy.time_window(fail_window=timedelta(minutes=max(1.0, 60 * hours)))
+        )
 
     @property
     def look_seconds(self) -> int:
@@ -91,7 +98,9 @@ class Case:
 
     @property
     def is_monitored(self) -> bool:
-        """Return whether production documents are compared with what a model learned on: only some tasks can detect drift."""
+        """Return whether production documents are compared with what a model learned on: only some tasks can
+        detect drift.
+        """
         return task_of(self.settings.examples).detects_drift and self.has_windows
 
     @property
@@ -115,7 +124,9 @@ class Case:
         return f"{self.name}_artifacts"
 
     def resources(self) -> dict[str, dg.ResourceDefinition]:
-        """Return the resources as the YAML chooses them, by key; a test or a deployment may put others in their place."""
+        """Return the resources as the YAML chooses them, by key; a test or a deployment may put others in
+        their place.
+        """
         return {
             self.store_key: store_resource(self.use_case),
             self.launcher_key: launcher_resource(self.settings),
@@ -149,16 +160,23 @@ class Case:
 
     def code_version(self, version: str, *sections: str) -> str:
         """Return a stage's code version: a YAML edit of its sections makes its assets stale in the UI."""
-        chosen = self.settings.model_dump(include={*sections, "base_model", "trust_remote_code", "seed"}, mode="json")
+        chosen = self.settings.model_dump(
+            include={*sections, "base_model", "trust_remote_code", "seed"}, mode="json"
+        )
         return f"{version}-{digest(chosen)[:8]}"
 
     def checks(self, asset: str, specs: Sequence[CheckSpec]) -> list[dg.AssetCheckSpec]:
         """Return the checks of an asset for Dagster."""
         return [
-            dg.AssetCheckSpec(name=spec.name, asset=self.key(asset), description=spec.description, blocking=spec.blocking) for spec in specs
+            dg.AssetCheckSpec(
+                name=spec.name, asset=self.key(asset), description=spec.description, blocking=spec.blocking
+            )
+            for spec in specs
         ]
 
-    def job(self, stage: str, key: str, store: Store, inputs: dict[str, Manifest], batch: str | None = None) -> Job:
+    def job(
+        self, stage: str, key: str, store: Store, inputs: dict[str, Manifest], batch: str | None = None
+    ) -> Job:
         """Return the job file's content for a workload that writes this stage's artifact."""
         return Job(
             case=self.name,
@@ -185,8 +203,8 @@ class Case:
         """Return the artifact of this key; where there is none, launch the workload that writes it.
 
         Args:
-            ahead: returns further inputs of the workload, for what it makes beyond this artifact. If that fails and ends the workload, the
-                artifact, which was made before, is returned.
+            ahead: returns further inputs of the workload, for what it makes beyond this artifact. If that
+                fails and ends the workload, the artifact, which was made before, is returned.
 
         Raises:
             WorkloadError: the workload failed.
@@ -207,7 +225,8 @@ class Case:
     def ingest(self, context: dg.AssetExecutionContext) -> None:
         """Have the batch's artifacts made where `compute.ingestion` says; nothing where it says nothing.
 
-        An asset of a data stage then finds them in the store; whatever it does not find, it makes in the run, as it does without.
+        An asset of a data stage then finds them in the store; whatever it does not find, it makes in the run,
+        as it does without.
 
         Raises:
             WorkloadError: the workload failed.
@@ -217,15 +236,30 @@ class Case:
             store, key = self.store(context), ingestion.key(self.use_case, batch)
             sign = store.find(self.name, ingestion.STAGE, key)
             # Retention may have removed the artifacts that it names.
-            if sign is None or any(store.find(*ref.split("/")[:3]) is None for ref in ingestion.IngestedMetadata.of(sign).made.values()):
-                self.launcher(context).run(context, "ingestion", self.job(ingestion.STAGE, key, store, {}, batch), store)
+            if sign is None or any(
+                store.find(*ref.split("/")[:3]) is None
+                for ref in ingestion.IngestedMetadata.of(sign).made.values()
+            ):
+                self.launcher(context).run(
+                    context, "ingestion", self.job(ingestion.STAGE, key, store, {}, batch), store
+                )
 
     def result(
-        self, manifest: Manifest, asset: str, store: Store, shown: dict[str, Any] | None = None, *, checks: Sequence[CheckOutcome] = ()
+        self,
+        manifest: Manifest,
+        asset: str,
+        store: Store,
+        shown: dict[str, Any] | None = None,
+        *,
+        checks: Sequence[CheckOutcome] = (),
     ) -> dg.MaterializeResult[Manifest]:
-        """Return what Dagster shows of an artifact: metadata (`shown` first), data version, its check results and further ones."""
+        """Return what Dagster shows of an artifact: metadata (`shown` first), data version, its check results
+        and further ones.
+        """
         shown = shown or {}
-        plain = plain_metadata({name: value for name, value in outside_the_store(manifest.metadata).items() if name not in shown})
+        plain = plain_metadata(
+            {name: value for name, value in outside_the_store(manifest.metadata).items() if name not in shown}
+        )
         metadata = {**shown, **plain}
         if store.is_local:
             metadata["path"] = dg.MetadataValue.path(str(Path(store.url, manifest.ref)))
@@ -247,14 +281,18 @@ class Case:
             check_name=outcome.name,
             asset_key=self.key(asset),
             passed=outcome.passed,
-            severity=dg.AssetCheckSeverity.ERROR if outcome.severity == "error" else dg.AssetCheckSeverity.WARN,
+            severity=dg.AssetCheckSeverity.ERROR
+            if outcome.severity == "error"
+            else dg.AssetCheckSeverity.WARN,
             description=outcome.description or None,
             metadata=plain_metadata(outcome.metadata),
         )
 
 
 def plain_metadata(values: dict[str, Any]) -> dict[str, Any]:
-    """Return metadata that Dagster can plot or show: numbers and text as they are, small structures as tables."""
+    """Return metadata that Dagster can plot or show: numbers and text as they are, small structures as
+    tables.
+    """
     shown: dict[str, Any] = {}
     for name, value in values.items():
         if value is None or (isinstance(value, str | dict | list) and not value):
@@ -265,7 +303,9 @@ def plain_metadata(values: dict[str, Any]) -> dict[str, Any]:
             # The numbers first: the UI cuts off the right of a wide table.
             shown[name] = dg.MetadataValue.md(markdown_table([{name: v, "": k} for k, v in value.items()]))
         elif isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
-            shown[name] = ", ".join(map(str, value[:20])) + (f" and {len(value) - 20:,} more" if len(value) > 20 else "")
+            shown[name] = ", ".join(map(str, value[:20])) + (
+                f" and {len(value) - 20:,} more" if len(value) > 20 else ""
+            )
         elif isinstance(value, dict | list):
             shown[name] = dg.MetadataValue.json(value)
         elif isinstance(value, str) and len(value.split()) > 1 and len(value) > _SENTENCE_CHARACTERS:
@@ -297,5 +337,7 @@ def sentences(text: str) -> dg.MarkdownMetadataValue:
 
 
 def _cell(value: Any) -> str:
-    text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = (
+        f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+    )
     return escape_name(text.replace("\n", " "))

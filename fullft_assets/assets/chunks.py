@@ -39,7 +39,10 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
     @dg.asset(
         key=case.key("tokenizer_audit"),
         ins={"tokenized_chunks": dg.AssetIn(case.key("tokenized_chunks"), input_manager_key=case.io_key)},
-        description="Whether the tokenizer shreds the domain's terms: fertility, unknown and byte tokens, pieces a term; and tokens to add.",
+        description=(
+            "Whether the tokenizer shreds the domain's terms: fertility, unknown and byte tokens, pieces a"
+            " term; and tokens to add."
+        ),
         code_version=case.code_version(chunks.AUDIT_VERSION, "chunks"),
         kinds={"huggingface"},
         check_specs=case.checks("tokenizer_audit", chunks.AUDIT_CHECKS),
@@ -50,7 +53,10 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         with one_line_errors(store, case.name):
             manifest = chunks.audit_tokenizer(store, case.use_case, tokenized_chunks)
         folder = store.folder(manifest)
-        shown = {name: dg.MetadataValue.path(str(folder / file)) for name, file in (("terms", "terms.json"), ("proposal", "proposal.yaml"))}
+        shown = {
+            name: dg.MetadataValue.path(str(folder / file))
+            for name, file in (("terms", "terms.json"), ("proposal", "proposal.yaml"))
+        }
         return case.result(manifest, "tokenizer_audit", store, shown)
 
     return [tokenized_chunks, tokenizer_audit]

@@ -35,7 +35,9 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
     @dg.asset(
         key=case.key("evaluation_report"),
         ins={name: dg.AssetIn(case.key(name), input_manager_key=case.io_key) for name in _INPUTS},
-        description="How good, how sure, where weak; was full fine-tuning justified; better than the champion?",
+        description=(
+            "How good, how sure, where weak; was full fine-tuning justified; better than the champion?"
+        ),
         code_version=case.code_version(evaluation.VERSION + worth_version, "evaluation", "release"),
         kinds={"huggingface", "scikitlearn"},
         check_specs=case.checks("evaluation_report", specs),
@@ -63,7 +65,10 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
             for name, ref in ((evaluation.CHAMPION, against.champion), (evaluation.ANCHOR, against.anchor)):
                 if ref is not None:
                     inputs[name] = store.load(ref)
-            inputs |= {f"{evaluation.SEED_RUN}{number}": store.load(ref) for number, ref in enumerate(against.seed_runs)}
+            inputs |= {
+                f"{evaluation.SEED_RUN}{number}": store.load(ref)
+                for number, ref in enumerate(against.seed_runs)
+            }
             for stage, keep in ((external.STAGE, external.keep), (harness.STAGE, harness.keep)):
                 brought = keep(store, case.name, case.settings, case.use_case.project_root)
                 if brought is not None:
@@ -86,7 +91,8 @@ def evaluation_key(case: Case, inputs: dict[str, Manifest]) -> str:
 def _shown(case: Case, store: Store, manifest: Manifest) -> dict[str, Any]:
     """Return the verdict, the systems side by side, and the report: readable in the UI, and as a file.
 
-    The event log is for ever and has many readers: where labels may be texts, neither the report nor its pictures, which name them, go there.
+    The event log is for ever and has many readers: where labels may be texts, neither the report nor its
+    pictures, which name them, go there.
     """
     found, folder = EvaluationMetadata.of(manifest), store.folder(manifest)
     rows = [

@@ -14,7 +14,11 @@ from fullft_assets.store import Manifest
 def build(case: Case) -> list[dg.AssetsDefinition]:
     """Return the assets of this stage."""
     version = case.code_version(examples.VERSION, "examples")
-    about = {"io_manager_key": case.io_key, "code_version": version, "kinds": {"parquet", "greatexpectations"}}
+    about = {
+        "io_manager_key": case.io_key,
+        "code_version": version,
+        "kinds": {"parquet", "greatexpectations"},
+    }
 
     @dg.multi_asset(
         name=f"{case.name}__examples",
@@ -27,7 +31,10 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
             ),
             "quarantined_examples": dg.AssetOut(
                 key=case.key("quarantined_examples"),
-                description="The rest of the batch, each row with its reasons and source line; nothing is dropped silently.",
+                description=(
+                    "The rest of the batch, each row with its reasons and source line; nothing is dropped"
+                    " silently."
+                ),
                 owners=case.settings.owners or None,
                 **about,
             ),
@@ -38,7 +45,9 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         check_specs=case.checks("labeled_examples", examples.checks_of(case.settings.examples)),
         required_resource_keys=case.shared(launches=True)["required_resource_keys"],
     )
-    def labeled_and_quarantined(context: dg.AssetExecutionContext, raw_documents: Manifest) -> Iterator[dg.MaterializeResult]:
+    def labeled_and_quarantined(
+        context: dg.AssetExecutionContext, raw_documents: Manifest
+    ) -> Iterator[dg.MaterializeResult]:
         store = case.store(context)
         with one_line_errors(store, case.name):
             case.ingest(context)

@@ -5,7 +5,8 @@ from typing import Any
 
 import dagster as dg
 
-from fullft_assets import planning, training
+from fullft_assets import checkpoint as checkpoint_key
+from fullft_assets import planning
 from fullft_assets.assets.case import Case
 from fullft_assets.base_model import find_base_model, read_header, resolve_base_model
 from fullft_assets.evaluation import external
@@ -15,16 +16,26 @@ from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Manifest, artifact_key
 
 _ASSETS = {
-    "feasibility_plan": "Does it fit and what will it cost: memory, time and price, measured on this machine.",
-    "cheaper_baselines": "What baselines score on the same rows: majority label, TF-IDF, a probe on the frozen model; or the base model as it is.",
-    "pilot_run": "A small fine-tuning on growing subsets: does its learning curve predict a gain worth its price.",
+    "feasibility_plan": (
+        "Does it fit and what will it cost: memory, time and price, measured on this machine."
+    ),
+    "cheaper_baselines": (
+        "What baselines score on the same rows: majority label, TF-IDF, a probe on the frozen model; or the"
+        " base model as it is."
+    ),
+    "pilot_run": (
+        "A small fine-tuning on growing subsets: does its learning curve predict a gain worth its price."
+    ),
 }
 
 
 def build(case: Case) -> list[dg.AssetsDefinition]:
     """Return the assets of this stage."""
     version = case.code_version(f"{planning.VERSION}.{case.settings.primary_metric}", "planning", "training")
-    checks = [*case.checks("feasibility_plan", planning.PLAN_CHECKS), *case.checks("pilot_run", planning.PILOT_CHECKS)]
+    checks = [
+        *case.checks("feasibility_plan", planning.PLAN_CHECKS),
+        *case.checks("pilot_run", planning.PILOT_CHECKS),
+    ]
 
     @dg.multi_asset(
         name=f"{case.name}__planning",
@@ -45,7 +56,9 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         pool=case.settings.launcher_of("planning").pool,
         required_resource_keys=case.shared(launches=True)["required_resource_keys"],
     )
-    def plan_baselines_and_pilot(context: dg.AssetExecutionContext, training_snapshot: Manifest) -> Iterator[dg.MaterializeResult]:
+    def plan_baselines_and_pilot(
+        context: dg.AssetExecutionContext, training_snapshot: Manifest
+    ) -> Iterator[dg.MaterializeResult]:
         store = case.store(context)
         with one_line_errors(store, case.name):
             training_snapshot.require_green("feasibility_plan")
@@ -74,7 +87,7 @@ def planning_key(case: Case, snapshot: Manifest, revision: str) -> str:
     """Return the key that the three planning artifacts share; `revision` is the base model's."""
     settings = case.settings.model_dump(include={"planning"}, mode="json")
     settings["primary_metric"] = case.settings.primary_metric
-    settings["training"] = training.plan_settings(case.settings)
+    settings["training"] = checkpoint_key.plan_settings(case.settings)
     settings["processes"] = case.settings.launcher.processes
     inputs = {
         "training_snapshot": snapshot.content_digest,
@@ -82,7 +95,9 @@ def planning_key(case: Case, snapshot: Manifest, revision: str) -> str:
         "hardware": _hardware(case.settings.launcher_of("planning")),
     }
     if case.settings.planning.smaller_model is not None:
-        inputs["smaller_model"] = read_header(resolve_base_model(case.settings.planning.smaller_model, case.use_case.project_root)).revision
+        inputs["smaller_model"] = read_header(
+            resolve_base_model(case.settings.planning.smaller_model, case.use_case.project_root)
+        ).revision
     return artifact_key("planning", planning.VERSION, settings, inputs, case.settings.seed)
 
 

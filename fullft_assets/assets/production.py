@@ -1,4 +1,6 @@
-"""production: delivered files -> production_documents [window]; with the champion -> batch_predictions [window]."""
+"""production: delivered files -> production_documents [window]; with the champion -> batch_predictions
+[window].
+"""
 
 from collections.abc import Iterator
 from functools import partial
@@ -36,10 +38,17 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
 
     @dg.asset(
         key=case.key("batch_predictions"),
-        ins={"production_documents": dg.AssetIn(case.key("production_documents"), input_manager_key=case.io_key)},
+        ins={
+            "production_documents": dg.AssetIn(
+                case.key("production_documents"), input_manager_key=case.io_key
+            )
+        },
         deps=[case.key("champion_model")],
         partitions_def=case.windows,
-        description="What the champion predicts of each document of one window: a line of JSON each. Without a champion there is none.",
+        description=(
+            "What the champion predicts of each document of one window: a line of JSON each. Without a"
+            " champion there is none."
+        ),
         code_version=case.code_version(monitoring.PREDICTIONS_VERSION + log_version, "chunks"),
         kinds={"pytorch", "json"},
         pool="monitoring",
@@ -47,36 +56,55 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         output_required=False,
         **case.shared(launches=True),
     )
-    def batch_predictions(context: dg.AssetExecutionContext, production_documents: Manifest) -> Iterator[dg.MaterializeResult]:
+    def batch_predictions(
+        context: dg.AssetExecutionContext, production_documents: Manifest
+    ) -> Iterator[dg.MaterializeResult]:
         store = case.store(context)
         with one_line_errors(store, case.name):
             manifest = logged_predictions(case, store, production_documents).get("batch_predictions")
             champion = release.read_champion(store, case.name)
             if champion is None:
-                context.log.info(f"{case.name} has no champion yet, so nothing is predicted; materialise this window again when it has one")
+                context.log.info(
+                    f"{case.name} has no champion yet, so nothing is predicted; materialise this window again"
+                    " when it has one"
+                )
                 return
             if manifest is None:
-                inputs = {"production_documents": production_documents, "finetuned_checkpoint": store.load(champion.checkpoint)}
+                inputs = {
+                    "production_documents": production_documents,
+                    "finetuned_checkpoint": store.load(champion.checkpoint),
+                }
                 key = monitoring.predictions_artifact_key(case.settings, inputs)
                 ahead = partial(_ahead, case, context, inputs)
-                manifest = case.find_or_launch(context, "prediction", "batch_predictions", key, inputs, ahead=ahead)
+                manifest = case.find_or_launch(
+                    context, "prediction", "batch_predictions", key, inputs, ahead=ahead
+                )
         yield case.result(manifest, "batch_predictions", store)
 
     return [production_documents, batch_predictions]
 
 
 def _ahead(case: Case, context: dg.AssetExecutionContext, inputs: dict[str, Manifest]) -> dict[str, Manifest]:
-    """Return further inputs of the job: what the drift report needs, unless it is made elsewhere, and the windows behind this one."""
+    """Return further inputs of the job: what the drift report needs, unless it is made elsewhere, and the
+    windows behind this one.
+    """
     store, asked = case.store(context), context.run.asset_selection
     if asked is not None and case.key(case.last_of_window) not in asked:
         return {}  # somebody wants predictions of this window alone
-    found, checkpoint = backlog_behind(case, store, context.partition_key, "prediction"), inputs["finetuned_checkpoint"]
-    if case.is_monitored and case.settings.launcher_of("prediction") == case.settings.launcher_of("monitoring"):
+    found, checkpoint = (
+        backlog_behind(case, store, context.partition_key, "prediction"),
+        inputs["finetuned_checkpoint"],
+    )
+    if case.is_monitored and case.settings.launcher_of("prediction") == case.settings.launcher_of(
+        "monitoring"
+    ):
         try:
             snapshot = snapshot_of(store, checkpoint)
             for manifest in (snapshot, checkpoint):
                 manifest.require_green("drift_report")
-            history = read_history(case, store, context.partition_key, inputs["production_documents"], checkpoint, {})
+            history = read_history(
+                case, store, context.partition_key, inputs["production_documents"], checkpoint, {}
+            )
         except FullftError:  # the drift report's own step says why
             return found
         found |= {"training_snapshot": snapshot, **history.as_inputs()}

@@ -8,13 +8,14 @@ import dagster as dg
 
 from fullft_assets import release
 from fullft_assets.assets.case import Case, sentences
+from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.evaluation import read_evaluation
 from fullft_assets.examples.label_names import may_be_named
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest, Store
-from fullft_assets.training.metadata import CheckpointMetadata
 
-#: Tag of a run that promoted its candidate: whether that was better than the champion by more than chance (one-sided). A first champion has none.
+#: Tag of a run that promoted its candidate: whether that was better than the champion by more than chance
+#: (one-sided). A first champion has none.
 IS_BETTER_TAG = "retraining/is_better"
 _CHANCE = 0.05
 _INPUTS = ("evaluation_report", "finetuned_checkpoint", "training_snapshot")
@@ -26,14 +27,20 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
     @dg.asset(
         key=case.key("champion_model"),
         ins={name: dg.AssetIn(case.key(name), input_manager_key=case.io_key) for name in _INPUTS},
-        description="The model in use: promoted only through its gates, with its card, lineage and history. `Keep the champion` is a normal outcome: then an observation says why.",
+        description=(
+            "The model in use: promoted only through its gates, with its card, lineage and history. `Keep the"
+            " champion` is a normal outcome: then an observation says why."
+        ),
         code_version=case.code_version(release.VERSION, "release"),
         kinds={"huggingface"},
         output_required=False,
         **case.shared(),
     )
     def champion_model(
-        context: dg.AssetExecutionContext, evaluation_report: Manifest, finetuned_checkpoint: Manifest, training_snapshot: Manifest
+        context: dg.AssetExecutionContext,
+        evaluation_report: Manifest,
+        finetuned_checkpoint: Manifest,
+        training_snapshot: Manifest,
     ) -> Iterator[dg.MaterializeResult]:
         store = case.store(context)
         with one_line_errors(store, case.name):
@@ -46,9 +53,13 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 run_id=context.run.run_id,
             )
         context.log.info(outcome.sentence)
-        gain = read_evaluation((store.folder(evaluation_report) / "evaluation.json").read_bytes()).gain_over_champion
+        gain = read_evaluation(
+            (store.folder(evaluation_report) / "evaluation.json").read_bytes()
+        ).gain_over_champion
         if manifest is not None and gain is not None:
-            context.instance.add_run_tags(context.run_id, {IS_BETTER_TAG: str(gain.estimate > 0 and gain.p_value / 2 <= _CHANCE)})
+            context.instance.add_run_tags(
+                context.run_id, {IS_BETTER_TAG: str(gain.estimate > 0 and gain.p_value / 2 <= _CHANCE)}
+            )
         if manifest is None:
             context.log_event(observation(case, outcome.sentence, outcome.champion))
         else:
@@ -62,7 +73,9 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
 
 
 def shown(store: Store, manifest: Manifest) -> dict[str, Any]:
-    """Return what Dagster shows first of a champion: how its release ended, and its card, unless that names labels that may be texts."""
+    """Return what Dagster shows first of a champion: how its release ended, and its card, unless that names
+    labels that may be texts.
+    """
     found = release.ChampionMetadata.of(manifest)
     first: dict[str, Any] = {"outcome": sentences(found.outcome), "model": _place(store, found.model)}
     if may_be_named(CheckpointMetadata.of(store.load(found.checkpoint)).labels):
@@ -73,7 +86,11 @@ def shown(store: Store, manifest: Manifest) -> dict[str, Any]:
 
 def _place(store: Store, path: str) -> dg.MetadataValue:
     """Return where a folder of the store is: an absolute path, or a link."""
-    return dg.MetadataValue.path(str(Path(store.url, path).absolute())) if store.is_local else dg.MetadataValue.url(f"{store.url}/{path}")
+    return (
+        dg.MetadataValue.path(str(Path(store.url, path).absolute()))
+        if store.is_local
+        else dg.MetadataValue.url(f"{store.url}/{path}")
+    )
 
 
 def observation(case: Case, sentence: str, champion: release.Champion | None) -> dg.AssetObservation:

@@ -1,7 +1,8 @@
-"""What of an artifact's metadata Dagster keeps: its event log is for ever, is backed up and is read by more people than the store.
+"""What of an artifact's metadata Dagster keeps: its event log is for ever, is backed up and is read by more
+people than the store.
 
-Names of files are counted, and lists of labels of which the number is beside them are left out. Other labels are named where they are short
-and few (see `examples.label_names`), else they are counted too.
+Names of files are counted, and lists of labels of which the number is beside them are left out. Other labels
+are named where they are short and few (see `examples.label_names`), else they are counted too.
 """
 
 from collections import Counter
@@ -15,7 +16,8 @@ _FILES = ("files", "taken_away")
 #: Lists whose length is a number of the same metadata, and the batches that `num_batches` counts.
 _COUNTED = ("labels_set_aside", "parts")
 _LABELS = (
-    "labels", "rare_labels", "label_counts", "label_statistics", "label_thresholds", "kappa_per_label", "labels_set_aside", "labels_untested",
+    "labels", "rare_labels", "label_counts", "label_statistics", "label_thresholds", "kappa_per_label",
+    "labels_set_aside", "labels_untested",
 )  # fmt: skip
 
 
@@ -42,7 +44,9 @@ def outside_the_store(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _labels_in(value: Any) -> Iterator[str]:
-    """Yield the labels of a list of them or of statistics, or those that something is given by, also split by split."""
+    """Yield the labels of a list of them or of statistics, or those that something is given by, also split by
+    split.
+    """
     if isinstance(value, list):
         yield from (each["label"] if isinstance(each, dict) else each for each in value)
     elif isinstance(value, dict):
@@ -55,4 +59,8 @@ def _with_visible(value: Any) -> Any:
         return visible(value)
     if isinstance(value, list):
         return [_with_visible(each) for each in value]
-    return {visible(name): _with_visible(each) for name, each in value.items()} if isinstance(value, dict) else value
+    return (
+        {visible(name): _with_visible(each) for name, each in value.items()}
+        if isinstance(value, dict)
+        else value
+    )

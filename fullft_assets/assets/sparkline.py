@@ -25,4 +25,6 @@ def sparkline(values: Sequence[float], caption: str) -> dg.MetadataValue:
         f'<polyline fill="none" stroke="#1f77b4" stroke-width="2" points="{points}"/></svg>'
     )
     picture = base64.b64encode(svg.encode()).decode()
-    return dg.MetadataValue.md(f"{caption}: {values[0]:.3g} to {values[-1]:.3g}\n\n![{caption}](data:image/svg+xml;base64,{picture})")
+    return dg.MetadataValue.md(
+        f"{caption}: {values[0]:.3g} to {values[-1]:.3g}\n\n![{caption}](data:image/svg+xml;base64,{picture})"
+    )

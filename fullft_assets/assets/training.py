@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import dagster as dg
 
-from fullft_assets import training
+from fullft_assets import checkpoint as checkpoint_key
 from fullft_assets.assets.case import Case
 from fullft_assets.assets.planning import base_model_revision, planning_key
 from fullft_assets.assets.sparkline import sparkline
@@ -25,8 +25,10 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         outs={
             "finetuned_checkpoint": dg.AssetOut(
                 key=case.key("finetuned_checkpoint"),
-                description="The model: every weight trained, resumable, saved as safetensors with its lineage.",
-                code_version=case.code_version(training.VERSION, "training"),
+                description=(
+                    "The model: every weight trained, resumable, saved as safetensors with its lineage."
+                ),
+                code_version=case.code_version(checkpoint_key.VERSION, "training"),
                 kinds={"pytorch", "huggingface"},
                 owners=case.settings.owners or None,
                 io_manager_key=case.io_key,
@@ -38,28 +40,38 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
             name: dg.AssetIn(case.key(name), input_manager_key=case.io_key)
             for name in ("training_snapshot", "feasibility_plan", "pilot_run")
         },
-        check_specs=case.checks("finetuned_checkpoint", training.CHECKS),
+        check_specs=case.checks("finetuned_checkpoint", checkpoint_key.CHECKS),
         group_name=case.name,
         pool=case.settings.launcher_of("training").pool,
         required_resource_keys=case.shared(launches=True)["required_resource_keys"],
     )
     def finetuned_checkpoint(
-        context: dg.AssetExecutionContext, training_snapshot: Manifest, feasibility_plan: Manifest, pilot_run: Manifest
+        context: dg.AssetExecutionContext,
+        training_snapshot: Manifest,
+        feasibility_plan: Manifest,
+        pilot_run: Manifest,
     ) -> Iterator[dg.MaterializeResult]:
         store = case.store(context)
         with one_line_errors(store, case.name):
             for upstream in (training_snapshot, feasibility_plan):
                 upstream.require_green("finetuned_checkpoint")
             revision = base_model_revision(case)
-            _require_current_plans(planning_key(case, training_snapshot, revision), (feasibility_plan, pilot_run))
+            _require_current_plans(
+                planning_key(case, training_snapshot, revision), (feasibility_plan, pilot_run)
+            )
             if (refused := refusal(pilot_run)) is not None:
                 # An answer and no failure: nothing below is made either.
                 context.log.warning(refused)
                 return
             chosen = with_applied(case, feasibility_plan)
             decision = training_key(chosen, training_snapshot, revision)
-            start = starting_point.find(store, case.name, chosen.settings, training_snapshot, revision=revision, decision=decision)
-            inputs = {"training_snapshot": training_snapshot, **({} if start is None else {"champion": start})}
+            start = starting_point.find(
+                store, case.name, chosen.settings, training_snapshot, revision=revision, decision=decision
+            )
+            inputs = {
+                "training_snapshot": training_snapshot,
+                **({} if start is None else {"champion": start}),
+            }
             key = training_key(chosen, training_snapshot, revision, start)
             manifest = chosen.find_or_launch(context, "training", "finetuned_checkpoint", key, inputs)
         yield case.result(manifest, "finetuned_checkpoint", store, _curves(store, manifest))
@@ -76,8 +88,8 @@ def _require_current_plans(key: str, plans: Iterable[Manifest]) -> None:
     for plan in plans:
         if plan.key != key:
             raise GateError(
-                f"finetuned_checkpoint refused: {plan.stage} was made for another snapshot, other settings or another machine; "
-                f"materialise {plan.stage} again"
+                f"finetuned_checkpoint refused: {plan.stage} was made for another snapshot, other settings or"
+                f" another machine; materialise {plan.stage} again"
             )
 
 
@@ -86,7 +98,9 @@ def with_applied(case: Case, plan: Manifest) -> Case:
     applied = PlanMetadata.of(plan).applied
     if not applied:
         return case
-    settings = case.settings.model_copy(update={"training": case.settings.training.model_copy(update=applied)})
+    settings = case.settings.model_copy(
+        update={"training": case.settings.training.model_copy(update=applied)}
+    )
     return Case(replace(case.use_case, settings=settings))
 
 
@@ -99,12 +113,24 @@ def training_key(case: Case, snapshot: Manifest, revision: str, start: Manifest 
     inputs = {"training_snapshot": snapshot.content_digest, "base_model": revision}
     if start is not None:
         inputs["champion"] = start.key
-    return artifact_key("finetuned_checkpoint", training.VERSION, training.key_settings(case.settings), inputs, case.settings.seed)
+    return artifact_key(
+        "finetuned_checkpoint",
+        checkpoint_key.VERSION,
+        checkpoint_key.key_settings(case.settings),
+        inputs,
+        case.settings.seed,
+    )
 
 
 def _curves(store: Store, manifest: Manifest) -> dict[str, dg.MetadataValue]:
-    lines = training.read_step_log(store.folder(manifest))
+    lines = checkpoint_key.read_step_log(store.folder(manifest))
     curves = {"loss": "training loss", "validation_loss": "validation loss"}
-    general = {"general_loss": "loss on general text", "general_distance": "distance of general texts' representations"}
+    general = {
+        "general_loss": "loss on general text",
+        "general_distance": "distance of general texts' representations",
+    }
     curves |= {key: caption for key, caption in general.items() if any(key in line for line in lines)}
-    return {f"{key}_curve": sparkline([line[key] for line in lines if key in line], caption) for key, caption in curves.items()}
+    return {
+        f"{key}_curve": sparkline([line[key] for line in lines if key in line], caption)
+        for key, caption in curves.items()
+    }

@@ -1,17 +1,21 @@
-"""What the assets of one window of production share: the model in use, the windows that it is compared with, and the backlog behind it."""
+"""What the assets of one window of production share: the model in use, the windows that it is compared with,
+and the backlog behind it.
+"""
 
 from functools import partial
 
 from fullft_assets import documents, monitoring, release
 from fullft_assets.assets.case import Case
+from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.errors import FullftError
 from fullft_assets.monitoring import History, backlog
 from fullft_assets.resources import latest
 from fullft_assets.store import Manifest, Store
-from fullft_assets.training.metadata import CheckpointMetadata
 
 
-def read_history(case: Case, store: Store, window: str, seen: Manifest, checkpoint: Manifest, logged: dict[str, Manifest]) -> History:
+def read_history(
+    case: Case, store: Store, window: str, seen: Manifest, checkpoint: Manifest, logged: dict[str, Manifest]
+) -> History:
     """Return the drift reports that a window is compared with.
 
     Args:
@@ -35,15 +39,18 @@ def read_history(case: Case, store: Store, window: str, seen: Manifest, checkpoi
 
 
 def backlog_behind(case: Case, store: Store, window: str, workload: str) -> dict[str, Manifest]:
-    """Return the `production_documents` of the windows right behind one which were not read yet, as inputs of its job.
+    """Return the `production_documents` of the windows right behind one which were not read yet, as inputs of
+    its job.
 
-    They end before the first window that was read, or that cannot be: the windows after that one are compared with other ones.
+    They end before the first window that was read, or that cannot be: the windows after that one are compared
+    with other ones.
 
     Args:
         window: its key.
         workload: that reads it.
     """
-    # With a log, a model reads each window once. An isolated container's artifacts are saved at its end, so one window's crash would lose all.
+    # With a log, a model reads each window once. An isolated container's artifacts are saved at its end, so
+    # one window's crash would lose all.
     is_isolated = getattr(case.settings.launcher_of(workload), "network_isolation", False)
     if case.settings.monitoring.log is not None or is_isolated:
         return {}
@@ -66,13 +73,16 @@ def backlog_behind(case: Case, store: Store, window: str, workload: str) -> dict
 def snapshot_of(store: Store, checkpoint: Manifest) -> Manifest:
     """Return the snapshot that a checkpoint was trained on.
 
-    The scale is fitted on what that model was measured on, not on the newest snapshot: a periodic evaluation moves that towards the new data.
+    The scale is fitted on what that model was measured on, not on the newest snapshot: a periodic evaluation
+    moves that towards the new data.
     """
     return store.load(CheckpointMetadata.of(checkpoint).snapshot)
 
 
 def logged_predictions(case: Case, store: Store, seen: Manifest) -> dict[str, Manifest]:
-    """Return what the champion answered as the log of a window has it; nothing without `monitoring.log`, or before the first champion."""
+    """Return what the champion answered as the log of a window has it; nothing without `monitoring.log`, or
+    before the first champion.
+    """
     log, state = case.settings.monitoring.log, release.read_state(store, case.name)
     if log is None or state is None:
         return {}

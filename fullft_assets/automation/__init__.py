@@ -1,4 +1,6 @@
-"""automation: jobs, sensors and schedules. They read signals and carry decisions out; what to do is decided elsewhere."""
+"""automation: jobs, sensors and schedules. They read signals and carry decisions out; what to do is decided
+elsewhere.
+"""
 
 from fullft_assets.automation.alerts import build_alert_sensor
 from fullft_assets.automation.cleaning import idle_from_now, require_idle

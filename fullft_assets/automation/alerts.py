@@ -1,7 +1,8 @@
 """The sensor that sends alerts: what runs, verdicts and decisions since its last tick say, each once.
 
-What happened is read from finished runs and retraining decisions since the last tick, and the time of the newest delivery, so that a tick costs as
-much as happened since then, however many batches there are. What cannot be read is an alert of its own, and keeps no other one from being sent.
+What happened is read from finished runs and retraining decisions since the last tick, and the time of the
+newest delivery, so that a tick costs as much as happened since then, however many batches there are. What
+cannot be read is an alert of its own, and keeps no other one from being sent.
 """
 
 from __future__ import annotations
@@ -45,9 +46,12 @@ _FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
 _PARTITION_TAG = "dagster/partition"
 #: Dagster starts such a run again by itself: it has not failed for good.
 _RETRY_TAG = "dagster/will_retry"
-#: Ticks of a sensor or a schedule that fail in a row, by what its name has after the use case's. A schedule's next one may be a week away.
+#: Ticks of a sensor or a schedule that fail in a row, by what its name has after the use case's. A schedule's
+#: next one may be a week away.
 _FAILED_TICKS = {
-    **dict.fromkeys(("new_documents", "new_production_documents", "retraining", "live_quality_when_due", "alerts"), 5),
+    **dict.fromkeys(
+        ("new_documents", "new_production_documents", "retraining", "live_quality_when_due", "alerts"), 5
+    ),
     **dict.fromkeys(("retraining_schedule", "evaluation_schedule", "clean_schedule", "orphans_schedule"), 1),
 }
 #: Age of a sensor's newest tick from which it is silent: in its intervals, and at least.
@@ -68,7 +72,9 @@ class _Seen(BaseModel):
 
 
 def build_alert_sensor(case: Case) -> list[dg.SensorDefinition]:
-    """Return the sensor of a use case that has channels; it runs from the start, since whoever names a channel wants alerts."""
+    """Return the sensor of a use case that has channels; it runs from the start, since whoever names a
+    channel wants alerts.
+    """
     settings = case.settings.alerts
     if not settings.channels:
         return []
@@ -101,7 +107,9 @@ def build_alert_sensor(case: Case) -> list[dg.SensorDefinition]:
 
 
 def _seen(cursor: str | None, now: float) -> _Seen:
-    """Return until when earlier ticks have seen what happened; a time in the future, which a wrong clock has left, would hide all until then."""
+    """Return until when earlier ticks have seen what happened; a time in the future, which a wrong clock has
+    left, would hide all until then.
+    """
     first = _Seen(runs=now - _LOOK_BACK_SECONDS, decisions=now - _DECISION_SECONDS)
     try:
         found = _Seen.model_validate_json(cursor or "")
@@ -113,11 +121,14 @@ def _seen(cursor: str | None, now: float) -> _Seen:
     )
 
 
-def _seen_after(seen: _Seen, runs: Sequence[dg.RunRecord], entries: Sequence[tuple[str, RecordedDecision]], now: float) -> _Seen:
+def _seen_after(
+    seen: _Seen, runs: Sequence[dg.RunRecord], entries: Sequence[tuple[str, RecordedDecision]], now: float
+) -> _Seen:
     """Return until when a tick has seen what happened, from what it found; never a time in the future."""
     runs_until, decisions_until = seen.runs, seen.decisions
     if runs:
-        # `finished_runs` looks one second back: more runs than one tick looks at may have finished in one second, and the next tick goes on.
+        # `finished_runs` looks one second back: more runs than one tick looks at may have finished in one
+        # second, and the next tick goes on.
         runs_until = runs[-1].update_timestamp.timestamp() + (1 if len(runs) == _MAX_RUNS else 0)
     if entries:
         # The name of a decision is its time in milliseconds.
@@ -137,7 +148,15 @@ def _found(
     """Yield what there is to report; of a source that cannot be read, that it cannot."""
     page, day = _page(case, "automation"), datetime.fromtimestamp(now, UTC).date()
     sources = [
-        *((_name(case, each), each.dagster_run.run_id, _run_page(case, each), of_run(case, instance, store, each)) for each in runs),
+        *(
+            (
+                _name(case, each),
+                each.dagster_run.run_id,
+                _run_page(case, each),
+                of_run(case, instance, store, each),
+            )
+            for each in runs
+        ),
         ("the retraining decisions", str(day), page, of_decisions(case, instance, store, entries, now)),
         ("the budget", str(day), page, of_budget(case, instance, now)),
         ("the feeds", str(day), page, of_silence(case, instance, store, now)),
@@ -152,12 +171,15 @@ def _found(
             title = f"what {what} would report is missing: {line}"
             log.warning(title)
             action = "materialise again what cannot be read; everything else is reported as before"
-            yield Alert("sensor_failing", case.name, f"sensor_failing/{what}/{which}", title, action, url, now)
+            yield Alert(
+                "sensor_failing", case.name, f"sensor_failing/{what}/{which}", title, action, url, now
+            )
 
 
 def finished_runs(case: Case, instance: dg.DagsterInstance, since: float) -> Sequence[dg.RunRecord]:
     """Return the runs of a use case that finished since a time (seconds since the epoch), oldest first."""
-    # One second back: runs that finished in the same moment as the last one seen are found, and the ledger knows those that were sent.
+    # One second back: runs that finished in the same moment as the last one seen are found, and the ledger
+    # knows those that were sent.
     after = datetime.fromtimestamp(since - 1, UTC)
     filters = dg.RunsFilter(statuses=_FINISHED, tags={"use_case": case.name}, updated_after=after)
     return instance.get_run_records(filters, limit=_MAX_RUNS, order_by="update_timestamp", ascending=True)
@@ -168,7 +190,15 @@ def of_run(case: Case, instance: dg.DagsterInstance, store: Store, record: dg.Ru
     run, stage = record.dagster_run, record.dagster_run.job_name.removeprefix(f"{case.name}_")
 
     def alert(event: Any, title: str, action: str, what: str = run.run_id) -> Alert:
-        return Alert(event, case.name, f"{event}/{what}", title, action, _run_page(case, record), record.update_timestamp.timestamp())
+        return Alert(
+            event,
+            case.name,
+            f"{event}/{what}",
+            title,
+            action,
+            _run_page(case, record),
+            record.update_timestamp.timestamp(),
+        )
 
     partition = run.tags.get(_PARTITION_TAG)
     if stage == "ingest" and partition is not None:
@@ -177,17 +207,28 @@ def of_run(case: Case, instance: dg.DagsterInstance, store: Store, record: dg.Ru
             ref = made_by_run(instance, run.run_id, case.key(asset), partition)
             closed = [] if ref is None else [gate.name for gate in store.load(ref).red_gates]
             if closed:
-                yield alert("gate_closed", f"batch {partition} is held back: {', '.join(closed)}", f"open the checks of {asset}")
+                yield alert(
+                    "gate_closed",
+                    f"batch {partition} is held back: {', '.join(closed)}",
+                    f"open the checks of {asset}",
+                )
                 return
     if run.status == dg.DagsterRunStatus.FAILURE:
         if not _is_tried_again(case, instance, record):
-            yield alert("run_failed", f"{_name(case, record)} failed", "open the run: its error is one line that says what to fix")
+            yield alert(
+                "run_failed",
+                f"{_name(case, record)} failed",
+                "open the run: its error is one line that says what to fix",
+            )
         return
     if stage == "monitor" and partition is not None:
         window = latest(store, case.name, "drift_report", partition)
         status = None if window is None else DriftMetadata.of(window).status
         if window is not None and status == "confirmed":
-            action = f"open drift_report, which says what changed; label documents that `fullft export {case.name} FILE --random` draws"
+            action = (
+                f"open drift_report, which says what changed; label documents that `fullft export {case.name}"
+                " FILE --random` draws"
+            )
             began = _began(case, store, window.created_at, "confirmed", ("ok", "warming_up"))
             yield alert("drift", f"window {partition} drifted", action, began or partition)
         if window is not None and status == "feed_broken":
@@ -202,13 +243,22 @@ def of_run(case: Case, instance: dg.DagsterInstance, store: Store, record: dg.Ru
         )
     if stage == "model":
         # Another run may have evaluated since; one that trained nothing has no candidate.
-        ref, champion = made_by_run(instance, run.run_id, case.key("evaluation_report")), release.read_champion(store, case.name)
+        ref, champion = (
+            made_by_run(instance, run.run_id, case.key("evaluation_report")),
+            release.read_champion(store, case.name),
+        )
         report = None if ref is None else store.load(ref)
-        if report is not None and (champion is None or champion.checkpoint != EvaluationMetadata.of(report).checkpoint):
+        if report is not None and (
+            champion is None or champion.checkpoint != EvaluationMetadata.of(report).checkpoint
+        ):
             closed = [check.name for check in report.checks if not check.passed]
             # One whose gates are all open was champion until another one was promoted.
             if closed:
-                yield alert("gate_closed", f"the candidate was not promoted: {', '.join(closed)}", "read the evaluation report")
+                yield alert(
+                    "gate_closed",
+                    f"the candidate was not promoted: {', '.join(closed)}",
+                    "read the evaluation report",
+                )
 
 
 def _name(case: Case, record: dg.RunRecord) -> str:
@@ -224,7 +274,9 @@ def _run_page(case: Case, record: dg.RunRecord) -> str:
 
 
 def _is_tried_again(case: Case, instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
-    """Return whether another run follows a failed one by itself: Dagster's retry, or one of the sensor or schedule that launched it."""
+    """Return whether another run follows a failed one by itself: Dagster's retry, or one of the sensor or
+    schedule that launched it.
+    """
     run = record.dagster_run
     if run.tags.get(_RETRY_TAG) == "true":
         return True
@@ -235,17 +287,26 @@ def _is_tried_again(case: Case, instance: dg.DagsterInstance, record: dg.RunReco
 
 
 def _is_on(case: Case, state: Any) -> bool:
-    """Return whether a sensor or schedule of the loop is on: by a person, or by `automation.enabled`, which may have been taken back since."""
+    """Return whether a sensor or schedule of the loop is on: by a person, or by `automation.enabled`, which
+    may have been taken back since.
+    """
     return state.status.value == "RUNNING" or (state.is_running and case.settings.automation.enabled)
 
 
 def _is_resumed(case: Case, instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
     """Return whether the policy resumes a retrain that failed: see `retraining.max_retries`."""
     now = record.update_timestamp.timestamp()
-    until = [each for each in model_runs(case, instance, now) if each.create_timestamp <= record.create_timestamp]
+    until = [
+        each for each in model_runs(case, instance, now) if each.create_timestamp <= record.create_timestamp
+    ]
     attempts = attempts_of(until, instance, now)
     signals = Signals(
-        now=now, month_start=now, num_examples=0, data_version="", settings_version=attempts[-1].settings_version, estimated_hours=0
+        now=now,
+        month_start=now,
+        num_examples=0,
+        data_version="",
+        settings_version=attempts[-1].settings_version,
+        estimated_hours=0,
     )
     return 0 < num_transient(State(attempts=attempts), signals) <= case.settings.retraining.max_retries
 
@@ -268,18 +329,29 @@ def _began(case: Case, store: Store, until: float, status: Status, ends: Sequenc
 
 
 def of_decisions(
-    case: Case, instance: dg.DagsterInstance, store: Store, entries: Sequence[tuple[str, RecordedDecision]], now: float
+    case: Case,
+    instance: dg.DagsterInstance,
+    store: Store,
+    entries: Sequence[tuple[str, RecordedDecision]],
+    now: float,
 ) -> Iterator[Alert]:
-    """Yield what new retraining decisions ask of a person, each once, and what the newest one says of the champion's score."""
+    """Yield what new retraining decisions ask of a person, each once, and what the newest one says of the
+    champion's score.
+    """
     for name, entry in entries:
         decision = entry.decision
         if decision.action in ("alert", "request_labels"):
             reason, action = _reason_and_action("; ".join(decision.reasons))
             title = f"labels are asked for: {reason}" if decision.action == "request_labels" else reason
             url = _asset_page(case, ASSET)
-            if decision.evidence.startswith(_OF_ATTEMPTS) and (last := _last_attempt(case, instance, entry.time)) is not None:
+            if (
+                decision.evidence.startswith(_OF_ATTEMPTS)
+                and (last := _last_attempt(case, instance, entry.time)) is not None
+            ):
                 url = _run_page(case, last)
-            yield Alert("decision_needed", case.name, f"decision_needed/{name}", title, action, url, entry.time)
+            yield Alert(
+                "decision_needed", case.name, f"decision_needed/{name}", title, action, url, entry.time
+            )
     champion = release.read_champion(store, case.name)
     # The newest decision may be of the champion before.
     if not entries or champion is None or entries[-1][1].time < champion.promoted_at:
@@ -291,13 +363,26 @@ def of_decisions(
     # The size of a drop changes with each label and each evaluation: one alert for each champion.
     since = f"{champion.promoted_at:.0f}"
     if signals.live_drop >= settings.max_score_drop:
-        title = f"the champion's accuracy is {signals.live_drop:.3f} lower on labelled production documents than at release"
+        title = (
+            f"the champion's accuracy is {signals.live_drop:.3f} lower on labelled production documents than"
+            " at release"
+        )
         key, url = f"quality_drop/live/{since}", _asset_page(case, "live_quality")
-        yield Alert("quality_drop", case.name, key, title, "look at live_quality; roll back or retrain", url, now)
+        yield Alert(
+            "quality_drop", case.name, key, title, "look at live_quality; roll back or retrain", url, now
+        )
     if is_lower_on_tests(signals, settings):
         title = f"the champion's score fell by {signals.score_drop:.3f} on newer rows"
         key, url = f"quality_drop/score/{since}", _asset_page(case, "evaluation_report")
-        yield Alert("quality_drop", case.name, key, title, "look at the newest evaluation report; roll back or retrain", url, now)
+        yield Alert(
+            "quality_drop",
+            case.name,
+            key,
+            title,
+            "look at the newest evaluation report; roll back or retrain",
+            url,
+            now,
+        )
 
 
 def _reason_and_action(text: str) -> tuple[str, str]:
@@ -310,10 +395,14 @@ def _reason_and_action(text: str) -> tuple[str, str]:
 
 
 def _last_attempt(case: Case, instance: dg.DagsterInstance, at: float) -> dg.RunRecord | None:
-    """Return the newest run of an automatic retrain that a decision knew; times in seconds since the epoch."""
+    """Return the newest run of an automatic retrain that a decision knew; times in seconds since the
+    epoch.
+    """
     known = (record for record in model_runs(case, instance, at) if record.create_timestamp.timestamp() <= at)
     return max(
-        (record for record in known if EVIDENCE_TAG in record.dagster_run.tags), key=lambda record: record.create_timestamp, default=None
+        (record for record in known if EVIDENCE_TAG in record.dagster_run.tags),
+        key=lambda record: record.create_timestamp,
+        default=None,
     )
 
 
@@ -325,7 +414,13 @@ def of_budget(case: Case, instance: dg.DagsterInstance, now: float) -> Iterator[
             key = f"budget/{start:.0f}/{name}/{'reached' if share >= 1 else 'near'}"
             title = f"{share:.0%} of retraining.{name} = {getattr(settings, name):g} are spent"
             yield Alert(
-                "budget", case.name, key, title, f"raise retraining.{name}, or wait for the next month", _page(case, "automation"), now
+                "budget",
+                case.name,
+                key,
+                title,
+                f"raise retraining.{name}, or wait for the next month",
+                _page(case, "automation"),
+                now,
             )
 
 
@@ -338,7 +433,9 @@ def _asset_page(case: Case, asset: str) -> str:
 
 
 def of_silence(case: Case, instance: dg.DagsterInstance, store: Store, now: float) -> Iterator[Alert]:
-    """Yield a feed from which nothing came for `alerts.silent_hours`; a feed that never delivered is not silent but not there yet."""
+    """Yield a feed from which nothing came for `alerts.silent_hours`; a feed that never delivered is not
+    silent but not there yet.
+    """
     hours = case.settings.alerts.silent_hours
     if hours is None:
         return
@@ -354,11 +451,21 @@ def of_silence(case: Case, instance: dg.DagsterInstance, store: Store, now: floa
         if now - last > hours * 3600:
             title = f"nothing new in {path} for {hours:g} hours"
             action = "look at what delivers it, and at the sensors"
-            yield Alert("feed_silent", case.name, f"feed_silent/{asset}/{int(last)}", title, action, _asset_page(case, asset), now)
+            yield Alert(
+                "feed_silent",
+                case.name,
+                f"feed_silent/{asset}/{int(last)}",
+                title,
+                action,
+                _asset_page(case, asset),
+                now,
+            )
 
 
 def of_ticks(case: Case, instance: dg.DagsterInstance, now: float) -> Iterator[Alert]:
-    """Yield each sensor and schedule that is on and does nothing, once a day while that lasts: its ticks fail, or there are none."""
+    """Yield each sensor and schedule that is on and does nothing, once a day while that lasts: its ticks
+    fail, or there are none.
+    """
     states = [state for state in instance.all_instigator_state() if state.is_running]
     least = {f"{case.name}_{name}": number for name, number in _FAILED_TICKS.items()}
     for state in states:
@@ -372,17 +479,31 @@ def of_ticks(case: Case, instance: dg.DagsterInstance, now: float) -> Iterator[A
             if tick.status.value != "STARTED"
         ]
         if len(ticks) >= number and all(
-            tick.status.value == "FAILURE" and now - tick.timestamp < _LOOK_BACK_SECONDS for tick in ticks[:number]
+            tick.status.value == "FAILURE" and now - tick.timestamp < _LOOK_BACK_SECONDS
+            for tick in ticks[:number]
         ):
             day = datetime.fromtimestamp(ticks[0].timestamp, UTC).date()
-            title = f"{state.name} fails at each tick" if number > 1 else f"the last tick of {state.name} failed"
+            title = (
+                f"{state.name} fails at each tick" if number > 1 else f"the last tick of {state.name} failed"
+            )
             action = "open it in the UI: its error is one line that says what to fix"
-            yield Alert("sensor_failing", case.name, f"sensor_failing/{state.name}/{day}", title, action, _page(case, "automation"), now)
+            yield Alert(
+                "sensor_failing",
+                case.name,
+                f"sensor_failing/{state.name}/{day}",
+                title,
+                action,
+                _page(case, "automation"),
+                now,
+            )
     yield from _without_ticks(case, instance, states, now)
 
 
-def _without_ticks(case: Case, instance: dg.DagsterInstance, states: Sequence[Any], now: float) -> Iterator[Alert]:
-    """Yield each sensor that is on and was not evaluated for long, though the daemon runs, as this sensor's own ticks show.
+def _without_ticks(
+    case: Case, instance: dg.DagsterInstance, states: Sequence[Any], now: float
+) -> Iterator[Alert]:
+    """Yield each sensor that is on and was not evaluated for long, though the daemon runs, as this sensor's
+    own ticks show.
 
     Args:
         states: those of sensors and schedules that are on, of all use cases.
@@ -395,7 +516,11 @@ def _without_ticks(case: Case, instance: dg.DagsterInstance, states: Sequence[An
         for state in states
         if state.name == f"{case.name}_alerts"
         and instance.get_ticks(
-            state.instigator_origin_id, state.selector_id, after=now - _SILENT_SECONDS, before=now - _DAEMON_SECONDS, limit=1
+            state.instigator_origin_id,
+            state.selector_id,
+            after=now - _SILENT_SECONDS,
+            before=now - _DAEMON_SECONDS,
+            limit=1,
         )
     }
     for state in states:
@@ -404,9 +529,21 @@ def _without_ticks(case: Case, instance: dg.DagsterInstance, states: Sequence[An
             continue
         ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
         # One that was turned on a moment ago has none since then.
-        last = max([state.instigator_data.last_sensor_start_timestamp or 0.0, *(tick.timestamp for tick in ticks)])
-        if last and now - last > max(_SILENT_INTERVALS * (state.instigator_data.min_interval or 0), _SILENT_SECONDS):
+        last = max(
+            [state.instigator_data.last_sensor_start_timestamp or 0.0, *(tick.timestamp for tick in ticks)]
+        )
+        if last and now - last > max(
+            _SILENT_INTERVALS * (state.instigator_data.min_interval or 0), _SILENT_SECONDS
+        ):
             at, day = datetime.fromtimestamp(last, UTC), datetime.fromtimestamp(now, UTC).date()
             title = f"{state.name} is on, and was not evaluated since {at:%Y-%m-%d %H:%M UTC}"
             action = "restart Dagster's daemon; if that does not help, turn the sensor off and on in the UI"
-            yield Alert("sensor_silent", case.name, f"sensor_silent/{state.name}/{day}", title, action, _page(case, "automation"), now)
+            yield Alert(
+                "sensor_silent",
+                case.name,
+                f"sensor_silent/{state.name}/{day}",
+                title,
+                action,
+                _page(case, "automation"),
+                now,
+            )

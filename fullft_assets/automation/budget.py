@@ -27,15 +27,20 @@ def _first_day(case: Case, now: float) -> datetime:
     return local.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
 
 
-def shares_spent(case: Case, instance: dg.DagsterInstance, now: float, next_hours: float = 0.0) -> dict[str, float]:
-    """Return the share of each limit of the month, by its setting, that automatic runs took, with a next one of so many hours.
+def shares_spent(
+    case: Case, instance: dg.DagsterInstance, now: float, next_hours: float = 0.0
+) -> dict[str, float]:
+    """Return the share of each limit of the month, by its setting, that automatic runs took, with a next one
+    of so many hours.
 
     Args:
         now: seconds since the epoch.
     """
     start, settings = month_start(case, now), case.settings.retraining
     attempts = attempts_of(model_runs(case, instance, now), instance, now)
-    spent = hours_beside(case, instance, start, now) + sum(attempt.hours for attempt in attempts if start <= attempt.started_at <= now)
+    spent = hours_beside(case, instance, start, now) + sum(
+        attempt.hours for attempt in attempts if start <= attempt.started_at <= now
+    )
     spent += next_hours
     shares = {"max_hours_per_month": spent / settings.max_hours_per_month}
     if settings.max_usd_per_month is not None:
@@ -44,7 +49,8 @@ def shares_spent(case: Case, instance: dg.DagsterInstance, now: float, next_hour
 
 
 def evaluation_above_budget(case: Case, instance: dg.DagsterInstance, now: float) -> str | None:
-    """Return why the month has no room for one more evaluation, which takes as long as the newest that succeeded; None if it has.
+    """Return why the month has no room for one more evaluation, which takes as long as the newest that
+    succeeded; None if it has.
 
     Args:
         now: seconds since the epoch.
@@ -57,6 +63,7 @@ def evaluation_above_budget(case: Case, instance: dg.DagsterInstance, now: float
         if share > 1:
             limit = f"retraining.{name} = {getattr(case.settings.retraining, name):g}"
             return (
-                f"with one more evaluation the month has {share:.0%} of {limit}; raise it, launch {job} by hand, or wait for the next month"
+                f"with one more evaluation the month has {share:.0%} of {limit}; raise it, launch {job} by"
+                " hand, or wait for the next month"
             )
     return None

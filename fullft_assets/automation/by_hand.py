@@ -31,14 +31,22 @@ class ByHand(dg.Config):
 
     act: Act = Field(
         default=Act.freeze,
-        description="freeze: keep the champion, whatever the gates say. unfreeze: let the gates decide again. promote: make an evaluated "
-        "checkpoint the champion. rollback: bring the previous champion back. retokenize: tokenise every batch that needs it, after a change "
-        "of tokenizer or windows. clean: remove from the store what nothing in use was made from, by the settings of `retention`.",
+        description=(
+            "freeze: keep the champion, whatever the gates say. unfreeze: let the gates decide again."
+            " promote: make an evaluated checkpoint the champion. rollback: bring the previous champion back."
+            " retokenize: tokenise every batch that needs it, after a change of tokenizer or windows. clean:"
+            " remove from the store what nothing in use was made from, by the settings of `retention`."
+        ),
     )
-    reason: str = Field(default="", description="Why; needed for acts on the champion, and kept with its history.")
+    reason: str = Field(
+        default="", description="Why; needed for acts on the champion, and kept with its history."
+    )
     checkpoint: str = Field(
         default="",
-        description="For promote: CASE/finetuned_checkpoint/KEY/ATTEMPT of a checkpoint that was evaluated; its gates may be red.",
+        description=(
+            "For promote: CASE/finetuned_checkpoint/KEY/ATTEMPT of a checkpoint that was evaluated; its gates"
+            " may be red."
+        ),
     )
 
 
@@ -54,9 +62,13 @@ def run_config(case: str, act: str) -> dict:
 
 def build_job_by_hand(case: Case) -> dg.JobDefinition:
     """Return the job `<case>_by_hand`."""
-    description = "By hand: freeze, unfreeze, promote, rollback, retokenize or clean, as `act` in the config says."
+    description = (
+        "By hand: freeze, unfreeze, promote, rollback, retokenize or clean, as `act` in the config says."
+    )
 
-    @dg.op(name=f"{case.name}__by_hand", description=description, out={}, required_resource_keys={case.store_key})
+    @dg.op(
+        name=f"{case.name}__by_hand", description=description, out={}, required_resource_keys={case.store_key}
+    )
     def by_hand(context: dg.OpExecutionContext, config: ByHand):
         store = case.store(context)
         if config.act is Act.retokenize:
@@ -81,7 +93,9 @@ def _change(case: Case, store: Store, config: ByHand, run_id: str) -> None:
     if config.act is Act.promote:
         release.promote_by_hand(store, case.use_case, config.checkpoint, reason=config.reason, by=run_id)
         return
-    change = {Act.freeze: release.freeze, Act.unfreeze: release.unfreeze, Act.rollback: release.rollback}[config.act]
+    change = {Act.freeze: release.freeze, Act.unfreeze: release.unfreeze, Act.rollback: release.rollback}[
+        config.act
+    ]
     change(store, case.name, reason=config.reason, by=run_id)
 
 
@@ -95,7 +109,9 @@ def _noted(context: dg.OpExecutionContext, case: Case, store: Store) -> dg.Asset
 
 
 def _in_use(context: dg.OpExecutionContext, case: Case, store: Store) -> Iterator[dg.AssetMaterialization]:
-    """Make the card of the champion the newest of its asset, yield the event that shows it, and copy the champion to `release.push_to`."""
+    """Make the card of the champion the newest of its asset, yield the event that shows it, and copy the
+    champion to `release.push_to`.
+    """
     champion = release.read_champion(store, case.name)
     assert champion is not None, "it was changed by hand"
     card = release.card_of(store, case.name, champion)
@@ -103,5 +119,7 @@ def _in_use(context: dg.OpExecutionContext, case: Case, store: Store) -> Iterato
         set_latest(store, case.name, "champion_model", card)
         result = case.result(card, "champion_model", store, shown(store, card))
         tags = {"dagster/data_version": card.content_digest, "dagster/data_version_is_user_provided": "true"}
-        yield dg.AssetMaterialization(asset_key=case.key("champion_model"), metadata=result.metadata, tags=tags)
+        yield dg.AssetMaterialization(
+            asset_key=case.key("champion_model"), metadata=result.metadata, tags=tags
+        )
     release.try_to_hand_over(store, case.use_case, context.log.info, context.log.warning)

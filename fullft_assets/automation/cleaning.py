@@ -15,10 +15,14 @@ from fullft_assets.resources import one_line_errors
 
 
 def clean(case: Case, context: dg.OpExecutionContext) -> None:
-    """Remove from the store what no kept champion and nothing else in use was made from, by the settings of `retention`."""
+    """Remove from the store what no kept champion and nothing else in use was made from, by the settings of
+    `retention`.
+    """
     store = case.store(context)
     with one_line_errors(store, case.name):
-        found = retention.clean(store, case.use_case, require_idle=idle_from_now(case.name, context.instance, but=context.run_id))
+        found = retention.clean(
+            store, case.use_case, require_idle=idle_from_now(case.name, context.instance, but=context.run_id)
+        )
     for line in found.lines:
         context.log.info(line)
 
@@ -34,7 +38,9 @@ def build_clean_schedule(case: Case, job: str, run_config: dict[str, Any]) -> li
         job_name=job,
         cron_schedule=cron,
         execution_timezone=case.settings.automation.timezone,
-        default_status=dg.DefaultScheduleStatus.RUNNING if case.settings.automation.enabled else dg.DefaultScheduleStatus.STOPPED,
+        default_status=dg.DefaultScheduleStatus.RUNNING
+        if case.settings.automation.enabled
+        else dg.DefaultScheduleStatus.STOPPED,
         description="Cleans the store up, unless a run of the use case is in progress.",
     )
     def clean_schedule(context: dg.ScheduleEvaluationContext, **_: Any):
@@ -52,8 +58,11 @@ def idle_from_now(case: str, instance: dg.DagsterInstance, *, but: str | None = 
     return partial(require_idle, case, instance, but=but, since=datetime.now(UTC))
 
 
-def require_idle(case: str, instance: dg.DagsterInstance, *, but: str | None = None, since: datetime | None = None) -> None:
-    """Refuse to clean up while a run of the use case is in progress: it may have found an old artifact that nothing names yet.
+def require_idle(
+    case: str, instance: dg.DagsterInstance, *, but: str | None = None, since: datetime | None = None
+) -> None:
+    """Refuse to clean up while a run of the use case is in progress: it may have found an old artifact that
+    nothing names yet.
 
     Args:
         but: id of the run that asks.
@@ -64,7 +73,11 @@ def require_idle(case: str, instance: dg.DagsterInstance, *, but: str | None = N
     """
     ended = [] if since is None else instance.get_runs(dg.RunsFilter(updated_after=since))
     for run in [*instance.get_runs(dg.RunsFilter(statuses=IN_FLIGHT)), *ended]:
-        is_ours = run.tags.get("use_case") == case or any(key.path[0] == case for key in run.asset_selection or ())
+        is_ours = run.tags.get("use_case") == case or any(
+            key.path[0] == case for key in run.asset_selection or ()
+        )
         if is_ours and run.run_id != but:
             state = "is in progress" if run.status in IN_FLIGHT else "was in progress during the clean-up"
-            raise StoreError(f"{case}: run {run.run_id[:8]} ({run.job_name}) {state}; clean up when it has ended")
+            raise StoreError(
+                f"{case}: run {run.run_id[:8]} ({run.job_name}) {state}; clean up when it has ended"
+            )

@@ -27,6 +27,7 @@ from fullft_assets.automation.runs import (
     runs_in_flight,
     typical_hours,
 )
+from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import CHAMPION
 from fullft_assets.evaluation.drop import Drop, Released, num_errors_below, score_drop
@@ -38,14 +39,24 @@ from fullft_assets.resources import latest, one_line_errors, summary_by_partitio
 from fullft_assets.retraining.history import date
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Manifest, Store, digest
-from fullft_assets.training.metadata import CheckpointMetadata
 
 #: Sections that shape the model: a change of them is new evidence for a retrain.
-_MODEL_SECTIONS = {"base_model", "trust_remote_code", "seed", "examples", "chunks", "snapshot", "planning", "training"}
+_MODEL_SECTIONS = {
+    "base_model",
+    "trust_remote_code",
+    "seed",
+    "examples",
+    "chunks",
+    "snapshot",
+    "planning",
+    "training",
+}
 
 
 class _Batch(NamedTuple):
-    """What the policy needs to know of a batch's examples; `digests` are of the content today and before each erasure."""
+    """What the policy needs to know of a batch's examples; `digests` are of the content today and before each
+    erasure.
+    """
 
     num_valid: int
     is_green: bool
@@ -56,7 +67,12 @@ class _Batch(NamedTuple):
     def derive(examples: Manifest) -> list[Any]:
         """Return the values of the fields."""
         num_valid = ExamplesMetadata.of(examples).num_valid
-        return [num_valid, not examples.red_gates, examples.created_at, [examples.content_digest, *examples.replaces]]
+        return [
+            num_valid,
+            not examples.red_gates,
+            examples.created_at,
+            [examples.content_digest, *examples.replaces],
+        ]
 
 
 #: Of what `_Batch` and `_status_and_time` derive.
@@ -76,15 +92,18 @@ def decide_and_record(
         ours, decider = decides(store, case.name, instance, now)
         if not ours:
             return dg.SkipReason(
-                f"wait: the Dagster {decider}, which shares this store, decides for {case.name}; ten minutes after its sensor and its "
-                "schedule were turned off, this one does"
+                f"wait: the Dagster {decider}, which shares this store, decides for {case.name}; ten minutes"
+                " after its sensor and its schedule were turned off, this one does"
             )
         ledger, notes = read_ledger(store, case.name)
         state, signals = gather(case, instance, store, ledger.raised, now)
         decision = retraining.decide(state, signals, case.settings.retraining)
         decision = decision.model_copy(update={"notes": [*notes, *decision.notes]})
         if decision.action == "retrain" and not claims_launch(store, case.name, instance, by, now):
-            return dg.SkipReason("wait: the sensor and the schedule decide at the same moment, and the other one launches the run")
+            return dg.SkipReason(
+                "wait: the sensor and the schedule decide at the same moment, and the other one launches"
+                " the run"
+            )
         record(case, instance, store, ledger, state, signals, decision)
     reasons = "; ".join([*decision.reasons, *decision.notes])
     if decision.action == "retrain":
@@ -96,24 +115,37 @@ def decide_and_record(
             SCORE_FELL_TAG: str(retraining.score_fell(signals, case.settings.retraining)),
             SETTINGS_TAG: signals.settings_version,
         }
-        return dg.RunRequest(run_key=retraining.run_key(state, decision), job_name=f"{case.name}_model", tags=tags)
+        return dg.RunRequest(
+            run_key=retraining.run_key(state, decision), job_name=f"{case.name}_model", tags=tags
+        )
     if decision.count_first and by == "sensor" and not signals.num_runs_in_flight:
         return _count(case, instance, signals, decision.action, reasons)
     return dg.SkipReason(f"{decision.action}: {reasons}")
 
 
 def _count(
-    case: Case, instance: dg.DagsterInstance, signals: retraining.Signals, action: retraining.Action, reasons: str
+    case: Case,
+    instance: dg.DagsterInstance,
+    signals: retraining.Signals,
+    action: retraining.Action,
+    reasons: str,
 ) -> dg.RunRequest | dg.SkipReason:
-    """Return the request for a snapshot that counts what was delivered; one that failed is asked for again as a batch is."""
+    """Return the request for a snapshot that counts what was delivered; one that failed is asked for again as
+    a batch is.
+    """
     key, job = f"count-{digest([signals.data_version, signals.num_uncounted])}", f"{case.name}_snapshot"
     run_key = key
     if runs := runs_by_key(instance, [key]).get(key):
         again = ask_again("", key, runs, instance)
         if again.why or again.at > signals.now:
             last = runs[-1].dagster_run
-            ended = f"the run {last.run_id} that was to count them ended on {date(again.last_end)} as {last.status.value}"
-            return dg.SkipReason(f"{action}: {reasons}; {ended}: a later tick may ask for it again, or launch {job} by hand")
+            ended = (
+                f"the run {last.run_id} that was to count them ended on {date(again.last_end)} as"
+                f" {last.status.value}"
+            )
+            return dg.SkipReason(
+                f"{action}: {reasons}; {ended}: a later tick may ask for it again, or launch {job} by hand"
+            )
         run_key = again.run_key
     return dg.RunRequest(run_key=run_key, job_name=job, tags={REASONS_TAG: reasons[:250], REQUEST_TAG: key})
 
@@ -121,7 +153,8 @@ def _count(
 def gather(
     case: Case, instance: dg.DagsterInstance, store: Store, raised: dict[str, float], now: float
 ) -> tuple[retraining.State, retraining.Signals]:
-    """Return the state and the signals of the policy, from the runs of the instance and the artifacts of the store.
+    """Return the state and the signals of the policy, from the runs of the instance and the artifacts of the
+    store.
 
     Args:
         raised: see `retraining.State`.
@@ -131,9 +164,18 @@ def gather(
         StoreError: a recorded number is not finite, or negative.
     """
     settings = case.settings
-    batches = summary_by_partition(store, case.name, "labeled_examples", _Batch.derive, version=_SUMMARY_VERSION)
-    usable = {name: batch for name, batch in ((name, _Batch(*values)) for name, values in batches.items()) if batch.is_green}
-    checkpoint, snapshot = latest(store, case.name, "finetuned_checkpoint"), latest(store, case.name, "training_snapshot")
+    batches = summary_by_partition(
+        store, case.name, "labeled_examples", _Batch.derive, version=_SUMMARY_VERSION
+    )
+    usable = {
+        name: batch
+        for name, batch in ((name, _Batch(*values)) for name, values in batches.items())
+        if batch.is_green
+    }
+    checkpoint, snapshot = (
+        latest(store, case.name, "finetuned_checkpoint"),
+        latest(store, case.name, "training_snapshot"),
+    )
     frozen = SnapshotMetadata.of(snapshot) if snapshot else None
     trained_on, learned = _trained_on(store, checkpoint, snapshot, frozen)
     records = model_runs(case, instance, now)
@@ -150,7 +192,11 @@ def gather(
         )
         windows = windows_of(store, case)
         began = retraining.drift_began(state, windows, now, settings.retraining)
-        month, fell, unfinished = month_start(case, now), _score_drop(store, case, in_use), runs_in_flight(case, instance)
+        month, fell, unfinished = (
+            month_start(case, now),
+            _score_drop(store, case, in_use),
+            runs_in_flight(case, instance),
+        )
         signals = retraining.Signals(
             now=now,
             month_start=month,
@@ -161,10 +207,20 @@ def gather(
             settings_version=digest(settings.model_dump(include=_MODEL_SECTIONS, mode="json")),
             windows=windows,
             is_monitored=case.is_monitored,
-            num_labels_since_drift=0 if began is None else sum(batch.num_valid for batch in usable.values() if batch.created_at >= began),
+            num_labels_since_drift=(
+                0
+                if began is None
+                else sum(batch.num_valid for batch in usable.values() if batch.created_at >= began)
+            ),
             score_drop=None if fell is None else fell.drop,
             num_drop_errors=0.0 if fell is None else fell.num_errors,
-            **_live_quality(store, case, in_use, [window.key for window in windows if began is None or window.at >= began], usable),
+            **_live_quality(
+                store,
+                case,
+                in_use,
+                [window.key for window in windows if began is None or window.at >= began],
+                usable,
+            ),
             estimated_hours=_estimated_hours(store, case, records, instance),
             hours_beside=hours_beside(case, instance, month, now),
             hourly_usd=settings.planning.hourly_usd,
@@ -177,7 +233,8 @@ def gather(
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise StoreError(
-            f"{case.name}: no retraining decision, as {where} is {first['input']} ({first['msg']}); materialise what it comes from again"
+            f"{case.name}: no retraining decision, as {where} is {first['input']} ({first['msg']});"
+            " materialise what it comes from again"
         ) from None
     return state, signals
 
@@ -185,7 +242,9 @@ def gather(
 def _trained_on(
     store: Store, checkpoint: Manifest | None, snapshot: Manifest | None, frozen: SnapshotMetadata | None
 ) -> tuple[Manifest | None, SnapshotMetadata | None]:
-    """Return the snapshot that a checkpoint was trained on, and its metadata; often the newest one, which need not be read twice."""
+    """Return the snapshot that a checkpoint was trained on, and its metadata; often the newest one, which
+    need not be read twice.
+    """
     if checkpoint is None:
         return None, None
     ref = CheckpointMetadata.of(checkpoint).snapshot
@@ -196,11 +255,19 @@ def _trained_on(
 
 
 def _num_rows(snapshot: SnapshotMetadata | None) -> int:
-    return 0 if snapshot is None else snapshot.num_train_rows + snapshot.num_validation_rows + snapshot.num_test_rows
+    return (
+        0
+        if snapshot is None
+        else snapshot.num_train_rows + snapshot.num_validation_rows + snapshot.num_test_rows
+    )
 
 
-def _num_uncounted(usable: Mapping[str, _Batch], snapshot: Manifest | None, found: SnapshotMetadata | None) -> int:
-    """Return the valid examples of the batches that no snapshot was taken over as they are, nor left out for a red check."""
+def _num_uncounted(
+    usable: Mapping[str, _Batch], snapshot: Manifest | None, found: SnapshotMetadata | None
+) -> int:
+    """Return the valid examples of the batches that no snapshot was taken over as they are, nor left out for
+    a red check.
+    """
     if snapshot is None or found is None:
         return sum(batch.num_valid for batch in usable.values())
     left_out = set(found.batches_left_out)
@@ -238,12 +305,18 @@ def _score_drop(store: Store, case: Case, champion: release.Champion | None) -> 
     released = EvaluationMetadata.of(store.load(champion.evaluation))
     low = released.score(None, f"{metric}_low")
     confidence = case.settings.evaluation.confidence
-    since = Released(champion.score, champion.score if low is None else low, released.num_test_rows, confidence)
+    since = Released(
+        champion.score, champion.score if low is None else low, released.num_test_rows, confidence
+    )
     return score_drop(since, newest, found.num_test_rows)
 
 
 def _live_quality(
-    store: Store, case: Case, champion: release.Champion | None, windows: Sequence[str], batches: Mapping[str, _Batch]
+    store: Store,
+    case: Case,
+    champion: release.Champion | None,
+    windows: Sequence[str],
+    batches: Mapping[str, _Batch],
 ) -> dict[str, Any]:
     """Return the signals of what labels of production say of the champion; none where it was not measured.
 
@@ -255,8 +328,12 @@ def _live_quality(
     live = None if champion is None or made is None else LiveMetadata.of(made)
     if made is None or live is None or champion is None or live.checkpoint != champion.checkpoint:
         return {}
-    labelled, right = (sum(live.by_window[window][side] for window in windows if window in live.by_window) for side in (0, 1))
-    at_release = Released(live.release_accuracy, live.release_accuracy_low, 0, case.settings.evaluation.confidence)
+    labelled, right = (
+        sum(live.by_window[window][side] for window in windows if window in live.by_window) for side in (0, 1)
+    )
+    at_release = Released(
+        live.release_accuracy, live.release_accuracy_low, 0, case.settings.evaluation.confidence
+    )
     has_all = all(batch.created_at <= made.created_at - made.seconds for batch in batches.values())
     return {
         "live_drop": live.drop,
@@ -265,8 +342,12 @@ def _live_quality(
     }
 
 
-def _predicted_gain(store: Store, case: Case, newest: SnapshotMetadata | None, learned: SnapshotMetadata | None) -> float | None:
-    """Return what the newest pilot's learning curve predicts of the rows that the newest snapshot has more; None if nobody asks, or can tell."""
+def _predicted_gain(
+    store: Store, case: Case, newest: SnapshotMetadata | None, learned: SnapshotMetadata | None
+) -> float | None:
+    """Return what the newest pilot's learning curve predicts of the rows that the newest snapshot has more;
+    None if nobody asks, or can tell.
+    """
     pilot = latest(store, case.name, "pilot_run")
     if case.settings.planning.usd_per_point is None or pilot is None or newest is None or learned is None:
         return None
@@ -280,8 +361,12 @@ def _predicted_gain(store: Store, case: Case, newest: SnapshotMetadata | None, l
     return max(0.0, after.predicted - before.predicted) if before.is_known and after.is_known else None
 
 
-def _estimated_hours(store: Store, case: Case, records: Sequence[dg.RunRecord], instance: dg.DagsterInstance) -> float:
-    """Return the hours of the last runs of the model job that succeeded, or those of the newest plan, which has only the training."""
+def _estimated_hours(
+    store: Store, case: Case, records: Sequence[dg.RunRecord], instance: dg.DagsterInstance
+) -> float:
+    """Return the hours of the last runs of the model job that succeeded, or those of the newest plan, which
+    has only the training.
+    """
     plan = latest(store, case.name, "feasibility_plan")
     done = [record for record in records if record.dagster_run.status == dg.DagsterRunStatus.SUCCESS]
     return max(PlanMetadata.of(plan).planned_hours if plan else 0.0, typical_hours(done, instance))

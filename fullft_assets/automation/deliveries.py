@@ -15,7 +15,8 @@ from fullft_assets.chunks import ingestion
 from fullft_assets.retraining import HOUR_SECONDS
 from fullft_assets.store import Store, digest
 
-#: Carries the run key on runs of the daemon and of `fullft run` alike: Dagster's own tag is the daemon's alone.
+#: Carries the run key on runs of the daemon and of `fullft run` alike: Dagster's own tag is the daemon's
+#: alone.
 REQUEST_TAG = "delivery/run_key"
 _RUN_KEY_TAG = "dagster/run_key"
 #: Class of a failed run's failure, noted by the tick that looked it up: that reads the run's events.
@@ -24,7 +25,8 @@ _FAILURE_TAG = "delivery/failure"
 _FAILS_AGAIN = ("data", "settings", "out_of_memory")
 #: What fails in these ways succeeds once the outage is over, however long that takes.
 _TRANSIENT = ("infrastructure", "preemption")
-#: Hours after which a failed run is asked for again: the first time, the second time, ... and then, if an outage made it fail, once a day.
+#: Hours after which a failed run is asked for again: the first time, the second time, ... and then, if an
+#: outage made it fail, once a day.
 _WAIT_HOURS = (1, 2, 4, 8, 16)
 _LATER_HOURS = 24
 #: In place of a failure's class.
@@ -35,17 +37,22 @@ _KEYS_PER_QUERY = 100
 
 @dataclass(frozen=True)
 class Due:
-    """Which batches of the ledger need a run, have one, or are done. What had a run is among these only if it was looked at."""
+    """Which batches of the ledger need a run, have one, or are done. What had a run is among these only if it
+    was looked at.
+    """
 
-    #: Those that never had a run first, oldest first; then those to ask for again. At most `max_runs_per_tick`.
+    #: Those that never had a run first, oldest first; then those to ask for again. At most
+    #: `max_runs_per_tick`.
     requests: list[dg.RunRequest]
-    #: Those that are not asked for by themselves now, as their wait is not over or a person has to act; the longest ago first.
+    #: Those that are not asked for by themselves now, as their wait is not over or a person has to act; the
+    #: longest ago first.
     held: list[dg.RunRequest]
     running: set[str]
     done: set[str]
     #: Why a person has to ask for each of these: it was cancelled, or what class of failure it had.
     for_a_person: dict[str, str]
-    #: When the next of the others that are held is asked for, in seconds since the epoch; None where there is none.
+    #: When the next of the others that are held is asked for, in seconds since the epoch; None where there is
+    #: none.
     next_at: float | None
 
 
@@ -66,10 +73,11 @@ class Again(NamedTuple):
 def find_due(case: Case, instance: dg.DagsterInstance, store: Store, kind: documents.Kind, job: str) -> Due:
     """Return which batches to launch. The ledger in the store is the truth, not the sensor's cursor.
 
-    The next tick launches what a tick that died has cut, and an edit of the YAML makes batches due again. A batch
-    whose run failed comes after all that never had one: under a new run key an hour later, then after two hours and so on, five times, and then
-    once a day where an outage made it fail. What fails again unless something changes is not asked for again, nor is what a person cancelled;
-    `fullft run` tries each of them. One in flight takes no place, so that none of them starves the rest.
+    The next tick launches what a tick that died has cut, and an edit of the YAML makes batches due again. A
+    batch whose run failed comes after all that never had one: under a new run key an hour later, then after
+    two hours and so on, five times, and then once a day where an outage made it fail. What fails again unless
+    something changes is not asked for again, nor is what a person cancelled; `fullft run` tries each of them.
+    One in flight takes no place, so that none of them starves the rest.
     """
     if kind == "batch":
         done, version = ingestion.done(store, case.use_case), ingestion.version(case.use_case)
@@ -83,14 +91,16 @@ def find_due(case: Case, instance: dg.DagsterInstance, store: Store, kind: docum
     names = {batch.name for batch in batches}
     running = {name for run in in_flight if (name := run.tags.get("dagster/partition")) in names}
     most = case.settings.documents.max_runs_per_tick
-    # Of a window that is only predicted, a clean-up removes what was made; of others, who lacks it has restored an older copy of the store.
+    # Of a window that is only predicted, a clean-up removes what was made; of others, who lacks it has
+    # restored an older copy of the store.
     is_kept = kind == "batch" or case.last_of_window == "drift_report"
     source = documents.source_of(case.use_case, kind)
     # A batch that could not be read and whose files were fixed or removed since then would fail again.
     launchable = (
         batch.name
         for batch in batches
-        if batch.name not in running and (documents.is_delivered(source, batch) or documents.was_kept(store, case.name, batch.name, kind))
+        if batch.name not in running
+        and (documents.is_delivered(source, batch) or documents.was_kept(store, case.name, batch.name, kind))
     )
     first: list[dg.RunRequest] = []
     again: list[Again] = []
@@ -128,7 +138,8 @@ def runs_by_key(instance: dg.DagsterInstance, keys: Iterable[str]) -> dict[str, 
     """Return the runs of each key that had one, oldest first."""
     found: dict[str, list[dg.RunRecord]] = {}
     for record in instance.get_run_records(dg.RunsFilter(tags={REQUEST_TAG: list(keys)}), ascending=True):
-        # A daemon that died between making a run and launching it does so when the same key is asked for again.
+        # A daemon that died between making a run and launching it does so when the same key is asked for
+        # again.
         if record.dagster_run.status != dg.DagsterRunStatus.NOT_STARTED:
             found.setdefault(record.dagster_run.tags[REQUEST_TAG], []).append(record)
     return found
@@ -150,7 +161,9 @@ def ask_again(batch: str, key: str, runs: Sequence[dg.RunRecord], instance: dg.D
     if last.dagster_run.status == dg.DagsterRunStatus.SUCCESS:
         return again
     failure = _failure_of(last.dagster_run, instance)
-    return again._replace(why=failure if failure in _FAILS_AGAIN or (is_late and failure not in _TRANSIENT) else "")
+    return again._replace(
+        why=failure if failure in _FAILS_AGAIN or (is_late and failure not in _TRANSIENT) else ""
+    )
 
 
 def _failure_of(run: dg.DagsterRun, instance: dg.DagsterInstance) -> str:
@@ -162,7 +175,9 @@ def _failure_of(run: dg.DagsterRun, instance: dg.DagsterInstance) -> str:
 
 
 def is_asked_again(run: dg.DagsterRun, instance: dg.DagsterInstance) -> bool:
-    """Return whether a failed run of a batch or window, which the daemon launched, is soon followed by another one, while its sensor is on."""
+    """Return whether a failed run of a batch or window, which the daemon launched, is soon followed by
+    another one, while its sensor is on.
+    """
     key = run.tags.get(REQUEST_TAG)
     if key is None or _RUN_KEY_TAG not in run.tags:
         return False

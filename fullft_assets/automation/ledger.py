@@ -1,6 +1,8 @@
-"""What is kept of retraining decisions: the log, which incidents were raised, and the leases of who decides and of who launches a run.
+"""What is kept of retraining decisions: the log, which incidents were raised, and the leases of who decides
+and of who launches a run.
 
-What was trained is none of it: runs and artifacts say that. So a ledger that is lost or damaged repeats at most an alert.
+What was trained is none of it: runs and artifacts say that. So a ledger that is lost or damaged repeats at
+most an alert.
 """
 
 from __future__ import annotations
@@ -15,12 +17,22 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fullft_assets.assets.case import Case, plain_metadata
 from fullft_assets.markdown import escape_name
-from fullft_assets.retraining import CLOCK_SECONDS, Decision, RecordedDecision, Signals, State, hours_spent, num_unproductive, raised_after
+from fullft_assets.retraining import (
+    CLOCK_SECONDS,
+    Decision,
+    RecordedDecision,
+    Signals,
+    State,
+    hours_spent,
+    num_unproductive,
+    raised_after,
+)
 from fullft_assets.store import Store
 
 #: The asset whose materialisations are the decisions.
 ASSET = "retraining_decisions"
-#: A launched run is seen by every other decider of its Dagster before half of that. Then the holder of a lease renews it.
+#: A launched run is seen by every other decider of its Dagster before half of that. Then the holder of a
+#: lease renews it.
 LEASE_SECONDS = 600.0
 _NAME_KEY = "fullft_assets/name"
 #: Entries that a lost ledger is rebuilt from.
@@ -53,7 +65,10 @@ def decisions_asset(case: Case) -> dg.AssetSpec:
         owners=case.settings.owners or None,
         kinds={"json"},
         code_version="1",
-        description="Each retraining decision that differs from the one before, with its reasons and what it rests on.",
+        description=(
+            "Each retraining decision that differs from the one before, with its reasons and what it"
+            " rests on."
+        ),
     )
 
 
@@ -74,35 +89,57 @@ def read_ledger(store: Store, case: str) -> tuple[DecisionLedger, list[str]]:
     for entry in entries:
         raised = raised_after(State(raised=raised), entry.signals, entry.decision)
     lost = f", {len(names) - len(entries)} of them unreadable" if len(entries) < len(names) else ""
-    note = f"the ledger {_name(case)}.json {problem} and is rebuilt from {len(names)} decisions of the log{lost}"
+    note = (
+        f"the ledger {_name(case)}.json {problem} and is rebuilt from {len(names)} decisions of the log{lost}"
+    )
     return DecisionLedger(raised=raised, decision=entries[-1].decision if entries else None), [note]
 
 
 def record(
-    case: Case, instance: dg.DagsterInstance, store: Store, ledger: DecisionLedger, state: State, signals: Signals, decision: Decision
+    case: Case,
+    instance: dg.DagsterInstance,
+    store: Store,
+    ledger: DecisionLedger,
+    state: State,
+    signals: Signals,
+    decision: Decision,
 ) -> None:
     """Remember a decision, in the log and in the UI if it differs from the one before."""
     if ledger.decision != decision:
         entry = RecordedDecision(case=case.name, time=signals.now, signals=signals, decision=decision)
-        store.write_pointer(f"{_folder(case.name)}/{int(signals.now * 1000):014d}", entry.model_dump(mode="json"))
+        store.write_pointer(
+            f"{_folder(case.name)}/{int(signals.now * 1000):014d}", entry.model_dump(mode="json")
+        )
         shown = _shown(case, state, signals, decision)
-        instance.report_runless_asset_event(dg.AssetMaterialization(asset_key=case.key(ASSET), metadata=shown))
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization(asset_key=case.key(ASSET), metadata=shown)
+        )
     new = DecisionLedger(raised=raised_after(state, signals, decision), decision=decision)
     if new != ledger or decision.notes:
         store.write_pointer(_name(case.name), new.model_dump(mode="json"))
 
 
-def entries_since(store: Store, case: str, since: float, now: float) -> Iterator[tuple[str, RecordedDecision]]:
-    """Yield the readable decisions of the log between two times (seconds since the epoch) with their names, oldest first."""
+def entries_since(
+    store: Store, case: str, since: float, now: float
+) -> Iterator[tuple[str, RecordedDecision]]:
+    """Yield the readable decisions of the log between two times (seconds since the epoch) with their names,
+    oldest first.
+    """
     for name in store.list_pointers(_folder(case)):
-        if name.isdecimal() and since <= int(name) / 1000 <= now + CLOCK_SECONDS and (entry := _read(store, case, name)) is not None:
+        if (
+            name.isdecimal()
+            and since <= int(name) / 1000 <= now + CLOCK_SECONDS
+            and (entry := _read(store, case, name)) is not None
+        ):
             yield name, entry
 
 
 def decides(store: Store, case: str, instance: dg.DagsterInstance, now: float) -> tuple[bool, str]:
-    """Return whether a Dagster may decide for a use case, and the name of the one that does; of several that share a store, one does.
+    """Return whether a Dagster may decide for a use case, and the name of the one that does; of several that
+    share a store, one does.
 
-    No other one knows its runs, its attempts and what they took. It is the decider until ten minutes after its last decision.
+    No other one knows its runs, its attempts and what they took. It is the decider until ten minutes after
+    its last decision.
 
     Args:
         now: seconds since the epoch.
@@ -124,7 +161,9 @@ def claims_launch(store: Store, case: str, instance: dg.DagsterInstance, by: str
 
 
 def name_of(instance: dg.DagsterInstance) -> str:
-    """Return the name of a Dagster: that of the machine it began on, and what tells it from others. Its storage keeps it."""
+    """Return the name of a Dagster: that of the machine it began on, and what tells it from others. Its
+    storage keeps it.
+    """
     storage = instance.daemon_cursor_storage
     if not storage.get_cursor_values({_NAME_KEY}):
         storage.set_cursor_values({_NAME_KEY: f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"})
@@ -134,7 +173,8 @@ def name_of(instance: dg.DagsterInstance) -> str:
 def claim(store: Store, name: str, by: str, now: float) -> str:
     """Take a lease if it is free, and return whose it is now.
 
-    It ends by itself, and its holder may renew it, so that a tick that dies with it, or is only previewed, stops nothing for long.
+    It ends by itself, and its holder may renew it, so that a tick that dies with it, or is only previewed,
+    stops nothing for long.
 
     Args:
         by: who asks.
@@ -203,6 +243,8 @@ def _shown(case: Case, state: State, signals: Signals, decision: Decision) -> di
     }
     return {
         "action": decision.action,
-        "reasons": dg.MetadataValue.md("\n".join(f"- {escape_name(reason)}" for reason in [*decision.reasons, *decision.notes])),
+        "reasons": dg.MetadataValue.md(
+            "\n".join(f"- {escape_name(reason)}" for reason in [*decision.reasons, *decision.notes])
+        ),
         **plain_metadata(numbers),
     }

@@ -31,7 +31,8 @@ _LOOK_HOURS = 6
 #: What could not be ended is tried each hour for so long, then each day.
 _HOURLY_SECONDS = 24 * 3600.0
 _DESCRIPTION = (
-    "End jobs that run, and are paid for, though their run is over and no other one has attached to them for launcher.orphan_hours."
+    "End jobs that run, and are paid for, though their run is over and no other one has attached to them for"
+    " launcher.orphan_hours."
 )
 
 
@@ -40,7 +41,12 @@ def build_orphans_job(case: Case) -> list[dg.JobDefinition]:
     if not _outlive_runs(case):
         return []
 
-    @dg.op(name=f"{case.name}__end_orphans", description=_DESCRIPTION, out={}, required_resource_keys={case.store_key})
+    @dg.op(
+        name=f"{case.name}__end_orphans",
+        description=_DESCRIPTION,
+        out={},
+        required_resource_keys={case.store_key},
+    )
     def end_orphans(context: dg.OpExecutionContext):
         store, failed, num_stopped = case.store(context), [], 0
         with one_line_errors(store, case.name):
@@ -78,7 +84,10 @@ def build_orphans_job(case: Case) -> list[dg.JobDefinition]:
             note_unrecorded(store, case.name, left, is_complete=not silent)
             context.instance.add_run_tags(context.run_id, {STOPPED_TAG: str(num_stopped)})
             if failed:
-                raise WorkloadError(f"{'; '.join(failed)}; end it there if it runs, or run the use case to attach to it", "infrastructure")
+                raise WorkloadError(
+                    f"{'; '.join(failed)}; end it there if it runs, or run the use case to attach to it",
+                    "infrastructure",
+                )
 
     @dg.job(name=f"{case.name}_end_orphans", description=_DESCRIPTION, tags={"use_case": case.name})
     def job():
@@ -88,7 +97,8 @@ def build_orphans_job(case: Case) -> list[dg.JobDefinition]:
 
 
 def build_orphans_schedule(case: Case) -> list[dg.ScheduleDefinition]:
-    """Return the schedule that looks for such jobs; it runs from the start, since whoever rents machines wants to know.
+    """Return the schedule that looks for such jobs; it runs from the start, since whoever rents machines
+    wants to know.
 
     A tick asks no backend: it has a minute, and often not the rights of a run.
     """
@@ -101,30 +111,40 @@ def build_orphans_schedule(case: Case) -> list[dg.ScheduleDefinition]:
         required_resource_keys={case.store_key},
         cron_schedule=_CRON,
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Looks once an hour for jobs that may run though no run follows them, and launches the job that ends them.",
+        description=(
+            "Looks once an hour for jobs that may run though no run follows them, and launches the job that"
+            " ends them."
+        ),
     )
     def orphans_schedule(context: dg.ScheduleEvaluationContext, **_: Any):
         store, now = case.store(context), time.time()
         with one_line_errors(store, case.name):
             found = list(suspects(store, case.name, partial(ended_at, context.instance), now))
             unrecorded = due_unrecorded(store, case.name, now)
-        ready = {suspect.launch.name_in(store): suspect.due_at or now for suspect in due(found, now)} | unrecorded
+        ready = {
+            suspect.launch.name_in(store): suspect.due_at or now for suspect in due(found, now)
+        } | unrecorded
         if not ready:
             at = context.scheduled_execution_time.timestamp() // 3600
             if at % _LOOK_HOURS == 0:
                 return dg.RunRequest(run_key=digest(["unrecorded", at]))
-            return dg.SkipReason("; ".join(waiting_line(each, store, now) for each in found) or "a run follows each job")
+            return dg.SkipReason(
+                "; ".join(waiting_line(each, store, now) for each in found) or "a run follows each job"
+            )
         names = list(ready)
         is_new = now - max(ready.values()) < _HOURLY_SECONDS
         return dg.RunRequest(
-            run_key=digest([names, now // (3600 if is_new else 24 * 3600)]), tags={"orphans/jobs": ", ".join(names)[:1_000]}
+            run_key=digest([names, now // (3600 if is_new else 24 * 3600)]),
+            tags={"orphans/jobs": ", ".join(names)[:1_000]},
         )
 
     return [orphans_schedule]
 
 
 def ended_at(instance: dg.DagsterInstance, run_id: str) -> float | None:
-    """Return when a run ended, in seconds since the epoch; None of one that goes on, or is not of this Dagster."""
+    """Return when a run ended, in seconds since the epoch; None of one that goes on, or is not of this
+    Dagster.
+    """
     record = instance.get_run_record_by_id(run_id)
     if record is None or not record.dagster_run.is_finished:
         return None

@@ -40,16 +40,21 @@ _OUTCOMES: dict[dg.DagsterRunStatus, Outcome] = {
 
 
 def runs_in_flight(case: Case, instance: dg.DagsterInstance) -> list[RunInFlight]:
-    """Return the unfinished runs that train the case's model or freeze a snapshot of it, those of assets chosen by hand included, oldest first.
+    """Return the unfinished runs that train the case's model or freeze a snapshot of it, those of assets
+    chosen by hand included, oldest first.
 
-    A run that a dying daemon made and did not launch (NOT_STARTED) is none of them: the daemon launches it when its key is asked for again.
+    A run that a dying daemon made and did not launch (NOT_STARTED) is none of them: the daemon launches it
+    when its key is asked for again.
     """
     keys = {case.key(asset) for asset in ("training_snapshot", "finetuned_checkpoint")}
     jobs = {f"{case.name}_{job}" for job in ("model", "snapshot", "evaluate")}
     records = instance.get_run_records(dg.RunsFilter(statuses=IN_FLIGHT), ascending=True)
     return [
         RunInFlight(
-            job=run.job_name, run_id=run.run_id, since=record.create_timestamp.timestamp(), has_started=run.status not in _NOT_YET_STARTED
+            job=run.job_name,
+            run_id=run.run_id,
+            since=record.create_timestamp.timestamp(),
+            has_started=run.status not in _NOT_YET_STARTED,
         )
         for record in records
         if (run := record.dagster_run).job_name in jobs or keys & set(run.asset_selection or ())
@@ -63,7 +68,9 @@ def model_runs(case: Case, instance: dg.DagsterInstance, now: float) -> Sequence
         now: seconds since the epoch.
     """
     after = datetime.fromtimestamp(max(0.0, now - _DAYS * DAY_SECONDS), UTC)
-    records = instance.get_run_records(dg.RunsFilter(job_name=f"{case.name}_model", created_after=after), ascending=True)
+    records = instance.get_run_records(
+        dg.RunsFilter(job_name=f"{case.name}_model", created_after=after), ascending=True
+    )
     return [record for record in records if record.dagster_run.status != dg.DagsterRunStatus.NOT_STARTED]
 
 
@@ -83,17 +90,21 @@ def attempts_of(records: Sequence[dg.RunRecord], instance: dg.DagsterInstance, n
 
 
 def hours(record: dg.RunRecord, now: float) -> float:
-    """Return how long a run took from its start; until now (seconds since the epoch) if it is not finished, 0 if it never started."""
+    """Return how long a run took from its start; until now (seconds since the epoch) if it is not finished, 0
+    if it never started.
+    """
     if record.start_time is None:
         return 0.0
     return max(0.0, (record.end_time or now) - record.start_time) / HOUR_SECONDS
 
 
 def typical_hours(records: Sequence[dg.RunRecord], instance: dg.DagsterInstance) -> float:
-    """Return how long the next run takes after some that succeeded, oldest first: as long as the newest, or the median of three if that is less.
+    """Return how long the next run takes after some that succeeded, oldest first: as long as the newest, or
+    the median of three if that is less.
 
-    One that took too long, as its host was suspended or a clock was set, holds none of the next ones back; a shorter one counts at once.
-    What a run waited for a slot of a pool is not counted. 0 where no run is known.
+    One that took too long, as its host was suspended or a clock was set, holds none of the next ones back; a
+    shorter one counts at once. What a run waited for a slot of a pool is not counted. 0 where no run is
+    known.
     """
     last = [_hours_of_steps(record, instance) for record in records[-_TYPICAL:]]
     return min(last[-1], median_low(last)) if last else 0.0
@@ -102,7 +113,11 @@ def typical_hours(records: Sequence[dg.RunRecord], instance: dg.DagsterInstance)
 def _hours_of_steps(record: dg.RunRecord, instance: dg.DagsterInstance) -> float:
     """Return the hours in which at least one step of a run was in progress."""
     stats = instance.get_run_step_stats(record.dagster_run.run_id)
-    steps = sorted((step.start_time, step.end_time) for step in stats if step.start_time is not None and step.end_time is not None)
+    steps = sorted(
+        (step.start_time, step.end_time)
+        for step in stats
+        if step.start_time is not None and step.end_time is not None
+    )
     end = found = 0.0
     for begins, ends in steps:
         found += max(0.0, ends - max(begins, end))
@@ -111,17 +126,19 @@ def _hours_of_steps(record: dg.RunRecord, instance: dg.DagsterInstance) -> float
 
 
 def hours_beside(case: Case, instance: dg.DagsterInstance, since: float, now: float) -> float:
-    """Return the hours of ended runs, failed ones included, that evaluated, read a window of production, measured live quality or counted rows, and
-    that nobody launched.
+    """Return the hours of ended runs, failed ones included, that evaluated, read a window of production,
+    measured live quality or counted rows, and that nobody launched.
 
-    Those in progress are not in it: a decision would differ from the one before, and be recorded, at each tick.
+    Those in progress are not in it: a decision would differ from the one before, and be recorded, at each
+    tick.
 
     Args:
         since, now: seconds since the epoch; when the runs were created.
     """
     after, ended = datetime.fromtimestamp(since, UTC), list(_OUTCOMES)
     filters = [
-        dg.RunsFilter(job_name=f"{case.name}_{job}", statuses=ended, created_after=after) for job in ("evaluate", "monitor", "snapshot")
+        dg.RunsFilter(job_name=f"{case.name}_{job}", statuses=ended, created_after=after)
+        for job in ("evaluate", "monitor", "snapshot")
     ]
     # Its runs have no job of the use case: an automation condition asks for them.
     by_condition = {"dagster/sensor_name": f"{case.name}_live_quality_when_due"}
@@ -151,11 +168,15 @@ def _attempt(records: list[dg.RunRecord], instance: dg.DagsterInstance, now: flo
 
 
 def failure_of(run_id: str, instance: dg.DagsterInstance) -> FailureClass:
-    """Return the class of a run's failure: that of its first failed step, or that something outside of its steps ended it."""
+    """Return the class of a run's failure: that of its first failed step, or that something outside of its
+    steps ended it.
+    """
     found = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.STEP_FAILURE, limit=1).records
     if not found:
         return "infrastructure"
     event = found[0].event_log_entry.dagster_event
     data = event.step_failure_data.user_failure_data if event is not None else None
     failure = None if data is None else data.metadata.get("failure")
-    return next((each for each in get_args(FailureClass) if failure is not None and each == failure.value), "unknown")
+    return next(
+        (each for each in get_args(FailureClass) if failure is not None and each == failure.value), "unknown"
+    )

@@ -1,6 +1,8 @@
-"""The schedules: the periodic retraining decision and evaluation, the clean-up, and the look for jobs that no run follows.
+"""The schedules: the periodic retraining decision and evaluation, the clean-up, and the look for jobs that no
+run follows.
 
-Where a definition is called directly, Dagster passes the resources that it requires once more, as keywords: `**_`.
+Where a definition is called directly, Dagster passes the resources that it requires once more, as keywords:
+`**_`.
 """
 
 import time
@@ -19,7 +21,9 @@ from fullft_assets.resources import latest
 
 
 def build_schedules(case: Case) -> list[dg.ScheduleDefinition]:
-    """Return the periodic retraining decision, the periodic evaluation, the clean-up if it is periodic, and the end of orphans."""
+    """Return the periodic retraining decision, the periodic evaluation, the clean-up if it is periodic, and
+    the end of orphans.
+    """
     automation = case.settings.automation
     status = dg.DefaultScheduleStatus.RUNNING if automation.enabled else dg.DefaultScheduleStatus.STOPPED
 
@@ -50,7 +54,9 @@ def build_schedules(case: Case) -> list[dg.ScheduleDefinition]:
             return dg.SkipReason("no checkpoint yet; run the model job first")
         # Its snapshot would take the place of the one that a training is about to read.
         if runs_in_flight(case, context.instance):
-            return dg.SkipReason("a run of the model or of its snapshot is in flight; the next evaluation has its rows")
+            return dg.SkipReason(
+                "a run of the model or of its snapshot is in flight; the next evaluation has its rows"
+            )
         if reason := evaluation_above_budget(case, context.instance, time.time()):
             return dg.SkipReason(reason)
         return dg.RunRequest()

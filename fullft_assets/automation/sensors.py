@@ -1,6 +1,7 @@
 """The sensors: new deliveries, new windows of production documents, and the retraining decision.
 
-Where a definition is called directly, Dagster passes the resources that it requires once more, as keywords: `**_`.
+Where a definition is called directly, Dagster passes the resources that it requires once more, as keywords:
+`**_`.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,9 @@ _MOST_NAMED = 5
 
 
 def build_live_sensor(case: Case) -> list[dg.SensorDefinition]:
-    """Return the sensor that measures live quality as soon as something came for it; none where it is not measured."""
+    """Return the sensor that measures live quality as soon as something came for it; none where it is not
+    measured.
+    """
     if not case.is_monitored:
         return []
     return [
@@ -42,20 +45,28 @@ def build_sensors(case: Case, jobs: Sequence[dg.JobDefinition] | None = None) ->
     """Return the sensors, stopped until somebody turns them on, here or by `automation.enabled`.
 
     Args:
-        jobs: of the use case, the very objects that are in its definitions with these sensors. Default: made anew, without definitions.
+        jobs: of the use case, the very objects that are in its definitions with these sensors. Default: made
+            anew, without definitions.
     """
-    sensors = [_delivery_sensor(case, "batch"), _retraining_sensor(case, build_jobs(case) if jobs is None else jobs)]
+    sensors = [
+        _delivery_sensor(case, "batch"),
+        _retraining_sensor(case, build_jobs(case) if jobs is None else jobs),
+    ]
     if case.has_windows:
         sensors.append(_delivery_sensor(case, "window"))
     return sensors
 
 
 def _status(case: Case) -> dg.DefaultSensorStatus:
-    return dg.DefaultSensorStatus.RUNNING if case.settings.automation.enabled else dg.DefaultSensorStatus.STOPPED
+    return (
+        dg.DefaultSensorStatus.RUNNING if case.settings.automation.enabled else dg.DefaultSensorStatus.STOPPED
+    )
 
 
 def _model_in_use(case: Case, store: Store) -> release.Champion | Manifest | None:
-    """Return what a window is read with: drift is looked for before the first champion, too, with the newest model."""
+    """Return what a window is read with: drift is looked for before the first champion, too, with the newest
+    model.
+    """
     champion = release.read_champion(store, case.name)
     return champion or (latest(store, case.name, "finetuned_checkpoint") if case.is_monitored else None)
 
@@ -78,9 +89,14 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
         required_resource_keys={case.store_key},
         minimum_interval_seconds=settings.documents.poll_seconds * (1 if kind == "batch" else 2),
         default_status=dg.DefaultSensorStatus.RUNNING if deps else _status(case),
-        description=f"Cuts new and changed files into {kind}es and runs each once."
-        if kind == "batch"
-        else "Runs each new window of production documents through the champion, and compares it with the first windows under it.",
+        description=(
+            f"Cuts new and changed files into {kind}es and runs each once."
+            if kind == "batch"
+            else (
+                "Runs each new window of production documents through the champion, and compares it with the"
+                " first windows under it."
+            )
+        ),
     )
     def new_files(context: dg.SensorEvaluationContext, **_: Any):
         store = case.store(context)
@@ -107,12 +123,18 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
         if not due.requests:
             running = [f"{len(due.running):,} {kind}(es) in flight"] if due.running else []
             reason = "; ".join([f"nothing new in {path}", *found.notes, *running, *held])
-            return dg.SensorResult(skip_reason=reason, asset_events=events, cursor=seen) if events or deps else dg.SkipReason(reason)
+            return (
+                dg.SensorResult(skip_reason=reason, asset_events=events, cursor=seen)
+                if events or deps
+                else dg.SkipReason(reason)
+            )
         for note in [*found.notes, *held]:
             context.log.info(note)
         return dg.SensorResult(
             run_requests=due.requests,
-            dynamic_partitions_requests=[partitions.build_add_request([str(request.partition_key) for request in due.requests])],
+            dynamic_partitions_requests=[
+                partitions.build_add_request([str(request.partition_key) for request in due.requests])
+            ],
             asset_events=events,
             cursor=seen,
         )
@@ -121,13 +143,19 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
 
 
 def _newest_materializations(instance: dg.DagsterInstance, keys: Sequence[str]) -> str:
-    """Return the number in the event log of the newest materialisation of each asset, 0 where there is none."""
-    newest = [instance.fetch_materializations(dg.AssetKey.from_user_string(key), limit=1).records for key in keys]
+    """Return the number in the event log of the newest materialisation of each asset, 0 where there is
+    none.
+    """
+    newest = [
+        instance.fetch_materializations(dg.AssetKey.from_user_string(key), limit=1).records for key in keys
+    ]
     return ",".join(str(records[0].storage_id) if records else "0" for records in newest)
 
 
 def _held(due: Due, kind: documents.Kind, case: str, job: str) -> list[str]:
-    """Return what a tick says of batches that are missing because their runs failed or were cancelled; nothing where there are none."""
+    """Return what a tick says of batches that are missing because their runs failed or were cancelled;
+    nothing where there are none.
+    """
     how = f"is not started again by itself; launch {job} for it, or `fullft run {case}`"
     cancelled = [name for name, why in due.for_a_person.items() if why == CANCELLED]
     failed = [f"{name} ({why})" for name, why in due.for_a_person.items() if why != CANCELLED]
@@ -139,7 +167,10 @@ def _held(due: Due, kind: documents.Kind, case: str, job: str) -> list[str]:
     if due.next_at is not None:
         number = len(due.held) - len(due.for_a_person)
         at = datetime.fromtimestamp(due.next_at, UTC)
-        said.append(f"{number:,} {kind}(es) whose run failed are asked for again, the first at {at:%Y-%m-%d %H:%M} UTC")
+        said.append(
+            f"{number:,} {kind}(es) whose run failed are asked for again, the first at"
+            f" {at:%Y-%m-%d %H:%M} UTC"
+        )
     return said
 
 
@@ -148,8 +179,11 @@ def _named(names: Sequence[str]) -> str:
     return f"{', '.join(names[:_MOST_NAMED])}{more}"
 
 
-def _left_in_place(case: Case, store: Store, cursor: str | None) -> tuple[str | None, list[dg.AssetCheckEvaluation]]:
-    """Return the new cursor, and the check of files that no format reads where it is not what the last tick showed.
+def _left_in_place(
+    case: Case, store: Store, cursor: str | None
+) -> tuple[str | None, list[dg.AssetCheckEvaluation]]:
+    """Return the new cursor, and the check of files that no format reads where it is not what the last tick
+    showed.
 
     Where nothing at all is read there is no batch, and no run that could show it.
     """
@@ -180,7 +214,10 @@ def _retraining_sensor(case: Case, jobs: Sequence[dg.JobDefinition]) -> dg.Senso
         required_resource_keys={case.store_key},
         minimum_interval_seconds=case.look_seconds,
         default_status=_status(case),
-        description="Trains again on enough new data, drift or a worse score, within backoff and budget; alerts, asks for labels; records why.",
+        description=(
+            "Trains again on enough new data, drift or a worse score, within backoff and budget; alerts, asks"
+            " for labels; records why."
+        ),
     )
     def retrain(context: dg.SensorEvaluationContext, **_: Any):
         return decide_and_record(case, context.instance, case.store(context), by="sensor")

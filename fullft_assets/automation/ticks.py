@@ -1,4 +1,6 @@
-"""Sensors whose ticks share one Dagster instance: to open one, which Dagster does a tick, takes longer than most ticks do."""
+"""Sensors whose ticks share one Dagster instance: to open one, which Dagster does a tick, takes longer than
+most ticks do.
+"""
 
 from collections.abc import Callable
 from threading import Lock
@@ -11,10 +13,13 @@ _lock = Lock()
 
 
 class _Sensor(dg.SensorDefinition):
-    """A sensor whose ticks use the instance that the last tick in this process opened, while its settings are the same."""
+    """A sensor whose ticks use the instance that the last tick in this process opened, while its settings are
+    the same.
+    """
 
     def evaluate_tick(self, context: dg.SensorEvaluationContext) -> Any:
-        # Private: a context takes an instance of a test only. tests/test_private_dagster.py names the release.
+        # Private: a context takes an instance of a test only. tests/test_private_dagster.py names the
+        # release.
         if context.instance_ref is not None and context._instance is None:
             with _lock:
                 if not _opened or _opened[0].get_ref() != context.instance_ref:

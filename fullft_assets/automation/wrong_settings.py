@@ -1,10 +1,12 @@
-"""A use case whose YAML is wrong: one asset, with a failing check that says what to fix, so that the others load."""
+"""A use case whose YAML is wrong: one asset, with a failing check that says what to fix, so that the others
+load.
+"""
 
 from pathlib import Path
 
 import dagster as dg
 
-from fullft_assets.config.project import Place, fitting_name, name_at
+from fullft_assets.checking.project import Place, fitting_name, name_at
 from fullft_assets.store import digest
 
 CHECK = "defs_yaml_is_right"
@@ -38,9 +40,16 @@ def build_wrong(place: Place, defs_folder: Path, problem: str) -> dg.Definitions
     )
     def report(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         failed = dg.AssetCheckEvaluation(
-            asset_key=key, check_name=CHECK, passed=False, severity=dg.AssetCheckSeverity.ERROR, description=problem, metadata={}
+            asset_key=key,
+            check_name=CHECK,
+            passed=False,
+            severity=dg.AssetCheckSeverity.ERROR,
+            description=problem,
+            metadata={},
         )
         is_reported = context.cursor == digest(problem)
-        return dg.SensorResult(skip_reason=problem, asset_events=[] if is_reported else [failed], cursor=digest(problem))
+        return dg.SensorResult(
+            skip_reason=problem, asset_events=[] if is_reported else [failed], cursor=digest(problem)
+        )
 
     return dg.Definitions(assets=[asset], asset_checks=[is_right], sensors=[report])

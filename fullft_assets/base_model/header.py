@@ -1,4 +1,6 @@
-"""header: what a model's folder contains, from `config.json` and the headers of its safetensors files. Never loads a weight."""
+"""header: what a model's folder contains, from `config.json` and the headers of its safetensors files. Never
+loads a weight.
+"""
 
 from __future__ import annotations
 
@@ -87,14 +89,19 @@ def read_header(model: ModelFolder) -> BaseModelHeader:
     Where its code may run, every Python file in the folder is covered as well.
 
     Raises:
-        SettingsError: a file is missing, torn or pickled, code may run that is not there, or other weights count.
+        SettingsError: a file is missing, torn or pickled, code may run that is not there, or other weights
+            count.
     """
     folder = Path(model)
     config = read_config(folder)
     if adapter := next((name for name in _ADAPTER if (folder / name).exists()), None):
-        raise SettingsError(f"{folder / adapter}: an adapter would change the weights; merge it into them, or remove it")
+        raise SettingsError(
+            f"{folder / adapter}: an adapter would change the weights; merge it into them, or remove it"
+        )
     if config.get("transformers_weights") is not None:
-        raise SettingsError(f"{folder}/config.json: transformers_weights names other weights; remove that line")
+        raise SettingsError(
+            f"{folder}/config.json: transformers_weights names other weights; remove that line"
+        )
     if not (folder / "tokenizer.json").is_file():
         raise SettingsError(f"{folder}: no tokenizer.json; save the model's fast tokenizer there")
     files = [_read_weights_file(path) for path in weights_files(folder)]
@@ -111,7 +118,9 @@ def read_header(model: ModelFolder) -> BaseModelHeader:
         model_type=str(config["model_type"]),
         architectures=tuple(config.get("architectures") or ()),
         num_parameters=sizes.total(),
-        num_vocabulary_parameters=sum(math.prod(t["shape"]) for t in tensors if t["shape"][:1] == [vocab_size]),
+        num_vocabulary_parameters=sum(
+            math.prod(t["shape"]) for t in tensors if t["shape"][:1] == [vocab_size]
+        ),
         dtype=sizes.most_common(1)[0][0],
         max_positions=_max_positions(text),
         hidden_size=_first(text, "hidden_size", "n_embd", "d_model", "dim"),
@@ -124,7 +133,9 @@ def read_header(model: ModelFolder) -> BaseModelHeader:
 
 
 def weights_digest(folder: Path) -> str:
-    """Return the sha256 over every byte of the weights files (of their names and own sha256, sorted by name)."""
+    """Return the sha256 over every byte of the weights files (of their names and own sha256, sorted by
+    name).
+    """
     digest = hashlib.sha256()
     for path in weights_files(folder):
         with path.open("rb") as file:
@@ -145,7 +156,8 @@ def weights_files(folder: Path) -> list[Path]:
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
     if pickled:
         raise SettingsError(
-            f"{folder}: only pickled weights ({pickled[0]}), refused because a pickle can run code; save the model as safetensors"
+            f"{folder}: only pickled weights ({pickled[0]}), refused because a pickle can run code; save the"
+            " model as safetensors"
         )
     raise SettingsError(f"{folder}: no {WEIGHTS} and no {INDEX}")
 
@@ -157,10 +169,15 @@ def _shards(folder: Path) -> list[Path]:
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise SettingsError(f"{folder / INDEX}: not an index of shards; save the model again") from error
     if outside:
-        raise SettingsError(f"{folder / INDEX}: names {outside[0]!r}, which is outside of the model's folder; save the model again")
+        raise SettingsError(
+            f"{folder / INDEX}: names {outside[0]!r}, which is outside of the model's folder; save the model"
+            " again"
+        )
     missing = [name for name in names if not (folder / name).is_file()]
     if missing or not names:
-        raise SettingsError(f"{folder}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing[:3])}")
+        raise SettingsError(
+            f"{folder}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing[:3])}"
+        )
     return [folder / name for name in names]
 
 
@@ -176,7 +193,9 @@ def _read_weights_file(path: Path) -> _WeightsFile:
             raise SettingsError(f"{path}: not a safetensors file ({size:,} bytes)")
         header = file.read(length)
     try:
-        tensors = {name: _checked(tensor) for name, tensor in json.loads(header).items() if name != "__metadata__"}
+        tensors = {
+            name: _checked(tensor) for name, tensor in json.loads(header).items() if name != "__metadata__"
+        }
         end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise SettingsError(f"{path}: not a safetensors file (its header cannot be read)") from error
@@ -188,7 +207,9 @@ def _read_weights_file(path: Path) -> _WeightsFile:
 def _checked(tensor: dict[str, Any]) -> dict[str, Any]:
     """Return a tensor's entry of a header; anything but a type, a shape and a range of bytes is an error."""
     begin, end = tensor["data_offsets"]
-    if not isinstance(tensor["dtype"], str) or not all(type(number) is int and number >= 0 for number in (begin, end, *tensor["shape"])):
+    if not isinstance(tensor["dtype"], str) or not all(
+        type(number) is int and number >= 0 for number in (begin, end, *tensor["shape"])
+    ):
         raise ValueError("no tensor")
     if begin > end:
         raise ValueError("a tensor ends before it begins")
@@ -203,9 +224,13 @@ def _revision(folder: Path, files: list[_WeightsFile], code: list[Path]) -> str:
     for path in sorted(folder.glob("*_Pooling/config.json")):
         digest.update(path.read_bytes())
     for path in code:
-        digest.update(f"{path.relative_to(folder).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        digest.update(
+            f"{path.relative_to(folder).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode()
+        )
     for weights in files:
-        digest.update(f"{weights.path.name} {weights.bytes} {len(weights.header)}\n".encode() + weights.header)
+        digest.update(
+            f"{weights.path.name} {weights.bytes} {len(weights.header)}\n".encode() + weights.header
+        )
         with weights.path.open("rb") as file:
             for _, tensor in sorted(weights.tensors.items()):
                 begin, end = tensor["data_offsets"]

@@ -1,7 +1,8 @@
-"""reference: a reference in the YAML -> a folder with a base model. Nothing is downloaded: definitions load often, and without a network.
+"""reference: a reference in the YAML -> a folder with a base model. Nothing is downloaded: definitions load
+often, and without a network.
 
-A base model is a folder with `config.json`, `tokenizer.json` and safetensors weights, in one file or in shards with an index. A model of
-the Hugging Face hub is named by its commit and found in the hub's cache.
+A base model is a folder with `config.json`, `tokenizer.json` and safetensors weights, in one file or in
+shards with an index. A model of the Hugging Face hub is named by its commit and found in the hub's cache.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ _HUB_ID = re.compile(r"(?P<org>\w[\w.-]*)/(?P<name>\w[\w.-]*)(?:@(?P<revision>[^
 
 
 def find_base_model(settings: UseCaseSettings, project_root: Path) -> ModelFolder:
-    """Return the folder of a use case's base model, with the right to run its code where the use case gives that."""
+    """Return the folder of a use case's base model, with the right to run its code where the use case gives
+    that.
+    """
     return with_rights(resolve_base_model(settings.base_model, project_root), settings)
 
 
@@ -39,7 +42,8 @@ def resolve_base_model(reference: str, project_root: Path) -> Path:
         project_root: where relative references start.
 
     Raises:
-        SettingsError: there is no such folder or package, or a model of the hub is not pinned or not in the cache.
+        SettingsError: there is no such folder or package, or a model of the hub is not pinned or not in the
+            cache.
     """
     if reference.startswith("package:"):
         return _resolve_in_package(reference)
@@ -51,21 +55,25 @@ def resolve_base_model(reference: str, project_root: Path) -> Path:
         return _resolve_in_hub_cache(named["org"], named["name"], named["revision"])
     pinned = f"{reference if named else 'ORG/NAME'}@COMMIT, the 40 digits of a commit"
     hint = suggest_path(reference, project_root)
-    hint = hint or f"; no model is downloaded: give a local folder, package:NAME/FOLDER, or pin a model of the hub: {pinned}"
+    hint = (
+        hint
+        or f"; no model is downloaded: give a local folder, package:NAME/FOLDER, or pin a model of the hub: {pinned}"
+    )
     raise SettingsError(f"folder not found: {reference}{hint}")
 
 
 def _resolve_in_hub_cache(org: str, name: str, revision: str) -> Path:
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise SettingsError(
-            f"{org}/{name}@{revision} is not pinned (`{revision}` can move); write {org}/{name}@COMMIT with the 40 digits of a commit"
+            f"{org}/{name}@{revision} is not pinned (`{revision}` can move); write {org}/{name}@COMMIT with"
+            " the 40 digits of a commit"
         )
     cache = hub_cache()
     folder = cache / f"models--{org}--{name}" / "snapshots" / revision
     if not folder.is_dir():
         raise SettingsError(
-            f"{org}/{name}@{revision} is not in the hub's cache ({cache}); "
-            f"`hf download {org}/{name} --revision {revision} --include '*.json' '*.txt' '*.safetensors'` fetches it"
+            f"{org}/{name}@{revision} is not in the hub's cache ({cache}); `hf download {org}/{name}"
+            f" --revision {revision} --include '*.json' '*.txt' '*.safetensors'` fetches it"
         )
     return folder
 
@@ -85,22 +93,30 @@ def _resolve_in_package(reference: str) -> Path:
     name, inside = match.groups()
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        near = difflib.get_close_matches(name, [m.name for m in pkgutil.iter_modules() if m.ispkg], n=1, cutoff=0.8)
+        near = difflib.get_close_matches(
+            name, [m.name for m in pkgutil.iter_modules() if m.ispkg], n=1, cutoff=0.8
+        )
         hint = f"did you mean `{near[0]}`?" if near else f"pip install {name.replace('_', '-')}"
         raise SettingsError(f"package not found: {name}; {hint}")
     root = Path(next(iter(spec.submodule_search_locations)))
     if not (root / inside).is_dir():
-        raise SettingsError(f"folder not found: {inside} inside the package {name}{suggest_path(inside, root)}")
+        raise SettingsError(
+            f"folder not found: {inside} inside the package {name}{suggest_path(inside, root)}"
+        )
     return root / inside
 
 
 def suggest_path(path: str, root: Path) -> str:
-    """Return `; did you mean ...?` for a path that does not exist, or an empty string where nothing is near."""
+    """Return `; did you mean ...?` for a path that does not exist, or an empty string where nothing is
+    near.
+    """
     given = locate(path, root)
     found = Path(given.anchor)
     for part in given.parts[1:]:
         if not (found / part).exists():
-            siblings = [p.name for p in found.iterdir() if not p.name.startswith(".")] if found.is_dir() else []
+            siblings = (
+                [p.name for p in found.iterdir() if not p.name.startswith(".")] if found.is_dir() else []
+            )
             near = difflib.get_close_matches(part, siblings, n=1, cutoff=0.6)
             if not near:
                 return ""

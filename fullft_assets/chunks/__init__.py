@@ -1,4 +1,6 @@
-"""chunks: examples -> windows of token ids with their marks, tokenised once; and the audit of how the tokenizer treats the domain."""
+"""chunks: examples -> windows of token ids with their marks, tokenised once; and the audit of how the
+tokenizer treats the domain.
+"""
 
 from fullft_assets.chunks.added_tokens import former_pieces, save_tokenizer
 from fullft_assets.chunks.audit import CHECKS as AUDIT_CHECKS

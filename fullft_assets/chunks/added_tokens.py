@@ -1,4 +1,6 @@
-"""Added tokens: domain terms that the tokenizer gets as tokens of their own, and what they were split into before."""
+"""Added tokens: domain terms that the tokenizer gets as tokens of their own, and what they were split into
+before.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
 
 #: What a transformers folder has of a tokenizer, beside weights and configuration.
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.txt", "vocab.json", "merges.txt",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.txt",
+    "vocab.json", "merges.txt",
 )  # fmt: skip
 
 
@@ -42,7 +45,9 @@ def read_tokenizer(model_folder: ModelFolder, added_tokens: Sequence[str] = ()) 
 
 
 def save_tokenizer(model_folder: ModelFolder, added_tokens: Sequence[str], target: Path) -> None:
-    """Copy a model's tokenizer files and chat template, with tokens added, into the folder of a model that was trained with them."""
+    """Copy a model's tokenizer files and chat template, with tokens added, into the folder of a model that
+    was trained with them.
+    """
     for name in TOKENIZER_FILES:
         if (model_folder / name).is_file():
             shutil.copy(model_folder / name, target / name)
@@ -60,19 +65,25 @@ def add(tokenizer: Tokenizer, terms: Sequence[str]) -> None:
 
     for term in terms:
         if not term.strip() or term != term.strip():
-            raise SettingsError(f"chunks.added_tokens: {term!r} is blank or has white space around it; give the word itself")
+            raise SettingsError(
+                f"chunks.added_tokens: {term!r} is blank or has white space around it; give the word itself"
+            )
     twice = {term for term in terms if terms.count(term) > 1}
     if twice:
         raise SettingsError(f"chunks.added_tokens: `{min(twice)}` is given twice")
-    # A normalizer that lower-cases must do so to the term, too. One that writes spaces as a mark would put a mark before
-    # the term, which then is not seen as the beginning of a word.
+    # A normalizer that lower-cases must do so to the term, too. One that writes spaces as a mark would put a
+    # mark before the term, which then is not seen as the beginning of a word.
     normalizer = tokenizer.normalizer
     normalized = normalizer is not None and normalizer.normalize_str("a a") == "a a"
-    tokenizer.add_tokens([AddedToken(term, single_word=True, normalized=normalized, special=False) for term in terms])
+    tokenizer.add_tokens(
+        [AddedToken(term, single_word=True, normalized=normalized, special=False) for term in terms]
+    )
 
 
 def pieces(tokenizer: Tokenizer, terms: Sequence[str]) -> list[list[int]]:
-    """Return the ids that each term is split into inside a text: with a space before it or without, whichever is fewer."""
+    """Return the ids that each term is split into inside a text: with a space before it or without, whichever
+    is fewer.
+    """
     plain = tokenizer.encode_batch_fast(list(terms), add_special_tokens=False)
     spaced = tokenizer.encode_batch_fast([f" {term}" for term in terms], add_special_tokens=False)
     return [min(a.ids, b.ids, key=len) for a, b in zip(plain, spaced, strict=True)]
@@ -81,9 +92,9 @@ def pieces(tokenizer: Tokenizer, terms: Sequence[str]) -> list[list[int]]:
 def former_pieces(model_folder: ModelFolder, added_tokens: Sequence[str]) -> dict[int, list[int]]:
     """Return for each token that is new to a model's tokenizer the ids that its term was split into before.
 
-    The mean of their embeddings is where the new token's embedding starts (Hewitt, "Initializing New Word Embeddings for
-    Pretrained Language Models", 2021: a random start ruins a language model's predictions). A term that the vocabulary
-    has already is no new token.
+    The mean of their embeddings is where the new token's embedding starts (Hewitt, "Initializing New Word
+    Embeddings for Pretrained Language Models", 2021: a random start ruins a language model's predictions). A
+    term that the vocabulary has already is no new token.
     """
     base = read_tokenizer(model_folder)
     extended = read_tokenizer(model_folder, added_tokens)

@@ -37,7 +37,8 @@ KEPT_WORDS = 10_000
 MIN_TERM_LETTERS = 5
 MIN_TERM_DOCUMENTS = 3
 MIN_TERM_SHARE = 0.001
-#: A mined term is this many times more frequent here than in general language, with this constant added to both counts in a million words.
+#: A mined term is this many times more frequent here than in general language, with this constant added to
+#: both counts in a million words.
 MIN_KEYNESS = 20.0
 SMOOTHING_PER_MILLION = 0.3
 #: The commonest words of the corpus, which identify its language.
@@ -70,10 +71,13 @@ class WordCounts:
         self.num_tokens += num_tokens
 
     def table(self) -> pa.Table:
-        """Return the commonest words: `word`, `num_documents`, `num_occurrences`, by falling number of documents."""
+        """Return the commonest words: `word`, `num_documents`, `num_occurrences`, by falling number of
+        documents.
+        """
         import pyarrow as pa
 
-        # Sets iterate in another order in each process: ties are broken by the word, or equal data had unequal digests.
+        # Sets iterate in another order in each process: ties are broken by the word, or equal data had
+        # unequal digests.
         words = sorted(self.documents, key=lambda word: (-self.documents[word], word))[:KEPT_WORDS]
         return pa.table(
             {
@@ -85,7 +89,11 @@ class WordCounts:
 
     def metadata(self) -> dict[str, int]:
         """Return the sample's sizes."""
-        return {"num_sampled_texts": self.num_texts, "num_sampled_words": self.num_words, "num_sampled_tokens": self.num_tokens}
+        return {
+            "num_sampled_texts": self.num_texts,
+            "num_sampled_words": self.num_words,
+            "num_sampled_tokens": self.num_tokens,
+        }
 
 
 def folds_case(tokenizer: Tokenizer) -> bool:
@@ -94,7 +102,9 @@ def folds_case(tokenizer: Tokenizer) -> bool:
 
 
 def draw_sample(text_hashes: pa.Array | pa.ChunkedArray, most: int = SAMPLED_TEXTS) -> np.ndarray:
-    """Return which rows are sampled, bool [rows]: those with the smallest hashes, whatever the order of the rows."""
+    """Return which rows are sampled, bool [rows]: those with the smallest hashes, whatever the order of the
+    rows.
+    """
     import pyarrow.compute as pc
 
     chosen = np.zeros(len(text_hashes), bool)
@@ -118,7 +128,10 @@ class Audit:
 
 
 def judge(
-    counts: Iterable[Mapping[str, Any]], words: Iterable[pa.Table], tokenization: Tokenization, general: GeneralWords | None = None
+    counts: Iterable[Mapping[str, Any]],
+    words: Iterable[pa.Table],
+    tokenization: Tokenization,
+    general: GeneralWords | None = None,
 ) -> Audit:
     """Audit the tokenizer on all batches.
 
@@ -129,8 +142,9 @@ def judge(
         general: language that mined terms are rarer in. Default: of the language that the words are in.
 
     Returns:
-        The terms (those of `chunks.terms`, else mined ones, see docs/decisions/0005), those that cost most first;
-        fertility (tokens a word), shares of unknown and byte tokens; the checks on the thresholds; and a proposal.
+        The terms (those of `chunks.terms`, else mined ones, see docs/decisions/0005), those that cost most
+        first; fertility (tokens a word), shares of unknown and byte tokens; the checks on the thresholds; and
+        a proposal.
 
     Raises:
         SettingsError: the user's list of general words cannot be read.
@@ -143,11 +157,22 @@ def judge(
     else:
         terms = _listed(found, list(dict.fromkeys(map(str.strip, settings.terms))), tokenization.tokenizer)
     _estimate_savings(terms, tokenization, totals["num_word_tokens"])
-    terms.sort(key=lambda term: (-term["num_tokens_saved"], -term["num_pieces"], -term["num_documents"], term["term"]))
+    terms.sort(
+        key=lambda term: (
+            -term["num_tokens_saved"],
+            -term["num_pieces"],
+            -term["num_documents"],
+            term["term"],
+        )
+    )
     proposal = [term["term"] for term in terms if term["num_tokens_saved"] > 0][:PROPOSED_TOKENS]
-    saved = sum(term["num_tokens_saved"] for term in terms[: len(proposal)]) / max(1.0, totals["num_word_tokens"])
+    saved = sum(term["num_tokens_saved"] for term in terms[: len(proposal)]) / max(
+        1.0, totals["num_word_tokens"]
+    )
     weight = sum(max(1.0, term["num_documents"]) for term in terms)
-    mean_pieces = sum(max(1.0, term["num_documents"]) * term["num_pieces"] for term in terms) / weight if terms else 0.0
+    mean_pieces = (
+        sum(max(1.0, term["num_documents"]) * term["num_pieces"] for term in terms) / weight if terms else 0.0
+    )
     metadata = AuditMetadata(
         fertility=totals["num_word_tokens"] / max(1.0, totals["num_words"]),
         unknown_share=totals["num_unknown_tokens"] / max(1, totals["num_tokens"]),
@@ -167,8 +192,12 @@ def judge(
     return Audit(terms, metadata, _checks(metadata, tokenization, worst), proposal)
 
 
-def _add_up(counts: Iterable[Mapping[str, Any]], words: Iterable[pa.Table]) -> tuple[Counter[str], dict[str, tuple[float, float]]]:
-    """Return sums over the batches, and (documents, occurrences) of each word, estimated from each batch's sample."""
+def _add_up(
+    counts: Iterable[Mapping[str, Any]], words: Iterable[pa.Table]
+) -> tuple[Counter[str], dict[str, tuple[float, float]]]:
+    """Return sums over the batches, and (documents, occurrences) of each word, estimated from each batch's
+    sample.
+    """
     totals: Counter[str] = Counter()
     documents: Counter[str] = Counter()
     occurrences: Counter[str] = Counter()
@@ -185,26 +214,44 @@ def _add_up(counts: Iterable[Mapping[str, Any]], words: Iterable[pa.Table]) -> t
     return totals, {word: (documents[word], occurrences[word]) for word in documents}
 
 
-def _listed(found: Mapping[str, tuple[float, float]], terms: Sequence[str], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+def _listed(
+    found: Mapping[str, tuple[float, float]], terms: Sequence[str], tokenizer: Tokenizer
+) -> list[dict[str, Any]]:
     fold = folds_case(tokenizer)
     counts = [found.get(term.lower() if fold else term, (0.0, 0.0)) for term in terms]
-    return [_row(term, count, ids, tokenizer) for term, count, ids in zip(terms, counts, pieces(tokenizer, terms), strict=True)]
+    return [
+        _row(term, count, ids, tokenizer)
+        for term, count, ids in zip(terms, counts, pieces(tokenizer, terms), strict=True)
+    ]
 
 
 def _mine(
-    found: Mapping[str, tuple[float, float]], totals: Mapping[str, float], tokenizer: Tokenizer, general: GeneralWords
+    found: Mapping[str, tuple[float, float]],
+    totals: Mapping[str, float],
+    tokenizer: Tokenizer,
+    general: GeneralWords,
 ) -> tuple[list[dict[str, Any]], str]:
-    """Return the words that the tokenizer splits and that are markedly commoner here than in general language; and what that is.
+    """Return the words that the tokenizer splits and that are markedly commoner here than in general
+    language; and what that is.
 
-    Keyness is the ratio of the frequencies in a million words, smoothed by a constant added to both: Kilgarriff, "Simple
-    maths for keywords", Corpus Linguistics 2009.
+    Keyness is the ratio of the frequencies in a million words, smoothed by a constant added to both:
+    Kilgarriff, "Simple maths for keywords", Corpus Linguistics 2009.
     """
     floor = max(MIN_TERM_DOCUMENTS, MIN_TERM_SHARE * totals["num_texts"])
-    # Compounds with a hyphen are split at it by most tokenizers; their parts are counted where they occur alone.
-    words = [word for word, (documents, _) in found.items() if documents >= floor and len(word) >= MIN_TERM_LETTERS and word.isalnum()]
+    # Compounds with a hyphen are split at it by most tokenizers; their parts are counted where they occur
+    # alone.
+    words = [
+        word
+        for word, (documents, _) in found.items()
+        if documents >= floor and len(word) >= MIN_TERM_LETTERS and word.isalnum()
+    ]
     # What the vocabulary holds as a word of its own costs nothing, also in capitals.
     plain = pieces(tokenizer, [word.lower() for word in words])
-    split_words = {word: ids for word, ids, low in zip(words, pieces(tokenizer, words), plain, strict=True) if min(len(ids), len(low)) > 1}
+    split_words = {
+        word: ids
+        for word, ids, low in zip(words, pieces(tokenizer, words), plain, strict=True)
+        if min(len(ids), len(low)) > 1
+    }
     # Lists of general words know no case.
     here: dict[str, float] = {}
     for word, (_, occurrences) in found.items():
@@ -219,7 +266,9 @@ def _mine(
             keyness[word]["keyness"] = round(times, 1)
             if times < MIN_KEYNESS:
                 del keyness[word]
-    terms = sorted(keyness, key=lambda word: (-found[word][0] * (len(split_words[word]) - 1), word))[:MINED_TERMS]
+    terms = sorted(keyness, key=lambda word: (-found[word][0] * (len(split_words[word]) - 1), word))[
+        :MINED_TERMS
+    ]
     return [_row(word, found[word], split_words[word], tokenizer) | keyness[word] for word in terms], against
 
 
@@ -239,11 +288,14 @@ def _estimate_savings(terms: list[dict[str, Any]], tokenization: Tokenization, n
 
     if not terms:
         return
-    # A byte-level vocabulary keeps the space before an added token as a token: the term alone would promise too much.
+    # A byte-level vocabulary keeps the space before an added token as a token: the term alone would promise
+    # too much.
     sentences = [f"of {term['term']} and" for term in terms]
     extended = Tokenizer.from_str(tokenization.tokenizer.to_str())
     add(extended, [term["term"] for term in terms])
-    before, after = (t.encode_batch_fast(sentences, add_special_tokens=False) for t in (tokenization.tokenizer, extended))
+    before, after = (
+        t.encode_batch_fast(sentences, add_special_tokens=False) for t in (tokenization.tokenizer, extended)
+    )
     for term, old, new in zip(terms, before, after, strict=True):
         term["num_tokens_saved"] = max(0, len(old) - len(new)) * term["num_occurrences"]
         term["share_of_tokens_saved"] = term["num_tokens_saved"] / max(1.0, num_tokens)
@@ -251,33 +303,46 @@ def _estimate_savings(terms: list[dict[str, Any]], tokenization: Tokenization, n
 
 def _checks(metadata: AuditMetadata, tokenization: Tokenization, worst: str) -> list[CheckOutcome]:
     settings = tokenization.settings
-    mean_pieces, unknown, byte = metadata.mean_term_pieces, metadata.unknown_share, metadata.byte_fallback_share
+    mean_pieces, unknown, byte = (
+        metadata.mean_term_pieces,
+        metadata.unknown_share,
+        metadata.byte_fallback_share,
+    )
     proposal = ""
     if metadata.num_proposed_tokens:
         proposal = (
-            f"; the {metadata.num_proposed_tokens} tokens of proposal.yaml would save {metadata.proposal_saves_share:.1%} of all tokens"
+            f"; the {metadata.num_proposed_tokens} tokens of proposal.yaml would save"
+            f" {metadata.proposal_saves_share:.1%} of all tokens"
         )
     return [
         CheckOutcome(
             name=TERMS_ARE_WHOLE.name,
             passed=mean_pieces <= settings.max_term_pieces,
             severity="warn",
-            description=f"{mean_pieces:.2f} pieces a domain term (warns above {settings.max_term_pieces}){worst if metadata.num_terms else ''}"
-            f"{proposal}",
+            description=(
+                f"{mean_pieces:.2f} pieces a domain term (warns above"
+                f" {settings.max_term_pieces}){worst if metadata.num_terms else ''}{proposal}"
+            ),
             metadata={"mean_term_pieces": mean_pieces, "proposal_saves_share": metadata.proposal_saves_share},
         ),
         CheckOutcome(
             name=UNKNOWN_ARE_RARE.name,
             passed=unknown <= settings.max_unknown_share,
             severity="warn",
-            description=f"{unknown:.4%} of the tokens are unknown to the tokenizer (warns above {settings.max_unknown_share:.4%})",
+            description=(
+                f"{unknown:.4%} of the tokens are unknown to the tokenizer (warns above"
+                f" {settings.max_unknown_share:.4%})"
+            ),
             metadata={"unknown_share": unknown},
         ),
         CheckOutcome(
             name=BYTES_ARE_RARE.name,
             passed=byte <= settings.max_byte_fallback_share,
             severity="warn",
-            description=f"{byte:.4%} of the tokens are single bytes of a character (warns above {settings.max_byte_fallback_share:.4%})",
+            description=(
+                f"{byte:.4%} of the tokens are single bytes of a character (warns above"
+                f" {settings.max_byte_fallback_share:.4%})"
+            ),
             metadata={"byte_fallback_share": byte},
         ),
     ]

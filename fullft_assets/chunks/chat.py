@@ -1,4 +1,6 @@
-"""Chat: a model's own template turns a conversation into text, and marks the characters that the assistant wrote."""
+"""Chat: a model's own template turns a conversation into text, and marks the characters that the assistant
+wrote.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,15 @@ from fullft_assets.errors import DataError, SettingsError
 TrainOn = Literal["assistant", "last_turn", "everything"]
 Message = Mapping[str, str]
 Span = tuple[int, int]
-#: For a model without a template of its own, if its tokenizer has the two tokens: ChatML, one turn after the other.
+#: For a model without a template of its own, if its tokenizer has the two tokens: ChatML, one turn after the
+#: other.
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] +"
+    " '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
-#: What a template that writes the date sees (Llama 3's own fallback): equal data must give equal tokens on any day.
+#: What a template that writes the date sees (Llama 3's own fallback): equal data must give equal tokens on
+#: any day.
 TODAY = datetime(2024, 7, 26)
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
@@ -44,9 +48,11 @@ class Rendered:
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A model's chat template, rendered in jinja2's sandbox with the variables of transformers' `apply_chat_template`.
+    """A model's chat template, rendered in jinja2's sandbox with the variables of transformers'
+    `apply_chat_template`.
 
-    `variables` are the special tokens by name (`bos_token` ...); a turn may end with one of the tokens `ends`.
+    `variables` are the special tokens by name (`bos_token` ...); a turn may end with one of the tokens
+    `ends`.
     """
 
     source: str
@@ -55,21 +61,23 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, model_folder: ModelFolder, special: Collection[str]) -> ChatTemplate:
-        """Read a model folder's template: `chat_template.jinja`, else that of `tokenizer_config.json`, else ChatML.
+        """Read a model folder's template: `chat_template.jinja`, else that of `tokenizer_config.json`, else
+        ChatML.
 
         Args:
             model_folder: a transformers folder.
             special: the tokenizer's special tokens.
 
         Raises:
-            SettingsError: there is no template and the tokenizer lacks ChatML's tokens, or the template is broken.
+            SettingsError: there is no template and the tokenizer lacks ChatML's tokens, or the template is
+                broken.
         """
         source = read_template(model_folder)
         if source is None:
             if not set(CHATML_TOKENS) <= set(special):
                 raise SettingsError(
-                    f"base_model: {model_folder} has no chat template, which conversations need; take the model's instruct variant, "
-                    "or put a chat_template.jinja into its folder"
+                    f"base_model: {model_folder} has no chat template, which conversations need; take the"
+                    " model's instruct variant, or put a chat_template.jinja into its folder"
                 )
             source = CHATML
         template = cls(source, read_special_tokens(model_folder), tuple(sorted(special)))
@@ -88,27 +96,39 @@ class ChatTemplate:
         """
         return self._render(messages, add_generation_prompt)[0]
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> tuple[str, list[Span]]:
+    def _render(
+        self, messages: Sequence[Message], add_generation_prompt: bool = False
+    ) -> tuple[str, list[Span]]:
         blocks: list[str] = []
         written: list[Span] = []
         self._compiled.environment.tracked = (blocks, written)
-        variables = {"messages": messages, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
+        variables = {
+            "messages": messages,
+            "add_generation_prompt": add_generation_prompt,
+            "tools": None,
+            "documents": None,
+        }
         try:
-            # Block by block: the place of what the assistant wrote is the length of what was rendered before it.
+            # Block by block: the place of what the assistant wrote is the length of what was rendered before
+            # it.
             for block in self._compiled.generate(**variables, **self.variables):
                 blocks.append(block)
         except Exception as error:  # a template is code of others, and may fail in every way
             # It may also quote what it refuses: only a message that it has word for word is shown.
-            why = " ".join(str(error).split()) if str(error) and str(error) in self.source else type(error).__name__
+            why = (
+                " ".join(str(error).split())
+                if str(error) and str(error) in self.source
+                else type(error).__name__
+            )
             raise DataError(f"the chat template refuses the conversation: {why}") from None
         return "".join(blocks), written
 
     def render_trained(self, messages: Sequence[Message], train_on: TrainOn) -> Rendered:
         """Render a conversation and find what of it is trained.
 
-        What the assistant wrote is what the template puts between `{% generation %}` marks, if it has them. Else it is what
-        turn k adds to the conversation before it with the prompt to answer, end-of-turn token included; white space behind
-        that token is not the assistant's.
+        What the assistant wrote is what the template puts between `{% generation %}` marks, if it has them.
+        Else it is what turn k adds to the conversation before it with the prompt to answer, end-of-turn token
+        included; white space behind that token is not the assistant's.
 
         Raises:
             DataError: the template refuses the conversation.
@@ -118,7 +138,10 @@ class ChatTemplate:
             return Rendered(text, [(0, len(text))])
         if not _GENERATION.search(self.source):
             turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-            written = [self._turn(messages, number, text) for number in (turns[-1:] if train_on == "last_turn" else turns)]
+            written = [
+                self._turn(messages, number, text)
+                for number in (turns[-1:] if train_on == "last_turn" else turns)
+            ]
         return Rendered(text, written[-1:] if train_on == "last_turn" else written)
 
     def _turn(self, messages: Sequence[Message], number: int, text: str) -> Span:
@@ -132,15 +155,22 @@ class ChatTemplate:
         return self._answer(messages, number, text)
 
     def _answer(self, messages: Sequence[Message], number: int, text: str) -> Span:
-        """Find a turn in a template that rewrites earlier turns (drops their reasoning, say): its content and its end."""
+        """Find a turn in a template that rewrites earlier turns (drops their reasoning, say): its content and
+        its end.
+        """
         placed = [*messages[:number], {**messages[number], "content": _PLACEHOLDER}, *messages[number + 1 :]]
         before, found, after = self.render(placed).partition(_PLACEHOLDER)
-        if not found or not (text.startswith(before) and text.endswith(after) and len(before) + len(after) <= len(text)):
+        if not found or not (
+            text.startswith(before) and text.endswith(after) and len(before) + len(after) <= len(text)
+        ):
             raise DataError(
-                "the chat template rewrites the conversation depending on its content; mark the answers with {% generation %} in it"
+                "the chat template rewrites the conversation depending on its content; mark the answers with"
+                " {% generation %} in it"
             )
         end = len(text) - len(after)
-        return len(before), end + max((len(token) for token in self.ends if after.startswith(token)), default=0)
+        return len(before), end + max(
+            (len(token) for token in self.ends if after.startswith(token)), default=0
+        )
 
 
 def _compile(source: str) -> Any:
@@ -174,8 +204,16 @@ def _compile(source: str) -> Any:
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    def to_json(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    def to_json(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: Any = None,
+        separators: Any = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(
+            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
 
     class Sandbox(ImmutableSandboxedEnvironment):
         """jinja2's sandbox, in which no product takes all memory or time."""
@@ -184,22 +222,35 @@ def _compile(source: str) -> Any:
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             for value, times in ((left, right), (right, left)):
-                if operator == "*" and isinstance(value, Sized) and isinstance(times, int) and len(value) * times > _MAX_LENGTH:
+                if (
+                    operator == "*"
+                    and isinstance(value, Sized)
+                    and isinstance(times, int)
+                    and len(value) * times > _MAX_LENGTH
+                ):
                     raise OverflowError
             if operator == "**" and isinstance(right, int) and right > _MAX_POWER:
                 raise OverflowError
             return super().call_binop(context, operator, left, right)
 
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
+    environment = Sandbox(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+    )
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda pattern: TODAY.strftime(pattern)
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
-        raise SettingsError(f"base_model: its chat template is broken in line {error.lineno}: {error.message}") from error
-    except Exception as error:  # Python's compiler refuses what is nested too deep, or numbers of thousands of digits
-        raise SettingsError(f"base_model: its chat template cannot be compiled ({type(error).__name__})") from error
+        raise SettingsError(
+            f"base_model: its chat template is broken in line {error.lineno}: {error.message}"
+        ) from error
+    except (
+        Exception
+    ) as error:  # Python's compiler refuses what is nested too deep, or numbers of thousands of digits
+        raise SettingsError(
+            f"base_model: its chat template cannot be compiled ({type(error).__name__})"
+        ) from error
 
 
 def read_template(model_folder: ModelFolder) -> str | None:
@@ -210,7 +261,11 @@ def read_template(model_folder: ModelFolder) -> str | None:
     settings = model_folder / "tokenizer_config.json"
     given = _read_json(settings).get("chat_template")
     try:
-        found = {entry["name"]: entry["template"] for entry in given}.get("default") if isinstance(given, list) else given
+        found = (
+            {entry["name"]: entry["template"] for entry in given}.get("default")
+            if isinstance(given, list)
+            else given
+        )
     except (KeyError, TypeError) as error:
         raise SettingsError(f"{settings}: `chat_template` is no list of names and templates") from error
     if not isinstance(found, str | None):
@@ -220,7 +275,10 @@ def read_template(model_folder: ModelFolder) -> str | None:
 
 def read_special_tokens(model_folder: ModelFolder) -> dict[str, str]:
     """Return the special tokens that a model folder names: `bos_token` and so on."""
-    named = {**_read_json(model_folder / "special_tokens_map.json"), **_read_json(model_folder / "tokenizer_config.json")}
+    named = {
+        **_read_json(model_folder / "special_tokens_map.json"),
+        **_read_json(model_folder / "tokenizer_config.json"),
+    }
     found = {}
     for name in _SPECIAL_TOKENS:
         token = named.get(name)

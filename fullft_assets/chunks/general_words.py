@@ -31,7 +31,8 @@ class GeneralWords:
     """General language that a corpus's words are compared with, beside the vocabulary of the tokenizer.
 
     Attributes:
-        chosen: a language, `VOCABULARY`, or the path that `file` was made of; None: `languages`, else what the words are in.
+        chosen: a language, `VOCABULARY`, or the path that `file` was made of; None: `languages`, else what
+            the words are in.
         languages: that the texts may be in (ISO 639-1).
         file: a list of the user's own.
     """
@@ -62,14 +63,16 @@ class GeneralWords:
         return made_of
 
     def per_million(self, words: Sequence[str], commonest: Sequence[str]) -> tuple[str, list[float] | None]:
-        """Return what the words are compared with, in words, and how often each occurs in a million words of general language.
+        """Return what the words are compared with, in words, and how often each occurs in a million words of
+        general language.
 
         Args:
             words: in lower case. One that no list knows has 0, one of a list without counts infinity.
             commonest: the corpus's commonest words, which identify its language.
 
         Returns:
-            The name, and the frequencies; of several languages the highest. None: there is no list, only the vocabulary is compared with.
+            The name, and the frequencies; of several languages the highest. None: there is no list, only the
+            vocabulary is compared with.
 
         Raises:
             SettingsError: the user's list cannot be read.
@@ -91,19 +94,26 @@ class GeneralWords:
         missing = ", ".join(language for language in languages if language not in listed)
         if not listed:
             return f"the vocabulary alone: no list for {missing}{identified}", None
-        name = f"the general words of {', '.join(listed)}{identified}" + (f"; no list for {missing}" if missing else "")
+        name = f"the general words of {', '.join(listed)}{identified}" + (
+            f"; no list for {missing}" if missing else ""
+        )
         return name, list(map(max, zip(*(_of_language(language, words) for language in listed), strict=True)))
 
 
 def problem(chosen: str, root: Path) -> str | None:
-    """Return what is wrong with `chunks.general_words`, or None; of a long list only the beginning is read."""
+    """Return what is wrong with `chunks.general_words`, or None; of a long list only the beginning is
+    read.
+    """
     if chosen == VOCABULARY or chosen in _languages():
         return None
     path = locate(chosen, root)
     if not path.is_file():
         known = ", ".join(sorted(_languages()))
         what, near = ("is a folder", "") if path.is_dir() else ("is no file", suggest_path(chosen, root))
-        return f"{chosen} {what}, and no language that has a list ({known}); give one of these, a file of words or `{VOCABULARY}`{near}"
+        return (
+            f"{chosen} {what}, and no language that has a list ({known}); give one of these, a file of words"
+            f" or `{VOCABULARY}`{near}"
+        )
     try:
         for _ in islice(_entries(path), _CHECKED_LINES):
             pass
@@ -151,7 +161,10 @@ def _entries(path: Path) -> Iterator[tuple[str, float]]:
             continue
         entry = _ENTRY.fullmatch(line.strip())
         if entry is None:
-            raise SettingsError(f"{path}:{number}: is neither a word nor a word, a tab and its count (1 or more); fix the line")
+            raise SettingsError(
+                f"{path}:{number}: is neither a word nor a word, a tab and its count (1 or more); fix the"
+                " line"
+            )
         empty = False
         yield entry[1].lower(), float(entry[2] or math.inf)
     if empty:

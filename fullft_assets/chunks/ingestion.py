@@ -1,8 +1,8 @@
 """Which batches went through documents, examples and chunks with the settings of today.
 
 A batch is done when it is tokenised, or held back by a red gate of its examples. The mark carries a digest of
-everything that shapes the three stages, so an edit of the YAML, another tokenizer or a new version of the code
-makes every batch due again; what did not change is found in the store.
+everything that shapes the three stages, so an edit of the YAML, another tokenizer or a new version of the
+code makes every batch due again; what did not change is found in the store.
 """
 
 from __future__ import annotations
@@ -58,9 +58,13 @@ def done(store: Store, use_case: UseCase) -> set[str]:
 
 
 def needing_tokens(
-    use_case: UseCase, raw: Mapping[str, Manifest], labeled: Mapping[str, Manifest], tokenized: Mapping[str, Manifest]
+    use_case: UseCase,
+    raw: Mapping[str, Manifest],
+    labeled: Mapping[str, Manifest],
+    tokenized: Mapping[str, Manifest],
 ) -> list[str]:
-    """Return the batches that only need to be tokenised again: read and validated with the settings of today, not held back.
+    """Return the batches that only need to be tokenised again: read and validated with the settings of today,
+    not held back.
 
     Args:
         use_case: the settings.
@@ -81,4 +85,7 @@ def needing_tokens(
 def _is_read(use_case: UseCase, raw: Manifest | None, valid: Manifest) -> bool:
     if raw is None or (raw.version, raw.settings) != (documents.VERSION, documents.key_settings(use_case)):
         return False
-    return valid.inputs.get("raw_documents") == raw.content_digest and pipeline_key(use_case).items() <= valid.inputs.items()
+    return (
+        valid.inputs.get("raw_documents") == raw.content_digest
+        and pipeline_key(use_case).items() <= valid.inputs.items()
+    )

@@ -17,8 +17,8 @@ CharacterSpans = Sequence[Sequence[tuple[int, int]]]
 class LocatedSpans:
     """Labelled spans in tokens.
 
-    `marks` [tokens] int32: 0 outside, k + 1 for the first token of its text's span k, -(k + 1) for a later one.
-    `num_without_tokens`: spans of white space, or of characters whose tokens an earlier span has.
+    `marks` [tokens] int32: 0 outside, k + 1 for the first token of its text's span k, -(k + 1) for a later
+    one. `num_without_tokens`: spans of white space, or of characters whose tokens an earlier span has.
     """
 
     marks: np.ndarray
@@ -29,8 +29,9 @@ def token_ranges(encoded: Encoded, spans: CharacterSpans) -> tuple[np.ndarray, n
     """Find the tokens that have a character in a span.
 
     Returns:
-        For each span, in the order of the texts and within a text as given: its text's number, its first token and
-        the one behind its last, as positions in the flat tokens. A span without tokens is empty or reversed.
+        For each span, in the order of the texts and within a text as given: its text's number, its first
+        token and the one behind its last, as positions in the flat tokens. A span without tokens is empty or
+        reversed.
     """
     counts = np.fromiter(map(len, spans), np.int64, len(spans))
     rows = np.repeat(np.arange(len(spans)), counts)
@@ -49,8 +50,12 @@ def token_ranges(encoded: Encoded, spans: CharacterSpans) -> tuple[np.ndarray, n
 
 
 def locate_spans(encoded: Encoded, texts: Sequence[str], spans: CharacterSpans) -> LocatedSpans:
-    """Mark the tokens of labelled spans; of overlapping ones the one that starts first, then the longer, has a token."""
-    stripped = [[strip_span(text, start, end) for start, end in row] for text, row in zip(texts, spans, strict=True)]
+    """Mark the tokens of labelled spans; of overlapping ones the one that starts first, then the longer, has
+    a token.
+    """
+    stripped = [
+        [strip_span(text, start, end) for start, end in row] for text, row in zip(texts, spans, strict=True)
+    ]
     rows, first, last = token_ranges(encoded, stripped)
     edges = np.array([edge for row in stripped for edge in row], np.int64).reshape(-1, 2)
     number = np.concatenate([np.arange(len(row)) for row in stripped]) if len(rows) else np.zeros(0, np.int64)
@@ -71,7 +76,8 @@ def locate_spans(encoded: Encoded, texts: Sequence[str], spans: CharacterSpans) 
 
 def strip_span(text: str, start: int, end: int) -> tuple[int, int]:
     """Return a span without the white space at its ends."""
-    # Byte-level tokens take the space before a word along; a span's own outer space would draw a neighbour in.
+    # Byte-level tokens take the space before a word along; a span's own outer space would draw a neighbour
+    # in.
     inner = text[start:end]
     return start + len(inner) - len(inner.lstrip()), end - (len(inner) - len(inner.rstrip()))
 

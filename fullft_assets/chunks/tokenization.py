@@ -1,4 +1,6 @@
-"""Tokenization: a model's tokenizer with the use case's settings: texts and conversations -> windows of token ids."""
+"""Tokenization: a model's tokenizer with the use case's settings: texts and conversations -> windows of token
+ids.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ class Tokenization:
         settings: of the windows.
         digest: of the tokenizer, see `tokenizer_digest`.
         end_id: token behind each text (task language_modeling).
-        chat: the model's chat template (task sft); it writes the special tokens, so a window gets none of its own.
+        chat: the model's chat template (task sft); it writes the special tokens, so a window gets none of its
+            own.
     """
 
     tokenizer: Tokenizer = field(repr=False)
@@ -52,16 +55,19 @@ class Tokenization:
     chat: ChatTemplate | None = None
 
     @classmethod
-    def load(cls, model_folder: ModelFolder, settings: ChunksSettings, task: str = "classification") -> Tokenization:
+    def load(
+        cls, model_folder: ModelFolder, settings: ChunksSettings, task: str = "classification"
+    ) -> Tokenization:
         """Read the tokenizer of a base model and add `chunks.added_tokens` to it.
 
         Raises:
-            SettingsError: there is no `tokenizer.json`; special tokens leave no room for text; or the task needs an
-                end-of-text token or a chat template that the model lacks.
+            SettingsError: there is no `tokenizer.json`; special tokens leave no room for text; or the task
+                needs an end-of-text token or a chat template that the model lacks.
         """
         kind = TASKS.get(task)
         if kind.ends_texts:
-            # Also of the plain texts that conversations are mixed with: all their tokens are trained, and a shared one would count twice.
+            # Also of the plain texts that conversations are mixed with: all their tokens are trained, and a
+            # shared one would count twice.
             settings = settings.model_copy(update={"stride": 0})
         tokenizer = read_tokenizer(model_folder, settings.added_tokens)
         prefix, suffix = _special_ids(tokenizer)
@@ -69,18 +75,25 @@ class Tokenization:
         if kind.ends_texts:
             end_id, suffix = _end_id(model_folder, tokenizer), []
         elif kind.has_messages:
-            special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+            special = [
+                token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special
+            ]
             prefix, suffix, chat = [], [], ChatTemplate.load(model_folder, special)
         if len(prefix) + len(suffix) + 1 > settings.max_tokens - settings.stride:
-            raise SettingsError(f"chunks.max_tokens: {settings.max_tokens} leaves no room beside special tokens and stride")
+            raise SettingsError(
+                f"chunks.max_tokens: {settings.max_tokens} leaves no room beside special tokens and stride"
+            )
         unknown = getattr(tokenizer.model, "unk_token", None)
         unknown_id = tokenizer.token_to_id(unknown) if unknown else None
         made_of = tokenizer_digest(model_folder, settings, task)
         return cls(tokenizer, prefix, suffix, unknown_id, settings, made_of, end_id, chat)
 
     @classmethod
-    def load_saved(cls, model_folder: ModelFolder, settings: ChunksSettings, task: str = "classification") -> Tokenization:
-        """Read the tokenizer of a fine-tuned model, whose file has the tokens that were added when it was trained.
+    def load_saved(
+        cls, model_folder: ModelFolder, settings: ChunksSettings, task: str = "classification"
+    ) -> Tokenization:
+        """Read the tokenizer of a fine-tuned model, whose file has the tokens that were added when it was
+        trained.
 
         What the YAML adds today would have no embedding in it.
         """
@@ -95,7 +108,11 @@ class Tokenization:
 
     @cached_property
     def _control(self) -> re.Pattern[str] | None:
-        special = [token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special and token.content]
+        special = [
+            token.content
+            for token in self.tokenizer.get_added_tokens_decoder().values()
+            if token.special and token.content
+        ]
         return re.compile("|".join(map(re.escape, sorted(special)))) if special else None
 
     def holds_control_token(self, text: str) -> bool:
@@ -109,9 +126,13 @@ class Tokenization:
         found = np.zeros(max(vocabulary.values()) + 1, bool)
         added = {token.content for token in self.tokenizer.get_added_tokens_decoder().values()}
         # Byte-level vocabularies write each byte as a printable character.
-        byte_level = "ByteLevel" in str(self.tokenizer.pre_tokenizer) or "ByteLevel" in str(self.tokenizer.decoder)
+        byte_level = "ByteLevel" in str(self.tokenizer.pre_tokenizer) or "ByteLevel" in str(
+            self.tokenizer.decoder
+        )
         for token, number in vocabulary.items():
-            found[number] = token not in added and (_is_part(token) if byte_level else _BYTE_TOKEN.fullmatch(token) is not None)
+            found[number] = token not in added and (
+                _is_part(token) if byte_level else _BYTE_TOKEN.fullmatch(token) is not None
+            )
         return found
 
     def encode(self, texts: list[str]) -> list[list[int]]:
@@ -130,7 +151,9 @@ class Tokenization:
         return encoded, windows.cut(encoded, texts, room)
 
     def windows(self, texts: Sequence[str]) -> list[list[list[int]]]:
-        """Return each text's windows of token ids, special tokens included: those that a batch's `chunks.parquet` has."""
+        """Return each text's windows of token ids, special tokens included: those that a batch's
+        `chunks.parquet` has.
+        """
         return self.windows_with_lengths(texts)[0]
 
     def windows_with_lengths(self, texts: Sequence[str]) -> tuple[list[list[list[int]]], list[int]]:
@@ -141,7 +164,8 @@ class Tokenization:
 
 
 def tokenizer_digest(model_folder: ModelFolder, settings: ChunksSettings, task: str) -> str:
-    """Return the digest of what turns a text into ids: the tokenizer's file, added tokens and, per task, end token and chat template.
+    """Return the digest of what turns a text into ids: the tokenizer's file, added tokens and, per task, end
+    token and chat template.
 
     Raises:
         SettingsError: there is no `tokenizer.json`.
@@ -167,7 +191,12 @@ def _append(encoded: Encoded, end_id: int) -> Encoded:
         # It covers no character: an empty place behind the text's last.
         ends = np.where(encoded.lengths() > 0, spans[np.maximum(at - 1, 0), 1], 0)
         spans = np.insert(spans, at, np.stack([ends, ends], axis=1), axis=0)
-    return Encoded(np.insert(encoded.ids, at, end_id), encoded.bounds + np.arange(len(encoded.bounds)), spans, encoded.has_spans)
+    return Encoded(
+        np.insert(encoded.ids, at, end_id),
+        encoded.bounds + np.arange(len(encoded.bounds)),
+        spans,
+        encoded.has_spans,
+    )
 
 
 def _special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
@@ -176,7 +205,9 @@ def _special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     for start in range(len(full) - len(plain) + 1):
         if full[start : start + len(plain)] == plain:
             return full[:start], full[start + len(plain) :]
-    raise SettingsError("tokenizer.json: its post-processor changes the text's own ids; it cannot be windowed")
+    raise SettingsError(
+        "tokenizer.json: its post-processor changes the text's own ids; it cannot be windowed"
+    )
 
 
 def _end_id(model_folder: ModelFolder, tokenizer: Tokenizer) -> int:
@@ -184,8 +215,8 @@ def _end_id(model_folder: ModelFolder, tokenizer: Tokenizer) -> int:
     number = tokenizer.token_to_id(token) if token else None
     if number is None:
         raise SettingsError(
-            f"base_model: {model_folder}/tokenizer_config.json names no eos_token of its tokenizer, which marks where a plain text ends; "
-            "name it there"
+            f"base_model: {model_folder}/tokenizer_config.json names no eos_token of its tokenizer, which"
+            " marks where a plain text ends; name it there"
         )
     return number
 
@@ -201,10 +232,13 @@ def _is_part(token: str) -> bool:
 
 
 def _byte_characters() -> dict[str, int]:
-    # The byte-level alphabet of GPT-2: printable bytes are written as themselves, the others as characters from 256 on.
+    # The byte-level alphabet of GPT-2: printable bytes are written as themselves, the others as characters
+    # from 256 on.
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(256 + number): byte for number, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + number): byte for number, byte in enumerate(others)
+    }
 
 
 _BYTES = _byte_characters()

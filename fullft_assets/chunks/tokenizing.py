@@ -1,4 +1,6 @@
-"""chunks: examples -> windows of token ids with their marks, tokenised once; and the audit of how the tokenizer treats the domain."""
+"""chunks: examples -> windows of token ids with their marks, tokenised once; and the audit of how the
+tokenizer treats the domain.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +42,13 @@ CHUNKS, WORDS = "chunks.parquet", "words.parquet"
 #: Rows that are tokenised and written at a time (a row group of the file).
 ROWS_AT_A_TIME = 4_096
 WHOLE = CheckSpec("texts_are_kept_whole", "No token is cut off a text.")
-NO_CONTROL_TOKENS = CheckSpec("contents_hold_no_control_tokens", "No text and no message contains the model's special tokens.")
+NO_CONTROL_TOKENS = CheckSpec(
+    "contents_hold_no_control_tokens", "No text and no message contains the model's special tokens."
+)
 TRAINED_TOKENS = CheckSpec(
-    "rows_have_trained_tokens", "Each conversation has a token that is trained; the snapshot sets the others aside.", blocking=True
+    "rows_have_trained_tokens",
+    "Each conversation has a token that is trained; the snapshot sets the others aside.",
+    blocking=True,
 )
 SPANS_HAVE_TOKENS = CheckSpec("spans_have_tokens", "Each labelled span has a token of its own.")
 #: Locations named in a red check.
@@ -52,9 +58,9 @@ _SHOWN = 5
 def schema() -> pa.Schema:
     """Return the columns of `chunks.parquet`.
 
-    `windows` are token ids with special tokens. `marks` are aligned with them: task sft: 1 = trained, 0 = not (tokens
-    repeated from the window before are trained there); token_classification: 0 = outside, k + 1 = first token of the row's
-    span k, -(k + 1) = later token of it; else null.
+    `windows` are token ids with special tokens. `marks` are aligned with them: task sft: 1 = trained, 0 = not
+    (tokens repeated from the window before are trained there); token_classification: 0 = outside, k + 1 =
+    first token of the row's span k, -(k + 1) = later token of it; else null.
     """
     import pyarrow as pa
 
@@ -63,7 +69,9 @@ def schema() -> pa.Schema:
 
 
 def load_tokenization(use_case: UseCase) -> Tokenization:
-    """Return the base model's tokenizer with the use case's settings; a process that needs it again and again reads it once."""
+    """Return the base model's tokenizer with the use case's settings; a process that needs it again and again
+    reads it once.
+    """
     settings = use_case.settings
     folder = resolve_base_model(settings.base_model, use_case.project_root)
     return _load(folder, settings.chunks.model_dump_json(), settings.examples.task, _digest(use_case))
@@ -85,9 +93,16 @@ def tokenize(store: Store, use_case: UseCase, examples: Manifest) -> Manifest:
     settings = use_case.settings
 
     def write(draft: Draft) -> Outcome:
-        found = _write(store.folder(examples) / "examples.parquet", draft, load_tokenization(use_case), settings.examples.task)
+        found = _write(
+            store.folder(examples) / "examples.parquet",
+            draft,
+            load_tokenization(use_case),
+            settings.examples.task,
+        )
         metadata = ChunksMetadata(batch=ExamplesMetadata.of(examples).batch, **found.metadata)
-        return metadata.as_dict(), checks(found, settings.examples.task, settings.examples.max_quarantined_share)
+        return metadata.as_dict(), checks(
+            found, settings.examples.task, settings.examples.max_quarantined_share
+        )
 
     return store.ensure(
         use_case.name,
@@ -104,18 +119,27 @@ def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
     """Return the settings that shape the chunks; added tokens are in the tokenizer's digest."""
     shaping = settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows", "boundaries"})
     if task_of(settings.examples).has_messages:
-        shaping |= {"train_on": settings.chunks.train_on, "max_untrained_share": settings.examples.max_quarantined_share}
+        shaping |= {
+            "train_on": settings.chunks.train_on,
+            "max_untrained_share": settings.examples.max_quarantined_share,
+        }
     return {**shaping, "task": settings.examples.task}
 
 
 def _digest(use_case: UseCase) -> str:
     settings = use_case.settings
-    return tokenizer_digest(resolve_base_model(settings.base_model, use_case.project_root), settings.chunks, settings.examples.task)
+    return tokenizer_digest(
+        resolve_base_model(settings.base_model, use_case.project_root),
+        settings.chunks,
+        settings.examples.task,
+    )
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What chunks made today would be made with; read once for many batches, since it reads the tokenizer's file."""
+    """What chunks made today would be made with; read once for many batches, since it reads the tokenizer's
+    file.
+    """
 
     settings: dict[str, Any]
     tokenizer: str
@@ -148,7 +172,8 @@ def _write(path: Any, draft: Draft, tokenization: Tokenization, task: str) -> To
         *(["spans"] if TASKS.get(task).target == "spans" else []),
     ]
     counts, unfit, done = Counter[str](), [], 0
-    # Ids hardly repeat in a way that a dictionary of a whole page would catch, and building one costs more than it saves.
+    # Ids hardly repeat in a way that a dictionary of a whole page would catch, and building one costs more
+    # than it saves.
     with pq.ParquetWriter(
         draft.path / CHUNKS,
         schema(),
@@ -159,8 +184,12 @@ def _write(path: Any, draft: Draft, tokenization: Tokenization, task: str) -> To
             found = chunk(batch, tokenization, task)
             writer.write_table(found.table)
             _count_words(words, batch, found, sampled[done : done + len(batch)], tokenization, task)
-            counts.update({name: count for name, count in found.metadata.items() if name != "longest_text_tokens"})
-            counts["longest_text_tokens"] = max(counts["longest_text_tokens"], found.metadata["longest_text_tokens"])
+            counts.update(
+                {name: count for name, count in found.metadata.items() if name != "longest_text_tokens"}
+            )
+            counts["longest_text_tokens"] = max(
+                counts["longest_text_tokens"], found.metadata["longest_text_tokens"]
+            )
             unfit += found.unfit[: _SHOWN - len(unfit)]
             done += len(batch)
     pq.write_table(words.table(), draft.path / WORDS)
@@ -168,7 +197,12 @@ def _write(path: Any, draft: Draft, tokenization: Tokenization, task: str) -> To
 
 
 def _count_words(
-    words: WordCounts, examples: pa.RecordBatch, found: Chunked, sampled: np.ndarray, tokenization: Tokenization, task: str
+    words: WordCounts,
+    examples: pa.RecordBatch,
+    found: Chunked,
+    sampled: np.ndarray,
+    tokenization: Tokenization,
+    task: str,
 ) -> None:
     texts = examples["text"].filter(sampled).to_pylist()
     if TASKS.get(task).has_messages:
@@ -193,19 +227,23 @@ class Totals:
 
 @dataclass(frozen=True)
 class Chunked:
-    """Examples' windows (see `schema`), what was counted on the way, and the places (file:row) of the first rows without a trained token."""
+    """Examples' windows (see `schema`), what was counted on the way, and the places (file:row) of the first
+    rows without a trained token.
+    """
 
     table: pa.Table
     metadata: dict[str, int]
     unfit: list[str]
 
 
-def chunk(examples: pa.Table | pa.RecordBatch, tokenization: Tokenization, task: str = "classification") -> Chunked:
+def chunk(
+    examples: pa.Table | pa.RecordBatch, tokenization: Tokenization, task: str = "classification"
+) -> Chunked:
     """Tokenise examples.
 
     Args:
-        examples: with `id` and `text`; for sft also `messages`, for token_classification `spans`; `source` and `row` to name
-            rows by.
+        examples: with `id` and `text`; for sft also `messages`, for token_classification `spans`; `source`
+            and `row` to name rows by.
         tokenization: the tokenizer and window settings, loaded for this task.
         task: what the model learns.
     """
@@ -242,7 +280,9 @@ def chunk(examples: pa.Table | pa.RecordBatch, tokenization: Tokenization, task:
         cut,
         pa.nulls(len(texts), cut.type) if marks is None else marks,
     ]
-    return Chunked(pa.Table.from_arrays(columns, schema=schema()), {name: counts[name] for name in COUNTS}, unfit)
+    return Chunked(
+        pa.Table.from_arrays(columns, schema=schema()), {name: counts[name] for name in COUNTS}, unfit
+    )
 
 
 def _counts(encoded: Encoded, cuts: Cuts, tokenization: Tokenization) -> dict[str, int]:
@@ -262,7 +302,9 @@ def _counts(encoded: Encoded, cuts: Cuts, tokenization: Tokenization) -> dict[st
     }
 
 
-def _render(examples: pa.Table | pa.RecordBatch, tokenization: Tokenization) -> tuple[list[Rendered], dict[int, str]]:
+def _render(
+    examples: pa.Table | pa.RecordBatch, tokenization: Tokenization
+) -> tuple[list[Rendered], dict[int, str]]:
     """Render every conversation; those that the template refuses become empty, with the reason by row."""
     assert tokenization.chat is not None
     rendered, refused = [], {}
@@ -300,7 +342,8 @@ def checks(found: Totals, task: str, max_untrained_share: float) -> list[CheckOu
     Args:
         found: what was counted.
         task: what the model learns.
-        max_untrained_share: share of conversations without a trained token above which the batch is held back.
+        max_untrained_share: share of conversations without a trained token above which the batch is held
+            back.
     """
     counts = found.metadata
     cut = counts["num_rows_cut"]
@@ -308,10 +351,12 @@ def checks(found: Totals, task: str, max_untrained_share: float) -> list[CheckOu
         name=WHOLE.name,
         passed=not cut,
         severity="warn",
-        description=f"{cut:,} texts end at chunks.max_windows; {counts['num_tokens_cut_off']:,} tokens are not read; "
-        "raise chunks.max_windows or chunks.max_tokens"
-        if cut
-        else "",
+        description=(
+            f"{cut:,} texts end at chunks.max_windows; {counts['num_tokens_cut_off']:,} tokens are not read; "
+            "raise chunks.max_windows or chunks.max_tokens"
+            if cut
+            else ""
+        ),
         metadata={"num_rows_cut": cut, "num_tokens_cut_off": counts["num_tokens_cut_off"]},
     )
     controls = _holds_no_control_tokens(counts, task)
@@ -319,7 +364,10 @@ def checks(found: Totals, task: str, max_untrained_share: float) -> list[CheckOu
         return [whole, _has_trained_tokens(found, max_untrained_share), controls]
     if TASKS.get(task).target == "spans":
         lost = counts["num_spans_without_tokens"]
-        description = f"{lost:,} labelled spans have no token of their own (white space, or inside another span); they are not learned"
+        description = (
+            f"{lost:,} labelled spans have no token of their own (white space, or inside another span); they"
+            " are not learned"
+        )
         return [
             whole,
             CheckOutcome(
@@ -343,25 +391,36 @@ def _has_trained_tokens(found: Totals, max_untrained_share: float) -> CheckOutco
         name=TRAINED_TOKENS.name,
         passed=not count,
         severity="warn" if is_bounded else "error",
-        description=f"{count:,} of {num_rows:,} rows have no trained token: {', '.join(found.unfit)}{more}; {fate}. Give them an "
-        "answer by the assistant, raise chunks.max_windows, or look at chunks.train_on"
-        if count
-        else "",
-        metadata={"num_rows_without_trained_tokens": count, "num_trained_tokens": found.metadata["num_trained_tokens"]},
+        description=(
+            f"{count:,} of {num_rows:,} rows have no trained token: {', '.join(found.unfit)}{more}; {fate}."
+            " Give them an answer by the assistant, raise chunks.max_windows, or look at chunks.train_on"
+            if count
+            else ""
+        ),
+        metadata={
+            "num_rows_without_trained_tokens": count,
+            "num_trained_tokens": found.metadata["num_trained_tokens"],
+        },
     )
 
 
 def _holds_no_control_tokens(counts: Mapping[str, int], task: str) -> CheckOutcome:
     count = counts["num_rows_with_control_tokens"]
-    reads_as = "turns that nobody wrote" if TASKS.get(task).has_messages else "ends and marks that the text does not have"
+    reads_as = (
+        "turns that nobody wrote"
+        if TASKS.get(task).has_messages
+        else "ends and marks that the text does not have"
+    )
     return CheckOutcome(
         name=NO_CONTROL_TOKENS.name,
         passed=not count,
         severity="warn",
-        description=f"{count:,} rows contain special tokens of the model (such as its end of a turn) in their text; the model reads them as "
-        f"{reads_as}; remove them in the source"
-        if count
-        else "",
+        description=(
+            f"{count:,} rows contain special tokens of the model (such as its end of a turn) in their text;"
+            f" the model reads them as {reads_as}; remove them in the source"
+            if count
+            else ""
+        ),
         metadata={"num_rows_with_control_tokens": count},
     )
 
@@ -387,7 +446,8 @@ def rows_without_trained_tokens(folder: Path) -> np.ndarray:
 
 
 def audit_tokenizer(store: Store, use_case: UseCase, batches: Mapping[str, Manifest]) -> Manifest:
-    """Audit the tokenizer over all batches and write the terms, costliest first, and a proposal of tokens to add.
+    """Audit the tokenizer over all batches and write the terms, costliest first, and a proposal of tokens to
+    add.
 
     Raises:
         DataError: no batch was tokenised yet.
@@ -399,13 +459,17 @@ def audit_tokenizer(store: Store, use_case: UseCase, batches: Mapping[str, Manif
         raise DataError(f"{use_case.name}: no batch is tokenised yet; run {use_case.name}_ingest first")
     settings = use_case.settings
     general = GeneralWords.of(use_case)
-    thresholds = settings.chunks.model_dump(include={"terms", "max_term_pieces", "max_unknown_share", "max_byte_fallback_share"})
+    thresholds = settings.chunks.model_dump(
+        include={"terms", "max_term_pieces", "max_unknown_share", "max_byte_fallback_share"}
+    )
 
     def write(draft: Draft) -> Outcome:
         words = (pq.read_table(store.folder(batch) / WORDS) for batch in batches.values())
         counts = [ChunksMetadata.of(batch).as_dict() for batch in batches.values()]
         found = judge(counts, words, load_tokenization(use_case), general)
-        (draft.path / "terms.json").write_text(json.dumps(found.terms, indent=1, ensure_ascii=False), encoding="utf-8")
+        (draft.path / "terms.json").write_text(
+            json.dumps(found.terms, indent=1, ensure_ascii=False), encoding="utf-8"
+        )
         (draft.path / "proposal.yaml").write_text(found.proposal_yaml(), encoding="utf-8")
         return found.metadata.as_dict(), found.checks
 
@@ -415,6 +479,9 @@ def audit_tokenizer(store: Store, use_case: UseCase, batches: Mapping[str, Manif
         write,
         version=AUDIT_VERSION,
         settings=thresholds if settings.chunks.terms else thresholds | general.key(),
-        inputs={"tokenizer": _digest(use_case), "chunks": sorted(batch.content_digest for batch in batches.values())},
+        inputs={
+            "tokenizer": _digest(use_case),
+            "chunks": sorted(batch.content_digest for batch in batches.values()),
+        },
         seed=settings.seed,
     )

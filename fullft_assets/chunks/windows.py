@@ -1,4 +1,5 @@
-"""Windows: a long text's tokens cut into overlapping pieces that end, where they can, with a paragraph or a sentence.
+"""Windows: a long text's tokens cut into overlapping pieces that end, where they can, with a paragraph or a
+sentence.
 
 Everything is flat: the tokens of many texts follow each other in one array, `bounds` gives where each
 text begins. A list of lists of 100,000 texts would take ten times the memory and most of the time.
@@ -19,14 +20,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from tokenizers import Tokenizer
 
-#: One call of the tokenizer takes at most this many texts and characters: its encodings take about 120 bytes a token.
+#: One call of the tokenizer takes at most this many texts and characters: its encodings take about 120 bytes
+#: a token.
 SLICE_TEXTS = 4_096
 SLICE_CHARACTERS = 1_000_000
 #: Above so many characters a token a text is taken for longer than a window before it is encoded.
 _CHARACTERS_PER_TOKEN = 4
 _PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
-#: A line's end; or a full stop, question or exclamation mark with closing marks behind it, and no lower-case letter after
-#: (an abbreviation). Full-width marks need no space.
+#: A line's end; or a full stop, question or exclamation mark with closing marks behind it, and no lower-case
+#: letter after (an abbreviation). Full-width marks need no space.
 _SENTENCE = re.compile(r"\n\s*|[.!?…][\"'”’»)\]]*\s+(?![a-z])|[。！？][\"'”’»)\]」』]*\s*")
 
 
@@ -34,8 +36,9 @@ _SENTENCE = re.compile(r"\n\s*|[.!?…][\"'”’»)\]]*\s+(?![a-z])|[。！？]
 class Encoded:
     """Tokens of many texts, without special tokens.
 
-    `ids` [tokens] int32; text i's are `ids[bounds[i]:bounds[i + 1]]`. `spans` [tokens, 2] int32 are the characters
-    that each token covers, within its text; zeros for the texts for which they were not asked (`has_spans`).
+    `ids` [tokens] int32; text i's are `ids[bounds[i]:bounds[i + 1]]`. `spans` [tokens, 2] int32 are the
+    characters that each token covers, within its text; zeros for the texts for which they were not asked
+    (`has_spans`).
     """
 
     ids: np.ndarray
@@ -75,11 +78,15 @@ class Room:
 
     @property
     def given_up(self) -> int:
-        """Most tokens that a window gives up to end well: a quarter, and never more than half of what it brings."""
+        """Most tokens that a window gives up to end well: a quarter, and never more than half of what it
+        brings.
+        """
         return 0 if self.boundaries == "any" else min(self.size // 4, (self.size - self.stride) // 2)
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[str], *, long: int | None = None, spans: bool = False) -> Encoded:
+def encode(
+    tokenizer: Tokenizer, texts: Sequence[str], *, long: int | None = None, spans: bool = False
+) -> Encoded:
     """Tokenise texts on all cores, in slices of bounded memory.
 
     Args:
@@ -94,8 +101,15 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], *, long: int | None = Non
     counts = np.concatenate([np.diff(part.bounds) for part in parts])
     found = None
     if any(part.spans is not None for part in parts):
-        found = np.concatenate([np.zeros((len(p.ids), 2), np.int32) if p.spans is None else p.spans for p in parts])
-    return Encoded(np.concatenate([part.ids for part in parts]), bounds(counts), found, np.concatenate([p.has_spans for p in parts]))
+        found = np.concatenate(
+            [np.zeros((len(p.ids), 2), np.int32) if p.spans is None else p.spans for p in parts]
+        )
+    return Encoded(
+        np.concatenate([part.ids for part in parts]),
+        bounds(counts),
+        found,
+        np.concatenate([p.has_spans for p in parts]),
+    )
 
 
 def _slices(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
@@ -157,7 +171,9 @@ def cut(encoded: Encoded, texts: Sequence[str], room: Room) -> Cuts:
         ends = Ends((), ())
         if room.given_up and encoded.has_spans[row]:
             assert encoded.spans is not None, "some text has spans"
-            ends = find_ends(texts[row], encoded.spans[encoded.bounds[row] : encoded.bounds[row + 1], 1], room.boundaries)
+            ends = find_ends(
+                texts[row], encoded.spans[encoded.bounds[row] : encoded.bounds[row + 1], 1], room.boundaries
+            )
         pieces[row] = cut_one(int(lengths[row]), room, ends)
     counts = np.ones(len(lengths), np.int64)
     counts[long] = [len(pieces[row]) for row in long]
@@ -172,7 +188,9 @@ def cut(encoded: Encoded, texts: Sequence[str], room: Room) -> Cuts:
 
 @dataclass(frozen=True)
 class Ends:
-    """Token positions that a window had better end before: of new sentences, and of new paragraphs (preferred); sorted."""
+    """Token positions that a window had better end before: of new sentences, and of new paragraphs
+    (preferred); sorted.
+    """
 
     sentences: Sequence[int]
     paragraphs: Sequence[int]
@@ -190,7 +208,9 @@ def find_ends(text: str, last_characters: np.ndarray, boundaries: str) -> Ends:
     steady = np.maximum.accumulate(last_characters)
 
     def tokens(pattern: re.Pattern[str]) -> list[int]:
-        return np.unique(np.searchsorted(steady, [match.end() for match in pattern.finditer(text)], side="right")).tolist()
+        return np.unique(
+            np.searchsorted(steady, [match.end() for match in pattern.finditer(text)], side="right")
+        ).tolist()
 
     return Ends(tokens(_SENTENCE), tokens(_PARAGRAPH) if boundaries == "paragraph" else ())
 
@@ -216,7 +236,9 @@ def _best_end(full: int, given_up: int, ends: Ends) -> int:
     return full
 
 
-def gather(values: np.ndarray, cuts: Cuts, prefix: Sequence[int], suffix: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def gather(
+    values: np.ndarray, cuts: Cuts, prefix: Sequence[int], suffix: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
     """Copy each window's values, with `prefix` and `suffix` around them.
 
     Returns:

@@ -13,7 +13,8 @@ from typing import Any
 
 import dagster as dg
 
-# Private: Dagster has no public way to load a workspace without a webserver. tests/test_private_dagster.py names the release.
+# Private: Dagster has no public way to load a workspace without a webserver. tests/test_private_dagster.py
+# names the release.
 from dagster._cli.workspace.cli_target import get_workspace_from_cli_opts
 from dagster_graphql.schema import create_schema
 from dagster_shared.cli import WorkspaceOpts
@@ -47,13 +48,17 @@ class LocationError(FullftError):
 
 
 @contextmanager
-def open_code_location(instance: dg.DagsterInstance, workspace_file: Path, job: str) -> Iterator["CodeLocation"]:
+def open_code_location(
+    instance: dg.DagsterInstance, workspace_file: Path, job: str
+) -> Iterator["CodeLocation"]:
     """Load the code locations of a workspace.yaml and yield the one that has a job.
 
     Raises:
         LocationError: there is none.
     """
-    with get_workspace_from_cli_opts(instance, dg.__version__, WorkspaceOpts(workspace=[str(workspace_file)])) as request:
+    with get_workspace_from_cli_opts(
+        instance, dg.__version__, WorkspaceOpts(workspace=[str(workspace_file)])
+    ) as request:
         yield CodeLocation(instance, request.process_context.create_request_context, job)
 
 
@@ -62,7 +67,8 @@ class CodeLocation:
 
     Args:
         instance: where runs are launched.
-        new_request: makes the context of a request to the workspace; a context caches what it has read, so each request has its own.
+        new_request: makes the context of a request to the workspace; a context caches what it has read, so
+            each request has its own.
         job: name of the job.
     """
 
@@ -80,10 +86,13 @@ class CodeLocation:
             for name, repository in entry.code_location.get_repositories().items():
                 if repository.has_job(job):
                     return {"repositoryLocationName": entry.code_location.name, "repositoryName": name}
-        raise LocationError(f"Dagster cannot load the definitions: {'; '.join(problems) or f'no job {job} in them'}")
+        raise LocationError(
+            f"Dagster cannot load the definitions: {'; '.join(problems) or f'no job {job} in them'}"
+        )
 
     def tick(self, sensor: str) -> dict[str, Any]:
-        """Evaluate a sensor, add the partitions that it asks for, and return its `skipReason` and `runRequests`.
+        """Evaluate a sensor, add the partitions that it asks for, and return its `skipReason` and
+        `runRequests`.
 
         Raises:
             WorkloadError: the sensor failed.
@@ -107,13 +116,21 @@ class CodeLocation:
         return run_id
 
     def launch_queued(self, run_id: str) -> None:
-        """Launch a run that is in the queue where nobody else would; with `make ui` beside, its daemon does."""
+        """Launch a run that is in the queue where nobody else would; with `make ui` beside, its daemon
+        does.
+        """
         run = self.instance.get_run_by_id(run_id)
-        if run is not None and run.status == dg.DagsterRunStatus.QUEUED and not daemon_is_alive(self.instance):
+        if (
+            run is not None
+            and run.status == dg.DagsterRunStatus.QUEUED
+            and not daemon_is_alive(self.instance)
+        ):
             self.instance.launch_run(run_id, self._new_request())
 
     def _execute(self, query: str, variables: dict[str, Any], field_name: str) -> dict[str, Any]:
-        result = asyncio.run(self._schema.execute_async(query, variables=variables, context=self._new_request()))
+        result = asyncio.run(
+            self._schema.execute_async(query, variables=variables, context=self._new_request())
+        )
         if result.errors or result.data is None:
             raise WorkloadError(f"{field_name}: {result.errors[0] if result.errors else 'no answer'}")
         answer = result.data[field_name]

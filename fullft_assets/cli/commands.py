@@ -1,4 +1,6 @@
-"""`fullft`: the commands for terminals and scripts. Dagster's UI runs the same assets and jobs, a roll-back among them."""
+"""`fullft`: the commands for terminals and scripts. Dagster's UI runs the same assets and jobs, a roll-back
+among them.
+"""
 
 import argparse
 import os
@@ -7,8 +9,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from fullft_assets.config.project import Place, find_defs, find_project_root, find_use_case
-from fullft_assets.config.validation import load_use_case
+from fullft_assets.checking.project import Place, find_defs, find_project_root, find_use_case
+from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import FullftError, SettingsError
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
@@ -49,11 +51,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, command: Callable[[argparse.Namespace], int], help_text: str, *, use_case: bool = True) -> argparse.ArgumentParser:
+    def add(
+        name: str, command: Callable[[argparse.Namespace], int], help_text: str, *, use_case: bool = True
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help_text, description=help_text)
         if use_case:
             sub.add_argument("use_case", help="name of the use case")
-        sub.add_argument("--defs", type=Path, help="folder with the use cases (default: those of the project around this folder)")
+        sub.add_argument(
+            "--defs",
+            type=Path,
+            help="folder with the use cases (default: those of the project around this folder)",
+        )
         sub.set_defaults(command=command)
         return sub
 
@@ -61,68 +69,151 @@ def _parser() -> argparse.ArgumentParser:
     checked = add("check", _check, "Validate a use case in seconds, without loading a model.", use_case=False)
     checked.add_argument("use_case", nargs="?", help="name of the use case (default: all)")
     planned = add(
-        "plan", _plan, "Say whether a training fits, how long it takes and what it costs, here and on machines to rent, without a GPU."
+        "plan",
+        _plan,
+        "Say whether a training fits, how long it takes and what it costs, here and on machines to rent,"
+        " without a GPU.",
     )
-    planned.add_argument("--ladder", action="store_true", help="show the memory at each rung of the memory ladder, too")
-    add("ingest", _ingest, "Ingest what is new, freeze the snapshot, and name its data report; no model is made.")
+    planned.add_argument(
+        "--ladder", action="store_true", help="show the memory at each rung of the memory ladder, too"
+    )
+    add(
+        "ingest",
+        _ingest,
+        "Ingest what is new, freeze the snapshot, and name its data report; no model is made.",
+    )
     jobs = add("jobs", _jobs, "List what runs where, since when, and what it has cost so far.")
-    jobs.add_argument("--all", action="store_true", help="list the newest launch of each artifact, ended ones included")
-    report = add("report", _report, "Print where the evaluation report, or the data report, of the newest run is.")
-    report.add_argument("which", nargs="?", choices=["evaluation", "data"], default="evaluation", help="default: evaluation")
+    jobs.add_argument(
+        "--all", action="store_true", help="list the newest launch of each artifact, ended ones included"
+    )
+    report = add(
+        "report", _report, "Print where the evaluation report, or the data report, of the newest run is."
+    )
+    report.add_argument(
+        "which", nargs="?", choices=["evaluation", "data"], default="evaluation", help="default: evaluation"
+    )
     report.add_argument("--open", action="store_true", help="open it in the browser, too")
     report.add_argument(
-        "--out", type=Path, metavar="FILE", help="write the page to this file; that of an evaluation says how the release ended"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write the page to this file; that of an evaluation says how the release ended",
     )
     report.add_argument(
-        "--link", action="store_true", help="print a signed link instead, which opens without an account: for a store on S3"
+        "--link",
+        action="store_true",
+        help="print a signed link instead, which opens without an account: for a store on S3",
     )
     report.add_argument("--hours", type=_count, default=1, help="with --link: how long it opens (default: 1)")
-    verified = add("verify", _verify, "Recompute an evaluation's numbers from its predictions and the snapshot; name those that differ.")
-    verified.add_argument("--report", metavar="REF", help="the evaluation, as CASE/evaluation_report/KEY/ATTEMPT (default: the newest)")
-    prepared = add("prepare", _prepare, "Write a demo's sample delivery, and its model, unless they are there.", use_case=False)
-    prepared.add_argument("use_case", nargs="?", help="name of the use case (default: every demo that needs no model written)")
-    add("ui", _ui, "Open Dagster's UI with the daemon, for this machine alone; takes the options of `dagster dev`.", use_case=False)
-    toured = add("tour", _tour, "Show the whole loop on a small use case with the UI open, step by step, in ten minutes.", use_case=False)
-    toured.add_argument("folder", nargs="?", type=Path, default=Path("tour"), help="new folder for all that it writes (default: tour)")
-    files = add("files", _files, "Print the names of delivered files, which logs and the UI only show as `file-...`.")
+    verified = add(
+        "verify",
+        _verify,
+        "Recompute an evaluation's numbers from its predictions and the snapshot; name those that differ.",
+    )
+    verified.add_argument(
+        "--report",
+        metavar="REF",
+        help="the evaluation, as CASE/evaluation_report/KEY/ATTEMPT (default: the newest)",
+    )
+    prepared = add(
+        "prepare",
+        _prepare,
+        "Write a demo's sample delivery, and its model, unless they are there.",
+        use_case=False,
+    )
+    prepared.add_argument(
+        "use_case", nargs="?", help="name of the use case (default: every demo that needs no model written)"
+    )
+    add(
+        "ui",
+        _ui,
+        "Open Dagster's UI with the daemon, for this machine alone; takes the options of `dagster dev`.",
+        use_case=False,
+    )
+    toured = add(
+        "tour",
+        _tour,
+        "Show the whole loop on a small use case with the UI open, step by step, in ten minutes.",
+        use_case=False,
+    )
+    toured.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=Path("tour"),
+        help="new folder for all that it writes (default: tour)",
+    )
+    files = add(
+        "files", _files, "Print the names of delivered files, which logs and the UI only show as `file-...`."
+    )
     files.add_argument("alias", nargs="*", help="such as file-1f0c6aa2.jsonl (default: all files)")
     predict = add(
         "predict",
         _predict,
-        "Classify a text, or each text of a file, with the champion; a language model continues it, or answers it (sft).",
+        "Classify a text, or each text of a file, with the champion; a language model continues it, or"
+        " answers it (sft).",
     )
     predict.add_argument("text", nargs="?", help="the text")
     predict.add_argument(
-        "--file", type=Path, help="instead: JSON lines or CSV with the field documents.text, else a text a line; answered in JSON lines"
+        "--file",
+        type=Path,
+        help=(
+            "instead: JSON lines or CSV with the field documents.text, else a text a line; answered in JSON"
+            " lines"
+        ),
     )
     predict.add_argument("--out", type=Path, help="with --file: write to this file (default: print)")
     predict.add_argument(
-        "--max-new-tokens", type=_count, default=100, help="maximum number of tokens that a language model writes (default: 100)"
+        "--max-new-tokens",
+        type=_count,
+        default=100,
+        help="maximum number of tokens that a language model writes (default: 100)",
     )
     exported = add(
         "export",
         _export,
-        "Write production documents to a file, to be labelled: those far from the training data, or with --random a random sample.",
+        "Write production documents to a file, to be labelled: those far from the training data, or with"
+        " --random a random sample.",
     )
     exported.add_argument("out", type=Path, help="the file")
     exported.add_argument(
         "--format",
         choices=["jsonl", "label_studio", "ground_truth", "csv"],
         default="jsonl",
-        help="jsonl, label_studio (tasks to import), ground_truth (an input manifest) or csv (default: jsonl)",
+        help=(
+            "jsonl, label_studio (tasks to import), ground_truth (an input manifest) or csv (default: jsonl)"
+        ),
     )
-    exported.add_argument("--documents", type=_count, default=300, help="maximum number of documents (default: 300)")
-    exported.add_argument("--windows", type=_count, default=3, help="newest windows that they are taken from (default: 3)")
-    exported.add_argument("--random", action="store_true", help="a random sample of documents without a label, for live_quality")
+    exported.add_argument(
+        "--documents", type=_count, default=300, help="maximum number of documents (default: 300)"
+    )
+    exported.add_argument(
+        "--windows", type=_count, default=3, help="newest windows that they are taken from (default: 3)"
+    )
+    exported.add_argument(
+        "--random", action="store_true", help="a random sample of documents without a label, for live_quality"
+    )
     back = add("rollback", _rollback, "Bring the previous champion back.")
     back.add_argument("--reason", required=True, help="kept with the champion's history")
     clean = add(
-        "clean", _clean, "List what the store keeps and nothing in use was made from, by the settings of `retention`; --yes removes it."
+        "clean",
+        _clean,
+        "List what the store keeps and nothing in use was made from, by the settings of `retention`; --yes"
+        " removes it.",
     )
     clean.add_argument("--yes", action="store_true", help="remove it")
-    erase = add("erase", _erase, "Erase documents everywhere in the store, and name the models that were trained on them.")
+    erase = add(
+        "erase",
+        _erase,
+        "Erase documents everywhere in the store, and name the models that were trained on them.",
+    )
     erase.add_argument("list", type=Path, help="text file with one document id (or group) a line")
-    erase.add_argument("--by", choices=["id", "group"], default="id", help="what is listed: document ids, or groups (a patient, a client)")
+    erase.add_argument(
+        "--by",
+        choices=["id", "group"],
+        default="id",
+        help="what is listed: document ids, or groups (a patient, a client)",
+    )
     erase.add_argument("--reason", default="", help="kept with the record of the erasure")
     return parser
 
@@ -134,7 +225,7 @@ def _count(text: str) -> int:
 
 
 def _load(parsed: argparse.Namespace) -> UseCase:
-    from fullft_assets.samples import prepare
+    from fullft_assets.demos import prepare
 
     place = find_use_case(parsed.use_case, parsed.defs)
     prepare(place.path)
@@ -151,7 +242,8 @@ def _use_home(project_root: Path) -> None:
         if not folder.is_absolute() or not folder.is_dir():
             fix = "make it" if folder.is_absolute() else "give an absolute path"
             raise SettingsError(
-                f"DAGSTER_HOME={chosen} is not a folder that Dagster can use; {fix}, or unset it for {project_root / '.home'}"
+                f"DAGSTER_HOME={chosen} is not a folder that Dagster can use; {fix}, or unset it for"
+                f" {project_root / '.home'}"
             )
         return
     home = project_root / ".home"
@@ -179,7 +271,12 @@ def _jobs(parsed: argparse.Namespace) -> int:
 
     use_case = _load(parsed)
     lines = list(job_lines(use_case, _store(use_case), with_ended=parsed.all))
-    print("\n".join(lines or [f"{use_case.name}: nothing runs" + ("" if parsed.all else "; --all lists what has ended")]))
+    print(
+        "\n".join(
+            lines
+            or [f"{use_case.name}: nothing runs" + ("" if parsed.all else "; --all lists what has ended")]
+        )
+    )
     return 0
 
 
@@ -190,7 +287,9 @@ def _report(parsed: argparse.Namespace) -> int:
     store = _store(use_case)
     made = reports.newest(use_case, store, parsed.which)
     if parsed.link:
-        print(store.signed_link(f"{made.ref}/{reports.PAGE}", parsed.hours * 3600, "text/html; charset=utf-8"))
+        print(
+            store.signed_link(f"{made.ref}/{reports.PAGE}", parsed.hours * 3600, "text/html; charset=utf-8")
+        )
         return 0
     page = store.folder(made) / reports.PAGE
     if parsed.out is not None:
@@ -213,16 +312,18 @@ def _verify(parsed: argparse.Namespace) -> int:
     if report is None:
         raise FullftError(f"{name} has no evaluation report yet; `fullft run {name}` writes one")
     if report.stage != "evaluation_report":
-        raise FullftError(f"{parsed.report}: this is a {report.stage}; give {name}/evaluation_report/KEY/ATTEMPT")
+        raise FullftError(
+            f"{parsed.report}: this is a {report.stage}; give {name}/evaluation_report/KEY/ATTEMPT"
+        )
     found = verify(store, report)
     print("\n".join(found.lines))
     return 1 if found.differences else 0
 
 
 def _check(parsed: argparse.Namespace) -> int:
-    from fullft_assets.config.check import check_use_case
-    from fullft_assets.config.project import find_use_cases, require_own_name
-    from fullft_assets.samples import is_dormant, prepare
+    from fullft_assets.checking.check import check_use_case
+    from fullft_assets.checking.project import find_use_cases, require_own_name
+    from fullft_assets.demos import is_dormant, prepare
 
     def check(place: Place) -> None:
         prepare(place.path)
@@ -255,12 +356,15 @@ def _plan(parsed: argparse.Namespace) -> int:
 
 
 def _prepare(parsed: argparse.Namespace) -> int:
-    from fullft_assets.config.project import find_use_cases
-    from fullft_assets.samples import brings_model, prepare
+    from fullft_assets.checking.project import find_use_cases
+    from fullft_assets.demos import brings_model, prepare
 
     if parsed.use_case is not None:
         if not prepare(find_use_case(parsed.use_case, parsed.defs).path):
-            print(f"{parsed.use_case} is not a demo, so there is nothing to prepare: its documents are those of documents.path")
+            print(
+                f"{parsed.use_case} is not a demo, so there is nothing to prepare: its documents are those of"
+                " documents.path"
+            )
         return 0
     for path, _ in find_use_cases(parsed.defs):
         if not brings_model(path):
@@ -302,7 +406,11 @@ def _files(parsed: argparse.Namespace) -> int:
         print(f"{alias}  {batch}  {path}")
     missing = sorted({*parsed.alias} - {alias for alias, *_ in shown})
     for alias in missing:
-        print(f"{alias}: no file of {use_case.name} is called so; `fullft files {use_case.name}` lists them all", file=sys.stderr)
+        print(
+            f"{alias}: no file of {use_case.name} is called so; `fullft files {use_case.name}` lists"
+            " them all",
+            file=sys.stderr,
+        )
     return 1 if missing else 0
 
 
@@ -327,7 +435,13 @@ def _export(parsed: argparse.Namespace) -> int:
     use_case = _load(parsed)
     store = _store(use_case)
     count = export(
-        use_case, store, parsed.out, chosen=parsed.format, most=parsed.documents, num_windows=parsed.windows, at_random=parsed.random
+        use_case,
+        store,
+        parsed.out,
+        chosen=parsed.format,
+        most=parsed.documents,
+        num_windows=parsed.windows,
+        at_random=parsed.random,
     )
     print(f"{count:,} documents of {use_case.name} in {parsed.out}")
     return 0
@@ -364,7 +478,18 @@ def _clean(parsed: argparse.Namespace) -> int:
             found = retention.clean(store, use_case, require_idle=idle_from_now(use_case.name, instance))
         else:
             found = retention.plan(store, use_case)
-    print("\n".join([*found.lines, "removed" if parsed.yes else f"nothing was removed; `fullft clean {use_case.name} --yes` does it"]))
+    print(
+        "\n".join(
+            [
+                *found.lines,
+                (
+                    "removed"
+                    if parsed.yes
+                    else f"nothing was removed; `fullft clean {use_case.name} --yes` does it"
+                ),
+            ]
+        )
+    )
     return 0
 
 
@@ -373,12 +498,22 @@ def _erase(parsed: argparse.Namespace) -> int:
 
     use_case = _load(parsed)
     if parsed.by == "group" and use_case.settings.examples.group is None:
-        raise SettingsError(f"{use_case.yaml_path}: examples.group is not set, so no document has a group; set it, or list ids")
+        raise SettingsError(
+            f"{use_case.yaml_path}: examples.group is not set, so no document has a group; set it, or"
+            " list ids"
+        )
     listed = erasure.read_list(parsed.list)
     report = erasure.erase(_store(use_case), use_case.name, listed, by=parsed.by, reason=parsed.reason)
     print("\n".join(report.lines()))
     for line in report.missing[:_SHOWN_LINES]:
-        print(f"{parsed.list}:{listed[line]}: `{line}`: no document has this {parsed.by}; fix the line and erase again", file=sys.stderr)
+        print(
+            f"{parsed.list}:{listed[line]}: `{line}`: no document has this {parsed.by}; fix the line and"
+            " erase again",
+            file=sys.stderr,
+        )
     if len(report.missing) > _SHOWN_LINES:
-        print(f"{parsed.list}: {len(report.missing) - _SHOWN_LINES:,} more lines were not found", file=sys.stderr)
+        print(
+            f"{parsed.list}: {len(report.missing) - _SHOWN_LINES:,} more lines were not found",
+            file=sys.stderr,
+        )
     return 1 if report.missing else 0

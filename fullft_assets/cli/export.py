@@ -1,4 +1,6 @@
-"""What `fullft export` writes for those who label: production documents far from the training data, or a random sample of production."""
+"""What `fullft export` writes for those who label: production documents far from the training data, or a
+random sample of production.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,15 @@ from typing import Any
 from fullft_assets import release
 from fullft_assets.errors import FullftError
 from fullft_assets.escaping import to_cell
-from fullft_assets.monitoring import FAR, DriftMetadata, exported_as_far, live, log_key, read_far, remember_exported
+from fullft_assets.monitoring import (
+    FAR,
+    DriftMetadata,
+    exported_as_far,
+    live,
+    log_key,
+    read_far,
+    remember_exported,
+)
 from fullft_assets.resources import latest, latest_by_partition
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
@@ -23,7 +33,16 @@ from fullft_assets.task import task_of
 _COLUMNS = ("id", "text", "group", "window", "distance", "cluster")
 
 
-def export(use_case: UseCase, store: Store, out: Path, *, chosen: str, most: int, num_windows: int, at_random: bool = False) -> int:
+def export(
+    use_case: UseCase,
+    store: Store,
+    out: Path,
+    *,
+    chosen: str,
+    most: int,
+    num_windows: int,
+    at_random: bool = False,
+) -> int:
     """Write documents of the newest windows, those to label first in front, and return how many.
 
     The texts are read from the windows as they are now: what was erased is not among them.
@@ -33,13 +52,15 @@ def export(use_case: UseCase, store: Store, out: Path, *, chosen: str, most: int
         chosen: format: jsonl, label_studio, ground_truth or csv.
         most: documents.
         num_windows: windows, the newest ones, that they are taken from.
-        at_random: a random sample of the documents that count for live quality. Default: those far from the training data, of each window in
-            turn.
+        at_random: a random sample of the documents that count for live quality. Default: those far from the
+            training data, of each window in turn.
 
     Raises:
         FullftError: no window has such documents.
     """
-    rows = _drawn(use_case, store, most, num_windows) if at_random else _far(use_case, store, most, num_windows)
+    rows = (
+        _drawn(use_case, store, most, num_windows) if at_random else _far(use_case, store, most, num_windows)
+    )
     for window in {row["window"] for row in rows}:
         places = [(row["source"], row["row"]) for row in rows if row["window"] == window]
         remember_exported(store, use_case.name, window, places, "at_random" if at_random else "far")
@@ -49,7 +70,9 @@ def export(use_case: UseCase, store: Store, out: Path, *, chosen: str, most: int
 
 
 def _drawn(use_case: UseCase, store: Store, most: int, num_windows: int) -> list[dict[str, Any]]:
-    """Return a random sample of what would count for live quality if it had a label, in random order, so that any first part is one, too."""
+    """Return a random sample of what would count for live quality if it had a label, in random order, so that
+    any first part is one, too.
+    """
     name, settings = use_case.name, use_case.settings
     champion = release.read_champion(store, name)
     if champion is None or not task_of(settings.examples).detects_drift:
@@ -64,14 +87,21 @@ def _drawn(use_case: UseCase, store: Store, most: int, num_windows: int) -> list
     found = [
         document
         for document in live.first_of_each(live.predicted_documents(store, name, windows, predicted, far))
-        if document.window in newest and not document.is_chosen and document.label is None and document.id and document.id not in labels
+        if document.window in newest
+        and not document.is_chosen
+        and document.label is None
+        and document.id
+        and document.id not in labels
     ]
     if not found:
         raise FullftError(
-            f"{name}: no document of the last {num_windows} windows that the champion predicted can be labelled for live_quality: each has a label, "
-            "was exported as one far from the training data, or has no id by which its label would find it (documents.id)"
+            f"{name}: no document of the last {num_windows} windows that the champion predicted can be"
+            " labelled for live_quality: each has a label, was exported as one far from the training data,"
+            " or has no id by which its label would find it (documents.id)"
         )
-    drawn = sorted(found, key=lambda document: unit_hash(settings.seed, "label_audit", document.key.hex()))[:most]
+    drawn = sorted(found, key=lambda document: unit_hash(settings.seed, "label_audit", document.key.hex()))[
+        :most
+    ]
     texts = {window: _documents(store, windows[window]) for window in newest}
     return [{**texts[document.window][document.place], "window": document.window} for document in drawn]
 
@@ -79,7 +109,11 @@ def _drawn(use_case: UseCase, store: Store, most: int, num_windows: int) -> list
 def _far(use_case: UseCase, store: Store, most: int, num_windows: int) -> list[dict[str, Any]]:
     name = use_case.name
     names = sorted(store.list_pointers(f"latest/{name}/drift_report"))[-num_windows:]
-    reports = {window: report for window in names if (report := latest(store, name, "drift_report", window)) and FAR in report.files}
+    reports = {
+        window: report
+        for window in names
+        if (report := latest(store, name, "drift_report", window)) and FAR in report.files
+    }
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
     for row in _in_turn([list(_rows(store, window, report)) for window, report in reports.items()]):
@@ -88,7 +122,8 @@ def _far(use_case: UseCase, store: Store, most: int, num_windows: int) -> list[d
             rows.append(row)
     if not rows:
         raise FullftError(
-            f"{name}: no document of the last {num_windows} windows is far from the training data; a drift_report names such documents"
+            f"{name}: no document of the last {num_windows} windows is far from the training data; a"
+            " drift_report names such documents"
         )
     return rows
 
@@ -112,7 +147,9 @@ def _documents(store: Store, window: Manifest) -> dict[tuple[str, int], dict[str
     """Return the rows of a window by file and row."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(store.folder(window) / "documents.parquet", columns=["source", "row", "id", "text", "group"])
+    table = pq.read_table(
+        store.folder(window) / "documents.parquet", columns=["source", "row", "id", "text", "group"]
+    )
     return {(row["source"], row["row"]): row for row in table.to_pylist()}
 
 
@@ -122,7 +159,9 @@ def _in_turn(lists: list[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
 
 
 def _rendered(rows: list[dict[str, Any]], use_case: UseCase, chosen: str) -> str:
-    """Return the rows with the names of fields that the use case reads, so that they can be delivered once they have a label."""
+    """Return the rows with the names of fields that the use case reads, so that they can be delivered once
+    they have a label.
+    """
     settings = use_case.settings
     names = {
         "id": settings.documents.id,
@@ -130,12 +169,16 @@ def _rendered(rows: list[dict[str, Any]], use_case: UseCase, chosen: str) -> str
         "group": settings.examples.group or "group",
     }
     columns = [column for column in _COLUMNS if column in rows[0]]
-    named = [{names.get(column, column): row[column] for column in columns if row[column] is not None} for row in rows]
+    named = [
+        {names.get(column, column): row[column] for column in columns if row[column] is not None}
+        for row in rows
+    ]
     if chosen == "label_studio":
         return json.dumps([{"data": row} for row in named], ensure_ascii=False, indent=1) + "\n"
     if chosen == "ground_truth":  # a job's output has all fields of its input
         return "".join(
-            json.dumps({"source": row["text"], **fields}, ensure_ascii=False) + "\n" for row, fields in zip(rows, named, strict=True)
+            json.dumps({"source": row["text"], **fields}, ensure_ascii=False) + "\n"
+            for row, fields in zip(rows, named, strict=True)
         )
     if chosen == "jsonl":
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in named)

@@ -30,7 +30,8 @@ class FollowedRun:
     title: str
     cursor: str | None = None
     steps: dict[str, float] = field(default_factory=dict)
-    #: Whether a step waits for a slot of its pool, when that was last looked at, and what was printed about it.
+    #: Whether a step waits for a slot of its pool, when that was last looked at, and what was printed about
+    #: it.
     is_blocked: bool = False
     looked_at: float = float("-inf")
     waits: list[str] = field(default_factory=list)
@@ -49,7 +50,13 @@ class Follower:
         seconds: time of each step that succeeded, in all runs together.
     """
 
-    def __init__(self, instance: dg.DagsterInstance, terminal: Terminal, prefix: str, launch_queued: Callable[[str], None]):
+    def __init__(
+        self,
+        instance: dg.DagsterInstance,
+        terminal: Terminal,
+        prefix: str,
+        launch_queued: Callable[[str], None],
+    ):
         self.instance, self.terminal, self.prefix = instance, terminal, prefix
         self.launch_queued = launch_queued
         self.seconds: dict[str, float] = {}
@@ -92,7 +99,9 @@ class Follower:
             run.steps[step] = timestamp
             run.is_blocked = False
         elif kind == dg.DagsterEventType.ENGINE_EVENT:
-            run.is_blocked = run.is_blocked or "pool" in event.engine_event_data.metadata  # Dagster waits without a message
+            run.is_blocked = (
+                run.is_blocked or "pool" in event.engine_event_data.metadata
+            )  # Dagster waits without a message
         elif kind == dg.DagsterEventType.STEP_SUCCESS:
             seconds = timestamp - run.steps[step]
             self.seconds[step] = self.seconds.get(step, 0.0) + seconds
@@ -101,7 +110,9 @@ class Follower:
             check = event.asset_check_evaluation_data
             if not check.passed:
                 level = "RED" if check.blocking else "yellow"
-                self.terminal.line(f"{run.title}: check {check.check_name} is {level}: {check.description or ''}")
+                self.terminal.line(
+                    f"{run.title}: check {check.check_name} is {level}: {check.description or ''}"
+                )
         elif kind == dg.DagsterEventType.STEP_FAILURE:
             self.terminal.line(f"{run.title}: {step} FAILED: {_reason(event)}")
         elif kind == dg.DagsterEventType.RUN_FAILURE and not run.steps:
@@ -116,7 +127,9 @@ class Follower:
             self.terminal.line(f"{run.title}: {step}: {message}")
 
     def _look_at_slots(self, run: FollowedRun) -> None:
-        """Print at once which run a blocked step waits for, and again when that changes; free what a dead run holds."""
+        """Print at once which run a blocked step waits for, and again when that changes; free what a dead run
+        holds.
+        """
         if not run.is_blocked or time.monotonic() - run.looked_at < _SLOT_SECONDS:
             return
         run.looked_at = time.monotonic()

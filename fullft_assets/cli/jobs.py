@@ -15,7 +15,9 @@ from fullft_assets.store import Store
 
 
 def job_lines(use_case: UseCase, store: Store, *, with_ended: bool) -> Iterator[str]:
-    """Yield a line for each launch on record that has not ended, the newest first, then for each job that runs without a record."""
+    """Yield a line for each launch on record that has not ended, the newest first, then for each job that
+    runs without a record.
+    """
     found = sorted(launches(store, use_case.name), key=lambda launch: -launch.submitted_at)
     for launch in found:
         if with_ended or launch.ended_at is None:
@@ -33,16 +35,30 @@ def _line(launch: Launch, state: str, name: str) -> str:
     limit = launch.launcher.get("max_hours")
     if limit is not None and launch.ended_at is None:
         # `max_hours` counts from the start of the work, of which the record knows nothing.
-        spent.append(f"at most {max(0.0, limit - launch.hours):.2f} h more beside its wait for GPUs and cores")
+        spent.append(
+            f"at most {max(0.0, limit - launch.hours):.2f} h more beside its wait for GPUs and cores"
+        )
     spent.append("price unknown" if launch.usd is None else f"{launch.usd:,.2f} USD")
     where = f"{launch.launcher['kind']} {launch.place}"
-    return "  ".join([f"{launch.case}/{launch.stage}", state, where, since, ", ".join(spent), f"run {launch.run_id[:8]}", name])
+    return "  ".join(
+        [
+            f"{launch.case}/{launch.stage}",
+            state,
+            where,
+            since,
+            ", ".join(spent),
+            f"run {launch.run_id[:8]}",
+            name,
+        ]
+    )
 
 
 def _state(launch: Launch, store: Store) -> str:
     """Return the state on record, or of what runs, what its backend says."""
     if launch.ended_at is not None:
-        return f"{launch.state}" + (f" ({launch.reason} [{launch.failure}])" if launch.state == "failed" else "")
+        return f"{launch.state}" + (
+            f" ({launch.reason} [{launch.failure}])" if launch.state == "failed" else ""
+        )
     try:
         launcher = open_recorded(launch.launcher)
         if launcher.place != launch.place:  # processes of another machine, which only it can see

@@ -1,9 +1,9 @@
-"""`fullft plan`: what a training of the newest snapshot needs on this machine and on others, before one of them is rented."""
+"""`fullft plan`: what a training of the newest snapshot needs on this machine and on others, before one of
+them is rented.
+"""
 
 from __future__ import annotations
 
-from fullft_assets.engine.outline import CannotCount
-from fullft_assets.engine.targets import TargetPlanner
 from fullft_assets.errors import FullftError
 from fullft_assets.jobs import Job
 from fullft_assets.models.hardware import local_hardware
@@ -14,6 +14,8 @@ from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import SnapshotMetadata, verdict_check
 from fullft_assets.store import Store
 from fullft_assets.tasks.opening import open_recipe
+from fullft_assets.training.outline import CannotCount
+from fullft_assets.training.targets import TargetPlanner
 
 
 def plan(use_case: UseCase, store: Store, *, with_ladder: bool = False) -> list[str]:
@@ -28,7 +30,10 @@ def plan(use_case: UseCase, store: Store, *, with_ladder: bool = False) -> list[
     name, settings = use_case.name, use_case.settings
     snapshot = latest(store, name, "training_snapshot")
     if snapshot is None:
-        raise FullftError(f"{name} has no snapshot yet, so nothing is known of its texts' lengths; `fullft ingest {name}` takes one")
+        raise FullftError(
+            f"{name} has no snapshot yet, so nothing is known of its texts' lengths; `fullft ingest {name}`"
+            " takes one"
+        )
     job = Job(
         case=name,
         stage="feasibility_plan",
@@ -40,11 +45,15 @@ def plan(use_case: UseCase, store: Store, *, with_ladder: bool = False) -> list[
         inputs={"training_snapshot": snapshot.ref},
     )
     taken = SnapshotMetadata.of(snapshot)
-    planner = TargetPlanner(open_recipe(job, store, snapshot), settings, taken.num_validation_rows + taken.num_test_rows)
+    planner = TargetPlanner(
+        open_recipe(job, store, snapshot), settings, taken.num_validation_rows + taken.num_test_rows
+    )
     try:
         plans, rungs = planner.plans(_measured_speed(store, name)), planner.rungs() if with_ladder else []
     except CannotCount as error:
-        raise FullftError(f"{name}: {error}; `fullft run {name}` measures the plan on this machine") from error
+        raise FullftError(
+            f"{name}: {error}; `fullft run {name}` measures the plan on this machine"
+        ) from error
     possible = verdict_check(taken, settings)
     return [
         *plan_lines(plans, settings, name, rungs),
@@ -53,7 +62,9 @@ def plan(use_case: UseCase, store: Store, *, with_ladder: bool = False) -> list[
 
 
 def _measured_speed(store: Store, name: str) -> float | None:
-    """Return the FLOP/s that the newest plan measured on a machine like this one; None without such a plan."""
+    """Return the FLOP/s that the newest plan measured on a machine like this one; None without such a
+    plan.
+    """
     found = latest(store, name, "feasibility_plan")
     if found is None:
         return None

@@ -30,7 +30,9 @@ _SHOWN_ROWS = 10
 
 @dataclass(frozen=True)
 class _Row:
-    """One text of a file: the number of its line, and its id if it has one. `problem` is why there is no text."""
+    """One text of a file: the number of its line, and its id if it has one. `problem` is why there is no
+    text.
+    """
 
     number: int
     text: str = ""
@@ -52,7 +54,8 @@ def predict(use_case: UseCase, store: Store, text: str, max_new_tokens: int) -> 
 
 
 def predict_file(use_case: UseCase, store: Store, path: Path, out: Path | None, max_new_tokens: int) -> int:
-    """Write a line of JSON for each text of a file; name the rows that have none, and return how many these are.
+    """Write a line of JSON for each text of a file; name the rows that have none, and return how many these
+    are.
 
     Args:
         out: file to write; None: to the terminal.
@@ -68,7 +71,8 @@ def predict_file(use_case: UseCase, store: Store, path: Path, out: Path | None, 
         print(f"{path}: {len(bad) - _SHOWN_ROWS:,} more rows without a text", file=sys.stderr)
     if not good:
         raise DataError(
-            f"{path}: no row has a text in the field `{_text_field(use_case.settings.documents)}`, so there is nothing to predict"
+            f"{path}: no row has a text in the field `{_text_field(use_case.settings.documents)}`, so there"
+            " is nothing to predict"
         )
     predicted = _predictions(use_case, store, [row.text for row in good], max_new_tokens)
     lines = (_line(row, prediction) for row, prediction in zip(good, predicted, strict=True))
@@ -81,30 +85,44 @@ def predict_file(use_case: UseCase, store: Store, path: Path, out: Path | None, 
 
 
 def read_texts(path: Path, settings: UseCaseSettings) -> Iterator[_Row]:
-    """Yield the rows of a file: of JSON lines or CSV the field `documents.text` (and `documents.id`), else each line that is not blank.
+    """Yield the rows of a file: of JSON lines or CSV the field `documents.text` (and `documents.id`), else
+    each line that is not blank.
 
     Raises:
         DataError: the file cannot be read.
     """
     # The file is one like those delivered, whatever format the deliveries are said to have.
-    documents, written_as = settings.documents.model_copy(update={"format": "auto"}), name_of_format(path.name)
+    documents, written_as = (
+        settings.documents.model_copy(update={"format": "auto"}),
+        name_of_format(path.name),
+    )
     if written_as not in (None, "text", *_OF_RECORDS):
-        raise DataError(f"{path}: {written_as} is not read here; give JSON lines, CSV, or text with one text a line")
+        raise DataError(
+            f"{path}: {written_as} is not read here; give JSON lines, CSV, or text with one text a line"
+        )
     try:
         if written_as in _OF_RECORDS:
             with FileReader(Folder(path.parent), documents, settings.examples, all_fields=True) as reader:
-                numbered, _ = reader.read(Delivered(path, path.name), lambda records, meaning, reading: list(records))
+                numbered, _ = reader.read(
+                    Delivered(path, path.name), lambda records, meaning, reading: list(records)
+                )
             rows = [_row(number, record, documents) for number, record in numbered]
         else:
             with Delivered(path, path.name).text() as lines:
-                rows = [_Row(number, line.rstrip("\r\n")) for number, line in enumerate(lines, start=1) if not line.isspace()]
+                rows = [
+                    _Row(number, line.rstrip("\r\n"))
+                    for number, line in enumerate(lines, start=1)
+                    if not line.isspace()
+                ]
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8; convert it") from None
     except Unreadable as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
-    yield from (row if row.problem or not _is_empty(row.text) else _Row(row.number, problem=_EMPTY) for row in rows)
+    yield from (
+        row if row.problem or not _is_empty(row.text) else _Row(row.number, problem=_EMPTY) for row in rows
+    )
 
 
 def _row(number: int, record: Record, documents: DocumentsSettings) -> _Row:
@@ -131,5 +149,7 @@ def _is_empty(text: str) -> bool:
     return not any(character.isprintable() and not character.isspace() for character in text)
 
 
-def _predictions(use_case: UseCase, store: Store, texts: Sequence[str], max_new_tokens: int) -> Iterator[dict[str, Any]]:
+def _predictions(
+    use_case: UseCase, store: Store, texts: Sequence[str], max_new_tokens: int
+) -> Iterator[dict[str, Any]]:
     return load_champion(store, use_case.name, use_case.settings).each(texts, max_new_tokens)

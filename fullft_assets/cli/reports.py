@@ -28,7 +28,9 @@ def newest(use_case: UseCase, store: Store, which: str) -> Manifest:
     made = latest(store, use_case.name, "training_snapshot" if which == "data" else _EVALUATION)
     if made is None:
         first = "ingest" if which == "data" else "run"
-        raise FullftError(f"{use_case.name} has no {which} report yet; `fullft {first} {use_case.name}` writes one")
+        raise FullftError(
+            f"{use_case.name} has no {which} report yet; `fullft {first} {use_case.name}` writes one"
+        )
     return made
 
 

@@ -1,4 +1,6 @@
-"""`fullft run` and `fullft ingest`: evaluate a use case's sensors, launch its jobs on the instance, follow them, and sum up."""
+"""`fullft run` and `fullft ingest`: evaluate a use case's sensors, launch its jobs on the instance, follow
+them, and sum up.
+"""
 
 import signal
 import sys
@@ -15,16 +17,16 @@ import yaml
 
 from fullft_assets import automation, documents
 from fullft_assets.assets.case import Case
+from fullft_assets.checking.project import find_use_cases, read_dg_project
+from fullft_assets.checking.validation import load_use_case
 from fullft_assets.cli.code_location import CodeLocation, LocationError, open_code_location
 from fullft_assets.cli.follower import POLL_SECONDS, FollowedRun, Follower
 from fullft_assets.cli.summary import data_summary, summary
 from fullft_assets.cli.terminal import Terminal, own_terminal
-from fullft_assets.config.project import find_use_cases, read_dg_project
-from fullft_assets.config.validation import load_use_case
+from fullft_assets.demos import is_dormant
 from fullft_assets.errors import SettingsError
 from fullft_assets.launchers.run_workers import host_tag
 from fullft_assets.resources import latest, latest_by_partition, open_store
-from fullft_assets.samples import is_dormant
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
 
@@ -41,7 +43,9 @@ def run(use_case: UseCase) -> int:
 
 
 def ingest(use_case: UseCase) -> int:
-    """Run a use case's data stages on the instance, up to the snapshot and its data report; return the exit status for the shell."""
+    """Run a use case's data stages on the instance, up to the snapshot and its data report; return the exit
+    status for the shell.
+    """
     return _drive(use_case, Driver.ingest, data_summary)
 
 
@@ -58,11 +62,14 @@ def _drive(
     ):
         log, store = Path(instance.root_directory) / "run.log", open_store(use_case, instance)
         if not documents.list_batches(store, use_case.name):
-            # Nothing was ever ingested: what keeps it from being ingested now is said before definitions load, which takes seconds.
+            # Nothing was ever ingested: what keeps it from being ingested now is said before definitions
+            # load, which takes seconds.
             load_use_case(use_case.yaml_path, use_case.document, with_data=True)
 
         def with_names(text: str) -> str:
-            return documents.restore(text, lambda: [path for _, _, path in documents.named_files(store, use_case.name)])
+            return documents.restore(
+                text, lambda: [path for _, _, path in documents.named_files(store, use_case.name)]
+            )
 
         try:
             with (
@@ -79,35 +86,59 @@ def _drive(
         lines = map(with_names, sum_up(use_case, store, driver.follower.seconds, time.monotonic() - began))
     print("\n" + "\n".join(lines), flush=True)
     if not ok:
-        print(f"\nAt least one run failed: its line above gives the reason; all events are in {log} and in the UI.", file=sys.stderr)
+        print(
+            f"\nAt least one run failed: its line above gives the reason; all events are in {log} and in"
+            " the UI.",
+            file=sys.stderr,
+        )
     return 0 if ok else 1
 
 
 class Driver:
     """Runs a use case: launches what its sensors ask for, and its model job."""
 
-    def __init__(self, use_case: UseCase, instance: dg.DagsterInstance, store: Store, location: CodeLocation, terminal: Terminal):
-        self.use_case, self.instance, self.store, self.location, self.terminal = use_case, instance, store, location, terminal
+    def __init__(
+        self,
+        use_case: UseCase,
+        instance: dg.DagsterInstance,
+        store: Store,
+        location: CodeLocation,
+        terminal: Terminal,
+    ):
+        self.use_case, self.instance, self.store, self.location, self.terminal = (
+            use_case,
+            instance,
+            store,
+            location,
+            terminal,
+        )
         self.follower = Follower(instance, terminal, use_case.name, location.launch_queued)
         #: Tag of the runs that this command launches.
         self.command = {_COMMAND_TAG: str(uuid4())}
 
     @contextmanager
     def stopping(self) -> Iterator[None]:
-        """Where this process is interrupted, end the runs that it launched, their jobs included, and wait for their end."""
+        """Where this process is interrupted, end the runs that it launched, their jobs included, and wait for
+        their end.
+        """
         try:
             yield
         except KeyboardInterrupt:
             launched = self.instance.get_runs(dg.RunsFilter(tags=self.command))
             open_runs = [run.run_id for run in launched if not run.is_finished]
             for run_id in open_runs:
-                # A terminal sends Ctrl-C to the run's own process, too; a signal to this process alone does not reach it.
+                # A terminal sends Ctrl-C to the run's own process, too; a signal to this process alone does
+                # not reach it.
                 self.instance.run_coordinator.cancel_run(run_id)
             if open_runs:
                 self.terminal.line(
-                    f"stopping {len(open_runs)} run(s): what trains writes its checkpoint; once more leaves them to themselves"
+                    f"stopping {len(open_runs)} run(s): what trains writes its checkpoint; once more leaves"
+                    " them to themselves"
                 )
-            while any((run := self.instance.get_run_by_id(run_id)) is not None and not run.is_finished for run_id in open_runs):
+            while any(
+                (run := self.instance.get_run_by_id(run_id)) is not None and not run.is_finished
+                for run_id in open_runs
+            ):
                 self.follower.settle()
                 time.sleep(POLL_SECONDS)
             raise
@@ -115,7 +146,11 @@ class Driver:
     def ingest(self) -> bool:
         """Ingest what is new and freeze the snapshot; return whether every run succeeded."""
         ok, is_usable = self._ingest()
-        return is_usable and self.follower.follow([self.launch(f"{self.use_case.name}_snapshot", {}, "snapshot")]) and ok
+        return (
+            is_usable
+            and self.follower.follow([self.launch(f"{self.use_case.name}_snapshot", {}, "snapshot")])
+            and ok
+        )
 
     def run(self) -> bool:
         """Ingest what is new, make the model, watch production; return whether every run succeeded."""
@@ -129,13 +164,18 @@ class Driver:
         return ok
 
     def _ingest(self) -> tuple[bool, bool]:
-        """Ingest what is new; return whether every run succeeded, and whether there is anything to train on."""
+        """Ingest what is new; return whether every run succeeded, and whether there is anything to
+        train on.
+        """
         self.follower.settle()
         name = self.use_case.name
         ok = self._deliver(f"{name}_new_documents", f"{name}_ingest", "batch")
         is_usable = bool(latest_by_partition(self.store, name, "tokenized_chunks"))
         if not is_usable:
-            self.terminal.line("no batch is usable, so there is nothing to train on; fix what is named above and deliver it again")
+            self.terminal.line(
+                "no batch is usable, so there is nothing to train on; fix what is named above and deliver it"
+                " again"
+            )
         return ok, is_usable
 
     def launch(self, job: str, tags: dict[str, str], title: str) -> FollowedRun:
@@ -143,7 +183,9 @@ class Driver:
         return FollowedRun(self.location.launch(job, tags | host_tag(self.instance) | self.command), title)
 
     def _deliver(self, sensor: str, job: str, kind: documents.Kind) -> bool:
-        """Launch and follow what the sensor asks for; where it asks for as much as it may at once, evaluate it again for the rest."""
+        """Launch and follow what the sensor asks for; where it asks for as much as it may at once, evaluate
+        it again for the rest.
+        """
         # Before the first model, the sensor does not look at windows either.
         if kind == "batch" or latest(self.store, self.use_case.name, "finetuned_checkpoint") is not None:
             cut_all(self.use_case, self.store, kind, self.terminal)
@@ -151,26 +193,45 @@ class Driver:
         most = min(self.use_case.settings.documents.max_runs_per_tick, documents.MAX_CUTS)
         while True:
             tick = self.location.tick(sensor)
-            tags = [{tag["key"]: tag["value"] for tag in request["tags"]} for request in tick["runRequests"] or []]
+            tags = [
+                {tag["key"]: tag["value"] for tag in request["tags"]} for request in tick["runRequests"] or []
+            ]
             # What the sensor asks for later, or leaves to a person, a person asks for now.
             held = automation.find_due(Case(self.use_case), self.instance, self.store, kind, job).held
-            asked = [*tags, *({"dagster/partition": str(request.partition_key), **request.tags} for request in held)]
-            requests = {each["dagster/partition"]: each for each in asked if each["dagster/partition"] not in tried}
+            asked = [
+                *tags,
+                *({"dagster/partition": str(request.partition_key), **request.tags} for request in held),
+            ]
+            requests = {
+                each["dagster/partition"]: each for each in asked if each["dagster/partition"] not in tried
+            }
             plural = "" if len(requests) == 1 else "es" if kind == "batch" else "s"
             if requests or not tried:
-                self.terminal.line(f"{sensor}: {len(requests)} new {kind}{plural}" if requests else f"{sensor}: {tick['skipReason']}")
+                self.terminal.line(
+                    f"{sensor}: {len(requests)} new {kind}{plural}"
+                    if requests
+                    else f"{sensor}: {tick['skipReason']}"
+                )
             tried |= set(requests)
-            # A window's workload takes every core: two at once are several times as slow as one after the other.
+            # A window's workload takes every core: two at once are several times as slow as one after the
+            # other.
             at_once = _PARALLEL_RUNS if kind == "batch" else 1
             remaining = iter(requests.items())
             while part := list(islice(remaining, at_once)):
-                ok = self.follower.follow([self.launch(job, request, f"{kind} {name}") for name, request in part]) and ok
+                ok = (
+                    self.follower.follow(
+                        [self.launch(job, request, f"{kind} {name}") for name, request in part]
+                    )
+                    and ok
+                )
             if not requests or len(tags) < most:
                 return ok
 
 
 def cut_all(use_case: UseCase, store: Store, kind: documents.Kind, terminal: Terminal) -> None:
-    """Put all that is delivered into the ledger, which a bounded look of the sensor may not; wait until young files are complete."""
+    """Put all that is delivered into the ledger, which a bounded look of the sensor may not; wait until young
+    files are complete.
+    """
     settings = use_case.settings.documents
     began, waits = time.monotonic(), False
     while True:
@@ -183,19 +244,28 @@ def cut_all(use_case: UseCase, store: Store, kind: documents.Kind, terminal: Ter
             terminal.line(f"{where}: {num_young:,} file(s) are still being written to; run again for them")
             break
         if not waits:
-            terminal.line(f"{where}: {num_young:,} file(s) were just written to; waiting until they are complete")
+            terminal.line(
+                f"{where}: {num_young:,} file(s) were just written to; waiting until they are complete"
+            )
             waits = True
         time.sleep(min(settings.settle_seconds, POLL_SECONDS))
     left = documents.left_in_place(found.others, named=True)
     # Where nothing was cut, the sensor says it.
     waiting = [found.open_window] if found.cut and found.open_window else []
-    for line in (*documents.kept_out(found.kept_out, named=True), *left, *documents.skipped(found.skipped, named=True), *waiting):
+    for line in (
+        *documents.kept_out(found.kept_out, named=True),
+        *left,
+        *documents.skipped(found.skipped, named=True),
+        *waiting,
+    ):
         terminal.line(f"{where}: {line}")
 
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Let the signals of `kill` and of a closed terminal interrupt this process as Ctrl-C does, unless it ignores them (as under nohup)."""
+    """Let the signals of `kill` and of a closed terminal interrupt this process as Ctrl-C does, unless it
+    ignores them (as under nohup).
+    """
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         for number, handler in before.items():
@@ -209,14 +279,18 @@ def interrupted_by_signals() -> Iterator[None]:
 
 @contextmanager
 def _workspace_file(project_root: Path) -> Iterator[Path]:
-    """Yield the project's workspace.yaml; where it has none, one that loads the module of its pyproject.toml, as `dg dev` does."""
+    """Yield the project's workspace.yaml; where it has none, one that loads the module of its pyproject.toml,
+    as `dg dev` does.
+    """
     own = project_root / "workspace.yaml"
     if own.is_file():
         yield own
         return
     project = read_dg_project(project_root)
     if project is None:
-        raise SettingsError(f"{project_root}: neither a workspace.yaml nor [tool.dg.project] in pyproject.toml; add either")
+        raise SettingsError(
+            f"{project_root}: neither a workspace.yaml nor [tool.dg.project] in pyproject.toml; add either"
+        )
     module = {
         "module_name": f"{project.root_module}.definitions",
         "working_directory": str(project.source),

@@ -1,4 +1,6 @@
-"""The pages of reports below `/fullft/reports/` of the UI, since a browser opens no file of the server that Dagster shows the path of."""
+"""The pages of reports below `/fullft/reports/` of the UI, since a browser opens no file of the server that
+Dagster shows the path of.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ from fullft_assets.resources.store import default_store
 App = Callable[[dict[str, Any], Any, Callable[[Any], Awaitable[None]]], Awaitable[None]]
 _PAGE = "report.html"
 #: The reference of an artifact that has a report; no part of it leads out of the store.
-_REF = re.compile(rf"{REPORTS}(\w[\w.-]*/(?:training_snapshot|evaluation_report)/\w[\w.-]*/\w[\w.-]*)/{re.escape(_PAGE)}", re.ASCII)
+_REF = re.compile(
+    rf"{REPORTS}(\w[\w.-]*/(?:training_snapshot|evaluation_report)/\w[\w.-]*/\w[\w.-]*)/{re.escape(_PAGE)}",
+    re.ASCII,
+)
 _HEADERS = [
     (b"content-type", b"text/html; charset=utf-8"),
     # A page shows texts of documents: nothing in it runs, and it loads nothing.
@@ -30,12 +35,20 @@ def with_reports(app: App) -> App:
     """Return an ASGI application that answers the paths of reports, and leaves the rest to another one."""
 
     async def answer(scope: dict[str, Any], receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
-        if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD") or not scope["path"].startswith(REPORTS):
+        if (
+            scope["type"] != "http"
+            or scope["method"] not in ("GET", "HEAD")
+            or not scope["path"].startswith(REPORTS)
+        ):
             await app(scope, receive, send)
             return
         page = await asyncio.to_thread(_page, scope["path"])
-        await send({"type": "http.response.start", "status": 404 if page is None else 200, "headers": _HEADERS})
-        await send({"type": "http.response.body", "body": b"There is no such report." if page is None else page})
+        await send(
+            {"type": "http.response.start", "status": 404 if page is None else 200, "headers": _HEADERS}
+        )
+        await send(
+            {"type": "http.response.body", "body": b"There is no such report." if page is None else page}
+        )
 
     return answer
 

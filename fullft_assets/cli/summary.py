@@ -22,7 +22,10 @@ def data_summary(use_case: UseCase, store: Store, seconds: dict[str, float], tot
     """Return the lines that an ingestion ends with: rows, splits, time, and where the data report is."""
     lines = _data(use_case, store)
     snapshot = latest(store, use_case.name, "training_snapshot")
-    if snapshot is not None and not (possible := verdict_check(SnapshotMetadata.of(snapshot), use_case.settings)).passed:
+    if (
+        snapshot is not None
+        and not (possible := verdict_check(SnapshotMetadata.of(snapshot), use_case.settings)).passed
+    ):
         lines.append(f"  verdict        impossible: {possible.description}")
     lines.append(_time(seconds, total))
     if (page := data_report(use_case, store)) is not None:
@@ -44,38 +47,61 @@ def evaluation_report(use_case: UseCase, store: Store) -> Path | None:
 
 
 def summary(use_case: UseCase, store: Store, seconds: dict[str, float], total: float) -> list[str]:
-    """Return the lines that a run ends with: rows, splits, scores, verdict, time, and where the results are."""
+    """Return the lines that a run ends with: rows, splits, scores, verdict, time, and where the
+    results are.
+    """
     name = use_case.name
     lines = _data(use_case, store)
     report = latest(store, name, "evaluation_report")
     pilot = latest(store, name, "pilot_run")
     if pilot is not None and (refused := planning.refusal(pilot)) is not None:
         lines.append(f"  verdict        {refused[0].upper()}{refused[1:]}")
-        lines.append(f"  spent          on the pilot alone, {planning.PilotMetadata.of(pilot).seconds:,.0f} s")
+        lines.append(
+            f"  spent          on the pilot alone, {planning.PilotMetadata.of(pilot).seconds:,.0f} s"
+        )
     if report is not None:
         lines += _scores(store, use_case, report)
-    if use_case.settings.monitoring.path is not None and not task_of(use_case.settings.examples).detects_drift:
-        lines.append(f"  drift          not watched: the task {use_case.settings.examples.task} does not detect it")
+    if (
+        use_case.settings.monitoring.path is not None
+        and not task_of(use_case.settings.examples).detects_drift
+    ):
+        lines.append(
+            f"  drift          not watched: the task {use_case.settings.examples.task} does not detect it"
+        )
     for window, predicted in latest_by_partition(store, name, "batch_predictions").items():
         rows = PredictionsMetadata.of(predicted).num_rows
-        lines.append(f"  predictions    {window}: {rows:,} documents in {store.folder(predicted) / PREDICTIONS}")
+        lines.append(
+            f"  predictions    {window}: {rows:,} documents in {store.folder(predicted) / PREDICTIONS}"
+        )
     for window, drift in latest_by_partition(store, name, "drift_report").items():
-        lines.append(f"  drift          {window}: {DriftMetadata.of(drift).status}; {DriftMetadata.of(drift).summary}")
+        lines.append(
+            f"  drift          {window}: {DriftMetadata.of(drift).status}; {DriftMetadata.of(drift).summary}"
+        )
     lines.append(_time(seconds, total))
     if report is not None:
         lines.append(f"  report         {evaluation_report(use_case, store)}")
     champion = release.read_state(store, name)
     if champion is not None:
-        by_hand = [done for done in champion.interventions if done.action in ("promote", "rollback") and done.after == champion.checkpoint]
+        by_hand = [
+            done
+            for done in champion.interventions
+            if done.action in ("promote", "rollback") and done.after == champion.checkpoint
+        ]
         lines += [f"  by hand        {done.sentence}" for done in by_hand[:1]]
         if champion.frozen is not None:
-            lines.append(f"  frozen         {champion.frozen.sentence}; `{name}_by_hand` with act: unfreeze lets the gates decide again")
+            lines.append(
+                f"  frozen         {champion.frozen.sentence}; `{name}_by_hand` with act: unfreeze lets the"
+                " gates decide again"
+            )
         lines.append(f"  model          {store.folder(store.load(champion.checkpoint)) / 'model'}")
         lines.append(f"  try it         {_command('fullft')} predict {name} 'some text'")
     has_make = (use_case.project_root / "Makefile").is_file()
     home = os.environ["DAGSTER_HOME"]
     missing = "" if (problem := problem_without("dagster_webserver")) is None else f" ({problem})"
-    lines.append("  look at it     " + ("make ui" if has_make else f"DAGSTER_HOME={home} {_command('dg')} dev{missing}"))
+    lines.append(
+        "  look at it     "
+        + ("make ui" if has_make else f"DAGSTER_HOME={home} {_command('dg')} dev{missing}")
+    )
     return lines
 
 
@@ -85,16 +111,21 @@ def _data(use_case: UseCase, store: Store) -> list[str]:
     examples = latest_by_partition(store, name, "labeled_examples")
     rows = [ExamplesMetadata.of(manifest) for manifest in examples.values()]
     lines.append(
-        f"  rows in        {sum(batch.num_rows for batch in rows):,} in {len(rows)} batches: "
-        f"{sum(batch.num_valid for batch in rows):,} valid, {sum(batch.num_quarantined for batch in rows):,} quarantined"
+        f"  rows in        {sum(batch.num_rows for batch in rows):,} in {len(rows)} batches:"
+        f" {sum(batch.num_valid for batch in rows):,} valid, {sum(batch.num_quarantined for batch in rows):,}"
+        " quarantined"
     )
     for batch, red in red_gates(examples, latest_by_partition(store, name, "tokenized_chunks")).items():
-        lines += [f"  held back      batch {batch}: {gate.description.removeprefix(f'batch {batch}: ')}" for gate in red]
+        lines += [
+            f"  held back      batch {batch}: {gate.description.removeprefix(f'batch {batch}: ')}"
+            for gate in red
+        ]
     snapshot = latest(store, name, "training_snapshot")
     if snapshot is not None:
         taken = SnapshotMetadata.of(snapshot)
         lines.append(
-            f"  split          {taken.num_train_rows:,} train, {taken.num_validation_rows:,} validation, {taken.num_test_rows:,} test"
+            f"  split          {taken.num_train_rows:,} train, {taken.num_validation_rows:,} validation,"
+            f" {taken.num_test_rows:,} test"
         )
     return lines
 
@@ -116,27 +147,43 @@ def _scores(store: Store, use_case: UseCase, report: Manifest) -> list[str]:
     champion = release.read_champion(store, use_case.name)
     is_champion = champion is not None and champion.checkpoint == found.checkpoint
     # Perplexity is the token probability of a language model in the unit that people know.
-    metrics = ("token_probability", "perplexity") if found.score(None, "perplexity") is not None else (found.primary_metric,)
+    metrics = (
+        ("token_probability", "perplexity")
+        if found.score(None, "perplexity") is not None
+        else (found.primary_metric,)
+    )
     lines = []
     for metric in metrics:
         heading = f"test {evaluation.title(metric)}"
         score, low, high = (found.score(None, name) for name in (metric, f"{metric}_low", f"{metric}_high"))
-        others = [f"{theirs:.3f} {name}" for name in found.systems if (theirs := found.score(name, metric)) is not None]
+        others = [
+            f"{theirs:.3f} {name}"
+            for name in found.systems
+            if (theirs := found.score(name, metric)) is not None
+        ]
         lines.append(f"  {heading:<14} {score:.3f} [{low:.3f}, {high:.3f}] fine-tuned; {', '.join(others)}")
     return [
         *lines,
         *_baselines(store, report, found),
-        f"  gain           {found.gain_over_best_baseline:+.3f} [{found.gain_over_best_baseline_low:+.3f}, "
-        f"{found.gain_over_best_baseline_high:+.3f}] over {found.best_baseline}",
+        (
+            f"  gain           {found.gain_over_best_baseline:+.3f}"
+            f" [{found.gain_over_best_baseline_low:+.3f}, {found.gain_over_best_baseline_high:+.3f}] over"
+            f" {found.best_baseline}"
+        ),
         *([f"  worth it       {found.worth_sentence}"] if found.worth_sentence else []),
-        f"  verdict        {release.recorded_outcome(store, use_case.name, found.checkpoint) or found.verdict}"
+        "  verdict       "
+        f" {release.recorded_outcome(store, use_case.name, found.checkpoint) or found.verdict}"
         + (" It is the champion now." if is_champion else ""),
     ]
 
 
 def _baselines(store: Store, report: Manifest, found: EvaluationMetadata) -> list[str]:
-    """Return a line for each baseline: its score with the interval, and what it took where the newest artifact has it."""
-    intervals = evaluation.read_evaluation((store.folder(report) / "evaluation.json").read_bytes()).scores[found.primary_metric]
+    """Return a line for each baseline: its score with the interval, and what it took where the newest
+    artifact has it.
+    """
+    intervals = evaluation.read_evaluation((store.folder(report) / "evaluation.json").read_bytes()).scores[
+        found.primary_metric
+    ]
     newest = latest(store, report.case, "cheaper_baselines")
     made = None if newest is None else BaselinesMetadata.of(newest)
     lines = []
@@ -144,5 +191,7 @@ def _baselines(store: Store, report: Manifest, found: EvaluationMetadata) -> lis
         if made is not None and name in made.seconds and name in intervals:
             score = intervals[name]
             took = f"{made.seconds[name]:.1f} s" + (f", {made.usd[name]:.2f} USD" if made.usd[name] else "")
-            lines.append(f"  {'baseline':<14} {score.estimate:.3f} [{score.low:.3f}, {score.high:.3f}] {name}; {took}")
+            lines.append(
+                f"  {'baseline':<14} {score.estimate:.3f} [{score.low:.3f}, {score.high:.3f}] {name}; {took}"
+            )
     return lines

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-#: Environment variable with `Terminal.began` of the command that started this one in the same terminal: both print by one clock.
+#: Environment variable with `Terminal.began` of the command that started this one in the same terminal: both
+#: print by one clock.
 BEGAN = "FULLFT_BEGAN"
 
 
@@ -37,13 +38,20 @@ class Terminal:
         """Redraw the bar."""
         width = 24
         filled = round(width * done / max(1, total))
-        print(f"\r\033[K{title} [{'#' * filled}{'.' * (width - filled)}] {message}"[:160], end="", file=self.stream, flush=True)
+        print(
+            f"\r\033[K{title} [{'#' * filled}{'.' * (width - filled)}] {message}"[:160],
+            end="",
+            file=self.stream,
+            flush=True,
+        )
         self._bar_is_open = True
 
 
 @contextmanager
 def own_terminal(log: Path, worded: Callable[[str], str] = str) -> Iterator[Terminal]:
-    """Keep the terminal for our lines, `worded` as it says: what Dagster's processes print of each event goes to a file."""
+    """Keep the terminal for our lines, `worded` as it says: what Dagster's processes print of each event goes
+    to a file.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]

@@ -1,6 +1,7 @@
 """`fullft tour`: the whole loop on a small use case with Dagster's UI open, said step by step.
 
-Documents arrive, a window drifts, the policy asks for labels, the labels arrive, its sensor launches a training, and alerts are received.
+Documents arrive, a window drifts, the policy asks for labels, the labels arrive, its sensor launches a
+training, and alerts are received.
 """
 
 from __future__ import annotations
@@ -28,6 +29,16 @@ from fullft_assets import release
 from fullft_assets.automation.ledger import entries_since
 from fullft_assets.automation.runs import REASONS_TAG
 from fullft_assets.cli.terminal import BEGAN, Terminal
+from fullft_assets.demos.tour import (
+    CASE,
+    NUM_DRIFTED,
+    NUM_LABELLED,
+    NUM_NEW_LABELLED,
+    NUM_USUAL,
+    WEBHOOK,
+    WINDOW_ROWS,
+    TourProject,
+)
 from fullft_assets.errors import FullftError
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.extras import require
@@ -35,7 +46,6 @@ from fullft_assets.jobs.launch import adopt_orphans
 from fullft_assets.launchers.supervisor import is_alive, kill_until_gone
 from fullft_assets.monitoring import DriftMetadata
 from fullft_assets.resources import latest, latest_by_partition
-from fullft_assets.samples.tour import CASE, NUM_DRIFTED, NUM_LABELLED, NUM_NEW_LABELLED, NUM_USUAL, WEBHOOK, WINDOW_ROWS, TourProject
 from fullft_assets.store import Store
 
 #: Longest wait for one thing to happen: many times what it takes on two idle cores.
@@ -48,9 +58,12 @@ T = TypeVar("T")
 
 
 def tour(folder: Path) -> int:
-    """Give the tour in a folder that is not there yet; return the exit status for the shell. No process is left, however it ends."""
+    """Give the tour in a folder that is not there yet; return the exit status for the shell. No process is
+    left, however it ends.
+    """
     project, terminal = TourProject(folder.resolve()), Terminal(sys.stdout)
-    # A closed terminal or a plain `kill` stops the services as Ctrl-C does; a shell's background job begins with Ctrl-C ignored.
+    # A closed terminal or a plain `kill` stops the services as Ctrl-C does; a shell's background job begins
+    # with Ctrl-C ignored.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     project.write()
@@ -74,46 +87,86 @@ def tour(folder: Path) -> int:
 class _Tour:
     """The steps, on services that run."""
 
-    def __init__(self, project: TourProject, services: _Services, alerts: list[dict[str, Any]], terminal: Terminal):
+    def __init__(
+        self, project: TourProject, services: _Services, alerts: list[dict[str, Any]], terminal: Terminal
+    ):
         self.project, self.services, self.alerts, self.terminal = project, services, alerts, terminal
         self.store = Store(str(project.home / "store"))
 
     def give(self) -> None:
         """Take the steps."""
-        url, group = self.services.url, f"{self.services.url}/locations/tour_project/asset-groups/{CASE}/lineage"
+        url, group = (
+            self.services.url,
+            f"{self.services.url}/locations/tour_project/asset-groups/{CASE}/lineage",
+        )
         self._say(f"Dagster's UI is open: {url}")
-        self._step(1, f"{NUM_LABELLED} labelled documents are there. `fullft run {CASE}` makes the first model of them.", group)
+        self._step(
+            1,
+            f"{NUM_LABELLED} labelled documents are there. `fullft run {CASE}` makes the first model of"
+            " them.",
+            group,
+        )
         self.services.fullft_run()
         with dg.DagsterInstance.from_config(str(self.project.home)) as instance:
             self._say(self._release_ended(None))
             windows = f"{NUM_USUAL} windows of {WINDOW_ROWS} production documents"
-            self._step(2, f"{windows} were read: later ones are compared with them.", f"{url}/assets/{CASE}/drift_report")
+            self._step(
+                2,
+                f"{windows} were read: later ones are compared with them.",
+                f"{url}/assets/{CASE}/drift_report",
+            )
             self._say(f"their verdicts: {self._verdicts()}")
             first = latest(self.store, CASE, "evaluation_report")
 
             self.services.turn_sensors_on()
             self.project.send_other_documents()
-            self._step(3, f"The sensors are on. {NUM_DRIFTED} windows of packages' tags arrive: production changes.", f"{url}/automation")
+            self._step(
+                3,
+                f"The sensors are on. {NUM_DRIFTED} windows of packages' tags arrive: production changes.",
+                f"{url}/automation",
+            )
             self._wait("a window drifts for sure", lambda: "confirmed" in self._verdicts())
             self._say(f"the verdicts now: {self._verdicts()}")
 
             decisions = f"{url}/assets/{CASE}/retraining_decisions"
-            self._step(4, "The policy decides. There is nothing to learn the change from, so it asks for labels.", decisions)
-            self._say("decision: " + self._wait("labels are asked for", lambda: self._decision("request_labels")))
+            self._step(
+                4,
+                "The policy decides. There is nothing to learn the change from, so it asks for labels.",
+                decisions,
+            )
+            self._say(
+                "decision: " + self._wait("labels are asked for", lambda: self._decision("request_labels"))
+            )
 
             self.project.send_labels()
-            self._step(5, f"{NUM_NEW_LABELLED} labelled tags arrive. A snapshot counts what of them is new, then it decides.", decisions)
+            self._step(
+                5,
+                f"{NUM_NEW_LABELLED} labelled tags arrive. A snapshot counts what of them is new, then it"
+                " decides.",
+                decisions,
+            )
             run = self._wait("a training is launched", lambda: self._launched(instance))
             self._say(f"decision: retrain: {run.tags[REASONS_TAG]}")
 
-            self._step(6, "The sensor launched a training. It is judged against the champion.", f"{url}/runs/{run.run_id}")
+            self._step(
+                6,
+                "The sensor launched a training. It is judged against the champion.",
+                f"{url}/runs/{run.run_id}",
+            )
             self._wait("the training ends", lambda: self._is_finished(instance, run.run_id))
             self._say(self._release_ended(first.ref if first else None))
 
-            self._step(7, "Alerts go to a webhook, here a small server in this terminal.", f"{url}/automation")
-            self._wait("alerts are received", lambda: {"drift", "decision_needed"} <= {alert["event"] for alert in self.alerts})
+            self._step(
+                7, "Alerts go to a webhook, here a small server in this terminal.", f"{url}/automation"
+            )
+            self._wait(
+                "alerts are received",
+                lambda: {"drift", "decision_needed"} <= {alert["event"] for alert in self.alerts},
+            )
         self._say(
-            "That was the loop: " + " -> ".join(("documents", "window", "alarm", "decision", "labels", "run", "release", "alert")) + "."
+            "That was the loop: "
+            + " -> ".join(("documents", "window", "alarm", "decision", "labels", "run", "release", "alert"))
+            + "."
         )
 
     def _say(self, text: str) -> None:
@@ -128,7 +181,10 @@ class _Tour:
         while not (found := find()):
             self.services.require_alive()
             if time.monotonic() > deadline:
-                raise FullftError(f"tour: not within {_STEP_SECONDS:.0f} s: {what}; {self.services.log} and the UI's runs say more")
+                raise FullftError(
+                    f"tour: not within {_STEP_SECONDS:.0f} s: {what}; {self.services.log} and the UI's runs"
+                    " say more"
+                )
             time.sleep(_POLL_SECONDS)
         return found
 
@@ -150,7 +206,9 @@ class _Tour:
     def _is_finished(self, instance: dg.DagsterInstance, run_id: str) -> bool:
         run = instance.get_run_by_id(run_id)
         if run is not None and run.status in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED):
-            raise FullftError(f"tour: the training {run.status.value}: {self.services.url}/runs/{run_id} says why")
+            raise FullftError(
+                f"tour: the training {run.status.value}: {self.services.url}/runs/{run_id} says why"
+            )
         return run is not None and run.is_finished
 
     def _release_ended(self, before: str | None) -> str:
@@ -159,11 +217,18 @@ class _Tour:
         Args:
             before: reference of the evaluation report before it.
         """
-        report, champion = latest(self.store, CASE, "evaluation_report"), release.read_champion(self.store, CASE)
+        report, champion = (
+            latest(self.store, CASE, "evaluation_report"),
+            release.read_champion(self.store, CASE),
+        )
         if report is None or report.ref == before:
             raise FullftError(f"tour: no candidate was evaluated; {self.services.url}/runs says why")
         found = EvaluationMetadata.of(report)
-        kind = "a new champion" if champion is not None and champion.checkpoint == found.checkpoint else "a recorded refusal"
+        kind = (
+            "a new champion"
+            if champion is not None and champion.checkpoint == found.checkpoint
+            else "a recorded refusal"
+        )
         return f"release: {kind}: {found.verdict}"
 
 
@@ -176,14 +241,24 @@ class _Services:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self._port}"
-        kept = {name: value for name, value in os.environ.items() if name not in ("DAGSTER_HOME", "FULLFT_STORE")}
+        kept = {
+            name: value for name, value in os.environ.items() if name not in ("DAGSTER_HOME", "FULLFT_STORE")
+        }
         path = os.pathsep.join([str(project.root), *filter(None, [kept.get("PYTHONPATH")])])
-        self._env = {**kept, "DAGSTER_HOME": str(project.home), "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **variables}
+        self._env = {
+            **kept,
+            "DAGSTER_HOME": str(project.home),
+            "PYTHONPATH": path,
+            "HF_HUB_OFFLINE": "1",
+            **variables,
+        }
         require("dagster_webserver", "fullft tour")
         # On a fresh home the services race for the schema of the database: one command goes before.
         self._call("dagster", "instance", "info")
         with self.log.open("wb") as log:
-            self._process = self._start(["fullft_assets.cli", "ui", "-w", "workspace.yaml", "-p", str(self._port)], log)
+            self._process = self._start(
+                ["fullft_assets.cli", "ui", "-w", "workspace.yaml", "-p", str(self._port)], log
+            )
         deadline = time.monotonic() + _STEP_SECONDS
         while not self._answers():
             self.require_alive()
@@ -207,7 +282,10 @@ class _Services:
         self._call("dagster", "sensor", "start", "-w", "workspace.yaml", "--start-all")
 
     def _answers(self) -> bool:
-        with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{self.url}/server_info", timeout=5) as answer:
+        with (
+            suppress(urllib.error.URLError, OSError),
+            urllib.request.urlopen(f"{self.url}/server_info", timeout=5) as answer,
+        ):
             return answer.status == 200
         return False
 
@@ -217,10 +295,18 @@ class _Services:
                 raise FullftError(f"tour: `{' '.join(command)}` failed; {self.log} says why")
 
     def _start(self, command: list[str], output: Any) -> subprocess.Popen[bytes]:
-        """Start a module in a session of its own: Ctrl-C in the terminal reaches the tour alone, which stops it."""
+        """Start a module in a session of its own: Ctrl-C in the terminal reaches the tour alone, which stops
+        it.
+        """
         command = [sys.executable, "-m", *command]
         return subprocess.Popen(
-            command, cwd=self.project.root, env=self._env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            command,
+            cwd=self.project.root,
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
 
 
@@ -243,7 +329,9 @@ def _services(project: TourProject, variables: Mapping[str, str]) -> Iterator[_S
 
 @contextmanager
 def _alerts_received(terminal: Terminal) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield the address of a local webhook and the list of what it received so far; each is printed as well."""
+    """Yield the address of a local webhook and the list of what it received so far; each is printed as
+    well.
+    """
     received: list[dict[str, Any]] = []
 
     class Receiver(BaseHTTPRequestHandler):

@@ -1,7 +1,9 @@
-"""Dagster's webserver with the pages of reports, behind a guard: no page of another origin can act through the browser of somebody who may use the UI.
+"""Dagster's webserver with the pages of reports, behind a guard: no page of another origin can act through
+the browser of somebody who may use the UI.
 
-`python -m fullft_assets.cli.webserver` takes the options of `dagster-webserver`, and `fullft ui` those of `dagster dev`. Dagster itself runs
-mutations that are sent by GET, or by POST as a form, whatever the headers Origin and Host say.
+`python -m fullft_assets.cli.webserver` takes the options of `dagster-webserver`, and `fullft ui` those of
+`dagster dev`. Dagster itself runs mutations that are sent by GET, or by POST as a form, whatever the headers
+Origin and Host say.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ class Guard:
         async def unframed(message: Any) -> None:
             if message["type"] == "http.response.start":
                 # A page of another site could lay an invisible frame with the UI under what somebody clicks.
-                message = {**message, "headers": [*message.get("headers", ()), (b"x-frame-options", b"SAMEORIGIN")]}
+                message = {
+                    **message,
+                    "headers": [*message.get("headers", ()), (b"x-frame-options", b"SAMEORIGIN")],
+                }
             await send(message)
 
         reason = None if scope["type"] == "lifespan" else refusal(scope, self._hosts)
@@ -44,7 +49,13 @@ class Guard:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": reason})
         else:
-            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain; charset=utf-8")]})
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": 403,
+                    "headers": [(b"content-type", b"text/plain; charset=utf-8")],
+                }
+            )
             await send({"type": "http.response.body", "body": f"{reason}\n".encode()})
 
 
@@ -60,7 +71,10 @@ def refusal(scope: Scope, hosts: frozenset[str]) -> str | None:
         headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1").strip().lower())
     host = headers.get("host", [""])[0]
     if len(headers.get("host", ())) != 1 or not _is_own(host, hosts):
-        return f"The UI has no name `{host}`. Name it in the variable {HOSTS_VARIABLE} of the webserver if it is one of yours."
+        return (
+            f"The UI has no name `{host}`. Name it in the variable {HOSTS_VARIABLE} of the webserver if it is"
+            " one of yours."
+        )
     method = scope.get("method")
     is_graphql = scope["path"].rstrip("/").endswith("/graphql")
     if method in _READS:
@@ -71,7 +85,10 @@ def refusal(scope: Scope, hosts: frozenset[str]) -> str | None:
     for origin in headers.get("origin", ()):
         address = urlsplit(origin).netloc
         if address != host and address not in hosts:
-            return f"A page of {origin} may not act on {host}. Name a proxy's address in the variable {HOSTS_VARIABLE} of the webserver."
+            return (
+                f"A page of {origin} may not act on {host}. Name a proxy's address in the variable"
+                f" {HOSTS_VARIABLE} of the webserver."
+            )
     if not set(headers.get("sec-fetch-site", ())) <= {"same-origin", "none"}:
         return f"A page of another origin may not act on {host}."
     has_body = "transfer-encoding" in headers or headers.get("content-length", ["0"]) != ["0"]
@@ -82,7 +99,9 @@ def refusal(scope: Scope, hosts: frozenset[str]) -> str | None:
 
 
 def _is_own(host: str, hosts: frozenset[str]) -> bool:
-    """Return whether a header Host names this server. A page can have its own name lead here, but not an address (DNS rebinding)."""
+    """Return whether a header Host names this server. A page can have its own name lead here, but not an
+    address (DNS rebinding).
+    """
     try:
         name = urlsplit(f"//{host}").hostname or ""
         if name == "localhost" or host in hosts or name in hosts:
@@ -101,7 +120,9 @@ def main() -> None:
     create = DagsterWebserver.create_asgi_app
     hosts = [name.strip().lower() for name in os.environ.get(HOSTS_VARIABLE, "").split(",") if name.strip()]
     # The command calls this method, and has no setting for another application.
-    setattr(DagsterWebserver, "create_asgi_app", lambda self, **options: Guard(with_reports(create(self, **options)), hosts))  # noqa: B010  # to replace it
+    DagsterWebserver.create_asgi_app = lambda self, **options: Guard(
+        with_reports(create(self, **options)), hosts
+    )  # to replace it
     cli.main()
 
 

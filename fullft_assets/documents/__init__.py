@@ -2,10 +2,35 @@
 
 from fullft_assets.documents import leftovers
 from fullft_assets.documents.aliases import restore
-from fullft_assets.documents.batches import MAX_CUTS, Batch, Kind, cut_batches, is_delivered, list_batches, named_files, read_batch
-from fullft_assets.documents.delivery import Look, kept_out, last_arrival, left_in_place, look, skipped, source_of
+from fullft_assets.documents.batches import (
+    MAX_CUTS,
+    Batch,
+    Kind,
+    cut_batches,
+    is_delivered,
+    list_batches,
+    named_files,
+    read_batch,
+)
+from fullft_assets.documents.delivery import (
+    Look,
+    kept_out,
+    last_arrival,
+    left_in_place,
+    look,
+    skipped,
+    source_of,
+)
 from fullft_assets.documents.erasure import erased_digest
 from fullft_assets.documents.metadata import RawMetadata
-from fullft_assets.documents.raw import CHECKS, VERSION, WINDOW_CHECKS, keep, key_settings, masked_kinds, was_kept
+from fullft_assets.documents.raw import (
+    CHECKS,
+    VERSION,
+    WINDOW_CHECKS,
+    keep,
+    key_settings,
+    masked_kinds,
+    was_kept,
+)
 from fullft_assets.documents.reading import read_documents
 from fullft_assets.documents.sources import Folder, S3Prefix, SourceFile

@@ -1,7 +1,8 @@
 """What is written in place of a file's name outside of the store: a name may say who a document is about.
 
-Messages go to Dagster's event log, to logs of runs and to alerts. There a file is `file-` and the first digits of its path's SHA-256, with
-the ending of a known format. `fullft files CASE` prints the names, and `fullft run` puts them back into the lines of the terminal.
+Messages go to Dagster's event log, to logs of runs and to alerts. There a file is `file-` and the first
+digits of its path's SHA-256, with the ending of a known format. `fullft files CASE` prints the names, and
+`fullft run` puts them back into the lines of the terminal.
 """
 
 from __future__ import annotations

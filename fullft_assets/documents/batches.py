@@ -1,8 +1,8 @@
 """The ledger: which delivered files were cut into which batch (or window), recorded in the store.
 
-A file is known by path, size and time (on S3 also by its ETag). What is in no batch is new, whatever its name or
-time, so nothing is cut twice and nothing is missed: the ledger alone remembers, and a tick that dies has either
-recorded a batch or not.
+A file is known by path, size and time (on S3 also by its ETag). What is in no batch is new, whatever its name
+or time, so nothing is cut twice and nothing is missed: the ledger alone remembers, and a tick that dies has
+either recorded a batch or not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from fullft_assets.settings import DocumentsSettings
 from fullft_assets.store import Store
 
 Kind = Literal["batch", "window"]
-#: Most batches that one look records: each is a synced write, and a sensor has a minute. The next look goes on.
+#: Most batches that one look records: each is a synced write, and a sensor has a minute. The next look goes
+#: on.
 MAX_CUTS = 500
 #: Columns of the lines of a recorded batch; a path may contain spaces, so it is the last one.
 _COLUMNS = "mtime_ns bytes etag path"
@@ -33,8 +34,8 @@ _COLUMNS = "mtime_ns bytes etag path"
 class Batch:
     """A bounded set of files that goes through the data stages together.
 
-    `erased` has digests of the files whose documents were all erased, in place of their names (see `forget`); `uri` is the source that
-    they were cut from.
+    `erased` has digests of the files whose documents were all erased, in place of their names (see `forget`);
+    `uri` is the source that they were cut from.
     """
 
     name: str
@@ -60,7 +61,9 @@ def list_batches(store: Store, case: str, kind: Kind = "batch") -> list[Batch]:
 
 
 def named_files(store: Store, case: str) -> list[tuple[str, str, str]]:
-    """Return what each delivered file is called outside of the store (see `aliases`), its batch or window, and its path."""
+    """Return what each delivered file is called outside of the store (see `aliases`), its batch or window,
+    and its path.
+    """
     kinds: tuple[Kind, Kind] = ("batch", "window")
     return [
         (alias(file.path), batch.name, shown_path(file.path))
@@ -83,12 +86,19 @@ def read_batch(store: Store, case: str, name: str, kind: Kind = "batch") -> Batc
 
 
 def cut_batches(
-    store: Store, case: str, where: Source | Path, settings: DocumentsSettings, kind: Kind = "batch", *, now: float | None = None
+    store: Store,
+    case: str,
+    where: Source | Path,
+    settings: DocumentsSettings,
+    kind: Kind = "batch",
+    *,
+    now: float | None = None,
 ) -> list[Batch]:
-    """Cut the new and changed files of a source into batches, record them in the store, and return those just cut.
+    """Cut the new and changed files of a source into batches, record them in the store, and return those just
+    cut.
 
-    A late file with a lower name or an equal time is found, and a rewritten one comes again. Cutting twice cuts
-    nothing the second time.
+    A late file with a lower name or an equal time is found, and a rewritten one comes again. Cutting twice
+    cuts nothing the second time.
 
     Args:
         store: where the ledger is kept.
@@ -96,14 +106,19 @@ def cut_batches(
         where: the source, or its folder.
         settings: bounds of a batch, and `settle_seconds`.
         kind: what is cut.
-        now: seconds since the epoch: a file written to within `settle_seconds` of it waits. Default: none waits.
+        now: seconds since the epoch: a file written to within `settle_seconds` of it waits. Default: none
+            waits.
     """
     source = Folder(where) if isinstance(where, Path) else where
     return record(store, case, settled(source, settings, now)[0], settings, kind, uri=source.uri)
 
 
-def settled(source: Source, settings: DocumentsSettings, now: float | None) -> tuple[list[SourceFile], list[SourceFile]]:
-    """Return a source's files: those that are complete, and those written to within `settle_seconds` of `now`."""
+def settled(
+    source: Source, settings: DocumentsSettings, now: float | None
+) -> tuple[list[SourceFile], list[SourceFile]]:
+    """Return a source's files: those that are complete, and those written to within `settle_seconds` of
+    `now`.
+    """
     files = source.files()
     if now is None or not source.may_be_growing:
         return files, []
@@ -141,8 +156,8 @@ def record(
         settings: bounds of a batch.
         kind: what is cut.
         uri: of the source.
-        group: yields the files of each batch from the new ones; each batch is recorded before the next is asked for. Default: batches
-            bounded by bytes and count.
+        group: yields the files of each batch from the new ones; each batch is recorded before the next is
+            asked for. Default: batches bounded by bytes and count.
     """
     if group is None:
         files, group = list(files), lambda new: _bounded(new, settings)
@@ -190,18 +205,25 @@ def forget(store: Store, case: str, paths: Collection[str], kind: Kind = "batch"
             gone = [file for file in batch.files if file.path in paths]
             if gone:
                 left = [file for file in batch.files if file.path not in paths]
-                found = Batch(batch.name, left, batch.erased | {_digest(case, file) for file in gone}, batch.uri)
+                found = Batch(
+                    batch.name, left, batch.erased | {_digest(case, file) for file in gone}, batch.uri
+                )
                 before = store.read_pointer(f"{case}/{kind}/{batch.name}") or {}
                 recorded = _recorded(found, [line_of(file) for file in left])
                 lease.require()
-                store.write_pointer(f"{case}/{kind}/{batch.name}", {**recorded, "cut_at": before.get("cut_at", recorded["cut_at"])})
+                store.write_pointer(
+                    f"{case}/{kind}/{batch.name}",
+                    {**recorded, "cut_at": before.get("cut_at", recorded["cut_at"])},
+                )
                 _memory.pop((store.url, case, kind, batch.name), None)
                 num_changed += 1
     return num_changed
 
 
 def _digest(case: str, file: SourceFile) -> str:
-    return hmac.digest(f"{case}/file".encode(), line_of(file).encode("utf-8", "surrogatepass"), "sha256").hex()
+    return hmac.digest(
+        f"{case}/file".encode(), line_of(file).encode("utf-8", "surrogatepass"), "sha256"
+    ).hex()
 
 
 def _number(batch: Batch) -> int:
@@ -210,7 +232,9 @@ def _number(batch: Batch) -> int:
 
 
 def _recorded(batch: Batch, lines: list[str]) -> dict[str, Any]:
-    """Return a batch as it is kept: a line a file, so that a person can read it and 100,000 are parsed at once."""
+    """Return a batch as it is kept: a line a file, so that a person can read it and 100,000 are parsed at
+    once.
+    """
     return {
         "name": batch.name,
         "cut_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -235,13 +259,19 @@ def file_of(line: str) -> SourceFile:
 
 
 def _parse(data: dict[str, Any]) -> Batch:
-    return Batch(data["name"], [file_of(line) for line in data["files"]], frozenset(data.get("erased", ())), data["uri"])
+    return Batch(
+        data["name"],
+        [file_of(line) for line in data["files"]],
+        frozenset(data.get("erased", ())),
+        data["uri"],
+    )
 
 
 class _Memory(dict[tuple[str, str, str, str], Batch]):
     """Batches that this process has read, by store, case, kind and name: about 250 bytes a file.
 
-    A batch only ever loses files (see `forget`) once it is recorded, and a tick over a store on S3 must not fetch thousands of them again.
+    A batch only ever loses files (see `forget`) once it is recorded, and a tick over a store on S3 must not
+    fetch thousands of them again.
     """
 
     max_files = 2_000_000
@@ -261,7 +291,9 @@ _memory = _Memory()
 
 
 def _ledger(case: str, kind: Kind) -> str:
-    """Return the name of the lease that keeps sensors and runs, on whatever machines, from cutting the same files at the same time."""
+    """Return the name of the lease that keeps sensors and runs, on whatever machines, from cutting the same
+    files at the same time.
+    """
     return f"{case}/{kind}"
 
 
@@ -279,7 +311,9 @@ def _bounded(files: list[SourceFile], settings: DocumentsSettings) -> Iterator[l
 
 
 def is_delivered(where: Source | Path, batch: Batch) -> bool:
-    """Return whether any file of a batch is still there as it was cut: a rewritten one is in a newer batch."""
+    """Return whether any file of a batch is still there as it was cut: a rewritten one is in a newer
+    batch.
+    """
     source = Folder(where) if isinstance(where, Path) else where
     if not batch.files:
         return False

@@ -1,7 +1,8 @@
 """delivery: new files at a use case's source, found by listing or by events, are recorded in the ledger.
 
-A look is bounded, as a sensor's must be. Of a bucket it lists some pages; the next look continues from there, and after the end it
-starts again. The position only says where to look next: the ledger alone decides what is new.
+A look is bounded, as a sensor's must be. Of a bucket it lists some pages; the next look continues from there,
+and after the end it starts again. The position only says where to look next: the ledger alone decides what is
+new.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
 
 #: Records what is new of the files that a look found, and returns the batches.
 _Record = Callable[[Sequence[SourceFile]], list[Batch]]
-#: With a queue the prefix is still listed at first, and again after this time: for earlier objects, and events that were lost.
+#: With a queue the prefix is still listed at first, and again after this time: for earlier objects, and
+#: events that were lost.
 LISTING_SECONDS = 24 * 3600
-#: Pages of 1,000 keys that one look at a bucket lists: each costs nearly 0.1 CPU seconds, and as long or longer for the server.
+#: Pages of 1,000 keys that one look at a bucket lists: each costs nearly 0.1 CPU seconds, and as long or
+#: longer for the server.
 PAGES_A_LOOK = 5
 
 
@@ -50,7 +53,8 @@ class Look:
     skipped: Mapping[str, str] = field(default_factory=dict)
     #: The listing of a bucket has not reached its end; the next look goes on.
     goes_on: bool = False
-    #: What the next window has so far, which one of the notes says as well; empty where each file is a window.
+    #: What the next window has so far, which one of the notes says as well; empty where each file is a
+    #: window.
     open_window: str = ""
 
 
@@ -61,18 +65,24 @@ def source_of(use_case: UseCase, kind: Kind = "batch") -> Source:
     assert path is not None, "a use case without monitoring has no windows"
     documents = settings.documents
     any_ending = reads_any_ending(documents.format)
-    return open_source(path, use_case.project_root, follow_links=documents.follow_links, any_ending=any_ending)
+    return open_source(
+        path, use_case.project_root, follow_links=documents.follow_links, any_ending=any_ending
+    )
 
 
 def bounds_of(use_case: UseCase, kind: Kind = "batch") -> DocumentsSettings:
-    """Return the settings that files are cut by: each production file is a window of its own, unless `monitoring.window` says otherwise."""
+    """Return the settings that files are cut by: each production file is a window of its own, unless
+    `monitoring.window` says otherwise.
+    """
     settings = use_case.settings.documents
     if kind == "batch" or use_case.settings.monitoring.window is not None:
         return settings
     return settings.model_copy(update={"max_batch_files": 1})
 
 
-def look(store: Store, use_case: UseCase, kind: Kind = "batch", *, whole: bool = False, now: float | None = None) -> Look:
+def look(
+    store: Store, use_case: UseCase, kind: Kind = "batch", *, whole: bool = False, now: float | None = None
+) -> Look:
     """Cut what is new at the source into batches and record them.
 
     Args:
@@ -102,13 +112,16 @@ def look(store: Store, use_case: UseCase, kind: Kind = "batch", *, whole: bool =
 def last_arrival(store: Store, case: str, kind: Kind, now: float) -> float:
     """Return when something new came that a look has found, in seconds since the epoch; 0 if nothing did.
 
-    That is when the newest batch (or window) was recorded, or when the newest file arrived that waits for the rest of its window. What is
-    dated in the future is not counted: it would hide that nothing comes.
+    That is when the newest batch (or window) was recorded, or when the newest file arrived that waits for the
+    rest of its window. What is dated in the future is not counted: it would hide that nothing comes.
 
     Args:
         now: seconds since the epoch.
     """
-    times = [store.last_written(f"pointers/{case}/{kind}"), *(open_since(store, case) if kind == "window" else [])]
+    times = [
+        store.last_written(f"pointers/{case}/{kind}"),
+        *(open_since(store, case) if kind == "window" else []),
+    ]
     return max((at for at in times if at <= now), default=0.0)
 
 
@@ -138,7 +151,9 @@ def _look(
     counts, num_kept_out = leftovers.count(source.others), len(source.kept_out)
     leftovers.remember(store, case, kind, counts, len(settled) + len(unsettled), num_kept_out)
     waiting = batches.num_new(store, case, unsettled, kind)
-    note = f"{waiting:,} file(s) written to within the last {bounds.settle_seconds:g} s wait for the next look"
+    note = (
+        f"{waiting:,} file(s) written to within the last {bounds.settle_seconds:g} s wait for the next look"
+    )
     notes = [note] if waiting else [] if settled or unsettled else ["there is no document that can be read"]
     return _look_of(cut, waiting, notes, source)
 
@@ -162,15 +177,25 @@ def left_in_place(others: Sequence[str], *, named: bool) -> list[str]:
     """
     most = sorted(leftovers.by_ending(others).items(), key=lambda item: (-len(item[1]), item[0]))
     shown = [
-        f"{len(paths):,} {ending}" + (f" ({', '.join(paths[:2])}{', ...' if len(paths) > 2 else ''})" if named else "")
+        f"{len(paths):,} {ending}"
+        + (f" ({', '.join(paths[:2])}{', ...' if len(paths) > 2 else ''})" if named else "")
         for ending, paths in most[:5]
     ]
     more = f" and {len(most) - 5:,} more endings" if len(most) > 5 else ""
-    return [f"{len(others):,} file(s) are left in place because their endings are not read: {', '.join(shown)}{more}"] if others else []
+    return (
+        [
+            f"{len(others):,} file(s) are left in place because their endings are not read:"
+            f" {', '.join(shown)}{more}"
+        ]
+        if others
+        else []
+    )
 
 
 def kept_out(paths: Sequence[str], *, named: bool) -> list[str]:
-    """Return one line that counts the files of test splits; none where there is none. `named`: with the first one, on a terminal."""
+    """Return one line that counts the files of test splits; none where there is none. `named`: with the first
+    one, on a terminal.
+    """
     first = f" ({shown_path(paths[0])})" if named and paths else ""
     return [f"{len(paths):,} file(s) of test splits are kept out of training{first}"] if paths else []
 
@@ -187,7 +212,10 @@ def skipped(why: Mapping[str, str], *, named: bool) -> list[str]:
     shown = [f"{shown_path(path)} ({reason})" for path, reason in sorted(why.items())[:5]]
     more = f" and {len(why) - 5:,} more" if len(why) > 5 else ""
     counted = [f"{number:,} ({reason})" for reason, number in Counter(why.values()).most_common()]
-    return [f"{len(why):,} entries of the folder are skipped: {'; '.join(shown) + more if named else '; '.join(counted)}"]
+    return [
+        f"{len(why):,} entries of the folder are skipped:"
+        f" {'; '.join(shown) + more if named else '; '.join(counted)}"
+    ]
 
 
 def _list_on(
@@ -213,11 +241,18 @@ def _list_on(
         return [], []
     files, after = source.listed(position["after"], PAGES_A_LOOK)
     cut = record(files)
-    new = {"place": place, "after": after, "ended_at": (position["ended_at"] if after else now) if every else None}
+    new = {
+        "place": place,
+        "after": after,
+        "ended_at": (position["ended_at"] if after else now) if every else None,
+    }
     # If there are more files than one look may record, these pages are listed again.
     if len(cut) < batches.MAX_CUTS:
         left = leftovers.added(position.get("left", {}), leftovers.count(source.others))
-        num_read, num_kept_out = position.get("num_read", 0) + len(files), position.get("num_kept_out", 0) + len(source.kept_out)
+        num_read, num_kept_out = (
+            position.get("num_read", 0) + len(files),
+            position.get("num_kept_out", 0) + len(source.kept_out),
+        )
         if after:
             new |= {"left": left, "num_read": num_read, "num_kept_out": num_kept_out}
         else:
@@ -241,10 +276,13 @@ def _look_at_events(
     received = queue.receive()
     while recorded := record(received.files):
         cut += recorded
-    # Messages are deleted once their objects are in the ledger; after a crash in between they come again and are known.
+    # Messages are deleted once their objects are in the ledger; after a crash in between they come again and
+    # are known.
     queue.delete(received)
     notes = {
         "object(s) named by events are outside of it or have another ending": received.num_outside,
         "message(s) of the queue are no S3 events and stay there": received.num_unknown,
     }
-    return _look_of(cut, 0, [*(f"{number:,} {what}" for what, number in notes.items() if number), *listed], source)
+    return _look_of(
+        cut, 0, [*(f"{number:,} {what}" for what, number in notes.items() if number), *listed], source
+    )

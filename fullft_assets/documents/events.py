@@ -1,6 +1,7 @@
 """An SQS queue of a bucket's S3 events: which objects arrived, without listing the prefix.
 
-Understood are S3's own notifications, the same wrapped by SNS, and EventBridge's events. An event only names an
+Understood are S3's own notifications, the same wrapped by SNS, and EventBridge's events. An event only names
+an
 object: the object is looked at as it is now, so repeated, late and disordered events do no harm.
 """
 
@@ -42,7 +43,9 @@ class Received:
 
 
 class EventQueue:
-    """A queue that gets the events of one prefix; its messages are removed when `delete` is called, not before."""
+    """A queue that gets the events of one prefix; its messages are removed when `delete` is called, not
+    before.
+    """
 
     def __init__(self, url: str, prefix: S3Prefix):
         self.url, self.prefix = url, prefix
@@ -50,7 +53,8 @@ class EventQueue:
             self._client = _client(url)
 
     def receive(self, most: int = MAX_MESSAGES) -> Received:
-        """Receive messages until the queue seems empty or `most` are in hand, and look at the objects that they name.
+        """Receive messages until the queue seems empty or `most` are in hand, and look at the objects that
+        they name.
 
         Raises:
             DataError: the queue is not there, may not be read or cannot be reached.
@@ -66,7 +70,8 @@ class EventQueue:
         start = f"{self.prefix.uri}/"
         paths = self.prefix.documents_among(url.removeprefix(start) for url in named if url.startswith(start))
         received.num_outside = len(named) - len(paths)
-        # An object that is gone by now was deleted or will come again; one that may not be read is named once the prefix is listed.
+        # An object that is gone by now was deleted or will come again; one that may not be read is named once
+        # the prefix is listed.
         received.files = sorted(file for file in self.prefix.statuses(paths).values() if file is not None)
         return received
 
@@ -75,7 +80,9 @@ class EventQueue:
         with _one_line_errors(self.url):
             for start in range(0, len(received.handles), _PER_REQUEST):
                 handles = received.handles[start : start + _PER_REQUEST]
-                entries = [{"Id": str(number), "ReceiptHandle": handle} for number, handle in enumerate(handles)]
+                entries = [
+                    {"Id": str(number), "ReceiptHandle": handle} for number, handle in enumerate(handles)
+                ]
                 self._client.delete_message_batch(QueueUrl=self.url, Entries=entries)
 
     def _messages(self, most: int) -> Iterator[dict[str, Any]]:
@@ -83,7 +90,9 @@ class EventQueue:
         while len(seen) < most:
             with _one_line_errors(self.url):
                 answer = self._client.receive_message(
-                    QueueUrl=self.url, MaxNumberOfMessages=min(_PER_REQUEST, most - len(seen)), WaitTimeSeconds=_WAIT_SECONDS
+                    QueueUrl=self.url,
+                    MaxNumberOfMessages=min(_PER_REQUEST, most - len(seen)),
+                    WaitTimeSeconds=_WAIT_SECONDS,
                 )
             # A queue that shows messages again at once would be read round and round.
             new = [message for message in answer.get("Messages", ()) if message["MessageId"] not in seen]
@@ -119,7 +128,9 @@ def _client(url: str) -> BaseClient:
     parts = urlsplit(url)
     aws = re.fullmatch(r"(?:sqs\.)?([a-z0-9-]+)\.(?:queue\.)?amazonaws\.com(?:\.cn)?", parts.hostname or "")
     # The queue's own URL names its server: AWS_ENDPOINT_URL may name another server, for S3.
-    return boto3.client("sqs", endpoint_url=f"{parts.scheme}://{parts.netloc}", region_name=aws[1] if aws else None)
+    return boto3.client(
+        "sqs", endpoint_url=f"{parts.scheme}://{parts.netloc}", region_name=aws[1] if aws else None
+    )
 
 
 @contextmanager

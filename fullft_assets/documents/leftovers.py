@@ -24,7 +24,9 @@ _ENDING = re.compile(r"(\.[a-z0-9]{1,8}){1,2}")
 
 
 def by_ending(paths: Sequence[str]) -> dict[str, list[str]]:
-    """Return paths by their ending (with that of a compression), sorted; a name that is no text is escaped."""
+    """Return paths by their ending (with that of a compression), sorted; a name that is no text is
+    escaped.
+    """
     named: dict[str, list[str]] = {}
     for path in sorted(map(shown_path, paths)):
         last = PurePosixPath(path.lower()).suffix
@@ -43,7 +45,9 @@ def added(counts: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
     return dict(Counter(counts) + Counter(more))
 
 
-def remember(store: Store, case: str, kind: Kind, counts: Mapping[str, int], num_read: int, num_kept_out: int) -> None:
+def remember(
+    store: Store, case: str, kind: Kind, counts: Mapping[str, int], num_read: int, num_kept_out: int
+) -> None:
     """Write what a complete look at the source found, where it is not what the last one found."""
     found = {"by_ending": dict(counts), "num_read": num_read, "num_kept_out": num_kept_out}
     if store.read_pointer(_pointer(case, kind)) != found:
@@ -51,7 +55,9 @@ def remember(store: Store, case: str, kind: Kind, counts: Mapping[str, int], num
 
 
 def check(store: Store, case: str, kind: Kind = "batch") -> CheckOutcome:
-    """Return whether all delivered files are read, by the last complete look: a warning if not, an error if none is read."""
+    """Return whether all delivered files are read, by the last complete look: a warning if not, an error if
+    none is read.
+    """
     found = store.read_pointer(_pointer(case, kind)) or {"by_ending": {}, "num_read": 0, "num_kept_out": 0}
     counts: dict[str, int] = found["by_ending"]
     most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
@@ -65,8 +71,17 @@ def check(store: Store, case: str, kind: Kind = "batch") -> CheckOutcome:
         passed=not num_left,
         # Files that were read once may have been removed since, and their batches go on.
         severity="error" if num_left and not num_read and not list_batches(store, case, kind) else "warn",
-        description=f"{num_left:,} of {num_left + num_read:,} files are not read: {named}; convert or remove them" if num_left else "",
-        metadata={"num_read": num_read, "num_not_read": num_left, "not_read_by_ending": shown, "num_in_test_splits": found["num_kept_out"]},
+        description=(
+            f"{num_left:,} of {num_left + num_read:,} files are not read: {named}; convert or remove them"
+            if num_left
+            else ""
+        ),
+        metadata={
+            "num_read": num_read,
+            "num_not_read": num_left,
+            "not_read_by_ending": shown,
+            "num_in_test_splits": found["num_kept_out"],
+        },
     )
 
 

@@ -1,4 +1,6 @@
-"""What the manifest of a batch's raw documents (or of a window's production documents) contains beside its files."""
+"""What the manifest of a batch's raw documents (or of a window's production documents) contains beside its
+files.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""documents: delivered files -> batches -> raw documents, traceable to file and row; unchanged, but for personal data that is masked.
+"""documents: delivered files -> batches -> raw documents, traceable to file and row; unchanged, but for
+personal data that is masked.
 
 A *batch* is a bounded set of files, cut once and recorded in the store; what is in no batch is new,
 whatever its name or time. The same ledger cuts production documents into *windows*.
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
 VERSION = "10"
 READABLE = CheckSpec("files_are_readable", "Every file could be read.")
 PAGES_HAVE_TEXT = CheckSpec("pages_have_text", "Every page of the PDFs has text.")
-ENCODINGS_AGREE = CheckSpec("encodings_agree", "The files whose encoding was detected are in the encoding of most files of the batch.")
+ENCODINGS_AGREE = CheckSpec(
+    "encodings_agree", "The files whose encoding was detected are in the encoding of most files of the batch."
+)
 #: A window is one file, or a few of one feed: their encodings have none, or only each other, to agree with.
 WINDOW_CHECKS = (READABLE, PAGES_HAVE_TEXT)
 CHECKS = (*WINDOW_CHECKS, ENCODINGS_AGREE)
@@ -56,8 +59,9 @@ _MOST_REMEMBERED = 20
 def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Manifest:
     """Write a batch's raw documents (a window's production documents) as an artifact.
 
-    A file counts as it was when the batch was cut. If it was deleted or rewritten since, the rows read at its delivery are used, provided
-    that they have what today's settings ask for; else the file is excluded and named. So a batch that was read once never blocks the
+    A file counts as it was when the batch was cut. If it was deleted or rewritten since, the rows read at its
+    delivery are used, provided that they have what today's settings ask for; else the file is excluded and
+    named. So a batch that was read once never blocks the
     others: at worst it is empty.
 
     Raises:
@@ -67,7 +71,14 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
     source = source_of(use_case, kind)
     pinned = {"version": VERSION, "settings": key_settings(use_case, kind), "seed": settings.seed}
     log = settings.monitoring.log if kind == "window" else None
-    plan = _Plan(source, batch, lambda: [_Before(made, pinned["settings"]) for made in _read_before(store, use_case.name, name, kind)], log)
+    plan = _Plan(
+        source,
+        batch,
+        lambda: [
+            _Before(made, pinned["settings"]) for made in _read_before(store, use_case.name, name, kind)
+        ],
+        log,
+    )
 
     def write(draft: Draft) -> Outcome:
         import pyarrow.parquet as pq
@@ -86,7 +97,11 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
             num_malformed=len(table) - table["problem"].null_count,
             num_erased=num_erased,
             num_masked=num_masked,
-            files={file.path: file.mtime_ns for file in batch.files if shown_path(file.path) not in read.unreadable},
+            files={
+                file.path: file.mtime_ns
+                for file in batch.files
+                if shown_path(file.path) not in read.unreadable
+            },
             encodings=read.encodings,
             num_files_by_encoding=dict(read.num_files_by_encoding.most_common()),
             taken_away=plan.taken_away or None,
@@ -104,10 +119,16 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
 
 
 def _format_versions(batch: Batch, chosen: str) -> dict[str, Any]:
-    """Return the versions of the batch's formats that have one, as an input of the artifact's key; ours are part of this stage's `VERSION`."""
+    """Return the versions of the batch's formats that have one, as an input of the artifact's key; ours are
+    part of this stage's `VERSION`.
+    """
     names = {chosen} if chosen != "auto" else {name_of_format(file.path) for file in batch.files}
     versions = {name: FORMATS.get(name).version for name in sorted(filter(None, names))}
-    return {"formats": found} if (found := {name: version for name, version in versions.items() if version}) else {}
+    return (
+        {"formats": found}
+        if (found := {name: version for name, version in versions.items() if version})
+        else {}
+    )
 
 
 def _stage(kind: Kind) -> str:
@@ -115,7 +136,9 @@ def _stage(kind: Kind) -> str:
 
 
 def _remember(store: Store, made: Manifest, name: str) -> None:
-    """Record that these are raw documents of a batch. Those made with other settings stay recorded: the settings may be changed back."""
+    """Record that these are raw documents of a batch. Those made with other settings stay recorded: the
+    settings may be changed back.
+    """
 
     def add(found: dict[str, Any] | None) -> dict[str, Any] | None:
         keys = (found or {"keys": []})["keys"]
@@ -150,11 +173,15 @@ class _Before:
     def wanting(self) -> list[str]:
         """The settings that ask for something that these rows do not have."""
         was = self.made.settings
-        changed = [name for name, value in self.settings.items() if was.get(name) != value and name not in _HOW_READ]
+        changed = [
+            name for name, value in self.settings.items() if was.get(name) != value and name not in _HOW_READ
+        ]
         return [name for name in changed if name not in _DROPPABLE or self.settings[name] is not None]
 
     def pin(self, path: str) -> str:
-        """Return what pins the rows of a file: the digest of the file, and what it was read with where that is not today's."""
+        """Return what pins the rows of a file: the digest of the file, and what it was read with where that
+        is not today's.
+        """
         found: str = self.made.inputs["files"][path]
         if (self.made.version, self.made.settings) == (VERSION, self.settings):
             return found
@@ -165,10 +192,14 @@ class _Before:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        table = pq.read_table(store.folder(self.made) / "documents.parquet", filters=[("source", "in", paths)], schema=columns)
+        table = pq.read_table(
+            store.folder(self.made) / "documents.parquet", filters=[("source", "in", paths)], schema=columns
+        )
         for name in _DROPPABLE:
             if self.settings[name] is None:
-                table = table.set_column(table.column_names.index(name), columns.field(name), pa.nulls(len(table), pa.string()))
+                table = table.set_column(
+                    table.column_names.index(name), columns.field(name), pa.nulls(len(table), pa.string())
+                )
         return table
 
 
@@ -182,10 +213,16 @@ class _Plan:
         log: the fields of what a model answered, where the rows have them.
     """
 
-    def __init__(self, source: Source, batch: Batch, read_before: Callable[[], list[_Before]], log: LogSettings | None):
+    def __init__(
+        self, source: Source, batch: Batch, read_before: Callable[[], list[_Before]], log: LogSettings | None
+    ):
         self.source, self.log, self.columns = source, log, schema(is_logged=log is not None)
         #: Files that are excluded without being read, and why.
-        self.unreadable = {shown_path(file.path): "its name is not UTF-8; rename it" for file in batch.files if not _is_unicode(file.path)}
+        self.unreadable = {
+            shown_path(file.path): "its name is not UTF-8; rename it"
+            for file in batch.files
+            if not _is_unicode(file.path)
+        }
         files = [file for file in batch.files if _is_unicode(file.path)]
         current = source.statuses(file.path for file in files)
         self.as_cut = [file for file in files if current[file.path] == file]
@@ -193,7 +230,11 @@ class _Plan:
         before = read_before() if others else []
         earlier = {file.path: [each for each in before if file.path in each.files] for file in others}
         #: Of what is not there as it was cut, where its rows are taken from.
-        self.carried = {path: fits[0] for path, found in earlier.items() if (fits := [each for each in found if not each.wanting])}
+        self.carried = {
+            path: fits[0]
+            for path, found in earlier.items()
+            if (fits := [each for each in found if not each.wanting])
+        }
         others = [file for file in others if file.path not in self.carried]
         #: What is read by another batch, as it is by now: nothing is wrong with it.
         self.changed = {file.path for file in others if current[file.path] is not None}
@@ -211,7 +252,8 @@ class _Plan:
         return found | {file.path: "missing" for file in self.missing} | self.unreadable
 
     def read(self, store: Store, use_case: UseCase) -> ReadBatch:
-        """Return what the batch's files contain; those that are excluded without being read are among the unreadable ones.
+        """Return what the batch's files contain; those that are excluded without being read are among the
+        unreadable ones.
 
         Raises:
             DataError: not one of the files can be read.
@@ -226,7 +268,9 @@ class _Plan:
         for ref in dict.fromkeys(before.made.ref for before in self.carried.values()):
             paths = [path for path, before in self.carried.items() if before.made.ref == ref]
             parts.append(self.carried[paths[0]].rows(store, paths, self.columns))
-        return replace(read, table=pa.concat_tables([read.table, *parts]), unreadable=self.unreadable | read.unreadable)
+        return replace(
+            read, table=pa.concat_tables([read.table, *parts]), unreadable=self.unreadable | read.unreadable
+        )
 
     def _read_files(self, files: list[SourceFile], use_case: UseCase, store_url: str) -> ReadBatch:
         settings = use_case.settings
@@ -241,7 +285,8 @@ class _Plan:
                 self.log,
             )
         except DataError:
-            # Half a file that was being rewritten may look like anything; what it has become is read by itself.
+            # Half a file that was being rewritten may look like anything; what it has become is read by
+            # itself.
             changed = self._changed()
             if len(changed) < len(files):
                 raise
@@ -250,7 +295,11 @@ class _Plan:
 
     def _changed(self) -> dict[str, str]:
         current = self.source.statuses(file.path for file in self.as_cut)
-        changed = {file.path: f"changed while it was read; {_CHANGED}" for file in self.as_cut if current[file.path] != file}
+        changed = {
+            file.path: f"changed while it was read; {_CHANGED}"
+            for file in self.as_cut
+            if current[file.path] != file
+        }
         self.changed |= changed.keys()
         return changed
 
@@ -268,7 +317,18 @@ def key_settings(use_case: UseCase, kind: Kind = "batch") -> dict[str, Any]:
     """Return the settings that shape the raw documents, or a window's production documents."""
     settings = use_case.settings
     chosen = settings.documents.model_dump(
-        include={"format", "records", "text", "id", "annotator", "time", "encoding", "missing_values", "reference_buckets", *_OF_FORMATS}
+        include={
+            "format",
+            "records",
+            "text",
+            "id",
+            "annotator",
+            "time",
+            "encoding",
+            "missing_values",
+            "reference_buckets",
+            *_OF_FORMATS,
+        }
     )
     masked = {"masked": kinds} if (kinds := masked_kinds(use_case)) else {}
     log = settings.monitoring.log if kind == "window" else None
@@ -278,7 +338,8 @@ def key_settings(use_case: UseCase, kind: Kind = "batch") -> dict[str, Any]:
 
 
 def masked_kinds(use_case: UseCase) -> list[str] | None:
-    """Return the kinds of personal data that are masked in the raw rows that are kept, and what pins the pipeline where one finds some.
+    """Return the kinds of personal data that are masked in the raw rows that are kept, and what pins the
+    pipeline where one finds some.
 
     None: the rows are kept as delivered.
     """
@@ -289,7 +350,9 @@ def masked_kinds(use_case: UseCase) -> list[str] | None:
 
 
 def _masked(table: pa.Table, use_case: UseCase) -> tuple[pa.Table, int]:
-    """Return the rows as they are kept, those of earlier readings among them, and in how many personal data was masked."""
+    """Return the rows as they are kept, those of earlier readings among them, and in how many personal data
+    was masked.
+    """
     if masked_kinds(use_case) is None:
         return table, 0
     found = search_of(use_case).find_all(table["text"])
@@ -301,7 +364,9 @@ def was_kept(store: Store, case: str, name: str, kind: Kind = "batch") -> bool:
     return store.read_pointer(f"latest/{case}/{_stage(kind)}/{name}") is not None
 
 
-def _readable_check(source: Source, batch: Batch, unreadable: dict[str, str], changed: set[str]) -> CheckOutcome:
+def _readable_check(
+    source: Source, batch: Batch, unreadable: dict[str, str], changed: set[str]
+) -> CheckOutcome:
     wrong = [path for path in unreadable if path not in changed]
     named = [*wrong, *(path for path in unreadable if path in changed)]
     places = "; ".join(f"{alias(path)}: {unreadable[path]}" for path in named[:5])
@@ -310,23 +375,36 @@ def _readable_check(source: Source, batch: Batch, unreadable: dict[str, str], ch
         name=READABLE.name,
         passed=not wrong,
         severity="warn",
-        description=f"{source.uri}: {places}{more}{'; fix and deliver again' if wrong else ''}" if named else "",
+        description=(
+            f"{source.uri}: {places}{more}{'; fix and deliver again' if wrong else ''}" if named else ""
+        ),
         metadata={"num_files": len(batch.files), "num_unreadable": len(wrong), "num_changed": len(changed)},
     )
 
 
 def _encodings_check(source: Source, read: ReadBatch) -> CheckOutcome:
     # What is ASCII fits the others.
-    numbers = Counter({name: number for name, number in read.num_files_by_encoding.items() if name != encodings.ASCII})
+    numbers = Counter(
+        {name: number for name, number in read.num_files_by_encoding.items() if name != encodings.ASCII}
+    )
     usual = max(numbers.values(), default=0)
-    rare = {path: name for path, name in read.encodings.items() if path in read.detected and numbers[name] < usual}
-    by_name = {name: [path for path, found in rare.items() if found == name] for name in sorted(set(rare.values()))}
+    rare = {
+        path: name for path, name in read.encodings.items() if path in read.detected and numbers[name] < usual
+    }
+    by_name = {
+        name: [path for path, found in rare.items() if found == name] for name in sorted(set(rare.values()))
+    }
     found = "; ".join(f"{len(paths):,} in {name} ({alias(paths[0])})" for name, paths in by_name.items())
     return CheckOutcome(
         name=ENCODINGS_AGREE.name,
         passed=not rare,
         severity="warn",
-        description=f"detected in few files: {found}; look at these rows, and set documents.encoding where it is wrong" if rare else "",
+        description=(
+            f"detected in few files: {found}; look at these rows, and set documents.encoding where it is"
+            " wrong"
+            if rare
+            else ""
+        ),
         metadata={"num_files": len(rare)},
     )
 

@@ -1,6 +1,7 @@
 """Delivered files -> a table with one row a record, malformed ones included.
 
-A file is read to its end or not at all: one that cannot be read is named with the reason, and the others are read.
+A file is read to its end or not at all: one that cannot be read is named with the reason, and the others are
+read.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ Take = Callable[[Iterator[tuple[int, Record]], Format, Reading], T]
 _PENDING_ROWS = 8192
 _PENDING_CHARACTERS = 2**25
 _JOINED_BATCHES = 1_000
-#: What the rows of a batch may take in memory, or twice its size as delivered, whichever is more: each of its archives alone is bounded too.
+#: What the rows of a batch may take in memory, or twice its size as delivered, whichever is more: each of its
+#: archives alone is bounded too.
 MAX_BATCH_BYTES = 4 * 2**30
 
 
@@ -63,7 +65,8 @@ class ReadBatch:
     unreadable: dict[str, str] = field(default_factory=dict)
     #: Encodings of the text files that are neither UTF-8 nor ASCII, by path.
     encodings: dict[str, str] = field(default_factory=dict)
-    #: Those of them that were detected: neither a byte order mark nor a setting nor the file itself names them.
+    #: Those of them that were detected: neither a byte order mark nor a setting nor the file itself names
+    #: them.
     detected: frozenset[str] = frozenset()
     #: Text files by encoding.
     num_files_by_encoding: Counter[str] = field(default_factory=Counter)
@@ -81,7 +84,9 @@ class ReadBatch:
             table=self.table.filter(~pc.field("source").isin(list(unreadable))),
             unreadable={**self.unreadable, **unreadable},
             encodings={path: name for path, name in self.encodings.items() if path not in unreadable},
-            pages_without_text={path: number for path, number in self.pages_without_text.items() if path not in unreadable},
+            pages_without_text={
+                path: number for path, number in self.pages_without_text.items() if path not in unreadable
+            },
         )
 
 
@@ -113,7 +118,10 @@ def read_documents(
         SettingsError: `documents.encoding` is no encoding.
     """
     if documents.encoding is not None and not encodings.is_encoding(documents.encoding):
-        raise SettingsError(f"documents.encoding: `{documents.encoding}` is no encoding; give one such as cp1252, or leave it out")
+        raise SettingsError(
+            f"documents.encoding: `{documents.encoding}` is no encoding; give one such as cp1252, or leave"
+            " it out"
+        )
     read: dict[str, str | None] = {}
     unreadable: dict[str, str] = {}
     undecided: dict[SourceFile, Scores] = {}
@@ -126,8 +134,12 @@ def read_documents(
         def read_file(file: SourceFile, decide: Callable[[Scores], str | None]) -> None:
             nonlocal room
 
-            def collect(records: Iterator[tuple[int, Record]], meaning: Format, reading: Reading) -> list[pa.RecordBatch]:
-                return _collect(_counted(meaning.rows(records, reading), file.path, pages), file, columns, room, bound)
+            def collect(
+                records: Iterator[tuple[int, Record]], meaning: Format, reading: Reading
+            ) -> list[pa.RecordBatch]:
+                return _collect(
+                    _counted(meaning.rows(records, reading), file.path, pages), file, columns, room, bound
+                )
 
             try:
                 with source.local(file.path) as path:
@@ -146,9 +158,14 @@ def read_documents(
             read_file(file, lambda _, encoding=encoding: encoding)
     if unreadable and len(unreadable) == len(batch.files) and not may_be_empty:
         path, why = next(iter(unreadable.items()))
-        raise DataError(f"{source.uri.rstrip('/')}: {alias(path)} cannot be read ({why}); fix the file and deliver it again")
+        raise DataError(
+            f"{source.uri.rstrip('/')}: {alias(path)} cannot be read ({why}); fix the file and deliver it"
+            " again"
+        )
     in_order = {file.path: read[file.path] for file in batch.files if file.path in read}
-    names = {path: "utf-8" if name == "utf-8-sig" else name for path, name in in_order.items() if name is not None}
+    names = {
+        path: "utf-8" if name == "utf-8-sig" else name for path, name in in_order.items() if name is not None
+    }
     return ReadBatch(
         rows.table(in_order),
         unreadable,
@@ -160,7 +177,9 @@ def read_documents(
 
 
 class _Rows:
-    """The rows of files, joined a thousand record batches at a time: one of a small file takes 17 KB beside its rows."""
+    """The rows of files, joined a thousand record batches at a time: one of a small file takes 17 KB beside
+    its rows.
+    """
 
     def __init__(self, columns: pa.Schema) -> None:
         self._columns = columns
@@ -194,7 +213,9 @@ class _Rows:
         table, paths = pa.concat_tables(self._joined), list(paths)
         if paths == list(self._places):
             return table
-        return pa.concat_tables([self._columns.empty_table(), *(table.slice(*self._places[path]) for path in paths)])
+        return pa.concat_tables(
+            [self._columns.empty_table(), *(table.slice(*self._places[path]) for path in paths)]
+        )
 
 
 class _Undecided(Exception):
@@ -210,15 +231,16 @@ def _wait(scores: Scores) -> str | None:
 
 
 class FileReader:
-    """Reads files of a source one after the other. A context: what the files of a format share is closed at its end.
+    """Reads files of a source one after the other. A context: what the files of a format share is closed at
+    its end.
 
     Args:
         source: where the files are delivered.
         documents: formats, encoding and field names.
         examples: the task, and the fields of label, group and domain.
         all_fields: read all fields of a record, not only those that its row needs.
-        look_rows: a quick look: of a table about so many rows are read, from all over it, and of a reference only whether it may be read; its
-            text is empty. Default: everything is read.
+        look_rows: a quick look: of a table about so many rows are read, from all over it, and of a reference
+            only whether it may be read; its text is empty. Default: everything is read.
         out_of_reach: the URL below which no reference of a file is followed.
         log: the fields of what a model answered, where rows have them.
     """
@@ -245,12 +267,15 @@ class FileReader:
     def __enter__(self) -> FileReader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._shared.clear()
         self._stack.close()
 
     def formats(self, file: Delivered) -> tuple[Format, Format]:
-        """Return how a file's records are written, and the format that defines what they mean; `auto` looks at its content as well.
+        """Return how a file's records are written, and the format that defines what they mean; `auto` looks
+        at its content as well.
 
         Raises:
             Unreadable: no format has the file's ending, or its content is certainly of none.
@@ -261,23 +286,30 @@ class FileReader:
             by_ending = format_of_content(file, by_ending, self._wanted)
         chosen = by_ending if self._documents.format == "auto" else self._documents.format
         if chosen is None:
-            raise Unreadable(f"no format has its ending {ending_of(file.name)}; install the package that registers it")
+            raise Unreadable(
+                f"no format has its ending {ending_of(file.name)}; install the package that registers it"
+            )
         meaning = FORMATS.get(chosen)
         if meaning.records is not None:
             return meaning, meaning
         return FORMATS.get(by_ending if by_ending in meaning.written_as else meaning.written_as[0]), meaning
 
-    def read(self, file: Delivered, take: Take[T], decide: Callable[[Scores], str | None] = encodings.alone) -> tuple[T, str | None]:
-        """Return what `take` makes of a file's records, and the encoding of its text (None where it is no text).
+    def read(
+        self, file: Delivered, take: Take[T], decide: Callable[[Scores], str | None] = encodings.alone
+    ) -> tuple[T, str | None]:
+        """Return what `take` makes of a file's records, and the encoding of its text (None where it is no
+        text).
 
-        `take` is called again where the text turns out to be in another encoding. `decide` returns the code page of a text that is
-        neither UTF-8 nor declared, by the score of each.
+        `take` is called again where the text turns out to be in another encoding. `decide` returns the code
+        page of a text that is neither UTF-8 nor declared, by the score of each.
 
         Raises:
             Unreadable: the file cannot be read to its end.
             OSError: it cannot be opened.
         """
-        with file.path.open("rb"):  # a folder, a dangling link or a missing right is reported alike for all formats
+        with file.path.open(
+            "rb"
+        ):  # a folder, a dangling link or a missing right is reported alike for all formats
             written, meaning = self.formats(file)
         if written.max_bytes is not None and file.path.stat().st_size > written.max_bytes:
             raise Unreadable(f"larger than {written.max_bytes // 2**20:,} MiB; split it")
@@ -305,7 +337,9 @@ class FileReader:
             return [self._references.refusal(name, reference) or "" for reference in references]
         return self._references.texts(name, references)
 
-    def _told_by_content(self, records: Iterator[tuple[int, Record]], otherwise: Format) -> tuple[Iterator[tuple[int, Record]], Format]:
+    def _told_by_content(
+        self, records: Iterator[tuple[int, Record]], otherwise: Format
+    ) -> tuple[Iterator[tuple[int, Record]], Format]:
         """Return all of the records, and the format that the first one looks like."""
         seen = []
         for numbered in records:
@@ -315,7 +349,11 @@ class FileReader:
         first = seen[-1][1] if seen else None
         meaning = otherwise
         if isinstance(first, dict):
-            fitting = (each for each in FORMATS.all().values() if each.looks_like is not None and each.looks_like(first, self._wanted))
+            fitting = (
+                each
+                for each in FORMATS.all().values()
+                if each.looks_like is not None and each.looks_like(first, self._wanted)
+            )
             meaning = next(fitting, otherwise)
         return chain(seen, records), meaning
 
@@ -325,7 +363,9 @@ class FileReader:
         return self._shared[kind]
 
 
-def _counted(numbered: Iterable[tuple[int, Row]], path: str, pages: Counter[str]) -> Iterator[tuple[int, Row]]:
+def _counted(
+    numbered: Iterable[tuple[int, Row]], path: str, pages: Counter[str]
+) -> Iterator[tuple[int, Row]]:
     """Yield rows, and count the pages without text of their documents."""
     for number, row in numbered:
         if without := row.pop(PAGES_WITHOUT_TEXT, 0):
@@ -333,7 +373,9 @@ def _counted(numbered: Iterable[tuple[int, Row]], path: str, pages: Counter[str]
         yield number, row
 
 
-def _collect(numbered: Iterable[tuple[int, Row]], file: SourceFile, columns: pa.Schema, room: int, bound: int) -> list[pa.RecordBatch]:
+def _collect(
+    numbered: Iterable[tuple[int, Row]], file: SourceFile, columns: pa.Schema, room: int, bound: int
+) -> list[pa.RecordBatch]:
     """Return the rows of a file as record batches of a schema.
 
     Raises:
@@ -345,8 +387,8 @@ def _collect(numbered: Iterable[tuple[int, Row]], file: SourceFile, columns: pa.
         room -= batches[-1].nbytes
         if room < 0:
             raise Unreadable(
-                f"the rows of its batch take more than {bound // 2**20:,} MiB; lower documents.max_batch_files or "
-                "documents.max_batch_bytes, and deliver it again"
+                f"the rows of its batch take more than {bound // 2**20:,} MiB; lower"
+                " documents.max_batch_files or documents.max_batch_bytes, and deliver it again"
             )
     return batches
 
@@ -379,5 +421,9 @@ def _batch(numbered: list[tuple[int, Row]], file: SourceFile, columns: pa.Schema
     for name in columns.names:
         if name not in made:
             type_ = columns.field(name).type
-            made[name] = pa.array([row.get(name) for _, row in numbered], type_) if name in used else pa.nulls(number_of_rows, type_)
+            made[name] = (
+                pa.array([row.get(name) for _, row in numbered], type_)
+                if name in used
+                else pa.nulls(number_of_rows, type_)
+            )
     return pa.RecordBatch.from_arrays([made[name] for name in columns.names], schema=columns)

@@ -1,4 +1,6 @@
-"""The texts that the rows of a manifest name: files of the delivery folder, or objects of the buckets that may be read."""
+"""The texts that the rows of a manifest name: files of the delivery folder, or objects of the buckets that
+may be read.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ _S3 = "s3://"
 
 
 class References:
-    """Fetches what references name. They are read with all rights of the run, so where they may point is bounded.
+    """Fetches what references name. They are read with all rights of the run, so where they may point is
+    bounded.
 
     Args:
         source: the delivery; its bucket may be read.
@@ -60,12 +63,16 @@ class References:
 
         with ThreadPoolExecutor(_FETCHERS) as pool:
             fetched = list(pool.map(fetch, references))
-        texts = iter(encodings.decode_all([data for data in fetched if isinstance(data, bytes)], self._encoding))
+        texts = iter(
+            encodings.decode_all([data for data in fetched if isinstance(data, bytes)], self._encoding)
+        )
         found = [next(texts) if isinstance(data, bytes) else data for data in fetched]
         return [OSError(str(text)) if isinstance(text, Unreadable) else text for text in found]
 
     def refusal(self, manifest: str, reference: str) -> OSError | None:
-        """Return why a reference cannot be read, as far as this is known without an answer of S3; None: nothing speaks against it."""
+        """Return why a reference cannot be read, as far as this is known without an answer of S3; None:
+        nothing speaks against it.
+        """
         try:
             if "://" in reference:
                 self._object(reference)
@@ -77,7 +84,9 @@ class References:
         return None
 
     def _bytes(self, manifest: str, reference: str) -> bytes:
-        """Return what a reference names: an object of S3, or a file below the delivery folder, relative to its manifest."""
+        """Return what a reference names: an object of S3, or a file below the delivery folder, relative to
+        its manifest.
+        """
         if "://" in reference:
             return _fetched(*self._object(reference))
         with self._file(manifest, reference) as local:
@@ -100,14 +109,22 @@ class References:
         if not (bucket and key):
             raise OSError("an s3:// address without a bucket or a key")
         if bucket not in self._buckets:
-            raise OSError(f"its bucket is not that of documents.path, nor among documents.reference_buckets{self._near(bucket)}")
+            raise OSError(
+                "its bucket is not that of documents.path, nor among"
+                f" documents.reference_buckets{self._near(bucket)}"
+            )
         # However the address is written: `//` and `/./` are part of a key for S3, not for every server.
-        if self._out_of_reach is not None and f"{_S3}{bucket}{posixpath.normpath('/' + key.lstrip('/'))}/".startswith(self._out_of_reach):
+        if (
+            self._out_of_reach is not None
+            and f"{_S3}{bucket}{posixpath.normpath('/' + key.lstrip('/'))}/".startswith(self._out_of_reach)
+        ):
             raise OSError("in the store, which no document may name")
         return bucket, key
 
     def _near(self, bucket: str) -> str:
-        """Return `; did you mean ...?` for a bucket that may not be read, or an empty string where none that may is near."""
+        """Return `; did you mean ...?` for a bucket that may not be read, or an empty string where none that
+        may is near.
+        """
         if bucket not in self._near_ones:
             near = difflib.get_close_matches(bucket, self._buckets, n=1, cutoff=0.8)
             self._near_ones[bucket] = f"; `{near[0]}` is: did you mean it?" if near else ""
@@ -132,7 +149,11 @@ def _fetched(bucket: str, key: str) -> bytes:
             raise FileNotFoundError(errno.ENOENT, "no such object")
         _refuse_large(about["size"])
         # By its range, or s3fs asks for the size once more; an empty object has none.
-        return whole(lambda: s3.cat_file(f"{bucket}/{key}", start=0, end=about["size"])) if about["size"] else b""
+        return (
+            whole(lambda: s3.cat_file(f"{bucket}/{key}", start=0, end=about["size"]))
+            if about["size"]
+            else b""
+        )
     except ParamValidationError as error:
         raise OSError("not an address that S3 knows") from error
     except FileNotFoundError as error:
@@ -140,7 +161,8 @@ def _fetched(bucket: str, key: str) -> bytes:
     except BotoCoreError as error:
         raise _not_reached(type(error).__name__) from error
     except OSError as error:
-        # The row would have no text even once S3 answers again: the run fails instead, and a later one reads all of it.
+        # The row would have no text even once S3 answers again: the run fails instead, and a later one reads
+        # all of it.
         if error.errno in _PASSING or isinstance(error, TimeoutError):
             raise _not_reached(error.strerror or type(error).__name__) from error
         raise

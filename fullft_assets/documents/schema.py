@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: `problem` is why a row is malformed; `delivered_ns` is its file's time: of two deliveries the later one is newer.
+#: `problem` is why a row is malformed; `delivered_ns` is its file's time: of two deliveries the later one is
+#: newer.
 COLUMNS = (
     "id",
     "text",
@@ -29,13 +30,16 @@ COLUMNS = (
     "delivered_ns",
     "problem",
 )
-#: Further columns of a window whose rows have what the model in production answered (`monitoring.log`), as it was delivered.
+#: Further columns of a window whose rows have what the model in production answered (`monitoring.log`), as it
+#: was delivered.
 LOGGED = ("predicted", "score", "predicted_by", "predicted_at")
 
 
 @cache
 def schema(*, is_logged: bool = False) -> pa.Schema:
-    """Return the schema of `documents.parquet`; its names are `COLUMNS`, in a window with logged predictions also `LOGGED`."""
+    """Return the schema of `documents.parquet`; its names are `COLUMNS`, in a window with logged predictions
+    also `LOGGED`.
+    """
     import pyarrow as pa
 
     types = {
@@ -48,4 +52,6 @@ def schema(*, is_logged: bool = False) -> pa.Schema:
         "row": pa.int64(),
         "delivered_ns": pa.int64(),
     }
-    return pa.schema([(name, types.get(name, pa.string())) for name in (*COLUMNS, *(LOGGED if is_logged else ()))])
+    return pa.schema(
+        [(name, types.get(name, pa.string())) for name in (*COLUMNS, *(LOGGED if is_logged else ()))]
+    )

@@ -1,4 +1,6 @@
-"""Where documents come from: a local folder, a folder saved by `datasets`, or the objects below an S3 prefix."""
+"""Where documents come from: a local folder, a folder saved by `datasets`, or the objects below an S3
+prefix.
+"""
 
 from __future__ import annotations
 
@@ -54,11 +56,13 @@ class Source(Protocol):
     uri: str
     #: Whether a file may be seen half-written. An S3 object appears complete.
     may_be_growing: bool
-    #: Paths that the last listing met and left alone because their endings are not read; hidden and partial ones are not among them.
+    #: Paths that the last listing met and left alone because their endings are not read; hidden and partial
+    #: ones are not among them.
     others: list[str]
     #: Paths of the last listing that belong to the test split of a saved `DatasetDict`.
     kept_out: list[str]
-    #: Why the last listing skipped other entries that it met, by path: links that leave the folder, pipes, folders that may not be listed.
+    #: Why the last listing skipped other entries that it met, by path: links that leave the folder, pipes,
+    #: folders that may not be listed.
     skipped: dict[str, str]
 
     def files(self) -> list[SourceFile]:
@@ -90,7 +94,9 @@ class Source(Protocol):
         ...
 
 
-def open_source(path: str, project_root: Path, *, follow_links: bool = False, any_ending: bool = False) -> Source:
+def open_source(
+    path: str, project_root: Path, *, follow_links: bool = False, any_ending: bool = False
+) -> Source:
     """Return the source that a path of the YAML names.
 
     Args:
@@ -99,7 +105,8 @@ def open_source(path: str, project_root: Path, *, follow_links: bool = False, an
         follow_links: follow links that leave the folder.
         any_ending: files are read whatever their ending.
 
-    An s3:// one is reached as every AWS client is, through AWS_ENDPOINT_URL, AWS_PROFILE and so on. Reading needs no
+    An s3:// one is reached as every AWS client is, through AWS_ENDPOINT_URL, AWS_PROFILE and so on. Reading
+    needs no
     options: what is encrypted with a KMS key comes decrypted to a role that may use the key.
     """
     if path.startswith("s3://"):
@@ -135,11 +142,15 @@ class Folder:
             DataError: there is no such folder, or it cannot be listed.
         """
         if not self.folder.is_dir():
-            raise DataError(f"{self.folder}: folder not found; deliver the documents there or fix documents.path")
+            raise DataError(
+                f"{self.folder}: folder not found; deliver the documents there or fix documents.path"
+            )
         return sorted(self.walk())
 
     def walk(self) -> Iterator[SourceFile]:
-        """Yield the files of `files` as they are found; of a folder that several links lead to the first path by name counts."""
+        """Yield the files of `files` as they are found; of a folder that several links lead to the first path
+        by name counts.
+        """
         self.others, self.kept_out, self.skipped = [], [], {}
         pending = [("", str(self.folder))]
         seen = {_identity(os.stat(self.folder))}
@@ -147,7 +158,11 @@ class Folder:
             prefix, directory = pending.pop()
             folders, names = self._entries(prefix, directory)
             is_saved = {entry.name for entry in names} >= _SAVED_DATASET
-            is_test = is_saved and is_test_split(PurePosixPath(prefix).name) and os.path.exists(f"{directory}/../{_SPLITS}")
+            is_test = (
+                is_saved
+                and is_test_split(PurePosixPath(prefix).name)
+                and os.path.exists(f"{directory}/../{_SPLITS}")
+            )
             for entry in names:
                 if is_about(f"{prefix}{entry.name}"):
                     continue
@@ -183,7 +198,9 @@ class Folder:
                 listed = [entry for entry in entries if not entry.name.startswith(".")]
         except OSError as error:
             if not prefix:
-                raise DataError(f"{self.folder}: folder cannot be listed ({error.strerror}); fix its permissions") from error
+                raise DataError(
+                    f"{self.folder}: folder cannot be listed ({error.strerror}); fix its permissions"
+                ) from error
             self.skipped[prefix] = f"folder cannot be listed: {error.strerror}"
             return [], []
         folders: list[os.DirEntry[str]] = []
@@ -202,7 +219,9 @@ class Folder:
         return self._follow_links or os.path.commonpath([os.path.realpath(path), self._real]) == self._real
 
     def _seen_as(self, path: str, entry: os.DirEntry[str]) -> SourceFile | None:
-        """Return a file of a listing; None where it was removed meanwhile, is a pipe or a device, or may not be looked at."""
+        """Return a file of a listing; None where it was removed meanwhile, is a pipe or a device, or may not
+        be looked at.
+        """
         try:
             status = entry.stat()
         except OSError:
@@ -272,7 +291,9 @@ def _source_file(path: str, status: os.stat_result) -> SourceFile:
 
 
 def _is_document(name: str, is_saved: Callable[[], bool], any_ending: bool) -> bool:
-    """Return whether a file's name is a document's; `is_saved` returns whether its folder is one that `datasets` saved."""
+    """Return whether a file's name is a document's; `is_saved` returns whether its folder is one that
+    `datasets` saved.
+    """
     if not (_has_known_ending(_end_of(name)) or (any_ending and _is_other(name))) or name == _SPLITS:
         return False
     # Loading such a folder and mapping over it leaves caches of the same rows beside them.
@@ -285,7 +306,9 @@ def _is_hidden(path: str) -> bool:
 
 
 def _is_other(name: str) -> bool:
-    """Return whether a file looks delivered but is not read: neither half-written nor a note that some program made for itself."""
+    """Return whether a file looks delivered but is not read: neither half-written nor a note that some
+    program made for itself.
+    """
     return not (_has_known_ending(_end_of(name)) or name.startswith("_") or name.lower().endswith(_PARTIAL))
 
 
@@ -331,14 +354,16 @@ class S3Prefix:
         return sorted(self.listed()[0])
 
     def listed(self, after: str = "", most_pages: int | None = None) -> tuple[list[SourceFile], str]:
-        """Return the readable-by-ending objects on the next pages of the listing, and the path to go on after.
+        """Return the readable-by-ending objects on the next pages of the listing, and the path to go on
+        after.
 
         Args:
             after: the path to go on after; empty: from the beginning.
             most_pages: pages of 1,000 keys to list. Default: all.
 
         Returns:
-            The objects, and the last path that was listed; it is empty where the end of the prefix is reached.
+            The objects, and the last path that was listed; it is empty where the end of the prefix is
+            reached.
 
         Raises:
             DataError: the bucket is not there, may not be listed or cannot be reached.
@@ -365,20 +390,30 @@ class S3Prefix:
 
     def _page(self, after: str) -> tuple[list[dict[str, Any]], bool]:
         """Return what S3 lists after a path, and whether these are the last."""
-        where = {"Bucket": self._bucket, "Prefix": self._prefix, **({"StartAfter": self._prefix + after} if after else {})}
+        where = {
+            "Bucket": self._bucket,
+            "Prefix": self._prefix,
+            **({"StartAfter": self._prefix + after} if after else {}),
+        }
         try:
             with self._one_line_errors():
                 answer = self._fs.call_s3("list_objects_v2", **where)
         except FileNotFoundError as error:
             raise DataError(f"{self.uri}: bucket not found; create it or fix documents.path") from error
         except PermissionError as error:
-            raise DataError(f"{self.uri}: access denied ({error}); let the role list the bucket and get its objects") from error
+            raise DataError(
+                f"{self.uri}: access denied ({error}); let the role list the bucket and get its objects"
+            ) from error
         return answer.get("Contents", []), not answer.get("IsTruncated")
 
     def documents_among(self, paths: Iterable[str]) -> list[str]:
         """Return those of these paths that `files` would list, were they there."""
         is_saved, is_test = self._saved_folders(), self._test_splits()
-        return [path for path in paths if self._is_document(path, is_saved) and not is_test(path.rpartition("/")[0])]
+        return [
+            path
+            for path in paths
+            if self._is_document(path, is_saved) and not is_test(path.rpartition("/")[0])
+        ]
 
     def _is_document(self, path: str, is_saved: Callable[[str], bool]) -> bool:
         folder, _, name = path.rpartition("/")
@@ -387,16 +422,25 @@ class S3Prefix:
         return _is_document(name, lambda: is_saved(folder), self._any_ending)
 
     def _saved_folders(self) -> Callable[[str], bool]:
-        """Return a function that returns whether `datasets` saved a folder, from its bookkeeping; each folder is asked for once."""
+        """Return a function that returns whether `datasets` saved a folder, from its bookkeeping; each folder
+        is asked for once.
+        """
 
         @cache
         def is_saved(folder: str) -> bool:
-            return None not in self.statuses(f"{folder}/{name}" if folder else name for name in _SAVED_DATASET).values()
+            return (
+                None
+                not in self.statuses(
+                    f"{folder}/{name}" if folder else name for name in _SAVED_DATASET
+                ).values()
+            )
 
         return is_saved
 
     def _test_splits(self) -> Callable[[str], bool]:
-        """Return a function that returns whether a folder is the test split of a saved `DatasetDict`; each folder is asked for once."""
+        """Return a function that returns whether a folder is the test split of a saved `DatasetDict`; each
+        folder is asked for once.
+        """
 
         @cache
         def is_test(folder: str) -> bool:
@@ -442,11 +486,14 @@ class S3Prefix:
         """Fetch objects into a temporary folder, several requests at a time, and remove them at the end.
 
         Raises:
-            DataError: an object that is there could not be fetched: the run fails, and a later one may succeed.
+            DataError: an object that is there could not be fetched: the run fails, and a later one may
+                succeed.
         """
         with tempfile.TemporaryDirectory(prefix="fullft-") as folder:
             with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
-                fetched = pool.map(lambda n: self._fetch(files[n].path, Path(folder, str(n))), range(len(files)))
+                fetched = pool.map(
+                    lambda n: self._fetch(files[n].path, Path(folder, str(n))), range(len(files))
+                )
                 self._places = dict(zip((file.path for file in files), fetched, strict=True))
             try:
                 yield
@@ -466,9 +513,11 @@ class S3Prefix:
             except PermissionError as error:
                 if self.status(path) is None:
                     return PermissionError(errno.EACCES, str(error))
-                # Once the key may be used the object looks the same: an artifact without it would pass as complete.
+                # Once the key may be used the object looks the same: an artifact without it would pass as
+                # complete.
                 raise DataError(
-                    f"{self.uri}: {alias(path)} may not be read ({error}); let the role use the key that encrypts it"
+                    f"{self.uri}: {alias(path)} may not be read ({error}); let the role use the key that"
+                    " encrypts it"
                 ) from error
         return place
 
@@ -483,7 +532,9 @@ class S3Prefix:
             raise
         except (BotoCoreError, ClientError, OSError) as error:
             why = (str(error) or type(error).__name__).splitlines()[0]
-            raise DataError(f"{self.uri}: cannot be read ({why}); fix the connection or the credentials") from error
+            raise DataError(
+                f"{self.uri}: cannot be read ({why}); fix the connection or the credentials"
+            ) from error
 
 
 def _place_or_raise(place: Path | OSError) -> Path:
@@ -493,6 +544,7 @@ def _place_or_raise(place: Path | OSError) -> Path:
 
 
 def _object(path: str, info: Mapping[str, Any]) -> SourceFile:
-    # A request for one object gives full seconds, some servers' listings give fractions: only the seconds are comparable.
+    # A request for one object gives full seconds, some servers' listings give fractions: only the seconds are
+    # comparable.
     seconds = int(info["LastModified"].timestamp())
     return SourceFile(path, info["size"], seconds * 10**9, info["ETag"].strip('"'))

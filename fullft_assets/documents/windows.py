@@ -1,8 +1,8 @@
 """Windows of several files: cut in the order of arrival, by number of rows or by time.
 
-What the next window has so far is kept beside the ledger, with the rows of each file, so that a file is counted once, and with its arrival: when
-it was written, or when it was first seen where a producer's clock was ahead of that. A window that is in the ledger stays as it is: a late file joins
-the next one.
+What the next window has so far is kept beside the ledger, with the rows of each file, so that a file is
+counted once, and with its arrival: when it was written, or when it was first seen where a producer's clock
+was ahead of that. A window that is in the ledger stays as it is: a late file joins the next one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from fullft_assets.store import Store
 if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
 
-#: Bytes of the files whose rows one look of a sensor counts; at least one file is counted. The next look goes on.
+#: Bytes of the files whose rows one look of a sensor counts; at least one file is counted. The next look goes
+#: on.
 COUNTED_BYTES = 16 * 2**20
 _COLUMNS = "rows arrived_ns mtime_ns bytes etag path"
 _NOT_COUNTED = "-"
@@ -60,7 +61,13 @@ class WindowCutter:
         now: float,
         whole: bool = False,
     ):
-        self._store, self._use_case, self._window, self._source, self._bounds = store, use_case, window, source, bounds
+        self._store, self._use_case, self._window, self._source, self._bounds = (
+            store,
+            use_case,
+            window,
+            source,
+            bounds,
+        )
         self._now_ns = int(now * 10**9)
         self._bytes_left = None if whole else COUNTED_BYTES
         self._pointer = _pointer_of(use_case.name)
@@ -71,26 +78,38 @@ class WindowCutter:
     def record(self, files: Iterable[SourceFile]) -> list[Batch]:
         """Record the windows that these files complete, and return them."""
         return batches.record(
-            self._store, self._use_case.name, self._with_open(files), self._bounds, "window", uri=self._source.uri, group=self._group
+            self._store,
+            self._use_case.name,
+            self._with_open(files),
+            self._bounds,
+            "window",
+            uri=self._source.uri,
+            group=self._group,
         )
 
     @property
     def notes(self) -> list[str]:
         """What the next window has so far, in words, after what was wrong with the record of it."""
-        damaged = f"pointers/{self._pointer}.json could not be read; the next window is collected anew from the files that are there"
+        damaged = (
+            f"pointers/{self._pointer}.json could not be read; the next window is collected anew from the"
+            " files that are there"
+        )
         return [*([damaged] if self._is_damaged else []), *filter(None, [self.progress])]
 
     @property
     def progress(self) -> str:
         """What the next window has so far, in words; empty where no file waits for its end by time."""
         if self._window.rows is not None:
-            return f"{sum(each.rows or 0 for each in self._open.values()):,} of {self._window.rows:,} rows of the next window"
+            return (
+                f"{sum(each.rows or 0 for each in self._open.values()):,} of {self._window.rows:,} rows of"
+                " the next window"
+            )
         if not self._open:
             return ""
         since = datetime.fromtimestamp(next(iter(self._open.values())).arrived_ns / 10**9, UTC)
         return (
-            f"{len(self._open):,} file(s) since {since:%Y-%m-%d %H:%M UTC} are in the next window, which ends with the first file that is "
-            f"{self._window.hours:g} h younger"
+            f"{len(self._open):,} file(s) since {since:%Y-%m-%d %H:%M UTC} are in the next window, which ends"
+            f" with the first file that is {self._window.hours:g} h younger"
         )
 
     def _with_open(self, files: Iterable[SourceFile]) -> Iterator[SourceFile]:
@@ -144,9 +163,15 @@ class WindowCutter:
         first = next(iter(self._open.values()), None)
         if first is None:
             return False
-        if self._window.hours is not None and about.arrived_ns - first.arrived_ns >= self._window.hours * 3600 * 10**9:
+        if (
+            self._window.hours is not None
+            and about.arrived_ns - first.arrived_ns >= self._window.hours * 3600 * 10**9
+        ):
             return True
-        return len(self._open) >= self._bounds.max_batch_files or num_bytes + file.bytes > self._bounds.max_batch_bytes
+        return (
+            len(self._open) >= self._bounds.max_batch_files
+            or num_bytes + file.bytes > self._bounds.max_batch_bytes
+        )
 
     def _count(self, reader: FileReader, file: SourceFile) -> int | None:
         """Return a file's rows, counted up to those of a window; None where it cannot be read."""
@@ -158,15 +183,19 @@ class WindowCutter:
             with self._source.local(file.path) as path:
                 delivered = Delivered(path, file.path)
                 # Every code page has the same line ends and delimiters.
-                return reader.read(delivered, lambda records, *_: sum(1 for _ in islice(records, self._window.rows)), lambda _: "latin-1")[
-                    0
-                ]
+                return reader.read(
+                    delivered,
+                    lambda records, *_: sum(1 for _ in islice(records, self._window.rows)),
+                    lambda _: "latin-1",
+                )[0]
         except (Unreadable, OSError):
             return None
 
 
 def open_since(store: Store, case: str) -> list[float]:
-    """Return when the files arrived that the next window of a use case has so far, in seconds since the epoch; none where their record is damaged."""
+    """Return when the files arrived that the next window of a use case has so far, in seconds since the
+    epoch; none where their record is damaged.
+    """
     try:
         return [about.arrived_ns / 10**9 for about in _read(store, _pointer_of(case)).values()]
     except ValueError:  # the next look begins it anew

@@ -1,4 +1,6 @@
-"""erasure: an erasure list -> every artifact without those documents, tombstones, and the models that had learned from them."""
+"""erasure: an erasure list -> every artifact without those documents, tombstones, and the models that had
+learned from them.
+"""
 
 from fullft_assets.erasure.report import ErasureReport
 from fullft_assets.erasure.rewriting import erase

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fullft_assets import release
+from fullft_assets.checkpoint.lineage import erased_since, learned_what_was_erased, trainings
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Store
-from fullft_assets.training.lineage import erased_since, learned_what_was_erased, trainings
 
 
 class AffectedCheckpoints(NamedTuple):
@@ -24,7 +24,11 @@ def name_checkpoints(store: Store, case: str) -> AffectedCheckpoints:
     snapshots = {key_ref(made.ref): made for made in taken if SnapshotMetadata.of(made).erased_from}
     trained_on, measured_on = [], []
     for checkpoint in store.artifacts(case, "finetuned_checkpoint"):
-        every = [(made, each) for each in trainings(checkpoint) if (made := snapshots.get(key_ref(each.snapshot))) is not None]
+        every = [
+            (made, each)
+            for each in trainings(checkpoint)
+            if (made := snapshots.get(key_ref(each.snapshot))) is not None
+        ]
         # Of those before, one that it went on from learned; what they were measured on left nothing in it.
         if any(learned_what_was_erased(store, made, each) for made, each in every):
             trained_on.append(checkpoint.ref)

@@ -36,10 +36,16 @@ def batch_of(manifest: Manifest) -> str:
 
 def recounted(manifest: Manifest, kept: pa.Table, num_gone: int, num_gone_quarantined: int) -> dict[str, Any]:
     """Return the metadata that counts rows, without the erased ones."""
-    counts: dict[str, Any] = {"num_erased": (_METADATA[manifest.stage].of(manifest).num_erased or 0) + num_gone}
+    counts: dict[str, Any] = {
+        "num_erased": (_METADATA[manifest.stage].of(manifest).num_erased or 0) + num_gone
+    }
     if manifest.stage == "labeled_examples":
         num_quarantined = ExamplesMetadata.of(manifest).num_quarantined - num_gone_quarantined
-        counts |= {"num_rows": len(kept) + num_quarantined, "num_valid": len(kept), "num_quarantined": num_quarantined}
+        counts |= {
+            "num_rows": len(kept) + num_quarantined,
+            "num_valid": len(kept),
+            "num_quarantined": num_quarantined,
+        }
         counts["label_counts"] = count_labels(kept, ExamplesSettings.model_validate(manifest.settings))
     elif manifest.stage == "quarantined_examples":
         counts |= {"num_quarantined": len(kept)} | count_reasons(kept)

@@ -40,12 +40,16 @@ class ErasedDocuments:
         hit = is_erased(self.case, table, self.tombstones)
         self.found.update(table["id"][int(row)].as_py() for row in np.flatnonzero(hit))
         if "text" in table.column_names:
-            self.texts.update(text for row in np.flatnonzero(hit) if (text := table["text"][int(row)].as_py()))
+            self.texts.update(
+                text for row in np.flatnonzero(hit) if (text := table["text"][int(row)].as_py())
+            )
         return hit
 
 
 def gather(store: Store, case: str, reason: str) -> ErasedDocuments:
-    """Look at all documents with a tombstone before any is gone: their texts, and the files that held nothing else."""
+    """Look at all documents with a tombstone before any is gone: their texts, and the files that held nothing
+    else.
+    """
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -68,23 +72,42 @@ def gather(store: Store, case: str, reason: str) -> ErasedDocuments:
         kept_in.update(pc.unique(table["source"].filter(~hit)).to_pylist())
         named.update(files_of(manifest) or ())
     general_documents.record_names(store, case, general, reason)
-    write_tombstones(store, case, [erased_digest(case, path, "file") for path in sorted(hit_in - kept_in)], by="id", reason=reason)
-    # The others: an erasure that was cut short, or a file that was read again since then and held nothing but erased documents.
-    erased.paths = (hit_in - kept_in) | {path for path in named - kept_in if erased_digest(case, path, "file") in erased.tombstones}
+    write_tombstones(
+        store,
+        case,
+        [erased_digest(case, path, "file") for path in sorted(hit_in - kept_in)],
+        by="id",
+        reason=reason,
+    )
+    # The others: an erasure that was cut short, or a file that was read again since then and held nothing but
+    # erased documents.
+    erased.paths = (hit_in - kept_in) | {
+        path for path in named - kept_in if erased_digest(case, path, "file") in erased.tombstones
+    }
     return erased
 
 
 def with_origin(index: pa.Table, places: pa.Table) -> pa.Table:
-    """Return a snapshot's index with the columns that identify a row's document: where it came from, and its group if it has one."""
+    """Return a snapshot's index with the columns that identify a row's document: where it came from, and its
+    group if it has one.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     # The index has the text's hash for the group of a row without one.
-    group = pc.if_else(pc.equal(index["group"], index["text_hash"]), pa.scalar(None, pa.string()), index["group"])
+    group = pc.if_else(
+        pc.equal(index["group"], index["text_hash"]), pa.scalar(None, pa.string()), index["group"]
+    )
     table = index.set_column(index.column_names.index("group"), "group", group)
     return table.append_column("source", places["source"]).append_column("row", places["row"])
 
 
 def by_content(store: Store, case: str, stage: str) -> dict[str, Manifest]:
-    """Return the artifacts of a stage by their content digests: today's and those that they had before they were rewritten."""
-    return {content: made for made in store.artifacts(case, stage) for content in (made.content_digest, *made.replaces)}
+    """Return the artifacts of a stage by their content digests: today's and those that they had before they
+    were rewritten.
+    """
+    return {
+        content: made
+        for made in store.artifacts(case, stage)
+        for content in (made.content_digest, *made.replaces)
+    }

@@ -1,4 +1,6 @@
-"""Names of files whose documents were all erased, taken out of manifests: a file may be named after a person."""
+"""Names of files whose documents were all erased, taken out of manifests: a file may be named after a
+person.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,14 @@ GONE = "[erased]"
 
 
 def scrub(value: Any, paths: Collection[str]) -> Any:
-    """Return a JSON value without these paths: keys go with their values, mentions within texts are replaced."""
+    """Return a JSON value without these paths: keys go with their values, mentions within texts are
+    replaced.
+    """
     if not paths:
         return value
     longest_first = "|".join(re.escape(path) for path in sorted(paths, key=len, reverse=True))
-    # As places are written: behind white space, a slash or a quotation mark, before `:row`, white space or a stop.
+    # As places are written: behind white space, a slash or a quotation mark, before `:row`, white space or a
+    # stop.
     return _scrub(value, set(paths), re.compile(rf"(?<![^\s/`'\"(,;])(?:{longest_first})(?![^\s:`'\"),;])"))
 
 

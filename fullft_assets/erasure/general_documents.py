@@ -1,4 +1,6 @@
-"""General documents that were drawn to be replayed, or to measure forgetting on: their artifacts, and what a snapshot keeps of them."""
+"""General documents that were drawn to be replayed, or to measure forgetting on: their artifacts, and what a
+snapshot keeps of them.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def drop_rows(store: Store, manifest: Manifest, erased: Callable[[pa.Table], np.
         "num_with_control_tokens": min(before.num_with_control_tokens, len(documents)),
     }
     if isinstance(before, ReplayMetadata):
-        changes["share"] = num_tokens / (num_tokens + manifest.inputs["num_task_tokens"]) if num_tokens else 0.0
+        changes["share"] = (
+            num_tokens / (num_tokens + manifest.inputs["num_task_tokens"]) if num_tokens else 0.0
+        )
     values = {**(manifest.identity.values if manifest.identity else {}), "num_tokens": num_tokens}
 
     def edit(path: Any) -> Mapping[str, Any]:
@@ -58,9 +62,19 @@ def drop_rows(store: Store, manifest: Manifest, erased: Callable[[pa.Table], np.
 
 
 def record_names(store: Store, case: str, documents: Iterable[pa.Table], reason: str) -> None:
-    """Write tombstones of the names of files that were one document, given the erased ones: a snapshot's inputs contain these names."""
-    sources = {source for table in documents for source in table["source"].to_pylist() if is_whole_file(source)}
-    write_tombstones(store, case, [erased_digest(case, source, "general file") for source in sorted(sources)], by="id", reason=reason)
+    """Write tombstones of the names of files that were one document, given the erased ones: a snapshot's
+    inputs contain these names.
+    """
+    sources = {
+        source for table in documents for source in table["source"].to_pylist() if is_whole_file(source)
+    }
+    write_tombstones(
+        store,
+        case,
+        [erased_digest(case, source, "general file") for source in sorted(sources)],
+        by="id",
+        reason=reason,
+    )
 
 
 def without_names(snapshot: Manifest, tombstones: Collection[str]) -> dict[str, Any]:
@@ -69,12 +83,18 @@ def without_names(snapshot: Manifest, tombstones: Collection[str]) -> dict[str, 
     for kind in DRAWN:
         if isinstance(inputs.get(kind), Mapping):
             files = inputs[kind].items()
-            inputs[kind] = {name: pin for name, pin in files if erased_digest(snapshot.case, name, "general file") not in tombstones}
+            inputs[kind] = {
+                name: pin
+                for name, pin in files
+                if erased_digest(snapshot.case, name, "general file") not in tombstones
+            }
     return inputs
 
 
 def changed(store: Store, snapshot: Manifest) -> dict[str, Manifest]:
-    """Return the drawn documents of a snapshot that lost some since it was taken, by the snapshot's name for them."""
+    """Return the drawn documents of a snapshot that lost some since it was taken, by the snapshot's name for
+    them.
+    """
     found = {}
     for kind, ref in SnapshotMetadata.of(snapshot).drawn().items():
         made = load_if_there(store, ref)

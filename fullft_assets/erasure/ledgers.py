@@ -1,4 +1,6 @@
-"""The ledgers of snapshots without the groups that were erased: a keyed hash of a patient's name is about a patient, too."""
+"""The ledgers of snapshots without the groups that were erased: a keyed hash of a patient's name is about a
+patient, too.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from fullft_assets.store.hashing import unit_hash
 class LedgersWithoutErased:
     """Ledgers of a use case's snapshots after its batches were rewritten.
 
-    What no batch has any more was erased: a batch keeps the rows that newer deliveries supersede, and the groups that are
-    still there stay remembered.
+    What no batch has any more was erased: a batch keeps the rows that newer deliveries supersede, and the
+    groups that are still there stay remembered.
     """
 
     store: Store
@@ -24,7 +26,9 @@ class LedgersWithoutErased:
     _left: dict[int, np.ndarray] = field(default_factory=dict)
 
     def without_erased(self, snapshot: Manifest) -> tuple[Ledger, set[str]] | None:
-        """Return what a snapshot's ledger is to contain, and the keys that it knows of; None where it is as it should be."""
+        """Return what a snapshot's ledger is to contain, and the keys that it knows of; None where it is as
+        it should be.
+        """
         read = read_ledger(self.store, snapshot) if FILE in snapshot.files else None
         if read is None:
             return None
@@ -33,7 +37,9 @@ class LedgersWithoutErased:
 
     def _places_left(self, seed: int) -> np.ndarray:
         if seed not in self._left:
-            self._left[seed] = np.array([unit_hash(seed, "split", group) for group in self._groups_left()], np.float64)
+            self._left[seed] = np.array(
+                [unit_hash(seed, "split", group) for group in self._groups_left()], np.float64
+            )
         return self._left[seed]
 
     def _groups_left(self) -> set[str]:
@@ -42,6 +48,8 @@ class LedgersWithoutErased:
 
         found: set[str] = set()
         for manifest in self.store.artifacts(self.case, "labeled_examples"):
-            rows = pq.read_table(self.store.folder(manifest) / "examples.parquet", columns=["group", "text_hash"])
+            rows = pq.read_table(
+                self.store.folder(manifest) / "examples.parquet", columns=["group", "text_hash"]
+            )
             found.update(pc.unique(pc.coalesce(rows["group"], rows["text_hash"])).to_pylist())
         return found

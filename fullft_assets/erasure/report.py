@@ -1,4 +1,6 @@
-"""The report of an erasure: what was rewritten, deleted and left alone, and which models had learned from the documents."""
+"""The report of an erasure: what was rewritten, deleted and left alone, and which models had learned from the
+documents.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ class ErasureReport:
         deleted: artifacts that were deleted and are made again when needed, by stage.
         num_discarded: attempts that a killed process had left, or that were broken, and that were removed.
         num_tracebacks: of errors that nobody foresaw, all of the use case's, that were removed.
-        num_in_flight: attempts without a manifest that somebody may be writing, and trainings under way that learned: left alone.
+        num_in_flight: attempts without a manifest that somebody may be writing, and trainings under way that
+            learned: left alone.
         num_unfinished: unfinished trainings that had learned from an erased document, and were removed.
         trained_on: checkpoints that had learned from an erased document.
         champions: those of `trained_on` that are or were champion.
@@ -45,26 +48,46 @@ class ErasureReport:
         if self.num_before:
             found.append(f"erased before {self.num_before:,} of those listed")
         if self.missing:
-            found.append(f"not found    {len(self.missing):,} of those listed (tombstones keep them out if they ever come)")
+            found.append(
+                f"not found    {len(self.missing):,} of those listed (tombstones keep them out if they ever"
+                " come)"
+            )
         found += [f"rewritten    {count:,} {stage}" for stage, count in sorted(self.rewritten.items())]
-        found += [f"deleted      {count:,} {stage} (made again when needed)" for stage, count in sorted(self.deleted.items())]
+        found += [
+            f"deleted      {count:,} {stage} (made again when needed)"
+            for stage, count in sorted(self.deleted.items())
+        ]
         if self.num_discarded:
             found.append(f"deleted      {self.num_discarded:,} attempts that killed runs had left")
         if self.num_tracebacks:
             found.append(f"deleted      {self.num_tracebacks:,} tracebacks, which may quote them")
         if self.num_unfinished:
-            found.append(f"deleted      {self.num_unfinished:,} unfinished trainings that had learned from them")
+            found.append(
+                f"deleted      {self.num_unfinished:,} unfinished trainings that had learned from them"
+            )
         if self.num_in_flight:
-            found.append(f"left alone   {self.num_in_flight:,} unfinished attempts; once the runs have ended, erase the same list again")
-        found += [f"learned from {ref}{' (champion)' if ref in self.champions else ''}" for ref in self.trained_on]
+            found.append(
+                f"left alone   {self.num_in_flight:,} unfinished attempts; once the runs have ended, erase"
+                " the same list again"
+            )
+        found += [
+            f"learned from {ref}{' (champion)' if ref in self.champions else ''}" for ref in self.trained_on
+        ]
         found += [f"measured on  {ref}" for ref in self.measured_on]
         if self.trained_on:
-            found.append("weights cannot be rewritten: train again without these documents, release, then delete the checkpoints above")
+            found.append(
+                "weights cannot be rewritten: train again without these documents, release, then delete the"
+                " checkpoints above"
+            )
         return found
 
     def record(self, store: Store, case: str, reason: str) -> None:
-        """Keep the report in the store, with the number of the listed documents that are missing instead of their ids."""
-        known = {name: value for name, value in vars(self).items() if name not in ("missing", "num_in_flight")}
+        """Keep the report in the store, with the number of the listed documents that are missing instead of
+        their ids.
+        """
+        known = {
+            name: value for name, value in vars(self).items() if name not in ("missing", "num_in_flight")
+        }
         now = time.time()
         entry = {**known, "at": now, "reason": reason, "num_missing": len(self.missing)}
         store.write_pointer(f"{case}/erasures/{int(now * 1000):014d}", entry)

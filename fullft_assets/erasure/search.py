@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fullft_assets.documents.erasure import By, erased_digest, has_made_up_id, row_digests, was_found, write_tombstones
+from fullft_assets.documents.erasure import (
+    By,
+    erased_digest,
+    has_made_up_id,
+    row_digests,
+    was_found,
+    write_tombstones,
+)
 from fullft_assets.documents.formats.names import group_key
 from fullft_assets.errors import DataError
 from fullft_assets.store import Manifest, Store
@@ -27,7 +34,8 @@ DOCUMENTS = {
 
 
 def read_list(path: Path) -> dict[str, int]:
-    """Return the lines of an erasure list with their numbers: one id or group each, as it is there; without blank ones.
+    """Return the lines of an erasure list with their numbers: one id or group each, as it is there; without
+    blank ones.
 
     Raises:
         DataError: the file cannot be read, or is empty.
@@ -36,7 +44,9 @@ def read_list(path: Path) -> dict[str, int]:
         # Not splitlines: an id may hold what that takes for the end of a line.
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give a text file with one document id a line") from error
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); give a text file with one document id a line"
+        ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8; give a text file with one document id a line") from error
     found: dict[str, int] = {}
@@ -68,7 +78,11 @@ class ListedDocuments:
 
     def record(self, store: Store, case: str, by: By, reason: str) -> None:
         """Write the tombstones: of what was found, and of what may yet come."""
-        found = {erased_digest(case, value, by) for value in self.values} | {erased_digest(case, id_) for id_ in self.ids} | self.rows
+        found = (
+            {erased_digest(case, value, by) for value in self.values}
+            | {erased_digest(case, id_) for id_ in self.ids}
+            | self.rows
+        )
         write_tombstones(store, case, sorted(found), by=by, reason=reason, found=True)
         unknown = {erased_digest(case, form, by) for line in self.missing for form in _forms(line, by)}
         write_tombstones(store, case, sorted(unknown), by=by, reason=reason)
@@ -77,8 +91,8 @@ class ListedDocuments:
 def search(store: Store, case: str, listed: Iterable[str], by: By) -> ListedDocuments:
     """Find the documents that a list names.
 
-    A line is an id exactly as it is, else without the white space around it, else the name of a file that is one document; or a
-    group in any of its spellings.
+    A line is an id exactly as it is, else without the white space around it, else the name of a file that is
+    one document; or a group in any of its spellings.
     """
     import pyarrow as pa
 
@@ -97,7 +111,11 @@ def search(store: Store, case: str, listed: Iterable[str], by: By) -> ListedDocu
         made_up = has_made_up_id(table)
         if by == "group":
             # The group keeps out the others: their ids would keep out the document that is there next.
-            found.ids.update(id_ for id_, is_made_up in zip(table["id"].to_pylist(), made_up, strict=True) if not is_made_up)
+            found.ids.update(
+                id_
+                for id_, is_made_up in zip(table["id"].to_pylist(), made_up, strict=True)
+                if not is_made_up
+            )
         elif made_up.any():
             found.rows.update(row_digests(case, table.filter(pa.array(made_up))))
     return found
@@ -120,7 +138,9 @@ def tables(store: Store, case: str) -> Iterator[tuple[Manifest, Path]]:
 
 
 def _met(store: Store, case: str, wanted: set[str], by: By) -> tuple[set[str], set[str]]:
-    """Return which of these values documents have, and which of them are names of files that are one document."""
+    """Return which of these values documents have, and which of them are names of files that are one
+    document.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq

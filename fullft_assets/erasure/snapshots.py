@@ -30,7 +30,11 @@ def drop_from_snapshots(store: Store, case: str, erased: ErasedDocuments, report
 
 
 def _drop_from_snapshot(
-    store: Store, manifest: Manifest, erased: ErasedDocuments, tombstones: Collection[str], ledgers: LedgersWithoutErased
+    store: Store,
+    manifest: Manifest,
+    erased: ErasedDocuments,
+    tombstones: Collection[str],
+    ledgers: LedgersWithoutErased,
 ) -> bool:
     """Rewrite one snapshot; return whether anything in it has changed."""
     import pyarrow as pa
@@ -42,10 +46,20 @@ def _drop_from_snapshot(
     found = locate(store, manifest, places)
     gone = hit | found.lost
     before = SnapshotMetadata.of(manifest)
-    # What was drawn for it is rewritten by now: that it is not what the snapshot froze shows it, also after an erasure cut short.
-    lost_of_drawn, inputs = general_documents.changed(store, manifest), general_documents.without_names(manifest, tombstones)
+    # What was drawn for it is rewritten by now: that it is not what the snapshot froze shows it, also after
+    # an erasure cut short.
+    lost_of_drawn, inputs = (
+        general_documents.changed(store, manifest),
+        general_documents.without_names(manifest, tombstones),
+    )
     ledger = None if found.unreadable else ledgers.without_erased(manifest)
-    if not gone.any() and not lost_of_drawn and found.parts == before.parts and inputs == manifest.inputs and ledger is None:
+    if (
+        not gone.any()
+        and not lost_of_drawn
+        and found.parts == before.parts
+        and inputs == manifest.inputs
+        and ledger is None
+    ):
         return False
     kept, moved = index.filter(pa.array(~gone)), found.places.filter(pa.array(~gone))
     lost_from = sorted({*index.filter(pa.array(gone))["split"].to_pylist(), *lost_of_drawn})
@@ -60,7 +74,11 @@ def _drop_from_snapshot(
         "erasures": [*(before.erasures or []), loss],
         **({"erased_up_to": manifest.attempt} if lost_from else {}),
     }
-    is_packed_anew = (gone.any() or "replay" in lost_of_drawn) and not found.unreadable and general_documents.is_whole(store, manifest)
+    is_packed_anew = (
+        (gone.any() or "replay" in lost_of_drawn)
+        and not found.unreadable
+        and general_documents.is_whole(store, manifest)
+    )
 
     def edit(path: Path) -> Mapping[str, Any]:
         pq.write_table(kept, path / "index.parquet")
@@ -75,7 +93,9 @@ def _drop_from_snapshot(
             pq.write_table(plan.to_table(), path / "packing.parquet")
             changes.update(num_packed_rows=plan.num_rows, packing_fill=plan.fill)
         # It names places of rows that are in no split, too.
-        withdrawn = f"# Data report of {manifest.case}\n\nWithdrawn: documents that it was made of were erased.\n"
+        withdrawn = (
+            f"# Data report of {manifest.case}\n\nWithdrawn: documents that it was made of were erased.\n"
+        )
         (path / "report.md").write_text(withdrawn, encoding="utf-8")
         (path / "report.html").write_text(data_report.to_page(withdrawn), encoding="utf-8")
         return before.model_copy(update=changes).as_dict()

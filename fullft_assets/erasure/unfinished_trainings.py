@@ -18,9 +18,11 @@ _PATIENCE_SECONDS = 60.0
 
 
 def drop_unfinished(store: Store, case: str, trained_on: Collection[str]) -> tuple[int, int]:
-    """Remove the checkpoints of unfinished trainings, where their snapshot has since lost rows, or they began with such a champion.
+    """Remove the checkpoints of unfinished trainings, where their snapshot has since lost rows, or they began
+    with such a champion.
 
-    Of a store on S3 those in the store are, and the copies on this machine; other machines' copies are not seen.
+    Of a store on S3 those in the store are, and the copies on this machine; other machines' copies are not
+    seen.
 
     Returns:
         How many were removed, and how many are being trained and were left alone.
@@ -30,9 +32,16 @@ def drop_unfinished(store: Store, case: str, trained_on: Collection[str]) -> tup
     lost = {made.key: SnapshotMetadata.of(made).erased_up_to or "" for made in snapshots}
     folders = {folder.name: folder for folder in store.work_folders(case, _STAGE)}
     stored = store.stored_work(case, _STAGE)
-    learned = [key for key in sorted({*folders, *stored}) if _learned(_jobs(store, case, key), lost, trained_on)]
+    learned = [
+        key for key in sorted({*folders, *stored}) if _learned(_jobs(store, case, key), lost, trained_on)
+    ]
     removed = [
-        all([key not in folders or _remove_unless_held(folders[key]), key not in stored or _remove_stored_unless_held(store, case, key)])
+        all(
+            [
+                key not in folders or _remove_unless_held(folders[key]),
+                key not in stored or _remove_stored_unless_held(store, case, key),
+            ]
+        )
         for key in learned
     ]
     return sum(removed), len(removed) - sum(removed)
@@ -69,7 +78,9 @@ def _remove_unless_held(folder: Path) -> bool:
 
 
 def _remove_stored_unless_held(store: Store, case: str, key: str) -> bool:
-    """Remove a training's checkpoints in the store unless one is on record as running or holds their lease; return whether they are gone."""
+    """Remove a training's checkpoints in the store unless one is on record as running or holds their lease;
+    return whether they are gone.
+    """
     if is_running(store, case, _STAGE, key):  # without a network it can hold no lease
         return False
     ref = checkpoints_ref(case, _STAGE, key)

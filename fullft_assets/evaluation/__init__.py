@@ -1,4 +1,6 @@
-"""evaluation: how good, how sure, where weak, and was full fine-tuning worth it. What all tasks share; each task's own is in its folder."""
+"""evaluation: how good, how sure, where weak, and was full fine-tuning worth it. What all tasks share; each
+task's own is in its folder.
+"""
 
 from fullft_assets.evaluation.base import VERSION, Evaluation, read_evaluation
 from fullft_assets.evaluation.comparison import Comparison, Justification

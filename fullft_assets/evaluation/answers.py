@@ -26,7 +26,8 @@ class AnswerScores(Record):
 
     Attributes:
         effective_groups: how many groups of equal weight they rest on.
-        num_too_long: drawn conversations that are excluded, because their held-out answer is longer than a model may write.
+        num_too_long: drawn conversations that are excluded, because their held-out answer is longer than a
+            model may write.
         max_new_tokens: that a model might write.
         gains: fine-tuned minus each other system.
     """
@@ -49,7 +50,8 @@ def measure_answers(
     num_too_long: int,
     max_new_tokens: int,
 ) -> AnswerScores | None:
-    """Score what each system wrote; None where the answers are of fewer than two groups, of which no interval can be computed.
+    """Score what each system wrote; None where the answers are of fewer than two groups, of which no interval
+    can be computed.
 
     Args:
         written: of `finetuned` and the other systems, aligned with `truth` [n].
@@ -60,13 +62,23 @@ def measure_answers(
     index, num_groups = number_groups(groups, len(truth))
     weights = np.array([1 / min(sizes[group], MAX_GROUP_WEIGHT) for group in groups])
     predictions = {
-        name: Predictions(truth=list(truth), predicted=list(texts), is_right=np.zeros(len(truth), bool), weights=weights)
+        name: Predictions(
+            truth=list(truth), predicted=list(texts), is_right=np.zeros(len(truth), bool), weights=weights
+        )
         for name, texts in written.items()
     }
     asked = settings.evaluation
-    names = dict.fromkeys([*task_of(settings.examples).answer_metrics, *(name for name in asked.metrics if METRICS.get(name).of_answers)])
+    names = dict.fromkeys(
+        [
+            *task_of(settings.examples).answer_metrics,
+            *(name for name in asked.metrics if METRICS.get(name).of_answers),
+        ]
+    )
     sampling = {"resamples": asked.resamples, "confidence": asked.confidence, "seed": settings.seed}
-    found = {name: measure(METRICS.get(name), predictions, index, reference=FINETUNED, **sampling) for name in names}
+    found = {
+        name: measure(METRICS.get(name), predictions, index, reference=FINETUNED, **sampling)
+        for name in names
+    }
     return AnswerScores(
         num_answers=len(truth),
         num_groups=num_groups,
@@ -79,6 +91,8 @@ def measure_answers(
 
 
 def write_answers(folder: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Write what each system wrote: one JSON object a prompt, with the row's `id`, its `group`, and each system's text by its name."""
+    """Write what each system wrote: one JSON object a prompt, with the row's `id`, its `group`, and each
+    system's text by its name.
+    """
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / ANSWERS).write_text(text, encoding="utf-8")

@@ -24,10 +24,12 @@ class Evaluation(Record, ABC):
     Attributes:
         metrics: names of the metrics that a table of the systems shows, in order.
         effective_groups: how many groups of equal weight the primary metric rests on.
-        measurable_labels: labels that enough groups have; macro-F1 is the mean over them. None: the task has no labels.
+        measurable_labels: labels that enough groups have; macro-F1 is the mean over them. None: the task has
+            no labels.
         rare_labels: the other labels that occur: unmeasured.
         rare_micro_f1: F1 of the rare labels' counts together; it has no interval.
-        influences: of each test group on the fine-tuned model's primary metric, in the order of the groups' names, and
+        influences: of each test group on the fine-tuned model's primary metric, in the order of the groups'
+            names, and
         groups_digest: which groups these are: two trainings on the same test groups are compared by them.
         token_cap: a document counts at most as many tokens. None: tokens are not counted.
         gains: fine-tuned minus each other system.
@@ -70,7 +72,9 @@ class Evaluation(Record, ABC):
 
     @property
     def columns(self) -> dict[str, dict[str, Interval]]:
-        """What a table of the systems shows: metric -> system -> interval. A system without an interval could not be measured so."""
+        """What a table of the systems shows: metric -> system -> interval. A system without an interval could
+        not be measured so.
+        """
         return {metric: self.scores.get(metric, {}) for metric in self.metrics}
 
     @property
@@ -106,22 +110,42 @@ class Evaluation(Record, ABC):
     @property
     def secondary_p_values(self) -> dict[str, float]:
         """P-value of each gain that does not decide, `METRIC over SYSTEM`, corrected for their number."""
-        found = {f"{metric} over {name}": gain.p_value for metric in self.metrics for name, gain in self.gains.get(metric, {}).items()}
+        found = {
+            f"{metric} over {name}": gain.p_value
+            for metric in self.metrics
+            for name, gain in self.gains.get(metric, {}).items()
+        }
         decisive = {f"{self.primary_metric} over {name}" for name in (*self.baselines, CHAMPION, ANCHOR)}
         return holm({name: value for name, value in found.items() if name not in decisive})
 
     @property
     def measured_on(self) -> list[str]:
         """What the test set cannot show, one sentence each."""
-        found = [f"It rests on {self.num_test_groups:,} groups that tell as much as {self.effective_groups:,.0f} of equal weight."]
+        found = [
+            f"It rests on {self.num_test_groups:,} groups that tell as much as {self.effective_groups:,.0f}"
+            " of equal weight."
+        ]
         rival = CHAMPION if self.has_champion else self.justification.best_baseline
         detectable = self.gains[self.primary_metric][rival].detectable
-        found.append(f"A difference from the {title(rival)} below {detectable:.3f} is found less than four times in five.")
+        found.append(
+            f"A difference from the {title(rival)} below {detectable:.3f} is found less than four times in"
+            " five."
+        )
         if self.token_cap is not None:
-            found.append(f"A test row counts at most {self.token_cap:,} tokens, so that a few long ones do not decide alone.")
+            found.append(
+                f"A test row counts at most {self.token_cap:,} tokens, so that a few long ones do not decide"
+                " alone."
+            )
         if self.rare_labels:
-            tail = "" if self.rare_micro_f1 is None else f"; together their F1 is {self.rare_micro_f1:.3f}, without an interval"
-            found.append(f"{len(self.rare_labels)} labels have too few test groups to be measured{tail}: {_some(self.rare_labels)}.")
+            tail = (
+                ""
+                if self.rare_micro_f1 is None
+                else f"; together their F1 is {self.rare_micro_f1:.3f}, without an interval"
+            )
+            found.append(
+                f"{len(self.rare_labels)} labels have too few test groups to be measured{tail}:"
+                f" {_some(self.rare_labels)}."
+            )
         return found
 
 

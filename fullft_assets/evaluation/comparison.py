@@ -49,34 +49,58 @@ class Comparison:
     slicing: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, settings: UseCaseSettings, slicing: Mapping[str, Sequence[str | None]] | None = None) -> Comparison:
+    def of(
+        cls, settings: UseCaseSettings, slicing: Mapping[str, Sequence[str | None]] | None = None
+    ) -> Comparison:
         """Return the comparison that the settings ask for."""
         bar = settings.release.min_gain_over_baselines
-        return cls(settings.evaluation, settings.primary_metric, settings.seed, settings.examples.task, bar, slicing or {})
+        return cls(
+            settings.evaluation,
+            settings.primary_metric,
+            settings.seed,
+            settings.examples.task,
+            bar,
+            slicing or {},
+        )
 
     def take(self, rows: np.ndarray) -> Comparison:
         """Return the comparison of some of the rows, bool [n]."""
         kept = np.flatnonzero(rows).tolist()
-        return replace(self, slicing={kind: [values[row] for row in kept] for kind, values in self.slicing.items()})
+        return replace(
+            self, slicing={kind: [values[row] for row in kept] for kind, values in self.slicing.items()}
+        )
 
-    def run(self, predictions: Mapping[str, Predictions], groups: Sequence[str], num_rows: int) -> dict[str, Any]:
-        """Compute every metric of every system with its interval, and return the fields that each `Evaluation` has.
+    def run(
+        self, predictions: Mapping[str, Predictions], groups: Sequence[str], num_rows: int
+    ) -> dict[str, Any]:
+        """Compute every metric of every system with its interval, and return the fields that each
+        `Evaluation` has.
 
         Args:
             predictions: of `finetuned`, each baseline and, if there is one, `champion`.
 
         Raises:
-            ValueError: input is misaligned, there are fewer than two groups, or there is no baseline among the systems.
+            ValueError: input is misaligned, there are fewer than two groups, or there is no baseline among
+                the systems.
         """
         index, num_groups = number_groups(groups, num_rows)
         asked = (name for name in self.settings.metrics if not METRICS.get(name).of_answers)
         shown = list(dict.fromkeys([*TASKS.get(self.task).shown_metrics, *asked]))
         predictions, shared = _prepare(predictions, index, num_groups)
-        found = {name: measured for name in shown if (measured := self._measure(name, predictions, index)) is not None}
+        found = {
+            name: measured
+            for name in shown
+            if (measured := self._measure(name, predictions, index)) is not None
+        }
         primary, confidence = found[self.metric], self.settings.confidence
         baselines = [name for name in primary.scores if name not in (FINETUNED, CHAMPION, ANCHOR)]
         justified = justification(
-            primary.scores, primary.gains, baselines, metric=self.metric, confidence=confidence, min_gain=self.min_gain
+            primary.scores,
+            primary.gains,
+            baselines,
+            metric=self.metric,
+            confidence=confidence,
+            min_gain=self.min_gain,
         )
         return shared | {
             "task": self.task,
@@ -94,16 +118,28 @@ class Comparison:
             "scores": {metric: each.scores for metric, each in found.items()},
             "gains": {metric: each.gains for metric, each in found.items()},
             "justification": justified,
-            "slices": self._slices(predictions, index, CHAMPION if CHAMPION in primary.scores else justified.best_baseline),
+            "slices": self._slices(
+                predictions, index, CHAMPION if CHAMPION in primary.scores else justified.best_baseline
+            ),
         }
 
     def _slices(self, predictions: Mapping[str, Predictions], index: np.ndarray, rival: str) -> Slices | None:
         metric = METRICS.get(TASKS.get(self.task).slice_metric or self.metric)
-        sampling = {"resamples": self.settings.resamples, "confidence": self.settings.confidence, "seed": self.seed}
-        return measure_slices(predictions, index, self.slicing, metric, reference=FINETUNED, rival=rival, **sampling)
+        sampling = {
+            "resamples": self.settings.resamples,
+            "confidence": self.settings.confidence,
+            "seed": self.seed,
+        }
+        return measure_slices(
+            predictions, index, self.slicing, metric, reference=FINETUNED, rival=rival, **sampling
+        )
 
-    def _measure(self, name: str, predictions: Mapping[str, Predictions], index: np.ndarray) -> SystemScores | None:
-        """Return the scores of the systems that a metric can measure; None where the fine-tuned model is not one of them."""
+    def _measure(
+        self, name: str, predictions: Mapping[str, Predictions], index: np.ndarray
+    ) -> SystemScores | None:
+        """Return the scores of the systems that a metric can measure; None where the fine-tuned model is not
+        one of them.
+        """
         metric, settings = METRICS.get(name), self.settings
         measured = {system: found for system, found in predictions.items() if metric.measures(found)}
         if FINETUNED not in measured:
@@ -112,11 +148,15 @@ class Comparison:
         return measure(metric, measured, index, reference=FINETUNED, rows_chose_labels=True, **sampling)
 
 
-def _prepare(predictions: Mapping[str, Predictions], index: np.ndarray, num_groups: int) -> tuple[dict[str, Predictions], dict[str, Any]]:
-    """Return the predictions with the weight of each row and the labels that can be measured, and the fields that say so.
+def _prepare(
+    predictions: Mapping[str, Predictions], index: np.ndarray, num_groups: int
+) -> tuple[dict[str, Predictions], dict[str, Any]]:
+    """Return the predictions with the weight of each row and the labels that can be measured, and the fields
+    that say so.
 
-    Each group counts as one however many rows it has, up to `MAX_GROUP_WEIGHT`: rows of one group tell nearly the same. A document
-    counts at most as many tokens as nine in ten have: the mean of unbounded lengths has no interval that holds.
+    Each group counts as one however many rows it has, up to `MAX_GROUP_WEIGHT`: rows of one group tell nearly
+    the same. A document counts at most as many tokens as nine in ten have: the mean of unbounded lengths has
+    no interval that holds.
     """
     ours, shared = predictions[FINETUNED], {}
     weights = 1.0 / np.minimum(np.bincount(index, minlength=num_groups), MAX_GROUP_WEIGHT)[index]
@@ -134,12 +174,17 @@ def _prepare(predictions: Mapping[str, Predictions], index: np.ndarray, num_grou
         shared["rare_labels"] = [names[label] for label in np.flatnonzero(too_rare).tolist()]
         shared["measurable_labels"] = int(measurable.sum())
         if too_rare.any():
-            tables = (np.asarray(table, np.float64)[:, too_rare].sum(0, keepdims=True) for table in (ours.found, ours.true, ours.given))
+            tables = (
+                np.asarray(table, np.float64)[:, too_rare].sum(0, keepdims=True)
+                for table in (ours.found, ours.true, ours.given)
+            )
             shared["rare_micro_f1"] = float(counts.micro_f1(*tables)[0])
     return {name: replace(found, **changes) for name, found in predictions.items()}, shared
 
 
-def measurable_labels(true: np.ndarray, index: np.ndarray, num_groups: int, weights: np.ndarray) -> np.ndarray:
+def measurable_labels(
+    true: np.ndarray, index: np.ndarray, num_groups: int, weights: np.ndarray
+) -> np.ndarray:
     """Return which labels at least `counts.MIN_LABEL_GROUPS` groups of equal weight have: bool [labels].
 
     Args:
@@ -158,7 +203,8 @@ def justification(
     confidence: float,
     min_gain: float = 0.0,
 ) -> Justification:
-    """Was full fine-tuning justified: is the interval of its gain over each baseline above `min_gain` (and zero)?
+    """Was full fine-tuning justified: is the interval of its gain over each baseline above `min_gain` (and
+    zero)?
 
     Args:
         gains: fine-tuned minus each other system.
@@ -177,9 +223,12 @@ def justification(
     elif gain.high < 0:
         opening = "Full fine-tuning was not worth it, a baseline is better"
     else:
-        opening = f"Full fine-tuning is not shown to be worth it, the interval of its gain is not above {asked}"
+        opening = (
+            f"Full fine-tuning is not shown to be worth it, the interval of its gain is not above {asked}"
+        )
     sentence = (
-        f"{opening}: {title(metric)} is {scores[FINETUNED].estimate:.3f} against {scores[best].estimate:.3f} of the best "
-        f"baseline ({title(best)}), a gain of {gain.estimate:+.3f} ({confidence:.0%} interval {gain.low:+.3f} to {gain.high:+.3f})."
+        f"{opening}: {title(metric)} is {scores[FINETUNED].estimate:.3f} against {scores[best].estimate:.3f}"
+        f" of the best baseline ({title(best)}), a gain of {gain.estimate:+.3f} ({confidence:.0%} interval"
+        f" {gain.low:+.3f} to {gain.high:+.3f})."
     )
     return Justification(best_baseline=best, gain=gain, justified=justified, sentence=sentence)

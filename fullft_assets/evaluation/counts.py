@@ -1,21 +1,26 @@
-"""Scores of what was found against what is true, from counts of each label: of a row's label or labels, or of exact spans.
+"""Scores of what was found against what is true, from counts of each label: of a row's label or labels, or of
+exact spans.
 
-Tables are [resamples, labels] (or [groups, labels] summed): `found` true positives, `true` how often the label occurs, `predicted`
-how often it was predicted. Macro-F1 averages over the labels that occur: one that does not cannot be measured, and its absence is
-no success. A label that occurs and is never predicted has an F1 of 0, as has a score without anything to score.
+Tables are [resamples, labels] (or [groups, labels] summed): `found` true positives, `true` how often the
+label occurs, `predicted` how often it was predicted. Macro-F1 averages over the labels that occur: one that
+does not cannot be measured, and its absence is no success. A label that occurs and is never predicted has an
+F1 of 0, as has a score without anything to score.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-#: A label that fewer groups of equal weight have is not measurable: no interval of its F1 holds what it promises.
+#: A label that fewer groups of equal weight have is not measurable: no interval of its F1 holds what it
+#: promises.
 MIN_LABEL_GROUPS = 5
 _ROUNDING = 1e-9
 
 
 def is_measurable(total: np.ndarray, squares: np.ndarray) -> np.ndarray:
-    """Return whether enough groups of equal weight have a label: bool, of the sum of what each group has of it and that of its square."""
+    """Return whether enough groups of equal weight have a label: bool, of the sum of what each group has of
+    it and that of its square.
+    """
     # Five groups of six rows add up to a little less than five.
     return ratio(total**2, squares) >= MIN_LABEL_GROUPS - _ROUNDING
 
@@ -32,12 +37,16 @@ def weighted_f1(found: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> n
 
 
 def micro_f1(found: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """F1 [resamples] of all labels' counts together; what was predicted of labels that do not occur counts against it."""
+    """F1 [resamples] of all labels' counts together; what was predicted of labels that do not occur counts
+    against it.
+    """
     return ratio(2 * found.sum(axis=1), true.sum(axis=1) + predicted.sum(axis=1))
 
 
 def by_group(values: np.ndarray, index: np.ndarray, num_groups: int) -> np.ndarray:
-    """Sum rows [n] or [n, k] over the groups that `index` [n] numbers, as floats for the product with weights."""
+    """Sum rows [n] or [n, k] over the groups that `index` [n] numbers, as floats for the product with
+    weights.
+    """
     summed = np.zeros((num_groups, *values.shape[1:]))
     np.add.at(summed, index, values)
     return summed

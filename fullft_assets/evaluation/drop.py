@@ -10,7 +10,9 @@ LEAST_ROWS = 20
 
 
 class Released(NamedTuple):
-    """A champion's score at its release, the lower end of its interval, its test rows, and the interval's two-sided confidence."""
+    """A champion's score at its release, the lower end of its interval, its test rows, and the interval's
+    two-sided confidence.
+    """
 
     score: float
     low: float
@@ -33,8 +35,8 @@ class Drop(NamedTuple):
 def score_drop(released: Released, newest: float, num_rows: int) -> Drop:
     """Return the score at release minus that of the test rows that are new since.
 
-    Most of the rows are those of the release. What production sends now is in the new ones, and a mean of all hides it for months. With few
-    new rows, it is the drop on all rows, without an error.
+    Most of the rows are those of the release. What production sends now is in the new ones, and a mean of all
+    hides it for months. With few new rows, it is the drop on all rows, without an error.
 
     Args:
         newest: score on the test rows of today, which are those of the release and new ones.
@@ -49,7 +51,9 @@ def score_drop(released: Released, newest: float, num_rows: int) -> Drop:
 
 
 def num_errors_below(released: Released, num_right: int, num: int) -> float:
-    """Return by how many standard errors an accuracy of `num_right` of `num` documents is below that at release; 0 = unknown."""
+    """Return by how many standard errors an accuracy of `num_right` of `num` documents is below that at
+    release; 0 = unknown.
+    """
     if num < LEAST_ROWS or not released.error:
         return 0.0
     accuracy = num_right / num

@@ -1,7 +1,9 @@
-"""Predictions that the user brings from another system (a vendor, a RAG): read, kept in the store, and aligned with the test rows.
+"""Predictions that the user brings from another system (a vendor, a RAG): read, kept in the store, and
+aligned with the test rows.
 
-A file has one JSON object a line: the row's `id` and what the system answered under the name of the task's target (`label`, `labels` or
-`spans`). The store keeps a copy, so that a remote process and a later verification have what was judged.
+A file has one JSON object a line: the row's `id` and what the system answered under the name of the task's
+target (`label`, `labels` or `spans`). The store keeps a copy, so that a remote process and a later
+verification have what was judged.
 """
 
 from __future__ import annotations
@@ -44,19 +46,27 @@ def keep(store: Store, case: str, settings: UseCaseSettings, root: Path) -> Mani
     assert target is not None, "the check of the YAML refuses files for tasks without labels"
     for name, path in files.items():
         if not path.is_file():
-            raise DataError(f"evaluation.external: {name}: there is no file {path}; write it, or remove the entry")
+            raise DataError(
+                f"evaluation.external: {name}: there is no file {path}; write it, or remove the entry"
+            )
 
     def write(draft: Draft) -> tuple[Mapping[str, Any], list[CheckOutcome]]:
         counts = {}
         for name, path in files.items():
             rows = _read(name, path, target)
-            lines = (json.dumps({"id": id_, target: answer}, ensure_ascii=False) for id_, answer in rows.items())
-            (draft.path / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            lines = (
+                json.dumps({"id": id_, target: answer}, ensure_ascii=False) for id_, answer in rows.items()
+            )
+            (draft.path / f"{name}.jsonl").write_text(
+                "".join(f"{line}\n" for line in lines), encoding="utf-8"
+            )
             counts[name] = len(rows)
         return ExternalMetadata(num_rows=counts).as_dict(), []
 
     inputs = {name: file_digest(path) for name, path in files.items()}
-    return store.ensure(case, STAGE, write, version=VERSION, settings={"target": target}, inputs=inputs, seed=0)
+    return store.ensure(
+        case, STAGE, write, version=VERSION, settings={"target": target}, inputs=inputs, seed=0
+    )
 
 
 def require_complete(store: Store, kept: Manifest, snapshot: Manifest) -> None:
@@ -66,7 +76,11 @@ def require_complete(store: Store, kept: Manifest, snapshot: Manifest) -> None:
         DataError: rows are missing; the message says how many.
     """
     index = read_index(store, snapshot)
-    ids = [id_ for id_, split in zip(index["id"].to_pylist(), index["split"].to_pylist(), strict=True) if split == "test"]
+    ids = [
+        id_
+        for id_, split in zip(index["id"].to_pylist(), index["split"].to_pylist(), strict=True)
+        if split == "test"
+    ]
     for name in ExternalMetadata.of(kept).num_rows:
         answers(store.folder(kept), name, kept.settings["target"], ids)
 
@@ -81,8 +95,8 @@ def answers(folder: Path, name: str, target: str, ids: Sequence[str]) -> list[An
     missing = [id_ for id_ in ids if id_ not in found]
     if missing:
         raise DataError(
-            f"evaluation.external: {name}: {len(missing):,} of {len(ids):,} test rows have no prediction, the first is {missing[0]!a}; add them "
-            "to its file, or remove the entry"
+            f"evaluation.external: {name}: {len(missing):,} of {len(ids):,} test rows have no prediction, the"
+            f" first is {missing[0]!a}; add them to its file, or remove the entry"
         )
     return [found[id_] for id_ in ids]
 
@@ -101,13 +115,15 @@ def positions(name: str, given: Sequence[Sequence[str]], labels: Sequence[str]) 
     if unknown:
         num_rows = sum(any(label not in place for label in row) for row in given)
         raise DataError(
-            f"evaluation.external: {name}: {num_rows:,} rows have a label that the snapshot lacks, the first is {str(unknown[0])[:80]!a}; map it "
-            f"to one of {', '.join(labels)}"
+            f"evaluation.external: {name}: {num_rows:,} rows have a label that the snapshot lacks, the first"
+            f" is {str(unknown[0])[:80]!a}; map it to one of {', '.join(labels)}"
         )
     return [[place[label] for label in row] for row in given]
 
 
-def spans(name: str, given: Sequence[Sequence[Mapping[str, Any]]], rows: Split, labels: Sequence[str]) -> list[list[tuple[int, int, int]]]:
+def spans(
+    name: str, given: Sequence[Sequence[Mapping[str, Any]]], rows: Split, labels: Sequence[str]
+) -> list[list[tuple[int, int, int]]]:
     """Return spans (start, end exclusive, position of the label) of each row.
 
     Raises:
@@ -122,7 +138,8 @@ def spans(name: str, given: Sequence[Sequence[Mapping[str, Any]]], rows: Split, 
         for start, end, _ in row:
             if not 0 <= start < end <= len(text):
                 raise DataError(
-                    f"evaluation.external: {name}: row {id_!a} has a span {start} to {end} in a text of {len(text):,} characters"
+                    f"evaluation.external: {name}: row {id_!a} has a span {start} to {end} in a text of"
+                    f" {len(text):,} characters"
                 )
     return found
 
@@ -139,9 +156,14 @@ def _read(name: str, path: Path, target: str) -> dict[str, Any]:
         except (ValueError, KeyError, TypeError):
             id_, answer, is_fine = "", None, False
         if not is_fine:
-            raise DataError(f"evaluation.external: {name}: {path.name}, line {number}: wanted is {_WANTED[target]}")
+            raise DataError(
+                f"evaluation.external: {name}: {path.name}, line {number}: wanted is {_WANTED[target]}"
+            )
         if id_ in found:
-            raise DataError(f"evaluation.external: {name}: {path.name}, line {number}: {id_!a} has a prediction above already; remove one")
+            raise DataError(
+                f"evaluation.external: {name}: {path.name}, line {number}: {id_!a} has a prediction above"
+                " already; remove one"
+            )
         found[id_] = answer
     return found
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from fullft_assets.checkpoint.metadata import CheckpointMetadata, PastTraining
 from fullft_assets.evaluation.intervals import Record
 from fullft_assets.store import Manifest
-from fullft_assets.training.metadata import CheckpointMetadata, PastTraining
 
-#: The budget of a loss that nobody has set a budget for: the perplexity of general text may double. docs/decisions/0024 says why.
+#: The budget of a loss that nobody has set a budget for: the perplexity of general text may double.
+#: docs/decisions/0024 says why.
 DEFAULT_RISE = math.log(2)
 
 
@@ -17,8 +18,10 @@ class Forgetting(Record):
     """What was measured on the general set (`snapshot.general`).
 
     Attributes:
-        measure: `loss` in nats a token; `distance` of representations from the base model's, 1 - mean cosine, where there is no loss.
-        rise: of all trainings since the base model together. Each counts on the general set of its own snapshot.
+        measure: `loss` in nats a token; `distance` of representations from the base model's, 1 - mean cosine,
+            where there is no loss.
+        rise: of all trainings since the base model together. Each counts on the general set of its own
+            snapshot.
         num_unmeasured: trainings without a general set; what they made the model forget is not in `rise`.
         training_budget: `training.max_general_rise` of the last training.
     """
@@ -41,7 +44,11 @@ class Forgetting(Record):
     @property
     def what(self) -> str:
         """What rose, in words."""
-        return "loss on general text (nats a token)" if self.measure == "loss" else "distance of general texts' representations"
+        return (
+            "loss on general text (nats a token)"
+            if self.measure == "loss"
+            else "distance of general texts' representations"
+        )
 
 
 def forgetting_of(checkpoint: Manifest) -> Forgetting | None:
@@ -50,7 +57,11 @@ def forgetting_of(checkpoint: Manifest) -> Forgetting | None:
     trainings, after = [*made.lineage, made], _after(made)
     if after is None or made.general_before is None:
         return None
-    rises = [found - each.general_before for each in trainings if (found := _after(each)) is not None and each.general_before is not None]
+    rises = [
+        found - each.general_before
+        for each in trainings
+        if (found := _after(each)) is not None and each.general_before is not None
+    ]
     return Forgetting(
         measure="loss" if made.general_loss is not None else "distance",
         before=made.general_before,

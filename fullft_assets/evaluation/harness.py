@@ -1,4 +1,6 @@
-"""Tasks of the lm-evaluation-harness (lm-eval) that the user brings: kept in the store, and what each system scored on them."""
+"""Tasks of the lm-evaluation-harness (lm-eval) that the user brings: kept in the store, and what each system
+scored on them.
+"""
 
 from __future__ import annotations
 
@@ -49,8 +51,14 @@ def keep(store: Store, case: str, settings: UseCaseSettings, root: Path) -> Mani
         return None
     folder = root / asked.folder
     if not folder.is_dir():
-        raise DataError(f"evaluation.lm_eval.folder: there is no folder {folder}; name the one with the tasks' YAML files")
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if _counts(path.relative_to(folder), path)}
+        raise DataError(
+            f"evaluation.lm_eval.folder: there is no folder {folder}; name the one with the tasks' YAML files"
+        )
+    files = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if _counts(path.relative_to(folder), path)
+    }
 
     def write(draft: Draft) -> tuple[dict[str, int], list]:
         for name, path in files.items():
@@ -63,7 +71,11 @@ def keep(store: Store, case: str, settings: UseCaseSettings, root: Path) -> Mani
 
 
 def _counts(name: Path, path: Path) -> bool:
-    return path.is_file() and "__pycache__" not in name.parts and not any(part.startswith(".") for part in name.parts)
+    return (
+        path.is_file()
+        and "__pycache__" not in name.parts
+        and not any(part.startswith(".") for part in name.parts)
+    )
 
 
 def task_scores(found: Mapping[str, RowScores], confidence: float) -> list[TaskScores]:
@@ -83,15 +95,27 @@ def task_scores(found: Mapping[str, RowScores], confidence: float) -> list[TaskS
 
 def _scores(task: str, metric: str, values: Mapping[str, np.ndarray], confidence: float) -> TaskScores:
     ours = values[FINETUNED]
-    freedom, is_share = max(len(ours) - 1, 1), all(((each >= 0) & (each <= 1)).all() for each in values.values())
+    freedom, is_share = (
+        max(len(ours) - 1, 1),
+        all(((each >= 0) & (each <= 1)).all() for each in values.values()),
+    )
     bounds = (0.0, 1.0) if is_share else (None, None)
     return TaskScores(
         task=task,
         metric=metric,
         num_rows=len(ours),
-        scores={name: bounded_interval(float(each.mean()), _error(each), freedom, confidence, bounds) for name, each in values.items()},
+        scores={
+            name: bounded_interval(float(each.mean()), _error(each), freedom, confidence, bounds)
+            for name, each in values.items()
+        },
         gains={
-            name: Gain.of(float((ours - each).mean()), _error(ours - each), freedom, confidence, (ours - each)[ours != each] / len(ours))
+            name: Gain.of(
+                float((ours - each).mean()),
+                _error(ours - each),
+                freedom,
+                confidence,
+                (ours - each)[ours != each] / len(ours),
+            )
             for name, each in values.items()
             if name != FINETUNED
         },

@@ -29,7 +29,10 @@ class Interval(Record):
 
     @model_validator(mode="after")
     def _is_an_interval(self) -> Interval:
-        if not all(math.isfinite(end) for end in (self.estimate, self.low, self.high)) or self.low > self.high:
+        if (
+            not all(math.isfinite(end) for end in (self.estimate, self.low, self.high))
+            or self.low > self.high
+        ):
             raise ValueError(f"not an interval: {self.estimate} [{self.low}, {self.high}]")
         return self
 
@@ -45,7 +48,8 @@ class Gain(Interval):
     Attributes:
         standard_error: of the estimate, in the metric's units.
         degrees_of_freedom: of the t distribution that the interval is taken from.
-        least_detectable: what could be detected of two systems that differ only where the better one is right. 0: not known.
+        least_detectable: what could be detected of two systems that differ only where the better one is
+            right. 0: not known.
     """
 
     standard_error: float
@@ -54,16 +58,21 @@ class Gain(Interval):
 
     @classmethod
     def of(
-        cls, estimate: float, standard_error: float, degrees_of_freedom: float, confidence: float, moved: np.ndarray | None = None
+        cls,
+        estimate: float,
+        standard_error: float,
+        degrees_of_freedom: float,
+        confidence: float,
+        moved: np.ndarray | None = None,
     ) -> Gain:
         """Return the symmetric t interval of a difference.
 
-        Where few groups differ their spread says nothing yet. No sign test of five can reach 95%, so the interval holds 0 then, and
-        reaches as far as what may go unseen in so many groups.
+        Where few groups differ their spread says nothing yet. No sign test of five can reach 95%, so the
+        interval holds 0 then, and reaches as far as what may go unseen in so many groups.
 
         Args:
-            moved: by how much each group on which the systems differ moves the estimate [groups that differ]. None: not known; most
-                groups differ.
+            moved: by how much each group on which the systems differ moves the estimate [groups that differ].
+                None: not known; most groups differ.
         """
         half = t_quantile(confidence, degrees_of_freedom) * standard_error
         step = 0.0 if moved is None else _step(moved)
@@ -96,29 +105,41 @@ class Gain(Interval):
 
     @property
     def detectable(self) -> float:
-        """The smallest true difference that is found with a probability of 0.8: the minimum detectable difference (MDD).
+        """The smallest true difference that is found with a probability of 0.8: the minimum detectable
+        difference (MDD).
 
-        A difference of d adds groups that differ to those that differ here, and they add d times a group's step to the variance v. So
-        it is the d with d^2 = q^2 (v + d step), where q is the sum of the quantiles of confidence and power.
+        A difference of d adds groups that differ to those that differ here, and they add d times a group's
+        step to the variance v. So it is the d with d^2 = q^2 (v + d step), where q is the sum of the
+        quantiles of confidence and power.
         """
-        found, least = self.half_width + _power_quantile(self.degrees_of_freedom) * self.standard_error, self.least_detectable
+        found, least = (
+            self.half_width + _power_quantile(self.degrees_of_freedom) * self.standard_error,
+            self.least_detectable,
+        )
         return (least + math.sqrt(least**2 + 4 * found**2)) / 2
 
     def excludes_loss(self, margin: float, confidence: float) -> bool:
         """Return whether the gain is above minus a margin: non-inferiority at that margin.
 
-        The standard error is that of systems which differ by the margin. What two similar systems show is smaller, and lets
-        through losses that few groups make.
+        The standard error is that of systems which differ by the margin. What two similar systems show is
+        smaller, and lets through losses that few groups make.
         """
         found = self.half_width + _power_quantile(self.degrees_of_freedom) * self.standard_error
         # d^2 = q^2 (v + d step) at the margin instead of at d, see `detectable`.
-        spread = math.sqrt(found**2 + self.least_detectable * margin) / _detection_quantile(confidence, self.degrees_of_freedom)
-        return self.estimate - max(self.half_width, t_quantile(confidence, self.degrees_of_freedom) * spread) > -margin
+        spread = math.sqrt(found**2 + self.least_detectable * margin) / _detection_quantile(
+            confidence, self.degrees_of_freedom
+        )
+        return (
+            self.estimate - max(self.half_width, t_quantile(confidence, self.degrees_of_freedom) * spread)
+            > -margin
+        )
 
     def with_seed_noise(self, variance: float, degrees_of_freedom: float, confidence: float) -> Gain:
-        """Return the gain as a claim on two recipes instead of two files: the variance between seeds is added.
+        """Return the gain as a claim on two recipes instead of two files: the variance between seeds is
+        added.
 
-        Degrees of freedom by Satterthwaite 1946, An approximate distribution of estimates of variance components.
+        Degrees of freedom by Satterthwaite 1946, An approximate distribution of estimates of variance
+        components.
 
         Args:
             variance: of the difference, that seeds alone explain.
@@ -127,13 +148,17 @@ class Gain(Interval):
         rows = self.standard_error**2
         if not variance or not rows + variance:
             return self
-        freedom = (rows + variance) ** 2 / (rows**2 / self.degrees_of_freedom + variance**2 / degrees_of_freedom)
+        freedom = (rows + variance) ** 2 / (
+            rows**2 / self.degrees_of_freedom + variance**2 / degrees_of_freedom
+        )
         found = Gain.of(self.estimate, math.sqrt(rows + variance), freedom, confidence)
         # Recipes are never surer to differ than the models.
         half = max(found.half_width, self.half_width)
         quantiles = (_detection_quantile(confidence, each.degrees_of_freedom) for each in (found, self))
         least = self.least_detectable * (next(quantiles) / next(quantiles)) ** 2
-        return found.model_copy(update={"low": self.estimate - half, "high": self.estimate + half, "least_detectable": least})
+        return found.model_copy(
+            update={"low": self.estimate - half, "high": self.estimate + half, "least_detectable": least}
+        )
 
 
 def t_quantile(confidence: float, degrees_of_freedom: float) -> float:
@@ -155,13 +180,17 @@ def _detection_quantile(confidence: float, degrees_of_freedom: float) -> float:
 
 
 def _step(moved: np.ndarray) -> float:
-    """Return by how much a further group that differs moves a difference, the groups drawn by how much they move it."""
+    """Return by how much a further group that differs moves a difference, the groups drawn by how much they
+    move it.
+    """
     size = float(np.abs(moved).sum())
     return float((moved**2).sum()) / size if size else 0.0
 
 
 def effective_number(masses: np.ndarray) -> float:
-    """Return how many groups of equal mass tell as much as these [groups]: (sum m)^2 / sum m^2 (Kish 1965)."""
+    """Return how many groups of equal mass tell as much as these [groups]: (sum m)^2 / sum m^2 (Kish
+    1965).
+    """
     total = float((masses**2).sum())
     return float(masses.sum()) ** 2 / total if total else 0.0
 
@@ -175,7 +204,8 @@ def bounded_interval(
 ) -> Interval:
     """Return the t interval of a score on the scale on which it has no bounds: logit, log, or its own.
 
-    At a bound (all right, all wrong) nothing varies; the exact binomial limit of as many groups is the other end then.
+    At a bound (all right, all wrong) nothing varies; the exact binomial limit of as many groups is the other
+    end then.
 
     Args:
         bounds: smallest and largest value of the score; None: there is none.
@@ -200,7 +230,9 @@ def bounded_interval(
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Return p-values that hold for all of them together (Holm 1979, A simple sequentially rejective multiple test procedure)."""
+    """Return p-values that hold for all of them together (Holm 1979, A simple sequentially rejective multiple
+    test procedure).
+    """
     adjusted, reached = {}, 0.0
     for position, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
         reached = max(reached, min(1.0, (len(p_values) - position) * p_values[name]))
@@ -209,7 +241,9 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _unseen(confidence: float, num_groups: float) -> float:
-    """Return the largest share that may go unseen in so many groups (Clopper and Pearson 1934, with no case seen)."""
+    """Return the largest share that may go unseen in so many groups (Clopper and Pearson 1934, with no case
+    seen).
+    """
     return 1 - ((1 - confidence) / 2) ** (1 / max(num_groups, 1.0))
 
 

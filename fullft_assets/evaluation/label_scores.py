@@ -20,11 +20,19 @@ class LabelScore(Record):
     support: int
 
 
-def label_scores(found: np.ndarray, true: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> list[LabelScore]:
+def label_scores(
+    found: np.ndarray, true: np.ndarray, predicted: np.ndarray, names: Sequence[str]
+) -> list[LabelScore]:
     """The per-label table from counts [labels], in label order; a ratio without a denominator is 0."""
     precision, recall, f1 = ratio(found, predicted), ratio(found, true), ratio(2 * found, true + predicted)
     return [
-        LabelScore(label=name, precision=float(precision[i]), recall=float(recall[i]), f1=float(f1[i]), support=int(true[i]))
+        LabelScore(
+            label=name,
+            precision=float(precision[i]),
+            recall=float(recall[i]),
+            f1=float(f1[i]),
+            support=int(true[i]),
+        )
         for i, name in enumerate(names)
     ]
 
@@ -39,7 +47,9 @@ def weakest_label(scores: Sequence[LabelScore], unit: str) -> list[str]:
     sentences = []
     if measured:
         weakest = min(measured, key=lambda score: score.f1)
-        sentences.append(f"It is weakest on `{weakest.label}` (F1 {weakest.f1:.3f} on {weakest.support:,} {unit}).")
+        sentences.append(
+            f"It is weakest on `{weakest.label}` (F1 {weakest.f1:.3f} on {weakest.support:,} {unit})."
+        )
     missing = [f"`{score.label}`" for score in scores if not score.support]
     if missing:
         sentences.append(f"The test set has no {', '.join(missing)}: quality there is unknown.")

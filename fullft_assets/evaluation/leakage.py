@@ -1,8 +1,10 @@
-"""What gives a label away before a text is read: one word, its length, the label's own name; and test rows that repeat training rows.
+"""What gives a label away before a text is read: one word, its length, the label's own name; and test rows
+that repeat training rows.
 
-A marker is chosen on training rows and counted on test rows. One that is enough alone is found whatever it is. One that only some
-rows of the label have, and no others, is found where the rest of the text does not tell which rows have it: a word of the topic goes
-with other words, a stamp does not (see `benchmarks/leakage.py` for how often either is taken for the other).
+A marker is chosen on training rows and counted on test rows. One that is enough alone is found whatever it
+is. One that only some rows of the label have, and no others, is found where the rest of the text does not
+tell which rows have it: a word of the topic goes with other words, a stamp does not (see
+`benchmarks/leakage.py` for how often either is taken for the other).
 """
 
 from __future__ import annotations
@@ -31,16 +33,20 @@ GOES_WITH_TEXT = 0.7
 _MIN_TOLD = 10
 #: Pieces that come and go with a marker are of one stamp.
 _SAME_STAMP = 0.8
-#: Least similarity of two texts that repeat each other, numbers and signs aside, for texts of so many different words.
+#: Least similarity of two texts that repeat each other, numbers and signs aside, for texts of so many
+#: different words.
 REPEATED, _MIN_WORDS = 0.9, 8
 #: Share of the test groups that may repeat training rows.
 MAX_REPEATED = 0.25
 _MOST_ROWS, _MOST_COMPARED, _MIN_ROWS = 10_000, 2_000, 5
 #: Markers of a label that are tried, those on the most rows first.
 _MOST_TRIED = 5
-#: Letters, digits or a run of symbols; white space where it is more than one space; scripts without spaces in pairs of characters.
+#: Letters, digits or a run of symbols; white space where it is more than one space; scripts without spaces in
+#: pairs of characters.
 _PIECE = re.compile(r"[^\W\d_]+|\d+|[^\w\s]+|_+|[^\S ]|[ ]{2,}")
-_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]{2,}")
+_UNSPACED = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]{2,}"
+)
 _WORD = re.compile(r"[^\W\d_]+")
 
 
@@ -50,7 +56,8 @@ class Marker(Record):
     Attributes:
         kind: word, length or name (the label's own).
         rule: the word itself, or which lengths; a text of the data, so it stays in the store.
-        told_by_text: area under the ROC curve with which the rest of the text tells whether a row of the label has it. None: not asked.
+        told_by_text: area under the ROC curve with which the rest of the text tells whether a row of the
+            label has it. None: not asked.
     """
 
     label: str
@@ -95,7 +102,9 @@ class LabelledTexts:
         if len(self.texts) <= most:
             return self
         rows = one_of_each_group_first(self.groups, seed)[:most]
-        return LabelledTexts([self.texts[row] for row in rows], self.labels[rows], [self.groups[row] for row in rows])
+        return LabelledTexts(
+            [self.texts[row] for row in rows], self.labels[rows], [self.groups[row] for row in rows]
+        )
 
     @property
     def index(self) -> tuple[np.ndarray, int]:
@@ -113,12 +122,16 @@ def find_leakage(train: LabelledTexts, test: LabelledTexts, names: Sequence[str]
     """Look for markers of each label, and for test rows that repeat training rows."""
     train, test = train.draw(_MOST_ROWS, seed), test.draw(_MOST_ROWS, seed)
     index, num_groups = test.index
-    measurable = np.flatnonzero(measurable_labels(test.labels, index, num_groups, test.weights) & train.labels.any(0)).tolist()
+    measurable = np.flatnonzero(
+        measurable_labels(test.labels, index, num_groups, test.weights) & train.labels.any(0)
+    ).tolist()
     search = _MarkerSearch(train, test)
     markers = [found for label in measurable if (found := search.marker_of(label, names[label])) is not None]
     repeated = _repeats(train.texts, test.texts, seed)
     share = float(np.average(repeated, weights=test.weights))
-    return Leakage(num_labels=len(measurable), markers=markers, num_repeated=int(repeated.sum()), share_repeated=share)
+    return Leakage(
+        num_labels=len(measurable), markers=markers, num_repeated=int(repeated.sum()), share_repeated=share
+    )
 
 
 class _MarkerSearch:
@@ -137,7 +150,11 @@ class _MarkerSearch:
     def marker_of(self, label: int, name: str) -> Marker | None:
         """Return what gives a label away; where there are several what gives away most of its rows."""
         found = [self._name(label, name), *self._word_markers(label, name), self._length(label, name)]
-        return max((each for each in found if each is not None), key=lambda each: each.recall * each.precision, default=None)
+        return max(
+            (each for each in found if each is not None),
+            key=lambda each: each.recall * each.precision,
+            default=None,
+        )
 
     def _word_markers(self, label: int, name: str) -> list[Marker | None]:
         if not self._words:
@@ -149,7 +166,9 @@ class _MarkerSearch:
         best = int(np.argmax(2 * right / (total + weights @ true)))
         exclusive = np.where(precision >= EXCLUSIVE, recall, 0.0)
         found = [self._if_enough(label, name, "word", self._words[best], self._has(best))]
-        some = [word for word in np.argsort(-exclusive)[:_MOST_TRIED].tolist() if exclusive[word] >= MIN_RECALL]
+        some = [
+            word for word in np.argsort(-exclusive)[:_MOST_TRIED].tolist() if exclusive[word] >= MIN_RECALL
+        ]
         return [*found, *(self._if_a_stamp(label, name, word) for word in some)]
 
     def _has(self, word: int) -> np.ndarray:
@@ -162,7 +181,11 @@ class _MarkerSearch:
 
     def _if_a_stamp(self, label: int, name: str, word: int) -> Marker | None:
         marker = self._counted(label, name, "word", self._words[word], self._has(word))
-        if marker.precision < EXCLUSIVE or marker.recall < MIN_RECALL or marker.effective_groups < MIN_LABEL_GROUPS:
+        if (
+            marker.precision < EXCLUSIVE
+            or marker.recall < MIN_RECALL
+            or marker.effective_groups < MIN_LABEL_GROUPS
+        ):
             return None
         area = self._told_by_text(label, word)
         return None if area > GOES_WITH_TEXT else marker.model_copy(update={"told_by_text": area})
@@ -175,7 +198,11 @@ class _MarkerSearch:
         pattern = re.compile(r"(?<![^\W_])" + r"[\W_]+".join(words) + r"(?![^\W_])")
         given = np.array([pattern.search(text.casefold()) is not None for text in self._test.texts])
         marker = self._counted(label, name, "name", name, given)
-        is_found = marker.precision >= EXCLUSIVE and marker.recall >= MIN_RECALL and marker.effective_groups >= MIN_LABEL_GROUPS
+        is_found = (
+            marker.precision >= EXCLUSIVE
+            and marker.recall >= MIN_RECALL
+            and marker.effective_groups >= MIN_LABEL_GROUPS
+        )
         return marker if is_found else None
 
     def _length(self, label: int, name: str) -> Marker | None:
@@ -191,9 +218,13 @@ class _MarkerSearch:
         limit = limits[last]
         if shorter.max() >= longer.max():
             most = int(limit[shorter.argmax()])
-            return self._if_enough(label, name, "length", f"at most {most:,} characters", self._lengths[1] <= most)
+            return self._if_enough(
+                label, name, "length", f"at most {most:,} characters", self._lengths[1] <= most
+            )
         least = int(limit[longer.argmax()])
-        return self._if_enough(label, name, "length", f"more than {least:,} characters", self._lengths[1] > least)
+        return self._if_enough(
+            label, name, "length", f"more than {least:,} characters", self._lengths[1] > least
+        )
 
     def _counted(self, label: int, name: str, kind: str, rule: str, given: np.ndarray) -> Marker:
         true, weights = self._test.labels[:, label], self._test.weights
@@ -209,7 +240,9 @@ class _MarkerSearch:
         )
 
     def _told_by_text(self, label: int, word: int) -> float:
-        """Return how well the rest of a text tells whether a row of the label has the word; 0.5 where there are too few rows to say."""
+        """Return how well the rest of a text tells whether a row of the label has the word; 0.5 where there
+        are too few rows to say.
+        """
         from scipy import sparse
         from sklearn.linear_model import LogisticRegression
         from sklearn.metrics import roc_auc_score
@@ -218,7 +251,11 @@ class _MarkerSearch:
         rows = [np.flatnonzero(each.labels[:, label])[:_MOST_COMPARED] for each in (self._train, self._test)]
         both: Any = sparse.vstack([self._of_train[rows[0]], self._of_test[rows[1]]]).tocsc()
         has = both[:, [word]].toarray().ravel() > 0
-        groups = [each.groups[row] for each, mine in zip((self._train, self._test), rows, strict=True) for row in mine.tolist()]
+        groups = [
+            each.groups[row]
+            for each, mine in zip((self._train, self._test), rows, strict=True)
+            for row in mine.tolist()
+        ]
         if min(has.sum(), (~has).sum()) < _MIN_TOLD or len(set(groups)) < _MIN_TOLD:
             return 0.5
         rest = both[:, _others(both, has)]
@@ -234,7 +271,9 @@ class _MarkerSearch:
 
 
 def pieces(text: str) -> set[str]:
-    """Return the words, numbers and runs of symbols of a text; of scripts without spaces pairs of characters."""
+    """Return the words, numbers and runs of symbols of a text; of scripts without spaces pairs of
+    characters.
+    """
     folded = text.casefold()
     found = set(_PIECE.findall(folded))
     for run in _UNSPACED.findall(folded):

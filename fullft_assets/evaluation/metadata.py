@@ -13,7 +13,8 @@ class EvaluationMetadata(Metadata):
     Attributes:
         verdict: whether the candidate is promoted, in words.
         justification: whether full fine-tuning was worth it, in words.
-        worth, worth_sentence: whether the gain is worth its cost (yes, no, inconclusive or not_asked), and why.
+        worth, worth_sentence: whether the gain is worth its cost (yes, no, inconclusive or not_asked), and
+        why.
         cost_usd: of training and a year of retraining.
         num_test_rows_left_out: test rows that a compared model had learned from.
         answer: promote, keep, inconclusive or insufficient_data.
@@ -21,7 +22,8 @@ class EvaluationMetadata(Metadata):
         incumbent: reference of the champion that it was compared with. None: there was none.
         anchor: reference of the first champion, where it was compared with that, too.
         seed_runs: references of the reports that the noise of seeds was taken from.
-        measured: METRIC, METRIC_low and METRIC_high of the fine-tuned model, SYSTEM_METRIC of the others, and what the task adds.
+        measured: METRIC, METRIC_low and METRIC_high of the fine-tuned model, SYSTEM_METRIC of the others, and
+            what the task adds.
     """
 
     rest = "measured"

@@ -1,4 +1,6 @@
-"""Copies of texts with what people and programs do to them: typing errors, another case, an end that is missing."""
+"""Copies of texts with what people and programs do to them: typing errors, another case, an end that is
+missing.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ _WORD = re.compile(r"\w+")
 
 
 def perturb(kind: str, text: str, key: str) -> str:
-    """Return a perturbed copy of a text, the same on every call with the same key; an empty one only of an empty text."""
+    """Return a perturbed copy of a text, the same on every call with the same key; an empty one only of an
+    empty text.
+    """
     return _KINDS[kind](text, key)
 
 
@@ -34,7 +38,11 @@ def _with_typos(text: str, key: str) -> str:
 def _first_half(text: str, key: str) -> str:
     """Return the first half of the characters, without a word that is cut through."""
     half = text[: (len(text) + 1) // 2]
-    whole = half.rsplit(maxsplit=1)[0] if not text[len(half) : len(half) + 1].isspace() and len(half.split()) > 1 else half
+    whole = (
+        half.rsplit(maxsplit=1)[0]
+        if not text[len(half) : len(half) + 1].isspace() and len(half.split()) > 1
+        else half
+    )
     return whole.rstrip() or half
 
 

@@ -1,4 +1,5 @@
-"""The numbers of a stored evaluation, computed a second time and otherwise than by the evaluation: see `verification`.
+"""The numbers of a stored evaluation, computed a second time and otherwise than by the evaluation: see
+`verification`.
 
 What every kind of task has is here; `recomputed_labels` and `recomputed_tokens` have what only theirs has.
 """
@@ -92,7 +93,9 @@ class Recomputed(ABC):
         return effective_groups(self.mass(metric) * self.weights, self.groups)
 
     def measured(self, metric: str, systems: Sequence[str], asked: Asked) -> tuple[Tree, Tree] | None:
-        """Return intervals of the systems' scores and of the gains over them; None: the stored predictions are not enough."""
+        """Return intervals of the systems' scores and of the gains over them; None: the stored predictions
+        are not enough.
+        """
         found: dict[str, tuple[float, SummedScore | RankedScore]] = {}
         for system in systems:
             score = self.score(metric, system)
@@ -113,7 +116,9 @@ def mean_of(values: Sequence[float] | np.ndarray, weights: np.ndarray) -> Summed
 
 
 def effective_groups(mass: np.ndarray, groups: Sequence[str]) -> float:
-    """Return the number of groups of equal mass that tell as much as these rows [n]: (sum m)^2 / sum m^2 over groups."""
+    """Return the number of groups of equal mass that tell as much as these rows [n]: (sum m)^2 / sum m^2 over
+    groups.
+    """
     by_group = dict.fromkeys(groups, 0.0)
     for group, value in zip(groups, mass.tolist(), strict=True):
         by_group[group] += value

@@ -1,4 +1,5 @@
-"""The scores of written answers, computed a second time and otherwise than by the evaluation: see `verification`.
+"""The scores of written answers, computed a second time and otherwise than by the evaluation: see
+`verification`.
 
 Of sacrebleu, which the evaluation counts n-grams with, only the words of BLEU are used.
 """
@@ -12,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from fullft_assets.evaluation.recomputation import FINETUNED, Asked, Tree, drawn_rows, effective_groups, group_weights, mean_of
+from fullft_assets.evaluation.recomputation import (
+    FINETUNED,
+    Asked,
+    Tree,
+    drawn_rows,
+    effective_groups,
+    group_weights,
+    mean_of,
+)
 from fullft_assets.evaluation.recomputed_intervals import SummedScore
 from fullft_assets.snapshot.words import split_words
 
@@ -22,17 +31,29 @@ _BLEU_ORDER = 4
 _ROUNDING = 1e-9
 
 
-def answer_sums(metric: str, truth: Sequence[str], written: Sequence[str], groups: Sequence[str]) -> SummedScore | None:
-    """Return what is summed for a score, with each group counted once: of each answer its own, or its n-grams. None: a metric of another package."""
+def answer_sums(
+    metric: str, truth: Sequence[str], written: Sequence[str], groups: Sequence[str]
+) -> SummedScore | None:
+    """Return what is summed for a score, with each group counted once: of each answer its own, or its
+    n-grams. None: a metric of another package.
+    """
     weights = group_weights(groups)
     if metric == "bleu":
         return SummedScore(_ngram_counts(truth, written) * weights[:, None], _bleu)
     of_pair = {"exact_match": _is_exact, "rouge_l": _rouge_l, "chrf": _chrf}.get(metric)
-    return None if of_pair is None else mean_of([of_pair(*pair) for pair in zip(truth, written, strict=True)], weights)
+    return (
+        None
+        if of_pair is None
+        else mean_of([of_pair(*pair) for pair in zip(truth, written, strict=True)], weights)
+    )
 
 
 def answer_fields(
-    stored: Mapping[str, Any], rows: Sequence[Mapping[str, str]], truth: Sequence[str], groups: Sequence[str], asked: Asked
+    stored: Mapping[str, Any],
+    rows: Sequence[Mapping[str, str]],
+    truth: Sequence[str],
+    groups: Sequence[str],
+    asked: Asked,
 ) -> Tree:
     """Return the scores of written answers; without those of added metrics.
 
@@ -41,17 +62,30 @@ def answer_fields(
         rows: of answers.jsonl, and the held-out answers and groups of the snapshot [n].
     """
     effective, sampling = effective_groups(group_weights(groups), groups), asked.sampling(groups)
-    tree: Tree = {"num_answers": len(rows), "num_groups": len(set(groups)), "effective_groups": effective, "scores": {}, "gains": {}}
+    tree: Tree = {
+        "num_answers": len(rows),
+        "num_groups": len(set(groups)),
+        "effective_groups": effective,
+        "scores": {},
+        "gains": {},
+    }
     for metric, systems in stored["scores"].items():
-        found = {system: answer_sums(metric, truth, [row[system] for row in rows], groups) for system in systems}
+        found = {
+            system: answer_sums(metric, truth, [row[system] for row in rows], groups) for system in systems
+        }
         pairs = {system: (sums.score, sums) for system, sums in found.items() if sums is not None}
         if pairs:
-            tree["scores"][metric], tree["gains"][metric] = sampling.measured(metric, pairs, FINETUNED, effective)
+            tree["scores"][metric], tree["gains"][metric] = sampling.measured(
+                metric, pairs, FINETUNED, effective
+            )
     return tree
 
 
 def drawn_answers(
-    conversations: Sequence[Sequence[Mapping[str, str]]], groups: Sequence[str], asked: Asked, length_of: Callable[[str], int]
+    conversations: Sequence[Sequence[Mapping[str, str]]],
+    groups: Sequence[str],
+    asked: Asked,
+    length_of: Callable[[str], int],
 ) -> tuple[list[int], Tree]:
     """Return the rows whose answers are drawn, and how many were too long, and how long an answer may be.
 
@@ -101,7 +135,11 @@ def _chrf(true: str, written: str) -> float:
         return 0.0
     precision, recall = np.mean(shares, axis=0)
     weight = _CHRF_BETA**2
-    return float((1 + weight) * precision * recall / (weight * precision + recall)) if precision + recall else 0.0
+    return (
+        float((1 + weight) * precision * recall / (weight * precision + recall))
+        if precision + recall
+        else 0.0
+    )
 
 
 def _ngram_counts(truth: Sequence[str], written: Sequence[str]) -> np.ndarray:
@@ -112,7 +150,10 @@ def _ngram_counts(truth: Sequence[str], written: Sequence[str]) -> np.ndarray:
     for true, answer in zip(truth, written, strict=True):
         ours, theirs = cut(true.rstrip()).split(), cut(answer.rstrip()).split()
         pairs = [(_ngrams(ours, order), _ngrams(theirs, order)) for order in range(1, _BLEU_ORDER + 1)]
-        matching, total = [(real & found).total() for real, found in pairs], [found.total() for _, found in pairs]
+        matching, total = (
+            [(real & found).total() for real, found in pairs],
+            [found.total() for _, found in pairs],
+        )
         counts.append([*matching, *total, len(theirs), len(ours)])
     return np.array(counts, np.float64)
 
@@ -129,7 +170,9 @@ def _bleu_of(sums: Sequence[float]) -> float:
     for found, of_all in zip(matching, total, strict=True):
         missing += found <= _ROUNDING
         precisions.append((2.0**-missing if found <= _ROUNDING else found) / of_all)
-    return min(1.0, math.prod(precisions) ** (1 / _BLEU_ORDER) * min(1.0, math.exp(1 - num_true / num_written)))
+    return min(
+        1.0, math.prod(precisions) ** (1 / _BLEU_ORDER) * min(1.0, math.exp(1 - num_true / num_written))
+    )
 
 
 def _ngrams(items: Sequence[Hashable], order: int) -> Counter[tuple[Hashable, ...]]:

@@ -1,4 +1,6 @@
-"""The intervals of a stored evaluation, computed a second time from its groups, its seed and its scores: see `verification`."""
+"""The intervals of a stored evaluation, computed a second time from its groups, its seed and its scores: see
+`verification`.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ class Choosable:
 
     Attributes:
         items: right, true and given of each row, by its weight [n, labels, 3].
-        of_counts: returns the scores [b] of items [b, labels, 3]; a label without true ones has no part in them.
+        of_counts: returns the scores [b] of items [b, labels, 3]; a label without true ones has no part in
+            them.
         min_groups: number of groups of equal weight that a label must have.
     """
 
@@ -93,7 +96,11 @@ class Sampling:
         return np.array([place[group] for group in self.groups])
 
     def measured(
-        self, metric: str, of_system: Mapping[str, tuple[float, SummedScore | RankedScore]], reference: str, effective: float
+        self,
+        metric: str,
+        of_system: Mapping[str, tuple[float, SummedScore | RankedScore]],
+        reference: str,
+        effective: float,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the interval of each system's score, and that of the reference's gain over each other one.
 
@@ -118,12 +125,15 @@ class Sampling:
         """Return what a score would lose without each group; empty for one that is no function of sums."""
         return (estimate - self._without(how)).tolist() if isinstance(how, SummedScore) else []
 
-    def gain(self, estimate: float, drawn: np.ndarray, effective: float, moved: np.ndarray | None) -> dict[str, float]:
+    def gain(
+        self, estimate: float, drawn: np.ndarray, effective: float, moved: np.ndarray | None
+    ) -> dict[str, float]:
         """Return a difference with its t interval, wide enough for what few groups leave unseen.
 
         Args:
             drawn: the differences of the draws.
-            moved: what the difference would lose without each group that the systems differ on; None: not known.
+            moved: what the difference would lose without each group that the systems differ on; None: not
+                known.
         """
         from scipy import stats
 
@@ -136,7 +146,12 @@ class Sampling:
                 step = max(step, 1 / (1 + freedom))
         ends = {"estimate": estimate, "low": estimate - half, "high": estimate + half}
         power = sum(float(stats.t.ppf(share, freedom)) for share in ((1 + self.confidence) / 2, 0.8))
-        return {**ends, "standard_error": error, "degrees_of_freedom": freedom, "least_detectable": power**2 * step}
+        return {
+            **ends,
+            "standard_error": error,
+            "degrees_of_freedom": freedom,
+            "least_detectable": power**2 * step,
+        }
 
     def _interval(
         self,
@@ -180,7 +195,9 @@ class Sampling:
         return {"estimate": estimate, "low": lowest if low is None else max(low, lowest), "high": ends[1]}
 
     def _choice_bias(self, choosable: Choosable) -> float:
-        """Return the mean over draws of what the labels that a draw chooses score in it, less what they score in all groups."""
+        """Return the mean over draws of what the labels that a draw chooses score in it, less what they score
+        in all groups.
+        """
         num_groups = len(self.names)
         of_groups = np.zeros((num_groups, *choosable.items.shape[1:]))
         for group in range(num_groups):
@@ -204,7 +221,9 @@ class Sampling:
         """Yield how often each group is drawn [draws, groups]."""
         random, num_groups = np.random.default_rng(self.seed), len(self.names)
         for start in range(0, self.resamples, _CHUNK):
-            drawn = [random.integers(0, num_groups, num_groups) for _ in range(min(_CHUNK, self.resamples - start))]
+            drawn = [
+                random.integers(0, num_groups, num_groups) for _ in range(min(_CHUNK, self.resamples - start))
+            ]
             yield np.array([np.bincount(each, minlength=num_groups) for each in drawn], np.float64)
 
     def _drawn(self, how: SummedScore | RankedScore) -> np.ndarray:

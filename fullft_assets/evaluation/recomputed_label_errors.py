@@ -1,4 +1,6 @@
-"""The rows whose label is probably wrong, found a second time from stored probabilities: see `verification`."""
+"""The rows whose label is probably wrong, found a second time from stored probabilities: see
+`verification`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LabelError:
-    """A row whose label is probably wrong; `own` is the probability of its label, and the others are those of the likeliest one."""
+    """A row whose label is probably wrong; `own` is the probability of its label, and the others are those of
+    the likeliest one.
+    """
 
     id: str
     label: str
@@ -25,7 +29,9 @@ class LabelError:
         return {"label": self.label, "suggested": self.suggested, "probability": round(self.probability, 4)}
 
 
-def label_errors(ids: Sequence[str], labels: Sequence[str], probabilities: np.ndarray, names: Sequence[str]) -> list[LabelError] | None:
+def label_errors(
+    ids: Sequence[str], labels: Sequence[str], probabilities: np.ndarray, names: Sequence[str]
+) -> list[LabelError] | None:
     """Return which of these rows are probably labelled wrong; None without cleanlab.
 
     Args:
@@ -41,6 +47,12 @@ def label_errors(ids: Sequence[str], labels: Sequence[str], probabilities: np.nd
     own = np.array([place[label] for label in labels])
     wrong = np.flatnonzero(find_label_issues(own, shares, n_jobs=1)).tolist()
     return [
-        LabelError(ids[row], labels[row], names[int(shares[row].argmax())], float(shares[row].max()), float(shares[row, own[row]]))
+        LabelError(
+            ids[row],
+            labels[row],
+            names[int(shares[row].argmax())],
+            float(shares[row].max()),
+            float(shares[row, own[row]]),
+        )
         for row in wrong
     ]

@@ -43,7 +43,14 @@ Item = tuple[Any, ...]
 class RecomputedLabels(Recomputed):
     """Those of labels and of spans: each row has a set of items, and each system gives it one."""
 
-    def __init__(self, rows: Rows, truth: Split, names: Sequence[str], target: str, thresholds: Mapping[str, float] | None = None):
+    def __init__(
+        self,
+        rows: Rows,
+        truth: Split,
+        names: Sequence[str],
+        target: str,
+        thresholds: Mapping[str, float] | None = None,
+    ):
         self.groups = rows["group"]
         self._thresholds = thresholds
         self.weights = group_weights(self.groups)
@@ -51,7 +58,10 @@ class RecomputedLabels(Recomputed):
         self._true = _true_items(truth, names, target)
         counts = [Counter(label for label, *_ in row) for row in self._true]
         num_items = {name: np.array([count[name] for count in counts]) for name in names}
-        enough = {name: effective_groups(num * self.weights, self.groups) > _MIN_LABEL_GROUPS - 1e-9 for name, num in num_items.items()}
+        enough = {
+            name: effective_groups(num * self.weights, self.groups) > _MIN_LABEL_GROUPS - 1e-9
+            for name, num in num_items.items()
+        }
         self._measurable = [name for name in names if enough[name]]
         self._chose_labels = True
         self.occurring = [name for name in names if num_items[name].any()]
@@ -67,7 +77,9 @@ class RecomputedLabels(Recomputed):
             return float(np.dot(right, self.weights) / np.dot(tokens, self.weights))
         if metric == "matthews_corrcoef":
             true = [label for ((label,),) in self._true]
-            return float(matthews_corrcoef(true, self._rows[_column(system, "predicted")], sample_weight=self.weights))
+            return float(
+                matthews_corrcoef(true, self._rows[_column(system, "predicted")], sample_weight=self.weights)
+            )
         if metric in ("auroc", "brier", "log_loss"):
             return self._of_probabilities(metric, self._shares(system))
         return self._f1(metric, _Items.of(self._true, self._given(system), self.weights))
@@ -78,12 +90,16 @@ class RecomputedLabels(Recomputed):
             return mean_of(self.right(system), self.weights)
         if metric == "token_accuracy":
             columns = (self._rows[_column(system, "num_right_tokens")], self._rows["num_tokens"])
-            return SummedScore(np.stack([np.array(column) * self.weights for column in columns], axis=1), ratio)
+            return SummedScore(
+                np.stack([np.array(column) * self.weights for column in columns], axis=1), ratio
+            )
         if metric in ("brier", "log_loss"):
             return mean_of(self._row_losses(metric, self._shares(system)), self.weights)
         if metric == "auroc":
             return self._curves(self._shares(system))
-        names = self._names if metric in ("micro_f1", "matthews_corrcoef") else self._measurable or self._names
+        names = (
+            self._names if metric in ("micro_f1", "matthews_corrcoef") else self._measurable or self._names
+        )
         found = self._label_sums(system, names, _OF_COUNTS[metric])
         if names is not self._measurable or not self._chose_labels:
             return found
@@ -94,13 +110,22 @@ class RecomputedLabels(Recomputed):
         """Return what is summed for the F1 of one label."""
         return self._label_sums(system, [label], _OF_COUNTS["micro_f1"])
 
-    def _label_sums(self, system: str, names: Sequence[str], of_counts: Callable[[np.ndarray], np.ndarray]) -> SummedScore:
-        counts = self._counts(system)[:, [self._names.index(name) for name in names]] * self.weights[:, None, None]
-        return SummedScore(counts.reshape(len(counts), -1), lambda sums: of_counts(sums.reshape(len(sums), len(names), 3)))
+    def _label_sums(
+        self, system: str, names: Sequence[str], of_counts: Callable[[np.ndarray], np.ndarray]
+    ) -> SummedScore:
+        counts = (
+            self._counts(system)[:, [self._names.index(name) for name in names]] * self.weights[:, None, None]
+        )
+        return SummedScore(
+            counts.reshape(len(counts), -1), lambda sums: of_counts(sums.reshape(len(sums), len(names), 3))
+        )
 
     def _counts(self, system: str) -> np.ndarray:
         """Return how many items of each label are right, true and given: float [n, labels, 3]."""
-        place, found = {name: number for number, name in enumerate(self._names)}, np.zeros((len(self._true), len(self._names), 3))
+        place, found = (
+            {name: number for number, name in enumerate(self._names)},
+            np.zeros((len(self._true), len(self._names), 3)),
+        )
         for row, (true, given) in enumerate(zip(self._true, self._given(system), strict=True)):
             for which, items in enumerate((true & given, true, given)):
                 for label, *_ in items:
@@ -144,7 +169,10 @@ class RecomputedLabels(Recomputed):
         rare = [name for name in self.occurring if name not in self._measurable]
         # Counts that a reader sees are of rows, not of groups.
         items = _Items.of(self._true, self._given(FINETUNED), np.ones(len(self.groups)))
-        counts = {name: tuple(int(count) for count in self._counts(FINETUNED)[:, number].sum(0)) for number, name in enumerate(self._names)}
+        counts = {
+            name: tuple(int(count) for count in self._counts(FINETUNED)[:, number].sum(0))
+            for number, name in enumerate(self._names)
+        }
         found: Tree = {
             "labels": self._names,
             "measurable_labels": len(self._measurable),
@@ -169,7 +197,9 @@ class RecomputedLabels(Recomputed):
 
     def right(self, system: str) -> np.ndarray:
         """Return on which rows all is right: bool [n]."""
-        return np.array([true == given for true, given in zip(self._true, self._given(system), strict=True)], bool)
+        return np.array(
+            [true == given for true, given in zip(self._true, self._given(system), strict=True)], bool
+        )
 
     def robustness(self, stored: Mapping[str, Any], asked: Asked) -> Tree:
         """Return the scores of perturbed copies: shares of the copies that are predicted exactly right."""
@@ -184,7 +214,10 @@ class RecomputedLabels(Recomputed):
                 "clean": self.right(system)[rows],
                 FINETUNED: np.array([self._true[row] == _items(column[row]) for row in rows]),
             }
-            pair = {name: (float(np.average(is_right, weights=weights)), mean_of(is_right, weights)) for name, is_right in given.items()}
+            pair = {
+                name: (float(np.average(is_right, weights=weights)), mean_of(is_right, weights))
+                for name, is_right in given.items()
+            }
             effective = effective_groups(weights, groups)
             scores, gains = asked.sampling(groups).measured("accuracy", pair, FINETUNED, effective)
             clean[system] = scores["clean"]
@@ -195,7 +228,9 @@ class RecomputedLabels(Recomputed):
         return {**tree, "clean": clean, "found": found}
 
     def fitted(self, temperature: float, validation: Rows, num_bins: int) -> Tree:
-        """Return the temperature, which is the best one if no other has a lower loss, and the calibration error that it leaves."""
+        """Return the temperature, which is the best one if no other has a lower loss, and the calibration
+        error that it leaves.
+        """
         from scipy.optimize import minimize_scalar
 
         labels = np.array([self._names.index(label) for label in validation["label"]])
@@ -219,7 +254,10 @@ class RecomputedLabels(Recomputed):
         return {"temperature": temperature if is_best else math.exp(best), "error_at_temperature": error}
 
     def _of_one_label(self, num_bins: int) -> Tree:
-        pairs = Counter((true, given) for ((true,),), ((given,),) in zip(self._true, map(tuple, self._given(FINETUNED)), strict=True))
+        pairs = Counter(
+            (true, given)
+            for ((true,),), ((given,),) in zip(self._true, map(tuple, self._given(FINETUNED)), strict=True)
+        )
         probability, right = np.array(self._rows["probability"]), self.right(FINETUNED).astype(float)
         distances = _calibration_distances(right, probability, num_bins)
         number = _bin_of(probability, num_bins)
@@ -240,14 +278,34 @@ class RecomputedLabels(Recomputed):
         }
 
     def _label_row(self, name: str, f1: float, num_right: int, support: int, num_given: int) -> Tree:
-        precision, recall = num_right / num_given if num_given else 0.0, num_right / support if support else 0.0
-        row: Tree = {"label": name, "precision": precision, "recall": recall, "f1": f1, "support": support, "num_predicted": num_given}
+        precision, recall = (
+            num_right / num_given if num_given else 0.0,
+            num_right / support if support else 0.0,
+        )
+        row: Tree = {
+            "label": name,
+            "precision": precision,
+            "recall": recall,
+            "f1": f1,
+            "support": support,
+            "num_predicted": num_given,
+        }
         return row if self._thresholds is None else {**row, "threshold": self._thresholds[name]}
 
     def _weakest_groups(self) -> list[Tree]:
-        sizes, errors = Counter(self.groups), Counter(np.array(self.groups, object)[~self.right(FINETUNED)].tolist())
-        ranked = sorted((-errors[group] / sizes[group], -errors[group], group) for group in errors if sizes[group] >= _MIN_GROUP_ROWS)
-        return [{"group": group, "num_rows": sizes[group], "num_errors": errors[group]} for *_, group in ranked[:MOST_NAMED]]
+        sizes, errors = (
+            Counter(self.groups),
+            Counter(np.array(self.groups, object)[~self.right(FINETUNED)].tolist()),
+        )
+        ranked = sorted(
+            (-errors[group] / sizes[group], -errors[group], group)
+            for group in errors
+            if sizes[group] >= _MIN_GROUP_ROWS
+        )
+        return [
+            {"group": group, "num_rows": sizes[group], "num_errors": errors[group]}
+            for *_, group in ranked[:MOST_NAMED]
+        ]
 
     def _agreement(self, best_baseline: str) -> Tree:
         pairs = Counter(zip(self.right(FINETUNED).tolist(), self.right(best_baseline).tolist(), strict=True))
@@ -259,7 +317,9 @@ class RecomputedLabels(Recomputed):
         }
 
     def _span_errors(self) -> Tree:
-        found = Counter({f"num_{name}": 0 for name in ("right", "wrong_label", "wrong_edges", "invented", "missed")})
+        found = Counter(
+            {f"num_{name}": 0 for name in ("right", "wrong_label", "wrong_edges", "invented", "missed")}
+        )
         for true, given in zip(self._true, self._given(FINETUNED), strict=True):
             places = {item[1:] for item in true}
             for item in given:
@@ -284,7 +344,9 @@ class RecomputedLabels(Recomputed):
             return float(np.average(self._row_losses(metric, shares), weights=self.weights))
         drawn = [self._names.index(name) for name in self._measurable or self.occurring]
         curves = [label for label in drawn if 0 < true[:, label].sum() < len(true)]
-        areas = [roc_auc_score(true[:, label], shares[:, label], sample_weight=self.weights) for label in curves]
+        areas = [
+            roc_auc_score(true[:, label], shares[:, label], sample_weight=self.weights) for label in curves
+        ]
         return float(np.mean(areas)) if areas else 0.5
 
     @property
@@ -297,7 +359,9 @@ class RecomputedLabels(Recomputed):
         return -np.log(np.maximum(shares[self._is_true], np.finfo(np.float64).eps))
 
     def _curves(self, shares: np.ndarray) -> RankedScore:
-        """Return the mean area under the ROC curve of draws; a label without a curve in one is left out there."""
+        """Return the mean area under the ROC curve of draws; a label without a curve in one is left out
+        there.
+        """
         drawn = [self._names.index(name) for name in self._measurable or self._names]
         true, weights = self._is_true, self.weights
 
@@ -319,7 +383,11 @@ class RecomputedLabels(Recomputed):
         if metric == "macro_f1":
             return float(np.mean([items.f1([name]) for name in names])) if names else 0.0
         if metric == "weighted_f1":
-            return float(np.average([items.f1([name]) for name in names], weights=[items.support(name) for name in names]))
+            return float(
+                np.average(
+                    [items.f1([name]) for name in names], weights=[items.support(name) for name in names]
+                )
+            )
         return None
 
 
@@ -340,7 +408,12 @@ class _Items:
             for item in mine | theirs
         ]
         label, is_true, is_given, weight = zip(*found, strict=True) if found else ((), (), (), ())
-        return cls(np.array(label, object), np.array(is_true, bool), np.array(is_given, bool), np.array(weight, float))
+        return cls(
+            np.array(label, object),
+            np.array(is_true, bool),
+            np.array(is_given, bool),
+            np.array(weight, float),
+        )
 
     def f1(self, labels: Sequence[str]) -> float:
         """Return the F1 of the items of some labels together; 0 where there are none."""
@@ -348,7 +421,11 @@ class _Items:
 
         mine = np.array([label in labels for label in self.label], bool)
         # Each item is true or given, so that there is something to divide by.
-        return float(f1_score(self.is_true[mine], self.is_given[mine], sample_weight=self.weight[mine])) if mine.any() else 0.0
+        return (
+            float(f1_score(self.is_true[mine], self.is_given[mine], sample_weight=self.weight[mine]))
+            if mine.any()
+            else 0.0
+        )
 
     def support(self, label: str) -> float:
         """Return how much is true of a label, by weight."""
@@ -385,25 +462,38 @@ def _f1s(counts: np.ndarray) -> np.ndarray:
     return np.divide(2 * right, true + given, out=np.full(true.shape, np.nan), where=true > 0)
 
 
-_OF_COUNTS = {"macro_f1": _macro, "weighted_f1": _weighted, "micro_f1": _micro, "matthews_corrcoef": _correlation}
+_OF_COUNTS = {
+    "macro_f1": _macro,
+    "weighted_f1": _weighted,
+    "micro_f1": _micro,
+    "matthews_corrcoef": _correlation,
+}
 
 
 def _areas(weights: np.ndarray, is_true: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Return the area under the ROC curve for weights [b, n] of the rows: [b]; nan where there is no curve."""
+    """Return the area under the ROC curve for weights [b, n] of the rows: [b]; nan where there is no
+    curve.
+    """
     order = np.argsort(shares, kind="stable")
     starts = np.unique(shares[order], return_index=True)[1]
-    true, other = (np.add.reduceat(weights[:, order] * chosen[order], starts, axis=1) for chosen in (is_true, ~is_true))
+    true, other = (
+        np.add.reduceat(weights[:, order] * chosen[order], starts, axis=1) for chosen in (is_true, ~is_true)
+    )
     below = np.cumsum(other, axis=1) - other / 2
     with np.errstate(invalid="ignore"):
         return (true * below).sum(1) / (true.sum(1) * other.sum(1))
 
 
 def answered_items(text: str, answer: Any) -> set[Item]:
-    """Return the items of an answer as a file of an external system has it: a label, labels, or spans, without white space at their ends."""
+    """Return the items of an answer as a file of an external system has it: a label, labels, or spans,
+    without white space at their ends.
+    """
     if isinstance(answer, str) or not any(isinstance(item, dict) for item in answer):
         return _items(answer)
     names = [span["label"] for span in answer]
-    return _stripped(text, [(span["start"], span["end"], number) for number, span in enumerate(answer)], names)
+    return _stripped(
+        text, [(span["start"], span["end"], number) for number, span in enumerate(answer)], names
+    )
 
 
 def stored_items(cell: Any) -> set[Item]:
@@ -416,9 +506,13 @@ def _bin_of(probability: np.ndarray, num_bins: int) -> np.ndarray:
 
 
 def _calibration_distances(right: np.ndarray, probability: np.ndarray, num_bins: int) -> dict[int, float]:
-    """Return how far the sums of what was right and of what was promised are from each other, by the bins that have rows."""
+    """Return how far the sums of what was right and of what was promised are from each other, by the bins
+    that have rows.
+    """
     number = _bin_of(probability, num_bins)
-    return {each: float(abs((right - probability)[number == each].sum())) for each in np.unique(number).tolist()}
+    return {
+        each: float(abs((right - probability)[number == each].sum())) for each in np.unique(number).tolist()
+    }
 
 
 def _at_temperature(shares: np.ndarray, temperature: float) -> np.ndarray:
@@ -434,12 +528,16 @@ def _items(stored: Any) -> set[Item]:
     """Return a row's items from a cell: a label, labels, or spans."""
     if isinstance(stored, str):
         return {(stored,)}
-    return {(item,) if isinstance(item, str) else (item["label"], item["start"], item["end"]) for item in stored}
+    return {
+        (item,) if isinstance(item, str) else (item["label"], item["start"], item["end"]) for item in stored
+    }
 
 
 def _true_items(truth: Split, names: Sequence[str], target: str) -> list[set[Item]]:
     if target == "spans":
-        return [_stripped(text, spans, names) for text, spans in zip(truth.texts, truth.spans or [], strict=True)]
+        return [
+            _stripped(text, spans, names) for text, spans in zip(truth.texts, truth.spans or [], strict=True)
+        ]
     if target == "labels":
         return [{(names[label],) for label in np.flatnonzero(row).tolist()} for row in truth.labels]
     return [{(names[label],)} for label in truth.labels.tolist()]

@@ -1,4 +1,5 @@
-"""The numbers of a language model's evaluation, computed a second time from the losses of its documents: see `verification`.
+"""The numbers of a language model's evaluation, computed a second time from the losses of its documents: see
+`verification`.
 
 Its scores are weighted means of the documents' own means.
 """
@@ -11,7 +12,16 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from fullft_assets.evaluation.recomputation import FINETUNED, MOST_NAMED, Asked, Pair, Recomputed, Rows, Tree, group_weights
+from fullft_assets.evaluation.recomputation import (
+    FINETUNED,
+    MOST_NAMED,
+    Asked,
+    Pair,
+    Recomputed,
+    Rows,
+    Tree,
+    group_weights,
+)
 from fullft_assets.evaluation.recomputed_intervals import SummedScore
 
 _TOKEN_CAP_QUANTILE = 0.9
@@ -37,13 +47,17 @@ class Tokens(Recomputed):
     def score(self, metric: str, system: str) -> float | None:
         """Return a score from the documents' means, each weighted by its capped tokens."""
         if metric == "token_accuracy":
-            return float(np.average(self._column(f"num_right_{system}") / self._tokens, weights=self._counted))
+            return float(
+                np.average(self._column(f"num_right_{system}") / self._tokens, weights=self._counted)
+            )
         mean = float(np.average(self._column(f"loss_{system}") / self._tokens, weights=self._counted))
         if metric == "bits_per_byte":
             # Of the same rows and weights, each row in bytes of its own text.
             in_bytes = np.dot(self._column("num_bytes"), self.weights) * math.log(2)
             return float(np.dot(self._column(f"loss_{system}"), self.weights) / in_bytes)
-        return {"token_probability": math.exp(-mean), "perplexity": math.exp(min(mean, _MAX_LOSS))}.get(metric)
+        return {"token_probability": math.exp(-mean), "perplexity": math.exp(min(mean, _MAX_LOSS))}.get(
+            metric
+        )
 
     def sums(self, metric: str, system: str) -> SummedScore:
         """Return what is summed: what the system lost, or got right, and the tokens or bytes of it."""
@@ -64,7 +78,11 @@ class Tokens(Recomputed):
         part = copy.copy(self)
         part._scored = self.positions[rows]
         part.groups = [self.groups[row] for row in rows.tolist()]
-        part.weights, part._tokens, part._counted = self.weights[rows], self._tokens[rows], self._counted[rows]
+        part.weights, part._tokens, part._counted = (
+            self.weights[rows],
+            self._tokens[rows],
+            self._counted[rows],
+        )
         return part
 
     @property
@@ -100,17 +118,35 @@ class Tokens(Recomputed):
         ids = [self._rows["id"][row] for row in self._scored.tolist()]
         ours, theirs = (self._column(f"loss_{system}") / self._tokens for system in (FINETUNED, "base_model"))
         change = (self._column(f"loss_{FINETUNED}") - self._column("loss_base_model")) / self._tokens
-        worse = sorted((-float(change[row]), ids[row], row) for row in np.flatnonzero(change > 0).tolist())[:MOST_NAMED]
+        worse = sorted((-float(change[row]), ids[row], row) for row in np.flatnonzero(change > 0).tolist())[
+            :MOST_NAMED
+        ]
         named = [
-            {"id": id_, "group": self.groups[row], "num_tokens": int(self._tokens[row]), "loss": ours[row], "base_loss": theirs[row]}
+            {
+                "id": id_,
+                "group": self.groups[row],
+                "num_tokens": int(self._tokens[row]),
+                "loss": ours[row],
+                "base_loss": theirs[row],
+            }
             for _, id_, row in worse
         ]
-        low, high = min(float(np.quantile(change, 0.01)), -_LEAST_CHANGE), max(float(np.quantile(change, 0.99)), _LEAST_CHANGE)
+        low, high = (
+            min(float(np.quantile(change, 0.01)), -_LEAST_CHANGE),
+            max(float(np.quantile(change, 0.99)), _LEAST_CHANGE),
+        )
         edges = [low + (high - low) * number / _NUM_BINS for number in range(_NUM_BINS + 1)]
         counts = np.bincount(np.digitize(change, edges[1:-1]), minlength=_NUM_BINS).tolist()
-        bins = [{"low": edges[number], "high": edges[number + 1], "num_rows": count} for number, count in enumerate(counts)]
+        bins = [
+            {"low": edges[number], "high": edges[number + 1], "num_rows": count}
+            for number, count in enumerate(counts)
+        ]
         sides = {"better": change < 0, "worse": change > 0, "equal": change == 0}
-        return {**{f"num_{name}": int(side.sum()) for name, side in sides.items()}, "bins": bins, "largest_regressions": named}
+        return {
+            **{f"num_{name}": int(side.sum()) for name, side in sides.items()},
+            "bins": bins,
+            "largest_regressions": named,
+        }
 
     def _weakest_groups(self) -> list[Tree]:
         members: dict[str, list[int]] = {}
@@ -128,12 +164,16 @@ class Tokens(Recomputed):
         for row, length in enumerate(lengths):
             found.setdefault(next(edge for edge in edges if length <= edge), []).append(row)
         ranges = {edge: [lengths[row] for row in rows] for edge, rows in found.items()}
-        return [{"low": min(ranges[edge]), "high": max(ranges[edge]), **self._perplexities(found[edge])} for edge in sorted(found)]
+        return [
+            {"low": min(ranges[edge]), "high": max(ranges[edge]), **self._perplexities(found[edge])}
+            for edge in sorted(found)
+        ]
 
     def _perplexities(self, rows: Sequence[int]) -> Tree:
         tokens = int(self._tokens[rows].sum())
         ours, theirs = (
-            math.exp(min(float(self._column(f"loss_{system}")[rows].sum()) / tokens, _MAX_LOSS)) for system in (FINETUNED, "base_model")
+            math.exp(min(float(self._column(f"loss_{system}")[rows].sum()) / tokens, _MAX_LOSS))
+            for system in (FINETUNED, "base_model")
         )
         return {"num_rows": len(rows), "num_tokens": tokens, "perplexity": ours, "base_perplexity": theirs}
 

@@ -1,4 +1,6 @@
-"""Scores and gains with intervals by resampling groups with all their rows: rows of one group err together."""
+"""Scores and gains with intervals by resampling groups with all their rows: rows of one group err
+together.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ class SystemScores(Record):
     Attributes:
         gains: the reference's over every other system.
         effective_groups: number of groups of equal weight that they rest on.
-        influences: of each group on the reference's score, in the order of the groups' numbers: what the score would lose without it.
-            Empty for a metric that is no function of sums.
+        influences: of each group on the reference's score, in the order of the groups' numbers: what the
+            score would lose without it. Empty for a metric that is no function of sums.
     """
 
     scores: dict[str, Interval]
@@ -40,9 +42,10 @@ class _Samples:
     Attributes:
         draws: scores on resamples [resamples].
         left_out: scores without each group [groups], and
-        sums: of each group, tables [groups] or [groups, k]; None and empty for a metric that is no function of sums.
-        choice_bias: how much higher than in all groups the labels score, on average, in those resamples that make them measurable.
-            None: the rows did not choose the labels.
+        sums: of each group, tables [groups] or [groups, k]; None and empty for a metric that is no function
+            of sums.
+        choice_bias: how much higher than in all groups the labels score, on average, in those resamples that
+            make them measurable. None: the rows did not choose the labels.
     """
 
     estimate: float
@@ -52,11 +55,15 @@ class _Samples:
     choice_bias: float | None = None
 
     def moved_from(self, other: _Samples) -> np.ndarray | None:
-        """Return by how much each group on which two systems differ moves the difference; None where that is not known."""
+        """Return by how much each group on which two systems differ moves the difference; None where that is
+        not known.
+        """
         if self.left_out is None or other.left_out is None:
             return None if (self.draws != other.draws).any() else np.array([])
         pairs = zip(self.sums, other.sums, strict=True)
-        differs = np.any([(ours != theirs).reshape(len(ours), -1).any(axis=1) for ours, theirs in pairs], axis=0)
+        differs = np.any(
+            [(ours != theirs).reshape(len(ours), -1).any(axis=1) for ours, theirs in pairs], axis=0
+        )
         return ((self.estimate - self.left_out) - (other.estimate - other.left_out))[differs]
 
 
@@ -66,7 +73,9 @@ def number_groups(groups: Sequence[str], num_rows: int) -> tuple[np.ndarray, int
         raise ValueError(f"groups: {len(groups)} for {num_rows} rows")
     names, index = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < 2:
-        raise ValueError("groups: all rows belong to one group, so no interval can be computed; deliver more groups")
+        raise ValueError(
+            "groups: all rows belong to one group, so no interval can be computed; deliver more groups"
+        )
     return index, len(names)
 
 
@@ -83,14 +92,15 @@ def measure(
 ) -> SystemScores:
     """Return every system's score and the reference's gains, each with its interval.
 
-    Whole groups are resampled, the same for every system: resampling rows would promise intervals that are far too narrow
-    (Davison and Hinkley 1997, section 3.8). A score's standard error is the larger of those of the bootstrap and of the jackknife
-    over groups, widened by the bootstrap's bias, which is not corrected; its t interval is taken on the logit scale, with the
-    degrees of freedom that the groups' influences leave. A gain's is the bootstrap's alone. docs/decisions/0020 has their coverage.
+    Whole groups are resampled, the same for every system: resampling rows would promise intervals that are
+    far too narrow (Davison and Hinkley 1997, section 3.8). A score's standard error is the larger of those of
+    the bootstrap and of the jackknife over groups, widened by the bootstrap's bias, which is not corrected;
+    its t interval is taken on the logit scale, with the degrees of freedom that the groups' influences leave.
+    A gain's is the bootstrap's alone. docs/decisions/0020 has their coverage.
 
-    A label is measurable that enough groups have. One which has them by chance has more than its share of true rows and no more false
-    ones, so its F1 is too high. Each resample chooses labels in the same way; the score's lower end is lower by how much these score
-    higher in it than in all groups.
+    A label is measurable that enough groups have. One which has them by chance has more than its share of
+    true rows and no more false ones, so its F1 is too high. Each resample chooses labels in the same way; the
+    score's lower end is lower by how much these score higher in it than in all groups.
 
     Args:
         index: number of each row's group [n], from 0.
@@ -111,7 +121,11 @@ def measure(
     effective = effective_number(by_group(metric.mass(ours) * ours.row_weights, index, num_groups))
     return SystemScores(
         scores={name: _score(metric, samples, effective, confidence) for name, samples in found.items()},
-        gains={name: _gain(found[reference], found[name], effective, confidence) for name in predictions if name != reference},
+        gains={
+            name: _gain(found[reference], found[name], effective, confidence)
+            for name in predictions
+            if name != reference
+        },
         effective_groups=effective,
         influences=[] if left_out is None else (found[reference].estimate - left_out).tolist(),
     )
@@ -134,7 +148,9 @@ def _score(metric: Metric, samples: _Samples, effective_groups: float, confidenc
     if samples.choice_bias is not None:
         bias, raised = min(samples.choice_bias, 0.0), max(samples.choice_bias, 0.0)
     freedom = max(freedom, _MIN_DEGREES_OF_FREEDOM)
-    interval = bounded_interval(samples.estimate, float(np.hypot(error, bias)), freedom, confidence, metric.bounds)
+    interval = bounded_interval(
+        samples.estimate, float(np.hypot(error, bias)), freedom, confidence, metric.bounds
+    )
     lowest = metric.bounds[0]
     low = interval.low - raised if lowest is None else max(interval.low - raised, lowest)
     return interval.model_copy(update={"low": low})
@@ -153,9 +169,14 @@ def _from_sums(
     weights: Iterator[np.ndarray],
     rows_chose_labels: bool,
 ) -> dict[str, _Samples]:
-    """Return what a metric gives each system: a function of sums only needs each group's, so a resample is a product of matrices."""
+    """Return what a metric gives each system: a function of sums only needs each group's, so a resample is a
+    product of matrices.
+    """
     num_groups = int(index.max()) + 1
-    sums = {name: tuple(by_group(table, index, num_groups) for table in metric.weighted(found)) for name, found in predictions.items()}
+    sums = {
+        name: tuple(by_group(table, index, num_groups) for table in metric.weighted(found))
+        for name, found in predictions.items()
+    }
     totals = {name: tuple(table.sum(0, keepdims=True) for table in tables) for name, tables in sums.items()}
     all_labels = {}
     for name, found in predictions.items():
@@ -181,8 +202,11 @@ def _from_sums(
     }
 
 
-def _raised_by_choice(metric: SummedMetric, tables: tuple[np.ndarray, ...], weights: np.ndarray) -> np.ndarray:
-    """Return how much higher than in all groups the labels score that a resample makes measurable [resamples].
+def _raised_by_choice(
+    metric: SummedMetric, tables: tuple[np.ndarray, ...], weights: np.ndarray
+) -> np.ndarray:
+    """Return how much higher than in all groups the labels score that a resample makes measurable
+    [resamples].
 
     Args:
         tables: `found`, `true` and `given` of each group [groups, labels].
@@ -191,20 +215,26 @@ def _raised_by_choice(metric: SummedMetric, tables: tuple[np.ndarray, ...], weig
     drawn = [weights @ table for table in tables]
     chosen = is_measurable(drawn[1], weights @ true**2)
     # A label that does not occur is left out of the score.
-    return metric.score(*(table * chosen for table in drawn)) - metric.score(*(table.sum(0) * chosen for table in tables))
+    return metric.score(*(table * chosen for table in drawn)) - metric.score(
+        *(table.sum(0) * chosen for table in tables)
+    )
 
 
 def _from_rows(
     metric: Metric, predictions: Mapping[str, Predictions], index: np.ndarray, weights: Iterator[np.ndarray]
 ) -> dict[str, _Samples]:
-    """Return the samples of a metric that is computed anew on the rows of each resample. Scores without each group would cost too much."""
+    """Return the samples of a metric that is computed anew on the rows of each resample. Scores without each
+    group would cost too much.
+    """
     draws: dict[str, list[float]] = {name: [] for name in predictions}
     for chunk in weights:
         for drawn in chunk:
             rows = np.repeat(np.arange(len(index)), drawn[index].astype(np.int64))
             for name, found in predictions.items():
                 draws[name].append(metric.compute(found.take(rows)))
-    return {name: _Samples(metric.compute(found), np.array(draws[name])) for name, found in predictions.items()}
+    return {
+        name: _Samples(metric.compute(found), np.array(draws[name])) for name, found in predictions.items()
+    }
 
 
 def _group_weights(num_groups: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
@@ -214,4 +244,8 @@ def _group_weights(num_groups: int, resamples: int, seed: int) -> Iterator[np.nd
     for start in range(0, resamples, chunk):
         size = min(chunk, resamples - start)
         drawn = rng.integers(0, num_groups, (size, num_groups)) + num_groups * np.arange(size)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=size * num_groups).reshape(size, num_groups).astype(np.float64)
+        yield (
+            np.bincount(drawn.ravel(), minlength=size * num_groups)
+            .reshape(size, num_groups)
+            .astype(np.float64)
+        )

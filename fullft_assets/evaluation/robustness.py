@@ -61,7 +61,8 @@ def measure_robustness(
 
     Args:
         clean: of each system on the rows [n] as they are.
-        perturbed: kind -> system -> predictions on the copies [n], and how many copies were read as other tokens.
+        perturbed: kind -> system -> predictions on the copies [n], and how many copies were read as other
+            tokens.
     """
     sizes = Counter(groups)
     if len(sizes) < 2:
@@ -71,11 +72,29 @@ def measure_robustness(
     before, found, effective = {}, [], 0.0
     for kind, systems in perturbed.items():
         for system, (predictions, num_changed) in systems.items():
-            pair = {_PERTURBED: replace(predictions, weights=weights), _CLEAN: replace(clean[system], weights=weights)}
-            measured = measure(metric, pair, index, reference=_PERTURBED, resamples=resamples, confidence=confidence, seed=seed)
+            pair = {
+                _PERTURBED: replace(predictions, weights=weights),
+                _CLEAN: replace(clean[system], weights=weights),
+            }
+            measured = measure(
+                metric,
+                pair,
+                index,
+                reference=_PERTURBED,
+                resamples=resamples,
+                confidence=confidence,
+                seed=seed,
+            )
             before[system], effective = measured.scores[_CLEAN], measured.effective_groups
             score, change = measured.scores[_PERTURBED], measured.gains[_CLEAN]
-            found.append(PerturbedScore(kind=kind, system=system, num_changed=num_changed, score=score, change=change))
+            found.append(
+                PerturbedScore(kind=kind, system=system, num_changed=num_changed, score=score, change=change)
+            )
     return Robustness(
-        metric=metric.name, num_rows=len(groups), num_groups=num_groups, effective_groups=effective, clean=before, found=found
+        metric=metric.name,
+        num_rows=len(groups),
+        num_groups=num_groups,
+        effective_groups=effective,
+        clean=before,
+        found=found,
     )

@@ -28,7 +28,9 @@ class SystemAgreement(Record):
 
 
 def one_of_each_group_first(groups: Sequence[str], seed: int) -> list[int]:
-    """Return the rows [n] in an order drawn by the seed: one of each group, then a second one, and so on. Rows of one group are alike."""
+    """Return the rows [n] in an order drawn by the seed: one of each group, then a second one, and so on.
+    Rows of one group are alike.
+    """
     order: list[int] = np.random.default_rng(seed).permutation(len(groups)).tolist()
     seen: dict[str, int] = defaultdict(int)
     turn = {}
@@ -38,8 +40,12 @@ def one_of_each_group_first(groups: Sequence[str], seed: int) -> list[int]:
     return sorted(order, key=turn.__getitem__)
 
 
-def weakest_groups(right: np.ndarray, groups: Sequence[str], *, most: int = 5, min_rows: int = 3) -> list[GroupScore]:
-    """The groups of at least `min_rows` rows with the largest share of errors, worst first; `right` is bool [n]."""
+def weakest_groups(
+    right: np.ndarray, groups: Sequence[str], *, most: int = 5, min_rows: int = 3
+) -> list[GroupScore]:
+    """The groups of at least `min_rows` rows with the largest share of errors, worst first; `right` is bool
+    [n].
+    """
     rights: dict[str, list[bool]] = defaultdict(list)
     for group, is_right in zip(groups, right.tolist(), strict=True):
         rights[group].append(is_right)

@@ -1,4 +1,6 @@
-"""How much the seed alone moves a score: from trainings of one recipe on one snapshot, scored on the same test groups."""
+"""How much the seed alone moves a score: from trainings of one recipe on one snapshot, scored on the same
+test groups.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +39,11 @@ class Run(Record):
 
 
 def seed_noise(evaluations: Mapping[str, Iterable[Evaluation]]) -> SeedNoise | None:
-    """Return the noise of seeds among evaluations by recipe, or None where fewer than `MIN_RUNS` trainings show it.
+    """Return the noise of seeds among evaluations by recipe, or None where fewer than `MIN_RUNS` trainings
+    show it.
 
-    Only those of a recipe that were scored on the same test groups by the same metric are compared with each other.
+    Only those of a recipe that were scored on the same test groups by the same metric are compared with each
+    other.
     """
     runs: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for recipe, found in evaluations.items():
@@ -53,22 +57,31 @@ def seed_noise(evaluations: Mapping[str, Iterable[Evaluation]]) -> SeedNoise | N
 def pooled(recipes: Iterable[list[Run]]) -> SeedNoise | None:
     """Return the variance between the runs of each recipe, pooled, without what the rows alone explain.
 
-    Two runs on the same rows differ by chance in which rows they get right, and a further seed would have other luck: half the
-    squared standard error of their difference is subtracted, or the rows would count twice.
+    Two runs on the same rows differ by chance in which rows they get right, and a further seed would have
+    other luck: half the squared standard error of their difference is subtracted, or the rows would count
+    twice.
     """
     repeated = [runs for runs in recipes if len(runs) > 1]
     num_runs = sum(len(runs) for runs in repeated)
     if num_runs < MIN_RUNS:
         return None
     freedom = num_runs - len(repeated)
-    found = sum((len(runs) - 1) * (float(np.var([run.score for run in runs], ddof=1)) - _row_noise(runs)) for runs in repeated)
+    found = sum(
+        (len(runs) - 1) * (float(np.var([run.score for run in runs], ddof=1)) - _row_noise(runs))
+        for runs in repeated
+    )
     return SeedNoise(variance=max(0.0, found / freedom), degrees_of_freedom=freedom, num_runs=num_runs)
 
 
 def _row_noise(runs: list[Run]) -> float:
-    """Return half the mean squared standard error (jackknife over groups) of the difference between two runs."""
+    """Return half the mean squared standard error (jackknife over groups) of the difference between
+    two runs.
+    """
     influences = np.array([run.influences for run in runs])
     num_groups = influences.shape[1]
     factor = (num_groups - 1) / num_groups
-    squared = [factor * num_groups * float(np.var(influences[i] - influences[j])) for i, j in combinations(range(len(runs)), 2)]
+    squared = [
+        factor * num_groups * float(np.var(influences[i] - influences[j]))
+        for i, j in combinations(range(len(runs)), 2)
+    ]
     return float(np.mean(squared)) / 2

@@ -1,4 +1,6 @@
-"""Slices of the test rows (of one source, length, label, language or value of a field), and where the model is worse than what it would replace."""
+"""Slices of the test rows (of one source, length, label, language or value of a field), and where the model
+is worse than what it would replace.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from fullft_assets.evaluation.resampling import measure
 LABEL = "label"
 #: Rows of the test set that the champion was judged on; the rest came since.
 OLD_TEST = "champion's test rows"
-#: A slice of fewer groups of equal weight is counted and not measured: its interval would not hold, and it could be a person.
+#: A slice of fewer groups of equal weight is counted and not measured: its interval would not hold, and it
+#: could be a person.
 MIN_GROUPS = 5
 #: The largest slices of a kind are measured; a folder may have a source for each document.
 _MOST = 50
@@ -43,7 +46,8 @@ class Slices(Record):
     """The slices of an evaluation.
 
     Attributes:
-        metric: of all slices but labels, which have their F1 over all rows: a label's recall alone rises with its false alarms.
+        metric: of all slices but labels, which have their F1 over all rows: a label's recall alone rises with
+            its false alarms.
         rival: the champion, else the best baseline.
         num_small: slices of each kind that have too few groups.
     """
@@ -58,7 +62,8 @@ class Slices(Record):
         return [each for each in self.found if each.effective_groups >= min_groups]
 
     def worse(self, min_groups: float, confidence: float, allowed: float = 0.0) -> list[SliceScore]:
-        """Return those on which the model is worse than its rival, by more than chance among all that are tested (Holm).
+        """Return those on which the model is worse than its rival, by more than chance among all that are
+        tested (Holm).
 
         Args:
             allowed: gain that is not worse yet; below 0 where the owner accepts a loss.
@@ -66,7 +71,11 @@ class Slices(Record):
         tested = self.tested(min_groups)
         p_values = {str(number): each.gain.p_value_against(allowed) for number, each in enumerate(tested)}
         corrected = holm(p_values)
-        return [each for number, each in enumerate(tested) if each.gain.high < allowed and corrected[str(number)] < 1 - confidence]
+        return [
+            each
+            for number, each in enumerate(tested)
+            if each.gain.high < allowed and corrected[str(number)] < 1 - confidence
+        ]
 
 
 def measure_slices(
@@ -86,7 +95,8 @@ def measure_slices(
     Args:
         predictions: with the weights of rows.
         index: number of each row's group [n].
-        slicing: kind -> the slice that each row is in; None: in none. The kind `label` only says that labels are slices, too.
+        slicing: kind -> the slice that each row is in; None: in none. The kind `label` only says that labels
+            are slices, too.
     """
     pair = {name: predictions[name] for name in (reference, rival)}
     if not all(metric.measures(each) for each in pair.values()):
@@ -98,11 +108,18 @@ def measure_slices(
         # One slice of all rows is no slice.
         if kind != LABEL and len(slices) == 1 and len(slices[0][1]) == len(index):
             continue
-        measurable = [(name, rows, by) for name, rows, by in slices if _effective(by, pair[reference], index, rows) >= MIN_GROUPS]
+        measurable = [
+            (name, rows, by)
+            for name, rows, by in slices
+            if _effective(by, pair[reference], index, rows) >= MIN_GROUPS
+        ]
         measurable.sort(key=lambda each: -_effective(each[2], pair[reference], index, each[1]))
         if len(slices) > len(measurable[:_MOST]):
             num_small[kind] = len(slices) - len(measurable[:_MOST])
-        found += [_measure(kind, name, rows, by, pair, index, sampling, rival) for name, rows, by in measurable[:_MOST]]
+        found += [
+            _measure(kind, name, rows, by, pair, index, sampling, rival)
+            for name, rows, by in measurable[:_MOST]
+        ]
     return Slices(metric=metric.name, rival=rival, found=found, num_small=num_small)
 
 
@@ -112,7 +129,10 @@ def _labels(ours: Predictions) -> list[tuple[str, np.ndarray, Metric]]:
         return []
     occurs = np.asarray(ours.true) > 0
     names = ours.labels or [str(label) for label in range(occurs.shape[1])]
-    return [(str(names[label]), np.flatnonzero(occurs[:, label]), LabelF1(label)) for label in np.flatnonzero(occurs.any(0)).tolist()]
+    return [
+        (str(names[label]), np.flatnonzero(occurs[:, label]), LabelF1(label))
+        for label in np.flatnonzero(occurs.any(0)).tolist()
+    ]
 
 
 def _rows_by_value(values: Sequence[str | None], metric: Metric) -> list[tuple[str, np.ndarray, Metric]]:
@@ -139,7 +159,9 @@ def _measure(
     # A label's F1 counts what was given to other rows, too.
     counted = np.arange(len(index)) if isinstance(metric, LabelF1) else rows
     groups = np.unique(index[counted], return_inverse=True)[1]
-    measured = measure(metric, {system: each.take(counted) for system, each in pair.items()}, groups, **sampling)
+    measured = measure(
+        metric, {system: each.take(counted) for system, each in pair.items()}, groups, **sampling
+    )
     reference = sampling["reference"]
     return SliceScore(
         kind=kind,

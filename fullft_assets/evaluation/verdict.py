@@ -23,22 +23,28 @@ from fullft_assets.settings import ReleaseSettings
 from fullft_assets.store.checks import CheckSpec
 
 TEST_SET_IS_LARGE_ENOUGH = CheckSpec("test_set_is_large_enough", "There are enough test groups to decide on.")
-BEATS_BASELINES = CheckSpec("beats_baselines", "The tuned model is better than every baseline, by more than chance.")
+BEATS_BASELINES = CheckSpec(
+    "beats_baselines", "The tuned model is better than every baseline, by more than chance."
+)
 BEATS_CHAMPION = CheckSpec(
-    "beats_champion", "The tuned model is better than the champion; after new data, not worse by what the test set can show."
+    "beats_champion",
+    "The tuned model is better than the champion; after new data, not worse by what the test set can show.",
 )
 SCORE_IS_SUFFICIENT = CheckSpec("score_is_sufficient", "The primary metric reaches release.min_score.")
 FORGETTING_IS_WITHIN_BUDGET = CheckSpec(
-    "forgetting_is_within_budget", "The model lost no more on general text than it may, over all trainings since the base model."
+    "forgetting_is_within_budget",
+    "The model lost no more on general text than it may, over all trainings since the base model.",
 )
 NO_SLICE_IS_WORSE = CheckSpec(
-    "no_slice_is_worse", "On no slice of the test rows is the model worse than the champion, else than the best baseline."
+    "no_slice_is_worse",
+    "On no slice of the test rows is the model worse than the champion, else than the best baseline.",
 )
 #: With release.max_calibration_error.
 IS_CALIBRATED = CheckSpec("is_calibrated", "Predicted probabilities match observed frequencies.")
 #: With planning.usd_per_point.
 FULL_FINETUNING_IS_JUSTIFIED = CheckSpec(
-    "full_finetuning_is_justified", "The gain over the best baseline is worth training and a year of retraining."
+    "full_finetuning_is_justified",
+    "The gain over the best baseline is worth training and a year of retraining.",
 )
 #: File of an `evaluation_report` with its verdict.
 DECISION = "decision.json"
@@ -102,8 +108,14 @@ class ReleaseVerdict(BaseModel):
 
     @property
     def sentence(self) -> str:
-        """The verdict in words; whether the model was promoted is the release's to say (see `release.decision`)."""
-        failing = [reason.text for reason in sorted(self.reasons, key=lambda reason: reason.is_undecided) if not reason.passed]
+        """The verdict in words; whether the model was promoted is the release's to say (see
+        `release.decision`).
+        """
+        failing = [
+            reason.text
+            for reason in sorted(self.reasons, key=lambda reason: reason.is_undecided)
+            if not reason.passed
+        ]
         opening = {
             "promote": "Every gate passed",
             "keep": "Not promoted",
@@ -124,7 +136,8 @@ def verdict(
 
     Args:
         rule: what it must show against the champion where `release.champion_rule` is auto.
-        seed_noise: None: unknown; the comparison with the champion is one of two models then, not of their recipes.
+        seed_noise: None: unknown; the comparison with the champion is one of two models then, not of their
+            recipes.
         worth: whether the gain is worth its cost; a gate where `planning.if_not_justified` is block.
     """
     reasons = [_test_set_is_large_enough(evaluation, settings), _beats_baselines(evaluation, settings)]
@@ -152,7 +165,9 @@ def verdict(
 
 
 def worse_slices(evaluation: Evaluation, settings: ReleaseSettings) -> list[SliceScore]:
-    """Return the slices on which the model is worse than its rival; a loss that the owner accepts on the whole is none on a slice."""
+    """Return the slices on which the model is worse than its rival; a loss that the owner accepts on the
+    whole is none on a slice.
+    """
     found = evaluation.slices
     if found is None:
         return []
@@ -161,7 +176,9 @@ def worse_slices(evaluation: Evaluation, settings: ReleaseSettings) -> list[Slic
 
 
 def relation(gain: Gain, margin: float) -> Relation:
-    """Return what the interval of a gain says; equal: it lies within the margin on both sides (two one-sided tests, Schuirmann 1987)."""
+    """Return what the interval of a gain says; equal: it lies within the margin on both sides (two one-sided
+    tests, Schuirmann 1987).
+    """
     if gain.low > 0:
         return "better"
     if gain.high < 0:
@@ -191,17 +208,27 @@ def _answer(reasons: list[GateResult]) -> Answer:
 def _test_set_is_large_enough(evaluation: Evaluation, settings: ReleaseSettings) -> GateResult:
     found, needed = evaluation.effective_groups, settings.min_effective_groups
     text = (
-        f"{title(evaluation.primary_metric)} is known to ±{evaluation.score.half_width:.3f} on {evaluation.num_test_groups:,} test groups; they "
-        f"tell as much as {found:,.0f} of equal weight, {needed:,g} are needed (release.min_effective_groups)"
+        f"{title(evaluation.primary_metric)} is known to ±{evaluation.score.half_width:.3f} on"
+        f" {evaluation.num_test_groups:,} test groups; they tell as much as {found:,.0f} of equal weight,"
+        f" {needed:,g} are needed (release.min_effective_groups)"
     )
     passed = found >= needed
     if evaluation.measurable_labels == 0:
-        passed, text = False, f"no label has enough test groups for {title(evaluation.primary_metric)} to be measured"
-    return GateResult(gate=TEST_SET_IS_LARGE_ENOUGH.name, passed=passed, text=text if passed else f"{text}; deliver more groups")
+        passed, text = (
+            False,
+            f"no label has enough test groups for {title(evaluation.primary_metric)} to be measured",
+        )
+    return GateResult(
+        gate=TEST_SET_IS_LARGE_ENOUGH.name,
+        passed=passed,
+        text=text if passed else f"{text}; deliver more groups",
+    )
 
 
 def _beats_baselines(evaluation: Evaluation, settings: ReleaseSettings) -> GateResult:
-    """Each baseline must be beaten, so no correction for their number is due (intersection-union test, Berger 1982)."""
+    """Each baseline must be beaten, so no correction for their number is due (intersection-union test, Berger
+    1982).
+    """
     gains = {name: evaluation.gains[evaluation.primary_metric][name] for name in evaluation.baselines}
     hardest = min(gains, key=lambda name: gains[name].low)
     gain, bar = gains[hardest], settings.min_gain_over_baselines
@@ -216,7 +243,9 @@ def _beats_baselines(evaluation: Evaluation, settings: ReleaseSettings) -> GateR
     return GateResult(gate=BEATS_BASELINES.name, passed=passed, text=text, is_undecided=is_undecided)
 
 
-def _beats_champion(evaluation: Evaluation, settings: ReleaseSettings, rule: ChampionRule, seed_noise: SeedNoise | None) -> GateResult:
+def _beats_champion(
+    evaluation: Evaluation, settings: ReleaseSettings, rule: ChampionRule, seed_noise: SeedNoise | None
+) -> GateResult:
     compared = {CHAMPION: evaluation.gain_over_champion, ANCHOR: evaluation.gain_over_anchor}
     of_rows = {name: gain for name, gain in compared.items() if gain is not None}
     gains = {name: _claim(gain, seed_noise, evaluation.confidence) for name, gain in of_rows.items()}
@@ -227,7 +256,9 @@ def _beats_champion(evaluation: Evaluation, settings: ReleaseSettings, rule: Cha
     if asked == "superiority":
         result = _is_superior(gains[CHAMPION], of_rows[CHAMPION], settings, evaluation.num_test_groups)
     else:
-        results = [_is_not_inferior(name, gain, of_rows[name], settings, evaluation) for name, gain in gains.items()]
+        results = [
+            _is_not_inferior(name, gain, of_rows[name], settings, evaluation) for name, gain in gains.items()
+        ]
         result = next((each for each in results if not each.passed and not each.is_undecided), None) or min(
             results, key=lambda each: each.passed
         )
@@ -239,8 +270,9 @@ def _is_superior(gain: Gain, of_rows: Gain, settings: ReleaseSettings, num_group
     passed = gain.low > bar
     is_undecided = not passed and gain.high > max(bar, 0.0)
     text = (
-        f"gain over the champion is {gain.estimate:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), {relation(gain, settings.max_tolerable_loss)}: "
-        f"its interval is {'above' if passed else 'not above'} {bar:+.3f} (release.min_gain_over_champion)"
+        f"gain over the champion is {gain.estimate:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}),"
+        f" {relation(gain, settings.max_tolerable_loss)}: its interval is"
+        f" {'above' if passed else 'not above'} {bar:+.3f} (release.min_gain_over_champion)"
     )
     if is_undecided:
         text += _what_would_decide(gain, of_rows, bar, num_groups)
@@ -248,13 +280,17 @@ def _is_superior(gain: Gain, of_rows: Gain, settings: ReleaseSettings, num_group
 
 
 def _what_would_decide(gain: Gain, of_rows: Gain, bar: float, num_groups: int) -> str:
-    """Return the smallest difference that the test set finds, and what would find one as large as the estimate."""
+    """Return the smallest difference that the test set finds, and what would find one as large as the
+    estimate.
+    """
     found = f"; this test set finds differences from {gain.detectable:.3f}"
     needed = _needed(gain, of_rows, gain.estimate - bar, num_groups)
     if needed:
         return f"{found}, {needed} would decide on one like this"
     return (
-        f"{found}, and no number of groups: trainings that differ by their seed differ by as much" if _is_by_seed(gain, of_rows) else found
+        f"{found}, and no number of groups: trainings that differ by their seed differ by as much"
+        if _is_by_seed(gain, of_rows)
+        else found
     )
 
 
@@ -264,7 +300,8 @@ def _is_by_seed(gain: Gain, of_rows: Gain) -> bool:
 
 
 def _needed(gain: Gain, of_rows: Gain, difference: float, num_groups: int) -> str:
-    """Return how many test groups would find such a difference four times in five; empty where too many would.
+    """Return how many test groups would find such a difference four times in five; empty where too many
+    would.
 
     More groups lower the variance between rows alone. That between seeds stays, as each side is trained once.
 
@@ -275,9 +312,13 @@ def _needed(gain: Gain, of_rows: Gain, difference: float, num_groups: int) -> st
     # Ten thousand times as many groups are no advice.
     if not of_rows.standard_error or difference < gain.detectable / 100:
         return ""
-    # The squared detectable difference has a part from the seeds and a part from the rows; only the latter shrinks with more groups.
-    # Divided one by one: the square of the smallest errors is 0.
-    scale = gain.detectable / gain.standard_error * ((gain.detectable - gain.least_detectable) / gain.standard_error)
+    # The squared detectable difference has a part from the seeds and a part from the rows; only the latter
+    # shrinks with more groups. Divided one by one: the square of the smallest errors is 0.
+    scale = (
+        gain.detectable
+        / gain.standard_error
+        * ((gain.detectable - gain.least_detectable) / gain.standard_error)
+    )
     left = difference**2 - scale * of_seeds
     rows = scale * of_rows.standard_error**2 + gain.least_detectable * difference
     if left <= rows / 10_000:
@@ -286,11 +327,18 @@ def _needed(gain: Gain, of_rows: Gain, difference: float, num_groups: int) -> st
     return f"about {math.ceil(round(num_groups * rows / left, 6)):,} test groups"
 
 
-def _is_not_inferior(name: str, gain: Gain, of_rows: Gain, settings: ReleaseSettings, evaluation: Evaluation) -> GateResult:
-    """Non-inferior at the smallest loss that the test set can show, and at no more than is tolerable; see docs/decisions/0020."""
+def _is_not_inferior(
+    name: str, gain: Gain, of_rows: Gain, settings: ReleaseSettings, evaluation: Evaluation
+) -> GateResult:
+    """Non-inferior at the smallest loss that the test set can show, and at no more than is tolerable; see
+    docs/decisions/0020.
+    """
     tolerable = settings.max_tolerable_loss
     margin = min(gain.detectable, tolerable)
-    found = f"gain over the {title(name)} is {gain.estimate:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), {relation(gain, tolerable)}"
+    found = (
+        f"gain over the {title(name)} is {gain.estimate:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}),"
+        f" {relation(gain, tolerable)}"
+    )
     if gain.low > 0:
         return GateResult(gate=BEATS_CHAMPION.name, passed=True, text=found)
     if gain.high < 0:
@@ -308,7 +356,9 @@ def _is_not_inferior(name: str, gain: Gain, of_rows: Gain, settings: ReleaseSett
 
 
 def _claim(gain: Gain, seed_noise: SeedNoise | None, confidence: float) -> Gain:
-    """Return a gain as one of recipes: each side was trained once, so the variance between seeds counts twice."""
+    """Return a gain as one of recipes: each side was trained once, so the variance between seeds counts
+    twice.
+    """
     if seed_noise is None:
         return gain
     return gain.with_seed_noise(2 * seed_noise.variance, seed_noise.degrees_of_freedom, confidence)
@@ -318,7 +368,9 @@ def _score_is_sufficient(evaluation: Evaluation, settings: ReleaseSettings) -> G
     score = evaluation.score.estimate
     passed = score >= settings.min_score
     found = "reaches" if passed else "is below"
-    text = f"{title(evaluation.primary_metric)} {score:.3f} {found} {settings.min_score:.3f} (release.min_score)"
+    text = (
+        f"{title(evaluation.primary_metric)} {score:.3f} {found} {settings.min_score:.3f} (release.min_score)"
+    )
     return GateResult(gate=SCORE_IS_SUFFICIENT.name, passed=passed, text=text)
 
 
@@ -337,25 +389,50 @@ def _forgetting_is_within_budget(found: Forgetting | None, limit: float | None) 
         return GateResult(gate=gate, passed=True, text=f"{rose}; no budget is set (release.max_forgetting)")
     passed = found.rise <= budget
     return GateResult(
-        gate=gate, passed=passed, text=f"{rose}, {'within' if passed else 'more than'} the budget of {budget:.3f} (release.max_forgetting)"
+        gate=gate,
+        passed=passed,
+        text=(
+            f"{rose}, {'within' if passed else 'more than'} the budget of {budget:.3f}"
+            " (release.max_forgetting)"
+        ),
     )
 
 
 def _no_slice_is_worse(evaluation: Evaluation, settings: ReleaseSettings) -> GateResult:
-    """Names no slice: check descriptions are kept in an event log, and a slice may be called what a label or a client is called."""
+    """Names no slice: check descriptions are kept in an event log, and a slice may be called what a label or
+    a client is called.
+    """
     gate, found = NO_SLICE_IS_WORSE.name, evaluation.slices
     tested = [] if found is None else found.tested(settings.min_effective_groups)
     if found is None or not tested:
-        text = f"no slice has {settings.min_effective_groups:g} groups of equal weight (release.min_effective_groups), so none was tested"
+        text = (
+            f"no slice has {settings.min_effective_groups:g} groups of equal weight"
+            " (release.min_effective_groups), so none was tested"
+        )
         return GateResult(gate=gate, passed=True, text=text)
     worse = worse_slices(evaluation, settings)
     kinds = Counter(each.kind for each in worse)
-    said = f"{', '.join(f'{count} by {kind}' for kind, count in kinds.items())}; the report names them" if worse else ""
-    text = f"{len(worse) or 'none'} of {len(tested)} slices {'is' if len(worse) == 1 else 'are'} worse than the {title(found.rival)} by more than chance"
+    said = (
+        f"{', '.join(f'{count} by {kind}' for kind, count in kinds.items())}; the report names them"
+        if worse
+        else ""
+    )
+    text = (
+        f"{len(worse) or 'none'} of {len(tested)} slices {'is' if len(worse) == 1 else 'are'} worse than the"
+        f" {title(found.rival)} by more than chance"
+    )
     return GateResult(gate=gate, passed=not worse, text=f"{text}: {said}" if said else text)
 
 
 def _is_calibrated(error: float | None, limit: float) -> GateResult:
     passed = error is not None and error <= limit
-    found = "is not measured for this task" if error is None else f"{error:.3f} {'is within' if passed else 'exceeds'} {limit:.3f}"
-    return GateResult(gate=IS_CALIBRATED.name, passed=passed, text=f"calibration error {found} (release.max_calibration_error)")
+    found = (
+        "is not measured for this task"
+        if error is None
+        else f"{error:.3f} {'is within' if passed else 'exceeds'} {limit:.3f}"
+    )
+    return GateResult(
+        gate=IS_CALIBRATED.name,
+        passed=passed,
+        text=f"calibration error {found} (release.max_calibration_error)",
+    )

@@ -1,8 +1,8 @@
 """Recomputes the numbers of a stored evaluation from the stored predictions and the snapshot's labels.
 
-It shares no code with the evaluation, so that a mistake of one does not hide in the other: the modules `recomputation` and
-`recomputed_*` do the sums. What they return has the fields of evaluation.json; a number there that they do not have is named as not
-recomputed, so that no new one goes unnoticed.
+It shares no code with the evaluation, so that a mistake of one does not hide in the other: the modules
+`recomputation` and `recomputed_*` do the sums. What they return has the fields of evaluation.json; a number
+there that they do not have is named as not recomputed, so that no new one goes unnoticed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.errors import DataError, StoreError
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.recomputation import FINETUNED, Asked, Tree
@@ -31,13 +32,13 @@ from fullft_assets.snapshot import Split, label_names, load_messages, load_split
 from fullft_assets.store import Manifest, Store
 from fullft_assets.store.hashing import digest, file_digest
 from fullft_assets.task import TASKS
-from fullft_assets.training.metadata import CheckpointMetadata
 
 #: Sums in another order differ in the last digits, and probabilities are stored in single precision.
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-7
 #: Fields of evaluation.json that the metadata repeats.
 _SHARED = (
-    "num_test_rows", "num_test_groups", "effective_groups", "calibration_error", "num_test_tokens", "num_rows_without_tokens", "labels_a_row",
+    "num_test_rows", "num_test_groups", "effective_groups", "calibration_error", "num_test_tokens",
+    "num_rows_without_tokens", "labels_a_row",
 )  # fmt: skip
 #: Of the metadata: what training cost is no number of its predictions.
 _OF_OTHER_STAGES = ("cost_usd",)
@@ -66,7 +67,9 @@ class Verification:
             self.differences.append(f"{name}: stored {_shown(stored)}, recomputed {_shown(recomputed)}")
 
     def compare_fields(self, stored: Any, recomputed: Any, path: str = "") -> None:
-        """Compare every number of a stored tree, and what else is recomputed, with the tree of the same form."""
+        """Compare every number of a stored tree, and what else is recomputed, with the tree of the
+        same form.
+        """
         if not _has_number(stored) and recomputed is _MISSING:
             return
         if recomputed is _MISSING:
@@ -84,14 +87,16 @@ class Verification:
 
     def compare_column(self, name: str, stored: Sequence[Any], recomputed: Sequence[Any]) -> None:
         """Likewise with a column of the predictions as one number; the first row that differs is named."""
-        differing = [row for row, pair in enumerate(zip(stored, recomputed, strict=True)) if pair[0] != pair[1]]
+        differing = [
+            row for row, pair in enumerate(zip(stored, recomputed, strict=True)) if pair[0] != pair[1]
+        ]
         if not differing:
             self.num_agreeing += 1
             return
         row = differing[0]
         self.differences.append(
-            f"{name} of {len(differing):,} rows, the first is row {row} of predictions.parquet: stored {_shown(stored[row])}, "
-            f"recomputed {_shown(recomputed[row])}"
+            f"{name} of {len(differing):,} rows, the first is row {row} of predictions.parquet: stored"
+            f" {_shown(stored[row])}, recomputed {_shown(recomputed[row])}"
         )
 
     @property
@@ -130,7 +135,9 @@ class _Stored:
 
     def __init__(self, store: Store, report: Manifest, snapshot: Manifest):
         self.store, self.report, self.snapshot, self.folder = store, report, snapshot, store.folder(report)
-        self.evaluation: dict[str, Any] = json.loads((self.folder / "evaluation.json").read_text(encoding="utf-8"))
+        self.evaluation: dict[str, Any] = json.loads(
+            (self.folder / "evaluation.json").read_text(encoding="utf-8")
+        )
         self.rows = _read(self.folder / "predictions.parquet")
         self.test = load_split(store, snapshot, "test")
         self.truth = self.test.select(_positions(self.rows["id"], self.test, report))
@@ -138,7 +145,9 @@ class _Stored:
         self.asked = Asked(report.settings["evaluation"], report.seed, self.evaluation["primary_metric"])
         target = TASKS.get(self.evaluation["task"]).target
         self.recomputed = (
-            Tokens(self.rows) if target is None else RecomputedLabels(self.rows, self.truth, self.names, target, self._thresholds(target))
+            Tokens(self.rows)
+            if target is None
+            else RecomputedLabels(self.rows, self.truth, self.names, target, self._thresholds(target))
         )
 
     @cached_property
@@ -166,7 +175,9 @@ class _Stored:
         if target != "labels":
             return None
         config = json.loads((self.model / "config.json").read_text(encoding="utf-8"))
-        known = {config["id2label"][str(number)]: value for number, value in enumerate(config["label_thresholds"])}
+        known = {
+            config["id2label"][str(number)]: value for number, value in enumerate(config["label_thresholds"])
+        }
         return {name: known.get(name, 1.0) for name in self.names}
 
 
@@ -188,7 +199,11 @@ def recompute(made: _Stored, found: Verification) -> Tree:
         "num_test_rows": len(recomputed.groups),
         "num_test_groups": len(set(recomputed.groups)),
         "effective_groups": recomputed.effective(asked.primary),
-        "influences": asked.sampling(recomputed.groups).influences(deciding[FINETUNED], recomputed.sums(asked.primary, FINETUNED)),
+        "influences": (
+            asked.sampling(recomputed.groups).influences(
+                deciding[FINETUNED], recomputed.sums(asked.primary, FINETUNED)
+            )
+        ),
         "groups_digest": digest(sorted(set(recomputed.groups))),
         "has_champion": "champion" in deciding,
         "scores": scores,
@@ -197,7 +212,9 @@ def recompute(made: _Stored, found: Verification) -> Tree:
             "best_baseline": best,
             "gain": gains[asked.primary][best],
             "justified": justified,
-            "sentence": _with_numbers(stored["justification"]["sentence"], scores, gains[asked.primary][best], asked.primary, best),
+            "sentence": _with_numbers(
+                stored["justification"]["sentence"], scores, gains[asked.primary][best], asked.primary, best
+            ),
         },
         "forgetting": _forgetting(made.checkpoint),
         **recomputed.fields(asked, best),
@@ -212,7 +229,9 @@ def recompute(made: _Stored, found: Verification) -> Tree:
             ours, theirs = (Labelled.of(rows, len(made.names), asked.seed) for rows in (made.truth, train))
             tree["leakage"] = leakage_fields(stored["leakage"], theirs, ours, made.names, asked.seed)
         if stored.get("temperature") is not None and made.validation is not None:
-            tree |= recomputed.fitted(stored["temperature"], made.validation, asked.settings["calibration_bins"])
+            tree |= recomputed.fitted(
+                stored["temperature"], made.validation, asked.settings["calibration_bins"]
+            )
     if stored.get("answers") is not None:
         tree["answers"] = _answers(found, made)
     return tree
@@ -230,7 +249,9 @@ def _with_numbers(sentence: str, scores: Tree, gain: Mapping[str, float], primar
 def _forgetting(checkpoint: Manifest) -> Tree | None:
     """Return what the trainings since the base model say that they forgot."""
     made = CheckpointMetadata.of(checkpoint)
-    ends = [(each.general_before, each.general_loss or each.general_distance) for each in (*made.lineage, made)]
+    ends = [
+        (each.general_before, each.general_loss or each.general_distance) for each in (*made.lineage, made)
+    ]
     if None in ends[-1]:
         return None
     rises = [after - before for before, after in ends if before is not None and after is not None]
@@ -258,11 +279,17 @@ def _answers(found: Verification, made: _Stored) -> Tree:
     """Return the scores of what is in answers.jsonl, against the snapshot's conversations."""
     from tokenizers import Tokenizer
 
-    rows = [json.loads(line) for line in (made.folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line) for line in (made.folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     by_id = load_messages(made.store, made.snapshot, "test")
-    truth = [[turn["content"] for turn in by_id[row["id"]] if turn["role"] == "assistant"][-1] for row in rows]
+    truth = [
+        [turn["content"] for turn in by_id[row["id"]] if turn["role"] == "assistant"][-1] for row in rows
+    ]
     group_of = dict(zip(made.test.ids, made.test.groups, strict=True))
-    found.compare_column("group of answers.jsonl", [row["group"] for row in rows], [group_of.get(row["id"]) for row in rows])
+    found.compare_column(
+        "group of answers.jsonl", [row["group"] for row in rows], [group_of.get(row["id"]) for row in rows]
+    )
     tree = answer_fields(made.evaluation["answers"], rows, truth, [row["group"] for row in rows], made.asked)
     if FINETUNED in made.evaluation["rescaled"]:
         # Lengths are counted with the snapshot's tokenizer, which this model does not have.
@@ -270,7 +297,10 @@ def _answers(found: Verification, made: _Stored) -> Tree:
     tokenizer = Tokenizer.from_file(str(made.model / "tokenizer.json"))
     conversations = [by_id[id_] for id_ in made.truth.ids]
     drawn, bounds = drawn_answers(
-        conversations, made.truth.groups, made.asked, lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+        conversations,
+        made.truth.groups,
+        made.asked,
+        lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids),
     )
     found.compare("ids of answers.jsonl", [row["id"] for row in rows], [made.truth.ids[row] for row in drawn])
     return tree | bounds
@@ -287,12 +317,18 @@ def _compare_metadata(found: Verification, made: _Stored) -> None:
         "gain_over_best_baseline_high": gain["high"],
         "gain_over_champion": None if champion is None else champion["estimate"],
         "best_baseline": stored["justification"]["best_baseline"],
-        **{name: value for name, value in CheckpointMetadata.of(made.checkpoint).as_dict().items() if name.startswith("general_")},
+        **{
+            name: value
+            for name, value in CheckpointMetadata.of(made.checkpoint).as_dict().items()
+            if name.startswith("general_")
+        },
     }
     for name, values in stored["scores"].items():
         ours = values[FINETUNED]
         expected |= {name: ours["estimate"], f"{name}_low": ours["low"], f"{name}_high": ours["high"]}
-        expected |= {f"{system}_{name}": each["estimate"] for system, each in values.items() if system != FINETUNED}
+        expected |= {
+            f"{system}_{name}": each["estimate"] for system, each in values.items() if system != FINETUNED
+        }
     if "errors" in stored:
         expected |= {
             "num_test_spans": stored["num_spans"],
@@ -302,7 +338,11 @@ def _compare_metadata(found: Verification, made: _Stored) -> None:
     if "changes" in stored:
         better, worse, equal = (stored["changes"][f"num_{side}"] for side in ("better", "worse", "equal"))
         share = better / (better + worse + equal)
-        expected |= {"num_rows_better_than_base": better, "num_rows_worse_than_base": worse, "share_better_than_base": share}
+        expected |= {
+            "num_rows_better_than_base": better,
+            "num_rows_worse_than_base": worse,
+            "share_better_than_base": share,
+        }
     known = {name: value for name, value in made.report.metadata.items() if name not in _OF_OTHER_STAGES}
     found.compare_fields(known, expected, "metadata")
 
@@ -313,7 +353,9 @@ def _compare_verdict(found: Verification, made: _Stored) -> None:
     stored, release, primary = made.evaluation, made.report.settings["release"], made.asked.primary
     lowest = min(stored["gains"][primary][name]["low"] for name in stored["baselines"])
     passes = {
-        "test_set_is_large_enough": stored["effective_groups"] >= release["min_effective_groups"] and stored["measurable_labels"] != 0,
+        "test_set_is_large_enough": (
+            stored["effective_groups"] >= release["min_effective_groups"] and stored["measurable_labels"] != 0
+        ),
         "beats_baselines": lowest > release["min_gain_over_baselines"],
         "score_is_sufficient": stored["scores"][primary][FINETUNED]["estimate"] >= release["min_score"],
         "is_calibrated": (stored["calibration_error"] or 0.0) <= (release["max_calibration_error"] or 1.0),
@@ -321,29 +363,47 @@ def _compare_verdict(found: Verification, made: _Stored) -> None:
     }
     failing = [reason for reason in decision["reasons"] if not reason["passed"]]
     for reason in decision["reasons"]:
-        found.compare(f"gate {reason['gate']}", reason["passed"], passes.get(reason["gate"], reason["passed"]))
+        found.compare(
+            f"gate {reason['gate']}", reason["passed"], passes.get(reason["gate"], reason["passed"])
+        )
     if any(reason["gate"] == "test_set_is_large_enough" for reason in failing):
         answer = "insufficient_data"
     else:
-        answer = "promote" if not failing else "inconclusive" if all(reason["is_undecided"] for reason in failing) else "keep"
-    for place, value in (("decision.json", decision["answer"]), ("the metadata", EvaluationMetadata.of(made.report).answer)):
+        answer = (
+            "promote"
+            if not failing
+            else "inconclusive"
+            if all(reason["is_undecided"] for reason in failing)
+            else "keep"
+        )
+    for place, value in (
+        ("decision.json", decision["answer"]),
+        ("the metadata", EvaluationMetadata.of(made.report).answer),
+    ):
         found.compare(f"answer of {place}", value, answer)
 
 
 def is_within_budget(forgetting: Tree | None, limit: float | None) -> bool:
-    """Return whether what was forgotten is within the limit, else the training's own, else twice the perplexity; a distance has no limit.
+    """Return whether what was forgotten is within the limit, else the training's own, else twice the
+    perplexity; a distance has no limit.
 
     Args:
         limit: `release.max_forgetting`; where it is set, what was not measured is not within it.
     """
     if forgetting is None:
         return limit is None
-    limits = (limit, forgetting["training_budget"], math.log(2) if forgetting["measure"] == "loss" else math.inf)
+    limits = (
+        limit,
+        forgetting["training_budget"],
+        math.log(2) if forgetting["measure"] == "loss" else math.inf,
+    )
     return forgetting["rise"] <= next(each for each in limits if each is not None)
 
 
 def _compare_label_errors(found: Verification, made: _Stored) -> None:
-    """Compare the rows for annotators with those that the stored probabilities give, and the validation rows with the snapshot's."""
+    """Compare the rows for annotators with those that the stored probabilities give, and the validation rows
+    with the snapshot's.
+    """
     if not isinstance(made.recomputed, RecomputedLabels) or "probabilities" not in made.rows:
         return
     ids, labels, probabilities = made.truth.ids, made.rows["label"], made.rows["probabilities"]
@@ -397,14 +457,26 @@ def _snapshot_of(store: Store, report: Manifest) -> Manifest:
         if snapshot.content_digest == wanted:
             return snapshot
         if wanted in snapshot.replaces:
-            raise DataError(f"{report.ref}: rows of its snapshot were erased since, so its numbers cannot be recomputed; evaluate again")
-    raise StoreError(f"{report.ref}: its snapshot (content {wanted}) is not in the store, so its numbers cannot be recomputed")
+            raise DataError(
+                f"{report.ref}: rows of its snapshot were erased since, so its numbers cannot be recomputed;"
+                " evaluate again"
+            )
+    raise StoreError(
+        f"{report.ref}: its snapshot (content {wanted}) is not in the store, so its numbers cannot be"
+        " recomputed"
+    )
 
 
 def _compare_artifacts(found: Verification, store: Store, report: Manifest, snapshot: Manifest) -> None:
-    """Compare the models that the report names, and the files of what it was made from, with what is in the store."""
+    """Compare the models that the report names, and the files of what it was made from, with what is in the
+    store.
+    """
     known = EvaluationMetadata.of(report)
-    named = {"finetuned_checkpoint": known.checkpoint, "champion": known.incumbent, "first_champion": known.anchor}
+    named = {
+        "finetuned_checkpoint": known.checkpoint,
+        "champion": known.incumbent,
+        "first_champion": known.anchor,
+    }
     checked = [report, snapshot]
     for name, ref in named.items():
         if ref is None:
@@ -423,12 +495,21 @@ def _compare_artifacts(found: Verification, store: Store, report: Manifest, snap
             found.compare(f"digest of {made.stage}/{name}", entry.sha256, file_digest(folder / name))
 
 
-def _compare_external(found: Verification, store: Store, report: Manifest, rows: Mapping[str, list[Any]], truth: Split) -> None:
+def _compare_external(
+    found: Verification, store: Store, report: Manifest, rows: Mapping[str, list[Any]], truth: Split
+) -> None:
     """Compare the predictions of external systems with the copies of their files."""
     wanted = report.inputs.get("external_predictions")
     if wanted is None:
         return
-    kept = next((made for made in store.artifacts(report.case, "external_predictions") if made.content_digest == wanted), None)
+    kept = next(
+        (
+            made
+            for made in store.artifacts(report.case, "external_predictions")
+            if made.content_digest == wanted
+        ),
+        None,
+    )
     if kept is None:
         found.unverified.append("answers of external systems, whose files' copies are gone")
         return
@@ -436,8 +517,12 @@ def _compare_external(found: Verification, store: Store, report: Manifest, rows:
         name = file.removesuffix(".jsonl")
         lines = (store.folder(kept) / file).read_text(encoding="utf-8").splitlines()
         answers = {row["id"]: row[kept.settings["target"]] for row in map(json.loads, lines)}
-        theirs = [answered_items(text, answers[id_]) for id_, text in zip(truth.ids, truth.texts, strict=True)]
-        found.compare_column(f"{name}.predicted", [stored_items(cell) for cell in rows[f"{name}.predicted"]], theirs)
+        theirs = [
+            answered_items(text, answers[id_]) for id_, text in zip(truth.ids, truth.texts, strict=True)
+        ]
+        found.compare_column(
+            f"{name}.predicted", [stored_items(cell) for cell in rows[f"{name}.predicted"]], theirs
+        )
 
 
 def _positions(ids: Sequence[str], test: Split, report: Manifest) -> list[int]:
@@ -446,8 +531,8 @@ def _positions(ids: Sequence[str], test: Split, report: Manifest) -> list[int]:
     known = {id_ for id_ in ids if id_ in position}
     if len(known) < len(ids):
         raise DataError(
-            f"{report.ref}/predictions.parquet: {len(ids) - len(known):,} of {len(ids):,} rows are no test rows of the snapshot, or are there "
-            "twice; evaluate again"
+            f"{report.ref}/predictions.parquet: {len(ids) - len(known):,} of {len(ids):,} rows are no test"
+            " rows of the snapshot, or are there twice; evaluate again"
         )
     return [position[id_] for id_ in ids]
 
@@ -458,7 +543,10 @@ class _Columns(dict[str, list[Any]]):
         self._name = name
 
     def __missing__(self, name: str) -> list[Any]:
-        raise DataError(f"{self._name}: there is no column {name}, so the scores that rest on it cannot be recomputed; evaluate again")
+        raise DataError(
+            f"{self._name}: there is no column {name}, so the scores that rest on it cannot be recomputed;"
+            " evaluate again"
+        )
 
 
 def _has_number(stored: Any) -> bool:

@@ -1,9 +1,9 @@
 """How far annotators agree beyond chance: Cohen's kappa for two, Fleiss' for more.
 
-Cohen 1960, A Coefficient of Agreement for Nominal Scales (as scikit-learn computes it). Fleiss 1971, Measuring Nominal Scale
-Agreement Among Many Raters, with each item's own number of ratings, which statsmodels' version does not allow: items weigh the same
-in the observed agreement and in the shares of the labels (Gwet 2014, Handbook of Inter-Rater Reliability, ch. 2), which keeps kappa
-within -1 and 1.
+Cohen 1960, A Coefficient of Agreement for Nominal Scales (as scikit-learn computes it). Fleiss 1971,
+Measuring Nominal Scale Agreement Among Many Raters, with each item's own number of ratings, which
+statsmodels' version does not allow: items weigh the same in the observed agreement and in the shares of the
+labels (Gwet 2014, Handbook of Inter-Rater Reliability, ch. 2), which keeps kappa within -1 and 1.
 """
 
 from __future__ import annotations
@@ -58,10 +58,11 @@ def metadata_of(found: Agreement | None) -> dict[str, Any]:
 
 
 def of_batch(table: pa.Table, seen: Seen, settings: ExamplesSettings) -> Agreement | None:
-    """Measure the agreement of a batch: of rows with `annotations`, and of rows that vote on one id; superseded rows do not count.
+    """Measure the agreement of a batch: of rows with `annotations`, and of rows that vote on one id;
+    superseded rows do not count.
 
-    The labels of a text are compared one by one, its spans word by word: a word has the label of the span that
-    covers its first character.
+    The labels of a text are compared one by one, its spans word by word: a word has the label of the span
+    that covers its first character.
 
     Args:
         table: the valid rows, with `documents.COLUMNS`.
@@ -74,7 +75,9 @@ def of_batch(table: pa.Table, seen: Seen, settings: ExamplesSettings) -> Agreeme
     voters = table["annotator"].take(seen.votes.voters).to_pylist()
     ratings = list(zip(seen.votes.items.tolist(), voters, seen.votes.answers, strict=True))
     ratings += [rating for rating in _within_rows(table) if not seen.superseded[rating[0]]]
-    items, annotators, answers = (list(column) for column in zip(*ratings, strict=True)) if ratings else ([], [], [])
+    items, annotators, answers = (
+        (list(column) for column in zip(*ratings, strict=True)) if ratings else ([], [], [])
+    )
     target = task_of(settings).target
     if target == "spans":
         return _of_spans(table, items, annotators, [json.loads(answer) for answer in answers])
@@ -89,7 +92,9 @@ def of_votes(rows: IdentityRows, votes: Votes, target: Target | None) -> Agreeme
         return None
     # Sorted: sums of floats must not depend on the order in which batches arrived.
     who = (rows.table[name].take(votes.voters).to_pylist() for name in ("id", "annotator"))
-    items, annotators, answers = (list(column) for column in zip(*sorted(zip(*who, votes.answers, strict=True)), strict=True))
+    items, annotators, answers = (
+        list(column) for column in zip(*sorted(zip(*who, votes.answers, strict=True)), strict=True)
+    )
     if target == "labels":
         return measure_sets(items, annotators, [json.loads(each) for each in answers])
     return measure(items, annotators, answers)
@@ -103,13 +108,17 @@ def _within_rows(table: pa.Table) -> list[tuple[int, str, str]]:
     return found
 
 
-def _of_spans(table: pa.Table, items: list[int], annotators: list[str], targets: list[list[dict[str, Any]]]) -> Agreement | None:
+def _of_spans(
+    table: pa.Table, items: list[int], annotators: list[str], targets: list[list[dict[str, Any]]]
+) -> Agreement | None:
     words, people, labels = [], [], []
     for item, annotator, spans in zip(items, annotators, targets, strict=True):
         for word in _WORD.finditer(table["text"][item].as_py() or ""):
             words.append((item, word.start()))
             people.append(annotator)
-            labels.append(next((s["label"] for s in spans if s["start"] <= word.start() < s["end"]), _OUTSIDE))
+            labels.append(
+                next((s["label"] for s in spans if s["start"] <= word.start() < s["end"]), _OUTSIDE)
+            )
     found = measure(words, people, labels)
     if found is None:
         return None
@@ -140,12 +149,18 @@ def measure(items: Sequence[Hashable], annotators: Sequence[str], labels: Sequen
     return _fleiss([list(by_annotator.values()) for by_annotator in given], len(people))
 
 
-def measure_sets(items: Sequence[Hashable], annotators: Sequence[str], sets: Sequence[Sequence[str]]) -> Agreement | None:
+def measure_sets(
+    items: Sequence[Hashable], annotators: Sequence[str], sets: Sequence[Sequence[str]]
+) -> Agreement | None:
     """Measure agreement where each rating is a set of labels: on each item, each label is given or not."""
     names = sorted({label for labels in sets for label in labels})
     if not names:
         return None
-    rated = [((item, name), who, str(name in labels)) for item, who, labels in zip(items, annotators, sets, strict=True) for name in names]
+    rated = [
+        ((item, name), who, str(name in labels))
+        for item, who, labels in zip(items, annotators, sets, strict=True)
+        for name in names
+    ]
     overall = measure(*zip(*rated, strict=True))
     if overall is None:
         return None
@@ -153,7 +168,14 @@ def measure_sets(items: Sequence[Hashable], annotators: Sequence[str], sets: Seq
     for name in names:
         found = measure(items, annotators, [str(name in labels) for labels in sets])
         label_kappas[name] = None if found is None else found.kappa
-    return Agreement(overall.method, overall.kappa, label_kappas, overall.observed, overall.num_items // len(names), overall.num_annotators)
+    return Agreement(
+        overall.method,
+        overall.kappa,
+        label_kappas,
+        overall.observed,
+        overall.num_items // len(names),
+        overall.num_annotators,
+    )
 
 
 def _cohen(first: list[str], second: list[str]) -> Agreement:
@@ -164,7 +186,9 @@ def _cohen(first: list[str], second: list[str]) -> Agreement:
         return float(cohen_kappa_score(one, other)) if len({*one, *other}) > 1 else None
 
     names = sorted({*first, *second})
-    label_kappas = {name: kappa([label == name for label in first], [label == name for label in second]) for name in names}
+    label_kappas = {
+        name: kappa([label == name for label in first], [label == name for label in second]) for name in names
+    }
     observed = float(np.mean([a == b for a, b in zip(first, second, strict=True)]))
     return Agreement("cohen", kappa(first, second), label_kappas, observed, len(first), 2)
 
@@ -181,7 +205,14 @@ def _fleiss(ratings: list[list[str]], num_annotators: int) -> Agreement:
     differ = (2 * counts * (num_ratings - counts) / num_pairs).mean(0)
     kappas = [_beyond_chance(1 - d, p * p + (1 - p) * (1 - p)) for d, p in zip(differ, shares, strict=True)]
     label_kappas = dict(zip(names, kappas, strict=True))
-    return Agreement("fleiss", _beyond_chance(observed, float(shares @ shares)), label_kappas, observed, len(ratings), num_annotators)
+    return Agreement(
+        "fleiss",
+        _beyond_chance(observed, float(shares @ shares)),
+        label_kappas,
+        observed,
+        len(ratings),
+        num_annotators,
+    )
 
 
 def _beyond_chance(observed: float, expected: float) -> float | None:

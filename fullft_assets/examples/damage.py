@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 # What the bytes 80 to BF of UTF-8 become where they are read as Windows-1252 or Latin-1.
 _CONTINUATION = r"[\x{80}-\x{bf}€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]"
-#: RE2: UTF-8 of three and of two bytes read as a one-byte encoding (`â€™` for ’, `Ã©` for é), of the scripts that it
-#: occurs in most; replacement and control characters.
+#: RE2: UTF-8 of three and of two bytes read as a one-byte encoding (`â€™` for ’, `Ã©` for é), of the scripts
+#: that it occurs in most; replacement and control characters.
 _DAMAGE = "|".join(
     (
         r"[âãäåæçèéï]" + _CONTINUATION + "{2}",
@@ -31,7 +31,9 @@ def damage_shares(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
     lengths = np.asarray(pc.utf8_length(texts).cast("float64"))
     damaged = np.zeros(len(texts))
     # Most texts hold nothing but printable ASCII: one scan finds them.
-    rows = np.flatnonzero(np.asarray(pc.fill_null(pc.match_substring_regex(texts, r"[^\t\n\f\r\x20-\x7e]"), False)))
+    rows = np.flatnonzero(
+        np.asarray(pc.fill_null(pc.match_substring_regex(texts, r"[^\t\n\f\r\x20-\x7e]"), False))
+    )
     whole = pc.utf8_length(pc.replace_substring_regex(texts.take(rows), _DAMAGE, ""))
     damaged[rows] = lengths[rows] - np.asarray(whole)
     return damaged / np.maximum(lengths, 1)

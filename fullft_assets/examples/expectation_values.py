@@ -1,4 +1,6 @@
-"""Values of an expectation's arguments that Great Expectations would only refuse, or compute nonsense of, in the run."""
+"""Values of an expectation's arguments that Great Expectations would only refuse, or compute nonsense of, in
+the run.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,12 @@ def value_problems(arguments: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _regex_problems(arguments: Mapping[str, Any]) -> Iterator[Problem]:
     several = arguments.get("regex_list")
-    named: list[tuple[tuple[str | int, ...], Any]] = [(("regex",), arguments["regex"])] if "regex" in arguments else []
-    named += [(("regex_list", at), each) for at, each in enumerate(several)] if isinstance(several, list) else []
+    named: list[tuple[tuple[str | int, ...], Any]] = (
+        [(("regex",), arguments["regex"])] if "regex" in arguments else []
+    )
+    named += (
+        [(("regex_list", at), each) for at, each in enumerate(several)] if isinstance(several, list) else []
+    )
     for key, pattern in named:
         try:
             re.compile(pattern)

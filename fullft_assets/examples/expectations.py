@@ -1,4 +1,6 @@
-"""Expectations of the user's own: checked by their names and arguments before anything runs, then run by Great Expectations."""
+"""Expectations of the user's own: checked by their names and arguments before anything runs, then run by
+Great Expectations.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,9 @@ from fullft_assets.task import task_of
 
 #: A key below a use case's attributes, and one line that says what is wrong with it and how to fix it.
 Problem = tuple[tuple[str | int, ...], str]
-#: What each expectation of Great Expectations that runs on a profile judges (`column_map`: each value of a column), its arguments, and
-#: those without a default. Importing the library takes seconds; a use case is checked without it.
+#: What each expectation of Great Expectations that runs on a profile judges (`column_map`: each value of a
+#: column), its arguments, and those without a default. Importing the library takes seconds; a use case is
+#: checked without it.
 EXPECTATIONS: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 _COLUMN_ARGUMENTS = ("column", "column_A", "column_B")
 _COLUMNS_ARGUMENTS = ("column_list", "column_set")
@@ -34,7 +37,9 @@ _OF_OTHER_ROWS = (
 
 
 def problems(settings: ExamplesSettings) -> list[Problem]:
-    """Return what is wrong with the severities, the languages and the expectations, found without Great Expectations."""
+    """Return what is wrong with the severities, the languages and the expectations, found without Great
+    Expectations.
+    """
     found = [*_severity_problems(settings), *_language_problems(settings)]
     for number, expectation in enumerate(settings.expectations):
         own = list(_expectation_problems(expectation, settings)) or list(_range_problems(expectation))
@@ -54,9 +59,15 @@ def build(settings: ExamplesSettings) -> dict[str, Any]:
     suite = {}
     for number, expectation in enumerate(settings.expectations, start=1):
         try:
-            suite[check_name(number, expectation)] = get_expectation_impl(expectation.name)(**expectation.arguments)
+            suite[check_name(number, expectation)] = get_expectation_impl(expectation.name)(
+                **expectation.arguments
+            )
         except (ValidationError, ValueError, TypeError) as error:
-            first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error).splitlines()[0]}
+            first = (
+                error.errors()[0]
+                if isinstance(error, ValidationError)
+                else {"loc": (), "msg": str(error).splitlines()[0]}
+            )
             at = [str(part) for part in first["loc"] if part != "__root__"]
             key = ".".join(["examples", "expectations", str(number - 1), "arguments", *at])
             raise SettingsError(f"{key}: {expectation.name}: {first['msg']}; fix the value") from error
@@ -72,49 +83,75 @@ def _severity_problems(settings: ExamplesSettings) -> Iterator[Problem]:
         elif severity == "off" and rule in ESSENTIAL:
             yield key, "cannot be off: a row that breaks it cannot be trained on; choose error or warn"
         elif severity != "off" and rule not in used:
-            yield key, f"has no effect here: the rule does not apply with these settings (task {settings.task}); remove it"
+            yield (
+                key,
+                (
+                    f"has no effect here: the rule does not apply with these settings (task {settings.task});"
+                    " remove it"
+                ),
+            )
 
 
 def _language_problems(settings: ExamplesSettings) -> Iterator[Problem]:
     for number, language in enumerate(settings.languages or []):
         if language not in LANGUAGES:
-            yield ("examples", "languages", number), f"`{language}` is no language that can be identified{_near_language(language)}"
+            yield (
+                ("examples", "languages", number),
+                f"`{language}` is no language that can be identified{_near_language(language)}",
+            )
 
 
 def _expectation_problems(expectation: Expectation, settings: ExamplesSettings) -> Iterator[Problem]:
     if expectation.name not in EXPECTATIONS:
         yield (
             ("name",),
-            f"Great Expectations has no `{expectation.name}` for a profile{_near(_in_snake_case(expectation.name), EXPECTATIONS)}",
+            (
+                f"Great Expectations has no `{expectation.name}` for a"
+                f" profile{_near(_in_snake_case(expectation.name), EXPECTATIONS)}"
+            ),
         )
         return
     known = EXPECTATIONS[expectation.name]
     if expectation.severity == "quarantine" and known["judges"] != "column_map":
         yield (
             ("severity",),
-            f"`quarantine` needs an expectation on each row's value; {expectation.name} judges more at once: use warn or error",
+            (
+                f"`quarantine` needs an expectation on each row's value; {expectation.name} judges more at"
+                " once: use warn or error"
+            ),
         )
     elif expectation.severity == "quarantine" and expectation.name in _OF_OTHER_ROWS:
         yield (
             ("severity",),
-            f"`quarantine` would set a row aside for the rows that share its batch; {expectation.name} compares them: use warn or error",
+            (
+                f"`quarantine` would set a row aside for the rows that share its batch; {expectation.name}"
+                " compares them: use warn or error"
+            ),
         )
     for argument in known["required"]:
         if argument not in expectation.arguments:
             yield ("arguments",), f"{expectation.name} needs `{argument}`"
     for argument, value in expectation.arguments.items():
         if argument not in known["arguments"]:
-            yield ("arguments", argument), f"{expectation.name} takes no `{argument}`{_near(argument, known['arguments'])}"
+            yield (
+                ("arguments", argument),
+                f"{expectation.name} takes no `{argument}`{_near(argument, known['arguments'])}",
+            )
         elif argument in _COLUMN_ARGUMENTS:
             yield from (((("arguments", argument)), message) for message in _column_problems(value, settings))
         elif argument in _COLUMNS_ARGUMENTS and isinstance(value, list):
             for at, column in enumerate(value):
-                yield from (((("arguments", argument, at)), message) for message in _column_problems(column, settings))
+                yield from (
+                    ((("arguments", argument, at)), message) for message in _column_problems(column, settings)
+                )
     yield from ((("arguments", *key), message) for key, message in value_problems(expectation.arguments))
 
 
 def _range_problems(expectation: Expectation) -> Iterator[Problem]:
-    if expectation.name.endswith("_between") and not {"min_value", "max_value"} & expectation.arguments.keys():
+    if (
+        expectation.name.endswith("_between")
+        and not {"min_value", "max_value"} & expectation.arguments.keys()
+    ):
         yield ("arguments",), f"{expectation.name} needs `min_value` or `max_value`"
 
 

@@ -1,4 +1,6 @@
-"""Gates on the fields that the settings name for what ties rows together: a wrong name would leave each row by itself, unnoticed."""
+"""Gates on the fields that the settings name for what ties rows together: a wrong name would leave each row
+by itself, unnoticed.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,11 @@ MEANT_WITHOUT = {
 _LOOK = "`fullft check` lists the fields that rows have"
 
 
-def field_outcomes(documents: pa.Table, valid: pa.Table, settings: ExamplesSettings, id_field: str) -> list[CheckOutcome]:
-    """Return whether the fields that are named for ids, groups, domains and slices have values, in all rows, and whether enough have a group.
+def field_outcomes(
+    documents: pa.Table, valid: pa.Table, settings: ExamplesSettings, id_field: str
+) -> list[CheckOutcome]:
+    """Return whether the fields that are named for ids, groups, domains and slices have values, in all rows,
+    and whether enough have a group.
 
     Args:
         documents: the rows of a batch that are not malformed, the quarantined ones too.
@@ -41,7 +46,9 @@ def field_outcomes(documents: pa.Table, valid: pa.Table, settings: ExamplesSetti
         "examples.slice_by": settings.slice_by,
     }
     missing = {"documents.id": _has_made_up_id(documents)}
-    missing |= {f"examples.{column}": _is_null(documents, column) for column in ("group", "domain", "slice_by")}
+    missing |= {
+        f"examples.{column}": _is_null(documents, column) for column in ("group", "domain", "slice_by")
+    }
     of_field = [_Named(key, field, missing[key]) for key, field in named.items() if field is not None]
     given = [] if settings.group is None else [_given(valid, settings)]
     return [_found(documents, of_field), *given, _complete(documents, of_field)]
@@ -61,14 +68,18 @@ class _Named:
 
     @property
     def is_absent(self) -> bool:
-        """Whether it is taken for a wrong name; how many rows may have no group is a setting, which another gate is about."""
+        """Whether it is taken for a wrong name; how many rows may have no group is a setting, which another
+        gate is about.
+        """
         most = MOST_WITHOUT if self.column in MEANT_WITHOUT else 1
         return bool(len(self.missing)) and (bool(self.missing.all()) or bool(self.missing.mean() > most))
 
 
 def _found(documents: pa.Table, named: list[_Named]) -> CheckOutcome:
     absent = [
-        f"{each.key} names `{each.field}`, in which {_count_with(each.missing, len(documents))} a value" for each in named if each.is_absent
+        f"{each.key} names `{each.field}`, in which {_count_with(each.missing, len(documents))} a value"
+        for each in named
+        if each.is_absent
     ]
     return CheckOutcome(
         name="named_fields_have_values",
@@ -80,13 +91,16 @@ def _found(documents: pa.Table, named: list[_Named]) -> CheckOutcome:
 
 def _count_with(missing: np.ndarray, num_rows: int) -> str:
     number = num_rows - int(missing.sum())
-    return f"{number or 'none':{',' if number else ''}} of the {num_rows:,} rows ha{'ve' if number > 1 else 's'}"
+    return (
+        f"{number or 'none':{',' if number else ''}} of the {num_rows:,} rows ha{'ve' if number > 1 else 's'}"
+    )
 
 
 def _complete(documents: pa.Table, named: list[_Named]) -> CheckOutcome:
     gaps = {each: np.flatnonzero(each.missing).tolist() for each in named if each.column in MEANT_WITHOUT}
     parts = [
-        f"{len(rows):,} of {len(documents):,} rows have no `{each.field}` ({places(rows, documents)}): {MEANT_WITHOUT[each.column]}"
+        f"{len(rows):,} of {len(documents):,} rows have no `{each.field}` ({places(rows, documents)}):"
+        f" {MEANT_WITHOUT[each.column]}"
         for each, rows in gaps.items()
         if rows
     ]
@@ -106,10 +120,13 @@ def _given(valid: pa.Table, settings: ExamplesSettings) -> CheckOutcome:
     description = ""
     if len(missing):
         description = (
-            f"{len(missing):,} of {len(valid):,} valid rows have no `{settings.group}`, so each is a group of its own and may be tested on "
-            f"what its relatives trained: {places(missing.tolist(), valid)}"
+            f"{len(missing):,} of {len(valid):,} valid rows have no `{settings.group}`, so each is a group of"
+            f" its own and may be tested on what its relatives trained: {places(missing.tolist(), valid)}"
         )
-        fix = f"; deliver them with a group, or allow more by examples.max_ungrouped_share ({settings.max_ungrouped_share:g}). {_LOOK}"
+        fix = (
+            "; deliver them with a group, or allow more by examples.max_ungrouped_share"
+            f" ({settings.max_ungrouped_share:g}). {_LOOK}"
+        )
         description += "" if passed else fix
     return CheckOutcome(
         name="groups_are_given",

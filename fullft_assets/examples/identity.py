@@ -1,9 +1,11 @@
 """Which of several rows with one id or one text counts, whatever order, files and batches they came in.
 
-The snapshot decides by this over all batches. A batch sets no row aside for it: it only counts what it sees among its own rows.
+The snapshot decides by this over all batches. A batch sets no row aside for it: it only counts what it sees
+among its own rows.
 
-Of one id the newest row counts; rows of several annotators on one text are one vote each, and the majority's answer counts (without
-a majority none does). Equal texts with different targets all go; of equal texts with one target one stays.
+Of one id the newest row counts; rows of several annotators on one text are one vote each, and the majority's
+answer counts (without a majority none does). Equal texts with different targets all go; of equal texts with
+one target one stays.
 """
 
 from __future__ import annotations
@@ -20,7 +22,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 #: Columns of the examples that decide; `label`, `labels` and `spans` where the task has them.
-COLUMNS = ("id", "text_hash", "label", "labels", "spans", "group", "annotator", "source", "row", "delivered_ns")
+COLUMNS = (
+    "id",
+    "text_hash",
+    "label",
+    "labels",
+    "spans",
+    "group",
+    "annotator",
+    "source",
+    "row",
+    "delivered_ns",
+)
 
 
 @dataclass
@@ -43,7 +56,13 @@ class IdentityRows:
     @classmethod
     def of(cls, table: pa.Table) -> IdentityRows:
         """Return the rows of a table with COLUMNS."""
-        return cls(table, codes(table["id"])[0], codes(table["text_hash"])[0], table["row"].to_numpy(), table["delivered_ns"].to_numpy())
+        return cls(
+            table,
+            codes(table["id"])[0],
+            codes(table["text_hash"])[0],
+            table["row"].to_numpy(),
+            table["delivered_ns"].to_numpy(),
+        )
 
     def __len__(self) -> int:
         return len(self.id)
@@ -69,12 +88,19 @@ def ranks(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def targets(table: pa.Table, target: Target | None) -> list[str]:
-    """Return what the model is to learn of each row, as text that is equal where it is the same; empty where it is the text itself."""
+    """Return what the model is to learn of each row, as text that is equal where it is the same; empty where
+    it is the text itself.
+    """
     if target == "spans":
-        spans = (sorted(found or [], key=lambda s: (s["start"], s["end"], s["label"])) for found in table["spans"].to_pylist())
+        spans = (
+            sorted(found or [], key=lambda s: (s["start"], s["end"], s["label"]))
+            for found in table["spans"].to_pylist()
+        )
         return [json.dumps(found, ensure_ascii=False) for found in spans]
     if target == "labels":
-        return [json.dumps(sorted(set(found or [])), ensure_ascii=False) for found in table["labels"].to_pylist()]
+        return [
+            json.dumps(sorted(set(found or [])), ensure_ascii=False) for found in table["labels"].to_pylist()
+        ]
     if target == "label":
         return table["label"].to_pylist()
     return [""] * len(table)
@@ -88,7 +114,8 @@ def several(code: np.ndarray, kept: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Versions:
-    """Rows whose id others have too, by id and within it from the oldest to the newest: by time of delivery, then source, then row.
+    """Rows whose id others have too, by id and within it from the oldest to the newest: by time of delivery,
+    then source, then row.
 
     Attributes:
         row: int64 [m], positions of the rows.
@@ -117,7 +144,8 @@ class Versions:
 
 @dataclass(frozen=True)
 class Votes:
-    """Answers of several annotators on one document: of an id's votes one row counts and the others are outvoted, or all are tied.
+    """Answers of several annotators on one document: of an id's votes one row counts and the others are
+    outvoted, or all are tied.
 
     Attributes:
         voters: int64 [v], positions of the rows that vote: of each annotator of an id the last one.
@@ -134,7 +162,9 @@ class Votes:
 
     @classmethod
     def of(cls, rows: IdentityRows, versions: Versions, target: Target | None) -> Votes:
-        """Count the votes of the rows that have the text of their id's newest row and, as it has, an annotator."""
+        """Count the votes of the rows that have the text of their id's newest row and, as it has, an
+        annotator.
+        """
         place = _voters(rows, versions)
         voters = versions.row[place]
         if not len(voters):
@@ -147,7 +177,8 @@ class Votes:
         np.maximum.at(most, pairs // num_answers, counts)
         leads = counts == most[pairs // num_answers]
         is_tied = np.bincount(pairs[leads] // num_answers)[id_] > 1
-        # Of the rows with the majority's answer the newest counts: assigned in their order, the last one stays.
+        # Of the rows with the majority's answer the newest counts: assigned in their order, the last one
+        # stays.
         elected = np.zeros(len(most), np.int64)
         of_majority = np.flatnonzero(leads[pair])
         elected[id_[of_majority]] = of_majority
@@ -193,8 +224,12 @@ def twice_in_a_file(versions: Versions, is_superseded: np.ndarray) -> np.ndarray
     return versions.row[is_superseded[versions.row] & (versions.source == versions.newest_source)]
 
 
-def contradicting(rows: IdentityRows, kept: np.ndarray, tied: np.ndarray, target: Target | None) -> np.ndarray:
-    """Return the kept rows whose text has several targets: mask [n]. Tied annotators contradict every row with their text."""
+def contradicting(
+    rows: IdentityRows, kept: np.ndarray, tied: np.ndarray, target: Target | None
+) -> np.ndarray:
+    """Return the kept rows whose text has several targets: mask [n]. Tied annotators contradict every row
+    with their text.
+    """
     is_undecided = np.zeros(rows.text.max(initial=0) + 1, bool)
     is_undecided[rows.text[tied]] = True
     same = several(rows.text, kept & ~is_undecided[rows.text])
@@ -223,7 +258,8 @@ def repeated(rows: IdentityRows, kept: np.ndarray, *keys: np.ndarray) -> np.ndar
 class Seen:
     """What a batch sees among its own valid rows: masks over them, and the votes.
 
-    `twice_in_a_file` are rows whose id a later row of their file has; `contradicting` and `repeated` see the newest rows of each id.
+    `twice_in_a_file` are rows whose id a later row of their file has; `contradicting` and `repeated` see the
+    newest rows of each id.
     """
 
     superseded: np.ndarray

@@ -1,6 +1,8 @@
-"""Which labels may be named outside of the store: in check descriptions, errors and metadata, which Dagster keeps for ever.
+"""Which labels may be named outside of the store: in check descriptions, errors and metadata, which Dagster
+keeps for ever.
 
-A field that holds free text in place of labels (by a wrong `examples.label`, or because answers are texts) has many values, or long ones.
+A field that holds free text in place of labels (by a wrong `examples.label`, or because answers are texts)
+has many values, or long ones.
 """
 
 from __future__ import annotations
@@ -12,16 +14,22 @@ from fullft_assets.escaping import quoted
 #: More distinct values, longer ones or ones of more words are no labels: they may be texts of documents.
 MOST_LABELS, LONGEST_LABEL, MOST_WORDS = 100, 40, 6
 #: Said where labels are not named.
-NOT_NAMED = f"not named, as there are more than {MOST_LABELS} or one has more than {LONGEST_LABEL} characters or {MOST_WORDS} words"
+NOT_NAMED = (
+    f"not named, as there are more than {MOST_LABELS} or one has more than {LONGEST_LABEL} characters or"
+    f" {MOST_WORDS} words"
+)
 
 
 def may_be_named(labels: Collection[str]) -> bool:
     """Return whether all labels of a set are short, and there are few."""
-    return len(labels) <= MOST_LABELS and all(len(label) <= LONGEST_LABEL and len(label.split()) <= MOST_WORDS for label in labels)
+    return len(labels) <= MOST_LABELS and all(
+        len(label) <= LONGEST_LABEL and len(label.split()) <= MOST_WORDS for label in labels
+    )
 
 
 def named(shown: Iterable[tuple[str, str]], num_labels: int, all_labels: Collection[str]) -> str:
-    """Return some labels as they may be written outside of the store: each with what is said about it, else only how many there are.
+    """Return some labels as they may be written outside of the store: each with what is said about it, else
+    only how many there are.
 
     Args:
         shown: labels, and what is said about each.

@@ -19,7 +19,8 @@ class ExamplesMetadata(Metadata):
         num_masked: rows in which personal data was masked.
         encodings: files by encoding, the most frequent first; a file without text counts for UTF-8.
         label_counts: valid rows (for spans: the spans) by label, the most frequent first.
-        kappa: agreement of the annotators (None where chance alone gives full agreement), by `kappa_method`, also of each label.
+        kappa: agreement of the annotators (None where chance alone gives full agreement), by `kappa_method`,
+            also of each label.
         num_items_annotated_twice: texts that the agreement is measured on.
         num_erased: rows that erasures removed.
     """

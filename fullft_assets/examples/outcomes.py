@@ -1,4 +1,6 @@
-"""The outcomes of a batch's checks: counts, the first places, how to fix it. Texts of documents are never quoted."""
+"""The outcomes of a batch's checks: counts, the first places, how to fix it. Texts of documents are never
+quoted.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +28,21 @@ _SHOWN = 5
 _POSITION = re.compile(r": line \d+ column \d+ \(char \d+\)|^(?:member \d+(?:, row \d+)?|message \d+): ")
 
 
-def row_outcome(name: str, rule: Rule, finding: Finding, table: pa.Table, settings: ExamplesSettings) -> CheckOutcome:
-    """Return the outcome of a rule on single rows, or of a user's expectation, that Great Expectations tried."""
+def row_outcome(
+    name: str, rule: Rule, finding: Finding, table: pa.Table, settings: ExamplesSettings
+) -> CheckOutcome:
+    """Return the outcome of a rule on single rows, or of a user's expectation, that Great Expectations
+    tried.
+    """
     metadata: dict[str, int | float] = {"num_rows": len(table)}
     if finding.rows is not None:
         metadata["num_failed"] = len(finding.rows)
     if finding.observed is not None:
         metadata["observed"] = finding.observed
     description = "" if finding.passed else _why(rule, finding, table, settings)
-    return CheckOutcome(name=name, passed=finding.passed, severity=rule.severity, description=description, metadata=metadata)
+    return CheckOutcome(
+        name=name, passed=finding.passed, severity=rule.severity, description=description, metadata=metadata
+    )
 
 
 def with_masked(check: CheckOutcome, num_masked: int) -> CheckOutcome:
@@ -47,15 +55,25 @@ def _why(rule: Rule, finding: Finding, table: pa.Table, settings: ExamplesSettin
         observed = "" if finding.observed is None else f", observed {finding.observed:.6g}"
         return f"the batch {rule.reason}{observed}; look at its rows, or fix the expectation"
     verb = "quarantined" if rule.quarantines else "found"
-    problem, count = _commonest_problem(table) if rule.reason == REASONS["rows_are_well_formed"] else ("", len(finding.rows))
+    problem, count = (
+        _commonest_problem(table)
+        if rule.reason == REASONS["rows_are_well_formed"]
+        else ("", len(finding.rows))
+    )
     why = f"{rule.reason}, most often: {problem}" if problem else rule.reason
     fix = _wrong_field(rule.reason, problem, count == len(table), settings) + _FIX
-    return f"{len(finding.rows):,} of {len(table):,} rows {verb} ({why}): {places(finding.rows, table)}; {fix}"
+    return (
+        f"{len(finding.rows):,} of {len(table):,} rows {verb} ({why}): {places(finding.rows, table)}; {fix}"
+    )
 
 
 def problem_counts(rows: pa.Table, most: int = 10) -> dict[str, int]:
-    """Return how many of some rows are malformed in the same way, the commonest first; a problem names fields, never their values."""
-    found = Counter(_POSITION.sub("", problem) for problem in rows["problem"].to_pylist() if problem is not None)
+    """Return how many of some rows are malformed in the same way, the commonest first; a problem names
+    fields, never their values.
+    """
+    found = Counter(
+        _POSITION.sub("", problem) for problem in rows["problem"].to_pylist() if problem is not None
+    )
     return dict(found.most_common(most))
 
 
@@ -64,7 +82,9 @@ def _commonest_problem(rows: pa.Table) -> tuple[str, int]:
 
 
 def _unknown_labels(rows: pa.Table, settings: ExamplesSettings) -> str:
-    """Return the commonest labels that examples.labels lacks, and those that it has; nothing where they look like texts."""
+    """Return the commonest labels that examples.labels lacks, and those that it has; nothing where they look
+    like texts.
+    """
     if task_of(settings).target != "label":
         return ""
     known = settings.labels or []
@@ -72,15 +92,23 @@ def _unknown_labels(rows: pa.Table, settings: ExamplesSettings) -> str:
     if not may_be_named(found):
         return ""
     most = found.most_common(_SHOWN)
-    return f"{named([(label, f'{count:,}') for label, count in most], len(most), found)}; examples.labels has {', '.join(known)}"
+    return (
+        f"{named([(label, f'{count:,}') for label, count in most], len(most), found)}; examples.labels has"
+        f" {', '.join(known)}"
+    )
 
 
 def _wrong_field(reason: str, problem: str, is_every_row: bool, settings: ExamplesSettings) -> str:
-    """Return the key to look at where each row lacks the field that it names: then it is probably the key that is wrong, not the rows."""
+    """Return the key to look at where each row lacks the field that it names: then it is probably the key
+    that is wrong, not the rows.
+    """
     if is_every_row and problem.startswith("no field "):
         return "no row has this field: if another one holds the text, name it in documents.text; else "
     if is_every_row and reason == REASONS["labels_are_present"]:
-        return f"no row has a value in the field `{settings.label}`: if another one holds the label, name it in examples.label; else "
+        return (
+            f"no row has a value in the field `{settings.label}`: if another one holds the label, name it in"
+            " examples.label; else "
+        )
     return ""
 
 
@@ -91,8 +119,12 @@ def places(rows: Sequence[int], table: pa.Table) -> str:
     return ", ".join(shown) + more
 
 
-def balance_outcome(rule: Rule, label_counts: Mapping[str, int], num_valid: int, settings: ExamplesSettings) -> CheckOutcome:
-    """Return whether each label, known or found, has its least share of the valid rows (of the spans); of few rows none is judged."""
+def balance_outcome(
+    rule: Rule, label_counts: Mapping[str, int], num_valid: int, settings: ExamplesSettings
+) -> CheckOutcome:
+    """Return whether each label, known or found, has its least share of the valid rows (of the spans); of few
+    rows none is judged.
+    """
     counts = {**dict.fromkeys(settings.labels or [], 0), **label_counts}
     total = max(sum(counts.values()) if task_of(settings).target == "spans" else num_valid, 1)
     least = settings.min_label_share if num_valid >= ROWS_FOR_BALANCE else 0
@@ -102,10 +134,12 @@ def balance_outcome(rule: Rule, label_counts: Mapping[str, int], num_valid: int,
         name="labels_are_balanced",
         passed=not rare,
         severity=rule.severity,
-        description=f"rarer than examples.min_label_share ({settings.min_label_share:.2%}): "
-        f"{named(shown, len(rare), list(counts))}; deliver more of them"
-        if rare
-        else "",
+        description=(
+            f"rarer than examples.min_label_share ({settings.min_label_share:.2%}): "
+            f"{named(shown, len(rare), list(counts))}; deliver more of them"
+            if rare
+            else ""
+        ),
         metadata={
             "num_labels": len(counts),
             "num_rare_labels": len(rare),
@@ -115,7 +149,9 @@ def balance_outcome(rule: Rule, label_counts: Mapping[str, int], num_valid: int,
 
 
 def agreement_outcome(rule: Rule, found: Agreement | None, settings: ExamplesSettings) -> CheckOutcome:
-    """Return whether annotators agree beyond chance; where nobody labelled the same text there is nothing to judge."""
+    """Return whether annotators agree beyond chance; where nobody labelled the same text there is nothing to
+    judge.
+    """
     kappa = None if found is None else found.kappa
     passed = kappa is None or kappa >= settings.min_agreement
     description = ""
@@ -128,16 +164,27 @@ def agreement_outcome(rule: Rule, found: Agreement | None, settings: ExamplesSet
         worst = sorted((k, label) for label, k in found.label_kappas.items() if k is not None)[:3]
         least = named([(label, f"{k:.2f}") for k, label in worst], len(worst), found.label_kappas)
         description = (
-            f"{method} kappa {kappa:.2f} of {found.num_annotators} annotators on {found.num_items:,} texts is below "
-            f"examples.min_agreement ({settings.min_agreement:g}), least on {least}; sharpen the guideline for these labels"
+            f"{method} kappa {kappa:.2f} of {found.num_annotators} annotators on {found.num_items:,} texts is"
+            f" below examples.min_agreement ({settings.min_agreement:g}), least on {least}; sharpen the"
+            " guideline for these labels"
         )
     metadata: dict[str, int | float] = {"num_items": 0 if found is None else found.num_items}
     if found is not None:
         metadata |= {"num_annotators": found.num_annotators, "observed_agreement": found.observed}
-        metadata |= {"lowest_label_kappa": min(known)} if (known := [k for k in found.label_kappas.values() if k is not None]) else {}
+        metadata |= (
+            {"lowest_label_kappa": min(known)}
+            if (known := [k for k in found.label_kappas.values() if k is not None])
+            else {}
+        )
     if kappa is not None:
         metadata["kappa"] = kappa
-    return CheckOutcome(name="annotators_agree", passed=passed, severity=rule.severity, description=description, metadata=metadata)
+    return CheckOutcome(
+        name="annotators_agree",
+        passed=passed,
+        severity=rule.severity,
+        description=description,
+        metadata=metadata,
+    )
 
 
 def size_outcome(rule: Rule, num_valid: int, settings: ExamplesSettings) -> CheckOutcome:
@@ -147,9 +194,14 @@ def size_outcome(rule: Rule, num_valid: int, settings: ExamplesSettings) -> Chec
         name="rows_suffice",
         passed=passed,
         severity=rule.severity,
-        description=""
-        if passed
-        else f"{num_valid:,} valid rows, fewer than examples.min_batch_rows ({settings.min_batch_rows:,}); deliver more",
+        description=(
+            ""
+            if passed
+            else (
+                f"{num_valid:,} valid rows, fewer than examples.min_batch_rows ({settings.min_batch_rows:,});"
+                " deliver more"
+            )
+        ),
         metadata={"num_valid": num_valid},
     )
 
@@ -165,17 +217,26 @@ def gate_outcomes(
 ) -> list[CheckOutcome]:
     """Return the two gates of every batch.
 
-    Files that were read and hold no row are no failure: delivered again so, they withdraw all rows that they held.
+    Files that were read and hold no row are no failure: delivered again so, they withdraw all rows that they
+    held.
     """
     share = len(quarantined) / num_rows if num_rows else 0.0 if any_file_was_read else 1.0
     bounded = share <= settings.max_quarantined_share and (len(valid) > 0 or not num_rows)
-    reasons = Counter(r for text in quarantined["reasons"].to_pylist() for r in text.split("; ")).most_common(1)
+    reasons = Counter(r for text in quarantined["reasons"].to_pylist() for r in text.split("; ")).most_common(
+        1
+    )
     reason, count = reasons[0] if reasons else ("", 0)
-    problem, count = _commonest_problem(quarantined) if reason == REASONS["rows_are_well_formed"] else ("", count)
+    problem, count = (
+        _commonest_problem(quarantined) if reason == REASONS["rows_are_well_formed"] else ("", count)
+    )
     strange = _unknown_labels(quarantined, settings) if reason == REASONS["labels_are_known"] else ""
     problem = problem or strange
     why = f", most often: {reason}{f' ({problem})' if problem else ''}" if reason else ""
-    finding = f"{len(quarantined):,} of {num_rows:,} rows quarantined{why}" if num_rows else "not one of its files was read"
+    finding = (
+        f"{len(quarantined):,} of {num_rows:,} rows quarantined{why}"
+        if num_rows
+        else "not one of its files was read"
+    )
     fix = "add them to examples.labels, or " if strange else ""
     fix += _wrong_field(reason, problem, count == num_rows, settings) + "fix the source and deliver it again"
     fix += ", or raise examples.max_quarantined_share" if len(valid) else ""

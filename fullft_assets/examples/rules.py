@@ -1,4 +1,5 @@
-"""The rules that a batch is held to: which of them apply, how severe they are, and the profile that they are tried on.
+"""The rules that a batch is held to: which of them apply, how severe they are, and the profile that they are
+tried on.
 
 A profile is a narrow table of numbers, flags and names, one row a document, without its text: validating text
 columns takes Great Expectations several times the time and memory.
@@ -27,7 +28,16 @@ if TYPE_CHECKING:
 
 #: Columns that the user's own expectations may name.
 PROFILE_COLUMNS = (
-    *("well_formed", "num_characters", "num_words", "label", "confidence", "human_annotated", "domain", "group"),
+    *(
+        "well_formed",
+        "num_characters",
+        "num_words",
+        "label",
+        "confidence",
+        "human_annotated",
+        "domain",
+        "group",
+    ),
     *("language", "damage_share", "num_personal_data", "num_labels", "num_turns"),
 )
 ROLES = ("system", "user", "assistant", "tool")
@@ -64,24 +74,39 @@ _LISTED_AT_ONCE = 5_000
 GATES = {
     "rows_are_accounted_for": "rows in = valid + quarantined",
     "quarantined_share_is_bounded": "most of the batch is usable",
-    "named_fields_have_values": "each field that documents.id, examples.group, examples.domain or examples.slice_by names has a value in more than a few rows",
+    "named_fields_have_values": (
+        "each field that documents.id, examples.group, examples.domain or examples.slice_by names has a value"
+        " in more than a few rows"
+    ),
 }
 #: What is always looked at, and never blocks.
-WARNINGS = {"named_fields_are_complete": "each row has a value in the fields that documents.id, examples.domain and examples.slice_by name"}
+WARNINGS = {
+    "named_fields_are_complete": (
+        "each row has a value in the fields that documents.id, examples.domain and examples.slice_by name"
+    )
+}
 #: Another one, of use cases with groups.
 GATE_OF_GROUPS = {"groups_are_given": "at most examples.max_ungrouped_share of the valid rows have no group"}
-#: Rules that only the snapshot can judge: on what the valid rows of all batches are to each other, and on all labels.
+#: Rules that only the snapshot can judge: on what the valid rows of all batches are to each other, and on all
+#: labels.
 IDENTITY_RULES = ("ids_are_unique", "texts_are_unique", "equal_texts_have_equal_labels")
 _SNAPSHOT_RULES = (*IDENTITY_RULES, "labels_have_one_spelling")
 #: Severities other than `warn`, where `examples.severities` gives none: most use cases have no annotators.
 _SEVERITIES: dict[str, Severity] = {"annotators_agree": "off"}
 #: A row that breaks one of these cannot be trained on, so they cannot be turned off.
-ESSENTIAL = ("rows_are_well_formed", "texts_are_present", "labels_are_present", "spans_are_in_range", "assistant_turns_are_present")
+ESSENTIAL = (
+    "rows_are_well_formed",
+    "texts_are_present",
+    "labels_are_present",
+    "spans_are_in_range",
+    "assistant_turns_are_present",
+)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule that applies: the reason that a row is quarantined for (the truth of a rule on the batch), and how severe it is.
+    """A rule that applies: the reason that a row is quarantined for (the truth of a rule on the batch), and
+    how severe it is.
 
     `is_own`: one of the user's expectations.
     """
@@ -94,7 +119,9 @@ class Rule:
 
 
 def rules_for(settings: ExamplesSettings) -> dict[str, Rule]:
-    """Return every rule that applies to a use case, the user's own and the gates included: each is an asset check."""
+    """Return every rule that applies to a use case, the user's own and the gates included: each is an asset
+    check.
+    """
     rules = {}
     for name in applicable(settings):
         severity = _severity(name, settings)
@@ -102,13 +129,24 @@ def rules_for(settings: ExamplesSettings) -> dict[str, Rule]:
             continue
         is_row = name in REASONS
         quarantines = is_row and not (name == "personal_data_is_absent" and settings.pii != "quarantine")
-        rules[name] = Rule(REASONS[name] if is_row else BATCH_TRUTHS[name], severity, "row" if is_row else "batch", quarantines)
+        rules[name] = Rule(
+            REASONS[name] if is_row else BATCH_TRUTHS[name],
+            severity,
+            "row" if is_row else "batch",
+            quarantines,
+        )
     for number, own in enumerate(settings.expectations, start=1):
         on = own.arguments.get("column")
-        reason = f"breaks expectation {number} ({own.name.removeprefix('expect_')}{f' on {on}' if on else ''})"
+        reason = (
+            f"breaks expectation {number} ({own.name.removeprefix('expect_')}{f' on {on}' if on else ''})"
+        )
         quarantines = own.severity == "quarantine"
         rules[check_name(number, own)] = Rule(
-            reason, "error" if own.severity == "error" else "warn", "row" if quarantines else "batch", quarantines, is_own=True
+            reason,
+            "error" if own.severity == "error" else "warn",
+            "row" if quarantines else "batch",
+            quarantines,
+            is_own=True,
         )
     gates = GATES | (GATE_OF_GROUPS if settings.group is not None else {})
     warnings = {name: Rule(truth, "warn", "batch") for name, truth in WARNINGS.items()}
@@ -132,7 +170,10 @@ def _severity(name: str, settings: ExamplesSettings) -> Severity:
 
 def checks_of(settings: ExamplesSettings) -> tuple[CheckSpec, ...]:
     """Return the checks that a use case's batches have."""
-    return tuple(CheckSpec(name, _truth(rule, settings), blocking=rule.severity == "error") for name, rule in rules_for(settings).items())
+    return tuple(
+        CheckSpec(name, _truth(rule, settings), blocking=rule.severity == "error")
+        for name, rule in rules_for(settings).items()
+    )
 
 
 def _truth(rule: Rule, settings: ExamplesSettings) -> str:
@@ -140,7 +181,9 @@ def _truth(rule: Rule, settings: ExamplesSettings) -> str:
         return f"Nothing {rule.reason}."
     if rule.scope == "row":
         unsought = "Names, addresses and places" if settings.pii_model is None else "Postal addresses"
-        limit = f" {unsought} are not looked for." if rule.reason == REASONS["personal_data_is_absent"] else ""
+        limit = (
+            f" {unsought} are not looked for." if rule.reason == REASONS["personal_data_is_absent"] else ""
+        )
         return f"No row is {'quarantined' if rule.quarantines else 'found'} for: {rule.reason}.{limit}"
     return f"{rule.reason[:1].upper()}{rule.reason[1:]}."
 
@@ -171,7 +214,9 @@ def applicable(settings: ExamplesSettings) -> list[str]:
     return [rule for rule in RULES if conditions.get(rule, True)]
 
 
-def profile(table: pa.Table, settings: ExamplesSettings, num_personal_data: np.ndarray | None = None) -> pd.DataFrame:
+def profile(
+    table: pa.Table, settings: ExamplesSettings, num_personal_data: np.ndarray | None = None
+) -> pd.DataFrame:
     """Return the profile of a batch of documents; a column that no rule and no expectation needs is excluded.
 
     Args:
@@ -198,7 +243,9 @@ def profile(table: pa.Table, settings: ExamplesSettings, num_personal_data: np.n
             "damage_share": damage.damage_shares(text),
         }
     )
-    named = {word for own in settings.expectations for value in own.arguments.values() for word in _words(value)}
+    named = {
+        word for own in settings.expectations for value in own.arguments.values() for word in _words(value)
+    }
     if "num_words" in named:
         frame["num_words"] = np.asarray(pc.fill_null(pc.count_substring_regex(text, r"\S+"), 0))
     if settings.languages is not None:
@@ -228,7 +275,9 @@ def _label_columns(table: pa.Table, lengths: pa.Array, settings: ExamplesSetting
         labels = pc.struct_field(spans, "label")
         start, end = (np.asarray(pc.fill_null(pc.struct_field(spans, name), -1)) for name in ("start", "end"))
         longest = np.asarray(pc.fill_null(lengths, 0))[parents]
-        columns["num_bad_spans"] = np.bincount(parents, (start < 0) | (end <= start) | (end > longest), len(table))
+        columns["num_bad_spans"] = np.bincount(
+            parents, (start < 0) | (end <= start) | (end > longest), len(table)
+        )
         has_label = np.asarray(table["spans"].is_valid())
     elif target == "labels":
         parents, labels = _flat(table["labels"])
@@ -260,7 +309,10 @@ def _turn_columns(table: pa.Table, settings: ExamplesSettings) -> dict[str, np.n
     is_blank = np.asarray(pc.fill_null(pc.equal(content, ""), True))
     num_assistant = np.bincount(parents, is_assistant, len(table))
     bad = np.bincount(parents, is_unknown | (is_assistant & is_blank), len(table))
-    return {"num_turns": np.bincount(parents, minlength=len(table)), "num_bad_turns": bad + (num_assistant == 0)}
+    return {
+        "num_turns": np.bincount(parents, minlength=len(table)),
+        "num_bad_turns": bad + (num_assistant == 0),
+    }
 
 
 def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, Any]:
@@ -273,9 +325,15 @@ def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, Any]:
 
 def suite_for(settings: ExamplesSettings) -> dict[str, Any]:
     """Return the expectations on single rows, by rule; those on identity and the user's own are separate."""
-    from great_expectations.expectations.core.expect_column_values_to_be_between import ExpectColumnValuesToBeBetween as between
-    from great_expectations.expectations.core.expect_column_values_to_be_in_set import ExpectColumnValuesToBeInSet as within
-    from great_expectations.expectations.core.expect_column_values_to_not_be_null import ExpectColumnValuesToNotBeNull as not_null
+    from great_expectations.expectations.core.expect_column_values_to_be_between import (
+        ExpectColumnValuesToBeBetween as between,
+    )
+    from great_expectations.expectations.core.expect_column_values_to_be_in_set import (
+        ExpectColumnValuesToBeInSet as within,
+    )
+    from great_expectations.expectations.core.expect_column_values_to_not_be_null import (
+        ExpectColumnValuesToNotBeNull as not_null,
+    )
 
     makers = {
         "rows_are_well_formed": lambda: within(column="well_formed", value_set=[True]),
@@ -283,14 +341,18 @@ def suite_for(settings: ExamplesSettings) -> dict[str, Any]:
         "text_lengths_are_in_bounds": lambda: between(
             column="num_characters", min_value=settings.min_characters, max_value=settings.max_characters
         ),
-        "languages_are_expected": lambda: within(column="language", value_set=[*(settings.languages or []), language.UNKNOWN]),
+        "languages_are_expected": lambda: within(
+            column="language", value_set=[*(settings.languages or []), language.UNKNOWN]
+        ),
         "encodings_are_intact": lambda: between(column="damage_share", max_value=settings.max_damage_share),
         "personal_data_is_absent": lambda: between(column="num_personal_data", max_value=0),
         "labels_are_present": lambda: within(column="has_label", value_set=[True]),
         "labels_are_known": lambda: between(column="num_unknown_labels", max_value=0),
         "spans_are_in_range": lambda: between(column="num_bad_spans", max_value=0),
         "assistant_turns_are_present": lambda: between(column="num_bad_turns", max_value=0),
-        "annotations_are_confident": lambda: between(column="confidence", min_value=settings.min_confidence, max_value=1),
+        "annotations_are_confident": lambda: between(
+            column="confidence", min_value=settings.min_confidence, max_value=1
+        ),
         "annotations_are_human": lambda: within(column="human_annotated", value_set=[True]),
     }
     used = rules_for(settings)
@@ -299,7 +361,9 @@ def suite_for(settings: ExamplesSettings) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Finding:
-    """What an expectation found: rows that break it (by number, in order; None where it is not about single rows)."""
+    """What an expectation found: rows that break it (by number, in order; None where it is not about single
+    rows).
+    """
 
     passed: bool
     rows: list[int] | None
@@ -307,7 +371,9 @@ class Finding:
 
 
 class NotComputableError(RuntimeError):
-    """An expectation could not be computed; `kind` is the type of what went wrong, whose own words may quote values."""
+    """An expectation could not be computed; `kind` is the type of what went wrong, whose own words may quote
+    values.
+    """
 
     def __init__(self, rule: str, kind: str):
         super().__init__(f"{rule}: {kind}")
@@ -317,8 +383,9 @@ class NotComputableError(RuntimeError):
 def run_expectations(frame: pd.DataFrame, suite: Mapping[str, Any]) -> dict[str, Finding]:
     """Return what Great Expectations finds, by name.
 
-    Of many rows a first pass only counts; those that break a rule are listed in a second one, where there are any. The user's
-    `mostly` decides whether enough rows pass, not which ones do: that must not depend on the rows beside them.
+    Of many rows a first pass only counts; those that break a rule are listed in a second one, where there are
+    any. The user's `mostly` decides whether enough rows pass, not which ones do: that must not depend on the
+    rows beside them.
 
     Raises:
         NotComputableError: an expectation could not be computed; names it.
@@ -332,9 +399,13 @@ def run_expectations(frame: pd.DataFrame, suite: Mapping[str, Any]) -> dict[str,
     found = {}
     for name, result in {**results, **complete}.items():
         details = result["result"]
-        rows = details.get("unexpected_index_list", [] if "unexpected_count" in details and not _breaks(result) else None)
+        rows = details.get(
+            "unexpected_index_list", [] if "unexpected_count" in details and not _breaks(result) else None
+        )
         observed = details.get("observed_value")
-        number = float(observed) if isinstance(observed, int | float) and not isinstance(observed, bool) else None
+        number = (
+            float(observed) if isinstance(observed, int | float) and not isinstance(observed, bool) else None
+        )
         found[name] = Finding(result["success"], None if rows is None else sorted(rows), number)
     return found
 
@@ -366,18 +437,30 @@ def _validate(frame: pd.DataFrame, suite: Mapping[str, Any], detail: str) -> dic
 
 
 def _kind_of(traceback: str) -> str:
-    """Return the type of the first exception of a traceback in words; a line of a quoted value is none of Python's own."""
+    """Return the type of the first exception of a traceback in words; a line of a quoted value is none of
+    Python's own.
+    """
     names = re.findall(r"^(\w+)(?=:|$)", traceback, flags=re.MULTILINE)
-    kinds = (name for name in names if isinstance(kind := getattr(builtins, name, None), type) and issubclass(kind, Exception))
+    kinds = (
+        name
+        for name in names
+        if isinstance(kind := getattr(builtins, name, None), type) and issubclass(kind, Exception)
+    )
     return next(kinds, "an error of Great Expectations")
 
 
 @cache
 def _any_frame() -> Any:
-    """Return the definition of a batch that is a frame given later; making one costs as much as a validation of few rows."""
+    """Return the definition of a batch that is a frame given later; making one costs as much as a validation
+    of few rows.
+    """
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    return context.data_sources.add_pandas("profile").add_dataframe_asset("documents").add_batch_definition_whole_dataframe("batch")
+    return (
+        context.data_sources.add_pandas("profile")
+        .add_dataframe_asset("documents")
+        .add_batch_definition_whole_dataframe("batch")
+    )

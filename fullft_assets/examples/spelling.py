@@ -1,4 +1,6 @@
-"""Spellings of labels: those of examples.labels count in any case, and labels that differ in spelling alone are found."""
+"""Spellings of labels: those of examples.labels count in any case, and labels that differ in spelling alone
+are found.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ _BETWEEN_WORDS = re.compile(r"[\s_-]+")
 
 
 def variants(labels: Iterable[str]) -> list[list[str]]:
-    """Return the labels that differ only in case, or in what separates their words, together; each list sorted."""
+    """Return the labels that differ only in case, or in what separates their words, together; each list
+    sorted.
+    """
     found: dict[str, set[str]] = {}
     for label in labels:
         found.setdefault(_BETWEEN_WORDS.sub(" ", label.casefold()).strip(), set()).add(label)
@@ -24,7 +28,9 @@ def variants(labels: Iterable[str]) -> list[list[str]]:
 
 
 def as_listed(documents: pa.Table, settings: ExamplesSettings) -> pa.Table:
-    """Return documents whose labels have the case that examples.labels gives them; nothing changes where two of these differ only in case."""
+    """Return documents whose labels have the case that examples.labels gives them; nothing changes where two
+    of these differ only in case.
+    """
     import pyarrow as pa
 
     known = {label.casefold(): label for label in settings.labels or []}
@@ -37,7 +43,10 @@ def as_listed(documents: pa.Table, settings: ExamplesSettings) -> pa.Table:
         if annotations.null_count < len(annotations):
             documents = _with(documents, "annotations", _with_labels(annotations, known))
     elif target == "labels":
-        rows = [row and sorted({known.get(str(label).casefold(), str(label)) for label in row}) for row in found.to_pylist()]
+        rows = [
+            row and sorted({known.get(str(label).casefold(), str(label)) for label in row})
+            for row in found.to_pylist()
+        ]
         column = pa.array(rows, found.type)
     else:
         column = _with_labels(found, known)
@@ -57,7 +66,9 @@ def _with_labels(rows: pa.Array, known: Mapping[str, str]) -> pa.Array:
     import pyarrow as pa
 
     listed = [
-        None if row is None else [{**each, "label": known.get((each["label"] or "").casefold(), each["label"])} for each in row]
+        None
+        if row is None
+        else [{**each, "label": known.get((each["label"] or "").casefold(), each["label"])} for each in row]
         for row in rows.to_pylist()
     ]
     return pa.array(listed, rows.type)

@@ -1,8 +1,9 @@
 """examples: raw documents -> valid labelled examples, and the quarantine of the rest with reasons.
 
 The rules are Great Expectations on a *profile*: a narrow table of numbers, flags and names, one row a
-document, without its text (see `rules`). Each row is judged by itself. What the rows of a batch are to each other (copies,
-contradictions, votes, older versions) is only counted here: the snapshot decides about it over all batches (see `identity`).
+document, without its text (see `rules`). Each row is judged by itself. What the rows of a batch are to each
+other (copies, contradictions, votes, older versions) is only counted here: the snapshot decides about it over
+all batches (see `identity`).
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ if TYPE_CHECKING:
 VERSION = "11"
 #: Rows of a row group of `examples.parquet`: some megabytes of text.
 _ROW_GROUP = 1 << 14
-#: What is kept of the quarantined rows beside the valid ones: a newer delivery of a file does not supersede a row that is broken in it.
+#: What is kept of the quarantined rows beside the valid ones: a newer delivery of a file does not supersede a
+#: row that is broken in it.
 QUARANTINED = "quarantined_rows.parquet"
 _QUARANTINED_COLUMNS = ["id", "text_hash", "group", "source", "row", "delivered_ns", "reasons"]
 
@@ -78,7 +80,9 @@ class Examined:
 
 
 def write_examples(rows: pa.Table, path: Path) -> None:
-    """Write valid examples so that the texts of some can be read without the time and the memory that all of them take."""
+    """Write valid examples so that the texts of some can be read without the time and the memory that all of
+    them take.
+    """
     import pyarrow.parquet as pq
 
     # LZ4 is read in half the time of Parquet's default, at the same size.
@@ -127,13 +131,22 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
     def write_quarantined(draft: Draft) -> Outcome:
         rows = examine_once().quarantined
         pq.write_table(rows, draft.path / "quarantined.parquet")
-        return QuarantineMetadata(batch=read.batch, uri=read.uri, num_quarantined=len(rows), **count_reasons(rows)).as_dict(), []
+        return (
+            QuarantineMetadata(
+                batch=read.batch, uri=read.uri, num_quarantined=len(rows), **count_reasons(rows)
+            ).as_dict(),
+            [],
+        )
 
     shared: dict[str, Any] = {
         "version": VERSION,
         "settings": key_settings(settings),
         # Rows without an id are the same whichever field it was looked for in; the gate on it is not.
-        "inputs": {"raw_documents": raw.content_digest, "id_field": settings.documents.id, **pipeline_key(use_case)},
+        "inputs": {
+            "raw_documents": raw.content_digest,
+            "id_field": settings.documents.id,
+            **pipeline_key(use_case),
+        },
         "seed": settings.seed,
     }
     valid = store.ensure(use_case.name, "labeled_examples", write_valid, **shared)
@@ -195,7 +208,10 @@ def examine(
 
     rules = rules_for(settings)
     documents, num_personal_data, num_masked = _masked(
-        as_listed(documents, settings), settings, search or PersonalDataSearch(kinds_named(settings.pii_kinds)), num_masked
+        as_listed(documents, settings),
+        settings,
+        search or PersonalDataSearch(kinds_named(settings.pii_kinds)),
+        num_masked,
     )
     table = documents.append_column("text_hash", pa.array(_hashes(documents, settings), pa.string()))
     frame = profile(table, settings, num_personal_data)
@@ -207,13 +223,22 @@ def examine(
     valid = table.filter(pa.array(is_valid)).drop_columns(["problem"])
     quarantined = _with_reasons(table, reasons)
     task = task_of(settings)
-    agreed = agreement.of_batch(valid, identity.within(valid.select(identity.COLUMNS), task.target), settings) if task.has_labels else None
+    agreed = (
+        agreement.of_batch(valid, identity.within(valid.select(identity.COLUMNS), task.target), settings)
+        if task.has_labels
+        else None
+    )
     label_counts = count_labels(valid, settings)
     checks = [row_outcome(name, rules[name], finding, table, settings) for name, finding in findings.items()]
     if "personal_data_is_absent" in rules and settings.pii == "mask":
-        checks = [with_masked(check, num_masked) if check.name == "personal_data_is_absent" else check for check in checks]
+        checks = [
+            with_masked(check, num_masked) if check.name == "personal_data_is_absent" else check
+            for check in checks
+        ]
     checks += _batch_outcomes(len(valid), label_counts, agreed, rules, settings)
-    checks += gate_outcomes(len(table), valid, quarantined, settings, batch_name, any_file_was_read=any_file_was_read)
+    checks += gate_outcomes(
+        len(table), valid, quarantined, settings, batch_name, any_file_was_read=any_file_was_read
+    )
     checks += field_outcomes(documents.filter(documents["problem"].is_null()), valid, settings, id_field)
     return Examined(valid, quarantined, checks, label_counts, num_masked, agreed)
 
@@ -237,7 +262,8 @@ def _masked(
 
 
 def _left_over(documents: pa.Table, rows: np.ndarray, search: PersonalDataSearch) -> np.ndarray:
-    """Return the pieces that patterns find in masked texts: what a placeholder leaves over may look like another piece.
+    """Return the pieces that patterns find in masked texts: what a placeholder leaves over may look like
+    another piece.
 
     A model is not asked again: it may take a placeholder for a name.
     """
@@ -247,10 +273,15 @@ def _left_over(documents: pa.Table, rows: np.ndarray, search: PersonalDataSearch
 
 
 def _hashes(documents: pa.Table, settings: ExamplesSettings) -> list[str | None]:
-    """Return each row's content hash: of its text, for the task sft of its turns; None where there is no content."""
+    """Return each row's content hash: of its text, for the task sft of its turns; None where there is no
+    content.
+    """
     if task_of(settings).has_messages:
         turns = documents["messages"].to_pylist()
-        return [None if found is None else messages_hash([(t["role"], t["content"]) for t in found]) for found in turns]
+        return [
+            None if found is None else messages_hash([(t["role"], t["content"]) for t in found])
+            for found in turns
+        ]
     return [None if text is None else text_hash(text) for text in documents["text"].to_pylist()]
 
 
@@ -259,26 +290,33 @@ def _try(frame: pd.DataFrame, settings: ExamplesSettings) -> dict[str, Finding]:
     try:
         return run_expectations(frame, {**suite_for(settings), **own})
     except Exception:
-        # Great Expectations does not always say which expectation it failed on: each of the user's is tried alone.
+        # Great Expectations does not always say which expectation it failed on: each of the user's is tried
+        # alone.
         for number, (name, expectation) in enumerate(own.items()):
             try:
                 run_expectations(frame, {name: expectation})
             except Exception as error:
                 kind = error.kind if isinstance(error, NotComputableError) else type(error).__name__
-                # Its words may quote labels or groups, a patient among them, and this reaches the event log; so would a cause.
+                # Its words may quote labels or groups, a patient among them, and this reaches the event log;
+                # so would a cause.
                 raise SettingsError(
-                    f"examples.expectations.{number}: {expectation.expectation_type} cannot be computed on the profile ({kind}); fix its "
-                    "arguments"
+                    f"examples.expectations.{number}: {expectation.expectation_type} cannot be computed on"
+                    f" the profile ({kind}); fix its arguments"
                 ) from None
         raise
 
 
 def _of_well_formed(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) -> dict[str, Finding]:
-    """Return the findings with malformed rows under that reason alone: what could not be read breaks other rules, too, and is no news.
+    """Return the findings with malformed rows under that reason alone: what could not be read breaks other
+    rules, too, and is no news.
 
     The user's own expectations may be about malformed rows, so whether they passed stays.
     """
-    (malformed,) = (findings[name].rows or [] for name in findings if rules[name].reason == REASONS["rows_are_well_formed"])
+    (malformed,) = (
+        findings[name].rows or []
+        for name in findings
+        if rules[name].reason == REASONS["rows_are_well_formed"]
+    )
     known, found = set(malformed), {}
     for name, finding in findings.items():
         if finding.rows is None or rules[name].reason == REASONS["rows_are_well_formed"]:
@@ -290,7 +328,11 @@ def _of_well_formed(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) 
 
 
 def _batch_outcomes(
-    num_valid: int, label_counts: Mapping[str, int], agreed: Agreement | None, rules: Mapping[str, Rule], settings: ExamplesSettings
+    num_valid: int,
+    label_counts: Mapping[str, int],
+    agreed: Agreement | None,
+    rules: Mapping[str, Rule],
+    settings: ExamplesSettings,
 ) -> list[CheckOutcome]:
     """Return what the rules on the valid rows together find."""
     checks = []

@@ -17,11 +17,17 @@ THREADS = "OMP_NUM_THREADS"
 
 def allowed_cores() -> list[int]:
     """Return the numbers of the cores that this process may run on."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    return (
+        sorted(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else list(range(os.cpu_count() or 1))
+    )
 
 
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """Return the allowed cores, at most as many as the time that the control group, such as a container, has of them; at least one."""
+    """Return the allowed cores, at most as many as the time that the control group, such as a container, has
+    of them; at least one.
+    """
     cores = allowed_cores()
     limit = _quota(cgroup)
     return cores if limit is None else cores[: max(1, math.ceil(limit))]
@@ -34,12 +40,16 @@ def threads_of_process(environment: Mapping[str, str]) -> int | None:
 
 
 def _quota(cgroup: Path) -> float | None:
-    """Return how many cores' time a control group has (v2: cpu.max, v1: cpu.cfs_quota_us); None without a limit."""
+    """Return how many cores' time a control group has (v2: cpu.max, v1: cpu.cfs_quota_us); None without a
+    limit.
+    """
     try:
         if (cgroup / "cpu.max").exists():
             quota, period = (cgroup / "cpu.max").read_text().split()
         else:
-            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            quota, period = (
+                (cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")
+            )
         return int(quota) / int(period) if int(quota) > 0 else None
     except (OSError, ValueError):  # no such file, or `max`
         return None

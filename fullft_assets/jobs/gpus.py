@@ -15,13 +15,15 @@ from fullft_assets.errors import WorkloadError
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 #: Environment variable with the number of GPUs that all runs on this machine share.
 NUM_GPUS = "FULLFT_NUM_GPUS"
-#: Exit codes of nvidia-smi where no process can compute on a GPU: none found, no driver, no library of the driver.
+#: Exit codes of nvidia-smi where no process can compute on a GPU: none found, no driver, no library of the
+#: driver.
 _NO_GPU = frozenset({6, 9, 12})
 _ASK_SECONDS = 60.0
 
 
 def shared_gpus() -> list[str]:
-    """Return the GPUs that runs on this machine may use, by UUID where nvidia-smi knows it; none without nvidia-smi.
+    """Return the GPUs that runs on this machine may use, by UUID where nvidia-smi knows it; none without
+    nvidia-smi.
 
     Raises:
         WorkloadError: nvidia-smi failed twice, so that other runs' GPUs would be used.
@@ -32,7 +34,9 @@ def shared_gpus() -> list[str]:
     known = dict(line.split(", ", 1) for line in _listed().splitlines() if ", " in line)
     if given is None:
         return list(known.values())
-    return [known.get(each.strip(), each.strip()) for each in given.split(",") if each.strip() not in ("", "-1")]
+    return [
+        known.get(each.strip(), each.strip()) for each in given.split(",") if each.strip() not in ("", "-1")
+    ]
 
 
 def _listed() -> str:
@@ -40,7 +44,9 @@ def _listed() -> str:
     for _ in range(2):
         try:
             asked = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
-            listed = subprocess.run(asked, capture_output=True, text=True, errors="replace", timeout=_ASK_SECONDS, check=False)
+            listed = subprocess.run(
+                asked, capture_output=True, text=True, errors="replace", timeout=_ASK_SECONDS, check=False
+            )
         except subprocess.TimeoutExpired:
             reason = f"no answer within {_ASK_SECONDS:g} s"
             continue
@@ -50,4 +56,7 @@ def _listed() -> str:
             return ""
         said = (listed.stdout + listed.stderr).split("\n")
         reason = next((line.strip() for line in said if line.strip()), f"exit code {listed.returncode}")
-    raise WorkloadError(f"nvidia-smi: {reason}; repair the GPUs of this machine, or set {VISIBLE}= to compute without", "infrastructure")
+    raise WorkloadError(
+        f"nvidia-smi: {reason}; repair the GPUs of this machine, or set {VISIBLE}= to compute without",
+        "infrastructure",
+    )

@@ -1,7 +1,8 @@
 """The job file that one entry point and every launcher understand.
 
-`python -m fullft_assets.workloads.<name> --job URI --sha256 DIGEST` reads it, does the work and writes the artifact;
-a person can run the same line by hand. The digest pins the job: whoever may write into the store cannot change what runs.
+`python -m fullft_assets.workloads.<name> --job URI --sha256 DIGEST` reads it, does the work and writes the
+artifact; a person can run the same line by hand. The digest pins the job: whoever may write into the store
+cannot change what runs.
 """
 
 from __future__ import annotations
@@ -80,7 +81,9 @@ def read_job(uri: str, sha256: str | None = None) -> Job:
         files, path = url_to_fs(uri)
         content = files.cat_file(path)
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-            raise StoreError(f"{uri}: was changed after it was written (its sha256 is not {sha256}); launch the work again")
+            raise StoreError(
+                f"{uri}: was changed after it was written (its sha256 is not {sha256}); launch the work again"
+            )
         return Job.model_validate(json.loads(content))
     except (FileNotFoundError, ValueError) as error:
         raise StoreError(f"{uri}: not a job file ({str(error).splitlines()[0]})") from error
@@ -93,7 +96,10 @@ def read_jobs(store: Store, case: str, stage: str, key: str) -> list[Job]:
         StoreError: one of them cannot be read, or was changed.
     """
     folder = _folder(case, stage, key)
-    return [read_job(f"{store.url}/{folder}/{name}", PurePosixPath(name).stem) for name in sorted(store.names(folder))]
+    return [
+        read_job(f"{store.url}/{folder}/{name}", PurePosixPath(name).stem)
+        for name in sorted(store.names(folder))
+    ]
 
 
 def launch_record(case: str, stage: str, key: str) -> str:

@@ -19,10 +19,11 @@ LAUNCH_ID = "FULLFT_LAUNCH_ID"
 RUN_ID = "FULLFT_RUN_ID"
 #: Environment variable with the path of the file to which a failing workload writes its `WorkloadFailure`.
 ERROR_FILE = "FULLFT_ERROR_FILE"
-#: Environment variable with the folder where a job's relative paths start; without it, the one that the job names.
+#: Environment variable with the folder where a job's relative paths start; without it, the one that the job
+#: names.
 PROJECT_ROOT = "FULLFT_PROJECT_ROOT"
-#: Environment variable with a folder that takes the place of the job's store, in a container that cannot reach that; without it, the store that the
-#: job names.
+#: Environment variable with a folder that takes the place of the job's store, in a container that cannot
+#: reach that; without it, the store that the job names.
 STORE = "FULLFT_JOB_STORE"
 #: Exit code of a workload that ended for a reason that the user can fix. Anything unforeseen is 1.
 EXIT_FIXABLE = 3
@@ -62,8 +63,8 @@ def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
 def die_with_torchrun() -> None:
     """Have the kernel kill this process when the torchrun that a launcher started dies.
 
-    Ranks run in sessions of their own and would outlive a killed torchrun. Data-loading workers are left alone: their parent is a thread
-    that may end before they do.
+    Ranks run in sessions of their own and would outlive a killed torchrun. Data-loading workers are left
+    alone: their parent is a thread that may end before they do.
     """
     if LAUNCH_ID in os.environ and "LOCAL_RANK" in os.environ and multiprocessing.parent_process() is None:
         die_with_parent()

@@ -1,7 +1,8 @@
 """Launchers by name: `launcher.kind` of a use case chooses one.
 
-A registered launcher is a class whose instances have the methods of `fullft_assets.launchers.Launcher`; it is made from an instance of its
-`settings_class`. The names are here, below the launchers themselves, because the check of a YAML needs no more than them.
+A registered launcher is a class whose instances have the methods of `fullft_assets.launchers.Launcher`; it is
+made from an instance of its `settings_class`. The names are here, below the launchers themselves, because the
+check of a YAML needs no more than them.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def open_recorded(section: Mapping[str, Any]) -> Any:
 
 
 def launcher_problems(settings: LauncherSettings) -> Iterator[tuple[str, str]]:
-    """Yield (key, message) for a client that is not installed, and for each key that the launcher of another package does not take.
+    """Yield (key, message) for a client that is not installed, and for each key that the launcher of another
+    package does not take.
 
     The keys of this package's launchers are checked with the YAML.
     """
@@ -67,10 +69,15 @@ def launcher_problems(settings: LauncherSettings) -> Iterator[tuple[str, str]]:
         try:
             _checked(LAUNCHERS.get(settings.kind), settings)
         except ValidationError as error:
-            yield from ((str(found["loc"][0]) if found["loc"] else "kind", found["msg"]) for found in error.errors(include_url=False))
+            yield from (
+                (str(found["loc"][0]) if found["loc"] else "kind", found["msg"])
+                for found in error.errors(include_url=False)
+            )
 
 
 def _checked(launcher: Any, settings: LauncherSettings) -> LauncherSettings:
     if not isinstance(settings, OtherLauncherSettings):
         return settings
-    return (launcher.settings_class or LauncherSettings).model_validate(settings.model_dump(exclude_unset=True))
+    return (launcher.settings_class or LauncherSettings).model_validate(
+        settings.model_dump(exclude_unset=True)
+    )

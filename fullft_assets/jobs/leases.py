@@ -1,4 +1,5 @@
-"""Leases of this machine's GPUs and CPU cores: each serves one run at a time, and is free again when the process that holds it ends, however it ends.
+"""Leases of this machine's GPUs and CPU cores: each serves one run at a time, and is free again when the
+process that holds it ends, however it ends.
 
 This file stays light: the supervisor of a local workload imports it, and must start fast.
 """
@@ -42,20 +43,27 @@ class _Kind:
 
 @contextmanager
 def leased(
-    num_processes: int, may_wait: Callable[[], bool], say: Callable[[str], None] = print, *, shares_cores: bool = False
+    num_processes: int,
+    may_wait: Callable[[], bool],
+    say: Callable[[str], None] = print,
+    *,
+    shares_cores: bool = False,
 ) -> Iterator[dict[str, str] | None]:
-    """Keep a GPU for each process of a run and a core for each of its threads, and yield the variables that hold it to these; None if it is not wanted.
+    """Keep a GPU for each process of a run and a core for each of its threads, and yield the variables that
+    hold it to these; None if it is not wanted.
 
-    Waits until enough are free: all at once, as two runs that each keep some would wait for each other. Where there are fewer than processes
-    or threads, all are kept. Runs of other users of the machine are not seen.
+    Waits until enough are free: all at once, as two runs that each keep some would wait for each other. Where
+    there are fewer than processes or threads, all are kept. Runs of other users of the machine are not seen.
 
-    A process has as many threads as OMP_NUM_THREADS says; else those of torchrun have one, as torchrun has it, and one alone has all cores. On a machine
-    with GPUs that is at most the cores' share of the run's GPUs, so that no GPU is idle because there are too few cores.
+    A process has as many threads as OMP_NUM_THREADS says; else those of torchrun have one, as torchrun has
+    it, and one alone has all cores. On a machine with GPUs that is at most the cores' share of the run's
+    GPUs, so that no GPU is idle because there are too few cores.
 
     Args:
         may_wait: whether the run is still wanted.
         say: called with one line if the run waits.
-        shares_cores: keep no cores; a process without OMP_NUM_THREADS has a thread for each core that is free now, at least one.
+        shares_cores: keep no cores; a process without OMP_NUM_THREADS has a thread for each core that is free
+            now, at least one.
     """
     gpus, cores, threads = shared_gpus(), usable_cores(), threads_of_process(os.environ)
     num_gpus = min(num_processes, len(gpus))
@@ -65,7 +73,9 @@ def leased(
     cache = Path(os.environ.get("FULLFT_CACHE") or Path.home() / ".cache" / "fullft_assets")
     # A GPU's name is unique. Machines that share a home have cores of the same numbers.
     of_gpus = _Kind("GPUs", gpus, num_gpus, cache / "gpus")
-    of_cores = _Kind("CPU cores", [str(core) for core in cores], num_cores, cache / "cores" / socket.gethostname())
+    of_cores = _Kind(
+        "CPU cores", [str(core) for core in cores], num_cores, cache / "cores" / socket.gethostname()
+    )
     wanted = [of_gpus] if gpus else []
     wanted += [of_cores] if num_cores and not shares_cores and _can_lock(of_cores.folder) else []
     with ExitStack() as kept:
@@ -87,7 +97,9 @@ def leased(
 
 
 def _take(wanted: Sequence[_Kind], kept: ExitStack) -> dict[str, list[str]] | None:
-    """Lock what is wanted until the stack is closed, and return the names; None, and nothing is locked, if not enough is free."""
+    """Lock what is wanted until the stack is closed, and return the names; None, and nothing is locked, if
+    not enough is free.
+    """
     with ExitStack() as turns, ExitStack() as mine:
         for kind in wanted:
             make_folder(kind.folder)
@@ -107,7 +119,9 @@ def _num_free(kind: _Kind) -> int:
 
 
 def _lock_free(kind: _Kind, mine: ExitStack) -> list[str]:
-    """Lock the first ones that are free, as many as are needed or there are, until the stack is closed; return their names."""
+    """Lock the first ones that are free, as many as are needed or there are, until the stack is closed;
+    return their names.
+    """
     found = []
     for name in kind.names:
         if len(found) == kind.count:
@@ -122,10 +136,19 @@ def _lock_free(kind: _Kind, mine: ExitStack) -> list[str]:
 
 
 def _holder() -> str:
-    """Return what others read of this process while it holds a lease: its run, the home of its Dagster, and how to end it."""
-    name = f"run {os.environ[RUN_ID][:8]}" if RUN_ID in os.environ else f"job {os.environ.get(LAUNCH_ID) or os.getpid()}"
+    """Return what others read of this process while it holds a lease: its run, the home of its Dagster, and
+    how to end it.
+    """
+    name = (
+        f"run {os.environ[RUN_ID][:8]}"
+        if RUN_ID in os.environ
+        else f"job {os.environ.get(LAUNCH_ID) or os.getpid()}"
+    )
     home = os.environ.get("DAGSTER_HOME")
-    return f"{name}{f' of {home}' if home else ''} (`kill {os.getpid()}` ends it; a training keeps its checkpoint)"
+    return (
+        f"{name}{f' of {home}' if home else ''} (`kill {os.getpid()}` ends it; a training keeps its"
+        " checkpoint)"
+    )
 
 
 def _why_not(wanted: Sequence[_Kind]) -> str:
@@ -164,7 +187,9 @@ def _lock(descriptor: int) -> bool:
 
 
 def _can_lock(folder: Path) -> bool:
-    """Return whether there is a place for cores' locks: a container that has its cores for itself may have no disk to write to."""
+    """Return whether there is a place for cores' locks: a container that has its cores for itself may have no
+    disk to write to.
+    """
     try:
         make_folder(folder)
     except OSError:

@@ -12,7 +12,8 @@ from fullft_assets.errors import Interrupted, without_secrets
 
 #: At most one progress line in this time.
 STEP_SECONDS = 10.0
-#: The time left is that at the speed of so long a time: a training that was slow when it began, or for a while, is not for ever.
+#: The time left is that at the speed of so long a time: a training that was slow when it began, or for a
+#: while, is not for ever.
 SPEED_SECONDS = 300.0
 #: Messages that reach Dagster's log at any pace; thousands of them would slow it down.
 _FREE_REPORTS = 100
@@ -49,7 +50,8 @@ class Progress:
         #: When a message and a step last reached Dagster's log; each has its own pace.
         self._reported_at = {"say": float("-inf"), "step": float("-inf")}
         self._total, self._done = 0, 0
-        #: Lines of the last SPEED_SECONDS: when, and how much was done; the first is the one before, or where the count began.
+        #: Lines of the last SPEED_SECONDS: when, and how much was done; the first is the one before, or where
+        #: the count began.
         self._recent = deque([(self._started, 0)])
 
     def say(self, message: str) -> None:

@@ -21,18 +21,30 @@ def num_ranks() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def torchrun_of_hosts(hosts: Sequence[str], host: int, processes: int, port: int = 29500, patience_seconds: int = 1800) -> list[str]:
-    """Return the arguments of Python that start one host's processes of a training; the workload's own follow.
+def torchrun_of_hosts(
+    hosts: Sequence[str], host: int, processes: int, port: int = 29500, patience_seconds: int = 1800
+) -> list[str]:
+    """Return the arguments of Python that start one host's processes of a training; the workload's own
+    follow.
 
-    The first host has rank 0: torchrun's static rendezvous gives ranks by the order of the hosts, whichever is there first.
+    The first host has rank 0: torchrun's static rendezvous gives ranks by the order of the hosts, whichever
+    is there first.
 
     Args:
         hosts: names or addresses of all hosts, in the same order on each.
         host: place of this one among them.
         processes: on each host.
         port: of the first host, on which they meet.
-        patience_seconds: how long they wait for each other: images are pulled and instances started at a different pace.
+        patience_seconds: how long they wait for each other: images are pulled and instances started at a
+            different pace.
     """
     nodes = ["--nnodes", str(len(hosts)), "--node_rank", str(host), "--nproc_per_node", str(processes)]
-    meeting = ["--master_addr", hosts[0], "--master_port", str(port), "--rdzv_conf", f"timeout={patience_seconds}"]
+    meeting = [
+        "--master_addr",
+        hosts[0],
+        "--master_port",
+        str(port),
+        "--rdzv_conf",
+        f"timeout={patience_seconds}",
+    ]
     return ["-m", "torch.distributed.run", *nodes, *meeting]

@@ -1,4 +1,6 @@
-"""What the launchers of Amazon's services share: clients whose errors are one line each, and the output of containers in CloudWatch Logs."""
+"""What the launchers of Amazon's services share: clients whose errors are one line each, and the output of
+containers in CloudWatch Logs.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,23 @@ from fullft_assets.launchers.base import Launcher, Logs, Unreachable
 from fullft_assets.launchers.container import LAST_LINE
 from fullft_assets.settings import AwsLauncherSettings
 
-#: Output arrives some seconds after it was written; so often it is looked for after a job's end, with a pause.
+#: Output arrives some seconds after it was written; so often it is looked for after a job's end, with a
+#: pause.
 LATE_LOOKS, LATE_SECONDS = 15, 2.0
 #: Time between two looks at a job that was asked to stop.
 STOP_LOOK_SECONDS = 3.0
 #: Another try of the same request may succeed. botocore itself has tried ten times.
-_BUSY = frozenset({"ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded", "ServiceUnavailable"})
-#: How the service refuses a signature of another time than its own: jobs go on meanwhile, and most clocks are set by themselves.
+_BUSY = frozenset(
+    {
+        "ThrottlingException",
+        "Throttling",
+        "TooManyRequestsException",
+        "RequestLimitExceeded",
+        "ServiceUnavailable",
+    }
+)
+#: How the service refuses a signature of another time than its own: jobs go on meanwhile, and most clocks are
+#: set by themselves.
 _OTHER_TIME = ("Signature expired", "Signature not yet current")
 #: What credentials or an account lack for now.
 _FOR_NOW = frozenset({"ResourceLimitExceeded", "ExpiredTokenException", "ExpiredToken"})
@@ -55,12 +67,16 @@ class AwsLauncher(Launcher):
 
     @abstractmethod
     def stream_prefix(self, name: str) -> str:
-        """Return how the names of a job's log streams begin, one stream for each start of its container, in their order."""
+        """Return how the names of a job's log streams begin, one stream for each start of its container, in
+        their order.
+        """
 
     def logs(self, name: str, cursor: str) -> Logs:
-        """Return what the container of rank 0 wrote after a cursor: a stream for each of its starts, each with its own token.
+        """Return what the container of rank 0 wrote after a cursor: a stream for each of its starts, each
+        with its own token.
 
-        A stream is read to its end when it has the container's last line; after a job's end that is waited for a while.
+        A stream is read to its end when it has the container's last line; after a job's end that is waited
+        for a while.
         """
         state: dict[str, Any] = json.loads(cursor) if cursor else {"tokens": {}, "looks": 0}
         tokens: dict[str, str | None] = state["tokens"]  # None: read to its end
@@ -83,16 +99,30 @@ class AwsLauncher(Launcher):
     def streams(self, name: str) -> list[str]:
         """Return the log streams of a job in the order of their starts."""
         try:
-            found = self.ask("logs", "describe_log_streams", logGroupName=self.log_group, logStreamNamePrefix=self.stream_prefix(name))
+            found = self.ask(
+                "logs",
+                "describe_log_streams",
+                logGroupName=self.log_group,
+                logStreamNamePrefix=self.stream_prefix(name),
+            )
         except Missing:  # the group is made with the account's first job
             return []
         return sorted(each["logStreamName"] for each in found["logStreams"])
 
     def _events(self, stream: str, token: str | None) -> tuple[list[str], str]:
-        """Return the lines of a stream from a token on, and the token to read on from; the same one at its end."""
+        """Return the lines of a stream from a token on, and the token to read on from; the same one at its
+        end.
+        """
         after = {"nextToken": token} if token else {}
         try:
-            found = self.ask("logs", "get_log_events", logGroupName=self.log_group, logStreamName=stream, startFromHead=True, **after)
+            found = self.ask(
+                "logs",
+                "get_log_events",
+                logGroupName=self.log_group,
+                logStreamName=stream,
+                startFromHead=True,
+                **after,
+            )
         except Missing:  # deleted since it was listed
             return [], token or ""
         return [event["message"].rstrip("\n") for event in found["events"]], found["nextForwardToken"]
@@ -100,7 +130,13 @@ class AwsLauncher(Launcher):
     def newest_lines(self, stream: str) -> list[str]:
         """Return the last lines of a stream."""
         try:
-            found = self.ask("logs", "get_log_events", logGroupName=self.log_group, logStreamName=stream, startFromHead=False)
+            found = self.ask(
+                "logs",
+                "get_log_events",
+                logGroupName=self.log_group,
+                logStreamName=stream,
+                startFromHead=False,
+            )
         except Missing:
             return []
         return [event["message"].rstrip("\n") for event in found["events"]]
@@ -113,7 +149,9 @@ class AwsLauncher(Launcher):
         region = self.settings.region or boto3.Session().region_name
         if region is None:
             raise WorkloadError(
-                f"launcher.kind: {self.settings.kind} needs a region; set launcher.region or AWS_DEFAULT_REGION", "settings"
+                f"launcher.kind: {self.settings.kind} needs a region; set launcher.region or"
+                " AWS_DEFAULT_REGION",
+                "settings",
             )
         return region
 
@@ -123,8 +161,13 @@ class AwsLauncher(Launcher):
         from botocore.config import Config
 
         # Waits longer and asks more rarely the more the service throttles.
-        retries = Config(retries={"mode": "adaptive", "total_max_attempts": 10}, connect_timeout=15, read_timeout=60)
-        return {name: boto3.client(name, region_name=self.region, config=retries) for name in (self.service, "logs")}
+        retries = Config(
+            retries={"mode": "adaptive", "total_max_attempts": 10}, connect_timeout=15, read_timeout=60
+        )
+        return {
+            name: boto3.client(name, region_name=self.region, config=retries)
+            for name in (self.service, "logs")
+        }
 
     def ask(self, service: str, operation: str, **request: Any) -> dict[str, Any]:
         """Send a request and return the answer.
@@ -141,11 +184,17 @@ class AwsLauncher(Launcher):
         try:
             return cast(dict[str, Any], getattr(self._clients[service], operation)(**request))
         except aws.ClientError as error:
-            code, said = error.response["Error"]["Code"], " ".join(error.response["Error"].get("Message", "").split())
+            code, said = (
+                error.response["Error"]["Code"],
+                " ".join(error.response["Error"].get("Message", "").split()),
+            )
             status = error.response["ResponseMetadata"]["HTTPStatusCode"]
             line = f"{about}: {said or code} ({code})"
-            # SageMaker says of an unknown Training Job: Requested resource not found; of a Processing Job: Could not find requested job.
-            is_unknown = code == "ValidationException" and any(sign in said.lower() for sign in ("resource not found", "could not find"))
+            # SageMaker says of an unknown Training Job: Requested resource not found; of a Processing Job:
+            # Could not find requested job.
+            is_unknown = code == "ValidationException" and any(
+                sign in said.lower() for sign in ("resource not found", "could not find")
+            )
             if is_unknown or code in ("ResourceNotFound", "ResourceNotFoundException"):
                 raise Missing(line) from None
             if code in ("ResourceInUse", "ConflictException") or "already exists" in said:
@@ -161,14 +210,21 @@ class AwsLauncher(Launcher):
             raise WorkloadError(f"{about}: {' '.join(str(error).split())}", "settings") from None
 
     def different_work(self, name: str) -> WorkloadError:
-        """Return what is said of a job of this name that does other work than the one that was to be submitted."""
-        line = f"{self.title} {self.place}: {name} exists, and does other work; wait for its end, then launch again"
+        """Return what is said of a job of this name that does other work than the one that was to be
+        submitted.
+        """
+        line = (
+            f"{self.title} {self.place}: {name} exists, and does other work; wait for its end, then launch"
+            " again"
+        )
         return WorkloadError(line, "settings")
 
     def ended_before(self, name: str) -> WorkloadError:
-        """Return what is said of a job of this name that another run submitted and that has ended: names are used once."""
+        """Return what is said of a job of this name that another run submitted and that has ended: names are
+        used once.
+        """
         return WorkloadError(
-            f"{self.title} {self.place}: {name} is the name of a job that has ended, of which the store knows nothing; launch again, which "
-            "takes the next name",
+            f"{self.title} {self.place}: {name} is the name of a job that has ended, of which the store knows"
+            " nothing; launch again, which takes the next name",
             "infrastructure",
         )

@@ -35,7 +35,8 @@ class LaunchSpec:
         environment: variables to set; nothing else of this process's environment has to reach the job.
         run_id: Dagster's id of the run that launches it.
         watched: processes of this machine that a job on this machine must not outlive.
-        shares_cores: whether it waits for no CPU cores that other jobs of a machine compute with, and keeps none from them.
+        shares_cores: whether it waits for no CPU cores that other jobs of a machine compute with, and keeps
+            none from them.
     """
 
     name: str
@@ -52,7 +53,13 @@ class LaunchSpec:
         """Arguments of Python that run the workload on one machine."""
         torchrun = []
         if self.processes > 1:
-            torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.processes)]
+            torchrun = [
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc_per_node",
+                str(self.processes),
+            ]
         return [*torchrun, "-m", self.module, *self.job]
 
 
@@ -62,8 +69,8 @@ class Status:
 
     Attributes:
         state: `gone` = the backend has no job of this name (any more).
-        reason: of a failed one: the workload's own line, or what happened to it, such as `was killed by SIGKILL`; of a pending one: what it waits
-            for, where that is known.
+        reason: of a failed one: the workload's own line, or what happened to it, such as `was killed by
+            SIGKILL`; of a pending one: what it waits for, where that is known.
         is_own_line: whether the workload itself gave the reason.
         billed_seconds: of an ended one, where the backend says for how long it is paid.
     """
@@ -84,7 +91,8 @@ class Status:
 class Logs:
     """What a job wrote since a cursor: whole lines, and where to read on.
 
-    A backend that has one stream puts all into `stdout`, progress messages included: the driver tells them apart.
+    A backend that has one stream puts all into `stdout`, progress messages included: the driver tells them
+    apart.
 
     Attributes:
         is_more: whether there is more to read right now.
@@ -98,22 +106,27 @@ class Logs:
 
 
 class Launcher(ABC):
-    """Runs `python -m fullft_assets.workloads.<workload> --job URI --sha256 DIGEST` somewhere: starts it, and answers questions about it.
+    """Runs `python -m fullft_assets.workloads.<workload> --job URI --sha256 DIGEST` somewhere: starts it, and
+    answers questions about it.
 
-    All else is the driver's: records in the store, following, cancelling, retries, the manifest. A launcher keeps nothing between two
-    calls that another process could not find out again, so that any run can attach to a job.
+    All else is the driver's: records in the store, following, cancelling, retries, the manifest. A launcher
+    keeps nothing between two calls that another process could not find out again, so that any run can attach
+    to a job.
 
-    Another package adds a launcher by an entry point in the group `fullft_assets.launchers` that names a subclass;
-    `launcher.kind` of a YAML chooses it. Each method may raise `Unreachable`, or a `WorkloadError` with one line.
+    Another package adds a launcher by an entry point in the group `fullft_assets.launchers` that names a
+    subclass; `launcher.kind` of a YAML chooses it. Each method may raise `Unreachable`, or a `WorkloadError`
+    with one line.
     """
 
     #: Class of the section `launcher` for this kind; None: the keys that all kinds have.
     settings_class: ClassVar[type[LauncherSettings] | None] = None
-    #: Whether a job ends with the processes of the run, so that a run that is ended stops it, whatever ends it.
+    #: Whether a job ends with the processes of the run, so that a run that is ended stops it, whatever ends
+    #: it.
     ends_with_run: ClassVar[bool] = False
     #: Whether a running job can be gone because its machine is; where it cannot, somebody has removed it.
     loses_jobs: ClassVar[bool] = True
-    #: Time between two looks at a job: that of a short one, and that of one which has run for hours. Its end is noticed at once.
+    #: Time between two looks at a job: that of a short one, and that of one which has run for hours. Its end
+    #: is noticed at once.
     look_seconds: ClassVar[tuple[float, float]] = (1.0, 30.0)
 
     def __init__(self, settings: LauncherSettings):
@@ -126,7 +139,9 @@ class Launcher(ABC):
 
     @abstractmethod
     def submit(self, spec: LaunchSpec) -> None:
-        """Start a job and return at once. A job of this name that runs is left as it is, an ended one is replaced."""
+        """Start a job and return at once. A job of this name that runs is left as it is, an ended one is
+        replaced.
+        """
 
     @abstractmethod
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
@@ -142,7 +157,8 @@ class Launcher(ABC):
 
     @abstractmethod
     def stop(self, name: str) -> None:
-        """End a job, if it runs, within `launcher.grace_seconds` for a checkpoint, and remove what the backend keeps of it.
+        """End a job, if it runs, within `launcher.grace_seconds` for a checkpoint, and remove what the
+        backend keeps of it.
 
         A name without a job is no error: the driver makes sure that an earlier attempt is gone.
         """
@@ -156,5 +172,7 @@ class Launcher(ABC):
         return True
 
     def hourly_usd(self, planning: PlanningSettings, processes: int) -> float | None:
-        """Return the price of an hour of a job of so many processes, where the plan's table of prices has its machines."""
+        """Return the price of an hour of a job of so many processes, where the plan's table of prices has its
+        machines.
+        """
         return None

@@ -24,7 +24,8 @@ from fullft_assets.launchers.records import Launch
 from fullft_assets.launchers.run_workers import is_gone, logged_pid
 from fullft_assets.store import Manifest, Store
 
-#: Workloads whose ranks share the work when `launcher.processes` is more than one; planning where they share a model.
+#: Workloads whose ranks share the work when `launcher.processes` is more than one; planning where they share
+#: a model.
 DISTRIBUTED = frozenset({"training"})
 #: Workloads that a long training must not hold up, as their pool does not: they work beside it.
 SHARE_CORES = frozenset({"ingestion", "prediction", "monitoring"})
@@ -42,7 +43,8 @@ _SUBMIT_SECONDS = 120.0
 #: What a message of Pipes has, in a backend's one stream of output.
 _MESSAGE = '{"__dagster_pipes_version"'
 
-#: What a cancelled step raises: by Dagster, by Ctrl-C, or by a handler of SIGTERM; also where its machine goes away.
+#: What a cancelled step raises: by Dagster, by Ctrl-C, or by a handler of SIGTERM; also where its machine
+#: goes away.
 _CANCELLED = (dg.DagsterExecutionInterruptedError, KeyboardInterrupt, SystemExit)
 
 T = TypeVar("T")
@@ -51,7 +53,8 @@ T = TypeVar("T")
 class LaunchDriver:
     """Runs workloads to their end; the resource `CASE_launcher`.
 
-    Progress arrives in Dagster's log through Pipes. The result is never taken from there: it is the manifest that the workload writes last.
+    Progress arrives in Dagster's log through Pipes. The result is never taken from there: it is the manifest
+    that the workload writes last.
 
     Args:
         launcher_of: returns the launcher of a workload.
@@ -63,9 +66,11 @@ class LaunchDriver:
         self.package = package
 
     def run(self, context: dg.AssetExecutionContext, workload: str, job: Job, store: Store) -> Manifest:
-        """Launch a workload, or attach to it where it runs already, and return the manifest of the artifact that its job asks for.
+        """Launch a workload, or attach to it where it runs already, and return the manifest of the artifact
+        that its job asks for.
 
-        A cancelled run stops a job that it launched: it has the grace time for a checkpoint, then it is killed.
+        A cancelled run stops a job that it launched: it has the grace time for a checkpoint, then it is
+        killed.
 
         Raises:
             WorkloadError: the workload failed, and was not to be tried again; or it wrote no manifest.
@@ -78,53 +83,94 @@ class LaunchDriver:
             if status.state == "succeeded":
                 return _collect(workload, job, store)
             # An attempt of an earlier run, which ended as that run did, says nothing about this one.
-            may_retry = status.failure in RETRIED and (not is_own or num_retries < launcher.settings.max_retries)
+            may_retry = status.failure in RETRIED and (
+                not is_own or num_retries < launcher.settings.max_retries
+            )
             if not may_retry:
                 raise WorkloadError(status.reason, status.failure)
             if is_own:
                 num_retries += 1
                 pause = RETRY_SECONDS * 2 ** (num_retries - 1)
                 context.log.warning(
-                    f"{status.reason} [{status.failure}]; retry {num_retries} of {launcher.settings.max_retries} in {pause:g} s, from its checkpoint"
+                    f"{status.reason} [{status.failure}]; retry {num_retries} of"
+                    f" {launcher.settings.max_retries} in {pause:g} s, from its checkpoint"
                 )
                 time.sleep(pause)
             else:
-                context.log.info(f"the attempt of an earlier run has ended: {status.reason}; starting it again")
+                context.log.info(
+                    f"the attempt of an earlier run has ended: {status.reason}; starting it again"
+                )
 
     def spec(
-        self, launcher: Launcher, workload: str, job: Job, *, name: str = "", arguments: Sequence[str] = (), run_id: str = ""
+        self,
+        launcher: Launcher,
+        workload: str,
+        job: Job,
+        *,
+        name: str = "",
+        arguments: Sequence[str] = (),
+        run_id: str = "",
     ) -> LaunchSpec:
-        """Return what a launcher has to run for a job, but for the environment and the processes that it must not outlive."""
+        """Return what a launcher has to run for a job, but for the environment and the processes that it must
+        not outlive.
+        """
         processes = launcher.settings.processes
-        shares_model = workload == "planning" and job.settings.training.sharding != "none" and launcher.has_room(processes)
+        shares_model = (
+            workload == "planning"
+            and job.settings.training.sharding != "none"
+            and launcher.has_room(processes)
+        )
         processes = processes if workload in DISTRIBUTED or shares_model else 1
         return LaunchSpec(
-            name, f"{self.package}.{workload}", tuple(arguments), processes, run_id=run_id, shares_cores=workload in SHARE_CORES
+            name,
+            f"{self.package}.{workload}",
+            tuple(arguments),
+            processes,
+            run_id=run_id,
+            shares_cores=workload in SHARE_CORES,
         )
 
     def _attempt(
-        self, context: dg.AssetExecutionContext, launcher: Launcher, workload: str, job: Job, store: Store, arguments: list[str]
+        self,
+        context: dg.AssetExecutionContext,
+        launcher: Launcher,
+        workload: str,
+        job: Job,
+        store: Store,
+        arguments: list[str],
     ) -> tuple[Status, bool]:
-        """Submit a job, or attach to one, follow it to its end, and return that and whether this run submitted it."""
+        """Submit a job, or attach to one, follow it to its end, and return that and whether this run
+        submitted it.
+        """
         run_id, is_active = context.run.run_id, partial(_is_active, context.instance)
-        launch, replaced, is_new = records.claim(store, self._wanted(context, launcher, workload, job, arguments), is_active)
+        launch, replaced, is_new = records.claim(
+            store, self._wanted(context, launcher, workload, job, arguments), is_active
+        )
         name, is_mine = launch.name_in(store), launch.run_id == run_id
         if replaced is not None:
             self._end_replaced(context, replaced, launch, store, is_active)
         if not is_new:
             unknown = (
-                "" if is_mine or is_active(launch.run_id) is not None else ", unknown here: cancelling this run leaves the job running"
+                ""
+                if is_mine or is_active(launch.run_id) is not None
+                else ", unknown here: cancelling this run leaves the job running"
             )
-            context.log.info(f"attaching to {name} at {launch.place}, which run {launch.run_id[:8]} follows{unknown}")
+            context.log.info(
+                f"attaching to {name} at {launch.place}, which run {launch.run_id[:8]} follows{unknown}"
+            )
 
         def adopt() -> None:
-            """Follow the job in the place of its run, once that is gone: else it counts as one that nobody follows."""
+            """Follow the job in the place of its run, once that is gone: else it counts as one that nobody
+            follows.
+            """
             nonlocal is_mine
             if not is_mine and is_active(launch.run_id) is False:
                 is_mine = records.adopt(store, launch, run_id, is_active)
 
         messages = _LogMessages()
-        with dg.open_pipes_session(context=context, context_injector=dg.PipesEnvContextInjector(), message_reader=messages) as session:
+        with dg.open_pipes_session(
+            context=context, context_injector=dg.PipesEnvContextInjector(), message_reader=messages
+        ) as session:
             spec = replace(
                 self.spec(launcher, workload, job, name=name, arguments=arguments, run_id=run_id),
                 environment=session.get_bootstrap_env_vars(),
@@ -132,8 +178,12 @@ class LaunchDriver:
             )
             is_submitted = not is_new
             try:
-                if is_new or self._is_lost(context, launcher, launch, store, lambda: not is_mine and is_active(launch.run_id)):
-                    if launch.attempt > 1:  # whoever followed the attempt before may not have been able to end it
+                if is_new or self._is_lost(
+                    context, launcher, launch, store, lambda: not is_mine and is_active(launch.run_id)
+                ):
+                    if (
+                        launch.attempt > 1
+                    ):  # whoever followed the attempt before may not have been able to end it
                         earlier = launch.model_copy(update={"attempt": launch.attempt - 1})
                         self._read(context, partial(launcher.stop, earlier.name_in(store)))
                     self._submit(context, launcher, spec)
@@ -147,10 +197,19 @@ class LaunchDriver:
                 if not is_submitted and not isinstance(error, Unreachable):
                     records.end(store, launch, "failed", str(error), error.failure)
                 raise  # else, as after any other error, it may run on, and the next run attaches to it
-            status = self._record_end(context, launcher, launch, store, status, has_run=has_run, is_mine=is_mine)
+            status = self._record_end(
+                context, launcher, launch, store, status, has_run=has_run, is_mine=is_mine
+            )
         return status, is_new
 
-    def _wanted(self, context: dg.AssetExecutionContext, launcher: Launcher, workload: str, job: Job, arguments: list[str]) -> Launch:
+    def _wanted(
+        self,
+        context: dg.AssetExecutionContext,
+        launcher: Launcher,
+        workload: str,
+        job: Job,
+        arguments: list[str],
+    ) -> Launch:
         """Return the record of this run's launch."""
         planning, processes = job.settings.planning, self.spec(launcher, workload, job).processes
         usd = planning.hourly_usd if launcher.settings == job.settings.launcher else 0.0
@@ -193,31 +252,50 @@ class LaunchDriver:
                 time.sleep(_PAUSE_SECONDS)  # another run that has ended it is about to record that
             status = _recorded_end(store, launch, is_removed=is_removed)
         if status.state == "failed" and not status.is_own_line:
-            status = replace(status, reason=f"workload {launch.workload} {status.reason}; see the step's stderr")
+            status = replace(
+                status, reason=f"workload {launch.workload} {status.reason}; see the step's stderr"
+            )
         # Before the backend forgets it: whoever else follows it reads it here.
         state = "succeeded" if status.state == "succeeded" else "failed"
         records.end(store, launch, state, status.reason, status.failure, status.billed_seconds)
         may_run = status.state == "failed" and not status.is_own_line
-        if is_mine and not self._end(context, launcher, launch, store, PATIENCE_SECONDS if may_run else 0.0) and may_run:
+        if (
+            is_mine
+            and not self._end(context, launcher, launch, store, PATIENCE_SECONDS if may_run else 0.0)
+            and may_run
+        ):
             records.reopen(store, launch)
-            raise WorkloadError(f"{status.reason}; {launch.name_in(store)} may still run, and is on record as running", status.failure)
+            raise WorkloadError(
+                f"{status.reason}; {launch.name_in(store)} may still run, and is on record as running",
+                status.failure,
+            )
         return status
 
     def _is_lost(
-        self, context: dg.AssetExecutionContext, launcher: Launcher, launch: Launch, store: Store, is_active: Callable[[], bool | None]
+        self,
+        context: dg.AssetExecutionContext,
+        launcher: Launcher,
+        launch: Launch,
+        store: Store,
+        is_active: Callable[[], bool | None],
     ) -> bool:
-        """Return whether a job on record is not at its backend, has not ended, and is not about to be submitted by the run that recorded it.
+        """Return whether a job on record is not at its backend, has not ended, and is not about to be
+        submitted by the run that recorded it.
 
         Args:
             is_active: whether another run follows it; None if that is unknown here.
         """
         deadline, is_said = time.monotonic() + _SUBMIT_SECONDS, False
-        while self._read(context, partial(launcher.poll, launch.name_in(store))).state == "gone" and not _has_ended(store, launch):
+        while self._read(
+            context, partial(launcher.poll, launch.name_in(store))
+        ).state == "gone" and not _has_ended(store, launch):
             follows = is_active()
             if follows is False or (follows is None and time.monotonic() >= deadline):
                 return True
             if not is_said:
-                context.log.info(f"waiting until run {launch.run_id[:8]} starts it at {launch.place}, or ends")
+                context.log.info(
+                    f"waiting until run {launch.run_id[:8]} starts it at {launch.place}, or ends"
+                )
             is_said = True
             time.sleep(_PAUSE_SECONDS)
         return False
@@ -233,7 +311,12 @@ class LaunchDriver:
                 launcher.submit(spec)
 
     def _follow(
-        self, context: dg.AssetExecutionContext, launcher: Launcher, name: str, messages: _LogMessages, adopt: Callable[[], None]
+        self,
+        context: dg.AssetExecutionContext,
+        launcher: Launcher,
+        name: str,
+        messages: _LogMessages,
+        adopt: Callable[[], None],
     ) -> tuple[Status, bool]:
         """Hand on a job's output until it is over; return how it ended, and whether it was seen running.
 
@@ -258,7 +341,9 @@ class LaunchDriver:
                 context.log.info(waits_for)
             adopt()
 
-    def _read(self, context: dg.AssetExecutionContext, ask: Callable[[], T], seconds: float | None = None) -> T:
+    def _read(
+        self, context: dg.AssetExecutionContext, ask: Callable[[], T], seconds: float | None = None
+    ) -> T:
         """Ask a backend, again and again while it does not answer; for `PATIENCE_SECONDS` by default."""
         seconds = PATIENCE_SECONDS if seconds is None else seconds
         deadline, is_said = time.monotonic() + seconds, False
@@ -273,8 +358,16 @@ class LaunchDriver:
                 is_said = True
                 time.sleep(_PAUSE_SECONDS)
 
-    def _end(self, context: dg.AssetExecutionContext, launcher: Launcher, launch: Launch, store: Store, seconds: float = 0.0) -> bool:
-        """End a job and remove what its backend keeps of it; return whether that was done. Where it is not, whatever was to follow follows.
+    def _end(
+        self,
+        context: dg.AssetExecutionContext,
+        launcher: Launcher,
+        launch: Launch,
+        store: Store,
+        seconds: float = 0.0,
+    ) -> bool:
+        """End a job and remove what its backend keeps of it; return whether that was done. Where it is not,
+        whatever was to follow follows.
 
         Args:
             seconds: for which a backend that does not answer is asked again.
@@ -284,7 +377,8 @@ class LaunchDriver:
             self._read(context, partial(launcher.stop, name), seconds)
         except WorkloadError as error:
             context.log.error(
-                f"{name} at {launch.place} could not be ended ({error}); if it still runs, end it there, or launch it again to attach"
+                f"{name} at {launch.place} could not be ended ({error}); if it still runs, end it there, or"
+                " launch it again to attach"
             )
             return False
         records.end(store, launch, "stopped", "the run that launched it was cancelled", "preemption")
@@ -292,18 +386,32 @@ class LaunchDriver:
         return True
 
     def _end_replaced(
-        self, context: dg.AssetExecutionContext, replaced: Launch, launch: Launch, store: Store, is_active: Callable[[str], bool | None]
+        self,
+        context: dg.AssetExecutionContext,
+        replaced: Launch,
+        launch: Launch,
+        store: Store,
+        is_active: Callable[[str], bool | None],
     ) -> None:
-        """End a job at a place that the YAML names no more, where that can be done from here; else say that it may run on."""
-        left = f"{replaced.name_in(store)} at {replaced.place} is on record as running, and this run's is at {launch.place}"
-        if replaced.run_id != launch.run_id and is_active(replaced.run_id) is None:  # a run of another Dagster may follow it
+        """End a job at a place that the YAML names no more, where that can be done from here; else say that
+        it may run on.
+        """
+        left = (
+            f"{replaced.name_in(store)} at {replaced.place} is on record as running, and this run's is at"
+            f" {launch.place}"
+        )
+        if (
+            replaced.run_id != launch.run_id and is_active(replaced.run_id) is None
+        ):  # a run of another Dagster may follow it
             context.log.warning(f"{left}; end it there if nobody waits for it")
             return
         try:
             launcher = open_recorded(replaced.launcher)
             is_here = launcher.place == replaced.place
         except FullftError as error:
-            context.log.warning(f"{left}; it could not be stopped from here ({error}); if it still runs, end it there")
+            context.log.warning(
+                f"{left}; it could not be stopped from here ({error}); if it still runs, end it there"
+            )
             return
         if not is_here:  # processes of another machine, which only it can see
             context.log.warning(f"{left}; it could not be stopped from here; if it still runs, end it there")
@@ -348,14 +456,17 @@ class _LogMessages(dg.PipesMessageReader):
 
 
 def watched_processes(context: dg.AssetExecutionContext) -> list[int]:
-    """Return the processes that a workload on this machine must not outlive: this step's, and its run's worker.
+    """Return the processes that a workload on this machine must not outlive: this step's, and its run's
+    worker.
 
     With the in-process executor both are one. Its parent, a code server or a shell, is not among them:
     a reload must not kill a run. The executor logs the worker's pid as the run starts; a logged pid
     counts only if it is an ancestor of this process, because another machine may have written it.
     """
     ancestors = {process.pid for process in psutil.Process().parents()}
-    events = context.instance.get_records_for_run(context.run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
+    events = context.instance.get_records_for_run(
+        context.run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT
+    )
     logged = {logged_pid(record.event_log_entry) for record in events.records}
     return [os.getpid(), *sorted(ancestors & logged)]
 
@@ -368,7 +479,9 @@ def _is_wanted(context: dg.AssetExecutionContext) -> bool:
 
 
 def _is_by_hand(run: dg.DagsterRun) -> bool:
-    """Return whether somebody may press Ctrl-C: nothing launched the run, or what launched it was started from a terminal."""
+    """Return whether somebody may press Ctrl-C: nothing launched the run, or what launched it was started
+    from a terminal.
+    """
     if run.remote_job_origin is None:
         return True
     try:
@@ -379,7 +492,9 @@ def _is_by_hand(run: dg.DagsterRun) -> bool:
 
 
 def _is_active(instance: dg.DagsterInstance, run_id: str) -> bool | None:
-    """Return whether a run may still be following a job; None for one that is not of this Dagster, or was deleted."""
+    """Return whether a run may still be following a job; None for one that is not of this Dagster, or was
+    deleted.
+    """
     run = instance.get_run_by_id(run_id)
     return None if run is None else not run.is_finished and not is_gone(instance, run)
 
@@ -396,7 +511,9 @@ def _recorded_end(store: Store, launch: Launch, *, is_removed: bool) -> Status:
         if is_removed:
             return Status("failed", f"was running, and somebody removed it from {launch.place}", "unknown")
         return Status("failed", f"is gone from {launch.place}", "infrastructure")
-    return Status("succeeded" if now.state == "succeeded" else "failed", now.reason, now.failure, is_own_line=True)
+    return Status(
+        "succeeded" if now.state == "succeeded" else "failed", now.reason, now.failure, is_own_line=True
+    )
 
 
 def _collect(workload: str, job: Job, store: Store) -> Manifest:

@@ -1,8 +1,9 @@
 """The launcher `ecs`: tasks of Amazon ECS on GPU instances, which go on whatever becomes of the run.
 
-Each job is a task of a task definition of its own name; `startedBy` of the task and the token of its request are that name as well, so that a
-request whose answer was lost, or that is sent by two runs, starts one task. ECS forgets an ended task after an hour. Output is read from
-CloudWatch Logs; its last line says how the workload ended, since ECS keeps no more than an exit code.
+Each job is a task of a task definition of its own name; `startedBy` of the task and the token of its request
+are that name as well, so that a request whose answer was lost, or that is sent by two runs, starts one task.
+ECS forgets an ended task after an hour. Output is read from CloudWatch Logs; its last line says how the
+workload ended, since ECS keeps no more than an exit code.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 CONTAINER = "workload"
 #: A task may not be seen by another request for so long after it was started: ECS is eventually consistent.
 _VISIBLE_SECONDS = 60.0
-#: So often is a task looked for before it counts as gone, with a pause: two lists a moment apart may both lack one that changes its state.
+#: So often is a task looked for before it counts as gone, with a pause: two lists a moment apart may both
+#: lack one that changes its state.
 _GONE_LOOKS = 3
 #: A task that was stopped has so long beyond the time of its container.
 _STOP_SECONDS = 120.0
@@ -42,7 +44,8 @@ _PREEMPTED = frozenset({"SpotInterruption", "TerminationNotice", "Infrastructure
 _LOST_HOST = re.compile(r"Host EC2 .*(terminated|stopped)|instance draining|deregist", re.IGNORECASE)
 #: Reasons of a container that no other try changes, and the keys that may be wrong.
 _WRONG = re.compile(
-    r"not found|no such file|manifest unknown|unauthorized|denied|forbidden|no basic auth|invalid reference|does not exist"
+    r"not found|no such file|manifest unknown|unauthorized|denied|forbidden|no basic auth|invalid"
+    r" reference|does not exist"
     r"|ResourceNotFound|can't find|not authorized",
     re.IGNORECASE,
 )
@@ -89,7 +92,9 @@ class EcsLauncher(AwsLauncher):
         wanted = task_definition(spec, self.settings, self.region)
         found = self._task(spec.name)
         if found is None:
-            definition = self.ask("ecs", "register_task_definition", **wanted)["taskDefinition"]["taskDefinitionArn"]
+            definition = self.ask("ecs", "register_task_definition", **wanted)["taskDefinition"][
+                "taskDefinitionArn"
+            ]
             try:
                 answer = self.ask("ecs", "run_task", **self._request(spec, definition))
             except Exists:  # by another run, whose environment is another one
@@ -112,29 +117,53 @@ class EcsLauncher(AwsLauncher):
         return status_of(task, last_words, self._age_seconds(task), self.settings)
 
     def stop(self, name: str) -> None:
-        """Stop a task, if it runs, and wait for its end. ECS keeps its description for an hour, and its task definition."""
+        """Stop a task, if it runs, and wait for its end. ECS keeps its description for an hour, and its task
+        definition.
+        """
         limit = stop_seconds(self.settings) + _STOP_SECONDS
         deadline = time.monotonic() + limit
-        while (running := [task for task in self._tasks(name) if task["lastStatus"] != "STOPPED"]) or not self._is_known_to_all(name):
+        while (
+            running := [task for task in self._tasks(name) if task["lastStatus"] != "STOPPED"]
+        ) or not self._is_known_to_all(name):
             if time.monotonic() >= deadline:
-                raise Unreachable(f"ECS {self.place}: {name} has not ended {limit:.0f} s after it was asked to stop")
+                raise Unreachable(
+                    f"ECS {self.place}: {name} has not ended {limit:.0f} s after it was asked to stop"
+                )
             for task in running:
                 if task["desiredStatus"] != "STOPPED":
-                    self.ask("ecs", "stop_task", cluster=self.settings.cluster, task=task["taskArn"], reason="ended by fullft")
+                    self.ask(
+                        "ecs",
+                        "stop_task",
+                        cluster=self.settings.cluster,
+                        task=task["taskArn"],
+                        reason="ended by fullft",
+                    )
             time.sleep(aws.STOP_LOOK_SECONDS)
 
     def list(self) -> list[str]:
-        """Return the names of the tasks of this project in the cluster, those included that ended within the last hour."""
-        arns = list(dict.fromkeys(arn for desired in ("RUNNING", "STOPPED") for arn in self._arns(desiredStatus=desired)))
+        """Return the names of the tasks of this project in the cluster, those included that ended within the
+        last hour.
+        """
+        arns = list(
+            dict.fromkeys(
+                arn for desired in ("RUNNING", "STOPPED") for arn in self._arns(desiredStatus=desired)
+            )
+        )
         pages = [self._describe(arns[first : first + _PAGE]) for first in range(0, len(arns), _PAGE)]
         names = {task.get("startedBy", "") for page in pages for task in page}
         return sorted(name for name in names if name.startswith("fullft-"))
 
     def hourly_usd(self, planning: PlanningSettings, processes: int) -> float | None:
-        """Return the price of the instance, where the section names its type and the plan's table has that."""
+        """Return the price of the instance, where the section names its type and the plan's table has
+        that.
+        """
         from fullft_assets.planning.targets import hourly_usd_of
 
-        return None if self.settings.instance_type is None else hourly_usd_of(self.settings.instance_type, planning)
+        return (
+            None
+            if self.settings.instance_type is None
+            else hourly_usd_of(self.settings.instance_type, planning)
+        )
 
     def _request(self, spec: LaunchSpec, definition: str) -> dict[str, Any]:
         """Return what RunTask is asked for."""
@@ -145,30 +174,48 @@ class EcsLauncher(AwsLauncher):
             "count": 1,
             "startedBy": spec.name,
             "clientToken": spec.name,
-            "tags": [{"key": key, "value": value} for key, value in {**settings.tags, "fullft:run": spec.run_id}.items()],
+            "tags": [
+                {"key": key, "value": value}
+                for key, value in {**settings.tags, "fullft:run": spec.run_id}.items()
+            ],
         }
         if settings.capacity_provider is None:
             request["launchType"] = settings.launch_type
         else:
-            request["capacityProviderStrategy"] = [{"capacityProvider": settings.capacity_provider, "weight": 1}]
+            request["capacityProviderStrategy"] = [
+                {"capacityProvider": settings.capacity_provider, "weight": 1}
+            ]
         if settings.instance_type is not None:
             expression = f"attribute:ecs.instance-type == {settings.instance_type}"
             request["placementConstraints"] = [{"type": "memberOf", "expression": expression}]
         if settings.subnets:
-            network = {"subnets": settings.subnets, "securityGroups": settings.security_groups, "assignPublicIp": "DISABLED"}
+            network = {
+                "subnets": settings.subnets,
+                "securityGroups": settings.security_groups,
+                "assignPublicIp": "DISABLED",
+            }
             request["networkConfiguration"] = {"awsvpcConfiguration": network}
         return request
 
     def _require_room(self, name: str, answer: dict[str, Any]) -> None:
         """Check that RunTask started a task: without a capacity provider none waits for room."""
         if not answer["tasks"]:
-            why = "; ".join(f"{each.get('reason', '')} {each.get('detail', '')}".strip() for each in answer["failures"])
-            line = f"ECS {self.place}: no instance takes {name} ({why or 'no reason given'}); wait until one is free, or set launcher."
+            why = "; ".join(
+                f"{each.get('reason', '')} {each.get('detail', '')}".strip() for each in answer["failures"]
+            )
+            line = (
+                f"ECS {self.place}: no instance takes {name} ({why or 'no reason given'}); wait until one is"
+                " free, or set launcher."
+            )
             raise WorkloadError(f"{line}capacity_provider to one that starts instances", "infrastructure")
 
     def _require_same(self, spec: LaunchSpec, task: dict[str, Any], wanted: dict[str, Any]) -> None:
-        """Check that a task of this name is the one that was asked for: of the same work, and running or of the same run."""
-        found = self.ask("ecs", "describe_task_definition", taskDefinition=task["taskDefinitionArn"])["taskDefinition"]
+        """Check that a task of this name is the one that was asked for: of the same work, and running or of
+        the same run.
+        """
+        found = self.ask("ecs", "describe_task_definition", taskDefinition=task["taskDefinitionArn"])[
+            "taskDefinition"
+        ]
         if _work(found) != _work(wanted):
             raise self.different_work(spec.name)
         is_ours = {"name": RUN_ID, "value": spec.run_id} in found["containerDefinitions"][0]["environment"]
@@ -185,13 +232,25 @@ class EcsLauncher(AwsLauncher):
         return None
 
     def streams(self, name: str) -> list[str]:
-        """Return the log stream of the newest task that was seen; of a job whose tasks ECS has forgotten, all of them."""
+        """Return the log stream of the newest task that was seen; of a job whose tasks ECS has forgotten, all
+        of them.
+        """
         found = super().streams(name)
-        return [stream for stream in found if stream.endswith(f"/{self._seen[name]}")] if name in self._seen else found
+        return (
+            [stream for stream in found if stream.endswith(f"/{self._seen[name]}")]
+            if name in self._seen
+            else found
+        )
 
     def _task(self, name: str) -> dict[str, Any] | None:
-        """Return the task of a name: of several, which the same token prevents for a day, the newest that runs."""
-        found = max(self._tasks(name), key=lambda task: (task["lastStatus"] != "STOPPED", -self._age_seconds(task)), default=None)
+        """Return the task of a name: of several, which the same token prevents for a day, the newest that
+        runs.
+        """
+        found = max(
+            self._tasks(name),
+            key=lambda task: (task["lastStatus"] != "STOPPED", -self._age_seconds(task)),
+            default=None,
+        )
         if found is not None:
             self._seen[name] = found["taskArn"].rpartition("/")[2]
         return found
@@ -199,7 +258,11 @@ class EcsLauncher(AwsLauncher):
     def _tasks(self, name: str) -> list[dict[str, Any]]:
         # By the definition's name: `startedBy` finds running ones alone.
         # A task that ends between the two lists is in both.
-        arns = dict.fromkeys(arn for desired in ("RUNNING", "STOPPED") for arn in self._arns(family=name, desiredStatus=desired))
+        arns = dict.fromkeys(
+            arn
+            for desired in ("RUNNING", "STOPPED")
+            for arn in self._arns(family=name, desiredStatus=desired)
+        )
         found = self._describe(list(arns))
         if found:
             self._started.pop(name, None)
@@ -253,7 +316,10 @@ def task_definition(spec: LaunchSpec, settings: EcsLauncherSettings, region: str
         "secrets": [{"name": name, "valueFrom": arn} for name, arn in settings.secrets.items()],
         "memory": memory,
         "stopTimeout": stop_seconds(settings),
-        "linuxParameters": {"sharedMemorySize": _mib(settings.shared_memory_gb), "capabilities": {"drop": ["ALL"]}},
+        "linuxParameters": {
+            "sharedMemorySize": _mib(settings.shared_memory_gb),
+            "capabilities": {"drop": ["ALL"]},
+        },
         "logConfiguration": {
             "logDriver": "awslogs",
             # A training must not stand still because its output cannot be written.
@@ -285,12 +351,16 @@ def _mib(gib: float) -> int:
 
 
 def _work(definition: dict[str, Any]) -> list[str]:
-    """Return the arguments of Python in a task definition; those of the container's first process are not among them."""
+    """Return the arguments of Python in a task definition; those of the container's first process are not
+    among them.
+    """
     line = definition["containerDefinitions"][0]["command"]
     return line[line.index("--") :]
 
 
-def status_of(task: dict[str, Any], last_words: Status | None, seconds: float, settings: EcsLauncherSettings) -> Status:
+def status_of(
+    task: dict[str, Any], last_words: Status | None, seconds: float, settings: EcsLauncherSettings
+) -> Status:
     """Return how far a task is.
 
     Args:
@@ -301,8 +371,16 @@ def status_of(task: dict[str, Any], last_words: Status | None, seconds: float, s
     if state in _BEFORE:
         if seconds <= settings.pending_minutes * 60:
             return Status("pending")
-        why = "no instance for it has joined the cluster" if state == "PROVISIONING" else "its image was not there"
-        return Status("failed", f"waited longer than launcher.pending_minutes ({settings.pending_minutes:g}): {why}", "infrastructure")
+        why = (
+            "no instance for it has joined the cluster"
+            if state == "PROVISIONING"
+            else "its image was not there"
+        )
+        return Status(
+            "failed",
+            f"waited longer than launcher.pending_minutes ({settings.pending_minutes:g}): {why}",
+            "infrastructure",
+        )
     if state != "STOPPED":
         return Status("running")
     return Status("succeeded") if _container(task).get("exitCode") == 0 else _failure(task, last_words)
@@ -310,12 +388,20 @@ def status_of(task: dict[str, Any], last_words: Status | None, seconds: float, s
 
 def _failure(task: dict[str, Any], last_words: Status | None) -> Status:
     """Return why a task failed: what happened to it, else what its container has said."""
-    container, code, why = _container(task), task.get("stopCode", ""), _line(task.get("stoppedReason", "no reason given"))
+    container, code, why = (
+        _container(task),
+        task.get("stopCode", ""),
+        _line(task.get("stoppedReason", "no reason given")),
+    )
     said = _line(container.get("reason", ""))
     if said.startswith("OutOfMemory"):
         return Status("failed", "was killed: it took more than launcher.memory_gb; raise it", "out_of_memory")
     if code == "UserInitiated":
-        return Status("failed", f"was stopped in ECS by somebody ({why}); run the same command again to resume", "unknown")
+        return Status(
+            "failed",
+            f"was stopped in ECS by somebody ({why}); run the same command again to resume",
+            "unknown",
+        )
     if last_words is not None and last_words.is_own_line:
         return last_words
     if code in _PREEMPTED or _LOST_HOST.search(why):

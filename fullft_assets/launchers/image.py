@@ -1,4 +1,6 @@
-"""What the image of a container must have for the workload that was launched in it; the container's first process looks."""
+"""What the image of a container must have for the workload that was launched in it; the container's first
+process looks.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,22 @@ from fullft_assets.launchers.base import Status
 
 
 def wrong_version(wanted: str) -> Status | None:
-    """Return the failure of an image with another version, whose settings and keys may mean something else."""
+    """Return the failure of an image with another version, whose settings and keys may mean something
+    else.
+    """
     found = importlib.metadata.version("fullft-assets")
     if found == wanted:
         return None
-    line = f"the image has fullft_assets {found}, and {wanted} launched it; set launcher.image to an image of the same version"
+    line = (
+        f"the image has fullft_assets {found}, and {wanted} launched it; set launcher.image to an image of"
+        " the same version"
+    )
     return Status("failed", line, "settings", is_own_line=True)
 
 
 def missing_gpus(wanted: int, otherwise: str) -> Status | None:
-    """Return the failure of an image whose torch does not see a GPU for each process: the work would go on, on the CPU.
+    """Return the failure of an image whose torch does not see a GPU for each process: the work would go on,
+    on the CPU.
 
     Args:
         otherwise: what else the person who launched it may do.
@@ -32,6 +40,10 @@ def missing_gpus(wanted: int, otherwise: str) -> Status | None:
     found = int(answer[-1]) if answer else 0
     if found >= wanted:
         return None
-    what = "build the image with a torch for CUDA (deploy/docker/Dockerfile says how)" if found == 0 else "lower launcher.processes"
+    what = (
+        "build the image with a torch for CUDA (deploy/docker/Dockerfile says how)"
+        if found == 0
+        else "lower launcher.processes"
+    )
     line = f"torch in the image sees {found} GPUs, and {wanted} were to be used here; {what}, or {otherwise}"
     return Status("failed", line, "settings", is_own_line=True)

@@ -1,7 +1,9 @@
-"""The launcher `kubernetes`: each workload is an Indexed Job of a cluster, which goes on whatever happens to the run that launched it.
+"""The launcher `kubernetes`: each workload is an Indexed Job of a cluster, which goes on whatever happens to
+the run that launched it.
 
-The client library is imported only where it is used. Reads and deletions that the API server does not answer are repeated here for some
-seconds, and by the driver for half an hour; a creation is repeated only after a look whether it was done.
+The client library is imported only where it is used. Reads and deletions that the API server does not answer
+are repeated here for some seconds, and by the driver for half an hour; a creation is repeated only after a
+look whether it was done.
 """
 
 from __future__ import annotations
@@ -62,7 +64,9 @@ class KubernetesLauncher(Launcher):
 
     @property
     def place(self) -> str:
-        """Namespace and cluster, by what is the same from everywhere: kubeconfigs call one cluster by many names."""
+        """Namespace and cluster, by what is the same from everywhere: kubeconfigs call one cluster by many
+        names.
+        """
         return f"{self.settings.namespace}@{self._service['metadata']['uid'][:8]}"
 
     @property
@@ -90,14 +94,24 @@ class KubernetesLauncher(Launcher):
             found = None
         if found is None:
             body = manifest(spec, self.settings)
-            created = self._ask(self._batch.create_namespaced_job, body=body, field_validation="Strict", absent=(HTTPStatus.CONFLICT,))
+            created = self._ask(
+                self._batch.create_namespaced_job,
+                body=body,
+                field_validation="Strict",
+                absent=(HTTPStatus.CONFLICT,),
+            )
             if created is not None:
                 return
-            found = self._job(spec.name)  # created by somebody else meanwhile, or by a request whose answer was lost
+            found = self._job(
+                spec.name
+            )  # created by somebody else meanwhile, or by a request whose answer was lost
         if found is None:
             raise Unreachable(f"{self._namespace}: a Job {spec.name} is being deleted")
         if found["metadata"].get("annotations", {}).get(SPEC) != spec_digest(spec, self.settings):
-            line = f"{self._namespace}: there is another Job {spec.name}, of another specification; delete it, or choose another namespace"
+            line = (
+                f"{self._namespace}: there is another Job {spec.name}, of another specification; delete it,"
+                " or choose another namespace"
+            )
             raise WorkloadError(line, "settings")
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
@@ -108,7 +122,9 @@ class KubernetesLauncher(Launcher):
         return status
 
     def logs(self, name: str, cursor: str) -> Logs:
-        """Return what the pods of a Job wrote after a cursor: by pod, the time stamp of the last line and how many lines with it were read."""
+        """Return what the pods of a Job wrote after a cursor: by pod, the time stamp of the last line and how
+        many lines with it were read.
+        """
         read: dict[str, list[Any]] = json.loads(cursor or "{}")
         lines: list[str] = []
         size = 0
@@ -137,7 +153,9 @@ class KubernetesLauncher(Launcher):
         is_known = self._ask(self._batch.delete_namespaced_job, name, body=body) is not None
         while is_known and self._job(name) is not None:
             if time.monotonic() >= deadline:
-                raise Unreachable(f"{self._namespace}: the pods of {name} have not ended; its Job is being deleted")
+                raise Unreachable(
+                    f"{self._namespace}: the pods of {name} have not ended; its Job is being deleted"
+                )
             time.sleep(min(1.0, _LOOK_SECONDS))
 
     def list(self) -> list[str]:
@@ -158,22 +176,38 @@ class KubernetesLauncher(Launcher):
 
     def _pods(self, name: str) -> Sequence[dict[str, Any]]:
         found = self._ask(self._core.list_namespaced_pod, label_selector=_selector({"job-name": name})) or {}
-        return sorted(found.get("items", ()), key=lambda pod: (index_of(pod), pod["metadata"]["creationTimestamp"]))
+        return sorted(
+            found.get("items", ()), key=lambda pod: (index_of(pod), pod["metadata"]["creationTimestamp"])
+        )
 
     def _refusal(self, job: dict[str, Any]) -> str:
-        found = self._ask(self._core.list_namespaced_event, field_selector=f"involvedObject.uid={job['metadata']['uid']}") or {}
+        found = (
+            self._ask(
+                self._core.list_namespaced_event,
+                field_selector=f"involvedObject.uid={job['metadata']['uid']}",
+            )
+            or {}
+        )
         return refusal_of(found.get("items", ()))
 
     @cached_property
     def _service(self) -> dict[str, Any]:
         found = self._ask(self._core.read_namespaced_service, SERVICE)
-        if found is None or found["spec"].get("clusterIP") != "None" or found["spec"].get("selector") != MANAGED_BY:
-            line = f"{self._namespace}: launcher.kind: kubernetes needs the headless Service `{SERVICE}` of deploy/helm/manifests.yaml in this namespace"
+        if (
+            found is None
+            or found["spec"].get("clusterIP") != "None"
+            or found["spec"].get("selector") != MANAGED_BY
+        ):
+            line = (
+                f"{self._namespace}: launcher.kind: kubernetes needs the headless Service `{SERVICE}` of"
+                " deploy/helm/manifests.yaml in this namespace"
+            )
             raise WorkloadError(line, "settings")
         return found
 
     def _output(self, pod: str, last: str, num_read: int) -> Iterator[tuple[str, str]]:
-        """Yield time stamp and text of each complete line of a pod after those that were read: their last stamp, and how many had it.
+        """Yield time stamp and text of each complete line of a pod after those that were read: their last
+        stamp, and how many had it.
 
         Stamps of its two streams are not quite in order: a line counts by its place.
         """
@@ -222,8 +256,15 @@ class KubernetesLauncher(Launcher):
         except self._lost_answers as error:  # cut off, or of a proxy in between
             raise self._unreachable(error) from None
 
-    def _send(self, call: Callable[..., Any], *arguments: Any, absent: Sequence[int] = (HTTPStatus.NOT_FOUND,), **options: Any) -> Any:
-        """Call a method of the client library and return the answer, unread; None for one of the status codes in `absent`.
+    def _send(
+        self,
+        call: Callable[..., Any],
+        *arguments: Any,
+        absent: Sequence[int] = (HTTPStatus.NOT_FOUND,),
+        **options: Any,
+    ) -> Any:
+        """Call a method of the client library and return the answer, unread; None for one of the status codes
+        in `absent`.
 
         Raises:
             Unreachable: the API server does not answer, or not now.
@@ -232,7 +273,13 @@ class KubernetesLauncher(Launcher):
         from kubernetes.client import ApiException
 
         try:
-            response = call(*arguments, namespace=self.settings.namespace, _preload_content=False, _request_timeout=_TIMEOUTS, **options)
+            response = call(
+                *arguments,
+                namespace=self.settings.namespace,
+                _preload_content=False,
+                _request_timeout=_TIMEOUTS,
+                **options,
+            )
         except ApiException as error:
             status = error.status or 0
             if status in absent:
@@ -240,7 +287,10 @@ class KubernetesLauncher(Launcher):
             line = f"{self._namespace}: {_said(error)}"
             if status in _TRANSIENT or status == 0:
                 raise Unreachable(line) from None
-            refused = {401: "; set launcher.context, or log in again", 403: "; give the account the rights of deploy/helm/manifests.yaml"}
+            refused = {
+                401: "; set launcher.context, or log in again",
+                403: "; give the account the rights of deploy/helm/manifests.yaml",
+            }
             raise WorkloadError(f"{line}{refused.get(status, '')}", "settings") from None
         except self._lost_answers as error:
             raise self._unreachable(error) from None
@@ -296,7 +346,8 @@ def _library() -> Any:
         import kubernetes.config
     except ImportError:
         raise WorkloadError(
-            "launcher.kind: kubernetes needs the extra `kubernetes`: pip install 'fullft-assets[kubernetes]'", "settings"
+            "launcher.kind: kubernetes needs the extra `kubernetes`: pip install 'fullft-assets[kubernetes]'",
+            "settings",
         ) from None
     return kubernetes
 
@@ -311,7 +362,10 @@ def _kubeconfig() -> str | None:
 
 
 def _no_cluster(error: Exception) -> WorkloadError:
-    return WorkloadError(f"no Kubernetes cluster: {' '.join(str(error).split())}; set KUBECONFIG and launcher.context", "settings")
+    return WorkloadError(
+        f"no Kubernetes cluster: {' '.join(str(error).split())}; set KUBECONFIG and launcher.context",
+        "settings",
+    )
 
 
 def _said(error: Any) -> str:

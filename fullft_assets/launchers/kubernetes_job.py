@@ -1,4 +1,6 @@
-"""The Job of the launcher `kubernetes`: what is sent to the cluster, and what the answers about it and its pods mean."""
+"""The Job of the launcher `kubernetes`: what is sent to the cluster, and what the answers about it and its
+pods mean.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from fullft_assets.store import digest
 MANAGED_BY = {"app.kubernetes.io/managed-by": "fullft"}
 #: Annotation with the digest of what a Job was made of.
 SPEC = "fullft/spec"
-#: Headless Service of the namespace, which gives pods that share a training their host names. `fullft` is that of Dagster's code location.
+#: Headless Service of the namespace, which gives pods that share a training their host names. `fullft` is
+#: that of Dagster's code location.
 SERVICE = "fullft-pods"
 CONTAINER = "workload"
 #: Where Kubernetes reads a container's last words, 4,096 bytes at most.
@@ -33,11 +36,24 @@ _PORT = 29_500
 _MEET_SECONDS = 300.0
 #: An ended Job that nobody collects is kept for so long.
 _KEEP_SECONDS = 7 * 24 * 3600
-#: A pod of a node that does not answer is being deleted for ever; after so long beyond its grace time the node counts as lost.
+#: A pod of a node that does not answer is being deleted for ever; after so long beyond its grace time the
+#: node counts as lost.
 _LOST_SECONDS = 60.0
 #: Reasons of a pod's failure that are the node's or the cluster's.
-_PREEMPTED = frozenset({"Evicted", "Preempted", "Preempting", "NodeShutdown", "Terminated", "Shutdown", "NodeLost", "NodeAffinity"})
-#: Reasons for which a container waits, and the key that may be wrong. A registry that is busy, or a node that is new, has them for a while.
+_PREEMPTED = frozenset(
+    {
+        "Evicted",
+        "Preempted",
+        "Preempting",
+        "NodeShutdown",
+        "Terminated",
+        "Shutdown",
+        "NodeLost",
+        "NodeAffinity",
+    }
+)
+#: Reasons for which a container waits, and the key that may be wrong. A registry that is busy, or a node that
+#: is new, has them for a while.
 _CANNOT_START = {
     "ErrImagePull": "launcher.image or launcher.image_pull_secrets",
     "ImagePullBackOff": "launcher.image or launcher.image_pull_secrets",
@@ -51,15 +67,25 @@ _CANNOT_START = {
 _NEVER_STARTS = frozenset({"ErrImageNeverPull", "InvalidImageName"})
 #: What is said of an image or a Secret that is not there, and of one that may not be read.
 _ABSENT = ("not found", "manifest unknown")
-_REFUSED = ("unauthorized", "denied", "forbidden", "authorization failed", "couldn't find key", "no basic auth credentials")
+_REFUSED = (
+    "unauthorized",
+    "denied",
+    "forbidden",
+    "authorization failed",
+    "couldn't find key",
+    "no basic auth credentials",
+)
 _ABSENT_CLAIM = re.compile(r'persistentvolumeclaim "[^"]*" not found')
 #: All others are given so long from the pod's arrival at its node.
 _START_SECONDS = 600.0
-#: What is said of a Job whose pods are refused, and the key that may be wrong; a quota, which may be free later, is none of these.
+#: What is said of a Job whose pods are refused, and the key that may be wrong; a quota, which may be free
+#: later, is none of these.
 _NO_PODS = {
     re.compile(r'serviceaccount "[^"]*" not found'): "launcher.service_account",
     re.compile(r"violates PodSecurity"): "the policy of the namespace",
-    re.compile(r"unable to validate against any security context constraint"): "launcher.run_as, or what launcher.service_account may use",
+    re.compile(
+        r"unable to validate against any security context constraint"
+    ): "launcher.run_as, or what launcher.service_account may use",
 }
 _OUT_OF_MEMORY = "OOMKilled"
 
@@ -85,21 +111,41 @@ def manifest(spec: LaunchSpec, settings: KubernetesLauncherSettings) -> dict[str
         # The driver tries again, by the class of the failure.
         "backoffLimit": 0,
         # Says so on the Job itself: the pod may be gone before anybody looks.
-        "podFailurePolicy": {"rules": [{"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]},
+        "podFailurePolicy": {
+            "rules": [
+                {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+            ]
+        },
         "ttlSecondsAfterFinished": _KEEP_SECONDS,
-        "template": {"metadata": {"labels": labels, "annotations": annotations}, "spec": _pod(spec, settings, nodes)},
+        "template": {
+            "metadata": {"labels": labels, "annotations": annotations},
+            "spec": _pod(spec, settings, nodes),
+        },
     }
     if settings.max_seconds is not None:
-        # The pod's own supervisor keeps the limit, with time for a checkpoint; this ends what does not even do that.
-        job["activeDeadlineSeconds"] = math.ceil(settings.max_seconds + settings.pending_minutes * 60) + stop_seconds(settings)
+        # The pod's own supervisor keeps the limit, with time for a checkpoint; this ends what does not even
+        # do that.
+        job["activeDeadlineSeconds"] = math.ceil(
+            settings.max_seconds + settings.pending_minutes * 60
+        ) + stop_seconds(settings)
     annotations = annotations | {SPEC: spec_digest(spec, settings)}
-    metadata = {"name": spec.name, "namespace": settings.namespace, "labels": labels, "annotations": annotations}
+    metadata = {
+        "name": spec.name,
+        "namespace": settings.namespace,
+        "labels": labels,
+        "annotations": annotations,
+    }
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job}
 
 
 def _pod(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> dict[str, Any]:
-    volumes: list[dict[str, Any]] = [{"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shared_memory}}]
-    volumes += [{"name": f"claim-{n}", "persistentVolumeClaim": {"claimName": name}} for n, name in enumerate(settings.claims)]
+    volumes: list[dict[str, Any]] = [
+        {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shared_memory}}
+    ]
+    volumes += [
+        {"name": f"claim-{n}", "persistentVolumeClaim": {"claimName": name}}
+        for n, name in enumerate(settings.claims)
+    ]
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": stop_seconds(settings),
@@ -129,7 +175,11 @@ def _pod(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> 
 def _container(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> dict[str, Any]:
     variables = {**settings.environment, **spec.environment, LAUNCH_ID: spec.name, RUN_ID: spec.run_id}
     variables |= {} if settings.folder is None else {PROJECT_ROOT: settings.folder}
-    asked = {name: str(value) for name, value in (("cpu", settings.cpu), ("memory", settings.memory)) if value is not None}
+    asked = {
+        name: str(value)
+        for name, value in (("cpu", settings.cpu), ("memory", settings.memory))
+        if value is not None
+    }
     limits = {name: value for name, value in asked.items() if name == "memory"}
     if settings.gpu_resource is not None:
         limits[settings.gpu_resource] = str(spec.processes // nodes)
@@ -156,12 +206,25 @@ def _arguments(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: in
     hosts = ",".join(f"{spec.name}-{index}.{SERVICE}" for index in range(nodes))
     # The driver's limit for nodes that do not come is the first.
     patience = math.ceil(settings.pending_minutes * 60 + _MEET_SECONDS)
-    line += ["--hosts", hosts, "--port", str(_PORT), "--patience", str(patience), "--processes", str(spec.processes // nodes)]
+    line += [
+        "--hosts",
+        hosts,
+        "--port",
+        str(_PORT),
+        "--patience",
+        str(patience),
+        "--processes",
+        str(spec.processes // nodes),
+    ]
     return [*line, "--", "-m", spec.module, *spec.job]
 
 
 def status_of(
-    job: dict[str, Any], pods: Sequence[dict[str, Any]], now: datetime, settings: KubernetesLauncherSettings, refusal: str = ""
+    job: dict[str, Any],
+    pods: Sequence[dict[str, Any]],
+    now: datetime,
+    settings: KubernetesLauncherSettings,
+    refusal: str = "",
 ) -> Status:
     """Return how far a Job is.
 
@@ -172,7 +235,11 @@ def status_of(
     if (ended := end_of(job)) is not None:
         if ended["type"] == "Failed" and "deletionTimestamp" in job["metadata"]:
             return Status("running")  # somebody deletes it, which is why it failed; it is gone soon
-        return Status("succeeded") if ended["type"] == "Complete" else _failure(ended, pods, job["spec"]["completions"])
+        return (
+            Status("succeeded")
+            if ended["type"] == "Complete"
+            else _failure(ended, pods, job["spec"]["completions"])
+        )
     if job["spec"].get("suspend"):  # a queue of the cluster has not admitted it, or has taken its nodes back
         return Status("pending")
     for pod in pods:
@@ -182,50 +249,75 @@ def status_of(
     if wrong is not None:
         return Status("failed", f"no pod can be made: {refusal}; set {wrong}", "settings", is_own_line=True)
     waiting = [pod for pod in pods if pod["status"]["phase"] == "Pending"]
-    if waited_seconds(job, now) > settings.pending_minutes * 60 and (waiting or len(pods) < job["spec"]["completions"]):
+    if waited_seconds(job, now) > settings.pending_minutes * 60 and (
+        waiting or len(pods) < job["spec"]["completions"]
+    ):
         why = next((_unscheduled(pod) for pod in waiting), f"no pod was made{refusal and f' ({refusal})'}")
-        return Status("failed", f"waited longer than launcher.pending_minutes ({settings.pending_minutes:g}): {why}", "infrastructure")
+        return Status(
+            "failed",
+            f"waited longer than launcher.pending_minutes ({settings.pending_minutes:g}): {why}",
+            "infrastructure",
+        )
     return Status("running" if len(waiting) < len(pods) else "pending")
 
 
 def waited_seconds(job: dict[str, Any], now: datetime) -> float:
-    """Return how long ago the cluster took up a Job; 0 for one that it has not, or that a queue holds back."""
+    """Return how long ago the cluster took up a Job; 0 for one that it has not, or that a queue holds
+    back.
+    """
     began = job["status"].get("startTime")
     return 0.0 if began is None else (now - datetime.fromisoformat(began)).total_seconds()
 
 
 def refusal_of(events: Sequence[dict[str, Any]]) -> str:
-    """Return why no pod could be made, by the events of a Job; an empty text if the newest of them does not say so."""
-    newest = max(events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "", default={})
+    """Return why no pod could be made, by the events of a Job; an empty text if the newest of them does not
+    say so.
+    """
+    newest = max(
+        events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "", default={}
+    )
     return " ".join(newest["message"].split())[:400] if newest.get("reason") == "FailedCreate" else ""
 
 
 def end_of(job: dict[str, Any]) -> dict[str, Any] | None:
     """Return the condition of a Job that has ended; None for another one."""
     conditions = job["status"].get("conditions", ())
-    return next((each for each in conditions if each["type"] in ("Complete", "Failed") and each["status"] == "True"), None)
+    return next(
+        (each for each in conditions if each["type"] in ("Complete", "Failed") and each["status"] == "True"),
+        None,
+    )
 
 
 def _cannot_go_on(pod: dict[str, Any], now: datetime) -> Status | None:
-    """Return the failure of a pod that the Job does not know of: it can never start, or is on a node that does not answer."""
+    """Return the failure of a pod that the Job does not know of: it can never start, or is on a node that
+    does not answer.
+    """
     for state in _states(pod):
         if (problem := _cannot_start(state.get("waiting", {}), _seconds_at_node(pod, now))) is not None:
             return problem
     if (lacks := _ABSENT_CLAIM.search(_unscheduled(pod))) is not None:
-        return Status("failed", f"the pod cannot start: {lacks[0]}; set launcher.claims", "settings", is_own_line=True)
+        return Status(
+            "failed", f"the pod cannot start: {lacks[0]}; set launcher.claims", "settings", is_own_line=True
+        )
     until = pod["metadata"].get("deletionTimestamp")
     if until is not None and (now - datetime.fromisoformat(until)).total_seconds() > _LOST_SECONDS:
-        return Status("failed", f"lost its node {pod['spec'].get('nodeName', '')}, which does not answer", "preemption")
+        return Status(
+            "failed", f"lost its node {pod['spec'].get('nodeName', '')}, which does not answer", "preemption"
+        )
     return None
 
 
 def _cannot_start(waiting: dict[str, Any], seconds: float) -> Status | None:
-    """Return the failure of a container that has waited for so long at its node; None for one that may start yet."""
+    """Return the failure of a container that has waited for so long at its node; None for one that may start
+    yet.
+    """
     reason, said = waiting.get("reason", ""), " ".join(waiting.get("message", "").split())
     if reason not in _CANNOT_START:
         return None
     # A runtime that cannot make a container says `not found` of things of its own.
-    is_sure = reason in _NEVER_STARTS or (reason != "CreateContainerError" and any(sign in said for sign in _ABSENT))
+    is_sure = reason in _NEVER_STARTS or (
+        reason != "CreateContainerError" and any(sign in said for sign in _ABSENT)
+    )
     if not is_sure and seconds < _START_SECONDS:
         return None
     line = f"the pod cannot start: {reason}: {said[-300:]}"
@@ -236,14 +328,23 @@ def _cannot_start(waiting: dict[str, Any], seconds: float) -> Status | None:
 
 def _seconds_at_node(pod: dict[str, Any], now: datetime) -> float:
     conditions = pod["status"].get("conditions", ())
-    since = next((each for each in conditions if each["type"] == "PodScheduled" and each["status"] == "True"), {}).get("lastTransitionTime")
+    since = next(
+        (each for each in conditions if each["type"] == "PodScheduled" and each["status"] == "True"), {}
+    ).get("lastTransitionTime")
     return 0.0 if since is None else (now - datetime.fromisoformat(since)).total_seconds()
 
 
 def _failure(condition: dict[str, Any], pods: Sequence[dict[str, Any]], completions: int) -> Status:
-    """Return why a Job failed: the cluster took its pods away, its time was up, or what the first container that ended has said."""
+    """Return why a Job failed: the cluster took its pods away, its time was up, or what the first container
+    that ended has said.
+    """
     ends = sorted(
-        (end for pod in pods for state in _states(pod) if (end := state.get("terminated", {})).get("exitCode", 0) != 0),
+        (
+            end
+            for pod in pods
+            for state in _states(pod)
+            if (end := state.get("terminated", {})).get("exitCode", 0) != 0
+        ),
         key=lambda end: end.get("finishedAt") or "",
     )
     ended = [_ending_of(end) for end in ends]
@@ -251,18 +352,25 @@ def _failure(condition: dict[str, Any], pods: Sequence[dict[str, Any]], completi
     if condition.get("reason") == "PodFailurePolicy" or disruptions:
         why = disruptions[0] if disruptions else condition.get("message", "")
         reason = f"was preempted: {' '.join(why.split())[:300]}"
-        return next((end for end in ended if end.is_own_line and end.failure == "preemption"), Status("failed", reason, "preemption"))
+        return next(
+            (end for end in ended if end.is_own_line and end.failure == "preemption"),
+            Status("failed", reason, "preemption"),
+        )
     if condition.get("reason") == "DeadlineExceeded":
         return REACHED_LIMIT
-    # A host that lost another one fails, too, but later: within a second, what the cluster has stopped is no cause. A host whose memory
-    # ran out may end last.
+    # A host that lost another one fails, too, but later: within a second, what the cluster has stopped is no
+    # cause. A host whose memory ran out may end last.
     ended.sort(key=lambda end: {"out_of_memory": 0, "preemption": 2}.get(end.failure, 1))
-    lost = f"lost its pods ({condition.get('reason')}: {' '.join(condition.get('message', '').split())[:300]})"
+    lost = (
+        f"lost its pods ({condition.get('reason')}: {' '.join(condition.get('message', '').split())[:300]})"
+    )
     if not ended:
         return Status("failed", lost, "infrastructure")
     if ended[0].failure == "unknown" and not ended[0].is_own_line and len(ended) < completions:
         # Of a pod whose node is gone there is no end; the ranks of another one abort for it, without a word.
-        return Status("failed", f"{ended[0].reason}, and another pod is gone without an end", "infrastructure")
+        return Status(
+            "failed", f"{ended[0].reason}, and another pod is gone without an end", "infrastructure"
+        )
     return ended[0]
 
 
@@ -274,7 +382,10 @@ def _ending_of(end: dict[str, Any]) -> Status:
     except (TypeError, ValueError):  # killed before it could say anything, or never started
         pass
     if end.get("reason") in ("StartError", "ContainerCannotRun"):
-        line = f"the container cannot start: {' '.join(end.get('message', '').split())[:300]}; set launcher.python and launcher.image"
+        line = (
+            f"the container cannot start: {' '.join(end.get('message', '').split())[:300]}; set"
+            " launcher.python and launcher.image"
+        )
         return Status("failed", line, "settings", is_own_line=True)
     return Status("failed", *ending(end["exitCode"]))
 
@@ -309,5 +420,12 @@ def _states(pod: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _unscheduled(pod: dict[str, Any]) -> str:
     conditions = pod["status"].get("conditions", ())
-    said = next((each.get("message", "") for each in conditions if each["type"] == "PodScheduled" and each["status"] == "False"), "")
+    said = next(
+        (
+            each.get("message", "")
+            for each in conditions
+            if each["type"] == "PodScheduled" and each["status"] == "False"
+        ),
+        "",
+    )
     return " ".join(said.split())[:300] or "its image was not there"

@@ -59,7 +59,9 @@ class LocalLauncher(Launcher):
         return self._machine.names()
 
     def has_room(self, processes: int) -> bool:
-        """Return whether all processes can compute on this machine: on its CPU, or on a GPU each. Else the training is one of several hosts."""
+        """Return whether all processes can compute on this machine: on its CPU, or on a GPU each. Else the
+        training is one of several hosts.
+        """
         gpus = local_hardware()["gpus"]
         return not gpus or len(gpus) >= processes
 
@@ -69,5 +71,7 @@ def _folder() -> Path:
     folder = Path(tempfile.gettempdir(), f"fullft-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise WorkloadError(f"{folder} belongs to somebody else; remove it, or set TMPDIR to another folder", "settings")
+        raise WorkloadError(
+            f"{folder} belongs to somebody else; remove it, or set TMPDIR to another folder", "settings"
+        )
     return folder

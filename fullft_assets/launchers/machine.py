@@ -1,7 +1,8 @@
 """Jobs of one machine: each is a supervised process, with a folder that any later process can read.
 
 Used in this process by the launcher `local`. The launcher `ssh` runs this module on the other machine:
-`python -m fullft_assets.launchers.machine` reads one request (a JSON object) from stdin and prints the answer as the last line.
+`python -m fullft_assets.launchers.machine` reads one request (a JSON object) from stdin and prints the answer
+as the last line.
 """
 
 from __future__ import annotations
@@ -25,7 +26,15 @@ import psutil
 from fullft_assets.errors import FailureClass
 from fullft_assets.jobs.launch import ERROR_FILE, LAUNCH_ID, WorkloadFailure
 from fullft_assets.launchers.base import Logs, Status
-from fullft_assets.launchers.supervisor import EXIT, KILL_SECONDS, PID, WAITING, is_alive, kill_until_gone, launched_processes
+from fullft_assets.launchers.supervisor import (
+    EXIT,
+    KILL_SECONDS,
+    PID,
+    WAITING,
+    is_alive,
+    kill_until_gone,
+    launched_processes,
+)
 
 #: What the supervisor needs beyond the grace time to notice, kill and collect.
 PATIENCE_SECONDS = 5.0
@@ -36,16 +45,24 @@ _LOOK_SECONDS = 0.05
 #: Most bytes of one stream in one answer.
 _MAX_BYTES = 1_000_000
 _STREAMS = ("stdout", "stderr", "messages")
-#: File of a job with how many machines share it; and that of torchrun itself, by the variable that names it, with why it failed.
+#: File of a job with how many machines share it; and that of torchrun itself, by the variable that names it,
+#: with why it failed.
 _HOSTS, _TORCHRUN, _TORCHRUN_ERROR = "hosts", "torchrun", "TORCHELASTIC_ERROR_FILE"
 _NOT_MET = re.compile(r"\bDist(?:Network|Store)Error\b")
 #: Of a job whose time is up.
 REACHED_LIMIT = Status(
-    "failed", "reached launcher.max_hours and was stopped; raise it, and run the same command again to resume", "settings"
+    "failed",
+    "reached launcher.max_hours and was stopped; raise it, and run the same command again to resume",
+    "settings",
 )
 #: Of a job that the kernel has killed, or a process of it.
-OUT_OF_MEMORY = Status("failed", "was killed: memory ran out; use a machine with more memory, or lower launcher.processes", "out_of_memory")
-#: What a workload takes a process of its own that was killed for: another rank that it lost, or nothing that it knows.
+OUT_OF_MEMORY = Status(
+    "failed",
+    "was killed: memory ran out; use a machine with more memory, or lower launcher.processes",
+    "out_of_memory",
+)
+#: What a workload takes a process of its own that was killed for: another rank that it lost, or nothing that
+#: it knows.
 FOR_KILLED: frozenset[FailureClass] = frozenset({"infrastructure", "unknown"})
 
 
@@ -73,7 +90,8 @@ class Machine:
         num_hosts: int = 1,
         shares_cores: bool = False,
     ) -> None:
-        """Start Python with these arguments under a supervisor, unless a job of this name runs; an ended one is replaced.
+        """Start Python with these arguments under a supervisor, unless a job of this name runs; an ended one
+        is replaced.
 
         Args:
             watched: processes that the job must not outlive. Default: none; it outlives this process as well.
@@ -91,7 +109,15 @@ class Machine:
         except FileExistsError:
             return
         (folder / _HOSTS).write_text(str(num_hosts))
-        supervisor = [sys.executable, "-m", "fullft_assets.launchers.supervisor", "--folder", str(folder), "--grace", str(grace_seconds)]
+        supervisor = [
+            sys.executable,
+            "-m",
+            "fullft_assets.launchers.supervisor",
+            "--folder",
+            str(folder),
+            "--grace",
+            str(grace_seconds),
+        ]
         supervisor += ["--watch", ",".join(map(str, watched))] if watched else []
         supervisor += [] if max_seconds is None else ["--seconds", str(max_seconds)]
         supervisor += ["--shares-cores"] if shares_cores else []
@@ -102,10 +128,13 @@ class Machine:
             **error_files(folder),
             **patient_torchrun(grace_seconds),
         }
-        if DAGSTER_PIPES_MESSAGES_ENV_VAR in variables:  # a file of their own keeps messages whole, whatever else is printed
+        if (
+            DAGSTER_PIPES_MESSAGES_ENV_VAR in variables
+        ):  # a file of their own keeps messages whole, whatever else is printed
             variables[DAGSTER_PIPES_MESSAGES_ENV_VAR] = encode_param({"path": str(folder / "messages")})
         with (folder / "stdout").open("ab") as stdout, (folder / "stderr").open("ab") as stderr:
-            # A session of its own: Ctrl-C in a terminal reaches Dagster alone, which cancels in an orderly way.
+            # A session of its own: Ctrl-C in a terminal reaches Dagster alone, which cancels in an orderly
+            # way.
             self._children[name] = subprocess.Popen(
                 [*supervisor, "--", sys.executable, *arguments],
                 env=variables,
@@ -124,7 +153,11 @@ class Machine:
 
     def logs(self, name: str, cursor: str) -> Logs:
         """Return what a job wrote after a cursor."""
-        offsets = dict(zip(_STREAMS, map(int, cursor.split(",")), strict=True)) if cursor else dict.fromkeys(_STREAMS, 0)
+        offsets = (
+            dict(zip(_STREAMS, map(int, cursor.split(",")), strict=True))
+            if cursor
+            else dict.fromkeys(_STREAMS, 0)
+        )
         is_over = self._status(name).is_over
         found, is_more = {}, False
         for stream in _STREAMS:
@@ -143,14 +176,19 @@ class Machine:
                     supervisor.terminate()
                 self.poll(name, grace_seconds + PATIENCE_SECONDS)
         finally:
-            # Usually nothing is left to kill, unless the supervisor was killed or a second interrupt cut the wait short.
+            # Usually nothing is left to kill, unless the supervisor was killed or a second interrupt cut the
+            # wait short.
             kill_until_gone(lambda: launched_processes(name))
             child = self._children.pop(name, None)
             if child is not None:
                 try:
                     child.wait(KILL_SECONDS)
                 except subprocess.TimeoutExpired:
-                    print(f"process {child.pid} of {name} was killed and has not ended within {KILL_SECONDS:g} s", file=sys.stderr)
+                    print(
+                        f"process {child.pid} of {name} was killed and has not ended within"
+                        f" {KILL_SECONDS:g} s",
+                        file=sys.stderr,
+                    )
             shutil.rmtree(self.root / name, ignore_errors=True)
 
     def num_hosts(self, name: str) -> int | None:
@@ -194,19 +232,24 @@ class Machine:
             if child is not None:
                 return psutil.Process(child.pid) if child.poll() is None else None
             process = psutil.Process(int((self.root / name / PID).read_text()))
-            # A pid is used again, a folder outlives the machine's boot, and a process's start is known by a clock that may be set meanwhile.
+            # A pid is used again, a folder outlives the machine's boot, and a process's start is known by a
+            # clock that may be set meanwhile.
             return process if process.environ().get(LAUNCH_ID) == name and is_alive(process) else None
         except (FileNotFoundError, psutil.NoSuchProcess, psutil.AccessDenied):
             return None
 
 
 def patient_torchrun(grace_seconds: float) -> dict[str, str]:
-    """Return the variable that has torchrun wait for a checkpoint: it kills its ranks after 30 s by default, whatever our grace time is."""
+    """Return the variable that has torchrun wait for a checkpoint: it kills its ranks after 30 s by default,
+    whatever our grace time is.
+    """
     return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(grace_seconds + PATIENCE_SECONDS))}
 
 
 def error_files(folder: Path) -> dict[str, str]:
-    """Return the variables with the files of a job's folder in which the workload, or torchrun, writes why it failed."""
+    """Return the variables with the files of a job's folder in which the workload, or torchrun, writes why it
+    failed.
+    """
     # Ranks get other files from torchrun.
     return {ERROR_FILE: str(folder / "error"), _TORCHRUN_ERROR: str(folder / _TORCHRUN)}
 
@@ -223,10 +266,18 @@ def ended_status(folder: Path, killed_by: int | None = None) -> Status:
     if ended is not None and ended["is_limit"]:
         return REACHED_LIMIT
     failure = WorkloadFailure.read(folder / "error")
-    if ended is not None and ended.get("is_out_of_memory") and (failure is None or failure.failure in FOR_KILLED):
+    if (
+        ended is not None
+        and ended.get("is_out_of_memory")
+        and (failure is None or failure.failure in FOR_KILLED)
+    ):
         if failure is None:
             return OUT_OF_MEMORY
-        return replace(OUT_OF_MEMORY, reason=f"{failure.line}; while it ran, a process {OUT_OF_MEMORY.reason}", is_own_line=True)
+        return replace(
+            OUT_OF_MEMORY,
+            reason=f"{failure.line}; while it ran, a process {OUT_OF_MEMORY.reason}",
+            is_own_line=True,
+        )
     if failure is not None:
         return Status("failed", failure.line, failure.failure, is_own_line=True)
     if ended is None:
@@ -244,7 +295,9 @@ def _ended(folder: Path) -> dict[str, Any] | None:
 
 
 def _read(path: Path, offset: int, *, whole_lines: bool) -> tuple[bytes, bool]:
-    """Return what a file has after an offset, and whether that filled a block; a line that is longer than a block comes in parts."""
+    """Return what a file has after an offset, and whether that filled a block; a line that is longer than a
+    block comes in parts.
+    """
     try:
         with path.open("rb") as file:
             file.seek(offset)
@@ -270,7 +323,11 @@ def ending(code: int) -> tuple[str, FailureClass]:
     """Return what an exit code says, and the class of failure."""
     name = None if code <= 128 else _signal_name(code - 128)
     # Killed from outside: by the kernel, the machine's owner or a node that went away.
-    return (f"ended with exit code {code}", "unknown") if name is None else (f"was killed by {name}", "infrastructure")
+    return (
+        (f"ended with exit code {code}", "unknown")
+        if name is None
+        else (f"was killed by {name}", "infrastructure")
+    )
 
 
 def _signal_name(number: int) -> str:

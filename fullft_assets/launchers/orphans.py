@@ -1,11 +1,13 @@
 """Orphans: jobs that run, and are paid for, though no run follows them any more; and how they are ended.
 
-A job outlives its run where the run was killed, or its machine was lost: the next run attaches to it. Where none does, the job is stopped after
-`launcher.orphan_hours`, with a checkpoint as if it were cancelled. What may be an orphan is known from the store and from Dagster alone
-(`suspects`); whether it is one, only its backend knows (`find_orphans`), which may be reached from a run alone.
+A job outlives its run where the run was killed, or its machine was lost: the next run attaches to it. Where
+none does, the job is stopped after `launcher.orphan_hours`, with a checkpoint as if it were cancelled. What
+may be an orphan is known from the store and from Dagster alone (`suspects`); whether it is one, only its
+backend knows (`find_orphans`), which may be reached from a run alone.
 
-A job whose record was lost, as where a store was restored from a backup, is known to its backend alone (`find_unrecorded`), by its name. Since when
-nobody has followed it is not known: its hours begin when it is seen for the first time, of which the store keeps a note (`note_unrecorded`).
+A job whose record was lost, as where a store was restored from a backup, is known to its backend alone
+(`find_unrecorded`), by its name. Since when nobody has followed it is not known: its hours begin when it is
+seen for the first time, of which the store keeps a note (`note_unrecorded`).
 """
 
 from __future__ import annotations
@@ -86,7 +88,8 @@ class Unrecorded:
 
 
 def suspects(store: Store, case: str, ended_at: EndedAt, now: float) -> Iterator[Suspect]:
-    """Yield the launches of a use case that no run follows and that are not known to have left nothing behind; no backend is asked.
+    """Yield the launches of a use case that no run follows and that are not known to have left nothing
+    behind; no backend is asked.
 
     Args:
         now: seconds since the epoch.
@@ -128,11 +131,17 @@ def _look(launch: Launch, launcher: Launcher, store: Store) -> Orphan:
         return Orphan(launch, (), "over", f"{_about(launch, store)} has ended")
     hours = launch.hours + launch.earlier_hours
     spent = f"{hours:.2f} h" + ("" if launch.usd is None else f" and {launch.usd:,.2f} USD")
-    return Orphan(launch, running, "running", f"{_about(launch, store)} runs without a run ({', '.join(running)}), after {spent}")
+    return Orphan(
+        launch,
+        running,
+        "running",
+        f"{_about(launch, store)} runs without a run ({', '.join(running)}), after {spent}",
+    )
 
 
 def end_orphan(store: Store, orphan: Orphan) -> bool:
-    """End the jobs of an orphan, remove what its backend keeps of them, and record that; return False if a run has attached to it meanwhile.
+    """End the jobs of an orphan, remove what its backend keeps of them, and record that; return False if a
+    run has attached to it meanwhile.
 
     Raises:
         WorkloadError: its backend does not answer; a job that may run is on record as running.
@@ -141,9 +150,12 @@ def end_orphan(store: Store, orphan: Orphan) -> bool:
     name, is_recorded = launch.name_in(store), launch.ended_at is not None
     status = Status("gone") if launcher.ends_with_run or is_recorded else launcher.poll(name)
     if not is_recorded:
-        # Recorded first: a run that begins now launches a new attempt, which ends this one, instead of attaching to what is being ended.
+        # Recorded first: a run that begins now launches a new attempt, which ends this one, instead of
+        # attaching to what is being ended.
         state, reason, failure = _end_of(status, launch)
-        if not records.end(store, launch, state, reason, failure, status.billed_seconds, followed_by=launch.run_id):
+        if not records.end(
+            store, launch, state, reason, failure, status.billed_seconds, followed_by=launch.run_id
+        ):
             return False
     try:
         for each in dict.fromkeys((*orphan.names, name)):
@@ -165,7 +177,9 @@ def sections(settings: UseCaseSettings) -> list[LauncherSettings]:
     return found
 
 
-def find_unrecorded(store: Store, case: str, places: Iterable[LauncherSettings], now: float) -> tuple[list[Unrecorded], list[str]]:
+def find_unrecorded(
+    store: Store, case: str, places: Iterable[LauncherSettings], now: float
+) -> tuple[list[Unrecorded], list[str]]:
     """Return the jobs of a use case that run without a record, and a line for each backend that does not say.
 
     Args:
@@ -183,11 +197,18 @@ def find_unrecorded(store: Store, case: str, places: Iterable[LauncherSettings],
             seen.add(launcher.place)
             names = [name for name in launcher.list() if name.startswith(records.name_prefix(store, case))]
             # Read after it: a job is recorded before it is submitted.
-            known = {name for launch in (records.launches(store, case) if names else ()) for name in _names(launch, store)}
+            known = {
+                name
+                for launch in (records.launches(store, case) if names else ())
+                for name in _names(launch, store)
+            }
             for name in names:
                 if name not in known and not launcher.look(name).is_over:
                     since = (store.read_pointer(_note(case, name)) or {"since": now})["since"]
-                    line = f"{case}: {name} at {launcher.place} runs, and no record names it; seen {max(0.0, now - since) / 3600:.2f} h ago"
+                    line = (
+                        f"{case}: {name} at {launcher.place} runs, and no record names it; seen"
+                        f" {max(0.0, now - since) / 3600:.2f} h ago"
+                    )
                     found.append(Unrecorded(name, launcher, since, line))
         except FullftError as error:
             silent.append(f"{case}: jobs without a record at {section.kind} cannot be looked for: {error}")
@@ -209,9 +230,15 @@ def note_unrecorded(store: Store, case: str, found: Iterable[Unrecorded], *, is_
 
 
 def due_unrecorded(store: Store, case: str, now: float) -> dict[str, float]:
-    """Return the jobs without a record that are noted and are to be ended by now, with since when they are; no backend is asked."""
+    """Return the jobs without a record that are noted and are to be ended by now, with since when they are;
+    no backend is asked.
+    """
     notes = {name: store.read_pointer(_note(case, name)) or {} for name in store.list_pointers(_note(case))}
-    return {name: note["due_at"] for name, note in notes.items() if note.get("due_at") is not None and note["due_at"] <= now}
+    return {
+        name: note["due_at"]
+        for name, note in notes.items()
+        if note.get("due_at") is not None and note["due_at"] <= now
+    }
 
 
 def _note(*parts: str) -> str:
@@ -220,10 +247,15 @@ def _note(*parts: str) -> str:
 
 def _names(launch: Launch, store: Store) -> list[str]:
     """Return the names of the jobs of a launch and of the attempts before it."""
-    return [launch.model_copy(update={"attempt": attempt}).name_in(store) for attempt in range(1, launch.attempt + 1)]
+    return [
+        launch.model_copy(update={"attempt": attempt}).name_in(store)
+        for attempt in range(1, launch.attempt + 1)
+    ]
 
 
-def _end_of(status: Status, launch: Launch) -> tuple[Literal["succeeded", "failed", "stopped"], str, FailureClass]:
+def _end_of(
+    status: Status, launch: Launch
+) -> tuple[Literal["succeeded", "failed", "stopped"], str, FailureClass]:
     if status.state == "succeeded":
         return "succeeded", "", status.failure
     if status.state == "failed":
@@ -244,7 +276,10 @@ def waiting_line(suspect: Suspect, store: Store, now: float) -> str:
         if suspect.due_at is None
         else f"for {(suspect.due_at - now) / 3600:.2f} h more, or until a run attaches"
     )
-    return f"{_about(suspect.launch, store)}: its run has ended {max(0.0, now - suspect.since) / 3600:.2f} h ago; it is left alone {left}"
+    return (
+        f"{_about(suspect.launch, store)}: its run has ended {max(0.0, now - suspect.since) / 3600:.2f} h"
+        f" ago; it is left alone {left}"
+    )
 
 
 def due(found: Iterable[Suspect], now: float | None = None) -> list[Suspect]:

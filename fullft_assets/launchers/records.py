@@ -1,4 +1,6 @@
-"""Launch records: who launched what, where, since when and how it ended; in the store, so that any run can attach to a job."""
+"""Launch records: who launched what, where, since when and how it ended; in the store, so that any run can
+attach to a job.
+"""
 
 from __future__ import annotations
 
@@ -58,9 +60,15 @@ class Launch(BaseModel):
 
     @property
     def hours(self) -> float:
-        """Hours since it was submitted, or until it ended; or those that are paid, where the backend says so."""
+        """Hours since it was submitted, or until it ended; or those that are paid, where the backend
+        says so.
+        """
         # The two times may be of two machines.
-        seconds = max(0.0, (self.ended_at or time.time()) - self.submitted_at) if self.billed_seconds is None else self.billed_seconds
+        seconds = (
+            max(0.0, (self.ended_at or time.time()) - self.submitted_at)
+            if self.billed_seconds is None
+            else self.billed_seconds
+        )
         return seconds / 3600
 
     @property
@@ -70,21 +78,26 @@ class Launch(BaseModel):
 
 
 def name_prefix(store: Store, case: str) -> str:
-    """Return how the names of a use case's jobs begin, and of no other one's: a job is known by it that no record names.
+    """Return how the names of a use case's jobs begin, and of no other one's: a job is known by it that no
+    record names.
 
-    The URL alone is not enough, as two buckets of one name may be at different endpoints; nor is the store's own name, which its copies have.
+    The URL alone is not enough, as two buckets of one name may be at different endpoints; nor is the store's
+    own name, which its copies have.
     """
     return f"fullft-{digest([store.url, store.store_id, case])[:10]}"
 
 
-def claim(store: Store, wanted: Launch, is_active: Callable[[str], bool | None]) -> tuple[Launch, Launch | None, bool]:
+def claim(
+    store: Store, wanted: Launch, is_active: Callable[[str], bool | None]
+) -> tuple[Launch, Launch | None, bool]:
     """Record a launch, or find the one to attach to; of two runs at once, one launches.
 
     Args:
         is_active: whether a run, by its id, may still be following a job; None if that is unknown here.
 
     Returns:
-        The launch; the one that it takes the place of, if that may still run elsewhere; and whether it is new.
+        The launch; the one that it takes the place of, if that may still run elsewhere; and whether it is
+        new.
 
     Raises:
         WorkloadError: another run's job for this key is at another place.
@@ -106,7 +119,8 @@ def claim(store: Store, wanted: Launch, is_active: Callable[[str], bool | None])
         # A run that goes on in another container is its own successor.
         if old.ended_at is None and old.run_id != wanted.run_id and is_active(old.run_id):
             raise WorkloadError(
-                f"run {old.run_id[:8]} has {old.stage} made at {old.place}; wait for its end, or cancel it", "infrastructure"
+                f"run {old.run_id[:8]} has {old.stage} made at {old.place}; wait for its end, or cancel it",
+                "infrastructure",
             )
         earlier = 0.0 if old.state == "succeeded" else old.earlier_hours + old.hours
         found = wanted.model_copy(update={"attempt": old.attempt + 1, "earlier_hours": earlier})
@@ -127,7 +141,8 @@ def end(
     *,
     followed_by: str | None = None,
 ) -> bool:
-    """Record how an attempt ended, unless that is known or there is a newer one; return whether it was recorded now.
+    """Record how an attempt ended, unless that is known or there is a newer one; return whether it was
+    recorded now.
 
     Args:
         followed_by: do so only if this run, by its id, is the one that follows it.
@@ -136,11 +151,19 @@ def end(
 
     def change(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
         nonlocal is_done
-        is_done = recorded is not None and recorded["attempt"] == launch.attempt and recorded["ended_at"] is None
+        is_done = (
+            recorded is not None and recorded["attempt"] == launch.attempt and recorded["ended_at"] is None
+        )
         is_done = is_done and followed_by in (None, recorded and recorded["run_id"])
         if recorded is None or not is_done:
             return None
-        ended = {"ended_at": time.time(), "state": state, "reason": reason, "failure": failure, "billed_seconds": billed_seconds}
+        ended = {
+            "ended_at": time.time(),
+            "state": state,
+            "reason": reason,
+            "failure": failure,
+            "billed_seconds": billed_seconds,
+        }
         return {**recorded, **ended}
 
     store.change_pointer(launch.record, change)
@@ -159,7 +182,8 @@ def clear(store: Store, launch: Launch) -> None:
 
 
 def adopt(store: Store, launch: Launch, run_id: str, is_active: Callable[[str], bool | None]) -> bool:
-    """Make a run that has attached to a job the one that follows it, if that one is gone; return whether it is now.
+    """Make a run that has attached to a job the one that follows it, if that one is gone; return whether it
+    is now.
 
     Args:
         is_active: see `claim`.
@@ -168,8 +192,14 @@ def adopt(store: Store, launch: Launch, run_id: str, is_active: Callable[[str], 
 
     def change(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
         nonlocal is_done
-        is_done = recorded is not None and recorded["attempt"] == launch.attempt and recorded["ended_at"] is None
-        is_done = is_done and recorded is not None and (recorded["run_id"] == run_id or is_active(recorded["run_id"]) is False)
+        is_done = (
+            recorded is not None and recorded["attempt"] == launch.attempt and recorded["ended_at"] is None
+        )
+        is_done = (
+            is_done
+            and recorded is not None
+            and (recorded["run_id"] == run_id or is_active(recorded["run_id"]) is False)
+        )
         return {**recorded, "run_id": run_id} if is_done and recorded is not None else None
 
     store.change_pointer(launch.record, change)
@@ -177,7 +207,9 @@ def adopt(store: Store, launch: Launch, run_id: str, is_active: Callable[[str], 
 
 
 def reopen(store: Store, launch: Launch) -> None:
-    """Record that an attempt that was to be over may still run, unless there is a newer one: the next run attaches to it."""
+    """Record that an attempt that was to be over may still run, unless there is a newer one: the next run
+    attaches to it.
+    """
 
     def change(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
         if recorded is None or recorded["attempt"] != launch.attempt:

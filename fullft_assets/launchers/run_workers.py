@@ -1,8 +1,8 @@
 """Runs whose processes are gone: mark them as ended and free what they hold.
 
-Dagster keeps a killed run as started, and its slots of a pool as taken, because it asks no process of its own machine.
-A run that is launched here has the name of this machine as a tag, and its log contains the pids of its processes. A run that was
-launched elsewhere, or where is unknown, is never taken for gone.
+Dagster keeps a killed run as started, and its slots of a pool as taken, because it asks no process of its own
+machine. A run that is launched here has the name of this machine as a tag, and its log contains the pids of
+its processes. A run that was launched elsewhere, or where is unknown, is never taken for gone.
 """
 
 import json
@@ -15,7 +15,8 @@ from datetime import datetime
 import dagster as dg
 import psutil
 
-# Private: the health check of a run launcher has no public types. tests/test_private_dagster.py names the release.
+# Private: the health check of a run launcher has no public types. tests/test_private_dagster.py names the
+# release.
 from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, WorkerStatus
 
 from fullft_assets.errors import FailureClass
@@ -28,16 +29,20 @@ HOST_TAG = "worker/host"
 CODE_SERVER_TAG = ".dagster/grpc_info"
 #: The kind of failure of a run that is gone.
 _FAILURE: FailureClass = "infrastructure"
-#: Addresses of a code server that listens for this machine alone. One that other machines reach too has this machine's name.
+#: Addresses of a code server that listens for this machine alone. One that other machines reach too has this
+#: machine's name.
 _LOCAL_ADDRESSES = frozenset({"localhost", "127.0.0.1", "::1"})
-#: A process that began this long after a line with its pid was logged is another one; the clock may have been set meanwhile, but by less.
+#: A process that began this long after a line with its pid was logged is another one; the clock may have been
+#: set meanwhile, but by less.
 _CLOCK_SECONDS = 60.0
 #: A run that ended elsewhere may keep its slots for this long: its last process may be ending.
 _END_SECONDS = 60.0
 
 
 class LocalRunLauncher(dg.DefaultRunLauncher):
-    """Dagster's default launcher, which also knows whether a run's processes are alive: so the daemon marks a dead run as failed."""
+    """Dagster's default launcher, which also knows whether a run's processes are alive: so the daemon marks a
+    dead run as failed.
+    """
 
     def launch_run(self, context: LaunchRunContext) -> None:
         """Launch a run and tag it with this machine's name."""
@@ -52,7 +57,9 @@ class LocalRunLauncher(dg.DefaultRunLauncher):
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         """Return `NOT_FOUND` for a run that is gone; a run about which nothing is known counts as running."""
         if is_gone(self._instance, run):
-            return CheckRunHealthResult(WorkerStatus.NOT_FOUND, f"{_death(self._instance, run.run_id)} [{_FAILURE}]")
+            return CheckRunHealthResult(
+                WorkerStatus.NOT_FOUND, f"{_death(self._instance, run.run_id)} [{_FAILURE}]"
+            )
         return CheckRunHealthResult(WorkerStatus.RUNNING)
 
 
@@ -68,20 +75,32 @@ class Slot:
 
 
 def host_tag(instance: dg.DagsterInstance) -> dict[str, str]:
-    """Return the tag of a run that is launched on this machine; nothing where the instance's launcher starts runs elsewhere."""
-    return {HOST_TAG: socket.gethostname()} if isinstance(instance.run_launcher, dg.DefaultRunLauncher) else {}
+    """Return the tag of a run that is launched on this machine; nothing where the instance's launcher starts
+    runs elsewhere.
+    """
+    return (
+        {HOST_TAG: socket.gethostname()} if isinstance(instance.run_launcher, dg.DefaultRunLauncher) else {}
+    )
 
 
 def is_gone(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    """Return whether a run was launched on this machine and none of its processes is alive, those that it launched included."""
+    """Return whether a run was launched on this machine and none of its processes is alive, those that it
+    launched included.
+    """
     if not _is_here(run):
         return False
     workers = _workers(instance, run.run_id)
-    return bool(workers) and not any(_is_running(*worker) for worker in workers) and not launched_processes(run.run_id, RUN_ID)
+    return (
+        bool(workers)
+        and not any(_is_running(*worker) for worker in workers)
+        and not launched_processes(run.run_id, RUN_ID)
+    )
 
 
 def settle(instance: dg.DagsterInstance) -> list[str]:
-    """Mark runs that are gone as failed (or as canceled, if that was requested), free the slots of their pools, and return a line for each."""
+    """Mark runs that are gone as failed (or as canceled, if that was requested), free the slots of their
+    pools, and return a line for each.
+    """
     slots = [slot for _, _, of_pool in _pools(instance) for slot in of_pool]
     statuses = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
     open_runs = [run.run_id for run in instance.get_runs(dg.RunsFilter(statuses=statuses))]
@@ -103,19 +122,29 @@ def settle(instance: dg.DagsterInstance) -> list[str]:
         held = [slot for slot in slots if slot.run_id == run_id]
         if held:
             instance.event_log_storage.free_concurrency_slots_for_run(run_id)
-            done += [f"freed its slot for {slot.step} of the pool `{slot.pool}`" for slot in held if slot.since is not None]
+            done += [
+                f"freed its slot for {slot.step} of the pool `{slot.pool}`"
+                for slot in held
+                if slot.since is not None
+            ]
         if done:
             lines.append(f"run {run_id[:8]} ({what}); " + "; ".join(done))
     return lines
 
 
 def waits(instance: dg.DagsterInstance, run_id: str) -> list[str]:
-    """Return a line for each step of a run that waits for a slot: which run holds it, since when, and where that run works."""
+    """Return a line for each step of a run that waits for a slot: which run holds it, since when, and where
+    that run works.
+    """
     lines = []
     for pool, limit, slots in _pools(instance):
         holders = [slot for slot in slots if slot.since is not None and slot.run_id != run_id]
         if holders:
-            by = "; and ".join(_holder(instance, slot.run_id, slot.step, slot.since) for slot in holders if slot.since is not None)
+            by = "; and ".join(
+                _holder(instance, slot.run_id, slot.step, slot.since)
+                for slot in holders
+                if slot.since is not None
+            )
         elif limit == 0:
             by = f"nothing: it has none; `dagster instance concurrency set {pool} 1` gives it one"
         else:
@@ -130,13 +159,19 @@ def _holder(instance: dg.DagsterInstance, run_id: str, step: str, since: datetim
     held = f"run {run_id[:8]} ({step}) since {since:%Y-%m-%d %H:%M:%S}"
     if run is not None and _is_here(run):
         alive = [pid for pid, logged_at in _workers(instance, run_id) if _is_running(pid, logged_at)]
-        return f"{held}, " + (f"which works in process {alive[0]}" if alive else "whose last processes are writing their checkpoint")
+        return f"{held}, " + (
+            f"which works in process {alive[0]}"
+            if alive
+            else "whose last processes are writing their checkpoint"
+        )
     where = "on an unknown machine" if run is None or HOST_TAG not in run.tags else f"on {run.tags[HOST_TAG]}"
     return f"{held}, {where}: if it is gone, free its slot in the UI (Deployment, Concurrency)"
 
 
 def _is_over(instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
-    """Return whether no process works for a finished run any more; elsewhere that is assumed after a while, as Dagster does."""
+    """Return whether no process works for a finished run any more; elsewhere that is assumed after a while,
+    as Dagster does.
+    """
     if _is_here(record.dagster_run):
         return is_gone(instance, record.dagster_run)
     return time.time() - (record.end_time or record.update_timestamp.timestamp()) > _END_SECONDS
@@ -158,7 +193,10 @@ def _death(instance: dg.DagsterInstance, run_id: str) -> str:
 
 def _is_here(run: dg.DagsterRun) -> bool:
     server = json.loads(run.tags.get(CODE_SERVER_TAG, "{}"))
-    return run.tags.get(HOST_TAG) == socket.gethostname() and server.get("host", "localhost") in {*_LOCAL_ADDRESSES, socket.gethostname()}
+    return run.tags.get(HOST_TAG) == socket.gethostname() and server.get("host", "localhost") in {
+        *_LOCAL_ADDRESSES,
+        socket.gethostname(),
+    }
 
 
 def _workers(instance: dg.DagsterInstance, run_id: str) -> list[tuple[int, float]]:
@@ -196,7 +234,8 @@ def _pools(instance: dg.DagsterInstance) -> Iterator[tuple[str, int | None, list
     for pool in sorted(storage.get_concurrency_keys()):
         info = storage.get_concurrency_info(pool)
         slots = [
-            Slot(pool, step.run_id, step.step_key.replace("__", "/"), _local_time(step.assigned_timestamp)) for step in info.pending_steps
+            Slot(pool, step.run_id, step.step_key.replace("__", "/"), _local_time(step.assigned_timestamp))
+            for step in info.pending_steps
         ]
         yield pool, info.limit, slots
 

@@ -1,7 +1,9 @@
-"""The launcher `sagemaker`: Training Jobs and Processing Jobs of Amazon SageMaker, which go on whatever becomes of the run.
+"""The launcher `sagemaker`: Training Jobs and Processing Jobs of Amazon SageMaker, which go on whatever
+becomes of the run.
 
-A job gets nothing but the URI and the digest of the job file; inputs, checkpoints and the result are in the store on S3. Its name is never
-used again, so that a name that exists already is the job of a submission whose answer was lost. Output is read from CloudWatch Logs.
+A job gets nothing but the URI and the digest of the job file; inputs, checkpoints and the result are in the
+store on S3. Its name is never used again, so that a name that exists already is the job of a submission whose
+answer was lost. Output is read from CloudWatch Logs.
 """
 
 from __future__ import annotations
@@ -33,12 +35,22 @@ if TYPE_CHECKING:
 _PART, _ARGUMENT = 2500, 256
 #: Longest time of a job, by its kind.
 _MAX_SECONDS = {"training": 28 * 86_400, "processing": 9 * 86_400}
-#: Folder of a store with what SageMaker itself writes, and the folder of a job in it that has what its container left in /opt/ml/model.
+#: Folder of a store with what SageMaker itself writes, and the folder of a job in it that has what its
+#: container left in /opt/ml/model.
 _FOLDER, _SAVED = "sagemaker", "output/model"
 #: A stopped container has 120 s; then SageMaker saves its outputs.
 _STOP_SECONDS = 300.0
 #: States before the container runs.
-_BEFORE = frozenset({"Starting", "Pending", "LaunchingMLInstances", "PreparingTrainingStack", "Downloading", "DownloadingTrainingImage"})
+_BEFORE = frozenset(
+    {
+        "Starting",
+        "Pending",
+        "LaunchingMLInstances",
+        "PreparingTrainingStack",
+        "Downloading",
+        "DownloadingTrainingImage",
+    }
+)
 _WAITING = _BEFORE | {"Interrupted", "Restarting"}
 _OWN_LINE = re.compile(rf"AlgorithmError: (.*) \[({'|'.join(get_args(FailureClass))})\]", re.DOTALL)
 _BY_SOMEBODY = "was stopped in SageMaker by somebody; run the same command again to resume"
@@ -50,7 +62,8 @@ _MORE_MEMORY = re.compile(r"OutOfMemory|instance type with more memory", re.IGNO
 class SageMakerLauncher(AwsLauncher):
     """Runs workloads as Training Jobs, or as Processing Jobs.
 
-    SageMaker names what belongs to the one kind as it does for the other: `describe_training_job`, `TrainingJobName`.
+    SageMaker names what belongs to the one kind as it does for the other: `describe_training_job`,
+    `TrainingJobName`.
     """
 
     settings: SageMakerLauncherSettings
@@ -59,7 +72,9 @@ class SageMakerLauncher(AwsLauncher):
 
     @property
     def place(self) -> str:
-        """Account and region, and the kind of jobs where it is not the usual one: a job of one kind is not found as one of the other."""
+        """Account and region, and the kind of jobs where it is not the usual one: a job of one kind is not
+        found as one of the other.
+        """
         kind = "" if self.settings.jobs == "training" else f"/{self.settings.jobs}"
         return f"{self.settings.role_arn.split(':')[4]}/{self.region}{kind}"
 
@@ -102,9 +117,11 @@ class SageMakerLauncher(AwsLauncher):
         return Status("gone") if job is None else _status(job)
 
     def _settle(self, job: dict[str, Any], status: Status) -> None:
-        """Move what an isolated container wrote to its place in the store once it has succeeded, and remove its checkpoints.
+        """Move what an isolated container wrote to its place in the store once it has succeeded, and remove
+        its checkpoints.
 
-        What one wrote that ended otherwise is removed: nobody reads it, and it may quote documents. Nothing where that was done before.
+        What one wrote that ended otherwise is removed: nobody reads it, and it may quote documents. Nothing
+        where that was done before.
         """
         from fullft_assets.jobs import read_job
 
@@ -121,14 +138,19 @@ class SageMakerLauncher(AwsLauncher):
             elif store.adopt(f"{folder}/{_SAVED}", written.case):
                 store.remove(_checkpoints(written.case, written.stage, written.key))
         except OSError as error:
-            raise Unreachable(f"SageMaker {self.place}: what {job['TrainingJobName']} wrote cannot be moved: {error}") from None
+            raise Unreachable(
+                f"SageMaker {self.place}: what {job['TrainingJobName']} wrote cannot be moved: {error}"
+            ) from None
 
     def stop(self, name: str) -> None:
         """Stop a job, if it runs, and wait for its end. SageMaker keeps its description."""
         deadline = time.monotonic() + _STOP_SECONDS
         while (job := self._describe(name)) is not None and not _status(job).is_over:
             if time.monotonic() >= deadline:
-                raise Unreachable(f"SageMaker {self.place}: {name} has not ended {_STOP_SECONDS:.0f} s after it was asked to stop")
+                raise Unreachable(
+                    f"SageMaker {self.place}: {name} has not ended {_STOP_SECONDS:.0f} s after it was asked"
+                    " to stop"
+                )
             if job[f"{self._kind}JobStatus"] != "Stopping":
                 try:
                     self.ask("sagemaker", f"stop_{self.settings.jobs}_job", **{f"{self._kind}JobName": name})
@@ -140,17 +162,27 @@ class SageMakerLauncher(AwsLauncher):
             self._settle(job, _status(job))
 
     def list(self) -> list[str]:
-        """Return the names of all jobs of this project and this kind in the account and region, ended ones included."""
+        """Return the names of all jobs of this project and this kind in the account and region, ended ones
+        included.
+        """
         found, token = [], {}
         while True:
-            page = self.ask("sagemaker", f"list_{self.settings.jobs}_jobs", NameContains="fullft-", MaxResults=100, **token)
+            page = self.ask(
+                "sagemaker",
+                f"list_{self.settings.jobs}_jobs",
+                NameContains="fullft-",
+                MaxResults=100,
+                **token,
+            )
             found += [each[f"{self._kind}JobName"] for each in page[f"{self._kind}JobSummaries"]]
             if not page.get("NextToken"):
                 return sorted(name for name in found if name.startswith("fullft-"))
             token = {"NextToken": page["NextToken"]}
 
     def has_room(self, processes: int) -> bool:
-        """Return whether all processes of a training run on one instance, where planning is one job of one instance."""
+        """Return whether all processes of a training run on one instance, where planning is one job of one
+        instance.
+        """
         return self.settings.nodes == 1
 
     def hourly_usd(self, planning: PlanningSettings, processes: int) -> float | None:
@@ -168,33 +200,59 @@ class SageMakerLauncher(AwsLauncher):
         settings, nodes = self.settings, self._num_nodes(spec.processes)
         longest = _MAX_SECONDS[settings.jobs]
         seconds = math.ceil(min(settings.max_seconds or longest, longest))
-        resources = {"InstanceType": settings.instance_type, "InstanceCount": nodes, "VolumeSizeInGB": settings.volume_gb}
+        resources = {
+            "InstanceType": settings.instance_type,
+            "InstanceCount": nodes,
+            "VolumeSizeInGB": settings.volume_gb,
+        }
         resources |= {"VolumeKmsKeyId": settings.volume_kms_key} if settings.volume_kms_key else {}
         asked = self._asked(spec, nodes)
         entry = [settings.python, "-m", "fullft_assets.launchers.sagemaker_container"]
-        network = {"VpcConfig": {"Subnets": settings.subnets, "SecurityGroupIds": settings.security_groups}} if settings.subnets else {}
+        network = (
+            {"VpcConfig": {"Subnets": settings.subnets, "SecurityGroupIds": settings.security_groups}}
+            if settings.subnets
+            else {}
+        )
         # Costs nothing on one instance, so that a policy may ask for it.
         encryption = {"EnableInterContainerTrafficEncryption": True}
         request: dict[str, Any] = {
             f"{self._kind}JobName": spec.name,
             "RoleArn": settings.role_arn,
-            # SageMaker sets AWS_REGION, which botocore does not read. The disk is below /tmp and /opt/ml; all else is the image's.
-            "Environment": {"AWS_DEFAULT_REGION": self.region, "FULLFT_CACHE": "/tmp/fullft", **settings.environment},
+            # SageMaker sets AWS_REGION, which botocore does not read. The disk is below /tmp and /opt/ml; all
+            # else is the image's.
+            "Environment": {
+                "AWS_DEFAULT_REGION": self.region,
+                "FULLFT_CACHE": "/tmp/fullft",
+                **settings.environment,
+            },
             "StoppingCondition": {"MaxRuntimeInSeconds": seconds},
-            "Tags": [{"Key": key, "Value": value} for key, value in {**settings.tags, "fullft:run": spec.run_id}.items()],
+            "Tags": [
+                {"Key": key, "Value": value}
+                for key, value in {**settings.tags, "fullft:run": spec.run_id}.items()
+            ],
         }
         output = f"{_place_of(spec)[0]}/{_FOLDER}"
-        if settings.jobs == "processing":  # which reads and writes the store itself: SageMaker has nothing to fetch or to save
+        if (
+            settings.jobs == "processing"
+        ):  # which reads and writes the store itself: SageMaker has nothing to fetch or to save
             text = json.dumps(asked)
             arguments = [text[first : first + _ARGUMENT] for first in range(0, len(text), _ARGUMENT)]
             return request | {
-                "AppSpecification": {"ImageUri": settings.image, "ContainerEntrypoint": entry, "ContainerArguments": arguments},
+                "AppSpecification": {
+                    "ImageUri": settings.image,
+                    "ContainerEntrypoint": entry,
+                    "ContainerArguments": arguments,
+                },
                 "ProcessingResources": {"ClusterConfig": resources},
                 "NetworkConfig": network | encryption,
             }
         if settings.spot:
-            request["StoppingCondition"]["MaxWaitTimeInSeconds"] = seconds + math.ceil(settings.max_wait_hours * 3600)
-        saved = {"S3OutputPath": output} | ({"KmsKeyId": settings.output_kms_key} if settings.output_kms_key else {})
+            request["StoppingCondition"]["MaxWaitTimeInSeconds"] = seconds + math.ceil(
+                settings.max_wait_hours * 3600
+            )
+        saved = {"S3OutputPath": output} | (
+            {"KmsKeyId": settings.output_kms_key} if settings.output_kms_key else {}
+        )
         isolated: dict[str, Any] = {}
         if settings.network_isolation:
             store, place = _place_of(spec)
@@ -207,10 +265,17 @@ class SageMakerLauncher(AwsLauncher):
                     _channel(JOB_CHANNEL, f"{store}/jobs/{case}/{stage}/{key}/", "File"),
                 ],
                 # The same for each attempt, so that the next one finds them.
-                "CheckpointConfig": {"S3Uri": f"{store}/{_checkpoints(case, stage, key)}", "LocalPath": CHECKPOINTS},
+                "CheckpointConfig": {
+                    "S3Uri": f"{store}/{_checkpoints(case, stage, key)}",
+                    "LocalPath": CHECKPOINTS,
+                },
             }
             saved["CompressionType"] = "NONE"
-        algorithm = {"TrainingImage": settings.image, "TrainingInputMode": "File", "ContainerEntrypoint": entry}
+        algorithm = {
+            "TrainingImage": settings.image,
+            "TrainingInputMode": "File",
+            "ContainerEntrypoint": entry,
+        }
         return request | network | encryption | {
             "AlgorithmSpecification": algorithm,
             "HyperParameters": asked,
@@ -221,7 +286,9 @@ class SageMakerLauncher(AwsLauncher):
         }  # fmt: skip
 
     def _asked(self, spec: LaunchSpec, nodes: int) -> dict[str, str]:
-        """Return the hyperparameters, or for a Processing Job its arguments, which the container reads: `Environment` has no room for Pipes."""
+        """Return the hyperparameters, or for a Processing Job its arguments, which the container reads:
+        `Environment` has no room for Pipes.
+        """
         variables = json.dumps({PROJECT_ROOT: self.settings.folder, **spec.environment})
         parts = [variables[first : first + _PART] for first in range(0, len(variables), _PART)]
         return {
@@ -236,7 +303,9 @@ class SageMakerLauncher(AwsLauncher):
         }
 
     def _require_same(self, name: str, asked: dict[str, str]) -> None:
-        """Check that the job of this name is the one that was asked for: of the same work, and running or of the same run."""
+        """Check that the job of this name is the one that was asked for: of the same work, and running or of
+        the same run.
+        """
         job = self._describe(name)
         if job is None:
             raise Unreachable(f"SageMaker {self.place}: {name} exists, and cannot be described")
@@ -248,7 +317,9 @@ class SageMakerLauncher(AwsLauncher):
 
     def _describe(self, name: str) -> dict[str, Any] | None:
         try:
-            return self.ask("sagemaker", f"describe_{self.settings.jobs}_job", **{f"{self._kind}JobName": name})
+            return self.ask(
+                "sagemaker", f"describe_{self.settings.jobs}_job", **{f"{self._kind}JobName": name}
+            )
         except Missing:
             return None
 
@@ -266,7 +337,9 @@ def _place_of(spec: LaunchSpec) -> tuple[str, str]:
     uri = _job_uri(spec.job)
     if not uri.startswith("s3://"):
         raise WorkloadError(
-            f"launcher.kind: sagemaker needs a store on S3, which {uri} is not; set `store` to s3://bucket/prefix", "settings"
+            f"launcher.kind: sagemaker needs a store on S3, which {uri} is not; set `store` to"
+            " s3://bucket/prefix",
+            "settings",
         )
     store, _, place = uri.rpartition("/jobs/")
     return store, place
@@ -278,7 +351,9 @@ def _channel(name: str, uri: str, mode: str) -> dict[str, Any]:
 
 
 def _checkpoints(case: str, stage: str, key: str) -> str:
-    """Return where SageMaker keeps a copy of an isolated container's checkpoints: beside those that other trainings upload themselves."""
+    """Return where SageMaker keeps a copy of an isolated container's checkpoints: beside those that other
+    trainings upload themselves.
+    """
     return f"{checkpoints_ref(case, stage, key)}/{_FOLDER}"
 
 
@@ -298,7 +373,9 @@ def _status(job: dict[str, Any]) -> Status:
         return Status("pending" if detail in _WAITING else "running")
     if state not in ("Completed", "Failed", "Stopped"):
         return Status("running")
-    reason, failure, is_own_line = _stopped(job) if state == "Stopped" else _failed(job.get("FailureReason", ""))
+    reason, failure, is_own_line = (
+        _stopped(job) if state == "Stopped" else _failed(job.get("FailureReason", ""))
+    )
     billed = float(job.get("BillableTimeInSeconds", 0))
     if state == "Completed":
         return Status("succeeded", billed_seconds=billed)
@@ -306,8 +383,14 @@ def _status(job: dict[str, Any]) -> Status:
 
 
 def _processing_status(job: dict[str, Any]) -> Status:
-    """Return how far a described Processing Job is; it has no states within `InProgress`, and nothing that is billed otherwise."""
-    state, began, ended = job["ProcessingJobStatus"], job.get("ProcessingStartTime"), job.get("ProcessingEndTime")
+    """Return how far a described Processing Job is; it has no states within `InProgress`, and nothing that is
+    billed otherwise.
+    """
+    state, began, ended = (
+        job["ProcessingJobStatus"],
+        job.get("ProcessingStartTime"),
+        job.get("ProcessingEndTime"),
+    )
     if state not in ("Completed", "Failed", "Stopped"):
         return Status("pending" if state == "InProgress" and began is None else "running")
     seconds = 0.0 if began is None or ended is None else (ended - began).total_seconds()
@@ -345,7 +428,10 @@ def _failed(reason: str) -> tuple[str, FailureClass, bool]:
     # The first process of a container has nobody above it who would kill it but the kernel.
     if (code is not None and int(code[1]) == 137) or _MORE_MEMORY.search(said):
         return (
-            "was killed: memory ran out; set launcher.instance_type to one with more memory, or lower launcher.processes",
+            (
+                "was killed: memory ran out; set launcher.instance_type to one with more memory, or lower"
+                " launcher.processes"
+            ),
             "out_of_memory",
             False,
         )
@@ -355,4 +441,8 @@ def _failed(reason: str) -> tuple[str, FailureClass, bool]:
         "ClientError": "settings",
     }
     is_killed = code is not None and int(code[1]) > 128  # by the kernel, or with its machine
-    return f"failed in SageMaker ({said})", classes.get(kind, "infrastructure" if is_killed else "unknown"), False
+    return (
+        f"failed in SageMaker ({said})",
+        classes.get(kind, "infrastructure" if is_killed else "unknown"),
+        False,
+    )

@@ -1,11 +1,13 @@
 """The first process of a container of a SageMaker job: one for each host of the job.
 
-`python -m fullft_assets.launchers.sagemaker_container [PART...]` reads what the launcher asked for (hyperparameters.json of a Training Job, else
-the parts of a JSON object that are the arguments of a Processing Job) and which hosts share the work (resourceconfig.json), supervises the
-workload, with torchrun where several processes share it, and writes why it failed to `output/failure`, or `output/message`. SageMaker shows
-that line as the job's `FailureReason`, or `ExitMessage`. A container without a network works on a store of its own in /opt/ml/model: with a link to
-each file of the use case's artifacts, which SageMaker mounts, and with its checkpoints in the folder that SageMaker keeps a copy of. SIGTERM is
-passed on: a stop, a spot interruption, or the time limit of the job.
+`python -m fullft_assets.launchers.sagemaker_container [PART...]` reads what the launcher asked for
+(hyperparameters.json of a Training Job, else the parts of a JSON object that are the arguments of a
+Processing Job) and which hosts share the work (resourceconfig.json), supervises the workload, with torchrun
+where several processes share it, and writes why it failed to `output/failure`, or `output/message`. SageMaker
+shows that line as the job's `FailureReason`, or `ExitMessage`. A container without a network works on a store
+of its own in /opt/ml/model: with a link to each file of the use case's artifacts, which SageMaker mounts, and
+with its checkpoints in the folder that SageMaker keeps a copy of. SIGTERM is passed on: a stop, a spot
+interruption, or the time limit of the job.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ from fullft_assets.launchers.machine import ended_status, error_files, patient_t
 
 #: Environment variable with the folder that SageMaker calls /opt/ml, for tests.
 ROOT = "FULLFT_OPT_ML"
-#: Channels of a container without a network: the artifacts of the use case, and the job file; and its folder of checkpoints.
+#: Channels of a container without a network: the artifacts of the use case, and the job file; and its folder
+#: of checkpoints.
 STORE_CHANNEL, JOB_CHANNEL, CHECKPOINTS = "store", "job", "/opt/ml/checkpoints"
-#: Names of the hyperparameters that hold variables of the workload, in parts: a value has 2,500 characters at most.
+#: Names of the hyperparameters that hold variables of the workload, in parts: a value has 2,500 characters at
+#: most.
 VARIABLES = "variables_{}"
 _OTHERWISE = "choose another launcher.instance_type"
 _MAX_BYTES = 900  # of 1,024 that a FailureReason or ExitMessage has
@@ -43,10 +47,17 @@ def main() -> int:
     """Run this host's share of the workload and return the exit code."""
     root = Path(os.environ.get(ROOT, "/opt/ml"))
     parts = [part for part in sys.argv[1:] if part != "train"]  # which SageMaker gives a Training Job
-    config, failure = (root / "config", root / "output/message") if parts else (root / "input/config", root / "output/failure")
+    config, failure = (
+        (root / "config", root / "output/message")
+        if parts
+        else (root / "input/config", root / "output/failure")
+    )
     asked = json.loads("".join(parts) or (config / "hyperparameters.json").read_text())
     hosts, host = _hosts(json.loads((config / "resourceconfig.json").read_text()))
-    code, status = EXIT_FIXABLE, wrong_version(asked["version"]) or missing_gpus(int(asked["gpus"]), _OTHERWISE)
+    code, status = (
+        EXIT_FIXABLE,
+        wrong_version(asked["version"]) or missing_gpus(int(asked["gpus"]), _OTHERWISE),
+    )
     if status is None and (root / "input/data" / STORE_CHANNEL).is_dir():
         with _isolated(root, asked) as inside:
             code, status = _run(inside, hosts, host)
@@ -70,7 +81,8 @@ def _line(status: Status) -> str:
 
 @contextmanager
 def _isolated(root: Path, asked: dict[str, str]) -> Iterator[dict[str, str]]:
-    """Make a store of this container's own in /opt/ml/model, have the workload use it, and leave only what it has written there.
+    """Make a store of this container's own in /opt/ml/model, have the workload use it, and leave only what it
+    has written there.
 
     Yields:
         What was asked for, with the job file that SageMaker has brought.
@@ -99,15 +111,28 @@ def _isolated(root: Path, asked: dict[str, str]) -> Iterator[dict[str, str]]:
 
 
 def _run(asked: dict[str, str], hosts: list[str], host: int) -> tuple[int, Status]:
-    """Run the workload and return its exit code, and how it ended: of several hosts, why the first one failed."""
+    """Run the workload and return its exit code, and how it ended: of several hosts, why the first one
+    failed.
+    """
     began_at, grace, job = time.time(), asked["grace_seconds"], json.loads(asked["job"])
-    os.environ.update(json.loads("".join(asked[name] for name in sorted(asked) if name.startswith(VARIABLES.format("")))))
+    os.environ.update(
+        json.loads("".join(asked[name] for name in sorted(asked) if name.startswith(VARIABLES.format(""))))
+    )
     launch_id = f"{os.environ.get('TRAINING_JOB_NAME', 'fullft')}/{hosts[host]}"
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(patient_torchrun(float(grace)))
         os.environ.update({LAUNCH_ID: launch_id, RUN_ID: asked["run_id"], **error_files(Path(folder))})
         code = supervisor.main(
-            ["--folder", folder, "--grace", grace, "--shares-cores", "--", sys.executable, *_arguments(asked, job, hosts, host)]
+            [
+                "--folder",
+                folder,
+                "--grace",
+                grace,
+                "--shares-cores",
+                "--",
+                sys.executable,
+                *_arguments(asked, job, hosts, host),
+            ]
         )
         status = ended_status(Path(folder))
     first = _recorded(job, began_at, status) if code != 0 and len(hosts) > 1 else None
@@ -115,8 +140,13 @@ def _run(asked: dict[str, str], hosts: list[str], host: int) -> tuple[int, Statu
 
 
 def _hosts(given: dict[str, Any]) -> tuple[list[str], int]:
-    """Return the hosts of the job, the first one that of rank 0, and the place of this one; have the ranks talk over their network."""
-    hosts = sorted(given["hosts"], key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+    """Return the hosts of the job, the first one that of rank 0, and the place of this one; have the ranks
+    talk over their network.
+    """
+    hosts = sorted(
+        given["hosts"],
+        key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)],
+    )
     if len(hosts) > 1:
         for variable in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
             os.environ.setdefault(variable, given["network_interface_name"])
@@ -128,14 +158,20 @@ def _arguments(asked: dict[str, str], job: list[str], hosts: list[str], host: in
     module, processes = asked["module"], int(asked["processes"])
     if len(hosts) == 1:
         return LaunchSpec("", module, tuple(job), processes).arguments
-    return [*torchrun_of_hosts(hosts, host, processes, int(os.environ.get("MASTER_PORT", "29500"))), "-m", module, *job]
+    return [
+        *torchrun_of_hosts(hosts, host, processes, int(os.environ.get("MASTER_PORT", "29500"))),
+        "-m",
+        module,
+        *job,
+    ]
 
 
 def _recorded(job: list[str], began_at: float, own: Status) -> Status | None:
-    """Return the failure of this attempt that a rank of any host recorded in the store first; None where this host's own one is the cause.
+    """Return the failure of this attempt that a rank of any host recorded in the store first; None where this
+    host's own one is the cause.
 
-    A rank that was killed when memory ran out records nothing, and the ranks of other hosts record only that they
-    lost it: this host knows better.
+    A rank that was killed when memory ran out records nothing, and the ranks of other hosts record only that
+    they lost it: this host knows better.
     """
     from fullft_assets.jobs import read_job
 
@@ -145,11 +181,17 @@ def _recorded(job: list[str], began_at: float, own: Status) -> Status | None:
         record = store.read_json(name)
         if record is not None and record["at"] < began_at:
             record = None
-        if own.failure == "out_of_memory" and (record is None or record["failure"] in ("infrastructure", "unknown")):
+        if own.failure == "out_of_memory" and (
+            record is None or record["failure"] in ("infrastructure", "unknown")
+        ):
             store.write_json(name, {"failure": own.failure, "reason": _line(own), "at": time.time()})
             return None
-    except Exception as error:  # the store itself may be what failed; its own error must not replace this host's reason
-        print(without_secrets(f"the first host's failure cannot be read: {error}"), file=sys.stderr, flush=True)
+    except (
+        Exception
+    ) as error:  # the store itself may be what failed; its own error must not replace this host's reason
+        print(
+            without_secrets(f"the first host's failure cannot be read: {error}"), file=sys.stderr, flush=True
+        )
         return None
     if record is None:
         return None

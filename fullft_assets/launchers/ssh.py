@@ -1,7 +1,8 @@
 """The launcher `ssh`: supervised processes of another machine, which go on when the connection is lost.
 
-Nothing is copied but the URI of the job file: the store is on S3, or a folder that both machines mount under one path. Each question is one
-`ssh` that runs `fullft_assets.launchers.machine` there, with the request on stdin, so that nothing is quoted for two shells.
+Nothing is copied but the URI of the job file: the store is on S3, or a folder that both machines mount under
+one path. Each question is one `ssh` that runs `fullft_assets.launchers.machine` there, with the request on
+stdin, so that nothing is quoted for two shells.
 """
 
 from __future__ import annotations
@@ -28,8 +29,12 @@ from fullft_assets.settings import SshLauncherSettings
 _SSH_ERROR = 255
 #: What `ssh` says where another try gives the same answer, and what to do.
 _REFUSED = {
-    "Permission denied": "set launcher.user and launcher.key_file to a user and a key that the machine accepts",
-    "Host key verification failed": "compare the machine's host key and add it to ~/.ssh/known_hosts, or name launcher.known_hosts",
+    "Permission denied": (
+        "set launcher.user and launcher.key_file to a user and a key that the machine accepts"
+    ),
+    "Host key verification failed": (
+        "compare the machine's host key and add it to ~/.ssh/known_hosts, or name launcher.known_hosts"
+    ),
     "Bad configuration": "fix ~/.ssh/config",
 }
 _OPTIONS = {
@@ -72,7 +77,9 @@ class SshLauncher(Launcher):
         return "+".join([self._place_of(self.settings.host), *self.settings.more_hosts])
 
     def submit(self, spec: LaunchSpec) -> None:
-        """Start the job there under a supervisor of its own; of a training that several machines share, one on each."""
+        """Start the job there under a supervisor of its own; of a training that several machines share, one
+        on each.
+        """
         hosts = self._hosts if spec.processes > 1 else self._hosts[:1]
         root = {} if self.settings.folder is None else {PROJECT_ROOT: "."}  # where the shell there has gone
         # The first machine is the last one: where it has the job, each has it.
@@ -108,28 +115,44 @@ class SshLauncher(Launcher):
         # Who lost another machine may end before that one has said why.
         working = [number for number, status in enumerate(found) if not status.is_over]
         found += self._each(working, lambda number: self._status(number, name, _CAUSE_SECONDS))
-        return min((status for status in found if status.state == "failed"), key=lambda status: status.failure in FOR_KILLED)
+        return min(
+            (status for status in found if status.state == "failed"),
+            key=lambda status: status.failure in FOR_KILLED,
+        )
 
     def logs(self, name: str, cursor: str) -> Logs:
-        """Return what a job wrote after a cursor; lines of other machines than the first one begin with its name."""
+        """Return what a job wrote after a cursor; lines of other machines than the first one begin with its
+        name.
+        """
         if len(self._hosts) == 1:
             return self._logs(0, name, cursor)
         cursors: dict[str, str] = json.loads(cursor or "{}")
         numbers = [0, *self._others(name)]
-        found = dict(zip(numbers, self._each(numbers, lambda number: self._logs(number, name, cursors.get(str(number), ""))), strict=True))
+        found = dict(
+            zip(
+                numbers,
+                self._each(numbers, lambda number: self._logs(number, name, cursors.get(str(number), ""))),
+                strict=True,
+            )
+        )
         stdout, stderr = (
-            "".join(_marked(getattr(one, stream), self._hosts[n] if n else "") for n, one in found.items()) for stream in _OUTPUT
+            "".join(_marked(getattr(one, stream), self._hosts[n] if n else "") for n, one in found.items())
+            for stream in _OUTPUT
         )
         read_on = json.dumps({str(number): one.cursor for number, one in found.items()})
         return Logs(read_on, stdout, stderr, found[0].messages, any(one.is_more for one in found.values()))
 
     def stop(self, name: str) -> None:
-        """End a job and every process of it, on all its machines at once: their processes write one checkpoint."""
+        """End a job and every process of it, on all its machines at once: their processes write one
+        checkpoint.
+        """
         self._each([0, *self._others(name)], lambda number: self._stop(number, name))
 
     def list(self) -> list[str]:
         """Return the names of the jobs of this user on the machines."""
-        return sorted({_HOST.sub("", name) for number in range(len(self._hosts)) for name in self._ask(number, "list")})
+        return sorted(
+            {_HOST.sub("", name) for number in range(len(self._hosts)) for name in self._ask(number, "list")}
+        )
 
     def has_room(self, processes: int) -> bool:
         """Return whether all processes of a training run on the one machine where planning does."""
@@ -144,11 +167,15 @@ class SshLauncher(Launcher):
         """Return the arguments of Python that start the processes of one of several machines."""
         first, *others = self._hosts
         names = [self.settings.rendezvous_address or first, *others]
-        torchrun = torchrun_of_hosts(names, number, spec.processes // len(names), self.settings.rendezvous_port)
+        torchrun = torchrun_of_hosts(
+            names, number, spec.processes // len(names), self.settings.rendezvous_port
+        )
         return [*torchrun, "-m", spec.module, *spec.job]
 
     def _others(self, name: str) -> range:
-        """Return the numbers of the machines that share a job with the first one; of all of them where that one does not know the job."""
+        """Return the numbers of the machines that share a job with the first one; of all of them where that
+        one does not know the job.
+        """
         if len(self._hosts) > 1 and name not in self._num_hosts:
             found = self._ask(0, "num_hosts", name=name)
             if found is None:
@@ -157,7 +184,9 @@ class SshLauncher(Launcher):
         return range(1, self._num_hosts.get(name, 1))
 
     def _each(self, numbers: Sequence[int], ask: Callable[[int], T]) -> Sequence[T]:
-        """Ask machines by their numbers, all at once, and return their answers; the first error is raised when each has been asked."""
+        """Ask machines by their numbers, all at once, and return their answers; the first error is raised
+        when each has been asked.
+        """
         if not numbers:
             return []
         with ThreadPoolExecutor(len(numbers)) as pool:
@@ -165,9 +194,13 @@ class SshLauncher(Launcher):
         return [each.result() for each in asked]
 
     def _status(self, number: int, name: str, wait_seconds: float = 0.0) -> Status:
-        """Return how far a job is on one machine; another one than the first that does not answer is taken to work."""
+        """Return how far a job is on one machine; another one than the first that does not answer is taken to
+        work.
+        """
         try:
-            return Status(**self._ask(number, "poll", wait_seconds, name=_name(name, number), wait_seconds=wait_seconds))
+            return Status(
+                **self._ask(number, "poll", wait_seconds, name=_name(name, number), wait_seconds=wait_seconds)
+            )
         except Unreachable:
             if number == 0:
                 raise
@@ -183,7 +216,13 @@ class SshLauncher(Launcher):
 
     def _stop(self, number: int, name: str) -> None:
         grace = self.settings.grace_seconds
-        self._ask(number, "stop", grace + PATIENCE_SECONDS + KILL_SECONDS, name=_name(name, number), grace_seconds=grace)
+        self._ask(
+            number,
+            "stop",
+            grace + PATIENCE_SECONDS + KILL_SECONDS,
+            name=_name(name, number),
+            grace_seconds=grace,
+        )
 
     def _ask(self, number: int, do: str, seconds: float = 0.0, **request: Any) -> Any:
         """Send a request to a machine and return the answer.
@@ -193,7 +232,8 @@ class SshLauncher(Launcher):
             seconds: that the other machine may take its time.
 
         Raises:
-            Unreachable: there is no connection, it was lost, or a question about a job that may run has no answer.
+            Unreachable: there is no connection, it was lost, or a question about a job that may run has no
+                answer.
             WorkloadError: `ssh` refused, or the machine refused to start a job.
         """
         said, place = json.dumps({"do": do, **request}), self._place_of(self._hosts[number])
@@ -211,23 +251,30 @@ class SshLauncher(Launcher):
         except subprocess.TimeoutExpired:
             raise Unreachable(f"ssh {place}: no answer within {seconds + _ANSWER_SECONDS:.0f} s") from None
         except FileNotFoundError:
-            raise WorkloadError("launcher.kind: ssh needs the program `ssh`, which is not installed here", "settings") from None
+            raise WorkloadError(
+                "launcher.kind: ssh needs the program `ssh`, which is not installed here", "settings"
+            ) from None
         if done.returncode == 0:
             try:
                 return json.loads(done.stdout.splitlines()[-1])["answer"]
             except (IndexError, KeyError, TypeError, ValueError):
                 raise Unreachable(f"ssh {place}: its answer to `{do}` cannot be read") from None
-        reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit code {done.returncode}").strip()
+        reason = next(
+            (line for line in reversed(done.stderr.splitlines()) if line.strip()),
+            f"exit code {done.returncode}",
+        ).strip()
         if done.returncode == _SSH_ERROR:
             for sign, what_to_do in _REFUSED.items():
                 if sign in done.stderr:
                     raise WorkloadError(f"ssh {place}: {reason.rstrip('.')}; {what_to_do}", "settings")
             raise Unreachable(f"ssh {place}: {reason}")
         line = (
-            f"ssh {place}: {self.settings.python} -m fullft_assets.launchers.machine failed ({reason}); set launcher.python and "
-            "launcher.folder to where fullft_assets is there"
+            f"ssh {place}: {self.settings.python} -m fullft_assets.launchers.machine failed ({reason}); set"
+            " launcher.python and launcher.folder to where fullft_assets is there"
         )
-        if do != "start":  # the machine may be short of memory, disk or processes for a moment, while the job runs on
+        if (
+            do != "start"
+        ):  # the machine may be short of memory, disk or processes for a moment, while the job runs on
             raise Unreachable(line)
         raise WorkloadError(line, "settings")
 
@@ -237,8 +284,14 @@ class SshLauncher(Launcher):
         if settings.key_file is not None:
             options["IdentitiesOnly"] = "yes"
         if settings.known_hosts is not None:
-            options["UserKnownHostsFile"] = f'"{Path(settings.known_hosts).expanduser()}"'  # else a space begins another file
-        command = ["ssh", "-T", *(part for name, value in options.items() for part in ("-o", f"{name}={value}"))]
+            options["UserKnownHostsFile"] = (
+                f'"{Path(settings.known_hosts).expanduser()}"'  # else a space begins another file
+            )
+        command = [
+            "ssh",
+            "-T",
+            *(part for name, value in options.items() for part in ("-o", f"{name}={value}")),
+        ]
         if settings.key_file is not None:
             command += ["-i", str(Path(settings.key_file).expanduser())]
         command += [] if settings.port is None else ["-p", str(settings.port)]
@@ -253,7 +306,9 @@ class SshLauncher(Launcher):
 
 
 def _name(name: str, number: int) -> str:
-    """Return the name of a job on one of several machines: processes are told by it, also where two of them are one."""
+    """Return the name of a job on one of several machines: processes are told by it, also where two of them
+    are one.
+    """
     return f"{name}-host{number}" if number else name
 
 

@@ -1,13 +1,14 @@
 """Runs one command and leaves none of its processes behind.
 
-`python -m fullft_assets.launchers.supervisor [--watch PID[,PID]] [--folder FOLDER] [--seconds SECONDS] [--shares-cores] --grace SECONDS -- COMMAND...`
+`python -m fullft_assets.launchers.supervisor [--watch PID[,PID]] [--folder FOLDER] [--seconds SECONDS]
+[--shares-cores] --grace SECONDS -- COMMAND...`
 
-The command is stopped when the supervisor gets SIGTERM or SIGINT, when a watched process dies, even
-by SIGKILL, and when its time is up. It then has the grace time to write its checkpoint. After it, or after the command's own
-end, every descendant is killed, those in sessions of their own (torchrun's ranks) included. When the
-supervisor itself is killed, the kernel kills the command. The exit code is the command's, 128 + N when
-signal N ended it. A folder gets the supervisor's pid, what it waits for and, at the end, the exit code and what the kernel knows of it, for processes
-that are not its parent.
+The command is stopped when the supervisor gets SIGTERM or SIGINT, when a watched process dies, even by
+SIGKILL, and when its time is up. It then has the grace time to write its checkpoint. After it, or after the
+command's own end, every descendant is killed, those in sessions of their own (torchrun's ranks) included.
+When the supervisor itself is killed, the kernel kills the command. The exit code is the command's, 128 + N
+when signal N ended it. A folder gets the supervisor's pid, what it waits for and, at the end, the exit code
+and what the kernel knows of it, for processes that are not its parent.
 """
 
 from __future__ import annotations
@@ -28,17 +29,25 @@ from pathlib import Path
 import psutil
 
 from fullft_assets.errors import WorkloadError
-from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, LAUNCH_ID, WorkloadFailure, adopt_orphans, die_with_parent
+from fullft_assets.jobs.launch import (
+    ERROR_FILE,
+    EXIT_FIXABLE,
+    LAUNCH_ID,
+    WorkloadFailure,
+    adopt_orphans,
+    die_with_parent,
+)
 from fullft_assets.jobs.leases import leased
 
 #: Time between two looks at the watched processes; the command's own end is noticed at once.
 POLL_SECONDS = 0.5
 #: How long killed processes may take to vanish; longer means an uninterruptible system call.
 KILL_SECONDS = 10.0
-#: Files of `--folder`: pid of the supervisor; what it waits for; and exit code of the command, with whether its time was up or memory
-#: ran out.
+#: Files of `--folder`: pid of the supervisor; what it waits for; and exit code of the command, with whether
+#: its time was up or memory ran out.
 PID, WAITING, EXIT = "pid", "waiting", "exit"
-#: Environment variable with a file that has the kernel's count of processes that were killed as memory ran out, for tests.
+#: Environment variable with a file that has the kernel's count of processes that were killed as memory ran
+#: out, for tests.
 OOM_COUNT = "FULLFT_OOM_COUNT"
 
 
@@ -46,11 +55,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line above and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m fullft_assets.launchers.supervisor", description=__doc__)
     parser.add_argument(
-        "--watch", default="", metavar="PID[,PID]", help="processes whose death stops the command; none: it outlives its parent"
+        "--watch",
+        default="",
+        metavar="PID[,PID]",
+        help="processes whose death stops the command; none: it outlives its parent",
     )
     parser.add_argument("--folder", type=Path, help="where pid and exit code are written")
     parser.add_argument("--seconds", type=float, help="the command is stopped after so long")
-    parser.add_argument("--shares-cores", action="store_true", help="it waits for no CPU cores, and holds none")
+    parser.add_argument(
+        "--shares-cores", action="store_true", help="it waits for no CPU cores, and holds none"
+    )
     parser.add_argument("--grace", type=float, default=30.0, metavar="SECONDS", help="time for a checkpoint")
     parser.add_argument("command", nargs="+", help="what to run, after --")
     chosen = parser.parse_args(arguments)
@@ -61,7 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.watch:
         die_with_parent(signal.SIGTERM)
     try:
-        # psutil's processes are distinguished by (pid, start time): a reused pid is not taken for the old process.
+        # psutil's processes are distinguished by (pid, start time): a reused pid is not taken for the old
+        # process.
         watched = [psutil.Process(int(pid)) for pid in chosen.watch.split(",") if pid]
     except psutil.NoSuchProcess:
         code = 128 + signal.SIGTERM
@@ -79,8 +94,12 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def num_killed_for_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> tuple[int, bool] | None:
-    """Return how many processes the kernel has killed as memory ran out, and whether none but this command's count; None if it does not say."""
+def num_killed_for_memory(
+    proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")
+) -> tuple[int, bool] | None:
+    """Return how many processes the kernel has killed as memory ran out, and whether none but this command's
+    count; None if it does not say.
+    """
     for path, is_own in _counts(proc, groups):
         with suppress(OSError):
             if (found := re.search(r"^oom_kill (\d+)$", path.read_text(), re.MULTILINE)) is not None:
@@ -102,7 +121,9 @@ def ran_out_of_memory(before: tuple[int, bool] | None, now: tuple[int, bool] | N
 
 
 def _counts(proc: Path, groups: Path) -> Iterator[tuple[Path, bool]]:
-    """Yield the files that may have the count, the closest first, with whether it is of this control group alone."""
+    """Yield the files that may have the count, the closest first, with whether it is of this control group
+    alone.
+    """
     if OOM_COUNT in os.environ:
         yield Path(os.environ[OOM_COUNT]), True
     with suppress(OSError):
@@ -152,8 +173,16 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._request_stop)
 
-    def run(self, command: list[str], watched: list[psutil.Process], folder: Path | None = None, *, shares_cores: bool = False) -> int:
-        """Run a command while the watched processes live, on GPUs and cores of its own, and return its exit code.
+    def run(
+        self,
+        command: list[str],
+        watched: list[psutil.Process],
+        folder: Path | None = None,
+        *,
+        shares_cores: bool = False,
+    ) -> int:
+        """Run a command while the watched processes live, on GPUs and cores of its own, and return its exit
+        code.
 
         Args:
             folder: where the line that says what it waits for is written.
@@ -178,10 +207,14 @@ class Supervisor:
     def _run(self, command: list[str], watched: list[psutil.Process], variables: Mapping[str, str]) -> int:
         # Not before the wait for GPUs and cores, in which others' processes may be killed.
         before = num_killed_for_memory()
-        self._command = subprocess.Popen(command, env={**os.environ, **variables}, start_new_session=True, preexec_fn=die_with_parent)
+        self._command = subprocess.Popen(
+            command, env={**os.environ, **variables}, start_new_session=True, preexec_fn=die_with_parent
+        )
         try:
             limit = time.monotonic() + self.max_seconds
-            self._wait(lambda: not self.stop_requested and all(map(is_alive, watched)) and time.monotonic() < limit)
+            self._wait(
+                lambda: not self.stop_requested and all(map(is_alive, watched)) and time.monotonic() < limit
+            )
             if self._command.returncode is None:
                 self.is_late = not self.stop_requested and time.monotonic() >= limit
                 self.has_stopped_it = True
@@ -194,7 +227,11 @@ class Supervisor:
         code = -signal.SIGKILL if self._command.returncode is None else self._command.returncode
         code = 128 - code if code < 0 else code
         is_killed = self._has_seen_kill or code == 128 + signal.SIGKILL
-        self.is_out_of_memory = code != 0 and not self.has_stopped_it and ran_out_of_memory(before, num_killed_for_memory(), is_killed)
+        self.is_out_of_memory = (
+            code != 0
+            and not self.has_stopped_it
+            and ran_out_of_memory(before, num_killed_for_memory(), is_killed)
+        )
         return code
 
     def _request_stop(self, *_) -> None:
@@ -231,13 +268,17 @@ class Supervisor:
                 return
             if pid == 0:
                 return
-            self._has_seen_kill = self._has_seen_kill or (not self._is_sweeping and os.waitstatus_to_exitcode(status) == -signal.SIGKILL)
+            self._has_seen_kill = self._has_seen_kill or (
+                not self._is_sweeping and os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+            )
             if pid == self._command.pid:
                 self._command.returncode = os.waitstatus_to_exitcode(status)
 
 
 def _num_processes(command: list[str]) -> int:
-    """Return how many processes a command starts on this machine: as many as it asks torchrun for, else one."""
+    """Return how many processes a command starts on this machine: as many as it asks torchrun for,
+    else one.
+    """
     after = command[command.index("--nproc_per_node") + 1 :] if "--nproc_per_node" in command else ["1"]
     return int(after[0])
 
@@ -253,7 +294,8 @@ def kill_until_gone(find: Callable[[], list[psutil.Process]]) -> None:
 
 
 def launched_processes(launch_id: str | None, variable: str = LAUNCH_ID) -> list[psutil.Process]:
-    """Return the live processes, other than this one, that carry an id, of a launch or of a run, in this variable of their environment.
+    """Return the live processes, other than this one, that carry an id, of a launch or of a run, in this
+    variable of their environment.
 
     Finds what the process tree no longer shows: a process whose parents are dead, in a session of its own.
     """
@@ -262,7 +304,11 @@ def launched_processes(launch_id: str | None, variable: str = LAUNCH_ID) -> list
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.pid != os.getpid() and process.environ().get(variable) == launch_id and is_alive(process):
+            if (
+                process.pid != os.getpid()
+                and process.environ().get(variable) == launch_id
+                and is_alive(process)
+            ):
                 found.append(process)
     return found
 

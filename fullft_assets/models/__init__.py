@@ -1,1 +1,3 @@
-"""Models at work: loading, inference, embeddings, token losses. Imports torch: only launched processes import it."""
+"""Models at work: loading, inference, embeddings, token losses. Imports torch: only launched processes import
+it.
+"""

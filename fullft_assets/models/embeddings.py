@@ -1,4 +1,6 @@
-"""Embeddings of added tokens: with `chunks.added_tokens` the tokenizer has words that the base model does not know."""
+"""Embeddings of added tokens: with `chunks.added_tokens` the tokenizer has words that the base model does not
+know.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,12 @@ from fullft_assets.errors import SettingsError
 
 
 def initialise_added(model: PreTrainedModel, base_model: ModelFolder, added_tokens: Sequence[str]) -> None:
-    """Set the embedding of each added token to the mean of the embeddings of its former pieces; nothing else changes.
+    """Set the embedding of each added token to the mean of the embeddings of its former pieces; nothing else
+    changes.
 
-    Input and, if there are any, output embeddings [vocabulary, hidden] grow if the vocabulary has no room left. Random
-    embeddings would be far from all others, and ruin a language model's predictions (Hewitt, 2021).
+    Input and, if there are any, output embeddings [vocabulary, hidden] grow if the vocabulary has no room
+    left. Random embeddings would be far from all others, and ruin a language model's predictions (Hewitt,
+    2021).
 
     Args:
         model: just loaded from `base_model`; changed in place.
@@ -32,11 +36,13 @@ def initialise_added(model: PreTrainedModel, base_model: ModelFolder, added_toke
     known = input_embeddings(model).weight.shape[0]
     if (largest := max(piece for pieces in former.values() for piece in pieces)) >= known:
         raise SettingsError(
-            f"base_model: its tokenizer has token {largest:,}, its weights have {known:,} tokens; use a folder where both belong together"
+            f"base_model: its tokenizer has token {largest:,}, its weights have {known:,} tokens; use a"
+            " folder where both belong together"
         )
     size = max(former) + 1
     if size > known:
-        # `mean_resizing` would draw the new rows from the covariance of the old ones, for minutes in a large model.
+        # `mean_resizing` would draw the new rows from the covariance of the old ones, for minutes in a large
+        # model.
         model.resize_token_embeddings(size, mean_resizing=False)
     with torch.no_grad():
         for table in _tables(model):
@@ -52,7 +58,9 @@ def input_embeddings(model: PreTrainedModel) -> nn.Embedding:
 
 
 def _tables(model: PreTrainedModel) -> list[torch.Tensor]:
-    """Return the tensors with a row for each token: embeddings, and the head of a language model with its bias; tied ones once."""
+    """Return the tensors with a row for each token: embeddings, and the head of a language model with its
+    bias; tied ones once.
+    """
     head = model.get_output_embeddings()
     found = [input_embeddings(model).weight, getattr(head, "weight", None), getattr(head, "bias", None)]
     return list({id(table): table for table in found if table is not None}.values())

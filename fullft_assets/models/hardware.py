@@ -1,4 +1,6 @@
-"""The hardware of this machine: its GPUs, their peak rates, the memory that a process took. Importing it loads no torch."""
+"""The hardware of this machine: its GPUs, their peak rates, the memory that a process took. Importing it
+loads no torch.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,9 @@ from typing import Any
 
 from fullft_assets.jobs.gpus import NUM_GPUS
 
-#: Dense peak of one card in FLOP/s by part of its name: (bf16 or fp16, fp32 without TF32). From the makers' data sheets, which give TF32
-#: half of the first on every card that has it. The first match counts, so narrower names come first.
+#: Dense peak of one card in FLOP/s by part of its name: (bf16 or fp16, fp32 without TF32). From the makers'
+#: data sheets, which give TF32 half of the first on every card that has it. The first match counts, so
+#: narrower names come first.
 _PEAKS = (
     ("B200", 2250e12, 75e12),
     ("GH200", 989e12, 67e12),
@@ -61,13 +64,20 @@ def local_hardware() -> dict[str, Any]:
     """Return the number of processors and the names of the GPUs of this machine."""
     gpus: list[str] = []
     if shutil.which("nvidia-smi"):
-        names = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=False)
+        names = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         gpus = names.stdout.split("\n")[:-1] if names.returncode == 0 else []
     return {"cpus": os.cpu_count(), "gpus": gpus}
 
 
 def num_gpus() -> int:
-    """Return how many GPUs of this machine the runs have, of which this process may see a part (see `jobs.gpus`)."""
+    """Return how many GPUs of this machine the runs have, of which this process may see a part (see
+    `jobs.gpus`).
+    """
     import torch
 
     return int(os.environ.get(NUM_GPUS) or torch.cuda.device_count())
@@ -93,18 +103,26 @@ def peak_memory_bytes() -> int:
 def memory_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Return how many bytes of the host's memory this process and its like may take together.
 
-    It is what other processes leave of the machine's memory, and of the limit of the process's control group, which a container has (v2:
-    memory.max, v1: memory.limit_in_bytes). Files that the kernel keeps in memory give way, so they do not count.
+    It is what other processes leave of the machine's memory, and of the limit of the process's control group,
+    which a container has (v2: memory.max, v1: memory.limit_in_bytes). Files that the kernel keeps in memory
+    give way, so they do not count.
     """
     import psutil
 
     own = psutil.Process().memory_info().rss
     free = psutil.virtual_memory().available + own
-    for limit_name, used_name in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+    for limit_name, used_name in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
         limit, used = (_number(cgroup / name) for name in (limit_name, used_name))
         if limit is None:
             continue
-        others = 0 if used is None else max(0, used - _file_pages((cgroup / limit_name).parent / "memory.stat") - own)
+        others = (
+            0
+            if used is None
+            else max(0, used - _file_pages((cgroup / limit_name).parent / "memory.stat") - own)
+        )
         free = min(free, limit - others)
     return max(0, free)
 
@@ -128,10 +146,12 @@ def _file_pages(statistics: Path) -> int:
 
 
 def give_freed_memory_back() -> None:
-    """Have glibc give each freed block of a megabyte or more back to the system, for the rest of this process.
+    """Have glibc give each freed block of a megabyte or more back to the system, for the rest of this
+    process.
 
-    By default it keeps blocks of up to 32 MiB in pieces that later ones do not always fit into. With it a training whose gradients and activations
-    come and go took up to 30% less memory, and up to 40% more time, as the system fills each new block with zeros.
+    By default it keeps blocks of up to 32 MiB in pieces that later ones do not always fit into. With it a
+    training whose gradients and activations come and go took up to 30% less memory, and up to 40% more time,
+    as the system fills each new block with zeros.
     """
     # Not every C library has it.
     if (set_option := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
@@ -139,7 +159,9 @@ def give_freed_memory_back() -> None:
 
 
 def free_memory() -> None:
-    """Return unused memory to the system: torch and the C library keep it, in pieces that the next allocation may not fit into."""
+    """Return unused memory to the system: torch and the C library keep it, in pieces that the next allocation
+    may not fit into.
+    """
     import torch
 
     gc.collect()

@@ -1,4 +1,6 @@
-"""The output layer of a classifier or tagger: what it reads of the model below, and weights that were fitted on that."""
+"""The output layer of a classifier or tagger: what it reads of the model below, and weights that were fitted
+on that.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def output_layer(model: PreTrainedModel) -> nn.Linear:
     found = [
         module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and f"{name}.".startswith(head) and module.out_features == model.config.num_labels
+        if isinstance(module, nn.Linear)
+        and f"{name}.".startswith(head)
+        and module.out_features == model.config.num_labels
     ]
     assert found, f"{type(model).__name__} has a linear layer for its labels"
     return found[-1]
@@ -60,12 +64,16 @@ def set_weights(model: PreTrainedModel, weights: HeadWeights) -> None:
 def read_by_head(
     model: PreTrainedModel, windows: Windows, listener: Listener | None
 ) -> Iterator[tuple[list[tuple[int, int]], torch.Tensor, torch.Tensor]]:
-    """Yield (document, window) of each window of a pass, what the output layer reads, and the attention mask [windows, tokens].
+    """Yield (document, window) of each window of a pass, what the output layer reads, and the attention mask
+    [windows, tokens].
 
-    It reads [windows, features] in a classifier, and [windows, tokens, features] in a tagger and in the classifier of a decoder.
+    It reads [windows, features] in a classifier, and [windows, tokens, features] in a tagger and in the
+    classifier of a decoder.
     """
     inputs_of_layer: list[torch.Tensor] = []
-    hook = output_layer(model).register_forward_pre_hook(lambda layer, inputs: inputs_of_layer.append(inputs[0].float()))
+    hook = output_layer(model).register_forward_pre_hook(
+        lambda layer, inputs: inputs_of_layer.append(inputs[0].float())
+    )
     try:
         for items, inputs, _ in forward_batches(model, windows, listener):
             yield items, inputs_of_layer.pop(), inputs["attention_mask"]
@@ -73,8 +81,12 @@ def read_by_head(
         hook.remove()
 
 
-def features_of_documents(model: PreTrainedModel, windows: Windows, listener: Listener | None = None) -> np.ndarray:
-    """Return what a classifier's output layer reads of each document [documents, features]: the mean over its windows."""
+def features_of_documents(
+    model: PreTrainedModel, windows: Windows, listener: Listener | None = None
+) -> np.ndarray:
+    """Return what a classifier's output layer reads of each document [documents, features]: the mean over its
+    windows.
+    """
     features = np.zeros((len(windows), output_layer(model).in_features), np.float32)
     for items, states, mask in read_by_head(model, windows, listener):
         if states.dim() == 3:  # a decoder's classifier: the last token decides

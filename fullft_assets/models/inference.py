@@ -50,7 +50,9 @@ _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn
 
 @dataclass(frozen=True)
 class DocumentOutputs:
-    """The outputs for documents: `probabilities` [rows, labels] and mean-pooled last hidden states `embeddings` [rows, hidden], float32."""
+    """The outputs for documents: `probabilities` [rows, labels] and mean-pooled last hidden states
+    `embeddings` [rows, hidden], float32.
+    """
 
     probabilities: np.ndarray
     embeddings: np.ndarray
@@ -62,7 +64,9 @@ def device() -> torch.device:
 
 
 def claim_device() -> None:
-    """Select a GPU of its own for each process of a machine. Trainer does so, too, but after models are loaded to the first one."""
+    """Select a GPU of its own for each process of a machine. Trainer does so, too, but after models are
+    loaded to the first one.
+    """
     if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
@@ -76,15 +80,25 @@ def move(model: nn.Module, to: torch.device | None = None) -> None:
 
 
 def move_unless_sharded(model: PreTrainedModel) -> None:
-    """Move a model to the accelerator; a sharded one is where it belongs already, part of it perhaps in the host's memory."""
+    """Move a model to the accelerator; a sharded one is where it belongs already, part of it perhaps in the
+    host's memory.
+    """
     if not _is_sharded(model):
         move(model)
 
 
 def load_classifier(folder: ModelFolder, *, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    """Load a sequence classifier: one whose head reads pooled hidden states (`pooled`), or the architecture's own."""
+    """Load a sequence classifier: one whose head reads pooled hidden states (`pooled`), or the architecture's
+    own.
+    """
     if not pooled.is_saved_in(folder):
-        return _load_with_head(AutoModelForSequenceClassification, folder, "labels in transformers, nor in its own code", dtype, options)
+        return _load_with_head(
+            AutoModelForSequenceClassification,
+            folder,
+            "labels in transformers, nor in its own code",
+            dtype,
+            options,
+        )
     loaded = loading.load(pooled.pooled_class(loading.read_config(folder)), folder, dtype=dtype, **options)
     # With `output_loading_info` it is a pair.
     pooled.load_head(loaded[0] if isinstance(loaded, tuple) else loaded, folder)
@@ -92,14 +106,22 @@ def load_classifier(folder: ModelFolder, *, dtype: torch.dtype = torch.float32, 
 
 
 def load_new_classifier(folder: ModelFolder, *, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    """Load a base model with a new head for labels, which reads the hidden states pooled as the model pools them."""
+    """Load a base model with a new head for labels, which reads the hidden states pooled as the model pools
+    them.
+    """
     config = loading.read_config(folder)
     pooling = pooled.pooling_of(folder, config)
     if pooling is not None:
         options["pooling"] = pooling
         if not pooled.pools_itself(config):
             return loading.load(pooled.pooled_class(config), folder, dtype=dtype, **options)
-    return _load_with_head(AutoModelForSequenceClassification, folder, "labels in transformers, nor in its own code", dtype, options)
+    return _load_with_head(
+        AutoModelForSequenceClassification,
+        folder,
+        "labels in transformers, nor in its own code",
+        dtype,
+        options,
+    )
 
 
 def load_tagger(folder: ModelFolder, *, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
@@ -108,10 +130,14 @@ def load_tagger(folder: ModelFolder, *, dtype: torch.dtype = torch.float32, **op
     return _load_with_head(AutoModelForTokenClassification, folder, missing, dtype, options)
 
 
-def _load_with_head(kind: type, folder: ModelFolder, missing: str, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+def _load_with_head(
+    kind: type, folder: ModelFolder, missing: str, dtype: torch.dtype, options: dict[str, Any]
+) -> Any:
     config = loading.read_config(folder)
     if not loading.has_kind(config, kind):
-        raise SettingsError(f"base_model: {folder} (model_type {config.model_type}) has no head for {missing}")
+        raise SettingsError(
+            f"base_model: {folder} (model_type {config.model_type}) has no head for {missing}"
+        )
     return loading.load(kind, folder, dtype=dtype, **options)
 
 
@@ -128,8 +154,8 @@ def load_for_training(
 ) -> PreTrainedModel:
     """Load a pretrained model with a new head for these labels and embeddings for added tokens, on the CPU.
 
-    A head in the folder is not used, even if it has as many labels: its outputs may stand for other labels. The model's attribute
-    `left_out_head` describes it, and is empty where there was none.
+    A head in the folder is not used, even if it has as many labels: its outputs may stand for other labels.
+    The model's attribute `left_out_head` describes it, and is empty where there was none.
 
     Args:
         keeps_head: the folder's head is for these labels.
@@ -141,7 +167,8 @@ def load_for_training(
     # A base model that was fine-tuned before may have another problem type.
     options = _dropout(config, attention_dropout) | {"problem_type": None, **changes}
     if config.pad_token_id is None:
-        # A decoder's classifier looks for the last token that is not padding, and refuses batches without a padding token.
+        # A decoder's classifier looks for the last token that is not padding, and refuses batches without a
+        # padding token.
         options["pad_token_id"] = _end_token(config)
     model, found = load(
         folder,
@@ -156,11 +183,16 @@ def load_for_training(
     head = () if keeps_head or model.base_model is model else layers.head_prefixes(model)
     misfits = sorted(name for name, *_ in found["mismatched_keys"] if not name.startswith(head))
     if misfits:
-        raise SettingsError(f"base_model: {folder}: {misfits[0]} does not have the shape of its config.json; copy the model again")
+        raise SettingsError(
+            f"base_model: {folder}: {misfits[0]} does not have the shape of its config.json; copy the model"
+            " again"
+        )
     brought = {name for name in model.state_dict() if name.startswith(head)} - set(found["missing_keys"])
     if brought:
         _draw_anew(model, head)
-    other = any(name.startswith(_HEADS) for name in found.get("unexpected_keys", ())) or (not keeps_head and pooled.is_saved_in(folder))
+    other = any(name.startswith(_HEADS) for name in found.get("unexpected_keys", ())) or (
+        not keeps_head and pooled.is_saved_in(folder)
+    )
     model.left_out_head = f"of {config.num_labels} labels" if brought or other else ""
     initialise_added(model, folder, added_tokens)
     return model
@@ -176,12 +208,17 @@ def _draw_anew(model: PreTrainedModel, head: tuple[str, ...]) -> None:
 
 
 def load_causal(
-    folder: ModelFolder, added_tokens: Sequence[str] = (), *, attention_dropout: float | None = None, dtype: torch.dtype = torch.float32
+    folder: ModelFolder,
+    added_tokens: Sequence[str] = (),
+    *,
+    attention_dropout: float | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
     """Load a causal language model with embeddings for added tokens, on the CPU.
 
     Args:
-        folder: a transformers folder with safetensors: a base model, or a fine-tuned one, which has its added tokens already.
+        folder: a transformers folder with safetensors: a base model, or a fine-tuned one, which has its added
+            tokens already.
 
     Raises:
         SettingsError: there is no language model in it.
@@ -189,19 +226,33 @@ def load_causal(
     config = loading.read_config(folder)
     problem = f"base_model: {folder} is no causal language model"
     if not loading.has_kind(config, AutoModelForCausalLM):
-        raise SettingsError(f"{problem} (model_type {config.model_type}); give one that predicts the next token, such as Llama or Qwen")
-    model, found = loading.load(AutoModelForCausalLM, folder, dtype=dtype, output_loading_info=True, **_dropout(config, attention_dropout))
+        raise SettingsError(
+            f"{problem} (model_type {config.model_type}); give one that predicts the next token, such as"
+            " Llama or Qwen"
+        )
+    model, found = loading.load(
+        AutoModelForCausalLM,
+        folder,
+        dtype=dtype,
+        output_loading_info=True,
+        **_dropout(config, attention_dropout),
+    )
     if found["missing_keys"]:
         # The missing weights would be random.
         raise SettingsError(
-            f"{problem}: its weights lack {sorted(found['missing_keys'])[0]}; give one whose safetensors have its output head"
+            f"{problem}: its weights lack {sorted(found['missing_keys'])[0]}; give one whose safetensors have"
+            " its output head"
         )
     initialise_added(model, folder, added_tokens)
     return model
 
 
 def _dropout(config: PretrainedConfig, attention_dropout: float | None) -> dict[str, object]:
-    return {name: attention_dropout for name in _ATTENTION_DROPOUT if attention_dropout is not None and hasattr(config, name)}
+    return {
+        name: attention_dropout
+        for name in _ATTENTION_DROPOUT
+        if attention_dropout is not None and hasattr(config, name)
+    }
 
 
 def _end_token(config: PretrainedConfig) -> int:
@@ -210,11 +261,14 @@ def _end_token(config: PretrainedConfig) -> int:
     return (end[0] if isinstance(end, list) else end) or 0
 
 
-def predict(model_folder: ModelFolder, windows: Sequence[Sequence[Sequence[int]]], *, progress: Listener | None = None) -> DocumentOutputs:
+def predict(
+    model_folder: ModelFolder, windows: Sequence[Sequence[Sequence[int]]], *, progress: Listener | None = None
+) -> DocumentOutputs:
     """Classify documents with a fine-tuned model, each pooled over its windows.
 
-    One label a row: the mean of the windows' logits, then a softmax. Several: the mean of the windows' probabilities of each
-    label. A label of a single window still counts then, which a mean of logits would hide.
+    One label a row: the mean of the windows' logits, then a softmax. Several: the mean of the windows'
+    probabilities of each label. A label of a single window still counts then, which a mean of logits would
+    hide.
     """
     return predict_with(load_classifier(model_folder), windows, progress=progress)
 
@@ -258,7 +312,9 @@ def embed(
     return embed_with(model, windows, progress=progress)
 
 
-def embed_with(model: PreTrainedModel, windows: Sequence[Sequence[Sequence[int]]], *, progress: Listener | None = None) -> np.ndarray:
+def embed_with(
+    model: PreTrainedModel, windows: Sequence[Sequence[Sequence[int]]], *, progress: Listener | None = None
+) -> np.ndarray:
     """Like `embed`, with a model that is loaded already; its mode is restored."""
     embeddings = np.zeros((len(windows), model.config.hidden_size), np.float32)
     for rows, _, vectors in _forward(model, windows, progress):
@@ -277,16 +333,23 @@ def collate(windows: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Te
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _forward(model: PreTrainedModel, windows: Sequence[Sequence[Sequence[int]]], progress: Listener | None) -> Iterator:
+def _forward(
+    model: PreTrainedModel, windows: Sequence[Sequence[Sequence[int]]], progress: Listener | None
+) -> Iterator:
     for items, inputs, output in forward_batches(model, windows, progress, output_hidden_states=True):
         vectors = pooled.pool(output.hidden_states[-1].float(), inputs["attention_mask"], "mean")
         yield np.array([row for row, _ in items]), output, vectors.cpu().numpy()
 
 
 def forward_batches(
-    model: PreTrainedModel, windows: Sequence[Sequence[Sequence[int]]], progress: Listener | None, **options: object
+    model: PreTrainedModel,
+    windows: Sequence[Sequence[Sequence[int]]],
+    progress: Listener | None,
+    **options: object,
 ) -> Iterator[tuple[list[tuple[int, int]], dict[str, torch.Tensor], Any]]:
-    """Yield (document, window) of each window of a pass, its inputs, padded, and the model's output; the mode is restored."""
+    """Yield (document, window) of each window of a pass, its inputs, padded, and the model's output; the mode
+    is restored.
+    """
     was_training = model.training
     model.eval()
     move_unless_sharded(model)
@@ -297,7 +360,10 @@ def forward_batches(
 
     def forward(start: int, end: int) -> tuple[list[tuple[int, int]], dict[str, torch.Tensor], Any]:
         items = flat[start:end]
-        inputs = {name: value.to(device()) for name, value in collate([windows[i][n] for i, n in items], pad_id).items()}
+        inputs = {
+            name: value.to(device())
+            for name, value in collate([windows[i][n] for i, n in items], pad_id).items()
+        }
         return items, inputs, model(**inputs, **options)
 
     with torch.no_grad(), precision.autocast(precision.of_scores(model)):
@@ -308,12 +374,16 @@ def forward_batches(
 def in_batches(
     lengths: Sequence[int], forward: Callable[[int, int], _Found], model: nn.Module, progress: Listener | None
 ) -> Iterator[_Found]:
-    """Yield the result of each batch of windows that are scored; if memory runs out, batches are halved, down to a single window.
+    """Yield the result of each batch of windows that are scored; if memory runs out, batches are halved, down
+    to a single window.
 
     Args:
-        forward: makes the forward pass of the windows from the first index up to, not including, the second one.
-        model: that is scored. Batches of a sharded one are not halved: its processes wait for each other within a pass.
-        progress: reports how many windows are done; asked whether to stop after each batch of the size before any halving.
+        forward: makes the forward pass of the windows from the first index up to, not including, the second
+            one.
+        model: that is scored. Batches of a sharded one are not halved: its processes wait for each other
+            within a pass.
+        progress: reports how many windows are done; asked whether to stop after each batch of the size before
+            any halving.
 
     Raises:
         OutOfMemory: a single window does not fit.
@@ -356,7 +426,9 @@ def in_batches(
 
 @contextmanager
 def scoring() -> Iterator[None]:
-    """Report an out-of-memory error as one of scoring; training would otherwise halve its own passes, which does not help."""
+    """Report an out-of-memory error as one of scoring; training would otherwise halve its own passes, which
+    does not help.
+    """
     try:
         yield
     except Exception as error:
@@ -367,8 +439,8 @@ def scoring() -> Iterator[None]:
 
 def _scoring_ran_out(where: str) -> OutOfMemory:
     return OutOfMemory(
-        f"memory ran out while scoring ({where}), not while training; lower chunks.max_tokens, go down the memory ladder "
-        "(training.optimizer, training.weights) or use a machine with more memory"
+        f"memory ran out while scoring ({where}), not while training; lower chunks.max_tokens, go down the"
+        " memory ladder (training.optimizer, training.weights) or use a machine with more memory"
     )
 
 

@@ -1,9 +1,9 @@
 """Isolation: whether a model keeps documents that share a packed row apart.
 
-In a packed row only the position ids show where a document begins. Most architectures then keep the documents apart;
-recurrent ones and some attention kernels do not, and nothing in the loss would show it. So each model is tested before
-it is trained: while the neighbours of a document change, its logits and its gradients must not, and they must be the same
-as those of the document alone in a row.
+In a packed row only the position ids show where a document begins. Most architectures then keep the documents
+apart; recurrent ones and some attention kernels do not, and nothing in the loss would show it. So each model
+is tested before it is trained: while the neighbours of a document change, its logits and its gradients must
+not, and they must be the same as those of the document alone in a row.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from fullft_assets.models import precision as precisions
 from fullft_assets.models.embeddings import input_embeddings
 from fullft_assets.models.precision import Precision
 
-#: Maximum change of a document's logits or gradients as its neighbours change, relative to the largest one. Sums are taken in the
-#: same order both times, except by mixtures of experts (1e-8 in fp32). The weakest leak seen, of a convolution with random
-#: weights, is 8e-5. Kernels for half precision only are tested in it.
+#: Maximum change of a document's logits or gradients as its neighbours change, relative to the largest one.
+#: Sums are taken in the same order both times, except by mixtures of experts (1e-8 in fp32). The weakest leak
+#: seen, of a convolution with random weights, is 8e-5. Kernels for half precision only are tested in it.
 _ALLOWED_CHANGE: dict[Precision, float] = {"fp32": 1e-5, "bf16": 1e-3}
 #: Maximum difference from the document alone, whose sums are taken in another order, on GPUs in TF32.
 _ALLOWED_DIFFERENCE: dict[Precision, float] = {"fp32": 5e-3, "bf16": 5e-2}
@@ -40,7 +40,8 @@ class Isolation:
 
     Attributes:
         is_isolated: whether rows may be packed.
-        logit_change: largest change of a document's logits as its neighbours change, relative to its largest logit.
+        logit_change: largest change of a document's logits as its neighbours change, relative to its largest
+            logit.
         gradient_change: the same of the gradients of its loss.
         difference_from_alone: the same between the document in a packed row and alone.
         reason: why rows may be packed or not, one line.
@@ -61,9 +62,17 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
     """
     name = model.config.model_type
     if "position_ids" not in inspect.signature(model.forward).parameters:
-        return Isolation(False, None, None, None, f"{name} takes no position ids: it does not know where a document begins")
+        return Isolation(
+            False, None, None, None, f"{name} takes no position ids: it does not know where a document begins"
+        )
     if loading.is_outline(model):
-        return Isolation(True, None, None, None, f"assumed that {name} keeps documents apart: it has no weights to test it with")
+        return Isolation(
+            True,
+            None,
+            None,
+            None,
+            f"assumed that {name} keeps documents apart: it has no weights to test it with",
+        )
     size = min(_DOCUMENT_TOKENS, capacity // 3)
     vocabulary = input_embeddings(model).num_embeddings
     generator = torch.Generator().manual_seed(seed)
@@ -76,7 +85,9 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
         return [[document(), watched, document()], [document(), document(), document()]]
 
     watched = document()
-    precision: Precision = "bf16" if needs_flat_rows(model) or next(model.parameters()).dtype == torch.bfloat16 else "fp32"
+    precision: Precision = (
+        "bf16" if needs_flat_rows(model) or next(model.parameters()).dtype == torch.bfloat16 else "fp32"
+    )
     is_training = model.training
     model.eval()
     try:
@@ -88,31 +99,54 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
     logits, gradients = _change(first[:1], second[:1]), _change(first[1:], second[1:])
     from_alone = max(_change(first[:1], alone[:1]), _change(first[1:], alone[1:]))
     # Written so that a NaN fails.
-    is_isolated = max(logits, gradients) <= _ALLOWED_CHANGE[precision] and from_alone <= _ALLOWED_DIFFERENCE[precision]
+    is_isolated = (
+        max(logits, gradients) <= _ALLOWED_CHANGE[precision] and from_alone <= _ALLOWED_DIFFERENCE[precision]
+    )
     moved = f"logits by {logits:.1e}, gradients by {gradients:.1e}; from alone by {from_alone:.1e}"
     verb = "do not move" if is_isolated else "move"
-    return Isolation(is_isolated, logits, gradients, from_alone, f"documents that share a row of {name} {verb} one another ({moved})")
+    return Isolation(
+        is_isolated,
+        logits,
+        gradients,
+        from_alone,
+        f"documents that share a row of {name} {verb} one another ({moved})",
+    )
 
 
 def needs_flat_rows(model: PreTrainedModel) -> bool:
-    """Return whether the attention kernel separates documents in a batch of a single row only, so that rows have to be joined."""
+    """Return whether the attention kernel separates documents in a batch of a single row only, so that rows
+    have to be joined.
+    """
     return "flash" in str(model.config._attn_implementation)
 
 
-def _outputs(model: PreTrainedModel, rows: Sequence[Sequence[torch.Tensor]], start: int) -> list[torch.Tensor]:
-    """Return the logits of the document at token `start` of the first row, and the gradients of its loss with respect to the trained weights."""
+def _outputs(
+    model: PreTrainedModel, rows: Sequence[Sequence[torch.Tensor]], start: int
+) -> list[torch.Tensor]:
+    """Return the logits of the document at token `start` of the first row, and the gradients of its loss with
+    respect to the trained weights.
+    """
     ids = torch.stack([torch.cat(list(row)) for row in rows]).to(model.device)
-    positions = torch.stack([torch.cat([torch.arange(len(document)) for document in row]) for row in rows]).to(model.device)
+    positions = torch.stack(
+        [torch.cat([torch.arange(len(document)) for document in row]) for row in rows]
+    ).to(model.device)
     if needs_flat_rows(model):
         ids, positions = ids.reshape(1, -1), positions.reshape(1, -1)
     size = len(rows[0][0])
-    logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, start : start + size].float()
+    logits = (
+        model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, start : start + size].float()
+    )
     loss = functional.cross_entropy(logits[:-1], ids[0, start + 1 : start + size])
-    return [logits.detach(), *_gradients(loss, [weight for weight in model.parameters() if weight.requires_grad])]
+    return [
+        logits.detach(),
+        *_gradients(loss, [weight for weight in model.parameters() if weight.requires_grad]),
+    ]
 
 
 def _gradients(loss: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return evenly spread elements of each weight's gradient, at most `_COMPARED_ELEMENTS`: all at once would take as much memory as the weights."""
+    """Return evenly spread elements of each weight's gradient, at most `_COMPARED_ELEMENTS`: all at once
+    would take as much memory as the weights.
+    """
     kept = [weight.grad for weight in weights]
     # An expert that no token chose has no gradient.
     found = [weight.new_zeros(()) for weight in weights]
@@ -124,7 +158,10 @@ def _gradients(loss: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torc
 
     for weight in weights:
         weight.grad = None
-    hooks = [weight.register_post_accumulate_grad_hook(partial(take, number)) for number, weight in enumerate(weights)]
+    hooks = [
+        weight.register_post_accumulate_grad_hook(partial(take, number))
+        for number, weight in enumerate(weights)
+    ]
     try:
         loss.backward()
     finally:

@@ -1,4 +1,6 @@
-"""Which weights of a model are trained, and how fast: parameters by depth, freezing, layer-wise rates, pulls to the pretrained weights."""
+"""Which weights of a model are trained, and how fast: parameters by depth, freezing, layer-wise rates, pulls
+to the pretrained weights.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def num_layers(names: Iterable[str]) -> int:
 
 
 def depth(name: str, layers: int) -> int:
-    """Return the depth of a parameter: 0 = embeddings, 1 to `layers` = that layer, `layers` + 1 = all above (norm, pooler, head)."""
+    """Return the depth of a parameter: 0 = embeddings, 1 to `layers` = that layer, `layers` + 1 = all above
+    (norm, pooler, head).
+    """
     found = _LAYER.search(name)
     if found is not None:
         return 1 + int(found.group(1))
@@ -35,7 +39,10 @@ def freeze(model: PreTrainedModel, settings: TrainingSettings) -> None:
     """Freeze the weights that the settings name."""
     layers = num_layers(name for name, _ in model.named_parameters())
     if settings.freeze_layers > layers:
-        raise SettingsError(f"training.freeze_layers: {settings.freeze_layers} is more than the {layers} layers of the base model")
+        raise SettingsError(
+            f"training.freeze_layers: {settings.freeze_layers} is more than the {layers} layers of the base"
+            " model"
+        )
     frozen_below = settings.freeze_layers or (0 if settings.freeze == "embeddings" else -1)
     for name, parameter in model.named_parameters():
         if depth(name, layers) <= frozen_below:
@@ -45,7 +52,8 @@ def freeze(model: PreTrainedModel, settings: TrainingSettings) -> None:
 def compile_below_head(model: PreTrainedModel) -> None:
     """Compile a model below its head in place, for inputs of any length; the names of its weights stay.
 
-    The head is not compiled: the loss of language models replaces it in every pass, which would compile it again each time.
+    The head is not compiled: the loss of language models replaces it in every pass, which would compile it
+    again each time.
     """
     model.base_model.compile(dynamic=True)
 
@@ -53,7 +61,8 @@ def compile_below_head(model: PreTrainedModel) -> None:
 def groups(model: nn.Module, decayed: Iterable[str], settings: TrainingSettings) -> list[dict]:
     """Return the optimizer's parameter groups, each with `lr` for its depth and its weight decay.
 
-    The rate of a group is `learning_rate` times `layer_decay` to the number of layers between it and the head.
+    The rate of a group is `learning_rate` times `layer_decay` to the number of layers between it and the
+    head.
 
     Args:
         decayed: names of the parameters that weight decay applies to.
@@ -66,14 +75,17 @@ def groups(model: nn.Module, decayed: Iterable[str], settings: TrainingSettings)
         rate = settings.learning_rate * settings.layer_decay ** (layers + 1 - depth(name, layers))
         found.setdefault((rate, settings.weight_decay if name in decayed else 0.0), []).append(parameter)
     # Sorted by rate and decay, so that a model with one rate always has the same two groups.
-    return [{"params": found[key], "lr": key[0], "weight_decay": key[1]} for key in sorted(found, reverse=True)]
+    return [
+        {"params": found[key], "lr": key[0], "weight_decay": key[1]} for key in sorted(found, reverse=True)
+    ]
 
 
 class Unfreezing:
-    """Gradual unfreezing (Howard & Ruder 2018, arXiv:1801.06146): the top is trained first, and one more layer after each share of the steps.
+    """Gradual unfreezing (Howard & Ruder 2018, arXiv:1801.06146): the top is trained first, and one more
+    layer after each share of the steps.
 
-    The trained weights depend on the number of the step alone. A weight that is not trained yet has no gradient: its optimizer state and its
-    weight decay begin when it is unfrozen.
+    The trained weights depend on the number of the step alone. A weight that is not trained yet has no
+    gradient: its optimizer state and its weight decay begin when it is unfrozen.
 
     Args:
         share: of the steps after which one more layer is trained.
@@ -81,8 +93,16 @@ class Unfreezing:
 
     def __init__(self, model: PreTrainedModel, share: float, num_steps: int):
         layers = num_layers(name for name, _ in model.named_parameters())
-        self._depth = {name: depth(name, layers) for name, parameter in model.named_parameters() if parameter.requires_grad}
-        matrices = [name for name, parameter in model.named_parameters() if parameter.dim() > 1 and self._depth.get(name) == layers + 1]
+        self._depth = {
+            name: depth(name, layers)
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
+        matrices = [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.dim() > 1 and self._depth.get(name) == layers + 1
+        ]
         #: With a head that is tied to the embeddings there is only a norm above the layers.
         self._top = layers + 1 if matrices else layers
         self._steps_a_layer = share * num_steps
@@ -90,7 +110,8 @@ class Unfreezing:
         if last >= 1:
             most = 1 / (self._top - min(self._depth.values()) + 1)
             raise SettingsError(
-                f"training.unfreeze_share: with {share:g} the lowest weights are never trained; give at most {most:.2g}, or set freeze_layers"
+                f"training.unfreeze_share: with {share:g} the lowest weights are never trained; give at most"
+                f" {most:.2g}, or set freeze_layers"
             )
 
     def lowest(self, step: int) -> int:
@@ -105,7 +126,9 @@ class Unfreezing:
                 parameter.requires_grad_(self._depth[name] >= lowest)
 
     def drop(self, model: nn.Module, step: int) -> None:
-        """Drop the gradients of weights that are not trained yet: a model wrapped for several processes needs to compute them all."""
+        """Drop the gradients of weights that are not trained yet: a model wrapped for several processes needs
+        to compute them all.
+        """
         lowest = self.lowest(step)
         for name, parameter in _unwrapped(model).named_parameters():
             if name in self._depth and self._depth[name] < lowest:
@@ -124,17 +147,24 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 class Anchor:
-    """A pull to the pretrained weights: `strength` times the distance, times each weight's importance, added to its gradient.
+    """A pull to the pretrained weights: `strength` times the distance, times each weight's importance, added
+    to its gradient.
 
-    With equal importance it is L2-SP (arXiv:1802.01483, eq. 3), with the Fisher information EWC (arXiv:1612.00796, eq. 3). It is added after
-    clipping, so that a large loss gradient does not outweigh it. A new head is not pulled.
+    With equal importance it is L2-SP (arXiv:1802.01483, eq. 3), with the Fisher information EWC
+    (arXiv:1612.00796, eq. 3). It is added after clipping, so that a large loss gradient does not outweigh it.
+    A new head is not pulled.
 
     Args:
         importance: of each weight, by parameter. Default: equal.
     """
 
     def __init__(
-        self, model: PreTrainedModel, strength: float, *, has_new_head: bool, importance: Mapping[str, torch.Tensor] | None = None
+        self,
+        model: PreTrainedModel,
+        strength: float,
+        *,
+        has_new_head: bool,
+        importance: Mapping[str, torch.Tensor] | None = None,
     ):
         self._strength = strength
         self._importance = None if importance is None else dict(importance)

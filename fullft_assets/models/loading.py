@@ -1,4 +1,6 @@
-"""Loading a model from its folder: from safetensors alone, with code of its own only where the use case trusts the folder."""
+"""Loading a model from its folder: from safetensors alone, with code of its own only where the use case
+trusts the folder.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,9 @@ def load(kind: type, folder: ModelFolder, **options: Any) -> Any:
             return _outline(kind, folder, is_trusted, options)
         dtype = {name: options.pop(name) for name in ("dtype",) if name in options}
         config, options = _config(folder, is_trusted, options)
-        return kind.from_pretrained(str(folder), config=config, use_safetensors=True, trust_remote_code=is_trusted, **dtype, **options)
+        return kind.from_pretrained(
+            str(folder), config=config, use_safetensors=True, trust_remote_code=is_trusted, **dtype, **options
+        )
 
 
 def has_kind(config: PretrainedConfig, kind: type) -> bool:
@@ -81,9 +85,11 @@ def has_kind(config: PretrainedConfig, kind: type) -> bool:
 
 @contextmanager
 def without_weights() -> Iterator[FakeTensorMode]:
-    """Make models of fake tensors, which have shapes and no values, from their configuration alone: no weight is read or held.
+    """Make models of fake tensors, which have shapes and no values, from their configuration alone: no weight
+    is read or held.
 
-    Operations on them need no memory, and fail where they ask for a value. Yields the mode that later operations on them need.
+    Operations on them need no memory, and fail where they ask for a value. Yields the mode that later
+    operations on them need.
     """
     token = _WITHOUT_WEIGHTS.set(True)
     try:
@@ -110,23 +116,33 @@ def _outline(kind: Any, folder: ModelFolder, is_trusted: bool, options: dict[str
     return (model, found) if about_weights["output_loading_info"] else model
 
 
-def _config(folder: ModelFolder, is_trusted: bool, options: dict[str, Any]) -> tuple[PretrainedConfig, dict[str, Any]]:
-    """Return a model's configuration with these options in it, and the options that are not of the configuration."""
+def _config(
+    folder: ModelFolder, is_trusted: bool, options: dict[str, Any]
+) -> tuple[PretrainedConfig, dict[str, Any]]:
+    """Return a model's configuration with these options in it, and the options that are not of the
+    configuration.
+    """
     pooling = options.pop("pooling", None)
-    found: Any = AutoConfig.from_pretrained(str(folder), trust_remote_code=is_trusted, return_unused_kwargs=True, **options)
+    found: Any = AutoConfig.from_pretrained(
+        str(folder), trust_remote_code=is_trusted, return_unused_kwargs=True, **options
+    )
     config, rest = found
     if pooling is not None:
         # Not an option of every configuration.
         setattr(config, POOLING, pooling)
-    # `config.json` may name a kernel, which transformers would fetch from the hub and run: transformers' own choice is used instead.
+    # `config.json` may name a kernel, which transformers would fetch from the hub and run: transformers' own
+    # choice is used instead.
     config._attn_implementation = config._experts_implementation = None
     return config, rest
 
 
 @contextmanager
 def _trust(folder: ModelFolder) -> Iterator[bool]:
-    """Yield whether a folder's code may run; turn errors of code that may not run, or cannot, into one line."""
-    # A use case that trusts its base model may also have models without code: a champion of an earlier base model.
+    """Yield whether a folder's code may run; turn errors of code that may not run, or cannot, into one
+    line.
+    """
+    # A use case that trusts its base model may also have models without code: a champion of an earlier base
+    # model.
     is_trusted = isinstance(folder, TrustedFolder) and bool(own_code(folder.path))
     if is_trusted:
         _use_private_folder()
@@ -136,21 +152,24 @@ def _trust(folder: ModelFolder) -> Iterator[bool]:
         if is_trusted or "trust_remote_code" not in str(error):
             raise
         raise SettingsError(
-            f"base_model: {folder} has code of its own, which does not run without trust_remote_code: true; read its Python files and set "
-            "that if you trust them, or use a model whose architecture transformers has"
+            f"base_model: {folder} has code of its own, which does not run without trust_remote_code: true;"
+            " read its Python files and set that if you trust them, or use a model whose architecture"
+            " transformers has"
         ) from error
     except ImportError as error:
         if not is_trusted:
             raise
-        raise SettingsError(f"base_model: the code in {folder} cannot be imported: {str(error).strip().splitlines()[0]}") from error
+        raise SettingsError(
+            f"base_model: the code in {folder} cannot be imported: {str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 @cache
 def _use_private_folder() -> None:
     """Make transformers copy the code that it runs into a temporary folder of this process.
 
-    By default it copies into the cache of the hub and imports from there: code that ran once stays there, and in a shared cache everybody
-    who can write to it can make others run code.
+    By default it copies into the cache of the hub and imports from there: code that ran once stays there, and
+    in a shared cache everybody who can write to it can make others run code.
     """
     # Beside the launcher's files, if there is a launcher: it removes them even if this process is killed.
     beside = os.environ.get(ERROR_FILE)

@@ -1,7 +1,9 @@
-"""Classifiers of texts whose head reads the pooled hidden states of all tokens, and the folder that they are saved in.
+"""Classifiers of texts whose head reads the pooled hidden states of all tokens, and the folder that they are
+saved in.
 
-Most encoders of transformers have a classifier that reads the class token alone, which a sentence encoder was never trained to use. A folder
-of sentence-transformers says how its model pools; an encoder whose folder says nothing is pooled by the mean of its tokens.
+Most encoders of transformers have a classifier that reads the class token alone, which a sentence encoder was
+never trained to use. A folder of sentence-transformers says how its model pools; an encoder whose folder says
+nothing is pooled by the mean of its tokens.
 """
 
 from __future__ import annotations
@@ -30,9 +32,11 @@ _WEIGHTS = "model.safetensors"
 
 
 def pooling_of(folder: ModelFolder, config: PretrainedConfig) -> Pooling | None:
-    """Return how the hidden states of a base model's tokens are pooled for a new head; None where its own classifier does it.
+    """Return how the hidden states of a base model's tokens are pooled for a new head; None where its own
+    classifier does it.
 
-    That is so for decoders, whose classifier reads the last token, for encoder-decoders, and for models with code of their own.
+    That is so for decoders, whose classifier reads the last token, for encoder-decoders, and for models with
+    code of their own.
     """
     path = folder.path if isinstance(folder, TrustedFolder) else Path(folder)
     if own_code(path):
@@ -63,7 +67,9 @@ def _stated_pooling(folder: Path) -> Pooling | None:
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """Return one vector a text [texts, hidden] of hidden states [texts, tokens, hidden], padded where the mask [texts, tokens] is 0."""
+    """Return one vector a text [texts, hidden] of hidden states [texts, tokens, hidden], padded where the
+    mask [texts, tokens] is 0.
+    """
     if pooling == "cls":
         return hidden[:, 0]
     weights = mask.unsqueeze(-1).to(hidden.dtype)
@@ -71,9 +77,11 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Te
 
 
 class PooledClassifier(PreTrainedModel):
-    """A linear head on the pooled hidden states of an encoder; `pooled_class` makes the class of an architecture.
+    """A linear head on the pooled hidden states of an encoder; `pooled_class` makes the class of an
+    architecture.
 
-    The encoder is an attribute with the name that its architecture gives it, as in transformers' own classifiers.
+    The encoder is an attribute with the name that its architecture gives it, as in transformers' own
+    classifiers.
     """
 
     #: Of the encoder.
@@ -90,7 +98,10 @@ class PooledClassifier(PreTrainedModel):
         self.post_init()
 
     def forward(
-        self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **options: Any
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **options: Any,
     ) -> SequenceClassifierOutput:
         """Return the logits [texts, labels]; input ids and mask are [texts, tokens]."""
         output = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **options)
@@ -103,10 +114,14 @@ class PooledClassifier(PreTrainedModel):
 @cache
 def _class_of(config_class: type[PretrainedConfig]) -> type[PooledClassifier]:
     encoder: Any = MODEL_MAPPING[config_class]
-    # What transformers has to know of an architecture (its layers, attention, first weights) is in the class that all of its models share.
+    # What transformers has to know of an architecture (its layers, attention, first weights) is in the class
+    # that all of its models share.
     shared = next(each for each in encoder.__mro__[1:] if issubclass(each, PreTrainedModel))
     name = f"Pooled{encoder.__name__}"
-    return cast(type[PooledClassifier], type(name, (PooledClassifier, shared), {"encoder_class": encoder, "__module__": __name__}))
+    return cast(
+        type[PooledClassifier],
+        type(name, (PooledClassifier, shared), {"encoder_class": encoder, "__module__": __name__}),
+    )
 
 
 def pooled_class(config: PretrainedConfig) -> type[PooledClassifier]:
@@ -127,13 +142,18 @@ def load_head(model: PooledClassifier, folder: ModelFolder) -> None:
     """
     weights = load_file(Path(str(folder)) / _DENSE / _WEIGHTS)
     try:
-        model.classifier.load_state_dict({name.removeprefix("linear."): weight for name, weight in weights.items()})
+        model.classifier.load_state_dict(
+            {name.removeprefix("linear."): weight for name, weight in weights.items()}
+        )
     except RuntimeError as error:
-        raise SettingsError(f"{folder}: {_DENSE}/{_WEIGHTS} does not fit config.json; copy the model again") from error
+        raise SettingsError(
+            f"{folder}: {_DENSE}/{_WEIGHTS} does not fit config.json; copy the model again"
+        ) from error
 
 
 def save(model: PreTrainedModel, folder: Path, max_tokens: int) -> None:
-    """Save a model as a folder of transformers; a pooled classifier as one of sentence-transformers, whose embeddings are the logits.
+    """Save a model as a folder of transformers; a pooled classifier as one of sentence-transformers, whose
+    embeddings are the logits.
 
     Args:
         max_tokens: longest window, special tokens included.
@@ -155,8 +175,13 @@ def save(model: PreTrainedModel, folder: Path, max_tokens: int) -> None:
     modes = {"pooling_mode_cls_token": pooling == "cls", "pooling_mode_mean_tokens": pooling == "mean"}
     _write_json(folder / _POOLING / "config.json", {"word_embedding_dimension": config.hidden_size, **modes})
     dense = {"in_features": config.hidden_size, "out_features": config.num_labels, "bias": True}
-    _write_json(folder / _DENSE / "config.json", {**dense, "activation_function": "torch.nn.modules.linear.Identity"})
-    head = {f"linear.{name}": weight.detach().cpu().contiguous() for name, weight in model.classifier.state_dict().items()}
+    _write_json(
+        folder / _DENSE / "config.json", {**dense, "activation_function": "torch.nn.modules.linear.Identity"}
+    )
+    head = {
+        f"linear.{name}": weight.detach().cpu().contiguous()
+        for name, weight in model.classifier.state_dict().items()
+    }
     save_file(head, folder / _DENSE / _WEIGHTS, {"format": "pt"})
 
 

@@ -31,7 +31,9 @@ def resolve(setting: str) -> Precision:
     if setting == "fp16" and not torch.cuda.is_available():
         raise SettingsError("training.precision: fp16 needs a GPU; use auto, fp32 or bf16")
     if setting == "tf32" and not _has_tf32():
-        raise SettingsError("training.precision: tf32 needs an NVIDIA GPU of the Ampere generation or newer; use auto or fp32")
+        raise SettingsError(
+            "training.precision: tf32 needs an NVIDIA GPU of the Ampere generation or newer; use auto or fp32"
+        )
     if setting != "auto":
         return cast(Precision, setting)
     if torch.cuda.is_available():
@@ -56,12 +58,16 @@ def set_scoring(model: PreTrainedModel, precision: Precision | None) -> None:
 
 
 def of_scores(model: PreTrainedModel) -> Precision:
-    """Return the precision that a model is scored in: that of its training while it lasts, else that of `auto` on this machine."""
+    """Return the precision that a model is scored in: that of its training while it lasts, else that of
+    `auto` on this machine.
+    """
     return getattr(model, _SCORED_IN, None) or resolve("auto")
 
 
 def enable(precision: Precision) -> None:
-    """Switch on TF32, which is set for a process and not for a pass. Trainer does the same by its arguments."""
+    """Switch on TF32, which is set for a process and not for a pass. Trainer does the same by its
+    arguments.
+    """
     if precision == "tf32":
         enable_tf32(True)
 
@@ -88,4 +94,8 @@ def _onednn_takes_bf16() -> bool:
 
 def _has_tf32() -> bool:
     # ROCm answers as CUDA does, with capabilities of its own.
-    return torch.cuda.is_available() and torch.version.cuda is not None and torch.cuda.get_device_capability() >= _FIRST_WITH_TF32
+    return (
+        torch.cuda.is_available()
+        and torch.version.cuda is not None
+        and torch.cuda.get_device_capability() >= _FIRST_WITH_TF32
+    )

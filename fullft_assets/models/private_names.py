@@ -1,4 +1,6 @@
-"""Names of libraries that this project overrides or sets: if a release renamed one, nothing else would report it."""
+"""Names of libraries that this project overrides or sets: if a release renamed one, nothing else would report
+it.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,16 @@ from types import ModuleType
 from fullft_assets.errors import SettingsError
 
 
-def require_names(owner: type | ModuleType, names: Iterable[str] = (), *, in_source: Iterable[str] = ()) -> None:
-    """Refuse a library whose class or module has no such names any more; call it when the module that relies on them is imported.
+def require_names(
+    owner: type | ModuleType, names: Iterable[str] = (), *, in_source: Iterable[str] = ()
+) -> None:
+    """Refuse a library whose class or module has no such names any more; call it when the module that relies
+    on them is imported.
 
     Args:
         names: attributes of `owner` itself.
-        in_source: attributes that only instances have; that the source of `owner`'s module contains the word counts.
+        in_source: attributes that only instances have; that the source of `owner`'s module contains the word
+            counts.
 
     Raises:
         SettingsError: one is missing.
@@ -30,6 +36,6 @@ def require_names(owner: type | ModuleType, names: Iterable[str] = (), *, in_sou
     if missing:
         library = module.__name__.partition(".")[0]
         raise SettingsError(
-            f"{library} {version(library)} has no {owner.__name__}.{missing[0]}, which this version of fullft-assets overrides or sets; "
-            f"install an earlier release of {library}"
+            f"{library} {version(library)} has no {owner.__name__}.{missing[0]}, which this version of"
+            f" fullft-assets overrides or sets; install an earlier release of {library}"
         )

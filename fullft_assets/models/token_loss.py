@@ -1,9 +1,10 @@
 """The loss of language models over the trained tokens alone.
 
-Of a row's tokens only some are trained: not prompts, not the first one of a document, not padding. The output head and
-the softmax over the vocabulary, which cost a small model a fifth of its time and most of its memory, are computed for
-the trained tokens alone, in chunks, with their gradients at once (as in Hsu et al. 2024, "Liger Kernel", section 3.2), so that
-logits of a complete batch never exist. Whether a model's head can be replaced in this way is tested, not assumed.
+Of a row's tokens only some are trained: not prompts, not the first one of a document, not padding. The output
+head and the softmax over the vocabulary, which cost a small model a fifth of its time and most of its memory,
+are computed for the trained tokens alone, in chunks, with their gradients at once (as in Hsu et al. 2024,
+"Liger Kernel", section 3.2), so that logits of a complete batch never exist. Whether a model's head can be
+replaced in this way is tested, not assumed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class TokenLoss:
 
     Attributes:
         head: the model's output head.
-        is_fused: whether the head is replaced. Not for a model that scales or caps its logits, which would be lost.
+        is_fused: whether the head is replaced. Not for a model that scales or caps its logits, which would be
+            lost.
     """
 
     def __init__(self, model: PreTrainedModel, inputs: Mapping[str, Any]):
@@ -47,13 +49,18 @@ class TokenLoss:
         """Return the sum over all trained tokens, in fp32, differentiable.
 
         Args:
-            labels: [rows, tokens] the token ids of the rows, IGNORED where not trained. The first token of a row is never trained.
+            labels: [rows, tokens] the token ids of the rows, IGNORED where not trained. The first token of a
+                row is never trained.
         """
         return self._fused(model, inputs, labels) if self.is_fused else plain(model, inputs, labels)
 
     @torch.no_grad()
-    def of_tokens(self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the cross-entropy in fp32 of each trained token, row by row, and whether the model ranked it first: [tokens] both."""
+    def of_tokens(
+        self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the cross-entropy in fp32 of each trained token, row by row, and whether the model ranked it
+        first: [tokens] both.
+        """
         predicted = labels[:, 1:] != IGNORED
         targets = labels[:, 1:][predicted]
         found: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -80,7 +87,9 @@ class TokenLoss:
         head = self.head
 
         def loss_of(hidden: torch.Tensor) -> torch.Tensor:
-            return LinearCrossEntropy.apply(hidden[:, :-1][predicted], head.weight, head.bias, targets[predicted])
+            return LinearCrossEntropy.apply(
+                hidden[:, :-1][predicted], head.weight, head.bias, targets[predicted]
+            )
 
         return loss_in_head(head, loss_of, model, inputs)
 
@@ -103,7 +112,9 @@ class TokenLoss:
 
 @contextmanager
 def replaced_forward(head: nn.Module, compute: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """Replace the computation of a head; wrappers that gather its weights or count its gradients still work."""
+    """Replace the computation of a head; wrappers that gather its weights or count its gradients still
+    work.
+    """
     head.forward = compute
     try:
         yield
@@ -112,9 +123,14 @@ def replaced_forward(head: nn.Module, compute: Callable[[torch.Tensor], torch.Te
 
 
 def loss_in_head(
-    head: nn.Module, loss_of: Callable[[torch.Tensor], torch.Tensor], model: nn.Module, inputs: Mapping[str, Any]
+    head: nn.Module,
+    loss_of: Callable[[torch.Tensor], torch.Tensor],
+    model: nn.Module,
+    inputs: Mapping[str, Any],
 ) -> torch.Tensor:
-    """Return the scalar that a forward pass returns in place of its logits: `loss_of` the head's input [rows, tokens, hidden]."""
+    """Return the scalar that a forward pass returns in place of its logits: `loss_of` the head's input [rows,
+    tokens, hidden].
+    """
     # A copy: FSDP warns about views, whose hooks an operation in place would lose.
     with replaced_forward(head, lambda hidden: loss_of(hidden).reshape(1, 1, 1).clone()):
         return model(**inputs, use_cache=False).logits.sum()
@@ -140,7 +156,9 @@ def output_head(model: PreTrainedModel) -> nn.Linear:
 
 
 class LossOfHead(torch.autograd.Function):
-    """A summed loss of the logits `hidden @ weight.T + bias`; the forward pass computes its gradients, a chunk of tokens at a time."""
+    """A summed loss of the logits `hidden @ weight.T + bias`; the forward pass computes its gradients, a
+    chunk of tokens at a time.
+    """
 
     @staticmethod
     def summed(
@@ -158,7 +176,8 @@ class LossOfHead(torch.autograd.Function):
             hidden: [tokens, hidden].
             weight: [vocabulary, hidden].
             bias: [vocabulary] or None.
-            loss_of_chunk: (a chunk of the tokens, their logits) -> their summed loss and its gradient [tokens, vocabulary] by the logits, both in fp32.
+            loss_of_chunk: (a chunk of the tokens, their logits) -> their summed loss and its gradient
+                [tokens, vocabulary] by the logits, both in fp32.
             num_heads: heads whose logits of a token exist at the same time.
         """
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
@@ -207,9 +226,13 @@ class LinearCrossEntropy(LossOfHead):
     """Summed cross-entropy of the logits `hidden @ weight.T + bias`."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+    ) -> torch.Tensor:
         """Return a scalar in fp32; arguments as for `summed`, and `targets`, [tokens] token ids."""
-        return LossOfHead.summed(ctx, hidden, weight, bias, lambda chunk, logits: cross_entropy(logits, targets[chunk]))
+        return LossOfHead.summed(
+            ctx, hidden, weight, bias, lambda chunk, logits: cross_entropy(logits, targets[chunk])
+        )
 
 
 def dtype_of_logits(weight: torch.Tensor) -> torch.dtype:
@@ -218,7 +241,9 @@ def dtype_of_logits(weight: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
-def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, shares: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, shares: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the summed cross-entropy and its gradient by the logits, both in fp32.
 
     Args:

@@ -1,6 +1,7 @@
 """Scores of a language model: how well it predicts the trained tokens of held-out documents.
 
-The same scores are used on the validation rows in training, in the pilot and by the baselines, and on the test rows in the evaluation.
+The same scores are used on the validation rows in training, in the pilot and by the baselines, and on the
+test rows in the evaluation.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class TokenScores:
 
     Attributes:
         num_tokens: [documents] int64, trained tokens that were predicted.
-        loss: [documents] float64, their summed cross-entropy in nats; nan where the model's outputs are not finite.
+        loss: [documents] float64, their summed cross-entropy in nats; nan where the model's outputs are not
+            finite.
         num_right: [documents] int64, how many of them the model ranked first.
     """
 
@@ -40,7 +42,9 @@ class TokenScores:
     num_right: np.ndarray
 
     def mean_loss(self) -> float:
-        """Return the mean cross-entropy of a token in nats; nan without a token, or if an output was not finite."""
+        """Return the mean cross-entropy of a token in nats; nan without a token, or if an output was not
+        finite.
+        """
         count = self.num_tokens.sum()
         return float(self.loss.sum() / count) if count else math.nan
 
@@ -63,8 +67,8 @@ def score_documents(
 ) -> TokenScores:
     """Score a causal language model on documents; the model's mode is restored.
 
-    A token is predicted from those before it in its window, so the first one of a window never is. Each window has a
-    row of its own, longest first, so packing does not matter.
+    A token is predicted from those before it in its window, so the first one of a window never is. Each
+    window has a row of its own, longest first, so packing does not matter.
 
     Args:
         marks: aligned with the windows, 1 where a token is trained; None: all are.
@@ -81,17 +85,23 @@ def score_documents(
         """Return the document, the loss and whether it was ranked first of each trained token."""
         nonlocal token_loss
         batch = rows[start:end]
-        inputs = {name: value.to(device()) for name, value in collate([row.ids for row in batch], _PADDING).items()}
+        inputs = {
+            name: value.to(device()) for name, value in collate([row.ids for row in batch], _PADDING).items()
+        }
         labels = _labels(batch, inputs["input_ids"])
         if token_loss is None:
             token_loss = TokenLoss(model, {name: value[:1] for name, value in inputs.items()})
         losses, is_first = token_loss.of_tokens(model, inputs, labels)
-        documents = np.repeat([row.document for row in batch], (labels[:, 1:] != IGNORED).sum(1).cpu().numpy())
+        documents = np.repeat(
+            [row.document for row in batch], (labels[:, 1:] != IGNORED).sum(1).cpu().numpy()
+        )
         return documents, losses.double().cpu().numpy(), is_first.long().cpu().numpy()
 
     try:
         with torch.no_grad(), precision.autocast(precision.of_scores(model)):
-            for documents, losses, is_first in in_batches([len(row.ids) for row in rows], forward, model, progress):
+            for documents, losses, is_first in in_batches(
+                [len(row.ids) for row in rows], forward, model, progress
+            ):
                 np.add.at(num_tokens, documents, 1)
                 np.add.at(loss, documents, losses)
                 np.add.at(num_right, documents, is_first)
@@ -107,8 +117,12 @@ class _Row:
     marks: Sequence[int] | None
 
 
-def _rows(windows: Sequence[Sequence[Sequence[int]]], marks: Sequence[Sequence[Sequence[int]]] | None) -> list[_Row]:
-    """Return the windows that have a token to predict, longest first: a batch that does not fit fails at once."""
+def _rows(
+    windows: Sequence[Sequence[Sequence[int]]], marks: Sequence[Sequence[Sequence[int]]] | None
+) -> list[_Row]:
+    """Return the windows that have a token to predict, longest first: a batch that does not fit fails at
+    once.
+    """
     found = [
         _Row(number, window, None if marks is None else marks[number][place])
         for number, document in enumerate(windows)

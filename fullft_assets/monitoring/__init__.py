@@ -1,7 +1,13 @@
 """monitoring: is production today like production when the model was new?"""
 
 from fullft_assets.monitoring.comparison import POOLED, THRESHOLDS, Outcome, test_windows
-from fullft_assets.monitoring.explanation import EXPLANATION, Place, farthest, render_explanation, shifted_words
+from fullft_assets.monitoring.explanation import (
+    EXPLANATION,
+    Place,
+    farthest,
+    render_explanation,
+    shifted_words,
+)
 from fullft_assets.monitoring.exported import exported_as_far, place_digest, remember_exported
 from fullft_assets.monitoring.far import FAR, MAX_DOCUMENTS, FarDocument, order, read_far, write_far
 from fullft_assets.monitoring.features import NUMBERS, Features, Vocabulary, build_features

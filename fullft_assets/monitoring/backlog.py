@@ -1,4 +1,6 @@
-"""The windows that wait behind a window: its job reads them, too, since starting a process and loading the models costs more than reading one."""
+"""The windows that wait behind a window: its job reads them, too, since starting a process and loading the
+models costs more than reading one.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from fullft_assets.store import Manifest
 
-#: Most windows that one job reads ahead, and the time after which it begins no further one: its own run waits for it.
+#: Most windows that one job reads ahead, and the time after which it begins no further one: its own run waits
+#: for it.
 MOST_AHEAD, AHEAD_SECONDS = 12, 300.0
 _INPUT = "next"
 

@@ -1,6 +1,8 @@
-"""Why a window alarmed: the words whose share changed most, and the places of the documents that moved it most. Never their texts.
+"""Why a window alarmed: the words whose share changed most, and the places of the documents that moved it
+most. Never their texts.
 
-It is a file of the drift report and no part of its metadata: words may be names, so they stay in the store, where an erasure finds them.
+It is a file of the drift report and no part of its metadata: words may be names, so they stay in the store,
+where an erasure finds them.
 """
 
 from __future__ import annotations
@@ -47,17 +49,29 @@ def shifted_words(before: Iterable[str], now: Iterable[str]) -> list[WordShift]:
             found.update({word for word in words_of(text) if not word.isdigit()})
         counts.append(found)
         sizes.append(max(size, 1))
-    names = [word for word in sorted(counts[0].keys() | counts[1].keys()) if counts[0][word] + counts[1][word] >= _LEAST_DOCUMENTS]
+    names = [
+        word
+        for word in sorted(counts[0].keys() | counts[1].keys())
+        if counts[0][word] + counts[1][word] >= _LEAST_DOCUMENTS
+    ]
     if not names:
         return []
-    old, new = (np.array([count[word] for word in names]) / size for count, size in zip(counts, sizes, strict=True))
+    old, new = (
+        np.array([count[word] for word in names]) / size for count, size in zip(counts, sizes, strict=True)
+    )
     pooled = (old * sizes[0] + new * sizes[1]) / sum(sizes)
-    scores = np.abs(new - old) / np.sqrt(np.maximum(pooled * (1 - pooled), 1e-12) * (1 / sizes[0] + 1 / sizes[1]))
-    return [WordShift(names[n], float(old[n]), float(new[n])) for n in np.argsort(-scores, kind="stable")[:NUM_WORDS]]
+    scores = np.abs(new - old) / np.sqrt(
+        np.maximum(pooled * (1 - pooled), 1e-12) * (1 / sizes[0] + 1 / sizes[1])
+    )
+    return [
+        WordShift(names[n], float(old[n]), float(new[n]))
+        for n in np.argsort(-scores, kind="stable")[:NUM_WORDS]
+    ]
 
 
 def farthest(coordinates: Mapping[str, np.ndarray], references: Mapping[str, Sequence[Sums]]) -> np.ndarray:
-    """Return the indices of the documents that moved the window's mean most away from that of the reference windows.
+    """Return the indices of the documents that moved the window's mean most away from that of the reference
+    windows.
 
     Args:
         coordinates: by family, those of the window's documents.
@@ -65,17 +79,34 @@ def farthest(coordinates: Mapping[str, np.ndarray], references: Mapping[str, Seq
     """
     scores = np.zeros(len(next(iter(coordinates.values()))))
     for family, reference in references.items():
-        centre = np.average([sums.means[family] for sums in reference], axis=0, weights=[sums.num_rows for sums in reference])
+        centre = np.average(
+            [sums.means[family] for sums in reference], axis=0, weights=[sums.num_rows for sums in reference]
+        )
         moved = coordinates[family] - centre
         direction = moved.mean(axis=0)
         scores += moved @ direction / max(float(np.linalg.norm(direction)), 1e-12)
     return np.argsort(-scores, kind="stable")[:NUM_PLACES]
 
 
-def render_explanation(title: str, moved: Sequence[str], words: Sequence[WordShift], places: Sequence[Place]) -> str:
+def render_explanation(
+    title: str, moved: Sequence[str], words: Sequence[WordShift], places: Sequence[Place]
+) -> str:
     """Return the explanation as Markdown."""
-    lines = [f"# {title}", "", *(f"- {change}" for change in moved), "", "| word | documents before | documents now |", "|---|---|---|"]
+    lines = [
+        f"# {title}",
+        "",
+        *(f"- {change}" for change in moved),
+        "",
+        "| word | documents before | documents now |",
+        "|---|---|---|",
+    ]
     lines += [f"| {escape(shift.word)} | {shift.before:.1%} | {shift.now:.1%} |" for shift in words]
-    lines += ["", "These documents differ most from the reference windows:", "", "| file | row |", "|---|---|"]
+    lines += [
+        "",
+        "These documents differ most from the reference windows:",
+        "",
+        "| file | row |",
+        "|---|---|",
+    ]
     lines += [f"| {escape(place.source)} | {place.row} |" for place in places]
     return "\n".join(lines) + "\n"

@@ -1,6 +1,8 @@
-"""Which documents were exported to be labelled, and how they were chosen: those that are far from the training data are no sample of production.
+"""Which documents were exported to be labelled, and how they were chosen: those that are far from the
+training data are no sample of production.
 
-A pointer for each window has a keyed digest of the file and row of each: no name, so an erasure has nothing to remove from it.
+A pointer for each window has a keyed digest of the file and row of each: no name, so an erasure has nothing
+to remove from it.
 """
 
 from __future__ import annotations
@@ -16,11 +18,17 @@ from fullft_assets.store import Store
 def place_digest(case: str, place: tuple[str, int]) -> str:
     """Return the keyed digest of a document's file and row."""
     source, row = place
-    return hmac.digest(f"{case}/exported".encode(), f"{row} {source}".encode("utf-8", "surrogatepass"), "sha256").hex()[:16]
+    return hmac.digest(
+        f"{case}/exported".encode(), f"{row} {source}".encode("utf-8", "surrogatepass"), "sha256"
+    ).hex()[:16]
 
 
-def remember_exported(store: Store, case: str, window: str, places: Iterable[tuple[str, int]], how: Literal["far", "at_random"]) -> None:
-    """Record documents of a window that are exported, each as it was chosen first: one drawn at random stays a random one."""
+def remember_exported(
+    store: Store, case: str, window: str, places: Iterable[tuple[str, int]], how: Literal["far", "at_random"]
+) -> None:
+    """Record documents of a window that are exported, each as it was chosen first: one drawn at random stays
+    a random one.
+    """
     digests = {place_digest(case, place) for place in places}
 
     def added(there: dict[str, Any] | None) -> dict[str, Any]:
@@ -33,9 +41,13 @@ def remember_exported(store: Store, case: str, window: str, places: Iterable[tup
 
 
 def exported_as_far(store: Store, case: str) -> dict[str, Collection[str]]:
-    """Return digests of the documents of each window that were exported because they are far from the training data."""
+    """Return digests of the documents of each window that were exported because they are far from the
+    training data.
+    """
     names = store.list_pointers(_folder(case))
-    found = zip(names, store.each(lambda name: store.read_pointer(f"{_folder(case)}/{name}"), names), strict=True)
+    found = zip(
+        names, store.each(lambda name: store.read_pointer(f"{_folder(case)}/{name}"), names), strict=True
+    )
     return {name: frozenset((pointer or {}).get("far", ())) for name, pointer in found}
 
 

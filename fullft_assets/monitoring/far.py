@@ -1,4 +1,6 @@
-"""Documents far from the training data: places of a varied sample of them, so that an alarm leads to data. Never their texts."""
+"""Documents far from the training data: places of a varied sample of them, so that an alarm leads to data.
+Never their texts.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ class FarDocument(BaseModel):
 
 
 def order(embeddings: np.ndarray, seed: int) -> list[tuple[int, int]]:
-    """Return the index and the cluster of each document, the ones to label first in front: the middle of each cluster in turn.
+    """Return the index and the cluster of each document, the ones to label first in front: the middle of each
+    cluster in turn.
 
     Args:
         embeddings: [n, d] of unit length.
@@ -50,7 +53,12 @@ def order(embeddings: np.ndarray, seed: int) -> list[tuple[int, int]]:
     for number in names[np.argsort(-counts, kind="stable")]:
         inside = np.flatnonzero(nearest == number)
         members.append(inside[np.argsort(distances[inside, number], kind="stable")].tolist())
-    return [(inside[turn], number) for turn in range(max(map(len, members))) for number, inside in enumerate(members) if turn < len(inside)]
+    return [
+        (inside[turn], number)
+        for turn in range(max(map(len, members)))
+        for number, inside in enumerate(members)
+        if turn < len(inside)
+    ]
 
 
 def write_far(path: Path, documents: Sequence[FarDocument]) -> None:

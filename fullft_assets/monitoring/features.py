@@ -37,7 +37,9 @@ class Features:
         for field in fields(self):
             values, num_rows = getattr(self, field.name), len(self.num_tokens)
             if len(values) != num_rows or values.ndim != (2 if field.name == "embeddings" else 1):
-                raise ValueError(f"features: `{field.name}` has shape {values.shape}, the others {num_rows} rows")
+                raise ValueError(
+                    f"features: `{field.name}` has shape {values.shape}, the others {num_rows} rows"
+                )
             if not np.isfinite(values).all():
                 raise ValueError(f"features: `{field.name}` is not finite; the model or a text is broken")
 
@@ -88,7 +90,9 @@ class Vocabulary:
 @lru_cache(maxsize=1 << 18)
 def _hashed(word: str, seed: int) -> int:
     key = f"words/{seed}".encode()
-    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8, key=key).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8, key=key).digest(), "little"
+    )
 
 
 def build_features(
@@ -112,7 +116,8 @@ def build_features(
     probabilities = np.asarray(probabilities, dtype=np.float64)
     return Features(
         num_tokens=counts,
-        fertility=counts / np.array([max(len(row), 1) for row in words], dtype=np.float64).reshape(len(texts)),
+        fertility=counts
+        / np.array([max(len(row), 1) for row in words], dtype=np.float64).reshape(len(texts)),
         unknown_share=np.array(unknown, dtype=np.float64),
         entropy=-np.sum(probabilities * np.log(np.maximum(probabilities, 1e-12)), axis=1),
         predicted=probabilities.argmax(axis=1).astype(np.int64),

@@ -1,4 +1,6 @@
-"""Which earlier windows a window is compared with: each report names them, so that the next one goes on from there."""
+"""Which earlier windows a window is compared with: each report names them, so that the next one goes on from
+there.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,15 @@ from fullft_assets.store import Manifest
 T = TypeVar("T")
 #: File of a drift report with the window's sums; a report without it was not read by the model.
 SUMS = "sums.npz"
-#: Names of a job's inputs. Those of a reference that outlives its champion come with the scale that it was read on.
-_REFERENCE, _RECENT, _KEPT_REFERENCE, _KEPT_RECENT, _SCALE = "reference", "recent", "kept_reference", "kept_recent", "drift_scale"
+#: Names of a job's inputs. Those of a reference that outlives its champion come with the scale that it was
+#: read on.
+_REFERENCE, _RECENT, _KEPT_REFERENCE, _KEPT_RECENT, _SCALE = (
+    "reference",
+    "recent",
+    "kept_reference",
+    "kept_recent",
+    "drift_scale",
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,8 @@ class History:
 
     Attributes:
         model: of windows under this champion.
-        kept: of windows that the content of the texts is compared with, where those of an earlier champion are among them.
+        kept: of windows that the content of the texts is compared with, where those of an earlier champion
+            are among them.
         scale: the `drift_scale` of that champion.
     """
 
@@ -47,7 +57,9 @@ class History:
         named = [(_REFERENCE, self.model.reference), (_RECENT, self.model.recent)]
         if self.kept is not None:
             named += [(_KEPT_REFERENCE, self.kept.reference), (_KEPT_RECENT, self.kept.recent)]
-        reports = {f"{kind}_{number:02d}": report for kind, reports in named for number, report in enumerate(reports)}
+        reports = {
+            f"{kind}_{number:02d}": report for kind, reports in named for number, report in enumerate(reports)
+        }
         return reports | ({} if self.scale is None else {_SCALE: self.scale})
 
     @classmethod
@@ -90,15 +102,16 @@ def read_history(
     num_reference: int,
     is_logged: bool = False,
 ) -> History:
-    """Return the windows that a window is compared with: the first ones under this champion, and the last five.
+    """Return the windows that a window is compared with: the first ones under this champion, and the last
+    five.
 
-    The newest earlier report under this champion names its own; the window that it is about joins the reference until that is complete,
-    unless it alarmed, and the recent ones after that. So a report costs the same after a thousand windows. What is
-    complete stays as it is, and a window that comes late changes nothing. A window that is materialised again keeps what it was
-    compared with, so its verdict stays.
+    The newest earlier report under this champion names its own; the window that it is about joins the
+    reference until that is complete, unless it alarmed, and the recent ones after that. So a report costs the
+    same after a thousand windows. What is complete stays as it is, and a window that comes late changes
+    nothing. A window that is materialised again keeps what it was compared with, so its verdict stays.
 
-    Where production was calm when the champion was released, the content of the texts is compared with the last windows before that:
-    see `kept_reference`.
+    Where production was calm when the champion was released, the content of the texts is compared with the
+    last windows before that: see `kept_reference`.
 
     Args:
         window: its key; keys sort in the order of arrival.
@@ -109,8 +122,8 @@ def read_history(
         model: the checkpoint in use.
         settings: of the report, see `verdict.key_settings`.
         num_reference: windows of a complete reference.
-        is_logged: whether predictions of the window come from the user's own log. Before the first champion they do not, and the windows of then
-            are of all documents.
+        is_logged: whether predictions of the window come from the user's own log. Before the first champion
+            they do not, and the windows of then are of all documents.
     """
     made = sorted(made)
 
@@ -138,7 +151,12 @@ def read_history(
                 yield report, DriftMetadata.of(report)
 
     own = find(window) if window in made else None
-    if own is not None and is_comparable(own) and is_of_model(own) and own.inputs.get("production_documents") == documents.content_digest:
+    if (
+        own is not None
+        and is_comparable(own)
+        and is_of_model(own)
+        and own.inputs.get("production_documents") == documents.content_digest
+    ):
         return compared_with(own)
     newest = next(earlier(), None)
     if newest is None:
@@ -155,11 +173,13 @@ def read_history(
 
 
 def kept_reference(earlier: Iterable[tuple[T, str]], num_reference: int) -> list[T]:
-    """Return the reference of the texts' content for the first window under a new champion; nothing if it begins anew.
+    """Return the reference of the texts' content for the first window under a new champion; nothing if it
+    begins anew.
 
-    Each champion would else be blind for its first six windows, and see little in the next six. A champion that was released while production
-    was calm, as one for new data is, changes nothing about the texts, so its content is compared with the last windows that did
-    not alarm. One that was released while windows alarmed has learned what is new, and begins anew.
+    Each champion would else be blind for its first six windows, and see little in the next six. A champion
+    that was released while production was calm, as one for new data is, changes nothing about the texts, so
+    its content is compared with the last windows that did not alarm. One that was released while windows
+    alarmed has learned what is new, and begins anew.
 
     Args:
         earlier: windows that were read on one scale, with their verdicts, the last one first.

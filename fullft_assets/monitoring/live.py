@@ -1,6 +1,8 @@
-"""Live quality: how often the champion was right about production documents whose label came later, against its score at release.
+"""Live quality: how often the champion was right about production documents whose label came later, against
+its score at release.
 
-Labels may be late and out of order, and somebody looks after each of them: the bounds hold at all looks at once (see `anytime`).
+Labels may be late and out of order, and somebody looks after each of them: the bounds hold at all looks at
+once (see `anytime`).
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from fullft_assets.store.metadata import Metadata
 
 #: Raise this when the counts or their metadata change.
 LIVE_VERSION = "4"
-LIVE_CHECK = CheckSpec("live_accuracy_holds", "Accuracy on production documents that got a label is not below that at release.")
+LIVE_CHECK = CheckSpec(
+    "live_accuracy_holds", "Accuracy on production documents that got a label is not below that at release."
+)
 #: The metric of single documents: any order and number of labels measures it.
 METRIC = "accuracy"
 #: The newest windows of which single counts are kept: more than a drift can be told from.
@@ -37,10 +41,12 @@ class LiveMetadata(Metadata):
         num_documents: their documents, one a group, or one a text where there is no group.
         num_labelled: those of them that have a label by now.
         num_right: those of them whose label is the predicted one.
-        accuracy, accuracy_low, accuracy_high: the share of right ones, and bounds that hold at all looks. None: there is no label yet.
-        release_accuracy, release_accuracy_low: at release, on the test rows, with the lower end of its interval.
+        accuracy, accuracy_low, accuracy_high: the share of right ones, and bounds that hold at all looks.
+        None: there is no label yet. release_accuracy, release_accuracy_low: at release, on the test rows,
+        with the lower end of its interval.
         drop: release minus live accuracy where the intervals show that it fell, else 0.
-        by_window: of the newest windows, the documents that have a label, one a group, and those of them that are right.
+        by_window: of the newest windows, the documents that have a label, one a group, and those of them that
+            are right.
     """
 
     checkpoint: str
@@ -96,28 +102,43 @@ def measure(
         predictions: `batch_predictions` by window.
         log: see `log_key`; predictions from another source do not count.
         examples: `labeled_examples` by batch, of the batches that the champion has not learned from.
-        chosen: by window, digests of the documents that were exported for labelling because they are far from the training data
-            (`exported_as_far`): their accuracy is not that of production.
+        chosen: by window, digests of the documents that were exported for labelling because they are far from
+            the training data (`exported_as_far`): their accuracy is not that of production.
         error: of each of the two bounds.
     """
     predicted = predicted_by(champion, windows, predictions, log)
 
     def write(_: Draft) -> Outcome:
-        counts = count(labels_by_id(store, examples), predicted_documents(store, case, windows, predicted, chosen))
+        counts = count(
+            labels_by_id(store, examples), predicted_documents(store, case, windows, predicted, chosen)
+        )
         metadata = judge(counts, champion.ref, len(predicted), release, error)
         return metadata.as_dict(), [check(metadata)]
 
-    contents = [{name: made.content_digest for name, made in found.items()} for found in (predicted, examples)]
-    inputs = {"finetuned_checkpoint": champion.content_digest, "predictions": digest(contents[0]), "labeled_examples": digest(contents[1])}
+    contents = [
+        {name: made.content_digest for name, made in found.items()} for found in (predicted, examples)
+    ]
+    inputs = {
+        "finetuned_checkpoint": champion.content_digest,
+        "predictions": digest(contents[0]),
+        "labeled_examples": digest(contents[1]),
+    }
     inputs["chosen"] = digest({name: sorted(places) for name, places in chosen.items() if name in predicted})
     settings = {"release": list(release), "error": error}
-    return store.ensure(case, "live_quality", write, version=LIVE_VERSION, settings=settings, inputs=inputs, seed=seed)
+    return store.ensure(
+        case, "live_quality", write, version=LIVE_VERSION, settings=settings, inputs=inputs, seed=seed
+    )
 
 
 def predicted_by(
-    champion: Manifest, windows: Mapping[str, Manifest], predictions: Mapping[str, Manifest], log: Mapping[str, Any] | None
+    champion: Manifest,
+    windows: Mapping[str, Manifest],
+    predictions: Mapping[str, Manifest],
+    log: Mapping[str, Any] | None,
 ) -> dict[str, Manifest]:
-    """Return those `batch_predictions` that are a champion's own, by window in the order of arrival; for the arguments see `measure`."""
+    """Return those `batch_predictions` that are a champion's own, by window in the order of arrival; for the
+    arguments see `measure`.
+    """
     return {
         name: made
         for name, made in sorted(predictions.items())
@@ -132,10 +153,11 @@ class PredictedDocument(NamedTuple):
     """A production document with its prediction.
 
     Attributes:
-        key: of its group, or of its text; of related documents the first one counts, labelled or not: which one it is must not depend on
-            the labels.
-        id: None where it has none of its own. One that is made up of file and row would be that of another document, too, where a feed uses a
-            file's name again, or labelled documents come in files of that name.
+        key: of its group, or of its text; of related documents the first one counts, labelled or not: which
+            one it is must not depend on the labels.
+        id: None where it has none of its own. One that is made up of file and row would be that of another
+            document, too, where a feed uses a file's name again, or labelled documents come in files of that
+            name.
         label: as it was delivered with the document, or None.
         is_chosen: it was exported for labelling because it is far from the training data.
         window, place: its window, with file and row there.
@@ -151,9 +173,14 @@ class PredictedDocument(NamedTuple):
 
 
 def predicted_documents(
-    store: Store, case: str, windows: Mapping[str, Manifest], predicted: Mapping[str, Manifest], chosen: Mapping[str, Collection[str]]
+    store: Store,
+    case: str,
+    windows: Mapping[str, Manifest],
+    predicted: Mapping[str, Manifest],
+    chosen: Mapping[str, Collection[str]],
 ) -> Iterator[PredictedDocument]:
-    """Yield the documents with a prediction, oldest first; what was delivered again as it is now: what was repaired is not what was damaged.
+    """Yield the documents with a prediction, oldest first; what was delivered again as it is now: what was
+    repaired is not what was damaged.
 
     Args:
         predicted: as of `predicted_by`.
@@ -180,7 +207,8 @@ def count(labels: Mapping[str, str | None], documents: Iterator[PredictedDocumen
     """Return how many documents there are, have a label, and were predicted right.
 
     Args:
-        labels: by document id; they count before those that came with the documents. None: its labels contradict each other.
+        labels: by document id; they count before those that came with the documents. None: its labels
+            contradict each other.
         documents: in the order of arrival.
     """
     seen: set[bytes] = set()
@@ -202,7 +230,9 @@ def count(labels: Mapping[str, str | None], documents: Iterator[PredictedDocumen
 
 
 def labels_by_id(store: Store, examples: Mapping[str, Manifest]) -> dict[str, str | None]:
-    """Return the label of each id, of the newest batch that has it; None where rows of that batch contradict each other."""
+    """Return the label of each id, of the newest batch that has it; None where rows of that batch contradict
+    each other.
+    """
     import pyarrow.parquet as pq
 
     found: dict[str, str | None] = {}
@@ -215,8 +245,12 @@ def labels_by_id(store: Store, examples: Mapping[str, Manifest]) -> dict[str, st
     return found
 
 
-def judge(counts: Counts, checkpoint: str, num_windows: int, release: AtRelease, error: float) -> LiveMetadata:
-    """Return the live accuracy, its bounds, and the drop that is certain given these bounds and the interval at release."""
+def judge(
+    counts: Counts, checkpoint: str, num_windows: int, release: AtRelease, error: float
+) -> LiveMetadata:
+    """Return the live accuracy, its bounds, and the drop that is certain given these bounds and the interval
+    at release.
+    """
     accuracy = counts.num_right / counts.num_labelled if counts.num_labelled else None
     high = upper_bound(counts.num_right, counts.num_labelled, error)
     fell = accuracy is not None and high < release.low
@@ -236,15 +270,20 @@ def judge(counts: Counts, checkpoint: str, num_windows: int, release: AtRelease,
 def check(found: LiveMetadata) -> CheckOutcome:
     """Return the check, a warning."""
     if found.accuracy is None:
-        description = f"none of {found.num_documents:,} documents in {found.num_windows:,} windows has a label yet"
+        description = (
+            f"none of {found.num_documents:,} documents in {found.num_windows:,} windows has a label yet"
+        )
     else:
         description = (
-            f"accuracy {found.accuracy:.3f} ({found.accuracy_low:.3f} to {found.accuracy_high:.3f} at all looks) on {found.num_labelled:,} "
-            f"labelled documents of production; at release {found.release_accuracy:.3f} (at least {found.release_accuracy_low:.3f})"
+            f"accuracy {found.accuracy:.3f} ({found.accuracy_low:.3f} to {found.accuracy_high:.3f} at all"
+            f" looks) on {found.num_labelled:,} labelled documents of production; at release"
+            f" {found.release_accuracy:.3f} (at least {found.release_accuracy_low:.3f})"
         )
     if found.drop > 0:
         description += ". Label more documents like those of today, and deliver them"
-    return CheckOutcome(name=LIVE_CHECK.name, passed=found.drop <= 0, severity="warn", description=description)
+    return CheckOutcome(
+        name=LIVE_CHECK.name, passed=found.drop <= 0, severity="warn", description=description
+    )
 
 
 def _last_windows(store: Store, windows: Mapping[str, Manifest]) -> dict[str, str]:
@@ -258,13 +297,21 @@ def _last_windows(store: Store, windows: Mapping[str, Manifest]) -> dict[str, st
     return found
 
 
-def _documents(store: Store, name: str, window: Manifest, predictions: Manifest) -> Iterator[PredictedDocument]:
+def _documents(
+    store: Store, name: str, window: Manifest, predictions: Manifest
+) -> Iterator[PredictedDocument]:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(store.folder(window) / "documents.parquet", columns=["source", "row", "id", "text", "label", "group"])
+    table = pq.read_table(
+        store.folder(window) / "documents.parquet", columns=["source", "row", "id", "text", "label", "group"]
+    )
     predicted = read_labels(store.folder(predictions) / PREDICTIONS)
     for row, own_id in zip(table.to_pylist(), own_ids(table), strict=True):
         if (place := (row["source"], row["row"])) in predicted:
-            named = f"group {row['group']}" if row["group"] else f"text {' '.join(row['text'].split()).casefold()}"
+            named = (
+                f"group {row['group']}"
+                if row["group"]
+                else f"text {' '.join(row['text'].split()).casefold()}"
+            )
             key = hashlib.blake2b(named.encode("utf-8", "surrogatepass"), digest_size=16).digest()
             yield PredictedDocument(key, own_id, predicted[place], row["label"], window=name, place=place)

@@ -1,7 +1,8 @@
 """Predictions from the user's own log (`monitoring.log`), in place of those that the champion makes anew.
 
-Only what the champion answered counts: a row of another model, or of nobody knows which, has no prediction. The two kinds are never mixed: they
-differ in the settings of their artifacts, and each consumer asks for one of them.
+Only what the champion answered counts: a row of another model, or of nobody knows which, has no prediction.
+The two kinds are never mixed: they differ in the settings of their artifacts, and each consumer asks for one
+of them.
 """
 
 from __future__ import annotations
@@ -17,12 +18,20 @@ from statistics import fmean
 from typing import Any
 
 from fullft_assets.documents.schema import LOGGED
-from fullft_assets.monitoring.predictions import PREDICTIONS, PREDICTIONS_VERSION, Document, PredictionsMetadata, write_predictions
+from fullft_assets.monitoring.predictions import (
+    PREDICTIONS,
+    PREDICTIONS_VERSION,
+    Document,
+    PredictionsMetadata,
+    write_predictions,
+)
 from fullft_assets.settings import LogSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
 from fullft_assets.store.checks import CheckSpec
 
-LOG_CHECK = CheckSpec("log_has_the_champions_predictions", "Most documents have a prediction of the champion in the log.")
+LOG_CHECK = CheckSpec(
+    "log_has_the_champions_predictions", "Most documents have a prediction of the champion in the log."
+)
 #: With a smaller share of them a field is misnamed, or another model answers.
 _LEAST_SHARE = 0.5
 #: A time since 1970 beyond this is in milli-, micro- or nanoseconds: as seconds it would be in the year 5138.
@@ -30,7 +39,9 @@ _MOST_SECONDS = 1e11
 
 
 def log_key(settings: UseCaseSettings) -> dict[str, Any] | None:
-    """Return what tells predictions from a log apart from others, among the settings of their artifact; None: the champion predicts."""
+    """Return what tells predictions from a log apart from others, among the settings of their artifact; None:
+    the champion predicts.
+    """
     log = settings.monitoring.log
     return None if log is None else log.model_dump()
 
@@ -46,7 +57,8 @@ def read_log(
     labels: Sequence[str],
     seed: int,
 ) -> Manifest:
-    """Return the `batch_predictions` of a window as the log has them: a line for each document that the champion answered.
+    """Return the `batch_predictions` of a window as the log has them: a line for each document that the
+    champion answered.
 
     Args:
         documents: the window's `production_documents`.
@@ -78,8 +90,12 @@ def read_log(
             else:
                 document = Document(row["source"], row["row"], row["id"], row["text"])
                 score = _score(row["score"])
-                found.append((document, {"label": label, **({} if score is None else {"probability": score})}))
-        write_predictions(draft.path / PREDICTIONS, (document for document, _ in found), (answer for _, answer in found))
+                found.append(
+                    (document, {"label": label, **({} if score is None else {"probability": score})})
+                )
+        write_predictions(
+            draft.path / PREDICTIONS, (document for document, _ in found), (answer for _, answer in found)
+        )
         scores = [answer["probability"] for _, answer in found if "probability" in answer]
         metadata = PredictionsMetadata(
             checkpoint=champion.ref,
@@ -93,8 +109,19 @@ def read_log(
 
     # Of the same champion, only the time at which it came into use may be another one.
     settings = {"log": log.model_dump(), **({} if log.time is None else {"since": since})}
-    inputs = {"production_documents": documents.content_digest, "finetuned_checkpoint": champion.content_digest}
-    return store.ensure(case, "batch_predictions", write, version=PREDICTIONS_VERSION, settings=settings, inputs=inputs, seed=seed)
+    inputs = {
+        "production_documents": documents.content_digest,
+        "finetuned_checkpoint": champion.content_digest,
+    }
+    return store.ensure(
+        case,
+        "batch_predictions",
+        write,
+        version=PREDICTIONS_VERSION,
+        settings=settings,
+        inputs=inputs,
+        seed=seed,
+    )
 
 
 def read_labels(path: Path) -> dict[tuple[str, int], str]:
@@ -141,11 +168,17 @@ def _score(value: str | None) -> float | None:
 
 
 def _check(num_found: int, num_rows: int, left_out: Mapping[str, int]) -> CheckOutcome:
-    """Return the check, a warning. It says how many rows, and never what they have: a misnamed field may hold anything."""
+    """Return the check, a warning. It says how many rows, and never what they have: a misnamed field may hold
+    anything.
+    """
     description = f"{num_found:,} of {num_rows:,} documents have a prediction of the champion in the log"
     description += "".join(_reasons(left_out))
     passed = num_found >= _LEAST_SHARE * num_rows
-    fix = "" if passed else ". Only those are used; look at monitoring.log, `fullft check` lists the fields that rows have"
+    fix = (
+        ""
+        if passed
+        else ". Only those are used; look at monitoring.log, `fullft check` lists the fields that rows have"
+    )
     return CheckOutcome(name=LOG_CHECK.name, passed=passed, severity="warn", description=description + fix)
 
 

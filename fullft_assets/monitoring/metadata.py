@@ -12,14 +12,20 @@ class DriftMetadata(Metadata):
     """Metadata of a `drift_report`.
 
     Attributes:
-        num_rows: compared documents of the window: the effective number, as each is independent of the others.
-        num_related_left_out: documents of groups, or clusters of near-duplicates, that another document represents.
-        reference, recent: `Manifest.ref` of the drift reports of the windows that this one was compared with and pooled with.
-        kept_reference, kept_recent: the same for the content of the texts, where it is compared with windows of an earlier champion.
-        scale: `Manifest.ref` of the `drift_scale` that the content is read on; empty where the window was not read and is compared with none.
+        num_rows: compared documents of the window: the effective number, as each is independent of the
+            others.
+        num_related_left_out: documents of groups, or clusters of near-duplicates, that another document
+            represents.
+        reference, recent: `Manifest.ref` of the drift reports of the windows that this one was compared with
+        and pooled with. kept_reference, kept_recent: the same for the content of the texts, where it is
+        compared with windows of an earlier champion.
+        scale: `Manifest.ref` of the `drift_scale` that the content is read on; empty where the window was not
+            read and is compared with none.
         documents: `Manifest.ref` of the window's production documents.
-        predictions: `Manifest.ref` of the predictions from the log, where only the documents that have one were compared.
-        measured: each number by its name: p-values, effects, and the means of what the documents are like; see `verdict` and `scale.Sums`.
+        predictions: `Manifest.ref` of the predictions from the log, where only the documents that have one
+            were compared.
+        measured: each number by its name: p-values, effects, and the means of what the documents are like;
+            see `verdict` and `scale.Sums`.
     """
 
     rest: ClassVar[str | None] = "measured"

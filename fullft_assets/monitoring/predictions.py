@@ -1,4 +1,6 @@
-"""What the champion predicts of a window of production documents: a line of JSON for each document with a text."""
+"""What the champion predicts of a window of production documents: a line of JSON for each document with a
+text.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from fullft_assets.store.metadata import Metadata
 
 #: Raise this when the lines or their metadata change.
 PREDICTIONS_VERSION = "2"
-#: A line for each document: `source`, `row` and `id` as its window has them, then what the task predicts, as in `fullft predict --file`.
+#: A line for each document: `source`, `row` and `id` as its window has them, then what the task predicts, as
+#: in `fullft predict --file`.
 PREDICTIONS = "predictions.jsonl"
 
 
@@ -24,8 +27,9 @@ class PredictionsMetadata(Metadata):
     Attributes:
         checkpoint: the artifact with the model that predicted.
         num_without_text: documents of the window that have no text, and no prediction.
-        estimated_accuracy: of a classifier, the mean probability of the predicted labels: its accuracy if the probabilities are right. An
-            estimate, on which nothing acts: where documents change, models stay too certain.
+        estimated_accuracy: of a classifier, the mean probability of the predicted labels: its accuracy if the
+            probabilities are right. An estimate, on which nothing acts: where documents change, models stay
+            too certain.
         rows_per_second, characters_per_second: from the first text to the last, without loading the model.
         left_out: of predictions from a log: documents with a text that have none, by the reason.
         num_without_score: of predictions from a log: those that the estimate leaves out.
@@ -67,10 +71,14 @@ def predictions_artifact_key(settings: UseCaseSettings, inputs: Mapping[str, Man
         inputs: `production_documents` and `finetuned_checkpoint`.
     """
     digests = {name: manifest.content_digest for name, manifest in inputs.items()}
-    return artifact_key("batch_predictions", PREDICTIONS_VERSION, predictions_key(settings), digests, settings.seed)
+    return artifact_key(
+        "batch_predictions", PREDICTIONS_VERSION, predictions_key(settings), digests, settings.seed
+    )
 
 
-def write_predictions(path: Path, documents: Iterable[Document], predictions: Iterable[Mapping[str, Any]]) -> None:
+def write_predictions(
+    path: Path, documents: Iterable[Document], predictions: Iterable[Mapping[str, Any]]
+) -> None:
     """Write a line for each document; both must have equal lengths."""
     with path.open("w", encoding="utf-8") as file:
         for document, predicted in zip(documents, predictions, strict=True):

@@ -1,4 +1,6 @@
-"""Windows that were delivered again: a damaged delivery and its repair, or one file twice, are one set of documents; the later one counts."""
+"""Windows that were delivered again: a damaged delivery and its repair, or one file twice, are one set of
+documents; the later one counts.
+"""
 
 from __future__ import annotations
 
@@ -20,26 +22,37 @@ _SAME = 0.5
 def without_redelivered(store: Store, documents: Manifest, reports: Sequence[Manifest]) -> list[Manifest]:
     """Return those of earlier drift reports whose window was not delivered again as this one.
 
-    A window and its repetition are no two witnesses of a drift: one that was damaged twice confirmed itself, and one that was repaired stayed
-    in the pool of the windows after it.
+    A window and its repetition are no two witnesses of a drift: one that was damaged twice confirmed itself,
+    and one that was repaired stayed in the pool of the windows after it.
 
     Args:
         documents: `production_documents` of the window.
         reports: of earlier windows; few, as the documents of each are read.
     """
     mine = _documents_of(store, documents)
-    return [report for report in reports if not _is_same(mine, _documents_of(store, store.load(DriftMetadata.of(report).documents)))]
+    return [
+        report
+        for report in reports
+        if not _is_same(mine, _documents_of(store, store.load(DriftMetadata.of(report).documents)))
+    ]
 
 
 def is_read_by_another_window(documents: Manifest) -> bool:
-    """Return whether all files of a window were rewritten before they were read: what they are now is a window of its own, and nothing is wrong."""
+    """Return whether all files of a window were rewritten before they were read: what they are now is a
+    window of its own, and nothing is wrong.
+    """
     found = RawMetadata.of(documents)
     return found.num_files > 0 and not found.files and all(check.passed for check in documents.checks)
 
 
 def own_ids(table: pa.Table) -> list[str | None]:
-    """Return the id of each document, None where it was made up from its file and row; `table` has `id`, `source` and `row`."""
-    return [None if made_up else given for given, made_up in zip(table["id"].to_pylist(), has_made_up_id(table).tolist(), strict=True)]
+    """Return the id of each document, None where it was made up from its file and row; `table` has `id`,
+    `source` and `row`.
+    """
+    return [
+        None if made_up else given
+        for given, made_up in zip(table["id"].to_pylist(), has_made_up_id(table).tolist(), strict=True)
+    ]
 
 
 class _Documents(NamedTuple):
@@ -53,7 +66,9 @@ def _documents_of(store: Store, window: Manifest) -> _Documents:
     import pyarrow.parquet as pq
 
     table = pq.read_table(store.folder(window) / "documents.parquet", columns=["id", "source", "row", "text"])
-    return _Documents(frozenset(filter(None, own_ids(table))), sorted(text for text in table["text"].to_pylist() if text))
+    return _Documents(
+        frozenset(filter(None, own_ids(table))), sorted(text for text in table["text"].to_pylist() if text)
+    )
 
 
 def _is_same(mine: _Documents, other: _Documents) -> bool:

@@ -11,17 +11,23 @@ MAX_TABLE_CHARACTERS = 999
 
 
 def render_table(verdict: DriftVerdict) -> str:
-    """Return the tests as a Markdown table short enough to be shown inline by Dagster (below 1,000 characters)."""
+    """Return the tests as a Markdown table short enough to be shown inline by Dagster (below 1,000
+    characters).
+    """
     if not verdict.tests:
         return verdict.summary
     lines = ["| test | windows | p-value | alarm at | effect |", "|---|---|---|---|---|"]
     for test in verdict.tests:
         p_value = f"**{test.p_value:.2g}**" if test.alarms else f"{test.p_value:.2g}"
-        lines.append(f"| {test.family} | {test.num_windows} | {p_value} | {test.threshold:g} | {test.effect:.3f} |")
+        lines.append(
+            f"| {test.family} | {test.num_windows} | {p_value} | {test.threshold:g} | {test.effect:.3f} |"
+        )
     return "\n".join(lines)[:MAX_TABLE_CHARACTERS]
 
 
-def render_report(verdict: DriftVerdict, title: str, windows: Sequence[tuple[str, Mapping[str, float]]]) -> str:
+def render_report(
+    verdict: DriftVerdict, title: str, windows: Sequence[tuple[str, Mapping[str, float]]]
+) -> str:
     """Return the verdict with all its tests, and the numbers of the windows that were read, as Markdown.
 
     Args:

@@ -1,7 +1,8 @@
 """Representation: does the training data have the labels and domains that production has?
 
-The distance is the total variation of the shares. Two samples of one distribution have a distance too, and a large
-one if a window is small or there are many labels; so the distance expected from equal distributions is subtracted first.
+The distance is the total variation of the shares. Two samples of one distribution have a distance too, and a
+large one if a window is small or there are many labels; so the distance expected from equal distributions is
+subtracted first.
 """
 
 from __future__ import annotations
@@ -28,10 +29,14 @@ if TYPE_CHECKING:
 
     from fullft_assets.store import Manifest, Store
 
-CHECK = CheckSpec("training_data_represents_production", "Labels and domains are as frequent in the training rows as in production.")
+CHECK = CheckSpec(
+    "training_data_represents_production",
+    "Labels and domains are as frequent in the training rows as in production.",
+)
 #: With fewer documents on a side the shares are not compared.
 MIN_ROWS = 100
-#: The newest windows count, until they have so many documents: production of a year ago is no measure of today.
+#: The newest windows count, until they have so many documents: production of a year ago is no measure of
+#: today.
 ENOUGH_ROWS = 10_000
 #: Number of shares named in the description, those that differ most.
 _NUM_NAMED = 3
@@ -46,10 +51,11 @@ class Composition:
     Attributes:
         labels: documents by label (a document with several labels, or spans, counts once for each label).
         domains: documents by domain.
-        num_independent: equivalent number of independent documents (Kish's effective sample size over the groups:
-            related documents that arrive in bursts carry less information than their number).
+        num_independent: equivalent number of independent documents (Kish's effective sample size over the
+            groups: related documents that arrive in bursts carry less information than their number).
         lengths: [n] characters of each text.
-        labels_are_predicted: `labels` are predictions of a model for documents that are independent of each other.
+        labels_are_predicted: `labels` are predictions of a model for documents that are independent of each
+            other.
     """
 
     labels: Mapping[str, int]
@@ -66,7 +72,8 @@ class Difference:
 
     Attributes:
         distance: total variation distance of the shares, 0 (alike) to 1 (nothing in common).
-        by_chance: the distance to be expected from samples of these sizes if production were like the training data.
+        by_chance: the distance to be expected from samples of these sizes if production were like the
+            training data.
         shares: name -> share in training, share in production; those that differ most come first.
     """
 
@@ -90,7 +97,8 @@ def judge(
     max_difference: float,
     seed: int = 0,
 ) -> CheckOutcome:
-    """Return the check on a snapshot: its training rows against the newest production documents, see `compare`.
+    """Return the check on a snapshot: its training rows against the newest production documents, see
+    `compare`.
 
     Production's labels are those of its documents; if none has a label, those that the model predicted.
 
@@ -105,13 +113,28 @@ def judge(
             break
         newest[name] = windows[name]
     if not newest:
-        return _outcome(True, "no production documents yet", {"production": "no production documents yet", "num_production_rows": 0})
-    predicted = predictions(store, [reports[name] for name in newest if name in reports], model, labels) if model is not None else {}
-    outcome = compare(of_snapshot(store, snapshot), of_production(store, list(newest.values()), predicted), max_difference, seed=seed)
+        return _outcome(
+            True,
+            "no production documents yet",
+            {"production": "no production documents yet", "num_production_rows": 0},
+        )
+    predicted = (
+        predictions(store, [reports[name] for name in newest if name in reports], model, labels)
+        if model is not None
+        else {}
+    )
+    outcome = compare(
+        of_snapshot(store, snapshot),
+        of_production(store, list(newest.values()), predicted),
+        max_difference,
+        seed=seed,
+    )
     return outcome.model_copy(update={"metadata": {**outcome.metadata, "num_windows": len(newest)}})
 
 
-def predictions(store: Store, reports: Iterable[Manifest], model: Manifest, labels: Sequence[str]) -> Counter[str]:
+def predictions(
+    store: Store, reports: Iterable[Manifest], model: Manifest, labels: Sequence[str]
+) -> Counter[str]:
     """Return documents by the label that a model predicted, over the drift reports that it made."""
     counts: Counter[str] = Counter()
     for report in reports:
@@ -127,7 +150,9 @@ def of_snapshot(store: Store, snapshot: Manifest) -> Composition:
     return of_tables(_training_tables(store, snapshot))
 
 
-def of_production(store: Store, windows: Sequence[Manifest], predicted: Mapping[str, int] | None = None) -> Composition:
+def of_production(
+    store: Store, windows: Sequence[Manifest], predicted: Mapping[str, int] | None = None
+) -> Composition:
     """Return the composition of production documents.
 
     Args:
@@ -148,7 +173,8 @@ def of_production(store: Store, windows: Sequence[Manifest], predicted: Mapping[
 
 
 def of_tables(tables: Iterable[pa.Table]) -> Composition:
-    """Return the composition of tables with `text` and any of `label`, `labels`, `spans`, `domain`, `group` and `problem`.
+    """Return the composition of tables with `text` and any of `label`, `labels`, `spans`, `domain`, `group`
+    and `problem`.
 
     Malformed rows and rows without a text do not count.
     """
@@ -174,23 +200,31 @@ def of_tables(tables: Iterable[pa.Table]) -> Composition:
     return Composition(dict(labels), dict(domains), num_rows, independent, np.concatenate(lengths))
 
 
-def compare(training: Composition, production: Composition, max_difference: float, *, seed: int = 0) -> CheckOutcome:
+def compare(
+    training: Composition, production: Composition, max_difference: float, *, seed: int = 0
+) -> CheckOutcome:
     """Return the check `training_data_represents_production`, a warning.
 
-    It is red if label or domain shares differ, beyond chance, by more than is allowed. With fewer
-    than 100 documents on a side it reports `insufficient data` and is green; what production does not have (most often
+    It is red if label or domain shares differ, beyond chance, by more than is allowed. With fewer than 100
+    documents on a side it reports `insufficient data` and is green; what production does not have (most often
     labels) is not compared, and reported.
 
     Args:
-        max_difference: total variation distance beyond chance above which it warns (`snapshot.max_share_difference`).
+        max_difference: total variation distance beyond chance above which it warns
+            (`snapshot.max_share_difference`).
     """
     sizes = {"num_training_rows": training.num_rows, "num_production_rows": production.num_rows}
     metadata = {**sizes, "num_characters": _length_quantiles(training, production)}
     for side, count in (("training", training.num_rows), ("production", production.num_rows)):
         if count < MIN_ROWS:
-            return _outcome(True, f"insufficient data: {count:,} {side} documents of the {MIN_ROWS} needed", metadata)
+            return _outcome(
+                True, f"insufficient data: {count:,} {side} documents of the {MIN_ROWS} needed", metadata
+            )
     red, green = [], []
-    for respect, mine, theirs in (("label", training.labels, production.labels), ("domain", training.domains, production.domains)):
+    for respect, mine, theirs in (
+        ("label", training.labels, production.labels),
+        ("domain", training.domains, production.domains),
+    ):
         if min(sum(mine.values()), sum(theirs.values())) < MIN_ROWS:
             green.append(_why_not_compared(respect, mine, theirs))
             continue
@@ -202,25 +236,34 @@ def compare(training: Composition, production: Composition, max_difference: floa
             f"{respect}_difference_by_chance": found.by_chance,
         }
         if may_be_named(found.shares):
-            shares = [{respect: visible(name), "training": a, "production": b} for name, (a, b) in found.shares.items()]
+            shares = [
+                {respect: visible(name), "training": a, "production": b}
+                for name, (a, b) in found.shares.items()
+            ]
             metadata[f"{respect}_shares"] = shares[:20]
         text = _in_words(f"predicted {respect}" if is_predicted else respect, found)
         (red if found.beyond_chance > max_difference else green).append(text)
     if red:
         fix = "label and deliver more documents like production's, or raise snapshot.max_share_difference"
-        return _outcome(False, f"{'; '.join(red)}; warns above {max_difference:g} beyond chance; {fix}", metadata)
+        return _outcome(
+            False, f"{'; '.join(red)}; warns above {max_difference:g} beyond chance; {fix}", metadata
+        )
     return _outcome(True, "; ".join(text for text in green if text), metadata)
 
 
 def difference(
-    training: Mapping[str, int], production: Mapping[str, int], num_training: float, num_production: float, seed: int = 0
+    training: Mapping[str, int],
+    production: Mapping[str, int],
+    num_training: float,
+    num_production: float,
+    seed: int = 0,
 ) -> Difference:
     """Return the difference between two sets of counts.
 
-    The distance expected by chance is the mean over draws of both samples from their pooled shares (a parametric
-    bootstrap under the hypothesis of equality: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", ch. 16). The
-    distance of samples is at most the true distance plus that, on average (triangle inequality), so a difference within
-    the limit is red only by chance.
+    The distance expected by chance is the mean over draws of both samples from their pooled shares (a
+    parametric bootstrap under the hypothesis of equality: Efron and Tibshirani 1993, "An Introduction to the
+    Bootstrap", ch. 16). The distance of samples is at most the true distance plus that, on average (triangle
+    inequality), so a difference within the limit is red only by chance.
 
     Args:
         training, production: counts by name; neither may be empty.
@@ -277,7 +320,9 @@ def _length_quantiles(training: Composition, production: Composition) -> dict[st
 
 
 def _outcome(passed: bool, description: str, metadata: dict) -> CheckOutcome:
-    return CheckOutcome(name=CHECK.name, passed=passed, severity="warn", description=description, metadata=metadata)
+    return CheckOutcome(
+        name=CHECK.name, passed=passed, severity="warn", description=description, metadata=metadata
+    )
 
 
 def _label_counts(table: pa.Table) -> dict[str, int]:
@@ -292,7 +337,11 @@ def _label_counts(table: pa.Table) -> dict[str, int]:
         values = column.flatten()
         if name == "spans":
             values = values.flatten()[values.type.get_field_index("label")]
-        once = pa.table({"row": column.value_parent_indices(), "label": values}).group_by(["row", "label"]).aggregate([])
+        once = (
+            pa.table({"row": column.value_parent_indices(), "label": values})
+            .group_by(["row", "label"])
+            .aggregate([])
+        )
         counts.update(_value_counts(once, "label"))
     return dict(counts)
 

@@ -1,4 +1,6 @@
-"""The scale on which windows are compared, fitted once on held-out rows: documents -> coordinates -> a window's sums."""
+"""The scale on which windows are compared, fitted once on held-out rows: documents -> coordinates -> a
+window's sums.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,11 @@ from fullft_assets.monitoring.features import NUMBERS, Features
 
 #: File of a `drift_scale`.
 SCALE = "scale.npz"
-#: The families of coordinates that are tested: the content of the texts, their statistics, and what the model predicts.
+#: The families of coordinates that are tested: the content of the texts, their statistics, and what the model
+#: predicts.
 FAMILIES = ("embeddings", "text_statistics", "predicted_labels")
-#: Principal components of the embeddings. Of twice as many, the smaller half is mostly noise, which whitening makes as loud as the rest.
+#: Principal components of the embeddings. Of twice as many, the smaller half is mostly noise, which whitening
+#: makes as loud as the rest.
 MAX_COMPONENTS = 64
 #: Held-out rows for each of them.
 _ROWS_A_COMPONENT = 4
@@ -34,8 +38,8 @@ class Sums:
         means: by family, the mean coordinates of these documents.
         numbers: [4] means of the features in `features.NUMBERS`.
         counts: [labels] documents by predicted label.
-        novel_share: share of documents farther from the held-out rows than 95% of those are from each other, minus 5%.
-            None: an erasure removed the held-out rows' embeddings.
+        novel_share: share of documents farther from the held-out rows than 95% of those are from each other,
+            minus 5%. None: an erasure removed the held-out rows' embeddings.
     """
 
     num_rows: int
@@ -53,7 +57,10 @@ class Sums:
         """Write the sums as an .npz file."""
         novel = {} if self.novel_share is None else {"novel_share": self.novel_share}
         means = {f"mean_{family}": mean for family, mean in self.means.items()}
-        _save(path, {"num_rows": self.num_rows, "numbers": self.numbers, "counts": self.counts, **novel, **means})
+        _save(
+            path,
+            {"num_rows": self.num_rows, "numbers": self.numbers, "counts": self.counts, **novel, **means},
+        )
 
     @classmethod
     def load(cls, path: Path) -> Sums:
@@ -70,7 +77,8 @@ class Scale:
 
     Attributes:
         centre: [d] mean embedding of the held-out rows; axes: [d, k] their whitened principal components.
-        ranks: [n, 4] sorted numbers of the held-out rows (see `features.NUMBERS`), which a document's numbers are ranked among.
+        ranks: [n, 4] sorted numbers of the held-out rows (see `features.NUMBERS`), which a document's numbers
+            are ranked among.
         ranks_centre: [8], ranks_axes: [8, r] the same of the mid-ranks and their squares.
         label_weights: [labels] 1 / square root of each label's share of the held-out rows' predictions.
         held_out: [n, d] embeddings of the held-out rows, of unit length.
@@ -110,12 +118,14 @@ class Scale:
         """
         if features.embeddings.shape[1] != len(self.centre):
             raise ValueError(
-                f"embeddings have {features.embeddings.shape[1]} dimensions, those of the held-out rows {len(self.centre)}: "
-                "they were read by different models"
+                f"embeddings have {features.embeddings.shape[1]} dimensions, those of the held-out rows"
+                f" {len(self.centre)}: they were read by different models"
             )
         return {
             "embeddings": (features.embeddings - self.centre) @ self.axes,
-            "text_statistics": (_mid_ranks(self.ranks, features.numbers) - self.ranks_centre) @ self.ranks_axes,
+            "text_statistics": (
+                (_mid_ranks(self.ranks, features.numbers) - self.ranks_centre) @ self.ranks_axes
+            ),
             "predicted_labels": np.eye(len(self.label_weights))[features.predicted] * self.label_weights,
         }
 
@@ -133,13 +143,17 @@ class Scale:
         )
 
     def distances(self, features: Features) -> np.ndarray | None:
-        """Return each document's distance from its nearest held-out row, in multiples of `far`; None without held-out rows."""
+        """Return each document's distance from its nearest held-out row, in multiples of `far`; None without
+        held-out rows.
+        """
         if not len(self.held_out):
             return None
         return _nearest(_unit(features.embeddings), self.held_out) / max(float(self.far), 1e-12)
 
     def with_content_of(self, other: Scale) -> Scale:
-        """Return the scale with the axes of the embeddings of another one, on which earlier windows were read."""
+        """Return the scale with the axes of the embeddings of another one, on which earlier windows were
+        read.
+        """
         return replace(self, centre=other.centre, axes=other.axes)
 
     def without_rows(self) -> Scale:
@@ -167,18 +181,25 @@ def _save(path: Path, arrays: Mapping[str, np.ndarray | float]) -> None:
 
 
 def _whitening(rows: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean [d] and the axes [d, k] on which rows [n, d] have unit variance: the first principal components."""
+    """Return the mean [d] and the axes [d, k] on which rows [n, d] have unit variance: the first principal
+    components.
+    """
     centre = rows.mean(axis=0)
-    values, vectors = np.linalg.eigh(np.cov(rows - centre, rowvar=False, bias=True).reshape(len(centre), len(centre)))
+    values, vectors = np.linalg.eigh(
+        np.cov(rows - centre, rowvar=False, bias=True).reshape(len(centre), len(centre))
+    )
     most = min(most, max(1, len(rows) // _ROWS_A_COMPONENT))
     kept = np.flatnonzero(values > max(values[-1], 1e-12) * 1e-6)[::-1][:most]
     return centre, vectors[:, kept] / np.sqrt(values[kept])
 
 
 def _mid_ranks(ordered: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Return the mid-ranks [n, c], 0 to 1, of numbers among each column's ordered ones, and their squares, as [n, 2 c]."""
+    """Return the mid-ranks [n, c], 0 to 1, of numbers among each column's ordered ones, and their squares, as
+    [n, 2 c].
+    """
     columns = [
-        (np.searchsorted(reference, mine, "left") + np.searchsorted(reference, mine, "right")) / (2 * len(reference))
+        (np.searchsorted(reference, mine, "left") + np.searchsorted(reference, mine, "right"))
+        / (2 * len(reference))
         for reference, mine in zip(ordered.T, numbers.T, strict=True)
     ]
     ranks = np.stack(columns, axis=1)

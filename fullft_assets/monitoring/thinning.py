@@ -1,4 +1,6 @@
-"""Thinning: one document for each set of related ones, as related documents that arrive together are not independent."""
+"""Thinning: one document for each set of related ones, as related documents that arrive together are not
+independent.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +11,22 @@ import numpy as np
 
 #: Least Jaccard similarity of word shingles at which two texts without a group are related.
 SIMILARITY = 0.3
-#: Characters of a text that are compared: enough to recognise a relative, and a bound for what long texts cost.
+#: Characters of a text that are compared: enough to recognise a relative, and a bound for what long texts
+#: cost.
 _MAX_CHARACTERS = 5_000
 #: Candidates for each row that is wanted: most clusters are small.
 _CANDIDATES = 2
 
 
-def independent_rows(texts: Sequence[str], groups: Sequence[str | None], seed: int, *, limit: int | None = None) -> np.ndarray:
-    """Return the indices, ascending, of one row a group, or of one row a cluster of near-duplicates where rows have no group.
+def independent_rows(
+    texts: Sequence[str], groups: Sequence[str | None], seed: int, *, limit: int | None = None
+) -> np.ndarray:
+    """Return the indices, ascending, of one row a group, or of one row a cluster of near-duplicates where
+    rows have no group.
 
-    Of a group the row counts that a hash keyed with the seed puts first, so that the choice depends on the texts, not on their order.
-    Clusters are single linkage: texts without a group are related if their word shingles' Jaccard similarity is at least `SIMILARITY`.
+    Of a group the row counts that a hash keyed with the seed puts first, so that the choice depends on the
+    texts, not on their order. Clusters are single linkage: texts without a group are related if their word
+    shingles' Jaccard similarity is at least `SIMILARITY`.
 
     Args:
         groups: [n] group of each row; None or "" = none.
@@ -53,7 +60,10 @@ def _clusters(texts: Sequence[str], seed: int) -> np.ndarray:
         return np.zeros(0, np.int64)
     sets = shingle_sets(pa.array([text.casefold() for text in texts], pa.string()), seed)
     names, columns = np.unique(sets.values, return_inverse=True)
-    table = csr_array((np.ones(len(columns), np.float32), columns, np.append(0, np.cumsum(sets.sizes))), shape=(len(texts), len(names)))
+    table = csr_array(
+        (np.ones(len(columns), np.float32), columns, np.append(0, np.cumsum(sets.sizes))),
+        shape=(len(texts), len(names)),
+    )
     shared = (table @ table.T).tocoo()
     mine, other = shared.coords
     together = sets.sizes[mine] + sets.sizes[other] - shared.data

@@ -17,15 +17,18 @@ from fullft_assets.store import CheckOutcome, Manifest, artifact_key
 from fullft_assets.store.checks import CheckSpec
 
 VERSION = "6"
-WINDOW_MATCHES_REFERENCE = CheckSpec("window_matches_reference", "Production looks like the reference windows.")
+WINDOW_MATCHES_REFERENCE = CheckSpec(
+    "window_matches_reference", "Production looks like the reference windows."
+)
 PRODUCTION_IS_SEEN = CheckSpec(
-    "production_is_seen", "Of the newest windows, retraining.alert_after_windows in a row, some could be compared."
+    "production_is_seen",
+    "Of the newest windows, retraining.alert_after_windows in a row, some could be compared.",
 )
 CHECKS = (WINDOW_MATCHES_REFERENCE, PRODUCTION_IS_SEEN)
 
-#: `warming_up`: this window is one of the first, which later ones are compared with. `alarm`: it, or the last three windows pooled, differ
-#: from them. `confirmed`: so did windows shortly before, which are not among those. `feed_broken`: no document of the
-#: window has a text.
+#: `warming_up`: this window is one of the first, which later ones are compared with. `alarm`: it, or the last
+#: three windows pooled, differ from them. `confirmed`: so did windows shortly before, which are not among
+#: those. `feed_broken`: no document of the window has a text.
 Status = Literal["warming_up", "ok", "alarm", "confirmed", "insufficient_data", "feed_broken"]
 #: A window of these differs from the reference.
 ALARMED: tuple[Status, ...] = ("alarm", "confirmed")
@@ -41,13 +44,19 @@ T = TypeVar("T")
 _WORDS = {
     "num_tokens": ("texts are longer", "texts are shorter", "tokens"),
     "fertility": ("words are split into more tokens", "words are split into fewer tokens", "tokens a word"),
-    "unknown_share": ("more words are new to the training texts", "fewer words are new to the training texts", "of the words"),
+    "unknown_share": (
+        "more words are new to the training texts",
+        "fewer words are new to the training texts",
+        "of the words",
+    ),
     "entropy": ("the model is less certain", "the model is more certain", "nats of entropy"),
 }
 
 
 class Past(NamedTuple, Generic[T]):
-    """What a window is compared with, oldest first: the reference windows, and the last `NUM_RECENT` windows after them."""
+    """What a window is compared with, oldest first: the reference windows, and the last `NUM_RECENT` windows
+    after them.
+    """
 
     reference: Sequence[T]
     recent: Sequence[T]
@@ -55,8 +64,8 @@ class Past(NamedTuple, Generic[T]):
     def after(self, window: T, status: Status, num_reference: int) -> Past[T]:
         """Return what the window after this one is compared with.
 
-        The first windows are the reference, but for those that alarmed: what differs from six windows would hide the next one that differs
-        in the same way.
+        The first windows are the reference, but for those that alarmed: what differs from six windows would
+        hide the next one that differs in the same way.
         """
         if len(self.reference) < num_reference and status not in ALARMED:
             return Past([*self.reference, window], self.recent)
@@ -64,7 +73,9 @@ class Past(NamedTuple, Generic[T]):
 
 
 class DriftTest(BaseModel):
-    """Outcome of a test of one family of coordinates over the last `num_windows` windows; see `comparison.Outcome`."""
+    """Outcome of a test of one family of coordinates over the last `num_windows` windows; see
+    `comparison.Outcome`.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -128,13 +139,25 @@ class DriftVerdict(BaseModel):
         if self.status == "feed_broken":
             return "the feed is broken: no document of this window has a text"
         if self.status == "warming_up":
-            return f"warming up: window {self.num_reference_windows + 1} of the {LEAST_WINDOWS} that a comparison needs"
+            return (
+                f"warming up: window {self.num_reference_windows + 1} of the {LEAST_WINDOWS} that a"
+                " comparison needs"
+            )
         if self.status == "ok":
-            return f"{self.num_rows:,} documents are like those of {self.num_reference_windows} reference windows"
+            return (
+                f"{self.num_rows:,} documents are like those of {self.num_reference_windows} reference"
+                " windows"
+            )
         return "; ".join(self.moved)
 
 
-def judge(current: Sums, content: Past[Sums], model: Past[Sums], settings: MonitoringSettings, labels: Sequence[str] = ()) -> DriftVerdict:
+def judge(
+    current: Sums,
+    content: Past[Sums],
+    model: Past[Sums],
+    settings: MonitoringSettings,
+    labels: Sequence[str] = (),
+) -> DriftVerdict:
     """Compare a window, and the last three pooled, with the reference windows.
 
     Args:
@@ -157,43 +180,67 @@ def judge(current: Sums, content: Past[Sums], model: Past[Sums], settings: Monit
     alarms = [test for test in tests if test.alarms]
     notes, homogeneity = [], None
     if len(content.reference) < settings.reference_windows:
-        notes.append(f"the reference is provisional: it has {len(content.reference)} of {settings.reference_windows} windows")
+        notes.append(
+            f"the reference is provisional: it has {len(content.reference)} of {settings.reference_windows}"
+            " windows"
+        )
     elif len(content.reference) >= 2 * LEAST_WINDOWS:
         half = len(content.reference) // 2
         homogeneity = test_windows(content.reference[:half], content.reference[half:], CONTENT).p_value
         if homogeneity <= HOMOGENEITY:
-            notes.append("the reference is not homogeneous: production changed while it was collected, and alarms may be late or missing")
+            notes.append(
+                "the reference is not homogeneous: production changed while it was collected, and alarms may"
+                " be late or missing"
+            )
     if len(model.reference) < LEAST_WINDOWS:
-        notes.append(f"only the content is compared: there are {len(model.reference)} of {LEAST_WINDOWS} windows under this champion")
+        notes.append(
+            f"only the content is compared: there are {len(model.reference)} of {LEAST_WINDOWS} windows under"
+            " this champion"
+        )
     by_family = {test.family: test.num_windows for test in alarms}
     found: dict[str, Any] = {
         "status": "ok" if not alarms else "confirmed" if _is_confirmed(pasts, windows, alarms) else "alarm",
         "homogeneity": homogeneity,
         "tests": tests,
-        "moved": [_in_words(family, pasts[family].reference, windows[family][-num:], labels) for family, num in by_family.items()],
+        "moved": [
+            _in_words(family, pasts[family].reference, windows[family][-num:], labels)
+            for family, num in by_family.items()
+        ],
         "notes": notes,
     }
     return judged.model_copy(update=found)
 
 
 def _tests(pasts: Mapping[str, Past[Sums]], windows: Mapping[str, Sequence[Sums]]) -> list[DriftTest]:
-    """Return the tests of the last window of each family, and of its last three pooled if there are so many."""
+    """Return the tests of the last window of each family, and of its last three pooled if there are so
+    many.
+    """
     return [
-        DriftTest(family=family, num_windows=count, **test_windows(past.reference, windows[family][-count:], family)._asdict())
+        DriftTest(
+            family=family,
+            num_windows=count,
+            **test_windows(past.reference, windows[family][-count:], family)._asdict(),
+        )
         for family, past in pasts.items()
         for count in (1, POOLED)
         if len(windows[family]) >= count
     ]
 
 
-def _is_confirmed(pasts: Mapping[str, Past[Sums]], windows: Mapping[str, Sequence[Sums]], alarms: Sequence[DriftTest]) -> bool:
-    """Return whether windows alarm that end before those which alarm now: one bad delivery is in three pooled windows, but confirms nothing."""
+def _is_confirmed(
+    pasts: Mapping[str, Past[Sums]], windows: Mapping[str, Sequence[Sums]], alarms: Sequence[DriftTest]
+) -> bool:
+    """Return whether windows alarm that end before those which alarm now: one bad delivery is in three pooled
+    windows, but confirms nothing.
+    """
     least = min(test.num_windows for test in alarms)
     before = {family: every[-(NUM_RECENT + 1) : -least] for family, every in windows.items()}
     return any(
         test.alarms
         for end in range(1, NUM_RECENT + 1)
-        for test in _tests(pasts, {family: every[:end] if len(every) >= end else [] for family, every in before.items()})
+        for test in _tests(
+            pasts, {family: every[:end] if len(every) >= end else [] for family, every in before.items()}
+        )
     )
 
 
@@ -201,53 +248,83 @@ def insufficient(num_rows: int, settings: MonitoringSettings, num_not_answered: 
     """Return the verdict for a window with too few independent documents, or without a single text.
 
     Args:
-        num_not_answered: documents with a text that do not count, as the log has no prediction of the champion for them.
+        num_not_answered: documents with a text that do not count, as the log has no prediction of the
+            champion for them.
     """
     if num_rows == 0 and not num_not_answered:
         return DriftVerdict(status="feed_broken", num_rows=0)
-    notes = [f"{num_rows:,} independent documents of the {settings.min_window_rows:,} needed (monitoring.min_window_rows)"]
+    notes = [
+        f"{num_rows:,} independent documents of the {settings.min_window_rows:,} needed"
+        " (monitoring.min_window_rows)"
+    ]
     if num_not_answered:
-        notes.append(f"{num_not_answered:,} more have no prediction of the champion in the log (monitoring.log)")
+        notes.append(
+            f"{num_not_answered:,} more have no prediction of the champion in the log (monitoring.log)"
+        )
     return DriftVerdict(status="insufficient_data", num_rows=num_rows, notes=notes)
 
 
 def read_elsewhere() -> DriftVerdict:
     """Return the verdict for a window whose files were all delivered again before they were read."""
-    return DriftVerdict(status="insufficient_data", num_rows=0, notes=["its files were delivered again, and are in a window of their own"])
+    return DriftVerdict(
+        status="insufficient_data",
+        num_rows=0,
+        notes=["its files were delivered again, and are in a window of their own"],
+    )
 
 
 def check(verdict: DriftVerdict) -> CheckOutcome:
-    """Return the check of a window: a warning where it differs from the reference or brought nothing, with what to do."""
+    """Return the check of a window: a warning where it differs from the reference or brought nothing, with
+    what to do.
+    """
     description = verdict.summary
     if verdict.status in ALARMED:
-        description += ". Read some of these documents, explanation.md names places; if more of them are to come, label and deliver them"
+        description += (
+            ". Read some of these documents, explanation.md names places; if more of them are to come, label"
+            " and deliver them"
+        )
     elif verdict.status == "insufficient_data":
         description += ". Deliver more documents in a file, or cut larger windows: monitoring.window"
     elif verdict.status == "feed_broken":
         description += ". Look at what production delivers"
     passed = verdict.status not in (*ALARMED, "feed_broken")
-    return CheckOutcome(name=WINDOW_MATCHES_REFERENCE.name, passed=passed, severity="warn", description=description)
+    return CheckOutcome(
+        name=WINDOW_MATCHES_REFERENCE.name, passed=passed, severity="warn", description=description
+    )
 
 
 def seen_check(statuses: Sequence[Status], most: int) -> CheckOutcome:
-    """Return the check, a warning, that production is seen: a year of windows without a verdict reads like a calm one.
+    """Return the check, a warning, that production is seen: a year of windows without a verdict reads like a
+    calm one.
 
     Args:
         statuses: of the newest windows, the last one first.
         most: windows in a row without a verdict from which it warns.
     """
-    number = next((place for place, status in enumerate(statuses) if status not in WITHOUT_VERDICT), len(statuses))
+    number = next(
+        (place for place, status in enumerate(statuses) if status not in WITHOUT_VERDICT), len(statuses)
+    )
     said = f"{number} windows in a row have no verdict" if number > 1 else "windows have verdicts"
-    fix = "" if number < most else ". Look at what production delivers, and at monitoring.window and monitoring.min_window_rows"
-    return CheckOutcome(name=PRODUCTION_IS_SEEN.name, passed=number < most, severity="warn", description=said + fix)
+    fix = (
+        ""
+        if number < most
+        else ". Look at what production delivers, and at monitoring.window and monitoring.min_window_rows"
+    )
+    return CheckOutcome(
+        name=PRODUCTION_IS_SEEN.name, passed=number < most, severity="warn", description=said + fix
+    )
 
 
 def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
-    """Return the settings that determine a drift report. Windows read with others are not compared with each other."""
+    """Return the settings that determine a drift report. Windows read with others are not compared with each
+    other.
+    """
     log = settings.monitoring.log
     return {
         **({} if log is None else {"log": log.model_dump()}),
-        "monitoring": settings.monitoring.model_dump(include={"min_window_rows", "max_window_rows", "reference_windows"}),
+        "monitoring": settings.monitoring.model_dump(
+            include={"min_window_rows", "max_window_rows", "reference_windows"}
+        ),
         "base_model": settings.base_model,
         "chunks": settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows"}),
         "group": settings.examples.group,
@@ -261,7 +338,9 @@ def report_key(settings: UseCaseSettings, inputs: Mapping[str, Manifest]) -> str
         settings: of the use case.
         inputs: of its job, by name; the checkpoint determines its snapshot.
     """
-    digests = {name: manifest.content_digest for name, manifest in inputs.items() if name != "training_snapshot"}
+    digests = {
+        name: manifest.content_digest for name, manifest in inputs.items() if name != "training_snapshot"
+    }
     return artifact_key("drift_report", VERSION, key_settings(settings), digests, settings.seed)
 
 
@@ -272,8 +351,14 @@ def _in_words(family: str, reference: Sequence[Sums], windows: Sequence[Sums], l
         old, new = (_shares(side) for side in (reference, windows))
         largest = int(np.argmax(np.abs(new - old)))
         label = labels[largest] if largest < len(labels) else f"label {largest}"
-        return f"predicted labels shift, most {named([(label, '')], 1, labels)}: {old[largest]:.1%} -> {new[largest]:.1%}"
-    changes = [_change(name, a, b) for name, a, b in zip(NUMBERS, _mean_numbers(reference), _mean_numbers(windows), strict=True)]
+        return (
+            f"predicted labels shift, most {named([(label, '')], 1, labels)}: {old[largest]:.1%} ->"
+            f" {new[largest]:.1%}"
+        )
+    changes = [
+        _change(name, a, b)
+        for name, a, b in zip(NUMBERS, _mean_numbers(reference), _mean_numbers(windows), strict=True)
+    ]
     return ", ".join(filter(None, changes)) or "lengths and words of the texts are distributed differently"
 
 
@@ -292,4 +377,6 @@ def _shares(windows: Sequence[Sums]) -> np.ndarray:
 
 
 def _mean_numbers(windows: Sequence[Sums]) -> list[float]:
-    return np.average([sums.numbers for sums in windows], axis=0, weights=[sums.num_rows for sums in windows]).tolist()
+    return np.average(
+        [sums.numbers for sums in windows], axis=0, weights=[sums.num_rows for sums in windows]
+    ).tolist()

@@ -1,4 +1,6 @@
-"""Check digits of cards, accounts and identifiers of persons. Each function takes the bare characters, letters in upper case."""
+"""Check digits of cards, accounts and identifiers of persons. Each function takes the bare characters,
+letters in upper case.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,16 @@ from datetime import date
 
 #: Printed in advertisements, so given to nobody (Social Security Administration).
 _ADVERTISED_SSNS = ("078051120", "219099999")
-_VIN_VALUES = dict(zip("ABCDEFGHJKLMNPRSTUVWXYZ", (1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 7, 9, 2, 3, 4, 5, 6, 7, 8, 9), strict=True))
+_VIN_VALUES = dict(
+    zip(
+        "ABCDEFGHJKLMNPRSTUVWXYZ",
+        (1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 7, 9, 2, 3, 4, 5, 6, 7, 8, 9),
+        strict=True,
+    )
+)
 _VIN_WEIGHTS = (8, 7, 6, 5, 4, 3, 2, 10, 0, 9, 8, 7, 6, 5, 4, 3, 2)
-#: Values of the characters at odd places of an Italian fiscal code (decree of 23 December 1976); digits as letters A to J.
+#: Values of the characters at odd places of an Italian fiscal code (decree of 23 December 1976); digits as
+#: letters A to J.
 _ITALIAN_ODD = dict(
     zip(
         "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
@@ -49,7 +58,9 @@ def es_letter(number: str) -> bool:
 
 
 def fr_nir(number: str) -> bool:
-    """Return whether a French NIR's key is right (97 minus the number mod 97; Corsican departments are 19 and 18)."""
+    """Return whether a French NIR's key is right (97 minus the number mod 97; Corsican departments are 19 and
+    18).
+    """
     body = number[:-2].replace("2A", "19").replace("2B", "18")
     return body.isdigit() and 97 - int(body) % 97 == int(number[-2:])
 
@@ -62,7 +73,9 @@ def it_fiscal_code(code: str) -> bool:
 
 
 def de_tax_id(number: str) -> bool:
-    """Return whether a German tax id is one: one digit occurs two or three times in the first ten; ISO 7064 mod 11, 10."""
+    """Return whether a German tax id is one: one digit occurs two or three times in the first ten; ISO 7064
+    mod 11, 10.
+    """
     counts = sorted(number[:10].count(digit) for digit in {*number[:10]})
     if number[0] == "0" or counts[-1] not in (2, 3) or counts[-2] != 1:
         return False
@@ -83,10 +96,15 @@ def nl_bsn(number: str) -> bool:
 
 
 def pl_pesel(number: str) -> bool:
-    """Return whether a Polish PESEL's check digit is right, and its first six digits are a day (the month tells the century)."""
+    """Return whether a Polish PESEL's check digit is right, and its first six digits are a day (the month
+    tells the century).
+    """
     year, month, day = (int(number[at : at + 2]) for at in (0, 2, 4))
     century = {0: 1900, 1: 2000, 2: 2100, 3: 2200, 4: 1800}[month // 20]
-    return _is_day(century + year, month % 20, day) and _weighted(number, (1, 3, 7, 9, 1, 3, 7, 9, 1, 3, 1)) % 10 == 0
+    return (
+        _is_day(century + year, month % 20, day)
+        and _weighted(number, (1, 3, 7, 9, 1, 3, 7, 9, 1, 3, 1)) % 10 == 0
+    )
 
 
 def br_cpf(number: str) -> bool:

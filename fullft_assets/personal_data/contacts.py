@@ -1,6 +1,8 @@
-"""How a person is reached and paid: e-mail, telephone, IBAN, payment card, IP address, US social security number.
+"""How a person is reached and paid: e-mail, telephone, IBAN, payment card, IP address, US social security
+number.
 
-Licence versions, section numbers, dates and ZIP+4 codes look like numbers of people; what guards against them is in the patterns.
+Licence versions, section numbers, dates and ZIP+4 codes look like numbers of people; what guards against them
+is in the patterns.
 """
 
 from __future__ import annotations
@@ -14,22 +16,123 @@ from fullft_assets.personal_data.kinds import Kind, Span, bare, digits_of, is_an
 
 #: Length of an IBAN by country (SWIFT IBAN registry).
 IBAN_LENGTHS = {
-    **{"AD": 24, "AE": 23, "AL": 28, "AT": 20, "AZ": 28, "BA": 20, "BE": 16, "BG": 22, "BH": 22, "BR": 29, "BY": 28, "CH": 21},
-    **{"CR": 22, "CY": 28, "CZ": 24, "DE": 22, "DK": 18, "DO": 28, "EE": 20, "EG": 29, "ES": 24, "FI": 18, "FO": 18, "FR": 27},
-    **{"GB": 22, "GE": 22, "GI": 23, "GL": 18, "GR": 27, "GT": 28, "HR": 21, "HU": 28, "IE": 22, "IL": 23, "IQ": 23, "IS": 26},
-    **{"IT": 27, "JO": 30, "KW": 30, "KZ": 20, "LB": 28, "LC": 32, "LI": 21, "LT": 20, "LU": 20, "LV": 21, "MC": 27, "MD": 24},
-    **{"ME": 22, "MK": 19, "MR": 27, "MT": 31, "MU": 30, "NL": 18, "NO": 15, "PK": 24, "PL": 28, "PS": 29, "PT": 25, "QA": 29},
-    **{"RO": 24, "RS": 22, "SA": 24, "SC": 31, "SE": 24, "SI": 19, "SK": 24, "SM": 27, "ST": 25, "SV": 28, "TL": 23, "TN": 24},
+    **{
+        "AD": 24,
+        "AE": 23,
+        "AL": 28,
+        "AT": 20,
+        "AZ": 28,
+        "BA": 20,
+        "BE": 16,
+        "BG": 22,
+        "BH": 22,
+        "BR": 29,
+        "BY": 28,
+        "CH": 21,
+    },
+    **{
+        "CR": 22,
+        "CY": 28,
+        "CZ": 24,
+        "DE": 22,
+        "DK": 18,
+        "DO": 28,
+        "EE": 20,
+        "EG": 29,
+        "ES": 24,
+        "FI": 18,
+        "FO": 18,
+        "FR": 27,
+    },
+    **{
+        "GB": 22,
+        "GE": 22,
+        "GI": 23,
+        "GL": 18,
+        "GR": 27,
+        "GT": 28,
+        "HR": 21,
+        "HU": 28,
+        "IE": 22,
+        "IL": 23,
+        "IQ": 23,
+        "IS": 26,
+    },
+    **{
+        "IT": 27,
+        "JO": 30,
+        "KW": 30,
+        "KZ": 20,
+        "LB": 28,
+        "LC": 32,
+        "LI": 21,
+        "LT": 20,
+        "LU": 20,
+        "LV": 21,
+        "MC": 27,
+        "MD": 24,
+    },
+    **{
+        "ME": 22,
+        "MK": 19,
+        "MR": 27,
+        "MT": 31,
+        "MU": 30,
+        "NL": 18,
+        "NO": 15,
+        "PK": 24,
+        "PL": 28,
+        "PS": 29,
+        "PT": 25,
+        "QA": 29,
+    },
+    **{
+        "RO": 24,
+        "RS": 22,
+        "SA": 24,
+        "SC": 31,
+        "SE": 24,
+        "SI": 19,
+        "SK": 24,
+        "SM": 27,
+        "ST": 25,
+        "SV": 28,
+        "TL": 23,
+        "TN": 24,
+    },
     **{"TR": 26, "UA": 29, "VA": 22, "VG": 24, "XK": 20},
 }
 _FILE_ENDINGS = ("png", "jpg", "jpeg", "gif", "svg", "js", "css", "webp")
 _NUMBERED = re.compile(
-    r"(?:\b(?:v|ver|version|release|rev|revision|section|sections|sec|clause|article|chapter|paragraph|rule)|§)[ .:(]*$", re.I
+    r"(?:\b(?:v|ver|version|release|rev|revision|section|sections|sec|clause|article|chapter|paragraph|rule)|§)["
+    r" .:(]*$",
+    re.I,
 )
 #: Countries whose national mobile numbers are found without the country's code.
-REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "NL", "BE", "AT", "CH", "PL", "PT", "BR", "IE", "SE", "DK", "MX", "IN", "AU")
+REGIONS = (
+    "US",
+    "GB",
+    "DE",
+    "FR",
+    "ES",
+    "IT",
+    "NL",
+    "BE",
+    "AT",
+    "CH",
+    "PL",
+    "PT",
+    "BR",
+    "IE",
+    "SE",
+    "DK",
+    "MX",
+    "IN",
+    "AU",
+)
 
-#: Countries whose mobile numbers are found in groups as well, though they have no zero in front, or two digits behind it.
+#: Countries whose mobile numbers are found in groups as well, though they have no zero in front, or two
+#: digits behind it.
 _GROUPED_REGIONS = ("ES", "PL", "PT", "NL", "BE", "BR")
 _CURRENCY = r"(?:€|\$|£|z[łl]|kr|EUR|USD|GBP|CHF|PLN|BRL|R\$)"
 _AMOUNT_BEFORE = re.compile(rf"(?:{_CURRENCY}|[0-9])[ -]$", re.I)
@@ -62,7 +165,9 @@ def _check_card(match: re.Match[str]) -> Span | None:
 
 
 def _is_issued(number: str) -> bool:
-    """Return whether a network issues cards of this prefix and length (Visa, Mastercard, Amex, Discover, JCB, Diners, UnionPay)."""
+    """Return whether a network issues cards of this prefix and length (Visa, Mastercard, Amex, Discover, JCB,
+    Diners, UnionPay).
+    """
     length, two, four = len(number), int(number[:2]), int(number[:4])
     if number[0] == "4":
         return length in (13, 16, 19)
@@ -72,7 +177,9 @@ def _is_issued(number: str) -> bool:
         return length == 15
     if two in (36, 38) or 300 <= int(number[:3]) <= 305:
         return length == 14
-    return (two in (62, 65) or four == 6011 or 3528 <= four <= 3589 or 644 <= int(number[:3]) <= 649) and 16 <= length <= 19
+    return (
+        two in (62, 65) or four == 6011 or 3528 <= four <= 3589 or 644 <= int(number[:3]) <= 649
+    ) and 16 <= length <= 19
 
 
 def _check_ssn(match: re.Match[str]) -> Span | None:
@@ -82,7 +189,9 @@ def _check_ssn(match: re.Match[str]) -> Span | None:
 
 def _check_ipv4(match: re.Match[str]) -> Span | None:
     parts = match[0].split(".")
-    if any(int(part) > 255 or (part[0] == "0" and part != "0") for part in parts) or all(len(part) == 1 for part in parts):
+    if any(int(part) > 255 or (part[0] == "0" and part != "0") for part in parts) or all(
+        len(part) == 1 for part in parts
+    ):
         return None
     address = ipaddress.IPv4Address(match[0])
     if address.is_loopback or address.is_unspecified or address.is_multicast or address.is_reserved:
@@ -99,7 +208,9 @@ def _check_ipv6(match: re.Match[str]) -> Span | None:
         address = ipaddress.IPv6Address(number)
     except ValueError:
         return None
-    return None if address.is_loopback or address.is_multicast else (match.start(), match.start() + len(number))
+    return (
+        None if address.is_loopback or address.is_multicast else (match.start(), match.start() + len(number))
+    )
 
 
 def _may_be_called(found: str) -> bool:
@@ -133,7 +244,9 @@ def _check_telephone(match: re.Match[str]) -> Span | None:
 def _is_grouped_mobile(match: re.Match[str]) -> bool:
     """Return whether the digits are a mobile number's, and no amount's with a space between thousands."""
     start, end = match.span()
-    is_amount = _AMOUNT_BEFORE.search(match.string, max(0, start - 5), start) or _AMOUNT_AFTER.match(match.string, end)
+    is_amount = _AMOUNT_BEFORE.search(match.string, max(0, start - 5), start) or _AMOUNT_AFTER.match(
+        match.string, end
+    )
     if is_amount or is_another_number(match, start):
         return False
     return any(_is_valid(digits_of(match[0]), region, mobile=True) for region in _GROUPED_REGIONS)
@@ -169,7 +282,8 @@ _TELEPHONE_DIGITS = {
     "unspaced": (10, 11),
     "mobile": (9, 11),
 }
-# Each pattern starts with a set of characters and looks back after it: only so can the search skip what cannot start one.
+# Each pattern starts with a set of characters and looks back after it: only so can the search skip what
+# cannot start one.
 _TELEPHONE = r"""
 [+(0-9](?<![\w.+/@:-].)(?:
     (?P<international>(?<=\+)[1-9](?:[ .\-/()]{0,3}[0-9]){7,14}+)
@@ -184,7 +298,10 @@ _TELEPHONE = r"""
 """
 _CALLED = r"[+(0-9](?<![\w+(.@].)(?:(?<=[0-9])|[0-9])(?:[ ().\-/]{0,3}[0-9]){6,14}+(?![-/]?\w)"
 _SEVEN_DIGITS = r"[0-9](?:[ ().\-/]{0,3}[0-9]){6}"
-_CALL_STEMS = "tel tél phone fax mob móvil movil cell celular komórka komorka portable handy whatsapp call ring text sms llam rufen appel chiama bel zadzwo"
+_CALL_STEMS = (
+    "tel tél phone fax mob móvil movil cell celular komórka komorka portable handy whatsapp call ring text"
+    " sms llam rufen appel chiama bel zadzwo"
+)
 _NAMED_TELEPHONE = named_by(
     r"(?:telephone|telefon|telefax|telefoon|t[ée]l[ée]phone|tel[ée]fono|telefone|phone|tel|t[ée]l|fax|mobile|mobil|mobiel|m[óo]vil|cell|cellulare|"
     r"celular|kom[óo]rka|portable|handy|whatsapp|call|ring|text|sms|llama|llame|rufen|appelez|chiama|bel|zadzwo[ńn])\b[.]?"
@@ -193,11 +310,19 @@ _NAMED_TELEPHONE = named_by(
     _may_be_called,
 )
 _CARD = (
-    r"[0-9](?<![\w.+-].)(?:[0-9]{3}([ .-])[0-9]{4}\1[0-9]{4}\1[0-9]{4}|[0-9]{3}([ .-])[0-9]{6}\2[0-9]{4,5}|[0-9]{12,18}+)(?![\w-]|\.[0-9])"
+    r"[0-9](?<![\w.+-].)(?:[0-9]{3}([ .-])[0-9]{4}\1[0-9]{4}\1[0-9]{4}|[0-9]{3}(["
+    r" .-])[0-9]{6}\2[0-9]{4,5}|[0-9]{12,18}+)(?![\w-]|\.[0-9])"
 )
 
 CONTACTS = (
-    Kind("email", "[EMAIL]", "@", re.compile(r"@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}(?![\w-])"), _check_email, has_digits=False),
+    Kind(
+        "email",
+        "[EMAIL]",
+        "@",
+        re.compile(r"@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}(?![\w-])"),
+        _check_email,
+        has_digits=False,
+    ),
     Kind(
         "iban",
         "[IBAN]",
@@ -238,7 +363,13 @@ CONTACTS = (
 )
 #: After all identifiers: their digits are no telephone numbers.
 TELEPHONES = (
-    Kind("phone", "[PHONE]", rf"(?i)\b(?:{'|'.join(_CALL_STEMS.split())})[^0-9]*{_SEVEN_DIGITS}", re.compile(_CALLED), _check_called),
+    Kind(
+        "phone",
+        "[PHONE]",
+        rf"(?i)\b(?:{'|'.join(_CALL_STEMS.split())})[^0-9]*{_SEVEN_DIGITS}",
+        re.compile(_CALLED),
+        _check_called,
+    ),
     # Not the years of "1999-2004", which many texts have.
     Kind(
         "phone",

@@ -1,7 +1,8 @@
 """Names, places and dates in texts: found by presidio with a spaCy pipeline that the user has (extra `pii`).
 
-No trained pipeline is part of this package or of the extra: `examples.pii_model` names an installed one, or a folder. It is not deterministic
-in the way that the patterns are: what it finds depends on the words around, so its digest is part of what keys are made of.
+No trained pipeline is part of this package or of the extra: `examples.pii_model` names an installed one, or a
+folder. It is not deterministic in the way that the patterns are: what it finds depends on the words around,
+so its digest is part of what keys are made of.
 """
 
 from __future__ import annotations
@@ -29,13 +30,16 @@ _LABELS = {
 }
 #: A pipeline takes about a gigabyte for 100,000 characters at once, and refuses more than a million.
 _MOST_CHARACTERS = 20_000
-#: Texts, or pieces of long ones, whose results are in memory at once; those that the pipeline computes together.
+#: Texts, or pieces of long ones, whose results are in memory at once; those that the pipeline computes
+#: together.
 _BLOCK, _BATCH = 512, 64
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A spaCy pipeline on this machine: its folder, its language as spaCy calls it (`xx` for several), and the labels that it gives."""
+    """A spaCy pipeline on this machine: its folder, its language as spaCy calls it (`xx` for several), and
+    the labels that it gives.
+    """
 
     folder: Path
     language: str
@@ -44,23 +48,33 @@ class Pipeline:
     def digest(self) -> str:
         """Return what pins the pipeline's content."""
         files = sorted(path for path in self.folder.rglob("*") if path.is_file())
-        return _digest(self.folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+        return _digest(
+            self.folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+        )
 
 
 def find_pipeline(use_case_model: str, kinds: Collection[str], root: Path) -> Pipeline:
-    """Return the pipeline that `examples.pii_model` names: a folder below the project's root, or else an installed package.
+    """Return the pipeline that `examples.pii_model` names: a folder below the project's root, or else an
+    installed package.
 
     Raises:
         SettingsError: the extra or the pipeline is missing, or it finds nothing of a kind that is asked for.
     """
     if any(importlib.util.find_spec(name) is None for name in ("presidio_analyzer", "spacy")):
-        raise SettingsError("needs presidio-analyzer and spacy; pip install 'fullft-assets[pii]', or remove it")
+        raise SettingsError(
+            "needs presidio-analyzer and spacy; pip install 'fullft-assets[pii]', or remove it"
+        )
     folder = _folder(use_case_model, root)
     meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    labels = tuple(sorted({label for of_component in meta.get("labels", {}).values() for label in of_component}))
+    labels = tuple(
+        sorted({label for of_component in meta.get("labels", {}).values() for label in of_component})
+    )
     missing = [kind for kind in PII_MODEL_KINDS if kind in kinds and not {*_LABELS[kind]} & {*labels}]
     if missing:
-        raise SettingsError(f"{use_case_model} has no label for {' or '.join(missing)}; list in examples.pii_kinds the kinds that it finds")
+        raise SettingsError(
+            f"{use_case_model} has no label for {' or '.join(missing)}; list in examples.pii_kinds the kinds"
+            " that it finds"
+        )
     return Pipeline(folder, meta["lang"], labels)
 
 
@@ -96,7 +110,9 @@ def _pipeline_of(use_case: UseCase) -> Pipeline | None:
 
 
 def _folder(named: str, root: Path) -> Path:
-    """Return the folder with a pipeline's `meta.json` and `config.cfg`; that of a package is inside it, with the version in its name."""
+    """Return the folder with a pipeline's `meta.json` and `config.cfg`; that of a package is inside it, with
+    the version in its name.
+    """
     candidates = [locate(named, root)]
     spec = importlib.util.find_spec(named) if named.isidentifier() else None
     if spec is not None and spec.submodule_search_locations:
@@ -107,7 +123,9 @@ def _folder(named: str, root: Path) -> Path:
             return folder
     if candidates[0].is_dir():
         raise SettingsError(f"no spaCy pipeline is in {named} (meta.json, config.cfg)")
-    raise SettingsError(f"no installed spaCy pipeline and no folder has the name {named}{suggest_path(named, root)}")
+    raise SettingsError(
+        f"no installed spaCy pipeline and no folder has the name {named}{suggest_path(named, root)}"
+    )
 
 
 @lru_cache(maxsize=8)
@@ -133,13 +151,23 @@ class EntityModel:
     def find_all(self, texts: Sequence[str]) -> Iterator[list[Found]]:
         """Yield what is found in each text, in the order of the texts; pieces of one text do not overlap."""
         found: list[list[Found]] = [[] for _ in texts]
-        parts = [(row, start, text[start:end]) for row, text in enumerate(texts) for start, end in _windows(text)]
+        parts = [
+            (row, start, text[start:end]) for row, text in enumerate(texts) for start, end in _windows(text)
+        ]
         for at in range(0, len(parts), _BLOCK):
             block = parts[at : at + _BLOCK]
-            results = self._analyzer.analyze_iterator([part for _, _, part in block], self._language, _BATCH, entities=list(self._entities))
+            results = self._analyzer.analyze_iterator(
+                [part for _, _, part in block], self._language, _BATCH, entities=list(self._entities)
+            )
             for (row, start, _), each in zip(block, results, strict=True):
                 found[row] += [
-                    Found(start + one.start, start + one.end, f"[{one.entity_type}]", self._entities[one.entity_type]) for one in each
+                    Found(
+                        start + one.start,
+                        start + one.end,
+                        f"[{one.entity_type}]",
+                        self._entities[one.entity_type],
+                    )
+                    for one in each
                 ]
         yield from found
 
@@ -156,17 +184,26 @@ def _windows(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _analyzer(pipeline: Pipeline, labels: dict[str, str]) -> Any:
-    """Return presidio with this pipeline alone: its own patterns would find what ours do, and need its list of internet domains."""
+    """Return presidio with this pipeline alone: its own patterns would find what ours do, and need its list
+    of internet domains.
+    """
     presidio = importlib.import_module("presidio_analyzer")
     engines = importlib.import_module("presidio_analyzer.nlp_engine")
     recognizers = importlib.import_module("presidio_analyzer.predefined_recognizers")
     language = pipeline.language
     configuration = engines.NerModelConfiguration(
-        model_to_presidio_entity_mapping=labels, labels_to_ignore=[label for label in pipeline.labels if label not in labels]
+        model_to_presidio_entity_mapping=labels,
+        labels_to_ignore=[label for label in pipeline.labels if label not in labels],
     )
     # A folder: for a name that it does not know, the engine would ask the network.
-    engine = engines.SpacyNlpEngine([{"lang_code": language, "model_name": str(pipeline.folder)}], configuration)
+    engine = engines.SpacyNlpEngine(
+        [{"lang_code": language, "model_name": str(pipeline.folder)}], configuration
+    )
     engine.load()
-    recognizer = recognizers.SpacyRecognizer(supported_language=language, supported_entities=sorted({*labels.values()}))
+    recognizer = recognizers.SpacyRecognizer(
+        supported_language=language, supported_entities=sorted({*labels.values()})
+    )
     registry = presidio.RecognizerRegistry(recognizers=[recognizer], supported_languages=[language])
-    return presidio.BatchAnalyzerEngine(presidio.AnalyzerEngine(registry=registry, nlp_engine=engine, supported_languages=[language]))
+    return presidio.BatchAnalyzerEngine(
+        presidio.AnalyzerEngine(registry=registry, nlp_engine=engine, supported_languages=[language])
+    )

@@ -1,4 +1,6 @@
-"""Identifiers of persons: national numbers with their check digits, and numbers that are only recognised by a word before them (born, MRN, passport)."""
+"""Identifiers of persons: national numbers with their check digits, and numbers that are only recognised by a
+word before them (born, MRN, passport).
+"""
 
 from __future__ import annotations
 
@@ -6,25 +8,38 @@ import re
 from collections.abc import Callable
 
 from fullft_assets.personal_data import checksums
-from fullft_assets.personal_data.kinds import Kind, Span, bare, checked, digits_of, is_another_number, named_by
+from fullft_assets.personal_data.kinds import (
+    Kind,
+    Span,
+    bare,
+    checked,
+    digits_of,
+    is_another_number,
+    named_by,
+)
 
 _BIRTH = (
-    r"(?:date of birth|birth ?date|birth ?day|born(?: on)?|d\.?o\.?b\.?|geboren(?: am| op)?|geburtsdatum|geb\.|n[ée]e? le|date de naissance|"
-    r"nacid[oa](?: el)?|fecha de nacimiento|nat[oa] (?:il|l')|data di nascita|data de nascimento|nascid[oa](?: em| a)?|geboortedatum|"
+    r"(?:date of birth|birth ?date|birth ?day|born(?: on)?|d\.?o\.?b\.?|geboren(?: am|"
+    r" op)?|geburtsdatum|geb\.|n[ée]e? le|date de naissance|"
+    r"nacid[oa](?: el)?|fecha de nacimiento|nat[oa] (?:il|l')|data di nascita|data de"
+    r" nascimento|nascid[oa](?: em| a)?|geboortedatum|"
     r"urodzon[ya](?: dnia)?|data urodzenia)"
 )
 _MONTH = r"[^\W\d_]{3,10}+\.?"
 #: `5 May 1990`, `May 5, 1990` without its month, and days in digits.
 _DAY = re.compile(
     r"[0-9](?<![\w./-].)(?:[0-9]?[./-][0-9]{1,2}[./-](?:[0-9]{4}|[0-9]{2})|[0-9]{3}[./-][0-9]{1,2}[./-][0-9]{1,2}"
-    rf"|[0-9]?(?:st|nd|rd|th|er|º|\.)?(?: of| de)? ?{_MONTH}(?: de|,)? [0-9]{{4}}|[0-9]?(?:st|nd|rd|th)?,? [0-9]{{4}})(?!\w)"
+    rf"|[0-9]?(?:st|nd|rd|th|er|º|\.)?(?: of| de)? ?{_MONTH}(?: de|,)? [0-9]{{4}}|[0-9]?(?:st|nd|rd|th)?,?"
+    r" [0-9]{4})(?!\w)"
 )
 #: A number of digits, letters and hyphens, from its first digit.
 _RECORD_NUMBER = re.compile(r"[0-9](?<![0-9].)[0-9A-Za-z/-]{3,14}+")
 _PASSPORT_NUMBER = re.compile(r"[0-9](?<![0-9].)[A-Za-z0-9]{5,9}+(?!\w)")
 _RECORD = (
-    r"(?:mrn|medical record|health record|patient(?:en)?[ -]?(?:id|number|no\.?|nr\.?|nummer)|hospital (?:number|no\.?|id)|chart (?:number|no\.?)|"
-    r"fallnummer|(?:num[eé]ro|n°) de dossier(?: m[eé]dical)?|dossier m[eé]dical|nhc|historia cl[ií]nica|cartella clinica|prontu[aá]rio|"
+    r"(?:mrn|medical record|health record|patient(?:en)?[ -]?(?:id|number|no\.?|nr\.?|nummer)|hospital"
+    r" (?:number|no\.?|id)|chart (?:number|no\.?)|"
+    r"fallnummer|(?:num[eé]ro|n°) de dossier(?: m[eé]dical)?|dossier m[eé]dical|nhc|historia"
+    r" cl[ií]nica|cartella clinica|prontu[aá]rio|"
     r"pati[eë]ntnummer|numer pacjenta)"
 )
 _PASSPORT = r"(?:passport|reisepass|pass(?:nummer|nr\.?)|passeport|pasaporte|passaporto|passaporte|paspoort|paszport(?:u)?)"
@@ -43,7 +58,11 @@ def _check_vin(match: re.Match[str]) -> Span | None:
     number = bare(match[0])
     num_digits = len(digits_of(number))
     is_mixed = 4 <= num_digits < 17 and len({*number}) > 5
-    return match.span() if is_mixed and checksums.vin(number) and not is_another_number(match, match.start()) else None
+    return (
+        match.span()
+        if is_mixed and checksums.vin(number) and not is_another_number(match, match.start())
+        else None
+    )
 
 
 def _check_nino(match: re.Match[str]) -> Span | None:
@@ -51,7 +70,14 @@ def _check_nino(match: re.Match[str]) -> Span | None:
     return match.span() if is_given and not is_another_number(match, match.start()) else None
 
 
-def _kind(name: str, placeholder: str, hint: str, pattern: str, check: Callable[[re.Match[str]], Span | None], flags: int = 0) -> Kind:
+def _kind(
+    name: str,
+    placeholder: str,
+    hint: str,
+    pattern: str,
+    check: Callable[[re.Match[str]], Span | None],
+    flags: int = 0,
+) -> Kind:
     return Kind(name, placeholder, hint, re.compile(pattern, flags), check)
 
 

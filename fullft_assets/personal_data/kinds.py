@@ -1,7 +1,9 @@
-"""What one kind of personal data looks like: a coarse hint, a pattern, and a check that a pattern cannot express.
+"""What one kind of personal data looks like: a coarse hint, a pattern, and a check that a pattern cannot
+express.
 
-Every pattern is linear in the text: it starts at a border, its repetitions are bounded or possessive, and no two of its parts compete
-for the same characters. A number that is only recognised by a word before it is found by its digits, which are rare, and then the word is looked for.
+Every pattern is linear in the text: it starts at a border, its repetitions are bounded or possessive, and no
+two of its parts compete for the same characters. A number that is only recognised by a word before it is
+found by its digits, which are rare, and then the word is looked for.
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ JOIN = (
     r"(?:[ :#=()\"'-]|\b(?:is|was|ist|war|lautet|est|es|e|é|è|jest|of|the|holder|mein|meine)\b){0,6}+"
 )
 _CUE_WINDOW = 60
-#: For RE2: four digits, with what is between those of a telephone number, or those of a record, a VIN or an address. Five texts of six have none.
+#: For RE2: four digits, with what is between those of a telephone number, or those of a record, a VIN or an
+#: address. Five texts of six have none.
 FOUR_DIGITS = r"[0-9](?:[ ()./-]{0,3}[0-9]){3}|[0-9](?:[A-Za-z/.:-]{0,13}[0-9]){3}"
 #: Words that say that the number behind them is no person's.
 _OTHER_NUMBER = re.compile(
     r"(?:invoice|order|part|model|item|article|serial|sku|isbn|issn|batch|lot|version|build|commit|ticket|case|tracking|product|catalog(?:ue)?|"
-    r"reference|ref|rechnung|bestellung|bestell|artikel|teile|serien|facture|commande|factura|pedido|fattura|ordine|faktura|nota fiscal|"
+    r"reference|ref|rechnung|bestellung|bestell|artikel|teile|serien|facture|commande|factura|pedido|fattura|ordine|faktura|nota"
+    r" fiscal|"
     r"checksum|hash|release|firmware|patent|doi|ean|gtin|upc|barcode|price|total|amount|revision|tracking)"
     r"(?:[ _-]?(?:nummer|number|num[eé]ro|n[uú]mero|nr|no|id|code|key))?[.]?[ :#=-]{0,3}$",
     re.I,
@@ -33,7 +37,9 @@ _OTHER_NUMBER = re.compile(
 
 @dataclass(frozen=True)
 class Found:
-    """One piece of personal data: characters `start` to `end` (exclusive) of the text, its kind, and what replaces it."""
+    """One piece of personal data: characters `start` to `end` (exclusive) of the text, its kind, and what
+    replaces it.
+    """
 
     start: int
     end: int
@@ -43,7 +49,8 @@ class Found:
 
 @dataclass(frozen=True)
 class Kind:
-    """One pattern of a kind of personal data; `check` returns the span that counts, or None for a false alarm.
+    """One pattern of a kind of personal data; `check` returns the span that counts, or None for a false
+    alarm.
 
     Attributes:
         name: as `examples.pii_kinds` names it.
@@ -51,7 +58,8 @@ class Kind:
         hint: for RE2, of a column of texts: where it does not match, the pattern does not.
         pattern: of what is found.
         check: of a match.
-        has_digits: `FOUR_DIGITS` matches whatever is found: a text where it does not is not even tried for the hint.
+        has_digits: `FOUR_DIGITS` matches whatever is found: a text where it does not is not even tried for
+            the hint.
     """
 
     name: str
@@ -102,12 +110,15 @@ def checked(test: Callable[[str], bool], *, is_named: bool = False) -> Callable[
     return check
 
 
-def named_by(cue: str, stems: str, accept: Callable[[str], bool], *, prefix: str = "") -> Callable[[re.Match[str]], Span | None]:
+def named_by(
+    cue: str, stems: str, accept: Callable[[str], bool], *, prefix: str = ""
+) -> Callable[[re.Match[str]], Span | None]:
     """Return a check of numbers that are only recognised by a word before them.
 
     Args:
         cue: pattern of the words.
-        stems: strings in lower case, one of which is in each of these words: they are looked for first, which is quick.
+        stems: strings in lower case, one of which is in each of these words: they are looked for first, which
+            is quick.
         accept: whether what is found may be such a number.
         prefix: pattern of what belongs to the number in front of the match.
     """

@@ -1,4 +1,6 @@
-"""Personal data replaced by placeholders: in the text, in the turns of a conversation, and the borders of spans move along."""
+"""Personal data replaced by placeholders: in the text, in the turns of a conversation, and the borders of
+spans move along.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ def mask_documents(table: pa.Table, found: Mapping[int, Sequence[Found]]) -> pa.
     if not len(rows):
         return table
     masked = [
-        _mask_row(row, found[number]) for number, row in zip(rows.tolist(), table.select(_COLUMNS).take(rows).to_pylist(), strict=True)
+        _mask_row(row, found[number])
+        for number, row in zip(rows.tolist(), table.select(_COLUMNS).take(rows).to_pylist(), strict=True)
     ]
     for name in _COLUMNS:
         table = _replace(table, name, rows, [row[name] for row in masked])
@@ -41,16 +44,24 @@ def mask_documents(table: pa.Table, found: Mapping[int, Sequence[Found]]) -> pa.
 def _mask_row(row: dict[str, Any], found: Sequence[Found]) -> dict[str, Any]:
     if row["messages"] is not None:
         turns = _mask_turns(row["messages"], found)
-        return {**row, "messages": turns, "text": _BETWEEN_TURNS.join(turn["content"] or "" for turn in turns)}
+        return {
+            **row,
+            "messages": turns,
+            "text": _BETWEEN_TURNS.join(turn["content"] or "" for turn in turns),
+        }
     masked = {**row, "text": pii.mask(row["text"], found)}
     if row["spans"] is not None:
         masked["spans"] = [_shift(span, found) for span in row["spans"]]
-        masked["annotations"] = row["annotations"] and [_shift_annotation(each, found) for each in row["annotations"]]
+        masked["annotations"] = row["annotations"] and [
+            _shift_annotation(each, found) for each in row["annotations"]
+        ]
     return masked
 
 
 def _mask_turns(turns: Sequence[dict[str, Any]], found: Sequence[Found]) -> list[dict[str, Any]]:
-    """Return the turns of a conversation masked; `found` is in its text, which is the turns one after the other."""
+    """Return the turns of a conversation masked; `found` is in its text, which is the turns one after the
+    other.
+    """
     masked, start = [], 0
     for turn in turns:
         content = turn["content"]

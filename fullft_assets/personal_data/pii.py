@@ -1,8 +1,10 @@
 """Personal data in texts: found, counted and replaced by placeholders.
 
-Each kind has a coarse hint that RE2 tries on a whole column, an exact pattern that is only tried where the hint holds, and a check that a
-pattern cannot express: check digits, a country's numbering plan, numbers that are never given out, addresses that are no one's. Names, places
-and dates are found where a model is given (see `search`), postal addresses are not. `benchmarks/personal_data.py` measures recall and precision of each kind.
+Each kind has a coarse hint that RE2 tries on a whole column, an exact pattern that is only tried where the
+hint holds, and a check that a pattern cannot express: check digits, a country's numbering plan, numbers that
+are never given out, addresses that are no one's. Names, places and dates are found where a model is given
+(see `search`), postal addresses are not. `benchmarks/personal_data.py` measures recall and precision of each
+kind.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 
 #: In the order of precedence: a card number is not also a telephone number.
 KINDS = (*SECRETS, *CONTACTS, *IDENTIFIERS, *TELEPHONES)
-#: Hints that RE2 tries together. Those of all kinds have more states than it keeps: they took ten times as long as one hint.
+#: Hints that RE2 tries together. Those of all kinds have more states than it keeps: they took ten times as
+#: long as one hint.
 _MOST_AT_ONCE = 8
 
 
@@ -45,15 +48,22 @@ def counts_of(found: Mapping[int, Sequence[Found]], num_rows: int) -> np.ndarray
 
 
 def find_all(texts: pa.Array | pa.ChunkedArray, kinds: Sequence[Kind]) -> dict[int, list[Found]]:
-    """Return the personal data (of some kinds) in each text where a kind's hint matches, as `find` does, by row."""
+    """Return the personal data (of some kinds) in each text where a kind's hint matches, as `find` does, by
+    row.
+    """
     hinted: dict[int, set[str]] = {}
     for hint, rows in _hinted_by_all(texts, kinds):
         for row in rows.tolist():
             hinted.setdefault(row, set()).add(hint)
-    return {row: find(texts[row].as_py(), [kind for kind in kinds if kind.hint in hints]) for row, hints in hinted.items()}
+    return {
+        row: find(texts[row].as_py(), [kind for kind in kinds if kind.hint in hints])
+        for row, hints in hinted.items()
+    }
 
 
-def _hinted_by_all(texts: pa.Array | pa.ChunkedArray, kinds: Sequence[Kind]) -> Iterator[tuple[str, np.ndarray]]:
+def _hinted_by_all(
+    texts: pa.Array | pa.ChunkedArray, kinds: Sequence[Kind]
+) -> Iterator[tuple[str, np.ndarray]]:
     """Yield each kind's hint with the rows where it matches; most kinds need digits, which few texts have."""
     every, with_digits = np.arange(len(texts)), np.flatnonzero(_matches(texts, FOUR_DIGITS))
     for has_digits, rows in ((False, every), (True, with_digits)):
@@ -63,8 +73,12 @@ def _hinted_by_all(texts: pa.Array | pa.ChunkedArray, kinds: Sequence[Kind]) -> 
             yield from _hinted(some, hints[at : at + _MOST_AT_ONCE], rows)
 
 
-def _hinted(texts: pa.Array | pa.ChunkedArray, hints: Sequence[str], rows: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield each hint with the rows where it matches: most rows match none, so several hints are tried at once, then the halves of them."""
+def _hinted(
+    texts: pa.Array | pa.ChunkedArray, hints: Sequence[str], rows: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield each hint with the rows where it matches: most rows match none, so several hints are tried at
+    once, then the halves of them.
+    """
     places = np.flatnonzero(_matches(texts, "|".join(f"(?:{hint})" for hint in hints)))
     found = rows[places]
     if len(hints) == 1:
@@ -76,7 +90,9 @@ def _hinted(texts: pa.Array | pa.ChunkedArray, hints: Sequence[str], rows: np.nd
 
 
 def find(text: str, kinds: Sequence[Kind] = KINDS) -> list[Found]:
-    """Return the personal data (of some kinds) in a text, in order and without overlaps; of two kinds the stricter one wins."""
+    """Return the personal data (of some kinds) in a text, in order and without overlaps; of two kinds the
+    stricter one wins.
+    """
     found: list[Found] = []
     taken = bytearray(len(text))
     for kind in kinds:

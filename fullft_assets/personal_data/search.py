@@ -45,7 +45,9 @@ def search_of(use_case: UseCase) -> PersonalDataSearch:
 
 
 def _joined(text: str, found: Sequence[Found], entities: Sequence[Found]) -> list[Found]:
-    """Return both without overlaps. What a pattern found stays whole: of a name that runs into an address, the rest is a piece."""
+    """Return both without overlaps. What a pattern found stays whole: of a name that runs into an address,
+    the rest is a piece.
+    """
     free, pieces = bytearray(b"\1" * len(text)), [*found]
     for one in found:
         free[one.start : one.end] = b"\0" * (one.end - one.start)

@@ -1,4 +1,6 @@
-"""Keys and tokens: whoever reads one may act as its owner. Most have a prefix of their provider; others a word before them."""
+"""Keys and tokens: whoever reads one may act as its owner. Most have a prefix of their provider; others a
+word before them.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ import re
 
 from fullft_assets.personal_data.kinds import Kind, Span, whole
 
-_PLACEHOLDER = re.compile(r"(?i)^(?:x+|\*+|\.+|<.*|\$.*|\{.*|%.*|your.*|example.*|changeme|redacted|none|null|true|false)$")
+_PLACEHOLDER = re.compile(
+    r"(?i)^(?:x+|\*+|\.+|<.*|\$.*|\{.*|%.*|your.*|example.*|changeme|redacted|none|null|true|false)$"
+)
 
 
 def _check_assigned(match: re.Match[str]) -> Span | None:
@@ -22,7 +26,9 @@ SECRETS = (
         "[SECRET]",
         r"-----BEGIN [A-Z ]*PRIVATE KEY",
         re.compile(
-            r"-----BEGIN (?:[A-Z]{2,9} ){0,3}PRIVATE KEY(?: BLOCK)?-----(?:[A-Za-z0-9+/=\s:,.\\()]|-(?!-)){0,20000}+-----END (?:[A-Z]{2,9} ){0,3}PRIVATE KEY(?: BLOCK)?-----"
+            r"-----BEGIN (?:[A-Z]{2,9} ){0,3}PRIVATE KEY(?:"
+            r" BLOCK)?-----(?:[A-Za-z0-9+/=\s:,.\\()]|-(?!-)){0,20000}+-----END (?:[A-Z]{2,9} ){0,3}PRIVATE"
+            r" KEY(?: BLOCK)?-----"
         ),
         whole,
         has_digits=False,
@@ -44,7 +50,9 @@ SECRETS = (
         "secret",
         "[SECRET]",
         r"(?i)\b(?:bearer|basic) [A-Za-z0-9._~+/-]{16}",
-        re.compile(r"\b(?:bearer|basic) (?=[A-Za-z0-9._~+/-]{0,60}[0-9])([A-Za-z0-9._~+/-]{16,4000}+={0,2})", re.I),
+        re.compile(
+            r"\b(?:bearer|basic) (?=[A-Za-z0-9._~+/-]{0,60}[0-9])([A-Za-z0-9._~+/-]{16,4000}+={0,2})", re.I
+        ),
         whole,
         has_digits=False,
     ),
@@ -63,10 +71,13 @@ SECRETS = (
     Kind(
         "secret",
         "[SECRET]",
-        r"(?i)(?:password|passwd|passwort|key|secret|token|contraseña|passe)\"?(?: is| ist| es| est)?[ ]?[:=]|(?:password|passwort) (?:is|ist) ",
+        r"(?i)(?:password|passwd|passwort|key|secret|token|contraseña|passe)\"?(?: is| ist| es| est)?["
+        r" ]?[:=]|(?:password|passwort) (?:is|ist) ",
         re.compile(
-            r"(?:password|passwd|passwort|api[_ -]?key|secret(?:[_ -]?(?:access)?[_ -]?key)?|access[_ -]?key|(?:auth|access)[_ -]?token|"
-            r"contraseña|mot de passe)\"?(?:(?: is| ist| es| est)?[ ]?[:=]| is| ist| es| est)[ ]?[\"']?([^\s\"'<>(){},;]{8,200}+)",
+            r"(?:password|passwd|passwort|api[_ -]?key|secret(?:[_ -]?(?:access)?[_ -]?key)?|access[_"
+            r" -]?key|(?:auth|access)[_ -]?token|"
+            r"contraseña|mot de passe)\"?(?:(?: is| ist| es| est)?[ ]?[:=]| is| ist| es| est)["
+            r" ]?[\"']?([^\s\"'<>(){},;]{8,200}+)",
             re.I,
         ),
         _check_assigned,

@@ -1,6 +1,7 @@
 """planning: does it fit, what will it cost, and does a pilot predict a gain over the baselines.
 
-The planning workload measures real training steps on the training machine; the functions here decide from these measurements.
+The planning workload measures real training steps on the training machine; the functions here decide from
+these measurements.
 """
 
 from fullft_assets.planning.cost import stop_note

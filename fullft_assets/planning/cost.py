@@ -32,15 +32,21 @@ def budget_check(hours: float, settings: PlanningSettings, trainings: float = 1.
     return CheckOutcome(
         name=WITHIN_BUDGET.name,
         passed=not breaches,
-        description=("; ".join(breaches) + fix) if breaches else f"{hours * 60:.1f} minutes, {usd:.2f} USD{parts}",
+        description=(
+            ("; ".join(breaches) + fix) if breaches else f"{hours * 60:.1f} minutes, {usd:.2f} USD{parts}"
+        ),
         metadata={"planned_hours": hours, "planned_usd": usd},
     )
 
 
 def stop_seconds(measured: Measured, training: TrainingSettings) -> float:
-    """Return the seconds from a request to stop to the checkpoint: the current step, and saving weights and moments to a slow disk."""
+    """Return the seconds from a request to stop to the checkpoint: the current step, and saving weights and
+    moments to a slow disk.
+    """
     width = bytes_per_weight(training.weights)
-    moments = state_bytes(training.optimizer, training.weights) - width * (1 if training.steps_in_backward else 2)
+    moments = state_bytes(training.optimizer, training.weights) - width * (
+        1 if training.steps_in_backward else 2
+    )
     saved = width * measured.num_parameters + moments * measured.num_trained_parameters
     return measured.predicted_seconds / max(1, measured.num_steps) + saved / _SAVED_BYTES_PER_SECOND
 
@@ -50,6 +56,7 @@ def stop_note(seconds: float, grace_seconds: float) -> str:
     if seconds <= grace_seconds:
         return ""
     return (
-        f"a request to stop may take {seconds:,.0f} s to its checkpoint (the current step, and the save), but launcher.grace_seconds kills "
-        f"after {grace_seconds:g}; set {math.ceil(2 * seconds):,}, or lower training.batch_size"
+        f"a request to stop may take {seconds:,.0f} s to its checkpoint (the current step, and the save), but"
+        f" launcher.grace_seconds kills after {grace_seconds:g}; set {math.ceil(2 * seconds):,}, or lower"
+        " training.batch_size"
     )

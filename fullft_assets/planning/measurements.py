@@ -39,9 +39,11 @@ class StepMemory(BaseModel):
         copies: other models' weights that stay: the teacher, or what regularization pulls to.
         logits: those alive when activations and temporary tensors are largest: as wide as the vocabulary.
         activations: saved and temporary tensors at that time, without logits.
-        small: those of activations and logits in tensors of less than 32 MiB, which a CPU's allocator keeps in its heap.
+        small: those of activations and logits in tensors of less than 32 MiB, which a CPU's allocator keeps
+            in its heap.
         is_recomputed: whether the backward pass makes activations again.
-        peak: most bytes that exist at a time; less than the sum of all, as gradients come while activations go.
+        peak: most bytes that exist at a time; less than the sum of all, as gradients come while activations
+            go.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -17,7 +17,8 @@ class PlanMetadata(Measured, Metadata):
         state_memory_gib: part of the peak for weights, gradients and moments.
         hardware: of the machine that it was measured on, see `local_hardware`.
         flops: useful FLOP of the training; 0 where they are not known.
-        targets: the plan on this machine and on others, a table; empty where the model cannot be counted without weights.
+        targets: the plan on this machine and on others, a table; empty where the model cannot be counted
+            without weights.
         recommended: the best target by price and time, in words.
         applied: settings of training that `planning.apply: recommended` chose in place of the YAML's.
         stop_seconds: from a request to stop to the checkpoint.

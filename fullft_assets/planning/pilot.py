@@ -13,7 +13,9 @@ from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 
 #: It does not block: a refusal is an answer, so the run goes on to its end, without training.
-PILOT_PREDICTS_GAIN = CheckSpec("pilot_predicts_gain", "The pilot predicts the required gain over the baselines.")
+PILOT_PREDICTS_GAIN = CheckSpec(
+    "pilot_predicts_gain", "The pilot predicts the required gain over the baselines."
+)
 #: Shares of the pilot's rows that are trained on, one training each.
 _PARTS = (1, 2, 4, 8)
 #: How far a real curve strays from every shape, in the metric's units.
@@ -22,7 +24,8 @@ _TOLERANCE = 0.02
 _MAX_FALL = 0.05
 #: A wider 90% interval says nothing.
 _MAX_WIDTH = 0.1
-#: The gate adds it to the optimistic end: a good training that is refused is lost for ever, a bad one is stopped by its evaluation.
+#: The gate adds it to the optimistic end: a good training that is refused is lost for ever, a bad one is
+#: stopped by its evaluation.
 _DOUBT = 0.02
 #: Weight of a shape whose rise is still to come or bends, against those that go on as they began.
 _RARE = 0.05
@@ -66,19 +69,20 @@ class PredictedScore(BaseModel):
 
 
 def pilot_rows(num_rows: int, share: float, batch_size: int) -> list[int]:
-    """Return the numbers of training rows that the pilot is trained on, growing; the last is the given share of all.
+    """Return the numbers of training rows that the pilot is trained on, growing; the last is the given share
+    of all.
 
-    The subsets are nested and each is trained to the end of its own schedule: a score in the middle of a schedule is that of a
-    learning rate that has not come down yet. An epoch more is not data, so rows are counted once. It takes at least two
-    batches, as a curve has two points.
+    The subsets are nested and each is trained to the end of its own schedule: a score in the middle of a
+    schedule is that of a learning rate that has not come down yet. An epoch more is not data, so rows are
+    counted once. It takes at least two batches, as a curve has two points.
 
     Raises:
         SettingsError: there are fewer rows than two batches.
     """
     if num_rows < 2 * batch_size:
         raise SettingsError(
-            f"training.batch_size: {num_rows:,} training rows are fewer than two batches of {batch_size:,}, so a pilot has no "
-            f"learning curve; lower it to {max(1, num_rows // 8):,}, or deliver more"
+            f"training.batch_size: {num_rows:,} training rows are fewer than two batches of {batch_size:,},"
+            f" so a pilot has no learning curve; lower it to {max(1, num_rows // 8):,}, or deliver more"
         )
     largest = min(num_rows, max(2 * batch_size, int(num_rows * share)))
     return sorted({max(batch_size, largest * part // _PARTS[-1]) for part in _PARTS})
@@ -87,11 +91,12 @@ def pilot_rows(num_rows: int, share: float, batch_size: int) -> list[int]:
 def predict_score(points: Sequence[Point], target_rows: int, num_validation_rows: int) -> PredictedScore:
     """Return the posterior of the score at `target_rows` over the shapes that learning curves have.
 
-    Seven shapes: power law, logarithm, saturation and S (a take-off that was seen), and with little weight late S (one still to come), Gompertz
-    and a power law that breaks (Viering and Loog 2022, The shape of learning curves). Each is drawn with many parameters and
-    scaled between the score at the first point and that at the target, which are as likely anywhere, more data
-    hurting by 5 points at most. The likelihood allows for the sampling error of the validation rows and 2 points of straying.
-    `python -m benchmarks.pilot` counts how often the interval covers what full trainings reach.
+    Seven shapes: power law, logarithm, saturation and S (a take-off that was seen), and with little weight
+    late S (one still to come), Gompertz and a power law that breaks (Viering and Loog 2022, The shape of
+    learning curves). Each is drawn with many parameters and scaled between the score at the first point and
+    that at the target, which are as likely anywhere, more data hurting by 5 points at most. The likelihood
+    allows for the sampling error of the validation rows and 2 points of straying. `python -m
+    benchmarks.pilot` counts how often the interval covers what full trainings reach.
 
     Args:
         points: scores in [0, 1], by growing numbers of rows.
@@ -103,7 +108,10 @@ def predict_score(points: Sequence[Point], target_rows: int, num_validation_rows
     target = max(float(target_rows), rows[-1])
     errors = np.clip(scores * (1 - scores), 0.0025, None) / max(1, num_validation_rows) + _TOLERANCE**2
     # Beyond three standard errors from the first point's score nothing is likely.
-    reached, first = np.linspace(0, 1, _NUM_REACHED), scores[0] + np.sqrt(errors[0]) * np.linspace(-3, 3, _NUM_FIRST)
+    reached, first = (
+        np.linspace(0, 1, _NUM_REACHED),
+        scores[0] + np.sqrt(errors[0]) * np.linspace(-3, 3, _NUM_FIRST),
+    )
     weights = np.zeros(_NUM_REACHED)
     # A curve's score at a point is `reached` to the share that it has come, and `first` to the rest.
     is_possible = (reached[:, None] >= first - _MAX_FALL).astype(float)
@@ -117,18 +125,34 @@ def predict_score(points: Sequence[Point], target_rows: int, num_validation_rows
     found = _quantiles(reached, weights, float(np.sqrt(errors[-1])))
     if target == rows[-1]:
         # Nothing is left to predict but chance.
-        found = [float(np.clip(scores[-1] + shift * np.sqrt(errors[-1]), 0, 1)) for shift in (0, -1.645, 1.645, 2.054)]
+        found = [
+            float(np.clip(scores[-1] + shift * np.sqrt(errors[-1]), 0, 1))
+            for shift in (0, -1.645, 1.645, 2.054)
+        ]
     predicted, low, high, optimistic = found
-    return PredictedScore(points=list(points), target_rows=int(target), predicted=predicted, low=low, high=high, optimistic=optimistic)
+    return PredictedScore(
+        points=list(points),
+        target_rows=int(target),
+        predicted=predicted,
+        low=low,
+        high=high,
+        optimistic=optimistic,
+    )
 
 
 def pilot_check(
-    prediction: PredictedScore, best_baseline: str, baseline_score: float, settings: PlanningSettings, break_even: float | None = None
+    prediction: PredictedScore,
+    best_baseline: str,
+    baseline_score: float,
+    settings: PlanningSettings,
+    break_even: float | None = None,
 ) -> CheckOutcome:
-    """Return the gate on the predicted gain over the best baseline: red only where even the optimistic end is not enough, yellow below it.
+    """Return the gate on the predicted gain over the best baseline: red only where even the optimistic end is
+    not enough, yellow below it.
 
     Args:
-        break_even: gain that is worth the planned cost; None: it was not asked. It counts where `planning.if_not_justified` is block.
+        break_even: gain that is worth the planned cost; None: it was not asked. It counts where
+            `planning.if_not_justified` is block.
     """
     gain, hoped = prediction.predicted - baseline_score, prediction.optimistic + _DOUBT - baseline_score
     is_unpaid = break_even is not None and hoped <= break_even
@@ -137,9 +161,11 @@ def pilot_check(
     passed = not is_refused and gain >= settings.min_predicted_gain
     last = prediction.points[-1]
     description = (
-        f"pilot on {last.rows:,} rows scores {last.score:.3f}; at {prediction.target_rows:,} rows {prediction.predicted:.3f} is predicted "
-        f"({prediction.low:.3f} to {prediction.high:.3f}{'' if prediction.is_known else ', too wide to know'}); the best baseline "
-        f"({best_baseline}) has {baseline_score:.3f}: gain {gain:+.3f}, at best {hoped:+.3f}, required {settings.min_predicted_gain:+.3f}"
+        f"pilot on {last.rows:,} rows scores {last.score:.3f}; at {prediction.target_rows:,} rows"
+        f" {prediction.predicted:.3f} is predicted ({prediction.low:.3f} to"
+        f" {prediction.high:.3f}{'' if prediction.is_known else ', too wide to know'}); the best baseline"
+        f" ({best_baseline}) has {baseline_score:.3f}: gain {gain:+.3f}, at best {hoped:+.3f}, required"
+        f" {settings.min_predicted_gain:+.3f}"
     )
     if break_even is not None:
         description += f"; the planned cost is worth it from {break_even:+.4f}"
@@ -150,8 +176,8 @@ def pilot_check(
         description += "; raise planning.pilot_share, or set planning.pilot_unknown: go_on"
     elif not passed:
         description += (
-            "; it is trained, as the interval reaches the required gain; the baseline may stay better: deliver more labels, or raise "
-            "planning.min_predicted_gain to refuse such a training"
+            "; it is trained, as the interval reaches the required gain; the baseline may stay better:"
+            " deliver more labels, or raise planning.min_predicted_gain to refuse such a training"
         )
     return CheckOutcome(
         name=PILOT_PREDICTS_GAIN.name,
@@ -163,7 +189,9 @@ def pilot_check(
 
 
 def _shapes(first: float, last: float, target: float) -> Iterator[tuple[float, Shape]]:
-    """Yield falling functions of the number of rows with their weights, the same for the same numbers of rows."""
+    """Yield falling functions of the number of rows with their weights, the same for the same numbers of
+    rows.
+    """
     rng = np.random.default_rng(0)
 
     def between(low: float, high: float) -> float:

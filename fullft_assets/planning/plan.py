@@ -17,14 +17,19 @@ PILOT_CHECKS = (PILOT_PREDICTS_GAIN,)
 
 
 def plan_checks(
-    measured: Measured, settings: PlanningSettings, training: TrainingSettings | None = None, processes: int = 1, *, trainings: float = 1.0
+    measured: Measured,
+    settings: PlanningSettings,
+    training: TrainingSettings | None = None,
+    processes: int = 1,
+    *,
+    trainings: float = 1.0,
 ) -> tuple[PlanMetadata, list[CheckOutcome]]:
     """Return the plan and the gates on memory, time and price.
 
     Args:
         training: the settings that were measured. Default: the default settings.
-        processes: number of processes that will train. With `sharding` each holds a part of the state, without it all of it, and
-            buckets of its gradients. On a CPU they share the machine's memory.
+        processes: number of processes that will train. With `sharding` each holds a part of the state,
+            without it all of it, and buckets of its gradients. On a CPU they share the machine's memory.
         trainings: what a model takes with its pilot, baselines and evaluation, in trainings.
     """
     training = training or TrainingSettings()

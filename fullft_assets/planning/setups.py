@@ -1,4 +1,6 @@
-"""The memory ladder as whole settings of training: from those of the YAML down to those that take the least memory."""
+"""The memory ladder as whole settings of training: from those of the YAML down to those that take the least
+memory.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ from fullft_assets.settings.contradictions import contradictions
 def setups(training: TrainingSettings, processes: int) -> Iterator[TrainingSettings]:
     """Yield settings that keep the effective batch, each taking less memory than the one before, as a rule.
 
-    First smaller passes, which cost little; then recomputed activations; then sharding over several processes; then the lower rungs of
-    optimizer and weights. Those that contradict other settings are excluded.
+    First smaller passes, which cost little; then recomputed activations; then sharding over several
+    processes; then the lower rungs of optimizer and weights. Those that contradict other settings are
+    excluded.
     """
     seen = set()
     for changes in _changes(training, processes):
@@ -28,7 +31,11 @@ def setups(training: TrainingSettings, processes: int) -> Iterator[TrainingSetti
 
 def changed(setup: TrainingSettings, training: TrainingSettings) -> dict[str, Any]:
     """Return the keys of training that differ, with their new values."""
-    return {name: value for name in type(training).model_fields if (value := getattr(setup, name)) != getattr(training, name)}
+    return {
+        name: value
+        for name in type(training).model_fields
+        if (value := getattr(setup, name)) != getattr(training, name)
+    }
 
 
 def _changes(training: TrainingSettings, processes: int) -> Iterator[dict[str, Any]]:
@@ -48,4 +55,9 @@ def _changes(training: TrainingSettings, processes: int) -> Iterator[dict[str, A
         if state_bytes(optimizer, weights) < state_bytes(training.optimizer, training.weights):
             yield {**last, "optimizer": optimizer, "weights": weights}
             # It cannot accumulate.
-            yield {**last, "optimizer": optimizer, "weights": weights, "micro_batch_size": training.batch_size}
+            yield {
+                **last,
+                "optimizer": optimizer,
+                "weights": weights,
+                "micro_batch_size": training.batch_size,
+            }

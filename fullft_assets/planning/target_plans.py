@@ -1,4 +1,6 @@
-"""What a training needs on each target: does it fit and with which settings, how long does it take, what does it cost, with a year of retraining."""
+"""What a training needs on each target: does it fit and with which settings, how long does it take, what does
+it cost, with a year of retraining.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ _FORWARD, _RECOMPUTED = 1 / 3, 4 / 3
 #: Systems that an evaluation runs on its rows: the candidate, the base model or a probe on it, the champion.
 _EVALUATED_SYSTEMS = 3
 _DAYS_A_YEAR = 365
-#: What an hour of waiting counts for beside the price, and the hours until a rented machine is installed. Assumptions.
+#: What an hour of waiting counts for beside the price, and the hours until a rented machine is installed.
+#: Assumptions.
 WAITING_USD, _RENTED_HOURS = 1.0, 0.25
 
 
@@ -99,9 +102,9 @@ class TargetPlan(BaseModel):
 def shares(settings: UseCaseSettings, num_training_rows: int, num_held_out_rows: int) -> Shares:
     """Return the work of each part in trainings.
 
-    Baselines are charged with one forward pass over the training rows (the probe) and with what those train that are trainings themselves,
-    an evaluation with three systems' forward passes over the held-out rows. What runs on a CPU beside them, such as TF-IDF, and
-    prompts are not charged.
+    Baselines are charged with one forward pass over the training rows (the probe) and with what those train
+    that are trainings themselves, an evaluation with three systems' forward passes over the held-out rows.
+    What runs on a CPU beside them, such as TF-IDF, and prompts are not charged.
     """
     planning, training, rows = settings.planning, settings.training, max(1, num_training_rows)
     try:
@@ -123,7 +126,9 @@ def retrains_a_year(settings: UseCaseSettings) -> float:
     return _DAYS_A_YEAR / settings.retraining.max_age_days if asked is None else asked
 
 
-def plan_targets(settings: UseCaseSettings, here: Target, extent: Extent, count: CountMemory, *, here_precision: str) -> list[TargetPlan]:
+def plan_targets(
+    settings: UseCaseSettings, here: Target, extent: Extent, count: CountMemory, *, here_precision: str
+) -> list[TargetPlan]:
     """Return the plan on each target: this machine first.
 
     Args:
@@ -140,17 +145,33 @@ def plan_targets(settings: UseCaseSettings, here: Target, extent: Extent, count:
 
 
 def plan_target(
-    target: Target, settings: UseCaseSettings, extent: Extent, parts: Shares, count: CountMemory, *, precision: str
+    target: Target,
+    settings: UseCaseSettings,
+    extent: Extent,
+    parts: Shares,
+    count: CountMemory,
+    *,
+    precision: str,
 ) -> TargetPlan:
     """Return the plan on one target, with the first settings down the memory ladder that fit."""
-    about = {"name": target.name, "kind": target.kind, "gpu": target.gpu, "gpus": target.gpus, "hourly_usd": target.hourly_usd}
+    about = {
+        "name": target.name,
+        "kind": target.kind,
+        "gpu": target.gpu,
+        "gpus": target.gpus,
+        "hourly_usd": target.hourly_usd,
+    }
     if target.kind == "price_only":
         return TargetPlan(**about)
     training = settings.training
     limit = target.memory_bytes
     if target.kind == "here" and settings.planning.max_memory_gib is not None:
         limit = min(limit, int(settings.planning.max_memory_gib * _GIB))
-    processes = settings.launcher.processes if target.kind == "here" else processes_on(target.gpus, training.batch_size)
+    processes = (
+        settings.launcher.processes
+        if target.kind == "here"
+        else processes_on(target.gpus, training.batch_size)
+    )
     smallest, chosen, peak = None, None, 0
     for setup in setups(training, processes):
         if (peak := _least(setup, extent.work, processes)) > limit:
@@ -161,11 +182,22 @@ def plan_target(
         if peak <= limit:
             chosen = setup
             break
-    shown = {"memory_gib": limit / _GIB, "processes": processes, "spot": target.spot, "is_measured": target.is_measured}
+    shown = {
+        "memory_gib": limit / _GIB,
+        "processes": processes,
+        "spot": target.spot,
+        "is_measured": target.is_measured,
+    }
     if chosen is None:
-        return TargetPlan(**about, **shown, fits=False, peak_gib=None if smallest is None else smallest / _GIB)
+        return TargetPlan(
+            **about, **shown, fits=False, peak_gib=None if smallest is None else smallest / _GIB
+        )
     hours = training_hours(target, chosen, extent.work, processes)
-    usd = None if hours is None or target.hourly_usd is None else tuple(each * target.hourly_usd for each in hours)
+    usd = (
+        None
+        if hours is None or target.hourly_usd is None
+        else tuple(each * target.hourly_usd for each in hours)
+    )
     return TargetPlan(
         **about,
         **shown,
@@ -178,7 +210,9 @@ def plan_target(
     )
 
 
-def training_hours(target: Target, setup: TrainingSettings, work: Work, processes: int) -> tuple[float, float] | None:
+def training_hours(
+    target: Target, setup: TrainingSettings, work: Work, processes: int
+) -> tuple[float, float] | None:
     """Return the hours of a training, fast and slow; None where nothing is known of the target's speed."""
     reached = target.reached(work.num_parameters, processes)
     if reached is None:
@@ -194,14 +228,20 @@ def processes_on(gpus: int, batch_size: int) -> int:
     return next(number for number in range(gpus, 0, -1) if batch_size % number == 0)
 
 
-def recommend(plans: Sequence[TargetPlan], settings: UseCaseSettings, waiting_usd: float = WAITING_USD) -> TargetPlan | None:
-    """Return the target with the least price and time, at its slow end, on which a training fits and ends within `planning.max_hours`.
+def recommend(
+    plans: Sequence[TargetPlan], settings: UseCaseSettings, waiting_usd: float = WAITING_USD
+) -> TargetPlan | None:
+    """Return the target with the least price and time, at its slow end, on which a training fits and ends
+    within `planning.max_hours`.
 
     Args:
-        waiting_usd: what an hour of waiting counts for; 0: the cheapest target is returned, of equal ones the fastest.
+        waiting_usd: what an hour of waiting counts for; 0: the cheapest target is returned, of equal ones the
+            fastest.
     """
     usable = [plan for plan in plans if plan.fits and plan.usd is not None and plan.hours is not None]
-    usable = [plan for plan in usable if plan.hours is not None and plan.hours[1] <= settings.planning.max_hours]
+    usable = [
+        plan for plan in usable if plan.hours is not None and plan.hours[1] <= settings.planning.max_hours
+    ]
     limit = settings.planning.max_usd
     usable = [plan for plan in usable if plan.usd is not None and (limit is None or plan.usd[1] <= limit)]
 
@@ -214,7 +254,9 @@ def recommend(plans: Sequence[TargetPlan], settings: UseCaseSettings, waiting_us
 
 
 def yaml_lines(plan: TargetPlan, training: TrainingSettings) -> list[str]:
-    """Return what the YAML has to say for a target: the changes of `training` and `launcher`, and the price."""
+    """Return what the YAML has to say for a target: the changes of `training` and `launcher`, and the
+    price.
+    """
     lines = []
     if plan.setup:
         lines += ["training:", *(f"  {name}: {_yaml(value)}" for name, value in plan.setup.items())]
@@ -233,14 +275,26 @@ def table(plans: Sequence[TargetPlan]) -> Iterator[dict[str, str]]:
         if plan.fits is None:
             yield _row(machine, "price only", price=price)
             continue
-        memory = "" if plan.peak_gib is None or plan.memory_gib is None else f"{plan.peak_gib:.1f} of {plan.memory_gib:.1f} GiB"
+        memory = (
+            ""
+            if plan.peak_gib is None or plan.memory_gib is None
+            else f"{plan.peak_gib:.1f} of {plan.memory_gib:.1f} GiB"
+        )
         if not plan.fits:
             yield _row(machine, "no", memory, price=price)
             continue
-        spot = "" if plan.usd is None or plan.spot is None else _range(plan.usd[0] * plan.spot[0], plan.usd[1] * plan.spot[1])
+        spot = (
+            ""
+            if plan.usd is None or plan.spot is None
+            else _range(plan.usd[0] * plan.spot[0], plan.usd[1] * plan.spot[1])
+        )
         yield _row(
             machine,
-            "as it is" if not plan.setup else ", ".join(f"{name} {_yaml(value)}" for name, value in plan.setup.items()),
+            (
+                "as it is"
+                if not plan.setup
+                else ", ".join(f"{name} {_yaml(value)}" for name, value in plan.setup.items())
+            ),
             memory,
             "unknown" if plan.hours is None else duration(*plan.hours),
             price,
@@ -251,7 +305,9 @@ def table(plans: Sequence[TargetPlan]) -> Iterator[dict[str, str]]:
 
 
 def rung_table(training: TrainingSettings, count: CountMemory) -> list[dict[str, str]]:
-    """Return what a process on one GPU holds at each rung of the memory ladder, with passes of the YAML's size, a row of text each."""
+    """Return what a process on one GPU holds at each rung of the memory ladder, with passes of the YAML's
+    size, a row of text each.
+    """
     rows = []
     rungs = [(training.optimizer, training.weights, on) for on in (False, True)]
     rungs += [(optimizer, weights, True) for optimizer, weights in MEMORY_LADDER[1:]]
@@ -260,17 +316,39 @@ def rung_table(training: TrainingSettings, count: CountMemory) -> list[dict[str,
         if (setup := training.model_copy(update=changes)).steps_in_backward:
             setup = setup.model_copy(update={"micro_batch_size": setup.batch_size})
         step = count(setup, "bf16" if training.precision == "auto" else training.precision, True, 1)
-        parts = {name: getattr(step, name) for name in ("weights", "gradients", "moments", "activations", "logits", "buffers", "copies")}
-        name = f"{optimizer}, {weights}{', checkpointing' if is_checkpointed else ''}, {setup.micro_batch_size} rows"
+        parts = {
+            name: getattr(step, name)
+            for name in ("weights", "gradients", "moments", "activations", "logits", "buffers", "copies")
+        }
+        name = (
+            f"{optimizer}, {weights}{', checkpointing' if is_checkpointed else ''}, {setup.micro_batch_size}"
+            " rows"
+        )
         sizes = {part: f"{size / _GIB:.2f}" for part, size in parts.items() if part != "copies" or size}
         rows.append({"rung": name, **sizes, "peak": f"{peak_on_gpu(step) / _GIB:.2f}"})
     return rows
 
 
 def _row(
-    machine: str, fits: str, memory: str = "", time: str = "", price: str = "", first: str = "", spot: str = "", year: str = ""
+    machine: str,
+    fits: str,
+    memory: str = "",
+    time: str = "",
+    price: str = "",
+    first: str = "",
+    spot: str = "",
+    year: str = "",
 ) -> dict:
-    names = ("target", "fits", "memory a process", "training", "USD an hour", "first model, USD", "as spot, USD", "with a year, USD")
+    names = (
+        "target",
+        "fits",
+        "memory a process",
+        "training",
+        "USD an hour",
+        "first model, USD",
+        "as spot, USD",
+        "with a year, USD",
+    )
     return dict(zip(names, (machine, fits, memory, time, price, first, spot, year), strict=True))
 
 
@@ -284,7 +362,10 @@ def _peak(target: Target, setup: TrainingSettings, processes: int, count: CountM
 def _least(setup: TrainingSettings, work: Work, processes: int) -> int:
     """Return the bytes of the state alone, which needs no counting."""
     width = bytes_per_weight(setup.weights)
-    state = width * work.num_parameters + (state_bytes(setup.optimizer, setup.weights) - width) * work.num_trained_parameters
+    state = (
+        width * work.num_parameters
+        + (state_bytes(setup.optimizer, setup.weights) - width) * work.num_trained_parameters
+    )
     return state // processes if setup.sharding != "none" else state
 
 

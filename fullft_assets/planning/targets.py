@@ -13,7 +13,8 @@ from fullft_assets.planning.footprint import GPU_CONTEXT_BYTES
 from fullft_assets.settings import PlanningSettings
 
 _TABLE = "instances.yaml"
-#: Share of the peak that trainings reach (MFU), from slow to fast: small models do not fill a card. Assumptions.
+#: Share of the peak that trainings reach (MFU), from slow to fast: small models do not fill a card.
+#: Assumptions.
 _MFU, _MFU_OF_SMALL, _SMALL_PARAMETERS = (0.15, 0.45), (0.03, 0.20), 200e6
 #: Cards without matrix units for bf16: they compute in fp16.
 _WITHOUT_BF16 = ("V100", "T4")
@@ -27,7 +28,8 @@ class Target(BaseModel):
         memory_bytes: that a process may take: of one GPU, or of the machine.
         libraries_bytes: resident bytes of a process before it loads a model, without a GPU.
         flops: dense 16-bit peak of one GPU in FLOP/s; None: not known. Of a machine without GPU None.
-        speed: FLOP/s that all its processes reach, slow and fast, where that is measured, or assumed without a peak.
+        speed: FLOP/s that all its processes reach, slow and fast, where that is measured, or assumed without
+            a peak.
         hourly_usd: None: not known.
         spot: lowest and highest share of the price at which it is let as a spot instance; None: it is not.
         is_measured: whether the speed was measured in a plan of this use case.
@@ -54,7 +56,9 @@ class Target(BaseModel):
         return "fp16" if self.gpu in _WITHOUT_BF16 else "bf16"
 
     def reached(self, num_parameters: int, gpus: int) -> tuple[float, float] | None:
-        """Return the FLOP/s, slow and fast, that a training on so many of its GPUs reaches; None where nothing is known."""
+        """Return the FLOP/s, slow and fast, that a training on so many of its GPUs reaches; None where
+        nothing is known.
+        """
         if self.speed is not None:
             return self.speed
         if self.flops is None:
@@ -104,7 +108,9 @@ def targets(settings: PlanningSettings) -> list[Target]:
 
 
 def hourly_usd_of(instance_type: str, settings: PlanningSettings) -> float | None:
-    """Return the price on demand of an hour of one of EC2's instances, also one without a GPU; None where it is not known."""
+    """Return the price on demand of an hour of one of EC2's instances, also one without a GPU; None where it
+    is not known.
+    """
     found = next((one.hourly_usd for one in targets(settings) if one.name == instance_type), None)
     cpus = {row["name"]: row["hourly_usd"] * settings.price_factor for row in _read()["cpus"]}
     return cpus.get(instance_type) if found is None else found
@@ -113,10 +119,17 @@ def hourly_usd_of(instance_type: str, settings: PlanningSettings) -> float | Non
 def source_of_prices(settings: PlanningSettings) -> str:
     """Return where the table's prices come from, and of when."""
     table = _read()
-    factor = f", times planning.price_factor ({settings.price_factor:g})" if settings.price_factor != 1 else ""
+    factor = (
+        f", times planning.price_factor ({settings.price_factor:g})" if settings.price_factor != 1 else ""
+    )
     low, high = table["spot"]
-    return f"prices of {table['region']}, {table['date']}{factor}, spot {low:.0%} to {high:.0%} of them; check them: {table['page']}"
+    return (
+        f"prices of {table['region']}, {table['date']}{factor}, spot {low:.0%} to {high:.0%} of them; check"
+        f" them: {table['page']}"
+    )
 
 
 def _read() -> dict[str, Any]:
-    return yaml.safe_load(resources.files("fullft_assets.planning").joinpath(_TABLE).read_text(encoding="utf-8"))
+    return yaml.safe_load(
+        resources.files("fullft_assets.planning").joinpath(_TABLE).read_text(encoding="utf-8")
+    )

@@ -1,4 +1,6 @@
-"""Is full fine-tuning worth its cost: what a gain over the best baseline is worth in a year, against training and a year of retraining."""
+"""Is full fine-tuning worth its cost: what a gain over the best baseline is worth in a year, against training
+and a year of retraining.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ class Worth(BaseModel):
     """The answer, and what it rests on.
 
     Attributes:
-        answer: yes: even the lower end of the gain is worth more than the cost; no: not even the upper end is.
+        answer: yes: even the lower end of the gain is worth more than the cost; no: not even the upper end
+            is.
         cost_usd: of training, and of a year of retraining.
         break_even: gain in the metric's units that is worth the cost; None where it was not asked.
         blocks: whether a model that is not shown to be worth its cost may not be promoted.
@@ -57,21 +60,28 @@ def judge_worth(low: float, gain: float, high: float, seconds: float, settings: 
     opening = {
         "yes": "Worth its cost",
         "no": "Not worth its cost",
-        "inconclusive": "Whether it is worth its cost is open, as the interval of its gain contains the break-even",
+        "inconclusive": (
+            "Whether it is worth its cost is open, as the interval of its gain contains the break-even"
+        ),
     }[answer]
     free = "" if planning.hourly_usd else " (planning.hourly_usd is 0)"
     sentence = (
-        f"{opening}: a gain of {gain * _POINTS:+.1f} points ({low * _POINTS:+.1f} to {high * _POINTS:+.1f}) is worth {worth:,.2f} USD a year "
-        f"({lowest:,.2f} to {highest:,.2f}) at {planning.usd_per_point:g} USD a point; training and a year of {retrains:.1f} retrainings cost "
-        f"{cost:,.2f} USD{free}; it breaks even at {break_even:+.2f} points."
+        f"{opening}: a gain of {gain * _POINTS:+.1f} points ({low * _POINTS:+.1f} to {high * _POINTS:+.1f})"
+        f" is worth {worth:,.2f} USD a year ({lowest:,.2f} to {highest:,.2f}) at {planning.usd_per_point:g}"
+        f" USD a point; training and a year of {retrains:.1f} retrainings cost {cost:,.2f} USD{free}; it"
+        f" breaks even at {break_even:+.2f} points."
     )
     blocks = planning.if_not_justified == "block" and answer != "yes"
-    return Worth(answer=answer, cost_usd=cost, break_even=break_even / _POINTS, sentence=sentence, blocks=blocks)
+    return Worth(
+        answer=answer, cost_usd=cost, break_even=break_even / _POINTS, sentence=sentence, blocks=blocks
+    )
 
 
 def asked(settings: UseCaseSettings) -> dict[str, Any]:
     """Return the settings that the answer depends on, for the key of an evaluation."""
     if settings.planning.usd_per_point is None:
         return {}
-    planning = settings.planning.model_dump(include={"usd_per_point", "if_not_justified", "hourly_usd"}, mode="json")
+    planning = settings.planning.model_dump(
+        include={"usd_per_point", "if_not_justified", "hourly_usd"}, mode="json"
+    )
     return {**planning, "retrains_a_year": retrains_a_year(settings)}

@@ -1,4 +1,6 @@
-"""release: a candidate becomes champion only if it passes its gates, or by hand; the champion is a pointer with a history."""
+"""release: a candidate becomes champion only if it passes its gates, or by hand; the champion is a pointer
+with a history.
+"""
 
 from fullft_assets.evaluation.verdict import ReleaseVerdict, verdict
 from fullft_assets.release.champion import (

@@ -1,4 +1,6 @@
-"""The champion: a pointer to the model in use, with past champions, and with what people did to it by hand."""
+"""The champion: a pointer to the model in use, with past champions, and with what people did to it by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -60,12 +62,16 @@ class Intervention(BaseModel):
     @property
     def sentence(self) -> str:
         """What was done, in words."""
-        done = {"promote": "Promoted", "rollback": "Rolled back", "freeze": "Frozen", "unfreeze": "Unfrozen"}[self.action]
+        done = {"promote": "Promoted", "rollback": "Rolled back", "freeze": "Frozen", "unfreeze": "Unfrozen"}[
+            self.action
+        ]
         return f"{done} by hand ({self.by}): {self.reason}"
 
 
 class ReleaseState(Champion):
-    """The pointer's file: the champion's fields, past champions and interventions, the newest first, and the freeze if there is one."""
+    """The pointer's file: the champion's fields, past champions and interventions, the newest first, and the
+    freeze if there is one.
+    """
 
     history: list[Retired] = []
     interventions: list[Intervention] = []
@@ -78,7 +84,9 @@ class ReleaseState(Champion):
 
     @property
     def in_use_since(self) -> float:
-        """When the champion came into use, in seconds since 1970: with its promotion, or with a roll-back to it."""
+        """When the champion came into use, in seconds since 1970: with its promotion, or with a roll-back to
+        it.
+        """
         return max(self.promoted_at, *(past.retired_at for past in self.history), 0.0)
 
     def was_rolled_back(self, checkpoint: str) -> bool:
@@ -104,7 +112,9 @@ def read_history(store: Store, case: str) -> list[Retired]:
 
 
 def read_anchor(store: Store, case: str) -> Champion | None:
-    """Return the first champion that was not rolled back: what a row of small losses is measured against. None before the first promotion."""
+    """Return the first champion that was not rolled back: what a row of small losses is measured against.
+    None before the first promotion.
+    """
     state = read_state(store, case)
     if state is None:
         return None
@@ -120,10 +130,12 @@ def promote(
     allowed: Callable[[ReleaseState | None], bool] = lambda _: True,
     reason: str | None = None,
 ) -> bool:
-    """Make this the champion, the previous one joining the history in the same atomic write; return whether it is the champion now.
+    """Make this the champion, the previous one joining the history in the same atomic write; return whether
+    it is the champion now.
 
     Args:
-        allowed: asked of the state that the write replaces, so that nothing comes between question and promotion.
+        allowed: asked of the state that the write replaces, so that nothing comes between question and
+            promotion.
         reason: of a promotion by hand; None: the gates decided.
     """
     done = False
@@ -133,7 +145,11 @@ def promote(
         done = allowed(state)
         if not done or (state is not None and state.checkpoint == champion.checkpoint):
             return None
-        past = [] if state is None else [Retired(champion=state.current, rolled_back=False, retired_at=time.time()), *state.history]
+        past = (
+            []
+            if state is None
+            else [Retired(champion=state.current, rolled_back=False, retired_at=time.time()), *state.history]
+        )
         new = _with(state, champion, _trimmed(past))
         return new if reason is None else _noted(new, state, "promote", reason, champion.run_id)
 
@@ -142,15 +158,20 @@ def promote(
 
 
 def kept_champions(state: ReleaseState | None, number: int) -> list[Champion]:
-    """Return the champion, so many past ones that a roll-back can return to, the newest first, and the first one, which is the anchor."""
+    """Return the champion, so many past ones that a roll-back can return to, the newest first, and the first
+    one, which is the anchor.
+    """
     if state is None:
         return []
     past = [each.champion for each in state.history if not each.rolled_back]
     return [state.current, *past[:number], *past[number:][-1:]]
 
 
-def drop_from_history(store: Store, case: str, seen: ReleaseState | None, dropped: Collection[Champion]) -> None:
-    """Take past champions whose artifacts are to be removed out of the history that was seen, so that no roll-back returns to one.
+def drop_from_history(
+    store: Store, case: str, seen: ReleaseState | None, dropped: Collection[Champion]
+) -> None:
+    """Take past champions whose artifacts are to be removed out of the history that was seen, so that no
+    roll-back returns to one.
 
     A second call changes nothing and only checks that the champion and the history are still the same.
 
@@ -158,13 +179,24 @@ def drop_from_history(store: Store, case: str, seen: ReleaseState | None, droppe
         StoreError: somebody promoted or rolled back since.
     """
     # A roll-back is remembered, so that the champion that it removed does not come back by itself.
-    left = [past for past in seen.history if past.rolled_back or past.champion not in dropped] if seen is not None else []
+    left = (
+        [past for past in seen.history if past.rolled_back or past.champion not in dropped]
+        if seen is not None
+        else []
+    )
 
     def change(state: ReleaseState | None) -> ReleaseState | None:
         if state is None and seen is None:
             return None
-        if state is None or seen is None or state.current != seen.current or state.history not in (seen.history, left):
-            raise StoreError(f"{case}: the champion was changed during the clean-up, which ends here; clean up again")
+        if (
+            state is None
+            or seen is None
+            or state.current != seen.current
+            or state.history not in (seen.history, left)
+        ):
+            raise StoreError(
+                f"{case}: the champion was changed during the clean-up, which ends here; clean up again"
+            )
         return None if state.history == left else state.model_copy(update={"history": left})
 
     _change(store, case, change)
@@ -181,7 +213,9 @@ def rollback(store: Store, case: str, *, reason: str, by: str) -> Champion:
         state = _required(state, case, "nothing to roll back")
         kept = [position for position, past in enumerate(state.history) if not past.rolled_back]
         if not kept:
-            raise GateError(f"{case}: {state.checkpoint} is the first champion; there is none before it to roll back to")
+            raise GateError(
+                f"{case}: {state.checkpoint} is the first champion; there is none before it to roll back to"
+            )
         back = state.history[kept[0]].champion
         taken_out = Retired(champion=state.current, rolled_back=True, retired_at=time.time())
         new = _with(state, back, [taken_out, *state.history[: kept[0]], *state.history[kept[0] + 1 :]])
@@ -191,7 +225,8 @@ def rollback(store: Store, case: str, *, reason: str, by: str) -> Champion:
 
 
 def freeze(store: Store, case: str, *, reason: str, by: str) -> Intervention:
-    """Keep the champion whatever the gates say, until `unfreeze`; return what is recorded. A person may still promote or roll back.
+    """Keep the champion whatever the gates say, until `unfreeze`; return what is recorded. A person may still
+    promote or roll back.
 
     Raises:
         GateError: there is no champion, it is frozen already, or no reason is given.
@@ -235,7 +270,9 @@ def one_line(reason: str) -> str:
     return found
 
 
-def _intervene(store: Store, case: str, reason: str, change: Callable[[ReleaseState | None], ReleaseState]) -> ReleaseState:
+def _intervene(
+    store: Store, case: str, reason: str, change: Callable[[ReleaseState | None], ReleaseState]
+) -> ReleaseState:
     one_line(reason)
     made: list[ReleaseState] = []
 
@@ -254,16 +291,24 @@ def _required(state: ReleaseState | None, case: str, so: str) -> ReleaseState:
 
 
 def _with(state: ReleaseState | None, champion: Champion, history: list[Retired]) -> ReleaseState:
-    kept: dict[str, Any] = {} if state is None else {"interventions": state.interventions, "frozen": state.frozen}
+    kept: dict[str, Any] = (
+        {} if state is None else {"interventions": state.interventions, "frozen": state.frozen}
+    )
     return ReleaseState(**champion.model_dump(), history=history, **kept)
 
 
 def _noted(
-    new: ReleaseState, old: ReleaseState | None, action: Literal["promote", "rollback", "freeze", "unfreeze"], reason: str, by: str
+    new: ReleaseState,
+    old: ReleaseState | None,
+    action: Literal["promote", "rollback", "freeze", "unfreeze"],
+    reason: str,
+    by: str,
 ) -> ReleaseState:
     """Return a state with an intervention added."""
     before = None if old is None else old.checkpoint
-    made = Intervention(action=action, reason=one_line(reason), by=by, at=time.time(), before=before, after=new.checkpoint)
+    made = Intervention(
+        action=action, reason=one_line(reason), by=by, at=time.time(), before=before, after=new.checkpoint
+    )
     return new.model_copy(update={"interventions": [made, *new.interventions][:MAX_HISTORY]})
 
 

@@ -8,16 +8,24 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.errors import GateError
 from fullft_assets.evaluation import read_evaluation
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.verdict import ChampionRule, ReleaseVerdict, read_verdict
 from fullft_assets.planning.worth import asked
-from fullft_assets.release.champion import Champion, ReleaseState, one_line, promote, read_anchor, read_champion, read_state
+from fullft_assets.release.champion import (
+    Champion,
+    ReleaseState,
+    one_line,
+    promote,
+    read_anchor,
+    read_champion,
+    read_state,
+)
 from fullft_assets.release.model_card import write_card
 from fullft_assets.store import Manifest, Store
 from fullft_assets.store.hashing import digest
-from fullft_assets.training.metadata import CheckpointMetadata
 
 if TYPE_CHECKING:
     from fullft_assets.settings import ReleaseSettings
@@ -28,7 +36,8 @@ if TYPE_CHECKING:
 PROMOTED = "Promoted: every gate passed."
 #: Judged trainings that are kept in mind.
 _MAX_RUNS = 100
-#: Trainings of one recipe may differ in these: the first one changes the seed, the second one the initial weights.
+#: Trainings of one recipe may differ in these: the first one changes the seed, the second one the initial
+#: weights.
 _NOT_OF_A_RECIPE = ("retry_epoch", "retrain_from")
 
 
@@ -47,8 +56,10 @@ class JudgedAgainst:
 
     Attributes:
         champion: None: there was none.
-        anchor: the first champion, where non-inferiority to it is asked for and it is not the champion itself.
-        seed_runs: reports on trainings that others of their recipe repeat with another seed; they tell how much seeds alone change.
+        anchor: the first champion, where non-inferiority to it is asked for and it is not the champion
+            itself.
+        seed_runs: reports on trainings that others of their recipe repeat with another seed; they tell how
+            much seeds alone change.
     """
 
     champion: str | None
@@ -69,25 +80,37 @@ def judged_against(store: Store, case: str, candidate: Manifest, settings: Relea
     if champion is None or anchor is None:
         return JudgedAgainst(None, None)
     runs = seed_runs(store, case)
-    asked = champion_rule(candidate, store.load(champion.checkpoint)) if settings.champion_rule == "auto" else settings.champion_rule
-    needs_anchor = asked == "non_inferiority" and anchor.checkpoint not in (champion.checkpoint, candidate.ref)
+    asked = (
+        champion_rule(candidate, store.load(champion.checkpoint))
+        if settings.champion_rule == "auto"
+        else settings.champion_rule
+    )
+    needs_anchor = asked == "non_inferiority" and anchor.checkpoint not in (
+        champion.checkpoint,
+        candidate.ref,
+    )
     return JudgedAgainst(
-        champion.checkpoint, anchor.checkpoint if needs_anchor else None, tuple(ref for refs in runs.values() for ref in refs)
+        champion.checkpoint,
+        anchor.checkpoint if needs_anchor else None,
+        tuple(ref for refs in runs.values() for ref in refs),
     )
 
 
 def champion_rule(candidate: Manifest, champion: Manifest) -> ChampionRule:
-    """Return what a candidate must show: non-inferiority where the champion's recipe was trained on other data, else superiority.
+    """Return what a candidate must show: non-inferiority where the champion's recipe was trained on other
+    data, else superiority.
 
-    Data that grow seldom help by what a test set can show, so superiority would keep an old champion for ever; a changed recipe is
-    a choice, and has to be better.
+    Data that grow seldom help by what a test set can show, so superiority would keep an old champion for
+    ever; a changed recipe is a choice, and has to be better.
     """
     same_recipe = _recipe(candidate) == _recipe(champion)
     same_data = CheckpointMetadata.of(candidate).snapshot == CheckpointMetadata.of(champion).snapshot
     return "non_inferiority" if same_recipe and not same_data else "superiority"
 
 
-def consider(state: ReleaseState | None, case: str, verdict: ReleaseVerdict, candidate: Champion, incumbent: str | None) -> ReleaseOutcome:
+def consider(
+    state: ReleaseState | None, case: str, verdict: ReleaseVerdict, candidate: Champion, incumbent: str | None
+) -> ReleaseOutcome:
     """Return what a recorded verdict leads to in this state; nothing is written."""
     current = None if state is None else state.current
     if state is not None and state.checkpoint == candidate.checkpoint:
@@ -95,32 +118,51 @@ def consider(state: ReleaseState | None, case: str, verdict: ReleaseVerdict, can
     if not verdict.promote:
         return ReleaseOutcome("kept", verdict.sentence, current)
     if state is not None and state.was_rolled_back(candidate.checkpoint):
-        text = "Not promoted: this checkpoint was champion and was rolled back; deliver new data or raise training.retry_epoch."
+        text = (
+            "Not promoted: this checkpoint was champion and was rolled back; deliver new data or raise"
+            " training.retry_epoch."
+        )
         return ReleaseOutcome("kept", text, current)
     if (None if state is None else state.checkpoint) != incumbent:
-        text = "Not promoted: the champion has changed since this candidate was judged; raise training.retry_epoch to train again."
+        text = (
+            "Not promoted: the champion has changed since this candidate was judged; raise"
+            " training.retry_epoch to train again."
+        )
         return ReleaseOutcome("kept", text, current)
     if state is not None and state.frozen is not None:
-        text = f"Not promoted though every gate passed, since the champion is frozen. {state.frozen.sentence}. "
+        text = (
+            f"Not promoted though every gate passed, since the champion is frozen. {state.frozen.sentence}. "
+        )
         text += f"Run the job {case}_by_hand with act: unfreeze, then materialise champion_model again."
         return ReleaseOutcome("kept", text, current)
     return ReleaseOutcome("promoted", PROMOTED, candidate)
 
 
 def publish(
-    store: Store, use_case: UseCase, *, report: Manifest, checkpoint: Manifest, snapshot: Manifest, run_id: str
+    store: Store,
+    use_case: UseCase,
+    *,
+    report: Manifest,
+    checkpoint: Manifest,
+    snapshot: Manifest,
+    run_id: str,
 ) -> tuple[ReleaseOutcome, Manifest | None]:
-    """Carry out the verdict that the report recorded: if every gate passed, make the candidate the champion with a model card.
+    """Carry out the verdict that the report recorded: if every gate passed, make the candidate the champion
+    with a model card.
 
     Returns:
         The outcome, and the `champion_model` artifact if this candidate is the champion now.
 
     Raises:
-        GateError: a check upstream is red, or the report judged another checkpoint or snapshot, or by other gates.
+        GateError: a check upstream is red, or the report judged another checkpoint or snapshot, or by other
+            gates.
     """
     _require_judged(use_case, report, checkpoint, snapshot)
     case, verdict = use_case.name, read_verdict(store.folder(report))
-    candidate, incumbent = _candidate(store, report, checkpoint, run_id), EvaluationMetadata.of(report).incumbent
+    candidate, incumbent = (
+        _candidate(store, report, checkpoint, run_id),
+        EvaluationMetadata.of(report).incumbent,
+    )
     _fix_decision(store, case, checkpoint, report, verdict)
 
     def decide(state: ReleaseState | None) -> ReleaseOutcome:
@@ -143,19 +185,25 @@ def publish(
     return outcome, manifest
 
 
-def promote_by_hand(store: Store, use_case: UseCase, ref: str, *, reason: str, by: str) -> tuple[ReleaseOutcome, Manifest]:
+def promote_by_hand(
+    store: Store, use_case: UseCase, ref: str, *, reason: str, by: str
+) -> tuple[ReleaseOutcome, Manifest]:
     """Make an evaluated checkpoint the champion whatever its gates say, with a model card that says so.
 
     Args:
         ref: `CASE/finetuned_checkpoint/KEY/ATTEMPT`, as the metadata of its asset have it.
 
     Raises:
-        GateError: it is no checkpoint of this use case, was never evaluated, or is the champion; or no reason is given.
+        GateError: it is no checkpoint of this use case, was never evaluated, or is the champion; or no reason
+            is given.
         StoreError: there is no such artifact.
     """
     case, reason = use_case.name, one_line(reason)
     if not ref.startswith(f"{case}/finetuned_checkpoint/"):
-        raise GateError(f"checkpoint: `{ref}` does not begin with {case}/finetuned_checkpoint/; copy it from `checkpoint` of an evaluation")
+        raise GateError(
+            f"checkpoint: `{ref}` does not begin with {case}/finetuned_checkpoint/; copy it from `checkpoint`"
+            " of an evaluation"
+        )
     checkpoint = store.load(ref)
     report = _newest_report_on(store, checkpoint)
     champion, verdict = _candidate(store, report, checkpoint, by), read_verdict(store.folder(report))
@@ -172,7 +220,9 @@ def promote_by_hand(store: Store, use_case: UseCase, ref: str, *, reason: str, b
 
 
 def recorded_outcome(store: Store, case: str, checkpoint: str) -> str | None:
-    """Return the sentence that the release of a checkpoint (by its ref) ended with last, or None before its first decision."""
+    """Return the sentence that the release of a checkpoint (by its ref) ended with last, or None before its
+    first decision.
+    """
     record = store.read_pointer(f"{case}/decisions/{checkpoint.split('/')[2]}")
     return None if record is None else record.get("sentence")
 
@@ -187,24 +237,38 @@ def _require_judged(use_case: UseCase, report: Manifest, checkpoint: Manifest, s
     snapshot.require_green("champion_model")
     for name, manifest in (("finetuned_checkpoint", checkpoint), ("training_snapshot", snapshot)):
         if report.inputs[name] != manifest.content_digest:
-            raise GateError(f"champion_model refused: evaluation_report judged another {name}; materialise evaluation_report again")
+            raise GateError(
+                f"champion_model refused: evaluation_report judged another {name}; materialise"
+                " evaluation_report again"
+            )
     if report.settings["release"] != use_case.settings.release.model_dump(mode="json"):
         raise GateError(
-            "champion_model refused: evaluation_report judged by other settings of release; materialise evaluation_report again"
+            "champion_model refused: evaluation_report judged by other settings of release; materialise"
+            " evaluation_report again"
         )
     if report.settings.get("worth", {}) != asked(use_case.settings):
         raise GateError(
-            "champion_model refused: evaluation_report judged the cost by other settings of planning; materialise evaluation_report again"
+            "champion_model refused: evaluation_report judged the cost by other settings of planning;"
+            " materialise evaluation_report again"
         )
 
 
 def card_of_champion(store: Store, use_case: UseCase, checkpoint: Manifest) -> Manifest:
-    """Return the card of the present champion; it may have been evaluated again on newer rows, but its card stays with its promotion."""
+    """Return the card of the present champion; it may have been evaluated again on newer rows, but its card
+    stays with its promotion.
+    """
     state = read_state(store, use_case.name)
     assert state is not None, "this checkpoint is the champion"
     report = store.load(state.evaluation)
-    promoted = next((each for each in state.interventions if each.action == "promote" and each.after == checkpoint.ref), None)
-    by_hand = None if promoted is None else _by_hand(promoted.reason, promoted.by, read_verdict(store.folder(report)))
+    promoted = next(
+        (each for each in state.interventions if each.action == "promote" and each.after == checkpoint.ref),
+        None,
+    )
+    by_hand = (
+        None
+        if promoted is None
+        else _by_hand(promoted.reason, promoted.by, read_verdict(store.folder(report)))
+    )
     return write_card(store, use_case, report, checkpoint, outcome=by_hand or PROMOTED)
 
 
@@ -231,14 +295,18 @@ def _newest_report_on(store: Store, checkpoint: Manifest) -> Manifest:
     raise GateError(f"{checkpoint.ref} was never evaluated; materialise evaluation_report of it first")
 
 
-def _fix_decision(store: Store, case: str, checkpoint: Manifest, report: Manifest, verdict: ReleaseVerdict) -> None:
+def _fix_decision(
+    store: Store, case: str, checkpoint: Manifest, report: Manifest, verdict: ReleaseVerdict
+) -> None:
     """Record what a candidate was judged against, unless that is recorded already."""
     if store.read_pointer(_decision_pointer(checkpoint)) is not None:
         return
     _record_run(store, case, checkpoint, report)
     found = EvaluationMetadata.of(report)
     against = {"incumbent": found.incumbent, "anchor": found.anchor, "seed_runs": found.seed_runs}
-    store.write_pointer(_decision_pointer(checkpoint), {**against, "evaluation": report.ref, "promote": verdict.promote})
+    store.write_pointer(
+        _decision_pointer(checkpoint), {**against, "evaluation": report.ref, "promote": verdict.promote}
+    )
 
 
 def _record_outcome(store: Store, checkpoint: Manifest, outcome: ReleaseOutcome) -> None:
@@ -254,7 +322,9 @@ def _record_outcome(store: Store, checkpoint: Manifest, outcome: ReleaseOutcome)
 
 
 def seed_runs(store: Store, case: str) -> dict[str, list[str]]:
-    """Return the reports on trainings that differ in the seed alone (`training.retry_epoch`), by a digest of what they share."""
+    """Return the reports on trainings that differ in the seed alone (`training.retry_epoch`), by a digest of
+    what they share.
+    """
     recorded: dict[str, list[str]] = defaultdict(list)
     for run in (store.read_pointer(f"{case}/runs") or {"runs": []})["runs"]:
         recorded[run["recipe"]].append(run["evaluation"])
@@ -275,13 +345,21 @@ def forget_runs(store: Store, case: str, reports: Collection[str]) -> None:
 def _record_run(store: Store, case: str, checkpoint: Manifest, report: Manifest) -> None:
     """Keep in mind which recipe a judged training had."""
     run = {"recipe": recipe_digest(checkpoint), "evaluation": report.ref}
-    store.change_pointer(f"{case}/runs", lambda found: {"runs": [run, *(found or {"runs": []})["runs"]][:_MAX_RUNS]})
+    store.change_pointer(
+        f"{case}/runs", lambda found: {"runs": [run, *(found or {"runs": []})["runs"]][:_MAX_RUNS]}
+    )
 
 
 def _recipe(checkpoint: Manifest) -> dict[str, Any]:
     """Return what a training would repeat: its settings, its base model and the version of its code."""
-    training = {name: value for name, value in checkpoint.settings["training"].items() if name not in _NOT_OF_A_RECIPE}
-    return {"training": training, "base": CheckpointMetadata.of(checkpoint).base_model_revision, "version": checkpoint.version}
+    training = {
+        name: value for name, value in checkpoint.settings["training"].items() if name not in _NOT_OF_A_RECIPE
+    }
+    return {
+        "training": training,
+        "base": CheckpointMetadata.of(checkpoint).base_model_revision,
+        "version": checkpoint.version,
+    }
 
 
 def _decision_pointer(checkpoint: Manifest) -> str:

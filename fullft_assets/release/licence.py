@@ -15,7 +15,9 @@ _MAX_BYTES = 65_536
 
 
 def stated_licence(folder: Path) -> str | None:
-    """Return the licence in the front matter of a model's README.md, else the name of its licence file with its first line; None: neither."""
+    """Return the licence in the front matter of a model's README.md, else the name of its licence file with
+    its first line; None: neither.
+    """
     readme = folder / "README.md"
     if readme.is_file():
         found = _front_matter(_beginning(readme))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from fullft_assets.base_model import resolve_base_model
+from fullft_assets.checkpoint import lineage
+from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.errors import SettingsError
 from fullft_assets.escaping import visible
 from fullft_assets.evaluation import FINETUNED, Evaluation, read_evaluation, title
@@ -18,8 +20,6 @@ from fullft_assets.release.metadata import ChampionMetadata
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Draft, Manifest, Outcome, Store
 from fullft_assets.task import TASKS
-from fullft_assets.training import lineage
-from fullft_assets.training.metadata import CheckpointMetadata
 
 if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
@@ -31,8 +31,11 @@ CARD = "README.md"
 _MODULES = "modules.json"
 
 
-def write_card(store: Store, use_case: UseCase, report: Manifest, checkpoint: Manifest, *, outcome: str) -> Manifest:
-    """Return the `champion_model` artifact of a checkpoint: its model card (Mitchell et al. 2019), written now unless it exists.
+def write_card(
+    store: Store, use_case: UseCase, report: Manifest, checkpoint: Manifest, *, outcome: str
+) -> Manifest:
+    """Return the `champion_model` artifact of a checkpoint: its model card (Mitchell et al. 2019), written
+    now unless it exists.
 
     Args:
         outcome: how the release ended, as the pointer has it.
@@ -59,7 +62,10 @@ def write_card(store: Store, use_case: UseCase, report: Manifest, checkpoint: Ma
         write,
         version=VERSION,
         settings={**settings.release.model_dump(), "license": settings.release.license, "outcome": outcome},
-        inputs={"finetuned_checkpoint": checkpoint.content_digest, "evaluation_report": report.content_digest},
+        inputs={
+            "finetuned_checkpoint": checkpoint.content_digest,
+            "evaluation_report": report.content_digest,
+        },
         seed=settings.seed,
     )
 
@@ -67,7 +73,10 @@ def write_card(store: Store, use_case: UseCase, report: Manifest, checkpoint: Ma
 def card_of(store: Store, case: str, champion: Champion) -> Manifest | None:
     """Return the newest `champion_model` artifact of a champion, or None where it is gone."""
     cards = store.artifacts(case, "champion_model")
-    return next((card for card in reversed(cards) if ChampionMetadata.of(card).checkpoint == champion.checkpoint), None)
+    return next(
+        (card for card in reversed(cards) if ChampionMetadata.of(card).checkpoint == champion.checkpoint),
+        None,
+    )
 
 
 def trained_weights(training: dict[str, Any], made: CheckpointMetadata) -> str:
@@ -85,7 +94,11 @@ def trained_weights(training: dict[str, Any], made: CheckpointMetadata) -> str:
         found = f"The embeddings were frozen; all other weights were fine-tuned ({counts})."
     else:
         found = f"All weights were fine-tuned ({counts})."
-    return found + (" Layers were unfrozen one after the other, the top one first." if training.get("unfreeze_share") else "")
+    return found + (
+        " Layers were unfrozen one after the other, the top one first."
+        if training.get("unfreeze_share")
+        else ""
+    )
 
 
 def _base_licence(use_case: UseCase, reference: str) -> str | None:
@@ -124,7 +137,11 @@ def _render_card(
     training = [(name, str(value)) for name, value in settings.items() if value not in (None, [], {})]
     training += [("optimizer steps", f"{made.num_steps:,}"), ("precision used", made.precision)]
     training += [("trained parameters", f"{made.num_trained_parameters:,}")]
-    counts = {"train rows": taken.num_train_rows, "validation rows": taken.num_validation_rows, "test rows": taken.num_test_rows}
+    counts = {
+        "train rows": taken.num_train_rows,
+        "validation rows": taken.num_validation_rows,
+        "test rows": taken.num_test_rows,
+    }
     data = [(name, f"{count:,}") for name, count in counts.items()]
     data += [("source", public_name(documents.path)), ("batches", f"{len(taken.parts):,}")]
     is_pooled = (store.folder(checkpoint) / "model" / _MODULES).is_file()
@@ -140,7 +157,11 @@ def _render_card(
         trained_weights=trained_weights(settings, made),
         data=data,
         base_model=public_name(made.base_model),
-        licences={"model": use_case.settings.release.license, "base": base_licence, "data": documents.attribution},
+        licences={
+            "model": use_case.settings.release.license,
+            "base": base_licence,
+            "data": documents.attribution,
+        },
         decision=decision,
         outcome=outcome,
         limits=evaluation.limits,
@@ -161,7 +182,9 @@ def loading_lines(task: str, *, is_pooled: bool) -> str:
     return f'from transformers import pipeline\n\nprint(pipeline("{tag}", model=".")("a text"))'
 
 
-def front_matter(use_case: UseCase, base_model: str, evaluation: Evaluation, *, is_pooled: bool = False) -> str:
+def front_matter(
+    use_case: UseCase, base_model: str, evaluation: Evaluation, *, is_pooled: bool = False
+) -> str:
     """Return the YAML that the Hugging Face hub reads at the beginning of a card."""
     task = TASKS.get(evaluation.task)
     facts: dict[str, Any] = {
@@ -176,28 +199,38 @@ def front_matter(use_case: UseCase, base_model: str, evaluation: Evaluation, *, 
         "tags": ["full-fine-tuning", evaluation.task],
     }
     if task.pipeline_tag is not None:
-        facts["model-index"] = [{"name": use_case.name, "results": [_result(use_case.name, task.pipeline_tag, evaluation)]}]
+        facts["model-index"] = [
+            {"name": use_case.name, "results": [_result(use_case.name, task.pipeline_tag, evaluation)]}
+        ]
     found = {name: value for name, value in facts.items() if value is not None}
     return yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
 
 
 def public_name(reference: str) -> str:
-    """Return a reference to a model or to data; of a path on this machine its last part alone, as a card goes where the model goes."""
+    """Return a reference to a model or to data; of a path on this machine its last part alone, as a card goes
+    where the model goes.
+    """
     path = PurePath(reference)
     return path.name if path.is_absolute() or reference.startswith("~") else reference
 
 
 def _hub_name(reference: str) -> str:
-    """Return ORG/NAME of a model of the hub; of a folder its name alone, since its path would read as a model of the hub."""
+    """Return ORG/NAME of a model of the hub; of a folder its name alone, since its path would read as a model
+    of the hub.
+    """
     name, at, _ = reference.partition("@")
     return name if at or reference.startswith("package:") else PurePath(reference).name
 
 
 def _result(case: str, pipeline_tag: str, evaluation: Evaluation) -> dict[str, Any]:
     """Return the fine-tuned model's scores as an entry of the hub's `model-index`."""
-    scores = {name: values[FINETUNED].estimate for name, values in evaluation.columns.items() if FINETUNED in values}
+    scores = {
+        name: values[FINETUNED].estimate for name, values in evaluation.columns.items() if FINETUNED in values
+    }
     return {
         "task": {"type": pipeline_tag},
         "dataset": {"type": case, "name": f"test rows of {case}"},
-        "metrics": [{"type": name, "name": title(name), "value": round(value, 4)} for name, value in scores.items()],
+        "metrics": [
+            {"type": name, "name": title(name), "value": round(value, 4)} for name, value in scores.items()
+        ],
     }

@@ -1,4 +1,6 @@
-"""The champion as a model package in SageMaker's registry: its files in a bucket, to be approved by whoever deploys it."""
+"""The champion as a model package in SageMaker's registry: its files in a bucket, to be approved by whoever
+deploys it.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,11 @@ _ARCHIVE, _METRICS = "model.tar.gz", "metrics.json"
 
 
 def register_champion(store: Store, use_case: UseCase) -> str | None:
-    """Register the champion in `release.model_package`; return the package's ARN, or None where there is nothing to register.
+    """Register the champion in `release.model_package`; return the package's ARN, or None where there is
+    nothing to register.
 
-    Repeated, it returns the package that there is: SageMaker takes a request with the same token once, and a file in the bucket says which
-    package that was.
+    Repeated, it returns the package that there is: SageMaker takes a request with the same token once, and a
+    file in the bucket says which package that was.
 
     Raises:
         StoreError: SageMaker refuses.
@@ -48,14 +51,20 @@ def register_champion(store: Store, use_case: UseCase) -> str | None:
 
 
 def _upload(target: Files, name: str, model: Path, report: Manifest) -> None:
-    """Write the model's files as one archive, as SageMaker's containers unpack it, and the scores of its evaluation."""
+    """Write the model's files as one archive, as SageMaker's containers unpack it, and the scores of its
+    evaluation.
+    """
     target.make_folder(target.cache_folder)
     with tempfile.TemporaryDirectory(dir=target.cache_folder) as folder:
         # Compression saves little on weights: a level above the lowest only takes time.
         with tarfile.open(Path(folder, _ARCHIVE), "w:gz", compresslevel=1) as archive:
             for path in sorted(model.iterdir()):
                 archive.add(path, arcname=path.name)
-        scores = {key: value for key, value in EvaluationMetadata.of(report).measured.items() if isinstance(value, (int, float))}
+        scores = {
+            key: value
+            for key, value in EvaluationMetadata.of(report).measured.items()
+            if isinstance(value, (int, float))
+        }
         Path(folder, _METRICS).write_text(json.dumps(scores, indent=1), encoding="utf-8")
         target.upload(Path(folder), name, [_ARCHIVE, _METRICS])
 
@@ -64,7 +73,11 @@ def _create(asked: ModelPackageSettings, url: str, champion: Champion, checkpoin
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
-    about = {"checkpoint": checkpoint.ref, "evaluation": champion.evaluation, "score": f"{champion.score:.6f}"}
+    about = {
+        "checkpoint": checkpoint.ref,
+        "evaluation": champion.evaluation,
+        "score": f"{champion.score:.6f}",
+    }
     package: dict[str, Any] = {
         "ModelPackageGroupName": asked.group,
         "ModelPackageDescription": f"Champion of {checkpoint.case}: {checkpoint.ref}",
@@ -74,7 +87,9 @@ def _create(asked: ModelPackageSettings, url: str, champion: Champion, checkpoin
             "SupportedContentTypes": ["application/json"],
             "SupportedResponseMIMETypes": ["application/json"],
         },
-        "ModelMetrics": {"ModelQuality": {"Statistics": {"ContentType": "application/json", "S3Uri": f"{url}/{_METRICS}"}}},
+        "ModelMetrics": {
+            "ModelQuality": {"Statistics": {"ContentType": "application/json", "S3Uri": f"{url}/{_METRICS}"}}
+        },
         "CustomerMetadataProperties": about,
         "ClientToken": digest([url, asked.group]),
     }
@@ -89,4 +104,8 @@ def _create(asked: ModelPackageSettings, url: str, champion: Champion, checkpoin
 
 def _has_group(client: Any, group: str) -> bool:
     pages = client.get_paginator("list_model_package_groups").paginate(NameContains=group)
-    return any(each["ModelPackageGroupName"] == group for page in pages for each in page["ModelPackageGroupSummaryList"])
+    return any(
+        each["ModelPackageGroupName"] == group
+        for page in pages
+        for each in page["ModelPackageGroupSummaryList"]
+    )

@@ -1,4 +1,6 @@
-"""The champion copied out of the store, for whoever serves it: a folder for each model in the layout of the Hugging Face hub."""
+"""The champion copied out of the store, for whoever serves it: a folder for each model in the layout of the
+Hugging Face hub.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,11 @@ _READABLE_FOLDER = 0o755
 
 
 def push_champion(store: Store, use_case: UseCase) -> str | None:
-    """Copy the champion's model and card to `release.push_to`; return where they are, or None where nothing is to be copied.
+    """Copy the champion's model and card to `release.push_to`; return where they are, or None where nothing
+    is to be copied.
 
-    A reader never sees parts of two models: each has a folder of its own, whose card is written last, and the pointer is replaced in one
-    step. Repeated, it only writes card and pointer again.
+    A reader never sees parts of two models: each has a folder of its own, whose card is written last, and the
+    pointer is replaced in one step. Repeated, it only writes card and pointer again.
 
     Raises:
         StoreError: the champion's checkpoint is gone, or its card and the evaluation that it is written from.
@@ -35,8 +38,11 @@ def push_champion(store: Store, use_case: UseCase) -> str | None:
     asked, champion = use_case.settings.release.push_to, read_champion(store, use_case.name)
     if asked is None or champion is None:
         return None
-    # The bucket may be another account's, which the store's key for encryption is nothing to: its own settings hold.
-    target = Files(asked if asked.startswith("s3://") else str(use_case.resolve(asked)), own_mode=_READABLE_FOLDER)
+    # The bucket may be another account's, which the store's key for encryption is nothing to: its own
+    # settings hold.
+    target = Files(
+        asked if asked.startswith("s3://") else str(use_case.resolve(asked)), own_mode=_READABLE_FOLDER
+    )
     checkpoint = store.load(champion.checkpoint)
     card = card_of(store, use_case.name, champion) or card_of_champion(store, use_case, checkpoint)
     name = f"{checkpoint.key}-{checkpoint.attempt}"
@@ -50,20 +56,28 @@ def push_champion(store: Store, use_case: UseCase) -> str | None:
         for copy in copies:
             copy.chmod(target.file_mode)
     target.write_bytes(f"{name}/{CARD}", (store.folder(card) / CARD).read_bytes())
-    target.write_json(POINTER, {"model": name, "checkpoint": champion.checkpoint, "promoted_at": champion.promoted_at})
+    target.write_json(
+        POINTER, {"model": name, "checkpoint": champion.checkpoint, "promoted_at": champion.promoted_at}
+    )
     return f"{target.url}/{name}"
 
 
 def hand_over(store: Store, use_case: UseCase) -> Iterator[str]:
-    """Push the champion and register it, where the settings ask for it; yield a sentence on each that was done."""
+    """Push the champion and register it, where the settings ask for it; yield a sentence on each that was
+    done.
+    """
     if (pushed := push_champion(store, use_case)) is not None:
         yield f"copied to {pushed}"
     if (arn := register_champion(store, use_case)) is not None:
         yield f"registered as {arn}"
 
 
-def try_to_hand_over(store: Store, use_case: UseCase, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
-    """Hand the champion over after a change by hand, and say how it ended: a change that is made fails no more, or it would be made twice."""
+def try_to_hand_over(
+    store: Store, use_case: UseCase, say: Callable[[str], None], warn: Callable[[str], None]
+) -> None:
+    """Hand the champion over after a change by hand, and say how it ended: a change that is made fails no
+    more, or it would be made twice.
+    """
     try:
         for done in hand_over(store, use_case):
             say(done)
@@ -71,4 +85,7 @@ def try_to_hand_over(store: Store, use_case: UseCase, say: Callable[[str], None]
         found = str(error) if isinstance(error, FullftError) else store.keep_traceback(use_case.name, error)
         asked = use_case.settings.release
         places = [asked.push_to, asked.model_package and asked.model_package.group]
-        warn(f"pushing to {' and '.join(filter(None, places))} failed: {found}; materialise champion_model to push it")
+        warn(
+            f"pushing to {' and '.join(filter(None, places))} failed: {found}; materialise champion_model to"
+            " push it"
+        )

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from fullft_assets.checkpoint.lineage import learned_what_was_erased, tokenizer_of, trainings
+from fullft_assets.checkpoint.metadata import CheckpointMetadata, PastTraining
 from fullft_assets.errors import GateError, StoreError
 from fullft_assets.examples.label_names import named
 from fullft_assets.release.champion import read_champion
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import label_names
 from fullft_assets.store import Manifest, Store
-from fullft_assets.training.lineage import learned_what_was_erased, tokenizer_of, trainings
-from fullft_assets.training.metadata import CheckpointMetadata, PastTraining
 
 _FROM_BASE = "set training.retrain_from: base"
 
 
-def find(store: Store, case: str, settings: UseCaseSettings, snapshot: Manifest, *, revision: str, decision: str) -> Manifest | None:
-    """Return the champion's checkpoint that a training continues from, or None if it begins with the base model.
+def find(
+    store: Store, case: str, settings: UseCaseSettings, snapshot: Manifest, *, revision: str, decision: str
+) -> Manifest | None:
+    """Return the champion's checkpoint that a training continues from, or None if it begins with the base
+    model.
 
-    The answer to the first call is recorded: a champion that this training makes, or a later one, does not change where it began.
+    The answer to the first call is recorded: a champion that this training makes, or a later one, does not
+    change where it began.
 
     Args:
         decision: key of the training without its starting point; names the record.
 
     Raises:
-        GateError: the champion has another base model, other labels or another tokenizer, or learned from erased documents.
+        GateError: the champion has another base model, other labels or another tokenizer, or learned from
+            erased documents.
         StoreError: the champion's checkpoint is gone.
     """
     if settings.training.retrain_from == "base":
@@ -46,12 +51,18 @@ def _problem(store: Store, start: Manifest, snapshot: Manifest, revision: str) -
         return "has another base_model"
     if made.labels != label_names(snapshot):
         theirs, ours = set(made.labels), set(label_names(snapshot))
-        gone, new = (named(((label, "") for label in sorted(part)), len(part), theirs | ours) for part in (theirs - ours, ours - theirs))
+        gone, new = (
+            named(((label, "") for label in sorted(part)), len(part), theirs | ours)
+            for part in (theirs - ours, ours - theirs)
+        )
         return f"has other labels: the snapshot lacks {gone or 'none'} and adds {new or 'none'}"
     if tokenizer_of(store, store.load(made.snapshot)) != tokenizer_of(store, snapshot):
         return "has another tokenizer than the snapshot (chunks.added_tokens)"
     if any(_held_erased(store, training) for training in trainings(start)):
-        return "learned from documents that were erased since, and a model trained from it would keep what it learned"
+        return (
+            "learned from documents that were erased since, and a model trained from it would keep what it"
+            " learned"
+        )
     return None
 
 

@@ -1,4 +1,6 @@
-"""The evaluation report: measurements and pictures as one self-contained HTML file, and as Markdown beside its pictures."""
+"""The evaluation report: measurements and pictures as one self-contained HTML file, and as Markdown beside
+its pictures.
+"""
 
 from fullft_assets.report.costs import SystemCost, system_costs, worth_rows
 from fullft_assets.report.doubtful_rows import (

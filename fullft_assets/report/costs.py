@@ -1,16 +1,18 @@
-"""What each system of an evaluation took to make, and what the fine-tuned model cost more than the best baseline."""
+"""What each system of an evaluation took to make, and what the fine-tuned model cost more than the best
+baseline.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.durations import duration
 from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Evaluation, title
 from fullft_assets.planning import BaselinesMetadata
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.store import Manifest
-from fullft_assets.training.metadata import CheckpointMetadata
 
 
 @dataclass(frozen=True)
@@ -32,16 +34,24 @@ class SystemCost:
 
 
 def system_costs(inputs: Mapping[str, Manifest], settings: UseCaseSettings) -> dict[str, SystemCost]:
-    """Return what each system took to make; a champion took it when it was trained, and an external one as the YAML says."""
+    """Return what each system took to make; a champion took it when it was trained, and an external one as
+    the YAML says.
+    """
     baselines = BaselinesMetadata.of(inputs["cheaper_baselines"])
-    found = {name: SystemCost(seconds, baselines.usd[name] or None) for name, seconds in baselines.seconds.items()}
-    made = {FINETUNED: inputs["finetuned_checkpoint"]} | {name: inputs[name] for name in (CHAMPION, ANCHOR) if name in inputs}
+    found = {
+        name: SystemCost(seconds, baselines.usd[name] or None) for name, seconds in baselines.seconds.items()
+    }
+    made = {FINETUNED: inputs["finetuned_checkpoint"]} | {
+        name: inputs[name] for name in (CHAMPION, ANCHOR) if name in inputs
+    }
     found |= {name: _of_training(CheckpointMetadata.of(checkpoint)) for name, checkpoint in made.items()}
     return found | {each.name: SystemCost(each.seconds, each.usd) for each in settings.evaluation.external}
 
 
 def worth_rows(evaluation: Evaluation, costs: Mapping[str, SystemCost]) -> list[tuple[str, str]]:
-    """Return what the gain over the best baseline cost, as (name, value) rows; none where a time is not known."""
+    """Return what the gain over the best baseline cost, as (name, value) rows; none where a time is not
+    known.
+    """
     best, gain = evaluation.justification.best_baseline, evaluation.gain_over_best_baseline
     ours, theirs = costs.get(FINETUNED), costs.get(best)
     if ours is None or theirs is None or ours.seconds is None or theirs.seconds is None:

@@ -1,4 +1,6 @@
-"""Rows whose label and prediction contradict each other: in the page by their ids, and as a file for annotators."""
+"""Rows whose label and prediction contradict each other: in the page by their ids, and as a file for
+annotators.
+"""
 
 from __future__ import annotations
 
@@ -35,20 +37,31 @@ class DoubtfulRow:
 
 
 def label_errors_file(sources: Iterable[str | None], settings: CsvSettings) -> str:
-    """Return the name of the file for annotators: of the kind that most of these files are, which the labels came in.
+    """Return the name of the file for annotators: of the kind that most of these files are, which the labels
+    came in.
 
-    It is JSON lines where the settings say that tables have no quotes or another header, which such a table would not be read by.
+    It is JSON lines where the settings say that tables have no quotes or another header, which such a table
+    would not be read by.
     """
     if settings.quoting == "none" or settings.header is not None:
         return f"{LABEL_ERRORS}.jsonl"
-    kinds = Counter(kind for source in sources if (kind := PurePosixPath((source or "").removesuffix(".gz")).suffix.lower()) in _DELIMITERS)
+    kinds = Counter(
+        kind
+        for source in sources
+        if (kind := PurePosixPath((source or "").removesuffix(".gz")).suffix.lower()) in _DELIMITERS
+    )
     return f"{LABEL_ERRORS}{max(kinds, key=lambda kind: kinds[kind]) if kinds else '.jsonl'}"
 
 
 def write_label_errors(
-    path: Path, rows: Sequence[DoubtfulRow], label_field: str, id_field: str = "id", delimiter: str | None = None
+    path: Path,
+    rows: Sequence[DoubtfulRow],
+    label_field: str,
+    id_field: str = "id",
+    delimiter: str | None = None,
 ) -> None:
-    """Write them with the fields that id and label came in, and `suggested` and `probability`; an annotator changes the label.
+    """Write them with the fields that id and label came in, and `suggested` and `probability`; an annotator
+    changes the label.
 
     Args:
         delimiter: `documents.csv.delimiter`, by which a table is read when it is delivered again.
@@ -59,18 +72,25 @@ def write_label_errors(
 
 
 def read_list(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file beside a report, whose first field is the id of a document; none where there is no such file."""
+    """Return the rows of a file beside a report, whose first field is the id of a document; none where there
+    is no such file.
+    """
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
         delimiter = delimiter_of(path)
         if delimiter is None:
             return [json.loads(line) for line in file]
-        return [{name: from_cell(cell) for name, cell in row.items()} for row in csv.DictReader(file, delimiter=delimiter)]
+        return [
+            {name: from_cell(cell) for name, cell in row.items()}
+            for row in csv.DictReader(file, delimiter=delimiter)
+        ]
 
 
 def delimiter_of(path: Path) -> str | None:
-    """Return what separates the fields of such a table, whose last one is `probability`; None of JSON lines."""
+    """Return what separates the fields of such a table, whose last one is `probability`; None of JSON
+    lines.
+    """
     if path.suffix not in _DELIMITERS:
         return None
     with path.open(encoding="utf-8", newline="") as file:
@@ -83,6 +103,8 @@ def write_list(path: Path, rows: Sequence[Mapping[str, Any]], delimiter: str | N
         if path.suffix not in _DELIMITERS:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         elif rows:
-            writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter or _DELIMITERS[path.suffix], lineterminator="\n")
+            writer = csv.DictWriter(
+                file, list(rows[0]), delimiter=delimiter or _DELIMITERS[path.suffix], lineterminator="\n"
+            )
             writer.writeheader()
             writer.writerows({name: to_cell(value) for name, value in row.items()} for row in rows)

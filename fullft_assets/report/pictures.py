@@ -1,4 +1,6 @@
-"""The pictures of an evaluation report, drawn by matplotlib: those that all tasks have, and what tasks draw theirs with."""
+"""The pictures of an evaluation report, drawn by matplotlib: those that all tasks have, and what tasks draw
+theirs with.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ _MAX_LABEL_CHARACTERS = 22
 
 
 def draw(
-    folder: Path, evaluation: Evaluation, training_log: Sequence[Mapping[str, Any]], learning_curve: Sequence[Mapping[str, Any]]
+    folder: Path,
+    evaluation: Evaluation,
+    training_log: Sequence[Mapping[str, Any]],
+    learning_curve: Sequence[Mapping[str, Any]],
 ) -> list[str]:
     """Write the pictures that there are measurements for, as PNG; return their names in reading order.
 
@@ -31,7 +36,8 @@ def draw(
     """
     import matplotlib
 
-    # Labels and systems have any name: between two `$` matplotlib would read a formula, and end on one that it does not know.
+    # Labels and systems have any name: between two `$` matplotlib would read a formula, and end on one that
+    # it does not know.
     with matplotlib.rc_context({"text.parse_math": False}):
         figures = {
             "scores": _scores(evaluation),
@@ -74,7 +80,9 @@ def _scores(evaluation: Evaluation) -> Figure:
     for row, name in enumerate(systems):
         score = found[name]
         color = ACCENT if name == FINETUNED else MUTED
-        axes.plot([score.low, score.high], [row, row], color=color, linewidth=3, solid_capstyle="round", alpha=0.45)
+        axes.plot(
+            [score.low, score.high], [row, row], color=color, linewidth=3, solid_capstyle="round", alpha=0.45
+        )
         axes.plot([score.estimate], [row], "o", color=color, markersize=7)
         place = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
         axes.annotate(f"{score.estimate:.3f}", (score.estimate, row), fontsize=8.5, color=color, **place)
@@ -106,13 +114,18 @@ def label_scores(scores: Sequence[LabelScore]) -> Figure | None:
 
 def _loss(log: Sequence[Mapping[str, Any]]) -> Figure | None:
     keys = {"training": "loss", "validation": "validation_loss"}
-    curves = {name: [(row["step"], row[key]) for row in log if row.get(key) is not None] for name, key in keys.items()}
+    curves = {
+        name: [(row["step"], row[key]) for row in log if row.get(key) is not None]
+        for name, key in keys.items()
+    }
     if not any(curves.values()):
         return None
     figure, axes = new_axes(4.9, 4.0)
     for (name, points), color, style in zip(curves.items(), (ACCENT, SECOND), ("-", "o-"), strict=True):
         if points:
-            axes.plot(*zip(*points, strict=True), style, color=color, linewidth=1.6, markersize=4.5, label=name)
+            axes.plot(
+                *zip(*points, strict=True), style, color=color, linewidth=1.6, markersize=4.5, label=name
+            )
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", color=GRID)
     axes.legend(frameon=False, fontsize=8.5)
@@ -121,7 +134,10 @@ def _loss(log: Sequence[Mapping[str, Any]]) -> Figure | None:
 
 
 def _general(log: Sequence[Mapping[str, Any]]) -> Figure | None:
-    axis = {"general_loss": "loss on general text (nats a token)", "general_distance": "distance of general texts' representations"}
+    axis = {
+        "general_loss": "loss on general text (nats a token)",
+        "general_distance": "distance of general texts' representations",
+    }
     found = {name: [(row["step"], row[name]) for row in log if row.get(name) is not None] for name in axis}
     name = next((name for name, points in found.items() if points), None)
     if name is None:
@@ -141,8 +157,17 @@ def _learning_curve(curve: Sequence[Mapping[str, Any]], evaluation: Evaluation) 
         return None
     figure, axes = new_axes(4.9, 4.0)
     axes.plot(*zip(*points, strict=True), "o-", color=ACCENT, linewidth=1.8, label="pilot")
-    for system, color, style in ((evaluation.justification.best_baseline, SECOND, "--"), (FINETUNED, MUTED, ":")):
-        axes.axhline(evaluation.scores[metric][system].estimate, color=color, linestyle=style, linewidth=1.4, label=title(system))
+    for system, color, style in (
+        (evaluation.justification.best_baseline, SECOND, "--"),
+        (FINETUNED, MUTED, ":"),
+    ):
+        axes.axhline(
+            evaluation.scores[metric][system].estimate,
+            color=color,
+            linestyle=style,
+            linewidth=1.4,
+            label=title(system),
+        )
     axes.grid(axis="y", color=GRID)
     axes.legend(frameon=False, fontsize=8.5, loc="best")
     name_axes(axes, "training rows of the pilot", title(metric))

@@ -1,6 +1,8 @@
-"""The evaluation report: measurements and pictures as one self-contained HTML file, and as Markdown beside its pictures.
+"""The evaluation report: measurements and pictures as one self-contained HTML file, and as Markdown beside
+its pictures.
 
-Texts of test rows and names of their groups only appear in the HTML: the Markdown goes to Dagster's event log, which nothing is erased from.
+Texts of test rows and names of their groups only appear in the HTML: the Markdown goes to Dagster's event
+log, which nothing is erased from.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fullft_assets.checkpoint import lineage
+from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.durations import duration
 from fullft_assets.evaluation import FINETUNED, SEED_RUN, Evaluation, Interval, title
 from fullft_assets.markdown import about_row, escape, to_html
@@ -22,8 +26,6 @@ from fullft_assets.report.costs import SystemCost
 from fullft_assets.report.doubtful_rows import DoubtfulRow
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.task import TASKS
-from fullft_assets.training import lineage
-from fullft_assets.training.metadata import CheckpointMetadata
 
 if TYPE_CHECKING:
     import jinja2
@@ -41,7 +43,9 @@ _OUTCOME = "<!-- how the release ended -->"
 
 @dataclass(frozen=True)
 class AnsweredRow:
-    """One test row with the answers of the best baseline and of the fine-tuned model; `id` where these quote its text."""
+    """One test row with the answers of the best baseline and of the fine-tuned model; `id` where these quote
+    its text.
+    """
 
     text: str
     label: str
@@ -52,7 +56,9 @@ class AnsweredRow:
 
 @dataclass(frozen=True)
 class Continuation:
-    """How a test document goes on after its beginning: really, by the base model, and by the fine-tuned one."""
+    """How a test document goes on after its beginning: really, by the base model, and by the
+    fine-tuned one.
+    """
 
     id: str
     prompt: str
@@ -65,7 +71,8 @@ class Continuation:
 class EvaluationReport:
     """What a report shows beside the evaluation's measurements; tables are (name, value) rows.
 
-    `training_log` has `step` with `loss` or `validation_loss`; `learning_curve` has `rows` and the primary metric.
+    `training_log` has `step` with `loss` or `validation_loss`; `learning_curve` has `rows` and the primary
+    metric.
 
     Attributes:
         external_scores: (name, value) of systems that came with a score alone.
@@ -122,21 +129,42 @@ class ForestRow:
 
 
 def write(folder: Path, report: EvaluationReport) -> list[str]:
-    """Write `report.html`, `report.md`, `summary.md` (which names no label) and `pictures/*.png`; return the pictures' names."""
+    """Write `report.html`, `report.md`, `summary.md` (which names no label) and `pictures/*.png`; return the
+    pictures' names.
+    """
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     drawn = pictures.draw(folder / "pictures", report.evaluation, report.training_log, report.learning_curve)
-    embedded = {name: base64.b64encode((folder / "pictures" / f"{name}.png").read_bytes()).decode() for name in drawn}
+    embedded = {
+        name: base64.b64encode((folder / "pictures" / f"{name}.png").read_bytes()).decode() for name in drawn
+    }
     context = {"report": report, "pictures": drawn}
     # The page draws it with text that stays readable on a telephone.
-    forest = {"scores": render("forest.html.j2", report.evaluation, rows=forest_rows(report.evaluation, report.costs))}
+    forest = {
+        "scores": render(
+            "forest.html.j2", report.evaluation, rows=forest_rows(report.evaluation, report.costs)
+        )
+    }
     body = to_html(render("report.md.j2", report.evaluation, is_page=True, **context), embedded, forest)
-    tiles = [part for part in to_html(render("tiles.md.j2", report.evaluation, is_page=True, **context), {}).split("\n") if part]
+    tiles = [
+        part
+        for part in to_html(render("tiles.md.j2", report.evaluation, is_page=True, **context), {}).split("\n")
+        if part
+    ]
     page = render(
-        "page.html.j2", report.evaluation, report=report, outcome_mark=_OUTCOME, sections=re.split(r"(?=<h2>)", body)[1:], tiles=tiles
+        "page.html.j2",
+        report.evaluation,
+        report=report,
+        outcome_mark=_OUTCOME,
+        sections=re.split(r"(?=<h2>)", body)[1:],
+        tiles=tiles,
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
-    (folder / "report.md").write_text(render("report.md.j2", report.evaluation, is_page=False, **context), encoding="utf-8")
-    (folder / "summary.md").write_text(render("summary.md.j2", report.evaluation, **context), encoding="utf-8")
+    (folder / "report.md").write_text(
+        render("report.md.j2", report.evaluation, is_page=False, **context), encoding="utf-8"
+    )
+    (folder / "summary.md").write_text(
+        render("summary.md.j2", report.evaluation, **context), encoding="utf-8"
+    )
     return drawn
 
 
@@ -153,20 +181,31 @@ def forest_rows(evaluation: Evaluation, costs: Mapping[str, SystemCost]) -> list
     low, high = min(score.low for score in found.values()), max(score.high for score in found.values())
     scale = 100 / (high - low or 1.0)
     return [
-        ForestRow(name, score, (score.low - low) * scale, (score.high - score.low) * scale, (score.estimate - low) * scale, costs.get(name))
+        ForestRow(
+            name,
+            score,
+            (score.low - low) * scale,
+            (score.high - score.low) * scale,
+            (score.estimate - low) * scale,
+            costs.get(name),
+        )
         for name, score in sorted(found.items(), key=lambda pair: -pair[1].estimate)
     ]
 
 
 def render(template: str, evaluation: Evaluation, **context: Any) -> str:
-    """Fill a template with an evaluation (`e`); `parts.md.j2` is that of its task. HTML is escaped, a missing value is an error."""
+    """Fill a template with an evaluation (`e`); `parts.md.j2` is that of its task. HTML is escaped, a missing
+    value is an error.
+    """
     found = _environment(evaluation.task).get_template(template)
     return found.render(title=title, FINETUNED=FINETUNED, about_row=about_row, e=evaluation, **context)
 
 
 @cache
 def _environment(task: str) -> jinja2.Environment:
-    """Return the templates of a task; it keeps those that it compiled, which takes longer than to fill one."""
+    """Return the templates of a task; it keeps those that it compiled, which takes longer than to fill
+    one.
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -206,10 +245,16 @@ def data_rows(snapshot: Manifest) -> list[tuple[str, str]]:
     return rows
 
 
-def lineage_rows(inputs: Mapping[str, Manifest], settings: UseCaseSettings, key: str) -> list[tuple[str, str]]:
+def lineage_rows(
+    inputs: Mapping[str, Manifest], settings: UseCaseSettings, key: str
+) -> list[tuple[str, str]]:
     """Return what made a model and its evaluation, as (name, value) rows."""
     checkpoint = inputs["finetuned_checkpoint"]
-    rows = [(name.replace("_", " "), manifest.ref) for name, manifest in inputs.items() if not name.startswith(SEED_RUN)]
+    rows = [
+        (name.replace("_", " "), manifest.ref)
+        for name, manifest in inputs.items()
+        if not name.startswith(SEED_RUN)
+    ]
     rows.append(("evaluation key", key))
     rows.append(("base model", settings.base_model))
     made = CheckpointMetadata.of(checkpoint)
@@ -243,7 +288,11 @@ def score_rows(settings: UseCaseSettings) -> list[tuple[str, str]]:
     rows = []
     for each in settings.evaluation.external:
         if each.score is not None:
-            interval = f" ({each.low:.3f} to {each.high:.3f})" if each.low is not None and each.high is not None else ""
+            interval = (
+                f" ({each.low:.3f} to {each.high:.3f})"
+                if each.low is not None and each.high is not None
+                else ""
+            )
             took = [] if each.seconds is None else [duration(each.seconds)]
             took += [] if each.usd is None else [f"{each.usd:.2f} USD"]
             rows.append((title(each.name), "; ".join([f"{each.score:.3f}{interval}", *took])))
@@ -251,11 +300,19 @@ def score_rows(settings: UseCaseSettings) -> list[tuple[str, str]]:
 
 
 def promise_rows(pilot: Manifest, evaluation: Evaluation) -> list[tuple[str, str]]:
-    """Return what the pilot promised and what came of it, as (name, value) rows; the one is of validation rows, the other of test rows."""
+    """Return what the pilot promised and what came of it, as (name, value) rows; the one is of validation
+    rows, the other of test rows.
+    """
     promised, score = PilotMetadata.of(pilot), evaluation.score.estimate
     place = "within" if promised.predicted_low <= score <= promised.predicted_high else "outside"
     return [
-        ("promised by the pilot", f"{promised.predicted:.3f}, 90% interval {promised.predicted_low:.3f} to {promised.predicted_high:.3f}"),
+        (
+            "promised by the pilot",
+            (
+                f"{promised.predicted:.3f}, 90% interval {promised.predicted_low:.3f} to"
+                f" {promised.predicted_high:.3f}"
+            ),
+        ),
         ("came of it", f"{score:.3f}, {place} the interval"),
         ("best baseline then", f"{promised.best_baseline_score:.3f} ({title(promised.best_baseline)})"),
     ]
@@ -267,10 +324,17 @@ def forgetting_rows(found: Forgetting | None) -> list[tuple[str, str]]:
         return []
     names = {
         "loss": "loss on general text, nats a token",
-        "distance": "distance of general texts' representations from the base model's (1 - mean cosine), not a loss",
+        "distance": (
+            "distance of general texts' representations from the base model's (1 - mean cosine), not a loss"
+        ),
     }
     rows = [(names[found.measure], f"{found.before:.4f} before training, {found.after:.4f} after")]
-    rows.append(("rise since the base model", f"{found.rise:+.4f} over {found.num_trainings} training{'s' * (found.num_trainings > 1)}"))
+    rows.append(
+        (
+            "rise since the base model",
+            f"{found.rise:+.4f} over {found.num_trainings} training{'s' * (found.num_trainings > 1)}",
+        )
+    )
     if found.num_unmeasured:
         rows.append(("trainings that did not measure it", str(found.num_unmeasured)))
     return rows

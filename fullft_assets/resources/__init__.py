@@ -1,4 +1,6 @@
-"""What Dagster injects into assets, sensors and schedules: a use case's store and launcher, and the IO manager that passes manifests."""
+"""What Dagster injects into assets, sensors and schedules: a use case's store and launcher, and the IO
+manager that passes manifests.
+"""
 
 from fullft_assets.resources.failures import one_line_errors
 from fullft_assets.resources.io_manager import ManifestIOManager, manifest_io_manager

@@ -1,4 +1,6 @@
-"""The champion for code of one's own: from its store alone, without the YAML and without an instance of Dagster. Predicting imports torch."""
+"""The champion for code of one's own: from its store alone, without the YAML and without an instance of
+Dagster. Predicting imports torch.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,13 @@ from typing import Any
 
 from fullft_assets import release
 from fullft_assets.base_model import with_rights
+from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.errors import DataError, FullftError, SettingsError
 from fullft_assets.resources.store import s3_options
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import TASKS, task_of
-from fullft_assets.training.metadata import CheckpointMetadata
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class LoadedChampion:
     settings: UseCaseSettings
 
     def predict(self, texts: Iterable[str], max_new_tokens: int = 100) -> list[dict[str, Any]]:
-        """Return what it predicts for each text, as `fullft predict --file` writes it; the model is loaded once a call.
+        """Return what it predicts for each text, as `fullft predict --file` writes it; the model is loaded
+        once a call.
 
         Args:
             texts: not empty.
@@ -49,7 +52,9 @@ class LoadedChampion:
         if isinstance(texts, str):
             raise DataError("predict takes a list of texts, not one text: [text]")
         model = with_rights(self.path, self.settings)
-        return task_of(self.settings.examples).predict(model, self.settings, self.labels, list(texts), max_new_tokens)
+        return task_of(self.settings.examples).predict(
+            model, self.settings, self.labels, list(texts), max_new_tokens
+        )
 
 
 def champion(case: str, store: str | None = None, *, trust_remote_code: bool = False) -> LoadedChampion:
@@ -57,8 +62,10 @@ def champion(case: str, store: str | None = None, *, trust_remote_code: bool = F
 
     Args:
         case: name of the use case.
-        store: its store, a folder or s3://bucket/prefix. Default: $FULLFT_STORE, else the one in $DAGSTER_HOME.
-        trust_remote_code: run the Python code that the model's folder brings, as the use case's setting of this name allows.
+        store: its store, a folder or s3://bucket/prefix. Default: $FULLFT_STORE, else the one in
+            $DAGSTER_HOME.
+        trust_remote_code: run the Python code that the model's folder brings, as the use case's setting of
+            this name allows.
 
     Raises:
         SettingsError: it is not known where the store is.
@@ -66,13 +73,17 @@ def champion(case: str, store: str | None = None, *, trust_remote_code: bool = F
     """
     url, home = store or os.environ.get("FULLFT_STORE"), os.environ.get("DAGSTER_HOME")
     if url is None and home is None:
-        raise SettingsError(f"champion of {case}: where is its store? Give store=..., or set FULLFT_STORE or DAGSTER_HOME")
+        raise SettingsError(
+            f"champion of {case}: where is its store? Give store=..., or set FULLFT_STORE or DAGSTER_HOME"
+        )
     url = url or str(Path(home or "", "store"))
     opened = Store(url, s3_options()) if url.startswith("s3://") else Store(str(Path(url).absolute()))
     return load_champion(opened, case, trust_remote_code=trust_remote_code)
 
 
-def load_champion(store: Store, case: str, settings: UseCaseSettings | None = None, *, trust_remote_code: bool = False) -> LoadedChampion:
+def load_champion(
+    store: Store, case: str, settings: UseCaseSettings | None = None, *, trust_remote_code: bool = False
+) -> LoadedChampion:
     """Return the champion in a store.
 
     Args:
@@ -87,7 +98,11 @@ def load_champion(store: Store, case: str, settings: UseCaseSettings | None = No
     checkpoint = store.load(found.checkpoint)
     about = CheckpointMetadata.of(checkpoint)
     if settings is None:
-        settings = _settings(store, store.load(found.snapshot), {"base_model": about.base_model, "trust_remote_code": trust_remote_code})
+        settings = _settings(
+            store,
+            store.load(found.snapshot),
+            {"base_model": about.base_model, "trust_remote_code": trust_remote_code},
+        )
     return LoadedChampion(checkpoint.ref, store.folder(checkpoint) / "model", about.labels, settings)
 
 
@@ -98,5 +113,10 @@ def _settings(store: Store, snapshot: Manifest, given: dict[str, Any]) -> UseCas
     shaping = {name: made[name] for name in ("max_tokens", "stride", "max_windows", "boundaries")}
     labelled = {"label": "label"} if TASKS.get(made["task"]).has_labels else {}
     return UseCaseSettings.model_validate(
-        {**given, "documents": {"path": "."}, "examples": {"task": made["task"], **labelled}, "chunks": shaping}
+        {
+            **given,
+            "documents": {"path": "."},
+            "examples": {"task": made["task"], **labelled},
+            "chunks": shaping,
+        }
     )

@@ -12,7 +12,9 @@ from fullft_assets.store import Manifest, Store
 def manifest_io_manager(case: str, store_key: str) -> dg.IOManagerDefinition:
     """Return the IO manager of a use case's artifacts, in the store that is injected under this key."""
 
-    @dg.io_manager(required_resource_keys={store_key}, description=f"Passes manifests of the artifacts of {case}.")
+    @dg.io_manager(
+        required_resource_keys={store_key}, description=f"Passes manifests of the artifacts of {case}."
+    )
     def artifacts(init: dg.InitResourceContext) -> ManifestIOManager:
         return ManifestIOManager(getattr(init.resources, store_key), init.instance, init.run)
 
@@ -20,14 +22,17 @@ def manifest_io_manager(case: str, store_key: str) -> dg.IOManagerDefinition:
 
 
 class ManifestIOManager(dg.IOManager):
-    """Hands a consumer the manifest of its input: see `of_run`. Of all partitions together, it is the newest of each.
+    """Hands a consumer the manifest of its input: see `of_run`. Of all partitions together, it is the newest
+    of each.
 
     Args:
         store: has the artifacts and the pointers to the newest ones.
         instance, run: whose steps are to read the same artifacts. Default: the newest ones are read.
     """
 
-    def __init__(self, store: Store, instance: dg.DagsterInstance | None = None, run: dg.DagsterRun | None = None):
+    def __init__(
+        self, store: Store, instance: dg.DagsterInstance | None = None, run: dg.DagsterRun | None = None
+    ):
         self.store, self.instance, self.run = store, instance, run
 
     def handle_output(self, context: dg.OutputContext, obj: Manifest) -> None:
@@ -43,7 +48,11 @@ class ManifestIOManager(dg.IOManager):
         if context.has_partition_key:
             return self.load_of_run(context.asset_key, context.partition_key)
         made = set(self.store.list_pointers("/".join(("latest", *context.asset_key.path))))
-        return {key: self._load_newest(context.asset_key, key) for key in context.asset_partition_keys if key in made}
+        return {
+            key: self._load_newest(context.asset_key, key)
+            for key in context.asset_partition_keys
+            if key in made
+        }
 
     def load_of_run(self, key: dg.AssetKey, partition: str | None = None) -> Manifest:
         """Return the manifest of an asset (partition) that every step of the run reads.

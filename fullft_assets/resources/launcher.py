@@ -8,7 +8,9 @@ from fullft_assets.settings import UseCaseSettings
 
 
 def launcher_resource(settings: UseCaseSettings) -> dg.ResourceDefinition:
-    """Return the resource that runs workloads where `launcher` and `compute` say; a launcher's module is imported when a step asks for it."""
+    """Return the resource that runs workloads where `launcher` and `compute` say; a launcher's module is
+    imported when a step asks for it.
+    """
 
     @dg.resource(description=f"Runs workloads: {settings.launcher.kind}.")
     def launcher(_: dg.InitResourceContext) -> LaunchDriver:

@@ -28,12 +28,16 @@ def store_resource(use_case: UseCase) -> dg.ResourceDefinition:
 def open_store(use_case: UseCase, instance: dg.DagsterInstance) -> Store:
     """Return a use case's store: `store` of its YAML, else $FULLFT_STORE, else `store` in Dagster's home.
 
-    An s3:// store is reached as every AWS client is: AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_PROFILE and the
-    credentials come from the environment or the machine's role. Launched workloads inherit them; a resource's
-    configuration would not reach a workload before it has read its job file from that store.
+    An s3:// store is reached as every AWS client is: AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_PROFILE and
+    the credentials come from the environment or the machine's role. Launched workloads inherit them; a
+    resource's configuration would not reach a workload before it has read its job file from that store.
     """
     url = use_case.settings.store
-    return default_store(Path(instance.root_directory), use_case.resolve) if url is None else _store(url, use_case.resolve)
+    return (
+        default_store(Path(instance.root_directory), use_case.resolve)
+        if url is None
+        else _store(url, use_case.resolve)
+    )
 
 
 def default_store(home: Path, resolve: Callable[[str], Path] = Path) -> Store:
@@ -47,11 +51,17 @@ def default_store(home: Path, resolve: Callable[[str], Path] = Path) -> Store:
 
 
 def report_link(use_case: UseCase, store: Store, manifest: Manifest) -> dg.MetadataValue:
-    """Return where the page of an artifact's report opens: in the UI, where its webserver knows the store, else its file or object."""
+    """Return where the page of an artifact's report opens: in the UI, where its webserver knows the store,
+    else its file or object.
+    """
     page = f"{manifest.ref}/report.html"
     if use_case.settings.store is None:
         return dg.MetadataValue.url(f"{REPORTS}{page}")
-    return dg.MetadataValue.path(str(Path(store.url, page))) if store.is_local else dg.MetadataValue.url(f"{store.url}/{page}")
+    return (
+        dg.MetadataValue.path(str(Path(store.url, page)))
+        if store.is_local
+        else dg.MetadataValue.url(f"{store.url}/{page}")
+    )
 
 
 def _store(url: str, resolve: Callable[[str], Path]) -> Store:
@@ -59,6 +69,18 @@ def _store(url: str, resolve: Callable[[str], Path]) -> Store:
 
 
 def s3_options() -> dict[str, Any]:
-    """Return the fsspec options of an s3:// store: encryption with the key $FULLFT_KMS_KEY on every write, if it is set."""
+    """Return the fsspec options of an s3:// store: encryption with the key $FULLFT_KMS_KEY on every write, if
+    it is set.
+    """
     key = os.environ.get("FULLFT_KMS_KEY")
-    return {"s3_additional_kwargs": {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key, "BucketKeyEnabled": True}} if key else {}
+    return (
+        {
+            "s3_additional_kwargs": {
+                "ServerSideEncryption": "aws:kms",
+                "SSEKMSKeyId": key,
+                "BucketKeyEnabled": True,
+            }
+        }
+        if key
+        else {}
+    )

@@ -1,7 +1,7 @@
 """retraining: when to train again, when a person is needed, and when to wait: a pure function.
 
-Sensors and schedules gather what happened, call `decide`, carry out the decision and record it. Nothing here reads a clock, a store or
-Dagster, so a year of operation can be simulated in milliseconds.
+Sensors and schedules gather what happened, call `decide`, carry out the decision and record it. Nothing here
+reads a clock, a store or Dagster, so a year of operation can be simulated in milliseconds.
 """
 
 from fullft_assets.retraining.history import (
@@ -17,4 +17,14 @@ from fullft_assets.retraining.history import (
     score_fell,
 )
 from fullft_assets.retraining.policy import decide, raised_after, run_key
-from fullft_assets.retraining.values import Action, Attempt, Decision, Outcome, RecordedDecision, RunInFlight, Signals, State, Window
+from fullft_assets.retraining.values import (
+    Action,
+    Attempt,
+    Decision,
+    Outcome,
+    RecordedDecision,
+    RunInFlight,
+    Signals,
+    State,
+    Window,
+)

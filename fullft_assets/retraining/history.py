@@ -17,8 +17,8 @@ DAY_SECONDS = 24 * HOUR_SECONDS
 CLOCK_SECONDS = 300.0
 #: Windows among which drift is counted.
 NUM_WINDOWS = 3
-#: Standard errors by which new labels show a lower score that confirm a drift: of one that is none, in 5% of cases. A lower score alone must
-#: be more certain, since somebody looks every day.
+#: Standard errors by which new labels show a lower score that confirm a drift: of one that is none, in 5% of
+#: cases. A lower score alone must be more certain, since somebody looks every day.
 _BELIEVED, CERTAIN = 1.64, 2.5
 #: Statuses that are a verdict: of the others nothing follows.
 VERDICTS: tuple[Status, ...] = ("ok", "alarm", "confirmed")
@@ -33,7 +33,9 @@ def past_attempts(state: State, signals: Signals) -> list[Attempt]:
 
 
 def if_past(at: float | None, now: float) -> float | None:
-    """Return a time, or None if it is dated in the future: a training under a wrong clock would hide every drift until then."""
+    """Return a time, or None if it is dated in the future: a training under a wrong clock would hide every
+    drift until then.
+    """
     return None if at is None or at > now + CLOCK_SECONDS else at
 
 
@@ -51,7 +53,8 @@ def has_same_settings(attempt: Attempt, signals: Signals) -> bool:
 
 
 def is_settled(attempt: Attempt, state: State, signals: Signals) -> bool:
-    """Return whether a training ended or a champion was released after an attempt: what it did not come to is no longer missing.
+    """Return whether a training ended or a champion was released after an attempt: what it did not come to is
+    no longer missing.
 
     What its own run trained before it failed came before its end.
     """
@@ -61,25 +64,38 @@ def is_settled(attempt: Attempt, state: State, signals: Signals) -> bool:
 
 
 def retrain_evidence(signals: Signals) -> str:
-    """Return the digest of what a retrain would learn from. It does not depend on the rule that calls for it."""
+    """Return the digest of what a retrain would learn from. It does not depend on the rule that calls
+    for it.
+    """
     return digest([signals.data_version, signals.settings_version])
 
 
 def hours_spent(state: State, signals: Signals) -> float:
-    """Return the hours of this calendar month: of the attempts started in it, and of what else ran by itself."""
-    attempts = sum(attempt.hours for attempt in past_attempts(state, signals) if attempt.started_at >= signals.month_start)
+    """Return the hours of this calendar month: of the attempts started in it, and of what else ran by
+    itself.
+    """
+    attempts = sum(
+        attempt.hours
+        for attempt in past_attempts(state, signals)
+        if attempt.started_at >= signals.month_start
+    )
     return attempts + signals.hours_beside
 
 
 def num_unproductive(state: State, signals: Signals, settings: RetrainingSettings) -> int:
-    """Return how many attempts in a row, the newest last, gained nothing. One that a person cancelled says nothing.
+    """Return how many attempts in a row, the newest last, gained nothing. One that a person cancelled says
+    nothing.
 
-    They are the ones under today's settings since the last promotion, however it came about; while drift lasts, all since the last window
+    They are the ones under today's settings since the last promotion, however it came about; while drift
+    lasts, all since the last window
     without: a champion that does not end it is no cure.
     """
     since = state.champion_since
     if drift_began(state, signals.windows, signals.now, settings) is not None:
-        since = max((window.at for window in signals.windows if window.status == "ok" and window.at <= signals.now), default=None)
+        since = max(
+            (window.at for window in signals.windows if window.status == "ok" and window.at <= signals.now),
+            default=None,
+        )
     return sum(
         attempt.outcome not in ("in_flight", "cancelled")
         and has_same_settings(attempt, signals)
@@ -89,10 +105,16 @@ def num_unproductive(state: State, signals: Signals, settings: RetrainingSetting
 
 
 def num_transient(state: State, signals: Signals) -> int:
-    """Return how many attempts in a row, up to the newest, failed for a reason that may be gone; none once somebody trained since."""
+    """Return how many attempts in a row, up to the newest, failed for a reason that may be gone; none once
+    somebody trained since.
+    """
     number = 0
     for attempt in reversed(past_attempts(state, signals)):
-        if attempt.outcome != "failed" or attempt.failure not in TRANSIENT or not has_same_settings(attempt, signals):
+        if (
+            attempt.outcome != "failed"
+            or attempt.failure not in TRANSIENT
+            or not has_same_settings(attempt, signals)
+        ):
             break
         if is_settled(attempt, state, signals):
             break
@@ -101,12 +123,16 @@ def num_transient(state: State, signals: Signals) -> int:
 
 
 def score_fell(signals: Signals, settings: RetrainingSettings) -> bool:
-    """Return whether labels show that the champion is worse than at its release: enough for a retrain, or enough to believe in a drift."""
+    """Return whether labels show that the champion is worse than at its release: enough for a retrain, or
+    enough to believe in a drift.
+    """
     return _is_lower(signals, settings) or max(signals.num_drop_errors, signals.num_live_errors) >= _BELIEVED
 
 
 def is_lower_on_tests(signals: Signals, settings: RetrainingSettings) -> bool:
-    """Return whether the champion certainly scores lower on the test rows that are new since its release, and production does not contradict."""
+    """Return whether the champion certainly scores lower on the test rows that are new since its release, and
+    production does not contradict.
+    """
     is_certain = signals.num_drop_errors >= CERTAIN and signals.num_live_errors >= 0
     return is_certain and (signals.score_drop or 0.0) >= settings.max_score_drop
 
@@ -119,8 +145,10 @@ class LearnedDrift(NamedTuple):
     """The drift that was learned last.
 
     Attributes:
-        num_examples: labelled examples that it was learned from last; 0: none was learned, or no candidate came of it.
-        is_confirmed: labels confirmed it: the champion's score had fallen, or a candidate was better by more than chance.
+        num_examples: labelled examples that it was learned from last; 0: none was learned, or no candidate
+            came of it.
+        is_confirmed: labels confirmed it: the champion's score had fallen, or a candidate was better by more
+            than chance.
     """
 
     num_examples: int
@@ -130,7 +158,8 @@ class LearnedDrift(NamedTuple):
 def learned_drift(state: State, signals: Signals) -> LearnedDrift:
     """Return the drift that was learned last.
 
-    One that no label confirmed was learned in vain: documents differ, and the model is not wrong. A candidate that is not promoted says nothing.
+    One that no label confirmed was learned in vain: documents differ, and the model is not wrong. A candidate
+    that is not promoted says nothing.
     """
     last, is_confirmed = 0, False
     for attempt in past_attempts(state, signals):
@@ -145,7 +174,9 @@ def learned_drift(state: State, signals: Signals) -> LearnedDrift:
 
 
 def new_examples(state: State, signals: Signals) -> tuple[int, str]:
-    """Return how many rows the snapshot has grown by, and since what: the last training, or an attempt with today's settings."""
+    """Return how many rows the snapshot has grown by, and since what: the last training, or an attempt with
+    today's settings.
+    """
     attempt = attempt_of_most_rows(state, signals)
     if attempt is None:
         return max(0, signals.num_examples - state.num_trained), "the last training"
@@ -156,42 +187,71 @@ def new_examples(state: State, signals: Signals) -> tuple[int, str]:
 
 
 def attempt_of_most_rows(state: State, signals: Signals) -> Attempt | None:
-    """Return the attempt with today's settings that had the most rows, the newest of several, if those are more than the last training's."""
-    more = [attempt for attempt in state.attempts if has_same_settings(attempt, signals) and attempt.num_examples > state.num_trained]
+    """Return the attempt with today's settings that had the most rows, the newest of several, if those are
+    more than the last training's.
+    """
+    more = [
+        attempt
+        for attempt in state.attempts
+        if has_same_settings(attempt, signals) and attempt.num_examples > state.num_trained
+    ]
     return max(more, key=lambda attempt: (attempt.num_examples, attempt.started_at), default=None)
 
 
 def num_not_learned(state: State, signals: Signals) -> int:
-    """Return how many rows of the snapshot came since the last training, and since the last attempt with today's settings that succeeded."""
-    done = [attempt.num_examples for attempt in state.attempts if has_same_settings(attempt, signals) and attempt.outcome == "succeeded"]
+    """Return how many rows of the snapshot came since the last training, and since the last attempt with
+    today's settings that succeeded.
+    """
+    done = [
+        attempt.num_examples
+        for attempt in state.attempts
+        if has_same_settings(attempt, signals) and attempt.outcome == "succeeded"
+    ]
     return max(0, signals.num_examples - max([state.num_trained, *done]))
 
 
 def what_became_of(attempt: Attempt) -> str:
-    """Return what an attempt came to, as the end of a sentence about it, and how to ask for one that a person cancelled."""
+    """Return what an attempt came to, as the end of a sentence about it, and how to ask for one that a person
+    cancelled.
+    """
     if attempt.outcome == "cancelled":
         return "was cancelled and is not started again by itself (launch the model job by hand for it)"
-    return f"failed ({attempt.failure or 'unknown'})" if attempt.outcome == "failed" else attempt.outcome.replace("_", " ")
+    return (
+        f"failed ({attempt.failure or 'unknown'})"
+        if attempt.outcome == "failed"
+        else attempt.outcome.replace("_", " ")
+    )
 
 
-def drift_began(state: State, windows: list[Window], now: float, settings: RetrainingSettings) -> float | None:
+def drift_began(
+    state: State, windows: list[Window], now: float, settings: RetrainingSettings
+) -> float | None:
     """Return when the drift that counts began, in seconds since the epoch, or None where none counts.
 
-    Of the last three verdicts since the last training, enough must be confirmed drift within the horizon. It began with the first window that was
-    not calm before them, however long ago: of a drift that no label confirms, labels are collected for months. A window without a verdict
-    neither counts nor ends a drift.
+    Of the last three verdicts since the last training, enough must be confirmed drift within the horizon. It
+    began with the first window that was not calm before them, however long ago: of a drift that no label
+    confirms, labels are collected for months. A window without a verdict neither counts nor ends a drift.
     """
-    trained, horizon = if_past(state.trained_at, now) or -float("inf"), now - settings.drift_horizon_days * DAY_SECONDS
+    trained, horizon = (
+        if_past(state.trained_at, now) or -float("inf"),
+        now - settings.drift_horizon_days * DAY_SECONDS,
+    )
     seen = [window for window in windows if window.status in VERDICTS and trained < window.at <= now]
-    confirmed = [window for window in seen[-NUM_WINDOWS:] if window.status == "confirmed" and window.at > horizon]
+    confirmed = [
+        window for window in seen[-NUM_WINDOWS:] if window.status == "confirmed" and window.at > horizon
+    ]
     if len(confirmed) < settings.drift_windows:
         return None
-    calm = max((window.at for window in seen if window.status == "ok" and window.at < confirmed[0].at), default=trained)
+    calm = max(
+        (window.at for window in seen if window.status == "ok" and window.at < confirmed[0].at),
+        default=trained,
+    )
     return min(window.at for window in seen if window.at > calm and window.status != "ok")
 
 
 def drift_examples(state: State, signals: Signals, settings: RetrainingSettings) -> int:
-    """Return how many labelled examples since a drift began a retrain of now would learn from; 0 where no drift is being learned.
+    """Return how many labelled examples since a drift began a retrain of now would learn from; 0 where no
+    drift is being learned.
 
     A score that fell is a drift that labels found, since the last training.
     """
@@ -203,4 +263,8 @@ def drift_examples(state: State, signals: Signals, settings: RetrainingSettings)
         return min(tried + new, signals.num_labels_since_drift)
     if _is_lower(signals, settings):
         return new
-    return last.num_drift_examples + new if last is not None and 0 < last.num_drift_examples < settings.min_new_examples else 0
+    return (
+        last.num_drift_examples + new
+        if last is not None and 0 < last.num_drift_examples < settings.min_new_examples
+        else 0
+    )

@@ -24,7 +24,8 @@ from fullft_assets.retraining.rules import RANDOM_LABELS, Rule
 from fullft_assets.retraining.values import Signals, State
 from fullft_assets.settings import RetrainingSettings
 
-#: A run is in flight for too long after so many times what the next retrain is estimated to take, and at least so many hours.
+#: A run is in flight for too long after so many times what the next retrain is estimated to take, and at
+#: least so many hours.
 _HANGS_TIMES, _HANGS_HOURS = 3.0, 24.0
 
 
@@ -37,7 +38,11 @@ class Incident(NamedTuple):
 
 
 def find_incidents(
-    state: State, signals: Signals, settings: RetrainingSettings, rules: Sequence[Rule], obstacles: Sequence[Obstacle]
+    state: State,
+    signals: Signals,
+    settings: RetrainingSettings,
+    rules: Sequence[Rule],
+    obstacles: Sequence[Obstacle],
 ) -> Iterator[Incident]:
     """Yield what needs a person, the most urgent first.
 
@@ -52,22 +57,39 @@ def find_incidents(
     yield from _without_verdict(state, signals, settings)
     # A drift and the lower score that follows from it are one reason to label.
     if requests := {rule.name: rule.reason for rule in rules if rule.action == "request_labels"}:
-        yield Incident(RANDOM_LABELS if RANDOM_LABELS in requests else "labels", "request_labels", "; ".join(requests.values()))
+        yield Incident(
+            RANDOM_LABELS if RANDOM_LABELS in requests else "labels",
+            "request_labels",
+            "; ".join(requests.values()),
+        )
 
 
 def _in_vain(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[Incident]:
-    """Yield that attempts gained nothing, or that the newest one failed and is not repeated by itself: one incident at a time."""
+    """Yield that attempts gained nothing, or that the newest one failed and is not repeated by itself: one
+    incident at a time.
+    """
     past = past_attempts(state, signals)
     if not past:
         return
     last = past[-1]
-    failed = f"the attempt of {date(last.started_at)} failed ({last.failure or 'unknown'}): its run says what to fix"
-    is_failed = last.outcome == "failed" and has_same_settings(last, signals) and not is_settled(last, state, signals)
+    failed = (
+        f"the attempt of {date(last.started_at)} failed ({last.failure or 'unknown'}): its run says what"
+        " to fix"
+    )
+    is_failed = (
+        last.outcome == "failed" and has_same_settings(last, signals) and not is_settled(last, state, signals)
+    )
     number = num_unproductive(state, signals, settings)
     if number >= settings.alert_after_attempts:
         reason = f"{number} attempts in a row gained nothing, so that others come ever more rarely"
-        yield Incident("attempts in vain", "alert", f"{reason}; {failed if is_failed else 'read their evaluation reports'}")
-    elif is_failed and (last.failure not in TRANSIENT or num_transient(state, signals) > settings.max_retries):
+        yield Incident(
+            "attempts in vain",
+            "alert",
+            f"{reason}; {failed if is_failed else 'read their evaluation reports'}",
+        )
+    elif is_failed and (
+        last.failure not in TRANSIENT or num_transient(state, signals) > settings.max_retries
+    ):
         yield Incident(f"failed attempt of {date(last.started_at)}", "alert", failed)
 
 
@@ -79,32 +101,52 @@ def _hangs(signals: Signals) -> Iterator[Incident]:
         return
     # A fixed number, so that the reasons of a repeated tick stay the same.
     has_not, what = (
-        ("ended", "open it, and terminate it if it hangs") if run.has_started else ("begun", "look at Dagster's daemon and queue")
+        ("ended", "open it, and terminate it if it hangs")
+        if run.has_started
+        else ("begun", "look at Dagster's daemon and queue")
     )
-    reason = f"the run {run.run_id} of {run.job}, asked for on {date(since)}, has not {has_not} in {limit:,.0f} h and holds retrains back"
+    reason = (
+        f"the run {run.run_id} of {run.job}, asked for on {date(since)}, has not {has_not} in {limit:,.0f} h"
+        " and holds retrains back"
+    )
     yield Incident(f"run {run.run_id} in flight", "alert", f"{reason}: {what}")
 
 
-def _budget(state: State, signals: Signals, settings: RetrainingSettings, obstacles: Sequence[Obstacle]) -> Iterator[Incident]:
-    """Yield that the next run is above the whole month's budget, or that nothing but what is left of it keeps a retrain from starting."""
+def _budget(
+    state: State, signals: Signals, settings: RetrainingSettings, obstacles: Sequence[Obstacle]
+) -> Iterator[Incident]:
+    """Yield that the next run is above the whole month's budget, or that nothing but what is left of it keeps
+    a retrain from starting.
+    """
     hours, usd = signals.estimated_hours, signals.estimated_hours * signals.hourly_usd
     above = []
     if hours > settings.max_hours_per_month:
-        above.append(f"takes about {hours:.1f} h, more than max_hours_per_month = {settings.max_hours_per_month:g}")
+        above.append(
+            f"takes about {hours:.1f} h, more than max_hours_per_month = {settings.max_hours_per_month:g}"
+        )
     if settings.max_usd_per_month is not None and usd > settings.max_usd_per_month:
-        above.append(f"costs about {usd:.2f} USD, more than max_usd_per_month = {settings.max_usd_per_month:g}")
+        above.append(
+            f"costs about {usd:.2f} USD, more than max_usd_per_month = {settings.max_usd_per_month:g}"
+        )
     if above:
         reason = f"the next run {' and '.join(above)}"
-        what = "raise that, make the training shorter, or launch the model job by hand if the estimate is wrong"
+        what = (
+            "raise that, make the training shorter, or launch the model job by hand if the estimate is wrong"
+        )
         yield Incident("budget", "alert", f"{reason}: {what}")
         return
-    # A run in flight is no other reason: the evaluations of each day would end the incident, and raise it again.
+    # A run in flight is no other reason: the evaluations of each day would end the incident, and raise it
+    # again.
     others = [obstacle for obstacle in obstacles if obstacle.name not in ("month", "in flight")]
     month = [obstacle.reason for obstacle in obstacles if obstacle.name == "month"]
     if month and not others and state.frozen is None:
         until = "the next month" if signals.month_end is None else date(signals.month_end)
         reason = f"{' and '.join(month)}, so that the retrain that is called for waits until {until}"
-        yield Incident("month's budget", "alert", f"{reason}: raise that, or launch the model job by hand, which is not booked")
+        yield Incident(
+            "month's budget",
+            "alert",
+            f"{reason}: raise that, or launch the model job by hand, which is not booked",
+        )
 
 
 def _without_verdict(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[Incident]:
@@ -119,8 +161,15 @@ def _without_verdict(state: State, signals: Signals, settings: RetrainingSetting
         return  # the release is dated in the future, and no window came before it
     number = sum(window.at > last for window in seen)
     if number >= settings.alert_after_windows or signals.now - last > settings.alert_after_days * DAY_SECONDS:
-        what = "no window came" if not number else f"no verdict on {'one window' if number == 1 else f'{number} windows'}"
-        reason = f"{what} since {date(last)}: look at what delivers production documents, and at monitoring.min_window_rows"
+        what = (
+            "no window came"
+            if not number
+            else f"no verdict on {'one window' if number == 1 else f'{number} windows'}"
+        )
+        reason = (
+            f"{what} since {date(last)}: look at what delivers production documents, and at"
+            " monitoring.min_window_rows"
+        )
         yield Incident("production is not seen", "alert", reason)
 
 

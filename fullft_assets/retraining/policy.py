@@ -15,9 +15,10 @@ from fullft_assets.settings import RetrainingSettings
 def decide(state: State, signals: Signals, settings: RetrainingSettings) -> Decision:
     """Decide what to do.
 
-    What costs nothing comes first: an alert, or a request for labels where no run is in flight, is raised once, and again after `remind_days`
-    while its reason lasts. A retrain needs a rule that calls for it, rows that no attempt had, and no obstacle (frozen, a run in flight, cooldown or
-    backoff, the month's budget, a gain that is worth less than it costs).
+    What costs nothing comes first: an alert, or a request for labels where no run is in flight, is raised
+    once, and again after `remind_days` while its reason lasts. A retrain needs a rule that calls for it, rows
+    that no attempt had, and no obstacle (frozen, a run in flight, cooldown or backoff, the month's budget, a
+    gain that is worth less than it costs).
     """
     rules = apply_rules(state, signals, settings)
     calls = [rule for rule in rules if rule.action == "retrain"]
@@ -40,9 +41,17 @@ def decide(state: State, signals: Signals, settings: RetrainingSettings) -> Deci
             return made(incident.action, [incident.reason], incident.key)
     reasons = [rule.reason for rule in calls or rules]
     for incident in incidents:
-        asked = "labels were asked for" if incident.action == "request_labels" else f"a person was alerted, as {incident.reason},"
+        asked = (
+            "labels were asked for"
+            if incident.action == "request_labels"
+            else f"a person was alerted, as {incident.reason},"
+        )
         at = state.raised.get(incident.key)
-        reasons.append(f"{asked} on {date(at)}" if at is not None else "labels are asked for once the run that is in flight has ended")
+        reasons.append(
+            f"{asked} on {date(at)}"
+            if at is not None
+            else "labels are asked for once the run that is in flight has ended"
+        )
     if state.frozen is not None:
         return made("hold", [state.frozen, *reasons])
     if not calls:
@@ -53,26 +62,47 @@ def decide(state: State, signals: Signals, settings: RetrainingSettings) -> Deci
 
 
 def run_key(state: State, decision: Decision) -> str:
-    """Return the run key of a retrain, which Dagster remembers forever: a repeated tick has the same one until there is a run of it."""
+    """Return the run key of a retrain, which Dagster remembers forever: a repeated tick has the same one
+    until there is a run of it.
+    """
     return f"retrain-{decision.evidence}-{len(state.attempts)}"
 
 
 def raised_after(state: State, signals: Signals, decision: Decision) -> dict[str, float]:
     """Return `State.raised` after a decision: incidents whose reason is gone are closed."""
     raised = {key: at for key, at in state.raised.items() if key in decision.incidents}
-    return raised | ({decision.evidence: signals.now} if decision.action in ("alert", "request_labels") else {})
+    return raised | (
+        {decision.evidence: signals.now} if decision.action in ("alert", "request_labels") else {}
+    )
 
 
 def _notes(state: State, signals: Signals) -> Iterator[str]:
-    future = [attempt.started_at for attempt in state.attempts if attempt.started_at > signals.now + CLOCK_SECONDS]
+    future = [
+        attempt.started_at for attempt in state.attempts if attempt.started_at > signals.now + CLOCK_SECONDS
+    ]
     if future:
-        yield f"{len(future)} attempt(s) dated in the future ({date(min(future))}) count for no wait and no budget: look at the clocks"
-    trained = [at for at in (state.trained_at, state.champion_since) if at is not None and at > signals.now + CLOCK_SECONDS]
+        yield (
+            f"{len(future)} attempt(s) dated in the future ({date(min(future))}) count for no wait and no"
+            " budget: look at the clocks"
+        )
+    trained = [
+        at
+        for at in (state.trained_at, state.champion_since)
+        if at is not None and at > signals.now + CLOCK_SECONDS
+    ]
     if trained:
-        yield f"the last training or release is dated in the future ({date(max(trained))}), which does not count: look at the clocks"
+        yield (
+            f"the last training or release is dated in the future ({date(max(trained))}), which does not"
+            " count: look at the clocks"
+        )
     windows = [window.at for window in signals.windows if window.at > signals.now + CLOCK_SECONDS]
     if windows:
-        yield f"{len(windows)} window(s) dated in the future ({date(min(windows))}) do not count: look at the clocks"
+        yield (
+            f"{len(windows)} window(s) dated in the future ({date(min(windows))}) do not count: look at the"
+            " clocks"
+        )
     raised = [key for key, at in state.raised.items() if at > signals.now + CLOCK_SECONDS]
     if raised:
-        yield f"the ledger has incidents dated in the future ({', '.join(sorted(raised))}), which do not count"
+        yield (
+            f"the ledger has incidents dated in the future ({', '.join(sorted(raised))}), which do not count"
+        )

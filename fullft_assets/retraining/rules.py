@@ -28,7 +28,8 @@ from fullft_assets.retraining.history import (
 from fullft_assets.retraining.values import Action, Signals, State
 from fullft_assets.settings import RetrainingSettings
 
-#: Growth of the labelled examples since a drift began that is worth another retrain, where nobody says what a point is worth.
+#: Growth of the labelled examples since a drift began that is worth another retrain, where nobody says what a
+#: point is worth.
 _MORE_OF_DRIFT = 0.5
 #: Most of it, however much a run costs.
 _MOST_OF_DRIFT = 1_000.0
@@ -41,7 +42,9 @@ _LABEL_AT_RANDOM = "label production documents that `fullft export CASE FILE --r
 
 
 class Rule(NamedTuple):
-    """Result of one rule: what it calls for, why, and whether examples that no snapshot has yet could change that."""
+    """Result of one rule: what it calls for, why, and whether examples that no snapshot has yet could change
+    that.
+    """
 
     name: Literal["new_data", "drift", "random_labels", "more_of_drift", "score", "age", "retry"]
     action: Action
@@ -66,7 +69,8 @@ def _retry(state: State, signals: Signals, settings: RetrainingSettings) -> Iter
     if 0 < number <= settings.max_retries:
         last = past_attempts(state, signals)[-1]
         reason = (
-            f"the attempt of {date(last.started_at)} failed by {last.failure}, so that it is resumed ({number} of {settings.max_retries})"
+            f"the attempt of {date(last.started_at)} failed by {last.failure}, so that it is resumed"
+            f" ({number} of {settings.max_retries})"
         )
         yield Rule("retry", "retrain", reason)
 
@@ -76,7 +80,11 @@ def _new_data(state: State, signals: Signals, settings: RetrainingSettings) -> R
     share = settings.min_growth * state.num_trained
     needed = max(settings.min_new_examples, round(share))
     enough, count_first = _reach(state, signals, needed, new)
-    name = f"min_new_examples = {needed:,}" if share <= needed and needed == settings.min_new_examples else f"{needed:,} (min_growth)"
+    name = (
+        f"min_new_examples = {needed:,}"
+        if share <= needed and needed == settings.min_new_examples
+        else f"{needed:,} (min_growth)"
+    )
     reason = f"{new:,} new examples since {since}, {'enough for' if enough else 'fewer than'} {name}"
     if count_first:
         reason += f"; a snapshot has yet to tell how many of {signals.num_uncounted:,} delivered ones are new"
@@ -86,7 +94,11 @@ def _new_data(state: State, signals: Signals, settings: RetrainingSettings) -> R
 def _drift(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
     began = drift_began(state, signals.windows, signals.now, settings)
     if began is None:
-        return Rule("drift", "wait", f"drift is not confirmed in {settings.drift_windows} of the last {NUM_WINDOWS} windows")
+        return Rule(
+            "drift",
+            "wait",
+            f"drift is not confirmed in {settings.drift_windows} of the last {NUM_WINDOWS} windows",
+        )
     reason = f"drift is confirmed since the window of {date(began)}"
     delivered, least = signals.num_labels_since_drift, settings.min_new_examples_on_drift
     if not score_fell(signals, settings):
@@ -98,26 +110,43 @@ def _drift(state: State, signals: Signals, settings: RetrainingSettings) -> Rule
 
 
 def _not_confirmed(state: State, signals: Signals, reason: str, needed: int) -> Rule:
-    """Return what a drift waits for whose labels do not show that the champion is worse: to be evaluated, to be of a random sample, or to be more."""
+    """Return what a drift waits for whose labels do not show that the champion is worse: to be evaluated, to
+    be of a random sample, or to be more.
+    """
     delivered, evaluated = signals.num_labels_since_drift, signals.num_live_labels
     if evaluated is None:
         # What was asked for stays open until they are.
         action = "request_labels" if RANDOM_LABELS in state.raised else "wait"
-        return Rule(RANDOM_LABELS, action, f"{reason} live_quality has not evaluated the {delivered:,} labelled examples yet")
+        return Rule(
+            RANDOM_LABELS,
+            action,
+            f"{reason} live_quality has not evaluated the {delivered:,} labelled examples yet",
+        )
     shown = f"{evaluated:,} of {delivered:,} labelled examples are of its windows and were not chosen as far"
     if evaluated < LEAST_ROWS:
         few = f"{reason} only {shown}, too few to tell whether the champion is worse: {_LABEL_AT_RANDOM}"
         return Rule(RANDOM_LABELS, "request_labels", few)
-    return Rule("drift", "wait", f"{reason} {shown}, and do not show that the champion is worse; fewer than {needed:,} are no reason then")
+    return Rule(
+        "drift",
+        "wait",
+        f"{reason} {shown}, and do not show that the champion is worse; fewer than {needed:,} are no reason"
+        " then",
+    )
 
 
 def _more_of_drift(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[Rule]:
-    """Yield that a drift which labels confirmed is learned again as they grow: the first retrain has few, and makes the drift its reference.
+    """Yield that a drift which labels confirmed is learned again as they grow: the first retrain has few, and
+    makes the drift its reference.
 
     By how much depends on what a run costs.
     """
     past = past_attempts(state, signals)
-    if not past or not past[-1].num_drift_examples or past[-1].outcome != "succeeded" or not has_same_settings(past[-1], signals):
+    if (
+        not past
+        or not past[-1].num_drift_examples
+        or past[-1].outcome != "succeeded"
+        or not has_same_settings(past[-1], signals)
+    ):
         return
     if not learned_drift(state, signals).is_confirmed:
         return
@@ -127,42 +156,66 @@ def _more_of_drift(state: State, signals: Signals, settings: RetrainingSettings)
     if learned >= settings.min_new_examples or needed > settings.min_new_examples:
         return
     enough, count_first = _reach(state, signals, needed, new)
-    reason = f"{new:,} new examples since {since}, {'enough for' if enough else 'fewer than'} {needed:,} beside the {learned:,} that showed it a drift"
+    reason = (
+        f"{new:,} new examples since {since}, {'enough for' if enough else 'fewer than'} {needed:,} beside"
+        f" the {learned:,} that showed it a drift"
+    )
     yield Rule("more_of_drift", "retrain" if enough else "wait", reason, count_first)
 
 
 def _growth_of_drift(signals: Signals) -> float:
     """Return by which share the labelled examples of a drift must grow for another retrain.
 
-    The error that they leave falls about with their root. Between two retrains the old model's stays, so that a growth by the share g costs
-    about g^2 / 4 of the error while they are collected: g = 2 sqrt(cost) is best where that is a point in a year.
+    The error that they leave falls about with their root. Between two retrains the old model's stays, so that
+    a growth by the share g costs about g^2 / 4 of the error while they are collected: g = 2 sqrt(cost) is
+    best where that is a point in a year.
     """
     if signals.usd_per_point is None:
         return _MORE_OF_DRIFT
-    return min(2 * math.sqrt(signals.estimated_hours * signals.hourly_usd / signals.usd_per_point), _MOST_OF_DRIFT)
+    return min(
+        2 * math.sqrt(signals.estimated_hours * signals.hourly_usd / signals.usd_per_point), _MOST_OF_DRIFT
+    )
 
 
 def _score(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
     limit = f"max_score_drop = {settings.max_score_drop:g}"
     if signals.live_drop >= settings.max_score_drop:
-        reason = f"the champion's accuracy is {signals.live_drop:.3f} lower on labelled production documents than at release ({limit})"
+        reason = (
+            f"the champion's accuracy is {signals.live_drop:.3f} lower on labelled production documents than"
+            f" at release ({limit})"
+        )
         return _with_labels(state, signals, settings, "score", reason, None)
     if signals.score_drop is None:
         return Rule("score", "wait", "the champion's score on newer rows is unknown")
     if signals.score_drop < settings.max_score_drop:
-        return Rule("score", "wait", f"the champion's score changed by {0 - signals.score_drop:+.3f} on newer rows, within {limit}")
+        return Rule(
+            "score",
+            "wait",
+            f"the champion's score changed by {0 - signals.score_drop:+.3f} on newer rows, within {limit}",
+        )
     if signals.num_drop_errors < CERTAIN:
         errors = f"{signals.num_drop_errors:.1f}" if signals.num_drop_errors > 0 else "an unknown number of"
-        shown = f"fell by {signals.score_drop:.3f} on newer rows, which may be chance ({errors} standard errors"
+        shown = (
+            f"fell by {signals.score_drop:.3f} on newer rows, which may be chance ({errors} standard errors"
+        )
         return Rule("score", "wait", f"the champion's score {shown} of {CERTAIN:g})")
     reason = f"the champion's score fell by {signals.score_drop:.3f} on newer rows ({limit})"
     if signals.num_live_errors < 0:
-        return Rule("score", "wait", f"{reason}, but it is right about labelled production documents as often as at release")
+        return Rule(
+            "score",
+            "wait",
+            f"{reason}, but it is right about labelled production documents as often as at release",
+        )
     return _with_labels(state, signals, settings, "score", reason, None)
 
 
 def _with_labels(
-    state: State, signals: Signals, settings: RetrainingSettings, name: Literal["drift", "score"], reason: str, delivered: int | None
+    state: State,
+    signals: Signals,
+    settings: RetrainingSettings,
+    name: Literal["drift", "score"],
+    reason: str,
+    delivered: int | None,
 ) -> Rule:
     """Return a retrain if there are labels to learn from, else a request for them.
 
@@ -176,40 +229,69 @@ def _with_labels(
     if delivered is not None:
         count_first = count_first and delivered >= needed
     if enough:
-        return Rule(name, "retrain", f"{reason}, and {available:,} new labelled examples are there to learn from")
+        return Rule(
+            name, "retrain", f"{reason}, and {available:,} new labelled examples are there to learn from"
+        )
     if any(attempt.outcome == "in_flight" for attempt in state.attempts):
         return Rule(name, "wait", f"{reason}; an attempt is in flight")
     if count_first:
-        return Rule(name, "wait", f"{reason}; a snapshot has yet to count {signals.num_uncounted:,} delivered examples", True)
+        return Rule(
+            name,
+            "wait",
+            f"{reason}; a snapshot has yet to count {signals.num_uncounted:,} delivered examples",
+            True,
+        )
     # A person who cancelled a retrain, or whose data made it fail, has labelled enough.
     last, there = attempt_of_most_rows(state, signals), num_not_learned(state, signals)
     there = there if delivered is None else min(there, delivered)
     if last is not None and last.outcome in ("failed", "cancelled") and there >= needed:
         reason = f"{reason}, and {there:,} labelled examples are there to learn from"
-        return Rule(name, "wait", f"{reason}, but the attempt of {date(last.started_at)} that had them {what_became_of(last)}")
+        return Rule(
+            name,
+            "wait",
+            f"{reason}, but the attempt of {date(last.started_at)} that had them {what_became_of(last)}",
+        )
     what = _LABEL_AT_RANDOM if name == "drift" else "label more documents like those of today"
-    return Rule(name, "request_labels", f"{reason}, but only {available:,} of {needed:,} new labelled examples: {what}")
+    return Rule(
+        name,
+        "request_labels",
+        f"{reason}, but only {available:,} of {needed:,} new labelled examples: {what}",
+    )
 
 
 def _age(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
     if state.champion_since is None:
         return Rule("age", "wait", "there is no champion yet, so it has no age")
     # A training since then that did not beat the champion has used the newer data, too.
-    since = max(filter(None, (if_past(at, signals.now) for at in (state.champion_since, state.trained_at))), default=None)
+    since = max(
+        filter(None, (if_past(at, signals.now) for at in (state.champion_since, state.trained_at))),
+        default=None,
+    )
     if since is None:
         return Rule("age", "wait", "the champion's age is unknown, as nothing about it is dated before now")
-    reason = f"the champion was trained or challenged on {date(since)} (max_age_days = {settings.max_age_days:g})"
+    reason = (
+        f"the champion was trained or challenged on {date(since)} (max_age_days = {settings.max_age_days:g})"
+    )
     if signals.now - since < settings.max_age_days * DAY_SECONDS:
         return Rule("age", "wait", reason)
     if signals.num_uncounted:
-        return Rule("age", "wait", f"{reason}; a snapshot has yet to count {signals.num_uncounted:,} delivered examples", True)
+        return Rule(
+            "age",
+            "wait",
+            f"{reason}; a snapshot has yet to count {signals.num_uncounted:,} delivered examples",
+            True,
+        )
     tried = [attempt for attempt in state.attempts if attempt.evidence == retrain_evidence(signals)]
     last = max(tried, key=lambda attempt: attempt.started_at, default=None)
     if signals.data_version == state.trained_on or (last is not None and last.outcome == "succeeded"):
         return Rule("age", "wait", f"{reason}, but there is nothing new to learn")
     if last is not None:
         what = "is in flight" if last.outcome == "in_flight" else what_became_of(last)
-        return Rule("age", "wait", f"{reason}, but the attempt of {date(last.started_at)} to learn from the rows of today {what}")
+        return Rule(
+            "age",
+            "wait",
+            f"{reason}, but the attempt of {date(last.started_at)} to learn from the rows of today {what}",
+        )
     return Rule("age", "retrain", reason)
 
 

@@ -1,4 +1,6 @@
-"""What a decision to train again depends on, and the decision: values that a log can keep. Times are in seconds since the epoch."""
+"""What a decision to train again depends on, and the decision: values that a log can keep. Times are in
+seconds since the epoch.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,17 @@ class Attempt(_Frozen):
     """One automatic retrain, as its run says; times in seconds since the epoch.
 
     Attributes:
-        ended_at: when its run ended. None: it has not, or nobody knows; then it is taken to have begun at once.
-        hours: that its run (and Dagster's own retries of it) took from start to end: plan, baselines, pilot, training, evaluation.
+        ended_at: when its run ended. None: it has not, or nobody knows; then it is taken to have begun at
+            once.
+        hours: that its run (and Dagster's own retries of it) took from start to end: plan, baselines, pilot,
+            training, evaluation.
         num_examples: rows of the snapshot that it was launched for.
         evidence: `Decision.evidence` of the decision that launched it.
         settings_version: `Signals.settings_version` then.
         num_drift_examples: `drift_examples` then.
         score_fell: `score_fell` then.
-        is_better: whether its candidate was promoted as better than the champion by more than chance. None: it was not promoted, or nobody knows.
+        is_better: whether its candidate was promoted as better than the champion by more than chance. None:
+            it was not promoted, or nobody knows.
         failure: the class of its failure.
     """
 
@@ -90,26 +95,34 @@ class Signals(_Frozen):
     """Everything else that a decision depends on, as of now.
 
     Attributes:
-        now, month_start, month_end: seconds since the epoch; the calendar month of the budget. No month_end: nobody knows.
-        num_examples: rows of the newest snapshot. Only a snapshot knows what of a delivery is new: copies, near-duplicates, older
-            versions and rows over a group's cap are not in it.
+        now, month_start, month_end: seconds since the epoch; the calendar month of the budget. No month_end:
+        nobody knows.
+        num_examples: rows of the newest snapshot. Only a snapshot knows what of a delivery is new: copies,
+            near-duplicates, older versions and rows over a group's cap are not in it.
         num_uncounted: valid examples of batches that it does not have yet.
         data_version: its content digest.
         settings_version: digest of the YAML sections that shape the model.
         windows: the windows, oldest first.
         is_monitored: whether windows are expected.
         num_labels_since_drift: valid examples of the batches that were read since `drift_began`.
-        score_drop: the champion's primary metric at its release minus its value on the test rows that are new since; None = unknown.
+        score_drop: the champion's primary metric at its release minus its value on the test rows that are new
+            since; None = unknown.
         num_drop_errors: by how many standard errors it is lower; 0 = unknown.
-        num_live_errors: by how many standard errors it was right less often about labelled production documents than at its release; about those
-            of the windows since `drift_began`, if a drift did. 0 = unknown.
-        num_live_labels: of how many labelled production documents that is known; None = those that came last are not evaluated yet.
-        live_drop: its accuracy at release minus that on production documents that were labelled since, where it certainly fell; else 0.
+        num_live_errors: by how many standard errors it was right less often about labelled production
+            documents than at its release; about those of the windows since `drift_began`, if a drift did. 0 =
+            unknown.
+        num_live_labels: of how many labelled production documents that is known; None = those that came last
+            are not evaluated yet.
+        live_drop: its accuracy at release minus that on production documents that were labelled since, where
+            it certainly fell; else 0.
         estimated_hours: of the next run, from plan to evaluation.
-        hours_beside: of this month's runs that no attempt is: automatic evaluations, windows of production and snapshots.
+        hours_beside: of this month's runs that no attempt is: automatic evaluations, windows of production
+            and snapshots.
         hourly_usd: price of the training machine.
-        usd_per_point: what a point (0.01) of the primary metric is worth in a year; None: nothing is weighed against the cost of a run.
-        predicted_gain: of the primary metric, what a learning curve predicts of the rows that are new; None = unknown.
+        usd_per_point: what a point (0.01) of the primary metric is worth in a year; None: nothing is weighed
+            against the cost of a run.
+        predicted_gain: of the primary metric, what a learning curve predicts of the rows that are new; None =
+            unknown.
         num_runs_in_flight: queued or started runs that train the model or freeze a snapshot.
         oldest_run: the one of them that was asked for first.
     """
@@ -142,9 +155,11 @@ class Decision(_Frozen):
     """What to do, and why; `wait` has reasons too.
 
     Attributes:
-        evidence: of a retrain, the digest of data and settings; of an alert or a request, the name of its incident.
+        evidence: of a retrain, the digest of data and settings; of an alert or a request, the name of its
+            incident.
         incidents: names of all incidents that are open now.
-        count_first: whether the delivered examples that no snapshot has yet could change the decision: a snapshot counts them.
+        count_first: whether the delivered examples that no snapshot has yet could change the decision: a
+            snapshot counts them.
         notes: what was wrong with the records that the decision rests on.
     """
 

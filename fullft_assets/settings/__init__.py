@@ -34,5 +34,11 @@ from fullft_assets.settings.release import ReleaseSettings
 from fullft_assets.settings.retention import RetentionSettings
 from fullft_assets.settings.retraining import AutomationSettings, RetrainingSettings
 from fullft_assets.settings.snapshot import GeneralSettings, ReplaySettings, SnapshotSettings
-from fullft_assets.settings.training import IN_BACKWARD, OF_WHOLE_WEIGHTS, DistillationSettings, Optimizer, TrainingSettings
+from fullft_assets.settings.training import (
+    IN_BACKWARD,
+    OF_WHOLE_WEIGHTS,
+    DistillationSettings,
+    Optimizer,
+    TrainingSettings,
+)
 from fullft_assets.settings.use_case import UseCaseSettings

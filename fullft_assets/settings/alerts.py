@@ -9,7 +9,15 @@ from pydantic import Field
 from fullft_assets.settings.base import Float, Settings
 
 Event = Literal[
-    "run_failed", "gate_closed", "drift", "quality_drop", "budget", "feed_silent", "sensor_failing", "sensor_silent", "decision_needed"
+    "run_failed",
+    "gate_closed",
+    "drift",
+    "quality_drop",
+    "budget",
+    "feed_silent",
+    "sensor_failing",
+    "sensor_silent",
+    "decision_needed",
 ]
 EVENTS: tuple[Event, ...] = get_args(Event)
 
@@ -17,7 +25,10 @@ EVENTS: tuple[Event, ...] = get_args(Event)
 class ChannelSettings(Settings):
     """Base of each channel's settings, also of those in other packages."""
 
-    kind: str = Field(default="", description="Registered name of the channel. Default: the name that the YAML gives this entry.")
+    kind: str = Field(
+        default="",
+        description="Registered name of the channel. Default: the name that the YAML gives this entry.",
+    )
 
 
 class AlertsSettings(Settings):
@@ -25,25 +36,39 @@ class AlertsSettings(Settings):
 
     channels: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="Channels by a name of your choice or by their registered name (`log`, `webhook`, `email`, `sns`, `cloudwatch`, "
-        "`prometheus`), each with its own settings. Default: none.",
+        description=(
+            "Channels by a name of your choice or by their registered name (`log`, `webhook`, `email`, `sns`,"
+            " `cloudwatch`, `prometheus`), each with its own settings. Default: none."
+        ),
     )
     events: list[Event] = Field(
         default=list(EVENTS),
-        description="Events that are sent: `run_failed` (after its last retry), `gate_closed` (a batch held back, a window without "
-        "texts, a candidate not promoted), `drift`, `quality_drop`, `budget` (80% and 100% of the month's hours or dollars), `feed_silent`, `sensor_failing`, "
-        "`sensor_silent` (it is on, and was not evaluated for an hour), `decision_needed` "
-        "(labels are asked for, jobs that no run followed were ended, or a person is needed).",
+        description=(
+            "Events that are sent: `run_failed` (after its last retry), `gate_closed` (a batch held back, a"
+            " window without texts, a candidate not promoted), `drift`, `quality_drop`, `budget` (80% and"
+            " 100% of the month's hours or dollars), `feed_silent`, `sensor_failing`, `sensor_silent` (it is"
+            " on, and was not evaluated for an hour), `decision_needed` (labels are asked for, jobs that no"
+            " run followed were ended, or a person is needed)."
+        ),
     )
     dagster_url: str = Field(
-        default="http://localhost:3000", pattern=r"^https?://", description="Address of Dagster's UI, for the links in alerts."
+        default="http://localhost:3000",
+        pattern=r"^https?://",
+        description="Address of Dagster's UI, for the links in alerts.",
     )
     silent_hours: Float | None = Field(
-        default=None, gt=0, description="Hours without a new batch (or window) after which `feed_silent` is sent. Default: never."
+        default=None,
+        gt=0,
+        description=(
+            "Hours without a new batch (or window) after which `feed_silent` is sent. Default: never."
+        ),
     )
     max_per_hour: int = Field(
         default=20,
         ge=1,
         le=1_000,
-        description="Maximum number of alerts in one hour to each channel; the rest is counted in one summary an hour.",
+        description=(
+            "Maximum number of alerts in one hour to each channel; the rest is counted in one summary an"
+            " hour."
+        ),
     )

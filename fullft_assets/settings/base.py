@@ -1,4 +1,6 @@
-"""What the settings of all stages share: sections that refuse unknown keys, and numbers, switches and names as YAML has them."""
+"""What the settings of all stages share: sections that refuse unknown keys, and numbers, switches and names
+as YAML has them.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +21,32 @@ from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCu
 
 
 class YamlNumber:
-    """YAML 1.1 reads `1e-4` (no dot) as text; pydantic takes it for the number that it is, and so must the JSON schema."""
+    """YAML 1.1 reads `1e-4` (no dot) as text; pydantic takes it for the number that it is, and so must the
+    JSON schema.
+    """
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"anyOf": [handler(core_schema), {"type": "string", "pattern": r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"}]}
+        return {
+            "anyOf": [handler(core_schema), {"type": "string", "pattern": r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"}]
+        }
 
 
 Float = Annotated[float, YamlNumber()]
 
 
 class YamlOff:
-    """YAML 1.1 reads a bare `off` as false: where a setting may be `off`, false says so, in the JSON schema as well."""
+    """YAML 1.1 reads a bare `off` as false: where a setting may be `off`, false says so, in the JSON schema
+    as well.
+    """
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(lambda value: "off" if value is False else value, handler(source))
+        return core_schema.no_info_before_validator_function(
+            lambda value: "off" if value is False else value, handler(source)
+        )
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
         return {"anyOf": [handler(schema), {"const": False}]}
 
 
@@ -43,7 +55,8 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    #: Keys that most use cases must give although they have a default: messages name them beside the required ones.
+    #: Keys that most use cases must give although they have a default: messages name them beside the required
+    #: ones.
     USUAL: ClassVar[tuple[str, ...]] = ()
 
     @model_validator(mode="wrap")
@@ -62,14 +75,18 @@ class Settings(BaseModel):
         if error["type"] == "extra_forbidden" and len(error["loc"]) == 1:
             message = f"unknown key `{error['loc'][0]}`"
             near = difflib.get_close_matches(str(error["loc"][0]), cls.model_fields, n=1, cutoff=0.6)
-            message += f"; did you mean `{near[0]}`?" if near else f"; known keys: {', '.join(cls.model_fields)}"
+            message += (
+                f"; did you mean `{near[0]}`?" if near else f"; known keys: {', '.join(cls.model_fields)}"
+            )
         # Braces in a message are template fields to pydantic: the text is passed as a value.
         custom = PydanticCustomError(cast(LiteralString, error["type"]), "{message}", {"message": message})
         return InitErrorDetails(type=custom, loc=error["loc"], input=error["input"])
 
 
 class OneOf:
-    """A name out of a list that other packages may add to: the JSON schema has the names, and another one is an error with a hint."""
+    """A name out of a list that other packages may add to: the JSON schema has the names, and another one is
+    an error with a hint.
+    """
 
     def __init__(self, kind: str, names: Callable[[], list[str]]):
         self.kind, self.names = kind, names
@@ -77,7 +94,9 @@ class OneOf:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
         return {**handler(schema), "enum": self.names()}
 
     def _check(self, name: str) -> str:
@@ -86,13 +105,17 @@ class OneOf:
             return name
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
         hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known)}"
-        raise PydanticCustomError("unknown_name", "{message}", {"message": f"unknown {self.kind} `{name}`; {hint}"})
+        raise PydanticCustomError(
+            "unknown_name", "{message}", {"message": f"unknown {self.kind} `{name}`; {hint}"}
+        )
 
 
 def with_fitting_default(data: Any, key: str, default: int, *, other: str, divisor: int = 1) -> Any:
-    """Return the given values of a section with a default that fits another key: at most its value / `divisor`.
+    """Return the given values of a section with a default that fits another key: at most its value /
+    `divisor`.
 
-    Whoever makes windows or batches smaller does not have to think of a second key. Wrong values are left to their own checks.
+    Whoever makes windows or batches smaller does not have to think of a second key. Wrong values are left to
+    their own checks.
     """
     bound = data.get(other) if isinstance(data, Mapping) and key not in data else None
     if not isinstance(bound, int) or bound < divisor or bound // divisor >= default:

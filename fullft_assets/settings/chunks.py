@@ -13,41 +13,67 @@ class ChunksSettings(Settings):
     """How a text becomes the windows that the model reads."""
 
     max_tokens: int = Field(
-        default=256, ge=8, le=1_048_576, description="Longest window in tokens, special tokens included; at most what the model takes."
+        default=256,
+        ge=8,
+        le=1_048_576,
+        description="Longest window in tokens, special tokens included; at most what the model takes.",
     )
     stride: int = Field(
         default=32,
         ge=0,
-        description="Tokens that two neighbouring windows of a long text share, so that context is kept. Default: 32, or a quarter of "
-        "max_tokens where that is less; for language_modeling 0, so that each token is trained once.",
+        description=(
+            "Tokens that two neighbouring windows of a long text share, so that context is kept. Default: 32,"
+            " or a quarter of max_tokens where that is less; for language_modeling 0, so that each token is"
+            " trained once."
+        ),
     )
     max_windows: int | None = Field(
-        default=None, ge=1, description="Maximum number of windows of one text; tokens that are cut off are counted. Default: no limit."
+        default=None,
+        ge=1,
+        description=(
+            "Maximum number of windows of one text; tokens that are cut off are counted. Default: no limit."
+        ),
     )
     boundaries: Literal["any", "sentence", "paragraph"] = Field(
         default="sentence",
-        description="Where a window of a long text should end if possible: it is shortened by at most a quarter for that. Default for "
-        "language_modeling: any, so that rows are full.",
+        description=(
+            "Where a window of a long text should end if possible: it is shortened by at most a quarter for"
+            " that. Default for language_modeling: any, so that rows are full."
+        ),
     )
     train_on: Literal["assistant", "last_turn", "everything"] = Field(
-        default="assistant", description="Which tokens of a conversation are trained: all assistant turns, the last one, or every token."
+        default="assistant",
+        description=(
+            "Which tokens of a conversation are trained: all assistant turns, the last one, or every token."
+        ),
     )
     added_tokens: list[str] = Field(
-        default_factory=list, description="Domain terms that are added to the tokenizer as tokens; the tokenizer audit proposes some."
+        default_factory=list,
+        description=(
+            "Domain terms that are added to the tokenizer as tokens; the tokenizer audit proposes some."
+        ),
     )
     terms: list[str] = Field(
-        default_factory=list, description="Domain terms that the tokenizer audit looks at. Default: mined from the corpus."
+        default_factory=list,
+        description="Domain terms that the tokenizer audit looks at. Default: mined from the corpus.",
     )
     general_words: str | None = Field(
         default=None,
         min_length=1,
-        description="General language that mined terms are compared with: a language that has a word list (`en`, `de`; ISO 639-1), the "
-        "path of your own list (UTF-8; on each line a word, or a word, a tab and its count), or `vocabulary`: only the tokenizer's "
-        "vocabulary. Default: the lists of examples.languages, else of the language of the most common words; the vocabulary where there "
-        "is no list.",
+        description=(
+            "General language that mined terms are compared with: a language that has a word list (`en`,"
+            " `de`; ISO 639-1), the path of your own list (UTF-8; on each line a word, or a word, a tab and"
+            " its count), or `vocabulary`: only the tokenizer's vocabulary. Default: the lists of"
+            " examples.languages, else of the language of the most common words; the vocabulary where there"
+            " is no list."
+        ),
     )
-    max_term_pieces: Float = Field(default=3.0, ge=1, description="Mean number of tokens per domain term above which the audit warns.")
-    max_unknown_share: Float = Field(default=0.001, ge=0, le=1, description="Share of unknown tokens above which the audit warns.")
+    max_term_pieces: Float = Field(
+        default=3.0, ge=1, description="Mean number of tokens per domain term above which the audit warns."
+    )
+    max_unknown_share: Float = Field(
+        default=0.001, ge=0, le=1, description="Share of unknown tokens above which the audit warns."
+    )
     max_byte_fallback_share: Float = Field(
         default=0.01, ge=0, le=1, description="Share of byte-fallback tokens above which the audit warns."
     )

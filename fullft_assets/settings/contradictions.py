@@ -1,4 +1,6 @@
-"""Settings of training that contradict each other: for the check of a YAML, for workloads, and for the advice of a plan."""
+"""Settings of training that contradict each other: for the check of a YAML, for workloads, and for the advice
+of a plan.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ Contradiction = tuple[tuple[str, str], str]
 
 
 def contradictions(training: TrainingSettings, processes: int) -> Iterator[Contradiction]:
-    """Yield each contradiction of the optimizer, the number format of the weights and their sharding with other settings."""
+    """Yield each contradiction of the optimizer, the number format of the weights and their sharding with
+    other settings.
+    """
     yield from _of_sharding(training, processes)
     yield from _of_weights(training)
     if training.steps_in_backward:
@@ -23,16 +27,31 @@ def _of_sharding(training: TrainingSettings, processes: int) -> Iterator[Contrad
     if name == "none":
         return
     if processes == 1:
-        yield ("training", "sharding"), f"{name} needs more than one process; set launcher.processes to 2 or more"
+        yield (
+            ("training", "sharding"),
+            f"{name} needs more than one process; set launcher.processes to 2 or more",
+        )
     if (training.optimizer, training.weights) != ("adamw", "fp32"):
-        yield ("training", "sharding"), f"{name} works with optimizer: adamw and weights: fp32 only; remove the other setting"
+        yield (
+            ("training", "sharding"),
+            f"{name} works with optimizer: adamw and weights: fp32 only; remove the other setting",
+        )
     for key in OF_WHOLE_WEIGHTS:
         if getattr(training, key):
-            yield ("training", key), f"needs all weights in each process, which sharding: {name} distributes; remove one of the two"
+            yield (
+                ("training", key),
+                (
+                    f"needs all weights in each process, which sharding: {name} distributes; remove one of"
+                    " the two"
+                ),
+            )
     if training.compile:
         yield ("training", "compile"), f"is not supported with sharding: {name}; remove one of the two"
     if name == "fsdp2_offload" and training.precision == "fp16":
-        yield ("training", "precision"), f"fp16 is not supported with sharding: {name}; use fp32, or bf16 where the GPU has it"
+        yield (
+            ("training", "precision"),
+            f"fp16 is not supported with sharding: {name}; use fp32, or bf16 where the GPU has it",
+        )
 
 
 def _of_weights(training: TrainingSettings) -> Iterator[Contradiction]:
@@ -42,11 +61,17 @@ def _of_weights(training: TrainingSettings) -> Iterator[Contradiction]:
             f"{training.precision} contradicts weights: bf16, which are computed with as they are",
         )
     if training.weights == "bf16" and training.optimizer == "adamw_8bit":
-        yield ("training", "weights"), "bf16 loses small updates with adamw_8bit, which does not round stochastically; use adafactor"
+        yield (
+            ("training", "weights"),
+            "bf16 loses small updates with adamw_8bit, which does not round stochastically; use adafactor",
+        )
     if training.unfreeze_share and (training.weights == "bf16" or training.optimizer == "adafactor"):
         yield (
             ("training", "unfreeze_share"),
-            "works with optimizer: adamw or adamw_8bit and weights: fp32 only, where moments begin with each weight; remove one of the two",
+            (
+                "works with optimizer: adamw or adamw_8bit and weights: fp32 only, where moments begin with"
+                " each weight; remove one of the two"
+            ),
         )
 
 
@@ -56,7 +81,10 @@ def _of_steps_in_backward(training: TrainingSettings, processes: int) -> Iterato
     if training.micro_batch_size != training.batch_size:
         yield (
             ("training", "micro_batch_size"),
-            f"{in_backward} and cannot accumulate: set all {training.batch_size} rows of batch_size, or lower both",
+            (
+                f"{in_backward} and cannot accumulate: set all {training.batch_size} rows of batch_size, or"
+                " lower both"
+            ),
         )
     if processes > 1:
         yield ("launcher", "processes"), f"{in_backward}, before processes share gradients; set 1"
@@ -64,6 +92,15 @@ def _of_steps_in_backward(training: TrainingSettings, processes: int) -> Iterato
         yield ("training", "precision"), f"{in_backward}, before fp16's scaling is undone; use fp32 or bf16"
     for key in ("l2_sp", "ewc"):
         if getattr(training, key):
-            yield ("training", key), f"keeps a copy of the weights, the memory that {name} is there to save; remove one of the two"
+            yield (
+                ("training", key),
+                (
+                    f"keeps a copy of the weights, the memory that {name} is there to save; remove one of"
+                    " the two"
+                ),
+            )
     if training.unfreeze_share:
-        yield ("training", "unfreeze_share"), f"unfreezes weights that {name} needs from the start; remove one of the two"
+        yield (
+            ("training", "unfreeze_share"),
+            f"unfreezes weights that {name} needs from the start; remove one of the two",
+        )

@@ -8,10 +8,12 @@ from pydantic import Field
 
 from fullft_assets.settings.base import Float, Settings
 
-#: Number of the row that has the columns' names, None for the first one that is not empty, or `none`: columns have no names.
+#: Number of the row that has the columns' names, None for the first one that is not empty, or `none`: columns
+#: have no names.
 HeaderRow = Annotated[int, Field(ge=1)] | Literal["none"] | None
 _HEADER = (
-    "Number of the row (in CSV, of its line) that has the columns' names; what is above it is not read. `none`: there are no names, and "
+    "Number of the row (in CSV, of its line) that has the columns' names; what is above it is not read."
+    " `none`: there are no names, and "
 )
 _HEADER += "columns are called `column_1`, `column_2` and so on. Default: the first row that is not empty."
 
@@ -20,12 +22,17 @@ class CsvSettings(Settings):
     """How CSV files are read."""
 
     delimiter: str | None = Field(
-        default=None, min_length=1, max_length=1, description="What separates fields. Default: found in the header, file by file."
+        default=None,
+        min_length=1,
+        max_length=1,
+        description="What separates fields. Default: found in the header, file by file.",
     )
     quoting: Literal["minimal", "none"] = Field(
         default="minimal",
-        description="`minimal`: a field that begins with a double quote ends with one, and may contain delimiters and line ends. `none`: a "
-        "double quote is a character like any other.",
+        description=(
+            "`minimal`: a field that begins with a double quote ends with one, and may contain delimiters and"
+            " line ends. `none`: a double quote is a character like any other."
+        ),
     )
     header: HeaderRow = Field(default=None, description=_HEADER)
 
@@ -35,8 +42,10 @@ class XlsxSettings(Settings):
 
     sheets: Literal["first", "each"] = Field(
         default="first",
-        description="`first`: the first sheet that is neither hidden nor empty; a file whose other sheets have the same header is refused. "
-        "`each`: all of them. The sheet's name is in the field `sheet`.",
+        description=(
+            "`first`: the first sheet that is neither hidden nor empty; a file whose other sheets have the"
+            " same header is refused. `each`: all of them. The sheet's name is in the field `sheet`."
+        ),
     )
     header: HeaderRow = Field(default=None, description=_HEADER)
 
@@ -46,8 +55,10 @@ class XmlSettings(Settings):
 
     record: str | None = Field(
         default=None,
-        description="Name of the element that is one document. Default: the root; in a `PubmedArticleSet` each `PubmedArticle`, in a "
-        "`teiCorpus` each `TEI`.",
+        description=(
+            "Name of the element that is one document. Default: the root; in a `PubmedArticleSet` each"
+            " `PubmedArticle`, in a `teiCorpus` each `TEI`."
+        ),
     )
 
 
@@ -56,8 +67,10 @@ class MailSettings(Settings):
 
     quoted: Literal["keep", "drop"] = Field(
         default="keep",
-        description="What is done with the messages that a message quotes: lines that begin with `>` and the line that introduces them, or "
-        "what follows Outlook's line `Original Message`.",
+        description=(
+            "What is done with the messages that a message quotes: lines that begin with `>` and the line"
+            " that introduces them, or what follows Outlook's line `Original Message`."
+        ),
     )
 
 
@@ -66,9 +79,12 @@ class PdfSettings(Settings):
 
     pages_without_text: Literal["warn", "quarantine", "recognise"] = Field(
         default="warn",
-        description="What is done with a PDF some of whose pages have no text, such as scanned ones. `warn`: the other pages are read, and a "
-        "check warns. `quarantine`: the document is quarantined. `recognise`: their text is recognised (OCR, the extra `ocr`, seconds a page), and a "
-        "check warns, as it has errors.",
+        description=(
+            "What is done with a PDF some of whose pages have no text, such as scanned ones. `warn`: the"
+            " other pages are read, and a check warns. `quarantine`: the document is quarantined."
+            " `recognise`: their text is recognised (OCR, the extra `ocr`, seconds a page), and a check"
+            " warns, as it has errors."
+        ),
     )
 
     @property
@@ -81,34 +97,56 @@ class DocumentsSettings(Settings):
     """Where the raw documents are delivered, and how a sensor cuts them into batches."""
 
     path: str = Field(
-        description="Folder with the delivered files, relative to the project root; or s3://bucket/prefix; or a folder saved by `datasets`."
+        description=(
+            "Folder with the delivered files, relative to the project root; or s3://bucket/prefix; or a"
+            " folder saved by `datasets`."
+        )
     )
     format: str = Field(
         default="auto",
-        description="`auto` goes by the file's ending, and by its content for .json; else a registered format, such as `csv` or "
-        "`label_studio`. A last .gz or .zst is unpacked.",
+        description=(
+            "`auto` goes by the file's ending, and by its content for .json; else a registered format, such"
+            " as `csv` or `label_studio`. A last .gz or .zst is unpacked."
+        ),
     )
     text: str | None = Field(
         default=None,
-        description="Field that holds the text. Default: `source` in Ground Truth manifests, `text` elsewhere. "
-        "A field inside of another is named by its path, `payload.body`. A file that is one document has the fields `text`, `file` and `folder`.",
+        description=(
+            "Field that holds the text. Default: `source` in Ground Truth manifests, `text` elsewhere. A"
+            " field inside of another is named by its path, `payload.body`. A file that is one document has"
+            " the fields `text`, `file` and `folder`."
+        ),
     )
     records: str | None = Field(
         default=None,
-        description="Path of the array that has the records, in .json files that are one object, such as `data` or `result.rows`. Default: "
-        "such a file is one record.",
+        description=(
+            "Path of the array that has the records, in .json files that are one object, such as `data` or"
+            " `result.rows`. Default: such a file is one record."
+        ),
     )
-    id: str = Field(default="id", description="Field with the document's own id; a row without one is named file:row.")
+    id: str = Field(
+        default="id", description="Field with the document's own id; a row without one is named file:row."
+    )
     annotator: str = Field(
-        default="annotator", description="Field with the annotator. Where several annotators answered, their agreement is measured."
+        default="annotator",
+        description=(
+            "Field with the annotator. Where several annotators answered, their agreement is measured."
+        ),
     )
     time: str = Field(default="time", description="Field with the time of the annotation.")
     encoding: str | None = Field(
-        default=None, description="Encoding of the text files, such as `cp1252`. Default: UTF-8, else detected for all files of a batch."
+        default=None,
+        description=(
+            "Encoding of the text files, such as `cp1252`. Default: UTF-8, else detected for all files of a"
+            " batch."
+        ),
     )
     missing_values: list[str] = Field(
         default=["NULL", "NaN", "n/a", "#N/A", "<NA>", "\\N", "-"],
-        description="Words that mean that a row has no label, group or domain, in whatever case; so does an empty field.",
+        description=(
+            "Words that mean that a row has no label, group or domain, in whatever case; so does an empty"
+            " field."
+        ),
     )
     csv: CsvSettings = Field(default_factory=CsvSettings, description="Settings for CSV files.")
     xlsx: XlsxSettings = Field(default_factory=XlsxSettings, description="Settings for spreadsheets.")
@@ -116,48 +154,75 @@ class DocumentsSettings(Settings):
     mail: MailSettings = Field(default_factory=MailSettings, description="Settings for mail messages.")
     pdf: PdfSettings = Field(default_factory=PdfSettings, description="Settings for PDFs.")
     follow_links: bool = Field(
-        default=False, description="Follow symbolic links that leave the folder. Others, which stay in it, are followed anyway."
+        default=False,
+        description=(
+            "Follow symbolic links that leave the folder. Others, which stay in it, are followed anyway."
+        ),
     )
     reference_buckets: list[str] = Field(
         default=[],
-        description="Other S3 buckets whose objects a `source-ref` may name. Those of the bucket of `documents.path` may be named anyway, "
-        "those of the store never.",
+        description=(
+            "Other S3 buckets whose objects a `source-ref` may name. Those of the bucket of `documents.path`"
+            " may be named anyway, those of the store never."
+        ),
     )
     queue: str | None = Field(
-        default=None, pattern=r"^https?://", description="URL of an SQS queue with the bucket's S3 events. Default: the prefix is listed."
+        default=None,
+        pattern=r"^https?://",
+        description="URL of an SQS queue with the bucket's S3 events. Default: the prefix is listed.",
     )
-    attribution: str = Field(default="", description="Source, licence and attribution of the documents; shown on the model card.")
+    attribution: str = Field(
+        default="", description="Source, licence and attribution of the documents; shown on the model card."
+    )
     max_batch_files: int = Field(
-        default=100_000, ge=1, le=100_000, description="Maximum number of files in one batch; mostly `max_batch_bytes` ends it before."
+        default=100_000,
+        ge=1,
+        le=100_000,
+        description="Maximum number of files in one batch; mostly `max_batch_bytes` ends it before.",
     )
     max_batch_bytes: int = Field(
-        default=256 * 2**20, ge=1, description="Maximum size of one batch in bytes; a larger file is a batch of its own."
+        default=256 * 2**20,
+        ge=1,
+        description="Maximum size of one batch in bytes; a larger file is a batch of its own.",
     )
     max_runs_per_tick: int = Field(
         default=50,
         ge=1,
         le=1_000,
-        description="Maximum number of ingest runs that the sensor launches in one tick; later ticks launch the rest.",
+        description=(
+            "Maximum number of ingest runs that the sensor launches in one tick; later ticks launch the rest."
+        ),
     )
     settle_seconds: Float = Field(
-        default=1.0, ge=0, le=86_400, description="A file written to within this time may still be growing, so it waits for the next tick."
+        default=1.0,
+        ge=0,
+        le=86_400,
+        description="A file written to within this time may still be growing, so it waits for the next tick.",
     )
     mask_raw: bool = Field(
         default=True,
-        description="With `examples.pii: mask`, personal data is masked in the raw rows that the store keeps, too. `false`: they are kept as "
-        "delivered, so that another setting of `examples.pii` can be applied once a file is gone.",
+        description=(
+            "With `examples.pii: mask`, personal data is masked in the raw rows that the store keeps, too."
+            " `false`: they are kept as delivered, so that another setting of `examples.pii` can be applied"
+            " once a file is gone."
+        ),
     )
     # What writes the folder changes nothing that is computed, and stays out of keys.
     deps: list[str] = Field(
         default=[],
         exclude=True,
-        description="Keys of your own assets that write the folder, such as `team/exports`. Lineage shows them, and new files are looked for "
-        "when one of them was materialised, no longer every `poll_seconds`; the sensor starts turned on. With `queue` it polls still.",
+        description=(
+            "Keys of your own assets that write the folder, such as `team/exports`. Lineage shows them, and"
+            " new files are looked for when one of them was materialised, no longer every `poll_seconds`; the"
+            " sensor starts turned on. With `queue` it polls still."
+        ),
     )
     poll_seconds: int = Field(
         default=30,
         ge=1,
         le=86_400,
-        description="Minimum time in seconds between two looks for documents. Production is looked at half as often; retraining, live quality and "
-        "alerts a sixth as often, at least every three minutes.",
+        description=(
+            "Minimum time in seconds between two looks for documents. Production is looked at half as often;"
+            " retraining, live quality and alerts a sixth as often, at least every three minutes."
+        ),
     )

@@ -69,12 +69,18 @@ class Expectation(Settings):
     name: str = Field(description="The expectation, such as `expect_column_values_to_be_between`.")
     arguments: dict[str, Any] = Field(
         default_factory=dict,
-        description="Its arguments. Columns of the profile: well_formed, num_characters, num_words, label, confidence, human_annotated, "
-        "domain, group, language, damage_share, num_personal_data, num_labels, num_turns.",
+        description=(
+            "Its arguments. Columns of the profile: well_formed, num_characters, num_words, label,"
+            " confidence, human_annotated, domain, group, language, damage_share, num_personal_data,"
+            " num_labels, num_turns."
+        ),
     )
     severity: Literal["error", "warn", "quarantine"] = Field(
         default="warn",
-        description="`quarantine`: the failing rows are quarantined; `error`: the batch goes no further; `warn`: the check only warns.",
+        description=(
+            "`quarantine`: the failing rows are quarantined; `error`: the batch goes no further; `warn`: the"
+            " check only warns."
+        ),
     )
 
 
@@ -85,104 +91,153 @@ class ExamplesSettings(Settings):
 
     task: TaskName = Field(
         default="classification",
-        description="What the model learns to do: `classification` (one label a row), `multi_label` (a list of labels in the field "
-        "`label`), `token_classification` (spans), `sft` (conversations) or `language_modeling` (plain text).",
+        description=(
+            "What the model learns to do: `classification` (one label a row), `multi_label` (a list of labels"
+            " in the field `label`), `token_classification` (spans), `sft` (conversations) or"
+            " `language_modeling` (plain text)."
+        ),
     )
     label: str | None = Field(
         default=None,
-        description="Field (Ground Truth: label attribute) that holds the label, the labels or the spans; `folder` where the name of a "
-        "file's folder is its label.",
+        description=(
+            "Field (Ground Truth: label attribute) that holds the label, the labels or the spans; `folder`"
+            " where the name of a file's folder is its label."
+        ),
     )
     label_separator: str | None = Field(
         default=None,
         min_length=1,
-        description="For `multi_label`: what separates the labels of a row where they are one text, such as `;` in a CSV file. Default: a "
-        "text is one label, if it is no list as JSON or Python writes it.",
+        description=(
+            "For `multi_label`: what separates the labels of a row where they are one text, such as `;` in a"
+            " CSV file. Default: a text is one label, if it is no list as JSON or Python writes it."
+        ),
     )
     group: str | None = Field(
         default=None,
-        description="Field that ties related rows (patient, contract family, author). Rows of one group are never in two splits.",
+        description=(
+            "Field that ties related rows (patient, contract family, author). Rows of one group are never in"
+            " two splits."
+        ),
     )
     max_ungrouped_share: Float = Field(
         default=0.05,
         ge=0,
         le=1,
-        description="A batch in which a larger share of the valid rows has no `group` is held back (blocking check); within it, a row without one "
-        "is a group of its own.",
+        description=(
+            "A batch in which a larger share of the valid rows has no `group` is held back (blocking check);"
+            " within it, a row without one is a group of its own."
+        ),
     )
     slice_by: str | None = Field(
         default=None,
-        description="A further field of the rows (device, branch, form) by which the evaluation cuts the test rows into slices, beside `domain`.",
+        description=(
+            "A further field of the rows (device, branch, form) by which the evaluation cuts the test rows"
+            " into slices, beside `domain`."
+        ),
     )
     domain: str | None = Field(
         default=None,
-        description="Field with a row's domain (department, kind of document); its shares are compared with those of production.",
+        description=(
+            "Field with a row's domain (department, kind of document); its shares are compared with those of"
+            " production."
+        ),
     )
     labels: list[str] | None = Field(
         default=None,
         min_length=2,
-        description="The known labels, in whatever case rows have them; a row with any other label is quarantined. Default: every label that "
-        "occurs.",
+        description=(
+            "The known labels, in whatever case rows have them; a row with any other label is quarantined."
+            " Default: every label that occurs."
+        ),
     )
     min_characters: int = Field(default=1, ge=1, description="A shorter text is quarantined.")
     max_characters: int = Field(default=1_000_000, ge=1, description="A longer text is quarantined.")
     languages: list[str] | None = Field(
         default=None,
         min_length=1,
-        description="Languages (ISO 639-1, such as `en`) that texts may be in. Default: languages are not identified.",
+        description=(
+            "Languages (ISO 639-1, such as `en`) that texts may be in. Default: languages are not identified."
+        ),
     )
     max_damage_share: Float = Field(
         default=0.05,
         ge=0,
         le=1,
-        description="Share of damaged characters (replacement, control, mis-decoded) above which a text is quarantined.",
+        description=(
+            "Share of damaged characters (replacement, control, mis-decoded) above which a text is"
+            " quarantined."
+        ),
     )
     pii: Annotated[Literal["off", "flag", "mask", "quarantine"], YamlOff()] = Field(
         default="off",
-        description="Personal data in texts: `flag` counts it, `mask` replaces it, `quarantine` quarantines the row. Names and "
-        "places are found with `pii_model` alone, postal addresses never.",
+        description=(
+            "Personal data in texts: `flag` counts it, `mask` replaces it, `quarantine` quarantines the row."
+            " Names and places are found with `pii_model` alone, postal addresses never."
+        ),
     )
     pii_kinds: list[PiiKind] = Field(
         default_factory=lambda: list(PII_KINDS),
         min_length=1,
-        description=f"Kinds of personal data that are looked for. Kinds: {', '.join(PII_KINDS)}; with `pii_model`, and then by default, "
-        f"{', '.join(PII_MODEL_KINDS)} as well.",
+        description=(
+            f"Kinds of personal data that are looked for. Kinds: {', '.join(PII_KINDS)}; with `pii_model`,"
+            f" and then by default, {', '.join(PII_MODEL_KINDS)} as well."
+        ),
     )
     pii_model: str | None = Field(
         default=None,
-        description="spaCy pipeline that finds names of persons, places and dates: the name of an installed one, such as `en_core_web_md`, or a "
-        "folder. Needs the extra `pii`; it takes far longer than all other kinds. Default: they are not looked for.",
+        description=(
+            "spaCy pipeline that finds names of persons, places and dates: the name of an installed one, such"
+            " as `en_core_web_md`, or a folder. Needs the extra `pii`; it takes far longer than all other"
+            " kinds. Default: they are not looked for."
+        ),
     )
     min_confidence: Float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="A row with a lower annotation confidence is quarantined. Ground Truth writes 0 for a single worker.",
+        description=(
+            "A row with a lower annotation confidence is quarantined. Ground Truth writes 0 for a single"
+            " worker."
+        ),
     )
     human_annotated_only: bool = Field(
-        default=False, description="Quarantine rows that a machine annotated (Ground Truth: `human-annotated: no`)."
+        default=False,
+        description="Quarantine rows that a machine annotated (Ground Truth: `human-annotated: no`).",
     )
     min_label_share: Float = Field(
         default=0.01,
         ge=0,
         le=1,
-        description="A label with a smaller share of the valid rows raises a warning, in batches of at least 100 rows.",
+        description=(
+            "A label with a smaller share of the valid rows raises a warning, in batches of at least 100"
+            " rows."
+        ),
     )
     min_agreement: Float = Field(
-        default=0.6, ge=-1, le=1, description="Minimum Cohen's or Fleiss' kappa; below it the check on annotator agreement is red."
+        default=0.6,
+        ge=-1,
+        le=1,
+        description="Minimum Cohen's or Fleiss' kappa; below it the check on annotator agreement is red.",
     )
-    min_batch_rows: int = Field(default=1, ge=1, description="A batch with fewer valid rows raises a warning.")
+    min_batch_rows: int = Field(
+        default=1, ge=1, description="A batch with fewer valid rows raises a warning."
+    )
     max_quarantined_share: Float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="A batch with a larger share of quarantined rows, or of conversations without a trained token, is held back "
-        "(blocking check).",
+        description=(
+            "A batch with a larger share of quarantined rows, or of conversations without a trained token, is"
+            " held back (blocking check)."
+        ),
     )
     severities: dict[str, Severity] = Field(
-        default_factory=dict, description=f"Severity of a rule by its name, instead of its default. Rules: {', '.join(RULES)}."
+        default_factory=dict,
+        description=f"Severity of a rule by its name, instead of its default. Rules: {', '.join(RULES)}.",
     )
-    expectations: list[Expectation] = Field(default_factory=list, description="Your own rules, by their Great Expectations names.")
+    expectations: list[Expectation] = Field(
+        default_factory=list, description="Your own rules, by their Great Expectations names."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -195,9 +250,12 @@ class ExamplesSettings(Settings):
     def _kinds_fit_the_model(self) -> ExamplesSettings:
         of_model = [kind for kind in self.pii_kinds if kind in PII_MODEL_KINDS]
         if of_model and self.pii_model is None:
-            raise ValueError(f"pii_kinds: {', '.join(of_model)} needs pii_model, the spaCy pipeline that finds it")
+            raise ValueError(
+                f"pii_kinds: {', '.join(of_model)} needs pii_model, the spaCy pipeline that finds it"
+            )
         if self.pii_model is not None and not of_model:
             raise ValueError(
-                f"pii_model finds {', '.join(PII_MODEL_KINDS)}, and pii_kinds names none of them; add one, or remove pii_model"
+                f"pii_model finds {', '.join(PII_MODEL_KINDS)}, and pii_kinds names none of them; add one, or"
+                " remove pii_model"
             )
         return self

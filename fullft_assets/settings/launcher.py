@@ -35,11 +35,15 @@ LAUNCHER_SECTIONS: dict[str, type[LauncherSettings]] = {
 def launcher_section(given: Mapping[str, Any]) -> LauncherSettings:
     """Return the section `launcher` of the class that its `kind` chooses."""
     kind = given.get("kind", "local")
-    return LAUNCHER_SECTIONS.get(kind if isinstance(kind, str) else "local", OtherLauncherSettings).model_validate(given)
+    return LAUNCHER_SECTIONS.get(
+        kind if isinstance(kind, str) else "local", OtherLauncherSettings
+    ).model_validate(given)
 
 
 class ByKind:
-    """Marks a section whose class its key `kind` chooses; errors keep the place in the YAML, which those of pydantic's unions do not."""
+    """Marks a section whose class its key `kind` chooses; errors keep the place in the YAML, which those of
+    pydantic's unions do not.
+    """
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_wrap_validator_function(
@@ -48,7 +52,9 @@ class ByKind:
             serialization=core_schema.plain_serializer_function_ser_schema(self._dump, info_arg=True),
         )
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
         sections = [*LAUNCHER_SECTIONS.values(), OtherLauncherSettings]
         return {"anyOf": [handler(section.__pydantic_core_schema__) for section in sections]}
 
@@ -69,17 +75,25 @@ Elsewhere = Annotated[LauncherSettings | None, ByKind()]
 class ComputeSettings(Settings):
     """Workloads that run elsewhere than `launcher` says, which is where training runs.
 
-    Each has a section with the keys of `launcher`; if it is of the same kind, it needs only the keys that differ.
+    Each has a section with the keys of `launcher`; if it is of the same kind, it needs only the keys that
+    differ.
     """
 
     ingestion: Elsewhere = Field(
         default=None,
-        description="Where documents, examples and chunks of a batch are made: one process, which reads documents.path itself. Default: in the "
-        "run, wherever `launcher` is.",
+        description=(
+            "Where documents, examples and chunks of a batch are made: one process, which reads"
+            " documents.path itself. Default: in the run, wherever `launcher` is."
+        ),
     )
-    planning: Elsewhere = Field(default=None, description="Where plan, baselines and pilot run. They measure the machine that they run on.")
+    planning: Elsewhere = Field(
+        default=None,
+        description="Where plan, baselines and pilot run. They measure the machine that they run on.",
+    )
     evaluation: Elsewhere = Field(default=None, description="Where candidates are evaluated: one process.")
-    prediction: Elsewhere = Field(default=None, description="Where production documents are predicted: one process.")
+    prediction: Elsewhere = Field(
+        default=None, description="Where production documents are predicted: one process."
+    )
     monitoring: Elsewhere = Field(default=None, description="Where drift is tested: one process.")
 
     def of(self, workload: str) -> LauncherSettings | None:

@@ -15,12 +15,18 @@ class WindowSettings(Settings):
     rows: int | None = Field(
         default=None,
         ge=20,
-        description="Number of rows: the file with which the window has as many is its last one. A file with more is never divided.",
+        description=(
+            "Number of rows: the file with which the window has as many is its last one. A file with more is"
+            " never divided."
+        ),
     )
     hours: Float | None = Field(
         default=None,
         gt=0,
-        description="Hours: a file that was written so long after the first one of the window, or later, begins the next window.",
+        description=(
+            "Hours: a file that was written so long after the first one of the window, or later, begins the"
+            " next window."
+        ),
     )
 
     @model_validator(mode="after")
@@ -31,21 +37,31 @@ class WindowSettings(Settings):
 
 
 class LogSettings(Settings):
-    """Which fields of the production rows hold what the model in production answered. Give `prediction`, and either `model` or `time`."""
+    """Which fields of the production rows hold what the model in production answered. Give `prediction`, and
+    either `model` or `time`.
+    """
 
     prediction: str = Field(description="Field with the predicted label.")
     score: str | None = Field(
-        default=None, description="Field with the predicted label's probability, 0 to 1. Default: accuracy is not estimated."
+        default=None,
+        description=(
+            "Field with the predicted label's probability, 0 to 1. Default: accuracy is not estimated."
+        ),
     )
     model: str | None = Field(
         default=None,
-        description="Field that names the model. A row is the champion's if the name contains the key of its checkpoint, as the names of its "
-        "folder and of its package do.",
+        description=(
+            "Field that names the model. A row is the champion's if the name contains the key of its"
+            " checkpoint, as the names of its folder and of its package do."
+        ),
     )
     time: str | None = Field(
         default=None,
-        description="Field with the time of the prediction: ISO 8601 (UTC where it has no time zone), or seconds, milli-, micro- or nanoseconds since 1970. A row is the "
-        "champion's if it was predicted since the champion came into use.",
+        description=(
+            "Field with the time of the prediction: ISO 8601 (UTC where it has no time zone), or seconds,"
+            " milli-, micro- or nanoseconds since 1970. A row is the champion's if it was predicted since the"
+            " champion came into use."
+        ),
     )
 
     @model_validator(mode="after")
@@ -56,31 +72,52 @@ class LogSettings(Settings):
 
 
 class MonitoringSettings(Settings):
-    """How production documents are cut into windows and compared with those of the first windows under the champion."""
+    """How production documents are cut into windows and compared with those of the first windows under the
+    champion.
+    """
 
-    path: str | None = Field(default=None, description="Folder with production documents. Default: no monitoring assets for this use case.")
+    path: str | None = Field(
+        default=None,
+        description="Folder with production documents. Default: no monitoring assets for this use case.",
+    )
     window: WindowSettings | None = Field(
         default=None,
-        description="Windows are cut by number of rows or by time, from whole files in the order of their arrival. Default: each file is a "
-        "window.",
+        description=(
+            "Windows are cut by number of rows or by time, from whole files in the order of their arrival."
+            " Default: each file is a window."
+        ),
     )
     log: LogSettings | None = Field(
         default=None,
-        description="For `classification`: predictions come from your own log, in fields of the production rows. Default: the champion predicts "
-        "each row anew.",
+        description=(
+            "For `classification`: predictions come from your own log, in fields of the production rows."
+            " Default: the champion predicts each row anew."
+        ),
     )
     max_new_tokens: int = Field(
-        default=100, ge=1, description="Maximum number of tokens that a language model writes for each document of `batch_predictions`."
+        default=100,
+        ge=1,
+        description=(
+            "Maximum number of tokens that a language model writes for each document of `batch_predictions`."
+        ),
     )
     min_window_rows: int = Field(
-        default=100, ge=20, description="A window with fewer independent documents gives `insufficient_data` and is not compared."
+        default=100,
+        ge=20,
+        description=(
+            "A window with fewer independent documents gives `insufficient_data` and is not compared."
+        ),
     )
     max_window_rows: int = Field(
-        default=1_000, ge=20, description="Maximum number of independent documents of a window that are compared, drawn by hash."
+        default=1_000,
+        ge=20,
+        description="Maximum number of independent documents of a window that are compared, drawn by hash.",
     )
     reference_windows: int = Field(
         default=12,
         ge=6,
-        description="Number of windows, the first ones under a champion, that later windows are compared with. From six on they are "
-        "compared with what there is.",
+        description=(
+            "Number of windows, the first ones under a champion, that later windows are compared with. From"
+            " six on they are compared with what there is."
+        ),
     )

@@ -22,57 +22,97 @@ class TargetSettings(Settings):
     tflops: Float | None = Field(
         default=None,
         gt=0,
-        description="Dense 16-bit peak of one GPU in TFLOP/s. Default: that of the table of GPUs that the project knows.",
+        description=(
+            "Dense 16-bit peak of one GPU in TFLOP/s. Default: that of the table of GPUs that the project"
+            " knows."
+        ),
     )
     hourly_usd: Float = Field(default=0.0, ge=0, description="What an hour on it costs in US dollars.")
 
 
 class LoraSettings(Settings):
-    """The baseline `lora`: low-rank adapters of the frozen base model, trained on the same rows with the same schedule."""
+    """The baseline `lora`: low-rank adapters of the frozen base model, trained on the same rows with the same
+    schedule.
+    """
 
-    rank: int = Field(default=16, ge=1, le=1_024, description="Rank of the adapters, which every linear layer of the model has.")
+    rank: int = Field(
+        default=16,
+        ge=1,
+        le=1_024,
+        description="Rank of the adapters, which every linear layer of the model has.",
+    )
     learning_rate: Float | None = Field(
         default=None,
         gt=0,
         lt=1,
-        description="Peak learning rate. Default: ten times training.learning_rate, as adapters need a higher one.",
+        description=(
+            "Peak learning rate. Default: ten times training.learning_rate, as adapters need a higher one."
+        ),
     )
-    epochs: Float | None = Field(default=None, gt=0, le=1_000, description="Passes over the training rows. Default: training.epochs.")
+    epochs: Float | None = Field(
+        default=None, gt=0, le=1_000, description="Passes over the training rows. Default: training.epochs."
+    )
 
 
 class PromptingSettings(Settings):
-    """The baselines that prompt the base model, a causal one: what a few-shot prompt shows of the training rows."""
+    """The baselines that prompt the base model, a causal one: what a few-shot prompt shows of the training
+    rows.
+    """
 
-    examples: int = Field(default=8, ge=1, le=1_000, description="Training rows that a few-shot prompt shows, at most.")
-    max_tokens: int = Field(default=1_024, ge=16, description="Tokens of these examples together, at most; longer texts are cut.")
+    examples: int = Field(
+        default=8, ge=1, le=1_000, description="Training rows that a few-shot prompt shows, at most."
+    )
+    max_tokens: int = Field(
+        default=1_024, ge=16, description="Tokens of these examples together, at most; longer texts are cut."
+    )
 
 
 class BedrockSettings(Settings):
-    """The baseline `bedrock`: a model of Amazon Bedrock that is asked for each row's label. Texts of rows leave this machine."""
+    """The baseline `bedrock`: a model of Amazon Bedrock that is asked for each row's label. Texts of rows
+    leave this machine.
+    """
 
     model: str = Field(min_length=1, description="Id of the model, or of an inference profile.")
     region: str | None = Field(default=None, description="AWS region. Default: that of the environment.")
     endpoint_url: str | None = Field(
-        default=None, description="Endpoint of the service, such as one in a private network. Default: AWS's own."
+        default=None,
+        description="Endpoint of the service, such as one in a private network. Default: AWS's own.",
     )
-    examples: int = Field(default=0, ge=0, le=100, description="Training rows that each request shows with their labels.")
-    max_characters: int = Field(default=8_000, ge=1, description="Characters of a text that are sent; the rest is cut.")
+    examples: int = Field(
+        default=0, ge=0, le=100, description="Training rows that each request shows with their labels."
+    )
+    max_characters: int = Field(
+        default=8_000, ge=1, description="Characters of a text that are sent; the rest is cut."
+    )
     parallel_requests: int = Field(default=4, ge=1, le=64, description="Requests at a time.")
-    usd_per_1k_input_tokens: Float = Field(default=0.0, ge=0, description="Price of 1,000 tokens of requests in US dollars.")
-    usd_per_1k_output_tokens: Float = Field(default=0.0, ge=0, description="Price of 1,000 tokens of answers in US dollars.")
+    usd_per_1k_input_tokens: Float = Field(
+        default=0.0, ge=0, description="Price of 1,000 tokens of requests in US dollars."
+    )
+    usd_per_1k_output_tokens: Float = Field(
+        default=0.0, ge=0, description="Price of 1,000 tokens of answers in US dollars."
+    )
 
 
 class PlanningSettings(Settings):
     """What the fine-tuning may cost, and the gain that it must promise."""
 
-    max_hours: Float = Field(default=24.0, gt=0, description="Maximum training time in hours; a longer plan blocks training.")
+    max_hours: Float = Field(
+        default=24.0, gt=0, description="Maximum training time in hours; a longer plan blocks training."
+    )
     max_usd: Float | None = Field(
         default=None,
         gt=0,
-        description="Maximum cost of a model in US dollars, its pilot, baselines and evaluation included. Default: no limit.",
+        description=(
+            "Maximum cost of a model in US dollars, its pilot, baselines and evaluation included. Default: no"
+            " limit."
+        ),
     )
     hourly_usd: Float = Field(
-        default=0.0, ge=0, description="Price of the training machine, or of all machines that share a training, in US dollars an hour."
+        default=0.0,
+        ge=0,
+        description=(
+            "Price of the training machine, or of all machines that share a training, in US dollars an hour."
+        ),
     )
     targets: list[TargetSettings] = Field(
         default_factory=list,
@@ -83,69 +123,106 @@ class PlanningSettings(Settings):
         default=1.0,
         gt=0,
         le=10,
-        description="Factor on the table's prices of instances, which are those of us-east-1 on demand: for another region, or a discount.",
+        description=(
+            "Factor on the table's prices of instances, which are those of us-east-1 on demand: for another"
+            " region, or a discount."
+        ),
     )
     retrains_a_year: Float | None = Field(
-        default=None, ge=0, description="Retrainings that a year's cost includes. Default: as many as retraining.max_age_days asks for."
+        default=None,
+        ge=0,
+        description=(
+            "Retrainings that a year's cost includes. Default: as many as retraining.max_age_days asks for."
+        ),
     )
     apply: Literal["yaml", "recommended"] = Field(
         default="yaml",
-        description="Settings that this machine trains with: those of the YAML, or the first ones down the memory ladder that fit in its memory, "
-        "where those of the YAML do not.",
+        description=(
+            "Settings that this machine trains with: those of the YAML, or the first ones down the memory"
+            " ladder that fit in its memory, where those of the YAML do not."
+        ),
     )
     max_memory_gib: Float | None = Field(
-        default=None, gt=0, description="Maximum memory of a training process in GiB. Default: the memory of the device."
+        default=None,
+        gt=0,
+        description="Maximum memory of a training process in GiB. Default: the memory of the device.",
     )
     pilot_share: Float = Field(
         default=0.25,
         gt=0,
         le=1,
-        description="Share of the training rows that the pilot's largest training has; the smaller ones have a half, a quarter and an eighth of it.",
+        description=(
+            "Share of the training rows that the pilot's largest training has; the smaller ones have a half,"
+            " a quarter and an eighth of it."
+        ),
     )
     pilot_seeds: int = Field(
         default=1,
         ge=1,
         le=10,
-        description="Trainings of the pilot on each number of rows, with other seeds; their mean score counts. Each takes as long as the first, and a "
-        "larger pilot_share says more for the same time.",
+        description=(
+            "Trainings of the pilot on each number of rows, with other seeds; their mean score counts. Each"
+            " takes as long as the first, and a larger pilot_share says more for the same time."
+        ),
     )
     pilot_unknown: Literal["go_on", "stop"] = Field(
         default="go_on",
-        description="What to do where the pilot's 90% interval is wider than 10 points, so that it predicts nothing.",
+        description=(
+            "What to do where the pilot's 90% interval is wider than 10 points, so that it predicts nothing."
+        ),
     )
     min_predicted_gain: Float = Field(
         default=0.0,
         ge=-1,
         le=1,
-        description="Minimum gain in the primary metric over the best baseline; training is refused where even the optimistic end of what the pilot "
-        "predicts is less.",
+        description=(
+            "Minimum gain in the primary metric over the best baseline; training is refused where even the"
+            " optimistic end of what the pilot predicts is less."
+        ),
     )
     usd_per_point: Float | None = Field(
         default=None,
         gt=0,
-        description="What one point (0.01) of the primary metric over the best baseline is worth in a year, in US dollars: the gain is then weighed "
-        "against training and a year of retraining. Default: not asked.",
+        description=(
+            "What one point (0.01) of the primary metric over the best baseline is worth in a year, in US"
+            " dollars: the gain is then weighed against training and a year of retraining. Default: not"
+            " asked."
+        ),
     )
     if_not_justified: Literal["warn", "block"] = Field(
         default="warn",
-        description="What happens where a gain is not shown to be worth its cost: a warning, or the champion stays (and the pilot refuses where even "
-        "its optimistic end is not worth it).",
+        description=(
+            "What happens where a gain is not shown to be worth its cost: a warning, or the champion stays"
+            " (and the pilot refuses where even its optimistic end is not worth it)."
+        ),
     )
     baselines: list[BaselineName] | None = Field(
         default=None,
         min_length=1,
-        description="Registered baselines that the model must beat. Default: the task's own, listed in its documentation.",
+        description=(
+            "Registered baselines that the model must beat. Default: the task's own, listed in its"
+            " documentation."
+        ),
     )
-    lora: LoraSettings = Field(default=LoraSettings(), description="How the baseline `lora` is trained, where planning.baselines names it.")
+    lora: LoraSettings = Field(
+        default=LoraSettings(),
+        description="How the baseline `lora` is trained, where planning.baselines names it.",
+    )
     prompting: PromptingSettings = Field(
-        default=PromptingSettings(), description="How the base model is prompted, where planning.baselines names a baseline that does so."
+        default=PromptingSettings(),
+        description="How the base model is prompted, where planning.baselines names a baseline that does so.",
     )
     smaller_model: str | None = Field(
         default=None,
-        description="A smaller model with the tokenizer of base_model, referred to like it. The baseline `smaller_model` trains all of its weights with "
-        "the same recipe.",
+        description=(
+            "A smaller model with the tokenizer of base_model, referred to like it. The baseline"
+            " `smaller_model` trains all of its weights with the same recipe."
+        ),
     )
     bedrock: BedrockSettings | None = Field(
         default=None,
-        description="The model behind the baseline `bedrock`, which sends texts of rows to AWS where planning.baselines names it.",
+        description=(
+            "The model behind the baseline `bedrock`, which sends texts of rows to AWS where"
+            " planning.baselines names it."
+        ),
     )

@@ -13,10 +13,17 @@ class ModelPackageSettings(Settings):
     """A model package in SageMaker's registry for each champion, to be approved there."""
 
     group: str = Field(
-        pattern=r"^[a-zA-Z0-9][a-zA-Z0-9-]{0,62}$", description="Model package group that it is registered in; made where it is missing."
+        pattern=r"^[a-zA-Z0-9][a-zA-Z0-9-]{0,62}$",
+        description="Model package group that it is registered in; made where it is missing.",
     )
-    image: str = Field(min_length=1, description="Inference image that serves it, such as a Hugging Face container of the region.")
-    url: str = Field(pattern=r"^s3://[^/]+.*$", description="s3://bucket/prefix for `model.tar.gz` and `metrics.json` of each champion.")
+    image: str = Field(
+        min_length=1,
+        description="Inference image that serves it, such as a Hugging Face container of the region.",
+    )
+    url: str = Field(
+        pattern=r"^s3://[^/]+.*$",
+        description="s3://bucket/prefix for `model.tar.gz` and `metrics.json` of each champion.",
+    )
 
 
 class ReleaseSettings(Settings):
@@ -26,39 +33,54 @@ class ReleaseSettings(Settings):
         default=0.0,
         ge=-1,
         le=1,
-        description="The lower end of the confidence interval of the gain over each baseline must exceed this.",
+        description=(
+            "The lower end of the confidence interval of the gain over each baseline must exceed this."
+        ),
     )
     champion_rule: Literal["auto", "superiority", "non_inferiority"] = Field(
         default="auto",
-        description="What a candidate must show against the champion. superiority: the interval of its gain is above min_gain_over_champion. "
-        "non_inferiority: it loses less than the test set can detect, and less than max_tolerable_loss, against the champion and against "
-        "the first champion. auto: non_inferiority where the same recipe was trained on new data, else superiority.",
+        description=(
+            "What a candidate must show against the champion. superiority: the interval of its gain is above"
+            " min_gain_over_champion. non_inferiority: it loses less than the test set can detect, and less"
+            " than max_tolerable_loss, against the champion and against the first champion. auto:"
+            " non_inferiority where the same recipe was trained on new data, else superiority."
+        ),
     )
     min_gain_over_champion: Float = Field(
         default=0.0,
         ge=-1,
         le=1,
-        description="Under superiority the lower end of the interval of the gain over the champion must exceed this.",
+        description=(
+            "Under superiority the lower end of the interval of the gain over the champion must exceed this."
+        ),
     )
     max_tolerable_loss: Float = Field(
         default=0.05,
         gt=0,
         le=1,
-        description="The largest loss of the primary metric that may go undetected under non_inferiority. Where the test set cannot exclude a "
-        "loss of this size, nothing is decided: the report says how many groups would.",
+        description=(
+            "The largest loss of the primary metric that may go undetected under non_inferiority. Where the"
+            " test set cannot exclude a loss of this size, nothing is decided: the report says how many"
+            " groups would."
+        ),
     )
     min_effective_groups: Float = Field(
         default=30.0,
         ge=2,
-        description="Test groups of equal weight that a decision needs; with fewer the verdict is insufficient data.",
+        description=(
+            "Test groups of equal weight that a decision needs; with fewer the verdict is insufficient data."
+        ),
     )
     min_score: Float = Field(default=0.0, ge=0, le=1, description="The primary metric must be at least this.")
     max_forgetting: Float | None = Field(
         default=None,
         gt=0,
-        description="Largest rise since the base model on general text (snapshot.general), over all trainings from it: nats a token, or the distance "
-        "of representations. Default, where it is measured: training.max_general_rise, else ln 2 = 0.693 for a loss (the perplexity of "
-        "general text may double) and no limit for a distance.",
+        description=(
+            "Largest rise since the base model on general text (snapshot.general), over all trainings from"
+            " it: nats a token, or the distance of representations. Default, where it is measured:"
+            " training.max_general_rise, else ln 2 = 0.693 for a loss (the perplexity of general text may"
+            " double) and no limit for a distance."
+        ),
     )
     max_calibration_error: Float | None = Field(
         default=None, gt=0, le=1, description="Maximum expected calibration error. Default: no gate."
@@ -68,19 +90,26 @@ class ReleaseSettings(Settings):
         default=None,
         exclude=True,
         pattern=r"^(s3://[^/]+.*|[^:]+)$",
-        description="Folder (relative to the project) or s3://bucket/prefix to which each champion is copied: a folder for each model, as the Hugging Face "
-        "hub has it, and champion.json, which names the champion's. Default: it stays in the store alone.",
+        description=(
+            "Folder (relative to the project) or s3://bucket/prefix to which each champion is copied: a"
+            " folder for each model, as the Hugging Face hub has it, and champion.json, which names the"
+            " champion's. Default: it stays in the store alone."
+        ),
     )
     model_package: ModelPackageSettings | None = Field(
         default=None,
         exclude=True,
-        description="Registers each champion in SageMaker, pending approval, with its scores. Region and credentials are those of the AWS environment. "
-        "Default: it is not registered.",
+        description=(
+            "Registers each champion in SageMaker, pending approval, with its scores. Region and credentials"
+            " are those of the AWS environment. Default: it is not registered."
+        ),
     )
     license: str | None = Field(
         default=None,
         exclude=True,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$",
-        description="Licence of the champion as the Hugging Face hub names licences, such as `apache-2.0`; in the front matter of its card. "
-        "Default: not stated.",
+        description=(
+            "Licence of the champion as the Hugging Face hub names licences, such as `apache-2.0`; in the"
+            " front matter of its card. Default: not stated."
+        ),
     )

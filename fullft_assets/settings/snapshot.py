@@ -12,73 +12,133 @@ from fullft_assets.settings.base import Float, Settings
 class ReplaySettings(Settings):
     """General data mixed into training, so that the model forgets less."""
 
-    path: str = Field(description="Folder with general documents, in any of the formats; field `text` (or messages for sft).")
-    share: Float = Field(default=0.1, gt=0, lt=1, description="Share of all training tokens that are general data.")
+    path: str = Field(
+        description=(
+            "Folder with general documents, in any of the formats; field `text` (or messages for sft)."
+        )
+    )
+    share: Float = Field(
+        default=0.1, gt=0, lt=1, description="Share of all training tokens that are general data."
+    )
 
 
 class GeneralSettings(Settings):
     """General documents that are never trained on; forgetting is measured on them."""
 
     path: str = Field(
-        description="Folder with general documents, in any of the formats; field `text` (or messages for sft). It may be the folder of "
-        "snapshot.replay."
+        description=(
+            "Folder with general documents, in any of the formats; field `text` (or messages for sft). It may"
+            " be the folder of snapshot.replay."
+        )
     )
     max_tokens: int = Field(
-        default=20_000, ge=100, le=100_000_000, description="Number of tokens that are scored before training and at each validation."
+        default=20_000,
+        ge=100,
+        le=100_000_000,
+        description="Number of tokens that are scored before training and at each validation.",
     )
 
 
 class SnapshotSettings(Settings):
     """How the examples are split and frozen."""
 
-    test_share: Float = Field(default=0.15, gt=0, lt=1, description="Share of groups held out for the test set.")
-    validation_share: Float = Field(default=0.1, gt=0, lt=1, description="Share of groups held out for validation.")
+    test_share: Float = Field(
+        default=0.15, gt=0, lt=1, description="Share of groups held out for the test set."
+    )
+    validation_share: Float = Field(
+        default=0.1, gt=0, lt=1, description="Share of groups held out for validation."
+    )
     max_heldout_rows_per_group: int = Field(
         default=10,
         ge=1,
-        description="Maximum number of test rows, and of validation rows, of one group: giant groups break confidence intervals.",
+        description=(
+            "Maximum number of test rows, and of validation rows, of one group: giant groups break confidence"
+            " intervals."
+        ),
     )
     near_duplicate_similarity: Float = Field(
-        default=0.8, gt=0, le=1, description="Minimum Jaccard similarity of word shingles at which two texts count as near-duplicates."
+        default=0.8,
+        gt=0,
+        le=1,
+        description=(
+            "Minimum Jaccard similarity of word shingles at which two texts count as near-duplicates."
+        ),
     )
     contained_share: Float | None = Field(
         default=0.95,
         ge=0.8,
         le=1,
-        description="Minimum share of a text's word shingles that one longer text has at which the first is inside the second (a mail in the "
-        "reply that quotes it): then they are not in two splits. None: not looked for.",
+        description=(
+            "Minimum share of a text's word shingles that one longer text has at which the first is inside"
+            " the second (a mail in the reply that quotes it): then they are not in two splits. None: not"
+            " looked for."
+        ),
     )
     screen: list[str] = Field(
         default_factory=list,
-        description="Files or folders with external evaluation sets; training rows that overlap with one are excluded and counted.",
+        description=(
+            "Files or folders with external evaluation sets; training rows that overlap with one are excluded"
+            " and counted."
+        ),
     )
     screen_words: int = Field(
-        default=13, ge=5, le=50, description="Number of consecutive words shared with an external evaluation set that counts as overlap."
+        default=13,
+        ge=5,
+        le=50,
+        description=(
+            "Number of consecutive words shared with an external evaluation set that counts as overlap."
+        ),
     )
-    replay: ReplaySettings | None = Field(default=None, description="General data for the tasks sft and language_modeling. Default: none.")
+    replay: ReplaySettings | None = Field(
+        default=None, description="General data for the tasks sft and language_modeling. Default: none."
+    )
     general: GeneralSettings | None = Field(
         default=None,
-        description="General documents on which forgetting is measured; they are held out from replay. Default: none.",
+        description=(
+            "General documents on which forgetting is measured; they are held out from replay. Default: none."
+        ),
     )
     max_train_rows: int | None = Field(
-        default=None, ge=1, description="Maximum number of training rows, drawn by hash; use it to fit a time budget. Default: all rows."
+        default=None,
+        ge=1,
+        description=(
+            "Maximum number of training rows, drawn by hash; use it to fit a time budget. Default: all rows."
+        ),
     )
-    max_validation_rows: int | None = Field(default=2_000, ge=1, description="Maximum number of validation rows, drawn by hash.")
-    min_train_rows: int = Field(default=100, ge=1, description="With fewer training rows, training is refused.")
+    max_validation_rows: int | None = Field(
+        default=2_000, ge=1, description="Maximum number of validation rows, drawn by hash."
+    )
+    min_train_rows: int = Field(
+        default=100, ge=1, description="With fewer training rows, training is refused."
+    )
     recommended_train_rows: int = Field(
-        default=10_000, ge=1, description="With fewer training rows, a check warns: full fine-tuning usually needs tens of thousands."
+        default=10_000,
+        ge=1,
+        description=(
+            "With fewer training rows, a check warns: full fine-tuning usually needs tens of thousands."
+        ),
     )
     min_rows_per_label: int = Field(
-        default=5, ge=1, description="A label with fewer rows is rare: it can be neither learned nor measured (see `rare_labels`)."
+        default=5,
+        ge=1,
+        description=(
+            "A label with fewer rows is rare: it can be neither learned nor measured (see `rare_labels`)."
+        ),
     )
     rare_labels: Literal["set_aside", "keep", "refuse"] = Field(
         default="set_aside",
-        description="What becomes of labels that are rare: they are set aside and counted, and the rest goes on; or kept as far as they "
-        "have a training row; or the snapshot fails, as it then does for a label without a test row.",
+        description=(
+            "What becomes of labels that are rare: they are set aside and counted, and the rest goes on; or"
+            " kept as far as they have a training row; or the snapshot fails, as it then does for a label"
+            " without a test row."
+        ),
     )
     max_share_difference: Float = Field(
         default=0.2,
         gt=0,
         le=1,
-        description="Total variation distance between the label or domain shares of training and production above which a check warns.",
+        description=(
+            "Total variation distance between the label or domain shares of training and production above"
+            " which a check warns."
+        ),
     )

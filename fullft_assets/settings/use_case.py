@@ -32,23 +32,34 @@ class UseCaseSettings(Settings):
     """One use case: documents in, a fully fine-tuned model out."""
 
     name: str | None = Field(
-        default=None, pattern=r"^[A-Za-z][A-Za-z0-9_]*$", description="Name of the use case. Default: the folder's name."
+        default=None,
+        pattern=r"^[A-Za-z][A-Za-z0-9_]*$",
+        description="Name of the use case. Default: the folder's name.",
     )
     base_model: str = Field(
-        description="Folder of the pretrained model (config.json, safetensors, tokenizer.json), `package:NAME/FOLDER` inside an "
-        "installed Python package, or `ORG/NAME@COMMIT` in the cache of the Hugging Face hub."
+        description=(
+            "Folder of the pretrained model (config.json, safetensors, tokenizer.json), `package:NAME/FOLDER`"
+            " inside an installed Python package, or `ORG/NAME@COMMIT` in the cache of the Hugging Face hub."
+        )
     )
     trust_remote_code: bool = Field(
         default=False,
-        description="Whether the Python files in the base model's folder may run, with all the rights of the runs. Read them first: they "
-        "are part of the model's revision, and a changed file counts as another model. Needed if transformers does not support the "
-        "architecture.",
+        description=(
+            "Whether the Python files in the base model's folder may run, with all the rights of the runs."
+            " Read them first: they are part of the model's revision, and a changed file counts as another"
+            " model. Needed if transformers does not support the architecture."
+        ),
     )
-    owners: list[str] = Field(default_factory=list, description="E-mail addresses or `team:NAME`, shown in the UI.")
+    owners: list[str] = Field(
+        default_factory=list, description="E-mail addresses or `team:NAME`, shown in the UI."
+    )
     seed: int = Field(default=17, ge=0, le=2**31 - 1, description="Seed of everything random.")
     store: str | None = Field(
         default=None,
-        description="Where artifacts are stored: a folder or s3://bucket/prefix. Default: $FULLFT_STORE, else `store` in Dagster's home.",
+        description=(
+            "Where artifacts are stored: a folder or s3://bucket/prefix. Default: $FULLFT_STORE, else `store`"
+            " in Dagster's home."
+        ),
     )
     documents: DocumentsSettings
     examples: ExamplesSettings
@@ -80,7 +91,11 @@ class UseCaseSettings(Settings):
         return {
             **data,
             "compute": {
-                name: {**base, **given} if isinstance(given, Mapping) and given.get("kind", kind) == kind else given
+                name: (
+                    {**base, **given}
+                    if isinstance(given, Mapping) and given.get("kind", kind) == kind
+                    else given
+                )
                 for name, given in data["compute"].items()
             },
         }
@@ -103,10 +118,11 @@ class UseCaseSettings(Settings):
         return self.evaluation.primary_metric or task_of(self.examples).metrics[0]
 
     def with_epochs(self, num_rows: int) -> UseCaseSettings:
-        """Return the settings with the passes that a training over so many rows makes, where the YAML gives none.
+        """Return the settings with the passes that a training over so many rows makes, where the YAML gives
+        none.
 
-        Three passes over a few hundred rows are some forty steps, after which a new head still guesses. Few rows take more passes instead
-        (Mosbach et al. 2021, On the Stability of Fine-tuning BERT, take 20).
+        Three passes over a few hundred rows are some forty steps, after which a new head still guesses. Few
+        rows take more passes instead (Mosbach et al. 2021, On the Stability of Fine-tuning BERT, take 20).
         """
         training = self.training
         if training.epochs is not None:
@@ -142,16 +158,31 @@ class UseCaseSettings(Settings):
     @model_validator(mode="after")
     def _sections_fit_together(self) -> UseCaseSettings:
         if getattr(self.launcher, "jobs", "training") == "processing":
-            raise ValueError("launcher.jobs cannot be processing, since a training is a Training Job; set it in a section of compute")
+            raise ValueError(
+                "launcher.jobs cannot be processing, since a training is a Training Job; set it in a section"
+                " of compute"
+            )
         ingestion = self.compute.ingestion
         if getattr(ingestion, "network_isolation", False):
-            raise ValueError("compute.ingestion cannot have network_isolation: true, since its jobs read documents; set it to false there")
-        if ingestion is not None and ingestion.kind in ("sagemaker", "ecs") and not self.documents.path.startswith("s3://"):
-            raise ValueError(f"compute.ingestion needs documents on s3://, which the containers of {ingestion.kind} read themselves")
+            raise ValueError(
+                "compute.ingestion cannot have network_isolation: true, since its jobs read documents; set it"
+                " to false there"
+            )
+        if (
+            ingestion is not None
+            and ingestion.kind in ("sagemaker", "ecs")
+            and not self.documents.path.startswith("s3://")
+        ):
+            raise ValueError(
+                f"compute.ingestion needs documents on s3://, which the containers of {ingestion.kind} read"
+                " themselves"
+            )
         if self.store is not None and "://" in self.store and not self.store.startswith("s3://"):
             raise ValueError("store must be a folder or s3://bucket/prefix")
         if self.snapshot.test_share + self.snapshot.validation_share >= 0.9:
-            raise ValueError("snapshot.test_share + snapshot.validation_share leave less than 10% to train on")
+            raise ValueError(
+                "snapshot.test_share + snapshot.validation_share leave less than 10% to train on"
+            )
         if self.chunks.stride >= self.chunks.max_tokens // 2:
             raise ValueError("chunks.stride must be less than half of chunks.max_tokens")
         if self.training.micro_batch_size > self.training.batch_size:
@@ -160,7 +191,10 @@ class UseCaseSettings(Settings):
             raise ValueError("monitoring.min_window_rows is larger than monitoring.max_window_rows")
         window = self.monitoring.window
         if window is not None and window.rows is not None and window.rows < self.monitoring.min_window_rows:
-            raise ValueError(f"monitoring.min_window_rows is larger than a window of {window.rows} rows, so that none would be compared")
+            raise ValueError(
+                f"monitoring.min_window_rows is larger than a window of {window.rows} rows, so that none"
+                " would be compared"
+            )
         return self
 
 
@@ -176,12 +210,15 @@ class UseCase:
     document: int = 0
 
     def resolve(self, path: str) -> Path:
-        """Return a path of the YAML as an absolute one; relative ones start at the project root. Documents: `open_source`."""
+        """Return a path of the YAML as an absolute one; relative ones start at the project root. Documents:
+        `open_source`.
+        """
         return locate(path, self.project_root)
 
 
 def locate(path: str, root: Path) -> Path:
-    """Return the place of a path of a YAML: below the project's root unless it is absolute or begins at somebody's home.
+    """Return the place of a path of a YAML: below the project's root unless it is absolute or begins at
+    somebody's home.
 
     The home of nobody (`~data/x`) is a name like any other, and not found as such.
     """

@@ -1,17 +1,26 @@
 """snapshot: exactly which rows train, validate and test: deduplicated, split without leaks, frozen.
 
-`creation` creates a snapshot and `loading` reads it again. `batches` are what it is taken over; `split` decides over `all_rows`,
-with what `deliveries` supersede and which `labels` there are; `near_duplicates` finds texts that are nearly equal, by what `sketches`
-keeps of each batch. `screening` keeps evaluation texts out, `replay` and the `general` set draw general documents
-(`general_sampling`), and `packing` shapes what trains. A snapshot holds no text: `locations` says where its rows are in its batches,
-`frozen_batches` whether these still hold what it froze. `checks` and `metadata` are what its manifest contains.
+`creation` creates a snapshot and `loading` reads it again. `batches` are what it is taken over; `split`
+decides over `all_rows`, with what `deliveries` supersede and which `labels` there are; `near_duplicates`
+finds texts that are nearly equal, by what `sketches` keeps of each batch. `screening` keeps evaluation texts
+out, `replay` and the `general` set draw general documents (`general_sampling`), and `packing` shapes what
+trains. A snapshot holds no text: `locations` says where its rows are in its batches, `frozen_batches` whether
+these still hold what it froze. `checks` and `metadata` are what its manifest contains.
 """
 
 from fullft_assets.snapshot.all_rows import SplitName
 from fullft_assets.snapshot.batches import red_gates
 from fullft_assets.snapshot.checks import VERDICT_IS_POSSIBLE, checks_of, verdict_check
 from fullft_assets.snapshot.creation import VERSION, pack_again, take
-from fullft_assets.snapshot.loading import Split, Training, label_names, load_messages, load_split, load_training, load_values
+from fullft_assets.snapshot.loading import (
+    Split,
+    Training,
+    label_names,
+    load_messages,
+    load_split,
+    load_training,
+    load_values,
+)
 from fullft_assets.snapshot.locations import read_index
 from fullft_assets.snapshot.metadata import SnapshotMetadata
 from fullft_assets.snapshot.near_duplicates import near_duplicates

@@ -1,4 +1,6 @@
-"""All valid rows of all batches as columns: numpy arrays of codes and numbers, no object a row, so that a million rows take seconds."""
+"""All valid rows of all batches as columns: numpy arrays of codes and numbers, no object a row, so that a
+million rows take seconds.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,8 @@ class BatchRows:
 
     Attributes:
         rows: valid examples with COLUMNS, without their texts.
-        files: time of delivery (ns) of each of the batch's files: a newer delivery of a file supersedes the rows of older ones,
-            but for those that are quarantined in it.
+        files: time of delivery (ns) of each of the batch's files: a newer delivery of a file supersedes the
+            rows of older ones, but for those that are quarantined in it.
         places: float64 [n] in [0, 1), keyed hash of each row's group, or of its text where it has none.
         sketches, minimizers: read those of the rows' texts.
         texts: reads the texts at positions, in that order.
@@ -60,9 +62,11 @@ class Rows(IdentityRows):
         group: int64 [n], code of each row's group, or of its text where it has none.
         batch, position: int64 [n], number of each row's batch and the row's position in it.
         place: float64 [n], see `BatchRows.places`.
-        tier: int64 [n], number (of SPLITS) of the split of each row's group: what its place gives, until groups are moved.
+        tier: int64 [n], number (of SPLITS) of the split of each row's group: what its place gives, until
+            groups are moved.
         split: int64 [n], number (of SPLITS) of the row's split, or -1 for what is excluded.
-        kept_older: bool [n], rows of older deliveries of a file that count because they are quarantined in each newer one.
+        kept_older: bool [n], rows of older deliveries of a file that count because they are quarantined in
+            each newer one.
         dropped: excluded rows by reason.
         dropped_rows: the first few of them, by reason.
     """
@@ -78,7 +82,9 @@ class Rows(IdentityRows):
     dropped_rows: dict[str, list[int]] = field(default_factory=dict)
 
     def drop(self, rows: np.ndarray, reason: str) -> int:
-        """Leave out rows (a mask, or positions) that are still in; count them and return how many they are."""
+        """Leave out rows (a mask, or positions) that are still in; count them and return how many they
+        are.
+        """
         chosen = np.zeros(len(self), bool)
         chosen[rows] = True
         chosen &= self.kept
@@ -110,7 +116,12 @@ def collect(batches: Mapping[str, BatchRows], settings: SnapshotSettings) -> Row
     import pyarrow.compute as pc
 
     ordered = [batches[name] for name in sorted(batches)]
-    none = pa.table({name: pa.array([], pa.int64() if name in ("row", "delivered_ns") else pa.string()) for name in COLUMNS})
+    none = pa.table(
+        {
+            name: pa.array([], pa.int64() if name in ("row", "delivered_ns") else pa.string())
+            for name in COLUMNS
+        }
+    )
     tables = [batch.rows for batch in ordered if len(batch.rows)]
     table = pa.concat_tables(tables, promote_options="permissive") if tables else none
     sizes = [len(batch.rows) for batch in ordered]

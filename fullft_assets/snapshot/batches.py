@@ -28,8 +28,12 @@ if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
 
 
-ARCHIVED_FILES_COUNT = CheckSpec("archived_files_count", "Files that were taken away since their delivery count as they were read.")
-FILES_HAVE_ONE_SOURCE = CheckSpec("files_have_one_source", "No file has the path of another source's file, whose rows it would supersede.")
+ARCHIVED_FILES_COUNT = CheckSpec(
+    "archived_files_count", "Files that were taken away since their delivery count as they were read."
+)
+FILES_HAVE_ONE_SOURCE = CheckSpec(
+    "files_have_one_source", "No file has the path of another source's file, whose rows it would supersede."
+)
 
 
 def usable_batches(
@@ -52,12 +56,14 @@ def usable_batches(
             (chunks[name], CHUNKS_VERSION, expected.settings),
         ):
             if (made.version, made.settings) != (version, settings):
-                raise DataError(f"batch {name}: {made.stage} were made with other settings than today's; {fix}")
+                raise DataError(
+                    f"batch {name}: {made.stage} were made with other settings than today's; {fix}"
+                )
     others = [name for name in usable if chunks[name].inputs["tokenizer"] != expected.tokenizer]
     if others:
         raise DataError(
-            f"{len(others):,} of {len(usable):,} batches were tokenised with another tokenizer than base_model's with chunks.added_tokens; "
-            f"launch {use_case.name}_by_hand with act: retokenize"
+            f"{len(others):,} of {len(usable):,} batches were tokenised with another tokenizer than"
+            f" base_model's with chunks.added_tokens; launch {use_case.name}_by_hand with act: retokenize"
         )
     usable = {name: manifest for name, manifest in usable.items() if not chunks[name].red_gates}
     if examples and not usable:
@@ -68,28 +74,38 @@ def usable_batches(
     return usable
 
 
-def red_gates(examples: Mapping[str, Manifest], chunks: Mapping[str, Manifest]) -> dict[str, list[CheckOutcome]]:
+def red_gates(
+    examples: Mapping[str, Manifest], chunks: Mapping[str, Manifest]
+) -> dict[str, list[CheckOutcome]]:
     """Return the red gates of each batch that has some."""
-    found = {name: [*made.red_gates, *(chunks[name].red_gates if name in chunks else [])] for name, made in examples.items()}
+    found = {
+        name: [*made.red_gates, *(chunks[name].red_gates if name in chunks else [])]
+        for name, made in examples.items()
+    }
     return {name: red for name, red in found.items() if red}
 
 
 def archive_check(examples: Mapping[str, Manifest], usable: Mapping[str, Manifest]) -> CheckOutcome:
     """Return whether the rows of files that were taken away since their delivery still count.
 
-    They do as long as the settings ask for nothing that was not read then; a file that was delivered again is no loss.
+    They do as long as the settings ask for nothing that was not read then; a file that was delivered again is
+    no loss.
     """
     delivered = {path for manifest in usable.values() for path in ExamplesMetadata.of(manifest).files}
-    lost = {name: sorted({*(ExamplesMetadata.of(made).taken_away or ())} - delivered) for name, made in sorted(examples.items())}
+    lost = {
+        name: sorted({*(ExamplesMetadata.of(made).taken_away or ())} - delivered)
+        for name, made in sorted(examples.items())
+    }
     lost = {name: paths for name, paths in lost.items() if paths}
     num_files = sum(map(len, lost.values()))
     description = ""
     if lost:
         named, more = list(lost)[:5], f" and {len(lost) - 5:,} more" if len(lost) > 5 else ""
         description = (
-            f"{num_files:,} files (such as {alias(lost[named[0]][0])}) of {len(lost):,} batches ({', '.join(named)}{more}) are excluded: they were "
-            "taken away since they were read with other settings; deliver them again, or change the settings back "
-            "(files_are_readable of raw_documents names them)"
+            f"{num_files:,} files (such as {alias(lost[named[0]][0])}) of {len(lost):,} batches"
+            f" ({', '.join(named)}{more}) are excluded: they were taken away since they were read with other"
+            " settings; deliver them again, or change the settings back (files_are_readable of raw_documents"
+            " names them)"
         )
     return CheckOutcome(
         name=ARCHIVED_FILES_COUNT.name,
@@ -101,7 +117,9 @@ def archive_check(examples: Mapping[str, Manifest], usable: Mapping[str, Manifes
 
 
 def source_check(usable: Mapping[str, Manifest]) -> CheckOutcome:
-    """Return whether each file was delivered from one source: a file is known by its path below it, and a namesake supersedes its rows."""
+    """Return whether each file was delivered from one source: a file is known by its path below it, and a
+    namesake supersedes its rows.
+    """
     sources: dict[str, set[str]] = {}
     for metadata in map(ExamplesMetadata.of, usable.values()):
         for path in metadata.files:
@@ -111,9 +129,10 @@ def source_check(usable: Mapping[str, Manifest]) -> CheckOutcome:
     if namesakes:
         path, uris = min(namesakes.items())
         description = (
-            f"{len(namesakes):,} files were delivered from several sources, such as {alias(path)} from {' and '.join(uris)}; only the newest delivery "
-            "of a path counts: if these are different files, rename those of one source and deliver them again; if documents.path has "
-            "moved, nothing is wrong"
+            f"{len(namesakes):,} files were delivered from several sources, such as {alias(path)} from"
+            f" {' and '.join(uris)}; only the newest delivery of a path counts: if these are different files,"
+            " rename those of one source and deliver them again; if documents.path has moved, nothing is"
+            " wrong"
         )
     return CheckOutcome(
         name=FILES_HAVE_ONE_SOURCE.name,
@@ -131,7 +150,9 @@ def read_batches(
     chunks: Mapping[str, Manifest],
     evaluation: screening.EvaluationTexts | None,
 ) -> dict[str, BatchRows]:
-    """Return what the split needs of each usable batch; its sketches are made where they are not there yet."""
+    """Return what the split needs of each usable batch; its sketches are made where they are not there
+    yet.
+    """
     settings = use_case.settings.snapshot
 
     @cache
@@ -141,11 +162,15 @@ def read_batches(
 
     found = {}
     for name, manifest in usable.items():
-        made = sketches.ensure(store, use_case.name, manifest, settings.near_duplicate_similarity, use_case.settings.seed)
+        made = sketches.ensure(
+            store, use_case.name, manifest, settings.near_duplicate_similarity, use_case.settings.seed
+        )
         batch = _read_batch(store.folder(manifest), ExamplesMetadata.of(manifest).files, store.folder(made))
         if evaluation is not None:
             screened = sketches.ensure_screened(store, use_case.name, manifest, evaluation, screen, settings)
-            batch = replace(batch, overlaps=np.load(store.folder(screened) / "overlaps.npy", allow_pickle=False))
+            batch = replace(
+                batch, overlaps=np.load(store.folder(screened) / "overlaps.npy", allow_pickle=False)
+            )
         if ChunksMetadata.of(chunks[name]).num_rows_without_trained_tokens:
             batch = _without_untrained(batch, rows_without_trained_tokens(store.folder(chunks[name])))
         found[name] = batch
@@ -168,9 +193,15 @@ def _read_batch(folder: Path, files: Mapping[str, int], index: Path) -> BatchRow
 
 
 def _without_untrained(batch: BatchRows, positions: np.ndarray) -> BatchRows:
-    """Return a batch of which conversations without a trained token count as quarantined: no older version of them is superseded."""
+    """Return a batch of which conversations without a trained token count as quarantined: no older version of
+    them is superseded.
+    """
     import pyarrow as pa
 
     assert batch.quarantined is not None
     rows = batch.rows.take(pa.array(positions)).select(batch.quarantined.column_names)
-    return replace(batch, untrained=positions, quarantined=pa.concat_tables([batch.quarantined, rows], promote_options="permissive"))
+    return replace(
+        batch,
+        untrained=positions,
+        quarantined=pa.concat_tables([batch.quarantined, rows], promote_options="permissive"),
+    )

@@ -16,7 +16,12 @@ from fullft_assets.snapshot.metadata import ReplayMetadata, SnapshotMetadata
 from fullft_assets.snapshot.packing import Packing
 from fullft_assets.snapshot.screening import EvaluationTexts, num_too_short
 from fullft_assets.snapshot.set_aside import LABELS_ARE_SPLIT
-from fullft_assets.snapshot.split import SPLITS_ARE_DISJOINT, TRAINING_ROWS_ARE_PLENTY, TRAINING_ROWS_SUFFICE, Frozen
+from fullft_assets.snapshot.split import (
+    SPLITS_ARE_DISJOINT,
+    TRAINING_ROWS_ARE_PLENTY,
+    TRAINING_ROWS_SUFFICE,
+    Frozen,
+)
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import task_of
@@ -31,24 +36,40 @@ CHECKS = (
     FILES_HAVE_ONE_SOURCE,
 )
 #: Not of the artifact, whose key does not have the settings of the release.
-VERDICT_IS_POSSIBLE = CheckSpec("verdict_is_possible", "There are as many test groups as a verdict needs at least.")
-_SCREEN = CheckSpec("evaluation_texts_can_be_found", "Texts of snapshot.screen are long enough to be found within others.")
-_FULL = CheckSpec("rows_are_full", "Packed rows are at least 99.5% full, or as few as the tokens and the long texts need, or two more.")
-_CONTROL = CheckSpec("replay_holds_no_control_tokens", "No replayed document holds the model's special tokens.")
+VERDICT_IS_POSSIBLE = CheckSpec(
+    "verdict_is_possible", "There are as many test groups as a verdict needs at least."
+)
+_SCREEN = CheckSpec(
+    "evaluation_texts_can_be_found", "Texts of snapshot.screen are long enough to be found within others."
+)
+_FULL = CheckSpec(
+    "rows_are_full",
+    "Packed rows are at least 99.5% full, or as few as the tokens and the long texts need, or two more.",
+)
+_CONTROL = CheckSpec(
+    "replay_holds_no_control_tokens", "No replayed document holds the model's special tokens."
+)
 #: Rules on row identity, over all batches; their severity is that of examples.severities.
 _IDENTITY = {
     "ids_are_unique": "No id is twice in one file.",
     "texts_are_unique": "Texts are unique, but for few copies, of which one counts.",
-    "equal_texts_have_equal_labels": "No two equal texts have different labels, and no vote of annotators is tied.",
+    "equal_texts_have_equal_labels": (
+        "No two equal texts have different labels, and no vote of annotators is tied."
+    ),
     "labels_have_one_spelling": "No two labels differ only in case, or in what separates their words.",
     "annotators_agree": "Annotators whose answers are rows of one id agree beyond chance.",
 }
 #: What happens to the rows that break a rule on row identity, and what to do about it.
 _CONSEQUENCES = {
-    "ids_are_unique": "rows have an id that a later row of their file has, and only the last one counts; give each document an id of its own",
+    "ids_are_unique": (
+        "rows have an id that a later row of their file has, and only the last one counts; give each document"
+        " an id of its own"
+    ),
     "texts_are_unique": "rows repeat another row's text and are excluded",
-    "equal_texts_have_equal_labels": "rows have the text of a row with another label, or of a tied vote, and are all excluded; deliver "
-    "those of one label again with the other, or one row of the tied id without an annotator",
+    "equal_texts_have_equal_labels": (
+        "rows have the text of a row with another label, or of a tied vote, and are all excluded; deliver "
+        "those of one label again with the other, or one row of the tied id without an annotator"
+    ),
 }
 #: From so large a share of the rows on, copies are a fault of the delivery.
 _MANY_COPIES = 0.1
@@ -60,7 +81,10 @@ def checks_of(settings: UseCaseSettings) -> tuple[CheckSpec, ...]:
     return (
         *CHECKS,
         *((LABELS_ARE_COMMON, LABELS_ARE_SPLIT) if task_of(settings.examples).has_labels else ()),
-        *(CheckSpec(name, f"{_IDENTITY[name]} Over all batches.", blocking=rule.severity == "error") for name, rule in rules.items()),
+        *(
+            CheckSpec(name, f"{_IDENTITY[name]} Over all batches.", blocking=rule.severity == "error")
+            for name, rule in rules.items()
+        ),
         *([_SCREEN] if chosen.screen else []),
         *([_FULL] if task_of(settings.examples).is_generative else []),
         *([_CONTROL] if chosen.replay is not None else []),
@@ -78,7 +102,11 @@ def identity_outcomes(frozen: Frozen, settings: ExamplesSettings) -> list[CheckO
             found.append(_spelling_outcome(frozen.labels, rule.severity))
             continue
         count = frozen.num_breaking[name]
-        is_harmless = name == "texts_are_unique" and rule.severity == "warn" and count < _MANY_COPIES * (count + len(frozen.index))
+        is_harmless = (
+            name == "texts_are_unique"
+            and rule.severity == "warn"
+            and count < _MANY_COPIES * (count + len(frozen.index))
+        )
         fix = "; look at how the files are made" if name == "texts_are_unique" and not is_harmless else ""
         found.append(
             CheckOutcome(
@@ -98,10 +126,13 @@ def _spelling_outcome(labels: list[str], severity: Literal["error", "warn"]) -> 
         name="labels_have_one_spelling",
         passed=not found,
         severity=severity,
-        description=f"{sum(map(len, found)):,} labels are {len(found):,} in several spellings, and the model learns to tell them apart; the data "
-        "report names them: list one spelling of each in examples.labels, or fix the source"
-        if found
-        else "",
+        description=(
+            f"{sum(map(len, found)):,} labels are {len(found):,} in several spellings, and the model learns"
+            " to tell them apart; the data report names them: list one spelling of each in examples.labels,"
+            " or fix the source"
+            if found
+            else ""
+        ),
         metadata={"num_labels": len(labels), "num_spellings": sum(map(len, found))},
     )
 
@@ -112,11 +143,20 @@ def full_check(plan: Packing) -> CheckOutcome:
         name=_FULL.name,
         passed=plan.is_full,
         severity="warn",
-        description=""
-        if plan.is_full
-        else f"packed rows are {plan.fill:.1%} full: {plan.num_rows:,} of {plan.capacity:,} tokens where {plan.num_rows_needed:,} would hold "
-        "them; the texts' lengths do not add up to chunks.max_tokens: try another, such as a multiple of the commonest length",
-        metadata={"packing_fill": plan.fill, "num_packed_rows": plan.num_rows, "num_rows_needed": plan.num_rows_needed},
+        description=(
+            ""
+            if plan.is_full
+            else (
+                f"packed rows are {plan.fill:.1%} full: {plan.num_rows:,} of {plan.capacity:,} tokens where"
+                f" {plan.num_rows_needed:,} would hold them; the texts' lengths do not add up to"
+                " chunks.max_tokens: try another, such as a multiple of the commonest length"
+            )
+        ),
+        metadata={
+            "packing_fill": plan.fill,
+            "num_packed_rows": plan.num_rows,
+            "num_rows_needed": plan.num_rows_needed,
+        },
     )
 
 
@@ -127,28 +167,41 @@ def control_check(replayed: ReplayMetadata) -> CheckOutcome:
         name=_CONTROL.name,
         passed=not count,
         severity="warn",
-        description=f"{count:,} of {replayed.num_rows:,} replayed documents hold special tokens of the model, which it learns as "
-        "ends and marks that the text does not have; remove them from snapshot.replay.path"
-        if count
-        else "",
+        description=(
+            f"{count:,} of {replayed.num_rows:,} replayed documents hold special tokens of the model, which"
+            " it learns as ends and marks that the text does not have; remove them from snapshot.replay.path"
+            if count
+            else ""
+        ),
         metadata={"num_with_control_tokens": count},
     )
 
 
 def verdict_check(taken: SnapshotMetadata, settings: UseCaseSettings) -> CheckOutcome:
-    """Return whether the test groups, of equal weight at best, are as many as a verdict needs; what else would do where they are not."""
-    found, needed, group = taken.num_test_groups, settings.release.min_effective_groups, settings.examples.group
+    """Return whether the test groups, of equal weight at best, are as many as a verdict needs; what else
+    would do where they are not.
+    """
+    found, needed, group = (
+        taken.num_test_groups,
+        settings.release.min_effective_groups,
+        settings.examples.group,
+    )
     more = math.ceil((needed - found) / settings.snapshot.test_share)
     finer = "" if group is None else f", name a field with more values than `{group}` in examples.group"
     return CheckOutcome(
         name=VERDICT_IS_POSSIBLE.name,
         passed=found >= needed,
         severity="warn",
-        description=""
-        if found >= needed
-        else f"{found:,} test groups, and a verdict needs {needed:g} (release.min_effective_groups), so that of any training will be "
-        f"insufficient data: deliver about {more:,} more groups, of which {settings.snapshot.test_share:.0%} are tested{finer}, or lower "
-        "release.min_effective_groups",
+        description=(
+            ""
+            if found >= needed
+            else (
+                f"{found:,} test groups, and a verdict needs {needed:g} (release.min_effective_groups), so"
+                f" that of any training will be insufficient data: deliver about {more:,} more groups, of"
+                f" which {settings.snapshot.test_share:.0%} are tested{finer}, or lower"
+                " release.min_effective_groups"
+            )
+        ),
         metadata={"num_test_groups": found},
     )
 
@@ -160,9 +213,14 @@ def screen_check(evaluation: EvaluationTexts, settings: SnapshotSettings) -> Che
         name=_SCREEN.name,
         passed=not num_short,
         severity="warn",
-        description=""
-        if not num_short
-        else f"{num_short:,} of {len(evaluation.texts):,} evaluation texts have fewer than snapshot.screen_words ({settings.screen_words}) "
-        "words: training rows that hold one among other words are not found, only near-copies of it are; lower snapshot.screen_words",
+        description=(
+            ""
+            if not num_short
+            else (
+                f"{num_short:,} of {len(evaluation.texts):,} evaluation texts have fewer than"
+                f" snapshot.screen_words ({settings.screen_words}) words: training rows that hold one among"
+                " other words are not found, only near-copies of it are; lower snapshot.screen_words"
+            )
+        ),
         metadata={"num_evaluation_texts": len(evaluation.texts), "num_too_short": num_short},
     )

@@ -1,4 +1,6 @@
-"""How a snapshot is created: its batches are read, their rows split, windows packed, and all of it frozen under one key."""
+"""How a snapshot is created: its batches are read, their rows split, windows packed, and all of it frozen
+under one key.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,16 @@ from fullft_assets.chunks import Expected, load_tokenization
 from fullft_assets.documents import own_splits
 from fullft_assets.examples.agreement import metadata_of
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.snapshot import checks, data_facts, data_report, general, packing, replay, screening, verdicts
+from fullft_assets.snapshot import (
+    checks,
+    data_facts,
+    data_report,
+    general,
+    packing,
+    replay,
+    screening,
+    verdicts,
+)
 from fullft_assets.snapshot.all_rows import BatchRows
 from fullft_assets.snapshot.batches import archive_check, read_batches, source_check, usable_batches
 from fullft_assets.snapshot.frozen_batches import pin
@@ -46,23 +57,28 @@ def take(
 ) -> Manifest:
     """Freeze the snapshot over every batch that is validated and tokenised.
 
-    Its content digest is that of the rows, their splits and what their windows are made with: it does not depend on the batches.
+    Its content digest is that of the rows, their splits and what their windows are made with: it does not
+    depend on the batches.
 
     Args:
         store: where the batches' artifacts live.
         use_case: the settings.
         examples: `labeled_examples` by batch name; batches with a red gate are excluded.
         chunks: `tokenized_chunks` by batch name, likewise.
-        suggest_group: returns what the data report of the first snapshot says of a field that may tie rows together.
+        suggest_group: returns what the data report of the first snapshot says of a field that may tie rows
+            together.
 
     Raises:
-        DataError: see `freeze_batches`; or a batch was not tokenised, or not from today's examples, settings and tokenizer.
+        DataError: see `freeze_batches`; or a batch was not tokenised, or not from today's examples, settings
+            and tokenizer.
     """
     settings, expected = use_case.settings, Expected.of(use_case)
     usable = usable_batches(use_case, examples, chunks, expected)
     evaluation = screening.read_evaluation_texts(use_case) if settings.snapshot.screen else None
     history = read_history(store, use_case.name, settings.seed)
-    creation = _Creation(store, use_case, examples, usable, chunks, expected, evaluation, history, suggest_group)
+    creation = _Creation(
+        store, use_case, examples, usable, chunks, expected, evaluation, history, suggest_group
+    )
     made_by = {"version": VERSION, "settings": settings.snapshot.model_dump(), "seed": settings.seed}
     inputs = creation.inputs()
     found = _find_newest(store, history, inputs, made_by)
@@ -73,8 +89,12 @@ def take(
     return store.ensure(use_case.name, _STAGE, creation.write, inputs=inputs, **made_by)
 
 
-def _find_newest(store: Store, history: LedgerHistory, inputs: Mapping[str, Any], made_by: Mapping[str, Any]) -> Manifest | None:
-    """Return the newest snapshot where it is the one to be taken: the ledger that it left itself is no reason to take it again."""
+def _find_newest(
+    store: Store, history: LedgerHistory, inputs: Mapping[str, Any], made_by: Mapping[str, Any]
+) -> Manifest | None:
+    """Return the newest snapshot where it is the one to be taken: the ledger that it left itself is no reason
+    to take it again.
+    """
     if len(history.newest) != 1:
         return None
     newest = history.newest[0]
@@ -114,7 +134,8 @@ class _Creation:
         """Return what the snapshot is made of, by content."""
         chosen = self.use_case.settings.snapshot
         inputs: dict[str, Any] = {
-            name: [self.usable[name].content_digest, self.chunks[name].content_digest] for name in sorted(self.usable)
+            name: [self.usable[name].content_digest, self.chunks[name].content_digest]
+            for name in sorted(self.usable)
         }
         if self.evaluation is not None:
             inputs["evaluation_texts"] = self.evaluation.digest
@@ -128,7 +149,9 @@ class _Creation:
         """Write the snapshot's tables and the data report."""
         settings = self.use_case.settings
         batches = read_batches(self.store, self.use_case, self.usable, self.chunks, self.evaluation)
-        compared = verdicts.of_earlier_snapshot(self.store, self.use_case.name, VERSION, settings.snapshot, settings.seed)
+        compared = verdicts.of_earlier_snapshot(
+            self.store, self.use_case.name, VERSION, settings.snapshot, settings.seed
+        )
         frozen = freeze_batches(
             batches,
             settings.snapshot,
@@ -144,7 +167,11 @@ class _Creation:
         _write_table(frozen.places, draft.path / "places.parquet")
         measured, plan, replayed = self._draw_general(frozen), None, None
         files = ["index.parquet"]
-        values = {"labels": frozen.labels, "chunks": [CHUNKS_VERSION, self.expected.settings], "tokenizer": self.expected.tokenizer}
+        values = {
+            "labels": frozen.labels,
+            "chunks": [CHUNKS_VERSION, self.expected.settings],
+            "tokenizer": self.expected.tokenizer,
+        }
         if measured is not None:
             values["general"] = measured.content_digest
         if task_of(settings.examples).is_generative:
@@ -167,7 +194,12 @@ class _Creation:
             **data_report.length_metadata(num_tokens, settings.chunks.max_tokens),
             num_evaluation_texts=None if self.evaluation is None else self.evaluation.num_texts,
         )
-        outcomes = [*of_rows, frozen.order, archive_check(self.examples, self.usable), source_check(self.usable)]
+        outcomes = [
+            *of_rows,
+            frozen.order,
+            archive_check(self.examples, self.usable),
+            source_check(self.usable),
+        ]
         outcomes += self._optional_checks(plan, replayed)
         report = self._report_on_data(frozen, metadata, num_tokens, batches, outcomes)
         (draft.path / "report.md").write_text(report, encoding="utf-8")
@@ -189,8 +221,11 @@ class _Creation:
             return None
         return general.draw(self.store, self.use_case, frozen.index["text_hash"].to_pylist())
 
-    def _pack(self, frozen: Frozen, batches: Mapping[str, BatchRows], measured: Manifest | None) -> tuple[Packing, Manifest | None]:
-        """Plan the rows of training: windows of the training split in the index's order, then those of the replayed documents.
+    def _pack(
+        self, frozen: Frozen, batches: Mapping[str, BatchRows], measured: Manifest | None
+    ) -> tuple[Packing, Manifest | None]:
+        """Plan the rows of training: windows of the training split in the index's order, then those of the
+        replayed documents.
 
         `measured`: the general set, whose texts are not replayed.
         """
@@ -202,13 +237,19 @@ class _Creation:
             held_out = rows.of("validation").texts(batches) + rows.of("test").texts(batches)
             screened = self.evaluation.texts if self.evaluation else ()
             kept_out = {} if measured is None else general.texts_by_hash(self.store, measured)
-            replayed = replay.draw(self.store, self.use_case, int(lengths.sum()), held_out, screened, kept_out)
+            replayed = replay.draw(
+                self.store, self.use_case, int(lengths.sum()), held_out, screened, kept_out
+            )
             lengths = np.concatenate([lengths, _replayed_lengths(self.store, replayed)])
-        plan = packing.plan(lengths, settings.chunks.max_tokens, settings.seed, cut_to_fill=_cuts_to_fill(settings))
+        plan = packing.plan(
+            lengths, settings.chunks.max_tokens, settings.seed, cut_to_fill=_cuts_to_fill(settings)
+        )
         return plan, replayed
 
     def _windows(self, rows: Locations) -> Lists:
-        return Lists.gather(rows, {name: self.store.folder(self.chunks[name]) for name in rows.batches()}, "windows")
+        return Lists.gather(
+            rows, {name: self.store.folder(self.chunks[name]) for name in rows.batches()}, "windows"
+        )
 
     def _num_tokens(self, frozen: Frozen) -> np.ndarray:
         """Return the length in tokens of each row of the index."""
@@ -217,7 +258,9 @@ class _Creation:
         rows = locations_of(frozen.index, frozen.places)
         num_tokens = np.zeros(len(rows.position), np.int64)
         for name, mine in rows.by_batch():
-            tokens = pq.read_table(self.store.folder(self.chunks[name]) / "chunks.parquet", columns=["num_tokens"])["num_tokens"]
+            tokens = pq.read_table(
+                self.store.folder(self.chunks[name]) / "chunks.parquet", columns=["num_tokens"]
+            )["num_tokens"]
             num_tokens[mine] = tokens.to_numpy()[rows.position[mine]]
         return num_tokens
 
@@ -238,7 +281,12 @@ class _Creation:
             facts.to_do.append(("group", suggestion))
         if own := own_splits.found_in(path for batch in batches.values() for path in batch.files):
             files_of_rows = frozen.places["source"].to_pylist()
-            facts.to_do.append(("splits", own_splits.mixed(own, files_of_rows, self.use_case.settings.examples.group, "rows kept")))
+            facts.to_do.append(
+                (
+                    "splits",
+                    own_splits.mixed(own, files_of_rows, self.use_case.settings.examples.group, "rows kept"),
+                )
+            )
         return data_report.render(
             metadata,
             num_tokens,
@@ -250,7 +298,9 @@ class _Creation:
             source=self.use_case.settings.documents.path,
         )
 
-    def _example(self, frozen: Frozen, rows: Locations, batches: Mapping[str, BatchRows]) -> data_report.Example | None:
+    def _example(
+        self, frozen: Frozen, rows: Locations, batches: Mapping[str, BatchRows]
+    ) -> data_report.Example | None:
         """Return the first training row in the order of the texts' hashes: any, but always the same."""
         number = frozen.index["split"].index("train").as_py()
         if number < 0:
@@ -264,10 +314,16 @@ class _Creation:
 
 
 def _general_metadata(measured: Manifest | None) -> dict[str, Any]:
-    return {} if measured is None else {"general": measured.ref, "num_general_tokens": GeneralMetadata.of(measured).num_tokens}
+    return (
+        {}
+        if measured is None
+        else {"general": measured.ref, "num_general_tokens": GeneralMetadata.of(measured).num_tokens}
+    )
 
 
-def _packing_metadata(plan: Packing | None, replayed: Manifest | None, settings: UseCaseSettings) -> dict[str, Any]:
+def _packing_metadata(
+    plan: Packing | None, replayed: Manifest | None, settings: UseCaseSettings
+) -> dict[str, Any]:
     if plan is None:
         return {}
     metadata = {
@@ -279,7 +335,12 @@ def _packing_metadata(plan: Packing | None, replayed: Manifest | None, settings:
     if replayed is None:
         return metadata
     found = ReplayMetadata.of(replayed)
-    return {**metadata, "replay": replayed.ref, "num_replay_rows": found.num_rows, "num_replay_tokens": found.num_tokens}
+    return {
+        **metadata,
+        "replay": replayed.ref,
+        "num_replay_rows": found.num_rows,
+        "num_replay_tokens": found.num_tokens,
+    }
 
 
 def _cuts_to_fill(settings: UseCaseSettings) -> bool:
@@ -287,7 +348,9 @@ def _cuts_to_fill(settings: UseCaseSettings) -> bool:
     return task_of(settings.examples).ends_texts and settings.chunks.boundaries == "any"
 
 
-def pack_again(store: Store, snapshot: Manifest, index: pa.Table, places: pa.Table, parts: Mapping[str, FrozenBatch]) -> Packing:
+def pack_again(
+    store: Store, snapshot: Manifest, index: pa.Table, places: pa.Table, parts: Mapping[str, FrozenBatch]
+) -> Packing:
     """Plan the rows of training for what is left of a snapshot.
 
     Args:
@@ -302,7 +365,9 @@ def pack_again(store: Store, snapshot: Manifest, index: pa.Table, places: pa.Tab
     lengths = Lists.gather(rows, folders, "windows").lengths
     if metadata.replay is not None:
         lengths = np.concatenate([lengths, _replayed_lengths(store, store.load(metadata.replay))])
-    return packing.plan(lengths, metadata.packing_capacity, snapshot.seed, cut_to_fill=bool(metadata.packing_cuts_to_fill))
+    return packing.plan(
+        lengths, metadata.packing_capacity, snapshot.seed, cut_to_fill=bool(metadata.packing_cuts_to_fill)
+    )
 
 
 def _replayed_lengths(store: Store, replayed: Manifest) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""What the data report says beside the snapshot's own counts: what was set aside and where, groups, encodings, languages, what to do."""
+"""What the data report says beside the snapshot's own counts: what was set aside and where, groups,
+encodings, languages, what to do.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,8 @@ class DataFacts:
     """See the module.
 
     Attributes:
-        num_rows, num_valid: rows that were read in the batches of the snapshot, and those that the rules let pass.
+        num_rows, num_valid: rows that were read in the batches of the snapshot, and those that the rules let
+        pass.
         quarantined: rows that a rule set aside; a row may have several reasons.
         left_out: valid rows that the snapshot leaves out.
         num_groups: groups of the snapshot, rows without one not counted.
@@ -112,22 +115,30 @@ def gather(
         largest_groups=_largest(groups),
         encodings=dict(sum((Counter(about.encodings) for about in used.values()), Counter()).most_common()),
         languages=_languages(rows, batches),
-        held_back={name: [gate.name for gate in red] for name, red in sorted(red_gates(examples, chunks).items())},
+        held_back={
+            name: [gate.name for gate in red] for name, red in sorted(red_gates(examples, chunks).items())
+        },
         to_do=[
             (check.name, _with_names(check.description, batches))
-            for check in _with_those_of_batches(checks, {name: [*examples[name].checks, *chunks[name].checks] for name in sorted(folders)})
+            for check in _with_those_of_batches(
+                checks, {name: [*examples[name].checks, *chunks[name].checks] for name in sorted(folders)}
+            )
             if check.description
         ],
     )
 
 
 def _with_names(description: str, batches: Mapping[str, BatchRows]) -> str:
-    """Return what a check says as the page may say it, which stays in the store: files have their names, and the page lists the labels."""
+    """Return what a check says as the page may say it, which stays in the store: files have their names, and
+    the page lists the labels.
+    """
     named = restore(description, lambda: [path for batch in batches.values() for path in batch.files])
     return named.replace(NOT_NAMED, "see Labels below")
 
 
-def _with_those_of_batches(checks: Iterable[CheckOutcome], of_batches: Mapping[str, list[CheckOutcome]]) -> list[CheckOutcome]:
+def _with_those_of_batches(
+    checks: Iterable[CheckOutcome], of_batches: Mapping[str, list[CheckOutcome]]
+) -> list[CheckOutcome]:
     """Return the checks that are not green: the snapshot's, then of each of the batches' the first."""
     found = [check for check in checks if not check.passed]
     known = {check.name for check in found}
@@ -146,7 +157,9 @@ def _quarantined(folders: Iterable[Path]) -> list[ExcludedRows]:
     places: dict[str, list[str]] = {}
     for folder in folders:
         table = pq.read_table(folder / QUARANTINED, columns=["source", "row", "reasons"])
-        for source, row, reasons in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
+        for source, row, reasons in zip(
+            *(table[name].to_pylist() for name in table.column_names), strict=True
+        ):
             for reason in reasons.split("; "):
                 counts[reason] += 1
                 if len(named := places.setdefault(reason, [])) < MOST_NAMED:
@@ -155,7 +168,9 @@ def _quarantined(folders: Iterable[Path]) -> list[ExcludedRows]:
 
 
 def _groups(index: pa.Table) -> pa.Table:
-    """Return group, split and number of rows of each group; the index has the text's hash for the group of a row without one."""
+    """Return group, split and number of rows of each group; the index has the text's hash for the group of a
+    row without one.
+    """
     import pyarrow.compute as pc
 
     grouped = index.filter(pc.not_equal(index["group"], index["text_hash"])).select(["group", "split"])
@@ -163,7 +178,9 @@ def _groups(index: pa.Table) -> pa.Table:
 
 
 def _largest(groups: pa.Table) -> list[Group]:
-    """Return the largest groups, the largest first. There may be millions of groups: only these become objects."""
+    """Return the largest groups, the largest first. There may be millions of groups: only these become
+    objects.
+    """
     import pyarrow.compute as pc
 
     order = pc.sort_indices(groups, [("count_all", "descending"), ("group", "ascending")])[:_LARGEST_GROUPS]

@@ -1,4 +1,6 @@
-"""What a person should know of the data before training: sizes, balance, lengths, excluded rows, one row as the model reads it."""
+"""What a person should know of the data before training: sizes, balance, lengths, excluded rows, one row as
+the model reads it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from fullft_assets.snapshot.metadata import SnapshotMetadata
 _BAR = 40
 _STYLE = (
     "body{max-width:60em;margin:2em auto;padding:0 1em;font:15px/1.5 system-ui,sans-serif;color:#1f2937}"
-    "table{border-collapse:collapse;display:block;overflow-x:auto}th,td{text-align:left;padding:.3em .8em;border-bottom:1px solid #e5e7eb}"
+    "table{border-collapse:collapse;display:block;overflow-x:auto}th,td{text-align:left;padding:.3em"
+    " .8em;border-bottom:1px solid #e5e7eb}"
     "td:first-child{overflow-wrap:anywhere;min-width:8em}li{overflow-wrap:break-word}"
     "pre{background:#f1f5f9;padding:1em;overflow-x:auto;white-space:pre-wrap}h2{margin-top:1.6em;font-size:19px}"
     "@media(max-width:600px){th,td{padding:.3em;font-size:12px}td:first-child{min-width:4em}pre{padding:.5em;font-size:10px}}"
@@ -43,7 +46,10 @@ def target_of(row: Mapping[str, Any]) -> str:
     if "labels" in row:
         return ", ".join(row["labels"] or []) or "no label"
     if "spans" in row:
-        return ", ".join(f"{span['label']} [{span['start']}:{span['end']}]" for span in row["spans"] or []) or "no span"
+        return (
+            ", ".join(f"{span['label']} [{span['start']}:{span['end']}]" for span in row["spans"] or [])
+            or "no span"
+        )
     return "the text itself"
 
 
@@ -51,7 +57,10 @@ def length_metadata(num_tokens: Sequence[int] | np.ndarray, max_tokens: int) -> 
     """Return quantiles of the texts' lengths in tokens and how many texts are longer than a window."""
     lengths = np.asarray(num_tokens)
     quantiles = {f"p{q}": int(np.percentile(lengths, q)) for q in (10, 50, 90, 99)}
-    return {"text_tokens": {**quantiles, "longest": int(lengths.max())}, "num_rows_over_max_tokens": int((lengths > max_tokens).sum())}
+    return {
+        "text_tokens": {**quantiles, "longest": int(lengths.max())},
+        "num_rows_over_max_tokens": int((lengths > max_tokens).sum()),
+    }
 
 
 def render(
@@ -77,18 +86,54 @@ def render(
         case: the use case.
         source: where its documents are delivered.
     """
-    facts = facts or DataFacts(left_out=[ExcludedRows(reason, count, []) for reason, count in metadata.left_out.items()])
+    facts = facts or DataFacts(
+        left_out=[ExcludedRows(reason, count, []) for reason, count in metadata.left_out.items()]
+    )
     made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    lines = [f"# Data report of {case}", "", f"{made}, of the documents in {escape_name(source)}", "", *_sizes(metadata)]
+    lines = [
+        f"# Data report of {case}",
+        "",
+        f"{made}, of the documents in {escape_name(source)}",
+        "",
+        *_sizes(metadata),
+    ]
     lines += [*_to_do(metadata, facts), *_set_aside(facts), *_labels(metadata)]
-    lines += [*_groups(facts), *_files(facts), "", "## Length in tokens", "", "```", *_histogram(num_tokens), "```", ""]
+    lines += [
+        *_groups(facts),
+        *_files(facts),
+        "",
+        "## Length in tokens",
+        "",
+        "```",
+        *_histogram(num_tokens),
+        "```",
+        "",
+    ]
     over = int((np.asarray(num_tokens) > max_tokens).sum())
-    fate = "is read in overlapping windows, nothing is cut" if max_windows is None else f"is cut after {max_windows} window(s)"
-    lines.append(f"{over:,} of {len(num_tokens):,} texts are longer than chunks.max_tokens ({max_tokens}); such a text {fate}.")
+    fate = (
+        "is read in overlapping windows, nothing is cut"
+        if max_windows is None
+        else f"is cut after {max_windows} window(s)"
+    )
+    lines.append(
+        f"{over:,} of {len(num_tokens):,} texts are longer than chunks.max_tokens ({max_tokens}); such a text"
+        f" {fate}."
+    )
     if metadata.num_packed_rows is not None:
-        lines += ["", f"Packed for training: {metadata.num_packed_rows:,} rows, {metadata.packing_fill:.2%} full."]
+        lines += [
+            "",
+            f"Packed for training: {metadata.num_packed_rows:,} rows, {metadata.packing_fill:.2%} full.",
+        ]
     if example is not None:
-        lines += ["", "## One training row", "", f"what is trained: **{escape_name(example.target)}**", "", fenced(example.text[:500]), ""]
+        lines += [
+            "",
+            "## One training row",
+            "",
+            f"what is trained: **{escape_name(example.target)}**",
+            "",
+            fenced(example.text[:500]),
+            "",
+        ]
         lines += ["as the model reads it:", "", fenced(" ".join(example.tokens[:120])), ""]
     return "\n".join(lines)
 
@@ -96,7 +141,8 @@ def render(
 def to_page(report: str) -> str:
     """Return the report as a page of HTML that needs no other file; its first line is the title."""
     head = (
-        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(_title(report))}</title>'
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width,'
+        f' initial-scale=1"><title>{escape(_title(report))}</title>'
     )
     return f'<!doctype html>\n<html lang="en">{head}<style>{_STYLE}</style>\n{to_html(report, {})}</html>\n'
 
@@ -109,9 +155,13 @@ def _to_do(metadata: SnapshotMetadata, facts: DataFacts) -> list[str]:
     found = [f"- **{name}**: {escape_name(what)}" for name, what in facts.to_do]
     for spellings in variants(metadata.labels):
         named = ", ".join(map(escape_name, spellings))
-        found.append(f"- labels that differ in spelling alone: {named}; list one spelling in examples.labels, or fix the source")
+        found.append(
+            f"- labels that differ in spelling alone: {named}; list one spelling in examples.labels, or fix"
+            " the source"
+        )
     found += [
-        f"- batch {escape_name(name)} is excluded, because these checks are red: {', '.join(red)}; its run names the rows and the fix"
+        f"- batch {escape_name(name)} is excluded, because these checks are red: {', '.join(red)}; its run"
+        " names the rows and the fix"
         for name, red in facts.held_back.items()
     ]
     return ["", "## What to do", "", *(found or ["Nothing: every check is green."])]
@@ -121,8 +171,17 @@ def _set_aside(facts: DataFacts) -> list[str]:
     kept = facts.num_valid - sum(each.num_rows for each in facts.left_out)
     lines = []
     if facts.num_rows:
-        lines += ["", "## Rows", "", "| read | quarantined | excluded by the snapshot | kept |", "|---|---|---|---|"]
-        lines += [f"| {facts.num_rows:,} | {facts.num_rows - facts.num_valid:,} | {facts.num_valid - kept:,} | {kept:,} |"]
+        lines += [
+            "",
+            "## Rows",
+            "",
+            "| read | quarantined | excluded by the snapshot | kept |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| {facts.num_rows:,} | {facts.num_rows - facts.num_valid:,} | {facts.num_valid - kept:,} |"
+            f" {kept:,} |"
+        ]
         lines += ["", "## Quarantined", "", *_reasons(facts.quarantined)]
     return [*lines, "", "## Excluded rows", "", *_reasons(facts.left_out)]
 
@@ -139,21 +198,43 @@ def _reasons(found: Sequence[ExcludedRows]) -> list[str]:
 def _groups(facts: DataFacts) -> list[str]:
     if not facts.num_groups:
         return []
-    lines = ["", "## Groups", "", f"{facts.num_groups:,} groups; {facts.num_ungrouped:,} rows without one. The largest:", ""]
+    lines = [
+        "",
+        "## Groups",
+        "",
+        f"{facts.num_groups:,} groups; {facts.num_ungrouped:,} rows without one. The largest:",
+        "",
+    ]
     lines += ["| group | split | rows |", "|---|---|---|"]
-    return [*lines, *(f"| {escape_name(group.name)} | {group.split} | {group.num_rows:,} |" for group in facts.largest_groups)]
+    return [
+        *lines,
+        *(
+            f"| {escape_name(group.name)} | {group.split} | {group.num_rows:,} |"
+            for group in facts.largest_groups
+        ),
+    ]
 
 
 def _files(facts: DataFacts) -> list[str]:
     encodings = ", ".join(f"{escape_name(name)} {count:,}" for name, count in facts.encodings.items())
-    languages = ", ".join(f"{name} {count / sum(facts.languages.values()):.0%}" for name, count in facts.languages.items())
+    languages = ", ".join(
+        f"{name} {count / sum(facts.languages.values()):.0%}" for name, count in facts.languages.items()
+    )
     lines = [f"- files by encoding: {encodings}"] if encodings else []
-    lines += [f"- language of {sum(facts.languages.values()):,} texts of some batches: {languages}"] if languages else []
+    lines += (
+        [f"- language of {sum(facts.languages.values()):,} texts of some batches: {languages}"]
+        if languages
+        else []
+    )
     return ["", "## Encodings and languages", "", *lines] if lines else []
 
 
 def _num_rows(metadata: SnapshotMetadata) -> dict[str, int]:
-    return {"train": metadata.num_train_rows, "validation": metadata.num_validation_rows, "test": metadata.num_test_rows}
+    return {
+        "train": metadata.num_train_rows,
+        "validation": metadata.num_validation_rows,
+        "test": metadata.num_test_rows,
+    }
 
 
 def _sizes(metadata: SnapshotMetadata) -> list[str]:
@@ -162,14 +243,19 @@ def _sizes(metadata: SnapshotMetadata) -> list[str]:
 
 
 def _labels(metadata: SnapshotMetadata) -> list[str]:
-    """Return the balance: rows (and their share of the split), groups and the effective number of groups of each label."""
+    """Return the balance: rows (and their share of the split), groups and the effective number of groups of
+    each label.
+    """
     if not metadata.labels:
         return []
     lines = [
         "",
         "## Labels",
         "",
-        "rows, share of the split's rows; groups; k_eff = the number of equal groups with as much information",
+        (
+            "rows, share of the split's rows; groups; k_eff = the number of equal groups with as much"
+            " information"
+        ),
         "",
     ]
     lines += ["| label | " + " | ".join(_SPLITS) + " |", "|---" * (len(_SPLITS) + 1) + "|"]
@@ -181,21 +267,44 @@ def _labels(metadata: SnapshotMetadata) -> list[str]:
             cells.append(
                 "0"
                 if cell is None
-                else f"{cell.rows:,} ({cell.rows / max(1, num_rows):.0%}); {cell.groups:,} groups; k_eff {cell.k_eff:,.1f}"
+                else (
+                    f"{cell.rows:,} ({cell.rows / max(1, num_rows):.0%}); {cell.groups:,} groups; k_eff"
+                    f" {cell.k_eff:,.1f}"
+                )
             )
         lines.append(f"| {escape_name(label)} | {' | '.join(cells)} |")
     if metadata.rare_labels:
-        lines += ["", f"Too few test groups for a reliable score: {escape_name(', '.join(metadata.rare_labels))}."]
-    if metadata.labels_untested:
-        lines += ["", f"Trained but not tested, because there is no other group: {escape_name(', '.join(metadata.labels_untested))}."]
-    if metadata.labels_set_aside:
-        lines += ["", f"{metadata.num_labels_set_aside:,} labels are set aside (settings: snapshot.rare_labels):", ""]
         lines += [
-            f"- {escape_name(found.label)}: {found.rows:,} rows, {found.groups:,} groups; {_REASONS[found.reason]}"
+            "",
+            f"Too few test groups for a reliable score: {escape_name(', '.join(metadata.rare_labels))}.",
+        ]
+    if metadata.labels_untested:
+        lines += [
+            "",
+            (
+                "Trained but not tested, because there is no other group:"
+                f" {escape_name(', '.join(metadata.labels_untested))}."
+            ),
+        ]
+    if metadata.labels_set_aside:
+        lines += [
+            "",
+            f"{metadata.num_labels_set_aside:,} labels are set aside (settings: snapshot.rare_labels):",
+            "",
+        ]
+        lines += [
+            f"- {escape_name(found.label)}: {found.rows:,} rows, {found.groups:,} groups;"
+            f" {_REASONS[found.reason]}"
             for found in metadata.labels_set_aside
         ]
     if metadata.num_groups_moved:
-        lines += ["", f"{metadata.num_groups_moved:,} groups are not where their hash puts them, so that each label is in each split."]
+        lines += [
+            "",
+            (
+                f"{metadata.num_groups_moved:,} groups are not where their hash puts them, so that each label"
+                " is in each split."
+            ),
+        ]
     return lines
 
 

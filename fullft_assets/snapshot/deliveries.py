@@ -1,4 +1,6 @@
-"""What a newer delivery supersedes: the rows of its file, and those with its ids; and whether what came later is newer at all."""
+"""What a newer delivery supersedes: the rows of its file, and those with its ids; and whether what came later
+is newer at all.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,14 @@ from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import Target
 
 IDS_NAME_ONE_DOCUMENT = CheckSpec(
-    "ids_name_one_document", "No id names different texts in two files of one batch, and almost none in files of two batches."
+    "ids_name_one_document",
+    "No id names different texts in two files of one batch, and almost none in files of two batches.",
 )
-LATER_ROWS_ARE_NEWER = CheckSpec("later_rows_are_newer", "No row of a later batch loses to an older batch's by the times of their files.")
-#: So many ids, and such a share of them, that name two texts in files of two batches are no longer corrections of documents.
+LATER_ROWS_ARE_NEWER = CheckSpec(
+    "later_rows_are_newer", "No row of a later batch loses to an older batch's by the times of their files."
+)
+#: So many ids, and such a share of them, that name two texts in files of two batches are no longer
+#: corrections of documents.
 _REUSED_IDS, _REUSED_SHARE = 10, 0.01
 #: The share of the rows that corrections of documents hardly exceed.
 _REPEATED_SHARE = 0.5
@@ -33,9 +39,11 @@ class Superseded:
         order: whether what came later counts; depends on the order of the batches.
         reused: whether ids name documents.
         num_twice_in_a_file: superseded rows whose newest version is in the same file.
-        num_rows, num_older, most_sharing: rows before any was left out because of its id, those of them that have a newer row of their id,
+        num_rows, num_older, most_sharing: rows before any was left out because of its id, those of them that
+        have a newer row of their id,
             and the most that have one id.
-        votes: of several annotators; rows of a tie are still in, since they contradict others with their text.
+        votes: of several annotators; rows of a tie are still in, since they contradict others with their
+            text.
     """
 
     order: CheckOutcome
@@ -47,17 +55,22 @@ class Superseded:
     votes: Votes
 
     def repeated_ids(self, field: str) -> str | None:
-        """Return what is wrong with ids read from a field, and what to do, where most rows have that of a newer row; else None."""
+        """Return what is wrong with ids read from a field, and what to do, where most rows have that of a
+        newer row; else None.
+        """
         if self.num_older <= _REPEATED_SHARE * self.num_rows:
             return None
         return (
-            f"{self.num_older:,} of {self.num_rows:,} rows have the `{field}` of a newer row, up to {self.most_sharing:,} rows share one, and of "
-            "each only the newest row counts; name a field with unique ids in documents.id, or one that no row has (rows are then named file:row)"
+            f"{self.num_older:,} of {self.num_rows:,} rows have the `{field}` of a newer row, up to"
+            f" {self.most_sharing:,} rows share one, and of each only the newest row counts; name a field"
+            " with unique ids in documents.id, or one that no row has (rows are then named file:row)"
         )
 
 
 def drop_superseded(rows: Rows, batches: Mapping[str, BatchRows], target: Target | None) -> Superseded:
-    """Leave out rows of older deliveries of a file, but for those quarantined in each newer one; older rows of an id; outvoted answers."""
+    """Leave out rows of older deliveries of a file, but for those quarantined in each newer one; older rows
+    of an id; outvoted answers.
+    """
     is_old = _is_old_delivery(rows, batches)
     rows.kept_older = _kept_older(rows, batches, np.flatnonzero(is_old))
     is_old &= ~rows.kept_older
@@ -66,7 +79,10 @@ def drop_superseded(rows: Rows, batches: Mapping[str, BatchRows], target: Target
     versions = Versions.of(rows, rows.kept)
     votes = Votes.of(rows, versions, target)
     is_superseded = superseded(rows, versions, votes)
-    num_rows, sharing = int(np.count_nonzero(rows.kept)), np.bincount(rows.id[rows.kept], minlength=1)[rows.id[is_superseded]]
+    num_rows, sharing = (
+        int(np.count_nonzero(rows.kept)),
+        np.bincount(rows.id[rows.kept], minlength=1)[rows.id[is_superseded]],
+    )
     order, reused = _order_check(rows, by_file, versions, is_superseded), _reused_check(rows, versions)
     rows.drop(is_superseded, "superseded by a newer delivery of their id")
     rows.drop(votes.outvoted, "merged with the other annotations of their id")
@@ -92,10 +108,12 @@ def _deliveries(batches: Mapping[str, BatchRows]) -> dict[str, set[int]]:
 
 
 def _kept_older(rows: Rows, batches: Mapping[str, BatchRows], old: np.ndarray) -> np.ndarray:
-    """Return, of rows whose file was delivered again, those that are quarantined in each newer delivery: mask over all rows.
+    """Return, of rows whose file was delivered again, those that are quarantined in each newer delivery: mask
+    over all rows.
 
-    A quarantined row is the row with its id; one that cannot be named (a line cut off, a file without ids) is the row at its
-    number. Numbers shift: a row whose text is elsewhere in a newer delivery has moved there, and is superseded.
+    A quarantined row is the row with its id; one that cannot be named (a line cut off, a file without ids) is
+    the row at its number. Numbers shift: a row whose text is elsewhere in a newer delivery has moved there,
+    and is superseded.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -145,7 +163,9 @@ def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
 
     A correction comes in a later batch, as a rule, so within one batch the first such id is worth a look.
     """
-    differs = (versions.source != versions.newest_source) & (rows.text[versions.row] != rows.text[versions.newest])
+    differs = (versions.source != versions.newest_source) & (
+        rows.text[versions.row] != rows.text[versions.newest]
+    )
     num_ids = int(np.count_nonzero(np.bincount(rows.id[rows.kept])))
     num_reused = len(np.unique(rows.id[versions.row[differs]]))
     is_together = rows.batch[versions.row] == rows.batch[versions.newest]
@@ -153,19 +173,24 @@ def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
     passed = not num_together and (num_reused < _REUSED_IDS or num_reused <= _REUSED_SHARE * num_ids)
     description = ""
     if not passed:
-        # Of each pair of files every id counts once, however often its rows came: the pair named does not depend on the batches.
-        found = np.stack([versions.source[differs], versions.newest_source[differs], rows.id[versions.row[differs]]])
+        # Of each pair of files every id counts once, however often its rows came: the pair named does not
+        # depend on the batches.
+        found = np.stack(
+            [versions.source[differs], versions.newest_source[differs], rows.id[versions.row[differs]]]
+        )
         pairs, counts = np.unique(np.unique(found, axis=1)[:2], axis=1, return_counts=True)
         old, new = pairs[:, counts.argmax()]
         of_pair = np.flatnonzero(differs & (versions.source == old) & (versions.newest_source == new))
         first = of_pair[rows.row[versions.row[of_pair]].argmin()]
         places = [
-            f"{alias(rows.table['source'][row].as_py())}:{rows.row[row]}" for row in (int(versions.row[first]), int(versions.newest[first]))
+            f"{alias(rows.table['source'][row].as_py())}:{rows.row[row]}"
+            for row in (int(versions.row[first]), int(versions.newest[first]))
         ]
         description = (
-            f"{num_reused:,} of {num_ids:,} ids name different texts in two files ({num_together:,} in files of one batch), such as {places[0]} "
-            f"and {places[1]}, and only the newest counts; if these are different documents, name a field with unique ids in documents.id "
-            "(rows without one are named file:row); if they are corrections, nothing is wrong"
+            f"{num_reused:,} of {num_ids:,} ids name different texts in two files ({num_together:,} in files"
+            f" of one batch), such as {places[0]} and {places[1]}, and only the newest counts; if these are"
+            " different documents, name a field with unique ids in documents.id (rows without one are named"
+            " file:row); if they are corrections, nothing is wrong"
         )
     return CheckOutcome(
         name=IDS_NAME_ONE_DOCUMENT.name,
@@ -176,7 +201,9 @@ def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
     )
 
 
-def _late_by_file(rows: Rows, batches: Mapping[str, BatchRows], is_old: np.ndarray) -> dict[int, tuple[str, int]]:
+def _late_by_file(
+    rows: Rows, batches: Mapping[str, BatchRows], is_old: np.ndarray
+) -> dict[int, tuple[str, int]]:
     """Return the rows that an older batch's delivery of their file supersedes, and that delivery."""
     if not is_old.any():
         return {}
@@ -188,31 +215,47 @@ def _late_by_file(rows: Rows, batches: Mapping[str, BatchRows], is_old: np.ndarr
     code, sources = codes(rows.table["source"])
     batch = np.array([newest.get(source, (0, 0))[1] for source in sources.to_pylist()])
     late = np.flatnonzero(is_old & (rows.batch > batch[code]))
-    return {row: (source, newest[source][0]) for row in late.tolist() if (source := sources[int(code[row])].as_py())}
+    return {
+        row: (source, newest[source][0])
+        for row in late.tolist()
+        if (source := sources[int(code[row])].as_py())
+    }
 
 
-def _order_check(rows: Rows, by_file: dict[int, tuple[str, int]], versions: Versions, is_superseded: np.ndarray) -> CheckOutcome:
-    """Return whether what came later counts: a correction whose file has an older time (cp -p, rsync -t, unzip) does not.
+def _order_check(
+    rows: Rows, by_file: dict[int, tuple[str, int]], versions: Versions, is_superseded: np.ndarray
+) -> CheckOutcome:
+    """Return whether what came later counts: a correction whose file has an older time (cp -p, rsync -t,
+    unzip) does not.
 
     Of rows that vote the time does not matter.
     """
-    beaten = (rows.batch[versions.row] > rows.batch[versions.newest]) & (rows.delivered[versions.row] < rows.delivered[versions.newest])
+    beaten = (rows.batch[versions.row] > rows.batch[versions.newest]) & (
+        rows.delivered[versions.row] < rows.delivered[versions.newest]
+    )
     beaten &= is_superseded[versions.row]
     late, beats = versions.row[beaten], versions.newest[beaten]
     late, beats = late[differs := _differ(rows, late, beats)], beats[differs]
     kept = rows.kept
     known = set(zip(rows.id[kept].tolist(), rows.text[kept].tolist(), strict=True)) if by_file else set()
-    by_file = {row: by for row, by in by_file.items() if (int(rows.id[row]), int(rows.text[row])) not in known}
+    by_file = {
+        row: by for row, by in by_file.items() if (int(rows.id[row]), int(rows.text[row])) not in known
+    }
     num_late = len(late) + len(by_file)
     description = ""
     if num_late:
         row = int(late[0]) if len(late) else next(iter(by_file))
         place = rows.table["source"][row].as_py()
-        by, at = (rows.table["source"][int(beats[0])].as_py(), int(rows.delivered[beats[0]])) if len(late) else by_file[row]
+        by, at = (
+            (rows.table["source"][int(beats[0])].as_py(), int(rows.delivered[beats[0]]))
+            if len(late)
+            else by_file[row]
+        )
         description = (
-            f"{num_late:,} rows of later batches lose to rows whose file has a newer time, such as {alias(place)} ({_shown_time(rows.delivered[row])}) "
-            f"to {alias(by)} of an earlier batch ({_shown_time(at)}): a file's time decides what is newest; if these are corrections, give their files "
-            "a new time (touch)"
+            f"{num_late:,} rows of later batches lose to rows whose file has a newer time, such as"
+            f" {alias(place)} ({_shown_time(rows.delivered[row])}) to {alias(by)} of an earlier batch"
+            f" ({_shown_time(at)}): a file's time decides what is newest; if these are corrections, give"
+            " their files a new time (touch)"
         )
     return CheckOutcome(
         name=LATER_ROWS_ARE_NEWER.name,

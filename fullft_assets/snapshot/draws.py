@@ -9,14 +9,18 @@ from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, Row
 from fullft_assets.snapshot.labels import Labels
 from fullft_assets.store.hashing import unit_hash
 
-#: Rows of each label that are drawn first: so many, and so large a share of the maximum for all labels together.
+#: Rows of each label that are drawn first: so many, and so large a share of the maximum for all labels
+#: together.
 _FLOOR_ROWS, _FLOOR_SHARE = 50, 0.25
-#: A training row of a group of n rows weighs n to the power of minus this: giant groups have less to say that is new.
+#: A training row of a group of n rows weighs n to the power of minus this: giant groups have less to say that
+#: is new.
 _GROUP_POWER = 0.25
 
 
 def cap_held_out(rows: Rows, labels: Labels, settings: SnapshotSettings, seed: int) -> None:
-    """Keep at most so many held-out rows of a group, drawn by hash; a label that would lose its last row of a split goes first."""
+    """Keep at most so many held-out rows of a group, drawn by hash; a label that would lose its last row of a
+    split goes first.
+    """
     held_out = np.flatnonzero((rows.split == TEST) | (rows.split == VALIDATION))
     most = settings.max_heldout_rows_per_group
     large = held_out[np.bincount(rows.group[held_out], minlength=1)[rows.group[held_out]] > most]
@@ -40,7 +44,9 @@ def _over_cap(group: np.ndarray, large: np.ndarray, draw: np.ndarray, most: int)
 
 
 def _last_of_labels(rows: Rows, labels: Labels, over: np.ndarray, draw: np.ndarray) -> np.ndarray:
-    """Return the rows (mask) to keep so that no label loses a split: of each that would, the row of the lowest draw."""
+    """Return the rows (mask) to keep so that no label loses a split: of each that would, the row of the
+    lowest draw.
+    """
     found = np.zeros(len(rows), bool)
     cell = labels.code * len(SPLITS) + rows.split[labels.row]
     lost = np.setdiff1d(cell[over[labels.row]], cell[~over[labels.row]])
@@ -51,14 +57,18 @@ def _last_of_labels(rows: Rows, labels: Labels, over: np.ndarray, draw: np.ndarr
 
 
 def subsample(rows: Rows, labels: Labels, split: int, most: int | None, seed: int) -> None:
-    """Keep at most so many rows of a split: the same number of rows of each label first, then whichever has the lowest hash."""
+    """Keep at most so many rows of a split: the same number of rows of each label first, then whichever has
+    the lowest hash.
+    """
     chosen = np.flatnonzero(rows.split == split)
     if most is None or len(chosen) <= most:
         return
     draw = np.full(len(rows), np.inf)
     draw[chosen] = _draw(rows, chosen, seed, "subsample")
     if split == TRAIN:
-        draw[chosen] = -np.log(1 - draw[chosen]) * np.bincount(rows.group[chosen])[rows.group[chosen]] ** _GROUP_POWER
+        draw[chosen] = (
+            -np.log(1 - draw[chosen]) * np.bincount(rows.group[chosen])[rows.group[chosen]] ** _GROUP_POWER
+        )
     is_first = _first_of_labels(labels, rows.split == split, draw, most)
     over = np.zeros(len(rows), bool)
     over[chosen[np.lexsort((draw[chosen], ~is_first[chosen]))[most:]]] = True
@@ -83,4 +93,6 @@ def _number_within(sorted_values: np.ndarray) -> np.ndarray:
 
 
 def _draw(rows: Rows, chosen: np.ndarray, seed: int, purpose: str) -> np.ndarray:
-    return np.array([unit_hash(seed, purpose, hash_) for hash_ in rows.table["text_hash"].take(chosen).to_pylist()])
+    return np.array(
+        [unit_hash(seed, purpose, hash_) for hash_ in rows.table["text_hash"].take(chosen).to_pylist()]
+    )

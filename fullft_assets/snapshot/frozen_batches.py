@@ -1,7 +1,9 @@
-"""The batches' artifacts that a snapshot froze: read only while they hold what it froze, found again after an erasure.
+"""The batches' artifacts that a snapshot froze: read only while they hold what it froze, found again after an
+erasure.
 
-A snapshot keeps where each row is in its batch. An erasure rewrites the batches first and the snapshot last, under the keys that
-they had: whoever reads in between must not take the rows that moved up for those that were there.
+A snapshot keeps where each row is in its batch. An erasure rewrites the batches first and the snapshot last,
+under the keys that they had: whoever reads in between must not take the rows that moved up for those that
+were there.
 """
 
 from __future__ import annotations
@@ -22,14 +24,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Part = Literal["examples", "chunks"]
-#: What is drawn for a snapshot beside its batches: an artifact of the stage `<kind>_documents`, under this name in its metadata.
+#: What is drawn for a snapshot beside its batches: an artifact of the stage `<kind>_documents`, under this
+#: name in its metadata.
 DRAWN = ("general", "replay")
 
 
 def pin(examples: Manifest, chunks: Manifest) -> FrozenBatch:
     """Return what a snapshot records of a batch."""
     return FrozenBatch(
-        examples=examples.ref, chunks=chunks.ref, examples_digest=examples.content_digest, chunks_digest=chunks.content_digest
+        examples=examples.ref,
+        chunks=chunks.ref,
+        examples_digest=examples.content_digest,
+        chunks_digest=chunks.content_digest,
     )
 
 
@@ -40,7 +46,11 @@ def folder_of(store: Store, snapshot: Manifest, batch: str, part: Part) -> Path:
         StoreError: they are gone, or were rewritten since.
     """
     frozen = SnapshotMetadata.of(snapshot).parts[batch]
-    ref, pinned = (frozen.examples, frozen.examples_digest) if part == "examples" else (frozen.chunks, frozen.chunks_digest)
+    ref, pinned = (
+        (frozen.examples, frozen.examples_digest)
+        if part == "examples"
+        else (frozen.chunks, frozen.chunks_digest)
+    )
     made = store.load(ref)
     if pinned != made.content_digest:
         raise _rewritten(snapshot, f"batch {batch}")
@@ -53,7 +63,9 @@ def folder_of(store: Store, snapshot: Manifest, batch: str, part: Part) -> Path:
 
 
 def drawn_digest(snapshot: Manifest, kind: str) -> str | None:
-    """Return the content digest of what was drawn for a snapshot, as it froze it; None where nothing was drawn."""
+    """Return the content digest of what was drawn for a snapshot, as it froze it; None where nothing was
+    drawn.
+    """
     return None if snapshot.identity is None else snapshot.identity.values.get(kind)
 
 
@@ -83,8 +95,8 @@ def steady(snapshot: Manifest) -> Iterator[None]:
 
 def _rewritten(snapshot: Manifest, what: str) -> StoreError:
     return StoreError(
-        f"{snapshot.ref}: {what} was rewritten after this snapshot froze it: an erasure is under way or was cut short; "
-        f"run `fullft erase {snapshot.case}` with its list again, then this once more"
+        f"{snapshot.ref}: {what} was rewritten after this snapshot froze it: an erasure is under way or was"
+        f" cut short; run `fullft erase {snapshot.case}` with its list again, then this once more"
     )
 
 
@@ -106,7 +118,9 @@ class Located:
 
 
 def locate(store: Store, snapshot: Manifest, places: pa.Table) -> Located:
-    """Find a snapshot's rows in its batches as they are today, by file and row: rows before them may be gone, and they themselves."""
+    """Find a snapshot's rows in its batches as they are today, by file and row: rows before them may be gone,
+    and they themselves.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -118,7 +132,10 @@ def locate(store: Store, snapshot: Manifest, places: pa.Table) -> Located:
         path = store.folder(store.load(parts[batch].examples)) / "examples.parquet"
         left = _origins(pq.read_table(path, columns=["source", "row"]))
         found = pc.index_in(_origins(places.take(pa.array(mine))), value_set=left)
-        positions[mine], lost[mine] = found.fill_null(0).to_numpy(), found.is_null().to_numpy(zero_copy_only=False)
+        positions[mine], lost[mine] = (
+            found.fill_null(0).to_numpy(),
+            found.is_null().to_numpy(zero_copy_only=False),
+        )
     at = places.column_names.index("position")
     field = places.schema.field(at)
     return Located(places.set_column(at, field, pa.array(positions, field.type)), lost, parts, unreadable)
@@ -133,7 +150,9 @@ def _origins(table: pa.Table) -> pa.Array:
 
 
 def _parts_of_today(store: Store, snapshot: Manifest) -> tuple[dict[str, FrozenBatch], set[str], set[str]]:
-    """Return what a snapshot would record of its batches today, those that changed since it did, and those that are gone."""
+    """Return what a snapshot would record of its batches today, those that changed since it did, and those
+    that are gone.
+    """
     parts = dict(SnapshotMetadata.of(snapshot).parts)
     moved: set[str] = set()
     unreadable: set[str] = set()

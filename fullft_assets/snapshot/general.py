@@ -1,7 +1,8 @@
 """General set: general documents that never train, on which is measured what a model forgets.
 
-They are drawn as replay's are, by a keyed hash of their contents, and frozen with the snapshot: two trainings on it are measured
-on the same text. Replay passes them and their near-duplicates over, and a text that is a row of the task is none of them.
+They are drawn as replay's are, by a keyed hash of their contents, and frozen with the snapshot: two trainings
+on it are measured on the same text. Replay passes them and their near-duplicates over, and a text that is a
+row of the task is none of them.
 """
 
 from __future__ import annotations
@@ -42,10 +43,11 @@ class General:
 
 
 def draw(store: Store, use_case: UseCase, task_hashes: Collection[str]) -> Manifest:
-    """Choose the general documents that forgetting is measured on, and write them as an artifact of their own.
+    """Choose the general documents that forgetting is measured on, and write them as an artifact of their
+    own.
 
-    Its `examples.parquet` and `chunks.parquet` are like those of replay. Where the folder holds less than `snapshot.general.max_tokens`,
-    all that it holds is taken.
+    Its `examples.parquet` and `chunks.parquet` are like those of replay. Where the folder holds less than
+    `snapshot.general.max_tokens`, all that it holds is taken.
 
     Args:
         store: where the artifact is found or written.
@@ -61,12 +63,21 @@ def draw(store: Store, use_case: UseCase, task_hashes: Collection[str]) -> Manif
 
     def write(draft: Draft) -> Outcome:
         tombstones = read_tombstones(store, use_case.name)
-        drawn = draw_tokens(use_case, general.path, general.max_tokens, _SETTING, frozenset(task_hashes), tombstones=tombstones)
+        drawn = draw_tokens(
+            use_case,
+            general.path,
+            general.max_tokens,
+            _SETTING,
+            frozenset(task_hashes),
+            tombstones=tombstones,
+        )
         if not drawn.num_tokens:
-            detail = "; ".join(f"{count:,} rows: {reason}" for reason, count in drawn.num_unusable.most_common(3))
+            detail = "; ".join(
+                f"{count:,} rows: {reason}" for reason, count in drawn.num_unusable.most_common(3)
+            )
             raise DataError(
-                f"{_SETTING}: {general.path} holds no usable document{f' ({detail})' if detail else ''}; give each row a field `text` (for sft: "
-                "or messages), and texts that are no rows of the task"
+                f"{_SETTING}: {general.path} holds no usable document{f' ({detail})' if detail else ''}; give"
+                " each row a field `text` (for sft: or messages), and texts that are no rows of the task"
             )
         return GeneralMetadata(**drawn.write(draft, making), num_files=len(files)).as_dict(), []
 
@@ -76,13 +87,18 @@ def draw(store: Store, use_case: UseCase, task_hashes: Collection[str]) -> Manif
         write,
         version=f"{VERSION}-{CHUNKS_VERSION}",
         settings={"chunks": making["chunks"], "max_tokens": general.max_tokens},
-        inputs={"files": digest(files), "tokenizer": making["tokenizer"], "task": digest(sorted(set(task_hashes)))},
+        inputs={
+            "files": digest(files),
+            "tokenizer": making["tokenizer"],
+            "task": digest(sorted(set(task_hashes))),
+        },
         seed=settings.seed,
     )
 
 
 def pin(use_case: UseCase) -> dict[str, str]:
-    """Return the digest of each file of `snapshot.general.path`: what pins the general documents, without reading their rows.
+    """Return the digest of each file of `snapshot.general.path`: what pins the general documents, without
+    reading their rows.
 
     Raises:
         DataError: the path is not there, or holds no file that can be read.
@@ -114,6 +130,9 @@ def load(store: Store, snapshot: Manifest) -> General | None:
             return None
         examples, chunks = (pq.read_table(folder / f"{name}.parquet") for name in ("examples", "chunks"))
     if not len(examples):
-        raise DataError(f"{_SETTING}: all documents of the snapshot's general set were erased; add others, and take the snapshot again")
+        raise DataError(
+            f"{_SETTING}: all documents of the snapshot's general set were erased; add others, and take the"
+            " snapshot again"
+        )
     marks = None if chunks["marks"].null_count else chunks["marks"].to_pylist()
     return General(examples["text"].to_pylist(), chunks["windows"].to_pylist(), marks)

@@ -1,7 +1,7 @@
 """General documents drawn up to a number of tokens: what replay and the general set share.
 
-Which documents is a keyed hash of their contents: the choice depends neither on the order of the files nor on what
-else is there, and more tokens take the same documents and more.
+Which documents is a keyed hash of their contents: the choice depends neither on the order of the files nor on
+what else is there, and more tokens take the same documents and more.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     from fullft_assets.settings.use_case import UseCase
 
-#: Characters of candidates kept for each token that is wanted: twice what usual texts have. Where they do not suffice, more are read.
+#: Characters of candidates kept for each token that is wanted: twice what usual texts have. Where they do not
+#: suffice, more are read.
 _CHARACTERS_A_TOKEN = 8
 _MORE = 8
 #: Documents that are looked at together: as many as are guessed to be needed, within bounds.
@@ -79,16 +80,27 @@ class Drawn:
         pq.write_table(self.chunks, draft.path / "chunks.parquet", compression="zstd")
         # Not of the files: they hold from where, and when, documents were delivered.
         documents = self.examples["text_hash"].to_pylist()
-        draft.identity = Identity(files=[], values={"documents": documents, "num_tokens": self.num_tokens, **made_with})
-        counts = {"num_rows": len(self.examples), "num_tokens": self.num_tokens, "num_with_control_tokens": self.num_with_control_tokens}
+        draft.identity = Identity(
+            files=[], values={"documents": documents, "num_tokens": self.num_tokens, **made_with}
+        )
+        counts = {
+            "num_rows": len(self.examples),
+            "num_tokens": self.num_tokens,
+            "num_with_control_tokens": self.num_with_control_tokens,
+        }
         return {**counts, "num_unusable": self.num_unusable}
 
 
 def made_with(use_case: UseCase) -> dict[str, Any]:
-    """Return what windows of general documents are made with: the settings `chunks`, and the digest of the `tokenizer`."""
+    """Return what windows of general documents are made with: the settings `chunks`, and the digest of the
+    `tokenizer`.
+    """
     settings = use_case.settings
     base_model = resolve_base_model(settings.base_model, use_case.project_root)
-    return {"chunks": chunk_settings(settings), "tokenizer": tokenizer_digest(base_model, settings.chunks, settings.examples.task)}
+    return {
+        "chunks": chunk_settings(settings),
+        "tokenizer": tokenizer_digest(base_model, settings.chunks, settings.examples.task),
+    }
 
 
 def pin_files(path: str, use_case: UseCase, setting: str) -> dict[str, str]:
@@ -135,7 +147,9 @@ def draw_tokens(
 
 @dataclass(frozen=True)
 class Candidates:
-    """The documents that come first in the draw, in its order, each content once; `is_all`: there are no others."""
+    """The documents that come first in the draw, in its order, each content once; `is_all`: there are no
+    others.
+    """
 
     table: pa.Table
     is_all: bool
@@ -143,9 +157,16 @@ class Candidates:
 
     @classmethod
     def read(
-        cls, use_case: UseCase, path: str, most: int, left_out: Collection[str], setting: str, tombstones: Collection[str] = ()
+        cls,
+        use_case: UseCase,
+        path: str,
+        most: int,
+        left_out: Collection[str],
+        setting: str,
+        tombstones: Collection[str] = (),
     ) -> Candidates:
-        """Read every document and keep the first ones, of at least `most` characters together; at most some times as many are held.
+        """Read every document and keep the first ones, of at least `most` characters together; at most some
+        times as many are held.
 
         Args:
             use_case: where relative paths start; the task and the seed.
@@ -170,7 +191,12 @@ class Candidates:
 
 
 def _usable(
-    use_case: UseCase, path: str, unusable: Counter[str], left_out: Collection[str], setting: str, tombstones: Collection[str]
+    use_case: UseCase,
+    path: str,
+    unusable: Counter[str],
+    left_out: Collection[str],
+    setting: str,
+    tombstones: Collection[str],
 ) -> Iterator[pa.Table]:
     """Yield tables of documents with `text_hash` and their `place` in the draw; others are counted."""
     import pyarrow as pa
@@ -185,9 +211,14 @@ def _usable(
         unusable["malformed row"] += pc.sum(is_malformed).as_py() or 0
         unusable["empty text"] += pc.sum(pc.invert(pc.or_(has_text, is_malformed))).as_py() or 0
         table = table.filter(pc.and_not(has_text, is_malformed)).drop_columns(["problem"])
-        hashes = [_content_hash(text, turns) for text, turns in zip(table["text"].to_pylist(), table["messages"].to_pylist(), strict=True)]
+        hashes = [
+            _content_hash(text, turns)
+            for text, turns in zip(table["text"].to_pylist(), table["messages"].to_pylist(), strict=True)
+        ]
         places = [unit_hash(seed, "replay", hash_) for hash_ in hashes]
-        table = table.append_column("text_hash", pa.array(hashes, pa.string())).append_column("place", pa.array(places, pa.float64()))
+        table = table.append_column("text_hash", pa.array(hashes, pa.string())).append_column(
+            "place", pa.array(places, pa.float64())
+        )
         is_out = is_erased(use_case.name, table, tombstones)
         unusable["erased"] += int(is_out.sum())
         if left_out:
@@ -196,7 +227,11 @@ def _usable(
 
 
 def _content_hash(text: str, turns: list[dict[str, str]] | None) -> str:
-    return text_hash(text) if turns is None else messages_hash([(turn["role"], turn["content"]) for turn in turns])
+    return (
+        text_hash(text)
+        if turns is None
+        else messages_hash([(turn["role"], turn["content"]) for turn in turns])
+    )
 
 
 def _num_characters(table: pa.Table) -> np.ndarray:
@@ -206,7 +241,9 @@ def _num_characters(table: pa.Table) -> np.ndarray:
 
 
 def _first(tables: list[pa.Table], most: int | None) -> pa.Table:
-    """Return the first documents in the order of the draw, each content once, up to the one that makes up `most` characters."""
+    """Return the first documents in the order of the draw, each content once, up to the one that makes up
+    `most` characters.
+    """
     import pyarrow as pa
 
     table = pa.concat_tables(tables)
@@ -218,7 +255,9 @@ def _first(tables: list[pa.Table], most: int | None) -> pa.Table:
     return table.slice(0, int(np.searchsorted(np.cumsum(_num_characters(table)), most)) + 1)
 
 
-def take_tokens(use_case: UseCase, candidates: Candidates, num_needed: int, screens: Sequence[KeepsOut]) -> Drawn:
+def take_tokens(
+    use_case: UseCase, candidates: Candidates, num_needed: int, screens: Sequence[KeepsOut]
+) -> Drawn:
     """Tokenise candidates one block after the other, until they have the tokens that are needed."""
     import pyarrow as pa
 
@@ -235,14 +274,24 @@ def take_tokens(use_case: UseCase, candidates: Candidates, num_needed: int, scre
         fit, windows, is_enough = _first_tokens(tokenizations.chunk(block.take(clean)), missing)
         # What follows the last one was never drawn.
         looked_at = clean[fit[-1]] + 1 if is_enough else len(block)
-        num_passed_over = [count + int(mask[:looked_at].sum()) for count, mask in zip(num_passed_over, masks, strict=True)]
+        num_passed_over = [
+            count + int(mask[:looked_at].sum()) for count, mask in zip(num_passed_over, masks, strict=True)
+        ]
         num_unusable += Counter({"no trained token": int((clean < looked_at).sum()) - len(fit)})
         examples.append(block.take(clean[fit]))
         chunks.append(windows)
         missing -= int(_num_tokens(windows).sum())
     drawn = pa.concat_tables(examples).drop_columns(["place"])
     num_controls = sum(map(tokenizations.holds_control_token, drawn["text"].to_pylist()))
-    return Drawn(drawn, pa.concat_tables(chunks), num_needed - missing, len(table), num_unusable, num_passed_over, num_controls)
+    return Drawn(
+        drawn,
+        pa.concat_tables(chunks),
+        num_needed - missing,
+        len(table),
+        num_unusable,
+        num_passed_over,
+        num_controls,
+    )
 
 
 def _end_of_block(characters: np.ndarray, start: int, missing: int) -> int:
@@ -253,7 +302,9 @@ def _end_of_block(characters: np.ndarray, start: int, missing: int) -> int:
 
 
 def _first_tokens(chunks: pa.Table, missing: int) -> tuple[np.ndarray, pa.Table, bool]:
-    """Return the first rows with a token to learn from, with their windows, that have the missing tokens, and whether they do."""
+    """Return the first rows with a token to learn from, with their windows, that have the missing tokens, and
+    whether they do.
+    """
     fit = np.flatnonzero(_is_trained(chunks))
     tokens = np.cumsum(_num_tokens(chunks)[fit])
     last = int(np.searchsorted(tokens, missing))
@@ -303,11 +354,15 @@ def _cut_last(chunks: pa.Table, row: int, num_spare: int) -> pa.Table:
     cut: dict[str, Any] = chunks.slice(row, 1).to_pylist()[0]
     for name in ("windows", "marks"):
         cut[name] = cut[name] and cut[name][:num_kept]
-    return pa.concat_tables([chunks.slice(0, row), pa.Table.from_pylist([cut], schema=chunks.schema), chunks.slice(row + 1)])
+    return pa.concat_tables(
+        [chunks.slice(0, row), pa.Table.from_pylist([cut], schema=chunks.schema), chunks.slice(row + 1)]
+    )
 
 
 class Tokenizations:
-    """How documents become windows: conversations through the model's chat template; a plain text is trained whole."""
+    """How documents become windows: conversations through the model's chat template; a plain text is trained
+    whole.
+    """
 
     def __init__(self, use_case: UseCase):
         self._settings = use_case.settings
@@ -340,9 +395,13 @@ class Tokenizations:
         is_plain = np.asarray(documents["messages"].is_null())
         parts = []
         if not is_plain.all():
-            parts.append(chunk(documents.filter(~is_plain), self._conversations, self._settings.examples.task).table)
+            parts.append(
+                chunk(documents.filter(~is_plain), self._conversations, self._settings.examples.task).table
+            )
         if is_plain.any():
-            parts.append(_marked_whole(chunk(documents.filter(is_plain), self._plain, self._plain_task).table))
+            parts.append(
+                _marked_whole(chunk(documents.filter(is_plain), self._plain, self._plain_task).table)
+            )
         if not parts:
             return chunk_schema().empty_table()
         back = np.empty(len(documents), np.int64)
@@ -357,6 +416,10 @@ def _marked_whole(chunks: pa.Table) -> pa.Table:
     windows = chunks["windows"].combine_chunks()
     tokens = np.concatenate([[0], np.cumsum(_lengths(windows.flatten()))]).astype(np.int32)
     rows = np.concatenate([[0], np.cumsum(_lengths(windows))]).astype(np.int32)
-    marks = pa.ListArray.from_arrays(rows, pa.ListArray.from_arrays(tokens, pa.array(np.ones(tokens[-1], np.int32))))
+    marks = pa.ListArray.from_arrays(
+        rows, pa.ListArray.from_arrays(tokens, pa.array(np.ones(tokens[-1], np.int32)))
+    )
     column = chunks.schema.get_field_index("marks")
-    return chunks.set_column(column, chunks.schema.field(column), marks.cast(chunks.schema.field(column).type))
+    return chunks.set_column(
+        column, chunks.schema.field(column), marks.cast(chunks.schema.field(column).type)
+    )

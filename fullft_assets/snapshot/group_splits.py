@@ -1,9 +1,11 @@
-"""The split of each group: that of its hash, but for the few groups that are moved so that each label has a row on every side.
+"""The split of each group: that of its hash, but for the few groups that are moved so that each label has a
+row on every side.
 
-With three groups or more a label is to be in the training, the test and the validation split, with two in the first two, with one
-in the training split. A group that an earlier snapshot held out never trains, and never goes from test to validation; that
-is what the `ledger` remembers. A label that lacks a side takes the group for it that fits best by the hash and that no other label
-needs where it is, so the moves are a function of the groups and the ledger: the order of rows and batches does not matter.
+With three groups or more a label is to be in the training, the test and the validation split, with two in the
+first two, with one in the training split. A group that an earlier snapshot held out never trains, and never
+goes from test to validation; that is what the `ledger` remembers. A label that lacks a side takes the group
+for it that fits best by the hash and that no other label needs where it is, so the moves are a function of
+the groups and the ledger: the order of rows and batches does not matter.
 """
 
 from __future__ import annotations
@@ -44,12 +46,14 @@ class GroupSplits:
         place = np.empty(int(rows.group.max(initial=-1)) + 1)
         place[rows.group] = rows.place
         hashed, known = hashed_split(place, settings), ledger.look_up(place)
-        # What is held out stays so where the shares shrink; where they grow, a validation group may go on to the test.
+        # What is held out stays so where the shares shrink; where they grow, a validation group may go on to
+        # the test.
         split = np.where(known == UNKNOWN, hashed, np.where(known == TRAIN, TRAIN, np.minimum(known, hashed)))
         return cls(place, hashed, known, split)
 
     def serve(self, labels: Labels, group: np.ndarray) -> int:
-        """Move groups so that each label has the sides that it has groups for, where that can be; return how many were moved.
+        """Move groups so that each label has the sides that it has groups for, where that can be; return how
+        many were moved.
 
         Args:
             labels: of the rows that count.
@@ -73,7 +77,8 @@ class _Moves:
 
     Attributes:
         groups: whose splits change.
-        label, group, size: int64 [p], the pairs of a label and a group with rows of it, by label, and how many rows these are.
+        label, group, size: int64 [p], the pairs of a label and a group with rows of it, by label, and how
+        many rows these are.
         counts: int64 [labels, splits], groups of each label in each split.
         needed: bool [labels, splits], whether a label is to have one there.
     """
@@ -90,7 +95,9 @@ class _Moves:
         num_labels, num_groups = len(labels.names), len(groups.split)
         found, size = np.unique(labels.code * num_groups + group[labels.row], return_counts=True)
         label, of_pair = found // max(1, num_groups), found % max(1, num_groups)
-        counts = np.bincount(label * len(SPLITS) + groups.split[of_pair], minlength=num_labels * len(SPLITS)).reshape(-1, len(SPLITS))
+        counts = np.bincount(
+            label * len(SPLITS) + groups.split[of_pair], minlength=num_labels * len(SPLITS)
+        ).reshape(-1, len(SPLITS))
         least = np.array([_LEAST_GROUPS[split] for split in range(len(SPLITS))])
         return cls(groups, label, of_pair, size, counts, counts.sum(1)[:, None] >= least)
 
@@ -106,7 +113,9 @@ class _Moves:
         return num_moved
 
     def _move_one(self, mine: np.ndarray, side: int) -> bool:
-        """Move the first of a label's groups (positions of its pairs) that may go to a side, and that nobody needs where it is."""
+        """Move the first of a label's groups (positions of its pairs) that may go to a side, and that nobody
+        needs where it is.
+        """
         for pair in self._candidates(mine, side):
             group = int(self.group[pair])
             theirs, here = self._labels_of(group), int(self.groups.split[group])
@@ -119,12 +128,15 @@ class _Moves:
 
     def _candidates(self, mine: np.ndarray, side: int) -> list[int]:
         """Return the pairs whose groups may go to a side, the best one first."""
-        split, known, place = (values[self.group[mine]] for values in (self.groups.split, self.groups.known, self.groups.place))
+        split, known, place = (
+            values[self.group[mine]] for values in (self.groups.split, self.groups.known, self.groups.place)
+        )
         is_new = known == UNKNOWN
         if side == TRAIN:
             return mine[is_new & (split != TRAIN)][np.argsort(-place[is_new & (split != TRAIN)])].tolist()
         may = (split == TRAIN) | ((split == VALIDATION) if side == TEST else (is_new & (split == TEST)))
-        # A group with most of the label's training rows is not held out if there is another: the cap would throw them away.
+        # A group with most of the label's training rows is not held out if there is another: the cap would
+        # throw them away.
         is_large = 2 * self.size[mine] > self.size[mine][split == TRAIN].sum()
         order = np.lexsort((place, is_large, split != TRAIN))
         return mine[order][may[order]].tolist()

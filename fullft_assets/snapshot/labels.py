@@ -20,7 +20,9 @@ from fullft_assets.task import Target
 if TYPE_CHECKING:
     import pyarrow as pa
 
-LABELS_ARE_COMMON = CheckSpec("labels_are_common", "Each label has enough independent groups in the test split.")
+LABELS_ARE_COMMON = CheckSpec(
+    "labels_are_common", "Each label has enough independent groups in the test split."
+)
 #: A label with a smaller effective number of groups in the test split has no reliable score.
 COMMON_GROUPS = 20
 _SHOWN_LABELS = 5
@@ -68,10 +70,15 @@ def labels_of(table: pa.Table, target: Target | None) -> Labels:
 
 
 def shown_split(split: np.ndarray, settings: SnapshotSettings, seed: int) -> str:
-    """Return what a refusal says of the splits (numbers) of rows: how many are in each, and what the splits were made with."""
+    """Return what a refusal says of the splits (numbers) of rows: how many are in each, and what the splits
+    were made with.
+    """
     counts = np.bincount(split, minlength=len(SPLITS)).tolist()
     rows = ", ".join(f"{counts[split]:,} {SPLITS[split]}" for split in (TRAIN, VALIDATION, TEST))
-    return f"{rows}; test_share {settings.test_share:g}, validation_share {settings.validation_share:g}, seed {seed}"
+    return (
+        f"{rows}; test_share {settings.test_share:g}, validation_share {settings.validation_share:g}, seed"
+        f" {seed}"
+    )
 
 
 def require_rows(rows: Rows) -> None:
@@ -81,21 +88,27 @@ def require_rows(rows: Rows) -> None:
         DataError: there are none.
     """
     if not rows.kept.any():
-        raise DataError("snapshot: no row is left of all batches: each has a newer delivery, or an equal text with another label")
+        raise DataError(
+            "snapshot: no row is left of all batches: each has a newer delivery, or an equal text with"
+            " another label"
+        )
 
 
 def label_statistics(labels: Labels, split: np.ndarray, group: np.ndarray) -> list[dict[str, Any]]:
     """Return rows, groups and the effective number of groups by label and split.
 
-    k_eff = (sum n_g)^2 / sum n_g^2 over the groups' rows n_g (Kish 1965): 20 groups of one row, or of ten each, are 20; one group
-    of 1,000 rows among nine of one is 1.02.
+    k_eff = (sum n_g)^2 / sum n_g^2 over the groups' rows n_g (Kish 1965): 20 groups of one row, or of ten
+    each, are 20; one group of 1,000 rows among nine of one is 1.02.
     """
     where, num_splits = split[labels.row], len(SPLITS)
     cell = labels.code * num_splits + where
     num_groups, num_cells = int(group.max(initial=-1)) + 1, len(labels.names) * num_splits
     pairs, sizes = np.unique(cell * num_groups + group[labels.row], return_counts=True)
     cells = pairs // max(1, num_groups)
-    total, squares = np.bincount(cells, sizes, num_cells), np.bincount(cells, sizes.astype(float) ** 2, num_cells)
+    total, squares = (
+        np.bincount(cells, sizes, num_cells),
+        np.bincount(cells, sizes.astype(float) ** 2, num_cells),
+    )
     groups = np.bincount(cells, minlength=num_cells)
     return [
         {
@@ -118,19 +131,31 @@ def rare_labels(statistics: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def labels_are_common(statistics: list[dict[str, Any]]) -> CheckOutcome:
     """Return whether each label has enough groups in the test split."""
     rare = rare_labels(statistics)
-    named = name_labels({s["label"]: f"{s['rows']:,} rows, k_eff {s['k_eff']:g}" for s in rare}, {s["label"] for s in statistics})
+    named = name_labels(
+        {s["label"]: f"{s['rows']:,} rows, k_eff {s['k_eff']:g}" for s in rare},
+        {s["label"] for s in statistics},
+    )
     least = min((s["k_eff"] for s in statistics if s["split"] == "test"), default=None)
     return CheckOutcome(
         name=LABELS_ARE_COMMON.name,
         passed=not rare,
         severity="warn",
-        description=""
-        if not rare
-        else f"too few test groups for a reliable score of {named} (k_eff under {COMMON_GROUPS}); deliver more groups with them",
+        description=(
+            ""
+            if not rare
+            else (
+                f"too few test groups for a reliable score of {named} (k_eff under {COMMON_GROUPS}); deliver"
+                " more groups with them"
+            )
+        ),
         metadata={"num_rare_labels": len(rare), **({} if least is None else {"least_k_eff": least})},
     )
 
 
 def name_labels(about: Mapping[str, str], all_labels: Collection[str]) -> str:
-    """Name the first few of some labels, each with what is said about it; labels that may be texts are only counted."""
-    return named([(label, f"({said})") for label, said in list(about.items())[:_SHOWN_LABELS]], len(about), all_labels)
+    """Name the first few of some labels, each with what is said about it; labels that may be texts are only
+    counted.
+    """
+    return named(
+        [(label, f"({said})") for label, said in list(about.items())[:_SHOWN_LABELS]], len(about), all_labels
+    )

@@ -1,8 +1,10 @@
-"""Which groups were ever held out, and which train although their hash holds them out: the memory of one snapshot for the next.
+"""Which groups were ever held out, and which train although their hash holds them out: the memory of one
+snapshot for the next.
 
-Each snapshot keeps the ledger that it ends with in a file of its own, `ledger.parquet`. It contains what it found of those before it, so
-the newest one is enough; where several were frozen side by side, all of them are read and joined. There is no other copy: a snapshot
-that was not finished left none, and one that is deleted takes nothing along that a later one does not have.
+Each snapshot keeps the ledger that it ends with in a file of its own, `ledger.parquet`. It contains what it
+found of those before it, so the newest one is enough; where several were frozen side by side, all of them are
+read and joined. There is no other copy: a snapshot that was not finished left none, and one that is deleted
+takes nothing along that a later one does not have.
 
 A group is known by its place, the keyed hash that also gives it its split; its name is nowhere in the ledger.
 """
@@ -58,7 +60,9 @@ class Ledger:
     def join(cls, ledgers: Iterable[Ledger]) -> Ledger:
         """Return all entries of several ledgers: what one of them holds out is held out."""
         found = [EMPTY, *ledgers]
-        return cls.of(np.concatenate([each.places for each in found]), np.concatenate([each.splits for each in found]))
+        return cls.of(
+            np.concatenate([each.places for each in found]), np.concatenate([each.splits for each in found])
+        )
 
     def __len__(self) -> int:
         return len(self.places)
@@ -87,7 +91,9 @@ class Ledger:
         import pyarrow.parquet as pq
 
         table = pa.table({"place": self.places, "split": self.splits})
-        pq.write_table(table.replace_schema_metadata({"covered": json.dumps(sorted(covered))}), path, compression="zstd")
+        pq.write_table(
+            table.replace_schema_metadata({"covered": json.dumps(sorted(covered))}), path, compression="zstd"
+        )
 
 
 EMPTY = Ledger(np.zeros(0), np.zeros(0, np.int8))
@@ -100,7 +106,8 @@ class LedgerHistory:
     Attributes:
         ledger: the entries of all of them that have the seed.
         newest: those whose ledgers contain all others', one a key.
-        keys: of all snapshots in the store whose entries are in this ledger, or cannot be since they have another seed.
+        keys: of all snapshots in the store whose entries are in this ledger, or cannot be since they have
+            another seed.
     """
 
     ledger: Ledger
@@ -109,7 +116,8 @@ class LedgerHistory:
 
 
 def read_history(store: Store, case: str, seed: int) -> LedgerHistory:
-    """Read the ledgers of the snapshots of a seed, newest first, until those that were read know of all others.
+    """Read the ledgers of the snapshots of a seed, newest first, until those that were read know of all
+    others.
 
     A ledger that is lost is made again from the index of its snapshot.
     """
@@ -133,7 +141,9 @@ def read_history(store: Store, case: str, seed: int) -> LedgerHistory:
 
 
 def read_ledger(store: Store, snapshot: Manifest) -> tuple[Ledger, set[str]] | None:
-    """Return a snapshot's ledger and the keys of those that it contains; None where neither it nor the index is there."""
+    """Return a snapshot's ledger and the keys of those that it contains; None where neither it nor the index
+    is there.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -26,12 +26,15 @@ class Split:
 
     Attributes:
         ids, texts, groups: one a row.
-        labels: what is learned, as positions in the label order: int64 [n] for one label a row; bool [n, labels] where a row may have
-            several; all 0 for the tasks without labels.
+        labels: what is learned, as positions in the label order: int64 [n] for one label a row; bool [n,
+            labels] where a row may have several; all 0 for the tasks without labels.
         windows: token ids of each row's windows.
-        marks: aligned with the windows for the tasks sft and token_classification (see `chunks.schema`), else None.
-        span_labels: token_classification: the labels of each row's spans, as positions in the label order, else None.
-        spans: token_classification: each row's spans as (start, end exclusive, position of the label), in characters, else None.
+        marks: aligned with the windows for the tasks sft and token_classification (see `chunks.schema`), else
+            None.
+        span_labels: token_classification: the labels of each row's spans, as positions in the label order,
+            else None.
+        spans: token_classification: each row's spans as (start, end exclusive, position of the label), in
+            characters, else None.
     """
 
     ids: list[str]
@@ -67,7 +70,8 @@ def label_names(snapshot: Manifest) -> list[str]:
 
 
 def load_split(store: Store, snapshot: Manifest, name: SplitName, *, windows: bool = True) -> Split:
-    """Read one split's texts and windows from the artifacts that the snapshot froze; without windows each row has none.
+    """Read one split's texts and windows from the artifacts that the snapshot froze; without windows each row
+    has none.
 
     Raises:
         StoreError: one of them is gone, or was rewritten since (see `frozen_batches`).
@@ -86,7 +90,9 @@ def _load_split(store: Store, snapshot: Manifest, name: SplitName, windows: bool
     texts: list[str] = [""] * len(index)
     for batch, mine in rows.by_batch():
         path = folder_of(store, snapshot, batch, "examples") / "examples.parquet"
-        for number, text in zip(mine.tolist(), read_rows(path, "text", rows.position[mine]).to_pylist(), strict=True):
+        for number, text in zip(
+            mine.tolist(), read_rows(path, "text", rows.position[mine]).to_pylist(), strict=True
+        ):
             texts[number] = text
     has_marks = "marks" in index.column_names or _is_marked(chunks)
     spans = _spans(index, label_names(snapshot))
@@ -116,7 +122,9 @@ def load_values(store: Store, snapshot: Manifest, name: SplitName, column: str) 
     rows, ids, found = locations_of(index, index), index["id"].to_pylist(), {}
     for batch, mine in rows.by_batch():
         path = folder_of(store, snapshot, batch, "examples") / "examples.parquet"
-        for number, value in zip(mine.tolist(), read_rows(path, column, rows.position[mine]).to_pylist(), strict=True):
+        for number, value in zip(
+            mine.tolist(), read_rows(path, column, rows.position[mine]).to_pylist(), strict=True
+        ):
             found[ids[number]] = value
     return found
 
@@ -144,7 +152,9 @@ def _label_array(index: pa.Table, names: list[str]) -> np.ndarray:
     if "labels" in index.column_names:
         lists = index["labels"].combine_chunks()
         found = np.zeros((len(index), len(names)), bool)
-        code = pc.index_in(lists.flatten(), value_set=pa.array(names, pa.string())).to_numpy(zero_copy_only=False)
+        code = pc.index_in(lists.flatten(), value_set=pa.array(names, pa.string())).to_numpy(
+            zero_copy_only=False
+        )
         found[pc.list_parent_indices(lists).to_numpy(), code.astype(np.int64)] = True
         return found
     return np.zeros(len(index), np.int64)
@@ -154,7 +164,10 @@ def _spans(index: pa.Table, names: list[str]) -> list[list[tuple[int, int, int]]
     if "spans" not in index.column_names:
         return None
     position = {name: n for n, name in enumerate(names)}
-    return [[(span["start"], span["end"], position[span["label"]]) for span in spans or []] for spans in index["spans"].to_pylist()]
+    return [
+        [(span["start"], span["end"], position[span["label"]]) for span in spans or []]
+        for spans in index["spans"].to_pylist()
+    ]
 
 
 @dataclass(frozen=True)
@@ -162,7 +175,8 @@ class Training:
     """The packed training rows of the tasks sft and language_modeling.
 
     Attributes:
-        windows: token ids of each window: those of the training rows in the index's order, then the replayed documents'.
+        windows: token ids of each window: those of the training rows in the index's order, then the replayed
+            documents'.
         marks: aligned with the windows, 1 where a token is trained; None: all are.
         packing: the plan; its `source` is a position in `windows`.
         num_task_windows: the first ones, that are no replayed documents'; None: all.
@@ -195,7 +209,10 @@ def _load_training(store: Store, snapshot: Manifest) -> Training:
     more = {} if drawn is None else {"": drawn}
 
     def parts_of(column: str) -> list[Lists]:
-        return [Lists.gather(rows, chunks, column), *(Lists.read(folder / "chunks.parquet", column) for folder in more.values())]
+        return [
+            Lists.gather(rows, chunks, column),
+            *(Lists.read(folder / "chunks.parquet", column) for folder in more.values()),
+        ]
 
     def flat(parts: list[Lists]) -> list[list[int]]:
         return [window for row in Lists.join(parts).to_lists() for window in row]

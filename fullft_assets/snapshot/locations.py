@@ -48,7 +48,9 @@ class Locations:
         """Read the rows' texts."""
         found: list[str] = [""] * len(self.position)
         for name, mine in self.by_batch():
-            for number, text in zip(mine.tolist(), batches[name].texts(self.position[mine]).to_pylist(), strict=True):
+            for number, text in zip(
+                mine.tolist(), batches[name].texts(self.position[mine]).to_pylist(), strict=True
+            ):
                 found[number] = text
         return found
 
@@ -70,8 +72,9 @@ def locations_of(index: pa.Table, places: pa.Table) -> Locations:
 
 @dataclass(frozen=True)
 class Lists:
-    """Windows (or their marks) of n rows, flat: row i has the windows `rows[i]` to `rows[i + 1]`, window k the `values` from
-    `starts[k]` to `starts[k + 1]`."""
+    """Windows (or their marks) of n rows, flat: row i has the windows `rows[i]` to `rows[i + 1]`, window k
+    the `values` from `starts[k]` to `starts[k + 1]`.
+    """
 
     values: np.ndarray
     starts: np.ndarray
@@ -90,11 +93,15 @@ class Lists:
         rows, starts, values, windows, tokens = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)], [], 0, 0
         for chunk in column.chunks:
             inner = chunk.flatten()
-            rows.append(np.cumsum(pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(), dtype=np.int64) + windows)
+            rows.append(
+                np.cumsum(pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(), dtype=np.int64) + windows
+            )
             starts.append(np.cumsum(pc.list_value_length(inner).to_numpy(), dtype=np.int64) + tokens)
             values.append(inner.flatten().to_numpy())
             windows, tokens = windows + len(inner), tokens + len(values[-1])
-        return cls(np.concatenate([np.zeros(0, np.int32), *values]), np.concatenate(starts), np.concatenate(rows))
+        return cls(
+            np.concatenate([np.zeros(0, np.int32), *values]), np.concatenate(starts), np.concatenate(rows)
+        )
 
     @classmethod
     def read(cls, path: Path, column: str) -> Lists:
@@ -122,7 +129,9 @@ class Lists:
             starts.append(part.starts[1:] + tokens)
             rows.append(part.rows[1:] + windows)
             tokens, windows = tokens + len(part.values), windows + len(part.starts) - 1
-        return cls(np.concatenate([part.values for part in parts]), np.concatenate(starts), np.concatenate(rows))
+        return cls(
+            np.concatenate([part.values for part in parts]), np.concatenate(starts), np.concatenate(rows)
+        )
 
     def take(self, rows: np.ndarray) -> Lists:
         """Return the given rows, in that order."""
@@ -130,7 +139,9 @@ class Lists:
         windows = expand(self.rows[:-1][rows], counts)
         lengths = self.lengths[windows]
         values = self.values[expand(self.starts[:-1][windows], lengths)]
-        return Lists(values, np.concatenate([[0], np.cumsum(lengths)]), np.concatenate([[0], np.cumsum(counts)]))
+        return Lists(
+            values, np.concatenate([[0], np.cumsum(lengths)]), np.concatenate([[0], np.cumsum(counts)])
+        )
 
     def to_lists(self) -> list[list[list[int]]]:
         """Return one list of windows a row."""
@@ -146,7 +157,9 @@ def _no_lists() -> pa.ChunkedArray:
 
 
 def read_index(store: Store, snapshot: Manifest) -> pa.Table:
-    """Return a snapshot's index with where each row is: `batch` (a key of its metadata `parts`) and `position` there."""
+    """Return a snapshot's index with where each row is: `batch` (a key of its metadata `parts`) and
+    `position` there.
+    """
     import pyarrow.parquet as pq
 
     folder = store.folder(snapshot)
@@ -170,7 +183,11 @@ def read_rows(path: Path, column: str, positions: np.ndarray) -> pa.ChunkedArray
         for n in np.unique(group).tolist():
             mine = positions[order[group[order] == n]]
             # One column: handing its pages to threads takes longer than decoding them.
-            parts += file.read_row_group(n, columns=[column], use_threads=False)[column].take(pa.array(mine - starts[n])).chunks
+            parts += (
+                file.read_row_group(n, columns=[column], use_threads=False)[column]
+                .take(pa.array(mine - starts[n]))
+                .chunks
+            )
         kind = file.schema_arrow.field(column).type
     back = np.empty(len(order), np.int64)
     back[order] = np.arange(len(order))

@@ -1,4 +1,6 @@
-"""Metadata of a snapshot, and of what is made for it: near-duplicate indexes, screened batches, general documents."""
+"""Metadata of a snapshot, and of what is made for it: near-duplicate indexes, screened batches, general
+documents.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ class _Value(BaseModel):
 
 
 class FrozenBatch(_Value):
-    """What a snapshot records of a batch: refs of its artifacts, and the content digests that the rows' positions hold for."""
+    """What a snapshot records of a batch: refs of its artifacts, and the content digests that the rows'
+    positions hold for.
+    """
 
     examples: str
     chunks: str
@@ -42,7 +46,9 @@ class LabelSetAside(_Value):
 
 
 class Erasure(_Value):
-    """What an erasure took from a snapshot: its content digest before, and the splits (or `replay`, `general`) that lost documents."""
+    """What an erasure took from a snapshot: its content digest before, and the splits (or `replay`,
+    `general`) that lost documents.
+    """
 
     snapshot_digest: str
     lost_from: list[str]
@@ -59,17 +65,20 @@ class SnapshotMetadata(Metadata):
         label_counts: rows by split and label.
         label_statistics, rare_labels: see `labels`.
         left_out: valid rows that are excluded, by reason.
-        num_labels_set_aside, labels_set_aside, labels_untested, num_labels_without_validation_row: see `set_aside`; lists are cut.
+        num_labels_set_aside, labels_set_aside, labels_untested, num_labels_without_validation_row: see
+        `set_aside`; lists are cut.
         num_groups_moved: groups that are not in the split that their hash gives (see `group_splits`).
-        num_older_rows_kept: rows of older deliveries of a file that count because they are quarantined in each newer one.
-        kappa, kappa_method, kappa_per_label, num_items_annotated_twice: see `examples.ExamplesMetadata`; over all batches.
+        num_older_rows_kept: rows of older deliveries of a file that count because they are quarantined in
+            each newer one.
+        kappa, kappa_method, kappa_per_label, num_items_annotated_twice: see `examples.ExamplesMetadata`; over
+        all batches.
         batches_left_out: batches that a red check holds back.
         parts: the batches, by name.
         text_tokens: quantiles of the texts' lengths in tokens.
         num_rows_over_max_tokens: rows longer than one window.
-        general, replay: refs of what was drawn for it.
-        num_general_tokens, num_replay_rows, num_replay_tokens: of these.
-        num_packed_rows, packing_fill, packing_capacity, packing_cuts_to_fill: of packed training rows (see `packing`).
+        general, replay: refs of what was drawn for it. num_general_tokens, num_replay_rows,
+        num_replay_tokens: of these. num_packed_rows, packing_fill, packing_capacity, packing_cuts_to_fill: of
+        packed training rows (see `packing`).
         num_evaluation_texts: texts of each path of `snapshot.screen`.
         erased_from: splits (or `replay`, `general`) that lost documents to any erasure.
         erasures: each erasure that rewrote it.
@@ -160,7 +169,8 @@ class ReplayMetadata(GeneralMetadata):
 
     Attributes:
         share: of the replayed tokens among all training tokens.
-        num_near_held_out, num_screened, num_near_general: documents passed over because they overlap held-out rows, external
+        num_near_held_out, num_screened, num_near_general: documents passed over because they overlap held-out
+        rows, external
             evaluation texts, or the general set.
     """
 

@@ -1,11 +1,11 @@
 """Sketches of texts: what of each is kept to find near-duplicates among many without reading them again.
 
-They are made by one-permutation hashing (Li, Owen, Zhang 2012): the shingles' hashes are dealt into
-bins, and a bin's smallest hash is one MinHash. An empty bin borrows from the first filled one in a random
-order of its own, the same for all texts (optimal densification, Shrivastava 2017), so that two texts
-agree in each bin with a probability of their Jaccard similarity. Texts that agree in all bins of a band
-(Leskovec et al., Mining of Massive Datasets, ch. 3) are a candidate pair. Most of those are far from near: one byte a bin (Li and
-Koenig 2010, b-bit minwise hashing) shows it without reading the texts.
+They are made by one-permutation hashing (Li, Owen, Zhang 2012): the shingles' hashes are dealt into bins, and
+a bin's smallest hash is one MinHash. An empty bin borrows from the first filled one in a random order of its
+own, the same for all texts (optimal densification, Shrivastava 2017), so that two texts agree in each bin
+with a probability of their Jaccard similarity. Texts that agree in all bins of a band (Leskovec et al.,
+Mining of Massive Datasets, ch. 3) are a candidate pair. Most of those are far from near: one byte a bin (Li
+and Koenig 2010, b-bit minwise hashing) shows it without reading the texts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ _UINT64 = np.uint64
 
 
 def band_rows(similarity: float) -> int:
-    """Return the bins of a band: the most that still propose a pair exactly at the threshold with probability 0.99 or more."""
+    """Return the bins of a band: the most that still propose a pair exactly at the threshold with probability
+    0.99 or more.
+    """
     for num_rows in (16, 12, 8, 6, 5, 4, 3, 2):
         if 1 - (1 - similarity**num_rows) ** (_NUM_BINS // num_rows) >= 0.99:
             return num_rows
@@ -45,8 +47,10 @@ class Sketches:
     Attributes:
         bands: uint64 [num_bands, n]; texts with an equal key in one band are a candidate pair.
         sizes: int64 [n], distinct shingles of each text.
-        signatures: uint8 [n, num_bins], a byte of each MinHash; the share that agrees estimates the similarity.
-        sets: uint64 [n], hash of each text's whole set: equal for texts that differ in case, spaces and punctuation only.
+        signatures: uint8 [n, num_bins], a byte of each MinHash; the share that agrees estimates the
+            similarity.
+        sets: uint64 [n], hash of each text's whole set: equal for texts that differ in case, spaces and
+            punctuation only.
     """
 
     bands: np.ndarray
@@ -90,7 +94,9 @@ def concatenate(parts: Iterable[Sketches], num_texts: int) -> Sketches:
 
 
 def sketch(texts: pa.Array | pa.ChunkedArray, similarity: float, seed: int) -> Sketches:
-    """Return the sketches of texts for one threshold; they depend on nothing but each text, the threshold and the seed."""
+    """Return the sketches of texts for one threshold; they depend on nothing but each text, the threshold and
+    the seed.
+    """
     blocks = [texts.slice(start, BLOCK_TEXTS) for start in range(0, max(1, len(texts)), BLOCK_TEXTS)]
     return concatenate((sketch_sets(shingle_sets(block, seed), similarity) for block in blocks), len(texts))
 
@@ -100,7 +106,9 @@ def sketch_sets(sets: ShingleSets, similarity: float) -> Sketches:
     num_texts = len(sets.sizes)
     starts = range(0, max(1, num_texts), SORTED_ROWS)
     blocks = (np.arange(start, min(start + SORTED_ROWS, num_texts)) for start in starts)
-    return concatenate((_sketch_block(sets.values_of(rows), sets.sizes[rows], similarity) for rows in blocks), num_texts)
+    return concatenate(
+        (_sketch_block(sets.values_of(rows), sets.sizes[rows], similarity) for rows in blocks), num_texts
+    )
 
 
 def _sketch_block(values: np.ndarray, sizes: np.ndarray, similarity: float) -> Sketches:
@@ -109,7 +117,9 @@ def _sketch_block(values: np.ndarray, sizes: np.ndarray, similarity: float) -> S
     num_bands = _NUM_BINS // num_rows
     num_bins = num_bands * num_rows
     if not len(sizes):
-        return Sketches(np.zeros((num_bands, 0), _UINT64), sizes, np.zeros((0, num_bins), np.uint8), np.zeros(0, _UINT64))
+        return Sketches(
+            np.zeros((num_bands, 0), _UINT64), sizes, np.zeros((0, num_bins), np.uint8), np.zeros(0, _UINT64)
+        )
     row = np.repeat(np.arange(len(sizes)), sizes)
     shift = _UINT64(HASH_BITS - 16)
     bins = (((values >> shift) * _UINT64(num_bins)) >> _UINT64(16)).astype(np.int64)
@@ -137,9 +147,11 @@ def _preferences(num_bins: int) -> np.ndarray:
 
 @cache
 def _ranks(num_bins: int) -> np.ndarray:
-    """Return uint16 [lender, borrower]: rank of the lender in the borrower's order of preference, times the bins, plus the lender.
+    """Return uint16 [lender, borrower]: rank of the lender in the borrower's order of preference, times the
+    bins, plus the lender.
 
-    The least over a text's filled bins names, modulo the bins, the first filled one in that order; a filled bin prefers itself.
+    The least over a text's filled bins names, modulo the bins, the first filled one in that order; a filled
+    bin prefers itself.
     """
     rank = np.argsort(_preferences(num_bins), axis=1).T + 1
     np.fill_diagonal(rank, 0)
@@ -147,7 +159,9 @@ def _ranks(num_bins: int) -> np.ndarray:
 
 
 def _lend(values: np.ndarray, is_filled: np.ndarray) -> None:
-    """Give each empty bin of values [n, num_bins] the value of the first filled bin in its order of preference."""
+    """Give each empty bin of values [n, num_bins] the value of the first filled bin in its order of
+    preference.
+    """
     num_filled = np.count_nonzero(is_filled, axis=1)
     few, many = np.flatnonzero(num_filled <= _MANY_FILLED), np.flatnonzero(num_filled > _MANY_FILLED)
     if len(few):
@@ -158,13 +172,18 @@ def _lend(values: np.ndarray, is_filled: np.ndarray) -> None:
 
 
 def _first_of_few(filled: np.ndarray, counts: np.ndarray, num_bins: int) -> np.ndarray:
-    """Return [n, num_bins]: the bin that lends each bin its value, from each text's filled bins (their counts, concatenated)."""
+    """Return [n, num_bins]: the bin that lends each bin its value, from each text's filled bins (their
+    counts, concatenated).
+    """
     ranks = _ranks(num_bins)
-    # Texts with most filled bins first: then the k-th bins of all texts that have one are a prefix, and one call takes their minimum.
+    # Texts with most filled bins first: then the k-th bins of all texts that have one are a prefix, and one
+    # call takes their minimum.
     order = np.argsort(-counts)
     begin = (np.cumsum(counts) - counts)[order]
     best = np.full((len(counts), num_bins), np.iinfo(np.uint16).max, np.uint16)
-    for k, num in enumerate(np.searchsorted(-counts[order], -np.arange(1, counts.max() + 1), "right").tolist()):
+    for k, num in enumerate(
+        np.searchsorted(-counts[order], -np.arange(1, counts.max() + 1), "right").tolist()
+    ):
         np.minimum(best[:num], ranks[filled[begin[:num] + k]], out=best[:num])
     chosen = np.empty((len(counts), num_bins), np.int64)
     chosen[order] = best % _NUM_BINS

@@ -1,4 +1,5 @@
-"""Near-duplicates among many texts: MinHash bands propose pairs, the exact similarity of the word shingles confirms each.
+"""Near-duplicates among many texts: MinHash bands propose pairs, the exact similarity of the word shingles
+confirms each.
 
 `minhash` describes what is kept of each text, and how its bands are computed.
 """
@@ -24,7 +25,8 @@ _BLOCK_SIGNATURES = 1 << 15
 _BLOCK_PAIRS = 1 << 20
 #: Pairs of a candidate that are tried before it is asked whether any could be near at all.
 _TRIES_UNAIDED = 16
-#: Candidates with more pairs than this are tried without a look at the signatures where the first one is not far by them ...
+#: Candidates with more pairs than this are tried without a look at the signatures where the first one is not
+#: far by them ...
 _MANY_PAIRS = 64
 #: ... and those with more than this in any case.
 _TOO_MANY_PAIRS = 1_024
@@ -54,12 +56,14 @@ def find_near(
 
 
 class NearSearch:
-    """The search for candidates that are near to a reference text: what the sketches show of it, until the texts are read.
+    """The search for candidates that are near to a reference text: what the sketches show of it, until the
+    texts are read.
 
-    Buckets of thousands of texts stay cheap. Texts with equal sets are interchangeable: whichever of them is compared, the
-    similarity is the same number. A candidate needs one confirmed partner, so that among texts that are all near to each other the
-    first try settles it. Pairs whose sizes differ by more than the threshold allows, and candidates with too few shingles that any
-    reference text has, cannot be near and are not compared: |A & B| <= min(|A|, |B|), and |A & B| <= |A & union of all B|.
+    Buckets of thousands of texts stay cheap. Texts with equal sets are interchangeable: whichever of them is
+    compared, the similarity is the same number. A candidate needs one confirmed partner, so that among texts
+    that are all near to each other the first try settles it. Pairs whose sizes differ by more than the
+    threshold allows, and candidates with too few shingles that any reference text has, cannot be near and are
+    not compared: |A & B| <= min(|A|, |B|), and |A & B| <= |A & union of all B|.
 
     Attributes:
         rows: those whose shingle sets `run` needs.
@@ -93,7 +97,8 @@ class NearSearch:
 
         Args:
             sets: of `rows`.
-            left_out: bool [texts], those that are no longer reference text nor candidate, together with all of an equal set.
+            left_out: bool [texts], those that are no longer reference text nor candidate, together with all
+                of an equal set.
         """
         is_out = np.zeros(self._num_texts, bool) if left_out is None else left_out
         partner = np.full(len(self._chosen), -1)
@@ -105,7 +110,9 @@ class NearSearch:
                 set_of=np.searchsorted(self._listed, np.arange(len(self._reference))) + len(self._owners),
                 is_out=is_out[self._reference],
                 similarity=self._similarity,
-                are_far=lambda mine, other: self._are_far(self._chosen[self._owners[mine]], self._reference[other]),
+                are_far=lambda mine, other: self._are_far(
+                    self._chosen[self._owners[mine]], self._reference[other]
+                ),
             )
             partner[self._owners] = search.run(~is_out[self._chosen[self._owners]])
         of_rest = partner[self._stands_for]
@@ -119,7 +126,9 @@ class NearSearch:
 
 @dataclass(frozen=True)
 class _Proposals:
-    """Candidate pairs by bucket: range k pairs candidate `owner[k]` with `lists[start[k] : start[k] + count[k]]`; owners ascend."""
+    """Candidate pairs by bucket: range k pairs candidate `owner[k]` with `lists[start[k] : start[k] +
+    count[k]]`; owners ascend.
+    """
 
     owner: np.ndarray
     start: np.ndarray
@@ -139,7 +148,8 @@ class _Proposals:
         return distinct(self.lists[np.cumsum(edges[:-1]) > 0])
 
     def without(self, are_far: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> _Proposals:
-        """Return the pairs that are not far, each once; candidates with many keep all of theirs where the first one is not far.
+        """Return the pairs that are not far, each once; candidates with many keep all of theirs where the
+        first one is not far.
 
         Args:
             are_far: returns of (candidates, reference texts) which pairs to leave out.
@@ -153,7 +163,10 @@ class _Proposals:
             other = self.lists[expand(self.start[ranges], self.count[ranges])]
             pairs = np.repeat(self.owner[ranges], self.count[ranges]) * size + other
             pairs = distinct(pairs)
-            kept += [part[~are_far(part // size, part % size)] for part in np.array_split(pairs, 1 + len(pairs) // _BLOCK_SIGNATURES)]
+            kept += [
+                part[~are_far(part // size, part % size)]
+                for part in np.array_split(pairs, 1 + len(pairs) // _BLOCK_SIGNATURES)
+            ]
         left = np.concatenate(kept)
         owner = np.concatenate([left // size, self.owner[many]])
         start = np.concatenate([len(self.lists) + np.arange(len(left)), self.start[many]])
@@ -162,7 +175,9 @@ class _Proposals:
         return _Proposals(owner[order], start[order], count[order], np.concatenate([self.lists, left % size]))
 
     def _are_few(self, are_far: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-        """Return which ranges are of candidates whose pairs are all looked at: they are few, or the first one is far."""
+        """Return which ranges are of candidates whose pairs are all looked at: they are few, or the first one
+        is far.
+        """
         owner, first = np.unique(self.owner, return_index=True)
         pairs = np.add.reduceat(self.count, first) if len(first) else first
         is_few = pairs <= _MANY_PAIRS
@@ -176,7 +191,8 @@ class _Proposals:
 def _propose(bands: np.ndarray, reference: np.ndarray, candidates: np.ndarray) -> _Proposals:
     """Join the band keys [num_bands, n] of the rows of both sides by one sort a band.
 
-    A key's low bits make room for the row's number, so that plain integers are sorted. What collides by the cut is refused later.
+    A key's low bits make room for the row's number, so that plain integers are sorted. What collides by the
+    cut is refused later.
     """
     none = np.zeros(0, np.int64)
     num_reference, num_rows = len(reference), len(reference) + len(candidates)
@@ -211,11 +227,15 @@ def _propose(bands: np.ndarray, reference: np.ndarray, candidates: np.ndarray) -
         return _Proposals(none, none, none, none)
     owner = np.concatenate(owners)
     order = np.argsort(owner, kind="stable")
-    return _Proposals(owner[order], np.concatenate(starts)[order], np.concatenate(counts)[order], np.concatenate(lists))
+    return _Proposals(
+        owner[order], np.concatenate(starts)[order], np.concatenate(counts)[order], np.concatenate(lists)
+    )
 
 
 def _keys_of_both(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the positions on the longer side whose key the shorter one may have (by a table of key bits), and all of the shorter one."""
+    """Return the positions on the longer side whose key the shorter one may have (by a table of key bits),
+    and all of the shorter one.
+    """
     if len(first) > len(second):
         theirs, mine = _keys_of_both(second, first)
         return mine, theirs
@@ -226,7 +246,11 @@ def _keys_of_both(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np
 
 
 def are_far(
-    sketches: Sketches, similarity: float | np.ndarray, first: np.ndarray, second: np.ndarray, deviations: float = _DEVIATIONS
+    sketches: Sketches,
+    similarity: float | np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    deviations: float = _DEVIATIONS,
 ) -> np.ndarray:
     """Return whether the signatures of two lists of rows show that they have less than a similarity.
 
@@ -238,11 +262,14 @@ def are_far(
     return num_equal < num_bins * _least_estimate(larger, similarity, num_bins, deviations)
 
 
-def _least_estimate(sizes: np.ndarray, similarity: float | np.ndarray, num_bins: int, deviations: float = _DEVIATIONS) -> np.ndarray:
+def _least_estimate(
+    sizes: np.ndarray, similarity: float | np.ndarray, num_bins: int, deviations: float = _DEVIATIONS
+) -> np.ndarray:
     """Return the least share of equal bins that two texts with a similarity may be expected to have.
 
-    Shingles fall into the bins by chance; each of the `empty` borrows the value of one of the `filled` by chance. So the share is a mean
-    over the filled bins, each weighted by 1 and by how many borrow from it, a Poisson number with a mean of empty / filled.
+    Shingles fall into the bins by chance; each of the `empty` borrows the value of one of the `filled` by
+    chance. So the share is a mean over the filled bins, each weighted by 1 and by how many borrow from it, a
+    Poisson number with a mean of empty / filled.
 
     Args:
         sizes: shingles of the larger text of each pair: their union has as many at least.
@@ -267,8 +294,9 @@ class _Search:
         set_of: position in `sets` of each reference text.
         is_out: bool [reference texts], those that no candidate is compared with.
         similarity: the threshold.
-        are_far: returns of (candidates, reference texts) which pairs are far by their signatures. No such pair counts as near, also where
-            not all were looked at before: whether a pair is near depends on nothing but the two texts.
+        are_far: returns of (candidates, reference texts) which pairs are far by their signatures. No such
+            pair counts as near, also where not all were looked at before: whether a pair is near depends on
+            nothing but the two texts.
     """
 
     proposals: _Proposals
@@ -280,7 +308,8 @@ class _Search:
     are_far: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
     def run(self, wanted: np.ndarray) -> np.ndarray:
-        """Return for each candidate a reference text that it is near to, or -1; in rounds of 1, 2, 4, ... pairs a candidate.
+        """Return for each candidate a reference text that it is near to, or -1; in rounds of 1, 2, 4, ...
+        pairs a candidate.
 
         Args:
             wanted: bool [candidates], those that one is looked for.
@@ -304,8 +333,12 @@ class _Search:
                 left = left[self._have_support(left)]
         return partner
 
-    def _pairs(self, who: np.ndarray, start: np.ndarray, stop: np.ndarray, pairs_before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (candidate, reference text) of the pairs numbered start to stop of each candidate, each pair once, sizes comparable."""
+    def _pairs(
+        self, who: np.ndarray, start: np.ndarray, stop: np.ndarray, pairs_before: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return (candidate, reference text) of the pairs numbered start to stop of each candidate, each pair
+        once, sizes comparable.
+        """
         proposals = self.proposals
         number = expand(start, stop - start)
         who = np.repeat(who, stop - start)
@@ -323,7 +356,9 @@ class _Search:
         return shared / (both - shared) >= self.similarity
 
     def _have_support(self, who: np.ndarray) -> np.ndarray:
-        """Return which candidates share enough shingles with all their reference texts together to be near to one."""
+        """Return which candidates share enough shingles with all their reference texts together to be near to
+        one.
+        """
         if not len(who):
             return np.zeros(0, bool)
         ranges = expand(self.first[who], self.first[who + 1] - self.first[who])
@@ -331,14 +366,19 @@ class _Search:
         known = distinct(self.sets.values_of(theirs))
         sizes = self.sets.sizes[who]
         supported, _ = positions(known, self.sets.values_of(who))
-        return np.add.reduceat(supported.astype(np.int64), np.cumsum(sizes) - sizes) >= self.similarity * sizes
+        return (
+            np.add.reduceat(supported.astype(np.int64), np.cumsum(sizes) - sizes) >= self.similarity * sizes
+        )
 
 
 def count_shared(sets: ShingleSets, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return how many values the sets at two lists of positions share, pair by pair."""
     both, shared = sets.sizes[first] + sets.sizes[second], np.zeros(len(first), np.int64)
     large, small = np.flatnonzero(both > _LARGE_PAIR), np.flatnonzero(both <= _LARGE_PAIR)
-    shared[large] = [_num_shared(sets.row(a), sets.row(b)) for a, b in zip(first[large].tolist(), second[large].tolist(), strict=True)]
+    shared[large] = [
+        _num_shared(sets.row(a), sets.row(b))
+        for a, b in zip(first[large].tolist(), second[large].tolist(), strict=True)
+    ]
     for block in blocks_of(both[small], _BLOCK_VALUES, BLOCK_ROWS):
         shared[small[block]] = _shared(sets, first[small[block]], second[small[block]])
     return shared
@@ -352,7 +392,9 @@ def _num_shared(first: np.ndarray, second: np.ndarray) -> int:
 
 
 def _shared(sets: ShingleSets, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the number of values that the sets at two lists of positions share, pair by pair: one sort of (pair, value)."""
+    """Return the number of values that the sets at two lists of positions share, pair by pair: one sort of
+    (pair, value).
+    """
     packed = []
     for side in (first, second):
         sizes = sets.sizes[side]
@@ -369,18 +411,26 @@ def blocks_of(sizes: np.ndarray, most: int, most_rows: int | None = None) -> lis
     block = np.cumsum(sizes) // most
     cuts = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(sizes)]
     step = most_rows or max(1, len(sizes))
-    return [slice(i, min(i + step, end)) for start, end in zip(cuts, cuts[1:], strict=False) for i in range(start, end, step)]
+    return [
+        slice(i, min(i + step, end))
+        for start, end in zip(cuts, cuts[1:], strict=False)
+        for i in range(start, end, step)
+    ]
 
 
 def positions(known: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return whether each wanted value is among the known ones (ascending), and the place that it has or would have there."""
+    """Return whether each wanted value is among the known ones (ascending), and the place that it has or
+    would have there.
+    """
     if not len(known):
         return np.zeros(len(wanted), bool), np.zeros(len(wanted), np.int64)
     place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
     return known[place] == wanted, place
 
 
-def near_duplicates(reference: Sequence[str], candidates: Sequence[str], similarity: float, seed: int) -> dict[int, int]:
+def near_duplicates(
+    reference: Sequence[str], candidates: Sequence[str], similarity: float, seed: int
+) -> dict[int, int]:
     """Return the candidates that are near-duplicates of a reference text.
 
     Returns:
@@ -392,6 +442,8 @@ def near_duplicates(reference: Sequence[str], candidates: Sequence[str], similar
 
     sets = shingle_sets(pa.array([*reference, *candidates], pa.string()), seed)
     rows = np.arange(len(sets.sizes))
-    near, partner = find_near(sketch_sets(sets, similarity), rows[: len(reference)], rows[len(reference) :], similarity, sets.select)
+    near, partner = find_near(
+        sketch_sets(sets, similarity), rows[: len(reference)], rows[len(reference) :], similarity, sets.select
+    )
     order = np.argsort(near)
     return dict(zip((near[order] - len(reference)).tolist(), partner[order].tolist(), strict=True))

@@ -1,4 +1,6 @@
-"""Which rows of the training and validation splits are near to a row of a split that goes before theirs, contain its text, or are inside it."""
+"""Which rows of the training and validation splits are near to a row of a split that goes before theirs,
+contain its text, or are inside it.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ _READ_AT_ONCE = 1 << 15
 
 @dataclass(frozen=True)
 class _Side:
-    """A search for the rows of later splits that must not stay because of what is in a split that goes before theirs.
+    """A search for the rows of later splits that must not stay because of what is in a split that goes before
+    theirs.
 
     Attributes:
         guarded, others: that split and the later ones.
@@ -47,9 +50,14 @@ class _Side:
 
 
 def drop_near_and_contained(
-    rows: Rows, batches: Mapping[str, BatchRows], settings: SnapshotSettings, seed: int, known: Mapping[str, Verdicts]
+    rows: Rows,
+    batches: Mapping[str, BatchRows],
+    settings: SnapshotSettings,
+    seed: int,
+    known: Mapping[str, Verdicts],
 ) -> dict[str, Verdicts]:
-    """Leave out rows that are near to a row of a split that goes before theirs, contain its text, or are inside it.
+    """Leave out rows that are near to a row of a split that goes before theirs, contain its text, or are
+    inside it.
 
     Args:
         rows: the rows of all batches.
@@ -85,16 +93,30 @@ def drop_near_and_contained(
         both = has_first & has_second
         # Of a text that is gone it does not matter.
         kept = np.ones(len(near), bool)
-        kept[both] = are_looked_for(chosen, sketches.sizes, in_many, first[both[has_first]], second[both[has_second]])
+        kept[both] = are_looked_for(
+            chosen, sketches.sizes, in_many, first[both[has_first]], second[both[has_second]]
+        )
         return kept
 
     def find_contained(reference: np.ndarray, candidates: np.ndarray) -> ContainmentSearch:
         return ContainmentSearch(chosen, sketches, in_many, reference, candidates, share)
 
-    known = {name: verdicts.under(in_many, still) for name, verdicts in known.items() if verdicts.hold_under(in_many)}
+    known = {
+        name: verdicts.under(in_many, still)
+        for name, verdicts in known.items()
+        if verdicts.hold_under(in_many)
+    }
 
     def contained() -> list[_Side]:
-        return _sides(split, names, find_contained, "{} rows that contain a {} row or are inside one", "{} contained", known, is_little)
+        return _sides(
+            split,
+            names,
+            find_contained,
+            "{} rows that contain a {} row or are inside one",
+            "{} contained",
+            known,
+            is_little,
+        )
 
     if is_little:
         # What of a batch holds a text is decoded as a whole: better once than twice.
@@ -105,15 +127,24 @@ def drop_near_and_contained(
         near.clear()
         sketches = replace(sketches, bands=np.zeros((0, 0), np.uint64))
         found |= _run(rows, contained(), read)
-    return {key: replace(each, common=in_many) if key.endswith("contained") else each for key, each in found.items()}
+    return {
+        key: replace(each, common=in_many) if key.endswith("contained") else each
+        for key, each in found.items()
+    }
 
 
 def _num_new(names: Names, known: Mapping[str, Verdicts]) -> int:
-    """Return how many rows have a text that the earlier searches did not compare: the first of them has the texts of all splits."""
+    """Return how many rows have a text that the earlier searches did not compare: the first of them has the
+    texts of all splits.
+    """
     if SPLITS[TEST] not in known:
         return len(names.of_rows)
     every, compared = np.arange(len(names.of_rows)), known[SPLITS[TEST]]
-    return int(np.count_nonzero(~(names.are_in(compared.reference, every) | names.are_in(compared.candidates, every))))
+    return int(
+        np.count_nonzero(
+            ~(names.are_in(compared.reference, every) | names.are_in(compared.candidates, every))
+        )
+    )
 
 
 def _sides(
@@ -128,7 +159,14 @@ def _sides(
     def side(guarded: int, others: tuple[int, ...]) -> _Side:
         reference, candidates = np.flatnonzero(split == guarded), np.flatnonzero(np.isin(split, others))
         name = key.format(SPLITS[guarded])
-        return _Side(guarded, others, reference, reason, name, KnownSearch(search, names, reference, candidates, known.get(name)))
+        return _Side(
+            guarded,
+            others,
+            reference,
+            reason,
+            name,
+            KnownSearch(search, names, reference, candidates, known.get(name)),
+        )
 
     if not side_by_side:
         return [side(*each) for each in _SIDES]
@@ -148,12 +186,17 @@ def _run(rows: Rows, sides: Sequence[_Side], read: ReadSets) -> dict[str, Verdic
         is_near = np.zeros(len(rows), bool)
         is_near[near] = True
         for other in side.others:
-            rows.drop(is_near & (rows.split == other), side.reason.format(SPLITS[other], SPLITS[side.guarded]))
+            rows.drop(
+                is_near & (rows.split == other), side.reason.format(SPLITS[other], SPLITS[side.guarded])
+            )
     return found
 
 
-def _read_sets(rows: Rows, batches: Mapping[str, BatchRows], chosen: np.ndarray, sizes: np.ndarray, seed: int) -> ShingleSets:
-    """Return the shingle sets of some rows. Each text is read once, and let go as soon as its shingles are there.
+def _read_sets(
+    rows: Rows, batches: Mapping[str, BatchRows], chosen: np.ndarray, sizes: np.ndarray, seed: int
+) -> ShingleSets:
+    """Return the shingle sets of some rows. Each text is read once, and let go as soon as its shingles are
+    there.
 
     `sizes`: int64 [n rows], distinct shingles of each row.
     """
@@ -175,6 +218,8 @@ def _read_sets(rows: Rows, batches: Mapping[str, BatchRows], chosen: np.ndarray,
 
 
 def _each(do: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    """Return what is made of each item, side by side, since sorting and decoding go on without the interpreter's lock."""
+    """Return what is made of each item, side by side, since sorting and decoding go on without the
+    interpreter's lock.
+    """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(do, items))

@@ -1,8 +1,8 @@
 """Packing: which texts share a row of fixed length, planned ahead as indices.
 
 Best-fit-decreasing (Johnson et al. 1974, "Worst-case performance bounds for simple one-dimensional packing
-algorithms"): the longest piece first, each into the fullest row that still has room. Training reads the plan in
-order, so a run that stops resumes at exactly the row that it was at, and no token is lost or read twice.
+algorithms"): the longest piece first, each into the fullest row that still has room. Training reads the plan
+in order, so a run that stops resumes at exactly the row that it was at, and no token is lost or read twice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class Packing:
     """Rows of pieces of texts, in the order of training.
 
     Attributes:
-        source: [p] int64, position of the text that each piece is cut from; the pieces of a row are side by side.
+        source: [p] int64, position of the text that each piece is cut from; the pieces of a row are side by
+            side.
         start: [p] int64, first token of the piece in its text.
         length: [p] int64, tokens of the piece, at least 1.
         row_offsets: [r + 1] int64; row i holds the pieces `row_offsets[i]` to `row_offsets[i + 1]`.
@@ -55,12 +56,16 @@ class Packing:
 
     @property
     def num_rows_needed(self) -> int:
-        """Return the fewest rows that the tokens need, or that pieces of more than half a row do, each in a row of its own."""
+        """Return the fewest rows that the tokens need, or that pieces of more than half a row do, each in a
+        row of its own.
+        """
         return max(-(-self.num_tokens // self.capacity), int((2 * self.length > self.capacity).sum()))
 
     @property
     def is_full(self) -> bool:
-        """Whether rows are at least 99.5% full, or as many as are needed and two: few rows, and long pieces that are alone in a row, leave room."""
+        """Whether rows are at least 99.5% full, or as many as are needed and two: few rows, and long pieces
+        that are alone in a row, leave room.
+        """
         return self.fill >= FULL or self.num_rows <= self.num_rows_needed + 2
 
     def row(self, number: int) -> slice:
@@ -74,30 +79,38 @@ class Packing:
         return Packing(self.source[held], self.start[held], self.length[held], offsets, self.capacity)
 
     def to_table(self) -> pa.Table:
-        """Return one row a piece, in order: `row`, `source`, `start`, `length` (int64, int64, int64, int32)."""
+        """Return one row a piece, in order: `row`, `source`, `start`, `length` (int64, int64, int64,
+        int32).
+        """
         import pyarrow as pa
 
         rows = np.repeat(np.arange(self.num_rows), np.diff(self.row_offsets))
-        return pa.table({"row": rows, "source": self.source, "start": self.start, "length": self.length.astype(np.int32)})
+        return pa.table(
+            {"row": rows, "source": self.source, "start": self.start, "length": self.length.astype(np.int32)}
+        )
 
     @classmethod
     def from_table(cls, table: pa.Table, capacity: int) -> Packing:
         """Return what `to_table` wrote."""
-        rows, source, start, length = (table[name].to_numpy().astype(np.int64) for name in ("row", "source", "start", "length"))
+        rows, source, start, length = (
+            table[name].to_numpy().astype(np.int64) for name in ("row", "source", "start", "length")
+        )
         counts = np.bincount(rows) if len(rows) else np.zeros(0, np.int64)
         return cls(source, start, length, np.concatenate([[0], np.cumsum(counts)]), capacity)
 
 
 def plan(lengths: np.ndarray, capacity: int, seed: int, *, cut_to_fill: bool = False) -> Packing:
-    """Pack texts into rows: every token in exactly one place, no row over its capacity, equal arguments equal plan.
+    """Pack texts into rows: every token in exactly one place, no row over its capacity, equal arguments equal
+    plan.
 
-    A text longer than a row is cut into pieces: whole rows, and its rest. The seed decides which of equally long
-    pieces share a row, and the order of the rows, so that the order of training is random.
+    A text longer than a row is cut into pieces: whole rows, and its rest. The seed decides which of equally
+    long pieces share a row, and the order of the rows, so that the order of training is random.
 
-    Where lengths vary, as those of texts do (lognormal), rows are at least 99.5% full over all from a few hundred rows
-    on; fewer rows are as few as the tokens need, or one or two more, of which the last is open. Best-fit-decreasing
-    takes at most 11/9 of the fewest rows possible, whatever the lengths; pieces of over half a row are alone in theirs. With `cut_to_fill` there are
-    as few rows as the tokens need: those that best fit left emptiest are cut up to fill the others.
+    Where lengths vary, as those of texts do (lognormal), rows are at least 99.5% full over all from a few
+    hundred rows on; fewer rows are as few as the tokens need, or one or two more, of which the last is open.
+    Best-fit-decreasing takes at most 11/9 of the fewest rows possible, whatever the lengths; pieces of over
+    half a row are alone in theirs. With `cut_to_fill` there are as few rows as the tokens need: those that
+    best fit left emptiest are cut up to fill the others.
 
     Args:
         lengths: [n] integers, tokens of each text; a text without tokens is in no row.
@@ -142,10 +155,11 @@ def _cut(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, np
 def _best_fit(length: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     """Return the row of each piece (given longest first) and the number of rows.
 
-    All pieces of one length are placed together. Rows with equal room are alike, so they are kept as arrays by their
-    room. A row chosen for a piece is also the fullest for the next one of that length as long as it has room, so each
-    takes as many as fit: exactly what placing one piece after the other gives, in a number of steps that depends on
-    the distinct lengths, not on the pieces (a row's room more than halves at each step).
+    All pieces of one length are placed together. Rows with equal room are alike, so they are kept as arrays
+    by their room. A row chosen for a piece is also the fullest for the next one of that length as long as it
+    has room, so each takes as many as fit: exactly what placing one piece after the other gives, in a number
+    of steps that depends on the distinct lengths, not on the pieces (a row's room more than halves at each
+    step).
     """
     rows = np.empty(len(length), np.int64)
     rooms: list[int] = []  # the distinct free rooms, ascending
@@ -189,14 +203,17 @@ def _best_fit(length: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
 def _fill(
     source: np.ndarray, start: np.ndarray, length: np.ndarray, rows: np.ndarray, num_rows: int, capacity: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
-    """Return pieces, their rows and the number of rows, after the emptiest rows have filled up the others, the roomiest first."""
+    """Return pieces, their rows and the number of rows, after the emptiest rows have filled up the others,
+    the roomiest first.
+    """
     used = np.bincount(rows, length, num_rows).astype(np.int64)
     num_kept = -(-int(used.sum()) // capacity)
     kept = np.argsort(-used, kind="stable")[:num_kept]
     new_row = np.full(num_rows, -1)
     new_row[kept] = np.arange(num_kept)
     stays = new_row[rows] >= 0
-    # The tokens of the other rows in a line, beside the holes of the others in a line: each is cut where the other ends.
+    # The tokens of the other rows in a line, beside the holes of the others in a line: each is cut where the
+    # other ends.
     moved = np.flatnonzero(~stays)
     ends = np.cumsum(length[moved])
     holes = (capacity - used[kept])[::-1]

@@ -1,8 +1,8 @@
 """Replay: general documents mixed into training, so that the model keeps what it knew.
 
-Which documents is a keyed hash of their contents: the choice depends neither on the order of the files nor on what
-else is there, and a larger share takes the same documents and more. A document that overlaps a held-out row, or
-an external evaluation set, is passed over as a training row would be.
+Which documents is a keyed hash of their contents: the choice depends neither on the order of the files nor on
+what else is there, and a larger share takes the same documents and more. A document that overlaps a held-out
+row, or an external evaluation set, is passed over as a training row would be.
 """
 
 from __future__ import annotations
@@ -43,20 +43,23 @@ def draw(
 ) -> Manifest:
     """Choose the general documents that train beside the task's, and write them as an artifact of their own.
 
-    Its `examples.parquet` and `chunks.parquet` have the columns of a batch's artifacts, row by row in the order of the draw. Of the
-    last document only the windows that are needed are kept, so that the share is met to within a window.
+    Its `examples.parquet` and `chunks.parquet` have the columns of a batch's artifacts, row by row in the
+    order of the draw. Of the last document only the windows that are needed are kept, so that the share is
+    met to within a window.
 
     Args:
         store: where the artifact is found or written.
         use_case: settings; `snapshot.replay` must be set.
-        num_task_tokens: tokens of the training rows as they are packed (lengths of all windows, special tokens included).
+        num_task_tokens: tokens of the training rows as they are packed (lengths of all windows, special
+            tokens included).
         held_out: texts of the validation and test rows.
         screened: texts of external evaluation sets.
-        measured: texts by content hash that forgetting is measured on (`general`): neither they nor their near-duplicates train.
+        measured: texts by content hash that forgetting is measured on (`general`): neither they nor their
+            near-duplicates train.
 
     Raises:
-        DataError: the path is not there, a file of it cannot be read, it holds nothing usable, or there is too little of it; the message
-            contains how many tokens are missing.
+        DataError: the path is not there, a file of it cannot be read, it holds nothing usable, or there is
+            too little of it; the message contains how many tokens are missing.
     """
     replay, apart = use_case.settings.snapshot.replay, _Apart(held_out, screened, measured or {})
     assert replay is not None, "there is nothing to draw from"
@@ -65,14 +68,28 @@ def draw(
 
     def write(draft: Draft) -> Outcome:
         tombstones = read_tombstones(store, use_case.name)
-        drawn = draw_tokens(use_case, replay.path, num_needed, _SETTING, apart.measured, apart.screens(use_case), tombstones)
+        drawn = draw_tokens(
+            use_case, replay.path, num_needed, _SETTING, apart.measured, apart.screens(use_case), tombstones
+        )
         if drawn.num_tokens < num_needed:
             raise _too_little(replay, num_needed, drawn)
         share = drawn.num_tokens / (drawn.num_tokens + num_task_tokens) if drawn.num_tokens else 0.0
-        passed_over = dict(zip(("num_near_held_out", "num_screened", "num_near_general"), drawn.num_passed_over, strict=True))
-        return ReplayMetadata(**drawn.write(draft, making), share=share, num_files=len(files), **passed_over).as_dict(), []
+        passed_over = dict(
+            zip(("num_near_held_out", "num_screened", "num_near_general"), drawn.num_passed_over, strict=True)
+        )
+        return (
+            ReplayMetadata(
+                **drawn.write(draft, making), share=share, num_files=len(files), **passed_over
+            ).as_dict(),
+            [],
+        )
 
-    read = {"files": digest(files), "tokenizer": making["tokenizer"], "num_tokens": num_needed, "num_task_tokens": num_task_tokens}
+    read = {
+        "files": digest(files),
+        "tokenizer": making["tokenizer"],
+        "num_tokens": num_needed,
+        "num_task_tokens": num_task_tokens,
+    }
     screening = use_case.settings.snapshot.model_dump(include={"screen_words", "near_duplicate_similarity"})
     return store.ensure(
         use_case.name,
@@ -95,7 +112,11 @@ class _Apart:
 
     def screens(self, use_case: UseCase) -> list[KeepsOut]:
         """Return what finds the documents that are passed over for each kind."""
-        return [_Screen(self.held_out, use_case), _Screen(self.screened, use_case), _Near(list(self.measured.values()), use_case)]
+        return [
+            _Screen(self.held_out, use_case),
+            _Screen(self.screened, use_case),
+            _Near(list(self.measured.values()), use_case),
+        ]
 
     def digests(self) -> dict[str, str]:
         """Return what distinguishes the draw from one with other texts."""
@@ -109,7 +130,8 @@ def num_replay_tokens(num_task_tokens: int, share: float) -> int:
 
 
 def pin(use_case: UseCase) -> dict[str, str]:
-    """Return the digest of each file of `snapshot.replay.path`: what pins the general documents, without reading their rows.
+    """Return the digest of each file of `snapshot.replay.path`: what pins the general documents, without
+    reading their rows.
 
     Raises:
         DataError: the path is not there, or holds no file that can be read.
@@ -127,12 +149,16 @@ class _Screen:
         self._screen = Screen(texts, words, similarity, use_case.settings.seed) if texts else None
 
     def overlapping(self, texts: pa.ChunkedArray) -> np.ndarray:
-        """Return for each text whether it shares a run of words with one of these, or is a near-duplicate of one."""
+        """Return for each text whether it shares a run of words with one of these, or is a near-duplicate of
+        one.
+        """
         return np.zeros(len(texts), bool) if self._screen is None else self._screen.overlapping(texts)
 
 
 class _Near:
-    """Texts that no general document may be a near-duplicate of; a shared run of words, such as a licence's, is no overlap here."""
+    """Texts that no general document may be a near-duplicate of; a shared run of words, such as a licence's,
+    is no overlap here.
+    """
 
     def __init__(self, texts: Sequence[str], use_case: UseCase):
         similarity = use_case.settings.snapshot.near_duplicate_similarity
@@ -147,13 +173,19 @@ def _too_little(replay: ReplaySettings, num_needed: int, drawn: Drawn) -> DataEr
     why = [f"{count:,} rows: {reason}" for reason, count in drawn.num_unusable.most_common(3)]
     why += [
         f"{count:,} overlap {what}"
-        for what, count in zip(("held-out rows", "snapshot.screen", "snapshot.general"), drawn.num_passed_over, strict=True)
+        for what, count in zip(
+            ("held-out rows", "snapshot.screen", "snapshot.general"), drawn.num_passed_over, strict=True
+        )
         if count
     ]
     detail = f" ({'; '.join(why)})" if why else ""
     if not drawn.num_candidates:
-        return DataError(f"{_SETTING}: {replay.path} holds no usable document{detail}; give each row a field `text` (for sft: or messages)")
+        return DataError(
+            f"{_SETTING}: {replay.path} holds no usable document{detail}; give each row a field `text` (for"
+            " sft: or messages)"
+        )
     return DataError(
-        f"{_SETTING}: {replay.path} holds {drawn.num_tokens:,} usable tokens{detail}, {num_needed - drawn.num_tokens:,} fewer than "
-        f"snapshot.replay.share ({replay.share:g}) needs; add documents, or lower the share"
+        f"{_SETTING}: {replay.path} holds {drawn.num_tokens:,} usable tokens{detail},"
+        f" {num_needed - drawn.num_tokens:,} fewer than snapshot.replay.share ({replay.share:g}) needs; add"
+        " documents, or lower the share"
     )

@@ -1,9 +1,11 @@
-"""Screening: which training texts overlap an external evaluation set, so that no score on it is bought by memory.
+"""Screening: which training texts overlap an external evaluation set, so that no score on it is bought by
+memory.
 
-A text overlaps where it shares a run of `snapshot.screen_words` consecutive words with an evaluation text: the
-n-gram overlap of Brown et al. 2020 ("Language Models are Few-Shot Learners", appendix C, n = 8 to 13), or where it
-is a near-duplicate of one. An evaluation text with fewer words than a run can only be found as a near-duplicate. Where a script
-has no spaces between words, two Chinese characters or three letters of another script are as long as a word (`words.SIXTHS`).
+A text overlaps where it shares a run of `snapshot.screen_words` consecutive words with an evaluation text:
+the n-gram overlap of Brown et al. 2020 ("Language Models are Few-Shot Learners", appendix C, n = 8 to 13), or
+where it is a near-duplicate of one. An evaluation text with fewer words than a run can only be found as a
+near-duplicate. Where a script has no spaces between words, two Chinese characters or three letters of another
+script are as long as a word (`words.SIXTHS`).
 """
 
 from __future__ import annotations
@@ -64,12 +66,12 @@ class EvaluationTexts:
 def read_evaluation_texts(use_case: UseCase) -> EvaluationTexts:
     """Read the files and folders of `snapshot.screen`; none where it is empty.
 
-    A row's text is what the use case's own field holds, else its turns, prompt and answer (any format of conversations), else
-    its field `text`.
+    A row's text is what the use case's own field holds, else its turns, prompt and answer (any format of
+    conversations), else its field `text`.
 
     Raises:
-        DataError: a path is not there, or one of its files or rows cannot be read: an evaluation text that cannot be read
-            cannot be screened for.
+        DataError: a path is not there, or one of its files or rows cannot be read: an evaluation text that
+            cannot be read cannot be screened for.
     """
     texts: set[str] = set()
     num_texts = {}
@@ -87,11 +89,18 @@ def _read_set(path: str, use_case: UseCase) -> list[str]:
     own = settings.documents.model_copy(update={"path": path, "format": "auto"})
     plain = DocumentsSettings.model_validate({"path": path})
     question = DocumentsSettings.model_validate({"path": path, "text": "question"})
-    ways: list[Way] = [(own, settings.examples.task), (plain, CONVERSATIONS), (plain, PLAIN_TEXT), (question, PLAIN_TEXT)]
+    ways: list[Way] = [
+        (own, settings.examples.task),
+        (plain, CONVERSATIONS),
+        (plain, PLAIN_TEXT),
+        (question, PLAIN_TEXT),
+    ]
     texts: list[str] = []
     missing: list[str] = []
     for uri, table in read_external(path, use_case, ways, "snapshot.screen"):
-        for source, row, text, problem in zip(*(table[name].to_pylist() for name in ("source", "row", "text", "problem")), strict=True):
+        for source, row, text, problem in zip(
+            *(table[name].to_pylist() for name in ("source", "row", "text", "problem")), strict=True
+        ):
             if text is None:
                 missing.append(f"{uri}/{source}:{row}: {problem or 'no text'}")
             else:
@@ -99,14 +108,15 @@ def _read_set(path: str, use_case: UseCase) -> list[str]:
     if missing:
         more = f" (and {len(missing) - 1:,} more rows)" if len(missing) > 1 else ""
         raise DataError(
-            f"{missing[0]}{more}; what cannot be read cannot be screened for: give each row a field `text` (or `question`, or messages), "
-            "or take it out of snapshot.screen"
+            f"{missing[0]}{more}; what cannot be read cannot be screened for: give each row a field `text`"
+            " (or `question`, or messages), or take it out of snapshot.screen"
         )
     return texts
 
 
 def locate(path: str, use_case: UseCase, setting: str) -> tuple[Source, list[SourceFile]]:
-    """Return the readable files of a folder, of an S3 prefix, or a single file, and the source that they are in.
+    """Return the readable files of a folder, of an S3 prefix, or a single file, and the source that they are
+    in.
 
     Raises:
         DataError: there is none; the message names the setting.
@@ -118,28 +128,36 @@ def locate(path: str, use_case: UseCase, setting: str) -> tuple[Source, list[Sou
         raise DataError(f"{setting}: {path} not found; relative paths start at {use_case.project_root}")
     if is_file:
         folder, _, name = full.rpartition("/")
-        source = open_source(folder, use_case.project_root, follow_links=use_case.settings.documents.follow_links)
+        source = open_source(
+            folder, use_case.project_root, follow_links=use_case.settings.documents.follow_links
+        )
         found = source.status(name) if is_readable(name) else None
         files = [] if found is None else [found]
     else:
-        source = open_source(full, use_case.project_root, follow_links=use_case.settings.documents.follow_links)
+        source = open_source(
+            full, use_case.project_root, follow_links=use_case.settings.documents.follow_links
+        )
         files = source.files()
     if not files:
         raise DataError(f"{setting}: no readable file at {path}; known endings: {known_endings()}")
     return source, files
 
 
-def read_external(path: str, use_case: UseCase, ways: Sequence[Way], setting: str) -> Iterator[tuple[str, pa.Table]]:
+def read_external(
+    path: str, use_case: UseCase, ways: Sequence[Way], setting: str
+) -> Iterator[tuple[str, pa.Table]]:
     """Read documents that are no delivery of the use case, a bounded batch of files at a time.
 
     Args:
         path: folder, file or S3 prefix.
         use_case: where relative paths start.
-        ways: formats and fields, and what a row has to hold beside its text; a row counts as the first of them gives it a text.
+        ways: formats and fields, and what a row has to hold beside its text; a row counts as the first of
+            them gives it a text.
         setting: named in messages.
 
     Yields:
-        Where the files are, and a table of `documents.schema()`: rows that no way gives a text have none, and the last one's `problem`.
+        Where the files are, and a table of `documents.schema()`: rows that no way gives a text have none, and
+        the last one's `problem`.
 
     Raises:
         DataError: see `locate`; or a file cannot be read.
@@ -158,7 +176,10 @@ def read_external(path: str, use_case: UseCase, ways: Sequence[Way], setting: st
 def _bounded(files: list[SourceFile], settings: DocumentsSettings) -> Iterator[list[SourceFile]]:
     group: list[SourceFile] = []
     for file in files:
-        if group and (len(group) >= settings.max_batch_files or sum(f.bytes for f in group) + file.bytes > settings.max_batch_bytes):
+        if group and (
+            len(group) >= settings.max_batch_files
+            or sum(f.bytes for f in group) + file.bytes > settings.max_batch_bytes
+        ):
             yield group
             group = []
         group.append(file)
@@ -166,10 +187,18 @@ def _bounded(files: list[SourceFile], settings: DocumentsSettings) -> Iterator[l
         yield group
 
 
-def _read_group(source: Source, group: list[SourceFile], way: Way, use_case: UseCase, setting: str) -> pa.Table:
+def _read_group(
+    source: Source, group: list[SourceFile], way: Way, use_case: UseCase, setting: str
+) -> pa.Table:
     documents, task = way
     own = {"task": task, "label": None, "group": None, "domain": None, "slice_by": None}
-    read = read_documents(source, Batch(setting, group), documents, use_case.settings.examples.model_copy(update=own), may_be_empty=True)
+    read = read_documents(
+        source,
+        Batch(setting, group),
+        documents,
+        use_case.settings.examples.model_copy(update=own),
+        may_be_empty=True,
+    )
     for name, why in read.unreadable.items():
         raise DataError(f"{source.uri}/{name}: cannot be read ({why}); fix it, or take it out of {setting}")
     return read.table
@@ -179,9 +208,17 @@ def _fill(found: pa.Table, again: pa.Table) -> pa.Table:
     """Return the rows as they were found, those without a text as they were read again."""
     import pyarrow as pa
 
-    places = {place: n for n, place in enumerate(zip(again["source"].to_pylist(), again["row"].to_pylist(), strict=True))}
+    places = {
+        place: n
+        for n, place in enumerate(zip(again["source"].to_pylist(), again["row"].to_pylist(), strict=True))
+    }
     rows = np.arange(len(found))
-    names = zip(found["source"].to_pylist(), found["row"].to_pylist(), found["text"].is_null().to_pylist(), strict=True)
+    names = zip(
+        found["source"].to_pylist(),
+        found["row"].to_pylist(),
+        found["text"].is_null().to_pylist(),
+        strict=True,
+    )
     for n, (source, row, is_missing) in enumerate(names):
         if is_missing and (source, row) in places:
             rows[n] = len(found) + places[source, row]
@@ -189,14 +226,22 @@ def _fill(found: pa.Table, again: pa.Table) -> pa.Table:
 
 
 def num_too_short(texts: Sequence[str], num_words: int) -> int:
-    """Return how many texts have fewer words than a run: within a longer text they are not found, only copies of them are."""
+    """Return how many texts have fewer words than a run: within a longer text they are not found, only copies
+    of them are.
+    """
     return int((~_runs(_as_arrow(texts), num_words).is_long).sum())
 
 
 def overlapping(
-    texts: pa.Array | pa.ChunkedArray | Sequence[str], evaluation_texts: Sequence[str], num_words: int, similarity: float, seed: int = 0
+    texts: pa.Array | pa.ChunkedArray | Sequence[str],
+    evaluation_texts: Sequence[str],
+    num_words: int,
+    similarity: float,
+    seed: int = 0,
 ) -> np.ndarray:
-    """Return [n] bool: whether each text overlaps an evaluation text; see `Screen`, which is built once for many calls."""
+    """Return [n] bool: whether each text overlaps an evaluation text; see `Screen`, which is built once for
+    many calls.
+    """
     return Screen(evaluation_texts, num_words, similarity, seed).overlapping(texts)
 
 
@@ -222,7 +267,9 @@ class Reference:
         if not len(self._texts) or not len(column):
             return found
         pooled = pa.chunked_array([*_chunks(self._texts), *_chunks(column)], pa.string())
-        sketches = concatenate([self._sketches, sketch(column, self._similarity, self._seed)], len(self._sketches) + len(column))
+        sketches = concatenate(
+            [self._sketches, sketch(column, self._similarity, self._seed)], len(self._sketches) + len(column)
+        )
         first = len(self._texts)
         near, _ = find_near(
             sketches,
@@ -282,7 +329,9 @@ class Screen:
         self._reference = Reference(self.texts, similarity, seed)
 
     def overlapping(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
-        """Return for each text whether it shares a run of words with an evaluation text, or is a near-duplicate of one."""
+        """Return for each text whether it shares a run of words with an evaluation text, or is a
+        near-duplicate of one.
+        """
         import pyarrow as pa
 
         column = _as_arrow(texts)
@@ -292,7 +341,9 @@ class Screen:
         return found
 
     def shares_a_run(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
-        """Return for each text whether it shares a run of words with an evaluation text. Exact: each hit is confirmed by its words."""
+        """Return for each text whether it shares a run of words with an evaluation text. Exact: each hit is
+        confirmed by its words.
+        """
         column = _as_arrow(texts)
         found = np.zeros(len(column), bool)
         if not len(self._hashes):
@@ -330,15 +381,16 @@ class Screen:
 
 
 def _words(text: str) -> list[str]:
-    # The words that were hashed are in lower case; of them a sigma's form depends on its neighbours, which casefold undoes.
+    # The words that were hashed are in lower case; of them a sigma's form depends on its neighbours, which
+    # casefold undoes.
     return [word.casefold() for word in split_words(text)]
 
 
 def _runs(texts: pa.Array | pa.ChunkedArray, num_words: int) -> _Runs:
     """Return every run of `num_words` words, hashed.
 
-    The hash of the words w[i], w[i + 1], ... of a run is the sum of w[i + k] * F^k modulo 2^64: a difference of two prefix sums over all
-    words, divided by F^i.
+    The hash of the words w[i], w[i + 1], ... of a run is the sum of w[i + k] * F^k modulo 2^64: a difference
+    of two prefix sums over all words, divided by F^i.
     """
     words = hash_words(texts)
     ends, numbers = np.cumsum(words.counts), np.arange(len(words.hashes))
@@ -347,14 +399,17 @@ def _runs(texts: pa.Array | pa.ChunkedArray, num_words: int) -> _Runs:
         stop = numbers + num_words
     else:
         length = np.concatenate([[0], np.cumsum(words.sixths())])
-        # A run that ends with its text has that end, one that would be longer the next number after all words.
+        # A run that ends with its text has that end, one that would be longer the next number after all
+        # words.
         stop = np.searchsorted(length, length[:-1] + num_words * SIXTHS[WORD])
     start = numbers[stop <= ends[text]]
     text, stop = text[start], stop[start]
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(words.hashes * _powers(_FACTOR, len(numbers)))])
     hashes = (sums[stop] - sums[start]) * _powers(pow(_FACTOR, -1, 2**64), len(numbers))[start]
     begin = (ends - words.counts)[text]
-    return _Runs(hashes, text, start - begin, stop - begin, np.bincount(text, minlength=len(words.counts)) > 0)
+    return _Runs(
+        hashes, text, start - begin, stop - begin, np.bincount(text, minlength=len(words.counts)) > 0
+    )
 
 
 def _powers(factor: int, count: int) -> np.ndarray:

@@ -1,7 +1,9 @@
-"""Labels that a snapshot does without, since they have too few rows or none that may train; and those that it cannot test.
+"""Labels that a snapshot does without, since they have too few rows or none that may train; and those that it
+cannot test.
 
-Where a row has one label, or spans of several, its rows go with a label that is set aside. Where a row may have several labels, it
-stays and only loses that one: each label is a question of its own, and this one is no longer asked.
+Where a row has one label, or spans of several, its rows go with a label that is set aside. Where a row may
+have several labels, it stays and only loses that one: each label is a question of its own, and this one is no
+longer asked.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import Task
 
-LABELS_ARE_SPLIT = CheckSpec("labels_are_split", "Each label is in the training and in the test split, and none is set aside.")
+LABELS_ARE_SPLIT = CheckSpec(
+    "labels_are_split", "Each label is in the training and in the test split, and none is set aside."
+)
 #: Labels that the metadata names at most, those with most rows first.
 _MAX_NAMED = 100
 _DROPPED = "rows of labels that are set aside"
@@ -64,8 +68,11 @@ class SetAside:
                 self._refuse(rows, labels, int(rare[np.argmin(counts[rare])]), settings)
             labels = self._take(rows, labels, rare, "few_rows", task)
 
-    def take_untrainable(self, rows: Rows, labels: Labels, known: Labels, settings: SnapshotSettings, seed: int, task: Task) -> Labels:
-        """Set aside the labels without a training row, note those without a test row; return the labels that are left.
+    def take_untrainable(
+        self, rows: Rows, labels: Labels, known: Labels, settings: SnapshotSettings, seed: int, task: Task
+    ) -> Labels:
+        """Set aside the labels without a training row, note those without a test row; return the labels that
+        are left.
 
         Args:
             rows: as they are split.
@@ -91,21 +98,32 @@ class SetAside:
             self._take(rows, known, untrained, "no_training_row", task)
             labels = labels.of(rows.kept).without(untrained)
         num_groups = _num_distinct(known, rows.group)
-        self.untested = {labels.names[n]: int(num_groups[n]) for n in np.flatnonzero(present & ~has[:, TEST]).tolist()}
+        self.untested = {
+            labels.names[n]: int(num_groups[n]) for n in np.flatnonzero(present & ~has[:, TEST]).tolist()
+        }
         self.num_unvalidated = int((present & ~has[:, VALIDATION]).sum())
         return labels
 
     def _take(self, rows: Rows, labels: Labels, codes: np.ndarray, reason: str, task: Task) -> Labels:
         chosen = np.isin(labels.code, codes)
         row = labels.row[chosen]
-        num_rows, num_groups = np.bincount(labels.code, minlength=len(labels.names)), _num_distinct(labels, rows.group)
+        num_rows, num_groups = (
+            np.bincount(labels.code, minlength=len(labels.names)),
+            _num_distinct(labels, rows.group),
+        )
         for code in codes.tolist():
-            self.rows[code], self.groups[code], self.reasons[code] = int(num_rows[code]), int(num_groups[code]), reason
+            self.rows[code], self.groups[code], self.reasons[code] = (
+                int(num_rows[code]),
+                int(num_groups[code]),
+                reason,
+            )
         if task.target != "labels":
             rows.drop(row, _DROPPED)
         return labels.without(codes).of(rows.kept)
 
-    def require_some_left(self, rows: Rows, labels: Labels, settings: SnapshotSettings, seed: int, at_least: int) -> None:
+    def require_some_left(
+        self, rows: Rows, labels: Labels, settings: SnapshotSettings, seed: int, at_least: int
+    ) -> None:
         """Check that there are labels to learn.
 
         Raises:
@@ -116,23 +134,29 @@ class SetAside:
             return
         num_rows = int(rows.kept.sum())
         if not self.reasons:
-            only = f"one label ({quoted(labels.names[left[0]])})" if may_be_named(labels.names) else "one label"
+            only = (
+                f"one label ({quoted(labels.names[left[0]])})" if may_be_named(labels.names) else "one label"
+            )
             raise DataError(
-                f"snapshot: only {only} in {num_rows:,} rows; a classifier needs two: deliver rows of another label, or check that "
-                "examples.label names the right field"
+                f"snapshot: only {only} in {num_rows:,} rows; a classifier needs two: deliver rows of another"
+                " label, or check that examples.label names the right field"
             )
         reasons = list(self.reasons.values())
         why, fixes = [], ["deliver more rows of them", "check that examples.label names the right field"]
         if num_rare := reasons.count("few_rows"):
-            why.append(f"{num_rare:,} have fewer than snapshot.min_rows_per_label ({settings.min_rows_per_label}) rows")
+            why.append(
+                f"{num_rare:,} have fewer than snapshot.min_rows_per_label ({settings.min_rows_per_label})"
+                " rows"
+            )
             fixes.append("lower snapshot.min_rows_per_label")
         if num_untrained := reasons.count("no_training_row"):
             split = shown_split(rows.split[rows.kept], settings, seed)
             why.append(f"{num_untrained:,} have no row that may train ({split})")
             fixes.append("lower snapshot.test_share")
         raise DataError(
-            f"snapshot: {len(left):,} of {len(left) + len(reasons):,} labels are left, with {num_rows:,} rows: {' and '.join(why)}; the task "
-            f"needs at least {at_least}: {', '.join(fixes[:-1])}, or {fixes[-1]}"
+            f"snapshot: {len(left):,} of {len(left) + len(reasons):,} labels are left, with {num_rows:,}"
+            f" rows: {' and '.join(why)}; the task needs at least {at_least}: {', '.join(fixes[:-1])}, or"
+            f" {fixes[-1]}"
         )
 
     def metadata(self, labels: Labels) -> dict[str, Any]:
@@ -141,7 +165,12 @@ class SetAside:
         return {
             "num_labels_set_aside": len(order),
             "labels_set_aside": [
-                {"label": labels.names[code], "rows": self.rows[code], "groups": self.groups[code], "reason": self.reasons[code]}
+                {
+                    "label": labels.names[code],
+                    "rows": self.rows[code],
+                    "groups": self.groups[code],
+                    "reason": self.reasons[code],
+                }
                 for code in order[:_MAX_NAMED]
             ],
             "labels_untested": list(self.untested)[:_MAX_NAMED],
@@ -149,24 +178,51 @@ class SetAside:
         }
 
     def check(self, labels: Labels, settings: SnapshotSettings) -> CheckOutcome:
-        """Return whether each label is in the training and the test split; the description says what to do."""
+        """Return whether each label is in the training and the test split; the description says what
+        to do.
+        """
         parts = []
         for reason, why in (
-            ("few_rows", f"have fewer than snapshot.min_rows_per_label ({settings.min_rows_per_label}) rows: deliver more of them"),
+            (
+                "few_rows",
+                (
+                    f"have fewer than snapshot.min_rows_per_label ({settings.min_rows_per_label}) rows:"
+                    " deliver more of them"
+                ),
+            ),
             (
                 "no_training_row",
-                "have no row that may train, since their groups were held out before or are near to held-out rows: deliver rows of new groups",
+                (
+                    "have no row that may train, since their groups were held out before or are near to"
+                    " held-out rows: deliver rows of new groups"
+                ),
             ),
         ):
-            found = [code for code in sorted(self.reasons, key=lambda code: -self.rows[code]) if self.reasons[code] == reason]
+            found = [
+                code
+                for code in sorted(self.reasons, key=lambda code: -self.rows[code])
+                if self.reasons[code] == reason
+            ]
             if found:
                 named = name_labels(
-                    {labels.names[n]: f"{_count(self.rows[n], 'row')}, {_count(self.groups[n], 'group')}" for n in found}, labels.names
+                    {
+                        labels.names[n]: f"{_count(self.rows[n], 'row')}, {_count(self.groups[n], 'group')}"
+                        for n in found
+                    },
+                    labels.names,
                 )
-                parts.append(f"{_count(len(found), 'label')} set aside that {why}, or leave them out of examples.labels: {named}")
+                parts.append(
+                    f"{_count(len(found), 'label')} set aside that {why}, or leave them out of"
+                    f" examples.labels: {named}"
+                )
         if self.untested:
-            named = name_labels({name: _count(number, "group") for name, number in self.untested.items()}, labels.names)
-            parts.append(f"{_count(len(self.untested), 'label')} trained but not tested: deliver rows of further groups with them: {named}")
+            named = name_labels(
+                {name: _count(number, "group") for name, number in self.untested.items()}, labels.names
+            )
+            parts.append(
+                f"{_count(len(self.untested), 'label')} trained but not tested: deliver rows of further"
+                f" groups with them: {named}"
+            )
         return CheckOutcome(
             name=LABELS_ARE_SPLIT.name,
             passed=not parts,
@@ -180,22 +236,34 @@ class SetAside:
         # Named by the first in the order of sources: the message does not depend on the batches.
         source, number = min((rows.table["source"][n].as_py(), int(rows.row[n])) for n in mine.tolist())
         raise DataError(
-            f"{alias(source)}:{number}: {_called(labels, code)} has {len(mine)} row{'s' * (len(mine) > 1)}, fewer than "
-            f"snapshot.min_rows_per_label ({settings.min_rows_per_label}); deliver more, leave it out of examples.labels, or set "
-            "snapshot.rare_labels to set_aside"
+            f"{alias(source)}:{number}: {_called(labels, code)} has {len(mine)} row{'s' * (len(mine) > 1)},"
+            f" fewer than snapshot.min_rows_per_label ({settings.min_rows_per_label}); deliver more, leave it"
+            " out of examples.labels, or set snapshot.rare_labels to set_aside"
         )
 
     def _require(
-        self, lacking: np.ndarray, split: int, rows: Rows, labels: Labels, known: Labels, settings: SnapshotSettings, seed: int
+        self,
+        lacking: np.ndarray,
+        split: int,
+        rows: Rows,
+        labels: Labels,
+        known: Labels,
+        settings: SnapshotSettings,
+        seed: int,
     ) -> None:
         for code in np.flatnonzero(lacking)[:1].tolist():
             left = labels.row[labels.code == code]
             mine = known.row[known.code == code]
-            others = ", the others are copies, near to held-out rows or over a maximum" if len(left) < len(mine) else ""
+            others = (
+                ", the others are copies, near to held-out rows or over a maximum"
+                if len(left) < len(mine)
+                else ""
+            )
             raise DataError(
-                f"snapshot: no {SPLITS[split]} row with {_called(labels, code)}: it has {_count(len(mine), 'row')} in "
-                f"{_count(len(np.unique(rows.group[mine])), 'group')} ({shown_split(rows.split[left], settings, seed)}){others}. Deliver more groups with "
-                "it, leave it out of examples.labels, or set snapshot.rare_labels to set_aside"
+                f"snapshot: no {SPLITS[split]} row with {_called(labels, code)}: it has"
+                f" {_count(len(mine), 'row')} in {_count(len(np.unique(rows.group[mine])), 'group')}"
+                f" ({shown_split(rows.split[left], settings, seed)}){others}. Deliver more groups with it,"
+                " leave it out of examples.labels, or set snapshot.rare_labels to set_aside"
             )
 
 

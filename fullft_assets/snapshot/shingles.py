@@ -1,7 +1,8 @@
 """Texts as sets of hashed word shingles: what near-duplicates and overlaps are measured on.
 
-All of it works on whole columns: `words` has the words of a block as hashes, and three neighbouring words' hashes are combined by
-numpy. Where a script has no spaces, a shingle is three Chinese characters, or five letters of another script.
+All of it works on whole columns: `words` has the words of a block as hashes, and three neighbouring words'
+hashes are combined by numpy. Where a script has no spaces, a shingle is three Chinese characters, or five
+letters of another script.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SHINGLE_WORDS = 3
-#: Letters of an alphabet without spaces that count as one word of a shingle: two Thai texts share most of their runs of three letters.
+#: Letters of an alphabet without spaces that count as one word of a shingle: two Thai texts share most of
+#: their runs of three letters.
 _LETTERS = 3
-#: A shingle's hash has 52 bits: above them fits the number of one of 4,096 rows, so that one sort of plain integers orders a block
-#: by (row, shingle). Two different shingles of a pair of texts of 1,000 words collide with a probability of 4e-10.
+#: A shingle's hash has 52 bits: above them fits the number of one of 4,096 rows, so that one sort of plain
+#: integers orders a block by (row, shingle). Two different shingles of a pair of texts of 1,000 words collide
+#: with a probability of 4e-10.
 HASH_BITS = 52
 BLOCK_ROWS = 1 << (64 - HASH_BITS)
 #: Rows sorted at once: fewer, so that they fit a core's cache.
@@ -33,7 +36,9 @@ WINDOW = 8
 
 @dataclass(frozen=True)
 class ShingleSets:
-    """Sets of hashed shingles: those of row i are the `sizes[i]` values from `starts[i]` on, ascending, each once; no set is empty."""
+    """Sets of hashed shingles: those of row i are the `sizes[i]` values from `starts[i]` on, ascending, each
+    once; no set is empty.
+    """
 
     values: np.ndarray
     starts: np.ndarray
@@ -61,8 +66,8 @@ class ShingleSets:
 class Minimizers:
     """Chosen shingles of texts: the smallest hash of each run of WINDOW consecutive shingles.
 
-    Texts that share a run of so many shingles share one of these (Roberts et al. 2004, "Reducing storage requirements for biological
-    sequence comparison"). A text with fewer shingles has none.
+    Texts that share a run of so many shingles share one of these (Roberts et al. 2004, "Reducing storage
+    requirements for biological sequence comparison"). A text with fewer shingles has none.
 
     Attributes:
         values: uint32, the upper bits of the hashes, text by text, ascending, each once.
@@ -99,7 +104,9 @@ def join(parts: Iterable[Minimizers]) -> Minimizers:
     """Return the minimizers of several lists of texts as one."""
     none = Minimizers(np.zeros(0, np.uint32), np.zeros(0, np.int64))
     found = [none, *parts]
-    return Minimizers(np.concatenate([part.values for part in found]), np.concatenate([part.counts for part in found]))
+    return Minimizers(
+        np.concatenate([part.values for part in found]), np.concatenate([part.counts for part in found])
+    )
 
 
 def _as_sets(parts: list[tuple[np.ndarray, np.ndarray]]) -> ShingleSets:
@@ -109,8 +116,12 @@ def _as_sets(parts: list[tuple[np.ndarray, np.ndarray]]) -> ShingleSets:
     return ShingleSets.of(np.concatenate(values), np.concatenate(sizes))
 
 
-def _shingles(texts: pa.Array | pa.ChunkedArray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, pa.Array]]:
-    """Yield the shingles of few texts at a time, the number of each one's text among them, and these texts."""
+def _shingles(
+    texts: pa.Array | pa.ChunkedArray, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, pa.Array]]:
+    """Yield the shingles of few texts at a time, the number of each one's text among them, and these
+    texts.
+    """
     for block in blocks(texts):
         found = block_words(block)
         words, counts = _with_followers(found), found.counts
@@ -122,7 +133,9 @@ def _shingles(texts: pa.Array | pa.ChunkedArray, seed: int) -> Iterator[tuple[np
 
 
 def _with_followers(words: Words) -> np.ndarray:
-    """Return the words' hashes; of letters of an alphabet without spaces, those of each letter with the ones after it."""
+    """Return the words' hashes; of letters of an alphabet without spaces, those of each letter with the ones
+    after it.
+    """
     if words.kinds is None:
         return words.hashes
     hashes, factors = words.hashes.copy(), _keys(0, _LETTERS)
@@ -135,7 +148,9 @@ def _with_followers(words: Words) -> np.ndarray:
     return hashes
 
 
-def _shingles_of_words(words: np.ndarray, counts: np.ndarray, texts: pa.Array, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _shingles_of_words(
+    words: np.ndarray, counts: np.ndarray, texts: pa.Array, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     num_words = len(words)
     factors = _keys(seed, SHINGLE_WORDS)
     # Padding makes the short text at the very end a shingle like any other.
@@ -151,11 +166,16 @@ def _shingles_of_words(words: np.ndarray, counts: np.ndarray, texts: pa.Array, s
         is_shingle[(begin + counts - n)[counts > n]] = False
     for size in range(1, SHINGLE_WORDS):
         short = begin[counts == size]
-        mixed[short] = sum((padded[short + n] * factors[n] for n in range(size)), np.zeros(len(short), np.uint64))
+        mixed[short] = sum(
+            (padded[short + n] * factors[n] for n in range(size)), np.zeros(len(short), np.uint64)
+        )
     mixed, row = mixed[is_shingle], row[is_shingle]
     wordless = np.flatnonzero(counts == 0)
     if len(wordless):
-        whole = [int.from_bytes(hashlib.blake2b(_utf8(texts[int(n)].as_py()), digest_size=8).digest(), "little") for n in wordless]
+        whole = [
+            int.from_bytes(hashlib.blake2b(_utf8(texts[int(n)].as_py()), digest_size=8).digest(), "little")
+            for n in wordless
+        ]
         mixed = np.concatenate([mixed, np.array(whole, np.uint64) * factors[0]])
         row = np.concatenate([row, wordless.astype(np.uint64)])
     return mix(mixed) >> np.uint64(64 - HASH_BITS), row
@@ -166,7 +186,10 @@ def _distinct(shingles: np.ndarray, row: np.ndarray, num_rows: int) -> tuple[np.
     packed = (row << np.uint64(HASH_BITS)) | shingles
     packed.sort()
     packed = packed[np.concatenate([[True], packed[1:] != packed[:-1]])] if len(packed) else packed
-    sizes = np.diff(np.searchsorted(packed, np.arange(num_rows, dtype=np.uint64) << np.uint64(HASH_BITS)), append=len(packed))
+    sizes = np.diff(
+        np.searchsorted(packed, np.arange(num_rows, dtype=np.uint64) << np.uint64(HASH_BITS)),
+        append=len(packed),
+    )
     return packed & np.uint64((1 << HASH_BITS) - 1), sizes
 
 
@@ -181,17 +204,23 @@ def _least(shingles: np.ndarray, row: np.ndarray, num_rows: int) -> Minimizers:
     least = least[np.append(True, least[1:] != least[:-1])] if len(least) else least
     least.sort()
     least = least[np.append(True, least[1:] != least[:-1])] if len(least) else least
-    return Minimizers(least.astype(np.uint32), np.bincount((least >> np.uint64(32)).astype(np.int64), minlength=num_rows))
+    return Minimizers(
+        least.astype(np.uint32), np.bincount((least >> np.uint64(32)).astype(np.int64), minlength=num_rows)
+    )
 
 
 def distinct(values: np.ndarray) -> np.ndarray:
-    """Return the distinct integers, ascending. `np.unique` hashes them: of a million that takes fifty times as long as the sort."""
+    """Return the distinct integers, ascending. `np.unique` hashes them: of a million that takes fifty times
+    as long as the sort.
+    """
     ordered = np.sort(values)
     return ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]]
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-    """Return uint64 values with every bit spread over all (the finaliser of SplitMix64; Steele, Lea, Flood 2014)."""
+    """Return uint64 values with every bit spread over all (the finaliser of SplitMix64; Steele, Lea, Flood
+    2014).
+    """
     mixed = values ^ (values >> np.uint64(30))
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(27)

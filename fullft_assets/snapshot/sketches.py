@@ -1,7 +1,7 @@
 """The near-duplicate index: what each batch's texts are compared by, made once a batch and read ever after.
 
-With it the snapshot of old batches and a new one costs what the new one's texts cost, and some sorting of integers: texts of old
-batches are read only where they are a candidate for a pair.
+With it the snapshot of old batches and a new one costs what the new one's texts cost, and some sorting of
+integers: texts of old batches are read only where they are a candidate for a pair.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ SCREENED = "screened_examples"
 
 @dataclass(frozen=True)
 class BatchIndex:
-    """What is kept of a batch's rows: their place in the split ([n] float64), the sketches of their texts and the minimizers of them."""
+    """What is kept of a batch's rows: their place in the split ([n] float64), the sketches of their texts and
+    the minimizers of them.
+    """
 
     places: np.ndarray
     sketches: Sketches
@@ -59,7 +61,9 @@ def places(rows: pa.Table, seed: int) -> np.ndarray:
     import pyarrow.compute as pc
 
     encoded = pc.coalesce(rows["group"], rows["text_hash"]).combine_chunks().dictionary_encode()
-    of_group = np.array([unit_hash(seed, "split", group) for group in encoded.dictionary.to_pylist()], np.float64)
+    of_group = np.array(
+        [unit_hash(seed, "split", group) for group in encoded.dictionary.to_pylist()], np.float64
+    )
     return of_group[encoded.indices.to_numpy()] if len(of_group) else of_group
 
 
@@ -68,14 +72,24 @@ def ensure(store: Store, case: str, examples: Manifest, similarity: float, seed:
     import pyarrow.parquet as pq
 
     def write(draft: Draft) -> Outcome:
-        rows = pq.read_table(store.folder(examples) / "examples.parquet", columns=["text", "text_hash", "group"])
+        rows = pq.read_table(
+            store.folder(examples) / "examples.parquet", columns=["text", "text_hash", "group"]
+        )
         index = build(rows, similarity, seed)
         arrays = {"places": index.places, **vars(index.sketches)}
-        arrays |= {"minimizers": index.minimizers.values, "num_minimizers": index.minimizers.counts.astype(np.uint32)}
+        arrays |= {
+            "minimizers": index.minimizers.values,
+            "num_minimizers": index.minimizers.counts.astype(np.uint32),
+        }
         for name, values in arrays.items():
             np.save(draft.path / f"{name}.npy", values, allow_pickle=False)
         batch = ExamplesMetadata.of(examples).batch
-        return NearDuplicateIndexMetadata(batch=batch, num_rows=len(rows), num_bands=len(index.sketches.bands)).as_dict(), []
+        return (
+            NearDuplicateIndexMetadata(
+                batch=batch, num_rows=len(rows), num_bands=len(index.sketches.bands)
+            ).as_dict(),
+            [],
+        )
 
     return store.ensure(
         case,
@@ -95,20 +109,35 @@ def read_places(folder: Path) -> np.ndarray:
 
 
 def read_sketches(folder: Path) -> Sketches:
-    """Map the sketches in the folder of an index; they take memory as they are read, until they are let go."""
-    return Sketches(**{field.name: np.load(folder / f"{field.name}.npy", mmap_mode="r", allow_pickle=False) for field in fields(Sketches)})
+    """Map the sketches in the folder of an index; they take memory as they are read, until they are
+    let go.
+    """
+    return Sketches(
+        **{
+            field.name: np.load(folder / f"{field.name}.npy", mmap_mode="r", allow_pickle=False)
+            for field in fields(Sketches)
+        }
+    )
 
 
 def read_minimizers(folder: Path) -> Minimizers:
     """Map the minimizers in the folder of an index."""
     counts = np.load(folder / "num_minimizers.npy", allow_pickle=False)
-    return Minimizers(np.load(folder / "minimizers.npy", mmap_mode="r", allow_pickle=False), counts.astype(np.int64))
+    return Minimizers(
+        np.load(folder / "minimizers.npy", mmap_mode="r", allow_pickle=False), counts.astype(np.int64)
+    )
 
 
 def ensure_screened(
-    store: Store, case: str, examples: Manifest, evaluation: EvaluationTexts, screen: Callable[[], Screen], settings: SnapshotSettings
+    store: Store,
+    case: str,
+    examples: Manifest,
+    evaluation: EvaluationTexts,
+    screen: Callable[[], Screen],
+    settings: SnapshotSettings,
 ) -> Manifest:
-    """Return which of a batch's examples overlap the external evaluation sets, found out if it is not known yet.
+    """Return which of a batch's examples overlap the external evaluation sets, found out if it is not known
+    yet.
 
     Args:
         store, case, examples: the batch.
@@ -123,14 +152,20 @@ def ensure_screened(
         found = screen().overlapping(texts)
         np.save(draft.path / "overlaps.npy", found, allow_pickle=False)
         batch = ExamplesMetadata.of(examples).batch
-        return ScreenedMetadata(batch=batch, num_rows=len(found), num_overlapping=int(found.sum())).as_dict(), []
+        return (
+            ScreenedMetadata(batch=batch, num_rows=len(found), num_overlapping=int(found.sum())).as_dict(),
+            [],
+        )
 
     return store.ensure(
         case,
         SCREENED,
         write,
         version=SCREENING_VERSION,
-        settings={"screen_words": settings.screen_words, "near_duplicate_similarity": settings.near_duplicate_similarity},
+        settings={
+            "screen_words": settings.screen_words,
+            "near_duplicate_similarity": settings.near_duplicate_similarity,
+        },
         inputs={"labeled_examples": examples.content_digest, "evaluation_texts": evaluation.digest},
         seed=0,
     )

@@ -1,11 +1,13 @@
 """Which rows of all batches count, and which of them train, validate and test.
 
-The split is a keyed hash of the group (without groups, of the text), but for a few groups that are moved so that each label is in every
-split (`group_splits`): stable as data grows, and independent of the batches that rows came in. Nothing is joined into clusters, because joining near-duplicates and groups percolates; instead,
-rows near to a held-out row are excluded, and counted. What was held out once is never trained on: a row is excluded too where an
-older delivery of its id, or a copy of its text, was held out.
+The split is a keyed hash of the group (without groups, of the text), but for a few groups that are moved so
+that each label is in every split (`group_splits`): stable as data grows, and independent of the batches that
+rows came in. Nothing is joined into clusters, because joining near-duplicates and groups percolates; instead,
+rows near to a held-out row are excluded, and counted. What was held out once is never trained on: a row is
+excluded too where an older delivery of its id, or a copy of its text, was held out.
 
-It is decided over all valid rows ever delivered (`all_rows`), so that it does not matter which rows shared a batch.
+It is decided over all valid rows ever delivered (`all_rows`), so that it does not matter which rows shared a
+batch.
 """
 
 from __future__ import annotations
@@ -25,7 +27,15 @@ from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, Bat
 from fullft_assets.snapshot.deliveries import Superseded, drop_superseded
 from fullft_assets.snapshot.draws import cap_held_out, subsample
 from fullft_assets.snapshot.group_splits import GroupSplits
-from fullft_assets.snapshot.labels import Labels, label_statistics, labels_are_common, labels_of, rare_labels, require_rows, shown_split
+from fullft_assets.snapshot.labels import (
+    Labels,
+    label_statistics,
+    labels_are_common,
+    labels_of,
+    rare_labels,
+    require_rows,
+    shown_split,
+)
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
 from fullft_assets.snapshot.near_rows import drop_near_and_contained
 from fullft_assets.snapshot.set_aside import SetAside
@@ -38,10 +48,17 @@ from fullft_assets.task import Target, Task
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SPLITS_ARE_DISJOINT = CheckSpec("splits_are_disjoint", "No id, text or group is in two splits.", blocking=True)
-TRAINING_ROWS_SUFFICE = CheckSpec("training_rows_suffice", "There are enough training rows to go on.", blocking=True)
-TRAINING_ROWS_ARE_PLENTY = CheckSpec("training_rows_are_plenty", "There are as many training rows as full fine-tuning wants.")
-#: How often near-duplicates are looked for, where leaving them out costs a label a side: once but for rare cases.
+SPLITS_ARE_DISJOINT = CheckSpec(
+    "splits_are_disjoint", "No id, text or group is in two splits.", blocking=True
+)
+TRAINING_ROWS_SUFFICE = CheckSpec(
+    "training_rows_suffice", "There are enough training rows to go on.", blocking=True
+)
+TRAINING_ROWS_ARE_PLENTY = CheckSpec(
+    "training_rows_are_plenty", "There are as many training rows as full fine-tuning wants."
+)
+#: How often near-duplicates are looked for, where leaving them out costs a label a side: once but for rare
+#: cases.
 _MOST_ATTEMPTS = 3
 
 
@@ -51,7 +68,8 @@ class Frozen:
 
     Attributes:
         index: one row an example, sorted by split and text hash; it does not depend on the batches.
-        places: where each row of the index is: `source` and `row` as delivered, `batch` and `position` among the examples.
+        places: where each row of the index is: `source` and `row` as delivered, `batch` and `position` among
+            the examples.
         labels: the label order.
         metadata: counts of the rows, by split and label, and of excluded rows, by reason.
         checks: outcomes that depend on the rows alone.
@@ -102,7 +120,9 @@ def freeze_batches(
     """
     rows = collect(batches, settings)
     if not len(rows):
-        raise DataError("snapshot: no valid examples in any batch; look at quarantined_examples for the reasons")
+        raise DataError(
+            "snapshot: no valid examples in any batch; look at quarantined_examples for the reasons"
+        )
     _drop_untrained(rows, batches)
     old = drop_superseded(rows, batches, task.target)
     try:
@@ -157,7 +177,17 @@ def _freeze(
     checks = [*_checks(rows, settings), *of_labels, old.reused]
     remembered = Ledger.join([ledger, groups.to_ledger(counted)])
     return Frozen(
-        index, places, present, metadata, checks, old.order, num_breaking, remembered, verdicts, agreement, rows.places_left_out()
+        index,
+        places,
+        present,
+        metadata,
+        checks,
+        old.order,
+        num_breaking,
+        remembered,
+        verdicts,
+        agreement,
+        rows.places_left_out(),
     )
 
 
@@ -171,7 +201,9 @@ def _drop_untrained(rows: Rows, batches: Mapping[str, BatchRows]) -> None:
 def _drop_contradictions(rows: Rows, votes: Votes, target: Target | None) -> int:
     """Leave out equal texts with different targets, all of them; return how many they are."""
     num_tied = rows.drop(votes.tied, "annotators of their id disagree without a majority")
-    return num_tied + rows.drop(contradicting(rows, rows.kept, votes.tied, target), "equal text with another label")
+    return num_tied + rows.drop(
+        contradicting(rows, rows.kept, votes.tied, target), "equal text with another label"
+    )
 
 
 def _split(
@@ -200,27 +232,34 @@ def _split(
         num_copies = _drop_copies(rows)
         _drop_once_held_out(rows)
         _drop_overlaps(rows, batches)
-        # Before the cap, since which rows of a group it keeps changes as the group grows: what is near to any of them never trains.
+        # Before the cap, since which rows of a group it keeps changes as the group grows: what is near to any
+        # of them never trains.
         verdicts = drop_near_and_contained(rows, batches, settings, seed, verdicts)
-        if attempt == _MOST_ATTEMPTS - 1 or not groups.serve(_with_every_side(rows, labels.of(rows.kept), groups), rows.group):
+        if attempt == _MOST_ATTEMPTS - 1 or not groups.serve(
+            _with_every_side(rows, labels.of(rows.kept), groups), rows.group
+        ):
             break
     return num_copies, verdicts
 
 
 def _with_every_side(rows: Rows, labels: Labels, groups: GroupSplits) -> Labels:
-    """Return the labels of the rows that are in; where a split would be empty, with one more that all of these rows have."""
+    """Return the labels of the rows that are in; where a split would be empty, with one more that all of
+    these rows have.
+    """
     every = np.flatnonzero(rows.kept)
     if np.bincount(groups.split[rows.group[every]], minlength=len(SPLITS)).all():
         return labels
     code = np.full(len(every), len(labels.names))
-    return Labels(np.concatenate([labels.row, every]), np.concatenate([labels.code, code]), [*labels.names, ""])
+    return Labels(
+        np.concatenate([labels.row, every]), np.concatenate([labels.code, code]), [*labels.names, ""]
+    )
 
 
 def _drop_copies(rows: Rows) -> int:
     """Leave out all but one of the rows with one text; return how many.
 
-    The one stays whose group has the first split, and in it the smallest place; of one group the smallest id. So a later copy can move a
-    text from train to test, never from test to train.
+    The one stays whose group has the first split, and in it the smallest place; of one group the smallest id.
+    So a later copy can move a text from train to test, never from test to train.
     """
     import pyarrow.compute as pc
 
@@ -233,7 +272,9 @@ def _drop_copies(rows: Rows) -> int:
 
 
 def _drop_once_held_out(rows: Rows) -> None:
-    """Leave out rows of which an older delivery of the id, or a copy of the text, belongs to a split that goes before theirs."""
+    """Leave out rows of which an older delivery of the id, or a copy of the text, belongs to a split that
+    goes before theirs.
+    """
     first = np.full(len(rows), TRAIN)
     for code in (rows.id, rows.text):
         least = np.full(code.max() + 1, TRAIN)
@@ -243,8 +284,13 @@ def _drop_once_held_out(rows: Rows) -> None:
 
 
 def _drop_overlaps(rows: Rows, batches: Mapping[str, BatchRows]) -> None:
-    found = [b.overlaps if b.overlaps is not None else np.zeros(len(b.rows), bool) for _, b in sorted(batches.items())]
-    rows.drop(np.concatenate(found) & (rows.split == TRAIN), "train rows that overlap an external evaluation set")
+    found = [
+        b.overlaps if b.overlaps is not None else np.zeros(len(b.rows), bool)
+        for _, b in sorted(batches.items())
+    ]
+    rows.drop(
+        np.concatenate(found) & (rows.split == TRAIN), "train rows that overlap an external evaluation set"
+    )
 
 
 def _require_splits(rows: Rows, num_groups: int, settings: SnapshotSettings, seed: int) -> None:
@@ -257,13 +303,18 @@ def _require_splits(rows: Rows, num_groups: int, settings: SnapshotSettings, see
     for split in (TRAIN, TEST, VALIDATION):
         if not (kept == split).any():
             raise DataError(
-                f"snapshot: no {SPLITS[split]} row, of {len(kept):,} rows that are left of {num_groups:,} groups "
-                f"({shown_split(kept, settings, seed)}); deliver more groups, or set examples.group to a field with more values, or to none"
+                f"snapshot: no {SPLITS[split]} row, of {len(kept):,} rows that are left of {num_groups:,}"
+                f" groups ({shown_split(kept, settings, seed)}); deliver more groups, or set examples.group"
+                " to a field with more values, or to none"
             )
 
 
-def _index(rows: Rows, names: list[str], target: Target | None, labels: Labels | None) -> tuple[pa.Table, pa.Table]:
-    """Return index and places; `labels` replace those of rows that may have several, where some were set aside."""
+def _index(
+    rows: Rows, names: list[str], target: Target | None, labels: Labels | None
+) -> tuple[pa.Table, pa.Table]:
+    """Return index and places; `labels` replace those of rows that may have several, where some were set
+    aside.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -275,9 +326,13 @@ def _index(rows: Rows, names: list[str], target: Target | None, labels: Labels |
         columns[target] = table[target] if labels is None or target != "labels" else _lists(labels, kept)
     columns["group"] = pc.coalesce(table["group"], table["text_hash"])
     index = pa.table(columns)
-    order = pc.sort_indices(index, sort_keys=[("split", "ascending"), ("text_hash", "ascending"), ("id", "ascending")])
+    order = pc.sort_indices(
+        index, sort_keys=[("split", "ascending"), ("text_hash", "ascending"), ("id", "ascending")]
+    )
     batch = pa.array(names, pa.string()).take(pa.array(rows.batch[kept]))
-    places = pa.table({"source": table["source"], "row": table["row"], "batch": batch, "position": rows.position[kept]})
+    places = pa.table(
+        {"source": table["source"], "row": table["row"], "batch": batch, "position": rows.position[kept]}
+    )
     # One chunk a column: how the file is cut into pages must not depend on the batches either.
     return index.take(order).combine_chunks(), places.take(order).combine_chunks()
 
@@ -292,8 +347,13 @@ def _lists(labels: Labels, rows: np.ndarray) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), names)
 
 
-def _metadata(rows: Rows, present: list[str], statistics: list[dict[str, Any]], num_batches: int) -> dict[str, Any]:
-    counts = {split: {s["label"]: s["rows"] for s in statistics if s["split"] == split} for split in ("train", "validation", "test")}
+def _metadata(
+    rows: Rows, present: list[str], statistics: list[dict[str, Any]], num_batches: int
+) -> dict[str, Any]:
+    counts = {
+        split: {s["label"]: s["rows"] for s in statistics if s["split"] == split}
+        for split in ("train", "validation", "test")
+    }
     return {
         "labels": present,
         "num_batches": num_batches,
@@ -318,26 +378,41 @@ def _checks(rows: Rows, settings: SnapshotSettings) -> list[CheckOutcome]:
         CheckOutcome(
             name=SPLITS_ARE_DISJOINT.name,
             passed=shared == 0,
-            description=""
-            if not shared
-            else f"{shared:,} ids, texts or groups are in two splits; give documents unique ids (documents.id)",
+            description=(
+                ""
+                if not shared
+                else (
+                    f"{shared:,} ids, texts or groups are in two splits; give documents unique ids"
+                    " (documents.id)"
+                )
+            ),
             metadata={"num_shared": shared},
         ),
         CheckOutcome(
             name=TRAINING_ROWS_SUFFICE.name,
             passed=enough,
-            description=""
-            if enough
-            else f"{num_train:,} training rows, fewer than snapshot.min_train_rows ({settings.min_train_rows:,}); deliver more",
+            description=(
+                ""
+                if enough
+                else (
+                    f"{num_train:,} training rows, fewer than snapshot.min_train_rows"
+                    f" ({settings.min_train_rows:,}); deliver more"
+                )
+            ),
             metadata={"num_train_rows": num_train},
         ),
         CheckOutcome(
             name=TRAINING_ROWS_ARE_PLENTY.name,
             passed=plenty,
             severity="warn",
-            description=""
-            if plenty
-            else f"{num_train:,} training rows; full fine-tuning wants {settings.recommended_train_rows:,} and more, or it overfits",
+            description=(
+                ""
+                if plenty
+                else (
+                    f"{num_train:,} training rows; full fine-tuning wants {settings.recommended_train_rows:,}"
+                    " and more, or it overfits"
+                )
+            ),
             metadata={"num_train_rows": num_train},
         ),
     ]
@@ -346,6 +421,9 @@ def _checks(rows: Rows, settings: SnapshotSettings) -> list[CheckOutcome]:
 def _num_shared(rows: Rows) -> int:
     shared = 0
     for code in (rows.id, rows.text, rows.group):
-        present = [np.bincount(code[rows.split == split], minlength=code.max() + 1) > 0 for split in range(len(SPLITS))]
+        present = [
+            np.bincount(code[rows.split == split], minlength=code.max() + 1) > 0
+            for split in range(len(SPLITS))
+        ]
         shared += sum(int((first & second).sum()) for first, second in combinations(present, 2))
     return shared

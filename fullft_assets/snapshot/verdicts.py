@@ -1,8 +1,9 @@
 """What an earlier snapshot found out about pairs of texts, so that a later one only compares what is new.
 
-A pair's verdict depends on nothing but its two texts and the settings. So a snapshot keeps, for each search of one side of the split in
-another, which texts were on both sides and which of them were near, each with one text that it is near to. Texts are named by the
-hash of their shingle set (`Sketches.sets`). With or without verdicts a search finds the same.
+A pair's verdict depends on nothing but its two texts and the settings. So a snapshot keeps, for each search
+of one side of the split in another, which texts were on both sides and which of them were near, each with one
+text that it is near to. Texts are named by the hash of their shingle set (`Sketches.sets`). With or without
+verdicts a search finds the same.
 """
 
 from __future__ import annotations
@@ -41,13 +42,16 @@ class Verdicts:
     common: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint32))
 
     def hold_under(self, common: np.ndarray) -> bool:
-        """Return whether they hold now that these are the common minimizers: as long as none came to count again, its texts being gone."""
+        """Return whether they hold now that these are the common minimizers: as long as none came to count
+        again, its texts being gone.
+        """
         return bool(positions(common, self.common)[0].all())
 
     def under(self, common: np.ndarray, still: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Verdicts:
         """Return what holds of them where these minimizers are common.
 
-        `still`: returns of texts and partners, by name, which pairs are near as well. What else was near has no verdict.
+        `still`: returns of texts and partners, by name, which pairs are near as well. What else was near has
+            no verdict.
         """
         if len(common) == len(self.common):
             return self
@@ -67,7 +71,9 @@ class Search(Protocol):
 
 
 class Names:
-    """The names of rows: hashes of their shingle sets, and the number of each row's one among the distinct ones."""
+    """The names of rows: hashes of their shingle sets, and the number of each row's one among the distinct
+    ones.
+    """
 
     def __init__(self, sets: np.ndarray):
         self.of_rows = sets
@@ -132,7 +138,8 @@ class KnownSearch:
             self._near, self._partner = near[has_partner], partner[has_partner]
             is_new = ~names.are_in(known.reference, reference)
             self._searches = [
-                # Those without a verdict, or whose partner is gone, against all; the others against the new ones.
+                # Those without a verdict, or whose partner is gone, against all; the others against the new
+                # ones.
                 search(reference, np.concatenate([candidates[~is_old], near[~has_partner]])),
                 search(reference[is_new], candidates[is_old & ~is_near]),
             ]
@@ -144,11 +151,14 @@ class KnownSearch:
         Args:
             found: shingle sets of `rows`.
             read: reads the sets of further rows: those whose partner was excluded since.
-            left_out: bool [texts], those that are no longer reference text nor candidate, together with all of an equal set.
+            left_out: bool [texts], those that are no longer reference text nor candidate, together with all
+                of an equal set.
         """
         near, partner, begin = [], [], 0
         for search in self._searches:
-            rows, others = search.run(found.select(np.arange(begin, begin + len(search.rows))), left_out=left_out)
+            rows, others = search.run(
+                found.select(np.arange(begin, begin + len(search.rows))), left_out=left_out
+            )
             begin += len(search.rows)
             near.append(rows)
             partner.append(self._names.of_rows[others])
@@ -165,18 +175,29 @@ class KnownSearch:
         all_near = np.concatenate(near)
         names, first = np.unique(self._names.of_rows[all_near], return_index=True)
         candidates = self._candidates[~left_out[self._candidates]]
-        verdicts = Verdicts(self._names.distinct(reference), self._names.distinct(candidates), names, np.concatenate(partner)[first])
+        verdicts = Verdicts(
+            self._names.distinct(reference),
+            self._names.distinct(candidates),
+            names,
+            np.concatenate(partner)[first],
+        )
         return all_near, verdicts
 
 
 def save(verdicts: Mapping[str, Verdicts], folder: Path) -> None:
     """Write the verdicts of several searches, by name, to a snapshot's folder."""
-    arrays = {f"{name}/{field}": values for name, found in verdicts.items() for field, values in vars(found).items()}
+    arrays = {
+        f"{name}/{field}": values for name, found in verdicts.items() for field, values in vars(found).items()
+    }
     np.savez(folder / FILE, **arrays)
 
 
-def of_earlier_snapshot(store: Store, case: str, version: str, settings: SnapshotSettings, seed: int) -> dict[str, Verdicts]:
-    """Return the verdicts of the newest whole snapshot that compared texts in the same way; none where there is no such snapshot."""
+def of_earlier_snapshot(
+    store: Store, case: str, version: str, settings: SnapshotSettings, seed: int
+) -> dict[str, Verdicts]:
+    """Return the verdicts of the newest whole snapshot that compared texts in the same way; none where there
+    is no such snapshot.
+    """
     for manifest in reversed(store.artifacts(case, "training_snapshot")):
         if _compares_alike(manifest, version, settings, seed):
             try:
@@ -186,7 +207,10 @@ def of_earlier_snapshot(store: Store, case: str, version: str, settings: Snapsho
                 continue
             with np.load(folder / FILE, allow_pickle=False) as arrays:
                 names = {name.partition("/")[0] for name in arrays.files}
-                return {name: Verdicts(**{each.name: arrays[f"{name}/{each.name}"] for each in fields(Verdicts)}) for name in names}
+                return {
+                    name: Verdicts(**{each.name: arrays[f"{name}/{each.name}"] for each in fields(Verdicts)})
+                    for name in names
+                }
     return {}
 
 

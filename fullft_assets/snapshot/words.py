@@ -1,8 +1,9 @@
 """The words of texts, as hashes, in any script: what shingles and the runs of screening are made of.
 
-A word is a run of letters, digits and underscores, in lower case; marks on letters (the vowel signs of Arabic, Hebrew and of Indian
-scripts) neither end nor change it. Chinese, Japanese, Thai, Lao, Khmer, Burmese and the Tai scripts put no spaces between words (the line
-breaking classes ID and SA of Unicode Standard Annex 14): there each letter is a word by itself, also in a text of several scripts.
+A word is a run of letters, digits and underscores, in lower case; marks on letters (the vowel signs of
+Arabic, Hebrew and of Indian scripts) neither end nor change it. Chinese, Japanese, Thai, Lao, Khmer, Burmese
+and the Tai scripts put no spaces between words (the line breaking classes ID and SA of Unicode Standard Annex
+14): there each letter is a word by itself, also in a text of several scripts.
 
 Whole columns at a time: the words of a block are split by Arrow, and each distinct word is hashed once.
 """
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 
 #: Kinds of words: one of several letters, a Chinese character, and a letter of another script without spaces.
 WORD, IDEOGRAPH, LETTER = range(3)
-#: How much of a word each kind is, in sixths. Messages of Django in English have a word for 1.8 letters of their Chinese translation, 2.8
-#: of the Japanese, 3.7 of the Thai, 3.4 of the Khmer and 2.7 of the Burmese one.
+#: How much of a word each kind is, in sixths. Messages of Django in English have a word for 1.8 letters of
+#: their Chinese translation, 2.8 of the Japanese, 3.7 of the Thai, 3.4 of the Khmer and 2.7 of the Burmese
+#: one.
 SIXTHS = np.array([6, 3, 2])
 _IDEOGRAPHS = r"\p{Han}\p{Yi}"
 # The marks that lengthen a vowel are of no script.
@@ -32,8 +34,11 @@ _LETTERS = r"\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myan
 _BLOCK_BYTES = 1 << 24
 _BLOCK_TEXTS = 1 << 16
 _WORD = re.compile(r"\w+")
-#: Word characters of ASCII in lower case, all else a space; other bytes stay, and are looked at once a distinct word.
-_TO_WORDS = bytes(ord(chr(c).lower()) if c > 127 or chr(c).isalnum() or c == ord("_") else 32 for c in range(128)) + bytes(range(128, 256))
+#: Word characters of ASCII in lower case, all else a space; other bytes stay, and are looked at once a
+#: distinct word.
+_TO_WORDS = bytes(
+    ord(chr(c).lower()) if c > 127 or chr(c).isalnum() or c == ord("_") else 32 for c in range(128)
+) + bytes(range(128, 256))
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class Words:
     """The words of n texts, one text after the other.
 
     Attributes:
-        hashes: uint64 [m], the first 8 bytes of each word's BLAKE2b: they do not depend on a seed or a platform.
+        hashes: uint64 [m], the first 8 bytes of each word's BLAKE2b: they do not depend on a seed or a
+            platform.
         counts: int64 [n], number of words of each text.
         kinds: uint8 [m], kind of each word; None where all are of the kind WORD.
     """
@@ -62,7 +68,11 @@ def hash_words(texts: pa.Array | pa.ChunkedArray) -> Words:
     counts = np.concatenate([np.zeros(0, np.int64), *(words.counts for words in found)])
     if all(words.kinds is None for words in found):
         return Words(hashes, counts)
-    return Words(hashes, counts, np.concatenate([np.zeros(len(w.hashes), np.uint8) if w.kinds is None else w.kinds for w in found]))
+    return Words(
+        hashes,
+        counts,
+        np.concatenate([np.zeros(len(w.hashes), np.uint8) if w.kinds is None else w.kinds for w in found]),
+    )
 
 
 def split_words(text: str) -> list[str]:
@@ -97,7 +107,9 @@ def block_words(texts: pa.Array) -> Words:
         texts = _part(texts, places)
     offsets, data = _bytes_of(texts)
     spaced = pa.BinaryArray.from_buffers(
-        pa.binary(), len(texts), [None, pa.py_buffer(offsets - offsets[0]), pa.py_buffer(bytes(data).translate(_TO_WORDS))]
+        pa.binary(),
+        len(texts),
+        [None, pa.py_buffer(offsets - offsets[0]), pa.py_buffer(bytes(data).translate(_TO_WORDS))],
     )
     split = pc.ascii_split_whitespace(spaced.view(pa.string()))
     encoded = split.values.cast(pa.binary()).dictionary_encode()
@@ -117,7 +129,9 @@ def _bytes_of(texts: pa.Array) -> tuple[np.ndarray, memoryview]:
 
 
 def _may_lack_spaces(texts: pa.Array) -> np.ndarray:
-    """Return the positions of the texts with bytes that characters of scripts without spaces begin with (and some others do)."""
+    """Return the positions of the texts with bytes that characters of scripts without spaces begin with (and
+    some others do).
+    """
     offsets, data = _bytes_of(texts)
     found = np.frombuffer(data, np.uint8)
     # From U+0E00 on; E2 begins the punctuation of all scripts.
@@ -127,7 +141,9 @@ def _may_lack_spaces(texts: pa.Array) -> np.ndarray:
 
 
 def _part(texts: pa.Array, places: np.ndarray) -> pa.Array:
-    """Return texts with spaces around each letter of scripts without spaces in those at the given positions."""
+    """Return texts with spaces around each letter of scripts without spaces in those at the given
+    positions.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -152,7 +168,9 @@ def _kinds(runs: pa.Array) -> np.ndarray:
     return kinds
 
 
-def _spread(values: np.ndarray, counts: np.ndarray, number: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _spread(
+    values: np.ndarray, counts: np.ndarray, number: np.ndarray, ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the values of all words in their order, and how many words each text has.
 
     Args:
@@ -167,7 +185,9 @@ def _spread(values: np.ndarray, counts: np.ndarray, number: np.ndarray, ends: np
     odd = np.flatnonzero((counts != 1).take(number))
     if len(odd):
         more = counts[number[odd]] - 1
-        num_words = num_words + np.bincount(np.searchsorted(ends, odd, "right") - 1, more, len(ends) - 1).astype(np.int64)
+        num_words = num_words + np.bincount(
+            np.searchsorted(ends, odd, "right") - 1, more, len(ends) - 1
+        ).astype(np.int64)
         several, empty = odd[more > 0], odd[more < 0]
         is_word = np.ones(len(found), bool)
         is_word[empty] = False
@@ -179,7 +199,9 @@ def _spread(values: np.ndarray, counts: np.ndarray, number: np.ndarray, ends: np
 
 
 def _distinct_words(runs: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the hashes of the words in each run of word bytes, and how many there are: none in an empty run, several in `l’état`."""
+    """Return the hashes of the words in each run of word bytes, and how many there are: none in an empty run,
+    several in `l’état`.
+    """
     words, counts = [], np.ones(len(runs), np.int64)
     for number, run in enumerate(runs):
         if run and run.isascii():

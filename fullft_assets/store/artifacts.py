@@ -33,7 +33,11 @@ class Artifacts(Files):
         its stage can be run again.
         """
         sizes = self.sizes(f"{case}/{stage}/{key}")
-        complete = [m for m in self._readable(sizes) if all(sizes.get(f"{m.ref}/{name}") == entry.bytes for name, entry in m.files.items())]
+        complete = [
+            m
+            for m in self._readable(sizes)
+            if all(sizes.get(f"{m.ref}/{name}") == entry.bytes for name, entry in m.files.items())
+        ]
         return min(complete, key=_age, default=None)
 
     def load(self, ref: str) -> Manifest:
@@ -51,7 +55,9 @@ class Artifacts(Files):
         try:
             return Manifest.model_validate_json(data)
         except ValueError as error:
-            raise StoreError(f"{self.url}/{ref}/{MANIFEST}: unreadable ({str(error).splitlines()[0]})") from error
+            raise StoreError(
+                f"{self.url}/{ref}/{MANIFEST}: unreadable ({str(error).splitlines()[0]})"
+            ) from error
 
     def folder(self, manifest: Manifest) -> Path:
         """Return a local folder with the artifact's files; a remote one is fetched once and verified.
@@ -76,15 +82,22 @@ class Artifacts(Files):
             if not (folder / name).is_file() or (folder / name).stat().st_size != entry.bytes:
                 raise StoreError(f"{folder / name}: missing or cut short; materialise {manifest.stage} again")
         if not self._is_intact(folder, manifest):
-            raise StoreError(f"{folder}: a file differs from its digest; delete the folder and materialise {manifest.stage} again")
+            raise StoreError(
+                f"{folder}: a file differs from its digest; delete the folder and materialise"
+                f" {manifest.stage} again"
+            )
         return folder
 
     def _is_intact(self, folder: Path, manifest: Manifest) -> bool:
-        """Return whether all files have their digests, where $FULLFT_INTEGRITY asks for that: by default of a bucket's copies."""
+        """Return whether all files have their digests, where $FULLFT_INTEGRITY asks for that: by default of a
+        bucket's copies.
+        """
         chosen = os.environ.get("FULLFT_INTEGRITY") or ("size" if self.is_local else "sha256")
         if chosen not in ("size", "sha256"):
             raise SettingsError(f"FULLFT_INTEGRITY: {chosen} is not one of size, sha256")
-        return chosen == "size" or all(_has_digest(folder / name, entry) for name, entry in manifest.files.items())
+        return chosen == "size" or all(
+            _has_digest(folder / name, entry) for name, entry in manifest.files.items()
+        )
 
     def _fetched_folder(self, manifest: Manifest) -> Path:
         folder = self.cache_folder / manifest.ref
@@ -112,10 +125,13 @@ class Artifacts(Files):
         except FileNotFoundError:
             raise StoreError(f"{self.url}/{name}: missing; materialise {stage} again") from None
         if file_digest(path) != entry.sha256:
-            raise StoreError(f"{self.url}/{name}: differs from its digest; delete it and materialise {stage} again")
+            raise StoreError(
+                f"{self.url}/{name}: differs from its digest; delete it and materialise {stage} again"
+            )
 
     def adopt(self, folder: str, case: str) -> bool:
-        """Move what a folder of a bucket has of a use case to its place in the store: manifests last, so that no artifact is there before its files.
+        """Move what a folder of a bucket has of a use case to its place in the store: manifests last, so that
+        no artifact is there before its files.
 
         Cut short, it can be done again. Return whether there was anything.
 
@@ -135,9 +151,19 @@ class Artifacts(Files):
         return sorted(self._readable(self.sizes(f"{case}/{stage}")), key=_age)
 
     def refs(self, case: str, stage: str) -> list[str]:
-        """Return the refs of the finished attempts at the artifacts of a stage, without reading one; the last that was begun comes first."""
-        names = (name for name in self.sizes(f"{case}/{stage}") if name.count("/") == 4 and name.endswith(f"/{MANIFEST}"))
-        return sorted((name.removesuffix(f"/{MANIFEST}") for name in names), key=lambda ref: ref.rsplit("/", 1)[-1], reverse=True)
+        """Return the refs of the finished attempts at the artifacts of a stage, without reading one; the last
+        that was begun comes first.
+        """
+        names = (
+            name
+            for name in self.sizes(f"{case}/{stage}")
+            if name.count("/") == 4 and name.endswith(f"/{MANIFEST}")
+        )
+        return sorted(
+            (name.removesuffix(f"/{MANIFEST}") for name in names),
+            key=lambda ref: ref.rsplit("/", 1)[-1],
+            reverse=True,
+        )
 
     def _readable(self, names: Iterable[str]) -> Iterator[Manifest]:
         """Yield the manifests among these files that can be read."""
@@ -149,7 +175,8 @@ class Artifacts(Files):
                     continue
 
     def delete(self, manifest: Manifest) -> None:
-        """Remove an attempt: its manifest before its files, so that a removal cut short leaves nothing half-valid. Nothing where it is gone.
+        """Remove an attempt: its manifest before its files, so that a removal cut short leaves nothing
+        half-valid. Nothing where it is gone.
 
         A fetched copy goes first: once the manifest is gone, nobody would look for it.
         """
@@ -166,7 +193,9 @@ class Artifacts(Files):
                 self._fs.rm(folder, recursive=True)
 
     def unfinished(self, case: str, stage: str) -> list[str]:
-        """Return the refs of the attempts without a manifest: being written, or left by a process that was killed."""
+        """Return the refs of the attempts without a manifest: being written, or left by a process that was
+        killed.
+        """
         names = [name.split("/") for name in self.sizes(f"{case}/{stage}")]
         finished = {"/".join(parts[:4]) for parts in names if len(parts) == 5 and parts[4] == MANIFEST}
         return sorted({"/".join(parts[:4]) for parts in names if len(parts) > 4} - finished)
@@ -174,20 +203,26 @@ class Artifacts(Files):
     def discard(self, ref: str) -> bool:
         """Remove an attempt without a manifest unless it may be being written; return whether it is gone.
 
-        On a disk its writer holds a lock, which ends with the process. On S3 there are no locks: an attempt counts as
-        abandoned there when nothing was written to it for ABANDONED_SECONDS.
+        On a disk its writer holds a lock, which ends with the process. On S3 there are no locks: an attempt
+        counts as abandoned there when nothing was written to it for ABANDONED_SECONDS.
         """
         if self.is_local:
             return remove_unlocked(Path(self.url, ref))
-        # Objects are uploaded one after the other, the manifest last; one that takes long shows signs of life (`Files.upload`).
-        if time.time() - self.last_written(ref) < ABANDONED_SECONDS or self.read_bytes(f"{ref}/{MANIFEST}") is not None:
+        # Objects are uploaded one after the other, the manifest last; one that takes long shows signs of life
+        # (`Files.upload`).
+        if (
+            time.time() - self.last_written(ref) < ABANDONED_SECONDS
+            or self.read_bytes(f"{ref}/{MANIFEST}") is not None
+        ):
             return False
         self._fs.rm(f"{self._root}/{ref}", recursive=True)
         return True
 
 
 def _has_digest(path: Path, entry: FileEntry) -> bool:
-    """Return whether a file has its digest; it is read again where it was touched since this process did so."""
+    """Return whether a file has its digest; it is read again where it was touched since this process
+    did so.
+    """
     if not path.is_file():
         return False
     state = path.stat()

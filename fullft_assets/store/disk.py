@@ -1,4 +1,6 @@
-"""Writing to a disk so that a power cut leaves the old content or the new one, and locks that end with their process."""
+"""Writing to a disk so that a power cut leaves the old content or the new one, and locks that end with their
+process.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def sync(path: Path) -> None:
 
 
 def make_folder(folder: Path, mode: int = PRIVATE_FOLDER) -> None:
-    """Make a folder, and those above it that are missing, with these rights; their names are on the disk when this returns."""
+    """Make a folder, and those above it that are missing, with these rights; their names are on the disk when
+    this returns.
+    """
     for each in (*reversed(folder.parents), folder):
         if not each.is_dir():
             with suppress(FileExistsError):  # another process was faster
@@ -59,7 +63,9 @@ def replace_synced(path: Path, content: str | bytes, mode: int = PRIVATE_FILE) -
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock: it shows that a process is writing there, and ends with that process, however it ends."""
+    """Hold a folder's lock: it shows that a process is writing there, and ends with that process, however it
+    ends.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without locks
@@ -71,7 +77,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def one_at_a_time(path: Path, mode: int = PRIVATE_FILE) -> Iterator[None]:
-    """Wait until no other process or thread is in such a block for this lock file, whose folder exists; the lock ends with its process."""
+    """Wait until no other process or thread is in such a block for this lock file, whose folder exists; the
+    lock ends with its process.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, mode)
     try:
         with suppress(PermissionError):  # another user of the group made it
@@ -84,7 +92,9 @@ def one_at_a_time(path: Path, mode: int = PRIVATE_FILE) -> Iterator[None]:
 
 
 def remove_unlocked(folder: Path) -> bool:
-    """Remove the folder of an attempt unless it has a manifest or its writer may be alive; return whether it is gone."""
+    """Remove the folder of an attempt unless it has a manifest or its writer may be alive; return whether it
+    is gone.
+    """
     begun = folder.name.split("-")[0]
     age = time.time() - int(begun) / 1e9 if begun.isdecimal() else _LOCK_SECONDS
     time.sleep(min(max(0.0, _LOCK_SECONDS - age), _LOCK_SECONDS))

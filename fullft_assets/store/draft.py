@@ -19,7 +19,18 @@ class Draft:
     Set `identity` before, where less than the key and all files determines the content.
     """
 
-    def __init__(self, files: Files, path: Path, *, case: str, stage: str, key: str, attempt: str, version: str, seed: int):
+    def __init__(
+        self,
+        files: Files,
+        path: Path,
+        *,
+        case: str,
+        stage: str,
+        key: str,
+        attempt: str,
+        version: str,
+        seed: int,
+    ):
         self.path = path
         self.manifest: Manifest | None = None
         self.identity: Identity | None = None
@@ -46,7 +57,9 @@ class Draft:
         names = sorted(str(p.relative_to(self.path)) for p in self.path.rglob("*") if p.is_file())
         files = {}
         for name in names:
-            files[name] = FileEntry(bytes=(self.path / name).stat().st_size, sha256=file_digest(self.path / name))
+            files[name] = FileEntry(
+                bytes=(self.path / name).stat().st_size, sha256=file_digest(self.path / name)
+            )
         self._settle()
         manifest = Manifest(
             **self._named,
@@ -66,7 +79,9 @@ class Draft:
         return manifest
 
     def _settle(self) -> None:
-        """Have all files, and their names in all folders, on the disk, with the store's rights: whatever wrote them used the process's."""
+        """Have all files, and their names in all folders, on the disk, with the store's rights: whatever
+        wrote them used the process's.
+        """
         for path in self.path.rglob("*"):
             if not path.is_symlink():
                 path.chmod(self._files.folder_mode if path.is_dir() else self._files.file_mode)

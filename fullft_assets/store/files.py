@@ -57,7 +57,9 @@ class Files:
 
     @property
     def folder_mode(self) -> int:
-        """Rights of folders that the store makes: its user's alone, or those of its root where that was opened to a group for writing."""
+        """Rights of folders that the store makes: its user's alone, or those of its root where that was
+        opened to a group for writing.
+        """
         root = Path(self.url)
         given = root.stat().st_mode & 0o7777 if self.is_local and root.is_dir() else 0
         return given if given & 0o020 else self._own_mode
@@ -97,7 +99,9 @@ class Files:
         replace_synced(path, data, self.file_mode)
 
     def signed_link(self, name: str, seconds: int, content_type: str) -> str:
-        """Return a link to a file in a bucket that whoever has it can open for so long (of a local store, the file's URI)."""
+        """Return a link to a file in a bucket that whoever has it can open for so long (of a local store, the
+        file's URI).
+        """
         if self.is_local:
             return Path(self.url, name).as_uri()
         import fsspec.core
@@ -115,7 +119,9 @@ class Files:
             return None
 
     def write_if_version(self, name: str, data: bytes, version: str | None) -> bool:
-        """Write a file in a bucket if it still has this version (None: if there is none), and return whether it was written."""
+        """Write a file in a bucket if it still has this version (None: if there is none), and return whether
+        it was written.
+        """
         if version is None:
             return self._write_where(name, data, IfNoneMatch="*")
         if self._write_where(name, data, IfMatch=version):
@@ -146,7 +152,9 @@ class Files:
         return f"{self.url}/{name}"
 
     def upload(self, folder: Path, ref: str, names: list[str]) -> None:
-        """Copy files of a local folder below `ref`; meanwhile a file there shows that this process is alive."""
+        """Copy files of a local folder below `ref`; meanwhile a file there shows that this process is
+        alive.
+        """
         with self._signs_of_life(f"{ref}/{UPLOADING}"):
             for name in names:
                 self._fs.put_file(str(folder / name), f"{self._root}/{ref}/{name}")
@@ -168,7 +176,9 @@ class Files:
 
     @contextmanager
     def _signs_of_life(self, name: str) -> Iterator[None]:
-        """Write a file now and then: an object can be seen only once it is whole, and a large one may take hours."""
+        """Write a file now and then: an object can be seen only once it is whole, and a large one may take
+        hours.
+        """
         ended, written = Event(), Event()
 
         def write() -> None:
@@ -204,9 +214,11 @@ class Files:
         return [PurePosixPath(path).name for path in paths]
 
     def versions(self, folder: str) -> dict[str, str]:
-        """Return the files directly in a folder, each with what changes when it is replaced; a bucket answers for 1,000 at a time.
+        """Return the files directly in a folder, each with what changes when it is replaced; a bucket answers
+        for 1,000 at a time.
 
-        On a disk that is inode, size and time, in a bucket the ETag, which two files of equal content may share.
+        On a disk that is inode, size and time, in a bucket the ETag, which two files of equal content may
+        share.
         """
         if self.is_local:
             return dict(_on_disk(Path(self.url, folder)))
@@ -218,7 +230,9 @@ class Files:
         return {info["name"].rpartition("/")[2]: info["ETag"] for info in found if info["type"] == "file"}
 
     def each(self, do: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-        """Yield what `do` returns for each item; where that means requests to a bucket, several are made at a time."""
+        """Yield what `do` returns for each item; where that means requests to a bucket, several are made at a
+        time.
+        """
         if self.is_local:
             yield from map(do, items)
             return
@@ -226,10 +240,15 @@ class Files:
             yield from pool.map(do, items)
 
     def last_written(self, folder: str) -> float:
-        """Return when a file below a folder was written last, in seconds since the epoch; 0 where there is none."""
+        """Return when a file below a folder was written last, in seconds since the epoch; 0 where there is
+        none.
+        """
         self._look_anew()
         found = self._fs.find(f"{self._root}/{folder}", detail=True).values()
-        return max((info["mtime"] if self.is_local else info["LastModified"].timestamp() for info in found), default=0.0)
+        return max(
+            (info["mtime"] if self.is_local else info["LastModified"].timestamp() for info in found),
+            default=0.0,
+        )
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the bytes of each file below a folder, by its name within the store."""

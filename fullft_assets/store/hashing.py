@@ -22,7 +22,9 @@ def artifact_key(stage: str, version: str, settings: Any, inputs: Mapping[str, A
         settings: the settings that determine the content (JSON-serialisable).
         inputs: content digest (or any JSON value that pins the content) of each input, by name.
     """
-    return digest({"stage": stage, "version": version, "settings": settings, "inputs": dict(inputs), "seed": seed})
+    return digest(
+        {"stage": stage, "version": version, "settings": settings, "inputs": dict(inputs), "seed": seed}
+    )
 
 
 def file_digest(path: Path) -> str:
@@ -34,7 +36,12 @@ def file_digest(path: Path) -> str:
 def unit_hash(seed: int, purpose: str, value: str) -> float:
     """Return a number in [0, 1) that only depends on the arguments."""
     key = f"{seed}/{purpose}".encode()
-    return int.from_bytes(hashlib.blake2b(value.encode("utf-8", "surrogatepass"), key=key, digest_size=7).digest()) / 2**56
+    return (
+        int.from_bytes(
+            hashlib.blake2b(value.encode("utf-8", "surrogatepass"), key=key, digest_size=7).digest()
+        )
+        / 2**56
+    )
 
 
 def text_hash(text: str) -> str:

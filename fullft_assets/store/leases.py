@@ -25,14 +25,17 @@ _PATIENCE_SECONDS = 600.0
 
 
 class Leases(Pointers):
-    """Leases by name. In a local store they are locks of files, in a bucket objects that are changed by compare-and-swap."""
+    """Leases by name. In a local store they are locks of files, in a bucket objects that are changed by
+    compare-and-swap.
+    """
 
     @contextmanager
     def alone(self, name: str, patience_seconds: float | None = None) -> Iterator[Lease]:
         """Wait until no other process of any machine that uses the store is in such a block for this name.
 
         Args:
-            patience_seconds: how long to wait in a bucket for one that is alive; one that is gone is known after 40 s. Default: 10 minutes.
+            patience_seconds: how long to wait in a bucket for one that is alive; one that is gone is known
+                after 40 s. Default: 10 minutes.
 
         Raises:
             StoreError: another one held it for too long.
@@ -74,7 +77,10 @@ class _BucketLease(Lease):
     def require(self) -> None:
         # A process that was stopped, or was cut off from the bucket, may have been taken for dead.
         if _now() - self._renewed_at > _VALID_SECONDS:
-            raise StoreError(f"pointers/{self._name}.json: another process may have taken this work over; run the same command again")
+            raise StoreError(
+                f"pointers/{self._name}.json: another process may have taken this work over; run the same"
+                " command again"
+            )
 
     def take(self, patience_seconds: float) -> None:
         began = since = time.monotonic()
@@ -89,7 +95,10 @@ class _BucketLease(Lease):
                 if self._replace(found, self._by):
                     return
             elif now - began > patience_seconds:
-                raise StoreError(f"pointers/{self._name}.json: another process has been working for {now - began:.0f} s; try again later")
+                raise StoreError(
+                    f"pointers/{self._name}.json: another process has been working for {now - began:.0f} s;"
+                    " try again later"
+                )
             time.sleep(_LOOK_SECONDS)
 
     def renew_until(self, ended: threading.Event) -> None:
@@ -123,5 +132,7 @@ class _BucketLease(Lease):
 
 
 def _now() -> float:
-    """Return the seconds since the machine's start, also those that it was suspended: `time.monotonic` stands still then."""
+    """Return the seconds since the machine's start, also those that it was suspended: `time.monotonic` stands
+    still then.
+    """
     return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -1,4 +1,6 @@
-"""Listings of a bucket in a fifth of the CPU time: botocore's general parser takes over 0.1 s for the 1,000 objects of one answer."""
+"""Listings of a bucket in a fifth of the CPU time: botocore's general parser takes over 0.1 s for the 1,000
+objects of one answer.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,17 @@ _FIELD = re.compile(r"<(Key|Size|ETag|LastModified|StorageClass)>([^<]*)</\1>")
 
 def parse_listings_quickly(fs: Any) -> None:
     """Have an s3fs file system, from now on, parse its listings here."""
-    # The client of today: s3fs makes another one once its connections were closed. Registering twice does nothing.
+    # The client of today: s3fs makes another one once its connections were closed. Registering twice does
+    # nothing.
     fs.connect().meta.events.register(_EVENT, _parse, unique_id=_EVENT)
 
 
 def _parse(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
-    """Move the objects of an answer to what botocore adds to its own result, so that it parses the rest alone.
+    """Move the objects of an answer to what botocore adds to its own result, so that it parses the rest
+    alone.
 
-    Botocore has found the XML to be well-formed before. Objects that are written in any other way are left to it.
+    Botocore has found the XML to be well-formed before. Objects that are written in any other way are left to
+    it.
     """
     if response_dict["status_code"] != 200:
         return

@@ -88,10 +88,15 @@ class Manifest(BaseModel):
     def _check_names(self) -> Self:
         for name in (self.ref, *self.files):
             if not is_inside(name):
-                raise StoreError(f"{self.ref!r}: {name!r} in its manifest is no name of a file inside the artifact's folder; delete it")
+                raise StoreError(
+                    f"{self.ref!r}: {name!r} in its manifest is no name of a file inside the artifact's"
+                    " folder; delete it"
+                )
         for name in [] if self.identity is None else self.identity.files:
             if name not in self.files:
-                raise StoreError(f"{self.ref}: its identity names {name!r}, which is not among its files; delete it")
+                raise StoreError(
+                    f"{self.ref}: its identity names {name!r}, which is not among its files; delete it"
+                )
         return self
 
     @property
@@ -101,7 +106,9 @@ class Manifest(BaseModel):
 
     @property
     def replaces(self) -> list[str]:
-        """Content digests of the artifacts that this one replaced under its key (`Store.rewrite`), the oldest first."""
+        """Content digests of the artifacts that this one replaced under its key (`Store.rewrite`), the oldest
+        first.
+        """
         return self.metadata.get("replaces", [])
 
     @property
@@ -112,7 +119,9 @@ class Manifest(BaseModel):
         """
         if self.identity is not None:
             files = {name: self.files[name].sha256 for name in self.identity.files}
-            return digest({"stage": self.stage, "version": self.version, "files": files, "values": self.identity.values})
+            return digest(
+                {"stage": self.stage, "version": self.version, "files": files, "values": self.identity.values}
+            )
         content = {name: entry.sha256 for name, entry in self.files.items() if not name.startswith(VOLATILE)}
         return digest({"key": self.key, "files": content})
 

@@ -1,10 +1,19 @@
-"""Typed metadata: what a stage's manifest holds beside its files, as a model that producer and consumers import."""
+"""Typed metadata: what a stage's manifest holds beside its files, as a model that producer and consumers
+import.
+"""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from fullft_assets.errors import StoreError
 from fullft_assets.store.manifest import Manifest
@@ -14,7 +23,8 @@ class Metadata(BaseModel):
     """Base of each stage's metadata; a key that is missing or unknown is an error.
 
     Attributes:
-        rest: name of a field, a dictionary whose items are keys of the manifest's metadata like the others, so that the UI plots each number.
+        rest: name of a field, a dictionary whose items are keys of the manifest's metadata like the others,
+            so that the UI plots each number.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,7 +59,8 @@ class Metadata(BaseModel):
         except ValidationError as error:
             key = ".".join(map(str, error.errors()[0]["loc"]))
             raise StoreError(
-                f"{manifest.ref}: metadata of another version ({key}: {error.errors()[0]['msg']}); materialise it again"
+                f"{manifest.ref}: metadata of another version ({key}: {error.errors()[0]['msg']});"
+                " materialise it again"
             ) from None
 
     def as_dict(self) -> dict[str, Any]:

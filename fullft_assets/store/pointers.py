@@ -1,4 +1,6 @@
-"""Pointers: small JSON files (the champion, the newest artifact of an asset), each replaced in one atomic write."""
+"""Pointers: small JSON files (the champion, the newest artifact of an asset), each replaced in one atomic
+write.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from fullft_assets.errors import SettingsError, StoreError
 from fullft_assets.store.disk import one_at_a_time
 from fullft_assets.store.files import Files
 
-#: Each try costs two requests; one of the processes that change a pointer at the same time always gets through.
+#: Each try costs two requests; one of the processes that change a pointer at the same time always gets
+#: through.
 _MAX_TRIES = 50
 #: Stores in buckets that this process has seen to heed the conditions of a write: URL, options and endpoint.
 _heeding: set[tuple[str, str, str | None]] = set()
@@ -25,10 +28,14 @@ class Pointers(Files):
 
     @cached_property
     def store_id(self) -> str:
-        """A random name that the store gets when it is first asked for: two stores may have one URL, at different endpoints."""
+        """A random name that the store gets when it is first asked for: two stores may have one URL, at
+        different endpoints.
+        """
         found = self.read_pointer("store")
         if found is None:
-            self.change_pointer("store", lambda there: {"id": secrets.token_hex(8)} if there is None else None)
+            self.change_pointer(
+                "store", lambda there: {"id": secrets.token_hex(8)} if there is None else None
+            )
             found = self.read_pointer("store")
         assert found is not None, "it was just written, by this process or another"
         return found["id"]
@@ -50,12 +57,14 @@ class Pointers(Files):
             self._write_where(file, json.dumps({"id": secrets.token_hex(8)}).encode(), IfNoneMatch="*")
         # Written again by a server that should have refused, it has the same content as before.
         known = self.read_bytes(file) or b""
-        if self._write_where(file, known, IfNoneMatch="*") or self._write_where(file, known, IfMatch=f'"{"0" * 32}"'):
+        if self._write_where(file, known, IfNoneMatch="*") or self._write_where(
+            file, known, IfMatch=f'"{"0" * 32}"'
+        ):
             if is_new:
                 self.remove(file)
             raise SettingsError(
-                f"{self.url}: its server ignores If-Match and If-None-Match, so two processes would undo each other's changes; "
-                "use a server that heeds them: docs/deployment.md names some"
+                f"{self.url}: its server ignores If-Match and If-None-Match, so two processes would undo each"
+                " other's changes; use a server that heeds them: docs/deployment.md names some"
             )
         _heeding.add(place)
 
@@ -71,15 +80,19 @@ class Pointers(Files):
         """Remove the pointer `pointers/<name>.json`; nothing where there is none."""
         self.remove(f"pointers/{name}.json")
 
-    def change_pointer(self, name: str, change: Callable[[dict[str, Any] | None], Mapping[str, Any] | None]) -> None:
-        """Replace the JSON object under `pointers/<name>.json` by what `change` makes of it; of two changes at once none is lost.
+    def change_pointer(
+        self, name: str, change: Callable[[dict[str, Any] | None], Mapping[str, Any] | None]
+    ) -> None:
+        """Replace the JSON object under `pointers/<name>.json` by what `change` makes of it; of two changes
+        at once none is lost.
 
-        In a local store changes wait for each other; in a bucket one that another has overtaken is made again of what is there then
-        (compare-and-swap by ETag).
+        In a local store changes wait for each other; in a bucket one that another has overtaken is made again
+        of what is there then (compare-and-swap by ETag).
 
         Args:
-            change: gets the present object or None, and returns the new one, or None to leave it; it may be called several times. What it
-                returns has a time or a name of its own: a bucket cannot tell two writes of equal content apart.
+            change: gets the present object or None, and returns the new one, or None to leave it; it may be
+                called several times. What it returns has a time or a name of its own: a bucket cannot tell
+                two writes of equal content apart.
 
         Raises:
             StoreError: others kept changing the pointer.
@@ -112,10 +125,14 @@ class Pointers(Files):
                 return
         if len(versions) == 1:
             # Seen of Ceph 18 where a bucket keeps versions.
-            why = "the server refuses a write whose condition holds; if the bucket keeps versions, suspend that"
+            why = (
+                "the server refuses a write whose condition holds; if the bucket keeps versions, suspend that"
+            )
             raise StoreError(f"{self.url}/{file}: {why}, and run the same command again")
         raise StoreError(f"{self.url}/{file}: other processes keep changing it; run the same command again")
 
     def list_pointers(self, folder: str) -> list[str]:
         """Return the names (without `.json`) of the pointers in a folder, sorted."""
-        return sorted(name.removesuffix(".json") for name in self.names(f"pointers/{folder}") if name.endswith(".json"))
+        return sorted(
+            name.removesuffix(".json") for name in self.names(f"pointers/{folder}") if name.endswith(".json")
+        )

@@ -23,7 +23,9 @@ from fullft_assets.store.work_folders import WorkFolders
 
 
 class Store(Artifacts, Leases, WorkFolders, Tracebacks):
-    """A local folder or `s3://bucket/prefix` with artifacts, pointers, folders of unfinished work and tracebacks."""
+    """A local folder or `s3://bucket/prefix` with artifacts, pointers, folders of unfinished work and
+    tracebacks.
+    """
 
     @contextmanager
     def create(self, case: str, stage: str, key: str, *, version: str, seed: int) -> Iterator[Draft]:
@@ -36,8 +38,14 @@ class Store(Artifacts, Leases, WorkFolders, Tracebacks):
         self.require_conditions()
         attempt = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
         ref = f"{case}/{stage}/{key}/{attempt}"
-        path = self.make_folder(Path(self.url, ref)) if self.is_local else Path(tempfile.mkdtemp(prefix="fullft-"))
-        draft = Draft(self, path, case=case, stage=stage, key=key, attempt=attempt, version=version, seed=seed)
+        path = (
+            self.make_folder(Path(self.url, ref))
+            if self.is_local
+            else Path(tempfile.mkdtemp(prefix="fullft-"))
+        )
+        draft = Draft(
+            self, path, case=case, stage=stage, key=key, attempt=attempt, version=version, seed=seed
+        )
         with locked(path):
             try:
                 yield draft
@@ -46,8 +54,8 @@ class Store(Artifacts, Leases, WorkFolders, Tracebacks):
                     raise
                 reason = without_secrets(" ".join(str(error).split()))[:120]
                 raise DiskError(
-                    f"{self.url}: no room for {case}/{stage} ({reason}); free space or raise the quota, then run the same command again: "
-                    "nothing half-written is left, and finished work is kept"
+                    f"{self.url}: no room for {case}/{stage} ({reason}); free space or raise the quota, then"
+                    " run the same command again: nothing half-written is left, and finished work is kept"
                 ) from error
             finally:
                 if draft.manifest is None or not self.is_local:
@@ -81,21 +89,27 @@ class Store(Artifacts, Leases, WorkFolders, Tracebacks):
         return self.find(case, stage, key) or made
 
     def alone_with_artifacts(self, case: str) -> AbstractContextManager[Lease]:
-        """Wait until no other process rewrites or removes artifacts of a use case, as an erasure and a clean-up do: see `alone`."""
+        """Wait until no other process rewrites or removes artifacts of a use case, as an erasure and a
+        clean-up do: see `alone`.
+        """
         return self.alone(f"{case}/rewriting")
 
     @contextmanager
     def rewriting(self, case: str) -> Iterator[None]:
-        """Say that artifacts of a use case are being replaced under their keys: what was derived from them before is made anew.
+        """Say that artifacts of a use case are being replaced under their keys: what was derived from them
+        before is made anew.
 
-        After an error, or a death, that stays so until the next such block ends: the work is half done, and done again.
+        After an error, or a death, that stays so until the next such block ends: the work is half done, and
+        done again.
         """
         self.write_pointer(_rewritten(case), {"by": uuid.uuid4().hex, "is_over": False})
         yield
         self.write_pointer(_rewritten(case), {"by": uuid.uuid4().hex, "is_over": True})
 
     def last_rewriting(self, case: str) -> str | None:
-        """Return a name of the last time that artifacts were replaced under their keys ("" if never); None while that goes on."""
+        """Return a name of the last time that artifacts were replaced under their keys ("" if never); None
+        while that goes on.
+        """
         found = self.read_pointer(_rewritten(case))
         if found is None:
             return ""
@@ -109,15 +123,21 @@ class Store(Artifacts, Leases, WorkFolders, Tracebacks):
         checks: list[CheckOutcome] | None = None,
         identity: Identity | None = None,
     ) -> Manifest:
-        """Replace an artifact by an edited copy under the same key; a reference to the old attempt finds the new one.
+        """Replace an artifact by an edited copy under the same key; a reference to the old attempt finds the
+        new one.
 
         Args:
             edit: changes the copied files below a folder and returns the metadata that changed with them.
         """
-        with self.create(manifest.case, manifest.stage, manifest.key, version=manifest.version, seed=manifest.seed) as draft:
-            shutil.copytree(self.folder(manifest), draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+        with self.create(
+            manifest.case, manifest.stage, manifest.key, version=manifest.version, seed=manifest.seed
+        ) as draft:
+            shutil.copytree(
+                self.folder(manifest), draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST)
+            )
             draft.identity = identity or manifest.identity
-            # Content digests of the artifacts that this replaces, so that a digest that was recorded as an input can still be matched.
+            # Content digests of the artifacts that this replaces, so that a digest that was recorded as an
+            # input can still be matched.
             replaces = [*manifest.replaces, manifest.content_digest]
             metadata = {**manifest.metadata, **edit(draft.path), "replaces": replaces}
             made = draft.commit(

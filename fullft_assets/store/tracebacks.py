@@ -1,4 +1,6 @@
-"""Tracebacks of errors that nobody foresaw: in the store, and nowhere else, as an error's message may quote a document."""
+"""Tracebacks of errors that nobody foresaw: in the store, and nowhere else, as an error's message may quote a
+document.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,24 @@ class Tracebacks(Files):
     """Files with the whole traceback of an error, by use case."""
 
     def keep_traceback(self, case: str, error: BaseException) -> str:
-        """Write an error's traceback with all messages; return one line for people who may not read documents, which names the file."""
+        """Write an error's traceback with all messages; return one line for people who may not read
+        documents, which names the file.
+        """
         name = f"{_folder(case)}/{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.txt"
         try:
-            self.write_bytes(name, without_secrets("".join(traceback.format_exception(error))).encode("utf-8", "backslashreplace"))
-        except Exception as other:  # the store itself may be what failed; its own error must not replace this one
-            return f"{without_message(error)}; its message could not be written to {self.url} ({type(other).__name__})"
+            self.write_bytes(
+                name,
+                without_secrets("".join(traceback.format_exception(error))).encode(
+                    "utf-8", "backslashreplace"
+                ),
+            )
+        except (
+            Exception
+        ) as other:  # the store itself may be what failed; its own error must not replace this one
+            return (
+                f"{without_message(error)}; its message could not be written to {self.url}"
+                f" ({type(other).__name__})"
+            )
         return f"{without_message(error)}; its message, which may quote a document, is in {self.url}/{name}"
 
     def delete_tracebacks(self, case: str) -> int:

@@ -1,4 +1,6 @@
-"""Work folders: unfinished work on artifacts (checkpoints), kept until the artifact exists: on this machine, and of a remote store there, too."""
+"""Work folders: unfinished work on artifacts (checkpoints), kept until the artifact exists: on this machine,
+and of a remote store there, too.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from fullft_assets.store.files import Files
 
 
 def checkpoints_ref(case: str, stage: str, key: str) -> str:
-    """Return the folder in a remote store with the checkpoints of unfinished work, which is also the name of the lease on them."""
+    """Return the folder in a remote store with the checkpoints of unfinished work, which is also the name of
+    the lease on them.
+    """
     return f"checkpoints/{case}/{stage}/{key}"
 
 
@@ -20,7 +24,9 @@ class WorkFolders(Files):
         return self.make_folder(self._work_root / case / stage / key)
 
     def work_folders(self, case: str, stage: str) -> list[Path]:
-        """Return the folders of unfinished work on artifacts of a stage on this machine; the name of each is the artifact's key."""
+        """Return the folders of unfinished work on artifacts of a stage on this machine; the name of each is
+        the artifact's key.
+        """
         root = self._work_root / case / stage
         return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
 

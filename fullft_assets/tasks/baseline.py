@@ -14,9 +14,9 @@ from fullft_assets.task import BASELINES
 
 if TYPE_CHECKING:
     from fullft_assets.chunks import Tokenization
-    from fullft_assets.engine.recipe import Recipe
     from fullft_assets.jobs.progress import Progress
     from fullft_assets.settings import UseCaseSettings
+    from fullft_assets.training.recipe import Recipe
 
 
 def _without_recipe() -> Recipe:
@@ -31,9 +31,12 @@ class BaselineContext:
         tokenization: that made the windows; None where the task's baselines read texts or windows alone.
         project_root: where relative references in the settings start.
         settings: of the use case, for baselines that train or that have settings of their own.
-        paid: US dollars that services asked for, by baseline, beside the machine's time; a baseline adds to it.
-        train_rows: reads the snapshot's training rows, in the evaluation as well, for baselines that show some of them to a model.
-        open_recipe: returns the task's recipe, to load a model and to have it predict. In an evaluation it has no training rows.
+        paid: US dollars that services asked for, by baseline, beside the machine's time; a baseline adds to
+            it.
+        train_rows: reads the snapshot's training rows, in the evaluation as well, for baselines that show
+            some of them to a model.
+        open_recipe: returns the task's recipe, to load a model and to have it predict. In an evaluation it
+            has no training rows.
     """
 
     base_model: ModelFolder
@@ -49,11 +52,13 @@ class BaselineContext:
 
 
 class Baseline(ABC):
-    """A fitted baseline. The class is registered; its module is imported for titles alone, so methods import heavy libraries.
+    """A fitted baseline. The class is registered; its module is imported for titles alone, so methods import
+    heavy libraries.
 
     Attributes:
         needs_causal_model: it asks the base model to go on with a text, so that has to be a language model.
-        needs_whole_model: it works on the complete model in one process, so not where `training.sharding` shares one that is too large.
+        needs_whole_model: it works on the complete model in one process, so not where `training.sharding`
+            shares one that is too large.
         needs_network: it asks a service, so not in a container without a network.
     """
 
@@ -66,21 +71,27 @@ class Baseline(ABC):
 
     @classmethod
     def trainings(cls, settings: UseCaseSettings) -> float:
-        """Return about how many full trainings it takes to fit, which the plan charges before anything is fitted."""
+        """Return about how many full trainings it takes to fit, which the plan charges before anything is
+        fitted.
+        """
         return 0.0
 
     @classmethod
     @abstractmethod
     def fit(cls, train: Any, context: BaselineContext) -> Self:
-        """Learn from the training rows: a `snapshot.Split`, for tasks that pack rows a `snapshot.Training`."""
+        """Learn from the training rows: a `snapshot.Split`, for tasks that pack rows a
+        `snapshot.Training`.
+        """
 
     @abstractmethod
     def predict(self, rows: Split) -> Any:
         """Return what it predicts of rows.
 
         Returns:
-            classification: label probabilities [rows, labels]; multi_label: each label's own probability [rows, labels];
-            token_classification: a list of spans (start, end, label number) for each row; sft and language_modeling: the rows'
+            classification: label probabilities [rows, labels]; multi_label: each label's own probability
+                [rows, labels];
+            token_classification: a list of spans (start, end, label number) for each row; sft and
+                language_modeling: the rows'
             `DocumentScores`.
         """
 
@@ -115,7 +126,9 @@ class UntrainedBaseline(Baseline):
         return cls(context)
 
 
-def fit_all(names: Iterable[str], train: Any, context: BaselineContext, folder: Path) -> Iterator[tuple[str, Baseline]]:
+def fit_all(
+    names: Iterable[str], train: Any, context: BaselineContext, folder: Path
+) -> Iterator[tuple[str, Baseline]]:
     """Fit registered baselines one after the other, save each, and yield it with its name."""
     for name in names:
         fitted = BASELINES.get(name).fit(train, context)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from fullft_assets.base_model import ModelFolder, find_base_model, with_rights
+from fullft_assets.checkpoint.lineage import tokenizer_of
+from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import SettingsError, StoreError
 from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Comparison, Evaluation, external, title
@@ -24,13 +26,11 @@ from fullft_assets.task import task_of
 from fullft_assets.tasks.baseline import Baseline, load_all
 from fullft_assets.tasks.opening import WithoutTraining, baseline_context
 from fullft_assets.tasks.slicing import slices_of
-from fullft_assets.training.lineage import tokenizer_of
-from fullft_assets.training.metadata import CheckpointMetadata
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from fullft_assets.engine.recipe import Recipe
+    from fullft_assets.training.recipe import Recipe
 
 #: Test rows that the report shows.
 NUM_ANSWERS = 5
@@ -43,12 +43,15 @@ class EvaluationResult:
 
     Attributes:
         headline: of the fine-tuned model, for the manifest's metadata; no text of a row.
-        rows: one a test row, with `id`, `group` and what each system predicted of it (see `column_of`); no text either.
+        rows: one a test row, with `id`, `group` and what each system predicted of it (see `column_of`); no
+            text either.
         examples: some test rows with what the systems predicted of them, for the HTML report alone.
         worst: the errors with the highest loss, by their ids.
         written: what each system wrote for test prompts, with the `id` and `group` of the row.
-        validation: what the fine-tuned model predicted of the validation rows, by their ids; None where nothing was fitted on them.
-        label_errors: test and validation rows whose label is probably wrong; None: not searched for, as cleanlab is not installed.
+        validation: what the fine-tuned model predicted of the validation rows, by their ids; None where
+            nothing was fitted on them.
+        label_errors: test and validation rows whose label is probably wrong; None: not searched for, as
+            cleanlab is not installed.
     """
 
     evaluation: Evaluation
@@ -66,7 +69,8 @@ class EvaluationContext:
     """What is evaluated.
 
     Attributes:
-        inputs: artifacts by asset name; `champion` is the checkpoint to beat, if there is one, and `first_champion` where that is another.
+        inputs: artifacts by asset name; `champion` is the checkpoint to beat, if there is one, and
+            `first_champion` where that is another.
     """
 
     job: Job
@@ -81,7 +85,9 @@ class EvaluationContext:
 
     @property
     def labels(self) -> list[str]:
-        """The snapshot's label order; a checkpoint may know other labels, as the snapshot may be newer (periodic evaluation)."""
+        """The snapshot's label order; a checkpoint may know other labels, as the snapshot may be newer
+        (periodic evaluation).
+        """
         return label_names(self.inputs["training_snapshot"])
 
     @property
@@ -97,7 +103,8 @@ class EvaluationContext:
         tokenization: Tokenization | None = None,
         by_external: Callable[[str, list[Any]], Output] | None = None,
     ) -> dict[str, Output]:
-        """Return what each system predicts of the test rows: the candidate, the baselines, external systems and, if there are any, the champions.
+        """Return what each system predicts of the test rows: the candidate, the baselines, external systems
+        and, if there are any, the champions.
 
         Args:
             by_checkpoint: takes the name of a checkpoint among the inputs.
@@ -111,7 +118,8 @@ class EvaluationContext:
         for name, given in self.external_answers(test).items():
             if by_external is None:
                 raise SettingsError(
-                    f"evaluation.external: the task {self.job.settings.examples.task} takes no file of answers; give {name} a score"
+                    f"evaluation.external: the task {self.job.settings.examples.task} takes no file of"
+                    f" answers; give {name} a score"
                 )
             systems[name] = lambda name=name, given=given: by_external(name, given)
         for name in (CHAMPION, ANCHOR):
@@ -129,12 +137,17 @@ class EvaluationContext:
             return {}
         kept = self.inputs[external.STAGE]
         folder, target = self.store.folder(kept), kept.settings["target"]
-        return {name: external.answers(folder, name, target, test.ids) for name in external.ExternalMetadata.of(kept).num_rows}
+        return {
+            name: external.answers(folder, name, target, test.ids)
+            for name in external.ExternalMetadata.of(kept).num_rows
+        }
 
     def comparison(self, test: Split) -> Comparison:
         """Return how the systems are compared, and report that they are now."""
         settings = self.job.settings
-        self.progress.say(f"{settings.evaluation.resamples:,} resamples over the groups of {len(test):,} test rows ...")
+        self.progress.say(
+            f"{settings.evaluation.resamples:,} resamples over the groups of {len(test):,} test rows ..."
+        )
         return Comparison.of(settings, slices_of(self.store, self.inputs, settings, test))
 
     def model_folder(self, name: str) -> ModelFolder:
@@ -142,20 +155,29 @@ class EvaluationContext:
         return with_rights(self.store.folder(self.inputs[name]) / "model", self.job.settings)
 
     def has_tokenizer_of_snapshot(self, name: str) -> bool:
-        """Return whether a checkpoint among the inputs has the tokenizer that the snapshot's windows were made with.
+        """Return whether a checkpoint among the inputs has the tokenizer that the snapshot's windows were
+        made with.
 
         Token ids only mean something to the tokenizer that made them.
         """
         trained_on = self.store.load(CheckpointMetadata.of(self.inputs[name]).snapshot)
-        return tokenizer_of(self.store, trained_on) == tokenizer_of(self.store, self.inputs["training_snapshot"])
+        return tokenizer_of(self.store, trained_on) == tokenizer_of(
+            self.store, self.inputs["training_snapshot"]
+        )
 
     def _load_baselines(self, test: Split, tokenization: Tokenization | None) -> dict[str, Baseline]:
-        artifact, settings, snapshot = self.inputs["cheaper_baselines"], self.job.settings, self.inputs["training_snapshot"]
+        artifact, settings, snapshot = (
+            self.inputs["cheaper_baselines"],
+            self.job.settings,
+            self.inputs["training_snapshot"],
+        )
         context = baseline_context(self.job, self.store, snapshot, self.progress)
         added_tokens, labels = context.added_tokens, self.baseline_labels
 
         def open_recipe() -> Recipe:
-            data = WithoutTraining(context.base_model, test, added_tokens, None, None, self.store, snapshot, settings, labels)
+            data = WithoutTraining(
+                context.base_model, test, added_tokens, None, None, self.store, snapshot, settings, labels
+            )
             return task_of(settings.examples).open_recipe(data)
 
         context = replace(context, labels=labels, tokenization=tokenization, open_recipe=open_recipe)
@@ -163,7 +185,9 @@ class EvaluationContext:
 
 
 def column_of(system: str, what: str) -> str:
-    """Return the column of `EvaluationResult.rows` with what a system predicted; the fine-tuned model's is named by that alone."""
+    """Return the column of `EvaluationResult.rows` with what a system predicted; the fine-tuned model's is
+    named by that alone.
+    """
     return what if system == FINETUNED else f"{system}.{what}"
 
 
@@ -171,12 +195,19 @@ def shared_labels(theirs: Sequence[str], ours: Sequence[str]) -> list[str]:
     """Return which of our labels a system knows, in our order."""
     shared = [label for label in ours if label in theirs]
     if not shared:
-        wanted, known = (named(((label, "") for label in part), len(part), {*ours, *theirs}) for part in (ours, theirs))
-        raise StoreError(f"the model knows none of the labels {wanted}, only {known}; give the new labels a use case of their own")
+        wanted, known = (
+            named(((label, "") for label in part), len(part), {*ours, *theirs}) for part in (ours, theirs)
+        )
+        raise StoreError(
+            f"the model knows none of the labels {wanted}, only {known}; give the new labels a use case of"
+            " their own"
+        )
     return shared
 
 
 def pick_rows(agrees: np.ndarray, seed: int) -> list[int]:
-    """Draw test rows to show at random, first among those on which the fine-tuned model and the best baseline disagree; bool [n]."""
+    """Draw test rows to show at random, first among those on which the fine-tuned model and the best baseline
+    disagree; bool [n].
+    """
     order = np.random.default_rng(seed).permutation(len(agrees))
     return order[np.argsort(agrees[order], kind="stable")][:NUM_ANSWERS].tolist()

@@ -1,4 +1,6 @@
-"""What the recipes of encoders share, whatever the head: loading, baselines, and what is measured on general text."""
+"""What the recipes of encoders share, whatever the head: loading, baselines, and what is measured on general
+text.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,6 @@ import torch
 from transformers import PreTrainedModel
 
 from fullft_assets.base_model import ModelFolder
-from fullft_assets.engine import distillation
-from fullft_assets.engine.feed import Feed
-from fullft_assets.engine.recipe import MAX_IMPORTANCE_TEXTS, Prepared
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import precision
 from fullft_assets.models.inference import collate, device, embed, embed_with
@@ -25,6 +24,9 @@ from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.snapshot.general import General
 from fullft_assets.tasks.baseline import BaselineContext, fit_all
+from fullft_assets.training import distillation
+from fullft_assets.training.feed import Feed
+from fullft_assets.training.recipe import MAX_IMPORTANCE_TEXTS, Prepared
 
 #: (output, labels) -> the summed loss of a pass.
 LossOfOutput = Callable[[Any, torch.Tensor], torch.Tensor]
@@ -70,40 +72,57 @@ class Encoder(ABC):
 
     @abstractmethod
     def _load(
-        self, folder: ModelFolder, settings: TrainingSettings, added_tokens: Sequence[str] = (), *, keeps_head: bool = False
+        self,
+        folder: ModelFolder,
+        settings: TrainingSettings,
+        added_tokens: Sequence[str] = (),
+        *,
+        keeps_head: bool = False,
     ) -> PreTrainedModel:
         """Return the model in a folder with the task's head, on the CPU; a new one unless it `keeps_head`."""
 
     def score_general(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
-        """See `Recipe`: `general_distance`, 1 - the mean cosine of the general texts' mean-pooled last hidden states and the base model's.
+        """See `Recipe`: `general_distance`, 1 - the mean cosine of the general texts' mean-pooled last hidden
+        states and the base model's.
 
-        An encoder's weights have no head that predicts general text, so its loss on such text cannot be measured; only how far its
-        representations of such text have moved.
+        An encoder's weights have no head that predicts general text, so its loss on such text cannot be
+        measured; only how far its representations of such text have moved.
         """
         if self.general is None:
             return {}
         original = self._embeddings_of_base(precision.of_scores(model))
-        return {"general_distance": _distance(embed_with(model, self.general.windows, progress=listener), original)}
+        return {
+            "general_distance": _distance(
+                embed_with(model, self.general.windows, progress=listener), original
+            )
+        }
 
     def log_likelihoods(self, model: PreTrainedModel, seed: int) -> Iterator[torch.Tensor]:
-        """See `Recipe`: of the pooled representation h of each general text, as if it were normally distributed around the base model's.
+        """See `Recipe`: of the pooled representation h of each general text, as if it were normally
+        distributed around the base model's.
 
-        The Fisher information of such a model is the sum over k of (dh_k/dw)². The squared gradient of v h, v drawn from a standard
-        normal, has it for its mean: one backward pass a text.
+        The Fisher information of such a model is the sum over k of (dh_k/dw)². The squared gradient of v h, v
+        drawn from a standard normal, has it for its mean: one backward pass a text.
         """
         generator = torch.Generator().manual_seed(seed)
         pad_id = model.config.pad_token_id or 0
-        windows = [window for document in (self.general.windows if self.general else []) for window in document]
+        windows = [
+            window for document in (self.general.windows if self.general else []) for window in document
+        ]
         for window in windows[:MAX_IMPORTANCE_TEXTS]:
             inputs = {name: value.to(device()) for name, value in collate([window], pad_id).items()}
-            representation = distillation.pooled(model(**inputs, output_hidden_states=True), inputs["attention_mask"])[0]
+            representation = distillation.pooled(
+                model(**inputs, output_hidden_states=True), inputs["attention_mask"]
+            )[0]
             yield representation @ torch.randn(len(representation), generator=generator).to(representation)
 
     def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
         """See `Recipe`: nothing."""
         return {}
 
-    def score_baselines(self, names: Sequence[str], folder: Path, context: BaselineContext) -> Iterator[tuple[str, dict[str, float]]]:
+    def score_baselines(
+        self, names: Sequence[str], folder: Path, context: BaselineContext
+    ) -> Iterator[tuple[str, dict[str, float]]]:
         for name, fitted in fit_all(names, self.train, self._with_recipe(context), folder):
             yield name, self._score_predicted(name, fitted.predict(self.validation), folder)
 
@@ -113,23 +132,45 @@ class Encoder(ABC):
 
     @abstractmethod
     def _score_predicted(self, name: str, predicted: Any, folder: Path) -> dict[str, float]:
-        """Return the task's metrics of what a baseline predicts of the validation rows; what else it needs is saved in the folder."""
+        """Return the task's metrics of what a baseline predicts of the validation rows; what else it needs is
+        saved in the folder.
+        """
 
-    def _prepared(self, model: PreTrainedModel, feed: Feed, loss_of_output: LossOfOutput, settings: TrainingSettings) -> Prepared:
-        """Return a training on the summed loss of a model's output, with distillation of the base model's representations where the settings ask for it."""
-        about = {"head": f"begins as the frozen probe; base_model's own, {model.left_out_head}, is not used"} if model.left_out_head else {}
+    def _prepared(
+        self, model: PreTrainedModel, feed: Feed, loss_of_output: LossOfOutput, settings: TrainingSettings
+    ) -> Prepared:
+        """Return a training on the summed loss of a model's output, with distillation of the base model's
+        representations where the settings ask for it.
+        """
+        about = (
+            {"head": f"begins as the frozen probe; base_model's own, {model.left_out_head}, is not used"}
+            if model.left_out_head
+            else {}
+        )
         if settings.distillation is None:
-            return Prepared(feed, lambda model, inputs, labels: loss_of_output(model(**inputs), labels), about)
+            return Prepared(
+                feed, lambda model, inputs, labels: loss_of_output(model(**inputs), labels), about
+            )
         teacher = distillation.frozen(self.load_original(settings), device())
-        return Prepared(feed, distillation.distil_representations(loss_of_output, teacher, settings.distillation.weight), about)
+        return Prepared(
+            feed,
+            distillation.distil_representations(loss_of_output, teacher, settings.distillation.weight),
+            about,
+        )
 
     def _embeddings_of_base(self, computed_in: Precision) -> np.ndarray:
         """Return the base model's embeddings of the general texts [texts, hidden]."""
         assert self.general is not None
         if computed_in not in self._found_embeddings:
-            # Loading draws weights that are not used (a pooler's); training must not depend on when this is done.
+            # Loading draws weights that are not used (a pooler's); training must not depend on when this is
+            # done.
             with torch.random.fork_rng():
-                found = embed(self.base_model, self.general.windows, added_tokens=self.added_tokens, computed_in=computed_in)
+                found = embed(
+                    self.base_model,
+                    self.general.windows,
+                    added_tokens=self.added_tokens,
+                    computed_in=computed_in,
+                )
             self._found_embeddings[computed_in] = found
         return self._found_embeddings[computed_in]
 

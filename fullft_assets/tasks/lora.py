@@ -1,7 +1,9 @@
-"""The baseline LoRA: the base model stays as it is, and each linear layer learns an update of low rank (Hu et al. 2021, arXiv:2106.09685).
+"""The baseline LoRA: the base model stays as it is, and each linear layer learns an update of low rank (Hu et
+al. 2021, arXiv:2106.09685).
 
-It is trained by the engine on the task's own recipe, with the rows, the order and the schedule of full fine-tuning, at a rate of its own.
-What is new in the model (its head, a pooler) and what is above the layers is trained whole, as full fine-tuning trains it.
+It is trained by the engine on the task's own recipe, with the rows, the order and the schedule of full
+fine-tuning, at a rate of its own. What is new in the model (its head, a pooler) and what is above the layers
+is trained whole, as full fine-tuning trains it.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from fullft_assets.engine.recipe import Recipe
     from fullft_assets.settings import TrainingSettings, UseCaseSettings
+    from fullft_assets.training.recipe import Recipe
 
-#: An update is scaled by this divided by the rank, so that the best learning rate does not depend on the rank, and is about ten times
-#: that of full fine-tuning (Schulman et al. 2025, "LoRA Without Regret").
+#: An update is scaled by this divided by the rank, so that the best learning rate does not depend on the
+#: rank, and is about ten times that of full fine-tuning (Schulman et al. 2025, "LoRA Without Regret").
 _ALPHA = 32
 _TIMES_THE_RATE = 10
 #: What an epoch takes against one of full fine-tuning, as measured for docs/decisions/0023.
@@ -50,8 +52,8 @@ class Lora(Baseline):
 
     @classmethod
     def fit(cls, train: Any, context: BaselineContext) -> Self:
-        from fullft_assets.engine.finetuning import fine_tune
         from fullft_assets.models.hardware import free_memory
+        from fullft_assets.training.finetuning import fine_tune
 
         settings, recipe = context.settings, context.open_recipe()
         rank = settings.planning.lora.rank
@@ -59,13 +61,24 @@ class Lora(Baseline):
         with tempfile.TemporaryDirectory(prefix="fullft-lora-") as folder:
             try:
                 fit = fine_tune(
-                    adapted, training_settings(settings), settings.seed, Path(folder), context.progress, evaluate_at=[], resumable=False
+                    adapted,
+                    training_settings(settings),
+                    settings.seed,
+                    Path(folder),
+                    context.progress,
+                    evaluate_at=[],
+                    resumable=False,
                 )
             except DivergenceError as error:
                 raise DivergenceError(
-                    f"baseline lora: {error}; lower planning.lora.learning_rate, or remove lora from planning.baselines"
+                    f"baseline lora: {error}; lower planning.lora.learning_rate, or remove lora from"
+                    " planning.baselines"
                 ) from error
-        trained = {name: weight.detach().cpu() for name, weight in fit.model.named_parameters() if weight.requires_grad}
+        trained = {
+            name: weight.detach().cpu()
+            for name, weight in fit.model.named_parameters()
+            if weight.requires_grad
+        }
         del fit
         free_memory()
         return cls(rank, trained, context)
@@ -79,7 +92,11 @@ class Lora(Baseline):
     def save(self, folder: Path) -> None:
         from safetensors.torch import save_file
 
-        save_file({name: weight.contiguous() for name, weight in self.weights.items()}, folder / _FILE, {"rank": str(self.rank)})
+        save_file(
+            {name: weight.contiguous() for name, weight in self.weights.items()},
+            folder / _FILE,
+            {"rank": str(self.rank)},
+        )
 
     @classmethod
     def load(cls, folder: Path, context: BaselineContext) -> Self:
@@ -91,7 +108,9 @@ class Lora(Baseline):
 
 
 def training_settings(settings: UseCaseSettings) -> TrainingSettings:
-    """Return how the adapters are trained: as the model would be, without what is about its own weights or saves their memory."""
+    """Return how the adapters are trained: as the model would be, without what is about its own weights or
+    saves their memory.
+    """
     training, chosen = settings.training, settings.planning.lora
     rate = chosen.learning_rate or min(_TIMES_THE_RATE * training.learning_rate, 0.5)
     changes = {
@@ -114,9 +133,11 @@ def training_settings(settings: UseCaseSettings) -> TrainingSettings:
 
 
 def adapt(recipe: Recipe, settings: TrainingSettings, rank: int) -> PreTrainedModel:
-    """Return the base model with untrained adapters on the linear layers of its blocks; all else is frozen but what is above them.
+    """Return the base model with untrained adapters on the linear layers of its blocks; all else is frozen
+    but what is above them.
 
-    Above the blocks of a model with a new head nothing is frozen: its weights may be new, such as a pooler that the base model lacks.
+    Above the blocks of a model with a new head nothing is frozen: its weights may be new, such as a pooler
+    that the base model lacks.
 
     Raises:
         SettingsError: the blocks have no linear layer.
@@ -132,7 +153,9 @@ def adapt(recipe: Recipe, settings: TrainingSettings, rank: int) -> PreTrainedMo
     linear = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
     targets = [name for name in linear if 0 < layers.depth(f"{name}.", count) <= count]
     if not targets:
-        raise SettingsError("baseline lora: the layers of base_model are not linear ones; remove lora from planning.baselines")
+        raise SettingsError(
+            "baseline lora: the layers of base_model are not linear ones; remove lora from planning.baselines"
+        )
     above = [parameter for name, parameter in model.named_parameters() if layers.depth(name, count) > count]
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=_ALPHA, target_modules=targets), model)
     for parameter in above:
@@ -161,12 +184,17 @@ def _load_trained(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> N
     wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if wanted != set(weights):
         odd = sorted(wanted ^ set(weights))[0]
-        raise StoreError(f"{_FILE}: {odd} is not a trained weight of both the file and base_model; materialise cheaper_baselines again")
+        raise StoreError(
+            f"{_FILE}: {odd} is not a trained weight of both the file and base_model; materialise"
+            " cheaper_baselines again"
+        )
     model.load_state_dict(weights, strict=False)
 
 
 def _scored_as_others(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model, from now on scored in the precision in which all baselines are, whatever training computes in."""
+    """Return the model, from now on scored in the precision in which all baselines are, whatever training
+    computes in.
+    """
     from fullft_assets.models import precision
 
     precision.set_scoring(model, None)

@@ -9,19 +9,27 @@ from pathlib import Path
 import numpy as np
 
 from fullft_assets.base_model import ModelFolder, find_base_model, with_rights
+from fullft_assets.checkpoint.lineage import tokenizer_of
 from fullft_assets.chunks import Tokenization, tokenizer_digest
-from fullft_assets.engine.recipe import Recipe
 from fullft_assets.errors import DataError
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.snapshot import SnapshotMetadata, Split, Training, general, label_names, load_split, load_training
+from fullft_assets.snapshot import (
+    SnapshotMetadata,
+    Split,
+    Training,
+    general,
+    label_names,
+    load_split,
+    load_training,
+)
 from fullft_assets.snapshot.general import General
 from fullft_assets.snapshot.packing import Packing
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import task_of
 from fullft_assets.tasks.baseline import BaselineContext
-from fullft_assets.training.lineage import tokenizer_of
+from fullft_assets.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,9 @@ class TrainingData:
         """
         labels = label_names(self.snapshot)
         if not labels:
-            raise DataError("the snapshot's rows have no label at all; look at the field that examples.label names")
+            raise DataError(
+                "the snapshot's rows have no label at all; look at the field that examples.label names"
+            )
         return labels
 
     @property
@@ -89,7 +99,11 @@ class WithoutTraining(TrainingData):
     def packed(self) -> Training:
         """No row."""
         nothing = np.zeros(0, np.int64)
-        return Training([], None, Packing(nothing, nothing, nothing, np.zeros(1, np.int64), self.settings.chunks.max_tokens))
+        return Training(
+            [],
+            None,
+            Packing(nothing, nothing, nothing, np.zeros(1, np.int64), self.settings.chunks.max_tokens),
+        )
 
 
 def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | None = None) -> Recipe:
@@ -107,7 +121,9 @@ def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | No
     settings = job.settings
     begin = None if start is None else with_rights(store.folder(start) / "model", settings)
     validation, measured = load_split(store, snapshot, "validation"), general.load(store, snapshot)
-    data = TrainingData(base_model, validation, settings.chunks.added_tokens, measured, begin, store, snapshot, settings)
+    data = TrainingData(
+        base_model, validation, settings.chunks.added_tokens, measured, begin, store, snapshot, settings
+    )
     return task_of(settings.examples).open_recipe(data)
 
 
@@ -129,12 +145,18 @@ def _require_general_text(snapshot: Manifest, job: Job) -> None:
     chosen, drawn = job.settings.snapshot, SnapshotMetadata.of(snapshot).drawn()
     for name, wanted in (("general", chosen.general), ("replay", chosen.replay)):
         if wanted is not None and name not in drawn:
-            raise DataError(f"the snapshot was taken without snapshot.{name}, which the YAML names now; take the snapshot again")
+            raise DataError(
+                f"the snapshot was taken without snapshot.{name}, which the YAML names now; take the snapshot"
+                " again"
+            )
 
 
 def _require_its_tokenizer(store: Store, snapshot: Manifest, base_model: ModelFolder, job: Job) -> None:
-    if tokenizer_of(store, snapshot) != tokenizer_digest(base_model, job.settings.chunks, job.settings.examples.task):
+    if tokenizer_of(store, snapshot) != tokenizer_digest(
+        base_model, job.settings.chunks, job.settings.examples.task
+    ):
         raise DataError(
-            "the snapshot's windows were made with another tokenizer than base_model's with chunks.added_tokens; tokenise the batches "
-            f"again ({job.case}_by_hand with act: retokenize) and take the snapshot again"
+            "the snapshot's windows were made with another tokenizer than base_model's with"
+            f" chunks.added_tokens; tokenise the batches again ({job.case}_by_hand with act: retokenize) and"
+            " take the snapshot again"
         )

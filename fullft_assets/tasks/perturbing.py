@@ -25,7 +25,8 @@ class Perturbed:
     """The predictions of the copies.
 
     Attributes:
-        columns: of predictions.parquet: what a system predicted of the copy of each test row; None where there is none.
+        columns: of predictions.parquet: what a system predicted of the copy of each test row; None where
+            there is none.
         changed: likewise whether its tokenizer reads the copy as other tokens.
     """
 
@@ -66,11 +67,19 @@ def score_perturbed(
         before = windows_of(checkpoint)
         tokenization = Tokenization.load_saved(context.model_folder(checkpoint), settings.chunks)
         copies = {
-            kind: tokenization.windows([perturb(kind, test.texts[row], f"{settings.seed}/{test.ids[row]}") for row in rows])
+            kind: tokenization.windows(
+                [perturb(kind, test.texts[row], f"{settings.seed}/{test.ids[row]}") for row in rows]
+            )
             for kind in KINDS
         }
-        # A copy that has the tokens of its original has its prediction too; for a tokenizer that ignores case two kinds of copies are so.
-        changed = {(kind, place): None for kind in KINDS for place, row in enumerate(rows) if copies[kind][place] != before[row]}
+        # A copy that has the tokens of its original has its prediction too; for a tokenizer that ignores case
+        # two kinds of copies are so.
+        changed = {
+            (kind, place): None
+            for kind in KINDS
+            for place, row in enumerate(rows)
+            if copies[kind][place] != before[row]
+        }
         read = predict(checkpoint, [copies[kind][place] for kind, place in changed]) if changed else []
         found = {kind: np.array(clean[system][rows]) for kind in KINDS}
         for (kind, place), output in zip(changed, read, strict=True):
@@ -88,4 +97,6 @@ def score_perturbed(
     asked = settings.evaluation
     sampling = {"resamples": asked.resamples, "confidence": asked.confidence, "seed": settings.seed}
     groups = [test.groups[row] for row in rows]
-    return Perturbed(measure_robustness(as_they_are, perturbed, groups, metric, **sampling), columns, is_changed)
+    return Perturbed(
+        measure_robustness(as_they_are, perturbed, groups, metric, **sampling), columns, is_changed
+    )

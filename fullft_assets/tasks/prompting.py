@@ -1,4 +1,6 @@
-"""What baselines with examples in their prompt share: which training rows are shown, kept by their ids alone."""
+"""What baselines with examples in their prompt share: which training rows are shown, kept by their ids
+alone.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from fullft_assets.tasks.baseline import BaselineContext
 
 
 def draw(labels: Sequence[int] | np.ndarray, count: int, seed: int) -> list[int]:
-    """Draw at most `count` rows, from each label as often as from another where it has as many rows; in random order.
+    """Draw at most `count` rows, from each label as often as from another where it has as many rows; in
+    random order.
 
     Args:
         labels: of each row [n].
@@ -23,7 +26,8 @@ def draw(labels: Sequence[int] | np.ndarray, count: int, seed: int) -> list[int]
     generator = np.random.default_rng(seed)
     drawn = generator.permutation(len(labels))
     of_label = np.asarray(labels)[drawn]
-    # How many rows of its label were drawn before a row: the first of each label come first, then the second ones.
+    # How many rows of its label were drawn before a row: the first of each label come first, then the second
+    # ones.
     turn = np.zeros(len(drawn), np.int64)
     for label in np.unique(of_label):
         turn[of_label == label] = np.arange((of_label == label).sum())
@@ -45,7 +49,10 @@ def load_examples(path: Path, context: BaselineContext) -> tuple[Split, dict[str
     place = {id_: number for number, id_ in enumerate(rows.ids)}
     kept = [number for number, id_ in enumerate(saved["ids"]) if id_ in place]
     if not kept:
-        raise DataError(f"{path.name}: none of its {len(saved['ids'])} example rows trains any more; materialise cheaper_baselines again")
+        raise DataError(
+            f"{path.name}: none of its {len(saved['ids'])} example rows trains any more; materialise"
+            " cheaper_baselines again"
+        )
     return rows.select([place[saved["ids"][number]] for number in kept]), {
         name: [values[number] for number in kept] for name, values in saved.items()
     }
@@ -60,6 +67,6 @@ def require_room(num_tokens: int, model: Any) -> None:
     positions = getattr(model.config, "max_position_embeddings", None)
     if isinstance(positions, int) and num_tokens > positions:
         raise SettingsError(
-            f"planning.prompting.max_tokens: the longest prompt has {num_tokens:,} tokens, base_model reads {positions:,}; give less, or "
-            "lower chunks.max_tokens"
+            f"planning.prompting.max_tokens: the longest prompt has {num_tokens:,} tokens, base_model reads"
+            f" {positions:,}; give less, or lower chunks.max_tokens"
         )

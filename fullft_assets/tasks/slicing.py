@@ -1,4 +1,6 @@
-"""Which slice each test row is in: its source, length, language, domain or another field, and whether the champion was judged on it."""
+"""Which slice each test row is in: its source, length, language, domain or another field, and whether the
+champion was judged on it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import CHAMPION
@@ -15,12 +18,13 @@ from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import Split, load_values, read_index
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import task_of
-from fullft_assets.training.metadata import CheckpointMetadata
 
 Slicing = dict[str, list[str | None]]
 
 
-def slices_of(store: Store, inputs: Mapping[str, Manifest], settings: UseCaseSettings, test: Split) -> Slicing:
+def slices_of(
+    store: Store, inputs: Mapping[str, Manifest], settings: UseCaseSettings, test: Split
+) -> Slicing:
     """Return kind -> the slice that each test row is in; None: in none."""
     asked, snapshot = settings.evaluation.slices, inputs["training_snapshot"]
     found: Slicing = {}
@@ -30,7 +34,10 @@ def slices_of(store: Store, inputs: Mapping[str, Manifest], settings: UseCaseSet
             # As its user named it: there may be a field called like a kind of slice.
             name = f"field {settings.examples.slice_by}" if kind == "slice_by" else kind
             # A file's name may say whom a document is about; `fullft files` prints which file an alias is.
-            found[name] = [alias(value) if kind == "source" and value is not None else value for value in map(by_id.get, test.ids)]
+            found[name] = [
+                alias(value) if kind == "source" and value is not None else value
+                for value in map(by_id.get, test.ids)
+            ]
     if "length" in asked:
         found["length"] = _lengths(test.texts)
     if "language" in asked:
@@ -39,8 +46,14 @@ def slices_of(store: Store, inputs: Mapping[str, Manifest], settings: UseCaseSet
         found[LABEL] = [None] * len(test)
     old = _judged_the_champion(store, inputs)
     if old is not None:
-        found[OLD_TEST] = ["rows that it was judged on" if id_ in old else "rows that came since" for id_ in test.ids]
-    return {kind: values for kind, values in found.items() if kind == LABEL or any(value is not None for value in values)}
+        found[OLD_TEST] = [
+            "rows that it was judged on" if id_ in old else "rows that came since" for id_ in test.ids
+        ]
+    return {
+        kind: values
+        for kind, values in found.items()
+        if kind == LABEL or any(value is not None for value in values)
+    }
 
 
 def _lengths(texts: list[str]) -> list[str | None]:
@@ -48,12 +61,17 @@ def _lengths(texts: list[str]) -> list[str | None]:
     lengths = np.array([len(text) for text in texts])
     edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75, 1], method="inverted_cdf"))
     part = np.searchsorted(edges, lengths)
-    names = {number: f"{lengths[part == number].min():,} to {lengths[part == number].max():,} characters" for number in set(part.tolist())}
+    names = {
+        number: f"{lengths[part == number].min():,} to {lengths[part == number].max():,} characters"
+        for number in set(part.tolist())
+    }
     return [names[number] for number in part.tolist()]
 
 
 def _judged_the_champion(store: Store, inputs: Mapping[str, Manifest]) -> set[str] | None:
-    """Return the ids of the test rows of the champion's snapshot; None where there is no champion, or it has the same snapshot."""
+    """Return the ids of the test rows of the champion's snapshot; None where there is no champion, or it has
+    the same snapshot.
+    """
     if CHAMPION not in inputs:
         return None
     ref = CheckpointMetadata.of(inputs[CHAMPION]).snapshot
@@ -63,4 +81,8 @@ def _judged_the_champion(store: Store, inputs: Mapping[str, Manifest]) -> set[st
         index = read_index(store, store.load(ref))
     except StoreError:  # deleted by the user: its rows are not known
         return None
-    return {id_ for id_, split in zip(index["id"].to_pylist(), index["split"].to_pylist(), strict=True) if split == "test"}
+    return {
+        id_
+        for id_, split in zip(index["id"].to_pylist(), index["split"].to_pylist(), strict=True)
+        if split == "test"
+    }

@@ -1,4 +1,6 @@
-"""The baseline of a smaller model of the same family: all of its weights are trained, with the recipe, the rows and the settings of the large one."""
+"""The baseline of a smaller model of the same family: all of its weights are trained, with the recipe, the
+rows and the settings of the large one.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class SmallerModel(Baseline):
     tasks = ("classification", "multi_label", "token_classification", "sft", "language_modeling")
     needs_whole_model = True
 
-    def __init__(self, folder: Path, context: BaselineContext, kept: tempfile.TemporaryDirectory[str] | None = None):
+    def __init__(
+        self, folder: Path, context: BaselineContext, kept: tempfile.TemporaryDirectory[str] | None = None
+    ):
         self.folder, self.context, self._kept = folder, context, kept
 
     @classmethod
@@ -41,13 +45,15 @@ class SmallerModel(Baseline):
 
     @classmethod
     def fit(cls, train: Any, context: BaselineContext) -> Self:
-        from fullft_assets.engine.finetuning import fine_tune
         from fullft_assets.models import pooled
         from fullft_assets.models.hardware import free_memory
+        from fullft_assets.training.finetuning import fine_tune
 
         settings, recipe = context.settings, context.open_recipe()
         assert settings.planning.smaller_model is not None, "the check of the YAML asks for it"
-        base = with_rights(resolve_base_model(settings.planning.smaller_model, context.project_root), settings)
+        base = with_rights(
+            resolve_base_model(settings.planning.smaller_model, context.project_root), settings
+        )
         _require_same_tokenizer(base, context)
         kept = tempfile.TemporaryDirectory(prefix="fullft-smaller-")
         target = Path(kept.name) / "model"
@@ -63,7 +69,9 @@ class SmallerModel(Baseline):
                     resumable=False,
                 )
             except DivergenceError as error:
-                raise DivergenceError(f"baseline smaller_model: {error}; or remove smaller_model from planning.baselines") from error
+                raise DivergenceError(
+                    f"baseline smaller_model: {error}; or remove smaller_model from planning.baselines"
+                ) from error
         pooled.save(fit.model, target, settings.chunks.max_tokens)
         save_tokenizer(base, context.added_tokens, target)
         copy_code(base, target)
@@ -91,8 +99,12 @@ class SmallerModel(Baseline):
 
 
 def training_settings(settings: UseCaseSettings) -> TrainingSettings:
-    """Return how the model is trained: as the large one, without what needs checkpoints or a choice between weights."""
-    return settings.training.model_copy(update={"max_general_rise": None, "wise_ft": [], "keep_best": False, "track": []})
+    """Return how the model is trained: as the large one, without what needs checkpoints or a choice between
+    weights.
+    """
+    return settings.training.model_copy(
+        update={"max_general_rise": None, "wise_ft": [], "keep_best": False, "track": []}
+    )
 
 
 def _require_same_tokenizer(folder: ModelFolder, context: BaselineContext) -> None:
@@ -105,9 +117,14 @@ def _require_same_tokenizer(folder: ModelFolder, context: BaselineContext) -> No
     ours, theirs = (Tokenization.load(each, chunks, task) for each in (context.base_model, folder))
     texts = context.train_rows().texts[:_COMPARED_TEXTS]
     special = [(each.prefix, each.suffix, each.end_id, each.tokenizer.get_vocab()) for each in (ours, theirs)]
-    if special[0] != special[1] or ours.encode(texts) != theirs.encode(texts) or _template(ours) != _template(theirs):
+    if (
+        special[0] != special[1]
+        or ours.encode(texts) != theirs.encode(texts)
+        or _template(ours) != _template(theirs)
+    ):
         raise SettingsError(
-            "planning.smaller_model: its tokenizer is not that of base_model, which made the snapshot's windows; give a model of the same family"
+            "planning.smaller_model: its tokenizer is not that of base_model, which made the snapshot's"
+            " windows; give a model of the same family"
         )
 
 

@@ -4,7 +4,7 @@ import gc
 
 from fullft_assets.jobs.launch import die_with_torchrun
 
-# Both here, because the modules below import torch and transformers, which takes seconds: a quarter of them, if Python
-# looks for garbage among the million objects that stay.
+# Both here, because the modules below import torch and transformers, which takes seconds: a quarter of them,
+# if Python looks for garbage among the million objects that stay.
 gc.set_threshold(100_000, 50, 1_000)
 die_with_torchrun()

@@ -1,9 +1,9 @@
 """The entry point that all workloads share: command line, progress, exit code.
 
 A workload's module ends with `if __name__ == "__main__": run_workload(work)`. Launched by Dagster, its
-progress arrives in the run's log; run by hand, the same line works without Dagster. Exit codes: 0 done,
-3 for a reason that the user can fix (one line on stderr), 1 for anything else (a traceback without messages on stderr, the whole one in
-the store).
+progress arrives in the run's log; run by hand, the same line works without Dagster. Exit codes: 0 done, 3 for
+a reason that the user can fix (one line on stderr), 1 for anything else (a traceback without messages on
+stderr, the whole one in the store).
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fullft_assets.errors import FullftError, classify, stack_without_messages, without_message, without_secrets
+from fullft_assets.errors import (
+    FullftError,
+    classify,
+    stack_without_messages,
+    without_message,
+    without_secrets,
+)
 from fullft_assets.jobs import Job, read_job
 from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, PROJECT_ROOT, STORE, WorkloadFailure
 from fullft_assets.jobs.progress import Progress
@@ -40,7 +46,9 @@ def run_workload(work: Callable[[Job, Store, Progress], None]) -> None:
     sys.exit(code)
 
 
-def run_job(work: Callable[[Job, Store, Progress], None], uri: str, progress: Progress, sha256: str | None = None) -> int:
+def run_job(
+    work: Callable[[Job, Store, Progress], None], uri: str, progress: Progress, sha256: str | None = None
+) -> int:
     """Run `work` on the job at a URI, report a failure, and return the exit code."""
     listen_for_stop(progress)
     job, began_at = None, time.time()
@@ -55,7 +63,8 @@ def run_job(work: Callable[[Job, Store, Progress], None], uri: str, progress: Pr
         report_failure(WorkloadFailure(" ".join(str(error).split()), error.failure), job, began_at)
         return EXIT_FIXABLE
     except Exception as error:
-        # Dagster keeps the step's stderr beside its event log: neither gets a message, which may quote a document.
+        # Dagster keeps the step's stderr beside its event log: neither gets a message, which may quote a
+        # document.
         print(stack_without_messages(error), file=sys.stderr)
         line = f"{Path(sys.argv[0]).stem} failed: {_kept_reason(error, job)}"
         report_failure(WorkloadFailure(line, classify(error)), job, began_at)
@@ -101,12 +110,14 @@ def report_failure(failure: WorkloadFailure, job: Job | None, began_at: float) -
     )
     try:
         store = job.open_store()
-        # Ranks that were started by hand, or on several hosts, share no file of a launcher. All begin together: a failure since then
-        # belongs to this attempt, also if it happened on another host.
+        # Ranks that were started by hand, or on several hosts, share no file of a launcher. All begin
+        # together: a failure since then belongs to this attempt, also if it happened on another host.
         recorded = store.read_json(name) if num_ranks() > 1 else None
         if recorded is None or recorded["at"] < began_at:
             store.write_json(name, record)
-    except Exception as error:  # the store itself may be what failed; its own error must not replace the reason
+    except (
+        Exception
+    ) as error:  # the store itself may be what failed; its own error must not replace the reason
         line = f"the failure could not be recorded in {job.store_url}: {type(error).__name__}: {error}"
         print(without_secrets(line), file=sys.stderr, flush=True)
 

@@ -14,14 +14,31 @@ import pyarrow.parquet as pq
 
 from fullft_assets import evaluation, report
 from fullft_assets.base_model import read_header
+from fullft_assets.checkpoint import read_step_log
+from fullft_assets.checkpoint.lineage import snapshots_learned_from
+from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.errors import DataError
-from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, SEED_RUN, Evaluation, checks, read_evaluation
+from fullft_assets.evaluation import (
+    ANCHOR,
+    CHAMPION,
+    FINETUNED,
+    SEED_RUN,
+    Evaluation,
+    checks,
+    read_evaluation,
+)
 from fullft_assets.evaluation.answers import write_answers
 from fullft_assets.evaluation.forgetting import forgetting_of
 from fullft_assets.evaluation.leakage import LabelledTexts, Leakage, find_leakage
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.seed_noise import seed_noise
-from fullft_assets.evaluation.verdict import ChampionRule, ReleaseVerdict, verdict, worse_slices, write_verdict
+from fullft_assets.evaluation.verdict import (
+    ChampionRule,
+    ReleaseVerdict,
+    verdict,
+    worse_slices,
+    write_verdict,
+)
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import PilotMetadata
@@ -31,9 +48,6 @@ from fullft_assets.snapshot import Split, load_split, load_values, near_duplicat
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import BASELINES, task_of
 from fullft_assets.tasks.context import EvaluationContext, EvaluationResult
-from fullft_assets.training import read_step_log
-from fullft_assets.training.lineage import snapshots_learned_from
-from fullft_assets.training.metadata import CheckpointMetadata
 from fullft_assets.workloads.entry import run_workload
 
 
@@ -46,7 +60,8 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     test = unseen(job, store, inputs, test)
     if len(test) < delivered:
         progress.say(
-            f"{delivered - len(test):,} test rows excluded: a model learned from them, or from near-duplicates, in an older snapshot"
+            f"{delivered - len(test):,} test rows excluded: a model learned from them, or from"
+            " near-duplicates, in an older snapshot"
         )
     context = EvaluationContext(job, store, inputs, progress)
     result = task_of(job.settings.examples).evaluate(context, test)
@@ -57,7 +72,9 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     decision = verdict(found, job.settings.release, _rule(inputs), noise, worth)
     progress.say(f"{found.justification.sentence} {worth.sentence}")
     progress.say(decision.sentence)
-    with store.create(job.case, job.stage, job.key, version=evaluation.VERSION, seed=job.settings.seed) as draft:
+    with store.create(
+        job.case, job.stage, job.key, version=evaluation.VERSION, seed=job.settings.seed
+    ) as draft:
         pq.write_table(result.rows, draft.path / "predictions.parquet")
         if result.validation is not None:
             pq.write_table(result.validation, draft.path / "validation.parquet")
@@ -75,15 +92,22 @@ def work(job: Job, store: Store, progress: Progress) -> None:
                 job.settings.documents.csv.delimiter,
             )
         draft.commit(
-            settings=job.settings.model_dump(include={"evaluation", "release"}, mode="json") | {"worth": asked(job.settings)},
+            settings=job.settings.model_dump(include={"evaluation", "release"}, mode="json")
+            | {"worth": asked(job.settings)},
             inputs={name: manifest.content_digest for name, manifest in inputs.items()},
-            metadata=_metadata(found, result.headline, decision, worth, inputs, delivered - len(test)).as_dict(),
+            metadata=_metadata(
+                found, result.headline, decision, worth, inputs, delivered - len(test)
+            ).as_dict(),
             checks=checks.outcomes(found, decision, worth),
         )
 
 
 def _shown(
-    context: EvaluationContext, result: EvaluationResult, found: Evaluation, decision: ReleaseVerdict, worth: Worth
+    context: EvaluationContext,
+    result: EvaluationResult,
+    found: Evaluation,
+    decision: ReleaseVerdict,
+    worth: Worth,
 ) -> report.EvaluationReport:
     """Return what the report shows."""
     job, inputs = context.job, context.inputs
@@ -128,7 +152,10 @@ def _leakage(context: EvaluationContext, test: Split) -> Leakage | None:
     if task_of(settings.examples).target not in ("label", "labels"):
         return None
     context.progress.say("searching for what gives labels away ...")
-    train, names = load_split(context.store, context.inputs["training_snapshot"], "train", windows=False), context.labels
+    train, names = (
+        load_split(context.store, context.inputs["training_snapshot"], "train", windows=False),
+        context.labels,
+    )
 
     def labelled(rows: Split) -> LabelledTexts:
         labels = rows.labels if rows.labels.ndim == 2 else np.eye(len(names), dtype=bool)[rows.labels]
@@ -141,7 +168,10 @@ def _sources(store: Store, snapshot: Manifest, ids: Sequence[str]) -> list[str |
     """Return the file that each test or validation row came in."""
     if not ids:
         return []
-    found = {**load_values(store, snapshot, "validation", "source"), **load_values(store, snapshot, "test", "source")}
+    found = {
+        **load_values(store, snapshot, "validation", "source"),
+        **load_values(store, snapshot, "test", "source"),
+    }
     return [found[id_] for id_ in ids]
 
 
@@ -149,36 +179,53 @@ def _not_asked(context: EvaluationContext, found: Evaluation) -> list[str]:
     """Return the baselines that a YAML may ask for with this base model, and did not."""
     is_causal = read_header(context.base_model).may_predict_tokens
     offered = task_of(context.job.settings.examples).more_baselines
-    return [name for name in offered if name not in found.baselines and (is_causal or not BASELINES.get(name).needs_causal_model)]
+    return [
+        name
+        for name in offered
+        if name not in found.baselines and (is_causal or not BASELINES.get(name).needs_causal_model)
+    ]
 
 
 def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) -> Split:
     """Return the test rows that neither the candidate nor a champion has learned from, literally or nearly.
 
-    A snapshot keeps its own training rows away from its test rows, but a checkpoint that is older than the snapshot
-    (periodic evaluation, a champion) was trained on another one's.
+    A snapshot keeps its own training rows away from its test rows, but a checkpoint that is older than the
+    snapshot (periodic evaluation, a champion) was trained on another one's.
     """
     settings = job.settings.snapshot
     evaluated = [inputs[name] for name in ("finetuned_checkpoint", CHAMPION, ANCHOR) if name in inputs]
-    learned_from = dict.fromkeys(ref for checkpoint in evaluated for ref in snapshots_learned_from(checkpoint))
+    learned_from = dict.fromkeys(
+        ref for checkpoint in evaluated for ref in snapshots_learned_from(checkpoint)
+    )
     trained_on = {snapshot.content_digest: snapshot for snapshot in map(store.load, learned_from)}
     trained_on.pop(inputs["training_snapshot"].content_digest, None)
     seen: set[int] = set()
     for snapshot in trained_on.values():
         train = load_split(store, snapshot, "train", windows=False)
-        seen.update(near_duplicates(train.texts, test.texts, settings.near_duplicate_similarity, job.settings.seed))
+        seen.update(
+            near_duplicates(train.texts, test.texts, settings.near_duplicate_similarity, job.settings.seed)
+        )
     if len(seen) == len(test):
-        raise DataError("evaluation: every test row was learned from by a model that is evaluated; deliver new labelled documents")
+        raise DataError(
+            "evaluation: every test row was learned from by a model that is evaluated; deliver new labelled"
+            " documents"
+        )
     return test.select([row for row in range(len(test)) if row not in seen]) if seen else test
 
 
 def _rule(inputs: Mapping[str, Manifest]) -> ChampionRule:
     """Return what the candidate must show against the champion."""
-    return champion_rule(inputs["finetuned_checkpoint"], inputs[CHAMPION]) if CHAMPION in inputs else "superiority"
+    return (
+        champion_rule(inputs["finetuned_checkpoint"], inputs[CHAMPION])
+        if CHAMPION in inputs
+        else "superiority"
+    )
 
 
 def _seed_runs(store: Store, inputs: Mapping[str, Manifest]) -> dict[str, list[Evaluation]]:
-    """Return the evaluations that tell how much the seed alone changes, by the snapshot and settings that their trainings share."""
+    """Return the evaluations that tell how much the seed alone changes, by the snapshot and settings that
+    their trainings share.
+    """
     found: dict[str, list[Evaluation]] = defaultdict(list)
     for name, manifest in inputs.items():
         if name.startswith(SEED_RUN):
@@ -188,9 +235,14 @@ def _seed_runs(store: Store, inputs: Mapping[str, Manifest]) -> dict[str, list[E
 
 
 def _worth(job: Job, inputs: Mapping[str, Manifest], found: Evaluation) -> Worth:
-    """Return whether the gain over the best baseline is worth what pilot, training and a year of retraining cost."""
+    """Return whether the gain over the best baseline is worth what pilot, training and a year of retraining
+    cost.
+    """
     gain = found.gain_over_best_baseline
-    seconds = CheckpointMetadata.of(inputs["finetuned_checkpoint"]).training_seconds + PilotMetadata.of(inputs["pilot_run"]).seconds
+    seconds = (
+        CheckpointMetadata.of(inputs["finetuned_checkpoint"]).training_seconds
+        + PilotMetadata.of(inputs["pilot_run"]).seconds
+    )
     return judge_worth(gain.low, gain.estimate, gain.high, seconds, job.settings)
 
 
@@ -207,7 +259,11 @@ def _metadata(
     measured = {**headline, **CheckpointMetadata.of(candidate).general_scores}
     for name in found.scores[found.primary_metric]:
         if name != FINETUNED:
-            measured |= {f"{name}_{metric}": values[name].estimate for metric, values in found.columns.items() if name in values}
+            measured |= {
+                f"{name}_{metric}": values[name].estimate
+                for metric, values in found.columns.items()
+                if name in values
+            }
     return EvaluationMetadata(
         verdict=decision.sentence,
         justification=found.justification.sentence,

@@ -1,7 +1,8 @@
-"""ingested_batch: delivered files of a batch -> raw_documents, labeled_examples, quarantined_examples, tokenized_chunks.
+"""ingested_batch: delivered files of a batch -> raw_documents, labeled_examples, quarantined_examples,
+tokenized_chunks.
 
-Run by a launcher or by hand: `python -m fullft_assets.workloads.ingestion --job URI`. The assets of the data stages find what it writes; its own
-artifact only says which these are.
+Run by a launcher or by hand: `python -m fullft_assets.workloads.ingestion --job URI`. The assets of the data
+stages find what it writes; its own artifact only says which these are.
 """
 
 from __future__ import annotations
@@ -30,10 +31,13 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     assert job.batch is not None, "written by the asset of a batch"
     if ingestion.key(use_case, job.batch) != job.key:
         raise SettingsError(
-            f"{job.batch}: the tokenizer, or a package that finds personal data, is another one here than where it was launched, which would "
-            "not find what is made here; install the same there and in launcher.image, and launch again"
+            f"{job.batch}: the tokenizer, or a package that finds personal data, is another one here than"
+            " where it was launched, which would not find what is made here; install the same there and in"
+            " launcher.image, and launch again"
         )
-    with store.create(job.case, job.stage, job.key, version=ingestion.version(use_case), seed=job.settings.seed) as draft:
+    with store.create(
+        job.case, job.stage, job.key, version=ingestion.version(use_case), seed=job.settings.seed
+    ) as draft:
         progress.say(f"reading {job.batch}")
         raw = documents.keep(store, use_case, job.batch)
         progress.raise_if_stopped()
@@ -46,7 +50,9 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             progress.say(f"tokenising {examples.ExamplesMetadata.of(valid).num_valid:,} examples")
             made.append(chunks.tokenize(store, use_case, valid))
         refs = {manifest.stage: manifest.ref for manifest in made}
-        draft.commit(settings={}, inputs={"batch": job.batch}, metadata=ingestion.IngestedMetadata(made=refs).as_dict())
+        draft.commit(
+            settings={}, inputs={"batch": job.batch}, metadata=ingestion.IngestedMetadata(made=refs).as_dict()
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""monitoring: production_documents, finetuned_checkpoint, training_snapshot, earlier drift reports -> drift_report.
+"""monitoring: production_documents, finetuned_checkpoint, training_snapshot, earlier drift reports ->
+drift_report.
 
-Run by a launcher or by hand: `python -m fullft_assets.workloads.monitoring --job URI`. The windows of a backlog are read after the job's own one. The scale, fitted on held-out rows, is an artifact of
-its own: made once for each checkpoint, and read for each window after that.
+Run by a launcher or by hand: `python -m fullft_assets.workloads.monitoring --job URI`. The windows of a
+backlog are read after the job's own one. The scale, fitted on held-out rows, is an artifact of its own: made
+once for each checkpoint, and read for each window after that.
 """
 
 from __future__ import annotations
@@ -20,7 +22,18 @@ from fullft_assets.documents import RawMetadata
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import embed, predict
-from fullft_assets.monitoring import DriftMetadata, DriftVerdict, FarDocument, Features, History, Past, Place, Scale, Sums, Vocabulary
+from fullft_assets.monitoring import (
+    DriftMetadata,
+    DriftVerdict,
+    FarDocument,
+    Features,
+    History,
+    Past,
+    Place,
+    Scale,
+    Sums,
+    Vocabulary,
+)
 from fullft_assets.snapshot import label_names, load_split
 from fullft_assets.store import Manifest, Store, artifact_key
 from fullft_assets.workloads.backlog import work_through
@@ -37,7 +50,9 @@ _SCALE_ROWS = 1_000
 
 @dataclass(frozen=True)
 class ProductionRows:
-    """The readable rows of a window (with a log of predictions those that the champion answered), and the chosen ones, which are independent of each other."""
+    """The readable rows of a window (with a log of predictions those that the champion answered), and the
+    chosen ones, which are independent of each other.
+    """
 
     texts: list[str]
     places: list[Place]
@@ -47,15 +62,22 @@ class ProductionRows:
     num_labelled: int
 
     @classmethod
-    def read(cls, table: pa.Table, seed: int, limit: int, predicted: Mapping[tuple[str, int], str] | None = None) -> ProductionRows:
+    def read(
+        cls, table: pa.Table, seed: int, limit: int, predicted: Mapping[tuple[str, int], str] | None = None
+    ) -> ProductionRows:
         """Read a `documents.parquet` table; rows without a text are not compared, but counted.
 
         Args:
-            predicted: answers of the champion in production by their documents' places; only these documents are compared. Default: all.
+            predicted: answers of the champion in production by their documents' places; only these documents
+                are compared. Default: all.
         """
         rows = table.select(["source", "row", "text", "label", "group"]).to_pylist()
         readable = [row for row in rows if row["text"] and row["text"].strip()]
-        rows = readable if predicted is None else [row for row in readable if (row["source"], row["row"]) in predicted]
+        rows = (
+            readable
+            if predicted is None
+            else [row for row in readable if (row["source"], row["row"]) in predicted]
+        )
         texts = [row["text"] for row in rows]
         return cls(
             texts=texts,
@@ -94,7 +116,8 @@ class Reader:
     def read(self, texts: list[str], vocabulary: Vocabulary) -> Features:
         """Return the features of full texts, each pooled over its windows.
 
-        Embeddings and tokens are the base model's, which no training moves; only predictions are the monitored model's.
+        Embeddings and tokens are the base model's, which no training moves; only predictions are the
+        monitored model's.
         """
         windows, _ = self.tokenization.windows_with_lengths(texts)
         probabilities = predict(self.model, windows, progress=self.progress).probabilities
@@ -119,8 +142,13 @@ def write_report(job: Job, store: Store, progress: Progress) -> None:
     predictions = inputs.get("batch_predictions")
     predicted = _read_predicted(store, predictions)
     window = ProductionRows.read(table, job.settings.seed, settings.max_window_rows, predicted)
-    progress.say(f"{window.num_delivered:,} production documents, {len(window.chosen):,} after thinning out related ones")
-    with store.create(job.case, job.stage, job.key, version=monitoring.VERSION, seed=job.settings.seed) as draft:
+    progress.say(
+        f"{window.num_delivered:,} production documents, {len(window.chosen):,} after thinning out related"
+        " ones"
+    )
+    with store.create(
+        job.case, job.stage, job.key, version=monitoring.VERSION, seed=job.settings.seed
+    ) as draft:
         sums, scale_ref = None, "" if history.scale is None else history.scale.ref
         if monitoring.is_read_by_another_window(inputs["production_documents"]):
             verdict = monitoring.read_elsewhere()
@@ -141,28 +169,48 @@ def write_report(job: Job, store: Store, progress: Progress) -> None:
                 features = replace(features, predicted=np.array(answers, np.int64))
             sums = scale.sums(features)
             sums.save(draft.path / monitoring.SUMS)
-            monitoring.write_far(draft.path / monitoring.FAR, _far(scale, features, window, job.settings.seed))
-            verdict = monitoring.judge(sums, _read_sums(store, history.content), _read_sums(store, history.model), settings, labels)
+            monitoring.write_far(
+                draft.path / monitoring.FAR, _far(scale, features, window, job.settings.seed)
+            )
+            verdict = monitoring.judge(
+                sums, _read_sums(store, history.content), _read_sums(store, history.model), settings, labels
+            )
             if verdict.alarms:
-                pasts = {family: history.content if family == monitoring.CONTENT else history.model for family in verdict.moved_families}
+                pasts = {
+                    family: history.content if family == monitoring.CONTENT else history.model
+                    for family in verdict.moved_families
+                }
                 references = {family: _read_sums(store, past).reference for family, past in pasts.items()}
                 far = monitoring.farthest(scale.coordinates(features), references)
                 compared = {report.ref: report for past in pasts.values() for report in past.reference}
                 before = (text for report in compared.values() for text in _texts(store, report, job))
                 words = monitoring.shifted_words(before, (window.texts[index] for index in window.chosen))
                 explanation = monitoring.render_explanation(
-                    f"What moved in `{job.case}`", verdict.moved, words, [window.places[window.chosen[index]] for index in far]
+                    f"What moved in `{job.case}`",
+                    verdict.moved,
+                    words,
+                    [window.places[window.chosen[index]] for index in far],
                 )
                 (draft.path / monitoring.EXPLANATION).write_text(explanation, encoding="utf-8")
         progress.say(f"{verdict.status}: {verdict.summary}")
-        metadata = _metadata(verdict, window, sums, history, scale_ref, inputs["production_documents"], predictions)
-        numbers = [(DriftMetadata.of(report).window, DriftMetadata.of(report).measured) for report in history.windows]
-        report = monitoring.render_report(verdict, f"Drift report of `{job.case}`", [*numbers, (metadata.window, metadata.measured)])
+        metadata = _metadata(
+            verdict, window, sums, history, scale_ref, inputs["production_documents"], predictions
+        )
+        numbers = [
+            (DriftMetadata.of(report).window, DriftMetadata.of(report).measured) for report in history.windows
+        ]
+        report = monitoring.render_report(
+            verdict, f"Drift report of `{job.case}`", [*numbers, (metadata.window, metadata.measured)]
+        )
         (draft.path / "verdict.json").write_text(verdict.model_dump_json(indent=1), encoding="utf-8")
         (draft.path / "report.md").write_text(report, encoding="utf-8")
         draft.commit(
             settings=monitoring.key_settings(job.settings),
-            inputs={name: manifest.content_digest for name, manifest in inputs.items() if name != "training_snapshot"},
+            inputs={
+                name: manifest.content_digest
+                for name, manifest in inputs.items()
+                if name != "training_snapshot"
+            },
             metadata=metadata.as_dict(),
             checks=[monitoring.check(verdict)],
         )
@@ -180,30 +228,58 @@ def _far(scale: Scale, features: Features, window: ProductionRows, seed: int) ->
     found = []
     for index, cluster in monitoring.order(unit, seed):
         place = window.places[window.chosen[farthest[index]]]
-        found.append(FarDocument(source=place.source, row=place.row, distance=float(distances[farthest[index]]), cluster=cluster))
+        found.append(
+            FarDocument(
+                source=place.source,
+                row=place.row,
+                distance=float(distances[farthest[index]]),
+                cluster=cluster,
+            )
+        )
     return found
 
 
-def _load_scale(job: Job, store: Store, inputs: dict[str, Manifest], reader: Reader) -> tuple[Scale, Vocabulary, str]:
-    """Return the scale, the training texts' vocabulary and the reference of their artifact, which is made now unless it exists.
+def _load_scale(
+    job: Job, store: Store, inputs: dict[str, Manifest], reader: Reader
+) -> tuple[Scale, Vocabulary, str]:
+    """Return the scale, the training texts' vocabulary and the reference of their artifact, which is made now
+    unless it exists.
 
-    The checkpoint alone determines them: an erasure from the snapshot makes no other scale, on which earlier windows would be unknown.
+    The checkpoint alone determines them: an erasure from the snapshot makes no other scale, on which earlier
+    windows would be unknown.
     """
-    settings = {"base_model": job.settings.base_model, "chunks": monitoring.key_settings(job.settings)["chunks"]}
+    settings = {
+        "base_model": job.settings.base_model,
+        "chunks": monitoring.key_settings(job.settings)["chunks"],
+    }
     key = artifact_key(
-        SCALE_STAGE, monitoring.VERSION, settings, {"checkpoint": inputs["finetuned_checkpoint"].content_digest}, job.settings.seed
+        SCALE_STAGE,
+        monitoring.VERSION,
+        settings,
+        {"checkpoint": inputs["finetuned_checkpoint"].content_digest},
+        job.settings.seed,
     )
     manifest = store.find(job.case, SCALE_STAGE, key)
     if manifest is None:
-        with store.create(job.case, SCALE_STAGE, key, version=monitoring.VERSION, seed=job.settings.seed) as draft:
+        with store.create(
+            job.case, SCALE_STAGE, key, version=monitoring.VERSION, seed=job.settings.seed
+        ) as draft:
             metadata = _write_scale(draft.path, job, store, inputs["training_snapshot"], reader)
-            sources = {name: inputs[name].content_digest for name in ("training_snapshot", "finetuned_checkpoint")}
+            sources = {
+                name: inputs[name].content_digest for name in ("training_snapshot", "finetuned_checkpoint")
+            }
             manifest = draft.commit(settings=settings, inputs=sources, metadata=metadata.as_dict())
     folder = store.folder(manifest)
-    return Scale.load(folder / monitoring.SCALE), Vocabulary(np.load(folder / _WORDS), job.settings.seed), manifest.ref
+    return (
+        Scale.load(folder / monitoring.SCALE),
+        Vocabulary(np.load(folder / _WORDS), job.settings.seed),
+        manifest.ref,
+    )
 
 
-def _write_scale(folder: Path, job: Job, store: Store, snapshot: Manifest, reader: Reader) -> monitoring.ScaleMetadata:
+def _write_scale(
+    folder: Path, job: Job, store: Store, snapshot: Manifest, reader: Reader
+) -> monitoring.ScaleMetadata:
     reader.progress.say("fitting the scale on held-out rows ...")
     vocabulary = Vocabulary.of(load_split(store, snapshot, "train").texts, job.settings.seed)
     splits = [load_split(store, snapshot, name) for name in ("validation", "test")]
@@ -214,17 +290,27 @@ def _write_scale(folder: Path, job: Job, store: Store, snapshot: Manifest, reade
     scale = Scale.fit(features, len(label_names(snapshot)))
     scale.save(folder / monitoring.SCALE)
     np.save(folder / _WORDS, vocabulary.hashes)
-    return monitoring.ScaleMetadata(num_rows=len(features), num_words=len(vocabulary.hashes), num_held_out=len(scale.held_out))
+    return monitoring.ScaleMetadata(
+        num_rows=len(features), num_words=len(vocabulary.hashes), num_held_out=len(scale.held_out)
+    )
 
 
 def _read_sums(store: Store, past: Past[Manifest]) -> Past[Sums]:
-    reference, recent = ([Sums.load(store.folder(report) / monitoring.SUMS) for report in reports] for reports in past)
+    reference, recent = (
+        [Sums.load(store.folder(report) / monitoring.SUMS) for report in reports] for reports in past
+    )
     return Past(reference, recent)
 
 
 def _read_predicted(store: Store, predictions: Manifest | None) -> dict[tuple[str, int], str] | None:
-    """Return what the champion answered in production by its documents' places; None: no log says so, and all documents are compared."""
-    return None if predictions is None else monitoring.read_labels(store.folder(predictions) / monitoring.PREDICTIONS)
+    """Return what the champion answered in production by its documents' places; None: no log says so, and all
+    documents are compared.
+    """
+    return (
+        None
+        if predictions is None
+        else monitoring.read_labels(store.folder(predictions) / monitoring.PREDICTIONS)
+    )
 
 
 def _texts(store: Store, report: Manifest, job: Job) -> list[str]:

@@ -1,6 +1,8 @@
-"""planning: training_snapshot -> feasibility_plan, cheaper_baselines, pilot_run, in one process, or in several that share the model.
+"""planning: training_snapshot -> feasibility_plan, cheaper_baselines, pilot_run, in one process, or in
+several that share the model.
 
-Run by a launcher or by hand: `python -m fullft_assets.workloads.planning --job URI`; under torchrun where `training.sharding` is on.
+Run by a launcher or by hand: `python -m fullft_assets.workloads.planning --job URI`; under torchrun where
+`training.sharding` is on.
 """
 
 from __future__ import annotations
@@ -15,13 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from fullft_assets import planning
-from fullft_assets.engine.finetuning import fine_tune
-from fullft_assets.engine.measuring import measure
-from fullft_assets.engine.outline import CannotCount
-from fullft_assets.engine.recipe import Recipe
-from fullft_assets.engine.requirements import require
-from fullft_assets.engine.segment import Fit
-from fullft_assets.engine.targets import TargetPlanner
+from fullft_assets.checkpoint import plan_settings
 from fullft_assets.errors import DataError, OutOfMemory, is_out_of_memory
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
@@ -36,7 +32,13 @@ from fullft_assets.snapshot import SnapshotMetadata, label_names
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Store
 from fullft_assets.store.metadata import Metadata
 from fullft_assets.tasks.opening import baseline_context, open_recipe
-from fullft_assets.training import plan_settings
+from fullft_assets.training.finetuning import fine_tune
+from fullft_assets.training.measuring import measure
+from fullft_assets.training.outline import CannotCount
+from fullft_assets.training.recipe import Recipe
+from fullft_assets.training.requirements import require
+from fullft_assets.training.segment import Fit
+from fullft_assets.training.targets import TargetPlanner
 from fullft_assets.workloads.entry import run_workload
 
 #: Pause of a process that waits for an artifact of the first one.
@@ -48,7 +50,8 @@ class Planning:
     """The inputs that the three artifacts share; the rows are read once.
 
     Attributes:
-        processes: that share the model in planning as they will in training; 1 if this process holds all of it.
+        processes: that share the model in planning as they will in training; 1 if this process holds all of
+            it.
         applied: settings of training in place of the YAML's.
     """
 
@@ -60,8 +63,11 @@ class Planning:
     processes: int = 1
     applied: dict[str, Any] = field(default_factory=dict)
 
-    def write(self, stage: str, make: Callable[[Draft], Manifest | None], *, alone: bool = False) -> Manifest | None:
-        """Return the artifact of a stage, made now unless it exists; None in processes after the first one that helped to make it.
+    def write(
+        self, stage: str, make: Callable[[Draft], Manifest | None], *, alone: bool = False
+    ) -> Manifest | None:
+        """Return the artifact of a stage, made now unless it exists; None in processes after the first one
+        that helped to make it.
 
         Args:
             stage: its name.
@@ -77,14 +83,18 @@ class Planning:
             return found
         self.progress.raise_if_stopped()
         self.progress.say(f"{stage} ...")
-        with self.store.create(self.job.case, stage, self.job.key, version=planning.VERSION, seed=self.job.settings.seed) as draft:
+        with self.store.create(
+            self.job.case, stage, self.job.key, version=planning.VERSION, seed=self.job.settings.seed
+        ) as draft:
             return make(draft)
 
     def _find(self, stage: str) -> Manifest | None:
         return self.store.find(self.job.case, stage, self.job.key)
 
     def commit(self, draft: Draft, metadata: Metadata, checks: list[CheckOutcome]) -> Manifest | None:
-        """Commit a draft with the shared settings and inputs; in processes after the first one leave it to be removed."""
+        """Commit a draft with the shared settings and inputs; in processes after the first one leave it to be
+        removed.
+        """
         if not is_first_rank():
             return None
         return draft.commit(
@@ -102,7 +112,8 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     """Write the three planning artifacts.
 
     Raises:
-        SettingsError: training would refuse its settings, see `requirements.require`; or the rows are too few for a learning curve.
+        SettingsError: training would refuse its settings, see `requirements.require`; or the rows are too few
+            for a learning curve.
     """
     settings = job.settings
     claim_device()
@@ -121,7 +132,8 @@ def work(job: Job, store: Store, progress: Progress) -> None:
 
 
 def _with_recommended(job: Job, recipe: Recipe, progress: Progress) -> tuple[Job, dict[str, Any]]:
-    """Return the job with the settings of training that `planning.apply` asks for, and which of them are not the YAML's.
+    """Return the job with the settings of training that `planning.apply` asks for, and which of them are not
+    the YAML's.
 
     Processes that share the model would each see other free memory, so they keep the YAML's.
     """
@@ -135,13 +147,21 @@ def _with_recommended(job: Job, recipe: Recipe, progress: Progress) -> tuple[Job
         return job, {}
     if not found.setup:
         return job, {}
-    progress.say("planning.apply: recommended sets " + ", ".join(f"training.{name}: {value}" for name, value in found.setup.items()))
+    progress.say(
+        "planning.apply: recommended sets "
+        + ", ".join(f"training.{name}: {value}" for name, value in found.setup.items())
+    )
     training = settings.training.model_copy(update=found.setup)
-    return job.model_copy(update={"settings": settings.model_copy(update={"training": training})}), found.setup
+    return (
+        job.model_copy(update={"settings": settings.model_copy(update={"training": training})}),
+        found.setup,
+    )
 
 
 def _on_targets(shared: Planning, measured: planning.Measured) -> dict[str, Any]:
-    """Return the plan on other machines for the metadata of the plan, calibrated on this one where its peak was measured."""
+    """Return the plan on other machines for the metadata of the plan, calibrated on this one where its peak
+    was measured.
+    """
     if not is_first_rank():
         return {}
     settings = shared.job.settings
@@ -169,15 +189,22 @@ def _write_plan(shared: Planning, draft: Draft) -> Manifest | None:
         if not is_out_of_memory(error):
             raise
         is_alone = shared.job.settings.training.sharding != "none" and shared.processes == 1
-        alone = "; this process held the complete model: start planning under torchrun, as the launcher does" if is_alone else ""
+        alone = (
+            "; this process held the complete model: start planning under torchrun, as the launcher does"
+            if is_alone
+            else ""
+        )
         raise OutOfMemory(
-            "not one training pass of the largest size fits in memory; lower training.micro_batch_size or chunks.max_tokens, set "
-            f"training.gradient_checkpointing, or go down the memory ladder (training.optimizer, training.weights){alone}"
+            "not one training pass of the largest size fits in memory; lower training.micro_batch_size or"
+            " chunks.max_tokens, set training.gradient_checkpointing, or go down the memory ladder"
+            f" (training.optimizer, training.weights){alone}"
         ) from error
     free_memory()  # the pilot loads a model of its own
     settings = shared.job.settings
     parts = shares(settings, shared.recipe.num_rows, _num_held_out_rows(shared))
-    plan, checks = planning.plan_checks(measured, settings.planning, settings.training, settings.launcher.processes, trainings=parts.first)
+    plan, checks = planning.plan_checks(
+        measured, settings.planning, settings.training, settings.launcher.processes, trainings=parts.first
+    )
     more = {"hardware": local_hardware(), "applied": shared.applied, **_on_targets(shared, measured)}
     metadata = planning.PlanMetadata(**{**plan.model_dump(), **more, **about})
     (draft.path / "plan.json").write_text(json.dumps(metadata.as_dict(), indent=1))
@@ -201,7 +228,9 @@ def _write_baselines(shared: Planning, draft: Draft) -> Manifest | None:
     labels = label_names(shared.snapshot)
     hourly = shared.job.settings.planning.hourly_usd
     usd = {name: taken / 3600 * hourly + context.paid.get(name, 0.0) for name, taken in seconds.items()}
-    metadata = planning.BaselinesMetadata(labels=labels, scores=scores, seconds=seconds, usd=usd, best=best, best_score=scores[best])
+    metadata = planning.BaselinesMetadata(
+        labels=labels, scores=scores, seconds=seconds, usd=usd, best=best, best_score=scores[best]
+    )
     return shared.commit(draft, metadata, [])
 
 
@@ -214,13 +243,18 @@ def _write_pilot(shared: Planning, draft: Draft, baselines: Manifest) -> Manifes
     metric = settings.primary_metric
     fits = _pilot_fits(shared)
     points = [
-        planning.Point(rows=count, score=fmean(fit.scores[f"validation_{metric}"] for fit in of_count)) for count, of_count in fits.items()
+        planning.Point(rows=count, score=fmean(fit.scores[f"validation_{metric}"] for fit in of_count))
+        for count, of_count in fits.items()
     ]
     all_fits = [fit for of_count in fits.values() for fit in of_count]
     seconds = sum(fit.seconds for fit in all_fits)
-    prediction = planning.predict_score(points, shared.recipe.num_rows, SnapshotMetadata.of(shared.snapshot).num_validation_rows)
+    prediction = planning.predict_score(
+        points, shared.recipe.num_rows, SnapshotMetadata.of(shared.snapshot).num_validation_rows
+    )
     to_beat = planning.BaselinesMetadata.of(baselines)
-    check = planning.pilot_check(prediction, to_beat.best, to_beat.best_score, settings.planning, _break_even(shared, seconds))
+    check = planning.pilot_check(
+        prediction, to_beat.best, to_beat.best_score, settings.planning, _break_even(shared, seconds)
+    )
     shared.progress.say(check.description)
     metadata = planning.PilotMetadata(
         learning_curve=[{"rows": p.rows, metric: p.score} for p in points],
@@ -240,7 +274,9 @@ def _write_pilot(shared: Planning, draft: Draft, baselines: Manifest) -> Manifes
 
 
 def _break_even(shared: Planning, pilot_seconds: float) -> float | None:
-    """Return the gain that is worth what the pilot took, the planned training and a year of retraining; None where it was not asked."""
+    """Return the gain that is worth what the pilot took, the planned training and a year of retraining; None
+    where it was not asked.
+    """
     made = shared.store.find(shared.job.case, "feasibility_plan", shared.job.key)
     assert made is not None, "the plan is written before the pilot"
     seconds = planning.PlanMetadata.of(made).predicted_seconds + pilot_seconds
@@ -248,12 +284,17 @@ def _break_even(shared: Planning, pilot_seconds: float) -> float | None:
 
 
 def _pilot_fits(shared: Planning) -> dict[int, list[Fit]]:
-    """Return the pilot's trainings by their number of rows, one a seed; parts without anything to learn are excluded."""
+    """Return the pilot's trainings by their number of rows, one a seed; parts without anything to learn are
+    excluded.
+    """
     settings = shared.job.settings
     counts, fits = _pilot_rows(shared.recipe, settings), {}
     for count in counts:
         try:
-            fits[count] = [_pilot_fit(shared, count, settings.seed + number) for number in range(settings.planning.pilot_seeds)]
+            fits[count] = [
+                _pilot_fit(shared, count, settings.seed + number)
+                for number in range(settings.planning.pilot_seeds)
+            ]
         except DataError as error:
             # A few packed rows of conversations may have no trained token; that all have none is an error.
             if count == counts[-1]:
@@ -266,7 +307,9 @@ def _pilot_fit(shared: Planning, num_rows: int, seed: int) -> Fit:
     """Train on the first rows, to the end of a schedule of their own, and score the validation rows then."""
     settings = shared.job.settings
     # Sharding needs more than one process.
-    changes = {"max_general_rise": None, "wise_ft": []} | ({"sharding": "none"} if shared.processes == 1 else {})
+    changes = {"max_general_rise": None, "wise_ft": []} | (
+        {"sharding": "none"} if shared.processes == 1 else {}
+    )
     shared.progress.say(f"pilot on {num_rows:,} rows ...")
     with tempfile.TemporaryDirectory(prefix="fullft-pilot-") as folder:
         return fine_tune(

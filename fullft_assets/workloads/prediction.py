@@ -1,7 +1,8 @@
 """batch_predictions: production_documents, finetuned_checkpoint -> what the model predicts of each document.
 
-Run by a launcher or by hand: `python -m fullft_assets.workloads.prediction --job URI`. With a snapshot and earlier drift reports among its inputs, it
-writes the window's `drift_report`, too, which then takes no process of its own; and all of it for the windows of a backlog after the job's own one.
+Run by a launcher or by hand: `python -m fullft_assets.workloads.prediction --job URI`. With a snapshot and
+earlier drift reports among its inputs, it writes the window's `drift_report`, too, which then takes no
+process of its own; and all of it for the windows of a backlog after the job's own one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from fullft_assets.base_model import with_rights
+from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.monitoring.predictions import (
@@ -24,16 +26,18 @@ from fullft_assets.monitoring.predictions import (
 )
 from fullft_assets.store import Store
 from fullft_assets.task import task_of
-from fullft_assets.training.metadata import CheckpointMetadata
 from fullft_assets.workloads.backlog import Write, work_through
 from fullft_assets.workloads.entry import run_workload
 
-#: Documents whose tokens are in memory at the same time: those of licences took 13 times as much as their texts.
+#: Documents whose tokens are in memory at the same time: those of licences took 13 times as much as their
+#: texts.
 BLOCK_DOCUMENTS = 10_000
 
 
 def work(job: Job, store: Store, progress: Progress) -> None:
-    """Write the predictions of one window, and of the windows behind it; with a snapshot also their drift reports."""
+    """Write the predictions of one window, and of the windows behind it; with a snapshot also their drift
+    reports.
+    """
     writers: dict[str, Write] = {"batch_predictions": write_window}
     if "training_snapshot" in job.inputs:
         from fullft_assets.workloads.monitoring import write_report
@@ -48,7 +52,8 @@ def write_window(job: Job, store: Store, progress: Progress) -> None:
 
     inputs = job.load_inputs(store)
     table = pq.read_table(
-        store.folder(inputs["production_documents"]) / "documents.parquet", columns=["source", "row", "id", "text"]
+        store.folder(inputs["production_documents"]) / "documents.parquet",
+        columns=["source", "row", "id", "text"],
     ).to_pylist()
     documents = [Document(**row) for row in table if row["text"] and row["text"].strip()]
     progress.say(f"{len(documents):,} documents with a text, of {len(table):,}")
@@ -61,7 +66,9 @@ def write_window(job: Job, store: Store, progress: Progress) -> None:
     def predicted() -> Iterator[dict[str, Any]]:
         task, done = task_of(job.settings.examples), 0
         while texts := [document.text for document in documents[done : done + BLOCK_DOCUMENTS]]:
-            for prediction in task.predict(model, job.settings, labels, texts, job.settings.monitoring.max_new_tokens):
+            for prediction in task.predict(
+                model, job.settings, labels, texts, job.settings.monitoring.max_new_tokens
+            ):
                 done += 1
                 progress.raise_if_stopped()
                 progress.step(done, len(documents))
@@ -69,7 +76,9 @@ def write_window(job: Job, store: Store, progress: Progress) -> None:
                     probabilities.append(prediction["probability"])
                 yield prediction
 
-    with store.create(job.case, job.stage, job.key, version=PREDICTIONS_VERSION, seed=job.settings.seed) as draft:
+    with store.create(
+        job.case, job.stage, job.key, version=PREDICTIONS_VERSION, seed=job.settings.seed
+    ) as draft:
         began = time.perf_counter()
         write_predictions(draft.path / PREDICTIONS, documents, predicted())
         seconds = time.perf_counter() - began
@@ -82,7 +91,9 @@ def write_window(job: Job, store: Store, progress: Progress) -> None:
                 num_without_text=len(table) - len(documents),
                 estimated_accuracy=fmean(probabilities) if probabilities else None,
                 rows_per_second=len(documents) / seconds if documents else None,
-                characters_per_second=sum(len(document.text) for document in documents) / seconds if documents else None,
+                characters_per_second=sum(len(document.text) for document in documents) / seconds
+                if documents
+                else None,
             ).as_dict(),
         )
 

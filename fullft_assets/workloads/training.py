@@ -11,14 +11,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from fullft_assets import training
+from fullft_assets import checkpoint as checkpoint_key
 from fullft_assets.base_model import BaseModelHeader, copy_code, find_base_model, read_header, weights_digest
+from fullft_assets.checkpoint import lineage
+from fullft_assets.checkpoint.metadata import CheckpointMetadata, RecordedIncident
 from fullft_assets.chunks import save_tokenizer
-from fullft_assets.engine import spot
-from fullft_assets.engine.checkpoints import STEP_LOG, claim, library_versions, room_needed
-from fullft_assets.engine.finetuning import Fit, exclusive, fine_tune
-from fullft_assets.engine.stored_checkpoints import stored_checkpoints
-from fullft_assets.engine.trackers import EVENT_FILES
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.jobs.ranks import is_first_local_rank, is_first_rank, num_ranks
@@ -27,8 +24,11 @@ from fullft_assets.models.inference import claim_device
 from fullft_assets.snapshot import label_names
 from fullft_assets.store import Manifest, Store, checkpoints_ref, digest
 from fullft_assets.tasks.opening import open_recipe
-from fullft_assets.training import lineage
-from fullft_assets.training.metadata import CheckpointMetadata, RecordedIncident
+from fullft_assets.training import spot
+from fullft_assets.training.checkpoints import STEP_LOG, claim, library_versions, room_needed
+from fullft_assets.training.finetuning import Fit, exclusive, fine_tune
+from fullft_assets.training.stored_checkpoints import stored_checkpoints
+from fullft_assets.training.trackers import EVENT_FILES
 from fullft_assets.workloads.entry import run_workload
 
 
@@ -78,7 +78,8 @@ def work(job: Job, store: Store, progress: Progress) -> None:
 
 
 def _remove_finished(job: Job, store: Store) -> None:
-    """Remove the checkpoints of trainings whose model is in the store: a process that was killed then has not done so itself.
+    """Remove the checkpoints of trainings whose model is in the store: a process that was killed then has not
+    done so itself.
 
     Other hosts of a training leave their copies, which nobody needs any more.
     """
@@ -91,27 +92,37 @@ def _remove_finished(job: Job, store: Store) -> None:
 
 
 def _write(
-    job: Job, store: Store, inputs: dict[str, Manifest], header: BaseModelHeader, folder: Path, fit: Fit, facts: dict[str, Any]
+    job: Job,
+    store: Store,
+    inputs: dict[str, Manifest],
+    header: BaseModelHeader,
+    folder: Path,
+    fit: Fit,
+    facts: dict[str, Any],
 ) -> Manifest:
     settings = job.settings
     base_model = find_base_model(settings, Path(job.project_root))
-    with store.create(job.case, job.stage, job.key, version=training.VERSION, seed=settings.seed) as draft:
+    with store.create(
+        job.case, job.stage, job.key, version=checkpoint_key.VERSION, seed=settings.seed
+    ) as draft:
         pooled.save(fit.model, draft.path / "model", settings.chunks.max_tokens)
         save_tokenizer(base_model, settings.chunks.added_tokens, draft.path / "model")
         copy_code(base_model, draft.path / "model")
         (draft.path / "logs").mkdir()
-        shutil.copy(folder / STEP_LOG, draft.path / training.STEP_LOG)
+        shutil.copy(folder / STEP_LOG, draft.path / checkpoint_key.STEP_LOG)
         if (folder / EVENT_FILES).is_dir():
             shutil.copytree(folder / EVENT_FILES, draft.path / "logs" / EVENT_FILES)
         return draft.commit(
-            settings=training.key_settings(settings),
+            settings=checkpoint_key.key_settings(settings),
             inputs={name: manifest.content_digest for name, manifest in inputs.items()},
             metadata=_metadata(job, inputs, header, fit, facts).as_dict(),
-            checks=training.checks(fit.history, fit.scores),
+            checks=checkpoint_key.checks(fit.history, fit.scores),
         )
 
 
-def _metadata(job: Job, inputs: dict[str, Manifest], header: BaseModelHeader, fit: Fit, facts: dict[str, Any]) -> CheckpointMetadata:
+def _metadata(
+    job: Job, inputs: dict[str, Manifest], header: BaseModelHeader, fit: Fit, facts: dict[str, Any]
+) -> CheckpointMetadata:
     settings, start, snapshot = job.settings, inputs.get("champion"), inputs["training_snapshot"]
     return CheckpointMetadata(
         base_model=settings.base_model,
@@ -132,10 +143,13 @@ def _metadata(job: Job, inputs: dict[str, Manifest], header: BaseModelHeader, fi
         resumed_from_step=fit.resumed_from_step,
         peak_memory_gib=fit.peak_memory_bytes / 2**30,
         micro_batch_size=fit.micro_batch_size,
-        incidents=[RecordedIncident(event=i.kind, step=i.step, continued_from_step=i.to_step, reason=i.reason) for i in fit.incidents],
+        incidents=[
+            RecordedIncident(event=i.kind, step=i.step, continued_from_step=i.to_step, reason=i.reason)
+            for i in fit.incidents
+        ],
         num_warnings=sum(line.get("action") == "warn" for line in fit.history),
         precision=precision.of(settings.training),
-        general_before=training.score_before(fit.history),
+        general_before=checkpoint_key.score_before(fit.history),
         general_loss=fit.scores.get("general_loss"),
         general_distance=fit.scores.get("general_distance"),
         general_rise=fit.scores.get("general_rise"),

@@ -14,9 +14,13 @@ from fullft_assets.settings import LauncherSettings
 @dg.asset(pool="gpu")
 def held(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     """Launch the probe."""
-    driver = LaunchDriver(lambda _: LocalLauncher(LauncherSettings(grace_seconds=20)), package="probe_workloads")
+    driver = LaunchDriver(
+        lambda _: LocalLauncher(LauncherSettings(grace_seconds=20)), package="probe_workloads"
+    )
     driver.run(context, "probe", *probe_job(Path(os.environ["PROBE_FOLDER"]), os.environ["PROBE_STAGE"]))
     return dg.MaterializeResult()
 
 
-defs = dg.Definitions(assets=[held], jobs=[dg.define_asset_job("probe_model", ["held"], executor_def=dg.in_process_executor)])
+defs = dg.Definitions(
+    assets=[held], jobs=[dg.define_asset_job("probe_model", ["held"], executor_def=dg.in_process_executor)]
+)

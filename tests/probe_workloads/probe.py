@@ -40,7 +40,11 @@ def prints(job: Job, store: Store, progress: Progress) -> None:
 def looks(job: Job, store: Store, progress: Progress) -> None:
     """Write down where the job's relative paths start, and a variable of the environment."""
     with store.create(job.case, job.stage, job.key, version="1", seed=0) as draft:
-        draft.commit(settings={}, inputs={}, metadata={"root": job.project_root, "variable": os.environ.get("PROBE_VARIABLE")})
+        draft.commit(
+            settings={},
+            inputs={},
+            metadata={"root": job.project_root, "variable": os.environ.get("PROBE_VARIABLE")},
+        )
 
 
 def reads(job: Job, store: Store, progress: Progress) -> None:
@@ -90,7 +94,9 @@ def runs_out_of_memory(job: Job, store: Store, progress: Progress) -> None:
 
 
 def works(job: Job, store: Store, progress: Progress) -> None:
-    """Work until asked to stop, then take a second for a checkpoint; a process in its own session works along."""
+    """Work until asked to stop, then take a second for a checkpoint; a process in its own session works
+    along.
+    """
     folder = Path(job.project_root)
     rank = os.environ.get("RANK", "0")
     helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], start_new_session=True)

@@ -41,12 +41,16 @@ class CloudWatchSettings(ChannelSettings):
     """The namespace of the metrics."""
 
     namespace: str = Field(
-        default="fullft_assets", pattern=r"^[A-Za-z0-9_./#:-]+$", max_length=255, description="Namespace of the metrics."
+        default="fullft_assets",
+        pattern=r"^[A-Za-z0-9_./#:-]+$",
+        max_length=255,
+        description="Namespace of the metrics.",
     )
 
 
 class CloudWatch:
-    """Counts each alert in the metric `Alerts` twice: with the dimensions UseCase and Event, and with Event alone.
+    """Counts each alert in the metric `Alerts` twice: with the dimensions UseCase and Event, and with Event
+    alone.
 
     An alarm watches the values of one set of dimensions, and is to be there before the use cases are.
     """
@@ -59,7 +63,10 @@ class CloudWatch:
 
     def send(self, alert: Alert) -> None:
         """Count an alert."""
-        event, use_case = {"Name": "Event", "Value": alert.event}, {"Name": "UseCase", "Value": alert.use_case}
+        event, use_case = (
+            {"Name": "Event", "Value": alert.event},
+            {"Name": "UseCase", "Value": alert.use_case},
+        )
         count = {"MetricName": "Alerts", "Timestamp": datetime.now(UTC), "Value": 1, "Unit": "Count"}
         data = [{**count, "Dimensions": dimensions} for dimensions in ([use_case, event], [event])]
         _call("cloudwatch", "put_metric_data", Namespace=self.settings.namespace, MetricData=data)

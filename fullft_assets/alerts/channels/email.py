@@ -22,7 +22,9 @@ class EmailSettings(ChannelSettings):
 
     host: str = Field(description="Name of the SMTP server.")
     port: int = Field(default=587, ge=1, le=65_535, description="Port of the SMTP server.")
-    security: Literal["starttls", "tls", "none"] = Field(default="starttls", description="How the connection is encrypted.")
+    security: Literal["starttls", "tls", "none"] = Field(
+        default="starttls", description="How the connection is encrypted."
+    )
     sender: str = Field(pattern=r"^[^@\s]+@[^@\s]+$", description="Address that alerts come from.")
     to: list[str] = Field(min_length=1, description="Addresses that alerts go to.")
     username: str | None = Field(default=None, description="Name to log in with. Default: no login.")
@@ -59,7 +61,9 @@ class Email:
                 if settings.security == "starttls":
                     server.starttls(context=trusted)
                 if settings.username is not None:
-                    server.login(settings.username, read_secret(settings.password) if settings.password else "")
+                    server.login(
+                        settings.username, read_secret(settings.password) if settings.password else ""
+                    )
                 server.send_message(message)
         except ssl.SSLCertVerificationError as error:
             raise AlertError(

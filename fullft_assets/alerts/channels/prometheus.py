@@ -21,7 +21,10 @@ _HEADER = f"# HELP {_METRIC} Alerts sent.\n# TYPE {_METRIC} counter\n"
 class PrometheusSettings(ChannelSettings):
     """The file that is read."""
 
-    path: str = Field(pattern=r"\.prom$", description="File in the collector's folder, such as /var/lib/node_exporter/fullft.prom.")
+    path: str = Field(
+        pattern=r"\.prom$",
+        description="File in the collector's folder, such as /var/lib/node_exporter/fullft.prom.",
+    )
 
 
 class Prometheus:
@@ -40,7 +43,10 @@ class Prometheus:
             counts = {(use_case, event): int(count) for use_case, event, count in found}
             key = (alert.use_case, alert.event)
             counts[key] = counts.get(key, 0) + 1
-            text = "".join(f'{_METRIC}{{use_case="{case}",event="{event}"}} {count}\n' for (case, event), count in sorted(counts.items()))
+            text = "".join(
+                f'{_METRIC}{{use_case="{case}",event="{event}"}} {count}\n'
+                for (case, event), count in sorted(counts.items())
+            )
             replace_synced(self.path, (_HEADER + text).encode())
         except OSError as error:
             raise AlertError(f"{self.path} cannot be written ({error.strerror})") from error

@@ -22,7 +22,9 @@ class WebhookSettings(ChannelSettings):
     """Where to post, and in which form."""
 
     url: SecretReference = Field(
-        description="Where the address is, which lets anybody post: `env:NAME` or `secret:ID` (AWS Secrets Manager)."
+        description=(
+            "Where the address is, which lets anybody post: `env:NAME` or `secret:ID` (AWS Secrets Manager)."
+        )
     )
     style: Literal["json", "slack", "teams"] = Field(default="json", description="Form of the body.")
     timeout_seconds: Float = Field(default=10.0, gt=0, le=30, description="Longest wait for an answer.")
@@ -56,12 +58,18 @@ def _body(alert: Alert, style: str) -> dict[str, Any]:
         return {"text": alert.text}
     if style == "teams":
         block = {"type": "TextBlock", "wrap": True}
-        facts = [block | {"text": alert.subject, "weight": "Bolder"}, block | {"text": f"Next: {alert.action}"}]
+        facts = [
+            block | {"text": alert.subject, "weight": "Bolder"},
+            block | {"text": f"Next: {alert.action}"},
+        ]
         card = {
             "type": "AdaptiveCard",
             "version": "1.4",
             "body": facts,
             "actions": [{"type": "Action.OpenUrl", "title": "Open", "url": alert.url}],
         }
-        return {"type": "message", "attachments": [{"contentType": "application/vnd.microsoft.card.adaptive", "content": card}]}
+        return {
+            "type": "message",
+            "attachments": [{"contentType": "application/vnd.microsoft.card.adaptive", "content": card}],
+        }
     return asdict(alert)

@@ -1,7 +1,7 @@
 """formats: a delivered file -> (row number, record or problem) -> rows, one module a format.
 
-A new format is one module with a `Format` (see `protocol`) and one line in `registered`; another package registers its own
-through an entry point:
+A new format is one module with a `Format` (see `protocol`) and one line in `registered`; another package
+registers its own through an entry point:
 
     [project.entry-points."fullft_assets.formats"]
     docx = "their_package.docx:FORMAT"

@@ -1,7 +1,7 @@
 """ZIP: the members that a folder would be read for, each by its ending.
 
-A member that cannot be read is one quarantined row, and the others are read. No member is unpacked under its own name, so no name leads
-anywhere else.
+A member that cannot be read is one quarantined row, and the others are read. No member is unpacked under its
+own name, so no name leads anywhere else.
 """
 
 from __future__ import annotations
@@ -32,16 +32,23 @@ _ARCHIVES = (".zip", ".jar", ".7z", ".rar", ".tar", ".tgz")
 def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     """Yield (number in the archive, record or problem) of each row of each member, in the archive's order.
 
-    A record without an id is named ARCHIVE/MEMBER:ROW. The first record of all decides what records mean (see `Format.looks_like`).
+    A record without an id is named ARCHIVE/MEMBER:ROW. The first record of all decides what records mean (see
+    `Format.looks_like`).
 
     Raises:
-        Unreadable: the archive is damaged, encrypted or too large, has an archive in it, or a name that leads out of it.
+        Unreadable: the archive is damaged, encrypted or too large, has an archive in it, or a name that leads
+            out of it.
     """
     id_field = dict(reading.wanted.names).get("id", "id")
     number = 0
-    with archive_of(file.path, "ZIP archive") as archive, tempfile.TemporaryDirectory(prefix="fullft-") as folder:
+    with (
+        archive_of(file.path, "ZIP archive") as archive,
+        tempfile.TemporaryDirectory(prefix="fullft-") as folder,
+    ):
         numbered = enumerate(archive.infolist(), start=1)
-        members = {at: member for at, member in numbered if not member.is_dir() and not is_ignored(_checked(member))}
+        members = {
+            at: member for at, member in numbered if not member.is_dir() and not is_ignored(_checked(member))
+        }
         if any(ending_of(member.filename) in _ARCHIVES for member in members.values()):
             raise Unreadable("has an archive in it; unpack it and deliver its files")
         for member_number, member in members.items():
@@ -52,7 +59,12 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
                     # By its number: a problem is shown where no file is named.
                     yield number, f"member {member_number}{f', row {at}' if at else ''}: {record}"
                 else:
-                    yield number, record if record.get(id_field) not in (None, "") else {**record, id_field: f"{name}:{at}"}
+                    yield (
+                        number,
+                        record
+                        if record.get(id_field) not in (None, "")
+                        else {**record, id_field: f"{name}:{at}"},
+                    )
 
 
 def _checked(member: zipfile.ZipInfo) -> str:
@@ -62,7 +74,12 @@ def _checked(member: zipfile.ZipInfo) -> str:
         Unreadable: it leads out of the archive.
     """
     path = PurePosixPath(member.filename.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or stat.S_ISLNK(member.external_attr >> 16):
+    if (
+        path.is_absolute()
+        or ".." in path.parts
+        or ":" in path.parts[0]
+        or stat.S_ISLNK(member.external_attr >> 16)
+    ):
         raise Unreadable("has a link, or a member whose name leads out of the archive")
     return member.filename
 
@@ -71,7 +88,9 @@ def _shown(member: zipfile.ZipInfo) -> str:
     return member.filename.encode("utf-8", "replace").decode().replace("\n", " ")
 
 
-def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: Delivered, reading: Reading) -> list[tuple[int, Record]]:
+def _member(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: Delivered, reading: Reading
+) -> list[tuple[int, Record]]:
     """Return the numbered records of a member; row 0 says why it cannot be read."""
     from fullft_assets.documents.formats.registered import format_of, is_readable
 
@@ -89,7 +108,10 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: Delivered, 
         if not format_.is_text:
             return list(_going_on(read(file, inner), reading))
         found, _ = encodings.read_text(
-            file, reading.documents.encoding, format_.declared_encoding, lambda text: list(_going_on(read(text, inner), reading))
+            file,
+            reading.documents.encoding,
+            format_.declared_encoding,
+            lambda text: list(_going_on(read(text, inner), reading)),
         )
         return found
     except Unreadable as error:

@@ -1,8 +1,9 @@
 """Exports of Argilla: records of 2.x (nested or flat), feedback records and records of 1.x.
 
-The label's field is the question's name (in records of 1.x, whose `annotation` has no name, any). Responses that were
-discarded or are drafts are excluded; suggestions and predictions are a machine's, and no annotations.
-(https://docs.argilla.io, `Record.to_dict`; https://docs.v1.argilla.io, `TextClassificationRecord`)
+The label's field is the question's name (in records of 1.x, whose `annotation` has no name, any). Responses
+that were discarded or are drafts are excluded; suggestions and predictions are a machine's, and no
+annotations. (https://docs.argilla.io, `Record.to_dict`; https://docs.v1.argilla.io,
+`TextClassificationRecord`)
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def _row_of(record: dict[str, Any], wanted: Wanted) -> Row:
         return row_of(fields, wanted)
     row = row_of(fields, replace(wanted, label=None))
     try:
-        add_answers(row, _answers(record, wanted.label, wanted.target), wanted.label, wanted.target, wanted.missing)
+        add_answers(
+            row, _answers(record, wanted.label, wanted.target), wanted.label, wanted.target, wanted.missing
+        )
     except Malformed as error:
         add_problem(row, str(error))
     return row
@@ -47,7 +50,11 @@ def _row_of(record: dict[str, Any], wanted: Wanted) -> Row:
 def _fields(record: dict[str, Any]) -> dict[str, Any]:
     """Return a record's fields and metadata side by side; a field wins over metadata of its name."""
     nested = [record.get(name) for name in ("metadata", "inputs", "fields")]
-    fields = {name: value for name, value in record.items() if name not in ("fields", "inputs", "annotation", "responses", "suggestions")}
+    fields = {
+        name: value
+        for name, value in record.items()
+        if name not in ("fields", "inputs", "annotation", "responses", "suggestions")
+    }
     for part in nested:
         fields |= part if isinstance(part, dict) else {}
     if fields.get("id") is None and record.get("external_id") is not None:
@@ -78,7 +85,11 @@ def _responses(values: Any, question: str) -> list[Answer]:
         return []
     if not isinstance(values, list) or not all(isinstance(each, dict) for each in values):
         raise Malformed(f"the responses to `{question}` are not a list of objects")
-    return [Answer(_text(each.get("user_id")), each.get("value"), _text(each.get("updated_at"))) for each in values if _is_submitted(each)]
+    return [
+        Answer(_text(each.get("user_id")), each.get("value"), _text(each.get("updated_at")))
+        for each in values
+        if _is_submitted(each)
+    ]
 
 
 def _by_user(responses: list[Any], question: str) -> list[Answer]:
@@ -90,7 +101,9 @@ def _by_user(responses: list[Any], question: str) -> list[Answer]:
         values = response.get("values")
         answer = values.get(question) if isinstance(values, dict) else None
         if _is_submitted(response) and isinstance(answer, dict):
-            answers.append(Answer(_text(response.get("user_id")), answer.get("value"), _text(response.get("updated_at"))))
+            answers.append(
+                Answer(_text(response.get("user_id")), answer.get("value"), _text(response.get("updated_at")))
+            )
     return answers
 
 
@@ -100,12 +113,19 @@ def _flat(record: dict[str, Any], question: str) -> list[Answer]:
     if values is None:
         return []
     unknown = [None] * len(values) if isinstance(values, list) else None
-    columns = [values, *(record.get(f"{question}.responses.{name}") or unknown for name in ("users", "status"))]
+    columns = [
+        values,
+        *(record.get(f"{question}.responses.{name}") or unknown for name in ("users", "status")),
+    ]
     lists = [each for each in columns if isinstance(each, list)]
     if len(lists) < len(columns) or len({len(each) for each in lists}) > 1:
-        raise Malformed(f"the responses to `{question}`, their users and their status are not lists of one length")
+        raise Malformed(
+            f"the responses to `{question}`, their users and their status are not lists of one length"
+        )
     together = zip(*lists, strict=True)
-    return [Answer(_text(user), value) for value, user, status in together if _is_submitted({"status": status})]
+    return [
+        Answer(_text(user), value) for value, user, status in together if _is_submitted({"status": status})
+    ]
 
 
 def _annotation(record: dict[str, Any], target: str) -> list[Answer]:

@@ -32,14 +32,18 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
         reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
         names = columnar.chosen(reader.schema, reading.fields)
         if reading.table_rows is not None:
-            yield from columnar.sampled(_parts(reader, names, num_rows(file.path)), reading.table_rows, reader.schema)
+            yield from columnar.sampled(
+                _parts(reader, names, num_rows(file.path)), reading.table_rows, reader.schema
+            )
             return
         yield from columnar.records(_chosen(_batches(reader), names), reader.schema)
         if not is_file and source.tell() != source.size():
             raise Unreadable("not a complete Arrow file (an end mark before its end)")
 
 
-def _parts(reader: pa.RecordBatchFileReader | pa.RecordBatchStreamReader, names: list[str], total: int) -> list[columnar.Part]:
+def _parts(
+    reader: pa.RecordBatchFileReader | pa.RecordBatchStreamReader, names: list[str], total: int
+) -> list[columnar.Part]:
     """Return the record batches of a file with a footer, which are read alone; a stream is one part."""
     import pyarrow as pa
 
@@ -49,7 +53,12 @@ def _parts(reader: pa.RecordBatchFileReader | pa.RecordBatchStreamReader, names:
     for number in range(reader.num_record_batches):
         batch = reader.get_batch(number)
         parts.append(
-            columnar.Part(before, len(batch), batch.nbytes, lambda number=number: _chosen(iter([reader.get_batch(number)]), names))
+            columnar.Part(
+                before,
+                len(batch),
+                batch.nbytes,
+                lambda number=number: _chosen(iter([reader.get_batch(number)]), names),
+            )
         )
         before += len(batch)
     return parts
@@ -72,7 +81,10 @@ def num_rows(path: Path) -> int:
 
     is_file = _is_file_format(path)
     with columnar.reading("Arrow"), pa.memory_map(str(path)) as source:
-        return sum(batch.num_rows for batch in _batches(pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)))
+        return sum(
+            batch.num_rows
+            for batch in _batches(pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source))
+        )
 
 
 def _batches(reader: pa.RecordBatchFileReader | pa.RecordBatchStreamReader) -> Iterator[pa.RecordBatch]:

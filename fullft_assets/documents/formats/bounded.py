@@ -1,4 +1,6 @@
-"""Bounds of reading: time, memory and unpacked size. Files of formats that are not streamed are read by a process of its own."""
+"""Bounds of reading: time, memory and unpacked size. Files of formats that are not streamed are read by a
+process of its own.
+"""
 
 from __future__ import annotations
 
@@ -33,25 +35,33 @@ def records(format_: Format, file: Delivered, reading: Reading) -> Iterator[tupl
     assert format_.records is not None, "an export names formats that have records"
     if format_.is_streamed:
         return format_.records(file, reading)
-    return reading.shared(ReaderProcess).records(format_.records, file, reading, format_.seconds(reading.documents))
+    return reading.shared(ReaderProcess).records(
+        format_.records, file, reading, format_.seconds(reading.documents)
+    )
 
 
 class ReaderProcess:
-    """A process that reads files one after the other, started at the first and used for all of a batch, and by the next batch."""
+    """A process that reads files one after the other, started at the first and used for all of a batch, and
+    by the next batch.
+    """
 
-    #: Processes without work, by the process that started them: starting one takes as long as reading hundreds of pages.
+    #: Processes without work, by the process that started them: starting one takes as long as reading
+    #: hundreds of pages.
     _idle: ClassVar[list[tuple[int, subprocess.Popen[bytes]]]] = []
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        #: Folder of the request that is being answered, and the longest time for one of its records and for all of it.
+        #: Folder of the request that is being answered, and the longest time for one of its records and for
+        #: all of it.
         self._busy_in: str | None = None
         self._seconds = (STEP_SECONDS, FILE_SECONDS)
 
     def __enter__(self) -> ReaderProcess:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._process is not None and self._busy_in is None and not self._idle:
             self._idle.append((os.getpid(), self._process))
             self._process = None
@@ -70,7 +80,8 @@ class ReaderProcess:
             seconds: the longest time for one record, and for all of the file.
 
         Raises:
-            Unreadable: `read` raises it or anything unexpected, or takes more time, memory or bytes than it may.
+            Unreadable: `read` raises it or anything unexpected, or takes more time, memory or bytes than it
+                may.
             UnicodeError: the text is in another encoding.
             OSError: the system says so.
         SettingsError: the extra that reads the file is not installed.
@@ -80,7 +91,8 @@ class ReaderProcess:
         self._seconds = seconds
         limits = (*seconds, MAX_MEMORY_BYTES)
         known = partial(_reading, replace(reading, fetch=_not_here, shared=_not_here, advance=_not_here))
-        # The process may be killed, and what it unpacked has words of documents: its folder is made and removed here.
+        # The process may be killed, and what it unpacked has words of documents: its folder is made and
+        # removed here.
         with tempfile.TemporaryDirectory(prefix="fullft-", ignore_cleanup_errors=True) as folder:
             try:
                 answers = self._ask(pickle.dumps((limits, folder, read, file, known)))
@@ -133,7 +145,10 @@ class ReaderProcess:
         if process.returncode == -signal.SIGALRM:
             step, whole = self._seconds
             raise Unreadable(f"takes longer than {step:.0f} s a record or page, or {whole:.0f} s in all")
-        raise Unreadable(f"its reader ended with exit code {process.returncode}; the file is damaged, or takes too much memory")
+        raise Unreadable(
+            f"its reader ended with exit code {process.returncode}; the file is damaged, or takes too much"
+            " memory"
+        )
 
     def _stop(self) -> None:
         if self._process is not None:
@@ -143,9 +158,15 @@ class ReaderProcess:
 
 
 def _started() -> subprocess.Popen[bytes]:
-    # By its path: what it needs of the package, the request imports. It ends with this process, as its stdin does.
+    # By its path: what it needs of the package, the request imports. It ends with this process, as its stdin
+    # does.
     worker = Path(__file__).with_name("bounded_worker.py")
-    return subprocess.Popen([sys.executable, "-P", str(worker)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "-P", str(worker)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def _reading(reading: Reading, shared: Shared, advance: Callable[[], None]) -> Reading:

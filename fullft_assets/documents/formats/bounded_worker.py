@@ -1,9 +1,11 @@
-"""Process that reads files of any format but the streamed ones, for `bounded`: one request after the other until stdin ends.
+"""Process that reads files of any format but the streamed ones, for `bounded`: one request after the other
+until stdin ends.
 
-A file may be made (or damaged) so that reading it never ends or takes all memory. Here that ends this process alone: an
-alarm and a limit of the address space see to it, whatever the parser is doing.
+A file may be made (or damaged) so that reading it never ends or takes all memory. Here that ends this process
+alone: an alarm and a limit of the address space see to it, whatever the parser is doing.
 
-It is started by its path and imports nothing of the package by itself: a request names the function that reads.
+It is started by its path and imports nothing of the package by itself: a request names the function that
+reads.
 """
 
 from __future__ import annotations
@@ -69,7 +71,9 @@ class Alarm:
 
     def restart(self) -> None:
         """Begin the next step."""
-        signal.setitimer(signal.ITIMER_REAL, max(0.001, min(self._step_seconds, self._end - time.monotonic())))
+        signal.setitimer(
+            signal.ITIMER_REAL, max(0.001, min(self._step_seconds, self._end - time.monotonic()))
+        )
 
     def stop(self) -> None:
         """Give all the time there is."""
@@ -94,7 +98,9 @@ def _together(records: Iterator[Any], alarm: Alarm) -> Iterator[list[Any]]:
         together.append(numbered)
         record = numbered[1]
         if isinstance(record, dict):
-            characters += sum(len(value) for value in record.values() if isinstance(value, str | bytes | list))
+            characters += sum(
+                len(value) for value in record.values() if isinstance(value, str | bytes | list)
+            )
         if len(together) >= _MESSAGE_RECORDS or characters >= _MESSAGE_CHARACTERS:
             yield together
             together, characters = [], 0
@@ -103,7 +109,9 @@ def _together(records: Iterator[Any], alarm: Alarm) -> Iterator[list[Any]]:
 
 
 def _failure(error: Exception) -> tuple[Any, ...]:
-    """Return what is sent to the other process about an error; the message of an unexpected one may contain text and is dropped."""
+    """Return what is sent to the other process about an error; the message of an unexpected one may contain
+    text and is dropped.
+    """
     if type(error).__name__ == "Unreadable":
         return ("unreadable", str(error))
     if isinstance(error, UnicodeError):

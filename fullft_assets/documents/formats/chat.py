@@ -1,7 +1,9 @@
 """Chat and instruction data -> messages of the roles system, user, assistant and tool.
 
-Forms: `messages` (OpenAI), `conversations` with from and value (ShareGPT), instruction with output or response and perhaps
-input (Alpaca) or context (Dolly), prompt with completion or response, question with answer or response, as texts or as lists of messages.
+Forms: `messages` (OpenAI), `conversations` with from and value (ShareGPT), instruction with output or
+    response and perhaps
+input (Alpaca) or context (Dolly), prompt with completion or response, question with answer or response, as
+texts or as lists of messages.
 """
 
 from __future__ import annotations
@@ -15,20 +17,30 @@ Message = dict[str, str]
 _ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "bing", "bard", "claude", "function_call"), "assistant"),
+    **dict.fromkeys(
+        ("assistant", "gpt", "chatgpt", "bot", "model", "bing", "bard", "claude", "function_call"),
+        "assistant",
+    ),
     **dict.fromkeys(("tool", "function", "observation", "function_response", "tool_response"), "tool"),
 }
 _LISTS = ("messages", "conversations", "conversation")
 _QUESTIONS = ("instruction", "prompt", "question")
-_ANSWERS = {"instruction": ("output", "response"), "prompt": ("completion", "response"), "question": ("answer", "response")}
+_ANSWERS = {
+    "instruction": ("output", "response"),
+    "prompt": ("completion", "response"),
+    "question": ("answer", "response"),
+}
 #: What an instruction or a question is about; it follows it.
 _SUBJECTS = ("input", "context")
-#: What cannot be trained yet. Without it another conversation would be trained: an empty answer instead of a tool call.
+#: What cannot be trained yet. Without it another conversation would be trained: an empty answer instead of a
+#: tool call.
 _TOOLS = ("tools", "functions")
 _UNTRAINED = {
     **dict.fromkeys(("tool_calls", "function_call"), "a tool call"),
     **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "reasoning apart from the content"),
-    **dict.fromkeys(("weight", "train", "training", "trainable", "train_detail", "loss"), "a weight of its own"),
+    **dict.fromkeys(
+        ("weight", "train", "training", "trainable", "train_detail", "loss"), "a weight of its own"
+    ),
 }
 #: Every field that may be read of a record.
 _ANSWER_FIELDS = dict.fromkeys(name for names in _ANSWERS.values() for name in names)
@@ -80,12 +92,17 @@ def _with_system(record: dict[str, Any], messages: list[Message]) -> list[Messag
 
 def _history(record: dict[str, Any]) -> list[Message]:
     history = record.get("history") or []
-    if not isinstance(history, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in history):
+    if not isinstance(history, list) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 for pair in history
+    ):
         raise Malformed("field `history` is not a list of [question, answer]")
     turns = []
     for number, (asked, answered) in enumerate(history, start=1):
         place = f"turn {number} of field `history`"
-        turns += [{"role": "user", "content": _text(asked, place)}, {"role": "assistant", "content": _text(answered, place)}]
+        turns += [
+            {"role": "user", "content": _text(asked, place)},
+            {"role": "assistant", "content": _text(answered, place)},
+        ]
     return turns
 
 
@@ -117,7 +134,9 @@ def _is_empty(value: Any) -> bool:
 
 
 def _text(content: Any, place: str) -> str:
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" for part in content
+    ):
         content = "".join(part["text"] if isinstance(part.get("text"), str) else "" for part in content)
     if not isinstance(content, str):
         raise Malformed(f"{place} is not text")

@@ -1,4 +1,6 @@
-"""Record batches of Arrow -> records; what `datasets` keeps as a number with a class name is read as the name."""
+"""Record batches of Arrow -> records; what `datasets` keeps as a number with a class name is read as the
+name.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +39,16 @@ def step_of(num_rows: int, table_rows: int | None) -> int:
 
 
 def sampled(parts: Sequence[Part], table_rows: int, schema: pa.Schema) -> Iterator[tuple[int, Record]]:
-    """Yield (row number, record) of about so many rows, from evenly spaced parts of a table; each part is read up to a limit of bytes."""
+    """Yield (row number, record) of about so many rows, from evenly spaced parts of a table; each part is
+    read up to a limit of bytes.
+    """
     count = min(len(parts), _SAMPLED_PARTS)
     chosen_parts = [parts[len(parts) * number // count] for number in range(count)]
     limit = _SAMPLED_BYTES / max(1, count)
-    step = step_of(sum(math.ceil(part.num_rows * min(1.0, limit / max(1, part.bytes))) for part in chosen_parts), table_rows)
+    step = step_of(
+        sum(math.ceil(part.num_rows * min(1.0, limit / max(1, part.bytes))) for part in chosen_parts),
+        table_rows,
+    )
     for part in chosen_parts:
         yield from records(_within(part.batches(), limit), schema, step, part.before)
 
@@ -54,7 +61,9 @@ def _within(batches: Iterable[pa.RecordBatch], limit: float) -> Iterator[pa.Reco
             return
 
 
-def records(batches: Iterable[pa.RecordBatch], schema: pa.Schema, step: int = 1, before: int = 0) -> Iterator[tuple[int, Record]]:
+def records(
+    batches: Iterable[pa.RecordBatch], schema: pa.Schema, step: int = 1, before: int = 0
+) -> Iterator[tuple[int, Record]]:
     """Yield (row number, record) of each row of the batches, or of each `step`-th one.
 
     Args:
@@ -70,7 +79,9 @@ def records(batches: Iterable[pa.RecordBatch], schema: pa.Schema, step: int = 1,
             if not chosen_rows:  # pyarrow takes no empty list of rows
                 before += len(part)
                 continue
-            for at, record in zip(chosen_rows, (part if step == 1 else part.take(list(chosen_rows))).to_pylist(), strict=True):
+            for at, record in zip(
+                chosen_rows, (part if step == 1 else part.take(list(chosen_rows))).to_pylist(), strict=True
+            ):
                 for field in classes:
                     if field in record:
                         record[field] = _named(record[field], classes[field])
@@ -95,7 +106,9 @@ class Part:
 
 @contextmanager
 def reading(kind: str) -> Iterator[None]:
-    """Turn whatever pyarrow raises on a broken file into `Unreadable`; its message may contain the text and is dropped."""
+    """Turn whatever pyarrow raises on a broken file into `Unreadable`; its message may contain the text and
+    is dropped.
+    """
     import pyarrow as pa
 
     try:
@@ -116,7 +129,9 @@ def class_names(schema: pa.Schema) -> dict[str, list[str]]:
         return {}
     found = {}
     for name, feature in features.items() if isinstance(features, dict) else ():
-        while isinstance(feature, list | dict) and not (isinstance(feature, dict) and feature.get("_type") == "ClassLabel"):
+        while isinstance(feature, list | dict) and not (
+            isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        ):
             feature = (
                 feature[0]
                 if isinstance(feature, list) and len(feature) == 1

@@ -1,8 +1,8 @@
 """CSV: a header, then one record a row; fields in quotes may contain line ends.
 
-The delimiter is `documents.csv.delimiter`, the one in a line `sep=;` before the header, or a tab by the ending .tsv if the header has one or no
-other delimiter fits; else the one of comma, semicolon, tab and bar that is in the header outside of quotes and gives the first rows as many
-fields as the header.
+The delimiter is `documents.csv.delimiter`, the one in a line `sep=;` before the header, or a tab by the
+ending .tsv if the header has one or no other delimiter fits; else the one of comma, semicolon, tab and bar
+that is in the header outside of quotes and gives the first rows as many fields as the header.
 """
 
 from __future__ import annotations
@@ -30,21 +30,24 @@ _DELIMITERS = ",;\t|"
 _IN_QUOTES = re.compile(r'"(?:[^"]|"")*"')
 #: Lines after the header that its delimiter is tried on.
 _TRIED_LINES = 50
-#: Share of these lines that another delimiter must fit for a .tsv file whose header has no tab to be read by it.
+#: Share of these lines that another delimiter must fit for a .tsv file whose header has no tab to be read by
+#: it.
 _FITTING_SHARE = 0.9
 _LINE_END = re.compile(r"\r\n|\r|\n")
-#: Share of the lines inside of a field that have as many delimiters as a row, and of the values in them that are like those of their columns,
-#: from which on they are rows and the quote of the field counts as not closed.
+#: Share of the lines inside of a field that have as many delimiters as a row, and of the values in them that
+#: are like those of their columns, from which on they are rows and the quote of the field counts as not
+#: closed.
 _ROWS_SHARE = 0.8
-#: Number of such values, or of such lines where no column tells rows from prose, from which on this is certain. Below it, the row alone is excluded.
+#: Number of such values, or of such lines where no column tells rows from prose, from which on this is
+#: certain. Below it, the row alone is excluded.
 _CERTAIN_VALUES = 3
 _CERTAIN_LINES = 8
 #: First rows that the values of each column are learned from.
 _LEARNED_ROWS = 1_000
 _WORDS = re.compile(r"[^\W\d_]+")
 _DIGITS = re.compile(r"\d+")
-#: Share of values met once up to which the values (or their shapes) of a column count as known: about so much of it is still to come.
-#: (I. J. Good, The population frequencies of species, Biometrika 40, 1953)
+#: Share of values met once up to which the values (or their shapes) of a column count as known: about so much
+#: of it is still to come. (I. J. Good, The population frequencies of species, Biometrika 40, 1953)
 _UNKNOWN_SHARE = 0.1
 _PROSE = "a b"
 
@@ -61,12 +64,19 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     def columns() -> list[_Column]:
         # Rarely needed: a second look at the first rows, so that the others are read without one.
         with replace(file, head=None).lines(newline="") as text:
-            return _columns(fields for _, fields in islice(_rows(*_lines_and_delimiter(text, file.name, chosen), chosen), _LEARNED_ROWS))
+            return _columns(
+                fields
+                for _, fields in islice(
+                    _rows(*_lines_and_delimiter(text, file.name, chosen), chosen), _LEARNED_ROWS
+                )
+            )
 
     doubtful: dict[int, str] = {}
     with file.lines(newline="") as text:
         lines, delimiter = _lines_and_delimiter(text, file.name, chosen)
-        header, rows = below_header(_checked(_rows(lines, delimiter, chosen), delimiter, columns, doubtful), chosen.header)
+        header, rows = below_header(
+            _checked(_rows(lines, delimiter, chosen), delimiter, columns, doubtful), chosen.header
+        )
         if doubtful:
             raise Unreadable(next(iter(doubtful.values())))
         for number, fields in rows:
@@ -95,7 +105,10 @@ def _rows(lines: Iterator[str], delimiter: str, chosen: CsvSettings) -> Iterator
 
 
 def _checked(
-    rows: Iterable[tuple[int, list[str]]], delimiter: str, columns: Callable[[], list[_Column]], doubtful: dict[int, str]
+    rows: Iterable[tuple[int, list[str]]],
+    delimiter: str,
+    columns: Callable[[], list[_Column]],
+    doubtful: dict[int, str],
 ) -> Iterator[Numbered]:
     """Yield rows; before one that may have others in it, put its number and what is wrong into `doubtful`.
 
@@ -104,8 +117,13 @@ def _checked(
     """
     for start, fields in rows:
         for at, field in enumerate(fields):
-            if ("\n" in field or "\r" in field) and (is_certain := _has_rows(field, at, len(fields), delimiter, columns)) is not None:
-                what = f"a quoted field that begins in the row of line {start} {'has whole' if is_certain else 'seems to have'} rows in it"
+            if ("\n" in field or "\r" in field) and (
+                is_certain := _has_rows(field, at, len(fields), delimiter, columns)
+            ) is not None:
+                what = (
+                    f"a quoted field that begins in the row of line {start}"
+                    f" {'has whole' if is_certain else 'seems to have'} rows in it"
+                )
                 last = start + len(_LINE_END.findall("".join(fields)))
                 why = f"{what}, to line {last}: close the quote there, or set documents.csv.quoting to none"
                 if is_certain:
@@ -115,7 +133,9 @@ def _checked(
 
 
 class _Column:
-    """What the values of a column look like, where that tells them from prose: they recur, or their shapes do, or they are no words in a row."""
+    """What the values of a column look like, where that tells them from prose: they recur, or their shapes
+    do, or they are no words in a row.
+    """
 
     def __init__(self, values: Sequence[str]):
         for look in (str, _shape):
@@ -124,7 +144,10 @@ class _Column:
                 self._look, self._known = look, set(numbers)
                 return
         numbers = Counter(map(_kind, values))
-        self._look, self._known = _kind, {kind for kind, number in numbers.items() if number >= _UNKNOWN_SHARE * len(values)}
+        self._look, self._known = (
+            _kind,
+            {kind for kind, number in numbers.items() if number >= _UNKNOWN_SHARE * len(values)},
+        )
 
     def fits(self, value: str) -> bool | None:
         """Return whether a value is like those of the column; None where the column does not tell."""
@@ -132,8 +155,12 @@ class _Column:
 
 
 def _shape(value: str) -> str:
-    """Return what distinguishes identifiers, numbers and dates from each other; prose is returned as it is."""
-    return value if len(_WORDS.findall(value)) > 1 and " " in value else _DIGITS.sub("0", _WORDS.sub("a", value))
+    """Return what distinguishes identifiers, numbers and dates from each other; prose is returned as
+    it is.
+    """
+    return (
+        value if len(_WORDS.findall(value)) > 1 and " " in value else _DIGITS.sub("0", _WORDS.sub("a", value))
+    )
 
 
 def _kind(value: str) -> str:
@@ -142,7 +169,9 @@ def _kind(value: str) -> str:
 
 
 def _columns(rows: Iterable[Sequence[str]]) -> list[_Column]:
-    """Return the columns of rows, of which the first one has the names; fields of several lines are no examples."""
+    """Return the columns of rows, of which the first one has the names; fields of several lines are no
+    examples.
+    """
     found = list(rows)
     [(number, _)] = Counter(map(len, found)).most_common(1)
     full = [row for row in found[1:] if len(row) == number]
@@ -150,13 +179,17 @@ def _columns(rows: Iterable[Sequence[str]]) -> list[_Column]:
 
 
 def _has_text(line: Sequence[str], at: int, number: int) -> bool:
-    """Return whether a line is no whole row, or has something in a column; an indented line of text has not."""
+    """Return whether a line is no whole row, or has something in a column; an indented line of text
+    has not.
+    """
     return len(line) != number or bool(line[at].strip())
 
 
-def _has_rows(field: str, at: int, num_fields: int, delimiter: str, columns: Callable[[], list[_Column]]) -> bool | None:
-    """Return whether it is certain that the lines of a field are rows: the rest of the one that it begins in, whole ones, the beginning
-    of the last. None: they are none.
+def _has_rows(
+    field: str, at: int, num_fields: int, delimiter: str, columns: Callable[[], list[_Column]]
+) -> bool | None:
+    """Return whether it is certain that the lines of a field are rows: the rest of the one that it begins in,
+    whole ones, the beginning of the last. None: they are none.
 
     Args:
         field: a field of several lines.
@@ -174,7 +207,11 @@ def _has_rows(field: str, at: int, num_fields: int, delimiter: str, columns: Cal
     last = number - (num_fields - at)
     expected = [number - at, *[number] * (len(lines) - 2), last + 1]
     fitting = (
-        [line for line in zip(lines, expected, strict=True) if len(line[0]) == line[1] and _has_text(line[0], at, number)]
+        [
+            line
+            for line in zip(lines, expected, strict=True)
+            if len(line[0]) == line[1] and _has_text(line[0], at, number)
+        ]
         if len(lines) > 1 and number > 1
         else []
     )
@@ -222,7 +259,9 @@ def _lines_and_delimiter(lines: Iterable[str], name: str, chosen: CsvSettings) -
 
 
 def _delimiter(lines: Sequence[str], chosen: CsvSettings) -> str:
-    """Return the delimiter of rows: of those in the header, outside of quotes, the one that fits most of the first rows."""
+    """Return the delimiter of rows: of those in the header, outside of quotes, the one that fits most of the
+    first rows.
+    """
     header = lines[0] if chosen.quoting == "none" else _IN_QUOTES.sub("", lines[0])
     candidates = [mark for mark in _DELIMITERS if mark in header]
     if len(candidates) < 2:

@@ -36,7 +36,8 @@ class Unpacked:
         num_bytes: size of the file.
     """
 
-    #: More than `MAX_RATIO` times its size a file may only give up to `FREE_BYTES`. Text is packed to a tenth, repetitive logs to a hundredth.
+    #: More than `MAX_RATIO` times its size a file may only give up to `FREE_BYTES`. Text is packed to a
+    #: tenth, repetitive logs to a hundredth.
     MAX_RATIO = 200
     FREE_BYTES = 64 * 2**20
     MAX_BYTES = 4 * 2**30
@@ -115,7 +116,8 @@ class _HeadReader(io.RawIOBase):
 class Delivered:
     """A local copy of a delivered file.
 
-    `name` is its path relative to the source, `encoding` how its text is decoded, `head` how much of it is read at most.
+    `name` is its path relative to the source, `encoding` how its text is decoded, `head` how much of it is
+    read at most.
     """
 
     path: Path
@@ -129,7 +131,9 @@ class Delivered:
         return compression_of(self.name)
 
     def document(self, text: str) -> dict[str, Any]:
-        """Return the record of a file that is one document: its text, its path, and the name of the folder that it is in."""
+        """Return the record of a file that is one document: its text, its path, and the name of the folder
+        that it is in.
+        """
         return {"text": text, "file": self.name, "folder": PurePosixPath(self.name).parent.name or None}
 
     @contextmanager
@@ -158,7 +162,9 @@ class Delivered:
         except OSError as error:
             if error.strerror:  # the system's own error; pyarrow's has none
                 raise
-            raise Unreadable(f"not a complete {self.compression} archive ({str(error).splitlines()[0]})") from error
+            raise Unreadable(
+                f"not a complete {self.compression} archive ({str(error).splitlines()[0]})"
+            ) from error
 
     @contextmanager
     def text(self, newline: str | None = None) -> Iterator[TextIO]:
@@ -173,7 +179,8 @@ class Delivered:
             yield _bounded_lines(text)
 
     def refuse_long_lines(self) -> None:
-        """Look at places of the file that no line which `lines` refuses lies between: not every byte is read, and the lines are not counted.
+        """Look at places of the file that no line which `lines` refuses lies between: not every byte is read,
+        and the lines are not counted.
 
         Packed files are not looked at, nor those in UTF-16.
 
@@ -195,7 +202,10 @@ class Delivered:
                 begin = _begin_of_line(file, place, step)
                 num_characters, end = _line_from(file, begin)
                 if num_characters > MAX_LINE_CHARACTERS:
-                    raise Unreadable(f"the line at byte {begin:,} is longer than {MAX_LINE_CHARACTERS // 2**20:,} Mi characters; split it")
+                    raise Unreadable(
+                        f"the line at byte {begin:,} is longer than {MAX_LINE_CHARACTERS // 2**20:,} Mi"
+                        " characters; split it"
+                    )
                 room -= end - begin
                 if room < 0:
                     return
@@ -223,7 +233,9 @@ def _has_end(data: bytes) -> bool:
 
 
 def _begin_of_line(file: BinaryIO, place: int, most: int) -> int:
-    """Return where the line begins that a place is in, or a place in it that is at least `most` bytes before."""
+    """Return where the line begins that a place is in, or a place in it that is at least `most` bytes
+    before.
+    """
     begin = place
     while begin > max(0, place - most):
         size = min(_PROBE_BYTES, begin)
@@ -237,7 +249,9 @@ def _begin_of_line(file: BinaryIO, place: int, most: int) -> int:
 
 
 def _line_from(file: BinaryIO, begin: int) -> tuple[int, int]:
-    """Return the characters of the line that begins at a place, up to one more than it may have, and where the counting ended."""
+    """Return the characters of the line that begins at a place, up to one more than it may have, and where
+    the counting ended.
+    """
     num_characters, end = 0, begin
     file.seek(begin)
     while num_characters <= MAX_LINE_CHARACTERS and (data := file.read(_PROBE_BYTES)):
@@ -254,7 +268,9 @@ def _bounded_lines(text: TextIO) -> Iterator[str]:
     while line := text.readline(MAX_LINE_CHARACTERS + 1):
         number += 1
         if len(line) > MAX_LINE_CHARACTERS:
-            raise Unreadable(f"line {number} is longer than {MAX_LINE_CHARACTERS // 2**20:,} Mi characters; split it")
+            raise Unreadable(
+                f"line {number} is longer than {MAX_LINE_CHARACTERS // 2**20:,} Mi characters; split it"
+            )
         yield line
 
 

@@ -1,7 +1,8 @@
-"""DOCX: the text as a reader sees it with all changes accepted: headers, body with tables and notes in their order, footers.
+"""DOCX: the text as a reader sees it with all changes accepted: headers, body with tables and notes in their
+order, footers.
 
-Deleted text, the old place of moved text, comments and the codes of fields are excluded. Word computes the numbers of lists, so the file
-does not contain them. (ECMA-376, part 1, WordprocessingML)
+Deleted text, the old place of moved text, comments and the codes of fields are excluded. Word computes the
+numbers of lists, so the file does not contain them. (ECMA-376, part 1, WordprocessingML)
 """
 
 from __future__ import annotations
@@ -24,7 +25,20 @@ _M = "{http://schemas.openxmlformats.org/officeDocument/2006/math}"
 _FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
 _DROPPED = {
     _FALLBACK,
-    *(_W + name for name in ("del", "moveFrom", "instrText", "delText", "delInstrText", "pPr", "rPr", "tblPr", "sectPr")),
+    *(
+        _W + name
+        for name in (
+            "del",
+            "moveFrom",
+            "instrText",
+            "delText",
+            "delInstrText",
+            "pPr",
+            "rPr",
+            "tblPr",
+            "sectPr",
+        )
+    ),
 }
 _TEXTS = {f"{_W}t", f"{_M}t"}
 _MARKS = {f"{_W}tab": "\t", f"{_W}ptab": "\t", f"{_W}br": "\n", f"{_W}cr": "\n", f"{_W}noBreakHyphen": "-"}
@@ -59,7 +73,9 @@ def _furniture(document: Document) -> tuple[list[str], list[str]]:
     """Return the lines of all headers and of all footers, each text once."""
     found: tuple[list[str], list[str]] = ([], [])
     for section in document.sections:
-        for lines, kinds in zip(found, (("first_page_header", "header"), ("first_page_footer", "footer")), strict=True):
+        for lines, kinds in zip(
+            found, (("first_page_header", "header"), ("first_page_footer", "footer")), strict=True
+        ):
             for kind in kinds if section.different_first_page_header_footer else kinds[1:]:
                 part = getattr(section, kind)
                 text = "" if part.is_linked_to_previous else "\n".join(_Body({}).lines(part._element)).strip()
@@ -76,7 +92,9 @@ def _notes(document: Document) -> dict[tuple[str, str], Any]:
     for related in document.part.rels.values():
         kind = related.reltype.rpartition("/")[2]
         if kind in _NOTES.values() and not related.is_external:
-            root = etree.fromstring(related.target_part.blob, etree.XMLParser(resolve_entities=False, no_network=True))
+            root = etree.fromstring(
+                related.target_part.blob, etree.XMLParser(resolve_entities=False, no_network=True)
+            )
             found |= {(kind, note.get(f"{_W}id")): note for note in root}
     return found
 
@@ -102,7 +120,9 @@ class _Body:
         for row in table.iter(f"{_W}tr"):
             if next(row.iterancestors(f"{_W}tbl")) is table and row.find(f"{_W}trPr/{_W}del") is None:
                 cells = [cell for cell in row.iter(f"{_W}tc") if next(cell.iterancestors(f"{_W}tr")) is row]
-                yield "\t".join(" ".join(line.strip() for line in self.lines(cell) if line.strip()) for cell in cells)
+                yield "\t".join(
+                    " ".join(line.strip() for line in self.lines(cell) if line.strip()) for cell in cells
+                )
 
     def _paragraph(self, paragraph: Any) -> Iterator[str]:
         pieces: list[str] = []

@@ -1,4 +1,6 @@
-"""Which encoding a text is in: that of its byte order mark, else UTF-8 where it fits, else the likeliest code page."""
+"""Which encoding a text is in: that of its byte order mark, else UTF-8 where it fits, else the likeliest code
+page.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def refuse_binary(text: str) -> None:
     start = text[:CHECKED_CHARACTERS]
     controls = sum(start.count(character) for character in _CONTROLS)
     if controls > 2 and controls > MAX_CONTROL_SHARE * len(start):
-        raise Unreadable("binary data, not text; if it is UTF-16 without a byte order mark, set documents.encoding")
+        raise Unreadable(
+            "binary data, not text; if it is UTF-16 without a byte order mark, set documents.encoding"
+        )
 
 
 def refuse_binary_file(file: Delivered) -> bool:
@@ -69,7 +73,8 @@ def alone(scores: Scores) -> str | None:
 def scores_of_lines(lines: Iterable[bytes]) -> Scores:
     """Return a score by encoding of lines that are not UTF-8; none where they are in no encoding.
 
-    Text that is UTF-8 except for damaged bytes has no other encoding: decoded by one, every other letter would be wrong.
+    Text that is UTF-8 except for damaged bytes has no other encoding: decoded by one, every other letter
+    would be wrong.
 
     Raises:
         Unreadable: they are binary data.
@@ -99,12 +104,14 @@ def read_text(
     read: Callable[[Delivered], T],
     decide: Callable[[Scores], str | None] = alone,
 ) -> tuple[T, str]:
-    """Return what `read` makes of a text file in the first encoding that fits, and that encoding; `ASCII` of a short text that is.
+    """Return what `read` makes of a text file in the first encoding that fits, and that encoding; `ASCII` of
+    a short text that is.
 
     Args:
         file: the file.
         given: the encoding that the settings name; a byte order mark is stronger.
-        declared_by: returns the encoding that the first bytes of the file declare; wrong often enough that UTF-8 is tried first.
+        declared_by: returns the encoding that the first bytes of the file declare; wrong often enough that
+            UTF-8 is tried first.
         read: reads the file in the encoding that `Delivered.encoding` names.
         decide: returns the encoding of a file that is in none of these, by the score of each encoding.
 
@@ -114,7 +121,11 @@ def read_text(
     with file.binary() as data:
         head = data.read(_HEAD_BYTES)
     known = of_mark(head) or given
-    for encoding in (known,) if known else _candidates(file, declared_by(head) if declared_by is not None else None, decide):
+    for encoding in (
+        (known,)
+        if known
+        else _candidates(file, declared_by(head) if declared_by is not None else None, decide)
+    ):
         decoded = replace(file, encoding=encoding)
         try:
             is_ascii = refuse_binary_file(decoded) and not known
@@ -124,7 +135,9 @@ def read_text(
     raise Unreadable(complaint(file, known or "utf-8-sig"))
 
 
-def _candidates(file: Delivered, declared: str | None, decide: Callable[[Scores], str | None]) -> Iterator[str]:
+def _candidates(
+    file: Delivered, declared: str | None, decide: Callable[[Scores], str | None]
+) -> Iterator[str]:
     yield "utf-8-sig"
     if declared is not None:
         yield declared
@@ -136,15 +149,21 @@ def _candidates(file: Delivered, declared: str | None, decide: Callable[[Scores]
 
 
 def complaint(file: Delivered, encoding: str) -> str:
-    """Return what is wrong with a file that an encoding does not decode: the first bad line, where lines can be found without decoding."""
+    """Return what is wrong with a file that an encoding does not decode: the first bad line, where lines can
+    be found without decoding.
+    """
     name = "UTF-8" if encoding in _UTF_8 else encoding
     if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
         return f"not {name}"
     # The decoder's own position counts from the start of its buffer, which helps nobody.
     with file.binary() as data:
         lines = iter(lambda: data.readline(MAX_LINE_CHARACTERS), b"")
-        number = next((number for number, line in enumerate(lines, start=1) if not _decodes(line, encoding)), 1)
-    return f"not {name} on line {number}" + ("; where it has another encoding, set documents.encoding" if encoding in _UTF_8 else "")
+        number = next(
+            (number for number, line in enumerate(lines, start=1) if not _decodes(line, encoding)), 1
+        )
+    return f"not {name} on line {number}" + (
+        "; where it has another encoding, set documents.encoding" if encoding in _UTF_8 else ""
+    )
 
 
 def _decodes(line: bytes, encoding: str) -> bool:
@@ -168,7 +187,8 @@ def decode(data: bytes, given: str | None = None) -> str:
 
 
 def decode_all(documents: Sequence[bytes], given: str | None = None) -> list[str | Unreadable]:
-    """Return the text of each whole document, or why it has none; code pages are chosen for all of them together.
+    """Return the text of each whole document, or why it has none; code pages are chosen for all of them
+    together.
 
     `given` is the encoding that the settings name, a byte order mark is stronger.
     """
@@ -183,7 +203,13 @@ def decode_all(documents: Sequence[bytes], given: str | None = None) -> list[str
         except Unreadable as error:
             texts.append(error)
         except UnicodeDecodeError:
-            texts.append(Unreadable(f"not {known}" if known else "not UTF-8, and no other encoding fits; set documents.encoding"))
+            texts.append(
+                Unreadable(
+                    f"not {known}"
+                    if known
+                    else "not UTF-8, and no other encoding fits; set documents.encoding"
+                )
+            )
             if known is None:
                 try:
                     undecided[at] = scores_of_lines(data.splitlines(keepends=True))

@@ -1,8 +1,9 @@
 """Output manifests of SageMaker Ground Truth: JSON lines with a label attribute and its metadata.
 
 Classification: the attribute is an index or a name, its metadata has the class name. Multi-label: a list of
-indices, with `class-map` and `confidence-map`. Text spans: `annotations.entities`. The text is `source`, or is in
-the object that `source-ref` names. (https://docs.aws.amazon.com/sagemaker/latest/dg/sms-data-output.html)
+indices, with `class-map` and `confidence-map`. Text spans: `annotations.entities`. The text is `source`, or
+is in the object that `source-ref` names.
+(https://docs.aws.amazon.com/sagemaker/latest/dg/sms-data-output.html)
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from typing import Any
 from fullft_assets.documents.formats import json_lines
 from fullft_assets.documents.formats.delivered import Record
 from fullft_assets.documents.formats.protocol import Format, Reading
-from fullft_assets.documents.formats.rows import Row, Wanted, add_annotation, add_names, add_problem, add_target, content_of
+from fullft_assets.documents.formats.rows import (
+    Row,
+    Wanted,
+    add_annotation,
+    add_names,
+    add_problem,
+    add_target,
+    content_of,
+)
 
 #: Rows whose references are fetched together.
 FETCHED_ROWS = 256
@@ -29,10 +38,19 @@ def rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tu
     """Yield (row number, row) of each line of a manifest."""
     remaining, wanted = iter(records), reading.wanted
     while together := list(islice(remaining, FETCHED_ROWS)):
-        references = {number: found for number, record in together if (found := _reference(record, wanted)) is not None}
-        texts = dict(zip(references, reading.fetch(list(references.values())) if references else [], strict=True))
+        references = {
+            number: found for number, record in together if (found := _reference(record, wanted)) is not None
+        }
+        texts = dict(
+            zip(references, reading.fetch(list(references.values())) if references else [], strict=True)
+        )
         for number, record in together:
-            yield number, {"problem": record} if isinstance(record, str) else _row_of(record, wanted, texts.get(number))
+            yield (
+                number,
+                {"problem": record}
+                if isinstance(record, str)
+                else _row_of(record, wanted, texts.get(number)),
+            )
 
 
 def _reference(record: Record, wanted: Wanted) -> str | None:
@@ -96,7 +114,11 @@ def _confidence(value: Any, about: dict[str, Any], target: str) -> Any:
     return min(numbers) if numbers else None
 
 
-_READERS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {"label": _label, "labels": _labels, "spans": _spans}
+_READERS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
+    "label": _label,
+    "labels": _labels,
+    "spans": _spans,
+}
 
 FORMAT = Format(
     json_lines.records,

@@ -19,16 +19,27 @@ _DROPPED = {"script", "style", "template"}
 #: Line ends before and after an element's text.
 # fmt: off
 _BREAKS = dict.fromkeys((
-    "address", "article", "aside", "body", "caption", "dd", "div", "dl", "dt", "fieldset", "figcaption", "figure", "footer", "form", "head",
-    "header", "hr", "html", "legend", "li", "main", "nav", "ol", "option", "section", "summary", "tbody", "tfoot", "thead", "title", "tr", "ul",
+    "address", "article", "aside", "body", "caption", "dd", "div", "dl", "dt", "fieldset", "figcaption",
+    "figure", "footer", "form", "head",
+    "header", "hr", "html", "legend", "li", "main", "nav", "ol", "option", "section", "summary", "tbody",
+    "tfoot", "thead", "title", "tr", "ul",
 ), 1) | dict.fromkeys(("blockquote", "details", "h1", "h2", "h3", "h4", "h5", "h6", "p", "pre", "table"), 2)
 # fmt: on
 _CELLS = {"td", "th"}
 _PREFORMATTED = {"pre", "textarea"}
 _SPACE = re.compile(r"[ \t\r\n\f]+")
-_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s{0,9}=\s{0,9}[\"']?\s{0,9}([a-zA-Z0-9_:.-]{1,40})", re.IGNORECASE)
+_CHARSET = re.compile(
+    rb"<meta[^>]{0,200}?charset\s{0,9}=\s{0,9}[\"']?\s{0,9}([a-zA-Z0-9_:.-]{1,40})", re.IGNORECASE
+)
 #: What browsers take these names for (WHATWG Encoding Standard).
-_MEANT = {"iso8859-1": "cp1252", "ascii": "cp1252", "gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949"}
+_MEANT = {
+    "iso8859-1": "cp1252",
+    "ascii": "cp1252",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+}
 
 
 def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
@@ -76,7 +87,9 @@ def text_of(page: str) -> str:
 
 
 def _pieces(page: str) -> Iterator[int | tuple[str, bool]]:
-    """Yield a page's texts as (text, whether preformatted), line ends as their least number; 0 is one line end more."""
+    """Yield a page's texts as (text, whether preformatted), line ends as their least number; 0 is one line
+    end more.
+    """
     from bs4 import Tag
     from bs4.element import CData, NavigableString
 

@@ -1,4 +1,6 @@
-"""JSON files: an array of records, an object with such an array, a single record, or JSON lines under the ending .json."""
+"""JSON files: an array of records, an object with such an array, a single record, or JSON lines under the
+ending .json.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     """Yield (number in the array, or line number; record or problem) of each record of a JSON file.
 
     Raises:
-        Unreadable: an array is broken, or not where `documents.records` says; the records before the break are no delivery.
+        Unreadable: an array is broken, or not where `documents.records` says; the records before the break
+            are no delivery.
     """
     with file.text() as lines:
         first = next((line for line in lines if not line.isspace()), "")
@@ -78,21 +81,39 @@ def _hinted(records: Iterator[tuple[int, Record]], reading: Reading) -> Iterator
     found = list(islice(records, 2))
     if len(found) == 1 and (path := _path_of_table(found[0][1], reading)) is not None:
         is_shown = _SHOWN.issuperset(path)
-        name, value = (f" `{'.'.join(path)}`", ".".join(path)) if is_shown else ("", "its path, such as `data` or `result.rows`")
-        yield found[0][0], f"one object with an array{name} of objects: if they are the records, set documents.records to {value}"
+        name, value = (
+            (f" `{'.'.join(path)}`", ".".join(path))
+            if is_shown
+            else ("", "its path, such as `data` or `result.rows`")
+        )
+        yield (
+            found[0][0],
+            (
+                f"one object with an array{name} of objects: if they are the records, set documents.records"
+                f" to {value}"
+            ),
+        )
         return
     yield from chain(found, records)
 
 
 def _path_of_table(record: Record, reading: Reading) -> list[str] | None:
-    """Return the path of an array of objects in a record that has no text and is not of an annotation tool."""
+    """Return the path of an array of objects in a record that has no text and is not of an annotation
+    tool.
+    """
     from fullft_assets.documents.formats.registered import FORMATS
 
-    if isinstance(record, str) or reading.documents.format not in ("auto", "json") or has_text(record, reading.wanted):
+    if (
+        isinstance(record, str)
+        or reading.documents.format not in ("auto", "json")
+        or has_text(record, reading.wanted)
+    ):
         return None
     path = _path_of_array(record, _MOST_DEPTH)
     of_tools = (each.looks_like for each in FORMATS.all().values() if each.looks_like is not None)
-    return None if path is None or any(looks_like(record, reading.wanted) for looks_like in of_tools) else path
+    return (
+        None if path is None or any(looks_like(record, reading.wanted) for looks_like in of_tools) else path
+    )
 
 
 def _path_of_array(value: dict[str, Any], depth: int) -> list[str] | None:
@@ -120,7 +141,9 @@ def _array_at(text: str, path: str) -> int:
 
 
 def _value_of(text: str, at: int, wanted: str) -> int:
-    """Return where the value of a field begins in the object that begins at a place; the end of the text where it has no such field."""
+    """Return where the value of a field begins in the object that begins at a place; the end of the text
+    where it has no such field.
+    """
     at = _after_space(text, at + 1) if text.startswith("{", at) else len(text)
     while text.startswith('"', at):
         name, at = _decoded(text, at, "the object")
@@ -133,7 +156,9 @@ def _value_of(text: str, at: int, wanted: str) -> int:
 
 
 def _of_array(text: str, at: int) -> Generator[tuple[int, Record], None, int]:
-    """Yield (number, record or problem) of each element of the array that begins at a place; return the place after it."""
+    """Yield (number, record or problem) of each element of the array that begins at a place; return the place
+    after it.
+    """
     # Element by element: the objects of a large array would fill the memory.
     at, number = _after_space(text, at + 1), 0
     while not text.startswith("]", at) or number:
@@ -162,4 +187,6 @@ def _after_space(text: str, at: int) -> int:
     return found.end()
 
 
-FORMAT = Format(records, endings=(".json",), is_text=True, may_be_compressed=True, is_recognised_by_content=True)
+FORMAT = Format(
+    records, endings=(".json",), is_text=True, may_be_compressed=True, is_recognised_by_content=True
+)

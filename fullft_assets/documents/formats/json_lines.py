@@ -32,7 +32,9 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
 
 
 def checked(record: Any, text: str) -> Record:
-    """Return a record, or the problem that it is no object or no Unicode; `text` is what it was parsed from."""
+    """Return a record, or the problem that it is no object or no Unicode; `text` is what it was parsed
+    from.
+    """
     if not isinstance(record, dict):
         return "not a JSON object"
     if ("\\ud" in text or "\\uD" in text) and not _is_unicode(record):
@@ -60,4 +62,6 @@ def _is_unicode(record: dict[str, Any]) -> bool:
     return True
 
 
-FORMAT = Format(records, endings=(".jsonl", ".ndjson"), is_text=True, is_streamed=True, may_be_compressed=True)
+FORMAT = Format(
+    records, endings=(".jsonl", ".ndjson"), is_text=True, is_streamed=True, may_be_compressed=True
+)

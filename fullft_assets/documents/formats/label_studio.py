@@ -1,7 +1,8 @@
 """Exports of Label Studio: JSON (tasks with their annotations) and JSON-MIN (one flat record an annotation).
 
-The label's field is the name of the control (`from_name`). Cancelled (skipped) annotations are excluded, predictions
-are no annotations. An annotation marked as ground truth replaces the others. (https://labelstud.io/guide/task_format)
+The label's field is the name of the control (`from_name`). Cancelled (skipped) annotations are excluded,
+predictions are no annotations. An annotation marked as ground truth replaces the others.
+(https://labelstud.io/guide/task_format)
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ _CHOICES = ("choices", "labels", "rating", "number", "text")
 def is_task(record: dict[str, Any], wanted: Wanted) -> bool:
     """Return whether a record looks like a task, or like a record of JSON-MIN."""
     if isinstance(record.get("data"), dict):
-        return any(isinstance(record.get(name), list) for name in ("annotations", "completions", "predictions"))
+        return any(
+            isinstance(record.get(name), list) for name in ("annotations", "completions", "predictions")
+        )
     return "annotation_id" in record and "annotator" in record
 
 
@@ -37,14 +40,32 @@ def rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tu
         if isinstance(record, str):
             yield number, {"problem": record}
         elif isinstance(record.get("data"), dict):
-            yield number, _row_of({**_meta(record), **record["data"]}, wanted, lambda record=record: _answers(record, wanted))
+            yield (
+                number,
+                _row_of(
+                    {**_meta(record), **record["data"]},
+                    wanted,
+                    lambda record=record: _answers(record, wanted),
+                ),
+            )
         else:
-            yield number, _row_of(_without_annotation(record), wanted, lambda group=together: [_flat_answer(r, wanted) for _, r in group])
+            yield (
+                number,
+                _row_of(
+                    _without_annotation(record),
+                    wanted,
+                    lambda group=together: [_flat_answer(r, wanted) for _, r in group],
+                ),
+            )
 
 
 def _task_key(numbered: tuple[int, Record]) -> Any:
     number, record = numbered
-    if isinstance(record, str) or isinstance(record.get("data"), dict) or not isinstance(record.get("id"), int | str):
+    if (
+        isinstance(record, str)
+        or isinstance(record.get("data"), dict)
+        or not isinstance(record.get("id"), int | str)
+    ):
         return ("row", number)
     return ("task", record["id"])
 
@@ -83,14 +104,21 @@ def _answer(annotation: dict[str, Any], wanted: Wanted) -> Answer:
     if not all(isinstance(value, dict) for value in values):
         raise Malformed(f"field `{wanted.label}` has a region without a value")
     time = annotation.get("updated_at") or annotation.get("created_at")
-    return Answer(_person(annotation.get("completed_by")), _value(values, wanted), time if isinstance(time, str) else None)
+    return Answer(
+        _person(annotation.get("completed_by")),
+        _value(values, wanted),
+        time if isinstance(time, str) else None,
+    )
 
 
 def _value(values: list[dict[str, Any]], wanted: Wanted) -> Any:
     """Return an annotator's answer; an empty one means no labels and no spans, but is no single label."""
     if wanted.target == "spans":
         # In HTML, start and end are paths, and the offsets in the text have a key of their own.
-        return [{**value, **value["globalOffsets"]} if isinstance(value.get("globalOffsets"), dict) else value for value in values]
+        return [
+            {**value, **value["globalOffsets"]} if isinstance(value.get("globalOffsets"), dict) else value
+            for value in values
+        ]
     chosen: list[Any] = []
     for value in values:
         found = next((value[name] for name in _CHOICES if name in value), value.get("taxonomy"))
@@ -114,7 +142,9 @@ def _flat_answer(record: dict[str, Any], wanted: Wanted) -> Answer:
         value = _value([value], wanted)
     elif value is None or (isinstance(value, list) and not value):
         value = None if wanted.target == "label" else []
-    elif wanted.target == "spans" and isinstance(value, list) and all(isinstance(each, dict) for each in value):
+    elif (
+        wanted.target == "spans" and isinstance(value, list) and all(isinstance(each, dict) for each in value)
+    ):
         value = _value(value, wanted)
     time = record.get("updated_at") or record.get("created_at")
     return Answer(_person(record.get("annotator")), value, time if isinstance(time, str) else None)
@@ -129,7 +159,11 @@ def _parsed(value: str) -> Any:
 
 
 def _without_annotation(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name not in ("annotator", "annotation_id", "lead_time")}
+    return {
+        name: value
+        for name, value in record.items()
+        if name not in ("annotator", "annotation_id", "lead_time")
+    }
 
 
 def _person(value: Any) -> str | None:

@@ -29,7 +29,9 @@ _WRITTEN_LIST = re.compile(rf"\[\s*+(?:{_QUOTED}\s*+,?\s*+)*+\]", re.DOTALL)
 
 
 class Malformed(ValueError):
-    """A value does not have the shape that the task needs; the message names the field and contains nothing of the value."""
+    """A value does not have the shape that the task needs; the message names the field and contains nothing
+    of the value.
+    """
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,12 @@ class Answer:
 
 
 def target_of(
-    value: Any, field: str, column: str, missing: Collection[str] = (), text: str | None = None, separator: str | None = None
+    value: Any,
+    field: str,
+    column: str,
+    missing: Collection[str] = (),
+    text: str | None = None,
+    separator: str | None = None,
 ) -> Target | None:
     """Return a value as the label, the labels or the spans of a row, or None where there is none.
 
@@ -71,7 +78,8 @@ def target_of(
 def name_of(value: Any, field: str) -> str:
     """Return a name, number, date or truth value as text: the same text whatever the format that it came in.
 
-    A truth value is `true` or `false`, and an integer has no point: a table with gaps makes 1.0 of a 1, and CSV has only text.
+    A truth value is `true` or `false`, and an integer has no point: a table with gaps makes 1.0 of a 1, and
+    CSV has only text.
 
     Raises:
         Malformed: it is anything else.
@@ -129,22 +137,36 @@ def _spans_of(value: Any, field: str, text: str | None) -> list[Span]:
     value = _parsed(value)
     if not isinstance(value, list):
         raise Malformed(f"field `{field}` is {_shape(value)} where a list of spans is expected")
-    spans = [list(_span_of(each, f"span {number} of field `{field}`")) for number, each in enumerate(value, start=1)]
+    spans = [
+        list(_span_of(each, f"span {number} of field `{field}`"))
+        for number, each in enumerate(value, start=1)
+    ]
     if text is not None:
-        _correct_offsets(spans, [each.get("text") if isinstance(each, dict) else None for each in value], text, field)
-    return sorted((span for each in spans for span in each), key=lambda span: (span["start"], span["end"], span["label"]))
+        _correct_offsets(
+            spans, [each.get("text") if isinstance(each, dict) else None for each in value], text, field
+        )
+    return sorted(
+        (span for each in spans for span in each),
+        key=lambda span: (span["start"], span["end"], span["label"]),
+    )
 
 
 def _correct_offsets(spans: list[list[Span]], quotes: list[Any], text: str, field: str) -> None:
-    """Convert offsets that do not count characters, found by the text that each exported span (of one or more labels) has."""
+    """Convert offsets that do not count characters, found by the text that each exported span (of one or more
+    labels) has.
+    """
     if not any(isinstance(quote, str) for quote in quotes):
         return
     known = [
-        (each[0]["start"], each[0]["end"], quote if isinstance(quote, str) else None) for each, quote in zip(spans, quotes, strict=True)
+        (each[0]["start"], each[0]["end"], quote if isinstance(quote, str) else None)
+        for each, quote in zip(spans, quotes, strict=True)
     ]
     found, wrong = in_characters(known, text)
     if found is None:
-        raise Malformed(f"span {(wrong or 0) + 1} of field `{field}` was exported with another text than the one at its offsets")
+        raise Malformed(
+            f"span {(wrong or 0) + 1} of field `{field}` was exported with another text than the one at its"
+            " offsets"
+        )
     for each, (start, end) in zip(spans, found, strict=True):
         for span in each:
             span |= {"start": start, "end": end}
@@ -152,7 +174,9 @@ def _correct_offsets(spans: list[list[Span]], quotes: list[Any], text: str, fiel
 
 def _span_of(value: Any, place: str) -> Iterable[Span]:
     if isinstance(value, dict):
-        start, end = (next((value[name] for name in names if name in value), None) for names in (_STARTS, _ENDS))
+        start, end = (
+            next((value[name] for name in names if name in value), None) for names in (_STARTS, _ENDS)
+        )
         labels = value.get("label", value.get("labels"))
     elif isinstance(value, list | tuple) and len(value) == 3:
         # Argilla's older records have the label first.
@@ -169,7 +193,9 @@ def _span_of(value: Any, place: str) -> Iterable[Span]:
     return [{"start": start, "end": end, "label": name} for name in names]
 
 
-def add_answers(row: dict[str, Any], answers: list[Answer], field: str, column: str, missing: Collection[str] = ()) -> None:
+def add_answers(
+    row: dict[str, Any], answers: list[Answer], field: str, column: str, missing: Collection[str] = ()
+) -> None:
     """Put the annotators' answers into a row: the only one, or each of several and the majority's.
 
     The confidence of a row with several annotators is the mean Jaccard similarity of their answers to
@@ -179,8 +205,13 @@ def add_answers(row: dict[str, Any], answers: list[Answer], field: str, column: 
         Malformed: an answer has another shape than the task needs, or no label has the most votes.
     """
     # Who answered again meant the last answer.
-    latest = {answer.annotator if answer.annotator is not None else at: answer for at, answer in enumerate(answers)}
-    targets = ((answer, target_of(answer.value, field, column, missing, row.get("text"))) for answer in latest.values())
+    latest = {
+        answer.annotator if answer.annotator is not None else at: answer for at, answer in enumerate(answers)
+    }
+    targets = (
+        (answer, target_of(answer.value, field, column, missing, row.get("text")))
+        for answer in latest.values()
+    )
     found = [(answer, target) for answer, target in targets if target is not None]
     if not found:
         return
@@ -205,13 +236,19 @@ def add_answers(row: dict[str, Any], answers: list[Answer], field: str, column: 
     if column == "label":
         [row["label"]] = adopted
     else:
-        row[column] = sorted(adopted) if column == "labels" else [{"start": s, "end": e, "label": label} for s, e, label in sorted(adopted)]
+        row[column] = (
+            sorted(adopted)
+            if column == "labels"
+            else [{"start": s, "end": e, "label": label} for s, e, label in sorted(adopted)]
+        )
 
 
 def _parts(target: Target) -> frozenset[Any]:
     if isinstance(target, str):
         return frozenset([target])
-    return frozenset(part if isinstance(part, str) else (part["start"], part["end"], part["label"]) for part in target)
+    return frozenset(
+        part if isinstance(part, str) else (part["start"], part["end"], part["label"]) for part in target
+    )
 
 
 def _majority(answers: list[frozenset[Any]], field: str, column: str) -> frozenset[Any]:

@@ -1,7 +1,7 @@
 """Mail: an EML file is one document, an mbox file has one record a message.
 
-`text` is the subject, a blank line and the body: the plain text where the message has one, else its HTML as text. Attachments are counted
-and not read. (RFC 5322, RFC 2046)
+`text` is the subject, a blank line and the body: the plain text where the message has one, else its HTML as
+text. Attachments are counted and not read. (RFC 5322, RFC 2046)
 """
 
 from __future__ import annotations
@@ -20,14 +20,25 @@ from fullft_assets.documents.formats.parsing import parsing
 from fullft_assets.documents.formats.protocol import Format, Reading
 
 MAX_BYTES = 64 * 2**20
-_HEADERS = ("Subject", "From", "To", "Date", "Message-ID", "Received", "Return-Path", "MIME-Version", "Content-Type")
+_HEADERS = (
+    "Subject",
+    "From",
+    "To",
+    "Date",
+    "Message-ID",
+    "Received",
+    "Return-Path",
+    "MIME-Version",
+    "Content-Type",
+)
 _CUT_OFF = ("CloseBoundaryNotFoundDefect", "StartBoundaryNotFoundDefect", "NoBoundaryInMultipartDefect")
 _QUOTED = re.compile(r"[ \t]*>")
 #: The line before a quoted message, such as "On Monday, ... wrote:", which may be broken once.
 _INTRODUCTION = re.compile(r"\n[^\n]{0,200}(?:\n[^\n]{1,120})?:[ \t]*\n*\Z")
 #: What Outlook puts before the message that is answered, in a few languages.
 _ORIGINAL = re.compile(
-    r"^[ \t]*(?:-{2,} ?(?:Original Message|Ursprüngliche Nachricht|Message d'origine|Mensaje original|Messaggio originale) ?-{2,}|_{20,})[ \t]*$.*",
+    r"^[ \t]*(?:-{2,} ?(?:Original Message|Ursprüngliche Nachricht|Message d'origine|Mensaje"
+    r" original|Messaggio originale) ?-{2,}|_{20,})[ \t]*$.*",
     re.IGNORECASE | re.MULTILINE | re.DOTALL,
 )
 
@@ -91,7 +102,11 @@ def record(file: Delivered, subject: str, body: str, about: dict[str, Any], read
     body = body.replace("\r\n", "\n")
     if reading.documents.mail.quoted == "drop":
         body = without_quoted(body)
-    return {**file.document("\n\n".join(filter(None, (subject, body.strip())))), **about, "body": body.strip()}
+    return {
+        **file.document("\n\n".join(filter(None, (subject, body.strip())))),
+        **about,
+        "body": body.strip(),
+    }
 
 
 def _body(message: EmailMessage, given: str | None) -> str:
@@ -106,7 +121,9 @@ def _body(message: EmailMessage, given: str | None) -> str:
 
 
 def _decoded(data: bytes, charset: str | None) -> str:
-    """Return text in the encoding that it declares; where that is wrong or missing, in the one that is detected."""
+    """Return text in the encoding that it declares; where that is wrong or missing, in the one that is
+    detected.
+    """
     if charset is not None and encodings.is_encoding(charset):
         try:
             return data.decode(charset)

@@ -24,7 +24,10 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     import pyarrow.parquet as pq
 
     number = 0
-    with columnar.reading("Parquet"), pq.ParquetFile(str(file.path), page_checksum_verification=True) as table:
+    with (
+        columnar.reading("Parquet"),
+        pq.ParquetFile(str(file.path), page_checksum_verification=True) as table,
+    ):
         names = columnar.chosen(table.schema_arrow, reading.fields)
         if reading.table_rows is not None and names:
             yield from columnar.sampled(_row_groups(table, names), reading.table_rows, table.schema_arrow)
@@ -42,7 +45,9 @@ def _row_groups(table: pq.ParquetFile, names: list[str]) -> list[columnar.Part]:
     parts, before = [], 0
     for number in range(table.num_row_groups):
         group = table.metadata.row_group(number)
-        read = partial(table.iter_batches, columnar.BATCH_ROWS, row_groups=[number], columns=names, use_threads=False)
+        read = partial(
+            table.iter_batches, columnar.BATCH_ROWS, row_groups=[number], columns=names, use_threads=False
+        )
         parts.append(columnar.Part(before, group.num_rows, group.total_byte_size, read))
         before += group.num_rows
     return parts

@@ -1,4 +1,6 @@
-"""What the readers of binary formats share: a broken file is one line, an archive is bounded, and half a character is none."""
+"""What the readers of binary formats share: a broken file is one line, an archive is bounded, and half a
+character is none.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,12 @@ OLE_MAGIC = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 @contextmanager
 def parsing(kind: str) -> Iterator[None]:
-    """Turn whatever a parser raises on a broken file into `Unreadable`; its message may contain the text and is dropped.
+    """Turn whatever a parser raises on a broken file into `Unreadable`; its message may contain the text and
+    is dropped.
 
     Raises:
-        Unreadable: the parser raised anything but an error of the system or of memory, or for a missing package.
+        Unreadable: the parser raised anything but an error of the system or of memory, or for a missing
+            package.
     """
     try:
         yield
@@ -44,7 +48,9 @@ def archive_of(path: Path, kind: str) -> Iterator[zipfile.ZipFile]:
     """
     with path.open("rb") as data:
         if data.read(len(OLE_MAGIC)) == OLE_MAGIC:
-            raise Unreadable(f"not {kind}: encrypted with a password, or in the old format of Office; save it as {kind}")
+            raise Unreadable(
+                f"not {kind}: encrypted with a password, or in the old format of Office; save it as {kind}"
+            )
     with parsing(kind), zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if len(members) > MAX_MEMBERS:
@@ -58,7 +64,8 @@ def archive_of(path: Path, kind: str) -> Iterator[zipfile.ZipFile]:
 
 
 def check_members(archive: zipfile.ZipFile) -> None:
-    """Unpack every member once, so that a checksum that does not fit is found before a parser reads half of a member.
+    """Unpack every member once, so that a checksum that does not fit is found before a parser reads half of a
+    member.
 
     Raises:
         zipfile.BadZipFile: a member is damaged.
@@ -70,5 +77,7 @@ def check_members(archive: zipfile.ZipFile) -> None:
 
 
 def whole_characters(text: str) -> str:
-    """Return a text whose halves of surrogate pairs are joined; a lone half, which is no character, becomes U+FFFD."""
+    """Return a text whose halves of surrogate pairs are joined; a lone half, which is no character, becomes
+    U+FFFD.
+    """
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

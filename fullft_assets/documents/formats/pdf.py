@@ -1,4 +1,6 @@
-"""PDF: the text layer, one document a file; the text of scanned pages is recognised where the settings ask for it."""
+"""PDF: the text layer, one document a file; the text of scanned pages is recognised where the settings ask
+for it.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +34,21 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     num_without_text = pages.count("")
     if num_without_text and reading.documents.pdf.recognises:
         with parsing("PDF"):
-            pages = recognition.recognised(file.path, pages, reading.shared(recognition.engine), reading.advance)
+            pages = recognition.recognised(
+                file.path, pages, reading.shared(recognition.engine), reading.advance
+            )
     # A font's table may map a glyph to half of a surrogate pair, which is no character.
     text = re.sub(r"\n{3,}", "\n\n", whole_characters("\n\n".join(pages))).strip()
     if not text:
         yield 1, NO_TEXT_LAYER
     elif num_without_text and reading.documents.pdf.pages_without_text == "quarantine":
-        yield 1, f"{num_without_text:,} of {len(pages):,} pages have no text (scanned?); recognise the text (OCR) and deliver again"
+        yield (
+            1,
+            (
+                f"{num_without_text:,} of {len(pages):,} pages have no text (scanned?); recognise the text"
+                " (OCR) and deliver again"
+            ),
+        )
     else:
         yield 1, {**file.document(text), PAGES_WITHOUT_TEXT: num_without_text}
 

@@ -19,7 +19,9 @@ FILE_SECONDS = 600.0
 
 
 class Shared(Protocol):
-    """Opens something once for all files that are read together, such as a process; it is closed after the last one."""
+    """Opens something once for all files that are read together, such as a process; it is closed after the
+    last one.
+    """
 
     def __call__(self, kind: Callable[[], AbstractContextManager[T]]) -> T:
         """Return what `kind()` opened when it was first asked for."""
@@ -34,7 +36,8 @@ class Reading:
     wanted: Wanted
     #: Fields that may be read of a record, for a format that can leave the others out. None: all.
     fields: Collection[str] | None
-    #: Returns the text that each reference in the file names (a path relative to it, or s3://), or why it cannot be read.
+    #: Returns the text that each reference in the file names (a path relative to it, or s3://), or why it
+    #: cannot be read.
     fetch: Callable[[list[str]], list[str | OSError]]
     shared: Shared
     #: The settings of the formats, and the encoding of text.
@@ -52,14 +55,15 @@ def plain_rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Itera
 
 @dataclass(frozen=True)
 class Format:
-    """How files of one format are read. The module that defines it is imported to list endings: heavy libraries belong into its functions.
+    """How files of one format are read. The module that defines it is imported to list endings: heavy
+    libraries belong into its functions.
 
-    Most formats give `records` and `endings` alone. An export of an annotation tool gives `rows` instead, for what its records mean, and
-    `written_as`, for the formats that its files come in.
+    Most formats give `records` and `endings` alone. An export of an annotation tool gives `rows` instead, for
+    what its records mean, and `written_as`, for the formats that its files come in.
     """
 
-    #: Yields (number, record or problem) of each row of a file, or of the one document that the file is (see `Delivered.document`).
-    #: Raises Unreadable where the file cannot be read to its end.
+    #: Yields (number, record or problem) of each row of a file, or of the one document that the file is (see
+    #: `Delivered.document`). Raises Unreadable where the file cannot be read to its end.
     records: Callable[[Delivered, Reading], Iterator[tuple[int, Record]]] | None = None
     #: Yields (number, row) of records.
     rows: Callable[[Iterable[tuple[int, Record]], Reading], Iterator[tuple[int, Row]]] = plain_rows
@@ -71,8 +75,9 @@ class Format:
     is_text: bool = False
     #: Files may have a second ending of a compression; `Delivered` unpacks them.
     may_be_compressed: bool = False
-    #: Records come one after the other, in time and memory that grow with the file's size alone. Files of all other formats are read by a
-    #: process of its own, within bounds of time and memory (see `bounded`): nothing but `records` runs there.
+    #: Records come one after the other, in time and memory that grow with the file's size alone. Files of all
+    #: other formats are read by a process of its own, within bounds of time and memory (see `bounded`):
+    #: nothing but `records` runs there.
     is_streamed: bool = False
     #: The largest file that is read, in bytes.
     max_bytes: int | None = None
@@ -92,5 +97,6 @@ class Format:
     is_recognised_by_content: bool = False
     #: The field that contains the text where `documents.text` names none.
     text: str = "text"
-    #: Version of what it reads. A format of another package raises it when rows change, so that files are read again.
+    #: Version of what it reads. A format of another package raises it when rows change, so that files are
+    #: read again.
     version: str = ""

@@ -1,4 +1,6 @@
-"""Text of scanned pages, recognised by RapidOCR (extra `ocr`): its models are in its package, and nothing goes over a network."""
+"""Text of scanned pages, recognised by RapidOCR (extra `ocr`): its models are in its package, and nothing
+goes over a network.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def version() -> str:
     return importlib.metadata.version("rapidocr")
 
 
-def recognised(path: Path, pages: Sequence[str], recognise: Callable[[Any], Any], advance: Callable[[], None]) -> list[str]:
+def recognised(
+    path: Path, pages: Sequence[str], recognise: Callable[[Any], Any], advance: Callable[[], None]
+) -> list[str]:
     """Return the pages of a PDF, those without text with what is recognised on them, a line of the page each.
 
     Args:
@@ -44,6 +48,10 @@ def recognised(path: Path, pages: Sequence[str], recognise: Callable[[Any], Any]
 
 @contextmanager
 def engine() -> Iterator[Callable[[Any], Any]]:
-    """Yield what recognises the text of an image [height, width, 3]; one thread, as processes read files side by side."""
+    """Yield what recognises the text of an image [height, width, 3]; one thread, as processes read files side
+    by side.
+    """
     rapidocr = importlib.import_module("rapidocr")
-    yield rapidocr.RapidOCR(params={"Global.log_level": "critical", "EngineConfig.onnxruntime.intra_op_num_threads": 1})
+    yield rapidocr.RapidOCR(
+        params={"Global.log_level": "critical", "EngineConfig.onnxruntime.intra_op_num_threads": 1}
+    )

@@ -50,7 +50,8 @@ def formats_by_ending() -> dict[str, str]:
         for ending in format_.endings:
             if ending in found:
                 raise SettingsError(
-                    f"format {name}: {ending} is an ending of the format {found[ending]} too; remove one of the two packages"
+                    f"format {name}: {ending} is an ending of the format {found[ending]} too; remove one of"
+                    " the two packages"
                 )
             found[ending] = name
     return found
@@ -74,7 +75,9 @@ def is_readable(name: str) -> bool:
 
 
 def reads_any_ending(format_: str) -> bool:
-    """Return whether a value of `documents.format` has every file read, whatever its ending: a format whose files are one document each."""
+    """Return whether a value of `documents.format` has every file read, whatever its ending: a format whose
+    files are one document each.
+    """
     return format_ in FORMATS and FORMATS.get(format_).is_whole_file
 
 

@@ -1,4 +1,6 @@
-"""Records -> rows of `documents.parquet`: which field goes into which column, and what is wrong with a row."""
+"""Records -> rows of `documents.parquet`: which field goes into which column, and what is wrong with a
+row.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,16 @@ Row = dict[str, Any]
 _SHARED = ("group", "domain", "slice_by")
 #: Field of a record, and key of its row, that is counted for a check and in no column.
 PAGES_WITHOUT_TEXT = "num_pages_without_text"
-_TRUTHS = {True: True, False: False, "yes": True, "no": False, "true": True, "false": False, "1": True, "0": False}
+_TRUTHS = {
+    True: True,
+    False: False,
+    "yes": True,
+    "no": False,
+    "true": True,
+    "false": False,
+    "1": True,
+    "0": False,
+}
 
 
 @dataclass(frozen=True)
@@ -39,13 +50,25 @@ class Wanted:
     separator: str | None = None
 
     @classmethod
-    def of(cls, documents: DocumentsSettings, examples: ExamplesSettings, log: LogSettings | None = None) -> Wanted:
+    def of(
+        cls, documents: DocumentsSettings, examples: ExamplesSettings, log: LogSettings | None = None
+    ) -> Wanted:
         """Return what the settings ask for; `log`: of rows that have what a model answered."""
         task = task_of(examples)
-        names = [("id", documents.id), ("group", examples.group), ("domain", examples.domain), ("slice_by", examples.slice_by)]
+        names = [
+            ("id", documents.id),
+            ("group", examples.group),
+            ("domain", examples.domain),
+            ("slice_by", examples.slice_by),
+        ]
         names += [("annotator", documents.annotator), ("time", documents.time)]
         if log is not None:
-            names += [("predicted", log.prediction), ("score", log.score), ("predicted_by", log.model), ("predicted_at", log.time)]
+            names += [
+                ("predicted", log.prediction),
+                ("score", log.score),
+                ("predicted_by", log.model),
+                ("predicted_at", log.time),
+            ]
         return cls(
             text=documents.text,
             label=examples.label,
@@ -58,8 +81,16 @@ class Wanted:
 
     @property
     def fields(self) -> set[str]:
-        """Every field that may be read of a plain record; of a path also each part of it, as a field of a table may be named."""
-        fields = {self.text or "text", *(field for _, field in self.names), "confidence", "human_annotated", "human-annotated"}
+        """Every field that may be read of a plain record; of a path also each part of it, as a field of a
+        table may be named.
+        """
+        fields = {
+            self.text or "text",
+            *(field for _, field in self.names),
+            "confidence",
+            "human_annotated",
+            "human-annotated",
+        }
         fields |= {self.label} if self.label else set()
         fields |= {field[:at] for field in fields for at, character in enumerate(field) if character == "."}
         return fields | set(chat.FIELDS) if self.has_messages else fields
@@ -69,13 +100,19 @@ _MISSING = object()
 
 
 def _look_up(record: Any, field: str) -> Any:
-    """Return the value of a field, or `_MISSING`. A field whose name has dots wins over the path that it may be as well."""
+    """Return the value of a field, or `_MISSING`. A field whose name has dots wins over the path that it may
+    be as well.
+    """
     if not isinstance(record, dict):
         return _MISSING
     if field in record:
         return record[field]
     for at, character in enumerate(field):
-        if character == "." and field[:at] in record and (value := _look_up(record[field[:at]], field[at + 1 :])) is not _MISSING:
+        if (
+            character == "."
+            and field[:at] in record
+            and (value := _look_up(record[field[:at]], field[at + 1 :])) is not _MISSING
+        ):
             return value
     return _MISSING
 
@@ -155,7 +192,9 @@ def add_names(row: Row, record: dict[str, Any], wanted: Wanted) -> None:
 def add_target(row: Row, value: Any, wanted: Wanted) -> None:
     """Put the label, the labels or the spans into a row."""
     try:
-        target = labels.target_of(value, wanted.label or "", wanted.target, wanted.missing, row.get("text"), wanted.separator)
+        target = labels.target_of(
+            value, wanted.label or "", wanted.target, wanted.missing, row.get("text"), wanted.separator
+        )
     except Malformed as error:
         add_problem(row, str(error))
         return
@@ -175,7 +214,11 @@ def add_annotation(row: Row, confidence: Any, human: Any) -> None:
         elif not math.isnan(value) or isinstance(confidence, str):
             add_problem(row, "confidence is not a number")
     if human is not None and human != "":
-        truth = _TRUTHS.get(human.lower() if isinstance(human, str) else human) if isinstance(human, str | bool | int) else None
+        truth = (
+            _TRUTHS.get(human.lower() if isinstance(human, str) else human)
+            if isinstance(human, str | bool | int)
+            else None
+        )
         if truth is None:
             add_problem(row, "human_annotated is neither yes nor no")
         else:

@@ -48,4 +48,6 @@ def _is_closed(source: str) -> bool:
     return False
 
 
-FORMAT = Format(records, endings=(".rtf",), is_whole_file=True, is_text=True, max_bytes=MAX_BYTES, is_slow=True)
+FORMAT = Format(
+    records, endings=(".rtf",), is_whole_file=True, is_text=True, max_bytes=MAX_BYTES, is_slow=True
+)

@@ -1,4 +1,6 @@
-"""What a file's first bytes tell where its ending may be wrong: only what is certain, so that text about a format stays text."""
+"""What a file's first bytes tell where its ending may be wrong: only what is certain, so that text about a
+format stays text.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ _ZIP = b"PK\x03\x04"
 _PACKAGES = {"word/document.xml": "docx", "xl/workbook.xml": "xlsx"}
 #: An archive's list of members that is looked at here: 100,000 names, the most that its reader takes.
 _MOST_LISTED_BYTES = 8 * 2**20
-_HTML = re.compile(r"\s*(?:<\?xml[^>]*>\s*)?(?:(?><!--.*?-->)\s*)*(?:<!doctype\s+html|<html[\s>])", re.IGNORECASE | re.DOTALL)
+_HTML = re.compile(
+    r"\s*(?:<\?xml[^>]*>\s*)?(?:(?><!--.*?-->)\s*)*(?:<!doctype\s+html|<html[\s>])", re.IGNORECASE | re.DOTALL
+)
 _XML = re.compile(r"\s*<\?xml\s")
 _HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{1,40}:(?:\s|$)|[ \t]\S")
 #: Of these a program writes at least one into each message; From and Subject are in a memo as well.
@@ -47,7 +51,8 @@ _UNTRUSTED = _CERTAIN | _MAY_BE.keys() | {"html", "json", "msg"}
 
 
 def format_of_content(file: Delivered, by_ending: str, wanted: Wanted) -> str:
-    """Return the name of a file's format: the one of its content where that is certain, else the one of its ending.
+    """Return the name of a file's format: the one of its content where that is certain, else the one of its
+    ending.
 
     Raises:
         Unreadable: its compression is damaged, or no format reads what it certainly is.
@@ -80,7 +85,8 @@ def _of_archive(path: Path) -> str | None:
     try:
         with _ReadInParts(path) as data, zipfile.ZipFile(data) as archive:
             names = set(archive.namelist())
-    # Damaged, of a version that zipfile does not know, or with a name that is not UTF-8 though its entry says so.
+    # Damaged, of a version that zipfile does not know, or with a name that is not UTF-8 though its entry says
+    # so.
     except (zipfile.BadZipFile, NotImplementedError, ValueError):
         return None
     except _TooManyNames:
@@ -132,11 +138,15 @@ def _by_text(text: str, is_cut: bool, wanted: Wanted) -> str | None:
 def _is_mail(lines: list[str]) -> bool:
     end = next((at for at, line in enumerate(lines) if not line.strip()), len(lines))
     head = lines[:end]
-    return end > 1 and all(_HEADER.match(line) for line in head) and _OF_MAIL.search("\n".join(head)) is not None
+    return (
+        end > 1 and all(_HEADER.match(line) for line in head) and _OF_MAIL.search("\n".join(head)) is not None
+    )
 
 
 def _is_json(text: str, lines: list[str], wanted: Wanted) -> bool:
-    """Return whether the first records are objects that have the text: a list of them, or the first two lines."""
+    """Return whether the first records are objects that have the text: a list of them, or the first two
+    lines.
+    """
     if text.lstrip().startswith("["):
         with suppress(ValueError, RecursionError):
             start = text.index("[") + 1
@@ -154,19 +164,27 @@ def _parsed(line: str) -> Any:
 
 
 def has_text(record: Any, wanted: Wanted) -> bool:
-    """Return whether a record is an object that has the text (of a conversation, its messages), or is perhaps a task of Label Studio."""
+    """Return whether a record is an object that has the text (of a conversation, its messages), or is perhaps
+    a task of Label Studio.
+    """
     if not isinstance(record, dict):
         return False
-    fields = wanted.fields - {name for _, name in wanted.names} if wanted.has_messages else {wanted.text or "text"}
+    fields = (
+        wanted.fields - {name for _, name in wanted.names} if wanted.has_messages else {wanted.text or "text"}
+    )
     return any(has_field(record, field) for field in fields) or isinstance(record.get("data"), dict)
 
 
 def _is_csv(lines: list[str], wanted: Wanted) -> bool:
-    """Return whether the first line has the text's (and the label's) column, and the next ones have as many fields."""
+    """Return whether the first line has the text's (and the label's) column, and the next ones have as many
+    fields.
+    """
     needed = {wanted.text or "text", *([wanted.label] if wanted.label else [])}
     for delimiter in ",;\t|":
         with suppress(csv.Error):
-            rows = [row for row in csv.reader((f"{line}\n" for line in lines[:20]), delimiter=delimiter) if row]
+            rows = [
+                row for row in csv.reader((f"{line}\n" for line in lines[:20]), delimiter=delimiter) if row
+            ]
             names = {name.strip('"') for name in rows[0]} if rows else set()
             if len(names) > 1 and needed <= names and len(rows) > 1 and len(rows[1]) == len(rows[0]):
                 return True

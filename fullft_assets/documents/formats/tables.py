@@ -18,7 +18,8 @@ def below_header(rows: Iterator[Numbered], header: HeaderRow) -> tuple[list[str]
 
     Args:
         rows: each row with its number.
-        header: the number of the header's row, None for the first row that is not empty, `none` for names made of the column's number.
+        header: the number of the header's row, None for the first row that is not empty, `none` for names
+            made of the column's number.
 
     Raises:
         Unreadable: two columns have the same name, or the given row is not there.

@@ -1,7 +1,7 @@
 """XLSX: a header, then one record a row, with values as the spreadsheet shows them.
 
-Text stays text, so `00012` keeps its zeros, and so does a number whose format pads it. Dates are ISO. A cell that is merged over several
-rows has its value in each of them. (ECMA-376, part 1, SpreadsheetML)
+Text stays text, so `00012` keeps its zeros, and so does a number whose format pads it. Dates are ISO. A cell
+that is merged over several rows has its value in each of them. (ECMA-376, part 1, SpreadsheetML)
 """
 
 from __future__ import annotations
@@ -40,10 +40,12 @@ _NOT_COMPUTED = _Fault("a formula without its value; open the file in a spreadsh
 
 
 def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
-    """Yield (row number, record or problem) of each row that is not empty; rows of later sheets are numbered on.
+    """Yield (row number, record or problem) of each row that is not empty; rows of later sheets are numbered
+    on.
 
     Raises:
-        Unreadable: it is damaged, encrypted or has no header; or other sheets have the same header, and only one sheet is to be read.
+        Unreadable: it is damaged, encrypted or has no header; or other sheets have the same header, and only
+            one sheet is to be read.
     """
     chosen, wanted = reading.documents.xlsx, reading.wanted.fields
     first: list[str] = []
@@ -74,9 +76,18 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
 def _record(header: list[str], fields: Any, title: str, wanted: set[str]) -> Record:
     if any(fields[len(header) :]):
         return "has more fields than the header"
-    record = {"sheet": title, **dict(zip(header, [*fields, *[None] * (len(header) - len(fields))], strict=True))}
-    faults = [f"field `{name}` is {record[name]}" for name in header if name in wanted and isinstance(record[name], _Fault)]
-    return "; ".join(faults) or {name: None if isinstance(value, _Fault) else value for name, value in record.items()}
+    record = {
+        "sheet": title,
+        **dict(zip(header, [*fields, *[None] * (len(header) - len(fields))], strict=True)),
+    }
+    faults = [
+        f"field `{name}` is {record[name]}"
+        for name in header
+        if name in wanted and isinstance(record[name], _Fault)
+    ]
+    return "; ".join(faults) or {
+        name: None if isinstance(value, _Fault) else value for name, value in record.items()
+    }
 
 
 def _sheets(path: Path, advance: Callable[[], None]) -> Iterator[tuple[str, Iterator[Numbered]]]:
@@ -97,7 +108,9 @@ def _sheets(path: Path, advance: Callable[[], None]) -> Iterator[tuple[str, Iter
             raw = archive.read(sheet._worksheet_path.lstrip("/"))
             if _FORMULA.search(raw) and formulas is None:
                 formulas = stack.enter_context(_book(stack.enter_context(path.open("rb")), data_only=False))
-            rows = _rows(sheet, formulas.worksheets[at] if formulas is not None and _FORMULA.search(raw) else None)
+            rows = _rows(
+                sheet, formulas.worksheets[at] if formulas is not None and _FORMULA.search(raw) else None
+            )
             yield sheet.title, _filled_down(rows, _merged(raw))
 
 
@@ -151,11 +164,16 @@ def _merged(raw: bytes) -> list[tuple[int, int, int]]:
     """Return (column from 0, first row, last row) of each cell that is merged over several rows."""
     from openpyxl.utils import column_index_from_string
 
-    found = ((column_index_from_string(column.decode()) - 1, int(start), int(end)) for column, start, end in _MERGED.findall(raw))
+    found = (
+        (column_index_from_string(column.decode()) - 1, int(start), int(end))
+        for column, start, end in _MERGED.findall(raw)
+    )
     return [(column, start, end) for column, start, end in found if end > start]
 
 
-def _filled_down(rows: Iterator[tuple[int, list[str | None]]], merged: list[tuple[int, int, int]]) -> Iterator[Numbered]:
+def _filled_down(
+    rows: Iterator[tuple[int, list[str | None]]], merged: list[tuple[int, int, int]]
+) -> Iterator[Numbered]:
     """Yield the rows, with a merged cell's value in each of its rows that has a value of its own."""
     held: dict[int, tuple[int, str | None]] = {}
     starts: dict[int, list[tuple[int, int]]] = {}
@@ -167,7 +185,10 @@ def _filled_down(rows: Iterator[tuple[int, list[str | None]]], merged: list[tupl
             if number <= end:
                 row.extend([None] * (column + 1 - len(row)))
                 row[column] = row[column] or value
-        held |= {column: (end, row[column] if column < len(row) else None) for column, end in starts.get(number, ())}
+        held |= {
+            column: (end, row[column] if column < len(row) else None)
+            for column, end in starts.get(number, ())
+        }
         yield number, row
 
 

@@ -1,7 +1,9 @@
-"""XML: the text of a document's content, each block on lines of its own; known by their root: JATS, PubMed, Akoma Ntoso and TEI.
+"""XML: the text of a document's content, each block on lines of its own; known by their root: JATS, PubMed,
+Akoma Ntoso and TEI.
 
-A file is one document, or has one record for each element that `documents.xml.record` names. A field of the settings is a path below that
-element (`front//article-id`, `@id`; namespaces do not matter). Entities of a DTD are not expanded: one in the text is an error.
+A file is one document, or has one record for each element that `documents.xml.record` names. A field of the
+settings is a path below that element (`front//article-id`, `@id`; namespaces do not matter). Entities of a
+DTD are not expanded: one in the text is an error.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ class _Dialect(NamedTuple):
     id: str | None = None
 
 
-_JATS = _Dialect(("front/article-meta/title-group", "front/article-meta/abstract", "body"), "front/article-meta/title-group/article-title")
+_JATS = _Dialect(
+    ("front/article-meta/title-group", "front/article-meta/abstract", "body"),
+    "front/article-meta/title-group/article-title",
+)
 #: By the local name of the record's element.
 _DIALECTS = {
     "article": _JATS,
@@ -34,7 +39,19 @@ _DIALECTS = {
         "MedlineCitation/PMID",
     ),
     "akomaNtoso": _Dialect(
-        tuple(f"*/{part}" for part in ("coverPage", "preface", "preamble", "body", "mainBody", "judgmentBody", "debateBody", "conclusions"))
+        tuple(
+            f"*/{part}"
+            for part in (
+                "coverPage",
+                "preface",
+                "preamble",
+                "body",
+                "mainBody",
+                "judgmentBody",
+                "debateBody",
+                "conclusions",
+            )
+        )
     ),
     "TEI": _Dialect(("text",), "teiHeader/fileDesc/titleStmt/title"),
 }
@@ -44,9 +61,12 @@ _DROPPED = {"meta", "teiHeader", "tex-math", "annotation", "style", "script"}
 #: Elements that never begin a line, though nothing but elements may be around them.
 # fmt: off
 _INLINE = {
-    "italic", "bold", "sup", "sub", "sc", "underline", "monospace", "xref", "ext-link", "named-content", "styled-content", "email", "uri",
-    "b", "i", "u", "em", "strong", "span", "a", "hi", "ref", "emph", "w", "c", "pc", "persName", "placeName", "name", "surname", "given-names",
-    "date", "term", "def", "num", "mref", "rref", "pb", "lb", "fn", "mi", "mo", "mn", "mrow", "msub", "msup", "inline-formula",
+    "italic", "bold", "sup", "sub", "sc", "underline", "monospace", "xref", "ext-link", "named-content",
+    "styled-content", "email", "uri",
+    "b", "i", "u", "em", "strong", "span", "a", "hi", "ref", "emph", "w", "c", "pc", "persName", "placeName",
+    "name", "surname", "given-names",
+    "date", "term", "def", "num", "mref", "rref", "pb", "lb", "fn", "mi", "mo", "mn", "mrow", "msub", "msup",
+    "inline-formula",
 }
 # fmt: on
 _CELLS = {"td", "th", "cell"}
@@ -71,7 +91,12 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     with parsing("XML file"), file.binary() as data:
         try:
             parser = etree.iterparse(
-                data, events=("start", "end"), resolve_entities=False, no_network=True, load_dtd=False, remove_pis=True
+                data,
+                events=("start", "end"),
+                resolve_entities=False,
+                no_network=True,
+                load_dtd=False,
+                remove_pis=True,
             )
             name, depth, inside = None, 0, 0
             for event, element in parser:
@@ -89,7 +114,9 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
                     yield number, _record(file, element, reading)
                     _forget(element)
         except etree.XMLSyntaxError as error:
-            raise Unreadable(f"not XML: broken on line {error.lineno or 1}; the file may be cut off") from error
+            raise Unreadable(
+                f"not XML: broken on line {error.lineno or 1}; the file may be cut off"
+            ) from error
         if not number:
             raise Unreadable(f"no element `{name}`; see documents.xml.record")
 
@@ -124,7 +151,9 @@ class _Undeclared(Exception):
 
 
 def _value(element: Any, path: str) -> str | None:
-    """Return the text (or the attribute) that a path names, several separated by blank lines; None where there is none."""
+    """Return the text (or the attribute) that a path names, several separated by blank lines; None where
+    there is none.
+    """
     attribute = _ATTRIBUTE.search(path)
     if attribute is not None:
         path = path[: attribute.start()]
@@ -135,7 +164,10 @@ def _value(element: Any, path: str) -> str | None:
 
 def _found(element: Any, path: str) -> list[Any]:
     """Return the elements that a path names, in any namespace."""
-    steps = [step if step in ("", ".", "..", "*") or step.startswith(("{", "*")) else f"{{*}}{step}" for step in path.split("/")]
+    steps = [
+        step if step in ("", ".", "..", "*") or step.startswith(("{", "*")) else f"{{*}}{step}"
+        for step in path.split("/")
+    ]
     try:
         return element.findall("/".join(steps))
     except (SyntaxError, KeyError, ValueError):
@@ -143,7 +175,9 @@ def _found(element: Any, path: str) -> list[Any]:
 
 
 def text_of(element: Any) -> str:
-    """Return an element's text: spaces collapsed, blocks and rows of tables on lines of their own, cells separated by tabs."""
+    """Return an element's text: spaces collapsed, blocks and rows of tables on lines of their own, cells
+    separated by tabs.
+    """
     pieces: list[str] = []
     _add(element, pieces, "")
     lines = (_SPACE.sub(" ", line) for line in "".join(pieces).split(_BLOCK))
@@ -151,12 +185,16 @@ def text_of(element: Any) -> str:
 
 
 def _add(element: Any, pieces: list[str], cell: str) -> None:
-    """Add an element's text, with marks where a line or a cell ends. `cell` is a space inside of a cell, where no line ends."""
+    """Add an element's text, with marks where a line or a cell ends. `cell` is a space inside of a cell,
+    where no line ends.
+    """
     from lxml import etree
 
     children = list(element)
     # Where text and elements are mixed, the elements are part of a line; else each is a block.
-    is_mixed = any(text and not text.isspace() for text in (element.text, *(child.tail for child in children)))
+    is_mixed = any(
+        text and not text.isspace() for text in (element.text, *(child.tail for child in children))
+    )
     if etree.QName(element).localname == "alternatives":
         children = children[:1]
     pieces.append(element.text or "")

@@ -1,6 +1,8 @@
-"""Metrics of the texts that a model writes, against what really follows: `truth` and `predicted` are lists of texts.
+"""Metrics of the texts that a model writes, against what really follows: `truth` and `predicted` are lists of
+texts.
 
-Exact match, ROUGE-L and chrF are means over the texts; BLEU is a function of n-gram counts summed over all of them, as its authors define it.
+Exact match, ROUGE-L and chrF are means over the texts; BLEU is a function of n-gram counts summed over all of
+them, as its authors define it.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ class ExactMatch(_TextMetric):
 
 
 class RougeL(_TextMetric):
-    """Mean F1 of the longest common subsequence of words (Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries).
+    """Mean F1 of the longest common subsequence of words (Lin 2004, ROUGE: A Package for Automatic Evaluation
+    of Summaries).
 
     Words are those of any script, in lower case: the package `rouge-score` drops all but a to z and digits.
     """
@@ -52,12 +55,17 @@ class RougeL(_TextMetric):
 
     def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
         true, written = _words(predictions.truth), _words(predictions.predicted)
-        found = [2 * common_subsequence(ours, theirs) / max(len(ours) + len(theirs), 1) for ours, theirs in zip(true, written, strict=True)]
+        found = [
+            2 * common_subsequence(ours, theirs) / max(len(ours) + len(theirs), 1)
+            for ours, theirs in zip(true, written, strict=True)
+        ]
         return np.array(found), np.ones(len(found))
 
 
 class ChrF(_TextMetric):
-    """Mean F2 of n-grams of 1 to 6 characters (Popović 2015, chrF: character n-gram F-score for automatic MT evaluation), by sacrebleu."""
+    """Mean F2 of n-grams of 1 to 6 characters (Popović 2015, chrF: character n-gram F-score for automatic MT
+    evaluation), by sacrebleu.
+    """
 
     name, title = "chrf", "chrF"
 
@@ -69,12 +77,16 @@ class ChrF(_TextMetric):
 
 
 class Bleu(_TextMetric):
-    """BLEU of n-grams of 1 to 4 words, with sacrebleu's words and smoothing (Papineni et al. 2002; Post 2018, arXiv:1804.08771)."""
+    """BLEU of n-grams of 1 to 4 words, with sacrebleu's words and smoothing (Papineni et al. 2002; Post 2018,
+    arXiv:1804.08771).
+    """
 
     name, title = "bleu", "BLEU"
 
     def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
-        """Return matching n-grams and n-grams written, of each length [n, 4] each, and words written and true [n]."""
+        """Return matching n-grams and n-grams written, of each length [n, 4] each, and words written and true
+        [n].
+        """
         from sacrebleu.metrics.bleu import BLEU
 
         # Smoothing is of the sums, not of each text.
@@ -90,7 +102,8 @@ class Bleu(_TextMetric):
 
     def score(self, *sums: np.ndarray) -> np.ndarray:
         matching, written, num_written, num_true = sums
-        # A length without a match counts as half a match, the next such length as a quarter (sacrebleu's `exp`).
+        # A length without a match counts as half a match, the next such length as a quarter (sacrebleu's
+        # `exp`).
         none = matching <= _ROUNDING
         smoothed = np.where(none, 0.5 ** np.cumsum(none, axis=1), matching)
         precision = counts.ratio(smoothed, written)
@@ -101,7 +114,9 @@ class Bleu(_TextMetric):
 
 
 def common_subsequence(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return the length of the longest common subsequence, 64 words at a time (Hyyrö 2004, Bit-parallel LCS-length computation revisited)."""
+    """Return the length of the longest common subsequence, 64 words at a time (Hyyrö 2004, Bit-parallel
+    LCS-length computation revisited).
+    """
     places: dict[int, int] = {}
     for place, word in enumerate(one):
         places[word] = places.get(word, 0) | 1 << place
@@ -115,7 +130,9 @@ def common_subsequence(one: Sequence[int], other: Sequence[int]) -> int:
 
 def _each(score: Callable[[str, str], float], predictions: Predictions) -> tuple[np.ndarray, ...]:
     """Return the score of each pair of a true and a written text, and 1 [n] each."""
-    found = [score(true, written) for true, written in zip(predictions.truth, predictions.predicted, strict=True)]
+    found = [
+        score(true, written) for true, written in zip(predictions.truth, predictions.predicted, strict=True)
+    ]
     return np.array(found), np.ones(len(found))
 
 

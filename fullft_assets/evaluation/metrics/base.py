@@ -20,10 +20,10 @@ class Predictions:
     """What one system predicted of n rows, beside the truth. What a task does not have is None.
 
     Attributes:
-        truth: in the task's own form: label int [n] (classification), labels bool [n, labels] (multi_label), spans of each row
-            (token_classification); None where each next token is the truth.
-        predicted: probabilities [n, labels] (classification), labels bool [n, labels] (multi_label), spans of each row
-            (token_classification), `DocumentScores` (sft, language_modeling).
+        truth: in the task's own form: label int [n] (classification), labels bool [n, labels] (multi_label),
+            spans of each row (token_classification); None where each next token is the truth.
+        predicted: probabilities [n, labels] (classification), labels bool [n, labels] (multi_label), spans of
+            each row (token_classification), `DocumentScores` (sft, language_modeling).
         found: true positives of each row and label [n, labels].
         true: how often each row has each label [n, labels].
         given: how often the system gave each row each label [n, labels].
@@ -33,7 +33,8 @@ class Predictions:
         loss: summed cross-entropy of each row's tokens in nats: float [n].
         num_bytes: UTF-8 bytes of these tokens' text: int [n].
         weights: how much each row counts: float [n]. None: all the same.
-        measurable: the labels that enough groups have, bool [labels]; metrics that average over labels leave the others out. None: all.
+        measurable: the labels that enough groups have, bool [labels]; metrics that average over labels leave
+            the others out. None: all.
     """
 
     labels: Sequence[str] = ()
@@ -70,7 +71,11 @@ class Predictions:
 
     def take(self, rows: np.ndarray) -> Predictions:
         """Return those of some rows, by position; a position may be given more than once."""
-        taken = {field.name: _take(getattr(self, field.name), rows) for field in fields(self) if field.name not in _OF_LABELS}
+        taken = {
+            field.name: _take(getattr(self, field.name), rows)
+            for field in fields(self)
+            if field.name not in _OF_LABELS
+        }
         return replace(self, **taken)
 
 
@@ -80,7 +85,8 @@ class Metric(ABC):
     Attributes:
         higher_is_better: False for losses and the like.
         bounds: smallest and largest value; None: there is no bound.
-        of_answers: it measures texts that a model wrote for test prompts, not the test rows: `truth` and `predicted` are lists of texts.
+        of_answers: it measures texts that a model wrote for test prompts, not the test rows: `truth` and
+            `predicted` are lists of texts.
     """
 
     name: ClassVar[str]
@@ -96,10 +102,14 @@ class Metric(ABC):
 
     @abstractmethod
     def compute(self, predictions: Predictions) -> float:
-        """Return the score. Its interval is found by computing it anew on every resample of the rows' groups."""
+        """Return the score. Its interval is found by computing it anew on every resample of the rows'
+        groups.
+        """
 
     def mass(self, predictions: Predictions) -> np.ndarray:
-        """Return how much of the score rests on each row [n], beside its weight: 1, or what its denominator counts."""
+        """Return how much of the score rests on each row [n], beside its weight: 1, or what its denominator
+        counts.
+        """
         return np.ones(predictions.num_rows)
 
     def require_in_bounds(self, value: float) -> float:
@@ -111,7 +121,8 @@ class Metric(ABC):
 
 
 class SummedMetric(Metric):
-    """A metric that is a function of sums over rows, such as a ratio of counts. A resample then costs one product of matrices.
+    """A metric that is a function of sums over rows, such as a ratio of counts. A resample then costs one
+    product of matrices.
 
     Attributes:
         summed: fields of `Predictions` that are summed; override `count` to sum something else.
@@ -127,7 +138,9 @@ class SummedMetric(Metric):
         return tuple(getattr(predictions, name) for name in self.summed)
 
     def count_all_labels(self, predictions: Predictions) -> tuple[np.ndarray, ...] | None:
-        """Return the tables `found`, `true` and `given` of all labels, of a score that leaves out those not measurable; None of others."""
+        """Return the tables `found`, `true` and `given` of all labels, of a score that leaves out those not
+        measurable; None of others.
+        """
         return None
 
     def weighted(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
@@ -136,7 +149,9 @@ class SummedMetric(Metric):
 
     @abstractmethod
     def score(self, *sums: np.ndarray) -> np.ndarray:
-        """Return the scores [resamples] of the tables summed over the rows of each resample, [resamples] or [resamples, k] each."""
+        """Return the scores [resamples] of the tables summed over the rows of each resample, [resamples] or
+        [resamples, k] each.
+        """
 
     def compute(self, predictions: Predictions) -> float:
         return float(self.score(*(table.sum(0, keepdims=True) for table in self.weighted(predictions)))[0])

@@ -1,8 +1,8 @@
 """Metrics of labels: of a row's label or labels, or of exact spans.
 
-There is one macro-F1: the mean over the labels that occur in the truth. A label that does not occur cannot be measured, so its
-absence is no success; what was predicted of it counts against micro-F1, and against the recall of the rows' own labels.
-A label that occurs and is never predicted has an F1 of 0.
+There is one macro-F1: the mean over the labels that occur in the truth. A label that does not occur cannot be
+measured, so its absence is no success; what was predicted of it counts against micro-F1, and against the
+recall of the rows' own labels. A label that occurs and is never predicted has an F1 of 0.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ class _MeanF1(SummedMetric):
 
     def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
         tables = super().count(predictions)
-        return tables if predictions.measurable is None else tuple(table[:, predictions.measurable] for table in tables)
+        return (
+            tables
+            if predictions.measurable is None
+            else tuple(table[:, predictions.measurable] for table in tables)
+        )
 
     def count_all_labels(self, predictions: Predictions) -> tuple[np.ndarray, ...] | None:
         return None if predictions.measurable is None else super().count(predictions)
@@ -64,7 +68,9 @@ class MicroF1(SummedMetric):
 
 
 class LabelF1(SummedMetric):
-    """F1 of one label over all rows, the score of the slice of a label. It is not registered, because each label has its own."""
+    """F1 of one label over all rows, the score of the slice of a label. It is not registered, because each
+    label has its own.
+    """
 
     name, title, tasks = "label_f1", "F1", _LABELLED
     summed = _COUNTS
@@ -106,9 +112,11 @@ class SubsetAccuracy(Accuracy):
 
 
 class MatthewsCorrelation(SummedMetric):
-    """Correlation of true and predicted label, 0 at chance; 0 as well where all rows have, or are given, one label.
+    """Correlation of true and predicted label, 0 at chance; 0 as well where all rows have, or are given, one
+    label.
 
-    Of several labels: Gorodkin 2004, Comparing two K-category assignments by a K-category correlation coefficient.
+    Of several labels: Gorodkin 2004, Comparing two K-category assignments by a K-category correlation
+    coefficient.
     """
 
     name, title, tasks = "matthews_corrcoef", "Matthews correlation", ("classification",)

@@ -14,7 +14,8 @@ _SMALLEST = float(np.finfo(np.float64).eps)
 
 
 class Auroc(Metric):
-    """Mean over the measurable labels of the area under the ROC curve of each label against the others; a tie counts half.
+    """Mean over the measurable labels of the area under the ROC curve of each label against the others; a tie
+    counts half.
 
     A label that all rows have, or none, has no curve and is excluded; 0.5 where no label has one.
     """
@@ -26,7 +27,11 @@ class Auroc(Metric):
 
     def compute(self, predictions: Predictions) -> float:
         probabilities, weights = np.asarray(predictions.predicted), predictions.row_weights
-        labels = range(probabilities.shape[1]) if predictions.measurable is None else np.flatnonzero(predictions.measurable)
+        labels = (
+            range(probabilities.shape[1])
+            if predictions.measurable is None
+            else np.flatnonzero(predictions.measurable)
+        )
         areas = [_area(predictions.truth == label, probabilities[:, label], weights) for label in labels]
         known = [area for area in areas if area is not None]
         return float(np.mean(known)) if known else 0.5
@@ -46,7 +51,9 @@ class _ProbabilityMean(SummedMetric):
 
 
 class Brier(_ProbabilityMean):
-    """Mean squared distance of the probabilities from 1 for the true label and 0 for the others, 0 to 2 (Brier 1950)."""
+    """Mean squared distance of the probabilities from 1 for the true label and 0 for the others, 0 to 2
+    (Brier 1950).
+    """
 
     name, title = "brier", "Brier score"
     bounds = (0.0, 2.0)
@@ -70,7 +77,12 @@ class LogLoss(_ProbabilityMean):
 
 def _has_probabilities(predictions: Predictions) -> bool:
     found: Any = predictions.predicted
-    return predictions.truth is not None and isinstance(found, np.ndarray) and found.ndim == 2 and found.dtype != bool
+    return (
+        predictions.truth is not None
+        and isinstance(found, np.ndarray)
+        and found.ndim == 2
+        and found.dtype != bool
+    )
 
 
 def _shares(predictions: Predictions) -> np.ndarray:
@@ -80,7 +92,9 @@ def _shares(predictions: Predictions) -> np.ndarray:
 
 
 def _area(is_true: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> float | None:
-    """Return the weighted share of the pairs of a true row and another [n] that the scores order rightly; None without a pair."""
+    """Return the weighted share of the pairs of a true row and another [n] that the scores order rightly;
+    None without a pair.
+    """
     order = np.argsort(scores)
     mass, ranked = weights[order], scores[order]
     starts = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))

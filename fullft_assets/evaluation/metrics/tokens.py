@@ -59,7 +59,9 @@ class BitsPerByte(_TokenMetric):
 
 
 class TokenAccuracy(_TokenMetric):
-    """Share of tokens that were predicted right; a model with another tokenizer than the test set's has none."""
+    """Share of tokens that were predicted right; a model with another tokenizer than the test set's
+    has none.
+    """
 
     name, title, tasks = "token_accuracy", "token accuracy", ("token_classification", *_GENERATIVE)
     summed = ("num_right_tokens", "num_tokens")
@@ -73,4 +75,9 @@ def perplexity(loss: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return np.exp(np.minimum(loss / tokens, _MAX_LOSS))
 
 
-TOKEN_PROBABILITY, PERPLEXITY, BITS_PER_BYTE, TOKEN_ACCURACY = TokenProbability(), Perplexity(), BitsPerByte(), TokenAccuracy()
+TOKEN_PROBABILITY, PERPLEXITY, BITS_PER_BYTE, TOKEN_ACCURACY = (
+    TokenProbability(),
+    Perplexity(),
+    BitsPerByte(),
+    TokenAccuracy(),
+)

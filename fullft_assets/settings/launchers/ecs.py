@@ -15,38 +15,62 @@ class EcsLauncherSettings(AwsLauncherSettings):
     """Keys of `kind: ecs`: tasks of Amazon ECS on GPU instances, with a store on S3."""
 
     kind: str = Field(default="ecs", description="Workloads run as tasks of Amazon ECS.")
-    cluster: str = Field(default="fullft", pattern=r"^[A-Za-z0-9_-]{1,255}$", description="Name of the cluster.")
+    cluster: str = Field(
+        default="fullft", pattern=r"^[A-Za-z0-9_-]{1,255}$", description="Name of the cluster."
+    )
     capacity_provider: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z0-9_-]{1,255}$",
-        description="Capacity provider that starts instances for a task and takes them away after it, on spot capacity too. "
-        "Default: instances that are in the cluster already.",
+        description=(
+            "Capacity provider that starts instances for a task and takes them away after it, on spot"
+            " capacity too. Default: instances that are in the cluster already."
+        ),
     )
     launch_type: Literal["EC2", "EXTERNAL"] = Field(
         default="EC2",
-        description="Of instances that are in the cluster already: of EC2, or machines of your own that are registered (`EXTERNAL`).",
+        description=(
+            "Of instances that are in the cluster already: of EC2, or machines of your own that are"
+            " registered (`EXTERNAL`)."
+        ),
     )
     instance_type: str | None = Field(
         default=None,
         pattern=r"^[a-z0-9-]+\.[a-z0-9-]+$",
-        description="Type of instance that a task needs, such as `g5.xlarge`, if the cluster has several. Its price is that of `fullft jobs`.",
+        description=(
+            "Type of instance that a task needs, such as `g5.xlarge`, if the cluster has several. Its price"
+            " is that of `fullft jobs`."
+        ),
     )
     nodes: int = Field(default=1, ge=1, description="One: the processes of a training share one instance.")
-    gpus: bool = Field(default=True, description="Whether a task asks for a GPU for each of its processes; `false`: the CPU alone.")
-    cpu: Float | None = Field(default=None, gt=0, le=192, description="CPUs that a task asks for. Default: none; it may use what is free.")
+    gpus: bool = Field(
+        default=True,
+        description="Whether a task asks for a GPU for each of its processes; `false`: the CPU alone.",
+    )
+    cpu: Float | None = Field(
+        default=None,
+        gt=0,
+        le=192,
+        description="CPUs that a task asks for. Default: none; it may use what is free.",
+    )
     memory_gb: Float = Field(
         ge=0.5,
         le=4096,
-        description="Memory in GiB that a task asks for and may use; an instance has some hundred MiB less to give than its type says.",
+        description=(
+            "Memory in GiB that a task asks for and may use; an instance has some hundred MiB less to give"
+            " than its type says."
+        ),
     )
     shared_memory_gb: Float = Field(
         default=2.0,
         gt=0,
         le=1024,
-        description="Size of /dev/shm in GiB, in which the processes of a task share memory; it counts as its memory.",
+        description=(
+            "Size of /dev/shm in GiB, in which the processes of a task share memory; it counts as its memory."
+        ),
     )
     task_role_arn: str = Field(
-        pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/\S+$", description="Role of the container, which reads and writes the store."
+        pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/\S+$",
+        description="Role of the container, which reads and writes the store.",
     )
     execution_role_arn: str = Field(
         pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/\S+$",
@@ -58,22 +82,31 @@ class EcsLauncherSettings(AwsLauncherSettings):
         description="Group of CloudWatch Logs for the output; it has to be there.",
     )
     environment: dict[str, str] = Field(
-        default_factory=dict, description="Variables of the workload; no secrets: whoever may describe the task can read them."
+        default_factory=dict,
+        description="Variables of the workload; no secrets: whoever may describe the task can read them.",
     )
     secrets: dict[str, str] = Field(
         default_factory=dict,
-        description="Variables of the workload whose values ECS reads from Secrets Manager or the Parameter Store: the ARN of each.",
+        description=(
+            "Variables of the workload whose values ECS reads from Secrets Manager or the Parameter Store:"
+            " the ARN of each."
+        ),
     )
     pending_minutes: Float = Field(
         default=60.0,
         gt=0,
-        description="Time that a task may wait for an instance and its image; after it the workload counts as one that lost its machine.",
+        description=(
+            "Time that a task may wait for an instance and its image; after it the workload counts as one"
+            " that lost its machine."
+        ),
     )
     max_hours: Float | None = Field(
         default=24.0,
         gt=0,
-        description="Time after which the container stops a workload as if it were cancelled, also if nobody follows it; the same command "
-        "resumes it. `null`: none.",
+        description=(
+            "Time after which the container stops a workload as if it were cancelled, also if nobody follows"
+            " it; the same command resumes it. `null`: none."
+        ),
     )
 
     @property
@@ -98,5 +131,7 @@ class EcsLauncherSettings(AwsLauncherSettings):
     @classmethod
     def _is_one(cls, nodes: int) -> int:
         if nodes > 1:
-            raise ValueError("a training on ECS has one instance; use kind: kubernetes, sagemaker or ssh for several")
+            raise ValueError(
+                "a training on ECS has one instance; use kind: kubernetes, sagemaker or ssh for several"
+            )
         return nodes

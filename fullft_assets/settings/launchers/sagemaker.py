@@ -20,58 +20,85 @@ class SageMakerLauncherSettings(AwsLauncherSettings):
     kind: str = Field(default="sagemaker", description="Workloads run as Training Jobs of Amazon SageMaker.")
     jobs: Literal["training", "processing"] = Field(
         default="training",
-        description="Kind of SageMaker's jobs: `training` = Training Jobs, `processing` = Processing Jobs, which a section of `compute` may "
-        "choose, such as that of `ingestion`: one instance, never a spot one.",
+        description=(
+            "Kind of SageMaker's jobs: `training` = Training Jobs, `processing` = Processing Jobs, which a"
+            " section of `compute` may choose, such as that of `ingestion`: one instance, never a spot one."
+        ),
     )
     instance_type: str = Field(
-        pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9]+$", description="Type of the instances, such as `ml.g5.xlarge` or `ml.p4d.24xlarge`."
+        pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9]+$",
+        description="Type of the instances, such as `ml.g5.xlarge` or `ml.p4d.24xlarge`.",
     )
     nodes: int = Field(
         default=1,
         ge=1,
         le=64,
-        description="Instances that share a training; each starts as many of launcher.processes as the others. Other workloads take one.",
+        description=(
+            "Instances that share a training; each starts as many of launcher.processes as the others. Other"
+            " workloads take one."
+        ),
     )
     role_arn: str = Field(
-        pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/\S+$", description="Role of the container, which reads and writes the store."
+        pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/\S+$",
+        description="Role of the container, which reads and writes the store.",
     )
     volume_gb: int = Field(
         default=100,
         ge=1,
         le=16_384,
-        description="Disk of each instance in GB for inputs and checkpoints; instance types with local NVMe disks have those.",
+        description=(
+            "Disk of each instance in GB for inputs and checkpoints; instance types with local NVMe disks"
+            " have those."
+        ),
     )
     max_hours: Float | None = Field(
         default=24.0,
         gt=0,
-        description="Time after which SageMaker stops a workload as if it were cancelled; the same command resumes it. `null`: SageMaker's maximum, "
-        "28 days, of a Processing Job 9.",
+        description=(
+            "Time after which SageMaker stops a workload as if it were cancelled; the same command resumes"
+            " it. `null`: SageMaker's maximum, 28 days, of a Processing Job 9."
+        ),
     )
     grace_seconds: Float = Field(
         default=100.0,
         ge=0,
-        description="Time that a stopped workload has to finish its optimizer step and write its checkpoint; SageMaker kills a container after 120 s, so that more is refused.",
+        description=(
+            "Time that a stopped workload has to finish its optimizer step and write its checkpoint;"
+            " SageMaker kills a container after 120 s, so that more is refused."
+        ),
     )
     spot: bool = Field(
-        default=False, description="Whether to train on spot instances. SageMaker starts an interrupted job again in its time."
+        default=False,
+        description=(
+            "Whether to train on spot instances. SageMaker starts an interrupted job again in its time."
+        ),
     )
     max_wait_hours: Float = Field(
         default=24.0,
         ge=0,
         le=672,
-        description="Time that SageMaker may wait for spot instances, beside launcher.max_hours; after it the workload counts as preempted.",
+        description=(
+            "Time that SageMaker may wait for spot instances, beside launcher.max_hours; after it the"
+            " workload counts as preempted."
+        ),
     )
     network_isolation: bool = Field(
         default=False,
-        description="Whether containers reach no network at all, the store neither: SageMaker mounts it for them to read and saves what they write. "
-        "One instance, and Training Jobs alone.",
+        description=(
+            "Whether containers reach no network at all, the store neither: SageMaker mounts it for them to"
+            " read and saves what they write. One instance, and Training Jobs alone."
+        ),
     )
     volume_kms_key: str | None = Field(
         default=None,
-        description="KMS key of the instances' disks. Instance types with local NVMe disks refuse one: their hardware encrypts.",
+        description=(
+            "KMS key of the instances' disks. Instance types with local NVMe disks refuse one: their hardware"
+            " encrypts."
+        ),
     )
     output_kms_key: str | None = Field(
-        default=None, description="KMS key of what SageMaker itself writes to S3. The store's own is $FULLFT_KMS_KEY."
+        default=None,
+        description="KMS key of what SageMaker itself writes to S3. The store's own is $FULLFT_KMS_KEY.",
     )
     environment: dict[str, Annotated[str, Field(max_length=512)]] = Field(
         default_factory=dict,
@@ -89,14 +116,18 @@ class SageMakerLauncherSettings(AwsLauncherSettings):
     def _is_public_and_fits(cls, environment: dict[str, str], info: ValidationInfo) -> dict[str, str]:
         for name, value in environment.items():
             if info.data.get("jobs") == "processing" and len(value) > _PROCESSING_CHARACTERS:
-                raise ValueError(f"{name}: a variable of a Processing Job has {_PROCESSING_CHARACTERS} characters at most")
+                raise ValueError(
+                    f"{name}: a variable of a Processing Job has {_PROCESSING_CHARACTERS} characters at most"
+                )
         return without_secret(environment, "give launcher.role_arn the right to what it opens")
 
     @field_validator("network_isolation")
     @classmethod
     def _is_of_one_training_job(cls, is_isolated: bool, info: ValidationInfo) -> bool:
         if is_isolated and (info.data.get("jobs") == "processing" or info.data.get("nodes", 1) > 1):
-            raise ValueError("needs nodes: 1 and jobs: training; set it to false in this section, or change them")
+            raise ValueError(
+                "needs nodes: 1 and jobs: training; set it to false in this section, or change them"
+            )
         return is_isolated
 
     @model_validator(mode="after")
@@ -118,5 +149,7 @@ class SageMakerLauncherSettings(AwsLauncherSettings):
     def _divides_processes(cls, nodes: int, info: ValidationInfo) -> int:
         processes = info.data.get("processes", nodes)
         if processes % nodes:
-            raise ValueError(f"launcher.processes ({processes}) must be a multiple of it, as every instance starts as many")
+            raise ValueError(
+                f"launcher.processes ({processes}) must be a multiple of it, as every instance starts as many"
+            )
         return nodes

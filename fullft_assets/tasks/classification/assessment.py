@@ -36,7 +36,8 @@ class ClassificationEvaluation(Evaluation):
     """Everything measured of a classifier.
 
     Attributes:
-        temperature: fitted on the validation rows; reported, and not applied. None: there were none that the model had not learned from.
+        temperature: fitted on the validation rows; reported, and not applied. None: there were none that the
+            model had not learned from.
         error_at_temperature: expected calibration error of the test rows with it.
     """
 
@@ -55,20 +56,30 @@ class ClassificationEvaluation(Evaluation):
 
     @property
     def confusions(self) -> list[tuple[str, str, int, float]]:
-        """True label, predicted label, rows, and their share of the true label's rows; the most frequent first."""
+        """True label, predicted label, rows, and their share of the true label's rows; the most frequent
+        first.
+        """
         counts = np.array(self.confusion)
         wrong = np.where(np.eye(len(counts), dtype=bool), 0, counts)
         order = np.argsort(-wrong, axis=None, kind="stable")[: np.count_nonzero(wrong)].tolist()
         pairs = [divmod(place, len(counts)) for place in order]
         return [
-            (self.labels[true], self.labels[given], int(wrong[true, given]), float(wrong[true, given] / counts[true].sum()))
+            (
+                self.labels[true],
+                self.labels[given],
+                int(wrong[true, given]),
+                float(wrong[true, given] / counts[true].sum()),
+            )
             for true, given in pairs
         ]
 
     @property
     def limits(self) -> list[str]:
         """The weakest label, labels without a test row, and how far off the probabilities are."""
-        off = f"Its probabilities are off by {self.calibration_error:.3f} on average (expected calibration error)."
+        off = (
+            f"Its probabilities are off by {self.calibration_error:.3f} on average (expected calibration"
+            " error)."
+        )
         return [*weakest_label(self.per_label, "test rows"), off]
 
 
@@ -85,7 +96,9 @@ def macro_f1(labels: np.ndarray, predicted: np.ndarray) -> float:
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_labels: int) -> np.ndarray:
     """Counts [k, k]: rows are true labels, columns predicted ones."""
     labels, predicted = require_labels(labels, predicted, num_labels)
-    return np.bincount(labels * num_labels + predicted, minlength=num_labels**2).reshape(num_labels, num_labels)
+    return np.bincount(labels * num_labels + predicted, minlength=num_labels**2).reshape(
+        num_labels, num_labels
+    )
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray, num_bins: int) -> list[ReliabilityBin]:
@@ -107,19 +120,25 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray, num_bins: int) ->
 
 
 def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, num_bins: int = 10) -> float:
-    """Mean distance between confidence and accuracy over the bins, weighted by rows (Guo et al. 2017, eq. 3)."""
+    """Mean distance between confidence and accuracy over the bins, weighted by rows (Guo et al. 2017,
+    eq. 3).
+    """
     bins = reliability(labels, probabilities, num_bins)
     return sum(b.num_rows * abs(b.accuracy - b.confidence) for b in bins) / sum(b.num_rows for b in bins)
 
 
-def predictions_of(labels: np.ndarray, probabilities: np.ndarray, label_names: Sequence[str], name: str = "probabilities") -> Predictions:
+def predictions_of(
+    labels: np.ndarray, probabilities: np.ndarray, label_names: Sequence[str], name: str = "probabilities"
+) -> Predictions:
     """Return what metrics take of a system's label probabilities [n, k] for rows with true labels [n]."""
     probabilities = require_probabilities(probabilities, labels, len(label_names), name)
     found = of_labels(labels, probabilities.argmax(axis=1), len(label_names))
     return replace(found, labels=label_names, predicted=probabilities)
 
 
-def of_labels(labels: np.ndarray, predicted: np.ndarray, num_labels: int | None = None, name: str = "predictions") -> Predictions:
+def of_labels(
+    labels: np.ndarray, predicted: np.ndarray, num_labels: int | None = None, name: str = "predictions"
+) -> Predictions:
     """Return what metrics of labels take of predicted labels [n]."""
     labels, predicted = require_labels(labels, predicted, num_labels, name)
     one_hot = np.eye(num_labels or 1 + max(int(labels.max()), int(predicted.max())), dtype=bool)
@@ -141,17 +160,21 @@ def assess(
 
     Args:
         labels: true labels [n].
-        probabilities: label probabilities [n, k] of `finetuned`, of each baseline and, if there is one, of `champion`.
+        probabilities: label probabilities [n, k] of `finetuned`, of each baseline and, if there is one, of
+            `champion`.
         groups: the group of each row [n].
         validation: labels and the fine-tuned model's probabilities of rows to fit a temperature on.
-        labels_alone: systems that gave labels without probabilities; metrics of probabilities do not measure them.
+        labels_alone: systems that gave labels without probabilities; metrics of probabilities do not measure
+            them.
 
     Raises:
         ValueError: input is empty, misaligned, not finite or out of range; the message names what.
     """
     labels = np.asarray(labels)
     temperature = None if validation is None else fit_temperature(*validation)
-    predictions = {name: predictions_of(labels, found, label_names, name) for name, found in probabilities.items()}
+    predictions = {
+        name: predictions_of(labels, found, label_names, name) for name, found in probabilities.items()
+    }
     predictions |= {name: replace(predictions[name], predicted=None) for name in labels_alone}
     shared = comparison.run(predictions, groups, len(labels))
     tuned, bins = np.asarray(probabilities[FINETUNED]).argmax(axis=1), comparison.settings.calibration_bins
@@ -163,9 +186,13 @@ def assess(
         calibration_error=expected_calibration_error(labels, probabilities[FINETUNED], bins),
         reliability=reliability(labels, probabilities[FINETUNED], bins),
         temperature=temperature,
-        error_at_temperature=None
-        if temperature is None
-        else expected_calibration_error(labels, with_temperature(probabilities[FINETUNED], temperature), bins),
+        error_at_temperature=(
+            None
+            if temperature is None
+            else expected_calibration_error(
+                labels, with_temperature(probabilities[FINETUNED], temperature), bins
+            )
+        ),
         per_label=label_scores(np.diag(confusion), confusion.sum(1), confusion.sum(0), label_names),
         confusion=confusion.tolist(),
         weakest_groups=weakest_groups(is_right[FINETUNED], groups),
@@ -190,7 +217,10 @@ def require_labels(
         wrong = (values < 0) | (values >= num_labels if num_labels is not None else False)
         if wrong.any():
             row = int(wrong.argmax())
-            raise ValueError(f"{what}: row {row} has label {values[row]}, allowed are 0 to {num_labels - 1 if num_labels else 'k - 1'}")
+            raise ValueError(
+                f"{what}: row {row} has label {values[row]}, allowed are 0 to"
+                f" {num_labels - 1 if num_labels else 'k - 1'}"
+            )
     if len(labels) != len(predicted):
         raise ValueError(f"{name}: {len(predicted)} for {len(labels)} labels")
     return labels, predicted
@@ -202,7 +232,8 @@ def require_probabilities(
     """Return them as floats [n, k] that fit the labels [n].
 
     Raises:
-        ValueError: wrong shape, not finite, outside [0, 1], rows that do not add up to 1, or a label out of range.
+        ValueError: wrong shape, not finite, outside [0, 1], rows that do not add up to 1, or a label out of
+            range.
     """
     probabilities = np.asarray(probabilities, np.float64)
     if probabilities.ndim != 2 or probabilities.size == 0:
@@ -211,7 +242,10 @@ def require_probabilities(
         raise ValueError(f"{name}: {probabilities.shape[1]} columns for {num_labels} labels")
     finite = np.isfinite(probabilities).all(axis=1)
     if not finite.all():
-        raise ValueError(f"{name}: row {int(finite.argmin())} of {len(probabilities)} is not finite ({int((~finite).sum())} such rows)")
+        raise ValueError(
+            f"{name}: row {int(finite.argmin())} of {len(probabilities)} is not finite"
+            f" ({int((~finite).sum())} such rows)"
+        )
     wrong = (probabilities < 0).any(axis=1) | (np.abs(probabilities.sum(axis=1) - 1) > 1e-3)
     if wrong.any():
         raise ValueError(f"{name}: row {int(wrong.argmax())} is not a distribution over the labels")

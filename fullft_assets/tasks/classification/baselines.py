@@ -1,4 +1,5 @@
-"""Baselines of classifiers: majority label, TF-IDF, a probe on the frozen base model. The last two also give several labels a row.
+"""Baselines of classifiers: majority label, TF-IDF, a probe on the frozen base model. The last two also give
+several labels a row.
 
 Saved as JSON and npz, never pickled.
 """
@@ -58,7 +59,9 @@ class Tfidf(Baseline):
         self.vectorizers, self.head = vectorizers, head
 
     @staticmethod
-    def _vectorizers(max_terms: int | None = None, vocabularies: Sequence[dict[str, int] | None] = (None, None)) -> list[TfidfVectorizer]:
+    def _vectorizers(
+        max_terms: int | None = None, vocabularies: Sequence[dict[str, int] | None] = (None, None)
+    ) -> list[TfidfVectorizer]:
         """Return the vectorizers of words and of parts of words, each with at most so many terms."""
         from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -77,7 +80,10 @@ class Tfidf(Baseline):
         validation: Split = cast(Any, context.open_recipe()).validation
         features, checked = (_stacked(vectorizers, rows.texts) for rows in (train, validation))
         labels = len(context.labels)
-        return cls(vectorizers, LogisticHead.fit_best(features, train.labels, labels, TFIDF_C, (checked, validation.labels)))
+        return cls(
+            vectorizers,
+            LogisticHead.fit_best(features, train.labels, labels, TFIDF_C, (checked, validation.labels)),
+        )
 
     def predict(self, rows: Split) -> np.ndarray:
         return self.head.probabilities(_stacked(self.vectorizers, rows.texts))
@@ -92,7 +98,9 @@ class Tfidf(Baseline):
     @classmethod
     def load(cls, folder: Path, context: BaselineContext) -> Tfidf:
         arrays = np.load(folder / "tfidf.npz")
-        vectorizers = cls._vectorizers(vocabularies=json.loads((folder / "tfidf.json").read_text(encoding="utf-8")))
+        vectorizers = cls._vectorizers(
+            vocabularies=json.loads((folder / "tfidf.json").read_text(encoding="utf-8"))
+        )
         for vectorizer, name in zip(vectorizers, ("words_idf", "parts_idf"), strict=True):
             vectorizer.idf_ = arrays[name]
         return cls(vectorizers, LogisticHead.of(arrays))
@@ -117,7 +125,9 @@ class FrozenProbe(Baseline):
     def fit(cls, train: Any, context: BaselineContext) -> Self:
         recipe = cast(Any, context.open_recipe())
         recipe = recipe.with_model(recipe.base_model)
-        weights = recipe.fit_head(_with_new_head(context), context.settings.training, context.progress, most_rows=None)
+        weights = recipe.fit_head(
+            _with_new_head(context), context.settings.training, context.progress, most_rows=None
+        )
         return cls(weights, context)
 
     def predict(self, rows: Split) -> Any:
@@ -128,7 +138,11 @@ class FrozenProbe(Baseline):
         return self.context.open_recipe().predict(model, rows, self.context.progress)
 
     def save(self, folder: Path) -> None:
-        np.savez(folder / f"{self.name}.npz", coefficients=self.weights.coefficients, intercept=self.weights.intercept)
+        np.savez(
+            folder / f"{self.name}.npz",
+            coefficients=self.weights.coefficients,
+            intercept=self.weights.intercept,
+        )
 
     @classmethod
     def load(cls, folder: Path, context: BaselineContext) -> Self:
@@ -139,13 +153,17 @@ class FrozenProbe(Baseline):
 
 
 def _with_new_head(context: BaselineContext) -> PreTrainedModel:
-    """Return the base model with an untrained head; what is random below its output layer is the same each time."""
+    """Return the base model with an untrained head; what is random below its output layer is the same each
+    time.
+    """
     import torch
 
     from fullft_assets.models import precision
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = context.open_recipe().load_original(context.settings.training.model_copy(update={"weights": "fp32"}))
+        model = context.open_recipe().load_original(
+            context.settings.training.model_copy(update={"weights": "fp32"})
+        )
     precision.set_scoring(model, None)
     return model

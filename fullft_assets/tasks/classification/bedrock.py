@@ -1,7 +1,8 @@
 """The baseline `bedrock`: a model of Amazon Bedrock names each text's label through the Converse API.
 
-It is the one baseline that sends texts of rows to a service: those that are scored, and those of the examples, if any are asked for. Its answers are
-not kept, so an evaluation asks again, and pays again. An answer that names no label counts as the commonest training label.
+It is the one baseline that sends texts of rows to a service: those that are scored, and those of the
+examples, if any are asked for. Its answers are not kept, so an evaluation asks again, and pays again. An
+answer that names no label counts as the commonest training label.
 """
 
 from __future__ import annotations
@@ -51,18 +52,35 @@ class Bedrock(Baseline):
     def predict(self, rows: Split) -> np.ndarray:
         """Return label probabilities [rows, labels]: 1 for the label that was answered."""
         context, asked = self.context, _asked(self.context)
-        client, system = _client(asked), f"Answer with the label of the text and nothing else. The labels are: {', '.join(context.labels)}."
+        client, system = (
+            _client(asked),
+            (
+                "Answer with the label of the text and nothing else. The labels are:"
+                f" {', '.join(context.labels)}."
+            ),
+        )
         before = [
             _message(role, text)
             for example, label in zip(self.shown.texts, self.labels, strict=True)
-            for role, text in (("user", example[: asked.max_characters]), ("assistant", context.labels[label]))
+            for role, text in (
+                ("user", example[: asked.max_characters]),
+                ("assistant", context.labels[label]),
+            )
         ]
 
         def ask(text: str) -> tuple[str, float]:
-            answer = _converse(client, asked, system, [*before, _message("user", text[: asked.max_characters])])
+            answer = _converse(
+                client, asked, system, [*before, _message("user", text[: asked.max_characters])]
+            )
             used = answer["usage"]
-            usd = used["inputTokens"] * asked.usd_per_1k_input_tokens + used["outputTokens"] * asked.usd_per_1k_output_tokens
-            return "".join(part.get("text", "") for part in answer["output"]["message"]["content"]), usd / 1_000
+            usd = (
+                used["inputTokens"] * asked.usd_per_1k_input_tokens
+                + used["outputTokens"] * asked.usd_per_1k_output_tokens
+            )
+            return (
+                "".join(part.get("text", "") for part in answer["output"]["message"]["content"]),
+                usd / 1_000,
+            )
 
         found = []
         with ThreadPoolExecutor(asked.parallel_requests) as pool:
@@ -79,7 +97,8 @@ class Bedrock(Baseline):
         num_none = answered.count(None)
         if num_none:
             context.progress.say(
-                f"bedrock: {num_none:,} of {len(rows):,} answers name no label and count as {context.labels[self.fallback]}"
+                f"bedrock: {num_none:,} of {len(rows):,} answers name no label and count as"
+                f" {context.labels[self.fallback]}"
             )
         return np.eye(len(context.labels))[[self.fallback if label is None else label for label in answered]]
 
@@ -97,7 +116,9 @@ class Bedrock(Baseline):
 
 
 def read_label(answer: str, labels: Sequence[str]) -> int | None:
-    """Return the position of the label that an answer is, but for case and the marks around it; None: it is none."""
+    """Return the position of the label that an answer is, but for case and the marks around it; None: it is
+    none.
+    """
     said = _AROUND.sub("", answer).casefold()
     known = {_AROUND.sub("", label).casefold(): number for number, label in enumerate(labels)}
     return known.get(said)
@@ -107,7 +128,8 @@ def _asked(context: BaselineContext) -> BedrockSettings:
     asked = context.settings.planning.bedrock
     if asked is None:
         raise SettingsError(
-            "planning.bedrock: planning.baselines names bedrock, so it has to say which model; give model, or remove bedrock"
+            "planning.bedrock: planning.baselines names bedrock, so it has to say which model; give model, or"
+            " remove bedrock"
         )
     return asked
 
@@ -122,14 +144,20 @@ def _client(asked: BedrockSettings) -> Any:
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
-    retries = Config(retries={"max_attempts": _ATTEMPTS, "mode": "adaptive"}, max_pool_connections=asked.parallel_requests)
+    retries = Config(
+        retries={"max_attempts": _ATTEMPTS, "mode": "adaptive"}, max_pool_connections=asked.parallel_requests
+    )
     try:
-        return boto3.client("bedrock-runtime", region_name=asked.region, endpoint_url=asked.endpoint_url, config=retries)
+        return boto3.client(
+            "bedrock-runtime", region_name=asked.region, endpoint_url=asked.endpoint_url, config=retries
+        )
     except BotoCoreError as error:
         raise SettingsError(f"planning.bedrock: {_one_line(error)}") from error
 
 
-def _converse(client: Any, asked: BedrockSettings, system: str, messages: list[dict[str, Any]]) -> dict[str, Any]:
+def _converse(
+    client: Any, asked: BedrockSettings, system: str, messages: list[dict[str, Any]]
+) -> dict[str, Any]:
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
@@ -142,7 +170,8 @@ def _converse(client: Any, asked: BedrockSettings, system: str, messages: list[d
     except ClientError as error:
         # The service's message may quote the request, and so a text; its code does not.
         raise SettingsError(
-            f"planning.bedrock: {asked.model} refused with {error.response['Error']['Code']}; look at model, region and rights"
+            f"planning.bedrock: {asked.model} refused with {error.response['Error']['Code']}; look at model,"
+            " region and rights"
         ) from None
     except BotoCoreError as error:
         raise SettingsError(f"planning.bedrock: {_one_line(error)}") from None

@@ -19,7 +19,8 @@ _LABEL = datasets.Value("int64")
 
 
 class EvaluateMetric(evaluate.Metric):
-    """A registered metric, ours or that of another package, or `calibration_error`; predictions are labels or rows of label probabilities.
+    """A registered metric, ours or that of another package, or `calibration_error`; predictions are labels or
+    rows of label probabilities.
 
     Rows are kept in memory, not in a cache file that two processes would share.
     """
@@ -27,13 +28,18 @@ class EvaluateMetric(evaluate.Metric):
     def __init__(self, metric: str, **options: Any):
         self.metric: Metric | None = None if metric == "calibration_error" else METRICS.get(metric)
         a_label = np.zeros(1, int)
-        self.takes_labels = self.metric is not None and self.metric.measures(assessment.of_labels(a_label, a_label))
+        self.takes_labels = self.metric is not None and self.metric.measures(
+            assessment.of_labels(a_label, a_label)
+        )
         super().__init__(**{"config_name": metric, "keep_in_memory": True, **options})
 
     def _info(self) -> evaluate.MetricInfo:
         predictions = _LABEL if self.takes_labels else datasets.Sequence(datasets.Value("float64"))
         return evaluate.MetricInfo(
-            description=(assessment.expected_calibration_error if self.metric is None else type(self.metric)).__doc__ or self.config_name,
+            description=(
+                assessment.expected_calibration_error if self.metric is None else type(self.metric)
+            ).__doc__
+            or self.config_name,
             citation="",
             inputs_description="",
             features=datasets.Features({"predictions": predictions, "references": _LABEL}),
@@ -65,13 +71,19 @@ class EvaluateMetric(evaluate.Metric):
         assert found is not None, "only processes after the first one of several get nothing"
         return found
 
-    def _compute(self, *, predictions: Any = None, references: Any = None, num_bins: int = 10, **options: Any) -> dict[str, float]:
+    def _compute(
+        self, *, predictions: Any = None, references: Any = None, num_bins: int = 10, **options: Any
+    ) -> dict[str, float]:
         labels, found = np.asarray(references), np.asarray(predictions)
         if self.metric is None:
             return {"calibration_error": assessment.expected_calibration_error(labels, found, num_bins)}
         if self.takes_labels:
             return {self.metric.name: self.metric.compute(assessment.of_labels(labels, found))}
-        return {self.metric.name: self.metric.compute(assessment.predictions_of(labels, found, [""] * found.shape[1]))}
+        return {
+            self.metric.name: self.metric.compute(
+                assessment.predictions_of(labels, found, [""] * found.shape[1])
+            )
+        }
 
 
 def headline(labels: np.ndarray, probabilities: np.ndarray, num_bins: int) -> dict[str, float]:
@@ -79,4 +91,6 @@ def headline(labels: np.ndarray, probabilities: np.ndarray, num_bins: int) -> di
     found: dict[str, float] = {}
     for name in ("accuracy", "macro_f1"):
         found |= EvaluateMetric(name).compute(predictions=probabilities.argmax(axis=1), references=labels)
-    return found | EvaluateMetric("calibration_error").compute(predictions=probabilities, references=labels, num_bins=num_bins)
+    return found | EvaluateMetric("calibration_error").compute(
+        predictions=probabilities, references=labels, num_bins=num_bins
+    )

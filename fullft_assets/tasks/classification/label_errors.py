@@ -16,10 +16,11 @@ MOST_SHOWN = 20
 def likely_label_errors(
     ids: Sequence[str], labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str]
 ) -> list[DoubtfulRow] | None:
-    """Return the rows whose labels are probably wrong, the surest first; None where cleanlab is not installed.
+    """Return the rows whose labels are probably wrong, the surest first; None where cleanlab is not
+    installed.
 
-    By confident learning (Northcutt et al. 2021, arXiv:1911.00068): a row counts where the model is surer of another label than it
-    usually is of that one. The model must not have learned from these rows.
+    By confident learning (Northcutt et al. 2021, arXiv:1911.00068): a row counts where the model is surer of
+    another label than it usually is of that one. The model must not have learned from these rows.
 
     Args:
         labels: positions in the label order [n].
@@ -35,15 +36,21 @@ def likely_label_errors(
     return [_row(row, ids, labels, shares, names) for row in np.asarray(found, np.int64).tolist()]
 
 
-def worst_errors(ids: Sequence[str], labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str]) -> list[DoubtfulRow]:
-    """Return the wrong rows with the highest loss: those whose own label the model gave the lowest probability."""
+def worst_errors(
+    ids: Sequence[str], labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str]
+) -> list[DoubtfulRow]:
+    """Return the wrong rows with the highest loss: those whose own label the model gave the lowest
+    probability.
+    """
     given = probabilities[np.arange(len(labels)), labels]
     wrong = np.flatnonzero(probabilities.argmax(1) != labels)
     order = wrong[np.argsort(given[wrong], kind="stable")][:MOST_SHOWN]
     return [_row(row, ids, labels, probabilities, names) for row in order.tolist()]
 
 
-def _row(row: int, ids: Sequence[str], labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str]) -> DoubtfulRow:
+def _row(
+    row: int, ids: Sequence[str], labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str]
+) -> DoubtfulRow:
     best, own = int(probabilities[row].argmax()), int(labels[row])
     probability, given = float(probabilities[row, best]), float(probabilities[row, own])
     return DoubtfulRow(ids[row], names[own], names[best], probability, given)

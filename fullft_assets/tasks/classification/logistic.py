@@ -1,4 +1,6 @@
-"""Logistic regressions on features of rows, with a strength of their regularization that is chosen on validation rows."""
+"""Logistic regressions on features of rows, with a strength of their regularization that is chosen on
+validation rows.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +11,23 @@ from typing import Any
 
 import numpy as np
 
-#: Inverse strengths of the regularization that are tried: on TF-IDF features, and on standardized features of a model.
+#: Inverse strengths of the regularization that are tried: on TF-IDF features, and on standardized features of
+#: a model.
 TFIDF_C = (1.0, 10.0, 100.0)
 PROBE_C = (0.001, 0.01, 0.1, 1.0)
 #: Rows on which they are tried; all rows are fitted with the one that is chosen.
 _MOST_ROWS_TO_CHOOSE = 4_000
 #: Log-odds of a label that no training row has, or that all have.
 _CERTAIN = 20.0
-#: A feature that varies less than this share of the others' median is constant: divided by its deviation it would be noise.
+#: A feature that varies less than this share of the others' median is constant: divided by its deviation it
+#: would be noise.
 _CONSTANT = 1e-3
 
 
 @dataclass(frozen=True)
 class LogisticHead:
-    """Logistic regression on features: softmax over labels where a row has one, else each label against the rest.
+    """Logistic regression on features: softmax over labels where a row has one, else each label against the
+    rest.
 
     Attributes:
         coefficients: [labels, features].
@@ -52,12 +57,22 @@ class LogisticHead:
             options: of `fit`.
         """
         some = slice(0, _MOST_ROWS_TO_CHOOSE)
-        losses = [cls.fit(features[some], labels[some], num_labels, C=C, **options).loss(*validation) for C in strengths]
+        losses = [
+            cls.fit(features[some], labels[some], num_labels, C=C, **options).loss(*validation)
+            for C in strengths
+        ]
         return cls.fit(features, labels, num_labels, C=strengths[int(np.argmin(losses))], **options)
 
     @classmethod
     def fit(
-        cls, features: Any, labels: np.ndarray, num_labels: int, *, C: float, balanced: bool = False, intercept: bool = True
+        cls,
+        features: Any,
+        labels: np.ndarray,
+        num_labels: int,
+        *,
+        C: float,
+        balanced: bool = False,
+        intercept: bool = True,
     ) -> LogisticHead:
         """Fit with an inverse strength of the regularization.
 
@@ -67,9 +82,15 @@ class LogisticHead:
         """
         from sklearn.linear_model import LogisticRegression
 
-        model = LogisticRegression(C=C, max_iter=1_000, class_weight="balanced" if balanced else None, fit_intercept=intercept)
+        model = LogisticRegression(
+            C=C, max_iter=1_000, class_weight="balanced" if balanced else None, fit_intercept=intercept
+        )
         is_exclusive = labels.ndim == 1
-        fitted = _fit_softmax(model, features, labels, num_labels) if is_exclusive else _fit_each(model, features, labels)
+        fitted = (
+            _fit_softmax(model, features, labels, num_labels)
+            if is_exclusive
+            else _fit_each(model, features, labels)
+        )
         # Saved in single precision, and the same after loading.
         return cls(*(values.astype(np.float32) for values in fitted), is_exclusive=is_exclusive)
 
@@ -108,7 +129,8 @@ def fit_on_states(
     """Return a regression on hidden states [rows, features] of a model, which are standardized for the fit.
 
     Args:
-        intercept: fit one; without, the states are divided by their deviation and not shifted, so that none is needed.
+        intercept: fit one; without, the states are divided by their deviation and not shifted, so that none
+            is needed.
     """
     mean = features.mean(0) if intercept else np.zeros(features.shape[1], np.float32)
     deviation = features.std(0)
@@ -120,12 +142,16 @@ def fit_on_states(
 
     checked, truth = validation
     options = {"intercept": intercept, "balanced": balanced}
-    head = LogisticHead.fit_best(standardized(features), labels, num_labels, PROBE_C, (standardized(checked), truth), **options)
+    head = LogisticHead.fit_best(
+        standardized(features), labels, num_labels, PROBE_C, (standardized(checked), truth), **options
+    )
     coefficients = np.where(varies | (not intercept), head.coefficients / scale, 0.0)
     return LogisticHead(coefficients, head.intercept - coefficients @ mean, head.is_exclusive)
 
 
-def _fit_softmax(model: Any, features: Any, labels: np.ndarray, num_labels: int) -> tuple[np.ndarray, np.ndarray]:
+def _fit_softmax(
+    model: Any, features: Any, labels: np.ndarray, num_labels: int
+) -> tuple[np.ndarray, np.ndarray]:
     coefficients = np.zeros((num_labels, features.shape[1]))
     present = np.unique(labels)
     if len(present) == 1:

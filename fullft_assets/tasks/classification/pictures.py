@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fullft_assets.report.pictures import ACCENT, GRID, INK, MAX_LABELS, MUTED, name_axes, new_axes, shorten_name
+from fullft_assets.report.pictures import (
+    ACCENT,
+    GRID,
+    INK,
+    MAX_LABELS,
+    MUTED,
+    name_axes,
+    new_axes,
+    shorten_name,
+)
 from fullft_assets.tasks.classification.assessment import ClassificationEvaluation
 
 if TYPE_CHECKING:
@@ -27,7 +36,9 @@ def confusion(evaluation: ClassificationEvaluation) -> Figure:
     if len(names) <= 12:
         for row, column in np.ndindex(*matrix.shape):
             color = "white" if shares[row, column] > 0.55 else INK
-            axes.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center", color=color, fontsize=9)
+            axes.text(
+                column, row, f"{matrix[row, column]:,}", ha="center", va="center", color=color, fontsize=9
+            )
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
@@ -35,7 +46,11 @@ def confusion(evaluation: ClassificationEvaluation) -> Figure:
     bar.set_label("share of the true label's rows", color=INK, fontsize=9)
     name_axes(axes, "predicted label", "true label")
     if len(shown) < len(evaluation.labels):
-        axes.set_title(f"the {len(shown)} of {len(evaluation.labels)} labels with the most errors", fontsize=9.5, color=INK)
+        axes.set_title(
+            f"the {len(shown)} of {len(evaluation.labels)} labels with the most errors",
+            fontsize=9.5,
+            color=INK,
+        )
     return figure
 
 
@@ -52,7 +67,15 @@ def reliability(evaluation: ClassificationEvaluation) -> Figure:
         edgecolor="white",
         label="share of test rows",
     )
-    axes.plot([b.confidence for b in bins], [b.accuracy for b in bins], "o-", color=ACCENT, linewidth=1.8, markersize=5, label="model")
+    axes.plot(
+        [b.confidence for b in bins],
+        [b.accuracy for b in bins],
+        "o-",
+        color=ACCENT,
+        linewidth=1.8,
+        markersize=5,
+        label="model",
+    )
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
     name_axes(axes, "confidence (highest probability)", "accuracy")
     axes.legend(frameon=False, fontsize=8.5, loc="best")

@@ -1,7 +1,9 @@
-"""Baselines that ask the base model, a causal one, which label follows a text: without examples, and with some training rows.
+"""Baselines that ask the base model, a causal one, which label follows a text: without examples, and with
+some training rows.
 
-Each label is scored by the mean log-probability of its tokens behind the prompt, so that long names are not at a disadvantage (the
-normalisation of Brown et al. 2020, arXiv:2005.14165, section 2.4). Nothing is drawn when it answers. Each label of each row is a pass.
+Each label is scored by the mean log-probability of its tokens behind the prompt, so that long names are not
+at a disadvantage (the normalisation of Brown et al. 2020, arXiv:2005.14165, section 2.4). Nothing is drawn
+when it answers. Each label of each row is a pass.
 """
 
 from __future__ import annotations
@@ -78,13 +80,19 @@ class FewShot(_Prompted):
     @classmethod
     def fit(cls, train: Split, context: BaselineContext) -> Self:
         settings = context.settings
-        shown = train.select(prompting.draw(train.labels, settings.planning.prompting.examples, settings.seed))
+        shown = train.select(
+            prompting.draw(train.labels, settings.planning.prompting.examples, settings.seed)
+        )
         return cls(shown, shown.labels.tolist(), context)
 
     def _examples(self, writer: PromptWriter) -> list[int]:
         most = self.context.settings.planning.prompting.max_tokens
         asked = writer.ask(self.shown.texts, max(1, most // len(self.shown) - writer.num_tokens_around))
-        return [token for text, label in zip(asked, self.labels, strict=True) for token in text + writer.labels[label]]
+        return [
+            token
+            for text, label in zip(asked, self.labels, strict=True)
+            for token in text + writer.labels[label]
+        ]
 
     def save(self, folder: Path) -> None:
         prompting.save_examples(folder / "few_shot.json", self.shown.ids, labels=self.labels)
@@ -97,7 +105,9 @@ class FewShot(_Prompted):
 
 @dataclass(frozen=True)
 class PromptWriter:
-    """Writes the parts of a prompt as token ids; each part is tokenised on its own, so that a prompt can be cut to a number of tokens."""
+    """Writes the parts of a prompt as token ids; each part is tokenised on its own, so that a prompt can be
+    cut to a number of tokens.
+    """
 
     tokenization: Tokenization
     names: Sequence[str]
@@ -110,11 +120,16 @@ class PromptWriter:
     @cached_property
     def instruction(self) -> list[int]:
         """The beginning of every prompt, the tokenizer's own first tokens included."""
-        return [*self.tokenization.prefix, *self._encode(f"Texts and their labels. The labels are: {', '.join(self.names)}.")]
+        return [
+            *self.tokenization.prefix,
+            *self._encode(f"Texts and their labels. The labels are: {', '.join(self.names)}."),
+        ]
 
     @cached_property
     def labels(self) -> list[list[int]]:
-        """Each label's name as it goes on behind a prompt; some tokenizers write the space before a word in its first token."""
+        """Each label's name as it goes on behind a prompt; some tokenizers write the space before a word in
+        its first token.
+        """
         start = self._before_label
         found = [self._encode(f"{_LABEL} {name}") for name in self.names]
         return [
@@ -129,7 +144,10 @@ class PromptWriter:
 
     def ask(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
         """Return each text, cut to so many tokens, with what asks for its label."""
-        return [[*self._before_text, *ids[:max_tokens], *self._before_label] for ids in self.tokenization.encode(list(texts))]
+        return [
+            [*self._before_text, *ids[:max_tokens], *self._before_label]
+            for ids in self.tokenization.encode(list(texts))
+        ]
 
     @cached_property
     def _before_text(self) -> list[int]:

@@ -1,4 +1,6 @@
-"""The task classification, one label a row: a new head on the base model, each window a training row, padded to similar ones."""
+"""The task classification, one label a row: a new head on the base model, each window a training row, padded
+to similar ones.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,25 @@ from sklearn.metrics import log_loss
 from transformers import PreTrainedModel
 
 from fullft_assets.base_model import ModelFolder
-from fullft_assets.engine.feed import Feed
-from fullft_assets.engine.optimizers import dtype_of_weights
-from fullft_assets.engine.recipe import MOST_HEAD_ROWS, Prepared
 from fullft_assets.evaluation.metrics import compute
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.models.heads import HeadWeights, features_of_documents, has_intercept
-from fullft_assets.models.inference import collate, device, load_classifier, load_for_training, load_new_classifier, predict_with
+from fullft_assets.models.inference import (
+    collate,
+    device,
+    load_classifier,
+    load_for_training,
+    load_new_classifier,
+    predict_with,
+)
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.classification.assessment import accuracy, macro_f1, predictions_of
 from fullft_assets.tasks.classification.logistic import fit_on_states
 from fullft_assets.tasks.encoder import Encoder
+from fullft_assets.training.feed import Feed
+from fullft_assets.training.optimizers import dtype_of_weights
+from fullft_assets.training.recipe import MOST_HEAD_ROWS, Prepared
 
 #: Rows are shuffled, then sorted by length within pools of this many batches: random enough, little padding.
 _POOL_BATCHES = 50
@@ -40,19 +49,39 @@ class ClassificationRecipe(Encoder):
     problem_type: ClassVar[str | None] = None
 
     def _load(
-        self, folder: ModelFolder, settings: TrainingSettings, added_tokens: Sequence[str] = (), *, keeps_head: bool = False
+        self,
+        folder: ModelFolder,
+        settings: TrainingSettings,
+        added_tokens: Sequence[str] = (),
+        *,
+        keeps_head: bool = False,
     ) -> PreTrainedModel:
         load = load_classifier if keeps_head else load_new_classifier
-        options = {"load": load, "keeps_head": keeps_head, "dtype": dtype_of_weights(settings), "problem_type": self.problem_type}
+        options = {
+            "load": load,
+            "keeps_head": keeps_head,
+            "dtype": dtype_of_weights(settings),
+            "problem_type": self.problem_type,
+        }
         return load_for_training(folder, self.labels, settings.attention_dropout, added_tokens, **options)
 
     def fit_head(
-        self, model: PreTrainedModel, settings: TrainingSettings, listener: Listener, *, most_rows: int | None = MOST_HEAD_ROWS
+        self,
+        model: PreTrainedModel,
+        settings: TrainingSettings,
+        listener: Listener,
+        *,
+        most_rows: int | None = MOST_HEAD_ROWS,
     ) -> HeadWeights | None:
         if self.start is not None:
             return None
-        train, validation = self._some_of_each_label(most_rows), self.validation.select(range(min(len(self.validation), MOST_HEAD_ROWS)))
-        states, checked = (features_of_documents(model, rows.windows, listener) for rows in (train, validation))
+        train, validation = (
+            self._some_of_each_label(most_rows),
+            self.validation.select(range(min(len(self.validation), MOST_HEAD_ROWS))),
+        )
+        states, checked = (
+            features_of_documents(model, rows.windows, listener) for rows in (train, validation)
+        )
         head = fit_on_states(
             states,
             train.labels,
@@ -67,13 +96,24 @@ class ClassificationRecipe(Encoder):
         """Return the first training rows, and the first few of each label."""
         if most_rows is None or len(self.train) <= most_rows:
             return self.train
-        one_hot = np.eye(len(self.labels), dtype=bool)[self.train.labels] if self.train.labels.ndim == 1 else self.train.labels
+        one_hot = (
+            np.eye(len(self.labels), dtype=bool)[self.train.labels]
+            if self.train.labels.ndim == 1
+            else self.train.labels
+        )
         is_early = (one_hot & (np.cumsum(one_hot, axis=0) <= _ROWS_OF_EACH_LABEL)).any(1)
         return self.train.select(np.flatnonzero(is_early | (np.arange(len(self.train)) < most_rows)).tolist())
 
-    def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
+    def prepare(
+        self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int
+    ) -> Prepared:
         feed = window_feed(*labelled_windows(self.train), model, settings, seed, torch.tensor)
-        return self._prepared(model, feed, _loss_of_output(self.train, len(self.labels) if settings.balance_labels else None), settings)
+        return self._prepared(
+            model,
+            feed,
+            _loss_of_output(self.train, len(self.labels) if settings.balance_labels else None),
+            settings,
+        )
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """See `Recipe`: loss, accuracy and macro-F1."""
@@ -84,13 +124,17 @@ class ClassificationRecipe(Encoder):
         return predict_with(model, rows.windows, progress=listener).probabilities
 
     def _score_predicted(self, name: str, predicted: Any, folder: Path) -> dict[str, float]:
-        return compute(("macro_f1", "accuracy"), predictions_of(self.validation.labels, predicted, self.labels, name))
+        return compute(
+            ("macro_f1", "accuracy"), predictions_of(self.validation.labels, predicted, self.labels, name)
+        )
 
 
 def labelled_windows(train: Split) -> tuple[list[list[int]], list[Any]]:
     """Return each window of the rows, and its row's label, or labels, beside it."""
     windows = [window for document in train.windows for window in document]
-    labels = [label for label, document in zip(train.labels.tolist(), train.windows, strict=True) for _ in document]
+    labels = [
+        label for label, document in zip(train.labels.tolist(), train.windows, strict=True) for _ in document
+    ]
     return windows, labels
 
 
@@ -109,7 +153,10 @@ def window_feed(
     pad_id = model.config.pad_token_id or 0
 
     def collated(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return {**collate([row["input_ids"] for row in rows], pad_id), "labels": to_tensor([row["labels"] for row in rows])}
+        return {
+            **collate([row["input_ids"] for row in rows], pad_id),
+            "labels": to_tensor([row["labels"] for row in rows]),
+        }
 
     return Feed(
         dataset=Dataset.from_dict({"input_ids": windows, "labels": labels}).select(order),
@@ -153,19 +200,26 @@ def planned_order(lengths: list[int], epochs: float, batch_size: int, seed: int)
 def _loss_of_output(train: Split, balanced_labels: int | None) -> Callable[[Any, torch.Tensor], torch.Tensor]:
     """Return (output, labels) -> the summed cross-entropy of a pass.
 
-    A model's own loss is the mean over the micro-batch, and Trainer takes it as its part of the full batch's mean: with accumulation
-    the gradients and the logged loss would be as many times too large as there are micro-batches.
+    A model's own loss is the mean over the micro-batch, and Trainer takes it as its part of the full batch's
+    mean: with accumulation the gradients and the logged loss would be as many times too large as there are
+    micro-batches.
 
     Args:
         balanced_labels: number of labels, to weight each by its inverse frequency; None = no weights.
     """
     weights = None
     if balanced_labels is not None:
-        counts = np.bincount(np.repeat(train.labels, [len(document) for document in train.windows]), minlength=balanced_labels)
-        weights = torch.tensor(counts.sum() / (balanced_labels * counts), dtype=torch.float32, device=device())
+        counts = np.bincount(
+            np.repeat(train.labels, [len(document) for document in train.windows]), minlength=balanced_labels
+        )
+        weights = torch.tensor(
+            counts.sum() / (balanced_labels * counts), dtype=torch.float32, device=device()
+        )
 
     def loss_of(output: Any, labels: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(output.logits.float(), labels, weight=weights, reduction="sum")
+        return torch.nn.functional.cross_entropy(
+            output.logits.float(), labels, weight=weights, reduction="sum"
+        )
 
     return loss_of
 
@@ -178,7 +232,11 @@ def score(model: PreTrainedModel, split: Split, listener: Listener | None = None
     predicted = found.argmax(1)
     clipped = np.clip(found.astype(np.float64), 1e-7, None)
     return {
-        "loss": float(log_loss(split.labels, clipped / clipped.sum(1, keepdims=True), labels=list(range(found.shape[1])))),
+        "loss": float(
+            log_loss(
+                split.labels, clipped / clipped.sum(1, keepdims=True), labels=list(range(found.shape[1]))
+            )
+        ),
         "accuracy": accuracy(split.labels, predicted),
         "macro_f1": macro_f1(split.labels, predicted),
     }

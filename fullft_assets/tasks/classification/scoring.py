@@ -1,4 +1,6 @@
-"""Scores classifiers on the test rows: label probabilities of the candidate, each baseline and the champion."""
+"""Scores classifiers on the test rows: label probabilities of the candidate, each baseline and the
+champion.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ import pyarrow as pa
 
 from fullft_assets import report
 from fullft_assets.base_model import ModelFolder
+from fullft_assets.checkpoint.lineage import snapshots_learned_from
 from fullft_assets.chunks import Tokenization
 from fullft_assets.evaluation import FINETUNED, external
 from fullft_assets.evaluation.metrics.base import Predictions
@@ -23,9 +26,14 @@ from fullft_assets.task import METRICS
 from fullft_assets.tasks.baseline import Baseline
 from fullft_assets.tasks.classification import assessment, evaluate_metrics, label_errors
 from fullft_assets.tasks.classification.assessment import ClassificationEvaluation
-from fullft_assets.tasks.context import EvaluationContext, EvaluationResult, column_of, pick_rows, shared_labels
+from fullft_assets.tasks.context import (
+    EvaluationContext,
+    EvaluationResult,
+    column_of,
+    pick_rows,
+    shared_labels,
+)
 from fullft_assets.tasks.perturbing import Perturbed, Windows, score_perturbed
-from fullft_assets.training.lineage import snapshots_learned_from
 
 
 def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
@@ -37,7 +45,13 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     if validation is not None:
         held_out = (validation[0].labels, validation[1])
     found = assessment.assess(
-        test.labels, probabilities, test.groups, labels, context.comparison(test), held_out, labels_alone=labels_alone
+        test.labels,
+        probabilities,
+        test.groups,
+        labels,
+        context.comparison(test),
+        held_out,
+        labels_alone=labels_alone,
     )
     perturbed = _perturbed(context, test, probabilities, labels)
     found = found.model_copy(update={"robustness": perturbed.robustness})
@@ -50,8 +64,12 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     if validation is not None:
         ids, truth = [*ids, *validation[0].ids], np.concatenate([truth, validation[0].labels])
         answers = np.concatenate([answers, validation[1]])
-    # Where both have a score that of the evaluation counts: it weighs groups and leaves out labels that cannot be measured.
-    headline = {**evaluate_metrics.headline(test.labels, tuned, settings.evaluation.calibration_bins), **found.headline}
+    # Where both have a score that of the evaluation counts: it weighs groups and leaves out labels that
+    # cannot be measured.
+    headline = {
+        **evaluate_metrics.headline(test.labels, tuned, settings.evaluation.calibration_bins),
+        **found.headline,
+    }
     return EvaluationResult(
         found,
         headline,
@@ -63,24 +81,41 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     )
 
 
-def _asks_for_probabilities(settings: EvaluationSettings, found: ClassificationEvaluation, tuned: np.ndarray, test: Split) -> bool:
+def _asks_for_probabilities(
+    settings: EvaluationSettings, found: ClassificationEvaluation, tuned: np.ndarray, test: Split
+) -> bool:
     """Return whether a score rests on the probability of every label."""
     measured = assessment.predictions_of(test.labels, tuned, found.labels)
-    named = [METRICS.get(name) for name in (*found.metrics, *settings.metrics) if not METRICS.get(name).of_answers]
-    return any(metric.measures(measured) and not metric.measures(replace(measured, predicted=None)) for metric in named)
+    named = [
+        METRICS.get(name) for name in (*found.metrics, *settings.metrics) if not METRICS.get(name).of_answers
+    ]
+    return any(
+        metric.measures(measured) and not metric.measures(replace(measured, predicted=None))
+        for metric in named
+    )
 
 
 def _validation_rows(validation: Split, probabilities: np.ndarray, labels: list[str]) -> pa.Table:
     """Return what the temperature was fitted on."""
-    return pa.table({"id": validation.ids, "label": [labels[label] for label in validation.labels], "probabilities": _lists(probabilities)})
+    return pa.table(
+        {
+            "id": validation.ids,
+            "label": [labels[label] for label in validation.labels],
+            "probabilities": _lists(probabilities),
+        }
+    )
 
 
 def _lists(probabilities: np.ndarray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(probabilities).ravel()), probabilities.shape[1])
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(np.ascontiguousarray(probabilities).ravel()), probabilities.shape[1]
+    )
 
 
 def _on_validation(context: EvaluationContext, labels: list[str]) -> tuple[Split, np.ndarray] | None:
-    """Return the validation rows with the candidate's label probabilities; None where it may have learned from them."""
+    """Return the validation rows with the candidate's label probabilities; None where it may have learned
+    from them.
+    """
     snapshot, candidate = context.inputs["training_snapshot"], context.inputs["finetuned_checkpoint"]
     if snapshots_learned_from(candidate) != [snapshot.ref]:
         return None
@@ -94,7 +129,9 @@ def _on_validation(context: EvaluationContext, labels: list[str]) -> tuple[Split
 
 
 def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> dict[str, np.ndarray]:
-    """Return the label probabilities [rows, labels] of each system; an external one gives its labels the probability 1."""
+    """Return the label probabilities [rows, labels] of each system; an external one gives its labels the
+    probability 1.
+    """
 
     def by_checkpoint(name: str) -> np.ndarray:
         folder = context.model_folder(name)
@@ -105,15 +142,21 @@ def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> d
         return map_labels(baseline.predict(test), context.baseline_labels, labels)
 
     def by_external(name: str, given: list[str]) -> np.ndarray:
-        return np.eye(len(labels))[[label for (label,) in external.positions(name, [[label] for label in given], labels)]]
+        return np.eye(len(labels))[
+            [label for (label,) in external.positions(name, [[label] for label in given], labels)]
+        ]
 
     return context.predict_with_all(test, by_checkpoint, by_baseline, by_external=by_external)
 
 
-def _perturbed(context: EvaluationContext, test: Split, probabilities: Mapping[str, np.ndarray], labels: list[str]) -> Perturbed:
+def _perturbed(
+    context: EvaluationContext, test: Split, probabilities: Mapping[str, np.ndarray], labels: list[str]
+) -> Perturbed:
     def predict_windows(name: str, windows: Windows) -> np.ndarray:
         folder = context.model_folder(name)
-        return map_labels(predict(folder, windows, progress=context.progress).probabilities, model_labels(folder), labels)
+        return map_labels(
+            predict(folder, windows, progress=context.progress).probabilities, model_labels(folder), labels
+        )
 
     def predictions_of(rows: Sequence[int], found: np.ndarray) -> Predictions:
         return assessment.predictions_of(test.labels[list(rows)], found, labels)
@@ -132,7 +175,8 @@ def model_labels(model_folder: ModelFolder) -> list[str]:
 
 
 def map_labels(probabilities: np.ndarray, theirs: list[str], ours: list[str]) -> np.ndarray:
-    """Bring probabilities [n, their labels] into our label order [n, ours], as shares of the labels that both know.
+    """Bring probabilities [n, their labels] into our label order [n, ours], as shares of the labels that both
+    know.
 
     A label that the model does not know has probability 0.
     """
@@ -140,7 +184,9 @@ def map_labels(probabilities: np.ndarray, theirs: list[str], ours: list[str]) ->
         return probabilities
     shared = shared_labels(theirs, ours)
     mapped = np.zeros((len(probabilities), len(ours)))
-    mapped[:, [ours.index(label) for label in shared]] = probabilities[:, [theirs.index(label) for label in shared]]
+    mapped[:, [ours.index(label) for label in shared]] = probabilities[
+        :, [theirs.index(label) for label in shared]
+    ]
     # A model that is sure of a label that left the list has next to nothing left to share: no information.
     known = mapped.sum(axis=1, keepdims=True)
     uniform = np.isin(ours, shared) / len(shared)
@@ -150,18 +196,26 @@ def map_labels(probabilities: np.ndarray, theirs: list[str], ours: list[str]) ->
 def _pick_answers(
     test: Split, probabilities: Mapping[str, np.ndarray], found: ClassificationEvaluation, seed: int
 ) -> list[report.AnsweredRow]:
-    tuned, baseline = (probabilities[name].argmax(1) for name in (FINETUNED, found.justification.best_baseline))
+    tuned, baseline = (
+        probabilities[name].argmax(1) for name in (FINETUNED, found.justification.best_baseline)
+    )
     return [
-        report.AnsweredRow(report.shorten(test.texts[i]), *(found.labels[each[i]] for each in (test.labels, baseline, tuned)))
+        report.AnsweredRow(
+            report.shorten(test.texts[i]), *(found.labels[each[i]] for each in (test.labels, baseline, tuned))
+        )
         for i in pick_rows(tuned == baseline, seed)
     ]
 
 
 def windows_for(context: EvaluationContext, name: str, test: Split) -> list[list[list[int]]]:
-    """Return the test rows' windows for a checkpoint among the inputs: made anew where it has another tokenizer."""
+    """Return the test rows' windows for a checkpoint among the inputs: made anew where it has another
+    tokenizer.
+    """
     if context.has_tokenizer_of_snapshot(name):
         return test.windows
-    return Tokenization.load_saved(context.model_folder(name), context.job.settings.chunks).windows(test.texts)
+    return Tokenization.load_saved(context.model_folder(name), context.job.settings.chunks).windows(
+        test.texts
+    )
 
 
 def _rows(
@@ -172,7 +226,11 @@ def _rows(
     in_full: Collection[str],
     perturbed: Perturbed,
 ) -> pa.Table:
-    columns: dict[str, Any] = {"id": test.ids, "label": [labels[i] for i in test.labels], "group": test.groups}
+    columns: dict[str, Any] = {
+        "id": test.ids,
+        "label": [labels[i] for i in test.labels],
+        "group": test.groups,
+    }
     for name, found in probabilities.items():
         columns[column_of(name, "predicted")] = [labels[i] for i in found.argmax(axis=1)]
         if name not in labels_alone:

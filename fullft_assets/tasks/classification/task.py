@@ -29,7 +29,15 @@ class Classification(Task):
     def open_recipe(self, data: Any) -> Any:
         from fullft_assets.tasks.classification.recipe import ClassificationRecipe
 
-        return ClassificationRecipe(data.base_model, data.train, data.validation, data.labels, data.added_tokens, data.general, data.start)
+        return ClassificationRecipe(
+            data.base_model,
+            data.train,
+            data.validation,
+            data.labels,
+            data.added_tokens,
+            data.general,
+            data.start,
+        )
 
     def draw(self, evaluation: Any) -> Mapping[str, Any]:
         from fullft_assets.tasks.classification import pictures
@@ -43,7 +51,9 @@ class Classification(Task):
         from fullft_assets.chunks import Tokenization
         from fullft_assets.models.inference import predict
 
-        for found in predict(model, Tokenization.load_saved(model, settings.chunks).windows(texts)).probabilities:
+        for found in predict(
+            model, Tokenization.load_saved(model, settings.chunks).windows(texts)
+        ).probabilities:
             ranked = sorted(zip(labels, map(float, found), strict=True), key=lambda pair: -pair[1])
             yield {"label": ranked[0][0], "probability": ranked[0][1], "probabilities": dict(ranked)}
 

@@ -30,7 +30,9 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Return the probabilities [n, k] at a temperature; above 1 they are softer. The order of the labels stays."""
+    """Return the probabilities [n, k] at a temperature; above 1 they are softer. The order of the labels
+    stays.
+    """
     logits = np.log(np.maximum(np.asarray(probabilities, np.float64), _SMALLEST)) / temperature
     powers = np.exp(logits - logits.max(1, keepdims=True))
     return powers / powers.sum(1, keepdims=True)

@@ -1,13 +1,14 @@
 """The evaluation of language models on the trained tokens of held-out documents: sft and language_modeling.
 
-The mean loss of a set of documents is the ratio of their summed losses to their tokens (nats a token); token probability is
-exp(-mean loss), the geometric mean of the probabilities that the model gave the tokens, and perplexity its inverse. Intervals
-resample whole groups, and a resample's metric is the ratio of the resampled sums: a mean of documents' own means would weigh a
-short document like a long one.
+The mean loss of a set of documents is the ratio of their summed losses to their tokens (nats a token); token
+probability is exp(-mean loss), the geometric mean of the probabilities that the model gave the tokens, and
+perplexity its inverse. Intervals resample whole groups, and a resample's metric is the ratio of the resampled
+sums: a mean of documents' own means would weigh a short document like a long one.
 
-Models with different tokenizers read the same text as different tokens, and their means cannot be compared. What such a model
-lost on a document is therefore spread over the tokens that the test set's tokenizer cuts of it (`in_tokens_of`): equal nats on
-an equal text count equally, as in bits per byte. Which token it ranked first has no counterpart, so it has no token accuracy.
+Models with different tokenizers read the same text as different tokens, and their means cannot be compared.
+What such a model lost on a document is therefore spread over the tokens that the test set's tokenizer cuts of
+it (`in_tokens_of`): equal nats on an equal text count equally, as in bits per byte. Which token it ranked
+first has no counterpart, so it has no token accuracy.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class DocumentScores:
 
     def select(self, rows: np.ndarray) -> DocumentScores:
         """Return those at positions or of a mask."""
-        return DocumentScores(self.num_tokens[rows], self.loss[rows], None if self.num_right is None else self.num_right[rows])
+        return DocumentScores(
+            self.num_tokens[rows], self.loss[rows], None if self.num_right is None else self.num_right[rows]
+        )
 
 
 class GroupPerplexity(Record):
@@ -82,7 +85,9 @@ class Change(Record):
 
 
 class ChangeBin(Record):
-    """Test documents whose mean loss changed by `low` to `high` nats a token, fine-tuned minus base; the outer bins hold all beyond."""
+    """Test documents whose mean loss changed by `low` to `high` nats a token, fine-tuned minus base; the
+    outer bins hold all beyond.
+    """
 
     low: float
     high: float
@@ -90,7 +95,9 @@ class ChangeBin(Record):
 
 
 class Changes(Record):
-    """Test documents by whether fine-tuning lowered their mean loss, and those that it raised most, worst first."""
+    """Test documents by whether fine-tuning lowered their mean loss, and those that it raised most, worst
+    first.
+    """
 
     num_better: int
     num_worse: int
@@ -142,19 +149,25 @@ class LanguageEvaluation(Evaluation):
             weakest = self.weakest_groups[0]
             found.append(
                 # Unnamed: a card goes where the model goes, and a group may be a person.
-                f"Of its groups it is weakest on one with perplexity {weakest.perplexity:.2f} ({weakest.num_tokens:,} tokens of "
-                f"{weakest.num_rows:,} test rows); the evaluation's report.html names it."
+                f"Of its groups it is weakest on one with perplexity {weakest.perplexity:.2f}"
+                f" ({weakest.num_tokens:,} tokens of {weakest.num_rows:,} test rows); the evaluation's"
+                " report.html names it."
             )
-        found.append(f"It predicts {self.changes.num_worse:,} of {self.num_test_rows:,} test rows worse than the base model does.")
+        found.append(
+            f"It predicts {self.changes.num_worse:,} of {self.num_test_rows:,} test rows worse than the base"
+            " model does."
+        )
         found.append("What it predicts well need not be true: facts in what it writes were not checked.")
         return found
 
 
-def in_tokens_of(theirs: DocumentScores, their_lengths: np.ndarray, ours: DocumentScores, our_lengths: np.ndarray) -> DocumentScores:
+def in_tokens_of(
+    theirs: DocumentScores, their_lengths: np.ndarray, ours: DocumentScores, our_lengths: np.ndarray
+) -> DocumentScores:
     """Spread what a model lost on each document over the tokens that another tokenizer cuts of the same text.
 
-    Each document's mean loss a token, times the tokens it would have read in all of it, is what the text cost; that is shared
-    out over our tokens.
+    Each document's mean loss a token, times the tokens it would have read in all of it, is what the text
+    cost; that is shared out over our tokens.
 
     Args:
         their_lengths: int [n], tokens of the full documents in its tokenizer.
@@ -178,7 +191,8 @@ def assess(
     """Measure everything of an evaluation.
 
     Args:
-        scores: of `finetuned`, `base_model` and, if there is one, `champion`, over the same tokens of the same n documents.
+        scores: of `finetuned`, `base_model` and, if there is one, `champion`, over the same tokens of the
+            same n documents.
         num_bytes: UTF-8 bytes of these tokens' text, int [n]; None: bits per byte are not measured.
 
     Raises:
@@ -188,14 +202,18 @@ def assess(
     """
     scored = _scored_by_all(scores, len(ids))
     if not scored.any():
-        raise DataError("evaluation: no test row has a trained token to predict; look at chunks.train_on and at the assistant turns")
+        raise DataError(
+            "evaluation: no test row has a trained token to predict; look at chunks.train_on and at the"
+            " assistant turns"
+        )
     found = {name: each.select(scored) for name, each in scores.items()}
     ids, groups = _pick(ids, scored), _pick(groups, scored)
     rescaled = [name for name, each in found.items() if each.num_right is None]
     if comparison.metric == "token_accuracy" and rescaled:
         raise SettingsError(
-            f"evaluation.primary_metric: token_accuracy counts tokens, and the tokenizer of the {title(rescaled[0])} cuts others than the "
-            "test set's; give token_probability, which compares equal text"
+            "evaluation.primary_metric: token_accuracy counts tokens, and the tokenizer of the"
+            f" {title(rescaled[0])} cuts others than the test set's; give token_probability, which compares"
+            " equal text"
         )
     tuned, base = found[FINETUNED], found[BASE_MODEL]
     num_bytes = None if num_bytes is None else num_bytes[scored]
@@ -217,10 +235,14 @@ def assess(
 
 def _with_perplexity(justified: Justification, perplexity: Mapping[str, Interval]) -> Justification:
     ours, theirs = perplexity[FINETUNED].estimate, perplexity[justified.best_baseline].estimate
-    return justified.model_copy(update={"sentence": f"{justified.sentence} Perplexity is {ours:.2f} against {theirs:.2f}."})
+    return justified.model_copy(
+        update={"sentence": f"{justified.sentence} Perplexity is {ours:.2f} against {theirs:.2f}."}
+    )
 
 
-def changes(tuned: DocumentScores, base: DocumentScores, ids: Sequence[str], groups: Sequence[str], *, most: int = 5) -> Changes:
+def changes(
+    tuned: DocumentScores, base: DocumentScores, ids: Sequence[str], groups: Sequence[str], *, most: int = 5
+) -> Changes:
     """Compare the mean loss of each document [n] before and after, and name those that got worse by most."""
     change = (tuned.loss - base.loss) / tuned.num_tokens
     worst = sorted(np.flatnonzero(change > 0).tolist(), key=lambda row: (-change[row], ids[row]))[:most]
@@ -243,15 +265,24 @@ def changes(tuned: DocumentScores, base: DocumentScores, ids: Sequence[str], gro
 
 
 def weakest_groups(
-    tuned: DocumentScores, base: DocumentScores, groups: Sequence[str], *, most: int = 5, min_tokens: int = MIN_GROUP_TOKENS
+    tuned: DocumentScores,
+    base: DocumentScores,
+    groups: Sequence[str],
+    *,
+    most: int = 5,
+    min_tokens: int = MIN_GROUP_TOKENS,
 ) -> list[GroupPerplexity]:
-    """The groups of at least `min_tokens` tokens with the highest perplexity of the fine-tuned model, worst first."""
+    """The groups of at least `min_tokens` tokens with the highest perplexity of the fine-tuned model, worst
+    first.
+    """
     names, index = np.unique(np.asarray(groups), return_inverse=True)
     tokens, loss, base_loss, rows = (
         np.bincount(index, weights=values, minlength=len(names))
         for values in (tuned.num_tokens, tuned.loss, base.loss, np.ones(len(index)))
     )
-    order = sorted(np.flatnonzero(tokens >= min_tokens).tolist(), key=lambda n: (-loss[n] / tokens[n], names[n]))
+    order = sorted(
+        np.flatnonzero(tokens >= min_tokens).tolist(), key=lambda n: (-loss[n] / tokens[n], names[n])
+    )
     return [
         GroupPerplexity(
             group=str(names[n]),
@@ -265,10 +296,16 @@ def weakest_groups(
 
 
 def per_length(tuned: DocumentScores, base: DocumentScores) -> list[LengthPerplexity]:
-    """Perplexity of the quarters of the documents by number of trained tokens; fewer where many are equally long."""
+    """Perplexity of the quarters of the documents by number of trained tokens; fewer where many are equally
+    long.
+    """
     edges = np.unique(np.quantile(tuned.num_tokens, [0, 0.25, 0.5, 0.75, 1], method="inverted_cdf"))
     # Each part ends at an edge, the shortest documents belong to the first.
-    part = np.searchsorted(edges[1:], tuned.num_tokens) if len(edges) > 1 else np.zeros(len(tuned.num_tokens), int)
+    part = (
+        np.searchsorted(edges[1:], tuned.num_tokens)
+        if len(edges) > 1
+        else np.zeros(len(tuned.num_tokens), int)
+    )
     found = []
     for number in np.unique(part).tolist():
         mine = part == number
@@ -288,7 +325,9 @@ def per_length(tuned: DocumentScores, base: DocumentScores) -> list[LengthPerple
 
 def predictions_of(scores: DocumentScores) -> Predictions:
     """Return what metrics take of a model's scores on documents."""
-    return Predictions(predicted=scores, num_tokens=scores.num_tokens, num_right_tokens=scores.num_right, loss=scores.loss)
+    return Predictions(
+        predicted=scores, num_tokens=scores.num_tokens, num_right_tokens=scores.num_right, loss=scores.loss
+    )
 
 
 def _scored_by_all(scores: Mapping[str, DocumentScores], num_rows: int) -> np.ndarray:
@@ -300,12 +339,16 @@ def _scored_by_all(scores: Mapping[str, DocumentScores], num_rows: int) -> np.nd
                 raise ValueError(f"{name}: {what} has shape {values.shape} for {num_rows} rows")
         wrong = ~np.isfinite(found.loss)
         if wrong.any():
-            raise ValueError(f"{name}: the loss of row {int(wrong.argmax())} is not finite ({int(wrong.sum())} such rows)")
+            raise ValueError(
+                f"{name}: the loss of row {int(wrong.argmax())} is not finite ({int(wrong.sum())} such rows)"
+            )
     scored = np.logical_and.reduce([found.num_tokens > 0 for found in scores.values()])
     first, *others = scores
     for name in others:
         if (scores[name].num_tokens != scores[first].num_tokens)[scored].any():
-            raise ValueError(f"{name}: other numbers of tokens than {first}'s; score both on the same windows")
+            raise ValueError(
+                f"{name}: other numbers of tokens than {first}'s; score both on the same windows"
+            )
     return scored
 
 

@@ -1,4 +1,6 @@
-"""The baselines of language models: the base model as it is, and with training conversations before what it reads."""
+"""The baselines of language models: the base model as it is, and with training conversations before what it
+reads.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ class BaseModel(UntrainedBaseline):
 
 
 class FewShotConversations(Baseline):
-    """The base model with training conversations before each window, drawn by the seed, at most as many tokens as the settings allow.
+    """The base model with training conversations before each window, drawn by the seed, at most as many
+    tokens as the settings allow.
 
     Args:
         shown: the rows; of each its first window with something to learn is shown.
@@ -52,7 +55,8 @@ class FewShotConversations(Baseline):
                 room -= len(window)
         if not chosen:
             raise SettingsError(
-                f"planning.prompting.max_tokens: no training conversation has at most {asked.max_tokens:,} tokens; give more"
+                f"planning.prompting.max_tokens: no training conversation has at most {asked.max_tokens:,}"
+                " tokens; give more"
             )
         return cls(rows.select(chosen), context)
 
@@ -65,7 +69,9 @@ class FewShotConversations(Baseline):
         # The first token of a window has nothing before it for the other systems, so it counts for none.
         marks = [[[0] * len(before) + [0] + mark[1:] for mark in document] for document in rows.marks or []]
         model = load_causal(self.context.base_model, self.context.added_tokens)
-        prompting.require_room(max((len(window) for document in windows for window in document), default=0), model)
+        prompting.require_room(
+            max((len(window) for document in windows for window in document), default=0), model
+        )
         found = score_documents(model, windows, marks, progress=self.context.progress)
         return DocumentScores(found.num_tokens, found.loss, found.num_right)
 

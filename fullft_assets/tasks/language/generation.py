@@ -1,4 +1,6 @@
-"""What a language model writes: it continues texts (language_modeling) or answers conversations (sft), greedily, so that it always writes the same."""
+"""What a language model writes: it continues texts (language_modeling) or answers conversations (sft),
+greedily, so that it always writes the same.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from fullft_assets.models.inference import device, in_batches, move
 
 
 class Writer:
-    """A causal language model that writes with its tokenizer; it is moved to the accelerator, if there is one."""
+    """A causal language model that writes with its tokenizer; it is moved to the accelerator, if there is
+    one.
+    """
 
     def __init__(self, model: PreTrainedModel, tokenization: Tokenization, max_new_tokens: int):
         self._model, self._tokenization = model, tokenization
@@ -33,7 +37,9 @@ class Writer:
         """
         return self.write_all([prompt])[0]
 
-    def write_all(self, prompts: Sequence[str | Sequence[Message]], progress: Listener | None = None) -> list[str]:
+    def write_all(
+        self, prompts: Sequence[str | Sequence[Message]], progress: Listener | None = None
+    ) -> list[str]:
         """Return what `write` returns for each prompt, several at a time."""
         read = [self._read(prompt) for prompt in prompts]
         # Longest first: a batch that does not fit fails at once.
@@ -71,7 +77,10 @@ class Writer:
                 found = generate(inputs, attention_mask=mask, generation_config=config)
         finally:
             self._model.train(was_training)
-        return [self._tokenization.tokenizer.decode(self._until_end(row), skip_special_tokens=True) for row in found[:, longest:].tolist()]
+        return [
+            self._tokenization.tokenizer.decode(self._until_end(row), skip_special_tokens=True)
+            for row in found[:, longest:].tolist()
+        ]
 
     def _until_end(self, ids: list[int]) -> list[int]:
         """Return the tokens up to the first that ends a text; what follows fills the batch."""
@@ -95,8 +104,14 @@ class Writer:
 
 
 def _end_ids(model: PreTrainedModel, tokenization: Tokenization) -> list[int]:
-    """Return the tokens that end what is written: the model's own, the text's end, and those that may end a turn."""
-    named = [model.config.eos_token_id, getattr(model.generation_config, "eos_token_id", None), tokenization.end_id]
+    """Return the tokens that end what is written: the model's own, the text's end, and those that may end a
+    turn.
+    """
+    named = [
+        model.config.eos_token_id,
+        getattr(model.generation_config, "eos_token_id", None),
+        tokenization.end_id,
+    ]
     if tokenization.chat is not None:
         named += [tokenization.tokenizer.token_to_id(token) for token in tokenization.chat.ends]
     flat = [number for name in named for number in (name if isinstance(name, list) else [name])]

@@ -1,4 +1,6 @@
-"""Scores a language model on tasks of the lm-evaluation-harness (the extra `lm-eval`), from YAML files alone: nothing is downloaded."""
+"""Scores a language model on tasks of the lm-evaluation-harness (the extra `lm-eval`), from YAML files alone:
+nothing is downloaded.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,15 @@ _BATCH_SIZE = 8
 
 
 def score_tasks(
-    model: PreTrainedModel, model_folder: ModelFolder, folder: Path, asked: LmEvalSettings, seed: int, progress: Progress
+    model: PreTrainedModel,
+    model_folder: ModelFolder,
+    folder: Path,
+    asked: LmEvalSettings,
+    seed: int,
+    progress: Progress,
 ) -> RowScores:
-    """Return what a model scored on each row of the tasks; metrics that are no mean over rows are named in the log and left out.
+    """Return what a model scored on each row of the tasks; metrics that are no mean over rows are named in
+    the log and left out.
 
     Args:
         model_folder: with its tokenizer.
@@ -38,7 +46,9 @@ def score_tasks(
         DataError: a task cannot be loaded, or has no metric that is a mean over its rows.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise SettingsError("evaluation.lm_eval: lm-eval is not installed; pip install 'fullft-assets[lm-eval]'")
+        raise SettingsError(
+            "evaluation.lm_eval: lm-eval is not installed; pip install 'fullft-assets[lm-eval]'"
+        )
     from lm_eval.evaluator import evaluate  # pyright: ignore[reportMissingImports]  # an extra
     from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]  # an extra
 
@@ -50,7 +60,9 @@ def score_tasks(
         scored = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=_BATCH_SIZE)
         done = evaluate(scored, loaded, limit=asked.limit, bootstrap_iters=0)
         model.train(was_training)
-    return {task: _by_row(task, rows, done["results"][task], progress) for task, rows in done["samples"].items()}
+    return {
+        task: _by_row(task, rows, done["results"][task], progress) for task, rows in done["samples"].items()
+    }
 
 
 def _load(names: Sequence[str], folder: Path, seed: int) -> Any:
@@ -60,13 +72,16 @@ def _load(names: Sequence[str], folder: Path, seed: int) -> Any:
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     if unknown := [name for name in names if name not in manager.all_tasks]:
         raise DataError(
-            f"evaluation.lm_eval.tasks: no YAML file in the folder has the task {unknown[0]}; it has {', '.join(manager.all_tasks)}"
+            f"evaluation.lm_eval.tasks: no YAML file in the folder has the task {unknown[0]}; it has"
+            f" {', '.join(manager.all_tasks)}"
         )
     try:
         loaded = manager.load(list(names))
     except Exception as error:
         # Of lm-eval, of datasets, or of the YAML's own code: what they raise has no common class.
-        raise DataError(f"evaluation.lm_eval: lm-eval cannot load {', '.join(names)}: {type(error).__name__}: {error}") from error
+        raise DataError(
+            f"evaluation.lm_eval: lm-eval cannot load {', '.join(names)}: {type(error).__name__}: {error}"
+        ) from error
     for task in loaded["tasks"].values():
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
@@ -74,27 +89,36 @@ def _load(names: Sequence[str], folder: Path, seed: int) -> Any:
     return loaded
 
 
-def _by_row(task: str, rows: Sequence[dict[str, Any]], reported: dict[str, Any], progress: Progress) -> dict[str, np.ndarray]:
+def _by_row(
+    task: str, rows: Sequence[dict[str, Any]], reported: dict[str, Any], progress: Progress
+) -> dict[str, np.ndarray]:
     values: dict[str, list[Any]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row["doc_id"]):
         for metric in row["metrics"]:
             values[f"{metric},{row['filter']}"].append(row[metric])
     found = {}
     for name, each in values.items():
-        is_mean = all(isinstance(value, bool | int | float | np.number) for value in each) and np.isclose(np.mean(each), reported[name])
+        is_mean = all(isinstance(value, bool | int | float | np.number) for value in each) and np.isclose(
+            np.mean(each), reported[name]
+        )
         title = name.removesuffix(",none").replace(",", ", ")
         if is_mean:
             found[title] = np.array(each, float)
         else:
             progress.say(f"lm-eval task {task}: {title} is no mean over the rows, so it is left out")
     if not found:
-        raise DataError(f"evaluation.lm_eval: the task {task} has no metric that is a mean over its rows, such as acc or exact_match")
+        raise DataError(
+            f"evaluation.lm_eval: the task {task} has no metric that is a mean over its rows, such as acc or"
+            " exact_match"
+        )
     return found
 
 
 @contextlib.contextmanager
 def _in_folder(folder: Path) -> Iterator[None]:
-    """Let relative paths of a YAML start at its folder, and keep what datasets writes of them only as long as this lasts."""
+    """Let relative paths of a YAML start at its folder, and keep what datasets writes of them only as long as
+    this lasts.
+    """
     from datasets import config
     from huggingface_hub import constants
 

@@ -16,7 +16,14 @@ def changes(evaluation: LanguageEvaluation) -> Figure:
     figure, axes = new_axes(4.9, 4.0)
     for part in evaluation.changes.bins:
         middle = (part.low + part.high) / 2
-        axes.bar(middle, part.num_rows, width=part.high - part.low, color=ACCENT if middle < 0 else SECOND, edgecolor="white", alpha=0.8)
+        axes.bar(
+            middle,
+            part.num_rows,
+            width=part.high - part.low,
+            color=ACCENT if middle < 0 else SECOND,
+            edgecolor="white",
+            alpha=0.8,
+        )
     axes.axvline(0, color=MUTED, linewidth=1)
     axes.grid(axis="y", color=GRID)
     axes.set_axisbelow(True)
@@ -28,7 +35,10 @@ def per_length(evaluation: LanguageEvaluation) -> Figure:
     """Return perplexities of short and long test rows."""
     parts = evaluation.per_length
     figure, axes = new_axes(4.9, 4.0)
-    curves = (("base model", [p.base_perplexity for p in parts], MUTED), ("fine-tuned", [p.perplexity for p in parts], ACCENT))
+    curves = (
+        ("base model", [p.base_perplexity for p in parts], MUTED),
+        ("fine-tuned", [p.perplexity for p in parts], ACCENT),
+    )
     for name, values, color in curves:
         axes.plot(range(len(parts)), values, "o-", color=color, linewidth=1.8, label=name)
     axes.set_xticks(range(len(parts)), [f"{p.low:,}–{p.high:,}" for p in parts])

@@ -1,9 +1,9 @@
 """The recipe of the tasks sft and language_modeling: the next token, on packed rows.
 
-A row has several documents; position ids that restart show the model where each begins, without an attention mask and
-without a cache. The loss of an optimizer step is the mean over its trained tokens, however many rows, passes and
-processes they are in. A model that does not keep documents apart (`isolation`) gets each on a row of its own instead,
-beside others of its length.
+A row has several documents; position ids that restart show the model where each begins, without an attention
+mask and without a cache. The loss of an optimizer step is the mean over its trained tokens, however many
+rows, passes and processes they are in. A model that does not keep documents apart (`isolation`) gets each on
+a row of its own instead, beside others of its length.
 """
 
 from __future__ import annotations
@@ -18,12 +18,6 @@ import torch
 from transformers import PreTrainedModel
 
 from fullft_assets.base_model import ModelFolder
-from fullft_assets.engine import distillation, packed_rows
-from fullft_assets.engine.distillation import DistilledTokenLoss
-from fullft_assets.engine.feed import Batch, Feed
-from fullft_assets.engine.optimizers import dtype_of_weights
-from fullft_assets.engine.packed_rows import IS_REPLAYED, Pieces
-from fullft_assets.engine.recipe import MAX_IMPORTANCE_TEXTS, Prepared
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import isolation, precision
@@ -36,6 +30,12 @@ from fullft_assets.snapshot import Split, Training
 from fullft_assets.snapshot.general import General
 from fullft_assets.tasks.baseline import BaselineContext, fit_all
 from fullft_assets.tasks.language.assessment import DocumentScores
+from fullft_assets.training import distillation, packed_rows
+from fullft_assets.training.distillation import DistilledTokenLoss
+from fullft_assets.training.feed import Batch, Feed
+from fullft_assets.training.optimizers import dtype_of_weights
+from fullft_assets.training.packed_rows import IS_REPLAYED, Pieces
+from fullft_assets.training.recipe import MAX_IMPORTANCE_TEXTS, Prepared
 
 #: A row has room for three documents of two tokens, or nothing can be tried on it.
 _LEAST_CAPACITY = 6
@@ -72,19 +72,32 @@ class NextTokenRecipe:
 
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
         if self.start is not None:  # it has its added tokens
-            model = load_causal(self.start, attention_dropout=settings.attention_dropout, dtype=dtype_of_weights(settings))
+            model = load_causal(
+                self.start, attention_dropout=settings.attention_dropout, dtype=dtype_of_weights(settings)
+            )
             return precision.score_alike(model, settings)
         return self.load_original(settings)
 
     def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
         dtype = dtype_of_weights(settings)
-        model = load_causal(self.base_model, self.added_tokens, attention_dropout=settings.attention_dropout, dtype=dtype)
+        model = load_causal(
+            self.base_model, self.added_tokens, attention_dropout=settings.attention_dropout, dtype=dtype
+        )
         return precision.score_alike(model, settings)
 
-    def fit_head(self, model: PreTrainedModel, settings: TrainingSettings, listener: Listener, *, most_rows: int | None = None) -> None:
+    def fit_head(
+        self,
+        model: PreTrainedModel,
+        settings: TrainingSettings,
+        listener: Listener,
+        *,
+        most_rows: int | None = None,
+    ) -> None:
         """See `Recipe`: its head is the base model's."""
 
-    def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
+    def prepare(
+        self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int
+    ) -> Prepared:
         """See `Recipe`: probes the model and plans packed rows, or, where it leaks, padded ones.
 
         A padded pass takes at most as many tokens, padding included, as a packed one has room for.
@@ -97,7 +110,15 @@ class NextTokenRecipe:
         move(model)
         found = isolation.probe(model, self._pieces.plan.capacity, seed=seed)
         tokens = self._taught_tokens(settings)
-        feed = _feed(model, self._pieces, found, settings, seed, num_processes, tells_replayed=tokens in ("replay", "task"))
+        feed = _feed(
+            model,
+            self._pieces,
+            found,
+            settings,
+            seed,
+            num_processes,
+            tells_replayed=tokens in ("replay", "task"),
+        )
         about = {"isolation": found.reason, "is_packed": found.is_isolated}
         loss = _token_loss(model, feed.batch(0), settings)
         if settings.distillation is None or tokens is None:
@@ -107,22 +128,38 @@ class NextTokenRecipe:
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """See `Recipe`: loss, token accuracy and token probability."""
-        return _metrics(score_documents(model, self.validation.windows, self.validation.marks, progress=listener))
+        return _metrics(
+            score_documents(model, self.validation.windows, self.validation.marks, progress=listener)
+        )
 
     def score_general(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """See `Recipe`: `general_loss`, in nats a token."""
         if self.general is None:
             return {}
-        return {"general_loss": score_documents(model, self.general.windows, self.general.marks, progress=listener).mean_loss()}
+        return {
+            "general_loss": (
+                score_documents(
+                    model, self.general.windows, self.general.marks, progress=listener
+                ).mean_loss()
+            )
+        }
 
     def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
         """See `Recipe`: nothing."""
         return {}
 
     def log_likelihoods(self, model: PreTrainedModel, seed: int) -> Iterator[torch.Tensor]:
-        """See `Recipe`: of each replayed window; of the general set's only without any: what forgetting is measured on should not steer it."""
-        replayed = self.training.windows[self.training.num_task_windows :] if self.training.num_task_windows is not None else []
-        windows = replayed or [window for document in (self.general.windows if self.general else []) for window in document]
+        """See `Recipe`: of each replayed window; of the general set's only without any: what forgetting is
+        measured on should not steer it.
+        """
+        replayed = (
+            self.training.windows[self.training.num_task_windows :]
+            if self.training.num_task_windows is not None
+            else []
+        )
+        windows = replayed or [
+            window for document in (self.general.windows if self.general else []) for window in document
+        ]
         for window in [window for window in windows if len(window) > 1][:MAX_IMPORTANCE_TEXTS]:
             ids = torch.tensor([window], device=device())
             yield -plain(model, {"input_ids": ids}, ids)
@@ -132,11 +169,16 @@ class NextTokenRecipe:
         found = score_documents(model, rows.windows, rows.marks, progress=listener)
         return DocumentScores(found.num_tokens, found.loss, found.num_right)
 
-    def score_baselines(self, names: Sequence[str], folder: Path, context: BaselineContext) -> Iterator[tuple[str, dict[str, float]]]:
+    def score_baselines(
+        self, names: Sequence[str], folder: Path, context: BaselineContext
+    ) -> Iterator[tuple[str, dict[str, float]]]:
         for name, fitted in fit_all(names, self.training, self._with_recipe(context), folder):
             found: DocumentScores = fitted.predict(self.validation)
             if found.num_right is None:
-                raise DataError(f"baseline {name}: num_right is missing; it has to score the tokens of the validation rows' windows")
+                raise DataError(
+                    f"baseline {name}: num_right is missing; it has to score the tokens of the validation"
+                    " rows' windows"
+                )
             yield name, _metrics(TokenScores(found.num_tokens, found.loss, found.num_right))
 
     def _with_recipe(self, context: BaselineContext) -> BaselineContext:
@@ -157,7 +199,10 @@ class NextTokenRecipe:
     def _check(self, model: PreTrainedModel) -> None:
         pieces, validation = self._pieces, self.validation
         if not len(pieces):
-            raise DataError("the snapshot has no training row; deliver documents, or lower snapshot.test_share and validation_share")
+            raise DataError(
+                "the snapshot has no training row; deliver documents, or lower snapshot.test_share and"
+                " validation_share"
+            )
         marks = [mark for document in validation.marks or [] for window in document for mark in window[1:]]
         for name, has_tokens in (
             ("training", pieces.num_predicted.any()),
@@ -165,23 +210,42 @@ class NextTokenRecipe:
             ("validation", validation.marks is None or 1 in marks),
         ):
             if not has_tokens:
-                raise DataError(f"the snapshot's {name} rows have no trained token; look at chunks.train_on and at the assistant turns")
+                raise DataError(
+                    f"the snapshot's {name} rows have no trained token; look at chunks.train_on and at the"
+                    " assistant turns"
+                )
         embeddings: Any = model.get_input_embeddings()
         known = embeddings.num_embeddings
-        largest = max(pieces.largest_id, max(max(window, default=0) for document in validation.windows for window in document))
+        largest = max(
+            pieces.largest_id,
+            max(max(window, default=0) for document in validation.windows for window in document),
+        )
         if largest >= known:
             raise DataError(
-                f"the snapshot has token {largest:,}, the model knows {known:,}: its tokenizer is not base_model's; take the snapshot again"
+                f"the snapshot has token {largest:,}, the model knows {known:,}: its tokenizer is not"
+                " base_model's; take the snapshot again"
             )
-        longest, positions = int(pieces.plan.length.max()), getattr(model.config, "max_position_embeddings", None)
+        longest, positions = (
+            int(pieces.plan.length.max()),
+            getattr(model.config, "max_position_embeddings", None),
+        )
         if isinstance(positions, int) and longest > positions:
-            raise SettingsError(f"chunks.max_tokens: {longest:,} is more than the {positions:,} positions of base_model")
+            raise SettingsError(
+                f"chunks.max_tokens: {longest:,} is more than the {positions:,} positions of base_model"
+            )
         if pieces.plan.capacity < _LEAST_CAPACITY:
-            raise SettingsError(f"chunks.max_tokens: rows of {pieces.plan.capacity} tokens are too short to hold several documents")
+            raise SettingsError(
+                f"chunks.max_tokens: rows of {pieces.plan.capacity} tokens are too short to hold several"
+                " documents"
+            )
 
 
 def _metrics(found: TokenScores) -> dict[str, float]:
-    return {"loss": found.mean_loss(), "token_accuracy": found.token_accuracy(), "token_probability": found.token_probability()}
+    return {
+        "loss": found.mean_loss(),
+        "token_accuracy": found.token_accuracy(),
+        "token_probability": found.token_probability(),
+    }
 
 
 def _feed(
@@ -198,7 +262,11 @@ def _feed(
     rows_a_pass, epochs = settings.micro_batch_size, settings.num_epochs
     embeddings: Any = model.get_input_embeddings()
     known = embeddings.num_embeddings
-    pad_id = next(i for i in (model.config.pad_token_id, model.config.eos_token_id, 0) if isinstance(i, int) and 0 <= i < known)
+    pad_id = next(
+        i
+        for i in (model.config.pad_token_id, model.config.eos_token_id, 0)
+        if isinstance(i, int) and 0 <= i < known
+    )
     if not found.is_isolated:
         return packed_rows.padded(pieces, rows_a_pass, settings.batch_size, epochs, seed, pad_id, **options)
     is_flat = isolation.needs_flat_rows(model)
@@ -206,6 +274,10 @@ def _feed(
 
 
 def _token_loss(model: PreTrainedModel, batch: Batch, settings: TrainingSettings) -> TokenLoss:
-    shown = {name: value[:1, :_SHOWN_TOKENS].to(model.device) for name, value in batch.items() if name not in ("labels", IS_REPLAYED)}
+    shown = {
+        name: value[:1, :_SHOWN_TOKENS].to(model.device)
+        for name, value in batch.items()
+        if name not in ("labels", IS_REPLAYED)
+    }
     with precision.autocast(precision.of(settings)), torch.no_grad():
         return TokenLoss(model, shown)

@@ -1,4 +1,6 @@
-"""Scores language models on the test documents: the loss of the candidate, each baseline and the champion on the trained tokens."""
+"""Scores language models on the test documents: the loss of the candidate, each baseline and the champion on
+the trained tokens.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class SystemOutput:
-    """What a system scored on the test documents, how it continued the prompts, and what it scored on the tasks of lm-eval."""
+    """What a system scored on the test documents, how it continued the prompts, and what it scored on the
+    tasks of lm-eval.
+    """
 
     scores: DocumentScores
     written: list[str]
@@ -61,21 +65,35 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     scorer = _Scorer(context, test)
     outputs = context.predict_with_all(test, scorer.score_checkpoint, scorer.score_baseline)
     scores = {name: output.scores for name, output in outputs.items()}
-    answers = scorer.score_answers({name: output.written for name, output in outputs.items() if output.written})
+    answers = scorer.score_answers(
+        {name: output.written for name, output in outputs.items() if output.written}
+    )
     num_bytes = bytes_scored(test, scorer.base_tokenization)
     on_tasks = {name: output.on_tasks for name, output in outputs.items() if output.on_tasks}
-    other_tasks = harness.task_scores(on_tasks, context.job.settings.evaluation.confidence) if on_tasks else []
-    found = assessment.assess(scores, test.ids, test.groups, context.comparison(test), num_bytes, answers, other_tasks)
+    other_tasks = (
+        harness.task_scores(on_tasks, context.job.settings.evaluation.confidence) if on_tasks else []
+    )
+    found = assessment.assess(
+        scores, test.ids, test.groups, context.comparison(test), num_bytes, answers, other_tasks
+    )
     continuations = [
-        report.Continuation(prompt.id, prompt.shown, *(report.shorten(text) for text in (prompt.real, base, tuned)))
-        for prompt, base, tuned in zip(scorer.prompts, outputs[BASE_MODEL].written, outputs[FINETUNED].written, strict=True)
+        report.Continuation(
+            prompt.id, prompt.shown, *(report.shorten(text) for text in (prompt.real, base, tuned))
+        )
+        for prompt, base, tuned in zip(
+            scorer.prompts, outputs[BASE_MODEL].written, outputs[FINETUNED].written, strict=True
+        )
     ][:NUM_CONTINUATIONS]
     written = [] if answers is None else scorer.written(outputs)
-    return EvaluationResult(found, _headline(found), _rows(test, scores, num_bytes), continuations, written=written)
+    return EvaluationResult(
+        found, _headline(found), _rows(test, scores, num_bytes), continuations, written=written
+    )
 
 
 class _Scorer:
-    """Loads the model of each system once, scores the documents, has it continue the prompts, and frees it."""
+    """Loads the model of each system once, scores the documents, has it continue the prompts, and
+    frees it.
+    """
 
     def __init__(self, context: EvaluationContext, test: Split):
         self._context, self._test = context, test
@@ -102,15 +120,22 @@ class _Scorer:
         """Score a fine-tuned model; one with another tokenizer reads the documents with its own."""
         folder = self._context.model_folder(name)
         tokenization = Tokenization.load_saved(folder, self._settings.chunks, self._task)
-        # A page shows what the candidate writes; champions only write what is scored, and the first one not even that.
-        prompts = self.prompts if name == "finetuned_checkpoint" or (name == CHAMPION and self._answers_count) else []
+        # A page shows what the candidate writes; champions only write what is scored, and the first one not
+        # even that.
+        prompts = (
+            self.prompts
+            if name == "finetuned_checkpoint" or (name == CHAMPION and self._answers_count)
+            else []
+        )
         takes_tasks = name in ("finetuned_checkpoint", CHAMPION)
         if self._context.has_tokenizer_of_snapshot(name):
             return self._score(folder, (), tokenization, self._test, prompts, takes_tasks)
         ours, theirs = self._read(self.base_tokenization), self._read(tokenization)
         output = self._score(folder, (), tokenization, theirs.split, prompts, takes_tasks)
         counted = DocumentScores(_num_scored(self._test), np.zeros(len(self._test)), None)
-        return replace(output, scores=assessment.in_tokens_of(output.scores, theirs.lengths, counted, ours.lengths))
+        return replace(
+            output, scores=assessment.in_tokens_of(output.scores, theirs.lengths, counted, ours.lengths)
+        )
 
     def _score(
         self,
@@ -149,20 +174,33 @@ class _Scorer:
         truth, groups = [prompt.real for prompt in self.prompts], [prompt.group for prompt in self.prompts]
         found = measure_answers(truth, written, groups, self._settings, **counted)
         if found is None:
-            self._context.progress.say("written answers are not scored: fewer than two groups have one (evaluation.generated_answers)")
+            self._context.progress.say(
+                "written answers are not scored: fewer than two groups have one"
+                " (evaluation.generated_answers)"
+            )
         return found
 
     def written(self, outputs: Mapping[str, SystemOutput]) -> list[dict[str, str]]:
         """Return what each system wrote for each prompt, with the row's id and its group."""
         columns = {name: output.written for name, output in outputs.items() if output.written}
         return [
-            {"id": prompt.id, "group": prompt.group, **{name: texts[number] for name, texts in columns.items()}}
+            {
+                "id": prompt.id,
+                "group": prompt.group,
+                **{name: texts[number] for name, texts in columns.items()},
+            }
             for number, prompt in enumerate(self.prompts)
         ]
 
     def _pick_answered(self, messages: Sequence[Sequence[Message]], most: int) -> list[Prompt]:
-        """Draw conversations whose last answer is short enough, one of each group first, and bound what is written by the longest of them."""
-        test, limit, tokenizer = self._test, self._settings.evaluation.answer_tokens, self.base_tokenization.tokenizer
+        """Draw conversations whose last answer is short enough, one of each group first, and bound what is
+        written by the longest of them.
+        """
+        test, limit, tokenizer = (
+            self._test,
+            self._settings.evaluation.answer_tokens,
+            self.base_tokenization.tokenizer,
+        )
         found, longest = [], 0
         for row in one_of_each_group_first(test.groups, self._settings.seed):
             if len(found) == most:
@@ -188,7 +226,12 @@ class _Scorer:
     def _read(self, tokenization: Tokenization) -> _Reading:
         """Cut the test documents into a tokenizer's windows."""
         test, count = self._test, len(self._test)
-        columns: dict[str, Sequence[object]] = {"id": test.ids, "text": test.texts, "source": test.ids, "row": list(range(count))}
+        columns: dict[str, Sequence[object]] = {
+            "id": test.ids,
+            "text": test.texts,
+            "source": test.ids,
+            "row": list(range(count)),
+        }
         if self._messages is not None:
             columns["messages"] = self._messages
         table = chunks.chunk(pa.table(columns), tokenization, self._task).table
@@ -213,7 +256,9 @@ class _Reading:
 
 
 def pick_prompts(test: Split, messages: Sequence[Sequence[Message]] | None, seed: int) -> list[Prompt]:
-    """Draw test documents at random that are long enough to be continued, or whose conversation ends with an answer."""
+    """Draw test documents at random that are long enough to be continued, or whose conversation ends with an
+    answer.
+    """
     prompts: list[Prompt] = []
     for row in np.random.default_rng(seed).permutation(len(test)).tolist():
         if len(prompts) == NUM_CONTINUATIONS:
@@ -234,21 +279,34 @@ def _begun(id_: str, group: str, text: str) -> Prompt | None:
 
 
 def _answered(id_: str, group: str, messages: Sequence[Message]) -> Prompt | None:
-    last = max((number for number, message in enumerate(messages) if message["role"] == "assistant"), default=0)
+    last = max(
+        (number for number, message in enumerate(messages) if message["role"] == "assistant"), default=0
+    )
     if not last:
         return None
-    return Prompt(id_, group, messages[:last], report.shorten(messages[last - 1]["content"]), messages[last]["content"])
+    return Prompt(
+        id_, group, messages[:last], report.shorten(messages[last - 1]["content"]), messages[last]["content"]
+    )
 
 
 def _num_scored(documents: Split) -> np.ndarray:
-    """Return how many tokens of each document can be predicted: the trained ones, but the first of a window."""
+    """Return how many tokens of each document can be predicted: the trained ones, but the first of a
+    window.
+    """
     if documents.marks is None:
-        return np.array([sum(len(window) - 1 for window in windows) for windows in documents.windows], np.int64)
-    return np.array([sum(sum(mark == 1 for mark in marks[1:]) for marks in windows) for windows in documents.marks], np.int64)
+        return np.array(
+            [sum(len(window) - 1 for window in windows) for windows in documents.windows], np.int64
+        )
+    return np.array(
+        [sum(sum(mark == 1 for mark in marks[1:]) for marks in windows) for windows in documents.marks],
+        np.int64,
+    )
 
 
 def bytes_scored(documents: Split, tokenization: Tokenization) -> np.ndarray:
-    """Return how many UTF-8 bytes of text the tokens of each document have that can be predicted: int64 [n]; special tokens have none."""
+    """Return how many UTF-8 bytes of text the tokens of each document have that can be predicted: int64 [n];
+    special tokens have none.
+    """
     decode = tokenization.tokenizer.decode
     found = np.zeros(len(documents), np.int64)
     for row, windows in enumerate(documents.windows):
@@ -274,8 +332,15 @@ def _headline(found: LanguageEvaluation) -> dict[str, object]:
 
 
 def _rows(test: Split, scores: dict[str, DocumentScores], num_bytes: np.ndarray) -> pa.Table:
-    columns = {"id": test.ids, "group": test.groups, "num_tokens": scores[BASE_MODEL].num_tokens, "num_bytes": num_bytes}
+    columns = {
+        "id": test.ids,
+        "group": test.groups,
+        "num_tokens": scores[BASE_MODEL].num_tokens,
+        "num_bytes": num_bytes,
+    }
     columns |= {f"loss_{name}": found.loss for name, found in scores.items()}
     columns |= {f"num_tokens_{name}": found.num_tokens for name, found in scores.items()}
-    columns |= {f"num_right_{name}": found.num_right for name, found in scores.items() if found.num_right is not None}
+    columns |= {
+        f"num_right_{name}": found.num_right for name, found in scores.items() if found.num_right is not None
+    }
     return pa.table(columns)

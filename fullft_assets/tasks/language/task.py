@@ -31,7 +31,9 @@ class NextToken(Task):
     def open_recipe(self, data: Any) -> Any:
         from fullft_assets.tasks.language.recipe import NextTokenRecipe
 
-        return NextTokenRecipe(data.base_model, data.packed, data.validation, data.added_tokens, data.general, data.start)
+        return NextTokenRecipe(
+            data.base_model, data.packed, data.validation, data.added_tokens, data.general, data.start
+        )
 
     def draw(self, evaluation: Any) -> Mapping[str, Any]:
         from fullft_assets.tasks.language import pictures
@@ -46,7 +48,9 @@ class NextToken(Task):
         from fullft_assets.models.inference import load_causal
         from fullft_assets.tasks.language.generation import Writer
 
-        writer = Writer(load_causal(model), Tokenization.load_saved(model, settings.chunks, self.name), max_new_tokens)
+        writer = Writer(
+            load_causal(model), Tokenization.load_saved(model, settings.chunks, self.name), max_new_tokens
+        )
         for text in texts:
             yield {"text": self._write(writer, text)}
 

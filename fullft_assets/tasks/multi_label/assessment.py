@@ -1,7 +1,9 @@
-"""The evaluation of classifiers that give a row several labels: thresholds and weak labels beside the metrics.
+"""The evaluation of classifiers that give a row several labels: thresholds and weak labels beside the
+metrics.
 
-Labels and decisions are bool [n, k] in the label order, probabilities floats [n, k], each label's own. A label is given where its
-probability reaches the label's threshold; thresholds are fixed on the validation rows and saved with what they were fixed for.
+Labels and decisions are bool [n, k] in the label order, probabilities floats [n, k], each label's own. A
+label is given where its probability reaches the label's threshold; thresholds are fixed on the validation
+rows and saved with what they were fixed for.
 """
 
 from __future__ import annotations
@@ -53,14 +55,20 @@ class MultiLabelEvaluation(Evaluation):
     def limits(self) -> list[str]:
         """The weakest label, labels without a test row, and what a label's absence means."""
         found = weakest_label(self.per_label, "test rows")
-        return [*found, "Its thresholds fit the shares of labels in the validation rows; where these change, they no longer do."]
+        return [
+            *found,
+            (
+                "Its thresholds fit the shares of labels in the validation rows; where these change, they no"
+                " longer do."
+            ),
+        ]
 
 
 def fit_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Return for each label the threshold with the highest F1 on validation rows: float [k].
 
-    A threshold is midway between two probabilities that occur; of equally good ones it is the nearest to 0.5. A label that none
-    of the rows has, or all have, keeps 0.5: no cut is better than another.
+    A threshold is midway between two probabilities that occur; of equally good ones it is the nearest to 0.5.
+    A label that none of the rows has, or all have, keeps 0.5: no cut is better than another.
 
     Args:
         labels: bool [n, k].
@@ -92,17 +100,23 @@ def scores(labels: np.ndarray, decided: np.ndarray) -> dict[str, float]:
     return compute(METRICS, predictions_of(labels, decided))
 
 
-def require_aligned(labels: np.ndarray, answers: np.ndarray, name: str = "predictions") -> tuple[np.ndarray, np.ndarray]:
+def require_aligned(
+    labels: np.ndarray, answers: np.ndarray, name: str = "predictions"
+) -> tuple[np.ndarray, np.ndarray]:
     """Return both as arrays [n, k].
 
     Raises:
-        ValueError: the labels are no table of truth values, something is empty or not finite, or the shapes differ.
+        ValueError: the labels are no table of truth values, something is empty or not finite, or the shapes
+            differ.
     """
     labels, answers = np.asarray(labels), np.asarray(answers)
     if labels.ndim != 2 or not labels.size or labels.dtype != bool:
         raise ValueError(f"labels: expected truth values [rows, labels], got {labels.dtype} {labels.shape}")
     if answers.shape != labels.shape:
-        raise ValueError(f"{name}: shape {answers.shape}, the labels have {labels.shape}: as many rows, and an answer for each label")
+        raise ValueError(
+            f"{name}: shape {answers.shape}, the labels have {labels.shape}: as many rows, and an answer for"
+            " each label"
+        )
     if not np.isfinite(answers).all():
         raise ValueError(f"{name}: row {int((~np.isfinite(answers)).any(axis=1).argmax())} is not finite")
     return labels, answers
@@ -128,8 +142,12 @@ def assess(
         ValueError: input is empty, misaligned or not finite; the message names what.
     """
     if np.asarray(labels).shape[1:] != (len(label_names),) or len(thresholds) != len(label_names):
-        raise ValueError(f"labels: {len(label_names)} names and {len(thresholds)} thresholds for shape {np.shape(labels)}")
-    checked = {name: require_aligned(labels, decided, name)[1].astype(bool) for name, decided in decisions.items()}
+        raise ValueError(
+            f"labels: {len(label_names)} names and {len(thresholds)} thresholds for shape {np.shape(labels)}"
+        )
+    checked = {
+        name: require_aligned(labels, decided, name)[1].astype(bool) for name, decided in decisions.items()
+    }
     predictions = {name: predictions_of(labels, decided, label_names) for name, decided in checked.items()}
     shared = comparison.run(predictions, groups, len(labels))
     right = {name: (decided == labels).all(axis=1) for name, decided in checked.items()}
@@ -145,11 +163,15 @@ def assess(
     )
 
 
-def _threshold_scores(labels: np.ndarray, tuned: np.ndarray, names: Sequence[str], thresholds: np.ndarray) -> list[ThresholdScore]:
+def _threshold_scores(
+    labels: np.ndarray, tuned: np.ndarray, names: Sequence[str], thresholds: np.ndarray
+) -> list[ThresholdScore]:
     num_predicted = tuned.sum(0)
     scores = label_scores((tuned & labels).sum(0), labels.sum(0), num_predicted, names)
     return [
-        ThresholdScore(**score.model_dump(), threshold=float(thresholds[i]), num_predicted=int(num_predicted[i]))
+        ThresholdScore(
+            **score.model_dump(), threshold=float(thresholds[i]), num_predicted=int(num_predicted[i])
+        )
         for i, score in enumerate(scores)
     ]
 
@@ -157,4 +179,6 @@ def _threshold_scores(labels: np.ndarray, tuned: np.ndarray, names: Sequence[str
 def predictions_of(labels: np.ndarray, decided: np.ndarray, label_names: Sequence[str] = ()) -> Predictions:
     """Return what metrics take of labels given, bool [n, k], to rows with true labels, bool [n, k]."""
     is_right = (labels == decided).all(axis=1)
-    return Predictions(label_names, labels, decided, found=labels & decided, true=labels, given=decided, is_right=is_right)
+    return Predictions(
+        label_names, labels, decided, found=labels & decided, true=labels, given=decided, is_right=is_right
+    )

@@ -1,6 +1,7 @@
 """The baseline that only classifiers with several labels a row have; the others are those of classification.
 
-Each gives a probability for each label; its thresholds are chosen on the validation rows, as the fine-tuned model's are.
+Each gives a probability for each label; its thresholds are chosen on the validation rows, as the fine-tuned
+model's are.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from fullft_assets.tasks.classification.baselines import Majority
 
 
 class LabelShares(Majority):
-    """Each label with its share of the training rows, whatever the text: at its threshold, always or never."""
+    """Each label with its share of the training rows, whatever the text: at its threshold, always or
+    never.
+    """
 
     name, title, tasks = "label_shares", "labels by their shares", ("multi_label",)
 

@@ -1,4 +1,6 @@
-"""Scores classifiers with several labels a row on the test rows: labels given by the candidate, each baseline and the champion."""
+"""Scores classifiers with several labels a row on the test rows: labels given by the candidate, each baseline
+and the champion.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,13 @@ from fullft_assets.models.inference import predict
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import Baseline
 from fullft_assets.tasks.classification.scoring import model_labels, windows_for
-from fullft_assets.tasks.context import EvaluationContext, EvaluationResult, column_of, pick_rows, shared_labels
+from fullft_assets.tasks.context import (
+    EvaluationContext,
+    EvaluationResult,
+    column_of,
+    pick_rows,
+    shared_labels,
+)
 from fullft_assets.tasks.multi_label import assessment
 from fullft_assets.tasks.multi_label.assessment import MultiLabelEvaluation
 from fullft_assets.tasks.multi_label.recipe import thresholds_file
@@ -28,7 +36,9 @@ from fullft_assets.tasks.perturbing import Perturbed, Windows, score_perturbed
 
 @dataclass(frozen=True)
 class LabelDecisions:
-    """What a system predicts of n rows, in the snapshot's label order: probabilities [n, k], and thresholds [k]."""
+    """What a system predicts of n rows, in the snapshot's label order: probabilities [n, k], and thresholds
+    [k].
+    """
 
     probabilities: np.ndarray
     thresholds: np.ndarray
@@ -39,7 +49,9 @@ class LabelDecisions:
         return self.probabilities >= self.thresholds
 
     def in_order(self, theirs: list[str], ours: list[str]) -> LabelDecisions:
-        """Return the decisions in our label order instead of theirs; a label that the system does not know is never predicted."""
+        """Return the decisions in our label order instead of theirs; a label that the system does not know is
+        never predicted.
+        """
         shared = shared_labels(theirs, ours)
         to, source = [ours.index(label) for label in shared], [theirs.index(label) for label in shared]
         probabilities, thresholds = np.zeros((len(self.probabilities), len(ours))), np.ones(len(ours))
@@ -53,10 +65,16 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     found = _predict_all(context, test, names)
     decisions = {name: each.labels for name, each in found.items()}
     thresholds = found[FINETUNED].thresholds
-    evaluation = assessment.assess(test.labels, decisions, test.groups, names, thresholds, context.comparison(test))
+    evaluation = assessment.assess(
+        test.labels, decisions, test.groups, names, thresholds, context.comparison(test)
+    )
     perturbed = _perturbed(context, test, decisions, names)
     evaluation = evaluation.model_copy(update={"robustness": perturbed.robustness})
-    headline = {**evaluation.headline, "labels_a_row": evaluation.labels_a_row, "labels_without_test_rows": evaluation.unmeasured}
+    headline = {
+        **evaluation.headline,
+        "labels_a_row": evaluation.labels_a_row,
+        "labels_without_test_rows": evaluation.unmeasured,
+    }
     answers = _pick_answers(test, decisions, evaluation, context.job.settings.seed)
     return EvaluationResult(evaluation, headline, _rows(test, decisions, names, perturbed), answers)
 
@@ -82,7 +100,9 @@ def _predict_all(context: EvaluationContext, test: Split, names: list[str]) -> d
     return context.predict_with_all(test, by_checkpoint, by_baseline, by_external=by_external)
 
 
-def _perturbed(context: EvaluationContext, test: Split, decisions: Mapping[str, np.ndarray], names: list[str]) -> Perturbed:
+def _perturbed(
+    context: EvaluationContext, test: Split, decisions: Mapping[str, np.ndarray], names: list[str]
+) -> Perturbed:
     def decide(name: str, windows: Windows) -> np.ndarray:
         folder = context.model_folder(name)
         found = predict(folder, windows, progress=context.progress).probabilities
@@ -94,7 +114,9 @@ def _perturbed(context: EvaluationContext, test: Split, decisions: Mapping[str, 
     def shown(found: np.ndarray) -> list[object]:
         return [_named(row, names) for row in found]
 
-    return score_perturbed(context, test, decisions, decide, partial(windows_for, context, test=test), predictions_of, shown)
+    return score_perturbed(
+        context, test, decisions, decide, partial(windows_for, context, test=test), predictions_of, shown
+    )
 
 
 def read_thresholds(model_folder: ModelFolder) -> np.ndarray:
@@ -106,15 +128,21 @@ def read_thresholds(model_folder: ModelFolder) -> np.ndarray:
     config = loading.read_config(model_folder)
     thresholds = getattr(config, "label_thresholds", None)
     if not isinstance(thresholds, list) or len(thresholds) != config.num_labels:
-        raise StoreError(f"{model_folder}/config.json: label_thresholds should be {config.num_labels} numbers; train the model again")
+        raise StoreError(
+            f"{model_folder}/config.json: label_thresholds should be {config.num_labels} numbers; train the"
+            " model again"
+        )
     return np.array(thresholds, np.float64)
 
 
-def _pick_answers(test: Split, decisions: Mapping[str, np.ndarray], found: MultiLabelEvaluation, seed: int) -> list[report.AnsweredRow]:
+def _pick_answers(
+    test: Split, decisions: Mapping[str, np.ndarray], found: MultiLabelEvaluation, seed: int
+) -> list[report.AnsweredRow]:
     tuned, baseline = decisions[FINETUNED], decisions[found.justification.best_baseline]
     return [
         report.AnsweredRow(
-            report.shorten(test.texts[i]), *(", ".join(_named(each[i], found.labels)) or "none" for each in (test.labels, baseline, tuned))
+            report.shorten(test.texts[i]),
+            *(", ".join(_named(each[i], found.labels)) or "none" for each in (test.labels, baseline, tuned)),
         )
         for i in pick_rows((tuned == baseline).all(axis=1), seed)
     ]
@@ -124,9 +152,15 @@ def _named(row: np.ndarray, names: list[str]) -> list[str]:
     return [names[i] for i in np.flatnonzero(row)]
 
 
-def _rows(test: Split, decisions: Mapping[str, np.ndarray], names: list[str], perturbed: Perturbed) -> pa.Table:
+def _rows(
+    test: Split, decisions: Mapping[str, np.ndarray], names: list[str], perturbed: Perturbed
+) -> pa.Table:
     lists = pa.list_(pa.string())
-    columns = {"id": test.ids, "labels": pa.array([_named(row, names) for row in test.labels], lists), "group": test.groups}
+    columns = {
+        "id": test.ids,
+        "labels": pa.array([_named(row, names) for row in test.labels], lists),
+        "group": test.groups,
+    }
     for name, decided in decisions.items():
         columns[column_of(name, "predicted")] = pa.array([_named(row, names) for row in decided], lists)
     columns |= {name: pa.array(values, lists) for name, values in perturbed.columns.items()}

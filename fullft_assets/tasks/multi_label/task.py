@@ -27,7 +27,15 @@ class MultiLabel(Task):
     def open_recipe(self, data: Any) -> Any:
         from fullft_assets.tasks.multi_label.recipe import MultiLabelRecipe
 
-        return MultiLabelRecipe(data.base_model, data.train, data.validation, data.labels, data.added_tokens, data.general, data.start)
+        return MultiLabelRecipe(
+            data.base_model,
+            data.train,
+            data.validation,
+            data.labels,
+            data.added_tokens,
+            data.general,
+            data.start,
+        )
 
     def draw(self, evaluation: Any) -> Mapping[str, Any]:
         from fullft_assets.report import pictures
@@ -43,11 +51,19 @@ class MultiLabel(Task):
         from fullft_assets.tasks.multi_label.scoring import read_thresholds
 
         thresholds = dict(zip(labels, map(float, read_thresholds(model)), strict=True))
-        for found in predict(model, Tokenization.load_saved(model, settings.chunks).windows(texts)).probabilities:
+        for found in predict(
+            model, Tokenization.load_saved(model, settings.chunks).windows(texts)
+        ).probabilities:
             each = dict(zip(labels, map(float, found), strict=True))
-            ranked = sorted(labels, key=lambda label, each=each: (each[label] < thresholds[label], -each[label]))
+            ranked = sorted(
+                labels, key=lambda label, each=each: (each[label] < thresholds[label], -each[label])
+            )
             given = [label for label in ranked if each[label] >= thresholds[label]]
-            yield {"labels": given, "probabilities": {label: each[label] for label in ranked}, "thresholds": thresholds}
+            yield {
+                "labels": given,
+                "probabilities": {label: each[label] for label in ranked},
+                "thresholds": thresholds,
+            }
 
     def show(self, prediction: Mapping[str, Any]) -> Iterator[str]:
         for label, probability in prediction["probabilities"].items():

@@ -1,9 +1,10 @@
 """The evaluation of labelled spans: F1 of exact spans, accuracy of tokens, and what kind of errors there are.
 
-A predicted span is right where a true one has the same first and last character and the same label, as the entity-level scores of
-CoNLL-2003 (Tjong Kim Sang and De Meulder 2003, arXiv cs/0306050) and seqeval count, there in words. Spans are compared without the
-white space at their ends. Micro-F1 counts all labels' spans together, macro-F1 is the mean over the labels that the test rows have.
-A true span that no window holds, or that shares all its tokens with another, still counts: it was not found.
+A predicted span is right where a true one has the same first and last character and the same label, as the
+entity-level scores of CoNLL-2003 (Tjong Kim Sang and De Meulder 2003, arXiv cs/0306050) and seqeval count,
+there in words. Spans are compared without the white space at their ends. Micro-F1 counts all labels' spans
+together, macro-F1 is the mean over the labels that the test rows have. A true span that no window holds, or
+that shares all its tokens with another, still counts: it was not found.
 """
 
 from __future__ import annotations
@@ -70,15 +71,19 @@ class SpanEvaluation(Evaluation):
         found = weakest_label(self.per_label, "test spans")
         errors = self.errors
         found.append(
-            f"Of {self.num_spans:,} true spans it finds {errors.num_right:,} exactly and misses {errors.num_missed:,} altogether; "
-            f"{errors.num_wrong_edges:,} of its spans have wrong edges, {errors.num_wrong_label:,} a wrong label, and "
-            f"{errors.num_invented:,} are where there is none."
+            f"Of {self.num_spans:,} true spans it finds {errors.num_right:,} exactly and misses"
+            f" {errors.num_missed:,} altogether; {errors.num_wrong_edges:,} of its spans have wrong edges,"
+            f" {errors.num_wrong_label:,} a wrong label, and {errors.num_invented:,} are where there is none."
         )
         return found
 
 
-def count_spans(truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]], num_labels: int) -> tuple[np.ndarray, ...]:
-    """Return exactly found, true and predicted spans of each row and label: int [rows, labels] each; a span twice counts once."""
+def count_spans(
+    truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]], num_labels: int
+) -> tuple[np.ndarray, ...]:
+    """Return exactly found, true and predicted spans of each row and label: int [rows, labels] each; a span
+    twice counts once.
+    """
     if len(truth) != len(predicted):
         raise ValueError(f"predictions: {len(predicted)} rows, the truth has {len(truth)}")
     tables = tuple(np.zeros((len(truth), num_labels), np.int64) for _ in range(3))
@@ -87,21 +92,30 @@ def count_spans(truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Sp
         for table, spans in zip(tables, (true & found, true, found), strict=True):
             for _, _, label in spans:
                 if not 0 <= label < num_labels:
-                    raise ValueError(f"predictions: row {row} has a span with label {label}, allowed are 0 to {num_labels - 1}")
+                    raise ValueError(
+                        f"predictions: row {row} has a span with label {label}, allowed are 0 to"
+                        f" {num_labels - 1}"
+                    )
                 table[row, label] += 1
     return tables
 
 
-def scores(truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]], num_labels: int) -> dict[str, float]:
+def scores(
+    truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]], num_labels: int
+) -> dict[str, float]:
     """Return micro-F1 and macro-F1 of exact spans."""
     return compute(METRICS, predictions_of(truth, predicted, num_labels))
 
 
-def predictions_of(truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]], num_labels: int) -> Predictions:
+def predictions_of(
+    truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]], num_labels: int
+) -> Predictions:
     """Return what metrics take of the spans that a system found in rows with true spans."""
     found, true, given = count_spans(truth, predicted, num_labels)
     is_right = np.array([set(row) == set(mine) for row, mine in zip(truth, predicted, strict=True)], bool)
-    return Predictions(truth=truth, predicted=predicted, found=found, true=true, given=given, is_right=is_right)
+    return Predictions(
+        truth=truth, predicted=predicted, found=found, true=true, given=given, is_right=is_right
+    )
 
 
 def errors(truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]]) -> SpanErrors:
@@ -119,7 +133,13 @@ def errors(truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]])
             else:
                 invented += 1
         missed += sum(not any(_overlap(span, other) for other in found) for span in set(true))
-    return SpanErrors(num_right=right, num_wrong_label=label, num_wrong_edges=edges, num_invented=invented, num_missed=missed)
+    return SpanErrors(
+        num_right=right,
+        num_wrong_label=label,
+        num_wrong_edges=edges,
+        num_invented=invented,
+        num_missed=missed,
+    )
 
 
 def _overlap(one: Span, other: Span) -> bool:
@@ -156,7 +176,10 @@ def assess(
     }
     shared = comparison.run(predictions, groups, len(truth))
     found, true, given = count_spans(truth, predicted[FINETUNED], len(label_names))
-    is_right = {name: np.asarray(predictions[name].is_right) for name in (FINETUNED, shared["justification"].best_baseline)}
+    is_right = {
+        name: np.asarray(predictions[name].is_right)
+        for name in (FINETUNED, shared["justification"].best_baseline)
+    }
     num_true = true.sum(1)
     per_label = label_scores(found.sum(0), true.sum(0), given.sum(0), label_names)
     return SpanEvaluation(

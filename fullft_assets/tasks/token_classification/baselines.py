@@ -1,4 +1,5 @@
-"""Baselines of labelled spans: none at all, a dictionary of the training spans, a probe on the frozen base model's tokens.
+"""Baselines of labelled spans: none at all, a dictionary of the training spans, a probe on the frozen base
+model's tokens.
 
 Saved as JSON and npz, never pickled.
 """
@@ -32,14 +33,17 @@ class NoSpans(UntrainedBaseline):
 
 
 class Dictionary(Baseline):
-    """Looks the phrases of training spans up, the longest first; case and the space between words do not count.
+    """Looks the phrases of training spans up, the longest first; case and the space between words do not
+    count.
 
-    A phrase has the label that it has most often, and is dropped where it is more often no span than one. Phrases are kept by
-    their digests: an erasure cannot rewrite what was learned, so no text of a document may be in it.
+    A phrase has the label that it has most often, and is dropped where it is more often no span than one.
+    Phrases are kept by their digests: an erasure cannot rewrite what was learned, so no text of a document
+    may be in it.
 
     Args:
         phrases: digest of a phrase -> its label.
-        lengths: digest of a first word -> the lengths in words of the phrases that begin with it, the longest first.
+        lengths: digest of a first word -> the lengths in words of the phrases that begin with it, the longest
+            first.
     """
 
     name, title, tasks = "dictionary", "dictionary of training spans", ("token_classification",)
@@ -63,7 +67,9 @@ class Dictionary(Baseline):
                 phrase = tuple(word for word, _, _ in _words(text[start:end]))
                 if phrase:
                     votes.setdefault(phrase, Counter())[label] += 1
-        labels = {phrase: min(found, key=lambda label: (-found[label], label)) for phrase, found in votes.items()}
+        labels = {
+            phrase: min(found, key=lambda label: (-found[label], label)) for phrase, found in votes.items()
+        }
         every, places, right = cls._of(labels), Counter[str](), Counter[str]()
         for text, row in zip(texts, spans, strict=True):
             true = set(row)
@@ -71,7 +77,11 @@ class Dictionary(Baseline):
                 places[phrase] += 1
                 right[phrase] += span in true
         return cls._of(
-            {phrase: label for phrase, label in labels.items() if right[d := _digest(phrase)] >= _LEAST_PRECISION * places[d] > 0}
+            {
+                phrase: label
+                for phrase, label in labels.items()
+                if right[d := _digest(phrase)] >= _LEAST_PRECISION * places[d] > 0
+            }
         )
 
     @classmethod
@@ -103,7 +113,9 @@ class Dictionary(Baseline):
         return found
 
     def save(self, folder: Path) -> None:
-        (folder / "dictionary.json").write_text(json.dumps({"phrases": self.phrases, "lengths": self.lengths}), encoding="utf-8")
+        (folder / "dictionary.json").write_text(
+            json.dumps({"phrases": self.phrases, "lengths": self.lengths}), encoding="utf-8"
+        )
 
     @classmethod
     def load(cls, folder: Path, context: BaselineContext) -> Dictionary:

@@ -1,8 +1,9 @@
-"""The recipe of the task token_classification: a new head on every token, which learns the tags of labelled spans (`tagging`).
+"""The recipe of the task token_classification: a new head on every token, which learns the tags of labelled
+spans (`tagging`).
 
-The loss of an optimizer step is the mean cross-entropy over its tokens, however many windows, passes and processes they are in:
-special tokens, padding, and tokens that belong to another window count for nothing. Scores on the validation rows are those of
-exact spans, in characters, as the evaluation counts them.
+The loss of an optimizer step is the mean cross-entropy over its tokens, however many windows, passes and
+processes they are in: special tokens, padding, and tokens that belong to another window count for nothing.
+Scores on the validation rows are those of exact spans, in characters, as the evaluation counts them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from transformers import PreTrainedModel
 
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.chunks import Tokenization
-from fullft_assets.engine.optimizers import dtype_of_weights
-from fullft_assets.engine.recipe import MOST_HEAD_ROWS, Prepared
 from fullft_assets.errors import DataError
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.models.heads import HeadWeights, has_intercept, read_by_head
@@ -35,7 +34,16 @@ from fullft_assets.tasks.classification.recipe import window_feed
 from fullft_assets.tasks.encoder import Encoder
 from fullft_assets.tasks.token_classification import assessment
 from fullft_assets.tasks.token_classification.assessment import Span
-from fullft_assets.tasks.token_classification.tagging import Frame, TokenizedTexts, find_spans, normal, tag, tag_names
+from fullft_assets.tasks.token_classification.tagging import (
+    Frame,
+    TokenizedTexts,
+    find_spans,
+    normal,
+    tag,
+    tag_names,
+)
+from fullft_assets.training.optimizers import dtype_of_weights
+from fullft_assets.training.recipe import MOST_HEAD_ROWS, Prepared
 
 #: Tokens that a new head is fitted on, drawn at random from the training rows.
 _MOST_TOKENS = 30_000
@@ -48,13 +56,25 @@ class TokenClassificationRecipe(Encoder):
     tokenization: Tokenization = field(kw_only=True)
 
     def _load(
-        self, folder: ModelFolder, settings: TrainingSettings, added_tokens: Sequence[str] = (), *, keeps_head: bool = False
+        self,
+        folder: ModelFolder,
+        settings: TrainingSettings,
+        added_tokens: Sequence[str] = (),
+        *,
+        keeps_head: bool = False,
     ) -> PreTrainedModel:
         options = {"load": load_tagger, "keeps_head": keeps_head, "dtype": dtype_of_weights(settings)}
-        return load_for_training(folder, tag_names(self.labels), settings.attention_dropout, added_tokens, **options)
+        return load_for_training(
+            folder, tag_names(self.labels), settings.attention_dropout, added_tokens, **options
+        )
 
     def fit_head(
-        self, model: PreTrainedModel, settings: TrainingSettings, listener: Listener, *, most_rows: int | None = MOST_HEAD_ROWS
+        self,
+        model: PreTrainedModel,
+        settings: TrainingSettings,
+        listener: Listener,
+        *,
+        most_rows: int | None = MOST_HEAD_ROWS,
     ) -> HeadWeights | None:
         if self.start is not None:
             return None
@@ -62,11 +82,17 @@ class TokenClassificationRecipe(Encoder):
         validation = self.validation.select(range(min(len(self.validation), MOST_HEAD_ROWS)))
         states, tags = self._states_of_tokens(model, train, listener)
         checked = self._states_of_tokens(model, validation, listener)
-        head = fit_on_states(states, tags, len(tag_names(self.labels)), checked, intercept=has_intercept(model))
+        head = fit_on_states(
+            states, tags, len(tag_names(self.labels)), checked, intercept=has_intercept(model)
+        )
         return HeadWeights(head.coefficients, head.intercept)
 
-    def _states_of_tokens(self, model: PreTrainedModel, rows: Split, listener: Listener) -> tuple[np.ndarray, np.ndarray]:
-        """Return what the output layer reads of tokens that are drawn at random [tokens, features], and their tags [tokens]."""
+    def _states_of_tokens(
+        self, model: PreTrainedModel, rows: Split, listener: Listener
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return what the output layer reads of tokens that are drawn at random [tokens, features], and their
+        tags [tokens].
+        """
         tags = self._tags(rows)
         total = sum(tag != IGNORED for document in tags for window in document for tag in window)
         rng = np.random.default_rng(0)
@@ -80,10 +106,14 @@ class TokenClassificationRecipe(Encoder):
                 targets.append(target[is_drawn])
         return np.concatenate(states), np.concatenate(targets)
 
-    def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int) -> Prepared:
+    def prepare(
+        self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int
+    ) -> Prepared:
         windows = [window for document in self.train.windows for window in document]
         tags = [window for document in self._tags(self.train) for window in document]
-        return self._prepared(model, window_feed(windows, tags, model, settings, seed, _padded), loss_of_output, settings)
+        return self._prepared(
+            model, window_feed(windows, tags, model, settings, seed, _padded), loss_of_output, settings
+        )
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """See `Recipe`: loss, micro-F1 and macro-F1 of exact spans."""
@@ -107,7 +137,10 @@ class TokenClassificationRecipe(Encoder):
     def _reading(self) -> TokenizedTexts:
         reading = TokenizedTexts.of(self.tokenization, self.validation.texts)
         if reading.windows != self.validation.windows:
-            raise DataError("the snapshot's windows are not those that base_model's tokenizer makes of its texts; take the snapshot again")
+            raise DataError(
+                "the snapshot's windows are not those that base_model's tokenizer makes of its texts; take"
+                " the snapshot again"
+            )
         return reading
 
     @cached_property
@@ -127,10 +160,16 @@ class TokenClassificationRecipe(Encoder):
 
 
 def _padded(tags: list[list[int]]) -> torch.Tensor:
-    return torch.nn.utils.rnn.pad_sequence([torch.tensor(window) for window in tags], batch_first=True, padding_value=IGNORED)
+    return torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(window) for window in tags], batch_first=True, padding_value=IGNORED
+    )
 
 
 def loss_of_output(output: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Return the summed cross-entropy of a pass; labels are tags [windows, tokens], -100 where nothing is learned."""
+    """Return the summed cross-entropy of a pass; labels are tags [windows, tokens], -100 where nothing is
+    learned.
+    """
     logits = output.logits.float()
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )

@@ -14,10 +14,22 @@ from fullft_assets.chunks import Tokenization, masks
 from fullft_assets.evaluation import FINETUNED, external
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import Baseline
-from fullft_assets.tasks.context import EvaluationContext, EvaluationResult, column_of, pick_rows, shared_labels
+from fullft_assets.tasks.context import (
+    EvaluationContext,
+    EvaluationResult,
+    column_of,
+    pick_rows,
+    shared_labels,
+)
 from fullft_assets.tasks.token_classification import assessment
 from fullft_assets.tasks.token_classification.assessment import Span, SpanEvaluation
-from fullft_assets.tasks.token_classification.tagging import TokenizedTexts, find_spans, load_finder, normal, tags_of
+from fullft_assets.tasks.token_classification.tagging import (
+    TokenizedTexts,
+    find_spans,
+    load_finder,
+    normal,
+    tags_of,
+)
 
 #: Characters of a test row that the report shows.
 _SHOWN_CHARACTERS = 400
@@ -42,23 +54,33 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
         **evaluation.errors.model_dump(),
     }
     examples = _pick_answers(test, truth, found, evaluation, settings.seed)
-    return EvaluationResult(evaluation, headline, _rows(test, truth, found, right, num_tokens, names), examples)
+    return EvaluationResult(
+        evaluation, headline, _rows(test, truth, found, right, num_tokens, names), examples
+    )
 
 
-def _find_all(context: EvaluationContext, test: Split, names: list[str], tokenization: Tokenization) -> dict[str, list[list[Span]]]:
+def _find_all(
+    context: EvaluationContext, test: Split, names: list[str], tokenization: Tokenization
+) -> dict[str, list[list[Span]]]:
     def by_baseline(name: str, baseline: Baseline) -> list[list[Span]]:
         return in_order(baseline.predict(test), context.baseline_labels, names)
 
     def by_external(name: str, given: list[list[dict[str, Any]]]) -> list[list[Span]]:
         return normal(test.texts, external.spans(name, given, test, names))
 
-    return context.predict_with_all(test, lambda name: _find(context, name, test, names), by_baseline, tokenization, by_external)
+    return context.predict_with_all(
+        test, lambda name: _find(context, name, test, names), by_baseline, tokenization, by_external
+    )
 
 
 def _find(context: EvaluationContext, checkpoint: str, test: Split, names: list[str]) -> list[list[Span]]:
-    """Return the spans that a checkpoint finds; each reads the texts with its own tokenizer, and spans are characters to all."""
+    """Return the spans that a checkpoint finds; each reads the texts with its own tokenizer, and spans are
+    characters to all.
+    """
     folder, settings = context.model_folder(checkpoint), context.job.settings
-    reading = TokenizedTexts.of(Tokenization.load_saved(folder, settings.chunks, settings.examples.task), test.texts)
+    reading = TokenizedTexts.of(
+        Tokenization.load_saved(folder, settings.chunks, settings.examples.task), test.texts
+    )
     model, labels = load_finder(folder)
     found = find_spans(model, reading, progress=context.progress)
     del model
@@ -68,32 +90,51 @@ def _find(context: EvaluationContext, checkpoint: str, test: Split, names: list[
 
 
 def in_order(found: Sequence[Sequence[Span]], theirs: Sequence[str], ours: Sequence[str]) -> list[list[Span]]:
-    """Bring spans from a system's label order into ours; those of a label that we do not know are excluded."""
+    """Bring spans from a system's label order into ours; those of a label that we do not know are
+    excluded.
+    """
     known = shared_labels(theirs, ours)
     place = {number: ours.index(label) for number, label in enumerate(theirs) if label in known}
     return [[(start, end, place[label]) for start, end, label in row if label in place] for row in found]
 
 
 def count_right_tokens(
-    tokenization: Tokenization, texts: Sequence[str], truth: Sequence[Sequence[Span]], found: Mapping[str, Sequence[Sequence[Span]]]
+    tokenization: Tokenization,
+    texts: Sequence[str],
+    truth: Sequence[Sequence[Span]],
+    found: Mapping[str, Sequence[Sequence[Span]]],
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return how many tokens of each text have the true tag under each system's spans, and how many there are: int [n] each."""
+    """Return how many tokens of each text have the true tag under each system's spans, and how many there
+    are: int [n] each.
+    """
     encoded, _ = tokenization.read(texts, spans=True)
     rows = np.repeat(np.arange(len(texts)), encoded.lengths())
 
     def tags(spans_of: Sequence[Sequence[Span]]) -> np.ndarray:
-        marks = masks.locate_spans(encoded, texts, [[(start, end) for start, end, _ in row] for row in spans_of]).marks
+        marks = masks.locate_spans(
+            encoded, texts, [[(start, end) for start, end, _ in row] for row in spans_of]
+        ).marks
         edges = zip(encoded.bounds, encoded.bounds[1:], strict=False)
-        each = [tags_of(marks[begin:end], [label for *_, label in row]) for (begin, end), row in zip(edges, spans_of, strict=True)]
+        each = [
+            tags_of(marks[begin:end], [label for *_, label in row])
+            for (begin, end), row in zip(edges, spans_of, strict=True)
+        ]
         return np.concatenate(each)
 
     true = tags(truth)
-    right = {name: np.bincount(rows[tags(spans_of) == true], minlength=len(texts)) for name, spans_of in found.items()}
+    right = {
+        name: np.bincount(rows[tags(spans_of) == true], minlength=len(texts))
+        for name, spans_of in found.items()
+    }
     return right, encoded.lengths()
 
 
 def _pick_answers(
-    test: Split, truth: Sequence[Sequence[Span]], found: Mapping[str, Sequence[Sequence[Span]]], evaluation: SpanEvaluation, seed: int
+    test: Split,
+    truth: Sequence[Sequence[Span]],
+    found: Mapping[str, Sequence[Sequence[Span]]],
+    evaluation: SpanEvaluation,
+    seed: int,
 ) -> list[report.AnsweredRow]:
     tuned, baseline = found[FINETUNED], found[evaluation.justification.best_baseline]
     agrees = np.array([set(ours) == set(theirs) for ours, theirs in zip(tuned, baseline, strict=True)])
@@ -108,7 +149,9 @@ def _pick_answers(
 
 
 def _listed(text: str, row: Sequence[Span], names: Sequence[str]) -> str:
-    shown = [f"{names[label]}: {report.shorten(text[start:end], 60)}" for start, end, label in sorted(set(row))]
+    shown = [
+        f"{names[label]}: {report.shorten(text[start:end], 60)}" for start, end, label in sorted(set(row))
+    ]
     more = f"; and {len(shown) - _SHOWN_SPANS} more" if len(shown) > _SHOWN_SPANS else ""
     return "; ".join(shown[:_SHOWN_SPANS]) + more if shown else "none"
 
@@ -121,11 +164,21 @@ def _rows(
     num_tokens: np.ndarray,
     names: Sequence[str],
 ) -> pa.Table:
-    columns = {"id": test.ids, "num_spans": [len(set(row)) for row in truth], "num_tokens": num_tokens, "group": test.groups}
+    columns = {
+        "id": test.ids,
+        "num_spans": [len(set(row)) for row in truth],
+        "num_tokens": num_tokens,
+        "group": test.groups,
+    }
     for name, spans in found.items():
-        predicted = [[{"start": start, "end": end, "label": names[label]} for start, end, label in sorted(set(row))] for row in spans]
+        predicted = [
+            [{"start": start, "end": end, "label": names[label]} for start, end, label in sorted(set(row))]
+            for row in spans
+        ]
         columns[column_of(name, "predicted")] = pa.array(predicted, _SPANS)
         columns[column_of(name, "num_predicted")] = [len(row) for row in predicted]
-        columns[column_of(name, "num_right")] = [len(set(true) & set(row)) for true, row in zip(truth, spans, strict=True)]
+        columns[column_of(name, "num_right")] = [
+            len(set(true) & set(row)) for true, row in zip(truth, spans, strict=True)
+        ]
         columns[column_of(name, "num_right_tokens")] = right_tokens[name]
     return pa.table(columns)

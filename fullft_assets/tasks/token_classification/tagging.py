@@ -1,11 +1,12 @@
 """Labelled spans as tags of tokens, and back: what a token classifier learns, and what it finds in a text.
 
-Each label has two tags, B- for the first token of a span and I- for a later one, and O is for tokens outside of all spans (BIO; Ramshaw
-and Marcus 1995, arXiv cmp-lg/9505040). A span has the tokens of which a character is in it; where spans overlap, the one that
-starts first, then the longer, has the token, and one that is left without any is not learned (see `chunks.masks`).
+Each label has two tags, B- for the first token of a span and I- for a later one, and O is for tokens outside
+of all spans (BIO; Ramshaw and Marcus 1995, arXiv cmp-lg/9505040). A span has the tokens of which a character
+is in it; where spans overlap, the one that starts first, then the longer, has the token, and one that is left
+without any is not learned (see `chunks.masks`).
 
-Windows of a long text share tokens. Each token belongs to one of them, the one in which it is farthest from an edge that
-another window goes beyond: there it is trained, and there it is predicted, once each.
+Windows of a long text share tokens. Each token belongs to one of them, the one in which it is farthest from
+an edge that another window goes beyond: there it is trained, and there it is predicted, once each.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def labels_of_tags(names: Sequence[str]) -> list[str]:
     """
     labels = [name[2:] for name in names[1::2]]
     if list(names) != tag_names(labels):
-        raise StoreError(f"the model's outputs ({', '.join(names[:5])} ...) are no tags of spans (O, B-label, I-label ...)")
+        raise StoreError(
+            f"the model's outputs ({', '.join(names[:5])} ...) are no tags of spans (O, B-label, I-label ...)"
+        )
     return labels
 
 
@@ -58,7 +61,8 @@ def tags_of(marks: np.ndarray | Sequence[int], span_labels: Sequence[int]) -> np
     number = np.abs(marks) - 1
     if len(number) and number.max() >= len(span_labels):
         raise DataError(
-            f"a token is marked as one of span {number.max() + 1:,}, its row has {len(span_labels):,}; tokenise the batches again"
+            f"a token is marked as one of span {number.max() + 1:,}, its row has {len(span_labels):,};"
+            " tokenise the batches again"
         )
     label = np.append(np.asarray(span_labels, np.int64), 0)[number]
     return np.where(marks == 0, OUTSIDE, 1 + 2 * label + (marks < 0))
@@ -92,7 +96,10 @@ def decode(tags: np.ndarray, characters: np.ndarray, text: str) -> list[Span]:
 
 def normal(texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[list[Span]]:
     """Return each text's spans without the white space at their ends; a span of nothing else is dropped."""
-    stripped = [[(*masks.strip_span(text, start, end), label) for start, end, label in row] for text, row in zip(texts, spans, strict=True)]
+    stripped = [
+        [(*masks.strip_span(text, start, end), label) for start, end, label in row]
+        for text, row in zip(texts, spans, strict=True)
+    ]
     return [[span for span in row if span[0] < span[1]] for row in stripped]
 
 
@@ -109,7 +116,10 @@ def owned(lengths: Sequence[int], stride: int) -> list[np.ndarray]:
         distance, there = np.minimum(left, right), slice(begin, begin + length)
         is_better = distance > best[there]
         best[there][is_better], owner[there][is_better] = distance[is_better], number
-    return [owner[begin : begin + length] == number for number, (begin, length) in enumerate(zip(begins.tolist(), lengths, strict=True))]
+    return [
+        owner[begin : begin + length] == number
+        for number, (begin, length) in enumerate(zip(begins.tolist(), lengths, strict=True))
+    ]
 
 
 @dataclass(frozen=True)
@@ -126,14 +136,19 @@ class Frame:
         return cls(len(tokenization.prefix), len(tokenization.suffix), tokenization.settings.stride)
 
     def owned(self, windows: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """Return for each window of a document which of its tokens belong to it, special tokens included: bool [tokens]."""
+        """Return for each window of a document which of its tokens belong to it, special tokens included:
+        bool [tokens].
+        """
         inner = owned([len(window) - self.prefix - self.suffix for window in windows], self.stride)
         return [np.pad(mine, (self.prefix, self.suffix)) for mine in inner]
 
     def tags(self, marks: Sequence[Sequence[int]], span_labels: Sequence[int]) -> list[list[int]]:
-        """Return the tags of a document's windows, -100 where a token is none of the text or belongs to another window."""
+        """Return the tags of a document's windows, -100 where a token is none of the text or belongs to
+        another window.
+        """
         return [
-            np.where(mine, tags_of(window, span_labels), IGNORED).tolist() for window, mine in zip(marks, self.owned(marks), strict=True)
+            np.where(mine, tags_of(window, span_labels), IGNORED).tolist()
+            for window, mine in zip(marks, self.owned(marks), strict=True)
         ]
 
     def tags_of_rows(self, rows: Split) -> list[list[list[int]]]:
@@ -186,8 +201,14 @@ def tag(
             found[row][number] = best[at, : len(mine[row][number])][mine[row][number]]
         if truth is not None:
             labels = [torch.tensor(truth[row][number]) for row, number in items]
-            padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED).to(logits.device)
-            loss += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), padded.flatten(), ignore_index=IGNORED, reduction="sum"))
+            padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED).to(
+                logits.device
+            )
+            loss += float(
+                torch.nn.functional.cross_entropy(
+                    logits.flatten(0, 1), padded.flatten(), ignore_index=IGNORED, reduction="sum"
+                )
+            )
             count += int((padded != IGNORED).sum())
     tags = [np.concatenate(document) if document else np.zeros(0, np.int16) for document in found]
     return Tagged(tags, loss if is_finite else float("nan"), count)
@@ -212,18 +233,25 @@ class TokenizedTexts:
         encoded, cuts = tokenization.read(texts, spans=True)
         windows = to_lists(*gather(encoded.ids, cuts, tokenization.prefix, tokenization.suffix), cuts)
         spans = np.zeros((0, 2), np.int32) if encoded.spans is None else encoded.spans
-        characters = [spans[begin:end] for begin, end in zip(encoded.bounds, encoded.bounds[1:], strict=False)]
+        characters = [
+            spans[begin:end] for begin, end in zip(encoded.bounds, encoded.bounds[1:], strict=False)
+        ]
         return cls(texts, windows, characters, Frame.of(tokenization))
 
     def spans(self, tags: Sequence[np.ndarray]) -> list[list[Span]]:
         """Return the spans of the documents' tags; tokens that no window has are outside of all."""
         return [
-            decode(found, characters[: len(found)], text) for found, characters, text in zip(tags, self.characters, self.texts, strict=True)
+            decode(found, characters[: len(found)], text)
+            for found, characters, text in zip(tags, self.characters, self.texts, strict=True)
         ]
 
 
 def find_spans(
-    model: PreTrainedModel, reading: TokenizedTexts, *, scores: Scores = lambda output: output.logits, progress: Listener | None = None
+    model: PreTrainedModel,
+    reading: TokenizedTexts,
+    *,
+    scores: Scores = lambda output: output.logits,
+    progress: Listener | None = None,
 ) -> list[list[Span]]:
     """Return the spans that a model finds in each text; labels are positions in its own order."""
     return reading.spans(tag(model, reading.windows, reading.frame, scores=scores, progress=progress).tags)

@@ -28,7 +28,15 @@ class TokenClassification(Task):
     def open_recipe(self, data: Any) -> Any:
         from fullft_assets.tasks.token_classification.recipe import TokenClassificationRecipe
 
-        about = (data.base_model, data.train, data.validation, data.labels, data.added_tokens, data.general, data.start)
+        about = (
+            data.base_model,
+            data.train,
+            data.validation,
+            data.labels,
+            data.added_tokens,
+            data.general,
+            data.start,
+        )
         return TokenClassificationRecipe(*about, tokenization=data.tokenization)
 
     def draw(self, evaluation: Any) -> Mapping[str, Any]:
@@ -44,9 +52,16 @@ class TokenClassification(Task):
         from fullft_assets.tasks.token_classification.tagging import TokenizedTexts, find_spans, load_finder
 
         finder, names = load_finder(model)
-        reading = TokenizedTexts.of(Tokenization.load_saved(model, settings.chunks, settings.examples.task), texts)
+        reading = TokenizedTexts.of(
+            Tokenization.load_saved(model, settings.chunks, settings.examples.task), texts
+        )
         for text, spans in zip(texts, find_spans(finder, reading), strict=True):
-            yield {"spans": [{"start": int(s), "end": int(e), "label": names[label], "text": text[s:e]} for s, e, label in spans]}
+            yield {
+                "spans": [
+                    {"start": int(s), "end": int(e), "label": names[label], "text": text[s:e]}
+                    for s, e, label in spans
+                ]
+            }
 
     def show(self, prediction: Mapping[str, Any]) -> Iterator[str]:
         for span in prediction["spans"]:

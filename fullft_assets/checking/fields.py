@@ -1,0 +1,252 @@
+"""fields: whether the fields that a YAML names are there, in a sample of the delivered rows, with the near
+ones among those that are.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fullft_assets.checking.corpus import Sampled
+from fullft_assets.checking.yaml_source import Key
+from fullft_assets.documents.formats.rows import has_field
+from fullft_assets.escaping import quoted, visible
+from fullft_assets.examples.fields import MEANT_WITHOUT, MOST_WITHOUT
+from fullft_assets.settings import DocumentsSettings, LogSettings, UseCaseSettings
+from fullft_assets.task import task_of
+
+#: Objects within a record of an export whose fields count as the record's.
+_NESTED = ("data", "meta", "metadata", "fields", "inputs")
+#: Objects within objects whose fields are suggested.
+_MOST_DEPTH = 5
+_SHOWN_FIELDS, _SHOWN_PLACES = 20, 3
+#: Characters of a field's name that are shown. A longer one is a text: the first row of a table that has no
+#: header.
+_SHOWN_CHARACTERS = 60
+_NO_HEADER = "; if the first row is none of names, set documents.csv.header to none"
+_TABLES = {".csv", ".tsv", ".xlsx"}
+_HEADER = (
+    "where a title is above the columns' names, give the number of their row as documents.csv.header or"
+    " documents.xlsx.header"
+)
+
+
+def field_problems(sample: list[Sampled], settings: UseCaseSettings) -> Iterator[tuple[Key, str]]:
+    """Yield the keys whose field too few rows have for a batch to go on, each with one line that says what to
+    do.
+    """
+    yield from _unusable(sample, settings.examples.max_quarantined_share)
+    rows = [found for found in sample if found.record]
+    if not rows:
+        return
+    for key, column, field in _named(settings, rows):
+        missing = [found for found in rows if not _has(found, column)]
+        if len(missing) == len(rows):
+            yield key, _nowhere(field, column, rows)
+            continue
+        # The rule on groups is about valid rows.
+        counted = (
+            [found for found in missing if "problem" not in found.row and _has(found, "text")]
+            if column == "group"
+            else missing
+        )
+        most, limit, otherwise = _most_without(column, settings)
+        if len(counted) > most * len(rows):
+            near = _near(field, fields_of([found for found in counted if field not in fields_of([found])]))
+            yield key, f"{_without(counted, rows, field)}, more than {limit}{near or otherwise}"
+
+
+def log_problems(sample: list[Sampled], log: LogSettings) -> Iterator[tuple[Key, str]]:
+    """Yield the keys of `monitoring.log` whose field nearly all production rows lack, each with one line that
+    says what to do.
+    """
+    rows = [found for found in sample if found.record]
+    named = (
+        ("prediction", "predicted"),
+        ("score", "score"),
+        ("model", "predicted_by"),
+        ("time", "predicted_at"),
+    )
+    for key, column in named if rows else ():
+        field = getattr(log, key)
+        missing = [found for found in rows if column not in found.row]
+        if field is None or len(missing) <= MOST_WITHOUT * len(rows):
+            continue
+        if len(missing) == len(rows):
+            yield ("monitoring", "log", key), _nowhere(field, column, rows)
+        else:
+            near = _near(field, fields_of([found for found in missing if field not in fields_of([found])]))
+            yield (
+                ("monitoring", "log", key),
+                f"{_without(missing, rows, field)}{near or '; name a field that most rows have'}",
+            )
+
+
+def _unusable(sample: list[Sampled], most: float) -> Iterator[tuple[Key, str]]:
+    """Yield a key if too many rows are no records, or name a text that may not be read or is not there."""
+    rows = [found for found in sample if found.is_refused or not found.record]
+    if len(rows) > most * len(sample):
+        is_object = "://" in str(rows[0].record.get("source-ref"))
+        problem = str(rows[0].row.get("problem"))
+        hint = f"; {_HEADER}" if problem.endswith("fields than the header") else ""
+        counted = f"{len(rows):,} of {len(sample):,} rows read ({_places(rows)})"
+        yield ("documents", "reference_buckets" if is_object else "path"), f"{counted}: {problem}{hint}"
+
+
+def incomplete_fields(sample: list[Sampled], settings: UseCaseSettings) -> Iterator[str]:
+    """Yield a line for each field of ids, domains or slices that some rows lack; of texts, labels and groups
+    other lines tell.
+    """
+    rows = [found for found in sample if found.record]
+    for _, column, field in _named(settings, rows) if rows else ():
+        missing = [found for found in rows if column in MEANT_WITHOUT and not _has(found, column)]
+        if missing:
+            yield f"{_without(missing, rows, field)}: {MEANT_WITHOUT[column]}"
+
+
+def _most_without(column: str, settings: UseCaseSettings) -> tuple[float, str, str]:
+    """Return the share of rows that may lack a column, what it is called, and what to do where no field's
+    name is near.
+    """
+    if column == "group":
+        most = settings.examples.max_ungrouped_share
+        return most, f"examples.max_ungrouped_share ({most:g})", "; deliver them with a group, or allow more"
+    if column in MEANT_WITHOUT:
+        return (
+            MOST_WITHOUT,
+            f"{MOST_WITHOUT:.0%} of them",
+            "; name a field that most rows have, or remove the key",
+        )
+    most = settings.examples.max_quarantined_share
+    return (
+        most,
+        f"examples.max_quarantined_share ({most:g})",
+        "; name the field that the others have, or fix them in the source",
+    )
+
+
+def _without(missing: list[Sampled], rows: list[Sampled], field: str) -> str:
+    return f"{len(missing):,} of {len(rows):,} rows read have no `{field}` ({_places(missing)})"
+
+
+def _places(found: list[Sampled]) -> str:
+    return ", ".join(one.place for one in found[:_SHOWN_PLACES])
+
+
+def fields_of(sample: list[Sampled]) -> list[str]:
+    """Return the names of the fields that rows have, those of nested objects and of the controls of an export
+    too, as they come.
+    """
+    names: dict[str, None] = {}
+    for found in sample:
+        names.update(dict.fromkeys(flat(found)))
+        names.update(dict.fromkeys(_controls(found.record)))
+    return [name for name in names if name]
+
+
+def flat(found: Sampled) -> dict[str, Any]:
+    """Return the fields of a record by the names that settings may give them: those inside of another by
+    their paths.
+
+    Those of the objects that an export nests them in have no path.
+    """
+    if found.is_plain:
+        return dict(_paths(found.record)) | found.record
+    fields = dict(found.record)
+    for name in _NESTED:
+        nested = found.record.get(name)
+        fields |= nested if isinstance(nested, dict) else {}
+    return fields
+
+
+def _paths(record: dict[str, Any], above: str = "", depth: int = 1) -> Iterator[tuple[str, Any]]:
+    for name, value in record.items():
+        yield f"{above}{name}", value
+        if isinstance(value, dict) and depth < _MOST_DEPTH:
+            yield from _paths(value, f"{above}{name}.", depth + 1)
+
+
+def _controls(record: dict[str, Any]) -> Iterator[str]:
+    """Yield the names of the controls of a task of Label Studio."""
+    annotations = record.get("annotations")
+    for annotation in annotations if isinstance(annotations, list) else []:
+        regions = annotation.get("result") if isinstance(annotation, dict) else None
+        for region in regions if isinstance(regions, list) else []:
+            if isinstance(region, dict) and isinstance(region.get("from_name"), str):
+                yield region["from_name"]
+
+
+def _named(settings: UseCaseSettings, rows: list[Sampled]) -> Iterator[tuple[Key, str, str]]:
+    """Yield (key, column, field) of each field that must be there."""
+    documents, examples, task = settings.documents, settings.examples, task_of(settings.examples)
+    if not any(found.is_elsewhere for found in rows):
+        yield ("documents", "text"), "text", rows[0].text_field
+    if documents.id != DocumentsSettings.model_fields["id"].default:
+        yield ("documents", "id"), "id", documents.id
+    if task.has_labels and examples.label is not None:
+        yield ("examples", "label"), task.target or "label", examples.label
+    for column, field in (
+        ("group", examples.group),
+        ("domain", examples.domain),
+        ("slice_by", examples.slice_by),
+    ):
+        if field is not None:
+            yield ("examples", column), column, field
+
+
+def _has(found: Sampled, column: str) -> bool:
+    if column == "text":
+        return bool(found.row.get("text", "").strip())
+    # A label that is malformed is there.
+    return column in found.row or (
+        column in ("label", "labels", "spans") and "problem" in found.row and bool(found.row.get("text"))
+    )
+
+
+def _nowhere(field: str, column: str, rows: list[Sampled]) -> str:
+    problem, known = rows[0].row.get("problem"), fields_of(rows)
+    if column == "text" and problem not in (None, f"no field `{field}`"):
+        hint = (
+            f"{_listed(known)}; set documents.text to the one that has it"
+            if str(problem).startswith("no field ")
+            else ""
+        )
+        return f"none of {len(rows):,} rows read can be used; the first ({rows[0].place}): {problem}{hint}"
+    if field in known or any(has_field(found.record, field) for found in rows):
+        return (
+            f"`{field}` is empty in each of {len(rows):,} rows"
+            f" read{_near(field, [name for name in known if name != field])}"
+        )
+    return (
+        f"none of {len(rows):,} rows read has a"
+        f" `{field}`{_near(field, known) or _listed(known) + _title_hint(rows[0])}"
+    )
+
+
+def _title_hint(found: Sampled) -> str:
+    """Return what to do where the names of a table's columns look like a title, which has cells without a
+    name beside it, or is alone.
+    """
+    is_table = not _TABLES.isdisjoint(Path(found.place.rpartition(":")[0].lower()).suffixes)
+    names = found.record.keys() - {"sheet"}
+    return f"; {_HEADER}" if is_table and ("" in names or len(names) == 1) else ""
+
+
+def _near(field: str, fields: list[str]) -> str:
+    # Also by the end of a path alone.
+    by_case = {name.rpartition(".")[2].strip().casefold(): name for name in reversed(fields)}
+    by_case |= {name.strip().casefold(): name for name in reversed(fields)}
+    near = difflib.get_close_matches(field.strip().casefold(), by_case, n=1, cutoff=0.5)
+    return f"; did you mean {quoted(by_case[near[0]])}?" if near else ""
+
+
+def _listed(fields: list[str]) -> str:
+    more = f" and {len(fields) - _SHOWN_FIELDS:,} more" if len(fields) > _SHOWN_FIELDS else ""
+    shown = [
+        visible(name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}...")
+        for name in fields[:_SHOWN_FIELDS]
+    ]
+    hint = _NO_HEADER if any(len(name) > _SHOWN_CHARACTERS for name in fields) else ""
+    return f"; their fields: {', '.join(shown)}{more}{hint}"

@@ -1,0 +1,126 @@
+"""The keys of a `defs.yaml` -> settings: unknown and missing keys, types, choices and bounds, all of them in
+one check.
+"""
+
+from __future__ import annotations
+
+import copy
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from fullft_assets.checking.explanations import did_you_mean, explain, field_of, given_value, keys_named
+from fullft_assets.checking.project import COMPONENT, is_use_case
+from fullft_assets.checking.yaml_source import Key, YamlSource, read_sources
+from fullft_assets.errors import SettingsError
+from fullft_assets.settings import UseCaseSettings
+
+#: The keys of any Dagster component file.
+COMPONENT_KEYS = ("type", "attributes", "template_vars_module", "requirements", "post_processing")
+
+
+def parse(source: YamlSource) -> tuple[UseCaseSettings | None, set[Key]]:
+    """Return the settings and the wrong keys, for which the settings have a default or a placeholder.
+
+    What is wrong is taken out and the rest parsed again, so that one mistake never hides another.
+    """
+    check_top_level(source)
+    _check_type(source)
+    attributes = source.value.get("attributes")
+    data: dict[str, Any] = copy.deepcopy(attributes) if isinstance(attributes, dict) else {}
+    broken: set[Key] = set()
+    while True:
+        try:
+            return UseCaseSettings.model_validate(data), broken
+        except ValidationError as error:
+            before = copy.deepcopy(data)
+            for found in error.errors(include_url=False):
+                keys = [found["loc"]] if found["loc"] else keys_named(found["msg"], source)
+                if keys and not any(covers(key, keys[0]) for key in broken):
+                    source.add(keys[0], explain(found, keys, source))
+                broken.update(keys)
+                for key in keys:
+                    _take_out(data, key)
+            if data == before:
+                if broken:  # the placeholder of a wrong value does not match a pattern either
+                    return None, broken
+                source.add((), str(error.errors(include_url=False)[0]["msg"]))
+                return None, broken
+
+
+def check_top_level(source: YamlSource) -> None:
+    """Note what is wrong outside of `attributes`, in any component.
+
+    Raises:
+        SettingsError: the document is no component.
+    """
+    if not isinstance(source.value, dict):
+        source.fail(
+            source.lines.get((), 1),
+            f"contains no use case; `dg scaffold defs {COMPONENT} NAME` writes one that runs",
+        )
+    for name in source.value:
+        if name in UseCaseSettings.model_fields and name not in COMPONENT_KEYS:
+            source.add_at(source.lines[name,], (name,), "is at the top level; indent it below `attributes`")
+        elif name not in COMPONENT_KEYS:
+            hint = did_you_mean(name, COMPONENT_KEYS) or f"; known keys: {', '.join(COMPONENT_KEYS)}"
+            source.add_at(source.lines[name,], (name,), f"unknown key `{name}`{hint}")
+    if "type" not in source.value:
+        source.add_at(source.lines[()], ("type",), f"missing; write `type: {COMPONENT}`")
+    attributes = source.value.get("attributes")
+    if attributes is not None and not isinstance(attributes, dict):
+        source.add_at(
+            source.lines["attributes",],
+            ("attributes",),
+            f"{given_value((), source)} is not a section with keys",
+        )
+
+
+def unreadable(yaml_path: Path) -> str | None:
+    """Return what keeps Dagster from reading a YAML file, whatever its `attributes` are, or None."""
+    try:
+        for source in read_sources(yaml_path):
+            # Keys that are given twice, for instance, are no hindrance.
+            source.problems.clear()
+            check_top_level(source)
+            if str(source.value.get("type")).startswith("fullft_assets"):
+                _check_type(source)
+            source.raise_problems()
+    except SettingsError as error:
+        return str(error)
+    return None
+
+
+def _check_type(source: YamlSource) -> None:
+    component_type = str(source.value.get("type", COMPONENT))
+    try:
+        problem = (
+            None
+            if is_use_case(component_type, source.path)
+            else f"{component_type} is not {COMPONENT}, nor a subclass of it"
+        )
+    except SettingsError as error:
+        problem = str(error)
+    if problem is not None:
+        source.add_at(source.lines["type",], ("type",), problem)
+
+
+def _take_out(data: dict[str, Any], key: Key) -> None:
+    """Remove a key, or put a placeholder where it is required, so that the rest can be checked; of a list,
+    all of it.
+    """
+    names = [str(name) for name in takewhile(lambda name: isinstance(name, str), key)]
+    *sections, last = names
+    for name in sections:
+        data = data.setdefault(name, {})
+    data.pop(last, None)
+    info = field_of(tuple(names))
+    if info is not None and info.is_required():
+        data[last] = "?" if info.annotation is str else {}
+
+
+def covers(key: Key, other: Key) -> bool:
+    """Return whether a key is another one or a section above it."""
+    return other[: len(key)] == key

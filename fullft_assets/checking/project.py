@@ -1,0 +1,214 @@
+"""Where use cases are: the project's root, its Dagster module, the `defs.yaml` of each use case by name."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from fullft_assets.checking.explanations import did_you_mean
+from fullft_assets.checking.yaml_source import read_source, read_sources
+from fullft_assets.errors import SettingsError
+
+#: The use cases that this repository brings.
+DEFS = Path(__file__).parents[1] / "defs"
+#: Those whose documents `fullft prepare` writes; others may be beside them.
+DEMOS = ("licences", "licence_texts")
+COMPONENT = "fullft_assets.FullFineTune"
+_COMPONENT_TYPES = (COMPONENT, "fullft_assets.component.FullFineTune")
+_TYPE = re.compile(r"^type:\s*[\"']?([\w.]+)", re.MULTILINE)
+
+
+class Place(NamedTuple):
+    """Where a use case is written: a YAML file, and the number of the document in it."""
+
+    path: Path
+    document: int = 0
+
+
+def find_project_root(yaml_path: Path) -> Path:
+    """Return the nearest folder above a YAML with a pyproject.toml, else the YAML's own folder."""
+    folder = yaml_path.resolve().parent
+    return next(
+        (parent for parent in (folder, *folder.parents) if (parent / "pyproject.toml").is_file()), folder
+    )
+
+
+@dataclass(frozen=True)
+class DgProject:
+    """A Dagster project, as its pyproject.toml defines it: its module, and the folder that it is imported
+    from.
+    """
+
+    root_module: str
+    source: Path
+
+    @property
+    def defs(self) -> Path:
+        """The folder with the project's components."""
+        return self.source.joinpath(*self.root_module.split("."), "defs")
+
+
+def read_dg_project(root: Path) -> DgProject | None:
+    """Return the Dagster project in a folder, or None if its pyproject.toml names none.
+
+    Raises:
+        SettingsError: the file is not TOML.
+    """
+    path = root / "pyproject.toml"
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise SettingsError(f"{path}: not TOML ({error})") from error
+    module = found.get("tool", {}).get("dg", {}).get("project", {}).get("root_module")
+    if module is None:
+        return None
+    source = root / "src"
+    return DgProject(module, source if source.joinpath(*module.split(".")).is_dir() else root)
+
+
+def find_defs(folder: Path) -> Path:
+    """Return the folder with the use cases of the Dagster project around a folder, else of this package."""
+    project = read_dg_project(find_project_root(folder / "defs.yaml"))
+    if project is None or not project.defs.is_dir() or project.defs.samefile(DEFS):
+        return DEFS
+    return project.defs
+
+
+def find_use_cases(defs_folder: Path = DEFS, not_imported: list[str] | None = None) -> list[Place]:
+    """Return the place of every use case below a folder, sorted; other components are excluded.
+
+    Args:
+        defs_folder: the folder.
+        not_imported: a line is added to it for each component whose type cannot be imported.
+    """
+    named, lines = _use_cases(defs_folder)
+    if not_imported is not None:
+        not_imported += lines
+    return sorted(place for places in named.values() for place in places)
+
+
+def find_use_case(name: str, defs_folder: Path = DEFS) -> Place:
+    """Return the place of a use case by its name.
+
+    Raises:
+        SettingsError: there is no such use case; the message names the near and the known ones. Or there are
+            two.
+    """
+    known, not_imported = _use_cases(defs_folder)
+    if name not in known:
+        near = did_you_mean(name, known)
+        listed = ", ".join(sorted(known)) or f"none in {defs_folder}"
+        raise SettingsError(
+            "\n".join([f"no use case `{name}`{near}{'' if near else ';'} known: {listed}", *not_imported])
+        )
+    require_own_name(name, known[name][0], defs_folder)
+    return known[name][0]
+
+
+def require_own_name(name: str, place: Place, defs_folder: Path) -> None:
+    """Raise SettingsError where another use case below the folder has the name: its assets and its artifacts
+    would be the same.
+    """
+    for other in _use_cases(defs_folder)[0].get(name, []):
+        if other != place:
+            source = read_source(*place)
+            source.add(
+                ("name",),
+                f"the use case in {other.path}, document {other.document + 1}, is named {name}, too; give one"
+                " another `name`",
+            )
+            source.raise_problems()
+
+
+def is_use_case(component_type: str, yaml_path: Path) -> bool:
+    """Return whether a component's `type` is FullFineTune or a subclass of it.
+
+    Raises:
+        SettingsError: the type of somebody's own cannot be imported.
+    """
+    # No library of Dagster is imported just to find out that it has no use case.
+    if not component_type or component_type.startswith(("fullft_assets.", "dagster.", "dagster_")):
+        return component_type in _COMPONENT_TYPES
+    project = read_dg_project(find_project_root(yaml_path))
+    if project is not None and str(project.source) not in sys.path:
+        sys.path.append(str(project.source))
+    if project is not None and component_type.startswith("."):
+        folder = yaml_path.resolve().parent.relative_to(project.source.resolve())
+        component_type = ".".join(folder.parts) + component_type
+    module, _, name = component_type.rpartition(".")
+    try:
+        bases = getattr(importlib.import_module(module), name).__mro__
+    except Exception as error:  # whatever the module of somebody's own raises
+        raise SettingsError(
+            f"{component_type} cannot be imported ({type(error).__name__}: {error})"
+        ) from error
+    return any(f"{base.__module__}.{base.__qualname__}" in _COMPONENT_TYPES for base in bases)
+
+
+def _use_cases(defs_folder: Path) -> tuple[Mapping[str, list[Place]], list[str]]:
+    """Return the places of the use cases below a folder by name, and a line for each component whose type
+    cannot be imported.
+    """
+    paths = sorted([*defs_folder.rglob("defs.yaml"), *defs_folder.rglob("defs.yml")])
+    return _read_use_cases(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths))
+
+
+@lru_cache(maxsize=1)
+def _read_use_cases(files: tuple[tuple[Path, int, int], ...]) -> tuple[Mapping[str, list[Place]], list[str]]:
+    """Read YAML files as `_use_cases` returns them. Loading definitions asks once for each use case, so the
+    last answer is kept.
+
+    Args:
+        files: path, time and size of each.
+    """
+    named: dict[str, list[Place]] = {}
+    not_imported = []
+    for path, _, _ in files:
+        for number, (component_type, name) in enumerate(_documents_in(path)):
+            try:
+                # Whatever begins so is meant to be one.
+                if component_type.startswith("fullft_assets") or is_use_case(component_type, path):
+                    named.setdefault(name, []).append(Place(path, number))
+            except SettingsError as error:
+                not_imported.append(f"{path}: type: {error}")
+    return named, not_imported
+
+
+def _documents_in(yaml_path: Path) -> list[tuple[str, str]]:
+    """Return type and name of each component in a file; of a file that cannot be parsed the type of the first
+    one.
+    """
+    types = _TYPE.findall(yaml_path.read_text(encoding="utf-8-sig", errors="replace"))
+    folder = yaml_path.parent.name
+    try:
+        values = [source.value for source in read_sources(yaml_path)] if types else []
+    except SettingsError:
+        return [(types[0], folder)]  # loading it reports what is wrong; until then its folder names it
+    return [_type_and_name(value, folder) for value in values]
+
+
+def _type_and_name(value: object, folder: str) -> tuple[str, str]:
+    found = value if isinstance(value, dict) else {}
+    attributes = found.get("attributes")
+    name = attributes.get("name") if isinstance(attributes, dict) else None
+    return str(found.get("type", "")), name if isinstance(name, str) else folder
+
+
+def name_at(place: Place) -> str:
+    """Return a name for the use case in a place, even if the YAML cannot be parsed: a group of Dagster may be
+    called so.
+    """
+    return fitting_name(_documents_in(place.path)[place.document][1])
+
+
+def fitting_name(folder: str) -> str:
+    """Return the nearest valid use-case name to a folder's name."""
+    name = re.sub(r"\W+", "_", folder, flags=re.ASCII).strip("_")
+    return name if name[:1].isalpha() else f"case_{name}".rstrip("_")

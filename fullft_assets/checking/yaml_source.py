@@ -1,0 +1,187 @@
+"""yaml source: a YAML file as plain values that remember their lines, its problems as `file:line: key:
+...`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from yaml.reader import ReaderError
+
+from fullft_assets.errors import SettingsError
+
+#: The path of a key below `attributes`; items of a list by their number.
+Key = tuple[str | int, ...]
+
+MAPPING = "tag:yaml.org,2002:map"
+SEQUENCE = "tag:yaml.org,2002:seq"
+_TEMPLATE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+#: `env.NAME`, `env('NAME')` or `env('NAME', 'default')`.
+_ENV = re.compile(r"""\s*env(?:\.(\w+)|\(\s*(['"])(\w+)\2\s*(?:,\s*(['"])(.*?)\4\s*)?\))\s*""")
+
+
+@dataclass
+class YamlSource:
+    """A YAML file: its values, the line and the raw text of each key, and what is wrong so far.
+
+    Keys here start at the file's top: `("attributes", "documents", "path")`.
+    """
+
+    path: Path
+    value: Any = None
+    lines: dict[Key, int] = field(default_factory=dict)
+    raw: dict[Key, str] = field(default_factory=dict)
+    problems: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, key: Key, message: str) -> None:
+        """Add a problem with a key below `attributes`, at its line, or its section's where it is missing."""
+        at: Key = ("attributes", *key)
+        while at and at not in self.lines:
+            at = at[:-1]
+        self.add_at(self.lines.get(at, 1), key, message)
+
+    def add_at(self, line: int, key: Key, message: str) -> None:
+        """Add a problem at a line."""
+        dotted = ".".join(map(str, key))
+        self.problems.append((line, f"{dotted}: {message}" if dotted else message))
+
+    def raise_problems(self) -> None:
+        """Raise what was added, one line a problem in the file's order; nothing was added: return."""
+        if self.problems:
+            ordered = sorted(self.problems, key=lambda problem: problem[0])
+            raise SettingsError("\n".join(dict.fromkeys(self._located(line, text) for line, text in ordered)))
+
+    def fail(self, line: int, message: str) -> NoReturn:
+        """Stop here: nothing after this can be read."""
+        self.lines[()] = 1
+        raise SettingsError(self._located(line, message))
+
+    def _located(self, line: int, text: str) -> str:
+        path = self.path.relative_to(Path.cwd()) if self.path.is_relative_to(Path.cwd()) else self.path
+        return f"{path}:{line}: {text}" if self.lines else f"{path}: {text}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as Dagster reads it: dates stay text."""
+
+
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)
+
+
+def read_source(yaml_path: Path, document: int = 0) -> YamlSource:
+    """Return one document of a YAML file; a document that is not there is empty.
+
+    Raises:
+        SettingsError: the file cannot be read, or is not YAML.
+    """
+    sources = read_sources(yaml_path)
+    return sources[document] if document < len(sources) else YamlSource(yaml_path.resolve(), lines={(): 1})
+
+
+def read_sources(yaml_path: Path) -> list[YamlSource]:
+    """Return the documents (`---`) of a YAML file; keys given twice, and templates that cannot be resolved,
+    are among their problems.
+
+    Raises:
+        SettingsError: the file cannot be read, or is not YAML.
+    """
+    source = YamlSource(yaml_path.resolve())
+    sources: list[YamlSource] = []
+    try:
+        data = yaml_path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{yaml_path}: cannot be read ({error.strerror})") from None
+    text = ""
+    try:
+        text = data.decode("utf-8-sig")
+        loader = _Loader(text)
+        while loader.check_node():
+            sources.append(YamlSource(source.path))
+            node = loader.get_node()
+            assert node is not None, "check_node says that there is one"
+            sources[-1].value = _construct(loader, node, (), sources[-1])
+    except UnicodeDecodeError as error:
+        source.fail(data[: error.start].count(b"\n") + 1, "not UTF-8; save the file as UTF-8")
+    except ReaderError as error:
+        source.fail(
+            text[: error.position].count("\n") + 1,
+            f"not YAML: character #x{ord(text[error.position]):04x} is not allowed",
+        )
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        source.fail(mark.line + 1 if mark else 1, f"not YAML: {_syntax_message(error)}")
+    except RecursionError:
+        source.fail(1, "not a settings file: an anchor refers to itself")
+    except ValueError as error:  # A value that its own tag forbids, such as `!!int x`.
+        source.fail(1, f"not YAML: {error}")
+    return sources
+
+
+def _syntax_message(error: yaml.MarkedYAMLError) -> str:
+    message = str(error.problem)
+    if "\\t" in message:
+        return f"{message}; indent with spaces, not tabs"
+    if "mapping values are not allowed" in message:
+        return f"{message}; check the indentation, and quote a value that contains a colon"
+    if error.context and error.context_mark:
+        return f"{error.context} in line {error.context_mark.line + 1}, {message}"
+    return message
+
+
+def _construct(loader: _Loader, node: yaml.Node, key: Key, source: YamlSource) -> Any:
+    source.lines.setdefault(key, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode) and node.tag == MAPPING:
+        seen: dict[str, int] = {}
+        for name, _ in node.value:
+            text, line = str(name.value), name.start_mark.line + 1
+            if text in seen and text != "<<":
+                inner = key[1:] if key[:1] == ("attributes",) else key
+                source.add_at(line, (*inner, text), f"given twice, first in line {seen[text]}; remove one")
+            seen.setdefault(text, line)
+        loader.flatten_mapping(node)
+        for name, _ in node.value:
+            source.lines[*key, str(name.value)] = name.start_mark.line + 1
+        return {
+            str(name.value): _construct(loader, value, (*key, str(name.value)), source)
+            for name, value in node.value
+        }
+    if isinstance(node, yaml.SequenceNode) and node.tag == SEQUENCE:
+        return [_construct(loader, item, (*key, number), source) for number, item in enumerate(node.value)]
+    if isinstance(node, yaml.ScalarNode):
+        source.raw[key] = node.value
+        # What is beside `attributes` is Dagster's alone.
+        if key[:1] == ("attributes",) and "{{" in node.value:
+            return _resolve(node.value, key, source)
+    return loader.construct_object(node)
+
+
+def _resolve(text: str, key: Key, source: YamlSource) -> str:
+    """Return a text with its templates replaced by environment variables; what cannot be resolved is noted,
+    and stays.
+    """
+
+    def replace(template: re.Match[str]) -> str:
+        found = _ENV.fullmatch(template[1])
+        if found is None:
+            source.add(
+                key[1:],
+                f"{template[0]} cannot be resolved; write {{{{ env.NAME }}}} or {{{{ env('NAME', 'default')"
+                " }}",
+            )
+            return template[0]
+        name = found[1] or found[3]
+        if (value := os.environ.get(name, found[5])) is None:
+            source.add(
+                key[1:],
+                f"the environment variable {name} is not set; set it, or write {{{{ env('{name}', 'default')"
+                " }}",
+            )
+            return template[0]
+        return value
+
+    return _TEMPLATE.sub(replace, text)

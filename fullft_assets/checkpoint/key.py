@@ -1,0 +1,125 @@
+"""training: the settings that determine a checkpoint, and its checks. A workload does the training itself."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from fullft_assets.settings import UseCaseSettings
+from fullft_assets.store import CheckOutcome
+from fullft_assets.store.checks import CheckSpec
+
+VERSION = "5"
+#: In a checkpoint's folder: the metrics by step, as JSON lines.
+STEP_LOG = "logs/metrics.jsonl"
+#: Measures on the general set, lower is better: nats per token; for an encoder, which has no loss on general
+#: text, the distance (1 - mean cosine) of its pooled representations from the base model's.
+GENERAL_MEASURES = ("general_loss", "general_distance")
+#: Standard errors within which the difference of two mean losses is noise.
+_STANDARD_ERRORS = 2.0
+LOSS_IS_FALLING = CheckSpec(
+    "loss_is_falling",
+    "The training loss, or where its noise hides it the validation loss, ended below where it began.",
+    blocking=True,
+)
+IS_NOT_OVERFITTED = CheckSpec("is_not_overfitted", "The validation loss ended near its best.")
+CHECKS = (LOSS_IS_FALLING, IS_NOT_OVERFITTED)
+
+
+def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
+    """Return the settings that determine the weights.
+
+    The interval of checkpoints does so only if a guard rolls back; such incidents are in the checkpoint's
+    metadata. The number of processes and the kind of GPU are not among them, so that a training can resume
+    with others.
+    """
+    return {"training": plan_settings(settings) | {"retrain_from": settings.training.retrain_from}}
+
+
+def plan_settings(settings: UseCaseSettings) -> dict[str, Any]:
+    """Return the settings of training that a plan depends on.
+
+    These are all but the trackers of its metrics, the interval and number of its checkpoints, and the weights
+    that it begins with: a pilot always begins with the base model.
+    """
+    return settings.training.model_dump(
+        mode="json", exclude={"track", "retrain_from", "checkpoint_every_steps", "keep_checkpoints"}
+    )
+
+
+def read_step_log(checkpoint: Path) -> list[dict[str, Any]]:
+    """Return the lines of the step log in a checkpoint's folder; nothing where it came without one."""
+    path = checkpoint / STEP_LOG
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    )
+
+
+def score_before(history: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the score on the general set before training, which a step log has at step 0; None if it was not
+    measured.
+    """
+    found = (line[name] for line in history if line["step"] == 0 for name in GENERAL_MEASURES if name in line)
+    return next(found, None)
+
+
+def checks(history: list[dict[str, Any]], scores: Mapping[str, float]) -> list[CheckOutcome]:
+    """Return the checks of a finished training, from its step log with `loss` and `validation_loss` by step.
+
+    Args:
+        scores: metrics of the saved model, `validation_loss` among them; its weights may be those of no step.
+    """
+    losses = [line["loss"] for line in history if "loss" in line]
+    validated = [line["validation_loss"] for line in history if "validation_loss" in line]
+    ended = scores["validation_loss"]
+    best = min([ended, *validated])
+    return [
+        _falling(losses, [*validated, ended]),
+        CheckOutcome(
+            name=IS_NOT_OVERFITTED.name,
+            passed=ended <= best * 1.1,
+            severity="warn",
+            description=f"validation loss {ended:.3f}, best {best:.3f}"
+            + ("" if ended <= best * 1.1 else "; lower training.epochs, or set training.keep_best"),
+            metadata={"validation_loss": ended, "best_validation_loss": best},
+        ),
+    ]
+
+
+def _falling(losses: Sequence[float], validated: Sequence[float]) -> CheckOutcome:
+    """Judge whether a model has learned.
+
+    The training loss is of other rows at each step, the validation loss of the same ones: where the noise of
+    the first hides whether it fell, the second decides, and without two values of it the check is yellow. A
+    short training of a language model was refused by noise otherwise.
+    """
+    # Thirds: each line is the mean of a few batches, too few steps to judge the model by one line.
+    third = max(1, len(losses) // 3)
+    first, last = fmean(losses[:third]), fmean(losses[-third:])
+    fell = last < first
+    # Of the last third: a loss that rises or falls fast at first spreads without noise.
+    noise = (
+        stdev(losses[-third:]) * math.sqrt(2 / third)
+        if third > 1 and all(map(math.isfinite, losses))
+        else 0.0
+    )
+    is_unclear = noise > 0 and abs(last - first) <= _STANDARD_ERRORS * noise
+    description = f"training loss {first:.3f} in the first third, {last:.3f} in the last"
+    if is_unclear and not fell:
+        description += ", within its noise"
+        if len(validated) > 1:
+            fell = validated[-1] < validated[0]
+            description += f"; validation loss {validated[0]:.3f} at first, {validated[-1]:.3f} at the end"
+    if not fell:
+        description += "; raise training.learning_rate or training.epochs, or look at the labels"
+    return CheckOutcome(
+        name=LOSS_IS_FALLING.name,
+        passed=fell,
+        severity="warn" if is_unclear and len(validated) < 2 and math.isfinite(validated[-1]) else "error",
+        description=description,
+        metadata={"first_loss": first, "last_loss": last},
+    )

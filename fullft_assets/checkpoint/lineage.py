@@ -1,0 +1,114 @@
+"""Lineage: the data that a model has learned from, over all its trainings.
+
+A model that was trained from the champion has also learned from the champion's data: its lineage lists every
+earlier training, the oldest first, so that a test row, an erased document or a loss on general text of an
+earlier training is not overlooked.
+"""
+
+from __future__ import annotations
+
+from fullft_assets.checkpoint.metadata import CheckpointMetadata, PastTraining
+from fullft_assets.errors import StoreError
+from fullft_assets.settings import UseCaseSettings
+from fullft_assets.snapshot import SnapshotMetadata
+from fullft_assets.store import Manifest, Store
+
+
+def trained_from(start: Manifest | None, settings: UseCaseSettings) -> str:
+    """Return the name of the model that a training begins with: the ref of a checkpoint, or the base
+    model.
+    """
+    if start is not None:
+        return start.ref
+    return (
+        "the base model: there was no champion"
+        if settings.training.retrain_from == "champion"
+        else "the base model"
+    )
+
+
+def snapshots_learned_from(checkpoint: Manifest) -> list[str]:
+    """Return the refs of the snapshots that a checkpoint and its predecessors were trained on; its own
+    first.
+    """
+    made = CheckpointMetadata.of(checkpoint)
+    return list(dict.fromkeys([made.snapshot, *(training.snapshot for training in reversed(made.lineage))]))
+
+
+def rows(checkpoint: Manifest) -> list[tuple[str, str]]:
+    """Return (name, value) rows of a card or a report: what it was trained from, on which rows, and each
+    training before.
+    """
+    made = CheckpointMetadata.of(checkpoint)
+    found = [("Trained from", made.trained_from)]
+    if "isolation" in made.facts:
+        found.append(
+            (
+                "Rows",
+                (
+                    f"{'several documents' if made.facts['is_packed'] else 'one document'} each:"
+                    f" {made.facts['isolation']}"
+                ),
+            )
+        )
+    return [
+        *found,
+        *((f"Training {number}", _training(each)) for number, each in enumerate(made.lineage, start=1)),
+    ]
+
+
+def tokenizer_of(store: Store, snapshot: Manifest) -> str:
+    """Return the digest of the tokenizer that made all windows of a snapshot."""
+    frozen = next(iter(SnapshotMetadata.of(snapshot).parts.values()))
+    return store.load(frozen.chunks).inputs["tokenizer"]
+
+
+def _training(each: PastTraining) -> str:
+    text = f"{each.checkpoint} on {each.snapshot}"
+    for value, what in (
+        (each.general_loss, "loss on general text"),
+        (each.general_distance, "distance on general text"),
+    ):
+        if value is not None and each.general_before is not None:
+            text += f", {what} {each.general_before:.4f} to {value:.4f}"
+    return text
+
+
+def trainings(checkpoint: Manifest) -> list[PastTraining]:
+    """Return a checkpoint's trainings, its own last."""
+    made = CheckpointMetadata.of(checkpoint)
+    own = PastTraining(
+        checkpoint=checkpoint.ref,
+        snapshot=made.snapshot,
+        snapshot_digest=checkpoint.inputs["training_snapshot"],
+        general_before=made.general_before,
+        general_loss=made.general_loss,
+        general_distance=made.general_distance,
+    )
+    return [*made.lineage, own]
+
+
+def erased_since(snapshot: Manifest, training: PastTraining) -> list[str]:
+    """Return what lost documents to an erasure since a training read its snapshot: splits, `replay`,
+    `general`.
+    """
+    if snapshot.content_digest == training.snapshot_digest:
+        return []
+    losses = SnapshotMetadata.of(snapshot).erasures or []
+    read = next((n for n, each in enumerate(losses) if each.snapshot_digest == training.snapshot_digest), 0)
+    return sorted({part for each in losses[read:] for part in each.lost_from})
+
+
+def learned_what_was_erased(store: Store, snapshot: Manifest, training: PastTraining) -> bool:
+    """Return whether a training learned from a document that was erased from its snapshot since."""
+    lost = erased_since(snapshot, training)
+    if "train" in lost or "replay" in lost:
+        return True
+    if "general" not in lost or SnapshotMetadata.of(snapshot).replay is not None:
+        return False
+    # The general set is only measured on, except by EWC without replay, which estimates the importance of
+    # weights on it.
+    try:
+        return bool(store.load(training.checkpoint).settings.get("training", {}).get("ewc"))
+    except StoreError:  # its settings are unknown
+        return True

@@ -1,0 +1,370 @@
+"""The work folder of a run: checkpoints that are complete or not there at all, and the step log."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from xxhash import xxh3_128
+
+from fullft_assets.errors import DiskError, SettingsError, is_disk_full
+from fullft_assets.store import sync
+from fullft_assets.store.disk import replace_synced
+from fullft_assets.training.run_history import Incident, RunHistory
+
+if TYPE_CHECKING:
+    from fullft_assets.jobs.progress import Listener
+
+SEAL = "complete.json"
+STEP_LOG = "metrics.jsonl"
+#: Inside a checkpoint: how many incidents came before it, whether it was planned, and versions of libraries.
+ORIGIN = "origin.json"
+#: Inside a checkpoint: the digest of each other file.
+_DIGESTS = "digests.json"
+#: Prefix of a checkpoint's name while another one of the same step replaces it.
+_REPLACED = "replaced-"
+_CHUNK_BYTES = 2**24
+#: Beside the checkpoints: the inputs that the work began with, and by this key the versions of libraries.
+INPUTS = "inputs.json"
+VERSIONS = "versions"
+_LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "numpy")
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide the bits of a training, CUDA's where torch has it."""
+    from torch.version import cuda
+
+    return {name: version(name) for name in _LIBRARIES} | ({} if cuda is None else {"cuda": cuda})
+
+
+def changed_versions(checkpoint: Path) -> str | None:
+    """Return which libraries had another version when a checkpoint was written, in words, or None."""
+    before = (_object_in(checkpoint / ORIGIN) or {}).get(VERSIONS, {})
+    now = library_versions()
+    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    return ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in names) or None
+
+
+def claim(folder: Path, inputs: Mapping[str, str]) -> None:
+    """Record the inputs of the work in a folder; refuse to continue work that began with other inputs.
+
+    Args:
+        inputs: a digest or revision of each input, by its name.
+
+    Raises:
+        SettingsError: the checkpoints there belong to other inputs.
+    """
+    path = folder / INPUTS
+    if path.is_file():
+        require_same_inputs(folder, json.loads(path.read_text()), inputs)
+        return
+    with room_needed(folder, "a new training"):
+        replace_synced(path, json.dumps({**inputs, VERSIONS: library_versions()}))
+
+
+def require_same_inputs(folder: Path | str, recorded: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+    """Refuse to continue work in a folder, here or in a store, that began with other inputs; see `claim`."""
+    for name in sorted({*recorded, *inputs} - {VERSIONS}):
+        if recorded.get(name) != inputs.get(name):
+            raise SettingsError(
+                f"{folder}: its checkpoints are of a training with another {name}; give this job a key of its"
+                " own, or delete that folder"
+            )
+
+
+def seal(folder: Path) -> None:
+    """Sync a checkpoint's files and write the list of them that marks it as complete."""
+    files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+    for name in files:
+        with (folder / name).open("rb") as file:
+            os.fsync(file.fileno())
+    with (folder / SEAL).open("w") as file:
+        json.dump(files, file)
+        file.flush()
+        os.fsync(file.fileno())
+    for inner in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
+        sync(inner)
+
+
+def publish(aside: Path, target: Path, *, num_incidents: int, is_planned: bool) -> None:
+    """Seal a checkpoint that was written aside and move it to its place.
+
+    A complete one that is there keeps existing under another name until the new one has its own: a folder
+    cannot be replaced by a rename.
+
+    Args:
+        is_planned: False if a request to stop caused it: whether it exists then depends on the moment.
+    """
+    origin = {"num_incidents": num_incidents, "is_planned": is_planned, VERSIONS: library_versions()}
+    (aside / ORIGIN).write_text(json.dumps(origin))
+    files = [path for path in sorted(aside.rglob("*")) if path.is_file()]
+    (aside / _DIGESTS).write_text(json.dumps({str(path.relative_to(aside)): _digest(path) for path in files}))
+    seal(aside)
+    replaced = target.with_name(f"{_REPLACED}{target.name}")
+    if is_complete(target):
+        if replaced.exists():
+            shutil.rmtree(replaced)
+        target.rename(replaced)
+        sync(target.parent)
+    elif target.exists():
+        shutil.rmtree(target)
+    aside.rename(target)
+    sync(target.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def first_damaged(checkpoint: Path, listener: Listener | None = None) -> str | None:
+    """Return the name of the first file of a complete checkpoint whose content is not what was written, or
+    None.
+
+    All files are read once: 16 bytes a trained weight in fp32.
+    """
+    known = _object_in(checkpoint / _DIGESTS)
+    if known is None:
+        return _DIGESTS
+    return next(
+        (name for name, digest in known.items() if _digest(checkpoint / name, listener) != digest), None
+    )
+
+
+def identity_of(checkpoint: Path) -> str | None:
+    """Return a digest of a checkpoint's content, or None if it is not complete."""
+    return _digest(checkpoint / _DIGESTS) if is_complete(checkpoint) else None
+
+
+def discard(checkpoint: Path) -> None:
+    """Mark a checkpoint as not complete, so that training never continues from it."""
+    (checkpoint / SEAL).unlink()
+
+
+def _digest(path: Path, listener: Listener | None = None) -> str:
+    """Return a digest that shows damage. It need not resist forgery, so it is a fast one."""
+    digest = xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            if listener is not None:
+                listener.raise_if_stopped()
+    return digest.hexdigest()
+
+
+class Written(Protocol):
+    """What is known of a complete checkpoint, wherever it is."""
+
+    @property
+    def step(self) -> int:
+        """The step after which it was written."""
+        ...
+
+    @property
+    def is_planned(self) -> bool:
+        """False if a request to stop caused it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint that the run may continue from."""
+
+    path: Path
+    step: int
+    is_planned: bool
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint that training would continue from, or None."""
+    found = complete_checkpoints(folder, RunHistory(folder))
+    return found[-1].path if found else None
+
+
+def complete_checkpoints(folder: Path, history: RunHistory) -> list[Checkpoint]:
+    """Return the checkpoints that are complete and that no roll-back undid, by step."""
+    found: dict[int, Checkpoint] = {}
+    for path in all_checkpoints(folder):
+        if not is_complete(path):
+            continue
+        origin = _object_in(path / ORIGIN)
+        if origin is not None and history.includes(step_of(path), origin["num_incidents"]):
+            found[step_of(path)] = Checkpoint(path, step_of(path), origin["is_planned"])
+    return list(found.values())
+
+
+def last_good(complete: Iterable[Written], trouble_since: int) -> int:
+    """Return the step of the checkpoint to roll back to; 0 = the base model.
+
+    A checkpoint is good if a healthy step was taken from its weights. Only planned ones count, so that the
+    outcome does not depend on when a run was stopped and resumed.
+    """
+    return max(
+        (found.step for found in complete if found.is_planned and found.step + 1 < trouble_since), default=0
+    )
+
+
+def kept_steps(complete: Sequence[Written], *, newest: int, best: int | None) -> set[int | None]:
+    """Return the steps of the checkpoints to keep: the newest planned ones, the best one and the newest of
+    all.
+
+    Args:
+        complete: by step.
+        best: step of the one with the lowest validation loss.
+    """
+    return {
+        found.step for found in [*[found for found in complete if found.is_planned][-newest:], *complete[-1:]]
+    } | {best}
+
+
+def retain(
+    folder: Path, history: RunHistory, *, newest: int, best: int | None, spared: Path | None = None
+) -> None:
+    """Delete all checkpoints that are no longer kept, see `kept_steps`, and those that a roll-back undid.
+
+    Args:
+        spared: is being read.
+    """
+    complete = complete_checkpoints(folder, history)
+    steps = kept_steps(complete, newest=newest, best=best)
+    kept = {found.path for found in complete if found.step in steps}
+    for path in all_checkpoints(folder):
+        if path != spared and path not in kept:
+            shutil.rmtree(path)
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """Return all checkpoint folders, complete or not, by step; of two of a step the one that is being
+    replaced comes first.
+    """
+    return sorted([*folder.glob(f"{_REPLACED}checkpoint-*"), *folder.glob("checkpoint-*")], key=step_of)
+
+
+def checkpoint_of(folder: Path, step: int) -> Path:
+    """Return the checkpoint of a step: the one that was being replaced, if a kill left only that one
+    complete.
+    """
+    target = folder / f"checkpoint-{step}"
+    replaced = target.with_name(f"{_REPLACED}{target.name}")
+    return replaced if is_complete(replaced) and not is_complete(target) else target
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step after which a checkpoint was written."""
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Return whether a checkpoint is sealed and has all files that its seal lists."""
+    files = _object_in(checkpoint / SEAL)
+    return files is not None and all(
+        (checkpoint / n).is_file() and (checkpoint / n).stat().st_size == size for n, size in files.items()
+    )
+
+
+def _object_in(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file, or None if it is missing or damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+@contextmanager
+def room_needed(folder: Path, what: str) -> Iterator[None]:
+    """Turn the many errors of a full disk into one line."""
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        free = shutil.disk_usage(folder).free / 2**30
+        reason = " ".join(str(error).split())[:120]
+        latest = latest_checkpoint(folder)
+        next_start = (
+            f"the same command resumes at {latest.name}"
+            if latest
+            else "there is no checkpoint; the same command starts again"
+        )
+        raise DiskError(
+            f"{folder}: no room for {what} ({free:.2f} GiB free; {reason}); free space, raise the quota or"
+            f" lower training.keep_checkpoints; {next_start}"
+        ) from error
+
+
+class StepLog:
+    """The step metrics as JSON lines; on resume, lines after the checkpoint are dropped and new ones
+    appended.
+
+    Incidents stay, although the steps that they undid are dropped.
+
+    Args:
+        resumed_from: step of the checkpoint; 0 = a new start.
+        is_writer: False on every rank but the first: the others only read.
+        incidents: of the run so far; those not yet in the file are added.
+    """
+
+    def __init__(
+        self, path: Path, resumed_from: int, *, is_writer: bool = True, incidents: Sequence[Incident] = ()
+    ):
+        self.path, self.is_writer = path, is_writer
+        lines = self.read()
+        #: Training seconds of earlier segments, including work that a kill undid: it was paid for, too.
+        self.seconds_before = max((line.get("seconds", 0.0) for line in lines), default=0.0)
+        self.seconds_before = max([self.seconds_before, *(incident.seconds for incident in incidents)])
+        kept = [incident.line() for incident in incidents]
+        lines = [
+            line for line in lines if line in kept or ("to_step" not in line and line["step"] <= resumed_from)
+        ]
+        self.lines = [*lines, *(line for line in kept if line not in lines)]
+        if is_writer:
+            with room_needed(path.parent, "the step log"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                replace_synced(path, "".join(json.dumps(line) + "\n" for line in self.lines))
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Append one line and pass it to the operating system."""
+        self.lines.append(line)
+        if self.is_writer:
+            with room_needed(self.path.parent, "the step log"), self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def sync(self) -> None:
+        """Write the lines so far to the disk: the guards are shown them when the checkpoint is resumed."""
+        if self.is_writer:
+            with self.path.open("a") as file:
+                os.fsync(file.fileno())
+
+    def best_step(self, max_general_rise: float | None = None) -> int | None:
+        """Return the step with the lowest validation loss, the earliest of equals; None before the first
+        validation.
+
+        Args:
+            max_general_rise: steps with a larger one do not count. Default: no limit.
+        """
+        scored = [line for line in self.lines if math.isfinite(line.get("validation_loss", math.nan))]
+        if max_general_rise is not None:
+            scored = [line for line in scored if line["general_rise"] <= max_general_rise]
+        return min(scored, key=lambda line: line["validation_loss"])["step"] if scored else None
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return all lines; a last line that a kill cut short is dropped."""
+        try:
+            written = self.path.read_text()
+        except FileNotFoundError:  # a new start; or the first rank is done and has removed the folder
+            return []
+        lines = []
+        for text in written.splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+        return lines

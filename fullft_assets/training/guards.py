@@ -1,0 +1,363 @@
+"""Guards watch a training run: each looks at the metrics of every step and reports what went wrong. No torch
+here.
+
+A guard sees the same numbers in the same order in every run over the same rows, and a resumed run shows it
+the step log first: what it reports depends on nothing else, so it survives a kill.
+`fullft_assets.settings.guards` registers ours and those of other packages.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from fullft_assets.settings import GuardsSettings
+from fullft_assets.settings import guards as thresholds
+from fullft_assets.settings.guards import GUARDS, GuardSettings, guard_settings
+
+#: Healthy steps before a running median is used.
+_MIN_HISTORY = 20
+#: A robust deviation counts as at least this share of the first steps' loss: near zero every hard row is many
+#: deviations away.
+_MIN_DEVIATION = 0.05
+#: Below this share of the first steps' loss there is nothing left to learn: gradients may vanish.
+_LEARNED_SHARE = 0.01
+#: Actions; of several findings at a step the strongest one counts.
+_STRENGTH = ("off", "warn", "roll_back", "stop")
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """The metrics of one optimizer step; None = not measured at this step.
+
+    Attributes:
+        validation_loss: of the weights after the step.
+        data_wait_share: share of the time that the accelerator waited for data; None without an accelerator.
+        tokens_per_second: useful tokens, averaged over the last steps.
+    """
+
+    step: int
+    loss: float | None = None
+    grad_norm: float | None = None
+    validation_loss: float | None = None
+    data_wait_share: float | None = None
+    tokens_per_second: float | None = None
+
+    @classmethod
+    def of_line(cls, line: Mapping[str, Any]) -> StepMetrics:
+        """Return the metrics in a line of the step log."""
+        return cls(
+            line["step"], **{name: line.get(name) for name in cls.__dataclass_fields__ if name != "step"}
+        )
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """The plan of the run that a guard watches."""
+
+    num_steps: int
+    max_grad_norm: float
+
+
+@dataclass(frozen=True)
+class Symptom:
+    """What a guard saw: the first step at which it was wrong, and one line with the numbers."""
+
+    since: int
+    reason: str
+
+
+class Guard(Protocol):
+    """One guard. A new one is made at each start, resume and roll-back, and is shown the step log so far.
+
+    Attributes:
+        settings_class: of its section in the YAML: a subclass of `GuardSettings`, which has the `action`,
+            with the guard's thresholds.
+        fix: what a user can do about it, one line.
+    """
+
+    settings_class: ClassVar[type[GuardSettings]]
+    fix: ClassVar[str]
+
+    def __init__(self, settings: Any, run: PlannedRun) -> None:
+        """Take an instance of `settings_class`, and the plan of the run."""
+        ...
+
+    def look(self, metrics: StepMetrics) -> Symptom | None:
+        """Look at the next step; return what is wrong, or None. After a symptom the guard starts again.
+
+        What it returns may depend only on the metrics that it was shown; otherwise a resumed run would
+        differ.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class GuardFinding:
+    """A symptom with the name of the guard that reports it, the step, the action that follows, and what a
+    user can do.
+    """
+
+    rule: str
+    action: str
+    step: int
+    since: int
+    reason: str
+    fix: str
+
+    def line(self) -> dict[str, Any]:
+        """Return it as an event of the step log."""
+        return {
+            "step": self.step,
+            "event": self.rule,
+            "action": self.action,
+            "since": self.since,
+            "reason": self.reason,
+        }
+
+
+class GuardSet:
+    """All guards that the settings leave on."""
+
+    def __init__(self, settings: GuardsSettings, run: PlannedRun):
+        chosen = {name: given for name, given in guard_settings(settings).items() if given.action != "off"}
+        self._guards: dict[str, tuple[Guard, str]] = {
+            name: (GUARDS.get(name)(given, run), given.action) for name, given in chosen.items()
+        }
+
+    def observe(self, metrics: StepMetrics) -> list[GuardFinding]:
+        """Show the guards one step; return their findings, the one with the strongest action first."""
+        # The other guards would take numbers that are not finite into their medians.
+        names = self._guards if _is_finite(metrics) else self._guards.keys() & {"non_finite"}
+        findings = []
+        for name in names:
+            guard, action = self._guards[name]
+            symptom = guard.look(metrics)
+            if symptom is not None:
+                findings.append(
+                    GuardFinding(name, action, metrics.step, symptom.since, symptom.reason, guard.fix)
+                )
+        return sorted(findings, key=lambda finding: -_STRENGTH.index(finding.action))
+
+    def replay(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Show the guards the step log so far; what they found then was acted on then."""
+        for line in lines:
+            if "event" not in line:
+                self.observe(StepMetrics.of_line(line))
+
+
+def _is_finite(metrics: StepMetrics) -> bool:
+    return all(
+        value is None or math.isfinite(value)
+        for value in (metrics.loss, metrics.grad_norm, metrics.validation_loss)
+    )
+
+
+class NonFinite:
+    """A loss, gradient or validation loss that is not a finite number."""
+
+    settings_class = thresholds.NonFiniteGuard
+    fix = "lower training.learning_rate or use precision fp32"
+
+    def __init__(self, settings: thresholds.NonFiniteGuard, run: PlannedRun):
+        del settings, run  # it has no thresholds
+
+    def look(self, metrics: StepMetrics) -> Symptom | None:
+        if _is_finite(metrics):
+            return None
+        if metrics.loss is None:
+            return Symptom(metrics.step, "the model's outputs on the validation rows are not finite")
+        return Symptom(metrics.step, f"loss {metrics.loss}, gradient norm {metrics.grad_norm}")
+
+
+class Streak:
+    """Counts steps in a row for which a condition holds."""
+
+    def __init__(self, num_steps: int):
+        self._num_steps = num_steps
+        self._steps: list[int] = []
+
+    def add(self, step: int, holds: bool) -> int | None:
+        """Return the first step of the streak once it is long enough, and start again; else None."""
+        self._steps = [*self._steps, step] if holds else []
+        if len(self._steps) < self._num_steps:
+            return None
+        first, self._steps = self._steps[0], []
+        return first
+
+
+class LossSpike:
+    """A loss above the running median by many robust standard deviations (1.4826 times the median absolute
+    deviation).
+    """
+
+    settings_class = thresholds.LossSpikeGuard
+    fix = "lower training.learning_rate, or look at the rows of these steps"
+
+    def __init__(self, settings: thresholds.LossSpikeGuard, run: PlannedRun):
+        self._deviations = settings.deviations
+        self._recent: deque[float] = deque(maxlen=settings.window)
+        self._first: list[float] = []
+        self._min_history = min(settings.window, _MIN_HISTORY)
+        self._streak = Streak(settings.steps)
+
+    def look(self, metrics: StepMetrics) -> Symptom | None:
+        if metrics.loss is None:
+            return None
+        if len(self._first) < _MIN_HISTORY:
+            self._first.append(metrics.loss)
+        limit = self._limit()
+        # Later steps are not compared with a spike until it has lasted.
+        if metrics.loss <= limit:
+            self._recent.append(metrics.loss)
+        since = self._streak.add(metrics.step, metrics.loss > limit)
+        if since is None:
+            return None
+        median = statistics.median(self._recent)
+        self._recent.clear()
+        return Symptom(
+            since, f"loss {metrics.loss:.4g} since step {since:,}, the median before was {median:.4g}"
+        )
+
+    def _limit(self) -> float:
+        if len(self._recent) < self._min_history:
+            return math.inf
+        median = statistics.median(self._recent)
+        deviation = 1.4826 * statistics.median(abs(value - median) for value in self._recent)
+        return median + self._deviations * max(deviation, _MIN_DEVIATION * statistics.fmean(self._first))
+
+
+class ExplodingGradient:
+    """Gradient norms many times the running median and many times the norm that they are clipped to."""
+
+    settings_class = thresholds.ExplodingGradientGuard
+    fix = "lower training.learning_rate or raise training.warmup_share"
+
+    def __init__(self, settings: thresholds.ExplodingGradientGuard, run: PlannedRun):
+        self._factor, self._clipped_to = settings.factor, run.max_grad_norm
+        self._recent: deque[float] = deque(maxlen=settings.window)
+        self._min_history = min(settings.window, _MIN_HISTORY)
+        self._streak = Streak(settings.steps)
+
+    def look(self, metrics: StepMetrics) -> Symptom | None:
+        norm = metrics.grad_norm
+        if norm is None:
+            return None
+        median = statistics.median(self._recent) if len(self._recent) >= self._min_history else math.inf
+        exploded = norm > self._factor * max(median, self._clipped_to)
+        if not exploded:
+            self._recent.append(norm)
+        since = self._streak.add(metrics.step, exploded)
+        if since is None:
+            return None
+        self._recent.clear()
+        return Symptom(
+            since, f"gradient norm {norm:.4g} since step {since:,}, the median before was {median:.4g}"
+        )
+
+
+class DeadGradient:
+    """Gradient norms of about zero while the loss is not."""
+
+    settings_class = thresholds.DeadGradientGuard
+    fix = "lower training.learning_rate (weights that grew too large no longer learn) or unfreeze layers"
+
+    def __init__(self, settings: thresholds.DeadGradientGuard, run: PlannedRun):
+        self._below = settings.below
+        self._first: float | None = None
+        self._streak = Streak(settings.steps)
+
+    def look(self, metrics: StepMetrics) -> Symptom | None:
+        if metrics.loss is None or metrics.grad_norm is None:
+            return None
+        self._first = metrics.loss if self._first is None else self._first
+        is_dead = metrics.grad_norm < self._below and metrics.loss > _LEARNED_SHARE * self._first
+        since = self._streak.add(metrics.step, is_dead)
+        if since is None:
+            return None
+        return Symptom(
+            since,
+            f"gradient norm {metrics.grad_norm:.2g} since step {since:,} at a loss of {metrics.loss:.4g}",
+        )
+
+
+class NoProgress:
+    """Mean losses of the first and the last quarter of the steps so far, compared once."""
+
+    settings_class = thresholds.NoProgressGuard
+    fix = "raise or lower training.learning_rate, or look at the labels"
+
+    def __init__(self, settings: thresholds.NoProgressGuard, run: PlannedRun):
+        self._min_fall = settings.min_fall
+        step = math.ceil(settings.share * run.num_steps)
+        # With fewer steps there are too few to judge.
+        self._look_at_step = step if step >= settings.min_steps else None
+        self._losses: list[float] = []
+
+    def look(self, metrics: StepMetrics) -> Symptom | None:
+        last_step = self._look_at_step
+        if last_step is None or metrics.loss is None or metrics.step > last_step:
+            return None
+        self._losses.append(metrics.loss)
+        if metrics.step < last_step:
+            return None
+        quarter = max(1, len(self._losses) // 4)
+        first, last = statistics.fmean(self._losses[:quarter]), statistics.fmean(self._losses[-quarter:])
+        if last < first * (1 - self._min_fall):
+            return None
+        return Symptom(
+            1,
+            f"mean loss {last:.4g} over the last {quarter:,} of {last_step:,} steps, {first:.4g} over the"
+            " first",
+        )
+
+
+class Overfitting:
+    """Validation losses above their best by a factor, at several validations in a row."""
+
+    settings_class = thresholds.OverfittingGuard
+    fix = "lower training.epochs, or set training.keep_best"
+
+    def __init__(self, settings: thresholds.OverfittingGuard, run: PlannedRun):
+        self._factor = settings.factor
+        self._best, self._best_step = math.inf, 0
+        self._streak = Streak(settings.looks)
+
+    def look(self, metrics: StepMetrics) -> Symptom | None:
+        loss = metrics.validation_loss
+        if loss is None:
+            return None
+        if loss < self._best:
+            self._best, self._best_step = loss, metrics.step
+        since = self._streak.add(metrics.step, loss > self._factor * self._best)
+        if since is None:
+            return None
+        return Symptom(
+            since, f"validation loss {loss:.4g}, its best was {self._best:.4g} at step {self._best_step:,}"
+        )
+
+
+class Idle:
+    """An accelerator that waits for data during too large a share of the time."""
+
+    settings_class = thresholds.IdleGuard
+    fix = "the rows arrive too slowly: use a faster disk, or larger batches"
+
+    def __init__(self, settings: thresholds.IdleGuard, run: PlannedRun):
+        self._share = settings.share
+        self._streak = Streak(settings.steps)
+
+    def look(self, metrics: StepMetrics) -> Symptom | None:
+        if metrics.data_wait_share is None:
+            return None
+        since = self._streak.add(metrics.step, metrics.data_wait_share > self._share)
+        if since is None:
+            return None
+        return Symptom(
+            since,
+            f"{metrics.data_wait_share:.0%} of the time since step {since:,} was spent waiting for data",
+        )

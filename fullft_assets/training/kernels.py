@@ -1,0 +1,123 @@
+"""liger-kernel's fused Triton kernels in place of a model's norms, rotary positions and gated MLPs, where
+available (arXiv:2410.10989).
+
+Its losses are not used: `token_loss` has one of its own, which knows packed rows.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from transformers import PreTrainedModel
+from transformers.integrations.liger import apply_liger_kernel
+
+from fullft_assets.errors import SettingsError
+from fullft_assets.models import precision
+from fullft_assets.models.inference import move
+from fullft_assets.models.precision import Precision
+from fullft_assets.settings import TrainingSettings
+from fullft_assets.training.packed_rows import IS_REPLAYED
+from fullft_assets.training.recipe import Prepared
+
+#: What liger-kernel may replace, by the names of its switches. Which of them a family has depends on its
+#: layers.
+FUSED = ("rms_norm", "layer_norm", "rope", "swiglu", "geglu")
+#: Switches of its losses.
+_LOSSES = ("cross_entropy", "fused_linear_cross_entropy")
+#: Most that a logit may move, relative to the largest: sums are taken in another order, on GPUs in TF32.
+_ALLOWED_DIFFERENCE: dict[Precision, float] = {"fp32": 5e-3, "tf32": 5e-3, "bf16": 5e-2, "fp16": 5e-2}
+#: Tokens of the row on which the outputs are compared.
+_COMPARED_TOKENS = 64
+
+
+class CannotLoad(Exception):
+    """liger-kernel is installed and does not work here: training runs without it."""
+
+
+def why_not(model_type: str, settings: TrainingSettings) -> str:
+    """Return why a model is trained without the kernels; an empty string where it has them."""
+    if settings.liger == "off":
+        return "training.liger is off"
+    if not torch.cuda.is_available():
+        return "liger-kernel needs a GPU"
+    if importlib.util.find_spec("liger_kernel") is None:
+        return "liger-kernel is not installed"
+    if settings.compile:
+        return "training.compile fuses for itself"
+    if settings.sharding != "none":
+        return "liger-kernel is not supported with training.sharding"
+    try:
+        return "" if model_type in families() else f"liger-kernel has no kernels for {model_type}"
+    except CannotLoad as error:
+        return str(error)
+
+
+def families() -> Mapping[str, Callable[..., None]]:
+    """Return the functions that replace the layers of a family of models, by the family's `model_type`."""
+    try:
+        monkey_patch = importlib.import_module("liger_kernel.transformers.monkey_patch")
+    except Exception as error:  # packages that do not fit together raise all kinds; the message has which
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CannotLoad(f"liger-kernel cannot be loaded ({reason}); install another version") from error
+    return monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN
+
+
+def switches(model_type: str) -> dict[str, bool]:
+    """Return liger-kernel's switches for a family that it knows: all but its losses are on."""
+    known = inspect.signature(families()[model_type]).parameters
+    return {name: True for name in FUSED if name in known} | {
+        name: False for name in _LOSSES if name in known
+    }
+
+
+def apply(model: PreTrainedModel, prepared: Prepared, settings: TrainingSettings) -> Prepared:
+    """Switch a model to the kernels where they are available; return its training with `kernels` in `about`.
+
+    The outputs are compared: that they are the same is not assumed. Functions of transformers' own modules
+    are replaced, too, and so for all models of the family in this process.
+    """
+    name = model.config.model_type
+    # A model's own code may have the name of a family and other layers.
+    reason = "the model computes by its own code" if model.is_remote_code() else why_not(name, settings)
+    if reason:
+        return replace(prepared, about=prepared.about | {"kernels": f"torch ({reason})"})
+    chosen = switches(name)
+    title = f"liger-kernel {importlib.metadata.version('liger-kernel')}"
+    move(model)
+    batch = prepared.feed.batch(0)
+    inputs = {
+        key: value[:1, :_COMPARED_TOKENS].to(model.device)
+        for key, value in batch.items()
+        if key not in ("labels", IS_REPLAYED)
+    }
+    computed = precision.of(settings)
+    with precision.autocast(computed):
+        before = _logits(model, inputs)
+        apply_liger_kernel(model, chosen)
+        after = _logits(model, inputs)
+    moved = ((after - before).abs().max() / before.abs().max().clamp(min=1e-30)).item()
+    # Written so that a NaN fails.
+    if not moved <= _ALLOWED_DIFFERENCE[computed]:
+        raise SettingsError(
+            f"training.liger: {title} moves the outputs of {name} by {moved:.1e} of the largest; set off"
+        )
+    return replace(
+        prepared,
+        about=prepared.about
+        | {"kernels": f"{title}: {', '.join(key for key, is_on in chosen.items() if is_on)}"},
+    )
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    was_training = model.training
+    try:
+        return model.eval()(**inputs).logits.float()
+    finally:
+        model.train(was_training)

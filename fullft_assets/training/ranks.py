@@ -1,0 +1,156 @@
+"""Agreement between the processes (ranks) of one training: what one of them finds alone decides nothing until
+all know it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+
+from fullft_assets.errors import Interrupted, StoreError
+from fullft_assets.jobs.progress import Listener
+from fullft_assets.jobs.ranks import is_first_local_rank, is_first_rank
+from fullft_assets.models.inference import device
+
+if TYPE_CHECKING:
+    from fullft_assets.jobs.progress import Progress
+
+_Value = TypeVar("_Value")
+#: How often processes synchronize that wait for another one's thread.
+_LOOK_SECONDS = 0.1
+
+
+def are_connected() -> bool:
+    """Return whether there are several processes and torch.distributed connects them."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def wait() -> None:
+    """Wait until all processes are here."""
+    if are_connected():
+        torch.distributed.barrier()
+
+
+def any_rank(flag: bool) -> bool:
+    """Return whether the flag is set in one of the processes; all must call this."""
+    return _any_rank(flag)[0]
+
+
+def _any_rank(*flags: bool) -> list[bool]:
+    if not are_connected():
+        return list(flags)
+    found = torch.tensor([int(flag) for flag in flags], device=device())
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in found.tolist()]
+
+
+def from_first(value: _Value) -> _Value:
+    """Return the first process's value in all processes; all must call this. The value can be pickled."""
+    if not are_connected():
+        return value
+    values: list[_Value] = [value]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def of_all(value: _Value) -> list[_Value]:
+    """Return the value of each process, by rank; all must call this. The values can be pickled."""
+    if not are_connected():
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def attended(work: Callable[[], _Value], listener: Listener) -> _Value:
+    """Run work that asks nobody whether to stop, such as a long copy, in a thread, and ask meanwhile."""
+    thread = ThreadPoolExecutor(1)
+    job = thread.submit(work)
+    thread.shutdown(wait=False)
+    while not job.done():
+        listener.raise_if_stopped()
+        wait_for([job], _LOOK_SECONDS)
+    return job.result()
+
+
+def run_on_each_host(work: Callable[[], object], progress: Progress) -> None:
+    """Run work in the first process of each host, in a thread, and return when all are done; all must call
+    this.
+
+    Raises:
+        StoreError: it failed on another host.
+    """
+    thread = ThreadPoolExecutor(1)
+    job = thread.submit(work if is_first_local_rank() else lambda: None)
+    thread.shutdown(wait=False)
+    any_working = True
+    while any_working:
+        wait_for([job], _LOOK_SECONDS)
+        any_stopped, any_working = _any_rank(progress.stop_requested, not job.done())
+        if any_stopped:
+            raise Interrupted("stopped on request; run the same command to start this part again")
+    failed = any_rank(job.exception() is not None)
+    job.result()
+    if failed:
+        raise StoreError("another host of this training could not copy its checkpoint; its output says why")
+
+
+def run_on_first(work: Callable[[Listener], _Value], progress: Progress) -> _Value:
+    """Run work in the first process alone and return its result in all processes; all must call this.
+
+    The others synchronize with it as often as the work asks whether to stop: a process that waited for the
+    end at once would time out.
+    """
+    result: list[_Value] = []
+    if is_first_rank():
+        result.append(work(_FirstRankListener(progress)))
+    while not _is_done(progress, is_done=bool(result)):
+        pass
+    # Each process but the first one sends a None, which nobody reads.
+    return from_first(result[0] if result else cast(_Value, None))
+
+
+def _is_done(progress: Progress, *, is_done: bool) -> bool:
+    any_stopped, any_done = _any_rank(progress.stop_requested, is_done)
+    if any_stopped:
+        raise Interrupted("stopped on request; run the same command to start this part again")
+    return any_done
+
+
+class StopListener:
+    """The listener of scoring in the middle of training: it passes on a request to stop, and not the
+    scoring's own steps.
+
+    Args:
+        progress: has the request to stop. All processes end the scoring at the same batch if one of them was
+            asked.
+    """
+
+    def __init__(self, progress: Progress):
+        self._progress = progress
+
+    def raise_if_stopped(self) -> None:
+        """End the scoring if one process was asked to stop."""
+        if any_rank(self._progress.stop_requested):
+            raise Interrupted("stopped on request while scoring")
+
+    def step(self, done: int, total: int) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True)
+class _FirstRankListener:
+    """The listener of work in the first process, while the others wait for it."""
+
+    progress: Progress
+
+    def raise_if_stopped(self) -> None:
+        _is_done(self.progress, is_done=False)
+
+    def step(self, done: int, total: int) -> None:
+        self.progress.step(done, total)

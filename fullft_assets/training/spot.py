@@ -1,0 +1,125 @@
+"""Spot instances: a notice of interruption asks for the same stop as SIGTERM, two minutes before the machine
+is taken away.
+
+Where a cluster sends SIGTERM itself (Kubernetes, SageMaker) none of this is needed. ECS stops the tasks of a
+service then, and leaves alone those that were started one by one, as ours are.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+from typing import TYPE_CHECKING
+
+from fullft_assets.errors import SettingsError
+from fullft_assets.jobs.ranks import is_first_local_rank
+from fullft_assets.settings import LauncherSettings
+
+if TYPE_CHECKING:
+    from fullft_assets.jobs.progress import Progress
+
+#: Names another endpoint of instance metadata, as for botocore.
+ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
+_DEFAULT_ENDPOINT = "http://169.254.169.254/"
+_NOTICE = "latest/meta-data/spot/instance-action"
+_TOKEN_SECONDS = 21_600
+_TIMEOUT_SECONDS = 2.0
+#: Errors of a service that is not there, or that is not instance metadata.
+_NO_ANSWER = (OSError, HTTPException, ValueError)
+
+
+class AwsNotices:
+    """Notices of EC2's instance metadata service, version 2: each request carries a token of the session.
+
+    https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
+    """
+
+    def __init__(self) -> None:
+        self.endpoint = (os.environ.get(ENDPOINT) or _DEFAULT_ENDPOINT).rstrip("/") + "/"
+        # The address is on the machine itself: no proxy reaches it.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._token: str | None = None
+
+    def look(self) -> str | None:
+        """Return the notice as the service gives it, such as `{"action": "terminate", "time":
+        "2026-11-25T18:02:00Z"}`, or None.
+
+        Raises:
+            OSError, HTTPException, ValueError: the service does not answer, or does not follow this protocol.
+        """
+        for _ in range(2):
+            if self._token is None:
+                ttl = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_SECONDS)}
+                self._token = self._request("latest/api/token", ttl, method="PUT")
+            try:
+                return " ".join(self._request(_NOTICE, {"X-aws-ec2-metadata-token": self._token}).split())
+            except urllib.error.HTTPError as error:
+                if error.code == 404:
+                    return None
+                if error.code != 401:
+                    raise
+                self._token = None  # it has expired
+        raise OSError(f"{self.endpoint} refuses the tokens that it issues")
+
+    def _request(self, path: str, headers: dict[str, str], method: str = "GET") -> str:
+        request = urllib.request.Request(self.endpoint + path, headers=headers, method=method)
+        with self._opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
+            return answer.read().decode()
+
+
+@contextmanager
+def stop_on_notice(settings: LauncherSettings, progress: Progress) -> Iterator[None]:
+    """Look for a notice every `spot_poll_seconds` while the block runs; a notice requests a stop. On each
+    machine one process looks.
+
+    Raises:
+        SettingsError: the settings ask for notices, and there is no service to ask.
+    """
+    if settings.spot_notice == "none" or not is_first_local_rank():
+        yield
+        return
+    notices, done = AwsNotices(), threading.Event()
+    try:
+        first = notices.look()
+    except _NO_ANSWER as error:
+        raise SettingsError(
+            f"launcher.spot_notice: aws, but no instance metadata at {notices.endpoint} ({error}); set it to"
+            " none outside of EC2; in a container on an EC2 instance, raise the metadata's hop limit to 2"
+        ) from error
+    watcher = threading.Thread(
+        target=_watch,
+        args=(notices, first, settings.spot_poll_seconds, progress, done),
+        name="spot",
+        daemon=True,
+    )
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _watch(
+    notices: AwsNotices, notice: str | None, poll_seconds: float, progress: Progress, done: threading.Event
+) -> None:
+    has_failed = False
+    while notice is None and not done.wait(poll_seconds):
+        try:
+            notice = notices.look()
+            if has_failed:
+                progress.say("the instance metadata service answers again")
+            has_failed = False
+        except _NO_ANSWER as error:
+            # Training need not end for this: SIGTERM still comes, but later.
+            if not has_failed:
+                progress.say(f"warning: spot notices cannot be read ({error}); trying again")
+            has_failed = True
+    if notice is not None and not done.is_set():
+        progress.say(f"spot notice: {notice}; stopping at the next checkpoint")
+        progress.stop_requested = True

@@ -1,0 +1,433 @@
+"""The checkpoints of one training in the bucket of its store, where every machine finds them.
+
+Each is in a folder of its own, named by its step and its content; its seal, the list of its files with their
+sizes, is uploaded last and removed first. So a machine that was taken for dead and is not (a lease passed to
+its successor) can never overwrite a file of another one. That it neither adds nor removes a checkpoint is
+what the lease is for, which is checked right before each seal is written or removed: for 20 s after its last
+renewal, while a successor waits for 40 s. What this does not protect against is a single request that is
+under way for longer than the 20 s between; it could leave one more checkpoint of this training there, which
+is complete, or gone.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fullft_assets.errors import StoreError, without_secrets
+from fullft_assets.jobs.ranks import is_first_rank
+from fullft_assets.store import Store, checkpoints_ref
+from fullft_assets.store.disk import one_at_a_time
+from fullft_assets.store.names import is_inside
+from fullft_assets.training.checkpoints import (
+    INPUTS,
+    ORIGIN,
+    SEAL,
+    STEP_LOG,
+    VERSIONS,
+    checkpoint_of,
+    first_damaged,
+    identity_of,
+    is_complete,
+    kept_steps,
+    library_versions,
+    require_same_inputs,
+    step_of,
+)
+from fullft_assets.training.run_history import HISTORY_FILE, RunHistory
+from fullft_assets.training.trackers import EVENT_FILES, MLFLOW_RUN
+
+if TYPE_CHECKING:
+    from fullft_assets.jobs.progress import Progress
+    from fullft_assets.store.leases import Lease
+
+#: Inside a checkpoint: copies of what is beside the checkpoints and led to it.
+_BESIDE = "beside"
+_COPIED = (EVENT_FILES, MLFLOW_RUN, STEP_LOG)
+#: Another training of the same artifact that is alive is not waited for; one that is gone is known by then.
+_PATIENCE_SECONDS = 60.0
+#: Before what failed is tried again at the end: a stop leaves 30 s by default.
+_PAUSES = (1.0, 2.0, 4.0)
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """A complete checkpoint in the store.
+
+    Attributes:
+        name: of its folder.
+    """
+
+    name: str
+    step: int
+    num_incidents: int
+    is_planned: bool
+
+
+class StoredCheckpoints:
+    """The checkpoints of one training in its store.
+
+    Args:
+        lease: of the first process, which alone uploads and removes; None in the others.
+    """
+
+    def __init__(
+        self, store: Store, case: str, stage: str, key: str, progress: Progress, lease: Lease | None = None
+    ):
+        self._store, self._root, self._progress, self._lease = (
+            store,
+            checkpoints_ref(case, stage, key),
+            progress,
+            lease,
+        )
+        self._lock, self._thread = threading.Lock(), ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._last: Future[bool] | None = None
+        self._wanted: tuple[RunHistory, int, int | None] | None = None
+        self._offered: list[Path] = []
+        self._uploading: Path | None = None
+        self._found: list[StoredCheckpoint] | None = None
+
+    def complete(self, history: RunHistory) -> list[StoredCheckpoint]:
+        """Return those that are complete and that no roll-back undid, by step; only the first process's list
+        is up to date.
+        """
+        valid = [found for found in self._sealed() if history.includes(found.step, found.num_incidents)]
+        # Of two of one step, the planned one: a stop wrote the other.
+        return list(
+            {
+                found.step: found for found in sorted(valid, key=lambda found: (found.step, found.is_planned))
+            }.values()
+        )
+
+    def _sealed(self) -> list[StoredCheckpoint]:
+        if self._found is None:
+            self._found = list(self._look())
+        return self._found
+
+    def _look(self) -> Iterator[StoredCheckpoint]:
+        folders: dict[str, dict[str, int]] = defaultdict(dict)
+        for path, size in self._store.sizes(self._root).items():
+            folder, _, name = path.removeprefix(f"{self._root}/").partition("/")
+            folders[folder][name] = size
+        for folder, sizes in folders.items():
+            if SEAL not in sizes:
+                continue
+            try:
+                seal, origin = self._json(f"{folder}/{SEAL}"), self._json(f"{folder}/{ORIGIN}")
+                damaged = next((name for name, size in seal.items() if sizes.get(name) != size), None)
+                checkpoint = StoredCheckpoint(
+                    folder, _step_of(folder), origin["num_incidents"], origin["is_planned"]
+                )
+            except (ValueError, KeyError):
+                damaged, checkpoint = SEAL, None
+            if damaged is not None or checkpoint is None:
+                self._progress.say(f"{self.place(folder)}/{damaged} is damaged; this checkpoint is skipped")
+            else:
+                yield checkpoint
+
+    def place(self, name: str) -> str:
+        """Return the URI of a checkpoint."""
+        return f"{self._store.url}/{self._root}/{name}"
+
+    def _json(self, name: str) -> dict[str, Any]:
+        found: Any = self._store.read_json(f"{self._root}/{name}")
+        if not isinstance(found, dict):
+            raise ValueError(name)
+        return found
+
+    def fetch(self, name: str, folder: Path) -> str | None:
+        """Copy a checkpoint into the work folder of this machine; return the first file that is not what was
+        written, or None.
+
+        Of several processes that share the folder, one copies.
+        """
+        target = checkpoint_of(folder, _step_of(name))
+        with one_at_a_time(folder / ".fetching"):
+            if not _has_name(target, name) or first_damaged(target):
+                for left in folder.glob(".fetched-*"):
+                    shutil.rmtree(left)
+                partial = Path(tempfile.mkdtemp(prefix=".fetched-", dir=folder))
+                try:
+                    # What a disk or a transfer damaged once may arrive whole the next time.
+                    if damaged := self._fetch(name, partial) and self._fetch(name, partial):
+                        return damaged
+                    shutil.rmtree(target, ignore_errors=True)
+                    partial.rename(target)
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)
+        return None
+
+    def _fetch(self, name: str, partial: Path) -> str | None:
+        seal = self._store.read_bytes(f"{self._root}/{name}/{SEAL}")
+        if seal is None:
+            return SEAL
+        for file in json.loads(seal):
+            if not is_inside(file):  # whoever can write into the store must not write elsewhere
+                return file
+            try:
+                self._store.download(f"{self._root}/{name}/{file}", partial / file)
+            except FileNotFoundError:
+                return file
+        (partial / SEAL).write_bytes(seal)
+        return first_damaged(partial) if _has_name(partial, name) else SEAL
+
+    def copy_beside(self, folder: Path, written: Path) -> None:
+        """Copy what is beside the checkpoints into one that is not sealed yet: another machine continues the
+        step log with it.
+        """
+        (written / _BESIDE).mkdir()
+        for name in _COPIED:
+            if (folder / name).is_dir():
+                shutil.copytree(folder / name, written / _BESIDE / name)
+            elif (folder / name).exists():
+                shutil.copy(folder / name, written / _BESIDE / name)
+
+    def offer(
+        self, checkpoints: Sequence[Path], history: RunHistory, *, newest: int, best: int | None
+    ) -> None:
+        """Have a thread upload these checkpoints, in this order, and then remove those that are no longer
+        kept.
+
+        An upload that fails is said, and tried again with the next offer and by `finish`. An offer replaces
+        what the one before has not begun.
+
+        Args:
+            newest, best: see `checkpoints.retain`.
+
+        Raises:
+            StoreError: another machine has taken over this training.
+        """
+        if self._lease is not None and self._lease.is_lost:
+            raise StoreError(
+                f"{self._store.url}: another machine has taken over this training; this one stops, and leaves"
+                " its checkpoints alone"
+            )
+        with self._lock:
+            self._offered = list(checkpoints)
+        self._wanted = history, newest, best
+        self._last = self._thread.submit(self._upload_offered, *self._wanted)
+
+    def _upload_offered(self, history: RunHistory, newest: int, best: int | None) -> bool:
+        """Return whether all of it was done; a checkpoint that cannot be copied holds no other one up."""
+        failed: set[Path] = set()
+        step = "its checkpoints could not be listed in"
+        try:
+            self._sealed()
+            while (path := self._take_offer(failed)) is not None:
+                try:
+                    self._upload(path)
+                except Exception as error:
+                    failed.add(path)
+                    self._say_failed(f"{path.name} could not be copied to", error)
+            step = "an old checkpoint could not be removed from"
+            complete = self.complete(history)
+            kept = kept_steps(complete, newest=newest, best=best)
+            self._remove_all_but({found.name for found in complete if found.step in kept})
+            return not failed
+        except Exception as error:
+            self._say_failed(step, error)
+            return False
+        finally:
+            with self._lock:
+                self._uploading = None
+
+    def _say_failed(self, step: str, error: Exception) -> None:
+        # A bucket may fail in any way; training itself need not end for this.
+        reason = without_secrets(" ".join(str(error).split()))[:200] or type(error).__name__
+        self._progress.say(f"warning: {step} {self._store.url} ({reason}); this is tried again")
+
+    def _take_offer(self, failed: Collection[Path]) -> Path | None:
+        # Those that a roll-back has undone meanwhile are among them: they are not uploaded again.
+        done = {found.name for found in self._sealed()}
+        with self._lock:
+            # Training may have deleted one that has waited for long.
+            waiting = (
+                path
+                for path in self._offered
+                if path not in failed and is_complete(path) and _name_of(path) not in done
+            )
+            self._uploading = next(waiting, None)
+            return self._uploading
+
+    def _upload(self, path: Path) -> None:
+        name, seal = _name_of(path), (path / SEAL).read_bytes()
+        self._require_lease()
+        self._store.upload(path, f"{self._root}/{name}", list(json.loads(seal)))
+        if not _has_name(path, name):
+            raise StoreError("it was replaced meanwhile")
+        self._require_lease()
+        self._store.write_bytes(f"{self._root}/{name}/{SEAL}", seal)
+        origin = json.loads((path / ORIGIN).read_text())
+        self._sealed().append(
+            StoredCheckpoint(name, step_of(path), origin["num_incidents"], origin["is_planned"])
+        )
+
+    def upload(self, path: Path) -> None:
+        """Upload a checkpoint now, if it is not there."""
+
+        def upload() -> None:
+            if _name_of(path) not in {found.name for found in self._sealed()}:
+                self._upload(path)
+
+        self._thread.submit(upload).result()
+
+    @contextmanager
+    def spared(self) -> Iterator[Path | None]:
+        """Give the checkpoint that is being uploaded, which must not be deleted; no other upload begins
+        within the block.
+        """
+        with self._lock:
+            yield self._uploading
+
+    def finish(self) -> None:
+        """Wait until what was offered is uploaded; what failed is tried a few times more, for a process that
+        ends makes no other offer.
+        """
+        if self._last is None or self._wanted is None:
+            return
+        for pause in _PAUSES:
+            if self._last.result() or (self._lease is not None and self._lease.is_lost):
+                return
+            time.sleep(pause)
+            self._last = self._thread.submit(self._upload_offered, *self._wanted)
+        if not self._last.result():
+            newest = max(
+                (
+                    found.step
+                    for found in self._found or []
+                    if self._wanted[0].includes(found.step, found.num_incidents)
+                ),
+                default=0,
+            )
+            self._progress.say(
+                f"warning: the newest checkpoint in {self._store.url} is that of step {newest:,}; another"
+                " machine continues there"
+            )
+
+    def skip(self, name: str) -> None:
+        """Count a checkpoint as not there: it arrives damaged on this machine.
+
+        It may be whole, so it stays in the store until the next one of this machine is complete there; or is
+        replaced by the same one.
+        """
+        self._found = [found for found in self._found or [] if found.name != name]
+
+    def remove_all(self) -> None:
+        """Remove all checkpoints and what is kept beside them: the training's artifact is in the store."""
+        with self._lock:
+            self._offered = []
+        self.finish()
+        self._require_lease()
+        self._remove_all_but(set())
+        self._store.remove(self._root)
+
+    def _remove_all_but(self, names: set[str]) -> None:
+        """Remove all other folders, also those of uploads that were killed."""
+        for folder in self._store.names(self._root):
+            if folder not in (*names, HISTORY_FILE, INPUTS):
+                self._require_lease()
+                self._remove(folder)
+        self._found = [found for found in self._found or [] if found.name in names]
+
+    def _remove(self, name: str) -> None:
+        self._store.remove(f"{self._root}/{name}/{SEAL}")
+        self._store.remove(f"{self._root}/{name}")
+
+    def claim(self, inputs: Mapping[str, str]) -> None:
+        """Record the inputs of the training, or refuse to continue one with others, as
+        `checkpoints.claim`.
+        """
+        recorded = self._store.read_json(f"{self._root}/{INPUTS}")
+        if recorded is None:
+            self._store.write_json(f"{self._root}/{INPUTS}", {**inputs, VERSIONS: library_versions()})
+        else:
+            require_same_inputs(f"{self._store.url}/{self._root}", recorded, inputs)
+
+    def read_history(self) -> bytes | None:
+        """Return the history of the run as the machine that recorded the last incident wrote it, or None."""
+        return self._store.read_bytes(f"{self._root}/{HISTORY_FILE}")
+
+    def write_history(self, text: str) -> None:
+        """Write the history of the run; a process whose memory ran out does so without the lease, which is
+        the first one's.
+        """
+        self._require_lease()
+        self._store.write_bytes(f"{self._root}/{HISTORY_FILE}", text.encode())
+
+    def _require_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.require()
+
+
+@contextmanager
+def stored_checkpoints(
+    store: Store, case: str, stage: str, key: str, progress: Progress
+) -> Iterator[StoredCheckpoints | None]:
+    """Give the checkpoints of a training in its store, for this process alone among all machines; None of a
+    store on a disk.
+
+    At the end it waits for the uploads: a process that was asked to stop has its last checkpoint there.
+
+    Raises:
+        StoreError: another machine trains the same.
+    """
+    if store.is_local or not is_first_rank():
+        yield None if store.is_local else StoredCheckpoints(store, case, stage, key, progress)
+        return
+    with store.alone(checkpoints_ref(case, stage, key), _PATIENCE_SECONDS) as lease:
+        stored = StoredCheckpoints(store, case, stage, key, progress, lease)
+        try:
+            yield stored
+        finally:
+            stored.finish()
+
+
+def stored_name(step: int, identity: str | None) -> str:
+    """Return the name of a checkpoint's folder in the store: it names the content, by
+    `checkpoints.identity_of`.
+    """
+    return f"{step:08d}-{identity}"
+
+
+def _step_of(name: str) -> int:
+    return int(name.split("-")[0])
+
+
+def _name_of(checkpoint: Path) -> str:
+    return stored_name(step_of(checkpoint), identity_of(checkpoint))
+
+
+def _has_name(checkpoint: Path, name: str) -> bool:
+    return stored_name(_step_of(name), identity_of(checkpoint)) == name
+
+
+def restore_beside(checkpoint: Path, folder: Path) -> None:
+    """Put the step log, and what else led to a checkpoint, in place of the folder's own, unless that log
+    includes it already.
+    """
+    beside = checkpoint / _BESIDE
+    if _lines(beside / STEP_LOG) <= _lines(folder / STEP_LOG):
+        return
+    for name in _COPIED:  # the log last: a kill before that repeats all of it
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+        if (beside / name).is_dir():
+            shutil.copytree(beside / name, folder / name)
+        elif (beside / name).exists():
+            shutil.copy(beside / name, folder / name)
+
+
+def _lines(log: Path) -> set[str]:
+    return set(log.read_text().splitlines()) if log.is_file() else set()

@@ -1,0 +1,291 @@
+"""transformers' Trainer as the training engine uses it: its arguments, and the methods that differ."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from fullft_assets.models import layers, precision
+from fullft_assets.models.private_names import require_names
+from fullft_assets.settings import TrainingSettings
+from fullft_assets.training import optimizers, random_states, ranks, sharding
+from fullft_assets.training.checkpoints import room_needed
+from fullft_assets.training.recipe import Prepared
+from fullft_assets.training.requirements import accumulation_steps
+from fullft_assets.training.throughput import Meter
+
+#: Folder inside the work folder in which a checkpoint is written.
+UNFINISHED = "unfinished"
+#: Inside a checkpoint: the state of the generators of each process, by rank.
+RANDOM_STATES = "random_states.pt"
+
+
+def training_arguments(
+    settings: TrainingSettings,
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    seed: int,
+    num_processes: int,
+    items_a_pass: int,
+    num_steps: int,
+    resumable: bool,
+) -> TrainingArguments:
+    """Return Trainer's arguments.
+
+    Args:
+        items_a_pass: items of the dataset in a forward pass.
+    """
+    found = TrainingArguments(
+        output_dir=str(folder),
+        seed=seed,
+        data_seed=seed,
+        per_device_train_batch_size=items_a_pass,
+        gradient_accumulation_steps=accumulation_steps(settings, num_processes),
+        **_step_arguments(settings, num_steps),
+        **_hardware_arguments(settings),
+        **sharding.sharding_arguments(settings, model),
+        **_output_arguments(settings, resumable=resumable),
+    )
+    # A process has one GPU. If it sees more, Trainer would wrap the model in nn.DataParallel: another batch
+    # size, and a model that sees parts of rows that belong together.
+    found._n_gpu = min(found.n_gpu, 1)
+    return found
+
+
+def connect_processes(settings: TrainingSettings, folder: Path) -> None:
+    """Connect the processes of a training as Trainer would do it later: where to begin is the first one's
+    decision.
+    """
+    arguments = TrainingArguments(
+        str(folder), use_cpu=not torch.cuda.is_available(), **sharding.backend_arguments(settings)
+    )
+    _ = arguments.device  # asking for it connects
+
+
+def _step_arguments(settings: TrainingSettings, num_steps: int) -> dict[str, Any]:
+    """Return the arguments for the order of the rows and the rate of each step."""
+    return {
+        "max_steps": num_steps,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.scheduler,
+        "warmup_steps": round(settings.warmup_share * num_steps),
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "train_sampling_strategy": "sequential",
+        "remove_unused_columns": False,
+    }
+
+
+def _hardware_arguments(settings: TrainingSettings) -> dict[str, Any]:
+    """Return the hardware and precision arguments."""
+    chosen, has_gpu = precision.of(settings), torch.cuda.is_available()
+    return {
+        "bf16": chosen == "bf16",
+        "fp16": chosen == "fp16",
+        # None leaves fp32 matrix multiplications at torch's default: fp32.
+        "tf32": True if chosen == "tf32" else None,
+        "activation_checkpointing": settings.gradient_checkpointing,
+        # Copies from pinned memory do not block.
+        "dataloader_pin_memory": has_gpu,
+        "accelerator_config": {"non_blocking": has_gpu, **sharding.accumulation_arguments(settings)},
+        "use_cpu": not has_gpu,
+    }
+
+
+def _output_arguments(settings: TrainingSettings, *, resumable: bool) -> dict[str, Any]:
+    """Return the arguments for logs and checkpoints; the callback, the step log and `publish` do most of
+    that.
+    """
+    return {
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        # The default hides NaN losses behind the running mean.
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps" if resumable else "no",
+        "save_steps": settings.checkpoint_every_steps,
+        "save_total_limit": None,
+        "eval_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+
+
+class FineTuner(Trainer):
+    """Trainer whose checkpoints are complete or not there at all, with a learning rate for each depth of the
+    model.
+
+    Args:
+        publish: moves a checkpoint that was written aside to its place; called in the first process with both
+            folders.
+        unfreezing: drops the gradients of weights that are not trained yet; None where that is not needed.
+    """
+
+    def __init__(
+        self,
+        *,
+        prepared: Prepared,
+        settings: TrainingSettings,
+        seed: int,
+        meter: Meter,
+        publish: Callable[[Path, Path], None],
+        unfreezing: layers.Unfreezing | None,
+        **options: Any,
+    ):
+        super().__init__(**options)
+        self._prepared, self._settings, self._seed = prepared, settings, seed
+        self._meter, self._publish, self._unfreezing = meter, publish, unfreezing
+        self._rates: list[float] = []
+        self._in_backward: optimizers.LowMemoryOptimizer | None = None
+        # Trainer then counts the labels of all passes and processes of a step, and does not divide the loss
+        # again.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Enable sharding on CPUs, too."""
+        super().create_accelerator_and_postprocess()
+        sharding.enable_on_cpu(self)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Return the recipe's summed loss over the labels of the whole step."""
+        assert not return_outputs and num_items_in_batch is not None, "it only trains"
+        labels = inputs.pop("labels")
+        total = self._prepared.total_loss(model, inputs, labels)
+        # A step may have nothing to learn from, such as prompts alone.
+        loss = total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
+        # Gradients are averaged over the processes, while the labels are counted over all of them.
+        return loss * self.accelerator.num_processes if self.accelerator.num_processes > 1 else loss
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Return the optimizer of the settings, with a rate for each depth."""
+        if self.optimizer is None:
+            trained: Any = self.model if model is None else model
+            groups = layers.groups(trained, self.get_decay_parameter_names(trained), self._settings)
+            self._rates = [group["lr"] for group in groups]
+            self.optimizer = optimizers.build(groups, self._settings, self._seed)
+            if isinstance(self.optimizer, optimizers.LowMemoryOptimizer) and self.optimizer.in_backward:
+                self._in_backward = self.optimizer
+        return self.optimizer
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Make one pass, which an optimizer in the backward pass may need twice."""
+        stepping = self._in_backward
+        if stepping is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        if stepping.measures_first:
+            # The same pass twice: dropout has to draw the same numbers.
+            state = random_states.current()
+            with stepping.measuring():
+                super().training_step(model, inputs, num_items_in_batch)
+            random_states.restore(state)
+        with stepping.updating():
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        if self._in_backward is not None:
+            return self._in_backward.norm
+        if self._unfreezing is not None:
+            self._unfreezing.drop(model, self.state.global_step)
+        limit = self._settings.max_grad_value
+        if limit is None:
+            return super()._clip_grad_norm(model)
+        norm = self.accelerator.clip_grad_norm_(model.parameters(), math.inf)
+        torch.nn.utils.clip_grad_value_(model.parameters(), limit)
+        return norm
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        # The checkpoint may have the rates from before a roll-back.
+        scheduler: Any = self.lr_scheduler
+        assert self.optimizer is not None
+        scheduler.base_lrs = list(self._rates)
+        scheduler._last_lr = [
+            rate * shape(scheduler.last_epoch)
+            for rate, shape in zip(self._rates, scheduler.lr_lambdas, strict=True)
+        ]
+        for group, base, rate in zip(
+            self.optimizer.param_groups, scheduler.base_lrs, scheduler._last_lr, strict=True
+        ):
+            group["initial_lr"], group["lr"] = base, rate
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the next batches, and count the time that waiting for them took."""
+        started = time.perf_counter()
+        batches = super().get_batch_samples(*args, **kwargs)
+        self._meter.waited(time.perf_counter() - started)
+        return batches
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return 0: Trainer's own count goes over all parameters in every pass, and counts padding."""
+        return 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Call the callbacks alone: Trainer would write every line into every checkpoint; the step log has
+        them.
+        """
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        # In one file of the first process: hosts need not share a disk, and another number of processes may
+        # continue.
+        states = ranks.of_all(random_states.current())
+        if self.args.should_save:
+            torch.save(states, Path(output_dir) / RANDOM_STATES)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            states = torch.load(Path(checkpoint) / RANDOM_STATES, weights_only=True)
+            # Of another number of processes: they began with the same state, and draw the more differently
+            # the longer they train.
+            random_states.restore(states[self.args.process_index % len(states)])
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # Trainer writes into the final folder; a run that is killed meanwhile would resume from an incomplete
+        # checkpoint.
+        assert self.args.output_dir is not None
+        folder = Path(self.args.output_dir)
+        aside = folder / UNFINISHED
+        written = aside / f"checkpoint-{self.state.global_step}"
+        self.args.output_dir = str(aside)
+        try:
+            with room_needed(folder, f"the checkpoint of step {self.state.global_step:,}"):
+                super()._save_checkpoint(model, trial)
+                if self.args.should_save:
+                    (written / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that nothing reads
+                    self._publish(written, folder / written.name)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)  # frees the room that an incomplete checkpoint took
+            raise
+        finally:
+            self.args.output_dir = str(folder)
+        self.accelerator.wait_for_everyone()
+
+
+# Trainer would never call a method whose name it does not know.
+require_names(
+    Trainer,
+    (name for name in vars(FineTuner) if not name.startswith("__")),
+    in_source=("model_accepts_loss_kwargs", "loss_is_scaled_for_ga"),
+)
+require_names(TrainingArguments, in_source=("_n_gpu",))
+require_names(LRScheduler, in_source=("_last_lr",))
