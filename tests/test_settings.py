@@ -199,3 +199,23 @@ def test_a_default_fits_the_key_that_it_depends_on() -> None:
     assert (short.chunks.stride, short.training.micro_batch_size) == (12, 4)
     usual = UseCaseSettings.model_validate(LEAST)
     assert (usual.chunks.stride, usual.training.micro_batch_size) == (32, 16)
+
+
+class _Inner(Settings):
+    size: int = 1
+
+
+class _Outer(Settings):
+    REMOVED = {"width": "set inner.size"}
+
+    inner: _Inner = _Inner()
+
+
+def test_a_removed_key_is_refused_with_what_replaces_it() -> None:
+    with pytest.raises(ValidationError, match="`width` was removed; set inner.size"):
+        _Outer.model_validate({"width": 3})
+
+
+def test_a_manifest_with_a_removed_key_is_read() -> None:
+    recorded = {"width": 3, "inner": {"size": 4, "height": 5}}
+    assert _Outer.from_manifest(recorded) == _Outer(inner=_Inner(size=4))

@@ -46,7 +46,7 @@ def recounted(manifest: Manifest, kept: pa.Table, num_gone: int, num_gone_quaran
             "num_valid": len(kept),
             "num_quarantined": num_quarantined,
         }
-        counts["label_counts"] = count_labels(kept, ExamplesSettings.model_validate(manifest.settings))
+        counts["label_counts"] = count_labels(kept, ExamplesSettings.from_manifest(manifest.settings))
     elif manifest.stage == "quarantined_examples":
         counts |= {"num_quarantined": len(kept)} | count_reasons(kept)
     else:

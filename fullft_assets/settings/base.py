@@ -5,8 +5,9 @@ as YAML has them.
 from __future__ import annotations
 
 import difflib
+import typing
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, LiteralString, cast
+from typing import Annotated, Any, ClassVar, LiteralString, Self, cast
 
 from pydantic import (
     BaseModel,
@@ -58,6 +59,26 @@ class Settings(BaseModel):
     #: Keys that most use cases must give although they have a default: messages name them beside the required
     #: ones.
     USUAL: ClassVar[tuple[str, ...]] = ()
+    #: Keys of earlier releases, with what to do instead: the end of the message that refuses them.
+    REMOVED: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def from_manifest(cls, recorded: Mapping[str, Any]) -> Self:
+        """Return a section as a manifest recorded it; keys that this release does not have are left out.
+
+        Raises:
+            ValidationError: a recorded value is not one that this release takes.
+        """
+        known = {}
+        for name, value in recorded.items():
+            field = cls.model_fields.get(name)
+            if field is None:
+                continue
+            section = _section_of(field.annotation)
+            known[name] = (
+                section.from_manifest(value).model_dump() if section and isinstance(value, Mapping) else value
+            )
+        return cls.model_validate(known)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -73,14 +94,25 @@ class Settings(BaseModel):
     def _with_suggestion(cls, error: ErrorDetails) -> InitErrorDetails:
         message = error["msg"]
         if error["type"] == "extra_forbidden" and len(error["loc"]) == 1:
-            message = f"unknown key `{error['loc'][0]}`"
-            near = difflib.get_close_matches(str(error["loc"][0]), cls.model_fields, n=1, cutoff=0.6)
-            message += (
-                f"; did you mean `{near[0]}`?" if near else f"; known keys: {', '.join(cls.model_fields)}"
-            )
+            key = str(error["loc"][0])
+            message = f"unknown key `{key}`"
+            near = difflib.get_close_matches(key, cls.model_fields, n=1, cutoff=0.6)
+            if key in cls.REMOVED:
+                message = f"`{key}` was removed; {cls.REMOVED[key]}"
+            elif near:
+                message += f"; did you mean `{near[0]}`?"
+            else:
+                message += f"; known keys: {', '.join(cls.model_fields)}"
         # Braces in a message are template fields to pydantic: the text is passed as a value.
         custom = PydanticCustomError(cast(LiteralString, error["type"]), "{message}", {"message": message})
         return InitErrorDetails(type=custom, loc=error["loc"], input=error["input"])
+
+
+def _section_of(annotation: Any) -> type[Settings] | None:
+    """Return the section that a field holds, or None where it holds a plain value or several kinds."""
+    parts = [part for part in (annotation, *typing.get_args(annotation)) if isinstance(part, type)]
+    sections = [part for part in parts if issubclass(part, Settings)]
+    return sections[0] if len(sections) == 1 else None
 
 
 class OneOf:

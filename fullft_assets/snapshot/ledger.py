@@ -156,7 +156,7 @@ def read_ledger(store: Store, snapshot: Manifest) -> tuple[Ledger, set[str]] | N
     if content is None or len(content) != snapshot.files["index.parquet"].bytes:
         return None
     index = pq.read_table(pa.BufferReader(content), columns=["group", "split"])
-    return _of_index(index, SnapshotSettings.model_validate(snapshot.settings), snapshot.seed), set()
+    return _of_index(index, SnapshotSettings.from_manifest(snapshot.settings), snapshot.seed), set()
 
 
 def _of_index(index: pa.Table, settings: SnapshotSettings, seed: int) -> Ledger:
