@@ -152,4 +152,8 @@ def _is_empty(text: str) -> bool:
 def _predictions(
     use_case: UseCase, store: Store, texts: Sequence[str], max_new_tokens: int
 ) -> Iterator[dict[str, Any]]:
+    # A reader of predictions has no use for the bars of the library that loads the weights.
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     return load_champion(store, use_case.name, use_case.settings).each(texts, max_new_tokens)

@@ -86,6 +86,8 @@ class PooledClassifier(PreTrainedModel):
 
     #: Of the encoder.
     encoder_class: type[PreTrainedModel]
+    #: A new head is fitted before training, and a saved one is in a file of its own.
+    _keys_to_ignore_on_load_missing = [r"classifier\.(weight|bias)"]
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)

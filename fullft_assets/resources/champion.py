@@ -15,7 +15,7 @@ from fullft_assets.base_model import with_rights
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.errors import DataError, FullftError, SettingsError
 from fullft_assets.resources.store import s3_options
-from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings import ChunksSettings, UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import TASKS, task_of
@@ -109,14 +109,13 @@ def load_champion(
 def _settings(store: Store, snapshot: Manifest, given: dict[str, Any]) -> UseCaseSettings:
     """Return the settings that predicting needs, from what the snapshot's batches were tokenised with."""
     part = next(iter(SnapshotMetadata.of(snapshot).parts.values()))
-    made = store.load(part.chunks).settings
-    shaping = {name: made[name] for name in ("max_tokens", "stride", "max_windows", "boundaries")}
-    labelled = {"label": "label"} if TASKS.get(made["task"]).has_labels else {}
+    recorded = store.load(part.chunks).settings
+    labelled = {"label": "label"} if TASKS.get(recorded["task"]).has_labels else {}
     return UseCaseSettings.model_validate(
         {
             **given,
             "documents": {"path": "."},
-            "examples": {"task": made["task"], **labelled},
-            "chunks": shaping,
+            "examples": {"task": recorded["task"], **labelled},
+            "chunks": ChunksSettings.from_manifest(recorded).model_dump(),
         }
     )
