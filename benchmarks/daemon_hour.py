@@ -124,7 +124,10 @@ class Hour:
         instance.run_coordinator.cancel_run(self._retrain(instance)["STARTED"])
         self.wait("it ends", lambda: self._retrain(instance).get("CANCELED"))
         until = max(until, time.monotonic() + _QUIET_SECONDS)
-        self.wait("the time is over", lambda: time.monotonic() >= until)
+        while time.monotonic() < until:
+            self.services.require_alive()
+            self.look()
+            time.sleep(_LOOK_SECONDS)
         self.look()
 
     def _label_round(self) -> None:
