@@ -179,8 +179,8 @@ class TestWithLmEval:
         with pytest.raises(DataError, match="the task facts has no metric that is a mean over its rows"):
             self.score(model, write_tasks(tmp_path / "perplexity", **perplexity))
 
-    def test_the_report_shows_them_and_verify_names_them(self, tmp_path: Path) -> None:
-        from fullft_assets.evaluation.verification import verify
+    def test_the_report_shows_them(self, tmp_path: Path) -> None:
+
         from tests.test_evaluation_language_workload import QUIET, Lab, work
 
         lab = Lab(tmp_path / "lab", "language_modeling")
@@ -201,5 +201,3 @@ class TestWithLmEval:
         (found,) = lab.read(report).other_tasks
         assert (found.task, found.num_rows, set(found.scores)) == ("facts", 6, {"finetuned", "base_model"})
         assert "Other tasks" in (lab.store.folder(report) / "report.html").read_text()
-        verified = verify(lab.store, report)
-        assert verified.differences == [] and verified.unverified == ["other_tasks"]

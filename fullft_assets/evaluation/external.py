@@ -2,8 +2,7 @@
 aligned with the test rows.
 
 A file has one JSON object a line: the row's `id` and what the system answered under the name of the task's
-target (`label`, `labels` or `spans`). The store keeps a copy, so that a remote process and a later
-verification have what was judged.
+target (`label`, `labels` or `spans`). The store keeps a copy, which a remote process reads.
 """
 
 from __future__ import annotations
