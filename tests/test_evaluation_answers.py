@@ -23,7 +23,6 @@ SETTINGS = UseCaseSettings.model_validate(
         "base_model": "model",
         "documents": {"path": "data"},
         "examples": {"task": "sft"},
-        "evaluation": {"resamples": 200},
     }
 )
 

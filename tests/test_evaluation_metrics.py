@@ -128,7 +128,7 @@ def test_each_has_an_interval_and_only_rows_with_probabilities_are_measured() ->
         name: each / each.sum(1, keepdims=True) for name, each in ((FINETUNED, sure), ("tfidf", unsure))
     }
     names = ["weighted_f1", "auroc", "brier", "log_loss"]
-    comparison = Comparison(EvaluationSettings(metrics=names, resamples=100), "macro_f1", 1, "classification")
+    comparison = Comparison(EvaluationSettings(metrics=names), "macro_f1", 1, "classification")
     found = assessment.assess(labels, systems, [f"g{row // 2}" for row in range(60)], list("abc"), comparison)
     for name in names:
         for score in found.columns[name].values():

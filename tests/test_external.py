@@ -66,8 +66,8 @@ class TestLabels:
     def report(self, lab: classification.Lab, answers: dict[str, str]) -> Manifest:
         # A file may have more rows than are tested.
         write(lab.root / "vendor.jsonl", {**answers, "another row": "memo"})
-        vendor = {"name": "vendor", "file": "vendor.jsonl", "seconds": 90, "usd": 1.25}
-        quoted = {"name": "other_rag", "score": 0.91, "low": 0.88, "high": 0.93, "usd": 40}
+        vendor = {"name": "vendor", "file": "vendor.jsonl"}
+        quoted = {"name": "other_rag", "score": 0.91}
         settings = with_external(lab.use_case.settings, vendor, quoted, metrics=["brier"])
         kept = external.keep(lab.store, "mail", settings, lab.root)
         assert kept is not None
@@ -93,7 +93,7 @@ class TestLabels:
         assert rows["vendor.predicted"] == [answers[id_] for id_ in rows["id"]]
         weights = [1 / min(rows["group"].count(group), 10) for group in rows["group"]]
         expected = f1_score(rows["label"], rows["vendor.predicted"], average="macro", sample_weight=weights)
-        assert report.metadata["vendor_macro_f1"] == pytest.approx(expected)
+        assert report.metadata["scores"]["vendor"]["macro_f1"] == pytest.approx(expected)
         found = read_evaluation((lab.store.folder(report) / "evaluation.json").read_bytes())
         assert "vendor" in found.baselines and found.gains["macro_f1"]["vendor"].high < 0
         assert not report.check("beats_baselines").passed
@@ -106,11 +106,11 @@ class TestLabels:
             not in pq.read_table(lab.store.folder(report) / "predictions.parquet").column_names
         )
 
-    def test_the_report_shows_what_it_cost_and_scores_without_rows_aside(self, lab, report) -> None:
+    def test_the_report_shows_scores_without_rows_aside(self, lab, report) -> None:
         text = (lab.store.folder(report) / "report.md").read_text()
         [vendor] = [line for line in text.splitlines() if line.startswith("| vendor |")]
-        assert vendor.endswith("| 1 min 30 s | 1.25 |")
-        assert "| other rag | 0.910 (0.880 to 0.930); 40.00 USD |" in text
+        assert vendor.endswith("| – | – |")
+        assert "| other rag | 0.910 |" in text
         assert not any(name.startswith("other_rag") for name in report.metadata)
 
     def test_a_missing_row_is_an_error_before_anything_is_trained(self, lab, answers) -> None:
@@ -186,7 +186,7 @@ def test_several_labels_and_spans_are_judged(tmp_path: Path) -> None:
             return with_external(prepared.use_case.settings, {"name": "oracle", "file": "oracle.jsonl"})
 
         _, report = make(tmp_path / target, bring)
-        assert report.metadata["oracle_micro_f1"] == 1.0
+        assert report.metadata["scores"]["oracle"]["micro_f1"] == 1.0
         assert report.metadata["best_baseline"] == "oracle"
 
 
@@ -228,9 +228,7 @@ def test_a_span_outside_of_its_text_is_an_error() -> None:
     [
         ({"name": "a"}, "give either file"),
         ({"name": "a", "file": "x", "score": 0.5}, "give either file"),
-        ({"name": "a", "score": 0.5, "low": 0.4}, "both low and high"),
-        ({"name": "a", "score": 0.5, "low": 0.6, "high": 0.7}, "not between"),
-        ({"name": "a", "file": "x", "low": 0.6, "high": 0.7}, "of a score that is given"),
+        ({"name": "a", "score": 0.5, "low": 0.4}, "`low` was removed; the report shows the score alone"),
         ({"name": "A b", "score": 0.5}, "pattern"),
     ],
 )
@@ -294,7 +292,7 @@ def test_the_whole_graph_with_lora_and_a_vendor(tmp_path: Path) -> None:
     test, names = load_split(store, snapshot, "test"), label_names(snapshot)
     answers = {id_: names[label] for id_, label in zip(test.ids, test.labels, strict=True)}
     write(project.root / "vendor.jsonl", dict(list(answers.items())[1:]))
-    brought = {"resamples": 200, "external": [{"name": "vendor", "file": "vendor.jsonl", "usd": 2}]}
+    brought = {"external": [{"name": "vendor", "file": "vendor.jsonl"}]}
     project.configure(base_model="model", planning=planning, evaluation=brought)
     refused = project.fullft("run", project.name, timeout=600)
     assert refused.returncode != 0
@@ -308,7 +306,7 @@ def test_the_whole_graph_with_lora_and_a_vendor(tmp_path: Path) -> None:
     done = project.fullft("run", project.name, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     report = pointers.latest(store, project.name, "evaluation_report")
-    assert report is not None and report.metadata["vendor_accuracy"] == 1.0
+    assert report is not None and report.metadata["scores"]["vendor"]["accuracy"] == 1.0
     assert re.search(r"baseline +0\.\d+ \[0\.\d+, \d\.\d+\] lora; \d+\.\d s, 0\.\d\d USD", done.stdout)
     assert "beats_baselines is yellow" in done.stdout
 

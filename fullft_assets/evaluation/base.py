@@ -10,12 +10,13 @@ from fullft_assets.evaluation.comparison import Justification
 from fullft_assets.evaluation.forgetting import Forgetting
 from fullft_assets.evaluation.intervals import Gain, Interval, Record, holm
 from fullft_assets.evaluation.leakage import Leakage
-from fullft_assets.evaluation.robustness import Robustness
 from fullft_assets.evaluation.slices import Slices
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED, title
 from fullft_assets.task import TASKS
 
-VERSION = "13"
+VERSION = "14"
+#: Fields of older evaluations that nothing reads any more.
+_REMOVED_FIELDS = ("robustness",)
 
 
 class Evaluation(Record, ABC):
@@ -35,7 +36,6 @@ class Evaluation(Record, ABC):
         gains: fine-tuned minus each other system.
         calibration_error: None: not measured for this task.
         forgetting: None: no general text was given.
-        robustness: None: not measured for this task, or not asked for.
         slices: None: none was asked for, or the metric cannot measure them.
         leakage: what gives labels away; None: rows have no labels of their own.
     """
@@ -61,7 +61,6 @@ class Evaluation(Record, ABC):
     justification: Justification
     calibration_error: float | None = None
     forgetting: Forgetting | None = None
-    robustness: Robustness | None = None
     slices: Slices | None = None
     leakage: Leakage | None = None
 
@@ -151,8 +150,9 @@ class Evaluation(Record, ABC):
 
 def read_evaluation(text: str | bytes) -> Evaluation:
     """Return an evaluation that was stored as JSON, in the type of its task."""
-    found = json.loads(text)
-    return TASKS.get(found["task"]).evaluation_type().model_validate(found)
+    fields = json.loads(text)
+    kept = {name: value for name, value in fields.items() if name not in _REMOVED_FIELDS}
+    return TASKS.get(fields["task"]).evaluation_type().model_validate(kept)
 
 
 def _some(names: list[str], most: int = 8) -> str:

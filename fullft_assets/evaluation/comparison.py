@@ -10,8 +10,8 @@ import numpy as np
 
 from fullft_assets.evaluation import counts
 from fullft_assets.evaluation.intervals import Gain, Interval, Record
-from fullft_assets.evaluation.metrics.base import Predictions
-from fullft_assets.evaluation.resampling import SystemScores, measure, number_groups
+from fullft_assets.evaluation.metrics.base import Metric, Predictions
+from fullft_assets.evaluation.resampling import RESAMPLES, SystemScores, measure, number_groups
 from fullft_assets.evaluation.slices import Slices, measure_slices
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED, title
 from fullft_assets.settings import EvaluationSettings, UseCaseSettings
@@ -39,6 +39,7 @@ class Comparison:
 
     Attributes:
         slicing: kind of slice -> the slice that each row is in; see `slices.measure_slices`.
+        modules: metrics that are not registered, by name.
     """
 
     settings: EvaluationSettings
@@ -47,10 +48,15 @@ class Comparison:
     task: str
     min_gain: float = 0.0
     slicing: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+    resamples: int = RESAMPLES
+    modules: Mapping[str, Metric] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, settings: UseCaseSettings, slicing: Mapping[str, Sequence[str | None]] | None = None
+        cls,
+        settings: UseCaseSettings,
+        slicing: Mapping[str, Sequence[str | None]] | None = None,
+        modules: Mapping[str, Metric] | None = None,
     ) -> Comparison:
         """Return the comparison that the settings ask for."""
         bar = settings.release.min_gain_over_baselines
@@ -61,6 +67,7 @@ class Comparison:
             settings.examples.task,
             bar,
             slicing or {},
+            modules=modules or {},
         )
 
     def take(self, rows: np.ndarray) -> Comparison:
@@ -84,7 +91,7 @@ class Comparison:
                 the systems.
         """
         index, num_groups = number_groups(groups, num_rows)
-        asked = (name for name in self.settings.metrics if not METRICS.get(name).of_answers)
+        asked = (name for name in (*self.settings.metrics, *self.modules) if not self._get(name).of_answers)
         shown = list(dict.fromkeys([*TASKS.get(self.task).shown_metrics, *asked]))
         predictions, shared = _prepare(predictions, index, num_groups)
         found = {
@@ -107,7 +114,7 @@ class Comparison:
             "metrics": shown,
             "primary_metric": self.metric,
             "confidence": confidence,
-            "resamples": self.settings.resamples,
+            "resamples": self.resamples,
             "num_test_rows": num_rows,
             "num_test_groups": num_groups,
             "effective_groups": primary.effective_groups,
@@ -125,13 +132,8 @@ class Comparison:
 
     def _slices(self, predictions: Mapping[str, Predictions], index: np.ndarray, rival: str) -> Slices | None:
         metric = METRICS.get(TASKS.get(self.task).slice_metric or self.metric)
-        sampling = {
-            "resamples": self.settings.resamples,
-            "confidence": self.settings.confidence,
-            "seed": self.seed,
-        }
         return measure_slices(
-            predictions, index, self.slicing, metric, reference=FINETUNED, rival=rival, **sampling
+            predictions, index, self.slicing, metric, reference=FINETUNED, rival=rival, **self._sampling
         )
 
     def _measure(
@@ -140,12 +142,19 @@ class Comparison:
         """Return the scores of the systems that a metric can measure; None where the fine-tuned model is not
         one of them.
         """
-        metric, settings = METRICS.get(name), self.settings
+        metric = self._get(name)
         measured = {system: found for system, found in predictions.items() if metric.measures(found)}
         if FINETUNED not in measured:
             return None
-        sampling = {"resamples": settings.resamples, "confidence": settings.confidence, "seed": self.seed}
-        return measure(metric, measured, index, reference=FINETUNED, rows_chose_labels=True, **sampling)
+        return measure(metric, measured, index, reference=FINETUNED, rows_chose_labels=True, **self._sampling)
+
+    def _get(self, name: str) -> Metric:
+        return self.modules[name] if name in self.modules else METRICS.get(name)
+
+    @property
+    def _sampling(self) -> dict[str, Any]:
+        """How groups are drawn, and the confidence of the intervals."""
+        return {"resamples": self.resamples, "confidence": self.settings.confidence, "seed": self.seed}
 
 
 def _prepare(

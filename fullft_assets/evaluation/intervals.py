@@ -210,6 +210,8 @@ def bounded_interval(
     Args:
         bounds: smallest and largest value of the score; None: there is none.
     """
+    from scipy.special import expit, logit
+
     low, high = bounds
     reach = t_quantile(confidence, degrees_of_freedom) * standard_error
     if low is None:
@@ -224,8 +226,8 @@ def bounded_interval(
     if share * (1 - share) < 1e-12:
         ends = (0.0, unseen) if share < 0.5 else (1 - unseen, 1.0)
     else:
-        centre, reach = math.log(share / (1 - share)), reach / width / (share * (1 - share))
-        ends = _expit(centre - reach), _expit(centre + reach)
+        reach = reach / width / (share * (1 - share))
+        ends = (expit(logit(share) - reach), expit(logit(share) + reach))
     return Interval(estimate=estimate, low=low + width * ends[0], high=low + width * ends[1])
 
 
@@ -245,7 +247,3 @@ def _unseen(confidence: float, num_groups: float) -> float:
     seen).
     """
     return 1 - ((1 - confidence) / 2) ** (1 / max(num_groups, 1.0))
-
-
-def _expit(value: float) -> float:
-    return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))

@@ -13,6 +13,8 @@ from fullft_assets.evaluation.counts import by_group, is_measurable
 from fullft_assets.evaluation.intervals import Gain, Interval, Record, bounded_interval, effective_number
 from fullft_assets.evaluation.metrics.base import Metric, Predictions, SummedMetric
 
+#: Bootstrap resamples: the ends of an interval are stable to a few hundredths of its width.
+RESAMPLES = 1_000
 #: Numbers in one chunk of resampling weights (float64: 32 MB).
 _CHUNK_NUMBERS = 4_000_000
 #: Fewer degrees of freedom than this give intervals as wide as the scale.
@@ -85,9 +87,9 @@ def measure(
     index: np.ndarray,
     *,
     reference: str,
-    resamples: int,
     confidence: float,
     seed: int,
+    resamples: int = RESAMPLES,
     rows_chose_labels: bool = False,
 ) -> SystemScores:
     """Return every system's score and the reference's gains, each with its interval.

@@ -11,7 +11,6 @@ from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.durations import duration
 from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Evaluation, title
 from fullft_assets.planning import BaselinesMetadata
-from fullft_assets.settings import UseCaseSettings
 from fullft_assets.store import Manifest
 
 
@@ -33,9 +32,9 @@ class SystemCost:
         return "–" if self.usd is None else f"{self.usd:,.2f}"
 
 
-def system_costs(inputs: Mapping[str, Manifest], settings: UseCaseSettings) -> dict[str, SystemCost]:
-    """Return what each system took to make; a champion took it when it was trained, and an external one as
-    the YAML says.
+def system_costs(inputs: Mapping[str, Manifest]) -> dict[str, SystemCost]:
+    """Return what each system took to make; a champion took it when it was trained. What an external
+    system took is unknown.
     """
     baselines = BaselinesMetadata.of(inputs["cheaper_baselines"])
     found = {
@@ -44,8 +43,8 @@ def system_costs(inputs: Mapping[str, Manifest], settings: UseCaseSettings) -> d
     made = {FINETUNED: inputs["finetuned_checkpoint"]} | {
         name: inputs[name] for name in (CHAMPION, ANCHOR) if name in inputs
     }
-    found |= {name: _of_training(CheckpointMetadata.of(checkpoint)) for name, checkpoint in made.items()}
-    return found | {each.name: SystemCost(each.seconds, each.usd) for each in settings.evaluation.external}
+    trained = {name: _of_training(CheckpointMetadata.of(checkpoint)) for name, checkpoint in made.items()}
+    return found | trained
 
 
 def worth_rows(evaluation: Evaluation, costs: Mapping[str, SystemCost]) -> list[tuple[str, str]]:

@@ -285,18 +285,11 @@ def cost_rows(checkpoint: Manifest) -> list[tuple[str, str]]:
 
 def score_rows(settings: UseCaseSettings) -> list[tuple[str, str]]:
     """Return the systems that came with a score alone, as (name, value) rows."""
-    rows = []
-    for each in settings.evaluation.external:
-        if each.score is not None:
-            interval = (
-                f" ({each.low:.3f} to {each.high:.3f})"
-                if each.low is not None and each.high is not None
-                else ""
-            )
-            took = [] if each.seconds is None else [duration(each.seconds)]
-            took += [] if each.usd is None else [f"{each.usd:.2f} USD"]
-            rows.append((title(each.name), "; ".join([f"{each.score:.3f}{interval}", *took])))
-    return rows
+    return [
+        (title(each.name), f"{each.score:.3f}")
+        for each in settings.evaluation.external
+        if each.score is not None
+    ]
 
 
 def promise_rows(pilot: Manifest, evaluation: Evaluation) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +15,18 @@ from fullft_assets.checkpoint.lineage import tokenizer_of
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import SettingsError, StoreError
-from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Comparison, Evaluation, external, title
+from fullft_assets.evaluation import (
+    ANCHOR,
+    CHAMPION,
+    FINETUNED,
+    Comparison,
+    Evaluation,
+    external,
+    modules,
+    title,
+)
+from fullft_assets.evaluation.metrics.base import Metric
+from fullft_assets.evaluation.resampling import RESAMPLES
 from fullft_assets.examples.label_names import named
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
@@ -145,10 +157,13 @@ class EvaluationContext:
     def comparison(self, test: Split) -> Comparison:
         """Return how the systems are compared, and report that they are now."""
         settings = self.job.settings
-        self.progress.say(
-            f"{settings.evaluation.resamples:,} resamples over the groups of {len(test):,} test rows ..."
-        )
-        return Comparison.of(settings, slices_of(self.store, self.inputs, settings, test))
+        self.progress.say(f"{RESAMPLES:,} resamples over the groups of {len(test):,} test rows ...")
+        return Comparison.of(settings, slices_of(self.store, self.inputs, settings, test), self.modules)
+
+    @cached_property
+    def modules(self) -> dict[str, Metric]:
+        """The metrics of `evaluation.modules` by name."""
+        return modules.load(self.store, self.inputs.get(modules.STAGE), self.job.settings)
 
     def model_folder(self, name: str) -> ModelFolder:
         """Return the folder of the model of a checkpoint among the inputs."""

@@ -4,9 +4,8 @@ champion.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,13 @@ from fullft_assets.base_model import ModelFolder
 from fullft_assets.checkpoint.lineage import snapshots_learned_from
 from fullft_assets.chunks import Tokenization
 from fullft_assets.evaluation import FINETUNED, external
-from fullft_assets.evaluation.metrics.base import Predictions
 from fullft_assets.models import loading
 from fullft_assets.models.inference import predict
 from fullft_assets.settings import EvaluationSettings
 from fullft_assets.snapshot import Split, load_split
 from fullft_assets.task import METRICS
 from fullft_assets.tasks.baseline import Baseline
-from fullft_assets.tasks.classification import assessment, evaluate_metrics, label_errors
+from fullft_assets.tasks.classification import assessment, label_errors
 from fullft_assets.tasks.classification.assessment import ClassificationEvaluation
 from fullft_assets.tasks.context import (
     EvaluationContext,
@@ -33,7 +31,6 @@ from fullft_assets.tasks.context import (
     pick_rows,
     shared_labels,
 )
-from fullft_assets.tasks.perturbing import Perturbed, Windows, score_perturbed
 
 
 def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
@@ -53,8 +50,6 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
         held_out,
         labels_alone=labels_alone,
     )
-    perturbed = _perturbed(context, test, probabilities, labels)
-    found = found.model_copy(update={"robustness": perturbed.robustness})
     tuned = probabilities[FINETUNED]
     ids, truth, answers = test.ids, test.labels, tuned
     # Likely label errors rest on them.
@@ -64,16 +59,11 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     if validation is not None:
         ids, truth = [*ids, *validation[0].ids], np.concatenate([truth, validation[0].labels])
         answers = np.concatenate([answers, validation[1]])
-    # Where both have a score that of the evaluation counts: it weighs groups and leaves out labels that
-    # cannot be measured.
-    headline = {
-        **evaluate_metrics.headline(test.labels, tuned, settings.evaluation.calibration_bins),
-        **found.headline,
-    }
+    headline = {**found.headline, "calibration_error": found.calibration_error}
     return EvaluationResult(
         found,
         headline,
-        _rows(test, probabilities, labels, labels_alone, in_full, perturbed),
+        _rows(test, probabilities, labels, labels_alone, in_full),
         _pick_answers(test, probabilities, found, settings.seed),
         label_errors.worst_errors(test.ids, test.labels, tuned, labels),
         label_errors.likely_label_errors(ids, truth, answers, labels),
@@ -149,25 +139,6 @@ def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> d
     return context.predict_with_all(test, by_checkpoint, by_baseline, by_external=by_external)
 
 
-def _perturbed(
-    context: EvaluationContext, test: Split, probabilities: Mapping[str, np.ndarray], labels: list[str]
-) -> Perturbed:
-    def predict_windows(name: str, windows: Windows) -> np.ndarray:
-        folder = context.model_folder(name)
-        return map_labels(
-            predict(folder, windows, progress=context.progress).probabilities, model_labels(folder), labels
-        )
-
-    def predictions_of(rows: Sequence[int], found: np.ndarray) -> Predictions:
-        return assessment.predictions_of(test.labels[list(rows)], found, labels)
-
-    def shown(found: np.ndarray) -> list[object]:
-        return [labels[number] for number in found.argmax(1)]
-
-    windows_of = partial(windows_for, context, test=test)
-    return score_perturbed(context, test, probabilities, predict_windows, windows_of, predictions_of, shown)
-
-
 def model_labels(model_folder: ModelFolder) -> list[str]:
     """Return a classifier's label names in the order of its outputs."""
     names: dict[Any, str] = dict(loading.read_config(model_folder).id2label or {})
@@ -224,7 +195,6 @@ def _rows(
     labels: list[str],
     labels_alone: Collection[str],
     in_full: Collection[str],
-    perturbed: Perturbed,
 ) -> pa.Table:
     columns: dict[str, Any] = {
         "id": test.ids,
@@ -237,5 +207,4 @@ def _rows(
             columns[column_of(name, "probability")] = found.max(axis=1).astype(np.float32)
         if name in in_full:
             columns[column_of(name, "probabilities")] = _lists(found)
-    columns |= {name: pa.array(values, pa.string()) for name, values in perturbed.columns.items()}
-    return pa.table({**columns, **perturbed.changed})
+    return pa.table(columns)

@@ -21,7 +21,6 @@ class Classification(Task):
     baselines = ("majority", "tfidf", "frozen_probe")
     more_baselines = ("lora", "smaller_model", "few_shot", "zero_shot")
     detects_drift = True
-    measures_calibration = True
     templates = Path(__file__).parent / "templates"
     scoring = "fullft_assets.tasks.classification.scoring:evaluate"
     evaluation = "fullft_assets.tasks.classification.assessment:ClassificationEvaluation"

@@ -33,6 +33,7 @@ def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarra
     """Return the probabilities [n, k] at a temperature; above 1 they are softer. The order of the labels
     stays.
     """
+    from scipy.special import softmax
+
     logits = np.log(np.maximum(np.asarray(probabilities, np.float64), _SMALLEST)) / temperature
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
+    return softmax(logits, axis=1)

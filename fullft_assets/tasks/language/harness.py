@@ -58,7 +58,7 @@ def score_tasks(
         was_training = model.training
         tokenizer = AutoTokenizer.from_pretrained(str(model_folder))
         scored = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=_BATCH_SIZE)
-        done = evaluate(scored, loaded, limit=asked.limit, bootstrap_iters=0)
+        done = evaluate(scored, loaded, bootstrap_iters=0)
         model.train(was_training)
     return {
         task: _by_row(task, rows, done["results"][task], progress) for task, rows in done["samples"].items()

@@ -34,6 +34,8 @@ from fullft_assets.tasks.language.generation import Writer
 #: Test documents whose beginnings are continued for the report, and by how much.
 NUM_CONTINUATIONS = 4
 MAX_NEW_TOKENS = 40
+#: Tokens that a model may write for an answer; conversations whose held-out answer has more are excluded.
+MAX_ANSWER_TOKENS = 256
 #: Characters of a document that are given; what follows is the model's.
 _PROMPT_CHARACTERS = 160
 
@@ -172,7 +174,8 @@ class _Scorer:
             return None
         counted = {"num_too_long": self._num_too_long, "max_new_tokens": self._max_new_tokens}
         truth, groups = [prompt.real for prompt in self.prompts], [prompt.group for prompt in self.prompts]
-        found = measure_answers(truth, written, groups, self._settings, **counted)
+        modules = self._context.modules
+        found = measure_answers(truth, written, groups, self._settings, modules=modules, **counted)
         if found is None:
             self._context.progress.say(
                 "written answers are not scored: fewer than two groups have one"
@@ -198,7 +201,7 @@ class _Scorer:
         """
         test, limit, tokenizer = (
             self._test,
-            self._settings.evaluation.answer_tokens,
+            MAX_ANSWER_TOKENS,
             self.base_tokenization.tokenizer,
         )
         found, longest = [], 0

@@ -4,9 +4,8 @@ and the champion.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +14,6 @@ from fullft_assets import report
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import FINETUNED, external
-from fullft_assets.evaluation.metrics.base import Predictions
 from fullft_assets.models import loading
 from fullft_assets.models.inference import predict
 from fullft_assets.snapshot import Split
@@ -31,7 +29,6 @@ from fullft_assets.tasks.context import (
 from fullft_assets.tasks.multi_label import assessment
 from fullft_assets.tasks.multi_label.assessment import MultiLabelEvaluation
 from fullft_assets.tasks.multi_label.recipe import thresholds_file
-from fullft_assets.tasks.perturbing import Perturbed, Windows, score_perturbed
 
 
 @dataclass(frozen=True)
@@ -68,15 +65,13 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     evaluation = assessment.assess(
         test.labels, decisions, test.groups, names, thresholds, context.comparison(test)
     )
-    perturbed = _perturbed(context, test, decisions, names)
-    evaluation = evaluation.model_copy(update={"robustness": perturbed.robustness})
     headline = {
         **evaluation.headline,
         "labels_a_row": evaluation.labels_a_row,
         "labels_without_test_rows": evaluation.unmeasured,
     }
     answers = _pick_answers(test, decisions, evaluation, context.job.settings.seed)
-    return EvaluationResult(evaluation, headline, _rows(test, decisions, names, perturbed), answers)
+    return EvaluationResult(evaluation, headline, _rows(test, decisions, names), answers)
 
 
 def _predict_all(context: EvaluationContext, test: Split, names: list[str]) -> dict[str, LabelDecisions]:
@@ -98,25 +93,6 @@ def _predict_all(context: EvaluationContext, test: Split, names: list[str]) -> d
         return LabelDecisions(decided, np.full(len(names), 0.5))
 
     return context.predict_with_all(test, by_checkpoint, by_baseline, by_external=by_external)
-
-
-def _perturbed(
-    context: EvaluationContext, test: Split, decisions: Mapping[str, np.ndarray], names: list[str]
-) -> Perturbed:
-    def decide(name: str, windows: Windows) -> np.ndarray:
-        folder = context.model_folder(name)
-        found = predict(folder, windows, progress=context.progress).probabilities
-        return LabelDecisions(found, read_thresholds(folder)).in_order(model_labels(folder), names).labels
-
-    def predictions_of(rows: Sequence[int], found: np.ndarray) -> Predictions:
-        return assessment.predictions_of(test.labels[list(rows)], found, names)
-
-    def shown(found: np.ndarray) -> list[object]:
-        return [_named(row, names) for row in found]
-
-    return score_perturbed(
-        context, test, decisions, decide, partial(windows_for, context, test=test), predictions_of, shown
-    )
 
 
 def read_thresholds(model_folder: ModelFolder) -> np.ndarray:
@@ -152,9 +128,7 @@ def _named(row: np.ndarray, names: list[str]) -> list[str]:
     return [names[i] for i in np.flatnonzero(row)]
 
 
-def _rows(
-    test: Split, decisions: Mapping[str, np.ndarray], names: list[str], perturbed: Perturbed
-) -> pa.Table:
+def _rows(test: Split, decisions: Mapping[str, np.ndarray], names: list[str]) -> pa.Table:
     lists = pa.list_(pa.string())
     columns = {
         "id": test.ids,
@@ -163,5 +137,4 @@ def _rows(
     }
     for name, decided in decisions.items():
         columns[column_of(name, "predicted")] = pa.array([_named(row, names) for row in decided], lists)
-    columns |= {name: pa.array(values, lists) for name, values in perturbed.columns.items()}
-    return pa.table({**columns, **perturbed.changed})
+    return pa.table(columns)
