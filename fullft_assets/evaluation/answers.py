@@ -72,7 +72,7 @@ def measure_answers(
     asked = settings.evaluation
     names = [*task_of(settings.examples).answer_metrics, *asked.metrics]
     metrics = {name: METRICS.get(name) for name in names} | dict(modules or {})
-    found = {
+    measured = {
         name: measure(
             metric, predictions, index, reference=FINETUNED, confidence=asked.confidence, seed=settings.seed
         )
@@ -82,11 +82,11 @@ def measure_answers(
     return AnswerScores(
         num_answers=len(truth),
         num_groups=num_groups,
-        effective_groups=next(iter(found.values())).effective_groups,
+        effective_groups=next(iter(measured.values())).effective_groups,
         num_too_long=num_too_long,
         max_new_tokens=max_new_tokens,
-        scores={name: each.scores for name, each in found.items()},
-        gains={name: each.gains for name, each in found.items()},
+        scores={name: each.scores for name, each in measured.items()},
+        gains={name: each.gains for name, each in measured.items()},
     )
 
 

@@ -72,9 +72,9 @@ class Comparison:
 
     def take(self, rows: np.ndarray) -> Comparison:
         """Return the comparison of some of the rows, bool [n]."""
-        kept = np.flatnonzero(rows).tolist()
+        positions = np.flatnonzero(rows).tolist()
         return replace(
-            self, slicing={kind: [values[row] for row in kept] for kind, values in self.slicing.items()}
+            self, slicing={kind: [values[row] for row in positions] for kind, values in self.slicing.items()}
         )
 
     def run(
@@ -94,12 +94,12 @@ class Comparison:
         asked = (name for name in (*self.settings.metrics, *self.modules) if not self._get(name).of_answers)
         shown = list(dict.fromkeys([*TASKS.get(self.task).shown_metrics, *asked]))
         predictions, shared = _prepare(predictions, index, num_groups)
-        found = {
+        scores_by_metric = {
             name: measured
             for name in shown
             if (measured := self._measure(name, predictions, index)) is not None
         }
-        primary, confidence = found[self.metric], self.settings.confidence
+        primary, confidence = scores_by_metric[self.metric], self.settings.confidence
         baselines = [name for name in primary.scores if name not in (FINETUNED, CHAMPION, ANCHOR)]
         justified = justification(
             primary.scores,
@@ -122,8 +122,8 @@ class Comparison:
             "groups_digest": digest(sorted(set(groups))),
             "baselines": baselines,
             "has_champion": CHAMPION in primary.scores,
-            "scores": {metric: each.scores for metric, each in found.items()},
-            "gains": {metric: each.gains for metric, each in found.items()},
+            "scores": {metric: each.scores for metric, each in scores_by_metric.items()},
+            "gains": {metric: each.gains for metric, each in scores_by_metric.items()},
             "justification": justified,
             "slices": self._slices(
                 predictions, index, CHAMPION if CHAMPION in primary.scores else justified.best_baseline
@@ -143,7 +143,7 @@ class Comparison:
         one of them.
         """
         metric = self._get(name)
-        measured = {system: found for system, found in predictions.items() if metric.measures(found)}
+        measured = {system: each for system, each in predictions.items() if metric.measures(each)}
         if FINETUNED not in measured:
             return None
         return measure(metric, measured, index, reference=FINETUNED, rows_chose_labels=True, **self._sampling)
@@ -167,28 +167,28 @@ def _prepare(
     the same. A document counts at most as many tokens as nine in ten have: the mean of unbounded lengths has
     no interval that holds.
     """
-    ours, shared = predictions[FINETUNED], {}
+    finetuned, shared = predictions[FINETUNED], {}
     weights = 1.0 / np.minimum(np.bincount(index, minlength=num_groups), MAX_GROUP_WEIGHT)[index]
-    if ours.loss is not None and ours.num_tokens is not None:
-        cap = max(1, round(float(np.quantile(ours.num_tokens, TOKEN_CAP_QUANTILE))))
-        weights = weights * np.minimum(ours.num_tokens, cap) / np.maximum(ours.num_tokens, 1)
+    if finetuned.loss is not None and finetuned.num_tokens is not None:
+        cap = max(1, round(float(np.quantile(finetuned.num_tokens, TOKEN_CAP_QUANTILE))))
+        weights = weights * np.minimum(finetuned.num_tokens, cap) / np.maximum(finetuned.num_tokens, 1)
         shared["token_cap"] = cap
     changes: dict[str, Any] = {"weights": weights}
-    if ours.true is not None and ours.found is not None and ours.given is not None:
-        changes["measurable"] = measurable = measurable_labels(ours.true, index, num_groups, weights)
-        too_rare = ~measurable & (ours.true.sum(0) > 0)
+    if finetuned.true is not None and finetuned.found is not None and finetuned.given is not None:
+        changes["measurable"] = measurable = measurable_labels(finetuned.true, index, num_groups, weights)
+        too_rare = ~measurable & (finetuned.true.sum(0) > 0)
         if not measurable.any():
             changes["measurable"] = None
-        names = ours.labels or [str(label) for label in range(len(measurable))]
+        names = finetuned.labels or [str(label) for label in range(len(measurable))]
         shared["rare_labels"] = [names[label] for label in np.flatnonzero(too_rare).tolist()]
         shared["measurable_labels"] = int(measurable.sum())
         if too_rare.any():
             tables = (
                 np.asarray(table, np.float64)[:, too_rare].sum(0, keepdims=True)
-                for table in (ours.found, ours.true, ours.given)
+                for table in (finetuned.found, finetuned.true, finetuned.given)
             )
             shared["rare_micro_f1"] = float(counts.micro_f1(*tables)[0])
-    return {name: replace(found, **changes) for name, found in predictions.items()}, shared
+    return {name: replace(each, **changes) for name, each in predictions.items()}, shared
 
 
 def measurable_labels(

@@ -39,10 +39,10 @@ def keep(store: Store, case: str, settings: UseCaseSettings, root: Path) -> Mani
                 f" the task {task.name} does not have; remove it"
             )
         scripts = _scripts(module, root)
-        found = digest({name: file_digest(path) for name, path in scripts.items()})
-        if found != module.digest:
+        actual = digest({name: file_digest(path) for name, path in scripts.items()})
+        if actual != module.digest:
             raise DataError(
-                f"evaluation.modules: {module.name}: the digest of its Python files is {found}; they run in"
+                f"evaluation.modules: {module.name}: the digest of its Python files is {actual}; they run in"
                 f" the evaluation, so read {next(iter(scripts.values())).parent} and set it in the YAML"
             )
         files |= {f"{module.name}/{name}": path for name, path in scripts.items()}

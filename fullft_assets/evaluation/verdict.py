@@ -106,9 +106,9 @@ def verdict(
     )
 
 
-def write_verdict(folder: Path, found: ReleaseVerdict) -> None:
+def write_verdict(folder: Path, decision: ReleaseVerdict) -> None:
     """Write the verdict into the folder of an `evaluation_report`."""
-    (folder / DECISION).write_text(found.model_dump_json(indent=1), encoding="utf-8")
+    (folder / DECISION).write_text(decision.model_dump_json(indent=1), encoding="utf-8")
 
 
 def read_verdict(folder: Path) -> ReleaseVerdict:

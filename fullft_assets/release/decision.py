@@ -300,8 +300,8 @@ def _fix_decision(
     if store.read_pointer(_decision_pointer(checkpoint)) is not None:
         return
     _record_run(store, case, checkpoint, report)
-    found = EvaluationMetadata.of(report)
-    against = {"incumbent": found.incumbent, "anchor": found.anchor, "seed_runs": found.seed_runs}
+    metadata = EvaluationMetadata.of(report)
+    against = {"incumbent": metadata.incumbent, "anchor": metadata.anchor, "seed_runs": metadata.seed_runs}
     store.write_pointer(
         _decision_pointer(checkpoint), {**against, "evaluation": report.ref, "promote": verdict.promote}
     )
@@ -332,10 +332,10 @@ def seed_runs(store: Store, case: str) -> dict[str, list[str]]:
 def forget_runs(store: Store, case: str, reports: Collection[str]) -> None:
     """Forget trainings whose reports, by reference, are removed: no noise of seeds can be taken from them."""
 
-    def change(found: dict[str, Any] | None) -> dict[str, Any] | None:
-        runs = (found or {"runs": []})["runs"]
-        kept = [run for run in runs if run["evaluation"] not in reports]
-        return None if kept == runs else {"runs": kept}
+    def change(pointer: dict[str, Any] | None) -> dict[str, Any] | None:
+        runs = (pointer or {"runs": []})["runs"]
+        others = [run for run in runs if run["evaluation"] not in reports]
+        return None if others == runs else {"runs": others}
 
     store.change_pointer(f"{case}/runs", change)
 
@@ -344,7 +344,7 @@ def _record_run(store: Store, case: str, checkpoint: Manifest, report: Manifest)
     """Keep in mind which recipe a judged training had."""
     run = {"recipe": recipe_digest(checkpoint), "evaluation": report.ref}
     store.change_pointer(
-        f"{case}/runs", lambda found: {"runs": [run, *(found or {"runs": []})["runs"]][:_MAX_RUNS]}
+        f"{case}/runs", lambda pointer: {"runs": [run, *(pointer or {"runs": []})["runs"]][:_MAX_RUNS]}
     )
 
 

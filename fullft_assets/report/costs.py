@@ -37,14 +37,16 @@ def system_costs(inputs: Mapping[str, Manifest]) -> dict[str, SystemCost]:
     system took is unknown.
     """
     baselines = BaselinesMetadata.of(inputs["cheaper_baselines"])
-    found = {
+    of_baselines = {
         name: SystemCost(seconds, baselines.usd[name] or None) for name, seconds in baselines.seconds.items()
     }
-    made = {FINETUNED: inputs["finetuned_checkpoint"]} | {
+    checkpoints = {FINETUNED: inputs["finetuned_checkpoint"]} | {
         name: inputs[name] for name in (CHAMPION, ANCHOR) if name in inputs
     }
-    trained = {name: _of_training(CheckpointMetadata.of(checkpoint)) for name, checkpoint in made.items()}
-    return found | trained
+    trained = {
+        name: _of_training(CheckpointMetadata.of(checkpoint)) for name, checkpoint in checkpoints.items()
+    }
+    return of_baselines | trained
 
 
 def worth_rows(evaluation: Evaluation, costs: Mapping[str, SystemCost]) -> list[tuple[str, str]]:
@@ -52,18 +54,18 @@ def worth_rows(evaluation: Evaluation, costs: Mapping[str, SystemCost]) -> list[
     known.
     """
     best, gain = evaluation.justification.best_baseline, evaluation.gain_over_best_baseline
-    ours, theirs = costs.get(FINETUNED), costs.get(best)
-    if ours is None or theirs is None or ours.seconds is None or theirs.seconds is None:
+    finetuned, baseline = costs.get(FINETUNED), costs.get(best)
+    if finetuned is None or baseline is None or finetuned.seconds is None or baseline.seconds is None:
         return []
-    rows = [(f"longer than {title(best)}", duration(max(0.0, ours.seconds - theirs.seconds)))]
-    if ours.usd is None or theirs.usd is None:
+    rows = [(f"longer than {title(best)}", duration(max(0.0, finetuned.seconds - baseline.seconds)))]
+    if finetuned.usd is None or baseline.usd is None:
         return [*rows, ("costs more", "unknown, as no price is given")]
-    extra = ours.usd - theirs.usd
+    extra = finetuned.usd - baseline.usd
     rows.append((f"costs more than {title(best)}", f"{extra:,.2f} USD"))
     if gain.estimate > 0:
         rows.append(("a point of gain (0.01) costs", f"{extra / gain.estimate / 100:,.2f} USD"))
     return rows
 
 
-def _of_training(made: CheckpointMetadata) -> SystemCost:
-    return SystemCost(made.training_seconds, made.training_usd or None)
+def _of_training(metadata: CheckpointMetadata) -> SystemCost:
+    return SystemCost(metadata.training_seconds, metadata.training_usd or None)

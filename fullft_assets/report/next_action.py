@@ -32,8 +32,8 @@ def next_action(case: str, verdict: ReleaseVerdict, evaluation: Evaluation, sett
 
 
 def _missing_groups(evaluation: Evaluation, settings: ReleaseSettings) -> str:
-    found, needed = evaluation.effective_groups, settings.min_effective_groups
-    if not 0 < found < needed:
+    effective, needed = evaluation.effective_groups, settings.min_effective_groups
+    if not 0 < effective < needed:
         return "more groups of each label"
-    more = math.ceil(evaluation.num_test_groups * needed / found) - evaluation.num_test_groups
+    more = math.ceil(evaluation.num_test_groups * needed / effective) - evaluation.num_test_groups
     return f"so many more groups that about {more:,} of them are test groups"

@@ -123,7 +123,7 @@ class EvaluationContext:
             by_baseline: takes a baseline's name, and the baseline.
             by_external: takes the name of an external system, and its answer for each test row.
         """
-        found = {}
+        outputs = {}
         systems: dict[str, Callable[[], Output]] = {FINETUNED: lambda: by_checkpoint("finetuned_checkpoint")}
         for name, baseline in self._load_baselines(test, tokenization).items():
             systems[name] = lambda name=name, baseline=baseline: by_baseline(name, baseline)
@@ -140,18 +140,18 @@ class EvaluationContext:
         for name, predict in systems.items():
             self.progress.raise_if_stopped()
             self.progress.say(f"{title(name)} on {len(test):,} test rows ...")
-            found[name] = predict()
-        return found
+            outputs[name] = predict()
+        return outputs
 
     def external_answers(self, test: Split) -> dict[str, list[Any]]:
         """Return what each external system answered for each test row, as its file has it."""
         if external.STAGE not in self.inputs:
             return {}
-        kept = self.inputs[external.STAGE]
-        folder, target = self.store.folder(kept), kept.settings["target"]
+        copies = self.inputs[external.STAGE]
+        folder, target = self.store.folder(copies), copies.settings["target"]
         return {
             name: external.answers(folder, name, target, test.ids)
-            for name in external.ExternalMetadata.of(kept).num_rows
+            for name in external.ExternalMetadata.of(copies).num_rows
         }
 
     def comparison(self, test: Split) -> Comparison:
@@ -206,12 +206,13 @@ def column_of(system: str, what: str) -> str:
     return what if system == FINETUNED else f"{system}.{what}"
 
 
-def shared_labels(theirs: Sequence[str], ours: Sequence[str]) -> list[str]:
+def shared_labels(model_labels: Sequence[str], labels: Sequence[str]) -> list[str]:
     """Return which of our labels a system knows, in our order."""
-    shared = [label for label in ours if label in theirs]
+    shared = [label for label in labels if label in model_labels]
     if not shared:
         wanted, known = (
-            named(((label, "") for label in part), len(part), {*ours, *theirs}) for part in (ours, theirs)
+            named(((label, "") for label in part), len(part), {*labels, *model_labels})
+            for part in (labels, model_labels)
         )
         raise StoreError(
             f"the model knows none of the labels {wanted}, only {known}; give the new labels a use case of"

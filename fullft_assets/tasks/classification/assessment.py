@@ -69,11 +69,11 @@ class ClassificationEvaluation(Evaluation):
         return [
             (
                 self.labels[true],
-                self.labels[given],
-                int(wrong[true, given]),
-                float(wrong[true, given] / counts[true].sum()),
+                self.labels[predicted],
+                int(wrong[true, predicted]),
+                float(wrong[true, predicted] / counts[true].sum()),
             )
-            for true, given in pairs
+            for true, predicted in pairs
         ]
 
     @property
@@ -131,8 +131,8 @@ def predictions_of(
 ) -> Predictions:
     """Return what metrics take of a system's label probabilities [n, k] for rows with true labels [n]."""
     probabilities = require_probabilities(probabilities, labels, len(label_names), name)
-    found = of_labels(labels, probabilities.argmax(axis=1), len(label_names))
-    return replace(found, labels=label_names, predicted=probabilities)
+    predictions = of_labels(labels, probabilities.argmax(axis=1), len(label_names))
+    return replace(predictions, labels=label_names, predicted=probabilities)
 
 
 def of_labels(
@@ -174,12 +174,12 @@ def assess(
     labels = np.asarray(labels)
     temperature = None if validation is None else fit_temperature(*validation)
     predictions = {
-        name: predictions_of(labels, found, label_names, name) for name, found in probabilities.items()
+        name: predictions_of(labels, each, label_names, name) for name, each in probabilities.items()
     }
     predictions |= {name: replace(predictions[name], predicted=None) for name in labels_alone}
     shared = comparison.run(predictions, groups, len(labels))
     tuned = np.asarray(probabilities[FINETUNED]).argmax(axis=1)
-    is_right = {name: np.asarray(found).argmax(axis=1) == labels for name, found in probabilities.items()}
+    is_right = {name: np.asarray(each).argmax(axis=1) == labels for name, each in probabilities.items()}
     confusion = confusion_matrix(*require_labels(labels, tuned), labels=range(len(label_names)))
     return ClassificationEvaluation(
         **shared,

@@ -41,7 +41,7 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     validation, held_out = _on_validation(context, labels), None
     if validation is not None:
         held_out = (validation[0].labels, validation[1])
-    found = assessment.assess(
+    evaluation = assessment.assess(
         test.labels,
         probabilities,
         test.groups,
@@ -54,17 +54,17 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     ids, truth, answers = test.ids, test.labels, tuned
     # Likely label errors rest on them.
     in_full = {FINETUNED}
-    if _asks_for_probabilities(settings.evaluation, found, tuned, test):
+    if _asks_for_probabilities(settings.evaluation, evaluation, tuned, test):
         in_full = probabilities.keys() - labels_alone
     if validation is not None:
         ids, truth = [*ids, *validation[0].ids], np.concatenate([truth, validation[0].labels])
         answers = np.concatenate([answers, validation[1]])
-    headline = {**found.headline, "calibration_error": found.calibration_error}
+    headline = {**evaluation.headline, "calibration_error": evaluation.calibration_error}
     return EvaluationResult(
-        found,
+        evaluation,
         headline,
         _rows(test, probabilities, labels, labels_alone, in_full),
-        _pick_answers(test, probabilities, found, settings.seed),
+        _pick_answers(test, probabilities, evaluation, settings.seed),
         label_errors.worst_errors(test.ids, test.labels, tuned, labels),
         label_errors.likely_label_errors(ids, truth, answers, labels),
         validation=None if validation is None else _validation_rows(*validation, labels),
@@ -72,12 +72,14 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
 
 
 def _asks_for_probabilities(
-    settings: EvaluationSettings, found: ClassificationEvaluation, tuned: np.ndarray, test: Split
+    settings: EvaluationSettings, evaluation: ClassificationEvaluation, tuned: np.ndarray, test: Split
 ) -> bool:
     """Return whether a score rests on the probability of every label."""
-    measured = assessment.predictions_of(test.labels, tuned, found.labels)
+    measured = assessment.predictions_of(test.labels, tuned, evaluation.labels)
     named = [
-        METRICS.get(name) for name in (*found.metrics, *settings.metrics) if not METRICS.get(name).of_answers
+        METRICS.get(name)
+        for name in (*evaluation.metrics, *settings.metrics)
+        if not METRICS.get(name).of_answers
     ]
     return any(
         metric.measures(measured) and not metric.measures(replace(measured, predicted=None))
@@ -114,8 +116,8 @@ def _on_validation(context: EvaluationContext, labels: list[str]) -> tuple[Split
         return None
     context.progress.say(f"{len(rows):,} validation rows, for the temperature and likely label errors ...")
     folder = context.model_folder("finetuned_checkpoint")
-    found = predict(folder, rows.windows, progress=context.progress).probabilities
-    return rows, map_labels(found, model_labels(folder), labels)
+    probabilities = predict(folder, rows.windows, progress=context.progress).probabilities
+    return rows, map_labels(probabilities, model_labels(folder), labels)
 
 
 def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> dict[str, np.ndarray]:
@@ -125,15 +127,17 @@ def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> d
 
     def by_checkpoint(name: str) -> np.ndarray:
         folder = context.model_folder(name)
-        found = predict(folder, windows_for(context, name, test), progress=context.progress).probabilities
-        return map_labels(found, model_labels(folder), labels)
+        probabilities = predict(
+            folder, windows_for(context, name, test), progress=context.progress
+        ).probabilities
+        return map_labels(probabilities, model_labels(folder), labels)
 
     def by_baseline(name: str, baseline: Baseline) -> np.ndarray:
         return map_labels(baseline.predict(test), context.baseline_labels, labels)
 
-    def by_external(name: str, given: list[str]) -> np.ndarray:
+    def by_external(name: str, answers: list[str]) -> np.ndarray:
         return np.eye(len(labels))[
-            [label for (label,) in external.positions(name, [[label] for label in given], labels)]
+            [label for (label,) in external.positions(name, [[label] for label in answers], labels)]
         ]
 
     return context.predict_with_all(test, by_checkpoint, by_baseline, by_external=by_external)
@@ -145,34 +149,35 @@ def model_labels(model_folder: ModelFolder) -> list[str]:
     return [names[i] for i in range(len(names))]
 
 
-def map_labels(probabilities: np.ndarray, theirs: list[str], ours: list[str]) -> np.ndarray:
+def map_labels(probabilities: np.ndarray, model_labels: list[str], labels: list[str]) -> np.ndarray:
     """Bring probabilities [n, their labels] into our label order [n, ours], as shares of the labels that both
     know.
 
     A label that the model does not know has probability 0.
     """
-    if theirs == ours:
+    if model_labels == labels:
         return probabilities
-    shared = shared_labels(theirs, ours)
-    mapped = np.zeros((len(probabilities), len(ours)))
-    mapped[:, [ours.index(label) for label in shared]] = probabilities[
-        :, [theirs.index(label) for label in shared]
+    shared = shared_labels(model_labels, labels)
+    mapped = np.zeros((len(probabilities), len(labels)))
+    mapped[:, [labels.index(label) for label in shared]] = probabilities[
+        :, [model_labels.index(label) for label in shared]
     ]
     # A model that is sure of a label that left the list has next to nothing left to share: no information.
     known = mapped.sum(axis=1, keepdims=True)
-    uniform = np.isin(ours, shared) / len(shared)
+    uniform = np.isin(labels, shared) / len(shared)
     return np.where(known > 0, mapped / np.where(known > 0, known, 1), uniform)
 
 
 def _pick_answers(
-    test: Split, probabilities: Mapping[str, np.ndarray], found: ClassificationEvaluation, seed: int
+    test: Split, probabilities: Mapping[str, np.ndarray], evaluation: ClassificationEvaluation, seed: int
 ) -> list[report.AnsweredRow]:
     tuned, baseline = (
-        probabilities[name].argmax(1) for name in (FINETUNED, found.justification.best_baseline)
+        probabilities[name].argmax(1) for name in (FINETUNED, evaluation.justification.best_baseline)
     )
     return [
         report.AnsweredRow(
-            report.shorten(test.texts[i]), *(found.labels[each[i]] for each in (test.labels, baseline, tuned))
+            report.shorten(test.texts[i]),
+            *(evaluation.labels[each[i]] for each in (test.labels, baseline, tuned)),
         )
         for i in pick_rows(tuned == baseline, seed)
     ]
@@ -201,10 +206,10 @@ def _rows(
         "label": [labels[i] for i in test.labels],
         "group": test.groups,
     }
-    for name, found in probabilities.items():
-        columns[column_of(name, "predicted")] = [labels[i] for i in found.argmax(axis=1)]
+    for name, each in probabilities.items():
+        columns[column_of(name, "predicted")] = [labels[i] for i in each.argmax(axis=1)]
         if name not in labels_alone:
-            columns[column_of(name, "probability")] = found.max(axis=1).astype(np.float32)
+            columns[column_of(name, "probability")] = each.max(axis=1).astype(np.float32)
         if name in in_full:
-            columns[column_of(name, "probabilities")] = _lists(found)
+            columns[column_of(name, "probabilities")] = _lists(each)
     return pa.table(columns)

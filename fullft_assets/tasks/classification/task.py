@@ -50,10 +50,10 @@ class Classification(Task):
         from fullft_assets.chunks import Tokenization
         from fullft_assets.models.inference import predict
 
-        for found in predict(
+        for probabilities in predict(
             model, Tokenization.load_saved(model, settings.chunks).windows(texts)
         ).probabilities:
-            ranked = sorted(zip(labels, map(float, found), strict=True), key=lambda pair: -pair[1])
+            ranked = sorted(zip(labels, map(float, probabilities), strict=True), key=lambda pair: -pair[1])
             yield {"label": ranked[0][0], "probability": ranked[0][1], "probabilities": dict(ranked)}
 
     def show(self, prediction: Mapping[str, Any]) -> Iterator[str]:

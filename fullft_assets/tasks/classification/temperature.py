@@ -22,8 +22,8 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:
-        found = with_temperature(probabilities, math.exp(log_temperature))
-        return float(-np.log(np.maximum(found[np.arange(len(labels)), labels], _SMALLEST)).mean())
+        scaled = with_temperature(probabilities, math.exp(log_temperature))
+        return float(-np.log(np.maximum(scaled[np.arange(len(labels)), labels], _SMALLEST)).mean())
 
     found: Any = minimize_scalar(loss, bounds=tuple(map(math.log, _RANGE)), method="bounded")
     return math.exp(float(found.x))

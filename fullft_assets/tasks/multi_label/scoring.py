@@ -45,13 +45,16 @@ class LabelDecisions:
         """The labels that it gives: bool [n, k]."""
         return self.probabilities >= self.thresholds
 
-    def in_order(self, theirs: list[str], ours: list[str]) -> LabelDecisions:
+    def in_order(self, model_labels: list[str], labels: list[str]) -> LabelDecisions:
         """Return the decisions in our label order instead of theirs; a label that the system does not know is
         never predicted.
         """
-        shared = shared_labels(theirs, ours)
-        to, source = [ours.index(label) for label in shared], [theirs.index(label) for label in shared]
-        probabilities, thresholds = np.zeros((len(self.probabilities), len(ours))), np.ones(len(ours))
+        shared = shared_labels(model_labels, labels)
+        to, source = (
+            [labels.index(label) for label in shared],
+            [model_labels.index(label) for label in shared],
+        )
+        probabilities, thresholds = np.zeros((len(self.probabilities), len(labels))), np.ones(len(labels))
         probabilities[:, to], thresholds[to] = self.probabilities[:, source], self.thresholds[source]
         return LabelDecisions(probabilities, thresholds)
 
@@ -59,9 +62,9 @@ class LabelDecisions:
 def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     """Score every system on the test rows."""
     names = context.labels
-    found = _predict_all(context, test, names)
-    decisions = {name: each.labels for name, each in found.items()}
-    thresholds = found[FINETUNED].thresholds
+    of_systems = _predict_all(context, test, names)
+    decisions = {name: each.labels for name, each in of_systems.items()}
+    thresholds = of_systems[FINETUNED].thresholds
     evaluation = assessment.assess(
         test.labels, decisions, test.groups, names, thresholds, context.comparison(test)
     )
@@ -79,16 +82,18 @@ def _predict_all(context: EvaluationContext, test: Split, names: list[str]) -> d
 
     def by_checkpoint(name: str) -> LabelDecisions:
         folder = context.model_folder(name)
-        found = predict(folder, windows_for(context, name, test), progress=context.progress).probabilities
-        return LabelDecisions(found, read_thresholds(folder)).in_order(model_labels(folder), names)
+        probabilities = predict(
+            folder, windows_for(context, name, test), progress=context.progress
+        ).probabilities
+        return LabelDecisions(probabilities, read_thresholds(folder)).in_order(model_labels(folder), names)
 
     def by_baseline(name: str, baseline: Baseline) -> LabelDecisions:
         thresholds = np.load(folder_of_baselines / thresholds_file(name))["thresholds"]
         return LabelDecisions(baseline.predict(test), thresholds).in_order(context.baseline_labels, names)
 
-    def by_external(name: str, given: list[list[str]]) -> LabelDecisions:
+    def by_external(name: str, answers: list[list[str]]) -> LabelDecisions:
         decided = np.zeros((len(test), len(names)))
-        for row, labels in enumerate(external.positions(name, given, names)):
+        for row, labels in enumerate(external.positions(name, answers, names)):
             decided[row, labels] = 1
         return LabelDecisions(decided, np.full(len(names), 0.5))
 
@@ -112,13 +117,16 @@ def read_thresholds(model_folder: ModelFolder) -> np.ndarray:
 
 
 def _pick_answers(
-    test: Split, decisions: Mapping[str, np.ndarray], found: MultiLabelEvaluation, seed: int
+    test: Split, decisions: Mapping[str, np.ndarray], evaluation: MultiLabelEvaluation, seed: int
 ) -> list[report.AnsweredRow]:
-    tuned, baseline = decisions[FINETUNED], decisions[found.justification.best_baseline]
+    tuned, baseline = decisions[FINETUNED], decisions[evaluation.justification.best_baseline]
     return [
         report.AnsweredRow(
             report.shorten(test.texts[i]),
-            *(", ".join(_named(each[i], found.labels)) or "none" for each in (test.labels, baseline, tuned)),
+            *(
+                ", ".join(_named(each[i], evaluation.labels)) or "none"
+                for each in (test.labels, baseline, tuned)
+            ),
         )
         for i in pick_rows((tuned == baseline).all(axis=1), seed)
     ]
