@@ -42,6 +42,11 @@ class Recall(evaluate.Metric):
 """
 
 
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return classification.Lab(tmp_path_factory.mktemp("mail"))
+
+
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The hub's cache of modules; no connection can be opened."""
@@ -68,8 +73,8 @@ def with_its_digest(store: Store, settings: UseCaseSettings, module: str, root: 
 
 
 @pytest.mark.parametrize("is_cached", [False, True])
-def test_a_module_scores_every_system_with_an_interval(cache: Path, tmp_path: Path, is_cached: bool) -> None:
-    lab: Any = classification.Lab(tmp_path / "mail")
+def test_a_module_scores_every_system_with_an_interval(lab: Any, cache: Path, is_cached: bool) -> None:
+    key = f"module-{is_cached}"
     folder = lab.root / "metrics" / "mean_recall"
     if is_cached:
         folder = cache / "evaluate_modules" / "metrics" / "evaluate-metric--mean_recall" / ("a" * 64)
@@ -85,7 +90,7 @@ def test_a_module_scores_every_system_with_an_interval(cache: Path, tmp_path: Pa
     script.write_text("raise SystemExit")
     with pytest.raises(DataError, match="the digest of its Python files is"):
         modules.keep(lab.store, "mail", settings, lab.root)
-    candidate = lab.checkpoint("candidate", classification.small_model(lab.labels, [0, 1, 2]))
+    candidate = lab.checkpoint(key, classification.small_model(lab.labels, [0, 1, 2]))
     inputs = {
         "training_snapshot": lab.snapshot.ref,
         "finetuned_checkpoint": candidate.ref,
@@ -94,11 +99,11 @@ def test_a_module_scores_every_system_with_an_interval(cache: Path, tmp_path: Pa
         modules.STAGE: copies.ref,
     }
     job = Job(
-        case="mail", stage="evaluation_report", key="with_module", project_root=str(lab.root),
+        case="mail", stage="evaluation_report", key=key, project_root=str(lab.root),
         store_url=lab.store.url, settings=settings, inputs=inputs,
     )  # fmt: skip
     work(job, lab.store, Progress(silent=True))
-    report = lab.store.find("mail", "evaluation_report", "with_module")
+    report = lab.store.find("mail", "evaluation_report", key)
     rows = pq.read_table(lab.store.folder(report) / "predictions.parquet").to_pydict()
     evaluation = read_evaluation((lab.store.folder(report) / "evaluation.json").read_bytes())
     for system, score in evaluation.scores["mean_recall"].items():

@@ -76,11 +76,9 @@ def _asks_for_probabilities(
 ) -> bool:
     """Return whether a score rests on the probability of every label."""
     measured = assessment.predictions_of(test.labels, tuned, evaluation.labels)
-    named = [
-        METRICS.get(name)
-        for name in (*evaluation.metrics, *settings.metrics)
-        if not METRICS.get(name).of_answers
-    ]
+    # A module of `evaluate` takes labels alone.
+    registered = [METRICS.get(name) for name in (*evaluation.metrics, *settings.metrics) if name in METRICS]
+    named = [metric for metric in registered if not metric.of_answers]
     return any(
         metric.measures(measured) and not metric.measures(replace(measured, predicted=None))
         for metric in named
