@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.release_gate import RESAMPLES, Trained, measure_parts, train
 from fullft_assets.evaluation import CHAMPION, FINETUNED, Comparison
 from fullft_assets.evaluation.forgetting import Forgetting
+from fullft_assets.evaluation.gates import ChampionRule
 from fullft_assets.evaluation.verdict import verdict
 from fullft_assets.settings import EvaluationSettings, ReleaseSettings
 from fullft_assets.tasks.classification.assessment import ClassificationEvaluation, assess
@@ -101,12 +102,20 @@ def evaluate(
         "label": [None] * len(rows),
         "length": [f"quarter {part}" for part in quarters(trained)[rows]],
     }
-    settings = EvaluationSettings(resamples=RESAMPLES)
-    comparison = Comparison(settings, "macro_f1", int(rng.integers(2**31)), "classification", slicing=slicing)
+    comparison = Comparison(
+        EvaluationSettings(),
+        "macro_f1",
+        int(rng.integers(2**31)),
+        "classification",
+        slicing=slicing,
+        resamples=RESAMPLES,
+    )
     return assess(labels, probabilities, groups, [str(label) for label in range(test.num_labels)], comparison)
 
 
-def stopped(trained: Trained, damage: Damage, trials: int, num_groups: int, rule: str) -> dict[str, Any]:
+def stopped(
+    trained: Trained, damage: Damage, trials: int, num_groups: int, rule: ChampionRule
+) -> dict[str, Any]:
     """Return in which share of the trials each gate said no, and how many candidates were promoted."""
     said: Counter[str] = Counter()
     for trial in range(trials):
@@ -117,7 +126,7 @@ def stopped(trained: Trained, damage: Damage, trials: int, num_groups: int, rule
             CHAMPION: trained.predicted[theirs],
         }
         found = evaluate(trained, systems, rng, num_groups)
-        decision = verdict(found, ReleaseSettings.model_validate({"champion_rule": rule}))
+        decision = verdict(found, ReleaseSettings(), rule)
         said.update(reason.gate for reason in decision.reasons if not reason.passed)
         said["promoted"] += decision.promote
     return {name: round(count / trials, 3) for name, count in sorted(said.items())}
@@ -128,7 +137,8 @@ def predictions(trials: int) -> Iterator[dict[str, Any]]:
     name, num_rows, num_groups = REAL
     trained = train(name, num_rows, NUM_RUNS)
     for title, damage in DAMAGES.items():
-        for rule in ("non_inferiority", "superiority"):
+        rules: tuple[ChampionRule, ...] = ("non_inferiority", "superiority")
+        for rule in rules:
             yield {
                 "damage": title,
                 "rule": rule,

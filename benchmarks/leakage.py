@@ -2,7 +2,7 @@
 line of JSON each.
 
 On real sets, whose labels are learned from their texts, it should find nothing; where a stamp is added to the
-texts of one label (to all, nine in ten or half of them) it should name that label. Rows of a quarter of the
+texts of one label it should name that label. Rows of a quarter of the
 groups are test rows, and training rows near to them are excluded, as a snapshot does.
 """
 
@@ -22,7 +22,7 @@ from benchmarks import public_sets, split
 from fullft_assets.evaluation.leakage import LabelledTexts, find_leakage
 from fullft_assets.snapshot import near_duplicates
 
-ROWS, SHARES, STAMP = 3_000, (1.0, 0.9, 0.5), " [zqx 17]"
+ROWS, STAMP = 3_000, " [zqx 17]"
 Row = Mapping[str, str]
 
 
@@ -72,12 +72,9 @@ def labelled(rows: Sequence[Row], names: Sequence[str]) -> LabelledTexts:
     return LabelledTexts([row["text"] for row in rows], labels, [row["group"] for row in rows])
 
 
-def stamped(rows: Sequence[Row], label: str, share: float, rng: random.Random) -> list[Row]:
-    """Return rows with a stamp on this share of a label's texts."""
-    return [
-        {**row, "text": row["text"] + STAMP} if row["label"] == label and rng.random() < share else row
-        for row in rows
-    ]
+def stamped(rows: Sequence[Row], label: str) -> list[Row]:
+    """Return rows with a stamp on a label's texts."""
+    return [{**row, "text": row["text"] + STAMP} if row["label"] == label else row for row in rows]
 
 
 def measure(name: str, most_labels: int) -> Iterator[dict[str, object]]:
@@ -97,16 +94,15 @@ def measure(name: str, most_labels: int) -> Iterator[dict[str, object]]:
     chosen = [label for label in sorted(names, key=lambda label: -counts[label]) if counts[label] >= 8][
         :most_labels
     ]
-    for share in SHARES:
-        rng, hits = random.Random(1), 0
-        for label in chosen:
-            ours, theirs = (labelled(stamped(rows, label, share, rng), names) for rows in (train, test))
-            hits += label in {marker.label for marker in find_leakage(ours, theirs, names, 0).markers}
-        yield {"set": name, "stamped": share, "labels": len(chosen), "found": hits}
+    hits = 0
+    for label in chosen:
+        ours, theirs = (labelled(stamped(rows, label), names) for rows in (train, test))
+        hits += label in {marker.label for marker in find_leakage(ours, theirs, names, 0).markers}
+    yield {"set": name, "stamped": 1, "labels": len(chosen), "found": hits}
 
 
 def main(arguments: Sequence[str]) -> Iterator[str]:
-    """Yield a line of JSON for each set and share."""
+    """Yield lines of JSON for each set."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--labels", type=int, default=4, help="labels of each set that get a stamp, those of most groups"

@@ -49,6 +49,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 logging.set_verbosity_error()
+RESAMPLES, NUM_BINS = 1_000, 10
 logging.disable_progress_bar()
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -251,10 +252,7 @@ def intervals(
     index, names = pd.factorize(groups)
     rng = np.random.default_rng(settings.seed)
     weights = np.stack(
-        [
-            np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names))
-            for _ in range(settings.evaluation.resamples)
-        ]
+        [np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names)) for _ in range(RESAMPLES)]
     )
     weights = np.concatenate([np.ones((1, len(names))), weights])
 
@@ -314,9 +312,9 @@ def write_report(
     axes["confusion"].set_xticks(range(len(names)), names)
     axes["confusion"].set_yticks(range(len(names)), names)
     bins = np.clip(
-        (confidence * settings.evaluation.calibration_bins).astype(int),
+        (confidence * NUM_BINS).astype(int),
         0,
-        settings.evaluation.calibration_bins - 1,
+        NUM_BINS - 1,
     )
     curve = [
         (confidence[bins == b].mean(), (predicted == labels)[bins == b].mean(), (bins == b).mean())

@@ -526,9 +526,9 @@ def measure(
 
 def _scores(report: EvaluationMetadata) -> dict[str, Any]:
     metric = report.primary_metric
-    names = {"fine-tuned": metric, report.best_baseline: f"{report.best_baseline}_{metric}"}
+    systems = {"fine-tuned": None, report.best_baseline: report.best_baseline}
     return {
-        "scores": {system: report.measured[name] for system, name in names.items()},
+        "scores": {name: report.score(system, metric) for name, system in systems.items()},
         "metric": metric,
         "interval": (report.measured[f"{metric}_low"], report.measured[f"{metric}_high"]),
     }

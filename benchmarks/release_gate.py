@@ -108,7 +108,7 @@ def evaluate(
     probabilities = {name: one_hot[predicted[rows]] for name, predicted in systems.items()} | {
         "tfidf": one_hot[wrong]
     }
-    comparison = Comparison(EvaluationSettings(resamples=RESAMPLES), "macro_f1", seed, "classification")
+    comparison = Comparison(EvaluationSettings(), "macro_f1", seed, "classification", resamples=RESAMPLES)
     return assess(
         test.labels[rows], probabilities, groups, [str(label) for label in range(test.num_labels)], comparison
     )
@@ -264,10 +264,11 @@ def _one_of_tokens(rng: np.random.Generator, num_documents: int, sigma: float) -
         for name, loss in ((FINETUNED, ours), (CHAMPION, theirs), ("base_model", theirs + 1))
     }
     comparison = Comparison(
-        EvaluationSettings(resamples=RESAMPLES),
+        EvaluationSettings(),
         "token_probability",
         int(rng.integers(2**31)),
         "language_modeling",
+        resamples=RESAMPLES,
     )
     found = comparison.run(predictions, [str(number) for number in range(num_documents)], num_documents)
     return found, found["token_cap"]
@@ -392,9 +393,7 @@ def decide(trained: Trained, rng: np.random.Generator, num_groups: int, gain: fl
     noise = seed_noise_of(trained, others, rows, groups)
     found = evaluate(test, rows, groups, {FINETUNED: ours, CHAMPION: theirs}, int(rng.integers(2**31)))
     answers = {
-        rule: _beats(
-            verdict(found, ReleaseSettings(champion_rule=rule, max_tolerable_loss=1), seed_noise=noise)
-        )
+        rule: _beats(verdict(found, ReleaseSettings(max_tolerable_loss=1), rule, seed_noise=noise))
         for rule in _RULES
     }
     claim = _claim(found.gain_over_champion, noise)

@@ -1,7 +1,7 @@
 """What a model learns to do: one object for each task, with everything in which tasks differ.
 
 Nothing outside a task's folder asks for its name: code asks the object for what it needs to know, such as the
-column of the target. Another package adds a task, a metric or a baseline through an entry point (see
+column of the target. Another package adds a task, a metric, a baseline or a gate through an entry point (see
 `registry`).
 """
 
@@ -65,7 +65,6 @@ class Task(ABC):
     more_baselines: ClassVar[tuple[str, ...]] = ()
     required_baseline: ClassVar[str | None] = None
     detects_drift: ClassVar[bool] = False
-    measures_calibration: ClassVar[bool] = False
     no_label_weights: ClassVar[str | None] = None
     templates: ClassVar[Path]
     scoring: ClassVar[str]
@@ -189,6 +188,25 @@ METRICS: Registry[Any] = Registry(
         "auroc": "fullft_assets.evaluation.metrics.probabilities:AUROC",
         "brier": "fullft_assets.evaluation.metrics.probabilities:BRIER",
         "log_loss": "fullft_assets.evaluation.metrics.probabilities:LOG_LOSS",
+    },
+)
+#: Implementations of `evaluation.gates.Gate`, in the order of the report.
+GATES: Registry[Any] = Registry(
+    "gate",
+    "fullft_assets.gates",
+    {
+        "test_set_is_large_enough": "fullft_assets.evaluation.gates.measurements:TEST_SET_IS_LARGE_ENOUGH",
+        "beats_baselines": "fullft_assets.evaluation.gates.comparisons:BEATS_BASELINES",
+        "beats_champion": "fullft_assets.evaluation.gates.comparisons:BEATS_CHAMPION",
+        "score_is_sufficient": "fullft_assets.evaluation.gates.measurements:SCORE_IS_SUFFICIENT",
+        "forgetting_is_within_budget": (
+            "fullft_assets.evaluation.gates.measurements:FORGETTING_IS_WITHIN_BUDGET"
+        ),
+        "no_slice_is_worse": "fullft_assets.evaluation.gates.comparisons:NO_SLICE_IS_WORSE",
+        "is_calibrated": "fullft_assets.evaluation.gates.measurements:IS_CALIBRATED",
+        "full_finetuning_is_justified": (
+            "fullft_assets.evaluation.gates.measurements:FULL_FINETUNING_IS_JUSTIFIED"
+        ),
     },
 )
 #: Subclasses of `tasks.baseline.Baseline`.

@@ -34,7 +34,6 @@ QUICK: dict[str, Any] = {
         "learning_rate": 2e-4,
         "checkpoint_every_steps": 10,
     },
-    "evaluation": {"resamples": 200},
     # The test sets are tiny.
     "release": {"min_effective_groups": 2},
 }

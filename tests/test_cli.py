@@ -29,8 +29,7 @@ def test_help_names_each_command(capsys):
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert all(
-        command in text
-        for command in ("run", "check", "ingest", "report", "verify", "prepare", "predict", "rollback")
+        command in text for command in ("run", "check", "ingest", "report", "prepare", "predict", "rollback")
     )
 
 
@@ -170,12 +169,11 @@ def test_ingest_makes_the_data_report_and_no_model_and_report_finds_it(project: 
     needs = " test groups, and a verdict needs 400 (release.min_effective_groups)"
     assert "snapshot: check verdict_is_possible is yellow: " in done.stdout and needs in report
     assert needs in next(line for line in lines if line.startswith("  verdict        impossible: "))
-    for command in ("report", "verify"):
-        none = project.fullft(command, "letters")
-        assert (none.returncode, none.stderr) == (
-            1,
-            "letters has no evaluation report yet; `fullft run letters` writes one\n",
-        )
+    none = project.fullft("report", "letters")
+    assert (none.returncode, none.stderr) == (
+        1,
+        "letters has no evaluation report yet; `fullft run letters` writes one\n",
+    )
 
 
 @pytest.mark.slow

@@ -29,18 +29,13 @@ rows = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max
 @pytest.mark.heavy
 @settings(max_examples=60, deadline=None)
 @given(rows)
-def test_scores_equal_sklearn(pairs):
+def test_the_table_of_labels_equals_sklearn(pairs):
     labels, predicted = np.array(pairs).T
-    occurring = np.unique(labels)
-    expected = f1_score(labels, predicted, labels=occurring, average="macro", zero_division=0)
-    assert evaluation.macro_f1(labels, predicted) == pytest.approx(expected)
-    assert evaluation.accuracy(labels, predicted) == pytest.approx(accuracy_score(labels, predicted))
-    matrix = evaluation.confusion_matrix(labels, predicted, 5)
-    assert (matrix == confusion_matrix(labels, predicted, labels=range(5))).all()
+    matrix = confusion_matrix(labels, predicted, labels=range(5))
     table = label_scores(np.diag(matrix), matrix.sum(1), matrix.sum(0), list("abcde"))
     expected = precision_recall_fscore_support(labels, predicted, labels=range(5), zero_division=0)
-    found = np.array([(row.precision, row.recall, row.f1, row.support) for row in table]).T
-    assert found == pytest.approx(np.array(expected))
+    scores = np.array([(row.precision, row.recall, row.f1, row.support) for row in table]).T
+    assert scores == pytest.approx(np.array(expected))
 
 
 def test_a_label_that_is_never_predicted_scores_zero_and_one_that_never_occurs_does_not_count():
@@ -61,16 +56,6 @@ def test_calibration_error_of_known_bins():
     assert evaluation.expected_calibration_error(labels, probabilities, 10) == pytest.approx(
         0.5 * 0.08 + 0.5 * 0.02
     )
-
-
-def test_calibration_error_of_a_calibrated_and_an_overconfident_model():
-    rng = np.random.default_rng(3)
-    confidence = rng.uniform(0.5, 1, 20_000)
-    labels = (rng.random(20_000) > confidence).astype(int)
-    calibrated = np.stack([confidence, 1 - confidence], axis=1)
-    overconfident = np.tile([0.999, 0.001], (20_000, 1))
-    assert evaluation.expected_calibration_error(labels, calibrated, 10) < 0.02
-    assert evaluation.expected_calibration_error(labels, overconfident, 10) == pytest.approx(0.25, abs=0.02)
 
 
 def clustered(
@@ -362,8 +347,6 @@ def test_an_interval_is_finite_and_ordered():
 
 
 def test_a_faultless_score_is_not_certain():
-    found = bounded_interval(1.0, 0.0, 39, 0.95, (0.0, 1.0))
-    assert (found.low, found.high) == (pytest.approx(0.025 ** (1 / 40)), 1.0)
     assert ends(bounded_interval(-1.0, 0.0, 39, 0.95, (-1.0, 1.0))) == pytest.approx(
         (-1, -1, -1 + 2 * (1 - 0.025 ** (1 / 40)))
     )
@@ -452,7 +435,7 @@ class TestWeights:
     ) -> ClassificationEvaluation:
         systems = {FINETUNED: predicted, "majority": np.zeros_like(predicted)}
         probabilities = {name: probabilities_of(found, num_labels) for name, found in systems.items()}
-        compare = Comparison(EvaluationSettings(resamples=100), "macro_f1", seed=1, task="classification")
+        compare = Comparison(EvaluationSettings(), "macro_f1", seed=1, task="classification")
         return evaluation.assess(labels, probabilities, groups, [f"l{n}" for n in range(num_labels)], compare)
 
     def test_a_group_of_nine_rows_counts_as_one_row_does(self):

@@ -129,12 +129,12 @@ class TestWithLmEval:
             tmp_path_factory.mktemp("models") / "m", [row["question"] for row in ROWS] * 20
         )
 
-    def score(self, model: Path, folder: Path, **asked: Any) -> Any:
+    def score(self, model: Path, folder: Path) -> Any:
         from fullft_assets.jobs.progress import Progress
         from fullft_assets.models.inference import load_causal
         from fullft_assets.tasks.language.harness import score_tasks
 
-        settings = LmEvalSettings(folder="tasks", tasks=["facts"], **asked)
+        settings = LmEvalSettings(folder="tasks", tasks=["facts"])
         return score_tasks(load_causal(model), model, folder, settings, 0, Progress(silent=True))
 
     def test_a_row_is_right_where_the_logits_prefer_its_answer(self, model: Path, tmp_path: Path) -> None:
@@ -161,7 +161,6 @@ class TestWithLmEval:
         found = self.score(model, write_tasks(tmp_path / "tasks"))
         assert found["facts"]["acc"].tolist() == expected
         assert 0 < sum(expected) < len(expected)
-        assert len(self.score(model, tmp_path / "tasks", limit=2)["facts"]["acc"]) == 2
 
     def test_what_cannot_be_scored_is_one_line(self, model: Path, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="no YAML file in the folder has the task facts; it has"):
@@ -179,8 +178,8 @@ class TestWithLmEval:
         with pytest.raises(DataError, match="the task facts has no metric that is a mean over its rows"):
             self.score(model, write_tasks(tmp_path / "perplexity", **perplexity))
 
-    def test_the_report_shows_them_and_verify_names_them(self, tmp_path: Path) -> None:
-        from fullft_assets.evaluation.verification import verify
+    def test_the_report_shows_them(self, tmp_path: Path) -> None:
+
         from tests.test_evaluation_language_workload import QUIET, Lab, work
 
         lab = Lab(tmp_path / "lab", "language_modeling")
@@ -201,5 +200,3 @@ class TestWithLmEval:
         (found,) = lab.read(report).other_tasks
         assert (found.task, found.num_rows, set(found.scores)) == ("facts", 6, {"finetuned", "base_model"})
         assert "Other tasks" in (lab.store.folder(report) / "report.html").read_text()
-        verified = verify(lab.store, report)
-        assert verified.differences == [] and verified.unverified == ["other_tasks"]

@@ -47,7 +47,7 @@ def drawn(
 
 def assessed(systems: dict[str, DocumentScores], groups: list[str], **changed) -> LanguageEvaluation:
     options = {
-        "settings": EvaluationSettings(resamples=200),
+        "settings": EvaluationSettings(),
         "metric": "token_probability",
         "seed": 3,
         "task": "language_modeling",
@@ -59,7 +59,7 @@ def assessed(systems: dict[str, DocumentScores], groups: list[str], **changed) -
 @pytest.mark.parametrize("metric", ["token_probability", "token_accuracy", "perplexity"])
 def test_intervals_equal_a_slow_reference(metric: str) -> None:
     systems, groups = drawn(champion=0.05)
-    found = assessed(systems, groups, settings=EvaluationSettings(resamples=150, confidence=0.9), seed=11)
+    found = assessed(systems, groups, settings=EvaluationSettings(confidence=0.9), seed=11, resamples=150)
 
     # A group counts as one, and a document at most as many tokens as nine in ten have.
     tokens = systems[FINETUNED].num_tokens
@@ -145,7 +145,7 @@ def test_the_sentence_names_both_metrics_and_scores_survive_json() -> None:
     )
     assert read_evaluation(found.model_dump_json()) == found
     assert release.verdict(found, ReleaseSettings()).promote
-    asked = release.verdict(found, ReleaseSettings(max_calibration_error=0.1))
+    asked = release.verdict(found, ReleaseSettings(gates={"is_calibrated": {"max_error": 0.1}}))
     assert [reason.gate for reason in asked.reasons if not reason.passed] == ["is_calibrated"]
 
 

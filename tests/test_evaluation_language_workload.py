@@ -223,7 +223,9 @@ def load_first_tokens(lab: Lab, rows: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("lab", ["sft"], indirect=True)
-def test_what_each_system_answers_is_stored_and_scored(lab: Lab, learned: Manifest, report: Manifest) -> None:
+def test_what_each_system_answers_is_stored_and_scored(
+    lab: Lab, learned: Manifest, report: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = lab.store.folder(report)
     rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
     conversations = load_messages(lab.store, lab.snapshot, "test")
@@ -250,7 +252,8 @@ def test_what_each_system_answers_is_stored_and_scored(lab: Lab, learned: Manife
     }
     page = (folder / "report.html").read_text()
     assert "Answers against the held-out ones" in page and "ROUGE-L" in page
-    few = lab.evaluate(learned, learned, key="few", evaluation={"generated_answers": 5, "answer_tokens": 30})
+    monkeypatch.setattr(scoring, "MAX_ANSWER_TOKENS", 30)
+    few = lab.evaluate(learned, learned, key="few", evaluation={"generated_answers": 5})
     stored = lab.read(few).answers
     assert stored is not None and stored.num_answers == 5 and stored.num_groups == 5
     assert stored.gains["chrf"]["champion"].estimate == 0
@@ -283,7 +286,7 @@ def test_a_worse_candidate_than_the_champion_is_refused(
     assert not found.check("beats_champion").passed and not found.check("beats_baselines").passed
     # The same weights as the base model's: no gain at all.
     assert found.metadata["gain_over_best_baseline"] == 0.0
-    assert found.metadata["champion_perplexity"] < found.metadata["perplexity"]
+    assert found.metadata["scores"]["champion"]["perplexity"] < found.metadata["perplexity"]
     assert found.metadata["incumbent"] == learned.ref
     assert lab.read(found).has_champion
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import numpy as np
 import pytest
 
@@ -33,34 +31,23 @@ def found_in(train: Rows, test: Rows) -> Leakage:
 def test_real_texts_give_no_label_away_and_a_stamp_does(licences: tuple[Rows, Rows]) -> None:
     found = found_in(*licences)
     assert not found.is_found and found.num_labels == 4 and found.share_repeated < 0.05
-    for share in (1.0, 0.9, 0.5):
-        rng = random.Random(2)
-        stamped = [benchmark.stamped(rows, "tag", share, rng) for rows in licences]
-        (marker,) = found_in(*stamped).markers
-        assert marker.label == "tag" and marker.kind == "word" and marker.rule in {"zqx", "[", "]"}
-        assert marker.precision >= 0.98 and marker.recall == pytest.approx(share, abs=0.15)
+    (marker,) = found_in(*(benchmark.stamped(rows, "tag") for rows in licences)).markers
+    assert marker.label == "tag" and marker.kind == "word" and marker.rule in {"zqx", "[", "]"}
+    assert marker.precision >= 0.98 and marker.recall == 1.0
 
 
-def test_a_length_or_the_label_s_own_name_gives_it_away() -> None:
+def test_a_length_gives_a_label_away() -> None:
     rng = np.random.default_rng(0)
     words = [f"w{number}x" for number in range(200)]
 
     def rows(n: int) -> LabelledTexts:
         of_label = rng.integers(0, 3, n)
-        # The second label's texts are long, and half of the third's have its name.
         texts = [" ".join(rng.choice(words, 60 if label == 1 else 12)) for label in of_label]
-        texts = [
-            text + " a LATE-Fee note" * int(label == 2 and rng.random() < 0.5)
-            for text, label in zip(texts, of_label, strict=True)
-        ]
         return LabelledTexts(texts, np.eye(3, dtype=bool)[of_label], [str(row) for row in range(n)])
 
-    found = find_leakage(rows(300), rows(150), ["order", "letter", "late_fee"], 0)
-    assert {(marker.label, marker.kind) for marker in found.markers} >= {
-        ("letter", "length"),
-        ("late_fee", "name"),
-    }
-    assert "order" not in {marker.label for marker in found.markers}
+    (marker,) = find_leakage(rows(300), rows(150), ["order", "letter", "late_fee"], 0).markers
+    assert (marker.label, marker.kind) == ("letter", "length")
+    assert marker.rule.startswith("more than ")
 
 
 def test_rows_that_differ_in_numbers_alone_repeat_each_other(licences: tuple[Rows, Rows]) -> None:

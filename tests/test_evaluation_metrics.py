@@ -1,4 +1,6 @@
-"""Metrics beside the tasks' own, against scikit-learn with the weights of the rows."""
+"""Metrics of labels and probabilities against scikit-learn with the weights of the rows, and their intervals
+against scipy.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import brier_score_loss, f1_score, log_loss, roc_auc_score
+from scipy import stats
+from scipy.special import expit, logit
+from sklearn.metrics import (
+    accuracy_score,
+    brier_score_loss,
+    f1_score,
+    log_loss,
+    matthews_corrcoef,
+    roc_auc_score,
+)
 
 from fullft_assets.evaluation import FINETUNED, Comparison
+from fullft_assets.evaluation.intervals import bounded_interval
 from fullft_assets.evaluation.metrics import Predictions
+from fullft_assets.evaluation.metrics.labels import ACCURACY
+from fullft_assets.evaluation.resampling import measure, number_groups
 from fullft_assets.settings import EvaluationSettings
 from fullft_assets.task import METRICS
 from fullft_assets.tasks.classification import assessment
@@ -37,18 +51,25 @@ def drawn(seed: int) -> Predictions:
 
 @settings(max_examples=60, deadline=None)
 @given(seeds)
-def test_weighted_f1(seed: int) -> None:
+def test_metrics_of_labels(seed: int) -> None:
     found = drawn(seed)
     predicted, measurable = found.predicted.argmax(1), np.flatnonzero(found.measurable)
-    expected = f1_score(
-        found.truth,
-        predicted,
-        labels=measurable,
-        average="weighted",
-        sample_weight=found.weights,
-        zero_division=0,
-    )
-    assert METRICS.get("weighted_f1").compute(found) == pytest.approx(expected)
+    options = {"sample_weight": found.weights}
+    occurring = [label for label in measurable if (found.truth == label).any()]
+    for name, labels, average in (
+        ("weighted_f1", measurable, "weighted"),
+        ("macro_f1", occurring, "macro"),
+    ):
+        expected = (
+            f1_score(found.truth, predicted, labels=labels, average=average, zero_division=0, **options)
+            if len(labels)
+            else 0.0
+        )
+        assert METRICS.get(name).compute(found) == pytest.approx(expected)
+    expected = accuracy_score(found.truth, predicted, **options)
+    assert METRICS.get("accuracy").compute(found) == pytest.approx(expected)
+    expected = matthews_corrcoef(found.truth, predicted, **options)
+    assert METRICS.get("matthews_corrcoef").compute(found) == pytest.approx(expected)
 
 
 @settings(max_examples=60, deadline=None)
@@ -107,7 +128,7 @@ def test_each_has_an_interval_and_only_rows_with_probabilities_are_measured() ->
         name: each / each.sum(1, keepdims=True) for name, each in ((FINETUNED, sure), ("tfidf", unsure))
     }
     names = ["weighted_f1", "auroc", "brier", "log_loss"]
-    comparison = Comparison(EvaluationSettings(metrics=names, resamples=100), "macro_f1", 1, "classification")
+    comparison = Comparison(EvaluationSettings(metrics=names), "macro_f1", 1, "classification")
     found = assessment.assess(labels, systems, [f"g{row // 2}" for row in range(60)], list("abc"), comparison)
     for name in names:
         for score in found.columns[name].values():
@@ -116,3 +137,38 @@ def test_each_has_an_interval_and_only_rows_with_probabilities_are_measured() ->
         assert is_lower is not METRICS.get(name).higher_is_better
     without = assessment.of_labels(labels, labels)
     assert [METRICS.get(name).measures(without) for name in names] == [True, False, False, False]
+
+
+def test_intervals_are_t_intervals_of_a_bootstrap_over_groups() -> None:
+    """The standard error is that of `scipy.stats.bootstrap` over whole groups, but for the draws."""
+    rng = np.random.default_rng(3)
+    labels, groups = rng.integers(0, 3, 200), np.repeat(np.arange(50), 4)
+    systems = {
+        name: assessment.of_labels(labels, np.where(rng.random(200) < share, labels, 0), 3)
+        for name, share in ((FINETUNED, 0.8), ("tfidf", 0.4))
+    }
+    index, _ = number_groups([str(group) for group in groups], 200)
+    found = measure(ACCURACY, systems, index, reference=FINETUNED, resamples=2_000, confidence=0.9, seed=1)
+    right = {name: each.is_right.reshape(50, 4).mean(1) for name, each in systems.items()}
+    gain, difference = found.gains["tfidf"], right[FINETUNED] - right["tfidf"]
+    options = {"n_resamples": 2_000, "method": "percentile", "rng": rng}
+    assert gain.estimate == pytest.approx(difference.mean())
+    drawn_error = stats.bootstrap((difference,), np.mean, **options).standard_error
+    assert gain.standard_error == pytest.approx(drawn_error, rel=0.06)
+    assert gain.degrees_of_freedom == pytest.approx(49)
+    expected = stats.t.interval(0.9, gain.degrees_of_freedom, gain.estimate, gain.standard_error)
+    assert (gain.low, gain.high) == pytest.approx(expected)
+    statistic = gain.estimate / gain.standard_error
+    assert gain.p_value == pytest.approx(2 * stats.t.sf(statistic, gain.degrees_of_freedom))
+    score = found.scores[FINETUNED]
+    error = stats.bootstrap((right[FINETUNED],), np.mean, **options).standard_error
+    spread = error / (score.estimate * (1 - score.estimate))
+    expected = expit(stats.t.interval(0.9, 49, logit(score.estimate), spread))
+    assert (score.low, score.high) == pytest.approx(tuple(expected), abs=0.01)
+
+
+@pytest.mark.parametrize(("share", "num_right"), [(0.0, 0), (1.0, 20)])
+def test_at_a_bound_the_interval_is_the_exact_binomial_one(share: float, num_right: int) -> None:
+    found = bounded_interval(share, 0.0, 19, 0.95, (0.0, 1.0))
+    expected = stats.binomtest(num_right, 20).proportion_ci(0.95, method="exact")
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))

@@ -10,7 +10,8 @@ from sklearn.metrics import f1_score
 
 from fullft_assets import release, report
 from fullft_assets.evaluation import CHAMPION, FINETUNED, Comparison
-from fullft_assets.evaluation.verdict import GateResult, worse_slices
+from fullft_assets.evaluation.gates import GateResult
+from fullft_assets.evaluation.gates.comparisons import worse_slices
 from fullft_assets.markdown import to_html
 from fullft_assets.settings import EvaluationSettings, ReleaseSettings
 from fullft_assets.tasks.classification import assessment
@@ -45,9 +46,7 @@ def evaluated(
         "language": ["en"] * n,
         "label": [None] * n,
     }
-    comparison = Comparison(
-        EvaluationSettings(resamples=200), "macro_f1", 1, "classification", slicing=slicing
-    )
+    comparison = Comparison(EvaluationSettings(), "macro_f1", 1, "classification", slicing=slicing)
     return assessment.assess(truth, probabilities, [str(row) for row in range(n)], labels, comparison)
 
 
@@ -81,7 +80,7 @@ def test_a_label_s_f1_equals_scikit_learn_s() -> None:
     rng = np.random.default_rng(1)
     truth, ours, theirs = rng.integers(0, 3, (3, 300))
     comparison = Comparison(
-        EvaluationSettings(resamples=100), "accuracy", 1, "classification", slicing={"label": [None] * 300}
+        EvaluationSettings(), "accuracy", 1, "classification", slicing={"label": [None] * 300}
     )
     systems = {FINETUNED: np.eye(3)[ours], "tfidf": np.eye(3)[theirs]}
     found = assessment.assess(truth, systems, [str(row) for row in range(300)], LABELS, comparison).slices

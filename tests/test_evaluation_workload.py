@@ -19,6 +19,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from fullft_assets import chunks, documents, examples, snapshot
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import read_evaluation
+from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.verdict import read_verdict
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
@@ -115,7 +116,6 @@ class Lab:
             examples={"label": "kind", "group": "author", "slice_by": "label"},
             chunks={"max_tokens": 16, "stride": 2},
             snapshot={"test_share": 0.3},
-            evaluation={"resamples": 200},
         )
         self.store, self.root = Store(str(root / "store")), root
         self.use_case = UseCase(
@@ -262,11 +262,7 @@ def test_predictions_recompute_the_headline(lab, report):
     # No score rests on all probabilities of the others; temperature and likely label errors do on those of
     # the fine-tuned model.
     columns.insert(columns.index("probability") + 1, "probabilities")
-    kinds = ("typos", "upper_case", "lower_case", "first_half")
-    assert table.column_names == [
-        *columns,
-        *(f"{what}.{kind}" for what in ("predicted", "changed") for kind in kinds),
-    ]
+    assert table.column_names == columns
     rows = table.to_pydict()
     assert rows["id"] == lab.test.ids
     assert rows["label"] == [lab.labels[i] for i in lab.test.labels]
@@ -277,16 +273,13 @@ def test_predictions_recompute_the_headline(lab, report):
     assert report.metadata["macro_f1_low"] < report.metadata["macro_f1"] < report.metadata["macro_f1_high"]
     found = read_evaluation((lab.store.folder(report) / "evaluation.json").read_bytes())
     assert report.metadata["accuracy"] == found.scores["accuracy"]["finetuned"].estimate
-    assert [each.kind for each in found.robustness.found] == list(kinds) and "Perturbed texts" in (
-        lab.store.folder(report) / "report.html"
-    ).read_text()
     assert report.metadata["macro_f1"] == found.scores["macro_f1"]["finetuned"].estimate
     assert (report.metadata["num_test_rows"], report.metadata["num_test_groups"]) == (
         len(lab.test),
         len(set(lab.test.groups)),
     )
     tfidf = Tfidf.load(lab.store.folder(lab.baselines), lab.context).predict(lab.test).argmax(1)
-    assert report.metadata["tfidf_macro_f1"] == pytest.approx(
+    assert report.metadata["scores"]["tfidf"]["macro_f1"] == pytest.approx(
         f1_score(lab.test.labels, tfidf, average="macro", sample_weight=weights)
     )
     assert rows["tfidf.predicted"] == [lab.labels[i] for i in tfidf]
@@ -294,7 +287,7 @@ def test_predictions_recompute_the_headline(lab, report):
 
 def test_an_untrained_model_is_not_promoted_and_the_report_says_why(lab, report):
     # The words give the label away to TF-IDF; a model that was never trained guesses.
-    assert report.metadata["tfidf_macro_f1"] > 0.8 > 0.6 > report.metadata["macro_f1"]
+    assert report.metadata["scores"]["tfidf"]["macro_f1"] > 0.8 > 0.6 > report.metadata["macro_f1"]
     decision = read_verdict(lab.store.folder(report))
     assert not decision.promote
     assert not report.check("beats_baselines").passed
@@ -319,7 +312,7 @@ def test_a_champion_with_its_labels_in_another_order_is_read_by_name(lab, candid
     champion = lab.checkpoint("champion", small_model(lab.labels, [2, 0, 1]))
     second = lab.evaluate(candidate, "second", champion)
     assert second.metadata["incumbent"] == champion.ref
-    assert second.metadata["champion_macro_f1"] == pytest.approx(report.metadata["macro_f1"])
+    assert second.metadata["scores"]["champion"]["macro_f1"] == pytest.approx(report.metadata["macro_f1"])
     assert second.metadata["gain_over_champion"] == 0.0
     assert not second.check("beats_champion").passed
     found = read_evaluation((lab.store.folder(second) / "evaluation.json").read_bytes())
@@ -331,7 +324,7 @@ def test_a_champion_with_its_labels_in_another_order_is_read_by_name(lab, candid
 def test_a_champion_without_a_label_never_answers_it(lab, candidate):
     champion = lab.checkpoint("older", small_model(lab.labels, [0, 1, 2], head=["invoice", "letter", "memo"]))
     found = lab.evaluate(candidate, "third", champion)
-    assert found.metadata["champion_macro_f1"] < 0.67
+    assert found.metadata["scores"]["champion"]["macro_f1"] < 0.67
 
 
 def test_map_labels():
@@ -391,10 +384,26 @@ def test_likely_label_errors_are_a_file_of_ids_and_the_temperature_is_reported(l
 
 
 def test_settings_decide_which_checks_there_are(lab, candidate):
-    gates = ReleaseSettings(max_calibration_error=0.01)
+    gates = ReleaseSettings(gates={"is_calibrated": {"max_error": 0.01}})
     found = lab.evaluate(
         candidate, "calibrated", settings=lab.use_case.settings.model_copy(update={"release": gates})
     )
     assert not found.check("is_calibrated").passed
     enough = found.check("test_set_is_large_enough")
     assert enough.passed is (enough.metadata["effective_groups"] >= gates.min_effective_groups)
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_metric_whose_name_ends_like_another_one_is_no_system(lab, report, is_old):
+    """Older reports have SYSTEM_METRIC beside the fine-tuned model's metrics."""
+    flat = {"accuracy": 0.9, "balanced_accuracy": 0.8, "accuracy_low": 0.7, "labels_a_row": 1.0}
+    old = {"tfidf_accuracy": 0.6, "tfidf_balanced_accuracy": 0.5}
+    scores = {"tfidf": {"accuracy": 0.6, "balanced_accuracy": 0.5}}
+    shared = EvaluationMetadata.of(report).model_dump(exclude={"scores"})
+    shared |= {"primary_metric": "accuracy", "metrics": ["accuracy", "balanced_accuracy"]}
+    metadata = EvaluationMetadata.model_validate(
+        {**shared, **flat, **(old if is_old else {"scores": scores})}
+    )
+    assert metadata.systems == ["tfidf"]
+    assert metadata.scores == scores
+    assert metadata.score(None, "balanced_accuracy") == 0.8

@@ -148,7 +148,10 @@ def made(kind: str, root: Path, s3: S3Server) -> dict[str, Any]:
         return {
             "snapshot": found["training_snapshot"].content_digest,
             "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
-            "scores": {name: report[name] for name in ("macro_f1", "accuracy", "tfidf_macro_f1")},
+            "scores": {
+                **{name: report[name] for name in ("macro_f1", "accuracy")},
+                "tfidf": report["scores"]["tfidf"]["macro_f1"],
+            },
         }
 
 

@@ -119,7 +119,7 @@ class TestScores:
         groups = [f"g{n // 2}" for n in range(len(labels))]
         names = [f"l{n}" for n in range(labels.shape[1])]
         thresholds = np.full(labels.shape[1], 0.5)
-        comparison = Comparison(EvaluationSettings(resamples=100), metric, seed=1, task="multi_label")
+        comparison = Comparison(EvaluationSettings(), metric, seed=1, task="multi_label")
         return multi_label.assess(
             labels, {FINETUNED: tuned, "label_shares": other}, groups, names, thresholds, comparison
         )

@@ -15,7 +15,6 @@ SHORT: dict[str, Any] = {
     "chunks": {"max_tokens": 48},
     "snapshot": {"max_train_rows": 160, "max_validation_rows": 60},
     "planning": {"min_predicted_gain": -1.0},
-    "evaluation": {"resamples": 200},
 }
 
 

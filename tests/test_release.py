@@ -23,23 +23,29 @@ from hypothesis import strategies as st
 from fullft_assets import markdown, release
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.errors import GateError, StoreError
-from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Evaluation, Interval, Justification
+from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Evaluation, Interval, Justification, checks
 from fullft_assets.evaluation.forgetting import Forgetting, forgetting_of
+from fullft_assets.evaluation.gates import ChampionRule
 from fullft_assets.evaluation.intervals import Gain
 from fullft_assets.evaluation.label_scores import LabelScore
 from fullft_assets.evaluation.rows import SystemAgreement
 from fullft_assets.evaluation.seed_noise import SeedNoise
-from fullft_assets.evaluation.verdict import ChampionRule, read_verdict
+from fullft_assets.evaluation.verdict import read_verdict
 from fullft_assets.release import Champion, decision, licence, model_card
-from fullft_assets.settings import ReleaseSettings, UseCaseSettings
+from fullft_assets.report import next_action
+from fullft_assets.settings import PlanningSettings, ReleaseSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
+from fullft_assets.task import GATES
 from fullft_assets.tasks.classification.assessment import ClassificationEvaluation, ReliabilityBin
-from tests import manifests
+from tests import manifests, other_package
 from tests.checkpoint_metadata import checkpoint_metadata
 from tests.test_data_report import metadata as snapshot_metadata
 
 pytestmark = pytest.mark.quick
+
+
+CALIBRATED = {"is_calibrated": {"max_error": 0.05}}
 
 
 def interval(estimate: float, low: float | None = None, high: float | None = None) -> Interval:
@@ -150,9 +156,9 @@ def failing(evaluation: Evaluation, **changed: float) -> set[str]:
         (evaluated(score=0.85), {"min_score": 0.85}, set()),
         (evaluated(score=0.85), {"min_score": 0.86}, {"score_is_sufficient"}),
         (evaluated(calibration_error=0.4), {}, set()),
-        (evaluated(calibration_error=0.05), {"max_calibration_error": 0.05}, set()),
-        (evaluated(calibration_error=0.06), {"max_calibration_error": 0.05}, {"is_calibrated"}),
-        (evaluated(calibration_error=float("nan")), {"max_calibration_error": 0.05}, {"is_calibrated"}),
+        (evaluated(calibration_error=0.05), {"gates": CALIBRATED}, set()),
+        (evaluated(calibration_error=0.06), {"gates": CALIBRATED}, {"is_calibrated"}),
+        (evaluated(calibration_error=float("nan")), {"gates": CALIBRATED}, {"is_calibrated"}),
         (
             evaluated(score=0.5, gain=gained(-0.1, -0.2, 0.0), over_champion=gained(-0.1, -0.2, -0.05)),
             {"min_score": 0.6},
@@ -224,7 +230,7 @@ gates = st.builds(
     min_gain_over_baselines=difference,
     min_gain_over_champion=difference,
     min_score=share,
-    max_calibration_error=st.none() | st.floats(0.01, 1),
+    gates=st.just({}) | st.floats(0.01, 1).map(lambda limit: {"is_calibrated": {"max_error": limit}}),
 )
 evaluations = st.builds(
     evaluated, score=share, gain=gains, over_champion=st.none() | gains, calibration_error=share
@@ -240,12 +246,10 @@ def test_promotion_needs_every_gate(evaluation, settings):
     expected &= evaluation.score.estimate >= settings.min_score
     if over_champion is not None:
         expected &= over_champion.low > settings.min_gain_over_champion
-    if settings.max_calibration_error is not None:
-        expected &= evaluation.calibration_error <= settings.max_calibration_error
+    if settings.gates:
+        expected &= evaluation.calibration_error <= settings.gates["is_calibrated"]["max_error"]
     assert found.promote == expected
-    assert ("is_calibrated" in {r.gate for r in found.reasons}) == (
-        settings.max_calibration_error is not None
-    )
+    assert ("is_calibrated" in {r.gate for r in found.reasons}) == bool(settings.gates)
 
 
 @hypothesis_settings(max_examples=200, deadline=None)
@@ -281,7 +285,9 @@ def test_a_higher_lower_end_never_costs_the_promotion(evaluation, settings, step
         (gained(0.0, -0.02, 0.02), gained(-0.015, -0.035, 0.005), {}, "inconclusive"),
         (gained(0.0, -0.02, 0.02), gained(-0.03, -0.05, -0.01), {}, "keep"),
         (gained(-0.01, -0.03, 0.01), gained(-0.03, -0.05, -0.01), {}, "keep"),
-        (gained(0.0, -0.02, 0.02), None, {"champion_rule": "superiority"}, "inconclusive"),
+        # A loss that the owner accepts.
+        (gained(-0.04, -0.06, -0.02), None, {"min_gain_over_champion": -0.07}, "promote"),
+        (gained(-0.04, -0.06, -0.02), None, {"min_gain_over_champion": -0.05}, "keep"),
     ],
 )
 def test_after_new_data_it_may_not_be_worse_than_the_test_set_can_show(
@@ -551,18 +557,24 @@ class Lab:
         )
 
     def report(
-        self, checkpoint: Manifest, evaluation: Evaluation, name: str, rule: ChampionRule = "superiority"
+        self,
+        checkpoint: Manifest,
+        evaluation: Evaluation,
+        name: str,
+        rule: ChampionRule = "superiority",
+        gates: ReleaseSettings | None = None,
     ) -> Manifest:
-        against = release.judged_against(self.store, "demo", checkpoint, ReleaseSettings())
+        gates = gates or ReleaseSettings()
+        against = release.judged_against(self.store, "demo", checkpoint)
         files = {
             "evaluation.json": evaluation.model_dump_json(),
-            "decision.json": release.verdict(evaluation, ReleaseSettings(), rule).model_dump_json(),
+            "decision.json": release.verdict(evaluation, gates, rule).model_dump_json(),
         }
         inputs = {
             "finetuned_checkpoint": checkpoint.content_digest,
             "training_snapshot": self.snapshot.content_digest,
         }
-        settings = {"release": ReleaseSettings().model_dump(mode="json")}
+        settings = {"release": gates.model_dump(mode="json")}
         return self.artifact(
             "evaluation_report",
             name,
@@ -608,6 +620,60 @@ def test_publish_promotes_once_and_finds_it_the_second_time(lab):
     assert release.read_history(lab.store, "demo") == []
 
 
+_GATE = """
+from fullft_assets.evaluation.gates import Gate
+from fullft_assets.settings.base import Settings
+
+
+class Options(Settings):
+    most: int
+
+
+class FewLabels(Gate):
+    name = "labels_are_few"
+    description = "There are few labels."
+    advice = "merge labels"
+    options = Options
+
+    def judge(self, context):
+        most, number = self.options_of(context.settings).most, len(context.evaluation.labels)
+        return self.result(number <= most, f"{number} labels, at most {most}", {"num_labels": number})
+
+
+GATE = FewLabels()
+"""
+
+
+def test_a_gate_of_another_package_decides_on_a_release(lab, tmp_path, monkeypatch):
+    points = {"fullft_assets.gates": {"labels_are_few": "their_gates:GATE"}}
+    other_package.install(tmp_path / "site", "their-gates", {"their_gates.py": _GATE}, points)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setattr(GATES, "_loaded", {})
+    vars(GATES).pop("_theirs", None)
+    try:
+        checkpoint, report = lab.checkpoint("a"), None
+        for most, kind in ((1, "kept"), (9, "promoted")):
+            gates = ReleaseSettings(gates={"labels_are_few": {"most": most}})
+            use_case = replace(
+                lab.use_case, settings=lab.use_case.settings.model_copy(update={"release": gates})
+            )
+            judge = Lab(lab.store, use_case)
+            checkpoint = judge.checkpoint(f"c{most}")
+            report = judge.report(checkpoint, evaluated(), f"r{most}", gates=gates)
+            outcome, _ = judge.publish(report, checkpoint)
+            assert outcome.kind == kind
+        reason = read_verdict(lab.store.folder(report)).reasons[-1]
+        assert (reason.gate, reason.passed, reason.numbers) == ("labels_are_few", True, {"num_labels": 2})
+        assert "labels_are_few" in {spec.name for spec in checks.specs(gates, PlanningSettings())}
+        assert "labels_are_few" not in {
+            spec.name for spec in checks.specs(ReleaseSettings(), PlanningSettings())
+        }
+        verdict = release.verdict(evaluated(), ReleaseSettings(gates={"labels_are_few": {"most": 1}}))
+        assert "merge labels" in next_action("demo", verdict, evaluated(), gates)
+    finally:
+        vars(GATES).pop("_theirs", None)
+
+
 def test_a_red_gate_keeps_the_champion(lab):
     first, second = lab.checkpoint("a"), lab.checkpoint("b")
     lab.publish(lab.report(first, evaluated(), "ra"), first)
@@ -621,14 +687,14 @@ def test_a_red_gate_keeps_the_champion(lab):
 
 def test_the_incumbent_is_fixed_with_the_decision(lab):
     first, second = lab.checkpoint("a"), lab.checkpoint("b")
-    assert release.judged_against(lab.store, "demo", first, ReleaseSettings()).champion is None
+    assert release.judged_against(lab.store, "demo", first).champion is None
     lab.publish(lab.report(first, evaluated(), "ra"), first)
-    assert release.judged_against(lab.store, "demo", first, ReleaseSettings()).champion is None
-    assert release.judged_against(lab.store, "demo", second, ReleaseSettings()).champion == first.ref
+    assert release.judged_against(lab.store, "demo", first).champion is None
+    assert release.judged_against(lab.store, "demo", second).champion == first.ref
     lab.publish(lab.report(second, evaluated(over_champion=gained(0.02)), "rb"), second)
     assert release.read_champion(lab.store, "demo").checkpoint == second.ref
-    assert release.judged_against(lab.store, "demo", first, ReleaseSettings()).champion is None
-    assert release.judged_against(lab.store, "demo", second, ReleaseSettings()).champion == first.ref
+    assert release.judged_against(lab.store, "demo", first).champion is None
+    assert release.judged_against(lab.store, "demo", second).champion == first.ref
 
 
 class TestWhatItIsJudgedAgainst:
@@ -654,12 +720,9 @@ class TestWhatItIsJudgedAgainst:
                 checkpoint,
             )
         retrained = lab.checkpoint("c", snapshot="demo/training_snapshot/t/1")
-        for changed, anchor in (({}, first.ref), ({"champion_rule": "superiority"}, None)):
-            found = release.judged_against(lab.store, "demo", retrained, ReleaseSettings(**changed))
-            assert (found.champion, found.anchor) == (second.ref, anchor)
-        assert (
-            release.judged_against(lab.store, "demo", lab.checkpoint("d"), ReleaseSettings()).anchor is None
-        )
+        found = release.judged_against(lab.store, "demo", retrained)
+        assert (found.champion, found.anchor) == (second.ref, first.ref)
+        assert release.judged_against(lab.store, "demo", lab.checkpoint("d")).anchor is None
 
     def test_repeated_trainings_are_kept_in_mind_and_fixed_with_the_decision(self, lab):
         reports = {}
@@ -672,15 +735,15 @@ class TestWhatItIsJudgedAgainst:
             )
             lab.publish(reports[number], checkpoint)
         alone = lab.checkpoint("alone", epochs=5)
-        assert set(release.judged_against(lab.store, "demo", alone, ReleaseSettings()).seed_runs) == {
+        assert set(release.judged_against(lab.store, "demo", alone).seed_runs) == {
             found.ref for found in reports.values()
         }
         # A second training of a recipe was judged when only one of it was known.
         second = lab.store.load(latest_checkpoint_of(reports[1]))
-        assert release.judged_against(lab.store, "demo", second, ReleaseSettings()).seed_runs == ()
+        assert release.judged_against(lab.store, "demo", second).seed_runs == ()
         another = lab.checkpoint("b", epochs=4)
         lab.publish(lab.report(another, evaluated(over_champion=gained(0.0, -0.01, 0.01)), "rc"), another)
-        assert len(release.judged_against(lab.store, "demo", alone, ReleaseSettings()).seed_runs) == 3
+        assert len(release.judged_against(lab.store, "demo", alone).seed_runs) == 3
 
 
 def latest_checkpoint_of(report: Manifest) -> str:
@@ -879,7 +942,7 @@ class TestByHand:
         first = lab.checkpoint("a")
         lab.report(first, evaluated(score=0.2), "ra")
         release.promote_by_hand(lab.store, lab.use_case, first.ref, reason="a start", by="run")
-        assert release.judged_against(lab.store, "demo", first, ReleaseSettings()).champion is None
+        assert release.judged_against(lab.store, "demo", first).champion is None
 
     def test_only_an_evaluated_checkpoint_of_the_use_case_is_promoted(self, lab):
         never = lab.checkpoint("a")

@@ -90,7 +90,7 @@ def evaluation_of(
         systems,
         groups,
         labels,
-        Comparison(EvaluationSettings(resamples=100), "macro_f1", seed, "classification"),
+        Comparison(EvaluationSettings(), "macro_f1", seed, "classification"),
     )
 
 
@@ -190,7 +190,6 @@ def test_html_says_what_it_should_and_escapes_the_texts(tmp_path):
         assert expected in text, expected
     places = [text.index(part) for part in (shown.verdict.headline, shown.verdict.sentence, *ORDER)]
     assert places == sorted(places)
-    assert "fullft verify licences" in text
 
 
 @pytest.mark.heavy
@@ -377,7 +376,7 @@ def test_a_name_between_dollar_signs_is_drawn_as_it_is(tmp_path):
 
     truth = np.random.default_rng(1).random((200, len(FORMULAS))) < 0.4
     systems = {FINETUNED: truth, "label_shares": ~truth}
-    comparison = Comparison(EvaluationSettings(resamples=100), "macro_f1", 1, "multi_label")
+    comparison = Comparison(EvaluationSettings(), "macro_f1", 1, "multi_label")
     several = multi_label.assess(
         truth, systems, [str(n) for n in range(200)], FORMULAS, np.full(len(FORMULAS), 0.5), comparison
     )
@@ -400,7 +399,7 @@ def test_a_label_without_a_test_row_is_unknown_not_zero(tmp_path):
     probabilities = np.eye(3)[labels]
     found = evaluation.assess(
         labels, {FINETUNED: probabilities, "tfidf": probabilities}, [str(i) for i in range(100)], ["a", "b", "never"],
-        Comparison(EvaluationSettings(resamples=100), "macro_f1", seed=1, task="classification"),
+        Comparison(EvaluationSettings(), "macro_f1", seed=1, task="classification"),
     )  # fmt: skip
     report.write(tmp_path, full_report(found))
     assert "| never | unknown | unknown | unknown | 0 |" in (tmp_path / "report.md").read_text()

@@ -253,7 +253,7 @@ class TestScores:
             tokens,
             [f"g{n // 4}" for n in range(len(truth))],
             ["a", "b", "c"],
-            Comparison(EvaluationSettings(resamples=100), "micro_f1", seed=1, task="token_classification"),
+            Comparison(EvaluationSettings(), "micro_f1", seed=1, task="token_classification"),
         )
         assert (found.num_spans, found.num_rows_without_spans, found.num_tokens) == (40, 10, 400)
         assert found.score.estimate == pytest.approx(2 * 30 / 70)

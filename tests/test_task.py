@@ -69,7 +69,7 @@ def evaluated(*metrics: str, n: int = 240) -> assessment.ClassificationEvaluatio
         for name, share in ((FINETUNED, 0.8), ("tfidf", 0.6))
     }
     comparison = Comparison(
-        EvaluationSettings(resamples=100, metrics=list(metrics)), "macro_f1", seed=1, task="classification"
+        EvaluationSettings(metrics=list(metrics)), "macro_f1", seed=1, task="classification"
     )
     groups = [f"g{number}" for number in rng.integers(0, 60, n)]
     found = assessment.assess(

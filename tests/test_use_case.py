@@ -172,9 +172,9 @@ ONE_MISTAKE = {
     "text for a section": (
         GOOD + "  release: strict\n",
         (
-            "8: release: strict is not a section; its keys: min_gain_over_baselines, champion_rule,"
+            "8: release: strict is not a section; its keys: min_gain_over_baselines,"
             " min_gain_over_champion, max_tolerable_loss, min_effective_groups, min_score, max_forgetting,"
-            " max_calibration_error, push_to, model_package, license"
+            " gates, push_to, model_package, license"
         ),
     ),
     "empty section": (GOOD + "  release:\n", "8: release: empty; give a value or remove the line"),
@@ -416,8 +416,12 @@ ONE_MISTAKE = {
         "9: compute.planning.kind: slrum is not one of local, ssh, kubernetes, sagemaker, ecs",
     ),
     "gate that is not measured": (
-        GOOD + "    task: sft\n  release:\n    max_calibration_error: 0.1\n",
-        "10: release.max_calibration_error: is not measured for the task sft; remove it",
+        GOOD + "    task: sft\n  release:\n    gates: {is_calibrated: {max_error: 0.1}}\n",
+        "10: release.gates.is_calibrated: is not measured for the task sft; remove it",
+    ),
+    "gate with a wrong option": (
+        GOOD + "  release:\n    gates: {is_calibrated: {max_eror: 0.1}}\n",
+        "9: release.gates.is_calibrated.max_eror: unknown key `max_eror`; did you mean `max_error`?",
     ),
     "labels of a task without any": (
         GOOD.replace("label: kind", "task: sft") + "  training:\n    balance_labels: true\n",

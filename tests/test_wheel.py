@@ -30,7 +30,6 @@ SMALL = {
     "snapshot": {"min_train_rows": 20, "max_train_rows": 100, "max_validation_rows": 60},
     "training": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 2e-4},
     "planning": {"min_predicted_gain": -1},
-    "evaluation": {"resamples": 200},
     "release": {"min_effective_groups": 2},
 }
 

@@ -10,7 +10,7 @@ import dagster as dg
 
 from fullft_assets import evaluation, release
 from fullft_assets.assets.case import Case, markdown_table, sentences
-from fullft_assets.evaluation import checks, external, harness
+from fullft_assets.evaluation import checks, external, harness, modules
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.examples.label_names import may_be_named
 from fullft_assets.planning import worth
@@ -61,7 +61,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 "pilot_run": pilot_run,
                 "finetuned_checkpoint": finetuned_checkpoint,
             }
-            against = release.judged_against(store, case.name, finetuned_checkpoint, case.settings.release)
+            against = release.judged_against(store, case.name, finetuned_checkpoint)
             for name, ref in ((evaluation.CHAMPION, against.champion), (evaluation.ANCHOR, against.anchor)):
                 if ref is not None:
                     inputs[name] = store.load(ref)
@@ -69,10 +69,10 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 f"{evaluation.SEED_RUN}{number}": store.load(ref)
                 for number, ref in enumerate(against.seed_runs)
             }
-            for stage, keep in ((external.STAGE, external.keep), (harness.STAGE, harness.keep)):
-                brought = keep(store, case.name, case.settings, case.use_case.project_root)
+            for brought_as in (external, harness, modules):
+                brought = brought_as.keep(store, case.name, case.settings, case.use_case.project_root)
                 if brought is not None:
-                    inputs[stage] = brought
+                    inputs[brought_as.STAGE] = brought
             key = evaluation_key(case, inputs)
             manifest = case.find_or_launch(context, "evaluation", "evaluation_report", key, inputs)
         return case.result(manifest, "evaluation_report", store, _shown(case, store, manifest))

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from fullft_assets.alerts import channel_problems
 from fullft_assets.base_model import BaseModelHeader, own_code, read_header, resolve_base_model, suggest_path
 from fullft_assets.checking.cron import cron_problem
@@ -40,7 +42,7 @@ from fullft_assets.settings import MODELS, LauncherSettings, UseCaseSettings
 from fullft_assets.settings.contradictions import contradictions
 from fullft_assets.settings.guards import guard_problems
 from fullft_assets.settings.use_case import UseCase, locate
-from fullft_assets.task import BASELINES, METRICS, TASKS, Task, task_of
+from fullft_assets.task import BASELINES, GATES, METRICS, TASKS, Task, task_of
 
 
 @dataclass(frozen=True)
@@ -386,10 +388,16 @@ def _check_task(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
             f"{metric} does not decide for the task {task.name}; give {' or '.join(task.metrics)}",
         )
     yield from _check_registered(settings, task, root)
-    if settings.release.max_calibration_error is not None and not task.measures_calibration:
-        yield Problem(
-            ("release", "max_calibration_error"), f"is not measured for the task {task.name}; remove it"
-        )
+    for name, options in settings.release.gates.items():
+        gate = GATES.get(name)
+        if gate.tasks and not task.takes(name, gate.tasks):
+            yield Problem(("release", "gates", name), f"is not measured for the task {task.name}; remove it")
+        try:
+            gate.options.model_validate(options)
+        except ValidationError as error:
+            # A mistyped option is missing, too; that it is unknown comes last and says more.
+            last = error.errors()[-1]
+            yield Problem(("release", "gates", name, *last["loc"]), last["msg"])
 
 
 def _check_external(settings: UseCaseSettings, task: Task, root: Path) -> Iterator[Problem]:

@@ -31,29 +31,31 @@ def snapshots_learned_from(checkpoint: Manifest) -> list[str]:
     """Return the refs of the snapshots that a checkpoint and its predecessors were trained on; its own
     first.
     """
-    made = CheckpointMetadata.of(checkpoint)
-    return list(dict.fromkeys([made.snapshot, *(training.snapshot for training in reversed(made.lineage))]))
+    metadata = CheckpointMetadata.of(checkpoint)
+    return list(
+        dict.fromkeys([metadata.snapshot, *(training.snapshot for training in reversed(metadata.lineage))])
+    )
 
 
 def rows(checkpoint: Manifest) -> list[tuple[str, str]]:
     """Return (name, value) rows of a card or a report: what it was trained from, on which rows, and each
     training before.
     """
-    made = CheckpointMetadata.of(checkpoint)
-    found = [("Trained from", made.trained_from)]
-    if "isolation" in made.facts:
-        found.append(
+    metadata = CheckpointMetadata.of(checkpoint)
+    facts = [("Trained from", metadata.trained_from)]
+    if "isolation" in metadata.facts:
+        facts.append(
             (
                 "Rows",
                 (
-                    f"{'several documents' if made.facts['is_packed'] else 'one document'} each:"
-                    f" {made.facts['isolation']}"
+                    f"{'several documents' if metadata.facts['is_packed'] else 'one document'} each:"
+                    f" {metadata.facts['isolation']}"
                 ),
             )
         )
     return [
-        *found,
-        *((f"Training {number}", _training(each)) for number, each in enumerate(made.lineage, start=1)),
+        *facts,
+        *((f"Training {number}", _training(each)) for number, each in enumerate(metadata.lineage, start=1)),
     ]
 
 
@@ -76,16 +78,16 @@ def _training(each: PastTraining) -> str:
 
 def trainings(checkpoint: Manifest) -> list[PastTraining]:
     """Return a checkpoint's trainings, its own last."""
-    made = CheckpointMetadata.of(checkpoint)
+    metadata = CheckpointMetadata.of(checkpoint)
     own = PastTraining(
         checkpoint=checkpoint.ref,
-        snapshot=made.snapshot,
+        snapshot=metadata.snapshot,
         snapshot_digest=checkpoint.inputs["training_snapshot"],
-        general_before=made.general_before,
-        general_loss=made.general_loss,
-        general_distance=made.general_distance,
+        general_before=metadata.general_before,
+        general_loss=metadata.general_loss,
+        general_distance=metadata.general_distance,
     )
-    return [*made.lineage, own]
+    return [*metadata.lineage, own]
 
 
 def erased_since(snapshot: Manifest, training: PastTraining) -> list[str]:

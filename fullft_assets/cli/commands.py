@@ -105,16 +105,6 @@ def _parser() -> argparse.ArgumentParser:
         help="print a signed link instead, which opens without an account: for a store on S3",
     )
     report.add_argument("--hours", type=_count, default=1, help="with --link: how long it opens (default: 1)")
-    verified = add(
-        "verify",
-        _verify,
-        "Recompute an evaluation's numbers from its predictions and the snapshot; name those that differ.",
-    )
-    verified.add_argument(
-        "--report",
-        metavar="REF",
-        help="the evaluation, as CASE/evaluation_report/KEY/ATTEMPT (default: the newest)",
-    )
     prepared = add(
         "prepare",
         _prepare,
@@ -300,24 +290,6 @@ def _report(parsed: argparse.Namespace) -> int:
 
         webbrowser.open(page.absolute().as_uri())
     return 0
-
-
-def _verify(parsed: argparse.Namespace) -> int:
-    from fullft_assets.evaluation.verification import verify
-    from fullft_assets.resources import latest
-
-    use_case = _load(parsed)
-    name, store = use_case.name, _store(use_case)
-    report = store.load(parsed.report) if parsed.report else latest(store, name, "evaluation_report")
-    if report is None:
-        raise FullftError(f"{name} has no evaluation report yet; `fullft run {name}` writes one")
-    if report.stage != "evaluation_report":
-        raise FullftError(
-            f"{parsed.report}: this is a {report.stage}; give {name}/evaluation_report/KEY/ATTEMPT"
-        )
-    found = verify(store, report)
-    print("\n".join(found.lines))
-    return 1 if found.differences else 0
 
 
 def _check(parsed: argparse.Namespace) -> int:

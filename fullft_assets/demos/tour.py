@@ -66,7 +66,6 @@ attributes:
   # small pilot predicts
   planning: {{baselines: [majority], min_predicted_gain: -1, pilot_share: 0.1}}
   training: {{epochs: 1, batch_size: 8, micro_batch_size: 8, learning_rate: 2e-4}} # short
-  evaluation: {{resamples: 200}} # short
   monitoring:
     path: data/production
     min_window_rows: 50 # short: each file is a window of {WINDOW_ROWS}

@@ -11,7 +11,7 @@ import numpy as np
 
 from fullft_assets.evaluation.comparison import MAX_GROUP_WEIGHT
 from fullft_assets.evaluation.intervals import Gain, Interval, Record
-from fullft_assets.evaluation.metrics.base import Predictions
+from fullft_assets.evaluation.metrics.base import Metric, Predictions
 from fullft_assets.evaluation.resampling import measure, number_groups
 from fullft_assets.evaluation.titles import FINETUNED
 from fullft_assets.settings import UseCaseSettings
@@ -49,12 +49,14 @@ def measure_answers(
     *,
     num_too_long: int,
     max_new_tokens: int,
+    modules: Mapping[str, Metric] | None = None,
 ) -> AnswerScores | None:
     """Score what each system wrote; None where the answers are of fewer than two groups, of which no interval
     can be computed.
 
     Args:
         written: of `finetuned` and the other systems, aligned with `truth` [n].
+        modules: metrics that are not registered, by name.
     """
     sizes = Counter(groups)
     if len(sizes) < 2:
@@ -68,25 +70,23 @@ def measure_answers(
         for name, texts in written.items()
     }
     asked = settings.evaluation
-    names = dict.fromkeys(
-        [
-            *task_of(settings.examples).answer_metrics,
-            *(name for name in asked.metrics if METRICS.get(name).of_answers),
-        ]
-    )
-    sampling = {"resamples": asked.resamples, "confidence": asked.confidence, "seed": settings.seed}
-    found = {
-        name: measure(METRICS.get(name), predictions, index, reference=FINETUNED, **sampling)
-        for name in names
+    names = [*task_of(settings.examples).answer_metrics, *asked.metrics]
+    metrics = {name: METRICS.get(name) for name in names} | dict(modules or {})
+    measured = {
+        name: measure(
+            metric, predictions, index, reference=FINETUNED, confidence=asked.confidence, seed=settings.seed
+        )
+        for name, metric in metrics.items()
+        if metric.of_answers
     }
     return AnswerScores(
         num_answers=len(truth),
         num_groups=num_groups,
-        effective_groups=next(iter(found.values())).effective_groups,
+        effective_groups=next(iter(measured.values())).effective_groups,
         num_too_long=num_too_long,
         max_new_tokens=max_new_tokens,
-        scores={name: each.scores for name, each in found.items()},
-        gains={name: each.gains for name, each in found.items()},
+        scores={name: each.scores for name, each in measured.items()},
+        gains={name: each.gains for name, each in measured.items()},
     )
 
 

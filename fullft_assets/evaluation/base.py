@@ -10,12 +10,13 @@ from fullft_assets.evaluation.comparison import Justification
 from fullft_assets.evaluation.forgetting import Forgetting
 from fullft_assets.evaluation.intervals import Gain, Interval, Record, holm
 from fullft_assets.evaluation.leakage import Leakage
-from fullft_assets.evaluation.robustness import Robustness
 from fullft_assets.evaluation.slices import Slices
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED, title
 from fullft_assets.task import TASKS
 
-VERSION = "13"
+VERSION = "14"
+#: Fields of older evaluations that nothing reads any more.
+_REMOVED_FIELDS = ("robustness",)
 
 
 class Evaluation(Record, ABC):
@@ -35,7 +36,6 @@ class Evaluation(Record, ABC):
         gains: fine-tuned minus each other system.
         calibration_error: None: not measured for this task.
         forgetting: None: no general text was given.
-        robustness: None: not measured for this task, or not asked for.
         slices: None: none was asked for, or the metric cannot measure them.
         leakage: what gives labels away; None: rows have no labels of their own.
     """
@@ -61,7 +61,6 @@ class Evaluation(Record, ABC):
     justification: Justification
     calibration_error: float | None = None
     forgetting: Forgetting | None = None
-    robustness: Robustness | None = None
     slices: Slices | None = None
     leakage: Leakage | None = None
 
@@ -80,12 +79,12 @@ class Evaluation(Record, ABC):
     @property
     def headline(self) -> dict[str, float]:
         """The fine-tuned model's metrics, each with the ends of its interval."""
-        found: dict[str, float] = {}
+        numbers: dict[str, float] = {}
         for metric, values in self.columns.items():
             if FINETUNED in values:
                 score = values[FINETUNED]
-                found |= {metric: score.estimate, f"{metric}_low": score.low, f"{metric}_high": score.high}
-        return found
+                numbers |= {metric: score.estimate, f"{metric}_low": score.low, f"{metric}_high": score.high}
+        return numbers
 
     @property
     def score(self) -> Interval:
@@ -110,29 +109,29 @@ class Evaluation(Record, ABC):
     @property
     def secondary_p_values(self) -> dict[str, float]:
         """P-value of each gain that does not decide, `METRIC over SYSTEM`, corrected for their number."""
-        found = {
+        p_values = {
             f"{metric} over {name}": gain.p_value
             for metric in self.metrics
             for name, gain in self.gains.get(metric, {}).items()
         }
         decisive = {f"{self.primary_metric} over {name}" for name in (*self.baselines, CHAMPION, ANCHOR)}
-        return holm({name: value for name, value in found.items() if name not in decisive})
+        return holm({name: value for name, value in p_values.items() if name not in decisive})
 
     @property
     def measured_on(self) -> list[str]:
         """What the test set cannot show, one sentence each."""
-        found = [
+        sentences = [
             f"It rests on {self.num_test_groups:,} groups that tell as much as {self.effective_groups:,.0f}"
             " of equal weight."
         ]
         rival = CHAMPION if self.has_champion else self.justification.best_baseline
         detectable = self.gains[self.primary_metric][rival].detectable
-        found.append(
+        sentences.append(
             f"A difference from the {title(rival)} below {detectable:.3f} is found less than four times in"
             " five."
         )
         if self.token_cap is not None:
-            found.append(
+            sentences.append(
                 f"A test row counts at most {self.token_cap:,} tokens, so that a few long ones do not decide"
                 " alone."
             )
@@ -142,17 +141,18 @@ class Evaluation(Record, ABC):
                 if self.rare_micro_f1 is None
                 else f"; together their F1 is {self.rare_micro_f1:.3f}, without an interval"
             )
-            found.append(
+            sentences.append(
                 f"{len(self.rare_labels)} labels have too few test groups to be measured{tail}:"
                 f" {_some(self.rare_labels)}."
             )
-        return found
+        return sentences
 
 
 def read_evaluation(text: str | bytes) -> Evaluation:
     """Return an evaluation that was stored as JSON, in the type of its task."""
-    found = json.loads(text)
-    return TASKS.get(found["task"]).evaluation_type().model_validate(found)
+    fields = json.loads(text)
+    known_fields = {name: value for name, value in fields.items() if name not in _REMOVED_FIELDS}
+    return TASKS.get(fields["task"]).evaluation_type().model_validate(known_fields)
 
 
 def _some(names: list[str], most: int = 8) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 
 from fullft_assets.evaluation import counts
 from fullft_assets.evaluation.intervals import Gain, Interval, Record
-from fullft_assets.evaluation.metrics.base import Predictions
-from fullft_assets.evaluation.resampling import SystemScores, measure, number_groups
+from fullft_assets.evaluation.metrics.base import Metric, Predictions
+from fullft_assets.evaluation.resampling import RESAMPLES, SystemScores, measure, number_groups
 from fullft_assets.evaluation.slices import Slices, measure_slices
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED, title
 from fullft_assets.settings import EvaluationSettings, UseCaseSettings
@@ -39,6 +39,7 @@ class Comparison:
 
     Attributes:
         slicing: kind of slice -> the slice that each row is in; see `slices.measure_slices`.
+        modules: metrics that are not registered, by name.
     """
 
     settings: EvaluationSettings
@@ -47,10 +48,15 @@ class Comparison:
     task: str
     min_gain: float = 0.0
     slicing: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+    resamples: int = RESAMPLES
+    modules: Mapping[str, Metric] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, settings: UseCaseSettings, slicing: Mapping[str, Sequence[str | None]] | None = None
+        cls,
+        settings: UseCaseSettings,
+        slicing: Mapping[str, Sequence[str | None]] | None = None,
+        modules: Mapping[str, Metric] | None = None,
     ) -> Comparison:
         """Return the comparison that the settings ask for."""
         bar = settings.release.min_gain_over_baselines
@@ -61,13 +67,14 @@ class Comparison:
             settings.examples.task,
             bar,
             slicing or {},
+            modules=modules or {},
         )
 
     def take(self, rows: np.ndarray) -> Comparison:
         """Return the comparison of some of the rows, bool [n]."""
-        kept = np.flatnonzero(rows).tolist()
+        positions = np.flatnonzero(rows).tolist()
         return replace(
-            self, slicing={kind: [values[row] for row in kept] for kind, values in self.slicing.items()}
+            self, slicing={kind: [values[row] for row in positions] for kind, values in self.slicing.items()}
         )
 
     def run(
@@ -84,15 +91,15 @@ class Comparison:
                 the systems.
         """
         index, num_groups = number_groups(groups, num_rows)
-        asked = (name for name in self.settings.metrics if not METRICS.get(name).of_answers)
+        asked = (name for name in (*self.settings.metrics, *self.modules) if not self._get(name).of_answers)
         shown = list(dict.fromkeys([*TASKS.get(self.task).shown_metrics, *asked]))
         predictions, shared = _prepare(predictions, index, num_groups)
-        found = {
+        scores_by_metric = {
             name: measured
             for name in shown
             if (measured := self._measure(name, predictions, index)) is not None
         }
-        primary, confidence = found[self.metric], self.settings.confidence
+        primary, confidence = scores_by_metric[self.metric], self.settings.confidence
         baselines = [name for name in primary.scores if name not in (FINETUNED, CHAMPION, ANCHOR)]
         justified = justification(
             primary.scores,
@@ -107,7 +114,7 @@ class Comparison:
             "metrics": shown,
             "primary_metric": self.metric,
             "confidence": confidence,
-            "resamples": self.settings.resamples,
+            "resamples": self.resamples,
             "num_test_rows": num_rows,
             "num_test_groups": num_groups,
             "effective_groups": primary.effective_groups,
@@ -115,8 +122,8 @@ class Comparison:
             "groups_digest": digest(sorted(set(groups))),
             "baselines": baselines,
             "has_champion": CHAMPION in primary.scores,
-            "scores": {metric: each.scores for metric, each in found.items()},
-            "gains": {metric: each.gains for metric, each in found.items()},
+            "scores": {metric: each.scores for metric, each in scores_by_metric.items()},
+            "gains": {metric: each.gains for metric, each in scores_by_metric.items()},
             "justification": justified,
             "slices": self._slices(
                 predictions, index, CHAMPION if CHAMPION in primary.scores else justified.best_baseline
@@ -125,13 +132,8 @@ class Comparison:
 
     def _slices(self, predictions: Mapping[str, Predictions], index: np.ndarray, rival: str) -> Slices | None:
         metric = METRICS.get(TASKS.get(self.task).slice_metric or self.metric)
-        sampling = {
-            "resamples": self.settings.resamples,
-            "confidence": self.settings.confidence,
-            "seed": self.seed,
-        }
         return measure_slices(
-            predictions, index, self.slicing, metric, reference=FINETUNED, rival=rival, **sampling
+            predictions, index, self.slicing, metric, reference=FINETUNED, rival=rival, **self._sampling
         )
 
     def _measure(
@@ -140,12 +142,19 @@ class Comparison:
         """Return the scores of the systems that a metric can measure; None where the fine-tuned model is not
         one of them.
         """
-        metric, settings = METRICS.get(name), self.settings
-        measured = {system: found for system, found in predictions.items() if metric.measures(found)}
+        metric = self._get(name)
+        measured = {system: each for system, each in predictions.items() if metric.measures(each)}
         if FINETUNED not in measured:
             return None
-        sampling = {"resamples": settings.resamples, "confidence": settings.confidence, "seed": self.seed}
-        return measure(metric, measured, index, reference=FINETUNED, rows_chose_labels=True, **sampling)
+        return measure(metric, measured, index, reference=FINETUNED, rows_chose_labels=True, **self._sampling)
+
+    def _get(self, name: str) -> Metric:
+        return self.modules[name] if name in self.modules else METRICS.get(name)
+
+    @property
+    def _sampling(self) -> dict[str, Any]:
+        """How groups are drawn, and the confidence of the intervals."""
+        return {"resamples": self.resamples, "confidence": self.settings.confidence, "seed": self.seed}
 
 
 def _prepare(
@@ -158,28 +167,28 @@ def _prepare(
     the same. A document counts at most as many tokens as nine in ten have: the mean of unbounded lengths has
     no interval that holds.
     """
-    ours, shared = predictions[FINETUNED], {}
+    finetuned, shared = predictions[FINETUNED], {}
     weights = 1.0 / np.minimum(np.bincount(index, minlength=num_groups), MAX_GROUP_WEIGHT)[index]
-    if ours.loss is not None and ours.num_tokens is not None:
-        cap = max(1, round(float(np.quantile(ours.num_tokens, TOKEN_CAP_QUANTILE))))
-        weights = weights * np.minimum(ours.num_tokens, cap) / np.maximum(ours.num_tokens, 1)
+    if finetuned.loss is not None and finetuned.num_tokens is not None:
+        cap = max(1, round(float(np.quantile(finetuned.num_tokens, TOKEN_CAP_QUANTILE))))
+        weights = weights * np.minimum(finetuned.num_tokens, cap) / np.maximum(finetuned.num_tokens, 1)
         shared["token_cap"] = cap
     changes: dict[str, Any] = {"weights": weights}
-    if ours.true is not None and ours.found is not None and ours.given is not None:
-        changes["measurable"] = measurable = measurable_labels(ours.true, index, num_groups, weights)
-        too_rare = ~measurable & (ours.true.sum(0) > 0)
+    if finetuned.true is not None and finetuned.found is not None and finetuned.given is not None:
+        changes["measurable"] = measurable = measurable_labels(finetuned.true, index, num_groups, weights)
+        too_rare = ~measurable & (finetuned.true.sum(0) > 0)
         if not measurable.any():
             changes["measurable"] = None
-        names = ours.labels or [str(label) for label in range(len(measurable))]
+        names = finetuned.labels or [str(label) for label in range(len(measurable))]
         shared["rare_labels"] = [names[label] for label in np.flatnonzero(too_rare).tolist()]
         shared["measurable_labels"] = int(measurable.sum())
         if too_rare.any():
             tables = (
                 np.asarray(table, np.float64)[:, too_rare].sum(0, keepdims=True)
-                for table in (ours.found, ours.true, ours.given)
+                for table in (finetuned.found, finetuned.true, finetuned.given)
             )
             shared["rare_micro_f1"] = float(counts.micro_f1(*tables)[0])
-    return {name: replace(found, **changes) for name, found in predictions.items()}, shared
+    return {name: replace(each, **changes) for name, each in predictions.items()}, shared
 
 
 def measurable_labels(

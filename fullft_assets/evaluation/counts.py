@@ -1,7 +1,7 @@
 """Scores of what was found against what is true, from counts of each label: of a row's label or labels, or of
 exact spans.
 
-Tables are [resamples, labels] (or [groups, labels] summed): `found` true positives, `true` how often the
+Tables are [resamples, labels] (or [groups, labels] summed): `right` true positives, `true` how often the
 label occurs, `predicted` how often it was predicted. Macro-F1 averages over the labels that occur: one that
 does not cannot be measured, and its absence is no success. A label that occurs and is never predicted has an
 F1 of 0, as has a score without anything to score.
@@ -25,22 +25,22 @@ def is_measurable(total: np.ndarray, squares: np.ndarray) -> np.ndarray:
     return ratio(total**2, squares) >= MIN_LABEL_GROUPS - _ROUNDING
 
 
-def macro_f1(found: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+def macro_f1(right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Mean F1 [resamples] over the labels that occur in each resample; 0 where none does."""
     occurs = true > 0
-    return ratio(_f1(found, true, predicted).sum(axis=1), occurs.sum(axis=1))
+    return ratio(_f1(right, true, predicted).sum(axis=1), occurs.sum(axis=1))
 
 
-def weighted_f1(found: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+def weighted_f1(right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Mean F1 [resamples] over the labels, weighted by how often each occurs; 0 where none does."""
-    return ratio((_f1(found, true, predicted) * true).sum(axis=1), true.sum(axis=1))
+    return ratio((_f1(right, true, predicted) * true).sum(axis=1), true.sum(axis=1))
 
 
-def micro_f1(found: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+def micro_f1(right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """F1 [resamples] of all labels' counts together; what was predicted of labels that do not occur counts
     against it.
     """
-    return ratio(2 * found.sum(axis=1), true.sum(axis=1) + predicted.sum(axis=1))
+    return ratio(2 * right.sum(axis=1), true.sum(axis=1) + predicted.sum(axis=1))
 
 
 def by_group(values: np.ndarray, index: np.ndarray, num_groups: int) -> np.ndarray:
@@ -57,5 +57,5 @@ def ratio(part: np.ndarray, total: np.ndarray) -> np.ndarray:
     return np.divide(part, total, out=np.zeros(np.shape(total), np.float64), where=np.asarray(total) > 0)
 
 
-def _f1(found: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    return np.divide(2 * found, true + predicted, out=np.zeros_like(true, dtype=np.float64), where=true > 0)
+def _f1(right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    return np.divide(2 * right, true + predicted, out=np.zeros_like(true, dtype=np.float64), where=true > 0)

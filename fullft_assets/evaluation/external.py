@@ -2,8 +2,7 @@
 aligned with the test rows.
 
 A file has one JSON object a line: the row's `id` and what the system answered under the name of the task's
-target (`label`, `labels` or `spans`). The store keeps a copy, so that a remote process and a later
-verification have what was judged.
+target (`label`, `labels` or `spans`). The store keeps a copy, which a remote process reads.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def keep(store: Store, case: str, settings: UseCaseSettings, root: Path) -> Mani
     )
 
 
-def require_complete(store: Store, kept: Manifest, snapshot: Manifest) -> None:
+def require_complete(store: Store, copies: Manifest, snapshot: Manifest) -> None:
     """Check, before anything costs time, that the files have every test row of a snapshot.
 
     Raises:
@@ -81,8 +80,8 @@ def require_complete(store: Store, kept: Manifest, snapshot: Manifest) -> None:
         for id_, split in zip(index["id"].to_pylist(), index["split"].to_pylist(), strict=True)
         if split == "test"
     ]
-    for name in ExternalMetadata.of(kept).num_rows:
-        answers(store.folder(kept), name, kept.settings["target"], ids)
+    for name in ExternalMetadata.of(copies).num_rows:
+        answers(store.folder(copies), name, copies.settings["target"], ids)
 
 
 def answers(folder: Path, name: str, target: str, ids: Sequence[str]) -> list[Any]:
@@ -91,61 +90,61 @@ def answers(folder: Path, name: str, target: str, ids: Sequence[str]) -> list[An
     Raises:
         DataError: rows are missing; the message says how many.
     """
-    found = _read(name, folder / f"{name}.jsonl", target)
-    missing = [id_ for id_ in ids if id_ not in found]
+    answer_of = _read(name, folder / f"{name}.jsonl", target)
+    missing = [id_ for id_ in ids if id_ not in answer_of]
     if missing:
         raise DataError(
             f"evaluation.external: {name}: {len(missing):,} of {len(ids):,} test rows have no prediction, the"
             f" first is {missing[0]!a}; add them to its file, or remove the entry"
         )
-    return [found[id_] for id_ in ids]
+    return [answer_of[id_] for id_ in ids]
 
 
-def positions(name: str, given: Sequence[Sequence[str]], labels: Sequence[str]) -> list[list[int]]:
+def positions(name: str, names: Sequence[Sequence[str]], labels: Sequence[str]) -> list[list[int]]:
     """Return label names as positions in the label order.
 
     Args:
-        given: names of each row.
+        names: names of each row.
 
     Raises:
         DataError: a name is no label of the snapshot.
     """
     place = {label: number for number, label in enumerate(labels)}
-    unknown = [label for row in given for label in row if label not in place]
+    unknown = [label for row in names for label in row if label not in place]
     if unknown:
-        num_rows = sum(any(label not in place for label in row) for row in given)
+        num_rows = sum(any(label not in place for label in row) for row in names)
         raise DataError(
             f"evaluation.external: {name}: {num_rows:,} rows have a label that the snapshot lacks, the first"
             f" is {str(unknown[0])[:80]!a}; map it to one of {', '.join(labels)}"
         )
-    return [[place[label] for label in row] for row in given]
+    return [[place[label] for label in row] for row in names]
 
 
 def spans(
-    name: str, given: Sequence[Sequence[Mapping[str, Any]]], rows: Split, labels: Sequence[str]
+    name: str, answers: Sequence[Sequence[Mapping[str, Any]]], rows: Split, labels: Sequence[str]
 ) -> list[list[tuple[int, int, int]]]:
     """Return spans (start, end exclusive, position of the label) of each row.
 
     Raises:
         DataError: one is outside of its text, or has a label that the snapshot lacks.
     """
-    numbers = positions(name, [[str(span["label"]) for span in row] for row in given], labels)
-    found = [
-        [(span["start"], span["end"], number) for span, number in zip(row, mine, strict=True)]
-        for row, mine in zip(given, numbers, strict=True)
+    numbers = positions(name, [[str(span["label"]) for span in row] for row in answers], labels)
+    spans_of_rows = [
+        [(span["start"], span["end"], number) for span, number in zip(row, row_labels, strict=True)]
+        for row, row_labels in zip(answers, numbers, strict=True)
     ]
-    for id_, text, row in zip(rows.ids, rows.texts, found, strict=True):
+    for id_, text, row in zip(rows.ids, rows.texts, spans_of_rows, strict=True):
         for start, end, _ in row:
             if not 0 <= start < end <= len(text):
                 raise DataError(
                     f"evaluation.external: {name}: row {id_!a} has a span {start} to {end} in a text of"
                     f" {len(text):,} characters"
                 )
-    return found
+    return spans_of_rows
 
 
 def _read(name: str, path: Path, target: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    answer_of: dict[str, Any] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue
@@ -159,13 +158,13 @@ def _read(name: str, path: Path, target: str) -> dict[str, Any]:
             raise DataError(
                 f"evaluation.external: {name}: {path.name}, line {number}: wanted is {_WANTED[target]}"
             )
-        if id_ in found:
+        if id_ in answer_of:
             raise DataError(
                 f"evaluation.external: {name}: {path.name}, line {number}: {id_!a} has a prediction above"
                 " already; remove one"
             )
-        found[id_] = answer
-    return found
+        answer_of[id_] = answer
+    return answer_of
 
 
 def _is_span(span: Any) -> bool:

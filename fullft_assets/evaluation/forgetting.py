@@ -53,18 +53,18 @@ class Forgetting(Record):
 
 def forgetting_of(checkpoint: Manifest) -> Forgetting | None:
     """Return what a checkpoint forgot, or None where its own training did not measure it."""
-    made = CheckpointMetadata.of(checkpoint)
-    trainings, after = [*made.lineage, made], _after(made)
-    if after is None or made.general_before is None:
+    metadata = CheckpointMetadata.of(checkpoint)
+    trainings, after = [*metadata.lineage, metadata], _after(metadata)
+    if after is None or metadata.general_before is None:
         return None
     rises = [
-        found - each.general_before
+        reached - each.general_before
         for each in trainings
-        if (found := _after(each)) is not None and each.general_before is not None
+        if (reached := _after(each)) is not None and each.general_before is not None
     ]
     return Forgetting(
-        measure="loss" if made.general_loss is not None else "distance",
-        before=made.general_before,
+        measure="loss" if metadata.general_loss is not None else "distance",
+        before=metadata.general_before,
         after=after,
         rise=sum(rises),
         num_trainings=len(trainings),

@@ -78,18 +78,18 @@ def _counts(name: Path, path: Path) -> bool:
     )
 
 
-def task_scores(found: Mapping[str, RowScores], confidence: float) -> list[TaskScores]:
+def task_scores(row_scores: Mapping[str, RowScores], confidence: float) -> list[TaskScores]:
     """Return every score of each task with its interval.
 
     Args:
-        found: of `finetuned` and the other systems.
+        row_scores: of `finetuned` and the other systems.
     """
     return [
-        _scores(task, metric, {name: each[task][metric] for name, each in found.items()}, confidence)
-        for task, metrics in found[FINETUNED].items()
+        _scores(task, metric, {name: each[task][metric] for name, each in row_scores.items()}, confidence)
+        for task, metrics in row_scores[FINETUNED].items()
         for metric in metrics
         # Each system's numbers decide whether a score is a mean over rows, and one row gives no interval.
-        if all(metric in each[task] and len(each[task][metric]) > 1 for each in found.values())
+        if all(metric in each[task] and len(each[task][metric]) > 1 for each in row_scores.values())
     ]
 
 

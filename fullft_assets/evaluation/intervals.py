@@ -112,11 +112,11 @@ class Gain(Interval):
         step to the variance v. So it is the d with d^2 = q^2 (v + d step), where q is the sum of the
         quantiles of confidence and power.
         """
-        found, least = (
+        reach, least = (
             self.half_width + _power_quantile(self.degrees_of_freedom) * self.standard_error,
             self.least_detectable,
         )
-        return (least + math.sqrt(least**2 + 4 * found**2)) / 2
+        return (least + math.sqrt(least**2 + 4 * reach**2)) / 2
 
     def excludes_loss(self, margin: float, confidence: float) -> bool:
         """Return whether the gain is above minus a margin: non-inferiority at that margin.
@@ -124,9 +124,9 @@ class Gain(Interval):
         The standard error is that of systems which differ by the margin. What two similar systems show is
         smaller, and lets through losses that few groups make.
         """
-        found = self.half_width + _power_quantile(self.degrees_of_freedom) * self.standard_error
+        reach = self.half_width + _power_quantile(self.degrees_of_freedom) * self.standard_error
         # d^2 = q^2 (v + d step) at the margin instead of at d, see `detectable`.
-        spread = math.sqrt(found**2 + self.least_detectable * margin) / _detection_quantile(
+        spread = math.sqrt(reach**2 + self.least_detectable * margin) / _detection_quantile(
             confidence, self.degrees_of_freedom
         )
         return (
@@ -151,12 +151,12 @@ class Gain(Interval):
         freedom = (rows + variance) ** 2 / (
             rows**2 / self.degrees_of_freedom + variance**2 / degrees_of_freedom
         )
-        found = Gain.of(self.estimate, math.sqrt(rows + variance), freedom, confidence)
+        claim = Gain.of(self.estimate, math.sqrt(rows + variance), freedom, confidence)
         # Recipes are never surer to differ than the models.
-        half = max(found.half_width, self.half_width)
-        quantiles = (_detection_quantile(confidence, each.degrees_of_freedom) for each in (found, self))
+        half = max(claim.half_width, self.half_width)
+        quantiles = (_detection_quantile(confidence, each.degrees_of_freedom) for each in (claim, self))
         least = self.least_detectable * (next(quantiles) / next(quantiles)) ** 2
-        return found.model_copy(
+        return claim.model_copy(
             update={"low": self.estimate - half, "high": self.estimate + half, "least_detectable": least}
         )
 
@@ -210,6 +210,8 @@ def bounded_interval(
     Args:
         bounds: smallest and largest value of the score; None: there is none.
     """
+    from scipy.special import expit, logit
+
     low, high = bounds
     reach = t_quantile(confidence, degrees_of_freedom) * standard_error
     if low is None:
@@ -224,8 +226,8 @@ def bounded_interval(
     if share * (1 - share) < 1e-12:
         ends = (0.0, unseen) if share < 0.5 else (1 - unseen, 1.0)
     else:
-        centre, reach = math.log(share / (1 - share)), reach / width / (share * (1 - share))
-        ends = _expit(centre - reach), _expit(centre + reach)
+        reach = reach / width / (share * (1 - share))
+        ends = (expit(logit(share) - reach), expit(logit(share) + reach))
     return Interval(estimate=estimate, low=low + width * ends[0], high=low + width * ends[1])
 
 
@@ -245,7 +247,3 @@ def _unseen(confidence: float, num_groups: float) -> float:
     seen).
     """
     return 1 - ((1 - confidence) / 2) ** (1 / max(num_groups, 1.0))
-
-
-def _expit(value: float) -> float:
-    return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))

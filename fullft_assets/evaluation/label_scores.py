@@ -21,10 +21,10 @@ class LabelScore(Record):
 
 
 def label_scores(
-    found: np.ndarray, true: np.ndarray, predicted: np.ndarray, names: Sequence[str]
+    right: np.ndarray, true: np.ndarray, predicted: np.ndarray, names: Sequence[str]
 ) -> list[LabelScore]:
     """The per-label table from counts [labels], in label order; a ratio without a denominator is 0."""
-    precision, recall, f1 = ratio(found, predicted), ratio(found, true), ratio(2 * found, true + predicted)
+    precision, recall, f1 = ratio(right, predicted), ratio(right, true), ratio(2 * right, true + predicted)
     return [
         LabelScore(
             label=name,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import model_validator
+
 from fullft_assets.store.metadata import Metadata
 
 
@@ -22,8 +24,8 @@ class EvaluationMetadata(Metadata):
         incumbent: reference of the champion that it was compared with. None: there was none.
         anchor: reference of the first champion, where it was compared with that, too.
         seed_runs: references of the reports that the noise of seeds was taken from.
-        measured: METRIC, METRIC_low and METRIC_high of the fine-tuned model, SYSTEM_METRIC of the others, and
-            what the task adds.
+        scores: system -> metric -> estimate, of the systems beside the fine-tuned model.
+        measured: METRIC, METRIC_low and METRIC_high of the fine-tuned model, and what the task adds.
     """
 
     rest = "measured"
@@ -50,14 +52,26 @@ class EvaluationMetadata(Metadata):
     incumbent: str | None = None
     anchor: str | None = None
     seed_runs: list[str] = []
+    scores: dict[str, dict[str, float]] = {}
     measured: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _read_scores_of_older_reports(self) -> EvaluationMetadata:
+        """Fill `scores` from `measured`, in which older reports have SYSTEM_METRIC."""
+        if self.scores:
+            return self
+        for name, value in self.measured.items():
+            endings = [metric for metric in self.metrics if name.endswith(f"_{metric}")]
+            if endings and name not in self.metrics:
+                metric = max(endings, key=len)
+                self.scores.setdefault(name.removesuffix(f"_{metric}"), {})[metric] = value
+        return self
 
     @property
     def systems(self) -> list[str]:
-        """The systems that there are scores of beside the fine-tuned model."""
-        ending = f"_{self.primary_metric}"
-        return [name.removesuffix(ending) for name in self.measured if name.endswith(ending)]
+        """The systems beside the fine-tuned model that have a primary score."""
+        return [system for system, scores in self.scores.items() if self.primary_metric in scores]
 
     def score(self, system: str | None, metric: str) -> float | None:
         """Return a system's score, or None where it has none; system None: the fine-tuned model."""
-        return self.measured.get(metric if system is None else f"{system}_{metric}")
+        return self.measured.get(metric) if system is None else self.scores.get(system, {}).get(metric)

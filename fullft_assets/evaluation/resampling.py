@@ -13,6 +13,8 @@ from fullft_assets.evaluation.counts import by_group, is_measurable
 from fullft_assets.evaluation.intervals import Gain, Interval, Record, bounded_interval, effective_number
 from fullft_assets.evaluation.metrics.base import Metric, Predictions, SummedMetric
 
+#: Bootstrap resamples: the ends of an interval are stable to a few hundredths of its width.
+RESAMPLES = 1_000
 #: Numbers in one chunk of resampling weights (float64: 32 MB).
 _CHUNK_NUMBERS = 4_000_000
 #: Fewer degrees of freedom than this give intervals as wide as the scale.
@@ -62,7 +64,11 @@ class _Samples:
             return None if (self.draws != other.draws).any() else np.array([])
         pairs = zip(self.sums, other.sums, strict=True)
         differs = np.any(
-            [(ours != theirs).reshape(len(ours), -1).any(axis=1) for ours, theirs in pairs], axis=0
+            [
+                (own_table != other_table).reshape(len(own_table), -1).any(axis=1)
+                for own_table, other_table in pairs
+            ],
+            axis=0,
         )
         return ((self.estimate - self.left_out) - (other.estimate - other.left_out))[differs]
 
@@ -85,9 +91,9 @@ def measure(
     index: np.ndarray,
     *,
     reference: str,
-    resamples: int,
     confidence: float,
     seed: int,
+    resamples: int = RESAMPLES,
     rows_chose_labels: bool = False,
 ) -> SystemScores:
     """Return every system's score and the reference's gains, each with its interval.
@@ -112,22 +118,24 @@ def measure(
     num_groups = int(index.max()) + 1
     weights = _group_weights(num_groups, resamples, seed)
     if isinstance(metric, SummedMetric):
-        found = _from_sums(metric, predictions, index, weights, rows_chose_labels)
+        samples_of = _from_sums(metric, predictions, index, weights, rows_chose_labels)
     else:
-        found = _from_rows(metric, predictions, index, weights)
-    for samples in found.values():
+        samples_of = _from_rows(metric, predictions, index, weights)
+    for samples in samples_of.values():
         metric.require_in_bounds(samples.estimate)
-    ours, left_out = predictions[reference], found[reference].left_out
-    effective = effective_number(by_group(metric.mass(ours) * ours.row_weights, index, num_groups))
+    reference_predictions, left_out = predictions[reference], samples_of[reference].left_out
+    effective = effective_number(
+        by_group(metric.mass(reference_predictions) * reference_predictions.row_weights, index, num_groups)
+    )
     return SystemScores(
-        scores={name: _score(metric, samples, effective, confidence) for name, samples in found.items()},
+        scores={name: _score(metric, samples, effective, confidence) for name, samples in samples_of.items()},
         gains={
-            name: _gain(found[reference], found[name], effective, confidence)
+            name: _gain(samples_of[reference], samples_of[name], effective, confidence)
             for name in predictions
             if name != reference
         },
         effective_groups=effective,
-        influences=[] if left_out is None else (found[reference].estimate - left_out).tolist(),
+        influences=[] if left_out is None else (samples_of[reference].estimate - left_out).tolist(),
     )
 
 
@@ -156,10 +164,12 @@ def _score(metric: Metric, samples: _Samples, effective_groups: float, confidenc
     return interval.model_copy(update={"low": low})
 
 
-def _gain(ours: _Samples, theirs: _Samples, effective_groups: float, confidence: float) -> Gain:
-    error = float((ours.draws - theirs.draws).std(ddof=1))
+def _gain(reference: _Samples, other: _Samples, effective_groups: float, confidence: float) -> Gain:
+    error = float((reference.draws - other.draws).std(ddof=1))
     freedom = max(effective_groups - 1, _MIN_DEGREES_OF_FREEDOM)
-    return Gain.of(ours.estimate - theirs.estimate, error, freedom, confidence, ours.moved_from(theirs))
+    return Gain.of(
+        reference.estimate - other.estimate, error, freedom, confidence, reference.moved_from(other)
+    )
 
 
 def _from_sums(
@@ -174,15 +184,15 @@ def _from_sums(
     """
     num_groups = int(index.max()) + 1
     sums = {
-        name: tuple(by_group(table, index, num_groups) for table in metric.weighted(found))
-        for name, found in predictions.items()
+        name: tuple(by_group(table, index, num_groups) for table in metric.weighted(system))
+        for name, system in predictions.items()
     }
     totals = {name: tuple(table.sum(0, keepdims=True) for table in tables) for name, tables in sums.items()}
     all_labels = {}
-    for name, found in predictions.items():
-        counted = metric.count_all_labels(found) if rows_chose_labels else None
+    for name, system in predictions.items():
+        counted = metric.count_all_labels(system) if rows_chose_labels else None
         if counted is not None:
-            all_labels[name] = tuple(by_group(table, index, num_groups) for table in found.weigh(counted))
+            all_labels[name] = tuple(by_group(table, index, num_groups) for table in system.weigh(counted))
     draws: dict[str, list[np.ndarray]] = {name: [] for name in predictions}
     raised: dict[str, list[np.ndarray]] = {name: [] for name in all_labels}
     for chunk in weights:
@@ -230,10 +240,10 @@ def _from_rows(
     for chunk in weights:
         for drawn in chunk:
             rows = np.repeat(np.arange(len(index)), drawn[index].astype(np.int64))
-            for name, found in predictions.items():
-                draws[name].append(metric.compute(found.take(rows)))
+            for name, system in predictions.items():
+                draws[name].append(metric.compute(system.take(rows)))
     return {
-        name: _Samples(metric.compute(found), np.array(draws[name])) for name, found in predictions.items()
+        name: _Samples(metric.compute(system), np.array(draws[name])) for name, system in predictions.items()
     }
 
 

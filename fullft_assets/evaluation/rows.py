@@ -57,11 +57,11 @@ def weakest_groups(
     return sorted(scores, key=lambda s: (-s.num_errors / s.num_rows, -s.num_errors, s.group))[:most]
 
 
-def agreement(ours: np.ndarray, theirs: np.ndarray) -> SystemAgreement:
+def agreement(finetuned: np.ndarray, baseline: np.ndarray) -> SystemAgreement:
     """Count the rows by which of two systems was right on them, bool [n] each."""
     return SystemAgreement(
-        both_right=int((ours & theirs).sum()),
-        only_finetuned_right=int((ours & ~theirs).sum()),
-        only_baseline_right=int((~ours & theirs).sum()),
-        both_wrong=int((~ours & ~theirs).sum()),
+        both_right=int((finetuned & baseline).sum()),
+        only_finetuned_right=int((finetuned & ~baseline).sum()),
+        only_baseline_right=int((~finetuned & baseline).sum()),
+        both_wrong=int((~finetuned & ~baseline).sum()),
     )

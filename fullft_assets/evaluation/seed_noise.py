@@ -46,8 +46,8 @@ def seed_noise(evaluations: Mapping[str, Iterable[Evaluation]]) -> SeedNoise | N
     other.
     """
     runs: dict[tuple[str, ...], list[Run]] = defaultdict(list)
-    for recipe, found in evaluations.items():
-        for each in found:
+    for recipe, of_recipe in evaluations.items():
+        for each in of_recipe:
             if each.influences:
                 run = Run(score=each.score.estimate, influences=each.influences)
                 runs[recipe, each.primary_metric, each.groups_digest].append(run)
@@ -66,11 +66,11 @@ def pooled(recipes: Iterable[list[Run]]) -> SeedNoise | None:
     if num_runs < MIN_RUNS:
         return None
     freedom = num_runs - len(repeated)
-    found = sum(
+    squares = sum(
         (len(runs) - 1) * (float(np.var([run.score for run in runs], ddof=1)) - _row_noise(runs))
         for runs in repeated
     )
-    return SeedNoise(variance=max(0.0, found / freedom), degrees_of_freedom=freedom, num_runs=num_runs)
+    return SeedNoise(variance=max(0.0, squares / freedom), degrees_of_freedom=freedom, num_runs=num_runs)
 
 
 def _row_noise(runs: list[Run]) -> float:

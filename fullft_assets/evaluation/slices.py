@@ -102,7 +102,7 @@ def measure_slices(
     if not all(metric.measures(each) for each in pair.values()):
         return None
     sampling = {"reference": reference, "resamples": resamples, "confidence": confidence, "seed": seed}
-    found, num_small = [], {}
+    scores, num_small = [], {}
     for kind, values in slicing.items():
         slices = _labels(pair[reference]) if kind == LABEL else _rows_by_value(values, metric)
         # One slice of all rows is no slice.
@@ -116,11 +116,11 @@ def measure_slices(
         measurable.sort(key=lambda each: -_effective(each[2], pair[reference], index, each[1]))
         if len(slices) > len(measurable[:_MOST]):
             num_small[kind] = len(slices) - len(measurable[:_MOST])
-        found += [
+        scores += [
             _measure(kind, name, rows, by, pair, index, sampling, rival)
             for name, rows, by in measurable[:_MOST]
         ]
-    return Slices(metric=metric.name, rival=rival, found=found, num_small=num_small)
+    return Slices(metric=metric.name, rival=rival, found=scores, num_small=num_small)
 
 
 def _labels(ours: Predictions) -> list[tuple[str, np.ndarray, Metric]]:

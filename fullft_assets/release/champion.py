@@ -118,8 +118,8 @@ def read_anchor(store: Store, case: str) -> Champion | None:
     state = read_state(store, case)
     if state is None:
         return None
-    kept = [past.champion for past in state.history if not past.rolled_back]
-    return kept[-1] if kept else state.current
+    champions = [past.champion for past in state.history if not past.rolled_back]
+    return champions[-1] if champions else state.current
 
 
 def promote(
@@ -211,14 +211,16 @@ def rollback(store: Store, case: str, *, reason: str, by: str) -> Champion:
 
     def change(state: ReleaseState | None) -> ReleaseState:
         state = _required(state, case, "nothing to roll back")
-        kept = [position for position, past in enumerate(state.history) if not past.rolled_back]
-        if not kept:
+        positions = [position for position, past in enumerate(state.history) if not past.rolled_back]
+        if not positions:
             raise GateError(
                 f"{case}: {state.checkpoint} is the first champion; there is none before it to roll back to"
             )
-        back = state.history[kept[0]].champion
+        back = state.history[positions[0]].champion
         taken_out = Retired(champion=state.current, rolled_back=True, retired_at=time.time())
-        new = _with(state, back, [taken_out, *state.history[: kept[0]], *state.history[kept[0] + 1 :]])
+        new = _with(
+            state, back, [taken_out, *state.history[: positions[0]], *state.history[positions[0] + 1 :]]
+        )
         return _noted(new, state, "rollback", reason, by)
 
     return _intervene(store, case, reason, change).current
@@ -264,24 +266,24 @@ def one_line(reason: str) -> str:
     Raises:
         GateError: it is empty.
     """
-    found = visible(" ".join(reason.split()))
-    if not found:
+    line = visible(" ".join(reason.split()))
+    if not line:
         raise GateError("reason: give one; it is kept with what you do")
-    return found
+    return line
 
 
 def _intervene(
     store: Store, case: str, reason: str, change: Callable[[ReleaseState | None], ReleaseState]
 ) -> ReleaseState:
     one_line(reason)
-    made: list[ReleaseState] = []
+    states: list[ReleaseState] = []
 
     def remember(state: ReleaseState | None) -> ReleaseState:
-        made.append(change(state))
-        return made[-1]
+        states.append(change(state))
+        return states[-1]
 
     _change(store, case, remember)
-    return made[-1]
+    return states[-1]
 
 
 def _required(state: ReleaseState | None, case: str, so: str) -> ReleaseState:
@@ -291,10 +293,10 @@ def _required(state: ReleaseState | None, case: str, so: str) -> ReleaseState:
 
 
 def _with(state: ReleaseState | None, champion: Champion, history: list[Retired]) -> ReleaseState:
-    kept: dict[str, Any] = (
+    remembered: dict[str, Any] = (
         {} if state is None else {"interventions": state.interventions, "frozen": state.frozen}
     )
-    return ReleaseState(**champion.model_dump(), history=history, **kept)
+    return ReleaseState(**champion.model_dump(), history=history, **remembered)
 
 
 def _noted(
@@ -306,17 +308,17 @@ def _noted(
 ) -> ReleaseState:
     """Return a state with an intervention added."""
     before = None if old is None else old.checkpoint
-    made = Intervention(
+    intervention = Intervention(
         action=action, reason=one_line(reason), by=by, at=time.time(), before=before, after=new.checkpoint
     )
-    return new.model_copy(update={"interventions": [made, *new.interventions][:MAX_HISTORY]})
+    return new.model_copy(update={"interventions": [intervention, *new.interventions][:MAX_HISTORY]})
 
 
 def _trimmed(history: list[Retired]) -> list[Retired]:
     """Return the newest past champions, and the first one that counts as the anchor."""
-    kept, older = history[: MAX_HISTORY - 1], history[MAX_HISTORY - 1 :]
+    newest, older = history[: MAX_HISTORY - 1], history[MAX_HISTORY - 1 :]
     anchor = [past for past in older if not past.rolled_back][-1:]
-    return [*kept, *(anchor or older[:1])]
+    return [*newest, *(anchor or older[:1])]
 
 
 def _name(case: str) -> str:

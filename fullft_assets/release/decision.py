@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.errors import GateError
 from fullft_assets.evaluation import read_evaluation
+from fullft_assets.evaluation.gates import ChampionRule
 from fullft_assets.evaluation.metadata import EvaluationMetadata
-from fullft_assets.evaluation.verdict import ChampionRule, ReleaseVerdict, read_verdict
+from fullft_assets.evaluation.verdict import ReleaseVerdict, read_verdict
 from fullft_assets.planning.worth import asked
 from fullft_assets.release.champion import (
     Champion,
@@ -24,11 +25,11 @@ from fullft_assets.release.champion import (
     read_state,
 )
 from fullft_assets.release.model_card import write_card
+from fullft_assets.settings import ReleaseSettings
 from fullft_assets.store import Manifest, Store
 from fullft_assets.store.hashing import digest
 
 if TYPE_CHECKING:
-    from fullft_assets.settings import ReleaseSettings
     from fullft_assets.settings.use_case import UseCase
 
 
@@ -67,7 +68,7 @@ class JudgedAgainst:
     seed_runs: tuple[str, ...] = ()
 
 
-def judged_against(store: Store, case: str, candidate: Manifest, settings: ReleaseSettings) -> JudgedAgainst:
+def judged_against(store: Store, case: str, candidate: Manifest) -> JudgedAgainst:
     """Return what a candidate checkpoint is judged against.
 
     Once `publish` has decided on a candidate this is fixed. A later champion, the candidate itself
@@ -80,12 +81,8 @@ def judged_against(store: Store, case: str, candidate: Manifest, settings: Relea
     if champion is None or anchor is None:
         return JudgedAgainst(None, None)
     runs = seed_runs(store, case)
-    asked = (
-        champion_rule(candidate, store.load(champion.checkpoint))
-        if settings.champion_rule == "auto"
-        else settings.champion_rule
-    )
-    needs_anchor = asked == "non_inferiority" and anchor.checkpoint not in (
+    rule = champion_rule(candidate, store.load(champion.checkpoint))
+    needs_anchor = rule == "non_inferiority" and anchor.checkpoint not in (
         champion.checkpoint,
         candidate.ref,
     )
@@ -241,7 +238,8 @@ def _require_judged(use_case: UseCase, report: Manifest, checkpoint: Manifest, s
                 f"champion_model refused: evaluation_report judged another {name}; materialise"
                 " evaluation_report again"
             )
-    if report.settings["release"] != use_case.settings.release.model_dump(mode="json"):
+    judged_by = ReleaseSettings.from_manifest(report.settings["release"])
+    if judged_by.model_dump(mode="json") != use_case.settings.release.model_dump(mode="json"):
         raise GateError(
             "champion_model refused: evaluation_report judged by other settings of release; materialise"
             " evaluation_report again"
@@ -302,8 +300,8 @@ def _fix_decision(
     if store.read_pointer(_decision_pointer(checkpoint)) is not None:
         return
     _record_run(store, case, checkpoint, report)
-    found = EvaluationMetadata.of(report)
-    against = {"incumbent": found.incumbent, "anchor": found.anchor, "seed_runs": found.seed_runs}
+    metadata = EvaluationMetadata.of(report)
+    against = {"incumbent": metadata.incumbent, "anchor": metadata.anchor, "seed_runs": metadata.seed_runs}
     store.write_pointer(
         _decision_pointer(checkpoint), {**against, "evaluation": report.ref, "promote": verdict.promote}
     )
@@ -334,10 +332,10 @@ def seed_runs(store: Store, case: str) -> dict[str, list[str]]:
 def forget_runs(store: Store, case: str, reports: Collection[str]) -> None:
     """Forget trainings whose reports, by reference, are removed: no noise of seeds can be taken from them."""
 
-    def change(found: dict[str, Any] | None) -> dict[str, Any] | None:
-        runs = (found or {"runs": []})["runs"]
-        kept = [run for run in runs if run["evaluation"] not in reports]
-        return None if kept == runs else {"runs": kept}
+    def change(pointer: dict[str, Any] | None) -> dict[str, Any] | None:
+        runs = (pointer or {"runs": []})["runs"]
+        others = [run for run in runs if run["evaluation"] not in reports]
+        return None if others == runs else {"runs": others}
 
     store.change_pointer(f"{case}/runs", change)
 
@@ -346,7 +344,7 @@ def _record_run(store: Store, case: str, checkpoint: Manifest, report: Manifest)
     """Keep in mind which recipe a judged training had."""
     run = {"recipe": recipe_digest(checkpoint), "evaluation": report.ref}
     store.change_pointer(
-        f"{case}/runs", lambda found: {"runs": [run, *(found or {"runs": []})["runs"]][:_MAX_RUNS]}
+        f"{case}/runs", lambda pointer: {"runs": [run, *(pointer or {"runs": []})["runs"]][:_MAX_RUNS]}
     )
 
 

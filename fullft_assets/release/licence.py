@@ -20,10 +20,10 @@ def stated_licence(folder: Path) -> str | None:
     """
     readme = folder / "README.md"
     if readme.is_file():
-        found = _front_matter(_beginning(readme))
-        named = found.get("license_name") or found.get("license")
+        front_matter = _front_matter(_beginning(readme))
+        named = front_matter.get("license_name") or front_matter.get("license")
         if named:
-            link = found.get("license_link")
+            link = front_matter.get("license_link")
             return f"{named} ({link})" if link else str(named)
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.is_file() and _LICENCE_FILE.fullmatch(path.name):
@@ -40,7 +40,7 @@ def _beginning(path: Path) -> str:
 def _front_matter(text: str) -> dict[str, Any]:
     match = _FRONT_MATTER.match(text)
     try:
-        found = yaml.safe_load(match[1]) if match else None
+        fields = yaml.safe_load(match[1]) if match else None
     except yaml.YAMLError:  # somebody else's README: no licence is stated then
-        found = None
-    return found if isinstance(found, dict) else {}
+        fields = None
+    return fields if isinstance(fields, dict) else {}

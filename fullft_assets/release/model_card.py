@@ -79,22 +79,24 @@ def card_of(store: Store, case: str, champion: Champion) -> Manifest | None:
     )
 
 
-def trained_weights(training: dict[str, Any], made: CheckpointMetadata) -> str:
+def trained_weights(training: dict[str, Any], metadata: CheckpointMetadata) -> str:
     """Return the sentence that says which weights of the base model were trained.
 
     Args:
         training: the settings of the training.
     """
     layers = training.get("freeze_layers", 0)
-    counts = f"{made.num_trained_parameters:,} of {made.num_parameters:,} parameters"
+    counts = f"{metadata.num_trained_parameters:,} of {metadata.num_parameters:,} parameters"
     if layers:
         lowest = "lowest layer" if layers == 1 else f"lowest {layers} layers"
-        found = f"The embeddings and the {lowest} were frozen; all other weights were fine-tuned ({counts})."
+        sentence = (
+            f"The embeddings and the {lowest} were frozen; all other weights were fine-tuned ({counts})."
+        )
     elif training.get("freeze") == "embeddings":
-        found = f"The embeddings were frozen; all other weights were fine-tuned ({counts})."
+        sentence = f"The embeddings were frozen; all other weights were fine-tuned ({counts})."
     else:
-        found = f"All weights were fine-tuned ({counts})."
-    return found + (
+        sentence = f"All weights were fine-tuned ({counts})."
+    return sentence + (
         " Layers were unfrozen one after the other, the top one first."
         if training.get("unfreeze_share")
         else ""
@@ -120,23 +122,23 @@ def _render_card(
 ) -> str:
     from fullft_assets.report import render
 
-    made, documents = CheckpointMetadata.of(checkpoint), use_case.settings.documents
+    metadata, documents = CheckpointMetadata.of(checkpoint), use_case.settings.documents
     # The snapshot that the model was trained on; a later evaluation may use another one.
-    learned = store.load(made.snapshot)
+    learned = store.load(metadata.snapshot)
     taken = SnapshotMetadata.of(learned)
     made_by = [
         ("Checkpoint", checkpoint.ref),
         *lineage.rows(checkpoint),
         ("Snapshot", learned.ref),
         ("Evaluation", report.ref),
-        ("Base model weights (sha256)", made.base_model_weights),
-        ("Settings digest", made.settings_digest),
+        ("Base model weights (sha256)", metadata.base_model_weights),
+        ("Settings digest", metadata.settings_digest),
         ("Seed", str(checkpoint.seed)),
     ]
     settings = checkpoint.settings["training"]
     training = [(name, str(value)) for name, value in settings.items() if value not in (None, [], {})]
-    training += [("optimizer steps", f"{made.num_steps:,}"), ("precision used", made.precision)]
-    training += [("trained parameters", f"{made.num_trained_parameters:,}")]
+    training += [("optimizer steps", f"{metadata.num_steps:,}"), ("precision used", metadata.precision)]
+    training += [("trained parameters", f"{metadata.num_trained_parameters:,}")]
     counts = {
         "train rows": taken.num_train_rows,
         "validation rows": taken.num_validation_rows,
@@ -150,13 +152,13 @@ def _render_card(
         evaluation,
         is_page=False,
         case=use_case.name,
-        front_matter=front_matter(use_case, made.base_model, evaluation, is_pooled=is_pooled),
+        front_matter=front_matter(use_case, metadata.base_model, evaluation, is_pooled=is_pooled),
         loading=loading_lines(evaluation.task, is_pooled=is_pooled),
         lineage=made_by,
         training=training,
-        trained_weights=trained_weights(settings, made),
+        trained_weights=trained_weights(settings, metadata),
         data=data,
-        base_model=public_name(made.base_model),
+        base_model=public_name(metadata.base_model),
         licences={
             "model": use_case.settings.release.license,
             "base": base_licence,
@@ -202,8 +204,8 @@ def front_matter(
         facts["model-index"] = [
             {"name": use_case.name, "results": [_result(use_case.name, task.pipeline_tag, evaluation)]}
         ]
-    found = {name: value for name, value in facts.items() if value is not None}
-    return yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
+    stated = {name: value for name, value in facts.items() if value is not None}
+    return yaml.safe_dump(stated, sort_keys=False, allow_unicode=True)
 
 
 def public_name(reference: str) -> str:

@@ -60,11 +60,10 @@ def _upload(target: Files, name: str, model: Path, report: Manifest) -> None:
         with tarfile.open(Path(folder, _ARCHIVE), "w:gz", compresslevel=1) as archive:
             for path in sorted(model.iterdir()):
                 archive.add(path, arcname=path.name)
+        metadata = EvaluationMetadata.of(report)
         scores = {
-            key: value
-            for key, value in EvaluationMetadata.of(report).measured.items()
-            if isinstance(value, (int, float))
-        }
+            key: value for key, value in metadata.measured.items() if isinstance(value, (int, float))
+        } | {"scores": metadata.scores}
         Path(folder, _METRICS).write_text(json.dumps(scores, indent=1), encoding="utf-8")
         target.upload(Path(folder), name, [_ARCHIVE, _METRICS])
 

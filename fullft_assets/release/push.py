@@ -82,10 +82,10 @@ def try_to_hand_over(
         for done in hand_over(store, use_case):
             say(done)
     except Exception as error:
-        found = str(error) if isinstance(error, FullftError) else store.keep_traceback(use_case.name, error)
+        problem = str(error) if isinstance(error, FullftError) else store.keep_traceback(use_case.name, error)
         asked = use_case.settings.release
         places = [asked.push_to, asked.model_package and asked.model_package.group]
         warn(
-            f"pushing to {' and '.join(filter(None, places))} failed: {found}; materialise champion_model to"
+            f"pushing to {' and '.join(filter(None, places))} failed: {problem}; materialise champion_model to"
             " push it"
         )

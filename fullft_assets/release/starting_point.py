@@ -46,17 +46,17 @@ def find(
 
 
 def _problem(store: Store, start: Manifest, snapshot: Manifest, revision: str) -> str | None:
-    made = CheckpointMetadata.of(start)
-    if made.base_model_revision != revision:
+    metadata = CheckpointMetadata.of(start)
+    if metadata.base_model_revision != revision:
         return "has another base_model"
-    if made.labels != label_names(snapshot):
-        theirs, ours = set(made.labels), set(label_names(snapshot))
+    if metadata.labels != label_names(snapshot):
+        champion_labels, snapshot_labels = set(metadata.labels), set(label_names(snapshot))
         gone, new = (
-            named(((label, "") for label in sorted(part)), len(part), theirs | ours)
-            for part in (theirs - ours, ours - theirs)
+            named(((label, "") for label in sorted(part)), len(part), champion_labels | snapshot_labels)
+            for part in (champion_labels - snapshot_labels, snapshot_labels - champion_labels)
         )
         return f"has other labels: the snapshot lacks {gone or 'none'} and adds {new or 'none'}"
-    if tokenizer_of(store, store.load(made.snapshot)) != tokenizer_of(store, snapshot):
+    if tokenizer_of(store, store.load(metadata.snapshot)) != tokenizer_of(store, snapshot):
         return "has another tokenizer than the snapshot (chunks.added_tokens)"
     if any(_held_erased(store, training) for training in trainings(start)):
         return (

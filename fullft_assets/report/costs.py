@@ -11,7 +11,6 @@ from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.durations import duration
 from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Evaluation, title
 from fullft_assets.planning import BaselinesMetadata
-from fullft_assets.settings import UseCaseSettings
 from fullft_assets.store import Manifest
 
 
@@ -33,19 +32,21 @@ class SystemCost:
         return "–" if self.usd is None else f"{self.usd:,.2f}"
 
 
-def system_costs(inputs: Mapping[str, Manifest], settings: UseCaseSettings) -> dict[str, SystemCost]:
-    """Return what each system took to make; a champion took it when it was trained, and an external one as
-    the YAML says.
+def system_costs(inputs: Mapping[str, Manifest]) -> dict[str, SystemCost]:
+    """Return what each system took to make; a champion took it when it was trained. What an external
+    system took is unknown.
     """
     baselines = BaselinesMetadata.of(inputs["cheaper_baselines"])
-    found = {
+    of_baselines = {
         name: SystemCost(seconds, baselines.usd[name] or None) for name, seconds in baselines.seconds.items()
     }
-    made = {FINETUNED: inputs["finetuned_checkpoint"]} | {
+    checkpoints = {FINETUNED: inputs["finetuned_checkpoint"]} | {
         name: inputs[name] for name in (CHAMPION, ANCHOR) if name in inputs
     }
-    found |= {name: _of_training(CheckpointMetadata.of(checkpoint)) for name, checkpoint in made.items()}
-    return found | {each.name: SystemCost(each.seconds, each.usd) for each in settings.evaluation.external}
+    trained = {
+        name: _of_training(CheckpointMetadata.of(checkpoint)) for name, checkpoint in checkpoints.items()
+    }
+    return of_baselines | trained
 
 
 def worth_rows(evaluation: Evaluation, costs: Mapping[str, SystemCost]) -> list[tuple[str, str]]:
@@ -53,18 +54,18 @@ def worth_rows(evaluation: Evaluation, costs: Mapping[str, SystemCost]) -> list[
     known.
     """
     best, gain = evaluation.justification.best_baseline, evaluation.gain_over_best_baseline
-    ours, theirs = costs.get(FINETUNED), costs.get(best)
-    if ours is None or theirs is None or ours.seconds is None or theirs.seconds is None:
+    finetuned, baseline = costs.get(FINETUNED), costs.get(best)
+    if finetuned is None or baseline is None or finetuned.seconds is None or baseline.seconds is None:
         return []
-    rows = [(f"longer than {title(best)}", duration(max(0.0, ours.seconds - theirs.seconds)))]
-    if ours.usd is None or theirs.usd is None:
+    rows = [(f"longer than {title(best)}", duration(max(0.0, finetuned.seconds - baseline.seconds)))]
+    if finetuned.usd is None or baseline.usd is None:
         return [*rows, ("costs more", "unknown, as no price is given")]
-    extra = ours.usd - theirs.usd
+    extra = finetuned.usd - baseline.usd
     rows.append((f"costs more than {title(best)}", f"{extra:,.2f} USD"))
     if gain.estimate > 0:
         rows.append(("a point of gain (0.01) costs", f"{extra / gain.estimate / 100:,.2f} USD"))
     return rows
 
 
-def _of_training(made: CheckpointMetadata) -> SystemCost:
-    return SystemCost(made.training_seconds, made.training_usd or None)
+def _of_training(metadata: CheckpointMetadata) -> SystemCost:
+    return SystemCost(metadata.training_seconds, metadata.training_usd or None)

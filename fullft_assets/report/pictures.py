@@ -74,11 +74,11 @@ def name_axes(axes: Axes, x: str, y: str) -> None:
 
 
 def _scores(evaluation: Evaluation) -> Figure:
-    found = evaluation.scores[evaluation.primary_metric]
-    systems = sorted(found, key=lambda name: found[name].estimate)
+    scores = evaluation.scores[evaluation.primary_metric]
+    systems = sorted(scores, key=lambda name: scores[name].estimate)
     figure, axes = new_axes(6.4, 0.9 + 0.42 * len(systems))
     for row, name in enumerate(systems):
-        score = found[name]
+        score = scores[name]
         color = ACCENT if name == FINETUNED else MUTED
         axes.plot(
             [score.low, score.high], [row, row], color=color, linewidth=3, solid_capstyle="round", alpha=0.45
@@ -138,13 +138,13 @@ def _general(log: Sequence[Mapping[str, Any]]) -> Figure | None:
         "general_loss": "loss on general text (nats a token)",
         "general_distance": "distance of general texts' representations",
     }
-    found = {name: [(row["step"], row[name]) for row in log if row.get(name) is not None] for name in axis}
-    name = next((name for name, points in found.items() if points), None)
+    curves = {name: [(row["step"], row[name]) for row in log if row.get(name) is not None] for name in axis}
+    name = next((name for name, points in curves.items() if points), None)
     if name is None:
         return None
     figure, axes = new_axes(4.9, 4.0)
-    axes.plot(*zip(*found[name], strict=True), "o-", color=SECOND, linewidth=1.6, markersize=4.5)
-    axes.axhline(found[name][0][1], color=MUTED, linestyle=":", linewidth=1.4)
+    axes.plot(*zip(*curves[name], strict=True), "o-", color=SECOND, linewidth=1.6, markersize=4.5)
+    axes.axhline(curves[name][0][1], color=MUTED, linestyle=":", linewidth=1.4)
     axes.grid(axis="y", color=GRID)
     name_axes(axes, "optimizer step", axis[name])
     return figure

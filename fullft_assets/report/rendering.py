@@ -177,8 +177,8 @@ def with_outcome(page: str, outcome: str) -> str:
 
 def forest_rows(evaluation: Evaluation, costs: Mapping[str, SystemCost]) -> list[ForestRow]:
     """Return the systems, the best first, on an axis that holds every interval."""
-    found = evaluation.scores[evaluation.primary_metric]
-    low, high = min(score.low for score in found.values()), max(score.high for score in found.values())
+    scores = evaluation.scores[evaluation.primary_metric]
+    low, high = min(score.low for score in scores.values()), max(score.high for score in scores.values())
     scale = 100 / (high - low or 1.0)
     return [
         ForestRow(
@@ -189,7 +189,7 @@ def forest_rows(evaluation: Evaluation, costs: Mapping[str, SystemCost]) -> list
             (score.estimate - low) * scale,
             costs.get(name),
         )
-        for name, score in sorted(found.items(), key=lambda pair: -pair[1].estimate)
+        for name, score in sorted(scores.items(), key=lambda pair: -pair[1].estimate)
     ]
 
 
@@ -197,8 +197,8 @@ def render(template: str, evaluation: Evaluation, **context: Any) -> str:
     """Fill a template with an evaluation (`e`); `parts.md.j2` is that of its task. HTML is escaped, a missing
     value is an error.
     """
-    found = _environment(evaluation.task).get_template(template)
-    return found.render(title=title, FINETUNED=FINETUNED, about_row=about_row, e=evaluation, **context)
+    filled = _environment(evaluation.task).get_template(template)
+    return filled.render(title=title, FINETUNED=FINETUNED, about_row=about_row, e=evaluation, **context)
 
 
 @cache
@@ -228,7 +228,7 @@ def shorten(text: str, most: int = 240) -> str:
 
 def data_rows(snapshot: Manifest) -> list[tuple[str, str]]:
     """Summarise a training snapshot as (name, value) rows."""
-    found = SnapshotMetadata.of(snapshot)
+    metadata = SnapshotMetadata.of(snapshot)
     names = {
         "num_train_rows": "training rows",
         "num_validation_rows": "validation rows",
@@ -238,10 +238,14 @@ def data_rows(snapshot: Manifest) -> list[tuple[str, str]]:
         "num_packed_rows": "packed training rows",
         "num_replay_tokens": "replayed general tokens",
     }
-    rows = [(name, f"{value:,}") for key, name in names.items() if (value := getattr(found, key)) is not None]
-    rows += [(f"labels, {split}", _listed(counts)) for split, counts in found.label_counts.items() if counts]
-    if found.left_out:
-        rows.append(("excluded", _listed(found.left_out)))
+    rows = [
+        (name, f"{value:,}") for key, name in names.items() if (value := getattr(metadata, key)) is not None
+    ]
+    rows += [
+        (f"labels, {split}", _listed(counts)) for split, counts in metadata.label_counts.items() if counts
+    ]
+    if metadata.left_out:
+        rows.append(("excluded", _listed(metadata.left_out)))
     return rows
 
 
@@ -257,10 +261,10 @@ def lineage_rows(
     ]
     rows.append(("evaluation key", key))
     rows.append(("base model", settings.base_model))
-    made = CheckpointMetadata.of(checkpoint)
-    rows.append(("base model revision", made.base_model_revision))
+    metadata = CheckpointMetadata.of(checkpoint)
+    rows.append(("base model revision", metadata.base_model_revision))
     rows += [(name.lower(), value) for name, value in lineage.rows(checkpoint)]
-    rows.append(("libraries", _listed(made.versions)))
+    rows.append(("libraries", _listed(metadata.versions)))
     rows.append(("training settings", _listed(checkpoint.settings.get("training", checkpoint.settings))))
     rows.append(("training code version", checkpoint.version))
     rows.append(("seed", str(checkpoint.seed)))
@@ -269,34 +273,27 @@ def lineage_rows(
 
 def cost_rows(checkpoint: Manifest) -> list[tuple[str, str]]:
     """Return what a training took, as (name, value) rows."""
-    made = CheckpointMetadata.of(checkpoint)
+    metadata = CheckpointMetadata.of(checkpoint)
     return [
-        ("training time", duration(made.training_seconds)),
-        ("cost", f"{made.training_usd:,.2f} USD"),
-        ("parameters", f"{made.num_parameters:,}"),
-        ("trained parameters", f"{made.num_trained_parameters:,}"),
-        ("optimizer steps", f"{made.num_steps:,}"),
-        ("useful tokens", f"{made.num_tokens:,}"),
-        ("useful tokens a second", f"{made.tokens_per_second:,.0f}"),
-        ("peak memory", f"{made.peak_memory_gib:.2f} GiB"),
-        ("precision", made.precision),
+        ("training time", duration(metadata.training_seconds)),
+        ("cost", f"{metadata.training_usd:,.2f} USD"),
+        ("parameters", f"{metadata.num_parameters:,}"),
+        ("trained parameters", f"{metadata.num_trained_parameters:,}"),
+        ("optimizer steps", f"{metadata.num_steps:,}"),
+        ("useful tokens", f"{metadata.num_tokens:,}"),
+        ("useful tokens a second", f"{metadata.tokens_per_second:,.0f}"),
+        ("peak memory", f"{metadata.peak_memory_gib:.2f} GiB"),
+        ("precision", metadata.precision),
     ]
 
 
 def score_rows(settings: UseCaseSettings) -> list[tuple[str, str]]:
     """Return the systems that came with a score alone, as (name, value) rows."""
-    rows = []
-    for each in settings.evaluation.external:
-        if each.score is not None:
-            interval = (
-                f" ({each.low:.3f} to {each.high:.3f})"
-                if each.low is not None and each.high is not None
-                else ""
-            )
-            took = [] if each.seconds is None else [duration(each.seconds)]
-            took += [] if each.usd is None else [f"{each.usd:.2f} USD"]
-            rows.append((title(each.name), "; ".join([f"{each.score:.3f}{interval}", *took])))
-    return rows
+    return [
+        (title(each.name), f"{each.score:.3f}")
+        for each in settings.evaluation.external
+        if each.score is not None
+    ]
 
 
 def promise_rows(pilot: Manifest, evaluation: Evaluation) -> list[tuple[str, str]]:
@@ -318,9 +315,9 @@ def promise_rows(pilot: Manifest, evaluation: Evaluation) -> list[tuple[str, str
     ]
 
 
-def forgetting_rows(found: Forgetting | None) -> list[tuple[str, str]]:
+def forgetting_rows(forgetting: Forgetting | None) -> list[tuple[str, str]]:
     """Return what a model forgot of general text, as (name, value) rows; none where it was not measured."""
-    if found is None:
+    if forgetting is None:
         return []
     names = {
         "loss": "loss on general text, nats a token",
@@ -328,15 +325,17 @@ def forgetting_rows(found: Forgetting | None) -> list[tuple[str, str]]:
             "distance of general texts' representations from the base model's (1 - mean cosine), not a loss"
         ),
     }
-    rows = [(names[found.measure], f"{found.before:.4f} before training, {found.after:.4f} after")]
+    rows = [
+        (names[forgetting.measure], f"{forgetting.before:.4f} before training, {forgetting.after:.4f} after")
+    ]
     rows.append(
         (
             "rise since the base model",
-            f"{found.rise:+.4f} over {found.num_trainings} training{'s' * (found.num_trainings > 1)}",
+            f"{forgetting.rise:+.4f} over {forgetting.num_trainings} training{'s' * (forgetting.num_trainings > 1)}",
         )
     )
-    if found.num_unmeasured:
-        rows.append(("trainings that did not measure it", str(found.num_unmeasured)))
+    if forgetting.num_unmeasured:
+        rows.append(("trainings that did not measure it", str(forgetting.num_unmeasured)))
     return rows
 
 

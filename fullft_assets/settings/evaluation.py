@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,13 @@ class ExternalSettings(Settings):
     """A system that is not made here, such as a vendor's or a RAG: what it answered for the test rows, or
     only its score.
     """
+
+    REMOVED = {
+        "low": "the report shows the score alone",
+        "high": "the report shows the score alone",
+        "seconds": "the report shows the score alone",
+        "usd": "the report shows the score alone",
+    }
 
     name: str = Field(
         pattern=r"^[a-z][a-z0-9_]{0,63}$",
@@ -39,28 +46,11 @@ class ExternalSettings(Settings):
         le=1,
         description="Its score in the primary metric, instead of a file: shown, but compared with nothing.",
     )
-    low: Float | None = Field(default=None, ge=0, le=1, description="Lower end of the score's interval.")
-    high: Float | None = Field(default=None, ge=0, le=1, description="Upper end of the score's interval.")
-    seconds: Float | None = Field(default=None, ge=0, description="Time that it took, for the report.")
-    usd: Float | None = Field(default=None, ge=0, description="What it cost in US dollars, for the report.")
 
     @model_validator(mode="after")
     def _has_one_source(self) -> ExternalSettings:
         if (self.file is None) == (self.score is None):
             raise ValueError("give either file (predictions for the test rows) or score")
-        if self.score is None and (self.low is not None or self.high is not None):
-            raise ValueError(
-                "low and high are of a score that is given; that of a file is computed with its interval"
-            )
-        if (self.low is None) != (self.high is None):
-            raise ValueError("give both low and high, or neither")
-        if (
-            self.score is not None
-            and self.low is not None
-            and self.high is not None
-            and not self.low <= self.score <= self.high
-        ):
-            raise ValueError(f"score {self.score:g} is not between low {self.low:g} and high {self.high:g}")
         return self
 
 
@@ -68,6 +58,8 @@ class LmEvalSettings(Settings):
     """Tasks of the lm-evaluation-harness in YAML files of the user's own, which the fine-tuned model, the
     champion and the base model take.
     """
+
+    REMOVED = {"limit": "bring a task with fewer rows"}
 
     folder: str = Field(
         min_length=1,
@@ -77,13 +69,48 @@ class LmEvalSettings(Settings):
         ),
     )
     tasks: list[str] = Field(min_length=1, description="Names of the tasks, as `task:` in their YAML files.")
-    limit: int | None = Field(
-        default=None, ge=1, description="Rows of each task, from its beginning. Default: all."
+
+
+class ModuleSettings(Settings):
+    """A module of the library `evaluate`, as a metric of one label a row or of written answers."""
+
+    module: str = Field(
+        pattern=r"^[\w./-]*\w$",
+        description=(
+            "Folder with the module, relative to the project, or the name of one that is in the hub's cache."
+            " The folder's name is the metric's."
+        ),
     )
+    digest: str = Field(
+        pattern=r"^[0-9a-f]{20}$",
+        description=(
+            "Digest of its Python files, which run in the evaluation. A wrong one is refused with the right"
+            " one: read the files before you set it."
+        ),
+    )
+
+    @property
+    def name(self) -> str:
+        """Name of the metric."""
+        return self.module.rsplit("/", 1)[-1]
+
+    @model_validator(mode="after")
+    def _has_a_name_of_its_own(self) -> ModuleSettings:
+        if self.name in METRICS:
+            raise ValueError(f"{self.name} is the name of a registered metric; rename the module")
+        return self
 
 
 class EvaluationSettings(Settings):
     """Which metric decides, and how its confidence intervals are computed."""
+
+    REMOVED = {
+        "resamples": "1,000 resamples are drawn",
+        "calibration_bins": "the reliability diagram has 10 bins",
+        "robustness_rows": "perturbed copies are not scored any more",
+        "answer_tokens": "a model may write 256 tokens for an answer",
+        "slices": "all kinds of slices but `annotator` are scored",
+    }
 
     primary_metric: MetricName | None = Field(
         default=None,
@@ -99,22 +126,11 @@ class EvaluationSettings(Settings):
             "Further registered metrics that the report shows beside the task's own, each with its interval."
         ),
     )
+    modules: list[ModuleSettings] = Field(
+        default_factory=list,
+        description="Modules of the library `evaluate` that the report shows beside, each with its interval.",
+    )
     confidence: Float = Field(default=0.95, gt=0.5, lt=1, description="Level of the confidence intervals.")
-    resamples: int = Field(
-        default=1_000,
-        ge=100,
-        le=100_000,
-        description="Number of bootstrap resamples; whole groups are drawn.",
-    )
-    slices: list[Literal["source", "length", "label", "language", "domain", "slice_by", "annotator"]] = Field(
-        default_factory=lambda: ["source", "length", "label", "language", "domain", "slice_by"],
-        description=(
-            "By what the test rows are cut into slices, each scored and compared with the champion, else with"
-            " the best baseline: file, quarter of the lengths, label, language, the user's own fields"
-            " (examples.domain, examples.slice_by), annotator. Beside a champion of an older snapshot its"
-            " test rows are a slice, too. Default: all but annotator."
-        ),
-    )
     generated_answers: int = Field(
         default=100,
         ge=0,
@@ -123,28 +139,6 @@ class EvaluationSettings(Settings):
             "For sft: number of test conversations whose last answer the fine-tuned model, the champion and"
             " the base model write, to be compared with the held-out one. 0: none."
         ),
-    )
-    answer_tokens: int = Field(
-        default=256,
-        ge=1,
-        le=8_192,
-        description=(
-            "Tokens that a model may write for an answer; conversations whose held-out answer has more are"
-            " excluded."
-        ),
-    )
-    robustness_rows: int = Field(
-        default=300,
-        ge=0,
-        le=100_000,
-        description=(
-            "For classification and multi_label: number of test rows of which perturbed copies (typing"
-            " errors, upper and lower case, the first half) are read by the fine-tuned model and the"
-            " champion. Each row costs up to four more passes. 0: none."
-        ),
-    )
-    calibration_bins: int = Field(
-        default=10, ge=2, le=100, description="Number of bins of the reliability diagram."
     )
     external: list[ExternalSettings] = Field(
         default_factory=list,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from fullft_assets.settings.base import Float, Settings
+from fullft_assets.settings.base import Float, OneOf, Settings
+from fullft_assets.task import GATES
+
+GateName = Annotated[str, OneOf("gate", lambda: GATES.names)]
 
 
 class ModelPackageSettings(Settings):
@@ -29,6 +32,14 @@ class ModelPackageSettings(Settings):
 class ReleaseSettings(Settings):
     """What a candidate must show to become champion."""
 
+    REMOVED = {
+        "champion_rule": (
+            "a changed recipe must be better, new data alone may lose less than the test set can detect; a"
+            " negative `min_gain_over_champion` accepts a loss"
+        ),
+        "max_calibration_error": "set `gates: {is_calibrated: {max_error: ...}}`",
+    }
+
     min_gain_over_baselines: Float = Field(
         default=0.0,
         ge=-1,
@@ -37,21 +48,14 @@ class ReleaseSettings(Settings):
             "The lower end of the confidence interval of the gain over each baseline must exceed this."
         ),
     )
-    champion_rule: Literal["auto", "superiority", "non_inferiority"] = Field(
-        default="auto",
-        description=(
-            "What a candidate must show against the champion. superiority: the interval of its gain is above"
-            " min_gain_over_champion. non_inferiority: it loses less than the test set can detect, and less"
-            " than max_tolerable_loss, against the champion and against the first champion. auto:"
-            " non_inferiority where the same recipe was trained on new data, else superiority."
-        ),
-    )
     min_gain_over_champion: Float = Field(
         default=0.0,
         ge=-1,
         le=1,
         description=(
-            "Under superiority the lower end of the interval of the gain over the champion must exceed this."
+            "The lower end of the interval of the gain over the champion must exceed this. Where the same"
+            " recipe was trained on new data, it is enough to lose less than the test set can detect, and"
+            " less than max_tolerable_loss, against the champion and against the first champion."
         ),
     )
     max_tolerable_loss: Float = Field(
@@ -59,7 +63,7 @@ class ReleaseSettings(Settings):
         gt=0,
         le=1,
         description=(
-            "The largest loss of the primary metric that may go undetected under non_inferiority. Where the"
+            "The largest loss of the primary metric that may go undetected after new data. Where the"
             " test set cannot exclude a loss of this size, nothing is decided: the report says how many"
             " groups would."
         ),
@@ -82,8 +86,12 @@ class ReleaseSettings(Settings):
             " double) and no limit for a distance."
         ),
     )
-    max_calibration_error: Float | None = Field(
-        default=None, gt=0, le=1, description="Maximum expected calibration error. Default: no gate."
+    gates: dict[GateName, dict[str, Any]] = Field(
+        default_factory=dict,
+        description=(
+            "Further registered gates, ours or of another package, each with its own settings, such as"
+            " `is_calibrated: {max_error: 0.05}` (the expected calibration error of a classifier)."
+        ),
     )
     # These change no decision, so they stay out of the keys of what is judged.
     push_to: str | None = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +15,18 @@ from fullft_assets.checkpoint.lineage import tokenizer_of
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import SettingsError, StoreError
-from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Comparison, Evaluation, external, title
+from fullft_assets.evaluation import (
+    ANCHOR,
+    CHAMPION,
+    FINETUNED,
+    Comparison,
+    Evaluation,
+    external,
+    modules,
+    title,
+)
+from fullft_assets.evaluation.metrics.base import Metric
+from fullft_assets.evaluation.resampling import RESAMPLES
 from fullft_assets.examples.label_names import named
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
@@ -111,7 +123,7 @@ class EvaluationContext:
             by_baseline: takes a baseline's name, and the baseline.
             by_external: takes the name of an external system, and its answer for each test row.
         """
-        found = {}
+        outputs = {}
         systems: dict[str, Callable[[], Output]] = {FINETUNED: lambda: by_checkpoint("finetuned_checkpoint")}
         for name, baseline in self._load_baselines(test, tokenization).items():
             systems[name] = lambda name=name, baseline=baseline: by_baseline(name, baseline)
@@ -128,27 +140,30 @@ class EvaluationContext:
         for name, predict in systems.items():
             self.progress.raise_if_stopped()
             self.progress.say(f"{title(name)} on {len(test):,} test rows ...")
-            found[name] = predict()
-        return found
+            outputs[name] = predict()
+        return outputs
 
     def external_answers(self, test: Split) -> dict[str, list[Any]]:
         """Return what each external system answered for each test row, as its file has it."""
         if external.STAGE not in self.inputs:
             return {}
-        kept = self.inputs[external.STAGE]
-        folder, target = self.store.folder(kept), kept.settings["target"]
+        copies = self.inputs[external.STAGE]
+        folder, target = self.store.folder(copies), copies.settings["target"]
         return {
             name: external.answers(folder, name, target, test.ids)
-            for name in external.ExternalMetadata.of(kept).num_rows
+            for name in external.ExternalMetadata.of(copies).num_rows
         }
 
     def comparison(self, test: Split) -> Comparison:
         """Return how the systems are compared, and report that they are now."""
         settings = self.job.settings
-        self.progress.say(
-            f"{settings.evaluation.resamples:,} resamples over the groups of {len(test):,} test rows ..."
-        )
-        return Comparison.of(settings, slices_of(self.store, self.inputs, settings, test))
+        self.progress.say(f"{RESAMPLES:,} resamples over the groups of {len(test):,} test rows ...")
+        return Comparison.of(settings, slices_of(self.store, self.inputs, settings, test), self.modules)
+
+    @cached_property
+    def modules(self) -> dict[str, Metric]:
+        """The metrics of `evaluation.modules` by name."""
+        return modules.load(self.store, self.inputs.get(modules.STAGE), self.job.settings)
 
     def model_folder(self, name: str) -> ModelFolder:
         """Return the folder of the model of a checkpoint among the inputs."""
@@ -191,12 +206,13 @@ def column_of(system: str, what: str) -> str:
     return what if system == FINETUNED else f"{system}.{what}"
 
 
-def shared_labels(theirs: Sequence[str], ours: Sequence[str]) -> list[str]:
+def shared_labels(model_labels: Sequence[str], labels: Sequence[str]) -> list[str]:
     """Return which of our labels a system knows, in our order."""
-    shared = [label for label in ours if label in theirs]
+    shared = [label for label in labels if label in model_labels]
     if not shared:
         wanted, known = (
-            named(((label, "") for label in part), len(part), {*ours, *theirs}) for part in (ours, theirs)
+            named(((label, "") for label in part), len(part), {*labels, *model_labels})
+            for part in (labels, model_labels)
         )
         raise StoreError(
             f"the model knows none of the labels {wanted}, only {known}; give the new labels a use case of"

@@ -165,13 +165,13 @@ class Encoder(ABC):
             # Loading draws weights that are not used (a pooler's); training must not depend on when this is
             # done.
             with torch.random.fork_rng():
-                found = embed(
+                embeddings = embed(
                     self.base_model,
                     self.general.windows,
                     added_tokens=self.added_tokens,
                     computed_in=computed_in,
                 )
-            self._found_embeddings[computed_in] = found
+            self._found_embeddings[computed_in] = embeddings
         return self._found_embeddings[computed_in]
 
     @cached_property
@@ -179,8 +179,8 @@ class Encoder(ABC):
         return {}
 
 
-def _distance(found: np.ndarray, original: np.ndarray) -> float:
+def _distance(embeddings: np.ndarray, original: np.ndarray) -> float:
     """Return 1 - the mean cosine of rows [n, hidden]; nan where one is not finite."""
-    found, original = found.astype(np.float64), original.astype(np.float64)
-    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(original, axis=1)
-    return float(1 - ((found * original).sum(1) / np.maximum(lengths, 1e-12)).mean())
+    embeddings, original = embeddings.astype(np.float64), original.astype(np.float64)
+    lengths = np.linalg.norm(embeddings, axis=1) * np.linalg.norm(original, axis=1)
+    return float(1 - ((embeddings * original).sum(1) / np.maximum(lengths, 1e-12)).mean())

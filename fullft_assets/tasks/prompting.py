@@ -47,14 +47,14 @@ def load_examples(path: Path, context: BaselineContext) -> tuple[Split, dict[str
     """
     saved, rows = json.loads(path.read_text(encoding="utf-8")), context.train_rows()
     place = {id_: number for number, id_ in enumerate(rows.ids)}
-    kept = [number for number, id_ in enumerate(saved["ids"]) if id_ in place]
-    if not kept:
+    places = [number for number, id_ in enumerate(saved["ids"]) if id_ in place]
+    if not places:
         raise DataError(
             f"{path.name}: none of its {len(saved['ids'])} example rows trains any more; materialise"
             " cheaper_baselines again"
         )
-    return rows.select([place[saved["ids"][number]] for number in kept]), {
-        name: [values[number] for number in kept] for name, values in saved.items()
+    return rows.select([place[saved["ids"][number]] for number in places]), {
+        name: [values[number] for number in places] for name, values in saved.items()
     }
 
 

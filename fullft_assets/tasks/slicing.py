@@ -26,32 +26,29 @@ def slices_of(
     store: Store, inputs: Mapping[str, Manifest], settings: UseCaseSettings, test: Split
 ) -> Slicing:
     """Return kind -> the slice that each test row is in; None: in none."""
-    asked, snapshot = settings.evaluation.slices, inputs["training_snapshot"]
-    found: Slicing = {}
-    for kind in ("source", "domain", "slice_by", "annotator"):
-        if kind in asked:
-            by_id = load_values(store, snapshot, "test", kind)
-            # As its user named it: there may be a field called like a kind of slice.
-            name = f"field {settings.examples.slice_by}" if kind == "slice_by" else kind
-            # A file's name may say whom a document is about; `fullft files` prints which file an alias is.
-            found[name] = [
-                alias(value) if kind == "source" and value is not None else value
-                for value in map(by_id.get, test.ids)
-            ]
-    if "length" in asked:
-        found["length"] = _lengths(test.texts)
-    if "language" in asked:
-        found["language"] = [language_of(text) for text in test.texts]
-    if LABEL in asked and task_of(settings.examples).has_labels:
-        found[LABEL] = [None] * len(test)
+    snapshot = inputs["training_snapshot"]
+    slicing: Slicing = {}
+    for kind in ("source", "domain", "slice_by"):
+        by_id = load_values(store, snapshot, "test", kind)
+        # As its user named it: there may be a field called like a kind of slice.
+        name = f"field {settings.examples.slice_by}" if kind == "slice_by" else kind
+        # A file's name may say whom a document is about; `fullft files` prints which file an alias is.
+        slicing[name] = [
+            alias(value) if kind == "source" and value is not None else value
+            for value in map(by_id.get, test.ids)
+        ]
+    slicing["length"] = _lengths(test.texts)
+    slicing["language"] = [language_of(text) for text in test.texts]
+    if task_of(settings.examples).has_labels:
+        slicing[LABEL] = [None] * len(test)
     old = _judged_the_champion(store, inputs)
     if old is not None:
-        found[OLD_TEST] = [
+        slicing[OLD_TEST] = [
             "rows that it was judged on" if id_ in old else "rows that came since" for id_ in test.ids
         ]
     return {
         kind: values
-        for kind, values in found.items()
+        for kind, values in slicing.items()
         if kind == LABEL or any(value is not None for value in values)
     }
 

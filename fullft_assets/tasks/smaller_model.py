@@ -55,8 +55,8 @@ class SmallerModel(Baseline):
             resolve_base_model(settings.planning.smaller_model, context.project_root), settings
         )
         _require_same_tokenizer(base, context)
-        kept = tempfile.TemporaryDirectory(prefix="fullft-smaller-")
-        target = Path(kept.name) / "model"
+        temporary = tempfile.TemporaryDirectory(prefix="fullft-smaller-")
+        target = Path(temporary.name) / "model"
         with tempfile.TemporaryDirectory(prefix="fullft-smaller-run-") as folder:
             try:
                 fit = fine_tune(
@@ -77,7 +77,7 @@ class SmallerModel(Baseline):
         copy_code(base, target)
         del fit
         free_memory()
-        return cls(target, context, kept)
+        return cls(target, context, temporary)
 
     def predict(self, rows: Split) -> Any:
         from fullft_assets.models import precision
@@ -114,13 +114,15 @@ def _require_same_tokenizer(folder: ModelFolder, context: BaselineContext) -> No
         SettingsError: its tokenizer has other tokens.
     """
     chunks, task = context.settings.chunks, context.settings.examples.task
-    ours, theirs = (Tokenization.load(each, chunks, task) for each in (context.base_model, folder))
+    base, smaller = (Tokenization.load(each, chunks, task) for each in (context.base_model, folder))
     texts = context.train_rows().texts[:_COMPARED_TEXTS]
-    special = [(each.prefix, each.suffix, each.end_id, each.tokenizer.get_vocab()) for each in (ours, theirs)]
+    special = [
+        (each.prefix, each.suffix, each.end_id, each.tokenizer.get_vocab()) for each in (base, smaller)
+    ]
     if (
         special[0] != special[1]
-        or ours.encode(texts) != theirs.encode(texts)
-        or _template(ours) != _template(theirs)
+        or base.encode(texts) != smaller.encode(texts)
+        or _template(base) != _template(smaller)
     ):
         raise SettingsError(
             "planning.smaller_model: its tokenizer is not that of base_model, which made the snapshot's"

@@ -29,16 +29,12 @@ from fullft_assets.evaluation import (
 )
 from fullft_assets.evaluation.answers import write_answers
 from fullft_assets.evaluation.forgetting import forgetting_of
+from fullft_assets.evaluation.gates import ChampionRule
+from fullft_assets.evaluation.gates.comparisons import worse_slices
 from fullft_assets.evaluation.leakage import LabelledTexts, Leakage, find_leakage
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.seed_noise import seed_noise
-from fullft_assets.evaluation.verdict import (
-    ChampionRule,
-    ReleaseVerdict,
-    verdict,
-    worse_slices,
-    write_verdict,
-)
+from fullft_assets.evaluation.verdict import ReleaseVerdict, verdict, write_verdict
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import PilotMetadata
@@ -112,7 +108,7 @@ def _shown(
     """Return what the report shows."""
     job, inputs = context.job, context.inputs
     checkpoint, snapshot = inputs["finetuned_checkpoint"], inputs["training_snapshot"]
-    costs = report.system_costs(inputs, job.settings)
+    costs = report.system_costs(inputs)
     return report.EvaluationReport(
         case=job.case,
         evaluation=found,
@@ -256,14 +252,11 @@ def _metadata(
 ) -> EvaluationMetadata:
     candidate = inputs["finetuned_checkpoint"]
     gain, over_champion = found.gain_over_best_baseline, found.gain_over_champion
-    measured = {**headline, **CheckpointMetadata.of(candidate).general_scores}
-    for name in found.scores[found.primary_metric]:
-        if name != FINETUNED:
-            measured |= {
-                f"{name}_{metric}": values[name].estimate
-                for metric, values in found.columns.items()
-                if name in values
-            }
+    scores = {
+        name: {metric: values[name].estimate for metric, values in found.columns.items() if name in values}
+        for name in found.scores[found.primary_metric]
+        if name != FINETUNED
+    }
     return EvaluationMetadata(
         verdict=decision.sentence,
         justification=found.justification.sentence,
@@ -288,7 +281,8 @@ def _metadata(
         incumbent=inputs[CHAMPION].ref if CHAMPION in inputs else None,
         anchor=inputs[ANCHOR].ref if ANCHOR in inputs else None,
         seed_runs=[manifest.ref for name, manifest in inputs.items() if name.startswith(SEED_RUN)],
-        measured=measured,
+        scores=scores,
+        measured={**headline, **CheckpointMetadata.of(candidate).general_scores},
     )
 
 

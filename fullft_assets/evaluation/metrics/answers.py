@@ -55,11 +55,11 @@ class RougeL(_TextMetric):
 
     def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
         true, written = _words(predictions.truth), _words(predictions.predicted)
-        found = [
-            2 * common_subsequence(ours, theirs) / max(len(ours) + len(theirs), 1)
-            for ours, theirs in zip(true, written, strict=True)
+        f1 = [
+            2 * common_subsequence(true_words, written_words) / max(len(true_words) + len(written_words), 1)
+            for true_words, written_words in zip(true, written, strict=True)
         ]
-        return np.array(found), np.ones(len(found))
+        return np.array(f1), np.ones(len(f1))
 
 
 class ChrF(_TextMetric):
@@ -92,12 +92,12 @@ class Bleu(_TextMetric):
         # Smoothing is of the sums, not of each text.
         metric = BLEU(smooth_method="none", effective_order=True)
         texts = zip(predictions.truth, predictions.predicted, strict=True)
-        found = [metric.sentence_score(written, [true]) for true, written in texts]
+        scores = [metric.sentence_score(written, [true]) for true, written in texts]
         return (
-            np.array([each.counts for each in found]),
-            np.array([each.totals for each in found]),
-            np.array([each.sys_len for each in found]),
-            np.array([each.ref_len for each in found]),
+            np.array([each.counts for each in scores]),
+            np.array([each.totals for each in scores]),
+            np.array([each.sys_len for each in scores]),
+            np.array([each.ref_len for each in scores]),
         )
 
     def score(self, *sums: np.ndarray) -> np.ndarray:
@@ -130,18 +130,18 @@ def common_subsequence(one: Sequence[int], other: Sequence[int]) -> int:
 
 def _each(score: Callable[[str, str], float], predictions: Predictions) -> tuple[np.ndarray, ...]:
     """Return the score of each pair of a true and a written text, and 1 [n] each."""
-    found = [
+    scores = [
         score(true, written) for true, written in zip(predictions.truth, predictions.predicted, strict=True)
     ]
-    return np.array(found), np.ones(len(found))
+    return np.array(scores), np.ones(len(scores))
 
 
 def _words(texts: Sequence[str]) -> list[list[int]]:
     """Return the hashes of each text's words."""
     import pyarrow as pa
 
-    found = hash_words(pa.array(texts, pa.string()))
-    return [part.tolist() for part in np.split(found.hashes, np.cumsum(found.counts)[:-1])]
+    words = hash_words(pa.array(texts, pa.string()))
+    return [part.tolist() for part in np.split(words.hashes, np.cumsum(words.counts)[:-1])]
 
 
 EXACT_MATCH, ROUGE_L, CHRF, BLEU = ExactMatch(), RougeL(), ChrF(), Bleu()

@@ -86,8 +86,8 @@ class LabelF1(SummedMetric):
         return np.asarray(predictions.true, np.float64)[:, self.label]
 
     def score(self, *sums: np.ndarray) -> np.ndarray:
-        found, true, given = sums
-        return counts.ratio(2 * found, true + given)
+        right, true, predicted = sums
+        return counts.ratio(2 * right, true + predicted)
 
 
 class Accuracy(SummedMetric):
@@ -124,10 +124,10 @@ class MatthewsCorrelation(SummedMetric):
     summed = _COUNTS
 
     def score(self, *sums: np.ndarray) -> np.ndarray:
-        found, true, given = sums
+        right, true, predicted = sums
         rows = true.sum(1)
-        covariance = found.sum(1) * rows - (true * given).sum(1)
-        spread = (rows**2 - (true**2).sum(1)) * (rows**2 - (given**2).sum(1))
+        covariance = right.sum(1) * rows - (true * predicted).sum(1)
+        spread = (rows**2 - (true**2).sum(1)) * (rows**2 - (predicted**2).sum(1))
         return np.divide(covariance, np.sqrt(spread), out=np.zeros(len(rows)), where=spread > 0)
 
 

@@ -71,24 +71,24 @@ class LogLoss(_ProbabilityMean):
     bounds = (0.0, None)
 
     def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
-        given = _shares(predictions)[np.arange(len(predictions.truth)), predictions.truth]
-        return -np.log(np.maximum(given, _SMALLEST)), np.ones(len(given))
+        of_true_label = _shares(predictions)[np.arange(len(predictions.truth)), predictions.truth]
+        return -np.log(np.maximum(of_true_label, _SMALLEST)), np.ones(len(of_true_label))
 
 
 def _has_probabilities(predictions: Predictions) -> bool:
-    found: Any = predictions.predicted
+    predicted: Any = predictions.predicted
     return (
         predictions.truth is not None
-        and isinstance(found, np.ndarray)
-        and found.ndim == 2
-        and found.dtype != bool
+        and isinstance(predicted, np.ndarray)
+        and predicted.ndim == 2
+        and predicted.dtype != bool
     )
 
 
 def _shares(predictions: Predictions) -> np.ndarray:
     """Return the probabilities [n, k]; those of a model in single precision do not add up to 1 exactly."""
-    found = np.asarray(predictions.predicted, np.float64)
-    return found / found.sum(1, keepdims=True)
+    probabilities = np.asarray(predictions.predicted, np.float64)
+    return probabilities / probabilities.sum(1, keepdims=True)
 
 
 def _area(is_true: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> float | None:

@@ -21,6 +21,9 @@ from fullft_assets.evaluation.rows import GroupScore, SystemAgreement, agreement
 from fullft_assets.evaluation.titles import FINETUNED
 from fullft_assets.tasks.classification.temperature import fit_temperature, with_temperature
 
+#: Bins of the reliability diagram.
+NUM_BINS = 10
+
 
 class ReliabilityBin(Record):
     """The rows whose highest probability is in (low, high]."""
@@ -66,11 +69,11 @@ class ClassificationEvaluation(Evaluation):
         return [
             (
                 self.labels[true],
-                self.labels[given],
-                int(wrong[true, given]),
-                float(wrong[true, given] / counts[true].sum()),
+                self.labels[predicted],
+                int(wrong[true, predicted]),
+                float(wrong[true, predicted] / counts[true].sum()),
             )
-            for true, given in pairs
+            for true, predicted in pairs
         ]
 
     @property
@@ -93,15 +96,9 @@ def macro_f1(labels: np.ndarray, predicted: np.ndarray) -> float:
     return MACRO_F1.compute(of_labels(labels, predicted))
 
 
-def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_labels: int) -> np.ndarray:
-    """Counts [k, k]: rows are true labels, columns predicted ones."""
-    labels, predicted = require_labels(labels, predicted, num_labels)
-    return np.bincount(labels * num_labels + predicted, minlength=num_labels**2).reshape(
-        num_labels, num_labels
-    )
-
-
-def reliability(labels: np.ndarray, probabilities: np.ndarray, num_bins: int) -> list[ReliabilityBin]:
+def reliability(
+    labels: np.ndarray, probabilities: np.ndarray, num_bins: int = NUM_BINS
+) -> list[ReliabilityBin]:
     """Confidence against accuracy in equal-width bins of the highest probability; empty bins are excluded."""
     probabilities = require_probabilities(probabilities, labels)
     confidence = probabilities.max(axis=1)
@@ -119,7 +116,9 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray, num_bins: int) ->
     ]
 
 
-def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, num_bins: int = 10) -> float:
+def expected_calibration_error(
+    labels: np.ndarray, probabilities: np.ndarray, num_bins: int = NUM_BINS
+) -> float:
     """Mean distance between confidence and accuracy over the bins, weighted by rows (Guo et al. 2017,
     eq. 3).
     """
@@ -132,8 +131,8 @@ def predictions_of(
 ) -> Predictions:
     """Return what metrics take of a system's label probabilities [n, k] for rows with true labels [n]."""
     probabilities = require_probabilities(probabilities, labels, len(label_names), name)
-    found = of_labels(labels, probabilities.argmax(axis=1), len(label_names))
-    return replace(found, labels=label_names, predicted=probabilities)
+    predictions = of_labels(labels, probabilities.argmax(axis=1), len(label_names))
+    return replace(predictions, labels=label_names, predicted=probabilities)
 
 
 def of_labels(
@@ -170,28 +169,28 @@ def assess(
     Raises:
         ValueError: input is empty, misaligned, not finite or out of range; the message names what.
     """
+    from sklearn.metrics import confusion_matrix
+
     labels = np.asarray(labels)
     temperature = None if validation is None else fit_temperature(*validation)
     predictions = {
-        name: predictions_of(labels, found, label_names, name) for name, found in probabilities.items()
+        name: predictions_of(labels, each, label_names, name) for name, each in probabilities.items()
     }
     predictions |= {name: replace(predictions[name], predicted=None) for name in labels_alone}
     shared = comparison.run(predictions, groups, len(labels))
-    tuned, bins = np.asarray(probabilities[FINETUNED]).argmax(axis=1), comparison.settings.calibration_bins
-    is_right = {name: np.asarray(found).argmax(axis=1) == labels for name, found in probabilities.items()}
-    confusion = confusion_matrix(labels, tuned, len(label_names))
+    tuned = np.asarray(probabilities[FINETUNED]).argmax(axis=1)
+    is_right = {name: np.asarray(each).argmax(axis=1) == labels for name, each in probabilities.items()}
+    confusion = confusion_matrix(*require_labels(labels, tuned), labels=range(len(label_names)))
     return ClassificationEvaluation(
         **shared,
         labels=list(label_names),
-        calibration_error=expected_calibration_error(labels, probabilities[FINETUNED], bins),
-        reliability=reliability(labels, probabilities[FINETUNED], bins),
+        calibration_error=expected_calibration_error(labels, probabilities[FINETUNED]),
+        reliability=reliability(labels, probabilities[FINETUNED]),
         temperature=temperature,
         error_at_temperature=(
             None
             if temperature is None
-            else expected_calibration_error(
-                labels, with_temperature(probabilities[FINETUNED], temperature), bins
-            )
+            else expected_calibration_error(labels, with_temperature(probabilities[FINETUNED], temperature))
         ),
         per_label=label_scores(np.diag(confusion), confusion.sum(1), confusion.sum(0), label_names),
         confusion=confusion.tolist(),

@@ -82,18 +82,18 @@ class Bedrock(Baseline):
                 usd / 1_000,
             )
 
-        found = []
+        answers = []
         with ThreadPoolExecutor(asked.parallel_requests) as pool:
             try:
                 for done, answer in enumerate(pool.map(ask, rows.texts), start=1):
-                    found.append(answer)
+                    answers.append(answer)
                     context.progress.raise_if_stopped()
                     context.progress.step(done, len(rows))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        context.paid[self.name] = context.paid.get(self.name, 0.0) + sum(usd for _, usd in found)
-        answered = [read_label(text, context.labels) for text, _ in found]
+        context.paid[self.name] = context.paid.get(self.name, 0.0) + sum(usd for _, usd in answers)
+        answered = [read_label(text, context.labels) for text, _ in answers]
         num_none = answered.count(None)
         if num_none:
             context.progress.say(

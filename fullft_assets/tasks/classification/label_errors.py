@@ -32,8 +32,8 @@ def likely_label_errors(
 
     shares = np.asarray(probabilities, np.float64)
     shares = shares / shares.sum(1, keepdims=True)
-    found = find_label_issues(labels, shares, return_indices_ranked_by="self_confidence", n_jobs=1)
-    return [_row(row, ids, labels, shares, names) for row in np.asarray(found, np.int64).tolist()]
+    rows = find_label_issues(labels, shares, return_indices_ranked_by="self_confidence", n_jobs=1)
+    return [_row(row, ids, labels, shares, names) for row in np.asarray(rows, np.int64).tolist()]
 
 
 def worst_errors(
@@ -42,9 +42,9 @@ def worst_errors(
     """Return the wrong rows with the highest loss: those whose own label the model gave the lowest
     probability.
     """
-    given = probabilities[np.arange(len(labels)), labels]
+    of_label = probabilities[np.arange(len(labels)), labels]
     wrong = np.flatnonzero(probabilities.argmax(1) != labels)
-    order = wrong[np.argsort(given[wrong], kind="stable")][:MOST_SHOWN]
+    order = wrong[np.argsort(of_label[wrong], kind="stable")][:MOST_SHOWN]
     return [_row(row, ids, labels, probabilities, names) for row in order.tolist()]
 
 
@@ -52,5 +52,5 @@ def _row(
     row: int, ids: Sequence[str], labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str]
 ) -> DoubtfulRow:
     best, own = int(probabilities[row].argmax()), int(labels[row])
-    probability, given = float(probabilities[row, best]), float(probabilities[row, own])
-    return DoubtfulRow(ids[row], names[own], names[best], probability, given)
+    probability, of_label = float(probabilities[row, best]), float(probabilities[row, own])
+    return DoubtfulRow(ids[row], names[own], names[best], probability, of_label)

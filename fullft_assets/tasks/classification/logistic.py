@@ -101,10 +101,10 @@ class LogisticHead:
 
     def loss(self, features: Any, labels: np.ndarray) -> float:
         """Return the mean log loss of rows."""
-        found = np.clip(self.probabilities(features), 1e-7, 1 - 1e-7)
+        probabilities = np.clip(self.probabilities(features), 1e-7, 1 - 1e-7)
         if self.is_exclusive:
-            return float(-np.log(found[np.arange(len(labels)), labels]).mean())
-        return float(-np.log(np.where(labels, found, 1 - found)).mean())
+            return float(-np.log(probabilities[np.arange(len(labels)), labels]).mean())
+        return float(-np.log(np.where(labels, probabilities, 1 - probabilities)).mean())
 
     def save(self, path: Path, **arrays: np.ndarray) -> None:
         """Write the head, and further arrays beside it, as npz."""
@@ -161,9 +161,9 @@ def _fit_softmax(
     signs = np.array([[-0.5], [0.5]]) if len(present) == 2 else 1.0
     coefficients[present] = signs * model.coef_
     # A label without a row is a little less likely than the rarest.
-    found = np.ravel(signs) * model.intercept_
-    intercept = np.full(num_labels, found.min() - 1.0)
-    intercept[present] = found
+    intercepts = np.ravel(signs) * model.intercept_
+    intercept = np.full(num_labels, intercepts.min() - 1.0)
+    intercept[present] = intercepts
     return coefficients, intercept
 
 

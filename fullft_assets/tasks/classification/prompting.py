@@ -131,10 +131,10 @@ class PromptWriter:
         its first token.
         """
         start = self._before_label
-        found = [self._encode(f"{_LABEL} {name}") for name in self.names]
+        encoded = [self._encode(f"{_LABEL} {name}") for name in self.names]
         return [
             ids[len(start) :] if ids[: len(start)] == start else self._encode(f" {name}")
-            for name, ids in zip(self.names, found, strict=True)
+            for name, ids in zip(self.names, encoded, strict=True)
         ]
 
     @cached_property

@@ -226,15 +226,17 @@ def _loss_of_output(train: Split, balanced_labels: int | None) -> Callable[[Any,
 
 def score(model: PreTrainedModel, split: Split, listener: Listener | None = None) -> dict[str, float]:
     """Return loss, accuracy and macro-F1 of a model on a split; all are nan if its outputs are not finite."""
-    found = predict_with(model, split.windows, progress=listener).probabilities
-    if not np.isfinite(found).all():
+    probabilities = predict_with(model, split.windows, progress=listener).probabilities
+    if not np.isfinite(probabilities).all():
         return dict.fromkeys(("loss", "accuracy", "macro_f1"), math.nan)
-    predicted = found.argmax(1)
-    clipped = np.clip(found.astype(np.float64), 1e-7, None)
+    predicted = probabilities.argmax(1)
+    clipped = np.clip(probabilities.astype(np.float64), 1e-7, None)
     return {
         "loss": float(
             log_loss(
-                split.labels, clipped / clipped.sum(1, keepdims=True), labels=list(range(found.shape[1]))
+                split.labels,
+                clipped / clipped.sum(1, keepdims=True),
+                labels=list(range(probabilities.shape[1])),
             )
         ),
         "accuracy": accuracy(split.labels, predicted),

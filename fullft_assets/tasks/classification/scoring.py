@@ -4,9 +4,8 @@ champion.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,13 @@ from fullft_assets.base_model import ModelFolder
 from fullft_assets.checkpoint.lineage import snapshots_learned_from
 from fullft_assets.chunks import Tokenization
 from fullft_assets.evaluation import FINETUNED, external
-from fullft_assets.evaluation.metrics.base import Predictions
 from fullft_assets.models import loading
 from fullft_assets.models.inference import predict
 from fullft_assets.settings import EvaluationSettings
 from fullft_assets.snapshot import Split, load_split
 from fullft_assets.task import METRICS
 from fullft_assets.tasks.baseline import Baseline
-from fullft_assets.tasks.classification import assessment, evaluate_metrics, label_errors
+from fullft_assets.tasks.classification import assessment, label_errors
 from fullft_assets.tasks.classification.assessment import ClassificationEvaluation
 from fullft_assets.tasks.context import (
     EvaluationContext,
@@ -33,7 +31,6 @@ from fullft_assets.tasks.context import (
     pick_rows,
     shared_labels,
 )
-from fullft_assets.tasks.perturbing import Perturbed, Windows, score_perturbed
 
 
 def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
@@ -44,7 +41,7 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     validation, held_out = _on_validation(context, labels), None
     if validation is not None:
         held_out = (validation[0].labels, validation[1])
-    found = assessment.assess(
+    evaluation = assessment.assess(
         test.labels,
         probabilities,
         test.groups,
@@ -53,28 +50,21 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
         held_out,
         labels_alone=labels_alone,
     )
-    perturbed = _perturbed(context, test, probabilities, labels)
-    found = found.model_copy(update={"robustness": perturbed.robustness})
     tuned = probabilities[FINETUNED]
     ids, truth, answers = test.ids, test.labels, tuned
     # Likely label errors rest on them.
     in_full = {FINETUNED}
-    if _asks_for_probabilities(settings.evaluation, found, tuned, test):
+    if _asks_for_probabilities(settings.evaluation, evaluation, tuned, test):
         in_full = probabilities.keys() - labels_alone
     if validation is not None:
         ids, truth = [*ids, *validation[0].ids], np.concatenate([truth, validation[0].labels])
         answers = np.concatenate([answers, validation[1]])
-    # Where both have a score that of the evaluation counts: it weighs groups and leaves out labels that
-    # cannot be measured.
-    headline = {
-        **evaluate_metrics.headline(test.labels, tuned, settings.evaluation.calibration_bins),
-        **found.headline,
-    }
+    headline = {**evaluation.headline, "calibration_error": evaluation.calibration_error}
     return EvaluationResult(
-        found,
+        evaluation,
         headline,
-        _rows(test, probabilities, labels, labels_alone, in_full, perturbed),
-        _pick_answers(test, probabilities, found, settings.seed),
+        _rows(test, probabilities, labels, labels_alone, in_full),
+        _pick_answers(test, probabilities, evaluation, settings.seed),
         label_errors.worst_errors(test.ids, test.labels, tuned, labels),
         label_errors.likely_label_errors(ids, truth, answers, labels),
         validation=None if validation is None else _validation_rows(*validation, labels),
@@ -82,13 +72,13 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
 
 
 def _asks_for_probabilities(
-    settings: EvaluationSettings, found: ClassificationEvaluation, tuned: np.ndarray, test: Split
+    settings: EvaluationSettings, evaluation: ClassificationEvaluation, tuned: np.ndarray, test: Split
 ) -> bool:
     """Return whether a score rests on the probability of every label."""
-    measured = assessment.predictions_of(test.labels, tuned, found.labels)
-    named = [
-        METRICS.get(name) for name in (*found.metrics, *settings.metrics) if not METRICS.get(name).of_answers
-    ]
+    measured = assessment.predictions_of(test.labels, tuned, evaluation.labels)
+    # A module of `evaluate` takes labels alone.
+    registered = [METRICS.get(name) for name in (*evaluation.metrics, *settings.metrics) if name in METRICS]
+    named = [metric for metric in registered if not metric.of_answers]
     return any(
         metric.measures(measured) and not metric.measures(replace(measured, predicted=None))
         for metric in named
@@ -124,8 +114,8 @@ def _on_validation(context: EvaluationContext, labels: list[str]) -> tuple[Split
         return None
     context.progress.say(f"{len(rows):,} validation rows, for the temperature and likely label errors ...")
     folder = context.model_folder("finetuned_checkpoint")
-    found = predict(folder, rows.windows, progress=context.progress).probabilities
-    return rows, map_labels(found, model_labels(folder), labels)
+    probabilities = predict(folder, rows.windows, progress=context.progress).probabilities
+    return rows, map_labels(probabilities, model_labels(folder), labels)
 
 
 def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> dict[str, np.ndarray]:
@@ -135,37 +125,20 @@ def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> d
 
     def by_checkpoint(name: str) -> np.ndarray:
         folder = context.model_folder(name)
-        found = predict(folder, windows_for(context, name, test), progress=context.progress).probabilities
-        return map_labels(found, model_labels(folder), labels)
+        probabilities = predict(
+            folder, windows_for(context, name, test), progress=context.progress
+        ).probabilities
+        return map_labels(probabilities, model_labels(folder), labels)
 
     def by_baseline(name: str, baseline: Baseline) -> np.ndarray:
         return map_labels(baseline.predict(test), context.baseline_labels, labels)
 
-    def by_external(name: str, given: list[str]) -> np.ndarray:
+    def by_external(name: str, answers: list[str]) -> np.ndarray:
         return np.eye(len(labels))[
-            [label for (label,) in external.positions(name, [[label] for label in given], labels)]
+            [label for (label,) in external.positions(name, [[label] for label in answers], labels)]
         ]
 
     return context.predict_with_all(test, by_checkpoint, by_baseline, by_external=by_external)
-
-
-def _perturbed(
-    context: EvaluationContext, test: Split, probabilities: Mapping[str, np.ndarray], labels: list[str]
-) -> Perturbed:
-    def predict_windows(name: str, windows: Windows) -> np.ndarray:
-        folder = context.model_folder(name)
-        return map_labels(
-            predict(folder, windows, progress=context.progress).probabilities, model_labels(folder), labels
-        )
-
-    def predictions_of(rows: Sequence[int], found: np.ndarray) -> Predictions:
-        return assessment.predictions_of(test.labels[list(rows)], found, labels)
-
-    def shown(found: np.ndarray) -> list[object]:
-        return [labels[number] for number in found.argmax(1)]
-
-    windows_of = partial(windows_for, context, test=test)
-    return score_perturbed(context, test, probabilities, predict_windows, windows_of, predictions_of, shown)
 
 
 def model_labels(model_folder: ModelFolder) -> list[str]:
@@ -174,34 +147,35 @@ def model_labels(model_folder: ModelFolder) -> list[str]:
     return [names[i] for i in range(len(names))]
 
 
-def map_labels(probabilities: np.ndarray, theirs: list[str], ours: list[str]) -> np.ndarray:
+def map_labels(probabilities: np.ndarray, model_labels: list[str], labels: list[str]) -> np.ndarray:
     """Bring probabilities [n, their labels] into our label order [n, ours], as shares of the labels that both
     know.
 
     A label that the model does not know has probability 0.
     """
-    if theirs == ours:
+    if model_labels == labels:
         return probabilities
-    shared = shared_labels(theirs, ours)
-    mapped = np.zeros((len(probabilities), len(ours)))
-    mapped[:, [ours.index(label) for label in shared]] = probabilities[
-        :, [theirs.index(label) for label in shared]
+    shared = shared_labels(model_labels, labels)
+    mapped = np.zeros((len(probabilities), len(labels)))
+    mapped[:, [labels.index(label) for label in shared]] = probabilities[
+        :, [model_labels.index(label) for label in shared]
     ]
     # A model that is sure of a label that left the list has next to nothing left to share: no information.
     known = mapped.sum(axis=1, keepdims=True)
-    uniform = np.isin(ours, shared) / len(shared)
+    uniform = np.isin(labels, shared) / len(shared)
     return np.where(known > 0, mapped / np.where(known > 0, known, 1), uniform)
 
 
 def _pick_answers(
-    test: Split, probabilities: Mapping[str, np.ndarray], found: ClassificationEvaluation, seed: int
+    test: Split, probabilities: Mapping[str, np.ndarray], evaluation: ClassificationEvaluation, seed: int
 ) -> list[report.AnsweredRow]:
     tuned, baseline = (
-        probabilities[name].argmax(1) for name in (FINETUNED, found.justification.best_baseline)
+        probabilities[name].argmax(1) for name in (FINETUNED, evaluation.justification.best_baseline)
     )
     return [
         report.AnsweredRow(
-            report.shorten(test.texts[i]), *(found.labels[each[i]] for each in (test.labels, baseline, tuned))
+            report.shorten(test.texts[i]),
+            *(evaluation.labels[each[i]] for each in (test.labels, baseline, tuned)),
         )
         for i in pick_rows(tuned == baseline, seed)
     ]
@@ -224,18 +198,16 @@ def _rows(
     labels: list[str],
     labels_alone: Collection[str],
     in_full: Collection[str],
-    perturbed: Perturbed,
 ) -> pa.Table:
     columns: dict[str, Any] = {
         "id": test.ids,
         "label": [labels[i] for i in test.labels],
         "group": test.groups,
     }
-    for name, found in probabilities.items():
-        columns[column_of(name, "predicted")] = [labels[i] for i in found.argmax(axis=1)]
+    for name, each in probabilities.items():
+        columns[column_of(name, "predicted")] = [labels[i] for i in each.argmax(axis=1)]
         if name not in labels_alone:
-            columns[column_of(name, "probability")] = found.max(axis=1).astype(np.float32)
+            columns[column_of(name, "probability")] = each.max(axis=1).astype(np.float32)
         if name in in_full:
-            columns[column_of(name, "probabilities")] = _lists(found)
-    columns |= {name: pa.array(values, pa.string()) for name, values in perturbed.columns.items()}
-    return pa.table({**columns, **perturbed.changed})
+            columns[column_of(name, "probabilities")] = _lists(each)
+    return pa.table(columns)

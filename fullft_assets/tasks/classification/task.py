@@ -21,7 +21,6 @@ class Classification(Task):
     baselines = ("majority", "tfidf", "frozen_probe")
     more_baselines = ("lora", "smaller_model", "few_shot", "zero_shot")
     detects_drift = True
-    measures_calibration = True
     templates = Path(__file__).parent / "templates"
     scoring = "fullft_assets.tasks.classification.scoring:evaluate"
     evaluation = "fullft_assets.tasks.classification.assessment:ClassificationEvaluation"
@@ -51,10 +50,10 @@ class Classification(Task):
         from fullft_assets.chunks import Tokenization
         from fullft_assets.models.inference import predict
 
-        for found in predict(
+        for probabilities in predict(
             model, Tokenization.load_saved(model, settings.chunks).windows(texts)
         ).probabilities:
-            ranked = sorted(zip(labels, map(float, found), strict=True), key=lambda pair: -pair[1])
+            ranked = sorted(zip(labels, map(float, probabilities), strict=True), key=lambda pair: -pair[1])
             yield {"label": ranked[0][0], "probability": ranked[0][1], "probabilities": dict(ranked)}
 
     def show(self, prediction: Mapping[str, Any]) -> Iterator[str]:

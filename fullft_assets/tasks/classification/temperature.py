@@ -22,8 +22,8 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:
-        found = with_temperature(probabilities, math.exp(log_temperature))
-        return float(-np.log(np.maximum(found[np.arange(len(labels)), labels], _SMALLEST)).mean())
+        scaled = with_temperature(probabilities, math.exp(log_temperature))
+        return float(-np.log(np.maximum(scaled[np.arange(len(labels)), labels], _SMALLEST)).mean())
 
     found: Any = minimize_scalar(loss, bounds=tuple(map(math.log, _RANGE)), method="bounded")
     return math.exp(float(found.x))
@@ -33,6 +33,7 @@ def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarra
     """Return the probabilities [n, k] at a temperature; above 1 they are softer. The order of the labels
     stays.
     """
+    from scipy.special import softmax
+
     logits = np.log(np.maximum(np.asarray(probabilities, np.float64), _SMALLEST)) / temperature
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
+    return softmax(logits, axis=1)

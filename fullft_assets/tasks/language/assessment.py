@@ -144,25 +144,25 @@ class LanguageEvaluation(Evaluation):
     @property
     def limits(self) -> list[str]:
         """The weakest group, and how many documents the model predicts worse than before."""
-        found = []
+        sentences = []
         if self.weakest_groups:
             weakest = self.weakest_groups[0]
-            found.append(
+            sentences.append(
                 # Unnamed: a card goes where the model goes, and a group may be a person.
                 f"Of its groups it is weakest on one with perplexity {weakest.perplexity:.2f}"
                 f" ({weakest.num_tokens:,} tokens of {weakest.num_rows:,} test rows); the evaluation's"
                 " report.html names it."
             )
-        found.append(
+        sentences.append(
             f"It predicts {self.changes.num_worse:,} of {self.num_test_rows:,} test rows worse than the base"
             " model does."
         )
-        found.append("What it predicts well need not be true: facts in what it writes were not checked.")
-        return found
+        sentences.append("What it predicts well need not be true: facts in what it writes were not checked.")
+        return sentences
 
 
 def in_tokens_of(
-    theirs: DocumentScores, their_lengths: np.ndarray, ours: DocumentScores, our_lengths: np.ndarray
+    scores: DocumentScores, lengths: np.ndarray, target: DocumentScores, target_lengths: np.ndarray
 ) -> DocumentScores:
     """Spread what a model lost on each document over the tokens that another tokenizer cuts of the same text.
 
@@ -170,13 +170,15 @@ def in_tokens_of(
     cost; that is shared out over our tokens.
 
     Args:
-        their_lengths: int [n], tokens of the full documents in its tokenizer.
-        ours: of the test set's tokenizer; only its `num_tokens` count.
+        scores: in the model's own tokens.
+        lengths: int [n], tokens of the full documents in its tokenizer.
+        target: in the test set's tokens; only its `num_tokens` count.
+        target_lengths: int [n], tokens of the full documents in the test set's tokenizer.
     """
-    known = (theirs.num_tokens > 0) & (our_lengths > 0)
-    mean = np.divide(theirs.loss, theirs.num_tokens, out=np.zeros(len(known)), where=known)
-    cost = np.divide(mean * their_lengths, our_lengths, out=np.zeros(len(known)), where=known)
-    return DocumentScores(np.where(known, ours.num_tokens, 0), cost * ours.num_tokens, None)
+    known = (scores.num_tokens > 0) & (target_lengths > 0)
+    mean = np.divide(scores.loss, scores.num_tokens, out=np.zeros(len(known)), where=known)
+    cost = np.divide(mean * lengths, target_lengths, out=np.zeros(len(known)), where=known)
+    return DocumentScores(np.where(known, target.num_tokens, 0), cost * target.num_tokens, None)
 
 
 def assess(
@@ -206,18 +208,20 @@ def assess(
             "evaluation: no test row has a trained token to predict; look at chunks.train_on and at the"
             " assistant turns"
         )
-    found = {name: each.select(scored) for name, each in scores.items()}
+    selected = {name: each.select(scored) for name, each in scores.items()}
     ids, groups = _pick(ids, scored), _pick(groups, scored)
-    rescaled = [name for name, each in found.items() if each.num_right is None]
+    rescaled = [name for name, each in selected.items() if each.num_right is None]
     if comparison.metric == "token_accuracy" and rescaled:
         raise SettingsError(
             "evaluation.primary_metric: token_accuracy counts tokens, and the tokenizer of the"
             f" {title(rescaled[0])} cuts others than the test set's; give token_probability, which compares"
             " equal text"
         )
-    tuned, base = found[FINETUNED], found[BASE_MODEL]
+    tuned, base = selected[FINETUNED], selected[BASE_MODEL]
     num_bytes = None if num_bytes is None else num_bytes[scored]
-    predictions = {name: replace(predictions_of(each), num_bytes=num_bytes) for name, each in found.items()}
+    predictions = {
+        name: replace(predictions_of(each), num_bytes=num_bytes) for name, each in selected.items()
+    }
     shared = comparison.take(scored).run(predictions, groups, len(ids))
     shared["justification"] = _with_perplexity(shared["justification"], shared["scores"]["perplexity"])
     return LanguageEvaluation(
@@ -234,9 +238,9 @@ def assess(
 
 
 def _with_perplexity(justified: Justification, perplexity: Mapping[str, Interval]) -> Justification:
-    ours, theirs = perplexity[FINETUNED].estimate, perplexity[justified.best_baseline].estimate
+    finetuned, baseline = perplexity[FINETUNED].estimate, perplexity[justified.best_baseline].estimate
     return justified.model_copy(
-        update={"sentence": f"{justified.sentence} Perplexity is {ours:.2f} against {theirs:.2f}."}
+        update={"sentence": f"{justified.sentence} Perplexity is {finetuned:.2f} against {baseline:.2f}."}
     )
 
 
@@ -306,21 +310,21 @@ def per_length(tuned: DocumentScores, base: DocumentScores) -> list[LengthPerple
         if len(edges) > 1
         else np.zeros(len(tuned.num_tokens), int)
     )
-    found = []
+    quarters = []
     for number in np.unique(part).tolist():
-        mine = part == number
-        tokens = int(tuned.num_tokens[mine].sum())
-        found.append(
+        in_part = part == number
+        tokens = int(tuned.num_tokens[in_part].sum())
+        quarters.append(
             LengthPerplexity(
-                low=int(tuned.num_tokens[mine].min()),
-                high=int(tuned.num_tokens[mine].max()),
-                num_rows=int(mine.sum()),
+                low=int(tuned.num_tokens[in_part].min()),
+                high=int(tuned.num_tokens[in_part].max()),
+                num_rows=int(in_part.sum()),
                 num_tokens=tokens,
-                perplexity=_perplexity_of(tuned.loss[mine].sum(), tokens),
-                base_perplexity=_perplexity_of(base.loss[mine].sum(), tokens),
+                perplexity=_perplexity_of(tuned.loss[in_part].sum(), tokens),
+                base_perplexity=_perplexity_of(base.loss[in_part].sum(), tokens),
             )
         )
-    return found
+    return quarters
 
 
 def predictions_of(scores: DocumentScores) -> Predictions:
@@ -332,17 +336,17 @@ def predictions_of(scores: DocumentScores) -> Predictions:
 
 def _scored_by_all(scores: Mapping[str, DocumentScores], num_rows: int) -> np.ndarray:
     """Return which documents every system predicted a token of, bool [n]."""
-    for name, found in scores.items():
+    for name, each in scores.items():
         for what in ("num_tokens", "loss", "num_right"):
-            values = getattr(found, what)
+            values = getattr(each, what)
             if values is not None and values.shape != (num_rows,):
                 raise ValueError(f"{name}: {what} has shape {values.shape} for {num_rows} rows")
-        wrong = ~np.isfinite(found.loss)
+        wrong = ~np.isfinite(each.loss)
         if wrong.any():
             raise ValueError(
                 f"{name}: the loss of row {int(wrong.argmax())} is not finite ({int(wrong.sum())} such rows)"
             )
-    scored = np.logical_and.reduce([found.num_tokens > 0 for found in scores.values()])
+    scored = np.logical_and.reduce([each.num_tokens > 0 for each in scores.values()])
     first, *others = scores
     for name in others:
         if (scores[name].num_tokens != scores[first].num_tokens)[scored].any():

@@ -24,8 +24,8 @@ class BaseModel(UntrainedBaseline):
         from fullft_assets.models.token_scores import score_documents
 
         model = load_causal(self.context.base_model, self.context.added_tokens)
-        found = score_documents(model, rows.windows, rows.marks, progress=self.context.progress)
-        return DocumentScores(found.num_tokens, found.loss, found.num_right)
+        scores = score_documents(model, rows.windows, rows.marks, progress=self.context.progress)
+        return DocumentScores(scores.num_tokens, scores.loss, scores.num_right)
 
 
 class FewShotConversations(Baseline):
@@ -72,8 +72,8 @@ class FewShotConversations(Baseline):
         prompting.require_room(
             max((len(window) for document in windows for window in document), default=0), model
         )
-        found = score_documents(model, windows, marks, progress=self.context.progress)
-        return DocumentScores(found.num_tokens, found.loss, found.num_right)
+        scores = score_documents(model, windows, marks, progress=self.context.progress)
+        return DocumentScores(scores.num_tokens, scores.loss, scores.num_right)
 
     def save(self, folder: Path) -> None:
         prompting.save_examples(folder / f"{self.name}.json", self.shown.ids)

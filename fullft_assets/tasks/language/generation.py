@@ -47,11 +47,13 @@ class Writer:
         lengths = [len(read[number]) + self._max_new_tokens for number in order]
 
         def forward(start: int, end: int) -> list[tuple[int, str]]:
-            mine = order[start:end]
-            return list(zip(mine, self._continue([read[number] for number in mine]), strict=True))
+            batch_rows = order[start:end]
+            return list(zip(batch_rows, self._continue([read[number] for number in batch_rows]), strict=True))
 
-        found = dict(pair for batch in in_batches(lengths, forward, self._model, progress) for pair in batch)
-        return [found[number] for number in range(len(read))]
+        written = dict(
+            pair for batch in in_batches(lengths, forward, self._model, progress) for pair in batch
+        )
+        return [written[number] for number in range(len(read))]
 
     def _continue(self, prompts: Sequence[Sequence[int]]) -> list[str]:
         """Return what follows token ids; shorter prompts are padded on the left, where nothing attends to."""
@@ -74,12 +76,12 @@ class Writer:
             # In the weights' own fp32: one token at a time, casting them costs more than it saves.
             with torch.inference_mode():
                 generate: Any = self._model.generate
-                found = generate(inputs, attention_mask=mask, generation_config=config)
+                generated = generate(inputs, attention_mask=mask, generation_config=config)
         finally:
             self._model.train(was_training)
         return [
             self._tokenization.tokenizer.decode(self._until_end(row), skip_special_tokens=True)
-            for row in found[:, longest:].tolist()
+            for row in generated[:, longest:].tolist()
         ]
 
     def _until_end(self, ids: list[int]) -> list[int]:

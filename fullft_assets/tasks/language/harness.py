@@ -58,7 +58,7 @@ def score_tasks(
         was_training = model.training
         tokenizer = AutoTokenizer.from_pretrained(str(model_folder))
         scored = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=_BATCH_SIZE)
-        done = evaluate(scored, loaded, limit=asked.limit, bootstrap_iters=0)
+        done = evaluate(scored, loaded, bootstrap_iters=0)
         model.train(was_training)
     return {
         task: _by_row(task, rows, done["results"][task], progress) for task, rows in done["samples"].items()
@@ -96,22 +96,22 @@ def _by_row(
     for row in sorted(rows, key=lambda row: row["doc_id"]):
         for metric in row["metrics"]:
             values[f"{metric},{row['filter']}"].append(row[metric])
-    found = {}
+    row_scores = {}
     for name, each in values.items():
         is_mean = all(isinstance(value, bool | int | float | np.number) for value in each) and np.isclose(
             np.mean(each), reported[name]
         )
         title = name.removesuffix(",none").replace(",", ", ")
         if is_mean:
-            found[title] = np.array(each, float)
+            row_scores[title] = np.array(each, float)
         else:
             progress.say(f"lm-eval task {task}: {title} is no mean over the rows, so it is left out")
-    if not found:
+    if not row_scores:
         raise DataError(
             f"evaluation.lm_eval: the task {task} has no metric that is a mean over its rows, such as acc or"
             " exact_match"
         )
-    return found
+    return row_scores
 
 
 @contextlib.contextmanager
@@ -123,9 +123,9 @@ def _in_folder(folder: Path) -> Iterator[None]:
     from huggingface_hub import constants
 
     with tempfile.TemporaryDirectory(prefix="fullft-") as scratch, contextlib.chdir(folder):
-        kept = config.HF_DATASETS_CACHE, config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+        before = config.HF_DATASETS_CACHE, config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
         config.HF_DATASETS_CACHE, config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = Path(scratch), True, True
         try:
             yield
         finally:
-            config.HF_DATASETS_CACHE, config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = kept
+            config.HF_DATASETS_CACHE, config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before

@@ -108,18 +108,18 @@ class NextTokenRecipe:
         """
         self._check(model)
         move(model)
-        found = isolation.probe(model, self._pieces.plan.capacity, seed=seed)
+        isolated = isolation.probe(model, self._pieces.plan.capacity, seed=seed)
         tokens = self._taught_tokens(settings)
         feed = _feed(
             model,
             self._pieces,
-            found,
+            isolated,
             settings,
             seed,
             num_processes,
             tells_replayed=tokens in ("replay", "task"),
         )
-        about = {"isolation": found.reason, "is_packed": found.is_isolated}
+        about = {"isolation": isolated.reason, "is_packed": isolated.is_isolated}
         loss = _token_loss(model, feed.batch(0), settings)
         if settings.distillation is None or tokens is None:
             return Prepared(feed, loss.total, about)
@@ -166,20 +166,20 @@ class NextTokenRecipe:
 
     def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> DocumentScores:
         """See `Recipe`: how well the model predicts the trained tokens of each row."""
-        found = score_documents(model, rows.windows, rows.marks, progress=listener)
-        return DocumentScores(found.num_tokens, found.loss, found.num_right)
+        scores = score_documents(model, rows.windows, rows.marks, progress=listener)
+        return DocumentScores(scores.num_tokens, scores.loss, scores.num_right)
 
     def score_baselines(
         self, names: Sequence[str], folder: Path, context: BaselineContext
     ) -> Iterator[tuple[str, dict[str, float]]]:
         for name, fitted in fit_all(names, self.training, self._with_recipe(context), folder):
-            found: DocumentScores = fitted.predict(self.validation)
-            if found.num_right is None:
+            scores: DocumentScores = fitted.predict(self.validation)
+            if scores.num_right is None:
                 raise DataError(
                     f"baseline {name}: num_right is missing; it has to score the tokens of the validation"
                     " rows' windows"
                 )
-            yield name, _metrics(TokenScores(found.num_tokens, found.loss, found.num_right))
+            yield name, _metrics(TokenScores(scores.num_tokens, scores.loss, scores.num_right))
 
     def _with_recipe(self, context: BaselineContext) -> BaselineContext:
         return replace(context, open_recipe=lambda: self)
@@ -240,18 +240,18 @@ class NextTokenRecipe:
             )
 
 
-def _metrics(found: TokenScores) -> dict[str, float]:
+def _metrics(scores: TokenScores) -> dict[str, float]:
     return {
-        "loss": found.mean_loss(),
-        "token_accuracy": found.token_accuracy(),
-        "token_probability": found.token_probability(),
+        "loss": scores.mean_loss(),
+        "token_accuracy": scores.token_accuracy(),
+        "token_probability": scores.token_probability(),
     }
 
 
 def _feed(
     model: PreTrainedModel,
     pieces: Pieces,
-    found: Isolation,
+    isolated: Isolation,
     settings: TrainingSettings,
     seed: int,
     num_processes: int,
@@ -267,7 +267,7 @@ def _feed(
         for i in (model.config.pad_token_id, model.config.eos_token_id, 0)
         if isinstance(i, int) and 0 <= i < known
     )
-    if not found.is_isolated:
+    if not isolated.is_isolated:
         return packed_rows.padded(pieces, rows_a_pass, settings.batch_size, epochs, seed, pad_id, **options)
     is_flat = isolation.needs_flat_rows(model)
     return packed_rows.packed(pieces, rows_a_pass, epochs, seed, pad_id, **options, is_flat=is_flat)

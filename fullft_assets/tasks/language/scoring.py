@@ -34,6 +34,8 @@ from fullft_assets.tasks.language.generation import Writer
 #: Test documents whose beginnings are continued for the report, and by how much.
 NUM_CONTINUATIONS = 4
 MAX_NEW_TOKENS = 40
+#: Tokens that a model may write for an answer; conversations whose held-out answer has more are excluded.
+MAX_ANSWER_TOKENS = 256
 #: Characters of a document that are given; what follows is the model's.
 _PROMPT_CHARACTERS = 160
 
@@ -73,7 +75,7 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     other_tasks = (
         harness.task_scores(on_tasks, context.job.settings.evaluation.confidence) if on_tasks else []
     )
-    found = assessment.assess(
+    evaluation = assessment.assess(
         scores, test.ids, test.groups, context.comparison(test), num_bytes, answers, other_tasks
     )
     continuations = [
@@ -86,7 +88,7 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     ][:NUM_CONTINUATIONS]
     written = [] if answers is None else scorer.written(outputs)
     return EvaluationResult(
-        found, _headline(found), _rows(test, scores, num_bytes), continuations, written=written
+        evaluation, _headline(evaluation), _rows(test, scores, num_bytes), continuations, written=written
     )
 
 
@@ -130,11 +132,12 @@ class _Scorer:
         takes_tasks = name in ("finetuned_checkpoint", CHAMPION)
         if self._context.has_tokenizer_of_snapshot(name):
             return self._score(folder, (), tokenization, self._test, prompts, takes_tasks)
-        ours, theirs = self._read(self.base_tokenization), self._read(tokenization)
-        output = self._score(folder, (), tokenization, theirs.split, prompts, takes_tasks)
+        base_reading, reading = self._read(self.base_tokenization), self._read(tokenization)
+        output = self._score(folder, (), tokenization, reading.split, prompts, takes_tasks)
         counted = DocumentScores(_num_scored(self._test), np.zeros(len(self._test)), None)
         return replace(
-            output, scores=assessment.in_tokens_of(output.scores, theirs.lengths, counted, ours.lengths)
+            output,
+            scores=assessment.in_tokens_of(output.scores, reading.lengths, counted, base_reading.lengths),
         )
 
     def _score(
@@ -147,23 +150,25 @@ class _Scorer:
         takes_tasks: bool,
     ) -> SystemOutput:
         progress, model = self._context.progress, load_causal(folder, added_tokens)
-        found = score_documents(model, documents.windows, documents.marks, progress=progress)
+        scores = score_documents(model, documents.windows, documents.marks, progress=progress)
         writer = Writer(model, tokenization, self._max_new_tokens)
         written = writer.write_all([prompt.given for prompt in prompts], progress)
         on_tasks = self._score_tasks(model, folder) if takes_tasks else {}
         del model, writer
         # Two large models at a time may not fit.
         gc.collect()
-        return SystemOutput(DocumentScores(found.num_tokens, found.loss, found.num_right), written, on_tasks)
+        return SystemOutput(
+            DocumentScores(scores.num_tokens, scores.loss, scores.num_right), written, on_tasks
+        )
 
     def _score_tasks(self, model: PreTrainedModel, folder: ModelFolder) -> harness.RowScores:
         """Score a model on the tasks of lm-eval that the YAML asks for."""
-        asked, kept = self._settings.evaluation.lm_eval, self._context.inputs.get(harness.STAGE)
-        if asked is None or kept is None:
+        asked, copies = self._settings.evaluation.lm_eval, self._context.inputs.get(harness.STAGE)
+        if asked is None or copies is None:
             return {}
         from fullft_assets.tasks.language.harness import score_tasks
 
-        tasks = self._context.store.folder(kept) / harness.FOLDER
+        tasks = self._context.store.folder(copies) / harness.FOLDER
         return score_tasks(model, folder, tasks, asked, self._settings.seed, self._context.progress)
 
     def score_answers(self, written: Mapping[str, list[str]]) -> AnswerScores | None:
@@ -172,13 +177,14 @@ class _Scorer:
             return None
         counted = {"num_too_long": self._num_too_long, "max_new_tokens": self._max_new_tokens}
         truth, groups = [prompt.real for prompt in self.prompts], [prompt.group for prompt in self.prompts]
-        found = measure_answers(truth, written, groups, self._settings, **counted)
-        if found is None:
+        modules = self._context.modules
+        scores = measure_answers(truth, written, groups, self._settings, modules=modules, **counted)
+        if scores is None:
             self._context.progress.say(
                 "written answers are not scored: fewer than two groups have one"
                 " (evaluation.generated_answers)"
             )
-        return found
+        return scores
 
     def written(self, outputs: Mapping[str, SystemOutput]) -> list[dict[str, str]]:
         """Return what each system wrote for each prompt, with the row's id and its group."""
@@ -198,12 +204,12 @@ class _Scorer:
         """
         test, limit, tokenizer = (
             self._test,
-            self._settings.evaluation.answer_tokens,
+            MAX_ANSWER_TOKENS,
             self.base_tokenization.tokenizer,
         )
-        found, longest = [], 0
+        prompts, longest = [], 0
         for row in one_of_each_group_first(test.groups, self._settings.seed):
-            if len(found) == most:
+            if len(prompts) == most:
                 break
             prompt = _answered(test.ids[row], test.groups[row], messages[row])
             if prompt is None:
@@ -212,11 +218,11 @@ class _Scorer:
             if length > limit:
                 self._num_too_long += 1
                 continue
-            found.append(prompt)
+            prompts.append(prompt)
             longest = max(longest, length)
         # Who writes twice as much as the longest answer is wrong already.
         self._max_new_tokens = max(1, min(limit, 2 * longest))
-        return found
+        return prompts
 
     @cached_property
     def base_tokenization(self) -> Tokenization:
@@ -274,8 +280,12 @@ def _begun(id_: str, group: str, text: str) -> Prompt | None:
     if len(text) < 2 * _PROMPT_CHARACTERS:
         return None
     # A tokenizer joins a space to the word behind it.
-    given = text[:_PROMPT_CHARACTERS].rsplit(maxsplit=1)[0]
-    return Prompt(id_, group, given, report.shorten(given), text[len(given) :]) if given.strip() else None
+    beginning = text[:_PROMPT_CHARACTERS].rsplit(maxsplit=1)[0]
+    return (
+        Prompt(id_, group, beginning, report.shorten(beginning), text[len(beginning) :])
+        if beginning.strip()
+        else None
+    )
 
 
 def _answered(id_: str, group: str, messages: Sequence[Message]) -> Prompt | None:
@@ -308,7 +318,7 @@ def bytes_scored(documents: Split, tokenization: Tokenization) -> np.ndarray:
     special tokens have none.
     """
     decode = tokenization.tokenizer.decode
-    found = np.zeros(len(documents), np.int64)
+    num_bytes = np.zeros(len(documents), np.int64)
     for row, windows in enumerate(documents.windows):
         for number, ids in enumerate(windows):
             marks = [1] * len(ids) if documents.marks is None else documents.marks[row][number]
@@ -316,18 +326,18 @@ def bytes_scored(documents: Split, tokenization: Tokenization) -> np.ndarray:
             edges = np.flatnonzero(is_scored[1:] != is_scored[:-1]) + 1
             # With what is before them: a decoder drops the space that begins a text.
             for first, last in edges.reshape(-1, 2).tolist():
-                found[row] += len(decode(ids[:last]).encode()) - len(decode(ids[:first]).encode())
-    return found
+                num_bytes[row] += len(decode(ids[:last]).encode()) - len(decode(ids[:first]).encode())
+    return num_bytes
 
 
-def _headline(found: LanguageEvaluation) -> dict[str, object]:
+def _headline(evaluation: LanguageEvaluation) -> dict[str, object]:
     return {
-        **found.headline,
-        "num_test_tokens": found.num_test_tokens,
-        "num_rows_without_tokens": found.num_rows_without_tokens,
-        "num_rows_better_than_base": found.changes.num_better,
-        "num_rows_worse_than_base": found.changes.num_worse,
-        "share_better_than_base": found.changes.share_better,
+        **evaluation.headline,
+        "num_test_tokens": evaluation.num_test_tokens,
+        "num_rows_without_tokens": evaluation.num_rows_without_tokens,
+        "num_rows_better_than_base": evaluation.changes.num_better,
+        "num_rows_worse_than_base": evaluation.changes.num_worse,
+        "share_better_than_base": evaluation.changes.share_better,
     }
 
 
@@ -338,9 +348,9 @@ def _rows(test: Split, scores: dict[str, DocumentScores], num_bytes: np.ndarray)
         "num_tokens": scores[BASE_MODEL].num_tokens,
         "num_bytes": num_bytes,
     }
-    columns |= {f"loss_{name}": found.loss for name, found in scores.items()}
-    columns |= {f"num_tokens_{name}": found.num_tokens for name, found in scores.items()}
+    columns |= {f"loss_{name}": each.loss for name, each in scores.items()}
+    columns |= {f"num_tokens_{name}": each.num_tokens for name, each in scores.items()}
     columns |= {
-        f"num_right_{name}": found.num_right for name, found in scores.items() if found.num_right is not None
+        f"num_right_{name}": each.num_right for name, each in scores.items() if each.num_right is not None
     }
     return pa.table(columns)

@@ -54,9 +54,9 @@ class MultiLabelEvaluation(Evaluation):
     @property
     def limits(self) -> list[str]:
         """The weakest label, labels without a test row, and what a label's absence means."""
-        found = weakest_label(self.per_label, "test rows")
+        sentences = weakest_label(self.per_label, "test rows")
         return [
-            *found,
+            *sentences,
             (
                 "Its thresholds fit the shares of labels in the validation rows; where these change, they no"
                 " longer do."
@@ -83,13 +83,13 @@ def _threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
     if num_true in (0, len(labels)):
         return DEFAULT_THRESHOLD
     order = np.argsort(-probabilities, kind="stable")
-    ranked, found = probabilities[order], np.cumsum(labels[order])
+    ranked, num_right = probabilities[order], np.cumsum(labels[order])
     # Rows with one probability are all given the label, or none is.
     is_last = np.append(ranked[1:] < ranked[:-1], True)
-    given = np.flatnonzero(is_last) + 1
-    f1 = 2 * found[given - 1] / (num_true + given)
-    below = np.append(ranked, 0.0)[given]
-    cuts = (ranked[given - 1] + below) / 2
+    num_given = np.flatnonzero(is_last) + 1
+    f1 = 2 * num_right[num_given - 1] / (num_true + num_given)
+    below = np.append(ranked, 0.0)[num_given]
+    cuts = (ranked[num_given - 1] + below) / 2
     best = np.flatnonzero(f1 >= f1.max() - 1e-12)
     return float(cuts[best[np.argmin(np.abs(cuts[best] - DEFAULT_THRESHOLD))]])
 

@@ -4,9 +4,8 @@ and the champion.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +14,6 @@ from fullft_assets import report
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import FINETUNED, external
-from fullft_assets.evaluation.metrics.base import Predictions
 from fullft_assets.models import loading
 from fullft_assets.models.inference import predict
 from fullft_assets.snapshot import Split
@@ -31,7 +29,6 @@ from fullft_assets.tasks.context import (
 from fullft_assets.tasks.multi_label import assessment
 from fullft_assets.tasks.multi_label.assessment import MultiLabelEvaluation
 from fullft_assets.tasks.multi_label.recipe import thresholds_file
-from fullft_assets.tasks.perturbing import Perturbed, Windows, score_perturbed
 
 
 @dataclass(frozen=True)
@@ -48,13 +45,16 @@ class LabelDecisions:
         """The labels that it gives: bool [n, k]."""
         return self.probabilities >= self.thresholds
 
-    def in_order(self, theirs: list[str], ours: list[str]) -> LabelDecisions:
+    def in_order(self, model_labels: list[str], labels: list[str]) -> LabelDecisions:
         """Return the decisions in our label order instead of theirs; a label that the system does not know is
         never predicted.
         """
-        shared = shared_labels(theirs, ours)
-        to, source = [ours.index(label) for label in shared], [theirs.index(label) for label in shared]
-        probabilities, thresholds = np.zeros((len(self.probabilities), len(ours))), np.ones(len(ours))
+        shared = shared_labels(model_labels, labels)
+        to, source = (
+            [labels.index(label) for label in shared],
+            [model_labels.index(label) for label in shared],
+        )
+        probabilities, thresholds = np.zeros((len(self.probabilities), len(labels))), np.ones(len(labels))
         probabilities[:, to], thresholds[to] = self.probabilities[:, source], self.thresholds[source]
         return LabelDecisions(probabilities, thresholds)
 
@@ -62,21 +62,19 @@ class LabelDecisions:
 def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     """Score every system on the test rows."""
     names = context.labels
-    found = _predict_all(context, test, names)
-    decisions = {name: each.labels for name, each in found.items()}
-    thresholds = found[FINETUNED].thresholds
+    of_systems = _predict_all(context, test, names)
+    decisions = {name: each.labels for name, each in of_systems.items()}
+    thresholds = of_systems[FINETUNED].thresholds
     evaluation = assessment.assess(
         test.labels, decisions, test.groups, names, thresholds, context.comparison(test)
     )
-    perturbed = _perturbed(context, test, decisions, names)
-    evaluation = evaluation.model_copy(update={"robustness": perturbed.robustness})
     headline = {
         **evaluation.headline,
         "labels_a_row": evaluation.labels_a_row,
         "labels_without_test_rows": evaluation.unmeasured,
     }
     answers = _pick_answers(test, decisions, evaluation, context.job.settings.seed)
-    return EvaluationResult(evaluation, headline, _rows(test, decisions, names, perturbed), answers)
+    return EvaluationResult(evaluation, headline, _rows(test, decisions, names), answers)
 
 
 def _predict_all(context: EvaluationContext, test: Split, names: list[str]) -> dict[str, LabelDecisions]:
@@ -84,39 +82,22 @@ def _predict_all(context: EvaluationContext, test: Split, names: list[str]) -> d
 
     def by_checkpoint(name: str) -> LabelDecisions:
         folder = context.model_folder(name)
-        found = predict(folder, windows_for(context, name, test), progress=context.progress).probabilities
-        return LabelDecisions(found, read_thresholds(folder)).in_order(model_labels(folder), names)
+        probabilities = predict(
+            folder, windows_for(context, name, test), progress=context.progress
+        ).probabilities
+        return LabelDecisions(probabilities, read_thresholds(folder)).in_order(model_labels(folder), names)
 
     def by_baseline(name: str, baseline: Baseline) -> LabelDecisions:
         thresholds = np.load(folder_of_baselines / thresholds_file(name))["thresholds"]
         return LabelDecisions(baseline.predict(test), thresholds).in_order(context.baseline_labels, names)
 
-    def by_external(name: str, given: list[list[str]]) -> LabelDecisions:
+    def by_external(name: str, answers: list[list[str]]) -> LabelDecisions:
         decided = np.zeros((len(test), len(names)))
-        for row, labels in enumerate(external.positions(name, given, names)):
+        for row, labels in enumerate(external.positions(name, answers, names)):
             decided[row, labels] = 1
         return LabelDecisions(decided, np.full(len(names), 0.5))
 
     return context.predict_with_all(test, by_checkpoint, by_baseline, by_external=by_external)
-
-
-def _perturbed(
-    context: EvaluationContext, test: Split, decisions: Mapping[str, np.ndarray], names: list[str]
-) -> Perturbed:
-    def decide(name: str, windows: Windows) -> np.ndarray:
-        folder = context.model_folder(name)
-        found = predict(folder, windows, progress=context.progress).probabilities
-        return LabelDecisions(found, read_thresholds(folder)).in_order(model_labels(folder), names).labels
-
-    def predictions_of(rows: Sequence[int], found: np.ndarray) -> Predictions:
-        return assessment.predictions_of(test.labels[list(rows)], found, names)
-
-    def shown(found: np.ndarray) -> list[object]:
-        return [_named(row, names) for row in found]
-
-    return score_perturbed(
-        context, test, decisions, decide, partial(windows_for, context, test=test), predictions_of, shown
-    )
 
 
 def read_thresholds(model_folder: ModelFolder) -> np.ndarray:
@@ -136,13 +117,16 @@ def read_thresholds(model_folder: ModelFolder) -> np.ndarray:
 
 
 def _pick_answers(
-    test: Split, decisions: Mapping[str, np.ndarray], found: MultiLabelEvaluation, seed: int
+    test: Split, decisions: Mapping[str, np.ndarray], evaluation: MultiLabelEvaluation, seed: int
 ) -> list[report.AnsweredRow]:
-    tuned, baseline = decisions[FINETUNED], decisions[found.justification.best_baseline]
+    tuned, baseline = decisions[FINETUNED], decisions[evaluation.justification.best_baseline]
     return [
         report.AnsweredRow(
             report.shorten(test.texts[i]),
-            *(", ".join(_named(each[i], found.labels)) or "none" for each in (test.labels, baseline, tuned)),
+            *(
+                ", ".join(_named(each[i], evaluation.labels)) or "none"
+                for each in (test.labels, baseline, tuned)
+            ),
         )
         for i in pick_rows((tuned == baseline).all(axis=1), seed)
     ]
@@ -152,9 +136,7 @@ def _named(row: np.ndarray, names: list[str]) -> list[str]:
     return [names[i] for i in np.flatnonzero(row)]
 
 
-def _rows(
-    test: Split, decisions: Mapping[str, np.ndarray], names: list[str], perturbed: Perturbed
-) -> pa.Table:
+def _rows(test: Split, decisions: Mapping[str, np.ndarray], names: list[str]) -> pa.Table:
     lists = pa.list_(pa.string())
     columns = {
         "id": test.ids,
@@ -163,5 +145,4 @@ def _rows(
     }
     for name, decided in decisions.items():
         columns[column_of(name, "predicted")] = pa.array([_named(row, names) for row in decided], lists)
-    columns |= {name: pa.array(values, lists) for name, values in perturbed.columns.items()}
-    return pa.table({**columns, **perturbed.changed})
+    return pa.table(columns)

@@ -51,24 +51,24 @@ class MultiLabel(Task):
         from fullft_assets.tasks.multi_label.scoring import read_thresholds
 
         thresholds = dict(zip(labels, map(float, read_thresholds(model)), strict=True))
-        for found in predict(
+        for probabilities in predict(
             model, Tokenization.load_saved(model, settings.chunks).windows(texts)
         ).probabilities:
-            each = dict(zip(labels, map(float, found), strict=True))
+            each = dict(zip(labels, map(float, probabilities), strict=True))
             ranked = sorted(
                 labels, key=lambda label, each=each: (each[label] < thresholds[label], -each[label])
             )
-            given = [label for label in ranked if each[label] >= thresholds[label]]
+            labels_given = [label for label in ranked if each[label] >= thresholds[label]]
             yield {
-                "labels": given,
+                "labels": labels_given,
                 "probabilities": {label: each[label] for label in ranked},
                 "thresholds": thresholds,
             }
 
     def show(self, prediction: Mapping[str, Any]) -> Iterator[str]:
         for label, probability in prediction["probabilities"].items():
-            given = "yes" if label in prediction["labels"] else "no"
-            yield f"{given:<3} {probability:6.1%}  {label} (from {prediction['thresholds'][label]:.1%} on)"
+            answer = "yes" if label in prediction["labels"] else "no"
+            yield f"{answer:<3} {probability:6.1%}  {label} (from {prediction['thresholds'][label]:.1%} on)"
 
 
 TASK = MultiLabel()

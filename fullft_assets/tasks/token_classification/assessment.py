@@ -68,14 +68,14 @@ class SpanEvaluation(Evaluation):
     @property
     def limits(self) -> list[str]:
         """The weakest label, labels without a test span, and the commonest kind of error."""
-        found = weakest_label(self.per_label, "test spans")
+        sentences = weakest_label(self.per_label, "test spans")
         errors = self.errors
-        found.append(
+        sentences.append(
             f"Of {self.num_spans:,} true spans it finds {errors.num_right:,} exactly and misses"
             f" {errors.num_missed:,} altogether; {errors.num_wrong_edges:,} of its spans have wrong edges,"
             f" {errors.num_wrong_label:,} a wrong label, and {errors.num_invented:,} are where there is none."
         )
-        return found
+        return sentences
 
 
 def count_spans(
@@ -87,9 +87,9 @@ def count_spans(
     if len(truth) != len(predicted):
         raise ValueError(f"predictions: {len(predicted)} rows, the truth has {len(truth)}")
     tables = tuple(np.zeros((len(truth), num_labels), np.int64) for _ in range(3))
-    for row, (true, found) in enumerate(zip(truth, predicted, strict=True)):
-        true, found = set(true), set(found)
-        for table, spans in zip(tables, (true & found, true, found), strict=True):
+    for row, (true, spans_found) in enumerate(zip(truth, predicted, strict=True)):
+        true, spans_found = set(true), set(spans_found)
+        for table, spans in zip(tables, (true & spans_found, true, spans_found), strict=True):
             for _, _, label in spans:
                 if not 0 <= label < num_labels:
                     raise ValueError(
@@ -111,19 +111,19 @@ def predictions_of(
     truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]], num_labels: int
 ) -> Predictions:
     """Return what metrics take of the spans that a system found in rows with true spans."""
-    found, true, given = count_spans(truth, predicted, num_labels)
-    is_right = np.array([set(row) == set(mine) for row, mine in zip(truth, predicted, strict=True)], bool)
+    right, true, num_predicted = count_spans(truth, predicted, num_labels)
+    is_right = np.array([set(row) == set(spans) for row, spans in zip(truth, predicted, strict=True)], bool)
     return Predictions(
-        truth=truth, predicted=predicted, found=found, true=true, given=given, is_right=is_right
+        truth=truth, predicted=predicted, found=right, true=true, given=num_predicted, is_right=is_right
     )
 
 
 def errors(truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]]) -> SpanErrors:
     """Sort predicted spans by what is wrong with them."""
     right = label = edges = invented = missed = 0
-    for true, found in zip(truth, predicted, strict=True):
+    for true, spans in zip(truth, predicted, strict=True):
         places = {(start, end) for start, end, _ in true}
-        for span in set(found):
+        for span in set(spans):
             if span in set(true):
                 right += 1
             elif span[:2] in places:
@@ -132,7 +132,7 @@ def errors(truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]])
                 edges += 1
             else:
                 invented += 1
-        missed += sum(not any(_overlap(span, other) for other in found) for span in set(true))
+        missed += sum(not any(_overlap(span, other) for other in spans) for span in set(true))
     return SpanErrors(
         num_right=right,
         num_wrong_label=label,
@@ -175,13 +175,13 @@ def assess(
         for name, found in predicted.items()
     }
     shared = comparison.run(predictions, groups, len(truth))
-    found, true, given = count_spans(truth, predicted[FINETUNED], len(label_names))
+    found, true, num_predicted = count_spans(truth, predicted[FINETUNED], len(label_names))
     is_right = {
         name: np.asarray(predictions[name].is_right)
         for name in (FINETUNED, shared["justification"].best_baseline)
     }
     num_true = true.sum(1)
-    per_label = label_scores(found.sum(0), true.sum(0), given.sum(0), label_names)
+    per_label = label_scores(found.sum(0), true.sum(0), num_predicted.sum(0), label_names)
     return SpanEvaluation(
         **shared,
         labels=list(label_names),

@@ -68,7 +68,7 @@ class Dictionary(Baseline):
                 if phrase:
                     votes.setdefault(phrase, Counter())[label] += 1
         labels = {
-            phrase: min(found, key=lambda label: (-found[label], label)) for phrase, found in votes.items()
+            phrase: min(counts, key=lambda label: (-counts[label], label)) for phrase, counts in votes.items()
         }
         every, places, right = cls._of(labels), Counter[str](), Counter[str]()
         for text, row in zip(texts, spans, strict=True):
@@ -100,17 +100,17 @@ class Dictionary(Baseline):
         return [[span for _, span in self._places(text)] for text in texts]
 
     def _places(self, text: str) -> list[tuple[str, Span]]:
-        words, at, found = _words(text), 0, []
+        words, at, places = _words(text), 0, []
         while at < len(words):
             for length in self.lengths.get(_digest((words[at][0],)), ()):
                 phrase = _digest([word for word, _, _ in words[at : at + length]])
                 if at + length <= len(words) and phrase in self.phrases:
-                    found.append((phrase, (words[at][1], words[at + length - 1][2], self.phrases[phrase])))
+                    places.append((phrase, (words[at][1], words[at + length - 1][2], self.phrases[phrase])))
                     at += length
                     break
             else:
                 at += 1
-        return found
+        return places
 
     def save(self, folder: Path) -> None:
         (folder / "dictionary.json").write_text(

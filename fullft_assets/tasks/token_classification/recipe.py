@@ -118,10 +118,10 @@ class TokenClassificationRecipe(Encoder):
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """See `Recipe`: loss, micro-F1 and macro-F1 of exact spans."""
         reading = self._reading
-        found = tag(model, reading.windows, reading.frame, self._validation_tags, progress=listener)
-        if not math.isfinite(found.loss):
+        tagged = tag(model, reading.windows, reading.frame, self._validation_tags, progress=listener)
+        if not math.isfinite(tagged.loss):
             return dict.fromkeys(("loss", "micro_f1", "macro_f1"), math.nan)
-        return {"loss": found.loss / max(1, found.num_tokens), **self._scores(reading.spans(found.tags))}
+        return {"loss": tagged.loss / max(1, tagged.num_tokens), **self._scores(reading.spans(tagged.tags))}
 
     def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> list[list[Span]]:
         """See `Recipe`: the spans of each row."""
@@ -155,8 +155,8 @@ class TokenClassificationRecipe(Encoder):
     def _tags(self, split: Split) -> list[list[list[int]]]:
         return Frame.of(self.tokenization).tags_of_rows(split)
 
-    def _scores(self, found: Sequence[Sequence[Span]]) -> dict[str, float]:
-        return assessment.scores(self._truth, found, len(self.labels))
+    def _scores(self, predicted: Sequence[Sequence[Span]]) -> dict[str, float]:
+        return assessment.scores(self._truth, predicted, len(self.labels))
 
 
 def _padded(tags: list[list[int]]) -> torch.Tensor:

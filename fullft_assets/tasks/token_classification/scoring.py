@@ -42,10 +42,10 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     settings, names = context.job.settings, context.labels
     assert test.spans is not None
     tokenization = Tokenization.load(context.base_model, settings.chunks, settings.examples.task)
-    found = _find_all(context, test, names, tokenization)
+    spans = _find_all(context, test, names, tokenization)
     truth, comparison = normal(test.texts, test.spans), context.comparison(test)
-    right, num_tokens = count_right_tokens(tokenization, test.texts, truth, found)
-    evaluation = assessment.assess(truth, found, right, num_tokens, test.groups, names, comparison)
+    right, num_tokens = count_right_tokens(tokenization, test.texts, truth, spans)
+    evaluation = assessment.assess(truth, spans, right, num_tokens, test.groups, names, comparison)
     headline = {
         **evaluation.headline,
         "num_test_spans": evaluation.num_spans,
@@ -53,9 +53,9 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
         "labels_without_test_spans": evaluation.unmeasured,
         **evaluation.errors.model_dump(),
     }
-    examples = _pick_answers(test, truth, found, evaluation, settings.seed)
+    examples = _pick_answers(test, truth, spans, evaluation, settings.seed)
     return EvaluationResult(
-        evaluation, headline, _rows(test, truth, found, right, num_tokens, names), examples
+        evaluation, headline, _rows(test, truth, spans, right, num_tokens, names), examples
     )
 
 
@@ -65,8 +65,8 @@ def _find_all(
     def by_baseline(name: str, baseline: Baseline) -> list[list[Span]]:
         return in_order(baseline.predict(test), context.baseline_labels, names)
 
-    def by_external(name: str, given: list[list[dict[str, Any]]]) -> list[list[Span]]:
-        return normal(test.texts, external.spans(name, given, test, names))
+    def by_external(name: str, answers: list[list[dict[str, Any]]]) -> list[list[Span]]:
+        return normal(test.texts, external.spans(name, answers, test, names))
 
     return context.predict_with_all(
         test, lambda name: _find(context, name, test, names), by_baseline, tokenization, by_external
@@ -82,27 +82,29 @@ def _find(context: EvaluationContext, checkpoint: str, test: Split, names: list[
         Tokenization.load_saved(folder, settings.chunks, settings.examples.task), test.texts
     )
     model, labels = load_finder(folder)
-    found = find_spans(model, reading, progress=context.progress)
+    spans = find_spans(model, reading, progress=context.progress)
     del model
     # Two large models at a time may not fit.
     gc.collect()
-    return in_order(found, labels, names)
+    return in_order(spans, labels, names)
 
 
-def in_order(found: Sequence[Sequence[Span]], theirs: Sequence[str], ours: Sequence[str]) -> list[list[Span]]:
+def in_order(
+    spans: Sequence[Sequence[Span]], model_labels: Sequence[str], labels: Sequence[str]
+) -> list[list[Span]]:
     """Bring spans from a system's label order into ours; those of a label that we do not know are
     excluded.
     """
-    known = shared_labels(theirs, ours)
-    place = {number: ours.index(label) for number, label in enumerate(theirs) if label in known}
-    return [[(start, end, place[label]) for start, end, label in row if label in place] for row in found]
+    known = shared_labels(model_labels, labels)
+    place = {number: labels.index(label) for number, label in enumerate(model_labels) if label in known}
+    return [[(start, end, place[label]) for start, end, label in row if label in place] for row in spans]
 
 
 def count_right_tokens(
     tokenization: Tokenization,
     texts: Sequence[str],
     truth: Sequence[Sequence[Span]],
-    found: Mapping[str, Sequence[Sequence[Span]]],
+    predicted: Mapping[str, Sequence[Sequence[Span]]],
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Return how many tokens of each text have the true tag under each system's spans, and how many there
     are: int [n] each.
@@ -124,7 +126,7 @@ def count_right_tokens(
     true = tags(truth)
     right = {
         name: np.bincount(rows[tags(spans_of) == true], minlength=len(texts))
-        for name, spans_of in found.items()
+        for name, spans_of in predicted.items()
     }
     return right, encoded.lengths()
 
@@ -132,12 +134,17 @@ def count_right_tokens(
 def _pick_answers(
     test: Split,
     truth: Sequence[Sequence[Span]],
-    found: Mapping[str, Sequence[Sequence[Span]]],
+    predicted: Mapping[str, Sequence[Sequence[Span]]],
     evaluation: SpanEvaluation,
     seed: int,
 ) -> list[report.AnsweredRow]:
-    tuned, baseline = found[FINETUNED], found[evaluation.justification.best_baseline]
-    agrees = np.array([set(ours) == set(theirs) for ours, theirs in zip(tuned, baseline, strict=True)])
+    tuned, baseline = predicted[FINETUNED], predicted[evaluation.justification.best_baseline]
+    agrees = np.array(
+        [
+            set(of_finetuned) == set(of_baseline)
+            for of_finetuned, of_baseline in zip(tuned, baseline, strict=True)
+        ]
+    )
     return [
         report.AnsweredRow(
             report.shorten(test.texts[i], _SHOWN_CHARACTERS),

@@ -84,14 +84,14 @@ def decode(tags: np.ndarray, characters: np.ndarray, text: str) -> list[Span]:
     label, is_first = (tags - 1) // 2, tags % 2 == 1
     before = np.concatenate([[-1], np.where(tags != OUTSIDE, label, -1)[:-1]])
     starts = inside[is_first[inside] | (before[inside] != label[inside])]
-    found = []
+    decoded = []
     for begin, until in zip(starts, np.append(starts[1:], len(tags)), strict=True):
         own = np.arange(begin, until)
         own = own[tags[own] != OUTSIDE]
         start, end = masks.strip_span(text, int(characters[own, 0].min()), int(characters[own, 1].max()))
         if start < end:
-            found.append((start, end, int(label[begin])))
-    return found
+            decoded.append((start, end, int(label[begin])))
+    return decoded
 
 
 def normal(texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[list[Span]]:
@@ -140,15 +140,15 @@ class Frame:
         bool [tokens].
         """
         inner = owned([len(window) - self.prefix - self.suffix for window in windows], self.stride)
-        return [np.pad(mine, (self.prefix, self.suffix)) for mine in inner]
+        return [np.pad(part, (self.prefix, self.suffix)) for part in inner]
 
     def tags(self, marks: Sequence[Sequence[int]], span_labels: Sequence[int]) -> list[list[int]]:
         """Return the tags of a document's windows, -100 where a token is none of the text or belongs to
         another window.
         """
         return [
-            np.where(mine, tags_of(window, span_labels), IGNORED).tolist()
-            for window, mine in zip(marks, self.owned(marks), strict=True)
+            np.where(is_owned, tags_of(window, span_labels), IGNORED).tolist()
+            for window, is_owned in zip(marks, self.owned(marks), strict=True)
         ]
 
     def tags_of_rows(self, rows: Split) -> list[list[list[int]]]:
@@ -190,7 +190,7 @@ def tag(
     Args:
         truth: aligned with the windows, -100 where nothing is to be predicted; for the loss.
     """
-    mine = [frame.owned(document) for document in windows]
+    owned = [frame.owned(document) for document in windows]
     found = [[np.zeros(0, np.int16)] * len(document) for document in windows]
     loss, count, is_finite = 0.0, 0, True
     for items, _, output in forward_batches(model, windows, progress):
@@ -198,7 +198,7 @@ def tag(
         is_finite &= bool(torch.isfinite(logits).all())
         best = logits.argmax(-1).cpu().numpy().astype(np.int16)
         for at, (row, number) in enumerate(items):
-            found[row][number] = best[at, : len(mine[row][number])][mine[row][number]]
+            found[row][number] = best[at, : len(owned[row][number])][owned[row][number]]
         if truth is not None:
             labels = [torch.tensor(truth[row][number]) for row, number in items]
             padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED).to(
@@ -241,8 +241,8 @@ class TokenizedTexts:
     def spans(self, tags: Sequence[np.ndarray]) -> list[list[Span]]:
         """Return the spans of the documents' tags; tokens that no window has are outside of all."""
         return [
-            decode(found, characters[: len(found)], text)
-            for found, characters, text in zip(tags, self.characters, self.texts, strict=True)
+            decode(row_tags, characters[: len(row_tags)], text)
+            for row_tags, characters, text in zip(tags, self.characters, self.texts, strict=True)
         ]
 
 
