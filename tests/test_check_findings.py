@@ -376,7 +376,7 @@ def test_texts_that_may_not_be_read_or_are_not_there_are_an_error(tmp_path: Path
             "min_confidence": 0.5,
             "human_annotated_only": True,
         },
-        {"languages": ["en"], "pii": "quarantine", "min_characters": 20, "max_damage_share": 0.01},
+        {"languages": ["en"], "pii": "quarantine", "min_characters": 20},
     ],
 )
 def test_the_expected_loss_is_that_of_the_rules(tmp_path: Path, chosen: dict[str, Any]) -> None:

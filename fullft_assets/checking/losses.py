@@ -72,7 +72,7 @@ def broken(found: Sampled, examples: ExamplesSettings) -> list[str]:
             bool(text.strip()) and not examples.min_characters <= len(text) <= examples.max_characters
         ),
         "languages_are_expected": bool(wanted) and "text" in row and language.language_of(text) not in wanted,
-        "encodings_are_intact": damage.damage_share(text) > examples.max_damage_share,
+        "encodings_are_intact": damage.damage_share(text) > damage.MAX_SHARE,
         "personal_data_is_absent": (
             examples.pii == "quarantine" and bool(pii.find(text, pii.kinds_named(examples.pii_kinds)))
         ),

@@ -344,7 +344,7 @@ def suite_for(settings: ExamplesSettings) -> dict[str, Any]:
         "languages_are_expected": lambda: within(
             column="language", value_set=[*(settings.languages or []), language.UNKNOWN]
         ),
-        "encodings_are_intact": lambda: between(column="damage_share", max_value=settings.max_damage_share),
+        "encodings_are_intact": lambda: between(column="damage_share", max_value=damage.MAX_SHARE),
         "personal_data_is_absent": lambda: between(column="num_personal_data", max_value=0),
         "labels_are_present": lambda: within(column="has_label", value_set=[True]),
         "labels_are_known": lambda: between(column="num_unknown_labels", max_value=0),

@@ -88,6 +88,14 @@ class ExamplesSettings(Settings):
     """What makes a document a valid labelled example."""
 
     USUAL: ClassVar[tuple[str, ...]] = ("label",)
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "max_damage_share": (
+            "texts with more than 1% damaged characters are quarantined; for another bound turn"
+            " `encodings_are_intact` off in `severities`, and add to `expectations`: {name:"
+            " expect_column_values_to_be_between, arguments: {column: damage_share, max_value: 0.05},"
+            " severity: quarantine}"
+        ),
+    }
 
     task: TaskName = Field(
         default="classification",
@@ -157,15 +165,6 @@ class ExamplesSettings(Settings):
         min_length=1,
         description=(
             "Languages (ISO 639-1, such as `en`) that texts may be in. Default: languages are not identified."
-        ),
-    )
-    max_damage_share: Float = Field(
-        default=0.05,
-        ge=0,
-        le=1,
-        description=(
-            "Share of damaged characters (replacement, control, mis-decoded) above which a text is"
-            " quarantined."
         ),
     )
     pii: Annotated[Literal["off", "flag", "mask", "quarantine"], YamlOff()] = Field(
