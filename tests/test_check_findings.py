@@ -370,19 +370,14 @@ def test_texts_that_may_not_be_read_or_are_not_there_are_an_error(tmp_path: Path
 @pytest.mark.parametrize(
     "chosen",
     [
-        {
-            "labels": ["notice", "text", "reference"],
-            "max_characters": 300,
-            "min_confidence": 0.5,
-            "human_annotated_only": True,
-        },
+        {"labels": ["notice", "text", "reference"], "max_characters": 300},
         {"languages": ["en"], "pii": "quarantine", "min_characters": 20},
     ],
 )
 def test_the_expected_loss_is_that_of_the_rules(tmp_path: Path, chosen: dict[str, Any]) -> None:
     rows = projects.licence_rows(400)
     odd = [
-        {"text": " "}, {"kind": "n/a"}, {"text": None}, {"text": 7}, {"kind": [1]}, {"confidence": 0.1}, {"human_annotated": "no"},
+        {"text": " "}, {"kind": "n/a"}, {"text": None}, {"text": 7}, {"kind": [1]},
         {"text": "Ã©tÃ© dÃ©jÃ\xa0 cafÃ© trÃ¨s"}, {"text": "Der Lizenznehmer darf die Software weitergeben und verändern, wie er mag."}, {"kind": "REFERENCE"},
     ]  # fmt: skip
     for row, change in zip(rows, odd, strict=False):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from pydantic import ValidationError
 
 from fullft_assets import examples
 from fullft_assets.checking.validation import load_use_case
@@ -248,7 +251,7 @@ class TestProblems:
 
     def test_sound_settings_have_none(self) -> None:
         every = ExamplesSettings(
-            task="token_classification", label="s", labels=["a", "b"], languages=["en"], pii="flag", human_annotated_only=True,
+            task="token_classification", label="s", labels=["a", "b"], languages=["en"], pii="flag",
             severities=dict.fromkeys(set(RULES) - {"assistant_turns_are_present"}, "error"),
             expectations=[{"name": BETWEEN, "arguments": {"column": "num_labels", "max_value": 9}, "severity": "quarantine"}],
         )  # fmt: skip
@@ -279,6 +282,28 @@ class TestProblems:
             [sys.executable, "-c", code, str(project.yaml_path)], capture_output=True, text=True, check=True
         )
         assert found.stdout == "[]\n"
+
+
+class TestRemovedSettings:
+    @pytest.mark.parametrize("key", ["max_damage_share", "min_confidence", "human_annotated_only"])
+    def test_the_expectation_that_replaces_one_quarantines_the_row_that_it_did(self, key: str) -> None:
+        with pytest.raises(ValidationError, match=f"`{key}` was removed"):
+            ExamplesSettings.model_validate({"label": "kind", key: 0.5})
+        expectation = re.search(r"\{name: .*\}", ExamplesSettings.REMOVED[key])
+        assert expectation is not None
+        replaced = ExamplesSettings(
+            label="kind",
+            severities={"encodings_are_intact": "off"},
+            expectations=[yaml.safe_load(expectation[0])],
+        )
+        assert examples.problems(replaced) == []
+        changes = {
+            "max_damage_share": {"text": "a \ufffd\ufffd b"},
+            "min_confidence": {"confidence": 0.4},
+            "human_annotated_only": {"human_annotated": False},
+        }
+        rows = sound_rows({"confidence": 0.6, "human_annotated": True}, {}, changes[key])
+        assert examples.examine(table(rows), replaced, "b").quarantined["row"].to_pylist() == [4]
 
 
 class TestFindings:

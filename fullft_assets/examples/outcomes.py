@@ -14,7 +14,7 @@ import numpy as np
 from fullft_assets.documents.aliases import alias
 from fullft_assets.examples.agreement import Agreement
 from fullft_assets.examples.label_names import may_be_named, named
-from fullft_assets.examples.rules import REASONS, ROWS_FOR_BALANCE, Finding, Rule
+from fullft_assets.examples.rules import MIN_KAPPA, MIN_LABEL_SHARE, REASONS, ROWS_FOR_BALANCE, Finding, Rule
 from fullft_assets.settings import ExamplesSettings
 from fullft_assets.store import CheckOutcome
 from fullft_assets.task import task_of
@@ -127,7 +127,7 @@ def balance_outcome(
     """
     counts = {**dict.fromkeys(settings.labels or [], 0), **label_counts}
     total = max(sum(counts.values()) if task_of(settings).target == "spans" else num_valid, 1)
-    least = settings.min_label_share if num_valid >= ROWS_FOR_BALANCE else 0
+    least = MIN_LABEL_SHARE if num_valid >= ROWS_FOR_BALANCE else 0
     rare = sorted((label for label, count in counts.items() if count / total < least), key=counts.__getitem__)
     shown = [(label, f"{counts[label] / total:.2%}") for label in rare[:_SHOWN]]
     return CheckOutcome(
@@ -135,8 +135,7 @@ def balance_outcome(
         passed=not rare,
         severity=rule.severity,
         description=(
-            f"rarer than examples.min_label_share ({settings.min_label_share:.2%}): "
-            f"{named(shown, len(rare), list(counts))}; deliver more of them"
+            f"rarer than {MIN_LABEL_SHARE:.0%}: {named(shown, len(rare), list(counts))}; deliver more of them"
             if rare
             else ""
         ),
@@ -148,12 +147,12 @@ def balance_outcome(
     )
 
 
-def agreement_outcome(rule: Rule, found: Agreement | None, settings: ExamplesSettings) -> CheckOutcome:
+def agreement_outcome(rule: Rule, found: Agreement | None) -> CheckOutcome:
     """Return whether annotators agree beyond chance; where nobody labelled the same text there is nothing to
     judge.
     """
     kappa = None if found is None else found.kappa
-    passed = kappa is None or kappa >= settings.min_agreement
+    passed = kappa is None or kappa >= MIN_KAPPA
     description = ""
     if found is None:
         description = "no text was labelled by two annotators"
@@ -165,8 +164,7 @@ def agreement_outcome(rule: Rule, found: Agreement | None, settings: ExamplesSet
         least = named([(label, f"{k:.2f}") for k, label in worst], len(worst), found.label_kappas)
         description = (
             f"{method} kappa {kappa:.2f} of {found.num_annotators} annotators on {found.num_items:,} texts is"
-            f" below examples.min_agreement ({settings.min_agreement:g}), least on {least}; sharpen the"
-            " guideline for these labels"
+            f" below {MIN_KAPPA:g}, least on {least}; sharpen the guideline for these labels"
         )
     metadata: dict[str, int | float] = {"num_items": 0 if found is None else found.num_items}
     if found is not None:
@@ -184,25 +182,6 @@ def agreement_outcome(rule: Rule, found: Agreement | None, settings: ExamplesSet
         severity=rule.severity,
         description=description,
         metadata=metadata,
-    )
-
-
-def size_outcome(rule: Rule, num_valid: int, settings: ExamplesSettings) -> CheckOutcome:
-    """Return whether the batch has its least number of valid rows."""
-    passed = num_valid >= settings.min_batch_rows
-    return CheckOutcome(
-        name="rows_suffice",
-        passed=passed,
-        severity=rule.severity,
-        description=(
-            ""
-            if passed
-            else (
-                f"{num_valid:,} valid rows, fewer than examples.min_batch_rows ({settings.min_batch_rows:,});"
-                " deliver more"
-            )
-        ),
-        metadata={"num_valid": num_valid},
     )
 
 

@@ -53,21 +53,21 @@ REASONS = {
     "labels_are_known": "unknown label",
     "spans_are_in_range": "span out of range",
     "assistant_turns_are_present": "no or empty assistant turn, or unknown role",
-    "annotations_are_confident": "annotation confidence too low or above 1",
-    "annotations_are_human": "annotated by a machine",
     "ids_are_unique": "id twice in one file",
     "texts_are_unique": "duplicate text",
     "equal_texts_have_equal_labels": "equal text with another label",
 }
 #: What is true of a batch when a rule on the batch as one is green.
 BATCH_TRUTHS = {
-    "labels_are_balanced": "no label is rarer than examples.min_label_share",
+    "labels_are_balanced": "each label has at least 1% of the rows",
     "labels_have_one_spelling": "no two labels differ only in case, or in what separates their words",
-    "annotators_agree": "kappa is at least examples.min_agreement",
-    "rows_suffice": "the batch has examples.min_batch_rows valid rows",
+    "annotators_agree": "kappa is at least 0.6",
 }
-#: Valid rows in a batch from which a rare label is worth a warning.
+#: Least share of a label, of the valid rows of a batch with enough of them.
+MIN_LABEL_SHARE = 0.01
 ROWS_FOR_BALANCE = 100
+#: Least kappa of annotators: above it agreement counts as substantial (Landis and Koch 1977).
+MIN_KAPPA = 0.6
 #: In a frame of so many rows, listing what breaks a rule costs less than a second validation.
 _LISTED_AT_ONCE = 5_000
 #: Gates that are always there and always block.
@@ -204,8 +204,6 @@ def applicable(settings: ExamplesSettings) -> list[str]:
         "labels_are_known": labelled and settings.labels is not None,
         "spans_are_in_range": task.target == "spans",
         "assistant_turns_are_present": task.has_messages,
-        "annotations_are_confident": labelled or settings.min_confidence > 0,
-        "annotations_are_human": settings.human_annotated_only,
         "equal_texts_have_equal_labels": labelled,
         "labels_are_balanced": labelled,
         "labels_have_one_spelling": labelled,
@@ -350,10 +348,6 @@ def suite_for(settings: ExamplesSettings) -> dict[str, Any]:
         "labels_are_known": lambda: between(column="num_unknown_labels", max_value=0),
         "spans_are_in_range": lambda: between(column="num_bad_spans", max_value=0),
         "assistant_turns_are_present": lambda: between(column="num_bad_turns", max_value=0),
-        "annotations_are_confident": lambda: between(
-            column="confidence", min_value=settings.min_confidence, max_value=1
-        ),
-        "annotations_are_human": lambda: within(column="human_annotated", value_set=[True]),
     }
     used = rules_for(settings)
     return {rule: make() for rule, make in makers.items() if rule in used}

@@ -28,7 +28,6 @@ from fullft_assets.examples.outcomes import (
     gate_outcomes,
     problem_counts,
     row_outcome,
-    size_outcome,
     with_masked,
 )
 from fullft_assets.examples.rules import (
@@ -339,9 +338,7 @@ def _batch_outcomes(
     if (rule := rules.get("labels_are_balanced")) is not None:
         checks.append(balance_outcome(rule, label_counts, num_valid, settings))
     if (rule := rules.get("annotators_agree")) is not None:
-        checks.append(agreement_outcome(rule, agreed, settings))
-    if (rule := rules.get("rows_suffice")) is not None:
-        checks.append(size_outcome(rule, num_valid, settings))
+        checks.append(agreement_outcome(rule, agreed))
     return checks
 
 
