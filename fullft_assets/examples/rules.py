@@ -68,8 +68,6 @@ MIN_LABEL_SHARE = 0.01
 ROWS_FOR_BALANCE = 100
 #: Least kappa of annotators: above it agreement counts as substantial (Landis and Koch 1977).
 MIN_KAPPA = 0.6
-#: In a frame of so many rows, listing what breaks a rule costs less than a second validation.
-_LISTED_AT_ONCE = 5_000
 #: Gates that are always there and always block.
 GATES = {
     "rows_are_accounted_for": "rows in = valid + quarantined",
@@ -377,38 +375,28 @@ class NotComputableError(RuntimeError):
 def run_expectations(frame: pd.DataFrame, suite: Mapping[str, Any]) -> dict[str, Finding]:
     """Return what Great Expectations finds, by name.
 
-    Of many rows a first pass only counts; those that break a rule are listed in a second one, where there are
-    any. The user's `mostly` decides whether enough rows pass, not which ones do: that must not depend on the
-    rows beside them.
+    The user's `mostly` decides whether enough rows pass, not which ones do: that must not depend on the rows
+    beside them.
 
     Raises:
         NotComputableError: an expectation could not be computed; names it.
     """
-    if not suite:
-        return {}
-    is_small = len(frame) <= _LISTED_AT_ONCE
-    results = _validate(frame, suite, "COMPLETE" if is_small else "BASIC")
-    broken = {name: suite[name] for name, result in results.items() if not is_small and _breaks(result)}
-    complete = _validate(frame, broken, "COMPLETE") if broken else {}
-    found = {}
-    for name, result in {**results, **complete}.items():
+    findings = {}
+    for name, result in (_validate(frame, suite) if suite else {}).items():
         details = result["result"]
-        rows = details.get(
-            "unexpected_index_list", [] if "unexpected_count" in details and not _breaks(result) else None
-        )
+        no_rows = [] if "unexpected_count" in details and not details["unexpected_count"] else None
+        rows = details.get("unexpected_index_list", no_rows)
         observed = details.get("observed_value")
-        number = (
-            float(observed) if isinstance(observed, int | float) and not isinstance(observed, bool) else None
+        is_number = isinstance(observed, int | float) and not isinstance(observed, bool)
+        findings[name] = Finding(
+            result["success"],
+            None if rows is None else sorted(rows),
+            float(observed) if is_number else None,
         )
-        found[name] = Finding(result["success"], None if rows is None else sorted(rows), number)
-    return found
+    return findings
 
 
-def _breaks(result: Mapping[str, Any]) -> bool:
-    return not result["success"] or bool(result["result"].get("unexpected_count"))
-
-
-def _validate(frame: pd.DataFrame, suite: Mapping[str, Any], detail: str) -> dict[str, dict[str, Any]]:
+def _validate(frame: pd.DataFrame, suite: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     import great_expectations as gx
 
     batch = _any_frame().get_batch({"dataframe": frame})
@@ -416,9 +404,9 @@ def _validate(frame: pd.DataFrame, suite: Mapping[str, Any], detail: str) -> dic
     expectations = [expectation.copy(update={"meta": {"rule": rule}}) for rule, expectation in suite.items()]
     results = batch.validate(
         gx.ExpectationSuite(name="examples", expectations=expectations),
-        result_format={"result_format": detail, "exclude_unexpected_values": True},
+        result_format={"result_format": "COMPLETE", "exclude_unexpected_values": True},
     )
-    found = {}
+    results_by_rule = {}
     for result in results.results:
         rule = result.expectation_config.meta["rule"]
         # A failure is reported flat, or once for each metric that could not be computed.
@@ -426,8 +414,8 @@ def _validate(frame: pd.DataFrame, suite: Mapping[str, Any], detail: str) -> dic
         for report in reports:
             if isinstance(report, dict) and report.get("raised_exception"):
                 raise NotComputableError(rule, _kind_of(str(report.get("exception_traceback"))))
-        found[rule] = result.to_json_dict()
-    return found
+        results_by_rule[rule] = result.to_json_dict()
+    return results_by_rule
 
 
 def _kind_of(traceback: str) -> str:

@@ -109,23 +109,23 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
         return examined[0]
 
     def write_valid(draft: Draft) -> Outcome:
-        found = examine_once()
-        write_examples(found.valid, draft.path / "examples.parquet")
-        pq.write_table(found.quarantined.select(_QUARANTINED_COLUMNS), draft.path / QUARANTINED)
+        examined = examine_once()
+        write_examples(examined.valid, draft.path / "examples.parquet")
+        pq.write_table(examined.quarantined.select(_QUARANTINED_COLUMNS), draft.path / QUARANTINED)
         metadata = ExamplesMetadata(
             batch=read.batch,
             uri=read.uri,
             files=read.files,
             taken_away=read.taken_away,
-            num_rows=len(found.valid) + len(found.quarantined),
-            num_valid=len(found.valid),
-            num_quarantined=len(found.quarantined),
-            num_masked=found.num_masked,
+            num_rows=len(examined.valid) + len(examined.quarantined),
+            num_valid=len(examined.valid),
+            num_quarantined=len(examined.quarantined),
+            num_masked=examined.num_masked,
             encodings=_encodings(read),
-            label_counts=found.label_counts,
-            **agreement.metadata_of(found.agreement),
+            label_counts=examined.label_counts,
+            **agreement.metadata_of(examined.agreement),
         )
-        return metadata.as_dict(), found.checks
+        return metadata.as_dict(), examined.checks
 
     def write_quarantined(draft: Draft) -> Outcome:
         rows = examine_once().quarantined
@@ -155,7 +155,9 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
 def _examine_raw(store: Store, raw: Manifest, use_case: UseCase) -> Examined:
     import pyarrow.parquet as pq
 
-    settings, read, kinds = use_case.settings, RawMetadata.of(raw), masked_kinds(use_case)
+    settings = use_case.settings
+    read = RawMetadata.of(raw)
+    kinds = masked_kinds(use_case)
     return examine(
         pq.read_table(store.folder(raw) / "documents.parquet"),
         settings.examples,
@@ -253,11 +255,15 @@ def _masked(
     if settings.pii == "mask" and num_masked_before is not None:
         rows = np.flatnonzero(pc.fill_null(pc.match_substring(documents["text"], "["), False))
         return documents, _left_over(documents, rows, search), num_masked_before
-    found = search.find_all(documents["text"])
+    pieces_by_row = search.find_all(documents["text"])
     if settings.pii != "mask":
-        return documents, counts_of(found, len(documents)), 0
-    documents = mask_documents(documents, found)
-    return documents, _left_over(documents, np.array(sorted(found), np.int64), search), len(found)
+        return documents, counts_of(pieces_by_row, len(documents)), 0
+    documents = mask_documents(documents, pieces_by_row)
+    return (
+        documents,
+        _left_over(documents, np.array(sorted(pieces_by_row), np.int64), search),
+        len(pieces_by_row),
+    )
 
 
 def _left_over(documents: pa.Table, rows: np.ndarray, search: PersonalDataSearch) -> np.ndarray:
@@ -278,8 +284,8 @@ def _hashes(documents: pa.Table, settings: ExamplesSettings) -> list[str | None]
     if task_of(settings).has_messages:
         turns = documents["messages"].to_pylist()
         return [
-            None if found is None else messages_hash([(t["role"], t["content"]) for t in found])
-            for found in turns
+            None if messages is None else messages_hash([(t["role"], t["content"]) for t in messages])
+            for messages in turns
         ]
     return [None if text is None else text_hash(text) for text in documents["text"].to_pylist()]
 
@@ -316,14 +322,16 @@ def _of_well_formed(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) 
         for name in findings
         if rules[name].reason == REASONS["rows_are_well_formed"]
     )
-    known, found = set(malformed), {}
+    known, findings_left = set(malformed), {}
     for name, finding in findings.items():
         if finding.rows is None or rules[name].reason == REASONS["rows_are_well_formed"]:
-            found[name] = finding
+            findings_left[name] = finding
             continue
         rows = [row for row in finding.rows if row not in known]
-        found[name] = Finding(finding.passed or not (rows or rules[name].is_own), rows, finding.observed)
-    return found
+        findings_left[name] = Finding(
+            finding.passed or not (rows or rules[name].is_own), rows, finding.observed
+        )
+    return findings_left
 
 
 def _batch_outcomes(
@@ -370,7 +378,7 @@ def count_labels(valid: pa.Table, settings: ExamplesSettings) -> dict[str, int]:
         return {}
     labels = valid[target] if target == "label" else pc.list_flatten(valid[target])
     labels = pc.struct_field(labels, "label") if target == "spans" else labels
-    counts = {found["values"]: found["counts"] for found in pc.value_counts(labels).to_pylist()}
+    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(labels).to_pylist()}
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
