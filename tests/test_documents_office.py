@@ -27,6 +27,7 @@ from docx.oxml.ns import nsdecls
 from fullft_assets import documents
 from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.formats import bounded, parsing
+from fullft_assets.documents.formats.mail import without_quoted
 from fullft_assets.store import Store
 from tests import outlook_message
 from tests import project as projects
@@ -166,27 +167,21 @@ def test_cells_without_a_value_are_named_where_they_are_needed(tmp_path: Path) -
     ]
 
 
-def test_sheets_are_read_as_the_settings_say(tmp_path: Path) -> None:
+def test_sheets_with_one_header_are_read_as_one_table(tmp_path: Path) -> None:
     legend, data = [["key", "meaning"], ["x", "y"]], [["text", "kind"], ["a", "x"], ["b", "y"]]
     book = workbook([], data, legend, data)
     book.create_sheet().sheet_state = "hidden"
     book.save(tmp_path / "a.xlsx")
-    (tmp_path / "b.jsonl").write_text('{"text": "good"}\n')
-    assert read_batch(tmp_path).unreadable == {
-        "a.xlsx": "several sheets have the same header; set documents.xlsx.sheets to each"
-    }
-    (tmp_path / "b.jsonl").unlink()
-    rows = read(tmp_path, {"group": "sheet"}, xlsx={"sheets": "each"})
+    rows = read(tmp_path, {"group": "sheet"})
     assert [(row["row"], row["text"], row["group"], row["problem"]) for row in rows] == [
         (2, "a", "sheet1", None),
         (3, "b", "sheet1", None),
-        (5, None, "sheet2", "no field `text`"),
-        (7, "a", "sheet3", None),
-        (8, "b", "sheet3", None),
+        (5, "a", "sheet3", None),
+        (6, "b", "sheet3", None),
     ]
     workbook([["Report of 2024"], ["text", "kind"], ["a", "x"]], [["notes"]]).save(tmp_path / "a.xlsx")
-    assert [row["text"] for row in read(tmp_path, xlsx={"header": 2})] == ["a"]
-    assert [row["text"] for row in read(tmp_path, xlsx={"header": "none"}, text="column_1")] == [
+    assert [row["text"] for row in read(tmp_path, header=2)] == ["a"]
+    assert [row["text"] for row in read(tmp_path, header="none", text="column_1")] == [
         "Report of 2024",
         "text",
         "a",
@@ -219,6 +214,29 @@ def test_a_message_is_its_subject_and_body(tmp_path: Path) -> None:
     assert (first["id"], first["label"], first["group"]) == ("<1@example.org>", "1", "a@example.org")
     assert (second["text"], second["id"], second["label"]) == ("Offer\n\nOne\n\ntwo", "b.eml:1", "0")
     assert read(tmp_path, mail={"quoted": "drop"})[0]["text"] == "Größe\n\nHällo,\n\nfine."
+
+
+@pytest.mark.parametrize(
+    "quoted",
+    [
+        "From: B <b@example.org>\nSent: Monday, 6 May 2024 07:08\nTo: A <a@example.org>\nSubject: Re: x\n\nold",
+        "Von: B <b@example.org>\nGesendet: Montag, 6. Mai 2024 07:08\nAn: A <a@example.org>\nBetreff: x\n\nold",
+        "De : B <b@example.org>\nEnvoyé : lundi 6 mai 2024 07:08\nÀ : A <a@example.org>\nObjet : x\n\nold",
+        "pon., 6 maj 2024 o 07:08 B <b@example.org> napisał(a):\n\n> old\n> mail",
+        "-----Ursprüngliche Nachricht-----\nVon: B\n\nold",
+    ],
+    ids=["Outlook", "Outlook in German", "Outlook in French", "Gmail in Polish", "old Outlook"],
+)
+def test_what_a_mail_quotes_is_dropped(quoted: str) -> None:
+    own = "Hello,\n\n  - one\n  - two: three\n\nRegards\nA"
+    assert without_quoted(f"{own}\n\n{quoted}\n").rstrip() == own
+
+
+def test_answers_between_quoted_lines_and_a_forwarded_mail_stay() -> None:
+    between = "On Monday, B wrote:\n> is it?\nIt is.\n> sure?\nSure."
+    assert without_quoted(between).strip() == "It is.\nSure."
+    forwarded = "From: B\nSent: Monday\nTo: A\n\nThe text."
+    assert without_quoted(forwarded) == forwarded
 
 
 def test_messages_that_lie_about_their_encoding_or_end_too_early(tmp_path: Path) -> None:
@@ -279,13 +297,13 @@ def test_rtf_is_its_text(tmp_path: Path) -> None:
             ["On E. coli\n\nGrowth > 5\xa0%.\n\nMethods\nWe grew it2 again.\na\tb\n1\t2"],
         ),
         (JATS, {"text": "body"}, ["Methods\nWe grew it2 again.\na\tb\n1\t2"]),
-        (JATS, {"xml": {"record": "p"}}, ["Growth > 5\xa0%.", "We grew it2 again.", "b"]),
+        (JATS, {"records": "p"}, ["Growth > 5\xa0%.", "We grew it2 again.", "b"]),
         (PUBMED, {}, ["First.\n\nTo see.\nSeen.", "Second."]),
         (AKOMA, {}, ["An Act\n\nArt. 1\nScope\nIt applies to this."]),
         (TEI, {}, ["Dear Ada,\ncome soon.\nYours"]),
         (
             "<notes><note><b>a</b><kind>x</kind></note></notes>",
-            {"text": "b", "xml": {"record": "note"}},
+            {"text": "b", "records": "note"},
             ["a"],
         ),
     ],

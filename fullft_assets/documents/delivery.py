@@ -100,8 +100,8 @@ def look(
     window = use_case.settings.monitoring.window if kind == "window" else None
     if window is not None:
         cutter = WindowCutter(store, use_case, window, source, bounds, now=now, whole=whole)
-        found = _look(store, use_case.name, source, bounds, kind, cutter.record, now, whole=whole)
-        return replace(found, notes=[*found.notes, *cutter.notes], open_window=cutter.progress)
+        cut_look = _look(store, use_case.name, source, bounds, kind, cutter.record, now, whole=whole)
+        return replace(cut_look, notes=[*cut_look.notes, *cutter.notes], open_window=cutter.progress)
 
     def record(files: Sequence[SourceFile]) -> list[Batch]:
         return batches.record(store, use_case.name, files, bounds, kind, uri=source.uri)
