@@ -28,6 +28,8 @@ from fullft_assets import documents
 from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.formats import bounded, parsing
 from fullft_assets.documents.formats.mail import without_quoted
+from fullft_assets.documents.reading import read_documents
+from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from fullft_assets.store import Store
 from tests import outlook_message
 from tests import project as projects
@@ -448,3 +450,45 @@ def test_a_message_of_outlook_has_the_fields_of_a_mail(tmp_path: Path) -> None:
         ("c.msg:1", "0", "Page\n\nOne"),
     ]
     assert batch.unreadable == {"d.msg": "not a message of Outlook (damaged, or an old file of Office)"}
+
+
+PRESENTATION = {
+    "[Content_Types].xml": """<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types">
+<Default Extension="xml" ContentType="application/xml"/></Types>""",
+    "_rels/.rels": """<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships">
+<Relationship Id="r1" Target="ppt/presentation.xml"
+Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/officeDocument"/></Relationships>""",
+    "ppt/presentation.xml": """<p:presentation
+xmlns:p="http://schemas.openxmlformats.org/presentationml/2006/main"
+xmlns:r="http://schemas.openxmlformats.org/officeDocument/2006/relationships">
+<p:sldIdLst><p:sldId id="256" r:id="r1"/></p:sldIdLst></p:presentation>""",
+    "ppt/_rels/presentation.xml.rels": """<Relationships
+xmlns="http://schemas.openxmlformats.org/package/2006/relationships">
+<Relationship Id="r1" Target="slides/slide1.xml"
+Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/slide"/></Relationships>""",
+    "ppt/slides/slide1.xml": """<p:sld xmlns:a="http://schemas.openxmlformats.org/drawingml/2006/main"
+xmlns:p="http://schemas.openxmlformats.org/presentationml/2006/main"><p:cSld><p:spTree><p:sp><p:txBody>
+<a:p><a:r><a:t>A naïve slide</a:t></a:r></a:p></p:txBody></p:sp></p:spTree></p:cSld></p:sld>""",
+}
+OPEN_DOCUMENT = {
+    "mimetype": "application/vnd.oasis.opendocument.text",
+    "content.xml": """<office:document-content
+xmlns:office="urn:oasis:names:tc:opendocument:xmlns:office:1.0"
+xmlns:text="urn:oasis:names:tc:opendocument:xmlns:text:1.0"><office:body><office:text>
+<text:h>Terms</text:h><text:p>A naïve letter</text:p></office:text></office:body></office:document-content>""",
+}
+
+
+def test_kreuzberg_reads_what_no_other_format_does(tmp_path: Path) -> None:
+    pack(tmp_path / "a.pptx", PRESENTATION)
+    pack(tmp_path / "b.odt", OPEN_DOCUMENT)
+    (tmp_path / "c.odt").write_bytes(b"no document" * 50)
+    source = documents.Folder(tmp_path, any_ending=True)
+    batch = read_documents(
+        source,
+        documents.Batch("00001-test", source.files()),
+        DocumentsSettings(path="unused", format="kreuzberg"),
+        ExamplesSettings(label="kind"),
+    )
+    assert batch.table["text"].to_pylist() == ["A naïve slide", "Terms\n\nA naïve letter"]
+    assert list(batch.unreadable) == ["c.odt"]

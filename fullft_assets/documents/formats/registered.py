@@ -34,6 +34,7 @@ FORMATS: Registry[Format] = Registry(
         "rtf": f"{_HERE}.rtf_text:FORMAT",
         "xml": f"{_HERE}.xml_text:FORMAT",
         "zip": f"{_HERE}.archives:FORMAT",
+        "kreuzberg": f"{_HERE}.kreuzberg_text:FORMAT",
     },
 )
 
