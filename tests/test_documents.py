@@ -237,19 +237,6 @@ class TestBatches:
         (tmp_path / "in" / name).write_bytes(b"x" * size)
         os.utime(tmp_path / "in" / name, (at, at))
 
-    def test_cut_by_count(self, tmp_path: Path) -> None:
-        for name in "abcde":
-            self.put(tmp_path, f"{name}.jsonl")
-        assert self.cut(tmp_path, max_batch_files=2) == [
-            ["a.jsonl", "b.jsonl"],
-            ["c.jsonl", "d.jsonl"],
-            ["e.jsonl"],
-        ]
-
-    def test_many_small_files_are_one_batch(self) -> None:
-        files = [SourceFile(path=f"{number}.txt", bytes=70, mtime_ns=0) for number in range(20_000)]
-        assert [len(batch) for batch in batches._bounded(files, DEFAULTS)] == [20_000]
-
     def test_cut_by_bytes_and_a_larger_file_is_a_batch_of_its_own(self, tmp_path: Path) -> None:
         for name, size in (("a", 40), ("b", 60), ("c", 1), ("d", 500), ("e", 5)):
             self.put(tmp_path, f"{name}.jsonl", size)
@@ -259,11 +246,6 @@ class TestBatches:
             ["d.jsonl"],
             ["e.jsonl"],
         ]
-
-    def test_cutting_twice_cuts_nothing(self, tmp_path: Path) -> None:
-        self.put(tmp_path, "a.jsonl")
-        assert self.cut(tmp_path) == [["a.jsonl"]]
-        assert self.cut(tmp_path) == []
 
     def test_a_late_file_with_a_lower_name_and_an_equal_time_is_found(self, tmp_path: Path) -> None:
         self.put(tmp_path, "m.jsonl")

@@ -345,7 +345,6 @@ def key_settings(use_case: UseCase, kind: Kind = "batch") -> dict[str, Any]:
             "text",
             "id",
             "annotator",
-            "time",
             "encoding",
             "missing_values",
             "reference_buckets",

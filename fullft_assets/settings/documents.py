@@ -75,6 +75,7 @@ class DocumentsSettings(Settings):
             " the first one are read"
         ),
         "xml": "set `documents.records` to the name of the element that is one document",
+        "time": "the time of an annotation is in the field `time`",
         "max_runs_per_tick": "a tick launches up to 50 ingest runs, later ticks the rest",
     }
 
@@ -118,7 +119,6 @@ class DocumentsSettings(Settings):
             "Field with the annotator. Where several annotators answered, their agreement is measured."
         ),
     )
-    time: str = Field(default="time", description="Field with the time of the annotation.")
     encoding: str | None = Field(
         default=None,
         description=(

@@ -61,7 +61,7 @@ class Wanted:
             ("domain", examples.domain),
             ("slice_by", examples.slice_by),
         ]
-        names += [("annotator", documents.annotator), ("time", documents.time)]
+        names += [("annotator", documents.annotator), ("time", "time")]
         if log is not None:
             names += [
                 ("predicted", log.prediction),
