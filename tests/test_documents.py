@@ -15,7 +15,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,7 +28,7 @@ from fullft_assets.documents import raw as raw_documents
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
-from fullft_assets.store import Store
+from fullft_assets.store import Manifest, Store
 from tests import project as projects
 from tests.delivered import Delivered, die_at_a_write
 
@@ -773,3 +774,23 @@ def test_erased_documents_stay_out(letters: Kept) -> None:
     raw = letters.keep(batch)
     assert (raw.metadata["num_rows"], raw.metadata["num_erased"]) == (398, 2)
     assert not {row["id"] for row in letters.rows(raw)} & set(gone)
+
+
+def test_rows_that_an_earlier_release_read_have_what_the_same_settings_ask_for(
+    project: projects.Project,
+) -> None:
+    today = documents.key_settings(project.use_case())
+    earlier = {name: value for name, value in today.items() if name != "header"} | {
+        "time": "time",
+        "csv": {**today["csv"], "header": None},
+        "xlsx": {"sheets": "first", "header": None},
+        "xml": {"record": None},
+    }
+
+    def wanting(**changes: Any) -> list[str]:
+        manifest = cast(Manifest, SimpleNamespace(settings=earlier | changes))
+        return raw_documents._Before(manifest, today).wanting
+
+    assert wanting() == []
+    assert wanting(csv={**today["csv"], "header": 3}) == ["header"]
+    assert wanting(xml={"record": "note"}) == ["records"]
