@@ -42,8 +42,8 @@ class References:
     def __init__(self, source: Source, documents: DocumentsSettings, out_of_reach: str | None = None):
         self._source = source
         self._encoding = documents.encoding
-        own = [source.uri.removeprefix(_S3).partition("/")[0]] if source.uri.startswith(_S3) else []
-        self._buckets = {*own, *documents.reference_buckets}
+        own_buckets = [source.uri.removeprefix(_S3).partition("/")[0]] if source.uri.startswith(_S3) else []
+        self._buckets = {*own_buckets, *documents.reference_buckets}
         self._out_of_reach = None if out_of_reach is None else f"{out_of_reach.rstrip('/')}/"
 
     def texts(self, manifest: str, references: Sequence[str]) -> list[str | OSError]:

@@ -233,6 +233,6 @@ def _read(store: Store, pointer: str) -> dict[SourceFile, _Waiting]:
     recorded = store.read_pointer(pointer) or {"files": []}
     waiting = {}
     for line in recorded["files"]:
-        rows, arrived_ns, rest = line.split(" ", 2)
-        waiting[file_of(rest)] = _Waiting(int(arrived_ns), None if rows == _NOT_COUNTED else int(rows))
+        rows, arrived_ns, file_line = line.split(" ", 2)
+        waiting[file_of(file_line)] = _Waiting(int(arrived_ns), None if rows == _NOT_COUNTED else int(rows))
     return waiting

@@ -41,8 +41,12 @@ def problems(settings: ExamplesSettings) -> list[Problem]:
     """
     all_problems = [*_severity_problems(settings), *_language_problems(settings)]
     for number, expectation in enumerate(settings.expectations):
-        own = list(_expectation_problems(expectation, settings)) or list(_range_problems(expectation))
-        all_problems += [(("examples", "expectations", number, *key), message) for key, message in own]
+        problems_of_one = list(_expectation_problems(expectation, settings)) or list(
+            _range_problems(expectation)
+        )
+        all_problems += [
+            (("examples", "expectations", number, *key), message) for key, message in problems_of_one
+        ]
     return all_problems
 
 

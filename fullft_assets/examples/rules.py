@@ -133,15 +133,14 @@ def rules_for(settings: ExamplesSettings) -> dict[str, Rule]:
             "row" if is_row else "batch",
             quarantines,
         )
-    for number, own in enumerate(settings.expectations, start=1):
-        on = own.arguments.get("column")
-        reason = (
-            f"breaks expectation {number} ({own.name.removeprefix('expect_')}{f' on {on}' if on else ''})"
-        )
-        quarantines = own.severity == "quarantine"
-        rules[check_name(number, own)] = Rule(
+    for number, expectation in enumerate(settings.expectations, start=1):
+        on = expectation.arguments.get("column")
+        what = expectation.name.removeprefix("expect_") + (f" on {on}" if on else "")
+        reason = f"breaks expectation {number} ({what})"
+        quarantines = expectation.severity == "quarantine"
+        rules[check_name(number, expectation)] = Rule(
             reason,
-            "error" if own.severity == "error" else "warn",
+            "error" if expectation.severity == "error" else "warn",
             "row" if quarantines else "batch",
             quarantines,
             is_own=True,
@@ -240,7 +239,10 @@ def profile(
         }
     )
     named = {
-        word for own in settings.expectations for value in own.arguments.values() for word in _words(value)
+        word
+        for expectation in settings.expectations
+        for value in expectation.arguments.values()
+        for word in _words(value)
     }
     if "num_words" in named:
         frame["num_words"] = np.asarray(pc.fill_null(pc.count_substring_regex(text, r"\S+"), 0))

@@ -291,13 +291,13 @@ def _hashes(documents: pa.Table, settings: ExamplesSettings) -> list[str | None]
 
 
 def _try(frame: pd.DataFrame, settings: ExamplesSettings) -> dict[str, Finding]:
-    own = expectations.build(settings) if settings.expectations else {}
+    suite_of_user = expectations.build(settings) if settings.expectations else {}
     try:
-        return run_expectations(frame, {**suite_for(settings), **own})
+        return run_expectations(frame, {**suite_for(settings), **suite_of_user})
     except Exception:
         # Great Expectations does not always say which expectation it failed on: each of the user's is tried
         # alone.
-        for number, (name, expectation) in enumerate(own.items()):
+        for number, (name, expectation) in enumerate(suite_of_user.items()):
             try:
                 run_expectations(frame, {name: expectation})
             except Exception as error:

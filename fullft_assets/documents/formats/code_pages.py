@@ -33,7 +33,7 @@ _ACCEPTED_SHARE = 0.3
 #: An encoding that fewer of the files support is no encoding of the batch.
 _LEAST_FILES_SHARE = 0.05
 #: How much the number of files that support an encoding counts against the score of one file.
-_WEIGHT_OF_FILES = 0.6
+_WEIGHT_OF_FILES = 0.15
 #: With a score below this share of the best, the position of the characters is not looked at.
 _EXAMINED_SHARE = 0.3
 #: Characters that are looked at for their position.
@@ -73,19 +73,46 @@ def scores_of(sample: bytes) -> Scores:
 
 
 def choose(files: Sequence[Scores]) -> list[str | None]:
-    """Return the encoding of each file, or None where none is likely: the one that fits it best, where those
-    that more files support count for more.
+    """Return the encoding of each file, or None where none is likely.
+
+    Encodings are taken one after the other, each time the one that the remaining files support most. Those
+    that a part of the files supports are the encodings of the batch; each file is read in the one of them
+    that fits it best, and in another one only if none fits.
     """
-    numbers = Counter(name for scores in files for name in _of_share(scores, _SUPPORTED_SHARE))
+    own = _supported(files)
+    numbers = Counter(name for name in own if name is not None)
+    of_batch = [name for name, number in numbers.items() if number >= _LEAST_FILES_SHARE * len(files)]
     most = max(numbers.values(), default=0)
+
+    def weight(scores: Scores, name: str) -> float:
+        return scores[name] * (1 - _WEIGHT_OF_FILES + _WEIGHT_OF_FILES * numbers[name] / most)
+
     chosen: list[str | None] = []
-    for scores in files:
-        weights = {
-            name: score * (1 - _WEIGHT_OF_FILES + _WEIGHT_OF_FILES * numbers[name] / most)
-            for name, score in _of_share(scores, _ACCEPTED_SHARE).items()
-        }
-        chosen.append(_first_best(weights) if weights else None)
+    for scores, alone in zip(files, own, strict=True):
+        least = _ACCEPTED_SHARE * max(scores.values(), default=0.0)
+        weights = {name: weight(scores, name) for name in of_batch if scores.get(name, -1.0) >= least}
+        chosen.append(_first_best(weights) if weights else alone)
     return chosen
+
+
+def _supported(files: Sequence[Scores]) -> list[str | None]:
+    """Return the encoding by which each file was counted while the batch's encodings were taken one after the
+    other.
+    """
+    supported = [_of_share(scores, _SUPPORTED_SHARE) for scores in files]
+    remaining = [at for at, scores in enumerate(supported) if scores]
+    names: list[str | None] = [None] * len(files)
+    while remaining:
+        totals: dict[str, float] = defaultdict(float)
+        for at in remaining:
+            for name, score in supported[at].items():
+                totals[name] += score
+        best = _first_best(totals)
+        for at in remaining:
+            if best in supported[at]:
+                names[at] = best
+        remaining = [at for at in remaining if names[at] is None]
+    return names
 
 
 def _of_share(scores: Scores, share: float) -> Scores:

@@ -71,7 +71,7 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
         raise Unreadable("no sheet has a header")
 
 
-def _record(header: list[str], fields: Any, title: str, wanted: set[str]) -> Record:
+def _record(header: list[str], fields: Any, title: str, fields_read: set[str]) -> Record:
     if any(fields[len(header) :]):
         return "has more fields than the header"
     record = {
@@ -81,7 +81,7 @@ def _record(header: list[str], fields: Any, title: str, wanted: set[str]) -> Rec
     faults = [
         f"field `{name}` is {record[name]}"
         for name in header
-        if name in wanted and isinstance(record[name], _Fault)
+        if name in fields_read and isinstance(record[name], _Fault)
     ]
     return "; ".join(faults) or {
         name: None if isinstance(value, _Fault) else value for name, value in record.items()
