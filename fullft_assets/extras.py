@@ -10,6 +10,7 @@ from fullft_assets.errors import SettingsError
 
 _MODULES = {
     "aws": ("boto3", "s3fs"),
+    "kreuzberg": ("kreuzberg",),
     "kubernetes": ("kubernetes",),
     "office": ("docx", "openpyxl", "striprtf", "oxmsg", "compressed_rtf"),
     "ui": ("dagster_webserver",),

@@ -225,8 +225,9 @@ class TestDeliverySensor:
             else [request.partition_key for request in result.run_requests]
         )
 
-    def test_a_tick_asks_for_so_many_runs_and_what_is_in_flight_takes_no_place(self, bench):
-        names = self.several(bench, 5, max_runs_per_tick=2)
+    def test_a_tick_asks_for_so_many_runs_and_what_is_in_flight_takes_no_place(self, bench, monkeypatch):
+        monkeypatch.setattr(documents, "MAX_RUNS_A_TICK", 2)
+        names = self.several(bench, 5)
         for expected in (names[:2], names[2:4], names[4:]):
             requests = bench.tick("new_documents").run_requests
             assert [request.partition_key for request in requests] == expected
@@ -238,7 +239,8 @@ class TestDeliverySensor:
         )
 
     def test_a_batch_whose_run_failed_comes_after_those_that_had_none(self, bench, monkeypatch):
-        names = self.several(bench, 4, max_runs_per_tick=2)
+        monkeypatch.setattr(documents, "MAX_RUNS_A_TICK", 2)
+        names = self.several(bench, 4)
         for request in bench.tick("new_documents").run_requests:
             self.add_run(bench, request, dg.DagsterRunStatus.FAILURE)
         assert self.asked(bench) == names[2:]
@@ -382,8 +384,9 @@ class TestDeliverySensor:
             requests = definition(context).run_requests
         return requests, said
 
-    def test_a_run_that_a_dying_daemon_made_and_did_not_launch_is_asked_for_again(self, bench):
-        names = self.several(bench, 2, max_runs_per_tick=1)
+    def test_a_run_that_a_dying_daemon_made_and_did_not_launch_is_asked_for_again(self, bench, monkeypatch):
+        monkeypatch.setattr(documents, "MAX_RUNS_A_TICK", 1)
+        names = self.several(bench, 2)
         (request,) = bench.tick("new_documents").run_requests
         self.add_run(bench, request, dg.DagsterRunStatus.NOT_STARTED)
         (again,) = bench.tick("new_documents").run_requests

@@ -13,7 +13,7 @@ import pytest
 
 from fullft_assets.checking import check, corpus
 from fullft_assets.checking.validation import load_use_case
-from fullft_assets.documents.formats import columnar
+from fullft_assets.documents.formats import columnar, parquet
 from fullft_assets.errors import SettingsError
 
 pytestmark = pytest.mark.quick
@@ -194,23 +194,24 @@ def test_a_table_with_parts_that_have_no_row_of_the_sample_is_read(project, monk
 
 
 @pytest.mark.heavy
-def test_a_large_table_is_sampled_within_a_limit_of_bytes(monkeypatch):
+def test_a_large_table_is_sampled_within_a_limit_of_bytes(monkeypatch, tmp_path):
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     table = pa.table({"text": ["word " * 100] * 40_000})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=4_000, use_dictionary=False)
     decoded = []
+    within = columnar.within
 
-    def batches(first):
-        for batch in table.slice(first, 4_000).to_batches(max_chunksize=columnar.BATCH_ROWS):
+    def counted(batches, limit):
+        for batch in within(batches, limit):
             decoded.append(batch.nbytes)
             yield batch
 
-    monkeypatch.setattr(columnar, "_SAMPLED_BYTES", 2**20)
-    parts = [
-        columnar.Part(first, 4_000, table.nbytes // 10, lambda first=first: batches(first))
-        for first in range(0, 40_000, 4_000)
-    ]
-    numbers = [number for number, _ in columnar.sampled(parts, 50, table.schema)]
+    monkeypatch.setattr(columnar, "SAMPLED_BYTES", 2**20)
+    monkeypatch.setattr(columnar, "within", counted)
+    with pq.ParquetFile(tmp_path / "a.parquet") as file:
+        numbers = [number for number, _ in parquet._sampled(file, ["text"], 50)]
     assert 50 <= len(numbers) == len(set(numbers)) < 400 and numbers[-1] > 32_000
     assert sum(decoded) < 5 * 2**20 < table.nbytes
 

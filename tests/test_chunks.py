@@ -109,7 +109,6 @@ class TestCutting:
             np.array([i for row in ids for i in row], np.int32),
             windows.bounds(np.array(lengths, np.int64)),
             None,
-            np.zeros(len(ids), bool),
         )
         cuts = windows.cut(encoded, [""] * len(ids), room)
         expected = [

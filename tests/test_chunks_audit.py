@@ -25,8 +25,7 @@ from fullft_assets import chunks, documents, examples
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import Tokenization, audit
 from fullft_assets.chunks.audit import WordCounts, draw_sample, folds_case, judge
-from fullft_assets.chunks.general_words import GeneralWords
-from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.errors import DataError
 from fullft_assets.settings import ChunksSettings
 from fullft_assets.store import Store
 from tests import project as projects
@@ -52,7 +51,7 @@ def audited(
     batches: list[list[str]],
     model: Path = MINILM,
     most: int = 2_000,
-    general: GeneralWords | None = None,
+    languages: tuple[str, ...] = (),
     **changes: Any,
 ) -> chunks.Audit:
     """Audit texts that came in these batches."""
@@ -69,7 +68,7 @@ def audited(
         )
         counts.append(found.metadata | counted.metadata())
         words.append(counted.table())
-    return judge(counts, words, tokenization, general)
+    return judge(counts, words, tokenization, languages)
 
 
 def test_numbers_over_all_batches_are_a_plain_count(
@@ -177,7 +176,7 @@ def test_mined_words_stay_out_of_what_dagster_shows(texts: list[str]) -> None:
 
 
 def test_listed_terms_that_are_shredded_warn_by_name(texts: list[str]) -> None:
-    found = audited([texts], terms=["license", " Hydroxychloroquine", "license"], max_term_pieces=2)
+    found = audited([texts], terms=["license", " Hydroxychloroquine", "license"])
     by_term = {term["term"]: term for term in found.terms}
     assert list(by_term) == ["Hydroxychloroquine", "license"]
     assert by_term["Hydroxychloroquine"]["pieces"] == "hydro ##xy ##ch ##lor ##o ##quin ##e"
@@ -191,18 +190,16 @@ def test_listed_terms_that_are_shredded_warn_by_name(texts: list[str]) -> None:
     mean = (weight + 7) / (weight + 1)
     assert (check.name, check.passed, check.severity) == ("domain_terms_are_kept_whole", True, "warn")
     assert found.metadata.mean_term_pieces == pytest.approx(mean)
-    strict = audited([["Take hydroxychloroquine."]], terms=["hydroxychloroquine"], max_term_pieces=2).checks[
-        0
-    ]
-    assert not strict.passed
-    assert strict.description.startswith(
-        "7.00 pieces a domain term (warns above 2.0); worst: hydroxychloroquine (hydro ##xy ##ch"
+    red = audited([["Take hydroxychloroquine."]], terms=["hydroxychloroquine"]).checks[0]
+    assert not red.passed
+    assert red.description.startswith(
+        "7.00 pieces a domain term (warns above 3.0); worst: hydroxychloroquine (hydro ##xy ##ch"
     )
 
 
 def test_unknown_tokens_warn_where_the_vocabulary_has_no_bytes(texts: list[str]) -> None:
     odd = ["𝌆 𝌇 𝌈"] * 60
-    found = audited([texts, odd], max_unknown_share=0.001)
+    found = audited([texts, odd])
     tokenizer = Tokenization.load(MINILM, ChunksSettings()).tokenizer
     tokens = Counter(
         token for text in (*texts, *odd) for token in tokenizer.encode(text, add_special_tokens=False).tokens
@@ -280,10 +277,14 @@ def german_licences() -> list[str]:
     )
 
 
+#: A language without a list of words: terms are compared with the tokenizer's vocabulary alone.
+NO_LIST = ("pl",)
+
+
 class TestGeneralWords:
     def test_what_the_tokenizer_splits_is_no_term_where_general_english_has_it_too(self) -> None:
         texts = [row["text"] for row in projects.licence_rows(1_500)]
-        alone, english = audited([texts], general=GeneralWords("vocabulary")), audited([texts])
+        alone, english = audited([texts], languages=NO_LIST), audited([texts])
         assert mined(alone) - mined(english) == {
             "authorize",
             "contradict",
@@ -305,24 +306,21 @@ class TestGeneralWords:
         assert real <= mined(english) & mined(alone)
         # The places that they leave go to terms that cost less.
         assert len(mined(english)) == len(mined(alone)) == 200
-        assert mined(audited([texts], general=GeneralWords("en"))) == mined(english)
+        assert mined(audited([texts], languages=("en",))) == mined(english)
         assert [term for term in alone.terms if "keyness" in term] == []
 
     def test_the_audit_says_what_it_mined_against(self, texts: list[str]) -> None:
-        expected = {
-            GeneralWords(): "the general words of en (identified)",
-            GeneralWords("fr"): "the general words of fr",
-            GeneralWords(languages=("en", "de")): "the general words of en, de",
-            GeneralWords(languages=("pl", "en")): "the general words of en; no list for pl",
-            GeneralWords(languages=("pl",)): "the vocabulary alone: no list for pl",
-            GeneralWords("vocabulary"): "the vocabulary alone",
+        expected: dict[tuple[str, ...], str] = {
+            (): "the general words of en (identified)",
+            ("fr",): "the general words of fr",
+            ("en", "de"): "the general words of en, de",
+            ("pl", "en"): "the general words of en; no list for pl",
+            NO_LIST: "the vocabulary alone: no list for pl",
         }
-        for general, against in expected.items():
-            found = audited([texts[:60]], general=general)
+        for languages, against in expected.items():
+            found = audited([texts[:60]], languages=languages)
             assert found.metadata.general_words == against
             assert f"(warns above 3.0); mined against {against}; terms.json" in found.checks[0].description
-        keys = [general.key() for general in expected]
-        assert all(keys.count(key) == 1 for key in keys)
         polish = (
             "Licencjodawca udziela prawa do rozpowszechniania utworu na warunkach określonych w niniejszej"
             " licencji i umowie."
@@ -345,73 +343,11 @@ class TestGeneralWords:
         german = audited([texts])
         assert german.metadata.general_words == "the general words of de (identified)"
         assert terms <= mined(german) and not function_words & mined(german)
-        for general in (GeneralWords("vocabulary"), GeneralWords("en")):
-            assert terms | function_words <= mined(audited([texts], general=general))
+        for languages in (NO_LIST, ("en",)):
+            assert terms | function_words <= mined(audited([texts], languages=languages))
         # Of several languages the one that knows a word best says how common it is.
-        both = [
-            audited([texts], general=GeneralWords(languages=languages))
-            for languages in (("de", "en"), ("en", "de"))
-        ]
+        both = [audited([texts], languages=languages) for languages in (("de", "en"), ("en", "de"))]
         assert mined(both[0]) == mined(both[1]) and not function_words & mined(both[0])
-
-    def test_a_list_of_the_users_own(self, texts: list[str], tmp_path: Path) -> None:
-        path = tmp_path / "words.txt"
-        counts = Counter(word for text in texts for word in WORD.findall(text.lower()))
-        here = {word: 1e6 * count / counts.total() for word, count in counts.items()}
-        # As common there as here; a hundredth of that; without a count; and the rest of a million.
-        listed = {"Warranty": round(here["warranty"]), "licensor": round(here["licensor"] / 100)}
-        listed["the"] = 1_000_000 - sum(listed.values())
-        path.write_text(
-            "\ufeffMERCHANTABILITY\n\n" + "".join(f"{word}\t{count}\n" for word, count in listed.items())
-        )
-        found = audited([texts], general=GeneralWords("words.txt", file=path))
-        keyness = {term["term"]: term["keyness"] for term in found.terms}
-        assert found.metadata.general_words == "the general words of words.txt"
-        assert {"warranty", "merchantability"} & set(keyness) == set()
-        assert keyness["licensor"] == pytest.approx(
-            (here["licensor"] + 0.3) / (listed["licensor"] + 0.3), abs=0.05
-        )
-        assert keyness["sublicense"] == pytest.approx((here["sublicense"] + 0.3) / 0.3, abs=0.05)
-        path.write_text("word\n" * 2_000 + "no word 7\n")
-        with pytest.raises(
-            SettingsError, match=r"words\.txt:2001: is neither a word nor a word, a tab and its count"
-        ):
-            audited([texts], general=GeneralWords("words.txt", file=path))
-
-    def test_a_list_that_cannot_be_used_is_one_line_of_the_check(self, project: projects.Project) -> None:
-        path = project.root / "words.txt"
-        known = (
-            "no language that has a list (ar, de, en, es, eu, fa, fr, it, lv, nl, pt, ru); give one of these,"
-            " a file of words or `vocabulary`"
-        )
-        line = f"{path}:2: is neither a word nor a word, a tab and its count (1 or more); fix the line"
-        for chosen, content, problem in (
-            ("xx", "word", f"xx is no file, and {known}"),
-            ("word.txt", "word", f"word.txt is no file, and {known}; did you mean `words.txt`?"),
-            ("data", "word", f"data is a folder, and {known}"),
-            ("words.txt", "one\ntwo 2\n", line),
-            ("words.txt", "one\ntwo\t0\n", line),
-            ("words.txt", "\n", f"{path}: contains no word; give one a line"),
-            ("words.txt", "Größe", f"{path}: is not UTF-8; save it as such"),
-        ):
-            path.write_bytes(content.encode("cp1252"))
-            project.configure(chunks={"general_words": chosen})
-            number = 1 + project.yaml_path.read_text().splitlines().index(f"    general_words: {chosen}")
-            with pytest.raises(SettingsError) as caught:
-                project.use_case()
-            assert str(caught.value) == f"{project.yaml_path}:{number}: chunks.general_words: {problem}"
-        for chosen in ("de", "vocabulary", str(path)):
-            path.write_text("word\t12\nother\n")
-            project.configure(chunks={"general_words": chosen})
-            assert project.use_case().settings.chunks.general_words == chosen
-
-    def test_listed_terms_need_no_list(self, project: projects.Project) -> None:
-        project.configure(chunks={"general_words": "en", "terms": ["stent"]})
-        with pytest.raises(
-            SettingsError,
-            match="general_words: is for terms that are mined, and chunks.terms lists them; remove one",
-        ):
-            project.use_case()
 
 
 class TestArtifact:
@@ -419,7 +355,7 @@ class TestArtifact:
         with pytest.raises(DataError, match="letters: no batch is tokenised yet; run letters_ingest first"):
             chunks.audit_tokenizer(Store(str(project.home)), project.use_case(), {})
 
-    def test_it_is_found_again_until_the_data_the_tokenizer_or_a_threshold_changes(
+    def test_it_is_found_again_until_the_data_the_tokenizer_or_the_languages_change(
         self, project: projects.Project
     ) -> None:
         store = Store(str(project.home / "store"))
@@ -440,27 +376,6 @@ class TestArtifact:
         proposed = yaml.safe_load((folder / "proposal.yaml").read_text())["chunks"]["added_tokens"]
         assert len(proposed) == first.metadata["num_proposed_tokens"] > 0
         assert take().ref == first.ref
-        project.configure(chunks={"max_unknown_share": 0.5})
-        assert take().ref != first.ref
-        project.configure(chunks={"general_words": "vocabulary"})
-        alone = take()
-        assert (first.metadata["general_words"], alone.metadata["general_words"]) == (
-            "the general words of en (identified)", "the vocabulary alone",
-        )  # fmt: skip
-        words = project.root / "words.txt"
-        words.write_text("\n".join(proposed))
-        project.configure(chunks={"general_words": "words.txt"})
-        own = take()
-        assert own.metadata["general_words"] == "the general words of words.txt"
-        assert not set(proposed) & {
-            term["term"] for term in json.loads((store.folder(own) / "terms.json").read_text())
-        }
-        assert take().ref == own.ref
-        words.write_text("\n".join(proposed[1:]))
-        other = take()
-        assert proposed[0] in {
-            term["term"] for term in json.loads((store.folder(other) / "terms.json").read_text())
-        }
         project.configure(examples={"languages": ["en", "de"]})
         assert take().metadata["general_words"] == "the general words of en, de"
         project.configure()

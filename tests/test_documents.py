@@ -15,7 +15,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,7 +28,7 @@ from fullft_assets.documents import raw as raw_documents
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
-from fullft_assets.store import Store
+from fullft_assets.store import Manifest, Store
 from tests import project as projects
 from tests.delivered import Delivered, die_at_a_write
 
@@ -237,19 +238,6 @@ class TestBatches:
         (tmp_path / "in" / name).write_bytes(b"x" * size)
         os.utime(tmp_path / "in" / name, (at, at))
 
-    def test_cut_by_count(self, tmp_path: Path) -> None:
-        for name in "abcde":
-            self.put(tmp_path, f"{name}.jsonl")
-        assert self.cut(tmp_path, max_batch_files=2) == [
-            ["a.jsonl", "b.jsonl"],
-            ["c.jsonl", "d.jsonl"],
-            ["e.jsonl"],
-        ]
-
-    def test_many_small_files_are_one_batch(self) -> None:
-        files = [SourceFile(path=f"{number}.txt", bytes=70, mtime_ns=0) for number in range(20_000)]
-        assert [len(batch) for batch in batches._bounded(files, DEFAULTS)] == [20_000]
-
     def test_cut_by_bytes_and_a_larger_file_is_a_batch_of_its_own(self, tmp_path: Path) -> None:
         for name, size in (("a", 40), ("b", 60), ("c", 1), ("d", 500), ("e", 5)):
             self.put(tmp_path, f"{name}.jsonl", size)
@@ -259,11 +247,6 @@ class TestBatches:
             ["d.jsonl"],
             ["e.jsonl"],
         ]
-
-    def test_cutting_twice_cuts_nothing(self, tmp_path: Path) -> None:
-        self.put(tmp_path, "a.jsonl")
-        assert self.cut(tmp_path) == [["a.jsonl"]]
-        assert self.cut(tmp_path) == []
 
     def test_a_late_file_with_a_lower_name_and_an_equal_time_is_found(self, tmp_path: Path) -> None:
         self.put(tmp_path, "m.jsonl")
@@ -791,3 +774,23 @@ def test_erased_documents_stay_out(letters: Kept) -> None:
     raw = letters.keep(batch)
     assert (raw.metadata["num_rows"], raw.metadata["num_erased"]) == (398, 2)
     assert not {row["id"] for row in letters.rows(raw)} & set(gone)
+
+
+def test_rows_that_an_earlier_release_read_have_what_the_same_settings_ask_for(
+    project: projects.Project,
+) -> None:
+    today = documents.key_settings(project.use_case())
+    earlier = {name: value for name, value in today.items() if name != "header"} | {
+        "time": "time",
+        "csv": {**today["csv"], "header": None},
+        "xlsx": {"sheets": "first", "header": None},
+        "xml": {"record": None},
+    }
+
+    def wanting(**changes: Any) -> list[str]:
+        manifest = cast(Manifest, SimpleNamespace(settings=earlier | changes))
+        return raw_documents._Before(manifest, today).wanting
+
+    assert wanting() == []
+    assert wanting(csv={**today["csv"], "header": 3}) == ["header"]
+    assert wanting(xml={"record": "note"}) == ["records"]

@@ -175,7 +175,10 @@ def planted_rows(count: int) -> list[dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("is_good", [True, False], ids=["taken", "refused"])
 def test_no_label_id_group_or_name_of_a_file_leaves_the_store(
-    project: projects.Project, capfd: pytest.CaptureFixture[str], is_good: bool
+    project: projects.Project,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    is_good: bool,
 ) -> None:
     (project.documents / "delivery-1.jsonl").unlink()
     project.deliver(f"ward {WORD}/letter of {WORD}.jsonl", planted_rows(120))
@@ -196,7 +199,8 @@ def test_no_label_id_group_or_name_of_a_file_leaves_the_store(
         archive.writestr(f"{WORD}.{WORD}", WORD)
         archive.writestr(f"{WORD}.docx", WORD)
     (project.documents / f"letter.{WORD}").write_text(WORD)
-    own = {"labels": None, "group": "patient", "domain": "ward", "min_label_share": 0.6}
+    monkeypatch.setattr("fullft_assets.examples.outcomes.MIN_LABEL_SHARE", 0.6)
+    own = {"labels": None, "group": "patient", "domain": "ward"}
     project.configure(
         examples=own,
         snapshot={"min_train_rows": 20, "test_share": 0.3, "validation_share": 0.3, "rare_labels": "refuse"},
@@ -383,13 +387,14 @@ def test_a_short_label_is_shown_and_nothing_in_it_acts_on_a_browser(
     project: projects.Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture = "![t](http://host/x.png)\u202e<b>`|"
+    monkeypatch.setattr("fullft_assets.examples.outcomes.MIN_LABEL_SHARE", 0.6)
     monkeypatch.setattr(
         "fullft_assets.assets.snapshot.suggested_group", lambda _: f"set examples.group: {picture}"
     )
     rows = [{**row, "kind": (picture, "notice")[n % 2]} for n, row in enumerate(projects.licence_rows(120))]
     project.deliver("delivery-1.jsonl", rows)
     project.configure(
-        examples={"labels": None, "min_label_share": 0.6},
+        examples={"labels": None},
         snapshot={"test_share": 0.3, "validation_share": 0.3},
     )
     with dg.DagsterInstance.from_config(str(project.home)) as instance:

@@ -62,17 +62,15 @@ def put(folder: Path, text: str, name: str = "a.csv") -> None:
         ("name, first;text;kind\nA;A, b;x\nB;c;y\n", {}),
         ("text~kind\nA, b~x\n", {"csv": {"delimiter": "~"}}),
         ('text\tkind\n"A, b\tx\n', {"csv": {"quoting": "none"}, "text": "text"}),
-        ("Report\n\ntext;kind\nA, b;x\n", {"csv": {"header": 3}}),
-        ("A, b;x\nc;y\n", {"csv": {"header": "none", "delimiter": ";"}, "text": "column_1"}),
+        ("Report\n\ntext;kind\nA, b;x\n", {"header": 3}),
+        ("A, b;x\nc;y\n", {"header": "none", "csv": {"delimiter": ";"}, "text": "column_1"}),
     ],
 )
 def test_csv_is_read_as_its_header_and_the_settings_say(
     tmp_path: Path, text: str, settings: dict[str, Any]
 ) -> None:
     put(tmp_path, text)
-    label = (
-        "column_2" if "none" in settings.get("csv", {}).values() and "header" in settings["csv"] else "kind"
-    )
+    label = "column_2" if settings.get("header") == "none" else "kind"
     row = read(tmp_path, {"label": label}, **settings)[0]
     assert (row["text"].lstrip('"'), row["label"], row["problem"]) == ("A, b", "x", None)
 
@@ -82,7 +80,6 @@ def test_csv_is_read_as_its_header_and_the_settings_say(
     [
         ('kind;text\nx;"A; b"\ny;c\n', "text", ["A; b", "c"]),
         ("kind;nr\ttext\nx\tA; b\ny\tc\n", "text", ["A; b", "c"]),
-        ("text, one\nA\nb, c, d\ne\n", "text, one", ["A", "b, c, d", "e"]),
     ],
 )
 def test_a_tsv_whose_header_has_no_tab_is_read_by_what_fits_its_rows(
@@ -100,8 +97,8 @@ def test_a_quote_that_is_not_closed_is_an_error_that_names_the_line(tmp_path: Pa
     put(tmp_path, '{"text": "x"}\n', "b.jsonl")
     [why] = read_batch(tmp_path).unreadable.values()
     assert (
-        why == "a quoted field that begins in the row of line 22 has whole rows in it, to line 75: close the"
-        " quote there, or set documents.csv.quoting to none"
+        why == "a quoted field that begins in the row of line 22 has rows in it, to line 75: close the quote"
+        " there, or set documents.csv.quoting to none"
     )
     assert len(read(tmp_path, csv={"quoting": "none"})) == 201
 
@@ -113,7 +110,6 @@ def test_a_quote_that_is_not_closed_is_an_error_that_names_the_line(tmp_path: Pa
         ("\t", ("id", "text", "kind"), 20, 22, None),
         (",", ("text", "kind"), 20, 27, None),
         (",", ("kind", "text"), 20, 27, 23),
-        (",", ("id", "text"), 1, 2, None),
     ],
 )
 def test_no_quote_that_is_not_closed_loses_rows_unsaid(
@@ -135,8 +131,7 @@ def test_no_quote_that_is_not_closed_loses_rows_unsaid(
     problems = [problem for problem in batch.table["problem"].to_pylist() if problem]
     [why] = [*batch.unreadable.values(), *problems]
     assert re.fullmatch(
-        f"a quoted field that begins in the row of line {first + 1} (has whole|seems to have) rows in it, to"
-        f" line {last + 1}: .*",
+        f"a quoted field that begins in the row of line {first + 1} has rows in it, to line {last + 1}: .*",
         why,
     )
     assert len(batch.table) == (1 if batch.unreadable else 201 - (last - first))

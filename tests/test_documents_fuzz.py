@@ -33,7 +33,6 @@ from fullft_assets.documents.schema import schema
 from fullft_assets.documents.sources import SourceFile
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
-from fullft_assets.settings.documents import CsvSettings
 from tests import outlook_message
 from tests import project as projects
 from tests import test_documents_formats as formats
@@ -517,22 +516,11 @@ def _numbers_in_json(text: str) -> list[int]:
     if not first.lstrip().startswith("["):
         return [1] if _is_record(text) and not _is_record(first) else _numbers_of_lines(text)
     records = json.loads(text.strip())
-    # What is not Unicode is no record, and says nothing about the form of the others.
-    one = next((record for record in records if isinstance(record, dict) and _is_unicode(record)), {})
+    one = next((record for record in records if isinstance(record, dict)), {})
     if isinstance(one.get("data"), dict) or not {"annotation_id", "annotator"} <= one.keys():
         return list(range(1, len(records) + 1))
     # JSON-MIN: the annotations of one task, which stand one after the other, make one row.
-    return _first_of_tasks(
-        record.get("id") if isinstance(record, dict) and _is_unicode(record) else None for record in records
-    )
-
-
-def _is_unicode(record: dict[str, Any]) -> bool:
-    try:
-        json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return _first_of_tasks(record.get("id") if isinstance(record, dict) else None for record in records)
 
 
 def _is_record(text: str) -> bool:
@@ -543,7 +531,9 @@ def _is_record(text: str) -> bool:
 
 
 def _num_in_csv(text: str, seed: Seed) -> int:
-    lines, delimiter = csv_rows._lines_and_delimiter(io.StringIO(text, newline=""), seed.name, CsvSettings())
+    lines, delimiter = csv_rows._lines_and_delimiter(
+        io.StringIO(text, newline=""), seed.name, DocumentsSettings(path="data")
+    )
     fields = [fields for fields in csv.reader(lines, delimiter=delimiter) if fields]
     first = next((at for at, row in enumerate(fields) if any(row)), len(fields))
     names, *records = fields[first:] or [[]]

@@ -27,6 +27,9 @@ from docx.oxml.ns import nsdecls
 from fullft_assets import documents
 from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.formats import bounded, parsing
+from fullft_assets.documents.formats.mail import without_quoted
+from fullft_assets.documents.reading import read_documents
+from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from fullft_assets.store import Store
 from tests import outlook_message
 from tests import project as projects
@@ -166,27 +169,21 @@ def test_cells_without_a_value_are_named_where_they_are_needed(tmp_path: Path) -
     ]
 
 
-def test_sheets_are_read_as_the_settings_say(tmp_path: Path) -> None:
+def test_sheets_with_one_header_are_read_as_one_table(tmp_path: Path) -> None:
     legend, data = [["key", "meaning"], ["x", "y"]], [["text", "kind"], ["a", "x"], ["b", "y"]]
     book = workbook([], data, legend, data)
     book.create_sheet().sheet_state = "hidden"
     book.save(tmp_path / "a.xlsx")
-    (tmp_path / "b.jsonl").write_text('{"text": "good"}\n')
-    assert read_batch(tmp_path).unreadable == {
-        "a.xlsx": "several sheets have the same header; set documents.xlsx.sheets to each"
-    }
-    (tmp_path / "b.jsonl").unlink()
-    rows = read(tmp_path, {"group": "sheet"}, xlsx={"sheets": "each"})
+    rows = read(tmp_path, {"group": "sheet"})
     assert [(row["row"], row["text"], row["group"], row["problem"]) for row in rows] == [
         (2, "a", "sheet1", None),
         (3, "b", "sheet1", None),
-        (5, None, "sheet2", "no field `text`"),
-        (7, "a", "sheet3", None),
-        (8, "b", "sheet3", None),
+        (5, "a", "sheet3", None),
+        (6, "b", "sheet3", None),
     ]
     workbook([["Report of 2024"], ["text", "kind"], ["a", "x"]], [["notes"]]).save(tmp_path / "a.xlsx")
-    assert [row["text"] for row in read(tmp_path, xlsx={"header": 2})] == ["a"]
-    assert [row["text"] for row in read(tmp_path, xlsx={"header": "none"}, text="column_1")] == [
+    assert [row["text"] for row in read(tmp_path, header=2)] == ["a"]
+    assert [row["text"] for row in read(tmp_path, header="none", text="column_1")] == [
         "Report of 2024",
         "text",
         "a",
@@ -219,6 +216,29 @@ def test_a_message_is_its_subject_and_body(tmp_path: Path) -> None:
     assert (first["id"], first["label"], first["group"]) == ("<1@example.org>", "1", "a@example.org")
     assert (second["text"], second["id"], second["label"]) == ("Offer\n\nOne\n\ntwo", "b.eml:1", "0")
     assert read(tmp_path, mail={"quoted": "drop"})[0]["text"] == "Größe\n\nHällo,\n\nfine."
+
+
+@pytest.mark.parametrize(
+    "quoted",
+    [
+        "From: B <b@example.org>\nSent: Monday, 6 May 2024 07:08\nTo: A <a@example.org>\nSubject: Re: x\n\nold",
+        "Von: B <b@example.org>\nGesendet: Montag, 6. Mai 2024 07:08\nAn: A <a@example.org>\nBetreff: x\n\nold",
+        "De : B <b@example.org>\nEnvoyé : lundi 6 mai 2024 07:08\nÀ : A <a@example.org>\nObjet : x\n\nold",
+        "pon., 6 maj 2024 o 07:08 B <b@example.org> napisał(a):\n\n> old\n> mail",
+        "-----Ursprüngliche Nachricht-----\nVon: B\n\nold",
+    ],
+    ids=["Outlook", "Outlook in German", "Outlook in French", "Gmail in Polish", "old Outlook"],
+)
+def test_what_a_mail_quotes_is_dropped(quoted: str) -> None:
+    own = "Hello,\n\n  - one\n  - two: three\n\nRegards\nA"
+    assert without_quoted(f"{own}\n\n{quoted}\n").rstrip() == own
+
+
+def test_answers_between_quoted_lines_and_a_forwarded_mail_stay() -> None:
+    between = "On Monday, B wrote:\n> is it?\nIt is.\n> sure?\nSure."
+    assert without_quoted(between).strip() == "It is.\nSure."
+    forwarded = "From: B\nSent: Monday\nTo: A\n\nThe text."
+    assert without_quoted(forwarded) == forwarded
 
 
 def test_messages_that_lie_about_their_encoding_or_end_too_early(tmp_path: Path) -> None:
@@ -279,13 +299,13 @@ def test_rtf_is_its_text(tmp_path: Path) -> None:
             ["On E. coli\n\nGrowth > 5\xa0%.\n\nMethods\nWe grew it2 again.\na\tb\n1\t2"],
         ),
         (JATS, {"text": "body"}, ["Methods\nWe grew it2 again.\na\tb\n1\t2"]),
-        (JATS, {"xml": {"record": "p"}}, ["Growth > 5\xa0%.", "We grew it2 again.", "b"]),
+        (JATS, {"records": "p"}, ["Growth > 5\xa0%.", "We grew it2 again.", "b"]),
         (PUBMED, {}, ["First.\n\nTo see.\nSeen.", "Second."]),
         (AKOMA, {}, ["An Act\n\nArt. 1\nScope\nIt applies to this."]),
         (TEI, {}, ["Dear Ada,\ncome soon.\nYours"]),
         (
             "<notes><note><b>a</b><kind>x</kind></note></notes>",
-            {"text": "b", "xml": {"record": "note"}},
+            {"text": "b", "records": "note"},
             ["a"],
         ),
     ],
@@ -430,3 +450,45 @@ def test_a_message_of_outlook_has_the_fields_of_a_mail(tmp_path: Path) -> None:
         ("c.msg:1", "0", "Page\n\nOne"),
     ]
     assert batch.unreadable == {"d.msg": "not a message of Outlook (damaged, or an old file of Office)"}
+
+
+PRESENTATION = {
+    "[Content_Types].xml": """<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types">
+<Default Extension="xml" ContentType="application/xml"/></Types>""",
+    "_rels/.rels": """<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships">
+<Relationship Id="r1" Target="ppt/presentation.xml"
+Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/officeDocument"/></Relationships>""",
+    "ppt/presentation.xml": """<p:presentation
+xmlns:p="http://schemas.openxmlformats.org/presentationml/2006/main"
+xmlns:r="http://schemas.openxmlformats.org/officeDocument/2006/relationships">
+<p:sldIdLst><p:sldId id="256" r:id="r1"/></p:sldIdLst></p:presentation>""",
+    "ppt/_rels/presentation.xml.rels": """<Relationships
+xmlns="http://schemas.openxmlformats.org/package/2006/relationships">
+<Relationship Id="r1" Target="slides/slide1.xml"
+Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/slide"/></Relationships>""",
+    "ppt/slides/slide1.xml": """<p:sld xmlns:a="http://schemas.openxmlformats.org/drawingml/2006/main"
+xmlns:p="http://schemas.openxmlformats.org/presentationml/2006/main"><p:cSld><p:spTree><p:sp><p:txBody>
+<a:p><a:r><a:t>A naïve slide</a:t></a:r></a:p></p:txBody></p:sp></p:spTree></p:cSld></p:sld>""",
+}
+OPEN_DOCUMENT = {
+    "mimetype": "application/vnd.oasis.opendocument.text",
+    "content.xml": """<office:document-content
+xmlns:office="urn:oasis:names:tc:opendocument:xmlns:office:1.0"
+xmlns:text="urn:oasis:names:tc:opendocument:xmlns:text:1.0"><office:body><office:text>
+<text:h>Terms</text:h><text:p>A naïve letter</text:p></office:text></office:body></office:document-content>""",
+}
+
+
+def test_kreuzberg_reads_what_no_other_format_does(tmp_path: Path) -> None:
+    pack(tmp_path / "a.pptx", PRESENTATION)
+    pack(tmp_path / "b.odt", OPEN_DOCUMENT)
+    (tmp_path / "c.odt").write_bytes(b"no document" * 50)
+    source = documents.Folder(tmp_path, any_ending=True)
+    batch = read_documents(
+        source,
+        documents.Batch("00001-test", source.files()),
+        DocumentsSettings(path="unused", format="kreuzberg"),
+        ExamplesSettings(label="kind"),
+    )
+    assert batch.table["text"].to_pylist() == ["A naïve slide", "Terms\n\nA naïve letter"]
+    assert list(batch.unreadable) == ["c.odt"]

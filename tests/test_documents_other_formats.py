@@ -131,11 +131,9 @@ def test_it_is_named_in_the_yaml_and_an_unknown_one_is_one_line(project: Path) -
     assert found["rows"] == [["a.txt", 1, "text", "one", None]]
     wrong = run(project, "leters")
     assert wrong.returncode == 1
-    assert wrong.stderr.splitlines()[-1].endswith(
-        "documents.format: leters is not one of auto, label_studio, argilla, ground_truth, jsonl, json, csv,"
-        " parquet, arrow, text, html, pdf, docx, xlsx, eml, mbox, msg, rtf, xml, zip, letters, note; did you"
-        " mean `letters`?"
-    )
+    line = wrong.stderr.splitlines()[-1]
+    assert "documents.format: leters is not one of auto, " in line
+    assert line.endswith(", letters, note; did you mean `letters`?")
 
 
 def test_an_ending_of_two_formats_is_refused(project: Path) -> None:

@@ -171,7 +171,7 @@ class TestOfABatch:
         )
         assert (check.passed, check.severity) == (False, "warn")
         assert check.description == (
-            "Cohen's kappa 0.20 of 2 annotators on 4 texts is below examples.min_agreement (0.6), "
+            "Cohen's kappa 0.20 of 2 annotators on 4 texts is below 0.6, "
             "least on `notice` -0.33, `text` 0.00, `tag` 1.00; sharpen the guideline for these labels"
         )
         assert check.metadata["lowest_label_kappa"] == pytest.approx(-1 / 3)

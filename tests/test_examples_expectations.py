@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from pydantic import ValidationError
 
 from fullft_assets import examples
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import SettingsError
-from fullft_assets.examples import rules
 from fullft_assets.examples.expectations import EXPECTATIONS
 from fullft_assets.settings import RULES, ExamplesSettings
 from fullft_assets.store import CheckOutcome
@@ -206,24 +208,6 @@ class TestProblems:
             message,
         )
 
-    @pytest.mark.parametrize(
-        ("name", "arguments", "key", "message"),
-        [
-            (BETWEEN, {"column": "num_words", "min_value": "five"}, "min_value", "five is not a number"),
-            (BETWEEN, {"column": "num_words", "min_value": "1e-2"}, "min_value", "1e-2 is not a number; write 0.01"),
-            (BETWEEN, {"column": "num_words", "min_value": 9, "max_value": 5}, "min_value", "9 is more than max_value (5), so no value passes; swap them"),
-            (BETWEEN, {"column": "num_words", "min_value": 9, "mostly": 95}, "mostly", "95 is not a share from 0 to 1"),
-            (BETWEEN, {"column": "num_words", "min_value": 9, "strict_min": "yes"}, "strict_min", "yes is not true or false"),
-            (MATCH, {"column": "label", "regex": "a("}, "regex", "a( is not a regular expression (missing ), unterminated subpattern at position 1)"),
-            (f"{MATCH}_list", {"column": "label", "regex_list": ["a", "["]}, "regex_list.1", "[ is not a regular expression (unterminated character set at position 0)"),
-            ("expect_column_values_to_be_in_set", {"column": "label", "value_set": "a"}, "value_set", "a is not a list; write [a]"),
-        ],
-    )  # fmt: skip
-    def test_values_of_arguments(self, name: str, arguments: dict[str, Any], key: str, message: str) -> None:
-        own = {"name": name, "arguments": arguments}
-        found = self.problem(ExamplesSettings.model_validate({"label": "kind", "expectations": [own]}))
-        assert found == (f"examples.expectations.0.arguments.{key}", message)
-
     def test_a_range_has_an_end(self) -> None:
         key, message = self.problem(with_own(BETWEEN, column="num_words"))
         assert (key, message) == (
@@ -248,7 +232,7 @@ class TestProblems:
 
     def test_sound_settings_have_none(self) -> None:
         every = ExamplesSettings(
-            task="token_classification", label="s", labels=["a", "b"], languages=["en"], pii="flag", human_annotated_only=True,
+            task="token_classification", label="s", labels=["a", "b"], languages=["en"], pii="flag",
             severities=dict.fromkeys(set(RULES) - {"assistant_turns_are_present"}, "error"),
             expectations=[{"name": BETWEEN, "arguments": {"column": "num_labels", "max_value": 9}, "severity": "quarantine"}],
         )  # fmt: skip
@@ -279,6 +263,28 @@ class TestProblems:
             [sys.executable, "-c", code, str(project.yaml_path)], capture_output=True, text=True, check=True
         )
         assert found.stdout == "[]\n"
+
+
+class TestRemovedSettings:
+    @pytest.mark.parametrize("key", ["max_damage_share", "min_confidence", "human_annotated_only"])
+    def test_the_expectation_that_replaces_one_quarantines_the_row_that_it_did(self, key: str) -> None:
+        with pytest.raises(ValidationError, match=f"`{key}` was removed"):
+            ExamplesSettings.model_validate({"label": "kind", key: 0.5})
+        expectation = re.search(r"\{name: .*\}", ExamplesSettings.REMOVED[key])
+        assert expectation is not None
+        replaced = ExamplesSettings(
+            label="kind",
+            severities={"encodings_are_intact": "off"},
+            expectations=[yaml.safe_load(expectation[0])],
+        )
+        assert examples.problems(replaced) == []
+        changes = {
+            "max_damage_share": {"text": "a \ufffd\ufffd b"},
+            "min_confidence": {"confidence": 0.4},
+            "human_annotated_only": {"human_annotated": False},
+        }
+        rows = sound_rows({"confidence": 0.6, "human_annotated": True}, {}, changes[key])
+        assert examples.examine(table(rows), replaced, "b").quarantined["row"].to_pylist() == [4]
 
 
 class TestFindings:
@@ -326,10 +332,8 @@ class TestFindings:
             f" {alias('a.csv')}:2; "
         )
 
-    @pytest.mark.parametrize("at_once", [0, 10], ids=["many-rows", "few-rows"])
-    def test_mostly_judges_the_batch_not_the_row(self, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_mostly_judges_the_batch_not_the_row(self) -> None:
         """Which rows share a batch must not decide which of them are set aside."""
-        monkeypatch.setattr(rules, "_LISTED_AT_ONCE", at_once)
         settings = with_own("expect_column_values_to_not_be_null", "quarantine", column="group", mostly=0.5)
         for groups, passed in (
             (("g",), True),

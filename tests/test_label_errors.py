@@ -12,7 +12,7 @@ import pytest
 from fullft_assets import report
 from fullft_assets.markdown import escape
 from fullft_assets.report import DoubtfulRow
-from fullft_assets.settings.documents import CsvSettings
+from fullft_assets.settings import DocumentsSettings
 from fullft_assets.tasks.classification import label_errors
 from fullft_assets.tasks.classification.assessment import expected_calibration_error
 from fullft_assets.tasks.classification.temperature import fit_temperature, with_temperature
@@ -129,7 +129,8 @@ _LINE = '{"doc": "z,1", "kind": "a letter", "suggested": "order", "probability":
 def test_annotators_get_the_format_that_the_labels_came_in(
     tmp_path: Path, sources: list[str | None], csv: dict[str, Any], name: str, first: str
 ) -> None:
-    path = tmp_path / report.label_errors_file(sources, CsvSettings(**csv))
+    chosen = csv if "header" in csv else {"csv": csv}
+    path = tmp_path / report.label_errors_file(sources, DocumentsSettings(path="data", **chosen))
     report.write_label_errors(
         path, [DoubtfulRow("z,1", "a letter", "order", 0.97, 0.01)], "kind", "doc", csv.get("delimiter")
     )

@@ -42,7 +42,7 @@ class Due:
     """
 
     #: Those that never had a run first, oldest first; then those to ask for again. At most
-    #: `max_runs_per_tick`.
+    #: `documents.MAX_RUNS_A_TICK`.
     requests: list[dg.RunRequest]
     #: Those that are not asked for by themselves now, as their wait is not over or a person has to act; the
     #: longest ago first.
@@ -90,7 +90,7 @@ def find_due(case: Case, instance: dg.DagsterInstance, store: Store, kind: docum
     in_flight = instance.get_runs(dg.RunsFilter(job_name=job, statuses=IN_FLIGHT)) if batches else []
     names = {batch.name for batch in batches}
     running = {name for run in in_flight if (name := run.tags.get("dagster/partition")) in names}
-    most = case.settings.documents.max_runs_per_tick
+    most = documents.MAX_RUNS_A_TICK
     # Of a window that is only predicted, a clean-up removes what was made; of others, who lacks it has
     # restored an older copy of the store.
     is_kept = kind == "batch" or case.last_of_window == "drift_report"

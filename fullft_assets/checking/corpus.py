@@ -300,8 +300,6 @@ class _Look:
             self._known_rows += written.num_rows(path)
             self._others.append((file, written.is_slow))
         else:
-            if written.is_text and written.is_streamed:
-                Delivered(path, file.path).refuse_long_lines()
             self._count(path, file)
 
     def _count(self, path: Path, file: SourceFile) -> None:

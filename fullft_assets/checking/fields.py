@@ -25,12 +25,9 @@ _SHOWN_FIELDS, _SHOWN_PLACES = 20, 3
 #: Characters of a field's name that are shown. A longer one is a text: the first row of a table that has no
 #: header.
 _SHOWN_CHARACTERS = 60
-_NO_HEADER = "; if the first row is none of names, set documents.csv.header to none"
+_NO_HEADER = "; if the first row is none of names, set documents.header to none"
 _TABLES = {".csv", ".tsv", ".xlsx"}
-_HEADER = (
-    "where a title is above the columns' names, give the number of their row as documents.csv.header or"
-    " documents.xlsx.header"
-)
+_HEADER = "where a title is above the columns' names, give the number of their row as documents.header"
 
 
 def field_problems(sample: list[Sampled], settings: UseCaseSettings) -> Iterator[tuple[Key, str]]:

@@ -64,7 +64,6 @@ def broken(found: Sampled, examples: ExamplesSettings) -> list[str]:
     text = row.get("text", "")
     target = row.get(task.target or "label")
     labels = labels_of(found, task.target, examples)
-    confidence = row.get("confidence")
     wanted = examples.languages and {*examples.languages, language.UNKNOWN}
     breaks = {
         "texts_are_present": not text.strip() and not found.is_elsewhere,
@@ -72,7 +71,7 @@ def broken(found: Sampled, examples: ExamplesSettings) -> list[str]:
             bool(text.strip()) and not examples.min_characters <= len(text) <= examples.max_characters
         ),
         "languages_are_expected": bool(wanted) and "text" in row and language.language_of(text) not in wanted,
-        "encodings_are_intact": damage.damage_share(text) > examples.max_damage_share,
+        "encodings_are_intact": damage.damage_share(text) > damage.MAX_SHARE,
         "personal_data_is_absent": (
             examples.pii == "quarantine" and bool(pii.find(text, pii.kinds_named(examples.pii_kinds)))
         ),
@@ -86,10 +85,6 @@ def broken(found: Sampled, examples: ExamplesSettings) -> list[str]:
             task.target == "spans" and any(not 0 <= s["start"] < s["end"] <= len(text) for s in target or [])
         ),
         "assistant_turns_are_present": task.has_messages and _lacks_answers(row.get("messages") or []),
-        "annotations_are_confident": (
-            confidence is not None and not examples.min_confidence <= confidence <= 1
-        ),
-        "annotations_are_human": examples.human_annotated_only and row.get("human_annotated") is False,
     }
     return [
         REASONS[rule]

@@ -113,7 +113,6 @@ def validate(settings: UseCaseSettings, project_root: Path) -> list[Problem]:
         _check_monitoring,
         _check_examples,
         _check_pii_model,
-        _check_general_words,
         _check_task,
         _check_optimizer,
         _check_guards,
@@ -345,19 +344,6 @@ def _check_pii_model(settings: UseCaseSettings, root: Path) -> Iterator[Problem]
         find_pipeline(examples.pii_model, examples.pii_kinds, root)
     except SettingsError as error:
         yield Problem(("examples", "pii_model"), str(error))
-
-
-def _check_general_words(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
-    chosen, key = settings.chunks.general_words, ("chunks", "general_words")
-    if chosen is None:
-        return
-    # Definitions load often, and few of them name a list.
-    from fullft_assets.chunks import general_words
-
-    if settings.chunks.terms:
-        yield Problem(key, "is for terms that are mined, and chunks.terms lists them; remove one of the two")
-    elif (problem := general_words.problem(chosen, root)) is not None:
-        yield Problem(key, problem)
 
 
 def _check_task(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:

@@ -99,9 +99,9 @@ def former_pieces(model_folder: ModelFolder, added_tokens: Sequence[str]) -> dic
     base = read_tokenizer(model_folder)
     extended = read_tokenizer(model_folder, added_tokens)
     known = set(base.get_vocab().values())
-    found = {}
+    pieces_by_token = {}
     for term, former in zip(added_tokens, pieces(base, added_tokens), strict=True):
         new = extended.token_to_id(term)
         if new not in known:
-            found[new] = former
-    return found
+            pieces_by_token[new] = former
+    return pieces_by_token

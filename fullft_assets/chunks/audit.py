@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fullft_assets.chunks.added_tokens import add, pieces
-from fullft_assets.chunks.general_words import GeneralWords
+from fullft_assets.chunks.general_words import per_million
 from fullft_assets.chunks.metadata import AuditMetadata
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
@@ -33,6 +33,11 @@ CHECKS = (TERMS_ARE_WHOLE, UNKNOWN_ARE_RARE, BYTES_ARE_RARE)
 SAMPLED_TEXTS = 2_000
 #: Words kept of each batch, the commonest.
 KEPT_WORDS = 10_000
+#: The audit warns above these: mean number of tokens of a domain term, and shares of all tokens that are
+#: unknown, or single bytes of a character.
+MAX_TERM_PIECES = 3.0
+MAX_UNKNOWN_SHARE = 0.001
+MAX_BYTE_SHARE = 0.01
 #: A mined term has at least this many letters, and occurs in at least this many texts and this share of them.
 MIN_TERM_LETTERS = 5
 MIN_TERM_DOCUMENTS = 3
@@ -131,7 +136,7 @@ def judge(
     counts: Iterable[Mapping[str, Any]],
     words: Iterable[pa.Table],
     tokenization: Tokenization,
-    general: GeneralWords | None = None,
+    languages: Sequence[str] = (),
 ) -> Audit:
     """Audit the tokenizer on all batches.
 
@@ -139,23 +144,23 @@ def judge(
         counts: `Chunked.metadata` of each batch.
         words: `WordCounts.table` of each batch, in the same order.
         tokenization: the tokenizer and the thresholds.
-        general: language that mined terms are rarer in. Default: of the language that the words are in.
+        languages: that the texts may be in; mined terms are rarer in them in general. Default: the language
+            that the words are in.
 
     Returns:
         The terms (those of `chunks.terms`, else mined ones, see docs/decisions/0005), those that cost most
         first; fertility (tokens a word), shares of unknown and byte tokens; the checks on the thresholds; and
         a proposal.
-
-    Raises:
-        SettingsError: the user's list of general words cannot be read.
     """
     settings = tokenization.settings
-    totals, found = _add_up(counts, words)
+    totals, word_counts = _add_up(counts, words)
     mined, against = not settings.terms, None
     if mined:
-        terms, against = _mine(found, totals, tokenization.tokenizer, general or GeneralWords())
+        terms, against = _mine(word_counts, totals, tokenization.tokenizer, languages)
     else:
-        terms = _listed(found, list(dict.fromkeys(map(str.strip, settings.terms))), tokenization.tokenizer)
+        terms = _listed(
+            word_counts, list(dict.fromkeys(map(str.strip, settings.terms))), tokenization.tokenizer
+        )
     _estimate_savings(terms, tokenization, totals["num_word_tokens"])
     terms.sort(
         key=lambda term: (
@@ -189,7 +194,7 @@ def judge(
         worst = f"; mined against {against}; terms.json has the terms"
     else:
         worst = "; worst: " + ", ".join(f"{term['term']} ({term['pieces']})" for term in terms[:3])
-    return Audit(terms, metadata, _checks(metadata, tokenization, worst), proposal)
+    return Audit(terms, metadata, _checks(metadata, worst), proposal)
 
 
 def _add_up(
@@ -215,10 +220,10 @@ def _add_up(
 
 
 def _listed(
-    found: Mapping[str, tuple[float, float]], terms: Sequence[str], tokenizer: Tokenizer
+    word_counts: Mapping[str, tuple[float, float]], terms: Sequence[str], tokenizer: Tokenizer
 ) -> list[dict[str, Any]]:
     fold = folds_case(tokenizer)
-    counts = [found.get(term.lower() if fold else term, (0.0, 0.0)) for term in terms]
+    counts = [word_counts.get(term.lower() if fold else term, (0.0, 0.0)) for term in terms]
     return [
         _row(term, count, ids, tokenizer)
         for term, count, ids in zip(terms, counts, pieces(tokenizer, terms), strict=True)
@@ -226,10 +231,10 @@ def _listed(
 
 
 def _mine(
-    found: Mapping[str, tuple[float, float]],
+    word_counts: Mapping[str, tuple[float, float]],
     totals: Mapping[str, float],
     tokenizer: Tokenizer,
-    general: GeneralWords,
+    languages: Sequence[str],
 ) -> tuple[list[dict[str, Any]], str]:
     """Return the words that the tokenizer splits and that are markedly commoner here than in general
     language; and what that is.
@@ -242,7 +247,7 @@ def _mine(
     # alone.
     words = [
         word
-        for word, (documents, _) in found.items()
+        for word, (documents, _) in word_counts.items()
         if documents >= floor and len(word) >= MIN_TERM_LETTERS and word.isalnum()
     ]
     # What the vocabulary holds as a word of its own costs nothing, also in capitals.
@@ -254,10 +259,10 @@ def _mine(
     }
     # Lists of general words know no case.
     here: dict[str, float] = {}
-    for word, (_, occurrences) in found.items():
+    for word, (_, occurrences) in word_counts.items():
         here[word.lower()] = here.get(word.lower(), 0.0) + occurrences
     commonest = sorted(here, key=lambda word: (-here[word], word))[:COMMONEST_WORDS]
-    against, frequencies = general.per_million([word.lower() for word in split_words], commonest)
+    against, frequencies = per_million([word.lower() for word in split_words], commonest, languages)
     keyness: dict[str, dict[str, float]] = {word: {} for word in split_words}
     if frequencies is not None:
         smooth = SMOOTHING_PER_MILLION
@@ -266,10 +271,12 @@ def _mine(
             keyness[word]["keyness"] = round(times, 1)
             if times < MIN_KEYNESS:
                 del keyness[word]
-    terms = sorted(keyness, key=lambda word: (-found[word][0] * (len(split_words[word]) - 1), word))[
+    terms = sorted(keyness, key=lambda word: (-word_counts[word][0] * (len(split_words[word]) - 1), word))[
         :MINED_TERMS
     ]
-    return [_row(word, found[word], split_words[word], tokenizer) | keyness[word] for word in terms], against
+    return [
+        _row(word, word_counts[word], split_words[word], tokenizer) | keyness[word] for word in terms
+    ], against
 
 
 def _row(term: str, count: tuple[float, float], ids: list[int], tokenizer: Tokenizer) -> dict[str, Any]:
@@ -301,13 +308,10 @@ def _estimate_savings(terms: list[dict[str, Any]], tokenization: Tokenization, n
         term["share_of_tokens_saved"] = term["num_tokens_saved"] / max(1.0, num_tokens)
 
 
-def _checks(metadata: AuditMetadata, tokenization: Tokenization, worst: str) -> list[CheckOutcome]:
-    settings = tokenization.settings
-    mean_pieces, unknown, byte = (
-        metadata.mean_term_pieces,
-        metadata.unknown_share,
-        metadata.byte_fallback_share,
-    )
+def _checks(metadata: AuditMetadata, worst: str) -> list[CheckOutcome]:
+    mean_pieces = metadata.mean_term_pieces
+    unknown = metadata.unknown_share
+    byte = metadata.byte_fallback_share
     proposal = ""
     if metadata.num_proposed_tokens:
         proposal = (
@@ -317,31 +321,30 @@ def _checks(metadata: AuditMetadata, tokenization: Tokenization, worst: str) -> 
     return [
         CheckOutcome(
             name=TERMS_ARE_WHOLE.name,
-            passed=mean_pieces <= settings.max_term_pieces,
+            passed=mean_pieces <= MAX_TERM_PIECES,
             severity="warn",
             description=(
                 f"{mean_pieces:.2f} pieces a domain term (warns above"
-                f" {settings.max_term_pieces}){worst if metadata.num_terms else ''}{proposal}"
+                f" {MAX_TERM_PIECES}){worst if metadata.num_terms else ''}{proposal}"
             ),
             metadata={"mean_term_pieces": mean_pieces, "proposal_saves_share": metadata.proposal_saves_share},
         ),
         CheckOutcome(
             name=UNKNOWN_ARE_RARE.name,
-            passed=unknown <= settings.max_unknown_share,
+            passed=unknown <= MAX_UNKNOWN_SHARE,
             severity="warn",
             description=(
                 f"{unknown:.4%} of the tokens are unknown to the tokenizer (warns above"
-                f" {settings.max_unknown_share:.4%})"
+                f" {MAX_UNKNOWN_SHARE:.4%})"
             ),
             metadata={"unknown_share": unknown},
         ),
         CheckOutcome(
             name=BYTES_ARE_RARE.name,
-            passed=byte <= settings.max_byte_fallback_share,
+            passed=byte <= MAX_BYTE_SHARE,
             severity="warn",
             description=(
-                f"{byte:.4%} of the tokens are single bytes of a character (warns above"
-                f" {settings.max_byte_fallback_share:.4%})"
+                f"{byte:.4%} of the tokens are single bytes of a character (warns above {MAX_BYTE_SHARE:.4%})"
             ),
             metadata={"byte_fallback_share": byte},
         ),

@@ -159,8 +159,8 @@ class ChatTemplate:
         its end.
         """
         placed = [*messages[:number], {**messages[number], "content": _PLACEHOLDER}, *messages[number + 1 :]]
-        before, found, after = self.render(placed).partition(_PLACEHOLDER)
-        if not found or not (
+        before, placeholder, after = self.render(placed).partition(_PLACEHOLDER)
+        if not placeholder or not (
             text.startswith(before) and text.endswith(after) and len(before) + len(after) <= len(text)
         ):
             raise DataError(
@@ -259,18 +259,18 @@ def read_template(model_folder: ModelFolder) -> str | None:
     if file.is_file():
         return file.read_text(encoding="utf-8")
     settings = model_folder / "tokenizer_config.json"
-    given = _read_json(settings).get("chat_template")
+    templates = _read_json(settings).get("chat_template")
     try:
-        found = (
-            {entry["name"]: entry["template"] for entry in given}.get("default")
-            if isinstance(given, list)
-            else given
+        template = (
+            {entry["name"]: entry["template"] for entry in templates}.get("default")
+            if isinstance(templates, list)
+            else templates
         )
     except (KeyError, TypeError) as error:
         raise SettingsError(f"{settings}: `chat_template` is no list of names and templates") from error
-    if not isinstance(found, str | None):
+    if not isinstance(template, str | None):
         raise SettingsError(f"{settings}: `chat_template` is no text")
-    return found
+    return template
 
 
 def read_special_tokens(model_folder: ModelFolder) -> dict[str, str]:
@@ -279,22 +279,22 @@ def read_special_tokens(model_folder: ModelFolder) -> dict[str, str]:
         **_read_json(model_folder / "special_tokens_map.json"),
         **_read_json(model_folder / "tokenizer_config.json"),
     }
-    found = {}
+    tokens = {}
     for name in _SPECIAL_TOKENS:
         token = named.get(name)
         token = token.get("content") if isinstance(token, Mapping) else token
         if token:
-            found[name] = token
-    return found
+            tokens[name] = token
+    return tokens
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
     except (ValueError, RecursionError) as error:
         raise SettingsError(f"{path}: not JSON ({error})") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise SettingsError(f"{path}: no JSON object")
-    return found
+    return content

@@ -74,12 +74,12 @@ def needing_tokens(
     """
     made_by = examples.VERSION, examples.key_settings(use_case.settings)
     expected = chunks.Expected.of(use_case)
-    found = []
+    batches = []
     for batch, valid in sorted(labeled.items()):
         current = (valid.version, valid.settings) == made_by and _is_read(use_case, raw.get(batch), valid)
         if current and not valid.red_gates and not expected.matches(tokenized.get(batch), valid):
-            found.append(batch)
-    return found
+            batches.append(batch)
+    return batches
 
 
 def _is_read(use_case: UseCase, raw: Manifest | None, valid: Manifest) -> bool:

@@ -60,18 +60,22 @@ def locate_spans(encoded: Encoded, texts: Sequence[str], spans: CharacterSpans) 
     edges = np.array([edge for row in stripped for edge in row], np.int64).reshape(-1, 2)
     number = np.concatenate([np.arange(len(row)) for row in stripped]) if len(rows) else np.zeros(0, np.int64)
     order = np.lexsort((-edges[:, 1], edges[:, 0], rows))
-    number, first, last = number[order], first[order], last[order]
+    number = number[order]
+    first = first[order]
+    last = last[order]
     taken = np.zeros(len(order), np.int64)
     taken[1:] = np.maximum.accumulate(last)[:-1]
     first = np.maximum(first, taken)
-    found = first < last
-    number, first, last = number[found] + 1, first[found], last[found]
+    has_tokens = first < last
+    number = number[has_tokens] + 1
+    first = first[has_tokens]
+    last = last[has_tokens]
     marks = np.zeros(len(encoded.ids), np.int32)
     sizes = last - first
     inside = np.repeat(first - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
     marks[inside] = -np.repeat(number, sizes)
     marks[first] = number
-    return LocatedSpans(marks, int((~found).sum()))
+    return LocatedSpans(marks, int((~has_tokens).sum()))
 
 
 def strip_span(text: str, start: int, end: int) -> tuple[int, int]:
@@ -103,7 +107,7 @@ def train_once(marks: np.ndarray, cuts: Cuts) -> tuple[np.ndarray, np.ndarray]:
 
     A repeated token is there as context: trained in both windows it would weigh twice.
     """
-    found, begins = gather(marks, cuts, (), ())
-    place = np.arange(len(found)) - np.repeat(begins[:-1], np.diff(begins))
-    found[place < np.repeat(repeated(cuts), np.diff(begins))] = 0
-    return found, begins
+    window_marks, begins = gather(marks, cuts, (), ())
+    place = np.arange(len(window_marks)) - np.repeat(begins[:-1], np.diff(begins))
+    window_marks[place < np.repeat(repeated(cuts), np.diff(begins))] = 0
+    return window_marks, begins

@@ -78,7 +78,9 @@ class Tokenization:
             special = [
                 token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special
             ]
-            prefix, suffix, chat = [], [], ChatTemplate.load(model_folder, special)
+            prefix = []
+            suffix = []
+            chat = ChatTemplate.load(model_folder, special)
         if len(prefix) + len(suffix) + 1 > settings.max_tokens - settings.stride:
             raise SettingsError(
                 f"chunks.max_tokens: {settings.max_tokens} leaves no room beside special tokens and stride"
@@ -123,17 +125,17 @@ class Tokenization:
     def byte_tokens(self) -> np.ndarray:
         """For each id whether its token is only a part of a character: bool [vocabulary]."""
         vocabulary = self.tokenizer.get_vocab()
-        found = np.zeros(max(vocabulary.values()) + 1, bool)
+        is_byte = np.zeros(max(vocabulary.values()) + 1, bool)
         added = {token.content for token in self.tokenizer.get_added_tokens_decoder().values()}
         # Byte-level vocabularies write each byte as a printable character.
         byte_level = "ByteLevel" in str(self.tokenizer.pre_tokenizer) or "ByteLevel" in str(
             self.tokenizer.decoder
         )
         for token, number in vocabulary.items():
-            found[number] = token not in added and (
+            is_byte[number] = token not in added and (
                 _is_part(token) if byte_level else _BYTE_TOKEN.fullmatch(token) is not None
             )
-        return found
+        return is_byte
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Return each text's token ids, without special tokens."""
@@ -143,9 +145,8 @@ class Tokenization:
     def read(self, texts: Sequence[str], *, spans: bool = False) -> tuple[Encoded, Cuts]:
         """Tokenise texts and cut them into windows, flat; `spans`: with the characters of every token."""
         room = self.room
-        # One less: an end-of-text token may make the text longer than a window.
-        needed = room.size - (self.end_id is not None) if room.given_up else None
-        encoded = windows.encode(self.tokenizer, texts, long=needed, spans=spans)
+        # The ends of sentences are found by the characters of the tokens.
+        encoded = windows.encode(self.tokenizer, texts, spans=spans or room.given_up > 0)
         if self.end_id is not None:
             encoded = _append(encoded, self.end_id)
         return encoded, windows.cut(encoded, texts, room)
@@ -159,8 +160,10 @@ class Tokenization:
     def windows_with_lengths(self, texts: Sequence[str]) -> tuple[list[list[list[int]]], list[int]]:
         """Return each text's windows, and its length in tokens."""
         encoded, cuts = self.read(texts)
-        found = windows.to_lists(*windows.gather(encoded.ids, cuts, self.prefix, self.suffix), cuts)
-        return found, encoded.lengths().tolist()
+        windows_of_texts = windows.to_lists(
+            *windows.gather(encoded.ids, cuts, self.prefix, self.suffix), cuts
+        )
+        return windows_of_texts, encoded.lengths().tolist()
 
 
 def tokenizer_digest(model_folder: ModelFolder, settings: ChunksSettings, task: str) -> str:
@@ -195,7 +198,6 @@ def _append(encoded: Encoded, end_id: int) -> Encoded:
         np.insert(encoded.ids, at, end_id),
         encoded.bounds + np.arange(len(encoded.bounds)),
         spans,
-        encoded.has_spans,
     )
 
 

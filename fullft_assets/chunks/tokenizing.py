@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fullft_assets.base_model import resolve_base_model
-from fullft_assets.chunks import masks, windows
+from fullft_assets.chunks import general_words, masks, windows
 from fullft_assets.chunks.audit import VERSION as AUDIT_VERSION
 from fullft_assets.chunks.audit import WordCounts, draw_sample, folds_case, judge
 from fullft_assets.chunks.chat import Rendered
-from fullft_assets.chunks.general_words import GeneralWords
 from fullft_assets.chunks.metadata import ChunkCounts, ChunksMetadata
 from fullft_assets.chunks.tokenization import Tokenization, tokenizer_digest
 from fullft_assets.chunks.windows import Cuts, Encoded
@@ -93,15 +92,15 @@ def tokenize(store: Store, use_case: UseCase, examples: Manifest) -> Manifest:
     settings = use_case.settings
 
     def write(draft: Draft) -> Outcome:
-        found = _write(
+        totals = _write(
             store.folder(examples) / "examples.parquet",
             draft,
             load_tokenization(use_case),
             settings.examples.task,
         )
-        metadata = ChunksMetadata(batch=ExamplesMetadata.of(examples).batch, **found.metadata)
+        metadata = ChunksMetadata(batch=ExamplesMetadata.of(examples).batch, **totals.metadata)
         return metadata.as_dict(), checks(
-            found, settings.examples.task, settings.examples.max_quarantined_share
+            totals, settings.examples.task, settings.examples.max_quarantined_share
         )
 
     return store.ensure(
@@ -149,11 +148,11 @@ class Expected:
         """Read today's settings and tokenizer."""
         return cls(key_settings(use_case.settings), _digest(use_case))
 
-    def matches(self, made: Manifest | None, examples: Manifest) -> bool:
+    def matches(self, manifest: Manifest | None, examples: Manifest) -> bool:
         """Return whether a batch's chunks are what `tokenize` would make of its examples today."""
-        if made is None or (made.version, made.settings) != (VERSION, self.settings):
+        if manifest is None or (manifest.version, manifest.settings) != (VERSION, self.settings):
             return False
-        return made.inputs == {"labeled_examples": examples.content_digest, "tokenizer": self.tokenizer}
+        return manifest.inputs == {"labeled_examples": examples.content_digest, "tokenizer": self.tokenizer}
 
 
 def _write(path: Any, draft: Draft, tokenization: Tokenization, task: str) -> Totals:
@@ -171,7 +170,9 @@ def _write(path: Any, draft: Draft, tokenization: Tokenization, task: str) -> To
         *(["messages"] if TASKS.get(task).has_messages else []),
         *(["spans"] if TASKS.get(task).target == "spans" else []),
     ]
-    counts, unfit, done = Counter[str](), [], 0
+    counts = Counter[str]()
+    unfit = []
+    done = 0
     # Ids hardly repeat in a way that a dictionary of a whole page would catch, and building one costs more
     # than it saves.
     with pq.ParquetWriter(
@@ -181,16 +182,16 @@ def _write(path: Any, draft: Draft, tokenization: Tokenization, task: str) -> To
         use_dictionary=["id"],  # pyright: ignore[reportArgumentType]  # its stubs know no lists of columns
     ) as writer:
         for batch in file.iter_batches(ROWS_AT_A_TIME, columns=columns):
-            found = chunk(batch, tokenization, task)
-            writer.write_table(found.table)
-            _count_words(words, batch, found, sampled[done : done + len(batch)], tokenization, task)
+            chunked = chunk(batch, tokenization, task)
+            writer.write_table(chunked.table)
+            _count_words(words, batch, chunked, sampled[done : done + len(batch)], tokenization, task)
             counts.update(
-                {name: count for name, count in found.metadata.items() if name != "longest_text_tokens"}
+                {name: count for name, count in chunked.metadata.items() if name != "longest_text_tokens"}
             )
             counts["longest_text_tokens"] = max(
-                counts["longest_text_tokens"], found.metadata["longest_text_tokens"]
+                counts["longest_text_tokens"], chunked.metadata["longest_text_tokens"]
             )
-            unfit += found.unfit[: _SHOWN - len(unfit)]
+            unfit += chunked.unfit[: _SHOWN - len(unfit)]
             done += len(batch)
     pq.write_table(words.table(), draft.path / WORDS)
     return Totals({name: counts[name] for name in COUNTS} | words.metadata(), unfit)
@@ -199,7 +200,7 @@ def _write(path: Any, draft: Draft, tokenization: Tokenization, task: str) -> To
 def _count_words(
     words: WordCounts,
     examples: pa.RecordBatch,
-    found: Chunked,
+    chunked: Chunked,
     sampled: np.ndarray,
     tokenization: Tokenization,
     task: str,
@@ -209,7 +210,7 @@ def _count_words(
         # A conversation's tokens include the template's, which are no words.
         num_tokens = windows.encode(tokenization.tokenizer, texts).bounds[-1]
     else:
-        num_tokens = found.table["num_tokens"].to_numpy()[sampled].sum()
+        num_tokens = chunked.table["num_tokens"].to_numpy()[sampled].sum()
     words.count(texts, int(num_tokens))
 
 
@@ -336,16 +337,16 @@ def check_specs(task: Task) -> tuple[CheckSpec, ...]:
     return WHOLE, NO_CONTROL_TOKENS, *messages, *spans
 
 
-def checks(found: Totals, task: str, max_untrained_share: float) -> list[CheckOutcome]:
+def checks(totals: Totals, task: str, max_untrained_share: float) -> list[CheckOutcome]:
     """Return the outcomes of the checks on a batch's chunks.
 
     Args:
-        found: what was counted.
+        totals: what was counted.
         task: what the model learns.
         max_untrained_share: share of conversations without a trained token above which the batch is held
             back.
     """
-    counts = found.metadata
+    counts = totals.metadata
     cut = counts["num_rows_cut"]
     whole = CheckOutcome(
         name=WHOLE.name,
@@ -361,7 +362,7 @@ def checks(found: Totals, task: str, max_untrained_share: float) -> list[CheckOu
     )
     controls = _holds_no_control_tokens(counts, task)
     if TASKS.get(task).has_messages:
-        return [whole, _has_trained_tokens(found, max_untrained_share), controls]
+        return [whole, _has_trained_tokens(totals, max_untrained_share), controls]
     if TASKS.get(task).target == "spans":
         lost = counts["num_spans_without_tokens"]
         description = (
@@ -382,24 +383,24 @@ def checks(found: Totals, task: str, max_untrained_share: float) -> list[CheckOu
     return [whole, controls]
 
 
-def _has_trained_tokens(found: Totals, max_untrained_share: float) -> CheckOutcome:
-    count, num_rows = found.metadata["num_rows_without_trained_tokens"], found.metadata["num_rows"]
+def _has_trained_tokens(totals: Totals, max_untrained_share: float) -> CheckOutcome:
+    count, num_rows = totals.metadata["num_rows_without_trained_tokens"], totals.metadata["num_rows"]
     is_bounded = count < num_rows and count <= max_untrained_share * num_rows
     fate = "the snapshot sets them aside" if is_bounded else "the batch is held back"
-    more = f" and {count - len(found.unfit):,} more" if count > len(found.unfit) else ""
+    more = f" and {count - len(totals.unfit):,} more" if count > len(totals.unfit) else ""
     return CheckOutcome(
         name=TRAINED_TOKENS.name,
         passed=not count,
         severity="warn" if is_bounded else "error",
         description=(
-            f"{count:,} of {num_rows:,} rows have no trained token: {', '.join(found.unfit)}{more}; {fate}."
+            f"{count:,} of {num_rows:,} rows have no trained token: {', '.join(totals.unfit)}{more}; {fate}."
             " Give them an answer by the assistant, raise chunks.max_windows, or look at chunks.train_on"
             if count
             else ""
         ),
         metadata={
             "num_rows_without_trained_tokens": count,
-            "num_trained_tokens": found.metadata["num_trained_tokens"],
+            "num_trained_tokens": totals.metadata["num_trained_tokens"],
         },
     )
 
@@ -451,34 +452,30 @@ def audit_tokenizer(store: Store, use_case: UseCase, batches: Mapping[str, Manif
 
     Raises:
         DataError: no batch was tokenised yet.
-        SettingsError: the list of general words that the YAML names cannot be read.
     """
     import pyarrow.parquet as pq
 
     if not batches:
         raise DataError(f"{use_case.name}: no batch is tokenised yet; run {use_case.name}_ingest first")
     settings = use_case.settings
-    general = GeneralWords.of(use_case)
-    thresholds = settings.chunks.model_dump(
-        include={"terms", "max_term_pieces", "max_unknown_share", "max_byte_fallback_share"}
-    )
+    terms, languages = settings.chunks.terms, settings.examples.languages or []
 
     def write(draft: Draft) -> Outcome:
         words = (pq.read_table(store.folder(batch) / WORDS) for batch in batches.values())
         counts = [ChunksMetadata.of(batch).as_dict() for batch in batches.values()]
-        found = judge(counts, words, load_tokenization(use_case), general)
+        audit = judge(counts, words, load_tokenization(use_case), languages)
         (draft.path / "terms.json").write_text(
-            json.dumps(found.terms, indent=1, ensure_ascii=False), encoding="utf-8"
+            json.dumps(audit.terms, indent=1, ensure_ascii=False), encoding="utf-8"
         )
-        (draft.path / "proposal.yaml").write_text(found.proposal_yaml(), encoding="utf-8")
-        return found.metadata.as_dict(), found.checks
+        (draft.path / "proposal.yaml").write_text(audit.proposal_yaml(), encoding="utf-8")
+        return audit.metadata.as_dict(), audit.checks
 
     return store.ensure(
         use_case.name,
         "tokenizer_audit",
         write,
         version=AUDIT_VERSION,
-        settings=thresholds if settings.chunks.terms else thresholds | general.key(),
+        settings={"terms": terms} if terms else general_words.key_of(languages),
         inputs={
             "tokenizer": _digest(use_case),
             "chunks": sorted(batch.content_digest for batch in batches.values()),

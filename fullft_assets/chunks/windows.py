@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 #: a token.
 SLICE_TEXTS = 4_096
 SLICE_CHARACTERS = 1_000_000
-#: Above so many characters a token a text is taken for longer than a window before it is encoded.
-_CHARACTERS_PER_TOKEN = 4
 _PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
 #: A line's end; or a full stop, question or exclamation mark with closing marks behind it, and no lower-case
 #: letter after (an abbreviation). Full-width marks need no space.
@@ -37,14 +35,12 @@ class Encoded:
     """Tokens of many texts, without special tokens.
 
     `ids` [tokens] int32; text i's are `ids[bounds[i]:bounds[i + 1]]`. `spans` [tokens, 2] int32 are the
-    characters that each token covers, within its text; zeros for the texts for which they were not asked
-    (`has_spans`).
+    characters that each token covers, within its text; None where they were not asked for.
     """
 
     ids: np.ndarray
     bounds: np.ndarray
     spans: np.ndarray | None
-    has_spans: np.ndarray
 
     def lengths(self) -> np.ndarray:
         """Return the number of tokens of each text."""
@@ -84,31 +80,29 @@ class Room:
         return 0 if self.boundaries == "any" else min(self.size // 4, (self.size - self.stride) // 2)
 
 
-def encode(
-    tokenizer: Tokenizer, texts: Sequence[str], *, long: int | None = None, spans: bool = False
-) -> Encoded:
+def encode(tokenizer: Tokenizer, texts: Sequence[str], *, spans: bool = False) -> Encoded:
     """Tokenise texts on all cores, in slices of bounded memory.
 
     Args:
         tokenizer: it truncates and pads nothing.
         texts: plain texts.
-        long: texts with more tokens than this get spans; None: none do.
-        spans: all texts get spans.
+        spans: whether the characters of each token are needed.
     """
-    parts = [_encode_slice(tokenizer, texts[begin:end], long, spans) for begin, end in _slices(texts)]
-    if not parts:
-        return Encoded(np.zeros(0, np.int32), np.zeros(1, np.int64), None, np.zeros(0, bool))
-    counts = np.concatenate([np.diff(part.bounds) for part in parts])
-    found = None
-    if any(part.spans is not None for part in parts):
-        found = np.concatenate(
-            [np.zeros((len(p.ids), 2), np.int32) if p.spans is None else p.spans for p in parts]
-        )
+    encode_batch = tokenizer.encode_batch if spans else tokenizer.encode_batch_fast
+    ids = [np.zeros(0, np.int32)]
+    counts = [np.zeros(0, np.int64)]
+    offsets = [np.zeros((0, 2), np.int32)]
+    for begin, end in _slices(texts):
+        encodings = encode_batch(list(texts[begin:end]), add_special_tokens=False)
+        counts.append(np.fromiter(map(len, encodings), np.int64, len(encodings)))
+        num_tokens = int(counts[-1].sum())
+        of_tokens = chain.from_iterable(encoding.ids for encoding in encodings)
+        ids.append(np.fromiter(of_tokens, np.int32, num_tokens))
+        if spans:
+            edges = chain.from_iterable(chain.from_iterable(encoding.offsets for encoding in encodings))
+            offsets.append(np.fromiter(edges, np.int32, 2 * num_tokens).reshape(-1, 2))
     return Encoded(
-        np.concatenate([part.ids for part in parts]),
-        bounds(counts),
-        found,
-        np.concatenate([p.has_spans for p in parts]),
+        np.concatenate(ids), bounds(np.concatenate(counts)), np.concatenate(offsets) if spans else None
     )
 
 
@@ -123,40 +117,11 @@ def _slices(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
         yield begin, len(texts)
 
 
-def _encode_slice(tokenizer: Tokenizer, texts: Sequence[str], long: int | None, spans: bool) -> Encoded:
-    # Following characters through the normalizer costs time: it is done for the texts that seem to need it,
-    # and again for those that turn out to.
-    limit = None if long is None else _CHARACTERS_PER_TOKEN * long
-    wanted = np.array([spans or (limit is not None and len(text) > limit) for text in texts], bool)
-    encodings: list[Any] = [None] * len(texts)
-    plain = np.flatnonzero(~wanted)
-    for position, encoding in zip(plain, _batch(tokenizer, texts, plain, fast=True), strict=True):
-        encodings[position] = encoding
-    if long is not None and not spans:
-        wanted[[position for position in plain if len(encodings[position]) > long]] = True
-    needed = np.flatnonzero(wanted)
-    for position, encoding in zip(needed, _batch(tokenizer, texts, needed, fast=False), strict=True):
-        encodings[position] = encoding
-    counts = np.fromiter(map(len, encodings), np.int64, len(encodings))
-    ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32, counts.sum())
-    if not len(needed):
-        return Encoded(ids, bounds(counts), None, wanted)
-    offsets = chain.from_iterable(chain.from_iterable(encodings[position].offsets) for position in needed)
-    found = np.zeros((len(ids), 2), np.int32)
-    found[np.repeat(wanted, counts)] = np.fromiter(offsets, np.int32, 2 * counts[wanted].sum()).reshape(-1, 2)
-    return Encoded(ids, bounds(counts), found, wanted)
-
-
-def _batch(tokenizer: Tokenizer, texts: Sequence[str], positions: np.ndarray, *, fast: bool) -> list[Any]:
-    chosen = [texts[position] for position in positions]
-    return (tokenizer.encode_batch_fast if fast else tokenizer.encode_batch)(chosen, add_special_tokens=False)
-
-
 def bounds(counts: np.ndarray) -> np.ndarray:
     """Return where each of the parts with these sizes begins, and the end: int64 [parts + 1]."""
-    found = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=found[1:])
-    return found
+    edges = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=edges[1:])
+    return edges
 
 
 def cut(encoded: Encoded, texts: Sequence[str], room: Room) -> Cuts:
@@ -169,8 +134,7 @@ def cut(encoded: Encoded, texts: Sequence[str], room: Room) -> Cuts:
     pieces = {}
     for row in long.tolist():
         ends = Ends((), ())
-        if room.given_up and encoded.has_spans[row]:
-            assert encoded.spans is not None, "some text has spans"
+        if room.given_up and encoded.spans is not None:
             ends = find_ends(
                 texts[row], encoded.spans[encoded.bounds[row] : encoded.bounds[row + 1], 1], room.boundaries
             )
@@ -246,15 +210,15 @@ def gather(
     """
     sizes = cuts.last - cuts.first + len(prefix) + len(suffix)
     begins = bounds(sizes)
-    found = np.empty(begins[-1], np.int32)
-    inner = np.ones(len(found), bool)
+    window_values = np.empty(begins[-1], np.int32)
+    inner = np.ones(len(window_values), bool)
     for place, value in enumerate(prefix):
-        found[begins[:-1] + place], inner[begins[:-1] + place] = value, False
+        window_values[begins[:-1] + place], inner[begins[:-1] + place] = value, False
     for place, value in enumerate(reversed(suffix), start=1):
-        found[begins[1:] - place], inner[begins[1:] - place] = value, False
+        window_values[begins[1:] - place], inner[begins[1:] - place] = value, False
     source = np.arange(begins[-1]) + np.repeat(cuts.first - begins[:-1] - len(prefix), sizes)
-    found[inner] = values[source[inner]]
-    return found, begins
+    window_values[inner] = values[source[inner]]
+    return window_values, begins
 
 
 def repeated(cuts: Cuts) -> np.ndarray:
@@ -275,6 +239,8 @@ def to_arrow(values: np.ndarray, begins: np.ndarray, cuts: Cuts) -> pa.ListArray
 
 def to_lists(values: np.ndarray, begins: np.ndarray, cuts: Cuts) -> list[list[list[int]]]:
     """Return for each text its windows, as Python lists."""
-    plain, edges, texts = values.tolist(), begins.tolist(), cuts.bounds.tolist()
+    plain = values.tolist()
+    edges = begins.tolist()
+    texts = cuts.bounds.tolist()
     windows = [plain[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
     return [windows[begin:end] for begin, end in zip(texts, texts[1:], strict=False)]

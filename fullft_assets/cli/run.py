@@ -190,7 +190,7 @@ class Driver:
         if kind == "batch" or latest(self.store, self.use_case.name, "finetuned_checkpoint") is not None:
             cut_all(self.use_case, self.store, kind, self.terminal)
         ok, tried = True, set[str]()
-        most = min(self.use_case.settings.documents.max_runs_per_tick, documents.MAX_CUTS)
+        most = min(documents.MAX_RUNS_A_TICK, documents.MAX_CUTS)
         while True:
             tick = self.location.tick(sensor)
             tags = [

@@ -4,6 +4,7 @@ from fullft_assets.documents import leftovers
 from fullft_assets.documents.aliases import restore
 from fullft_assets.documents.batches import (
     MAX_CUTS,
+    MAX_RUNS_A_TICK,
     Batch,
     Kind,
     cut_batches,

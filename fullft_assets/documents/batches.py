@@ -26,6 +26,8 @@ Kind = Literal["batch", "window"]
 #: Most batches that one look records: each is a synced write, and a sensor has a minute. The next look goes
 #: on.
 MAX_CUTS = 500
+#: Most ingest runs that a sensor asks for in one tick; later ticks ask for the rest.
+MAX_RUNS_A_TICK = 50
 #: Columns of the lines of a recorded batch; a path may contain spaces, so it is the last one.
 _COLUMNS = "mtime_ns bytes etag path"
 
@@ -202,14 +204,17 @@ def forget(store: Store, case: str, paths: Collection[str], kind: Kind = "batch"
         return num_changed
     with store.alone(_ledger(case, kind)) as lease:
         for batch in list_batches(store, case, kind):
-            gone = [file for file in batch.files if file.path in paths]
-            if gone:
-                left = [file for file in batch.files if file.path not in paths]
-                found = Batch(
-                    batch.name, left, batch.erased | {_digest(case, file) for file in gone}, batch.uri
+            forgotten_files = [file for file in batch.files if file.path in paths]
+            if forgotten_files:
+                remaining_files = [file for file in batch.files if file.path not in paths]
+                changed_batch = Batch(
+                    batch.name,
+                    remaining_files,
+                    batch.erased | {_digest(case, file) for file in forgotten_files},
+                    batch.uri,
                 )
                 before = store.read_pointer(f"{case}/{kind}/{batch.name}") or {}
-                recorded = _recorded(found, [line_of(file) for file in left])
+                recorded = _recorded(changed_batch, [line_of(file) for file in remaining_files])
                 lease.require()
                 store.write_pointer(
                     f"{case}/{kind}/{batch.name}",

@@ -100,8 +100,8 @@ def look(
     window = use_case.settings.monitoring.window if kind == "window" else None
     if window is not None:
         cutter = WindowCutter(store, use_case, window, source, bounds, now=now, whole=whole)
-        found = _look(store, use_case.name, source, bounds, kind, cutter.record, now, whole=whole)
-        return replace(found, notes=[*found.notes, *cutter.notes], open_window=cutter.progress)
+        cut_look = _look(store, use_case.name, source, bounds, kind, cutter.record, now, whole=whole)
+        return replace(cut_look, notes=[*cut_look.notes, *cutter.notes], open_window=cutter.progress)
 
     def record(files: Sequence[SourceFile]) -> list[Batch]:
         return batches.record(store, use_case.name, files, bounds, kind, uri=source.uri)
@@ -160,12 +160,14 @@ def _look(
 
 def _look_of(cut: list[Batch], num_unsettled: int, notes: Sequence[str], source: Source) -> Look:
     """Return a look with what its last listing of the source left alone."""
-    left = (
+    notes_of_listing = (
         *kept_out(source.kept_out, named=False),
         *left_in_place(source.others, named=False),
         *skipped(source.skipped, named=False),
     )
-    return Look(cut, num_unsettled, [*notes, *left], source.others, source.kept_out, source.skipped)
+    return Look(
+        cut, num_unsettled, [*notes, *notes_of_listing], source.others, source.kept_out, source.skipped
+    )
 
 
 def left_in_place(others: Sequence[str], *, named: bool) -> list[str]:
@@ -248,15 +250,15 @@ def _list_on(
     }
     # If there are more files than one look may record, these pages are listed again.
     if len(cut) < batches.MAX_CUTS:
-        left = leftovers.added(position.get("left", {}), leftovers.count(source.others))
+        counts_left = leftovers.added(position.get("left", {}), leftovers.count(source.others))
         num_read, num_kept_out = (
             position.get("num_read", 0) + len(files),
             position.get("num_kept_out", 0) + len(source.kept_out),
         )
         if after:
-            new |= {"left": left, "num_read": num_read, "num_kept_out": num_kept_out}
+            new |= {"left": counts_left, "num_read": num_read, "num_kept_out": num_kept_out}
         else:
-            leftovers.remember(store, case, kind, left, num_read, num_kept_out)
+            leftovers.remember(store, case, kind, counts_left, num_read, num_kept_out)
         if new != position:
             store.write_pointer(name, new)
     return cut, [f"listed up to {alias(after)}; the next look goes on"] if after else []

@@ -127,9 +127,9 @@ def is_erased(case: str, table: pa.Table, tombstones: Collection[str]) -> np.nda
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    found = np.zeros(len(table), bool)
+    erased_rows = np.zeros(len(table), bool)
     if not tombstones:
-        return found
+        return erased_rows
     made_up = has_made_up_id(table)
     named: dict[By, np.ndarray] = {"id": ~made_up, "group": np.ones(len(table), bool)}
     for by, rows in named.items():
@@ -141,12 +141,12 @@ def is_erased(case: str, table: pa.Table, tombstones: Collection[str]) -> np.nda
             is_named = pc.call_function(
                 "is_in", [table[by]], pc.SetLookupOptions(pa.array(erased, pa.string()))
             )
-            found |= rows & is_named.to_numpy().astype(bool)
+            erased_rows |= rows & is_named.to_numpy().astype(bool)
     if made_up.any() and any(name.startswith(_ROW) for name in tombstones):
-        found[made_up] |= np.array(
+        erased_rows[made_up] |= np.array(
             [name in tombstones for name in row_digests(case, table.filter(pa.array(made_up)))], bool
         )
-    return found
+    return erased_rows
 
 
 def without_erased(table: pa.Table, store: Store, case: str) -> tuple[pa.Table, int]:

@@ -37,7 +37,7 @@ def by_ending(paths: Sequence[str]) -> dict[str, list[str]]:
 
 def count(paths: Sequence[str]) -> dict[str, int]:
     """Return the number of paths by ending."""
-    return {ending: len(found) for ending, found in by_ending(paths).items()}
+    return {ending: len(paths_of_ending) for ending, paths_of_ending in by_ending(paths).items()}
 
 
 def added(counts: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
@@ -49,22 +49,26 @@ def remember(
     store: Store, case: str, kind: Kind, counts: Mapping[str, int], num_read: int, num_kept_out: int
 ) -> None:
     """Write what a complete look at the source found, where it is not what the last one found."""
-    found = {"by_ending": dict(counts), "num_read": num_read, "num_kept_out": num_kept_out}
-    if store.read_pointer(_pointer(case, kind)) != found:
-        store.write_pointer(_pointer(case, kind), found)
+    counts_of_look = {"by_ending": dict(counts), "num_read": num_read, "num_kept_out": num_kept_out}
+    if store.read_pointer(_pointer(case, kind)) != counts_of_look:
+        store.write_pointer(_pointer(case, kind), counts_of_look)
 
 
 def check(store: Store, case: str, kind: Kind = "batch") -> CheckOutcome:
     """Return whether all delivered files are read, by the last complete look: a warning if not, an error if
     none is read.
     """
-    found = store.read_pointer(_pointer(case, kind)) or {"by_ending": {}, "num_read": 0, "num_kept_out": 0}
-    counts: dict[str, int] = found["by_ending"]
+    last_look = store.read_pointer(_pointer(case, kind)) or {
+        "by_ending": {},
+        "num_read": 0,
+        "num_kept_out": 0,
+    }
+    counts: dict[str, int] = last_look["by_ending"]
     most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     shown = dict(most[:_SHOWN])
     if len(most) > _SHOWN:
         shown["other endings"] = sum(number for _, number in most[_SHOWN:])
-    num_left, num_read = sum(counts.values()), found["num_read"]
+    num_left, num_read = sum(counts.values()), last_look["num_read"]
     named = ", ".join(f"{number:,} {ending}" for ending, number in list(shown.items())[:5])
     return CheckOutcome(
         name=CHECK.name,
@@ -80,7 +84,7 @@ def check(store: Store, case: str, kind: Kind = "batch") -> CheckOutcome:
             "num_read": num_read,
             "num_not_read": num_left,
             "not_read_by_ending": shown,
-            "num_in_test_splits": found["num_kept_out"],
+            "num_in_test_splits": last_look["num_kept_out"],
         },
     )
 

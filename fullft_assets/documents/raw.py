@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
 
 
-VERSION = "10"
+VERSION = "11"
 READABLE = CheckSpec("files_are_readable", "Every file could be read.")
 PAGES_HAVE_TEXT = CheckSpec("pages_have_text", "Every page of the PDFs has text.")
 ENCODINGS_AGREE = CheckSpec(
@@ -47,7 +47,7 @@ WINDOW_CHECKS = (READABLE, PAGES_HAVE_TEXT)
 CHECKS = (*WINDOW_CHECKS, ENCODINGS_AGREE)
 _CHANGED = "its newer state comes in a batch of its own"
 _OF_EXAMPLES = ("task", "label", "label_separator", "group", "domain", "slice_by")
-_OF_FORMATS = ("csv", "xlsx", "xml", "mail", "pdf")
+_OF_FORMATS = ("header", "csv", "mail", "pdf")
 #: Settings that may be removed without reading again: their column of rows that were read before is emptied.
 _DROPPABLE = ("group", "domain", "slice_by")
 #: Settings that define how a file is read, not what its rows mean.
@@ -75,7 +75,8 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
         source,
         batch,
         lambda: [
-            _Before(made, pinned["settings"]) for made in _read_before(store, use_case.name, name, kind)
+            _Before(manifest, pinned["settings"])
+            for manifest in _read_before(store, use_case.name, name, kind)
         ],
         log,
     )
@@ -113,9 +114,9 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
         return metadata.as_dict(), [*checks, _encodings_check(source, read)] if kind == "batch" else checks
 
     inputs = {"batch": name, "files": plan.digests(), **_format_versions(batch, settings.documents.format)}
-    made = store.ensure(use_case.name, _stage(kind), write, inputs=inputs, **pinned)
-    _remember(store, made, name)
-    return made
+    manifest = store.ensure(use_case.name, _stage(kind), write, inputs=inputs, **pinned)
+    _remember(store, manifest, name)
+    return manifest
 
 
 def _format_versions(batch: Batch, chosen: str) -> dict[str, Any]:
@@ -125,8 +126,8 @@ def _format_versions(batch: Batch, chosen: str) -> dict[str, Any]:
     names = {chosen} if chosen != "auto" else {name_of_format(file.path) for file in batch.files}
     versions = {name: FORMATS.get(name).version for name in sorted(filter(None, names))}
     return (
-        {"formats": found}
-        if (found := {name: version for name, version in versions.items() if version})
+        {"formats": registered_versions}
+        if (registered_versions := {name: version for name, version in versions.items() if version})
         else {}
     )
 
@@ -135,44 +136,44 @@ def _stage(kind: Kind) -> str:
     return "raw_documents" if kind == "batch" else "production_documents"
 
 
-def _remember(store: Store, made: Manifest, name: str) -> None:
+def _remember(store: Store, manifest: Manifest, name: str) -> None:
     """Record that these are raw documents of a batch. Those made with other settings stay recorded: the
     settings may be changed back.
     """
 
-    def add(found: dict[str, Any] | None) -> dict[str, Any] | None:
-        keys = (found or {"keys": []})["keys"]
-        if made.key in keys[:1]:
+    def add(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
+        keys = (recorded or {"keys": []})["keys"]
+        if manifest.key in keys[:1]:
             return None
-        return {"keys": [made.key, *(key for key in keys if key != made.key)][:_MOST_REMEMBERED]}
+        return {"keys": [manifest.key, *(key for key in keys if key != manifest.key)][:_MOST_REMEMBERED]}
 
-    if RawMetadata.of(made).files:
-        store.change_pointer(f"{made.case}/read/{made.stage}/{name}", add)
+    if RawMetadata.of(manifest).files:
+        store.change_pointer(f"{manifest.case}/read/{manifest.stage}/{name}", add)
 
 
 def _read_before(store: Store, case: str, name: str, kind: Kind) -> list[Manifest]:
     """Return the batch's raw documents as they were read before, the last ones first."""
     keys = (store.read_pointer(f"{case}/read/{_stage(kind)}/{name}") or {"keys": []})["keys"]
-    found = [store.find(case, _stage(kind), key) for key in keys]
-    return [made for made in found if made is not None]
+    manifests = [store.find(case, _stage(kind), key) for key in keys]
+    return [manifest for manifest in manifests if manifest is not None]
 
 
 @dataclass(frozen=True)
 class _Before:
     """Raw documents that were read before, and the settings of today."""
 
-    made: Manifest
+    manifest: Manifest
     settings: Mapping[str, Any]
 
     @cached_property
     def files(self) -> frozenset[str]:
         """Paths of the files that were read."""
-        return frozenset(RawMetadata.of(self.made).files)
+        return frozenset(RawMetadata.of(self.manifest).files)
 
     @property
     def wanting(self) -> list[str]:
         """The settings that ask for something that these rows do not have."""
-        was = self.made.settings
+        was = _under_todays_keys(self.manifest.settings)
         changed = [
             name for name, value in self.settings.items() if was.get(name) != value and name not in _HOW_READ
         ]
@@ -182,10 +183,10 @@ class _Before:
         """Return what pins the rows of a file: the digest of the file, and what it was read with where that
         is not today's.
         """
-        found: str = self.made.inputs["files"][path]
-        if (self.made.version, self.made.settings) == (VERSION, self.settings):
-            return found
-        return f"{found}, read with {digest([self.made.version, self.made.settings])[:12]}"
+        file_digest: str = self.manifest.inputs["files"][path]
+        if (self.manifest.version, self.manifest.settings) == (VERSION, self.settings):
+            return file_digest
+        return f"{file_digest}, read with {digest([self.manifest.version, self.manifest.settings])[:12]}"
 
     def rows(self, store: Store, paths: list[str], columns: pa.Schema) -> pa.Table:
         """Return the rows of some files in these columns, without what is no longer wanted."""
@@ -193,7 +194,9 @@ class _Before:
         import pyarrow.parquet as pq
 
         table = pq.read_table(
-            store.folder(self.made) / "documents.parquet", filters=[("source", "in", paths)], schema=columns
+            store.folder(self.manifest) / "documents.parquet",
+            filters=[("source", "in", paths)],
+            schema=columns,
         )
         for name in _DROPPABLE:
             if self.settings[name] is None:
@@ -201,6 +204,14 @@ class _Before:
                     table.column_names.index(name), columns.field(name), pa.nulls(len(table), pa.string())
                 )
         return table
+
+
+def _under_todays_keys(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of raw documents that an earlier release read, under the keys of this release."""
+    csv = dict(recorded.get("csv", {}))
+    header = csv.pop("header", None)
+    records = recorded.get("xml", {}).get("record") or recorded.get("records")
+    return {"header": header, **recorded, "csv": csv, "records": records}
 
 
 class _Plan:
@@ -216,40 +227,51 @@ class _Plan:
     def __init__(
         self, source: Source, batch: Batch, read_before: Callable[[], list[_Before]], log: LogSettings | None
     ):
-        self.source, self.log, self.columns = source, log, schema(is_logged=log is not None)
+        self.source = source
+        self.log = log
+        self.columns = schema(is_logged=log is not None)
+        #: Of files that are not, where their rows are taken from, by path.
+        self.carried: dict[str, _Before] = {}
+        #: Paths that another batch reads as they are by now: nothing is wrong with them.
+        self.changed: set[str] = set()
+        #: Paths that were read once, but not with what is asked for today, and are no longer there.
+        self.taken_away: list[str] = []
+        #: Files that are not there and never were read.
+        self.missing: list[SourceFile] = []
         #: Files that are excluded without being read, and why.
-        self.unreadable = {
-            shown_path(file.path): "its name is not UTF-8; rename it"
-            for file in batch.files
-            if not _is_unicode(file.path)
-        }
+        self.unreadable: dict[str, str] = {}
         files = [file for file in batch.files if _is_unicode(file.path)]
+        for file in batch.files:
+            if not _is_unicode(file.path):
+                self.unreadable[shown_path(file.path)] = "its name is not UTF-8; rename it"
         current = source.statuses(file.path for file in files)
+        #: Files that are there as they were cut.
         self.as_cut = [file for file in files if current[file.path] == file]
         others = [file for file in files if current[file.path] != file]
         before = read_before() if others else []
-        earlier = {file.path: [each for each in before if file.path in each.files] for file in others}
-        #: Of what is not there as it was cut, where its rows are taken from.
-        self.carried = {
-            path: fits[0]
-            for path, found in earlier.items()
-            if (fits := [each for each in found if not each.wanting])
-        }
-        others = [file for file in others if file.path not in self.carried]
-        #: What is read by another batch, as it is by now: nothing is wrong with it.
-        self.changed = {file.path for file in others if current[file.path] is not None}
-        self.unreadable |= dict.fromkeys(sorted(self.changed), f"changed since it was cut; {_CHANGED}")
-        gone = [file for file in others if current[file.path] is None]
-        #: What was read once, but not with what is asked for today, and is no longer there.
-        self.taken_away = [file.path for file in gone if earlier[file.path]]
-        self.unreadable |= {path: _taken_away(earlier[path][0]) for path in self.taken_away}
-        self.missing = [file for file in gone if not earlier[file.path]]
+        for file in others:
+            earlier = [each for each in before if file.path in each.files]
+            self._place(file, earlier, is_there=current[file.path] is not None)
+
+    def _place(self, file: SourceFile, earlier: list[_Before], *, is_there: bool) -> None:
+        """Decide on a file that is not there as it was cut, by what was read of it earlier."""
+        fitting = next((each for each in earlier if not each.wanting), None)
+        if fitting is not None:
+            self.carried[file.path] = fitting
+        elif is_there:
+            self.changed.add(file.path)
+            self.unreadable[file.path] = f"changed since it was cut; {_CHANGED}"
+        elif earlier:
+            self.taken_away.append(file.path)
+            self.unreadable[file.path] = _taken_away(earlier[0])
+        else:
+            self.missing.append(file)
 
     def digests(self) -> dict[str, str]:
         """Return what pins the content of each file: an input of the artifact's key."""
-        found = {file.path: self.source.digest(file) for file in self.as_cut}
-        found |= {path: before.pin(path) for path, before in self.carried.items()}
-        return found | {file.path: "missing" for file in self.missing} | self.unreadable
+        digests = {file.path: self.source.digest(file) for file in self.as_cut}
+        digests |= {path: before.pin(path) for path, before in self.carried.items()}
+        return digests | {file.path: "missing" for file in self.missing} | self.unreadable
 
     def read(self, store: Store, use_case: UseCase) -> ReadBatch:
         """Return what the batch's files contain; those that are excluded without being read are among the
@@ -265,8 +287,8 @@ class _Plan:
         if files:
             with self.source.fetched(files):
                 read = self._read_files(files, use_case, store.url)
-        for ref in dict.fromkeys(before.made.ref for before in self.carried.values()):
-            paths = [path for path, before in self.carried.items() if before.made.ref == ref]
+        for ref in dict.fromkeys(before.manifest.ref for before in self.carried.values()):
+            paths = [path for path, before in self.carried.items() if before.manifest.ref == ref]
             parts.append(self.carried[paths[0]].rows(store, paths, self.columns))
         return replace(
             read, table=pa.concat_tables([read.table, *parts]), unreadable=self.unreadable | read.unreadable
@@ -275,7 +297,7 @@ class _Plan:
     def _read_files(self, files: list[SourceFile], use_case: UseCase, store_url: str) -> ReadBatch:
         settings = use_case.settings
         try:
-            found = read_documents(
+            documents_read = read_documents(
                 self.source,
                 Batch("", files),
                 settings.documents,
@@ -291,7 +313,7 @@ class _Plan:
             if len(changed) < len(files):
                 raise
             return ReadBatch(self.columns.empty_table(), changed)
-        return found.without(self._changed())
+        return documents_read.without(self._changed())
 
     def _changed(self) -> dict[str, str]:
         current = self.source.statuses(file.path for file in self.as_cut)
@@ -323,7 +345,6 @@ def key_settings(use_case: UseCase, kind: Kind = "batch") -> dict[str, Any]:
             "text",
             "id",
             "annotator",
-            "time",
             "encoding",
             "missing_values",
             "reference_buckets",
@@ -355,8 +376,8 @@ def _masked(table: pa.Table, use_case: UseCase) -> tuple[pa.Table, int]:
     """
     if masked_kinds(use_case) is None:
         return table, 0
-    found = search_of(use_case).find_all(table["text"])
-    return mask_documents(table, found), len(found)
+    pieces_by_row = search_of(use_case).find_all(table["text"])
+    return mask_documents(table, pieces_by_row), len(pieces_by_row)
 
 
 def was_kept(store: Store, case: str, name: str, kind: Kind = "batch") -> bool:
@@ -392,15 +413,16 @@ def _encodings_check(source: Source, read: ReadBatch) -> CheckOutcome:
         path: name for path, name in read.encodings.items() if path in read.detected and numbers[name] < usual
     }
     by_name = {
-        name: [path for path, found in rare.items() if found == name] for name in sorted(set(rare.values()))
+        name: [path for path, encoding in rare.items() if encoding == name]
+        for name in sorted(set(rare.values()))
     }
-    found = "; ".join(f"{len(paths):,} in {name} ({alias(paths[0])})" for name, paths in by_name.items())
+    counted = "; ".join(f"{len(paths):,} in {name} ({alias(paths[0])})" for name, paths in by_name.items())
     return CheckOutcome(
         name=ENCODINGS_AGREE.name,
         passed=not rare,
         severity="warn",
         description=(
-            f"detected in few files: {found}; look at these rows, and set documents.encoding where it is"
+            f"detected in few files: {counted}; look at these rows, and set documents.encoding where it is"
             " wrong"
             if rare
             else ""

@@ -143,8 +143,8 @@ def read_documents(
 
             try:
                 with source.local(file.path) as path:
-                    found, read[file.path] = reader.read(Delivered(path, file.path), collect, decide)
-                room -= rows.add(file.path, found)
+                    record_batches, read[file.path] = reader.read(Delivered(path, file.path), collect, decide)
+                room -= rows.add(file.path, record_batches)
             except _Undecided as waiting:
                 undecided[file] = waiting.scores
             except Unreadable as error:
@@ -410,7 +410,7 @@ def _batch(numbered: list[tuple[int, Row]], file: SourceFile, columns: pa.Schema
     import pyarrow as pa
 
     number_of_rows = len(numbered)
-    made = {
+    columns_by_name = {
         "id": pa.array([row.get("id") or f"{file.path}:{number}" for number, row in numbered], pa.string()),
         "source": pa.repeat(file.path, number_of_rows),
         "row": pa.array([number for number, _ in numbered], pa.int64()),
@@ -419,11 +419,11 @@ def _batch(numbered: list[tuple[int, Row]], file: SourceFile, columns: pa.Schema
     # Most columns are null in most files; a look at each row's keys is cheaper than at each column's values.
     used: set[str] = set().union(*(row for _, row in numbered))
     for name in columns.names:
-        if name not in made:
+        if name not in columns_by_name:
             type_ = columns.field(name).type
-            made[name] = (
+            columns_by_name[name] = (
                 pa.array([row.get(name) for _, row in numbered], type_)
                 if name in used
                 else pa.nulls(number_of_rows, type_)
             )
-    return pa.RecordBatch.from_arrays([made[name] for name in columns.names], schema=columns)
+    return pa.RecordBatch.from_arrays([columns_by_name[name] for name in columns.names], schema=columns)

@@ -4,7 +4,6 @@ may be read.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import posixpath
 from collections.abc import Iterator, Sequence
@@ -43,9 +42,8 @@ class References:
     def __init__(self, source: Source, documents: DocumentsSettings, out_of_reach: str | None = None):
         self._source = source
         self._encoding = documents.encoding
-        own = [source.uri.removeprefix(_S3).partition("/")[0]] if source.uri.startswith(_S3) else []
-        self._buckets = {*own, *documents.reference_buckets}
-        self._near_ones: dict[str, str] = {}
+        own_buckets = [source.uri.removeprefix(_S3).partition("/")[0]] if source.uri.startswith(_S3) else []
+        self._buckets = {*own_buckets, *documents.reference_buckets}
         self._out_of_reach = None if out_of_reach is None else f"{out_of_reach.rstrip('/')}/"
 
     def texts(self, manifest: str, references: Sequence[str]) -> list[str | OSError]:
@@ -66,8 +64,8 @@ class References:
         texts = iter(
             encodings.decode_all([data for data in fetched if isinstance(data, bytes)], self._encoding)
         )
-        found = [next(texts) if isinstance(data, bytes) else data for data in fetched]
-        return [OSError(str(text)) if isinstance(text, Unreadable) else text for text in found]
+        texts_or_errors = [next(texts) if isinstance(data, bytes) else data for data in fetched]
+        return [OSError(str(text)) if isinstance(text, Unreadable) else text for text in texts_or_errors]
 
     def refusal(self, manifest: str, reference: str) -> OSError | None:
         """Return why a reference cannot be read, as far as this is known without an answer of S3; None:
@@ -109,10 +107,7 @@ class References:
         if not (bucket and key):
             raise OSError("an s3:// address without a bucket or a key")
         if bucket not in self._buckets:
-            raise OSError(
-                "its bucket is not that of documents.path, nor among"
-                f" documents.reference_buckets{self._near(bucket)}"
-            )
+            raise OSError("its bucket is not that of documents.path, nor among documents.reference_buckets")
         # However the address is written: `//` and `/./` are part of a key for S3, not for every server.
         if (
             self._out_of_reach is not None
@@ -120,15 +115,6 @@ class References:
         ):
             raise OSError("in the store, which no document may name")
         return bucket, key
-
-    def _near(self, bucket: str) -> str:
-        """Return `; did you mean ...?` for a bucket that may not be read, or an empty string where none that
-        may is near.
-        """
-        if bucket not in self._near_ones:
-            near = difflib.get_close_matches(bucket, self._buckets, n=1, cutoff=0.8)
-            self._near_ones[bucket] = f"; `{near[0]}` is: did you mean it?" if near else ""
-        return self._near_ones[bucket]
 
 
 def _refuse_large(num_bytes: int) -> None:

@@ -151,7 +151,9 @@ class Folder:
         """Yield the files of `files` as they are found; of a folder that several links lead to the first path
         by name counts.
         """
-        self.others, self.kept_out, self.skipped = [], [], {}
+        self.others = []
+        self.kept_out = []
+        self.skipped = {}
         pending = [("", str(self.folder))]
         seen = {_identity(os.stat(self.folder))}
         while pending:
@@ -167,11 +169,11 @@ class Folder:
                 if is_about(f"{prefix}{entry.name}"):
                     continue
                 if _is_document(entry.name, lambda is_saved=is_saved: is_saved, self._any_ending):
-                    found = self._seen_as(f"{prefix}{entry.name}", entry)
-                    if found is not None and is_test:
-                        self.kept_out.append(found.path)
-                    elif found is not None:
-                        yield found
+                    file = self._seen_as(f"{prefix}{entry.name}", entry)
+                    if file is not None and is_test:
+                        self.kept_out.append(file.path)
+                    elif file is not None:
+                        yield file
                 elif _is_other(entry.name):
                     self.others.append(f"{prefix}{entry.name}")
             inner = []
@@ -368,7 +370,7 @@ class S3Prefix:
         Raises:
             DataError: the bucket is not there, may not be listed or cannot be reached.
         """
-        found: list[SourceFile] = []
+        files: list[SourceFile] = []
         self.others, self.kept_out = [], []
         is_saved, is_test = self._saved_folders(), self._test_splits()
         for number in count(1):
@@ -379,14 +381,14 @@ class S3Prefix:
                     if is_test(path.rpartition("/")[0]):
                         self.kept_out.append(path)
                     else:
-                        found.append(_object(path, {**entry, "size": entry["Size"]}))
+                        files.append(_object(path, {**entry, "size": entry["Size"]}))
                 elif not _is_hidden(path) and not is_about(path) and _is_other(path.rpartition("/")[2]):
                     self.others.append(path)
             # Not by the server's token: it is good for minutes, and the next look may come later.
             after = "" if is_last or not entries else entries[-1]["Key"][len(self._prefix) :]
             if not after or number == most_pages:
                 break
-        return found, after
+        return files, after
 
     def _page(self, after: str) -> tuple[list[dict[str, Any]], bool]:
         """Return what S3 lists after a path, and whether these are the last."""

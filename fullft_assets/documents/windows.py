@@ -61,19 +61,20 @@ class WindowCutter:
         now: float,
         whole: bool = False,
     ):
-        self._store, self._use_case, self._window, self._source, self._bounds = (
-            store,
-            use_case,
-            window,
-            source,
-            bounds,
-        )
+        self._store = store
+        self._use_case = use_case
+        self._window = window
+        self._source = source
+        self._bounds = bounds
         self._now_ns = int(now * 10**9)
         self._bytes_left = None if whole else COUNTED_BYTES
         self._pointer = _pointer_of(use_case.name)
         self._is_damaged = False
         #: Files of the next window, in the order of arrival.
         self._open: dict[SourceFile, _Waiting] = {}
+        #: Of these files, as far as they were looked at.
+        self._num_rows = 0
+        self._num_bytes = 0
 
     def record(self, files: Iterable[SourceFile]) -> list[Batch]:
         """Record the windows that these files complete, and return them."""
@@ -100,10 +101,8 @@ class WindowCutter:
     def progress(self) -> str:
         """What the next window has so far, in words; empty where no file waits for its end by time."""
         if self._window.rows is not None:
-            return (
-                f"{sum(each.rows or 0 for each in self._open.values()):,} of {self._window.rows:,} rows of"
-                " the next window"
-            )
+            num_rows = sum(waiting.rows or 0 for waiting in self._open.values())
+            return f"{num_rows:,} of {self._window.rows:,} rows of the next window"
         if not self._open:
             return ""
         since = datetime.fromtimestamp(next(iter(self._open.values())).arrived_ns / 10**9, UTC)
@@ -125,41 +124,60 @@ class WindowCutter:
 
         Where a look records no more windows, the rest is not remembered, and the next look finds it as new.
         """
-        was, self._open = self._open, {}
-        seen = {file: _Waiting(min(file.mtime_ns, self._now_ns), None) for file in new if file not in was}
-        arrived = sorted(seen, key=lambda file: (seen[file].arrived_ns, file.mtime_ns, file.path))
-        rewritten, known = {file.path for file in arrived}, set(new)
-        waiting = [file for file in was if file in known and file.path not in rewritten]
+        before = self._open
+        self._open = {}
         documents, examples = self._use_case.settings.documents, self._use_case.settings.examples
-        num_rows, num_bytes = 0, 0
         with FileReader(self._source, documents, examples, out_of_reach=self._store.url) as reader:
-            for file in (*waiting, *arrived):
-                about = was.get(file) or seen[file]
-                if self._window.rows is not None and about.rows is None:
+            for file, waiting in self._in_order(before, new).items():
+                if self._window.rows is not None and waiting.rows is None:
                     if self._bytes_left is not None and self._bytes_left <= 0:
                         break
-                    about = about._replace(rows=self._count(reader, file))
-                    if about.rows is None:
+                    waiting = waiting._replace(rows=self._count(reader, file))
+                    if waiting.rows is None:
                         # A feed that delivers what nobody can read would never complete a window.
                         yield [file]
                         continue
-                if self._ends_before(file, about, num_bytes):
-                    complete, self._open, num_rows, num_bytes = list(self._open), {}, 0, 0
-                    yield complete
-                self._open[file] = about
-                num_rows, num_bytes = num_rows + (about.rows or 0), num_bytes + file.bytes
-                if self._window.rows is not None and num_rows >= self._window.rows:
-                    complete, self._open, num_rows, num_bytes = list(self._open), {}, 0, 0
-                    yield complete
-        if self._open != was or self._is_damaged:
+                if self._ends_before(file, waiting):
+                    yield self._completed()
+                self._open[file] = waiting
+                self._num_bytes += file.bytes
+                self._num_rows += waiting.rows or 0
+                if self._window.rows is not None and self._num_rows >= self._window.rows:
+                    yield self._completed()
+        if self._open != before or self._is_damaged:
             lines = [
-                f"{_NOT_COUNTED if about.rows is None else about.rows} {about.arrived_ns} {line_of(file)}"
-                for file, about in self._open.items()
+                f"{_NOT_COUNTED if waiting.rows is None else waiting.rows} {waiting.arrived_ns} {line_of(file)}"
+                for file, waiting in self._open.items()
             ]
             self._store.write_pointer(self._pointer, {"columns": _COLUMNS, "files": lines})
 
-    def _ends_before(self, file: SourceFile, about: _Waiting, num_bytes: int) -> bool:
-        """Return whether the next window, which has so many bytes, is complete without this file."""
+    def _in_order(
+        self, before: dict[SourceFile, _Waiting], new: list[SourceFile]
+    ) -> dict[SourceFile, _Waiting]:
+        """Return the files that wait for their window in the order of arrival: those of earlier looks that
+        are still there as they were, then the others.
+        """
+        arrived = {
+            file: _Waiting(min(file.mtime_ns, self._now_ns), None) for file in new if file not in before
+        }
+        order = sorted(arrived, key=lambda file: (arrived[file].arrived_ns, file.mtime_ns, file.path))
+        rewritten = {file.path for file in arrived}
+        known = set(new)
+        still = {
+            file: waiting for file, waiting in before.items() if file in known and file.path not in rewritten
+        }
+        return still | {file: arrived[file] for file in order}
+
+    def _completed(self) -> list[SourceFile]:
+        """Return the files of the next window, and begin another."""
+        files = list(self._open)
+        self._open = {}
+        self._num_rows = 0
+        self._num_bytes = 0
+        return files
+
+    def _ends_before(self, file: SourceFile, about: _Waiting) -> bool:
+        """Return whether the next window is complete without this file."""
         first = next(iter(self._open.values()), None)
         if first is None:
             return False
@@ -170,7 +188,7 @@ class WindowCutter:
             return True
         return (
             len(self._open) >= self._bounds.max_batch_files
-            or num_bytes + file.bytes > self._bounds.max_batch_bytes
+            or self._num_bytes + file.bytes > self._bounds.max_batch_bytes
         )
 
     def _count(self, reader: FileReader, file: SourceFile) -> int | None:
@@ -212,9 +230,9 @@ def _read(store: Store, pointer: str) -> dict[SourceFile, _Waiting]:
     Raises:
         ValueError: the record of it is damaged.
     """
-    found = store.read_pointer(pointer) or {"files": []}
+    recorded = store.read_pointer(pointer) or {"files": []}
     waiting = {}
-    for line in found["files"]:
-        rows, arrived_ns, rest = line.split(" ", 2)
-        waiting[file_of(rest)] = _Waiting(int(arrived_ns), None if rows == _NOT_COUNTED else int(rows))
+    for line in recorded["files"]:
+        rows, arrived_ns, file_line = line.split(" ", 2)
+        waiting[file_of(file_line)] = _Waiting(int(arrived_ns), None if rows == _NOT_COUNTED else int(rows))
     return waiting

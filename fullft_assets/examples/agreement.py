@@ -45,15 +45,17 @@ class Agreement:
     num_annotators: int
 
 
-def metadata_of(found: Agreement | None) -> dict[str, Any]:
+def metadata_of(agreement: Agreement | None) -> dict[str, Any]:
     """Return the agreement as metadata of an artifact; nothing where no text was labelled twice."""
-    if found is None:
+    if agreement is None:
         return {}
     return {
-        "kappa": found.kappa,
-        "kappa_method": found.method,
-        "kappa_per_label": {label: kappa for label, kappa in found.label_kappas.items() if kappa is not None},
-        "num_items_annotated_twice": found.num_items,
+        "kappa": agreement.kappa,
+        "kappa_method": agreement.method,
+        "kappa_per_label": {
+            label: kappa for label, kappa in agreement.label_kappas.items() if kappa is not None
+        },
+        "num_items_annotated_twice": agreement.num_items,
     }
 
 
@@ -102,16 +104,18 @@ def of_votes(rows: IdentityRows, votes: Votes, target: Target | None) -> Agreeme
 
 def _within_rows(table: pa.Table) -> list[tuple[int, str, str]]:
     """Return (row, annotator, answer) of each entry of `annotations`."""
-    found = []
-    for row, given in enumerate(table["annotations"].to_pylist()):
-        found += [(row, each["annotator"], each["label"]) for each in given or []]
-    return found
+    ratings = []
+    for row, answers in enumerate(table["annotations"].to_pylist()):
+        ratings += [(row, each["annotator"], each["label"]) for each in answers or []]
+    return ratings
 
 
 def _of_spans(
     table: pa.Table, items: list[int], annotators: list[str], targets: list[list[dict[str, Any]]]
 ) -> Agreement | None:
-    words, people, labels = [], [], []
+    words = []
+    people = []
+    labels = []
     for item, annotator, spans in zip(items, annotators, targets, strict=True):
         for word in _WORD.finditer(table["text"][item].as_py() or ""):
             words.append((item, word.start()))
@@ -119,11 +123,11 @@ def _of_spans(
             labels.append(
                 next((s["label"] for s in spans if s["start"] <= word.start() < s["end"]), _OUTSIDE)
             )
-    found = measure(words, people, labels)
-    if found is None:
+    agreement = measure(words, people, labels)
+    if agreement is None:
         return None
-    found.label_kappas.pop(_OUTSIDE, None)
-    return replace(found, num_items=sum(count > 1 for count in Counter(items).values()))
+    agreement.label_kappas.pop(_OUTSIDE, None)
+    return replace(agreement, num_items=sum(count > 1 for count in Counter(items).values()))
 
 
 def measure(items: Sequence[Hashable], annotators: Sequence[str], labels: Sequence[str]) -> Agreement | None:
@@ -140,13 +144,13 @@ def measure(items: Sequence[Hashable], annotators: Sequence[str], labels: Sequen
     rated: dict[Hashable, dict[str, str]] = {}
     for item, annotator, label in zip(items, annotators, labels, strict=True):
         rated.setdefault(item, {})[annotator] = label
-    given = [by_annotator for by_annotator in rated.values() if len(by_annotator) > 1]
-    if not given:
+    rated_twice = [by_annotator for by_annotator in rated.values() if len(by_annotator) > 1]
+    if not rated_twice:
         return None
-    people = sorted({annotator for by_annotator in given for annotator in by_annotator})
+    people = sorted({annotator for by_annotator in rated_twice for annotator in by_annotator})
     if len(people) == 2:
-        return _cohen(*([by_annotator[annotator] for by_annotator in given] for annotator in people))
-    return _fleiss([list(by_annotator.values()) for by_annotator in given], len(people))
+        return _cohen(*([by_annotator[annotator] for by_annotator in rated_twice] for annotator in people))
+    return _fleiss([list(by_annotator.values()) for by_annotator in rated_twice], len(people))
 
 
 def measure_sets(
@@ -166,8 +170,8 @@ def measure_sets(
         return None
     label_kappas = {}
     for name in names:
-        found = measure(items, annotators, [str(name in labels) for labels in sets])
-        label_kappas[name] = None if found is None else found.kappa
+        of_label = measure(items, annotators, [str(name in labels) for labels in sets])
+        label_kappas[name] = None if of_label is None else of_label.kappa
     return Agreement(
         overall.method,
         overall.kappa,

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from fullft_assets.errors import SettingsError
-from fullft_assets.examples.expectation_values import value_problems
 from fullft_assets.examples.language import LANGUAGES, two_letter_code
 from fullft_assets.examples.rules import ESSENTIAL, PROFILE_COLUMNS, applicable, check_name
 from fullft_assets.settings import RULES, ExamplesSettings, Expectation
@@ -40,11 +39,15 @@ def problems(settings: ExamplesSettings) -> list[Problem]:
     """Return what is wrong with the severities, the languages and the expectations, found without Great
     Expectations.
     """
-    found = [*_severity_problems(settings), *_language_problems(settings)]
+    all_problems = [*_severity_problems(settings), *_language_problems(settings)]
     for number, expectation in enumerate(settings.expectations):
-        own = list(_expectation_problems(expectation, settings)) or list(_range_problems(expectation))
-        found += [(("examples", "expectations", number, *key), message) for key, message in own]
-    return found
+        problems_of_one = list(_expectation_problems(expectation, settings)) or list(
+            _range_problems(expectation)
+        )
+        all_problems += [
+            (("examples", "expectations", number, *key), message) for key, message in problems_of_one
+        ]
+    return all_problems
 
 
 def build(settings: ExamplesSettings) -> dict[str, Any]:
@@ -144,7 +147,6 @@ def _expectation_problems(expectation: Expectation, settings: ExamplesSettings) 
                 yield from (
                     ((("arguments", argument, at)), message) for message in _column_problems(column, settings)
                 )
-    yield from ((("arguments", *key), message) for key, message in value_problems(expectation.arguments))
 
 
 def _range_problems(expectation: Expectation) -> Iterator[Problem]:
@@ -167,9 +169,9 @@ def _column_problems(column: Any, settings: ExamplesSettings) -> Iterator[str]:
         yield f"the profile has `{column}` only with {needs[column][0]}"
 
 
-def _near_language(given: str) -> str:
-    code = two_letter_code(given)
-    return f"; did you mean `{code}`?" if code in LANGUAGES else _near(given, LANGUAGES)
+def _near_language(language: str) -> str:
+    code = two_letter_code(language)
+    return f"; did you mean `{code}`?" if code in LANGUAGES else _near(language, LANGUAGES)
 
 
 def _in_snake_case(name: str) -> str:
@@ -177,9 +179,9 @@ def _in_snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
-def _near(given: str, choices: Iterable[str]) -> str:
+def _near(name: str, choices: Iterable[str]) -> str:
     known = list(choices)
-    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if near:
         return f"; did you mean `{near[0]}`?"
     return f"; known: {', '.join(known)}" if len(known) <= 20 else ""

@@ -50,8 +50,8 @@ def field_outcomes(
         f"examples.{column}": _is_null(documents, column) for column in ("group", "domain", "slice_by")
     }
     of_field = [_Named(key, field, missing[key]) for key, field in named.items() if field is not None]
-    given = [] if settings.group is None else [_given(valid, settings)]
-    return [_found(documents, of_field), *given, _complete(documents, of_field)]
+    group_outcomes = [] if settings.group is None else [_given(valid, settings)]
+    return [_found(documents, of_field), *group_outcomes, _complete(documents, of_field)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -93,22 +93,20 @@ def targets(table: pa.Table, target: Target | None) -> list[str]:
     """
     if target == "spans":
         spans = (
-            sorted(found or [], key=lambda s: (s["start"], s["end"], s["label"]))
-            for found in table["spans"].to_pylist()
+            sorted(row or [], key=lambda s: (s["start"], s["end"], s["label"]))
+            for row in table["spans"].to_pylist()
         )
-        return [json.dumps(found, ensure_ascii=False) for found in spans]
+        return [json.dumps(row, ensure_ascii=False) for row in spans]
     if target == "labels":
-        return [
-            json.dumps(sorted(set(found or [])), ensure_ascii=False) for found in table["labels"].to_pylist()
-        ]
+        return [json.dumps(sorted(set(row or [])), ensure_ascii=False) for row in table["labels"].to_pylist()]
     if target == "label":
         return table["label"].to_pylist()
     return [""] * len(table)
 
 
-def several(code: np.ndarray, kept: np.ndarray) -> np.ndarray:
+def several(code: np.ndarray, is_compared: np.ndarray) -> np.ndarray:
     """Return the kept rows (mask) whose code other kept rows have too."""
-    rows = np.flatnonzero(kept)
+    rows = np.flatnonzero(is_compared)
     return rows[np.bincount(code[rows], minlength=1)[code[rows]] > 1]
 
 
@@ -129,9 +127,9 @@ class Versions:
     newest_source: np.ndarray
 
     @classmethod
-    def of(cls, rows: IdentityRows, kept: np.ndarray) -> Versions:
+    def of(cls, rows: IdentityRows, is_compared: np.ndarray) -> Versions:
         """Return those among the kept rows (mask)."""
-        same = several(rows.id, kept)
+        same = several(rows.id, is_compared)
         if not len(same):
             return cls(same, same, same, same)
         source = ranks(rows.table["source"].take(same))
@@ -213,10 +211,10 @@ def _numbered(values: list[str]) -> tuple[np.ndarray, int]:
 
 def superseded(rows: IdentityRows, versions: Versions, votes: Votes) -> np.ndarray:
     """Return the rows whose id has a newer row, but for those that vote: mask [n]."""
-    found = np.zeros(len(rows), bool)
-    found[versions.row[versions.row != versions.newest]] = True
-    found[votes.voters] = False
-    return found
+    is_superseded = np.zeros(len(rows), bool)
+    is_superseded[versions.row[versions.row != versions.newest]] = True
+    is_superseded[votes.voters] = False
+    return is_superseded
 
 
 def twice_in_a_file(versions: Versions, is_superseded: np.ndarray) -> np.ndarray:
@@ -225,33 +223,33 @@ def twice_in_a_file(versions: Versions, is_superseded: np.ndarray) -> np.ndarray
 
 
 def contradicting(
-    rows: IdentityRows, kept: np.ndarray, tied: np.ndarray, target: Target | None
+    rows: IdentityRows, is_compared: np.ndarray, tied: np.ndarray, target: Target | None
 ) -> np.ndarray:
     """Return the kept rows whose text has several targets: mask [n]. Tied annotators contradict every row
     with their text.
     """
     is_undecided = np.zeros(rows.text.max(initial=0) + 1, bool)
     is_undecided[rows.text[tied]] = True
-    same = several(rows.text, kept & ~is_undecided[rows.text])
+    same = several(rows.text, is_compared & ~is_undecided[rows.text])
     if len(same):
         answer, _ = _numbered(targets(rows.table.take(same), target))
         text_of_pair = np.unique(np.stack([rows.text[same], answer]), axis=1)[0]
         is_undecided |= np.bincount(text_of_pair, minlength=len(is_undecided)) > 1
-    return kept & is_undecided[rows.text]
+    return is_compared & is_undecided[rows.text]
 
 
-def repeated(rows: IdentityRows, kept: np.ndarray, *keys: np.ndarray) -> np.ndarray:
+def repeated(rows: IdentityRows, is_compared: np.ndarray, *keys: np.ndarray) -> np.ndarray:
     """Return the kept rows with an equal text before them: mask [n].
 
     Args:
         rows, kept: the rows, and which of them (mask) to compare.
         keys: [n] each, the order of the rows, the first key first; rows with equal keys keep their own order.
     """
-    found = np.zeros(len(rows), bool)
-    same = several(rows.text, kept)
+    is_repeated = np.zeros(len(rows), bool)
+    same = several(rows.text, is_compared)
     order = same[np.lexsort((*(key[same] for key in reversed(keys)), rows.text[same]))]
-    found[order[1:][rows.text[order[1:]] == rows.text[order[:-1]]]] = True
-    return found
+    is_repeated[order[1:][rows.text[order[1:]] == rows.text[order[:-1]]]] = True
+    return is_repeated
 
 
 @dataclass(frozen=True)
@@ -272,12 +270,12 @@ class Seen:
 def within(table: pa.Table, target: Target | None) -> Seen:
     """Return what the valid rows of one batch, with COLUMNS, are to each other."""
     rows = IdentityRows.of(table)
-    kept, in_file = np.ones(len(rows), bool), np.zeros(len(rows), bool)
-    versions = Versions.of(rows, kept)
+    is_current, in_file = np.ones(len(rows), bool), np.zeros(len(rows), bool)
+    versions = Versions.of(rows, is_current)
     votes = Votes.of(rows, versions, target)
     is_old = superseded(rows, versions, votes)
     in_file[twice_in_a_file(versions, is_old)] = True
-    kept &= ~is_old
-    kept[votes.outvoted] = False
-    contradicts = contradicting(rows, kept, votes.tied, target)
-    return Seen(is_old, in_file, contradicts, repeated(rows, kept & ~contradicts), votes)
+    is_current &= ~is_old
+    is_current[votes.outvoted] = False
+    contradicts = contradicting(rows, is_current, votes.tied, target)
+    return Seen(is_old, in_file, contradicts, repeated(rows, is_current & ~contradicts), votes)

@@ -12,7 +12,9 @@ from collections.abc import Collection, Iterable
 from fullft_assets.escaping import quoted
 
 #: More distinct values, longer ones or ones of more words are no labels: they may be texts of documents.
-MOST_LABELS, LONGEST_LABEL, MOST_WORDS = 100, 40, 6
+MOST_LABELS = 100
+LONGEST_LABEL = 40
+MOST_WORDS = 6
 #: Said where labels are not named.
 NOT_NAMED = (
     f"not named, as there are more than {MOST_LABELS} or one has more than {LONGEST_LABEL} characters or"

@@ -41,7 +41,7 @@ _THREE_LETTERS = (
 )
 
 
-def two_letter_code(given: str) -> str | None:
+def two_letter_code(code: str) -> str | None:
     """Return the ISO 639-1 code that a code of three letters (`ger`, `deu`) or a locale (`de-DE`) means, or
     None.
     """
@@ -50,7 +50,7 @@ def two_letter_code(given: str) -> str | None:
         for two, threes in (part.split(":") for part in _THREE_LETTERS.split())
         for three in threes.split(",")
     }
-    language = given.strip().lower().replace("_", "-").partition("-")[0]
+    language = code.strip().lower().replace("_", "-").partition("-")[0]
     return codes.get(language, language if len(language) == 2 else None)
 
 

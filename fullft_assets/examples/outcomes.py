@@ -14,7 +14,7 @@ import numpy as np
 from fullft_assets.documents.aliases import alias
 from fullft_assets.examples.agreement import Agreement
 from fullft_assets.examples.label_names import may_be_named, named
-from fullft_assets.examples.rules import REASONS, ROWS_FOR_BALANCE, Finding, Rule
+from fullft_assets.examples.rules import MIN_KAPPA, MIN_LABEL_SHARE, REASONS, ROWS_FOR_BALANCE, Finding, Rule
 from fullft_assets.settings import ExamplesSettings
 from fullft_assets.store import CheckOutcome
 from fullft_assets.task import task_of
@@ -71,10 +71,10 @@ def problem_counts(rows: pa.Table, most: int = 10) -> dict[str, int]:
     """Return how many of some rows are malformed in the same way, the commonest first; a problem names
     fields, never their values.
     """
-    found = Counter(
+    counts = Counter(
         _POSITION.sub("", problem) for problem in rows["problem"].to_pylist() if problem is not None
     )
-    return dict(found.most_common(most))
+    return dict(counts.most_common(most))
 
 
 def _commonest_problem(rows: pa.Table) -> tuple[str, int]:
@@ -88,12 +88,12 @@ def _unknown_labels(rows: pa.Table, settings: ExamplesSettings) -> str:
     if task_of(settings).target != "label":
         return ""
     known = settings.labels or []
-    found = Counter(label for label in rows["label"].to_pylist() if label and label not in known)
-    if not may_be_named(found):
+    counts = Counter(label for label in rows["label"].to_pylist() if label and label not in known)
+    if not may_be_named(counts):
         return ""
-    most = found.most_common(_SHOWN)
+    most = counts.most_common(_SHOWN)
     return (
-        f"{named([(label, f'{count:,}') for label, count in most], len(most), found)}; examples.labels has"
+        f"{named([(label, f'{count:,}') for label, count in most], len(most), counts)}; examples.labels has"
         f" {', '.join(known)}"
     )
 
@@ -127,7 +127,7 @@ def balance_outcome(
     """
     counts = {**dict.fromkeys(settings.labels or [], 0), **label_counts}
     total = max(sum(counts.values()) if task_of(settings).target == "spans" else num_valid, 1)
-    least = settings.min_label_share if num_valid >= ROWS_FOR_BALANCE else 0
+    least = MIN_LABEL_SHARE if num_valid >= ROWS_FOR_BALANCE else 0
     rare = sorted((label for label, count in counts.items() if count / total < least), key=counts.__getitem__)
     shown = [(label, f"{counts[label] / total:.2%}") for label in rare[:_SHOWN]]
     return CheckOutcome(
@@ -135,8 +135,7 @@ def balance_outcome(
         passed=not rare,
         severity=rule.severity,
         description=(
-            f"rarer than examples.min_label_share ({settings.min_label_share:.2%}): "
-            f"{named(shown, len(rare), list(counts))}; deliver more of them"
+            f"rarer than {MIN_LABEL_SHARE:.0%}: {named(shown, len(rare), list(counts))}; deliver more of them"
             if rare
             else ""
         ),
@@ -148,32 +147,31 @@ def balance_outcome(
     )
 
 
-def agreement_outcome(rule: Rule, found: Agreement | None, settings: ExamplesSettings) -> CheckOutcome:
+def agreement_outcome(rule: Rule, agreement: Agreement | None) -> CheckOutcome:
     """Return whether annotators agree beyond chance; where nobody labelled the same text there is nothing to
     judge.
     """
-    kappa = None if found is None else found.kappa
-    passed = kappa is None or kappa >= settings.min_agreement
+    kappa = None if agreement is None else agreement.kappa
+    passed = kappa is None or kappa >= MIN_KAPPA
     description = ""
-    if found is None:
+    if agreement is None:
         description = "no text was labelled by two annotators"
     elif kappa is None:
         description = "all annotations are one label: kappa is not defined"
     elif not passed:
-        method = {"cohen": "Cohen's", "fleiss": "Fleiss'"}[found.method]
-        worst = sorted((k, label) for label, k in found.label_kappas.items() if k is not None)[:3]
-        least = named([(label, f"{k:.2f}") for k, label in worst], len(worst), found.label_kappas)
+        method = {"cohen": "Cohen's", "fleiss": "Fleiss'"}[agreement.method]
+        worst = sorted((k, label) for label, k in agreement.label_kappas.items() if k is not None)[:3]
+        least = named([(label, f"{k:.2f}") for k, label in worst], len(worst), agreement.label_kappas)
         description = (
-            f"{method} kappa {kappa:.2f} of {found.num_annotators} annotators on {found.num_items:,} texts is"
-            f" below examples.min_agreement ({settings.min_agreement:g}), least on {least}; sharpen the"
-            " guideline for these labels"
+            f"{method} kappa {kappa:.2f} of {agreement.num_annotators} annotators on {agreement.num_items:,} texts is"
+            f" below {MIN_KAPPA:g}, least on {least}; sharpen the guideline for these labels"
         )
-    metadata: dict[str, int | float] = {"num_items": 0 if found is None else found.num_items}
-    if found is not None:
-        metadata |= {"num_annotators": found.num_annotators, "observed_agreement": found.observed}
+    metadata: dict[str, int | float] = {"num_items": 0 if agreement is None else agreement.num_items}
+    if agreement is not None:
+        metadata |= {"num_annotators": agreement.num_annotators, "observed_agreement": agreement.observed}
         metadata |= (
             {"lowest_label_kappa": min(known)}
-            if (known := [k for k in found.label_kappas.values() if k is not None])
+            if (known := [k for k in agreement.label_kappas.values() if k is not None])
             else {}
         )
     if kappa is not None:
@@ -184,25 +182,6 @@ def agreement_outcome(rule: Rule, found: Agreement | None, settings: ExamplesSet
         severity=rule.severity,
         description=description,
         metadata=metadata,
-    )
-
-
-def size_outcome(rule: Rule, num_valid: int, settings: ExamplesSettings) -> CheckOutcome:
-    """Return whether the batch has its least number of valid rows."""
-    passed = num_valid >= settings.min_batch_rows
-    return CheckOutcome(
-        name="rows_suffice",
-        passed=passed,
-        severity=rule.severity,
-        description=(
-            ""
-            if passed
-            else (
-                f"{num_valid:,} valid rows, fewer than examples.min_batch_rows ({settings.min_batch_rows:,});"
-                " deliver more"
-            )
-        ),
-        metadata={"num_valid": num_valid},
     )
 
 

@@ -53,23 +53,21 @@ REASONS = {
     "labels_are_known": "unknown label",
     "spans_are_in_range": "span out of range",
     "assistant_turns_are_present": "no or empty assistant turn, or unknown role",
-    "annotations_are_confident": "annotation confidence too low or above 1",
-    "annotations_are_human": "annotated by a machine",
     "ids_are_unique": "id twice in one file",
     "texts_are_unique": "duplicate text",
     "equal_texts_have_equal_labels": "equal text with another label",
 }
 #: What is true of a batch when a rule on the batch as one is green.
 BATCH_TRUTHS = {
-    "labels_are_balanced": "no label is rarer than examples.min_label_share",
+    "labels_are_balanced": "each label has at least 1% of the rows",
     "labels_have_one_spelling": "no two labels differ only in case, or in what separates their words",
-    "annotators_agree": "kappa is at least examples.min_agreement",
-    "rows_suffice": "the batch has examples.min_batch_rows valid rows",
+    "annotators_agree": "kappa is at least 0.6",
 }
-#: Valid rows in a batch from which a rare label is worth a warning.
+#: Least share of a label, of the valid rows of a batch with enough of them.
+MIN_LABEL_SHARE = 0.01
 ROWS_FOR_BALANCE = 100
-#: In a frame of so many rows, listing what breaks a rule costs less than a second validation.
-_LISTED_AT_ONCE = 5_000
+#: Least kappa of annotators: above it agreement counts as substantial (Landis and Koch 1977).
+MIN_KAPPA = 0.6
 #: Gates that are always there and always block.
 GATES = {
     "rows_are_accounted_for": "rows in = valid + quarantined",
@@ -135,15 +133,14 @@ def rules_for(settings: ExamplesSettings) -> dict[str, Rule]:
             "row" if is_row else "batch",
             quarantines,
         )
-    for number, own in enumerate(settings.expectations, start=1):
-        on = own.arguments.get("column")
-        reason = (
-            f"breaks expectation {number} ({own.name.removeprefix('expect_')}{f' on {on}' if on else ''})"
-        )
-        quarantines = own.severity == "quarantine"
-        rules[check_name(number, own)] = Rule(
+    for number, expectation in enumerate(settings.expectations, start=1):
+        on = expectation.arguments.get("column")
+        what = expectation.name.removeprefix("expect_") + (f" on {on}" if on else "")
+        reason = f"breaks expectation {number} ({what})"
+        quarantines = expectation.severity == "quarantine"
+        rules[check_name(number, expectation)] = Rule(
             reason,
-            "error" if own.severity == "error" else "warn",
+            "error" if expectation.severity == "error" else "warn",
             "row" if quarantines else "batch",
             quarantines,
             is_own=True,
@@ -204,8 +201,6 @@ def applicable(settings: ExamplesSettings) -> list[str]:
         "labels_are_known": labelled and settings.labels is not None,
         "spans_are_in_range": task.target == "spans",
         "assistant_turns_are_present": task.has_messages,
-        "annotations_are_confident": labelled or settings.min_confidence > 0,
-        "annotations_are_human": settings.human_annotated_only,
         "equal_texts_have_equal_labels": labelled,
         "labels_are_balanced": labelled,
         "labels_have_one_spelling": labelled,
@@ -244,7 +239,10 @@ def profile(
         }
     )
     named = {
-        word for own in settings.expectations for value in own.arguments.values() for word in _words(value)
+        word
+        for expectation in settings.expectations
+        for value in expectation.arguments.values()
+        for word in _words(value)
     }
     if "num_words" in named:
         frame["num_words"] = np.asarray(pc.fill_null(pc.count_substring_regex(text, r"\S+"), 0))
@@ -344,16 +342,12 @@ def suite_for(settings: ExamplesSettings) -> dict[str, Any]:
         "languages_are_expected": lambda: within(
             column="language", value_set=[*(settings.languages or []), language.UNKNOWN]
         ),
-        "encodings_are_intact": lambda: between(column="damage_share", max_value=settings.max_damage_share),
+        "encodings_are_intact": lambda: between(column="damage_share", max_value=damage.MAX_SHARE),
         "personal_data_is_absent": lambda: between(column="num_personal_data", max_value=0),
         "labels_are_present": lambda: within(column="has_label", value_set=[True]),
         "labels_are_known": lambda: between(column="num_unknown_labels", max_value=0),
         "spans_are_in_range": lambda: between(column="num_bad_spans", max_value=0),
         "assistant_turns_are_present": lambda: between(column="num_bad_turns", max_value=0),
-        "annotations_are_confident": lambda: between(
-            column="confidence", min_value=settings.min_confidence, max_value=1
-        ),
-        "annotations_are_human": lambda: within(column="human_annotated", value_set=[True]),
     }
     used = rules_for(settings)
     return {rule: make() for rule, make in makers.items() if rule in used}
@@ -383,38 +377,28 @@ class NotComputableError(RuntimeError):
 def run_expectations(frame: pd.DataFrame, suite: Mapping[str, Any]) -> dict[str, Finding]:
     """Return what Great Expectations finds, by name.
 
-    Of many rows a first pass only counts; those that break a rule are listed in a second one, where there are
-    any. The user's `mostly` decides whether enough rows pass, not which ones do: that must not depend on the
-    rows beside them.
+    The user's `mostly` decides whether enough rows pass, not which ones do: that must not depend on the rows
+    beside them.
 
     Raises:
         NotComputableError: an expectation could not be computed; names it.
     """
-    if not suite:
-        return {}
-    is_small = len(frame) <= _LISTED_AT_ONCE
-    results = _validate(frame, suite, "COMPLETE" if is_small else "BASIC")
-    broken = {name: suite[name] for name, result in results.items() if not is_small and _breaks(result)}
-    complete = _validate(frame, broken, "COMPLETE") if broken else {}
-    found = {}
-    for name, result in {**results, **complete}.items():
+    findings = {}
+    for name, result in (_validate(frame, suite) if suite else {}).items():
         details = result["result"]
-        rows = details.get(
-            "unexpected_index_list", [] if "unexpected_count" in details and not _breaks(result) else None
-        )
+        no_rows = [] if "unexpected_count" in details and not details["unexpected_count"] else None
+        rows = details.get("unexpected_index_list", no_rows)
         observed = details.get("observed_value")
-        number = (
-            float(observed) if isinstance(observed, int | float) and not isinstance(observed, bool) else None
+        is_number = isinstance(observed, int | float) and not isinstance(observed, bool)
+        findings[name] = Finding(
+            result["success"],
+            None if rows is None else sorted(rows),
+            float(observed) if is_number else None,
         )
-        found[name] = Finding(result["success"], None if rows is None else sorted(rows), number)
-    return found
+    return findings
 
 
-def _breaks(result: Mapping[str, Any]) -> bool:
-    return not result["success"] or bool(result["result"].get("unexpected_count"))
-
-
-def _validate(frame: pd.DataFrame, suite: Mapping[str, Any], detail: str) -> dict[str, dict[str, Any]]:
+def _validate(frame: pd.DataFrame, suite: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     import great_expectations as gx
 
     batch = _any_frame().get_batch({"dataframe": frame})
@@ -422,9 +406,9 @@ def _validate(frame: pd.DataFrame, suite: Mapping[str, Any], detail: str) -> dic
     expectations = [expectation.copy(update={"meta": {"rule": rule}}) for rule, expectation in suite.items()]
     results = batch.validate(
         gx.ExpectationSuite(name="examples", expectations=expectations),
-        result_format={"result_format": detail, "exclude_unexpected_values": True},
+        result_format={"result_format": "COMPLETE", "exclude_unexpected_values": True},
     )
-    found = {}
+    results_by_rule = {}
     for result in results.results:
         rule = result.expectation_config.meta["rule"]
         # A failure is reported flat, or once for each metric that could not be computed.
@@ -432,8 +416,8 @@ def _validate(frame: pd.DataFrame, suite: Mapping[str, Any], detail: str) -> dic
         for report in reports:
             if isinstance(report, dict) and report.get("raised_exception"):
                 raise NotComputableError(rule, _kind_of(str(report.get("exception_traceback"))))
-        found[rule] = result.to_json_dict()
-    return found
+        results_by_rule[rule] = result.to_json_dict()
+    return results_by_rule
 
 
 def _kind_of(traceback: str) -> str:

@@ -21,10 +21,10 @@ def variants(labels: Iterable[str]) -> list[list[str]]:
     """Return the labels that differ only in case, or in what separates their words, together; each list
     sorted.
     """
-    found: dict[str, set[str]] = {}
+    spellings_by_words: dict[str, set[str]] = {}
     for label in labels:
-        found.setdefault(_BETWEEN_WORDS.sub(" ", label.casefold()).strip(), set()).add(label)
-    return sorted(sorted(spellings) for spellings in found.values() if len(spellings) > 1)
+        spellings_by_words.setdefault(_BETWEEN_WORDS.sub(" ", label.casefold()).strip(), set()).add(label)
+    return sorted(sorted(spellings) for spellings in spellings_by_words.values() if len(spellings) > 1)
 
 
 def as_listed(documents: pa.Table, settings: ExamplesSettings) -> pa.Table:
@@ -37,19 +37,19 @@ def as_listed(documents: pa.Table, settings: ExamplesSettings) -> pa.Table:
     target = task_of(settings).target
     if target is None or not known or len(known) < len(settings.labels or []):
         return documents
-    found = documents[target].combine_chunks()
+    targets = documents[target].combine_chunks()
     if target == "label":
-        column, annotations = _listed(found, known), documents["annotations"].combine_chunks()
+        column, annotations = _listed(targets, known), documents["annotations"].combine_chunks()
         if annotations.null_count < len(annotations):
             documents = _with(documents, "annotations", _with_labels(annotations, known))
     elif target == "labels":
         rows = [
             row and sorted({known.get(str(label).casefold(), str(label)) for label in row})
-            for row in found.to_pylist()
+            for row in targets.to_pylist()
         ]
-        column = pa.array(rows, found.type)
+        column = pa.array(rows, targets.type)
     else:
-        column = _with_labels(found, known)
+        column = _with_labels(targets, known)
     return _with(documents, target, column)
 
 

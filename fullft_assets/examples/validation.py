@@ -28,7 +28,6 @@ from fullft_assets.examples.outcomes import (
     gate_outcomes,
     problem_counts,
     row_outcome,
-    size_outcome,
     with_masked,
 )
 from fullft_assets.examples.rules import (
@@ -58,7 +57,7 @@ if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
 
 
-VERSION = "11"
+VERSION = "12"
 #: Rows of a row group of `examples.parquet`: some megabytes of text.
 _ROW_GROUP = 1 << 14
 #: What is kept of the quarantined rows beside the valid ones: a newer delivery of a file does not supersede a
@@ -110,23 +109,23 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
         return examined[0]
 
     def write_valid(draft: Draft) -> Outcome:
-        found = examine_once()
-        write_examples(found.valid, draft.path / "examples.parquet")
-        pq.write_table(found.quarantined.select(_QUARANTINED_COLUMNS), draft.path / QUARANTINED)
+        examined = examine_once()
+        write_examples(examined.valid, draft.path / "examples.parquet")
+        pq.write_table(examined.quarantined.select(_QUARANTINED_COLUMNS), draft.path / QUARANTINED)
         metadata = ExamplesMetadata(
             batch=read.batch,
             uri=read.uri,
             files=read.files,
             taken_away=read.taken_away,
-            num_rows=len(found.valid) + len(found.quarantined),
-            num_valid=len(found.valid),
-            num_quarantined=len(found.quarantined),
-            num_masked=found.num_masked,
+            num_rows=len(examined.valid) + len(examined.quarantined),
+            num_valid=len(examined.valid),
+            num_quarantined=len(examined.quarantined),
+            num_masked=examined.num_masked,
             encodings=_encodings(read),
-            label_counts=found.label_counts,
-            **agreement.metadata_of(found.agreement),
+            label_counts=examined.label_counts,
+            **agreement.metadata_of(examined.agreement),
         )
-        return metadata.as_dict(), found.checks
+        return metadata.as_dict(), examined.checks
 
     def write_quarantined(draft: Draft) -> Outcome:
         rows = examine_once().quarantined
@@ -156,7 +155,9 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
 def _examine_raw(store: Store, raw: Manifest, use_case: UseCase) -> Examined:
     import pyarrow.parquet as pq
 
-    settings, read, kinds = use_case.settings, RawMetadata.of(raw), masked_kinds(use_case)
+    settings = use_case.settings
+    read = RawMetadata.of(raw)
+    kinds = masked_kinds(use_case)
     return examine(
         pq.read_table(store.folder(raw) / "documents.parquet"),
         settings.examples,
@@ -254,11 +255,15 @@ def _masked(
     if settings.pii == "mask" and num_masked_before is not None:
         rows = np.flatnonzero(pc.fill_null(pc.match_substring(documents["text"], "["), False))
         return documents, _left_over(documents, rows, search), num_masked_before
-    found = search.find_all(documents["text"])
+    pieces_by_row = search.find_all(documents["text"])
     if settings.pii != "mask":
-        return documents, counts_of(found, len(documents)), 0
-    documents = mask_documents(documents, found)
-    return documents, _left_over(documents, np.array(sorted(found), np.int64), search), len(found)
+        return documents, counts_of(pieces_by_row, len(documents)), 0
+    documents = mask_documents(documents, pieces_by_row)
+    return (
+        documents,
+        _left_over(documents, np.array(sorted(pieces_by_row), np.int64), search),
+        len(pieces_by_row),
+    )
 
 
 def _left_over(documents: pa.Table, rows: np.ndarray, search: PersonalDataSearch) -> np.ndarray:
@@ -279,20 +284,20 @@ def _hashes(documents: pa.Table, settings: ExamplesSettings) -> list[str | None]
     if task_of(settings).has_messages:
         turns = documents["messages"].to_pylist()
         return [
-            None if found is None else messages_hash([(t["role"], t["content"]) for t in found])
-            for found in turns
+            None if messages is None else messages_hash([(t["role"], t["content"]) for t in messages])
+            for messages in turns
         ]
     return [None if text is None else text_hash(text) for text in documents["text"].to_pylist()]
 
 
 def _try(frame: pd.DataFrame, settings: ExamplesSettings) -> dict[str, Finding]:
-    own = expectations.build(settings) if settings.expectations else {}
+    suite_of_user = expectations.build(settings) if settings.expectations else {}
     try:
-        return run_expectations(frame, {**suite_for(settings), **own})
+        return run_expectations(frame, {**suite_for(settings), **suite_of_user})
     except Exception:
         # Great Expectations does not always say which expectation it failed on: each of the user's is tried
         # alone.
-        for number, (name, expectation) in enumerate(own.items()):
+        for number, (name, expectation) in enumerate(suite_of_user.items()):
             try:
                 run_expectations(frame, {name: expectation})
             except Exception as error:
@@ -317,14 +322,16 @@ def _of_well_formed(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) 
         for name in findings
         if rules[name].reason == REASONS["rows_are_well_formed"]
     )
-    known, found = set(malformed), {}
+    known, findings_left = set(malformed), {}
     for name, finding in findings.items():
         if finding.rows is None or rules[name].reason == REASONS["rows_are_well_formed"]:
-            found[name] = finding
+            findings_left[name] = finding
             continue
         rows = [row for row in finding.rows if row not in known]
-        found[name] = Finding(finding.passed or not (rows or rules[name].is_own), rows, finding.observed)
-    return found
+        findings_left[name] = Finding(
+            finding.passed or not (rows or rules[name].is_own), rows, finding.observed
+        )
+    return findings_left
 
 
 def _batch_outcomes(
@@ -339,9 +346,7 @@ def _batch_outcomes(
     if (rule := rules.get("labels_are_balanced")) is not None:
         checks.append(balance_outcome(rule, label_counts, num_valid, settings))
     if (rule := rules.get("annotators_agree")) is not None:
-        checks.append(agreement_outcome(rule, agreed, settings))
-    if (rule := rules.get("rows_suffice")) is not None:
-        checks.append(size_outcome(rule, num_valid, settings))
+        checks.append(agreement_outcome(rule, agreed))
     return checks
 
 
@@ -373,7 +378,7 @@ def count_labels(valid: pa.Table, settings: ExamplesSettings) -> dict[str, int]:
         return {}
     labels = valid[target] if target == "label" else pc.list_flatten(valid[target])
     labels = pc.struct_field(labels, "label") if target == "spans" else labels
-    counts = {found["values"]: found["counts"] for found in pc.value_counts(labels).to_pylist()}
+    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(labels).to_pylist()}
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 

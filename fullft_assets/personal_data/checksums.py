@@ -41,7 +41,9 @@ def iban(number: str) -> bool:
 
 def us_ssn(number: str) -> bool:
     """Return whether the Social Security Administration may have given out this number."""
-    area, middle, serial = number[:3], number[3:5], number[5:]
+    area = number[:3]
+    middle = number[3:5]
+    serial = number[5:]
     impossible = area in ("000", "666") or area[0] == "9" or middle == "00" or serial == "0000"
     return not impossible and number not in _ADVERTISED_SSNS
 

@@ -168,7 +168,9 @@ def _is_issued(number: str) -> bool:
     """Return whether a network issues cards of this prefix and length (Visa, Mastercard, Amex, Discover, JCB,
     Diners, UnionPay).
     """
-    length, two, four = len(number), int(number[:2]), int(number[:4])
+    length = len(number)
+    two = int(number[:2])
+    four = int(number[:4])
     if number[0] == "4":
         return length in (13, 16, 19)
     if 51 <= two <= 55 or 2221 <= four <= 2720:
@@ -213,9 +215,9 @@ def _check_ipv6(match: re.Match[str]) -> Span | None:
     )
 
 
-def _may_be_called(found: str) -> bool:
-    is_day = re.fullmatch(r"(?:19|20)[0-9]{2}[-/.][0-9]{1,2}[-/.][0-9]{1,2}", found)
-    return 7 <= len(digits_of(found)) <= 15 and not is_day
+def _may_be_called(number: str) -> bool:
+    is_day = re.fullmatch(r"(?:19|20)[0-9]{2}[-/.][0-9]{1,2}[-/.][0-9]{1,2}", number)
+    return 7 <= len(digits_of(number)) <= 15 and not is_day
 
 
 def _check_called(match: re.Match[str]) -> Span | None:
@@ -321,7 +323,6 @@ CONTACTS = (
         "@",
         re.compile(r"@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}(?![\w-])"),
         _check_email,
-        has_digits=False,
     ),
     Kind(
         "iban",
@@ -343,7 +344,7 @@ CONTACTS = (
         "[SSN]",
         r"(?i)ssn|social security",
         re.compile(r"[0-9](?<![\w.-].)[0-9]{2}[ .-]?[0-9]{2}[ .-]?[0-9]{4}(?!\w)"),
-        named_by("(?:ssn|social security)", "ssn social", lambda found: checksums.us_ssn(digits_of(found))),
+        named_by("(?:ssn|social security)", "ssn social", lambda text: checksums.us_ssn(digits_of(text))),
     ),
     Kind(
         "ip_address",
@@ -358,7 +359,6 @@ CONTACTS = (
         r"[0-9A-Fa-f]{1,4}:[0-9A-Fa-f:]*:",
         re.compile(r"[0-9A-Fa-f:](?<![\w:.].)[0-9A-Fa-f:]{5,38}+(?!\w)"),
         _check_ipv6,
-        has_digits=False,
     ),
 )
 #: After all identifiers: their digits are no telephone numbers.

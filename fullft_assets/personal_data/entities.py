@@ -150,7 +150,7 @@ class EntityModel:
 
     def find_all(self, texts: Sequence[str]) -> Iterator[list[Found]]:
         """Yield what is found in each text, in the order of the texts; pieces of one text do not overlap."""
-        found: list[list[Found]] = [[] for _ in texts]
+        pieces: list[list[Found]] = [[] for _ in texts]
         parts = [
             (row, start, text[start:end]) for row, text in enumerate(texts) for start, end in _windows(text)
         ]
@@ -160,7 +160,7 @@ class EntityModel:
                 [part for _, _, part in block], self._language, _BATCH, entities=list(self._entities)
             )
             for (row, start, _), each in zip(block, results, strict=True):
-                found[row] += [
+                pieces[row] += [
                     Found(
                         start + one.start,
                         start + one.end,
@@ -169,7 +169,7 @@ class EntityModel:
                     )
                     for one in each
                 ]
-        yield from found
+        yield from pieces
 
 
 def _windows(text: str) -> Iterator[tuple[int, int]]:

@@ -47,11 +47,11 @@ _VIN = r"(?:vin|vehicle identification|chassis|fahrgestell(?:nummer)?|fin|ch[aâ
 
 
 def _has_digits(least: int) -> Callable[[str], bool]:
-    return lambda found: len(digits_of(found)) >= least
+    return lambda text: len(digits_of(text)) >= least
 
 
-def _has_month(found: str) -> bool:
-    return len(digits_of(found)) >= 4 and not re.fullmatch(r"[0-9]{1,2},? [0-9]{4}", found)
+def _has_month(text: str) -> bool:
+    return len(digits_of(text)) >= 4 and not re.fullmatch(r"[0-9]{1,2},? [0-9]{4}", text)
 
 
 def _check_vin(match: re.Match[str]) -> Span | None:
@@ -112,7 +112,7 @@ IDENTIFIERS = (
     ),
     _kind(
         "uk_nhs", "[NHS]", r"(?i)\bnhs\b", rf"[0-9]{_NOT_IN}[0-9]{{2}}[ -]?[0-9]{{3}}[ -]?[0-9]{{4}}{_END}",
-        named_by("nhs", "nhs", lambda found: checksums.uk_nhs(bare(found))),
+        named_by("nhs", "nhs", lambda text: checksums.uk_nhs(bare(text))),
     ),
     _kind(
         "uk_nino", "[NINO]", r"(?i)\b[A-Z]{2} ?[0-9]{2} ?[0-9]{2} ?[0-9]{2} ?[A-D]\b",
@@ -148,12 +148,12 @@ IDENTIFIERS = (
     ),
     _kind(
         "br_cpf", "[CPF]", r"(?i)\bcpf\b", rf"[0-9]{_NOT_IN}[0-9]{{8}}-?[0-9]{{2}}{_END}",
-        named_by("cpf", "cpf", lambda found: checksums.br_cpf(bare(found))),
+        named_by("cpf", "cpf", lambda text: checksums.br_cpf(bare(text))),
     ),
     _kind(
         "nl_bsn", "[BSN]", r"(?i)\bbsn\b|burgerservice|sofi",
         rf"[0-9]{_NOT_IN}(?:[0-9]{{8}}|[0-9]{{3}}[ .][0-9]{{2}}[ .][0-9]{{3}}|[0-9]{{2}}[ .][0-9]{{3}}[ .][0-9]{{3}}){_END}",
-        named_by("(?:bsn|burgerservicenummer|sofi(?:nummer)?)", "bsn burger sofi", lambda found: checksums.nl_bsn(bare(found))),
+        named_by("(?:bsn|burgerservicenummer|sofi(?:nummer)?)", "bsn burger sofi", lambda text: checksums.nl_bsn(bare(text))),
     ),
     _kind(
         "vin", "[VIN]", r"(?i)\bvin\b|vehicle id|chassis|fahrgestell|\bfin\b|ch[aâ]ssis|bastidor|telaio",

@@ -21,9 +21,6 @@ JOIN = (
     r"(?:[ :#=()\"'-]|\b(?:is|was|ist|war|lautet|est|es|e|é|è|jest|of|the|holder|mein|meine)\b){0,6}+"
 )
 _CUE_WINDOW = 60
-#: For RE2: four digits, with what is between those of a telephone number, or those of a record, a VIN or an
-#: address. Five texts of six have none.
-FOUR_DIGITS = r"[0-9](?:[ ()./-]{0,3}[0-9]){3}|[0-9](?:[A-Za-z/.:-]{0,13}[0-9]){3}"
 #: Words that say that the number behind them is no person's.
 _OTHER_NUMBER = re.compile(
     r"(?:invoice|order|part|model|item|article|serial|sku|isbn|issn|batch|lot|version|build|commit|ticket|case|tracking|product|catalog(?:ue)?|"
@@ -58,8 +55,6 @@ class Kind:
         hint: for RE2, of a column of texts: where it does not match, the pattern does not.
         pattern: of what is found.
         check: of a match.
-        has_digits: `FOUR_DIGITS` matches whatever is found: a text where it does not is not even tried for
-            the hint.
     """
 
     name: str
@@ -67,7 +62,6 @@ class Kind:
     hint: str
     pattern: re.Pattern[str]
     check: Callable[[re.Match[str]], Span | None]
-    has_digits: bool = True
 
 
 _NO_DIGITS, _SEPARATORS = re.compile("[^0-9]+"), re.compile(r"[\W_]+")

@@ -22,18 +22,18 @@ _COLUMNS = ("text", "messages", "spans", "annotations")
 _BETWEEN_TURNS = "\n\n"
 
 
-def mask_documents(table: pa.Table, found: Mapping[int, Sequence[Found]]) -> pa.Table:
+def mask_documents(table: pa.Table, pieces_by_row: Mapping[int, Sequence[Found]]) -> pa.Table:
     """Return the documents with their personal data masked; a row without any is untouched.
 
     Args:
         table: with `documents.COLUMNS`.
-        found: personal data in the texts by their row, as `PersonalDataSearch.find_all` finds it.
+        pieces_by_row: personal data in the texts by their row, as `PersonalDataSearch.find_all` finds it.
     """
-    rows = np.array(sorted(found), np.int64)
+    rows = np.array(sorted(pieces_by_row), np.int64)
     if not len(rows):
         return table
     masked = [
-        _mask_row(row, found[number])
+        _mask_row(row, pieces_by_row[number])
         for number, row in zip(rows.tolist(), table.select(_COLUMNS).take(rows).to_pylist(), strict=True)
     ]
     for name in _COLUMNS:
@@ -41,25 +41,25 @@ def mask_documents(table: pa.Table, found: Mapping[int, Sequence[Found]]) -> pa.
     return table
 
 
-def _mask_row(row: dict[str, Any], found: Sequence[Found]) -> dict[str, Any]:
+def _mask_row(row: dict[str, Any], pieces: Sequence[Found]) -> dict[str, Any]:
     if row["messages"] is not None:
-        turns = _mask_turns(row["messages"], found)
+        turns = _mask_turns(row["messages"], pieces)
         return {
             **row,
             "messages": turns,
             "text": _BETWEEN_TURNS.join(turn["content"] or "" for turn in turns),
         }
-    masked = {**row, "text": pii.mask(row["text"], found)}
+    masked = {**row, "text": pii.mask(row["text"], pieces)}
     if row["spans"] is not None:
-        masked["spans"] = [_shift(span, found) for span in row["spans"]]
+        masked["spans"] = [_shift(span, pieces) for span in row["spans"]]
         masked["annotations"] = row["annotations"] and [
-            _shift_annotation(each, found) for each in row["annotations"]
+            _shift_annotation(each, pieces) for each in row["annotations"]
         ]
     return masked
 
 
-def _mask_turns(turns: Sequence[dict[str, Any]], found: Sequence[Found]) -> list[dict[str, Any]]:
-    """Return the turns of a conversation masked; `found` is in its text, which is the turns one after the
+def _mask_turns(turns: Sequence[dict[str, Any]], pieces: Sequence[Found]) -> list[dict[str, Any]]:
+    """Return the turns of a conversation masked; `pieces` is in its text, which is the turns one after the
     other.
     """
     masked, start = [], 0
@@ -68,7 +68,7 @@ def _mask_turns(turns: Sequence[dict[str, Any]], found: Sequence[Found]) -> list
         end = start + len(content or "")
         inside = [
             replace(one, start=max(one.start, start) - start, end=min(one.end, end) - start)
-            for one in found
+            for one in pieces
             if one.start < end and start < one.end
         ]
         masked.append({**turn, "content": content and pii.mask(content, inside)})
@@ -76,15 +76,15 @@ def _mask_turns(turns: Sequence[dict[str, Any]], found: Sequence[Found]) -> list
     return masked
 
 
-def _shift(span: dict[str, Any], found: Sequence[Found]) -> dict[str, Any]:
+def _shift(span: dict[str, Any], pieces: Sequence[Found]) -> dict[str, Any]:
     if span["start"] is None or span["end"] is None:
         return span
-    start, end = pii.shift(span["start"], span["end"], found)
+    start, end = pii.shift(span["start"], span["end"], pieces)
     return {**span, "start": start, "end": end}
 
 
-def _shift_annotation(annotation: dict[str, str], found: Sequence[Found]) -> dict[str, str]:
-    spans = [_shift(span, found) for span in json.loads(annotation["label"])]
+def _shift_annotation(annotation: dict[str, str], pieces: Sequence[Found]) -> dict[str, str]:
+    spans = [_shift(span, pieces) for span in json.loads(annotation["label"])]
     return {**annotation, "label": json.dumps(spans, ensure_ascii=False)}
 
 

@@ -9,14 +9,14 @@ kind.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fullft_assets.personal_data.contacts import CONTACTS, TELEPHONES
 from fullft_assets.personal_data.identifiers import IDENTIFIERS
-from fullft_assets.personal_data.kinds import FOUR_DIGITS, Found, Kind, Span
+from fullft_assets.personal_data.kinds import Found, Kind, Span
 from fullft_assets.personal_data.secrets_and_keys import SECRETS
 
 if TYPE_CHECKING:
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 #: In the order of precedence: a card number is not also a telephone number.
 KINDS = (*SECRETS, *CONTACTS, *IDENTIFIERS, *TELEPHONES)
-#: Hints that RE2 tries together. Those of all kinds have more states than it keeps: they took ten times as
-#: long as one hint.
-_MOST_AT_ONCE = 8
 
 
 def kinds_named(names: Collection[str]) -> tuple[Kind, ...]:
@@ -39,10 +36,10 @@ def count(texts: pa.Array | pa.ChunkedArray, kinds: Sequence[Kind] = KINDS) -> n
     return counts_of(find_all(texts, kinds), len(texts))
 
 
-def counts_of(found: Mapping[int, Sequence[Found]], num_rows: int) -> np.ndarray:
+def counts_of(pieces_by_row: Mapping[int, Sequence[Found]], num_rows: int) -> np.ndarray:
     """Return how many pieces of personal data each of the rows holds."""
     counts = np.zeros(num_rows, np.int32)
-    for row, each in found.items():
+    for row, each in pieces_by_row.items():
         counts[row] = len(each)
     return counts
 
@@ -52,8 +49,8 @@ def find_all(texts: pa.Array | pa.ChunkedArray, kinds: Sequence[Kind]) -> dict[i
     row.
     """
     hinted: dict[int, set[str]] = {}
-    for hint, rows in _hinted_by_all(texts, kinds):
-        for row in rows.tolist():
+    for hint in dict.fromkeys(kind.hint for kind in kinds):
+        for row in np.flatnonzero(_matches(texts, hint)).tolist():
             hinted.setdefault(row, set()).add(hint)
     return {
         row: find(texts[row].as_py(), [kind for kind in kinds if kind.hint in hints])
@@ -61,70 +58,42 @@ def find_all(texts: pa.Array | pa.ChunkedArray, kinds: Sequence[Kind]) -> dict[i
     }
 
 
-def _hinted_by_all(
-    texts: pa.Array | pa.ChunkedArray, kinds: Sequence[Kind]
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield each kind's hint with the rows where it matches; most kinds need digits, which few texts have."""
-    every, with_digits = np.arange(len(texts)), np.flatnonzero(_matches(texts, FOUR_DIGITS))
-    for has_digits, rows in ((False, every), (True, with_digits)):
-        hints = list(dict.fromkeys(kind.hint for kind in kinds if kind.has_digits == has_digits))
-        some = texts.take(rows) if len(rows) < len(texts) else texts
-        for at in range(0, len(hints), _MOST_AT_ONCE):
-            yield from _hinted(some, hints[at : at + _MOST_AT_ONCE], rows)
-
-
-def _hinted(
-    texts: pa.Array | pa.ChunkedArray, hints: Sequence[str], rows: np.ndarray
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield each hint with the rows where it matches: most rows match none, so several hints are tried at
-    once, then the halves of them.
-    """
-    places = np.flatnonzero(_matches(texts, "|".join(f"(?:{hint})" for hint in hints)))
-    found = rows[places]
-    if len(hints) == 1:
-        yield hints[0], found
-    elif len(found):
-        some = texts.take(places) if len(found) < len(rows) else texts
-        for half in (hints[: len(hints) // 2], hints[len(hints) // 2 :]):
-            yield from _hinted(some, half, found)
-
-
 def find(text: str, kinds: Sequence[Kind] = KINDS) -> list[Found]:
     """Return the personal data (of some kinds) in a text, in order and without overlaps; of two kinds the
     stricter one wins.
     """
-    found: list[Found] = []
+    all_pieces: list[Found] = []
     taken = bytearray(len(text))
     for kind in kinds:
         for match in kind.pattern.finditer(text):
             span = kind.check(match)
             if span is not None and taken.find(1, *span) < 0:
                 taken[span[0] : span[1]] = b"\1" * (span[1] - span[0])
-                found.append(Found(*span, kind.placeholder, kind.name))
-    return sorted(found, key=lambda one: one.start)
+                all_pieces.append(Found(*span, kind.placeholder, kind.name))
+    return sorted(all_pieces, key=lambda one: one.start)
 
 
-def mask(text: str, found: Sequence[Found]) -> str:
+def mask(text: str, pieces: Sequence[Found]) -> str:
     """Return the text with each piece of personal data replaced by its placeholder."""
-    pieces, position = [], 0
-    for one in found:
-        pieces += [text[position : one.start], one.placeholder]
+    parts, position = [], 0
+    for one in pieces:
+        parts += [text[position : one.start], one.placeholder]
         position = one.end
-    return "".join([*pieces, text[position:]])
+    return "".join([*parts, text[position:]])
 
 
-def shift(start: int, end: int, found: Sequence[Found]) -> Span:
+def shift(start: int, end: int, pieces: Sequence[Found]) -> Span:
     """Return where characters `start` to `end` of a text are once it is masked.
 
     A border inside personal data moves to the border of the placeholder, so that a span over a whole or half
     e-mail address is a span over `[EMAIL]`.
     """
-    return _shifted(start, found, is_end=False), _shifted(end, found, is_end=True)
+    return _shifted(start, pieces, is_end=False), _shifted(end, pieces, is_end=True)
 
 
-def _shifted(position: int, found: Sequence[Found], *, is_end: bool) -> int:
+def _shifted(position: int, pieces: Sequence[Found], *, is_end: bool) -> int:
     moved = 0
-    for one in found:
+    for one in pieces:
         if position >= one.end:
             moved += len(one.placeholder) - (one.end - one.start)
         elif position > one.start:

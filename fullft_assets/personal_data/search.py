@@ -25,14 +25,14 @@ class PersonalDataSearch:
 
     def find_all(self, texts: pa.Array | pa.ChunkedArray) -> dict[int, list[Found]]:
         """Return what is found in each text, as `find` does, by its row; rows without any are excluded."""
-        found = find_all(texts, self.kinds)
+        pieces_by_row = find_all(texts, self.kinds)
         if self.model is not None:
             strings = texts.to_pylist()
             rows = [row for row, text in enumerate(strings) if text]
             for row, entities in zip(rows, self.model.find_all([strings[row] for row in rows]), strict=True):
                 if entities:
-                    found[row] = _joined(strings[row], found.get(row, []), entities)
-        return {row: each for row, each in found.items() if each}
+                    pieces_by_row[row] = _joined(strings[row], pieces_by_row.get(row, []), entities)
+        return {row: each for row, each in pieces_by_row.items() if each}
 
 
 def search_of(use_case: UseCase) -> PersonalDataSearch:
@@ -44,17 +44,17 @@ def search_of(use_case: UseCase) -> PersonalDataSearch:
     return PersonalDataSearch(kinds_named(use_case.settings.examples.pii_kinds), entity_model(use_case))
 
 
-def _joined(text: str, found: Sequence[Found], entities: Sequence[Found]) -> list[Found]:
+def _joined(text: str, pieces: Sequence[Found], entities: Sequence[Found]) -> list[Found]:
     """Return both without overlaps. What a pattern found stays whole: of a name that runs into an address,
     the rest is a piece.
     """
-    free, pieces = bytearray(b"\1" * len(text)), [*found]
-    for one in found:
+    free, parts = bytearray(b"\1" * len(text)), [*pieces]
+    for one in pieces:
         free[one.start : one.end] = b"\0" * (one.end - one.start)
     for one in entities:
         for run in re.finditer(b"\1+", free[one.start : one.end]):
             part = text[one.start + run.start() : one.start + run.end()]
             start = one.start + run.start() + len(part) - len(part.lstrip())
             if any(map(str.isalnum, part)):
-                pieces.append(replace(one, start=start, end=start + len(part.strip())))
-    return sorted(pieces, key=lambda one: one.start)
+                parts.append(replace(one, start=start, end=start + len(part.strip())))
+    return sorted(parts, key=lambda one: one.start)

@@ -31,7 +31,6 @@ SECRETS = (
             r" KEY(?: BLOCK)?-----"
         ),
         whole,
-        has_digits=False,
     ),
     Kind(
         "secret",
@@ -44,7 +43,6 @@ SECRETS = (
             r"|eyJ[\w-]{8,2000}+\.[\w-]{8,8000}+\.[\w-]{8,2000}+)"
         ),
         whole,
-        has_digits=False,
     ),
     Kind(
         "secret",
@@ -54,7 +52,6 @@ SECRETS = (
             r"\b(?:bearer|basic) (?=[A-Za-z0-9._~+/-]{0,60}[0-9])([A-Za-z0-9._~+/-]{16,4000}+={0,2})", re.I
         ),
         whole,
-        has_digits=False,
     ),
     Kind(
         "secret",
@@ -66,7 +63,6 @@ SECRETS = (
             re.I,
         ),
         _check_assigned,
-        has_digits=False,
     ),
     Kind(
         "secret",
@@ -81,6 +77,5 @@ SECRETS = (
             re.I,
         ),
         _check_assigned,
-        has_digits=False,
     ),
 )

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fullft_assets.escaping import from_cell, to_cell
-from fullft_assets.settings.documents import CsvSettings
+from fullft_assets.settings import DocumentsSettings
 
 #: In the folder of an evaluation: rows whose label is probably wrong, without their texts.
 LABEL_ERRORS = "label_errors"
@@ -36,14 +36,14 @@ class DoubtfulRow:
     given: float
 
 
-def label_errors_file(sources: Iterable[str | None], settings: CsvSettings) -> str:
+def label_errors_file(sources: Iterable[str | None], settings: DocumentsSettings) -> str:
     """Return the name of the file for annotators: of the kind that most of these files are, which the labels
     came in.
 
     It is JSON lines where the settings say that tables have no quotes or another header, which such a table
     would not be read by.
     """
-    if settings.quoting == "none" or settings.header is not None:
+    if settings.csv.quoting == "none" or settings.header is not None:
         return f"{LABEL_ERRORS}.jsonl"
     kinds = Counter(
         kind

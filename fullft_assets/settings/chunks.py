@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from fullft_assets.settings.base import Float, Settings, with_fitting_default
+from fullft_assets.settings.base import Settings, with_fitting_default
 
 
 class ChunksSettings(Settings):
     """How a text becomes the windows that the model reads."""
+
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "general_words": "name the languages of the texts in `examples.languages`, or list `terms` of your own",
+        "max_term_pieces": "the audit warns above 3 tokens a domain term",
+        "max_unknown_share": "the audit warns above 0.1% unknown tokens",
+        "max_byte_fallback_share": "the audit warns above 1% single bytes",
+    }
 
     max_tokens: int = Field(
         default=256,
@@ -56,26 +64,6 @@ class ChunksSettings(Settings):
     terms: list[str] = Field(
         default_factory=list,
         description="Domain terms that the tokenizer audit looks at. Default: mined from the corpus.",
-    )
-    general_words: str | None = Field(
-        default=None,
-        min_length=1,
-        description=(
-            "General language that mined terms are compared with: a language that has a word list (`en`,"
-            " `de`; ISO 639-1), the path of your own list (UTF-8; on each line a word, or a word, a tab and"
-            " its count), or `vocabulary`: only the tokenizer's vocabulary. Default: the lists of"
-            " examples.languages, else of the language of the most common words; the vocabulary where there"
-            " is no list."
-        ),
-    )
-    max_term_pieces: Float = Field(
-        default=3.0, ge=1, description="Mean number of tokens per domain term above which the audit warns."
-    )
-    max_unknown_share: Float = Field(
-        default=0.001, ge=0, le=1, description="Share of unknown tokens above which the audit warns."
-    )
-    max_byte_fallback_share: Float = Field(
-        default=0.01, ge=0, le=1, description="Share of byte-fallback tokens above which the audit warns."
     )
 
     @model_validator(mode="before")

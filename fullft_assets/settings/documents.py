@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,15 +12,12 @@ from fullft_assets.settings.base import Float, Settings
 #: Number of the row that has the columns' names, None for the first one that is not empty, or `none`: columns
 #: have no names.
 HeaderRow = Annotated[int, Field(ge=1)] | Literal["none"] | None
-_HEADER = (
-    "Number of the row (in CSV, of its line) that has the columns' names; what is above it is not read."
-    " `none`: there are no names, and "
-)
-_HEADER += "columns are called `column_1`, `column_2` and so on. Default: the first row that is not empty."
 
 
 class CsvSettings(Settings):
     """How CSV files are read."""
+
+    REMOVED: ClassVar[Mapping[str, str]] = {"header": "set `documents.header`, for spreadsheets too"}
 
     delimiter: str | None = Field(
         default=None,
@@ -34,32 +32,6 @@ class CsvSettings(Settings):
             " line ends. `none`: a double quote is a character like any other."
         ),
     )
-    header: HeaderRow = Field(default=None, description=_HEADER)
-
-
-class XlsxSettings(Settings):
-    """How spreadsheets are read."""
-
-    sheets: Literal["first", "each"] = Field(
-        default="first",
-        description=(
-            "`first`: the first sheet that is neither hidden nor empty; a file whose other sheets have the"
-            " same header is refused. `each`: all of them. The sheet's name is in the field `sheet`."
-        ),
-    )
-    header: HeaderRow = Field(default=None, description=_HEADER)
-
-
-class XmlSettings(Settings):
-    """How XML files are read."""
-
-    record: str | None = Field(
-        default=None,
-        description=(
-            "Name of the element that is one document. Default: the root; in a `PubmedArticleSet` each"
-            " `PubmedArticle`, in a `teiCorpus` each `TEI`."
-        ),
-    )
 
 
 class MailSettings(Settings):
@@ -69,7 +41,8 @@ class MailSettings(Settings):
         default="keep",
         description=(
             "What is done with the messages that a message quotes: lines that begin with `>` and the line"
-            " that introduces them, or what follows Outlook's line `Original Message`."
+            " that introduces them, and what follows Outlook's header (`From:`, `Sent:`, `To:`, in eleven"
+            " languages more) or its line `Original Message`."
         ),
     )
 
@@ -96,6 +69,16 @@ class PdfSettings(Settings):
 class DocumentsSettings(Settings):
     """Where the raw documents are delivered, and how a sensor cuts them into batches."""
 
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "xlsx": (
+            "set `documents.header` in place of `xlsx.header`; of a spreadsheet all sheets with the header of"
+            " the first one are read"
+        ),
+        "xml": "set `documents.records` to the name of the element that is one document",
+        "time": "the time of an annotation is in the field `time`",
+        "max_runs_per_tick": "a tick launches up to 50 ingest runs, later ticks the rest",
+    }
+
     path: str = Field(
         description=(
             "Folder with the delivered files, relative to the project root; or s3://bucket/prefix; or a"
@@ -106,7 +89,8 @@ class DocumentsSettings(Settings):
         default="auto",
         description=(
             "`auto` goes by the file's ending, and by its content for .json; else a registered format, such"
-            " as `csv` or `label_studio`. A last .gz or .zst is unpacked."
+            " as `csv` or `label_studio`. `kreuzberg` (the extra of that name) reads every file as one document:"
+            " presentations, OpenDocument, EPUB, old files of Office. A last .gz or .zst is unpacked."
         ),
     )
     text: str | None = Field(
@@ -120,8 +104,10 @@ class DocumentsSettings(Settings):
     records: str | None = Field(
         default=None,
         description=(
-            "Path of the array that has the records, in .json files that are one object, such as `data` or"
-            " `result.rows`. Default: such a file is one record."
+            "Where the records are in a file that has several: in a .json file that is one object, the path of"
+            " their array, such as `data` or `result.rows`; in XML, the name of the element that is one"
+            " document. Default: such a file is one record; of XML that is known (`PubmedArticleSet`,"
+            " `teiCorpus`, `pmc-articleset`), each of its documents."
         ),
     )
     id: str = Field(
@@ -133,7 +119,6 @@ class DocumentsSettings(Settings):
             "Field with the annotator. Where several annotators answered, their agreement is measured."
         ),
     )
-    time: str = Field(default="time", description="Field with the time of the annotation.")
     encoding: str | None = Field(
         default=None,
         description=(
@@ -148,9 +133,15 @@ class DocumentsSettings(Settings):
             " field."
         ),
     )
+    header: HeaderRow = Field(
+        default=None,
+        description=(
+            "Number of the row (in CSV, of its line) of a table that has the columns' names; what is above it"
+            " is not read. `none`: there are no names, and columns are called `column_1`, `column_2` and so"
+            " on. Default: the first row that is not empty."
+        ),
+    )
     csv: CsvSettings = Field(default_factory=CsvSettings, description="Settings for CSV files.")
-    xlsx: XlsxSettings = Field(default_factory=XlsxSettings, description="Settings for spreadsheets.")
-    xml: XmlSettings = Field(default_factory=XmlSettings, description="Settings for XML files.")
     mail: MailSettings = Field(default_factory=MailSettings, description="Settings for mail messages.")
     pdf: PdfSettings = Field(default_factory=PdfSettings, description="Settings for PDFs.")
     follow_links: bool = Field(
@@ -184,14 +175,6 @@ class DocumentsSettings(Settings):
         default=256 * 2**20,
         ge=1,
         description="Maximum size of one batch in bytes; a larger file is a batch of its own.",
-    )
-    max_runs_per_tick: int = Field(
-        default=50,
-        ge=1,
-        le=1_000,
-        description=(
-            "Maximum number of ingest runs that the sensor launches in one tick; later ticks launch the rest."
-        ),
     )
     settle_seconds: Float = Field(
         default=1.0,

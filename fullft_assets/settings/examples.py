@@ -51,15 +51,12 @@ RULES = (
     "labels_are_known",
     "spans_are_in_range",
     "assistant_turns_are_present",
-    "annotations_are_confident",
-    "annotations_are_human",
     "ids_are_unique",
     "texts_are_unique",
     "equal_texts_have_equal_labels",
     "labels_are_balanced",
     "labels_have_one_spelling",
     "annotators_agree",
-    "rows_suffice",
 )
 
 
@@ -88,6 +85,27 @@ class ExamplesSettings(Settings):
     """What makes a document a valid labelled example."""
 
     USUAL: ClassVar[tuple[str, ...]] = ("label",)
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "max_damage_share": (
+            "texts with more than 1% damaged characters are quarantined; for another bound turn"
+            " `encodings_are_intact` off in `severities`, and add to `expectations`: {name:"
+            " expect_column_values_to_be_between, arguments: {column: damage_share, max_value: 0.05},"
+            " severity: quarantine}"
+        ),
+        "min_confidence": (
+            "add to `expectations`: {name: expect_column_values_to_be_between, arguments: {column:"
+            " confidence, min_value: 0.5}, severity: quarantine}"
+        ),
+        "human_annotated_only": (
+            "add to `expectations`: {name: expect_column_values_to_not_be_in_set, arguments: {column:"
+            " human_annotated, value_set: [false]}, severity: quarantine}"
+        ),
+        "min_batch_rows": (
+            "add to `expectations`: {name: expect_table_row_count_to_be_between, arguments: {min_value: 100}}"
+        ),
+        "min_label_share": "the check `labels_are_balanced` warns of a label with less than 1% of the rows",
+        "min_agreement": "the check `annotators_agree` is red below a kappa of 0.6",
+    }
 
     task: TaskName = Field(
         default="classification",
@@ -159,15 +177,6 @@ class ExamplesSettings(Settings):
             "Languages (ISO 639-1, such as `en`) that texts may be in. Default: languages are not identified."
         ),
     )
-    max_damage_share: Float = Field(
-        default=0.05,
-        ge=0,
-        le=1,
-        description=(
-            "Share of damaged characters (replacement, control, mis-decoded) above which a text is"
-            " quarantined."
-        ),
-    )
     pii: Annotated[Literal["off", "flag", "mask", "quarantine"], YamlOff()] = Field(
         default="off",
         description=(
@@ -190,37 +199,6 @@ class ExamplesSettings(Settings):
             " as `en_core_web_md`, or a folder. Needs the extra `pii`; it takes far longer than all other"
             " kinds. Default: they are not looked for."
         ),
-    )
-    min_confidence: Float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description=(
-            "A row with a lower annotation confidence is quarantined. Ground Truth writes 0 for a single"
-            " worker."
-        ),
-    )
-    human_annotated_only: bool = Field(
-        default=False,
-        description="Quarantine rows that a machine annotated (Ground Truth: `human-annotated: no`).",
-    )
-    min_label_share: Float = Field(
-        default=0.01,
-        ge=0,
-        le=1,
-        description=(
-            "A label with a smaller share of the valid rows raises a warning, in batches of at least 100"
-            " rows."
-        ),
-    )
-    min_agreement: Float = Field(
-        default=0.6,
-        ge=-1,
-        le=1,
-        description="Minimum Cohen's or Fleiss' kappa; below it the check on annotator agreement is red.",
-    )
-    min_batch_rows: int = Field(
-        default=1, ge=1, description="A batch with fewer valid rows raises a warning."
     )
     max_quarantined_share: Float = Field(
         default=0.5,

@@ -96,7 +96,7 @@ def identity_outcomes(frozen: Frozen, settings: ExamplesSettings) -> list[CheckO
     found = []
     for name, rule in snapshot_rules(settings).items():
         if name == "annotators_agree":
-            found.append(agreement_outcome(rule, frozen.agreement, settings))
+            found.append(agreement_outcome(rule, frozen.agreement))
             continue
         if name == "labels_have_one_spelling":
             found.append(_spelling_outcome(frozen.labels, rule.severity))

@@ -139,7 +139,7 @@ def _errors_file(context: EvaluationContext, result: EvaluationResult) -> str:
     """Return the name of the file of likely label errors, which is in the format the labels came in."""
     ids = [row.id for row in result.label_errors or ()]
     sources = _sources(context.store, context.inputs["training_snapshot"], ids)
-    return report.label_errors_file(sources, context.job.settings.documents.csv)
+    return report.label_errors_file(sources, context.job.settings.documents)
 
 
 def _leakage(context: EvaluationContext, test: Split) -> Leakage | None:

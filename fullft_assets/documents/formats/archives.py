@@ -107,13 +107,13 @@ def _member(
         inner = replace(reading, fields=None)
         if not format_.is_text:
             return list(_going_on(read(file, inner), reading))
-        found, _ = encodings.read_text(
+        records, _ = encodings.read_text(
             file,
             reading.documents.encoding,
             format_.declared_encoding,
             lambda text: list(_going_on(read(text, inner), reading)),
         )
-        return found
+        return records
     except Unreadable as error:
         return [(0, str(error))]
     except (zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error, lzma.LZMAError) as error:

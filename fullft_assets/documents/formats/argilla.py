@@ -9,13 +9,12 @@ annotations. (https://docs.argilla.io, `Record.to_dict`; https://docs.v1.argilla
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import Any
 
 from fullft_assets.documents.formats.delivered import Record
-from fullft_assets.documents.formats.labels import Answer, Malformed, add_answers
+from fullft_assets.documents.formats.labels import Answer, Malformed
 from fullft_assets.documents.formats.protocol import Format, Reading
-from fullft_assets.documents.formats.rows import Row, Wanted, add_problem, row_of
+from fullft_assets.documents.formats.rows import Row, Wanted, row_with_answers
 
 _UNFINISHED = ("discarded", "draft", "pending")
 
@@ -34,17 +33,9 @@ def rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tu
 
 
 def _row_of(record: dict[str, Any], wanted: Wanted) -> Row:
-    fields = _fields(record)
-    if wanted.label is None:
-        return row_of(fields, wanted)
-    row = row_of(fields, replace(wanted, label=None))
-    try:
-        add_answers(
-            row, _answers(record, wanted.label, wanted.target), wanted.label, wanted.target, wanted.missing
-        )
-    except Malformed as error:
-        add_problem(row, str(error))
-    return row
+    return row_with_answers(
+        _fields(record), wanted, lambda: _answers(record, wanted.label or "", wanted.target)
+    )
 
 
 def _fields(record: dict[str, Any]) -> dict[str, Any]:

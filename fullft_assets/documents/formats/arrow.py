@@ -31,37 +31,16 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     with columnar.reading("Arrow"), pa.OSFile(str(file.path)) as source:
         reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
         names = columnar.chosen(reader.schema, reading.fields)
+        batches = _chosen(_batches(reader), names)
         if reading.table_rows is not None:
-            yield from columnar.sampled(
-                _parts(reader, names, num_rows(file.path)), reading.table_rows, reader.schema
-            )
+            share = min(1.0, columnar.SAMPLED_BYTES / max(1, source.size()))
+            step = columnar.step_of(int(share * num_rows(file.path)), reading.table_rows)
+            limited = columnar.within(batches, columnar.SAMPLED_BYTES)
+            yield from columnar.records(limited, reader.schema, step)
             return
-        yield from columnar.records(_chosen(_batches(reader), names), reader.schema)
+        yield from columnar.records(batches, reader.schema)
         if not is_file and source.tell() != source.size():
             raise Unreadable("not a complete Arrow file (an end mark before its end)")
-
-
-def _parts(
-    reader: pa.RecordBatchFileReader | pa.RecordBatchStreamReader, names: list[str], total: int
-) -> list[columnar.Part]:
-    """Return the record batches of a file with a footer, which are read alone; a stream is one part."""
-    import pyarrow as pa
-
-    if not isinstance(reader, pa.RecordBatchFileReader):
-        return [columnar.Part(0, total, 0, lambda: _chosen(_batches(reader), names))]
-    parts, before = [], 0
-    for number in range(reader.num_record_batches):
-        batch = reader.get_batch(number)
-        parts.append(
-            columnar.Part(
-                before,
-                len(batch),
-                batch.nbytes,
-                lambda number=number: _chosen(iter([reader.get_batch(number)]), names),
-            )
-        )
-        before += len(batch)
-    return parts
 
 
 def _is_file_format(path: Path) -> bool:

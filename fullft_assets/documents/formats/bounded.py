@@ -139,7 +139,9 @@ class ReaderProcess:
         data = answers.read(LENGTH.unpack(head)[0]) if len(head) == LENGTH.size else b""
         if data and len(data) == LENGTH.unpack(head)[0]:
             return data
-        process, self._process, self._busy_in = self._process, None, None
+        process = self._process
+        self._process = None
+        self._busy_in = None
         assert process is not None, "it was asked"
         process.communicate()  # its pipe is closed: it has ended, or is about to
         if process.returncode == -signal.SIGALRM:

@@ -58,10 +58,10 @@ def scores_of(sample: bytes) -> Scores:
     """
     import chardet
 
-    found = chardet.detect_all(
+    guesses = chardet.detect_all(
         sample, ignore_threshold=True, include_encodings=CANDIDATES, compat_names=False
     )
-    confidences = {_candidate(each["encoding"] or ""): each["confidence"] for each in found}
+    confidences = {_candidate(each["encoding"] or ""): each["confidence"] for each in guesses}
     decoded = {name: text for name in CANDIDATES if (text := _text_in(sample, name)) is not None}
     scores = {name: _LEAST_SCORE + confidences.get(name, 0.0) for name in decoded}
     # The others are out of question, however their characters are placed.
@@ -101,7 +101,7 @@ def _supported(files: Sequence[Scores]) -> list[str | None]:
     """
     supported = [_of_share(scores, _SUPPORTED_SHARE) for scores in files]
     remaining = [at for at, scores in enumerate(supported) if scores]
-    found: list[str | None] = [None] * len(files)
+    names: list[str | None] = [None] * len(files)
     while remaining:
         totals: dict[str, float] = defaultdict(float)
         for at in remaining:
@@ -110,9 +110,9 @@ def _supported(files: Sequence[Scores]) -> list[str | None]:
         best = _first_best(totals)
         for at in remaining:
             if best in supported[at]:
-                found[at] = best
-        remaining = [at for at in remaining if found[at] is None]
-    return found
+                names[at] = best
+        remaining = [at for at in remaining if names[at] is None]
+    return names
 
 
 def _of_share(scores: Scores, share: float) -> Scores:
@@ -148,13 +148,13 @@ def _text_in(data: bytes, encoding: str) -> str | None:
 
 def _plausibility(text: str) -> float:
     """Return how plausible the positions of the characters outside ASCII are, from 0 to 1."""
-    kinds = Counter(found := "".join(map(_kind, text[:_EXAMINED_CHARACTERS])))
-    num_characters = len(found) - kinds[" "] - kinds["a"] - kinds["A"]
+    kinds = Counter(kinds_in_order := "".join(map(_kind, text[:_EXAMINED_CHARACTERS])))
+    num_characters = len(kinds_in_order) - kinds[" "] - kinds["a"] - kinds["A"]
     if not num_characters:
         return 1.0
-    share_in_place = 1 - min(1.0, len(_MISPLACED.findall(found)) / num_characters)
+    share_in_place = 1 - min(1.0, len(_MISPLACED.findall(kinds_in_order)) / num_characters)
     # A few letters of another script in a Latin text are rather accents in another code page.
-    is_foreign = 0 < kinds["x"] < _LEAST_SCRIPT_SHARE * (len(found) - kinds[" "] - kinds["s"])
+    is_foreign = 0 < kinds["x"] < _LEAST_SCRIPT_SHARE * (len(kinds_in_order) - kinds[" "] - kinds["s"])
     return share_in_place**2 * (0.5 if is_foreign else 1.0)
 
 

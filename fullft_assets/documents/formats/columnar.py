@@ -6,9 +6,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fullft_assets.documents.formats.delivered import Record, Unreadable
@@ -18,8 +17,8 @@ if TYPE_CHECKING:
 
 #: Rows that are in memory as Python objects at a time.
 BATCH_ROWS = 1024
-#: A sample of a table is read from so many places of it, and decodes so many bytes in all.
-_SAMPLED_PARTS, _SAMPLED_BYTES = 8, 64 * 2**20
+#: A sample of a table decodes so many bytes in all.
+SAMPLED_BYTES = 64 * 2**20
 
 
 def chosen(schema: pa.Schema, columns: Collection[str] | None) -> list[str]:
@@ -38,22 +37,8 @@ def step_of(num_rows: int, table_rows: int | None) -> int:
     return 1 if table_rows is None else max(1, math.ceil(num_rows / table_rows))
 
 
-def sampled(parts: Sequence[Part], table_rows: int, schema: pa.Schema) -> Iterator[tuple[int, Record]]:
-    """Yield (row number, record) of about so many rows, from evenly spaced parts of a table; each part is
-    read up to a limit of bytes.
-    """
-    count = min(len(parts), _SAMPLED_PARTS)
-    chosen_parts = [parts[len(parts) * number // count] for number in range(count)]
-    limit = _SAMPLED_BYTES / max(1, count)
-    step = step_of(
-        sum(math.ceil(part.num_rows * min(1.0, limit / max(1, part.bytes))) for part in chosen_parts),
-        table_rows,
-    )
-    for part in chosen_parts:
-        yield from records(_within(part.batches(), limit), schema, step, part.before)
-
-
-def _within(batches: Iterable[pa.RecordBatch], limit: float) -> Iterator[pa.RecordBatch]:
+def within(batches: Iterable[pa.RecordBatch], limit: float) -> Iterator[pa.RecordBatch]:
+    """Yield batches until they have so many bytes."""
     for batch in batches:
         yield batch
         limit -= batch.nbytes
@@ -89,21 +74,6 @@ def records(
             before += len(part)
 
 
-@dataclass(frozen=True)
-class Part:
-    """A part of a table that can be read alone: a row group, or a record batch.
-
-    Attributes:
-        before: rows of the table before it.
-        bytes: decoded, about.
-    """
-
-    before: int
-    num_rows: int
-    bytes: int
-    batches: Callable[[], Iterable[pa.RecordBatch]]
-
-
 @contextmanager
 def reading(kind: str) -> Iterator[None]:
     """Turn whatever pyarrow raises on a broken file into `Unreadable`; its message may contain the text and
@@ -127,7 +97,7 @@ def class_names(schema: pa.Schema) -> dict[str, list[str]]:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return {}
-    found = {}
+    names_of_columns = {}
     for name, feature in features.items() if isinstance(features, dict) else ():
         while isinstance(feature, list | dict) and not (
             isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
@@ -140,8 +110,8 @@ def class_names(schema: pa.Schema) -> dict[str, list[str]]:
                 else None
             )
         if isinstance(feature, dict) and isinstance(feature.get("names"), list):
-            found[name] = [str(known) for known in feature["names"]]
-    return found
+            names_of_columns[name] = [str(known) for known in feature["names"]]
+    return names_of_columns
 
 
 def _named(value: Any, names: list[str]) -> Any:

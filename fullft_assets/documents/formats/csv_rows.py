@@ -1,8 +1,8 @@
 """CSV: a header, then one record a row; fields in quotes may contain line ends.
 
-The delimiter is `documents.csv.delimiter`, the one in a line `sep=;` before the header, or a tab by the
-ending .tsv if the header has one or no other delimiter fits; else the one of comma, semicolon, tab and bar
-that is in the header outside of quotes and gives the first rows as many fields as the header.
+The delimiter is `documents.csv.delimiter`, the one in a line `sep=;` before the header, or the one of comma,
+semicolon, tab and bar that is in the header outside of quotes and gives the first rows as many fields as the
+header.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from itertools import chain, islice
 from fullft_assets.documents.formats.delivered import MAX_LINE_CHARACTERS, Delivered, Record, Unreadable
 from fullft_assets.documents.formats.endings import ending_of
 from fullft_assets.documents.formats.protocol import Format, Reading
-from fullft_assets.documents.formats.tables import Numbered, below_header
+from fullft_assets.documents.formats.tables import below_header
 from fullft_assets.escaping import from_cell
-from fullft_assets.settings.documents import CsvSettings
+from fullft_assets.settings import DocumentsSettings
 
 csv.field_size_limit(MAX_LINE_CHARACTERS)
 #: A line that Excel reads as the delimiter, not as a row.
@@ -30,26 +30,13 @@ _DELIMITERS = ",;\t|"
 _IN_QUOTES = re.compile(r'"(?:[^"]|"")*"')
 #: Lines after the header that its delimiter is tried on.
 _TRIED_LINES = 50
-#: Share of these lines that another delimiter must fit for a .tsv file whose header has no tab to be read by
-#: it.
-_FITTING_SHARE = 0.9
 _LINE_END = re.compile(r"\r\n|\r|\n")
-#: Share of the lines inside of a field that have as many delimiters as a row, and of the values in them that
-#: are like those of their columns, from which on they are rows and the quote of the field counts as not
-#: closed.
-_ROWS_SHARE = 0.8
-#: Number of such values, or of such lines where no column tells rows from prose, from which on this is
-#: certain. Below it, the row alone is excluded.
-_CERTAIN_VALUES = 3
-_CERTAIN_LINES = 8
-#: First rows that the values of each column are learned from.
-_LEARNED_ROWS = 1_000
-_WORDS = re.compile(r"[^\W\d_]+")
-_DIGITS = re.compile(r"\d+")
-#: Share of values met once up to which the values (or their shapes) of a column count as known: about so much
-#: of it is still to come. (I. J. Good, The population frequencies of species, Biometrika 40, 1953)
-_UNKNOWN_SHARE = 0.1
-_PROSE = "a b"
+#: A field of several lines has rows in it, as its quote was not closed, where such a share of its lines have
+#: as many delimiters as rows, and of their values in columns with few values, such as labels, are among these.
+#: Where no column tells rows from prose, so many lines do.
+_ROWS_SHARE, _MANY_LINES = 0.8, 8
+#: First rows that the values of columns are learned from. A column has few if most of them occur again.
+_LEARNED_ROWS, _FEW_SHARE = 1_000, 0.5
 
 
 def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
@@ -58,45 +45,48 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     Raises:
         Unreadable: the quoting is broken, or the header is unusable.
     """
-    chosen = reading.documents.csv
+    documents = reading.documents
 
     @cache
-    def columns() -> list[_Column]:
+    def few_values() -> list[set[str] | None]:
         # Rarely needed: a second look at the first rows, so that the others are read without one.
         with replace(file, head=None).lines(newline="") as text:
-            return _columns(
-                fields
-                for _, fields in islice(
-                    _rows(*_lines_and_delimiter(text, file.name, chosen), chosen), _LEARNED_ROWS
-                )
-            )
+            lines, delimiter = _lines_and_delimiter(text, file.name, documents)
+            rows = islice(_rows(lines, delimiter, documents.csv.quoting), _LEARNED_ROWS)
+            return _few_values([fields for _, fields in rows])
 
-    doubtful: dict[int, str] = {}
     with file.lines(newline="") as text:
-        lines, delimiter = _lines_and_delimiter(text, file.name, chosen)
-        header, rows = below_header(
-            _checked(_rows(lines, delimiter, chosen), delimiter, columns, doubtful), chosen.header
-        )
-        if doubtful:
-            raise Unreadable(next(iter(doubtful.values())))
+        lines, delimiter = _lines_and_delimiter(text, file.name, documents)
+        header, rows = below_header(_rows(lines, delimiter, documents.csv.quoting), documents.header)
         for number, fields in rows:
-            if number in doubtful:
-                yield number, doubtful.pop(number)
+            hidden = max(
+                (_lines_of_rows(fields, at, delimiter, few_values) for at in range(len(fields))), default=0
+            )
+            if hidden:
+                last = number + len(_LINE_END.findall("".join(map(str, fields))))
+                why = (
+                    f"a quoted field that begins in the row of line {number} has rows in it, to line {last}:"
+                    " close the quote there, or set documents.csv.quoting to none"
+                )
+                if hidden >= _MANY_LINES:
+                    raise Unreadable(why)
+                yield number, why
             elif len(fields) != len(header):
                 yield number, f"has {'more' if len(fields) > len(header) else 'fewer'} fields than the header"
             else:
                 yield number, dict(zip(header, map(from_cell, fields), strict=True))
 
 
-def _rows(lines: Iterator[str], delimiter: str, chosen: CsvSettings) -> Iterator[tuple[int, list[str]]]:
+def _rows(lines: Iterator[str], delimiter: str, quoting: str) -> Iterator[tuple[int, list[str]]]:
     """Yield (number of the line that it starts on, fields) of each row that is not a blank line."""
-    quoting = csv.QUOTE_NONE if chosen.quoting == "none" else csv.QUOTE_MINIMAL
-    reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
+    quotes = csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quotes)
     line = 1
     try:
         for fields in reader:
             # A record is named by the line that it starts on, where a person looks for it.
-            line, start = reader.line_num + 1, line
+            start = line
+            line = reader.line_num + 1
             if fields:
                 yield start, fields
     except csv.Error as error:
@@ -104,169 +94,75 @@ def _rows(lines: Iterator[str], delimiter: str, chosen: CsvSettings) -> Iterator
         raise Unreadable(f"not CSV: {error}, in the row that starts on line {line}: {fix}") from error
 
 
-def _checked(
-    rows: Iterable[tuple[int, list[str]]],
-    delimiter: str,
-    columns: Callable[[], list[_Column]],
-    doubtful: dict[int, str],
-) -> Iterator[Numbered]:
-    """Yield rows; before one that may have others in it, put its number and what is wrong into `doubtful`.
+def _few_values(rows: list[list[str]]) -> list[set[str] | None]:
+    """Return the values of each column that has few, None for another one; the first row has the names."""
+    [(number, _)] = Counter(map(len, rows)).most_common(1)
+    columns = list(zip(*(row for row in rows[1:] if len(row) == number), strict=True))
+    sets = [set(column) for column in columns] or [set() for _ in range(number)]
+    return [values if len(values) <= _FEW_SHARE * (len(rows) - 1) else None for values in sets]
 
-    Raises:
-        Unreadable: a field certainly has rows in it.
+
+def _lines_of_rows(
+    fields: Sequence[str | None], at: int, delimiter: str, few_values: Callable[[], list[set[str] | None]]
+) -> int:
+    """Return how many lines a field has if they are rows: the end of the one that it begins in, whole ones,
+    and the beginning of the last one; 0 if they are none.
     """
-    for start, fields in rows:
-        for at, field in enumerate(fields):
-            if ("\n" in field or "\r" in field) and (
-                is_certain := _has_rows(field, at, len(fields), delimiter, columns)
-            ) is not None:
-                what = (
-                    f"a quoted field that begins in the row of line {start}"
-                    f" {'has whole' if is_certain else 'seems to have'} rows in it"
-                )
-                last = start + len(_LINE_END.findall("".join(fields)))
-                why = f"{what}, to line {last}: close the quote there, or set documents.csv.quoting to none"
-                if is_certain:
-                    raise Unreadable(why)
-                doubtful[start] = why
-        yield start, fields
-
-
-class _Column:
-    """What the values of a column look like, where that tells them from prose: they recur, or their shapes
-    do, or they are no words in a row.
-    """
-
-    def __init__(self, values: Sequence[str]):
-        for look in (str, _shape):
-            numbers = Counter(map(look, values))
-            if sum(number == 1 for number in numbers.values()) <= _UNKNOWN_SHARE * len(values):
-                self._look, self._known = look, set(numbers)
-                return
-        numbers = Counter(map(_kind, values))
-        self._look, self._known = (
-            _kind,
-            {kind for kind, number in numbers.items() if number >= _UNKNOWN_SHARE * len(values)},
-        )
-
-    def fits(self, value: str) -> bool | None:
-        """Return whether a value is like those of the column; None where the column does not tell."""
-        return None if _PROSE in self._known or not self._known else self._look(value) in self._known
-
-
-def _shape(value: str) -> str:
-    """Return what distinguishes identifiers, numbers and dates from each other; prose is returned as
-    it is.
-    """
-    return (
-        value if len(_WORDS.findall(value)) > 1 and " " in value else _DIGITS.sub("0", _WORDS.sub("a", value))
-    )
-
-
-def _kind(value: str) -> str:
-    """Return whether a value is prose, one word or anything else, such as an identifier."""
-    return _PROSE if not value or " " in value else "word" if value.isalpha() else "other"
-
-
-def _columns(rows: Iterable[Sequence[str]]) -> list[_Column]:
-    """Return the columns of rows, of which the first one has the names; fields of several lines are no
-    examples.
-    """
-    found = list(rows)
-    [(number, _)] = Counter(map(len, found)).most_common(1)
-    full = [row for row in found[1:] if len(row) == number]
-    return [_Column([row[at] for row in full if _LINE_END.search(row[at]) is None]) for at in range(number)]
-
-
-def _has_text(line: Sequence[str], at: int, number: int) -> bool:
-    """Return whether a line is no whole row, or has something in a column; an indented line of text
-    has not.
-    """
-    return len(line) != number or bool(line[at].strip())
-
-
-def _has_rows(
-    field: str, at: int, num_fields: int, delimiter: str, columns: Callable[[], list[_Column]]
-) -> bool | None:
-    """Return whether it is certain that the lines of a field are rows: the rest of the one that it begins in,
-    whole ones, the beginning of the last. None: they are none.
-
-    Args:
-        field: a field of several lines.
-        at: its column.
-        num_fields: fields of the row that it is in.
-        delimiter: the delimiter.
-        columns: returns what the values of each column look like.
-    """
-    if delimiter not in field:
-        return None
+    field = fields[at] or ""
+    if delimiter not in field or not _LINE_END.search(field):
+        return 0
     lines = [line.split(delimiter) for line in _LINE_END.split(field) if line.strip()]
-    known = columns()
-    number = len(known)
+    known = few_values()
     # The column that the field ends in has as many after it as its row.
-    last = number - (num_fields - at)
-    expected = [number - at, *[number] * (len(lines) - 2), last + 1]
-    fitting = (
-        [
-            line
-            for line in zip(lines, expected, strict=True)
-            if len(line[0]) == line[1] and _has_text(line[0], at, number)
-        ]
-        if len(lines) > 1 and number > 1
-        else []
-    )
-    if len(fitting) < max(2, _ROWS_SHARE * len(lines)):
-        return None
+    last = len(known) - (len(fields) - at)
     starts = [at, *[0] * (len(lines) - 1)]
-    fits_known = [
-        fits
-        for line, start, length in zip(lines, starts, expected, strict=True)
-        if len(line) == length
-        for column, value in enumerate(line, start=start)
-        # Of the first line the beginning is the field itself, of the last one the end.
-        if (line is not lines[0] or column > at)
-        and (line is not lines[-1] or column < last)
-        and (fits := known[column].fits(value)) is not None
-    ]
-    if sum(fits_known) < _ROWS_SHARE * len(fits_known):
-        return None
-    return len(fits_known) >= _CERTAIN_VALUES or len(lines) >= _CERTAIN_LINES
+    ends = [*[len(known)] * (len(lines) - 1), last + 1]
+    num_fitting = 0
+    are_known: list[bool] = []
+    for line, start, end in zip(lines, starts, ends, strict=True):
+        if len(line) != end - start or not line[0].strip():
+            continue
+        num_fitting += 1
+        for column, value in enumerate(line, start):
+            is_whole = (line is not lines[0] or column > at) and (line is not lines[-1] or column < last)
+            if is_whole and (values := known[column]) is not None:
+                are_known.append(value in values)
+    has_rows = sum(are_known) >= _ROWS_SHARE * len(are_known) if are_known else len(lines) >= _MANY_LINES
+    return len(lines) if has_rows and num_fitting >= max(2, _ROWS_SHARE * len(lines)) else 0
 
 
-def _lines_and_delimiter(lines: Iterable[str], name: str, chosen: CsvSettings) -> tuple[Iterator[str], str]:
+def _lines_and_delimiter(
+    lines: Iterable[str], name: str, documents: DocumentsSettings
+) -> tuple[Iterator[str], str]:
     """Return a file's lines and their delimiter."""
-    remaining, seen = iter(lines), []
-    named = chosen.delimiter
-    first = chosen.header if isinstance(chosen.header, int) else 1
+    remaining = iter(lines)
+    seen: list[str] = []
+    delimiter = documents.csv.delimiter
+    first = documents.header if isinstance(documents.header, int) else 1
     for number, line in enumerate(remaining, start=1):
         if not any(map(str.strip, seen)) and (match := _SEPARATOR.fullmatch(line)) is not None:
             # A blank line in its place is skipped, and the lines after it keep their numbers.
-            named, line = chosen.delimiter or match[1], "\n"
+            delimiter = delimiter or match[1]
+            line = "\n"
         seen.append(line)
         if number >= first and not line.isspace():
             break
-    if named is not None:
-        return chain(seen, remaining), named
-    header = seen[-1] if seen else ""
-    is_tsv = ending_of(name) == ".tsv"
-    if is_tsv and "\t" in header:
-        return chain(seen, remaining), "\t"
-    tried = list(islice(remaining, _TRIED_LINES))
-    found = _delimiter([header, *tried], chosen)
-    # A table of one column has no delimiter, but marks within its texts.
-    is_lie = not is_tsv or (found in header and _share_that_fits([header, *tried], found) >= _FITTING_SHARE)
-    return chain(seen, tried, remaining), found if is_lie else "\t"
+    if delimiter is None:
+        tried = list(islice(remaining, _TRIED_LINES))
+        usual = "\t" if ending_of(name) == ".tsv" else ","
+        delimiter = _delimiter([*seen[-1:], *tried], usual, documents.csv.quoting)
+        seen += tried
+    return chain(seen, remaining), delimiter
 
 
-def _delimiter(lines: Sequence[str], chosen: CsvSettings) -> str:
+def _delimiter(lines: Sequence[str], usual: str, quoting: str) -> str:
     """Return the delimiter of rows: of those in the header, outside of quotes, the one that fits most of the
-    first rows.
+    first rows; the usual one of the file's ending where several fit alike, or none is in the header.
     """
-    header = lines[0] if chosen.quoting == "none" else _IN_QUOTES.sub("", lines[0])
-    candidates = [mark for mark in _DELIMITERS if mark in header]
-    if len(candidates) < 2:
-        return candidates[0] if candidates else ","
-    return max(candidates, key=lambda mark: _share_that_fits(lines, mark))
+    header = lines[0] if lines else ""
+    outside = header if quoting == "none" else _IN_QUOTES.sub("", header)
+    candidates = [mark for mark in (usual, *_DELIMITERS) if mark in outside]
+    return max(candidates, key=lambda mark: _share_that_fits(lines, mark), default=usual)
 
 
 def _share_that_fits(lines: Sequence[str], delimiter: str) -> float:

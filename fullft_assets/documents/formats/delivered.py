@@ -18,11 +18,6 @@ MAX_TEXT_BYTES = 32 * 2**20
 #: The longest line of a file that is read line by line, and the longest field of a CSV file, in characters.
 MAX_LINE_CHARACTERS = 64 * 2**20
 _NOT_ASCII = bytes(range(128, 256))
-#: Bytes of UTF-8 that begin no character.
-_GOING_ON = bytes(range(128, 192))
-#: What is read at each place where a look for long lines stops, and of all lines that have no end there.
-_PROBE_BYTES, _MOST_PROBED_BYTES = 2**16, 512 * 2**20
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class Unreadable(Exception):
@@ -91,7 +86,9 @@ class _HeadReader(io.RawIOBase):
     """Reads the first bytes of a file and ends there."""
 
     def __init__(self, file: BinaryIO, packed: Any, head: Head):
-        self._file, self._packed, self._head = file, packed, head
+        self._file = file
+        self._packed = packed
+        self._head = head
         head.num_bytes, head.is_cut = 0, False
 
     def readable(self) -> bool:
@@ -178,38 +175,6 @@ class Delivered:
         with self.text(newline) as text:
             yield _bounded_lines(text)
 
-    def refuse_long_lines(self) -> None:
-        """Look at places of the file that no line which `lines` refuses lies between: not every byte is read,
-        and the lines are not counted.
-
-        Packed files are not looked at, nor those in UTF-16.
-
-        Raises:
-            OSError: the file cannot be opened.
-            Unreadable: a line is too long.
-        """
-        size, step = self.path.stat().st_size, MAX_LINE_CHARACTERS // 2
-        if self.compression is not None or size <= MAX_LINE_CHARACTERS:
-            return
-        with self.path.open("rb") as file:
-            if file.read(2) in _UTF_16:
-                return
-            room, end = _MOST_PROBED_BYTES, 0
-            for place in range(0, size, step):
-                file.seek(place)
-                if place < end or _has_end(file.read(min(_PROBE_BYTES, step))):
-                    continue
-                begin = _begin_of_line(file, place, step)
-                num_characters, end = _line_from(file, begin)
-                if num_characters > MAX_LINE_CHARACTERS:
-                    raise Unreadable(
-                        f"the line at byte {begin:,} is longer than {MAX_LINE_CHARACTERS // 2**20:,} Mi"
-                        " characters; split it"
-                    )
-                room -= end - begin
-                if room < 0:
-                    return
-
     def whole_text(self, max_bytes: int) -> str:
         """Return all of the file's text, unpacked and decoded strictly, with its line ends as they are.
 
@@ -226,41 +191,6 @@ class Delivered:
         """Return all bytes, unpacked."""
         with self.binary() as file:
             return file.read()
-
-
-def _has_end(data: bytes) -> bool:
-    return b"\n" in data or b"\r" in data
-
-
-def _begin_of_line(file: BinaryIO, place: int, most: int) -> int:
-    """Return where the line begins that a place is in, or a place in it that is at least `most` bytes
-    before.
-    """
-    begin = place
-    while begin > max(0, place - most):
-        size = min(_PROBE_BYTES, begin)
-        file.seek(begin - size)
-        before = file.read(size)
-        last = max(before.rfind(b"\n"), before.rfind(b"\r"))
-        if last >= 0:
-            return begin - size + last + 1
-        begin -= size
-    return begin
-
-
-def _line_from(file: BinaryIO, begin: int) -> tuple[int, int]:
-    """Return the characters of the line that begins at a place, up to one more than it may have, and where
-    the counting ended.
-    """
-    num_characters, end = 0, begin
-    file.seek(begin)
-    while num_characters <= MAX_LINE_CHARACTERS and (data := file.read(_PROBE_BYTES)):
-        found = [at for mark in (b"\n", b"\r") if (at := data.find(mark)) >= 0]
-        line = data[: min(found)] if found else data
-        num_characters, end = num_characters + len(line.translate(None, _GOING_ON)), end + len(line)
-        if found:
-            break
-    return num_characters, end
 
 
 def _bounded_lines(text: TextIO) -> Iterator[str]:

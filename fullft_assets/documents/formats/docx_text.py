@@ -71,32 +71,34 @@ def _text_of(document: Document) -> str:
 
 def _furniture(document: Document) -> tuple[list[str], list[str]]:
     """Return the lines of all headers and of all footers, each text once."""
-    found: tuple[list[str], list[str]] = ([], [])
+    headers_and_footers: tuple[list[str], list[str]] = ([], [])
     for section in document.sections:
         for lines, kinds in zip(
-            found, (("first_page_header", "header"), ("first_page_footer", "footer")), strict=True
+            headers_and_footers,
+            (("first_page_header", "header"), ("first_page_footer", "footer")),
+            strict=True,
         ):
             for kind in kinds if section.different_first_page_header_footer else kinds[1:]:
                 part = getattr(section, kind)
                 text = "" if part.is_linked_to_previous else "\n".join(_Body({}).lines(part._element)).strip()
                 if text and text not in lines:
                     lines.append(text)
-    return found
+    return headers_and_footers
 
 
 def _notes(document: Document) -> dict[tuple[str, str], Any]:
     """Return the elements of foot- and endnotes by kind and id."""
     from lxml import etree
 
-    found = {}
+    elements = {}
     for related in document.part.rels.values():
         kind = related.reltype.rpartition("/")[2]
         if kind in _NOTES.values() and not related.is_external:
             root = etree.fromstring(
                 related.target_part.blob, etree.XMLParser(resolve_entities=False, no_network=True)
             )
-            found |= {(kind, note.get(f"{_W}id")): note for note in root}
-    return found
+            elements |= {(kind, note.get(f"{_W}id")): note for note in root}
+    return elements
 
 
 class _Body:

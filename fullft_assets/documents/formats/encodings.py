@@ -99,7 +99,7 @@ def _is_damaged_utf8(sample: bytes) -> bool:
 
 def read_text(
     file: Delivered,
-    given: str | None,
+    encoding_of_settings: str | None,
     declared_by: Callable[[bytes], str | None] | None,
     read: Callable[[Delivered], T],
     decide: Callable[[Scores], str | None] = alone,
@@ -109,7 +109,7 @@ def read_text(
 
     Args:
         file: the file.
-        given: the encoding that the settings name; a byte order mark is stronger.
+        encoding_of_settings: the encoding that the settings name; a byte order mark is stronger.
         declared_by: returns the encoding that the first bytes of the file declare; wrong often enough that
             UTF-8 is tried first.
         read: reads the file in the encoding that `Delivered.encoding` names.
@@ -120,7 +120,7 @@ def read_text(
     """
     with file.binary() as data:
         head = data.read(_HEAD_BYTES)
-    known = of_mark(head) or given
+    known = of_mark(head) or encoding_of_settings
     for encoding in (
         (known,)
         if known
@@ -143,9 +143,9 @@ def _candidates(
         yield declared
     with file.binary() as data:
         # In pieces where a line is long: the sample has no more of it anyway.
-        found = decide(scores_of_lines(iter(lambda: data.readline(SAMPLE_BYTES), b"")))
-    if found is not None:
-        yield found
+        detected_encoding = decide(scores_of_lines(iter(lambda: data.readline(SAMPLE_BYTES), b"")))
+    if detected_encoding is not None:
+        yield detected_encoding
 
 
 def complaint(file: Delivered, encoding: str) -> str:
@@ -174,28 +174,28 @@ def _decodes(line: bytes, encoding: str) -> bool:
     return True
 
 
-def decode(data: bytes, given: str | None = None) -> str:
+def decode(data: bytes, encoding: str | None = None) -> str:
     """Return the text of a whole document that is read by itself.
 
     Raises:
         Unreadable: no encoding fits, or it is binary data.
     """
-    [text] = decode_all([data], given)
+    [text] = decode_all([data], encoding)
     if isinstance(text, Unreadable):
         raise text
     return text
 
 
-def decode_all(documents: Sequence[bytes], given: str | None = None) -> list[str | Unreadable]:
+def decode_all(documents: Sequence[bytes], encoding_of_settings: str | None = None) -> list[str | Unreadable]:
     """Return the text of each whole document, or why it has none; code pages are chosen for all of them
     together.
 
-    `given` is the encoding that the settings name, a byte order mark is stronger.
+    `encoding_of_settings` is the encoding that the settings name, a byte order mark is stronger.
     """
     texts: list[str | Unreadable] = []
     undecided: dict[int, Scores] = {}
     for at, data in enumerate(documents):
-        known = of_mark(data) or given
+        known = of_mark(data) or encoding_of_settings
         try:
             text = data.decode(known or "utf-8-sig")
             refuse_binary(text)

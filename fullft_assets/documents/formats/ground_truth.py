@@ -39,7 +39,9 @@ def rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tu
     remaining, wanted = iter(records), reading.wanted
     while together := list(islice(remaining, FETCHED_ROWS)):
         references = {
-            number: found for number, record in together if (found := _reference(record, wanted)) is not None
+            number: reference
+            for number, record in together
+            if (reference := _reference(record, wanted)) is not None
         }
         texts = dict(
             zip(references, reading.fetch(list(references.values())) if references else [], strict=True)

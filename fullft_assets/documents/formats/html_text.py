@@ -49,11 +49,11 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
 
 def declared_encoding(head: bytes) -> str | None:
     """Return the encoding that a page's first bytes declare, or None where there is none or it is unknown."""
-    found = _CHARSET.search(head)
-    if found is None:
+    declaration = _CHARSET.search(head)
+    if declaration is None:
         return None
     try:
-        name = codecs.lookup(found[1].decode("ascii")).name
+        name = codecs.lookup(declaration[1].decode("ascii")).name
     except LookupError:
         return None
     return _MEANT.get(name, name)

@@ -5,35 +5,26 @@ ending .json.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
+from decimal import Decimal
 from itertools import chain, islice
-from typing import Any
+from typing import Any, TextIO
 
 from fullft_assets.documents.formats import json_lines
 from fullft_assets.documents.formats.delivered import Delivered, Record, Unreadable
-from fullft_assets.documents.formats.json_lines import checked, reason
+from fullft_assets.documents.formats.json_lines import checked
 from fullft_assets.documents.formats.protocol import Format, Reading
 from fullft_assets.documents.formats.sniffing import has_text
 
-_DECODER = json.JSONDecoder()
-_SPACE = re.compile(r"[ \t\r\n]*")
-#: Names of arrays and what they are in that are shown: others may be labels, or of persons.
-_SHOWN = {
-    "data",
-    "documents",
-    "entries",
-    "examples",
-    "items",
-    "payload",
-    "records",
-    "response",
-    "result",
-    "results",
-    "rows",
-    "texts",
-    "train",
-}
+#: Objects and arrays within each other, as many as may be nested in a file of records.
+_MAX_NESTING = 200
+#: Characters that are parsed at a time: nesting is looked at after each piece.
+_BUFFER_BYTES = 2**12
+_NO_ARRAY = "has no array at documents.records"
+_TABLE = (
+    "one object with an array of objects: if they are the records, set documents.records to its path, such as"
+    " `data` or `result.rows`"
+)
 #: Objects within objects in which an array of records is looked for.
 _MOST_DEPTH = 3
 
@@ -48,16 +39,9 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     with file.text() as lines:
         first = next((line for line in lines if not line.isspace()), "")
     if first.lstrip().startswith("["):
-        text = _read(file)
-        end = yield from _of_array(text, text.index("["))
-        if end != len(text):
-            raise Unreadable("not JSON: more text after the array's end")
+        yield from _of_array(file, "")
     elif reading.documents.records is not None:
-        text = _read(file)
-        yield from _of_array(text, _array_at(text, reading.documents.records))
-        # What follows the array is not parsed, but a file that was cut off there is noticed.
-        if not text.rstrip().endswith("}"):
-            raise Unreadable("not JSON: the object has no end")
+        yield from _of_array(file, reading.documents.records)
     elif _is_record(first) or not _is_record(text := _read(file)):
         yield from _hinted(json_lines.records(file, reading), reading)
     else:
@@ -78,29 +62,16 @@ def _is_record(text: str) -> bool:
 
 def _hinted(records: Iterator[tuple[int, Record]], reading: Reading) -> Iterator[tuple[int, Record]]:
     """Yield records; in place of a single one that is rather a table, what to set."""
-    found = list(islice(records, 2))
-    if len(found) == 1 and (path := _path_of_table(found[0][1], reading)) is not None:
-        is_shown = _SHOWN.issuperset(path)
-        name, value = (
-            (f" `{'.'.join(path)}`", ".".join(path))
-            if is_shown
-            else ("", "its path, such as `data` or `result.rows`")
-        )
-        yield (
-            found[0][0],
-            (
-                f"one object with an array{name} of objects: if they are the records, set documents.records"
-                f" to {value}"
-            ),
-        )
-        return
-    yield from chain(found, records)
+    first_records = list(islice(records, 2))
+    if len(first_records) == 1 and _is_table(first_records[0][1], reading):
+        # The array's name is not shown: it may be a label, or a person's.
+        yield first_records[0][0], _TABLE
+    else:
+        yield from chain(first_records, records)
 
 
-def _path_of_table(record: Record, reading: Reading) -> list[str] | None:
-    """Return the path of an array of objects in a record that has no text and is not of an annotation
-    tool.
-    """
+def _is_table(record: Record, reading: Reading) -> bool:
+    """Return whether a record has an array of objects, but no text, and is not of an annotation tool."""
     from fullft_assets.documents.formats.registered import FORMATS
 
     if (
@@ -108,83 +79,87 @@ def _path_of_table(record: Record, reading: Reading) -> list[str] | None:
         or reading.documents.format not in ("auto", "json")
         or has_text(record, reading.wanted)
     ):
-        return None
-    path = _path_of_array(record, _MOST_DEPTH)
+        return False
     of_tools = (each.looks_like for each in FORMATS.all().values() if each.looks_like is not None)
-    return (
-        None if path is None or any(looks_like(record, reading.wanted) for looks_like in of_tools) else path
+    return _has_array(record, _MOST_DEPTH) and not any(
+        looks_like(record, reading.wanted) for looks_like in of_tools
     )
 
 
-def _path_of_array(value: dict[str, Any], depth: int) -> list[str] | None:
-    """Return the path of the first array of objects."""
-    for name, inner in value.items():
-        if isinstance(inner, list) and len(inner) > 1 and all(isinstance(each, dict) for each in inner):
-            return [name]
-        if isinstance(inner, dict) and depth > 1 and (path := _path_of_array(inner, depth - 1)) is not None:
-            return [name, *path]
-    return None
+def _has_array(value: dict[str, Any], depth: int) -> bool:
+    """Return whether an object has an array of several objects, itself or in an object within it."""
+    return any(
+        len(inner) > 1 and all(isinstance(each, dict) for each in inner)
+        if isinstance(inner, list)
+        else isinstance(inner, dict) and depth > 1 and _has_array(inner, depth - 1)
+        for inner in value.values()
+    )
 
 
-def _array_at(text: str, path: str) -> int:
-    """Return where the array begins that a path names in an object; what is before it is parsed, and let go.
+def _of_array(file: Delivered, path: str) -> Iterator[tuple[int, Record]]:
+    """Yield (number, record or problem) of each element of the array at a path; an empty path names the
+    file itself. The elements are parsed one after the other.
 
     Raises:
-        Unreadable: there is none.
+        Unreadable: the file is not JSON to its end, or has no array there.
     """
-    at = _after_space(text, 0)
-    for name in path.split("."):
-        at = _value_of(text, at, name)
-    if not text.startswith("[", at):
-        raise Unreadable("has no array at documents.records")
-    return at
+    import ijson
 
+    number = 0
+    depth = 0
+    is_there = False
 
-def _value_of(text: str, at: int, wanted: str) -> int:
-    """Return where the value of a field begins in the object that begins at a place; the end of the text
-    where it has no such field.
-    """
-    at = _after_space(text, at + 1) if text.startswith("{", at) else len(text)
-    while text.startswith('"', at):
-        name, at = _decoded(text, at, "the object")
-        at = _after_space(text, _after_space(text, at) + len(":"))
-        if name == wanted:
-            return at
-        _, at = _decoded(text, at, "the object")
-        at = _after_space(text, _after_space(text, at) + len(","))
-    return len(text)
+    def events(text: TextIO) -> Iterator[tuple[str, str, Any]]:
+        nonlocal depth, is_there
+        for prefix, event, value in ijson.parse(_Encoded(text), buf_size=_BUFFER_BYTES):
+            depth += event in ("start_map", "start_array")
+            depth -= event in ("end_map", "end_array")
+            if depth > _MAX_NESTING:
+                raise Unreadable(f"not JSON: after record {number}: nested too deeply")
+            is_there = is_there or (prefix == path and event == "start_array")
+            yield prefix, event, float(value) if isinstance(value, Decimal) else value
 
-
-def _of_array(text: str, at: int) -> Generator[tuple[int, Record], None, int]:
-    """Yield (number, record or problem) of each element of the array that begins at a place; return the place
-    after it.
-    """
-    # Element by element: the objects of a large array would fill the memory.
-    at, number = _after_space(text, at + 1), 0
-    while not text.startswith("]", at) or number:
-        number += 1
-        record, end = _decoded(text, at, f"record {number}")
-        yield number, checked(record, text[at:end])
-        at = _after_space(text, end)
-        if text.startswith("]", at):
-            break
-        if not text.startswith(",", at):
-            raise Unreadable(f"not JSON: no comma or bracket after record {number}")
-        at = _after_space(text, at + 1)
-    return _after_space(text, at + 1)
-
-
-def _decoded(text: str, at: int, what: str) -> tuple[Any, int]:
     try:
-        return _DECODER.raw_decode(text, at)
-    except (ValueError, RecursionError) as error:
-        raise Unreadable(f"not JSON: {what}: {reason(error)}") from error
+        with file.text() as text:
+            for number, record in enumerate(ijson.items(events(text), f"{path}.item".lstrip(".")), start=1):
+                yield number, record if isinstance(record, dict) else "not a JSON object"
+    except ijson.JSONError as error:
+        # Python writes NaN, which JSON does not have.
+        remaining = _array_in(file, path)[number:]
+        if not remaining and not is_there and not depth:
+            raise Unreadable(_NO_ARRAY) from None
+        if not remaining:
+            # What follows the first line quotes the text.
+            message = str(error).splitlines()[0].rstrip(".")
+            raise Unreadable(f"not JSON: after record {number}: {message}") from None
+        is_there = True
+        for record in remaining:
+            number += 1
+            yield number, checked(record, json.dumps(record))
+    if not is_there:
+        raise Unreadable(_NO_ARRAY)
 
 
-def _after_space(text: str, at: int) -> int:
-    found = _SPACE.match(text, at)
-    assert found is not None, "the pattern fits an empty text"
-    return found.end()
+def _array_in(file: Delivered, path: str) -> list[Any]:
+    """Return the array at a path of a file that Python's own parser reads; empty where it does not."""
+    try:
+        value = json.loads(_read(file))
+        for name in filter(None, path.split(".")):
+            value = value[name]
+        return value if isinstance(value, list) else []
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return []
+
+
+class _Encoded:
+    """A text, read as UTF-8."""
+
+    def __init__(self, text: TextIO):
+        self._text = text
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next characters, encoded."""
+        return self._text.read(size).encode()
 
 
 FORMAT = Format(

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
 from fullft_assets.documents.formats.delivered import Record
-from fullft_assets.documents.formats.labels import Answer, Malformed, add_answers
+from fullft_assets.documents.formats.labels import Answer, Malformed
 from fullft_assets.documents.formats.protocol import Format, Reading
-from fullft_assets.documents.formats.rows import Row, Wanted, add_problem, row_of
+from fullft_assets.documents.formats.rows import Row, Wanted, row_with_answers
 
 #: Keys of a region's value, by kind of control, for a classification.
 _CHOICES = ("choices", "labels", "rating", "number", "text")
@@ -42,7 +41,7 @@ def rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tu
         elif isinstance(record.get("data"), dict):
             yield (
                 number,
-                _row_of(
+                row_with_answers(
                     {**_meta(record), **record["data"]},
                     wanted,
                     lambda record=record: _answers(record, wanted),
@@ -51,7 +50,7 @@ def rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tu
         else:
             yield (
                 number,
-                _row_of(
+                row_with_answers(
                     _without_annotation(record),
                     wanted,
                     lambda group=together: [_flat_answer(r, wanted) for _, r in group],
@@ -70,17 +69,6 @@ def _task_key(numbered: tuple[int, Record]) -> Any:
     return ("task", record["id"])
 
 
-def _row_of(fields: dict[str, Any], wanted: Wanted, answers: Any) -> Row:
-    if wanted.label is None:
-        return row_of(fields, wanted)
-    row = row_of(fields, replace(wanted, label=None))
-    try:
-        add_answers(row, answers(), wanted.label, wanted.target, wanted.missing)
-    except Malformed as error:
-        add_problem(row, str(error))
-    return row
-
-
 def _meta(task: dict[str, Any]) -> dict[str, Any]:
     meta = task.get("meta")
     return {**(meta if isinstance(meta, dict) else {}), "id": task.get("id")}
@@ -91,9 +79,11 @@ def _answers(task: dict[str, Any], wanted: Wanted) -> list[Answer]:
     annotations = [] if annotations is None else annotations
     if not isinstance(annotations, list) or not all(isinstance(each, dict) for each in annotations):
         raise Malformed("field `annotations` is not a list of annotations")
-    kept = [each for each in annotations if not each.get("was_cancelled") and not each.get("skipped")]
-    agreed = [each for each in kept if each.get("ground_truth")]
-    return [_answer(each, wanted) for each in (agreed if len(agreed) == 1 else kept)]
+    finished_annotations = [
+        each for each in annotations if not each.get("was_cancelled") and not each.get("skipped")
+    ]
+    agreed = [each for each in finished_annotations if each.get("ground_truth")]
+    return [_answer(each, wanted) for each in (agreed if len(agreed) == 1 else finished_annotations)]
 
 
 def _answer(annotation: dict[str, Any], wanted: Wanted) -> Answer:
@@ -121,8 +111,10 @@ def _value(values: list[dict[str, Any]], wanted: Wanted) -> Any:
         ]
     chosen: list[Any] = []
     for value in values:
-        found = next((value[name] for name in _CHOICES if name in value), value.get("taxonomy"))
-        chosen += [_joined(each) for each in (found if isinstance(found, list) else [found])]
+        region_value = next((value[name] for name in _CHOICES if name in value), value.get("taxonomy"))
+        chosen += [
+            _joined(each) for each in (region_value if isinstance(region_value, list) else [region_value])
+        ]
     if wanted.target == "labels":
         return chosen
     return chosen[0] if len(chosen) == 1 else chosen or None

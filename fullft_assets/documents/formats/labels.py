@@ -107,7 +107,7 @@ def _names_of(value: Any, field: str, missing: Collection[str], separator: str |
     value = _parsed(value)
     if isinstance(value, str):
         if _WRITTEN_LIST.fullmatch(value):
-            value = [_unquoted(found) for found in re.findall(_QUOTED, value, re.DOTALL)]
+            value = [_unquoted(literal) for literal in re.findall(_QUOTED, value, re.DOTALL)]
         elif separator is not None:
             value = value.split(separator)
     if not isinstance(value, list):
@@ -161,13 +161,13 @@ def _correct_offsets(spans: list[list[Span]], quotes: list[Any], text: str, fiel
         (each[0]["start"], each[0]["end"], quote if isinstance(quote, str) else None)
         for each, quote in zip(spans, quotes, strict=True)
     ]
-    found, wrong = in_characters(known, text)
-    if found is None:
+    offsets, wrong = in_characters(known, text)
+    if offsets is None:
         raise Malformed(
             f"span {(wrong or 0) + 1} of field `{field}` was exported with another text than the one at its"
             " offsets"
         )
-    for each, (start, end) in zip(spans, found, strict=True):
+    for each, (start, end) in zip(spans, offsets, strict=True):
         for span in each:
             span |= {"start": start, "end": end}
 
@@ -212,15 +212,15 @@ def add_answers(
         (answer, target_of(answer.value, field, column, missing, row.get("text")))
         for answer in latest.values()
     )
-    found = [(answer, target) for answer, target in targets if target is not None]
-    if not found:
+    answers_with_targets = [(answer, target) for answer, target in targets if target is not None]
+    if not answers_with_targets:
         return
     row["human_annotated"] = True
-    times = [answer.time for answer, _ in found if answer.time]
+    times = [answer.time for answer, _ in answers_with_targets if answer.time]
     if times:
         row["time"] = max(times)
-    if len(found) == 1:
-        answer, row[column] = found[0]
+    if len(answers_with_targets) == 1:
+        answer, row[column] = answers_with_targets[0]
         if answer.annotator is not None:
             row["annotator"] = answer.annotator
         return
@@ -229,10 +229,12 @@ def add_answers(
             "annotator": answer.annotator or f"annotator {number}",
             "label": target if isinstance(target, str) else json.dumps(target, ensure_ascii=False),
         }
-        for number, (answer, target) in enumerate(found, start=1)
+        for number, (answer, target) in enumerate(answers_with_targets, start=1)
     ]
-    adopted = _majority([_parts(target) for _, target in found], field, column)
-    row["confidence"] = sum(_jaccard(_parts(target), adopted) for _, target in found) / len(found)
+    adopted = _majority([_parts(target) for _, target in answers_with_targets], field, column)
+    row["confidence"] = sum(_jaccard(_parts(target), adopted) for _, target in answers_with_targets) / len(
+        answers_with_targets
+    )
     if column == "label":
         [row["label"]] = adopted
     else:

@@ -11,6 +11,7 @@ import email.policy
 import re
 from collections.abc import Iterator
 from email.message import EmailMessage
+from functools import cache
 from typing import Any, cast
 
 from fullft_assets.documents.formats import encodings
@@ -41,6 +42,11 @@ _ORIGINAL = re.compile(
     r" original|Messaggio originale) ?-{2,}|_{20,})[ \t]*$.*",
     re.IGNORECASE | re.MULTILINE | re.DOTALL,
 )
+
+
+#: Languages whose headers of quoted messages are known. Of Polish one line would do, such as `Do: ...`; what
+#: quotes with `>` is removed in every language.
+_LANGUAGES = ["en", "de", "fr", "es", "it", "nl", "sv", "da", "cs", "ja", "ko", "zh"]
 
 
 def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
@@ -87,9 +93,9 @@ def _record(file: Delivered, reading: Reading, data: bytes) -> Record:
             raise Unreadable("not a mail message: none of the usual headers")
         if any(type(defect).__name__ in _CUT_OFF for part in message.walk() for defect in part.defects):
             raise Unreadable("not a complete message (cut off)")
-        given = reading.documents.encoding
-        body = _body(message, given)
-        about = {name: _header(message, header, given) for name, header in _ABOUT.items()}
+        encoding = reading.documents.encoding
+        body = _body(message, encoding)
+        about = {name: _header(message, header, encoding) for name, header in _ABOUT.items()}
         attachments = sum(1 for _ in message.iter_attachments()) if message.is_multipart() else 0
     return record(file, about["subject"] or "", body, {**about, "num_attachments": attachments}, reading)
 
@@ -109,14 +115,14 @@ def record(file: Delivered, subject: str, body: str, about: dict[str, Any], read
     }
 
 
-def _body(message: EmailMessage, given: str | None) -> str:
+def _body(message: EmailMessage, encoding: str | None) -> str:
     part = message.get_body(("plain", "html"))
     if part is None:
         return ""
     data = part.get_payload(decode=True)
     if not isinstance(data, bytes):
         raise Unreadable("not a complete message (a part has no content)")
-    text = _decoded(data, given or part.get_content_charset())
+    text = _decoded(data, encoding or part.get_content_charset())
     return text_of(text) if part.get_content_subtype() == "html" else text
 
 
@@ -132,29 +138,40 @@ def _decoded(data: bytes, charset: str | None) -> str:
     return encodings.decode(data)
 
 
-def _header(message: EmailMessage, name: str, given: str | None) -> str | None:
+def _header(message: EmailMessage, name: str, encoding: str | None) -> str | None:
     raw = next((str(value) for key, value in message.raw_items() if key.lower() == name.lower()), None)
     if raw is None:
         return None
     # Bytes outside ASCII, which a header must not contain, come as halves of surrogate pairs.
     data = raw.encode("utf-8", "surrogateescape")
-    return (str(message[name]) if data.isascii() else _decoded(data, given)).strip()
+    return (str(message[name]) if data.isascii() else _decoded(data, encoding)).strip()
 
 
 def without_quoted(body: str) -> str:
     """Return a body without the messages that it quotes and the lines that introduce them."""
     body = _ORIGINAL.sub("", body)
-    kept: list[str] = []
+    lines: list[str] = []
     is_quoted = False
     for line in body.split("\n"):
         if _QUOTED.match(line):
             if not is_quoted:
-                kept = [_INTRODUCTION.sub("\n", "\n" + "\n".join(kept))[1:]]
+                lines = [_INTRODUCTION.sub("\n", "\n" + "\n".join(lines))[1:]]
             is_quoted = True
         elif line.strip() or not is_quoted:
-            kept.append(line)
+            lines.append(line)
             is_quoted = False
-    return "\n".join(kept)
+    body = "\n".join(lines)
+    header = _headers().search(body)
+    # A message that is forwarded without a word begins with its header.
+    return body[: header.start()] if header and body[: header.start()].strip() else body
+
+
+@cache
+def _headers() -> re.Pattern[str]:
+    """Return the pattern of what programs write above a quoted message, such as `From:`, `Sent:` and `To:`."""
+    from mailparser_reply.parser import EmailMessage as ParsedMessage
+
+    return ParsedMessage("", languages=list(_LANGUAGES)).HEADER_REGEX
 
 
 FORMAT = Format(records, endings=(".eml",), is_whole_file=True, max_bytes=MAX_BYTES, is_slow=True)

@@ -38,7 +38,7 @@ def in_characters(spans: Sequence[Quoted], text: str) -> tuple[list[tuple[int, i
 
 def _first_wrong(spans: Sequence[Quoted], shown: Callable[[int, int], str | None]) -> int | None:
     for at, (start, end, quote) in enumerate(spans):
-        found = shown(start, end)
-        if quote is not None and (found is None or found.split() != quote.split()):
+        text_there = shown(start, end)
+        if quote is not None and (text_there is None or text_there.split() != quote.split()):
             return at
     return None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,10 @@ from fullft_assets.documents.formats.protocol import Format, Reading
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
+
+
+#: Row groups that a sample of a table is read from.
+_SAMPLED_GROUPS = 8
 
 
 def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
@@ -30,7 +34,7 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     ):
         names = columnar.chosen(table.schema_arrow, reading.fields)
         if reading.table_rows is not None and names:
-            yield from columnar.sampled(_row_groups(table, names), reading.table_rows, table.schema_arrow)
+            yield from _sampled(table, names, reading.table_rows)
             return
         batches = table.iter_batches(batch_size=columnar.BATCH_ROWS, columns=names, use_threads=False)
         for number, record in columnar.records(batches, table.schema_arrow):
@@ -41,16 +45,23 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
             yield missing, {}
 
 
-def _row_groups(table: pq.ParquetFile, names: list[str]) -> list[columnar.Part]:
-    parts, before = [], 0
-    for number in range(table.num_row_groups):
-        group = table.metadata.row_group(number)
-        read = partial(
-            table.iter_batches, columnar.BATCH_ROWS, row_groups=[number], columns=names, use_threads=False
+def _sampled(table: pq.ParquetFile, names: list[str], table_rows: int) -> Iterator[tuple[int, Record]]:
+    """Yield (row number, record) of about so many rows, from evenly spaced row groups."""
+    groups = [table.metadata.row_group(number) for number in range(table.num_row_groups)]
+    count = min(len(groups), _SAMPLED_GROUPS)
+    limit = columnar.SAMPLED_BYTES / max(1, count)
+    numbers = [len(groups) * number // count for number in range(count)]
+    sizes = [
+        groups[number].num_rows * min(1.0, limit / max(1, groups[number].total_byte_size))
+        for number in numbers
+    ]
+    step = columnar.step_of(math.ceil(sum(sizes)), table_rows)
+    for number in numbers:
+        before = sum(group.num_rows for group in groups[:number])
+        batches = table.iter_batches(
+            columnar.BATCH_ROWS, row_groups=[number], columns=names, use_threads=False
         )
-        parts.append(columnar.Part(before, group.num_rows, group.total_byte_size, read))
-        before += group.num_rows
-    return parts
+        yield from columnar.records(columnar.within(batches, limit), table.schema_arrow, step, before)
 
 
 def num_rows(path: Path) -> int:

@@ -36,14 +36,14 @@ def recognised(
         recognise: what `engine` yields.
         advance: called before each page, as its time begins anew.
     """
-    found = list(pages)
+    texts = list(pages)
     with importlib.import_module("pypdfium2").PdfDocument(path) as document:
         for number, text in enumerate(pages):
             if not text:
                 advance()
                 lines = recognise(document[number].render(scale=_SCALE).to_numpy()).txts
-                found[number] = "\n".join(lines or ())
-    return found
+                texts[number] = "\n".join(lines or ())
+    return texts
 
 
 @contextmanager

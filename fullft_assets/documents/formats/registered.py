@@ -34,6 +34,7 @@ FORMATS: Registry[Format] = Registry(
         "rtf": f"{_HERE}.rtf_text:FORMAT",
         "xml": f"{_HERE}.xml_text:FORMAT",
         "zip": f"{_HERE}.archives:FORMAT",
+        "kreuzberg": f"{_HERE}.kreuzberg_text:FORMAT",
     },
 )
 
@@ -45,16 +46,16 @@ def formats_by_ending() -> dict[str, str]:
     Raises:
         SettingsError: two formats have the same ending, or another package's format cannot be imported.
     """
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for name, format_ in FORMATS.all().items():
         for ending in format_.endings:
-            if ending in found:
+            if ending in names:
                 raise SettingsError(
-                    f"format {name}: {ending} is an ending of the format {found[ending]} too; remove one of"
+                    f"format {name}: {ending} is an ending of the format {names[ending]} too; remove one of"
                     " the two packages"
                 )
-            found[ending] = name
-    return found
+            names[ending] = name
+    return names
 
 
 def name_of_format(name: str) -> str | None:
@@ -64,14 +65,14 @@ def name_of_format(name: str) -> str | None:
 
 def format_of(name: str) -> Format | None:
     """Return the format of a file by its ending, or None."""
-    found = name_of_format(name)
-    return None if found is None else FORMATS.get(found)
+    format_name = name_of_format(name)
+    return None if format_name is None else FORMATS.get(format_name)
 
 
 def is_readable(name: str) -> bool:
     """Return whether files of such a name are read: by its ending, packed or not."""
-    found = format_of(name)
-    return found is not None and (compression_of(name) is None or found.may_be_compressed)
+    format_ = format_of(name)
+    return format_ is not None and (compression_of(name) is None or format_.may_be_compressed)
 
 
 def reads_any_ending(format_: str) -> bool:
@@ -83,8 +84,8 @@ def reads_any_ending(format_: str) -> bool:
 
 def is_whole_file(name: str) -> bool:
     """Return whether a file of such a name is one document."""
-    found = format_of(name)
-    return found is not None and found.is_whole_file
+    format_ = format_of(name)
+    return format_ is not None and format_.is_whole_file
 
 
 def known_endings() -> str:

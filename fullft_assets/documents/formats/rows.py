@@ -5,8 +5,8 @@ row.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fullft_assets.documents.formats import chat, labels
@@ -61,7 +61,7 @@ class Wanted:
             ("domain", examples.domain),
             ("slice_by", examples.slice_by),
         ]
-        names += [("annotator", documents.annotator), ("time", documents.time)]
+        names += [("annotator", documents.annotator), ("time", "time")]
         if log is not None:
             names += [
                 ("predicted", log.prediction),
@@ -146,6 +146,21 @@ def row_of(record: dict[str, Any], wanted: Wanted) -> Row:
         row[PAGES_WITHOUT_TEXT] = record[PAGES_WITHOUT_TEXT]
     human = record.get("human_annotated", record.get("human-annotated"))
     add_annotation(row, record.get("confidence"), human)
+    return row
+
+
+def row_with_answers(
+    fields: dict[str, Any], wanted: Wanted, answers: Callable[[], list[labels.Answer]]
+) -> Row:
+    """Return the row of a record of an annotation tool: its plain fields, and the label that its annotators
+    gave.
+    """
+    row = row_of(fields, replace(wanted, label=None))
+    if wanted.label is not None:
+        try:
+            labels.add_answers(row, answers(), wanted.label, wanted.target, wanted.missing)
+        except Malformed as error:
+            add_problem(row, str(error))
     return row
 
 

@@ -41,8 +41,8 @@ def text_of(source: str) -> str:
 
 def _is_closed(source: str) -> bool:
     depth = 0
-    for found in _BRACE.finditer(source):
-        depth += {"{": 1, "}": -1}.get(found[0], 0)
+    for brace in _BRACE.finditer(source):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
         if depth == 0:
             return True
     return False

@@ -61,17 +61,17 @@ def format_of_content(file: Delivered, by_ending: str, wanted: Wanted) -> str:
         return by_ending
     with replace(file, head=None).binary() as data:
         head = data.read(_HEAD_BYTES)
-    found = _by_magic(file, head)
-    if found is None:
+    by_content = _by_magic(file, head)
+    if by_content is None:
         if by_ending in _MAY_BE:
             text = _text(head)
-            found = _by_text(text, len(head) == _HEAD_BYTES, wanted)
+            by_content = _by_text(text, len(head) == _HEAD_BYTES, wanted)
             # Lines of JSON are what they should be, and stay with the reader that streams them.
-            is_itself = by_ending == "jsonl" and found == "json" and not text.lstrip().startswith("[")
-            found = found if found in _MAY_BE[by_ending] and not is_itself else None
+            is_itself = by_ending == "jsonl" and by_content == "json" and not text.lstrip().startswith("[")
+            by_content = by_content if by_content in _MAY_BE[by_ending] and not is_itself else None
     elif file.compression is not None:
-        raise Unreadable(f"a packed {found} file; unpack it, and give it the ending .{found}")
-    return found or by_ending
+        raise Unreadable(f"a packed {by_content} file; unpack it, and give it the ending .{by_content}")
+    return by_content or by_ending
 
 
 def _by_magic(file: Delivered, head: bytes) -> str | None:

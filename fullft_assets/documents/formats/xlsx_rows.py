@@ -43,37 +43,35 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     """Yield (row number, record or problem) of each row that is not empty; rows of later sheets are numbered
     on.
 
+    Of several sheets, those with the header of the first one are read; where there are no names, the first
+    one. The sheet's name is in the field `sheet`.
+
     Raises:
-        Unreadable: it is damaged, encrypted or has no header; or other sheets have the same header, and only
-            one sheet is to be read.
+        Unreadable: it is damaged, encrypted or has no header.
     """
-    chosen, wanted = reading.documents.xlsx, reading.wanted.fields
+    fields_read = reading.wanted.fields
     first: list[str] = []
     last = 0
     for title, rows in _sheets(file.path, reading.advance):
-        is_read = not first or chosen.sheets == "each"
         try:
-            header, below = below_header(rows, chosen.header)
+            header, below = below_header(rows, reading.documents.header)
         except Unreadable:
-            if is_read:
+            if not first:
                 raise
             continue
-        if not header:
+        if not header or (first and (header != first or reading.documents.header == "none")):
             continue
-        if not is_read:
-            if header == first and chosen.header != "none":
-                raise Unreadable("several sheets have the same header; set documents.xlsx.sheets to each")
-            continue
-        first, before = first or header, last
+        first = header
+        before = last
         for number, fields in below:
             last = before + number
             if any(fields):
-                yield last, _record(header, fields, title, wanted)
+                yield last, _record(header, fields, title, fields_read)
     if not first:
         raise Unreadable("no sheet has a header")
 
 
-def _record(header: list[str], fields: Any, title: str, wanted: set[str]) -> Record:
+def _record(header: list[str], fields: Any, title: str, fields_read: set[str]) -> Record:
     if any(fields[len(header) :]):
         return "has more fields than the header"
     record = {
@@ -83,7 +81,7 @@ def _record(header: list[str], fields: Any, title: str, wanted: set[str]) -> Rec
     faults = [
         f"field `{name}` is {record[name]}"
         for name in header
-        if name in wanted and isinstance(record[name], _Fault)
+        if name in fields_read and isinstance(record[name], _Fault)
     ]
     return "; ".join(faults) or {
         name: None if isinstance(value, _Fault) else value for name, value in record.items()
@@ -151,7 +149,7 @@ def _shown(cell: Any) -> str | None:
         value = value.date()
     if isinstance(value, date) or not isinstance(value, str):
         return value.isoformat() if hasattr(value, "isoformat") else str(value)
-    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), value)
+    return _ESCAPED.sub(lambda escape: chr(int(escape[1], 16)), value)
 
 
 def _number(value: float, shown_as: str) -> str:
@@ -164,11 +162,11 @@ def _merged(raw: bytes) -> list[tuple[int, int, int]]:
     """Return (column from 0, first row, last row) of each cell that is merged over several rows."""
     from openpyxl.utils import column_index_from_string
 
-    found = (
+    ranges = (
         (column_index_from_string(column.decode()) - 1, int(start), int(end))
         for column, start, end in _MERGED.findall(raw)
     )
-    return [(column, start, end) for column, start, end in found if end > start]
+    return [(column, start, end) for column, start, end in ranges if end > start]
 
 
 def _filled_down(

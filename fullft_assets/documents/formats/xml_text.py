@@ -1,7 +1,7 @@
 """XML: the text of a document's content, each block on lines of its own; known by their root: JATS, PubMed,
 Akoma Ntoso and TEI.
 
-A file is one document, or has one record for each element that `documents.xml.record` names. A field of the
+A file is one document, or has one record for each element that `documents.records` names. A field of the
 settings is a path below that element (`front//article-id`, `@id`; namespaces do not matter). Entities of a
 DTD are not expanded: one in the text is an error.
 """
@@ -86,7 +86,7 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     """
     from lxml import etree
 
-    chosen = reading.documents.xml.record
+    chosen = reading.documents.records
     number = 0
     with parsing("XML file"), file.binary() as data:
         try:
@@ -98,7 +98,9 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
                 load_dtd=False,
                 remove_pis=True,
             )
-            name, depth, inside = None, 0, 0
+            name = None
+            depth = 0
+            inside = 0
             for event, element in parser:
                 local = etree.QName(element).localname
                 if event == "start":
@@ -118,7 +120,7 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
                 f"not XML: broken on line {error.lineno or 1}; the file may be cut off"
             ) from error
         if not number:
-            raise Unreadable(f"no element `{name}`; see documents.xml.record")
+            raise Unreadable(f"no element `{name}`; see documents.records")
 
 
 def _forget(element: Any) -> None:
@@ -132,18 +134,18 @@ def _record(file: Delivered, element: Any, reading: Reading) -> Record:
     from lxml import etree
 
     dialect = _DIALECTS.get(etree.QName(element).localname)
-    made: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     try:
-        parts = [part for path in dialect.text for part in _found(element, path)] if dialect else [element]
+        parts = [part for path in dialect.text for part in _elements(element, path)] if dialect else [element]
         text = "\n\n".join(filter(None, (text_of(part) for part in parts or [element])))
-        made = {"title": dialect.title, "id": dialect.id} if dialect else {}
-        made = {name: _value(element, path) for name, path in made.items() if path is not None}
+        fields = {"title": dialect.title, "id": dialect.id} if dialect else {}
+        fields = {name: _value(element, path) for name, path in fields.items() if path is not None}
         for field in reading.wanted.fields - {"text"}:
             if (value := _value(element, field)) is not None:
-                made[field] = value
+                fields[field] = value
     except _Undeclared:
         return "an entity is defined outside of the file or in its DTD, which is not read"
-    return {**file.document(text), **made}
+    return {**file.document(text), **fields}
 
 
 class _Undeclared(Exception):
@@ -157,12 +159,12 @@ def _value(element: Any, path: str) -> str | None:
     attribute = _ATTRIBUTE.search(path)
     if attribute is not None:
         path = path[: attribute.start()]
-    found = _found(element, path) if path else [element]
-    texts = [text_of(each) if attribute is None else each.get(attribute[1]) for each in found]
+    elements = _elements(element, path) if path else [element]
+    texts = [text_of(each) if attribute is None else each.get(attribute[1]) for each in elements]
     return "\n\n".join(text for text in texts if text) or None
 
 
-def _found(element: Any, path: str) -> list[Any]:
+def _elements(element: Any, path: str) -> list[Any]:
     """Return the elements that a path names, in any namespace."""
     steps = [
         step if step in ("", ".", "..", "*") or step.startswith(("{", "*")) else f"{{*}}{step}"
