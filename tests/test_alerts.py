@@ -47,7 +47,7 @@ from fullft_assets.checking.validation import load_use_case
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import SettingsError
 from fullft_assets.resources import ARTIFACT, open_store
-from fullft_assets.retraining import Attempt, Decision, RecordedDecision, Signals
+from fullft_assets.retraining import Attempt, Decision, RecordedDecision, Signals, Window
 from fullft_assets.settings import AlertsSettings
 from fullft_assets.settings.alerts import ChannelSettings
 from fullft_assets.store import CheckOutcome, Store
@@ -849,16 +849,43 @@ class TestSensor:
             "open the checks of tokenized_chunks",
         )
 
+    def test_of_two_requests_for_labels_the_title_has_the_reasons_and_the_action_the_instruction(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
+        now, store = time.time(), open_store(case.use_case, instance)
+        windows = [Window(key=f"w{number}", status="confirmed", at=now - 60) for number in range(2)]
+        state = retraining.State(champion_since=now - 3600)
+        signals = Signals(
+            now=now,
+            month_start=now,
+            num_examples=0,
+            data_version="",
+            estimated_hours=0.0,
+            windows=windows,
+            score_drop=0.1,
+            num_drop_errors=3.0,
+        )
+        decision = retraining.decide(state, signals, case.settings.retraining)
+        entry = RecordedDecision(case=case.name, time=now, signals=signals, decision=decision)
+        name = f"{case.name}/retraining_decisions/{int(now * 1000):014d}"
+        store.write_pointer(name, entry.model_dump(mode="json"))
+        self.tick(case, instance)
+        (body,) = hook.bodies
+        assert body["action"] == "label production documents that `fullft export CASE FILE --random` draws"
+        assert body["title"].startswith("labels are asked for: drift is confirmed")
+        assert "; the champion's score fell by 0.100" in body["title"]
+        assert "label production" not in body["title"] and "label more" not in body["title"]
+
     def test_a_decision_that_needs_a_person_is_sent_also_after_the_next_one(
         self, case: Case, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
         store, now = open_store(case.use_case, instance), time.time()
         signals = Signals(now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0)
         for age, action, reason in (
-            (120, "alert", "the budget is too small: raise it"),
+            (120, "alert", "the budget: it is too small"),
             (60, "wait", "nothing new"),
         ):
-            decision = Decision(action=action, reasons=[reason], evidence="budget")
+            decision = Decision(action=action, reasons=[reason], evidence="budget", instruction="raise it")
             entry = RecordedDecision(case=case.name, time=now - age, signals=signals, decision=decision)
             store.write_pointer(
                 f"{case.name}/retraining_decisions/{int((now - age) * 1000):014d}",
@@ -869,15 +896,15 @@ class TestSensor:
         (body,) = hook.bodies
         assert (body["event"], body["title"], body["action"]) == (
             "decision_needed",
-            "the budget is too small",
+            "the budget: it is too small",
             "raise it",
         )
 
     @pytest.mark.parametrize(
         ("num_failed", "title", "action"),
         [
-            (1, "the attempt of {} failed (data)", "its run says what to fix"),
-            (3, "3 attempts in a row gained nothing, so that others come ever more rarely; the attempt of {} failed (data)", "its run says what to fix"),
+            (1, "the attempt of {} failed (data)", "open its run, which says what to fix"),
+            (3, "3 attempts in a row gained nothing, so that others come ever more rarely; the attempt of {} failed (data)", "open its run, which says what to fix"),
             (-3, "3 attempts in a row gained nothing, so that others come ever more rarely", "read their evaluation reports"),
         ],
     )  # fmt: skip

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,8 +34,8 @@ from fullft_assets.assets.monitoring import _seen
 from fullft_assets.assets.release import IS_BETTER_TAG
 from fullft_assets.automation import deliveries, sensors
 from fullft_assets.automation.decision import gather
-from fullft_assets.automation.ledger import claim, name_of
-from fullft_assets.automation.runs import IN_FLIGHT, SCORE_FELL_TAG, typical_hours
+from fullft_assets.automation.ledger import name_of
+from fullft_assets.automation.runs import IN_FLIGHT, REASONS_TAG, SCORE_FELL_TAG, typical_hours
 from fullft_assets.chunks import ingestion
 from fullft_assets.component import FullFineTune
 from fullft_assets.evaluation import CHAMPION
@@ -155,7 +156,6 @@ class Bench:
 def template(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     quick = {
         "min_new_examples": 100,
-        "min_growth": 0.0,
         "cooldown_hours": 0.0,
         "min_new_examples_on_drift": 50,
     }
@@ -606,9 +606,7 @@ class TestRetrainingSensor:
             alert.skip_message.startswith("alert: the attempt of ") and "failed (data)" in alert.skip_message
         )
         assert bench.tick("retraining").skip_message.startswith("wait: 0 new examples since the attempt of")
-        bench.prepared.project.configure(
-            base_model="model", seed=18, retraining={"min_new_examples": 100, "min_growth": 0}
-        )
+        bench.prepared.project.configure(base_model="model", seed=18, retraining={"min_new_examples": 100})
         assert "the next may start on" in bench.tick("retraining").skip_message, (
             "other settings, whose wait is the cooldown"
         )
@@ -659,7 +657,7 @@ class TestRetrainingSensor:
         said = bench.tick("retraining").skip_message
         assert said.startswith(f"alert: the run {run.run_id} of letters_evaluate, asked for on ")
         assert said.endswith(
-            "has not ended in 24 h and holds retrains back: open it, and terminate it if it hangs"
+            "has not ended in 24 h and holds retrains back; open it, and terminate it if it hangs"
         )
         assert bench.tick("retraining").skip_message.startswith("wait: ")
 
@@ -673,36 +671,6 @@ class TestRetrainingSensor:
             in bench.tick("retraining").skip_message
         )
 
-    def test_sensor_and_schedule_at_one_moment_launch_one_run(self, bench):
-        assert isinstance(bench.tick("retraining"), dg.RunRequest)
-        other = automation.decide_and_record(bench.case, bench.instance, bench.store, by="schedule")
-        assert other.skip_message.startswith("wait: the sensor and the schedule decide at the same moment")
-        (Path(bench.store.url) / "pointers/letters/retraining_lease.json").write_text("{")
-        assert isinstance(
-            automation.decide_and_record(bench.case, bench.instance, bench.store, by="schedule"),
-            dg.RunRequest,
-        )
-
-    @pytest.mark.parametrize(
-        "held",
-        [
-            "[]",
-            "5",
-            '"x"',
-            "{}",
-            '{"by": "x"}',
-            '{"by": 5, "until": 1060.0}',
-            '{"by": "x", "until": 1e999}',
-            "{",
-        ],
-    )
-    def test_a_lease_that_is_none_is_free(self, tmp_path, held):
-        store, path = Store(str(tmp_path)), tmp_path / "pointers/letters/retraining_decider.json"
-        path.parent.mkdir(parents=True)
-        path.write_text(held)
-        assert claim(store, "letters/retraining_decider", "mine", 1_000.0) == "mine"
-        assert claim(store, "letters/retraining_decider", "other", 1_001.0) == "mine"
-
     @pytest.mark.parametrize("place", ["disk", "bucket"])
     def test_of_two_dagsters_that_share_a_store_one_decides(
         self, bench, tmp_path, monkeypatch, request, place
@@ -712,9 +680,7 @@ class TestRetrainingSensor:
             bucket = f"shared-{time.time_ns()}"
             shutil.copytree(url, request.getfixturevalue("s3_env").make_bucket(bucket) / "store")
             url = f"s3://{bucket}/store"
-        bench.prepared.project.configure(
-            base_model="model", store=url, retraining={"min_new_examples": 100, "min_growth": 0.0}
-        )
+        bench.prepared.project.configure(base_model="model", store=url, retraining={"min_new_examples": 100})
         bench.store, home, now = Store(url), tmp_path / "other", time.time()
         home.mkdir()
         shutil.copy(bench.prepared.project.home / "dagster.yaml", home)
@@ -732,28 +698,25 @@ class TestRetrainingSensor:
                 f"wait: the Dagster {name_of(dagster)}, which" for dagster in (bench.instance, instance)
             )
             assert ours != theirs and ask(other, 1).startswith(ours)
-            monkeypatch.setattr(time, "time", lambda: now + 60)
-            schedule = automation.decide_and_record(other.case, instance, bench.store, by="schedule")
-            assert isinstance(schedule, dg.SkipReason) and str(schedule.skip_message).startswith(ours)
             assert ask(bench, 6) == "letters_model"
             assert ask(other, 12).startswith(ours), "each tick of the decider renews what is half over"
             assert bench.decisions() == decisions, "who does not decide writes no decision"
             assert ask(other, 17) == "letters_model"
             assert ask(bench, 18).startswith(theirs)
 
-    def test_of_many_that_ask_at_one_moment_one_has_the_lease(self, tmp_path):
-        store, names = Store(str(tmp_path / "store")), [f"dagster-{number}" for number in range(8)]
-        together = threading.Barrier(len(names))
+    def test_of_two_dagsters_that_ask_at_one_moment_one_launches(self, bench, tmp_path):
+        home = tmp_path / "other"
+        home.mkdir()
+        shutil.copy(bench.prepared.project.home / "dagster.yaml", home)
+        together = threading.Barrier(2)
 
-        def ask(name: str) -> str:
+        def ask(dagster: Bench) -> Any:
             together.wait()
-            return claim(store, "letters/retraining_decider", name, 1_000.0)
+            return dagster.tick("retraining")
 
-        for _ in range(20):
-            with ThreadPoolExecutor(len(names)) as pool:
-                holders = set(pool.map(ask, names))
-            assert len(holders) == 1
-            store.delete_pointer("letters/retraining_decider")
+        with dg.DagsterInstance.from_config(str(home)) as instance, ThreadPoolExecutor(2) as pool:
+            asked = list(pool.map(ask, [bench, Bench(bench.prepared, instance)]))
+        assert sorted(type(each).__name__ for each in asked) == ["RunRequest", "SkipReason"]
 
     @pytest.mark.long
     def test_a_tick_killed_anywhere_loses_and_doubles_no_retrain(self, bench, tmp_path):
@@ -761,7 +724,7 @@ class TestRetrainingSensor:
         for the same run.
         """
 
-        def die(by: str, at: int | None) -> None:
+        def die(at: int | None) -> None:
             touched = 0
 
             def hook(event: str, arguments: tuple) -> None:
@@ -774,18 +737,18 @@ class TestRetrainingSensor:
                         os.kill(os.getpid(), signal.SIGKILL)
 
             sys.addaudithook(hook)
-            ask(by)
-            (tmp_path / by).write_text(str(touched))
+            ask()
+            (tmp_path / "touched").write_text(str(touched))
 
-        def forked(by: str, at: int | None = None) -> int:
+        def forked(at: int | None = None) -> int:
             if not (child := os.fork()):
                 with suppress(BaseException):
-                    die(by, at)
+                    die(at)
                 os._exit(0)
             return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
-        def ask(by: str) -> Any:
-            return automation.decide_and_record(bench.case, bench.instance, bench.store, by=by)
+        def ask() -> Any:
+            return automation.decide_and_record(bench.case, bench.instance, bench.store)
 
         def forget() -> None:
             for folder in (bench.name, f"{bench.name}/retraining_decisions"):
@@ -793,19 +756,38 @@ class TestRetrainingSensor:
                     if folder != bench.name or name.startswith("retraining"):
                         bench.store.delete_pointer(f"{folder}/{name}")
 
-        first, chance = ask("sensor"), random.Random(1)
-        for number in range(200):
-            by = ("sensor", "schedule")[number % 2]
-            if number < 2:
-                forget()
-                assert forked(by) == 0
+        first, chance = ask(), random.Random(1)
+        forget()
+        assert forked() == 0
+        for _ in range(200):
             forget()
-            at = chance.randint(1, int((tmp_path / by).read_text()))
-            assert forked(by, at) == -signal.SIGKILL
-            assert ask(by).run_key == first.run_key, (by, at)
+            at = chance.randint(1, int((tmp_path / "touched").read_text()))
+            assert forked(at) == -signal.SIGKILL
+            assert ask().run_key == first.run_key, at
             assert {entry.decision.action for entry in bench.decisions()} == {"retrain"}
         bench.run(first, "succeeded")
-        assert ask("schedule").skip_message.startswith("wait: 0 new examples since the attempt of")
+        assert ask().skip_message.startswith("wait: 0 new examples since the attempt of")
+
+    def test_a_schedule_is_one_more_reason_in_the_time_zone_of_the_use_case(self, bench, monkeypatch):
+        """Rows that are too few for a retrain of their own are learned when the calendar says so, once."""
+        bench.train()
+        bench.deliver("few.jsonl", skip=400, rows=30)
+        bench.count()
+        bench.prepared.project.configure(
+            base_model="model",
+            automation={"timezone": "Asia/Tokyo"},
+            retraining={"min_new_examples": 100, "cooldown_hours": 0, "schedule": "30 3 * * *"},
+        )
+        assert isinstance(bench.tick("retraining"), dg.SkipReason)
+        now = time.time()
+        due = now - (now - 18.5 * 3_600) % 86_400 + 86_400
+        monkeypatch.setattr(time, "time", lambda: due - 60)
+        assert isinstance(bench.tick("retraining"), dg.SkipReason)
+        monkeypatch.setattr(time, "time", lambda: due + 60)
+        request = bench.tick("retraining")
+        at = f"{datetime.fromtimestamp(due, UTC):%Y-%m-%d %H:%M UTC}"
+        assert request.job_name == "letters_model"
+        assert request.tags[REASONS_TAG] == f"scheduled retraining is due since {at}"
 
     def test_too_few_new_examples_wait_with_every_reason_on_record_once(self, bench):
         bench.train()
@@ -899,19 +881,17 @@ class TestRetrainingSensor:
             "hold: Frozen by hand (run-1): audit of March"
         )
 
-    def test_a_ledger_that_is_cut_off_is_rebuilt_said_once_and_repeats_no_request(self, bench):
+    def test_a_ledger_that_is_cut_off_begins_anew_and_says_so_once(self, bench):
         bench.train()
         for name in ("w1", "w2"):
             bench.window(name, "confirmed")
         bench.tick("retraining")
-        for name in ("retraining", "retraining_decisions/00000000000001"):
-            (Path(bench.store.url) / f"pointers/letters/{name}.json").write_text('{"rai')
-        said = (
-            "the ledger letters/retraining.json could not be read and is rebuilt from 2 decisions of the log,"
-            " 1 of them unreadable"
+        (Path(bench.store.url) / "pointers/letters/retraining.json").write_text('{"rai')
+        again = bench.tick("retraining").skip_message
+        assert again.startswith("request_labels: ")
+        assert again.endswith(
+            "the ledger letters/retraining.json could not be read and begins anew: what lasts is raised again"
         )
-        assert said in bench.tick("retraining").skip_message
-        assert "ledger" not in bench.tick("retraining").skip_message
         assert bench.tick("retraining").skip_message.startswith("wait: ")
 
     def test_a_ledger_that_is_deleted_forgets_no_attempt(self, bench):
@@ -1078,7 +1058,7 @@ class TestRetrainingSensor:
             bench.tick("retraining")
         manifest.unlink()
         with pytest.raises(dg.Failure, match="no such artifact; materialise its asset again"):
-            automation.decide_and_record(bench.case, bench.instance, bench.store, by="schedule")
+            automation.decide_and_record(bench.case, bench.instance, bench.store)
         assert bench.decisions() == []
 
     def test_the_month_has_what_evaluations_windows_snapshots_and_live_quality_took_that_nobody_launched(
@@ -1195,7 +1175,7 @@ class TestRetrainingSensor:
             """Tick, and do what the tick asks for; return whether it asked."""
             nonlocal running
             running = "tick"
-            request = automation.decide_and_record(bench.case, bench.instance, bench.store, by="sensor")
+            request = automation.decide_and_record(bench.case, bench.instance, bench.store)
             if not isinstance(request, dg.RunRequest):
                 return False
             running = "daemon"
@@ -1335,20 +1315,17 @@ def test_automation_is_turned_on_by_the_yaml(template: Prepared, tmp_path: Path)
         )
 
     sensors = {"new_documents", "new_production_documents", "live_quality_when_due", "retraining"}
-    schedules = {"retraining_schedule", "evaluation_schedule", "clean_schedule"}
+    schedules = {"evaluation_schedule", "clean_schedule"}
     of_sensors, of_schedules, zones = triggers(**everything, automation=on)
     assert of_sensors == dict.fromkeys(sensors, "RUNNING")
-    # The sensor decides as this schedule does: one of both is enough.
-    assert of_schedules == dict.fromkeys(schedules, "RUNNING") | {
-        "retraining_schedule": "STOPPED"
-    } and zones == {"Europe/Berlin"}
+    assert of_schedules == dict.fromkeys(schedules, "RUNNING") and zones == {"Europe/Berlin"}
     of_sensors, of_schedules, _ = triggers(**everything)
     assert of_sensors == dict.fromkeys(sensors, "STOPPED") and of_schedules == dict.fromkeys(
         schedules, "STOPPED"
     )
     of_sensors, of_schedules, _ = triggers(base_model="model", automation=on)
     assert of_sensors == dict.fromkeys({"new_documents", "retraining"}, "RUNNING")
-    assert of_schedules == {"retraining_schedule": "STOPPED", "evaluation_schedule": "RUNNING"}
+    assert of_schedules == {"evaluation_schedule": "RUNNING"}
 
 
 class Daemon:
@@ -1415,7 +1392,7 @@ def runs(instance: dg.DagsterInstance, job: str, *statuses: dg.DagsterRunStatus)
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     write_tiny_model(tmp_path / "model")
-    every_minute = {"schedule": "* * * * *", "evaluation_schedule": "* * * * *", "min_new_examples": 500}
+    every_minute = {"evaluation_schedule": "* * * * *", "min_new_examples": 500}
     project = projects.create(
         tmp_path, base_model="model", documents={"poll_seconds": 2}, retraining=every_minute
     )
@@ -1427,8 +1404,8 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 @pytest.mark.slow
 def test_daemon_ingests_each_delivery_once_and_schedules_tick(daemon: Daemon) -> None:
     daemon.turn_on("sensor", "letters_new_documents")
-    for schedule in ("letters_retraining_schedule", "letters_evaluation_schedule"):
-        daemon.turn_on("schedule", schedule)
+    daemon.turn_on("schedule", "letters_evaluation_schedule")
+    daemon.turn_on("sensor", "letters_retraining")
     done = dg.DagsterRunStatus.SUCCESS
     with dg.DagsterInstance.from_config(str(daemon.project.home)) as instance:
         store = Store(str(daemon.project.home / "store"))
@@ -1447,14 +1424,15 @@ def test_daemon_ingests_each_delivery_once_and_schedules_tick(daemon: Daemon) ->
         seen = len(ticks(instance, "letters_new_documents"))
         daemon.wait_for(lambda: len(ticks(instance, "letters_new_documents")) >= seen + 3, "sensor ticks on")
         assert len(runs(instance, "letters_ingest")) == 2
-        for schedule, reason in (
+        for name, reason in (
             ("letters_evaluation_schedule", "no checkpoint yet; run the model job first"),
-            ("letters_retraining_schedule", "fewer than min_new_examples = 500"),
+            ("letters_retraining", "fewer than min_new_examples = 500"),
         ):
-            found = daemon.wait_for(
-                lambda s=schedule: [t for t in ticks(instance, s) if t.skip_reason], f"{schedule} ticks"
+            skipped = daemon.wait_for(
+                lambda name=name: [tick for tick in ticks(instance, name) if tick.skip_reason],
+                f"{name} ticks",
             )
-            assert reason in found[0].skip_reason
+            assert reason in skipped[0].skip_reason
         assert runs(instance, "letters_model") == []
         last = store.list_pointers("letters/retraining_decisions")[-1]
         assert store.read_pointer(f"letters/retraining_decisions/{last}")["decision"]["action"] == "wait"
@@ -1462,7 +1440,7 @@ def test_daemon_ingests_each_delivery_once_and_schedules_tick(daemon: Daemon) ->
 
 @pytest.mark.slow
 def test_daemon_retrains_once_on_enough_new_data(daemon: Daemon) -> None:
-    quick = {"min_new_examples": 100, "cooldown_hours": 0.0, "schedule": "* * * * *"}
+    quick = {"min_new_examples": 100, "cooldown_hours": 0.0}
     daemon.stop()
     daemon.project.configure(base_model="model", documents={"poll_seconds": 2}, retraining=quick)
     daemon = Daemon(daemon.project)
@@ -1472,16 +1450,11 @@ def test_daemon_retrains_once_on_enough_new_data(daemon: Daemon) -> None:
         with dg.DagsterInstance.from_config(str(daemon.project.home)) as instance:
             daemon.wait_for(lambda: runs(instance, "letters_ingest", done), "delivery is ingested")
             daemon.turn_on("sensor", "letters_retraining")
-            daemon.turn_on("schedule", "letters_retraining_schedule")
             (run,) = daemon.wait_for(lambda: runs(instance, "letters_model"), "model run is launched")
             assert "enough for min_new_examples = 100" in run.tags["retraining/reasons"]
             daemon.wait_for(lambda: instance.get_run_by_id(run.run_id).is_finished, "model run ends", 400.0)
             seen = len(ticks(instance, "letters_retraining"))
             daemon.wait_for(lambda: len(ticks(instance, "letters_retraining")) >= seen + 2, "sensor ticks on")
-            daemon.wait_for(
-                lambda: [t for t in ticks(instance, "letters_retraining_schedule") if t.skip_reason],
-                "schedule ticks",
-            )
             assert [found.run_id for found in runs(instance, "letters_model")] == [run.run_id]
     finally:
         daemon.stop()

@@ -168,17 +168,16 @@ def _seen(case: Case, store: Store, window: str, status: monitoring.Status) -> C
     """Return the check that production is seen; earlier windows are read only where this one has no
     verdict.
     """
-    most = case.settings.retraining.alert_after_windows
     statuses: list[monitoring.Status] = [status]
     earlier = (
         name for name in reversed(store.list_pointers(f"latest/{case.name}/drift_report")) if name < window
     )
     while (
-        len(statuses) < most
+        len(statuses) < monitoring.MOST_WITHOUT_VERDICT
         and statuses[-1] in monitoring.WITHOUT_VERDICT
         and (name := next(earlier, None)) is not None
     ):
         report = latest(store, case.name, "drift_report", name)
         if report is not None:
             statuses.append(monitoring.DriftMetadata.of(report).status)
-    return monitoring.seen_check(statuses, most)
+    return monitoring.seen_check(statuses)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from datetime import datetime
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 import dagster as dg
+from croniter import croniter
 from pydantic import ValidationError
 
 from fullft_assets import release, retraining
 from fullft_assets.assets.case import Case
 from fullft_assets.automation.budget import month_end, month_start
 from fullft_assets.automation.deliveries import REQUEST_TAG, ask_again, runs_by_key
-from fullft_assets.automation.ledger import claims_launch, decides, read_ledger, record
+from fullft_assets.automation.ledger import name_of, read_ledger, record
 from fullft_assets.automation.runs import (
     EVIDENCE_TAG,
     NUM_DRIFT_EXAMPLES_TAG,
@@ -80,32 +83,26 @@ _SUMMARY_VERSION = "1"
 
 
 def decide_and_record(
-    case: Case, instance: dg.DagsterInstance, store: Store, *, by: Literal["sensor", "schedule"]
+    case: Case, instance: dg.DagsterInstance, store: Store
 ) -> dg.RunRequest | dg.SkipReason:
     """Read what happened, decide, record the decision, and return what Dagster has to do.
 
-    Args:
-        by: who asks. The sensor also has a snapshot taken where that could change the decision.
+    Of several Dagsters that share a store one decides: no other one knows its runs, its attempts and what they
+    took. A snapshot is taken where that could change the decision.
     """
-    with one_line_errors(store, case.name):
+    with one_line_errors(store, case.name), store.alone(f"{case.name}/retraining"):
         now = time.time()
-        ours, decider = decides(store, case.name, instance, now)
-        if not ours:
-            return dg.SkipReason(
-                f"wait: the Dagster {decider}, which shares this store, decides for {case.name}; ten minutes"
-                " after its sensor and its schedule were turned off, this one does"
-            )
         ledger, notes = read_ledger(store, case.name)
+        if ledger.is_of_another(name_of(instance), now):
+            return dg.SkipReason(
+                f"wait: the Dagster {ledger.decider}, which shares this store, decides for {case.name}; ten"
+                " minutes after its sensor was turned off, this one does"
+            )
         state, signals = gather(case, instance, store, ledger.raised, now)
         decision = retraining.decide(state, signals, case.settings.retraining)
         decision = decision.model_copy(update={"notes": [*notes, *decision.notes]})
-        if decision.action == "retrain" and not claims_launch(store, case.name, instance, by, now):
-            return dg.SkipReason(
-                "wait: the sensor and the schedule decide at the same moment, and the other one launches"
-                " the run"
-            )
         record(case, instance, store, ledger, state, signals, decision)
-    reasons = "; ".join([*decision.reasons, *decision.notes])
+    reasons = "; ".join(filter(None, [*decision.reasons, decision.instruction, *decision.notes]))
     if decision.action == "retrain":
         tags = {
             REASONS_TAG: reasons[:250],
@@ -118,7 +115,7 @@ def decide_and_record(
         return dg.RunRequest(
             run_key=retraining.run_key(state, decision), job_name=f"{case.name}_model", tags=tags
         )
-    if decision.count_first and by == "sensor" and not signals.num_runs_in_flight:
+    if decision.count_first and not signals.num_runs_in_flight:
         return _count(case, instance, signals, decision.action, reasons)
     return dg.SkipReason(f"{decision.action}: {reasons}")
 
@@ -226,6 +223,7 @@ def gather(
             hourly_usd=settings.planning.hourly_usd,
             usd_per_point=settings.planning.usd_per_point,
             predicted_gain=_predicted_gain(store, case, frozen, learned),
+            scheduled_at=_scheduled_at(case, now),
             num_runs_in_flight=len(unfinished),
             oldest_run=unfinished[0] if unfinished else None,
         )
@@ -237,6 +235,15 @@ def gather(
             " materialise what it comes from again"
         ) from None
     return state, signals
+
+
+def _scheduled_at(case: Case, now: float) -> float | None:
+    """Return when `retraining.schedule` came due last, or None; times in seconds since the epoch."""
+    cron = case.settings.retraining.schedule
+    if cron is None:
+        return None
+    at = datetime.fromtimestamp(now, ZoneInfo(case.settings.automation.timezone))
+    return croniter(cron, at).get_prev(float)
 
 
 def _trained_on(

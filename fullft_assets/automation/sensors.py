@@ -220,6 +220,6 @@ def _retraining_sensor(case: Case, jobs: Sequence[dg.JobDefinition]) -> dg.Senso
         ),
     )
     def retrain(context: dg.SensorEvaluationContext, **_: Any):
-        return decide_and_record(case, context.instance, case.store(context), by="sensor")
+        return decide_and_record(case, context.instance, case.store(context))
 
     return retrain

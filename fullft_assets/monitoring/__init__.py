@@ -30,6 +30,7 @@ from fullft_assets.monitoring.verdict import (
     ALARMED,
     CHECKS,
     CONTENT,
+    MOST_WITHOUT_VERDICT,
     VERSION,
     WITHOUT_VERDICT,
     DriftVerdict,

@@ -22,7 +22,7 @@ WINDOW_MATCHES_REFERENCE = CheckSpec(
 )
 PRODUCTION_IS_SEEN = CheckSpec(
     "production_is_seen",
-    "Of the newest windows, retraining.alert_after_windows in a row, some could be compared.",
+    "Of the ten newest windows some could be compared.",
 )
 CHECKS = (WINDOW_MATCHES_REFERENCE, PRODUCTION_IS_SEEN)
 
@@ -34,6 +34,8 @@ Status = Literal["warming_up", "ok", "alarm", "confirmed", "insufficient_data", 
 ALARMED: tuple[Status, ...] = ("alarm", "confirmed")
 #: Nothing follows from a window of these: one says little, and many in a row that production is not seen.
 WITHOUT_VERDICT: tuple[Status, ...] = ("insufficient_data", "feed_broken")
+#: With so many of them in a row, production is not seen: a person is alerted, and a check is red.
+MOST_WITHOUT_VERDICT = 10
 #: Windows before the current one that a verdict looks at: three pooled ones can confirm three.
 NUM_RECENT = 2 * POOLED - 1
 
@@ -293,13 +295,12 @@ def check(verdict: DriftVerdict) -> CheckOutcome:
     )
 
 
-def seen_check(statuses: Sequence[Status], most: int) -> CheckOutcome:
+def seen_check(statuses: Sequence[Status]) -> CheckOutcome:
     """Return the check, a warning, that production is seen: a year of windows without a verdict reads like a
     calm one.
 
     Args:
         statuses: of the newest windows, the last one first.
-        most: windows in a row without a verdict from which it warns.
     """
     number = next(
         (place for place, status in enumerate(statuses) if status not in WITHOUT_VERDICT), len(statuses)
@@ -307,11 +308,14 @@ def seen_check(statuses: Sequence[Status], most: int) -> CheckOutcome:
     said = f"{number} windows in a row have no verdict" if number > 1 else "windows have verdicts"
     fix = (
         ""
-        if number < most
+        if number < MOST_WITHOUT_VERDICT
         else ". Look at what production delivers, and at monitoring.window and monitoring.min_window_rows"
     )
     return CheckOutcome(
-        name=PRODUCTION_IS_SEEN.name, passed=number < most, severity="warn", description=said + fix
+        name=PRODUCTION_IS_SEEN.name,
+        passed=number < MOST_WITHOUT_VERDICT,
+        severity="warn",
+        description=said + fix,
     )
 
 
