@@ -65,14 +65,15 @@ class FaultyYear(Year):
         killed_before = self.rng.choice(["decision", "record", "request", "never", "never", "never"])
         instance = self.instances[number]
         ledger, _ = read_ledger(self.store, self.case.name)
-        if killed_before == "decision" or ledger.is_of_another(name_of(instance), now):
+        name = name_of(instance)
+        if killed_before == "decision" or ledger.is_of_another(name, now):
             return
         decision = decide(state, signals, self.settings)
         if decision.count_first:
             self.rows, self.uncounted, self.uncounted_new = self.rows + self.uncounted_new, 0, 0
         if decision.action != "retrain" or killed_before == "record":
             return
-        record(self.case, instance, self.store, ledger, state, signals, decision)
+        record(self.case, instance, self.store, ledger, state, signals, decision, by=name)
         # A Dagster launches a key once.
         key = (number, run_key(state, decision))
         self.lost += key in self.launched

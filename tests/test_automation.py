@@ -1579,7 +1579,7 @@ def test_drift_end_to_end(tmp_path: Path) -> None:
         tmp_path,
         # What is asked here is not whether this model is worth having.
         planning={"min_predicted_gain": -1},
-        monitoring={"path": "data/letters/production", "min_window_rows": 20, "reference_windows": 6},
+        monitoring={"path": "data/letters/production", "min_window_rows": 20},
     )
     project.deliver("delivery-1.jsonl", [row for row in rows if row["expression"] not in unseen][:400])
     arrived = [{name: row[name] for name in ("id", "text", "expression")} for row in unseen.values()]

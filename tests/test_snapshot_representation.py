@@ -17,7 +17,7 @@ import pytest
 from fullft_assets import documents
 from fullft_assets.component import FullFineTune
 from fullft_assets.demos import licences
-from fullft_assets.monitoring import FAMILIES, SUMS, Sums, representation
+from fullft_assets.monitoring import SUMS, Sums, representation
 from fullft_assets.monitoring.representation import Composition, compare, difference, of_tables
 from fullft_assets.resources import ManifestIOManager, latest, open_store, set_latest
 from fullft_assets.store import Manifest, Store
@@ -421,9 +421,7 @@ class TestInDagster:
         names = latest(live.store, CASE, "training_snapshot").metadata["labels"]
         counts = 200 * np.eye(len(names), dtype=int)[names.index(licences.KINDS[label])]
         with live.store.create(CASE, "drift_report", "k1", version="1", seed=1) as draft:
-            Sums(200, {family: np.zeros(2) for family in FAMILIES}, np.zeros(4), counts, None).save(
-                draft.path / SUMS
-            )
+            Sums(200, {"embeddings": np.zeros(2)}, np.zeros(4), counts, None).save(draft.path / SUMS)
             made = draft.commit(
                 settings={}, inputs={"finetuned_checkpoint": model.content_digest}, metadata={}
             )

@@ -3,14 +3,13 @@ labels -> live_quality.
 """
 
 from collections.abc import Iterator
-from functools import partial
 
 import dagster as dg
 
 from fullft_assets import monitoring, release
 from fullft_assets.assets.case import Case
 from fullft_assets.assets.sparkline import sparkline
-from fullft_assets.assets.windows import backlog_behind, logged_predictions, read_history, snapshot_of
+from fullft_assets.assets.windows import logged_predictions, read_history, snapshot_of
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.monitoring import live
@@ -80,8 +79,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 manifest.require_green("drift_report")
             inputs = {"production_documents": production_documents, **model, **history.as_inputs(), **logged}
             key = monitoring.report_key(case.settings, inputs)
-            behind = partial(backlog_behind, case, store, context.partition_key, "monitoring")
-            manifest = case.find_or_launch(context, "monitoring", "drift_report", key, inputs, ahead=behind)
+            manifest = case.find_or_launch(context, "monitoring", "drift_report", key, inputs)
         found = monitoring.DriftMetadata.of(manifest)
         shown: dict[str, dg.MetadataValue] = {"table": dg.MetadataValue.md(found.table)}
         windows = [monitoring.DriftMetadata.of(report) for report in history.windows]

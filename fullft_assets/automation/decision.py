@@ -92,8 +92,9 @@ def decide_and_record(
     """
     with one_line_errors(store, case.name), store.alone(f"{case.name}/retraining"):
         now = time.time()
+        name = name_of(instance)
         ledger, notes = read_ledger(store, case.name)
-        if ledger.is_of_another(name_of(instance), now):
+        if ledger.is_of_another(name, now):
             return dg.SkipReason(
                 f"wait: the Dagster {ledger.decider}, which shares this store, decides for {case.name}; ten"
                 " minutes after its sensor was turned off, this one does"
@@ -101,7 +102,7 @@ def decide_and_record(
         state, signals = gather(case, instance, store, ledger.raised, now)
         decision = retraining.decide(state, signals, case.settings.retraining)
         decision = decision.model_copy(update={"notes": [*notes, *decision.notes]})
-        record(case, instance, store, ledger, state, signals, decision)
+        record(case, instance, store, ledger, state, signals, decision, by=name)
     reasons = "; ".join(filter(None, [*decision.reasons, decision.instruction, *decision.notes]))
     if decision.action == "retrain":
         tags = {

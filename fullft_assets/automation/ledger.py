@@ -89,8 +89,14 @@ def record(
     state: State,
     signals: Signals,
     decision: Decision,
+    *,
+    by: str,
 ) -> None:
-    """Remember a decision, in the log and in the UI if it differs from the one before."""
+    """Remember a decision, in the log and in the UI if it differs from the one before.
+
+    Args:
+        by: the name of the Dagster that decided.
+    """
     if ledger.decision != decision:
         entry = RecordedDecision(case=case.name, time=signals.now, signals=signals, decision=decision)
         store.write_pointer(
@@ -100,11 +106,11 @@ def record(
         instance.report_runless_asset_event(
             dg.AssetMaterialization(asset_key=case.key(ASSET), metadata=shown)
         )
-    name, decided_at = name_of(instance), ledger.decided_at
-    if ledger.decider != name or not 0 <= signals.now - decided_at < _SILENT_SECONDS / 2:
+    decided_at = ledger.decided_at
+    if ledger.decider != by or not 0 <= signals.now - decided_at < _SILENT_SECONDS / 2:
         decided_at = signals.now
     raised = raised_after(state, signals, decision)
-    new = DecisionLedger(raised=raised, decision=decision, decider=name, decided_at=decided_at)
+    new = DecisionLedger(raised=raised, decision=decision, decider=by, decided_at=decided_at)
     if new != ledger or decision.notes:
         store.write_pointer(_name(case.name), new.model_dump(mode="json"))
 

@@ -1,6 +1,6 @@
 """monitoring: is production today like production when the model was new?"""
 
-from fullft_assets.monitoring.comparison import POOLED, THRESHOLDS, Outcome, test_windows
+from fullft_assets.monitoring.drift_test import POOLED, DriftTest, Outcome, open_tests
 from fullft_assets.monitoring.explanation import (
     EXPLANATION,
     Place,
@@ -24,13 +24,14 @@ from fullft_assets.monitoring.predictions import (
 )
 from fullft_assets.monitoring.redelivery import is_read_by_another_window, without_redelivered
 from fullft_assets.monitoring.rendering import render_report, render_table
-from fullft_assets.monitoring.scale import FAMILIES, SCALE, Scale, Sums
+from fullft_assets.monitoring.scale import SCALE, Scale
+from fullft_assets.monitoring.sums import Sums
 from fullft_assets.monitoring.thinning import independent_rows
 from fullft_assets.monitoring.verdict import (
     ALARMED,
     CHECKS,
-    CONTENT,
     MOST_WITHOUT_VERDICT,
+    REFERENCE_WINDOWS,
     VERSION,
     WITHOUT_VERDICT,
     DriftVerdict,
@@ -40,6 +41,7 @@ from fullft_assets.monitoring.verdict import (
     insufficient,
     judge,
     key_settings,
+    other_tests,
     read_elsewhere,
     report_key,
     seen_check,

@@ -15,7 +15,7 @@ import numpy as np
 
 from fullft_assets.markdown import escape
 from fullft_assets.monitoring.features import words_of
-from fullft_assets.monitoring.scale import Sums
+from fullft_assets.monitoring.sums import Sums, pooled_mean
 
 #: File of a drift report.
 EXPLANATION = "explanation.md"
@@ -74,15 +74,12 @@ def farthest(coordinates: Mapping[str, np.ndarray], references: Mapping[str, Seq
     windows.
 
     Args:
-        coordinates: by family, those of the window's documents.
-        references: the reference windows of each family that alarmed.
+        coordinates: by drift test, those of the window's documents.
+        references: the reference windows of each drift test that alarmed.
     """
     scores = np.zeros(len(next(iter(coordinates.values()))))
-    for family, reference in references.items():
-        centre = np.average(
-            [sums.means[family] for sums in reference], axis=0, weights=[sums.num_rows for sums in reference]
-        )
-        moved = coordinates[family] - centre
+    for name, reference in references.items():
+        moved = coordinates[name] - pooled_mean(reference, [window.means[name] for window in reference])
         direction = moved.mean(axis=0)
         scores += moved @ direction / max(float(np.linalg.norm(direction)), 1e-12)
     return np.argsort(-scores, kind="stable")[:NUM_PLACES]

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from fullft_assets.monitoring.drift_test import POOLED
 from fullft_assets.monitoring.metadata import DriftMetadata
-from fullft_assets.monitoring.verdict import ALARMED, POOLED, VERSION, WITHOUT_VERDICT, Past
+from fullft_assets.monitoring.verdict import ALARMED, REFERENCE_WINDOWS, VERSION, WITHOUT_VERDICT, Past
 from fullft_assets.store import Manifest
 
 T = TypeVar("T")
@@ -73,16 +74,15 @@ class History:
         kept = None if scale is None else Past(named(_KEPT_REFERENCE), named(_KEPT_RECENT))
         return cls(Past(named(_REFERENCE), named(_RECENT)), kept, scale)
 
-    def after(self, report: Manifest, num_reference: int) -> History:
+    def after(self, report: Manifest) -> History:
         """Return what the window after one is compared with.
 
         Args:
             report: of that window, which was compared with this history.
-            num_reference: windows of a complete reference.
         """
         status = DriftMetadata.of(report).status
-        kept = None if self.kept is None else self.kept.after(report, status, num_reference)
-        return History(self.model.after(report, status, num_reference), kept, self.scale)
+        kept = None if self.kept is None else self.kept.after(report, status)
+        return History(self.model.after(report, status), kept, self.scale)
 
     def without(self, leave_out: Callable[[Sequence[Manifest]], list[Manifest]]) -> History:
         """Return the history with what a function leaves of the recent windows."""
@@ -99,7 +99,6 @@ def read_history(
     documents: Manifest,
     model: Manifest,
     settings: Mapping[str, Any],
-    num_reference: int,
     is_logged: bool = False,
 ) -> History:
     """Return the windows that a window is compared with: the first ones under this champion, and the last
@@ -121,7 +120,6 @@ def read_history(
         documents: of the window.
         model: the checkpoint in use.
         settings: of the report, see `verdict.key_settings`.
-        num_reference: windows of a complete reference.
         is_logged: whether predictions of the window come from the user's own log. Before the first champion
             they do not, and the windows of then are of all documents.
     """
@@ -163,16 +161,16 @@ def read_history(
         return History(Past([], []))
     report, found = newest
     if is_of_model(report):
-        return compared_with(report).after(report, num_reference)
+        return compared_with(report).after(report)
     # From the first window on that the newest one was compared with: all since then were read on one scale.
     before = compared_with(report).content.reference
     first = DriftMetadata.of(before[0]).window if before else found.window
     since = itertools.takewhile(lambda each: each[1].window >= first, earlier())
-    kept = kept_reference(((report, metadata.status) for report, metadata in since), num_reference)
+    kept = kept_reference(((report, metadata.status) for report, metadata in since))
     return History(Past([], []), Past(kept, []), load(found.scale)) if kept else History(Past([], []))
 
 
-def kept_reference(earlier: Iterable[tuple[T, str]], num_reference: int) -> list[T]:
+def kept_reference(earlier: Iterable[tuple[T, str]]) -> list[T]:
     """Return the reference of the texts' content for the first window under a new champion; nothing if it
     begins anew.
 
@@ -192,6 +190,6 @@ def kept_reference(earlier: Iterable[tuple[T, str]], num_reference: int) -> list
                 return []
         if status not in ALARMED:
             kept.append(window)
-        if len(kept) == num_reference:
+        if len(kept) == REFERENCE_WINDOWS:
             break
     return kept[::-1]

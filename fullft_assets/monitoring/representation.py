@@ -18,7 +18,7 @@ from fullft_assets.documents import RawMetadata
 from fullft_assets.escaping import quoted, visible
 from fullft_assets.examples.label_names import NOT_NAMED, may_be_named
 from fullft_assets.monitoring.history import SUMS
-from fullft_assets.monitoring.scale import Sums
+from fullft_assets.monitoring.sums import Sums
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.snapshot.frozen_batches import folder_of
 from fullft_assets.store import CheckOutcome
