@@ -41,12 +41,16 @@ CHANNELS: Registry[type[Channel]] = Registry(
     {
         "log": "fullft_assets.alerts.channels.log:Log",
         "webhook": "fullft_assets.alerts.channels.webhook:Webhook",
-        "email": "fullft_assets.alerts.channels.email:Email",
+        "apprise": "fullft_assets.alerts.channels.apprise:Apprise",
         "sns": "fullft_assets.alerts.channels.aws:Sns",
         "cloudwatch": "fullft_assets.alerts.channels.aws:CloudWatch",
         "prometheus": "fullft_assets.alerts.channels.prometheus:Prometheus",
     },
 )
+
+
+#: Channels of earlier releases, with what to do instead.
+_REMOVED = {"email": "use `apprise` with an address `mailtos://...`"}
 
 
 def open_channels(settings: AlertsSettings) -> dict[str, Channel]:
@@ -73,5 +77,8 @@ def channel_problems(settings: AlertsSettings) -> Iterator[tuple[str, str]]:
 
 
 def _open(name: str, given: Mapping[str, Any]) -> Channel:
-    channel = CHANNELS.get(given.get("kind") or name)
+    kind = given.get("kind") or name
+    if kind in _REMOVED and kind not in CHANNELS:
+        raise SettingsError(f"the channel `{kind}` was removed; {_REMOVED[kind]}")
+    channel = CHANNELS.get(kind)
     return channel(channel.settings_class.model_validate(given))
