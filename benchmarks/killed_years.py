@@ -26,8 +26,8 @@ from fullft_assets.store import Store
 
 
 class FaultyYear(Year):
-    """A year without texts in which two Dagsters that share a store decide at the same moment, and their ticks
-    and the runs are killed at random.
+    """A year without texts in which two Dagsters that share a store decide at the same moment, and their
+    ticks and the runs are killed at random.
 
     Attributes:
         doubled: runs launched while another one was in flight, or for what a successful one had learned from.
@@ -59,8 +59,8 @@ class FaultyYear(Year):
             self._ask(number, now, state, signals)
 
     def _ask(self, number: int, now: float, state: State, signals: Signals) -> None:
-        """Decide as one of the Dagsters does; with a chance of a half it is killed at one of the points on the
-        way.
+        """Decide as one of the Dagsters does; with a chance of a half it is killed at one of the points on
+        the way.
         """
         killed_before = self.rng.choice(["decision", "record", "request", "never", "never", "never"])
         instance = self.instances[number]

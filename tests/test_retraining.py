@@ -25,7 +25,6 @@ from fullft_assets.retraining import (
     drift_examples,
     raised_after,
     retrain_evidence,
-    run_key,
     score_fell,
 )
 from fullft_assets.settings import RetrainingSettings
@@ -365,13 +364,6 @@ class TestRules:
         )
         assert ahead.action == "wait" and "2 window(s) dated in the future" in ahead.notes[0]
 
-    def test_a_drift_begins_with_the_first_window_after_the_last_calm_one(self) -> None:
-        windows = [
-            Window.model_validate(window)
-            for window in _windows("ok", "alarm", "confirmed", "confirmed")["windows"]
-        ]
-        assert drift_began(RUNNING, windows, NOW, SETTINGS) == windows[1].at
-
     def test_a_drift_that_lasts_longer_than_the_horizon_began_when_it_did(self) -> None:
         """Labels since then were those of the last 30 days, so that few a day were never enough for a drift
         that they do not confirm.
@@ -459,52 +451,8 @@ class TestRules:
         tried = _after(1.5, state=RUNNING.model_copy(update=trained), evidence="of other rows")
         assert _decide(tried, **due).action == "wait"
 
-    @pytest.mark.parametrize(
-        ("ended", "said"),
-        [
-            ({"outcome": "succeeded"}, "there is nothing new to learn"),
-            (
-                {"outcome": "in_flight"},
-                "the attempt of 1972-09-26 00:00 UTC to learn from the rows of today is in flight",
-            ),
-            (
-                {"outcome": "cancelled"},
-                (
-                    "the attempt of 1972-09-26 00:00 UTC to learn from the rows of today was cancelled and is"
-                    " not started again by itself (launch the model job by hand for it)"
-                ),
-            ),
-        ],
-    )
-    def test_a_challenge_by_age_says_what_became_of_the_last_one(
-        self, ended: dict[str, str], said: str
-    ) -> None:
-        old = RUNNING.model_copy(
-            update={"champion_since": NOW - 190 * DAY_SECONDS, "trained_at": NOW - 190 * DAY_SECONDS}
-        )
-        tried = _after(1, state=old, evidence=retrain_evidence(_signals(data_version="v2")), **ended)
-        decision = _decide(tried, data_version="v2")
-        assert decision.action == "wait" and decision.reasons[-1].endswith(
-            f"(max_age_days = 180), but {said}"
-        )
-
 
 class TestObstacles:
-    def test_they_are_named_beside_the_reasons(self) -> None:
-        decision = _decide(
-            _after(0.1, state=RUNNING.model_copy(update={"champion_since": NOW})),
-            new=1_200,
-            num_runs_in_flight=1,
-        )
-        assert decision.reasons == [
-            "1,200 new examples since the last training, enough for min_new_examples = 1,000",
-            "but 1 run(s) of the model or of its snapshot are in flight",
-            (
-                "but the last attempt was on 1972-09-26 21:36 UTC, and the next may start on 1972-09-27 21:36"
-                " UTC (cooldown_hours = 24)"
-            ),
-        ]
-
     def test_the_wait_doubles_with_each_attempt_in_vain(self) -> None:
         state = RUNNING.model_copy(
             update={"champion_since": NOW - 100 * DAY_SECONDS, "raised": {"attempts in vain": NOW}}
@@ -642,18 +590,6 @@ class TestFailures:
         decision = _decide(failed, new=1_200)
         assert (decision.action, decision.evidence) == ("alert", "failed attempt of 1972-09-26 23:45 UTC")
         assert decision.reasons[0].endswith(f"failed ({failure})")
-
-    def test_what_a_person_cancelled_is_not_started_again_and_it_says_how_to_ask(self) -> None:
-        decision = _decide(_after(100, num_examples=ROWS + 1_200, outcome="cancelled"), new=1_200)
-        assert (
-            decision.action == "wait"
-            and "which was cancelled and is not started again by itself (launch the model job"
-            in decision.reasons[0]
-        )
-        assert (
-            _decide(_after(100, num_examples=ROWS + 1_200, outcome="cancelled"), new=2_200).action
-            == "retrain"
-        )
 
 
 class TestPeople:
@@ -861,12 +797,6 @@ class TestTotality:
             estimated_hours=hours,
         )
         assert decision.reasons
-
-    def test_a_repeated_tick_has_the_same_run_key_until_there_is_a_run(self) -> None:
-        first = _decide(new=1_200)
-        assert run_key(RUNNING, first) == run_key(RUNNING, _decide(new=1_200, now=NOW + 30))
-        later = _after(10)
-        assert run_key(later, _decide(later, new=1_200)) != run_key(RUNNING, first)
 
     def test_a_recorded_decision_survives_json_and_replays(self) -> None:
         signals = _signals(new=1_200, **_windows("confirmed", "ok"))

@@ -1,4 +1,4 @@
-"""Predictions and drift report of a window, by one process, and the windows before it that it is compared with."""
+"""Predictions and drift report of a window, by one process, and the windows that it is compared with."""
 
 from __future__ import annotations
 

@@ -61,14 +61,14 @@ def open_channels(settings: AlertsSettings) -> dict[str, Channel]:
     """
     for name, message in channel_problems(settings):
         raise SettingsError(f"alerts.channels.{name}: {message}")
-    return {name: _open(name, given) for name, given in settings.channels.items()}
+    return {name: _open(name, section) for name, section in settings.channels.items()}
 
 
 def channel_problems(settings: AlertsSettings) -> Iterator[tuple[str, str]]:
     """Yield (name, message) for each channel that is not registered or does not have the given settings."""
-    for name, given in settings.channels.items():
+    for name, section in settings.channels.items():
         try:
-            _open(name, given)
+            _open(name, section)
         except SettingsError as error:
             yield name, str(error)
         except ValidationError as error:
@@ -76,9 +76,9 @@ def channel_problems(settings: AlertsSettings) -> Iterator[tuple[str, str]]:
             yield name, f"{'.'.join(map(str, first['loc'])) or name}: {first['msg']}"
 
 
-def _open(name: str, given: Mapping[str, Any]) -> Channel:
-    kind = given.get("kind") or name
+def _open(name: str, section: Mapping[str, Any]) -> Channel:
+    kind = section.get("kind") or name
     if kind in _REMOVED and kind not in CHANNELS:
         raise SettingsError(f"the channel `{kind}` was removed; {_REMOVED[kind]}")
     channel = CHANNELS.get(kind)
-    return channel(channel.settings_class.model_validate(given))
+    return channel(channel.settings_class.model_validate(section))

@@ -80,11 +80,11 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
             inputs = {"production_documents": production_documents, **model, **history.as_inputs(), **logged}
             key = monitoring.report_key(case.settings, inputs)
             manifest = case.find_or_launch(context, "monitoring", "drift_report", key, inputs)
-        found = monitoring.DriftMetadata.of(manifest)
-        shown: dict[str, dg.MetadataValue] = {"table": dg.MetadataValue.md(found.table)}
+        metadata = monitoring.DriftMetadata.of(manifest)
+        shown: dict[str, dg.MetadataValue] = {"table": dg.MetadataValue.md(metadata.table)}
         windows = [monitoring.DriftMetadata.of(report) for report in history.windows]
         shares = [
-            each.measured["novel_share"] for each in (*windows, found) if "novel_share" in each.measured
+            each.measured["novel_share"] for each in (*windows, metadata) if "novel_share" in each.measured
         ]
         if len(shares) > 1:
             shown["novel_share_curve"] = sparkline(shares, "novel share of the windows that were read")
@@ -93,7 +93,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
             "drift_report",
             store,
             shown,
-            checks=[_seen(case, store, context.partition_key, found.status)],
+            checks=[_seen(case, store, context.partition_key, metadata.status)],
         )
 
     @dg.asset(

@@ -66,12 +66,12 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
             if brought is not None:
                 external.require_complete(store, brought, training_snapshot)
             key = planning_key(case, training_snapshot, base_model_revision(case))
-            found = {name: store.find(case.name, name, key) for name in _ASSETS}
-            if None in found.values():
+            manifests = {name: store.find(case.name, name, key) for name in _ASSETS}
+            if None in manifests.values():
                 job = case.job("pilot_run", key, store, {"training_snapshot": training_snapshot})
                 case.launcher(context).run(context, "planning", job, store)
-                found = {name: store.find(case.name, name, key) for name in _ASSETS}
-        for name, manifest in found.items():
+                manifests = {name: store.find(case.name, name, key) for name in _ASSETS}
+        for name, manifest in manifests.items():
             assert manifest is not None, "the pilot is written last, and the launcher found it"
             yield case.result(manifest, name, store)
 

@@ -54,7 +54,7 @@ def logged_predictions(case: Case, store: Store, seen: Manifest) -> dict[str, Ma
         return {}
     champion = store.load(state.checkpoint)
     labels = CheckpointMetadata.of(champion).labels
-    made = monitoring.read_log(
+    predictions = monitoring.read_log(
         store,
         case.name,
         log=log,
@@ -64,4 +64,4 @@ def logged_predictions(case: Case, store: Store, seen: Manifest) -> dict[str, Ma
         labels=labels,
         seed=case.settings.seed,
     )
-    return {"batch_predictions": made}
+    return {"batch_predictions": predictions}

@@ -90,8 +90,10 @@ def build_alert_sensor(case: Case) -> list[dg.SensorDefinition]:
         with one_line_errors(store, case.name):
             runs = finished_runs(case, context.instance, seen.runs)
             entries = list(entries_since(store, case.name, seen.decisions, now))
-            found = list(_found(case, context.instance, store, context.log, runs, entries, now))
-            delivery = alerts.deliver(store, case.name, found, alerts.open_channels(settings), settings, now)
+            reported = list(_found(case, context.instance, store, context.log, runs, entries, now))
+            delivery = alerts.deliver(
+                store, case.name, reported, alerts.open_channels(settings), settings, now
+            )
             for note in delivery.notes:
                 context.log.warning(note)
             if delivery.failures:
@@ -110,12 +112,14 @@ def _seen(cursor: str | None, now: float) -> _Seen:
     """
     first = _Seen(runs=now - _LOOK_BACK_SECONDS, decisions=now - _DECISION_SECONDS)
     try:
-        found = _Seen.model_validate_json(cursor or "")
+        last_seen = _Seen.model_validate_json(cursor or "")
     except ValidationError:
         return first
     return _Seen(
-        runs=found.runs if found.runs <= now else first.runs,
-        decisions=max(found.decisions, first.decisions) if found.decisions <= now else first.decisions,
+        runs=last_seen.runs if last_seen.runs <= now else first.runs,
+        decisions=max(last_seen.decisions, first.decisions)
+        if last_seen.decisions <= now
+        else first.decisions,
     )
 
 

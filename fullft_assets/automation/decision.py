@@ -87,8 +87,8 @@ def decide_and_record(
 ) -> dg.RunRequest | dg.SkipReason:
     """Read what happened, decide, record the decision, and return what Dagster has to do.
 
-    Of several Dagsters that share a store one decides: no other one knows its runs, its attempts and what they
-    took. A snapshot is taken where that could change the decision.
+    Of several Dagsters that share a store one decides: no other one knows its runs, its attempts and what
+    they took. A snapshot is taken where that could change the decision.
     """
     with one_line_errors(store, case.name), store.alone(f"{case.name}/retraining"):
         now = time.time()
@@ -271,18 +271,18 @@ def _num_rows(snapshot: SnapshotMetadata | None) -> int:
 
 
 def _num_uncounted(
-    usable: Mapping[str, _Batch], snapshot: Manifest | None, found: SnapshotMetadata | None
+    usable: Mapping[str, _Batch], snapshot: Manifest | None, frozen: SnapshotMetadata | None
 ) -> int:
     """Return the valid examples of the batches that no snapshot was taken over as they are, nor left out for
     a red check.
     """
-    if snapshot is None or found is None:
+    if snapshot is None or frozen is None:
         return sum(batch.num_valid for batch in usable.values())
-    left_out = set(found.batches_left_out)
+    left_out = set(frozen.batches_left_out)
 
     def is_counted(name: str, batch: _Batch) -> bool:
-        if name in found.parts:
-            return found.parts[name].examples_digest in batch.digests
+        if name in frozen.parts:
+            return frozen.parts[name].examples_digest in batch.digests
         return name in left_out and batch.created_at < snapshot.created_at
 
     return sum(batch.num_valid for name, batch in usable.items() if not is_counted(name, batch))
@@ -290,8 +290,10 @@ def _num_uncounted(
 
 def windows_of(store: Store, case: Case) -> list[retraining.Window]:
     """Return the verdicts on the windows of a use case, the oldest first."""
-    found = summary_by_partition(store, case.name, "drift_report", _status_and_time, version=_SUMMARY_VERSION)
-    windows = [retraining.Window(key=name, status=status, at=at) for name, (status, at) in found.items()]
+    verdicts = summary_by_partition(
+        store, case.name, "drift_report", _status_and_time, version=_SUMMARY_VERSION
+    )
+    windows = [retraining.Window(key=name, status=status, at=at) for name, (status, at) in verdicts.items()]
     return sorted(windows, key=lambda window: window.at)
 
 
@@ -304,10 +306,10 @@ def _score_drop(store: Store, case: Case, champion: release.Champion | None) -> 
     report = latest(store, case.name, "evaluation_report")
     if champion is None or report is None or report.ref == champion.evaluation:
         return None
-    found, metric = EvaluationMetadata.of(report), case.settings.primary_metric
-    if found.checkpoint != champion.checkpoint and found.incumbent != champion.checkpoint:
+    metadata, metric = EvaluationMetadata.of(report), case.settings.primary_metric
+    if metadata.checkpoint != champion.checkpoint and metadata.incumbent != champion.checkpoint:
         return None  # a rollback came between: it is of the champion before
-    newest = found.score(None if found.checkpoint == champion.checkpoint else CHAMPION, metric)
+    newest = metadata.score(None if metadata.checkpoint == champion.checkpoint else CHAMPION, metric)
     if newest is None:
         return None
     released = EvaluationMetadata.of(store.load(champion.evaluation))
@@ -316,7 +318,7 @@ def _score_drop(store: Store, case: Case, champion: release.Champion | None) -> 
     since = Released(
         champion.score, champion.score if low is None else low, released.num_test_rows, confidence
     )
-    return score_drop(since, newest, found.num_test_rows)
+    return score_drop(since, newest, metadata.num_test_rows)
 
 
 def _live_quality(
@@ -332,9 +334,9 @@ def _live_quality(
         windows: those whose documents say whether a drift made it worse.
         batches: the usable ones.
     """
-    made = latest(store, case.name, "live_quality")
-    live = None if champion is None or made is None else LiveMetadata.of(made)
-    if made is None or live is None or champion is None or live.checkpoint != champion.checkpoint:
+    manifest = latest(store, case.name, "live_quality")
+    live = None if champion is None or manifest is None else LiveMetadata.of(manifest)
+    if manifest is None or live is None or champion is None or live.checkpoint != champion.checkpoint:
         return {}
     labelled, right = (
         sum(live.by_window[window][side] for window in windows if window in live.by_window) for side in (0, 1)
@@ -342,7 +344,7 @@ def _live_quality(
     at_release = Released(
         live.release_accuracy, live.release_accuracy_low, 0, case.settings.evaluation.confidence
     )
-    has_all = all(batch.created_at <= made.created_at - made.seconds for batch in batches.values())
+    has_all = all(batch.created_at <= manifest.created_at - manifest.seconds for batch in batches.values())
     return {
         "live_drop": live.drop,
         "num_live_errors": num_errors_below(at_release, right, labelled),
@@ -359,12 +361,15 @@ def _predicted_gain(
     pilot = latest(store, case.name, "pilot_run")
     if case.settings.planning.usd_per_point is None or pilot is None or newest is None or learned is None:
         return None
-    found = PilotMetadata.of(pilot)
+    metadata = PilotMetadata.of(pilot)
     metric = case.settings.primary_metric
-    if any(metric not in point for point in found.learning_curve):  # the YAML names another one since
+    if any(metric not in point for point in metadata.learning_curve):  # the YAML names another one since
         return None
-    points = [Point(rows=int(point["rows"]), score=point[metric]) for point in found.learning_curve]
-    targets = (found.target_rows, round(found.target_rows * _num_rows(newest) / max(1, _num_rows(learned))))
+    points = [Point(rows=int(point["rows"]), score=point[metric]) for point in metadata.learning_curve]
+    targets = (
+        metadata.target_rows,
+        round(metadata.target_rows * _num_rows(newest) / max(1, _num_rows(learned))),
+    )
     before, after = (predict_score(points, target, learned.num_validation_rows) for target in targets)
     return max(0.0, after.predicted - before.predicted) if before.is_known and after.is_known else None
 

@@ -51,8 +51,8 @@ def build_orphans_job(case: Case) -> list[dg.JobDefinition]:
         store, failed, num_stopped = case.store(context), [], 0
         with one_line_errors(store, case.name):
             now = time.time()
-            found = due(suspects(store, case.name, partial(ended_at, context.instance), now), now)
-            for orphan in find_orphans(store, found):
+            due_suspects = due(suspects(store, case.name, partial(ended_at, context.instance), now), now)
+            for orphan in find_orphans(store, due_suspects):
                 context.log.info(orphan.line)
                 if orphan.state == "unknown":
                     failed.append(orphan.line)
@@ -119,17 +119,17 @@ def build_orphans_schedule(case: Case) -> list[dg.ScheduleDefinition]:
     def orphans_schedule(context: dg.ScheduleEvaluationContext, **_: Any):
         store, now = case.store(context), time.time()
         with one_line_errors(store, case.name):
-            found = list(suspects(store, case.name, partial(ended_at, context.instance), now))
+            all_suspects = list(suspects(store, case.name, partial(ended_at, context.instance), now))
             unrecorded = due_unrecorded(store, case.name, now)
         ready = {
-            suspect.launch.name_in(store): suspect.due_at or now for suspect in due(found, now)
+            suspect.launch.name_in(store): suspect.due_at or now for suspect in due(all_suspects, now)
         } | unrecorded
         if not ready:
             at = context.scheduled_execution_time.timestamp() // 3600
             if at % _LOOK_HOURS == 0:
                 return dg.RunRequest(run_key=digest(["unrecorded", at]))
             return dg.SkipReason(
-                "; ".join(waiting_line(each, store, now) for each in found) or "a run follows each job"
+                "; ".join(waiting_line(each, store, now) for each in all_suspects) or "a run follows each job"
             )
         names = list(ready)
         is_new = now - max(ready.values()) < _HOURLY_SECONDS

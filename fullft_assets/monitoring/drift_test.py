@@ -43,8 +43,8 @@ class DriftTest(ABC):
 
     Attributes:
         arrays: names of what `fit` returns, which no other test uses.
-        outlives_champion: whether no training moves the coordinates, so that windows under an earlier champion
-            can be compared with.
+        outlives_champion: whether no training moves the coordinates, so that windows are compared with those
+            under an earlier champion, too.
         thresholds: p-value up to which windows differ, by the number of pooled windows. Those of our tests
             together alarm in less than 5% of unchanged windows (`benchmarks.drift` measures it).
     """

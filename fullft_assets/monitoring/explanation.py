@@ -43,11 +43,11 @@ def shifted_words(before: Iterable[str], now: Iterable[str]) -> list[WordShift]:
     """Return the words whose share of documents changed most, by the z-score of two proportions."""
     counts, sizes = [], []
     for texts in (before, now):
-        size, found = 0, Counter[str]()
+        size, counter = 0, Counter[str]()
         for text in texts:
             size += 1
-            found.update({word for word in words_of(text) if not word.isdigit()})
-        counts.append(found)
+            counter.update({word for word in words_of(text) if not word.isdigit()})
+        counts.append(counter)
         sizes.append(max(size, 1))
     names = [
         word

@@ -92,15 +92,15 @@ def load_champion(
     Raises:
         FullftError: there is no champion yet.
     """
-    found = release.read_champion(store, case)
-    if found is None:
+    state = release.read_champion(store, case)
+    if state is None:
         raise FullftError(f"{case} has no champion yet; `fullft run {case}` trains and judges one")
-    checkpoint = store.load(found.checkpoint)
+    checkpoint = store.load(state.checkpoint)
     about = CheckpointMetadata.of(checkpoint)
     if settings is None:
         settings = _settings(
             store,
-            store.load(found.snapshot),
+            store.load(state.snapshot),
             {"base_model": about.base_model, "trust_remote_code": trust_remote_code},
         )
     return LoadedChampion(checkpoint.ref, store.folder(checkpoint) / "model", about.labels, settings)
@@ -109,14 +109,14 @@ def load_champion(
 def _settings(store: Store, snapshot: Manifest, given: dict[str, Any]) -> UseCaseSettings:
     """Return the settings that predicting needs, from what the snapshot's batches were tokenised with."""
     part = next(iter(SnapshotMetadata.of(snapshot).parts.values()))
-    made = store.load(part.chunks).settings
-    shaping = {name: made[name] for name in ("max_tokens", "stride", "max_windows", "boundaries")}
-    labelled = {"label": "label"} if TASKS.get(made["task"]).has_labels else {}
+    tokenization = store.load(part.chunks).settings
+    shaping = {name: tokenization[name] for name in ("max_tokens", "stride", "max_windows", "boundaries")}
+    labelled = {"label": "label"} if TASKS.get(tokenization["task"]).has_labels else {}
     return UseCaseSettings.model_validate(
         {
             **given,
             "documents": {"path": "."},
-            "examples": {"task": made["task"], **labelled},
+            "examples": {"task": tokenization["task"], **labelled},
             "chunks": shaping,
         }
     )

@@ -47,11 +47,11 @@ class ManifestIOManager(dg.IOManager):
             return self.load_of_run(context.asset_key)
         if context.has_partition_key:
             return self.load_of_run(context.asset_key, context.partition_key)
-        made = set(self.store.list_pointers("/".join(("latest", *context.asset_key.path))))
+        partitions = set(self.store.list_pointers("/".join(("latest", *context.asset_key.path))))
         return {
             key: self._load_newest(context.asset_key, key)
             for key in context.asset_partition_keys
-            if key in made
+            if key in partitions
         }
 
     def load_of_run(self, key: dg.AssetKey, partition: str | None = None) -> Manifest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from fullft_assets.errors import FailureClass
+from fullft_assets.errors import TRANSIENT
 from fullft_assets.monitoring import Status
 from fullft_assets.retraining.values import Attempt, Signals, State, Window
 from fullft_assets.settings import RetrainingSettings
@@ -26,8 +26,6 @@ _HORIZON_DAYS = 30.0
 MAX_RETRIES = 3
 #: Statuses that are a verdict: of the others nothing follows.
 VERDICTS: tuple[Status, ...] = ("ok", "alarm", "confirmed")
-#: Failures after which the same run may succeed unchanged.
-TRANSIENT: tuple[FailureClass, ...] = ("preemption", "infrastructure")
 
 
 def past_attempts(state: State, signals: Signals) -> list[Attempt]:

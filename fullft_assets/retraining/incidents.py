@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
+from fullft_assets.errors import TRANSIENT
 from fullft_assets.monitoring import MOST_WITHOUT_VERDICT
 from fullft_assets.retraining.history import (
     CLOCK_SECONDS,
     DAY_SECONDS,
     HOUR_SECONDS,
     MAX_RETRIES,
-    TRANSIENT,
     VERDICTS,
     date,
     has_same_settings,

@@ -20,8 +20,8 @@ from fullft_assets.settings import RetrainingSettings
 
 #: Wait before the first retry; it doubles.
 _RETRY_HOURS = 1.0
-#: Wait after an attempt that gave no champion, or that did not end a drift. It doubles with each further one in
-#: a row, up to the longest.
+#: Wait after an attempt that gave no champion, or that did not end a drift. It doubles with each further one
+#: in a row, up to the longest.
 _BACKOFF_HOURS, _MAX_BACKOFF_DAYS = 48.0, 90.0
 
 

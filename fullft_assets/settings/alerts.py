@@ -42,8 +42,8 @@ class AlertsSettings(Settings):
     channels: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description=(
-            "Channels by a name of your choice or by their registered name (`log`, `webhook`, `apprise`, `sns`,"
-            " `cloudwatch`, `prometheus`), each with its own settings. Default: none."
+            "Channels by a name of your choice or by their registered name (`log`, `webhook`, `apprise`,"
+            " `sns`, `cloudwatch`, `prometheus`), each with its own settings. Default: none."
         ),
     )
     events: list[Event] = Field(

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from fullft_assets.registry import Registry
 from fullft_assets.settings.base import Float, OneOf, Settings
 
-#: Drift tests by name; another package registers a subclass of `monitoring.DriftTest` as an entry point of this
-#: group.
+#: Drift tests by name; another package registers a subclass of `monitoring.DriftTest` as an entry point of
+#: this group.
 DRIFT_TESTS: Registry[Any] = Registry(
     "drift test",
     "fullft_assets.drift_tests",

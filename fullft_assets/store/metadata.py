@@ -23,8 +23,8 @@ from fullft_assets.store.manifest import Manifest
 class Private(Enum):
     """What a field holds that others than the store's readers must not see, and what they see in its place.
 
-    Dagster's event log is for ever, is backed up and is read by more people than the store. A field is marked in
-    its model: `files: Annotated[dict[str, int], Private.FILES]`.
+    Dagster's event log is for ever, is backed up and is read by more people than the store. A field is marked
+    in its model: `files: Annotated[dict[str, int], Private.FILES]`.
 
     Attributes:
         FILES: names of files; their number is shown.

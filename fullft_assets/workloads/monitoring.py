@@ -220,10 +220,10 @@ def _far(scale: Scale, features: Features, window: ProductionRows, seed: int) ->
     farthest = farthest[distances[farthest] > 1]
     embeddings = features.embeddings[farthest]
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-    found = []
+    documents = []
     for index, cluster in monitoring.order(unit, seed):
         place = window.places[window.chosen[farthest[index]]]
-        found.append(
+        documents.append(
             FarDocument(
                 source=place.source,
                 row=place.row,
@@ -231,7 +231,7 @@ def _far(scale: Scale, features: Features, window: ProductionRows, seed: int) ->
                 cluster=cluster,
             )
         )
-    return found
+    return documents
 
 
 def _load_scale(
@@ -313,9 +313,11 @@ def _texts(store: Store, report: Manifest, job: Job) -> list[str]:
     """Return the texts that were compared of a window: the ones that its sums are of."""
     import pyarrow.parquet as pq
 
-    found = DriftMetadata.of(report)
-    table = pq.read_table(store.folder(store.load(found.documents)) / "documents.parquet")
-    predicted = _read_predicted(store, None if found.predictions is None else store.load(found.predictions))
+    metadata = DriftMetadata.of(report)
+    table = pq.read_table(store.folder(store.load(metadata.documents)) / "documents.parquet")
+    predicted = _read_predicted(
+        store, None if metadata.predictions is None else store.load(metadata.predictions)
+    )
     window = ProductionRows.read(table, job.settings.seed, MAX_WINDOW_ROWS, predicted)
     return [window.texts[index] for index in window.chosen]
 

@@ -1,5 +1,5 @@
-"""Alerts by chat, mail or paging services: what an address of apprise names, such as `slack://`, `msteams://`,
-`pagerduty://` or `mailtos://`.
+"""Alerts by chat, mail or paging services: what an address of apprise names, such as `slack://`,
+`msteams://`, `pagerduty://` or `mailtos://`.
 """
 
 from __future__ import annotations
