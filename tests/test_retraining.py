@@ -757,7 +757,7 @@ class TestPeople:
         decision = _decide(ahead, new=200, num_labels_since_drift=200, num_live_errors=2.0, **drifted)
         assert (
             decision.action == "retrain"
-            and "the last training or release is dated in the future" in decision.notes[0]
+            and "2 training(s) or release(s) dated in the future" in decision.notes[0]
         )
         assert (
             "the champion's age is unknown, as nothing about it is dated before now"

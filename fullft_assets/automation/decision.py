@@ -165,15 +165,10 @@ def gather(
     batches = summary_by_partition(
         store, case.name, "labeled_examples", _Batch.derive, version=_SUMMARY_VERSION
     )
-    usable = {
-        name: batch
-        for name, batch in ((name, _Batch(*values)) for name, values in batches.items())
-        if batch.is_green
-    }
-    checkpoint, snapshot = (
-        latest(store, case.name, "finetuned_checkpoint"),
-        latest(store, case.name, "training_snapshot"),
-    )
+    read = {name: _Batch(*values) for name, values in batches.items()}
+    usable = {name: batch for name, batch in read.items() if batch.is_green}
+    checkpoint = latest(store, case.name, "finetuned_checkpoint")
+    snapshot = latest(store, case.name, "training_snapshot")
     frozen = SnapshotMetadata.of(snapshot) if snapshot else None
     trained_on, learned = _trained_on(store, checkpoint, snapshot, frozen)
     records = model_runs(case, instance, now)
@@ -190,11 +185,9 @@ def gather(
         )
         windows = windows_of(store, case)
         began = retraining.drift_began(state, windows, now, settings.retraining)
-        month, fell, unfinished = (
-            month_start(case, now),
-            _score_drop(store, case, in_use),
-            runs_in_flight(case, instance),
-        )
+        month = month_start(case, now)
+        fell = _score_drop(store, case, in_use)
+        unfinished = runs_in_flight(case, instance)
         signals = retraining.Signals(
             now=now,
             month_start=month,

@@ -48,7 +48,8 @@ def build_orphans_job(case: Case) -> list[dg.JobDefinition]:
         required_resource_keys={case.store_key},
     )
     def end_orphans(context: dg.OpExecutionContext):
-        store, failed, num_stopped = case.store(context), [], 0
+        store = case.store(context)
+        failed, num_stopped = list[str](), 0
         with one_line_errors(store, case.name):
             now = time.time()
             due_suspects = due(suspects(store, case.name, partial(ended_at, context.instance), now), now)
@@ -68,20 +69,20 @@ def build_orphans_job(case: Case) -> list[dg.JobDefinition]:
             unrecorded, silent = find_unrecorded(store, case.name, sections(case.settings), now)
             for line in silent:
                 context.log.warning(line)
-            left = []
+            unstopped = []
             for each in unrecorded:
                 context.log.info(each.line)
                 if each.due_at is None or each.due_at > now:
-                    left.append(each)
+                    unstopped.append(each)
                     continue
                 try:
                     each.launcher.stop(each.name)
                 except WorkloadError as error:
                     failed.append(f"{each.line}, and could not be ended ({error})")
-                    left.append(each)
+                    unstopped.append(each)
                     continue
                 num_stopped += 1
-            note_unrecorded(store, case.name, left, is_complete=not silent)
+            note_unrecorded(store, case.name, unstopped, is_complete=not silent)
             context.instance.add_run_tags(context.run_id, {STOPPED_TAG: str(num_stopped)})
             if failed:
                 raise WorkloadError(

@@ -19,13 +19,9 @@ T = TypeVar("T")
 SUMS = "sums.npz"
 #: Names of a job's inputs. Those of a reference that outlives its champion come with the scale that it was
 #: read on.
-_REFERENCE, _RECENT, _KEPT_REFERENCE, _KEPT_RECENT, _SCALE = (
-    "reference",
-    "recent",
-    "kept_reference",
-    "kept_recent",
-    "drift_scale",
-)
+_REFERENCE, _RECENT = "reference", "recent"
+_KEPT_REFERENCE, _KEPT_RECENT = "kept_reference", "kept_recent"
+_SCALE = "drift_scale"
 
 
 @dataclass(frozen=True)

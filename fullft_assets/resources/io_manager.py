@@ -33,7 +33,8 @@ class ManifestIOManager(dg.IOManager):
     def __init__(
         self, store: Store, instance: dg.DagsterInstance | None = None, run: dg.DagsterRun | None = None
     ):
-        self.store, self.instance, self.run = store, instance, run
+        self.store = store
+        self.instance, self.run = instance, run
 
     def handle_output(self, context: dg.OutputContext, obj: Manifest) -> None:
         """Point the asset (partition) at its newest artifact."""

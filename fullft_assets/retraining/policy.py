@@ -79,32 +79,17 @@ def raised_after(state: State, signals: Signals, decision: Decision) -> dict[str
 
 
 def _notes(state: State, signals: Signals) -> Iterator[str]:
-    future = [
-        attempt.started_at for attempt in state.attempts if attempt.started_at > signals.now + CLOCK_SECONDS
-    ]
-    if future:
-        yield (
-            f"{len(future)} attempt(s) dated in the future ({date(min(future))}) count for no wait and no"
-            " budget: look at the clocks"
-        )
-    trained = [
-        at
-        for at in (state.trained_at, state.champion_since)
-        if at is not None and at > signals.now + CLOCK_SECONDS
-    ]
-    if trained:
-        yield (
-            f"the last training or release is dated in the future ({date(max(trained))}), which does not"
-            " count: look at the clocks"
-        )
-    windows = [window.at for window in signals.windows if window.at > signals.now + CLOCK_SECONDS]
-    if windows:
-        yield (
-            f"{len(windows)} window(s) dated in the future ({date(min(windows))}) do not count: look at the"
-            " clocks"
-        )
-    raised = [key for key, at in state.raised.items() if at > signals.now + CLOCK_SECONDS]
-    if raised:
-        yield (
-            f"the ledger has incidents dated in the future ({', '.join(sorted(raised))}), which do not count"
-        )
+    """Yield what is dated in the future by more than clocks differ, and so does not count."""
+    dated = {
+        "attempt(s)": [attempt.started_at for attempt in state.attempts],
+        "training(s) or release(s)": [
+            at for at in (state.trained_at, state.champion_since) if at is not None
+        ],
+        "window(s)": [window.at for window in signals.windows],
+        "incident(s)": list(state.raised.values()),
+    }
+    for what, times in dated.items():
+        future = [at for at in times if at > signals.now + CLOCK_SECONDS]
+        if future:
+            shown = f"{len(future)} {what} dated in the future ({date(min(future))})"
+            yield f"{shown} do not count: look at the clocks"
