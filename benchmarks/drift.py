@@ -25,7 +25,16 @@ from benchmarks.demo import REPOSITORY
 from benchmarks.public_sets import packages
 from fullft_assets import monitoring
 from fullft_assets.demos import licences
-from fullft_assets.monitoring import ALARMED, DriftVerdict, Features, Past, Scale, Status, Sums
+from fullft_assets.monitoring import (
+    ALARMED,
+    REFERENCE_WINDOWS,
+    DriftVerdict,
+    Features,
+    Past,
+    Scale,
+    Status,
+    Sums,
+)
 from fullft_assets.monitoring.features import words_of
 from fullft_assets.settings import ChunksSettings, MonitoringSettings
 
@@ -246,17 +255,14 @@ class Stream:
     def send(self, sums: Sums) -> DriftVerdict:
         """Judge the next window."""
         verdict = monitoring.judge(sums, self.content, self.model, SETTINGS)
-        self.content, self.model = (
-            past.after(sums, verdict.status, SETTINGS.reference_windows)
-            for past in (self.content, self.model)
-        )
+        self.content, self.model = (past.after(sums, verdict.status) for past in (self.content, self.model))
         self._read.append((sums, verdict.status))
         return verdict
 
     def release(self, before: Scale) -> None:
         """Go on under a new champion; `before` is the scale of the one until now."""
         self.model = Past([], [])
-        kept = monitoring.kept_reference(reversed(self._read), SETTINGS.reference_windows)
+        kept = monitoring.kept_reference(reversed(self._read))
         self.content, self.scale = Past(kept, []), (self.scale or before) if kept else None
         if not kept:
             self._read = []
@@ -267,13 +273,13 @@ def unchanged(draw: Callable[[], Sums]) -> dict[str, float]:
     is provisional.
     """
     stream = Stream()
-    found = [stream.send(draw()) for _ in range(SETTINGS.reference_windows + NUM_UNCHANGED)]
+    found = [stream.send(draw()) for _ in range(REFERENCE_WINDOWS + NUM_UNCHANGED)]
     provisional = [
         verdict
         for verdict in found
-        if verdict.tests and verdict.num_reference_windows < SETTINGS.reference_windows
+        if verdict.comparisons and verdict.num_reference_windows < REFERENCE_WINDOWS
     ]
-    full = [verdict for verdict in found if verdict.num_reference_windows >= SETTINGS.reference_windows]
+    full = [verdict for verdict in found if verdict.num_reference_windows >= REFERENCE_WINDOWS]
     rates = {
         "alarms": np.mean([verdict.status in ALARMED for verdict in full]),
         "confirmed": np.mean([verdict.status == "confirmed" for verdict in full]),
@@ -281,7 +287,7 @@ def unchanged(draw: Callable[[], Sums]) -> dict[str, float]:
         "inhomogeneous": float(any(verdict.notes for verdict in full)),
         "novel": np.mean([sums.novel_share or 0.0 for sums in stream.content.recent]),
     }
-    for name in dict.fromkeys(test.name for test in full[-1].tests):
+    for name in dict.fromkeys(test.name for test in full[-1].comparisons):
         rates[f"by {name}"] = np.mean([name in verdict.alarms for verdict in full])
     return {name: float(rate) for name, rate in rates.items()}
 
@@ -291,10 +297,10 @@ def shifted(usual: Callable[[], Sums], draw: Callable[[], Sums]) -> dict[str, fl
     their novel share.
     """
     stream = Stream()
-    for _ in range(SETTINGS.reference_windows + 2):
+    for _ in range(REFERENCE_WINDOWS + 2):
         stream.send(usual())
     # Until the reference is complete: a false confirmation leaves a window out.
-    while len(stream.content.reference) < SETTINGS.reference_windows:
+    while len(stream.content.reference) < REFERENCE_WINDOWS:
         stream.send(usual())
     windows = [draw() for _ in range(6)]
     statuses = [stream.send(sums).status for sums in windows]

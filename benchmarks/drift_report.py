@@ -67,8 +67,6 @@ def prepare(scratch: Path, num_documents: int) -> None:
         "monitoring": settings.monitoring.model_copy(
             update={
                 "path": str(scratch / "production"),
-                "max_window_rows": num_documents,
-                "reference_windows": NUM_REFERENCE_WINDOWS,
                 "min_window_rows": 20,
             }
         ),
@@ -93,6 +91,7 @@ def prepare(scratch: Path, num_documents: int) -> None:
             inputs={**inputs, **more},
         )
 
+    monitoring.MAX_WINDOW_ROWS = num_documents
     training.work(job("finetuned_checkpoint", "k"), store, silent)
     (champion,) = store.artifacts(case.name, "finetuned_checkpoint")
     reference: dict[str, str] = {}

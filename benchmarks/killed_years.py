@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import dagster as dg
 import numpy as np
@@ -14,7 +13,7 @@ import yaml
 
 from benchmarks.retraining_year import World, Year
 from fullft_assets.assets.case import Case
-from fullft_assets.automation.ledger import claims_launch, read_ledger, record
+from fullft_assets.automation.ledger import name_of, read_ledger, record
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.retraining import (
     HOUR_SECONDS,
@@ -27,16 +26,15 @@ from fullft_assets.store import Store
 
 
 class FaultyYear(Year):
-    """A year without texts in which sensor and schedule decide at the same moment, and their ticks and the
-    runs are killed at random.
+    """A year without texts in which two Dagsters that share a store decide at the same moment, and their
+    ticks and the runs are killed at random.
 
     Attributes:
         doubled: runs launched while another one was in flight, or for what a successful one had learned from.
-        lost: ticks that nobody killed and that called for a retrain, without one: no other tick had the
-            lease, or Dagster knew the key.
+        lost: ticks that called for a retrain, without one: Dagster knew the key.
     """
 
-    def __init__(self, seed: int, case: Case, instance: dg.DagsterInstance, store: Store):
+    def __init__(self, seed: int, case: Case, instances: Sequence[dg.DagsterInstance], store: Store):
         self.rng = np.random.default_rng(seed)
         outcomes = ("infrastructure", "preemption", "promoted", "promoted", "rejected")
         super().__init__(
@@ -47,46 +45,37 @@ class FaultyYear(Year):
                 outcome=lambda day: self.rng.choice(outcomes),
             )
         )
-        self.case, self.instance, self.store = case, instance, store
-        self.launched, self.learned = set[tuple[str, str]](), set[str]()
+        self.case, self.store = case, store
+        self.instances = instances
+        self.launched, self.learned = set[tuple[int, str]](), set[str]()
         self.ends = 0.0
-        self.is_claimed = False
         self.doubled = self.lost = 0
 
     def _tick(self, day: int, now: float) -> None:
         signals = self.signals(now).model_copy(update={"num_runs_in_flight": int(now < self.ends)})
         # Both have read what happened before either of them acts.
-        state, self.is_claimed = self.state, False
-        for by in ("sensor", "schedule") if self.rng.random() < 0.5 else ("schedule", "sensor"):
-            self._ask(by, now, state, signals)
+        state = self.state
+        for number in self.rng.permutation(len(self.instances)).tolist():
+            self._ask(number, now, state, signals)
 
-    def _ask(self, by: Literal["sensor", "schedule"], now: float, state: State, signals: Signals) -> None:
-        """Decide as the sensor or the schedule does; with a chance of a half it is killed at one of the
-        points on the way.
+    def _ask(self, number: int, now: float, state: State, signals: Signals) -> None:
+        """Decide as one of the Dagsters does; with a chance of a half it is killed at one of the points on
+        the way.
         """
-        killed_before = self.rng.choice(["claim", "record", "request", "never", "never", "never"])
+        killed_before = self.rng.choice(["decision", "record", "request", "never", "never", "never"])
+        instance = self.instances[number]
+        ledger, _ = read_ledger(self.store, self.case.name)
+        name = name_of(instance)
+        if killed_before == "decision" or ledger.is_of_another(name, now):
+            return
         decision = decide(state, signals, self.settings)
         if decision.count_first:
             self.rows, self.uncounted, self.uncounted_new = self.rows + self.uncounted_new, 0, 0
-        if decision.action != "retrain" or killed_before == "claim":
+        if decision.action != "retrain" or killed_before == "record":
             return
-        if not claims_launch(self.store, self.case.name, self.instance, by, now):
-            self.lost += not self.is_claimed
-            return
-        self.is_claimed = True
-        if killed_before == "record":
-            return
-        record(
-            self.case,
-            self.instance,
-            self.store,
-            read_ledger(self.store, self.case.name)[0],
-            state,
-            signals,
-            decision,
-        )
-        # Dagster launches a key of a sensor, or of a schedule, once.
-        key = (by, run_key(state, decision))
+        record(self.case, instance, self.store, ledger, state, signals, decision, by=name)
+        # A Dagster launches a key once.
+        key = (number, run_key(state, decision))
         self.lost += key in self.launched
         if killed_before == "request" or key in self.launched:
             return
@@ -100,8 +89,8 @@ class FaultyYear(Year):
 
 def killed_years(num_seeds: int, days: int) -> list[FaultyYear]:
     """Return years with killed ticks and runs."""
-    with platform() as (case, instance, new_store):
-        years = [FaultyYear(seed, case, instance, new_store()) for seed in range(num_seeds)]
+    with platform() as (case, instance, new_store), dg.DagsterInstance.ephemeral() as other:
+        years = [FaultyYear(seed, case, (instance, other), new_store()) for seed in range(num_seeds)]
         for year in years:
             year.run(days)
     return years

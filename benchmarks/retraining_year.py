@@ -131,10 +131,9 @@ WORLDS = (
     ),
     World("each run is preempted", outcome=lambda day: "preemption", delivered=lambda day: (60, 60)),
     World(
-        "the infrastructure fails each run, max_retries: 0, 60 labels a day until day 30",
+        "the infrastructure fails each run, 60 labels a day until day 30",
         outcome=lambda day: "infrastructure",
         delivered=lambda day: (60, 60) if day < 30 else (0, 0),
-        settings={"max_retries": 0},
     ),
     World(
         "the first run hangs, 60 labels a day", outcome=lambda day: "hangs", delivered=lambda day: (60, 60)

@@ -20,13 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import drift
 from benchmarks.demo import REPOSITORY
 from benchmarks.killed_years import killed_years, platform
 from benchmarks.retraining_year import DAYS, WORLDS, Year
 from benchmarks.text_worlds import EVENTFUL, Texts, TextWorld, text_worlds
 from benchmarks.text_years import EXCHANGE_RATES, USUAL_ALARM, OurYear, TextYear, live_years, with_rate
-from fullft_assets.monitoring import ALARMED
+from fullft_assets.monitoring import ALARMED, REFERENCE_WINDOWS
 from fullft_assets.report.pictures import ACCENT, GRID, INK, MUTED, SECOND, name_axes, new_axes
 
 #: The day of what happens is drawn from these.
@@ -60,7 +59,7 @@ def measure(world: TextWorld, years: dict[str, TextYear]) -> dict[str, Any]:
         "alerts": ours.count("alert"),
         "requests": ours.count("request_labels"),
         "most_hours": ours.most_hours,
-        "has_reference": ours.reference_at_shift >= drift.SETTINGS.reference_windows,
+        "has_reference": ours.reference_at_shift >= REFERENCE_WINDOWS,
         "alarm_after": next((number for number, status in enumerate(after) if status in ALARMED), None),
         "confirmed_after": next(
             (number for number, status in enumerate(after) if status == "confirmed"), None

@@ -393,6 +393,7 @@ class OurYear(TextYear):
             state,
             signals,
             decision.model_copy(update={"notes": [*notes, *decision.notes]}),
+            by="simulated",
         )
         self.decisions.append((day, decision))
         if decision.action == "retrain":

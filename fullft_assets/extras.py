@@ -9,6 +9,7 @@ from importlib import util
 from fullft_assets.errors import SettingsError
 
 _MODULES = {
+    "alerts": ("apprise",),
     "aws": ("boto3", "s3fs"),
     "kreuzberg": ("kreuzberg",),
     "kubernetes": ("kubernetes",),

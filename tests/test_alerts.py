@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import socket
 import ssl
@@ -45,9 +44,9 @@ from fullft_assets.assets.case import Case
 from fullft_assets.automation.runs import attempts_of, model_runs
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.component import FullFineTune
-from fullft_assets.errors import SettingsError
+from fullft_assets.errors import FullftError, SettingsError
 from fullft_assets.resources import ARTIFACT, open_store
-from fullft_assets.retraining import Attempt, Decision, RecordedDecision, Signals
+from fullft_assets.retraining import Attempt, Decision, RecordedDecision, Signals, Window
 from fullft_assets.settings import AlertsSettings
 from fullft_assets.settings.alerts import ChannelSettings
 from fullft_assets.store import CheckOutcome, Store
@@ -150,34 +149,41 @@ def send(channels: dict[str, dict[str, Any]], *alerts: Alert) -> None:
 
 
 class TestChannels:
-    def test_a_webhook_gets_json_slack_and_teams(self, hook: Hook) -> None:
-        send(
-            {
-                style: {"kind": "webhook", "url": "env:ALERT_HOOK", "style": style}
-                for style in ("json", "slack", "teams")
-            },
-            alert(),
-        )
-        plain, slack, teams = hook.bodies
+    def test_a_webhook_and_a_service_of_apprise_get_it(
+        self, hook: Hook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SERVICE", hook.url.replace("http://", "json://"))
+        send({"webhook": {"url": "env:ALERT_HOOK"}, "apprise": {"url": "env:SERVICE"}}, alert())
+        plain, service = hook.bodies
         assert plain["key"] == "run_failed/1" and plain["url"] == "http://localhost:3000/runs/1"
-        assert slack["text"].startswith("[letters] run 1 failed\n") and "Next: open the run" in slack["text"]
-        assert teams["attachments"][0]["content"]["actions"][0]["url"] == "http://localhost:3000/runs/1"
+        assert service["title"] == "[letters] run 1 failed" and "Next: open the run" in service["message"]
 
-    def test_an_email_arrives(self, mailbox: tuple[int, list[bytes]]) -> None:
+    @pytest.mark.parametrize(
+        ("address", "error"),
+        [
+            ("planted-token", "env:SERVICE is no address of a service that apprise knows"),
+            ("json://127.0.0.1:1/planted-token", "env:SERVICE: the service did not take the message"),
+        ],
+    )
+    def test_a_service_that_takes_nothing_is_one_line_without_its_address(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, address: str, error: str
+    ) -> None:
+        monkeypatch.setenv("SERVICE", address)
+        with pytest.raises(FullftError) as raised:
+            send({"apprise": {"url": "env:SERVICE"}}, alert())
+        assert str(raised.value) == error and "planted" not in caplog.text
+
+    def test_an_email_arrives(
+        self, mailbox: tuple[int, list[bytes]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         port, taken = mailbox
-        given = {
-            "host": "127.0.0.1",
-            "port": port,
-            "security": "none",
-            "sender": "platform@example.org",
-            "to": ["a@example.org", "b@example.org"],
-        }
-        send({"email": given}, alert())
-        (message,) = map(message_from_bytes, taken)
-        assert (
-            message["Subject"] == "[letters] run 1 failed" and message["To"] == "a@example.org, b@example.org"
-        )
-        assert "http://localhost:3000/runs/1" in str(message.get_payload())
+        addresses = "from=platform@example.org&to=a@example.org,b@example.org"
+        monkeypatch.setenv("SERVICE", f"mailto://127.0.0.1:{port}?{addresses}")
+        send({"apprise": {"url": "env:SERVICE"}}, alert())
+        messages = [message_from_bytes(each) for each in taken]
+        assert {message["Subject"] for message in messages} == {"[letters] run 1 failed"}
+        assert sorted(message["To"] for message in messages) == ["a@example.org", "b@example.org"]
+        assert "http://localhost:3000/runs/1" in messages[0].as_string()
 
     @pytest.mark.parametrize("security", ["starttls", "tls"])
     def test_an_email_goes_only_to_a_server_with_a_trusted_certificate(
@@ -239,29 +245,22 @@ class TestChannels:
             auth_required=True,
             **encrypted,
         )
-        monkeypatch.setenv("SMTP_PASSWORD", "planted-password")
-        given = {
-            "host": "127.0.0.1",
-            "port": port,
-            "security": security,
-            "sender": "platform@example.org",
-            "to": ["a@example.org"],
-        }
-        login = {"username": "platform", "password": "env:SMTP_PASSWORD"}
+        addresses = "from=platform@example.org&to=a@example.org"
+        mode = "starttls" if security == "starttls" else "ssl"
+        login = f"mailtos://platform:planted-password@127.0.0.1:{port}?mode={mode}&{addresses}"
+        monkeypatch.setenv("SERVICE", login)
+        service = {"apprise": {"url": "env:SERVICE"}}
         # It wakes itself by a connection, and would make that with the context of a server.
         monkeypatch.setattr(
             controller, "_trigger_server", lambda: socket.create_connection(("127.0.0.1", port)).close()
         )
         controller.start()
         try:
-            with pytest.raises(AlertError) as refused:
-                send({"email": {**given, **login}}, alert())
-            assert str(refused.value).startswith(
-                f"127.0.0.1:{port} has a certificate that is not trusted (self-signed certificate); "
-            )
-            assert "\n" not in str(refused.value) and (logins, subjects) == ([], [])
+            with pytest.raises(AlertError, match="env:SERVICE: the service did not take the message"):
+                send(service, alert())
+            assert (logins, subjects) == ([], [])
             monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-            send({"email": {**given, **login}}, alert())
+            send(service, alert())
         finally:
             controller.stop()
         assert (logins, subjects) == ([b"planted-password"], ["[letters] run 1 failed"])
@@ -308,11 +307,6 @@ class TestChannels:
             'fullft_alerts_total{use_case="letters",event="run_failed"} 2',
         ]
 
-    def test_the_log_has_it(self, caplog: pytest.LogCaptureFixture) -> None:
-        with caplog.at_level(logging.WARNING, "fullft_assets.alerts"):
-            send({"log": {}}, alert())
-        assert "[letters] run 1 failed" in caplog.text
-
     def test_a_secret_comes_from_secrets_manager(self, aws: None, hook: Hook) -> None:
         boto3.client("secretsmanager").create_secret(Name="hook", SecretString=hook.url)
         send({"webhook": {"url": "secret:hook"}}, alert())
@@ -325,7 +319,9 @@ class TestProblems:
         [
             ({"webhok": {}}, "did you mean webhook?"),
             ({"webhook": {"url": "https://hooks.example.org/token"}}, "alerts.channels.webhook: url"),
-            ({"email": {"host": "h", "sender": "a@b.org", "to": []}}, "alerts.channels.email: to"),
+            ({"email": {"host": "h"}}, "`email` was removed; use `apprise`"),
+            ({"apprise": {"url": "slack://token"}}, "alerts.channels.apprise: url"),
+            ({"webhook": {"url": "env:X", "style": "slack"}}, "`style` was removed; use a channel `apprise`"),
             ({"sns": {"topic": "x"}}, "alerts.channels.sns: topic"),
         ],
     )
@@ -340,6 +336,10 @@ class TestProblems:
 
 
 class TestDelivery:
+    @pytest.fixture(autouse=True)
+    def few_an_hour(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("fullft_assets.alerts.sending._MAX_PER_HOUR", 3)
+
     def delivery(self, store: Store, alerts: list[Alert], *, now: float = NOW, **settings: Any) -> Any:
         chosen = AlertsSettings(channels={"webhook": {"url": "env:ALERT_HOOK"}}, **settings)
         return deliver(store, "letters", alerts, open_channels(chosen), chosen, now)
@@ -366,37 +366,28 @@ class TestDelivery:
         second = deliver(store, "letters", [alert()], open_channels(settings), settings, NOW + 60)
         assert list(second.sent) == ["webhook"] and file.read_text().endswith(" 1\n")
 
-    def test_a_flood_is_counted_in_one_summary(self, tmp_path: Path, hook: Hook) -> None:
-        store = Store(str(tmp_path))
-        self.delivery(store, [alert(number) for number in range(50)], max_per_hour=3)
-        assert (
-            len(hook.bodies) == 4
-            and hook.bodies[-1]["title"] == "47 more alerts within an hour: 47 run_failed"
-        )
-        self.delivery(store, [alert(number) for number in range(50)], now=NOW + 4000, max_per_hour=3)
-        assert len(hook.bodies) == 4
-
     def test_a_flood_that_goes_on_is_one_summary_an_hour(self, tmp_path: Path, hook: Hook) -> None:
         store = Store(str(tmp_path))
         for minute in range(62):
-            self.delivery(store, [alert(minute)], now=NOW + 60 * minute, max_per_hour=3)
+            self.delivery(store, [alert(minute)], now=NOW + 60 * minute)
         titles = [body["title"] for body in hook.bodies]
         assert titles == [
             "run 0 failed", "run 1 failed", "run 2 failed", "1 more alert within an hour: 1 run_failed", "run 60 failed", "run 61 failed",
         ]  # fmt: skip
-        self.delivery(store, [], now=NOW + 60 * 63, max_per_hour=3)
+        self.delivery(store, [], now=NOW + 60 * 63)
         last = hook.bodies[-1]
         assert last["title"] == "56 more alerts within an hour: 56 run_failed"
         assert last["url"] == "http://localhost:3000/runs" and last["action"]
-        self.delivery(store, [alert(minute) for minute in range(62)], now=NOW + 60 * 200, max_per_hour=3)
+        self.delivery(store, [alert(minute) for minute in range(62)], now=NOW + 60 * 200)
         assert len(hook.bodies) == len(titles) + 1
 
     def test_what_a_wrong_clock_dated_in_the_future_does_not_count_for_ever(
-        self, tmp_path: Path, hook: Hook
+        self, tmp_path: Path, hook: Hook, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         store, year = Store(str(tmp_path)), 365 * 24 * 3600.0
-        self.delivery(store, [alert(1), alert(2)], now=NOW + year, max_per_hour=1)
-        self.delivery(store, [alert(1), alert(2), alert(3), alert(4)], now=NOW, max_per_hour=1)
+        monkeypatch.setattr("fullft_assets.alerts.sending._MAX_PER_HOUR", 1)
+        self.delivery(store, [alert(1), alert(2)], now=NOW + year)
+        self.delivery(store, [alert(1), alert(2), alert(3), alert(4)], now=NOW)
         titles = [body["title"] for body in hook.bodies]
         summary = "1 more alert within an hour: 1 run_failed"
         assert titles == ["run 1 failed", summary, "run 3 failed", summary]
@@ -436,10 +427,6 @@ class TestDelivery:
             line.startswith("alerts.channels.pager: a fault of the channel: RuntimeError at ")
             and "planted" not in line
         )
-        assert len(hook.bodies) == 1
-
-    def test_what_two_sources_report_is_sent_once(self, tmp_path: Path, hook: Hook) -> None:
-        self.delivery(Store(str(tmp_path)), [alert(1), alert(1)])
         assert len(hook.bodies) == 1
 
     def test_only_chosen_events_are_sent(self, tmp_path: Path, hook: Hook) -> None:
@@ -707,19 +694,6 @@ class TestSensor:
             _, cursor = self.tick(case, instance, cursor)
         assert len(hook.bodies) == 5
 
-    def test_a_drifted_window_is_sent_and_a_stable_one_is_not(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
-    ) -> None:
-        store = open_store(case.use_case, instance)
-        for name, status in (("w1", "ok"), ("w2", "confirmed")):
-            with store.create(case.name, "drift_report", name, version="1", seed=17) as draft:
-                made = draft.commit(settings={}, inputs={}, metadata=manifests.drift(status))
-            store.write_pointer(f"latest/{case.name}/drift_report/{name}", {"ref": made.ref})
-            self.run(case, instance, "monitor", **{"dagster/partition": name})
-        self.tick(case, instance)
-        (body,) = hook.bodies
-        assert (body["event"], body["title"]) == ("drift", "window w2 drifted")
-
     def test_a_drift_is_sent_once_until_a_window_is_like_the_reference_again(
         self, case: Case, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
@@ -849,16 +823,43 @@ class TestSensor:
             "open the checks of tokenized_chunks",
         )
 
+    def test_of_two_requests_for_labels_the_title_has_the_reasons_and_the_action_the_instruction(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
+        now, store = time.time(), open_store(case.use_case, instance)
+        windows = [Window(key=f"w{number}", status="confirmed", at=now - 60) for number in range(2)]
+        state = retraining.State(champion_since=now - 3600)
+        signals = Signals(
+            now=now,
+            month_start=now,
+            num_examples=0,
+            data_version="",
+            estimated_hours=0.0,
+            windows=windows,
+            score_drop=0.1,
+            num_drop_errors=3.0,
+        )
+        decision = retraining.decide(state, signals, case.settings.retraining)
+        entry = RecordedDecision(case=case.name, time=now, signals=signals, decision=decision)
+        name = f"{case.name}/retraining_decisions/{int(now * 1000):014d}"
+        store.write_pointer(name, entry.model_dump(mode="json"))
+        self.tick(case, instance)
+        (body,) = hook.bodies
+        assert body["action"] == "label production documents that `fullft export CASE FILE --random` draws"
+        assert body["title"].startswith("labels are asked for: drift is confirmed")
+        assert "; the champion's score fell by 0.100" in body["title"]
+        assert "label production" not in body["title"] and "label more" not in body["title"]
+
     def test_a_decision_that_needs_a_person_is_sent_also_after_the_next_one(
         self, case: Case, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
         store, now = open_store(case.use_case, instance), time.time()
         signals = Signals(now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0)
         for age, action, reason in (
-            (120, "alert", "the budget is too small: raise it"),
+            (120, "alert", "the budget: it is too small"),
             (60, "wait", "nothing new"),
         ):
-            decision = Decision(action=action, reasons=[reason], evidence="budget")
+            decision = Decision(action=action, reasons=[reason], evidence="budget", instruction="raise it")
             entry = RecordedDecision(case=case.name, time=now - age, signals=signals, decision=decision)
             store.write_pointer(
                 f"{case.name}/retraining_decisions/{int((now - age) * 1000):014d}",
@@ -869,15 +870,15 @@ class TestSensor:
         (body,) = hook.bodies
         assert (body["event"], body["title"], body["action"]) == (
             "decision_needed",
-            "the budget is too small",
+            "the budget: it is too small",
             "raise it",
         )
 
     @pytest.mark.parametrize(
         ("num_failed", "title", "action"),
         [
-            (1, "the attempt of {} failed (data)", "its run says what to fix"),
-            (3, "3 attempts in a row gained nothing, so that others come ever more rarely; the attempt of {} failed (data)", "its run says what to fix"),
+            (1, "the attempt of {} failed (data)", "open its run, which says what to fix"),
+            (3, "3 attempts in a row gained nothing, so that others come ever more rarely; the attempt of {} failed (data)", "open its run, which says what to fix"),
             (-3, "3 attempts in a row gained nothing, so that others come ever more rarely", "read their evaluation reports"),
         ],
     )  # fmt: skip

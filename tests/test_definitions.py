@@ -150,7 +150,7 @@ def code_versions(project: projects.Project) -> dict[str, str]:
             {"feasibility_plan", "cheaper_baselines", "pilot_run", "finetuned_checkpoint"},
         ),
         ("release", {"min_score": 0.5}, {"evaluation_report", "champion_model"}),
-        ("monitoring", {"reference_windows": 8}, {"drift_report"}),
+        ("monitoring", {"min_window_rows": 80}, {"drift_report"}),
         ("retraining", {"cooldown_hours": 1}, set()),
     ],
 )

@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import dagster as dg
 import pytest
 
 from fullft_assets.assets.shown_metadata import outside_the_store
+from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.resources import latest
 from fullft_assets.store import Store
+from fullft_assets.store.metadata import Metadata, Private
 from tests import project as projects
 from tests.prepared import write_tiny_model
 from tests.test_graph import CASE, events
@@ -73,7 +75,20 @@ def test_no_word_of_a_label_leaves_the_store_when_a_model_is_judged_and_promoted
     ("label", "is_named"), [("copyleft", True), (SENTENCE, False), ("x" * 41, False), ("x" * 40, True)]
 )
 def test_thresholds_are_shown_by_label_only_where_labels_may_be_named(label: str, is_named: bool) -> None:
-    shown = outside_the_store({"label_thresholds": {label: 0.4}, "num_steps": 3})
+    shown = outside_the_store(CheckpointMetadata, {"label_thresholds": {label: 0.4}, "num_steps": 3})
     assert shown == (
         {"label_thresholds": {label: 0.4}, "num_steps": 3} if is_named else {"num_steps": 3, "num_labels": 1}
     )
+
+
+class NewStage(Metadata):
+    """Metadata of a stage that is yet to be written."""
+
+    num_rows: int
+    seen: Annotated[dict[str, int], Private.LABELS]
+    sources: Annotated[list[str], Private.FILES]
+
+
+def test_what_a_new_field_is_marked_as_is_not_shown() -> None:
+    metadata = NewStage(num_rows=2, seen={SENTENCE: 2}, sources=["planted/name.jsonl"]).as_dict()
+    assert outside_the_store(NewStage, metadata) == {"num_rows": 2, "num_sources": 1, "num_labels": 1}

@@ -189,7 +189,6 @@ def test_jobs_sensors_and_schedules_are_those_of_any_model(
         "letters_retraining",
     }
     assert {schedule.name for schedule in repository.schedule_defs} == {
-        "letters_retraining_schedule",
         "letters_evaluation_schedule",
     }
     said = project.fullft("check", CASE)

@@ -15,7 +15,7 @@ import pytest
 
 from fullft_assets import monitoring
 from fullft_assets.errors import StoreError
-from fullft_assets.monitoring import FAMILIES, DriftVerdict, Features, History, Past, Scale, Sums, Vocabulary
+from fullft_assets.monitoring import DriftVerdict, Features, History, Past, Scale, Sums, Vocabulary
 from fullft_assets.settings import MonitoringSettings
 from fullft_assets.store import Manifest
 from tests.manifests import drift
@@ -61,7 +61,7 @@ def send(
     past, verdicts = Past[Sums]([], []), []
     for sums in windows:
         verdicts.append(monitoring.judge(sums, past, past, settings, labels))
-        past = past.after(sums, verdicts[-1].status, settings.reference_windows)
+        past = past.after(sums, verdicts[-1].status)
     return verdicts
 
 
@@ -87,7 +87,7 @@ def test_a_shift_alarms_and_is_confirmed_by_the_next_window(scale: Scale) -> Non
     assert verdicts[14].alarms == ["embeddings", "embeddings_3_windows"] and verdicts[14].moved == [
         "the content of the texts changed"
     ]
-    assert verdicts[14].tests[0].effect > 0.5
+    assert verdicts[14].comparisons[0].effect > 0.5
 
 
 def test_a_small_shift_shows_over_three_windows(scale: Scale) -> None:
@@ -168,9 +168,10 @@ def test_a_reference_that_changes_halfway_is_named(scale: Scale) -> None:
 
 
 def test_a_confirmed_window_does_not_join_the_reference() -> None:
-    assert Past([1], []).after(2, "alarm", 12) == ([1], [2])
-    assert Past([1], []).after(2, "confirmed", 12) == ([1], [2])
-    assert Past([1, 2], [3, 4]).after(5, "ok", 2) == ([1, 2], [3, 4, 5])
+    assert Past([1], []).after(2, "alarm") == ([1], [2])
+    assert Past([1], []).after(2, "confirmed") == ([1], [2])
+    full = list(range(monitoring.REFERENCE_WINDOWS))
+    assert Past(full, [13, 14]).after(15, "ok") == (full, [13, 14, 15])
 
 
 class TestNewChampion:
@@ -184,10 +185,10 @@ class TestNewChampion:
         content, statuses = self.usual(scale, rng), []
         for sums in windows(scale, rng, 3, moved=3.0, share=0.3):
             verdict = monitoring.judge(sums, content, none, SETTINGS)
-            content = content.after(sums, verdict.status, 12)
+            content = content.after(sums, verdict.status)
             statuses.append(verdict.status)
         assert statuses == ["alarm", "confirmed", "confirmed"]
-        assert {test.family for test in verdict.tests} == {
+        assert {comparison.test for comparison in verdict.comparisons} == {
             "embeddings"
         } and verdict.num_reference_windows == 12
         assert verdict.notes == ["only the content is compared: there are 0 of 6 windows under this champion"]
@@ -214,9 +215,11 @@ class TestNewChampion:
             np.array_equal(kept[family], mine[family]) for family in ("text_statistics", "predicted_labels")
         )
 
-    def test_calm_windows_are_kept_and_an_alarm_begins_anew(self) -> None:
+    def test_calm_windows_are_kept_and_an_alarm_begins_anew(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("fullft_assets.monitoring.history.REFERENCE_WINDOWS", 4)
+
         def kept(*statuses: monitoring.Status) -> list[int]:
-            return monitoring.kept_reference([*enumerate(statuses)][::-1], 4)
+            return monitoring.kept_reference([*enumerate(statuses)][::-1])
 
         assert kept() == [] and kept("warming_up", "warming_up") == [0, 1]
         assert kept("ok", "ok", "ok", "ok", "ok", "ok") == [2, 3, 4, 5]
@@ -238,11 +241,10 @@ def test_too_few_documents_and_none_at_all() -> None:
 def test_many_windows_in_a_row_without_a_verdict_turn_yellow() -> None:
     """Each of them alone is green, and a year of them read like a calm one."""
     few, many = (
-        monitoring.seen_check(["insufficient_data", "feed_broken", *more], 3)
-        for more in (["ok"], ["insufficient_data", "ok"])
+        monitoring.seen_check(["feed_broken", *["insufficient_data"] * number, "ok"]) for number in (8, 9)
     )
     assert few.passed and not many.passed and many.severity == "warn"
-    assert many.description.startswith("3 windows in a row have no verdict")
+    assert many.description.startswith("10 windows in a row have no verdict")
 
 
 def test_other_texts_than_the_held_out_ones_are_novel(scale: Scale) -> None:
@@ -271,6 +273,11 @@ class TestHistory:
     )  # fmt: skip
 
     scale = model.model_copy(update={"stage": "drift_scale"})
+
+    @pytest.fixture(autouse=True)
+    def short_reference(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in ("history", "verdict"):
+            monkeypatch.setattr(f"fullft_assets.monitoring.{module}.REFERENCE_WINDOWS", 6)
 
     def report(self, window: str, history: History, status: monitoring.Status, **changes: Any) -> Manifest:
         metadata = {
@@ -305,7 +312,7 @@ class TestHistory:
             made.get,
             by_ref.__getitem__,
             documents=self.model,
-            **{"model": self.model, "settings": {}, "num_reference": 6, **options},
+            **{"model": self.model, "settings": {}, **options},
         )
 
     def names(self, history: History) -> tuple[list[str], list[str]]:
@@ -462,10 +469,10 @@ def test_scale_and_sums_are_saved_and_loaded(tmp_path: Path, scale: Scale) -> No
         assert (loaded.num_rows, loaded.novel_share) == (WINDOW, each.novel_share)
         assert loaded.counts.sum() == WINDOW and loaded.as_numbers() == each.as_numbers()
         assert all(
-            np.array_equal(loaded.means[family], scale.sums(features).means[family]) for family in FAMILIES
+            np.array_equal(loaded.means[name], mean) for name, mean in scale.sums(features).means.items()
         )
     np.savez(tmp_path / "other.npz", centre=np.ones(3))
-    with pytest.raises(StoreError, match="no array `axes`"):
+    with pytest.raises(StoreError, match="no array `held_out`"):
         Scale.load(tmp_path / "other.npz")
 
 

@@ -25,7 +25,6 @@ from fullft_assets.retraining import (
     drift_examples,
     raised_after,
     retrain_evidence,
-    run_key,
     score_fell,
 )
 from fullft_assets.settings import RetrainingSettings
@@ -365,13 +364,6 @@ class TestRules:
         )
         assert ahead.action == "wait" and "2 window(s) dated in the future" in ahead.notes[0]
 
-    def test_a_drift_begins_with_the_first_window_after_the_last_calm_one(self) -> None:
-        windows = [
-            Window.model_validate(window)
-            for window in _windows("ok", "alarm", "confirmed", "confirmed")["windows"]
-        ]
-        assert drift_began(RUNNING, windows, NOW, SETTINGS) == windows[1].at
-
     def test_a_drift_that_lasts_longer_than_the_horizon_began_when_it_did(self) -> None:
         """Labels since then were those of the last 30 days, so that few a day were never enough for a drift
         that they do not confirm.
@@ -439,51 +431,28 @@ class TestRules:
         assert _decide(tried, data_version=version).action == "wait"
 
     @pytest.mark.parametrize(
-        ("ended", "said"),
+        ("trained", "changes", "action"),
         [
-            ({"outcome": "succeeded"}, "there is nothing new to learn"),
-            (
-                {"outcome": "in_flight"},
-                "the attempt of 1972-09-26 00:00 UTC to learn from the rows of today is in flight",
-            ),
-            (
-                {"outcome": "cancelled"},
-                (
-                    "the attempt of 1972-09-26 00:00 UTC to learn from the rows of today was cancelled and is"
-                    " not started again by itself (launch the model job by hand for it)"
-                ),
-            ),
+            ({}, {"data_version": "v2"}, "retrain"),
+            ({}, {"data_version": "v1"}, "wait"),
+            ({}, {"data_version": "v2", "num_uncounted": 9}, "wait"),
+            ({"trained_at": NOW - DAY_SECONDS}, {"data_version": "v2"}, "wait"),
+            ({"trained_on": None, "trained_at": None}, {"num_examples": 0, "data_version": ""}, "wait"),
         ],
     )
-    def test_a_challenge_by_age_says_what_became_of_the_last_one(
-        self, ended: dict[str, str], said: str
+    def test_a_schedule_is_due_once_if_there_are_other_rows(
+        self, trained: dict[str, Any], changes: dict[str, Any], action: str
     ) -> None:
-        old = RUNNING.model_copy(
-            update={"champion_since": NOW - 190 * DAY_SECONDS, "trained_at": NOW - 190 * DAY_SECONDS}
-        )
-        tried = _after(1, state=old, evidence=retrain_evidence(_signals(data_version="v2")), **ended)
-        decision = _decide(tried, data_version="v2")
-        assert decision.action == "wait" and decision.reasons[-1].endswith(
-            f"(max_age_days = 180), but {said}"
-        )
+        due = {"scheduled_at": NOW - 2 * DAY_SECONDS, **changes}
+        decision = _decide(RUNNING.model_copy(update=trained), **due)
+        assert (decision.action, decision.count_first) == (action, "num_uncounted" in changes)
+        reasons = [reason for reason in decision.reasons if "scheduled retraining is due since" in reason]
+        assert len(reasons) == ("trained_at" not in trained or "trained_on" in trained)
+        tried = _after(1.5, state=RUNNING.model_copy(update=trained), evidence="of other rows")
+        assert _decide(tried, **due).action == "wait"
 
 
 class TestObstacles:
-    def test_they_are_named_beside_the_reasons(self) -> None:
-        decision = _decide(
-            _after(0.1, state=RUNNING.model_copy(update={"champion_since": NOW})),
-            new=1_200,
-            num_runs_in_flight=1,
-        )
-        assert decision.reasons == [
-            "1,200 new examples since the last training, enough for min_new_examples = 1,000",
-            "but 1 run(s) of the model or of its snapshot are in flight",
-            (
-                "but the last attempt was on 1972-09-26 21:36 UTC, and the next may start on 1972-09-27 21:36"
-                " UTC (cooldown_hours = 24)"
-            ),
-        ]
-
     def test_the_wait_doubles_with_each_attempt_in_vain(self) -> None:
         state = RUNNING.model_copy(
             update={"champion_since": NOW - 100 * DAY_SECONDS, "raised": {"attempts in vain": NOW}}
@@ -521,8 +490,8 @@ class TestObstacles:
     def test_rows_that_an_attempt_had_are_not_new_whatever_it_came_to(self) -> None:
         failed = _after(100, num_examples=ROWS + 1_200, outcome="failed", failure="infrastructure")
         failed = failed.model_copy(update={"champion_since": NOW})
-        assert _decide(failed, SETTINGS.model_copy(update={"max_retries": 0}), new=1_200).action == "wait"
-        assert _decide(failed, SETTINGS.model_copy(update={"max_retries": 0}), new=2_200).action == "retrain"
+        assert _decide(failed, new=1_200).action == "wait"
+        assert _decide(failed, new=2_200).action == "retrain"
         # Whoever edits the YAML has looked at it.
         assert _decide(failed, new=1_200, settings_version="fixed").action == "retrain"
 
@@ -584,17 +553,13 @@ class TestFailures:
         fourth = _decide(_after(4, 3, 2, 1, **new), new=1_200)
         assert fourth.action == "alert" and "4 attempts in a row gained nothing" in fourth.reasons[0]
 
-    @pytest.mark.parametrize(("max_retries", "failures"), [(0, 1), (1, 2), (2, 3)])
-    def test_the_first_failure_that_is_not_resumed_alerts(self, max_retries: int, failures: int) -> None:
-        settings = SETTINGS.model_copy(update={"max_retries": max_retries, "alert_after_attempts": 9})
+    def test_an_outage_is_repeated_three_times_then_a_person_is_alerted(self) -> None:
         new = {"num_examples": ROWS + 1_200, "outcome": "failed", "failure": "infrastructure"}
-        for number in range(1, failures + 1):
-            decision = _decide(_after(*range(number + 5, 5, -1), **new), settings, new=1_200)
-            assert decision.action == ("alert" if number == failures else "retrain")
-        assert (
-            decision.reasons[0]
-            == "the attempt of 1972-09-21 00:00 UTC failed (infrastructure): its run says what to fix"
-        )
+        for number in range(1, 5):
+            decision = _decide(_after(*range(number + 5, 5, -1), **new), new=1_200)
+            assert decision.action == ("retrain" if number <= 2 else "alert")
+        assert "the attempt of 1972-09-21 00:00 UTC failed (infrastructure)" in decision.reasons[0]
+        assert decision.instruction == "open its run, which says what to fix" and decision.is_about_attempt
 
     @pytest.mark.parametrize("since", ["trained_at", "champion_since"])
     @pytest.mark.parametrize("failure", ["preemption", "data"])
@@ -621,25 +586,10 @@ class TestFailures:
         "failure", ["data", "settings", "gate", "out_of_memory", "divergence", "unknown"]
     )
     def test_what_waiting_does_not_fix_alerts_at_once(self, failure: str) -> None:
-        decision = _decide(
-            _after(0.01, num_examples=ROWS + 1_200, outcome="failed", failure=failure), new=1_200
-        )
-        assert (
-            decision.action == "alert"
-            and f"failed ({failure}): its run says what to fix" in decision.reasons[0]
-        )
-
-    def test_what_a_person_cancelled_is_not_started_again_and_it_says_how_to_ask(self) -> None:
-        decision = _decide(_after(100, num_examples=ROWS + 1_200, outcome="cancelled"), new=1_200)
-        assert (
-            decision.action == "wait"
-            and "which was cancelled and is not started again by itself (launch the model job"
-            in decision.reasons[0]
-        )
-        assert (
-            _decide(_after(100, num_examples=ROWS + 1_200, outcome="cancelled"), new=2_200).action
-            == "retrain"
-        )
+        failed = _after(0.01, num_examples=ROWS + 1_200, outcome="failed", failure=failure)
+        decision = _decide(failed, new=1_200)
+        assert (decision.action, decision.evidence) == ("alert", "failed attempt of 1972-09-26 23:45 UTC")
+        assert decision.reasons[0].endswith(f"failed ({failure})")
 
 
 class TestPeople:
@@ -693,10 +643,9 @@ class TestPeople:
         month = {"estimated_hours": 60.0, "hourly_usd": 3.0, "month_end": NOW + 21 * DAY_SECONDS}
         state, signals = _after(3, hours=60.0), _signals(new=1_200, **month)
         told = decide(state, signals, settings)
-        what = "raise that, or launch the model job by hand, which is not booked"
-        assert told.action == "alert"
+        assert (told.action, told.evidence) == ("alert", "month's budget") and told.instruction
         assert told.reasons == [
-            f"{said}, so that the retrain that is called for waits until 1972-10-18 00:00 UTC: {what}"
+            f"{said}, so that the retrain that is called for waits until 1972-10-18 00:00 UTC"
         ]
         state = state.model_copy(update={"raised": raised_after(state, signals, told)})
         # Nor does an evaluation in between end it.
@@ -734,9 +683,7 @@ class TestPeople:
         decision = _decide(num_runs_in_flight=1, oldest_run=run, estimated_hours=estimated)
         assert decision.incidents == (["run 0f3a in flight"] if hangs else [])
         limit = max(24, 3 * estimated)
-        said = (
-            f"has not ended in {limit:.0f} h and holds retrains back: open it, and terminate it if it hangs"
-        )
+        said = f"has not ended in {limit:.0f} h and holds retrains back"
         assert not hangs or (decision.action == "alert" and decision.reasons[0].endswith(said))
         waits = _decide(
             num_runs_in_flight=1,
@@ -785,6 +732,15 @@ class TestPeople:
         for shown in ({**drifted, **lower}, lower, drifted):
             assert _decide(state, **shown).action == "wait"
 
+    def test_two_requests_for_labels_have_both_reasons_and_one_instruction(self) -> None:
+        asked = _decide(**_windows("confirmed", "confirmed"), score_drop=0.1)
+        drift, score = asked.reasons[0].split("; ")
+        assert asked.action == "request_labels"
+        assert drift.startswith("drift is confirmed") and score.startswith(
+            "the champion's score fell by 0.100"
+        )
+        assert asked.instruction == "label production documents that `fullft export CASE FILE --random` draws"
+
     def test_what_is_dated_in_the_future_counts_for_no_wait_and_is_noted(self) -> None:
         ahead = _after(-400, num_examples=ROWS)
         decision = _decide(ahead, new=1_200)
@@ -801,7 +757,7 @@ class TestPeople:
         decision = _decide(ahead, new=200, num_labels_since_drift=200, num_live_errors=2.0, **drifted)
         assert (
             decision.action == "retrain"
-            and "the last training or release is dated in the future" in decision.notes[0]
+            and "2 training(s) or release(s) dated in the future" in decision.notes[0]
         )
         assert (
             "the champion's age is unknown, as nothing about it is dated before now"
@@ -841,12 +797,6 @@ class TestTotality:
             estimated_hours=hours,
         )
         assert decision.reasons
-
-    def test_a_repeated_tick_has_the_same_run_key_until_there_is_a_run(self) -> None:
-        first = _decide(new=1_200)
-        assert run_key(RUNNING, first) == run_key(RUNNING, _decide(new=1_200, now=NOW + 30))
-        later = _after(10)
-        assert run_key(later, _decide(later, new=1_200)) != run_key(RUNNING, first)
 
     def test_a_recorded_decision_survives_json_and_replays(self) -> None:
         signals = _signals(new=1_200, **_windows("confirmed", "ok"))

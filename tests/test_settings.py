@@ -94,7 +94,7 @@ def test_every_field_is_described_and_every_number_is_bounded(name: str, section
         ({"snapshot": {"test_share": 0.5, "validation_share": 0.4}}, "", "Value error, snapshot.test_share + snapshot.validation_share leave less"),
         ({"chunks": {"max_tokens": 64, "stride": 32}}, "", "Value error, chunks.stride must be less than half of chunks.max_tokens"),
         ({"training": {"batch_size": 4, "micro_batch_size": 8}}, "", "Value error, training.micro_batch_size is larger than training.batch_size"),
-        ({"monitoring": {"min_window_rows": 200, "max_window_rows": 100}}, "", "Value error, monitoring.min_window_rows is larger than"),
+        ({"monitoring": {"min_window_rows": 2_000}}, "monitoring.min_window_rows", "Input should be less than or equal to 1000"),
         ({"monitoring": {"log": {"prediction": "answer"}}}, "monitoring.log", "Value error, give either model or time"),
         ({"monitoring": {"log": {"prediction": "a", "model": "m", "time": "t"}}}, "monitoring.log", "Value error, give either model or time"),
         ({"store": "gs://bucket/a"}, "", "Value error, store must be a folder or s3://bucket/prefix"),

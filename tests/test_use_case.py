@@ -204,10 +204,10 @@ ONE_MISTAKE = {
         ),
     ),
     "rule across sections, only the other key given": (
-        GOOD + "  monitoring:\n    min_window_rows: 2000\n",
+        GOOD + "  monitoring:\n    window: {rows: 30}\n",
         (
-            "9: monitoring.min_window_rows: is larger than monitoring.max_window_rows "
-            "(monitoring.min_window_rows is 2000, monitoring.max_window_rows is 1000 by default)"
+            "8: monitoring.min_window_rows: is larger than a window of 30 rows, so that none would be compared"
+            " (monitoring.min_window_rows is 100 by default)"
         ),
     ),
     "duplicate key": (

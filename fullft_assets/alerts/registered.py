@@ -41,12 +41,16 @@ CHANNELS: Registry[type[Channel]] = Registry(
     {
         "log": "fullft_assets.alerts.channels.log:Log",
         "webhook": "fullft_assets.alerts.channels.webhook:Webhook",
-        "email": "fullft_assets.alerts.channels.email:Email",
+        "apprise": "fullft_assets.alerts.channels.apprise:Apprise",
         "sns": "fullft_assets.alerts.channels.aws:Sns",
         "cloudwatch": "fullft_assets.alerts.channels.aws:CloudWatch",
         "prometheus": "fullft_assets.alerts.channels.prometheus:Prometheus",
     },
 )
+
+
+#: Channels of earlier releases, with what to do instead.
+_REMOVED = {"email": "use `apprise` with an address `mailtos://...`"}
 
 
 def open_channels(settings: AlertsSettings) -> dict[str, Channel]:
@@ -57,14 +61,14 @@ def open_channels(settings: AlertsSettings) -> dict[str, Channel]:
     """
     for name, message in channel_problems(settings):
         raise SettingsError(f"alerts.channels.{name}: {message}")
-    return {name: _open(name, given) for name, given in settings.channels.items()}
+    return {name: _open(name, section) for name, section in settings.channels.items()}
 
 
 def channel_problems(settings: AlertsSettings) -> Iterator[tuple[str, str]]:
     """Yield (name, message) for each channel that is not registered or does not have the given settings."""
-    for name, given in settings.channels.items():
+    for name, section in settings.channels.items():
         try:
-            _open(name, given)
+            _open(name, section)
         except SettingsError as error:
             yield name, str(error)
         except ValidationError as error:
@@ -72,6 +76,9 @@ def channel_problems(settings: AlertsSettings) -> Iterator[tuple[str, str]]:
             yield name, f"{'.'.join(map(str, first['loc'])) or name}: {first['msg']}"
 
 
-def _open(name: str, given: Mapping[str, Any]) -> Channel:
-    channel = CHANNELS.get(given.get("kind") or name)
-    return channel(channel.settings_class.model_validate(given))
+def _open(name: str, section: Mapping[str, Any]) -> Channel:
+    kind = section.get("kind") or name
+    if kind in _REMOVED and kind not in CHANNELS:
+        raise SettingsError(f"the channel `{kind}` was removed; {_REMOVED[kind]}")
+    channel = CHANNELS.get(kind)
+    return channel(channel.settings_class.model_validate(section))

@@ -15,6 +15,8 @@ from fullft_assets.settings.alerts import AlertsSettings, Event
 from fullft_assets.store import Store
 
 _HOUR_SECONDS = 3600.0
+#: Maximum number of alerts in one hour to each channel.
+_MAX_PER_HOUR = 20
 #: An alert is found again for as long as its run or window is looked at, which is far shorter.
 _REMEMBERED_SECONDS = 90 * 24 * _HOUR_SECONDS
 
@@ -71,7 +73,7 @@ def deliver(
 ) -> Delivery:
     """Send each alert to each channel that does not have it yet.
 
-    Beyond `alerts.max_per_hour` the rest is counted, and sent as one summary an hour. An alert is remembered
+    Beyond 20 in an hour the rest is counted, and sent as one summary an hour. An alert is remembered
     as soon as a channel took it, so that a killed delivery repeats at most that one. A channel that fails,
     however it does, is tried again with the next delivery, and does not keep the others from theirs.
 
@@ -92,7 +94,7 @@ def deliver(
         taken = ledger.channels.setdefault(channel_name, _Taken())
         taken.forget(now)
         due = [alert for key, alert in chosen.items() if key not in taken.alerts]
-        room = max(0, settings.max_per_hour - len(taken.posts))
+        room = max(0, _MAX_PER_HOUR - len(taken.posts))
         try:
             for alert in due[:room]:
                 _send(channel, alert)
@@ -137,7 +139,7 @@ def _summary(use_case: str, counted: Mapping[Event, int], settings: AlertsSettin
         use_case=use_case,
         key=f"summary/{now:.0f}",
         title=f"{number} more alert{'' if number == 1 else 's'} within an hour: {listed}",
-        action="open Dagster's UI; each of them is shown there (alerts.max_per_hour)",
+        action="open Dagster's UI; each of them is shown there",
         url=f"{settings.dagster_url.rstrip('/')}/runs",
         at=now,
     )

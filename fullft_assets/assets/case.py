@@ -1,7 +1,7 @@
 """What all assets of one use case share: keys, partitions, group, resources, and how a manifest is shown."""
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -9,9 +9,8 @@ from typing import Any, TypedDict
 
 import dagster as dg
 
-from fullft_assets.assets.shown_metadata import outside_the_store
+from fullft_assets.assets.shown_metadata import MODELS, outside_the_store
 from fullft_assets.chunks import ingestion
-from fullft_assets.errors import WorkloadError
 from fullft_assets.jobs import Job
 from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.markdown import escape_name
@@ -198,29 +197,18 @@ class Case:
         key: str,
         inputs: dict[str, Manifest],
         batch: str | None = None,
-        ahead: Callable[[], dict[str, Manifest]] = dict,
     ) -> Manifest:
         """Return the artifact of this key; where there is none, launch the workload that writes it.
-
-        Args:
-            ahead: returns further inputs of the workload, for what it makes beyond this artifact. If that
-                fails and ends the workload, the artifact, which was made before, is returned.
 
         Raises:
             WorkloadError: the workload failed.
         """
         store = self.store(context)
-        found = store.find(self.name, stage, key)
-        if found is None:
-            job = self.job(stage, key, store, inputs | ahead(), batch)
-            try:
-                found = self.launcher(context).run(context, workload, job, store)
-            except WorkloadError as error:
-                found = store.find(self.name, stage, key)
-                if found is None:
-                    raise
-                context.log.warning(f"{stage} was made, then its workload failed: {error}")
-        return found
+        manifest = store.find(self.name, stage, key)
+        if manifest is None:
+            job = self.job(stage, key, store, inputs, batch)
+            manifest = self.launcher(context).run(context, workload, job, store)
+        return manifest
 
     def ingest(self, context: dg.AssetExecutionContext) -> None:
         """Have the batch's artifacts made where `compute.ingestion` says; nothing where it says nothing.
@@ -257,9 +245,8 @@ class Case:
         and further ones.
         """
         shown = shown or {}
-        plain = plain_metadata(
-            {name: value for name, value in outside_the_store(manifest.metadata).items() if name not in shown}
-        )
+        visible = outside_the_store(MODELS[asset], manifest.metadata)
+        plain = plain_metadata({name: value for name, value in visible.items() if name not in shown})
         metadata = {**shown, **plain}
         if store.is_local:
             metadata["path"] = dg.MetadataValue.path(str(Path(store.url, manifest.ref)))

@@ -94,15 +94,19 @@ def _shown(case: Case, store: Store, manifest: Manifest) -> dict[str, Any]:
     The event log is for ever and has many readers: where labels may be texts, neither the report nor its
     pictures, which name them, go there.
     """
-    found, folder = EvaluationMetadata.of(manifest), store.folder(manifest)
+    metadata, folder = EvaluationMetadata.of(manifest), store.folder(manifest)
     rows = [
         {"system": system or evaluation.FINETUNED}
-        | {metric: score for metric in found.metrics if (score := found.score(system, metric)) is not None}
-        for system in (None, *found.systems)
+        | {
+            metric: score
+            for metric in metadata.metrics
+            if (score := metadata.score(system, metric)) is not None
+        }
+        for system in (None, *metadata.systems)
     ]
     shown: dict[str, Any] = {
-        "verdict": sentences(found.verdict),
-        "justification": sentences(f"{found.justification} {found.worth_sentence}"),
+        "verdict": sentences(metadata.verdict),
+        "justification": sentences(f"{metadata.justification} {metadata.worth_sentence}"),
         "systems": dg.MetadataValue.md(markdown_table(rows)),
         "summary": dg.MetadataValue.md((folder / "summary.md").read_text(encoding="utf-8")),
     }

@@ -3,14 +3,13 @@ labels -> live_quality.
 """
 
 from collections.abc import Iterator
-from functools import partial
 
 import dagster as dg
 
 from fullft_assets import monitoring, release
 from fullft_assets.assets.case import Case
 from fullft_assets.assets.sparkline import sparkline
-from fullft_assets.assets.windows import backlog_behind, logged_predictions, read_history, snapshot_of
+from fullft_assets.assets.windows import logged_predictions, read_history, snapshot_of
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.monitoring import live
@@ -80,13 +79,12 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 manifest.require_green("drift_report")
             inputs = {"production_documents": production_documents, **model, **history.as_inputs(), **logged}
             key = monitoring.report_key(case.settings, inputs)
-            behind = partial(backlog_behind, case, store, context.partition_key, "monitoring")
-            manifest = case.find_or_launch(context, "monitoring", "drift_report", key, inputs, ahead=behind)
-        found = monitoring.DriftMetadata.of(manifest)
-        shown: dict[str, dg.MetadataValue] = {"table": dg.MetadataValue.md(found.table)}
+            manifest = case.find_or_launch(context, "monitoring", "drift_report", key, inputs)
+        metadata = monitoring.DriftMetadata.of(manifest)
+        shown: dict[str, dg.MetadataValue] = {"table": dg.MetadataValue.md(metadata.table)}
         windows = [monitoring.DriftMetadata.of(report) for report in history.windows]
         shares = [
-            each.measured["novel_share"] for each in (*windows, found) if "novel_share" in each.measured
+            each.measured["novel_share"] for each in (*windows, metadata) if "novel_share" in each.measured
         ]
         if len(shares) > 1:
             shown["novel_share_curve"] = sparkline(shares, "novel share of the windows that were read")
@@ -95,7 +93,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
             "drift_report",
             store,
             shown,
-            checks=[_seen(case, store, context.partition_key, found.status)],
+            checks=[_seen(case, store, context.partition_key, metadata.status)],
         )
 
     @dg.asset(
@@ -168,17 +166,16 @@ def _seen(case: Case, store: Store, window: str, status: monitoring.Status) -> C
     """Return the check that production is seen; earlier windows are read only where this one has no
     verdict.
     """
-    most = case.settings.retraining.alert_after_windows
     statuses: list[monitoring.Status] = [status]
     earlier = (
         name for name in reversed(store.list_pointers(f"latest/{case.name}/drift_report")) if name < window
     )
     while (
-        len(statuses) < most
+        len(statuses) < monitoring.MOST_WITHOUT_VERDICT
         and statuses[-1] in monitoring.WITHOUT_VERDICT
         and (name := next(earlier, None)) is not None
     ):
         report = latest(store, case.name, "drift_report", name)
         if report is not None:
             statuses.append(monitoring.DriftMetadata.of(report).status)
-    return monitoring.seen_check(statuses, most)
+    return monitoring.seen_check(statuses)

@@ -68,12 +68,12 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
             # A module that is missing or another one is refused before anything costs time.
             modules.keep(store, case.name, case.settings, case.use_case.project_root)
             key = planning_key(case, training_snapshot, base_model_revision(case))
-            found = {name: store.find(case.name, name, key) for name in _ASSETS}
-            if None in found.values():
+            manifests = {name: store.find(case.name, name, key) for name in _ASSETS}
+            if None in manifests.values():
                 job = case.job("pilot_run", key, store, {"training_snapshot": training_snapshot})
                 case.launcher(context).run(context, "planning", job, store)
-                found = {name: store.find(case.name, name, key) for name in _ASSETS}
-        for name, manifest in found.items():
+                manifests = {name: store.find(case.name, name, key) for name in _ASSETS}
+        for name, manifest in manifests.items():
             assert manifest is not None, "the pilot is written last, and the launcher found it"
             yield case.result(manifest, name, store)
 

@@ -2,14 +2,13 @@
 [window].
 """
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Mapping
 
 import dagster as dg
 
 from fullft_assets import documents, monitoring, release
 from fullft_assets.assets.case import Case
-from fullft_assets.assets.windows import backlog_behind, logged_predictions, read_history, snapshot_of
+from fullft_assets.assets.windows import logged_predictions, read_history, snapshot_of
 from fullft_assets.errors import FullftError
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest, digest
@@ -75,37 +74,31 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                     "finetuned_checkpoint": store.load(champion.checkpoint),
                 }
                 key = monitoring.predictions_artifact_key(case.settings, inputs)
-                ahead = partial(_ahead, case, context, inputs)
-                manifest = case.find_or_launch(
-                    context, "prediction", "batch_predictions", key, inputs, ahead=ahead
-                )
+                if store.find(case.name, "batch_predictions", key) is None:
+                    inputs |= _of_the_report(case, context, inputs)
+                manifest = case.find_or_launch(context, "prediction", "batch_predictions", key, inputs)
         yield case.result(manifest, "batch_predictions", store)
 
     return [production_documents, batch_predictions]
 
 
-def _ahead(case: Case, context: dg.AssetExecutionContext, inputs: dict[str, Manifest]) -> dict[str, Manifest]:
-    """Return further inputs of the job: what the drift report needs, unless it is made elsewhere, and the
-    windows behind this one.
+def _of_the_report(
+    case: Case, context: dg.AssetExecutionContext, inputs: Mapping[str, Manifest]
+) -> dict[str, Manifest]:
+    """Return what the window's drift report is made from as well: the same process writes it, unless another
+    launcher makes it or nobody asks for it.
     """
-    store, asked = case.store(context), context.run.asset_selection
-    if asked is not None and case.key(case.last_of_window) not in asked:
-        return {}  # somebody wants predictions of this window alone
-    found, checkpoint = (
-        backlog_behind(case, store, context.partition_key, "prediction"),
-        inputs["finetuned_checkpoint"],
-    )
-    if case.is_monitored and case.settings.launcher_of("prediction") == case.settings.launcher_of(
-        "monitoring"
-    ):
-        try:
-            snapshot = snapshot_of(store, checkpoint)
-            for manifest in (snapshot, checkpoint):
-                manifest.require_green("drift_report")
-            history = read_history(
-                case, store, context.partition_key, inputs["production_documents"], checkpoint, {}
-            )
-        except FullftError:  # the drift report's own step says why
-            return found
-        found |= {"training_snapshot": snapshot, **history.as_inputs()}
-    return found
+    store, selection = case.store(context), context.run.asset_selection
+    is_asked_for = selection is None or case.key("drift_report") in selection
+    launcher_of = case.settings.launcher_of
+    if not (case.is_monitored and is_asked_for and launcher_of("prediction") == launcher_of("monitoring")):
+        return {}
+    checkpoint, documents_of_window = inputs["finetuned_checkpoint"], inputs["production_documents"]
+    try:
+        snapshot = snapshot_of(store, checkpoint)
+        for manifest in (snapshot, checkpoint):
+            manifest.require_green("drift_report")
+        history = read_history(case, store, context.partition_key, documents_of_window, checkpoint, {})
+    except FullftError:  # the drift report's own step says why
+        return {}
+    return {"training_snapshot": snapshot, **history.as_inputs()}

@@ -76,9 +76,9 @@ def shown(store: Store, manifest: Manifest) -> dict[str, Any]:
     """Return what Dagster shows first of a champion: how its release ended, and its card, unless that names
     labels that may be texts.
     """
-    found = release.ChampionMetadata.of(manifest)
-    first: dict[str, Any] = {"outcome": sentences(found.outcome), "model": _place(store, found.model)}
-    if may_be_named(CheckpointMetadata.of(store.load(found.checkpoint)).labels):
+    metadata = release.ChampionMetadata.of(manifest)
+    first: dict[str, Any] = {"outcome": sentences(metadata.outcome), "model": _place(store, metadata.model)}
+    if may_be_named(CheckpointMetadata.of(store.load(metadata.checkpoint)).labels):
         card = (store.folder(manifest) / release.CARD).read_text(encoding="utf-8")
         first["model_card"] = dg.MetadataValue.md(card)
     return first

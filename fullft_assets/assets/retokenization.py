@@ -30,14 +30,14 @@ def retokenize(case: Case, context: dg.OpExecutionContext) -> Iterator:
     context.log.info(f"{len(needing):,} of {len(labeled):,} batches need tokenising")
     for number, batch in enumerate(needing, 1):
         with one_line_errors(store, case.name):
-            made = chunks.tokenize(store, case.use_case, labeled[batch])
+            manifest = chunks.tokenize(store, case.use_case, labeled[batch])
         # Reported before the store knows it: the next run repeats what a run that dies between the two has
         # not done.
-        yield from events(case, store, context.instance, batch, made)
-        set_latest(store, case.name, "tokenized_chunks", made, batch)
+        yield from events(case, store, context.instance, batch, manifest)
+        set_latest(store, case.name, "tokenized_chunks", manifest, batch)
         ingestion.mark_done(store, case.use_case, batch)
         context.log.info(
-            f"{batch}: {chunks.ChunksMetadata.of(made).num_rows:,} rows tokenised ({number:,} of"
+            f"{batch}: {chunks.ChunksMetadata.of(manifest).num_rows:,} rows tokenised ({number:,} of"
             f" {len(needing):,} batches)"
         )
 

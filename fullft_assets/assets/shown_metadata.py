@@ -1,46 +1,71 @@
 """What of an artifact's metadata Dagster keeps: its event log is for ever, is backed up and is read by more
-people than the store.
-
-Names of files are counted, and lists of labels of which the number is beside them are left out. Other labels
-are named where they are short and few (see `examples.label_names`), else they are counted too.
+people than the store. The models of the metadata mark what it may not have: see `store.metadata.Private`.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fullft_assets.checkpoint.metadata import CheckpointMetadata
+from fullft_assets.chunks import AuditMetadata, ChunksMetadata
+from fullft_assets.documents import RawMetadata
 from fullft_assets.escaping import visible
+from fullft_assets.evaluation.metadata import EvaluationMetadata
+from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.examples.label_names import may_be_named
+from fullft_assets.examples.metadata import QuarantineMetadata
+from fullft_assets.monitoring import DriftMetadata, LiveMetadata, PredictionsMetadata
+from fullft_assets.planning import PilotMetadata, PlanMetadata
+from fullft_assets.planning.metadata import BaselinesMetadata
+from fullft_assets.release.metadata import ChampionMetadata
+from fullft_assets.snapshot import SnapshotMetadata
+from fullft_assets.store.metadata import Metadata, Private
 
-_FILES = ("files", "taken_away")
-#: Lists whose length is a number of the same metadata, and the batches that `num_batches` counts.
-_COUNTED = ("labels_set_aside", "parts")
-_LABELS = (
-    "labels", "rare_labels", "label_counts", "label_statistics", "label_thresholds", "kappa_per_label",
-    "labels_set_aside", "labels_untested",
-)  # fmt: skip
+#: The model of each asset's metadata; an asset that is not here is shown nowhere.
+MODELS: dict[str, type[Metadata]] = {
+    "raw_documents": RawMetadata,
+    "production_documents": RawMetadata,
+    "labeled_examples": ExamplesMetadata,
+    "quarantined_examples": QuarantineMetadata,
+    "tokenized_chunks": ChunksMetadata,
+    "tokenizer_audit": AuditMetadata,
+    "training_snapshot": SnapshotMetadata,
+    "feasibility_plan": PlanMetadata,
+    "cheaper_baselines": BaselinesMetadata,
+    "pilot_run": PilotMetadata,
+    "finetuned_checkpoint": CheckpointMetadata,
+    "evaluation_report": EvaluationMetadata,
+    "champion_model": ChampionMetadata,
+    "batch_predictions": PredictionsMetadata,
+    "drift_report": DriftMetadata,
+    "live_quality": LiveMetadata,
+}
 
 
-def outside_the_store(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return metadata without names of files, and without labels that may be texts."""
-    labels = {label for name in _LABELS for label in _labels_in(metadata.get(name))}
+def outside_the_store(model: type[Metadata], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata without what its model marks as private, and with what is shown in its place."""
+    marks = {name: model.private(name, value) for name, value in metadata.items()}
+    labels = {
+        label
+        for name, value in metadata.items()
+        if marks[name] is Private.LABELS
+        for label in _labels_in(value)
+    }
     is_named = may_be_named(labels)
-    found: dict[str, Any] = {}
+    shown: dict[str, Any] = {}
     for name, value in metadata.items():
-        if name in _FILES:
-            if value:
-                found.setdefault(f"num_{name}", len(value))
-        elif name in _COUNTED:
-            continue
-        elif name == "encodings":
-            found[name] = dict(Counter(value.values()))
-        elif name not in _LABELS:
-            found[name] = value
-        elif is_named:
-            found[name] = _with_visible(value)
+        match marks[name]:
+            case None:
+                shown[name] = value
+            case Private.FILES if value:
+                shown.setdefault(f"num_{name}", len(value))
+            case Private.BY_FILE:
+                shown[name] = dict(Counter(value.values()))
+            case Private.LABELS if is_named:
+                shown[name] = _with_visible(value)
     if labels and not is_named:
-        found["num_labels"] = len(labels)
-    return found
+        shown["num_labels"] = len(labels)
+    return shown
 
 
 def _labels_in(value: Any) -> Iterator[str]:
@@ -59,8 +84,6 @@ def _with_visible(value: Any) -> Any:
         return visible(value)
     if isinstance(value, list):
         return [_with_visible(each) for each in value]
-    return (
-        {visible(name): _with_visible(each) for name, each in value.items()}
-        if isinstance(value, dict)
-        else value
-    )
+    if isinstance(value, dict):
+        return {visible(name): _with_visible(each) for name, each in value.items()}
+    return value

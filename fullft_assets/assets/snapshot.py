@@ -46,7 +46,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                     f"{len(arriving):,} batches that are being ingested wait for the next snapshot:"
                     f" {', '.join(arriving[:5])}"
                 )
-            examples = {name: made for name, made in labeled_examples.items() if name not in arriving}
+            examples = {name: batch for name, batch in labeled_examples.items() if name not in arriving}
             manifest = snapshot.take(
                 store,
                 case.use_case,
@@ -83,7 +83,7 @@ def _arriving(
     A snapshot that was taken at such a moment failed, and the run of the model or of the daily evaluation
     with it.
     """
-    waiting = [name for name, made in examples.items() if name not in chunks and not made.red_gates]
+    waiting = [name for name, manifest in examples.items() if name not in chunks and not manifest.red_gates]
     if not waiting or len(waiting) == len(examples):
         return []
     runs = instance.get_runs(dg.RunsFilter(tags={"dagster/partition": waiting}))
@@ -98,7 +98,11 @@ def _arriving(
 def _labels(metadata: snapshot.SnapshotMetadata) -> list[dict[str, Any]]:
     """Return one row a label: its rows by split, and how many equal groups its test rows are worth."""
     counts = metadata.label_counts
-    tested = {found.label: found.k_eff for found in metadata.label_statistics if found.split == "test"}
+    tested = {
+        statistics.label: statistics.k_eff
+        for statistics in metadata.label_statistics
+        if statistics.split == "test"
+    }
     return [
         {
             "label": label,

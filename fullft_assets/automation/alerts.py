@@ -31,7 +31,7 @@ from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.monitoring import DriftMetadata, Status
 from fullft_assets.resources import latest, made_by_run, one_line_errors
 from fullft_assets.retraining import RecordedDecision, Signals, State
-from fullft_assets.retraining.history import VERDICTS, is_lower_on_tests, num_transient
+from fullft_assets.retraining.history import MAX_RETRIES, VERDICTS, is_lower_on_tests, num_transient
 from fullft_assets.store import Store
 
 #: How far the first tick looks back: what is older is not worth an alert.
@@ -52,7 +52,7 @@ _FAILED_TICKS = {
     **dict.fromkeys(
         ("new_documents", "new_production_documents", "retraining", "live_quality_when_due", "alerts"), 5
     ),
-    **dict.fromkeys(("retraining_schedule", "evaluation_schedule", "clean_schedule", "orphans_schedule"), 1),
+    **dict.fromkeys(("evaluation_schedule", "clean_schedule", "orphans_schedule"), 1),
 }
 #: Age of a sensor's newest tick from which it is silent: in its intervals, and at least.
 _SILENT_INTERVALS, _SILENT_SECONDS = 10, 3600.0
@@ -60,8 +60,6 @@ _SILENT_INTERVALS, _SILENT_SECONDS = 10, 3600.0
 _DAEMON_SECONDS = 600.0
 #: Tags with what launched a run by itself.
 _LAUNCHER_TAGS = ("dagster/sensor_name", "dagster/schedule_name")
-#: Decisions about attempts, by what their evidence begins with.
-_OF_ATTEMPTS = ("failed attempt of ", "attempts in vain")
 
 
 class _Seen(BaseModel):
@@ -92,8 +90,10 @@ def build_alert_sensor(case: Case) -> list[dg.SensorDefinition]:
         with one_line_errors(store, case.name):
             runs = finished_runs(case, context.instance, seen.runs)
             entries = list(entries_since(store, case.name, seen.decisions, now))
-            found = list(_found(case, context.instance, store, context.log, runs, entries, now))
-            delivery = alerts.deliver(store, case.name, found, alerts.open_channels(settings), settings, now)
+            reported = list(_found(case, context.instance, store, context.log, runs, entries, now))
+            delivery = alerts.deliver(
+                store, case.name, reported, alerts.open_channels(settings), settings, now
+            )
             for note in delivery.notes:
                 context.log.warning(note)
             if delivery.failures:
@@ -112,12 +112,14 @@ def _seen(cursor: str | None, now: float) -> _Seen:
     """
     first = _Seen(runs=now - _LOOK_BACK_SECONDS, decisions=now - _DECISION_SECONDS)
     try:
-        found = _Seen.model_validate_json(cursor or "")
+        last_seen = _Seen.model_validate_json(cursor or "")
     except ValidationError:
         return first
     return _Seen(
-        runs=found.runs if found.runs <= now else first.runs,
-        decisions=max(found.decisions, first.decisions) if found.decisions <= now else first.decisions,
+        runs=last_seen.runs if last_seen.runs <= now else first.runs,
+        decisions=max(last_seen.decisions, first.decisions)
+        if last_seen.decisions <= now
+        else first.decisions,
     )
 
 
@@ -294,7 +296,7 @@ def _is_on(case: Case, state: Any) -> bool:
 
 
 def _is_resumed(case: Case, instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
-    """Return whether the policy resumes a retrain that failed: see `retraining.max_retries`."""
+    """Return whether the policy resumes a retrain that failed."""
     now = record.update_timestamp.timestamp()
     until = [
         each for each in model_runs(case, instance, now) if each.create_timestamp <= record.create_timestamp
@@ -308,7 +310,7 @@ def _is_resumed(case: Case, instance: dg.DagsterInstance, record: dg.RunRecord) 
         settings_version=attempts[-1].settings_version,
         estimated_hours=0,
     )
-    return 0 < num_transient(State(attempts=attempts), signals) <= case.settings.retraining.max_retries
+    return 0 < num_transient(State(attempts=attempts), signals) <= MAX_RETRIES
 
 
 def _began(case: Case, store: Store, until: float, status: Status, ends: Sequence[Status]) -> str | None:
@@ -341,13 +343,13 @@ def of_decisions(
     for name, entry in entries:
         decision = entry.decision
         if decision.action in ("alert", "request_labels"):
-            reason, action = _reason_and_action("; ".join(decision.reasons))
+            reason = "; ".join(decision.reasons)
+            # A decision that an earlier release recorded has no instruction.
+            action = decision.instruction or f"open the newest materialisation of {ASSET}"
             title = f"labels are asked for: {reason}" if decision.action == "request_labels" else reason
             url = _asset_page(case, ASSET)
-            if (
-                decision.evidence.startswith(_OF_ATTEMPTS)
-                and (last := _last_attempt(case, instance, entry.time)) is not None
-            ):
+            last = _last_attempt(case, instance, entry.time) if decision.is_about_attempt else None
+            if last is not None:
                 url = _run_page(case, last)
             yield Alert(
                 "decision_needed", case.name, f"decision_needed/{name}", title, action, url, entry.time
@@ -383,15 +385,6 @@ def of_decisions(
             url,
             now,
         )
-
-
-def _reason_and_action(text: str) -> tuple[str, str]:
-    """Return what a decision rests on, and what it asks of a person: its last part."""
-    for separator in (": ", "; "):
-        reason, _, action = text.rpartition(separator)
-        if reason:
-            return reason, action
-    return text, f"open the newest materialisation of {ASSET}, which has the reasons"
 
 
 def _last_attempt(case: Case, instance: dg.DagsterInstance, at: float) -> dg.RunRecord | None:

@@ -20,10 +20,10 @@ def clean(case: Case, context: dg.OpExecutionContext) -> None:
     """
     store = case.store(context)
     with one_line_errors(store, case.name):
-        found = retention.clean(
+        removal = retention.clean(
             store, case.use_case, require_idle=idle_from_now(case.name, context.instance, but=context.run_id)
         )
-    for line in found.lines:
+    for line in removal.lines:
         context.log.info(line)
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from datetime import datetime
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 import dagster as dg
+from croniter import croniter
 from pydantic import ValidationError
 
 from fullft_assets import release, retraining
 from fullft_assets.assets.case import Case
 from fullft_assets.automation.budget import month_end, month_start
 from fullft_assets.automation.deliveries import REQUEST_TAG, ask_again, runs_by_key
-from fullft_assets.automation.ledger import claims_launch, decides, read_ledger, record
+from fullft_assets.automation.ledger import name_of, read_ledger, record
 from fullft_assets.automation.runs import (
     EVIDENCE_TAG,
     NUM_DRIFT_EXAMPLES_TAG,
@@ -80,32 +83,27 @@ _SUMMARY_VERSION = "1"
 
 
 def decide_and_record(
-    case: Case, instance: dg.DagsterInstance, store: Store, *, by: Literal["sensor", "schedule"]
+    case: Case, instance: dg.DagsterInstance, store: Store
 ) -> dg.RunRequest | dg.SkipReason:
     """Read what happened, decide, record the decision, and return what Dagster has to do.
 
-    Args:
-        by: who asks. The sensor also has a snapshot taken where that could change the decision.
+    Of several Dagsters that share a store one decides: no other one knows its runs, its attempts and what
+    they took. A snapshot is taken where that could change the decision.
     """
-    with one_line_errors(store, case.name):
+    with one_line_errors(store, case.name), store.alone(f"{case.name}/retraining"):
         now = time.time()
-        ours, decider = decides(store, case.name, instance, now)
-        if not ours:
-            return dg.SkipReason(
-                f"wait: the Dagster {decider}, which shares this store, decides for {case.name}; ten minutes"
-                " after its sensor and its schedule were turned off, this one does"
-            )
+        name = name_of(instance)
         ledger, notes = read_ledger(store, case.name)
+        if ledger.is_of_another(name, now):
+            return dg.SkipReason(
+                f"wait: the Dagster {ledger.decider}, which shares this store, decides for {case.name}; ten"
+                " minutes after its sensor was turned off, this one does"
+            )
         state, signals = gather(case, instance, store, ledger.raised, now)
         decision = retraining.decide(state, signals, case.settings.retraining)
         decision = decision.model_copy(update={"notes": [*notes, *decision.notes]})
-        if decision.action == "retrain" and not claims_launch(store, case.name, instance, by, now):
-            return dg.SkipReason(
-                "wait: the sensor and the schedule decide at the same moment, and the other one launches"
-                " the run"
-            )
-        record(case, instance, store, ledger, state, signals, decision)
-    reasons = "; ".join([*decision.reasons, *decision.notes])
+        record(case, instance, store, ledger, state, signals, decision, by=name)
+    reasons = "; ".join(filter(None, [*decision.reasons, decision.instruction, *decision.notes]))
     if decision.action == "retrain":
         tags = {
             REASONS_TAG: reasons[:250],
@@ -118,7 +116,7 @@ def decide_and_record(
         return dg.RunRequest(
             run_key=retraining.run_key(state, decision), job_name=f"{case.name}_model", tags=tags
         )
-    if decision.count_first and by == "sensor" and not signals.num_runs_in_flight:
+    if decision.count_first and not signals.num_runs_in_flight:
         return _count(case, instance, signals, decision.action, reasons)
     return dg.SkipReason(f"{decision.action}: {reasons}")
 
@@ -167,15 +165,10 @@ def gather(
     batches = summary_by_partition(
         store, case.name, "labeled_examples", _Batch.derive, version=_SUMMARY_VERSION
     )
-    usable = {
-        name: batch
-        for name, batch in ((name, _Batch(*values)) for name, values in batches.items())
-        if batch.is_green
-    }
-    checkpoint, snapshot = (
-        latest(store, case.name, "finetuned_checkpoint"),
-        latest(store, case.name, "training_snapshot"),
-    )
+    read = {name: _Batch(*values) for name, values in batches.items()}
+    usable = {name: batch for name, batch in read.items() if batch.is_green}
+    checkpoint = latest(store, case.name, "finetuned_checkpoint")
+    snapshot = latest(store, case.name, "training_snapshot")
     frozen = SnapshotMetadata.of(snapshot) if snapshot else None
     trained_on, learned = _trained_on(store, checkpoint, snapshot, frozen)
     records = model_runs(case, instance, now)
@@ -192,11 +185,9 @@ def gather(
         )
         windows = windows_of(store, case)
         began = retraining.drift_began(state, windows, now, settings.retraining)
-        month, fell, unfinished = (
-            month_start(case, now),
-            _score_drop(store, case, in_use),
-            runs_in_flight(case, instance),
-        )
+        month = month_start(case, now)
+        fell = _score_drop(store, case, in_use)
+        unfinished = runs_in_flight(case, instance)
         signals = retraining.Signals(
             now=now,
             month_start=month,
@@ -226,6 +217,7 @@ def gather(
             hourly_usd=settings.planning.hourly_usd,
             usd_per_point=settings.planning.usd_per_point,
             predicted_gain=_predicted_gain(store, case, frozen, learned),
+            scheduled_at=_scheduled_at(case, now),
             num_runs_in_flight=len(unfinished),
             oldest_run=unfinished[0] if unfinished else None,
         )
@@ -237,6 +229,15 @@ def gather(
             " materialise what it comes from again"
         ) from None
     return state, signals
+
+
+def _scheduled_at(case: Case, now: float) -> float | None:
+    """Return when `retraining.schedule` came due last, or None; times in seconds since the epoch."""
+    cron = case.settings.retraining.schedule
+    if cron is None:
+        return None
+    at = datetime.fromtimestamp(now, ZoneInfo(case.settings.automation.timezone))
+    return croniter(cron, at).get_prev(float)
 
 
 def _trained_on(
@@ -263,18 +264,18 @@ def _num_rows(snapshot: SnapshotMetadata | None) -> int:
 
 
 def _num_uncounted(
-    usable: Mapping[str, _Batch], snapshot: Manifest | None, found: SnapshotMetadata | None
+    usable: Mapping[str, _Batch], snapshot: Manifest | None, frozen: SnapshotMetadata | None
 ) -> int:
     """Return the valid examples of the batches that no snapshot was taken over as they are, nor left out for
     a red check.
     """
-    if snapshot is None or found is None:
+    if snapshot is None or frozen is None:
         return sum(batch.num_valid for batch in usable.values())
-    left_out = set(found.batches_left_out)
+    left_out = set(frozen.batches_left_out)
 
     def is_counted(name: str, batch: _Batch) -> bool:
-        if name in found.parts:
-            return found.parts[name].examples_digest in batch.digests
+        if name in frozen.parts:
+            return frozen.parts[name].examples_digest in batch.digests
         return name in left_out and batch.created_at < snapshot.created_at
 
     return sum(batch.num_valid for name, batch in usable.items() if not is_counted(name, batch))
@@ -282,8 +283,10 @@ def _num_uncounted(
 
 def windows_of(store: Store, case: Case) -> list[retraining.Window]:
     """Return the verdicts on the windows of a use case, the oldest first."""
-    found = summary_by_partition(store, case.name, "drift_report", _status_and_time, version=_SUMMARY_VERSION)
-    windows = [retraining.Window(key=name, status=status, at=at) for name, (status, at) in found.items()]
+    verdicts = summary_by_partition(
+        store, case.name, "drift_report", _status_and_time, version=_SUMMARY_VERSION
+    )
+    windows = [retraining.Window(key=name, status=status, at=at) for name, (status, at) in verdicts.items()]
     return sorted(windows, key=lambda window: window.at)
 
 
@@ -296,10 +299,10 @@ def _score_drop(store: Store, case: Case, champion: release.Champion | None) -> 
     report = latest(store, case.name, "evaluation_report")
     if champion is None or report is None or report.ref == champion.evaluation:
         return None
-    found, metric = EvaluationMetadata.of(report), case.settings.primary_metric
-    if found.checkpoint != champion.checkpoint and found.incumbent != champion.checkpoint:
+    metadata, metric = EvaluationMetadata.of(report), case.settings.primary_metric
+    if metadata.checkpoint != champion.checkpoint and metadata.incumbent != champion.checkpoint:
         return None  # a rollback came between: it is of the champion before
-    newest = found.score(None if found.checkpoint == champion.checkpoint else CHAMPION, metric)
+    newest = metadata.score(None if metadata.checkpoint == champion.checkpoint else CHAMPION, metric)
     if newest is None:
         return None
     released = EvaluationMetadata.of(store.load(champion.evaluation))
@@ -308,7 +311,7 @@ def _score_drop(store: Store, case: Case, champion: release.Champion | None) -> 
     since = Released(
         champion.score, champion.score if low is None else low, released.num_test_rows, confidence
     )
-    return score_drop(since, newest, found.num_test_rows)
+    return score_drop(since, newest, metadata.num_test_rows)
 
 
 def _live_quality(
@@ -324,9 +327,9 @@ def _live_quality(
         windows: those whose documents say whether a drift made it worse.
         batches: the usable ones.
     """
-    made = latest(store, case.name, "live_quality")
-    live = None if champion is None or made is None else LiveMetadata.of(made)
-    if made is None or live is None or champion is None or live.checkpoint != champion.checkpoint:
+    manifest = latest(store, case.name, "live_quality")
+    live = None if champion is None or manifest is None else LiveMetadata.of(manifest)
+    if manifest is None or live is None or champion is None or live.checkpoint != champion.checkpoint:
         return {}
     labelled, right = (
         sum(live.by_window[window][side] for window in windows if window in live.by_window) for side in (0, 1)
@@ -334,7 +337,7 @@ def _live_quality(
     at_release = Released(
         live.release_accuracy, live.release_accuracy_low, 0, case.settings.evaluation.confidence
     )
-    has_all = all(batch.created_at <= made.created_at - made.seconds for batch in batches.values())
+    has_all = all(batch.created_at <= manifest.created_at - manifest.seconds for batch in batches.values())
     return {
         "live_drop": live.drop,
         "num_live_errors": num_errors_below(at_release, right, labelled),
@@ -351,12 +354,15 @@ def _predicted_gain(
     pilot = latest(store, case.name, "pilot_run")
     if case.settings.planning.usd_per_point is None or pilot is None or newest is None or learned is None:
         return None
-    found = PilotMetadata.of(pilot)
+    metadata = PilotMetadata.of(pilot)
     metric = case.settings.primary_metric
-    if any(metric not in point for point in found.learning_curve):  # the YAML names another one since
+    if any(metric not in point for point in metadata.learning_curve):  # the YAML names another one since
         return None
-    points = [Point(rows=int(point["rows"]), score=point[metric]) for point in found.learning_curve]
-    targets = (found.target_rows, round(found.target_rows * _num_rows(newest) / max(1, _num_rows(learned))))
+    points = [Point(rows=int(point["rows"]), score=point[metric]) for point in metadata.learning_curve]
+    targets = (
+        metadata.target_rows,
+        round(metadata.target_rows * _num_rows(newest) / max(1, _num_rows(learned))),
+    )
     before, after = (predict_score(points, target, learned.num_validation_rows) for target in targets)
     return max(0.0, after.predicted - before.predicted) if before.is_known and after.is_known else None
 

@@ -48,11 +48,12 @@ def build_orphans_job(case: Case) -> list[dg.JobDefinition]:
         required_resource_keys={case.store_key},
     )
     def end_orphans(context: dg.OpExecutionContext):
-        store, failed, num_stopped = case.store(context), [], 0
+        store = case.store(context)
+        failed, num_stopped = list[str](), 0
         with one_line_errors(store, case.name):
             now = time.time()
-            found = due(suspects(store, case.name, partial(ended_at, context.instance), now), now)
-            for orphan in find_orphans(store, found):
+            due_suspects = due(suspects(store, case.name, partial(ended_at, context.instance), now), now)
+            for orphan in find_orphans(store, due_suspects):
                 context.log.info(orphan.line)
                 if orphan.state == "unknown":
                     failed.append(orphan.line)
@@ -68,20 +69,20 @@ def build_orphans_job(case: Case) -> list[dg.JobDefinition]:
             unrecorded, silent = find_unrecorded(store, case.name, sections(case.settings), now)
             for line in silent:
                 context.log.warning(line)
-            left = []
+            unstopped = []
             for each in unrecorded:
                 context.log.info(each.line)
                 if each.due_at is None or each.due_at > now:
-                    left.append(each)
+                    unstopped.append(each)
                     continue
                 try:
                     each.launcher.stop(each.name)
                 except WorkloadError as error:
                     failed.append(f"{each.line}, and could not be ended ({error})")
-                    left.append(each)
+                    unstopped.append(each)
                     continue
                 num_stopped += 1
-            note_unrecorded(store, case.name, left, is_complete=not silent)
+            note_unrecorded(store, case.name, unstopped, is_complete=not silent)
             context.instance.add_run_tags(context.run_id, {STOPPED_TAG: str(num_stopped)})
             if failed:
                 raise WorkloadError(
@@ -119,17 +120,17 @@ def build_orphans_schedule(case: Case) -> list[dg.ScheduleDefinition]:
     def orphans_schedule(context: dg.ScheduleEvaluationContext, **_: Any):
         store, now = case.store(context), time.time()
         with one_line_errors(store, case.name):
-            found = list(suspects(store, case.name, partial(ended_at, context.instance), now))
+            all_suspects = list(suspects(store, case.name, partial(ended_at, context.instance), now))
             unrecorded = due_unrecorded(store, case.name, now)
         ready = {
-            suspect.launch.name_in(store): suspect.due_at or now for suspect in due(found, now)
+            suspect.launch.name_in(store): suspect.due_at or now for suspect in due(all_suspects, now)
         } | unrecorded
         if not ready:
             at = context.scheduled_execution_time.timestamp() // 3600
             if at % _LOOK_HOURS == 0:
                 return dg.RunRequest(run_key=digest(["unrecorded", at]))
             return dg.SkipReason(
-                "; ".join(waiting_line(each, store, now) for each in found) or "a run follows each job"
+                "; ".join(waiting_line(each, store, now) for each in all_suspects) or "a run follows each job"
             )
         names = list(ready)
         is_new = now - max(ready.values()) < _HOURLY_SECONDS

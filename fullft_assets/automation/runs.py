@@ -118,11 +118,11 @@ def _hours_of_steps(record: dg.RunRecord, instance: dg.DagsterInstance) -> float
         for step in stats
         if step.start_time is not None and step.end_time is not None
     )
-    end = found = 0.0
+    end = seconds = 0.0
     for begins, ends in steps:
-        found += max(0.0, ends - max(begins, end))
+        seconds += max(0.0, ends - max(begins, end))
         end = max(end, ends)
-    return found / HOUR_SECONDS
+    return seconds / HOUR_SECONDS
 
 
 def hours_beside(case: Case, instance: dg.DagsterInstance, since: float, now: float) -> float:
@@ -171,10 +171,10 @@ def failure_of(run_id: str, instance: dg.DagsterInstance) -> FailureClass:
     """Return the class of a run's failure: that of its first failed step, or that something outside of its
     steps ended it.
     """
-    found = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.STEP_FAILURE, limit=1).records
-    if not found:
+    records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.STEP_FAILURE, limit=1).records
+    if not records:
         return "infrastructure"
-    event = found[0].event_log_entry.dagster_event
+    event = records[0].event_log_entry.dagster_event
     data = event.step_failure_data.user_failure_data if event is not None else None
     failure = None if data is None else data.metadata.get("failure")
     return next(

@@ -1,4 +1,4 @@
-"""The schedules: the periodic retraining decision and evaluation, the clean-up, and the look for jobs that no
+"""The schedules: the periodic evaluation, the clean-up, and the look for jobs that no
 run follows.
 
 Where a definition is called directly, Dagster passes the resources that it requires once more, as keywords:
@@ -14,31 +14,15 @@ from fullft_assets.assets.case import Case
 from fullft_assets.automation import by_hand
 from fullft_assets.automation.budget import evaluation_above_budget
 from fullft_assets.automation.cleaning import build_clean_schedule
-from fullft_assets.automation.decision import decide_and_record
 from fullft_assets.automation.orphans import build_orphans_schedule
 from fullft_assets.automation.runs import runs_in_flight
 from fullft_assets.resources import latest
 
 
 def build_schedules(case: Case) -> list[dg.ScheduleDefinition]:
-    """Return the periodic retraining decision, the periodic evaluation, the clean-up if it is periodic, and
-    the end of orphans.
-    """
+    """Return the periodic evaluation, the clean-up if it is periodic, and the end of orphans."""
     automation = case.settings.automation
     status = dg.DefaultScheduleStatus.RUNNING if automation.enabled else dg.DefaultScheduleStatus.STOPPED
-
-    @dg.schedule(
-        name=f"{case.name}_retraining_schedule",
-        job_name=f"{case.name}_model",
-        required_resource_keys={case.store_key},
-        cron_schedule=case.settings.retraining.schedule,
-        execution_timezone=automation.timezone,
-        # The sensor decides as well, and more often: of both, automation.enabled turns on one.
-        default_status=dg.DefaultScheduleStatus.STOPPED,
-        description="Decides periodically whether to train again, for those who leave the sensor off.",
-    )
-    def retraining_schedule(context: dg.ScheduleEvaluationContext, **_: Any):
-        return decide_and_record(case, context.instance, case.store(context), by="schedule")
 
     @dg.schedule(
         name=f"{case.name}_evaluation_schedule",
@@ -62,7 +46,6 @@ def build_schedules(case: Case) -> list[dg.ScheduleDefinition]:
         return dg.RunRequest()
 
     return [
-        retraining_schedule,
         evaluation_schedule,
         *build_clean_schedule(case, by_hand.job_name(case.name), by_hand.run_config(case.name, "clean")),
         *build_orphans_schedule(case),

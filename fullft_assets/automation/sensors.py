@@ -108,7 +108,7 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
         if deps and ingested == newest:
             return dg.SkipReason(f"no new materialization of {' or '.join(deps)}")
         with one_line_errors(store, case.name):
-            found = documents.look(store, case.use_case, kind)
+            look = documents.look(store, case.use_case, kind)
             due = find_due(case, context.instance, store, kind, job)
         # A partition that a tick or an instance has lost would hide its batch from the snapshot.
         known = set(context.instance.get_dynamic_partitions(partitions_name))
@@ -117,18 +117,18 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
         seen, events = _left_in_place(case, store, shown or None) if kind == "batch" else (None, [])
         if deps:
             # What a run that fails, a listing or a file that grows needs further ticks for.
-            is_over = not (due.requests or due.running or due.next_at or found.num_unsettled or found.goes_on)
+            is_over = not (due.requests or due.running or due.next_at or look.num_unsettled or look.goes_on)
             seen = f"{newest if is_over else ingested} {seen or ''}"
         held = _held(due, kind, case.name, job)
         if not due.requests:
             running = [f"{len(due.running):,} {kind}(es) in flight"] if due.running else []
-            reason = "; ".join([f"nothing new in {path}", *found.notes, *running, *held])
+            reason = "; ".join([f"nothing new in {path}", *look.notes, *running, *held])
             return (
                 dg.SensorResult(skip_reason=reason, asset_events=events, cursor=seen)
                 if events or deps
                 else dg.SkipReason(reason)
             )
-        for note in [*found.notes, *held]:
+        for note in [*look.notes, *held]:
             context.log.info(note)
         return dg.SensorResult(
             run_requests=due.requests,
@@ -220,6 +220,6 @@ def _retraining_sensor(case: Case, jobs: Sequence[dg.JobDefinition]) -> dg.Senso
         ),
     )
     def retrain(context: dg.SensorEvaluationContext, **_: Any):
-        return decide_and_record(case, context.instance, case.store(context), by="sensor")
+        return decide_and_record(case, context.instance, case.store(context))
 
     return retrain

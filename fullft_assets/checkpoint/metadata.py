@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from fullft_assets.store.metadata import Metadata
+from fullft_assets.store.metadata import Metadata, Private
 
 
 class PastTraining(BaseModel):
@@ -58,7 +58,7 @@ class CheckpointMetadata(Metadata):
     base_model_revision: str
     base_model_weights: str
     snapshot: str
-    labels: list[str]
+    labels: Annotated[list[str], Private.LABELS]
     trained_from: str
     lineage: list[PastTraining] = []
     num_parameters: int
@@ -82,7 +82,7 @@ class CheckpointMetadata(Metadata):
     wise_ft_alpha: float | None = None
     wise_ft_scores: list[dict[str, float]] | None = None
     versions: dict[str, str] = {}
-    facts: dict[str, Any] = {}
+    facts: Annotated[dict[str, Any], Private.LABELS] = {}
     settings_digest: str
 
     @property

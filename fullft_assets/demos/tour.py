@@ -69,7 +69,6 @@ attributes:
   monitoring:
     path: data/production
     min_window_rows: 50 # short: each file is a window of {WINDOW_ROWS}
-    reference_windows: {NUM_USUAL} # short
   retraining:
     drift_windows: 1 # short
     min_new_examples: 500

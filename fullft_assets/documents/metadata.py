@@ -4,7 +4,9 @@ files.
 
 from __future__ import annotations
 
-from fullft_assets.store.metadata import Metadata
+from typing import Annotated
+
+from fullft_assets.store.metadata import Metadata, Private
 
 
 class RawMetadata(Metadata):
@@ -21,10 +23,10 @@ class RawMetadata(Metadata):
     #: Rows in which personal data was masked as they were read.
     num_masked: int = 0
     #: Times of the files that were read, in nanoseconds, by path.
-    files: dict[str, int]
+    files: Annotated[dict[str, int], Private.FILES]
     #: Encodings other than UTF-8, by path.
-    encodings: dict[str, str]
+    encodings: Annotated[dict[str, str], Private.BY_FILE]
     #: Text files by encoding.
     num_files_by_encoding: dict[str, int]
     #: Files that were read once and are gone, without what today's settings ask for.
-    taken_away: list[str] | None = None
+    taken_away: Annotated[list[str] | None, Private.FILES] = None

@@ -324,7 +324,7 @@ def _left_of(store: Store, report: Manifest, far: list[FarDocument]) -> list[Far
 
 
 def _drop_held_out(folder: Path) -> Mapping[str, Any]:
-    Scale.load(folder / SCALE).without_rows().save(folder / SCALE)
+    Scale.load(folder / SCALE, ()).without_rows().save(folder / SCALE)
     return {"num_held_out": 0}
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from fullft_assets.store.metadata import Metadata
+from fullft_assets.store.metadata import Metadata, Private
 
 
 class ExamplesMetadata(Metadata):
@@ -27,17 +27,17 @@ class ExamplesMetadata(Metadata):
 
     batch: str
     uri: str
-    files: dict[str, int]
-    taken_away: list[str] | None = None
+    files: Annotated[dict[str, int], Private.FILES]
+    taken_away: Annotated[list[str] | None, Private.FILES] = None
     num_rows: int
     num_valid: int
     num_quarantined: int
     num_masked: int = 0
     encodings: dict[str, int] = {}
-    label_counts: dict[str, int]
+    label_counts: Annotated[dict[str, int], Private.LABELS]
     kappa: float | None = None
     kappa_method: Literal["cohen", "fleiss"] | None = None
-    kappa_per_label: dict[str, float] | None = None
+    kappa_per_label: Annotated[dict[str, float] | None, Private.LABELS] = None
     num_items_annotated_twice: int | None = None
     num_erased: int | None = None
 

@@ -1,6 +1,6 @@
 """monitoring: is production today like production when the model was new?"""
 
-from fullft_assets.monitoring.comparison import POOLED, THRESHOLDS, Outcome, test_windows
+from fullft_assets.monitoring.drift_test import DriftTest, Outcome, open_tests
 from fullft_assets.monitoring.explanation import (
     EXPLANATION,
     Place,
@@ -8,9 +8,9 @@ from fullft_assets.monitoring.explanation import (
     render_explanation,
     shifted_words,
 )
-from fullft_assets.monitoring.exported import exported_as_far, place_digest, remember_exported
+from fullft_assets.monitoring.exported import exported_as_far, remember_exported
 from fullft_assets.monitoring.far import FAR, MAX_DOCUMENTS, FarDocument, order, read_far, write_far
-from fullft_assets.monitoring.features import NUMBERS, Features, Vocabulary, build_features
+from fullft_assets.monitoring.features import Features, Vocabulary, build_features
 from fullft_assets.monitoring.history import SUMS, History, kept_reference, read_history
 from fullft_assets.monitoring.live import LIVE_CHECK, LIVE_VERSION, METRIC, AtRelease, LiveMetadata
 from fullft_assets.monitoring.logged import LOG_CHECK, log_key, read_labels, read_log
@@ -20,16 +20,17 @@ from fullft_assets.monitoring.predictions import (
     PREDICTIONS_VERSION,
     PredictionsMetadata,
     predictions_artifact_key,
-    predictions_key,
 )
 from fullft_assets.monitoring.redelivery import is_read_by_another_window, without_redelivered
 from fullft_assets.monitoring.rendering import render_report, render_table
-from fullft_assets.monitoring.scale import FAMILIES, SCALE, Scale, Sums
+from fullft_assets.monitoring.scale import SCALE, Scale
+from fullft_assets.monitoring.sums import Sums
 from fullft_assets.monitoring.thinning import independent_rows
 from fullft_assets.monitoring.verdict import (
     ALARMED,
     CHECKS,
-    CONTENT,
+    MOST_WITHOUT_VERDICT,
+    REFERENCE_WINDOWS,
     VERSION,
     WITHOUT_VERDICT,
     DriftVerdict,
@@ -39,6 +40,7 @@ from fullft_assets.monitoring.verdict import (
     insufficient,
     judge,
     key_settings,
+    other_tests,
     read_elsewhere,
     report_key,
     seen_check,

@@ -15,7 +15,7 @@ import numpy as np
 
 from fullft_assets.markdown import escape
 from fullft_assets.monitoring.features import words_of
-from fullft_assets.monitoring.scale import Sums
+from fullft_assets.monitoring.sums import Sums, pooled_mean
 
 #: File of a drift report.
 EXPLANATION = "explanation.md"
@@ -43,11 +43,11 @@ def shifted_words(before: Iterable[str], now: Iterable[str]) -> list[WordShift]:
     """Return the words whose share of documents changed most, by the z-score of two proportions."""
     counts, sizes = [], []
     for texts in (before, now):
-        size, found = 0, Counter[str]()
+        size, counter = 0, Counter[str]()
         for text in texts:
             size += 1
-            found.update({word for word in words_of(text) if not word.isdigit()})
-        counts.append(found)
+            counter.update({word for word in words_of(text) if not word.isdigit()})
+        counts.append(counter)
         sizes.append(max(size, 1))
     names = [
         word
@@ -74,15 +74,12 @@ def farthest(coordinates: Mapping[str, np.ndarray], references: Mapping[str, Seq
     windows.
 
     Args:
-        coordinates: by family, those of the window's documents.
-        references: the reference windows of each family that alarmed.
+        coordinates: by drift test, those of the window's documents.
+        references: the reference windows of each drift test that alarmed.
     """
     scores = np.zeros(len(next(iter(coordinates.values()))))
-    for family, reference in references.items():
-        centre = np.average(
-            [sums.means[family] for sums in reference], axis=0, weights=[sums.num_rows for sums in reference]
-        )
-        moved = coordinates[family] - centre
+    for name, reference in references.items():
+        moved = coordinates[name] - pooled_mean(reference, [window.means[name] for window in reference])
         direction = moved.mean(axis=0)
         scores += moved @ direction / max(float(np.linalg.norm(direction)), 1e-12)
     return np.argsort(-scores, kind="stable")[:NUM_PLACES]

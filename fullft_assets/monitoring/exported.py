@@ -32,10 +32,10 @@ def remember_exported(
     digests = {place_digest(case, place) for place in places}
 
     def added(there: dict[str, Any] | None) -> dict[str, Any]:
-        found = there or {}
+        digests_by_way = there or {}
         other = "at_random" if how == "far" else "far"
-        new = digests - {*found.get(other, ())} | {*found.get(how, ())}
-        return {**found, how: sorted(new), "exported_at": datetime.now(UTC).isoformat()}
+        new = digests - {*digests_by_way.get(other, ())} | {*digests_by_way.get(how, ())}
+        return {**digests_by_way, how: sorted(new), "exported_at": datetime.now(UTC).isoformat()}
 
     store.change_pointer(f"{_folder(case)}/{window}", added)
 
@@ -45,10 +45,10 @@ def exported_as_far(store: Store, case: str) -> dict[str, Collection[str]]:
     training data.
     """
     names = store.list_pointers(_folder(case))
-    found = zip(
+    pointers = zip(
         names, store.each(lambda name: store.read_pointer(f"{_folder(case)}/{name}"), names), strict=True
     )
-    return {name: frozenset((pointer or {}).get("far", ())) for name, pointer in found}
+    return {name: frozenset((pointer or {}).get("far", ())) for name, pointer in pointers}
 
 
 def _folder(case: str) -> str:

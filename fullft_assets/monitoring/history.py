@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from fullft_assets.monitoring.drift_test import POOLED
 from fullft_assets.monitoring.metadata import DriftMetadata
-from fullft_assets.monitoring.verdict import ALARMED, POOLED, VERSION, WITHOUT_VERDICT, Past
+from fullft_assets.monitoring.verdict import ALARMED, REFERENCE_WINDOWS, VERSION, WITHOUT_VERDICT, Past
 from fullft_assets.store import Manifest
 
 T = TypeVar("T")
@@ -18,13 +19,9 @@ T = TypeVar("T")
 SUMS = "sums.npz"
 #: Names of a job's inputs. Those of a reference that outlives its champion come with the scale that it was
 #: read on.
-_REFERENCE, _RECENT, _KEPT_REFERENCE, _KEPT_RECENT, _SCALE = (
-    "reference",
-    "recent",
-    "kept_reference",
-    "kept_recent",
-    "drift_scale",
-)
+_REFERENCE, _RECENT = "reference", "recent"
+_KEPT_REFERENCE, _KEPT_RECENT = "kept_reference", "kept_recent"
+_SCALE = "drift_scale"
 
 
 @dataclass(frozen=True)
@@ -70,36 +67,34 @@ class History:
             return [inputs[name] for name in sorted(inputs) if name.startswith(f"{kind}_")]
 
         scale = inputs.get(_SCALE)
-        kept = None if scale is None else Past(named(_KEPT_REFERENCE), named(_KEPT_RECENT))
-        return cls(Past(named(_REFERENCE), named(_RECENT)), kept, scale)
+        kept_past = None if scale is None else Past(named(_KEPT_REFERENCE), named(_KEPT_RECENT))
+        return cls(Past(named(_REFERENCE), named(_RECENT)), kept_past, scale)
 
-    def after(self, report: Manifest, num_reference: int) -> History:
+    def after(self, report: Manifest) -> History:
         """Return what the window after one is compared with.
 
         Args:
             report: of that window, which was compared with this history.
-            num_reference: windows of a complete reference.
         """
         status = DriftMetadata.of(report).status
-        kept = None if self.kept is None else self.kept.after(report, status, num_reference)
-        return History(self.model.after(report, status, num_reference), kept, self.scale)
+        kept_past = None if self.kept is None else self.kept.after(report, status)
+        return History(self.model.after(report, status), kept_past, self.scale)
 
     def without(self, leave_out: Callable[[Sequence[Manifest]], list[Manifest]]) -> History:
         """Return the history with what a function leaves of the recent windows."""
-        kept = None if self.kept is None else self.kept._replace(recent=leave_out(self.kept.recent))
-        return History(self.model._replace(recent=leave_out(self.model.recent)), kept, self.scale)
+        kept_past = None if self.kept is None else self.kept._replace(recent=leave_out(self.kept.recent))
+        return History(self.model._replace(recent=leave_out(self.model.recent)), kept_past, self.scale)
 
 
 def read_history(
     window: str,
-    made: Iterable[str],
+    reported: Iterable[str],
     find: Callable[[str], Manifest | None],
     load: Callable[[str], Manifest],
     *,
     documents: Manifest,
     model: Manifest,
     settings: Mapping[str, Any],
-    num_reference: int,
     is_logged: bool = False,
 ) -> History:
     """Return the windows that a window is compared with: the first ones under this champion, and the last
@@ -115,17 +110,16 @@ def read_history(
 
     Args:
         window: its key; keys sort in the order of arrival.
-        made: keys of the windows that have a report.
+        reported: keys of the windows that have a report.
         find: returns the newest report of a window.
         load: returns an artifact by its reference.
         documents: of the window.
         model: the checkpoint in use.
         settings: of the report, see `verdict.key_settings`.
-        num_reference: windows of a complete reference.
         is_logged: whether predictions of the window come from the user's own log. Before the first champion
             they do not, and the windows of then are of all documents.
     """
-    made = sorted(made)
+    reported = sorted(reported)
 
     def is_comparable(report: Manifest) -> bool:
         same_source = ("batch_predictions" in report.inputs) == is_logged
@@ -135,22 +129,24 @@ def read_history(
         return report.inputs.get("finetuned_checkpoint") in {model.content_digest, *model.replaces}
 
     def compared_with(report: Manifest) -> History:
-        found = DriftMetadata.of(report)
-        past = Past([load(ref) for ref in found.reference], [load(ref) for ref in found.recent])
-        if not found.kept_reference:
+        metadata = DriftMetadata.of(report)
+        past = Past([load(ref) for ref in metadata.reference], [load(ref) for ref in metadata.recent])
+        if not metadata.kept_reference:
             return History(past)
-        kept = Past([load(ref) for ref in found.kept_reference], [load(ref) for ref in found.kept_recent])
-        return History(past, kept, load(found.scale))
+        kept_past = Past(
+            [load(ref) for ref in metadata.kept_reference], [load(ref) for ref in metadata.kept_recent]
+        )
+        return History(past, kept_past, load(metadata.scale))
 
     def earlier() -> Iterator[tuple[Manifest, DriftMetadata]]:
-        for name in reversed([name for name in made if name < window]):
+        for name in reversed([name for name in reported if name < window]):
             report = find(name)
             if report is None or not is_comparable(report):
                 return
             if SUMS in report.files:
                 yield report, DriftMetadata.of(report)
 
-    own = find(window) if window in made else None
+    own = find(window) if window in reported else None
     if (
         own is not None
         and is_comparable(own)
@@ -161,18 +157,20 @@ def read_history(
     newest = next(earlier(), None)
     if newest is None:
         return History(Past([], []))
-    report, found = newest
+    report, newest_metadata = newest
     if is_of_model(report):
-        return compared_with(report).after(report, num_reference)
+        return compared_with(report).after(report)
     # From the first window on that the newest one was compared with: all since then were read on one scale.
     before = compared_with(report).content.reference
-    first = DriftMetadata.of(before[0]).window if before else found.window
+    first = DriftMetadata.of(before[0]).window if before else newest_metadata.window
     since = itertools.takewhile(lambda each: each[1].window >= first, earlier())
-    kept = kept_reference(((report, metadata.status) for report, metadata in since), num_reference)
-    return History(Past([], []), Past(kept, []), load(found.scale)) if kept else History(Past([], []))
+    kept_windows = kept_reference(((report, metadata.status) for report, metadata in since))
+    if not kept_windows:
+        return History(Past([], []))
+    return History(Past([], []), Past(kept_windows, []), load(newest_metadata.scale))
 
 
-def kept_reference(earlier: Iterable[tuple[T, str]], num_reference: int) -> list[T]:
+def kept_reference(earlier: Iterable[tuple[T, str]]) -> list[T]:
     """Return the reference of the texts' content for the first window under a new champion; nothing if it
     begins anew.
 
@@ -184,14 +182,14 @@ def kept_reference(earlier: Iterable[tuple[T, str]], num_reference: int) -> list
     Args:
         earlier: windows that were read on one scale, with their verdicts, the last one first.
     """
-    kept, verdicts = list[T](), list[str]()
+    kept_windows, verdicts = list[T](), list[str]()
     for window, status in earlier:
         if len(verdicts) < POOLED and status not in WITHOUT_VERDICT:
             verdicts.append(status)
             if status in ALARMED:
                 return []
         if status not in ALARMED:
-            kept.append(window)
-        if len(kept) == num_reference:
+            kept_windows.append(window)
+        if len(kept_windows) == REFERENCE_WINDOWS:
             break
-    return kept[::-1]
+    return kept_windows[::-1]

@@ -116,7 +116,8 @@ def measure(
         return metadata.as_dict(), [check(metadata)]
 
     contents = [
-        {name: made.content_digest for name, made in found.items()} for found in (predicted, examples)
+        {name: manifest.content_digest for name, manifest in artifacts.items()}
+        for artifacts in (predicted, examples)
     ]
     inputs = {
         "finetuned_checkpoint": champion.content_digest,
@@ -140,12 +141,12 @@ def predicted_by(
     arguments see `measure`.
     """
     return {
-        name: made
-        for name, made in sorted(predictions.items())
+        name: manifest
+        for name, manifest in sorted(predictions.items())
         if name in windows
-        and made.settings.get("log") == log
-        and made.inputs["finetuned_checkpoint"] in (champion.content_digest, *champion.replaces)
-        and made.inputs["production_documents"] in (windows[name].content_digest, *windows[name].replaces)
+        and manifest.settings.get("log") == log
+        and manifest.inputs["finetuned_checkpoint"] in (champion.content_digest, *champion.replaces)
+        and manifest.inputs["production_documents"] in (windows[name].content_digest, *windows[name].replaces)
     }
 
 
@@ -187,9 +188,9 @@ def predicted_documents(
         windows, chosen: see `measure`.
     """
     last = _last_windows(store, {name: windows[name] for name in predicted})
-    for name, made in predicted.items():
+    for name, predictions in predicted.items():
         far = chosen.get(name, ())
-        for document in _documents(store, name, windows[name], made):
+        for document in _documents(store, name, windows[name], predictions):
             if document.id is None or last.get(document.id, name) == name:
                 yield document._replace(is_chosen=bool(far) and place_digest(case, document.place) in far)
 
@@ -235,14 +236,14 @@ def labels_by_id(store: Store, examples: Mapping[str, Manifest]) -> dict[str, st
     """
     import pyarrow.parquet as pq
 
-    found: dict[str, str | None] = {}
+    labels: dict[str, str | None] = {}
     for _, batch in sorted(examples.items()):
         table = pq.read_table(store.folder(batch) / "examples.parquet", columns=["id", "label"])
         newest: dict[str, str | None] = {}
         for identifier, label in zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True):
             newest[identifier] = label if newest.get(identifier, label) == label else None
-        found |= newest
-    return found
+        labels |= newest
+    return labels
 
 
 def judge(
@@ -267,22 +268,21 @@ def judge(
     )
 
 
-def check(found: LiveMetadata) -> CheckOutcome:
+def check(metadata: LiveMetadata) -> CheckOutcome:
     """Return the check, a warning."""
-    if found.accuracy is None:
-        description = (
-            f"none of {found.num_documents:,} documents in {found.num_windows:,} windows has a label yet"
-        )
+    if metadata.accuracy is None:
+        documents = f"{metadata.num_documents:,} documents in {metadata.num_windows:,} windows"
+        description = f"none of {documents} has a label yet"
     else:
         description = (
-            f"accuracy {found.accuracy:.3f} ({found.accuracy_low:.3f} to {found.accuracy_high:.3f} at all"
-            f" looks) on {found.num_labelled:,} labelled documents of production; at release"
-            f" {found.release_accuracy:.3f} (at least {found.release_accuracy_low:.3f})"
+            f"accuracy {metadata.accuracy:.3f} ({metadata.accuracy_low:.3f} to"
+            f" {metadata.accuracy_high:.3f} at all looks) on {metadata.num_labelled:,} labelled documents of production; at release"
+            f" {metadata.release_accuracy:.3f} (at least {metadata.release_accuracy_low:.3f})"
         )
-    if found.drop > 0:
+    if metadata.drop > 0:
         description += ". Label more documents like those of today, and deliver them"
     return CheckOutcome(
-        name=LIVE_CHECK.name, passed=found.drop <= 0, severity="warn", description=description
+        name=LIVE_CHECK.name, passed=metadata.drop <= 0, severity="warn", description=description
     )
 
 
@@ -290,11 +290,11 @@ def _last_windows(store: Store, windows: Mapping[str, Manifest]) -> dict[str, st
     """Return the newest window of each document that has an id of its own."""
     import pyarrow.parquet as pq
 
-    found: dict[str, str] = {}
+    last_windows: dict[str, str] = {}
     for name, window in windows.items():
         table = pq.read_table(store.folder(window) / "documents.parquet", columns=["id", "source", "row"])
-        found.update(dict.fromkeys(filter(None, own_ids(table)), name))
-    return found
+        last_windows.update(dict.fromkeys(filter(None, own_ids(table)), name))
+    return last_windows
 
 
 def _documents(

@@ -77,7 +77,7 @@ def read_log(
         table = pq.read_table(store.folder(documents) / "documents.parquet", columns=columns).to_pylist()
         rows = [row for row in table if row["text"] and row["text"].strip()]
         left_out: Counter[str] = Counter()
-        found: list[tuple[Document, dict[str, Any]]] = []
+        answers: list[tuple[Document, dict[str, Any]]] = []
         for row in rows:
             predicted = (row["predicted"] or "").strip()
             label = predicted if predicted in exact else folded.get(predicted.casefold())
@@ -90,22 +90,22 @@ def read_log(
             else:
                 document = Document(row["source"], row["row"], row["id"], row["text"])
                 score = _score(row["score"])
-                found.append(
+                answers.append(
                     (document, {"label": label, **({} if score is None else {"probability": score})})
                 )
         write_predictions(
-            draft.path / PREDICTIONS, (document for document, _ in found), (answer for _, answer in found)
+            draft.path / PREDICTIONS, (document for document, _ in answers), (answer for _, answer in answers)
         )
-        scores = [answer["probability"] for _, answer in found if "probability" in answer]
+        scores = [answer["probability"] for _, answer in answers if "probability" in answer]
         metadata = PredictionsMetadata(
             checkpoint=champion.ref,
-            num_rows=len(found),
+            num_rows=len(answers),
             num_without_text=len(table) - len(rows),
             estimated_accuracy=fmean(scores) if scores else None,
             left_out=dict(left_out),
-            num_without_score=len(found) - len(scores) if log.score is not None else None,
+            num_without_score=len(answers) - len(scores) if log.score is not None else None,
         )
-        return metadata.as_dict(), [_check(len(found), len(rows), left_out)]
+        return metadata.as_dict(), [_check(len(answers), len(rows), left_out)]
 
     # Of the same champion, only the time at which it came into use may be another one.
     settings = {"log": log.model_dump(), **({} if log.time is None else {"since": since})}

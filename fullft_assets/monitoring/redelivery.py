@@ -29,11 +29,11 @@ def without_redelivered(store: Store, documents: Manifest, reports: Sequence[Man
         documents: `production_documents` of the window.
         reports: of earlier windows; few, as the documents of each are read.
     """
-    mine = _documents_of(store, documents)
+    current = _documents_of(store, documents)
     return [
         report
         for report in reports
-        if not _is_same(mine, _documents_of(store, store.load(DriftMetadata.of(report).documents)))
+        if not _is_same(current, _documents_of(store, store.load(DriftMetadata.of(report).documents)))
     ]
 
 
@@ -41,8 +41,8 @@ def is_read_by_another_window(documents: Manifest) -> bool:
     """Return whether all files of a window were rewritten before they were read: what they are now is a
     window of its own, and nothing is wrong.
     """
-    found = RawMetadata.of(documents)
-    return found.num_files > 0 and not found.files and all(check.passed for check in documents.checks)
+    metadata = RawMetadata.of(documents)
+    return metadata.num_files > 0 and not metadata.files and all(check.passed for check in documents.checks)
 
 
 def own_ids(table: pa.Table) -> list[str | None]:
@@ -50,8 +50,8 @@ def own_ids(table: pa.Table) -> list[str | None]:
     `source` and `row`.
     """
     return [
-        None if made_up else given
-        for given, made_up in zip(table["id"].to_pylist(), has_made_up_id(table).tolist(), strict=True)
+        None if made_up else id_
+        for id_, made_up in zip(table["id"].to_pylist(), has_made_up_id(table).tolist(), strict=True)
     ]
 
 
@@ -71,7 +71,7 @@ def _documents_of(store: Store, window: Manifest) -> _Documents:
     )
 
 
-def _is_same(mine: _Documents, other: _Documents) -> bool:
+def _is_same(current: _Documents, other: _Documents) -> bool:
     # Some texts come again in any feed, so without ids only all of them together tell.
-    is_equal = bool(mine.texts) and mine.texts == other.texts
-    return is_equal or len(mine.ids & other.ids) > _SAME * max(len(mine.ids), len(other.ids))
+    is_equal = bool(current.texts) and current.texts == other.texts
+    return is_equal or len(current.ids & other.ids) > _SAME * max(len(current.ids), len(other.ids))

@@ -14,14 +14,12 @@ def render_table(verdict: DriftVerdict) -> str:
     """Return the tests as a Markdown table short enough to be shown inline by Dagster (below 1,000
     characters).
     """
-    if not verdict.tests:
+    if not verdict.comparisons:
         return verdict.summary
-    lines = ["| test | windows | p-value | alarm at | effect |", "|---|---|---|---|---|"]
-    for test in verdict.tests:
-        p_value = f"**{test.p_value:.2g}**" if test.alarms else f"{test.p_value:.2g}"
-        lines.append(
-            f"| {test.family} | {test.num_windows} | {p_value} | {test.threshold:g} | {test.effect:.3f} |"
-        )
+    lines = ["| test | windows | p-value | effect |", "|---|---|---|---|"]
+    for each in verdict.comparisons:
+        p_value = f"**{each.p_value:.2g}**" if each.drifted else f"{each.p_value:.2g}"
+        lines.append(f"| {each.test} | {each.num_windows} | {p_value} | {each.effect:.3f} |")
     return "\n".join(lines)[:MAX_TABLE_CHARACTERS]
 
 
@@ -36,7 +34,7 @@ def render_report(
     lines = [f"# {title}", "", f"Status: **{verdict.status}**.", ""]
     lines += [f"- {change}" for change in (verdict.moved or [verdict.summary])] + [""]
     lines += [f"Note: {note}.\n" for note in verdict.notes if note not in verdict.summary]
-    if verdict.tests:
+    if verdict.comparisons:
         lines += [
             f"{verdict.num_rows:,} independent documents against {verdict.num_reference_rows:,} of "
             f"{verdict.num_reference_windows} reference windows.",

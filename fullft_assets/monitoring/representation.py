@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from fullft_assets.documents import RawMetadata
 from fullft_assets.escaping import quoted, visible
 from fullft_assets.examples.label_names import NOT_NAMED, may_be_named
 from fullft_assets.monitoring.history import SUMS
-from fullft_assets.monitoring.scale import Sums
+from fullft_assets.monitoring.sums import Sums
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.snapshot.frozen_batches import folder_of
 from fullft_assets.store import CheckOutcome
@@ -40,7 +40,6 @@ MIN_ROWS = 100
 ENOUGH_ROWS = 10_000
 #: Number of shares named in the description, those that differ most.
 _NUM_NAMED = 3
-_NUM_DRAWS = 400
 _COLUMNS = ("label", "labels", "spans", "domain", "group", "text", "problem")
 
 
@@ -53,7 +52,6 @@ class Composition:
         domains: documents by domain.
         num_independent: equivalent number of independent documents (Kish's effective sample size over the
             groups: related documents that arrive in bursts carry less information than their number).
-        lengths: [n] characters of each text.
         labels_are_predicted: `labels` are predictions of a model for documents that are independent of each
             other.
     """
@@ -62,7 +60,6 @@ class Composition:
     domains: Mapping[str, int]
     num_rows: int
     num_independent: float
-    lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     labels_are_predicted: bool = False
 
 
@@ -95,7 +92,6 @@ def judge(
     model: Manifest | None,
     labels: Sequence[str],
     max_difference: float,
-    seed: int = 0,
 ) -> CheckOutcome:
     """Return the check on a snapshot: its training rows against the newest production documents, see
     `compare`.
@@ -127,7 +123,6 @@ def judge(
         of_snapshot(store, snapshot),
         of_production(store, list(newest.values()), predicted),
         max_difference,
-        seed=seed,
     )
     return outcome.model_copy(update={"metadata": {**outcome.metadata, "num_windows": len(newest)}})
 
@@ -166,10 +161,10 @@ def of_production(
             known = set(pq.read_schema(path).names)
             yield pq.read_table(path, columns=[name for name in _COLUMNS if name in known])
 
-    found = of_tables(tables())
-    if found.labels or not predicted:
-        return found
-    return replace(found, labels=dict(predicted), labels_are_predicted=True)
+    composition = of_tables(tables())
+    if composition.labels or not predicted:
+        return composition
+    return replace(composition, labels=dict(predicted), labels_are_predicted=True)
 
 
 def of_tables(tables: Iterable[pa.Table]) -> Composition:
@@ -178,12 +173,9 @@ def of_tables(tables: Iterable[pa.Table]) -> Composition:
 
     Malformed rows and rows without a text do not count.
     """
-    from pyarrow.compute import call_function
-
     labels: Counter[str] = Counter()
     domains: Counter[str] = Counter()
     groups: Counter[str] = Counter()
-    lengths = [np.zeros(0, np.int64)]
     num_rows = 0
     for table in tables:
         table = table.filter(table["text"].is_valid())
@@ -193,16 +185,13 @@ def of_tables(tables: Iterable[pa.Table]) -> Composition:
         labels.update(_label_counts(table))
         domains.update(_value_counts(table, "domain"))
         groups.update(_value_counts(table, "group"))
-        lengths.append(call_function("utf8_length", [table["text"]]).to_numpy().astype(np.int64))
     alone = num_rows - groups.total()
     squares = alone + sum(count * count for count in groups.values())
     independent = num_rows**2 / squares if num_rows else 0.0
-    return Composition(dict(labels), dict(domains), num_rows, independent, np.concatenate(lengths))
+    return Composition(dict(labels), dict(domains), num_rows, independent)
 
 
-def compare(
-    training: Composition, production: Composition, max_difference: float, *, seed: int = 0
-) -> CheckOutcome:
+def compare(training: Composition, production: Composition, max_difference: float) -> CheckOutcome:
     """Return the check `training_data_represents_production`, a warning.
 
     It is red if label or domain shares differ, beyond chance, by more than is allowed. With fewer than 100
@@ -213,36 +202,38 @@ def compare(
         max_difference: total variation distance beyond chance above which it warns
             (`snapshot.max_share_difference`).
     """
-    sizes = {"num_training_rows": training.num_rows, "num_production_rows": production.num_rows}
-    metadata = {**sizes, "num_characters": _length_quantiles(training, production)}
+    metadata: dict[str, Any] = {
+        "num_training_rows": training.num_rows,
+        "num_production_rows": production.num_rows,
+    }
     for side, count in (("training", training.num_rows), ("production", production.num_rows)):
         if count < MIN_ROWS:
             return _outcome(
                 True, f"insufficient data: {count:,} {side} documents of the {MIN_ROWS} needed", metadata
             )
     red, green = [], []
-    for respect, mine, theirs in (
+    for respect, in_training, in_production in (
         ("label", training.labels, production.labels),
         ("domain", training.domains, production.domains),
     ):
-        if min(sum(mine.values()), sum(theirs.values())) < MIN_ROWS:
-            green.append(_why_not_compared(respect, mine, theirs))
+        if min(sum(in_training.values()), sum(in_production.values())) < MIN_ROWS:
+            green.append(_why_not_compared(respect, in_training, in_production))
             continue
         is_predicted = respect == "label" and production.labels_are_predicted
-        num_theirs = sum(theirs.values()) if is_predicted else _size(theirs, production)
-        found = difference(mine, theirs, _size(mine, training), num_theirs, seed)
+        num_in_production = sum(in_production.values()) if is_predicted else _size(in_production, production)
+        apart = difference(in_training, in_production, _size(in_training, training), num_in_production)
         metadata |= {
-            f"{respect}_difference": found.distance,
-            f"{respect}_difference_by_chance": found.by_chance,
+            f"{respect}_difference": apart.distance,
+            f"{respect}_difference_by_chance": apart.by_chance,
         }
-        if may_be_named(found.shares):
+        if may_be_named(apart.shares):
             shares = [
                 {respect: visible(name), "training": a, "production": b}
-                for name, (a, b) in found.shares.items()
+                for name, (a, b) in apart.shares.items()
             ]
             metadata[f"{respect}_shares"] = shares[:20]
-        text = _in_words(f"predicted {respect}" if is_predicted else respect, found)
-        (red if found.beyond_chance > max_difference else green).append(text)
+        text = _in_words(f"predicted {respect}" if is_predicted else respect, apart)
+        (red if apart.beyond_chance > max_difference else green).append(text)
     if red:
         fix = "label and deliver more documents like production's, or raise snapshot.max_share_difference"
         return _outcome(
@@ -256,13 +247,11 @@ def difference(
     production: Mapping[str, int],
     num_training: float,
     num_production: float,
-    seed: int = 0,
 ) -> Difference:
     """Return the difference between two sets of counts.
 
-    The distance expected by chance is the mean over draws of both samples from their pooled shares (a
-    parametric bootstrap under the hypothesis of equality: Efron and Tibshirani 1993, "An Introduction to the
-    Bootstrap", ch. 16). The distance of samples is at most the true distance plus that, on average (triangle
+    The distance expected by chance is that of two samples of the pooled shares, each share's difference taken
+    as normal. The distance of samples is at most the true distance plus that, on average (triangle
     inequality), so a difference within the limit is red only by chance.
 
     Args:
@@ -274,24 +263,21 @@ def difference(
     shares = counts / counts.sum(axis=1, keepdims=True)
     sizes = [max(1, round(num_training)), max(1, round(num_production))]
     pooled = np.average(shares, axis=0, weights=sizes)
-    generator = np.random.default_rng(seed)
-    # Memory stays bounded for many names, where the distance of each draw varies less.
-    num_draws = max(20, min(_NUM_DRAWS, 4_000_000 // len(names)))
-    first, second = (generator.multinomial(size, pooled / pooled.sum(), num_draws) / size for size in sizes)
-    by_chance = float(np.abs(first - second).sum(axis=1).mean() / 2)
+    variances = pooled * (1 - pooled) * (1 / sizes[0] + 1 / sizes[1])
+    by_chance = float(np.sqrt(2 / np.pi * variances).sum() / 2)
     order = np.argsort(-np.abs(shares[0] - shares[1]), kind="stable")
     ranked = {names[i]: (float(shares[0, i]), float(shares[1, i])) for i in order}
     return Difference(float(np.abs(shares[0] - shares[1]).sum() / 2), by_chance, ranked)
 
 
-def _in_words(respect: str, found: Difference) -> str:
-    apart = f"{respect} shares are {found.distance:.2f} apart ({found.by_chance:.2f} by chance)"
-    if not may_be_named(found.shares):
+def _in_words(respect: str, difference: Difference) -> str:
+    apart = f"{respect} shares are {difference.distance:.2f} apart ({difference.by_chance:.2f} by chance)"
+    if not may_be_named(difference.shares):
         return f"{apart}; the {respect}s are {NOT_NAMED}"
     named = [
-        f"{quoted(name)} {mine:.1%} in training, {theirs:.1%} in production"
-        for name, (mine, theirs) in list(found.shares.items())[:_NUM_NAMED]
-        if mine != theirs
+        f"{quoted(name)} {in_training:.1%} in training, {in_production:.1%} in production"
+        for name, (in_training, in_production) in list(difference.shares.items())[:_NUM_NAMED]
+        if in_training != in_production
     ]
     return f"{apart}: {'; '.join(named)}" if named else apart
 
@@ -301,22 +287,15 @@ def _why_not_compared(respect: str, training: Mapping[str, int], production: Map
         return ""
     side = "production" if sum(production.values()) < MIN_ROWS else "training"
     count = sum((production if side == "production" else training).values())
-    found = f"{count:,} {side} documents have a {respect}" if count else f"{side} documents have no {respect}"
-    return f"{respect} shares are not compared: {found}"
+    reason = (
+        f"{count:,} {side} documents have a {respect}" if count else f"{side} documents have no {respect}"
+    )
+    return f"{respect} shares are not compared: {reason}"
 
 
 def _size(counts: Mapping[str, int], side: Composition) -> float:
     # Several labels of one document are not independent either.
     return min(sum(counts.values()), side.num_rows) * side.num_independent / side.num_rows
-
-
-def _length_quantiles(training: Composition, production: Composition) -> dict[str, int]:
-    return {
-        f"{name} p{q}": int(np.percentile(side.lengths, q))
-        for name, side in (("training", training), ("production", production))
-        for q in (10, 50, 90)
-        if len(side.lengths)
-    }
 
 
 def _outcome(passed: bool, description: str, metadata: dict) -> CheckOutcome:
@@ -351,8 +330,8 @@ def _value_counts(table: pa.Table, name: str) -> dict[str, int]:
 
     if name not in table.column_names or pa.types.is_null(table.schema.field(name).type):
         return {}
-    found = table[name].value_counts()
-    pairs = zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True)
+    counts = table[name].value_counts()
+    pairs = zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)
     return {value: count for value, count in pairs if value not in (None, "")}
 
 

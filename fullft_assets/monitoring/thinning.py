@@ -65,10 +65,10 @@ def _clusters(texts: Sequence[str], seed: int) -> np.ndarray:
         shape=(len(texts), len(names)),
     )
     shared = (table @ table.T).tocoo()
-    mine, other = shared.coords
-    together = sets.sizes[mine] + sets.sizes[other] - shared.data
+    first, second = shared.coords
+    together = sets.sizes[first] + sets.sizes[second] - shared.data
     near = shared.data >= SIMILARITY * together
-    links = csr_array((np.ones(int(near.sum()), bool), (mine[near], other[near])), shape=shared.shape)
+    links = csr_array((np.ones(int(near.sum()), bool), (first[near], second[near])), shape=shared.shape)
     return connected_components(links, directed=False)[1]
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from fullft_assets.examples.label_names import named
-from fullft_assets.monitoring.comparison import HOMOGENEITY, LEAST_WINDOWS, POOLED, THRESHOLDS, test_windows
-from fullft_assets.monitoring.features import NUMBERS
-from fullft_assets.monitoring.scale import FAMILIES, Sums
+from fullft_assets.monitoring.drift_test import POOLED, DriftTest, open_tests
+from fullft_assets.monitoring.sums import Sums
 from fullft_assets.settings import MonitoringSettings, UseCaseSettings
+from fullft_assets.settings.monitoring import MAX_WINDOW_ROWS, OUR_DRIFT_TESTS
 from fullft_assets.store import CheckOutcome, Manifest, artifact_key
 from fullft_assets.store.checks import CheckSpec
 
@@ -22,7 +20,7 @@ WINDOW_MATCHES_REFERENCE = CheckSpec(
 )
 PRODUCTION_IS_SEEN = CheckSpec(
     "production_is_seen",
-    "Of the newest windows, retraining.alert_after_windows in a row, some could be compared.",
+    "Of the ten newest windows some could be compared.",
 )
 CHECKS = (WINDOW_MATCHES_REFERENCE, PRODUCTION_IS_SEEN)
 
@@ -34,23 +32,17 @@ Status = Literal["warming_up", "ok", "alarm", "confirmed", "insufficient_data", 
 ALARMED: tuple[Status, ...] = ("alarm", "confirmed")
 #: Nothing follows from a window of these: one says little, and many in a row that production is not seen.
 WITHOUT_VERDICT: tuple[Status, ...] = ("insufficient_data", "feed_broken")
+#: With so many of them in a row, production is not seen: a person is alerted, and a check is red.
+MOST_WITHOUT_VERDICT = 10
 #: Windows before the current one that a verdict looks at: three pooled ones can confirm three.
 NUM_RECENT = 2 * POOLED - 1
-
-#: The family that no training moves: its reference outlives a champion, see `history.read_history`.
-CONTENT = "embeddings"
+#: Windows, the first ones under a champion, that later windows are compared with.
+REFERENCE_WINDOWS = 12
+#: Fewer reference windows say too little of how much windows differ.
+LEAST_WINDOWS = 6
+#: The two halves of the reference differ at a p-value of at most this.
+_HOMOGENEITY = 0.02
 T = TypeVar("T")
-
-_WORDS = {
-    "num_tokens": ("texts are longer", "texts are shorter", "tokens"),
-    "fertility": ("words are split into more tokens", "words are split into fewer tokens", "tokens a word"),
-    "unknown_share": (
-        "more words are new to the training texts",
-        "fewer words are new to the training texts",
-        "of the words",
-    ),
-    "entropy": ("the model is less certain", "the model is more certain", "nats of entropy"),
-}
 
 
 class Past(NamedTuple, Generic[T]):
@@ -61,48 +53,37 @@ class Past(NamedTuple, Generic[T]):
     reference: Sequence[T]
     recent: Sequence[T]
 
-    def after(self, window: T, status: Status, num_reference: int) -> Past[T]:
+    def after(self, window: T, status: Status) -> Past[T]:
         """Return what the window after this one is compared with.
 
         The first windows are the reference, but for those that alarmed: what differs from six windows would
         hide the next one that differs in the same way.
         """
-        if len(self.reference) < num_reference and status not in ALARMED:
+        if len(self.reference) < REFERENCE_WINDOWS and status not in ALARMED:
             return Past([*self.reference, window], self.recent)
         return Past(self.reference, [*self.recent, window][-NUM_RECENT:])
 
 
-class DriftTest(BaseModel):
-    """Outcome of a test of one family of coordinates over the last `num_windows` windows; see
-    `comparison.Outcome`.
-    """
+class Comparison(BaseModel):
+    """What a drift test says of the last `num_windows` windows; see `drift_test.Outcome`."""
 
     model_config = ConfigDict(frozen=True)
 
-    family: str
+    test: str
     num_windows: int
     statistic: float
     p_value: float
+    drifted: bool
     effect: float
 
     @property
     def name(self) -> str:
-        """Name of the test among metadata."""
-        return self.family if self.num_windows == 1 else f"{self.family}_{self.num_windows}_windows"
-
-    @property
-    def threshold(self) -> float:
-        """The p-value up to which the test alarms."""
-        return THRESHOLDS[self.family, self.num_windows]
-
-    @property
-    def alarms(self) -> bool:
-        """The windows differ from the reference."""
-        return self.p_value <= self.threshold
+        """Name of the comparison among metadata."""
+        return self.test if self.num_windows == 1 else f"{self.test}_{self.num_windows}_windows"
 
 
 class DriftVerdict(BaseModel):
-    """The verdict on one window; `moved` describes in words what the tests found that alarmed.
+    """The verdict on one window; `moved` describes in words what changed by the tests that alarmed.
 
     Attributes:
         num_rows: independent documents of the window.
@@ -117,19 +98,19 @@ class DriftVerdict(BaseModel):
     num_reference_windows: int = 0
     num_reference_rows: int = 0
     homogeneity: float | None = None
-    tests: list[DriftTest] = []
+    comparisons: list[Comparison] = []
     moved: list[str] = []
     notes: list[str] = []
 
     @property
     def alarms(self) -> list[str]:
-        """Names of the tests that alarmed."""
-        return [test.name for test in self.tests if test.alarms]
+        """Names of the comparisons that alarmed."""
+        return [comparison.name for comparison in self.comparisons if comparison.drifted]
 
     @property
-    def moved_families(self) -> list[str]:
-        """The families that alarmed, in the order of `moved`."""
-        return list(dict.fromkeys(test.family for test in self.tests if test.alarms))
+    def moved_tests(self) -> list[str]:
+        """The drift tests that alarmed, in the order of `moved`."""
+        return list(dict.fromkeys(each.test for each in self.comparisons if each.drifted))
 
     @property
     def summary(self) -> str:
@@ -171,77 +152,93 @@ def judge(
         num_reference_windows=len(content.reference),
         num_reference_rows=sum(sums.num_rows for sums in content.reference),
     )
-    pasts = {family: content if family == CONTENT else model for family in FAMILIES}
-    pasts = {family: past for family, past in pasts.items() if len(past.reference) >= LEAST_WINDOWS}
-    if not pasts:
+    tests = open_tests(settings.drift_tests)
+    sides = [_Side(test, content if test.outlives_champion else model, current) for test in tests]
+    sides = [side for side in sides if len(side.past.reference) >= LEAST_WINDOWS]
+    if not sides:
         return judged
-    windows = {family: [*past.recent, current] for family, past in pasts.items()}
-    tests = _tests(pasts, windows)
-    alarms = [test for test in tests if test.alarms]
-    notes, homogeneity = [], None
-    if len(content.reference) < settings.reference_windows:
-        notes.append(
-            f"the reference is provisional: it has {len(content.reference)} of {settings.reference_windows}"
-            " windows"
-        )
-    elif len(content.reference) >= 2 * LEAST_WINDOWS:
-        half = len(content.reference) // 2
-        homogeneity = test_windows(content.reference[:half], content.reference[half:], CONTENT).p_value
-        if homogeneity <= HOMOGENEITY:
-            notes.append(
-                "the reference is not homogeneous: production changed while it was collected, and alarms may"
-                " be late or missing"
-            )
-    if len(model.reference) < LEAST_WINDOWS:
-        notes.append(
-            f"only the content is compared: there are {len(model.reference)} of {LEAST_WINDOWS} windows under"
-            " this champion"
-        )
-    by_family = {test.family: test.num_windows for test in alarms}
-    found: dict[str, Any] = {
-        "status": "ok" if not alarms else "confirmed" if _is_confirmed(pasts, windows, alarms) else "alarm",
+    comparisons = _comparisons(sides)
+    alarms = [comparison for comparison in comparisons if comparison.drifted]
+    homogeneity = _homogeneity(tests, content.reference)
+    num_windows = {alarm.test: alarm.num_windows for alarm in alarms}
+    status: Status = "ok"
+    if alarms:
+        status = "confirmed" if _is_confirmed(sides, alarms) else "alarm"
+    update: dict[str, Any] = {
+        "status": status,
         "homogeneity": homogeneity,
-        "tests": tests,
+        "comparisons": comparisons,
         "moved": [
-            _in_words(family, pasts[family].reference, windows[family][-num:], labels)
-            for family, num in by_family.items()
+            side.test.in_words(side.past.reference, side.windows[-num_windows[side.test.name] :], labels)
+            for side in sides
+            if side.test.name in num_windows
         ],
-        "notes": notes,
+        "notes": list(_notes(content, model, homogeneity)),
     }
-    return judged.model_copy(update=found)
+    return judged.model_copy(update=update)
 
 
-def _tests(pasts: Mapping[str, Past[Sums]], windows: Mapping[str, Sequence[Sums]]) -> list[DriftTest]:
-    """Return the tests of the last window of each family, and of its last three pooled if there are so
-    many.
+class _Side:
+    """What one drift test compares: the windows after the reference, the current one last, and the past."""
+
+    def __init__(self, test: DriftTest, past: Past[Sums], current: Sums):
+        self.test, self.past = test, past
+        self.windows = [*past.recent, current]
+
+    def compare(self, windows: Sequence[Sums]) -> list[Comparison]:
+        """Return the comparisons of the last of some windows, and of the last three if there are so many."""
+        return [
+            Comparison(
+                test=self.test.name,
+                num_windows=count,
+                **self.test.compare(self.past.reference, windows[-count:])._asdict(),
+            )
+            for count in (1, POOLED)
+            if len(windows) >= count
+        ]
+
+
+def _comparisons(sides: Sequence[_Side]) -> list[Comparison]:
+    return [comparison for side in sides for comparison in side.compare(side.windows)]
+
+
+def _homogeneity(tests: Sequence[DriftTest], reference: Sequence[Sums]) -> float | None:
+    """Return the p-value of the two halves of a complete reference by the first test that outlives a champion;
+    None if the reference is not complete, or there is no such test.
     """
-    return [
-        DriftTest(
-            family=family,
-            num_windows=count,
-            **test_windows(past.reference, windows[family][-count:], family)._asdict(),
+    test = next((test for test in tests if test.outlives_champion), None)
+    if test is None or len(reference) < REFERENCE_WINDOWS:
+        return None
+    half = len(reference) // 2
+    return test.compare(reference[:half], reference[half:]).p_value
+
+
+def _notes(content: Past[Sums], model: Past[Sums], homogeneity: float | None) -> Iterator[str]:
+    """Yield what to know about the reference windows."""
+    if len(content.reference) < REFERENCE_WINDOWS:
+        have = f"{len(content.reference)} of {REFERENCE_WINDOWS} windows"
+        yield f"the reference is provisional: it has {have}"
+    elif homogeneity is not None and homogeneity <= _HOMOGENEITY:
+        yield (
+            "the reference is not homogeneous: production changed while it was collected, and alarms may be"
+            " late or missing"
         )
-        for family, past in pasts.items()
-        for count in (1, POOLED)
-        if len(windows[family]) >= count
-    ]
+    if len(model.reference) < LEAST_WINDOWS:
+        have = f"{len(model.reference)} of {LEAST_WINDOWS} windows under this champion"
+        yield f"only the content is compared: there are {have}"
 
 
-def _is_confirmed(
-    pasts: Mapping[str, Past[Sums]], windows: Mapping[str, Sequence[Sums]], alarms: Sequence[DriftTest]
-) -> bool:
+def _is_confirmed(sides: Sequence[_Side], alarms: Sequence[Comparison]) -> bool:
     """Return whether windows alarm that end before those which alarm now: one bad delivery is in three pooled
     windows, but confirms nothing.
     """
-    least = min(test.num_windows for test in alarms)
-    before = {family: every[-(NUM_RECENT + 1) : -least] for family, every in windows.items()}
-    return any(
-        test.alarms
-        for end in range(1, NUM_RECENT + 1)
-        for test in _tests(
-            pasts, {family: every[:end] if len(every) >= end else [] for family, every in before.items()}
-        )
-    )
+    least = min(alarm.num_windows for alarm in alarms)
+    for side in sides:
+        before = side.windows[-(NUM_RECENT + 1) : -least]
+        for end in range(1, len(before) + 1):
+            if any(comparison.drifted for comparison in side.compare(before[:end])):
+                return True
+    return False
 
 
 def insufficient(num_rows: int, settings: MonitoringSettings, num_not_answered: int = 0) -> DriftVerdict:
@@ -293,13 +290,12 @@ def check(verdict: DriftVerdict) -> CheckOutcome:
     )
 
 
-def seen_check(statuses: Sequence[Status], most: int) -> CheckOutcome:
+def seen_check(statuses: Sequence[Status]) -> CheckOutcome:
     """Return the check, a warning, that production is seen: a year of windows without a verdict reads like a
     calm one.
 
     Args:
         statuses: of the newest windows, the last one first.
-        most: windows in a row without a verdict from which it warns.
     """
     number = next(
         (place for place, status in enumerate(statuses) if status not in WITHOUT_VERDICT), len(statuses)
@@ -307,11 +303,14 @@ def seen_check(statuses: Sequence[Status], most: int) -> CheckOutcome:
     said = f"{number} windows in a row have no verdict" if number > 1 else "windows have verdicts"
     fix = (
         ""
-        if number < most
+        if number < MOST_WITHOUT_VERDICT
         else ". Look at what production delivers, and at monitoring.window and monitoring.min_window_rows"
     )
     return CheckOutcome(
-        name=PRODUCTION_IS_SEEN.name, passed=number < most, severity="warn", description=said + fix
+        name=PRODUCTION_IS_SEEN.name,
+        passed=number < MOST_WITHOUT_VERDICT,
+        severity="warn",
+        description=said + fix,
     )
 
 
@@ -322,13 +321,22 @@ def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
     log = settings.monitoring.log
     return {
         **({} if log is None else {"log": log.model_dump()}),
-        "monitoring": settings.monitoring.model_dump(
-            include={"min_window_rows", "max_window_rows", "reference_windows"}
-        ),
+        "monitoring": {
+            "min_window_rows": settings.monitoring.min_window_rows,
+            "max_window_rows": MAX_WINDOW_ROWS,
+            "reference_windows": REFERENCE_WINDOWS,
+        },
+        **other_tests(settings.monitoring),
         "base_model": settings.base_model,
         "chunks": settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows"}),
         "group": settings.examples.group,
     }
+
+
+def other_tests(settings: MonitoringSettings) -> dict[str, Any]:
+    """Return the drift tests among the settings of an artifact, where they are not the default ones."""
+    names = settings.drift_tests
+    return {} if names == list(OUR_DRIFT_TESTS) else {"drift_tests": names}
 
 
 def report_key(settings: UseCaseSettings, inputs: Mapping[str, Manifest]) -> str:
@@ -342,41 +350,3 @@ def report_key(settings: UseCaseSettings, inputs: Mapping[str, Manifest]) -> str
         name: manifest.content_digest for name, manifest in inputs.items() if name != "training_snapshot"
     }
     return artifact_key("drift_report", VERSION, key_settings(settings), digests, settings.seed)
-
-
-def _in_words(family: str, reference: Sequence[Sums], windows: Sequence[Sums], labels: Sequence[str]) -> str:
-    if family == "embeddings":
-        return "the content of the texts changed"
-    if family == "predicted_labels":
-        old, new = (_shares(side) for side in (reference, windows))
-        largest = int(np.argmax(np.abs(new - old)))
-        label = labels[largest] if largest < len(labels) else f"label {largest}"
-        return (
-            f"predicted labels shift, most {named([(label, '')], 1, labels)}: {old[largest]:.1%} ->"
-            f" {new[largest]:.1%}"
-        )
-    changes = [
-        _change(name, a, b)
-        for name, a, b in zip(NUMBERS, _mean_numbers(reference), _mean_numbers(windows), strict=True)
-    ]
-    return ", ".join(filter(None, changes)) or "lengths and words of the texts are distributed differently"
-
-
-def _change(name: str, old: float, new: float) -> str:
-    more, less, unit = _WORDS[name]
-    shown = [f"{value:.1%}" if name == "unknown_share" else f"{value:.3g}" for value in (old, new)]
-    # Of four numbers some always differ a little: a tenth is worth a word.
-    if shown[0] == shown[1] or abs(new - old) < 0.1 * max(abs(old), abs(new)):
-        return ""
-    return f"{more if new > old else less}: mean {shown[0]} -> {shown[1]} {unit}"
-
-
-def _shares(windows: Sequence[Sums]) -> np.ndarray:
-    counts = np.sum([sums.counts for sums in windows], axis=0)
-    return counts / counts.sum()
-
-
-def _mean_numbers(windows: Sequence[Sums]) -> list[float]:
-    return np.average(
-        [sums.numbers for sums in windows], axis=0, weights=[sums.num_rows for sums in windows]
-    ).tolist()

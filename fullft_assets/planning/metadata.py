@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import ConfigDict
 
 from fullft_assets.planning.measurements import Measured
-from fullft_assets.store.metadata import Metadata
+from fullft_assets.store.metadata import Metadata, Private
 
 
 class PlanMetadata(Measured, Metadata):
@@ -49,7 +49,7 @@ class BaselinesMetadata(Metadata):
         usd: these seconds at `planning.hourly_usd`, and what a service asked for.
     """
 
-    labels: list[str]
+    labels: Annotated[list[str], Private.LABELS]
     scores: dict[str, float]
     seconds: dict[str, float]
     usd: dict[str, float]

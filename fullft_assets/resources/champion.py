@@ -109,13 +109,13 @@ def load_champion(
 def _settings(store: Store, snapshot: Manifest, given: dict[str, Any]) -> UseCaseSettings:
     """Return the settings that predicting needs, from what the snapshot's batches were tokenised with."""
     part = next(iter(SnapshotMetadata.of(snapshot).parts.values()))
-    recorded = store.load(part.chunks).settings
-    labelled = {"label": "label"} if TASKS.get(recorded["task"]).has_labels else {}
+    tokenization = store.load(part.chunks).settings
+    labelled = {"label": "label"} if TASKS.get(tokenization["task"]).has_labels else {}
     return UseCaseSettings.model_validate(
         {
             **given,
             "documents": {"path": "."},
-            "examples": {"task": recorded["task"], **labelled},
-            "chunks": ChunksSettings.from_manifest(recorded).model_dump(),
+            "examples": {"task": tokenization["task"], **labelled},
+            "chunks": ChunksSettings.from_manifest(tokenization).model_dump(),
         }
     )

@@ -33,7 +33,8 @@ class ManifestIOManager(dg.IOManager):
     def __init__(
         self, store: Store, instance: dg.DagsterInstance | None = None, run: dg.DagsterRun | None = None
     ):
-        self.store, self.instance, self.run = store, instance, run
+        self.store = store
+        self.instance, self.run = instance, run
 
     def handle_output(self, context: dg.OutputContext, obj: Manifest) -> None:
         """Point the asset (partition) at its newest artifact."""
@@ -47,11 +48,11 @@ class ManifestIOManager(dg.IOManager):
             return self.load_of_run(context.asset_key)
         if context.has_partition_key:
             return self.load_of_run(context.asset_key, context.partition_key)
-        made = set(self.store.list_pointers("/".join(("latest", *context.asset_key.path))))
+        partitions = set(self.store.list_pointers("/".join(("latest", *context.asset_key.path))))
         return {
             key: self._load_newest(context.asset_key, key)
             for key in context.asset_partition_keys
-            if key in made
+            if key in partitions
         }
 
     def load_of_run(self, key: dg.AssetKey, partition: str | None = None) -> Manifest:

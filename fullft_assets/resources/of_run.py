@@ -32,8 +32,8 @@ def ref_for_run(
     while _is_part(runs[-1]) and (parent := instance.get_run_by_id(runs[-1].parent_run_id or "")) is not None:
         runs.append(parent)
     for each in runs:
-        if (made := made_by_run(instance, each.run_id, key, partition)) is not None:
-            return made
+        if (ref := made_by_run(instance, each.run_id, key, partition)) is not None:
+            return ref
     record = instance.get_run_record_by_id(runs[-1].run_id)
     began = None if record is None else record.start_time
     # The store is asked first: it also knows what another instance made, and is there if the events are lost.
@@ -76,15 +76,15 @@ def _newest(
     wanted = dg.AssetRecordsFilter(key, asset_partitions=None if partition is None else [partition], **times)
     cursor = None
     while True:
-        found = instance.fetch_materializations(wanted, limit=_PAGE, cursor=cursor)
-        for record in found.records:
+        page = instance.fetch_materializations(wanted, limit=_PAGE, cursor=cursor)
+        for record in page.records:
             if record.event_log_entry.run_id:
                 return record.asset_materialization
-        if not found.has_more:
+        if not page.has_more:
             return None
-        cursor = found.cursor
+        cursor = page.cursor
 
 
 def _ref_in(event: dg.AssetMaterialization) -> str | None:
-    found = event.metadata.get(ARTIFACT)
-    return None if found is None else str(found.value)
+    ref = event.metadata.get(ARTIFACT)
+    return None if ref is None else str(ref.value)

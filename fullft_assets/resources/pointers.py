@@ -16,5 +16,7 @@ def latest(store: Store, case: str, asset: str, partition: str = "all") -> Manif
 
 def latest_by_partition(store: Store, case: str, asset: str) -> dict[str, Manifest]:
     """Return the newest artifact of each partition of an asset."""
-    found = ((key, latest(store, case, asset, key)) for key in store.list_pointers(f"latest/{case}/{asset}"))
-    return {key: manifest for key, manifest in found if manifest is not None}
+    manifests = (
+        (key, latest(store, case, asset, key)) for key in store.list_pointers(f"latest/{case}/{asset}")
+    )
+    return {key: manifest for key, manifest in manifests if manifest is not None}

@@ -45,7 +45,7 @@ def summary_by_partition(
     )
     stored = list(store.each(lambda file: _read(store, file, [version, made_after]), files))
     known = {name: entry for entries in stored for name, entry in entries.items()}
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for number, part in enumerate(parts):
         entries = _brought_up_to_date(
             store, case, asset, derive, {name: versions[name] for name in part}, known
@@ -55,8 +55,8 @@ def summary_by_partition(
             store.write_json(
                 files[number], {"of": [version, made_after], "entries": entries, "digest": digest(entries)}
             )
-        found |= {name: value for name, (_, value) in entries.items()}
-    return found
+        values |= {name: value for name, (_, value) in entries.items()}
+    return values
 
 
 def _brought_up_to_date(
@@ -93,12 +93,12 @@ def _brought_up_to_date(
 def _read(store: Store, file: str, of: list[str | None]) -> _Entries:
     """Return the entries of a file of a summary; none where it is lost, damaged, or not of this version."""
     try:
-        found = store.read_json(file)
+        content = store.read_json(file)
     except ValueError:  # JSON that is cut off
         return {}
     is_whole = (
-        isinstance(found, dict)
-        and found.get("of") == of
-        and found.get("digest") == digest(found.get("entries"))
+        isinstance(content, dict)
+        and content.get("of") == of
+        and content.get("digest") == digest(content.get("entries"))
     )
-    return found["entries"] if found and is_whole else {}
+    return content["entries"] if content and is_whole else {}

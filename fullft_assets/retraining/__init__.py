@@ -8,7 +8,6 @@ from fullft_assets.retraining.history import (
     CLOCK_SECONDS,
     DAY_SECONDS,
     HOUR_SECONDS,
-    NUM_WINDOWS,
     drift_began,
     drift_examples,
     hours_spent,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from fullft_assets.errors import FailureClass
+from fullft_assets.errors import TRANSIENT
 from fullft_assets.monitoring import Status
 from fullft_assets.retraining.values import Attempt, Signals, State, Window
 from fullft_assets.settings import RetrainingSettings
@@ -20,10 +20,12 @@ NUM_WINDOWS = 3
 #: Standard errors by which new labels show a lower score that confirm a drift: of one that is none, in 5% of
 #: cases. A lower score alone must be more certain, since somebody looks every day.
 _BELIEVED, CERTAIN = 1.64, 2.5
+#: A window that is older no longer counts as evidence of drift.
+_HORIZON_DAYS = 30.0
+#: Attempts in a row that are repeated after a failure that may be gone.
+MAX_RETRIES = 3
 #: Statuses that are a verdict: of the others nothing follows.
 VERDICTS: tuple[Status, ...] = ("ok", "alarm", "confirmed")
-#: Failures after which the same run may succeed unchanged.
-TRANSIENT: tuple[FailureClass, ...] = ("preemption", "infrastructure")
 
 
 def past_attempts(state: State, signals: Signals) -> list[Attempt]:
@@ -234,7 +236,7 @@ def drift_began(
     """
     trained, horizon = (
         if_past(state.trained_at, now) or -float("inf"),
-        now - settings.drift_horizon_days * DAY_SECONDS,
+        now - _HORIZON_DAYS * DAY_SECONDS,
     )
     seen = [window for window in windows if window.status in VERDICTS and trained < window.at <= now]
     confirmed = [

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
+from fullft_assets.errors import TRANSIENT
+from fullft_assets.monitoring import MOST_WITHOUT_VERDICT
 from fullft_assets.retraining.history import (
     CLOCK_SECONDS,
     DAY_SECONDS,
     HOUR_SECONDS,
-    TRANSIENT,
+    MAX_RETRIES,
     VERDICTS,
     date,
     has_same_settings,
@@ -27,14 +29,28 @@ from fullft_assets.settings import RetrainingSettings
 #: A run is in flight for too long after so many times what the next retrain is estimated to take, and at
 #: least so many hours.
 _HANGS_TIMES, _HANGS_HOURS = 3.0, 24.0
+#: Attempts in a row that gained nothing after which a person is alerted.
+_ATTEMPTS_IN_VAIN = 3
+#: Days without a verdict on a window after which a person is alerted.
+_DAYS_WITHOUT_VERDICT = 30.0
+#: Days after which an incident is raised again while its reason lasts.
+_REMIND_DAYS = 30.0
 
 
 class Incident(NamedTuple):
-    """Something that a person has to do."""
+    """Something that a person has to do.
+
+    Attributes:
+        key: names the reason: an incident is raised once while it lasts.
+        action: what the person is asked to do.
+        is_about_attempt: whether the run of the last attempt says more.
+    """
 
     key: str
-    action: Literal["alert", "request_labels"]
+    kind: Literal["alert", "request_labels"]
     reason: str
+    action: str
+    is_about_attempt: bool = False
 
 
 def find_incidents(
@@ -54,14 +70,15 @@ def find_incidents(
     yield from _hangs(signals)
     if any(rule.action == "retrain" for rule in rules):
         yield from _budget(state, signals, settings, obstacles)
-    yield from _without_verdict(state, signals, settings)
+    yield from _without_verdict(state, signals)
     # A drift and the lower score that follows from it are one reason to label.
-    if requests := {rule.name: rule.reason for rule in rules if rule.action == "request_labels"}:
-        yield Incident(
-            RANDOM_LABELS if RANDOM_LABELS in requests else "labels",
-            "request_labels",
-            "; ".join(requests.values()),
-        )
+    requests = [rule for rule in rules if rule.action == "request_labels"]
+    if requests:
+        is_random = any(rule.name == RANDOM_LABELS for rule in requests)
+        reason = "; ".join(rule.reason for rule in requests)
+        # The first one is the drift's: a random sample of production has documents like those of today.
+        action = requests[0].instruction
+        yield Incident(RANDOM_LABELS if is_random else "labels", "request_labels", reason, action)
 
 
 def _in_vain(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[Incident]:
@@ -72,25 +89,20 @@ def _in_vain(state: State, signals: Signals, settings: RetrainingSettings) -> It
     if not past:
         return
     last = past[-1]
-    failed = (
-        f"the attempt of {date(last.started_at)} failed ({last.failure or 'unknown'}): its run says what"
-        " to fix"
-    )
+    failed = f"the attempt of {date(last.started_at)} failed ({last.failure or 'unknown'})"
+    what_to_fix = "open its run, which says what to fix"
     is_failed = (
         last.outcome == "failed" and has_same_settings(last, signals) and not is_settled(last, state, signals)
     )
     number = num_unproductive(state, signals, settings)
-    if number >= settings.alert_after_attempts:
+    if number >= _ATTEMPTS_IN_VAIN:
         reason = f"{number} attempts in a row gained nothing, so that others come ever more rarely"
-        yield Incident(
-            "attempts in vain",
-            "alert",
-            f"{reason}; {failed if is_failed else 'read their evaluation reports'}",
-        )
-    elif is_failed and (
-        last.failure not in TRANSIENT or num_transient(state, signals) > settings.max_retries
-    ):
-        yield Incident(f"failed attempt of {date(last.started_at)}", "alert", failed)
+        if is_failed:
+            yield Incident("attempts in vain", "alert", f"{reason}; {failed}", what_to_fix, True)
+        else:
+            yield Incident("attempts in vain", "alert", reason, "read their evaluation reports", True)
+    elif is_failed and (last.failure not in TRANSIENT or num_transient(state, signals) > MAX_RETRIES):
+        yield Incident(f"failed attempt of {date(last.started_at)}", "alert", failed, what_to_fix, True)
 
 
 def _hangs(signals: Signals) -> Iterator[Incident]:
@@ -109,7 +121,7 @@ def _hangs(signals: Signals) -> Iterator[Incident]:
         f"the run {run.run_id} of {run.job}, asked for on {date(since)}, has not {has_not} in {limit:,.0f} h"
         " and holds retrains back"
     )
-    yield Incident(f"run {run.run_id} in flight", "alert", f"{reason}: {what}")
+    yield Incident(f"run {run.run_id} in flight", "alert", reason, what)
 
 
 def _budget(
@@ -133,7 +145,7 @@ def _budget(
         what = (
             "raise that, make the training shorter, or launch the model job by hand if the estimate is wrong"
         )
-        yield Incident("budget", "alert", f"{reason}: {what}")
+        yield Incident("budget", "alert", reason, what)
         return
     # A run in flight is no other reason: the evaluations of each day would end the incident, and raise it
     # again.
@@ -142,14 +154,11 @@ def _budget(
     if month and not others and state.frozen is None:
         until = "the next month" if signals.month_end is None else date(signals.month_end)
         reason = f"{' and '.join(month)}, so that the retrain that is called for waits until {until}"
-        yield Incident(
-            "month's budget",
-            "alert",
-            f"{reason}: raise that, or launch the model job by hand, which is not booked",
-        )
+        what = "raise that, or launch the model job by hand, which is not booked"
+        yield Incident("month's budget", "alert", reason, what)
 
 
-def _without_verdict(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[Incident]:
+def _without_verdict(state: State, signals: Signals) -> Iterator[Incident]:
     """Yield that production is not seen: no window, or none with enough documents, reads like a calm year."""
     if not signals.is_monitored or state.champion_since is None:
         return
@@ -160,25 +169,22 @@ def _without_verdict(state: State, signals: Signals, settings: RetrainingSetting
     if last is None:
         return  # the release is dated in the future, and no window came before it
     number = sum(window.at > last for window in seen)
-    if number >= settings.alert_after_windows or signals.now - last > settings.alert_after_days * DAY_SECONDS:
-        what = (
+    if number >= MOST_WITHOUT_VERDICT or signals.now - last > _DAYS_WITHOUT_VERDICT * DAY_SECONDS:
+        seen_windows = (
             "no window came"
             if not number
             else f"no verdict on {'one window' if number == 1 else f'{number} windows'}"
         )
-        reason = (
-            f"{what} since {date(last)}: look at what delivers production documents, and at"
-            " monitoring.min_window_rows"
-        )
-        yield Incident("production is not seen", "alert", reason)
+        what = "look at what delivers production documents, and at monitoring.min_window_rows"
+        yield Incident("production is not seen", "alert", f"{seen_windows} since {date(last)}", what)
 
 
-def is_due(incident: Incident, state: State, signals: Signals, settings: RetrainingSettings) -> bool:
+def is_due(incident: Incident, state: State, signals: Signals) -> bool:
     """Return whether an incident is to be raised now: for the first time, or once more."""
     # What a run has learned, and may release in a moment, is no reason to label more.
-    if incident.action == "request_labels" and signals.num_runs_in_flight:
+    if incident.kind == "request_labels" and signals.num_runs_in_flight:
         return False
     at = state.raised.get(incident.key)
     if at is None or at > signals.now + CLOCK_SECONDS:
         return True
-    return signals.now - at >= settings.remind_days * DAY_SECONDS
+    return signals.now - at >= _REMIND_DAYS * DAY_SECONDS

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from fullft_assets.retraining.history import (
     HOUR_SECONDS,
+    MAX_RETRIES,
     date,
     hours_spent,
     num_transient,
@@ -19,6 +20,9 @@ from fullft_assets.settings import RetrainingSettings
 
 #: Wait before the first retry; it doubles.
 _RETRY_HOURS = 1.0
+#: Wait after an attempt that gave no champion, or that did not end a drift. It doubles with each further one
+#: in a row, up to the longest.
+_BACKOFF_HOURS, _MAX_BACKOFF_DAYS = 48.0, 90.0
 
 
 class Obstacle(NamedTuple):
@@ -89,7 +93,7 @@ def _next_start(
     that says so.
     """
     number = num_transient(state, signals)
-    if 0 < number <= settings.max_retries:
+    if 0 < number <= MAX_RETRIES:
         return past[-1].started_at + _RETRY_HOURS * 2 ** (number - 1) * HOUR_SECONDS, "a retry"
     cooldown = (
         past[-1].started_at + settings.cooldown_hours * HOUR_SECONDS,
@@ -99,10 +103,10 @@ def _next_start(
     if not number:
         return cooldown
     # 2 ** 60 is beyond any bound.
-    hours = min(settings.backoff_hours * 2.0 ** min(number - 1, 60), settings.max_backoff_days * 24)
+    hours = min(_BACKOFF_HOURS * 2.0 ** min(number - 1, 60), _MAX_BACKOFF_DAYS * 24)
     last = [attempt for attempt in past if attempt.outcome != "cancelled"][-1]
     backoff = (
         last.started_at + hours * HOUR_SECONDS,
-        f"{number} in a row gained nothing (backoff_hours = {settings.backoff_hours:g})",
+        f"{number} in a row gained nothing",
     )
     return max(cooldown, backoff)

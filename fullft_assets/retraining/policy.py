@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fullft_assets.retraining.history import CLOCK_SECONDS, date, retrain_evidence
-from fullft_assets.retraining.incidents import find_incidents, is_due
+from fullft_assets.retraining.incidents import Incident, find_incidents, is_due
 from fullft_assets.retraining.obstacles import find_obstacles
 from fullft_assets.retraining.rules import apply_rules
 from fullft_assets.retraining.values import Action, Decision, Signals, State
@@ -16,7 +16,7 @@ def decide(state: State, signals: Signals, settings: RetrainingSettings) -> Deci
     """Decide what to do.
 
     What costs nothing comes first: an alert, or a request for labels where no run is in flight, is raised
-    once, and again after `remind_days` while its reason lasts. A retrain needs a rule that calls for it, rows
+    once, and again after 30 days while its reason lasts. A retrain needs a rule that calls for it, rows
     that no attempt had, and no obstacle (frozen, a run in flight, cooldown or backoff, the month's budget, a
     gain that is worth less than it costs).
     """
@@ -26,24 +26,26 @@ def decide(state: State, signals: Signals, settings: RetrainingSettings) -> Deci
     incidents = list(find_incidents(state, signals, settings, rules, obstacles))
     count_first = signals.num_uncounted > 0 and not calls and any(rule.count_first for rule in rules)
 
-    def made(action: Action, reasons: list[str], evidence: str | None = None) -> Decision:
+    def decided(action: Action, reasons: list[str], incident: Incident | None = None) -> Decision:
         return Decision(
             action=action,
             reasons=reasons,
-            evidence=evidence or retrain_evidence(signals),
+            evidence=retrain_evidence(signals) if incident is None else incident.key,
+            instruction="" if incident is None else incident.action,
+            is_about_attempt=incident is not None and incident.is_about_attempt,
             incidents=[incident.key for incident in incidents],
             count_first=count_first,
             notes=list(_notes(state, signals)),
         )
 
     for incident in incidents:
-        if is_due(incident, state, signals, settings):
-            return made(incident.action, [incident.reason], incident.key)
+        if is_due(incident, state, signals):
+            return decided(incident.kind, [incident.reason], incident)
     reasons = [rule.reason for rule in calls or rules]
     for incident in incidents:
         asked = (
             "labels were asked for"
-            if incident.action == "request_labels"
+            if incident.kind == "request_labels"
             else f"a person was alerted, as {incident.reason},"
         )
         at = state.raised.get(incident.key)
@@ -53,12 +55,12 @@ def decide(state: State, signals: Signals, settings: RetrainingSettings) -> Deci
             else "labels are asked for once the run that is in flight has ended"
         )
     if state.frozen is not None:
-        return made("hold", [state.frozen, *reasons])
+        return decided("hold", [state.frozen, *reasons])
     if not calls:
-        return made("wait", reasons)
+        return decided("wait", reasons)
     if obstacles:
-        return made("wait", reasons + [f"but {obstacle.reason}" for obstacle in obstacles])
-    return made("retrain", reasons)
+        return decided("wait", reasons + [f"but {obstacle.reason}" for obstacle in obstacles])
+    return decided("retrain", reasons)
 
 
 def run_key(state: State, decision: Decision) -> str:
@@ -77,32 +79,17 @@ def raised_after(state: State, signals: Signals, decision: Decision) -> dict[str
 
 
 def _notes(state: State, signals: Signals) -> Iterator[str]:
-    future = [
-        attempt.started_at for attempt in state.attempts if attempt.started_at > signals.now + CLOCK_SECONDS
-    ]
-    if future:
-        yield (
-            f"{len(future)} attempt(s) dated in the future ({date(min(future))}) count for no wait and no"
-            " budget: look at the clocks"
-        )
-    trained = [
-        at
-        for at in (state.trained_at, state.champion_since)
-        if at is not None and at > signals.now + CLOCK_SECONDS
-    ]
-    if trained:
-        yield (
-            f"the last training or release is dated in the future ({date(max(trained))}), which does not"
-            " count: look at the clocks"
-        )
-    windows = [window.at for window in signals.windows if window.at > signals.now + CLOCK_SECONDS]
-    if windows:
-        yield (
-            f"{len(windows)} window(s) dated in the future ({date(min(windows))}) do not count: look at the"
-            " clocks"
-        )
-    raised = [key for key, at in state.raised.items() if at > signals.now + CLOCK_SECONDS]
-    if raised:
-        yield (
-            f"the ledger has incidents dated in the future ({', '.join(sorted(raised))}), which do not count"
-        )
+    """Yield what is dated in the future by more than clocks differ, and so does not count."""
+    dated = {
+        "attempt(s)": [attempt.started_at for attempt in state.attempts],
+        "training(s) or release(s)": [
+            at for at in (state.trained_at, state.champion_since) if at is not None
+        ],
+        "window(s)": [window.at for window in signals.windows],
+        "incident(s)": list(state.raised.values()),
+    }
+    for what, times in dated.items():
+        future = [at for at in times if at > signals.now + CLOCK_SECONDS]
+        if future:
+            shown = f"{len(future)} {what} dated in the future ({date(min(future))})"
+            yield f"{shown} do not count: look at the clocks"

@@ -10,6 +10,7 @@ from fullft_assets.evaluation.drop import LEAST_ROWS
 from fullft_assets.retraining.history import (
     CERTAIN,
     DAY_SECONDS,
+    MAX_RETRIES,
     NUM_WINDOWS,
     attempt_of_most_rows,
     date,
@@ -28,6 +29,8 @@ from fullft_assets.retraining.history import (
 from fullft_assets.retraining.values import Action, Signals, State
 from fullft_assets.settings import RetrainingSettings
 
+#: Share of the last training's rows by which a snapshot must grow as well.
+_MIN_GROWTH = 0.2
 #: Growth of the labelled examples since a drift began that is worth another retrain, where nobody says what a
 #: point is worth.
 _MORE_OF_DRIFT = 0.5
@@ -42,48 +45,53 @@ _LABEL_AT_RANDOM = "label production documents that `fullft export CASE FILE --r
 
 
 class Rule(NamedTuple):
-    """Result of one rule: what it calls for, why, and whether examples that no snapshot has yet could change
-    that.
+    """Result of one rule: what it calls for and why.
+
+    Attributes:
+        count_first: whether examples that no snapshot has yet could change the result.
+        instruction: of a request for labels, which ones.
     """
 
-    name: Literal["new_data", "drift", "random_labels", "more_of_drift", "score", "age", "retry"]
+    name: Literal["new_data", "drift", "random_labels", "more_of_drift", "score", "age", "schedule", "retry"]
     action: Action
     reason: str
     count_first: bool = False
+    instruction: str = ""
 
 
 def apply_rules(state: State, signals: Signals, settings: RetrainingSettings) -> list[Rule]:
     """Return the result of every rule."""
     return [
-        *_retry(state, signals, settings),
+        *_retry(state, signals),
         _new_data(state, signals, settings),
         _drift(state, signals, settings),
         *_more_of_drift(state, signals, settings),
         _score(state, signals, settings),
         _age(state, signals, settings),
+        *_schedule(state, signals),
     ]
 
 
-def _retry(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[Rule]:
+def _retry(state: State, signals: Signals) -> Iterator[Rule]:
     number = num_transient(state, signals)
-    if 0 < number <= settings.max_retries:
+    if 0 < number <= MAX_RETRIES:
         last = past_attempts(state, signals)[-1]
         reason = (
             f"the attempt of {date(last.started_at)} failed by {last.failure}, so that it is resumed"
-            f" ({number} of {settings.max_retries})"
+            f" ({number} of {MAX_RETRIES})"
         )
         yield Rule("retry", "retrain", reason)
 
 
 def _new_data(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
     new, since = new_examples(state, signals)
-    share = settings.min_growth * state.num_trained
+    share = _MIN_GROWTH * state.num_trained
     needed = max(settings.min_new_examples, round(share))
     enough, count_first = _reach(state, signals, needed, new)
     name = (
         f"min_new_examples = {needed:,}"
         if share <= needed and needed == settings.min_new_examples
-        else f"{needed:,} (min_growth)"
+        else f"{needed:,} (a growth by {_MIN_GROWTH:.0%})"
     )
     reason = f"{new:,} new examples since {since}, {'enough for' if enough else 'fewer than'} {name}"
     if count_first:
@@ -117,15 +125,12 @@ def _not_confirmed(state: State, signals: Signals, reason: str, needed: int) -> 
     if evaluated is None:
         # What was asked for stays open until they are.
         action = "request_labels" if RANDOM_LABELS in state.raised else "wait"
-        return Rule(
-            RANDOM_LABELS,
-            action,
-            f"{reason} live_quality has not evaluated the {delivered:,} labelled examples yet",
-        )
+        why = f"{reason} live_quality has not evaluated the {delivered:,} labelled examples yet"
+        return Rule(RANDOM_LABELS, action, why, instruction=_LABEL_AT_RANDOM)
     shown = f"{evaluated:,} of {delivered:,} labelled examples are of its windows and were not chosen as far"
     if evaluated < LEAST_ROWS:
-        few = f"{reason} only {shown}, too few to tell whether the champion is worse: {_LABEL_AT_RANDOM}"
-        return Rule(RANDOM_LABELS, "request_labels", few)
+        few = f"{reason} only {shown}, too few to tell whether the champion is worse"
+        return Rule(RANDOM_LABELS, "request_labels", few, instruction=_LABEL_AT_RANDOM)
     return Rule(
         "drift",
         "wait",
@@ -251,11 +256,11 @@ def _with_labels(
             "wait",
             f"{reason}, but the attempt of {date(last.started_at)} that had them {what_became_of(last)}",
         )
-    what = _LABEL_AT_RANDOM if name == "drift" else "label more documents like those of today"
     return Rule(
         name,
         "request_labels",
-        f"{reason}, but only {available:,} of {needed:,} new labelled examples: {what}",
+        f"{reason}, but only {available:,} of {needed:,} new labelled examples",
+        instruction=_LABEL_AT_RANDOM if name == "drift" else "label more documents like those of today",
     )
 
 
@@ -274,25 +279,47 @@ def _age(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
     )
     if signals.now - since < settings.max_age_days * DAY_SECONDS:
         return Rule("age", "wait", reason)
+    return _if_there_is_something_new(state, signals, "age", reason)
+
+
+def _schedule(state: State, signals: Signals) -> Iterator[Rule]:
+    """Yield that a retrain is due by `retraining.schedule`, if nothing was trained or tried since then."""
+    due = signals.scheduled_at
+    if due is None:
+        return
+    tried = [attempt.started_at for attempt in past_attempts(state, signals)]
+    last = max([if_past(state.trained_at, signals.now) or 0.0, *tried])
+    if last >= due:
+        yield Rule("schedule", "wait", f"nothing is due by the schedule since {date(due)}")
+    else:
+        reason = f"scheduled retraining is due since {date(due)}"
+        yield _if_there_is_something_new(state, signals, "schedule", reason)
+
+
+def _if_there_is_something_new(
+    state: State, signals: Signals, name: Literal["age", "schedule"], reason: str
+) -> Rule:
+    """Return a retrain, or why it waits: rows are not counted, there are no others, or they were tried."""
     if signals.num_uncounted:
         return Rule(
-            "age",
+            name,
             "wait",
             f"{reason}; a snapshot has yet to count {signals.num_uncounted:,} delivered examples",
             True,
         )
     tried = [attempt for attempt in state.attempts if attempt.evidence == retrain_evidence(signals)]
     last = max(tried, key=lambda attempt: attempt.started_at, default=None)
-    if signals.data_version == state.trained_on or (last is not None and last.outcome == "succeeded"):
-        return Rule("age", "wait", f"{reason}, but there is nothing new to learn")
+    is_learned = signals.data_version == state.trained_on or not signals.num_examples
+    if is_learned or (last is not None and last.outcome == "succeeded"):
+        return Rule(name, "wait", f"{reason}, but there is nothing new to learn")
     if last is not None:
         what = "is in flight" if last.outcome == "in_flight" else what_became_of(last)
         return Rule(
-            "age",
+            name,
             "wait",
             f"{reason}, but the attempt of {date(last.started_at)} to learn from the rows of today {what}",
         )
-    return Rule("age", "retrain", reason)
+    return Rule(name, "retrain", reason)
 
 
 def _reach(state: State, signals: Signals, needed: int, available: int) -> tuple[bool, bool]:

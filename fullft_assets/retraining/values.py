@@ -123,6 +123,7 @@ class Signals(_Frozen):
             against the cost of a run.
         predicted_gain: of the primary metric, what a learning curve predicts of the rows that are new; None =
             unknown.
+        scheduled_at: when `retraining.schedule` came due last; None = there is no schedule.
         num_runs_in_flight: queued or started runs that train the model or freeze a snapshot.
         oldest_run: the one of them that was asked for first.
     """
@@ -147,6 +148,7 @@ class Signals(_Frozen):
     hourly_usd: float = Field(default=0.0, ge=0)
     usd_per_point: float | None = Field(default=None, gt=0)
     predicted_gain: float | None = None
+    scheduled_at: float | None = None
     num_runs_in_flight: int = Field(default=0, ge=0)
     oldest_run: RunInFlight | None = None
 
@@ -157,6 +159,8 @@ class Decision(_Frozen):
     Attributes:
         evidence: of a retrain, the digest of data and settings; of an alert or a request, the name of its
             incident.
+        instruction: what an alert or a request asks of a person.
+        is_about_attempt: whether the run of the last attempt says more about an alert.
         incidents: names of all incidents that are open now.
         count_first: whether the delivered examples that no snapshot has yet could change the decision: a
             snapshot counts them.
@@ -166,6 +170,8 @@ class Decision(_Frozen):
     action: Action
     reasons: list[str] = Field(min_length=1)
     evidence: str
+    instruction: str = ""
+    is_about_attempt: bool = False
     incidents: list[str] = []
     count_first: bool = False
     notes: list[str] = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -34,11 +35,15 @@ class ChannelSettings(Settings):
 class AlertsSettings(Settings):
     """Who is notified of what happened, and how."""
 
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "max_per_hour": "beyond 20 alerts an hour a channel gets one summary an hour"
+    }
+
     channels: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description=(
-            "Channels by a name of your choice or by their registered name (`log`, `webhook`, `email`, `sns`,"
-            " `cloudwatch`, `prometheus`), each with its own settings. Default: none."
+            "Channels by a name of your choice or by their registered name (`log`, `webhook`, `apprise`,"
+            " `sns`, `cloudwatch`, `prometheus`), each with its own settings. Default: none."
         ),
     )
     events: list[Event] = Field(
@@ -61,14 +66,5 @@ class AlertsSettings(Settings):
         gt=0,
         description=(
             "Hours without a new batch (or window) after which `feed_silent` is sent. Default: never."
-        ),
-    )
-    max_per_hour: int = Field(
-        default=20,
-        ge=1,
-        le=1_000,
-        description=(
-            "Maximum number of alerts in one hour to each channel; the rest is counted in one summary an"
-            " hour."
         ),
     )

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from fullft_assets.settings.base import Float, Settings
+from fullft_assets.registry import Registry
+from fullft_assets.settings.base import Float, OneOf, Settings
+
+#: Drift tests by name; another package registers a subclass of `monitoring.DriftTest` as an entry point of
+#: this group.
+DRIFT_TESTS: Registry[Any] = Registry(
+    "drift test",
+    "fullft_assets.drift_tests",
+    {
+        "embeddings": "fullft_assets.monitoring.drift_tests.content:Content",
+        "text_statistics": "fullft_assets.monitoring.drift_tests.text_statistics:TextStatistics",
+        "predicted_labels": "fullft_assets.monitoring.drift_tests.predicted_labels:PredictedLabels",
+    },
+)
+OUR_DRIFT_TESTS = ("embeddings", "text_statistics", "predicted_labels")
+DriftTestName = Annotated[str, OneOf("drift test", lambda: DRIFT_TESTS.names)]
+#: Maximum number of independent documents of a window that are compared, drawn by hash.
+MAX_WINDOW_ROWS = 1_000
 
 
 class WindowSettings(Settings):
@@ -76,6 +94,10 @@ class MonitoringSettings(Settings):
     champion.
     """
 
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "max_window_rows": f"at most {MAX_WINDOW_ROWS:,} documents of a window are compared",
+        "reference_windows": "the first 12 windows under a champion are compared with, from the sixth on",
+    }
     path: str | None = Field(
         default=None,
         description="Folder with production documents. Default: no monitoring assets for this use case.",
@@ -104,20 +126,16 @@ class MonitoringSettings(Settings):
     min_window_rows: int = Field(
         default=100,
         ge=20,
+        le=MAX_WINDOW_ROWS,
         description=(
             "A window with fewer independent documents gives `insufficient_data` and is not compared."
         ),
     )
-    max_window_rows: int = Field(
-        default=1_000,
-        ge=20,
-        description="Maximum number of independent documents of a window that are compared, drawn by hash.",
-    )
-    reference_windows: int = Field(
-        default=12,
-        ge=6,
+    drift_tests: list[DriftTestName] = Field(
+        default=list(OUR_DRIFT_TESTS),
+        min_length=1,
         description=(
-            "Number of windows, the first ones under a champion, that later windows are compared with. From"
-            " six on they are compared with what there is."
+            "Drift tests by which windows are compared: the content of the texts, their statistics, what the"
+            " model predicts, or those of other packages."
         ),
     )

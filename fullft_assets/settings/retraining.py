@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, Field
@@ -13,6 +14,17 @@ from fullft_assets.settings.base import Float, Settings
 class RetrainingSettings(Settings):
     """When to train again, and when not to."""
 
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "min_growth": "a snapshot must grow by a fifth as well; set `min_new_examples`",
+        "drift_horizon_days": "windows of the last 30 days count",
+        "backoff_hours": "the wait after an attempt in vain is 48 h and doubles; set `cooldown_hours`",
+        "max_backoff_days": "the longest wait is 90 days",
+        "max_retries": "an attempt is repeated three times after a preemption or an outage",
+        "alert_after_attempts": "a person is alerted after three attempts in vain",
+        "alert_after_windows": "a person is alerted after ten windows without a verdict",
+        "alert_after_days": "a person is alerted after 30 days without a verdict",
+        "remind_days": "an alert is repeated after 30 days",
+    }
     min_new_examples: int = Field(
         default=500,
         ge=1,
@@ -20,20 +32,11 @@ class RetrainingSettings(Settings):
             "Number of rows by which a snapshot must grow since the last training or attempt for a retrain."
         ),
     )
-    min_growth: Float = Field(
-        default=0.2,
-        ge=0,
-        le=10,
-        description="The same as a share of the rows of the last training's snapshot; both must be reached.",
-    )
     drift_windows: int = Field(
         default=2,
         ge=1,
         le=3,
         description="How many of the last three windows must have confirmed drift for it to count.",
-    )
-    drift_horizon_days: Float = Field(
-        default=30.0, gt=0, description="Age from which a window no longer counts as evidence of drift."
     )
     min_new_examples_on_drift: int = Field(
         default=100,
@@ -58,51 +61,6 @@ class RetrainingSettings(Settings):
     cooldown_hours: Float = Field(
         default=24.0, ge=0, description="Minimum time between two automatic retrains."
     )
-    backoff_hours: Float = Field(
-        default=48.0,
-        gt=0,
-        description=(
-            "Wait after an attempt that gave no champion, or that did not end a drift; it doubles with each"
-            " further one in a row."
-        ),
-    )
-    max_backoff_days: Float = Field(default=90.0, gt=0, description="Longest such wait.")
-    max_retries: int = Field(
-        default=3,
-        ge=0,
-        le=10,
-        description=(
-            "Attempts in a row that are repeated after a preemption or a failure of the infrastructure."
-        ),
-    )
-    alert_after_attempts: int = Field(
-        default=3,
-        ge=1,
-        description=(
-            "Attempts in a row without a champion (or that did not end a drift) after which a person is"
-            " alerted."
-        ),
-    )
-    alert_after_windows: int = Field(
-        default=10,
-        ge=1,
-        description=(
-            "Windows in a row without a verdict after which a person is alerted, and `production_is_seen`"
-            " turns yellow."
-        ),
-    )
-    alert_after_days: Float = Field(
-        default=30.0,
-        gt=0,
-        description=(
-            "Days without a verdict on a window, where there is a champion, after which a person is alerted."
-        ),
-    )
-    remind_days: Float = Field(
-        default=30.0,
-        gt=0,
-        description="Time after which an alert or a request for labels is repeated while its reason lasts.",
-    )
     max_hours_per_month: Float = Field(
         default=100.0,
         gt=0,
@@ -115,11 +73,11 @@ class RetrainingSettings(Settings):
     max_usd_per_month: Float | None = Field(
         default=None, gt=0, description="The same in US dollars, at planning.hourly_usd. Default: no limit."
     )
-    schedule: str = Field(
-        default="0 3 * * 0",
+    schedule: str | None = Field(
+        default=None,
         description=(
-            "Cron of the periodic retraining decision, for those who turn its schedule on and leave the"
-            " sensor off."
+            "Cron by which a retrain is due as well, if there are other rows. Default: none is due by the"
+            " calendar."
         ),
     )
     evaluation_schedule: str = Field(
@@ -141,8 +99,8 @@ class AutomationSettings(Settings):
     enabled: bool = Field(
         default=False,
         description=(
-            "Whether the sensors and schedules of the use case start turned on; the retraining schedule,"
-            " which decides as the sensor does, does not. What a person turned on or off in the UI stays so."
+            "Whether the sensors and schedules of the use case start turned on. What a person turned on or"
+            " off in the UI stays so."
         ),
     )
     timezone: Annotated[str, AfterValidator(_known)] = Field(

@@ -187,8 +187,6 @@ class UseCaseSettings(Settings):
             raise ValueError("chunks.stride must be less than half of chunks.max_tokens")
         if self.training.micro_batch_size > self.training.batch_size:
             raise ValueError("training.micro_batch_size is larger than training.batch_size")
-        if self.monitoring.min_window_rows > self.monitoring.max_window_rows:
-            raise ValueError("monitoring.min_window_rows is larger than monitoring.max_window_rows")
         window = self.monitoring.window
         if window is not None and window.rows is not None and window.rows < self.monitoring.min_window_rows:
             raise ValueError(

@@ -4,11 +4,11 @@ documents.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from fullft_assets.store.metadata import Metadata
+from fullft_assets.store.metadata import Metadata, Private
 
 
 class _Value(BaseModel):
@@ -85,28 +85,28 @@ class SnapshotMetadata(Metadata):
         erased_up_to: the last attempt that an erasure took documents from.
     """
 
-    labels: list[str]
+    labels: Annotated[list[str], Private.LABELS]
     num_batches: int
     num_train_rows: int
     num_validation_rows: int
     num_test_rows: int
     num_test_groups: int
-    label_counts: dict[str, dict[str, int]]
-    label_statistics: list[LabelStatistics]
-    rare_labels: list[str]
+    label_counts: Annotated[dict[str, dict[str, int]], Private.LABELS]
+    label_statistics: Annotated[list[LabelStatistics], Private.LABELS]
+    rare_labels: Annotated[list[str], Private.LABELS]
     left_out: dict[str, int]
     num_labels_set_aside: int
-    labels_set_aside: list[LabelSetAside]
-    labels_untested: list[str]
+    labels_set_aside: Annotated[list[LabelSetAside], Private.COUNTED]
+    labels_untested: Annotated[list[str], Private.LABELS]
     num_labels_without_validation_row: int
     num_groups_moved: int
     num_older_rows_kept: int
     kappa: float | None = None
     kappa_method: Literal["cohen", "fleiss"] | None = None
-    kappa_per_label: dict[str, float] | None = None
+    kappa_per_label: Annotated[dict[str, float] | None, Private.LABELS] = None
     num_items_annotated_twice: int | None = None
     batches_left_out: list[str]
-    parts: dict[str, FrozenBatch]
+    parts: Annotated[dict[str, FrozenBatch], Private.COUNTED]
     text_tokens: dict[str, int]
     num_rows_over_max_tokens: int
     general: str | None = None

@@ -4,6 +4,7 @@ import.
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any, ClassVar, Self
 
 from pydantic import (
@@ -17,6 +18,26 @@ from pydantic import (
 
 from fullft_assets.errors import StoreError
 from fullft_assets.store.manifest import Manifest
+
+
+class Private(Enum):
+    """What a field holds that others than the store's readers must not see, and what they see in its place.
+
+    Dagster's event log is for ever, is backed up and is read by more people than the store. A field is marked
+    in its model: `files: Annotated[dict[str, int], Private.FILES]`.
+
+    Attributes:
+        FILES: names of files; their number is shown.
+        BY_FILE: a value of each file, by its name; how many files have each value is shown.
+        LABELS: labels, or something by label; shown where labels are short and few (`examples.label_names`),
+            else their number. Of `Metadata.rest`, each item that is a dictionary is by label.
+        COUNTED: names of which another field has the number; nothing is shown.
+    """
+
+    FILES = "files"
+    BY_FILE = "by_file"
+    LABELS = "labels"
+    COUNTED = "counted"
 
 
 class Metadata(BaseModel):
@@ -46,6 +67,14 @@ class Metadata(BaseModel):
         found = handler(self)
         rest = {} if self.rest is None else found.pop(self.rest)
         return {**found, **rest}
+
+    @classmethod
+    def private(cls, name: str, value: Any) -> Private | None:
+        """Return how the item of this name and value is marked, or None."""
+        is_in_rest = name not in cls.model_fields and cls.rest is not None and isinstance(value, dict)
+        field = cls.model_fields.get(str(cls.rest) if is_in_rest else name)
+        marks = [] if field is None else [mark for mark in field.metadata if isinstance(mark, Private)]
+        return marks[0] if marks else None
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:

@@ -40,9 +40,9 @@ def run_workload(work: Callable[[Job, Store, Progress], None]) -> None:
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--job", required=True, metavar="URI", help="the job file, in the store")
     parser.add_argument("--sha256", metavar="DIGEST", help="refuse the job file if its sha256 is another")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with _dagster_log() as report:
-        code = run_job(work, given.job, Progress(report, silent=not is_first_rank()), given.sha256)
+        code = run_job(work, arguments.job, Progress(report, silent=not is_first_rank()), arguments.sha256)
     sys.exit(code)
 
 

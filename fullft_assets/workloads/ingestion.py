@@ -43,13 +43,13 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         progress.raise_if_stopped()
         valid, quarantined = examples.validate(store, use_case, raw)
         progress.raise_if_stopped()
-        made = [raw, valid, quarantined]
+        artifacts = [raw, valid, quarantined]
         if valid.red_gates:
             progress.say(f"held back: {', '.join(check.name for check in valid.red_gates)}")
         else:
             progress.say(f"tokenising {examples.ExamplesMetadata.of(valid).num_valid:,} examples")
-            made.append(chunks.tokenize(store, use_case, valid))
-        refs = {manifest.stage: manifest.ref for manifest in made}
+            artifacts.append(chunks.tokenize(store, use_case, valid))
+        refs = {manifest.stage: manifest.ref for manifest in artifacts}
         draft.commit(
             settings={}, inputs={"batch": job.batch}, metadata=ingestion.IngestedMetadata(made=refs).as_dict()
         )

@@ -1,9 +1,8 @@
 """monitoring: production_documents, finetuned_checkpoint, training_snapshot, earlier drift reports ->
 drift_report.
 
-Run by a launcher or by hand: `python -m fullft_assets.workloads.monitoring --job URI`. The windows of a
-backlog are read after the job's own one. The scale, fitted on held-out rows, is an artifact of its own: made
-once for each checkpoint, and read for each window after that.
+Run by a launcher or by hand: `python -m fullft_assets.workloads.monitoring --job URI`. The scale, fitted on
+held-out rows, is an artifact of its own: made once for each checkpoint, and read for each window after that.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ from fullft_assets.monitoring import (
     Sums,
     Vocabulary,
 )
+from fullft_assets.settings.monitoring import MAX_WINDOW_ROWS
 from fullft_assets.snapshot import label_names, load_split
 from fullft_assets.store import Manifest, Store, artifact_key
-from fullft_assets.workloads.backlog import work_through
 from fullft_assets.workloads.entry import run_workload
 
 if TYPE_CHECKING:
@@ -128,11 +127,6 @@ class Reader:
 
 
 def work(job: Job, store: Store, progress: Progress) -> None:
-    """Write the drift report of one window, then those of the windows behind it."""
-    work_through(job, store, progress, {"drift_report": write_report})
-
-
-def write_report(job: Job, store: Store, progress: Progress) -> None:
     """Write the drift report of one window."""
     import pyarrow.parquet as pq
 
@@ -141,7 +135,7 @@ def write_report(job: Job, store: Store, progress: Progress) -> None:
     table = pq.read_table(store.folder(inputs["production_documents"]) / "documents.parquet")
     predictions = inputs.get("batch_predictions")
     predicted = _read_predicted(store, predictions)
-    window = ProductionRows.read(table, job.settings.seed, settings.max_window_rows, predicted)
+    window = ProductionRows.read(table, job.settings.seed, MAX_WINDOW_ROWS, predicted)
     progress.say(
         f"{window.num_delivered:,} production documents, {len(window.chosen):,} after thinning out related"
         " ones"
@@ -160,7 +154,8 @@ def write_report(job: Job, store: Store, progress: Progress) -> None:
             reader = Reader.open(job, store, inputs["finetuned_checkpoint"], progress)
             scale, vocabulary, scale_ref = _load_scale(job, store, inputs, reader)
             if history.scale is not None:
-                scale = scale.with_content_of(Scale.load(store.folder(history.scale) / monitoring.SCALE))
+                earlier = Scale.load(store.folder(history.scale) / monitoring.SCALE, settings.drift_tests)
+                scale = scale.with_content_of(earlier)
                 scale_ref = history.scale.ref
             progress.raise_if_stopped()
             features = reader.read([window.texts[index] for index in window.chosen], vocabulary)
@@ -177,10 +172,10 @@ def write_report(job: Job, store: Store, progress: Progress) -> None:
             )
             if verdict.alarms:
                 pasts = {
-                    family: history.content if family == monitoring.CONTENT else history.model
-                    for family in verdict.moved_families
+                    test.name: history.content if test.outlives_champion else history.model
+                    for test in monitoring.open_tests(verdict.moved_tests)
                 }
-                references = {family: _read_sums(store, past).reference for family, past in pasts.items()}
+                references = {name: _read_sums(store, past).reference for name, past in pasts.items()}
                 far = monitoring.farthest(scale.coordinates(features), references)
                 compared = {report.ref: report for past in pasts.values() for report in past.reference}
                 before = (text for report in compared.values() for text in _texts(store, report, job))
@@ -225,10 +220,10 @@ def _far(scale: Scale, features: Features, window: ProductionRows, seed: int) ->
     farthest = farthest[distances[farthest] > 1]
     embeddings = features.embeddings[farthest]
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-    found = []
+    documents = []
     for index, cluster in monitoring.order(unit, seed):
         place = window.places[window.chosen[farthest[index]]]
-        found.append(
+        documents.append(
             FarDocument(
                 source=place.source,
                 row=place.row,
@@ -236,7 +231,7 @@ def _far(scale: Scale, features: Features, window: ProductionRows, seed: int) ->
                 cluster=cluster,
             )
         )
-    return found
+    return documents
 
 
 def _load_scale(
@@ -251,6 +246,7 @@ def _load_scale(
     settings = {
         "base_model": job.settings.base_model,
         "chunks": monitoring.key_settings(job.settings)["chunks"],
+        **monitoring.other_tests(job.settings.monitoring),
     }
     key = artifact_key(
         SCALE_STAGE,
@@ -271,7 +267,7 @@ def _load_scale(
             manifest = draft.commit(settings=settings, inputs=sources, metadata=metadata.as_dict())
     folder = store.folder(manifest)
     return (
-        Scale.load(folder / monitoring.SCALE),
+        Scale.load(folder / monitoring.SCALE, job.settings.monitoring.drift_tests),
         Vocabulary(np.load(folder / _WORDS), job.settings.seed),
         manifest.ref,
     )
@@ -287,7 +283,7 @@ def _write_scale(
     groups = [group for split in splits for group in split.groups]
     chosen = monitoring.independent_rows(texts, groups, job.settings.seed, limit=_SCALE_ROWS)
     features = reader.read([texts[index] for index in chosen], vocabulary)
-    scale = Scale.fit(features, len(label_names(snapshot)))
+    scale = Scale.fit(features, len(label_names(snapshot)), job.settings.monitoring.drift_tests)
     scale.save(folder / monitoring.SCALE)
     np.save(folder / _WORDS, vocabulary.hashes)
     return monitoring.ScaleMetadata(
@@ -317,10 +313,12 @@ def _texts(store: Store, report: Manifest, job: Job) -> list[str]:
     """Return the texts that were compared of a window: the ones that its sums are of."""
     import pyarrow.parquet as pq
 
-    found = DriftMetadata.of(report)
-    table = pq.read_table(store.folder(store.load(found.documents)) / "documents.parquet")
-    predicted = _read_predicted(store, None if found.predictions is None else store.load(found.predictions))
-    window = ProductionRows.read(table, job.settings.seed, job.settings.monitoring.max_window_rows, predicted)
+    metadata = DriftMetadata.of(report)
+    table = pq.read_table(store.folder(store.load(metadata.documents)) / "documents.parquet")
+    predicted = _read_predicted(
+        store, None if metadata.predictions is None else store.load(metadata.predictions)
+    )
+    window = ProductionRows.read(table, job.settings.seed, MAX_WINDOW_ROWS, predicted)
     return [window.texts[index] for index in window.chosen]
 
 
@@ -333,8 +331,8 @@ def _metadata(
     documents: Manifest,
     predictions: Manifest | None,
 ) -> DriftMetadata:
-    measured = {f"p_{test.name}": test.p_value for test in verdict.tests}
-    measured |= {f"effect_{test.name}": test.effect for test in verdict.tests}
+    measured = {f"p_{each.name}": each.p_value for each in verdict.comparisons}
+    measured |= {f"effect_{each.name}": each.effect for each in verdict.comparisons}
     if verdict.homogeneity is not None:
         measured["p_reference_is_homogeneous"] = verdict.homogeneity
     if sums is not None:

@@ -2,7 +2,7 @@
 
 Run by a launcher or by hand: `python -m fullft_assets.workloads.prediction --job URI`. With a snapshot and
 earlier drift reports among its inputs, it writes the window's `drift_report`, too, which then takes no
-process of its own; and all of it for the windows of a backlog after the job's own one.
+process of its own.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import Any
 
 from fullft_assets.base_model import with_rights
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
+from fullft_assets.errors import FullftError, without_message
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
+from fullft_assets.monitoring import report_key
 from fullft_assets.monitoring.predictions import (
     PREDICTIONS,
     PREDICTIONS_VERSION,
@@ -26,7 +28,6 @@ from fullft_assets.monitoring.predictions import (
 )
 from fullft_assets.store import Store
 from fullft_assets.task import task_of
-from fullft_assets.workloads.backlog import Write, work_through
 from fullft_assets.workloads.entry import run_workload
 
 #: Documents whose tokens are in memory at the same time: those of licences took 13 times as much as their
@@ -35,15 +36,20 @@ BLOCK_DOCUMENTS = 10_000
 
 
 def work(job: Job, store: Store, progress: Progress) -> None:
-    """Write the predictions of one window, and of the windows behind it; with a snapshot also their drift
-    reports.
-    """
-    writers: dict[str, Write] = {"batch_predictions": write_window}
-    if "training_snapshot" in job.inputs:
-        from fullft_assets.workloads.monitoring import write_report
+    """Write the predictions of one window, and its drift report if the job has what that is made from."""
+    write_window(job, store, progress)
+    if "training_snapshot" not in job.inputs:
+        return
+    from fullft_assets.workloads import monitoring as drift_report
 
-        writers["drift_report"] = write_report
-    work_through(job, store, progress, writers)
+    key = report_key(job.settings, job.load_inputs(store))
+    if store.find(job.case, "drift_report", key) is not None:
+        return
+    try:
+        drift_report.work(job.model_copy(update={"stage": "drift_report", "key": key}), store, progress)
+    except Exception as error:
+        reason = str(error) if isinstance(error, FullftError) else without_message(error)
+        progress.say(f"no drift report yet: {reason}; its own step tries it again")
 
 
 def write_window(job: Job, store: Store, progress: Progress) -> None:
@@ -84,7 +90,10 @@ def write_window(job: Job, store: Store, progress: Progress) -> None:
         seconds = time.perf_counter() - began
         draft.commit(
             settings=predictions_key(job.settings),
-            inputs={name: manifest.content_digest for name, manifest in inputs.items()},
+            inputs={
+                "production_documents": inputs["production_documents"].content_digest,
+                "finetuned_checkpoint": checkpoint.content_digest,
+            },
             metadata=PredictionsMetadata(
                 checkpoint=checkpoint.ref,
                 num_rows=len(documents),

@@ -39,8 +39,8 @@ class Prometheus:
         """Count an alert; the file is replaced at once."""
         try:
             lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-            found = [match.groups() for match in map(_LINE.match, lines) if match]
-            counts = {(use_case, event): int(count) for use_case, event, count in found}
+            counters = [match.groups() for match in map(_LINE.match, lines) if match]
+            counts = {(use_case, event): int(count) for use_case, event, count in counters}
             key = (alert.use_case, alert.event)
             counts[key] = counts.get(key, 0) + 1
             text = "".join(

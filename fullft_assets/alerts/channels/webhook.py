@@ -1,4 +1,4 @@
-"""Alerts as a POST: Slack, Teams, or JSON for a program."""
+"""Alerts as a POST of JSON, for a program."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import http.client
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -15,19 +16,22 @@ from fullft_assets.alerts.alert import Alert
 from fullft_assets.alerts.registered import AlertError
 from fullft_assets.alerts.secrets import SecretReference, read_secret
 from fullft_assets.settings.alerts import ChannelSettings
-from fullft_assets.settings.base import Float
+
+_TIMEOUT_SECONDS = 10.0
 
 
 class WebhookSettings(ChannelSettings):
-    """Where to post, and in which form."""
+    """Where to post."""
 
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "style": "use a channel `apprise` for Slack, Teams and other services",
+        "timeout_seconds": "an answer is waited for 10 seconds",
+    }
     url: SecretReference = Field(
         description=(
             "Where the address is, which lets anybody post: `env:NAME` or `secret:ID` (AWS Secrets Manager)."
         )
     )
-    style: Literal["json", "slack", "teams"] = Field(default="json", description="Form of the body.")
-    timeout_seconds: Float = Field(default=10.0, gt=0, le=30, description="Longest wait for an answer.")
 
 
 class Webhook:
@@ -41,35 +45,13 @@ class Webhook:
     def send(self, alert: Alert) -> None:
         """Post an alert; an answer other than 2xx is an error."""
         url = read_secret(self.settings.url)
-        body = json.dumps(_body(alert, self.settings.style)).encode()
+        body = json.dumps(asdict(alert)).encode()
         try:
             request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=self.settings.timeout_seconds):
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS):
                 pass
         except urllib.error.HTTPError as error:
             raise AlertError(f"{self.settings.url} answered {error.code} {error.reason}") from None
         except (OSError, ValueError, http.client.HTTPException) as error:
             # The address is a secret, which some of these errors repeat.
             raise AlertError(f"{self.settings.url} cannot be reached ({type(error).__name__})") from None
-
-
-def _body(alert: Alert, style: str) -> dict[str, Any]:
-    if style == "slack":
-        return {"text": alert.text}
-    if style == "teams":
-        block = {"type": "TextBlock", "wrap": True}
-        facts = [
-            block | {"text": alert.subject, "weight": "Bolder"},
-            block | {"text": f"Next: {alert.action}"},
-        ]
-        card = {
-            "type": "AdaptiveCard",
-            "version": "1.4",
-            "body": facts,
-            "actions": [{"type": "Action.OpenUrl", "title": "Open", "url": alert.url}],
-        }
-        return {
-            "type": "message",
-            "attachments": [{"contentType": "application/vnd.microsoft.card.adaptive", "content": card}],
-        }
-    return asdict(alert)

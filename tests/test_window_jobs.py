@@ -1,4 +1,4 @@
-"""A backlog of windows is read by one workload, with the artifacts that each window's own run would make."""
+"""Predictions and drift report of a window, by one process, and the windows that it is compared with."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from fullft_assets import documents, monitoring, release
 from fullft_assets.assets.case import Case
 from fullft_assets.assets.windows import read_history
 from fullft_assets.component import FullFineTune
-from fullft_assets.errors import DataError, WorkloadError
+from fullft_assets.errors import DataError
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.monitoring import DriftMetadata, Features, PredictionsMetadata, Scale
 from fullft_assets.resources import latest, open_store
 from fullft_assets.resources.pointers import set_latest
+from fullft_assets.settings.monitoring import DRIFT_TESTS
 from fullft_assets.store import Manifest, Store
 from fullft_assets.workloads import monitoring as report_workload
 from fullft_assets.workloads import prediction as prediction_workload
+from tests import other_package
 from tests import project as projects
 from tests.checkpoint_metadata import checkpoint_metadata
 from tests.test_live_quality import CASE, snapshot_of
@@ -36,6 +38,7 @@ pytestmark = pytest.mark.slow
 
 LABELS = ["notice", "reference", "text"]
 WORKLOADS: dict[str, ModuleType] = {"prediction": prediction_workload, "monitoring": report_workload}
+MONITORING = {"path": "data/letters/production", "min_window_rows": 20}
 #: Windows; the second one has too few independent documents, and the last two have other texts than those
 #: before them.
 NUM_WINDOWS = 9
@@ -53,16 +56,15 @@ class Reader:
         return draw(rng, len(texts), moved=9.0 if texts[0].isupper() else 0.0)
 
 
-def load_scale(_: Job, store: Store, inputs: dict[str, Manifest], __: Any) -> tuple[Scale, None, str]:
+def load_scale(job: Job, store: Store, inputs: dict[str, Manifest], __: Any) -> tuple[Scale, None, str]:
     """Return a scale of each checkpoint's own, which is kept."""
-    key = inputs["finetuned_checkpoint"].key
+    key, tests = inputs["finetuned_checkpoint"].key, job.settings.monitoring.drift_tests
     if (made := store.find(CASE, "drift_scale", key)) is None:
         with store.create(CASE, "drift_scale", key, version="1", seed=1) as draft:
-            Scale.fit(draw(np.random.default_rng(zlib.crc32(key.encode())), 200), len(LABELS)).save(
-                draft.path / monitoring.SCALE
-            )
+            held_out = draw(np.random.default_rng(zlib.crc32(key.encode())), 200)
+            Scale.fit(held_out, len(LABELS), tests).save(draft.path / monitoring.SCALE)
             made = draft.commit(settings={}, inputs={}, metadata={})
-    return Scale.load(store.folder(made) / monitoring.SCALE), None, made.ref
+    return Scale.load(store.folder(made) / monitoring.SCALE, tests), None, made.ref
 
 
 def write_window(job: Job, store: Store, progress: Progress) -> None:
@@ -73,21 +75,17 @@ def write_window(job: Job, store: Store, progress: Progress) -> None:
         metadata = PredictionsMetadata(
             checkpoint=inputs["finetuned_checkpoint"].ref, num_rows=0, num_without_text=0
         ).as_dict()
-        draft.commit(
-            settings={},
-            inputs={name: made.content_digest for name, made in inputs.items()},
-            metadata=metadata,
-        )
+        digests = {
+            name: inputs[name].content_digest for name in ("production_documents", "finetuned_checkpoint")
+        }
+        draft.commit(settings={}, inputs=digests, metadata=metadata)
 
 
 class Production:
     """Windows of a project with a champion; workloads run in this process."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch):
-        self.project = projects.create(
-            root,
-            monitoring={"path": "data/letters/production", "min_window_rows": 20, "reference_windows": 6},
-        )
+        self.project = projects.create(root, monitoring=MONITORING)
         for name, value in self.project.env().items():
             monkeypatch.setenv(name, value)
         self.instance = dg.DagsterInstance.from_config(str(self.project.home))
@@ -157,34 +155,20 @@ class Production:
         )
         return result.success
 
-    def find_report(self, window: str) -> Manifest:
-        """Return the drift report that the run of a window would ask for, and go on as behind that run."""
+    def write_report(self, window: str) -> Manifest:
+        """Write the drift report of a window as its run does, without Dagster's steps, which take long."""
         case = Case(self.project.use_case())
         champion = release.read_champion(self.store, CASE)
         assert champion is not None
-        checkpoint, seen = (
-            self.store.load(champion.checkpoint),
-            documents.keep(self.store, case.use_case, window, "window"),
-        )
+        checkpoint = self.store.load(champion.checkpoint)
+        seen = documents.keep(self.store, case.use_case, window, "window")
         history = read_history(case, self.store, window, seen, checkpoint, {})
         inputs = {"production_documents": seen, "finetuned_checkpoint": checkpoint, **history.as_inputs()}
-        found = self.store.find(CASE, "drift_report", monitoring.report_key(case.settings, inputs))
-        assert found is not None
-        set_latest(self.store, CASE, "drift_report", found, window)
-        return found
-
-    def made(self) -> list[tuple[str, ...]]:
-        """Return window, key of the predictions, key and verdict of the drift report of each window that was
-        read.
-        """
-        found = []
-        for window in self.windows:
-            predictions, report = (
-                latest(self.store, CASE, stage, window) for stage in ("batch_predictions", "drift_report")
-            )
-            if predictions is not None and report is not None:
-                found.append((window, predictions.key, report.key, DriftMetadata.of(report).status))
-        return found
+        key = monitoring.report_key(case.settings, inputs)
+        inputs["training_snapshot"] = self._snapshot
+        report = self.run("monitoring", case.job("drift_report", key, self.store, inputs))
+        set_latest(self.store, CASE, "drift_report", report, window)
+        return report
 
 
 @pytest.fixture
@@ -198,25 +182,22 @@ def production(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Prod
         yield found
 
 
-def test_one_workload_makes_of_a_backlog_what_the_windows_own_runs_ask_for(production: Production) -> None:
-    first, second, *rest = production.windows
-    assert production.read(first) and production.read(second)
+def test_one_process_makes_predictions_and_drift_report_of_a_window(production: Production) -> None:
+    assert production.read(production.windows[0])
     assert production.launched == ["prediction"]
-    statuses = [status for *_, status in production.made()]
-    for window in rest:  # without Dagster's steps, which take long
-        statuses.append(DriftMetadata.of(production.find_report(window)).status)
-    assert statuses == ["warming_up", "insufficient_data", *["warming_up"] * 5, "alarm", "confirmed"]
+    for stage in ("batch_predictions", "drift_report"):
+        assert latest(production.store, CASE, stage, production.windows[0]) is not None
 
 
 def test_the_first_windows_under_the_next_champion_are_compared_with_calm_ones_before(
     production: Production,
 ) -> None:
     *calm, moved, last = production.windows
-    assert production.read(calm[0])
-    reports = [production.find_report(window) for window in calm]
+    reports = [production.write_report(window) for window in calm]
+    statuses = [DriftMetadata.of(report).status for report in reports]
+    assert statuses == ["warming_up", "insufficient_data", *["warming_up"] * 5]
     production.promote("k2")
-    assert production.read(moved)
-    found = [DriftMetadata.of(production.find_report(window)) for window in (moved, last)]
+    found = [DriftMetadata.of(production.write_report(window)) for window in (moved, last)]
     assert [about.status for about in found] == ["alarm", "confirmed"]
     # The second one has too few documents.
     assert (
@@ -226,52 +207,75 @@ def test_the_first_windows_under_the_next_champion_are_compared_with_calm_ones_b
     assert found[0].scale == found[1].scale == DriftMetadata.of(reports[0]).scale
     assert {name for name in found[1].measured if name.startswith("p_")} == {"p_embeddings"}
     production.promote("k3")
-    assert production.read(last)
-    assert [status for *_, status in production.made()][-1] == "warming_up", (
-        "it was released while windows alarmed"
+    begins_anew = DriftMetadata.of(production.write_report(last))
+    assert begins_anew.status == "warming_up", "it was released while windows alarmed"
+
+
+def test_a_report_that_fails_beside_the_predictions_fails_in_its_own_step_alone(
+    production: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = production.windows[:2]
+
+    def fail(*_: Any) -> None:
+        raise DataError("it cannot be read")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(report_workload, "work", fail)
+        assert not production.read(first)
+    assert production.launched == ["prediction", "monitoring"]
+    assert latest(production.store, CASE, "batch_predictions", first) is not None
+    assert production.read(second) and production.read(first)
+    assert latest(production.store, CASE, "drift_report", first) is not None
+
+
+#: A drift test of another package: the share of documents whose length is above that of the held-out rows.
+_LONGER = """
+import numpy as np
+
+from fullft_assets.monitoring import DriftTest, Outcome
+
+
+class Longer(DriftTest):
+    name = "longer"
+    arrays = ("usual_length",)
+
+    def fit(self, held_out, num_labels):
+        return {"usual_length": np.median(held_out.num_tokens)}
+
+    def coordinates(self, fitted, features):
+        return (features.num_tokens > fitted["usual_length"])[:, None].astype(float)
+
+    def compare(self, reference, current):
+        before, now = (np.mean([window.means["longer"] for window in side]) for side in (reference, current))
+        return Outcome(abs(now - before), 0.001, len(current) == 1, effect=now - before)
+
+    def in_words(self, reference, current, labels):
+        return "texts are longer than the held-out rows"
+"""
+
+
+def test_a_drift_test_of_another_package_runs_through_the_report_of_a_window(
+    production: Production, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other_package.install(
+        tmp_path,
+        "their-drift",
+        {"their_drift.py": _LONGER},
+        {"fullft_assets.drift_tests": {"longer": "their_drift:Longer"}},
     )
-
-
-def test_a_window_that_fails_ahead_fails_in_its_own_run_alone(
-    production: Production, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second, third = production.windows[:3]
-
-    def write(job: Job, store: Store, progress: Progress) -> None:
-        if job.load_inputs(store)["production_documents"].metadata["batch"] == second:
-            raise DataError("it cannot be read")
-        write_window(job, store, progress)
-
-    monkeypatch.setattr(prediction_workload, "write_window", write)
-    assert production.read(first)
-    assert not production.read(second)
-    assert production.read(third)
-    assert [window for window, *_ in production.made()] == [first, third]
-    # Its drift report does not need its predictions, and is made by a workload of its own, with those behind
-    # it.
-    assert production.launched == ["prediction", "prediction", "monitoring", "prediction"]
-    assert all(latest(production.store, CASE, "drift_report", window) for window in (first, second, third))
-
-
-def test_what_was_made_before_its_process_died_ahead_counts(
-    production: Production, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = production.run
-
-    def killed(workload: str, job: Job) -> Manifest:
-        run(workload, job)
-        raise WorkloadError("was killed", "out_of_memory")
-
-    monkeypatch.setattr(production, "run", killed)
-    assert production.read(production.windows[0])
-    assert [window for window, *_ in production.made()] == production.windows[:1]
-
-
-def test_a_window_that_comes_late_changes_nothing(production: Production) -> None:
-    late, first, second = production.windows[3:6]
-    assert production.read(first)
-    made = production.made()
-    assert production.read(late) and production.read(second)
-    # Neither reads ahead of the one that was read; what that one has made ahead still counts.
-    assert production.launched == ["prediction", "prediction"]
-    assert set(made) < set(production.made())
+    monkeypatch.syspath_prepend(str(tmp_path))
+    vars(DRIFT_TESTS).pop("_theirs", None)
+    try:
+        names = ["embeddings", "longer"]
+        production.project.configure(monitoring={**MONITORING, "drift_tests": names})
+        reports = [production.write_report(window) for window in production.windows[:8]]
+        first, last = (DriftMetadata.of(reports[number]) for number in (0, -1))
+        sums = monitoring.Sums.load(production.store.folder(reports[-1]) / monitoring.SUMS)
+        page = (production.store.folder(reports[-1]) / "report.md").read_text()
+    finally:
+        vars(DRIFT_TESTS).pop("_theirs", None)
+        DRIFT_TESTS._loaded.pop("longer", None)
+    assert first.status == "warming_up" and last.status == "alarm"
+    assert {name for name in last.measured if name.startswith("p_")} == {"p_embeddings", "p_longer"}
+    assert last.measured["p_longer"] == 0.001 and sums.means["longer"].shape == (1,)
+    assert "texts are longer than the held-out rows" in last.summary and "| longer | 1 | **0.001** |" in page

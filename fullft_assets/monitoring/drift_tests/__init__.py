@@ -1,0 +1,1 @@
+"""The drift tests: one file each."""
