@@ -12,6 +12,7 @@ from fullft_assets import documents
 from fullft_assets.assets.case import Case
 from fullft_assets.automation.runs import IN_FLIGHT, failure_of
 from fullft_assets.chunks import ingestion
+from fullft_assets.errors import TRANSIENT
 from fullft_assets.retraining import HOUR_SECONDS
 from fullft_assets.store import Store, digest
 
@@ -23,8 +24,6 @@ _RUN_KEY_TAG = "dagster/run_key"
 _FAILURE_TAG = "delivery/failure"
 #: What fails in these ways fails again, until the data or the settings change: both make another key.
 _FAILS_AGAIN = ("data", "settings", "out_of_memory")
-#: What fails in these ways succeeds once the outage is over, however long that takes.
-_TRANSIENT = ("infrastructure", "preemption")
 #: Hours after which a failed run is asked for again: the first time, the second time, ... and then, if an
 #: outage made it fail, once a day.
 _WAIT_HOURS = (1, 2, 4, 8, 16)
@@ -162,7 +161,7 @@ def ask_again(batch: str, key: str, runs: Sequence[dg.RunRecord], instance: dg.D
         return again
     failure = _failure_of(last.dagster_run, instance)
     return again._replace(
-        why=failure if failure in _FAILS_AGAIN or (is_late and failure not in _TRANSIENT) else ""
+        why=failure if failure in _FAILS_AGAIN or (is_late and failure not in TRANSIENT) else ""
     )
 
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 import dagster as dg
 import psutil
 
-from fullft_assets.errors import FailureClass, FullftError, WorkloadError
+from fullft_assets.errors import TRANSIENT, FullftError, WorkloadError
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.launchers import open_recorded
 from fullft_assets.launchers import records
@@ -29,8 +29,6 @@ from fullft_assets.store import Manifest, Store
 DISTRIBUTED = frozenset({"training"})
 #: Workloads that a long training must not hold up, as their pool does not: they work beside it.
 SHARE_CORES = frozenset({"ingestion", "prediction", "monitoring"})
-#: Classes of failures after which the same job may succeed: it resumes from its checkpoint.
-RETRIED: frozenset[FailureClass] = frozenset({"preemption", "infrastructure"})
 #: Time before the first retry; each further one waits twice as long.
 RETRY_SECONDS = 30.0
 #: A backend that does not answer is asked again for so long.
@@ -83,7 +81,7 @@ class LaunchDriver:
             if status.state == "succeeded":
                 return _collect(workload, job, store)
             # An attempt of an earlier run, which ended as that run did, says nothing about this one.
-            may_retry = status.failure in RETRIED and (
+            may_retry = status.failure in TRANSIENT and (
                 not is_own or num_retries < launcher.settings.max_retries
             )
             if not may_retry:
@@ -192,7 +190,8 @@ class LaunchDriver:
             except _CANCELLED:
                 if is_mine and (launcher.ends_with_run or _is_wanted(context)):
                     self._end(context, launcher, launch, store, _CANCEL_SECONDS)
-                raise  # else, as after an error here, it runs on: an evicted pod gets the signal of a cancelled one
+                # Else, as after an error here, it runs on: an evicted pod gets the signal of a cancelled one.
+                raise
             except WorkloadError as error:
                 if not is_submitted and not isinstance(error, Unreachable):
                     records.end(store, launch, "failed", str(error), error.failure)

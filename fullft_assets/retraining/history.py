@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from fullft_assets.errors import FailureClass
+from fullft_assets.errors import TRANSIENT
 from fullft_assets.monitoring import Status
 from fullft_assets.retraining.values import Attempt, Signals, State, Window
 from fullft_assets.settings import RetrainingSettings
@@ -22,8 +22,6 @@ NUM_WINDOWS = 3
 _BELIEVED, CERTAIN = 1.64, 2.5
 #: Statuses that are a verdict: of the others nothing follows.
 VERDICTS: tuple[Status, ...] = ("ok", "alarm", "confirmed")
-#: Failures after which the same run may succeed unchanged.
-TRANSIENT: tuple[FailureClass, ...] = ("preemption", "infrastructure")
 
 
 def past_attempts(state: State, signals: Signals) -> list[Attempt]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
+from fullft_assets.errors import TRANSIENT
 from fullft_assets.retraining.history import (
     CLOCK_SECONDS,
     DAY_SECONDS,
     HOUR_SECONDS,
-    TRANSIENT,
     VERDICTS,
     date,
     has_same_settings,
