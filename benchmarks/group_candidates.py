@@ -1,4 +1,4 @@
-"""Fields that tie rows together, and fields that do not, of real texts: which of them does `fullft check`
+"""Fields that tie rows together, and fields that do not, of real texts: which of them does `fullft ingest`
 suggest for examples.group?
 
     python -m benchmarks.group_candidates [SEEDS]

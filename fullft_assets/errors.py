@@ -13,7 +13,7 @@ from typing import Literal
 FailureClass = Literal[
     "data", "settings", "gate", "out_of_memory", "divergence", "preemption", "infrastructure", "unknown"
 ]
-#: Failures after which the same work may succeed unchanged.
+#: Classes of failures after which the same job may succeed unchanged.
 TRANSIENT: frozenset[FailureClass] = frozenset({"preemption", "infrastructure"})
 
 #: torch's errors of a rank that does not reach another one, by name: this module does not import torch.

@@ -67,10 +67,12 @@ class SshServer:
             "kind": "ssh",
             "host": self._addresses[0],
             "more_hosts": list(self._addresses[1:]),
-            "port": self.port,
-            "user": getpass.getuser(),
-            "key_file": str(self.folder / "user_key"),
-            "known_hosts": str(self.known_hosts),
+            "options": {
+                "Port": self.port,
+                "User": getpass.getuser(),
+                "IdentityFile": str(self.folder / "user_key"),
+                "UserKnownHostsFile": str(self.known_hosts),
+            },
             "python": sys.executable,
             **changes,
         }

@@ -1,6 +1,4 @@
-"""What `fullft check` says of a sample of the rows: labels, groups, languages, encodings, and the rows that
-will be lost.
-"""
+"""What `fullft check` says of a sample of the rows: labels, groups, missing values, and unusable rows."""
 
 from __future__ import annotations
 
@@ -11,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from fullft_assets import examples
-from fullft_assets.checking import check, corpus
+from fullft_assets.checking import corpus
 from fullft_assets.checking.check import check_use_case
-from fullft_assets.checking.losses import broken
+from fullft_assets.checking.group_candidates import suggested_group
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.documents.batches import Batch
 from fullft_assets.documents.reading import read_documents
@@ -56,63 +53,28 @@ def lines(folder: Path, rows: list[dict[str, Any]], **chosen: Any) -> dict[str, 
     return {name: text for name, _, text in (line.strip().partition(" ") for line in report)}
 
 
-def test_labels_groups_and_languages_are_counted(tmp_path: Path) -> None:
+def test_labels_groups_and_long_rows_are_counted(tmp_path: Path) -> None:
     rows = projects.licence_rows(300)
-    rows[0]["kind"] = "Notice"
     rows[1]["expression"] = "NULL"
-    rows[2]["expression"] = f" {rows[3]['expression'].upper()}"
-    found = lines(tmp_path, rows)
-    counts = Counter(row["kind"] for row in rows)
+    rows[2]["text"] = "The licence permits use. " * 100
+    report = lines(tmp_path, rows, max_characters=2_000)
+    kind, number = Counter(row["kind"] for row in rows).most_common(1)[0]
+    assert report["labels"].strip().startswith(f"4 in 300 rows read: `{kind}` {number:,}")
+    assert "1 rows have none, and each is a group of its own" in report["groups"]
+    num_long = sum(len(row["text"]) > 2_000 for row in rows)
     assert (
-        found["labels"]
-        .strip()
-        .startswith(f"5 in 300 rows read: `{counts.most_common(1)[0][0]}` {counts.most_common(1)[0][1]}")
+        report["length"].strip().startswith(f"{num_long} of 300 rows read are longer than examples.max_char")
     )
-    assert "`Notice` about 1" in found["rare"]
-    assert "1 rows have none, and each is a group of its own" in found["groups"]
-    assert "en " in found["languages"]
-    assert "encodings" not in found
 
 
-def test_spellings_of_labels_and_groups_are_named(tmp_path: Path) -> None:
+def test_values_that_count_as_missing_are_named(tmp_path: Path) -> None:
     rows = projects.licence_rows(60)
-    rows[0] |= {"kind": "NOTICE", "expression": "A "}
-    rows[1] |= {"kind": "notice", "expression": "a"}
-    report = check_use_case(use_case(tmp_path, rows))
-    assert (
-        "labels that differ in spelling alone: `NOTICE`, `notice`; list one spelling in examples.labels"
-        in report
-    )
-    assert "1 groups are written in several ways, and each counts as one: a.jsonl:1 and a.jsonl:2" in report
-    assert "differ in spelling" not in check_use_case(
-        use_case(tmp_path, rows, labels=["notice", "text", "tag", "reference"])
-    )
-
-
-def test_spellings_of_labels_that_are_not_named_have_their_places(tmp_path: Path) -> None:
-    rows = [{**row, "kind": f"kind {number}"} for number, row in enumerate(projects.licence_rows(120))]
-    rows[7]["kind"] = "KIND-5"
-    found = lines(tmp_path, rows)
-    assert (
-        found["spelling"].strip()
-        == "labels that differ in spelling alone: those of a.jsonl:8 and a.jsonl:6; list one spelling in"
-        " examples.labels, or fix the source"
-    )
-    assert found["rare"].endswith("120 labels have fewer rows than snapshot.min_rows_per_label (5)")
-
-
-def test_what_counts_as_missing_and_what_is_trimmed_is_said(tmp_path: Path) -> None:
-    rows = projects.licence_rows(60)
-    for row, kind, expression in zip(
-        rows, ["NULL", "n/a", " notice", "N/A"], ["-", "x", "?", "NULL"], strict=False
-    ):
+    for row, kind, expression in zip(rows, ["NULL", "n/a", "N/A"], ["-", "x", "NULL"], strict=False):
         row |= {"kind": kind, "expression": expression}
     report = check_use_case(use_case(tmp_path, rows))
     missing = [line.split(maxsplit=1)[1] for line in report.splitlines() if line.split()[0] == "missing"]
-    assert len(missing) == 2
     assert "`NULL` 1" in missing[0] and "in `kind` count as no label (documents.missing_values)" in missing[0]
     assert "in `expression` count as no group" in missing[1]
-    assert "1 labels have spaces around them, which are removed" in report
     assert "missing" not in lines(tmp_path, projects.licence_rows(60))
 
 
@@ -120,9 +82,8 @@ def test_what_may_separate_labels_is_named(tmp_path: Path) -> None:
     rows = [
         {**row, "kind": "a, b" if number % 3 else "c"} for number, row in enumerate(projects.licence_rows(30))
     ]
-    found = lines(tmp_path, rows, task="multi_label")
     assert (
-        found["labels"].strip()
+        lines(tmp_path, rows, task="multi_label")["labels"].strip()
         == "67% of them contain `,`: if it separates several, set examples.label_separator to ','"
     )
     assert (
@@ -134,45 +95,9 @@ def test_what_may_separate_labels_is_named(tmp_path: Path) -> None:
 
 def test_a_text_that_is_taken_for_a_label_is_not_printed(tmp_path: Path) -> None:
     rows = [{**row, "kind": f"{row['text']} zoonomiastic"} for row in projects.licence_rows(60)]
-    found = lines(tmp_path, rows)
-    assert "not named" in found["labels"] and found["rare"].endswith("(5)")
     report = check_use_case(use_case(tmp_path, rows))
+    assert "not named" in report
     assert "zoonomiastic" not in report and not any(row["text"][:20] in report for row in rows)
-
-
-def test_groups_that_are_numbers_in_several_ways_are_named(tmp_path: Path) -> None:
-    rows = projects.licence_rows(60)
-    rows[0]["expression"], rows[1]["expression"] = "00012", 12
-    assert (
-        "1 groups are written in several ways, and each counts as one: a.jsonl:1 and a.jsonl:2"
-        in check_use_case(use_case(tmp_path, rows))
-    )
-
-
-def test_other_encodings_are_counted(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    line = json.dumps(
-        {
-            "text": (
-                "Die Übergabe der Schlüssel erfolgt nach Zahlung der Gebühren; für Schäden haftet der Käufer,"
-                " sofern er „größere Mängel“ über 500 € verschweigt."
-            ),
-            "kind": "x",
-            "expression": "e",
-        },
-        ensure_ascii=False,
-    )
-    (tmp_path / "data/b.jsonl").write_bytes(f"{line}\n".encode("cp1252"))
-    assert (
-        lines(tmp_path, projects.licence_rows(30))["encodings"].strip() == "ascii in 1 file, cp1252 in 1 file"
-    )
-
-
-def test_a_field_is_suggested_where_no_group_is_set(tmp_path: Path) -> None:
-    rows = sorted(projects.licence_rows(3_000), key=lambda row: row["expression"])[:900]
-    found = lines(tmp_path, rows, group=None)
-    assert found["group"].strip().startswith("none is set, and rows of equal `expression` share text")
-    assert found["group"].endswith("set examples.group: expression")
 
 
 def test_rows_without_their_id_or_domain_are_counted(tmp_path: Path) -> None:
@@ -261,7 +186,8 @@ def test_a_group_inside_of_another_field_is_suggested_by_its_path(tmp_path: Path
         {"text": row["text"], "kind": row["kind"], "meta": {"licence": row["expression"]}}
         for row in projects.licence_rows(600)
     ]
-    assert "set examples.group: meta.licence" in lines(tmp_path, rows, group=None)["group"]
+    suggestion = suggested_group(use_case(tmp_path, rows, group=None))
+    assert suggestion is not None and suggestion.endswith("set examples.group: meta.licence")
 
 
 def test_a_table_without_a_header_is_one_line_without_its_texts(tmp_path: Path) -> None:
@@ -358,116 +284,29 @@ def test_texts_that_may_not_be_read_or_are_not_there_are_an_error(tmp_path: Path
     found = report("texts/1.dat", "texts/1.dat", "s3://mail-texts/1.txt", reference_buckets=["mail-texts"])
     assert "source-ref" not in found
     found = report(*["texts/1.dat"] * 20, "../secret.dat")
-    assert (
-        "  malformed  1 of 24 rows read: source-ref cannot be read (outside of the delivery folder)"
-        " (a.manifest:21)\n" in found
-    )
-    assert "  loss       expected: 1 malformed row" in found
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize(
-    "chosen",
-    [
-        {"labels": ["notice", "text", "reference"], "max_characters": 300},
-        {"languages": ["en"], "pii": "quarantine", "min_characters": 20},
-    ],
-)
-def test_the_expected_loss_is_that_of_the_rules(tmp_path: Path, chosen: dict[str, Any]) -> None:
-    rows = projects.licence_rows(400)
-    odd = [
-        {"text": " "}, {"kind": "n/a"}, {"text": None}, {"text": 7}, {"kind": [1]},
-        {"text": "Ã©tÃ© dÃ©jÃ\xa0 cafÃ© trÃ¨s"}, {"text": "Der Lizenznehmer darf die Software weitergeben und verändern, wie er mag."}, {"kind": "REFERENCE"},
-    ]  # fmt: skip
-    for row, change in zip(rows, odd, strict=False):
-        row |= change
-    assert len(expected_and_found(use_case(tmp_path, rows, **chosen))[0]) > 5
-
-
-@pytest.mark.heavy
-def test_conversations_without_an_answer_are_expected(tmp_path: Path) -> None:
-    turns = [
-        [("user", "q"), ("assistant", "a")],
-        [("user", "q")],
-        [("user", "q"), ("assistant", " ")],
-        [("robot", "q"), ("assistant", "a")],
-    ]
-    rows = [
-        {"messages": [{"role": role, "content": content} for role, content in each]} for each in turns * 3
-    ]
-    assert len(expected_and_found(use_case(tmp_path, rows, task="sft", label=None, group=None))[0]) == 9
-
-
-def expected_and_found(case: UseCase) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
-    """Return the reasons of each row that a run quarantines, and those that the check foresees; they must be
-    equal.
-    """
-    source, settings = Folder(case.project_root / "data"), case.settings
-    table = read_documents(source, Batch("b", source.files()), settings.documents, settings.examples).table
-    quarantined = examples.examine(table, settings.examples, "b").quarantined
-    expected = {f"{r['source']}:{r['row']}": set(r["reasons"].split("; ")) for r in quarantined.to_pylist()}
-    sample = corpus.look_at_documents(
-        case, check.read_header(check.find_base_model(settings, case.project_root))
-    ).sample
-    assert len(sample) == len(table)
-    found = {each.place: set(reasons) for each in sample if (reasons := broken(each, settings.examples))}
-    assert found == expected
-    return expected, found
-
-
-def test_rows_that_other_rows_exclude_are_expected(tmp_path: Path) -> None:
-    """Two older versions of an id, two rows that contradict each other, a copy, and the one row of a
-    label.
-    """
-    texts = [row["text"] for row in projects.licence_rows(15)]
-    rows = [{"text": text, "kind": "notice", "id": f"i{number}"} for number, text in enumerate(texts)]
-    rows[1]["id"] = rows[2]["id"] = rows[0]["id"]
-    rows[3]["text"], rows[3]["kind"] = rows[4]["text"], "tag"
-    rows[5]["text"] = rows[6]["text"]
-    rows[7]["kind"] = "text"
-    more = [{"text": f"{text} Again.", "kind": "tag"} for text in texts]
-    found = lines(tmp_path, [*rows, *more], group=None)
-    expected = (
-        "2 superseded by a newer row of their id, 2 equal text with another label, 1 duplicate text, 1 rows"
-        " of labels that are set aside, 1 near to a held-out row, or with one's text inside the other's"
-    )
-    assert found["loss"].strip() == f"expected: {expected}"
-    assert (
-        found["ids"].strip()
-        == "2 of 30 rows have the `id` of a newer row: if it names no document, set documents.id to a field"
-        " that does"
-    )
+    problem = "source-ref cannot be read (outside of the delivery folder) (a.manifest:21)"
+    assert f"  malformed  1 of 24 rows read: {problem}" in found
 
 
 @pytest.mark.parametrize(
-    ("kinds", "chosen", "line"),
+    ("kinds", "number", "line"),
     [
         (
             ["notice", "tag"],
-            {},
+            12,
             "about 9 training rows, fewer than snapshot.min_train_rows (100): deliver more rows, or lower it",
         ),
-        (["notice"], {}, "examples.label: all 12 rows have one label (`notice`), and a classifier needs two"),
-        (
-            list("abcdefghijkl"),
-            {},
-            "examples.label: of 12 labels in 12 rows, 0 would be left (12 rows of labels that are set aside)",
-        ),
-        (
-            ["notice", "notice", "tag"],
-            {"labels": ["tag", "text"]},
-            "8 of 12 rows read would be quarantined, more than examples.max_quarantined_share",
-        ),
+        (["notice"], 200, "examples.label: all 200 rows have one label (`notice`), and a classifier needs 2"),
     ],
 )
 def test_what_a_run_would_stop_at_is_said_first(
-    tmp_path: Path, kinds: list[str], chosen: dict[str, Any], line: str
+    tmp_path: Path, kinds: list[str], number: int, line: str
 ) -> None:
     rows = [
         {"text": row["text"], "kind": kinds[at % len(kinds)]}
-        for at, row in enumerate(projects.licence_rows(12))
+        for at, row in enumerate(projects.licence_rows(number))
     ]
-    report = check_use_case(use_case(tmp_path, rows, group=None, **chosen)).splitlines()
+    report = check_use_case(use_case(tmp_path, rows, group=None)).splitlines()
     assert report[0] == "x: a run would be refused"
     assert report[1].strip().startswith(f"refused    {line}")
 

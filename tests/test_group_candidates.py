@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks import group_candidates as real
 from fullft_assets.checking.group_candidates import candidates
+from fullft_assets.store import Store
+from tests import project as projects
 
 pytestmark = pytest.mark.quick
 
@@ -29,3 +31,18 @@ def test_rows_without_a_value_and_equal_texts_count_for_nothing() -> None:
         candidates(texts[:600], [""] * 600, {"empty": [None] * 600, "few": [str(n % 19) for n in range(600)]})
         == []
     )
+
+
+@pytest.mark.heavy
+def test_an_ingestion_ends_with_the_field_where_no_group_is_set(project: projects.Project) -> None:
+    from fullft_assets.cli.summary import data_summary
+
+    rows = sorted(projects.licence_rows(3_000), key=lambda row: row["expression"])[:900]
+    project.deliver("delivery-1.jsonl", rows)
+    store = Store(str(project.home / "store"))
+    lines = []
+    for group in (None, "expression"):
+        project.configure(examples={"group": group})
+        lines.append([line for line in data_summary(project.use_case(), store, {}, 1.0) if "  group" in line])
+    assert lines[1] == [] and len(lines[0]) == 1
+    assert lines[0][0].endswith("set examples.group: expression")

@@ -306,7 +306,7 @@ class TestRefused:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"nodes": 2}, "a training on ECS has one instance; use kind: kubernetes, sagemaker or ssh for several"),
+        ({"nodes": 2}, "`nodes` was removed; the processes of a training share one instance: remove the line"),
         ({"capacity_provider": "FARGATE_SPOT"}, "Fargate has no GPUs; name a capacity provider of EC2 instances"),
         ({"environment": {"HF_TOKEN": "hf_abc"}}, "HF_TOKEN is a secret, which everybody who may describe the job would see; put it into Secrets Manager"),
         ({"subnets": ["subnet-1"]}, "launcher.subnets and launcher.security_groups belong together"),
@@ -320,7 +320,7 @@ def test_settings_that_cannot_work_are_refused_with_the_yaml(changes, line):
 
 def test_what_is_asked_for_is_what_the_yaml_says(service, url):
     chosen = launcher(
-        processes=4, gpus=True, cpu=16, memory_gb=60.5, shared_memory_gb=8, instance_type="g5.12xlarge", subnets=["subnet-1"],
+        processes=4, gpus=True, cpu=16, memory_gb=60.5, instance_type="g5.12xlarge", subnets=["subnet-1"],
         security_groups=["sg-1"], tags={"team": "nlp"}, environment={"A": "b"}, secrets={"C": SECRET}, log_group="/x",
     )  # fmt: skip
     definition = task_definition(
@@ -337,7 +337,7 @@ def test_what_is_asked_for_is_what_the_yaml_says(service, url):
     (container,) = definition["containerDefinitions"]
     assert (definition["networkMode"], definition["requiresCompatibilities"]) == ("awsvpc", ["EC2"])
     assert (container["cpu"], container["memory"], container["stopTimeout"]) == (16_384, 61_952, 25)
-    assert container["linuxParameters"] == {"sharedMemorySize": 8192, "capabilities": {"drop": ["ALL"]}}
+    assert container["linuxParameters"] == {"sharedMemorySize": 30_976, "capabilities": {"drop": ["ALL"]}}
     assert container["resourceRequirements"] == [{"type": "GPU", "value": "4"}]
     assert container["secrets"] == [{"name": "C", "valueFrom": SECRET}]
     assert {"name": "A", "value": "b"} in container["environment"]
@@ -355,10 +355,10 @@ def test_what_is_asked_for_is_what_the_yaml_says(service, url):
     assert request["networkConfiguration"]["awsvpcConfiguration"]["assignPublicIp"] == "DISABLED"
     assert request["tags"] == [{"key": "team", "value": "nlp"}, {"key": "fullft:run", "value": "r1"}]
     assert (request["startedBy"], request["clientToken"]) == (NAME, NAME)
-    own = launcher(capacity_provider=None, launch_type="EXTERNAL")
-    assert own._request(spec(url, "writes"), "d")["launchType"] == "EXTERNAL"
+    own = launcher(capacity_provider=None)
+    assert own._request(spec(url, "writes"), "d")["launchType"] == "EC2"
     plain = task_definition(spec(url, "writes"), own.settings, "us-east-1")
-    assert (plain["networkMode"], plain["requiresCompatibilities"]) == ("bridge", ["EXTERNAL"])
+    assert (plain["networkMode"], plain["requiresCompatibilities"]) == ("bridge", ["EC2"])
     assert not {"resourceRequirements", "cpu"} & plain["containerDefinitions"][0].keys()
     assert chosen.hourly_usd(PlanningSettings(), 4) == 5.672 and own.hourly_usd(PlanningSettings(), 4) is None
 

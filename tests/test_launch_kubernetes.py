@@ -242,8 +242,12 @@ class TestQueue:
         cluster.is_queueing = True
         chosen = launcher(
             pending_minutes=2 / 60,
-            labels={"kueue.x-k8s.io/queue-name": "gpus"},
-            annotations={"example.com/team": "nlp"},
+            pod={
+                "metadata": {
+                    "labels": {"kueue.x-k8s.io/queue-name": "gpus"},
+                    "annotations": {"example.com/team": "nlp"},
+                }
+            },
         )
         chosen.submit(spec(tmp_path, "waits"))
         assert chosen.poll(NAME, 4).state == "pending"
@@ -350,7 +354,7 @@ class TestRefused:
         )
 
     def test_what_the_cluster_refuses_is_one_line(self, cluster, tmp_path):
-        line = self.of(cluster, tmp_path, tolerations=[{"kei": "nvidia.com/gpu"}])
+        line = self.of(cluster, tmp_path, pod={"spec": {"tolerations": [{"kei": "nvidia.com/gpu"}]}})
         assert line.startswith("double/fullft: strict decoding error: spec.template.spec.tolerations.0: ")
         cluster.rules = [rule for rule in cluster.rules if "jobs" not in rule["resources"]]
         line = self.of(cluster, tmp_path)
@@ -397,7 +401,19 @@ class TestRefused:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"image": "registry.example.com/fullft:1.0"}, "image registry.example.com/fullft:1.0 has no digest"),
+        ({"image": "registry.example.com/fullft:1.0"}, "image\n  String should match pattern"),
+        (
+            {"pod": {"spec": {"serviceAccountName": "admin"}}},
+            "spec.serviceAccountName is not for a YAML to set",
+        ),
+        ({"pod": {"spec": {"containers": []}}}, "spec.containers is not for a YAML to set"),
+        ({"pod": {"spec": {"volumes": []}}}, "spec.volumes is not for a YAML to set"),
+        (
+            {"pod": {"spec": {"securityContext": {"runAsNonRoot": False}}}},
+            "spec.securityContext.runAsNonRoot is not for a YAML to set",
+        ),
+        ({"pod": {"spec": []}}, "spec is not a section with keys"),
+        ({"run_as": 1234}, "`run_as` was removed; set pod: {spec: {securityContext: {runAsUser"),
         ({"environment": {"AWS_SECRET_ACCESS_KEY": "x"}}, "AWS_SECRET_ACCESS_KEY is a secret"),
         ({"environment": {"STORE": "http://user:word@host"}}, "STORE is a secret"),
         ({"nodes": 2, "processes": 3}, "processes (3) must be a multiple of nodes (2)"),
@@ -411,8 +427,6 @@ def test_settings_that_cannot_work_are_refused_with_the_yaml(changes, line):
 
 def test_settings_that_look_like_others_are_taken():
     taken = launcher(
-        image="fullft:1.0",
-        allow_tags=True,
         environment={"TOKENIZERS_PARALLELISM": "true", "HF_TOKEN_PATH": "/x"},
         cpu=8,
     )
@@ -553,7 +567,7 @@ class TestStatus:
             (
                 "unable to validate against any security context constraint: []",
                 "settings",
-                "; set launcher.run_as, or what",
+                "; set securityContext of launcher.pod, or what",
             ),
             (
                 'pods "x" is forbidden: exceeded quota: gpus, requested: 8',
@@ -680,9 +694,12 @@ class TestStatus:
 
 def test_a_training_on_two_nodes_asks_for_what_the_yaml_says():
     chosen = launcher(
-        processes=8, nodes=2, gpu_resource="nvidia.com/gpu", cpu=16, memory="200Gi", max_hours=2, run_as=1234, service_account="fullft-run",
-        claims={"fullft-models": "/models"}, secrets=["store"], image_pull_secrets=["registry"], node_selector={"gpu": "h100"},
-        tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}, {"key": "spot", "tolerationSeconds": 60}],
+        processes=8, nodes=2, gpu_resource="nvidia.com/gpu", cpu=16, memory="200Gi", max_hours=2, service_account="fullft-run",
+        claims={"fullft-models": "/models"}, secrets=["store"],
+        pod={"spec": {
+            "imagePullSecrets": [{"name": "registry"}], "nodeSelector": {"gpu": "h100"}, "securityContext": {"runAsUser": 1234},
+            "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}, {"key": "spot", "tolerationSeconds": 60}],
+        }},
     )  # fmt: skip
     body = manifest(
         LaunchSpec(NAME, "m", ("--job", "s3://b/j"), 8, {"DAGSTER_PIPES_CONTEXT": "x"}), chosen.settings
@@ -701,7 +718,9 @@ def test_a_training_on_two_nodes_asks_for_what_the_yaml_says():
         "limits": {"memory": "200Gi", "nvidia.com/gpu": "4"},
     }
     assert pod["terminationGracePeriodSeconds"] == 35 and not pod["automountServiceAccountToken"]
-    assert pod["securityContext"]["runAsUser"] == 1234 and pod["securityContext"]["runAsNonRoot"]
+    user = pod["securityContext"]
+    assert (user["runAsUser"], user["runAsGroup"], user["runAsNonRoot"]) == (1234, 10_001, True)
+    assert chosen.settings.target["node_selector"] == {"gpu": "h100"}
     assert (
         container["args"][container["args"].index("--hosts") + 1]
         == f"{NAME}-0.fullft-pods,{NAME}-1.fullft-pods"

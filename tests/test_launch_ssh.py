@@ -176,7 +176,7 @@ class Scripted(SshLauncher):
     def __init__(self, answers: dict[tuple[int, str], Any]):
         super().__init__(
             SshLauncherSettings(
-                host="gpu1", more_hosts=["gpu2"], processes=4, user="me", rendezvous_address="10.0.0.1"
+                host="gpu1", more_hosts=["gpu2"], processes=4, options={"User": "me"}, rendezvous="10.0.0.1"
             )
         )
         self.answers, self.asked = answers, []
@@ -268,7 +268,7 @@ class TestSeveralHosts:
             ["127.0.0.1", "127.0.0.2"],
         )
         server.start()
-        ssh = launcher(server, processes=2, rendezvous_port=free_port(), grace_seconds=60)
+        ssh = launcher(server, processes=2, rendezvous=f"127.0.0.1:{free_port()}", grace_seconds=60)
         job, store = probe_job(tmp_path, "works")
         try:
             ssh.submit(LaunchSpec(NAME, "probe_workloads.probe", tuple(job.arguments(store)), processes=2))
@@ -332,16 +332,16 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("changes", "line"),
         [
-            ({"key_file": "other_key"}, r"ssh \S+: \S+: Permission denied \([a-z,-]+\); set launcher\.user and launcher\.key_file to "),
-            ({"known_hosts": "authorized_keys"}, r"ssh \S+: Host key verification failed; compare the machine's host key and add it to "),
+            ({"IdentityFile": "other_key"}, r"ssh \S+: \S+: Permission denied \([a-z,-]+\); set User and IdentityFile of launcher\.options to "),
+            ({"UserKnownHostsFile": "authorized_keys"}, r"ssh \S+: Host key verification failed; compare the machine's host key and add it to "),
             ({"python": "/nowhere/python"}, r"ssh \S+: /nowhere/python -m fullft_assets\.launchers\.machine failed \(.*\); set launcher\.python "),
         ],
     )  # fmt: skip
     @pytest.mark.fault("the image, version or Python is another one", "ssh")
     def test_it_is_one_line_at_once(self, server, changes, line):
-        changes = {
-            name: value if "/" in value else str(server.folder / value) for name, value in changes.items()
-        }
+        if "python" not in changes:
+            files = {name: str(server.folder / file) for name, file in changes.items()}
+            changes = {"options": server.settings()["options"] | files}
         with pytest.raises(WorkloadError, match=line) as raised:
             launcher(server, **changes).submit(LaunchSpec(NAME, "probe_workloads.probe", ()))
         assert (
@@ -354,9 +354,11 @@ class TestRefused:
         (tmp_path / "a b").mkdir()
         for name in ("user_key", "known_hosts"):
             (server.folder / name).rename(tmp_path / "a b" / name)
-        ssh = launcher(
-            server, key_file=str(tmp_path / "a b/user_key"), known_hosts=str(tmp_path / "a b/known_hosts")
-        )
+        files = {
+            "IdentityFile": str(tmp_path / "a b/user_key"),
+            "UserKnownHostsFile": str(tmp_path / "a b/known_hosts"),
+        }
+        ssh = launcher(server, options=server.settings()["options"] | files)
         assert ssh.list() == []
         assert (
             _quoted("~john-doe/a b") == "~john-doe/'a b'"

@@ -80,6 +80,10 @@ def test_a_use_case_that_is_wrong_is_an_asset_with_a_failing_check_and_the_other
         "twin": (with_key(right, "name: letters_2"), "is named letters_2, too; give one another `name`"),
         "syntax": (with_key(right, "\tname: x"), "not YAML: "),
         "top_level": (right.replace("attributes:", "atributes:"), "unknown key `atributes`"),
+        "post_processing": (
+            right + POST_PROCESSING.replace("group_name: intake", "group_nam: intake"),
+            ": post_processing.assets.0.attributes.group_nam: Extra inputs are not permitted",
+        ),
         "misspelt": (right.replace("FullFineTune", "FullFinetune"), "is not fullft_assets.FullFineTune"),
     }
     for name, (text, _) in wrong.items():
@@ -88,6 +92,8 @@ def test_a_use_case_that_is_wrong_is_an_asset_with_a_failing_check_and_the_other
     loaded = load(project)
     said = lines_of_wrong_cases(loaded)
     assert set(said) == set(wrong) - {"twin"} | {"letters_2"}, "two of one name are both wrong"
+    line_number = wrong["post_processing"][0].splitlines().index("        group_nam: intake") + 1
+    assert f"defs/post_processing/defs.yaml:{line_number}: " in said["post_processing"]
     for name, (_, message) in wrong.items():
         line = said.pop("letters_2" if name == "twin" else name)
         assert message in line and (

@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import documents, examples
-from fullft_assets.checking.check import check_use_case
 from fullft_assets.errors import SettingsError
 from fullft_assets.personal_data import entities
 from fullft_assets.personal_data.kinds import Found
@@ -190,9 +189,7 @@ def test_rows_with_names_are_counted_and_another_pipeline_is_another_result(
     assert changed.key != valid.key
 
 
-def test_the_check_foresees_the_rows_that_are_quarantined_for_names(
-    project: projects.Project, pipeline: Path
-) -> None:
+def test_rows_with_names_are_quarantined(project: projects.Project, pipeline: Path) -> None:
     texts = [sentence(number % 3, number)[0] for number in range(5)] + [
         f"{sentence(0, 7)[0]} Write to ann@correo.example."
     ]
@@ -203,13 +200,6 @@ def test_the_check_foresees_the_rows_that_are_quarantined_for_names(
     project.configure(examples={"pii": "quarantine", "pii_model": str(pipeline), "min_characters": 1})
     _, _, valid = _made(project)
     assert valid.check("personal_data_is_absent").metadata["num_failed"] == 6
-    line = next(
-        line for line in check_use_case(project.use_case()).splitlines() if line.strip().startswith("loss")
-    )
-    assert (
-        "1 personal data" in line
-        and "about 5 with names, places or dates (5 of 6 rows that examples.pii_model read)" in line
-    )
 
 
 def test_a_pipeline_without_a_label_for_a_kind_is_refused(pipeline: Path, tmp_path: Path) -> None:

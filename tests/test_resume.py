@@ -279,7 +279,7 @@ def test_an_incomplete_checkpoint_is_skipped_for_the_one_before(prepared: Prepar
 def test_a_request_to_stop_writes_a_checkpoint_and_says_how_to_continue(
     prepared: Prepared, straight: Run, by: str, monkeypatch
 ) -> None:
-    launcher = {"spot_notice": "aws", "spot_poll_seconds": 0.02} if by == "spot_notice" else {}
+    launcher = {"spot_notice": "aws"} if by == "spot_notice" else {}
     run = Run(
         prepared,
         by,

@@ -10,12 +10,13 @@ import pytest
 from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import LauncherSettings
+from fullft_assets.training import spot
 from fullft_assets.training.spot import ENDPOINT, AwsNotices, stop_on_notice
 from tests import metadata_server
 
 pytestmark = pytest.mark.quick
 
-AWS = LauncherSettings(spot_notice="aws", spot_poll_seconds=0.02)
+AWS = LauncherSettings(spot_notice="aws")
 
 
 @pytest.fixture
@@ -26,6 +27,7 @@ def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[metadata_server.Metada
             "http_proxy", "http://127.0.0.1:9"
         )  # which the machine's own address does not go through
         monkeypatch.delenv("LOCAL_RANK", raising=False)
+        monkeypatch.setattr(spot, "POLL_SECONDS", 0.02)
         yield server
 
 

@@ -297,11 +297,11 @@ ONE_MISTAKE = {
             " macro_f1 or accuracy"
         ),
     ),
-    "time between looks for no notice": (
+    "key that was removed": (
         GOOD + "  launcher:\n    spot_poll_seconds: 2\n",
         (
-            "9: launcher.spot_poll_seconds: is the time between looks for launcher.spot_notice, which is"
-            " none; set that, or remove this"
+            "9: launcher.spot_poll_seconds: `spot_poll_seconds` was removed; training looks for a notice every"
+            " 5 s: remove the line"
         ),
     ),
     "machine without a name": (
@@ -309,12 +309,8 @@ ONE_MISTAKE = {
         "8: launcher.host: missing; Name or address of the machine, or a `Host` of your `~/.ssh/config`.",
     ),
     "key of another kind of launcher": (
-        GOOD + "  launcher:\n    kind: ssh\n    host: gpu1\n    prot: 22\n",
-        "11: launcher.prot: unknown key `prot`; did you mean `port`?",
-    ),
-    "port that no machine has": (
-        GOOD + "  launcher:\n    kind: ssh\n    host: gpu1\n  compute:\n    evaluation: {port: 70000}\n",
-        "12: compute.evaluation.port: 70000 is not a whole number >= 1 and <= 65535",
+        GOOD + "  launcher:\n    kind: ssh\n    host: gpu1\n    option: {Port: 22}\n",
+        "11: launcher.option: unknown key `option`; did you mean `options`?",
     ),
     "processes that instances cannot share": (
         SAGEMAKER + "    processes: 3\n    nodes: 2\n",
@@ -396,8 +392,8 @@ ONE_MISTAKE = {
     "training on several hosts of ECS": (
         ECS + "    nodes: 2\n",
         (
-            "14: launcher.nodes: a training on ECS has one instance; use kind: kubernetes, sagemaker or ssh"
-            " for several (launcher.nodes is 2)"
+            "14: launcher.nodes: `nodes` was removed; the processes of a training share one instance: remove"
+            " the line"
         ),
     ),
     "capacity without GPUs": (

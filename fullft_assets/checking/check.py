@@ -1,80 +1,49 @@
-"""check: what `fullft check` says of a use case within seconds, before a model is loaded.
-
-Says what would be trained on what, rough memory and time, and which defaults were chosen. Memory and time
-here are arithmetic on assumptions that are printed with them; the feasibility plan measures.
+"""What `fullft check` says of a use case within seconds, before a model is loaded: whether the YAML fits the
+data, which defaults were chosen, and roughly what memory a training takes.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import BaseModel
 
 from fullft_assets.base_model import BaseModelHeader, find_base_model, read_header
 from fullft_assets.checking.corpus import COUNTED_BYTES, Corpus, look_at_documents, look_at_production
 from fullft_assets.checking.fields import field_problems, log_problems
-from fullft_assets.checking.findings import findings
-from fullft_assets.checking.losses import Losses, is_whole, losses_of, refusals
+from fullft_assets.checking.findings import findings, labels_of
 from fullft_assets.checking.yaml_source import Key, read_source
 from fullft_assets.documents import own_splits
 from fullft_assets.documents.delivery import kept_out, left_in_place, skipped
-from fullft_assets.models.hardware import peak_flops
+from fullft_assets.escaping import quoted
+from fullft_assets.examples.label_names import may_be_named
 from fullft_assets.planning import state_bytes
-from fullft_assets.planning.targets import targets
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.settings.launchers.ecs import EcsLauncherSettings
-from fullft_assets.settings.launchers.sagemaker import SageMakerLauncherSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.task import TASKS, task_of
 
-#: Floating-point operations a second that training reaches on one CPU core (MiniLM in fp32 reached 70).
-CPU_CORE_GFLOPS = 60
-#: Share of a card's dense 16-bit peak that training reaches, and the peak assumed of a card that is not
-#: known, in FLOP/s.
-REACHED_SHARE, OTHER_PEAK = 0.4, 100e12
-
-
-@dataclass(frozen=True)
-class Device:
-    """What training would run on, and the speed assumed for it."""
-
-    name: str
-    is_gpu: bool
-    flops: float
-
 
 def check_use_case(use_case: UseCase) -> str:
-    """Return the lines that a person wants to see before training.
+    """Return the lines that a person wants to see before the first ingestion.
 
     Raises:
-        SettingsError: the base model's tokenizer cannot be read; or there is no row, or the rows do not have
-            a field that the settings name.
+        SettingsError: there is no row, or the rows do not have a field that the settings name.
     """
     settings = use_case.settings
     model = read_header(find_base_model(settings, use_case.project_root))
-    corpus = look_at_documents(use_case, model)
+    corpus = look_at_documents(use_case)
     _refuse(use_case, corpus)
-    losses = losses_of(corpus, settings)
-    refused = [
-        ("refused", line)
-        for line in (*refusals(corpus, losses, settings), *_too_few_rows(settings, corpus, losses))
-    ]
-    device = find_training_device(settings)
+    refused = [("refused", line) for line in _refusals(settings, corpus)]
     rows = {
         "model": _model_line(settings, model),
         "documents": _documents_line(settings, corpus),
         "split": _split_line(settings, corpus),
-        "verdict": (
-            f"unknown before ingestion; needs {settings.release.min_effective_groups:g} test groups"
-            " (release.min_effective_groups)"
+        "windows": (
+            f"tokens {_chosen(settings, 'chunks', 'max_tokens')},"
+            f" stride {_chosen(settings, 'chunks', 'stride')}"
         ),
-        "windows": _windows_line(settings, corpus),
-        "memory": _memory_line(settings, model, device),
-        "time": _time_line(settings, model, corpus, device),
-        "precision": _chosen(settings, "training", "precision") + _precision_meant(settings, device),
+        "memory": _memory_line(settings, model),
+        "precision": _chosen(settings, "training", "precision"),
         "batch": (
             f"rows a step {_chosen(settings, 'training', 'batch_size')}, "
             f"a forward pass {_chosen(settings, 'training', 'micro_batch_size')}, "
@@ -84,14 +53,16 @@ def check_use_case(use_case: UseCase) -> str:
             f"rate {_chosen(settings, 'training', 'learning_rate')}, "
             f"{_chosen(settings, 'training', 'scheduler')}, epochs {_epochs(settings, corpus)}"
         ),
-        "decides": f"metric {_metric(settings)}, seed {_chosen(settings, 'seed')}",
+        "decides": (
+            f"metric {_metric(settings)}, seed {_chosen(settings, 'seed')}; needs"
+            f" {settings.release.min_effective_groups:g} test groups (release.min_effective_groups)"
+        ),
     }
     if settings.monitoring.path is not None and not task_of(settings.examples).detects_drift:
         watched = ", ".join(name for name, task in TASKS.all().items() if task.detects_drift)
         rows["monitoring"] = f"predictions only: drift is watched for the task {watched} alone"
-    found = findings(corpus, losses, use_case)
     if own := own_splits.found_in(file.path for file in corpus.files):
-        files_of_rows = (each.place.rpartition(":")[0] for each in corpus.sample)
+        files_of_rows = (row.place.rpartition(":")[0] for row in corpus.sample)
         rows["own splits"] = own_splits.mixed(own, files_of_rows, settings.examples.group, "rows read")
     if corpus.kept_out:
         (rows["kept out"],) = kept_out(corpus.kept_out, named=True)
@@ -101,7 +72,10 @@ def check_use_case(use_case: UseCase) -> str:
         (rows["skipped"],) = skipped(corpus.skipped, named=True)
     if corpus.note:
         rows["note"] = corpus.note
-    lines = [*refused, *rows.items(), *found]
+    rows["next"] = (
+        f"`fullft ingest {use_case.name}` counts exactly what is quarantined and how rows are split"
+    )
+    lines = [*refused, *rows.items(), *findings(corpus.sample, settings)]
     return "\n".join(
         [
             f"{use_case.name}: {'a run would be refused' if refused else 'ok'}",
@@ -137,51 +111,6 @@ def _no_row(corpus: Corpus) -> Iterator[tuple[Key, str]]:
         )
 
 
-def find_training_device(settings: UseCaseSettings) -> Device | None:
-    """Return what a training would run on: this machine, or the GPUs of an instance of AWS; None where that
-    is not known from here.
-    """
-    launcher = settings.launcher
-    if launcher.kind == "local":
-        return find_device(launcher.processes)
-    if (
-        not isinstance(launcher, SageMakerLauncherSettings | EcsLauncherSettings)
-        or launcher.instance_type is None
-    ):
-        return None
-    if isinstance(launcher, EcsLauncherSettings) and not launcher.gpus:
-        return None
-    instance = launcher.instance_type.removeprefix("ml.")
-    # All sizes of a family have the same GPU.
-    gpu = next(
-        (
-            row.gpu
-            for row in targets(settings.planning)
-            if row.flops and row.name.split(".")[0] == instance.split(".")[0]
-        ),
-        None,
-    )
-    return None if gpu is None else _gpus(gpu, launcher.processes, f" of {launcher.instance_type}")
-
-
-def find_device(processes: int) -> Device:
-    """Return what this machine would train on, found without loading torch."""
-    cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    if cards:
-        models = [
-            line.split(":", 1)[1].strip() for line in cards[0].read_text().splitlines() if "Model" in line
-        ]
-        return _gpus(models[0] if models else "GPU", min(processes, len(cards)))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    name = f"{cores} CPU cores at an assumed {CPU_CORE_GFLOPS} GFLOP/s each"
-    return Device(name, False, cores * CPU_CORE_GFLOPS * 1e9)
-
-
-def _gpus(name: str, number: int, where: str = "") -> Device:
-    tflops = round(REACHED_SHARE * (peak_flops(name, "bf16") or OTHER_PEAK) / 1e12)
-    return Device(f"{number} x {name}{where} at an assumed {tflops} TFLOP/s", True, number * tflops * 1e12)
-
-
 def memory_bytes(
     settings: UseCaseSettings, model: BaseModelHeader, bytes_per_value: int
 ) -> tuple[float, float | None]:
@@ -202,23 +131,6 @@ def memory_bytes(
     if settings.training.gradient_checkpointing:
         return state, layer + model.num_layers * values * bytes_per_value
     return state, layer * model.num_layers
-
-
-def training_tokens(settings: UseCaseSettings, corpus: Corpus) -> float | None:
-    """Return the tokens that training reads over all epochs, padding not counted."""
-    if corpus.mean_tokens is None or corpus.num_rows is None:
-        return None
-    windows = _num_windows(settings, corpus.mean_tokens)
-    overlaps = (windows - 1) * settings.chunks.stride
-    per_text = min(corpus.mean_tokens + overlaps, windows * settings.chunks.max_tokens)
-    num_rows = _split(settings, corpus.num_rows)[0]
-    return num_rows * settings.with_epochs(num_rows).training.num_epochs * per_text
-
-
-def _num_windows(settings: UseCaseSettings, tokens: float) -> float:
-    chunks = settings.chunks
-    windows = max(1.0, (tokens - chunks.stride) / (chunks.max_tokens - chunks.stride))
-    return min(windows, chunks.max_windows) if chunks.max_windows else windows
 
 
 def _split(settings: UseCaseSettings, num_rows: int) -> tuple[int, int, int]:
@@ -268,15 +180,24 @@ def _split_line(settings: UseCaseSettings, corpus: Corpus) -> str:
     )
 
 
-def _too_few_rows(settings: UseCaseSettings, corpus: Corpus, losses: Losses) -> Iterator[str]:
-    num_rows = len(losses.rows_left) if is_whole(corpus) else corpus.num_rows
-    if num_rows is None:
+def _refusals(settings: UseCaseSettings, corpus: Corpus) -> Iterator[str]:
+    """Yield why a run would stop at these rows, whatever the rules quarantine."""
+    if corpus.num_rows is None:
         return
-    train, least = _split(settings, num_rows)[0], settings.snapshot.min_train_rows
+    train, least = _split(settings, corpus.num_rows)[0], settings.snapshot.min_train_rows
     if train < least:
         yield (
             f"about {train:,} training rows, fewer than snapshot.min_train_rows ({least:,}): deliver more"
             " rows, or lower it"
+        )
+    task = task_of(settings.examples)
+    labels = {label for row in corpus.sample for label in labels_of(row, settings.examples)}
+    is_whole = corpus.is_exact and len(corpus.sample) == corpus.num_rows
+    if is_whole and task.has_labels and len(labels) == 1 and task.min_labels > 1:
+        only = f" ({quoted(min(labels))})" if may_be_named(labels) else ""
+        yield (
+            f"examples.label: all {corpus.num_rows:,} rows have one label{only}, and a classifier needs"
+            f" {task.min_labels}: name another field, or deliver other rows"
         )
 
 
@@ -290,20 +211,10 @@ def _epochs(settings: UseCaseSettings, corpus: Corpus) -> str:
     return f"{epochs:g} (default for {num_rows:,} rows)"
 
 
-def _windows_line(settings: UseCaseSettings, corpus: Corpus) -> str:
-    chosen = (
-        f"tokens {_chosen(settings, 'chunks', 'max_tokens')}, stride {_chosen(settings, 'chunks', 'stride')}"
-    )
-    if corpus.mean_tokens is None:
-        return f"{chosen}; text length unknown"
-    windows = _num_windows(settings, corpus.mean_tokens)
-    return f"{chosen}; a text has about {corpus.mean_tokens:,.0f} tokens, so {windows:.1f} windows"
-
-
-def _memory_line(settings: UseCaseSettings, model: BaseModelHeader, device: Device | None) -> str:
+def _memory_line(settings: UseCaseSettings, model: BaseModelHeader) -> str:
     training = settings.training
-    on_gpu = device is not None and device.is_gpu
-    width = 4 if training.weights == "fp32" and (training.precision in ("fp32", "tf32") or not on_gpu) else 2
+    is_half = training.precision in ("bf16", "fp16") or training.weights != "fp32"
+    width = 2 if is_half else 4  # `auto` is at most 4, as on a CPU without 16-bit units
     state, activations = memory_bytes(settings, model, width)
     name = "AdamW" if training.optimizer == "adamw" else training.optimizer
     a_parameter = f"{state_bytes(training.optimizer, training.weights)} bytes a parameter"
@@ -315,43 +226,8 @@ def _memory_line(settings: UseCaseSettings, model: BaseModelHeader, device: Devi
     parts = f"{_size(state)} weights, gradients and {name} state ({a_parameter})"
     if activations is None:
         return f"rough: {parts} + unknown activations{each}"
-    batch = f"{settings.training.micro_batch_size} x {settings.chunks.max_tokens} tokens"
+    batch = f"{training.micro_batch_size} x {settings.chunks.max_tokens} tokens, {width} bytes a value"
     return f"rough: {_size(state + activations)} = {parts} + {_size(activations)} activations ({batch}){each}"
-
-
-def _time_line(
-    settings: UseCaseSettings, model: BaseModelHeader, corpus: Corpus, device: Device | None
-) -> str:
-    tokens = training_tokens(settings, corpus)
-    if tokens is None:
-        return (
-            "unknown:"
-            f" {'the documents are in a bucket' if corpus.num_rows is None else 'no text could be read'}"
-        )
-    if device is None:
-        return (
-            f"unknown on the machine of launcher.kind: {settings.launcher.kind}; `fullft plan` compares"
-            " machines"
-        )
-    # Looking a token up costs nothing, so the vocabulary's tables are left out of N.
-    parameters = model.num_parameters - model.num_vocabulary_parameters
-    if settings.training.gradient_checkpointing:
-        per_token, how = 8, "8 (6 and a second forward pass)"
-    else:
-        per_token, how = 6, "6"
-    hours = per_token * parameters * tokens / device.flops / 3600
-    limit = settings.planning.max_hours
-    over = f"; more than planning.max_hours ({limit:g})" if hours > limit else ""
-    operations = f"{how} x {_count(parameters)} parameters x {_count(tokens)} tokens"
-    return f"rough: {_duration(hours)} = {operations} on {device.name}{over}"
-
-
-def _precision_meant(settings: UseCaseSettings, device: Device | None) -> str:
-    if settings.training.precision != "auto":
-        return ""
-    if device is None:
-        return ": as the machine has it"
-    return ": bf16 or fp16, as the GPU has it" if device.is_gpu else ": bf16 on a CPU with AMX, else fp32"
 
 
 def _chosen(settings: UseCaseSettings, *key: str) -> str:
@@ -383,12 +259,3 @@ def _size(number: float) -> str:
         if number >= size:
             return f"{number / size:.1f} {suffix}"
     return f"{number:.0f} bytes"
-
-
-def _duration(hours: float) -> str:
-    if hours * 60 < 1:
-        return "under a minute"
-    if hours < 2:
-        minutes = round(hours * 60)
-        return f"{minutes} minute{'' if minutes == 1 else 's'}"
-    return f"{hours:.0f} hours" if hours < 48 else f"{hours / 24:.0f} days"

@@ -1,4 +1,4 @@
-"""corpus: the delivered documents as far as a quick look goes: rows counted, a sample of them read as
+"""The delivered documents as far as a quick look goes: rows are counted, and a sample of them is read as
 ingestion reads them.
 """
 
@@ -8,21 +8,18 @@ import heapq
 import random
 import time
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fullft_assets.base_model import BaseModelHeader
 from fullft_assets.documents.delivery import source_of
 from fullft_assets.documents.formats import Delivered, Format, Reading, Record, Unreadable
 from fullft_assets.documents.formats.delivered import Head
 from fullft_assets.documents.formats.rows import Row
 from fullft_assets.documents.reading import FileReader
 from fullft_assets.documents.sources import Source, SourceFile
-from fullft_assets.errors import SettingsError
 from fullft_assets.settings import LogSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 
@@ -42,9 +39,6 @@ _NEWEST_FILES = 100
 #: Files of formats that are slow to read are opened for so many seconds, and only up to so many bytes each.
 SLOW_SECONDS = 1.0
 _MOST_SLOW_BYTES = 2**18
-#: Texts that are tokenised, and characters of each.
-TOKENISED_ROWS = 100
-TOKENISED_CHARACTERS = 20_000
 
 
 @dataclass(frozen=True)
@@ -78,8 +72,6 @@ class Corpus:
     num_rows: int | None
     #: False: `num_rows` is estimated from the first `COUNTED_BYTES` of the files that were looked at.
     is_exact: bool
-    #: Mean tokens of a sampled text, special tokens included.
-    mean_tokens: float | None
     #: A file that cannot be read.
     note: str | None
     #: Files that were looked at, where these are not all.
@@ -91,8 +83,6 @@ class Corpus:
     #: Why other entries of the folder are excluded, by path.
     skipped: dict[str, str] = field(default_factory=dict)
     sample: list[Sampled] = field(default_factory=list)
-    #: Files that were read by encoding.
-    encodings: Counter[str] = field(default_factory=Counter)
 
     @property
     def num_bytes(self) -> int:
@@ -100,36 +90,30 @@ class Corpus:
         return sum(file.bytes for file in self.files)
 
 
-def look_at_documents(use_case: UseCase, model: BaseModelHeader) -> Corpus:
-    """Count rows in `MOST_FILES` within `COUNTED_BYTES`, read a sample of them and tokenise some of its
-    texts; a bucket is not looked at.
+def look_at_documents(use_case: UseCase) -> Corpus:
+    """Count rows in `MOST_FILES` within `COUNTED_BYTES`, and read a sample of them; a bucket is not looked at.
 
     Raises:
         DataError: a folder cannot be listed.
-        SettingsError: the base model's tokenizer cannot be read.
     """
     settings = use_case.settings
     if settings.documents.path.startswith("s3://"):
-        return Corpus(files=[], num_rows=None, is_exact=False, mean_tokens=None, note=None)
+        return Corpus(files=[], num_rows=None, is_exact=False, note=None)
     source = source_of(use_case)
     files = source.files()
     drawn = files if len(files) <= MOST_FILES else sorted(random.Random(0).sample(files, MOST_FILES))
     look, sample = _look_at(source, drawn, settings)
-    texts = [found.row["text"] for found in sample if found.row.get("text")]
-    mean_tokens = _mean_tokens(texts[:TOKENISED_ROWS], model)
     is_part = len(drawn) < len(files)
     return Corpus(
         files=files,
         num_rows=round(look.num_rows * len(files) / len(drawn)) if is_part else look.num_rows,
         is_exact=look.is_exact and not is_part,
-        mean_tokens=mean_tokens,
         note=look.note,
         num_files_drawn=len(drawn) if is_part else None,
         others=source.others,
         kept_out=source.kept_out,
         skipped=source.skipped,
         sample=sample,
-        encodings=look.encodings,
     )
 
 
@@ -209,7 +193,6 @@ class _Look:
         self.is_exact = True
         #: Why the first file that cannot be read cannot, and how many there are.
         self._unreadable, self._num_unreadable = "", 0
-        self.encodings: Counter[str] = Counter()
         self._drawn: list[_Drawn] = []
         self._reader = reader
         self._rows_a_file = rows_a_file
@@ -323,11 +306,9 @@ class _Look:
             records: Iterator[tuple[int, Record]], meaning: Format, reading: Reading
         ) -> tuple[int, list[_Drawn]]:
             # Seeded anew: a file may be read again in another encoding.
-            draw, num_rows, drawn = (
-                random.Random(zlib.crc32(file.name.encode(errors="surrogateescape"))),
-                0,
-                list(self._drawn),
-            )
+            draw = random.Random(zlib.crc32(file.name.encode(errors="surrogateescape")))
+            drawn = list(self._drawn)
+            num_rows = 0
             place, record = "", None
             try:
                 for number, record in records:
@@ -350,8 +331,7 @@ class _Look:
                 heapq.heapify(drawn)
             return num_rows, drawn
 
-        (num_rows, self._drawn), encoding = self._reader.read(file, take)
-        self.encodings.update([encoding.removesuffix("-sig")] if encoding else [])
+        (num_rows, self._drawn), _ = self._reader.read(file, take)
         return num_rows
 
 
@@ -367,22 +347,3 @@ def _num_characters(record: Record) -> int:
         if isinstance(record, dict)
         else 0
     )
-
-
-def _mean_tokens(texts: list[str], model: BaseModelHeader) -> float | None:
-    if not texts:
-        return None
-    from tokenizers import Tokenizer
-
-    path = model.folder / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises a plain Exception for a file that it cannot read
-        raise SettingsError(f"{path}: not a tokenizer ({str(error).splitlines()[0]})") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    total = 0.0
-    for text in texts:
-        shown = text[:TOKENISED_CHARACTERS]
-        total += len(tokenizer.encode(shown).ids) * len(text) / len(shown)
-    return total / len(texts)

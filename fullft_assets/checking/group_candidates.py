@@ -1,5 +1,4 @@
-"""group candidates: a field whose equal values share so much text that it may tie rows together, where the
-YAML names none.
+"""A field whose equal values share so much text that it may tie rows together, where the YAML names none.
 
 Rows with such a value in common would be on both sides of the split. Topics share text as well, so a
 candidate is suggested and never enforced.
@@ -7,24 +6,35 @@ candidate is suggested and never enforced.
 
 from __future__ import annotations
 
-import re
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from fullft_assets.checking.corpus import Sampled, look_at_documents
+from fullft_assets.checking.fields import flat
+from fullft_assets.checking.findings import labels_of
+from fullft_assets.checking.places import is_bucket
+from fullft_assets.settings.use_case import UseCase
+
 #: Rows and characters that are compared.
-MOST_ROWS, MOST_CHARACTERS = 1_500, 2_000
+_MOST_ROWS = 1_500
+_MOST_CHARACTERS = 2_000
+#: A longer name is a text: the first row of a table without a header.
+_LONGEST_NAME = 60
 #: A field with fewer values, or with a smaller share of rows in repeated ones, is no group.
-LEAST_VALUES, LEAST_REPEATED = 20, 0.1
+_LEAST_VALUES = 20
+_LEAST_REPEATED = 0.1
 #: How far the share of nearest neighbours with the same value is above chance, at the least.
-LEAST_EXCESS = 0.1
+_LEAST_EXCESS = 0.1
 _PERMUTATIONS = 39
-_BUCKETS = 1 << 16
-#: A word, or one character of a script without spaces between words.
-_WORD = re.compile(r"[^\W\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff]+|[\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff]")
+#: A word, one character of a script without spaces between words, or a whole text that has no word.
+_WORD = (
+    r"[^\W\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff]+"
+    r"|[\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff]"
+    r"|^\W+$"
+)
 
 
 @dataclass(frozen=True)
@@ -33,16 +43,36 @@ class Candidate:
 
     Attributes:
         field: its name.
-        num_values: distinct values in the sample.
         agreement: of rows that share value and label with another one, the share whose most similar row of
             their label has their value.
         chance: the same with the values permuted within the labels, on average.
     """
 
     field: str
-    num_values: int
     agreement: float
     chance: float
+
+
+def suggested_group(use_case: UseCase) -> str | None:
+    """Return the line that suggests a field for `examples.group`, from a sample of the delivered rows; None
+    where a group is set, or where no field looks like one.
+    """
+    examples, path = use_case.settings.examples, use_case.settings.documents.path
+    if examples.group is not None or is_bucket(path) or not use_case.resolve(path).is_dir():
+        return None
+    rows = [row for row in look_at_documents(use_case).sample if row.row.get("text") and row.record]
+    used = {examples.label, examples.domain, "text", "messages", "annotations"}
+    records = [_names(row, used | {row.text_field}) for row in rows]
+    names = dict.fromkeys(name for record in records for name in record)
+    fields = {name: [record.get(name) for record in records] for name in names}
+    labels = ["|".join(labels_of(row, examples)) for row in rows]
+    for candidate in candidates([row.row["text"] for row in rows], labels, fields):
+        return (
+            f"none is set, and rows of equal `{candidate.field}` share text ({candidate.agreement:.0%} of"
+            f" them are nearest to one of their own, {candidate.chance:.0%} by chance): if it ties rows"
+            f" together, set examples.group: {candidate.field}"
+        )
+    return None
 
 
 def candidates(
@@ -50,16 +80,18 @@ def candidates(
 ) -> list[Candidate]:
     """Return the fields that may tie rows together, the likeliest first.
 
-    The most similar row is found by the cosine of hashed TF-IDF vectors of words. The bar: no permutation of
-    39 agrees as well (p <= .025), and the excess over their mean is `LEAST_EXCESS`.
+    The most similar row is found by the cosine of TF-IDF vectors of words. The bar: no permutation of 39
+    agrees as well (p <= .025), and the excess over their mean is `_LEAST_EXCESS`.
 
     Args:
-        texts, labels: of the rows; labels are all equal where the task has none.
+        texts: of the rows.
+        labels: of the rows; all equal where the task has none.
         fields: the values of each row, by field; None: it has none.
         seed: of the permutations.
     """
     # The snapshot keeps one of equal texts.
-    rows = list({text: row for row, text in reversed(list(enumerate(texts)))}.values())[::-1][:MOST_ROWS]
+    first = {text: row for row, text in reversed(list(enumerate(texts)))}
+    rows = sorted(first.values())[:_MOST_ROWS]
     fitting = {
         name: codes
         for name, values in fields.items()
@@ -70,24 +102,36 @@ def candidates(
     label = np.unique(np.array([labels[row] for row in rows], dtype=str), return_inverse=True)[1]
     neighbour = _nearest([texts[row] for row in rows], label)
     rng = np.random.default_rng(seed)
-    found = []
+    suggestions = []
     for name, codes in fitting.items():
         agreement = _agreement(codes, label, neighbour)
         if agreement is None:
             continue
-        by_chance = [
-            _agreement(_permuted(codes, label, rng), label, neighbour) or 0.0 for _ in range(_PERMUTATIONS)
-        ]
-        if agreement > max(by_chance) and agreement - np.mean(by_chance) >= LEAST_EXCESS:
-            found.append(Candidate(name, int(codes.max()) + 1, agreement, float(np.mean(by_chance))))
-    return sorted(found, key=lambda candidate: candidate.chance - candidate.agreement)
+        permuted = [_agreement(_permuted(codes, label, rng), label, neighbour) for _ in range(_PERMUTATIONS)]
+        by_chance = [share or 0.0 for share in permuted]
+        chance = float(np.mean(by_chance))
+        if agreement > max(by_chance) and agreement - chance >= _LEAST_EXCESS:
+            suggestions.append(Candidate(name, agreement, chance))
+    return sorted(suggestions, key=lambda candidate: candidate.chance - candidate.agreement)
+
+
+def _names(row: Sampled, left_out: set[str | None]) -> dict[str, str]:
+    """Return the fields of a row that may name a group: short text and whole numbers."""
+    return {
+        name: str(value)
+        for name, value in flat(row).items()
+        if 0 < len(name) <= _LONGEST_NAME
+        and name not in left_out
+        and type(value) in (str, int)
+        and 0 < len(str(value)) <= 200
+    }
 
 
 def _codes(values: Sequence[str | None]) -> np.ndarray | None:
     """Return the values as codes, -1 for none; None where they are too few, or too rarely repeated."""
     counts = Counter(value for value in values if value is not None)
     repeated = sum(count for count in counts.values() if count > 1)
-    if len(counts) < LEAST_VALUES or repeated < LEAST_REPEATED * len(values):
+    if len(counts) < _LEAST_VALUES or repeated < _LEAST_REPEATED * len(values):
         return None
     number = {value: code for code, value in enumerate(counts)}
     return np.array([-1 if value is None else number[value] for value in values])
@@ -95,28 +139,17 @@ def _codes(values: Sequence[str | None]) -> np.ndarray | None:
 
 def _nearest(texts: Sequence[str], label: np.ndarray) -> np.ndarray:
     """Return the most similar other row of each row's label [n]; -1 where it is the only one."""
-    from scipy.sparse import csr_array
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
-    words = [
-        Counter(
-            zlib.crc32(word.encode()) % _BUCKETS for word in _WORD.findall(text[:MOST_CHARACTERS].lower())
-        )
-        for text in texts
-    ]
-    starts = np.cumsum([0, *map(len, words)])
-    columns = np.fromiter((column for found in words for column in found), np.int64, starts[-1])
-    counts = np.fromiter((count for found in words for count in found.values()), np.float64, starts[-1])
-    idf = np.log((1 + len(texts)) / (1 + np.bincount(columns, minlength=_BUCKETS))) + 1
-    weights = csr_array(((1 + np.log(counts)) * idf[columns], columns, starts), shape=(len(texts), _BUCKETS))
-    norms = np.sqrt(np.maximum(weights.multiply(weights).sum(axis=1), 1e-12))
+    vectorizer = TfidfVectorizer(token_pattern=_WORD, sublinear_tf=True)
+    weights = vectorizer.fit_transform([text[:_MOST_CHARACTERS] for text in texts])
     nearest = np.full(len(texts), -1)
     for each in np.unique(label):
         rows = np.flatnonzero(label == each)
         if len(rows) > 1:
-            mine = weights[rows]
-            similar = (mine @ mine.T).toarray() / norms[rows] / norms[rows][:, None]
-            np.fill_diagonal(similar, -1)
-            nearest[rows] = rows[similar.argmax(axis=1)]
+            similarity = (weights[rows] @ weights[rows].T).toarray()
+            np.fill_diagonal(similarity, -1)
+            nearest[rows] = rows[similarity.argmax(axis=1)]
     return nearest
 
 
@@ -133,6 +166,6 @@ def _agreement(codes: np.ndarray, label: np.ndarray, neighbour: np.ndarray) -> f
 def _permuted(codes: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return the values permuted within the labels."""
     order, shuffled = np.argsort(label, kind="stable"), np.lexsort((rng.random(len(label)), label))
-    found = np.empty_like(codes)
-    found[order] = codes[shuffled]
-    return found
+    permuted = np.empty_like(codes)
+    permuted[order] = codes[shuffled]
+    return permuted

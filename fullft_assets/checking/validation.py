@@ -539,15 +539,6 @@ def _check_launcher(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
             yield Problem((*section, "kind"), f"{launcher.kind} is not one of {', '.join(LAUNCHERS)}{near}")
         for name, message in launcher_problems(launcher):
             yield Problem((*section, name), message)
-    launcher = settings.launcher
-    if (
-        launcher.spot_notice == "none"
-        and launcher.spot_poll_seconds != type(launcher).model_fields["spot_poll_seconds"].default
-    ):
-        yield Problem(
-            ("launcher", "spot_poll_seconds"),
-            "is the time between looks for launcher.spot_notice, which is none; set that, or remove this",
-        )
 
 
 def _check_isolation(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:

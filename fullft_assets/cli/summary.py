@@ -6,6 +6,8 @@ from pathlib import Path
 
 from fullft_assets import evaluation, planning, release
 from fullft_assets.automation import INGEST, MODEL, MONITOR
+from fullft_assets.checking.group_candidates import suggested_group
+from fullft_assets.escaping import visible
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.extras import problem_without
@@ -27,6 +29,8 @@ def data_summary(use_case: UseCase, store: Store, seconds: dict[str, float], tot
         and not (possible := verdict_check(SnapshotMetadata.of(snapshot), use_case.settings)).passed
     ):
         lines.append(f"  verdict        impossible: {possible.description}")
+    if (suggestion := suggested_group(use_case)) is not None:
+        lines.append(f"  group          {visible(suggestion)}")
     lines.append(_time(seconds, total))
     if (page := data_report(use_case, store)) is not None:
         lines.append(f"  data report    {page}")

@@ -16,7 +16,7 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.extras import problem_without
 from fullft_assets.registry import Registry
 from fullft_assets.settings import LauncherSettings, OtherLauncherSettings
-from fullft_assets.settings.launcher import launcher_section
+from fullft_assets.settings.launcher import recorded_section
 
 LAUNCHERS: Registry[Any] = Registry(
     "launcher",
@@ -50,7 +50,7 @@ def open_recorded(section: Mapping[str, Any]) -> Any:
         SettingsError: as above, or the section is that of another version.
     """
     try:
-        return open_launcher(launcher_section(section))
+        return open_launcher(recorded_section(section))
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
         key = ".".join(map(str, ("launcher", *found["loc"])))

@@ -190,7 +190,8 @@ class LaunchDriver:
             except _CANCELLED:
                 if is_mine and (launcher.ends_with_run or _is_wanted(context)):
                     self._end(context, launcher, launch, store, _CANCEL_SECONDS)
-                raise  # else, as after an error here, it runs on: an evicted pod gets the signal of a cancelled one
+                # Else, as after an error here, it runs on: an evicted pod gets the signal of a cancelled one.
+                raise
             except WorkloadError as error:
                 if not is_submitted and not isinstance(error, Unreachable):
                     records.end(store, launch, "failed", str(error), error.failure)

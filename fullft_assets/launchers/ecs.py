@@ -180,7 +180,7 @@ class EcsLauncher(AwsLauncher):
             ],
         }
         if settings.capacity_provider is None:
-            request["launchType"] = settings.launch_type
+            request["launchType"] = "EC2"
         else:
             request["capacityProviderStrategy"] = [
                 {"capacityProvider": settings.capacity_provider, "weight": 1}
@@ -317,7 +317,7 @@ def task_definition(spec: LaunchSpec, settings: EcsLauncherSettings, region: str
         "memory": memory,
         "stopTimeout": stop_seconds(settings),
         "linuxParameters": {
-            "sharedMemorySize": _mib(settings.shared_memory_gb),
+            "sharedMemorySize": memory // 2,
             "capabilities": {"drop": ["ALL"]},
         },
         "logConfiguration": {
@@ -341,7 +341,7 @@ def task_definition(spec: LaunchSpec, settings: EcsLauncherSettings, region: str
         "taskRoleArn": settings.task_role_arn,
         "executionRoleArn": settings.execution_role_arn,
         "networkMode": "awsvpc" if settings.subnets else "bridge",
-        "requiresCompatibilities": ["EC2" if settings.capacity_provider else settings.launch_type],
+        "requiresCompatibilities": ["EC2"],
         "containerDefinitions": [container],
     }
 

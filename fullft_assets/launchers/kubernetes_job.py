@@ -26,6 +26,8 @@ SPEC = "fullft/spec"
 #: that of Dagster's code location.
 SERVICE = "fullft-pods"
 CONTAINER = "workload"
+#: User and group of the image.
+_USER = 10_001
 #: Where Kubernetes reads a container's last words, 4,096 bytes at most.
 MESSAGE = "/dev/termination-log"
 #: Resource whose units torch has to see in the pod; of those of other names it may see another number.
@@ -55,8 +57,8 @@ _PREEMPTED = frozenset(
 #: Reasons for which a container waits, and the key that may be wrong. A registry that is busy, or a node that
 #: is new, has them for a while.
 _CANNOT_START = {
-    "ErrImagePull": "launcher.image or launcher.image_pull_secrets",
-    "ImagePullBackOff": "launcher.image or launcher.image_pull_secrets",
+    "ErrImagePull": "launcher.image or imagePullSecrets of launcher.pod",
+    "ImagePullBackOff": "launcher.image or imagePullSecrets of launcher.pod",
     "ErrImageNeverPull": "launcher.image",
     "InvalidImageName": "launcher.image",
     "ImageInspectError": "launcher.image",
@@ -85,7 +87,7 @@ _NO_PODS = {
     re.compile(r"violates PodSecurity"): "the policy of the namespace",
     re.compile(
         r"unable to validate against any security context constraint"
-    ): "launcher.run_as, or what launcher.service_account may use",
+    ): "securityContext of launcher.pod, or what launcher.service_account may use",
 }
 _OUT_OF_MEMORY = "OOMKilled"
 
@@ -103,7 +105,9 @@ def nodes_of(spec: LaunchSpec, settings: KubernetesLauncherSettings) -> int:
 def manifest(spec: LaunchSpec, settings: KubernetesLauncherSettings) -> dict[str, Any]:
     """Return the Job of a workload."""
     nodes = nodes_of(spec, settings)
-    labels, annotations = settings.labels | MANAGED_BY, dict(settings.annotations)
+    metadata = settings.pod.get("metadata", {})
+    labels = {**metadata.get("labels", {}), **MANAGED_BY}
+    annotations = metadata.get("annotations", {})
     job: dict[str, Any] = {
         "completionMode": "Indexed",
         "completions": nodes,
@@ -128,25 +132,24 @@ def manifest(spec: LaunchSpec, settings: KubernetesLauncherSettings) -> dict[str
         job["activeDeadlineSeconds"] = math.ceil(
             settings.max_seconds + settings.pending_minutes * 60
         ) + stop_seconds(settings)
-    annotations = annotations | {SPEC: spec_digest(spec, settings)}
-    metadata = {
+    about = {
         "name": spec.name,
         "namespace": settings.namespace,
         "labels": labels,
-        "annotations": annotations,
+        "annotations": {**annotations, SPEC: spec_digest(spec, settings)},
     }
-    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": about, "spec": job}
 
 
 def _pod(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> dict[str, Any]:
-    volumes: list[dict[str, Any]] = [
-        {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shared_memory}}
-    ]
+    volumes: list[dict[str, Any]] = [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}]
     volumes += [
         {"name": f"claim-{n}", "persistentVolumeClaim": {"claimName": name}}
         for n, name in enumerate(settings.claims)
     ]
+    added: dict[str, Any] = settings.pod.get("spec", {})
     pod: dict[str, Any] = {
+        **added,
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": stop_seconds(settings),
         # A workload has no business with the cluster.
@@ -154,7 +157,8 @@ def _pod(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> 
         "enableServiceLinks": False,
         "securityContext": {
             "runAsNonRoot": True,
-            **dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"), settings.run_as),
+            **dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"), _USER),
+            **added.get("securityContext", {}),
             # Else each file of a large volume is looked at before the pod starts.
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
@@ -162,14 +166,11 @@ def _pod(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> 
         "containers": [_container(spec, settings, nodes)],
         "volumes": volumes,
     }
-    optional = {
-        "subdomain": SERVICE if nodes > 1 else None,
-        "serviceAccountName": settings.service_account,
-        "imagePullSecrets": [{"name": name} for name in settings.image_pull_secrets],
-        "nodeSelector": settings.node_selector,
-        "tolerations": settings.tolerations,
-    }
-    return pod | {key: value for key, value in optional.items() if value}
+    if nodes > 1:
+        pod["subdomain"] = SERVICE
+    if settings.service_account is not None:
+        pod["serviceAccountName"] = settings.service_account
+    return pod
 
 
 def _container(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> dict[str, Any]:

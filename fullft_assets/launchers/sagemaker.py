@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import os
 import re
 import time
 from dataclasses import replace
@@ -40,6 +41,8 @@ _MAX_SECONDS = {"training": 28 * 86_400, "processing": 9 * 86_400}
 _FOLDER, _SAVED = "sagemaker", "output/model"
 #: A stopped container has 120 s; then SageMaker saves its outputs.
 _STOP_SECONDS = 300.0
+#: SageMaker may wait so long for spot instances, beside the time of the job.
+_SPOT_WAIT_HOURS = 24
 #: States before the container runs.
 _BEFORE = frozenset(
     {
@@ -247,12 +250,10 @@ class SageMakerLauncher(AwsLauncher):
                 "NetworkConfig": network | encryption,
             }
         if settings.spot:
-            request["StoppingCondition"]["MaxWaitTimeInSeconds"] = seconds + math.ceil(
-                settings.max_wait_hours * 3600
-            )
-        saved = {"S3OutputPath": output} | (
-            {"KmsKeyId": settings.output_kms_key} if settings.output_kms_key else {}
-        )
+            request["StoppingCondition"]["MaxWaitTimeInSeconds"] = seconds + _SPOT_WAIT_HOURS * 3600
+        saved = {"S3OutputPath": output}
+        if key := os.environ.get("FULLFT_KMS_KEY"):
+            saved["KmsKeyId"] = key
         isolated: dict[str, Any] = {}
         if settings.network_isolation:
             store, place = _place_of(spec)
@@ -408,7 +409,7 @@ def _stopped(job: dict[str, Any]) -> tuple[str, FailureClass, bool]:
     if detail == "MaxRuntimeExceeded":
         return REACHED_LIMIT.reason, REACHED_LIMIT.failure, False
     if detail == "MaxWaitTimeExceeded":
-        return "waited for spot instances longer than launcher.max_wait_hours", "preemption", False
+        return f"waited for spot instances longer than {_SPOT_WAIT_HOURS} hours", "preemption", False
     changes = [change["Status"] for change in job.get("SecondaryStatusTransitions", [])]
     if [each for each in changes if each in ("Interrupted", "Training")][-1:] == [
         "Interrupted"

@@ -30,10 +30,11 @@ _SSH_ERROR = 255
 #: What `ssh` says where another try gives the same answer, and what to do.
 _REFUSED = {
     "Permission denied": (
-        "set launcher.user and launcher.key_file to a user and a key that the machine accepts"
+        "set User and IdentityFile of launcher.options to a user and a key that the machine accepts"
     ),
     "Host key verification failed": (
-        "compare the machine's host key and add it to ~/.ssh/known_hosts, or name launcher.known_hosts"
+        "compare the machine's host key and add it to ~/.ssh/known_hosts, or to UserKnownHostsFile of"
+        " launcher.options"
     ),
     "Bad configuration": "fix ~/.ssh/config",
 }
@@ -50,6 +51,8 @@ _OPTIONS = {
 }
 #: What a request takes there beside the time that it waits.
 _ANSWER_SECONDS = 120.0
+#: Of the first machine, on which the processes of the others find its own.
+_PORT = 29_500
 #: Of several machines, the one that failed first may need so long to say why.
 _CAUSE_SECONDS = 15.0
 _OUTPUT = ("stdout", "stderr")
@@ -159,17 +162,17 @@ class SshLauncher(Launcher):
         return len(self._hosts) == 1
 
     def _place_of(self, host: str) -> str:
-        user = f"{self.settings.user}@" if self.settings.user else ""
-        port = f":{self.settings.port}" if self.settings.port else ""
+        options = self.settings.options
+        user = f"{options['User']}@" if "User" in options else ""
+        port = f":{options['Port']}" if "Port" in options else ""
         return f"{user}{host}{port}"
 
     def _arguments(self, spec: LaunchSpec, number: int) -> Sequence[str]:
         """Return the arguments of Python that start the processes of one of several machines."""
         first, *others = self._hosts
-        names = [self.settings.rendezvous_address or first, *others]
-        torchrun = torchrun_of_hosts(
-            names, number, spec.processes // len(names), self.settings.rendezvous_port
-        )
+        address, _, port = (self.settings.rendezvous or first).partition(":")
+        names = [address, *others]
+        torchrun = torchrun_of_hosts(names, number, spec.processes // len(names), int(port or _PORT))
         return [*torchrun, "-m", spec.module, *spec.job]
 
     def _others(self, name: str) -> range:
@@ -279,24 +282,15 @@ class SshLauncher(Launcher):
         raise WorkloadError(line, "settings")
 
     def _command(self, host: str) -> list[str]:
-        settings = self.settings
-        options = dict(_OPTIONS)
-        if settings.key_file is not None:
+        options: dict[str, object] = {**_OPTIONS, **self.settings.options}
+        if "IdentityFile" in options:
             options["IdentitiesOnly"] = "yes"
-        if settings.known_hosts is not None:
-            options["UserKnownHostsFile"] = (
-                f'"{Path(settings.known_hosts).expanduser()}"'  # else a space begins another file
-            )
-        command = [
-            "ssh",
-            "-T",
-            *(part for name, value in options.items() for part in ("-o", f"{name}={value}")),
-        ]
-        if settings.key_file is not None:
-            command += ["-i", str(Path(settings.key_file).expanduser())]
-        command += [] if settings.port is None else ["-p", str(settings.port)]
-        command += [] if settings.user is None else ["-l", settings.user]
-        return [*command, "--", host, self._remote()]
+        for name in ("IdentityFile", "UserKnownHostsFile"):
+            if name in options:
+                # Without quotes, a space begins another file.
+                options[name] = f'"{Path(str(options[name])).expanduser()}"'
+        arguments = (part for name, value in options.items() for part in ("-o", f"{name}={value}"))
+        return ["ssh", "-T", *arguments, "--", host, self._remote()]
 
     def _remote(self) -> str:
         """Return the command line for the shell there."""

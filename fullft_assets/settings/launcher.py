@@ -32,12 +32,22 @@ LAUNCHER_SECTIONS: dict[str, type[LauncherSettings]] = {
 }
 
 
-def launcher_section(given: Mapping[str, Any]) -> LauncherSettings:
+def launcher_section(values: Mapping[str, Any]) -> LauncherSettings:
     """Return the section `launcher` of the class that its `kind` chooses."""
-    kind = given.get("kind", "local")
-    return LAUNCHER_SECTIONS.get(
-        kind if isinstance(kind, str) else "local", OtherLauncherSettings
-    ).model_validate(given)
+    return _section_class(values).model_validate(values)
+
+
+def recorded_section(values: Mapping[str, Any]) -> LauncherSettings:
+    """Return a section `launcher` as a store has it, which may have been written by an earlier release."""
+    section = _section_class(values)
+    # A launcher of another package knows its own keys.
+    is_other = section is OtherLauncherSettings
+    return section.model_validate(values) if is_other else section.from_manifest(values)
+
+
+def _section_class(values: Mapping[str, Any]) -> type[LauncherSettings]:
+    kind = values.get("kind", "local")
+    return LAUNCHER_SECTIONS.get(kind if isinstance(kind, str) else "local", OtherLauncherSettings)
 
 
 class ByKind:

@@ -29,6 +29,8 @@ _DEFAULT_ENDPOINT = "http://169.254.169.254/"
 _NOTICE = "latest/meta-data/spot/instance-action"
 _TOKEN_SECONDS = 21_600
 _TIMEOUT_SECONDS = 2.0
+#: Time between two looks for a notice, which comes two minutes before the interruption.
+POLL_SECONDS = 5.0
 #: Errors of a service that is not there, or that is not instance metadata.
 _NO_ANSWER = (OSError, HTTPException, ValueError)
 
@@ -74,7 +76,7 @@ class AwsNotices:
 
 @contextmanager
 def stop_on_notice(settings: LauncherSettings, progress: Progress) -> Iterator[None]:
-    """Look for a notice every `spot_poll_seconds` while the block runs; a notice requests a stop. On each
+    """Look for a notice every `POLL_SECONDS` while the block runs; a notice requests a stop. On each
     machine one process looks.
 
     Raises:
@@ -93,7 +95,7 @@ def stop_on_notice(settings: LauncherSettings, progress: Progress) -> Iterator[N
         ) from error
     watcher = threading.Thread(
         target=_watch,
-        args=(notices, first, settings.spot_poll_seconds, progress, done),
+        args=(notices, first, POLL_SECONDS, progress, done),
         name="spot",
         daemon=True,
     )

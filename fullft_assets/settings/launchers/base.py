@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -41,6 +42,10 @@ def without_secret(environment: dict[str, str], instead: str) -> dict[str, str]:
 
 class LauncherSettings(Settings):
     """Where heavy work runs. These keys are those of every kind; a kind may have more of its own."""
+
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "spot_poll_seconds": "training looks for a notice every 5 s: remove the line",
+    }
 
     kind: str = Field(
         default="local",
@@ -90,14 +95,6 @@ class LauncherSettings(Settings):
             "Where training looks for the interruption notice of a spot instance, on which it writes a"
             " checkpoint: `aws` = EC2's instance metadata, also for a task of ECS, which does not stop it"
             " then. Kubernetes and SageMaker send SIGTERM, which training always handles."
-        ),
-    )
-    spot_poll_seconds: Float = Field(
-        default=5.0,
-        gt=0,
-        le=30,
-        description=(
-            "Time between two looks for a spot notice, which comes two minutes before the interruption."
         ),
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -13,6 +14,13 @@ from fullft_assets.settings.launchers.base import without_secret
 
 class EcsLauncherSettings(AwsLauncherSettings):
     """Keys of `kind: ecs`: tasks of Amazon ECS on GPU instances, with a store on S3."""
+
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        **AwsLauncherSettings.REMOVED,
+        "launch_type": "a task runs on EC2 instances of the cluster; for machines of your own set kind: ssh",
+        "nodes": "the processes of a training share one instance: remove the line",
+        "shared_memory_gb": "/dev/shm may take half of memory_gb: remove the line",
+    }
 
     kind: str = Field(default="ecs", description="Workloads run as tasks of Amazon ECS.")
     cluster: str = Field(
@@ -26,13 +34,6 @@ class EcsLauncherSettings(AwsLauncherSettings):
             " capacity too. Default: instances that are in the cluster already."
         ),
     )
-    launch_type: Literal["EC2", "EXTERNAL"] = Field(
-        default="EC2",
-        description=(
-            "Of instances that are in the cluster already: of EC2, or machines of your own that are"
-            " registered (`EXTERNAL`)."
-        ),
-    )
     instance_type: str | None = Field(
         default=None,
         pattern=r"^[a-z0-9-]+\.[a-z0-9-]+$",
@@ -41,7 +42,6 @@ class EcsLauncherSettings(AwsLauncherSettings):
             " is that of `fullft jobs`."
         ),
     )
-    nodes: int = Field(default=1, ge=1, description="One: the processes of a training share one instance.")
     gpus: bool = Field(
         default=True,
         description="Whether a task asks for a GPU for each of its processes; `false`: the CPU alone.",
@@ -58,14 +58,6 @@ class EcsLauncherSettings(AwsLauncherSettings):
         description=(
             "Memory in GiB that a task asks for and may use; an instance has some hundred MiB less to give"
             " than its type says."
-        ),
-    )
-    shared_memory_gb: Float = Field(
-        default=2.0,
-        gt=0,
-        le=1024,
-        description=(
-            "Size of /dev/shm in GiB, in which the processes of a task share memory; it counts as its memory."
         ),
     )
     task_role_arn: str = Field(
@@ -112,8 +104,9 @@ class EcsLauncherSettings(AwsLauncherSettings):
     @property
     def target(self) -> dict[str, Any]:
         """What an instance must be; a plan is made on one of them."""
-        keys = {"capacity_provider", "launch_type", "instance_type", "gpus", "cpu", "memory_gb"}
-        return {"kind": self.kind, **self.model_dump(include=keys)}
+        keys = {"capacity_provider", "instance_type", "gpus", "cpu", "memory_gb"}
+        # Plans of stores from before are found by this key.
+        return {"kind": self.kind, "launch_type": "EC2", **self.model_dump(include=keys)}
 
     @field_validator("environment")
     @classmethod
@@ -126,12 +119,3 @@ class EcsLauncherSettings(AwsLauncherSettings):
         if provider is not None and provider.startswith("FARGATE"):
             raise ValueError("Fargate has no GPUs; name a capacity provider of EC2 instances")
         return provider
-
-    @field_validator("nodes")
-    @classmethod
-    def _is_one(cls, nodes: int) -> int:
-        if nodes > 1:
-            raise ValueError(
-                "a training on ECS has one instance; use kind: kubernetes, sagemaker or ssh for several"
-            )
-        return nodes

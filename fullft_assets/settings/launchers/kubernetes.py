@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
 from fullft_assets.settings.base import Float
 from fullft_assets.settings.launchers.base import LauncherSettings, Retries, without_secret
 
+#: The keys of a pod's template that a YAML may set, by their section.
+_POD_KEYS: dict[tuple[str, ...], frozenset[str]] = {
+    (): frozenset(("metadata", "spec")),
+    ("metadata",): frozenset(("labels", "annotations")),
+    ("spec",): frozenset(
+        (
+            "nodeSelector",
+            "affinity",
+            "tolerations",
+            "topologySpreadConstraints",
+            "priorityClassName",
+            "schedulerName",
+            "runtimeClassName",
+            "imagePullSecrets",
+            "hostAliases",
+            "dnsConfig",
+            "dnsPolicy",
+            "securityContext",
+        )
+    ),
+    ("spec", "securityContext"): frozenset(("runAsUser", "runAsGroup", "fsGroup", "supplementalGroups")),
+}
+
 
 class KubernetesLauncherSettings(LauncherSettings):
     """Keys of `kind: kubernetes`: each workload is an Indexed Job of a cluster."""
+
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        **LauncherSettings.REMOVED,
+        "allow_tags": "give `image` by its digest, REPOSITORY@sha256:...",
+        "image_pull_secrets": "set pod: {spec: {imagePullSecrets: [{name: ...}]}}",
+        "shared_memory": "/dev/shm may take the memory of the pod: remove the line",
+        "node_selector": "set pod: {spec: {nodeSelector: {...}}}",
+        "tolerations": "set pod: {spec: {tolerations: [...]}}",
+        "labels": "set pod: {metadata: {labels: {...}}}",
+        "annotations": "set pod: {metadata: {annotations: {...}}}",
+        "run_as": "set pod: {spec: {securityContext: {runAsUser: ..., runAsGroup: ..., fsGroup: ...}}}",
+    }
 
     kind: str = Field(default="kubernetes", description="Workloads run as Jobs of a Kubernetes cluster.")
     context: str | None = Field(
@@ -26,17 +61,11 @@ class KubernetesLauncherSettings(LauncherSettings):
         default="default", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Namespace of the Jobs."
     )
     image: str = Field(
-        pattern=r"^[^\s-]\S*$",
+        pattern=r"^[^\s-]\S*@sha256:[0-9a-f]{64}$",
         description=(
             "Image by its digest, `REPOSITORY@sha256:...`, with fullft_assets in the same version. Its entry"
             " point runs its arguments."
         ),
-    )
-    allow_tags: bool = Field(
-        default=False, description="Whether `image` may have no digest; a tag can be another image tomorrow."
-    )
-    image_pull_secrets: list[str] = Field(
-        default_factory=list, description="Names of the Secrets with which the image is pulled."
     )
     python: str = Field(default="python", description="Python in the image that has fullft_assets.")
     folder: str | None = Field(
@@ -69,12 +98,6 @@ class KubernetesLauncherSettings(LauncherSettings):
             " namespace's."
         ),
     )
-    shared_memory: str = Field(
-        default="2Gi",
-        description=(
-            "Size of /dev/shm, in which the processes of a pod share memory; it counts as memory of the pod."
-        ),
-    )
     claims: dict[str, str] = Field(
         default_factory=dict,
         description=(
@@ -82,33 +105,21 @@ class KubernetesLauncherSettings(LauncherSettings):
             " `$FULLFT_CACHE`."
         ),
     )
-    node_selector: dict[str, str] = Field(
-        default_factory=dict,
-        description="Labels that a node must have: the kind of its GPU, or spot capacity.",
-    )
-    tolerations: list[dict[str, str | int]] = Field(
-        default_factory=list,
-        description=(
-            "Taints of nodes that are no obstacle, as Kubernetes writes them: key, operator, value, effect."
-        ),
-    )
-    labels: dict[str, str] = Field(
+    pod: dict[str, Any] = Field(
         default_factory=dict,
         description=(
-            "Labels of Job and pods, such as `kueue.x-k8s.io/queue-name`, with which Kueue admits the Job."
+            "What is added to the template of the pods, as Kubernetes writes it: `metadata` with labels (also of"
+            " the Job, such as `kueue.x-k8s.io/queue-name`) and annotations, and `spec` with nodeSelector,"
+            " affinity, tolerations, topologySpreadConstraints, priorityClassName, schedulerName,"
+            " runtimeClassName, imagePullSecrets, hostAliases, dnsConfig, dnsPolicy, and of securityContext the"
+            " numbers of user and groups (10001 by default, never root)."
         ),
     )
-    annotations: dict[str, str] = Field(default_factory=dict, description="Annotations of Job and pods.")
     service_account: str | None = Field(
         default=None,
         description=(
             "Service account of the pods, for rights on a cloud's storage; they get no token for the cluster."
         ),
-    )
-    run_as: int = Field(
-        default=10_001,
-        ge=1,
-        description="Number of the user and group that the workload runs as; never root.",
     )
     secrets: list[str] = Field(
         default_factory=list,
@@ -146,7 +157,8 @@ class KubernetesLauncherSettings(LauncherSettings):
         """What a node must have; a plan is made on one of them."""
         return {
             "kind": self.kind,
-            **self.model_dump(include={"node_selector", "gpu_resource", "cpu", "memory"}),
+            "node_selector": self.pod.get("spec", {}).get("nodeSelector", {}),
+            **self.model_dump(include={"gpu_resource", "cpu", "memory"}),
         }
 
     @field_validator("environment")
@@ -154,13 +166,24 @@ class KubernetesLauncherSettings(LauncherSettings):
     def _has_no_secret(cls, environment: dict[str, str]) -> dict[str, str]:
         return without_secret(environment, "put it into a Secret and name that in secrets")
 
+    @field_validator("pod")
+    @classmethod
+    def _leaves_the_workload_alone(cls, pod: dict[str, Any]) -> dict[str, Any]:
+        for place, allowed in _POD_KEYS.items():
+            section: Any = pod
+            for name in place:
+                section = section.get(name, {})
+            if not isinstance(section, dict):
+                raise ValueError(f"{'.'.join(place)} is not a section with keys")
+            for name in section.keys() - allowed:
+                raise ValueError(
+                    f"{'.'.join((*place, name))} is not for a YAML to set, as image, command, account and mounts"
+                    f" are the launcher's; allowed here: {', '.join(sorted(allowed))}"
+                )
+        return pod
+
     @model_validator(mode="after")
     def _is_possible(self) -> KubernetesLauncherSettings:
-        if not self.allow_tags and not re.search(r"@sha256:[0-9a-f]{64}$", self.image):
-            raise ValueError(
-                f"image {self.image} has no digest: write it as REPOSITORY@sha256:..., or set allow_tags:"
-                " true"
-            )
         if self.processes % self.nodes:
             raise ValueError(
                 f"processes ({self.processes}) must be a multiple of nodes ({self.nodes}): every pod starts"

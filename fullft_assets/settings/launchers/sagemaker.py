@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -16,6 +17,12 @@ _PROCESSING_HOURS, _PROCESSING_CHARACTERS = 216, 256
 
 class SageMakerLauncherSettings(AwsLauncherSettings):
     """Keys of `kind: sagemaker`: Training Jobs or Processing Jobs of Amazon SageMaker, with a store on S3."""
+
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        **AwsLauncherSettings.REMOVED,
+        "max_wait_hours": "SageMaker waits 24 hours for spot instances: remove the line",
+        "output_kms_key": "set $FULLFT_KMS_KEY, the store's own key",
+    }
 
     kind: str = Field(default="sagemaker", description="Workloads run as Training Jobs of Amazon SageMaker.")
     jobs: Literal["training", "processing"] = Field(
@@ -73,15 +80,6 @@ class SageMakerLauncherSettings(AwsLauncherSettings):
             "Whether to train on spot instances. SageMaker starts an interrupted job again in its time."
         ),
     )
-    max_wait_hours: Float = Field(
-        default=24.0,
-        ge=0,
-        le=672,
-        description=(
-            "Time that SageMaker may wait for spot instances, beside launcher.max_hours; after it the"
-            " workload counts as preempted."
-        ),
-    )
     network_isolation: bool = Field(
         default=False,
         description=(
@@ -95,10 +93,6 @@ class SageMakerLauncherSettings(AwsLauncherSettings):
             "KMS key of the instances' disks. Instance types with local NVMe disks refuse one: their hardware"
             " encrypts."
         ),
-    )
-    output_kms_key: str | None = Field(
-        default=None,
-        description="KMS key of what SageMaker itself writes to S3. The store's own is $FULLFT_KMS_KEY.",
     )
     environment: dict[str, Annotated[str, Field(max_length=512)]] = Field(
         default_factory=dict,

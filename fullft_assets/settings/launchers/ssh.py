@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from fullft_assets.settings.launchers.base import LauncherSettings, Retries
 
+SshOption = Literal["User", "Port", "ProxyJump", "IdentityFile", "UserKnownHostsFile"]
+
 
 class SshLauncherSettings(LauncherSettings):
     """Keys of `kind: ssh`: a GPU machine of one's own, reached with the system's `ssh`."""
+
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        **LauncherSettings.REMOVED,
+        "user": "set options: {User: ...}",
+        "port": "set options: {Port: ...}",
+        "key_file": "set options: {IdentityFile: ...}",
+        "known_hosts": "set options: {UserKnownHostsFile: ...}",
+        "rendezvous_address": "set rendezvous: ADDRESS",
+        "rendezvous_port": "set rendezvous: ADDRESS:PORT",
+    }
 
     kind: str = Field(default="ssh", description="Workloads run on another machine.")
     host: str = Field(
         pattern=r"^[^-\s]\S*$",
         description="Name or address of the machine, or a `Host` of your `~/.ssh/config`.",
     )
-    user: str | None = Field(
-        default=None,
-        description="User there. Default: what `~/.ssh/config` says, else your own name.",
-    )
-    port: int | None = Field(
-        default=None,
-        ge=1,
-        le=65_535,
-        description="Port of its SSH server. Default: what `~/.ssh/config` says, else 22.",
-    )
-    key_file: str | None = Field(
-        default=None,
+    options: dict[SshOption, str | int] = Field(
+        default_factory=dict,
         description=(
-            "Private key without a passphrase: an absolute path, or one from `~`. Default: those that `ssh`"
-            " finds, an agent's included."
-        ),
-    )
-    known_hosts: str | None = Field(
-        default=None,
-        description=(
-            "File with the machine's host key, which is always checked: an absolute path, or one from `~`."
-            " Default: `~/.ssh/known_hosts`."
+            "Options of `ssh` by their names in `~/.ssh/config`: User, Port, ProxyJump, IdentityFile (a private"
+            " key without a passphrase) and UserKnownHostsFile (the machine's host key, which is always"
+            " checked). Default: what `~/.ssh/config` says."
         ),
     )
     python: str = Field(
@@ -70,19 +67,13 @@ class SshLauncherSettings(LauncherSettings):
             " workloads run on `host` alone."
         ),
     )
-    rendezvous_address: str | None = Field(
+    rendezvous: str | None = Field(
         default=None,
-        pattern=r"^[^-\s]\S*$",
+        pattern=r"^[^-\s:][^\s:]*(:[0-9]{1,5})?$",
         description=(
-            "Name or address by which more_hosts reach `host`. Default: `host`, which must not be an alias of"
-            " `~/.ssh/config` then."
+            "Name or address by which more_hosts reach `host`, with a port of it (`ADDRESS:PORT`) where 29500 is"
+            " taken. Default: `host`, which must not be an alias of `~/.ssh/config` then."
         ),
-    )
-    rendezvous_port: int = Field(
-        default=29_500,
-        ge=1,
-        le=65_535,
-        description="Port of `host` on which the processes of more_hosts find those of `host`.",
     )
     max_retries: Retries = 2
 
