@@ -3,7 +3,8 @@
 `data/personal_data.jsonl` has sentences in ten languages with invented identifiers, whose check digits are
 right, marked as `[[kind|text]]`, and sentences with look-alikes (invoice numbers, versions, hashes, ISBN,
 dates, prices). The patterns were adjusted on the half `tuned`; the half `held_back` was only measured, but
-for the digits' shape of one telephone number that was missed in it (see docs/data/personal-data.md).
+for the digits' shape of one telephone number that was missed in it (see
+benchmarks/results/personal-data-2026-11.md).
 """
 
 from __future__ import annotations

@@ -257,7 +257,8 @@ class TestHelm:
             and "ENV PATH=/opt/venv/bin:" in DOCKERFILE.read_text()
         )
         assert program in " ".join(read(COMPOSE)["services"]["webserver"]["command"])
-        documented = (ROOT / "docs/deployment.md").read_text()
+        pages = [ROOT / "docs/deployment.md", *sorted((ROOT / "docs/deployment").glob("*.md"))]
+        documented = "".join(page.read_text() for page in pages)
         assert documented.count(f"python {program}") == 3 and "\ndagster-webserver" not in documented
 
     def test_every_name_that_a_pod_needs_is_in_the_manifests(self) -> None:
@@ -281,7 +282,9 @@ class TestHelm:
         ]
         blocks = [
             yaml.safe_load(b)
-            for b in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/launchers.md").read_text(), re.S)
+            for b in re.findall(
+                r"```yaml\n(.*?)```", (ROOT / "docs/launchers/kubernetes.md").read_text(), re.S
+            )
         ]
         (launcher,) = [b["launcher"] for b in blocks if b.get("launcher", {}).get("kind") == "kubernetes"]
         assert launcher["environment"] == {
