@@ -13,9 +13,6 @@ from fullft_assets.checking import corpus
 from fullft_assets.checking.check import check_use_case
 from fullft_assets.checking.group_candidates import suggested_group
 from fullft_assets.checking.validation import load_use_case
-from fullft_assets.documents.batches import Batch
-from fullft_assets.documents.reading import read_documents
-from fullft_assets.documents.sources import Folder
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings.use_case import UseCase
 from tests import project as projects
