@@ -303,7 +303,7 @@ def _windows_line(settings: UseCaseSettings, corpus: Corpus) -> str:
 def _memory_line(settings: UseCaseSettings, model: BaseModelHeader, device: Device | None) -> str:
     training = settings.training
     on_gpu = device is not None and device.is_gpu
-    width = 4 if training.weights == "fp32" and (training.precision in ("fp32", "tf32") or not on_gpu) else 2
+    width = 4 if training.weights == "fp32" and (training.precision == "fp32" or not on_gpu) else 2
     state, activations = memory_bytes(settings, model, width)
     name = "AdamW" if training.optimizer == "adamw" else training.optimizer
     a_parameter = f"{state_bytes(training.optimizer, training.weights)} bytes a parameter"

@@ -37,7 +37,7 @@ _AFTER_NO = {
         " labels"
     ),
     FULL_FINETUNING_IS_JUSTIFIED.name: (
-        "use the best baseline, or retrain less often (planning.retrains_a_year) on a cheaper machine"
+        "use the best baseline, or retrain less often (retraining.max_age_days) on a cheaper machine"
         " (`fullft plan`)"
     ),
     IS_CALIBRATED.name: (
