@@ -89,8 +89,9 @@ class TrainingSettings(Settings):
     optimizer: Annotated[str, OneOf("optimizer", lambda: OPTIMIZERS.names)] = Field(
         default="adamw",
         description=(
-            "All but adamw take less memory. `..._in_backward` updates weights in the backward pass, without"
-            " gradient accumulation. adamw_8bit needs bitsandbytes."
+            "`adamw`; with less memory `adamw_8bit` (needs bitsandbytes), `adafactor`, `adamw_in_backward` and"
+            " `adafactor_in_backward`, which update weights in the backward pass, without gradient"
+            " accumulation; or one of another package."
         ),
     )
     weights: Weights = Field(
