@@ -84,7 +84,7 @@ def _rates(model: Path, found: Rounds, side: str, seconds: float, scale: str) ->
 
     from fullft_assets.models import precision
     from fullft_assets.models.hardware import gpu_name, peak_flops
-    from fullft_assets.training.throughput import ModelShape, step_flops
+    from fullft_assets.training.recorder import ModelShape, step_flops
 
     with torch.device("meta"):
         shape = ModelShape.of(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)))

@@ -40,9 +40,7 @@ RUNGS = (
     ("adamw", "bf16"),
     ("adamw_in_backward", "bf16"),
     ("adafactor_in_backward", "fp32"),
-    ("lomo", "fp32"),
     ("adafactor_in_backward", "bf16"),
-    ("lomo", "bf16"),
 )
 #: The low-memory mode.
 LOWEST = ("adafactor_in_backward", "bf16")
@@ -61,8 +59,6 @@ WAYS = {
 GOAL_OF_WAYS = 0.50
 #: Maximum memory of a process that shares the model, relative to one that holds all of it.
 GOAL_OF_SHARING = 0.90
-#: Learning rates; 1e-3 for the others.
-RATES = {"lomo": 0.3}
 
 
 @dataclass(frozen=True)
@@ -188,8 +184,8 @@ def measure_sharing(folder: Path) -> BytesRow:
 
 
 def measure(model: Path, optimizer: str, weights: str, *more: str, processes: int = 1) -> dict[str, Any]:
-    """Return `bytes` of one rung's peak beyond its baseline, those `bytes_in_steps` alone, and the `losses`
-    of its steps.
+    """Return `bytes` of one rung's peak beyond its baseline, those `bytes_in_steps` alone, those of the
+    `libraries`, which are the baseline, and the `losses` of its steps.
 
     Of several processes the one with the largest peak counts.
     """
@@ -289,7 +285,7 @@ def train(
 
     rung: dict[str, Any] = {"optimizer": optimizer, "weights": weights}
     settings = TrainingSettings(
-        epochs=1, batch_size=_ROWS, micro_batch_size=_ROWS // processes, learning_rate=RATES.get(optimizer, 1e-3),
+        epochs=1, batch_size=_ROWS, micro_batch_size=_ROWS // processes, learning_rate=1e-3,
         precision="auto" if weights == "bf16" else "fp32", scheduler="constant_with_warmup", track=[], **rung, **more,
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="fullft-bench-") as folder:
@@ -328,7 +324,12 @@ def _main(optimizer: str, weights: str, model: str, *more: str) -> None:
         Path(model), optimizer, weights, ACTIVATIONS if "activations" in more else STATE, **options
     )
     line = json.dumps(
-        {"bytes": _peak_bytes() - before, "bytes_in_steps": in_steps - before, "losses": losses}
+        {
+            "bytes": _peak_bytes() - before,
+            "bytes_in_steps": in_steps - before,
+            "libraries": before,
+            "losses": losses,
+        }
     )
     # One write: torchrun's processes do not buffer, and print writes the end of a line by itself, in the
     # midst of another's.

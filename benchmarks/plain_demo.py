@@ -151,7 +151,7 @@ def train(
     torch.manual_seed(settings.seed)
     options = {
         "num_labels": num_labels,
-        "attention_probs_dropout_prob": chosen.attention_dropout,
+        "attention_probs_dropout_prob": 0.0,
         "dtype": torch.float32,
     }
     model = AutoModelForSequenceClassification.from_pretrained(base, **options).to(DEVICE)

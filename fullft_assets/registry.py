@@ -36,6 +36,11 @@ class Registry(Generic[T]):
         self._loaded: dict[str, T] = {}
 
     @property
+    def ours(self) -> list[str]:
+        """The names that this package registers."""
+        return list(self._ours)
+
+    @property
     def names(self) -> list[str]:
         """All registered names: ours first, then those of other packages in alphabetical order."""
         return [*self._ours, *sorted(self._theirs)]

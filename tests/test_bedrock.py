@@ -15,6 +15,7 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import BedrockSettings
 from fullft_assets.tasks.baseline import BaselineContext, load_all
+from fullft_assets.tasks.classification import bedrock
 from fullft_assets.tasks.classification.bedrock import Bedrock, read_label
 from tests import project as projects
 from tests.bedrock_server import BedrockServer, serve
@@ -101,10 +102,9 @@ def test_an_answer_that_is_no_label_counts_as_the_commonest(
     )
 
 
-def test_texts_are_cut(prepared: Prepared, server: BedrockServer) -> None:
-    Bedrock.fit(prepared.split("train"), context(prepared, server, max_characters=5)).predict(
-        prepared.split("test")
-    )
+def test_texts_are_cut(prepared: Prepared, server: BedrockServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bedrock, "_MAX_CHARACTERS", 5)
+    Bedrock.fit(prepared.split("train"), context(prepared, server)).predict(prepared.split("test"))
     assert {len(request["messages"][-1]["content"][0]["text"]) for request in server.requests} <= set(
         range(1, 8)
     )

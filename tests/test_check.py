@@ -112,7 +112,7 @@ def test_problems_stand_on_stderr_and_nothing_else_is_printed(project):
     assert done.stderr.splitlines() == [
         "defs/x/defs.yaml:6: training.epochs: 0 is not a number > 0 and <= 1000",
         (
-            "defs/x/defs.yaml:7: training.precision: bf17 is not one of auto, fp32, tf32, bf16, fp16; did you"
+            "defs/x/defs.yaml:7: training.precision: bf17 is not one of auto, fp32, bf16, fp16; did you"
             " mean `bf16`?"
         ),
     ]

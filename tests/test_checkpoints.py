@@ -71,10 +71,13 @@ def test_files_and_names_are_on_the_disk_before_what_they_are_needed_for(
     assert events[published + 1] == ("sync", ".")
 
 
-def test_a_kill_at_any_moment_of_a_replacement_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
+def test_a_kill_at_any_moment_of_a_replacement_leaves_a_complete_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Children kill themselves at their first, second, ... touch of the folder, until one comes to its
     end.
     """
+    monkeypatch.setattr(checkpoints, "NUM_NEWEST", 1)
     seen, folder, touches = [], tmp_path / "work", 0
     while "end" not in seen:
         touches += 1
@@ -103,7 +106,7 @@ def test_a_kill_at_any_moment_of_a_replacement_leaves_a_complete_checkpoint(tmp_
         assert status in (0, -signal.SIGKILL)
         whole = latest_checkpoint(folder)
         seen += [(whole.name, (whole / "inner" / "weights").read_text()), *(["end"] if status == 0 else [])]
-        retain(folder, RunHistory(folder), newest=1, best=None)
+        retain(folder, RunHistory(folder), best=None)
         assert all_checkpoints(folder) == [latest_checkpoint(folder)] == [whole]
     assert set(seen) == {
         ("checkpoint-4", "old"),
@@ -210,10 +213,11 @@ def test_the_best_weights_are_not_taken_from_a_damaged_checkpoint(tmp_path: Path
 
 
 def test_checkpoints_that_cannot_be_loaded_are_passed_over_though_their_digests_are_right(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(checkpoints, "NUM_NEWEST", 9)
     data, work = training(80, marked=True), tmp_path / "work"
-    chosen = SETTINGS.model_copy(update={"checkpoint_every_steps": 1, "keep_checkpoints": 9})
+    chosen = SETTINGS.model_copy(update={"checkpoint_every_steps": 1})
     with pytest.raises(Interrupted):
         fit(LLAMA, data, chosen, work, resumable=True, progress=Stopping(6))
     names = {

@@ -25,7 +25,7 @@ from fullft_assets.models.inference import load_classifier
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.tasks.classification.recipe import score
 from fullft_assets.training import sharding
-from fullft_assets.training.requirements import require
+from fullft_assets.training.finetuning import require
 from fullft_assets.workloads import planning
 from tests import machine
 from tests.prepared import command, prepare, write_general, write_tiny_model

@@ -34,7 +34,7 @@ WRONG_YAML = {
     "type": ({"training": {"epochs": "many"}}, "training.epochs: many is not a number > 0 and <= 1000"),
     "choice": (
         {"training": {"precision": "bf-16"}},
-        "training.precision: bf-16 is not one of auto, fp32, tf32, bf16, fp16; did you mean `bf16`?",
+        "training.precision: bf-16 is not one of auto, fp32, bf16, fp16; did you mean `bf16`?",
     ),
     "bound": ({"snapshot": {"test_share": 2}}, "snapshot.test_share: 2 is not a number > 0 and < 1"),
     "missing model": (

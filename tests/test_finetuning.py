@@ -26,7 +26,7 @@ from fullft_assets.tasks.classification.recipe import ClassificationRecipe, plan
 from fullft_assets.training import checkpoints
 from fullft_assets.training.checkpoints import StepLog, latest_checkpoint, publish
 from fullft_assets.training.finetuning import Fit, exclusive, fine_tune
-from fullft_assets.training.requirements import accumulation_steps
+from fullft_assets.training.trainer import accumulation_steps
 from tests.optimizer_steps import Stopping, without_dropout
 from tests.prepared import Prepared, prepare
 
@@ -164,7 +164,7 @@ class TestBatches:
     def test_accumulated_micro_batches_train_as_one_batch_does(self, tiny, tmp_path):
         # AdamW hides a wrong scale of the gradients in the weights; the logged loss and gradient norm show
         # it.
-        chosen = quick(max_grad_norm=0.05, attention_dropout=0.0)
+        chosen = quick(max_grad_norm=0.05)
         dropless = without_dropout(tiny, tmp_path / "model")
         whole, parts = (
             fine_tune(
@@ -235,7 +235,7 @@ class TestDivergence:
 
     def test_scores_of_outputs_that_are_not_finite_are_not_numbers(self, tiny, tmp_path):
         scores = score(
-            load_for_training(_poison(tiny, tmp_path / "model"), tiny.labels, None), tiny.split("validation")
+            load_for_training(_poison(tiny, tmp_path / "model"), tiny.labels), tiny.split("validation")
         )
         assert all(map(math.isnan, scores.values()))
 
@@ -274,7 +274,7 @@ class TestCheckpoints:
             assert torch.equal(resumed.model.state_dict()[name], value), name
 
     def test_newest_checkpoints_are_kept(self, tiny, tmp_path):
-        fit = train(tiny, tmp_path, quick(checkpoint_every_steps=3, keep_checkpoints=2), evaluate_at=())
+        fit = train(tiny, tmp_path, quick(checkpoint_every_steps=3), evaluate_at=())
         kept = sorted(int(path.name.rsplit("-")[1]) for path in tmp_path.glob("checkpoint-*"))
         assert kept == [fit.num_steps // 3 * 3 - (0 if fit.num_steps % 3 else 3), fit.num_steps]
         assert latest_checkpoint(tmp_path).name == f"checkpoint-{fit.num_steps}"

@@ -78,7 +78,7 @@ def problems(tmp_path: Path, guards: dict[str, object]) -> str:
 
 
 def test_a_yaml_switches_it_on_by_its_name(tmp_path: Path, other_package: None) -> None:
-    assert problems(tmp_path, {"more": {"low_loss": {"action": "stop", "below": 0.5}}}) == ""
+    assert problems(tmp_path, {"low_loss": {"action": "stop", "below": 0.5}}) == ""
 
 
 @pytest.mark.parametrize(
@@ -86,30 +86,25 @@ def test_a_yaml_switches_it_on_by_its_name(tmp_path: Path, other_package: None) 
     [
         (
             {"low_los": {"below": 0.5}},
-            r"training\.guards\.more\.low_los: unknown guard low_los: use one of .*did you mean low_loss\?",
+            r"training\.guards\.low_los: unknown guard low_los: use one of .*did you mean low_loss\?",
         ),
         (
             {"low_loss": {"below": -1}},
-            r"training\.guards\.more\.low_loss: below: Input should be greater than 0",
+            r"training\.guards\.low_loss: below: Input should be greater than 0",
         ),
-        ({"low_loss": {"belw": 1}}, r"training\.guards\.more\.low_loss: below: Field required"),
+        ({"low_loss": {"belw": 1}}, r"training\.guards\.low_loss: below: Field required"),
         (
             {"low_loss": {"below": 1, "action": "sing"}},
-            r"training\.guards\.more\.low_loss: action: Input should be 'off', 'warn'",
+            r"training\.guards\.low_loss: action: Input should be 'off', 'warn'",
         ),
-        (
-            {"idle": {"steps": 3}},
-            (
-                r"training\.guards\.more\.idle: this guard is built in; give its settings below"
-                r" training\.guards\.idle"
-            ),
-        ),
+        ({"idle": {"steps": 3}}, r"training\.guards\.idle: its thresholds were removed"),
+        ({"more": {}}, r"training\.guards: `more` was removed; name the guard beside the others"),
     ],
 )
 def test_what_is_wrong_with_it_is_one_line(
     tmp_path: Path, other_package: None, more: dict[str, object], message: str
 ) -> None:
-    assert re.search(message, problems(tmp_path, {"more": more}))
+    assert re.search(message, problems(tmp_path, more))
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +122,7 @@ def settings(**guard: object) -> TrainingSettings:
         "track": [],
     }
     return TrainingSettings.model_validate(
-        values | {"checkpoint_every_steps": 2, "guards": {"more": {"low_loss": guard}}}
+        values | {"checkpoint_every_steps": 2, "guards": {"low_loss": guard}}
     )
 
 
@@ -152,6 +147,6 @@ def test_it_warns_in_the_step_log(tiny: Prepared, tmp_path: Path, other_package:
 
 
 def test_a_guard_that_is_not_installed_is_refused_before_any_work(tiny: Prepared, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"training\.guards\.more\.low_loss: unknown guard low_loss"):
+    with pytest.raises(SettingsError, match=r"training\.guards\.low_loss: unknown guard low_loss"):
         fine_tune(tiny.recipe, settings(below=1.0), 17, tmp_path / "work", Progress(silent=True))
     assert not (tmp_path / "work").exists()

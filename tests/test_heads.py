@@ -113,7 +113,7 @@ def test_a_saved_classifier_answers_the_same(case: Prepared, architecture: Path,
     if not is_pooled:  # transformers has it as it is
         loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
         np.testing.assert_allclose(predict_with(loaded, windows).probabilities, expected, atol=1e-6)
-    again = load_for_training(tmp_path / "saved", case.labels, None, load=load_classifier, keeps_head=True)
+    again = load_for_training(tmp_path / "saved", case.labels, load=load_classifier, keeps_head=True)
     np.testing.assert_allclose(predict_with(again, windows).probabilities, expected, atol=1e-6)
 
 
@@ -152,7 +152,7 @@ def test_a_folder_that_pools_by_its_class_token_is_read_so(case: Prepared, tmp_p
     )
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
-    model = load_for_training(tmp_path, ["a", "b"], None, load=load_new_classifier)
+    model = load_for_training(tmp_path, ["a", "b"], load=load_new_classifier)
     windows = [[[5, 6, 7]]]
     state = model.base_model.eval()(torch.tensor(windows[0])).last_hidden_state[:, 0]
     np.testing.assert_allclose(heads.features_of_documents(model, windows), state.detach().numpy(), atol=1e-6)
@@ -161,7 +161,7 @@ def test_a_folder_that_pools_by_its_class_token_is_read_so(case: Prepared, tmp_p
 def test_a_head_of_other_labels_is_not_used(case: Prepared, tmp_path: Path) -> None:
     _, model = began(case)
     pooled.save(model, tmp_path, 64)
-    other = load_for_training(tmp_path, ["a", "b", "c"], None, load=load_new_classifier)
+    other = load_for_training(tmp_path, ["a", "b", "c"], load=load_new_classifier)
     assert other.left_out_head == f"of {len(case.labels)} labels"
     assert other.config.num_labels == 3
 

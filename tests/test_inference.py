@@ -59,7 +59,7 @@ def windows(base_model: Path) -> list[list[list[int]]]:
 @pytest.fixture(scope="module")
 def model(base_model: Path):
     torch.manual_seed(0)
-    return load_for_training(base_model, LABELS, 0.0).eval()
+    return load_for_training(base_model, LABELS).eval()
 
 
 def slowly(model, windows: list[list[list[int]]]) -> tuple[np.ndarray, np.ndarray]:
@@ -162,15 +162,14 @@ def test_a_decoder_without_a_padding_token_pads_with_the_end_token(
         pad_token_id=pad,
     )
     GPT2Model(config).save_pretrained(tmp_path)
-    decoder = load_for_training(tmp_path, LABELS, 0.0).eval()
+    decoder = load_for_training(tmp_path, LABELS).eval()
     assert decoder.config.pad_token_id == (98 if pad is None else pad)
     windows = [[[5, 6, 7, 8, 9]], [[7]], [[3, 98, 4], [98, 2]]]
     torch.testing.assert_close(predict_with(decoder, windows).probabilities, slowly(decoder, windows)[0])
 
 
-def test_attention_dropout_is_set_or_left(base_model: Path) -> None:
-    assert load_for_training(base_model, LABELS, 0.0).config.attention_probs_dropout_prob == 0.0
-    assert load_for_training(base_model, LABELS, None).config.attention_probs_dropout_prob == 0.1
+def test_attention_has_no_dropout(base_model: Path) -> None:
+    assert load_for_training(base_model, LABELS).config.attention_probs_dropout_prob == 0.0
 
 
 def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

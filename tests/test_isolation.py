@@ -9,8 +9,6 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    BertConfig,
     BloomConfig,
     GPT2Config,
     GptOssConfig,
@@ -143,55 +141,6 @@ def test_gradients_are_probed_beside_logits() -> None:
     model.model.layers[0].register_forward_hook(lambda module, given, output: _LeakingBackward.apply(output))
     found = probe(model, 64)
     assert not found.is_isolated and found.logit_change == 0 and found.gradient_change > 1e-3
-
-
-class TestEncoder:
-    """BERT sees both ways: decision 12 has why its rows are not packed."""
-
-    def build(self, implementation: str) -> PreTrainedModel:
-        config = BertConfig(
-            vocab_size=96,
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=32,
-            max_position_embeddings=128,
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(5)
-            return AutoModelForMaskedLM.from_config(config, attn_implementation=implementation)
-
-    @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-    def test_position_ids_alone_do_not_keep_documents_apart(self, implementation: str) -> None:
-        found = probe(WithoutCache(self.build(implementation)), 64)
-        assert not found.is_isolated and found.logit_change > 1e-4
-
-    @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-    def test_a_mask_of_blocks_does(self, implementation: str) -> None:
-        found = probe(WithBlocks(self.build(implementation)), 64)
-        assert (
-            found.is_isolated
-            and max(found.logit_change, found.gradient_change) < 1e-7
-            and found.difference_from_alone < 1e-5
-        )
-
-
-class WithoutCache(BlindToPositions):
-    """An encoder, which has none."""
-
-    def forward(self, input_ids, position_ids, use_cache):
-        return self.inner(input_ids=input_ids, position_ids=position_ids)
-
-
-class WithBlocks(BlindToPositions):
-    """An encoder whose tokens see the tokens of their own document alone."""
-
-    def forward(self, input_ids, position_ids, use_cache):
-        document = (position_ids == 0).cumsum(-1)
-        others = document[:, None, :, None] != document[:, None, None, :]
-        # Added to the scores: eager attention would take a mask of booleans for numbers.
-        mask = torch.zeros(others.shape).masked_fill(others, torch.finfo(torch.float32).min)
-        return self.inner(input_ids=input_ids, position_ids=position_ids, attention_mask=mask)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])

@@ -20,9 +20,14 @@ TEN_HOURS = 36_000.0
 
 
 def use_case(**planning: Any) -> UseCaseSettings:
-    planning = {"hourly_usd": 3.0, "retrains_a_year": 3, **planning}
     return UseCaseSettings.model_validate(
-        {"base_model": "m", "documents": {"path": "d"}, "examples": {"label": "label"}, "planning": planning}
+        {
+            "base_model": "m",
+            "documents": {"path": "d"},
+            "examples": {"label": "label"},
+            "planning": {"hourly_usd": 3.0, **planning},
+            "retraining": {"max_age_days": 365 / 3},
+        }
     )
 
 
@@ -54,14 +59,6 @@ def test_without_a_value_it_is_not_asked() -> None:
 def test_nothing_gained_is_not_worth_a_free_training() -> None:
     assert judged(-0.02, -0.01, 0.0, usd_per_point=100, hourly_usd=0).answer == "no"
     assert "(planning.hourly_usd is 0)" in judged(0.01, 0.02, 0.03, usd_per_point=100, hourly_usd=0).sentence
-
-
-def test_retrainings_follow_the_schedule_by_default() -> None:
-    aged = UseCaseSettings.model_validate(
-        use_case(usd_per_point=1).model_dump(exclude_unset=True) | {"retraining": {"max_age_days": 73}}
-    )
-    aged = aged.model_copy(update={"planning": aged.planning.model_copy(update={"retrains_a_year": None})})
-    assert judge_worth(0.1, 0.1, 0.1, TEN_HOURS, aged).cost_usd == pytest.approx(30 * 6)
 
 
 @pytest.mark.parametrize(

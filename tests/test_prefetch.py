@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from fullft_assets.training.feed import Batch, Feed
-from fullft_assets.training.prefetch import Prefetcher, already_collated
+from fullft_assets.training.feed import Batch, Feed, Prefetcher, already_collated
 
 ITEMS_A_PASS = 3
 UNTOUCHED = np.zeros(0, np.int64)

@@ -25,7 +25,6 @@ from tests.prepared import Prepared, prepare, prepare_language_model
 
 PLANNING = {
     "baselines": ["majority", "zero_shot", "few_shot"],
-    "prompting": {"examples": 5, "max_tokens": 200},
 }
 
 
@@ -40,7 +39,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 def conversations(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     planning = {
         "baselines": ["base_model", "few_shot_conversations"],
-        "prompting": {"examples": 3, "max_tokens": 300},
     }
     return prepare_language_model(tmp_path_factory.mktemp("conversations"), "sft", rows=60, planning=planning)
 
@@ -126,15 +124,16 @@ def test_each_label_is_drawn_as_often_as_another() -> None:
     assert sorted(prompting.draw(labels, 100, seed=3)) == list(range(72))
 
 
-def test_a_prompt_beyond_the_models_positions_is_refused(prepared: Prepared) -> None:
+def test_a_prompt_beyond_the_models_positions_is_refused(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
     context = prepared.baseline_context
     assert context.settings is not None
-    shown = context.settings.planning.prompting.model_copy(update={"max_tokens": 2_000, "examples": 40})
-    planning = context.settings.planning.model_copy(update={"prompting": shown})
-    context = replace(context, settings=context.settings.model_copy(update={"planning": planning}))
+    monkeypatch.setattr(prompting, "max_tokens", lambda context: 2_000)
+    monkeypatch.setattr(prompting, "NUM_EXAMPLES", 40)
     with pytest.raises(
         SettingsError,
-        match=r"planning.prompting.max_tokens: the longest prompt has .* base_model reads 512; give less",
+        match=r"planning.baselines: the longest prompt .* base_model reads 512; lower chunks.max_tokens",
     ):
         FewShot.fit(prepared.split("train"), context).predict(prepared.split("test"))
 

@@ -11,7 +11,7 @@ import yaml
 
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.checking.validation import load_use_case
-from fullft_assets.training.requirements import require
+from fullft_assets.training.finetuning import require
 from tests import project as projects
 from tests.test_base_model import MINILM, write_model
 

@@ -25,22 +25,17 @@ from fullft_assets.store import Manifest
 from fullft_assets.training.checkpoints import SEAL, STEP_LOG, latest_checkpoint
 from tests import metadata_server
 from tests.forked_training import ForkedTraining
-from tests.prepared import Prepared, command, prepare
+from tests.prepared import Prepared, command, prepare, write_tiny_model
 
 EVERY = 3
 SECONDS = 180.0
 STAGE = "finetuned_checkpoint"
+TRAINING = {"checkpoint_every_steps": EVERY, "learning_rate": 1e-3, "precision": "fp32"}
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    training = {
-        "checkpoint_every_steps": EVERY,
-        "keep_checkpoints": 2,
-        "learning_rate": 1e-3,
-        "precision": "fp32",
-    }
-    return prepare(tmp_path_factory.mktemp("resume"), tiny=True, training=training)
+    return prepare(tmp_path_factory.mktemp("resume"), tiny=True, training=TRAINING)
 
 
 class Run:
@@ -203,7 +198,7 @@ TWO = {"processes": 2, "micro_batch_size": 2}
         pytest.param(
             "layers",
             12,
-            {"l2_sp": 0.05, "layer_decay": 0.8, "freeze": "embeddings", "micro_batch_size": 4},
+            {"l2_sp": 0.05, "freeze_layers": 1, "micro_batch_size": 4},
             0,
             marks=pytest.mark.long,
         ),
@@ -342,7 +337,14 @@ def test_second_process_at_the_same_work_is_refused(prepared: Prepared, straight
 
 @pytest.mark.numeric
 @pytest.mark.slow
-def test_two_processes_train_together_and_resume(prepared: Prepared, straight: Run) -> None:
+def test_two_processes_train_together_and_resume(tmp_path: Path) -> None:
+    # Two processes would draw other dropout than one.
+    write_tiny_model(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "hidden_dropout_prob": 0.0}))
+    prepared = prepare(tmp_path, base_model="model", training=TRAINING)
+    straight = Run(prepared, "straight")
+    straight.finish()
     run = Run(prepared, "two", processes=2, training={"micro_batch_size": 4}, launcher={"processes": 2})
     process = run.start()
     wait_for(lambda: run.step() >= 6 or process.poll() is not None)
@@ -357,7 +359,6 @@ def test_two_processes_train_together_and_resume(prepared: Prepared, straight: R
     steps = [line["step"] for line in run.log() if "loss" in line]
     assert steps == sorted(set(steps))
     # The same batches, each rank half of them: the loss is the whole batch's mean, as with one process.
-    # Dropout differs, and a head that has learned shows it.
     first, alone = run.log()[0], straight.log()[0]
-    assert first["loss"] == pytest.approx(alone["loss"], rel=0.25)
+    assert first["loss"] == pytest.approx(alone["loss"], rel=0.02)
     shutil.rmtree(run.folder, ignore_errors=True)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from fullft_assets.errors import StoreError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.store import Store, checkpoints_ref
-from fullft_assets.training import random_states, ranks, resuming, stored_checkpoints
+from fullft_assets.training import ranks, resuming, stored_checkpoints, trainer
 from fullft_assets.training.callback import SegmentCallback
 from fullft_assets.training.checkpoints import SEAL, STEP_LOG, StepLog, identity_of, publish
 from fullft_assets.training.resuming import checkpoint_of_step, newest_checkpoint
@@ -190,10 +190,10 @@ def test_a_seal_that_names_a_file_elsewhere_writes_none(s3_env: S3Server, tmp_pa
 
 
 def test_generators_continue_where_a_checkpoint_has_them(tmp_path: Path) -> None:
-    torch.save([random_states.current()], tmp_path / "states")
+    torch.save([trainer.random_states()], tmp_path / "states")
     drawn = torch.rand(3), np.random.rand(3).tolist(), random.random()
     [state] = torch.load(tmp_path / "states", weights_only=True)
-    random_states.restore(state)
+    trainer.restore_random_states(state)
     again = torch.rand(3), np.random.rand(3).tolist(), random.random()
     assert torch.equal(drawn[0], again[0]) and drawn[1:] == again[1:]
 
@@ -248,7 +248,7 @@ class Machine:
             SimpleNamespace(best_step=log.best_step),
         )
         callback = SegmentCallback(
-            recorder, validator, None, self.history, set(), keep_checkpoints=2, stored=self.stored
+            recorder, validator, None, self.history, set(), resumable=True, stored=self.stored
         )
         for step, loss in steps:
             log.append({"step": step, "validation_loss": loss})
@@ -258,7 +258,7 @@ class Machine:
             self.stored.finish()
 
     def upload(self, *checkpoints: Path, best: int | None = None) -> None:
-        self.stored.offer(checkpoints, self.history, newest=2, best=best)
+        self.stored.offer(checkpoints, self.history, best=best)
         self.stored.finish()
 
     def newest(self) -> str | None:

@@ -29,6 +29,7 @@ from fullft_assets.resources import one_line_errors
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.store import Store
 from fullft_assets.tasks.classification import recipe as classification
+from fullft_assets.training import checkpoints, guards
 from fullft_assets.training.checkpoints import StepLog, claim, latest_checkpoint, room_needed
 from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.training.run_history import RunHistory
@@ -148,6 +149,9 @@ class TestOutOfMemory:
         assert (fit.micro_batch_size, fit.incidents) == (8, []) and max(seen) > 3 and min(seen) <= 3
         # The fit of its head scores as well, in other batches.
         assert fit.scores["validation_loss"] == pytest.approx(straight.scores["validation_loss"], rel=1e-3)
+        monkeypatch.undo()
+        at_once = tiny.recipe.score(fit.model, QUIET)["loss"]
+        assert fit.scores["validation_loss"] == pytest.approx(at_once, rel=1e-4), "of the same weights"
 
     def test_a_row_that_does_not_fit_while_it_is_scored_is_one_line(self, tiny, tmp_path, monkeypatch):
         limit_memory(monkeypatch, rows=0, scoring=True)
@@ -205,18 +209,20 @@ class TestFullDisk:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
     def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_complete(
-        self, tiny, small_disk, tmp_path
+        self, tiny, small_disk, tmp_path, monkeypatch
     ):
+        monkeypatch.setattr(checkpoints, "NUM_NEWEST", 50)
         straight = train(tiny, tmp_path / "straight", checkpoint_every_steps=4)
         with pytest.raises(DiskError) as error:
-            train(tiny, small_disk, keep_checkpoints=50, checkpoint_every_steps=4)
+            train(tiny, small_disk, checkpoint_every_steps=4)
         assert f"{small_disk}: no room for the checkpoint of step " in str(error.value)
         whole = latest_checkpoint(small_disk)
         assert f"; the same command resumes at {whole.name}" in str(error.value)
         assert "\n" not in str(error.value)
         assert not list(small_disk.glob("unfinished*")), "what found no room gives back what it took"
-        # What the message says: fewer are kept, and the same command goes on to the same weights.
-        fit = train(tiny, small_disk, keep_checkpoints=1, checkpoint_every_steps=4)
+        # With less on the disk the same command goes on to the same weights.
+        monkeypatch.setattr(checkpoints, "NUM_NEWEST", 1)
+        fit = train(tiny, small_disk, checkpoint_every_steps=4)
         assert fit.resumed_from_step == int(whole.name.rsplit("-", 1)[1]) > 0
         assert all(
             torch.equal(value, fit.model.state_dict()[name])
@@ -378,11 +384,13 @@ class TestRecord:
         record = Path(case.store.url, "failures", case.use_case.name, STAGE, f"{key}.json")
         return code, json.loads(record.read_text())
 
-    def test_a_guard_that_stops(self, tiny, capsys):
-        code, record = self.run(tiny, "diverged", guards={"no_progress": {"min_steps": 8, "min_fall": 0.9}})
+    def test_a_guard_that_stops(self, tiny, capsys, monkeypatch):
+        monkeypatch.setattr(guards, "_DEAD_NORM", 1e9)
+        monkeypatch.setattr(guards, "_DEAD_STEPS", 8)
+        code, record = self.run(tiny, "diverged")
         assert code == EXIT_FIXABLE
         assert record["failure"] == "divergence"
-        assert "by its guard no_progress: mean loss" in record["reason"]
+        assert "by its guard dead_gradient: gradient norm" in record["reason"]
         assert capsys.readouterr().err == record["reason"] + "\n"
 
     def test_training_does_not_continue_from_checkpoints_of_another_snapshot(self, tiny, capsys):

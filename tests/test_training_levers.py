@@ -1,4 +1,4 @@
-"""What makes a model forget less: distillation from the original, EWC, gradual unfreezing, weights in
+"""What makes a model forget less: distillation from the original, EWC, weights in
 between. Each does what it says.
 """
 
@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from fullft_assets.errors import DivergenceError, SettingsError
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.models import layers, precision, token_loss
+from fullft_assets.models import precision, token_loss
 from fullft_assets.models.inference import load_causal
 from fullft_assets.models.token_loss import IGNORED, TokenLoss
 from fullft_assets.settings import DistillationSettings, TrainingSettings
@@ -113,10 +113,10 @@ class TestDistilledTokenLoss:
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
         return [student, distillation.frozen(teacher, torch.device("cpu"))]
 
-    @pytest.mark.parametrize("tokens", ["replay", "task", "all"])
+    @pytest.mark.parametrize("marks_replay", [True, False])
     @pytest.mark.parametrize("is_fused", [True, False])
     def test_value_and_gradients(
-        self, models, tokens: str, is_fused: bool, monkeypatch: pytest.MonkeyPatch
+        self, models, marks_replay: bool, is_fused: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(
             token_loss, "_CHUNK_ELEMENTS", 2 * 7 * 512
@@ -131,22 +131,23 @@ class TestDistilledTokenLoss:
         hard = TokenLoss(student, {name: value[:1] for name, value in inputs.items()})
         assert hard.is_fused
         hard.is_fused = is_fused
-        loss = DistilledTokenLoss(hard, teacher, DistillationSettings(weight=0.3, temperature=2.0), tokens)
+        loss = DistilledTokenLoss(hard, teacher, 0.3)
         student.zero_grad()
-        found = loss.total(student, {**inputs, "is_replayed": replayed}, labels)
-        found.backward()
+        marks = {"is_replayed": replayed} if marks_replay else {}
+        total_loss = loss.total(student, {**inputs, **marks}, labels)
+        total_loss.backward()
         gradients = {name: parameter.grad.clone() for name, parameter in student.named_parameters()}
         student.zero_grad()
         logits, wanted = (model(**inputs).logits[:, :-1] for model in (student, teacher))
         total = torch.zeros(())
         for row, place in torch.nonzero(labels[:, 1:] != IGNORED).tolist():
-            taught = tokens == "all" or (tokens == "replay") == bool(replayed[row, place + 1])
+            taught = not marks_replay or bool(replayed[row, place + 1])
             cross_entropy = functional.cross_entropy(logits[row, place], labels[row, place + 1])
-            p, q = (torch.softmax(values[row, place] / 2.0, -1) for values in (wanted, logits))
-            divergence = 4.0 * (p * (p / q).log()).sum()
+            p, q = (torch.softmax(values[row, place], -1) for values in (wanted, logits))
+            divergence = (p * (p / q).log()).sum()
             total = total + (0.7 * cross_entropy + 0.3 * divergence if taught else cross_entropy)
         total.backward()
-        assert float(found) == pytest.approx(float(total.detach()), rel=1e-5)
+        assert float(total_loss) == pytest.approx(float(total.detach()), rel=1e-5)
         for name, parameter in student.named_parameters():
             assert torch.allclose(gradients[name], parameter.grad, atol=1e-4, rtol=1e-4), name
         assert all(parameter.grad is None for parameter in teacher.parameters())
@@ -156,9 +157,7 @@ class TestDistilledTokenLoss:
         ids = torch.arange(1, 21)[None]
         inputs = {"input_ids": ids, "is_replayed": torch.ones_like(ids, dtype=torch.bool)}
         hard = TokenLoss(model, {"input_ids": ids})
-        DistilledTokenLoss(hard, teacher, DistillationSettings(weight=1.0), "replay").total(
-            model, inputs, ids
-        ).backward()
+        DistilledTokenLoss(hard, teacher, 1.0).total(model, inputs, ids).backward()
         assert max(float(parameter.grad.abs().max()) for parameter in model.parameters()) < 1e-4
 
 
@@ -195,7 +194,7 @@ class TestDistillation:
 
         plain, held = (
             fit(language, tmp_path),
-            fit(language, tmp_path, distillation={"weight": 1.0, "tokens": "replay"}),
+            fit(language, tmp_path, distillation={"weight": 1.0}),
         )
         assert moved(held) < 0.5 * moved(plain)
 
@@ -211,7 +210,7 @@ class TestDistillation:
                 tmp_path,
                 micro_batch_size=size,
                 epochs=0.5,
-                distillation={"weight": 0.5, "tokens": "all"},
+                distillation={"weight": 0.5},
             )
             losses.append([line["loss"] for line in found.history if "loss" in line])
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -285,86 +284,6 @@ class TestEwc:
         assert measure(encoder.recipe, job.settings, 1)[0].predicted_seconds > 0
 
 
-class _Trained(TrainerCallback):
-    """Which layers the optimizer was given gradients of, by step."""
-
-    def __init__(self) -> None:
-        self.depths: dict[int, set[int]] = {}
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        names = [name for name, _ in model.named_parameters()]
-        count = layers.num_layers(names)
-        self.depths[state.global_step] = {
-            layers.depth(name, count) for name, value in model.named_parameters() if value.grad is not None
-        }
-
-
-class TestUnfreezing:
-    def test_one_more_layer_after_each_share_of_the_steps(self, encoder: Prepared, tmp_path: Path) -> None:
-        seen = _Trained()
-        found = fit(encoder, tmp_path, [seen], unfreeze_share=0.25, weight_decay=0.1)
-        expected = {
-            step: {3, 2, 1, 0} - set(range(3 - int(step / (0.25 * found.num_steps))))
-            for step in range(found.num_steps)
-        }
-        assert seen.depths == expected and {len(depths) for depths in expected.values()} == {1, 2, 3, 4}
-        assert found.model.num_parameters(only_trainable=True) == found.model.num_parameters()
-
-    def test_what_is_not_trained_yet_does_not_move(self, encoder: Prepared, tmp_path: Path) -> None:
-        found = fit(
-            encoder,
-            tmp_path,
-            unfreeze_share=0.3,
-            weight_decay=0.1,
-            guards={"no_progress": {"action": "off"}},
-            epochs=1.0,
-        )
-        assert found.num_steps > 10
-        start = load_file(encoder.base_model / "model.safetensors")
-        moved = {
-            name: not torch.equal(value, start[name.removeprefix("bert.")])
-            for name, value in found.model.named_parameters()
-            if "bert." in name
-        }
-        assert all(moved.values())
-        held = layers.Unfreezing(found.model, 0.3, found.num_steps)
-        assert [held.lowest(step) for step in (0, int(0.31 * found.num_steps) + 1, found.num_steps - 1)] == [
-            3,
-            2,
-            0,
-        ]
-
-    def test_a_tied_head_waits_with_the_embeddings(self, language: Prepared, tmp_path: Path) -> None:
-        seen = _Trained()
-        fit(language, tmp_path, [seen], unfreeze_share=0.4, freeze_layers=0)
-        assert seen.depths[0] == {2, 3} and seen.depths[max(seen.depths)] == {0, 1, 2, 3}
-
-    def test_with_layers_frozen_for_good_and_rates_by_depth(self, encoder: Prepared, tmp_path: Path) -> None:
-        seen = _Trained()
-        fit(encoder, tmp_path, [seen], unfreeze_share=0.3, freeze_layers=1, layer_decay=0.5, l2_sp=0.1)
-        assert seen.depths[0] == {3} and set.union(*seen.depths.values()) == {2, 3}
-
-    def test_a_share_too_large_is_one_line(self, encoder: Prepared, tmp_path: Path) -> None:
-        with pytest.raises(
-            SettingsError,
-            match=(
-                r"^training.unfreeze_share: with 0.4 the lowest weights are never trained; give at most 0.25"
-            ),
-        ):
-            fit(encoder, tmp_path, unfreeze_share=0.4)
-
-    def test_several_processes_drop_gradients_instead(self, encoder: Prepared) -> None:
-        model = encoder.recipe.load(encoder.use_case.settings.training)
-        held = layers.Unfreezing(model, 0.25, 100)
-        for parameter in model.parameters():
-            parameter.grad = torch.ones_like(parameter)
-        held.drop(model, 30)
-        count = layers.num_layers(name for name, _ in model.named_parameters())
-        assert {
-            layers.depth(name, count) for name, value in model.named_parameters() if value.grad is not None
-        } == {2, 3}
-
-
 class TestWeightsInBetween:
     def test_the_best_within_the_budget_is_chosen(self, encoder: Prepared) -> None:
         free = train(encoder, "all", wise_ft=[0.25, 0.5, 1.0], epochs=2.0)
@@ -414,7 +333,7 @@ class TestWeightsInBetween:
                     held.append(
                         (
                             len(seen.optimizer.state),
-                            sum(isinstance(found, layers.Anchor) for found in gc.get_objects()),
+                            sum(isinstance(found, regularization.Anchor) for found in gc.get_objects()),
                         )
                     )
                 return super().load_original(settings)
@@ -491,7 +410,7 @@ def test_scores_are_computed_in_the_precision_of_the_training(
     [
         (
             {"distillation": {"tokens": "replay"}},
-            "training.distillation.tokens: replay names documents that snapshot.replay does not",
+            "training.distillation.tokens: `tokens` was removed; the base model teaches replayed documents",
         ),
         (
             {"distillation": {"weight": 1}},
@@ -510,22 +429,10 @@ def test_what_contradicts_itself_is_one_line(tmp_path: Path, changes: dict[str, 
         project.use_case()
 
 
-def test_a_classifiers_distillation_takes_no_tokens_and_no_temperature(tmp_path: Path) -> None:
-    project = projects.create(
-        tmp_path, rows=0, training={"distillation": {"tokens": "task", "temperature": 2}}
-    )
-    with pytest.raises(SettingsError) as raised:
-        project.use_case()
-    for key in ("tokens", "temperature"):
-        assert f"training.distillation.{key}: is for the tasks sft and language_modeling" in str(raised.value)
-
-
 ALL = {
     "distillation": {"weight": 0.7},
     "ewc": 0.5,
     "l2_sp": 0.01,
-    "unfreeze_share": 0.2,
-    "layer_decay": 0.9,
     "wise_ft": [0.5, 1.0],
 }
 

@@ -19,13 +19,12 @@ from fullft_assets.errors import Interrupted, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.hardware import peak_flops
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.training import segment, throughput, trackers
+from fullft_assets.training import recorder, segment, trackers
 from fullft_assets.training.checkpoints import STEP_LOG, StepLog
 from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.training.guard_actions import GuardActions, RolledBack
-from fullft_assets.training.recorder import StepRecorder
+from fullft_assets.training.recorder import Meter, ModelShape, StepRecorder, step_flops
 from fullft_assets.training.run_history import RunHistory
-from fullft_assets.training.throughput import Meter, ModelShape, step_flops
 from fullft_assets.training.trackers import Trackers, scalars
 from fullft_assets.workloads.training import work
 from tests.optimizer_steps import Stopping
@@ -120,7 +119,7 @@ class TestStepLog:
     def test_the_time_until_rows_are_there_is_counted_in_each_step(self, tiny, tmp_path, monkeypatch):
         shares, step_done = [], Meter.step_done
 
-        def seen(meter: Meter, step: int) -> throughput.Rates:
+        def seen(meter: Meter, step: int) -> recorder.Rates:
             rates = step_done(meter, step)
             shares.append(rates.data_wait_share)
             return rates
@@ -259,7 +258,7 @@ class TestProgress:
 class TestMeter:
     def test_rates_are_those_of_the_last_steps_without_the_time_between(self, monkeypatch):
         now = [0.0]
-        monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
+        monkeypatch.setattr(recorder.time, "perf_counter", lambda: now[0])
         meter = Meter(np.full(50, 100), np.full(50, 1e9), peak=1e10)
         for step in range(1, 41):
             meter.start()  # validation and checkpoints are over
@@ -298,7 +297,6 @@ class TestMeter:
             ("NVIDIA H100 80GB HBM3", "bf16", 989e12),
             ("NVIDIA H100 PCIe", "bf16", 756e12),
             ("NVIDIA L4", "fp16", 121e12),
-            ("NVIDIA A100-SXM4-80GB", "tf32", 156e12),
             ("NVIDIA A100-SXM4-80GB", "fp32", 19.5e12),
             ("CPU", "fp32", None),
         ],

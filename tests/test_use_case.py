@@ -122,7 +122,7 @@ def test_dates_stay_text_and_merge_keys_work_as_in_dagster(project):
 ONE_MISTAKE = {
     "choice": (
         TRAINING + "    precision: bf17\n",
-        "9: training.precision: bf17 is not one of auto, fp32, tf32, bf16, fp16; did you mean `bf16`?",
+        "9: training.precision: bf17 is not one of auto, fp32, bf16, fp16; did you mean `bf16`?",
     ),
     "unknown key": (
         TRAINING + "    lerning_rate: 1\n",
@@ -133,8 +133,8 @@ ONE_MISTAKE = {
         "8: trainning: unknown key `trainning`; did you mean `training`?",
     ),
     "lower bound of a number that may be missing": (
-        TRAINING + "    max_grad_value: -1\n",
-        "9: training.max_grad_value: -1 is not a number > 0",
+        TRAINING + "    max_grad_norm: -1\n",
+        "9: training.max_grad_norm: -1 is not a number > 0",
     ),
     "lower bound": (TRAINING + "    epochs: -1\n", "9: training.epochs: -1 is not a number > 0 and <= 1000"),
     "whole number": (
@@ -638,7 +638,7 @@ attributes:
         "4: documents.formt: unknown key `formt`; did you mean `format`?",
         "4: documents.path: folder not found: data/licenses; did you mean `data/licences`?",
         "5: examples: empty; a section with `label`: What makes a document a valid labelled example.",
-        "8: training.precision: bf17 is not one of auto, fp32, tf32, bf16, fp16; did you mean `bf16`?",
+        "8: training.precision: bf17 is not one of auto, fp32, bf16, fp16; did you mean `bf16`?",
         "10: training.batch_size: given twice, first in line 9; remove one",
         "10: training.batch_size: 0 is not a whole number >= 1",
         (

@@ -1,7 +1,6 @@
 """training: training_snapshot, feasibility_plan, pilot_run -> finetuned_checkpoint."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 import dagster as dg
 
@@ -10,7 +9,7 @@ from fullft_assets.assets.case import Case
 from fullft_assets.assets.planning import base_model_revision, planning_key
 from fullft_assets.assets.sparkline import sparkline
 from fullft_assets.errors import GateError
-from fullft_assets.planning import PlanMetadata, refusal
+from fullft_assets.planning import refusal
 from fullft_assets.release import starting_point
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest, Store, artifact_key
@@ -63,17 +62,16 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 # An answer and no failure: nothing below is made either.
                 context.log.warning(refused)
                 return
-            chosen = with_applied(case, feasibility_plan)
-            decision = training_key(chosen, training_snapshot, revision)
+            decision = training_key(case, training_snapshot, revision)
             start = starting_point.find(
-                store, case.name, chosen.settings, training_snapshot, revision=revision, decision=decision
+                store, case.name, case.settings, training_snapshot, revision=revision, decision=decision
             )
             inputs = {
                 "training_snapshot": training_snapshot,
                 **({} if start is None else {"champion": start}),
             }
-            key = training_key(chosen, training_snapshot, revision, start)
-            manifest = chosen.find_or_launch(context, "training", "finetuned_checkpoint", key, inputs)
+            key = training_key(case, training_snapshot, revision, start)
+            manifest = case.find_or_launch(context, "training", "finetuned_checkpoint", key, inputs)
         yield case.result(manifest, "finetuned_checkpoint", store, _curves(store, manifest))
 
     return [finetuned_checkpoint]
@@ -91,17 +89,6 @@ def _require_current_plans(key: str, plans: Iterable[Manifest]) -> None:
                 f"finetuned_checkpoint refused: {plan.stage} was made for another snapshot, other settings or"
                 f" another machine; materialise {plan.stage} again"
             )
-
-
-def with_applied(case: Case, plan: Manifest) -> Case:
-    """Return a case with the settings of training that its plan chose (`planning.apply: recommended`)."""
-    applied = PlanMetadata.of(plan).applied
-    if not applied:
-        return case
-    settings = case.settings.model_copy(
-        update={"training": case.settings.training.model_copy(update=applied)}
-    )
-    return Case(replace(case.use_case, settings=settings))
 
 
 def training_key(case: Case, snapshot: Manifest, revision: str, start: Manifest | None = None) -> str:

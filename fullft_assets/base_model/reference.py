@@ -110,17 +110,17 @@ def suggest_path(path: str, root: Path) -> str:
     """Return `; did you mean ...?` for a path that does not exist, or an empty string where nothing is
     near.
     """
-    given = locate(path, root)
-    found = Path(given.anchor)
-    for part in given.parts[1:]:
-        if not (found / part).exists():
+    absolute = locate(path, root)
+    nearest = Path(absolute.anchor)
+    for part in absolute.parts[1:]:
+        if not (nearest / part).exists():
             siblings = (
-                [p.name for p in found.iterdir() if not p.name.startswith(".")] if found.is_dir() else []
+                [p.name for p in nearest.iterdir() if not p.name.startswith(".")] if nearest.is_dir() else []
             )
             near = difflib.get_close_matches(part, siblings, n=1, cutoff=0.6)
             if not near:
                 return ""
             part = near[0]
-        found /= part
-    shown = found.relative_to(root) if found.is_relative_to(root) else found
+        nearest /= part
+    shown = nearest.relative_to(root) if nearest.is_relative_to(root) else nearest
     return f"; did you mean `{shown}`?"

@@ -474,7 +474,7 @@ def _check_optimizer(settings: UseCaseSettings, root: Path) -> Iterator[Problem]
 
 def _check_guards(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     for name, message in guard_problems(settings.training.guards):
-        yield Problem(("training", "guards", "more", name), message)
+        yield Problem(("training", "guards", name), message)
 
 
 def _generative_tasks() -> str:
@@ -505,26 +505,12 @@ def _check_distillation(settings: UseCaseSettings) -> Iterator[Problem]:
     if chosen is None:
         return
     key: Key = ("training", "distillation")
-    if not task_of(settings.examples).is_generative:
-        if chosen.tokens is not None:
-            yield Problem(
-                (*key, "tokens"),
-                f"is for the tasks {_generative_tasks()}: of a classifier all rows are taught; remove it",
-            )
-        if chosen.temperature != 1:
-            yield Problem(
-                (*key, "temperature"),
-                f"is for the tasks {_generative_tasks()}: representations have none; remove it",
-            )
-    elif chosen.tokens == "replay" and not has_replay:
-        yield Problem(
-            (*key, "tokens"),
-            "replay names documents that snapshot.replay does not; give it a path, or teach `all` or `task`",
-        )
-    if chosen.weight == 1 and (chosen.tokens in ("task", "all") or not has_replay):
+    is_generative = task_of(settings.examples).is_generative
+    if chosen.weight == 1 and not (is_generative and has_replay):
         yield Problem(
             (*key, "weight"),
-            "1 leaves nothing to learn of the task itself; give less, or teach the tokens of replay alone",
+            "1 leaves nothing to learn of the task itself; give less, or replay general documents"
+            " (snapshot.replay), which the base model then teaches alone",
         )
 
 

@@ -43,11 +43,11 @@ def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
 def plan_settings(settings: UseCaseSettings) -> dict[str, Any]:
     """Return the settings of training that a plan depends on.
 
-    These are all but the trackers of its metrics, the interval and number of its checkpoints, and the weights
+    These are all but the trackers of its metrics, the interval of its checkpoints, and the weights
     that it begins with: a pilot always begins with the base model.
     """
     return settings.training.model_dump(
-        mode="json", exclude={"track", "retrain_from", "checkpoint_every_steps", "keep_checkpoints"}
+        mode="json", exclude={"track", "retrain_from", "checkpoint_every_steps"}
     )
 
 

@@ -52,9 +52,9 @@ def initialise_added(model: PreTrainedModel, base_model: ModelFolder, added_toke
 
 def input_embeddings(model: PreTrainedModel) -> nn.Embedding:
     """Return the word embeddings of a model."""
-    found = model.get_input_embeddings()
-    assert isinstance(found, nn.Embedding), f"{type(model).__name__} has no word embeddings"
-    return found
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, nn.Embedding), f"{type(model).__name__} has no word embeddings"
+    return embeddings
 
 
 def _tables(model: PreTrainedModel) -> list[torch.Tensor]:
@@ -62,5 +62,5 @@ def _tables(model: PreTrainedModel) -> list[torch.Tensor]:
     bias; tied ones once.
     """
     head = model.get_output_embeddings()
-    found = [input_embeddings(model).weight, getattr(head, "weight", None), getattr(head, "bias", None)]
-    return list({id(table): table for table in found if table is not None}.values())
+    tables = [input_embeddings(model).weight, getattr(head, "weight", None), getattr(head, "bias", None)]
+    return list({id(table): table for table in tables if table is not None}.values())

@@ -16,9 +16,8 @@ from typing import Any
 
 from fullft_assets.jobs.gpus import NUM_GPUS
 
-#: Dense peak of one card in FLOP/s by part of its name: (bf16 or fp16, fp32 without TF32). From the makers'
-#: data sheets, which give TF32 half of the first on every card that has it. The first match counts, so
-#: narrower names come first.
+#: Dense peak of one card in FLOP/s by part of its name: (bf16 or fp16, fp32). From the makers' data sheets.
+#: The first match counts, so narrower names come first.
 _PEAKS = (
     ("B200", 2250e12, 75e12),
     ("GH200", 989e12, 67e12),
@@ -44,19 +43,15 @@ _PEAKS = (
 )
 
 
-#: Of `mallopt`: the size from which a block is a mapping of its own.
-_M_MMAP_THRESHOLD = -3
-
-
 def peak_flops(device: str, precision: str) -> float | None:
     """Return the dense peak of a card in FLOP/s; None where it is not known, as for every CPU.
 
     Args:
-        precision: fp32, tf32, bf16 or fp16.
+        precision: fp32, bf16 or fp16.
     """
     for name, half, single in _PEAKS:
         if name in device:
-            return {"fp32": single, "tf32": half / 2}.get(precision, half)
+            return single if precision == "fp32" else half
     return None
 
 
@@ -109,8 +104,8 @@ def memory_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """
     import psutil
 
-    own = psutil.Process().memory_info().rss
-    free = psutil.virtual_memory().available + own
+    own_bytes = psutil.Process().memory_info().rss
+    free = psutil.virtual_memory().available + own_bytes
     for limit_name, used_name in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
@@ -121,7 +116,7 @@ def memory_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
         others = (
             0
             if used is None
-            else max(0, used - _file_pages((cgroup / limit_name).parent / "memory.stat") - own)
+            else max(0, used - _file_pages((cgroup / limit_name).parent / "memory.stat") - own_bytes)
         )
         free = min(free, limit - others)
     return max(0, free)
@@ -143,19 +138,6 @@ def _file_pages(statistics: Path) -> int:
     except OSError:
         return 0
     return int(lines.get("inactive_file", lines.get("total_inactive_file", 0)))
-
-
-def give_freed_memory_back() -> None:
-    """Have glibc give each freed block of a megabyte or more back to the system, for the rest of this
-    process.
-
-    By default it keeps blocks of up to 32 MiB in pieces that later ones do not always fit into. With it a
-    training whose gradients and activations come and go took up to 30% less memory, and up to 40% more time,
-    as the system fills each new block with zeros.
-    """
-    # Not every C library has it.
-    if (set_option := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        set_option(_M_MMAP_THRESHOLD, 2**20)
 
 
 def free_memory() -> None:

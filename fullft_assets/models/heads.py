@@ -36,15 +36,15 @@ class HeadWeights:
 def output_layer(model: PreTrainedModel) -> nn.Linear:
     """Return the last linear layer of a model's head, which has an output for each label."""
     head = layers.head_prefixes(model)
-    found = [
+    output_layers = [
         module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
         and f"{name}.".startswith(head)
         and module.out_features == model.config.num_labels
     ]
-    assert found, f"{type(model).__name__} has a linear layer for its labels"
-    return found[-1]
+    assert output_layers, f"{type(model).__name__} has a linear layer for its labels"
+    return output_layers[-1]
 
 
 def has_intercept(model: PreTrainedModel) -> bool:

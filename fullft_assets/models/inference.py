@@ -144,7 +144,6 @@ def _load_with_head(
 def load_for_training(
     folder: ModelFolder,
     labels: list[str],
-    attention_dropout: float | None,
     added_tokens: Sequence[str] = (),
     *,
     load: Callable[..., Any] = load_classifier,
@@ -165,12 +164,12 @@ def load_for_training(
     """
     config = loading.read_config(folder)
     # A base model that was fine-tuned before may have another problem type.
-    options = _dropout(config, attention_dropout) | {"problem_type": None, **changes}
+    options = _without_attention_dropout(config) | {"problem_type": None, **changes}
     if config.pad_token_id is None:
         # A decoder's classifier looks for the last token that is not padding, and refuses batches without a
         # padding token.
         options["pad_token_id"] = _end_token(config)
-    model, found = load(
+    model, loading_info = load(
         folder,
         num_labels=len(labels),
         id2label=dict(enumerate(labels)),
@@ -181,16 +180,18 @@ def load_for_training(
         **options,
     )
     head = () if keeps_head or model.base_model is model else layers.head_prefixes(model)
-    misfits = sorted(name for name, *_ in found["mismatched_keys"] if not name.startswith(head))
+    misfits = sorted(name for name, *_ in loading_info["mismatched_keys"] if not name.startswith(head))
     if misfits:
         raise SettingsError(
             f"base_model: {folder}: {misfits[0]} does not have the shape of its config.json; copy the model"
             " again"
         )
-    brought = {name for name in model.state_dict() if name.startswith(head)} - set(found["missing_keys"])
+    brought = {name for name in model.state_dict() if name.startswith(head)} - set(
+        loading_info["missing_keys"]
+    )
     if brought:
         _draw_anew(model, head)
-    other = any(name.startswith(_HEADS) for name in found.get("unexpected_keys", ())) or (
+    other = any(name.startswith(_HEADS) for name in loading_info.get("unexpected_keys", ())) or (
         not keeps_head and pooled.is_saved_in(folder)
     )
     model.left_out_head = f"of {config.num_labels} labels" if brought or other else ""
@@ -211,7 +212,6 @@ def load_causal(
     folder: ModelFolder,
     added_tokens: Sequence[str] = (),
     *,
-    attention_dropout: float | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
     """Load a causal language model with embeddings for added tokens, on the CPU.
@@ -230,29 +230,26 @@ def load_causal(
             f"{problem} (model_type {config.model_type}); give one that predicts the next token, such as"
             " Llama or Qwen"
         )
-    model, found = loading.load(
+    model, loading_info = loading.load(
         AutoModelForCausalLM,
         folder,
         dtype=dtype,
         output_loading_info=True,
-        **_dropout(config, attention_dropout),
+        **_without_attention_dropout(config),
     )
-    if found["missing_keys"]:
+    if loading_info["missing_keys"]:
         # The missing weights would be random.
         raise SettingsError(
-            f"{problem}: its weights lack {sorted(found['missing_keys'])[0]}; give one whose safetensors have"
+            f"{problem}: its weights lack {sorted(loading_info['missing_keys'])[0]}; give one whose safetensors have"
             " its output head"
         )
     initialise_added(model, folder, added_tokens)
     return model
 
 
-def _dropout(config: PretrainedConfig, attention_dropout: float | None) -> dict[str, object]:
-    return {
-        name: attention_dropout
-        for name in _ATTENTION_DROPOUT
-        if attention_dropout is not None and hasattr(config, name)
-    }
+def _without_attention_dropout(config: PretrainedConfig) -> dict[str, object]:
+    """Return the options of a configuration that let fused attention kernels run."""
+    return {name: 0.0 for name in _ATTENTION_DROPOUT if hasattr(config, name)}
 
 
 def _end_token(config: PretrainedConfig) -> int:
@@ -282,8 +279,8 @@ def predict_with(
     embeddings = np.zeros((len(windows), model.config.hidden_size), np.float32)
     has_several = model.config.problem_type == MULTI_LABEL
     for rows, output, vectors in _forward(model, windows, progress):
-        found = output.logits.float()
-        np.add.at(logits, rows, (found.sigmoid() if has_several else found).cpu().numpy())
+        outputs = output.logits.float()
+        np.add.at(logits, rows, (outputs.sigmoid() if has_several else outputs).cpu().numpy())
         np.add.at(embeddings, rows, vectors)
     counts = np.array([len(document) for document in windows], np.float32)[:, None]
     logits /= counts
@@ -397,21 +394,21 @@ def in_batches(
     asked_at = end_of(0, max_tokens) if lengths else 0
     while done < len(lengths):
         end = end_of(done, max_tokens)
-        found: list[_Found] = []
+        results: list[_Found] = []
         try:
-            found.append(forward(done, end))
+            results.append(forward(done, end))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             if end - done == 1 or _is_sharded(model):
                 many = "a single window" if end - done == 1 else f"{end - done:,} windows"
                 raise _scoring_ran_out(f"{many} of {lengths[done]:,} tokens in a pass") from error
-        if not found:
+        if not results:
             # The exception is gone here, and with it the frames that held the tensors of the failed pass.
             max_tokens = (end - done) // 2 * lengths[done]
             free_memory()
             continue
-        yield found.pop()
+        yield results.pop()
         done = end
         if progress is None:
             continue

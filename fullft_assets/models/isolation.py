@@ -147,14 +147,14 @@ def _gradients(loss: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torc
     """Return evenly spread elements of each weight's gradient, at most `_COMPARED_ELEMENTS`: all at once
     would take as much memory as the weights.
     """
-    kept = [weight.grad for weight in weights]
+    earlier_gradients = [weight.grad for weight in weights]
     # An expert that no token chose has no gradient.
-    found = [weight.new_zeros(()) for weight in weights]
+    elements = [weight.new_zeros(()) for weight in weights]
 
     def take(number: int, weight: torch.Tensor) -> None:
         assert weight.grad is not None, "torch calls the hook with the gradient in place"
         gradient, weight.grad = weight.grad.flatten(), None
-        found[number] = gradient[:: max(1, -(-len(gradient) // _COMPARED_ELEMENTS))].float().clone()
+        elements[number] = gradient[:: max(1, -(-len(gradient) // _COMPARED_ELEMENTS))].float().clone()
 
     for weight in weights:
         weight.grad = None
@@ -165,10 +165,10 @@ def _gradients(loss: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torc
     try:
         loss.backward()
     finally:
-        for hook, weight, gradient in zip(hooks, weights, kept, strict=True):
+        for hook, weight, gradient in zip(hooks, weights, earlier_gradients, strict=True):
             hook.remove()
             weight.grad = gradient
-    return found
+    return elements
 
 
 def _change(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:

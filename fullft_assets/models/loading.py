@@ -112,8 +112,8 @@ def _outline(kind: Any, folder: ModelFolder, is_trusted: bool, options: dict[str
         model = kind._from_config(config, dtype=dtype)
     else:
         model = kind.from_config(config, dtype=dtype, trust_remote_code=is_trusted)
-    found: dict[str, list[Any]] = {"missing_keys": [], "mismatched_keys": []}
-    return (model, found) if about_weights["output_loading_info"] else model
+    loading_info: dict[str, list[Any]] = {"missing_keys": [], "mismatched_keys": []}
+    return (model, loading_info) if about_weights["output_loading_info"] else model
 
 
 def _config(
@@ -123,17 +123,17 @@ def _config(
     configuration.
     """
     pooling = options.pop("pooling", None)
-    found: Any = AutoConfig.from_pretrained(
+    loaded: Any = AutoConfig.from_pretrained(
         str(folder), trust_remote_code=is_trusted, return_unused_kwargs=True, **options
     )
-    config, rest = found
+    config, other_options = loaded
     if pooling is not None:
         # Not an option of every configuration.
         setattr(config, POOLING, pooling)
     # `config.json` may name a kernel, which transformers would fetch from the hub and run: transformers' own
     # choice is used instead.
     config._attn_implementation = config._experts_implementation = None
-    return config, rest
+    return config, other_options
 
 
 @contextmanager

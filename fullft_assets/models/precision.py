@@ -7,16 +7,13 @@ from typing import Literal, cast
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils.import_utils import enable_tf32
 
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import TrainingSettings
 
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 #: Attribute of a model: the precision that it is scored in.
 _SCORED_IN = "scored_in"
-#: Compute capability of the first NVIDIA GPUs whose matrix units read fp32 as TF32 (Ampere).
-_FIRST_WITH_TF32 = (8, 0)
 
 
 def resolve(setting: str) -> Precision:
@@ -26,14 +23,10 @@ def resolve(setting: str) -> Precision:
     older GPUs and fp32 on any other CPU, where bf16 would be emulated and slower.
 
     Raises:
-        SettingsError: fp16 without a GPU, or tf32 without one that has it.
+        SettingsError: fp16 without a GPU.
     """
     if setting == "fp16" and not torch.cuda.is_available():
         raise SettingsError("training.precision: fp16 needs a GPU; use auto, fp32 or bf16")
-    if setting == "tf32" and not _has_tf32():
-        raise SettingsError(
-            "training.precision: tf32 needs an NVIDIA GPU of the Ampere generation or newer; use auto or fp32"
-        )
     if setting != "auto":
         return cast(Precision, setting)
     if torch.cuda.is_available():
@@ -44,6 +37,11 @@ def resolve(setting: str) -> Precision:
 def of(settings: TrainingSettings) -> Precision:
     """Return the precision that a training computes in; bf16 weights are used as they are."""
     return "bf16" if settings.weights == "bf16" else resolve(settings.precision)
+
+
+def of_weights(settings: TrainingSettings) -> torch.dtype:
+    """Return the number format of the weights."""
+    return torch.bfloat16 if settings.weights == "bf16" else torch.float32
 
 
 def score_alike(model: PreTrainedModel, settings: TrainingSettings) -> PreTrainedModel:
@@ -64,17 +62,9 @@ def of_scores(model: PreTrainedModel) -> Precision:
     return getattr(model, _SCORED_IN, None) or resolve("auto")
 
 
-def enable(precision: Precision) -> None:
-    """Switch on TF32, which is set for a process and not for a pass. Trainer does the same by its
-    arguments.
-    """
-    if precision == "tf32":
-        enable_tf32(True)
-
-
 def autocast(precision: Precision) -> AbstractContextManager:
     """Return the context in which forward passes run."""
-    if precision in ("fp32", "tf32"):
+    if precision == "fp32":
         return nullcontext()
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.autocast(kind, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
@@ -90,12 +80,3 @@ def _onednn_takes_bf16() -> bool:
     It may be kept from that (`ONEDNN_MAX_CPU_ISA`): bf16 is then an eighth as fast as fp32.
     """
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def _has_tf32() -> bool:
-    # ROCm answers as CUDA does, with capabilities of its own.
-    return (
-        torch.cuda.is_available()
-        and torch.version.cuda is not None
-        and torch.cuda.get_device_capability() >= _FIRST_WITH_TF32
-    )

@@ -63,7 +63,7 @@ class TokenLoss:
         """
         predicted = labels[:, 1:] != IGNORED
         targets = labels[:, 1:][predicted]
-        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        heads: list[tuple[torch.Tensor, torch.Tensor]] = []
         head = self.head
 
         def score_in_chunks(hidden: torch.Tensor) -> torch.Tensor:
@@ -71,14 +71,14 @@ class TokenLoss:
             size = max(1, _CHUNK_ELEMENTS // len(head.weight))
             for start in range(0, len(states), size):
                 logits = functional.linear(states[start : start + size], head.weight, head.bias)
-                found.append(_token_scores(logits, targets[start : start + size]))
+                heads.append(_token_scores(logits, targets[start : start + size]))
             return hidden.new_zeros((1, 1, 1))
 
         if not self.is_fused:
             return _token_scores(model(**inputs, use_cache=False).logits[:, :-1][predicted], targets)
         with replaced_forward(head, score_in_chunks):
             model(**inputs, use_cache=False)
-        losses, is_first = zip(*found, strict=True)
+        losses, is_first = zip(*heads, strict=True)
         return torch.cat(losses), torch.cat(is_first)
 
     def _fused(self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
@@ -97,7 +97,7 @@ class TokenLoss:
     def _returns_logits_of_head(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
         of_head: list[torch.Tensor] = []
 
-        def keep(module: nn.Module, given: Any, logits: torch.Tensor) -> None:
+        def keep(module: nn.Module, inputs: Any, logits: torch.Tensor) -> None:
             of_head.append(logits)
 
         hook = self.head.register_forward_hook(keep)

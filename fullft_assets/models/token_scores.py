@@ -123,13 +123,13 @@ def _rows(
     """Return the windows that have a token to predict, longest first: a batch that does not fit fails at
     once.
     """
-    found = [
+    rows = [
         _Row(number, window, None if marks is None else marks[number][place])
         for number, document in enumerate(windows)
         for place, window in enumerate(document)
     ]
-    found = [row for row in found if len(row.ids) > 1 and (row.marks is None or 1 in row.marks[1:])]
-    return sorted(found, key=lambda row: -len(row.ids))
+    rows = [row for row in rows if len(row.ids) > 1 and (row.marks is None or 1 in row.marks[1:])]
+    return sorted(rows, key=lambda row: -len(row.ids))
 
 
 def _labels(batch: Sequence[_Row], ids: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,9 @@ class Measured(BaseModel):
     """What the planning workload measured with real training steps.
 
     Attributes:
-        host_memory_bytes: memory of the host, if the accelerator has its own memory.
-        num_processes: processes that shared the model during the measurement; memory is that of each one.
+        peak_memory_bytes: of each process, with a margin.
+        available_memory_bytes: that each process of the training may take.
+        num_processes: processes that shared the model during the measurement.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -26,7 +27,6 @@ class Measured(BaseModel):
     available_memory_bytes: int
     device: str
     precision: str
-    host_memory_bytes: int | None = None
     num_processes: int = 1
 
 
@@ -37,11 +37,7 @@ class StepMemory(BaseModel):
         gradients: of the trained weights; 0 where they are freed in the backward pass.
         largest_layer: of the weights, the embeddings as one layer.
         copies: other models' weights that stay: the teacher, or what regularization pulls to.
-        logits: those alive when activations and temporary tensors are largest: as wide as the vocabulary.
-        activations: saved and temporary tensors at that time, without logits.
-        small: those of activations and logits in tensors of less than 32 MiB, which a CPU's allocator keeps
-            in its heap.
-        is_recomputed: whether the backward pass makes activations again.
+        activations: saved and temporary tensors, logits included, at the time when there are most of them.
         peak: most bytes that exist at a time; less than the sum of all, as gradients come while activations
             go.
     """
@@ -54,21 +50,13 @@ class StepMemory(BaseModel):
     moments: int
     copies: int
     largest_layer: int
-    logits: int
     activations: int
     peak: int
-    small: int = 0
-    is_recomputed: bool = False
 
     @property
     def state(self) -> int:
         """Bytes that stay from step to step, and the gradients."""
         return self.weights + self.buffers + self.gradients + self.moments + self.copies
-
-    @property
-    def passing(self) -> int:
-        """Bytes that exist within a step alone."""
-        return self.activations + self.logits
 
 
 class Work(BaseModel):

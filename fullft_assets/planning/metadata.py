@@ -20,7 +20,6 @@ class PlanMetadata(Measured, Metadata):
         targets: the plan on this machine and on others, a table; empty where the model cannot be counted
             without weights.
         recommended: the best target by price and time, in words.
-        applied: settings of training that `planning.apply: recommended` chose in place of the YAML's.
         stop_seconds: from a request to stop to the checkpoint.
     """
 
@@ -37,7 +36,6 @@ class PlanMetadata(Measured, Metadata):
     flops: float = 0.0
     targets: list[dict[str, str]] = []
     recommended: str = ""
-    applied: dict[str, Any] = {}
 
 
 class BaselinesMetadata(Metadata):

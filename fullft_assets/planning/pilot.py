@@ -122,14 +122,14 @@ def predict_score(points: Sequence[Point], target_rows: int, num_validation_rows
         ahead = (shape(rows) - end) / (begin - end)
         curves = reached[:, None, None] * (1 - ahead) + first[:, None] * ahead
         weights += weight * (np.exp(-0.5 * ((curves - scores) ** 2 / errors).sum(-1)) * is_possible).sum(1)
-    found = _quantiles(reached, weights, float(np.sqrt(errors[-1])))
+    quantiles = _quantiles(reached, weights, float(np.sqrt(errors[-1])))
     if target == rows[-1]:
         # Nothing is left to predict but chance.
-        found = [
+        quantiles = [
             float(np.clip(scores[-1] + shift * np.sqrt(errors[-1]), 0, 1))
             for shift in (0, -1.645, 1.645, 2.054)
         ]
-    predicted, low, high, optimistic = found
+    predicted, low, high, optimistic = quantiles
     return PredictedScore(
         points=list(points),
         target_rows=int(target),
@@ -157,8 +157,7 @@ def pilot_check(
     gain, hoped = prediction.predicted - baseline_score, prediction.optimistic + _DOUBT - baseline_score
     is_unpaid = break_even is not None and hoped <= break_even
     is_hopeless = hoped < settings.min_predicted_gain or (is_unpaid and settings.if_not_justified == "block")
-    is_refused = is_hopeless or not (prediction.is_known or settings.pilot_unknown == "go_on")
-    passed = not is_refused and gain >= settings.min_predicted_gain
+    passed = not is_hopeless and gain >= settings.min_predicted_gain
     last = prediction.points[-1]
     description = (
         f"pilot on {last.rows:,} rows scores {last.score:.3f}; at {prediction.target_rows:,} rows"
@@ -172,8 +171,6 @@ def pilot_check(
     if is_hopeless:
         description += "; use the baseline, deliver more labels, or lower planning.min_predicted_gain"
         description += ", or set planning.if_not_justified: warn" if is_unpaid else ""
-    elif is_refused:
-        description += "; raise planning.pilot_share, or set planning.pilot_unknown: go_on"
     elif not passed:
         description += (
             "; it is trained, as the interval reaches the required gain; the baseline may stay better:"
@@ -182,7 +179,7 @@ def pilot_check(
     return CheckOutcome(
         name=PILOT_PREDICTS_GAIN.name,
         passed=passed,
-        severity="error" if is_refused else "warn",
+        severity="error" if is_hopeless else "warn",
         description=description,
         metadata={"predicted_score": prediction.predicted, "predicted_gain": gain, "hoped_gain": hoped},
     )
@@ -198,7 +195,9 @@ def _shapes(first: float, last: float, target: float) -> Iterator[tuple[float, S
         return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
     for _ in range(_DRAWS_A_SHAPE):
-        power, other, bend = between(0.05, 2), between(0.5, 2), between(first, target)
+        power = between(0.05, 2)
+        other = between(0.5, 2)
+        bend = between(first, target)
         yield 1, lambda n, power=power: n**-power
         yield 1, lambda n: -np.log(n)
         scale = between(first, 3 * target)

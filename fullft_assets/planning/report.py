@@ -88,8 +88,8 @@ def notes(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> list[str]:
         ),
         (
             "A first model is pilot, baselines, training and evaluation. A year adds"
-            f" {retrains_a_year(settings):.1f} retrainings (planning.retrains_a_year, else"
-            " retraining.max_age_days); new data and drift may ask for more."
+            f" {retrains_a_year(settings):.1f} retrainings (retraining.max_age_days);"
+            " new data and drift may ask for more."
         ),
         f"Instances: {source_of_prices(settings.planning)}.",
     ]

@@ -1,5 +1,5 @@
 """What a training needs on each target: does it fit and with which settings, how long does it take, what does
-it cost, with a year of retraining.
+it cost, with a year of retraining. The settings go down the memory ladder from those of the YAML.
 """
 
 from __future__ import annotations
@@ -10,18 +10,75 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from fullft_assets.errors import SettingsError
-from fullft_assets.planning.footprint import peak_on_cpu, peak_on_gpu
 from fullft_assets.planning.measurements import StepMemory, Work
-from fullft_assets.planning.memory import MEMORY_LADDER, bytes_per_weight, state_bytes
+from fullft_assets.planning.memory import (
+    GIB,
+    MEMORY_LADDER,
+    peak_on_cpu,
+    peak_on_gpu,
+    state_bytes,
+    total_state_bytes,
+)
 from fullft_assets.planning.pilot import pilot_rows
-from fullft_assets.planning.setups import changed, setups
 from fullft_assets.planning.targets import Target, targets
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
+from fullft_assets.settings.contradictions import contradictions
 from fullft_assets.task import BASELINES
+
+
+def setups(training: TrainingSettings, processes: int) -> Iterator[TrainingSettings]:
+    """Yield settings that keep the effective batch, each taking less memory than the one before, as a rule.
+
+    First smaller passes, which cost little; then recomputed activations; then sharding over several
+    processes; then the lower rungs of optimizer and weights. Those that contradict other settings are
+    excluded.
+    """
+    seen = set()
+    for changes in _changes(training, processes):
+        setup = training.model_copy(update=changes)
+        if setup.batch_size % (setup.micro_batch_size * processes) or any(contradictions(setup, processes)):
+            continue
+        if (key := setup.model_dump_json()) not in seen:
+            seen.add(key)
+            yield setup
+
+
+def changed(setup: TrainingSettings, training: TrainingSettings) -> dict[str, Any]:
+    """Return the keys of training that differ, with their new values."""
+    return {
+        name: value
+        for name in type(training).model_fields
+        if (value := getattr(setup, name)) != getattr(training, name)
+    }
+
+
+def _changes(training: TrainingSettings, processes: int) -> Iterator[dict[str, Any]]:
+    share = training.batch_size // processes
+    first = min(training.micro_batch_size, share)
+    sizes = [size for size in range(first, 0, -1) if share % size == 0]
+    # Halving is enough: what fits between two of them would save little time.
+    sizes = [size for number, size in enumerate(sizes) if number == 0 or size & (size - 1) == 0]
+    for size in sizes:
+        yield {"micro_batch_size": size}
+    for size in sizes:
+        yield {"micro_batch_size": size, "gradient_checkpointing": True}
+    last = {"micro_batch_size": sizes[-1], "gradient_checkpointing": True}
+    if processes > 1:
+        yield {**last, "sharding": "fsdp2"}
+    for optimizer, weights in MEMORY_LADDER:
+        if state_bytes(optimizer, weights) < state_bytes(training.optimizer, training.weights):
+            yield {**last, "optimizer": optimizer, "weights": weights}
+            # It cannot accumulate.
+            yield {
+                **last,
+                "optimizer": optimizer,
+                "weights": weights,
+                "micro_batch_size": training.batch_size,
+            }
+
 
 #: (settings, precision, whether on a GPU, processes) -> what one process holds.
 CountMemory = Callable[[TrainingSettings, str, bool, int], StepMemory]
-_GIB = 2**30
 #: A forward pass is a third of a forward and backward pass; recomputed activations add another third.
 _FORWARD, _RECOMPUTED = 1 / 3, 4 / 3
 #: Systems that an evaluation runs on its rows: the candidate, the base model or a probe on it, the champion.
@@ -106,9 +163,11 @@ def shares(settings: UseCaseSettings, num_training_rows: int, num_held_out_rows:
     that are trainings themselves, an evaluation with three systems' forward passes over the held-out rows.
     What runs on a CPU beside them, such as TF-IDF, and prompts are not charged.
     """
-    planning, training, rows = settings.planning, settings.training, max(1, num_training_rows)
+    planning = settings.planning
+    training = settings.training
+    rows = max(1, num_training_rows)
     try:
-        pilot = planning.pilot_seeds * sum(pilot_rows(rows, planning.pilot_share, training.batch_size)) / rows
+        pilot = sum(pilot_rows(rows, planning.pilot_share, training.batch_size)) / rows
     except SettingsError:  # the pilot says so itself
         pilot = 0.0
     forward = _FORWARD / training.num_epochs
@@ -122,8 +181,7 @@ def shares(settings: UseCaseSettings, num_training_rows: int, num_held_out_rows:
 
 def retrains_a_year(settings: UseCaseSettings) -> float:
     """Return the retrainings that a year's cost includes."""
-    asked = settings.planning.retrains_a_year
-    return _DAYS_A_YEAR / settings.retraining.max_age_days if asked is None else asked
+    return _DAYS_A_YEAR / settings.retraining.max_age_days
 
 
 def plan_targets(
@@ -136,12 +194,12 @@ def plan_targets(
         here_precision: what `training.precision` is on it.
     """
     parts = shares(settings, extent.num_training_rows, extent.num_held_out_rows)
-    found = [plan_target(here, settings, extent, parts, count, precision=here_precision)]
+    plans = [plan_target(here, settings, extent, parts, count, precision=here_precision)]
     for target in targets(settings.planning):
         asked = settings.training.precision
         precision = target.precision if asked == "auto" or settings.training.weights == "bf16" else asked
-        found.append(plan_target(target, settings, extent, parts, count, precision=precision))
-    return found
+        plans.append(plan_target(target, settings, extent, parts, count, precision=precision))
+    return plans
 
 
 def plan_target(
@@ -166,13 +224,14 @@ def plan_target(
     training = settings.training
     limit = target.memory_bytes
     if target.kind == "here" and settings.planning.max_memory_gib is not None:
-        limit = min(limit, int(settings.planning.max_memory_gib * _GIB))
+        limit = min(limit, int(settings.planning.max_memory_gib * GIB))
     processes = (
         settings.launcher.processes
         if target.kind == "here"
         else processes_on(target.gpus, training.batch_size)
     )
-    smallest, chosen, peak = None, None, 0
+    smallest = chosen = None
+    peak = 0
     for setup in setups(training, processes):
         if (peak := _least(setup, extent.work, processes)) > limit:
             smallest = peak if smallest is None else min(smallest, peak)
@@ -183,15 +242,13 @@ def plan_target(
             chosen = setup
             break
     shown = {
-        "memory_gib": limit / _GIB,
+        "memory_gib": limit / GIB,
         "processes": processes,
         "spot": target.spot,
         "is_measured": target.is_measured,
     }
     if chosen is None:
-        return TargetPlan(
-            **about, **shown, fits=False, peak_gib=None if smallest is None else smallest / _GIB
-        )
+        return TargetPlan(**about, **shown, fits=False, peak_gib=None if smallest is None else smallest / GIB)
     hours = training_hours(target, chosen, extent.work, processes)
     usd = (
         None
@@ -203,7 +260,7 @@ def plan_target(
         **shown,
         fits=True,
         setup=changed(chosen, training),
-        peak_gib=peak / _GIB,
+        peak_gib=peak / GIB,
         hours=hours,
         usd=None if usd is None else (usd[0] * parts.first, usd[1] * parts.first),
         year_usd=None if usd is None else (usd[0] * parts.year, usd[1] * parts.year),
@@ -318,14 +375,14 @@ def rung_table(training: TrainingSettings, count: CountMemory) -> list[dict[str,
         step = count(setup, "bf16" if training.precision == "auto" else training.precision, True, 1)
         parts = {
             name: getattr(step, name)
-            for name in ("weights", "gradients", "moments", "activations", "logits", "buffers", "copies")
+            for name in ("weights", "gradients", "moments", "activations", "buffers", "copies")
         }
         name = (
             f"{optimizer}, {weights}{', checkpointing' if is_checkpointed else ''}, {setup.micro_batch_size}"
             " rows"
         )
-        sizes = {part: f"{size / _GIB:.2f}" for part, size in parts.items() if part != "copies" or size}
-        rows.append({"rung": name, **sizes, "peak": f"{peak_on_gpu(step) / _GIB:.2f}"})
+        sizes = {part: f"{size / GIB:.2f}" for part, size in parts.items() if part != "copies" or size}
+        rows.append({"rung": name, **sizes, "peak": f"{peak_on_gpu(step) / GIB:.2f}"})
     return rows
 
 
@@ -361,11 +418,7 @@ def _peak(target: Target, setup: TrainingSettings, processes: int, count: CountM
 
 def _least(setup: TrainingSettings, work: Work, processes: int) -> int:
     """Return the bytes of the state alone, which needs no counting."""
-    width = bytes_per_weight(setup.weights)
-    state = (
-        width * work.num_parameters
-        + (state_bytes(setup.optimizer, setup.weights) - width) * work.num_trained_parameters
-    )
+    state = total_state_bytes(work.num_parameters, work.num_trained_parameters, setup)
     return state // processes if setup.sharding != "none" else state
 
 

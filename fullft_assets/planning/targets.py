@@ -9,13 +9,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from fullft_assets.models.hardware import peak_flops
-from fullft_assets.planning.footprint import GPU_CONTEXT_BYTES
+from fullft_assets.planning.memory import GPU_CONTEXT_BYTES
 from fullft_assets.settings import PlanningSettings
 
 _TABLE = "instances.yaml"
 #: Share of the peak that trainings reach (MFU), from slow to fast: small models do not fill a card.
 #: Assumptions.
-_MFU, _MFU_OF_SMALL, _SMALL_PARAMETERS = (0.15, 0.45), (0.03, 0.20), 200e6
+_MFU = (0.15, 0.45)
+_MFU_OF_SMALL = (0.03, 0.20)
+_SMALL_PARAMETERS = 200e6
 #: Cards without matrix units for bf16: they compute in fp16.
 _WITHOUT_BF16 = ("V100", "T4")
 
@@ -70,7 +72,7 @@ class Target(BaseModel):
 def targets(settings: PlanningSettings) -> list[Target]:
     """Return the user's own machines and those of the table, in this order."""
     table = _read()
-    own = [
+    own_machines = [
         Target(
             name=one.name,
             gpu=one.gpu,
@@ -104,16 +106,16 @@ def targets(settings: PlanningSettings) -> list[Target]:
         )
         for row in table["price_only"]
     ]
-    return [*own, *rented, *others]
+    return [*own_machines, *rented, *others]
 
 
 def hourly_usd_of(instance_type: str, settings: PlanningSettings) -> float | None:
     """Return the price on demand of an hour of one of EC2's instances, also one without a GPU; None where it
     is not known.
     """
-    found = next((one.hourly_usd for one in targets(settings) if one.name == instance_type), None)
+    price = next((one.hourly_usd for one in targets(settings) if one.name == instance_type), None)
     cpus = {row["name"]: row["hourly_usd"] * settings.price_factor for row in _read()["cpus"]}
-    return cpus.get(instance_type) if found is None else found
+    return cpus.get(instance_type) if price is None else price
 
 
 def source_of_prices(settings: PlanningSettings) -> str:

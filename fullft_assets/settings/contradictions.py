@@ -31,7 +31,7 @@ def _of_sharding(training: TrainingSettings, processes: int) -> Iterator[Contrad
             ("training", "sharding"),
             f"{name} needs more than one process; set launcher.processes to 2 or more",
         )
-    if (training.optimizer, training.weights) != ("adamw", "fp32"):
+    if training.weights != "fp32" or not training.chosen_optimizer.takes_shards:
         yield (
             ("training", "sharding"),
             f"{name} works with optimizer: adamw and weights: fp32 only; remove the other setting",
@@ -55,22 +55,17 @@ def _of_sharding(training: TrainingSettings, processes: int) -> Iterator[Contrad
 
 
 def _of_weights(training: TrainingSettings) -> Iterator[Contradiction]:
-    if training.weights == "bf16" and training.precision in ("fp32", "tf32", "fp16"):
+    if training.weights == "bf16" and training.precision in ("fp32", "fp16"):
         yield (
             ("training", "precision"),
             f"{training.precision} contradicts weights: bf16, which are computed with as they are",
         )
-    if training.weights == "bf16" and training.optimizer == "adamw_8bit":
+    if training.weights == "bf16" and not training.chosen_optimizer.takes_bf16:
         yield (
             ("training", "weights"),
-            "bf16 loses small updates with adamw_8bit, which does not round stochastically; use adafactor",
-        )
-    if training.unfreeze_share and (training.weights == "bf16" or training.optimizer == "adafactor"):
-        yield (
-            ("training", "unfreeze_share"),
             (
-                "works with optimizer: adamw or adamw_8bit and weights: fp32 only, where moments begin with"
-                " each weight; remove one of the two"
+                f"bf16 loses small updates with {training.optimizer}, which does not round stochastically;"
+                " use adafactor"
             ),
         )
 
@@ -99,8 +94,3 @@ def _of_steps_in_backward(training: TrainingSettings, processes: int) -> Iterato
                     " the two"
                 ),
             )
-    if training.unfreeze_share:
-        yield (
-            ("training", "unfreeze_share"),
-            f"unfreezes weights that {name} needs from the start; remove one of the two",
-        )

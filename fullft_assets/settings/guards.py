@@ -1,4 +1,4 @@
-"""The section `training.guards`, and the registered guards of a training run: ours and those of other
+"""The setting `training.guards`, and the registered guards of a training run: ours and those of other
 packages.
 
 Another package registers a class with the protocol of `fullft_assets.training.guards.Guard`:
@@ -6,191 +6,58 @@ Another package registers a class with the protocol of `fullft_assets.training.g
     [project.entry-points."fullft_assets.guards"]
     slow_steps = "their_package.guards:SlowSteps"
 
-and a use case switches it on by its name, with an action and the guard's own settings:
+and a use case gives it an action by its name, with the guard's own settings if it has any:
 
     training:
       guards:
-        more:
-          slow_steps: {action: warn, min_tokens_per_second: 100}
+        slow_steps: {action: warn, min_tokens_per_second: 100}
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema
 
 from fullft_assets.errors import SettingsError
 from fullft_assets.registry import Registry
-from fullft_assets.settings.base import Float, Settings, YamlOff
+from fullft_assets.settings.base import Settings, YamlOff
 
 GuardAction = Annotated[Literal["off", "warn", "roll_back", "stop"], YamlOff()]
-_ACTION = (
-    "`off`, `warn`, `roll_back` (to the last good checkpoint, with a lower rate) or `stop` (the run fails)."
-)
-
-
-_WarnOrStop = Annotated[Literal["off", "warn", "stop"], YamlOff()]
 
 
 class GuardSettings(Settings):
-    """Base of each guard's settings, also of those in other packages: the action that follows, and the
-    guard's own thresholds.
+    """Base of the settings of a guard: the action that follows when it fires. A guard of another package may
+    add its own.
     """
-
-    action: GuardAction = Field(default="warn", description=f"What to do: {_ACTION}")
-
-
-class NonFiniteGuard(GuardSettings):
-    """A loss or gradient that is not a finite number."""
-
-    action: GuardAction = Field(default="roll_back", description=f"What to do: {_ACTION}")
-
-
-class LossSpikeGuard(GuardSettings):
-    """A training loss far above the recent ones, for several steps in a row."""
-
-    action: GuardAction = Field(default="roll_back", description=f"What to do: {_ACTION}")
-    window: int = Field(
-        default=50,
-        ge=10,
-        le=10_000,
-        description="Number of recent healthy steps that a step is compared with.",
-    )
-    deviations: Float = Field(
-        default=8.0,
-        gt=0,
-        description=(
-            "A step is a spike if its loss is this many robust standard deviations (1.4826 MAD) above the"
-            " median."
-        ),
-    )
-    steps: int = Field(
-        default=3, ge=1, description="Number of consecutive spikes; a single one is only a hard batch."
-    )
-
-
-class ExplodingGradientGuard(GuardSettings):
-    """Gradients far beyond what clipping is meant for, for several steps in a row."""
-
-    window: int = Field(
-        default=50,
-        ge=10,
-        le=10_000,
-        description="Number of recent healthy steps that a step is compared with.",
-    )
-    factor: Float = Field(
-        default=100.0,
-        gt=1,
-        description=(
-            "A norm is exploded if it exceeds the recent median (at least max_grad_norm) by this factor."
-        ),
-    )
-    steps: int = Field(default=3, ge=1, description="Number of consecutive steps that must exceed it.")
-
-
-class DeadGradientGuard(GuardSettings):
-    """Gradients that have vanished while there is still a loss to lower."""
-
-    action: GuardAction = Field(default="stop", description=f"What to do: {_ACTION}")
-    below: Float = Field(default=1e-7, gt=0, description="A gradient norm below this counts as dead.")
-    steps: int = Field(default=20, ge=1, description="Number of consecutive steps that must be dead.")
-
-
-class NoProgressGuard(GuardSettings):
-    """A loss that has not fallen after a share of the steps, looked at once."""
-
-    action: GuardAction = Field(default="stop", description=f"What to do: {_ACTION}")
-    share: Float = Field(
-        default=0.5, gt=0, lt=1, description="Share of the steps after which the loss must have fallen."
-    )
-    min_steps: int = Field(
-        default=100,
-        ge=8,
-        description="If fewer steps were taken by then, the rule does not apply: they are too few to judge.",
-    )
-    min_fall: Float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description=(
-            "Minimum relative fall of the mean loss from the first quarter of these steps to the last."
-        ),
-    )
-
-
-class OverfittingGuard(GuardSettings):
-    """A validation loss that stays above its best."""
 
     action: GuardAction = Field(
         default="warn",
         description=(
-            "What to do: `off`, `warn`, `roll_back` (to the last good checkpoint, with a lower rate; after"
-            " the last roll-back it is `stop`), or `stop`: training ends normally at this step, with the"
-            " model that keep_best selects."
+            "What to do: `off`, `warn`, `roll_back` (to the last good checkpoint, with a lower rate) or"
+            " `stop` (the run fails)."
         ),
     )
-    factor: Float = Field(
-        default=1.1,
-        gt=1,
-        description="A validation loss counts as overfitted if it exceeds the best one by this factor.",
-    )
-    looks: int = Field(default=2, ge=1, description="Number of consecutive validations that must exceed it.")
 
 
-class IdleGuard(GuardSettings):
-    """An accelerator that waits for data; never on a CPU."""
+class RollsBack(GuardSettings):
+    """The settings of a guard that rolls back by default."""
+
+    action: GuardAction = "roll_back"
+
+
+class Stops(GuardSettings):
+    """The settings of a guard that stops the run by default."""
+
+    action: GuardAction = "stop"
+
+
+class CannotRollBack(GuardSettings):
+    """The settings of a guard whose finding a lower learning rate would not fix."""
 
     # Settings are frozen, so that the narrower type is safe.
-    action: _WarnOrStop = Field(  # pyright: ignore[reportIncompatibleVariableOverride]  # narrower
-        default="warn",
-        description=(
-            "What to do: `off`, `warn` or `stop` (the run fails). A lower learning rate would not help, so"
-            " there is no `roll_back`."
-        ),
-    )
-    share: Float = Field(
-        default=0.3, gt=0, lt=1, description="Share of the time spent waiting for data that counts as idle."
-    )
-    steps: int = Field(default=50, ge=1, description="Number of consecutive steps that must be idle.")
-
-
-class GuardsSettings(Settings):
-    """Rules that watch a training run, each with its thresholds and its action."""
-
-    non_finite: NonFiniteGuard = Field(
-        default=NonFiniteGuard(), description="A loss or gradient that is nan or infinite."
-    )
-    loss_spike: LossSpikeGuard = Field(
-        default=LossSpikeGuard(), description="A training loss far above the recent ones."
-    )
-    exploding_gradient: ExplodingGradientGuard = Field(
-        default=ExplodingGradientGuard(), description="Gradients far beyond what is clipped."
-    )
-    dead_gradient: DeadGradientGuard = Field(
-        default=DeadGradientGuard(), description="Gradients that have vanished."
-    )
-    no_progress: NoProgressGuard = Field(default=NoProgressGuard(), description="A loss that has not fallen.")
-    overfitting: OverfittingGuard = Field(
-        default=OverfittingGuard(), description="A validation loss that has risen above its best."
-    )
-    idle: IdleGuard = Field(default=IdleGuard(), description="An accelerator that waits for data.")
-    more: dict[str, dict[str, Any]] = Field(
-        default_factory=dict,
-        description=(
-            "Guards of other packages by their registered names, each with its `action` and its own settings."
-        ),
-    )
-    rate_factor: Float = Field(
-        default=0.5, gt=0, lt=1, description="Factor on the learning rate after each roll-back."
-    )
-    max_roll_backs: int = Field(
-        default=2,
-        ge=0,
-        le=100,
-        description="Maximum number of roll-backs of a run; instead of one more, the run stops.",
-    )
+    action: Annotated[Literal["off", "warn", "stop"], YamlOff()] = "warn"  # pyright: ignore[reportIncompatibleVariableOverride]  # narrower
 
 
 #: In the order in which they look at a step; of several findings with the same action the first one counts.
@@ -207,37 +74,63 @@ GUARDS: Registry[Any] = Registry(
         "idle": "fullft_assets.training.guards:Idle",
     },
 )
-#: Fields of `training.guards` that are not a guard.
-_OTHER_FIELDS = ("more", "rate_factor", "max_roll_backs")
-_OURS = [name for name in GuardsSettings.model_fields if name not in _OTHER_FIELDS]
+#: Keys of `training.guards` in earlier releases that were not guards, with what to do instead.
+_REMOVED = {
+    "more": "name the guard beside the others",
+    "rate_factor": "each roll-back halves the learning rate",
+    "max_roll_backs": "the second roll-back of a run is its last",
+}
 
 
-def guard_settings(settings: GuardsSettings) -> dict[str, GuardSettings]:
+def _checked(guards: dict[str, Any]) -> dict[str, Any]:
+    for name in guards.keys() & _REMOVED:
+        raise ValueError(f"`{name}` was removed; {_REMOVED[name]}")
+    # YAML 1.1 reads a bare `off` as false.
+    return {name: "off" if value is False else value for name, value in guards.items()}
+
+
+_ACTIONS = {"enum": ["off", "warn", "roll_back", "stop", False]}
+#: The type of the setting: an action, or the settings of a guard of another package, by the guard's name. What
+#: is wrong with them is found by `guard_problems`.
+Guards = Annotated[
+    dict[str, Any],
+    AfterValidator(_checked),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": dict.fromkeys(GUARDS.ours, _ACTIONS),
+            "additionalProperties": {"anyOf": [_ACTIONS, {"type": "object"}]},
+        }
+    ),
+]
+
+
+def guard_settings(guards: Guards) -> dict[str, GuardSettings]:
     """Return the settings of each guard by its name, in the order in which the guards look at a step.
 
     Raises:
-        SettingsError: `more` has a problem; see `guard_problems`.
+        SettingsError: the settings of one have a problem; see `guard_problems`.
     """
-    for name, message in guard_problems(settings):
-        raise SettingsError(f"training.guards.more.{name}: {message}")
-    ours = {name: getattr(settings, name) for name in _OURS}
-    return ours | {
-        name: GUARDS.get(name).settings_class.model_validate(given) for name, given in settings.more.items()
-    }
+    for name, message in guard_problems(guards):
+        raise SettingsError(f"training.guards.{name}: {message}")
+    names = [name for name in GUARDS.names if name in GUARDS.ours or name in guards]
+    return {name: _settings_of(name, guards.get(name, {})) for name in names}
 
 
-def guard_problems(settings: GuardsSettings) -> Iterator[tuple[str, str]]:
-    """Yield (name, message) for each guard in `more` that is not registered, is one of ours, or does not have
-    the given settings.
-    """
-    for name, given in settings.more.items():
-        if name in _OURS:
-            yield name, f"this guard is built in; give its settings below training.guards.{name}"
-            continue
+def guard_problems(guards: Guards) -> Iterator[tuple[str, str]]:
+    """Yield (name, message) for each guard that is not registered, or does not have the given settings."""
+    for name, value in guards.items():
         try:
-            GUARDS.get(name).settings_class.model_validate(given)
+            _settings_of(name, value)
         except SettingsError as error:
             yield name, str(error)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             yield name, f"{'.'.join(map(str, first['loc'])) or name}: {first['msg']}"
+
+
+def _settings_of(name: str, value: Any) -> GuardSettings:
+    settings_class = GUARDS.get(name).settings_class
+    if name in GUARDS.ours and value and isinstance(value, Mapping):
+        raise SettingsError("its thresholds were removed; give the action alone, such as `stop`")
+    return settings_class.model_validate(value if isinstance(value, Mapping) else {"action": value})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -35,6 +36,8 @@ class LoraSettings(Settings):
     schedule.
     """
 
+    REMOVED: ClassVar[Mapping[str, str]] = {"epochs": "adapters take as many epochs as training"}
+
     rank: int = Field(
         default=16,
         ge=1,
@@ -49,28 +52,17 @@ class LoraSettings(Settings):
             "Peak learning rate. Default: ten times training.learning_rate, as adapters need a higher one."
         ),
     )
-    epochs: Float | None = Field(
-        default=None, gt=0, le=1_000, description="Passes over the training rows. Default: training.epochs."
-    )
-
-
-class PromptingSettings(Settings):
-    """The baselines that prompt the base model, a causal one: what a few-shot prompt shows of the training
-    rows.
-    """
-
-    examples: int = Field(
-        default=8, ge=1, le=1_000, description="Training rows that a few-shot prompt shows, at most."
-    )
-    max_tokens: int = Field(
-        default=1_024, ge=16, description="Tokens of these examples together, at most; longer texts are cut."
-    )
 
 
 class BedrockSettings(Settings):
     """The baseline `bedrock`: a model of Amazon Bedrock that is asked for each row's label. Texts of rows
     leave this machine.
     """
+
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "max_characters": "the first 8,000 characters of a text are sent",
+        "parallel_requests": "four requests are sent at a time",
+    }
 
     model: str = Field(min_length=1, description="Id of the model, or of an inference profile.")
     region: str | None = Field(default=None, description="AWS region. Default: that of the environment.")
@@ -81,10 +73,6 @@ class BedrockSettings(Settings):
     examples: int = Field(
         default=0, ge=0, le=100, description="Training rows that each request shows with their labels."
     )
-    max_characters: int = Field(
-        default=8_000, ge=1, description="Characters of a text that are sent; the rest is cut."
-    )
-    parallel_requests: int = Field(default=4, ge=1, le=64, description="Requests at a time.")
     usd_per_1k_input_tokens: Float = Field(
         default=0.0, ge=0, description="Price of 1,000 tokens of requests in US dollars."
     )
@@ -95,6 +83,14 @@ class BedrockSettings(Settings):
 
 class PlanningSettings(Settings):
     """What the fine-tuning may cost, and the gain that it must promise."""
+
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "apply": "copy the lines that `fullft plan` recommends",
+        "pilot_seeds": "raise `pilot_share`, which says more for the same time",
+        "pilot_unknown": "a training is refused only where the pilot predicts too little gain",
+        "prompting": "a few-shot prompt shows 8 training rows and 1,024 tokens at most",
+        "retrains_a_year": "set `retraining.max_age_days`",
+    }
 
     max_hours: Float = Field(
         default=24.0, gt=0, description="Maximum training time in hours; a longer plan blocks training."
@@ -128,20 +124,6 @@ class PlanningSettings(Settings):
             " region, or a discount."
         ),
     )
-    retrains_a_year: Float | None = Field(
-        default=None,
-        ge=0,
-        description=(
-            "Retrainings that a year's cost includes. Default: as many as retraining.max_age_days asks for."
-        ),
-    )
-    apply: Literal["yaml", "recommended"] = Field(
-        default="yaml",
-        description=(
-            "Settings that this machine trains with: those of the YAML, or the first ones down the memory"
-            " ladder that fit in its memory, where those of the YAML do not."
-        ),
-    )
     max_memory_gib: Float | None = Field(
         default=None,
         gt=0,
@@ -154,21 +136,6 @@ class PlanningSettings(Settings):
         description=(
             "Share of the training rows that the pilot's largest training has; the smaller ones have a half,"
             " a quarter and an eighth of it."
-        ),
-    )
-    pilot_seeds: int = Field(
-        default=1,
-        ge=1,
-        le=10,
-        description=(
-            "Trainings of the pilot on each number of rows, with other seeds; their mean score counts. Each"
-            " takes as long as the first, and a larger pilot_share says more for the same time."
-        ),
-    )
-    pilot_unknown: Literal["go_on", "stop"] = Field(
-        default="go_on",
-        description=(
-            "What to do where the pilot's 90% interval is wider than 10 points, so that it predicts nothing."
         ),
     )
     min_predicted_gain: Float = Field(
@@ -207,10 +174,6 @@ class PlanningSettings(Settings):
     lora: LoraSettings = Field(
         default=LoraSettings(),
         description="How the baseline `lora` is trained, where planning.baselines names it.",
-    )
-    prompting: PromptingSettings = Field(
-        default=PromptingSettings(),
-        description="How the base model is prompted, where planning.baselines names a baseline that does so.",
     )
     smaller_model: str | None = Field(
         default=None,

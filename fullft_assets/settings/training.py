@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from fullft_assets.settings.base import Float, Settings, YamlNumber, YamlOff, with_fitting_default
-from fullft_assets.settings.guards import GuardsSettings
+from fullft_assets.settings.base import Float, OneOf, Settings, YamlNumber, YamlOff, with_fitting_default
+from fullft_assets.settings.guards import Guards
+from fullft_assets.settings.optimizers import OPTIMIZERS, Optimizer, Weights
 
 #: Settings of training that work on whole weights, or on a whole second model: not with `sharding`.
-OF_WHOLE_WEIGHTS = ("l2_sp", "ewc", "unfreeze_share", "wise_ft", "distillation")
+OF_WHOLE_WEIGHTS = ("l2_sp", "ewc", "wise_ft", "distillation")
 #: Passes over the training rows by default, and at most where so few would be too few steps.
 EPOCHS, MOST_EPOCHS = 3.0, 20.0
-#: Ending of the optimizers that step in the backward pass; `lomo` does so by nature.
-IN_BACKWARD = "_in_backward"
-Optimizer = Literal["adamw", "adamw_8bit", "adafactor", "adamw_in_backward", "adafactor_in_backward", "lomo"]
 
 
 _Alpha = Annotated[float, YamlNumber(), Field(gt=0, le=1)]
 
 
 class DistillationSettings(Settings):
-    """Holds a model to what the frozen base model makes of a text."""
+    """Holds a model to what the frozen base model makes of a text.
+
+    The base model teaches the replayed documents of a language model, or all of its documents if none is
+    replayed; of a classifier every row.
+    """
+
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "temperature": "the default of 1 holds",
+        "tokens": "the base model teaches replayed documents if there are any, else all",
+    }
 
     weight: Float = Field(
         default=0.5,
@@ -33,26 +41,19 @@ class DistillationSettings(Settings):
             " model alone, which suits replay."
         ),
     )
-    temperature: Float = Field(
-        default=1.0,
-        gt=0,
-        le=100,
-        description=(
-            "Softmax temperature of both distributions; a higher one gives unlikely tokens more weight."
-        ),
-    )
-    tokens: Literal["replay", "task", "all"] | None = Field(
-        default=None,
-        description=(
-            "Trained tokens that the base model teaches: those of replayed documents, those of the task, or"
-            " all. Default: those of replayed documents if there are any, else all. Not for classification,"
-            " where every row is taught."
-        ),
-    )
 
 
 class TrainingSettings(Settings):
     """The full fine-tuning itself: every weight is trained."""
+
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "attention_dropout": "attention weights are trained without dropout",
+        "freeze": "set `freeze_layers`, which freezes the embeddings too",
+        "keep_checkpoints": "the two newest checkpoints and the best one are kept",
+        "layer_decay": "set `freeze_layers` or `l2_sp`, which change lower layers less",
+        "max_grad_value": "set `max_grad_norm`",
+        "unfreeze_share": "set `freeze_layers` or `l2_sp`, which change lower layers less",
+    }
 
     epochs: Float | None = Field(
         default=None,
@@ -85,23 +86,15 @@ class TrainingSettings(Settings):
     )
     weight_decay: Float = Field(default=0.01, ge=0, lt=1, description="Decoupled weight decay.")
     max_grad_norm: Float = Field(default=1.0, gt=0, description="Gradients are clipped to this norm.")
-    max_grad_value: Float | None = Field(
-        default=None,
-        gt=0,
-        description=(
-            "Each element of a gradient is clipped to this value, instead of clipping the norm. Default: the"
-            " norm is clipped."
-        ),
-    )
-    optimizer: Optimizer = Field(
+    optimizer: Annotated[str, OneOf("optimizer", lambda: OPTIMIZERS.names)] = Field(
         default="adamw",
         description=(
-            "All but adamw take less memory. `..._in_backward` and lomo (gradient descent, needs about 1,000"
-            " times the rate) update weights in the backward pass, without gradient accumulation. adamw_8bit"
-            " needs bitsandbytes."
+            "`adamw`; with less memory `adamw_8bit` (needs bitsandbytes), `adafactor`, `adamw_in_backward` and"
+            " `adafactor_in_backward`, which update weights in the backward pass, without gradient"
+            " accumulation; or one of another package."
         ),
     )
-    weights: Literal["fp32", "bf16"] = Field(
+    weights: Weights = Field(
         default="fp32",
         description=(
             "Number format of weights, gradients and moments; bf16 halves the memory and rounds"
@@ -111,21 +104,11 @@ class TrainingSettings(Settings):
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = Field(
         default="linear", description="Learning-rate schedule."
     )
-    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
         description=(
             "`auto`: bf16 where the GPU or the CPU (AMX) has units for it, fp16 on older GPUs, fp32 on other"
-            " CPUs. `tf32`: fp32 whose matrix multiplications round their factors to 10 bits of mantissa"
-            " (NVIDIA Ampere or newer)."
-        ),
-    )
-    attention_dropout: Float | None = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description=(
-            "Dropout of attention weights; 0 lets fused attention kernels run (1.8 times the tokens a second,"
-            " measured on a CPU). `null`: the model's own."
+            " CPUs."
         ),
     )
     gradient_checkpointing: bool = Field(
@@ -159,14 +142,6 @@ class TrainingSettings(Settings):
     checkpoint_every_steps: int = Field(
         default=100, ge=1, description="Optimizer steps between two checkpoints."
     )
-    keep_checkpoints: int = Field(
-        default=2,
-        ge=1,
-        description=(
-            "Number of newest checkpoints kept while training; the best one by validation loss is kept in"
-            " addition."
-        ),
-    )
     keep_best: bool = Field(
         default=False,
         description=(
@@ -174,22 +149,10 @@ class TrainingSettings(Settings):
             " the schedule has annealed."
         ),
     )
-    freeze: Literal["none", "embeddings"] = Field(
-        default="none", description="Weights that are not trained. Default: every weight is."
-    )
     freeze_layers: int = Field(
         default=0,
         ge=0,
-        description="Lowest transformer layers that are not trained, embeddings included when any.",
-    )
-    layer_decay: Float = Field(
-        default=1.0,
-        gt=0,
-        le=1,
-        description=(
-            "Factor on the learning rate from each layer to the one below it; 1 = one rate, 0.9 = lower"
-            " layers change less."
-        ),
+        description="Lowest transformer layers that are not trained, embeddings included. Default: none.",
     )
     l2_sp: Float = Field(
         default=0.0,
@@ -203,15 +166,6 @@ class TrainingSettings(Settings):
             "Pull of each weight towards the pretrained one, scaled by its importance for general text (EWC);"
             " the mean importance is 1, so the value compares with l2_sp. Needs snapshot.replay or"
             " snapshot.general. 0 = none."
-        ),
-    )
-    unfreeze_share: Float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description=(
-            "Share of the steps after which one more layer is trained, top layer first; 0 = all layers from"
-            " the start."
         ),
     )
     wise_ft: list[_Alpha] = Field(
@@ -248,9 +202,15 @@ class TrainingSettings(Settings):
             " Default: no limit."
         ),
     )
-    guards: GuardsSettings = Field(
-        default=GuardsSettings(),
-        description="Rules that watch a training run, and what to do when one fires.",
+    guards: Guards = Field(
+        default_factory=dict,
+        description=(
+            "What to do when a rule that watches the run fires, by the rule's name: `off`, `warn`,"
+            " `roll_back` (to the last good checkpoint, with half the rate, twice a run at most) or `stop`"
+            " (the run fails; overfitting: it ends there). Defaults: non_finite and loss_spike roll_back,"
+            " dead_gradient and no_progress stop, the others warn. A rule of another package may have"
+            " settings of its own beside its `action`."
+        ),
     )
     track: list[Literal["tensorboard", "mlflow"]] = Field(
         default=["tensorboard"],
@@ -275,23 +235,24 @@ class TrainingSettings(Settings):
         """Passes over the training rows: those asked for, or `EPOCHS`."""
         return self.epochs or EPOCHS
 
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _refuse_lomo(cls, name: Any) -> Any:
+        if name == "lomo":
+            raise ValueError("lomo was removed; set adafactor_in_backward, which takes little more memory")
+        return name
+
+    @property
+    def chosen_optimizer(self) -> Optimizer:
+        """The optimizer that is registered under the name."""
+        return OPTIMIZERS.get(self.optimizer)
+
     @property
     def steps_in_backward(self) -> bool:
         """Whether each weight is updated as soon as its gradient is there."""
-        return self.optimizer == "lomo" or self.optimizer.endswith(IN_BACKWARD)
-
-    @property
-    def frees_as_it_goes(self) -> bool:
-        """Whether neither gradients nor activations stay, so that what each of them took is to be given back
-        at once.
-        """
-        return self.steps_in_backward and self.gradient_checkpointing
+        return self.chosen_optimizer.steps_in_backward
 
     @property
     def clips_in_two_passes(self) -> bool:
-        """Whether the gradients' norm takes a pass of its own; Adafactor bounds its updates itself."""
-        return (
-            self.steps_in_backward
-            and self.max_grad_value is None
-            and not self.optimizer.startswith("adafactor")
-        )
+        """Whether the gradients' norm takes a pass of its own, as the step has none to wait for."""
+        return self.steps_in_backward and not self.chosen_optimizer.bounds_its_updates

@@ -115,14 +115,10 @@ def training_settings(settings: UseCaseSettings) -> TrainingSettings:
     rate = chosen.learning_rate or min(_TIMES_THE_RATE * training.learning_rate, 0.5)
     changes = {
         "learning_rate": rate,
-        "epochs": chosen.epochs or training.epochs,
         "optimizer": "adamw",
-        "freeze": "none",
         "freeze_layers": 0,
-        "layer_decay": 1.0,
         "l2_sp": 0.0,
         "ewc": 0.0,
-        "unfreeze_share": 0.0,
         "wise_ft": [],
         "distillation": None,
         "max_general_rise": None,

@@ -11,9 +11,24 @@ from typing import Any
 
 import numpy as np
 
+from fullft_assets.base_model.model_config import read_config
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import BaselineContext
+
+#: Training rows that a few-shot prompt shows, and tokens of them together, at most; half of the positions of a
+#: model that has fewer.
+NUM_EXAMPLES = 8
+_MAX_TOKENS = 1_024
+
+
+def max_tokens(context: BaselineContext) -> int:
+    """Return the tokens that the examples of a few-shot prompt may have together."""
+    config = read_config(Path(str(context.base_model)))
+    positions = next(
+        (config[key] for key in ("max_position_embeddings", "n_positions") if config.get(key)), 0
+    )
+    return min(_MAX_TOKENS, positions // 2) if positions else _MAX_TOKENS
 
 
 def draw(labels: Sequence[int] | np.ndarray, count: int, seed: int) -> list[int]:
@@ -67,6 +82,6 @@ def require_room(num_tokens: int, model: Any) -> None:
     positions = getattr(model.config, "max_position_embeddings", None)
     if isinstance(positions, int) and num_tokens > positions:
         raise SettingsError(
-            f"planning.prompting.max_tokens: the longest prompt has {num_tokens:,} tokens, base_model reads"
-            f" {positions:,}; give less, or lower chunks.max_tokens"
+            f"planning.baselines: the longest prompt of the base model has {num_tokens:,} tokens, base_model reads"
+            f" {positions:,}; lower chunks.max_tokens, or remove the baseline"
         )

@@ -2,13 +2,13 @@
 
 In the order of reading:
 
-- `finetuning`: `fine_tune` trains a model in segments, from one setback to the next.
-- `requirements`: refuses settings that contradict each other or that this machine cannot run.
+- `finetuning`: `fine_tune` refuses what this machine cannot run, and trains a model in segments, from one
+  setback to the next.
 - `segment`: one segment: set up, train, choose the weights.
 - `trainer`: transformers' Trainer, its arguments and the methods that differ.
 - `callback`: what happens after each step: record, check, validate, save.
-- `recorder`, `throughput`, `trackers`: the metrics of each step, their rates, and where they are copied to.
-- `validation`, `forgetting`: scores on the validation rows and on the general set.
+- `recorder`, `trackers`: the metrics of each step, their rates, and where they are copied to.
+- `validation`: scores on the validation rows and on the general set.
 - `guards`, `guard_actions`: rules on the metrics, and what follows when one is broken.
 - `run_history`, `checkpoints`: what a run keeps in its work folder so that it can resume.
 - `stored_checkpoints`, `resuming`: the checkpoints' copies in the store, and the one that a segment begins
@@ -17,16 +17,15 @@ In the order of reading:
 What is trained, and how:
 
 - `recipe`: the protocol of a task: model, rows, loss, scores.
-- `feed`, `packed_rows`, `prefetch`: the planned order of the rows, and batches collated ahead.
-- `optimizers`: the rungs of the memory ladder.
+- `feed`, `packed_rows`: the planned order of the rows, and batches collated ahead.
+- `optimizers`: one class in one file each.
 - `sharding`, `ranks`: several processes that share a model, and what they agree on.
-- `regularization`, `distillation`, `interpolation`: what keeps a model near the base model.
+- `regularization`, `distillation`: what keeps a model near the base model.
 - `kernels`: liger-kernel's fused layers.
 - `spot`: notices that a spot instance is taken away.
-- `random_states`: the random number generators, for a pass that is made twice and for a checkpoint.
 
 Before anything is trained:
 
 - `measuring`: times real passes on the training machine, and measures their memory.
-- `outline`, `targets`: count the memory and the operations without weights, and plan on other machines.
+- `outline`: counts the memory and the operations without weights, and plans on other machines.
 """

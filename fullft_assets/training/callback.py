@@ -32,7 +32,7 @@ class SegmentCallback(TrainerCallback):
     Args:
         history: may have an early end of the run.
         evaluate_at: steps after which the validation rows are scored.
-        keep_checkpoints: newest planned checkpoints to keep; 0 = none are written.
+        resumable: whether checkpoints are written.
         stored: where checkpoints go beside this machine's disk.
     """
 
@@ -44,15 +44,15 @@ class SegmentCallback(TrainerCallback):
         history: RunHistory,
         evaluate_at: set[int],
         *,
-        keep_checkpoints: int,
+        resumable: bool,
         stored: StoredCheckpoints | None,
     ):
-        self._recorder, self._validator, self._guards, self._history = recorder, validator, guards, history
-        self._evaluate_at, self._keep_checkpoints, self._resumable = (
-            evaluate_at,
-            keep_checkpoints,
-            keep_checkpoints > 0,
-        )
+        self._recorder = recorder
+        self._validator = validator
+        self._guards = guards
+        self._history = history
+        self._evaluate_at = evaluate_at
+        self._resumable = resumable
         self._stored = stored
         #: The step of the last checkpoint of this segment; None: there is none yet.
         self.saved_step: int | None = None
@@ -116,11 +116,11 @@ class SegmentCallback(TrainerCallback):
             best = self._validator.best_step()
             # The best one first: who finds the newest one there finds all that it needs.
             offered = [
-                found.path
-                for found in complete_checkpoints(target.parent, self._history)
-                if found.step == best
+                checkpoint.path
+                for checkpoint in complete_checkpoints(target.parent, self._history)
+                if checkpoint.step == best
             ]
-            self._stored.offer([*offered, target], self._history, newest=self._keep_checkpoints, best=best)
+            self._stored.offer([*offered, target], self._history, best=best)
 
     def delete_old_checkpoints(self) -> None:
         """Delete the checkpoints that are no longer kept on this machine."""
@@ -129,7 +129,6 @@ class SegmentCallback(TrainerCallback):
             retain(
                 self._recorder.log.path.parent,
                 self._history,
-                newest=self._keep_checkpoints,
                 best=best,
                 spared=spared,
             )

@@ -24,6 +24,8 @@ from fullft_assets.training.run_history import Incident, RunHistory
 if TYPE_CHECKING:
     from fullft_assets.jobs.progress import Listener
 
+#: Newest planned checkpoints that are kept, beside the best one by validation loss.
+NUM_NEWEST = 2
 SEAL = "complete.json"
 STEP_LOG = "metrics.jsonl"
 #: Inside a checkpoint: how many incidents came before it, whether it was planned, and versions of libraries.
@@ -184,20 +186,20 @@ class Checkpoint:
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """Return the newest complete checkpoint that training would continue from, or None."""
-    found = complete_checkpoints(folder, RunHistory(folder))
-    return found[-1].path if found else None
+    checkpoints = complete_checkpoints(folder, RunHistory(folder))
+    return checkpoints[-1].path if checkpoints else None
 
 
 def complete_checkpoints(folder: Path, history: RunHistory) -> list[Checkpoint]:
     """Return the checkpoints that are complete and that no roll-back undid, by step."""
-    found: dict[int, Checkpoint] = {}
+    checkpoints: dict[int, Checkpoint] = {}
     for path in all_checkpoints(folder):
         if not is_complete(path):
             continue
         origin = _object_in(path / ORIGIN)
         if origin is not None and history.includes(step_of(path), origin["num_incidents"]):
-            found[step_of(path)] = Checkpoint(path, step_of(path), origin["is_planned"])
-    return list(found.values())
+            checkpoints[step_of(path)] = Checkpoint(path, step_of(path), origin["is_planned"])
+    return list(checkpoints.values())
 
 
 def last_good(complete: Iterable[Written], trouble_since: int) -> int:
@@ -207,11 +209,16 @@ def last_good(complete: Iterable[Written], trouble_since: int) -> int:
     outcome does not depend on when a run was stopped and resumed.
     """
     return max(
-        (found.step for found in complete if found.is_planned and found.step + 1 < trouble_since), default=0
+        (
+            checkpoint.step
+            for checkpoint in complete
+            if checkpoint.is_planned and checkpoint.step + 1 < trouble_since
+        ),
+        default=0,
     )
 
 
-def kept_steps(complete: Sequence[Written], *, newest: int, best: int | None) -> set[int | None]:
+def kept_steps(complete: Sequence[Written], *, best: int | None) -> set[int | None]:
     """Return the steps of the checkpoints to keep: the newest planned ones, the best one and the newest of
     all.
 
@@ -219,24 +226,21 @@ def kept_steps(complete: Sequence[Written], *, newest: int, best: int | None) ->
         complete: by step.
         best: step of the one with the lowest validation loss.
     """
-    return {
-        found.step for found in [*[found for found in complete if found.is_planned][-newest:], *complete[-1:]]
-    } | {best}
+    planned = [checkpoint for checkpoint in complete if checkpoint.is_planned]
+    return {checkpoint.step for checkpoint in [*planned[-NUM_NEWEST:], *complete[-1:]]} | {best}
 
 
-def retain(
-    folder: Path, history: RunHistory, *, newest: int, best: int | None, spared: Path | None = None
-) -> None:
+def retain(folder: Path, history: RunHistory, *, best: int | None, spared: Path | None = None) -> None:
     """Delete all checkpoints that are no longer kept, see `kept_steps`, and those that a roll-back undid.
 
     Args:
         spared: is being read.
     """
     complete = complete_checkpoints(folder, history)
-    steps = kept_steps(complete, newest=newest, best=best)
-    kept = {found.path for found in complete if found.step in steps}
+    steps = kept_steps(complete, best=best)
+    kept_paths = {checkpoint.path for checkpoint in complete if checkpoint.step in steps}
     for path in all_checkpoints(folder):
-        if path != spared and path not in kept:
+        if path != spared and path not in kept_paths:
             shutil.rmtree(path)
 
 
@@ -272,10 +276,10 @@ def is_complete(checkpoint: Path) -> bool:
 def _object_in(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file, or None if it is missing or damaged."""
     try:
-        found = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 @contextmanager
@@ -295,8 +299,8 @@ def room_needed(folder: Path, what: str) -> Iterator[None]:
             else "there is no checkpoint; the same command starts again"
         )
         raise DiskError(
-            f"{folder}: no room for {what} ({free:.2f} GiB free; {reason}); free space, raise the quota or"
-            f" lower training.keep_checkpoints; {next_start}"
+            f"{folder}: no room for {what} ({free:.2f} GiB free; {reason}); free space or raise the quota;"
+            f" {next_start}"
         ) from error
 
 
@@ -320,11 +324,13 @@ class StepLog:
         #: Training seconds of earlier segments, including work that a kill undid: it was paid for, too.
         self.seconds_before = max((line.get("seconds", 0.0) for line in lines), default=0.0)
         self.seconds_before = max([self.seconds_before, *(incident.seconds for incident in incidents)])
-        kept = [incident.line() for incident in incidents]
+        incident_lines = [incident.line() for incident in incidents]
         lines = [
-            line for line in lines if line in kept or ("to_step" not in line and line["step"] <= resumed_from)
+            line
+            for line in lines
+            if line in incident_lines or ("to_step" not in line and line["step"] <= resumed_from)
         ]
-        self.lines = [*lines, *(line for line in kept if line not in lines)]
+        self.lines = [*lines, *(line for line in incident_lines if line not in lines)]
         if is_writer:
             with room_needed(path.parent, "the step log"):
                 path.parent.mkdir(parents=True, exist_ok=True)

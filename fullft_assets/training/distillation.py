@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from fullft_assets.models.inference import move
+from fullft_assets.models.pooled import pool
 from fullft_assets.models.token_loss import (
     IGNORED,
     LossOfHead,
@@ -27,7 +28,6 @@ from fullft_assets.models.token_loss import (
     output_head,
     replaced_forward,
 )
-from fullft_assets.settings import DistillationSettings
 from fullft_assets.training.packed_rows import IS_REPLAYED
 
 
@@ -40,19 +40,15 @@ def frozen(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
 class DistilledTokenLoss:
     """The summed loss of a pass: of each distilled token (1 - weight) times its cross-entropy + weight times
-    T² KL(base model || model), both distributions at the temperature T; of each other trained token its
-    cross-entropy. Divided by the number of trained tokens it is a mean.
-
-    Args:
-        tokens: which trained tokens are distilled; unless `all`, each batch has a mask of the replayed
-            tokens.
+    KL(base model || model); of each other trained token its cross-entropy. Divided by the number of trained
+    tokens it is a mean. Distilled are the replayed tokens where a batch has a mask of them, else all trained
+    ones.
     """
 
-    def __init__(
-        self, hard: TokenLoss, teacher: PreTrainedModel, settings: DistillationSettings, tokens: str
-    ):
-        self._hard, self._teacher, self._tokens = hard, teacher, tokens
-        self._weight, self._temperature = settings.weight, settings.temperature
+    def __init__(self, hard: TokenLoss, teacher: PreTrainedModel, weight: float):
+        self._hard = hard
+        self._teacher = teacher
+        self._weight = weight
 
     def total(self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
         """Return the sum in fp32, differentiable; arguments as for `TokenLoss.total`."""
@@ -60,9 +56,7 @@ class DistilledTokenLoss:
         replayed = inputs.pop(IS_REPLAYED, None)
         targets = labels[:, 1:]
         predicted = targets != IGNORED
-        distilled = predicted
-        if self._tokens != "all":
-            distilled = predicted & (replayed[:, 1:] if self._tokens == "replay" else ~replayed[:, 1:])
+        distilled = predicted if replayed is None else predicted & replayed[:, 1:]
         if not distilled.any():
             return self._hard.total(model, inputs, labels)
         teacher_inputs = {name: value[distilled.any(1)] for name, value in inputs.items()}
@@ -77,15 +71,16 @@ class DistilledTokenLoss:
         targets: torch.Tensor,
         distilled: torch.Tensor,
     ) -> torch.Tensor:
-        predicted, head, teacher_head = targets != IGNORED, self._hard.head, output_head(self._teacher)
-        wanted = self._hidden_of_teacher(teacher_inputs, distilled[distilled.any(1)])
+        predicted = targets != IGNORED
+        head = self._hard.head
+        teacher_head = output_head(self._teacher)
+        teacher_hidden = self._hidden_of_teacher(teacher_inputs, distilled[distilled.any(1)])
         teacher = TeacherTargets(
             distilled[predicted],
-            wanted,
+            teacher_hidden,
             teacher_head.weight,
             teacher_head.bias,
             self._weight,
-            self._temperature,
         )
 
         def loss_of(hidden: torch.Tensor) -> torch.Tensor:
@@ -98,15 +93,15 @@ class DistilledTokenLoss:
     @torch.no_grad()
     def _hidden_of_teacher(self, inputs: Mapping[str, Any], distilled: torch.Tensor) -> torch.Tensor:
         """Return the input of the teacher's head, [distilled tokens, hidden]."""
-        found: list[torch.Tensor] = []
+        hidden_states: list[torch.Tensor] = []
 
         def keep_hidden(hidden: torch.Tensor) -> torch.Tensor:
-            found.append(hidden[:, :-1][distilled])
+            hidden_states.append(hidden[:, :-1][distilled])
             return hidden.new_zeros((1, 1, 1))
 
         with replaced_forward(output_head(self._teacher), keep_hidden):
             self._teacher(**inputs, use_cache=False)
-        return found[0]
+        return hidden_states[0]
 
     def _plain(
         self,
@@ -118,7 +113,7 @@ class DistilledTokenLoss:
     ) -> torch.Tensor:
         predicted = targets != IGNORED
         with torch.no_grad():
-            wanted = (
+            teacher_logits = (
                 self._teacher(**teacher_inputs, use_cache=False)
                 .logits[:, :-1][distilled[distilled.any(1)]]
                 .float()
@@ -128,7 +123,7 @@ class DistilledTokenLoss:
         hard = functional.cross_entropy(logits, targets[predicted], reduction="none") * torch.where(
             is_distilled, 1 - self._weight, 1.0
         )
-        distance, _ = divergence(logits[is_distilled], wanted, self._temperature)
+        distance, _ = divergence(logits[is_distilled], teacher_logits)
         return hard.sum() + self._weight * distance
 
 
@@ -141,7 +136,6 @@ class TeacherTargets:
         hidden: [distilled tokens, hidden] its hidden states.
         weight, bias: its head.
         share: of the base model in the loss of a distilled token.
-        temperature: of both distributions.
     """
 
     is_distilled: torch.Tensor
@@ -149,7 +143,6 @@ class TeacherTargets:
     weight: torch.Tensor
     bias: torch.Tensor | None
     share: float
-    temperature: float
 
 
 class DistilledCrossEntropy(LossOfHead):
@@ -177,8 +170,10 @@ class DistilledCrossEntropy(LossOfHead):
                 logits, targets[chunk], torch.where(distilled, 1 - teacher.share, 1.0)
             )
             if distilled.any():
-                wanted = functional.linear(teacher.hidden[number[chunk][distilled]].to(dtype), matrix, offset)
-                distance, pull = divergence(logits[distilled], wanted.float(), teacher.temperature)
+                teacher_logits = functional.linear(
+                    teacher.hidden[number[chunk][distilled]].to(dtype), matrix, offset
+                )
+                distance, pull = divergence(logits[distilled], teacher_logits.float())
                 loss += teacher.share * distance
                 slope[distilled] += teacher.share * pull
             return loss, slope
@@ -186,21 +181,18 @@ class DistilledCrossEntropy(LossOfHead):
         return LossOfHead.summed(ctx, hidden, weight, bias, look, num_heads=2)
 
 
-def divergence(
-    logits: torch.Tensor, wanted: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return T² KL(wanted || logits), summed over the tokens, and its slope by the logits; both [tokens,
+def divergence(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return KL(targets || logits), summed over the tokens, and its slope by the logits; all are [tokens,
     vocabulary] in fp32.
     """
-    ours, theirs = (torch.log_softmax(values / temperature, -1) for values in (logits, wanted))
-    distance = temperature**2 * functional.kl_div(ours, theirs, reduction="sum", log_target=True)
-    return distance, temperature * (ours.exp() - theirs.exp())
+    student, teacher = (torch.log_softmax(values, -1) for values in (logits, targets))
+    distance = functional.kl_div(student, teacher, reduction="sum", log_target=True)
+    return distance, student.exp() - teacher.exp()
 
 
 def pooled(output: Any, mask: torch.Tensor) -> torch.Tensor:
-    """Return the mean of the last hidden states over a text's tokens: [rows, hidden]."""
-    weights = mask.unsqueeze(-1)
-    return (output.hidden_states[-1].float() * weights).sum(1) / weights.sum(1)
+    """Return the mean of the last hidden states over each text's tokens: [rows, hidden]."""
+    return pool(output.hidden_states[-1].float(), mask, "mean")
 
 
 def distil_representations(
@@ -214,8 +206,10 @@ def distil_representations(
     def total(model: nn.Module, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
         output = model(**inputs, output_hidden_states=True)
         with torch.no_grad():
-            wanted = pooled(teacher(**inputs, output_hidden_states=True), inputs["attention_mask"])
-        distance = 1 - functional.cosine_similarity(pooled(output, inputs["attention_mask"]), wanted, dim=-1)
+            teacher_vectors = pooled(teacher(**inputs, output_hidden_states=True), inputs["attention_mask"])
+        distance = 1 - functional.cosine_similarity(
+            pooled(output, inputs["attention_mask"]), teacher_vectors, dim=-1
+        )
         num_learned = (labels.reshape(len(labels), -1) != IGNORED).sum(1)
         return (1 - weight) * total_loss(output, labels) + weight * (distance * num_learned).sum()
 

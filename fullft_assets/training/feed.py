@@ -1,8 +1,11 @@
-"""The feed of a training: its items in the order of training, planned for the complete run."""
+"""The feed of a training: its items in the order of training, planned for the complete run, and a thread that
+collates the next batches while a step is computed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,3 +65,54 @@ class Feed:
 def sums_between(values: np.ndarray, bounds: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return the sum of the values from each bound to the next; 0 where they are equal."""
     return np.diff(np.concatenate([[0], np.cumsum(values)])[np.asarray(bounds)])
+
+
+class Prefetcher:
+    """The items of a feed as a dataset whose batches are collated already: Trainer gets `already_collated` as
+    its collator.
+
+    It uses a thread and not a process: a thread shares the arrays and ends with this process, whatever ends
+    it. It draws no random number.
+
+    Args:
+        depth: passes collated ahead; Trainer asks for all passes of a step at once.
+    """
+
+    def __init__(self, feed: Feed, depth: int):
+        self._feed, self._depth = feed, depth
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._batches: dict[tuple[int, ...], Future[Batch]] = {}
+        self._last: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._feed.dataset)
+
+    def __getitem__(self, item: int) -> Batch:
+        return self.__getitems__([item])
+
+    def __getitems__(self, items: Sequence[int]) -> Batch:
+        """Return the batch of these items, and start to collate those that will be asked for next."""
+        asked = tuple(items)
+        batch = self._batches.pop(asked, None) or self._thread.submit(self._collate, asked)
+        # Several processes take turns: the distance to the next pass is the distance to the last one.
+        stride = len(asked) if self._last is None else asked[0] - self._last
+        self._last = asked[0]
+        expected = [self._after(asked, stride * n) for n in range(1, self._depth + 1)] if stride > 0 else []
+        self._batches = {
+            items: self._batches.get(items) or self._thread.submit(self._collate, items)
+            for items in dict.fromkeys(expected)
+            if items
+        }
+        return batch.result()
+
+    def _after(self, asked: tuple[int, ...], distance: int) -> tuple[int, ...]:
+        size = max(len(asked), self._feed.items_a_pass)
+        return tuple(range(asked[0] + distance, min(asked[0] + distance + size, len(self))))
+
+    def _collate(self, items: Sequence[int]) -> Batch:
+        return self._feed.collate([self._feed.dataset[item] for item in items])
+
+
+def already_collated(batch: Batch) -> Batch:
+    """Return a batch of a `Prefetcher` as it is."""
+    return batch

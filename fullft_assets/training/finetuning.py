@@ -10,6 +10,7 @@ list, so a resumed run continues where it was.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,16 +22,19 @@ from transformers.utils import logging
 
 from fullft_assets.errors import OutOfMemory, SettingsError, is_out_of_memory
 from fullft_assets.jobs.ranks import is_first_rank
+from fullft_assets.models import precision
 from fullft_assets.models.hardware import free_memory
 from fullft_assets.settings import TrainingSettings
+from fullft_assets.settings.contradictions import contradictions
+from fullft_assets.settings.guards import guard_settings
 from fullft_assets.training import ranks
 from fullft_assets.training.guard_actions import SegmentOver
 from fullft_assets.training.recipe import Recipe
-from fullft_assets.training.requirements import require
 from fullft_assets.training.run_history import RunHistory
 from fullft_assets.training.segment import Fit, TrainingRun, TrainingSegment
 from fullft_assets.training.stored_checkpoints import StoredCheckpoints
-from fullft_assets.training.trainer import connect_processes
+from fullft_assets.training.trackers import require_trackers
+from fullft_assets.training.trainer import accumulation_steps, connect_processes
 
 if TYPE_CHECKING:
     from fullft_assets.jobs.progress import Progress
@@ -67,7 +71,7 @@ def fine_tune(
 
     Raises:
         DataError, SettingsError: the recipe's model cannot be trained on its rows.
-        SettingsError: see `requirements.require`; or more layers are frozen than there are.
+        SettingsError: see `require`; or more layers are frozen than there are.
         DivergenceError: a guard stopped the run, its weights are not finite, or none are within the
             forgetting budget.
         OutOfMemory: a single row does not fit, in training or in scoring.
@@ -100,6 +104,33 @@ def fine_tune(
         stored=stored,
     )
     return _train_in_segments(run)
+
+
+def require(settings: TrainingSettings, num_processes: int) -> None:
+    """Check what training needs.
+
+    Raises:
+        SettingsError: the first problem: the batch cannot be divided, the hardware lacks the precision, two
+            settings contradict each other, a package is missing, or a guard is not registered.
+    """
+    accumulation_steps(settings, num_processes)
+    _refuse_contradictions(settings, num_processes)
+    computed_in = precision.of(settings)
+    if settings.precision == "auto":
+        # It is fp16 on older GPUs, which only this machine knows.
+        _refuse_contradictions(settings.model_copy(update={"precision": computed_in}), num_processes)
+    package = settings.chosen_optimizer.package
+    if package is not None and importlib.util.find_spec(package[0]) is None:
+        raise SettingsError(
+            f"training.optimizer: {settings.optimizer} needs {package[0]}; {package[1]}, or use adafactor"
+        )
+    require_trackers(settings.track)
+    guard_settings(settings.guards)
+
+
+def _refuse_contradictions(settings: TrainingSettings, num_processes: int) -> None:
+    for key, message in contradictions(settings, num_processes):
+        raise SettingsError(f"{'.'.join(key)}: {message}")
 
 
 def _train_in_segments(run: TrainingRun) -> Fit:

@@ -16,6 +16,10 @@ from fullft_assets.training.recorder import StepRecorder
 from fullft_assets.training.run_history import Incident, IncidentKind, RunHistory
 from fullft_assets.training.stored_checkpoints import StoredCheckpoints
 
+#: Roll-backs of a run at most, and the factor of each on the learning rate.
+MAX_ROLL_BACKS = 2
+RATE_FACTOR = 0.5
+
 
 class SegmentOver(Exception):
     """The segment ends before the run does: another segment continues from a checkpoint."""
@@ -42,12 +46,10 @@ class GuardActions:
         resumable: bool,
         stored: StoredCheckpoints | None = None,
     ):
-        self._settings, self._recorder, self._history, self._resumable = (
-            settings,
-            recorder,
-            history,
-            resumable,
-        )
+        self._settings = settings
+        self._recorder = recorder
+        self._history = history
+        self._resumable = resumable
         self._stored = stored
         self._guards = GuardSet(settings.guards, PlannedRun(num_steps, settings.max_grad_norm))
         self._guards.replay(recorder.log.lines)
@@ -85,14 +87,12 @@ class GuardActions:
     def _may_roll_back(self, finding: GuardFinding) -> bool:
         # What is wrong at the first step was wrong in the loaded weights: a lower rate does not fix them.
         is_in_loaded_weights = finding.rule == "non_finite" and finding.step == 1
-        return (
-            not is_in_loaded_weights and self._history.num_roll_backs < self._settings.guards.max_roll_backs
-        )
+        return not is_in_loaded_weights and self._history.num_roll_backs < MAX_ROLL_BACKS
 
     def _roll_back(self, finding: GuardFinding) -> None:
         # Only the first process sees all checkpoints.
         to_step = ranks.from_first(last_good(self._checkpoints(), finding.since) if is_first_rank() else 0)
-        rate = self._settings.learning_rate * self._settings.guards.rate_factor
+        rate = self._settings.learning_rate * RATE_FACTOR
         self._history.add(self._incident("roll_back", finding, to_step, learning_rate=rate))
         place = f"step {to_step:,}" if to_step else "the base model"
         self._say(

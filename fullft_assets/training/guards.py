@@ -15,12 +15,38 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from fullft_assets.settings import GuardsSettings
-from fullft_assets.settings import guards as thresholds
-from fullft_assets.settings.guards import GUARDS, GuardSettings, guard_settings
+from fullft_assets.settings.guards import (
+    GUARDS,
+    CannotRollBack,
+    Guards,
+    GuardSettings,
+    RollsBack,
+    Stops,
+    guard_settings,
+)
 
-#: Healthy steps before a running median is used.
+#: Recent healthy steps that a step is compared with, and the fewest of them for a running median.
+_WINDOW = 50
 _MIN_HISTORY = 20
+#: A loss is a spike this many robust standard deviations above the median, for as many steps in a row: a
+#: single one is only a hard batch.
+_SPIKE_DEVIATIONS = 8.0
+_SPIKE_STEPS = 3
+#: A gradient's norm is exploded at this many times the recent median, or the norm that it is clipped to.
+_EXPLODED_FACTOR = 100.0
+_EXPLODED_STEPS = 3
+#: A smaller gradient norm is dead, after as many steps in a row.
+_DEAD_NORM = 1e-7
+_DEAD_STEPS = 20
+#: Share of the steps after which the loss must have fallen; fewer steps than these are too few to judge.
+_PROGRESS_SHARE = 0.5
+_PROGRESS_STEPS = 100
+#: A validation loss this many times the best one is overfitted, after as many validations in a row.
+_OVERFITTED_FACTOR = 1.1
+_OVERFITTED_LOOKS = 2
+#: Share of the time spent waiting for data that is idle, after as many steps in a row.
+_IDLE_SHARE = 0.3
+_IDLE_STEPS = 50
 #: A robust deviation counts as at least this share of the first steps' loss: near zero every hard row is many
 #: deviations away.
 _MIN_DEVIATION = 0.05
@@ -75,8 +101,8 @@ class Guard(Protocol):
     """One guard. A new one is made at each start, resume and roll-back, and is shown the step log so far.
 
     Attributes:
-        settings_class: of its section in the YAML: a subclass of `GuardSettings`, which has the `action`,
-            with the guard's thresholds.
+        settings_class: of its settings in the YAML: `GuardSettings`, which has the `action`, or a subclass
+            with another default action or with settings of the guard's own.
         fix: what a user can do about it, one line.
     """
 
@@ -123,10 +149,11 @@ class GuardFinding:
 class GuardSet:
     """All guards that the settings leave on."""
 
-    def __init__(self, settings: GuardsSettings, run: PlannedRun):
-        chosen = {name: given for name, given in guard_settings(settings).items() if given.action != "off"}
+    def __init__(self, guards: Guards, run: PlannedRun):
         self._guards: dict[str, tuple[Guard, str]] = {
-            name: (GUARDS.get(name)(given, run), given.action) for name, given in chosen.items()
+            name: (GUARDS.get(name)(settings, run), settings.action)
+            for name, settings in guard_settings(guards).items()
+            if settings.action != "off"
         }
 
     def observe(self, metrics: StepMetrics) -> list[GuardFinding]:
@@ -160,10 +187,10 @@ def _is_finite(metrics: StepMetrics) -> bool:
 class NonFinite:
     """A loss, gradient or validation loss that is not a finite number."""
 
-    settings_class = thresholds.NonFiniteGuard
+    settings_class = RollsBack
     fix = "lower training.learning_rate or use precision fp32"
 
-    def __init__(self, settings: thresholds.NonFiniteGuard, run: PlannedRun):
+    def __init__(self, settings: GuardSettings, run: PlannedRun):
         del settings, run  # it has no thresholds
 
     def look(self, metrics: StepMetrics) -> Symptom | None:
@@ -195,15 +222,13 @@ class LossSpike:
     deviation).
     """
 
-    settings_class = thresholds.LossSpikeGuard
+    settings_class = RollsBack
     fix = "lower training.learning_rate, or look at the rows of these steps"
 
-    def __init__(self, settings: thresholds.LossSpikeGuard, run: PlannedRun):
-        self._deviations = settings.deviations
-        self._recent: deque[float] = deque(maxlen=settings.window)
+    def __init__(self, settings: GuardSettings, run: PlannedRun):
+        self._recent: deque[float] = deque(maxlen=_WINDOW)
         self._first: list[float] = []
-        self._min_history = min(settings.window, _MIN_HISTORY)
-        self._streak = Streak(settings.steps)
+        self._streak = Streak(_SPIKE_STEPS)
 
     def look(self, metrics: StepMetrics) -> Symptom | None:
         if metrics.loss is None:
@@ -224,31 +249,30 @@ class LossSpike:
         )
 
     def _limit(self) -> float:
-        if len(self._recent) < self._min_history:
+        if len(self._recent) < _MIN_HISTORY:
             return math.inf
         median = statistics.median(self._recent)
         deviation = 1.4826 * statistics.median(abs(value - median) for value in self._recent)
-        return median + self._deviations * max(deviation, _MIN_DEVIATION * statistics.fmean(self._first))
+        return median + _SPIKE_DEVIATIONS * max(deviation, _MIN_DEVIATION * statistics.fmean(self._first))
 
 
 class ExplodingGradient:
     """Gradient norms many times the running median and many times the norm that they are clipped to."""
 
-    settings_class = thresholds.ExplodingGradientGuard
+    settings_class = GuardSettings
     fix = "lower training.learning_rate or raise training.warmup_share"
 
-    def __init__(self, settings: thresholds.ExplodingGradientGuard, run: PlannedRun):
-        self._factor, self._clipped_to = settings.factor, run.max_grad_norm
-        self._recent: deque[float] = deque(maxlen=settings.window)
-        self._min_history = min(settings.window, _MIN_HISTORY)
-        self._streak = Streak(settings.steps)
+    def __init__(self, settings: GuardSettings, run: PlannedRun):
+        self._clipped_to = run.max_grad_norm
+        self._recent: deque[float] = deque(maxlen=_WINDOW)
+        self._streak = Streak(_EXPLODED_STEPS)
 
     def look(self, metrics: StepMetrics) -> Symptom | None:
         norm = metrics.grad_norm
         if norm is None:
             return None
-        median = statistics.median(self._recent) if len(self._recent) >= self._min_history else math.inf
-        exploded = norm > self._factor * max(median, self._clipped_to)
+        median = statistics.median(self._recent) if len(self._recent) >= _MIN_HISTORY else math.inf
+        exploded = norm > _EXPLODED_FACTOR * max(median, self._clipped_to)
         if not exploded:
             self._recent.append(norm)
         since = self._streak.add(metrics.step, exploded)
@@ -263,19 +287,18 @@ class ExplodingGradient:
 class DeadGradient:
     """Gradient norms of about zero while the loss is not."""
 
-    settings_class = thresholds.DeadGradientGuard
+    settings_class = Stops
     fix = "lower training.learning_rate (weights that grew too large no longer learn) or unfreeze layers"
 
-    def __init__(self, settings: thresholds.DeadGradientGuard, run: PlannedRun):
-        self._below = settings.below
+    def __init__(self, settings: GuardSettings, run: PlannedRun):
         self._first: float | None = None
-        self._streak = Streak(settings.steps)
+        self._streak = Streak(_DEAD_STEPS)
 
     def look(self, metrics: StepMetrics) -> Symptom | None:
         if metrics.loss is None or metrics.grad_norm is None:
             return None
         self._first = metrics.loss if self._first is None else self._first
-        is_dead = metrics.grad_norm < self._below and metrics.loss > _LEARNED_SHARE * self._first
+        is_dead = metrics.grad_norm < _DEAD_NORM and metrics.loss > _LEARNED_SHARE * self._first
         since = self._streak.add(metrics.step, is_dead)
         if since is None:
             return None
@@ -288,14 +311,12 @@ class DeadGradient:
 class NoProgress:
     """Mean losses of the first and the last quarter of the steps so far, compared once."""
 
-    settings_class = thresholds.NoProgressGuard
+    settings_class = Stops
     fix = "raise or lower training.learning_rate, or look at the labels"
 
-    def __init__(self, settings: thresholds.NoProgressGuard, run: PlannedRun):
-        self._min_fall = settings.min_fall
-        step = math.ceil(settings.share * run.num_steps)
-        # With fewer steps there are too few to judge.
-        self._look_at_step = step if step >= settings.min_steps else None
+    def __init__(self, settings: GuardSettings, run: PlannedRun):
+        step = math.ceil(_PROGRESS_SHARE * run.num_steps)
+        self._look_at_step = step if step >= _PROGRESS_STEPS else None
         self._losses: list[float] = []
 
     def look(self, metrics: StepMetrics) -> Symptom | None:
@@ -307,7 +328,7 @@ class NoProgress:
             return None
         quarter = max(1, len(self._losses) // 4)
         first, last = statistics.fmean(self._losses[:quarter]), statistics.fmean(self._losses[-quarter:])
-        if last < first * (1 - self._min_fall):
+        if last < first:
             return None
         return Symptom(
             1,
@@ -319,13 +340,12 @@ class NoProgress:
 class Overfitting:
     """Validation losses above their best by a factor, at several validations in a row."""
 
-    settings_class = thresholds.OverfittingGuard
+    settings_class = GuardSettings
     fix = "lower training.epochs, or set training.keep_best"
 
-    def __init__(self, settings: thresholds.OverfittingGuard, run: PlannedRun):
-        self._factor = settings.factor
+    def __init__(self, settings: GuardSettings, run: PlannedRun):
         self._best, self._best_step = math.inf, 0
-        self._streak = Streak(settings.looks)
+        self._streak = Streak(_OVERFITTED_LOOKS)
 
     def look(self, metrics: StepMetrics) -> Symptom | None:
         loss = metrics.validation_loss
@@ -333,7 +353,7 @@ class Overfitting:
             return None
         if loss < self._best:
             self._best, self._best_step = loss, metrics.step
-        since = self._streak.add(metrics.step, loss > self._factor * self._best)
+        since = self._streak.add(metrics.step, loss > _OVERFITTED_FACTOR * self._best)
         if since is None:
             return None
         return Symptom(
@@ -344,17 +364,16 @@ class Overfitting:
 class Idle:
     """An accelerator that waits for data during too large a share of the time."""
 
-    settings_class = thresholds.IdleGuard
+    settings_class = CannotRollBack
     fix = "the rows arrive too slowly: use a faster disk, or larger batches"
 
-    def __init__(self, settings: thresholds.IdleGuard, run: PlannedRun):
-        self._share = settings.share
-        self._streak = Streak(settings.steps)
+    def __init__(self, settings: GuardSettings, run: PlannedRun):
+        self._streak = Streak(_IDLE_STEPS)
 
     def look(self, metrics: StepMetrics) -> Symptom | None:
         if metrics.data_wait_share is None:
             return None
-        since = self._streak.add(metrics.step, metrics.data_wait_share > self._share)
+        since = self._streak.add(metrics.step, metrics.data_wait_share > _IDLE_SHARE)
         if since is None:
             return None
         return Symptom(

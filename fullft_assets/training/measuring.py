@@ -16,7 +16,6 @@ import torch
 
 from fullft_assets.models import layers, precision
 from fullft_assets.models.hardware import (
-    give_freed_memory_back,
     gpu_name,
     memory_limit,
     num_gpus,
@@ -25,10 +24,10 @@ from fullft_assets.models.hardware import (
 from fullft_assets.models.inference import device, move
 from fullft_assets.planning import Measured
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
-from fullft_assets.training import kernels, optimizers, regularization, sharding
+from fullft_assets.training import kernels, ranks, regularization, sharding
+from fullft_assets.training.optimizers.low_memory import LowMemoryOptimizer
 from fullft_assets.training.recipe import Prepared, Recipe
-from fullft_assets.training.requirements import accumulation_steps
-from fullft_assets.training.trainer import training_arguments
+from fullft_assets.training.trainer import accumulation_steps, training_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,8 +54,6 @@ def measure(recipe: Recipe, use_case: UseCaseSettings, processes: int) -> tuple[
         The measurements, and what the recipe reports about the training.
     """
     settings, seed = use_case.training, use_case.seed
-    if settings.frees_as_it_goes:
-        give_freed_memory_back()
     model = recipe.load(settings)
     layers.freeze(model, settings)
     # Processes share the passes of training; here each pass is timed alone.
@@ -72,11 +69,11 @@ def measure(recipe: Recipe, use_case: UseCaseSettings, processes: int) -> tuple[
     # Held for their memory alone: copies of the pretrained weights.
     anchors = regularization.anchors(recipe, settings, seed)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = optimizers.build([{"params": trained, "lr": 0.0, "weight_decay": 0.0}], settings, seed)
+    groups = [{"params": trained, "lr": 0.0, "weight_decay": 0.0}]
+    optimizer = settings.chosen_optimizer.build(groups, settings.weights, settings.max_grad_norm, seed)
     if processes > 1:
         model, optimizer = _shard(model, optimizer, prepared, settings, processes)
     chosen = precision.of(settings)
-    precision.enable(chosen)
     seconds_of_passes, seconds_of_a_step = _time_passes(model, optimizer, prepared, chosen)
     del anchors
     num_steps = -(-feed.num_passes // accumulation_steps(settings, 1))
@@ -91,9 +88,8 @@ def measure(recipe: Recipe, use_case: UseCaseSettings, processes: int) -> tuple[
         num_tokens=int(feed.lengths.sum()),
         num_padded_tokens=int(feed.sizes.sum()),
         predicted_seconds=seconds_of_passes / sharing + num_steps * seconds_of_a_step,
-        peak_memory_bytes=int(_MEMORY_MARGIN * _largest(peak_memory_bytes(), processes)),
-        available_memory_bytes=_available_memory_bytes(processes),
-        host_memory_bytes=memory_limit() if torch.cuda.is_available() else None,
+        peak_memory_bytes=int(_MEMORY_MARGIN * ranks.largest(peak_memory_bytes())),
+        available_memory_bytes=_available_memory_bytes(processes, use_case.launcher.processes),
         device=gpu_name() or f"CPU {platform.machine()}",
         precision=chosen,
         num_processes=processes,
@@ -121,15 +117,6 @@ def _shard(
             resumable=False,
         )
         return sharding.shard(model, optimizer, arguments)
-
-
-def _largest(number: int, processes: int) -> int:
-    """Return the largest of all processes' numbers."""
-    if processes == 1:
-        return number
-    found = torch.tensor(number, device=device())
-    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-    return int(found)
 
 
 def _time_passes(
@@ -168,7 +155,7 @@ def _timed_pass(
             loss = prepared.total_loss(model, inputs, labels) / labels.numel()
         loss.backward()
 
-    if isinstance(optimizer, optimizers.LowMemoryOptimizer) and optimizer.in_backward:
+    if isinstance(optimizer, LowMemoryOptimizer) and optimizer.in_backward:
         if optimizer.measures_first:
             with optimizer.measuring():
                 make_pass()
@@ -189,9 +176,10 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def _available_memory_bytes(processes: int) -> int:
+def _available_memory_bytes(processes: int, training_processes: int) -> int:
     if torch.cuda.is_available():
         # What others hold there is not free for this training.
         return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
-    # Processes that were measured together share the machine's memory, unless they run on several hosts.
-    return memory_limit() // int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    # Processes share the machine's memory; those that were measured together may run on several hosts.
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", processes)) if processes > 1 else training_processes
+    return memory_limit() // sharing

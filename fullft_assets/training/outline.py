@@ -1,22 +1,24 @@
 """The memory of a training step, counted without weights, without data on a device, and without the device.
 
-The recipe's own code runs on fake tensors: forward pass, backward pass and optimizer make the same tensors as
-in training, and each one's storage is counted from the operation that makes it until nothing refers to it any
-more. So activations, logits and temporary tensors are those of the model as it is written, and no formula for
-an architecture is needed.
+The recipe's own code runs on fake tensors: forward and backward pass make the same tensors as in training, and
+each one's storage is counted from the operation that makes it until nothing refers to it any more. So
+activations, logits and temporary tensors are those of the model as it is written, and no formula for an
+architecture is needed. What an optimizer keeps of each weight it says itself. The plan on this machine and on
+others follows from it.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, cast
 
 import numpy as np
+import psutil
 import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -24,15 +26,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import PreTrainedModel
 
+from fullft_assets.checking.check import find_device
 from fullft_assets.errors import FullftError
-from fullft_assets.models import layers, loading
+from fullft_assets.models import layers, loading, precision
+from fullft_assets.models.hardware import gpu_name, memory_limit, num_gpus, peak_flops
 from fullft_assets.models.precision import Precision
 from fullft_assets.models.token_loss import IGNORED
 from fullft_assets.planning.measurements import StepMemory, Work
-from fullft_assets.settings import TrainingSettings
-from fullft_assets.training import optimizers
-from fullft_assets.training.recipe import Prepared, Recipe
-from fullft_assets.training.throughput import ModelShape, step_flops
+from fullft_assets.planning.target_plans import (
+    Extent,
+    TargetPlan,
+    plan_targets,
+    rung_table,
+)
+from fullft_assets.planning.targets import Target
+from fullft_assets.settings import TrainingSettings, UseCaseSettings
+from fullft_assets.training.recipe import Recipe
+from fullft_assets.training.recorder import ModelShape, step_flops
 
 #: Functions that autocast on a GPU computes in fp32, whose results and saved inputs are twice as large; on a
 #: CPU it does not.
@@ -44,11 +54,6 @@ _FP32_ON_GPUS = (
     torch.pow,
     torch.Tensor.pow,
 )
-#: Elements that low-memory optimizers update at a time, by whether on a GPU; on a CPU fewer, which take next
-#: to no memory and long to count.
-_CHUNK = {True: 2**24, False: 2**20}
-#: The C library takes larger blocks from the system and gives them back (its largest `M_MMAP_THRESHOLD`).
-_SMALL_BYTES = 2**25
 _aten: Any = torch.ops.aten
 
 
@@ -65,8 +70,10 @@ class Outline:
     """
 
     def __init__(self, recipe: Recipe, settings: TrainingSettings, seed: int):
-        self._recipe, self._settings, self._seed = recipe, settings, seed
-        self._found: dict[str, StepMemory] = {}
+        self._recipe = recipe
+        self._settings = settings
+        self._seed = seed
+        self._counted: dict[str, StepMemory] = {}
 
     def work(self) -> Work:
         """Return what the training computes.
@@ -112,12 +119,12 @@ class Outline:
             settings.model_dump_json(exclude={"batch_size"})
             + f" {precision} {is_gpu and precision != 'fp32'} {num_passes}"
         )
-        if key not in self._found:
+        if key not in self._counted:
             with _in_one_line():
-                self._found[key] = _count(
+                self._counted[key] = _count(
                     self._recipe, settings, self._seed, precision, is_gpu=is_gpu, num_passes=num_passes
                 )
-        return self._found[key]
+        return self._counted[key]
 
 
 @contextmanager
@@ -150,137 +157,49 @@ def _count(
         model = recipe.load(settings)
         layers.freeze(model, settings)
         tracker.keep([*model.parameters(), *model.buffers()])
-        tracker.expect_casts(model.parameters())
-        own = tracker.live
+        weight_bytes = tracker.live
         prepared = recipe.prepare(model, settings, seed, 1)
         pulls = _pulls(recipe, settings)
-        copies = tracker.live - own
+        copies = tracker.live - weight_bytes
         model.train()
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
     # Outside of the mode, where tensors have values.
     batch = prepared.feed.batch(int(np.argmax(prepared.feed.sizes)))
-    tracker.expect(batch["labels"], vocabulary=_vocabulary(model))
+    tracker.expect(batch["labels"])
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
     with fake, tracker:
+        inputs = {name: fake.from_tensor(value) for name, value in batch.items()}
+        labels = inputs["labels"]
+        for weight in trained:
+            weight.register_post_accumulate_grad_hook(
+                _free_gradient if settings.steps_in_backward else lambda weight: tracker.keep([weight.grad])
+            )
         tracker.keep_all()
-        step = _Step(
-            model,
-            prepared,
-            settings,
-            {name: fake.from_tensor(value) for name, value in batch.items()},
-            _CHUNK[is_gpu],
-        )
-        if not settings.steps_in_backward:
-            for weight in step.weights:
-                weight.register_post_accumulate_grad_hook(
-                    lambda weight: tracker.keep([cast(torch.Tensor, weight.grad)])
-                )
-        step.make_moments()
-        tracker.keep_all()
-        tracker.keep(step.batch.values())
         tracker.start_again()
-        step.make(num_passes, lambda: autocast(precision, is_gpu=is_gpu))
+        for _ in range(1 if settings.steps_in_backward else num_passes):
+            values = {name: value for name, value in inputs.items() if name != "labels"}
+            with autocast(precision, is_gpu=is_gpu):
+                loss = prepared.total_loss(model, values, labels) / max(1, labels.numel())
+            loss.backward()
     del pulls
-    weights, buffers = _bytes(model.parameters()), _bytes(model.buffers())
+    moments = settings.chosen_optimizer.state_bytes(settings.weights) * sum(
+        weight.numel() for weight in trained
+    )
     return StepMemory(
-        weights=weights,
-        buffers=buffers,
-        gradients=0 if settings.steps_in_backward else _bytes(step.weights),
-        moments=step.moments,
+        weights=_bytes(model.parameters()),
+        buffers=_bytes(model.buffers()),
+        gradients=0 if settings.steps_in_backward else _bytes(trained),
+        moments=moments,
         copies=copies,
         largest_layer=_largest_layer(model),
-        logits=tracker.logits,
-        activations=tracker.passing - tracker.logits,
-        peak=tracker.peak,
-        small=tracker.small,
-        is_recomputed=settings.gradient_checkpointing,
+        activations=tracker.passing,
+        peak=tracker.peak + moments,
     )
 
 
-class _Step:
-    """Makes optimizer steps as the trainer does, on one batch."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        prepared: Prepared,
-        settings: TrainingSettings,
-        batch: dict[str, torch.Tensor],
-        chunk: int,
-    ):
-        self._model, self._prepared, self.batch = model, prepared, batch
-        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
-        self._eight_bit: list[torch.Tensor] = []
-        self._optimizer = None
-        if settings.optimizer != "adamw_8bit":
-            self._optimizer = optimizers.build(
-                [{"params": self.weights, "lr": 0.0, "weight_decay": 0.0}], settings, 0, chunk
-            )
-
-    @property
-    def moments(self) -> int:
-        """Bytes of the optimizer's state."""
-        states = [] if self._optimizer is None else self._optimizer.state.values()
-        held = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
-        return _bytes([*held, *self._eight_bit])
-
-    def make_moments(self) -> None:
-        """Make what the optimizer keeps from step to step."""
-        optimizer = self._optimizer
-        if optimizer is None:
-            # bitsandbytes works on values alone. Its state is two bytes a weight, and its step makes no
-            # temporary tensor.
-            self._eight_bit = [
-                torch.empty(weight.shape, dtype=torch.uint8) for weight in self.weights for _ in range(2)
-            ]
-            return
-        for weight in self.weights:
-            weight.grad = torch.empty_like(weight)
-        in_backward = isinstance(optimizer, optimizers.LowMemoryOptimizer) and optimizer.in_backward
-        if isinstance(optimizer, optimizers.LowMemoryOptimizer):
-            optimizer.in_backward = False
-        optimizer.step()
-        if isinstance(optimizer, optimizers.LowMemoryOptimizer):
-            optimizer.in_backward = in_backward
-        self._drop_gradients()
-
-    def make(self, num_passes: int, computing: Callable[[], AbstractContextManager[Any]]) -> None:
-        """Make one optimizer step of so many passes."""
-        optimizer = self._optimizer
-        if isinstance(optimizer, optimizers.LowMemoryOptimizer) and optimizer.in_backward:
-            with optimizer.updating():
-                self._pass(computing)
-            return
-        for _ in range(num_passes):
-            self._pass(computing)
-        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
-        if optimizer is not None:
-            optimizer.step()
-        self._drop_gradients()
-
-    def _drop_gradients(self) -> None:
-        for weight in self.weights:
-            weight.grad = None
-
-    def _pass(self, computing: Callable[[], AbstractContextManager[Any]]) -> None:
-        inputs = dict(self.batch)
-        labels = inputs.pop("labels")
-        with computing():
-            loss = self._prepared.total_loss(self._model, inputs, labels) / max(1, labels.numel())
-        loss.backward()
-
-
-@dataclass
-class _Held:
-    """A counted storage: its bytes, whether it passes with the step, whether it has logits, and whether it
-    leaves a gap where it was.
-    """
-
-    storage: weakref.ref[Any]
-    size: int
-    passes: bool
-    is_logits: bool
-    is_small: bool
+def _free_gradient(weight: torch.Tensor) -> None:
+    weight.grad = None
 
 
 class _Tracker(TorchDispatchMode):
@@ -290,60 +209,48 @@ class _Tracker(TorchDispatchMode):
         live: bytes that exist.
         peak: most that existed since the start.
         passing: most of them that are neither kept from step to step nor gradients.
-        logits: those of `passing` that are as wide as the vocabulary.
-        small: those of `passing` in storages of less than `_SMALL_BYTES`, without the copies of weights that
-            autocast makes: they come and go together, and leave no gaps.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self._passing = self._logits = self._small = 0
-        self._vocabulary = 0
-        self._held: dict[int, _Held] = {}
+        self.live = self._passing = 0
+        self._storages: dict[int, weakref.ref[Any]] = {}
+        #: Of the storages that pass with the step.
+        self._sizes: dict[int, int] = {}
         self._num_selected: dict[tuple[int, ...], int] = {}
-        self._weights: set[int] = set()
         self.start_again()
 
     def start_again(self) -> None:
         """Forget the peaks."""
-        self.peak = self.passing = self.logits = self.small = 0
+        self.peak = self.passing = 0
 
-    def keep(self, tensors: Iterable[torch.Tensor]) -> None:
+    def keep(self, tensors: Iterable[torch.Tensor | None]) -> None:
         """Count tensors as kept, whether they are counted already or not."""
         for tensor in tensors:
+            assert tensor is not None, "torch calls the hook with the gradient in place"
             self._add(tensor)
-            self._keep(self._held[id(tensor.untyped_storage())])
+            self._keep(id(tensor.untyped_storage()))
 
     def keep_all(self) -> None:
         """Count all tensors that exist as kept."""
-        for held in self._held.values():
-            self._keep(held)
+        for key in list(self._sizes):
+            self._keep(key)
 
-    def _keep(self, held: _Held) -> None:
-        if held.passes:
-            held.passes = False
-            self._passing -= held.size
-            self._logits -= held.size if held.is_logits else 0
-            self._small -= held.size if held.is_small else 0
+    def _keep(self, key: int) -> None:
+        self._passing -= self._sizes.pop(key, 0)
 
-    def expect(self, labels: torch.Tensor, *, vocabulary: int) -> None:
+    def expect(self, labels: torch.Tensor) -> None:
         """Take what fake tensors do not know: how many tokens a mask of the trained ones selects."""
-        self._vocabulary = vocabulary
         for values in (labels, labels[:, 1:]) if labels.dim() > 1 else (labels,):
             self._num_selected[tuple(values.shape)] = int((values != IGNORED).sum())
-
-    def expect_casts(self, weights: Iterable[torch.Tensor]) -> None:
-        """Take the weights, whose copies in another format do not count as small."""
-        self._weights = {id(weight.untyped_storage()) for weight in weights}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = self._selected(func, args)
         if result is None:
             result = func(*args, **(kwargs or {}))
-        is_cast = func is _aten._to_copy.default and id(args[0].untyped_storage()) in self._weights
         for value in tree_leaves(result):
             if isinstance(value, torch.Tensor):
-                self._add(value, is_cast=is_cast)
+                self._add(value)
         return result
 
     def _selected(self, func: Any, args: Any) -> torch.Tensor | None:
@@ -366,29 +273,23 @@ class _Tracker(TorchDispatchMode):
             return table.new_empty((count, *table.shape[mask.dim() :]))
         return torch.empty_like(table) if func is _aten.index_put.default else table
 
-    def _add(self, tensor: torch.Tensor, *, is_cast: bool = False) -> None:
+    def _add(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         key = id(storage)
-        if key in self._held:
+        if key in self._storages:
             return
-        is_logits = self._vocabulary > 0 and tensor.dim() > 1 and tensor.shape[-1] == self._vocabulary
-        is_small = storage.nbytes() < _SMALL_BYTES and not is_cast
-        held = _Held(
-            weakref.ref(storage, lambda _: self._remove(key)), storage.nbytes(), True, is_logits, is_small
-        )
-        self._held[key] = held
-        self.live += held.size
-        self._passing += held.size
-        self._logits += held.size if is_logits else 0
-        self._small += held.size if held.is_small else 0
+        size = storage.nbytes()
+        self._storages[key] = weakref.ref(storage, lambda _: self._remove(key, size))
+        self._sizes[key] = size
+        self.live += size
+        self._passing += size
         self.peak = max(self.peak, self.live)
-        if self._passing > self.passing:
-            self.passing, self.logits, self.small = self._passing, self._logits, self._small
+        self.passing = max(self.passing, self._passing)
 
-    def _remove(self, key: int) -> None:
-        held = self._held.pop(key)
-        self._keep(held)
-        self.live -= held.size
+    def _remove(self, key: int, size: int) -> None:
+        del self._storages[key]
+        self._keep(key)
+        self.live -= size
 
 
 class _Fp32OnGpus(TorchFunctionMode):
@@ -408,7 +309,7 @@ class _Fp32OnGpus(TorchFunctionMode):
 @contextmanager
 def autocast(precision: Precision, *, is_gpu: bool) -> Iterator[None]:
     """Context in which fake tensors get the formats that they would have on the device."""
-    if precision in ("fp32", "tf32"):
+    if precision == "fp32":
         yield
         return
     with torch.autocast("cpu", dtype=torch.bfloat16), _Fp32OnGpus() if is_gpu else nullcontext():
@@ -424,11 +325,6 @@ def _pulls(recipe: Recipe, settings: TrainingSettings) -> list[Any]:
     return [original, importance]
 
 
-def _vocabulary(model: PreTrainedModel) -> int:
-    head = model.get_output_embeddings()
-    return 0 if head is None else int(cast(torch.Tensor, head.weight).shape[0])
-
-
 def _largest_layer(model: PreTrainedModel) -> int:
     names = dict(model.named_parameters())
     count, sizes = layers.num_layers(names), defaultdict[int, int](int)
@@ -439,3 +335,98 @@ def _largest_layer(model: PreTrainedModel) -> int:
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum({id(tensor): tensor.numel() * tensor.element_size() for tensor in tensors}.values())
+
+
+#: How far a CPU's speed strays from what is assumed of it.
+_CPU_SPREAD = (0.4, 1.5)
+
+
+class TargetPlanner:
+    """Plans a training on machines that are not there.
+
+    Args:
+        num_held_out_rows: validation and test rows.
+    """
+
+    def __init__(self, recipe: Recipe, settings: UseCaseSettings, num_held_out_rows: int):
+        self._settings = settings = settings.with_epochs(recipe.num_rows)
+        self._outline = Outline(recipe, settings.training, settings.seed)
+        self._num_rows, self._num_held_out_rows = recipe.num_rows, num_held_out_rows
+
+    def work(self) -> Work:
+        """Return what the training computes.
+
+        Raises:
+            CannotCount: the model cannot be outlined.
+        """
+        return self._outline.work()
+
+    def plans(self, measured_speed: float | None) -> list[TargetPlan]:
+        """Return the plan on each target, this machine first.
+
+        Args:
+            measured_speed: useful FLOP/s that a training of this use case reached here. Default: an
+                assumption.
+
+        Raises:
+            CannotCount: the model cannot be outlined.
+        """
+        here = this_machine(self._settings, measured_speed)
+        return plan_targets(
+            self._settings,
+            here,
+            self._extent(),
+            self._count,
+            here_precision=precision.of(self._settings.training),
+        )
+
+    def rungs(self) -> list[dict[str, str]]:
+        """Return the memory of a process on a GPU at each rung of the memory ladder, a row of text each.
+
+        Raises:
+            CannotCount: the model cannot be outlined.
+        """
+        return rung_table(self._settings.training, self._count)
+
+    def _extent(self) -> Extent:
+        return Extent(
+            work=self.work(), num_training_rows=self._num_rows, num_held_out_rows=self._num_held_out_rows
+        )
+
+    def _count(
+        self, settings: TrainingSettings, computed_in: str, is_gpu: bool, processes: int
+    ) -> StepMemory:
+        return self._outline.memory(
+            settings, cast(Precision, computed_in), is_gpu=is_gpu, processes=processes
+        )
+
+
+def this_machine(settings: UseCaseSettings, measured_speed: float | None) -> Target:
+    """Return this machine: its GPU, or its CPU, with the memory that is free on it now."""
+    name = gpu_name()
+    hourly_usd = settings.planning.hourly_usd
+    speed = None if measured_speed is None else (measured_speed, measured_speed)
+    if name is not None:
+        computed_in: Literal["bf16", "fp16"] = "bf16"
+        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+        return Target(
+            name="this machine",
+            gpu=name,
+            gpus=num_gpus(),
+            memory_bytes=free,
+            flops=peak_flops(name, computed_in),
+            speed=speed,
+            is_measured=speed is not None,
+            hourly_usd=hourly_usd,
+            kind="here",
+        )
+    assumed = find_device(1).flops
+    return Target(
+        name=f"this machine ({os.cpu_count()} CPUs)",
+        memory_bytes=memory_limit(),
+        libraries_bytes=psutil.Process().memory_info().rss,
+        speed=speed or (_CPU_SPREAD[0] * assumed, _CPU_SPREAD[1] * assumed),
+        is_measured=speed is not None,
+        hourly_usd=hourly_usd,
+        kind="here",
+    )

@@ -237,11 +237,11 @@ class PaddedPasses(Dataset):
 
     def __getitem__(self, place: int) -> list[dict[str, np.ndarray]]:
         pieces = self._pieces
-        found = [
+        items = [
             {"ids": pieces.ids(n), "labels": pieces.labels(n), "replayed": pieces.replayed(n)}
             for n in self._passes[place]
         ]
-        return found or [_EMPTY]
+        return items or [_EMPTY]
 
 
 def collate_padded(

@@ -44,9 +44,18 @@ def any_rank(flag: bool) -> bool:
 def _any_rank(*flags: bool) -> list[bool]:
     if not are_connected():
         return list(flags)
-    found = torch.tensor([int(flag) for flag in flags], device=device())
-    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-    return [bool(flag) for flag in found.tolist()]
+    values = torch.tensor([int(flag) for flag in flags], device=device())
+    torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in values.tolist()]
+
+
+def largest(number: int) -> int:
+    """Return the largest of all processes' numbers; all must call this."""
+    if not are_connected():
+        return number
+    values = torch.tensor(number, device=device())
+    torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
+    return int(values)
 
 
 def from_first(value: _Value) -> _Value:

@@ -1,13 +1,16 @@
 """Regularization towards the base model: L2-SP pulls all weights alike, EWC each by its importance for
-general text. And gradual unfreezing.
+general text; after training, WiSE-FT takes weights between both models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from fullft_assets.errors import SettingsError
@@ -17,7 +20,7 @@ from fullft_assets.settings import TrainingSettings
 from fullft_assets.training.recipe import Recipe
 
 
-def anchors(recipe: Recipe, settings: TrainingSettings, seed: int) -> list[layers.Anchor]:
+def anchors(recipe: Recipe, settings: TrainingSettings, seed: int) -> list[Anchor]:
     """Return the pulls that the settings ask for; they lead to the base model also where training starts from
     another one.
 
@@ -28,15 +31,13 @@ def anchors(recipe: Recipe, settings: TrainingSettings, seed: int) -> list[layer
     with torch.random.fork_rng():
         original = recipe.load_original(settings)
     layers.freeze(original, settings)
-    found = []
+    pulls = []
     if settings.l2_sp:
-        found.append(layers.Anchor(original, settings.l2_sp, has_new_head=recipe.has_new_head))
+        pulls.append(Anchor(original, settings.l2_sp, has_new_head=recipe.has_new_head))
     if settings.ewc:
         importance = fisher(recipe, original, seed)
-        found.append(
-            layers.Anchor(original, settings.ewc, has_new_head=recipe.has_new_head, importance=importance)
-        )
-    return found
+        pulls.append(Anchor(original, settings.ewc, has_new_head=recipe.has_new_head, importance=importance))
+    return pulls
 
 
 def fisher(recipe: Recipe, model: PreTrainedModel, seed: int) -> Mapping[str, torch.Tensor]:
@@ -81,10 +82,63 @@ def fisher(recipe: Recipe, model: PreTrainedModel, seed: int) -> Mapping[str, to
     return {name: values.mul_(size / total) for name, values in sums.items()}
 
 
+def _unwrapped(model: nn.Module) -> nn.Module:
+    inner = getattr(model, "module", model)
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
+class Anchor:
+    """A pull to the pretrained weights: `strength` times the distance, times each weight's importance, added
+    to its gradient.
+
+    With equal importance it is L2-SP (arXiv:1802.01483, eq. 3), with the Fisher information EWC
+    (arXiv:1612.00796, eq. 3). It is added after clipping, so that a large loss gradient does not outweigh it.
+    A new head is not pulled.
+
+    Args:
+        importance: of each weight, by parameter. Default: equal.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        strength: float,
+        *,
+        has_new_head: bool,
+        importance: Mapping[str, torch.Tensor] | None = None,
+    ):
+        self._strength = strength
+        self._importance = None if importance is None else dict(importance)
+        head = layers.head_prefixes(model) if has_new_head else ()
+        self._start = {
+            name: parameter.detach().clone()
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and not name.startswith(head)
+        }
+
+    @torch.no_grad()
+    def pull(self, model: nn.Module) -> None:
+        """Add the pull to the gradients of a model, which may be wrapped."""
+        for name, parameter in _unwrapped(model).named_parameters():
+            start = self._start.get(name)
+            if start is None or parameter.grad is None:
+                continue
+            if start.device != parameter.device:
+                start = self._start[name] = start.to(parameter.device)
+            distance = parameter.detach() - start
+            if self._importance is not None:
+                importance = self._importance[name]
+                if importance.device != parameter.device:
+                    importance = self._importance[name] = importance.to(parameter.device)
+                distance.mul_(importance)
+            parameter.grad.add_(distance, alpha=self._strength)
+
+
 class Pull(TrainerCallback):
     """L2-SP and EWC: adds the pull towards the pretrained weights to the gradients, after clipping."""
 
-    def __init__(self, anchors: Sequence[layers.Anchor]):
+    def __init__(self, anchors: Sequence[Anchor]):
         self._anchors = anchors
 
     def on_pre_optimizer_step(self, args, state, control, model: Any = None, **kwargs):
@@ -93,12 +147,64 @@ class Pull(TrainerCallback):
             anchor.pull(model)
 
 
-class Unfreeze(TrainerCallback):
-    """Gradual unfreezing in one process; several processes drop gradients before clipping instead."""
+@dataclass(frozen=True)
+class Interpolated:
+    """The chosen interpolation of WiSE-FT.
 
-    def __init__(self, unfreezing: layers.Unfreezing):
-        self._unfreezing = unfreezing
+    Attributes:
+        alpha: share of the fine-tuned weights in the model; 1 = the fine-tuned weights themselves.
+        scores: of each alpha that was tried: `alpha`, `validation_loss` and others.
+    """
 
-    def on_step_begin(self, args, state, control, model: Any = None, **kwargs):
-        """Switch on the weights that the step trains."""
-        self._unfreezing.apply(model, state.global_step)
+    alpha: float
+    scores: list[dict[str, Any]]
+
+    @property
+    def of_chosen(self) -> dict[str, Any]:
+        """Scores of the chosen alpha."""
+        chosen_line = next(line for line in self.scores if line["alpha"] == self.alpha)
+        return {name: value for name, value in chosen_line.items() if name != "alpha"}
+
+
+@torch.no_grad()
+def interpolate(
+    model: nn.Module,
+    original: PreTrainedModel,
+    alphas: Sequence[float],
+    score: Callable[[], dict[str, float]],
+    *,
+    has_new_head: bool,
+    is_spent: Callable[[dict[str, float]], bool],
+) -> Interpolated | None:
+    """Put weights between the original's and a model's own into the model (WiSE-FT, Wortsman et al. 2021,
+    arXiv:2109.01903): those with the lowest validation loss within the budget.
+
+    Args:
+        original: the base model; a new head of it is not used: the fine-tuned head stays.
+
+    Returns:
+        The chosen interpolation; None where no alpha is within the budget, the model is then as it was.
+    """
+    head = layers.head_prefixes(original) if has_new_head else ()
+    start = {name: value for name, value in original.named_parameters() if not name.startswith(head)}
+    mixed = {name: value for name, value in model.named_parameters() if name in start}
+    tuned = {name: value.detach().to("cpu", copy=True) for name, value in mixed.items()}
+
+    def put(alpha: float) -> None:
+        for name, value in mixed.items():
+            # Not lerp: at 1 the result must be the fine-tuned weight to the last bit.
+            ours = tuned[name].to(value.device)
+            value.copy_(ours if alpha == 1 else start[name].to(value.device) * (1 - alpha) + ours * alpha)
+
+    scores = []
+    for alpha in alphas:
+        put(alpha)
+        scores.append({"alpha": alpha, **score()})
+    within = [line for line in scores if math.isfinite(line["validation_loss"]) and not is_spent(line)]
+    if not within:
+        put(1)
+        return None
+    # Of equal losses the larger share of the fine-tuned weights.
+    chosen = min(within, key=lambda line: (line["validation_loss"], -line["alpha"]))["alpha"]
+    put(chosen)
+    return Interpolated(chosen, scores)

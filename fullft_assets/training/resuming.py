@@ -83,13 +83,15 @@ def checkpoint_of_step(
         StoreError: it is missing or damaged, here and in the store.
     """
     problem = f"{folder / f'checkpoint-{step}'} is missing"
-    for path in [found.path for found in complete_checkpoints(folder, history) if found.step == step]:
+    for path in [
+        checkpoint.path for checkpoint in complete_checkpoints(folder, history) if checkpoint.step == step
+    ]:
         if (damaged := first_damaged(path, listener) or _unloadable(path)) is None:
             return path
         problem = f"{path / damaged} is damaged"
     if stored is None:
         raise StoreError(problem)
-    for name in [found.name for found in stored.complete(history) if found.step == step]:
+    for name in [checkpoint.name for checkpoint in stored.complete(history) if checkpoint.step == step]:
         if (damaged := ranks.attended(partial(stored.fetch, name, folder), listener)) is None:
             return checkpoint_of(folder, step)
         problem = f"{stored.place(name)}/{damaged} is damaged"

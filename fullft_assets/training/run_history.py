@@ -63,10 +63,12 @@ class RunHistory:
         stored: bytes | None = None,
         store: Callable[[str], None] | None = None,
     ):
-        self._path, self._is_writer, self._store = folder / HISTORY_FILE, is_writer, store
+        self._path = folder / HISTORY_FILE
+        self._is_writer = is_writer
+        self._store = store
         there = json.loads(stored or b"[]")
         here = json.loads(self._path.read_bytes()) if self._path.is_file() else []
-        self.incidents = [Incident(**found) for found in max(there, here, key=len)]
+        self.incidents = [Incident(**fields) for fields in max(there, here, key=len)]
         if is_writer and store is not None and len(here) > len(there):
             store(self._text())  # it was recorded while the store did not answer
 

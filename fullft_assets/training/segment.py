@@ -20,7 +20,6 @@ from fullft_assets.jobs.ranks import is_first_rank
 from fullft_assets.models import heads, layers, precision
 from fullft_assets.models.hardware import (
     free_memory,
-    give_freed_memory_back,
     gpu_name,
     peak_flops,
     peak_memory_bytes,
@@ -30,21 +29,17 @@ from fullft_assets.settings import TrainingSettings
 from fullft_assets.training import kernels, ranks, regularization, sharding
 from fullft_assets.training.callback import SegmentCallback
 from fullft_assets.training.checkpoints import STEP_LOG, StepLog, changed_versions, step_of
-from fullft_assets.training.feed import sums_between
-from fullft_assets.training.forgetting import ForgettingBudget
+from fullft_assets.training.feed import Prefetcher, already_collated, sums_between
 from fullft_assets.training.guard_actions import GuardActions, SegmentOver
-from fullft_assets.training.interpolation import Interpolated, interpolate
-from fullft_assets.training.prefetch import Prefetcher, already_collated
 from fullft_assets.training.recipe import Recipe
-from fullft_assets.training.recorder import StepRecorder
-from fullft_assets.training.requirements import accumulation_steps
+from fullft_assets.training.recorder import Meter, ModelShape, StepRecorder, step_flops
+from fullft_assets.training.regularization import Interpolated, interpolate
 from fullft_assets.training.resuming import checkpoint_of_step, newest_checkpoint
 from fullft_assets.training.run_history import Incident, RunHistory
 from fullft_assets.training.stored_checkpoints import StoredCheckpoints
-from fullft_assets.training.throughput import Meter, ModelShape, step_flops
 from fullft_assets.training.trackers import Ending, Trackers
-from fullft_assets.training.trainer import UNFINISHED, FineTuner, training_arguments
-from fullft_assets.training.validation import Validator, in_words
+from fullft_assets.training.trainer import UNFINISHED, FineTuner, accumulation_steps, training_arguments
+from fullft_assets.training.validation import ForgettingBudget, Validator, in_words
 
 if TYPE_CHECKING:
     from fullft_assets.jobs.progress import Progress
@@ -119,8 +114,6 @@ class TrainingSegment:
         )
         self.first_step = step_of(self.checkpoint) if self.checkpoint else 0
         set_seed(run.seed)
-        if self.settings.frees_as_it_goes:
-            give_freed_memory_back()
         self.model = run.recipe.load(self.settings)
         if self.checkpoint is None and run.recipe.has_new_head:
             self._fit_head()
@@ -153,7 +146,7 @@ class TrainingSegment:
             guards,
             self.history,
             self.evaluate_at,
-            keep_checkpoints=self.settings.keep_checkpoints if run.resumable else 0,
+            resumable=run.resumable,
             stored=run.stored,
         )
         self.trainer = self._make_trainer()
@@ -180,7 +173,9 @@ class TrainingSegment:
         return {*(asked(num_steps) if callable(asked) else asked), self.num_steps}
 
     def _make_recorder(self, documents_of_steps: Any) -> StepRecorder:
-        run, feed, is_first = self.shared, self.prepared.feed, is_first_rank()
+        run = self.shared
+        feed = self.prepared.feed
+        is_first = is_first_rank()
         log = StepLog(
             run.folder / STEP_LOG, self.first_step, is_writer=is_first, incidents=self.history.incidents
         )
@@ -204,8 +199,8 @@ class TrainingSegment:
         return Validator(recipe.score, forgetting, self.recorder)
 
     def _make_trainer(self) -> FineTuner:
-        run, feed, share = self.shared, self.prepared.feed, self.settings.unfreeze_share
-        unfreezing = layers.Unfreezing(self.model, share, self.num_steps) if share else None
+        run = self.shared
+        feed = self.prepared.feed
         arguments = training_arguments(
             self.settings,
             self.model,
@@ -229,15 +224,10 @@ class TrainingSegment:
             # Not a method of this segment: a circle would keep the optimizer's state until the next garbage
             # collection.
             publish=self.callback.publish,
-            # One process computes no gradients at all for weights that are not trained yet
-            # (`regularization.Unfreeze`).
-            unfreezing=unfreezing if run.num_processes > 1 else None,
         )
         trainer.remove_callback(PrinterCallback)  # the recorder reports each step
         if anchors := regularization.anchors(run.recipe, self.settings, run.seed):
             trainer.add_callback(regularization.Pull(anchors))
-        if unfreezing is not None and run.num_processes == 1:
-            trainer.add_callback(regularization.Unfreeze(unfreezing))
         return trainer
 
     def run(self) -> Fit:
@@ -389,13 +379,15 @@ class TrainingSegment:
         """Put the best weights between the base model's and the trained ones into the model; of several
         processes the first one does.
         """
-        recipe, log, progress = self.shared.recipe, self.recorder.log, self.shared.progress
+        recipe = self.shared.recipe
+        log = self.recorder.log
+        progress = self.shared.progress
         forgetting = ForgettingBudget(recipe.score_general, self.settings.max_general_rise)
 
         def on_first(listener: Listener) -> Interpolated | None:
             def score() -> dict[str, float]:
-                found = recipe.score(model, listener)
-                return {f"validation_{name}": value for name, value in found.items()} | forgetting.score(
+                scores = recipe.score(model, listener)
+                return {f"validation_{name}": value for name, value in scores.items()} | forgetting.score(
                     model, log, listener
                 )
 
@@ -406,16 +398,16 @@ class TrainingSegment:
             )
 
         with scoring():
-            found = ranks.run_on_first(on_first, progress)
-        if found is None:
+            interpolated = ranks.run_on_first(on_first, progress)
+        if interpolated is None:
             raise forgetting.over_budget(step)
-        for line in found.scores:
+        for line in interpolated.scores:
             scores = in_words({name: value for name, value in line.items() if name != "alpha"})
             progress.say(
-                f"{'chosen: ' if line['alpha'] == found.alpha else ''}{line['alpha']:g} of the fine-tuned"
+                f"{'chosen: ' if line['alpha'] == interpolated.alpha else ''}{line['alpha']:g} of the fine-tuned"
                 f" weights: {scores}"
             )
-        return found
+        return interpolated
 
     def halve_micro_batches(self) -> None:
         """Record that the next segment takes smaller micro-batches, and more of them: the effective batch
@@ -425,11 +417,9 @@ class TrainingSegment:
             OutOfMemory: there are no smaller ones; or one of several processes ran out of memory, for which
                 the others wait in vain.
         """
-        size, processes, step = (
-            self.settings.micro_batch_size,
-            self.shared.num_processes,
-            self.trainer.state.global_step,
-        )
+        size = self.settings.micro_batch_size
+        processes = self.shared.num_processes
+        step = self.trainer.state.global_step
         if self.settings.steps_in_backward:
             raise OutOfMemory(
                 f"memory ran out at step {step + 1:,} with {size:,} rows a pass, and"

@@ -30,10 +30,10 @@ def sharding_arguments(settings: TrainingSettings, model: PreTrainedModel) -> di
         "cpu_ram_efficient_loading": False,
     }
     config["transformer_layer_cls_to_wrap"] = _units(model)
-    found: dict[str, Any] = {"fsdp": True, "fsdp_config": config}
+    arguments: dict[str, Any] = {"fsdp": True, "fsdp_config": config}
     if settings.sharding == "fsdp2_offload":
         config["cpu_offload"] = True
-    return found | backend_arguments(settings)
+    return arguments | backend_arguments(settings)
 
 
 def backend_arguments(settings: TrainingSettings) -> dict[str, Any]:
@@ -64,8 +64,8 @@ def _units(model: PreTrainedModel) -> list[str]:
         for module in model.modules()
         if any(inner is embeddings for inner in module.modules())
     }
-    if found := sorted({type(module).__name__ for module in model.modules()} & named - around):
-        return found
+    if names := sorted({type(module).__name__ for module in model.modules()} & named - around):
+        return names
     layers = max((module for module in model.modules() if isinstance(module, nn.ModuleList)), key=len)
     return sorted({type(layer).__name__ for layer in layers})
 
@@ -135,6 +135,6 @@ def gather(trainer: Trainer, make: Callable[[], PreTrainedModel]) -> PreTrainedM
 
 
 def _model_of(trainer: Trainer, model: PreTrainedModel | None = None) -> Any:
-    found = trainer.model if model is None else model
-    assert found is not None, "the engine gives each Trainer its model"
-    return found
+    model_or_wrapper = trainer.model if model is None else model
+    assert model_or_wrapper is not None, "the engine gives each Trainer its model"
+    return model_or_wrapper

@@ -84,35 +84,40 @@ class StoredCheckpoints:
     def __init__(
         self, store: Store, case: str, stage: str, key: str, progress: Progress, lease: Lease | None = None
     ):
-        self._store, self._root, self._progress, self._lease = (
-            store,
-            checkpoints_ref(case, stage, key),
-            progress,
-            lease,
-        )
+        self._store = store
+        self._root = checkpoints_ref(case, stage, key)
+        self._progress = progress
+        self._lease = lease
         self._lock, self._thread = threading.Lock(), ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._last: Future[bool] | None = None
-        self._wanted: tuple[RunHistory, int, int | None] | None = None
+        self._offer: tuple[RunHistory, int | None] | None = None
         self._offered: list[Path] = []
         self._uploading: Path | None = None
-        self._found: list[StoredCheckpoint] | None = None
+        self._listed: list[StoredCheckpoint] | None = None
 
     def complete(self, history: RunHistory) -> list[StoredCheckpoint]:
         """Return those that are complete and that no roll-back undid, by step; only the first process's list
         is up to date.
         """
-        valid = [found for found in self._sealed() if history.includes(found.step, found.num_incidents)]
+        valid = [
+            checkpoint
+            for checkpoint in self._sealed()
+            if history.includes(checkpoint.step, checkpoint.num_incidents)
+        ]
         # Of two of one step, the planned one: a stop wrote the other.
         return list(
             {
-                found.step: found for found in sorted(valid, key=lambda found: (found.step, found.is_planned))
+                checkpoint.step: checkpoint
+                for checkpoint in sorted(
+                    valid, key=lambda checkpoint: (checkpoint.step, checkpoint.is_planned)
+                )
             }.values()
         )
 
     def _sealed(self) -> list[StoredCheckpoint]:
-        if self._found is None:
-            self._found = list(self._look())
-        return self._found
+        if self._listed is None:
+            self._listed = list(self._look())
+        return self._listed
 
     def _look(self) -> Iterator[StoredCheckpoint]:
         folders: dict[str, dict[str, int]] = defaultdict(dict)
@@ -140,10 +145,10 @@ class StoredCheckpoints:
         return f"{self._store.url}/{self._root}/{name}"
 
     def _json(self, name: str) -> dict[str, Any]:
-        found: Any = self._store.read_json(f"{self._root}/{name}")
-        if not isinstance(found, dict):
+        value: Any = self._store.read_json(f"{self._root}/{name}")
+        if not isinstance(value, dict):
             raise ValueError(name)
-        return found
+        return value
 
     def fetch(self, name: str, folder: Path) -> str | None:
         """Copy a checkpoint into the work folder of this machine; return the first file that is not what was
@@ -154,8 +159,8 @@ class StoredCheckpoints:
         target = checkpoint_of(folder, _step_of(name))
         with one_at_a_time(folder / ".fetching"):
             if not _has_name(target, name) or first_damaged(target):
-                for left in folder.glob(".fetched-*"):
-                    shutil.rmtree(left)
+                for leftover in folder.glob(".fetched-*"):
+                    shutil.rmtree(leftover)
                 partial = Path(tempfile.mkdtemp(prefix=".fetched-", dir=folder))
                 try:
                     # What a disk or a transfer damaged once may arrive whole the next time.
@@ -192,9 +197,7 @@ class StoredCheckpoints:
             elif (folder / name).exists():
                 shutil.copy(folder / name, written / _BESIDE / name)
 
-    def offer(
-        self, checkpoints: Sequence[Path], history: RunHistory, *, newest: int, best: int | None
-    ) -> None:
+    def offer(self, checkpoints: Sequence[Path], history: RunHistory, *, best: int | None) -> None:
         """Have a thread upload these checkpoints, in this order, and then remove those that are no longer
         kept.
 
@@ -202,7 +205,7 @@ class StoredCheckpoints:
         what the one before has not begun.
 
         Args:
-            newest, best: see `checkpoints.retain`.
+            best: see `checkpoints.retain`.
 
         Raises:
             StoreError: another machine has taken over this training.
@@ -214,10 +217,10 @@ class StoredCheckpoints:
             )
         with self._lock:
             self._offered = list(checkpoints)
-        self._wanted = history, newest, best
-        self._last = self._thread.submit(self._upload_offered, *self._wanted)
+        self._offer = history, best
+        self._last = self._thread.submit(self._upload_offered, *self._offer)
 
-    def _upload_offered(self, history: RunHistory, newest: int, best: int | None) -> bool:
+    def _upload_offered(self, history: RunHistory, best: int | None) -> bool:
         """Return whether all of it was done; a checkpoint that cannot be copied holds no other one up."""
         failed: set[Path] = set()
         step = "its checkpoints could not be listed in"
@@ -231,8 +234,8 @@ class StoredCheckpoints:
                     self._say_failed(f"{path.name} could not be copied to", error)
             step = "an old checkpoint could not be removed from"
             complete = self.complete(history)
-            kept = kept_steps(complete, newest=newest, best=best)
-            self._remove_all_but({found.name for found in complete if found.step in kept})
+            steps = kept_steps(complete, best=best)
+            self._remove_all_but({checkpoint.name for checkpoint in complete if checkpoint.step in steps})
             return not failed
         except Exception as error:
             self._say_failed(step, error)
@@ -248,7 +251,7 @@ class StoredCheckpoints:
 
     def _take_offer(self, failed: Collection[Path]) -> Path | None:
         # Those that a roll-back has undone meanwhile are among them: they are not uploaded again.
-        done = {found.name for found in self._sealed()}
+        done = {checkpoint.name for checkpoint in self._sealed()}
         with self._lock:
             # Training may have deleted one that has waited for long.
             waiting = (
@@ -276,7 +279,7 @@ class StoredCheckpoints:
         """Upload a checkpoint now, if it is not there."""
 
         def upload() -> None:
-            if _name_of(path) not in {found.name for found in self._sealed()}:
+            if _name_of(path) not in {checkpoint.name for checkpoint in self._sealed()}:
                 self._upload(path)
 
         self._thread.submit(upload).result()
@@ -293,19 +296,19 @@ class StoredCheckpoints:
         """Wait until what was offered is uploaded; what failed is tried a few times more, for a process that
         ends makes no other offer.
         """
-        if self._last is None or self._wanted is None:
+        if self._last is None or self._offer is None:
             return
         for pause in _PAUSES:
             if self._last.result() or (self._lease is not None and self._lease.is_lost):
                 return
             time.sleep(pause)
-            self._last = self._thread.submit(self._upload_offered, *self._wanted)
+            self._last = self._thread.submit(self._upload_offered, *self._offer)
         if not self._last.result():
             newest = max(
                 (
-                    found.step
-                    for found in self._found or []
-                    if self._wanted[0].includes(found.step, found.num_incidents)
+                    checkpoint.step
+                    for checkpoint in self._listed or []
+                    if self._offer[0].includes(checkpoint.step, checkpoint.num_incidents)
                 ),
                 default=0,
             )
@@ -320,7 +323,7 @@ class StoredCheckpoints:
         It may be whole, so it stays in the store until the next one of this machine is complete there; or is
         replaced by the same one.
         """
-        self._found = [found for found in self._found or [] if found.name != name]
+        self._listed = [checkpoint for checkpoint in self._listed or [] if checkpoint.name != name]
 
     def remove_all(self) -> None:
         """Remove all checkpoints and what is kept beside them: the training's artifact is in the store."""
@@ -337,7 +340,7 @@ class StoredCheckpoints:
             if folder not in (*names, HISTORY_FILE, INPUTS):
                 self._require_lease()
                 self._remove(folder)
-        self._found = [found for found in self._found or [] if found.name in names]
+        self._listed = [checkpoint for checkpoint in self._listed or [] if checkpoint.name in names]
 
     def _remove(self, name: str) -> None:
         self._store.remove(f"{self._root}/{name}/{SEAL}")

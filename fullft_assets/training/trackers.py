@@ -160,10 +160,10 @@ def scalars(line: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers of a line of the step log by the names that dashboards group them by; none of an
     event.
     """
-    found = {}
+    numbers = {}
     for name, value in line.items() if "event" not in line else ():
         if name in ("step", "seconds") or isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        group, _, rest = name.partition("_")
-        found[f"{group}/{rest}" if group in ("validation", "general") else f"train/{name}"] = float(value)
-    return found
+        group, _, metric = name.partition("_")
+        numbers[f"{group}/{metric}" if group in ("validation", "general") else f"train/{name}"] = float(value)
+    return numbers

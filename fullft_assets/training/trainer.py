@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import math
+import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from fullft_assets.models import layers, precision
+from fullft_assets.errors import SettingsError
+from fullft_assets.models import precision
 from fullft_assets.models.private_names import require_names
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.training import optimizers, random_states, ranks, sharding
+from fullft_assets.training import ranks, sharding
 from fullft_assets.training.checkpoints import room_needed
+from fullft_assets.training.optimizers.low_memory import LowMemoryOptimizer
 from fullft_assets.training.recipe import Prepared
-from fullft_assets.training.requirements import accumulation_steps
-from fullft_assets.training.throughput import Meter
+from fullft_assets.training.recorder import Meter
 
 #: Folder inside the work folder in which a checkpoint is written.
 UNFINISHED = "unfinished"
@@ -45,7 +47,7 @@ def training_arguments(
     Args:
         items_a_pass: items of the dataset in a forward pass.
     """
-    found = TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         seed=seed,
         data_seed=seed,
@@ -58,8 +60,19 @@ def training_arguments(
     )
     # A process has one GPU. If it sees more, Trainer would wrap the model in nn.DataParallel: another batch
     # size, and a model that sees parts of rows that belong together.
-    found._n_gpu = min(found.n_gpu, 1)
-    return found
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def accumulation_steps(settings: TrainingSettings, num_processes: int) -> int:
+    """Return the forward passes of each process in one optimizer step."""
+    rows_a_pass = settings.micro_batch_size * num_processes
+    if settings.batch_size % rows_a_pass:
+        raise SettingsError(
+            f"training.batch_size: {settings.batch_size} is not a multiple of micro_batch_size x processes"
+            f" ({rows_a_pass})"
+        )
+    return settings.batch_size // rows_a_pass
 
 
 def connect_processes(settings: TrainingSettings, folder: Path) -> None:
@@ -92,8 +105,6 @@ def _hardware_arguments(settings: TrainingSettings) -> dict[str, Any]:
     return {
         "bf16": chosen == "bf16",
         "fp16": chosen == "fp16",
-        # None leaves fp32 matrix multiplications at torch's default: fp32.
-        "tf32": True if chosen == "tf32" else None,
         "activation_checkpointing": settings.gradient_checkpointing,
         # Copies from pinned memory do not block.
         "dataloader_pin_memory": has_gpu,
@@ -120,14 +131,37 @@ def _output_arguments(settings: TrainingSettings, *, resumable: bool) -> dict[st
     }
 
 
+def random_states() -> dict[str, Any]:
+    """Return the state of this process's generators, of a GPU that of its own; `torch.load` reads it as
+    weights only.
+    """
+    kind, keys, *more = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys, np.int64)), *more),
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def restore_random_states(state: Mapping[str, Any]) -> None:
+    """Set the generators back to a `current` state; a GPU's stays where the state is of a process without
+    one.
+    """
+    kind, keys, *more = state["numpy"]
+    random.setstate(state["python"])
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *more))
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
 class FineTuner(Trainer):
-    """Trainer whose checkpoints are complete or not there at all, with a learning rate for each depth of the
-    model.
+    """Trainer with the optimizer of the settings, whose checkpoints are complete or not there at all.
 
     Args:
         publish: moves a checkpoint that was written aside to its place; called in the first process with both
             folders.
-        unfreezing: drops the gradients of weights that are not trained yet; None where that is not needed.
     """
 
     def __init__(
@@ -138,14 +172,15 @@ class FineTuner(Trainer):
         seed: int,
         meter: Meter,
         publish: Callable[[Path, Path], None],
-        unfreezing: layers.Unfreezing | None,
         **options: Any,
     ):
         super().__init__(**options)
-        self._prepared, self._settings, self._seed = prepared, settings, seed
-        self._meter, self._publish, self._unfreezing = meter, publish, unfreezing
-        self._rates: list[float] = []
-        self._in_backward: optimizers.LowMemoryOptimizer | None = None
+        self._prepared = prepared
+        self._settings = settings
+        self._seed = seed
+        self._meter = meter
+        self._publish = publish
+        self._in_backward: LowMemoryOptimizer | None = None
         # Trainer then counts the labels of all passes and processes of a step, and does not divide the loss
         # again.
         self.model_accepts_loss_kwargs = True
@@ -173,13 +208,27 @@ class FineTuner(Trainer):
         return loss * self.accelerator.num_processes if self.accelerator.num_processes > 1 else loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Return the optimizer of the settings, with a rate for each depth."""
+        """Return the optimizer of the settings; biases and norms have no weight decay."""
         if self.optimizer is None:
             trained: Any = self.model if model is None else model
-            groups = layers.groups(trained, self.get_decay_parameter_names(trained), self._settings)
-            self._rates = [group["lr"] for group in groups]
-            self.optimizer = optimizers.build(groups, self._settings, self._seed)
-            if isinstance(self.optimizer, optimizers.LowMemoryOptimizer) and self.optimizer.in_backward:
+            decayed = set(self.get_decay_parameter_names(trained))
+            groups: list[dict[str, Any]] = []
+            for has_decay in (True, False):
+                weights = [
+                    weight
+                    for name, weight in trained.named_parameters()
+                    if weight.requires_grad and (name in decayed) is has_decay
+                ]
+                decay = self._settings.weight_decay if has_decay else 0.0
+                if weights:
+                    groups.append(
+                        {"params": weights, "lr": self._settings.learning_rate, "weight_decay": decay}
+                    )
+            self.optimizer = self._settings.chosen_optimizer.build(
+                groups, self._settings.weights, self._settings.max_grad_norm, self._seed
+            )
+            if self._settings.steps_in_backward:
+                assert isinstance(self.optimizer, LowMemoryOptimizer), "an optimizer in the backward pass"
                 self._in_backward = self.optimizer
         return self.optimizer
 
@@ -192,41 +241,30 @@ class FineTuner(Trainer):
             return super().training_step(model, inputs, num_items_in_batch)
         if stepping.measures_first:
             # The same pass twice: dropout has to draw the same numbers.
-            state = random_states.current()
+            state = random_states()
             with stepping.measuring():
                 super().training_step(model, inputs, num_items_in_batch)
-            random_states.restore(state)
+            restore_random_states(state)
         with stepping.updating():
             return super().training_step(model, inputs, num_items_in_batch)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         if self._in_backward is not None:
             return self._in_backward.norm
-        if self._unfreezing is not None:
-            self._unfreezing.drop(model, self.state.global_step)
-        limit = self._settings.max_grad_value
-        if limit is None:
-            return super()._clip_grad_norm(model)
-        norm = self.accelerator.clip_grad_norm_(model.parameters(), math.inf)
-        torch.nn.utils.clip_grad_value_(model.parameters(), limit)
-        return norm
+        return super()._clip_grad_norm(model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        # The checkpoint may have the rates from before a roll-back.
+        # The checkpoint may have the rate from before a roll-back.
         scheduler: Any = self.lr_scheduler
         assert self.optimizer is not None
-        scheduler.base_lrs = list(self._rates)
-        scheduler._last_lr = [
-            rate * shape(scheduler.last_epoch)
-            for rate, shape in zip(self._rates, scheduler.lr_lambdas, strict=True)
-        ]
-        for group, base, rate in zip(
-            self.optimizer.param_groups, scheduler.base_lrs, scheduler._last_lr, strict=True
-        ):
-            group["initial_lr"], group["lr"] = base, rate
+        peak = self._settings.learning_rate
+        scheduler.base_lrs = [peak for _ in scheduler.base_lrs]
+        scheduler._last_lr = [peak * shape(scheduler.last_epoch) for shape in scheduler.lr_lambdas]
+        for group, rate in zip(self.optimizer.param_groups, scheduler._last_lr, strict=True):
+            group["initial_lr"], group["lr"] = peak, rate
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Return the next batches, and count the time that waiting for them took."""
@@ -248,7 +286,7 @@ class FineTuner(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         # In one file of the first process: hosts need not share a disk, and another number of processes may
         # continue.
-        states = ranks.of_all(random_states.current())
+        states = ranks.of_all(random_states())
         if self.args.should_save:
             torch.save(states, Path(output_dir) / RANDOM_STATES)
 
@@ -257,7 +295,7 @@ class FineTuner(Trainer):
             states = torch.load(Path(checkpoint) / RANDOM_STATES, weights_only=True)
             # Of another number of processes: they began with the same state, and draw the more differently
             # the longer they train.
-            random_states.restore(states[self.args.process_index % len(states)])
+            restore_random_states(states[self.args.process_index % len(states)])
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # Trainer writes into the final folder; a run that is killed meanwhile would resume from an incomplete

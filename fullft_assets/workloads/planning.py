@@ -11,9 +11,8 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from fullft_assets import planning
@@ -32,13 +31,11 @@ from fullft_assets.snapshot import SnapshotMetadata, label_names
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Store
 from fullft_assets.store.metadata import Metadata
 from fullft_assets.tasks.opening import baseline_context, open_recipe
-from fullft_assets.training.finetuning import fine_tune
+from fullft_assets.training.finetuning import fine_tune, require
 from fullft_assets.training.measuring import measure
-from fullft_assets.training.outline import CannotCount
+from fullft_assets.training.outline import CannotCount, TargetPlanner
 from fullft_assets.training.recipe import Recipe
-from fullft_assets.training.requirements import require
 from fullft_assets.training.segment import Fit
-from fullft_assets.training.targets import TargetPlanner
 from fullft_assets.workloads.entry import run_workload
 
 #: Pause of a process that waits for an artifact of the first one.
@@ -52,7 +49,6 @@ class Planning:
     Attributes:
         processes: that share the model in planning as they will in training; 1 if this process holds all of
             it.
-        applied: settings of training in place of the YAML's.
     """
 
     job: Job
@@ -61,7 +57,6 @@ class Planning:
     snapshot: Manifest
     recipe: Recipe
     processes: int = 1
-    applied: dict[str, Any] = field(default_factory=dict)
 
     def write(
         self, stage: str, make: Callable[[Draft], Manifest | None], *, alone: bool = False
@@ -74,13 +69,13 @@ class Planning:
             make: fills a draft. All processes do so, as they share the model; that of the first one is kept.
             alone: the first process does so alone, and the others wait for its artifact.
         """
-        found = self._find(stage)
-        while found is None and alone and not is_first_rank():
+        manifest = self._find(stage)
+        while manifest is None and alone and not is_first_rank():
             time.sleep(_POLL_SECONDS)
             self.progress.raise_if_stopped()
-            found = self._find(stage)
-        if found is not None:
-            return found
+            manifest = self._find(stage)
+        if manifest is not None:
+            return manifest
         self.progress.raise_if_stopped()
         self.progress.say(f"{stage} ...")
         with self.store.create(
@@ -112,7 +107,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     """Write the three planning artifacts.
 
     Raises:
-        SettingsError: training would refuse its settings, see `requirements.require`; or the rows are too few
+        SettingsError: training would refuse its settings, see `finetuning.require`; or the rows are too few
             for a learning curve.
     """
     settings = job.settings
@@ -123,47 +118,19 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     recipe = open_recipe(job, store, snapshot)
     _pilot_rows(recipe, settings)
     job = job.model_copy(update={"settings": settings.with_epochs(recipe.num_rows)})
-    job, applied = _with_recommended(job, recipe, progress)
-    shared = Planning(job, store, progress, snapshot, recipe, processes=num_ranks(), applied=applied)
+    shared = Planning(job, store, progress, snapshot, recipe, processes=num_ranks())
     shared.write("feasibility_plan", lambda draft: _write_plan(shared, draft))
     baselines = shared.write("cheaper_baselines", lambda draft: _write_baselines(shared, draft), alone=True)
     assert baselines is not None, "processes after the first one wait for it"
     shared.write("pilot_run", lambda draft: _write_pilot(shared, draft, baselines))
 
 
-def _with_recommended(job: Job, recipe: Recipe, progress: Progress) -> tuple[Job, dict[str, Any]]:
-    """Return the job with the settings of training that `planning.apply` asks for, and which of them are not
-    the YAML's.
-
-    Processes that share the model would each see other free memory, so they keep the YAML's.
-    """
-    settings = job.settings
-    if settings.planning.apply == "yaml" or num_ranks() > 1:
-        return job, {}
-    try:
-        found = TargetPlanner(recipe, settings, 0).plan_here()
-    except CannotCount as error:
-        progress.say(f"planning.apply: recommended has no effect: {error}")
-        return job, {}
-    if not found.setup:
-        return job, {}
-    progress.say(
-        "planning.apply: recommended sets "
-        + ", ".join(f"training.{name}: {value}" for name, value in found.setup.items())
-    )
-    training = settings.training.model_copy(update=found.setup)
-    return (
-        job.model_copy(update={"settings": settings.model_copy(update={"training": training})}),
-        found.setup,
-    )
-
-
-def _on_targets(shared: Planning, measured: planning.Measured) -> dict[str, Any]:
-    """Return the plan on other machines for the metadata of the plan, calibrated on this one where its peak
-    was measured.
+def _on_targets(shared: Planning, measured: planning.Measured) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the plan on other machines for the metadata of the plan, calibrated on this one where its speed
+    was measured; and the changes of training with which it fits here.
     """
     if not is_first_rank():
-        return {}
+        return {}, {}
     settings = shared.job.settings
     planner = TargetPlanner(shared.recipe, settings, _num_held_out_rows(shared))
     try:
@@ -171,10 +138,11 @@ def _on_targets(shared: Planning, measured: planning.Measured) -> dict[str, Any]
         plans = planner.plans(flops / measured.predicted_seconds)
     except CannotCount as error:
         shared.progress.say(f"no plan for other machines: {error}")
-        return {}
+        return {}, {}
     recommended = recommendation(plans, settings)
     shared.progress.say(recommended)
-    return {"flops": flops, "targets": list(table(plans)), "recommended": recommended}
+    facts = {"flops": flops, "targets": list(table(plans)), "recommended": recommended}
+    return facts, plans[0].setup if plans[0].fits else {}
 
 
 def _num_held_out_rows(shared: Planning) -> int:
@@ -202,11 +170,17 @@ def _write_plan(shared: Planning, draft: Draft) -> Manifest | None:
     free_memory()  # the pilot loads a model of its own
     settings = shared.job.settings
     parts = shares(settings, shared.recipe.num_rows, _num_held_out_rows(shared))
+    on_targets, fitting = _on_targets(shared, measured)
     plan, checks = planning.plan_checks(
-        measured, settings.planning, settings.training, settings.launcher.processes, trainings=parts.first
+        measured,
+        settings.planning,
+        settings.training,
+        settings.launcher.processes,
+        trainings=parts.first,
+        fitting=fitting,
     )
-    more = {"hardware": local_hardware(), "applied": shared.applied, **_on_targets(shared, measured)}
-    metadata = planning.PlanMetadata(**{**plan.model_dump(), **more, **about})
+    facts = {"hardware": local_hardware(), **on_targets, **about}
+    metadata = planning.PlanMetadata(**{**plan.model_dump(), **facts})
     (draft.path / "plan.json").write_text(json.dumps(metadata.as_dict(), indent=1))
     for check in checks:
         shared.progress.say(f"{check.name}: {check.description}")
@@ -220,8 +194,8 @@ def _write_baselines(shared: Planning, draft: Draft) -> Manifest | None:
     scores, seconds = {}, {}
     started = time.monotonic()
     context = baseline_context(shared.job, shared.store, shared.snapshot, shared.progress)
-    for name, found in shared.recipe.score_baselines(shared.job.settings.baselines, draft.path, context):
-        scores[name], seconds[name] = found[metric], time.monotonic() - started
+    for name, metrics in shared.recipe.score_baselines(shared.job.settings.baselines, draft.path, context):
+        scores[name], seconds[name] = metrics[metric], time.monotonic() - started
         shared.progress.say(f"{name}: validation {metric} {scores[name]:.4f}")
         started = time.monotonic()
     best = max(scores, key=scores.__getitem__)
@@ -243,11 +217,9 @@ def _write_pilot(shared: Planning, draft: Draft, baselines: Manifest) -> Manifes
     metric = settings.primary_metric
     fits = _pilot_fits(shared)
     points = [
-        planning.Point(rows=count, score=fmean(fit.scores[f"validation_{metric}"] for fit in of_count))
-        for count, of_count in fits.items()
+        planning.Point(rows=count, score=fit.scores[f"validation_{metric}"]) for count, fit in fits.items()
     ]
-    all_fits = [fit for of_count in fits.values() for fit in of_count]
-    seconds = sum(fit.seconds for fit in all_fits)
+    seconds = sum(fit.seconds for fit in fits.values())
     prediction = planning.predict_score(
         points, shared.recipe.num_rows, SnapshotMetadata.of(shared.snapshot).num_validation_rows
     )
@@ -266,9 +238,9 @@ def _write_pilot(shared: Planning, draft: Draft, baselines: Manifest) -> Manifes
         best_baseline=to_beat.best,
         best_baseline_score=to_beat.best_score,
         seconds=seconds,
-        num_tokens=sum(fit.num_tokens for fit in all_fits),
+        num_tokens=sum(fit.num_tokens for fit in fits.values()),
     )
-    history = {str(count): [fit.history for fit in of_count] for count, of_count in fits.items()}
+    history = {str(count): [fit.history] for count, fit in fits.items()}
     (draft.path / "pilot.json").write_text(json.dumps({**metadata.as_dict(), "history": history}, indent=1))
     return shared.commit(draft, metadata, [check])
 
@@ -277,24 +249,20 @@ def _break_even(shared: Planning, pilot_seconds: float) -> float | None:
     """Return the gain that is worth what the pilot took, the planned training and a year of retraining; None
     where it was not asked.
     """
-    made = shared.store.find(shared.job.case, "feasibility_plan", shared.job.key)
-    assert made is not None, "the plan is written before the pilot"
-    seconds = planning.PlanMetadata.of(made).predicted_seconds + pilot_seconds
+    plan = shared.store.find(shared.job.case, "feasibility_plan", shared.job.key)
+    assert plan is not None, "the plan is written before the pilot"
+    seconds = planning.PlanMetadata.of(plan).predicted_seconds + pilot_seconds
     return judge_worth(0.0, 0.0, 0.0, seconds, shared.job.settings).break_even
 
 
-def _pilot_fits(shared: Planning) -> dict[int, list[Fit]]:
-    """Return the pilot's trainings by their number of rows, one a seed; parts without anything to learn are
-    excluded.
-    """
+def _pilot_fits(shared: Planning) -> dict[int, Fit]:
+    """Return the pilot's trainings by their number of rows; parts without anything to learn are excluded."""
     settings = shared.job.settings
-    counts, fits = _pilot_rows(shared.recipe, settings), {}
+    counts = _pilot_rows(shared.recipe, settings)
+    fits = {}
     for count in counts:
         try:
-            fits[count] = [
-                _pilot_fit(shared, count, settings.seed + number)
-                for number in range(settings.planning.pilot_seeds)
-            ]
+            fits[count] = _pilot_fit(shared, count)
         except DataError as error:
             # A few packed rows of conversations may have no trained token; that all have none is an error.
             if count == counts[-1]:
@@ -303,7 +271,7 @@ def _pilot_fits(shared: Planning) -> dict[int, list[Fit]]:
     return fits
 
 
-def _pilot_fit(shared: Planning, num_rows: int, seed: int) -> Fit:
+def _pilot_fit(shared: Planning, num_rows: int) -> Fit:
     """Train on the first rows, to the end of a schedule of their own, and score the validation rows then."""
     settings = shared.job.settings
     # Sharding needs more than one process.
@@ -315,7 +283,7 @@ def _pilot_fit(shared: Planning, num_rows: int, seed: int) -> Fit:
         return fine_tune(
             shared.recipe.first(num_rows),
             settings.training.model_copy(update=changes),
-            seed,
+            settings.seed,
             Path(folder),
             shared.progress,
             num_processes=shared.processes,

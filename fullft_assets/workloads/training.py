@@ -36,9 +36,9 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     """Train, or resume training, and write the checkpoint artifact; one that exists is left as it is."""
     if is_first_local_rank():
         _remove_finished(job, store)
-    found = store.find(job.case, job.stage, job.key)
-    if found is not None:
-        progress.say(f"{found.ref} exists already")
+    checkpoint = store.find(job.case, job.stage, job.key)
+    if checkpoint is not None:
+        progress.say(f"{checkpoint.ref} exists already")
         return
     claim_device()
     inputs = job.load_inputs(store)
@@ -123,7 +123,9 @@ def _write(
 def _metadata(
     job: Job, inputs: dict[str, Manifest], header: BaseModelHeader, fit: Fit, facts: dict[str, Any]
 ) -> CheckpointMetadata:
-    settings, start, snapshot = job.settings, inputs.get("champion"), inputs["training_snapshot"]
+    settings = job.settings
+    start = inputs.get("champion")
+    snapshot = inputs["training_snapshot"]
     return CheckpointMetadata(
         base_model=settings.base_model,
         base_model_revision=header.revision,

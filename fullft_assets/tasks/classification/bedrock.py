@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 #: Attempts at a request that the service throttles or that fails on the way; boto3 waits longer each time.
 _ATTEMPTS = 8
 _MAX_ANSWER_TOKENS = 64
+#: Characters of a text that are sent; the rest is cut.
+_MAX_CHARACTERS = 8_000
+_PARALLEL_REQUESTS = 4
 _AROUND = re.compile(r"^[\W_]+|[\W_]+$")
 
 
@@ -63,15 +66,13 @@ class Bedrock(Baseline):
             _message(role, text)
             for example, label in zip(self.shown.texts, self.labels, strict=True)
             for role, text in (
-                ("user", example[: asked.max_characters]),
+                ("user", example[:_MAX_CHARACTERS]),
                 ("assistant", context.labels[label]),
             )
         ]
 
         def ask(text: str) -> tuple[str, float]:
-            answer = _converse(
-                client, asked, system, [*before, _message("user", text[: asked.max_characters])]
-            )
+            answer = _converse(client, asked, system, [*before, _message("user", text[:_MAX_CHARACTERS])])
             used = answer["usage"]
             usd = (
                 used["inputTokens"] * asked.usd_per_1k_input_tokens
@@ -83,7 +84,7 @@ class Bedrock(Baseline):
             )
 
         answers = []
-        with ThreadPoolExecutor(asked.parallel_requests) as pool:
+        with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
             try:
                 for done, answer in enumerate(pool.map(ask, rows.texts), start=1):
                     answers.append(answer)
@@ -145,7 +146,7 @@ def _client(asked: BedrockSettings) -> Any:
     from botocore.exceptions import BotoCoreError
 
     retries = Config(
-        retries={"max_attempts": _ATTEMPTS, "mode": "adaptive"}, max_pool_connections=asked.parallel_requests
+        retries={"max_attempts": _ATTEMPTS, "mode": "adaptive"}, max_pool_connections=_PARALLEL_REQUESTS
     )
     try:
         return boto3.client(

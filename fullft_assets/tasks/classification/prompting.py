@@ -80,14 +80,12 @@ class FewShot(_Prompted):
     @classmethod
     def fit(cls, train: Split, context: BaselineContext) -> Self:
         settings = context.settings
-        shown = train.select(
-            prompting.draw(train.labels, settings.planning.prompting.examples, settings.seed)
-        )
+        shown = train.select(prompting.draw(train.labels, prompting.NUM_EXAMPLES, settings.seed))
         return cls(shown, shown.labels.tolist(), context)
 
     def _examples(self, writer: PromptWriter) -> list[int]:
-        most = self.context.settings.planning.prompting.max_tokens
-        asked = writer.ask(self.shown.texts, max(1, most // len(self.shown) - writer.num_tokens_around))
+        room = prompting.max_tokens(self.context) // len(self.shown) - writer.num_tokens_around
+        asked = writer.ask(self.shown.texts, max(1, room))
         return [
             token
             for text, label in zip(asked, self.labels, strict=True)

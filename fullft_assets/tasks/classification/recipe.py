@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.evaluation.metrics import compute
 from fullft_assets.jobs.progress import Listener
+from fullft_assets.models import precision
 from fullft_assets.models.heads import HeadWeights, features_of_documents, has_intercept
 from fullft_assets.models.inference import (
     collate,
@@ -33,7 +34,6 @@ from fullft_assets.tasks.classification.assessment import accuracy, macro_f1, pr
 from fullft_assets.tasks.classification.logistic import fit_on_states
 from fullft_assets.tasks.encoder import Encoder
 from fullft_assets.training.feed import Feed
-from fullft_assets.training.optimizers import dtype_of_weights
 from fullft_assets.training.recipe import MOST_HEAD_ROWS, Prepared
 
 #: Rows are shuffled, then sorted by length within pools of this many batches: random enough, little padding.
@@ -60,10 +60,10 @@ class ClassificationRecipe(Encoder):
         options = {
             "load": load,
             "keeps_head": keeps_head,
-            "dtype": dtype_of_weights(settings),
+            "dtype": precision.of_weights(settings),
             "problem_type": self.problem_type,
         }
-        return load_for_training(folder, self.labels, settings.attention_dropout, added_tokens, **options)
+        return load_for_training(folder, self.labels, added_tokens, **options)
 
     def fit_head(
         self,

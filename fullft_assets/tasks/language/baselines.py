@@ -46,17 +46,17 @@ class FewShotConversations(Baseline):
     @classmethod
     def fit(cls, train: Any, context: BaselineContext) -> Self:
         rows, settings = context.train_rows(), context.settings
-        asked = settings.planning.prompting
-        chosen, room = [], asked.max_tokens
+        chosen = []
+        room = most = prompting.max_tokens(context)
         for row in prompting.draw([0] * len(rows), len(rows), settings.seed):
             window = _example(rows, row)
-            if 0 < len(window) <= room and len(chosen) < asked.examples:
+            if 0 < len(window) <= room and len(chosen) < prompting.NUM_EXAMPLES:
                 chosen.append(row)
                 room -= len(window)
         if not chosen:
             raise SettingsError(
-                f"planning.prompting.max_tokens: no training conversation has at most {asked.max_tokens:,}"
-                " tokens; give more"
+                f"planning.baselines: no training conversation has at most {most:,} tokens, so"
+                f" {cls.name} has nothing to show; remove it"
             )
         return cls(rows.select(chosen), context)
 

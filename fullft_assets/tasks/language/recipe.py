@@ -33,7 +33,6 @@ from fullft_assets.tasks.language.assessment import DocumentScores
 from fullft_assets.training import distillation, packed_rows
 from fullft_assets.training.distillation import DistilledTokenLoss
 from fullft_assets.training.feed import Batch, Feed
-from fullft_assets.training.optimizers import dtype_of_weights
 from fullft_assets.training.packed_rows import IS_REPLAYED, Pieces
 from fullft_assets.training.recipe import MAX_IMPORTANCE_TEXTS, Prepared
 
@@ -72,17 +71,13 @@ class NextTokenRecipe:
 
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
         if self.start is not None:  # it has its added tokens
-            model = load_causal(
-                self.start, attention_dropout=settings.attention_dropout, dtype=dtype_of_weights(settings)
-            )
+            model = load_causal(self.start, dtype=precision.of_weights(settings))
             return precision.score_alike(model, settings)
         return self.load_original(settings)
 
     def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
-        dtype = dtype_of_weights(settings)
-        model = load_causal(
-            self.base_model, self.added_tokens, attention_dropout=settings.attention_dropout, dtype=dtype
-        )
+        dtype = precision.of_weights(settings)
+        model = load_causal(self.base_model, self.added_tokens, dtype=dtype)
         return precision.score_alike(model, settings)
 
     def fit_head(
@@ -109,7 +104,9 @@ class NextTokenRecipe:
         self._check(model)
         move(model)
         isolated = isolation.probe(model, self._pieces.plan.capacity, seed=seed)
-        tokens = self._taught_tokens(settings)
+        num_task = self.training.num_task_windows
+        has_replay = num_task is not None and num_task < len(self.training.windows)
+        teaches_replay = settings.distillation is not None and has_replay
         feed = _feed(
             model,
             self._pieces,
@@ -117,14 +114,14 @@ class NextTokenRecipe:
             settings,
             seed,
             num_processes,
-            tells_replayed=tokens in ("replay", "task"),
+            tells_replayed=teaches_replay,
         )
         about = {"isolation": isolated.reason, "is_packed": isolated.is_isolated}
         loss = _token_loss(model, feed.batch(0), settings)
-        if settings.distillation is None or tokens is None:
+        if settings.distillation is None:
             return Prepared(feed, loss.total, about)
         teacher = distillation.frozen(self.load_original(settings), device())
-        return Prepared(feed, DistilledTokenLoss(loss, teacher, settings.distillation, tokens).total, about)
+        return Prepared(feed, DistilledTokenLoss(loss, teacher, settings.distillation.weight).total, about)
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """See `Recipe`: loss, token accuracy and token probability."""
@@ -183,14 +180,6 @@ class NextTokenRecipe:
 
     def _with_recipe(self, context: BaselineContext) -> BaselineContext:
         return replace(context, open_recipe=lambda: self)
-
-    def _taught_tokens(self, settings: TrainingSettings) -> str | None:
-        """Return which trained tokens the base model teaches; None without distillation."""
-        if settings.distillation is None:
-            return None
-        num_task = self.training.num_task_windows
-        has_replay = num_task is not None and num_task < len(self.training.windows)
-        return settings.distillation.tokens or ("replay" if has_replay else "all")
 
     @cached_property
     def _pieces(self) -> Pieces:

@@ -23,6 +23,7 @@ from fullft_assets.base_model import ModelFolder
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import DataError
 from fullft_assets.jobs.progress import Listener
+from fullft_assets.models import precision
 from fullft_assets.models.heads import HeadWeights, has_intercept, read_by_head
 from fullft_assets.models.inference import load_for_training, load_tagger
 from fullft_assets.models.token_loss import IGNORED
@@ -42,7 +43,6 @@ from fullft_assets.tasks.token_classification.tagging import (
     tag,
     tag_names,
 )
-from fullft_assets.training.optimizers import dtype_of_weights
 from fullft_assets.training.recipe import MOST_HEAD_ROWS, Prepared
 
 #: Tokens that a new head is fitted on, drawn at random from the training rows.
@@ -63,10 +63,9 @@ class TokenClassificationRecipe(Encoder):
         *,
         keeps_head: bool = False,
     ) -> PreTrainedModel:
-        options = {"load": load_tagger, "keeps_head": keeps_head, "dtype": dtype_of_weights(settings)}
-        return load_for_training(
-            folder, tag_names(self.labels), settings.attention_dropout, added_tokens, **options
-        )
+        dtype = precision.of_weights(settings)
+        options = {"load": load_tagger, "keeps_head": keeps_head, "dtype": dtype}
+        return load_for_training(folder, tag_names(self.labels), added_tokens, **options)
 
     def fit_head(
         self,

@@ -1,0 +1,74 @@
+"""AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101): torch's own in fp32, else one that rounds stochastically or
+steps in the backward pass.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fullft_assets.settings.optimizers import Optimizer, Weights, bytes_per_weight
+
+if TYPE_CHECKING:
+    import torch
+
+    from fullft_assets.training.optimizers.low_memory import Update
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+
+class AdamW(Optimizer):
+    """Keeps two moments of each weight, in the weight's format."""
+
+    takes_bf16 = True
+
+    def __init__(self, *, steps_in_backward: bool):
+        self.steps_in_backward = steps_in_backward
+        self.takes_shards = not steps_in_backward
+
+    def state_bytes(self, weights: Weights) -> int:
+        """Return the bytes of both moments."""
+        return 2 * bytes_per_weight(weights)
+
+    def build(
+        self, groups: list[dict[str, Any]], weights: Weights, max_norm: float, seed: int
+    ) -> torch.optim.Optimizer:
+        """Return torch's optimizer for weights in fp32 that step after the backward pass, else our own."""
+        import torch
+
+        from fullft_assets.training.optimizers.low_memory import LowMemoryOptimizer
+
+        if self.steps_in_backward:
+            return LowMemoryOptimizer(groups, step, seed=seed, in_backward=True, max_norm=max_norm)
+        if weights == "bf16":
+            return LowMemoryOptimizer(groups, step, seed=seed)
+        return torch.optim.AdamW(groups, betas=BETAS, eps=EPSILON, fused=True)
+
+
+def step(update: Update) -> None:
+    """Update a weight and its moments."""
+    weight = update.weight
+    state = update.state
+    if not state:
+        state.update(exp_avg=weight.new_zeros(weight.shape), exp_avg_sq=weight.new_zeros(weight.shape))
+    first, second = BETAS
+    rate = update.group["lr"]
+    steps = update.group["num_steps"]
+    chunks = update.chunks(weight, update.gradient, state["exp_avg"], state["exp_avg_sq"])
+    for part, slope, mean, square in chunks:
+        slope = slope.float()
+        bits = update.noise(slope)
+        m = mean.float().lerp_(slope, 1 - first)
+        v = square.float().mul_(second).addcmul_(slope, slope, value=1 - second)
+        value = part.float().mul_(update.decay)
+        root = v.sqrt().div_((1 - second**steps) ** 0.5).add_(EPSILON)
+        value.addcdiv_(m, root, value=-rate / (1 - first**steps))
+        update.write(part, value, bits)
+        # The first moment moves by a tenth each step, for which the nearest value is good enough; the
+        # second by a thousandth.
+        mean.copy_(m)
+        update.write(square, v, None if bits is None else bits >> 16)
+
+
+ADAMW = AdamW(steps_in_backward=False)
+ADAMW_IN_BACKWARD = AdamW(steps_in_backward=True)
