@@ -49,9 +49,8 @@ def build(case: Case) -> list[dg.AssetChecksDefinition]:
                 else latest(store, case.name, "finetuned_checkpoint")
             )
             labels = CheckpointMetadata.of(model).labels if model else []
-            most = case.settings.snapshot.max_share_difference
             outcome = representation.judge(
-                store, snapshot, windows, reports, model, labels, most, case.settings.seed
+                store, snapshot, windows, reports, model, labels, case.settings.seed
             )
         judged = outcome.model_copy(update={"metadata": {**outcome.metadata, "snapshot": snapshot.ref}})
         return case.check_result(judged, "training_snapshot")

@@ -123,7 +123,7 @@ def losses_of(corpus: Corpus, settings: UseCaseSettings) -> Losses:
     agreed = [found for found in newest.values() if len(answers[found.row["text"]]) == 1]
     different = {found.row["text"]: found for found in agreed}
     rare = set()
-    if settings.snapshot.rare_labels == "set_aside":
+    if settings.snapshot.min_rows_per_label > 1:
         scale = max(1.0, (corpus.num_rows or 0) / max(1, len(rows)))
         counts = Counter(
             label for found in different.values() for label in set(labels_of(found, target, examples))

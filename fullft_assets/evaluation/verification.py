@@ -28,7 +28,7 @@ from fullft_assets.evaluation.recomputed_labels import RecomputedLabels, answere
 from fullft_assets.evaluation.recomputed_leakage import Labelled, leakage_fields
 from fullft_assets.evaluation.recomputed_slices import slice_fields, values_of
 from fullft_assets.evaluation.recomputed_tokens import Tokens
-from fullft_assets.snapshot import Split, label_names, load_messages, load_split
+from fullft_assets.snapshot import SnapshotMetadata, Split, label_names, load_messages, load_split
 from fullft_assets.store import Manifest, Store
 from fullft_assets.store.hashing import digest, file_digest
 from fullft_assets.task import TASKS
@@ -456,7 +456,7 @@ def _snapshot_of(store: Store, report: Manifest) -> Manifest:
     for snapshot in reversed(store.artifacts(report.case, "training_snapshot")):
         if snapshot.content_digest == wanted:
             return snapshot
-        if wanted in snapshot.replaces:
+        if wanted in [each.snapshot_digest for each in SnapshotMetadata.of(snapshot).erasures or []]:
             raise DataError(
                 f"{report.ref}: rows of its snapshot were erased since, so its numbers cannot be recomputed;"
                 " evaluate again"

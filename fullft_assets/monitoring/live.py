@@ -144,8 +144,8 @@ def predicted_by(
         for name, made in sorted(predictions.items())
         if name in windows
         and made.settings.get("log") == log
-        and made.inputs["finetuned_checkpoint"] in (champion.content_digest, *champion.replaces)
-        and made.inputs["production_documents"] in (windows[name].content_digest, *windows[name].replaces)
+        and made.inputs["finetuned_checkpoint"] == champion.content_digest
+        and made.inputs["production_documents"] == windows[name].content_digest
     }
 
 

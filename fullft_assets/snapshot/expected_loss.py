@@ -91,10 +91,10 @@ def rows_near_held_out(
     table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
     for name in ("row", "delivered_ns"):
         table = table.append_column(name, pa.array(range(len(texts)), pa.int64()))
-    index = sketches.build(table, settings.near_duplicate_similarity, seed)
+    index = sketches.build(table, seed)
     batch = BatchRows(
         table, {}, index.places, lambda: index.sketches, lambda: index.minimizers, table["text"].take
     )
     rows = collect({"": batch}, settings)
-    drop_near_and_contained(rows, {"": batch}, settings, seed, {})
+    drop_near_and_contained(rows, {"": batch}, settings, seed)
     return rows.dropped.total()

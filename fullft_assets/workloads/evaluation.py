@@ -192,7 +192,6 @@ def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) 
     A snapshot keeps its own training rows away from its test rows, but a checkpoint that is older than the
     snapshot (periodic evaluation, a champion) was trained on another one's.
     """
-    settings = job.settings.snapshot
     evaluated = [inputs[name] for name in ("finetuned_checkpoint", CHAMPION, ANCHOR) if name in inputs]
     learned_from = dict.fromkeys(
         ref for checkpoint in evaluated for ref in snapshots_learned_from(checkpoint)
@@ -202,9 +201,7 @@ def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) 
     seen: set[int] = set()
     for snapshot in trained_on.values():
         train = load_split(store, snapshot, "train", windows=False)
-        seen.update(
-            near_duplicates(train.texts, test.texts, settings.near_duplicate_similarity, job.settings.seed)
-        )
+        seen.update(near_duplicates(train.texts, test.texts, job.settings.seed))
     if len(seen) == len(test):
         raise DataError(
             "evaluation: every test row was learned from by a model that is evaluated; deliver new labelled"
