@@ -178,6 +178,7 @@ class TestSnapshot:
         monkeypatch.setattr(screening.Screen.__init__, "__kwdefaults__", {"num_words": self.NUM_WORDS})
         monkeypatch.setattr(screening, "SCREEN_WORDS", self.NUM_WORDS)
         monkeypatch.setattr(sketches, "SCREENING_VERSION", "shorter")
+        monkeypatch.setattr("fullft_assets.snapshot.creation.VERSION", "shorter")
         taken = self.take(case, passage)
         before = case.split("train")
         overlaps = slow_overlaps(before.texts, [passage], self.NUM_WORDS)

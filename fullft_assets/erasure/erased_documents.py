@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,11 +63,15 @@ class ErasedDocuments:
         """Return which rows [n] of a table of documents have a tombstone."""
         return is_erased(self.case, table, self.tombstones)
 
-    def named(self, ids: Collection[str]) -> np.ndarray:
-        """Return which of some ids [n] an erased document has: the filter of tables without the documents
+    def named(self, ids: Iterable[str]) -> set[str]:
+        """Return which of some ids an erased document has: the filter of tables without the documents
         themselves. A made-up id may name a second document there, which goes as well.
         """
-        return np.array([id_ in self.ids for id_ in ids], bool)
+        import pyarrow as pa
+
+        table = pa.table({"id": pa.array(sorted(set(ids)), pa.string())})
+        has_tombstone = table.filter(pa.array(self.rows(table)))["id"].to_pylist()
+        return {*has_tombstone, *self.ids.intersection(table["id"].to_pylist())}
 
     def add(self, manifest: Manifest, documents: pa.Table) -> None:
         """Note the erased documents of a table."""

@@ -39,29 +39,36 @@ def _drop_from_report(
     store: Store, manifest: Manifest, folder: Path, erased: ErasedDocuments, excerpts: Collection[str]
 ) -> bool:
     """Rewrite one report without the erased documents; return whether it showed any."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     tables = {name: pq.read_table(folder / name) for name in _TABLES if name in manifest.files}
-    hit = {name: erased.named(table["id"].to_pylist()) for name, table in tables.items()}
-    tables_left = {name: table.filter(~hit[name]) for name, table in tables.items()}
     # The first field of a list is the id of a document.
     lists = {
         name: read_list(folder / name)
         for name in manifest.files
         if name == ANSWERS or name.startswith(f"{LABEL_ERRORS}.")
     }
+    ids = {id_ for table in tables.values() for id_ in table["id"].to_pylist()}
+    ids |= {next(iter(row.values())) for rows in lists.values() for row in rows}
+    ids_gone = erased.named(ids)
+    hit = pa.array(sorted(ids_gone), pa.string())
+    tables_left = {
+        name: table.filter(pc.invert(pc.is_in(table["id"], hit))) for name, table in tables.items()
+    }
     lists_left = {
-        name: [row for row in rows if next(iter(row.values())) not in erased.ids]
+        name: [row for row in rows if next(iter(row.values())) not in ids_gone]
         for name, rows in lists.items()
     }
     pages = [name for name in manifest.files if name.endswith((".html", ".md"))]
     texts = {name: (folder / name).read_text(encoding="utf-8") for name in pages}
     shows_text = any(excerpt in text for text in texts.values() for excerpt in excerpts)
-    if not any(rows.any() for rows in hit.values()) and lists == lists_left and not shows_text:
+    if not ids_gone and not shows_text:
         return False
     predictions = tables_left["predictions.parquet"]
     groups_gone = {*tables["predictions.parquet"]["group"].to_pylist()} - {*predictions["group"].to_pylist()}
-    gone = {"document": erased.ids, "group": groups_gone}
+    gone = {"document": ids_gone, "group": groups_gone}
 
     def without_gone(row: re.Match[str]) -> str:
         kind, value = row.groups()
