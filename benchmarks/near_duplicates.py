@@ -65,7 +65,7 @@ def with_ours(reference: list[str], candidates: list[str]) -> set[int]:
     """Return the positions of the candidates near to a reference text."""
     from fullft_assets.snapshot import near_duplicates
 
-    return set(near_duplicates(reference, candidates, seed=17))
+    return set(near_duplicates(reference, candidates, SIMILARITY, seed=17))
 
 
 def with_datasketch(reference: list[str], candidates: list[str]) -> set[int]:

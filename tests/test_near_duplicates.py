@@ -33,7 +33,9 @@ def test_found_are_those_that_comparing_every_pair_finds() -> None:
         i: [k for k in reference if len(sets[i] & sets[k]) >= SIMILARITY * len(sets[i] | sets[k])]
         for i in candidates
     }
-    found = near_duplicates.near_duplicates([texts[i] for i in reference], [texts[i] for i in candidates], 17)
+    found = near_duplicates.near_duplicates(
+        [texts[i] for i in reference], [texts[i] for i in candidates], SIMILARITY, 17
+    )
     near = [n for n, i in enumerate(candidates) if alike[i]]
     assert len(near) >= 20
     assert all(4 * partner in alike[candidates[n]] for n, partner in found.items())

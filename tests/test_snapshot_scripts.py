@@ -49,11 +49,11 @@ class TestOneLetter:
         originals = texts(language, LANGUAGES[language])
         changed = [with_another_letter(text, part) for text in originals]
         assert len(originals) >= 7 and not set(originals) & set(changed)
-        assert near_duplicates(originals, changed, seed=17) == {n: n for n in range(len(originals))}
+        assert near_duplicates(originals, changed, 0.8, seed=17) == {n: n for n in range(len(originals))}
 
     def test_unrelated_texts_are_none(self, language: str) -> None:
         found = texts(language, LANGUAGES[language])
-        assert near_duplicates(found[::2], found[1::2], seed=17) == {}
+        assert near_duplicates(found[::2], found[1::2], 0.8, seed=17) == {}
 
     def test_never_on_both_sides_of_the_split(self, language: str) -> None:
         pairs = [(text, with_another_letter(text, 0.5)) for text in texts(language, LANGUAGES[language])]

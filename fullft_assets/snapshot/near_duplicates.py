@@ -29,7 +29,11 @@ ReadSets = Callable[[np.ndarray], ShingleSets]
 
 
 def find_near(
-    sketches: Sketches, reference: np.ndarray, candidates: np.ndarray, read: ReadSets
+    sketches: Sketches,
+    reference: np.ndarray,
+    candidates: np.ndarray,
+    read: ReadSets,
+    similarity: float = SIMILARITY,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the candidates that are near to a reference text, each with one text that it is near to.
 
@@ -41,6 +45,7 @@ def find_near(
         sketches: of all texts.
         reference, candidates: rows, disjoint.
         read: reads the shingle sets of rows (ascending): of those that may be near by their sketches.
+        similarity: least Jaccard similarity of the shingle sets; pairs below SIMILARITY are hardly proposed.
     """
     reference = reference[np.unique(sketches.sets[reference], return_index=True)[1]]
     is_equal, place = positions(sketches.sets[reference], sketches.sets[candidates])
@@ -58,7 +63,7 @@ def find_near(
             which, text = proposals.pairs(number[block], stop[block])
             first = others[pending[block][which]]
             second = reference[text]
-            is_near = _are_near(sketches, first, second, read)
+            is_near = _are_near(sketches, first, second, read, similarity)
             winners, chosen = np.unique(which[is_near], return_index=True)
             is_found[block.start + winners] = True
             near.append(first[is_near][chosen])
@@ -121,12 +126,14 @@ class _Proposals:
         return np.divmod(distinct(which * size + text), size)
 
 
-def _are_near(sketches: Sketches, first: np.ndarray, second: np.ndarray, read: ReadSets) -> np.ndarray:
+def _are_near(
+    sketches: Sketches, first: np.ndarray, second: np.ndarray, read: ReadSets, similarity: float
+) -> np.ndarray:
     """Return which pairs of rows are near, by their exact similarity: bool [pairs]."""
     sizes = sketches.sizes
     smaller = np.minimum(sizes[first], sizes[second])
-    chosen = np.flatnonzero(smaller / np.maximum(sizes[first], sizes[second]) >= SIMILARITY)
-    chosen = chosen[~are_far(sketches, SIMILARITY, first[chosen], second[chosen])]
+    chosen = np.flatnonzero(smaller / np.maximum(sizes[first], sizes[second]) >= similarity)
+    chosen = chosen[~are_far(sketches, similarity, first[chosen], second[chosen])]
     is_near = np.zeros(len(first), bool)
     if len(chosen):
         rows = distinct(np.concatenate([first[chosen], second[chosen]]))
@@ -134,7 +141,7 @@ def _are_near(sketches: Sketches, first: np.ndarray, second: np.ndarray, read: R
         position = np.searchsorted(rows, first[chosen])
         other = np.searchsorted(rows, second[chosen])
         shared = count_shared(sets, position, other)
-        is_near[chosen] = shared / (sets.sizes[position] + sets.sizes[other] - shared) >= SIMILARITY
+        is_near[chosen] = shared / (sets.sizes[position] + sets.sizes[other] - shared) >= similarity
     return is_near
 
 
@@ -211,7 +218,9 @@ def positions(known: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.nda
     return known[place] == wanted, place
 
 
-def near_duplicates(reference: Sequence[str], candidates: Sequence[str], seed: int) -> dict[int, int]:
+def near_duplicates(
+    reference: Sequence[str], candidates: Sequence[str], similarity: float, seed: int
+) -> dict[int, int]:
     """Return the candidates that are near-duplicates of a reference text.
 
     Returns:
@@ -223,6 +232,8 @@ def near_duplicates(reference: Sequence[str], candidates: Sequence[str], seed: i
         return {}
     sets = shingle_sets(pa.array([*reference, *candidates], pa.string()), seed)
     rows = np.arange(len(sets.sizes))
-    near, partners = find_near(sketch_sets(sets), rows[: len(reference)], rows[len(reference) :], sets.select)
+    near, partners = find_near(
+        sketch_sets(sets), rows[: len(reference)], rows[len(reference) :], sets.select, similarity
+    )
     order = np.argsort(near)
     return dict(zip((near[order] - len(reference)).tolist(), partners[order].tolist(), strict=True))
