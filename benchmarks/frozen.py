@@ -11,7 +11,6 @@ from fullft_assets.snapshot import Frozen, sketches
 from fullft_assets.snapshot.all_rows import BatchRows
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
 from fullft_assets.snapshot.split import freeze_batches
-from fullft_assets.snapshot.verdicts import Verdicts
 from fullft_assets.task import TASKS
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ def freeze(
     task: str = "classification",
     quarantined: Mapping[str, pa.Table] | None = None,
     ledger: Ledger = EMPTY,
-    known: Mapping[str, Verdicts] | None = None,
 ) -> Frozen:
     """Deduplicate and split the valid examples of all batches.
 
@@ -40,14 +38,13 @@ def freeze(
         task: name of the task.
         quarantined: quarantined rows of each batch, with `id`, `source` and `delivered_ns`.
         ledger: what earlier snapshots held out.
-        known: `Frozen.verdicts` of an earlier snapshot.
 
     Raises:
         DataError: see `freeze_batches`.
     """
     found = {}
     for name, table in batches.items():
-        index = sketches.build(table, settings.near_duplicate_similarity, seed)
+        index = sketches.build(table, seed)
         found[name] = BatchRows(
             rows=table.select([column for column in COLUMNS if column in table.column_names]),
             files=deliveries.get(name, {}),
@@ -57,4 +54,4 @@ def freeze(
             texts=table["text"].take,
             quarantined=(quarantined or {}).get(name),
         )
-    return freeze_batches(found, settings, seed, task=TASKS.get(task), ledger=ledger, compared=known)
+    return freeze_batches(found, settings, seed, task=TASKS.get(task), ledger=ledger)

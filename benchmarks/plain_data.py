@@ -14,6 +14,7 @@ import pandas as pd
 from rensa import RMinHash, RMinHashLSH  # pyright: ignore[reportAttributeAccessIssue]  # a compiled module
 
 from fullft_assets.settings import SnapshotSettings, UseCaseSettings
+from fullft_assets.snapshot.minhash import SIMILARITY
 
 WORD = re.compile(r"\w+")
 
@@ -72,8 +73,8 @@ def split(rows: pd.DataFrame, settings: SnapshotSettings, seed: int) -> dict[str
     validation = rows[rows["place"].between(settings.test_share, held_out_share, inclusive="left")]
     validation = validation.groupby("group").head(settings.max_heldout_rows_per_group)
     train = rows[rows["place"] >= held_out_share]
-    validation, train = not_near(test, [validation, train], settings.near_duplicate_similarity, seed)
-    (train,) = not_near(validation, [train], settings.near_duplicate_similarity, seed)
+    validation, train = not_near(test, [validation, train], SIMILARITY, seed)
+    (train,) = not_near(validation, [train], SIMILARITY, seed)
     parts = {
         "train": (train, settings.max_train_rows),
         "validation": (validation, settings.max_validation_rows),

@@ -18,7 +18,6 @@ import pytest
 from fullft_assets import documents, erasure, release, snapshot
 from fullft_assets.errors import DataError
 from fullft_assets.resources import latest, open_store
-from fullft_assets.snapshot.verdicts import FILE as VERDICTS
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
 from tests.prepared import write_tiny_model
@@ -93,10 +92,8 @@ def test_a_training_document_is_gone_everywhere_and_the_champion_is_named(store:
     id_ = index_rows(store, "train")[3]["id"]
     text = text_of(store, id_)
     assert files_with(store, text, id_), "it was there"
-    assert VERDICTS in store.artifacts(CASE, "training_snapshot")[0].files
     report = erasure.erase(store, CASE, [id_], reason="asked for")
     assert files_with(store, text, id_) == []
-    assert VERDICTS not in store.artifacts(CASE, "training_snapshot")[0].files, "hashes of the text, too"
     (checkpoint,) = store.artifacts(CASE, "finetuned_checkpoint")
     assert report.num_found == 1
     assert report.trained_on == [checkpoint.ref]
@@ -154,50 +151,6 @@ def test_a_test_document_was_only_measured_on(store: Store):
     report = erasure.erase(store, CASE, [id_])
     assert report.trained_on == []
     assert len(report.measured_on) == 1
-
-
-def test_what_pointed_at_the_batch_still_reads_the_same_rows(store: Store):
-    (taken,) = store.artifacts(CASE, "training_snapshot")
-    before = {name: snapshot.load_split(store, taken, name) for name in ("train", "test")}
-    gone = before["train"].ids[1]
-    erasure.erase(store, CASE, [gone])
-    again = store.load(taken.ref)
-    for name, split in before.items():
-        left = snapshot.load_split(store, again, name)
-        kept = [i for i, id_ in enumerate(split.ids) if id_ != gone]
-        assert left.ids == [split.ids[i] for i in kept]
-        assert left.texts == [split.texts[i] for i in kept]
-        assert left.windows == [split.windows[i] for i in kept]
-
-
-def test_an_erasure_that_was_cut_short_is_finished_by_the_next(store: Store, monkeypatch: pytest.MonkeyPatch):
-    id_ = index_rows(store, "train")[0]["id"]
-    text = text_of(store, id_)
-    for crash_at in (1, 2, 3, 4):
-        crashing(store, monkeypatch, crash_at)
-        with pytest.raises(OSError, match="power cut"):
-            erasure.erase(store, CASE, [id_])
-        monkeypatch.undo()
-        if not files_with(store, text, id_):
-            break
-    report = erasure.erase(store, CASE, [id_])
-    assert files_with(store, text, id_) == []
-    assert len(report.trained_on) == 1
-    (taken,) = store.artifacts(CASE, "training_snapshot")
-    assert id_ not in snapshot.load_split(store, taken, "train").ids
-
-
-def crashing(store: Store, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    """Let the n-th deletion of a replaced artifact fail."""
-    calls, delete = [0], store.delete
-
-    def failing(manifest: Manifest) -> None:
-        calls[0] += 1
-        if calls[0] == at:
-            raise OSError("power cut")
-        delete(manifest)
-
-    monkeypatch.setattr(store, "delete", failing)
 
 
 def test_its_file_delivered_again_does_not_bring_it_back(project: Project, store: Store):
@@ -301,21 +254,6 @@ def test_tracebacks_which_may_quote_a_document_are_gone(tmp_path: Path):
     report = erasure.erase(store, "letters", ["letter-1"])
     assert "deleted      1 tracebacks, which may quote them" in report.lines()
     assert [path.parts[-3] for path in tmp_path.rglob("*.txt")] == ["mails"]
-
-
-def test_unaffected_stages_are_left_alone(store: Store):
-    before = {
-        m.ref
-        for stage in ("finetuned_checkpoint", "feasibility_plan", "pilot_run")
-        for m in store.artifacts(CASE, stage)
-    }
-    erasure.erase(store, CASE, [index_rows(store, "train")[0]["id"]])
-    after = {
-        m.ref
-        for stage in ("finetuned_checkpoint", "feasibility_plan", "pilot_run")
-        for m in store.artifacts(CASE, stage)
-    }
-    assert before == after
 
 
 def own_words(store: Store) -> tuple[str, list[str]]:

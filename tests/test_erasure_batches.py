@@ -18,7 +18,7 @@ import pytest
 
 from fullft_assets import chunks, cli, documents, erasure, examples, snapshot
 from fullft_assets.cli import commands
-from fullft_assets.erasure import rewriting
+from fullft_assets.erasure import erasing
 from fullft_assets.errors import GateError, StoreError
 from fullft_assets.snapshot import loading
 from fullft_assets.store import MANIFEST, Manifest, Store, disk
@@ -308,7 +308,7 @@ class TestCutShort:
         batches, *_ = copied
         taken = batches.take()
         with monkeypatch.context() as patched:
-            patched.setattr(rewriting, "drop_from_snapshots", power_cut)
+            patched.setattr(erasing, "drop_from_snapshots", power_cut)
             with pytest.raises(PowerCut):
                 erasure.erase(batches.store, CASE, ["d2"])
         with pytest.raises(
@@ -363,16 +363,16 @@ class TestCutShort:
             assert report.missing == [], step
             assert batches.texts(taken) == expected, step
             assert batches.traces(text, '"d2"', "'d2'") == [], step
-            assert not [
-                ref for stage in rewriting._HOLDING for ref in batches.store.unfinished(CASE, stage)
-            ], step
+            assert not [ref for stage in erasing.HOLDING for ref in batches.store.unfinished(CASE, stage)], (
+                step
+            )
             if step % 8 == 0:
-                done = {m.ref for stage in rewriting._HOLDING for m in batches.store.artifacts(CASE, stage)}
+                done = {m.ref for stage in erasing.HOLDING for m in batches.store.artifacts(CASE, stage)}
                 assert not erasure.erase(batches.store, CASE, listed).rewritten, (
                     f"{step}: nothing is left to do"
                 )
                 assert done == {
-                    m.ref for stage in rewriting._HOLDING for m in batches.store.artifacts(CASE, stage)
+                    m.ref for stage in erasing.HOLDING for m in batches.store.artifacts(CASE, stage)
                 }, step
             shutil.rmtree(batches.project.root)
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import erasure, release, snapshot
-from fullft_assets.erasure import rewriting
+from fullft_assets.erasure import erasing
 from fullft_assets.errors import DataError, GateError, Interrupted, StoreError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.release import starting_point
@@ -189,7 +189,7 @@ def test_the_name_of_a_file_that_was_one_document_goes_with_it(case: Prepared) -
     assert other in case.store.load(case.snapshot.ref).inputs["replay"], "that of another stays"
 
 
-@pytest.mark.parametrize("step", ["drop_from_snapshots", "_drop_derived", "record"])
+@pytest.mark.parametrize("step", ["drop_from_snapshots", "drop_made_of_snapshots", "record"])
 @pytest.mark.parametrize("kind", ["general", "replay"])
 def test_readers_refuse_until_one_that_was_cut_short_is_finished(
     case: Prepared, kind: str, step: str, monkeypatch: pytest.MonkeyPatch
@@ -201,7 +201,7 @@ def test_readers_refuse_until_one_that_was_cut_short_is_finished(
     gone = named(case, kind)
     file = next(row for row in drawn(case, kind) if row["id"].startswith("patient-"))["source"]
     with monkeypatch.context() as patched:
-        patched.setattr(erasure.ErasureReport if step == "record" else rewriting, step, power_cut)
+        patched.setattr(erasure.ErasureReport if step == "record" else erasing, step, power_cut)
         with pytest.raises(KeyboardInterrupt):
             erasure.erase(case.store, case.use_case.name, [gone["id"], file])
     if step == "drop_from_snapshots":
@@ -213,7 +213,7 @@ def test_readers_refuse_until_one_that_was_cut_short_is_finished(
     report = erasure.erase(case.store, case.use_case.name, [gone["id"], file])
     assert report.missing == [] and traces(case.store, gone["id"], file) == []
     taken = case.store.load(case.snapshot.ref)
-    assert read(case.store, taken) and taken.metadata["erased_from"] == [kind]
+    assert read(case.store, taken) and [each["lost_from"] for each in taken.metadata["erasures"]] == [[kind]]
 
 
 @pytest.mark.slow

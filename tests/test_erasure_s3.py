@@ -158,7 +158,7 @@ class TestStore:
         assert [
             path for place in places.values() for path in traces(place, "of him", "by him", made.attempt)
         ] == []
-        assert store.load(made.ref) == again and again.metadata["replaces"] == [made.content_digest]
+        assert store.load(made.ref) == again and again.content_digest == made.content_digest
         assert {name: (store.folder(again) / name).read_text() for name in again.files} == {
             "a.txt": GONE,
             "deep/b.txt": "of others",

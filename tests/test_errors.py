@@ -248,14 +248,14 @@ def test_a_project_without_a_workspace_is_one_line(project):
 
 @pytest.mark.slow
 def test_one_project_through_every_bad_delivery(tmp_path):
-    """An unreadable file, a batch with no valid row, a label seen once; each is fixed by delivering again, or
-    by removing the file.
+    """An unreadable file, a batch with no valid row, too few rows; each is fixed by delivering again, or by
+    removing the file.
     """
     project = projects.create(tmp_path, rows=0)
     project.configure(
         documents={"max_batch_files": 1},
         examples={"labels": [*licences.KINDS, "poem"]},
-        snapshot={"min_train_rows": 5_000, "rare_labels": "refuse"},
+        snapshot={"min_train_rows": 5_000},
     )
     delivery = project.documents / "delivery-1.jsonl"
     delivery.write_bytes("Lizenz für alle – ".encode() + b"\xff\n")
@@ -280,24 +280,12 @@ def test_one_project_through_every_bad_delivery(tmp_path):
     assert "no batch is usable" in done.stdout
     assert not half_written(project)
 
-    poem = {"id": "p1", "text": "Roses are red.", "kind": "poem", "expression": "none"}
-    project.deliver("delivery-2.jsonl", [*licence_rows(400), poem])
+    project.deliver("delivery-2.jsonl", licence_rows(400))
     project.deliver("delivery-3.jsonl", licence_rows(5, skip=400))
     done = project.fullft("run", "letters")
     assert "letters_new_documents: 2 new batches\n" in done.stdout
     assert len(latest_by_partition(store(project), "letters", "tokenized_chunks")) == 2
-    line = failures(done)[-1]
-    assert (
-        line == "model: training_snapshot FAILED: delivery-2.jsonl:401: label `poem` has 1 row, fewer than"
-        " snapshot.min_rows_per_label (5); deliver more, leave it out of examples.labels, or set"
-        " snapshot.rare_labels to set_aside"
-    )
-    assert latest(store(project), "letters", "training_snapshot") is None
-    assert not half_written(project)
-
-    project.deliver("delivery-2.jsonl", licence_rows(400))
-    (line,) = failures(project.fullft("run", "letters"))
-    assert line == "model: training_snapshot FAILED: the check above is red", (
+    assert failures(done)[-1] == "model: training_snapshot FAILED: the check above is red", (
         "more rows are asked for than there are, to end the run there"
     )
     assert latest(store(project), "letters", "training_snapshot").metadata["num_train_rows"] > 100

@@ -9,10 +9,8 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -22,12 +20,13 @@ from transformers import AutoModelForCausalLM
 from fullft_assets import erasure
 from fullft_assets.chunks import Tokenization, save_tokenizer
 from fullft_assets.erasure import evaluation_reports
+from fullft_assets.erasure.erased_documents import ErasedDocuments
 from fullft_assets.evaluation import BASE_MODEL, read_evaluation
 from fullft_assets.evaluation.verdict import read_verdict
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import load_causal
 from fullft_assets.snapshot import load_messages
-from fullft_assets.store import Manifest, Store
+from fullft_assets.store import Manifest
 from fullft_assets.tasks.context import EvaluationContext
 from fullft_assets.tasks.language import scoring
 from fullft_assets.tasks.language.assessment import LanguageEvaluation
@@ -344,21 +343,13 @@ def test_an_erased_document_leaves_the_report(lab: Lab, learned: Manifest) -> No
     )
     before = {manifest.ref for manifest in lab.store.artifacts("letters", "evaluation_report")}
     report = erasure.ErasureReport(num_listed=1)
-
-    def judged_erased(store: Store, judged: Manifest, table: pa.Table, *_: object) -> np.ndarray:
-        # Other tests read the other reports.
-        return np.array(
-            [
-                judged.key == made.key and (row["id"] == gone or row["group"] == weakest)
-                for row in table.to_pylist()
-            ]
-        )
-
+    erased = ErasedDocuments("letters", tombstones=())
+    erased.ids = {id_ for id_, group in zip(lab.test.ids, lab.test.groups, strict=True) if group == weakest}
+    erased.ids.add(gone)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation_reports, "_judged_erased", judged_erased)
-        evaluation_reports.drop_from_reports(
-            lab.store, "letters", SimpleNamespace(texts=set(), tombstones=None), report
-        )
+        # Other tests read the other reports.
+        patch.setattr(evaluation_reports, "whole_artifacts", lambda *_: [(made, lab.store.folder(made))])
+        evaluation_reports.drop_from_reports(lab.store, "letters", erased, report)
     after = {manifest.ref: manifest for manifest in lab.store.artifacts("letters", "evaluation_report")}
     assert report.rewritten["evaluation_report"] == 1 and set(after) != before
     for manifest in (each for each in after.values() if each.key == made.key):

@@ -170,7 +170,6 @@ class Stages:
 @pytest.fixture
 def stages(project: projects.Project) -> Stages:
     every_row = {
-        "near_duplicate_similarity": 1.0,
         "max_heldout_rows_per_group": 1_000,
         "min_rows_per_label": 1,
     }

@@ -1,22 +1,21 @@
-"""Near-duplicates against slow references: every pair compared, every lender asked, the estimate of pairs
-whose similarity is known.
-"""
+"""Near-duplicates against slow references: every pair compared, the estimate of pairs whose similarity is known."""
 
 from __future__ import annotations
 
 import importlib
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fullft_assets.demos import licences
 from fullft_assets.snapshot import minhash
+from fullft_assets.snapshot.minhash import SIMILARITY
 from fullft_assets.snapshot.shingles import HASH_BITS, ShingleSets
 
 # The package has a function of that name.
 near_duplicates = importlib.import_module("fullft_assets.snapshot.near_duplicates")
-NUM_BINS = 126
 
 
 def shingles(text: str) -> set[str]:
@@ -24,44 +23,40 @@ def shingles(text: str) -> set[str]:
     return {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
 
 
-@pytest.mark.parametrize(
-    "similarity", [pytest.param(0.6, marks=pytest.mark.long), 0.8, pytest.param(0.9, marks=pytest.mark.long)]
-)
-def test_found_are_those_that_comparing_every_pair_finds(similarity: float) -> None:
+def test_found_are_those_that_comparing_every_pair_finds() -> None:
     texts = sorted(
         {rule["text"] for rule in licences.rules() if rule["text"].strip()}, key=lambda text: text[::-1]
     )[::24]
     sets = [shingles(text) for text in texts]
     reference, candidates = range(0, len(texts), 4), [i for i in range(len(texts)) if i % 4]
     alike = {
-        i: [k for k in reference if len(sets[i] & sets[k]) >= similarity * len(sets[i] | sets[k])]
+        i: [k for k in reference if len(sets[i] & sets[k]) >= SIMILARITY * len(sets[i] | sets[k])]
         for i in candidates
     }
     found = near_duplicates.near_duplicates(
-        [texts[i] for i in reference], [texts[i] for i in candidates], similarity, 17
+        [texts[i] for i in reference], [texts[i] for i in candidates], SIMILARITY, 17
     )
     near = [n for n, i in enumerate(candidates) if alike[i]]
-    assert len(near) >= 20 and max(len(sets[i]) for i in candidates if alike[i]) > near_duplicates._LARGE_PAIR
+    assert len(near) >= 20
     assert all(4 * partner in alike[candidates[n]] for n, partner in found.items())
     # A pair exactly at the threshold is proposed in 99 of 100 cases.
     assert len(found) >= 0.98 * len(near)
 
 
-def test_an_empty_bin_borrows_from_the_first_filled_one_that_it_prefers() -> None:
+def test_a_bucket_of_thousands_of_texts_is_settled_whatever_is_looked_at_first() -> None:
+    """Each candidate is in a bucket with many texts that share half of its shingles, and with one that it is
+    near to.
+    """
     rng = np.random.default_rng(0)
-    counts = [1, 2, minhash._MANY_FILLED, minhash._MANY_FILLED + 1, NUM_BINS - 1, NUM_BINS]
-    is_filled = np.array([rng.permutation(NUM_BINS) < count for count in counts])
-    values = np.where(is_filled, rng.integers(1, 1 << 60, is_filled.shape, dtype=np.uint64), 0)
-    preferences = minhash._preferences(NUM_BINS)
-    expected = [
-        [
-            row[bin] if filled[bin] else row[next(lender for lender in preferences[bin] if filled[lender])]
-            for bin in range(NUM_BINS)
-        ]
-        for row, filled in zip(values, is_filled, strict=True)
-    ]
-    minhash._lend(values, is_filled)
-    assert values.tolist() == expected
+    template, *others = (rng.integers(0, 1 << HASH_BITS, 100, dtype=np.uint64) for _ in range(301))
+    alike = [np.concatenate([template[:60], each[:40]]) for each in others]
+    candidates = [np.concatenate([each[:95], template[95:]]) for each in alike[:150]]
+    sets = [np.sort(each) for each in (*alike, *candidates)]
+    shingles = ShingleSets.of(np.concatenate(sets), np.full(len(sets), 100))
+    rows = np.arange(len(sets))
+    sketches = replace(minhash.sketch_sets(shingles), bands=np.zeros((21, len(sets)), np.uint64))
+    near, partners = near_duplicates.find_near(sketches, rows[:300], rows[300:], shingles.select)
+    assert dict(zip(near.tolist(), partners.tolist(), strict=True)) == {300 + n: n for n in range(150)}
 
 
 @pytest.mark.parametrize("size", [9, 45, 90, 450, 2_250])
@@ -70,19 +65,19 @@ def test_estimate_of_pairs_at_the_threshold_is_not_far(size: int) -> None:
     first, second = pairs(size, shared=size * 8 // 9)
     equal = (first.signatures == second.signatures).mean(axis=1)
     assert equal.mean() == pytest.approx(0.8, abs=0.02)
-    assert (equal >= near_duplicates._least_estimate(first.sizes, 0.8, NUM_BINS)).all()
+    assert (equal >= near_duplicates._least_estimate(SIMILARITY)).all()
 
 
 def test_most_pairs_far_below_the_threshold_are_dropped() -> None:
     first, second = pairs(450, shared=300)
     equal = (first.signatures == second.signatures).mean(axis=1)
-    assert (equal < near_duplicates._least_estimate(first.sizes, 0.8, NUM_BINS)).mean() > 0.99
+    assert (equal < near_duplicates._least_estimate(SIMILARITY)).mean() > 0.99
 
 
 def pairs(size: int, shared: int, count: int = 2_000) -> tuple[minhash.Sketches, minhash.Sketches]:
     rng = np.random.default_rng(size)
     drawn = rng.integers(0, 1 << HASH_BITS, (count, 2 * size - shared), dtype=np.uint64)
     return tuple(
-        minhash.sketch_sets(ShingleSets.of(np.sort(values, axis=1).ravel(), np.full(count, size)), 0.8)
+        minhash.sketch_sets(ShingleSets.of(np.sort(values, axis=1).ravel(), np.full(count, size)))
         for values in (drawn[:, :size], drawn[:, size - shared :])
     )

@@ -25,7 +25,6 @@ from fullft_assets.store import Manifest, Store
 pytestmark = pytest.mark.quick
 
 CASE = "mail"
-DAYS = 24 * 3600.0
 CHECKPOINT = "finetuned_checkpoint"
 
 
@@ -82,8 +81,8 @@ class Lab:
     def set_latest(self, made: Manifest, partition: str = "all") -> None:
         self.store.write_pointer(f"latest/{CASE}/{made.stage}/{partition}", {"ref": made.ref})
 
-    def unfinished(self, key: str, *, days: float, **inputs: Manifest) -> Path:
-        """Return the work folder of a training that was stopped so many days before `now`."""
+    def unfinished(self, key: str, *, is_old: bool = False, **inputs: Manifest) -> Path:
+        """Return the work folder of a training that was stopped, before all champions or just now."""
         settings = UseCaseSettings.model_validate(
             {"base_model": "none", "documents": {"path": "none"}, "examples": {"label": "none"}}
         )
@@ -94,16 +93,18 @@ class Lab:
         folder = self.store.work_folder(CASE, CHECKPOINT, key)
         (folder / "weights").write_text("learned")
         for path in (folder / "weights", folder):
-            os.utime(path, (self.now - days * DAYS,) * 2)
+            os.utime(path, (1.0 if is_old else time.time() + 1,) * 2)
         return folder
 
     @property
-    def now(self) -> float:
-        return time.time() + 400 * DAYS
-
-    @property
     def keys(self) -> set[str]:
-        return {ref.split("/")[2] for stage in self.store.names(CASE) for ref in self.store.refs(CASE, stage)}
+        """Keys of the artifacts that have their files."""
+        refs = {ref for stage in self.store.names(CASE) for ref in self.store.refs(CASE, stage)}
+        return {ref.split("/")[2] for ref in refs if self.store.read_bytes(f"{ref}/weights") is not None}
+
+    def promote(self, number: int) -> None:
+        self.champions.append(self.candidate(number, self.champions[-1] if self.champions else None))
+        release.promote(self.store, CASE, self.champions[-1])
 
     @property
     def history(self) -> list[str]:
@@ -114,8 +115,7 @@ class Lab:
 def lab(tmp_path: Path) -> Lab:
     lab = Lab(Store(str(tmp_path / "store")))
     for number in range(5):
-        lab.champions.append(lab.candidate(number, lab.champions[-1] if lab.champions else None))
-        release.promote(lab.store, CASE, lab.champions[-1])
+        lab.promote(number)
     return lab
 
 
@@ -123,44 +123,28 @@ def named(*numbers: int) -> set[str]:
     return {f"{kind}{number}" for kind in "sce" for number in numbers}
 
 
-def test_champions_judged_one_after_the_other_do_not_keep_each_other(lab: Lab) -> None:
-    """The present one, the one before and the first stay, with what those were compared with, but not what
-    that was compared with.
-    """
-    found = retention.clean(lab.store, lab.use_case, lab.now)
-    assert lab.keys == named(0, 2, 3, 4)
-    assert lab.history == ["c3", "c2", "c0"]
-    assert (
-        found.lines[0] == f"no roll-back returns to {lab.champions[1].checkpoint}, which leaves the history"
-    )
+def test_weights_of_champions_before_the_kept_ones_go_and_reports_stay(lab: Lab) -> None:
+    """The present one, the one before and the first stay."""
+    found = retention.clean(lab.store, lab.use_case)
+    assert lab.keys == named(0, 3, 4) | {"e1", "e2"}
+    assert lab.history == ["c3", "c0"]
+    assert found.lines[:2] == [
+        f"no roll-back returns to {lab.champions[number].checkpoint}, which leaves the history"
+        for number in (2, 1)
+    ]
     release.rollback(lab.store, CASE, reason="worse", by="me")
-    retention.clean(lab.store, lab.use_case, lab.now)
-    assert lab.keys == named(0, 2, 3), "it has what it needs"
-
-
-def test_champions_whose_artifacts_stay_remain_in_the_history(lab: Lab) -> None:
     assert retention.clean(lab.store, lab.use_case) == retention.CleanUp()
-    assert lab.history == ["c3", "c2", "c1", "c0"]
 
 
-def test_the_verdict_on_a_window_stays_without_the_model_of_that_day(lab: Lab) -> None:
-    """The scale stays, too: the content of later windows is read on it."""
-    inputs = {CHECKPOINT: lab.store.load(lab.champions[1].checkpoint).content_digest}
-    scale = lab.make(
-        "drift_scale",
-        "d1",
-        inputs | {"training_snapshot": lab.store.load(lab.champions[1].snapshot).content_digest},
-    )
-    lab.make("drift_scale", "d2", inputs)
-    lab.set_latest(lab.make("drift_report", "w1", inputs, {"scale": scale.ref}), "2026-01")
-    retention.clean(lab.store, lab.use_case, lab.now)
-    assert lab.keys == named(0, 2, 3, 4) | {"w1", "d1"}
-
-
-def test_what_a_report_that_is_shown_was_compared_with_stays(lab: Lab) -> None:
-    lab.set_latest(lab.store.load(lab.champions[2].evaluation))
-    retention.clean(lab.store, lab.use_case, lab.now)
-    assert lab.keys == named(0, 1, 2, 3, 4)
+def test_the_newest_predictions_go_with_their_champion(lab: Lab) -> None:
+    old = lab.make("batch_predictions", "w1")
+    lab.set_latest(old, "2026-01")
+    for number in (5, 6):
+        lab.promote(number)
+    lab.set_latest(lab.make("batch_predictions", "w2"), "2026-02")
+    lab.set_latest(lab.make("tokenized_chunks", "b1"), "b1")
+    retention.clean(lab.store, lab.use_case)
+    assert lab.keys >= {"w2", "b1"} and "w1" not in lab.keys
 
 
 def test_a_roll_back_before_anything_was_removed_ends_it(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,10 +159,10 @@ def test_a_roll_back_before_anything_was_removed_ends_it(lab: Lab, monkeypatch: 
     before = lab.keys
     monkeypatch.setattr(retention, "plan", slow)
     with pytest.raises(StoreError, match="mail: the champion was changed during the clean-up"):
-        retention.clean(lab.store, lab.use_case, lab.now)
+        retention.clean(lab.store, lab.use_case)
     monkeypatch.setattr(retention, "plan", plan)
     assert lab.keys == before and lab.history == ["c2", "c3", "c4", "c0"]
-    retention.clean(lab.store, lab.use_case, lab.now)
+    retention.clean(lab.store, lab.use_case)
     assert named(0, 1) <= lab.keys, "it is the champion now"
 
 
@@ -186,36 +170,39 @@ def test_a_roll_back_before_anything_was_removed_ends_it(lab: Lab, monkeypatch: 
 def test_what_happens_between_two_removals_ends_it(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, event: str
 ) -> None:
-    loser, running = lab.candidate(9, lab.champions[-1]), False
-    delete = lab.store.delete
+    other, running = lab.candidate(9, lab.champions[-1]), False
+    before, remove = lab.keys, lab.store.remove_files
 
     def require_idle() -> None:
         if running:
             raise StoreError("mail: run 1 is in progress")
 
-    def slow(manifest: Manifest) -> None:
+    def slow(*arguments: Any) -> None:
         nonlocal running
-        delete(manifest)
-        assert manifest.ref == loser.evaluation, "the youngest goes first, and nothing after it"
+        remove(*arguments)
         running = event == "run"
         if event == "promotion":
-            release.promote(lab.store, CASE, loser, reason="needed")
+            release.promote(lab.store, CASE, other, reason="needed")
 
-    monkeypatch.setattr(lab.store, "delete", slow)
+    monkeypatch.setattr(lab.store, "remove_files", slow)
     with pytest.raises(
         StoreError, match="champion was changed" if event == "promotion" else "run 1 is in progress"
     ):
-        retention.clean(lab.store, lab.use_case, lab.now, require_idle=require_idle)
-    assert {"s9", "c9"} <= lab.keys
+        retention.clean(lab.store, lab.use_case, require_idle=require_idle)
+    assert len(before - lab.keys) == 1
 
 
-@pytest.mark.parametrize("days", [60, 100])
-def test_what_an_unfinished_training_began_with_stays_as_long_as_its_checkpoints(lab: Lab, days: int) -> None:
+@pytest.mark.parametrize("is_old", [False, True])
+def test_what_an_unfinished_training_began_with_stays_as_long_as_its_checkpoints(
+    lab: Lab, is_old: bool
+) -> None:
     taken, start = lab.make("training_snapshot", "superseded"), lab.make(CHECKPOINT, "start")
-    folder = lab.unfinished("stopped", days=days, training_snapshot=taken, champion=start)
-    retention.clean(lab.store, lab.use_case, lab.now)
-    assert folder.exists() == (days == 60)
-    assert {"superseded", "start"} & lab.keys == ({"superseded", "start"} if days == 60 else set())
+    for number in (5, 6):
+        lab.promote(number)
+    folder = lab.unfinished("stopped", is_old=is_old, training_snapshot=taken, champion=start)
+    retention.clean(lab.store, lab.use_case)
+    assert folder.exists() != is_old
+    assert {"superseded", "start"} & lab.keys == (set() if is_old else {"superseded", "start"})
 
 
 def test_an_erasure_takes_a_training_on_a_snapshot_that_is_gone_for_one_that_learned(
@@ -224,7 +211,7 @@ def test_an_erasure_takes_a_training_on_a_snapshot_that_is_gone_for_one_that_lea
     """One on a snapshot that never lost a row stays."""
     lab = Lab(Store(str(tmp_path / "store")))
     taken = lab.make("training_snapshot", "taken")
-    folder = lab.unfinished("stopped", days=0, training_snapshot=taken)
+    folder = lab.unfinished("stopped", training_snapshot=taken)
     with monkeypatch.context() as patch:
         patch.setattr(
             unfinished_trainings,
@@ -254,7 +241,7 @@ def test_checkpoints_in_the_store_stay_while_a_training_that_holds_no_lease_is_o
 
 
 def test_checkpoints_stay_where_the_model_lost_a_file_and_is_trained_again(lab: Lab) -> None:
-    folders = {key: lab.unfinished(key, days=0) for key in ("whole", "damaged")}
+    folders = {key: lab.unfinished(key) for key in ("whole", "damaged")}
     for key in folders:
         made = lab.make(CHECKPOINT, key)
         if key == "damaged":
@@ -265,23 +252,23 @@ def test_checkpoints_stay_where_the_model_lost_a_file_and_is_trained_again(lab: 
 def test_checkpoints_stay_where_a_training_went_on_after_the_look(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, folder = retention.plan, lab.unfinished("stopped", days=100)
+    plan, folder = retention.plan, lab.unfinished("stopped", is_old=True)
 
     def slow(*args: Any) -> retention.CleanUp:
         found = plan(*args)
         assert list(found.folders) == [folder]
-        os.utime(folder / "weights", (lab.now, lab.now))
+        os.utime(folder / "weights")
         return found
 
     monkeypatch.setattr(retention, "plan", slow)
-    assert retention.clean(lab.store, lab.use_case, lab.now).folders == {} and (folder / "weights").exists()
+    assert retention.clean(lab.store, lab.use_case).folders == {} and (folder / "weights").exists()
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("work", ["clean", "erase"])
 def test_erasures_and_clean_ups_wait_for_each_other(lab: Lab, work: str) -> None:
     begin = {
-        "clean": lambda: retention.clean(lab.store, lab.use_case, lab.now),
+        "clean": lambda: retention.clean(lab.store, lab.use_case),
         "erase": lambda: erasure.erase(Store(lab.store.url), "new", []),
     }
     case = {"clean": CASE, "erase": "new"}[work]

@@ -25,6 +25,7 @@ from fullft_assets.settings import SnapshotSettings, UseCaseSettings
 from fullft_assets.snapshot import Frozen, deliveries, labels, sketches, split, verdict_check
 from fullft_assets.snapshot.all_rows import BatchRows, collect
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
+from fullft_assets.snapshot.minhash import SIMILARITY
 from fullft_assets.snapshot.split import freeze_batches
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.hashing import text_hash, unit_hash
@@ -36,7 +37,6 @@ from tests.test_data_report import metadata as snapshot_metadata
 pytestmark = pytest.mark.quick
 
 SETTINGS = SnapshotSettings(min_train_rows=20, test_share=0.2, validation_share=0.15)
-SIMILARITY = SETTINGS.near_duplicate_similarity
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "text", "text_hash", "label", "group", "source")),
@@ -139,7 +139,7 @@ CLASSIFICATION = TASKS.get("classification")
 
 
 def batch_rows(rows: pa.Table) -> BatchRows:
-    index = sketches.build(rows, SIMILARITY, 1)
+    index = sketches.build(rows, 1)
     return BatchRows(
         rows.drop_columns(["text"]),
         {},
@@ -295,7 +295,7 @@ class TestCaps:
             rows, {}, np.ones(num_rows), sketches=lambda: None, minimizers=lambda: None, texts=lambda _: None
         )
         settings = SnapshotSettings()
-        assert settings.recommended_train_rows == 10_000
+        assert split.RECOMMENDED_TRAIN_ROWS == 10_000
         check = next(
             c
             for c in split._checks(collect({"00001-x": batch}, settings), settings)
@@ -630,17 +630,18 @@ class TestWhatIsToldOfDeliveries:
             assert f"such as {alias('1.jsonl')}:1 and {alias('2.jsonl')}:1, " in check.description
             assert "documents.id" in check.description
 
-    def test_one_id_of_two_documents_in_a_batch_is_named(self) -> None:
-        first, other = (
-            self.rows(0, 239, source="a.jsonl"),
-            self.rows(239, 240, source="b.jsonl", id="d7", row=3),
-        )
-        check = self.check(freeze_rows([*first, *other]), "ids_name_one_document")
-        assert (check.passed, check.metadata["num_reused_in_a_batch"]) == (False, 1)
-        assert f"such as {alias('a.jsonl')}:8 and {alias('b.jsonl')}:3, " in check.description
-        assert self.check(freeze_rows(first, other), "ids_name_one_document").passed, (
-            "a later batch corrects it"
-        )
+    def test_whether_ids_name_one_document_does_not_depend_on_the_batches(self) -> None:
+        first = self.rows(0, 230, source="a.jsonl")
+        for count, passed in ((1, True), (12, False)):
+            other = [
+                {**row, "id": f"d{n}"} for n, row in enumerate(self.rows(228, 228 + count, source="b.jsonl"))
+            ]
+            together, apart = (
+                self.check(frozen, "ids_name_one_document")
+                for frozen in (freeze_rows([*first, *other]), freeze_rows(first, other))
+            )
+            for check in (together, apart):
+                assert (check.passed, check.metadata) == (passed, {"num_reused_ids": count})
 
     def test_corrections_of_a_few_texts_and_of_many_labels_are_no_matter(self) -> None:
         texts = [{**row, "text": f"{row['text']} amended"} for row in self.rows(0, 9)]

@@ -17,8 +17,8 @@ from benchmarks.frozen import freeze
 from fullft_assets.demos import licences
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot import Frozen, containment
-from fullft_assets.snapshot.containment import ContainmentSearch
-from fullft_assets.snapshot.minhash import Sketches, sketch_sets
+from fullft_assets.snapshot.containment import Texts, candidate_pairs, find_contained
+from fullft_assets.snapshot.minhash import NUM_HASHES, Sketches, sketch_sets
 from fullft_assets.snapshot.shingles import Minimizers, sets_and_minimizers
 from fullft_assets.store.hashing import text_hash
 
@@ -69,13 +69,9 @@ def containing(reference: list[str], candidates: list[str]) -> set[int]:
     texts = pa.array([*reference, *candidates])
     rows = np.arange(len(texts))
     sets, minimizers = sets_and_minimizers(texts, SEED)
-    sides = rows[: len(reference)], rows[len(reference) :]
-    search = ContainmentSearch(
-        minimizers, sketch_sets(sets, 0.8), containment.common(minimizers, rows), *sides, SHARE
-    )
-    found, partners = search.run(sets.select(search.rows))
-    assert set(partners.tolist()) <= set(sides[0].tolist())
-    return {int(row) - len(reference) for row in found}
+    known = Texts(minimizers, sketch_sets(sets), containment.common(minimizers, rows))
+    near = find_contained(known, rows[: len(reference)], rows[len(reference) :], SHARE, sets.select)
+    return {int(row) - len(reference) for row in near}
 
 
 def test_found_are_those_that_comparing_every_pair_finds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,14 +123,13 @@ def test_two_texts_of_one_size_are_a_pair_from_either_side() -> None:
     sketches = Sketches(
         np.zeros((1, 2), np.uint64),
         np.array([20, 20]),
-        np.zeros((2, 128), np.uint8),
+        np.zeros((2, NUM_HASHES), np.uint8),
         np.arange(2, dtype=np.uint64),
     )
     for first, second in ([0], [1]), ([1], [0]):
-        search = ContainmentSearch(
-            minimizers, sketches, np.zeros(0, np.uint32), np.array(first), np.array(second), SHARE
-        )
-        assert search.rows.tolist() == [0, 1]
+        known = Texts(minimizers, sketches, np.zeros(0, np.uint32))
+        pairs = candidate_pairs(known, np.array(first), np.array(second), SHARE)
+        assert [side.tolist() for side in pairs] == [second, first]
 
 
 def frozen(share: float | None) -> Frozen:

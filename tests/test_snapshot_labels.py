@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.frozen import freeze
-from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.settings import ExamplesSettings, SnapshotSettings, UseCaseSettings
 from fullft_assets.snapshot import Frozen, checks
@@ -296,27 +295,10 @@ class TestSetAside:
             for row in frozen.index.to_pylist()
         )
 
-    def test_they_are_kept_or_refused_where_the_setting_says_so(self, common: list[dict[str, Any]]) -> None:
+    def test_they_are_kept_where_one_row_is_enough(self, common: list[dict[str, Any]]) -> None:
         rows = [*common, *rows_of_groups({"q1": ("poem", 1), "q2": ("poem", 1)}, start=1_000)]
-        kept = take(rows, rare_labels="keep")
+        kept = take(rows, min_rows_per_label=1)
         assert sorted(splits_of(kept, "poem").values()) == ["test", "train"]
-        with pytest.raises(
-            DataError,
-            match=(
-                rf"^{alias('0.jsonl')}:241: label `poem` has 2 rows, fewer than snapshot\.min_rows_per_label"
-                r" \(5\); .*rare_labels"
-            ),
-        ):
-            take(rows, rare_labels="refuse")
-        one_group = [*common, *rows_of_groups({"q1": ("poem", 5)}, start=1_000)]
-        with pytest.raises(DataError) as raised:
-            take(one_group, rare_labels="refuse", seed=7)
-        assert (
-            str(raised.value)
-            == "snapshot: no test row with label `poem`: it has 5 rows in 1 group (5 train, 0 validation, 0"
-            " test; test_share 0.15, validation_share 0.1, seed 7). Deliver more groups with it, leave it"
-            " out of examples.labels, or set snapshot.rare_labels to set_aside"
-        )
 
     def test_a_label_that_may_be_a_text_is_not_named(self, common: list[dict[str, Any]]) -> None:
         label = "a text that came in the place of a label " * 20

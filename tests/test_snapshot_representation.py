@@ -90,7 +90,7 @@ class TestComposition:
 
 class TestCompare:
     def test_same_shares_pass_and_say_so(self):
-        outcome = compare(counted({"notice": 6_000, "tag": 4_000}), counted({"notice": 610, "tag": 390}), 0.2)
+        outcome = compare(counted({"notice": 6_000, "tag": 4_000}), counted({"notice": 610, "tag": 390}))
         assert outcome.passed
         assert outcome.severity == "warn"
         assert outcome.name == "training_data_represents_production"
@@ -99,7 +99,7 @@ class TestCompare:
     def test_shifted_shares_warn_and_name_the_labels_that_differ_most(self):
         training = {"notice": 8_000, "text": 1_000, "tag": 500, "reference": 500}
         outcome = compare(
-            counted(training), counted({"notice": 300, "text": 100, "tag": 550, "reference": 50}), 0.2
+            counted(training), counted({"notice": 300, "text": 100, "tag": 550, "reference": 50})
         )
         assert not outcome.passed
         assert "`notice` 80.0% in training, 30.0% in production" in outcome.description
@@ -110,9 +110,7 @@ class TestCompare:
 
     def test_domain_that_was_never_trained_on_warns(self):
         labels = {"a": 500, "b": 500}
-        outcome = compare(
-            counted(labels, {"ward": 1_000}), counted(labels, {"ward": 500, "surgery": 500}), 0.2
-        )
+        outcome = compare(counted(labels, {"ward": 1_000}), counted(labels, {"ward": 500, "surgery": 500}))
         assert not outcome.passed
         assert "`surgery` 0.0% in training, 50.0% in production" in outcome.description
 
@@ -125,7 +123,7 @@ class TestCompare:
             counted(usual, usual),
             counted(names[respect] if respect == "label" else usual, names[respect]),
         )
-        outcome = compare(training, production, 0.2)
+        outcome = compare(training, production)
         assert not outcome.passed
         assert (
             f"{respect} shares are 0.50 apart" in outcome.description
@@ -135,20 +133,26 @@ class TestCompare:
 
     def test_nothing_in_a_name_acts_on_a_browser(self):
         picture = "![t](http://host/x.png)"
-        outcome = compare(counted({"a": 500, "b": 500}), counted({picture: 1_000}), 0.2)
+        outcome = compare(counted({"a": 500, "b": 500}), counted({picture: 1_000}))
         assert not outcome.passed and picture not in outcome.description
+
+    def test_limit_decides(self, monkeypatch: pytest.MonkeyPatch):
+        training, production = counted({"a": 70_000, "b": 30_000}), counted({"a": 40_000, "b": 60_000})
+        assert not compare(training, production).passed
+        monkeypatch.setattr(representation, "MAX_DIFFERENCE", 0.35)
+        assert compare(training, production).passed
 
     def test_below_100_documents_it_reports_insufficient_data(self):
         for few, many in ((99, 500), (500, 99)):
-            outcome = compare(counted({"a": few}), counted({"b": many}), 0.2)
+            outcome = compare(counted({"a": few}), counted({"b": many}))
             assert outcome.passed
             assert "insufficient data: 99" in outcome.description
 
     def test_what_production_does_not_carry_is_not_compared(self):
-        outcome = compare(counted({"a": 500, "b": 500}), counted({}, {"ward": 500}), 0.2)
+        outcome = compare(counted({"a": 500, "b": 500}), counted({}, {"ward": 500}))
         assert outcome.passed
         assert "label shares are not compared: production documents have no label" in outcome.description
-        some = compare(counted({"a": 500}), counted({"b": 40}, {"ward": 500}), 0.2)
+        some = compare(counted({"a": 500}), counted({"b": 40}, {"ward": 500}))
         assert some.passed
         assert "40 production documents have a label" in some.description
 
@@ -158,9 +162,7 @@ class TestChance:
     def test_small_windows_of_the_same_shares_do_not_alarm(self, num_labels):
         shares = np.random.default_rng(3).dirichlet(np.ones(num_labels))
         training = counted(draw(shares, 20_000, 1))
-        alarms = sum(
-            not compare(training, counted(draw(shares, 100, seed)), 0.2).passed for seed in range(100)
-        )
+        alarms = sum(not compare(training, counted(draw(shares, 100, seed))).passed for seed in range(100))
         assert alarms == 0
 
     def test_expected_distance_is_that_of_equal_distributions(self):
@@ -175,17 +177,13 @@ class TestChance:
         shares = np.full(4, 0.25)
         moved = np.array([0.85, 0.05, 0.05, 0.05])
         training = counted(draw(shares, 20_000, 1))
-        alarms = sum(
-            not compare(training, counted(draw(moved, 100, seed)), 0.2).passed for seed in range(100)
-        )
+        alarms = sum(not compare(training, counted(draw(moved, 100, seed))).passed for seed in range(100))
         assert alarms == 100
 
     def test_bursts_of_related_documents_leave_more_to_chance(self):
         training, labels = counted({"a": 5_000, "b": 5_000}), {"a": 80, "b": 40}
-        single = compare(training, counted(labels), 0.1).metadata["label_difference_by_chance"]
-        bursts = compare(training, counted(labels, independent=15), 0.1).metadata[
-            "label_difference_by_chance"
-        ]
+        single = compare(training, counted(labels)).metadata["label_difference_by_chance"]
+        bursts = compare(training, counted(labels, independent=15)).metadata["label_difference_by_chance"]
         assert bursts > 2 * single
 
 
@@ -200,11 +198,14 @@ class TestArtifacts:
             return draft.commit(settings={}, inputs={}, metadata=metadata)
 
     def test_training_rows_of_a_snapshot_against_windows(self, store, rules):
-        delivered = self.write(store, "labeled_examples", "examples.parquet", rules.drop_columns(["problem"]))
-        positions = list(range(0, 3_000))
+        examples = rules.drop_columns(["problem"]).append_column("row", pa.array(range(len(rules))))
+        examples = examples.append_column("source", pa.array(["a.jsonl"] * len(rules)))
+        delivered = self.write(store, "labeled_examples", "examples.parquet", examples)
         tables = {
             "index.parquet": pa.table({"split": ["train"] * 2_000 + ["test"] * 1_000}),
-            "places.parquet": pa.table({"batch": ["b1"] * 3_000, "position": positions}),
+            "places.parquet": examples.slice(0, 3_000)
+            .select(["source", "row"])
+            .append_column("batch", pa.array(["b1"] * 3_000)),
         }
         with store.create("rules", "training_snapshot", "k1", version="1", seed=1) as draft:
             for name, table in tables.items():
@@ -226,10 +227,10 @@ class TestArtifacts:
             for part in (rules.slice(3_000, 1_000), rules.filter(pa.array(tags)))
         ]
         usual = representation.of_production(store, windows[:1])
-        assert compare(training, usual, 0.2).passed
+        assert compare(training, usual).passed
         odd = representation.of_production(store, windows[1:])
         assert set(odd.labels) == {"tag"}
-        assert not compare(training, odd, 0.2).passed
+        assert not compare(training, odd).passed
         assert representation.of_production(store, windows).num_rows == usual.num_rows + odd.num_rows
 
     def test_predicted_labels_are_used_if_production_has_none(self, store, rules):
@@ -239,7 +240,7 @@ class TestArtifacts:
         predicted = dict(zip(licences.KINDS, (20, 20, 20, 440), strict=True))
         found = representation.of_production(store, [window], predicted)
         assert found.labels == predicted
-        outcome = compare(of_tables([rules]), found, 0.2)
+        outcome = compare(of_tables([rules]), found)
         assert not outcome.passed
         assert "`tag`" in outcome.description
 
@@ -331,7 +332,7 @@ class TestInDagster:
         live.run()
         found = live.evaluation()
         assert not found.passed and found.severity == dg.AssetCheckSeverity.WARN
-        assert "`tag`" in found.description and "snapshot.max_share_difference" in found.description
+        assert "`tag`" in found.description and "label and deliver more documents" in found.description
         assert found.metadata["num_windows"].value == 2
         # The snapshot itself is as good as it was: the check only warns.
         live.run("training_snapshot")

@@ -20,9 +20,8 @@ from hypothesis import strategies as st
 
 from fullft_assets import snapshot
 from fullft_assets.errors import DataError
-from fullft_assets.snapshot import screening
-from fullft_assets.snapshot.screening import Reference, Screen, overlapping, read_evaluation_texts
-from fullft_assets.snapshot.words import Words
+from fullft_assets.snapshot import screening, sketches
+from fullft_assets.snapshot.screening import Reference, Screen, read_evaluation_texts
 from fullft_assets.store import Manifest
 from tests import prepared
 from tests import project as projects
@@ -70,19 +69,19 @@ class TestRuns:
     @given(st.lists(few_words, max_size=8), st.lists(few_words, max_size=5), st.integers(1, 9))
     @settings(deadline=None, max_examples=150)
     def test_what_is_found_is_what_word_by_word_finds(self, candidates, evaluation_texts, num_words):
-        found = Screen(evaluation_texts, num_words, 1.0).shares_a_run(candidates)
+        found = Screen(evaluation_texts, num_words=num_words).shares_a_run(candidates)
         assert found.tolist() == slow_overlaps(candidates, evaluation_texts, num_words)
 
     @pytest.mark.parametrize("num_words", [5, 13, 50])
     def test_real_texts(self, texts, num_words):
         evaluation_texts, candidates = texts[:300], texts[300:1_500]
-        found = Screen(evaluation_texts, num_words, 0.8).shares_a_run(candidates)
+        found = Screen(evaluation_texts, num_words=num_words).shares_a_run(candidates)
         assert found.tolist() == slow_overlaps(candidates, evaluation_texts, num_words)
         assert 20 < found.sum() < len(candidates) - 20
 
     def test_a_run_in_the_middle_is_found_whatever_its_case_and_punctuation(self):
         question = "In which year did the city council of Vienna first allow trams on the ring road, and why?"
-        screen = Screen([question], 13, 0.8)
+        screen = Screen([question])
         inside = (
             "Some notes. IN WHICH YEAR did the city council, of Vienna; first allow 'trams' on the ring."
             " Other notes follow here."
@@ -93,58 +92,45 @@ class TestRuns:
         assert screen.overlapping([inside, one_short, "Something else."]).tolist() == [True, False, False]
 
     def test_runs_do_not_reach_over_two_texts(self):
-        screen = Screen(["one two three", "four five six"], 5, 1.0)
+        screen = Screen(["one two three", "four five six"], num_words=5)
         assert not screen.shares_a_run(["one two three four five six"]).any()
-        assert screen.num_too_short == 2
-
-    def test_equal_hashes_of_other_words_are_refused(self, monkeypatch):
-        def collide(column):
-            counts = np.array([len(WORD.findall(text)) for text in column.to_pylist()])
-            return Words(np.ones(counts.sum(), np.uint64), counts)
-
-        monkeypatch.setattr(screening, "hash_words", collide)
-        found = Screen(["one two three four five"], 5, 1.0).shares_a_run(
-            ["six seven eight nine ten", "zero one two three four five"]
-        )
-        assert found.tolist() == [False, True]
 
     def test_blocks_are_as_one(self, texts, monkeypatch):
-        screen = Screen(texts[:200], 13, 0.8)
+        screen = Screen(texts[:200])
         whole = screen.shares_a_run(texts[200:900])
         monkeypatch.setattr(screening, "_BLOCK_ROWS", 17)
         column = pa.chunked_array([texts[200:300], texts[300:900]])
         assert np.array_equal(screen.shares_a_run(column), whole)
 
     def test_nothing_overlaps_nothing(self):
-        assert Screen([], 13, 0.8).overlapping(["a text"]).tolist() == [False]
-        assert overlapping([], ["a text"], 13, 0.8).tolist() == []
-        assert Screen(["", "!"], 5, 0.8).shares_a_run(["", "a b c d e f"]).tolist() == [False, False]
+        assert Screen([]).overlapping(["a text"]).tolist() == [False]
+        assert Screen(["a text"]).overlapping([]).tolist() == []
+        assert Screen(["", "!"], num_words=5).shares_a_run(["", "a b c d e f"]).tolist() == [False, False]
 
 
 class TestNearDuplicates:
     def test_short_text_is_found_as_a_near_duplicate(self):
-        assert overlapping(
-            ["What is a trust deed?", "What is a deed poll?"], ["what is a trust deed"], 13, 0.8
-        ).tolist() == [True, False]
+        candidates = ["What is a trust deed?", "What is a deed poll?"]
+        assert Screen(["what is a trust deed"]).overlapping(candidates).tolist() == [True, False]
 
     def test_runs_and_near_duplicates_together(self, texts):
         evaluation_texts, candidates = texts[:300], texts[300:1_500]
-        found = overlapping(candidates, evaluation_texts, 13, 0.8, seed=3)
-        screen = Screen(evaluation_texts, 13, 0.8, seed=3)
+        screen = Screen(evaluation_texts, seed=3)
+        found = screen.overlapping(candidates)
         runs, near = screen.shares_a_run(candidates), screen.is_near(candidates)
         assert np.array_equal(found, runs | near)
         assert (near & ~runs).any() and (runs & ~near).any()
 
     def test_reference_finds_its_own_texts(self, texts):
-        reference = Reference(texts[:100], 0.8, seed=3)
+        reference = Reference(texts[:100], seed=3)
         assert reference.is_near(texts[:100]).all()
         assert not reference.is_near(["no licence says anything like these words at all"]).any()
 
 
 def test_texts_shorter_than_a_run_are_counted():
-    texts = ["one two three", "one two three four five", "", "five words and no more"]
-    assert screening.num_too_short(texts, 5) == Screen(texts, 5, 0.8).num_too_short == 2
-    assert screening.num_too_short([], 5) == 0
+    words = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    assert screening.num_too_short(["one two three", words, "", f"{words} and no more"]) == 2
+    assert screening.num_too_short([]) == 0
 
 
 class TestSnapshot:
@@ -184,12 +170,16 @@ class TestSnapshot:
             "warn",
             {"num_evaluation_texts": 2, "num_too_short": 1},
         )
-        assert check.description.startswith(
-            "1 of 2 evaluation texts have fewer than snapshot.screen_words (13) words: "
-        )
+        assert check.description.startswith("1 of 2 evaluation texts have fewer than 13 words: ")
 
-    def test_a_shorter_run_finds_them(self, case: prepared.Prepared, passage: str):
-        taken = self.take(case, passage, screen_words=self.NUM_WORDS)
+    def test_a_shorter_run_finds_them(
+        self, case: prepared.Prepared, passage: str, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(screening.Screen.__init__, "__kwdefaults__", {"num_words": self.NUM_WORDS})
+        monkeypatch.setattr(screening, "SCREEN_WORDS", self.NUM_WORDS)
+        monkeypatch.setattr(sketches, "SCREENING_VERSION", "shorter")
+        monkeypatch.setattr("fullft_assets.snapshot.creation.VERSION", "shorter")
+        taken = self.take(case, passage)
         before = case.split("train")
         overlaps = slow_overlaps(before.texts, [passage], self.NUM_WORDS)
         assert 0 < sum(overlaps) < 20

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.frozen import freeze
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.screening import Screen, num_too_short
-from fullft_assets.snapshot.words import hash_words, split_words
+from fullft_assets.snapshot.words import _parted, _words_of_run, hash_words
 from fullft_assets.store.hashing import text_hash
 from tests.text_in_other_scripts import texts
 
@@ -27,6 +27,11 @@ LANGUAGES = {"zh_Hans": 60, "ja": 100, "th": 120, "km": 120, "my": 80, "ar": 400
 #: Letters that are as long as 13 words, and too few: of Japanese it depends on how many are Chinese
 #: characters.
 SCREENED = {"zh_Hans": (26, 25), "ja": (39, 25), "th": (39, 38), "km": (39, 38), "my": (39, 38)}
+
+
+def split_words(text: str) -> list[str]:
+    """Return the words that are hashed of one text."""
+    return _words_of_run(_parted(pa.array([text], pa.string()))[0].as_py())
 
 
 def with_another_letter(text: str, part: float) -> str:
@@ -100,16 +105,16 @@ class TestScreening:
         first, *others = texts(language, 150)
         evaluation = "".join(letter for letter in first if letter.isalpha() and not letter.isascii())
         passage, short = (evaluation[5 : 5 + length] for length in SCREENED[language])
-        screen = Screen([evaluation], 13, 0.8)
+        screen = Screen([evaluation])
         within = [f"{others[0]} said {part} and {others[1]}" for part in (passage, short)]
         assert screen.shares_a_run(within).tolist() == [True, False]
         assert not screen.overlapping(others).any()
-        assert num_too_short([passage, short], 13) == 1
+        assert num_too_short([passage, short]) == 1
 
     def test_a_run_of_13_words_is_found_in_arabic_without_its_vowel_signs(self) -> None:
         first, *others = texts("ar", 150)
         words = split_words(first)
-        screen = Screen([first], 13, 0.8)
+        screen = Screen([first])
         passage, short = " ".join(words[2:15]), " ".join(words[2:14])
         assert screen.shares_a_run(
             [f"{others[0]} {part} {others[1]}" for part in (passage, short)]
@@ -120,7 +125,7 @@ class TestScreening:
         question = (
             "请解释 gradient accumulation 在 PyTorch 中的作用，并说明它与 batch size 的关系以及适用的场景"
         )
-        screen = Screen([question], 13, 0.8)
+        screen = Screen([question])
         assert screen.shares_a_run(
             [f"Q: {question}?", "请解释 gradient accumulation 在 TensorFlow 中的作用"]
         ).tolist() == [True, False]

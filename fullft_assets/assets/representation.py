@@ -49,8 +49,7 @@ def build(case: Case) -> list[dg.AssetChecksDefinition]:
                 else latest(store, case.name, "finetuned_checkpoint")
             )
             labels = CheckpointMetadata.of(model).labels if model else []
-            most = case.settings.snapshot.max_share_difference
-            outcome = representation.judge(store, snapshot, windows, reports, model, labels, most)
+            outcome = representation.judge(store, snapshot, windows, reports, model, labels)
         judged = outcome.model_copy(update={"metadata": {**outcome.metadata, "snapshot": snapshot.ref}})
         return case.check_result(judged, "training_snapshot")
 

@@ -57,14 +57,12 @@ _MODEL_SECTIONS = {
 
 
 class _Batch(NamedTuple):
-    """What the policy needs to know of a batch's examples; `digests` are of the content today and before each
-    erasure.
-    """
+    """What the policy needs to know of a batch's examples."""
 
     num_valid: int
     is_green: bool
     created_at: float
-    digests: list[str]
+    digest: str
 
     @staticmethod
     def derive(examples: Manifest) -> list[Any]:
@@ -74,12 +72,12 @@ class _Batch(NamedTuple):
             num_valid,
             not examples.red_gates,
             examples.created_at,
-            [examples.content_digest, *examples.replaces],
+            examples.content_digest,
         ]
 
 
 #: Of what `_Batch` and `_status_and_time` derive.
-_SUMMARY_VERSION = "1"
+_SUMMARY_VERSION = "2"
 
 
 def decide_and_record(
@@ -275,7 +273,7 @@ def _num_uncounted(
 
     def is_counted(name: str, batch: _Batch) -> bool:
         if name in frozen.parts:
-            return frozen.parts[name].examples_digest in batch.digests
+            return frozen.parts[name].examples_digest == batch.digest
         return name in left_out and batch.created_at < snapshot.created_at
 
     return sum(batch.num_valid for name, batch in usable.items() if not is_counted(name, batch))

@@ -53,5 +53,3 @@ class AuditMetadata(Metadata):
     general_words: str | None = None
     #: The listed terms that cost most. None: terms were mined.
     worst_terms: list[dict[str, Any]] | None = None
-    #: Erasure took documents out of what it was made of.
-    withdrawn: bool | None = None

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from fullft_assets import release
 from fullft_assets.checkpoint.lineage import erased_since, learned_what_was_erased, trainings
+from fullft_assets.erasure.erased_documents import key_ref
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Store
 
@@ -20,19 +21,25 @@ class AffectedCheckpoints(NamedTuple):
 
 def name_checkpoints(store: Store, case: str) -> AffectedCheckpoints:
     """Name every checkpoint whose snapshot held an erased document, whichever erasure took it out."""
-    taken = store.artifacts(case, "training_snapshot")
-    snapshots = {key_ref(made.ref): made for made in taken if SnapshotMetadata.of(made).erased_from}
+    snapshots = {
+        key_ref(snapshot.ref): snapshot
+        for snapshot in store.artifacts(case, "training_snapshot")
+        if SnapshotMetadata.of(snapshot).erasures
+    }
     trained_on, measured_on = [], []
     for checkpoint in store.artifacts(case, "finetuned_checkpoint"):
-        every = [
-            (made, each)
-            for each in trainings(checkpoint)
-            if (made := snapshots.get(key_ref(each.snapshot))) is not None
+        on_erased = [
+            (snapshots[key_ref(training.snapshot)], training)
+            for training in trainings(checkpoint)
+            if key_ref(training.snapshot) in snapshots
         ]
         # Of those before, one that it went on from learned; what they were measured on left nothing in it.
-        if any(learned_what_was_erased(store, made, each) for made, each in every):
+        if any(learned_what_was_erased(store, snapshot, training) for snapshot, training in on_erased):
             trained_on.append(checkpoint.ref)
-        elif any(each.checkpoint == checkpoint.ref and erased_since(made, each) for made, each in every):
+        elif any(
+            training.checkpoint == checkpoint.ref and erased_since(snapshot, training)
+            for snapshot, training in on_erased
+        ):
             measured_on.append(checkpoint.ref)
     champions = _champions(store, case)
     return AffectedCheckpoints(trained_on, measured_on, [ref for ref in trained_on if ref in champions])
@@ -42,8 +49,3 @@ def _champions(store: Store, case: str) -> set[str]:
     current = release.read_champion(store, case)
     past = [retired.champion.checkpoint for retired in release.read_history(store, case)]
     return {*past, *([current.checkpoint] if current else [])}
-
-
-def key_ref(ref: str) -> str:
-    """Return the part of a ref that names the artifact, whichever attempt."""
-    return ref.rsplit("/", 1)[0]

@@ -4,13 +4,13 @@ snapshot keeps of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from fullft_assets.documents.erasure import erased_digest, write_tombstones
-from fullft_assets.documents.formats import is_whole_file
+from fullft_assets.documents.erasure import erased_digest
+from fullft_assets.erasure.erased_documents import GENERAL, ErasedDocuments, whole_artifacts
+from fullft_assets.erasure.report import ErasureReport
 from fullft_assets.snapshot.frozen_batches import DRAWN, drawn_digest
 from fullft_assets.snapshot.ledger import load_if_there
 from fullft_assets.snapshot.locations import Lists
@@ -20,61 +20,45 @@ from fullft_assets.store import Identity, Manifest, Store
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: What a snapshot calls what was drawn for it, by stage.
-STAGES = {f"{kind}_documents": kind for kind in DRAWN}
 
-
-def drop_rows(store: Store, manifest: Manifest, erased: Callable[[pa.Table], np.ndarray]) -> bool:
-    """Rewrite drawn documents and their windows without the erased ones; return whether there were any."""
-    import pyarrow as pa
+def drop_rows(store: Store, case: str, stage: str, erased: ErasedDocuments, report: ErasureReport) -> None:
+    """Rewrite drawn documents and their windows without the erased ones."""
     import pyarrow.parquet as pq
 
-    folder = store.folder(manifest)
-    documents, windows = (pq.read_table(folder / f"{name}.parquet") for name in ("examples", "chunks"))
-    hit = erased(documents)
-    if not hit.any():
-        return False
-    documents, windows = documents.filter(pa.array(~hit)), windows.filter(pa.array(~hit))
-    before = (ReplayMetadata if STAGES[manifest.stage] == "replay" else GeneralMetadata).of(manifest)
+    for manifest, folder in whole_artifacts(store, case, stage):
+        documents = pq.read_table(folder / "examples.parquet")
+        hit = erased.rows(documents)
+        if hit.any():
+            windows = pq.read_table(folder / "chunks.parquet")
+            _rewrite(store, manifest, documents.filter(~hit), windows.filter(~hit), int(hit.sum()))
+            report.rewritten[stage] += 1
+
+
+def _rewrite(store: Store, manifest: Manifest, documents: pa.Table, windows: pa.Table, num_gone: int) -> None:
+    import pyarrow.parquet as pq
+
+    before = (ReplayMetadata if GENERAL[manifest.stage] == "replay" else GeneralMetadata).of(manifest)
     num_tokens = int(Lists.of(windows["windows"]).lengths.sum())
     changes: dict[str, int | float] = {
         "num_rows": len(documents),
         "num_tokens": num_tokens,
-        "num_erased": (before.num_erased or 0) + int(hit.sum()),
+        "num_erased": (before.num_erased or 0) + num_gone,
         # Which of them were is no longer known.
         "num_with_control_tokens": min(before.num_with_control_tokens, len(documents)),
     }
     if isinstance(before, ReplayMetadata):
-        changes["share"] = (
-            num_tokens / (num_tokens + manifest.inputs["num_task_tokens"]) if num_tokens else 0.0
-        )
-    values = {**(manifest.identity.values if manifest.identity else {}), "num_tokens": num_tokens}
+        num_all_tokens = num_tokens + manifest.inputs["num_task_tokens"]
+        changes["share"] = num_tokens / num_all_tokens if num_tokens else 0.0
 
-    def edit(path: Any) -> Mapping[str, Any]:
-        for name, table in (("examples", documents), ("chunks", windows)):
-            pq.write_table(table, path / f"{name}.parquet", compression="zstd")
+    def edit(path: Path) -> Mapping[str, Any]:
+        pq.write_table(documents, path / "examples.parquet", compression="zstd")
+        pq.write_table(windows, path / "chunks.parquet", compression="zstd")
         return before.model_copy(update=changes).as_dict()
 
     # The identity names each document by the hash of its text.
-    identity = Identity(files=[], values={**values, "documents": documents["text_hash"].to_pylist()})
-    store.rewrite(manifest, edit, identity=identity)
-    return True
-
-
-def record_names(store: Store, case: str, documents: Iterable[pa.Table], reason: str) -> None:
-    """Write tombstones of the names of files that were one document, given the erased ones: a snapshot's
-    inputs contain these names.
-    """
-    sources = {
-        source for table in documents for source in table["source"].to_pylist() if is_whole_file(source)
-    }
-    write_tombstones(
-        store,
-        case,
-        [erased_digest(case, source, "general file") for source in sorted(sources)],
-        by="id",
-        reason=reason,
-    )
+    values = manifest.identity.values if manifest.identity else {}
+    values = {**values, "num_tokens": num_tokens, "documents": documents["text_hash"].to_pylist()}
+    store.rewrite(manifest, edit, identity=Identity(files=[], values=values))
 
 
 def without_names(snapshot: Manifest, tombstones: Collection[str]) -> dict[str, Any]:
@@ -82,10 +66,9 @@ def without_names(snapshot: Manifest, tombstones: Collection[str]) -> dict[str, 
     inputs = dict(snapshot.inputs)
     for kind in DRAWN:
         if isinstance(inputs.get(kind), Mapping):
-            files = inputs[kind].items()
             inputs[kind] = {
-                name: pin
-                for name, pin in files
+                name: digest
+                for name, digest in inputs[kind].items()
                 if erased_digest(snapshot.case, name, "general file") not in tombstones
             }
     return inputs
@@ -93,19 +76,14 @@ def without_names(snapshot: Manifest, tombstones: Collection[str]) -> dict[str, 
 
 def changed(store: Store, snapshot: Manifest) -> dict[str, Manifest]:
     """Return the drawn documents of a snapshot that lost some since it was taken, by the snapshot's name for
-    them.
+    them: that their digest has changed shows it, also after an erasure that was cut short.
     """
-    found = {}
-    for kind, ref in SnapshotMetadata.of(snapshot).drawn().items():
-        made = load_if_there(store, ref)
-        if made is not None and drawn_digest(snapshot, kind) != made.content_digest:
-            found[kind] = made
-    return found
-
-
-def is_whole(store: Store, snapshot: Manifest) -> bool:
-    """Return whether all documents that were drawn for a snapshot are in the store."""
-    return all(load_if_there(store, ref) for ref in SnapshotMetadata.of(snapshot).drawn().values())
+    drawn = {kind: load_if_there(store, ref) for kind, ref in SnapshotMetadata.of(snapshot).drawn().items()}
+    return {
+        kind: manifest
+        for kind, manifest in drawn.items()
+        if manifest is not None and drawn_digest(snapshot, kind) != manifest.content_digest
+    }
 
 
 def counts_of(lost: Mapping[str, Manifest]) -> dict[str, int]:
@@ -114,14 +92,14 @@ def counts_of(lost: Mapping[str, Manifest]) -> dict[str, int]:
     if "general" in lost:
         counts["num_general_tokens"] = GeneralMetadata.of(lost["general"]).num_tokens
     if "replay" in lost:
-        left = ReplayMetadata.of(lost["replay"])
-        counts |= {"num_replay_rows": left.num_rows, "num_replay_tokens": left.num_tokens}
+        replayed = ReplayMetadata.of(lost["replay"])
+        counts |= {"num_replay_rows": replayed.num_rows, "num_replay_tokens": replayed.num_tokens}
     return counts
 
 
 def identity_of(snapshot: Manifest, lost: Mapping[str, Manifest]) -> Identity | None:
     """Return the identity of a snapshot with the digests of the drawn documents that lost some."""
-    if snapshot.identity is None or not lost:
-        return snapshot.identity
-    values = {**snapshot.identity.values, **{kind: made.content_digest for kind, made in lost.items()}}
-    return snapshot.identity.model_copy(update={"values": values})
+    if snapshot.identity is None:
+        return None
+    digests = {kind: manifest.content_digest for kind, manifest in lost.items()}
+    return snapshot.identity.model_copy(update={"values": {**snapshot.identity.values, **digests}})

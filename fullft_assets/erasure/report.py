@@ -44,50 +44,50 @@ class ErasureReport:
 
     def lines(self) -> list[str]:
         """Return the report in words, without a single id."""
-        found = [f"{self.num_found:,} documents erased, {self.num_listed:,} ids or groups listed"]
+        lines = [f"{self.num_found:,} documents erased, {self.num_listed:,} ids or groups listed"]
         if self.num_before:
-            found.append(f"erased before {self.num_before:,} of those listed")
+            lines.append(f"erased before {self.num_before:,} of those listed")
         if self.missing:
-            found.append(
+            lines.append(
                 f"not found    {len(self.missing):,} of those listed (tombstones keep them out if they ever"
                 " come)"
             )
-        found += [f"rewritten    {count:,} {stage}" for stage, count in sorted(self.rewritten.items())]
-        found += [
+        lines += [f"rewritten    {count:,} {stage}" for stage, count in sorted(self.rewritten.items())]
+        lines += [
             f"deleted      {count:,} {stage} (made again when needed)"
             for stage, count in sorted(self.deleted.items())
         ]
         if self.num_discarded:
-            found.append(f"deleted      {self.num_discarded:,} attempts that killed runs had left")
+            lines.append(f"deleted      {self.num_discarded:,} attempts that killed runs had left")
         if self.num_tracebacks:
-            found.append(f"deleted      {self.num_tracebacks:,} tracebacks, which may quote them")
+            lines.append(f"deleted      {self.num_tracebacks:,} tracebacks, which may quote them")
         if self.num_unfinished:
-            found.append(
+            lines.append(
                 f"deleted      {self.num_unfinished:,} unfinished trainings that had learned from them"
             )
         if self.num_in_flight:
-            found.append(
+            lines.append(
                 f"left alone   {self.num_in_flight:,} unfinished attempts; once the runs have ended, erase"
                 " the same list again"
             )
-        found += [
+        lines += [
             f"learned from {ref}{' (champion)' if ref in self.champions else ''}" for ref in self.trained_on
         ]
-        found += [f"measured on  {ref}" for ref in self.measured_on]
+        lines += [f"measured on  {ref}" for ref in self.measured_on]
         if self.trained_on:
-            found.append(
+            lines.append(
                 "weights cannot be rewritten: train again without these documents, release, then delete the"
                 " checkpoints above"
             )
-        return found
+        return lines
 
     def record(self, store: Store, case: str, reason: str) -> None:
         """Keep the report in the store, with the number of the listed documents that are missing instead of
         their ids.
         """
-        known = {
+        counts = {
             name: value for name, value in vars(self).items() if name not in ("missing", "num_in_flight")
         }
         now = time.time()
-        entry = {**known, "at": now, "reason": reason, "num_missing": len(self.missing)}
+        entry = {**counts, "at": now, "reason": reason, "num_missing": len(self.missing)}
         store.write_pointer(f"{case}/erasures/{int(now * 1000):014d}", entry)

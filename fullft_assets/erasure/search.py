@@ -16,21 +16,12 @@ from fullft_assets.documents.erasure import (
     write_tombstones,
 )
 from fullft_assets.documents.formats.names import group_key
+from fullft_assets.erasure.erased_documents import DOCUMENTS, whole_artifacts
 from fullft_assets.errors import DataError
-from fullft_assets.store import Manifest, Store
+from fullft_assets.store import Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-#: The tables that hold documents with their texts, inputs before what is made of them.
-DOCUMENTS = {
-    "raw_documents": "documents.parquet",
-    "production_documents": "documents.parquet",
-    "labeled_examples": "examples.parquet",
-    "quarantined_examples": "quarantined.parquet",
-    "general_documents": "examples.parquet",
-    "replay_documents": "examples.parquet",
-}
 
 
 def read_list(path: Path) -> dict[str, int]:
@@ -49,13 +40,13 @@ def read_list(path: Path) -> dict[str, int]:
         ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8; give a text file with one document id a line") from error
-    found: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         if line.strip():
-            found.setdefault(line.removesuffix("\r"), number)
-    if not found:
+            numbers.setdefault(line.removesuffix("\r"), number)
+    if not numbers:
         raise DataError(f"{path}: empty; give one document id a line")
-    return found
+    return numbers
 
 
 @dataclass
@@ -78,12 +69,12 @@ class ListedDocuments:
 
     def record(self, store: Store, case: str, by: By, reason: str) -> None:
         """Write the tombstones: of what was found, and of what may yet come."""
-        found = (
+        known = (
             {erased_digest(case, value, by) for value in self.values}
             | {erased_digest(case, id_) for id_ in self.ids}
             | self.rows
         )
-        write_tombstones(store, case, sorted(found), by=by, reason=reason, found=True)
+        write_tombstones(store, case, sorted(known), by=by, reason=reason, found=True)
         unknown = {erased_digest(case, form, by) for line in self.missing for form in _forms(line, by)}
         write_tombstones(store, case, sorted(unknown), by=by, reason=reason)
 
@@ -98,27 +89,27 @@ def search(store: Store, case: str, listed: Iterable[str], by: By) -> ListedDocu
 
     lines = list(dict.fromkeys(listed))
     met, files = _met(store, case, {form for line in lines for form in _forms(line, by)}, by)
-    found = ListedDocuments()
+    documents = ListedDocuments()
     for line in lines:
         value = next((form for form in _forms(line, by) if form in met), None)
         if value is None and by == "id":
             value = next((f"{form}:1" for form in _forms(line, by) if form in files), None)
         if value is not None:
-            found.values.add(value)
+            documents.values.add(value)
         else:
-            (found.before if _was_erased(store, case, line, by) else found.missing).append(line)
-    for table in _rows_of(store, case, found.values, by):
+            (documents.before if _was_erased(store, case, line, by) else documents.missing).append(line)
+    for table in _rows_of(store, case, documents.values, by):
         made_up = has_made_up_id(table)
         if by == "group":
             # The group keeps out the others: their ids would keep out the document that is there next.
-            found.ids.update(
+            documents.ids.update(
                 id_
                 for id_, is_made_up in zip(table["id"].to_pylist(), made_up, strict=True)
                 if not is_made_up
             )
         elif made_up.any():
-            found.rows.update(row_digests(case, table.filter(pa.array(made_up))))
-    return found
+            documents.rows.update(row_digests(case, table.filter(pa.array(made_up))))
+    return documents
 
 
 def _forms(line: str, by: By) -> list[str]:
@@ -128,13 +119,6 @@ def _forms(line: str, by: By) -> list[str]:
 def _was_erased(store: Store, case: str, line: str, by: By) -> bool:
     forms = [form for form in _forms(line, by) for form in ((form, f"{form}:1") if by == "id" else (form,))]
     return any(was_found(store, case, erased_digest(case, form, by)) for form in forms)
-
-
-def tables(store: Store, case: str) -> Iterator[tuple[Manifest, Path]]:
-    """Yield the artifacts that hold documents, each with the path of its table."""
-    for stage, file in DOCUMENTS.items():
-        for manifest in store.artifacts(case, stage):
-            yield manifest, store.folder(manifest) / file
 
 
 def _met(store: Store, case: str, wanted: set[str], by: By) -> tuple[set[str], set[str]]:
@@ -148,7 +132,7 @@ def _met(store: Store, case: str, wanted: set[str], by: By) -> tuple[set[str], s
     met: set[str] = set()
     files: set[str] = set()
     values = pa.array(sorted(wanted), pa.string())
-    for _, path in tables(store, case):
+    for path in _paths(store, case):
         table = pq.read_table(path, columns=[by, "source"])
         met.update(pc.unique(table[by].filter(pc.is_in(table[by], values))).to_pylist())
         if by == "id":
@@ -157,7 +141,7 @@ def _met(store: Store, case: str, wanted: set[str], by: By) -> tuple[set[str], s
             for source, id_ in zip(named["source"].to_pylist(), named["id"].to_pylist(), strict=True):
                 ids.setdefault(source, set()).add(id_)
             # A file that was read by its content, whatever its ending, may have several rows.
-            files.update(source for source, found in ids.items() if found == {f"{source}:1"})
+            files.update(source for source, its in ids.items() if its == {f"{source}:1"})
     return met, files
 
 
@@ -167,7 +151,13 @@ def _rows_of(store: Store, case: str, values: set[str], by: By) -> Iterator[pa.T
     import pyarrow.parquet as pq
 
     wanted = pa.array(sorted(values), pa.string())
-    for _, path in tables(store, case):
+    for path in _paths(store, case):
         hit = pc.is_in(pq.read_table(path, columns=[by])[by], wanted)
         if pc.any(hit).as_py():
             yield pq.read_table(path).filter(hit)
+
+
+def _paths(store: Store, case: str) -> Iterator[Path]:
+    for stage, file in DOCUMENTS.items():
+        for _, folder in whole_artifacts(store, case, stage):
+            yield folder / file

@@ -1,97 +1,99 @@
-"""Takes erased documents out of training snapshots, which name rows by their positions in batches."""
+"""Takes erased documents out of training snapshots."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fullft_assets.documents.erasure import read_tombstones
 from fullft_assets.erasure import general_documents
-from fullft_assets.erasure.erased_documents import ErasedDocuments, with_origin
-from fullft_assets.erasure.ledgers import LedgersWithoutErased
+from fullft_assets.erasure.erased_documents import ErasedDocuments, whole_artifacts
 from fullft_assets.erasure.report import ErasureReport
-from fullft_assets.snapshot import data_report, pack_again
-from fullft_assets.snapshot.frozen_batches import locate
-from fullft_assets.snapshot.ledger import FILE as LEDGER
+from fullft_assets.errors import StoreError
+from fullft_assets.snapshot import data_report, pack_again, read_index
 from fullft_assets.snapshot.metadata import Erasure, SnapshotMetadata
-from fullft_assets.snapshot.verdicts import FILE as VERDICTS
 from fullft_assets.store import Manifest, Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Files that a snapshot of an earlier store may have: hashes of texts, which nobody reads.
+_HASHES = "near_duplicates.npz"
 
 
 def drop_from_snapshots(store: Store, case: str, erased: ErasedDocuments, report: ErasureReport) -> None:
-    """Rewrite the snapshots whose rows are gone, or are at other positions of their batches now."""
+    """Rewrite the snapshots that have rows of erased documents, or general documents that are gone."""
     # With the names of files that this erasure recorded.
-    tombstones, ledgers = read_tombstones(store, case), LedgersWithoutErased(store, case)
-    for manifest in store.artifacts(case, "training_snapshot"):
-        if _drop_from_snapshot(store, manifest, erased, tombstones, ledgers):
+    tombstones = read_tombstones(store, case)
+    for manifest, _ in whole_artifacts(store, case, "training_snapshot"):
+        index = read_index(store, manifest)
+        hit = erased.rows(_with_groups(index))
+        lost = general_documents.changed(store, manifest)
+        inputs = general_documents.without_names(manifest, tombstones)
+        if hit.any() or lost or inputs != manifest.inputs:
+            _rewrite(store, manifest, index, hit, lost, inputs)
             report.rewritten[manifest.stage] += 1
 
 
-def _drop_from_snapshot(
+def _with_groups(index: pa.Table) -> pa.Table:
+    """Return a snapshot's index with the groups that documents were delivered with: it has the text's hash
+    for that of a row without one.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    has_none = pc.equal(index["group"], index["text_hash"])
+    group = pc.if_else(has_none, pa.scalar(None, pa.string()), index["group"])
+    return index.set_column(index.column_names.index("group"), "group", group)
+
+
+def _rewrite(
     store: Store,
     manifest: Manifest,
-    erased: ErasedDocuments,
-    tombstones: Collection[str],
-    ledgers: LedgersWithoutErased,
-) -> bool:
-    """Rewrite one snapshot; return whether anything in it has changed."""
-    import pyarrow as pa
+    index: pa.Table,
+    hit: np.ndarray,
+    lost: Mapping[str, Manifest],
+    inputs: Mapping[str, Any],
+) -> None:
+    """Rewrite one snapshot.
+
+    Args:
+        store, manifest, index: the snapshot.
+        hit: bool [rows of the index], those that go.
+        lost: what was drawn for it and lost documents.
+        inputs: what its manifest is to name as its inputs.
+    """
     import pyarrow.parquet as pq
 
-    folder = store.folder(manifest)
-    index, places = pq.read_table(folder / "index.parquet"), pq.read_table(folder / "places.parquet")
-    hit = erased.rows(with_origin(index, places))
-    found = locate(store, manifest, places)
-    gone = hit | found.lost
     before = SnapshotMetadata.of(manifest)
-    # What was drawn for it is rewritten by now: that it is not what the snapshot froze shows it, also after
-    # an erasure cut short.
-    lost_of_drawn, inputs = (
-        general_documents.changed(store, manifest),
-        general_documents.without_names(manifest, tombstones),
-    )
-    ledger = None if found.unreadable else ledgers.without_erased(manifest)
-    if (
-        not gone.any()
-        and not lost_of_drawn
-        and found.parts == before.parts
-        and inputs == manifest.inputs
-        and ledger is None
-    ):
-        return False
-    kept, moved = index.filter(pa.array(~gone)), found.places.filter(pa.array(~gone))
-    lost_from = sorted({*index.filter(pa.array(gone))["split"].to_pylist(), *lost_of_drawn})
+    index_left = index.filter(~hit)
+    lost_from = sorted({*index.filter(hit)["split"].to_pylist(), *lost})
     # By the recorded digest it is known which version of the snapshot a training read.
     loss = Erasure(snapshot_digest=manifest.content_digest, lost_from=lost_from)
-    counts = Counter(kept["split"].to_pylist())
+    counts = Counter(index_left["split"].to_pylist())
     changes: dict[str, Any] = {
         **{f"num_{split}_rows": counts[split] for split in ("train", "validation", "test")},
-        **general_documents.counts_of(lost_of_drawn),
-        "parts": found.parts,
-        "erased_from": sorted({*(before.erased_from or []), *lost_from}),
+        **general_documents.counts_of(lost),
         "erasures": [*(before.erasures or []), loss],
         **({"erased_up_to": manifest.attempt} if lost_from else {}),
     }
-    is_packed_anew = (
-        (gone.any() or "replay" in lost_of_drawn)
-        and not found.unreadable
-        and general_documents.is_whole(store, manifest)
-    )
 
     def edit(path: Path) -> Mapping[str, Any]:
-        pq.write_table(kept, path / "index.parquet")
-        pq.write_table(moved, path / "places.parquet")
-        # Hashes of texts, the erased ones among them; the next snapshot compares all pairs again.
-        (path / VERDICTS).unlink(missing_ok=True)
-        if ledger is not None:
-            ledger[0].write(path / LEDGER, ledger[1])
-        if is_packed_anew and (path / "packing.parquet").is_file():
-            # Its positions are those of all training windows, so it is planned anew.
-            plan = pack_again(store, manifest, kept, moved, found.parts)
-            pq.write_table(plan.to_table(), path / "packing.parquet")
-            changes.update(num_packed_rows=plan.num_rows, packing_fill=plan.fill)
+        for name in ("index.parquet", "places.parquet"):
+            pq.write_table(pq.read_table(path / name).filter(~hit), path / name)
+        (path / _HASHES).unlink(missing_ok=True)
+        if (path / "packing.parquet").is_file() and lost_from:
+            # Its positions are those of all training windows, so it is planned anew. Where a table of the
+            # windows is gone, nobody can read them.
+            with suppress(StoreError):
+                plan = pack_again(store, manifest, index_left)
+                pq.write_table(plan.to_table(), path / "packing.parquet")
+                changes.update(num_packed_rows=plan.num_rows, packing_fill=plan.fill)
         # It names places of rows that are in no split, too.
         withdrawn = (
             f"# Data report of {manifest.case}\n\nWithdrawn: documents that it was made of were erased.\n"
@@ -100,5 +102,5 @@ def _drop_from_snapshot(
         (path / "report.html").write_text(data_report.to_page(withdrawn), encoding="utf-8")
         return before.model_copy(update=changes).as_dict()
 
-    store.rewrite(manifest, edit, inputs, identity=general_documents.identity_of(manifest, lost_of_drawn))
-    return True
+    identity = general_documents.identity_of(manifest, lost)
+    store.rewrite(manifest, edit, inputs, identity=identity)

@@ -29,7 +29,7 @@ def drop_unfinished(store: Store, case: str, trained_on: Collection[str]) -> tup
     """
     snapshots = store.artifacts(case, "training_snapshot")
     # The newest attempt at a snapshot has the last attempt that held erased rows; "" where it lost none.
-    lost = {made.key: SnapshotMetadata.of(made).erased_up_to or "" for made in snapshots}
+    lost = {snapshot.key: SnapshotMetadata.of(snapshot).erased_up_to or "" for snapshot in snapshots}
     folders = {folder.name: folder for folder in store.work_folders(case, _STAGE)}
     stored = store.stored_work(case, _STAGE)
     learned = [

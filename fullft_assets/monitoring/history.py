@@ -126,7 +126,7 @@ def read_history(
         return report.version == VERSION and report.settings == settings and same_source
 
     def is_of_model(report: Manifest) -> bool:
-        return report.inputs.get("finetuned_checkpoint") in {model.content_digest, *model.replaces}
+        return report.inputs.get("finetuned_checkpoint") == model.content_digest
 
     def compared_with(report: Manifest) -> History:
         metadata = DriftMetadata.of(report)

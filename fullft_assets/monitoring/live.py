@@ -145,8 +145,8 @@ def predicted_by(
         for name, manifest in sorted(predictions.items())
         if name in windows
         and manifest.settings.get("log") == log
-        and manifest.inputs["finetuned_checkpoint"] in (champion.content_digest, *champion.replaces)
-        and manifest.inputs["production_documents"] in (windows[name].content_digest, *windows[name].replaces)
+        and manifest.inputs["finetuned_checkpoint"] == champion.content_digest
+        and manifest.inputs["production_documents"] == windows[name].content_digest
     }
 
 

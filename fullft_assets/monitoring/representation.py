@@ -19,8 +19,8 @@ from fullft_assets.escaping import quoted, visible
 from fullft_assets.examples.label_names import NOT_NAMED, may_be_named
 from fullft_assets.monitoring.history import SUMS
 from fullft_assets.monitoring.sums import Sums
-from fullft_assets.snapshot import SnapshotMetadata
-from fullft_assets.snapshot.frozen_batches import folder_of
+from fullft_assets.snapshot.frozen_batches import find_rows
+from fullft_assets.snapshot.locations import read_index
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 
@@ -38,6 +38,8 @@ MIN_ROWS = 100
 #: The newest windows count, until they have so many documents: production of a year ago is no measure of
 #: today.
 ENOUGH_ROWS = 10_000
+#: Total variation distance of label or domain shares beyond chance above which the check warns.
+MAX_DIFFERENCE = 0.2
 #: Number of shares named in the description, those that differ most.
 _NUM_NAMED = 3
 _COLUMNS = ("label", "labels", "spans", "domain", "group", "text", "problem")
@@ -91,7 +93,6 @@ def judge(
     reports: Mapping[str, Manifest],
     model: Manifest | None,
     labels: Sequence[str],
-    max_difference: float,
 ) -> CheckOutcome:
     """Return the check on a snapshot: its training rows against the newest production documents, see
     `compare`.
@@ -122,7 +123,6 @@ def judge(
     outcome = compare(
         of_snapshot(store, snapshot),
         of_production(store, list(newest.values()), predicted),
-        max_difference,
     )
     return outcome.model_copy(update={"metadata": {**outcome.metadata, "num_windows": len(newest)}})
 
@@ -191,16 +191,12 @@ def of_tables(tables: Iterable[pa.Table]) -> Composition:
     return Composition(dict(labels), dict(domains), num_rows, independent)
 
 
-def compare(training: Composition, production: Composition, max_difference: float) -> CheckOutcome:
+def compare(training: Composition, production: Composition) -> CheckOutcome:
     """Return the check `training_data_represents_production`, a warning.
 
     It is red if label or domain shares differ, beyond chance, by more than is allowed. With fewer than 100
     documents on a side it reports `insufficient data` and is green; what production does not have (most often
     labels) is not compared, and reported.
-
-    Args:
-        max_difference: total variation distance beyond chance above which it warns
-            (`snapshot.max_share_difference`).
     """
     metadata: dict[str, Any] = {
         "num_training_rows": training.num_rows,
@@ -233,11 +229,11 @@ def compare(training: Composition, production: Composition, max_difference: floa
             ]
             metadata[f"{respect}_shares"] = shares[:20]
         text = _in_words(f"predicted {respect}" if is_predicted else respect, apart)
-        (red if apart.beyond_chance > max_difference else green).append(text)
+        (red if apart.beyond_chance > MAX_DIFFERENCE else green).append(text)
     if red:
-        fix = "label and deliver more documents like production's, or raise snapshot.max_share_difference"
+        fix = "label and deliver more documents like production's"
         return _outcome(
-            False, f"{'; '.join(red)}; warns above {max_difference:g} beyond chance; {fix}", metadata
+            False, f"{'; '.join(red)}; warns above {MAX_DIFFERENCE:g} beyond chance; {fix}", metadata
         )
     return _outcome(True, "; ".join(text for text in green if text), metadata)
 
@@ -336,15 +332,14 @@ def _value_counts(table: pa.Table, name: str) -> dict[str, int]:
 
 
 def _training_tables(store: Store, snapshot: Manifest) -> Iterator[pa.Table]:
+    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    folder = store.folder(snapshot)
-    places = pq.read_table(folder / "places.parquet", columns=["batch", "position"])
-    split = pq.read_table(folder / "index.parquet", columns=["split"])["split"]
-    places = places.append_column("split", split).filter(pc.field("split") == "train")
-    for batch in sorted(SnapshotMetadata.of(snapshot).parts):
-        path = folder_of(store, snapshot, batch, "examples") / "examples.parquet"
+    index = read_index(store, snapshot)
+    rows = find_rows(store, snapshot, index.filter(pc.equal(index["split"], "train")), with_chunks=False)
+    for batch, numbers in rows.locations.by_batch():
+        path = rows.examples[batch] / "examples.parquet"
         known = set(pq.read_schema(path).names)
-        positions = places.filter(pc.field("batch") == batch)["position"]
-        yield pq.read_table(path, columns=[name for name in _COLUMNS if name in known]).take(positions)
+        table = pq.read_table(path, columns=[name for name in _COLUMNS if name in known])
+        yield table.take(pa.array(rows.locations.position[numbers]))

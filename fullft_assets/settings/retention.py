@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pydantic import Field
 
-from fullft_assets.settings.base import Float, Settings
+from fullft_assets.settings.base import Settings
 
 
 class RetentionSettings(Settings):
     """What `fullft clean` leaves in the store."""
+
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "keep_days": "set `keep_champions`: what is older than the oldest kept champion goes",
+    }
 
     keep_champions: int = Field(
         default=3,
         ge=1,
         le=50,
         description=(
-            "Past champions that a roll-back can return to, beside the champion itself and the first one. All"
-            " that they were made from stays."
+            "Past champions that a roll-back can return to, beside the champion itself and the first one."
+            " Weights and tables that are older, and that none of them needs, are removed."
         ),
-    )
-    keep_days: Float = Field(
-        default=90.0, ge=1, description="Age from which what nothing in use was made from is removed."
     )
     schedule: str | None = Field(
         default=None,

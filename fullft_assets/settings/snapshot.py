@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -42,6 +43,14 @@ class GeneralSettings(Settings):
 class SnapshotSettings(Settings):
     """How the examples are split and frozen."""
 
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "near_duplicate_similarity": "the default of 0.8 holds",
+        "screen_words": "the default of 13 holds",
+        "recommended_train_rows": "the default of 10,000 holds",
+        "rare_labels": "rare labels are set aside; set `min_rows_per_label: 1` to keep them",
+        "max_share_difference": "the default of 0.2 holds",
+    }
+
     test_share: Float = Field(
         default=0.15, gt=0, lt=1, description="Share of groups held out for the test set."
     )
@@ -54,14 +63,6 @@ class SnapshotSettings(Settings):
         description=(
             "Maximum number of test rows, and of validation rows, of one group: giant groups break confidence"
             " intervals."
-        ),
-    )
-    near_duplicate_similarity: Float = Field(
-        default=0.8,
-        gt=0,
-        le=1,
-        description=(
-            "Minimum Jaccard similarity of word shingles at which two texts count as near-duplicates."
         ),
     )
     contained_share: Float | None = Field(
@@ -79,14 +80,6 @@ class SnapshotSettings(Settings):
         description=(
             "Files or folders with external evaluation sets; training rows that overlap with one are excluded"
             " and counted."
-        ),
-    )
-    screen_words: int = Field(
-        default=13,
-        ge=5,
-        le=50,
-        description=(
-            "Number of consecutive words shared with an external evaluation set that counts as overlap."
         ),
     )
     replay: ReplaySettings | None = Field(
@@ -111,34 +104,11 @@ class SnapshotSettings(Settings):
     min_train_rows: int = Field(
         default=100, ge=1, description="With fewer training rows, training is refused."
     )
-    recommended_train_rows: int = Field(
-        default=10_000,
-        ge=1,
-        description=(
-            "With fewer training rows, a check warns: full fine-tuning usually needs tens of thousands."
-        ),
-    )
     min_rows_per_label: int = Field(
         default=5,
         ge=1,
         description=(
-            "A label with fewer rows is rare: it can be neither learned nor measured (see `rare_labels`)."
-        ),
-    )
-    rare_labels: Literal["set_aside", "keep", "refuse"] = Field(
-        default="set_aside",
-        description=(
-            "What becomes of labels that are rare: they are set aside and counted, and the rest goes on; or"
-            " kept as far as they have a training row; or the snapshot fails, as it then does for a label"
-            " without a test row."
-        ),
-    )
-    max_share_difference: Float = Field(
-        default=0.2,
-        gt=0,
-        le=1,
-        description=(
-            "Total variation distance between the label or domain shares of training and production above"
-            " which a check warns."
+            "A label with fewer rows can be neither learned nor measured: it is set aside and counted. 1: none"
+            " is."
         ),
     )

@@ -51,13 +51,13 @@ def usable_batches(
             raise DataError(f"batch {name}: examples are there, but they were never tokenised; {fix}")
         if chunks[name].inputs["labeled_examples"] != manifest.content_digest:
             raise DataError(f"batch {name}: tokenized_chunks were made from older examples; {fix}")
-        for made, version, settings in (
+        for part, version, settings in (
             (manifest, EXAMPLES_VERSION, example_settings(use_case.settings)),
             (chunks[name], CHUNKS_VERSION, expected.settings),
         ):
-            if (made.version, made.settings) != (version, settings):
+            if (part.version, part.settings) != (version, settings):
                 raise DataError(
-                    f"batch {name}: {made.stage} were made with other settings than today's; {fix}"
+                    f"batch {name}: {part.stage} were made with other settings than today's; {fix}"
                 )
     others = [name for name in usable if chunks[name].inputs["tokenizer"] != expected.tokenizer]
     if others:
@@ -78,11 +78,11 @@ def red_gates(
     examples: Mapping[str, Manifest], chunks: Mapping[str, Manifest]
 ) -> dict[str, list[CheckOutcome]]:
     """Return the red gates of each batch that has some."""
-    found = {
-        name: [*made.red_gates, *(chunks[name].red_gates if name in chunks else [])]
-        for name, made in examples.items()
+    gates_of = {
+        name: [*part.red_gates, *(chunks[name].red_gates if name in chunks else [])]
+        for name, part in examples.items()
     }
-    return {name: red for name, red in found.items() if red}
+    return {name: red for name, red in gates_of.items() if red}
 
 
 def archive_check(examples: Mapping[str, Manifest], usable: Mapping[str, Manifest]) -> CheckOutcome:
@@ -93,8 +93,8 @@ def archive_check(examples: Mapping[str, Manifest], usable: Mapping[str, Manifes
     """
     delivered = {path for manifest in usable.values() for path in ExamplesMetadata.of(manifest).files}
     lost = {
-        name: sorted({*(ExamplesMetadata.of(made).taken_away or ())} - delivered)
-        for name, made in sorted(examples.items())
+        name: sorted({*(ExamplesMetadata.of(part).taken_away or ())} - delivered)
+        for name, part in sorted(examples.items())
     }
     lost = {name: paths for name, paths in lost.items() if paths}
     num_files = sum(map(len, lost.values()))
@@ -153,28 +153,25 @@ def read_batches(
     """Return what the split needs of each usable batch; its sketches are made where they are not there
     yet.
     """
-    settings = use_case.settings.snapshot
 
     @cache
     def screen() -> screening.Screen:
         assert evaluation is not None, "only texts of external sets are looked up"
-        return screening.Screen(evaluation.texts, settings.screen_words, settings.near_duplicate_similarity)
+        return screening.Screen(evaluation.texts)
 
-    found = {}
+    batches = {}
     for name, manifest in usable.items():
-        made = sketches.ensure(
-            store, use_case.name, manifest, settings.near_duplicate_similarity, use_case.settings.seed
-        )
-        batch = _read_batch(store.folder(manifest), ExamplesMetadata.of(manifest).files, store.folder(made))
+        index = sketches.ensure(store, use_case.name, manifest, use_case.settings.seed)
+        batch = _read_batch(store.folder(manifest), ExamplesMetadata.of(manifest).files, store.folder(index))
         if evaluation is not None:
-            screened = sketches.ensure_screened(store, use_case.name, manifest, evaluation, screen, settings)
+            screened = sketches.ensure_screened(store, use_case.name, manifest, evaluation, screen)
             batch = replace(
                 batch, overlaps=np.load(store.folder(screened) / "overlaps.npy", allow_pickle=False)
             )
         if ChunksMetadata.of(chunks[name]).num_rows_without_trained_tokens:
             batch = _without_untrained(batch, rows_without_trained_tokens(store.folder(chunks[name])))
-        found[name] = batch
-    return found
+        batches[name] = batch
+    return batches
 
 
 def _read_batch(folder: Path, files: Mapping[str, int], index: Path) -> BatchRows:

@@ -8,13 +8,13 @@ from typing import Literal
 from fullft_assets.examples.outcomes import agreement_outcome
 from fullft_assets.examples.rules import snapshot_rules
 from fullft_assets.examples.spelling import variants
-from fullft_assets.settings import ExamplesSettings, SnapshotSettings, UseCaseSettings
+from fullft_assets.settings import ExamplesSettings, UseCaseSettings
 from fullft_assets.snapshot.batches import ARCHIVED_FILES_COUNT, FILES_HAVE_ONE_SOURCE
 from fullft_assets.snapshot.deliveries import IDS_NAME_ONE_DOCUMENT, LATER_ROWS_ARE_NEWER
 from fullft_assets.snapshot.labels import LABELS_ARE_COMMON
 from fullft_assets.snapshot.metadata import ReplayMetadata, SnapshotMetadata
 from fullft_assets.snapshot.packing import Packing
-from fullft_assets.snapshot.screening import EvaluationTexts, num_too_short
+from fullft_assets.snapshot.screening import SCREEN_WORDS, EvaluationTexts, num_too_short
 from fullft_assets.snapshot.set_aside import LABELS_ARE_SPLIT
 from fullft_assets.snapshot.split import (
     SPLITS_ARE_DISJOINT,
@@ -93,13 +93,13 @@ def checks_of(settings: UseCaseSettings) -> tuple[CheckSpec, ...]:
 
 def identity_outcomes(frozen: Frozen, settings: ExamplesSettings) -> list[CheckOutcome]:
     """Return the outcomes of the rules on row identity, over all batches."""
-    found = []
+    outcomes = []
     for name, rule in snapshot_rules(settings).items():
         if name == "annotators_agree":
-            found.append(agreement_outcome(rule, frozen.agreement))
+            outcomes.append(agreement_outcome(rule, frozen.agreement))
             continue
         if name == "labels_have_one_spelling":
-            found.append(_spelling_outcome(frozen.labels, rule.severity))
+            outcomes.append(_spelling_outcome(frozen.labels, rule.severity))
             continue
         count = frozen.num_breaking[name]
         is_harmless = (
@@ -108,7 +108,7 @@ def identity_outcomes(frozen: Frozen, settings: ExamplesSettings) -> list[CheckO
             and count < _MANY_COPIES * (count + len(frozen.index))
         )
         fix = "; look at how the files are made" if name == "texts_are_unique" and not is_harmless else ""
-        found.append(
+        outcomes.append(
             CheckOutcome(
                 name=name,
                 passed=not count or is_harmless,
@@ -117,23 +117,23 @@ def identity_outcomes(frozen: Frozen, settings: ExamplesSettings) -> list[CheckO
                 metadata={"num_failed": count},
             )
         )
-    return found
+    return outcomes
 
 
 def _spelling_outcome(labels: list[str], severity: Literal["error", "warn"]) -> CheckOutcome:
-    found = variants(labels)
+    labels_of_several = variants(labels)
     return CheckOutcome(
         name="labels_have_one_spelling",
-        passed=not found,
+        passed=not labels_of_several,
         severity=severity,
         description=(
-            f"{sum(map(len, found)):,} labels are {len(found):,} in several spellings, and the model learns"
+            f"{sum(map(len, labels_of_several)):,} labels are {len(labels_of_several):,} in several spellings, and the model learns"
             " to tell them apart; the data report names them: list one spelling of each in examples.labels,"
             " or fix the source"
-            if found
+            if labels_of_several
             else ""
         ),
-        metadata={"num_labels": len(labels), "num_spellings": sum(map(len, found))},
+        metadata={"num_labels": len(labels), "num_spellings": sum(map(len, labels_of_several))},
     )
 
 
@@ -181,34 +181,32 @@ def verdict_check(taken: SnapshotMetadata, settings: UseCaseSettings) -> CheckOu
     """Return whether the test groups, of equal weight at best, are as many as a verdict needs; what else
     would do where they are not.
     """
-    found, needed, group = (
-        taken.num_test_groups,
-        settings.release.min_effective_groups,
-        settings.examples.group,
-    )
-    more = math.ceil((needed - found) / settings.snapshot.test_share)
+    num_groups = taken.num_test_groups
+    needed = settings.release.min_effective_groups
+    group = settings.examples.group
+    more = math.ceil((needed - num_groups) / settings.snapshot.test_share)
     finer = "" if group is None else f", name a field with more values than `{group}` in examples.group"
     return CheckOutcome(
         name=VERDICT_IS_POSSIBLE.name,
-        passed=found >= needed,
+        passed=num_groups >= needed,
         severity="warn",
         description=(
             ""
-            if found >= needed
+            if num_groups >= needed
             else (
-                f"{found:,} test groups, and a verdict needs {needed:g} (release.min_effective_groups), so"
+                f"{num_groups:,} test groups, and a verdict needs {needed:g} (release.min_effective_groups), so"
                 f" that of any training will be insufficient data: deliver about {more:,} more groups, of"
                 f" which {settings.snapshot.test_share:.0%} are tested{finer}, or lower"
                 " release.min_effective_groups"
             )
         ),
-        metadata={"num_test_groups": found},
+        metadata={"num_test_groups": num_groups},
     )
 
 
-def screen_check(evaluation: EvaluationTexts, settings: SnapshotSettings) -> CheckOutcome:
+def screen_check(evaluation: EvaluationTexts) -> CheckOutcome:
     """Return whether the evaluation texts are long enough to be found within others."""
-    num_short = num_too_short(evaluation.texts, settings.screen_words)
+    num_short = num_too_short(evaluation.texts)
     return CheckOutcome(
         name=_SCREEN.name,
         passed=not num_short,
@@ -218,8 +216,8 @@ def screen_check(evaluation: EvaluationTexts, settings: SnapshotSettings) -> Che
             if not num_short
             else (
                 f"{num_short:,} of {len(evaluation.texts):,} evaluation texts have fewer than"
-                f" snapshot.screen_words ({settings.screen_words}) words: training rows that hold one among"
-                " other words are not found, only near-copies of it are; lower snapshot.screen_words"
+                f" {SCREEN_WORDS} words: training rows that hold one among other words are not found, only"
+                " near-copies of it are"
             )
         ),
         metadata={"num_evaluation_texts": len(evaluation.texts), "num_too_short": num_short},

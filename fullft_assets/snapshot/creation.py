@@ -24,14 +24,13 @@ from fullft_assets.snapshot import (
     packing,
     replay,
     screening,
-    verdicts,
 )
 from fullft_assets.snapshot.all_rows import BatchRows
 from fullft_assets.snapshot.batches import archive_check, read_batches, source_check, usable_batches
-from fullft_assets.snapshot.frozen_batches import pin
+from fullft_assets.snapshot.frozen_batches import content_of, find_rows, pin
 from fullft_assets.snapshot.ledger import FILE, LedgerHistory, read_history
 from fullft_assets.snapshot.locations import Lists, Locations, locations_of
-from fullft_assets.snapshot.metadata import FrozenBatch, GeneralMetadata, ReplayMetadata, SnapshotMetadata
+from fullft_assets.snapshot.metadata import GeneralMetadata, ReplayMetadata, SnapshotMetadata
 from fullft_assets.snapshot.packing import Packing
 from fullft_assets.snapshot.split import Frozen, freeze_batches
 from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 
     from fullft_assets.settings.use_case import UseCase
 
-VERSION = "12"
+VERSION = "13"
 _STAGE = "training_snapshot"
 
 
@@ -81,9 +80,9 @@ def take(
     )
     made_by = {"version": VERSION, "settings": settings.snapshot.model_dump(), "seed": settings.seed}
     inputs = creation.inputs()
-    found = _find_newest(store, history, inputs, made_by)
-    if found is not None:
-        return found
+    snapshot = _find_newest(store, history, inputs, made_by)
+    if snapshot is not None:
+        return snapshot
     if history.ledger.digest is not None:
         inputs["ledger"] = history.ledger.digest
     return store.ensure(use_case.name, _STAGE, creation.write, inputs=inputs, **made_by)
@@ -134,7 +133,7 @@ class _Creation:
         """Return what the snapshot is made of, by content."""
         chosen = self.use_case.settings.snapshot
         inputs: dict[str, Any] = {
-            name: [self.usable[name].content_digest, self.chunks[name].content_digest]
+            name: [content_of(self.usable[name]), content_of(self.chunks[name])]
             for name in sorted(self.usable)
         }
         if self.evaluation is not None:
@@ -149,23 +148,20 @@ class _Creation:
         """Write the snapshot's tables and the data report."""
         settings = self.use_case.settings
         batches = read_batches(self.store, self.use_case, self.usable, self.chunks, self.evaluation)
-        compared = verdicts.of_earlier_snapshot(
-            self.store, self.use_case.name, VERSION, settings.snapshot, settings.seed
-        )
         frozen = freeze_batches(
             batches,
             settings.snapshot,
             settings.seed,
             task=task_of(settings.examples),
             ledger=self.history.ledger,
-            compared=compared,
             id_field=settings.documents.id,
         )
         frozen.ledger.write(draft.path / FILE, self.history.keys)
-        verdicts.save(frozen.verdicts, draft.path)
         _write_table(frozen.index, draft.path / "index.parquet")
-        _write_table(frozen.places, draft.path / "places.parquet")
-        measured, plan, replayed = self._draw_general(frozen), None, None
+        _write_table(frozen.places.drop_columns(["position"]), draft.path / "places.parquet")
+        measured = self._draw_general(frozen)
+        plan: Packing | None = None
+        replayed: Manifest | None = None
         files = ["index.parquet"]
         values = {
             "labels": frozen.labels,
@@ -207,14 +203,14 @@ class _Creation:
         return metadata.as_dict(), outcomes
 
     def _optional_checks(self, plan: Packing | None, replayed: Manifest | None) -> list[CheckOutcome]:
-        found = []
+        outcomes = []
         if plan is not None:
-            found.append(checks.full_check(plan))
+            outcomes.append(checks.full_check(plan))
         if replayed is not None:
-            found.append(checks.control_check(ReplayMetadata.of(replayed)))
+            outcomes.append(checks.control_check(ReplayMetadata.of(replayed)))
         if self.evaluation is not None:
-            found.append(checks.screen_check(self.evaluation, self.use_case.settings.snapshot))
-        return found
+            outcomes.append(checks.screen_check(self.evaluation))
+        return outcomes
 
     def _draw_general(self, frozen: Frozen) -> Manifest | None:
         if self.use_case.settings.snapshot.general is None:
@@ -257,11 +253,11 @@ class _Creation:
 
         rows = locations_of(frozen.index, frozen.places)
         num_tokens = np.zeros(len(rows.position), np.int64)
-        for name, mine in rows.by_batch():
+        for name, numbers in rows.by_batch():
             tokens = pq.read_table(
                 self.store.folder(self.chunks[name]) / "chunks.parquet", columns=["num_tokens"]
             )["num_tokens"]
-            num_tokens[mine] = tokens.to_numpy()[rows.position[mine]]
+            num_tokens[numbers] = tokens.to_numpy()[rows.position[numbers]]
         return num_tokens
 
     def _report_on_data(
@@ -334,12 +330,12 @@ def _packing_metadata(
     }
     if replayed is None:
         return metadata
-    found = ReplayMetadata.of(replayed)
+    drawn = ReplayMetadata.of(replayed)
     return {
         **metadata,
         "replay": replayed.ref,
-        "num_replay_rows": found.num_rows,
-        "num_replay_tokens": found.num_tokens,
+        "num_replay_rows": drawn.num_rows,
+        "num_replay_tokens": drawn.num_tokens,
     }
 
 
@@ -348,21 +344,23 @@ def _cuts_to_fill(settings: UseCaseSettings) -> bool:
     return task_of(settings.examples).ends_texts and settings.chunks.boundaries == "any"
 
 
-def pack_again(
-    store: Store, snapshot: Manifest, index: pa.Table, places: pa.Table, parts: Mapping[str, FrozenBatch]
-) -> Packing:
+def pack_again(store: Store, snapshot: Manifest, index: pa.Table) -> Packing:
     """Plan the rows of training for what is left of a snapshot.
 
     Args:
         store: where the batches' artifacts live.
         snapshot: the snapshot as it was, of a task with packed rows.
-        index, places: its tables with the rows that are left.
-        parts: its batches' artifacts as they are now.
+        index: the rows of `read_index` that are left.
+
+    Raises:
+        StoreError: a table of a batch, or what is replayed, is gone.
     """
-    rows, metadata = locations_of(index, places).of("train"), SnapshotMetadata.of(snapshot)
+    import pyarrow.compute as pc
+
+    metadata = SnapshotMetadata.of(snapshot)
     assert metadata.packing_capacity is not None, "its training rows are packed"
-    folders = {name: store.folder(store.load(parts[name].chunks)) for name in rows.batches()}
-    lengths = Lists.gather(rows, folders, "windows").lengths
+    rows = find_rows(store, snapshot, index.filter(pc.equal(index["split"], "train")))
+    lengths = rows.lists("windows").lengths
     if metadata.replay is not None:
         lengths = np.concatenate([lengths, _replayed_lengths(store, store.load(metadata.replay))])
     return packing.plan(

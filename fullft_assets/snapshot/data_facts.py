@@ -140,14 +140,14 @@ def _with_those_of_batches(
     checks: Iterable[CheckOutcome], of_batches: Mapping[str, list[CheckOutcome]]
 ) -> list[CheckOutcome]:
     """Return the checks that are not green: the snapshot's, then of each of the batches' the first."""
-    found = [check for check in checks if not check.passed]
-    known = {check.name for check in found}
+    red = [check for check in checks if not check.passed]
+    known = {check.name for check in red}
     for name, outcomes in of_batches.items():
         for check in outcomes:
             if not check.passed and check.name not in known:
                 known.add(check.name)
-                found.append(check.model_copy(update={"description": f"batch {name}: {check.description}"}))
-    return found
+                red.append(check.model_copy(update={"description": f"batch {name}: {check.description}"}))
+    return red
 
 
 def _quarantined(folders: Iterable[Path]) -> list[ExcludedRows]:
@@ -191,10 +191,10 @@ def _languages(rows: Locations, batches: Mapping[str, BatchRows]) -> dict[str, i
     """Return the languages of some texts: the first ones of some batches, so that little is read."""
     import pyarrow as pa
 
-    found: Counter[str] = Counter()
+    languages: Counter[str] = Counter()
     by_batch = rows.by_batch()
-    for name, mine in by_batch[:: max(1, -(-len(by_batch) // _BATCHES))]:
-        positions = np.sort(rows.position[mine])[:_TEXTS_A_BATCH]
+    for name, numbers in by_batch[:: max(1, -(-len(by_batch) // _BATCHES))]:
+        positions = np.sort(rows.position[numbers])[:_TEXTS_A_BATCH]
         texts = pa.array(batches[name].texts(positions).to_pylist(), pa.string())
-        found.update(language.identify(texts).tolist())
-    return dict(found.most_common())
+        languages.update(language.identify(texts).tolist())
+    return dict(languages.most_common())

@@ -89,11 +89,11 @@ def render(
     facts = facts or DataFacts(
         left_out=[ExcludedRows(reason, count, []) for reason, count in metadata.left_out.items()]
     )
-    made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    written_at = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     lines = [
         f"# Data report of {case}",
         "",
-        f"{made}, of the documents in {escape_name(source)}",
+        f"{written_at}, of the documents in {escape_name(source)}",
         "",
         *_sizes(metadata),
     ]
@@ -152,23 +152,23 @@ def _title(report: str) -> str:
 
 
 def _to_do(metadata: SnapshotMetadata, facts: DataFacts) -> list[str]:
-    found = [f"- **{name}**: {escape_name(what)}" for name, what in facts.to_do]
+    lines = [f"- **{name}**: {escape_name(what)}" for name, what in facts.to_do]
     for spellings in variants(metadata.labels):
         named = ", ".join(map(escape_name, spellings))
-        found.append(
+        lines.append(
             f"- labels that differ in spelling alone: {named}; list one spelling in examples.labels, or fix"
             " the source"
         )
-    found += [
+    lines += [
         f"- batch {escape_name(name)} is excluded, because these checks are red: {', '.join(red)}; its run"
         " names the rows and the fix"
         for name, red in facts.held_back.items()
     ]
-    return ["", "## What to do", "", *(found or ["Nothing: every check is green."])]
+    return ["", "## What to do", "", *(lines or ["Nothing: every check is green."])]
 
 
 def _set_aside(facts: DataFacts) -> list[str]:
-    kept = facts.num_valid - sum(each.num_rows for each in facts.left_out)
+    num_kept = facts.num_valid - sum(each.num_rows for each in facts.left_out)
     lines = []
     if facts.num_rows:
         lines += [
@@ -179,16 +179,16 @@ def _set_aside(facts: DataFacts) -> list[str]:
             "|---|---|---|---|",
         ]
         lines += [
-            f"| {facts.num_rows:,} | {facts.num_rows - facts.num_valid:,} | {facts.num_valid - kept:,} |"
-            f" {kept:,} |"
+            f"| {facts.num_rows:,} | {facts.num_rows - facts.num_valid:,} | {facts.num_valid - num_kept:,} |"
+            f" {num_kept:,} |"
         ]
         lines += ["", "## Quarantined", "", *_reasons(facts.quarantined)]
     return [*lines, "", "## Excluded rows", "", *_reasons(facts.left_out)]
 
 
-def _reasons(found: Sequence[ExcludedRows]) -> list[str]:
+def _reasons(excluded: Sequence[ExcludedRows]) -> list[str]:
     shown = []
-    for each in found:
+    for each in excluded:
         places = ", ".join(escape_name(place) for place in each.places)
         more = ", ..." if each.num_rows > len(each.places) else ""
         shown.append(f"- {each.num_rows:,} {escape_name(each.reason)}{f': {places}{more}' if places else ''}")
@@ -259,11 +259,11 @@ def _labels(metadata: SnapshotMetadata) -> list[str]:
         "",
     ]
     lines += ["| label | " + " | ".join(_SPLITS) + " |", "|---" * (len(_SPLITS) + 1) + "|"]
-    found = {(s.label, s.split): s for s in metadata.label_statistics}
+    statistics = {(s.label, s.split): s for s in metadata.label_statistics}
     for label in metadata.labels:
         cells = []
         for split, num_rows in _num_rows(metadata).items():
-            cell = found.get((label, split))
+            cell = statistics.get((label, split))
             cells.append(
                 "0"
                 if cell is None
@@ -289,13 +289,13 @@ def _labels(metadata: SnapshotMetadata) -> list[str]:
     if metadata.labels_set_aside:
         lines += [
             "",
-            f"{metadata.num_labels_set_aside:,} labels are set aside (settings: snapshot.rare_labels):",
+            f"{metadata.num_labels_set_aside:,} labels are set aside:",
             "",
         ]
         lines += [
-            f"- {escape_name(found.label)}: {found.rows:,} rows, {found.groups:,} groups;"
-            f" {_REASONS[found.reason]}"
-            for found in metadata.labels_set_aside
+            f"- {escape_name(set_aside.label)}: {set_aside.rows:,} rows, {set_aside.groups:,} groups;"
+            f" {_REASONS[set_aside.reason]}"
+            for set_aside in metadata.labels_set_aside
         ]
     if metadata.num_groups_moved:
         lines += [

@@ -19,14 +19,16 @@ from fullft_assets.task import Target
 
 IDS_NAME_ONE_DOCUMENT = CheckSpec(
     "ids_name_one_document",
-    "No id names different texts in two files of one batch, and almost none in files of two batches.",
+    "Almost no id names different texts in two files: those that do are corrections.",
 )
 LATER_ROWS_ARE_NEWER = CheckSpec(
     "later_rows_are_newer", "No row of a later batch loses to an older batch's by the times of their files."
 )
-#: So many ids, and such a share of them, that name two texts in files of two batches are no longer
-#: corrections of documents.
-_REUSED_IDS, _REUSED_SHARE = 10, 0.01
+#: Ids that name two texts in two files are corrections of documents up to this share of all; a few of them up
+#: to the second one.
+_REUSED_SHARE = 0.01
+_FEW_REUSED = 10
+_FEW_REUSED_SHARE = 0.1
 #: The share of the rows that corrections of documents hardly exceed.
 _REPEATED_SHARE = 0.5
 
@@ -100,11 +102,11 @@ def _is_old_delivery(rows: Rows, batches: Mapping[str, BatchRows]) -> np.ndarray
 
 def _deliveries(batches: Mapping[str, BatchRows]) -> dict[str, set[int]]:
     """Return the times at which each file was delivered."""
-    found: dict[str, set[int]] = {}
+    deliveries: dict[str, set[int]] = {}
     for batch in batches.values():
         for path, delivered in batch.files.items():
-            found.setdefault(path, set()).add(delivered)
-    return found
+            deliveries.setdefault(path, set()).add(delivered)
+    return deliveries
 
 
 def _kept_older(rows: Rows, batches: Mapping[str, BatchRows], old: np.ndarray) -> np.ndarray:
@@ -118,10 +120,10 @@ def _kept_older(rows: Rows, batches: Mapping[str, BatchRows], old: np.ndarray) -
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    found = np.zeros(len(rows), bool)
+    is_kept = np.zeros(len(rows), bool)
     quarantined = _quarantined_ids(batches)
     if not quarantined or not len(old):
-        return found
+        return is_kept
     table = rows.table.select(["id", "source", "row"]).take(pa.array(old))
     numbered = pc.binary_join_element_wise(table["source"], table["row"].cast(pa.string()), ":")
     names = pa.array(sorted(set().union(*quarantined.values())), pa.string())
@@ -132,19 +134,19 @@ def _kept_older(rows: Rows, batches: Mapping[str, BatchRows], old: np.ndarray) -
     for row, last, *called, source in zip(old[maybe].tolist(), last_seen.tolist(), *some, strict=True):
         delivered = int(rows.delivered[row])
         newer = (quarantined.get((source, at), set()) for at in deliveries[source] if at > delivered)
-        found[row] = last <= delivered and all(not ids.isdisjoint(called) for ids in newer)
-    return found
+        is_kept[row] = last <= delivered and all(not ids.isdisjoint(called) for ids in newer)
+    return is_kept
 
 
 def _quarantined_ids(batches: Mapping[str, BatchRows]) -> dict[tuple[str, int], set[str]]:
     """Return the ids of the quarantined rows, by file and time of delivery."""
-    found: dict[tuple[str, int], set[str]] = {}
+    ids: dict[tuple[str, int], set[str]] = {}
     for batch in batches.values():
         if batch.quarantined is not None:
             columns = (batch.quarantined[name].to_pylist() for name in ("id", "source", "delivered_ns"))
             for id_, source, delivered in zip(*columns, strict=True):
-                found.setdefault((source, delivered), set()).add(id_)
-    return found
+                ids.setdefault((source, delivered), set()).add(id_)
+    return ids
 
 
 def _last_seen(rows: Rows, chosen: np.ndarray) -> np.ndarray:
@@ -159,26 +161,22 @@ def _last_seen(rows: Rows, chosen: np.ndarray) -> np.ndarray:
 
 
 def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
-    """Return whether ids name documents: one that starts again in each file names as many as there are files.
-
-    A correction comes in a later batch, as a rule, so within one batch the first such id is worth a look.
-    """
+    """Return whether ids name documents: one that starts again in each file names as many as there are files."""
     differs = (versions.source != versions.newest_source) & (
         rows.text[versions.row] != rows.text[versions.newest]
     )
     num_ids = int(np.count_nonzero(np.bincount(rows.id[rows.kept])))
     num_reused = len(np.unique(rows.id[versions.row[differs]]))
-    is_together = rows.batch[versions.row] == rows.batch[versions.newest]
-    num_together = len(np.unique(rows.id[versions.row[differs & is_together]]))
-    passed = not num_together and (num_reused < _REUSED_IDS or num_reused <= _REUSED_SHARE * num_ids)
+    most = _FEW_REUSED_SHARE if num_reused < _FEW_REUSED else _REUSED_SHARE
+    passed = num_reused <= most * num_ids
     description = ""
     if not passed:
         # Of each pair of files every id counts once, however often its rows came: the pair named does not
         # depend on the batches.
-        found = np.stack(
+        triples = np.stack(
             [versions.source[differs], versions.newest_source[differs], rows.id[versions.row[differs]]]
         )
-        pairs, counts = np.unique(np.unique(found, axis=1)[:2], axis=1, return_counts=True)
+        pairs, counts = np.unique(np.unique(triples, axis=1)[:2], axis=1, return_counts=True)
         old, new = pairs[:, counts.argmax()]
         of_pair = np.flatnonzero(differs & (versions.source == old) & (versions.newest_source == new))
         first = of_pair[rows.row[versions.row[of_pair]].argmin()]
@@ -187,9 +185,8 @@ def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
             for row in (int(versions.row[first]), int(versions.newest[first]))
         ]
         description = (
-            f"{num_reused:,} of {num_ids:,} ids name different texts in two files ({num_together:,} in files"
-            f" of one batch), such as {places[0]} and {places[1]}, and only the newest counts; if these are"
-            " different documents, name a field with unique ids in documents.id (rows without one are named"
+            f"{num_reused:,} of {num_ids:,} ids name different texts in two files, such as {places[0]} and"
+            f" {places[1]}, and only the newest counts; if these are different documents, name a field with unique ids in documents.id (rows without one are named"
             " file:row); if they are corrections, nothing is wrong"
         )
     return CheckOutcome(
@@ -197,7 +194,7 @@ def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
         passed=passed,
         severity="warn",
         description=description,
-        metadata={"num_reused_ids": num_reused, "num_reused_in_a_batch": num_together},
+        metadata={"num_reused_ids": num_reused},
     )
 
 
@@ -236,8 +233,8 @@ def _order_check(
     beaten &= is_superseded[versions.row]
     late, beats = versions.row[beaten], versions.newest[beaten]
     late, beats = late[differs := _differ(rows, late, beats)], beats[differs]
-    kept = rows.kept
-    known = set(zip(rows.id[kept].tolist(), rows.text[kept].tolist(), strict=True)) if by_file else set()
+    is_in = rows.kept
+    known = set(zip(rows.id[is_in].tolist(), rows.text[is_in].tolist(), strict=True)) if by_file else set()
     by_file = {
         row: by for row, by in by_file.items() if (int(rows.id[row]), int(rows.text[row])) not in known
     }

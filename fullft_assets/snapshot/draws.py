@@ -47,13 +47,13 @@ def _last_of_labels(rows: Rows, labels: Labels, over: np.ndarray, draw: np.ndarr
     """Return the rows (mask) to keep so that no label loses a split: of each that would, the row of the
     lowest draw.
     """
-    found = np.zeros(len(rows), bool)
+    is_last = np.zeros(len(rows), bool)
     cell = labels.code * len(SPLITS) + rows.split[labels.row]
     lost = np.setdiff1d(cell[over[labels.row]], cell[~over[labels.row]])
     for each in lost.tolist():
         of_cell = labels.row[cell == each]
-        found[of_cell[np.argmin(draw[of_cell])]] = True
-    return found
+        is_last[of_cell[np.argmin(draw[of_cell])]] = True
+    return is_last
 
 
 def subsample(rows: Rows, labels: Labels, split: int, most: int | None, seed: int) -> None:
@@ -77,13 +77,13 @@ def subsample(rows: Rows, labels: Labels, split: int, most: int | None, seed: in
 
 def _first_of_labels(labels: Labels, chosen: np.ndarray, draw: np.ndarray, most: int) -> np.ndarray:
     """Return the rows (mask) of the lowest draw of each label among the chosen ones (mask)."""
-    found, mine = np.zeros(len(draw), bool), labels.of(chosen)
-    num_labels = len(np.unique(mine.code))
+    is_first, pairs = np.zeros(len(draw), bool), labels.of(chosen)
+    num_labels = len(np.unique(pairs.code))
     if num_labels:
         floor = max(1, min(_FLOOR_ROWS, int(most * _FLOOR_SHARE / num_labels)))
-        order = np.lexsort((draw[mine.row], mine.code))
-        found[mine.row[order][_number_within(mine.code[order]) < floor]] = True
-    return found
+        order = np.lexsort((draw[pairs.row], pairs.code))
+        is_first[pairs.row[order][_number_within(pairs.code[order]) < floor]] = True
+    return is_first
 
 
 def _number_within(sorted_values: np.ndarray) -> np.ndarray:

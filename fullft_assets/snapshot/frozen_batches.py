@@ -1,29 +1,27 @@
-"""The batches' artifacts that a snapshot froze: read only while they hold what it froze, found again after an
-erasure.
+"""The batches' artifacts that a snapshot froze, and where its rows are in them today.
 
-A snapshot keeps where each row is in its batch. An erasure rewrites the batches first and the snapshot last,
-under the keys that they had: whoever reads in between must not take the rows that moved up for those that
-were there.
+A snapshot names each of its rows by its batch and by the file and row that it was delivered as. Where that is
+in the batch's tables is looked up whenever they are read: an erasure takes rows out of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fullft_assets.errors import StoreError
+from fullft_assets.snapshot.locations import Lists, Locations, locations_of
 from fullft_assets.snapshot.metadata import FrozenBatch, SnapshotMetadata
 from fullft_assets.store import Manifest, Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Part = Literal["examples", "chunks"]
 #: What is drawn for a snapshot beside its batches: an artifact of the stage `<kind>_documents`, under this
 #: name in its metadata.
 DRAWN = ("general", "replay")
@@ -39,27 +37,76 @@ def pin(examples: Manifest, chunks: Manifest) -> FrozenBatch:
     )
 
 
-def folder_of(store: Store, snapshot: Manifest, batch: str, part: Part) -> Path:
-    """Return the folder of a batch's examples or chunks, as the snapshot froze them.
+def content_of(part: Manifest) -> str:
+    """Return what names the rows of a batch's artifact: its digest, and how many an erasure took from it,
+    since the digest stays.
+    """
+    num_erased = part.metadata.get("num_erased")
+    return f"{part.content_digest}-{num_erased}" if num_erased else part.content_digest
+
+
+@dataclass(frozen=True)
+class FrozenRows:
+    """Rows of a snapshot in the tables of its batches.
+
+    Attributes:
+        locations: where each row is.
+        examples: folders with the examples of the batches that have a row, by name.
+        chunks: folders with their chunks, if they were asked for.
+    """
+
+    locations: Locations
+    examples: dict[str, Path]
+    chunks: dict[str, Path]
+
+    def lists(self, column: str) -> Lists:
+        """Read a column of the rows' chunks, in their order."""
+        return Lists.gather(self.locations, self.chunks, column)
+
+
+def find_rows(store: Store, snapshot: Manifest, index: pa.Table, *, with_chunks: bool = True) -> FrozenRows:
+    """Find rows of a snapshot in its batches.
+
+    Args:
+        store, snapshot: where they are.
+        index: rows of `read_index`.
+        with_chunks: whether their chunks are read as well.
 
     Raises:
-        StoreError: they are gone, or were rewritten since.
+        StoreError: a table is gone, or an erasure took rows out of it that it has not taken out of the
+            snapshot yet.
     """
-    frozen = SnapshotMetadata.of(snapshot).parts[batch]
-    ref, pinned = (
-        (frozen.examples, frozen.examples_digest)
-        if part == "examples"
-        else (frozen.chunks, frozen.chunks_digest)
-    )
-    made = store.load(ref)
-    if pinned != made.content_digest:
-        raise _rewritten(snapshot, f"batch {batch}")
-    try:
-        return store.folder(made)
-    except StoreError:
-        if store.load(made.ref).content_digest != made.content_digest:
-            raise _rewritten(snapshot, f"batch {batch}") from None
-        raise
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    parts = SnapshotMetadata.of(snapshot).parts
+    position = np.full(len(index), -1)
+    unknown = locations_of(index, index.select(["batch"]).append_column("position", pa.array(position)))
+    examples: dict[str, Path] = {}
+    chunks: dict[str, Path] = {}
+    for batch, numbers in unknown.by_batch():
+        examples[batch] = store.folder(store.load(parts[batch].examples))
+        delivered = pq.read_table(examples[batch] / "examples.parquet", columns=["source", "row"])
+        if with_chunks:
+            chunks[batch] = store.folder(store.load(parts[batch].chunks))
+            if pq.read_metadata(chunks[batch] / "chunks.parquet").num_rows != len(delivered):
+                raise _rewritten(snapshot, f"batch {batch}")
+        position[numbers] = _find(index.take(pa.array(numbers)), delivered)
+        if (position[numbers] < 0).any():
+            raise _rewritten(snapshot, f"batch {batch}")
+    return FrozenRows(replace(unknown, position=position), examples, chunks)
+
+
+def _find(rows: pa.Table, delivered: pa.Table) -> np.ndarray:
+    """Return the position of each row among delivered ones, by file and row; -1 where it is not there."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    def names(table: pa.Table) -> pa.Array:
+        number = table["row"].cast(pa.string())
+        return pc.binary_join_element_wise(table["source"], number, ":").combine_chunks()
+
+    return pc.index_in(names(rows), value_set=names(delivered)).fill_null(-1).to_numpy()
 
 
 def drawn_digest(snapshot: Manifest, kind: str) -> str | None:
@@ -78,10 +125,10 @@ def drawn_folder(store: Store, snapshot: Manifest, kind: str) -> Path | None:
     ref = SnapshotMetadata.of(snapshot).drawn().get(kind)
     if ref is None:
         return None
-    made = store.load(ref)
-    if drawn_digest(snapshot, kind) != made.content_digest:
+    drawn = store.load(ref)
+    if drawn_digest(snapshot, kind) != drawn.content_digest:
         raise _rewritten(snapshot, f"the {kind} set")
-    return store.folder(made)
+    return store.folder(drawn)
 
 
 @contextmanager
@@ -93,76 +140,8 @@ def steady(snapshot: Manifest) -> Iterator[None]:
         raise _rewritten(snapshot, "a batch") from error
 
 
-def _rewritten(snapshot: Manifest, what: str) -> StoreError:
+def _rewritten(snapshot: Manifest, part: str) -> StoreError:
     return StoreError(
-        f"{snapshot.ref}: {what} was rewritten after this snapshot froze it: an erasure is under way or was"
+        f"{snapshot.ref}: {part} was rewritten after this snapshot froze it: an erasure is under way or was"
         f" cut short; run `fullft erase {snapshot.case}` with its list again, then this once more"
     )
-
-
-@dataclass(frozen=True)
-class Located:
-    """Where a snapshot's rows are now.
-
-    Attributes:
-        places: the snapshot's places with the positions of today.
-        lost: bool [n], rows that are no longer in their batch.
-        parts: the snapshot's batches as they are today.
-        unreadable: batches whose artifacts are gone: what is there cannot be read, and stays where it was.
-    """
-
-    places: pa.Table
-    lost: np.ndarray
-    parts: dict[str, FrozenBatch]
-    unreadable: set[str]
-
-
-def locate(store: Store, snapshot: Manifest, places: pa.Table) -> Located:
-    """Find a snapshot's rows in its batches as they are today, by file and row: rows before them may be gone,
-    and they themselves.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    parts, moved, unreadable = _parts_of_today(store, snapshot)
-    positions, lost = places["position"].to_numpy().copy(), np.zeros(len(places), bool)
-    for batch in sorted(moved):
-        mine = np.flatnonzero(pc.equal(places["batch"], batch).to_numpy())
-        path = store.folder(store.load(parts[batch].examples)) / "examples.parquet"
-        left = _origins(pq.read_table(path, columns=["source", "row"]))
-        found = pc.index_in(_origins(places.take(pa.array(mine))), value_set=left)
-        positions[mine], lost[mine] = (
-            found.fill_null(0).to_numpy(),
-            found.is_null().to_numpy(zero_copy_only=False),
-        )
-    at = places.column_names.index("position")
-    field = places.schema.field(at)
-    return Located(places.set_column(at, field, pa.array(positions, field.type)), lost, parts, unreadable)
-
-
-def _origins(table: pa.Table) -> pa.Array:
-    """Return where each row came from, `file:row`: in one batch no two rows have the same."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    return pc.binary_join_element_wise(table["source"], table["row"].cast(pa.string()), ":").combine_chunks()
-
-
-def _parts_of_today(store: Store, snapshot: Manifest) -> tuple[dict[str, FrozenBatch], set[str], set[str]]:
-    """Return what a snapshot would record of its batches today, those that changed since it did, and those
-    that are gone.
-    """
-    parts = dict(SnapshotMetadata.of(snapshot).parts)
-    moved: set[str] = set()
-    unreadable: set[str] = set()
-    for batch, frozen in list(parts.items()):
-        try:
-            today = pin(store.load(frozen.examples), store.load(frozen.chunks))
-        except StoreError:
-            unreadable.add(batch)
-            continue
-        if today != frozen:
-            parts[batch] = today
-            moved.add(batch)
-    return parts, moved, unreadable

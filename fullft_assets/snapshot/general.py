@@ -107,11 +107,11 @@ def pin(use_case: UseCase) -> dict[str, str]:
     return {} if general is None else pin_files(general.path, use_case, _SETTING)
 
 
-def texts_by_hash(store: Store, made: Manifest) -> dict[str, str]:
+def texts_by_hash(store: Store, general: Manifest) -> dict[str, str]:
     """Return the documents' texts by their content hashes: what must not train."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(store.folder(made) / "examples.parquet", columns=["text_hash", "text"])
+    table = pq.read_table(store.folder(general) / "examples.parquet", columns=["text_hash", "text"])
     return dict(zip(table["text_hash"].to_pylist(), table["text"].to_pylist(), strict=True))
 
 

@@ -177,17 +177,22 @@ class Candidates:
             tombstones: of erased documents.
         """
         unusable: Counter[str] = Counter()
-        kept, held, last, is_all = [], 0, 1.0, True
+        tables: list[pa.Table] = []
+        held = 0
+        last = 1.0
+        is_all = True
         for table in _usable(use_case, path, unusable, left_out, setting, tombstones):
             early = table.filter(np.asarray(table["place"]) <= last)
             is_all &= len(early) == len(table)
-            kept.append(early)
+            tables.append(early)
             held += _num_characters(early).sum()
             if held > 2 * most:
-                first = _first(kept, most)
-                is_all &= len(first) == sum(map(len, kept))
-                kept, held, last = [first], _num_characters(first).sum(), first["place"][-1].as_py()
-        return cls(_first(kept, None), is_all, +unusable)
+                first = _first(tables, most)
+                is_all &= len(first) == sum(map(len, tables))
+                tables = [first]
+                held = _num_characters(first).sum()
+                last = first["place"][-1].as_py()
+        return cls(_first(tables, None), is_all, +unusable)
 
 
 def _usable(

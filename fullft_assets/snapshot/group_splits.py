@@ -93,8 +93,8 @@ class _Moves:
     @classmethod
     def of(cls, groups: GroupSplits, labels: Labels, group: np.ndarray) -> _Moves:
         num_labels, num_groups = len(labels.names), len(groups.split)
-        found, size = np.unique(labels.code * num_groups + group[labels.row], return_counts=True)
-        label, of_pair = found // max(1, num_groups), found % max(1, num_groups)
+        cell, size = np.unique(labels.code * num_groups + group[labels.row], return_counts=True)
+        label, of_pair = cell // max(1, num_groups), cell % max(1, num_groups)
         counts = np.bincount(
             label * len(SPLITS) + groups.split[of_pair], minlength=num_labels * len(SPLITS)
         ).reshape(-1, len(SPLITS))
@@ -106,40 +106,40 @@ class _Moves:
         lacking = np.flatnonzero((self.needed & (self.counts == 0)).any(1))
         num_moved = 0
         for label in lacking[np.argsort(self.counts[lacking].sum(1), kind="stable")].tolist():
-            mine = np.arange(*np.searchsorted(self.label, [label, label + 1]))
+            pairs = np.arange(*np.searchsorted(self.label, [label, label + 1]))
             for side in (TRAIN, TEST, VALIDATION):
                 if self.needed[label, side] and not self.counts[label, side]:
-                    num_moved += self._move_one(mine, side)
+                    num_moved += self._move_one(pairs, side)
         return num_moved
 
-    def _move_one(self, mine: np.ndarray, side: int) -> bool:
+    def _move_one(self, pairs: np.ndarray, side: int) -> bool:
         """Move the first of a label's groups (positions of its pairs) that may go to a side, and that nobody
         needs where it is.
         """
-        for pair in self._candidates(mine, side):
+        for pair in self._candidates(pairs, side):
             group = int(self.group[pair])
-            theirs, here = self._labels_of(group), int(self.groups.split[group])
-            if (self.counts[theirs, here] > self.needed[theirs, here]).all():
-                self.counts[theirs, here] -= 1
-                self.counts[theirs, side] += 1
+            labels, here = self._labels_of(group), int(self.groups.split[group])
+            if (self.counts[labels, here] > self.needed[labels, here]).all():
+                self.counts[labels, here] -= 1
+                self.counts[labels, side] += 1
                 self.groups.split[group] = side
                 return True
         return False
 
-    def _candidates(self, mine: np.ndarray, side: int) -> list[int]:
+    def _candidates(self, pairs: np.ndarray, side: int) -> list[int]:
         """Return the pairs whose groups may go to a side, the best one first."""
         split, known, place = (
-            values[self.group[mine]] for values in (self.groups.split, self.groups.known, self.groups.place)
+            values[self.group[pairs]] for values in (self.groups.split, self.groups.known, self.groups.place)
         )
         is_new = known == UNKNOWN
         if side == TRAIN:
-            return mine[is_new & (split != TRAIN)][np.argsort(-place[is_new & (split != TRAIN)])].tolist()
+            return pairs[is_new & (split != TRAIN)][np.argsort(-place[is_new & (split != TRAIN)])].tolist()
         may = (split == TRAIN) | ((split == VALIDATION) if side == TEST else (is_new & (split == TEST)))
         # A group with most of the label's training rows is not held out if there is another: the cap would
         # throw them away.
-        is_large = 2 * self.size[mine] > self.size[mine][split == TRAIN].sum()
+        is_large = 2 * self.size[pairs] > self.size[pairs][split == TRAIN].sum()
         order = np.lexsort((place, is_large, split != TRAIN))
-        return mine[order][may[order]].tolist()
+        return pairs[order][may[order]].tolist()
 
     def _labels_of(self, group: int) -> np.ndarray:
         order, groups = self._by_group

@@ -59,9 +59,9 @@ class Ledger:
     @classmethod
     def join(cls, ledgers: Iterable[Ledger]) -> Ledger:
         """Return all entries of several ledgers: what one of them holds out is held out."""
-        found = [EMPTY, *ledgers]
+        parts = [EMPTY, *ledgers]
         return cls.of(
-            np.concatenate([each.places for each in found]), np.concatenate([each.splits for each in found])
+            np.concatenate([each.places for each in parts]), np.concatenate([each.splits for each in parts])
         )
 
     def __len__(self) -> int:
@@ -71,8 +71,8 @@ class Ledger:
         """Return the split of each place, or UNKNOWN: int64 [n]."""
         if not len(self):
             return np.full(len(places), UNKNOWN)
-        found = np.minimum(np.searchsorted(self.places, places), len(self) - 1)
-        return np.where(self.places[found] == places, self.splits[found], UNKNOWN).astype(np.int64)
+        place = np.minimum(np.searchsorted(self.places, places), len(self) - 1)
+        return np.where(self.places[place] == places, self.splits[place], UNKNOWN).astype(np.int64)
 
     def without(self, places: np.ndarray) -> Ledger:
         """Return the ledger without these places."""
@@ -123,7 +123,7 @@ def read_history(store: Store, case: str, seed: int) -> LedgerHistory:
     """
     keys: set[str] = set()
     covered: set[str] = set()
-    found: list[tuple[Manifest, Ledger]] = []
+    ledgers: list[tuple[Manifest, Ledger]] = []
     for ref in store.refs(case, _STAGE):
         key = ref.split("/")[2]
         manifest = None if key in keys | covered else load_if_there(store, ref)
@@ -131,13 +131,13 @@ def read_history(store: Store, case: str, seed: int) -> LedgerHistory:
             read = read_ledger(store, manifest)
             if read is None:
                 continue
-            found.append((manifest, read[0]))
+            ledgers.append((manifest, read[0]))
             covered |= read[1]
         if manifest is not None or key in covered:
             keys.add(key)
     # One that an erasure rewrote is younger than another that knows of it.
-    newest = [manifest for manifest, _ in found if manifest.key not in covered]
-    return LedgerHistory(Ledger.join(ledger for _, ledger in found), newest, keys)
+    newest = [manifest for manifest, _ in ledgers if manifest.key not in covered]
+    return LedgerHistory(Ledger.join(ledger for _, ledger in ledgers), newest, keys)
 
 
 def read_ledger(store: Store, snapshot: Manifest) -> tuple[Ledger, set[str]] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fullft_assets.snapshot.all_rows import SplitName
-from fullft_assets.snapshot.frozen_batches import drawn_folder, folder_of, steady
-from fullft_assets.snapshot.locations import Lists, locations_of, read_index, read_rows
+from fullft_assets.snapshot.frozen_batches import FrozenRows, drawn_folder, find_rows, steady
+from fullft_assets.snapshot.locations import Lists, read_index, read_rows
 from fullft_assets.snapshot.metadata import SnapshotMetadata
 from fullft_assets.snapshot.packing import Packing
 from fullft_assets.store import Manifest, Store
@@ -85,24 +85,16 @@ def _load_split(store: Store, snapshot: Manifest, name: SplitName, windows: bool
 
     index = read_index(store, snapshot)
     index = index.filter(pc.equal(index["split"], name))
-    rows = locations_of(index, index)
-    chunks = {batch: folder_of(store, snapshot, batch, "chunks") for batch in rows.batches()}
-    texts: list[str] = [""] * len(index)
-    for batch, mine in rows.by_batch():
-        path = folder_of(store, snapshot, batch, "examples") / "examples.parquet"
-        for number, text in zip(
-            mine.tolist(), read_rows(path, "text", rows.position[mine]).to_pylist(), strict=True
-        ):
-            texts[number] = text
-    has_marks = "marks" in index.column_names or _is_marked(chunks)
+    rows = find_rows(store, snapshot, index, with_chunks=windows)
+    texts = _values(rows, "text")
     spans = _spans(index, label_names(snapshot))
     return Split(
         index["id"].to_pylist(),
         texts,
         _label_array(index, label_names(snapshot)),
         index["group"].to_pylist(),
-        Lists.gather(rows, chunks, "windows").to_lists() if windows else [[] for _ in texts],
-        Lists.gather(rows, chunks, "marks").to_lists() if windows and has_marks else None,
+        rows.lists("windows").to_lists() if windows else [[] for _ in texts],
+        rows.lists("marks").to_lists() if _is_marked(rows.chunks.values()) else None,
         None if spans is None else [[label for _, _, label in row] for row in spans],
         spans,
     )
@@ -119,21 +111,26 @@ def load_values(store: Store, snapshot: Manifest, name: SplitName, column: str) 
 
     index = read_index(store, snapshot)
     index = index.filter(pc.equal(index["split"], name))
-    rows, ids, found = locations_of(index, index), index["id"].to_pylist(), {}
-    for batch, mine in rows.by_batch():
-        path = folder_of(store, snapshot, batch, "examples") / "examples.parquet"
-        for number, value in zip(
-            mine.tolist(), read_rows(path, column, rows.position[mine]).to_pylist(), strict=True
-        ):
-            found[ids[number]] = value
-    return found
+    values = _values(find_rows(store, snapshot, index, with_chunks=False), column)
+    return dict(zip(index["id"].to_pylist(), values, strict=True))
 
 
-def _is_marked(chunks: Mapping[str, Path]) -> bool:
+def _values(rows: FrozenRows, column: str) -> list[Any]:
+    """Return a column of the examples of some rows, in their order."""
+    values: list[Any] = [None] * len(rows.locations.position)
+    for batch, numbers in rows.locations.by_batch():
+        path = rows.examples[batch] / "examples.parquet"
+        of_batch = read_rows(path, column, rows.locations.position[numbers]).to_pylist()
+        for number, value in zip(numbers.tolist(), of_batch, strict=True):
+            values[number] = value
+    return values
+
+
+def _is_marked(folders: Iterable[Path]) -> bool:
     """Return whether the chunks carry marks: the column is all null for the other tasks."""
     import pyarrow.parquet as pq
 
-    for folder in chunks.values():
+    for folder in folders:
         with pq.ParquetFile(folder / "chunks.parquet") as file:
             if "marks" not in file.schema_arrow.names or not file.num_row_groups:
                 continue
@@ -151,12 +148,12 @@ def _label_array(index: pa.Table, names: list[str]) -> np.ndarray:
         return pc.index_in(index["label"], value_set=pa.array(names, pa.string())).to_numpy().astype(np.int64)
     if "labels" in index.column_names:
         lists = index["labels"].combine_chunks()
-        found = np.zeros((len(index), len(names)), bool)
+        has_label = np.zeros((len(index), len(names)), bool)
         code = pc.index_in(lists.flatten(), value_set=pa.array(names, pa.string())).to_numpy(
             zero_copy_only=False
         )
-        found[pc.list_parent_indices(lists).to_numpy(), code.astype(np.int64)] = True
-        return found
+        has_label[pc.list_parent_indices(lists).to_numpy(), code.astype(np.int64)] = True
+        return has_label
     return np.zeros(len(index), np.int64)
 
 
@@ -203,16 +200,13 @@ def _load_training(store: Store, snapshot: Manifest) -> Training:
     import pyarrow.parquet as pq
 
     index = read_index(store, snapshot)
-    rows = locations_of(index, index).at(pc.equal(index["split"], "train").to_numpy().astype(bool))
-    chunks = {batch: folder_of(store, snapshot, batch, "chunks") for batch in rows.batches()}
-    drawn = drawn_folder(store, snapshot, "replay")
-    more = {} if drawn is None else {"": drawn}
+    rows = find_rows(store, snapshot, index.filter(pc.equal(index["split"], "train")))
+    replayed = drawn_folder(store, snapshot, "replay")
+    folders = [*rows.chunks.values(), *([] if replayed is None else [replayed])]
 
     def parts_of(column: str) -> list[Lists]:
-        return [
-            Lists.gather(rows, chunks, column),
-            *(Lists.read(folder / "chunks.parquet", column) for folder in more.values()),
-        ]
+        drawn = [] if replayed is None else [Lists.read(replayed / "chunks.parquet", column)]
+        return [rows.lists(column), *drawn]
 
     def flat(parts: list[Lists]) -> list[list[int]]:
         return [window for row in Lists.join(parts).to_lists() for window in row]
@@ -221,5 +215,5 @@ def _load_training(store: Store, snapshot: Manifest) -> Training:
     capacity = SnapshotMetadata.of(snapshot).packing_capacity
     assert capacity is not None, "its training rows are packed"
     plan = Packing.from_table(pq.read_table(store.folder(snapshot) / "packing.parquet"), capacity)
-    marks = flat(parts_of("marks")) if _is_marked({**chunks, **more}) else None
+    marks = flat(parts_of("marks")) if _is_marked(folders) else None
     return Training(flat(parts), marks, plan, len(parts[0].lengths))

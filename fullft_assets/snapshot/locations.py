@@ -42,17 +42,19 @@ class Locations:
         """Return each batch's name with the numbers of its rows."""
         order = np.argsort(self.batch, kind="stable")
         cuts = np.flatnonzero(np.diff(self.batch[order])) + 1
-        return [(self.names[self.batch[mine[0]]], mine) for mine in np.split(order, cuts) if len(mine)]
+        return [
+            (self.names[self.batch[numbers[0]]], numbers) for numbers in np.split(order, cuts) if len(numbers)
+        ]
 
     def texts(self, batches: Mapping[str, BatchRows]) -> list[str]:
         """Read the rows' texts."""
-        found: list[str] = [""] * len(self.position)
-        for name, mine in self.by_batch():
+        texts: list[str] = [""] * len(self.position)
+        for name, numbers in self.by_batch():
             for number, text in zip(
-                mine.tolist(), batches[name].texts(self.position[mine]).to_pylist(), strict=True
+                numbers.tolist(), batches[name].texts(self.position[numbers]).to_pylist(), strict=True
             ):
-                found[number] = text
-        return found
+                texts[number] = text
+        return texts
 
 
 def locations_of(index: pa.Table, places: pa.Table) -> Locations:
@@ -90,7 +92,10 @@ class Lists:
         """Flatten a column of lists of lists of int32."""
         import pyarrow.compute as pc
 
-        rows, starts, values, windows, tokens = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)], [], 0, 0
+        rows = [np.zeros(1, np.int64)]
+        starts = [np.zeros(1, np.int64)]
+        values = []
+        windows = tokens = 0
         for chunk in column.chunks:
             inner = chunk.flatten()
             rows.append(
@@ -113,18 +118,20 @@ class Lists:
     @classmethod
     def gather(cls, rows: Locations, folders: Mapping[str, Path], column: str) -> Lists:
         """Read a column of the chunks of some rows, in their order."""
-        found, order = [cls.of(_no_lists())], [np.zeros(0, np.int64)]
-        for name, mine in rows.by_batch():
-            found.append(cls.of(read_rows(folders[name] / "chunks.parquet", column, rows.position[mine])))
-            order.append(mine)
+        parts, order = [cls.of(_no_lists())], [np.zeros(0, np.int64)]
+        for name, numbers in rows.by_batch():
+            parts.append(cls.of(read_rows(folders[name] / "chunks.parquet", column, rows.position[numbers])))
+            order.append(numbers)
         back = np.empty(len(rows.position), np.int64)
         back[np.concatenate(order)] = np.arange(len(back))
-        return cls.join(found).take(back)
+        return cls.join(parts).take(back)
 
     @classmethod
     def join(cls, parts: Sequence[Lists]) -> Lists:
         """Return the rows of several, one after the other."""
-        tokens, windows, starts, rows = 0, 0, [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]
+        starts = [np.zeros(1, np.int64)]
+        rows = [np.zeros(1, np.int64)]
+        windows = tokens = 0
         for part in parts:
             starts.append(part.starts[1:] + tokens)
             rows.append(part.rows[1:] + windows)
@@ -145,7 +152,9 @@ class Lists:
 
     def to_lists(self) -> list[list[list[int]]]:
         """Return one list of windows a row."""
-        values, starts, rows = self.values.tolist(), self.starts.tolist(), self.rows.tolist()
+        values = self.values.tolist()
+        starts = self.starts.tolist()
+        rows = self.rows.tolist()
         windows = [values[begin:end] for begin, end in zip(starts, starts[1:], strict=False)]
         return [windows[begin:end] for begin, end in zip(rows, rows[1:], strict=False)]
 
@@ -157,13 +166,14 @@ def _no_lists() -> pa.ChunkedArray:
 
 
 def read_index(store: Store, snapshot: Manifest) -> pa.Table:
-    """Return a snapshot's index with where each row is: `batch` (a key of its metadata `parts`) and
-    `position` there.
+    """Return a snapshot's index with where each row came from: `source` and `row` as delivered, and `batch`
+    (a key of its metadata `parts`).
     """
     import pyarrow.parquet as pq
 
     folder = store.folder(snapshot)
-    index, places = pq.read_table(folder / "index.parquet"), pq.read_table(folder / "places.parquet")
+    index = pq.read_table(folder / "index.parquet")
+    places = pq.read_table(folder / "places.parquet", columns=["source", "row", "batch"])
     for name in places.column_names:
         index = index.append_column(name, places[name])
     return index
@@ -181,11 +191,11 @@ def read_rows(path: Path, column: str, positions: np.ndarray) -> pa.ChunkedArray
         order = np.argsort(group, kind="stable")
         parts = []
         for n in np.unique(group).tolist():
-            mine = positions[order[group[order] == n]]
+            of_group = positions[order[group[order] == n]]
             # One column: handing its pages to threads takes longer than decoding them.
             parts += (
                 file.read_row_group(n, columns=[column], use_threads=False)[column]
-                .take(pa.array(mine - starts[n]))
+                .take(pa.array(of_group - starts[n]))
                 .chunks
             )
         kind = file.schema_arrow.field(column).type

@@ -80,7 +80,6 @@ class SnapshotMetadata(Metadata):
         num_replay_tokens: of these. num_packed_rows, packing_fill, packing_capacity, packing_cuts_to_fill: of
         packed training rows (see `packing`).
         num_evaluation_texts: texts of each path of `snapshot.screen`.
-        erased_from: splits (or `replay`, `general`) that lost documents to any erasure.
         erasures: each erasure that rewrote it.
         erased_up_to: the last attempt that an erasure took documents from.
     """
@@ -119,7 +118,6 @@ class SnapshotMetadata(Metadata):
     num_replay_rows: int | None = None
     num_replay_tokens: int | None = None
     num_evaluation_texts: dict[str, int] | None = None
-    erased_from: list[str] | None = None
     erasures: list[Erasure] | None = None
     erased_up_to: str | None = None
 

@@ -132,7 +132,9 @@ def plan(lengths: np.ndarray, capacity: int, seed: int, *, cut_to_fill: bool = F
     source, start, length = _cut(lengths.astype(np.int64).reshape(-1), capacity)
     order = generator.permutation(len(length))
     order = order[np.argsort(-length[order], kind="stable")]
-    source, start, length = source[order], start[order], length[order]
+    source = source[order]
+    start = start[order]
+    length = length[order]
     rows, num_rows = _best_fit(length, capacity)
     if cut_to_fill and num_rows:
         source, start, length, rows, num_rows = _fill(source, start, length, rows, num_rows, capacity)
@@ -166,12 +168,12 @@ def _best_fit(length: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     by_room: dict[int, list[np.ndarray]] = {}
     num_rows = placed = 0
 
-    def put_back(room: int, given: np.ndarray) -> None:
-        if room > 0 and len(given):
+    def put_back(room: int, open_rows: np.ndarray) -> None:
+        if room > 0 and len(open_rows):
             if room not in by_room:
                 insort(rooms, room)
                 by_room[room] = []
-            by_room[room].append(given)
+            by_room[room].append(open_rows)
 
     for size, end in _runs(length):
         while placed < end:
@@ -208,15 +210,15 @@ def _fill(
     """
     used = np.bincount(rows, length, num_rows).astype(np.int64)
     num_kept = -(-int(used.sum()) // capacity)
-    kept = np.argsort(-used, kind="stable")[:num_kept]
+    fullest = np.argsort(-used, kind="stable")[:num_kept]
     new_row = np.full(num_rows, -1)
-    new_row[kept] = np.arange(num_kept)
+    new_row[fullest] = np.arange(num_kept)
     stays = new_row[rows] >= 0
     # The tokens of the other rows in a line, beside the holes of the others in a line: each is cut where the
     # other ends.
     moved = np.flatnonzero(~stays)
     ends = np.cumsum(length[moved])
-    holes = (capacity - used[kept])[::-1]
+    holes = (capacity - used[fullest])[::-1]
     hole_ends = np.cumsum(holes)
     total = int(ends[-1]) if len(moved) else 0
     cuts = np.unique(np.concatenate([ends, hole_ends[hole_ends < total]]))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from fullft_assets.settings.use_case import UseCase
 
-VERSION = "4"
+VERSION = "5"
 STAGE = "replay_documents"
 _SETTING = "snapshot.replay"
 
@@ -90,13 +90,12 @@ def draw(
         "num_tokens": num_needed,
         "num_task_tokens": num_task_tokens,
     }
-    screening = use_case.settings.snapshot.model_dump(include={"screen_words", "near_duplicate_similarity"})
     return store.ensure(
         use_case.name,
         STAGE,
         write,
         version=f"{VERSION}-{CHUNKS_VERSION}",
-        settings={"chunks": making["chunks"], **screening},
+        settings={"chunks": making["chunks"]},
         inputs={**read, **apart.digests()},
         seed=use_case.settings.seed,
     )
@@ -120,8 +119,8 @@ class _Apart:
 
     def digests(self) -> dict[str, str]:
         """Return what distinguishes the draw from one with other texts."""
-        found = {"held_out": digest(sorted(self.held_out)), "screened": digest(sorted(self.screened))}
-        return {**found, **({"measured": digest(sorted(self.measured))} if self.measured else {})}
+        digests = {"held_out": digest(sorted(self.held_out)), "screened": digest(sorted(self.screened))}
+        return {**digests, **({"measured": digest(sorted(self.measured))} if self.measured else {})}
 
 
 def num_replay_tokens(num_task_tokens: int, share: float) -> int:
@@ -144,9 +143,7 @@ class _Screen:
     """Texts that no general document may overlap, looked up only when there are any."""
 
     def __init__(self, texts: Sequence[str], use_case: UseCase):
-        settings = use_case.settings.snapshot
-        words, similarity = settings.screen_words, settings.near_duplicate_similarity
-        self._screen = Screen(texts, words, similarity, use_case.settings.seed) if texts else None
+        self._screen = Screen(texts, use_case.settings.seed) if texts else None
 
     def overlapping(self, texts: pa.ChunkedArray) -> np.ndarray:
         """Return for each text whether it shares a run of words with one of these, or is a near-duplicate of
@@ -161,8 +158,7 @@ class _Near:
     """
 
     def __init__(self, texts: Sequence[str], use_case: UseCase):
-        similarity = use_case.settings.snapshot.near_duplicate_similarity
-        self._reference = Reference(texts, similarity, use_case.settings.seed) if texts else None
+        self._reference = Reference(texts, use_case.settings.seed) if texts else None
 
     def overlapping(self, texts: pa.ChunkedArray) -> np.ndarray:
         """Return for each text whether it is a near-duplicate of one of these."""

@@ -1,7 +1,7 @@
 """Screening: which training texts overlap an external evaluation set, so that no score on it is bought by
 memory.
 
-A text overlaps where it shares a run of `snapshot.screen_words` consecutive words with an evaluation text:
+A text overlaps where it shares a run of SCREEN_WORDS consecutive words with an evaluation text:
 the n-gram overlap of Brown et al. 2020 ("Language Models are Few-Shot Learners", appendix C, n = 8 to 13), or
 where it is a near-duplicate of one. An evaluation text with fewer words than a run can only be found as a
 near-duplicate. Where a script has no spaces between words, two Chinese characters or three letters of another
@@ -24,9 +24,9 @@ from fullft_assets.documents.sources import Source, SourceFile, open_source
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings
 from fullft_assets.snapshot.minhash import concatenate, sketch
-from fullft_assets.snapshot.near_duplicates import find_near
-from fullft_assets.snapshot.shingles import shingle_sets
-from fullft_assets.snapshot.words import SIXTHS, WORD, hash_words, split_words
+from fullft_assets.snapshot.near_duplicates import find_near, positions
+from fullft_assets.snapshot.shingles import distinct, shingle_sets
+from fullft_assets.snapshot.words import SIXTHS, WORD, hash_words
 from fullft_assets.store import digest
 from fullft_assets.task import CONVERSATIONS, PLAIN_TEXT
 
@@ -35,12 +35,11 @@ if TYPE_CHECKING:
 
     from fullft_assets.settings.use_case import UseCase
 
-VERSION = "2"
+VERSION = "3"
+#: Consecutive words shared with an external evaluation set that count as overlap.
+SCREEN_WORDS = 13
 #: Texts looked up at once: their words' hashes take about 10 MB.
 _BLOCK_ROWS = 10_000
-#: Runs of the evaluation texts a slot of the first look-up table, at most; the table takes at most 64 MiB.
-_SLOTS_A_RUN = 32
-_MAX_TABLE_BITS = 26
 _FACTOR = 0x9E3779B97F4A7C15
 
 
@@ -76,11 +75,11 @@ def read_evaluation_texts(use_case: UseCase) -> EvaluationTexts:
     texts: set[str] = set()
     num_texts = {}
     for path in use_case.settings.snapshot.screen:
-        found = [text for text in _read_set(path, use_case) if text.strip()]
-        if not found:
+        texts_of_set = [text for text in _read_set(path, use_case) if text.strip()]
+        if not texts_of_set:
             raise DataError(f"snapshot.screen: {path} holds no text; fix it, or leave it out")
-        num_texts[path] = len(found)
-        texts.update(found)
+        num_texts[path] = len(texts_of_set)
+        texts.update(texts_of_set)
     return EvaluationTexts(sorted(texts), num_texts, digest(sorted(texts)))
 
 
@@ -131,8 +130,8 @@ def locate(path: str, use_case: UseCase, setting: str) -> tuple[Source, list[Sou
         source = open_source(
             folder, use_case.project_root, follow_links=use_case.settings.documents.follow_links
         )
-        found = source.status(name) if is_readable(name) else None
-        files = [] if found is None else [found]
+        file = source.status(name) if is_readable(name) else None
+        files = [] if file is None else [file]
     else:
         source = open_source(
             full, use_case.project_root, follow_links=use_case.settings.documents.follow_links
@@ -165,12 +164,12 @@ def read_external(
     source, files = locate(path, use_case, setting)
     for group in _bounded(files, use_case.settings.documents):
         with source.fetched(group):
-            found = _read_group(source, group, ways[0], use_case, setting)
+            table = _read_group(source, group, ways[0], use_case, setting)
             for way in ways[1:]:
-                if not found["text"].null_count:
+                if not table["text"].null_count:
                     break
-                found = _fill(found, _read_group(source, group, way, use_case, setting))
-        yield source.uri, found
+                table = _fill(table, _read_group(source, group, way, use_case, setting))
+        yield source.uri, table
 
 
 def _bounded(files: list[SourceFile], settings: DocumentsSettings) -> Iterator[list[SourceFile]]:
@@ -204,7 +203,7 @@ def _read_group(
     return read.table
 
 
-def _fill(found: pa.Table, again: pa.Table) -> pa.Table:
+def _fill(table: pa.Table, again: pa.Table) -> pa.Table:
     """Return the rows as they were found, those without a text as they were read again."""
     import pyarrow as pa
 
@@ -212,37 +211,24 @@ def _fill(found: pa.Table, again: pa.Table) -> pa.Table:
         place: n
         for n, place in enumerate(zip(again["source"].to_pylist(), again["row"].to_pylist(), strict=True))
     }
-    rows = np.arange(len(found))
+    rows = np.arange(len(table))
     names = zip(
-        found["source"].to_pylist(),
-        found["row"].to_pylist(),
-        found["text"].is_null().to_pylist(),
+        table["source"].to_pylist(),
+        table["row"].to_pylist(),
+        table["text"].is_null().to_pylist(),
         strict=True,
     )
     for n, (source, row, is_missing) in enumerate(names):
         if is_missing and (source, row) in places:
-            rows[n] = len(found) + places[source, row]
-    return pa.concat_tables([found, again]).take(pa.array(rows))
+            rows[n] = len(table) + places[source, row]
+    return pa.concat_tables([table, again]).take(pa.array(rows))
 
 
-def num_too_short(texts: Sequence[str], num_words: int) -> int:
+def num_too_short(texts: Sequence[str]) -> int:
     """Return how many texts have fewer words than a run: within a longer text they are not found, only copies
     of them are.
     """
-    return int((~_runs(_as_arrow(texts), num_words).is_long).sum())
-
-
-def overlapping(
-    texts: pa.Array | pa.ChunkedArray | Sequence[str],
-    evaluation_texts: Sequence[str],
-    num_words: int,
-    similarity: float,
-    seed: int = 0,
-) -> np.ndarray:
-    """Return [n] bool: whether each text overlaps an evaluation text; see `Screen`, which is built once for
-    many calls.
-    """
-    return Screen(evaluation_texts, num_words, similarity, seed).overlapping(texts)
+    return len(texts) - len(distinct(_runs(_as_arrow(texts), SCREEN_WORDS)[1]))
 
 
 class Reference:
@@ -250,54 +236,29 @@ class Reference:
 
     Args:
         texts: the texts.
-        similarity: Jaccard similarity of word shingles from which two texts are near-duplicates.
         seed: of the sketches.
     """
 
-    def __init__(self, texts: Sequence[str], similarity: float, seed: int = 0):
-        self._texts, self._similarity, self._seed = _as_arrow(texts), similarity, seed
-        self._sketches = sketch(self._texts, similarity, seed)
+    def __init__(self, texts: Sequence[str], seed: int = 0):
+        self._texts = _as_arrow(texts)
+        self._seed = seed
+        self._sketches = sketch(self._texts, seed)
 
     def is_near(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
         """Return for each text whether it is a near-duplicate of one of the reference."""
         import pyarrow as pa
 
         column = _as_arrow(texts)
-        found = np.zeros(len(column), bool)
-        if not len(self._texts) or not len(column):
-            return found
         pooled = pa.chunked_array([*_chunks(self._texts), *_chunks(column)], pa.string())
-        sketches = concatenate(
-            [self._sketches, sketch(column, self._similarity, self._seed)], len(self._sketches) + len(column)
-        )
-        first = len(self._texts)
+        sketches = concatenate([self._sketches, sketch(column, self._seed)], len(pooled))
+        rows = np.arange(len(pooled))
         near, _ = find_near(
             sketches,
-            np.arange(first),
-            np.arange(first, len(pooled)),
-            self._similarity,
-            lambda rows: shingle_sets(pooled.take(pa.array(rows)), self._seed),
+            rows[: len(self._texts)],
+            rows[len(self._texts) :],
+            lambda chosen: shingle_sets(pooled.take(pa.array(chosen)), self._seed),
         )
-        found[near - first] = True
-        return found
-
-
-@dataclass(frozen=True)
-class _Runs:
-    """Every run of words of n texts, in their order.
-
-    Attributes:
-        hashes: uint64 [m].
-        text: int64 [m], the text that each run is in.
-        start, stop: int64 [m], its first word, and the one after its last, in that text.
-        is_long: bool [n], texts that have a run.
-    """
-
-    hashes: np.ndarray
-    text: np.ndarray
-    start: np.ndarray
-    stop: np.ndarray
-    is_long: np.ndarray
+        return np.isin(rows[len(self._texts) :], near)
 
 
 class Screen:
@@ -305,28 +266,14 @@ class Screen:
 
     Args:
         evaluation_texts: texts of the evaluation sets.
-        num_words: words in a row that count as overlap.
-        similarity: Jaccard similarity of word shingles from which two texts are near-duplicates.
         seed: of the sketches.
+        num_words: words in a row that count as overlap.
     """
 
-    def __init__(self, evaluation_texts: Sequence[str], num_words: int, similarity: float, seed: int = 0):
-        self.texts = list(evaluation_texts)
-        self.num_words = num_words
-        found = _runs(_as_arrow(self.texts), num_words)
-        order = np.argsort(found.hashes, kind="stable")
-        self._hashes, self._text = found.hashes[order], found.text[order]
-        self._start, self._stop = found.start[order], found.stop[order]
-        #: Of the texts: what a cached verdict is keyed with, beside the other arguments.
-        self.digest = digest(self.texts)
-        #: Evaluation texts that are too short to share a run.
-        self.num_too_short = int((~found.is_long).sum())
-        bits = int(min(_MAX_TABLE_BITS, max(10, _SLOTS_A_RUN * len(self._hashes)).bit_length()))
-        self._shift = np.uint64(64 - bits)
-        self._table = np.zeros(1 << bits, bool)
-        self._table[self._hashes >> self._shift] = True
-        self._words: dict[int, list[str]] = {}
-        self._reference = Reference(self.texts, similarity, seed)
+    def __init__(self, evaluation_texts: Sequence[str], seed: int = 0, *, num_words: int = SCREEN_WORDS):
+        self._num_words = num_words
+        self._hashes = distinct(_runs(_as_arrow(evaluation_texts), num_words)[0])
+        self._reference = Reference(evaluation_texts, seed)
 
     def overlapping(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
         """Return for each text whether it shares a run of words with an evaluation text, or is a
@@ -335,59 +282,28 @@ class Screen:
         import pyarrow as pa
 
         column = _as_arrow(texts)
-        found = self.shares_a_run(column)
-        rest = np.flatnonzero(~found)
-        found[rest[self.is_near(column.take(pa.array(rest)))]] = True
-        return found
+        overlaps = self.shares_a_run(column)
+        others = np.flatnonzero(~overlaps)
+        overlaps[others] = self.is_near(column.take(pa.array(others)))
+        return overlaps
 
     def shares_a_run(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
-        """Return for each text whether it shares a run of words with an evaluation text. Exact: each hit is
-        confirmed by its words.
-        """
+        """Return for each text whether it shares a run of words with an evaluation text."""
         column = _as_arrow(texts)
-        found = np.zeros(len(column), bool)
-        if not len(self._hashes):
-            return found
+        shares = np.zeros(len(column), bool)
         for start in range(0, len(column), _BLOCK_ROWS):
-            block = column.slice(start, _BLOCK_ROWS)
-            runs = _runs(block, self.num_words)
-            maybe = np.flatnonzero(self._table[runs.hashes >> self._shift])
-            place = np.minimum(np.searchsorted(self._hashes, runs.hashes[maybe]), len(self._hashes) - 1)
-            is_hit = self._hashes[place] == runs.hashes[maybe]
-            found[start + self._confirm(block, runs, maybe[is_hit], place[is_hit])] = True
-        return found
+            hashes, text = _runs(column.slice(start, _BLOCK_ROWS), self._num_words)
+            shares[start + text[positions(self._hashes, hashes)[0]]] = True
+        return shares
 
     def is_near(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
         """Return for each text whether it is a near-duplicate of an evaluation text."""
         return self._reference.is_near(texts)
 
-    def _confirm(self, texts: pa.Array, runs: _Runs, hits: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Return the texts of which at least one hit is the same words, not only the same hash."""
-        confirmed = []
-        edges = np.searchsorted(runs.text[hits], np.arange(len(texts) + 1))
-        for text in np.unique(runs.text[hits]).tolist():
-            words = _words(texts[text].as_py())
-            for hit in range(edges[text], edges[text + 1]):
-                if self._is_same(words[runs.start[hits[hit]] : runs.stop[hits[hit]]], int(places[hit])):
-                    confirmed.append(text)
-                    break
-        return np.array(confirmed, np.int64)
 
-    def _is_same(self, run: list[str], place: int) -> bool:
-        text = int(self._text[place])
-        if text not in self._words:
-            self._words[text] = _words(self.texts[text])
-        return run == self._words[text][self._start[place] : self._stop[place]]
-
-
-def _words(text: str) -> list[str]:
-    # The words that were hashed are in lower case; of them a sigma's form depends on its neighbours, which
-    # casefold undoes.
-    return [word.casefold() for word in split_words(text)]
-
-
-def _runs(texts: pa.Array | pa.ChunkedArray, num_words: int) -> _Runs:
-    """Return every run of `num_words` words, hashed.
+def _runs(texts: pa.Array | pa.ChunkedArray, num_words: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the hash of every run of `num_words` words (uint64 [runs]), and the text that each is in (int64
+    [runs]).
 
     The hash of the words w[i], w[i + 1], ... of a run is the sum of w[i + k] * F^k modulo 2^64: a difference
     of two prefix sums over all words, divided by F^i.
@@ -403,13 +319,9 @@ def _runs(texts: pa.Array | pa.ChunkedArray, num_words: int) -> _Runs:
         # words.
         stop = np.searchsorted(length, length[:-1] + num_words * SIXTHS[WORD])
     start = numbers[stop <= ends[text]]
-    text, stop = text[start], stop[start]
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(words.hashes * _powers(_FACTOR, len(numbers)))])
-    hashes = (sums[stop] - sums[start]) * _powers(pow(_FACTOR, -1, 2**64), len(numbers))[start]
-    begin = (ends - words.counts)[text]
-    return _Runs(
-        hashes, text, start - begin, stop - begin, np.bincount(text, minlength=len(words.counts)) > 0
-    )
+    inverses = _powers(pow(_FACTOR, -1, 2**64), len(numbers))
+    return (sums[stop[start]] - sums[start]) * inverses[start], text[start]
 
 
 def _powers(factor: int, count: int) -> np.ndarray:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.escaping import quoted
 from fullft_assets.examples.label_names import may_be_named
@@ -51,26 +50,16 @@ class SetAside:
     num_unvalidated: int = 0
 
     def take_rare(self, rows: Rows, labels: Labels, settings: SnapshotSettings, task: Task) -> Labels:
-        """Set aside the labels with fewer texts than `min_rows_per_label`; return the labels that are left.
-
-        Raises:
-            DataError: the settings refuse them.
-        """
+        """Set aside the labels with fewer texts than `min_rows_per_label`; return the labels that are left."""
         labels = labels.of(rows.kept)
-        if settings.rare_labels == "keep":
-            return labels
         while True:
             counts = _num_distinct(labels, rows.text)
             rare = np.flatnonzero((counts > 0) & (counts < settings.min_rows_per_label))
             if not len(rare):
                 return labels
-            if settings.rare_labels == "refuse":
-                self._refuse(rows, labels, int(rare[np.argmin(counts[rare])]), settings)
             labels = self._take(rows, labels, rare, "few_rows", task)
 
-    def take_untrainable(
-        self, rows: Rows, labels: Labels, known: Labels, settings: SnapshotSettings, seed: int, task: Task
-    ) -> Labels:
+    def take_untrainable(self, rows: Rows, labels: Labels, known: Labels, task: Task) -> Labels:
         """Set aside the labels without a training row, note those without a test row; return the labels that
         are left.
 
@@ -78,10 +67,7 @@ class SetAside:
             rows: as they are split.
             labels: of the rows that are still in.
             known: of the rows before any were excluded for the sake of the split: what each label had.
-            settings, seed, task: of the use case.
-
-        Raises:
-            DataError: the settings refuse a label without a row in the training or the test split.
+            task: of the use case.
         """
         while True:
             cells = np.unique(labels.code * len(SPLITS) + rows.split[labels.row])
@@ -90,9 +76,6 @@ class SetAside:
             present = np.zeros(len(labels.names), bool)
             present[known.without(np.array(list(self.reasons), np.int64)).code] = True
             untrained = np.flatnonzero(present & ~has[:, TRAIN])
-            if settings.rare_labels == "refuse":
-                for split in (TRAIN, TEST):
-                    self._require(present & ~has[:, split], split, rows, labels, known, settings, seed)
             if not len(untrained):
                 break
             self._take(rows, known, untrained, "no_training_row", task)
@@ -107,16 +90,12 @@ class SetAside:
     def _take(self, rows: Rows, labels: Labels, codes: np.ndarray, reason: str, task: Task) -> Labels:
         chosen = np.isin(labels.code, codes)
         row = labels.row[chosen]
-        num_rows, num_groups = (
-            np.bincount(labels.code, minlength=len(labels.names)),
-            _num_distinct(labels, rows.group),
-        )
+        num_rows = np.bincount(labels.code, minlength=len(labels.names))
+        num_groups = _num_distinct(labels, rows.group)
         for code in codes.tolist():
-            self.rows[code], self.groups[code], self.reasons[code] = (
-                int(num_rows[code]),
-                int(num_groups[code]),
-                reason,
-            )
+            self.rows[code] = int(num_rows[code])
+            self.groups[code] = int(num_groups[code])
+            self.reasons[code] = reason
         if task.target != "labels":
             rows.drop(row, _DROPPED)
         return labels.without(codes).of(rows.kept)
@@ -198,21 +177,21 @@ class SetAside:
                 ),
             ),
         ):
-            found = [
+            codes = [
                 code
                 for code in sorted(self.reasons, key=lambda code: -self.rows[code])
                 if self.reasons[code] == reason
             ]
-            if found:
+            if codes:
                 named = name_labels(
                     {
                         labels.names[n]: f"{_count(self.rows[n], 'row')}, {_count(self.groups[n], 'group')}"
-                        for n in found
+                        for n in codes
                     },
                     labels.names,
                 )
                 parts.append(
-                    f"{_count(len(found), 'label')} set aside that {why}, or leave them out of"
+                    f"{_count(len(codes), 'label')} set aside that {why}, or leave them out of"
                     f" examples.labels: {named}"
                 )
         if self.untested:
@@ -230,45 +209,6 @@ class SetAside:
             description="; ".join(parts),
             metadata={"num_labels_set_aside": len(self.reasons), "num_labels_untested": len(self.untested)},
         )
-
-    def _refuse(self, rows: Rows, labels: Labels, code: int, settings: SnapshotSettings) -> None:
-        mine = labels.row[labels.code == code]
-        # Named by the first in the order of sources: the message does not depend on the batches.
-        source, number = min((rows.table["source"][n].as_py(), int(rows.row[n])) for n in mine.tolist())
-        raise DataError(
-            f"{alias(source)}:{number}: {_called(labels, code)} has {len(mine)} row{'s' * (len(mine) > 1)},"
-            f" fewer than snapshot.min_rows_per_label ({settings.min_rows_per_label}); deliver more, leave it"
-            " out of examples.labels, or set snapshot.rare_labels to set_aside"
-        )
-
-    def _require(
-        self,
-        lacking: np.ndarray,
-        split: int,
-        rows: Rows,
-        labels: Labels,
-        known: Labels,
-        settings: SnapshotSettings,
-        seed: int,
-    ) -> None:
-        for code in np.flatnonzero(lacking)[:1].tolist():
-            left = labels.row[labels.code == code]
-            mine = known.row[known.code == code]
-            others = (
-                ", the others are copies, near to held-out rows or over a maximum"
-                if len(left) < len(mine)
-                else ""
-            )
-            raise DataError(
-                f"snapshot: no {SPLITS[split]} row with {_called(labels, code)}: it has"
-                f" {_count(len(mine), 'row')} in {_count(len(np.unique(rows.group[mine])), 'group')}"
-                f" ({shown_split(rows.split[left], settings, seed)}){others}. Deliver more groups with it,"
-                " leave it out of examples.labels, or set snapshot.rare_labels to set_aside"
-            )
-
-
-def _called(labels: Labels, code: int) -> str:
-    return f"label {quoted(labels.names[code])}" if may_be_named(labels.names) else "one of the labels"
 
 
 def _num_distinct(labels: Labels, values: np.ndarray) -> np.ndarray:

@@ -103,9 +103,10 @@ def sets_and_minimizers(texts: pa.Array | pa.ChunkedArray, seed: int) -> tuple[S
 def join(parts: Iterable[Minimizers]) -> Minimizers:
     """Return the minimizers of several lists of texts as one."""
     none = Minimizers(np.zeros(0, np.uint32), np.zeros(0, np.int64))
-    found = [none, *parts]
+    all_parts = [none, *parts]
     return Minimizers(
-        np.concatenate([part.values for part in found]), np.concatenate([part.counts for part in found])
+        np.concatenate([part.values for part in all_parts]),
+        np.concatenate([part.counts for part in all_parts]),
     )
 
 
@@ -123,13 +124,13 @@ def _shingles(
     texts.
     """
     for block in blocks(texts):
-        found = block_words(block)
-        words, counts = _with_followers(found), found.counts
+        of_block = block_words(block)
+        words, counts = _with_followers(of_block), of_block.counts
         ends = np.cumsum(counts)
         for start in range(0, len(block), SORTED_ROWS):
             end = min(start + SORTED_ROWS, len(block))
-            mine, few = words[ends[start] - counts[start] : ends[end - 1]], block.slice(start, end - start)
-            yield *_shingles_of_words(mine, counts[start:end], few, seed), few
+            of_few, few = words[ends[start] - counts[start] : ends[end - 1]], block.slice(start, end - start)
+            yield *_shingles_of_words(of_few, counts[start:end], few, seed), few
 
 
 def _with_followers(words: Words) -> np.ndarray:

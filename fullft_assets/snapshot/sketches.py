@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fullft_assets.examples import ExamplesMetadata
-from fullft_assets.settings import SnapshotSettings
+from fullft_assets.snapshot.frozen_batches import content_of
 from fullft_assets.snapshot.metadata import NearDuplicateIndexMetadata, ScreenedMetadata
-from fullft_assets.snapshot.minhash import BLOCK_TEXTS, Sketches, band_rows, concatenate, sketch_sets
+from fullft_assets.snapshot.minhash import BLOCK_TEXTS, Sketches, concatenate, sketch_sets
 from fullft_assets.snapshot.screening import VERSION as SCREENING_VERSION
 from fullft_assets.snapshot.screening import EvaluationTexts, Screen
 from fullft_assets.snapshot.shingles import Minimizers, join, sets_and_minimizers
@@ -26,7 +26,7 @@ from fullft_assets.store.hashing import unit_hash
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VERSION = "3"
+VERSION = "4"
 STAGE = "near_duplicate_index"
 SCREENED = "screened_examples"
 
@@ -42,18 +42,18 @@ class BatchIndex:
     minimizers: Minimizers
 
 
-def build(rows: pa.Table, similarity: float, seed: int) -> BatchIndex:
+def build(rows: pa.Table, seed: int) -> BatchIndex:
     """Return the index of rows with `text`, `text_hash` and `group`."""
-    chosen: list[Minimizers] = []
+    minimizers: list[Minimizers] = []
 
-    def made() -> Iterator[Sketches]:
-        for start in range(0, max(1, len(rows)), BLOCK_TEXTS):
-            sets, found = sets_and_minimizers(rows["text"].slice(start, BLOCK_TEXTS), seed)
-            chosen.append(found)
-            yield sketch_sets(sets, similarity)
+    def sketched() -> Iterator[Sketches]:
+        for start in range(0, len(rows), BLOCK_TEXTS):
+            sets, chosen = sets_and_minimizers(rows["text"].slice(start, BLOCK_TEXTS), seed)
+            minimizers.append(chosen)
+            yield sketch_sets(sets)
 
-    made_of_all = concatenate(made(), len(rows))
-    return BatchIndex(places(rows, seed), made_of_all, join(chosen))
+    sketches = concatenate(sketched(), len(rows))
+    return BatchIndex(places(rows, seed), sketches, join(minimizers))
 
 
 def places(rows: pa.Table, seed: int) -> np.ndarray:
@@ -67,7 +67,7 @@ def places(rows: pa.Table, seed: int) -> np.ndarray:
     return of_group[encoded.indices.to_numpy()] if len(of_group) else of_group
 
 
-def ensure(store: Store, case: str, examples: Manifest, similarity: float, seed: int) -> Manifest:
+def ensure(store: Store, case: str, examples: Manifest, seed: int) -> Manifest:
     """Return the index of a batch's examples, made if there is none yet."""
     import pyarrow.parquet as pq
 
@@ -75,7 +75,7 @@ def ensure(store: Store, case: str, examples: Manifest, similarity: float, seed:
         rows = pq.read_table(
             store.folder(examples) / "examples.parquet", columns=["text", "text_hash", "group"]
         )
-        index = build(rows, similarity, seed)
+        index = build(rows, seed)
         arrays = {"places": index.places, **vars(index.sketches)}
         arrays |= {
             "minimizers": index.minimizers.values,
@@ -96,9 +96,8 @@ def ensure(store: Store, case: str, examples: Manifest, similarity: float, seed:
         STAGE,
         write,
         version=VERSION,
-        # Thresholds with equal bands share an index: which pairs are near is decided later.
-        settings={"band_rows": band_rows(similarity)},
-        inputs={"labeled_examples": examples.content_digest},
+        settings={},
+        inputs={"labeled_examples": content_of(examples)},
         seed=seed,
     )
 
@@ -134,7 +133,6 @@ def ensure_screened(
     examples: Manifest,
     evaluation: EvaluationTexts,
     screen: Callable[[], Screen],
-    settings: SnapshotSettings,
 ) -> Manifest:
     """Return which of a batch's examples overlap the external evaluation sets, found out if it is not known
     yet.
@@ -143,17 +141,18 @@ def ensure_screened(
         store, case, examples: the batch.
         evaluation: the sets' texts.
         screen: makes the look-up; only called where the batch was not screened yet.
-        settings: what counts as overlap.
     """
     import pyarrow.parquet as pq
 
     def write(draft: Draft) -> Outcome:
         texts = pq.read_table(store.folder(examples) / "examples.parquet", columns=["text"])["text"]
-        found = screen().overlapping(texts)
-        np.save(draft.path / "overlaps.npy", found, allow_pickle=False)
+        overlaps = screen().overlapping(texts)
+        np.save(draft.path / "overlaps.npy", overlaps, allow_pickle=False)
         batch = ExamplesMetadata.of(examples).batch
         return (
-            ScreenedMetadata(batch=batch, num_rows=len(found), num_overlapping=int(found.sum())).as_dict(),
+            ScreenedMetadata(
+                batch=batch, num_rows=len(overlaps), num_overlapping=int(overlaps.sum())
+            ).as_dict(),
             [],
         )
 
@@ -162,10 +161,7 @@ def ensure_screened(
         SCREENED,
         write,
         version=SCREENING_VERSION,
-        settings={
-            "screen_words": settings.screen_words,
-            "near_duplicate_similarity": settings.near_duplicate_similarity,
-        },
-        inputs={"labeled_examples": examples.content_digest, "evaluation_texts": evaluation.digest},
+        settings={},
+        inputs={"labeled_examples": content_of(examples), "evaluation_texts": evaluation.digest},
         seed=0,
     )

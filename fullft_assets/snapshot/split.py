@@ -40,7 +40,6 @@ from fullft_assets.snapshot.ledger import EMPTY, Ledger
 from fullft_assets.snapshot.near_rows import drop_near_and_contained
 from fullft_assets.snapshot.set_aside import SetAside
 from fullft_assets.snapshot.shingles import distinct
-from fullft_assets.snapshot.verdicts import Verdicts
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import Target, Task
@@ -57,6 +56,8 @@ TRAINING_ROWS_SUFFICE = CheckSpec(
 TRAINING_ROWS_ARE_PLENTY = CheckSpec(
     "training_rows_are_plenty", "There are as many training rows as full fine-tuning wants."
 )
+#: With fewer training rows a check warns: full fine-tuning usually needs tens of thousands.
+RECOMMENDED_TRAIN_ROWS = 10_000
 #: How often near-duplicates are looked for, where leaving them out costs a label a side: once but for rare
 #: cases.
 _MOST_ATTEMPTS = 3
@@ -76,7 +77,6 @@ class Frozen:
         order: whether rows arrived in their order; it alone depends on the names of the batches.
         num_breaking: rows that break each rule on row identity (`rules.IDENTITY_RULES`), over all batches.
         ledger: what the next snapshot has to remember.
-        verdicts: which texts were compared, and which of them are near; for a later snapshot.
         agreement: how far annotators agree whose answers are rows of one id; None where there are none.
         places_left_out: the first rows that were excluded, as file:row, by reason.
     """
@@ -89,7 +89,6 @@ class Frozen:
     order: CheckOutcome
     num_breaking: dict[str, int]
     ledger: Ledger
-    verdicts: dict[str, Verdicts]
     agreement: Agreement | None = None
     places_left_out: dict[str, list[str]] = field(default_factory=dict)
 
@@ -101,7 +100,6 @@ def freeze_batches(
     *,
     task: Task,
     ledger: Ledger = EMPTY,
-    compared: Mapping[str, Verdicts] | None = None,
     id_field: str = "id",
 ) -> Frozen:
     """Deduplicate and split the valid examples of all batches.
@@ -112,7 +110,6 @@ def freeze_batches(
         seed: key of every hash.
         task: what is learned.
         ledger: what earlier snapshots held out.
-        compared: `Frozen.verdicts` of an earlier snapshot; the result is the same without them.
         id_field: what ids were read from, for a message.
 
     Raises:
@@ -126,7 +123,7 @@ def freeze_batches(
     _drop_untrained(rows, batches)
     old = drop_superseded(rows, batches, task.target)
     try:
-        return _freeze(rows, old, batches, settings, seed, task, ledger, compared or {})
+        return _freeze(rows, old, batches, settings, seed, task, ledger)
     except DataError as error:
         if (why := old.repeated_ids(id_field)) is None:
             raise
@@ -141,7 +138,6 @@ def _freeze(
     seed: int,
     task: Task,
     ledger: Ledger,
-    compared: Mapping[str, Verdicts],
 ) -> Frozen:
     """Deduplicate and split what is left once older rows are excluded; see `freeze_batches`."""
     num_contradicting = _drop_contradictions(rows, old.votes, task.target)
@@ -151,12 +147,12 @@ def _freeze(
     aside.require_some_left(rows, names, settings, seed, task.min_labels)
     groups = GroupSplits.of(rows, ledger, settings)
     counted = distinct(rows.group[rows.kept])
-    num_copies, verdicts = _split(rows, batches, known, groups, settings, seed, compared)
+    num_copies = _split(rows, batches, known, groups, settings, seed)
     labels = known.of(rows.kept)
     cap_held_out(rows, labels, settings, seed)
     subsample(rows, labels.of(rows.kept), TRAIN, settings.max_train_rows, seed)
     subsample(rows, labels.of(rows.kept), VALIDATION, settings.max_validation_rows, seed)
-    labels = aside.take_untrainable(rows, labels.of(rows.kept), known, settings, seed, task)
+    labels = aside.take_untrainable(rows, labels.of(rows.kept), known, task)
     aside.require_some_left(rows, labels, settings, seed, task.min_labels)
     _require_splits(rows, len(counted), settings, seed)
     present = [labels.names[n] for n in np.unique(labels.code).tolist()]
@@ -185,7 +181,6 @@ def _freeze(
         old.order,
         num_breaking,
         remembered,
-        verdicts,
         agreement,
         rows.places_left_out(),
     )
@@ -213,33 +208,32 @@ def _split(
     groups: GroupSplits,
     settings: SnapshotSettings,
     seed: int,
-    compared: Mapping[str, Verdicts],
-) -> tuple[int, dict[str, Verdicts]]:
+) -> int:
     """Give the rows the splits of their groups, without what leaks from one to another.
 
     Where what is excluded costs a label a side, further groups are moved, and what leaks is determined again.
 
     Returns:
-        How many copies were excluded, and the verdicts on near-duplicates.
+        How many copies were excluded.
     """
-    kept, dropped = rows.kept, rows.dropped.copy()
-    labels = labels.of(kept)
+    is_in, dropped = rows.kept, rows.dropped.copy()
+    labels = labels.of(is_in)
     groups.serve(_with_every_side(rows, labels, groups), rows.group)
-    num_copies, verdicts = 0, dict(compared)
+    num_copies = 0
     for attempt in range(_MOST_ATTEMPTS):
         rows.tier, rows.dropped = groups.split[rows.group], dropped.copy()
-        rows.split = np.where(kept, rows.tier, -1)
+        rows.split = np.where(is_in, rows.tier, -1)
         num_copies = _drop_copies(rows)
         _drop_once_held_out(rows)
         _drop_overlaps(rows, batches)
         # Before the cap, since which rows of a group it keeps changes as the group grows: what is near to any
         # of them never trains.
-        verdicts = drop_near_and_contained(rows, batches, settings, seed, verdicts)
+        drop_near_and_contained(rows, batches, settings, seed)
         if attempt == _MOST_ATTEMPTS - 1 or not groups.serve(
             _with_every_side(rows, labels.of(rows.kept), groups), rows.group
         ):
             break
-    return num_copies, verdicts
+    return num_copies
 
 
 def _with_every_side(rows: Rows, labels: Labels, groups: GroupSplits) -> Labels:
@@ -284,12 +278,12 @@ def _drop_once_held_out(rows: Rows) -> None:
 
 
 def _drop_overlaps(rows: Rows, batches: Mapping[str, BatchRows]) -> None:
-    found = [
+    overlaps = [
         b.overlaps if b.overlaps is not None else np.zeros(len(b.rows), bool)
         for _, b in sorted(batches.items())
     ]
     rows.drop(
-        np.concatenate(found) & (rows.split == TRAIN), "train rows that overlap an external evaluation set"
+        np.concatenate(overlaps) & (rows.split == TRAIN), "train rows that overlap an external evaluation set"
     )
 
 
@@ -299,12 +293,12 @@ def _require_splits(rows: Rows, num_groups: int, settings: SnapshotSettings, see
     Raises:
         DataError: a split is empty; the message has the shares, the seed and the counts.
     """
-    kept = rows.split[rows.kept]
+    splits = rows.split[rows.kept]
     for split in (TRAIN, TEST, VALIDATION):
-        if not (kept == split).any():
+        if not (splits == split).any():
             raise DataError(
-                f"snapshot: no {SPLITS[split]} row, of {len(kept):,} rows that are left of {num_groups:,}"
-                f" groups ({shown_split(kept, settings, seed)}); deliver more groups, or set examples.group"
+                f"snapshot: no {SPLITS[split]} row, of {len(splits):,} rows that are left of {num_groups:,}"
+                f" groups ({shown_split(splits, settings, seed)}); deliver more groups, or set examples.group"
                 " to a field with more values, or to none"
             )
 
@@ -318,20 +312,20 @@ def _index(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    kept = np.flatnonzero(rows.kept)
-    table = rows.table.take(kept)
-    split = pa.array(SPLITS).take(pa.array(rows.split[kept]))
+    numbers = np.flatnonzero(rows.kept)
+    table = rows.table.take(numbers)
+    split = pa.array(SPLITS).take(pa.array(rows.split[numbers]))
     columns = {"split": split, "id": table["id"], "text_hash": table["text_hash"]}
     if target is not None:
-        columns[target] = table[target] if labels is None or target != "labels" else _lists(labels, kept)
+        columns[target] = table[target] if labels is None or target != "labels" else _lists(labels, numbers)
     columns["group"] = pc.coalesce(table["group"], table["text_hash"])
     index = pa.table(columns)
     order = pc.sort_indices(
         index, sort_keys=[("split", "ascending"), ("text_hash", "ascending"), ("id", "ascending")]
     )
-    batch = pa.array(names, pa.string()).take(pa.array(rows.batch[kept]))
+    batch = pa.array(names, pa.string()).take(pa.array(rows.batch[numbers]))
     places = pa.table(
-        {"source": table["source"], "row": table["row"], "batch": batch, "position": rows.position[kept]}
+        {"source": table["source"], "row": table["row"], "batch": batch, "position": rows.position[numbers]}
     )
     # One chunk a column: how the file is cut into pages must not depend on the batches either.
     return index.take(order).combine_chunks(), places.take(order).combine_chunks()
@@ -373,7 +367,7 @@ def _checks(rows: Rows, settings: SnapshotSettings) -> list[CheckOutcome]:
     shared = _num_shared(rows)
     num_train = int((rows.split == TRAIN).sum())
     enough = num_train >= settings.min_train_rows
-    plenty = num_train >= settings.recommended_train_rows
+    plenty = num_train >= RECOMMENDED_TRAIN_ROWS
     return [
         CheckOutcome(
             name=SPLITS_ARE_DISJOINT.name,
@@ -409,7 +403,7 @@ def _checks(rows: Rows, settings: SnapshotSettings) -> list[CheckOutcome]:
                 ""
                 if plenty
                 else (
-                    f"{num_train:,} training rows; full fine-tuning wants {settings.recommended_train_rows:,}"
+                    f"{num_train:,} training rows; full fine-tuning wants {RECOMMENDED_TRAIN_ROWS:,}"
                     " and more, or it overfits"
                 )
             ),

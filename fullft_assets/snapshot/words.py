@@ -63,23 +63,16 @@ class Words:
 
 def hash_words(texts: pa.Array | pa.ChunkedArray) -> Words:
     """Return the words of texts; null counts as empty."""
-    found = [block_words(block) for block in blocks(texts)]
-    hashes = np.concatenate([np.zeros(0, np.uint64), *(words.hashes for words in found)])
-    counts = np.concatenate([np.zeros(0, np.int64), *(words.counts for words in found)])
-    if all(words.kinds is None for words in found):
+    parts = [block_words(block) for block in blocks(texts)]
+    hashes = np.concatenate([np.zeros(0, np.uint64), *(words.hashes for words in parts)])
+    counts = np.concatenate([np.zeros(0, np.int64), *(words.counts for words in parts)])
+    if all(words.kinds is None for words in parts):
         return Words(hashes, counts)
     return Words(
         hashes,
         counts,
-        np.concatenate([np.zeros(len(w.hashes), np.uint8) if w.kinds is None else w.kinds for w in found]),
+        np.concatenate([np.zeros(len(w.hashes), np.uint8) if w.kinds is None else w.kinds for w in parts]),
     )
-
-
-def split_words(text: str) -> list[str]:
-    """Return the words that are hashed of one text."""
-    import pyarrow as pa
-
-    return _words_of_run(_parted(pa.array([text], pa.string()))[0].as_py())
 
 
 def blocks(texts: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array]:
@@ -115,11 +108,11 @@ def block_words(texts: pa.Array) -> Words:
     encoded = split.values.cast(pa.binary()).dictionary_encode()
     number, ends = encoded.indices.to_numpy(), split.offsets.to_numpy()
     hashes, counts = _distinct_words(encoded.dictionary.to_pylist())
-    found, num_words = _spread(hashes, counts, number, ends)
+    of_words, num_words = _spread(hashes, counts, number, ends)
     if not len(places):
-        return Words(found, num_words)
+        return Words(of_words, num_words)
     kinds = _kinds(encoded.dictionary.cast(pa.string())).repeat(counts)
-    return Words(found, num_words, _spread(kinds, counts, number, ends)[0])
+    return Words(of_words, num_words, _spread(kinds, counts, number, ends)[0])
 
 
 def _bytes_of(texts: pa.Array) -> tuple[np.ndarray, memoryview]:
@@ -133,10 +126,10 @@ def _may_lack_spaces(texts: pa.Array) -> np.ndarray:
     some others do).
     """
     offsets, data = _bytes_of(texts)
-    found = np.frombuffer(data, np.uint8)
+    codes = np.frombuffer(data, np.uint8)
     # From U+0E00 on; E2 begins the punctuation of all scripts.
-    at = np.flatnonzero(found >= 0xE0)
-    at = at[found[at] != 0xE2]
+    at = np.flatnonzero(codes >= 0xE0)
+    at = at[codes[at] != 0xE2]
     return np.unique(np.searchsorted(offsets[1:] - offsets[0], at, "right")) if len(at) else at
 
 
@@ -180,7 +173,7 @@ def _spread(
         ends: n + 1 offsets of the texts' runs.
     """
     begin, num_words = np.cumsum(counts) - counts, np.diff(ends)
-    found = np.append(values, values.dtype.type(0))[begin].take(number)
+    spread = np.append(values, values.dtype.type(0))[begin].take(number)
     # Nearly every run is one word; the others are set right.
     odd = np.flatnonzero((counts != 1).take(number))
     if len(odd):
@@ -189,13 +182,15 @@ def _spread(
             np.searchsorted(ends, odd, "right") - 1, more, len(ends) - 1
         ).astype(np.int64)
         several, empty = odd[more > 0], odd[more < 0]
-        is_word = np.ones(len(found), bool)
+        is_word = np.ones(len(spread), bool)
         is_word[empty] = False
-        found, more, run = found[is_word], more[more > 0], number[several]
+        spread = spread[is_word]
+        more = more[more > 0]
+        run = number[several]
         if len(several):
             after = several + 1 - np.searchsorted(empty, several)
-            found = np.insert(found, after.repeat(more), values[expand(begin[run] + 1, more)])
-    return found, num_words
+            spread = np.insert(spread, after.repeat(more), values[expand(begin[run] + 1, more)])
+    return spread, num_words
 
 
 def _distinct_words(runs: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -207,9 +202,9 @@ def _distinct_words(runs: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         if run and run.isascii():
             words.append(run)
         else:
-            found = _words_of_run(run.decode())
-            counts[number] = len(found)
-            words += [word.encode() for word in found]
+            words_of_run = _words_of_run(run.decode())
+            counts[number] = len(words_of_run)
+            words += [word.encode() for word in words_of_run]
     digests = b"".join([hashlib.blake2b(word, digest_size=8).digest() for word in words])
     return np.frombuffer(digests, "<u8"), counts
 

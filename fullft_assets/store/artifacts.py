@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -191,6 +191,17 @@ class Artifacts(Files):
         if self.is_local or self._fs.find(folder):
             with suppress(FileNotFoundError):
                 self._fs.rm(folder, recursive=True)
+
+    def remove_files(self, manifest: Manifest, but: Collection[str] = ()) -> None:
+        """Remove the files of an artifact but for some; its manifest stays, and says what there was. Its
+        stage can be run again.
+        """
+        folder = f"{self._root}/{manifest.ref}"
+        names = {f"{folder}/{name}" for name in manifest.files if name not in but}
+        self._fs.invalidate_cache()
+        gone = sorted(names.intersection(self._fs.find(folder)))
+        if gone:
+            self._fs.rm(gone)
 
     def unfinished(self, case: str, stage: str) -> list[str]:
         """Return the refs of the attempts without a manifest: being written, or left by a process that was

@@ -16,7 +16,7 @@ from fullft_assets.store.manifest import MANIFEST, CheckOutcome, FileEntry, Iden
 class Draft:
     """An artifact being written: put files below `path`, then call `commit` once.
 
-    Set `identity` before, where less than the key and all files determines the content.
+    Set `identity` before, where less than the key and all files determines the content, or `kept_digest`.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class Draft:
         self.path = path
         self.manifest: Manifest | None = None
         self.identity: Identity | None = None
+        self.kept_digest: str | None = None
         self._files = files
         self._named: dict[str, Any] = {
             "case": case,
@@ -71,6 +72,7 @@ class Draft:
             metadata=dict(metadata),
             checks=checks or [],
             identity=self.identity,
+            kept_digest=self.kept_digest,
         )
         if not self._files.is_local:
             self._files.upload(self.path, manifest.ref, names)

@@ -17,7 +17,6 @@ from fullft_assets.errors import is_cut_answer
 from fullft_assets.extras import require
 from fullft_assets.store.disk import PRIVATE_FILE, PRIVATE_FOLDER, make_folder, replace_synced
 from fullft_assets.store.hashing import digest
-from fullft_assets.store.listing import parse_listings_quickly
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -61,8 +60,8 @@ class Files:
         opened to a group for writing.
         """
         root = Path(self.url)
-        given = root.stat().st_mode & 0o7777 if self.is_local and root.is_dir() else 0
-        return given if given & 0o020 else self._own_mode
+        mode = root.stat().st_mode & 0o7777 if self.is_local and root.is_dir() else 0
+        return mode if mode & 0o020 else self._own_mode
 
     @property
     def file_mode(self) -> int:
@@ -197,16 +196,9 @@ class Files:
             if written.is_set():
                 self._fs.rm_file(f"{self._root}/{name}")
 
-    def _look_anew(self) -> None:
-        """Prepare for a listing."""
-        # A listing cache would hide what another process wrote meanwhile.
-        self._fs.invalidate_cache()
-        if self.url.startswith("s3://"):
-            parse_listings_quickly(self._fs)
-
     def names(self, folder: str) -> list[str]:
         """Return the names of what is directly in a folder."""
-        self._look_anew()
+        self._fs.invalidate_cache()
         try:
             paths = self._fs.ls(f"{self._root}/{folder}", detail=False)
         except FileNotFoundError:
@@ -222,12 +214,12 @@ class Files:
         """
         if self.is_local:
             return dict(_on_disk(Path(self.url, folder)))
-        self._look_anew()
+        self._fs.invalidate_cache()
         try:
-            found = self._fs.ls(f"{self._root}/{folder}", detail=True)
+            entries = self._fs.ls(f"{self._root}/{folder}", detail=True)
         except FileNotFoundError:
             return {}
-        return {info["name"].rpartition("/")[2]: info["ETag"] for info in found if info["type"] == "file"}
+        return {info["name"].rpartition("/")[2]: info["ETag"] for info in entries if info["type"] == "file"}
 
     def each(self, do: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
         """Yield what `do` returns for each item; where that means requests to a bucket, several are made at a
@@ -243,18 +235,18 @@ class Files:
         """Return when a file below a folder was written last, in seconds since the epoch; 0 where there is
         none.
         """
-        self._look_anew()
-        found = self._fs.find(f"{self._root}/{folder}", detail=True).values()
+        self._fs.invalidate_cache()
+        entries = self._fs.find(f"{self._root}/{folder}", detail=True).values()
         return max(
-            (info["mtime"] if self.is_local else info["LastModified"].timestamp() for info in found),
+            (info["mtime"] if self.is_local else info["LastModified"].timestamp() for info in entries),
             default=0.0,
         )
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the bytes of each file below a folder, by its name within the store."""
-        self._look_anew()
-        found = self._fs.find(f"{self._root}/{folder}", detail=True)
-        return {path.removeprefix(f"{self._root}/"): info["size"] for path, info in found.items()}
+        self._fs.invalidate_cache()
+        entries = self._fs.find(f"{self._root}/{folder}", detail=True)
+        return {path.removeprefix(f"{self._root}/"): info["size"] for path, info in entries.items()}
 
 
 def whole(read: Callable[[], B]) -> B:
@@ -277,8 +269,8 @@ def _on_disk(folder: Path) -> Iterator[tuple[str, str]]:
         with os.scandir(folder) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):  # an unfinished file that was renamed meanwhile
-                    found = entry.stat()
-                    if stat.S_ISREG(found.st_mode):
-                        yield entry.name, f"{found.st_ino}-{found.st_size}-{found.st_mtime_ns}"
+                    state = entry.stat()
+                    if stat.S_ISREG(state.st_mode):
+                        yield entry.name, f"{state.st_ino}-{state.st_size}-{state.st_mtime_ns}"
     except FileNotFoundError:
         return

@@ -71,7 +71,9 @@ class Lease:
 
 class _BucketLease(Lease):
     def __init__(self, pointers: Pointers, name: str):
-        self._pointers, self._name, self._by = pointers, name, uuid.uuid4().hex
+        self._pointers = pointers
+        self._name = name
+        self._by = uuid.uuid4().hex
         self._renewed_at = float("-inf")
 
     def require(self) -> None:
@@ -86,13 +88,13 @@ class _BucketLease(Lease):
         began = since = time.monotonic()
         seen: dict[str, Any] | None = None
         while True:
-            found = self._pointers.read_pointer(self._name)
+            lease = self._pointers.read_pointer(self._name)
             now = time.monotonic()
-            if found != seen:
-                seen, since = found, now
+            if lease != seen:
+                seen, since = lease, now
             # Clocks of machines differ: what counts is how long this process saw no sign of life.
-            if found is None or found["by"] is None or now - since > _DEAD_SECONDS:
-                if self._replace(found, self._by):
+            if lease is None or lease["by"] is None or now - since > _DEAD_SECONDS:
+                if self._replace(lease, self._by):
                     return
             elif now - began > patience_seconds:
                 raise StoreError(
@@ -104,25 +106,25 @@ class _BucketLease(Lease):
     def renew_until(self, ended: threading.Event) -> None:
         while not ended.wait(_RENEW_SECONDS):
             try:
-                found = self._pointers.read_pointer(self._name)
-                if found is None or found["by"] != self._by or not self._replace(found, self._by):
+                lease = self._pointers.read_pointer(self._name)
+                if lease is None or lease["by"] != self._by or not self._replace(lease, self._by):
                     self.is_lost, self._renewed_at = True, float("-inf")
                     return
             except Exception:  # the bucket may answer again before the lease ends; `require` sees if not
                 continue
 
     def release(self) -> None:
-        found = self._pointers.read_pointer(self._name)
-        if found is not None and found["by"] == self._by:
-            self._replace(found, None)
+        lease = self._pointers.read_pointer(self._name)
+        if lease is not None and lease["by"] == self._by:
+            self._replace(lease, None)
 
-    def _replace(self, found: dict[str, Any] | None, by: str | None) -> bool:
+    def _replace(self, lease: dict[str, Any] | None, by: str | None) -> bool:
         """Write the lease if it is still what was found; return whether it was written."""
         asked_at, is_written = _now(), False
 
         def change(current: dict[str, Any] | None) -> dict[str, Any] | None:
             nonlocal is_written
-            is_written = current == found
+            is_written = current == lease
             return {"by": by, "sign": uuid.uuid4().hex} if is_written else None
 
         self._pointers.change_pointer(self._name, change)

@@ -83,6 +83,8 @@ class Manifest(BaseModel):
     checks: list[CheckOutcome]
     #: None: the key and all files determine the content.
     identity: Identity | None = None
+    #: Content digest that it has kept since rows were erased from it. None: the content determines it.
+    kept_digest: str | None = None
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -105,18 +107,13 @@ class Manifest(BaseModel):
         return f"{self.case}/{self.stage}/{self.key}/{self.attempt}"
 
     @property
-    def replaces(self) -> list[str]:
-        """Content digests of the artifacts that this one replaced under its key (`Store.rewrite`), the oldest
-        first.
-        """
-        return self.metadata.get("replaces", [])
-
-    @property
     def content_digest(self) -> str:
         """Digest of the content: the data version in Dagster, the input of downstream keys.
 
         Two artifacts with one `identity` have one digest, however they came about: consumers may take either.
         """
+        if self.kept_digest is not None:
+            return self.kept_digest
         if self.identity is not None:
             files = {name: self.files[name].sha256 for name in self.identity.files}
             return digest(

@@ -19,6 +19,9 @@ from pydantic import (
 from fullft_assets.errors import StoreError
 from fullft_assets.store.manifest import Manifest
 
+#: Keys that manifests of earlier stores may have, and that nothing is read from.
+_UNREAD = ("replaces", "withdrawn", "erased_from")
+
 
 class Private(Enum):
     """What a field holds that others than the store's readers must not see, and what they see in its place.
@@ -51,22 +54,19 @@ class Metadata(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     rest: ClassVar[str | None] = None
 
-    #: Content digests of the artifacts that this one replaced (`Store.rewrite`). None: it was written once.
-    replaces: list[str] | None = None
-
     @model_validator(mode="before")
     @classmethod
-    def _collect_rest(cls, given: Any) -> Any:
-        if cls.rest is None or not isinstance(given, dict) or cls.rest in given:
-            return given
-        known = {name: value for name, value in given.items() if name in cls.model_fields}
-        return {**known, cls.rest: {name: value for name, value in given.items() if name not in known}}
+    def _collect_rest(cls, values: Any) -> Any:
+        if cls.rest is None or not isinstance(values, dict) or cls.rest in values:
+            return values
+        known = {name: value for name, value in values.items() if name in cls.model_fields}
+        return {**known, cls.rest: {name: value for name, value in values.items() if name not in known}}
 
     @model_serializer(mode="wrap")
     def _spread_rest(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        found = handler(self)
-        rest = {} if self.rest is None else found.pop(self.rest)
-        return {**found, **rest}
+        values = handler(self)
+        rest = {} if self.rest is None else values.pop(self.rest)
+        return {**values, **rest}
 
     @classmethod
     def private(cls, name: str, value: Any) -> Private | None:
@@ -84,7 +84,9 @@ class Metadata(BaseModel):
             StoreError: another version of the stage wrote it: a key is missing, unknown or of another type.
         """
         try:
-            return cls.model_validate(manifest.metadata)
+            return cls.model_validate(
+                {name: value for name, value in manifest.metadata.items() if name not in _UNREAD}
+            )
         except ValidationError as error:
             key = ".".join(map(str, error.errors()[0]["loc"]))
             raise StoreError(

@@ -31,14 +31,14 @@ class Pointers(Files):
         """A random name that the store gets when it is first asked for: two stores may have one URL, at
         different endpoints.
         """
-        found = self.read_pointer("store")
-        if found is None:
+        pointer = self.read_pointer("store")
+        if pointer is None:
             self.change_pointer(
                 "store", lambda there: {"id": secrets.token_hex(8)} if there is None else None
             )
-            found = self.read_pointer("store")
-        assert found is not None, "it was just written, by this process or another"
-        return found["id"]
+            pointer = self.read_pointer("store")
+        assert pointer is not None, "it was just written, by this process or another"
+        return pointer["id"]
 
     def require_conditions(self) -> None:
         """Refuse a bucket whose server ignores the conditions of a write; it is asked once a process.
@@ -113,11 +113,11 @@ class Pointers(Files):
         versions = set()
         for _ in range(_MAX_TRIES):
             # The version is read first: content that is newer than it fails the comparison.
-            version, found = self.version_of(file), self.read_bytes(file)
+            version, content = self.version_of(file), self.read_bytes(file)
             versions.add(version)
-            if tried is not None and found == tried:
+            if tried is not None and content == tried:
                 return  # written, but the answer was lost and the request repeated
-            new = change(None if found is None else json.loads(found))
+            new = change(None if content is None else json.loads(content))
             if new is None:
                 return
             tried = json.dumps(new, indent=1, sort_keys=True).encode()

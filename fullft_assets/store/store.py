@@ -79,14 +79,14 @@ class Store(Artifacts, Leases, WorkFolders, Tracebacks):
             version, settings, inputs, seed: see `artifact_key`.
         """
         key = artifact_key(stage, version, settings, inputs, seed)
-        found = self.find(case, stage, key)
-        if found is not None:
-            return found
+        artifact = self.find(case, stage, key)
+        if artifact is not None:
+            return artifact
         with self.create(case, stage, key, version=version, seed=seed) as draft:
             metadata, checks = write(draft)
-            made = draft.commit(settings=settings, inputs=inputs, metadata=metadata, checks=checks)
+            committed = draft.commit(settings=settings, inputs=inputs, metadata=metadata, checks=checks)
         # Another process may have committed meanwhile: all go on with the same attempt.
-        return self.find(case, stage, key) or made
+        return self.find(case, stage, key) or committed
 
     def alone_with_artifacts(self, case: str) -> AbstractContextManager[Lease]:
         """Wait until no other process rewrites or removes artifacts of a use case, as an erasure and a
@@ -110,10 +110,10 @@ class Store(Artifacts, Leases, WorkFolders, Tracebacks):
         """Return a name of the last time that artifacts were replaced under their keys ("" if never); None
         while that goes on.
         """
-        found = self.read_pointer(_rewritten(case))
-        if found is None:
+        pointer = self.read_pointer(_rewritten(case))
+        if pointer is None:
             return ""
-        return found["by"] if found["is_over"] else None
+        return pointer["by"] if pointer["is_over"] else None
 
     def rewrite(
         self,
@@ -126,8 +126,13 @@ class Store(Artifacts, Leases, WorkFolders, Tracebacks):
         """Replace an artifact by an edited copy under the same key; a reference to the old attempt finds the
         new one.
 
+        The copy keeps the content digest, by which others name what they were made from, unless the artifact
+        has an identity, which then decides.
+
         Args:
+            manifest: of the artifact.
             edit: changes the copied files below a folder and returns the metadata that changed with them.
+            inputs, checks, identity: of the copy. Default: those of the artifact.
         """
         with self.create(
             manifest.case, manifest.stage, manifest.key, version=manifest.version, seed=manifest.seed
@@ -136,18 +141,16 @@ class Store(Artifacts, Leases, WorkFolders, Tracebacks):
                 self.folder(manifest), draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST)
             )
             draft.identity = identity or manifest.identity
-            # Content digests of the artifacts that this replaces, so that a digest that was recorded as an
-            # input can still be matched.
-            replaces = [*manifest.replaces, manifest.content_digest]
-            metadata = {**manifest.metadata, **edit(draft.path), "replaces": replaces}
-            made = draft.commit(
+            draft.kept_digest = manifest.content_digest if draft.identity is None else None
+            metadata = {**manifest.metadata, **edit(draft.path)}
+            committed = draft.commit(
                 settings=manifest.settings,
                 inputs=manifest.inputs if inputs is None else inputs,
                 metadata=metadata,
                 checks=manifest.checks if checks is None else checks,
             )
         self.delete(manifest)
-        return made
+        return committed
 
 
 def _rewritten(case: str) -> str:

@@ -41,6 +41,7 @@ from fullft_assets.planning import PilotMetadata
 from fullft_assets.planning.worth import Worth, asked, judge_worth
 from fullft_assets.release import champion_rule, recipe_digest
 from fullft_assets.snapshot import Split, load_split, load_values, near_duplicates
+from fullft_assets.snapshot.minhash import SIMILARITY
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import BASELINES, task_of
 from fullft_assets.tasks.context import EvaluationContext, EvaluationResult
@@ -188,7 +189,6 @@ def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) 
     A snapshot keeps its own training rows away from its test rows, but a checkpoint that is older than the
     snapshot (periodic evaluation, a champion) was trained on another one's.
     """
-    settings = job.settings.snapshot
     evaluated = [inputs[name] for name in ("finetuned_checkpoint", CHAMPION, ANCHOR) if name in inputs]
     learned_from = dict.fromkeys(
         ref for checkpoint in evaluated for ref in snapshots_learned_from(checkpoint)
@@ -198,9 +198,7 @@ def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) 
     seen: set[int] = set()
     for snapshot in trained_on.values():
         train = load_split(store, snapshot, "train", windows=False)
-        seen.update(
-            near_duplicates(train.texts, test.texts, settings.near_duplicate_similarity, job.settings.seed)
-        )
+        seen.update(near_duplicates(train.texts, test.texts, SIMILARITY, job.settings.seed))
     if len(seen) == len(test):
         raise DataError(
             "evaluation: every test row was learned from by a model that is evaluated; deliver new labelled"
