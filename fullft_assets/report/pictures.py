@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, MUTED, ACCENT, SECOND, GRID = "#1f2937", "#6b7280", "#2563eb", "#d97706", "#e5e7eb"
+INK = "#1f2937"
+MUTED = "#6b7280"
+ACCENT = "#2563eb"
+SECOND = "#d97706"
+GRID = "#e5e7eb"
 #: Most labels of a picture: those with the most errors, or the lowest scores.
 MAX_LABELS = 25
 _MAX_LABEL_CHARACTERS = 22

@@ -144,4 +144,7 @@ def _words(texts: Sequence[str]) -> list[list[int]]:
     return [part.tolist() for part in np.split(words.hashes, np.cumsum(words.counts)[:-1])]
 
 
-EXACT_MATCH, ROUGE_L, CHRF, BLEU = ExactMatch(), RougeL(), ChrF(), Bleu()
+EXACT_MATCH = ExactMatch()
+ROUGE_L = RougeL()
+CHRF = ChrF()
+BLEU = Bleu()
