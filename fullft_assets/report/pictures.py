@@ -57,7 +57,7 @@ def draw(
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return a figure of so many inches with plain axes."""
+    """Return a figure of this width and height in inches, with plain axes."""
     # A bare Figure draws with Agg and leaves pyplot's global state alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -48,7 +48,7 @@ class RougeL(_TextMetric):
     """Mean F1 of the longest common subsequence of words (Lin 2004, ROUGE: A Package for Automatic Evaluation
     of Summaries).
 
-    Words are those of any script, in lower case: the package `rouge-score` drops all but a to z and digits.
+    Words are of any script, in lower case: the package `rouge-score` drops all but a to z and digits.
     """
 
     name, title = "rouge_l", "ROUGE-L"

@@ -88,7 +88,7 @@ def _has_probabilities(predictions: Predictions) -> bool:
 
 
 def _shares(predictions: Predictions) -> np.ndarray:
-    """Return the probabilities [n, k]; those of a model in single precision do not add up to 1 exactly."""
+    """Return the probabilities [n, k] divided by their sum, which in single precision is not exactly 1."""
     probabilities = np.asarray(predictions.predicted, np.float64)
     return probabilities / probabilities.sum(1, keepdims=True)
 

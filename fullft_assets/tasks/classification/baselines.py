@@ -66,7 +66,7 @@ class Tfidf(Baseline):
     def _vectorizers(
         max_terms: int | None = None, vocabularies: Sequence[dict[str, int] | None] = (None, None)
     ) -> list[TfidfVectorizer]:
-        """Return the vectorizers of words and of parts of words, each with at most so many terms."""
+        """Return the vectorizers of words and of parts of words, each with a maximum number of terms."""
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         words, parts = vocabularies
