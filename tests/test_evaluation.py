@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -493,3 +494,14 @@ def test_seed_noise_leaves_out_what_the_rows_explain():
     assert np.mean(found[False]) < 0.1 * 0.03**2 + 0.16 / 300 * 0.25
     assert np.mean(found[True]) == pytest.approx(0.03**2, rel=0.15)
     assert pooled([runs[:8]]) is None and pooled([runs[:1]] * 12) is None
+
+
+def test_an_evaluation_of_an_earlier_release_is_read():
+    current = assessed(0.9, 0.8)
+    marker = {"label": "a", "kind": "name", "rule": "a", "precision": 1.0, "recall": 0.5}
+    marker |= {"effective_groups": 9.0, "told_by_text": 0.5}
+    leakage = {"num_labels": 3, "markers": [marker], "num_repeated": 0, "share_repeated": 0.0}
+    stored = json.loads(current.model_dump_json())
+    older = read_evaluation(json.dumps(stored | {"robustness": {"metric": "accuracy"}, "leakage": leakage}))
+    assert older.leakage is not None and older.leakage.markers[0].kind == "name"
+    assert older.model_copy(update={"leakage": None}) == current

@@ -16,7 +16,7 @@ from scipy.stats import t as student
 
 from fullft_assets import release
 from fullft_assets.errors import DataError, SettingsError
-from fullft_assets.evaluation import BASE_MODEL, CHAMPION, FINETUNED, Comparison, read_evaluation, resampling
+from fullft_assets.evaluation import BASE_MODEL, CHAMPION, FINETUNED, Comparison, read_evaluation
 from fullft_assets.settings import EvaluationSettings, ReleaseSettings
 from fullft_assets.tasks.language import assessment as language
 from fullft_assets.tasks.language.assessment import DocumentScores, LanguageEvaluation
@@ -106,15 +106,6 @@ def test_intervals_equal_a_slow_reference(metric: str) -> None:
         )
         assert gain.estimate == pytest.approx(score(everything, FINETUNED) - score(everything, name))
         assert (gain.low, gain.high) == pytest.approx((gain.estimate - reach, gain.estimate + reach))
-
-
-def test_resamples_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = assessed(*drawn())
-    monkeypatch.setattr(resampling, "_CHUNK_NUMBERS", 15 * 7)
-    chunked = assessed(*drawn())
-    for name, score in whole.scores["token_probability"].items():
-        assert vars(chunked.scores["token_probability"][name]) == pytest.approx(vars(score), rel=1e-9)
-    assert assessed(*drawn(), seed=4).score != whole.score
 
 
 def test_tokens_count_not_documents() -> None:
@@ -282,12 +273,6 @@ def test_bad_scores_are_named(change: dict, message: str) -> None:
         assessed(
             {FINETUNED: DocumentScores(**good | change), BASE_MODEL: DocumentScores(**good)}, ["a", "b", "c"]
         )
-
-
-def test_one_group_alone_is_refused() -> None:
-    systems, groups = drawn()
-    with pytest.raises(ValueError, match="all rows belong to one group"):
-        assessed(systems, ["same"] * len(groups))
 
 
 def test_a_hopeless_model_has_scores_too() -> None:

@@ -264,12 +264,12 @@ def test_what_each_system_answers_is_stored_and_scored(
 def test_a_model_that_has_learned_beats_its_base_and_is_promoted(lab: Lab, report: Manifest) -> None:
     found = report.metadata
     assert found["promote"] and found["justified"] and found["best_baseline"] == "base_model"
-    assert found["token_probability"] > 2 * found["base_model_token_probability"]
+    assert found["token_probability"] > 2 * found["scores"]["base_model"]["token_probability"]
     assert (
         found["perplexity_low"]
         < found["perplexity"]
         < found["perplexity_high"]
-        < found["base_model_perplexity"]
+        < found["scores"]["base_model"]["perplexity"]
     )
     gain = report.check("beats_baselines").metadata
     assert gain["gain"] == found["gain_over_best_baseline"] and gain["gain_low"] > 0

@@ -90,10 +90,11 @@ def test_documents_become_a_promoted_language_model(first: tuple[projects.Projec
     isolation = "several documents each: documents that share a row of llama do not move one another ("
     assert f"| Rows | {isolation}" in card and isolation in (store.folder(report) / "report.md").read_text()
     metrics = report.metadata
+    base = metrics["scores"]["base_model"]["perplexity"]
     for pattern in (
         (
             rf"test perplexity +{metrics['perplexity']:.3f} \[.+\] fine-tuned;"
-            rf" {metrics['base_model_perplexity']:.3f} base_model"
+            rf" {base:.3f} base_model"
         ),
         rf"gain +\+{metrics['gain_over_best_baseline']:.3f} .+ over base_model",
         r"verdict +Promoted: every gate passed\. It is the champion now\.",
@@ -168,7 +169,11 @@ def test_a_worse_candidate_leaves_the_champion(graph: Graph) -> None:
     assert not check.passed
     assert champion(graph) == old != graph.latest("finetuned_checkpoint").ref
     metrics = graph.latest("evaluation_report").metadata
-    assert metrics["champion_perplexity"] < metrics["perplexity"] < metrics["base_model_perplexity"]
+    assert (
+        metrics["scores"]["champion"]["perplexity"]
+        < metrics["perplexity"]
+        < metrics["scores"]["base_model"]["perplexity"]
+    )
     assert metrics["verdict"].startswith("Not promoted")
 
 

@@ -145,10 +145,10 @@ def test_demo_at_a_tiny_size(tmp_path: Path) -> None:
     store = Store(str(project.home / "store"))
     report = latest(store, "texts", "evaluation_report")
     metrics = report.metadata
-    assert 1 < metrics["perplexity"] < 60 and 1 < metrics["base_model_perplexity"] < 60, (
+    assert 1 < metrics["perplexity"] < 60 and 1 < metrics["scores"]["base_model"]["perplexity"] < 60, (
         "a real model of English"
     )
-    assert metrics["perplexity"] < metrics["base_model_perplexity"]
+    assert metrics["perplexity"] < metrics["scores"]["base_model"]["perplexity"]
     assert metrics["promote"] == (metrics["gain_over_best_baseline_low"] > 0)
     assert ("It is the champion now." in done.stdout) == metrics["promote"]
     checkpoint = latest(store, "texts", "finetuned_checkpoint")

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import DataError, StoreError
-from fullft_assets.evaluation import FINETUNED, Comparison, counts, read_evaluation
+from fullft_assets.evaluation import FINETUNED, Comparison, read_evaluation
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import predict_with
 from fullft_assets.settings import EvaluationSettings
@@ -25,7 +25,6 @@ from fullft_assets.tasks.baseline import load_all
 from fullft_assets.tasks.multi_label import assessment as multi_label
 from fullft_assets.tasks.multi_label.recipe import thresholds_file
 from fullft_assets.tasks.multi_label.scoring import LabelDecisions, read_thresholds
-from fullft_assets.tasks.opening import open_recipe
 from tests import licence_labels
 from tests.optimizer_steps import check_steps
 from tests.prepared import Prepared, prepare
@@ -148,20 +147,6 @@ class TestScores:
         found = self.assess(nothing, nothing, nothing)
         assert [found.scores[metric][FINETUNED].estimate for metric in multi_label.METRICS] == [0.0, 0.0, 1.0]
 
-    def test_interval_covers_whole_groups(self):
-        # Rows of a group are all right or all wrong: over rows the interval would be narrower.
-        right = np.repeat(np.random.default_rng(3).random(30) < 0.6, 2)
-        labels = np.ones((60, 1), bool)
-        found = self.assess(labels, right[:, None], ~labels, metric="subset_accuracy")
-        drawn = np.random.default_rng(0).choice(right[::2], (2_000, 30)).mean(1)
-        assert found.score.half_width == pytest.approx(
-            np.diff(np.quantile(drawn, [0.025, 0.975]))[0] / 2, rel=0.2
-        )
-
-    def test_sums_by_group(self):
-        values = np.array([[1, 0], [0, 1], [1, 1]])
-        np.testing.assert_array_equal(counts.by_group(values, np.array([1, 0, 1]), 2), [[0, 1], [2, 1]])
-
 
 class TestRecipe:
     @pytest.mark.parametrize("micro_batch_size", [8, 2, 1])
@@ -210,17 +195,6 @@ class TestRecipe:
             DataError, match=r"training rows have labels of shape \(\d+, 4\), wanted are \d+ rows of 6 labels"
         ):
             recipe.prepare(recipe.load(chosen), chosen, 1, 1)
-
-    def test_another_tokenizer_than_the_snapshots_is_refused(self, tiny: Prepared):
-        job = tiny.job("finetuned_checkpoint", chunks={"added_tokens": ["sublicense"]})
-        with pytest.raises(
-            DataError,
-            match=(
-                "another tokenizer than base_model's with chunks.added_tokens.*letters_by_hand with act:"
-                " retokenize"
-            ),
-        ):
-            open_recipe(job, tiny.store, tiny.snapshot)
 
 
 def test_baselines_are_saved_with_their_thresholds(tiny: Prepared, tmp_path: Path) -> None:

@@ -22,7 +22,11 @@ LEAKAGE = CheckSpec(
 def specs(
     settings: ReleaseSettings, planning: PlanningSettings, *, has_row_labels: bool = True
 ) -> tuple[CheckSpec, ...]:
-    """Return the checks that there are under these settings, of rows with labels of their own or without."""
+    """Return the checks under these settings.
+
+    Args:
+        has_row_labels: whether each row has labels of its own, so that a word may give one away.
+    """
     gates = [gate.spec for gate in GATES.all().values() if gate.has_check(settings, planning)]
     return (*gates, LEAKAGE) if has_row_labels else tuple(gates)
 

@@ -33,13 +33,13 @@ class Drop(NamedTuple):
 
 
 def score_drop(released: Released, newest: float, num_rows: int) -> Drop:
-    """Return the score at release minus that of the test rows that are new since.
+    """Return the score at release minus the score on the test rows that came since.
 
-    Most of the rows are those of the release. What production sends now is in the new ones, and a mean of all
-    hides it for months. With few new rows, it is the drop on all rows, without an error.
+    Most test rows were there at the release, so a mean over all rows hides for months what production sends
+    now. With few new rows, the drop is on all rows, without an error.
 
     Args:
-        newest: score on the test rows of today, which are those of the release and new ones.
+        newest: score on the test rows of today, old and new.
         num_rows: test rows of today.
     """
     drop, num_new = released.score - newest, num_rows - released.num_rows

@@ -153,7 +153,9 @@ def _read(name: str, path: Path, target: str) -> dict[str, Any]:
             id_, answer = str(row["id"]), row[target]
             is_fine = _FITS[target](answer)
         except (ValueError, KeyError, TypeError):
-            id_, answer, is_fine = "", None, False
+            id_ = ""
+            answer = None
+            is_fine = False
         if not is_fine:
             raise DataError(
                 f"evaluation.external: {name}: {path.name}, line {number}: wanted is {_WANTED[target]}"

@@ -243,7 +243,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _unseen(confidence: float, num_groups: float) -> float:
-    """Return the largest share that may go unseen in so many groups (Clopper and Pearson 1934, with no case
-    seen).
+    """Return the largest share of cases of which this number of groups may show none (Clopper and Pearson
+    1934).
     """
     return 1 - ((1 - confidence) / 2) ** (1 / max(num_groups, 1.0))

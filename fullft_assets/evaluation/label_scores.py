@@ -24,7 +24,9 @@ def label_scores(
     right: np.ndarray, true: np.ndarray, predicted: np.ndarray, names: Sequence[str]
 ) -> list[LabelScore]:
     """The per-label table from counts [labels], in label order; a ratio without a denominator is 0."""
-    precision, recall, f1 = ratio(right, predicted), ratio(right, true), ratio(2 * right, true + predicted)
+    precision = ratio(right, predicted)
+    recall = ratio(right, true)
+    f1 = ratio(2 * right, true + predicted)
     return [
         LabelScore(
             label=name,

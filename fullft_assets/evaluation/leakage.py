@@ -93,7 +93,7 @@ class LabelledTexts:
     groups: Sequence[str]
 
     def draw(self, most: int, seed: int) -> LabelledTexts:
-        """Return at most so many rows, one of each group first."""
+        """Return at most `most` rows; the first row of each group comes before any second one."""
         if len(self.texts) <= most:
             return self
         rows = one_of_each_group_first(self.groups, seed)[:most]

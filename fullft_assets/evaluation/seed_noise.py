@@ -42,8 +42,7 @@ def seed_noise(evaluations: Mapping[str, Iterable[Evaluation]]) -> SeedNoise | N
     """Return the noise of seeds among evaluations by recipe, or None where fewer than `MIN_RUNS` trainings
     show it.
 
-    Only those of a recipe that were scored on the same test groups by the same metric are compared with each
-    other.
+    Evaluations of one recipe are compared where they were scored on the same test groups by the same metric.
     """
     runs: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for recipe, of_recipe in evaluations.items():

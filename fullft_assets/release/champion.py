@@ -158,8 +158,11 @@ def promote(
 
 
 def kept_champions(state: ReleaseState | None, number: int) -> list[Champion]:
-    """Return the champion, so many past ones that a roll-back can return to, the newest first, and the first
-    one, which is the anchor.
+    """Return the champions to keep: the present one, then past ones that a roll-back can return to, the
+    newest first, and last the first champion, which is the anchor.
+
+    Args:
+        number: of past champions.
     """
     if state is None:
         return []

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, MUTED, ACCENT, SECOND, GRID = "#1f2937", "#6b7280", "#2563eb", "#d97706", "#e5e7eb"
+INK = "#1f2937"
+MUTED = "#6b7280"
+ACCENT = "#2563eb"
+SECOND = "#d97706"
+GRID = "#e5e7eb"
 #: Most labels of a picture: those with the most errors, or the lowest scores.
 MAX_LABELS = 25
 _MAX_LABEL_CHARACTERS = 22
@@ -53,7 +57,7 @@ def draw(
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return a figure of so many inches with plain axes."""
+    """Return a figure of this width and height in inches, with plain axes."""
     # A bare Figure draws with Agg and leaves pyplot's global state alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

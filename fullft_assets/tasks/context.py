@@ -181,11 +181,9 @@ class EvaluationContext:
         )
 
     def _load_baselines(self, test: Split, tokenization: Tokenization | None) -> dict[str, Baseline]:
-        artifact, settings, snapshot = (
-            self.inputs["cheaper_baselines"],
-            self.job.settings,
-            self.inputs["training_snapshot"],
-        )
+        artifact = self.inputs["cheaper_baselines"]
+        settings = self.job.settings
+        snapshot = self.inputs["training_snapshot"]
         context = baseline_context(self.job, self.store, snapshot, self.progress)
         added_tokens, labels = context.added_tokens, self.baseline_labels
 

@@ -44,7 +44,9 @@ class Lora(Baseline):
     needs_whole_model = True
 
     def __init__(self, rank: int, weights: dict[str, torch.Tensor], context: BaselineContext):
-        self.rank, self.weights, self.context = rank, weights, context
+        self.rank = rank
+        self.weights = weights
+        self.context = context
 
     @classmethod
     def trainings(cls, settings: UseCaseSettings) -> float:

@@ -25,7 +25,7 @@ Slicing = dict[str, list[str | None]]
 def slices_of(
     store: Store, inputs: Mapping[str, Manifest], settings: UseCaseSettings, test: Split
 ) -> Slicing:
-    """Return kind -> the slice that each test row is in; None: in none."""
+    """Return the slice of each test row by the kind of slice; None: the row is in no slice of this kind."""
     snapshot = inputs["training_snapshot"]
     slicing: Slicing = {}
     for kind in ("source", "domain", "slice_by"):

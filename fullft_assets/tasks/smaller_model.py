@@ -36,7 +36,9 @@ class SmallerModel(Baseline):
     def __init__(
         self, folder: Path, context: BaselineContext, kept: tempfile.TemporaryDirectory[str] | None = None
     ):
-        self.folder, self.context, self._kept = folder, context, kept
+        self.folder = folder
+        self.context = context
+        self._kept = kept
 
     @classmethod
     def trainings(cls, settings: UseCaseSettings) -> float:

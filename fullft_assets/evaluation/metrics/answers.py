@@ -48,7 +48,7 @@ class RougeL(_TextMetric):
     """Mean F1 of the longest common subsequence of words (Lin 2004, ROUGE: A Package for Automatic Evaluation
     of Summaries).
 
-    Words are those of any script, in lower case: the package `rouge-score` drops all but a to z and digits.
+    Words are of any script, in lower case: the package `rouge-score` drops all but a to z and digits.
     """
 
     name, title = "rouge_l", "ROUGE-L"
@@ -144,4 +144,7 @@ def _words(texts: Sequence[str]) -> list[list[int]]:
     return [part.tolist() for part in np.split(words.hashes, np.cumsum(words.counts)[:-1])]
 
 
-EXACT_MATCH, ROUGE_L, CHRF, BLEU = ExactMatch(), RougeL(), ChrF(), Bleu()
+EXACT_MATCH = ExactMatch()
+ROUGE_L = RougeL()
+CHRF = ChrF()
+BLEU = Bleu()

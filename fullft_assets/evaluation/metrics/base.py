@@ -70,7 +70,7 @@ class Predictions:
         return tuple(table * (self.weights if table.ndim == 1 else self.weights[:, None]) for table in floats)
 
     def take(self, rows: np.ndarray) -> Predictions:
-        """Return those of some rows, by position; a position may be given more than once."""
+        """Return the predictions of the rows at these positions; a position may occur more than once."""
         taken = {
             field.name: _take(getattr(self, field.name), rows)
             for field in fields(self)

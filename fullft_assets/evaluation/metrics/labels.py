@@ -56,7 +56,9 @@ class WeightedF1(_MeanF1):
 class MicroF1(SummedMetric):
     """F1 of all labels' counts together."""
 
-    name, title, tasks = "micro_f1", "micro-F1", ("multi_label", "token_classification")
+    name = "micro_f1"
+    title = "micro-F1"
+    tasks = ("multi_label", "token_classification")
     summed = _COUNTS
 
     def mass(self, predictions: Predictions) -> np.ndarray:
@@ -72,7 +74,9 @@ class LabelF1(SummedMetric):
     label has its own.
     """
 
-    name, title, tasks = "label_f1", "F1", _LABELLED
+    name = "label_f1"
+    title = "F1"
+    tasks = _LABELLED
     summed = _COUNTS
 
     def __init__(self, label: int):
@@ -93,7 +97,9 @@ class LabelF1(SummedMetric):
 class Accuracy(SummedMetric):
     """Share of rows whose prediction is right."""
 
-    name, title, tasks = "accuracy", "accuracy", ("classification",)
+    name = "accuracy"
+    title = "accuracy"
+    tasks = ("classification",)
     summed = ("is_right",)
 
     def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
@@ -108,7 +114,9 @@ class Accuracy(SummedMetric):
 class SubsetAccuracy(Accuracy):
     """Share of rows with exactly their labels."""
 
-    name, title, tasks = "subset_accuracy", "subset accuracy", ("multi_label",)
+    name = "subset_accuracy"
+    title = "subset accuracy"
+    tasks = ("multi_label",)
 
 
 class MatthewsCorrelation(SummedMetric):
@@ -119,7 +127,9 @@ class MatthewsCorrelation(SummedMetric):
     coefficient.
     """
 
-    name, title, tasks = "matthews_corrcoef", "Matthews correlation", ("classification",)
+    name = "matthews_corrcoef"
+    title = "Matthews correlation"
+    tasks = ("classification",)
     bounds = (-1.0, 1.0)
     summed = _COUNTS
 
@@ -131,5 +141,8 @@ class MatthewsCorrelation(SummedMetric):
         return np.divide(covariance, np.sqrt(spread), out=np.zeros(len(rows)), where=spread > 0)
 
 
-MACRO_F1, WEIGHTED_F1, MICRO_F1, MATTHEWS_CORRCOEF = MacroF1(), WeightedF1(), MicroF1(), MatthewsCorrelation()
+MACRO_F1 = MacroF1()
+WEIGHTED_F1 = WeightedF1()
+MICRO_F1 = MicroF1()
+MATTHEWS_CORRCOEF = MatthewsCorrelation()
 ACCURACY, SUBSET_ACCURACY = Accuracy(), SubsetAccuracy()

@@ -20,7 +20,9 @@ class Auroc(Metric):
     A label that all rows have, or none, has no curve and is excluded; 0.5 where no label has one.
     """
 
-    name, title, tasks = "auroc", "AUROC", ("classification",)
+    name = "auroc"
+    title = "AUROC"
+    tasks = ("classification",)
 
     def measures(self, predictions: Predictions) -> bool:
         return _has_probabilities(predictions)
@@ -86,7 +88,7 @@ def _has_probabilities(predictions: Predictions) -> bool:
 
 
 def _shares(predictions: Predictions) -> np.ndarray:
-    """Return the probabilities [n, k]; those of a model in single precision do not add up to 1 exactly."""
+    """Return the probabilities [n, k] divided by their sum, which in single precision is not exactly 1."""
     probabilities = np.asarray(predictions.predicted, np.float64)
     return probabilities / probabilities.sum(1, keepdims=True)
 
@@ -104,4 +106,6 @@ def _area(is_true: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> float
     return float((true * (below + other / 2)).sum() / pairs) if pairs > 0 else None
 
 
-AUROC, BRIER, LOG_LOSS = Auroc(), Brier(), LogLoss()
+AUROC = Auroc()
+BRIER = Brier()
+LOG_LOSS = LogLoss()

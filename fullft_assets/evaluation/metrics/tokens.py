@@ -25,7 +25,9 @@ class _TokenMetric(SummedMetric):
 class TokenProbability(_TokenMetric):
     """Geometric mean of the probabilities that the model gave the tokens: exp(-mean loss)."""
 
-    name, title, tasks = "token_probability", "token probability", _GENERATIVE
+    name = "token_probability"
+    title = "token probability"
+    tasks = _GENERATIVE
     summed = ("loss", "num_tokens")
 
     def score(self, *sums: np.ndarray) -> np.ndarray:
@@ -36,7 +38,9 @@ class TokenProbability(_TokenMetric):
 class Perplexity(_TokenMetric):
     """Inverse of the token probability: exp(mean loss)."""
 
-    name, title, tasks = "perplexity", "perplexity", _GENERATIVE
+    name = "perplexity"
+    title = "perplexity"
+    tasks = _GENERATIVE
     higher_is_better = False
     bounds = (1.0, None)
     summed = ("loss", "num_tokens")
@@ -48,7 +52,9 @@ class Perplexity(_TokenMetric):
 class BitsPerByte(_TokenMetric):
     """Loss in bits for each byte of the text, whichever tokens it is cut into; lower is better."""
 
-    name, title, tasks = "bits_per_byte", "bits per byte", _GENERATIVE
+    name = "bits_per_byte"
+    title = "bits per byte"
+    tasks = _GENERATIVE
     higher_is_better = False
     bounds = (0.0, None)
     summed = ("loss", "num_bytes")
@@ -63,7 +69,9 @@ class TokenAccuracy(_TokenMetric):
     has none.
     """
 
-    name, title, tasks = "token_accuracy", "token accuracy", ("token_classification", *_GENERATIVE)
+    name = "token_accuracy"
+    title = "token accuracy"
+    tasks = ("token_classification", *_GENERATIVE)
     summed = ("num_right_tokens", "num_tokens")
 
     def score(self, *sums: np.ndarray) -> np.ndarray:
@@ -75,9 +83,7 @@ def perplexity(loss: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return np.exp(np.minimum(loss / tokens, _MAX_LOSS))
 
 
-TOKEN_PROBABILITY, PERPLEXITY, BITS_PER_BYTE, TOKEN_ACCURACY = (
-    TokenProbability(),
-    Perplexity(),
-    BitsPerByte(),
-    TokenAccuracy(),
-)
+TOKEN_PROBABILITY = TokenProbability()
+PERPLEXITY = Perplexity()
+BITS_PER_BYTE = BitsPerByte()
+TOKEN_ACCURACY = TokenAccuracy()

@@ -30,7 +30,9 @@ _MOST_WEIGHTS = 8_000_000
 class Majority(Baseline):
     """Always the commonest training label."""
 
-    name, title, tasks = "majority", "majority label", ("classification",)
+    name = "majority"
+    title = "majority label"
+    tasks = ("classification",)
 
     def __init__(self, shares: np.ndarray):
         self.shares = shares
@@ -53,7 +55,9 @@ class Majority(Baseline):
 class Tfidf(Baseline):
     """TF-IDF of words, word pairs and parts of words with a logistic regression: minutes of work, no GPU."""
 
-    name, title, tasks = "tfidf", "TF-IDF + logistic regression", ("classification", "multi_label")
+    name = "tfidf"
+    title = "TF-IDF + logistic regression"
+    tasks = ("classification", "multi_label")
 
     def __init__(self, vectorizers: Sequence[TfidfVectorizer], head: LogisticHead):
         self.vectorizers, self.head = vectorizers, head
@@ -62,7 +66,7 @@ class Tfidf(Baseline):
     def _vectorizers(
         max_terms: int | None = None, vocabularies: Sequence[dict[str, int] | None] = (None, None)
     ) -> list[TfidfVectorizer]:
-        """Return the vectorizers of words and of parts of words, each with at most so many terms."""
+        """Return the vectorizers of words and of parts of words, each with a maximum number of terms."""
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         words, parts = vocabularies
@@ -116,7 +120,9 @@ def _stacked(vectorizers: Sequence[TfidfVectorizer], texts: Sequence[str]) -> An
 class FrozenProbe(Baseline):
     """The base model as it was, with a logistic regression as its head: what full fine-tuning begins with."""
 
-    name, title, tasks = "frozen_probe", "frozen base model + trained head", ("classification", "multi_label")
+    name = "frozen_probe"
+    title = "frozen base model + trained head"
+    tasks = ("classification", "multi_label")
 
     def __init__(self, weights: HeadWeights, context: BaselineContext):
         self.weights, self.context = weights, context

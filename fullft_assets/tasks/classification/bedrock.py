@@ -41,11 +41,16 @@ class Bedrock(Baseline):
         fallback: position of the commonest training label.
     """
 
-    name, title, tasks = "bedrock", "Bedrock model, prompted", ("classification",)
+    name = "bedrock"
+    title = "Bedrock model, prompted"
+    tasks = ("classification",)
     needs_network = True
 
     def __init__(self, shown: Split, labels: Sequence[int], fallback: int, context: BaselineContext):
-        self.shown, self.labels, self.fallback, self.context = shown, labels, fallback, context
+        self.shown = shown
+        self.labels = labels
+        self.fallback = fallback
+        self.context = context
 
     @classmethod
     def fit(cls, train: Split, context: BaselineContext) -> Self:

@@ -39,9 +39,7 @@ def likely_label_errors(
 def worst_errors(
     ids: Sequence[str], labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str]
 ) -> list[DoubtfulRow]:
-    """Return the wrong rows with the highest loss: those whose own label the model gave the lowest
-    probability.
-    """
+    """Return the wrong rows with the highest loss: the model gave their own label the lowest probability."""
     of_label = probabilities[np.arange(len(labels)), labels]
     wrong = np.flatnonzero(probabilities.argmax(1) != labels)
     order = wrong[np.argsort(of_label[wrong], kind="stable")][:MOST_SHOWN]

@@ -141,7 +141,7 @@ class PromptWriter:
         return len(self._before_text) + len(self._before_label) + max(map(len, self.labels))
 
     def ask(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-        """Return each text, cut to so many tokens, with what asks for its label."""
+        """Return each text, cut to the maximum number of tokens, with the words that ask for its label."""
         return [
             [*self._before_text, *ids[:max_tokens], *self._before_label]
             for ids in self.tokenization.encode(list(texts))

@@ -51,7 +51,9 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
         labels_alone=labels_alone,
     )
     tuned = probabilities[FINETUNED]
-    ids, truth, answers = test.ids, test.labels, tuned
+    ids = test.ids
+    truth = test.labels
+    answers = tuned
     # Likely label errors rest on them.
     in_full = {FINETUNED}
     if _asks_for_probabilities(settings.evaluation, evaluation, tuned, test):

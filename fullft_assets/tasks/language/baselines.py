@@ -17,7 +17,9 @@ from fullft_assets.tasks.language.assessment import DocumentScores
 class BaseModel(UntrainedBaseline):
     """The base model without any training."""
 
-    name, title, tasks = "base_model", "base model, not fine-tuned", ("sft", "language_modeling")
+    name = "base_model"
+    title = "base model, not fine-tuned"
+    tasks = ("sft", "language_modeling")
 
     def predict(self, rows: Split) -> DocumentScores:
         from fullft_assets.models.inference import load_causal
@@ -36,7 +38,9 @@ class FewShotConversations(Baseline):
         shown: the rows; of each its first window with something to learn is shown.
     """
 
-    name, title, tasks = "few_shot_conversations", "base model, few-shot prompt", ("sft",)
+    name = "few_shot_conversations"
+    title = "base model, few-shot prompt"
+    tasks = ("sft",)
     needs_causal_model = True
     needs_whole_model = True
 

@@ -124,7 +124,9 @@ def _in_folder(folder: Path) -> Iterator[None]:
 
     with tempfile.TemporaryDirectory(prefix="fullft-") as scratch, contextlib.chdir(folder):
         before = config.HF_DATASETS_CACHE, config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
-        config.HF_DATASETS_CACHE, config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = Path(scratch), True, True
+        config.HF_DATASETS_CACHE = Path(scratch)
+        config.HF_HUB_OFFLINE = True
+        constants.HF_HUB_OFFLINE = True
         try:
             yield
         finally:

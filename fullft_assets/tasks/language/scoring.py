@@ -202,11 +202,9 @@ class _Scorer:
         """Draw conversations whose last answer is short enough, one of each group first, and bound what is
         written by the longest of them.
         """
-        test, limit, tokenizer = (
-            self._test,
-            MAX_ANSWER_TOKENS,
-            self.base_tokenization.tokenizer,
-        )
+        test = self._test
+        limit = MAX_ANSWER_TOKENS
+        tokenizer = self.base_tokenization.tokenizer
         prompts, longest = [], 0
         for row in one_of_each_group_first(test.groups, self._settings.seed):
             if len(prompts) == most:

@@ -18,7 +18,9 @@ class LabelShares(Majority):
     never.
     """
 
-    name, title, tasks = "label_shares", "labels by their shares", ("multi_label",)
+    name = "label_shares"
+    title = "labels by their shares"
+    tasks = ("multi_label",)
 
     @classmethod
     def fit(cls, train: Split, context: BaselineContext) -> Self:

@@ -26,7 +26,9 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 class NoSpans(UntrainedBaseline):
     """Never finds a span."""
 
-    name, title, tasks = "no_spans", "no spans at all", ("token_classification",)
+    name = "no_spans"
+    title = "no spans at all"
+    tasks = ("token_classification",)
 
     def predict(self, rows: Split) -> list[list[Span]]:
         return [[] for _ in rows.texts]
@@ -46,7 +48,9 @@ class Dictionary(Baseline):
             first.
     """
 
-    name, title, tasks = "dictionary", "dictionary of training spans", ("token_classification",)
+    name = "dictionary"
+    title = "dictionary of training spans"
+    tasks = ("token_classification",)
 
     def __init__(self, phrases: dict[str, int], lengths: dict[str, list[int]]):
         self.phrases, self.lengths = phrases, lengths
@@ -70,7 +74,9 @@ class Dictionary(Baseline):
         labels = {
             phrase: min(counts, key=lambda label: (-counts[label], label)) for phrase, counts in votes.items()
         }
-        every, places, right = cls._of(labels), Counter[str](), Counter[str]()
+        every = cls._of(labels)
+        places = Counter[str]()
+        right = Counter[str]()
         for text, row in zip(texts, spans, strict=True):
             true = set(row)
             for phrase, span in every._places(text):
@@ -100,7 +106,9 @@ class Dictionary(Baseline):
         return [[span for _, span in self._places(text)] for text in texts]
 
     def _places(self, text: str) -> list[tuple[str, Span]]:
-        words, at, places = _words(text), 0, []
+        words = _words(text)
+        at = 0
+        places = []
         while at < len(words):
             for length in self.lengths.get(_digest((words[at][0],)), ()):
                 phrase = _digest([word for word, _, _ in words[at : at + length]])
@@ -133,4 +141,6 @@ def _words(text: str) -> list[tuple[str, int, int]]:
 class TokenProbe(FrozenProbe):
     """The base model as it was, with a logistic regression on its tokens' hidden states as its head."""
 
-    name, title, tasks = "token_probe", "frozen base model + trained head", ("token_classification",)
+    name = "token_probe"
+    title = "frozen base model + trained head"
+    tasks = ("token_classification",)

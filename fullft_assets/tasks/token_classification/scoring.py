@@ -92,8 +92,10 @@ def _find(context: EvaluationContext, checkpoint: str, test: Split, names: list[
 def in_order(
     spans: Sequence[Sequence[Span]], model_labels: Sequence[str], labels: Sequence[str]
 ) -> list[list[Span]]:
-    """Bring spans from a system's label order into ours; those of a label that we do not know are
-    excluded.
+    """Return spans with the positions of their labels in `labels`; spans with another label are left out.
+
+    Args:
+        model_labels: the system's labels, in the order of its positions.
     """
     known = shared_labels(model_labels, labels)
     place = {number: labels.index(label) for number, label in enumerate(model_labels) if label in known}

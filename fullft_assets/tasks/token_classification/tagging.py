@@ -192,7 +192,9 @@ def tag(
     """
     owned = [frame.owned(document) for document in windows]
     found = [[np.zeros(0, np.int16)] * len(document) for document in windows]
-    loss, count, is_finite = 0.0, 0, True
+    loss = 0.0
+    count = 0
+    is_finite = True
     for items, _, output in forward_batches(model, windows, progress):
         logits = scores(output).float()
         is_finite &= bool(torch.isfinite(logits).all())
