@@ -443,7 +443,7 @@ def _export(parsed: argparse.Namespace) -> int:
         use_case,
         store,
         parsed.out,
-        chosen=parsed.format,
+        format_name=parsed.format,
         most=parsed.documents,
         num_windows=parsed.windows,
         at_random=parsed.random,
