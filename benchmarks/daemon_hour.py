@@ -138,7 +138,7 @@ class Hour:
         )
         out = self.project.root / "sample.jsonl"
         use_case = load_use_case(self.project.defs / CASE / "defs.yaml")
-        export(use_case, self.store, out, chosen="jsonl", most=300, num_windows=6, at_random=True)
+        export(use_case, self.store, out, format_name="jsonl", most=300, num_windows=6, at_random=True)
         rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
         self.project._deliver(
             "documents", "sample.jsonl", [{**row, "kind": self.kinds[row["id"]]} for row in rows]

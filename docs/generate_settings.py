@@ -33,9 +33,10 @@ attributes:
   examples: {label: label}
 ```
 
-These keys are the ones that nearly every use case needs. Every other key has a default. `dg scaffold defs fullft_assets.FullFineTune my_case`
-writes a file with all of them, commented out, and `fullft check my_case` names the line of a wrong key or value.
-Relative paths start at the folder with `pyproject.toml`.
+These keys are the ones that nearly every use case needs. Every other key has a default.
+`dg scaffold defs fullft_assets.FullFineTune my_case` writes a file with all of them, commented out, and
+`fullft check my_case` names the line of a wrong key or value. Relative paths start at the folder with
+`pyproject.toml`.
 """
 _BOUNDS = {
     "gt": "> {}",
@@ -184,7 +185,8 @@ def _default(info: FieldInfo) -> str:
         return "none"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"`{value}`"
-    return f"`{yaml.safe_dump(value, default_flow_style=True, width=1_000).removesuffix('...' + chr(10)).strip()}`"
+    text = yaml.safe_dump(value, default_flow_style=True, width=1_000)
+    return f"`{text.removesuffix('...' + chr(10)).strip()}`"
 
 
 def _escaped(text: str) -> str:

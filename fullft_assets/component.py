@@ -76,9 +76,9 @@ class FullFineTune(Component):
         folder = Path(context.path)
         path = next((folder / name for name in ("defs.yaml", "defs.yml") if (folder / name).is_file()), None)
         if path is None:  # a component in Python
-            given = attributes.root if isinstance(attributes, Attributes) else {}
+            values = attributes.root if isinstance(attributes, Attributes) else {}
             return cls(
-                check_settings(UseCaseSettings.model_validate(given), folder, Path(context.project_root))
+                check_settings(UseCaseSettings.model_validate(values), folder, Path(context.project_root))
             )
         if is_dormant(path):
             return cls(None)

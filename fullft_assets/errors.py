@@ -30,7 +30,8 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 #: is none.
 _WHO = re.compile(r"(?<=://)(?:[^\s/?#]{1,500}|[^\s/?#@:]{0,200}:(?!\d{1,5}[/?#])[^\s@]{1,500})@")
 _KEY = re.compile(
-    r"([?&;][\w.-]*(?:token|key|secret|sig|signature|password|passwd|pwd|auth|credential)[\w.-]*=)[^\s&;#\"'<>]+",
+    r"([?&;][\w.-]*(?:token|key|secret|sig|signature|password|passwd|pwd|auth"
+    r"|credential)[\w.-]*=)[^\s&;#\"'<>]+",
     re.IGNORECASE,
 )
 _HIDDEN = "***"

@@ -33,7 +33,8 @@ def quoted(text: str) -> str:
     """Return a name between backticks for a sentence that may be shown as plain text, as Markdown or
     as HTML.
     """
-    return f"`{''.join(_code(c) if _MARKUP.match(c) or unicodedata.category(c) in _INVISIBLE else c for c in text)}`"
+    escaped = (_code(c) if _MARKUP.match(c) or unicodedata.category(c) in _INVISIBLE else c for c in text)
+    return f"`{''.join(escaped)}`"
 
 
 def to_cell(value: Any) -> Any:

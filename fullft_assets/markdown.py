@@ -69,7 +69,8 @@ def to_html(markdown: str, pictures: Mapping[str, str], drawn: Mapping[str, str]
 
     renderer = MarkdownIt("commonmark", {"html": False}).enable("table")
     renderer.core.ruler.before("inline", "report", _read_marks)
-    rules: dict[str, Any] = renderer.renderer.rules  # pyright: ignore[reportAttributeAccessIssue]  # the protocol of renderers has no rules
+    # The protocol of renderers has no rules.
+    rules: dict[str, Any] = renderer.renderer.rules  # pyright: ignore[reportAttributeAccessIssue]
     # Escaped as Jinja escapes, which an erasure looks for.
     rules["text"] = lambda tokens, index, options, env: str(escape_html(tokens[index].content))
     rules["image"], rules["tr_open"] = image, open_row

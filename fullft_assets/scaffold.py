@@ -127,7 +127,7 @@ def _render(model: type[BaseModel], above: tuple[str, ...], values: dict[tuple[s
     lines: list[str] = []
     for name, info in model.model_fields.items():
         key = (*above, name)
-        mark = "" if any(given[: len(key)] == key for given in values) else "#"
+        mark = "" if any(value[: len(key)] == key for value in values) else "#"
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             inner = _render(info.annotation, key, values)
             block = [

@@ -120,15 +120,16 @@ class Pod:
     def start(self, environment: Mapping[str, str], port: int) -> None:
         """Start the container's first process."""
         container = self.container
-        own = {
+        here = {
             container.get("terminationMessagePath", "/dev/termination-log"): str(self.folder / "message"),
-            "29500": str(port),
+            '"port": 29500': f'"port": {port}',
         }
         (self.folder / "message").touch()
         arguments = [
-            own.get(each, re.sub(r"fullft-[\w-]+-\d+\.fullft-pods\b", "127.0.0.1", each))
-            for each in container["args"]
+            re.sub(r"fullft-[\w-]+-\d+\.fullft-pods\b", "127.0.0.1", each) for each in container["args"]
         ]
+        for written, meant in here.items():
+            arguments = [each.replace(written, meant) for each in arguments]
         variables = {each["name"]: each["value"] for each in container["env"]}
         variables |= {"JOB_COMPLETION_INDEX": str(self.index), _POD: self.uid}
         try:

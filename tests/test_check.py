@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -442,24 +441,6 @@ def test_only_the_newest_production_is_asked_for_the_fields_of_the_log(project, 
         os.utime(production / f"{number}.jsonl", (number, number))
     log = "  monitoring:\n    path: production\n    log: {prediction: predicted, model: model}\n"
     assert report(project, log).startswith("x: ok")
-
-
-@pytest.mark.heavy
-def test_a_large_table_takes_no_more_of_the_sample_than_is_read_of_it(project):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    (project / "data/a.jsonl").write_text(
-        "".join(json.dumps({"text": f"one {i}", "kind": "a"}) + "\n" for i in range(300))
-    )
-    pq.write_table(
-        pa.table({"text": [f"two {i}" for i in range(100_000)], "kind": ["b"] * 100_000}),
-        project / "data/b.parquet",
-    )
-    use_case = load_use_case(write(project))
-    found = corpus.look_at_documents(use_case)
-    counted = Counter(row.place.partition(":")[0] for row in found.sample)
-    assert counted["a.jsonl"] == 300 and counted["b.parquet"] >= 1_000
 
 
 @pytest.mark.heavy

@@ -97,19 +97,6 @@ def test_a_text_that_is_taken_for_a_label_is_not_printed(tmp_path: Path) -> None
     assert "zoonomiastic" not in report and not any(row["text"][:20] in report for row in rows)
 
 
-def test_rows_without_their_id_or_domain_are_counted(tmp_path: Path) -> None:
-    rows = [{**row, "doc": n, "ward": "w"} for n, row in enumerate(projects.licence_rows(60))]
-    for row in rows[2:4]:
-        del row["doc"]
-    case = use_case(tmp_path, rows, {"id": "doc"}, domain="ward")
-    found = [line.split(maxsplit=1) for line in check_use_case(case).splitlines()]
-    said = [text for name, text in found if name == "fields"]
-    assert said == [
-        "2 of 60 rows read have no `doc` (a.jsonl:3, a.jsonl:4): each is called by its file and row, so a"
-        " corrected delivery of it is another document"
-    ]
-
-
 @pytest.mark.parametrize(
     ("documents", "chosen", "problem"),
     [

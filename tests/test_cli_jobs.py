@@ -88,12 +88,13 @@ def test_the_backend_says_whether_a_job_still_runs(tmp_path: Path, monkeypatch: 
     launcher.submit(LaunchSpec(launch.name_in(store), "idle", (), watched=(os.getpid(),)))
     assert lines(store)[0][1] in ("pending", "running")
     launcher.stop(launch.name_in(store))
-    unreachable = {"kind": "ssh", "host": "127.0.0.1", "port": 1}
+    unreachable = {"kind": "ssh", "host": "127.0.0.1", "options": {"Port": 1}}
     launched(store, "pilot_run", 0.0, launcher=unreachable, place="127.0.0.1:1")
-    launched(store, "baselines", 0.0, launcher={"kind": "local", "of_old": 1})
+    launched(store, "baselines", 0.0, launcher={"kind": "local", "grace_seconds": -1})
     said = [line[1] for line in lines(store)]
     assert any(
-        line.startswith("unknown (launcher.of_old on record is not one of this version: ") for line in said
+        line.startswith("unknown (launcher.grace_seconds on record is not one of this version: ")
+        for line in said
     )
     if shutil.which("ssh") is None:
         lacks("install Debian's `openssh-client`")

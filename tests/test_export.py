@@ -73,7 +73,9 @@ class Watched:
 
     def export(self, chosen: str = "jsonl", most: int = 100, num_windows: int = 3) -> str:
         out = self.project.root / "out" / "to_label"
-        export(self.project.use_case(), self.store, out, chosen=chosen, most=most, num_windows=num_windows)
+        export(
+            self.project.use_case(), self.store, out, format_name=chosen, most=most, num_windows=num_windows
+        )
         return out.read_text(encoding="utf-8")
 
 

@@ -19,6 +19,7 @@ from fullft_assets.jobs.cores import THREADS
 from fullft_assets.jobs.gpus import NUM_GPUS, VISIBLE, shared_gpus
 from fullft_assets.jobs.launch import ERROR_FILE, WorkloadFailure
 from fullft_assets.jobs.leases import leased
+from fullft_assets.launchers.supervisor import Options
 from fullft_assets.models.hardware import num_gpus
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training import trainer
@@ -115,15 +116,7 @@ def test_a_tool_that_fails_twice_gives_no_run_the_gpus_of_another(code: int, tmp
     if code != 255:
         assert shared_gpus() == [], "no process can use a GPU"
         return
-    command = [
-        sys.executable,
-        "-m",
-        "fullft_assets.launchers.supervisor",
-        "--",
-        sys.executable,
-        "-c",
-        "print('started')",
-    ]
+    command = Options().command([sys.executable, "-c", "print('started')"])
     done = subprocess.run(
         command,
         env={**os.environ, ERROR_FILE: str(tmp_path / "error")},
@@ -142,15 +135,15 @@ def test_a_tool_that_fails_twice_gives_no_run_the_gpus_of_another(code: int, tmp
 
 @pytest.mark.parametrize(("torchrun", "visible"), [([], "GPU-b"), (["--nproc_per_node", "2"], "GPU-b,GPU-c")])
 def test_a_supervised_workload_sees_no_gpu_of_another_run(torchrun: list[str], visible: str) -> None:
-    command = [sys.executable, "-m", "fullft_assets.launchers.supervisor", "--watch", str(os.getpid()), "--"]
-    command += [
+    command = [
         sys.executable,
         "-c",
         f"import os; print(os.environ['{VISIBLE}'], os.environ['{NUM_GPUS}'])",
         *torchrun,
     ]
+    supervised = Options(watch=[os.getpid()]).command(command)
     with leased(1, always):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(supervised, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, f"{visible} 3\n"), done.stderr
 
 

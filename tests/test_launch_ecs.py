@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers import Launcher, LaunchSpec, Status, aws
+from fullft_assets.launchers.container import MODULE
 from fullft_assets.launchers.ecs import EcsLauncher, status_of, task_definition
 from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.supervisor import is_alive
@@ -214,16 +215,6 @@ def test_a_task_that_was_just_started_is_stopped_although_it_is_not_listed_yet(s
     assert [task.last_status for task in service.tasks] == ["STOPPED"]
 
 
-@pytest.mark.long
-def test_a_task_is_stopped_when_its_time_is_up(service, url):
-    chosen = launcher(max_hours=2 / 3600)
-    chosen.submit(spec(url, "works"))
-    found = ended(chosen)
-    assert (
-        found.reason.startswith("reached launcher.max_hours and was stopped") and found.failure == "settings"
-    )
-
-
 def test_a_task_without_an_instance_is_a_lost_machine_after_the_limit(service, url):
     service.has_room = False
     failure, _ = run(launcher(pending_minutes=1 / 60, max_retries=0), "writes", url)
@@ -282,11 +273,6 @@ class TestRefused:
             url, secrets={"TRACKING": SECRET}
         )
 
-    @pytest.mark.fault("the image, version or Python is another one", "ecs")
-    def test_another_version_is_one_line(self, service, url, monkeypatch):
-        monkeypatch.setattr("importlib.metadata.version", lambda _: "9.9")
-        assert self.of(url).startswith("the image has fullft_assets 0.1.0, and 9.9 launched it; ")
-
     def test_an_image_whose_torch_sees_no_gpu_is_one_line(self, service, url):
         line = self.of(url, gpus=True, environment={"CUDA_VISIBLE_DEVICES": ""})
         assert (
@@ -344,7 +330,9 @@ def test_what_is_asked_for_is_what_the_yaml_says(service, url):
     assert {"name": "AWS_DEFAULT_REGION", "value": "us-east-1"} in container["environment"]
     assert container["logConfiguration"]["options"]["awslogs-group"] == "/x"
     line = container["command"]
-    assert line[line.index("--gpus") + 1] == "4" and line[line.index("--nproc_per_node") + 1] == "4"
+    options = json.loads(line[line.index(MODULE) + 1])
+    assert (options["gpus"], options["grace"], options["seconds"]) == (4, 10.0, 86_400.0)
+    assert line[line.index("--nproc_per_node") + 1] == "4"
     assert (
         request["capacityProviderStrategy"] == [{"capacityProvider": PROVIDER, "weight": 1}]
         and "launchType" not in request

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers import LaunchSpec, Status, Unreachable, driver, kubernetes, records
+from fullft_assets.launchers.container import MODULE, Options
 from fullft_assets.launchers.kubernetes import KubernetesLauncher
 from fullft_assets.launchers.kubernetes_job import manifest, refusal_of, status_of
 from fullft_assets.launchers.supervisor import is_alive
@@ -721,19 +722,14 @@ def test_a_training_on_two_nodes_asks_for_what_the_yaml_says():
     user = pod["securityContext"]
     assert (user["runAsUser"], user["runAsGroup"], user["runAsNonRoot"]) == (1234, 10_001, True)
     assert chosen.settings.target["node_selector"] == {"gpu": "h100"}
-    assert (
-        container["args"][container["args"].index("--hosts") + 1]
-        == f"{NAME}-0.fullft-pods,{NAME}-1.fullft-pods"
-    )
+    options = json.loads(container["args"][container["args"].index(MODULE) + 1])
+    assert options["hosts"] == [f"{NAME}-0.fullft-pods", f"{NAME}-1.fullft-pods"]
+    assert (options["gpus"], options["processes"]) == (4, 4)
+    assert options["patience"] > chosen.settings.pending_minutes * 60
     assert (pod["nodeSelector"], len(pod["tolerations"]), pod["serviceAccountName"]) == (
         {"gpu": "h100"},
         2,
         "fullft-run",
-    )
-    assert container["args"][container["args"].index("--gpus") + 1] == "4"
-    assert (
-        int(container["args"][container["args"].index("--patience") + 1])
-        > chosen.settings.pending_minutes * 60
     )
     one = manifest(LaunchSpec(NAME, "m", ("--job", "s3://b/j")), chosen.settings)["spec"]
     assert (
@@ -742,20 +738,11 @@ def test_a_training_on_two_nodes_asks_for_what_the_yaml_says():
     ) == (1, "1")
 
 
-def last_words(folder: Path, *options: str, **environment: str) -> tuple[int, Status]:
+def last_words(folder: Path, environment: dict[str, str], **chosen: object) -> tuple[int, Status]:
     """Run a pod's first process; return its exit code, and what it left."""
     words = folder / "words"
-    command = [
-        sys.executable,
-        "-m",
-        "fullft_assets.launchers.container",
-        *options,
-        "--grace",
-        "1",
-        "--message",
-        str(words),
-    ]
-    command += ["--version", importlib.metadata.version("fullft-assets"), "--", "-m", "probe_workloads.probe"]
+    options = Options(importlib.metadata.version("fullft-assets"), 1.0, message=str(words), **chosen)
+    command = [sys.executable, "-m", MODULE, json.dumps(asdict(options)), "-m", "probe_workloads.probe"]
     environment = {**os.environ, "JOB_COMPLETION_INDEX": "1", "FULLFT_LAUNCH_ID": NAME, **environment}
     code = subprocess.run(command, env=environment, timeout=SECONDS, check=False).returncode
     return code, Status(**json.loads(words.read_text()))
@@ -767,13 +754,13 @@ def last_words(folder: Path, *options: str, **environment: str) -> tuple[int, St
 def test_an_image_whose_torch_sees_fewer_gpus_than_the_pod_asked_for_is_refused(tmp_path, seen, todo):
     (tmp_path / "torch.py").write_text(f"class cuda:\n    device_count = staticmethod(lambda: {seen})\n")
     path = os.pathsep.join(map(str, [tmp_path, TESTS.parent, TESTS]))
-    code, found = last_words(tmp_path, "--gpus", "2", PYTHONPATH=path)
+    code, found = last_words(tmp_path, {"PYTHONPATH": path}, gpus=2)
     assert (code, found.failure, found.is_own_line) == (3, "settings", True)
     assert found.reason.startswith(f"torch in the image sees {seen} GPUs, and 2 were to be used here; {todo}")
 
 
 def test_pods_that_do_not_find_each_other_lost_their_machine(tmp_path):
-    code, found = last_words(tmp_path, "--hosts", "127.0.0.1,127.0.0.2", "--port", "1", "--patience", "1")
+    code, found = last_words(tmp_path, {}, hosts=["127.0.0.1", "127.0.0.2"], port=1, patience=1)
     assert code == 1
     assert (found.reason, found.failure) == (
         "could not reach the other hosts of its training",

@@ -21,13 +21,13 @@ from fullft_assets.checking import validation
 from fullft_assets.errors import Interrupted, SettingsError, WorkloadError
 from fullft_assets.jobs import launchers as registered
 from fullft_assets.jobs.launch import WorkloadFailure
-from fullft_assets.jobs.launchers import LAUNCHERS
+from fullft_assets.jobs.launchers import LAUNCHERS, open_recorded
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.launchers import Logs, local, machine
 from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.machine import Machine, ended_status
-from fullft_assets.launchers.supervisor import PID, is_alive
+from fullft_assets.launchers.supervisor import PID, Options, is_alive
 from fullft_assets.registry import Registry
 from fullft_assets.resources import latest, set_latest
 from fullft_assets.settings import LauncherSettings
@@ -186,19 +186,12 @@ def test_what_the_kernel_kills_for_memory_is_known(tmp_path):
     group = _control_group()
     try:
         eats = "found = []\nwhile True:\n    found.append(bytearray(10_000_000))"
-        command = [
-            sys.executable,
-            "-m",
-            "fullft_assets.launchers.supervisor",
-            "--folder",
-            str(tmp_path),
-            "--grace",
-            "5",
-            "--",
-        ]
+        options = Options(grace=5, folder=str(tmp_path))
         join = f'echo $$ > {group}/cgroup.procs && exec "$@"'
         done = subprocess.run(
-            ["sh", "-c", join, "sh", *command, sys.executable, "-c", eats], timeout=SECONDS, check=False
+            ["sh", "-c", join, "sh", *options.command([sys.executable, "-c", eats])],
+            timeout=SECONDS,
+            check=False,
         )
         assert done.returncode == 128 + signal.SIGKILL
         assert ended_status(tmp_path).failure == "out_of_memory"
@@ -259,8 +252,9 @@ class TestRunThatEnds:
     @pytest.mark.fault("the run's process is killed", "local")
     def test_killed_run_leaves_no_process_but_a_checkpoint(self, start, folder, executor):
         run, processes = start(executor)
-        watched = processes[1].cmdline()[processes[1].cmdline().index("--watch") + 1].split(",")
-        assert set(map(int, watched)) == {processes[0].pid, run.pid}
+        line = processes[1].cmdline()
+        options = json.loads(line[line.index("fullft_assets.launchers.supervisor") + 1])
+        assert set(options["watch"]) == {processes[0].pid, run.pid}
         arguments = processes[2].cmdline()[-4:]
         assert arguments[0::2] == ["--job", "--sha256"] and Path(arguments[1]).stem == arguments[3]
         run.kill()
@@ -353,27 +347,12 @@ class TestRunThatEnds:
 
 class TestSupervisor:
     def _start(
-        self, folder: Path, stage: str, grace: str = "20", watch: int | None = None
+        self, folder: Path, stage: str, grace: float = 20, watch: int | None = None
     ) -> subprocess.Popen:
         job, store = probe_job(folder, stage)
-        command = [
-            sys.executable,
-            "-m",
-            "fullft_assets.launchers.supervisor",
-            "--watch",
-            str(watch or os.getpid()),
-        ]
-        command += [
-            "--grace",
-            grace,
-            "--",
-            sys.executable,
-            "-m",
-            "probe_workloads.probe",
-            "--job",
-            job.write(store),
-        ]
-        return subprocess.Popen(command)
+        options = Options(grace=grace, watch=[watch or os.getpid()])
+        workload = [sys.executable, "-m", "probe_workloads.probe", "--job", job.write(store)]
+        return subprocess.Popen(options.command(workload))
 
     @pytest.mark.parametrize(
         ("stage", "code"), [("writes", 0), ("refuses", 3), ("crashes", 1), ("is_killed", 128 + 9)]
@@ -632,6 +611,10 @@ class TestRegistration:
         project = projects.create(tmp_path, launcher=section)
         with pytest.raises(SettingsError, match=line):
             project.use_case()
+
+    def test_a_section_on_record_of_an_earlier_release_is_read(self):
+        recorded = LauncherSettings(processes=2).model_dump() | {"spot_poll_seconds": 5.0}
+        assert open_recorded(recorded).settings == LauncherSettings(processes=2)
 
     def test_an_unknown_kind_is_one_line_with_the_known_ones(self, package, tmp_path):
         project = projects.create(tmp_path, launcher={"kind": "clutser"})

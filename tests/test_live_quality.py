@@ -359,7 +359,7 @@ class TestLabelAudit:
         seen.label("far.jsonl", [{**row, "kind": "text"} for row in rows])
         assert seen.count().num_labelled == 0
         out = tmp_path / "audit"
-        assert seen.export(out, most=30, chosen=chosen) == 30
+        assert seen.export(out, most=30, format_name=chosen) == 30
         text = out.read_text(encoding="utf-8")
         if chosen == "csv":
             given: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text)))

@@ -286,7 +286,7 @@ def nothing() -> None:
 class TestInDagster:
     @pytest.fixture
     def defs(self, project: projects.Project) -> dg.Definitions:
-        project.configure(launcher={"kind": "ssh", "host": "127.0.0.1", "port": 1})
+        project.configure(launcher={"kind": "ssh", "host": "127.0.0.1", "options": {"Port": 1}})
         return FullFineTune(project.use_case()).build_defs()
 
     def test_local_jobs_end_with_their_runs_and_need_no_schedule(self, project: projects.Project):

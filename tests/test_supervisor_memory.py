@@ -62,7 +62,7 @@ def leased(*_, **__):
     open({str(tmp_path / "count")!r}, "w").write("oom_kill 2\\n")
     yield {given}
 supervisor.leased = leased
-raise SystemExit(supervisor.main(["--folder", {str(tmp_path)!r}, "--", "false"]))
+raise SystemExit(supervisor.supervise(supervisor.Options(folder={str(tmp_path)!r}), ["false"]))
 """
     subprocess.run(
         [sys.executable, "-c", waits],

@@ -61,9 +61,9 @@ def check_use_case(use_case: UseCase) -> str:
     if settings.monitoring.path is not None and not task_of(settings.examples).detects_drift:
         watched = ", ".join(name for name, task in TASKS.all().items() if task.detects_drift)
         rows["monitoring"] = f"predictions only: drift is watched for the task {watched} alone"
-    if own := own_splits.found_in(file.path for file in corpus.files):
+    if splits := own_splits.found_in(file.path for file in corpus.files):
         files_of_rows = (row.place.rpartition(":")[0] for row in corpus.sample)
-        rows["own splits"] = own_splits.mixed(own, files_of_rows, settings.examples.group, "rows read")
+        rows["own splits"] = own_splits.mixed(splits, files_of_rows, settings.examples.group, "rows read")
     if corpus.kept_out:
         (rows["kept out"],) = kept_out(corpus.kept_out, named=True)
     if corpus.others:
@@ -158,12 +158,12 @@ def _documents_line(settings: UseCaseSettings, corpus: Corpus) -> str:
         return f"{settings.documents.path}: unknown number of rows; a bucket is read by the first run"
     about = "" if corpus.is_exact else "about "
     files = f"{len(corpus.files):,} file{'s' if len(corpus.files) != 1 else ''}, {_size(corpus.num_bytes)}"
-    drawn = (
+    sample_note = (
         ""
         if corpus.num_files_drawn is None
         else f"; {corpus.num_files_drawn:,} files, drawn from all, were looked at"
     )
-    return f"{settings.documents.path}: {files}, {about}{corpus.num_rows:,} rows{drawn}"
+    return f"{settings.documents.path}: {files}, {about}{corpus.num_rows:,} rows{sample_note}"
 
 
 def _split_line(settings: UseCaseSettings, corpus: Corpus) -> str:

@@ -91,7 +91,7 @@ class Corpus:
 
 
 def look_at_documents(use_case: UseCase) -> Corpus:
-    """Count rows in `MOST_FILES` within `COUNTED_BYTES`, and read a sample of them; a bucket is not looked at.
+    """Count rows in `MOST_FILES` within `COUNTED_BYTES`, and read a sample of them; a bucket is not read.
 
     Raises:
         DataError: a folder cannot be listed.

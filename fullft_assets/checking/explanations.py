@@ -26,8 +26,8 @@ _NAMES = ("^[A-Za-z][", "^[a-z][")
 def keys_named(message: str, source: YamlSource) -> list[Key]:
     """Return the `section.key` that a rule across sections names, those first that are in the file."""
     keys: list[Key] = [tuple(name.split(".")) for name in re.findall(r"\b[a-z_]+\.[a-z_]+\b", message)]
-    known = [key for key in keys if field_of(key) is not None]
-    return sorted(dict.fromkeys(known), key=lambda key: ("attributes", *key) not in source.lines)
+    settings_keys = [key for key in keys if field_of(key) is not None]
+    return sorted(dict.fromkeys(settings_keys), key=lambda key: ("attributes", *key) not in source.lines)
 
 
 def explain(error: Any, keys: list[Key], source: YamlSource) -> str:
@@ -41,23 +41,23 @@ def explain(error: Any, keys: list[Key], source: YamlSource) -> str:
         return f"{rule} ({values})"
     if error["type"] == "missing":
         return f"missing; {_described(info)}"
-    given = given_value(keys[0], source)
+    value = given_value(keys[0], source)
     if error["input"] is None:
         return (
             f"empty; {_described(info)}" if info.is_required() else "empty; give a value or remove the line"
         )
     if error["type"] == "string_pattern_mismatch" and not _pattern(info).startswith(_NAMES):
-        return f"{given} does not fit; {_described(info)}"
+        return f"{value} does not fit; {_described(info)}"
     annotation = _item_type(info) if isinstance(keys[0][-1], int) else _plain_type(info.annotation)
     near = (
-        did_you_mean(given, typing.get_args(annotation)) if typing.get_origin(annotation) is Literal else ""
+        did_you_mean(value, typing.get_args(annotation)) if typing.get_origin(annotation) is Literal else ""
     )
     hint = (
         "; put it in quotes"
         if annotation is str and error["type"] == "string_type" and not _registered(info)
         else ""
     )
-    return f"{given} is not {_expected(annotation, info)}{near}{hint}"
+    return f"{value} is not {_expected(annotation, info)}{near}{hint}"
 
 
 def allowed_values(info: FieldInfo) -> str:
@@ -171,7 +171,7 @@ def _item_type(info: FieldInfo) -> Any:
     return next((typing.get_args(part)[0] for part in parts if typing.get_origin(part) is list), None)
 
 
-def did_you_mean(given: str, choices: Iterable[str]) -> str:
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return `; did you mean ...?` for the nearest of the choices, or an empty string where none is near."""
-    near = difflib.get_close_matches(given, list(choices), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
     return f"; did you mean `{near[0]}`?" if near else ""

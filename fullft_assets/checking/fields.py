@@ -1,5 +1,5 @@
-"""fields: whether the fields that a YAML names are there, in a sample of the delivered rows, with the near
-ones among those that are.
+"""Whether the fields that a YAML names are there in a sample of the delivered rows; a wrong name is reported
+with the nearest field of the rows.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ def field_problems(sample: list[Sampled], settings: UseCaseSettings) -> Iterator
     do.
     """
     yield from _unusable(sample, settings.examples.max_quarantined_share)
-    rows = [found for found in sample if found.record]
+    rows = [row for row in sample if row.record]
     if not rows:
         return
     for key, column, field in _named(settings, rows):
-        missing = [found for found in rows if not _has(found, column)]
-        if len(missing) == len(rows):
+        rows_without = [row for row in rows if not _has(row, column)]
+        if len(rows_without) == len(rows):
             yield key, _nowhere(field, column, rows)
             continue
         # The rule on groups is about valid rows.
         counted = (
-            [found for found in missing if "problem" not in found.row and _has(found, "text")]
+            [row for row in rows_without if "problem" not in row.row and _has(row, "text")]
             if column == "group"
-            else missing
+            else rows_without
         )
         most, limit, otherwise = _most_without(column, settings)
         if len(counted) > most * len(rows):
-            near = _near(field, fields_of([found for found in counted if field not in fields_of([found])]))
+            near = _near(field, fields_of([row for row in counted if field not in fields_of([row])]))
             yield key, f"{_without(counted, rows, field)}, more than {limit}{near or otherwise}"
 
 
@@ -59,48 +59,37 @@ def log_problems(sample: list[Sampled], log: LogSettings) -> Iterator[tuple[Key,
     """Yield the keys of `monitoring.log` whose field nearly all production rows lack, each with one line that
     says what to do.
     """
-    rows = [found for found in sample if found.record]
-    named = (
+    rows = [row for row in sample if row.record]
+    columns = (
         ("prediction", "predicted"),
         ("score", "score"),
         ("model", "predicted_by"),
         ("time", "predicted_at"),
     )
-    for key, column in named if rows else ():
+    for key, column in columns if rows else ():
         field = getattr(log, key)
-        missing = [found for found in rows if column not in found.row]
-        if field is None or len(missing) <= MOST_WITHOUT * len(rows):
+        rows_without = [row for row in rows if column not in row.row]
+        if field is None or len(rows_without) <= MOST_WITHOUT * len(rows):
             continue
-        if len(missing) == len(rows):
+        if len(rows_without) == len(rows):
             yield ("monitoring", "log", key), _nowhere(field, column, rows)
         else:
-            near = _near(field, fields_of([found for found in missing if field not in fields_of([found])]))
+            near = _near(field, fields_of([row for row in rows_without if field not in fields_of([row])]))
             yield (
                 ("monitoring", "log", key),
-                f"{_without(missing, rows, field)}{near or '; name a field that most rows have'}",
+                f"{_without(rows_without, rows, field)}{near or '; name a field that most rows have'}",
             )
 
 
 def _unusable(sample: list[Sampled], most: float) -> Iterator[tuple[Key, str]]:
     """Yield a key if too many rows are no records, or name a text that may not be read or is not there."""
-    rows = [found for found in sample if found.is_refused or not found.record]
+    rows = [row for row in sample if row.is_refused or not row.record]
     if len(rows) > most * len(sample):
         is_object = "://" in str(rows[0].record.get("source-ref"))
         problem = str(rows[0].row.get("problem"))
         hint = f"; {_HEADER}" if problem.endswith("fields than the header") else ""
         counted = f"{len(rows):,} of {len(sample):,} rows read ({_places(rows)})"
         yield ("documents", "reference_buckets" if is_object else "path"), f"{counted}: {problem}{hint}"
-
-
-def incomplete_fields(sample: list[Sampled], settings: UseCaseSettings) -> Iterator[str]:
-    """Yield a line for each field of ids, domains or slices that some rows lack; of texts, labels and groups
-    other lines tell.
-    """
-    rows = [found for found in sample if found.record]
-    for _, column, field in _named(settings, rows) if rows else ():
-        missing = [found for found in rows if column in MEANT_WITHOUT and not _has(found, column)]
-        if missing:
-            yield f"{_without(missing, rows, field)}: {MEANT_WITHOUT[column]}"
 
 
 def _most_without(column: str, settings: UseCaseSettings) -> tuple[float, str, str]:
@@ -124,12 +113,12 @@ def _most_without(column: str, settings: UseCaseSettings) -> tuple[float, str, s
     )
 
 
-def _without(missing: list[Sampled], rows: list[Sampled], field: str) -> str:
-    return f"{len(missing):,} of {len(rows):,} rows read have no `{field}` ({_places(missing)})"
+def _without(rows_without: list[Sampled], rows: list[Sampled], field: str) -> str:
+    return f"{len(rows_without):,} of {len(rows):,} rows read have no `{field}` ({_places(rows_without)})"
 
 
-def _places(found: list[Sampled]) -> str:
-    return ", ".join(one.place for one in found[:_SHOWN_PLACES])
+def _places(rows: list[Sampled]) -> str:
+    return ", ".join(one.place for one in rows[:_SHOWN_PLACES])
 
 
 def fields_of(sample: list[Sampled]) -> list[str]:
@@ -137,23 +126,23 @@ def fields_of(sample: list[Sampled]) -> list[str]:
     too, as they come.
     """
     names: dict[str, None] = {}
-    for found in sample:
-        names.update(dict.fromkeys(flat(found)))
-        names.update(dict.fromkeys(_controls(found.record)))
+    for row in sample:
+        names.update(dict.fromkeys(flat(row)))
+        names.update(dict.fromkeys(_controls(row.record)))
     return [name for name in names if name]
 
 
-def flat(found: Sampled) -> dict[str, Any]:
+def flat(row: Sampled) -> dict[str, Any]:
     """Return the fields of a record by the names that settings may give them: those inside of another by
     their paths.
 
     Those of the objects that an export nests them in have no path.
     """
-    if found.is_plain:
-        return dict(_paths(found.record)) | found.record
-    fields = dict(found.record)
+    if row.is_plain:
+        return dict(_paths(row.record)) | row.record
+    fields = dict(row.record)
     for name in _NESTED:
-        nested = found.record.get(name)
+        nested = row.record.get(name)
         fields |= nested if isinstance(nested, dict) else {}
     return fields
 
@@ -177,8 +166,10 @@ def _controls(record: dict[str, Any]) -> Iterator[str]:
 
 def _named(settings: UseCaseSettings, rows: list[Sampled]) -> Iterator[tuple[Key, str, str]]:
     """Yield (key, column, field) of each field that must be there."""
-    documents, examples, task = settings.documents, settings.examples, task_of(settings.examples)
-    if not any(found.is_elsewhere for found in rows):
+    documents = settings.documents
+    examples = settings.examples
+    task = task_of(settings.examples)
+    if not any(row.is_elsewhere for row in rows):
         yield ("documents", "text"), "text", rows[0].text_field
     if documents.id != DocumentsSettings.model_fields["id"].default:
         yield ("documents", "id"), "id", documents.id
@@ -193,41 +184,41 @@ def _named(settings: UseCaseSettings, rows: list[Sampled]) -> Iterator[tuple[Key
             yield ("examples", column), column, field
 
 
-def _has(found: Sampled, column: str) -> bool:
+def _has(row: Sampled, column: str) -> bool:
     if column == "text":
-        return bool(found.row.get("text", "").strip())
+        return bool(row.row.get("text", "").strip())
     # A label that is malformed is there.
-    return column in found.row or (
-        column in ("label", "labels", "spans") and "problem" in found.row and bool(found.row.get("text"))
+    return column in row.row or (
+        column in ("label", "labels", "spans") and "problem" in row.row and bool(row.row.get("text"))
     )
 
 
 def _nowhere(field: str, column: str, rows: list[Sampled]) -> str:
-    problem, known = rows[0].row.get("problem"), fields_of(rows)
+    problem, field_names = rows[0].row.get("problem"), fields_of(rows)
     if column == "text" and problem not in (None, f"no field `{field}`"):
         hint = (
-            f"{_listed(known)}; set documents.text to the one that has it"
+            f"{_listed(field_names)}; set documents.text to the one that has it"
             if str(problem).startswith("no field ")
             else ""
         )
         return f"none of {len(rows):,} rows read can be used; the first ({rows[0].place}): {problem}{hint}"
-    if field in known or any(has_field(found.record, field) for found in rows):
+    if field in field_names or any(has_field(row.record, field) for row in rows):
         return (
             f"`{field}` is empty in each of {len(rows):,} rows"
-            f" read{_near(field, [name for name in known if name != field])}"
+            f" read{_near(field, [name for name in field_names if name != field])}"
         )
     return (
         f"none of {len(rows):,} rows read has a"
-        f" `{field}`{_near(field, known) or _listed(known) + _title_hint(rows[0])}"
+        f" `{field}`{_near(field, field_names) or _listed(field_names) + _title_hint(rows[0])}"
     )
 
 
-def _title_hint(found: Sampled) -> str:
+def _title_hint(row: Sampled) -> str:
     """Return what to do where the names of a table's columns look like a title, which has cells without a
     name beside it, or is alone.
     """
-    is_table = not _TABLES.isdisjoint(Path(found.place.rpartition(":")[0].lower()).suffixes)
-    names = found.record.keys() - {"sheet"}
+    is_table = not _TABLES.isdisjoint(Path(row.place.rpartition(":")[0].lower()).suffixes)
+    names = row.record.keys() - {"sheet"}
     return f"; {_HEADER}" if is_table and ("" in names or len(names) == 1) else ""
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from fullft_assets.checking.corpus import Sampled
-from fullft_assets.checking.fields import flat, incomplete_fields
+from fullft_assets.checking.fields import flat
 from fullft_assets.documents.formats.rows import value_of
 from fullft_assets.escaping import quoted
 from fullft_assets.examples.label_names import named
@@ -37,7 +37,6 @@ def findings(rows: list[Sampled], settings: UseCaseSettings) -> Iterator[tuple[s
         without = len(rows) - sizes.total()
         alone = f"; {without:,} rows have none, and each is a group of its own" if without else ""
         yield "groups", f"{len(sizes):,} in {len(rows):,} rows read, the largest has {largest:,}{alone}"
-    yield from (("fields", line) for line in incomplete_fields(rows, settings))
     num_long = sum(len(row.row.get("text", "")) > examples.max_characters for row in rows)
     if num_long:
         yield (
@@ -71,7 +70,7 @@ def _separators(counts: Counter[str], examples: ExamplesSettings) -> Iterator[tu
 
 
 def _missing_values(rows: list[Sampled], settings: UseCaseSettings) -> Iterator[tuple[str, str]]:
-    """Yield the values that count as missing by `documents.missing_values`: a row that was read lacks them."""
+    """Yield the delivered values that count as missing by `documents.missing_values`."""
     examples = settings.examples
     words = {word.strip().casefold() for word in settings.documents.missing_values} - {""}
     for key in ("label", "group", "domain", "slice_by"):
@@ -95,6 +94,6 @@ def _malformed(rows: list[Sampled]) -> Iterator[tuple[str, str]]:
         if (problem := row.row.get("problem")) is not None:
             places.setdefault(problem, []).append(row.place)
     for problem in sorted(places, key=lambda name: -len(places[name]))[:_SHOWN_PROBLEMS]:
-        first, *others = places[problem]
-        number = f"{len(others) + 1:,} of {len(rows):,} rows read"
-        yield "malformed", f"{number}: {problem} ({first}{', ...' if others else ''})"
+        first, *other_places = places[problem]
+        number = f"{len(other_places) + 1:,} of {len(rows):,} rows read"
+        yield "malformed", f"{number}: {problem} ({first}{', ...' if other_places else ''})"

@@ -26,9 +26,10 @@ _LONGEST_NAME = 60
 #: A field with fewer values, or with a smaller share of rows in repeated ones, is no group.
 _LEAST_VALUES = 20
 _LEAST_REPEATED = 0.1
-#: How far the share of nearest neighbours with the same value is above chance, at the least.
+#: How far the share of nearest neighbours with the same value is above chance, at the least: as a share, and
+#: in standard deviations of a share that is due to chance.
 _LEAST_EXCESS = 0.1
-_PERMUTATIONS = 39
+_LEAST_DEVIATIONS = 4
 #: A word, one character of a script without spaces between words, or a whole text that has no word.
 _WORD = (
     r"[^\W\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff]+"
@@ -45,7 +46,7 @@ class Candidate:
         field: its name.
         agreement: of rows that share value and label with another one, the share whose most similar row of
             their label has their value.
-        chance: the same with the values permuted within the labels, on average.
+        chance: the share that is expected if the most similar row is any other row of the label.
     """
 
     field: str
@@ -76,18 +77,16 @@ def suggested_group(use_case: UseCase) -> str | None:
 
 
 def candidates(
-    texts: Sequence[str], labels: Sequence[str], fields: Mapping[str, Sequence[str | None]], seed: int = 0
+    texts: Sequence[str], labels: Sequence[str], fields: Mapping[str, Sequence[str | None]]
 ) -> list[Candidate]:
     """Return the fields that may tie rows together, the likeliest first.
 
-    The most similar row is found by the cosine of TF-IDF vectors of words. The bar: no permutation of 39
-    agrees as well (p <= .025), and the excess over their mean is `_LEAST_EXCESS`.
+    The most similar row is found by the cosine of TF-IDF vectors of words.
 
     Args:
         texts: of the rows.
         labels: of the rows; all equal where the task has none.
         fields: the values of each row, by field; None: it has none.
-        seed: of the permutations.
     """
     # The snapshot keeps one of equal texts.
     first = {text: row for row, text in reversed(list(enumerate(texts)))}
@@ -101,17 +100,11 @@ def candidates(
         return []
     label = np.unique(np.array([labels[row] for row in rows], dtype=str), return_inverse=True)[1]
     neighbour = _nearest([texts[row] for row in rows], label)
-    rng = np.random.default_rng(seed)
     suggestions = []
     for name, codes in fitting.items():
-        agreement = _agreement(codes, label, neighbour)
-        if agreement is None:
-            continue
-        permuted = [_agreement(_permuted(codes, label, rng), label, neighbour) for _ in range(_PERMUTATIONS)]
-        by_chance = [share or 0.0 for share in permuted]
-        chance = float(np.mean(by_chance))
-        if agreement > max(by_chance) and agreement - chance >= _LEAST_EXCESS:
-            suggestions.append(Candidate(name, agreement, chance))
+        candidate = _candidate(name, codes, label, neighbour)
+        if candidate is not None:
+            suggestions.append(candidate)
     return sorted(suggestions, key=lambda candidate: candidate.chance - candidate.agreement)
 
 
@@ -153,19 +146,16 @@ def _nearest(texts: Sequence[str], label: np.ndarray) -> np.ndarray:
     return nearest
 
 
-def _agreement(codes: np.ndarray, label: np.ndarray, neighbour: np.ndarray) -> float | None:
-    """Return, of the rows that share value and label with another one, the share whose nearest row has their
-    value.
-    """
+def _candidate(name: str, codes: np.ndarray, label: np.ndarray, neighbour: np.ndarray) -> Candidate | None:
+    """Return the field as a candidate, or None where its values share no more text than chance explains."""
     cell = np.where(codes < 0, -1, codes * (int(label.max()) + 1) + label)
     sizes = np.bincount(cell[cell >= 0], minlength=1)
     paired = (cell >= 0) & (sizes[np.maximum(cell, 0)] > 1)
-    return float((codes[neighbour[paired]] == codes[paired]).mean()) if paired.any() else None
-
-
-def _permuted(codes: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the values permuted within the labels."""
-    order, shuffled = np.argsort(label, kind="stable"), np.lexsort((rng.random(len(label)), label))
-    permuted = np.empty_like(codes)
-    permuted[order] = codes[shuffled]
-    return permuted
+    if not paired.any():
+        return None
+    agreement = float((codes[neighbour[paired]] == codes[paired]).mean())
+    chances = (sizes[cell[paired]] - 1) / (np.bincount(label)[label[paired]] - 1)
+    chance = float(chances.mean())
+    deviation = float(np.sqrt((chances * (1 - chances)).sum())) / int(paired.sum())
+    is_likely = agreement - chance >= max(_LEAST_EXCESS, _LEAST_DEVIATIONS * deviation)
+    return Candidate(name, agreement, chance) if is_likely else None

@@ -36,10 +36,10 @@ def parse(source: YamlSource) -> tuple[UseCaseSettings | None, set[Key]]:
             return UseCaseSettings.model_validate(data), broken
         except ValidationError as error:
             before = copy.deepcopy(data)
-            for found in error.errors(include_url=False):
-                keys = [found["loc"]] if found["loc"] else keys_named(found["msg"], source)
+            for problem in error.errors(include_url=False):
+                keys = [problem["loc"]] if problem["loc"] else keys_named(problem["msg"], source)
                 if keys and not any(covers(key, keys[0]) for key in broken):
-                    source.add(keys[0], explain(found, keys, source))
+                    source.add(keys[0], explain(problem, keys, source))
                 broken.update(keys)
                 for key in keys:
                     _take_out(data, key)

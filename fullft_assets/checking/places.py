@@ -28,8 +28,8 @@ def is_bucket(path: str) -> bool:
 
 def without_credentials(path: str) -> str:
     """Return a path for a message, without what is before the host or the bucket."""
-    scheme, mark, rest = path.partition("://")
-    return f"{scheme}{mark}***@{rest.rpartition('@')[2]}" if "@" in rest else path
+    scheme, mark, address = path.partition("://")
+    return f"{scheme}{mark}***@{address.rpartition('@')[2]}" if "@" in address else path
 
 
 def address_problem(path: str) -> str | None:
@@ -92,9 +92,9 @@ def contents_problem(path: str, root: Path, format_: str | None = None) -> str |
     return f"no readable document below {path}; known endings: {known_endings()}{hint}"
 
 
-def _hint(others: Sequence[str]) -> str:
+def _hint(paths: Sequence[str]) -> str:
     """Return what to do with files that no format reads, of which one is named."""
-    if packed := [path for path in others if path.lower().endswith(_ARCHIVES)]:
+    if packed := [path for path in paths if path.lower().endswith(_ARCHIVES)]:
         return f"; unpack {shown_path(min(packed))} and deliver its files"
     return "; if each file is one text, set documents.format to text"
 

@@ -63,10 +63,10 @@ def read_dg_project(root: Path) -> DgProject | None:
     """
     path = root / "pyproject.toml"
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        configuration = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise SettingsError(f"{path}: not TOML ({error})") from error
-    module = found.get("tool", {}).get("dg", {}).get("project", {}).get("root_module")
+    module = configuration.get("tool", {}).get("dg", {}).get("project", {}).get("root_module")
     if module is None:
         return None
     source = root / "src"
@@ -88,10 +88,10 @@ def find_use_cases(defs_folder: Path = DEFS, not_imported: list[str] | None = No
         defs_folder: the folder.
         not_imported: a line is added to it for each component whose type cannot be imported.
     """
-    named, lines = _use_cases(defs_folder)
+    places_of, lines = _use_cases(defs_folder)
     if not_imported is not None:
         not_imported += lines
-    return sorted(place for places in named.values() for place in places)
+    return sorted(place for places in places_of.values() for place in places)
 
 
 def find_use_case(name: str, defs_folder: Path = DEFS) -> Place:
@@ -101,15 +101,15 @@ def find_use_case(name: str, defs_folder: Path = DEFS) -> Place:
         SettingsError: there is no such use case; the message names the near and the known ones. Or there are
             two.
     """
-    known, not_imported = _use_cases(defs_folder)
-    if name not in known:
-        near = did_you_mean(name, known)
-        listed = ", ".join(sorted(known)) or f"none in {defs_folder}"
+    places_of, not_imported = _use_cases(defs_folder)
+    if name not in places_of:
+        near = did_you_mean(name, places_of)
+        listed = ", ".join(sorted(places_of)) or f"none in {defs_folder}"
         raise SettingsError(
             "\n".join([f"no use case `{name}`{near}{'' if near else ';'} known: {listed}", *not_imported])
         )
-    require_own_name(name, known[name][0], defs_folder)
-    return known[name][0]
+    require_own_name(name, places_of[name][0], defs_folder)
+    return places_of[name][0]
 
 
 def require_own_name(name: str, place: Place, defs_folder: Path) -> None:
@@ -168,17 +168,17 @@ def _read_use_cases(files: tuple[tuple[Path, int, int], ...]) -> tuple[Mapping[s
     Args:
         files: path, time and size of each.
     """
-    named: dict[str, list[Place]] = {}
+    places_of: dict[str, list[Place]] = {}
     not_imported = []
     for path, _, _ in files:
         for number, (component_type, name) in enumerate(_documents_in(path)):
             try:
                 # Whatever begins so is meant to be one.
                 if component_type.startswith("fullft_assets") or is_use_case(component_type, path):
-                    named.setdefault(name, []).append(Place(path, number))
+                    places_of.setdefault(name, []).append(Place(path, number))
             except SettingsError as error:
                 not_imported.append(f"{path}: type: {error}")
-    return named, not_imported
+    return places_of, not_imported
 
 
 def _documents_in(yaml_path: Path) -> list[tuple[str, str]]:
@@ -195,10 +195,10 @@ def _documents_in(yaml_path: Path) -> list[tuple[str, str]]:
 
 
 def _type_and_name(value: object, folder: str) -> tuple[str, str]:
-    found = value if isinstance(value, dict) else {}
-    attributes = found.get("attributes")
+    document = value if isinstance(value, dict) else {}
+    attributes = document.get("attributes")
     name = attributes.get("name") if isinstance(attributes, dict) else None
-    return str(found.get("type", "")), name if isinstance(name, str) else folder
+    return str(document.get("type", "")), name if isinstance(name, str) else folder
 
 
 def name_at(place: Place) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import encodings.aliases
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,12 +138,12 @@ def _check_base_model(settings: UseCaseSettings, root: Path) -> Iterator[Problem
             own_code(header.folder)
         except SettingsError as error:
             yield Problem(("trust_remote_code",), str(error))
-    given = settings.chunks.max_tokens
-    if header.max_positions is not None and given > header.max_positions:
+    max_tokens = settings.chunks.max_tokens
+    if header.max_positions is not None and max_tokens > header.max_positions:
         yield Problem(
             ("chunks", "max_tokens"),
-            f"{given} is more than the {header.max_positions} tokens that the base model reads; give at most"
-            " that",
+            f"{max_tokens} is more than the {header.max_positions} tokens that the base model reads; give at"
+            " most that",
         )
     yield from _check_smaller_model(settings, header, root)
     if not header.may_predict_tokens:
@@ -157,7 +157,9 @@ def _check_base_model(settings: UseCaseSettings, root: Path) -> Iterator[Problem
 
 
 def _check_smaller_model(settings: UseCaseSettings, header: BaseModelHeader, root: Path) -> Iterator[Problem]:
-    reference, names, key = settings.planning.smaller_model, settings.baselines, ("planning", "smaller_model")
+    reference = settings.planning.smaller_model
+    names = settings.baselines
+    key = ("planning", "smaller_model")
     if reference is None:
         if "smaller_model" in names:
             yield Problem(
@@ -196,15 +198,15 @@ def _check_documents(settings: UseCaseSettings, root: Path) -> Iterator[Problem]
         )
     format_ = settings.documents.format
     if format_ != "auto" and format_ not in FORMATS:
-        known = ["auto", *FORMATS]
+        known_names = ["auto", *FORMATS]
         yield Problem(
             ("documents", "format"),
-            f"{format_} is not one of {', '.join(known)}{did_you_mean(format_, known)}",
+            f"{format_} is not one of {', '.join(known_names)}{did_you_mean(format_, known_names)}",
         )
     if (encoding := settings.documents.encoding) is not None and not is_encoding(encoding):
-        known = set(encodings.aliases.aliases.values())
+        known_names = set(encodings.aliases.aliases.values())
         near = (
-            did_you_mean(encoding.lower().replace("-", "_"), sorted(filter(is_encoding, known)))
+            did_you_mean(encoding.lower().replace("-", "_"), sorted(filter(is_encoding, known_names)))
             or "; give one such as cp1252, or leave it out"
         )
         yield Problem(("documents", "encoding"), f"{encoding} is no encoding of text{near}")
@@ -315,9 +317,8 @@ def _check_examples(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
             ("examples", "group"),
             f"{examples.group} is the label's field too; a split by label cannot be learned from",
         )
+    yield from _listed_twice(("examples", "labels"), examples.labels or [])
     for number, label in enumerate(examples.labels or []):
-        if label in (examples.labels or [])[:number]:
-            yield Problem(("examples", "labels", number), f"{label} is listed twice; remove one")
         if label.strip().casefold() in {
             word.strip().casefold() for word in settings.documents.missing_values
         }:
@@ -360,9 +361,7 @@ def _check_task(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
             ("training", "ewc"),
             f"needs general text to tell which weights matter to it; give {what} a path, or remove it",
         )
-    for number, alpha in enumerate(settings.training.wise_ft):
-        if alpha in settings.training.wise_ft[:number]:
-            yield Problem(("training", "wise_ft", number), f"{alpha:g} is listed twice; remove one")
+    yield from _listed_twice(("training", "wise_ft"), settings.training.wise_ft)
     if settings.training.max_general_rise is not None and settings.snapshot.general is None:
         yield Problem(
             ("training", "max_general_rise"),
@@ -403,8 +402,8 @@ def _check_external(settings: UseCaseSettings, task: Task, root: Path) -> Iterat
 
 
 def _check_lm_eval(settings: UseCaseSettings, task: Task, root: Path) -> Iterator[Problem]:
-    asked = settings.evaluation.lm_eval
-    if asked is None:
+    lm_eval = settings.evaluation.lm_eval
+    if lm_eval is None:
         return
     if not task.is_generative:
         yield Problem(
@@ -415,10 +414,10 @@ def _check_lm_eval(settings: UseCaseSettings, task: Task, root: Path) -> Iterato
         yield Problem(
             ("evaluation", "lm_eval"), "lm-eval is not installed; pip install 'fullft-assets[lm-eval]'"
         )
-    if not (root / asked.folder).is_dir():
+    if not (root / lm_eval.folder).is_dir():
         yield Problem(
             ("evaluation", "lm_eval", "folder"),
-            f"there is no folder {root / asked.folder}; name the one with the tasks' YAML files",
+            f"there is no folder {root / lm_eval.folder}; name the one with the tasks' YAML files",
         )
 
 
@@ -435,10 +434,9 @@ def _check_registered(settings: UseCaseSettings, task: Task, root: Path) -> Iter
         ("evaluation", "metrics", METRICS, settings.evaluation.metrics),
         ("planning", "baselines", BASELINES, settings.planning.baselines or []),
     ):
+        yield from _listed_twice((section, key), names)
         for number, name in enumerate(names):
-            if name in names[:number]:
-                yield Problem((section, key, number), f"{name} is listed twice; remove one")
-            elif not task.takes(name, registry.get(name).tasks):
+            if not task.takes(name, registry.get(name).tasks):
                 yield Problem(
                     (section, key, number),
                     f"{name} is not for the task {task.name}; it is for"
@@ -501,12 +499,12 @@ def _check_aws(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
 
 
 def _check_distillation(settings: UseCaseSettings) -> Iterator[Problem]:
-    chosen, has_replay = settings.training.distillation, settings.snapshot.replay is not None
-    if chosen is None:
+    distillation, has_replay = settings.training.distillation, settings.snapshot.replay is not None
+    if distillation is None:
         return
     key: Key = ("training", "distillation")
     is_generative = task_of(settings.examples).is_generative
-    if chosen.weight == 1 and not (is_generative and has_replay):
+    if distillation.weight == 1 and not (is_generative and has_replay):
         yield Problem(
             (*key, "weight"),
             "1 leaves nothing to learn of the task itself; give less, or replay general documents"
@@ -579,14 +577,20 @@ def _all_problems(settings: UseCaseSettings, yaml_path: Path, root: Path) -> lis
     return problems
 
 
+def _listed_twice(key: Key, values: Sequence[object]) -> Iterator[Problem]:
+    """Yield each value of a list that is in it before."""
+    for number, value in enumerate(values):
+        if value in values[:number]:
+            yield Problem((*key, number), f"{value} is listed twice; remove one")
+
+
 def _dependency_problems(deps: list[str], name: str) -> Iterator[Problem]:
+    yield from _listed_twice(("documents", "deps"), deps)
     for number, key in enumerate(deps):
         if not all(key.split("/")):
             yield Problem(
                 ("documents", "deps", number), f"`{key}` is no key of an asset, such as `team/exports`"
             )
-        if key in deps[:number]:
-            yield Problem(("documents", "deps", number), f"{key} is listed twice; remove one")
         if key.split("/")[0] == name:
             yield Problem(
                 ("documents", "deps", number),

@@ -136,13 +136,13 @@ def _syntax_message(error: yaml.MarkedYAMLError) -> str:
 def _construct(loader: _Loader, node: yaml.Node, key: Key, source: YamlSource) -> Any:
     source.lines.setdefault(key, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode) and node.tag == MAPPING:
-        seen: dict[str, int] = {}
+        line_of: dict[str, int] = {}
         for name, _ in node.value:
             text, line = str(name.value), name.start_mark.line + 1
-            if text in seen and text != "<<":
+            if text in line_of and text != "<<":
                 inner = key[1:] if key[:1] == ("attributes",) else key
-                source.add_at(line, (*inner, text), f"given twice, first in line {seen[text]}; remove one")
-            seen.setdefault(text, line)
+                source.add_at(line, (*inner, text), f"given twice, first in line {line_of[text]}; remove one")
+            line_of.setdefault(text, line)
         loader.flatten_mapping(node)
         for name, _ in node.value:
             source.lines[*key, str(name.value)] = name.start_mark.line + 1
@@ -166,16 +166,16 @@ def _resolve(text: str, key: Key, source: YamlSource) -> str:
     """
 
     def replace(template: re.Match[str]) -> str:
-        found = _ENV.fullmatch(template[1])
-        if found is None:
+        match = _ENV.fullmatch(template[1])
+        if match is None:
             source.add(
                 key[1:],
                 f"{template[0]} cannot be resolved; write {{{{ env.NAME }}}} or {{{{ env('NAME', 'default')"
                 " }}",
             )
             return template[0]
-        name = found[1] or found[3]
-        if (value := os.environ.get(name, found[5])) is None:
+        name = match[1] or match[3]
+        if (value := os.environ.get(name, match[5])) is None:
             source.add(
                 key[1:],
                 f"the environment variable {name} is not set; set it, or write {{{{ env('{name}', 'default')"

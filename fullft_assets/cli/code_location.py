@@ -34,7 +34,8 @@ mutation ($selector: SensorSelector!) { sensorDryRun(selectorData: $selector, cu
 _LAUNCH = """
 mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) { __typename
   ... on LaunchRunSuccess { run { runId } }
-  ... on PythonError { message } ... on InvalidSubsetError { message } ... on PipelineNotFoundError { message }
+  ... on PythonError { message } ... on InvalidSubsetError { message }
+  ... on PipelineNotFoundError { message }
   ... on RunConfigValidationInvalid { errors { message } } } }
 """
 #: A daemon whose last heartbeat is older does not take runs from the queue.

@@ -22,10 +22,10 @@ _SHOWN_LINES = 10
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and do it; an error that the user can fix is printed without a traceback."""
     parser = _parser()
-    parsed, others = parser.parse_known_args(arguments)
-    if others and parsed.command is not _ui:
-        parser.error(f"unrecognized arguments: {' '.join(others)}")
-    parsed.others = others
+    parsed, other_arguments = parser.parse_known_args(arguments)
+    if other_arguments and parsed.command is not _ui:
+        parser.error(f"unrecognized arguments: {' '.join(other_arguments)}")
+    parsed.others = other_arguments
     try:
         parsed.defs = parsed.defs or find_defs(Path.cwd())
         return parsed.command(parsed)
@@ -226,13 +226,13 @@ def _load(parsed: argparse.Namespace) -> UseCase:
 
 def _use_home(project_root: Path) -> None:
     """Set $DAGSTER_HOME to `.home` of the project unless it is set."""
-    if chosen := os.environ.get("DAGSTER_HOME"):
+    if given_home := os.environ.get("DAGSTER_HOME"):
         # As Dagster reads it.
-        folder = Path(chosen).expanduser()
+        folder = Path(given_home).expanduser()
         if not folder.is_absolute() or not folder.is_dir():
             fix = "make it" if folder.is_absolute() else "give an absolute path"
             raise SettingsError(
-                f"DAGSTER_HOME={chosen} is not a folder that Dagster can use; {fix}, or unset it for"
+                f"DAGSTER_HOME={given_home} is not a folder that Dagster can use; {fix}, or unset it for"
                 f" {project_root / '.home'}"
             )
         return
@@ -259,8 +259,8 @@ def _ingest(parsed: argparse.Namespace) -> int:
 def _jobs(parsed: argparse.Namespace) -> int:
     from fullft_assets.cli.jobs import job_lines
 
-    use_case = _load(parsed)
-    lines = list(job_lines(use_case, _store(use_case), with_ended=parsed.all))
+    use_case, store = _open(parsed)
+    lines = list(job_lines(use_case, store, with_ended=parsed.all))
     print(
         "\n".join(
             lines
@@ -273,17 +273,18 @@ def _jobs(parsed: argparse.Namespace) -> int:
 def _report(parsed: argparse.Namespace) -> int:
     from fullft_assets.cli import reports
 
-    use_case = _load(parsed)
-    store = _store(use_case)
-    made = reports.newest(use_case, store, parsed.which)
+    use_case, store = _open(parsed)
+    artifact = reports.newest(use_case, store, parsed.which)
     if parsed.link:
         print(
-            store.signed_link(f"{made.ref}/{reports.PAGE}", parsed.hours * 3600, "text/html; charset=utf-8")
+            store.signed_link(
+                f"{artifact.ref}/{reports.PAGE}", parsed.hours * 3600, "text/html; charset=utf-8"
+            )
         )
         return 0
-    page = store.folder(made) / reports.PAGE
+    page = store.folder(artifact) / reports.PAGE
     if parsed.out is not None:
-        page = reports.copy(store, made, parsed.out)
+        page = reports.copy(store, artifact, parsed.out)
     print(page)
     if parsed.open:
         import webbrowser
@@ -358,6 +359,12 @@ def _tour(parsed: argparse.Namespace) -> int:
     return tour(parsed.folder)
 
 
+def _open(parsed: argparse.Namespace) -> tuple[UseCase, Store]:
+    """Return the use case that a command names, and its store."""
+    use_case = _load(parsed)
+    return use_case, _store(use_case)
+
+
 def _store(use_case: UseCase) -> Store:
     import dagster as dg
 
@@ -370,20 +377,19 @@ def _store(use_case: UseCase) -> Store:
 def _files(parsed: argparse.Namespace) -> int:
     from fullft_assets import documents
 
-    use_case = _load(parsed)
-    store = _store(use_case)
+    use_case, store = _open(parsed)
     lines = documents.named_files(store, use_case.name)
     shown = [line for line in lines if not parsed.alias or line[0] in parsed.alias]
     for alias, batch, path in shown:
         print(f"{alias}  {batch}  {path}")
-    missing = sorted({*parsed.alias} - {alias for alias, *_ in shown})
-    for alias in missing:
+    unknown_aliases = sorted({*parsed.alias} - {alias for alias, *_ in shown})
+    for alias in unknown_aliases:
         print(
             f"{alias}: no file of {use_case.name} is called so; `fullft files {use_case.name}` lists"
             " them all",
             file=sys.stderr,
         )
-    return 1 if missing else 0
+    return 1 if unknown_aliases else 0
 
 
 def _predict(parsed: argparse.Namespace) -> int:
@@ -404,13 +410,12 @@ def _predict(parsed: argparse.Namespace) -> int:
 def _export(parsed: argparse.Namespace) -> int:
     from fullft_assets.cli.export import export
 
-    use_case = _load(parsed)
-    store = _store(use_case)
+    use_case, store = _open(parsed)
     count = export(
         use_case,
         store,
         parsed.out,
-        chosen=parsed.format,
+        format_name=parsed.format,
         most=parsed.documents,
         num_windows=parsed.windows,
         at_random=parsed.random,
@@ -425,8 +430,7 @@ def _rollback(parsed: argparse.Namespace) -> int:
     from fullft_assets import release
     from fullft_assets.resources import set_latest
 
-    use_case = _load(parsed)
-    store = _store(use_case)
+    use_case, store = _open(parsed)
     champion = release.rollback(store, use_case.name, reason=parsed.reason, by=getpass.getuser())
     card = release.card_of(store, use_case.name, champion)
     if card is not None:
@@ -447,13 +451,13 @@ def _clean(parsed: argparse.Namespace) -> int:
     with dg.DagsterInstance.get() as instance:
         store = open_store(use_case, instance)
         if parsed.yes:
-            found = retention.clean(store, use_case, require_idle=idle_from_now(use_case.name, instance))
+            plan = retention.clean(store, use_case, require_idle=idle_from_now(use_case.name, instance))
         else:
-            found = retention.plan(store, use_case)
+            plan = retention.plan(store, use_case)
     print(
         "\n".join(
             [
-                *found.lines,
+                *plan.lines,
                 (
                     "removed"
                     if parsed.yes

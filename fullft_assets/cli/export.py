@@ -38,7 +38,7 @@ def export(
     store: Store,
     out: Path,
     *,
-    chosen: str,
+    format_name: str,
     most: int,
     num_windows: int,
     at_random: bool = False,
@@ -49,7 +49,7 @@ def export(
 
     Args:
         out: the file.
-        chosen: format: jsonl, label_studio, ground_truth or csv.
+        format_name: jsonl, label_studio, ground_truth or csv.
         most: documents.
         num_windows: windows, the newest ones, that they are taken from.
         at_random: a random sample of the documents that count for live quality. Default: those far from the
@@ -65,7 +65,7 @@ def export(
         places = [(row["source"], row["row"]) for row in rows if row["window"] == window]
         remember_exported(store, use_case.name, window, places, "at_random" if at_random else "far")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(_rendered(rows, use_case, chosen), encoding="utf-8", newline="")
+    out.write_text(_rendered(rows, use_case, format_name), encoding="utf-8", newline="")
     return len(rows)
 
 
@@ -84,7 +84,7 @@ def _drawn(use_case: UseCase, store: Store, most: int, num_windows: int) -> list
     newest = list(predicted)[-num_windows:]
     far = exported_as_far(store, name)
     labels = live.labels_by_id(store, latest_by_partition(store, name, "labeled_examples"))
-    found = [
+    rows = [
         document
         for document in live.first_of_each(live.predicted_documents(store, name, windows, predicted, far))
         if document.window in newest
@@ -93,13 +93,13 @@ def _drawn(use_case: UseCase, store: Store, most: int, num_windows: int) -> list
         and document.id
         and document.id not in labels
     ]
-    if not found:
+    if not rows:
         raise FullftError(
             f"{name}: no document of the last {num_windows} windows that the champion predicted can be"
             " labelled for live_quality: each has a label, was exported as one far from the training data,"
             " or has no id by which its label would find it (documents.id)"
         )
-    drawn = sorted(found, key=lambda document: unit_hash(settings.seed, "label_audit", document.key.hex()))[
+    drawn = sorted(rows, key=lambda document: unit_hash(settings.seed, "label_audit", document.key.hex()))[
         :most
     ]
     texts = {window: _documents(store, windows[window]) for window in newest}
@@ -158,14 +158,14 @@ def _in_turn(lists: list[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
         yield from (each[turn] for each in lists if turn < len(each))
 
 
-def _rendered(rows: list[dict[str, Any]], use_case: UseCase, chosen: str) -> str:
+def _rendered(rows: list[dict[str, Any]], use_case: UseCase, format_name: str) -> str:
     """Return the rows with the names of fields that the use case reads, so that they can be delivered once
     they have a label.
     """
     settings = use_case.settings
     names = {
         "id": settings.documents.id,
-        "text": settings.documents.text or ("source" if chosen == "ground_truth" else "text"),
+        "text": settings.documents.text or ("source" if format_name == "ground_truth" else "text"),
         "group": settings.examples.group or "group",
     }
     columns = [column for column in _COLUMNS if column in rows[0]]
@@ -173,14 +173,14 @@ def _rendered(rows: list[dict[str, Any]], use_case: UseCase, chosen: str) -> str
         {names.get(column, column): row[column] for column in columns if row[column] is not None}
         for row in rows
     ]
-    if chosen == "label_studio":
+    if format_name == "label_studio":
         return json.dumps([{"data": row} for row in named], ensure_ascii=False, indent=1) + "\n"
-    if chosen == "ground_truth":  # a job's output has all fields of its input
+    if format_name == "ground_truth":  # a job's output has all fields of its input
         return "".join(
             json.dumps({"source": row["text"], **fields}, ensure_ascii=False) + "\n"
             for row, fields in zip(rows, named, strict=True)
         )
-    if chosen == "jsonl":
+    if format_name == "jsonl":
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in named)
     table = io.StringIO()
     writer = csv.DictWriter(table, [names.get(column, column) for column in columns])

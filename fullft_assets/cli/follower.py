@@ -1,6 +1,5 @@
 """Follow runs to their end and print what happens in them."""
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,15 +10,12 @@ import dagster as dg
 from fullft_assets.cli.terminal import Terminal
 from fullft_assets.launchers.run_workers import settle, waits
 
-#: What `Progress.step` of a workload writes.
-_PROGRESS = re.compile(r"step ([\d,]+)/([\d,]+) ")
 #: What Dagster itself logs of each step, and of those that follow a failed one.
 _NOISE = ("Loaded input", "Dependencies for step", "[pipes]")
 #: Time between two looks at the runs.
 POLL_SECONDS = 0.5
 #: Time between two looks at the run that holds the slot that a step waits for.
 _SLOT_SECONDS = 5.0
-_FINISHED = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
 
 
 @dataclass
@@ -57,7 +53,9 @@ class Follower:
         prefix: str,
         launch_queued: Callable[[str], None],
     ):
-        self.instance, self.terminal, self.prefix = instance, terminal, prefix
+        self.instance = instance
+        self.terminal = terminal
+        self.prefix = prefix
         self.launch_queued = launch_queued
         self.seconds: dict[str, float] = {}
 
@@ -68,13 +66,13 @@ class Follower:
             time.sleep(POLL_SECONDS)
             for followed in list(open_runs):
                 self.launch_queued(followed.run_id)
+                # Read before its events, so that none is missed.
                 run = self.instance.get_run_by_id(followed.run_id)
                 self._show_events(followed)
                 self._look_at_slots(followed)
-                if run is None or run.status in _FINISHED:
-                    self._show_events(followed)
+                if run is None or run.is_finished:
                     open_runs.remove(followed)
-                    ok = ok and run is not None and run.status == dg.DagsterRunStatus.SUCCESS
+                    ok = ok and run is not None and run.is_success
         return ok
 
     def settle(self) -> None:
@@ -119,11 +117,7 @@ class Follower:
             self.terminal.line(f"{run.title}: FAILED: {event.message}")
 
     def _show_message(self, run: FollowedRun, step: str, message: str) -> None:
-        progress = _PROGRESS.match(message or "")
-        if progress and self.terminal.is_interactive:
-            done, total = (int(number.replace(",", "")) for number in progress.groups())
-            self.terminal.bar(f"{run.title}: {step}", done, total, message)
-        elif message and not message.startswith(_NOISE):
+        if message and not message.startswith(_NOISE):
             self.terminal.line(f"{run.title}: {step}: {message}")
 
     def _look_at_slots(self, run: FollowedRun) -> None:

@@ -18,8 +18,8 @@ def job_lines(use_case: UseCase, store: Store, *, with_ended: bool) -> Iterator[
     """Yield a line for each launch on record that has not ended, the newest first, then for each job that
     runs without a record.
     """
-    found = sorted(launches(store, use_case.name), key=lambda launch: -launch.submitted_at)
-    for launch in found:
+    newest_first = sorted(launches(store, use_case.name), key=lambda launch: -launch.submitted_at)
+    for launch in newest_first:
         if with_ended or launch.ended_at is None:
             yield _line(launch, _state(launch, store), launch.name_in(store))
     unrecorded, silent = find_unrecorded(store, use_case.name, sections(use_case.settings), time.time())

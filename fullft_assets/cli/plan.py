@@ -43,9 +43,9 @@ def plan(use_case: UseCase, store: Store, *, with_ladder: bool = False) -> list[
         settings=settings,
         inputs={"training_snapshot": snapshot.ref},
     )
-    taken = SnapshotMetadata.of(snapshot)
+    metadata = SnapshotMetadata.of(snapshot)
     planner = TargetPlanner(
-        open_recipe(job, store, snapshot), settings, taken.num_validation_rows + taken.num_test_rows
+        open_recipe(job, store, snapshot), settings, metadata.num_validation_rows + metadata.num_test_rows
     )
     try:
         plans, rungs = planner.plans(_measured_speed(store, name)), planner.rungs() if with_ladder else []
@@ -53,7 +53,7 @@ def plan(use_case: UseCase, store: Store, *, with_ladder: bool = False) -> list[
         raise FullftError(
             f"{name}: {error}; `fullft run {name}` measures the plan on this machine"
         ) from error
-    possible = verdict_check(taken, settings)
+    possible = verdict_check(metadata, settings)
     return [
         *plan_lines(plans, settings, name, rungs),
         *([] if possible.passed else ["", f"No verdict is possible: {possible.description}"]),
@@ -64,10 +64,10 @@ def _measured_speed(store: Store, name: str) -> float | None:
     """Return the FLOP/s that the newest plan measured on a machine like this one; None without such a
     plan.
     """
-    found = latest(store, name, "feasibility_plan")
-    if found is None:
+    newest_plan = latest(store, name, "feasibility_plan")
+    if newest_plan is None:
         return None
-    measured = PlanMetadata.of(found)
+    measured = PlanMetadata.of(newest_plan)
     if measured.hardware != local_hardware() or not measured.flops:
         return None
     return measured.flops / measured.predicted_seconds

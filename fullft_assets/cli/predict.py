@@ -129,10 +129,10 @@ def _row(number: int, record: Record, documents: DocumentsSettings) -> _Row:
     if isinstance(record, str):
         return _Row(number, problem=record)
     field = _text_field(documents)
-    text, own = value_of(record, field), value_of(record, documents.id)
+    text, document_id = value_of(record, field), value_of(record, documents.id)
     if not isinstance(text, str):
         return _Row(number, problem=f"no text in the field `{field}` (documents.text)")
-    return _Row(number, text, None if own is None else str(own))
+    return _Row(number, text, None if document_id is None else str(document_id))
 
 
 def _text_field(documents: DocumentsSettings) -> str:

@@ -25,22 +25,22 @@ def newest(use_case: UseCase, store: Store, which: str) -> Manifest:
     Raises:
         FullftError: there is none yet.
     """
-    made = latest(store, use_case.name, "training_snapshot" if which == "data" else _EVALUATION)
-    if made is None:
+    artifact = latest(store, use_case.name, "training_snapshot" if which == "data" else _EVALUATION)
+    if artifact is None:
         first = "ingest" if which == "data" else "run"
         raise FullftError(
             f"{use_case.name} has no {which} report yet; `fullft {first} {use_case.name}` writes one"
         )
-    return made
+    return artifact
 
 
-def copy(store: Store, made: Manifest, out: Path) -> Path:
+def copy(store: Store, artifact: Manifest, out: Path) -> Path:
     """Write a report to a file; that of an evaluation with how the release ended since."""
     from fullft_assets.report import with_outcome
 
-    page = (store.folder(made) / PAGE).read_text(encoding="utf-8")
-    if made.stage == _EVALUATION:
-        outcome = release.recorded_outcome(store, made.case, EvaluationMetadata.of(made).checkpoint)
+    page = (store.folder(artifact) / PAGE).read_text(encoding="utf-8")
+    if artifact.stage == _EVALUATION:
+        outcome = release.recorded_outcome(store, artifact.case, EvaluationMetadata.of(artifact).checkpoint)
         page = with_outcome(page, outcome or "it has not been decided yet")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")

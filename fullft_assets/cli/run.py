@@ -105,13 +105,11 @@ class Driver:
         location: CodeLocation,
         terminal: Terminal,
     ):
-        self.use_case, self.instance, self.store, self.location, self.terminal = (
-            use_case,
-            instance,
-            store,
-            location,
-            terminal,
-        )
+        self.use_case = use_case
+        self.instance = instance
+        self.store = store
+        self.location = location
+        self.terminal = terminal
         self.follower = Follower(instance, terminal, use_case.name, location.launch_queued)
         #: Tag of the runs that this command launches.
         self.command = {_COMMAND_TAG: str(uuid4())}
@@ -197,13 +195,20 @@ class Driver:
                 {tag["key"]: tag["value"] for tag in request["tags"]} for request in tick["runRequests"] or []
             ]
             # What the sensor asks for later, or leaves to a person, a person asks for now.
-            held = automation.find_due(Case(self.use_case), self.instance, self.store, kind, job).held
-            asked = [
+            held_requests = automation.find_due(
+                Case(self.use_case), self.instance, self.store, kind, job
+            ).held
+            asked_tags = [
                 *tags,
-                *({"dagster/partition": str(request.partition_key), **request.tags} for request in held),
+                *(
+                    {"dagster/partition": str(request.partition_key), **request.tags}
+                    for request in held_requests
+                ),
             ]
             requests = {
-                each["dagster/partition"]: each for each in asked if each["dagster/partition"] not in tried
+                each["dagster/partition"]: each
+                for each in asked_tags
+                if each["dagster/partition"] not in tried
             }
             plural = "" if len(requests) == 1 else "es" if kind == "batch" else "s"
             if requests or not tried:
@@ -235,9 +240,9 @@ def cut_all(use_case: UseCase, store: Store, kind: documents.Kind, terminal: Ter
     settings = use_case.settings.documents
     began, waits = time.monotonic(), False
     while True:
-        found = documents.look(store, use_case, kind, whole=True)
+        look = documents.look(store, use_case, kind, whole=True)
         where = documents.source_of(use_case, kind).uri
-        num_young = found.num_unsettled
+        num_young = look.num_unsettled
         if not num_young:
             break
         if time.monotonic() - began + settings.settle_seconds > _SETTLE_SECONDS:
@@ -249,13 +254,13 @@ def cut_all(use_case: UseCase, store: Store, kind: documents.Kind, terminal: Ter
             )
             waits = True
         time.sleep(min(settings.settle_seconds, POLL_SECONDS))
-    left = documents.left_in_place(found.others, named=True)
+    lines = documents.left_in_place(look.others, named=True)
     # Where nothing was cut, the sensor says it.
-    waiting = [found.open_window] if found.cut and found.open_window else []
+    waiting = [look.open_window] if look.cut and look.open_window else []
     for line in (
-        *documents.kept_out(found.kept_out, named=True),
-        *left,
-        *documents.skipped(found.skipped, named=True),
+        *documents.kept_out(look.kept_out, named=True),
+        *lines,
+        *documents.skipped(look.skipped, named=True),
         *waiting,
     ):
         terminal.line(f"{where}: {line}")
@@ -282,9 +287,9 @@ def _workspace_file(project_root: Path) -> Iterator[Path]:
     """Yield the project's workspace.yaml; where it has none, one that loads the module of its pyproject.toml,
     as `dg dev` does.
     """
-    own = project_root / "workspace.yaml"
-    if own.is_file():
-        yield own
+    existing = project_root / "workspace.yaml"
+    if existing.is_file():
+        yield existing
         return
     project = read_dg_project(project_root)
     if project is None:
@@ -297,9 +302,9 @@ def _workspace_file(project_root: Path) -> Iterator[Path]:
         "location_name": project.root_module,
     }
     with tempfile.TemporaryDirectory(prefix="fullft-") as folder:
-        made = Path(folder, "workspace.yaml")
-        made.write_text(yaml.safe_dump({"load_from": [{"python_module": module}]}), encoding="utf-8")
-        yield made
+        path = Path(folder, "workspace.yaml")
+        path.write_text(yaml.safe_dump({"load_from": [{"python_module": module}]}), encoding="utf-8")
+        yield path
 
 
 def _broken_use_cases(defs: Path) -> list[str]:

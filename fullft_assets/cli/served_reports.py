@@ -55,12 +55,12 @@ def with_reports(app: App) -> App:
 
 def _page(path: str) -> bytes | None:
     """Return the page of a report in the store that all use cases share, or None if there is none."""
-    found, home = _REF.fullmatch(path), os.environ.get("DAGSTER_HOME")
-    if found is None or home is None:
+    match, home = _REF.fullmatch(path), os.environ.get("DAGSTER_HOME")
+    if match is None or home is None:
         return None
     store = default_store(Path(home))
     try:
-        made = store.load(found[1])
+        artifact = store.load(match[1])
     except FullftError:
         return None
-    return store.read_bytes(f"{made.ref}/{_PAGE}") if _PAGE in made.files else None
+    return store.read_bytes(f"{artifact.ref}/{_PAGE}") if _PAGE in artifact.files else None

@@ -101,10 +101,9 @@ def summary(use_case: UseCase, store: Store, seconds: dict[str, float], total: f
         lines.append(f"  try it         {_command('fullft')} predict {name} 'some text'")
     has_make = (use_case.project_root / "Makefile").is_file()
     home = os.environ["DAGSTER_HOME"]
-    missing = "" if (problem := problem_without("dagster_webserver")) is None else f" ({problem})"
+    hint = "" if (problem := problem_without("dagster_webserver")) is None else f" ({problem})"
     lines.append(
-        "  look at it     "
-        + ("make ui" if has_make else f"DAGSTER_HOME={home} {_command('dg')} dev{missing}")
+        "  look at it     " + ("make ui" if has_make else f"DAGSTER_HOME={home} {_command('dg')} dev{hint}")
     )
     return lines
 
@@ -126,17 +125,17 @@ def _data(use_case: UseCase, store: Store) -> list[str]:
         ]
     snapshot = latest(store, name, "training_snapshot")
     if snapshot is not None:
-        taken = SnapshotMetadata.of(snapshot)
+        metadata = SnapshotMetadata.of(snapshot)
         lines.append(
-            f"  split          {taken.num_train_rows:,} train, {taken.num_validation_rows:,} validation,"
-            f" {taken.num_test_rows:,} test"
+            f"  split          {metadata.num_train_rows:,} train,"
+            f" {metadata.num_validation_rows:,} validation, {metadata.num_test_rows:,} test"
         )
     return lines
 
 
 def _time(seconds: dict[str, float], total: float) -> str:
-    known = {*INGEST, *MODEL, *MONITOR} | set(seconds)
-    spent = ", ".join(f"{step} {seconds[step]:.1f} s" for step in seconds if step in known)
+    steps = {*INGEST, *MODEL, *MONITOR} | set(seconds)
+    spent = ", ".join(f"{step} {seconds[step]:.1f} s" for step in seconds if step in steps)
     return f"  time           {total:.1f} s in all: {spent}"
 
 
@@ -147,54 +146,60 @@ def _command(name: str) -> str:
 
 
 def _scores(store: Store, use_case: UseCase, report: Manifest) -> list[str]:
-    found = EvaluationMetadata.of(report)
+    evaluated = EvaluationMetadata.of(report)
     champion = release.read_champion(store, use_case.name)
-    is_champion = champion is not None and champion.checkpoint == found.checkpoint
+    is_champion = champion is not None and champion.checkpoint == evaluated.checkpoint
     # Perplexity is the token probability of a language model in the unit that people know.
     metrics = (
         ("token_probability", "perplexity")
-        if found.score(None, "perplexity") is not None
-        else (found.primary_metric,)
+        if evaluated.score(None, "perplexity") is not None
+        else (evaluated.primary_metric,)
     )
     lines = []
     for metric in metrics:
         heading = f"test {evaluation.title(metric)}"
-        score, low, high = (found.score(None, name) for name in (metric, f"{metric}_low", f"{metric}_high"))
-        others = [
-            f"{theirs:.3f} {name}"
-            for name in found.systems
-            if (theirs := found.score(name, metric)) is not None
+        score, low, high = (
+            evaluated.score(None, name) for name in (metric, f"{metric}_low", f"{metric}_high")
+        )
+        other_scores = [
+            f"{other_score:.3f} {name}"
+            for name in evaluated.systems
+            if (other_score := evaluated.score(name, metric)) is not None
         ]
-        lines.append(f"  {heading:<14} {score:.3f} [{low:.3f}, {high:.3f}] fine-tuned; {', '.join(others)}")
+        lines.append(
+            f"  {heading:<14} {score:.3f} [{low:.3f}, {high:.3f}] fine-tuned; {', '.join(other_scores)}"
+        )
     return [
         *lines,
-        *_baselines(store, report, found),
+        *_baselines(store, report, evaluated),
         (
-            f"  gain           {found.gain_over_best_baseline:+.3f}"
-            f" [{found.gain_over_best_baseline_low:+.3f}, {found.gain_over_best_baseline_high:+.3f}] over"
-            f" {found.best_baseline}"
+            f"  gain           {evaluated.gain_over_best_baseline:+.3f}"
+            f" [{evaluated.gain_over_best_baseline_low:+.3f}, {evaluated.gain_over_best_baseline_high:+.3f}]"
+            f" over {evaluated.best_baseline}"
         ),
-        *([f"  worth it       {found.worth_sentence}"] if found.worth_sentence else []),
+        *([f"  worth it       {evaluated.worth_sentence}"] if evaluated.worth_sentence else []),
         "  verdict       "
-        f" {release.recorded_outcome(store, use_case.name, found.checkpoint) or found.verdict}"
+        f" {release.recorded_outcome(store, use_case.name, evaluated.checkpoint) or evaluated.verdict}"
         + (" It is the champion now." if is_champion else ""),
     ]
 
 
-def _baselines(store: Store, report: Manifest, found: EvaluationMetadata) -> list[str]:
+def _baselines(store: Store, report: Manifest, evaluated: EvaluationMetadata) -> list[str]:
     """Return a line for each baseline: its score with the interval, and what it took where the newest
     artifact has it.
     """
     intervals = evaluation.read_evaluation((store.folder(report) / "evaluation.json").read_bytes()).scores[
-        found.primary_metric
+        evaluated.primary_metric
     ]
     newest = latest(store, report.case, "cheaper_baselines")
-    made = None if newest is None else BaselinesMetadata.of(newest)
+    baselines = None if newest is None else BaselinesMetadata.of(newest)
     lines = []
-    for name in found.systems:
-        if made is not None and name in made.seconds and name in intervals:
+    for name in evaluated.systems:
+        if baselines is not None and name in baselines.seconds and name in intervals:
             score = intervals[name]
-            took = f"{made.seconds[name]:.1f} s" + (f", {made.usd[name]:.2f} USD" if made.usd[name] else "")
+            took = f"{baselines.seconds[name]:.1f} s" + (
+                f", {baselines.usd[name]:.2f} USD" if baselines.usd[name] else ""
+            )
             lines.append(
                 f"  {'baseline':<14} {score.estimate:.3f} [{score.low:.3f}, {score.high:.3f}] {name}; {took}"
             )

@@ -90,7 +90,10 @@ class _Tour:
     def __init__(
         self, project: TourProject, services: _Services, alerts: list[dict[str, Any]], terminal: Terminal
     ):
-        self.project, self.services, self.alerts, self.terminal = project, services, alerts, terminal
+        self.project = project
+        self.services = services
+        self.alerts = alerts
+        self.terminal = terminal
         self.store = Store(str(project.home / "store"))
 
     def give(self) -> None:
@@ -178,7 +181,7 @@ class _Tour:
 
     def _wait(self, what: str, find: Callable[[], T | None]) -> T:
         deadline = time.monotonic() + _STEP_SECONDS
-        while not (found := find()):
+        while not (result := find()):
             self.services.require_alive()
             if time.monotonic() > deadline:
                 raise FullftError(
@@ -186,7 +189,7 @@ class _Tour:
                     " say more"
                 )
             time.sleep(_POLL_SECONDS)
-        return found
+        return result
 
     def _verdicts(self) -> str:
         reports = latest_by_partition(self.store, CASE, "drift_report")
@@ -223,13 +226,13 @@ class _Tour:
         )
         if report is None or report.ref == before:
             raise FullftError(f"tour: no candidate was evaluated; {self.services.url}/runs says why")
-        found = EvaluationMetadata.of(report)
+        evaluated = EvaluationMetadata.of(report)
         kind = (
             "a new champion"
-            if champion is not None and champion.checkpoint == found.checkpoint
+            if champion is not None and champion.checkpoint == evaluated.checkpoint
             else "a recorded refusal"
         )
-        return f"release: {kind}: {found.verdict}"
+        return f"release: {kind}: {evaluated.verdict}"
 
 
 class _Services:
@@ -241,12 +244,12 @@ class _Services:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self._port}"
-        kept = {
+        inherited = {
             name: value for name, value in os.environ.items() if name not in ("DAGSTER_HOME", "FULLFT_STORE")
         }
-        path = os.pathsep.join([str(project.root), *filter(None, [kept.get("PYTHONPATH")])])
+        path = os.pathsep.join([str(project.root), *filter(None, [inherited.get("PYTHONPATH")])])
         self._env = {
-            **kept,
+            **inherited,
             "DAGSTER_HOME": str(project.home),
             "PYTHONPATH": path,
             "HF_HUB_OFFLINE": "1",
@@ -319,11 +322,11 @@ def _services(project: TourProject, variables: Mapping[str, str]) -> Iterator[_S
         yield _Services(project, variables)
     finally:
         me = psutil.Process()
-        asked = me.children()
-        for child in asked:
+        children = me.children()
+        for child in children:
             with suppress(psutil.NoSuchProcess):
                 child.terminate()
-        psutil.wait_procs(asked, timeout=_STOP_SECONDS)
+        psutil.wait_procs(children, timeout=_STOP_SECONDS)
         kill_until_gone(lambda: [child for child in me.children(recursive=True) if is_alive(child)])
 
 

@@ -132,12 +132,12 @@ def develop(options: Sequence[str]) -> None:
 
     start = vars(dev)["open_ipc_subprocess"]
 
-    def start_guarded(command: list[str], **others: Any) -> Any:
+    def start_guarded(command: list[str], **options_of_process: Any) -> Any:
         if command[1:3] == ["-m", "dagster_webserver"]:
             command = [command[0], "-m", __name__, *command[3:]]
         elif command[1:3] != ["-m", "dagster._daemon"]:
             raise RuntimeError(f"this release of Dagster starts the UI in another way: {command}")
-        return start(command, **others)
+        return start(command, **options_of_process)
 
     setattr(dev, "open_ipc_subprocess", start_guarded)  # noqa: B010  # to replace it
     dev.dev_command.main(list(options), prog_name="fullft ui")

@@ -51,14 +51,14 @@ def write(folder: Path, *, max_rules: int | None = None) -> Path:
     """Write the delivery below `folder` (`documents/` and `production/`); an existing one is left alone."""
     if folder.is_dir():
         return folder
-    chosen = sorted(rules(), key=lambda rule: hashlib.sha256(rule["id"].encode()).hexdigest())[:max_rules]
+    selection = sorted(rules(), key=lambda rule: hashlib.sha256(rule["id"].encode()).hexdigest())[:max_rules]
     # Production shows licences that were never delivered.
     expressions = sorted(
-        {rule["expression"] for rule in chosen}, key=lambda name: hashlib.sha256(name.encode()).hexdigest()
+        {rule["expression"] for rule in selection}, key=lambda name: hashlib.sha256(name.encode()).hexdigest()
     )
     unseen = set(expressions[: len(expressions) // PRODUCTION_PART])
-    production = [rule for rule in chosen if rule["expression"] in unseen]
-    delivered = [rule for rule in chosen if rule["expression"] not in unseen]
+    production = [rule for rule in selection if rule["expression"] in unseen]
+    delivered = [rule for rule in selection if rule["expression"] not in unseen]
     lines = [_manifest_line(rule) for rule in delivered]
     lines[100:100] = _dirt(delivered)
     size = -(-len(lines) // NUM_FILES)

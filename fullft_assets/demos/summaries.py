@@ -18,7 +18,9 @@ from fullft_assets.demos.licence_texts import docstrings
 INSTRUCTION = "Summarise this documentation in one line."
 #: Characters: of a shorter text there is nothing to summarise, a longer one would need more memory, and a
 #: longer first line is no summary.
-MIN_TEXT, MAX_TEXT, SUMMARY = 150, 600, (20, 100)
+MIN_TEXT = 150
+MAX_TEXT = 600
+SUMMARY = (20, 100)
 _NOT_DOCUMENTED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
 
 

@@ -27,7 +27,9 @@ NUM_LABELLED, NUM_NEW_LABELLED = 600, 200
 #: Of the first labelled documents these are tags: too few to learn them from.
 _FEW = 12
 #: Windows of production documents: the ones that later ones are compared with, and those that differ.
-NUM_USUAL, NUM_DRIFTED, WINDOW_ROWS = 6, 2, 60
+NUM_USUAL = 6
+NUM_DRIFTED = 2
+WINDOW_ROWS = 60
 #: Characters that no text exceeds.
 _SHORT = 1_000
 

@@ -35,8 +35,8 @@ def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> list[int]:
 
 def threads_of_process(environment: Mapping[str, str]) -> int | None:
     """Return how many threads the environment gives each process; None if it leaves that to torch."""
-    found = re.match(r"\s*(\d+)", environment.get(THREADS, ""))
-    return max(1, int(found[1])) if found else None
+    number = re.match(r"\s*(\d+)", environment.get(THREADS, ""))
+    return max(1, int(number[1])) if number else None
 
 
 def _quota(cgroup: Path) -> float | None:

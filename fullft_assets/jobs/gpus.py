@@ -28,14 +28,14 @@ def shared_gpus() -> list[str]:
     Raises:
         WorkloadError: nvidia-smi failed twice, so that other runs' GPUs would be used.
     """
-    given = os.environ.get(VISIBLE)
-    if not shutil.which("nvidia-smi") or (given is not None and given.strip() in ("", "-1")):
+    visible = os.environ.get(VISIBLE)
+    if not shutil.which("nvidia-smi") or (visible is not None and visible.strip() in ("", "-1")):
         return []
-    known = dict(line.split(", ", 1) for line in _listed().splitlines() if ", " in line)
-    if given is None:
-        return list(known.values())
+    uuids = dict(line.split(", ", 1) for line in _listed().splitlines() if ", " in line)
+    if visible is None:
+        return list(uuids.values())
     return [
-        known.get(each.strip(), each.strip()) for each in given.split(",") if each.strip() not in ("", "-1")
+        uuids.get(each.strip(), each.strip()) for each in visible.split(",") if each.strip() not in ("", "-1")
     ]
 
 
@@ -43,9 +43,9 @@ def _listed() -> str:
     reason = ""
     for _ in range(2):
         try:
-            asked = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
+            command = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
             listed = subprocess.run(
-                asked, capture_output=True, text=True, errors="replace", timeout=_ASK_SECONDS, check=False
+                command, capture_output=True, text=True, errors="replace", timeout=_ASK_SECONDS, check=False
             )
         except subprocess.TimeoutExpired:
             reason = f"no answer within {_ASK_SECONDS:g} s"

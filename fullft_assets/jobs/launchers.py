@@ -52,9 +52,9 @@ def open_recorded(section: Mapping[str, Any]) -> Any:
     try:
         return open_launcher(recorded_section(section))
     except ValidationError as error:
-        found = error.errors(include_url=False)[0]
-        key = ".".join(map(str, ("launcher", *found["loc"])))
-        raise SettingsError(f"{key} on record is not one of this version: {found['msg']}") from None
+        problem = error.errors(include_url=False)[0]
+        key = ".".join(map(str, ("launcher", *problem["loc"])))
+        raise SettingsError(f"{key} on record is not one of this version: {problem['msg']}") from None
 
 
 def launcher_problems(settings: LauncherSettings) -> Iterator[tuple[str, str]]:
@@ -70,8 +70,8 @@ def launcher_problems(settings: LauncherSettings) -> Iterator[tuple[str, str]]:
             _checked(LAUNCHERS.get(settings.kind), settings)
         except ValidationError as error:
             yield from (
-                (str(found["loc"][0]) if found["loc"] else "kind", found["msg"])
-                for found in error.errors(include_url=False)
+                (str(problem_of_key["loc"][0]) if problem_of_key["loc"] else "kind", problem_of_key["msg"])
+                for problem_of_key in error.errors(include_url=False)
             )
 
 

@@ -65,7 +65,9 @@ def leased(
         shares_cores: keep no cores; a process without OMP_NUM_THREADS has a thread for each core that is free
             now, at least one.
     """
-    gpus, cores, threads = shared_gpus(), usable_cores(), threads_of_process(os.environ)
+    gpus = shared_gpus()
+    cores = usable_cores()
+    threads = threads_of_process(os.environ)
     num_gpus = min(num_processes, len(gpus))
     num_cores = min(len(cores), num_processes * (threads or (1 if num_processes > 1 else len(cores))))
     if gpus:
@@ -76,63 +78,63 @@ def leased(
     of_cores = _Kind(
         "CPU cores", [str(core) for core in cores], num_cores, cache / "cores" / socket.gethostname()
     )
-    wanted = [of_gpus] if gpus else []
-    wanted += [of_cores] if num_cores and not shares_cores and _can_lock(of_cores.folder) else []
-    with ExitStack() as kept:
+    kinds = [of_gpus] if gpus else []
+    kinds += [of_cores] if num_cores and not shares_cores and _can_lock(of_cores.folder) else []
+    with ExitStack() as locks:
         is_said = False
         while may_wait():
-            found = _take(wanted, kept)
-            if found is not None:
-                variables = {VISIBLE: ",".join(found[of_gpus.what]), NUM_GPUS: str(len(gpus))} if gpus else {}
+            names = _take(kinds, locks)
+            if names is not None:
+                variables = {VISIBLE: ",".join(names[of_gpus.what]), NUM_GPUS: str(len(gpus))} if gpus else {}
                 if threads is None and num_processes == 1:
                     num_threads = max(1, _num_free(of_cores) if shares_cores else num_cores)
                     variables |= {THREADS: str(num_threads)} if num_threads < len(allowed_cores()) else {}
                 yield variables
                 return
             if not is_said:
-                say(_why_not(wanted))
+                say(_why_not(kinds))
             is_said = True
             time.sleep(_LOOK_SECONDS)
         yield None
 
 
-def _take(wanted: Sequence[_Kind], kept: ExitStack) -> dict[str, list[str]] | None:
+def _take(kinds: Sequence[_Kind], locks: ExitStack) -> dict[str, list[str]] | None:
     """Lock what is wanted until the stack is closed, and return the names; None, and nothing is locked, if
     not enough is free.
     """
-    with ExitStack() as turns, ExitStack() as mine:
-        for kind in wanted:
+    with ExitStack() as turns, ExitStack() as new_locks:
+        for kind in kinds:
             make_folder(kind.folder)
             turns.enter_context(one_at_a_time(kind.folder / "all.lock"))
-        found = {kind.what: _lock_free(kind, mine) for kind in wanted}
-        if any(len(found[kind.what]) < kind.count for kind in wanted):
+        names = {kind.what: _lock_free(kind, new_locks) for kind in kinds}
+        if any(len(names[kind.what]) < kind.count for kind in kinds):
             return None
-        kept.push(mine.pop_all())
-        return found
+        locks.push(new_locks.pop_all())
+        return names
 
 
 def _num_free(kind: _Kind) -> int:
     if not os.access(kind.folder, os.W_OK):  # nothing was ever held here
         return kind.count
-    with one_at_a_time(kind.folder / "all.lock"), ExitStack() as mine:
-        return len(_lock_free(kind, mine))
+    with one_at_a_time(kind.folder / "all.lock"), ExitStack() as locks:
+        return len(_lock_free(kind, locks))
 
 
-def _lock_free(kind: _Kind, mine: ExitStack) -> list[str]:
+def _lock_free(kind: _Kind, locks: ExitStack) -> list[str]:
     """Lock the first ones that are free, as many as are needed or there are, until the stack is closed;
     return their names.
     """
-    found = []
+    names = []
     for name in kind.names:
-        if len(found) == kind.count:
+        if len(names) == kind.count:
             break
         descriptor = os.open(_lock_file(kind, name), os.O_RDWR | os.O_CREAT, 0o600)
-        mine.callback(os.close, descriptor)
+        locks.callback(os.close, descriptor)
         if _lock(descriptor):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, _holder().encode(), 0)
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 def _holder() -> str:
@@ -151,20 +153,20 @@ def _holder() -> str:
     )
 
 
-def _why_not(wanted: Sequence[_Kind]) -> str:
+def _why_not(kinds: Sequence[_Kind]) -> str:
     """Return the line that says what a run waits for, and who has it."""
     needs, holders = [], set()
-    for kind in wanted:
-        held = []
+    for kind in kinds:
+        holders_of_kind = []
         with one_at_a_time(kind.folder / "all.lock"):
             for name in kind.names:
                 with _lock_file(kind, name).open("a+") as file:
                     if not _lock(file.fileno()):
                         file.seek(0)
-                        held.append(file.read())
-        if len(kind.names) - len(held) < kind.count:
+                        holders_of_kind.append(file.read())
+        if len(kind.names) - len(holders_of_kind) < kind.count:
             needs.append(f"{kind.count} of {len(kind.names)} {kind.what}")
-            holders.update(held)
+            holders.update(holders_of_kind)
     if not needs:  # they became free at this moment
         return "waiting for GPUs or CPU cores that another run had until now"
     way_on = "wait, end it, or set FULLFT_CACHE to a folder of this project's own to compute beside it"

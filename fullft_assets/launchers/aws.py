@@ -99,7 +99,7 @@ class AwsLauncher(Launcher):
     def streams(self, name: str) -> list[str]:
         """Return the log streams of a job in the order of their starts."""
         try:
-            found = self.ask(
+            answer = self.ask(
                 "logs",
                 "describe_log_streams",
                 logGroupName=self.log_group,
@@ -107,39 +107,27 @@ class AwsLauncher(Launcher):
             )
         except Missing:  # the group is made with the account's first job
             return []
-        return sorted(each["logStreamName"] for each in found["logStreams"])
+        return sorted(each["logStreamName"] for each in answer["logStreams"])
 
     def _events(self, stream: str, token: str | None) -> tuple[list[str], str]:
         """Return the lines of a stream from a token on, and the token to read on from; the same one at its
         end.
         """
         after = {"nextToken": token} if token else {}
-        try:
-            found = self.ask(
-                "logs",
-                "get_log_events",
-                logGroupName=self.log_group,
-                logStreamName=stream,
-                startFromHead=True,
-                **after,
-            )
-        except Missing:  # deleted since it was listed
-            return [], token or ""
-        return [event["message"].rstrip("\n") for event in found["events"]], found["nextForwardToken"]
+        return self._page(stream, token or "", startFromHead=True, **after)
 
     def newest_lines(self, stream: str) -> list[str]:
         """Return the last lines of a stream."""
+        return self._page(stream, "", startFromHead=False)[0]
+
+    def _page(self, stream: str, token: str, **request: Any) -> tuple[list[str], str]:
+        """Return the lines of one request to a stream, and the token to read on from."""
+        request |= {"logGroupName": self.log_group, "logStreamName": stream}
         try:
-            found = self.ask(
-                "logs",
-                "get_log_events",
-                logGroupName=self.log_group,
-                logStreamName=stream,
-                startFromHead=False,
-            )
-        except Missing:
-            return []
-        return [event["message"].rstrip("\n") for event in found["events"]]
+            answer = self.ask("logs", "get_log_events", **request)
+        except Missing:  # deleted since it was listed
+            return [], token
+        return [event["message"].rstrip("\n") for event in answer["events"]], answer["nextForwardToken"]
 
     @cached_property
     def region(self) -> str:

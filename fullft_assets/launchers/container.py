@@ -1,8 +1,7 @@
 """The first process of a container of the launchers `kubernetes` and `ecs`: it supervises the workload and
 leaves how that ended.
 
-`python -m fullft_assets.launchers.container [--hosts HOST,HOST --port PORT --patience SECONDS --processes N]
-[--gpus N] [--seconds SECONDS] [--message FILE] --version VERSION --grace SECONDS -- -m MODULE ...`
+`python -m fullft_assets.launchers.container OPTIONS -m MODULE ...`, with `Options` as JSON.
 
 SIGTERM, which a container gets when it is stopped, evicted or out of time, is passed on to the workload. How
 that ended is written to a file, if one is named, else into the last line of the output. Several pods that
@@ -11,16 +10,16 @@ share the work find each other by their host names; the Job gives each its index
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 import math
 import os
 import sys
 import tempfile
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fullft_assets.jobs.launch import EXIT_FIXABLE, LAUNCH_ID
 from fullft_assets.jobs.ranks import torchrun_of_hosts
@@ -32,6 +31,7 @@ from fullft_assets.launchers.supervisor import KILL_SECONDS
 if TYPE_CHECKING:
     from fullft_assets.settings import LauncherSettings
 
+MODULE = "fullft_assets.launchers.container"
 #: How the last line of a container's output begins: after it nothing more is to be expected.
 LAST_LINE = "fullft: the container ends with"
 _MAX_CHARACTERS = 900
@@ -39,22 +39,46 @@ _MAX_CHARACTERS = 900
 _INDEX = "JOB_COMPLETION_INDEX"
 
 
-def command(python: str, settings: LauncherSettings, gpus: int) -> list[str]:
-    """Return the command of a container, up to what the workload adds.
+@dataclass(frozen=True)
+class Options:
+    """How a container runs its workload.
+
+    Attributes:
+        version: of fullft_assets, which the image must have.
+        grace: seconds that a stopped workload has for its checkpoint.
+        seconds: time after which the workload is stopped. Default: none.
+        gpus: that the container asked for, and torch has to see.
+        message: file that the end is written to. Default: the last line of the output.
+        hosts: host names of all pods, if several share the work; they meet on `port` of the first one.
+        patience: seconds that several pods wait for each other.
+        processes: of each of several pods.
+    """
+
+    version: str
+    grace: float
+    seconds: float | None = None
+    gpus: int = 0
+    message: str | None = None
+    hosts: Sequence[str] = ()
+    port: int = 0
+    patience: int = 0
+    processes: int = 1
+
+
+def command(
+    python: str, settings: LauncherSettings, gpus: int, arguments: Sequence[str], **more: Any
+) -> list[str]:
+    """Return the command of a container.
 
     Args:
+        python: in the image.
         gpus: that torch has to see there.
+        arguments: of Python, that run the workload.
+        more: further `Options`.
     """
-    line = [
-        python,
-        "-m",
-        "fullft_assets.launchers.container",
-        "--version",
-        importlib.metadata.version("fullft-assets"),
-    ]
-    line += ["--grace", str(settings.grace_seconds)]
-    line += ["--gpus", str(gpus)] if gpus else []
-    return line + ([] if settings.max_seconds is None else ["--seconds", str(settings.max_seconds)])
+    version = importlib.metadata.version("fullft-assets")
+    options = Options(version, settings.grace_seconds, settings.max_seconds, gpus, **more)
+    return [python, "-m", MODULE, json.dumps(asdict(options)), *arguments]
 
 
 def stop_seconds(settings: LauncherSettings) -> int:
@@ -66,73 +90,36 @@ def stop_seconds(settings: LauncherSettings) -> int:
 
 def main() -> int:
     """Run the command line above and return the exit code of the workload."""
-    parser = argparse.ArgumentParser(prog="python -m fullft_assets.launchers.container", description=__doc__)
-    parser.add_argument(
-        "--hosts", default="", metavar="HOST,HOST", help="host names of all pods, if several share the work"
-    )
-    parser.add_argument("--port", type=int, help="of the first of several pods, on which they meet")
-    parser.add_argument(
-        "--patience", type=int, metavar="SECONDS", help="so long several pods wait for each other"
-    )
-    parser.add_argument("--processes", type=int, default=1, help="of each of several pods")
-    parser.add_argument(
-        "--gpus", type=int, default=0, help="that the container asked for, and torch has to see"
-    )
-    parser.add_argument("--seconds", help="the workload is stopped after so long")
-    parser.add_argument("--grace", type=float, required=True, metavar="SECONDS", help="time for a checkpoint")
-    parser.add_argument("--version", required=True, help="of fullft_assets, which the image must have")
-    parser.add_argument(
-        "--message",
-        type=Path,
-        metavar="FILE",
-        help="where the end is written; without it, into the last line of the output",
-    )
-    parser.add_argument("arguments", nargs="+", help="of Python, after --")
-    given = parser.parse_args()
-    otherwise = "set launcher.gpus to false" if given.message is None else "set launcher.gpu_resource to null"
-    code, status = EXIT_FIXABLE, wrong_version(given.version) or missing_gpus(given.gpus, otherwise)
+    options, arguments = Options(**json.loads(sys.argv[1])), sys.argv[2:]
+    otherwise = "set launcher.gpu_resource to null" if options.message else "set launcher.gpus to false"
+    code, status = EXIT_FIXABLE, wrong_version(options.version) or missing_gpus(options.gpus, otherwise)
     if status is None:
-        code, status = _run(given)
-    last_words = json.dumps(
-        asdict(replace(status, reason=status.reason[:_MAX_CHARACTERS])), ensure_ascii=False
-    )
+        code, status = _run(options, arguments)
+    short = replace(status, reason=status.reason[:_MAX_CHARACTERS])
+    last_words = json.dumps(asdict(short), ensure_ascii=False)
     if code != 0:
         print(status.reason, file=sys.stderr, flush=True)
-        if given.message is not None:
-            given.message.write_text(last_words)
-    if given.message is None:
+        if options.message is not None:
+            Path(options.message).write_text(last_words)
+    if options.message is None:
         print(f"{LAST_LINE} {last_words}", flush=True)
     return code
 
 
-def _run(given: argparse.Namespace) -> tuple[int, Status]:
-    index, arguments = int(os.environ.get(_INDEX, "0")), given.arguments
-    if given.hosts:
-        arguments = [
-            *torchrun_of_hosts(given.hosts.split(","), index, given.processes, given.port, given.patience),
-            *arguments,
-        ]
+def _run(options: Options, arguments: list[str]) -> tuple[int, Status]:
+    index = int(os.environ.get(_INDEX, "0"))
+    if options.hosts:
+        torchrun = torchrun_of_hosts(options.hosts, index, options.processes, options.port, options.patience)
+        arguments = [*torchrun, *arguments]
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(
-            patient_torchrun(given.grace)
+            patient_torchrun(options.grace)
             | error_files(Path(folder))
             | {LAUNCH_ID: f"{os.environ[LAUNCH_ID]}-{index}"}
         )
-        limit = [] if given.seconds is None else ["--seconds", given.seconds]
         # A container has its cores for itself, and may share its disk with others.
-        code = supervisor.main(
-            [
-                "--folder",
-                folder,
-                "--grace",
-                str(given.grace),
-                *limit,
-                "--shares-cores",
-                "--",
-                sys.executable,
-                *arguments,
-            ]
-        )
+        supervised = supervisor.Options(options.grace, options.seconds, (), folder, shares_cores=True)
+        code = supervisor.supervise(supervised, [sys.executable, *arguments])
         return code, ended_status(Path(folder))
 
 

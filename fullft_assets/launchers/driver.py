@@ -322,7 +322,10 @@ class LaunchDriver:
         Args:
             adopt: called at each look, to take the job over from a run that is gone.
         """
-        began, cursor, has_run, waits_for = time.monotonic(), "", False, ""
+        began = time.monotonic()
+        cursor = ""
+        has_run = False
+        waits_for = ""
         at_first, at_last = launcher.look_seconds
         while True:
             pause = min(at_last, max(at_first, (time.monotonic() - began) / 60))
@@ -395,27 +398,27 @@ class LaunchDriver:
         """End a job at a place that the YAML names no more, where that can be done from here; else say that
         it may run on.
         """
-        left = (
+        line = (
             f"{replaced.name_in(store)} at {replaced.place} is on record as running, and this run's is at"
             f" {launch.place}"
         )
         if (
             replaced.run_id != launch.run_id and is_active(replaced.run_id) is None
         ):  # a run of another Dagster may follow it
-            context.log.warning(f"{left}; end it there if nobody waits for it")
+            context.log.warning(f"{line}; end it there if nobody waits for it")
             return
         try:
             launcher = open_recorded(replaced.launcher)
             is_here = launcher.place == replaced.place
         except FullftError as error:
             context.log.warning(
-                f"{left}; it could not be stopped from here ({error}); if it still runs, end it there"
+                f"{line}; it could not be stopped from here ({error}); if it still runs, end it there"
             )
             return
         if not is_here:  # processes of another machine, which only it can see
-            context.log.warning(f"{left}; it could not be stopped from here; if it still runs, end it there")
+            context.log.warning(f"{line}; it could not be stopped from here; if it still runs, end it there")
             return
-        context.log.warning(f"{left}; its run is over, so it is ended")
+        context.log.warning(f"{line}; its run is over, so it is ended")
         self._end(context, launcher, replaced, store)
 
 
@@ -473,8 +476,8 @@ def watched_processes(context: dg.AssetExecutionContext) -> list[int]:
 def _is_wanted(context: dg.AssetExecutionContext) -> bool:
     """Return whether somebody wants the run to end: asked Dagster for it, or pressed Ctrl-C."""
     run = context.instance.get_run_by_id(context.run.run_id)
-    asked = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
-    return run is not None and (run.status in asked or _is_by_hand(run))
+    stopping = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+    return run is not None and (run.status in stopping or _is_by_hand(run))
 
 
 def _is_by_hand(run: dg.DagsterRun) -> bool:

@@ -21,7 +21,7 @@ from fullft_assets.jobs.launch import LAUNCH_ID, PROJECT_ROOT, RUN_ID
 from fullft_assets.launchers import aws
 from fullft_assets.launchers.aws import AwsLauncher, Exists
 from fullft_assets.launchers.base import LaunchSpec, Status, Unreachable
-from fullft_assets.launchers.container import LAST_LINE, command, stop_seconds
+from fullft_assets.launchers.container import LAST_LINE, MODULE, command, stop_seconds
 from fullft_assets.launchers.machine import ending
 from fullft_assets.settings import EcsLauncherSettings
 
@@ -89,21 +89,21 @@ class EcsLauncher(AwsLauncher):
 
     def submit(self, spec: LaunchSpec) -> None:
         """Start the task; one of this name that was started for the same work is left as it is."""
-        wanted = task_definition(spec, self.settings, self.region)
-        found = self._task(spec.name)
-        if found is None:
-            definition = self.ask("ecs", "register_task_definition", **wanted)["taskDefinition"][
+        definition_request = task_definition(spec, self.settings, self.region)
+        task = self._task(spec.name)
+        if task is None:
+            definition = self.ask("ecs", "register_task_definition", **definition_request)["taskDefinition"][
                 "taskDefinitionArn"
             ]
             try:
                 answer = self.ask("ecs", "run_task", **self._request(spec, definition))
             except Exists:  # by another run, whose environment is another one
-                found = self._task(spec.name)
+                task = self._task(spec.name)
             else:
                 self._require_room(spec.name, answer)
             self._started[spec.name] = time.monotonic()
-        if found is not None:
-            self._require_same(spec, found, wanted)
+        if task is not None:
+            self._require_same(spec, task, definition_request)
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
         """Return how far a task is."""
@@ -209,16 +209,20 @@ class EcsLauncher(AwsLauncher):
             )
             raise WorkloadError(f"{line}capacity_provider to one that starts instances", "infrastructure")
 
-    def _require_same(self, spec: LaunchSpec, task: dict[str, Any], wanted: dict[str, Any]) -> None:
+    def _require_same(
+        self, spec: LaunchSpec, task: dict[str, Any], definition_request: dict[str, Any]
+    ) -> None:
         """Check that a task of this name is the one that was asked for: of the same work, and running or of
         the same run.
         """
-        found = self.ask("ecs", "describe_task_definition", taskDefinition=task["taskDefinitionArn"])[
+        definition = self.ask("ecs", "describe_task_definition", taskDefinition=task["taskDefinitionArn"])[
             "taskDefinition"
         ]
-        if _work(found) != _work(wanted):
+        if _work(definition) != _work(definition_request):
             raise self.different_work(spec.name)
-        is_ours = {"name": RUN_ID, "value": spec.run_id} in found["containerDefinitions"][0]["environment"]
+        is_ours = {"name": RUN_ID, "value": spec.run_id} in definition["containerDefinitions"][0][
+            "environment"
+        ]
         if task["lastStatus"] == "STOPPED" and not is_ours:
             raise self.ended_before(spec.name)
 
@@ -235,25 +239,25 @@ class EcsLauncher(AwsLauncher):
         """Return the log stream of the newest task that was seen; of a job whose tasks ECS has forgotten, all
         of them.
         """
-        found = super().streams(name)
+        streams = super().streams(name)
         return (
-            [stream for stream in found if stream.endswith(f"/{self._seen[name]}")]
+            [stream for stream in streams if stream.endswith(f"/{self._seen[name]}")]
             if name in self._seen
-            else found
+            else streams
         )
 
     def _task(self, name: str) -> dict[str, Any] | None:
         """Return the task of a name: of several, which the same token prevents for a day, the newest that
         runs.
         """
-        found = max(
+        task = max(
             self._tasks(name),
             key=lambda task: (task["lastStatus"] != "STOPPED", -self._age_seconds(task)),
             default=None,
         )
-        if found is not None:
-            self._seen[name] = found["taskArn"].rpartition("/")[2]
-        return found
+        if task is not None:
+            self._seen[name] = task["taskArn"].rpartition("/")[2]
+        return task
 
     def _tasks(self, name: str) -> list[dict[str, Any]]:
         # By the definition's name: `startedBy` finds running ones alone.
@@ -263,18 +267,18 @@ class EcsLauncher(AwsLauncher):
             for desired in ("RUNNING", "STOPPED")
             for arn in self._arns(family=name, desiredStatus=desired)
         )
-        found = self._describe(list(arns))
-        if found:
+        tasks = self._describe(list(arns))
+        if tasks:
             self._started.pop(name, None)
-        return found
+        return tasks
 
-    def _arns(self, **asked: str) -> Iterator[str]:
+    def _arns(self, **criteria: str) -> Iterator[str]:
         while True:
-            page = self.ask("ecs", "list_tasks", cluster=self.settings.cluster, **asked)
+            page = self.ask("ecs", "list_tasks", cluster=self.settings.cluster, **criteria)
             yield from page["taskArns"]
             if not page.get("nextToken"):
                 return
-            asked["nextToken"] = page["nextToken"]
+            criteria["nextToken"] = page["nextToken"]
 
     def _describe(self, arns: list[str]) -> list[dict[str, Any]]:
         if not arns:
@@ -311,7 +315,7 @@ def task_definition(spec: LaunchSpec, settings: EcsLauncherSettings, region: str
         "name": CONTAINER,
         "image": settings.image,
         "essential": True,
-        "command": [*command(settings.python, settings, gpus), "--", *spec.arguments],
+        "command": command(settings.python, settings, gpus, spec.arguments),
         "environment": [{"name": name, "value": value} for name, value in variables.items()],
         "secrets": [{"name": name, "valueFrom": arn} for name, arn in settings.secrets.items()],
         "memory": memory,
@@ -355,7 +359,7 @@ def _work(definition: dict[str, Any]) -> list[str]:
     among them.
     """
     line = definition["containerDefinitions"][0]["command"]
-    return line[line.index("--") :]
+    return line[line.index(MODULE) + 2 :]
 
 
 def status_of(
@@ -388,11 +392,9 @@ def status_of(
 
 def _failure(task: dict[str, Any], last_words: Status | None) -> Status:
     """Return why a task failed: what happened to it, else what its container has said."""
-    container, code, why = (
-        _container(task),
-        task.get("stopCode", ""),
-        _line(task.get("stoppedReason", "no reason given")),
-    )
+    container = _container(task)
+    code = task.get("stopCode", "")
+    why = _line(task.get("stoppedReason", "no reason given"))
     said = _line(container.get("reason", ""))
     if said.startswith("OutOfMemory"):
         return Status("failed", "was killed: it took more than launcher.memory_gb; raise it", "out_of_memory")

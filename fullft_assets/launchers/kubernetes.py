@@ -88,11 +88,11 @@ class KubernetesLauncher(Launcher):
 
     def submit(self, spec: LaunchSpec) -> None:
         """Create the Job, unless it is there."""
-        found = self._job(spec.name)
-        if found is not None and end_of(found):
+        job = self._job(spec.name)
+        if job is not None and end_of(job):
             self.stop(spec.name)
-            found = None
-        if found is None:
+            job = None
+        if job is None:
             body = manifest(spec, self.settings)
             created = self._ask(
                 self._batch.create_namespaced_job,
@@ -102,12 +102,12 @@ class KubernetesLauncher(Launcher):
             )
             if created is not None:
                 return
-            found = self._job(
+            job = self._job(
                 spec.name
             )  # created by somebody else meanwhile, or by a request whose answer was lost
-        if found is None:
+        if job is None:
             raise Unreachable(f"{self._namespace}: a Job {spec.name} is being deleted")
-        if found["metadata"].get("annotations", {}).get(SPEC) != spec_digest(spec, self.settings):
+        if job["metadata"].get("annotations", {}).get(SPEC) != spec_digest(spec, self.settings):
             line = (
                 f"{self._namespace}: there is another Job {spec.name}, of another specification; delete it,"
                 " or choose another namespace"
@@ -117,8 +117,8 @@ class KubernetesLauncher(Launcher):
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
         """Return how far a Job is; its end is noticed within seconds."""
         deadline = time.monotonic() + wait_seconds
-        while not (status := self._status(name)).is_over and (left := deadline - time.monotonic()) > 0:
-            time.sleep(min(left, _LOOK_SECONDS))
+        while not (status := self._status(name)).is_over and (seconds := deadline - time.monotonic()) > 0:
+            time.sleep(min(seconds, _LOOK_SECONDS))
         return status
 
     def logs(self, name: str, cursor: str) -> Logs:
@@ -160,8 +160,8 @@ class KubernetesLauncher(Launcher):
 
     def list(self) -> list[str]:
         """Return the names of the Jobs of this launcher in the namespace."""
-        found = self._ask(self._batch.list_namespaced_job, label_selector=_selector(MANAGED_BY)) or {}
-        return sorted(job["metadata"]["name"] for job in found.get("items", ()))
+        answer = self._ask(self._batch.list_namespaced_job, label_selector=_selector(MANAGED_BY)) or {}
+        return sorted(job["metadata"]["name"] for job in answer.get("items", ()))
 
     def _status(self, name: str) -> Status:
         job = self._job(name)
@@ -175,35 +175,35 @@ class KubernetesLauncher(Launcher):
         return self._ask(self._batch.read_namespaced_job, name)
 
     def _pods(self, name: str) -> Sequence[dict[str, Any]]:
-        found = self._ask(self._core.list_namespaced_pod, label_selector=_selector({"job-name": name})) or {}
+        answer = self._ask(self._core.list_namespaced_pod, label_selector=_selector({"job-name": name})) or {}
         return sorted(
-            found.get("items", ()), key=lambda pod: (index_of(pod), pod["metadata"]["creationTimestamp"])
+            answer.get("items", ()), key=lambda pod: (index_of(pod), pod["metadata"]["creationTimestamp"])
         )
 
     def _refusal(self, job: dict[str, Any]) -> str:
-        found = (
+        answer = (
             self._ask(
                 self._core.list_namespaced_event,
                 field_selector=f"involvedObject.uid={job['metadata']['uid']}",
             )
             or {}
         )
-        return refusal_of(found.get("items", ()))
+        return refusal_of(answer.get("items", ()))
 
     @cached_property
     def _service(self) -> dict[str, Any]:
-        found = self._ask(self._core.read_namespaced_service, SERVICE)
+        service = self._ask(self._core.read_namespaced_service, SERVICE)
         if (
-            found is None
-            or found["spec"].get("clusterIP") != "None"
-            or found["spec"].get("selector") != MANAGED_BY
+            service is None
+            or service["spec"].get("clusterIP") != "None"
+            or service["spec"].get("selector") != MANAGED_BY
         ):
             line = (
                 f"{self._namespace}: launcher.kind: kubernetes needs the headless Service `{SERVICE}` of"
                 " deploy/helm/manifests.yaml in this namespace"
             )
             raise WorkloadError(line, "settings")
-        return found
+        return service
 
     def _output(self, pod: str, last: str, num_read: int) -> Iterator[tuple[str, str]]:
         """Yield time stamp and text of each complete line of a pod after those that were read: their last

@@ -176,12 +176,12 @@ def _pod(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> 
 def _container(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> dict[str, Any]:
     variables = {**settings.environment, **spec.environment, LAUNCH_ID: spec.name, RUN_ID: spec.run_id}
     variables |= {} if settings.folder is None else {PROJECT_ROOT: settings.folder}
-    asked = {
+    requests = {
         name: str(value)
         for name, value in (("cpu", settings.cpu), ("memory", settings.memory))
         if value is not None
     }
-    limits = {name: value for name, value in asked.items() if name == "memory"}
+    limits = {name: value for name, value in requests.items() if name == "memory"}
     if settings.gpu_resource is not None:
         limits[settings.gpu_resource] = str(spec.processes // nodes)
     mounts = ["/dev/shm", *settings.claims.values()]
@@ -192,7 +192,7 @@ def _container(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: in
         "args": _arguments(spec, settings, nodes),
         "env": [{"name": name, "value": value} for name, value in variables.items()],
         "envFrom": [{"secretRef": {"name": name}} for name in settings.secrets],
-        "resources": {"requests": asked, "limits": limits},
+        "resources": {"requests": requests, "limits": limits},
         "terminationMessagePath": MESSAGE,
         "volumeMounts": [{"name": name, "mountPath": path} for name, path in zip(names, mounts, strict=True)],
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
@@ -200,24 +200,22 @@ def _container(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: in
 
 
 def _arguments(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> list[str]:
-    gpus = spec.processes // nodes if settings.gpu_resource == _GPU else 0
-    line = [*command(settings.python, settings, gpus), "--message", MESSAGE]
+    processes = spec.processes // nodes
+    gpus = processes if settings.gpu_resource == _GPU else 0
     if nodes == 1:
-        return [*line, "--", *spec.arguments]
-    hosts = ",".join(f"{spec.name}-{index}.{SERVICE}" for index in range(nodes))
-    # The driver's limit for nodes that do not come is the first.
-    patience = math.ceil(settings.pending_minutes * 60 + _MEET_SECONDS)
-    line += [
-        "--hosts",
-        hosts,
-        "--port",
-        str(_PORT),
-        "--patience",
-        str(patience),
-        "--processes",
-        str(spec.processes // nodes),
-    ]
-    return [*line, "--", "-m", spec.module, *spec.job]
+        return command(settings.python, settings, gpus, spec.arguments, message=MESSAGE)
+    return command(
+        settings.python,
+        settings,
+        gpus,
+        ["-m", spec.module, *spec.job],
+        message=MESSAGE,
+        hosts=[f"{spec.name}-{index}.{SERVICE}" for index in range(nodes)],
+        port=_PORT,
+        # The driver's limit for nodes that do not come is the first.
+        patience=math.ceil(settings.pending_minutes * 60 + _MEET_SECONDS),
+        processes=processes,
+    )
 
 
 def status_of(

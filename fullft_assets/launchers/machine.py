@@ -31,6 +31,7 @@ from fullft_assets.launchers.supervisor import (
     KILL_SECONDS,
     PID,
     WAITING,
+    Options,
     is_alive,
     kill_until_gone,
     launched_processes,
@@ -47,7 +48,9 @@ _MAX_BYTES = 1_000_000
 _STREAMS = ("stdout", "stderr", "messages")
 #: File of a job with how many machines share it; and that of torchrun itself, by the variable that names it,
 #: with why it failed.
-_HOSTS, _TORCHRUN, _TORCHRUN_ERROR = "hosts", "torchrun", "TORCHELASTIC_ERROR_FILE"
+_HOSTS = "hosts"
+_TORCHRUN = "torchrun"
+_TORCHRUN_ERROR = "TORCHELASTIC_ERROR_FILE"
 _NOT_MET = re.compile(r"\bDist(?:Network|Store)Error\b")
 #: Of a job whose time is up.
 REACHED_LIMIT = Status(
@@ -109,18 +112,7 @@ class Machine:
         except FileExistsError:
             return
         (folder / _HOSTS).write_text(str(num_hosts))
-        supervisor = [
-            sys.executable,
-            "-m",
-            "fullft_assets.launchers.supervisor",
-            "--folder",
-            str(folder),
-            "--grace",
-            str(grace_seconds),
-        ]
-        supervisor += ["--watch", ",".join(map(str, watched))] if watched else []
-        supervisor += [] if max_seconds is None else ["--seconds", str(max_seconds)]
-        supervisor += ["--shares-cores"] if shares_cores else []
+        options = Options(grace_seconds, max_seconds, watched, str(folder), shares_cores)
         variables = {
             **os.environ,
             **environment,
@@ -136,7 +128,7 @@ class Machine:
             # A session of its own: Ctrl-C in a terminal reaches Dagster alone, which cancels in an orderly
             # way.
             self._children[name] = subprocess.Popen(
-                [*supervisor, "--", sys.executable, *arguments],
+                options.command([sys.executable, *arguments]),
                 env=variables,
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
@@ -159,13 +151,13 @@ class Machine:
             else dict.fromkeys(_STREAMS, 0)
         )
         is_over = self._status(name).is_over
-        found, is_more = {}, False
+        texts, is_more = {}, False
         for stream in _STREAMS:
             data, is_full = _read(self.root / name / stream, offsets[stream], whole_lines=not is_over)
             offsets[stream] += len(data)
             is_more = is_more or is_full
-            found[stream] = data.decode(errors="replace")
-        return Logs(",".join(str(offsets[stream]) for stream in _STREAMS), **found, is_more=is_more)
+            texts[stream] = data.decode(errors="replace")
+        return Logs(",".join(str(offsets[stream]) for stream in _STREAMS), **texts, is_more=is_more)
 
     def stop(self, name: str, grace_seconds: float) -> None:
         """End a job if it runs, wait until none of its processes is left, and remove its folder."""
@@ -342,7 +334,9 @@ def main() -> int:
     """Answer the request on stdin; see the top of this file."""
     request = json.load(sys.stdin)
     cache = Path(os.environ.get("FULLFT_CACHE") or Path.home() / ".cache" / "fullft_assets")
-    machine, do, name = Machine(cache / "launches"), request.pop("do"), request.pop("name", "")
+    machine = Machine(cache / "launches")
+    do = request.pop("do")
+    name = request.pop("name", "")
     answer: Any = None
     if do == "start":
         machine.start(name, request.pop("arguments"), request.pop("environment"), **request)

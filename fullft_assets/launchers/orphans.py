@@ -107,10 +107,10 @@ def suspects(store: Store, case: str, ended_at: EndedAt, now: float) -> Iterator
             yield Suspect(launch, since, None if hours is None else since + hours * 3600)
 
 
-def find_orphans(store: Store, found: Iterable[Suspect]) -> Iterator[Orphan]:
+def find_orphans(store: Store, suspected: Iterable[Suspect]) -> Iterator[Orphan]:
     """Yield what the backends say of suspects; one that does not answer is asked once."""
     silent: dict[str, str] = {}
-    for suspect in found:
+    for suspect in suspected:
         launch = suspect.launch
         try:
             if launch.place in silent:
@@ -186,42 +186,42 @@ def find_unrecorded(
         places: where they are looked for.
         now: seconds since the epoch.
     """
-    found: list[Unrecorded] = []
+    unrecorded: list[Unrecorded] = []
     silent: list[str] = []
-    seen = set()
+    places_seen = set()
     for section in places:
         try:
             launcher: Launcher = open_launcher(section)
-            if launcher.ends_with_run or launcher.place in seen:
+            if launcher.ends_with_run or launcher.place in places_seen:
                 continue
-            seen.add(launcher.place)
+            places_seen.add(launcher.place)
             names = [name for name in launcher.list() if name.startswith(records.name_prefix(store, case))]
             # Read after it: a job is recorded before it is submitted.
-            known = {
+            recorded_names = {
                 name
                 for launch in (records.launches(store, case) if names else ())
                 for name in _names(launch, store)
             }
             for name in names:
-                if name not in known and not launcher.look(name).is_over:
+                if name not in recorded_names and not launcher.look(name).is_over:
                     since = (store.read_pointer(_note(case, name)) or {"since": now})["since"]
                     line = (
                         f"{case}: {name} at {launcher.place} runs, and no record names it; seen"
                         f" {max(0.0, now - since) / 3600:.2f} h ago"
                     )
-                    found.append(Unrecorded(name, launcher, since, line))
+                    unrecorded.append(Unrecorded(name, launcher, since, line))
         except FullftError as error:
             silent.append(f"{case}: jobs without a record at {section.kind} cannot be looked for: {error}")
-    return found, silent
+    return unrecorded, silent
 
 
-def note_unrecorded(store: Store, case: str, found: Iterable[Unrecorded], *, is_complete: bool) -> None:
+def note_unrecorded(store: Store, case: str, unrecorded: Iterable[Unrecorded], *, is_complete: bool) -> None:
     """Keep since when each job without a record is known, and forget those that are no longer there.
 
     Args:
         is_complete: whether all backends were asked: else one that is not found may be there.
     """
-    notes = {each.name: {"since": each.since, "due_at": each.due_at} for each in found}
+    notes = {each.name: {"since": each.since, "due_at": each.due_at} for each in unrecorded}
     for name in store.list_pointers(_note(case)):
         if is_complete and name not in notes:
             store.delete_pointer(_note(case, name))
@@ -271,18 +271,18 @@ def _about(launch: Launch, store: Store) -> str:
 
 def waiting_line(suspect: Suspect, store: Store, now: float) -> str:
     """Return what a tick says of a suspect that is not due yet."""
-    left = (
+    duration = (
         "until a run attaches to it"
         if suspect.due_at is None
         else f"for {(suspect.due_at - now) / 3600:.2f} h more, or until a run attaches"
     )
     return (
         f"{_about(suspect.launch, store)}: its run has ended {max(0.0, now - suspect.since) / 3600:.2f} h"
-        f" ago; it is left alone {left}"
+        f" ago; it is left alone {duration}"
     )
 
 
-def due(found: Iterable[Suspect], now: float | None = None) -> list[Suspect]:
+def due(suspected: Iterable[Suspect], now: float | None = None) -> list[Suspect]:
     """Return the suspects whose jobs are ended by now."""
     now = time.time() if now is None else now
-    return [suspect for suspect in found if suspect.due_at is not None and suspect.due_at <= now]
+    return [suspect for suspect in suspected if suspect.due_at is not None and suspect.due_at <= now]

@@ -88,7 +88,7 @@ def name_prefix(store: Store, case: str) -> str:
 
 
 def claim(
-    store: Store, wanted: Launch, is_active: Callable[[str], bool | None]
+    store: Store, request: Launch, is_active: Callable[[str], bool | None]
 ) -> tuple[Launch, Launch | None, bool]:
     """Record a launch, or find the one to attach to; of two runs at once, one launches.
 
@@ -102,33 +102,33 @@ def claim(
     Raises:
         WorkloadError: another run's job for this key is at another place.
     """
-    found: Launch = wanted
+    launch: Launch = request
     replaced: Launch | None = None
 
     def change(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
-        nonlocal found, replaced
-        found, replaced = wanted, None
+        nonlocal launch, replaced
+        launch, replaced = request, None
         if recorded is None:
-            return wanted.model_dump()
+            return request.model_dump()
         old = Launch.model_validate(recorded)
-        if old.ended_at is None and old.place == wanted.place:
+        if old.ended_at is None and old.place == request.place:
             # A run of another Dagster keeps its job: whoever took it over would stop it when cancelled.
-            is_over = old.run_id != wanted.run_id and is_active(old.run_id) is False
-            found = old.model_copy(update={"run_id": wanted.run_id}) if is_over else old
-            return None if found == old else found.model_dump()
+            is_over = old.run_id != request.run_id and is_active(old.run_id) is False
+            launch = old.model_copy(update={"run_id": request.run_id}) if is_over else old
+            return None if launch == old else launch.model_dump()
         # A run that goes on in another container is its own successor.
-        if old.ended_at is None and old.run_id != wanted.run_id and is_active(old.run_id):
+        if old.ended_at is None and old.run_id != request.run_id and is_active(old.run_id):
             raise WorkloadError(
                 f"run {old.run_id[:8]} has {old.stage} made at {old.place}; wait for its end, or cancel it",
                 "infrastructure",
             )
         earlier = 0.0 if old.state == "succeeded" else old.earlier_hours + old.hours
-        found = wanted.model_copy(update={"attempt": old.attempt + 1, "earlier_hours": earlier})
+        launch = request.model_copy(update={"attempt": old.attempt + 1, "earlier_hours": earlier})
         replaced = old if old.ended_at is None else None
-        return found.model_dump()
+        return launch.model_dump()
 
-    store.change_pointer(wanted.record, change)
-    return found, replaced, found.submitted_at == wanted.submitted_at
+    store.change_pointer(request.record, change)
+    return launch, replaced, launch.submitted_at == request.submitted_at
 
 
 def end(

@@ -119,12 +119,12 @@ def settle(instance: dg.DagsterInstance) -> list[str]:
             done.append(_mark(instance, record.dagster_run))
         else:
             continue
-        held = [slot for slot in slots if slot.run_id == run_id]
-        if held:
+        slots_of_run = [slot for slot in slots if slot.run_id == run_id]
+        if slots_of_run:
             instance.event_log_storage.free_concurrency_slots_for_run(run_id)
             done += [
                 f"freed its slot for {slot.step} of the pool `{slot.pool}`"
-                for slot in held
+                for slot in slots_of_run
                 if slot.since is not None
             ]
         if done:
@@ -156,16 +156,16 @@ def waits(instance: dg.DagsterInstance, run_id: str) -> list[str]:
 
 def _holder(instance: dg.DagsterInstance, run_id: str, step: str, since: datetime) -> str:
     run = instance.get_run_by_id(run_id)
-    held = f"run {run_id[:8]} ({step}) since {since:%Y-%m-%d %H:%M:%S}"
+    slot = f"run {run_id[:8]} ({step}) since {since:%Y-%m-%d %H:%M:%S}"
     if run is not None and _is_here(run):
         alive = [pid for pid, logged_at in _workers(instance, run_id) if _is_running(pid, logged_at)]
-        return f"{held}, " + (
+        return f"{slot}, " + (
             f"which works in process {alive[0]}"
             if alive
             else "whose last processes are writing their checkpoint"
         )
     where = "on an unknown machine" if run is None or HOST_TAG not in run.tags else f"on {run.tags[HOST_TAG]}"
-    return f"{held}, {where}: if it is gone, free its slot in the UI (Deployment, Concurrency)"
+    return f"{slot}, {where}: if it is gone, free its slot in the UI (Deployment, Concurrency)"
 
 
 def _is_over(instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
@@ -201,13 +201,13 @@ def _is_here(run: dg.DagsterRun) -> bool:
 
 def _workers(instance: dg.DagsterInstance, run_id: str) -> list[tuple[int, float]]:
     """Return (pid, when it was logged) of each process that a run's log names."""
-    found = []
+    workers = []
     for record in instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT).records:
         entry = record.event_log_entry
         pid = logged_pid(entry)
         if pid is not None:
-            found.append((pid, entry.timestamp))
-    return found
+            workers.append((pid, entry.timestamp))
+    return workers
 
 
 def logged_pid(entry: dg.EventLogEntry) -> int | None:

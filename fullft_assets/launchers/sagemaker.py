@@ -168,7 +168,7 @@ class SageMakerLauncher(AwsLauncher):
         """Return the names of all jobs of this project and this kind in the account and region, ended ones
         included.
         """
-        found, token = [], {}
+        names, token = [], {}
         while True:
             page = self.ask(
                 "sagemaker",
@@ -177,9 +177,9 @@ class SageMakerLauncher(AwsLauncher):
                 MaxResults=100,
                 **token,
             )
-            found += [each[f"{self._kind}JobName"] for each in page[f"{self._kind}JobSummaries"]]
+            names += [each[f"{self._kind}JobName"] for each in page[f"{self._kind}JobSummaries"]]
             if not page.get("NextToken"):
-                return sorted(name for name in found if name.startswith("fullft-"))
+                return sorted(name for name in names if name.startswith("fullft-"))
             token = {"NextToken": page["NextToken"]}
 
     def has_room(self, processes: int) -> bool:
@@ -209,7 +209,7 @@ class SageMakerLauncher(AwsLauncher):
             "VolumeSizeInGB": settings.volume_gb,
         }
         resources |= {"VolumeKmsKeyId": settings.volume_kms_key} if settings.volume_kms_key else {}
-        asked = self._asked(spec, nodes)
+        parameters = self._asked(spec, nodes)
         entry = [settings.python, "-m", "fullft_assets.launchers.sagemaker_container"]
         network = (
             {"VpcConfig": {"Subnets": settings.subnets, "SecurityGroupIds": settings.security_groups}}
@@ -238,7 +238,7 @@ class SageMakerLauncher(AwsLauncher):
         if (
             settings.jobs == "processing"
         ):  # which reads and writes the store itself: SageMaker has nothing to fetch or to save
-            text = json.dumps(asked)
+            text = json.dumps(parameters)
             arguments = [text[first : first + _ARGUMENT] for first in range(0, len(text), _ARGUMENT)]
             return request | {
                 "AppSpecification": {
@@ -279,7 +279,7 @@ class SageMakerLauncher(AwsLauncher):
         }
         return request | network | encryption | {
             "AlgorithmSpecification": algorithm,
-            "HyperParameters": asked,
+            "HyperParameters": parameters,
             "ResourceConfig": resources,
             "OutputDataConfig": saved,
             "EnableManagedSpotTraining": settings.spot,
@@ -303,17 +303,17 @@ class SageMakerLauncher(AwsLauncher):
             **{VARIABLES.format(f"{number:02}"): part for number, part in enumerate(parts)},
         }
 
-    def _require_same(self, name: str, asked: dict[str, str]) -> None:
+    def _require_same(self, name: str, parameters: dict[str, str]) -> None:
         """Check that the job of this name is the one that was asked for: of the same work, and running or of
         the same run.
         """
         job = self._describe(name)
         if job is None:
             raise Unreachable(f"SageMaker {self.place}: {name} exists, and cannot be described")
-        found = _asked(job)
-        if any(found.get(key) != asked[key] for key in ("module", "job", "processes")):
+        recorded = _asked(job)
+        if any(recorded.get(key) != parameters[key] for key in ("module", "job", "processes")):
             raise self.different_work(name)
-        if _status(job).is_over and found.get("run_id") != asked["run_id"]:
+        if _status(job).is_over and recorded.get("run_id") != parameters["run_id"]:
             raise self.ended_before(name)
 
     def _describe(self, name: str) -> dict[str, Any] | None:
@@ -387,11 +387,9 @@ def _processing_status(job: dict[str, Any]) -> Status:
     """Return how far a described Processing Job is; it has no states within `InProgress`, and nothing that is
     billed otherwise.
     """
-    state, began, ended = (
-        job["ProcessingJobStatus"],
-        job.get("ProcessingStartTime"),
-        job.get("ProcessingEndTime"),
-    )
+    state = job["ProcessingJobStatus"]
+    began = job.get("ProcessingStartTime")
+    ended = job.get("ProcessingEndTime")
     if state not in ("Completed", "Failed", "Stopped"):
         return Status("pending" if state == "InProgress" and began is None else "running")
     seconds = 0.0 if began is None or ended is None else (ended - began).total_seconds()

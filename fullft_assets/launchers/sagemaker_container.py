@@ -35,7 +35,9 @@ from fullft_assets.launchers.machine import ended_status, error_files, patient_t
 ROOT = "FULLFT_OPT_ML"
 #: Channels of a container without a network: the artifacts of the use case, and the job file; and its folder
 #: of checkpoints.
-STORE_CHANNEL, JOB_CHANNEL, CHECKPOINTS = "store", "job", "/opt/ml/checkpoints"
+STORE_CHANNEL = "store"
+JOB_CHANNEL = "job"
+CHECKPOINTS = "/opt/ml/checkpoints"
 #: Names of the hyperparameters that hold variables of the workload, in parts: a value has 2,500 characters at
 #: most.
 VARIABLES = "variables_{}"
@@ -52,17 +54,17 @@ def main() -> int:
         if parts
         else (root / "input/config", root / "output/failure")
     )
-    asked = json.loads("".join(parts) or (config / "hyperparameters.json").read_text())
+    parameters = json.loads("".join(parts) or (config / "hyperparameters.json").read_text())
     hosts, host = _hosts(json.loads((config / "resourceconfig.json").read_text()))
     code, status = (
         EXIT_FIXABLE,
-        wrong_version(asked["version"]) or missing_gpus(int(asked["gpus"]), _OTHERWISE),
+        wrong_version(parameters["version"]) or missing_gpus(int(parameters["gpus"]), _OTHERWISE),
     )
     if status is None and (root / "input/data" / STORE_CHANNEL).is_dir():
-        with _isolated(root, asked) as inside:
+        with _isolated(root, parameters) as inside:
             code, status = _run(inside, hosts, host)
     elif status is None:
-        code, status = _run(asked, hosts, host)
+        code, status = _run(parameters, hosts, host)
     if code != 0:
         line = f"{_line(status).encode()[:_MAX_BYTES].decode(errors='ignore')} [{status.failure}]"
         print(line, file=sys.stderr, flush=True)
@@ -80,14 +82,14 @@ def _line(status: Status) -> str:
 
 
 @contextmanager
-def _isolated(root: Path, asked: dict[str, str]) -> Iterator[dict[str, str]]:
+def _isolated(root: Path, parameters: dict[str, str]) -> Iterator[dict[str, str]]:
     """Make a store of this container's own in /opt/ml/model, have the workload use it, and leave only what it
     has written there.
 
     Yields:
         What was asked for, with the job file that SageMaker has brought.
     """
-    job = json.loads(asked["job"])
+    job = json.loads(parameters["job"])
     place = job.index("--job") + 1
     case, _, _, name = job[place].rpartition("/jobs/")[2].split("/")
     store, channels = root / "model", root / "input/data"
@@ -104,58 +106,53 @@ def _isolated(root: Path, asked: dict[str, str]) -> Iterator[dict[str, str]]:
     os.environ.setdefault("FULLFT_INTEGRITY", "sha256")
     job[place] = str(channels / JOB_CHANNEL / name)
     try:
-        yield {**asked, "job": json.dumps(job)}
+        yield {**parameters, "job": json.dumps(job)}
     finally:
         for link in links:
             link.unlink(missing_ok=True)
 
 
-def _run(asked: dict[str, str], hosts: list[str], host: int) -> tuple[int, Status]:
+def _run(parameters: dict[str, str], hosts: list[str], host: int) -> tuple[int, Status]:
     """Run the workload and return its exit code, and how it ended: of several hosts, why the first one
     failed.
     """
-    began_at, grace, job = time.time(), asked["grace_seconds"], json.loads(asked["job"])
+    began_at = time.time()
+    grace = parameters["grace_seconds"]
+    job = json.loads(parameters["job"])
     os.environ.update(
-        json.loads("".join(asked[name] for name in sorted(asked) if name.startswith(VARIABLES.format(""))))
+        json.loads(
+            "".join(parameters[name] for name in sorted(parameters) if name.startswith(VARIABLES.format("")))
+        )
     )
     launch_id = f"{os.environ.get('TRAINING_JOB_NAME', 'fullft')}/{hosts[host]}"
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(patient_torchrun(float(grace)))
-        os.environ.update({LAUNCH_ID: launch_id, RUN_ID: asked["run_id"], **error_files(Path(folder))})
-        code = supervisor.main(
-            [
-                "--folder",
-                folder,
-                "--grace",
-                grace,
-                "--shares-cores",
-                "--",
-                sys.executable,
-                *_arguments(asked, job, hosts, host),
-            ]
-        )
+        os.environ.update({LAUNCH_ID: launch_id, RUN_ID: parameters["run_id"], **error_files(Path(folder))})
+        options = supervisor.Options(float(grace), None, (), folder, shares_cores=True)
+        line = [sys.executable, *_arguments(parameters, job, hosts, host)]
+        code = supervisor.supervise(options, line)
         status = ended_status(Path(folder))
     first = _recorded(job, began_at, status) if code != 0 and len(hosts) > 1 else None
     return code, first or status
 
 
-def _hosts(given: dict[str, Any]) -> tuple[list[str], int]:
+def _hosts(resources: dict[str, Any]) -> tuple[list[str], int]:
     """Return the hosts of the job, the first one that of rank 0, and the place of this one; have the ranks
     talk over their network.
     """
     hosts = sorted(
-        given["hosts"],
+        resources["hosts"],
         key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)],
     )
     if len(hosts) > 1:
         for variable in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
-            os.environ.setdefault(variable, given["network_interface_name"])
-    return hosts, hosts.index(given["current_host"])
+            os.environ.setdefault(variable, resources["network_interface_name"])
+    return hosts, hosts.index(resources["current_host"])
 
 
-def _arguments(asked: dict[str, str], job: list[str], hosts: list[str], host: int) -> list[str]:
+def _arguments(parameters: dict[str, str], job: list[str], hosts: list[str], host: int) -> list[str]:
     """Return the arguments of Python that start this host's processes."""
-    module, processes = asked["module"], int(asked["processes"])
+    module, processes = parameters["module"], int(parameters["processes"])
     if len(hosts) == 1:
         return LaunchSpec("", module, tuple(job), processes).arguments
     return [
@@ -166,7 +163,7 @@ def _arguments(asked: dict[str, str], job: list[str], hosts: list[str], host: in
     ]
 
 
-def _recorded(job: list[str], began_at: float, own: Status) -> Status | None:
+def _recorded(job: list[str], began_at: float, status: Status) -> Status | None:
     """Return the failure of this attempt that a rank of any host recorded in the store first; None where this
     host's own one is the cause.
 
@@ -176,15 +173,15 @@ def _recorded(job: list[str], began_at: float, own: Status) -> Status | None:
     from fullft_assets.jobs import read_job
 
     try:
-        found = read_job(job[job.index("--job") + 1])
-        store, name = found.open_store(), f"failures/{found.case}/{found.stage}/{found.key}.json"
+        job_file = read_job(job[job.index("--job") + 1])
+        store, name = job_file.open_store(), f"failures/{job_file.case}/{job_file.stage}/{job_file.key}.json"
         record = store.read_json(name)
         if record is not None and record["at"] < began_at:
             record = None
-        if own.failure == "out_of_memory" and (
+        if status.failure == "out_of_memory" and (
             record is None or record["failure"] in ("infrastructure", "unknown")
         ):
-            store.write_json(name, {"failure": own.failure, "reason": _line(own), "at": time.time()})
+            store.write_json(name, {"failure": status.failure, "reason": _line(status), "at": time.time()})
             return None
     except (
         Exception

@@ -109,17 +109,17 @@ class SshLauncher(Launcher):
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
         """Return how far a job is: as far as on the first machine, unless another one has failed."""
-        found = [self._status(0, name, wait_seconds)]
-        if found[0].state in ("gone", "succeeded"):
-            return found[0]
-        found += self._each([*self._others(name)], lambda number: self._status(number, name))
-        if all(status.state != "failed" for status in found):
-            return found[0]
+        statuses = [self._status(0, name, wait_seconds)]
+        if statuses[0].state in ("gone", "succeeded"):
+            return statuses[0]
+        statuses += self._each([*self._others(name)], lambda number: self._status(number, name))
+        if all(status.state != "failed" for status in statuses):
+            return statuses[0]
         # Who lost another machine may end before that one has said why.
-        working = [number for number, status in enumerate(found) if not status.is_over]
-        found += self._each(working, lambda number: self._status(number, name, _CAUSE_SECONDS))
+        working = [number for number, status in enumerate(statuses) if not status.is_over]
+        statuses += self._each(working, lambda number: self._status(number, name, _CAUSE_SECONDS))
         return min(
-            (status for status in found if status.state == "failed"),
+            (status for status in statuses if status.state == "failed"),
             key=lambda status: status.failure in FOR_KILLED,
         )
 
@@ -131,7 +131,7 @@ class SshLauncher(Launcher):
             return self._logs(0, name, cursor)
         cursors: dict[str, str] = json.loads(cursor or "{}")
         numbers = [0, *self._others(name)]
-        found = dict(
+        logs = dict(
             zip(
                 numbers,
                 self._each(numbers, lambda number: self._logs(number, name, cursors.get(str(number), ""))),
@@ -139,11 +139,11 @@ class SshLauncher(Launcher):
             )
         )
         stdout, stderr = (
-            "".join(_marked(getattr(one, stream), self._hosts[n] if n else "") for n, one in found.items())
+            "".join(_marked(getattr(one, stream), self._hosts[n] if n else "") for n, one in logs.items())
             for stream in _OUTPUT
         )
-        read_on = json.dumps({str(number): one.cursor for number, one in found.items()})
-        return Logs(read_on, stdout, stderr, found[0].messages, any(one.is_more for one in found.values()))
+        read_on = json.dumps({str(number): one.cursor for number, one in logs.items()})
+        return Logs(read_on, stdout, stderr, logs[0].messages, any(one.is_more for one in logs.values()))
 
     def stop(self, name: str) -> None:
         """End a job and every process of it, on all its machines at once: their processes write one
@@ -169,9 +169,9 @@ class SshLauncher(Launcher):
 
     def _arguments(self, spec: LaunchSpec, number: int) -> Sequence[str]:
         """Return the arguments of Python that start the processes of one of several machines."""
-        first, *others = self._hosts
+        first, *other_hosts = self._hosts
         address, _, port = (self.settings.rendezvous or first).partition(":")
-        names = [address, *others]
+        names = [address, *other_hosts]
         torchrun = torchrun_of_hosts(names, number, spec.processes // len(names), int(port or _PORT))
         return [*torchrun, "-m", spec.module, *spec.job]
 
@@ -180,10 +180,10 @@ class SshLauncher(Launcher):
         one does not know the job.
         """
         if len(self._hosts) > 1 and name not in self._num_hosts:
-            found = self._ask(0, "num_hosts", name=name)
-            if found is None:
+            num_hosts = self._ask(0, "num_hosts", name=name)
+            if num_hosts is None:
                 return range(1, len(self._hosts))
-            self._num_hosts[name] = found
+            self._num_hosts[name] = num_hosts
         return range(1, self._num_hosts.get(name, 1))
 
     def _each(self, numbers: Sequence[int], ask: Callable[[int], T]) -> Sequence[T]:
@@ -193,8 +193,8 @@ class SshLauncher(Launcher):
         if not numbers:
             return []
         with ThreadPoolExecutor(len(numbers)) as pool:
-            asked = [pool.submit(ask, number) for number in numbers]
-        return [each.result() for each in asked]
+            answers = [pool.submit(ask, number) for number in numbers]
+        return [each.result() for each in answers]
 
     def _status(self, number: int, name: str, wait_seconds: float = 0.0) -> Status:
         """Return how far a job is on one machine; another one than the first that does not answer is taken to
@@ -312,9 +312,9 @@ def _marked(text: str, host: str) -> str:
 
 def _quoted(path: str) -> str:
     """Return a path for a shell, which still finds somebody's home for `~`."""
-    home, slash, rest = path.partition("/")
+    home, slash, below = path.partition("/")
     return (
-        f"{home}{slash}{shlex.quote(rest) if rest else ''}"
+        f"{home}{slash}{shlex.quote(below) if below else ''}"
         if re.fullmatch(r"~([A-Za-z0-9_][\w.-]*)?", home, re.ASCII)
         else shlex.quote(path)
     )

@@ -1,7 +1,6 @@
 """Runs one command and leaves none of its processes behind.
 
-`python -m fullft_assets.launchers.supervisor [--watch PID[,PID]] [--folder FOLDER] [--seconds SECONDS]
-[--shares-cores] --grace SECONDS -- COMMAND...`
+`python -m fullft_assets.launchers.supervisor OPTIONS COMMAND...`, with `Options` as JSON.
 
 The command is stopped when the supervisor gets SIGTERM or SIGINT, when a watched process dies, even by
 SIGKILL, and when its time is up. It then has the grace time to write its checkpoint. After it, or after the
@@ -13,7 +12,6 @@ and what the kernel knows of it, for processes that are not its parent.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -22,8 +20,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
@@ -45,52 +44,75 @@ POLL_SECONDS = 0.5
 KILL_SECONDS = 10.0
 #: Files of `--folder`: pid of the supervisor; what it waits for; and exit code of the command, with whether
 #: its time was up or memory ran out.
-PID, WAITING, EXIT = "pid", "waiting", "exit"
+PID = "pid"
+WAITING = "waiting"
+EXIT = "exit"
 #: Environment variable with a file that has the kernel's count of processes that were killed as memory ran
 #: out, for tests.
 OOM_COUNT = "FULLFT_OOM_COUNT"
 
 
+@dataclass(frozen=True)
+class Options:
+    """How a command is supervised.
+
+    Attributes:
+        grace: seconds that a stopped command has for its checkpoint.
+        seconds: time after which it is stopped. Default: none.
+        watch: processes whose death stops it. Default: none; it outlives its parent.
+        folder: where pid and exit code are written. Default: nowhere.
+        shares_cores: whether it waits for no CPU cores, and holds none.
+    """
+
+    grace: float = 30.0
+    seconds: float | None = None
+    watch: Sequence[int] = ()
+    folder: str | None = None
+    shares_cores: bool = False
+
+    def command(self, command: Sequence[str]) -> list[str]:
+        """Return the command line that runs a command under a supervisor."""
+        return [
+            sys.executable,
+            "-m",
+            "fullft_assets.launchers.supervisor",
+            json.dumps(asdict(self)),
+            *command,
+        ]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line above and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m fullft_assets.launchers.supervisor", description=__doc__)
-    parser.add_argument(
-        "--watch",
-        default="",
-        metavar="PID[,PID]",
-        help="processes whose death stops the command; none: it outlives its parent",
-    )
-    parser.add_argument("--folder", type=Path, help="where pid and exit code are written")
-    parser.add_argument("--seconds", type=float, help="the command is stopped after so long")
-    parser.add_argument(
-        "--shares-cores", action="store_true", help="it waits for no CPU cores, and holds none"
-    )
-    parser.add_argument("--grace", type=float, default=30.0, metavar="SECONDS", help="time for a checkpoint")
-    parser.add_argument("command", nargs="+", help="what to run, after --")
-    chosen = parser.parse_args(arguments)
-    supervisor = Supervisor(chosen.grace, chosen.seconds)
-    if chosen.folder is not None:
-        _write(chosen.folder / PID, str(os.getpid()))
+    options, *command = sys.argv[1:] if arguments is None else arguments
+    return supervise(Options(**json.loads(options)), command)
+
+
+def supervise(options: Options, command: list[str]) -> int:
+    """Run a command to its end and return its exit code."""
+    supervisor = Supervisor(options.grace, options.seconds)
+    folder = None if options.folder is None else Path(options.folder)
+    if folder is not None:
+        _write(folder / PID, str(os.getpid()))
     adopt_orphans()
-    if chosen.watch:
+    if options.watch:
         die_with_parent(signal.SIGTERM)
     try:
         # psutil's processes are distinguished by (pid, start time): a reused pid is not taken for the old
         # process.
-        watched = [psutil.Process(int(pid)) for pid in chosen.watch.split(",") if pid]
+        watched = [psutil.Process(pid) for pid in options.watch]
     except psutil.NoSuchProcess:
         code = 128 + signal.SIGTERM
     else:
         try:
-            code = supervisor.run(chosen.command, watched, chosen.folder, shares_cores=chosen.shares_cores)
+            code = supervisor.run(command, watched, folder, shares_cores=options.shares_cores)
         except WorkloadError as error:  # as a workload ends that can say why
             print(error, file=sys.stderr)
             if (path := os.environ.get(ERROR_FILE)) is not None:
                 WorkloadFailure(str(error), error.failure).write(Path(path))
             code = EXIT_FIXABLE
-    if chosen.folder is not None:
+    if folder is not None:
         how = {"is_limit": supervisor.is_late, "is_out_of_memory": supervisor.is_out_of_memory}
-        _write(chosen.folder / EXIT, json.dumps({"code": code, **how}))
+        _write(folder / EXIT, json.dumps({"code": code, **how}))
     return code
 
 
@@ -102,8 +124,8 @@ def num_killed_for_memory(
     """
     for path, is_own in _counts(proc, groups):
         with suppress(OSError):
-            if (found := re.search(r"^oom_kill (\d+)$", path.read_text(), re.MULTILINE)) is not None:
-                return int(found[1]), is_own
+            if (count := re.search(r"^oom_kill (\d+)$", path.read_text(), re.MULTILINE)) is not None:
+                return int(count[1]), is_own
     return None
 
 
@@ -286,8 +308,8 @@ def _num_processes(command: list[str]) -> int:
 def kill_until_gone(find: Callable[[], list[psutil.Process]]) -> None:
     """SIGKILL what `find` returns until it returns nothing: a process may fork while it is looked for."""
     deadline = time.monotonic() + KILL_SECONDS
-    while (left := find()) and time.monotonic() < deadline:
-        for process in left:
+    while (processes := find()) and time.monotonic() < deadline:
+        for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         time.sleep(0.01)
@@ -301,7 +323,7 @@ def launched_processes(launch_id: str | None, variable: str = LAUNCH_ID) -> list
     """
     if launch_id is None:
         return []
-    found = []
+    processes = []
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             if (
@@ -309,8 +331,8 @@ def launched_processes(launch_id: str | None, variable: str = LAUNCH_ID) -> list
                 and process.environ().get(variable) == launch_id
                 and is_alive(process)
             ):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def is_alive(process: psutil.Process) -> bool:

@@ -104,7 +104,8 @@ IBAN_LENGTHS = {
 }
 _FILE_ENDINGS = ("png", "jpg", "jpeg", "gif", "svg", "js", "css", "webp")
 _NUMBERED = re.compile(
-    r"(?:\b(?:v|ver|version|release|rev|revision|section|sections|sec|clause|article|chapter|paragraph|rule)|§)["
+    r"(?:\b(?:v|ver|version|release|rev|revision|section|sections|sec|clause|article|chapter|paragraph|rule)"
+    r"|§)["
     r" .:(]*$",
     re.I,
 )
@@ -290,11 +291,13 @@ _TELEPHONE = r"""
 [+(0-9](?<![\w.+/@:-].)(?:
     (?P<international>(?<=\+)[1-9](?:[ .\-/()]{0,3}[0-9]){7,14}+)
   |(?P<prefixed>(?<=0)0[1-9](?:[ .\-/()]{0,3}[0-9]){7,14}+)
-  |(?P<american>(?:(?<=1)[ .-](?:\([2-9]|[2-9])|(?<=\()[2-9]|(?<=[2-9]))[0-9]{2}(?:\)[ -]?[2-9][0-9]{2}[-. ]|[-][2-9][0-9]{2}-|[.][2-9][0-9]{2}[.]|[ ][2-9][0-9]{2}[ ])[0-9]{4})
+  |(?P<american>(?:(?<=1)[ .-](?:\([2-9]|[2-9])|(?<=\()[2-9]|(?<=[2-9]))[0-9]{2}
+    (?:\)[ -]?[2-9][0-9]{2}[-. ]|[-][2-9][0-9]{2}-|[.][2-9][0-9]{2}[.]|[ ][2-9][0-9]{2}[ ])[0-9]{4})
   |(?P<french>(?<=0)[1-9](?:[ .-][0-9]{2}){4})
   |(?P<trunk>(?:(?<=\()0|(?<=0))[1-9][0-9]{1,4}\)?[ /-]{1,3}[0-9]{3,8}+(?:[ -][0-9]{2,5}){0,3}+)
   |(?P<unspaced>(?<=0)[1-9][0-9]{8,9}+)
-  |(?P<mobile>(?<=0)(?:6[ -][0-9]{8}|4[5-9][0-9][ /][0-9]{2}[ .][0-9]{2}[ .][0-9]{2})|(?<=\()[1-9]{2}\)[ ]?9[0-9]{4}-[0-9]{4}
+  |(?P<mobile>(?<=0)(?:6[ -][0-9]{8}|4[5-9][0-9][ /][0-9]{2}[ .][0-9]{2}[ .][0-9]{2})
+    |(?<=\()[1-9]{2}\)[ ]?9[0-9]{4}-[0-9]{4}
     |(?<=[4-9])[0-9]{2}(?:[ ][0-9]{3}[ ][0-9]{3}|-[0-9]{3}-[0-9]{3}|[ ][0-9]{2}[ ][0-9]{2}[ ][0-9]{2}))
 )(?![\w%]|[-/.:,]?[0-9])
 """
@@ -305,9 +308,12 @@ _CALL_STEMS = (
     " sms llam rufen appel chiama bel zadzwo"
 )
 _NAMED_TELEPHONE = named_by(
-    r"(?:telephone|telefon|telefax|telefoon|t[ée]l[ée]phone|tel[ée]fono|telefone|phone|tel|t[ée]l|fax|mobile|mobil|mobiel|m[óo]vil|cell|cellulare|"
-    r"celular|kom[óo]rka|portable|handy|whatsapp|call|ring|text|sms|llama|llame|rufen|appelez|chiama|bel|zadzwo[ńn])\b[.]?"
-    r"(?: (?:me|us|him|her|sie|mich|lo|al|moi|nous|mi|mij|under|unter|at|on|au|op|pod|no|to|the|my|new|line|office)\b){0,3}+",
+    r"(?:telephone|telefon|telefax|telefoon|t[ée]l[ée]phone|tel[ée]fono|telefone|phone|tel|t[ée]l|fax|mobile"
+    r"|mobil|mobiel|m[óo]vil|cell|cellulare|"
+    r"celular|kom[óo]rka|portable|handy|whatsapp|call|ring|text|sms|llama|llame|rufen|appelez|chiama|bel"
+    r"|zadzwo[ńn])\b[.]?"
+    r"(?: (?:me|us|him|her|sie|mich|lo|al|moi|nous|mi|mij|under|unter|at|on|au|op|pod|no|to|the|my|new|line"
+    r"|office)\b){0,3}+",
     _CALL_STEMS,
     _may_be_called,
 )

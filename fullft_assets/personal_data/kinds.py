@@ -23,8 +23,10 @@ JOIN = (
 _CUE_WINDOW = 60
 #: Words that say that the number behind them is no person's.
 _OTHER_NUMBER = re.compile(
-    r"(?:invoice|order|part|model|item|article|serial|sku|isbn|issn|batch|lot|version|build|commit|ticket|case|tracking|product|catalog(?:ue)?|"
-    r"reference|ref|rechnung|bestellung|bestell|artikel|teile|serien|facture|commande|factura|pedido|fattura|ordine|faktura|nota"
+    r"(?:invoice|order|part|model|item|article|serial|sku|isbn|issn|batch|lot|version|build|commit|ticket"
+    r"|case|tracking|product|catalog(?:ue)?|"
+    r"reference|ref|rechnung|bestellung|bestell|artikel|teile|serien|facture|commande|factura|pedido|fattura"
+    r"|ordine|faktura|nota"
     r" fiscal|"
     r"checksum|hash|release|firmware|patent|doi|ean|gtin|upc|barcode|price|total|amount|revision|tracking)"
     r"(?:[ _-]?(?:nummer|number|num[eé]ro|n[uú]mero|nr|no|id|code|key))?[.]?[ :#=-]{0,3}$",

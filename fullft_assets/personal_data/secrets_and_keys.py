@@ -37,8 +37,10 @@ SECRETS = (
         "[SECRET]",
         r"(?:AKIA|ASIA)[A-Z0-9]|gh[pousr]_|github_pat_|glpat-|xox[abposr]-|sk-|[rs]k_|AIza|hf_|npm_|eyJ|SG\.",
         re.compile(
-            r"(?<![\w-])(?:(?:AKIA|ASIA)[A-Z0-9]{16}(?!\w)|gh[pousr]_[A-Za-z0-9]{36,255}+|github_pat_\w{22,255}+|glpat-[\w-]{20,64}+"
-            r"|xox[abposr]-[A-Za-z0-9-]{10,255}+|sk-(?=[\w-]{0,60}[0-9])[\w-]{20,255}+|[rs]k_(?:live|test)_[A-Za-z0-9]{16,255}+"
+            r"(?<![\w-])(?:(?:AKIA|ASIA)[A-Z0-9]{16}(?!\w)|gh[pousr]_[A-Za-z0-9]{36,255}+"
+            r"|github_pat_\w{22,255}+|glpat-[\w-]{20,64}+"
+            r"|xox[abposr]-[A-Za-z0-9-]{10,255}+|sk-(?=[\w-]{0,60}[0-9])[\w-]{20,255}+|[rs]k_(?:live"
+            r"|test)_[A-Za-z0-9]{16,255}+"
             r"|AIza[\w-]{35}(?!\w)|hf_[A-Za-z0-9]{30,64}+|npm_[A-Za-z0-9]{36}|SG\.[\w-]{20,24}\.[\w-]{40,45}"
             r"|eyJ[\w-]{8,2000}+\.[\w-]{8,8000}+\.[\w-]{8,2000}+)"
         ),
@@ -56,9 +58,11 @@ SECRETS = (
     Kind(
         "secret",
         "[SECRET]",
-        r"(?i)[?&#][a-z_-]{0,20}(?:token|key|secret|sig|signature|password|passwd|pwd|auth|code)=|://[^\s/@:]{1,64}:[^\s/@]{1,64}@",
+        r"(?i)[?&#][a-z_-]{0,20}(?:token|key|secret|sig|signature|password|passwd|pwd|auth|code)="
+        r"|://[^\s/@:]{1,64}:[^\s/@]{1,64}@",
         re.compile(
-            r"(?:[?&#][a-z_-]{0,20}?(?:token|key|secret|sig|signature|password|passwd|pwd|auth)=|(?<=://)[^\s/@:]{1,64}+:)"
+            r"(?:[?&#][a-z_-]{0,20}?(?:token|key|secret|sig|signature|password|passwd|pwd|auth)=|"
+            r"(?<=://)[^\s/@:]{1,64}+:)"
             r"([^\s&#\"'<>@]{8,2000}+)",
             re.I,
         ),

@@ -108,10 +108,12 @@ class KubernetesLauncherSettings(LauncherSettings):
     pod: dict[str, Any] = Field(
         default_factory=dict,
         description=(
-            "What is added to the template of the pods, as Kubernetes writes it: `metadata` with labels (also of"
+            "What is added to the template of the pods, as Kubernetes writes it: `metadata` with labels "
+            "(also of"
             " the Job, such as `kueue.x-k8s.io/queue-name`) and annotations, and `spec` with nodeSelector,"
             " affinity, tolerations, topologySpreadConstraints, priorityClassName, schedulerName,"
-            " runtimeClassName, imagePullSecrets, hostAliases, dnsConfig, dnsPolicy, and of securityContext the"
+            " runtimeClassName, imagePullSecrets, hostAliases, dnsConfig, dnsPolicy, and of securityContext "
+            "the"
             " numbers of user and groups (10001 by default, never root)."
         ),
     )
@@ -177,7 +179,8 @@ class KubernetesLauncherSettings(LauncherSettings):
                 raise ValueError(f"{'.'.join(place)} is not a section with keys")
             for name in section.keys() - allowed:
                 raise ValueError(
-                    f"{'.'.join((*place, name))} is not for a YAML to set, as image, command, account and mounts"
+                    f"{'.'.join((*place, name))} is not for a YAML to set, as image, command, account and "
+                    f"mounts"
                     f" are the launcher's; allowed here: {', '.join(sorted(allowed))}"
                 )
         return pod

@@ -33,7 +33,8 @@ class SshLauncherSettings(LauncherSettings):
     options: dict[SshOption, str | int] = Field(
         default_factory=dict,
         description=(
-            "Options of `ssh` by their names in `~/.ssh/config`: User, Port, ProxyJump, IdentityFile (a private"
+            "Options of `ssh` by their names in `~/.ssh/config`: User, Port, ProxyJump, IdentityFile (a "
+            "private"
             " key without a passphrase) and UserKnownHostsFile (the machine's host key, which is always"
             " checked). Default: what `~/.ssh/config` says."
         ),
@@ -71,7 +72,8 @@ class SshLauncherSettings(LauncherSettings):
         default=None,
         pattern=r"^[^-\s:][^\s:]*(:[0-9]{1,5})?$",
         description=(
-            "Name or address by which more_hosts reach `host`, with a port of it (`ADDRESS:PORT`) where 29500 is"
+            "Name or address by which more_hosts reach `host`, with a port of it (`ADDRESS:PORT`) where "
+            "29500 is"
             " taken. Default: `host`, which must not be an alias of `~/.ssh/config` then."
         ),
     )
