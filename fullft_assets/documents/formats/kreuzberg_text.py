@@ -1,4 +1,4 @@
-"""What kreuzberg reads, one document a file: presentations, OpenDocument, EPUB, old files of Office and others.
+"""Files that kreuzberg reads, one document a file: presentations, OpenDocument, EPUB, old files of Office.
 
 It has no ending of its own: `documents.format: kreuzberg` has every file read by it.
 """

@@ -102,7 +102,7 @@ def _answer(annotation: dict[str, Any], wanted: Wanted) -> Answer:
 
 
 def _value(values: list[dict[str, Any]], wanted: Wanted) -> Any:
-    """Return an annotator's answer; an empty one means no labels and no spans, but is no single label."""
+    """Return an annotator's answer. An empty answer means no labels and no spans; it is not a label."""
     if wanted.target == "spans":
         # In HTML, start and end are paths, and the offsets in the text have a key of their own.
         return [
