@@ -53,7 +53,9 @@ def rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tu
                 row_with_answers(
                     _without_annotation(record),
                     wanted,
-                    lambda group=together: [_flat_answer(r, wanted) for _, r in group],
+                    lambda group=together: [
+                        _flat_answer(each, wanted) for _, each in group if isinstance(each, dict)
+                    ],
                 ),
             )
 
