@@ -11,6 +11,7 @@ import gzip
 import io
 import mailbox
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -344,7 +345,7 @@ def test_xml_expands_no_entity_and_says_where_it_is_broken(tmp_path: Path) -> No
     )
 
 
-def pack(path: Path, members: dict[str, str | bytes]) -> None:
+def pack(path: Path, members: Mapping[str, str | bytes]) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in members.items():
             archive.writestr(name, data)

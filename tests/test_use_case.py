@@ -569,8 +569,8 @@ ONE_MISTAKE = {
         GOOD.replace("path: data/licences", "path: data/licences\n    format: cvs"),
         (
             "6: documents.format: cvs is not one of auto, label_studio, argilla, ground_truth, jsonl, json,"
-            " csv, parquet, arrow, text, html, pdf, docx, xlsx, eml, mbox, msg, rtf, xml, zip; did you mean"
-            " `csv`?"
+            " csv, parquet, arrow, text, html, pdf, docx, xlsx, eml, mbox, msg, rtf, xml, zip, kreuzberg; did you"
+            " mean `csv`?"
         ),
     ),
     "encoding": (

@@ -81,8 +81,8 @@ def add(tokenizer: Tokenizer, terms: Sequence[str]) -> None:
 
 
 def pieces(tokenizer: Tokenizer, terms: Sequence[str]) -> list[list[int]]:
-    """Return the ids that each term is split into inside a text: with a space before it or without, whichever
-    is fewer.
+    """Return the ids that each term is split into inside a text: with or without a space before it, whichever
+    are fewer.
     """
     plain = tokenizer.encode_batch_fast(list(terms), add_special_tokens=False)
     spaced = tokenizer.encode_batch_fast([f" {term}" for term in terms], add_special_tokens=False)

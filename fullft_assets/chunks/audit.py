@@ -107,7 +107,7 @@ def folds_case(tokenizer: Tokenizer) -> bool:
 
 
 def draw_sample(text_hashes: pa.Array | pa.ChunkedArray, most: int = SAMPLED_TEXTS) -> np.ndarray:
-    """Return which rows are sampled, bool [rows]: those with the smallest hashes, whatever the order of the
+    """Return which rows are sampled, bool [rows]: the rows with the smallest hashes, in any order of the
     rows.
     """
     import pyarrow.compute as pc

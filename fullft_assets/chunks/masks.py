@@ -103,7 +103,8 @@ def count_trained(marks: np.ndarray, encoded: Encoded, cuts: Cuts) -> np.ndarray
 
 
 def train_once(marks: np.ndarray, cuts: Cuts) -> tuple[np.ndarray, np.ndarray]:
-    """Return the windows' marks (see `windows.gather`), those repeated from the window before set to 0.
+    """Return the windows' marks (see `windows.gather`); marks of tokens repeated from the window before are
+    0.
 
     A repeated token is there as context: trained in both windows it would weigh twice.
     """

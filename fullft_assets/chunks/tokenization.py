@@ -152,9 +152,7 @@ class Tokenization:
         return encoded, windows.cut(encoded, texts, room)
 
     def windows(self, texts: Sequence[str]) -> list[list[list[int]]]:
-        """Return each text's windows of token ids, special tokens included: those that a batch's
-        `chunks.parquet` has.
-        """
+        """Return each text's windows of token ids, with special tokens, as in a batch's `chunks.parquet`."""
         return self.windows_with_lengths(texts)[0]
 
     def windows_with_lengths(self, texts: Sequence[str]) -> tuple[list[list[list[int]]], list[int]]:

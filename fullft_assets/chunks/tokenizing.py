@@ -306,7 +306,9 @@ def _counts(encoded: Encoded, cuts: Cuts, tokenization: Tokenization) -> dict[st
 def _render(
     examples: pa.Table | pa.RecordBatch, tokenization: Tokenization
 ) -> tuple[list[Rendered], dict[int, str]]:
-    """Render every conversation; those that the template refuses become empty, with the reason by row."""
+    """Render every conversation; a conversation that the template refuses becomes empty, with the reason by
+    row.
+    """
     assert tokenization.chat is not None
     rendered, refused = [], {}
     for row, messages in enumerate(examples["messages"].to_pylist()):
@@ -331,7 +333,7 @@ def _place(examples: pa.Table | pa.RecordBatch, row: int) -> str:
 
 
 def check_specs(task: Task) -> tuple[CheckSpec, ...]:
-    """Return the checks on a batch's chunks: those of every task, and those of this one."""
+    """Return the checks on a batch's chunks that the task has."""
     messages = (TRAINED_TOKENS,) if task.has_messages else ()
     spans = (SPANS_HAVE_TOKENS,) if task.target == "spans" else ()
     return WHOLE, NO_CONTROL_TOKENS, *messages, *spans

@@ -74,8 +74,8 @@ class Room:
 
     @property
     def given_up(self) -> int:
-        """Most tokens that a window gives up to end well: a quarter, and never more than half of what it
-        brings.
+        """Most tokens by which a window is shortened to end well: a quarter, and at most half of its new
+        tokens.
         """
         return 0 if self.boundaries == "any" else min(self.size // 4, (self.size - self.stride) // 2)
 

@@ -19,7 +19,7 @@ _DIGITS = 8
 
 
 def shown_path(path: str) -> str:
-    """Return a path that can be written; one that is no UTF-8 with its bytes as `\\xNN`."""
+    """Return a path as text that can be written: bytes that are not UTF-8 are shown as `\\xNN`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
@@ -32,7 +32,7 @@ def alias(path: str) -> str:
 
 
 def restore(text: str, paths: Callable[[], Iterable[str]]) -> str:
-    """Return a message with the names of those of these files whose aliases are in it."""
+    """Return a message in which the aliases of these files are replaced by their names."""
     if not _ALIAS.search(text):
         return text
     for path in paths():

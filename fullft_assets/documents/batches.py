@@ -96,8 +96,7 @@ def cut_batches(
     *,
     now: float | None = None,
 ) -> list[Batch]:
-    """Cut the new and changed files of a source into batches, record them in the store, and return those just
-    cut.
+    """Cut the new and changed files of a source into batches, record them in the store, and return them.
 
     A late file with a lower name or an equal time is found, and a rewritten one comes again. Cutting twice
     cuts nothing the second time.
@@ -118,8 +117,8 @@ def cut_batches(
 def settled(
     source: Source, settings: DocumentsSettings, now: float | None
 ) -> tuple[list[SourceFile], list[SourceFile]]:
-    """Return a source's files: those that are complete, and those written to within `settle_seconds` of
-    `now`.
+    """Return a source's files in two lists: the complete ones, and those written to within `settle_seconds`
+    of `now`.
     """
     files = source.files()
     if now is None or not source.may_be_growing:
@@ -149,7 +148,7 @@ def record(
     uri: str,
     group: Callable[[list[SourceFile]], Iterator[list[SourceFile]]] | None = None,
 ) -> list[Batch]:
-    """Record those files of the source at `uri` that are in no batch yet, and return the batches.
+    """Record the files of the source at `uri` that are in no batch yet, and return the new batches.
 
     Args:
         store: where the ledger is kept.
@@ -296,9 +295,7 @@ _memory = _Memory()
 
 
 def _ledger(case: str, kind: Kind) -> str:
-    """Return the name of the lease that keeps sensors and runs, on whatever machines, from cutting the same
-    files at the same time.
-    """
+    """Return the name of the lease that keeps two processes from cutting the same files at the same time."""
     return f"{case}/{kind}"
 
 

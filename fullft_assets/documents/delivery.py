@@ -83,7 +83,7 @@ def bounds_of(use_case: UseCase, kind: Kind = "batch") -> DocumentsSettings:
 def look(
     store: Store, use_case: UseCase, kind: Kind = "batch", *, whole: bool = False, now: float | None = None
 ) -> Look:
-    """Cut what is new at the source into batches and record them.
+    """Cut the new files at the source into batches and record them.
 
     Args:
         store: where the ledger is kept.
@@ -231,7 +231,8 @@ def _list_on(
     *,
     every: float = 0.0,
 ) -> tuple[list[Batch], list[str]]:
-    """List the next pages of a prefix and record what is new; return the batches, and how far the listing is.
+    """List the next pages of a prefix and record the new files; return the batches, and notes on how far the
+    listing is.
 
     Where it has reached the end, it begins again once `every` seconds have passed.
     """

@@ -150,7 +150,7 @@ def is_erased(case: str, table: pa.Table, tombstones: Collection[str]) -> np.nda
 
 
 def without_erased(table: pa.Table, store: Store, case: str) -> tuple[pa.Table, int]:
-    """Return a table of documents without the rows that were erased, and how many those were."""
+    """Return a table of documents without its erased rows, and the number of erased rows."""
     import pyarrow as pa
 
     erased = is_erased(case, table, read_tombstones(store, case))

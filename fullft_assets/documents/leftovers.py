@@ -48,7 +48,7 @@ def added(counts: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
 def remember(
     store: Store, case: str, kind: Kind, counts: Mapping[str, int], num_read: int, num_kept_out: int
 ) -> None:
-    """Write what a complete look at the source found, where it is not what the last one found."""
+    """Write the counts of a complete look at the source, if they differ from those of the last look."""
     counts_of_look = {"by_ending": dict(counts), "num_read": num_read, "num_kept_out": num_kept_out}
     if store.read_pointer(_pointer(case, kind)) != counts_of_look:
         store.write_pointer(_pointer(case, kind), counts_of_look)

@@ -180,8 +180,8 @@ class _Before:
         return [name for name in changed if name not in _DROPPABLE or self.settings[name] is not None]
 
     def pin(self, path: str) -> str:
-        """Return what pins the rows of a file: the digest of the file, and what it was read with where that
-        is not today's.
+        """Return the pin of a file's rows: the digest of the file, with the version and settings that it was
+        read with if they are not today's.
         """
         file_digest: str = self.manifest.inputs["files"][path]
         if (self.manifest.version, self.manifest.settings) == (VERSION, self.settings):
@@ -189,7 +189,9 @@ class _Before:
         return f"{file_digest}, read with {digest([self.manifest.version, self.manifest.settings])[:12]}"
 
     def rows(self, store: Store, paths: list[str], columns: pa.Schema) -> pa.Table:
-        """Return the rows of some files in these columns, without what is no longer wanted."""
+        """Return the rows of some files in these columns; columns that today's settings do not name are
+        empty.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -215,7 +217,7 @@ def _under_todays_keys(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Plan:
-    """Which files of a batch are read now, and which are taken from what was read before.
+    """The plan for a batch's files: which are read now, and which are taken from earlier raw documents.
 
     Args:
         source: where the files are.
@@ -254,7 +256,9 @@ class _Plan:
             self._place(file, earlier, is_there=current[file.path] is not None)
 
     def _place(self, file: SourceFile, earlier: list[_Before], *, is_there: bool) -> None:
-        """Decide on a file that is not there as it was cut, by what was read of it earlier."""
+        """Decide what becomes of a file that is not there as it was cut, from the earlier raw documents that
+        have it.
+        """
         fitting = next((each for each in earlier if not each.wanting), None)
         if fitting is not None:
             self.carried[file.path] = fitting
@@ -274,7 +278,7 @@ class _Plan:
         return digests | {file.path: "missing" for file in self.missing} | self.unreadable
 
     def read(self, store: Store, use_case: UseCase) -> ReadBatch:
-        """Return what the batch's files contain; those that are excluded without being read are among the
+        """Return the rows of the batch's files; files that are excluded without being read are among the
         unreadable ones.
 
         Raises:
@@ -371,9 +375,7 @@ def masked_kinds(use_case: UseCase) -> list[str] | None:
 
 
 def _masked(table: pa.Table, use_case: UseCase) -> tuple[pa.Table, int]:
-    """Return the rows as they are kept, those of earlier readings among them, and in how many personal data
-    was masked.
-    """
+    """Return the rows, masked where the settings ask for it, and the number of masked rows."""
     if masked_kinds(use_case) is None:
         return table, 0
     pieces_by_row = search_of(use_case).find_all(table["text"])

@@ -82,8 +82,8 @@ class References:
         return None
 
     def _bytes(self, manifest: str, reference: str) -> bytes:
-        """Return what a reference names: an object of S3, or a file below the delivery folder, relative to
-        its manifest.
+        """Return the bytes that a reference names: an object of S3, or a file below the delivery folder,
+        relative to its manifest.
         """
         if "://" in reference:
             return _fetched(*self._object(reference))

@@ -409,7 +409,7 @@ class S3Prefix:
         return answer.get("Contents", []), not answer.get("IsTruncated")
 
     def documents_among(self, paths: Iterable[str]) -> list[str]:
-        """Return those of these paths that `files` would list, were they there."""
+        """Return the paths that `files` would list if there were objects at all of these paths."""
         is_saved, is_test = self._saved_folders(), self._test_splits()
         return [
             path
@@ -525,7 +525,9 @@ class S3Prefix:
 
     @contextmanager
     def _one_line_errors(self) -> Iterator[None]:
-        """Name the prefix in an error of the connection; what is wrong with one object passes through."""
+        """Turn errors of the connection into one line that names the prefix; errors of a single object pass
+        through.
+        """
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:

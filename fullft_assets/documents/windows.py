@@ -37,6 +37,11 @@ class _Waiting(NamedTuple):
     #: None: not counted, as the window ends by time.
     rows: int | None
 
+    def line(self, file: SourceFile) -> str:
+        """Return the line that records a file, which `_read` reads."""
+        rows = _NOT_COUNTED if self.rows is None else self.rows
+        return f"{rows} {self.arrived_ns} {line_of(file)}"
+
 
 class WindowCutter:
     """Records windows of a use case, and remembers what the next one has so far.
@@ -90,7 +95,7 @@ class WindowCutter:
 
     @property
     def notes(self) -> list[str]:
-        """What the next window has so far, in words, after what was wrong with the record of it."""
+        """Sentences about the record of the next window: that it was damaged, and what it has so far."""
         damaged = (
             f"pointers/{self._pointer}.json could not be read; the next window is collected anew from the"
             " files that are there"
@@ -145,10 +150,7 @@ class WindowCutter:
                 if self._window.rows is not None and self._num_rows >= self._window.rows:
                     yield self._completed()
         if self._open != before or self._is_damaged:
-            lines = [
-                f"{_NOT_COUNTED if waiting.rows is None else waiting.rows} {waiting.arrived_ns} {line_of(file)}"
-                for file, waiting in self._open.items()
-            ]
+            lines = [waiting.line(file) for file, waiting in self._open.items()]
             self._store.write_pointer(self._pointer, {"columns": _COLUMNS, "files": lines})
 
     def _in_order(
@@ -192,7 +194,7 @@ class WindowCutter:
         )
 
     def _count(self, reader: FileReader, file: SourceFile) -> int | None:
-        """Return a file's rows, counted up to those of a window; None where it cannot be read."""
+        """Return a file's number of rows, at most that of a window; None if it cannot be read."""
         if self._use_case.settings.documents.format == "auto" and is_whole_file(file.path):
             return 1
         if self._bytes_left is not None:

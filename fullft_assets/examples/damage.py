@@ -1,4 +1,6 @@
-"""Characters that a wrong decoding leaves behind (found by ftfy), and those that no text has."""
+"""Damaged characters: sequences that a wrong decoding leaves behind (found by ftfy), and characters that no
+text has.
+"""
 
 from __future__ import annotations
 

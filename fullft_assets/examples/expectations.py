@@ -36,9 +36,7 @@ _OF_OTHER_ROWS = (
 
 
 def problems(settings: ExamplesSettings) -> list[Problem]:
-    """Return what is wrong with the severities, the languages and the expectations, found without Great
-    Expectations.
-    """
+    """Return the problems of the severities, languages and expectations, found without Great Expectations."""
     all_problems = [*_severity_problems(settings), *_language_problems(settings)]
     for number, expectation in enumerate(settings.expectations):
         problems_of_one = list(_expectation_problems(expectation, settings)) or list(
@@ -175,7 +173,7 @@ def _near_language(language: str) -> str:
 
 
 def _in_snake_case(name: str) -> str:
-    """Return the name of an expectation where that of its class was given."""
+    """Return the name of an expectation in snake case, from its name or that of its class."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 

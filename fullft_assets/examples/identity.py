@@ -128,7 +128,7 @@ class Versions:
 
     @classmethod
     def of(cls, rows: IdentityRows, is_compared: np.ndarray) -> Versions:
-        """Return those among the kept rows (mask)."""
+        """Return the versions among the compared rows (mask)."""
         same = several(rows.id, is_compared)
         if not len(same):
             return cls(same, same, same, same)
@@ -210,7 +210,7 @@ def _numbered(values: list[str]) -> tuple[np.ndarray, int]:
 
 
 def superseded(rows: IdentityRows, versions: Versions, votes: Votes) -> np.ndarray:
-    """Return the rows whose id has a newer row, but for those that vote: mask [n]."""
+    """Return which rows have a newer row of their id and do not vote: mask [n]."""
     is_superseded = np.zeros(len(rows), bool)
     is_superseded[versions.row[versions.row != versions.newest]] = True
     is_superseded[votes.voters] = False

@@ -30,8 +30,8 @@ def may_be_named(labels: Collection[str]) -> bool:
 
 
 def named(shown: Iterable[tuple[str, str]], num_labels: int, all_labels: Collection[str]) -> str:
-    """Return some labels as they may be written outside of the store: each with what is said about it, else
-    only how many there are.
+    """Return some labels, each with a remark, as they may be written outside of the store; only their number
+    if the labels may not be named.
 
     Args:
         shown: labels, and what is said about each.

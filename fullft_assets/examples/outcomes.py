@@ -82,8 +82,8 @@ def _commonest_problem(rows: pa.Table) -> tuple[str, int]:
 
 
 def _unknown_labels(rows: pa.Table, settings: ExamplesSettings) -> str:
-    """Return the commonest labels that examples.labels lacks, and those that it has; nothing where they look
-    like texts.
+    """Return the commonest labels that examples.labels lacks, and the labels that it has; nothing if the
+    labels look like texts.
     """
     if task_of(settings).target != "label":
         return ""
@@ -163,8 +163,9 @@ def agreement_outcome(rule: Rule, agreement: Agreement | None) -> CheckOutcome:
         worst = sorted((k, label) for label, k in agreement.label_kappas.items() if k is not None)[:3]
         least = named([(label, f"{k:.2f}") for k, label in worst], len(worst), agreement.label_kappas)
         description = (
-            f"{method} kappa {kappa:.2f} of {agreement.num_annotators} annotators on {agreement.num_items:,} texts is"
-            f" below {MIN_KAPPA:g}, least on {least}; sharpen the guideline for these labels"
+            f"{method} kappa {kappa:.2f} of {agreement.num_annotators} annotators on"
+            f" {agreement.num_items:,} texts is below {MIN_KAPPA:g}, least on {least}; sharpen the guideline"
+            " for these labels"
         )
     metadata: dict[str, int | float] = {"num_items": 0 if agreement is None else agreement.num_items}
     if agreement is not None:

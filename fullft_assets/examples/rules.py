@@ -322,7 +322,9 @@ def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, Any]:
 
 
 def suite_for(settings: ExamplesSettings) -> dict[str, Any]:
-    """Return the expectations on single rows, by rule; those on identity and the user's own are separate."""
+    """Return the expectations on single rows, by rule; the user's own expectations are built by
+    `expectations.build`.
+    """
     from great_expectations.expectations.core.expect_column_values_to_be_between import (
         ExpectColumnValuesToBeBetween as between,
     )
@@ -435,9 +437,7 @@ def _kind_of(traceback: str) -> str:
 
 @cache
 def _any_frame() -> Any:
-    """Return the definition of a batch that is a frame given later; making one costs as much as a validation
-    of few rows.
-    """
+    """Return a batch definition that takes any frame; making one costs as much as validating few rows."""
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
 

@@ -278,7 +278,7 @@ def _left_over(documents: pa.Table, rows: np.ndarray, search: PersonalDataSearch
 
 
 def _hashes(documents: pa.Table, settings: ExamplesSettings) -> list[str | None]:
-    """Return each row's content hash: of its text, for the task sft of its turns; None where there is no
+    """Return each row's content hash: of its text, or of its turns for the task sft; None if there is no
     content.
     """
     if task_of(settings).has_messages:
@@ -312,8 +312,8 @@ def _try(frame: pd.DataFrame, settings: ExamplesSettings) -> dict[str, Finding]:
 
 
 def _of_well_formed(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) -> dict[str, Finding]:
-    """Return the findings with malformed rows under that reason alone: what could not be read breaks other
-    rules, too, and is no news.
+    """Return the findings without the malformed rows, except for the rule on malformed rows: such a row
+    breaks other rules too.
 
     The user's own expectations may be about malformed rows, so whether they passed stays.
     """

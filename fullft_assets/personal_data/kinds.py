@@ -90,7 +90,7 @@ def is_another_number(match: re.Match[str], start: int) -> bool:
 
 
 def checked(test: Callable[[str], bool], *, is_named: bool = False) -> Callable[[re.Match[str]], Span | None]:
-    """Return a check of the bare characters of what is found.
+    """Return a check that tests the letters and digits of a match.
 
     Args:
         test: of the check digits.

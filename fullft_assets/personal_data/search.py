@@ -24,7 +24,7 @@ class PersonalDataSearch:
     model: EntityModel | None = None
 
     def find_all(self, texts: pa.Array | pa.ChunkedArray) -> dict[int, list[Found]]:
-        """Return what is found in each text, as `find` does, by its row; rows without any are excluded."""
+        """Return the pieces of personal data in each text, by row; rows without any are left out."""
         pieces_by_row = find_all(texts, self.kinds)
         if self.model is not None:
             strings = texts.to_pylist()
@@ -36,7 +36,7 @@ class PersonalDataSearch:
 
 
 def search_of(use_case: UseCase) -> PersonalDataSearch:
-    """Return what is looked for in the texts of a use case.
+    """Return the search for personal data that a use case's settings ask for.
 
     Raises:
         SettingsError: see `find_pipeline`.

@@ -14,7 +14,7 @@ class ChunksSettings(Settings):
     """How a text becomes the windows that the model reads."""
 
     REMOVED: ClassVar[Mapping[str, str]] = {
-        "general_words": "name the languages of the texts in `examples.languages`, or list `terms` of your own",
+        "general_words": "name the languages of the texts in `examples.languages`, or list your own `terms`",
         "max_term_pieces": "the audit warns above 3 tokens a domain term",
         "max_unknown_share": "the audit warns above 0.1% unknown tokens",
         "max_byte_fallback_share": "the audit warns above 1% single bytes",

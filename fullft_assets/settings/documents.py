@@ -89,8 +89,8 @@ class DocumentsSettings(Settings):
         default="auto",
         description=(
             "`auto` goes by the file's ending, and by its content for .json; else a registered format, such"
-            " as `csv` or `label_studio`. `kreuzberg` (the extra of that name) reads every file as one document:"
-            " presentations, OpenDocument, EPUB, old files of Office. A last .gz or .zst is unpacked."
+            " as `csv` or `label_studio`. `kreuzberg` (the extra of that name) reads every file as one"
+            " document: presentations, OpenDocument, EPUB, old files of Office. A last .gz or .zst is unpacked."
         ),
     )
     text: str | None = Field(
@@ -104,8 +104,8 @@ class DocumentsSettings(Settings):
     records: str | None = Field(
         default=None,
         description=(
-            "Where the records are in a file that has several: in a .json file that is one object, the path of"
-            " their array, such as `data` or `result.rows`; in XML, the name of the element that is one"
+            "Where the records are in a file that has several: in a .json file that is one object, the path"
+            " of their array, such as `data` or `result.rows`; in XML, the name of the element that is one"
             " document. Default: such a file is one record; of XML that is known (`PubmedArticleSet`,"
             " `teiCorpus`, `pmc-articleset`), each of its documents."
         ),

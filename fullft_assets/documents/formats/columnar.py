@@ -33,12 +33,12 @@ def chosen(schema: pa.Schema, columns: Collection[str] | None) -> list[str]:
 
 
 def step_of(num_rows: int, table_rows: int | None) -> int:
-    """Return how far apart the rows are that are read of a table; `table_rows` is that of `Reading`."""
+    """Return the distance between the rows that are read of a table, so that about `table_rows` are."""
     return 1 if table_rows is None else max(1, math.ceil(num_rows / table_rows))
 
 
 def within(batches: Iterable[pa.RecordBatch], limit: float) -> Iterator[pa.RecordBatch]:
-    """Yield batches until they have so many bytes."""
+    """Yield batches until their total size reaches `limit` bytes."""
     for batch in batches:
         yield batch
         limit -= batch.nbytes

@@ -31,9 +31,9 @@ _IN_QUOTES = re.compile(r'"(?:[^"]|"")*"')
 #: Lines after the header that its delimiter is tried on.
 _TRIED_LINES = 50
 _LINE_END = re.compile(r"\r\n|\r|\n")
-#: A field of several lines has rows in it, as its quote was not closed, where such a share of its lines have
-#: as many delimiters as rows, and of their values in columns with few values, such as labels, are among these.
-#: Where no column tells rows from prose, so many lines do.
+#: A field of several lines has rows in it, as its quote was not closed, if this share of its lines have as
+#: many delimiters as a row, and this share of their values in columns with few values (labels) are such
+#: values. If no column has few values, this number of lines is needed.
 _ROWS_SHARE, _MANY_LINES = 0.8, 8
 #: First rows that the values of columns are learned from. A column has few if most of them occur again.
 _LEARNED_ROWS, _FEW_SHARE = 1_000, 0.5
@@ -156,8 +156,9 @@ def _lines_and_delimiter(
 
 
 def _delimiter(lines: Sequence[str], usual: str, quoting: str) -> str:
-    """Return the delimiter of rows: of those in the header, outside of quotes, the one that fits most of the
-    first rows; the usual one of the file's ending where several fit alike, or none is in the header.
+    """Return the delimiter of rows: of the marks in the header, outside of quotes, the one that splits most
+    of the first rows into as many fields. Of marks that fit alike, and where the header has none, the usual
+    one of the file's ending.
     """
     header = lines[0] if lines else ""
     outside = header if quoting == "none" else _IN_QUOTES.sub("", header)

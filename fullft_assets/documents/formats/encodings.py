@@ -1,4 +1,4 @@
-"""Which encoding a text is in: that of its byte order mark, else UTF-8 where it fits, else the likeliest code
+"""The encoding of a text: the one of its byte order mark, else UTF-8 where it fits, else the likeliest code
 page.
 """
 
@@ -149,8 +149,8 @@ def _candidates(
 
 
 def complaint(file: Delivered, encoding: str) -> str:
-    """Return what is wrong with a file that an encoding does not decode: the first bad line, where lines can
-    be found without decoding.
+    """Return why an encoding does not fit a file, with the number of the first bad line where lines can be
+    found without decoding.
     """
     name = "UTF-8" if encoding in _UTF_8 else encoding
     if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):

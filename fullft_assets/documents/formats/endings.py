@@ -9,7 +9,7 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
 def ending_of(name: str) -> str:
-    """Return the ending in lower case, without that of a compression."""
+    """Return a file's ending in lower case; the ending of a compression is left out."""
     path = PurePosixPath(name.lower())
     return PurePosixPath(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
 

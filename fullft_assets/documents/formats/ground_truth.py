@@ -103,7 +103,7 @@ def _spans(value: Any, about: dict[str, Any]) -> Any:
 
 
 def _confidence(value: Any, about: dict[str, Any], target: str) -> Any:
-    """Return the confidence of a row: of several labels or spans, the lowest."""
+    """Return the confidence of a row; for several labels or spans, the lowest one."""
     if target == "label":
         return about.get("confidence")
     if target == "labels" and isinstance(about.get("confidence-map"), dict) and isinstance(value, list):

@@ -32,9 +32,7 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
 
 
 def checked(record: Any, text: str) -> Record:
-    """Return a record, or the problem that it is no object or no Unicode; `text` is what it was parsed
-    from.
-    """
+    """Return a parsed record, or why it is not one: no object, or no Unicode; `text` is its source."""
     if not isinstance(record, dict):
         return "not a JSON object"
     if ("\\ud" in text or "\\uD" in text) and not _is_unicode(record):

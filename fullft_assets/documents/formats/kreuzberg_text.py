@@ -1,4 +1,4 @@
-"""What kreuzberg reads, one document a file: presentations, OpenDocument, EPUB, old files of Office and others.
+"""Files that kreuzberg reads, one document a file: presentations, OpenDocument, EPUB, old files of Office.
 
 It has no ending of its own: `documents.format: kreuzberg` has every file read by it.
 """
@@ -23,7 +23,7 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     from kreuzberg import ExtractionConfig, extract_file_sync
 
     # Its cache would keep texts outside of the store.
-    config = ExtractionConfig(use_cache=False, disable_ocr=True, enable_quality_processing=False)
+    config = ExtractionConfig(use_cache=False, enable_quality_processing=False)
     with parsing("document"):
         text = extract_file_sync(str(file.path), config=config).content
     yield 1, file.document(whole_characters(text).strip())

@@ -53,7 +53,9 @@ def rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tu
                 row_with_answers(
                     _without_annotation(record),
                     wanted,
-                    lambda group=together: [_flat_answer(r, wanted) for _, r in group],
+                    lambda group=together: [
+                        _flat_answer(each, wanted) for _, each in group if isinstance(each, dict)
+                    ],
                 ),
             )
 
@@ -102,7 +104,7 @@ def _answer(annotation: dict[str, Any], wanted: Wanted) -> Answer:
 
 
 def _value(values: list[dict[str, Any]], wanted: Wanted) -> Any:
-    """Return an annotator's answer; an empty one means no labels and no spans, but is no single label."""
+    """Return an annotator's answer. An empty answer means no labels and no spans; it is not a label."""
     if wanted.target == "spans":
         # In HTML, start and end are paths, and the offsets in the text have a key of their own.
         return [

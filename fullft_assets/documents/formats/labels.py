@@ -76,7 +76,7 @@ def target_of(
 
 
 def name_of(value: Any, field: str) -> str:
-    """Return a name, number, date or truth value as text: the same text whatever the format that it came in.
+    """Return a name, number, date or truth value as text, which is the same text in every format.
 
     A truth value is `true` or `false`, and an integer has no point: a table with gaps makes 1.0 of a 1, and
     CSV has only text.
@@ -196,7 +196,7 @@ def _span_of(value: Any, place: str) -> Iterable[Span]:
 def add_answers(
     row: dict[str, Any], answers: list[Answer], field: str, column: str, missing: Collection[str] = ()
 ) -> None:
-    """Put the annotators' answers into a row: the only one, or each of several and the majority's.
+    """Put the annotators' answers into a row: the only answer, or each answer and the majority's.
 
     The confidence of a row with several annotators is the mean Jaccard similarity of their answers to
     the one adopted: for a single label, the share of the votes.

@@ -168,7 +168,7 @@ def without_quoted(body: str) -> str:
 
 @cache
 def _headers() -> re.Pattern[str]:
-    """Return the pattern of what programs write above a quoted message, such as `From:`, `Sent:` and `To:`."""
+    """Return the pattern of the headers above a quoted message, such as `From:` and `Sent:`."""
     from mailparser_reply.parser import EmailMessage as ParsedMessage
 
     return ParsedMessage("", languages=list(_LANGUAGES)).HEADER_REGEX

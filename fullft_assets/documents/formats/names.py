@@ -28,7 +28,7 @@ def group_key(name: str) -> str:
 
 
 def is_missing(word: str, words: Collection[str]) -> bool:
-    """Return whether a trimmed word means that there is no value: it is empty, or one of the words (in lower
+    """Return whether a trimmed word means that there is no value: it is empty, or is among `words` (in lower
     case).
     """
     return not word or word.casefold() in words

@@ -46,7 +46,7 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
 
 
 def _sampled(table: pq.ParquetFile, names: list[str], table_rows: int) -> Iterator[tuple[int, Record]]:
-    """Yield (row number, record) of about so many rows, from evenly spaced row groups."""
+    """Yield (row number, record) of about `table_rows` rows, from evenly spaced row groups."""
     groups = [table.metadata.row_group(number) for number in range(table.num_row_groups)]
     count = min(len(groups), _SAMPLED_GROUPS)
     limit = columnar.SAMPLED_BYTES / max(1, count)

@@ -76,8 +76,8 @@ def is_readable(name: str) -> bool:
 
 
 def reads_any_ending(format_: str) -> bool:
-    """Return whether a value of `documents.format` has every file read, whatever its ending: a format whose
-    files are one document each.
+    """Return whether a value of `documents.format` names a format whose files are one document each: then
+    every file is read, whatever its ending.
     """
     return format_ in FORMATS and FORMATS.get(format_).is_whole_file
 

@@ -181,14 +181,14 @@ def content_of(record: dict[str, Any], wanted: Wanted, field: str) -> Row:
 
 
 def _with_path(record: dict[str, Any], field: str | None) -> dict[str, Any]:
-    """Return a record that has what a path names as a field of its own."""
+    """Return a record with a field of its own for the value at a path."""
     if field is None or field in record or not has_field(record, field):
         return record
     return {**record, field: value_of(record, field)}
 
 
 def add_names(row: Row, record: dict[str, Any], wanted: Wanted) -> None:
-    """Put id, group, domain, slice_by, annotator, time and what a model answered into a row."""
+    """Put id, group, domain, slice_by, annotator, time and a logged prediction into a row."""
     for column, field in wanted.names:
         value = value_of(record, field)
         if value is None or value != value:  # a table with gaps has NaN for None
@@ -241,5 +241,5 @@ def add_annotation(row: Row, confidence: Any, human: Any) -> None:
 
 
 def add_problem(row: Row, problem: str) -> None:
-    """Add a problem to those that a row has."""
+    """Add a problem to the problems of a row."""
     row["problem"] = f"{row['problem']}; {problem}" if "problem" in row else problem

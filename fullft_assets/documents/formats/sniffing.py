@@ -1,5 +1,5 @@
-"""What a file's first bytes tell where its ending may be wrong: only what is certain, so that text about a
-format stays text.
+"""The format of a file by its first bytes, where its ending may be wrong. Only certain signs count, so that
+text about a format stays text.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class _TooManyNames(Exception):
 
 
 class _ReadInParts(io.FileIO):
-    """A file of which not too much is read at once, whatever it says of the length of its parts."""
+    """A file that refuses to read more bytes at once than a list of members may have."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _MOST_LISTED_BYTES:

@@ -19,7 +19,7 @@ from fullft_assets.documents.formats.protocol import Format, Reading
 
 
 class _Dialect(NamedTuple):
-    """Where the parts of a document are below a record; those of the text are read in this order."""
+    """Paths of the parts of a document, relative to its record; the text is read in this order."""
 
     text: tuple[str, ...]
     title: str | None = None
@@ -124,7 +124,7 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
 
 
 def _forget(element: Any) -> None:
-    """Free what was read: the file may be larger than the memory."""
+    """Free an element that was read: the file may be larger than the memory."""
     element.clear(keep_tail=True)
     while element.getprevious() is not None and element.getparent() is not None:
         del element.getparent()[0]
