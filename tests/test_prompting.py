@@ -73,7 +73,7 @@ def test_examples_are_in_the_prompt_with_their_labels(prepared: Prepared) -> Non
     fitted = FewShot.fit(prepared.split("train"), prepared.baseline_context)
     writer = PromptWriter.of(prepared.baseline_context)
     ids = fitted._examples(writer)
-    assert 50 < len(ids) <= 200
+    assert 50 < len(ids) <= prompting.max_tokens(prepared.baseline_context)
     written = writer.tokenization.tokenizer.decode(ids, skip_special_tokens=False)
     parts = written.split("\n\nText: ")[1:]
     assert [part.rsplit("\nLabel: ", 1)[1] for part in parts] == [
@@ -112,7 +112,7 @@ def test_rows_that_train_no_more_are_shown_no_more(prepared: Prepared, tmp_path:
     fewer = train.select([row for row, id_ in enumerate(train.ids) if id_ != gone])
     loaded = FewShot.load(tmp_path, replace(context, train_rows=lambda: fewer))
     assert (loaded.shown.ids, list(loaded.labels)) == (fitted.shown.ids[1:], list(fitted.labels)[1:])
-    with pytest.raises(DataError, match=r"few_shot.json: none of its 5 example rows trains any more"):
+    with pytest.raises(DataError, match=r"few_shot.json: none of its 8 example rows trains any more"):
         FewShot.load(tmp_path, replace(context, train_rows=lambda: train.select([])))
 
 
