@@ -26,7 +26,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import PreTrainedModel
 
-from fullft_assets.checking.check import find_device
 from fullft_assets.errors import FullftError
 from fullft_assets.models import layers, loading, precision
 from fullft_assets.models.hardware import gpu_name, memory_limit, num_gpus, peak_flops
@@ -337,6 +336,8 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum({id(tensor): tensor.numel() * tensor.element_size() for tensor in tensors}.values())
 
 
+#: Operations a second that training reaches on one CPU core (MiniLM in fp32 reached 70e9).
+_CPU_CORE_FLOPS = 60e9
 #: How far a CPU's speed strays from what is assumed of it.
 _CPU_SPREAD = (0.4, 1.5)
 
@@ -420,7 +421,8 @@ def this_machine(settings: UseCaseSettings, measured_speed: float | None) -> Tar
             hourly_usd=hourly_usd,
             kind="here",
         )
-    assumed = find_device(1).flops
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    assumed = cores * _CPU_CORE_FLOPS
     return Target(
         name=f"this machine ({os.cpu_count()} CPUs)",
         memory_bytes=memory_limit(),
