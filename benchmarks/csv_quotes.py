@@ -19,6 +19,7 @@ import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from fullft_assets.demos import licences
 from fullft_assets.documents.formats import Delivered, Reading, Unreadable, csv_rows
@@ -63,9 +64,12 @@ def outcome(data: str, delimiter: str, folder: Path) -> tuple[bool, int]:
     settings = DocumentsSettings(path="x", csv=CsvSettings(delimiter=delimiter))
     path = folder / "a.csv"
     path.write_text(data, encoding="utf-8", newline="")
-    reading = Reading(
-        Wanted.of(settings, ExamplesSettings()), None, lambda _: [], lambda kind: kind, settings
-    )  # pyright: ignore[reportArgumentType]  # a CSV shares nothing
+
+    def shares_nothing(kind: Any) -> Any:
+        return kind
+
+    wanted = Wanted.of(settings, ExamplesSettings())
+    reading = Reading(wanted, None, lambda _: [], shares_nothing, settings)
     try:
         return False, sum(
             isinstance(record, str) and "seems to have rows" in record

@@ -9,7 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -75,7 +75,7 @@ Scores = dict[str, Callable[[str], float]]
 
 
 def classification_scores(rows: pd.DataFrame, found: Evaluation, weights: np.ndarray) -> Scores:
-    names = list(getattr(found, "labels"))  # noqa: B009
+    names = list(cast(Any, found).labels)
     measurable = [name for name in names if name not in found.rare_labels]
     truth = np.array([names.index(label) for label in rows["label"]])
 
@@ -115,7 +115,7 @@ def classification_scores(rows: pd.DataFrame, found: Evaluation, weights: np.nda
 
 
 def multi_label_scores(rows: pd.DataFrame, found: Evaluation, weights: np.ndarray) -> Scores:
-    names = list(getattr(found, "labels"))  # noqa: B009
+    names = list(cast(Any, found).labels)
     table = MultiLabelBinarizer(classes=names)
     truth = table.fit_transform(rows["labels"])
     measurable = [place for place, name in enumerate(names) if name not in found.rare_labels]

@@ -119,10 +119,12 @@ def main() -> None:
 
     create = DagsterWebserver.create_asgi_app
     hosts = [name.strip().lower() for name in os.environ.get(HOSTS_VARIABLE, "").split(",") if name.strip()]
+
     # The command calls this method, and has no setting for another application.
-    DagsterWebserver.create_asgi_app = lambda self, **options: Guard(
-        with_reports(create(self, **options)), hosts
-    )  # to replace it
+    def create_guarded(self: Any, **options: Any) -> Any:
+        return Guard(with_reports(create(self, **options)), hosts)
+
+    DagsterWebserver.create_asgi_app = create_guarded
     cli.main()
 
 
