@@ -101,7 +101,7 @@ class TestWithoutItsExtra:
     def test_a_setting_is_refused_with_its_key_and_what_to_install(self, bare: projects.Project) -> None:
         bare.configure(
             documents={"path": "s3://bucket/letters", "queue": "https://sqs.eu-central-1.amazonaws.com/1/q"},
-            launcher={"kind": "kubernetes", "image": "image:1", "allow_tags": True},
+            launcher={"kind": "kubernetes", "image": "image@sha256:" + "0" * 64},
             alerts={"channels": {"cloudwatch": {}}},
         )
         done = bare.fullft("check", bare.name)

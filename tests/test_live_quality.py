@@ -230,7 +230,7 @@ class Live:
         self.point("drift_report", window, made)
 
     def export(self, out: Path, **how: Any) -> int:
-        how = {"chosen": "jsonl", "most": 300, "num_windows": 3, "at_random": True, **how}
+        how = {"format_name": "jsonl", "most": 300, "num_windows": 3, "at_random": True, **how}
         return export(self.project.use_case(), self.store, out, **how)
 
     def count(self) -> LiveMetadata:
@@ -408,7 +408,7 @@ class TestLabelAudit:
             )
 
         asked, _ = decide()
-        assert asked.action == "request_labels" and "`fullft export CASE FILE --random`" in asked.reasons[0]
+        assert asked.action == "request_labels" and "`fullft export CASE FILE --random`" in asked.instruction
         label("far.jsonl", at_random=False)
         again, fell = decide()
         assert (again.action, again.evidence, fell) == ("request_labels", "random_labels", False), (
@@ -467,7 +467,7 @@ class TestLabelAudit:
                 seen.project.use_case(),
                 Store(str(tmp_path / "other")),
                 out,
-                chosen="jsonl",
+                format_name="jsonl",
                 most=3,
                 num_windows=3,
                 at_random=True,

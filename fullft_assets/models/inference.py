@@ -99,7 +99,9 @@ def load_classifier(folder: ModelFolder, *, dtype: torch.dtype = torch.float32, 
             dtype,
             options,
         )
-    loaded = loading.load(pooled.pooled_class(loading.read_config(folder)), folder, dtype=dtype, **options)
+    loaded = loading.load(
+        pooled.saved_class(type(loading.read_config(folder))), folder, dtype=dtype, **options
+    )
     # With `output_loading_info` it is a pair.
     pooled.load_head(loaded[0] if isinstance(loaded, tuple) else loaded, folder)
     return loaded

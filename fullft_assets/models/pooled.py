@@ -86,8 +86,6 @@ class PooledClassifier(PreTrainedModel):
 
     #: Of the encoder.
     encoder_class: type[PreTrainedModel]
-    #: A new head is fitted before training, and a saved one is in a file of its own.
-    _keys_to_ignore_on_load_missing = [r"classifier\.(weight|bias)"]
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
@@ -129,6 +127,14 @@ def _class_of(config_class: type[PretrainedConfig]) -> type[PooledClassifier]:
 def pooled_class(config: PretrainedConfig) -> type[PooledClassifier]:
     """Return the class of pooled classifiers of an architecture."""
     return _class_of(type(config))
+
+
+@cache
+def saved_class(config_class: type[PretrainedConfig]) -> type[PooledClassifier]:
+    """Return the class that loads what `save` wrote: the head, in a file of its own, is not missed."""
+    ignored = {"_keys_to_ignore_on_load_missing": [r"classifier\.(weight|bias)"]}
+    whole = _class_of(config_class)
+    return cast(type[PooledClassifier], type(whole.__name__, (whole,), {**ignored, "__module__": __name__}))
 
 
 def is_saved_in(folder: ModelFolder) -> bool:

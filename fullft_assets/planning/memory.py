@@ -104,6 +104,15 @@ def memory_check(
             f"peak {peak / GIB:.2f} GiB of {limit / GIB:.2f} GiB in each of {processes} processes: measured in"
             f" one, plus {buckets / GIB:.2f} GiB to sum the gradients"
         )
+    elif processes > 1 and measured.num_processes == 1:
+        state = total_state_bytes(measured.num_parameters, measured.num_trained_parameters, training)
+        whole = peak
+        peak -= state - state // processes
+        description = (
+            f"peak {peak / GIB:.2f} GiB of {limit / GIB:.2f} GiB in each process, estimated: one process with"
+            f" the full model was measured at {whole / GIB:.2f} GiB; {processes} share its weights, gradients"
+            " and moments"
+        )
     if training.wise_ft and measured.device.startswith("CPU"):
         # Interpolation holds three copies of the weights where gradients and moments were.
         state = total_state_bytes(measured.num_parameters, measured.num_trained_parameters, training)
