@@ -290,9 +290,17 @@ def pretrain(folder: Path) -> dict[str, float]:
     tokenizer.train_from_iterator(texts, trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=96, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=CAPACITY, bos_token_id=0, eos_token_id=0, pad_token_id=0, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=CAPACITY,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+        tie_word_embeddings=True,
+    )
     torch.manual_seed(17)
     LlamaForCausalLM(config).save_pretrained(folder)
     (folder / "old.json").write_text(json.dumps(texts))

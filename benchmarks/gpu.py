@@ -163,8 +163,14 @@ def _train(model: str, folder: str, kill_after: str) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     settings = TrainingSettings(
-        epochs=1, batch_size=4, micro_batch_size=4, learning_rate=1e-3, checkpoint_every_steps=_CHECKPOINT_EVERY, keep_best=False, track=[]
-    )  # fmt: skip
+        epochs=1,
+        batch_size=4,
+        micro_batch_size=4,
+        learning_rate=1e-3,
+        checkpoint_every_steps=_CHECKPOINT_EVERY,
+        keep_best=False,
+        track=[],
+    )
     fit = fine_tune(
         low_memory.recipe(Path(model)),
         settings,
@@ -188,10 +194,18 @@ def write_model(folder: Path) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(smollm.write(folder.with_name("smollm2-135m-instruct")))
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=2_048, intermediate_size=8_192, num_hidden_layers=18, num_attention_heads=32, num_key_value_heads=8,
-        max_position_embeddings=4_096, tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=2_048,
+        intermediate_size=8_192,
+        num_hidden_layers=18,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=4_096,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

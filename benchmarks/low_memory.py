@@ -221,9 +221,17 @@ def write_model(folder: Path, scale: TrainingSize = STATE) -> None:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=scale.vocabulary, hidden_size=scale.hidden, intermediate_size=scale.hidden * 11 // 4, num_hidden_layers=scale.layers,
-        num_attention_heads=8, max_position_embeddings=2 * scale.capacity, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=2,
-    )  # fmt: skip
+        vocab_size=scale.vocabulary,
+        hidden_size=scale.hidden,
+        intermediate_size=scale.hidden * 11 // 4,
+        num_hidden_layers=scale.layers,
+        num_attention_heads=8,
+        max_position_embeddings=2 * scale.capacity,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
     model = LlamaForCausalLM(config)
     torch.nn.Module.to(model, torch.bfloat16)
     model.save_pretrained(folder)
@@ -285,14 +293,28 @@ def train(
 
     rung: dict[str, Any] = {"optimizer": optimizer, "weights": weights}
     settings = TrainingSettings(
-        epochs=1, batch_size=_ROWS, micro_batch_size=_ROWS // processes, learning_rate=1e-3,
-        precision="auto" if weights == "bf16" else "fp32", scheduler="constant_with_warmup", track=[], **rung, **more,
-    )  # fmt: skip
+        epochs=1,
+        batch_size=_ROWS,
+        micro_batch_size=_ROWS // processes,
+        learning_rate=1e-3,
+        precision="auto" if weights == "bf16" else "fp32",
+        scheduler="constant_with_warmup",
+        track=[],
+        **rung,
+        **more,
+    )
     with tempfile.TemporaryDirectory(prefix="fullft-bench-") as folder:
         fit = fine_tune(
-            recipe(model, scale, whole_logits=whole_logits), settings, 1, Path(folder), Progress(silent=True), num_processes=processes,
-            evaluate_at=(), resumable=False, callbacks=[Peaks()],
-        )  # fmt: skip
+            recipe(model, scale, whole_logits=whole_logits),
+            settings,
+            1,
+            Path(folder),
+            Progress(silent=True),
+            num_processes=processes,
+            evaluate_at=(),
+            resumable=False,
+            callbacks=[Peaks()],
+        )
     return [line["loss"] for line in fit.history if "loss" in line], peaks[-1]
 
 

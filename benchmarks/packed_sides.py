@@ -126,9 +126,15 @@ def with_ours(model: Path, folder: str, turns: Turns, scale: StepSize) -> None:
     )
     about = {"num_tokens": scale.num_tokens, "about": f"{scale.num_rows} packed rows of {scale.capacity}"}
     fine_tune(
-        NextTokenRecipe(model, packed(windows, scale), nothing_scored), settings, _SEED, Path(folder), Progress(silent=True),
-        evaluate_at=(), resumable=False, callbacks=[turns.callback(lambda: about)],
-    )  # fmt: skip
+        NextTokenRecipe(model, packed(windows, scale), nothing_scored),
+        settings,
+        _SEED,
+        Path(folder),
+        Progress(silent=True),
+        evaluate_at=(),
+        resumable=False,
+        callbacks=[turns.callback(lambda: about)],
+    )
 
 
 def with_padding(model: Path, folder: str, turns: Turns, scale: StepSize) -> None:

@@ -74,8 +74,13 @@ class Process:
         with log.open("w") as output:
             self._process = subprocess.Popen(
                 command or [sys.executable, "-m", "benchmarks.packed_sides", name, str(model), scale],
-                cwd=REPOSITORY, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True,
-            )  # fmt: skip
+                cwd=REPOSITORY,
+                env=env,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                text=True,
+            )
         assert self._process.stdin is not None and self._process.stdout is not None, "both are pipes"
         self._input, self._output = self._process.stdin, self._process.stdout
         self.about: dict[str, Any] = self._read()

@@ -98,8 +98,12 @@ class TrainingJob:
             "SecondaryStatus": self.secondary,
             "SecondaryStatusTransitions": self.transitions,
             **({"FailureReason": self.reason[:1024]} if self.reason else {}),
-            **({} if seconds is None else {"TrainingTimeInSeconds": seconds, "BillableTimeInSeconds": seconds}),
-        }  # fmt: skip
+            **(
+                {}
+                if seconds is None
+                else {"TrainingTimeInSeconds": seconds, "BillableTimeInSeconds": seconds}
+            ),
+        }
 
 
 @dataclass

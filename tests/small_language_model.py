@@ -30,9 +30,17 @@ def write(
     tokenizer.train_from_iterator(texts, trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=hidden_size, intermediate_size=2 * hidden_size, num_hidden_layers=num_layers,
-        num_attention_heads=2, max_position_embeddings=512, bos_token_id=0, eos_token_id=0, pad_token_id=0, tie_word_embeddings=tied,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+        tie_word_embeddings=tied,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(5)
         LlamaForCausalLM(config).save_pretrained(folder)

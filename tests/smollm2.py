@@ -48,9 +48,17 @@ def write_tiny_model(folder: Path, *, tied: bool = True) -> Path:
 
     write_tokenizer(folder)
     config = LlamaConfig(
-        vocab_size=49_152, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=512,
-        bos_token_id=1, eos_token_id=2, pad_token_id=2, tie_word_embeddings=tied,
-    )  # fmt: skip
+        vocab_size=49_152,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        tie_word_embeddings=tied,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(5)
         LlamaForCausalLM(config).save_pretrained(folder)

@@ -372,8 +372,13 @@ class TestDelivery:
             self.delivery(store, [alert(minute)], now=NOW + 60 * minute)
         titles = [body["title"] for body in hook.bodies]
         assert titles == [
-            "run 0 failed", "run 1 failed", "run 2 failed", "1 more alert within an hour: 1 run_failed", "run 60 failed", "run 61 failed",
-        ]  # fmt: skip
+            "run 0 failed",
+            "run 1 failed",
+            "run 2 failed",
+            "1 more alert within an hour: 1 run_failed",
+            "run 60 failed",
+            "run 61 failed",
+        ]
         self.delivery(store, [], now=NOW + 60 * 63)
         last = hook.bodies[-1]
         assert last["title"] == "56 more alerts within an hour: 56 run_failed"
@@ -619,8 +624,9 @@ class TestSensor:
             self.run(case, instance, "monitor", **{"dagster/partition": f"w{number}"})
             self.tick(case, instance)
         assert [(body["event"], body["key"]) for body in hook.bodies] == [
-            ("gate_closed", "gate_closed/feed_broken/w0"), ("gate_closed", "gate_closed/feed_broken/w4"),
-        ]  # fmt: skip
+            ("gate_closed", "gate_closed/feed_broken/w0"),
+            ("gate_closed", "gate_closed/feed_broken/w4"),
+        ]
 
     def test_a_run_of_assets_is_named_by_them(
         self, case: Case, instance: dg.DagsterInstance, hook: Hook
@@ -878,10 +884,21 @@ class TestSensor:
         ("num_failed", "title", "action"),
         [
             (1, "the attempt of {} failed (data)", "open its run, which says what to fix"),
-            (3, "3 attempts in a row gained nothing, so that others come ever more rarely; the attempt of {} failed (data)", "open its run, which says what to fix"),
-            (-3, "3 attempts in a row gained nothing, so that others come ever more rarely", "read their evaluation reports"),
+            (
+                3,
+                (
+                    "3 attempts in a row gained nothing, so that others come ever more rarely; the attempt of"
+                    " {} failed (data)"
+                ),
+                "open its run, which says what to fix",
+            ),
+            (
+                -3,
+                "3 attempts in a row gained nothing, so that others come ever more rarely",
+                "read their evaluation reports",
+            ),
         ],
-    )  # fmt: skip
+    )
     def test_a_decision_about_attempts_has_a_next_action_and_links_to_the_run(
         self, case: Case, instance: dg.DagsterInstance, hook: Hook, num_failed: int, title: str, action: str
     ) -> None:

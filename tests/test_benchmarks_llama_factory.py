@@ -40,9 +40,17 @@ def test_a_step_holds_all_documents_and_the_rest_is_default() -> None:
     given = arguments("model", "rows", "output", 17, bf16=True, use_cpu=True)
     assert given["gradient_accumulation_steps"] == 3  # of 8 rows by default
     assert set(given) == {
-        *("stage", "do_train", "finetuning_type", "model_name_or_path", "dataset", "tokenized_path", "output_dir"),
+        *(
+            "stage",
+            "do_train",
+            "finetuning_type",
+            "model_name_or_path",
+            "dataset",
+            "tokenized_path",
+            "output_dir",
+        ),
         *("gradient_accumulation_steps", "num_train_epochs", "learning_rate", "bf16", "use_cpu"),
-    }  # fmt: skip
+    }
     changed = arguments(
         "model",
         "rows",

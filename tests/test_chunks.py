@@ -282,8 +282,13 @@ class TestTokenization:
             "stride": 0,
         }
         content["padding"] = {
-            "strategy": {"Fixed": 12}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]",
-        }  # fmt: skip
+            "strategy": {"Fixed": 12},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "[PAD]",
+        }
         (tmp_path / "tokenizer.json").write_text(json.dumps(content))
         changed = load(tmp_path)
         text = "Permission is hereby granted, free of charge, to any person obtaining a copy"
@@ -325,13 +330,20 @@ class TestLanguageModeling:
     @pytest.mark.heavy
     def test_special_tokens_of_the_tokenizer_are_not_doubled(self, smol: Path, tmp_path: Path) -> None:
         content = json.loads((smol / "tokenizer.json").read_text())
-        both = [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
-                {"SpecialToken": {"id": "<|im_end|>", "type_id": 0}}]  # fmt: skip
+        both = [
+            {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": "<|im_end|>", "type_id": 0}},
+        ]
         ids = {"<|endoftext|>": 0, "<|im_end|>": 2}
         content["post_processor"] = {
-            "type": "TemplateProcessing", "single": both, "pair": both,
-            "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]} for token, number in ids.items()},
-        }  # fmt: skip
+            "type": "TemplateProcessing",
+            "single": both,
+            "pair": both,
+            "special_tokens": {
+                token: {"id": token, "ids": [number], "tokens": [token]} for token, number in ids.items()
+            },
+        }
         (tmp_path / "tokenizer.json").write_text(json.dumps(content))
         (tmp_path / "tokenizer_config.json").write_text((smol / "tokenizer_config.json").read_text())
         tokenization = load(tmp_path, "language_modeling", max_tokens=16, stride=2)

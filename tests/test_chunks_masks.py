@@ -212,9 +212,13 @@ class TestConversations:
             {"Sequence": {"id": "A", "type_id": 0}},
         ]
         content["post_processor"] = {
-            "type": "TemplateProcessing", "single": first, "pair": first,
-            "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}},
-        }  # fmt: skip
+            "type": "TemplateProcessing",
+            "single": first,
+            "pair": first,
+            "special_tokens": {
+                "<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}
+            },
+        }
         (tmp_path / "tokenizer.json").write_text(json.dumps(content))
         assert AutoTokenizer.from_pretrained(tmp_path)("a")["input_ids"][0] == 0, (
             "this tokenizer adds one by itself"
@@ -231,8 +235,11 @@ class TestConversations:
 
     def test_a_template_that_rewrites_earlier_turns(self, smol: Path, tmp_path: Path) -> None:
         messages = [
-            said("user", "One?"), said("assistant", "<think>Hm.</think>Two."), said("user", "Three?"), said("assistant", "Four."),
-        ]  # fmt: skip
+            said("user", "One?"),
+            said("assistant", "<think>Hm.</think>Two."),
+            said("user", "Three?"),
+            said("assistant", "Four."),
+        ]
         folder = with_template(smol, tmp_path, FORGETFUL)
         assert self.trained(folder, messages) == "Two.<|im_end|><think></think>Four.<|im_end|>"
 

@@ -186,7 +186,10 @@ class TestHelm:
         from dagster_k8s.job import construct_dagster_k8s_job
 
         chosen = read(DEPLOY / "helm/values.yaml")["runLauncher"]["config"]["customRunLauncher"]
-        cluster = {"clusters": [{"name": "a", "cluster": {"server": "http://localhost"}}], "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}]}  # fmt: skip
+        cluster = {
+            "clusters": [{"name": "a", "cluster": {"server": "http://localhost"}}],
+            "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+        }
         (tmp_path / "kubeconfig").write_text(
             yaml.safe_dump({**cluster, "users": [{"name": "a", "user": {}}], "current-context": "a"})
         )

@@ -244,11 +244,21 @@ def test_sharding_needs_more_than_one_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("more", "processes", "message"),
-    [({}, 1, "set launcher.processes"), ({"weights": "bf16"}, 2, "works with optimizer: adamw"), ({"l2_sp": 0.1}, 2, "needs all weights in each process"),
-     ({"compile": True}, 2, "is not supported with sharding: fsdp2"), ({}, 2, None), ({"sharding": "fsdp2_offload"}, 2, None),
-     ({"sharding": "fsdp2_offload"}, 1, "fsdp2_offload needs more than one process"),
-     ({"sharding": "fsdp2_offload", "precision": "fp16"}, 2, "fp16 is not supported with sharding: fsdp2_offload")],
-)  # fmt: skip
+    [
+        ({}, 1, "set launcher.processes"),
+        ({"weights": "bf16"}, 2, "works with optimizer: adamw"),
+        ({"l2_sp": 0.1}, 2, "needs all weights in each process"),
+        ({"compile": True}, 2, "is not supported with sharding: fsdp2"),
+        ({}, 2, None),
+        ({"sharding": "fsdp2_offload"}, 2, None),
+        ({"sharding": "fsdp2_offload"}, 1, "fsdp2_offload needs more than one process"),
+        (
+            {"sharding": "fsdp2_offload", "precision": "fp16"},
+            2,
+            "fp16 is not supported with sharding: fsdp2_offload",
+        ),
+    ],
+)
 def test_settings_that_contradict_sharding_are_one_line(
     more: dict, processes: int, message: str | None
 ) -> None:

@@ -748,9 +748,28 @@ class TestPlainRecords:
             {"domain": "ward", "slice_by": "on"},
             annotator="by",
         )
-        assert [row[name] for name in ("id", "group", "domain", "slice_by", "annotator", "time", "confidence", "human_annotated")] == [
-            "3", "g", "icu", "v2", "ann", "2025-01-02", 0.5, False,
-        ]  # fmt: skip
+        assert [
+            row[name]
+            for name in (
+                "id",
+                "group",
+                "domain",
+                "slice_by",
+                "annotator",
+                "time",
+                "confidence",
+                "human_annotated",
+            )
+        ] == [
+            "3",
+            "g",
+            "icu",
+            "v2",
+            "ann",
+            "2025-01-02",
+            0.5,
+            False,
+        ]
         assert row["problem"] is None
 
     @pytest.mark.parametrize(
@@ -784,9 +803,21 @@ class TestPlainRecords:
 
     @pytest.mark.parametrize(
         ("given", "labels"),
-        [(["b", "a", "b"], ["a", "b"]), ("x", ["x"]), ([], []), ("", None), (None, None), ([1, None], ["1"]), ('["b", "a"]', ["a", "b"]),
-         ("['b, c', \"it's\"]", ["b, c", "it's"]), ("['b' 'a'\n 'c']", ["a", "b", "c"]), ("[]", []), ("['a", ["['a"]), ("a, b", ["a, b"])],
-    )  # fmt: skip
+        [
+            (["b", "a", "b"], ["a", "b"]),
+            ("x", ["x"]),
+            ([], []),
+            ("", None),
+            (None, None),
+            ([1, None], ["1"]),
+            ('["b", "a"]', ["a", "b"]),
+            ("['b, c', \"it's\"]", ["b, c", "it's"]),
+            ("['b' 'a'\n 'c']", ["a", "b", "c"]),
+            ("[]", []),
+            ("['a", ["['a"]),
+            ("a, b", ["a, b"]),
+        ],
+    )
     def test_labels(self, tmp_path: Path, given: Any, labels: list[str] | None) -> None:
         row = one(tmp_path, {"text": "a", "topics": given}, MANY)
         assert (row["labels"], row["label"], row["problem"]) == (labels, None, None)
@@ -1188,9 +1219,14 @@ class TestLabelStudio:
             "2025-04-01T00:00:00Z",
         )
         assert [row["problem"] for row in rows] == [
-            None, None, "the annotators of field `kind` disagree: no label has the most votes", None, None, None,
+            None,
+            None,
+            "the annotators of field `kind` disagree: no label has the most votes",
+            None,
+            None,
+            None,
             "field `kind` is a list where a name or a number is expected",
-        ]  # fmt: skip
+        ]
 
     def test_several_choices_and_a_taxonomy(self, tmp_path: Path) -> None:
         many = {"task": "multi_label"}
@@ -1474,20 +1510,61 @@ class TestChat:
         ("record", "messages"),
         [
             ({"messages": [SYSTEM, ASKED, SAID]}, [SYSTEM, ASKED, SAID]),
-            ({"messages": [{"role": "Human", "content": "May I?"}, {"role": "model", "content": [{"type": "text", "text": "You may."}]}]}, [ASKED, SAID]),
-            ({"conversations": [{"from": "human", "value": "May I?"}, {"from": "gpt", "value": "You may."}], "system": "Be brief."}, [SYSTEM, ASKED, SAID]),
+            (
+                {
+                    "messages": [
+                        {"role": "Human", "content": "May I?"},
+                        {"role": "model", "content": [{"type": "text", "text": "You may."}]},
+                    ]
+                },
+                [ASKED, SAID],
+            ),
+            (
+                {
+                    "conversations": [
+                        {"from": "human", "value": "May I?"},
+                        {"from": "gpt", "value": "You may."},
+                    ],
+                    "system": "Be brief.",
+                },
+                [SYSTEM, ASKED, SAID],
+            ),
             ({"conversations": [{"from": "observation", "value": "4"}]}, [{"role": "tool", "content": "4"}]),
-            ({"instruction": "May", "input": "I?", "output": "You may."}, [{"role": "user", "content": "May\n\nI?"}, SAID]),
-            ({"instruction": "May I?", "input": "", "output": "You may.", "history": [["a", "b"]], "system": ""}, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, ASKED, SAID]),
-            ({"instruction": "May", "context": "I?", "response": "You may."}, [{"role": "user", "content": "May\n\nI?"}, SAID]),
+            (
+                {"instruction": "May", "input": "I?", "output": "You may."},
+                [{"role": "user", "content": "May\n\nI?"}, SAID],
+            ),
+            (
+                {
+                    "instruction": "May I?",
+                    "input": "",
+                    "output": "You may.",
+                    "history": [["a", "b"]],
+                    "system": "",
+                },
+                [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, ASKED, SAID],
+            ),
+            (
+                {"instruction": "May", "context": "I?", "response": "You may."},
+                [{"role": "user", "content": "May\n\nI?"}, SAID],
+            ),
             ({"prompt": "May I?", "completion": "You may."}, [ASKED, SAID]),
             ({"question": "May I?", "answer": "You may."}, [ASKED, SAID]),
             ({"prompt": "May I?", "response": "You may."}, [ASKED, SAID]),
             ({"prompt": [SYSTEM, ASKED], "completion": [SAID]}, [SYSTEM, ASKED, SAID]),
-            ({"messages": [ASKED, {"role": "assistant", "content": None}]}, [ASKED, {"role": "assistant", "content": ""}]),
-            ({"messages": [ASKED, {**SAID, "tool_calls": [], "weight": None, "thinking": ""}], "tools": []}, [ASKED, SAID]),
+            (
+                {"messages": [ASKED, {"role": "assistant", "content": None}]},
+                [ASKED, {"role": "assistant", "content": ""}],
+            ),
+            (
+                {
+                    "messages": [ASKED, {**SAID, "tool_calls": [], "weight": None, "thinking": ""}],
+                    "tools": [],
+                },
+                [ASKED, SAID],
+            ),
         ],
-    )  # fmt: skip
+    )
     def test_every_form_becomes_messages(
         self, tmp_path: Path, record: dict[str, Any], messages: Rows
     ) -> None:

@@ -222,8 +222,14 @@ def test_a_message_is_its_subject_and_body(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "quoted",
     [
-        "From: B <b@example.org>\nSent: Monday, 6 May 2024 07:08\nTo: A <a@example.org>\nSubject: Re: x\n\nold",
-        "Von: B <b@example.org>\nGesendet: Montag, 6. Mai 2024 07:08\nAn: A <a@example.org>\nBetreff: x\n\nold",
+        (
+            "From: B <b@example.org>\nSent: Monday, 6 May 2024 07:08\nTo: A <a@example.org>\nSubject: Re:"
+            " x\n\nold"
+        ),
+        (
+            "Von: B <b@example.org>\nGesendet: Montag, 6. Mai 2024 07:08\nAn: A <a@example.org>\nBetreff:"
+            " x\n\nold"
+        ),
         "De : B <b@example.org>\nEnvoyé : lundi 6 mai 2024 07:08\nÀ : A <a@example.org>\nObjet : x\n\nold",
         "pon., 6 maj 2024 o 07:08 B <b@example.org> napisał(a):\n\n> old\n> mail",
         "-----Ursprüngliche Nachricht-----\nVon: B\n\nold",
@@ -454,29 +460,41 @@ def test_a_message_of_outlook_has_the_fields_of_a_mail(tmp_path: Path) -> None:
 
 
 PRESENTATION = {
-    "[Content_Types].xml": """<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types">
-<Default Extension="xml" ContentType="application/xml"/></Types>""",
-    "_rels/.rels": """<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships">
+    "[Content_Types].xml": (
+        """<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types">
+<Default Extension="xml" ContentType="application/xml"/></Types>"""
+    ),
+    "_rels/.rels": (
+        """<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships">
 <Relationship Id="r1" Target="ppt/presentation.xml"
-Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/officeDocument"/></Relationships>""",
-    "ppt/presentation.xml": """<p:presentation
+Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/officeDocument"/></Relationships>"""
+    ),
+    "ppt/presentation.xml": (
+        """<p:presentation
 xmlns:p="http://schemas.openxmlformats.org/presentationml/2006/main"
 xmlns:r="http://schemas.openxmlformats.org/officeDocument/2006/relationships">
-<p:sldIdLst><p:sldId id="256" r:id="r1"/></p:sldIdLst></p:presentation>""",
-    "ppt/_rels/presentation.xml.rels": """<Relationships
+<p:sldIdLst><p:sldId id="256" r:id="r1"/></p:sldIdLst></p:presentation>"""
+    ),
+    "ppt/_rels/presentation.xml.rels": (
+        """<Relationships
 xmlns="http://schemas.openxmlformats.org/package/2006/relationships">
 <Relationship Id="r1" Target="slides/slide1.xml"
-Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/slide"/></Relationships>""",
-    "ppt/slides/slide1.xml": """<p:sld xmlns:a="http://schemas.openxmlformats.org/drawingml/2006/main"
+Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/slide"/></Relationships>"""
+    ),
+    "ppt/slides/slide1.xml": (
+        """<p:sld xmlns:a="http://schemas.openxmlformats.org/drawingml/2006/main"
 xmlns:p="http://schemas.openxmlformats.org/presentationml/2006/main"><p:cSld><p:spTree><p:sp><p:txBody>
-<a:p><a:r><a:t>A naïve slide</a:t></a:r></a:p></p:txBody></p:sp></p:spTree></p:cSld></p:sld>""",
+<a:p><a:r><a:t>A naïve slide</a:t></a:r></a:p></p:txBody></p:sp></p:spTree></p:cSld></p:sld>"""
+    ),
 }
 OPEN_DOCUMENT = {
     "mimetype": "application/vnd.oasis.opendocument.text",
-    "content.xml": """<office:document-content
+    "content.xml": (
+        """<office:document-content
 xmlns:office="urn:oasis:names:tc:opendocument:xmlns:office:1.0"
 xmlns:text="urn:oasis:names:tc:opendocument:xmlns:text:1.0"><office:body><office:text>
-<text:h>Terms</text:h><text:p>A naïve letter</text:p></office:text></office:body></office:document-content>""",
+<text:h>Terms</text:h><text:p>A naïve letter</text:p></office:text></office:body></office:document-content>"""
+    ),
 }
 
 

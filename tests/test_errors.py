@@ -57,15 +57,27 @@ WRONG_YAML = {
     [
         ("http://svc:PLANTED@host:5000/api", "http://***@host:5000/api"),
         ("'https://PLANTED@host/org/name.git'", "'https://***@host/org/name.git'"),
-        ("postgresql+psycopg2://svc:P%40LANTED@db/x and http://host/a@b", "postgresql+psycopg2://***@db/x and http://host/a@b"),
+        (
+            "postgresql+psycopg2://svc:P%40LANTED@db/x and http://host/a@b",
+            "postgresql+psycopg2://***@db/x and http://host/a@b",
+        ),
         ("http://svc:PL@NTED@host", "http://***@host"),
         ("http://svc:PL/NT#ED@host/x", "http://***@host/x"),
         ("http://host:8080/who@where and s3://bucket/a@b", "http://host:8080/who@where and s3://bucket/a@b"),
-        ("https://b.s3/x?X-Amz-Credential=PLANTED&X-Amz-Expires=60&X-Amz-Signature=PLANTED", "https://b.s3/x?X-Amz-Credential=***&X-Amz-Expires=60&X-Amz-Signature=***"),
-        ("/api?a=1&access_token=PLANTED, and /b?sig=PL%2FANTED&se=1", "/api?a=1&access_token=*** and /b?sig=***&se=1"),
-        ("base_model: org/name@0123abc: 3 of 4 shards are missing", "base_model: org/name@0123abc: 3 of 4 shards are missing"),
+        (
+            "https://b.s3/x?X-Amz-Credential=PLANTED&X-Amz-Expires=60&X-Amz-Signature=PLANTED",
+            "https://b.s3/x?X-Amz-Credential=***&X-Amz-Expires=60&X-Amz-Signature=***",
+        ),
+        (
+            "/api?a=1&access_token=PLANTED, and /b?sig=PL%2FANTED&se=1",
+            "/api?a=1&access_token=*** and /b?sig=***&se=1",
+        ),
+        (
+            "base_model: org/name@0123abc: 3 of 4 shards are missing",
+            "base_model: org/name@0123abc: 3 of 4 shards are missing",
+        ),
     ],
-)  # fmt: skip
+)
 def test_passwords_and_keys_in_addresses_are_hidden(text: str, shown: str) -> None:
     assert without_secrets(text) == str(StoreError(text)) == str(WorkloadError(text, "data")) == shown
     assert len(without_secrets("x" * 190 + text)) < 10_000

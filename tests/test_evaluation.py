@@ -206,9 +206,15 @@ def test_groups_cover_where_rows_do_not():
         labels, predictions, groups = clustered(np.random.default_rng(1_000 + trial), 80, 10)
         for kind, given_groups in (("groups", groups), ("rows", [str(i) for i in range(len(labels))])):
             interval = measured(
-                labels, predictions, given_groups,
-                metric="accuracy", reference="finetuned", resamples=300, confidence=0.95, seed=trial,
-            ).scores["finetuned"]  # fmt: skip
+                labels,
+                predictions,
+                given_groups,
+                metric="accuracy",
+                reference="finetuned",
+                resamples=300,
+                confidence=0.95,
+                seed=trial,
+            ).scores["finetuned"]
             covered[kind] += interval.low <= truth <= interval.high
     assert covered["groups"] / trials >= 0.88
     assert covered["rows"] / trials <= 0.65
@@ -220,9 +226,15 @@ def test_pairing_narrows_the_interval_of_the_gain():
     worse = np.where(rng.random(600) < 0.7, labels, (labels + 1) % 3)
     better = np.where(rng.random(600) < 0.1, labels, worse)
     found = measured(
-        labels, {"finetuned": better, "other": worse}, [str(i) for i in range(600)],
-        metric="macro_f1", reference="finetuned", resamples=500, confidence=0.95, seed=0,
-    )  # fmt: skip
+        labels,
+        {"finetuned": better, "other": worse},
+        [str(i) for i in range(600)],
+        metric="macro_f1",
+        reference="finetuned",
+        resamples=500,
+        confidence=0.95,
+        seed=0,
+    )
     assert found.gains["other"].low > 0
     assert found.gains["other"].half_width < 0.6 * found.scores["other"].half_width
 
@@ -244,9 +256,15 @@ def test_pairing_narrows_the_interval_of_the_gain():
 )
 def test_bad_input_is_named(change, message):
     given_input = {
-        "labels": np.array([0, 1, 1]), "predictions": {"finetuned": np.array([0, 1, 1])}, "groups": ["a", "b", "c"],
-        "metric": "macro_f1", "reference": "finetuned", "resamples": 100, "confidence": 0.95, "seed": 0,
-    } | change  # fmt: skip
+        "labels": np.array([0, 1, 1]),
+        "predictions": {"finetuned": np.array([0, 1, 1])},
+        "groups": ["a", "b", "c"],
+        "metric": "macro_f1",
+        "reference": "finetuned",
+        "resamples": 100,
+        "confidence": 0.95,
+        "seed": 0,
+    } | change
     with pytest.raises(ValueError, match=message):
         measured(**given_input)
 
@@ -411,9 +429,15 @@ def test_seeds_add_their_variance_to_what_is_detectable() -> None:
 def test_equal_predictions_differ_by_less_than_the_groups_can_show():
     labels = np.arange(200) % 2
     found = measured(
-        labels, {"finetuned": labels, "other": labels}, [str(n) for n in range(200)],
-        metric="accuracy", reference="finetuned", resamples=100, confidence=0.95, seed=0,
-    ).gains["other"]  # fmt: skip
+        labels,
+        {"finetuned": labels, "other": labels},
+        [str(n) for n in range(200)],
+        metric="accuracy",
+        reference="finetuned",
+        resamples=100,
+        confidence=0.95,
+        seed=0,
+    ).gains["other"]
     assert ends(found) == pytest.approx((0, -(1 - 0.025 ** (1 / 200)), 1 - 0.025 ** (1 / 200)))
     assert found.p_value == 1
 

@@ -1,5 +1,5 @@
-"""Stored reports of each task: their scores against scikit-learn on the stored rows, and the lists beside them,
-which lose erased documents.
+"""Stored reports of each task: their scores against scikit-learn on the stored rows, and the lists beside
+them, which lose erased documents.
 """
 
 from __future__ import annotations
@@ -84,9 +84,13 @@ def classification_scores(rows: pd.DataFrame, found: Evaluation, weights: np.nda
 
     def f1(system: str, average: str) -> float:
         return metrics.f1_score(
-            rows["label"], rows[column(system, "predicted")], labels=measurable, average=average,
-            sample_weight=weights, zero_division=0,
-        )  # fmt: skip
+            rows["label"],
+            rows[column(system, "predicted")],
+            labels=measurable,
+            average=average,
+            sample_weight=weights,
+            zero_division=0,
+        )
 
     def auroc(system: str) -> float:
         areas = [

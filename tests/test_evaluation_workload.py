@@ -84,9 +84,16 @@ def small_model(
     torch.manual_seed(3)
     names = head or [labels[i] for i in order]
     config = BertConfig(
-        vocab_size=100, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=64,
-        num_labels=len(labels), id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)},
-    )  # fmt: skip
+        vocab_size=100,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        num_labels=len(labels),
+        id2label=dict(enumerate(names)),
+        label2id={name: i for i, name in enumerate(names)},
+    )
     model = BertForSequenceClassification(config)
     with torch.no_grad():
         # Sharper than an initial model, so that the answers differ from row to row.
@@ -195,9 +202,14 @@ class Lab:
         if champion is not None:
             inputs["champion"] = champion.ref
         job = Job(
-            case="mail", stage="evaluation_report", key=key, project_root=str(self.root), store_url=self.store.url,
-            settings=settings or self.use_case.settings, inputs=inputs,
-        )  # fmt: skip
+            case="mail",
+            stage="evaluation_report",
+            key=key,
+            project_root=str(self.root),
+            store_url=self.store.url,
+            settings=settings or self.use_case.settings,
+            inputs=inputs,
+        )
         work(job, self.store, Progress(silent=True))
         return self.store.find("mail", "evaluation_report", key)
 

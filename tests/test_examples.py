@@ -240,8 +240,9 @@ def check_against_plain_python(rows: list[Row], settings: ExamplesSettings) -> e
 
 NAMES = st.sampled_from(["notice", "text", "poem", ""])
 SPANS = st.lists(
-    st.fixed_dictionaries({"start": st.integers(-1, 5), "end": st.integers(-1, 6), "label": NAMES}), max_size=2
-).map(lambda spans: sorted(spans, key=lambda s: (s["start"], s["end"], s["label"])))  # fmt: skip
+    st.fixed_dictionaries({"start": st.integers(-1, 5), "end": st.integers(-1, 6), "label": NAMES}),
+    max_size=2,
+).map(lambda spans: sorted(spans, key=lambda s: (s["start"], s["end"], s["label"])))
 TURNS = st.lists(
     st.fixed_dictionaries(
         {

@@ -232,10 +232,20 @@ class TestProblems:
 
     def test_sound_settings_have_none(self) -> None:
         every = ExamplesSettings(
-            task="token_classification", label="s", labels=["a", "b"], languages=["en"], pii="flag",
+            task="token_classification",
+            label="s",
+            labels=["a", "b"],
+            languages=["en"],
+            pii="flag",
             severities=dict.fromkeys(set(RULES) - {"assistant_turns_are_present"}, "error"),
-            expectations=[{"name": BETWEEN, "arguments": {"column": "num_labels", "max_value": 9}, "severity": "quarantine"}],
-        )  # fmt: skip
+            expectations=[
+                {
+                    "name": BETWEEN,
+                    "arguments": {"column": "num_labels", "max_value": 9},
+                    "severity": "quarantine",
+                }
+            ],
+        )
         assert examples.problems(every) == []
 
     @pytest.mark.heavy

@@ -95,8 +95,13 @@ def test_windows_give_in_turn_and_each_text_comes_once(watched: Watched) -> None
     found = lines(watched.export())
     assert [row["key"] for row in found] == ["a-3", "b-2", "a-1", "b-1"]
     assert found[0] == {
-        "key": "a-3", "text": 'three, with a "quote"\nand a line', "expression": "x", "window": found[0]["window"], "distance": 2.0, "cluster": 1,
-    }  # fmt: skip
+        "key": "a-3",
+        "text": 'three, with a "quote"\nand a line',
+        "expression": "x",
+        "window": found[0]["window"],
+        "distance": 2.0,
+        "cluster": 1,
+    }
     assert [row["key"] for row in lines(watched.export(most=2))] == ["a-3", "b-2"]
     assert [row["key"] for row in lines(watched.export(num_windows=1))] == ["b-2", "b-1"]
     watched.see("c", ["four"], [1])

@@ -80,9 +80,14 @@ class TestLabels:
             external.STAGE: kept.ref,
         }
         job = Job(
-            case="mail", stage="evaluation_report", key="with_vendor", project_root=str(lab.root), store_url=lab.store.url,
-            settings=settings, inputs=inputs,
-        )  # fmt: skip
+            case="mail",
+            stage="evaluation_report",
+            key="with_vendor",
+            project_root=str(lab.root),
+            store_url=lab.store.url,
+            settings=settings,
+            inputs=inputs,
+        )
         work(job, lab.store, QUIET)
         found = lab.store.find("mail", "evaluation_report", "with_vendor")
         assert found is not None

@@ -211,8 +211,10 @@ def test_packed_rows_keep_their_logits_and_gradients() -> None:
 
 def test_the_setting_is_part_of_the_key() -> None:
     data = {"base_model": "m", "documents": {"path": "d"}, "examples": {"label": "l"}}
-    of = {name: key_settings(UseCaseSettings.model_validate({**data, "training": chosen})) for name, chosen in
-          (("default", {}), ("auto", {"liger": "auto"}), ("off", {"liger": False}))}  # fmt: skip
+    of = {
+        name: key_settings(UseCaseSettings.model_validate({**data, "training": chosen}))
+        for name, chosen in (("default", {}), ("auto", {"liger": "auto"}), ("off", {"liger": False}))
+    }
     assert of["default"] == of["auto"] != of["off"]
 
 

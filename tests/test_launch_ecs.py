@@ -39,9 +39,18 @@ from tests.prepared import prepare
 from tests.s3_server import S3Server
 
 SETTINGS = {
-    "kind": "ecs", "cluster": CLUSTER, "capacity_provider": PROVIDER, "image": IMAGE, "python": sys.executable, "gpus": False, "memory_gb": 2,
-    "task_role_arn": ROLE, "execution_role_arn": ROLE, "grace_seconds": 10, "max_retries": 1,
-}  # fmt: skip
+    "kind": "ecs",
+    "cluster": CLUSTER,
+    "capacity_provider": PROVIDER,
+    "image": IMAGE,
+    "python": sys.executable,
+    "gpus": False,
+    "memory_gb": 2,
+    "task_role_arn": ROLE,
+    "execution_role_arn": ROLE,
+    "grace_seconds": 10,
+    "max_retries": 1,
+}
 
 
 @pytest.fixture
@@ -292,13 +301,25 @@ class TestRefused:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"nodes": 2}, "`nodes` was removed; the processes of a training share one instance: remove the line"),
-        ({"capacity_provider": "FARGATE_SPOT"}, "Fargate has no GPUs; name a capacity provider of EC2 instances"),
-        ({"environment": {"HF_TOKEN": "hf_abc"}}, "HF_TOKEN is a secret, which everybody who may describe the job would see; put it into Secrets Manager"),
+        (
+            {"nodes": 2},
+            "`nodes` was removed; the processes of a training share one instance: remove the line",
+        ),
+        (
+            {"capacity_provider": "FARGATE_SPOT"},
+            "Fargate has no GPUs; name a capacity provider of EC2 instances",
+        ),
+        (
+            {"environment": {"HF_TOKEN": "hf_abc"}},
+            (
+                "HF_TOKEN is a secret, which everybody who may describe the job would see; put it into"
+                " Secrets Manager"
+            ),
+        ),
         ({"subnets": ["subnet-1"]}, "launcher.subnets and launcher.security_groups belong together"),
         ({"image": "fullft:latest"}, "image"),
     ],
-)  # fmt: skip
+)
 def test_settings_that_cannot_work_are_refused_with_the_yaml(changes, line):
     with pytest.raises(ValidationError, match=line):
         launcher(**changes)
@@ -306,9 +327,18 @@ def test_settings_that_cannot_work_are_refused_with_the_yaml(changes, line):
 
 def test_what_is_asked_for_is_what_the_yaml_says(service, url):
     chosen = launcher(
-        processes=4, gpus=True, cpu=16, memory_gb=60.5, instance_type="g5.12xlarge", subnets=["subnet-1"],
-        security_groups=["sg-1"], tags={"team": "nlp"}, environment={"A": "b"}, secrets={"C": SECRET}, log_group="/x",
-    )  # fmt: skip
+        processes=4,
+        gpus=True,
+        cpu=16,
+        memory_gb=60.5,
+        instance_type="g5.12xlarge",
+        subnets=["subnet-1"],
+        security_groups=["sg-1"],
+        tags={"team": "nlp"},
+        environment={"A": "b"},
+        secrets={"C": SECRET},
+        log_group="/x",
+    )
     definition = task_definition(
         spec(url, "writes", processes=4, environment={"DAGSTER_PIPES_CONTEXT": "x" * 6000}),
         chosen.settings,
@@ -366,10 +396,14 @@ class TestStatus:
     @pytest.mark.parametrize(
         ("state", "seconds", "found"),
         [
-            ("PROVISIONING", 1700, "pending"), ("PROVISIONING", 1900, "failed"), ("PENDING", 1900, "failed"), ("RUNNING", 1900, "running"),
-            ("DEACTIVATING", 1900, "running"), ("DEPROVISIONING", 1900, "running"),
+            ("PROVISIONING", 1700, "pending"),
+            ("PROVISIONING", 1900, "failed"),
+            ("PENDING", 1900, "failed"),
+            ("RUNNING", 1900, "running"),
+            ("DEACTIVATING", 1900, "running"),
+            ("DEPROVISIONING", 1900, "running"),
         ],
-    )  # fmt: skip
+    )
     def test_the_pending_limit_counts_until_the_container_runs(self, state, seconds, found):
         assert self.of(lastStatus=state, seconds=seconds).state == found
 
@@ -381,17 +415,55 @@ class TestStatus:
             ("", "Host EC2 (instance i-0a1b) stopped.", "", "preemption"),
             ("ServiceSchedulerInitiated", "Task stopped during instance draining", "", "preemption"),
             ("TaskFailedToStart", "TaskFailedToStart: EMPTY CAPACITY PROVIDER", "", "infrastructure"),
-            ("TaskFailedToStart", "Task failed to start", "CannotPullContainerError: pull access denied for fullft", "settings"),
-            ("TaskFailedToStart", "Task failed to start", "CannotPullContainerError: toomanyrequests: Rate exceeded", "infrastructure"),
-            ("TaskFailedToStart", "Task failed to start", "CannotPullContainerError: dial tcp: i/o timeout", "infrastructure"),
-            ("TaskFailedToStart", "ResourceInitializationError: AccessDeniedException: not authorized; access denied", "", "settings"),
-            ("TaskFailedToStart", "Fetching secret data from AWS Secrets Manager in region us-east-1: ResourceNotFoundException: Secrets Manager can't find the specified secret.", "", "settings"),
-            ("TaskFailedToStart", "Task failed to start", "CannotStartContainerError: failed to initialize logging driver: log group does not exist", "settings"),
-            ("EssentialContainerExited", "Essential container in task exited", "OutOfMemoryError: Container killed", "out_of_memory"),
+            (
+                "TaskFailedToStart",
+                "Task failed to start",
+                "CannotPullContainerError: pull access denied for fullft",
+                "settings",
+            ),
+            (
+                "TaskFailedToStart",
+                "Task failed to start",
+                "CannotPullContainerError: toomanyrequests: Rate exceeded",
+                "infrastructure",
+            ),
+            (
+                "TaskFailedToStart",
+                "Task failed to start",
+                "CannotPullContainerError: dial tcp: i/o timeout",
+                "infrastructure",
+            ),
+            (
+                "TaskFailedToStart",
+                "ResourceInitializationError: AccessDeniedException: not authorized; access denied",
+                "",
+                "settings",
+            ),
+            (
+                "TaskFailedToStart",
+                (
+                    "Fetching secret data from AWS Secrets Manager in region us-east-1:"
+                    " ResourceNotFoundException: Secrets Manager can't find the specified secret."
+                ),
+                "",
+                "settings",
+            ),
+            (
+                "TaskFailedToStart",
+                "Task failed to start",
+                "CannotStartContainerError: failed to initialize logging driver: log group does not exist",
+                "settings",
+            ),
+            (
+                "EssentialContainerExited",
+                "Essential container in task exited",
+                "OutOfMemoryError: Container killed",
+                "out_of_memory",
+            ),
             ("EssentialContainerExited", "Essential container in task exited", "", "infrastructure"),
             ("UserInitiated", "Stopped by user", "", "unknown"),
         ],
-    )  # fmt: skip
+    )
     def test_a_task_without_last_words_is_classified_by_why_it_stopped(self, code, reason, said, failure):
         found = self.of(stopCode=code, stoppedReason=reason, container={"reason": said})
         assert found.state == "failed" and found.failure == failure and "\n" not in found.reason

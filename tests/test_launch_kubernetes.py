@@ -695,13 +695,27 @@ class TestStatus:
 
 def test_a_training_on_two_nodes_asks_for_what_the_yaml_says():
     chosen = launcher(
-        processes=8, nodes=2, gpu_resource="nvidia.com/gpu", cpu=16, memory="200Gi", max_hours=2, service_account="fullft-run",
-        claims={"fullft-models": "/models"}, secrets=["store"],
-        pod={"spec": {
-            "imagePullSecrets": [{"name": "registry"}], "nodeSelector": {"gpu": "h100"}, "securityContext": {"runAsUser": 1234},
-            "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}, {"key": "spot", "tolerationSeconds": 60}],
-        }},
-    )  # fmt: skip
+        processes=8,
+        nodes=2,
+        gpu_resource="nvidia.com/gpu",
+        cpu=16,
+        memory="200Gi",
+        max_hours=2,
+        service_account="fullft-run",
+        claims={"fullft-models": "/models"},
+        secrets=["store"],
+        pod={
+            "spec": {
+                "imagePullSecrets": [{"name": "registry"}],
+                "nodeSelector": {"gpu": "h100"},
+                "securityContext": {"runAsUser": 1234},
+                "tolerations": [
+                    {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+                    {"key": "spot", "tolerationSeconds": 60},
+                ],
+            }
+        },
+    )
     body = manifest(
         LaunchSpec(NAME, "m", ("--job", "s3://b/j"), 8, {"DAGSTER_PIPES_CONTEXT": "x"}), chosen.settings
     )

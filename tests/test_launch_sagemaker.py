@@ -228,16 +228,27 @@ def test_a_name_that_exists_is_attached_to_only_for_the_same_work(service, url):
 def test_what_is_asked_for_is_what_the_yaml_says(service, url, monkeypatch):
     monkeypatch.setenv("FULLFT_KMS_KEY", "alias/o")
     sage = launcher(
-        nodes=2, processes=16, volume_gb=500, subnets=["subnet-1"], security_groups=["sg-1"], volume_kms_key="alias/v",
-        tags={"team": "nlp"}, environment={"A": "b"}, max_hours=None, instance_type="ml.p4d.24xlarge",
-    )  # fmt: skip
+        nodes=2,
+        processes=16,
+        volume_gb=500,
+        subnets=["subnet-1"],
+        security_groups=["sg-1"],
+        volume_kms_key="alias/v",
+        tags={"team": "nlp"},
+        environment={"A": "b"},
+        max_hours=None,
+        instance_type="ml.p4d.24xlarge",
+    )
     variables = {"DAGSTER_PIPES_CONTEXT": "x" * 6000}
     request = sage._request(spec(url, "writes", processes=16, environment=variables))
     service.num_without_capacity = 1
     sage.ask("sagemaker", "create_training_job", **request)  # the double checks it as AWS does
     assert request["ResourceConfig"] == {
-        "InstanceType": "ml.p4d.24xlarge", "InstanceCount": 2, "VolumeSizeInGB": 500, "VolumeKmsKeyId": "alias/v",
-    }  # fmt: skip
+        "InstanceType": "ml.p4d.24xlarge",
+        "InstanceCount": 2,
+        "VolumeSizeInGB": 500,
+        "VolumeKmsKeyId": "alias/v",
+    }
     assert request["VpcConfig"] == {"Subnets": ["subnet-1"], "SecurityGroupIds": ["sg-1"]}
     assert request["OutputDataConfig"] == {"S3OutputPath": f"{url}/sagemaker", "KmsKeyId": "alias/o"}
     assert (
@@ -402,9 +413,18 @@ class TestProcessingJobs:
 
     def test_what_is_asked_for_is_what_the_yaml_says(self, service, url):
         sage = launcher(
-            **PROCESSING, volume_gb=500, subnets=["subnet-1"], security_groups=["sg-1"], volume_kms_key="alias/v", tags={"team": "nlp"},
-            environment={"A": "b"}, max_hours=2, nodes=2, processes=2, spot=True,
-        )  # fmt: skip
+            **PROCESSING,
+            volume_gb=500,
+            subnets=["subnet-1"],
+            security_groups=["sg-1"],
+            volume_kms_key="alias/v",
+            tags={"team": "nlp"},
+            environment={"A": "b"},
+            max_hours=2,
+            nodes=2,
+            processes=2,
+            spot=True,
+        )
         request = sage._request(spec(url, "writes", environment={"DAGSTER_PIPES_CONTEXT": "x" * 6000}))
         service.num_without_capacity = 1
         sage.ask("sagemaker", "create_processing_job", **request)  # the double checks it as AWS does

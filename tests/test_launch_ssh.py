@@ -332,11 +332,26 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("changes", "line"),
         [
-            ({"IdentityFile": "other_key"}, r"ssh \S+: \S+: Permission denied \([a-z,-]+\); set User and IdentityFile of launcher\.options to "),
-            ({"UserKnownHostsFile": "authorized_keys"}, r"ssh \S+: Host key verification failed; compare the machine's host key and add it to "),
-            ({"python": "/nowhere/python"}, r"ssh \S+: /nowhere/python -m fullft_assets\.launchers\.machine failed \(.*\); set launcher\.python "),
+            (
+                {"IdentityFile": "other_key"},
+                (
+                    r"ssh \S+: \S+: Permission denied \([a-z,-]+\); set User and IdentityFile of"
+                    r" launcher\.options to "
+                ),
+            ),
+            (
+                {"UserKnownHostsFile": "authorized_keys"},
+                r"ssh \S+: Host key verification failed; compare the machine's host key and add it to ",
+            ),
+            (
+                {"python": "/nowhere/python"},
+                (
+                    r"ssh \S+: /nowhere/python -m fullft_assets\.launchers\.machine failed \(.*\); set"
+                    r" launcher\.python "
+                ),
+            ),
         ],
-    )  # fmt: skip
+    )
     @pytest.mark.fault("the image, version or Python is another one", "ssh")
     def test_it_is_one_line_at_once(self, server, changes, line):
         if "python" not in changes:

@@ -484,9 +484,14 @@ class TestMachine:
 
 @pytest.mark.parametrize(
     ("workload", "sharding", "processes", "ranks"),
-    [("training", "none", 2, True), ("planning", "fsdp2", 2, True), ("planning", "none", 2, False), ("planning", "fsdp2", 1, False),
-     ("evaluation", "fsdp2", 2, False)],
-)  # fmt: skip
+    [
+        ("training", "none", 2, True),
+        ("planning", "fsdp2", 2, True),
+        ("planning", "none", 2, False),
+        ("planning", "fsdp2", 1, False),
+        ("evaluation", "fsdp2", 2, False),
+    ],
+)
 def test_planning_has_ranks_where_they_share_the_model(
     workload: str, sharding: str, processes: int, ranks: bool, tmp_path: Path
 ) -> None:

@@ -268,9 +268,20 @@ class TestHistory:
     """Which windows are read, as the reports in a store name them."""
 
     model = Manifest(
-        case="c", stage="finetuned_checkpoint", key="k", attempt="a", version="1", seed=1, created_at=0, seconds=0, settings={}, inputs={},
-        files={}, metadata={}, checks=[],
-    )  # fmt: skip
+        case="c",
+        stage="finetuned_checkpoint",
+        key="k",
+        attempt="a",
+        version="1",
+        seed=1,
+        created_at=0,
+        seconds=0,
+        settings={},
+        inputs={},
+        files={},
+        metadata={},
+        checks=[],
+    )
 
     scale = model.model_copy(update={"stage": "drift_scale"})
 

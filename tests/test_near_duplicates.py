@@ -1,4 +1,6 @@
-"""Near-duplicates against slow references: every pair compared, the estimate of pairs whose similarity is known."""
+"""Near-duplicates against slow references: every pair compared, the estimate of pairs whose similarity is
+known.
+"""
 
 from __future__ import annotations
 

@@ -284,7 +284,10 @@ class TestEngine:
         monkeypatch.setattr(trainer.FineTuner, "training_step", no_room)
         with pytest.raises(
             OutOfMemory,
-            match=r"with 8 rows a pass, and adafactor_in_backward cannot accumulate smaller ones; lower training\.batch_size",
+            match=(
+                r"with 8 rows a pass, and adafactor_in_backward cannot accumulate smaller ones; lower"
+                r" training\.batch_size"
+            ),
         ):
             train(tiny, tmp_path, quick("adafactor_in_backward"))
 
@@ -319,9 +322,16 @@ def _spoil(model: nn.Module, output: object, number: int) -> None:
 class TestPlan:
     @pytest.mark.parametrize(
         ("optimizer", "weights", "expected"),
-        [("adamw", "fp32", 16), ("adamw_8bit", "fp32", 10), ("adamw_in_backward", "fp32", 12), ("adafactor", "fp32", 8),
-         ("adamw", "bf16", 8), ("adamw_in_backward", "bf16", 6), ("adafactor_in_backward", "bf16", 2)],
-    )  # fmt: skip
+        [
+            ("adamw", "fp32", 16),
+            ("adamw_8bit", "fp32", 10),
+            ("adamw_in_backward", "fp32", 12),
+            ("adafactor", "fp32", 8),
+            ("adamw", "bf16", 8),
+            ("adamw_in_backward", "bf16", 6),
+            ("adafactor_in_backward", "bf16", 2),
+        ],
+    )
     def test_bytes_of_each_rung(self, optimizer, weights, expected):
         assert planning.state_bytes(optimizer, weights) == expected
 
@@ -342,7 +352,10 @@ class TestPlan:
         (
             {"optimizer": "adamw_in_backward"},
             "micro_batch_size",
-            "adamw_in_backward steps in the backward pass and cannot accumulate: set all 32 rows of batch_size",
+            (
+                "adamw_in_backward steps in the backward pass and cannot accumulate: set all 32 rows of"
+                " batch_size"
+            ),
         ),
         (
             {"optimizer": "adamw_in_backward", "micro_batch_size": 32, "ewc": 0.1},

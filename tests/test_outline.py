@@ -36,8 +36,14 @@ def memory(outline: Outline, **changes: object) -> StepMemory:
 
 @pytest.mark.parametrize(
     ("optimizer", "weights", "gradients", "moments"),
-    [("adamw", "fp32", 4, 8), ("adamw", "bf16", 2, 4), ("adamw_8bit", "fp32", 4, 2), ("adamw_in_backward", "fp32", 0, 8), ("adafactor_in_backward", "bf16", 0, 0)],
-)  # fmt: skip
+    [
+        ("adamw", "fp32", 4, 8),
+        ("adamw", "bf16", 2, 4),
+        ("adamw_8bit", "fp32", 4, 2),
+        ("adamw_in_backward", "fp32", 0, 8),
+        ("adafactor_in_backward", "bf16", 0, 0),
+    ],
+)
 def test_state_is_exact(llama: Outline, optimizer: str, weights: str, gradients: int, moments: int) -> None:
     step = memory(llama, optimizer=optimizer, weights=weights)
     size = llama.work().num_parameters

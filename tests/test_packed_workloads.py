@@ -37,9 +37,14 @@ QUICK: dict[str, Any] = {
     "chunks": {"max_tokens": 32, "added_tokens": ["sublicense"]},
     "snapshot": {"max_validation_rows": 4},
     "training": {
-        "epochs": 1, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-2, "precision": "fp32", "checkpoint_every_steps": 3,
+        "epochs": 1,
+        "batch_size": 4,
+        "micro_batch_size": 2,
+        "learning_rate": 1e-2,
+        "precision": "fp32",
+        "checkpoint_every_steps": 3,
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module", params=["language_modeling", "sft"])

@@ -37,8 +37,14 @@ def judged(low: float, gain: float, high: float, **planning: Any) -> Worth:
 
 @pytest.mark.parametrize(
     ("low", "high", "usd_per_point", "answer"),
-    [(0.03, 0.07, 50.0, "yes"), (0.03, 0.07, 30.0, "inconclusive"), (0.03, 0.07, 10.0, "no"), (-0.02, 0.07, 1e6, "inconclusive"), (-0.05, -0.01, 1e6, "no")],
-)  # fmt: skip
+    [
+        (0.03, 0.07, 50.0, "yes"),
+        (0.03, 0.07, 30.0, "inconclusive"),
+        (0.03, 0.07, 10.0, "no"),
+        (-0.02, 0.07, 1e6, "inconclusive"),
+        (-0.05, -0.01, 1e6, "no"),
+    ],
+)
 def test_the_interval_is_weighed_against_the_cost(
     low: float, high: float, usd_per_point: float, answer: str
 ) -> None:

@@ -1047,10 +1047,18 @@ def front_matter_of(card: str) -> dict[str, Any]:
 def test_the_card_has_intended_use_metrics_and_weaknesses(lab):
     card = card_of(lab, evaluated(over_champion=gained(0.02)))
     for expected in (
-        "# Model card: demo", "Intended use", "| fully fine-tuned model | 0.850 (0.830 to 0.870) |", "| champion | 0.830",
-        r"weakest on \`text\` (F1 0.750 on 40 test rows)", "CC-BY-4.0", lab.snapshot.ref, "Promoted: every gate passed",
-        "- This model: not stated (release.license)", "- Base model: not stated in its folder", "All weights were fine-tuned (5 of 5 parameters).",
-    ):  # fmt: skip
+        "# Model card: demo",
+        "Intended use",
+        "| fully fine-tuned model | 0.850 (0.830 to 0.870) |",
+        "| champion | 0.830",
+        r"weakest on \`text\` (F1 0.750 on 40 test rows)",
+        "CC-BY-4.0",
+        lab.snapshot.ref,
+        "Promoted: every gate passed",
+        "- This model: not stated (release.license)",
+        "- Base model: not stated in its folder",
+        "All weights were fine-tuned (5 of 5 parameters).",
+    ):
         assert expected in card, expected
 
 
@@ -1059,10 +1067,16 @@ def test_the_front_matter_is_what_the_hub_reads(lab):
     card = card_of(lab)
     found = front_matter_of(card)
     assert found == {
-        "license": "apache-2.0", "library_name": "transformers", "pipeline_tag": "text-classification", "base_model": "tiny",
-        "base_model_relation": "finetune", "datasets": ["demo"], "metrics": found["metrics"], "tags": ["full-fine-tuning", "classification"],
+        "license": "apache-2.0",
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "base_model": "tiny",
+        "base_model_relation": "finetune",
+        "datasets": ["demo"],
+        "metrics": found["metrics"],
+        "tags": ["full-fine-tuning", "classification"],
         "model-index": found["model-index"],
-    }  # fmt: skip
+    }
     read = huggingface_hub.ModelCard(card)
     assert read.data.license == "apache-2.0" and read.data.pipeline_tag == "text-classification"
     assert ("macro_f1", 0.85) in [(each.metric_type, each.metric_value) for each in read.data.eval_results]

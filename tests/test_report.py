@@ -32,9 +32,16 @@ LABELS = ["notice", "re|ference", "<b>tag</b>", "text"]
 
 #: What the page has to answer, in this order.
 ORDER = [
-    "The gates", "All systems", "Was it worth it?", "Promise and outcome", "What it forgot", "Where it is wrong",
-    "What this cannot tell you", "What to do next", "Lineage",
-]  # fmt: skip
+    "The gates",
+    "All systems",
+    "Was it worth it?",
+    "Promise and outcome",
+    "What it forgot",
+    "Where it is wrong",
+    "What this cannot tell you",
+    "What to do next",
+    "Lineage",
+]
 
 
 class Checker(HTMLParser):
@@ -183,10 +190,18 @@ def test_html_says_what_it_should_and_escapes_the_texts(tmp_path):
     report.write(tmp_path, shown)
     text = " ".join(" ".join(parse(tmp_path / "report.html").text).split())
     for expected in (
-        shown.verdict.sentence, found.justification.sentence, f"{found.score.estimate:.3f}", "frozen base model + trained head",
-        "TF-IDF + logistic regression", "licences/finetuned_checkpoint/abc/1", "3 min 12 s", "weakest groups", "<b>tag</b>",
-        "Licensed <script>alert(1)</script> under & terms", f"{found.gain_over_champion.estimate:+.3f}",
-    ):  # fmt: skip
+        shown.verdict.sentence,
+        found.justification.sentence,
+        f"{found.score.estimate:.3f}",
+        "frozen base model + trained head",
+        "TF-IDF + logistic regression",
+        "licences/finetuned_checkpoint/abc/1",
+        "3 min 12 s",
+        "weakest groups",
+        "<b>tag</b>",
+        "Licensed <script>alert(1)</script> under & terms",
+        f"{found.gain_over_champion.estimate:+.3f}",
+    ):
         assert expected in text, expected
     places = [text.index(part) for part in (shown.verdict.headline, shown.verdict.sentence, *ORDER)]
     assert places == sorted(places)
@@ -398,9 +413,12 @@ def test_a_label_without_a_test_row_is_unknown_not_zero(tmp_path):
     labels = np.array([0, 1] * 50)
     probabilities = np.eye(3)[labels]
     found = evaluation.assess(
-        labels, {FINETUNED: probabilities, "tfidf": probabilities}, [str(i) for i in range(100)], ["a", "b", "never"],
+        labels,
+        {FINETUNED: probabilities, "tfidf": probabilities},
+        [str(i) for i in range(100)],
+        ["a", "b", "never"],
         Comparison(EvaluationSettings(), "macro_f1", seed=1, task="classification"),
-    )  # fmt: skip
+    )
     report.write(tmp_path, full_report(found))
     assert "| never | unknown | unknown | unknown | 0 |" in (tmp_path / "report.md").read_text()
     page = (tmp_path / "report.html").read_text()

@@ -1,5 +1,5 @@
-"""retention: after a clean-up, champions that are kept can be compared with and returned to, and a new run works;
-on a disk and on a real S3 server.
+"""retention: after a clean-up, champions that are kept can be compared with and returned to, and a new run
+works; on a disk and on a real S3 server.
 """
 
 from __future__ import annotations
@@ -101,9 +101,14 @@ class Kept(classification.Lab):
 
     def job_on(self, taken: Manifest) -> Job:
         return Job(
-            case=CASE, stage="finetuned_checkpoint", key="running", project_root=str(self.root), store_url=self.store.url,
-            settings=self.use_case.settings, inputs={"training_snapshot": taken.ref},
-        )  # fmt: skip
+            case=CASE,
+            stage="finetuned_checkpoint",
+            key="running",
+            project_root=str(self.root),
+            store_url=self.store.url,
+            settings=self.use_case.settings,
+            inputs={"training_snapshot": taken.ref},
+        )
 
     @property
     def whole(self) -> set[str]:
@@ -189,9 +194,16 @@ def test_nothing_goes_while_all_champions_are_kept(lab: Kept) -> None:
 def test_inputs_of_a_job_that_runs_stay(lab: Kept) -> None:
     job = lab.job_on(lab.snapshots["loser"])
     launch = records.Launch(
-        case=CASE, stage=job.stage, key=job.key, workload="training", launcher={}, place="here", run_id="r",
-        job=job.arguments(lab.store), submitted_at=time.time(),
-    )  # fmt: skip
+        case=CASE,
+        stage=job.stage,
+        key=job.key,
+        workload="training",
+        launcher={},
+        place="here",
+        run_id="r",
+        job=job.arguments(lab.store),
+        submitted_at=time.time(),
+    )
     records.claim(lab.store, launch, lambda _: True)
     assert lab.snapshots["loser"].ref not in retention.plan(lab.store, lab.use_case).artifacts
     records.end(lab.store, launch, "failed", "planted", "data")

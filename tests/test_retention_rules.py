@@ -88,8 +88,14 @@ class Lab:
         )
         refs = {name: made.ref for name, made in inputs.items()}
         Job(
-            case=CASE, stage=CHECKPOINT, key=key, project_root=".", store_url=self.store.url, settings=settings, inputs=refs
-        ).write(self.store)  # fmt: skip
+            case=CASE,
+            stage=CHECKPOINT,
+            key=key,
+            project_root=".",
+            store_url=self.store.url,
+            settings=settings,
+            inputs=refs,
+        ).write(self.store)
         folder = self.store.work_folder(CASE, CHECKPOINT, key)
         (folder / "weights").write_text("learned")
         for path in (folder / "weights", folder):

@@ -88,20 +88,56 @@ def test_every_field_is_described_and_every_number_is_bounded(name: str, section
     [
         ({"trainng": {}}, "trainng", "unknown key `trainng`; did you mean `training`?"),
         ({"training": {"epoch": 1}}, "training.epoch", "unknown key `epoch`; did you mean `epochs`?"),
-        ({"documents": {"path": "a", "zzz": 1}}, "documents.zzz", "unknown key `zzz`; known keys: path, format, "),
+        (
+            {"documents": {"path": "a", "zzz": 1}},
+            "documents.zzz",
+            "unknown key `zzz`; known keys: path, format, ",
+        ),
         ({"training": {"epochs": 0}}, "training.epochs", "Input should be greater than 0"),
-        ({"training": {"precision": "fp8"}}, "training.precision", "Input should be 'auto', 'fp32', 'bf16' or 'fp16'"),
-        ({"snapshot": {"test_share": 0.5, "validation_share": 0.4}}, "", "Value error, snapshot.test_share + snapshot.validation_share leave less"),
-        ({"chunks": {"max_tokens": 64, "stride": 32}}, "", "Value error, chunks.stride must be less than half of chunks.max_tokens"),
-        ({"training": {"batch_size": 4, "micro_batch_size": 8}}, "", "Value error, training.micro_batch_size is larger than training.batch_size"),
-        ({"monitoring": {"min_window_rows": 2_000}}, "monitoring.min_window_rows", "Input should be less than or equal to 1000"),
-        ({"monitoring": {"log": {"prediction": "answer"}}}, "monitoring.log", "Value error, give either model or time"),
-        ({"monitoring": {"log": {"prediction": "a", "model": "m", "time": "t"}}}, "monitoring.log", "Value error, give either model or time"),
+        (
+            {"training": {"precision": "fp8"}},
+            "training.precision",
+            "Input should be 'auto', 'fp32', 'bf16' or 'fp16'",
+        ),
+        (
+            {"snapshot": {"test_share": 0.5, "validation_share": 0.4}},
+            "",
+            "Value error, snapshot.test_share + snapshot.validation_share leave less",
+        ),
+        (
+            {"chunks": {"max_tokens": 64, "stride": 32}},
+            "",
+            "Value error, chunks.stride must be less than half of chunks.max_tokens",
+        ),
+        (
+            {"training": {"batch_size": 4, "micro_batch_size": 8}},
+            "",
+            "Value error, training.micro_batch_size is larger than training.batch_size",
+        ),
+        (
+            {"monitoring": {"min_window_rows": 2_000}},
+            "monitoring.min_window_rows",
+            "Input should be less than or equal to 1000",
+        ),
+        (
+            {"monitoring": {"log": {"prediction": "answer"}}},
+            "monitoring.log",
+            "Value error, give either model or time",
+        ),
+        (
+            {"monitoring": {"log": {"prediction": "a", "model": "m", "time": "t"}}},
+            "monitoring.log",
+            "Value error, give either model or time",
+        ),
         ({"store": "gs://bucket/a"}, "", "Value error, store must be a folder or s3://bucket/prefix"),
-        ({"examples": {"label": "a", "labels": ["one"]}}, "examples.labels", "List should have at least 2 items"),
+        (
+            {"examples": {"label": "a", "labels": ["one"]}},
+            "examples.labels",
+            "List should have at least 2 items",
+        ),
         ({"name": "two words"}, "name", "String should match pattern"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_named_with_its_key(changes: dict[str, Any], place: str, message: str) -> None:
     found, said = problem(**changes)
     assert found == place

@@ -251,8 +251,12 @@ class TestEvaluationSets:
         (folder / "note.md").write_text("from Markdown\n")
         found = self.read(project, "benchmarks")
         assert [text.strip() for text in found.texts] == [
-            "from Label Studio", "from Markdown", "from a saved data set", "from gzip", "from parquet",
-        ]  # fmt: skip
+            "from Label Studio",
+            "from Markdown",
+            "from a saved data set",
+            "from gzip",
+            "from parquet",
+        ]
 
     def test_digest_follows_the_content(self, project):
         path = project.root / "one.jsonl"

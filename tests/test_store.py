@@ -857,9 +857,14 @@ class TestS3:
     def test_a_job_file_is_read_back_by_its_uri_alone(self, place: Place, project: projects.Project) -> None:
         use_case = project.use_case()
         job = Job(
-            case="letters", stage="s", key="k", project_root=str(project.root), store_url=place.store.url,
-            settings=use_case.settings, inputs={"training_snapshot": "a/b/c/d"},
-        )  # fmt: skip
+            case="letters",
+            stage="s",
+            key="k",
+            project_root=str(project.root),
+            store_url=place.store.url,
+            settings=use_case.settings,
+            inputs={"training_snapshot": "a/b/c/d"},
+        )
         uri = job.write(place.store)
         assert uri == f"{place.store.url}/jobs/letters/s/k/{job.sha256}.json"
         assert job.arguments(place.store) == ["--job", uri, "--sha256", job.sha256]

@@ -20,7 +20,12 @@ V1, V2 = "7:memory:{0}\n1:name=systemd:{0}\n0::{0}\n", "0::{0}\n"
 @pytest.mark.parametrize(
     ("lines", "group", "files", "expected"),
     [
-        (V1, "/user", {"sys/memory/user/memory.oom_control": 2, "sys/memory/memory.oom_control": 7}, (2, True)),
+        (
+            V1,
+            "/user",
+            {"sys/memory/user/memory.oom_control": 2, "sys/memory/memory.oom_control": 7},
+            (2, True),
+        ),
         (V1, "/docker/abc", {"sys/memory/memory.oom_control": 2}, (2, True)),
         (V1.replace("memory", "cpu,memory"), "/user", {"sys/memory/user/memory.oom_control": 2}, (2, True)),
         (V2, "/system.slice/a.service", {"sys/system.slice/a.service/memory.events": 2}, (2, True)),
@@ -29,8 +34,17 @@ V1, V2 = "7:memory:{0}\n1:name=systemd:{0}\n0::{0}\n", "0::{0}\n"
         (V2, "/user.slice/session-3.scope", {"sys/user.slice/session-3.scope/memory.events": 2}, (2, False)),
         (V2, "/user.slice/a.scope", {}, (9, False)),
     ],
-    ids=["v1", "container on v1", "v1 with controllers together", "v2", "v2 namespace", "container on v2", "login", "nothing"],
-)  # fmt: skip
+    ids=[
+        "v1",
+        "container on v1",
+        "v1 with controllers together",
+        "v2",
+        "v2 namespace",
+        "container on v2",
+        "login",
+        "nothing",
+    ],
+)
 def test_the_count_is_that_of_the_closest_control_group(tmp_path: Path, lines, group, files, expected):
     for name, count in {"proc/vmstat": 9, **files}.items():
         path = tmp_path / name

@@ -206,8 +206,8 @@ ONE_MISTAKE = {
     "rule across sections, only the other key given": (
         GOOD + "  monitoring:\n    window: {rows: 30}\n",
         (
-            "8: monitoring.min_window_rows: is larger than a window of 30 rows, so that none would be compared"
-            " (monitoring.min_window_rows is 100 by default)"
+            "8: monitoring.min_window_rows: is larger than a window of 30 rows, so that none would be"
+            " compared (monitoring.min_window_rows is 100 by default)"
         ),
     ),
     "duplicate key": (
@@ -300,8 +300,8 @@ ONE_MISTAKE = {
     "key that was removed": (
         GOOD + "  launcher:\n    spot_poll_seconds: 2\n",
         (
-            "9: launcher.spot_poll_seconds: `spot_poll_seconds` was removed; training looks for a notice every"
-            " 5 s: remove the line"
+            "9: launcher.spot_poll_seconds: `spot_poll_seconds` was removed; training looks for a notice"
+            " every 5 s: remove the line"
         ),
     ),
     "machine without a name": (
@@ -569,8 +569,8 @@ ONE_MISTAKE = {
         GOOD.replace("path: data/licences", "path: data/licences\n    format: cvs"),
         (
             "6: documents.format: cvs is not one of auto, label_studio, argilla, ground_truth, jsonl, json,"
-            " csv, parquet, arrow, text, html, pdf, docx, xlsx, eml, mbox, msg, rtf, xml, zip, kreuzberg; did you"
-            " mean `csv`?"
+            " csv, parquet, arrow, text, html, pdf, docx, xlsx, eml, mbox, msg, rtf, xml, zip, kreuzberg; did"
+            " you mean `csv`?"
         ),
     ),
     "encoding": (

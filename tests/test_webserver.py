@@ -158,9 +158,14 @@ def test_only_pages_of_reports_are_served_and_nothing_in_them_runs(
     assert headers[b"content-security-policy"].startswith(b"sandbox; default-src 'none'")
     assert get("/assets")[0] == get(f"/fullft/reports/{ref}/report.html", "POST")[0] == 299, "left to the UI"
     for path in (
-        f"{refs['labeled_examples']}/report.html", f"{ref}/manifest.json", f"{ref}/../report.html", f"../../{ref}/report.html",
-        "letters/training_snapshot/../dagster.yaml", "letters/training_snapshot/gone/gone/report.html",
-        "/etc/passwd", "",
+        f"{refs['labeled_examples']}/report.html",
+        f"{ref}/manifest.json",
+        f"{ref}/../report.html",
+        f"../../{ref}/report.html",
+        "letters/training_snapshot/../dagster.yaml",
+        "letters/training_snapshot/gone/gone/report.html",
+        "/etc/passwd",
+        "",
         f"{ref}/report.html\n",
-    ):  # fmt: skip
+    ):
         assert get(f"/fullft/reports/{path}")[0] == 404, path

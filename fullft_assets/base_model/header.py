@@ -39,9 +39,19 @@ MAX_HEADER_BYTES = 100 * 2**20
 SAMPLE_BYTES = 4096
 #: These count positions from the padding id + 1, so the first rows of their position table are never used.
 PADDING_OFFSET_TYPES = {
-    "camembert", "data2vec-text", "ibert", "longformer", "luke", "mluke", "mpnet", "roberta",
-    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
-}  # fmt: skip
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "longformer",
+    "luke",
+    "mluke",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+}
 
 
 @dataclass(frozen=True)
@@ -224,9 +234,8 @@ def _revision(folder: Path, files: list[_WeightsFile], code: list[Path]) -> str:
     for path in sorted(folder.glob("*_Pooling/config.json")):
         digest.update(path.read_bytes())
     for path in code:
-        digest.update(
-            f"{path.relative_to(folder).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode()
-        )
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
     for weights in files:
         digest.update(
             f"{weights.path.name} {weights.bytes} {len(weights.header)}\n".encode() + weights.header

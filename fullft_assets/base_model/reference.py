@@ -57,7 +57,8 @@ def resolve_base_model(reference: str, project_root: Path) -> Path:
     hint = suggest_path(reference, project_root)
     hint = (
         hint
-        or f"; no model is downloaded: give a local folder, package:NAME/FOLDER, or pin a model of the hub: {pinned}"
+        or "; no model is downloaded: give a local folder, package:NAME/FOLDER, or pin a model of the hub:"
+        f" {pinned}"
     )
     raise SettingsError(f"folder not found: {reference}{hint}")
 

@@ -7,7 +7,8 @@ from pathlib import PurePosixPath
 
 #: What a hub puts beside the data: the card, the licence, the description of the columns.
 _ABOUT = re.compile(
-    r"(?:readme|licen[cs]e|notice|citation|changelog)(?:[.-][a-z]{2,8})?|dataset_infos?\.json|dataset_dict\.json",
+    r"(?:readme|licen[cs]e|notice|citation|changelog)(?:[.-][a-z]{2,8})?"
+    r"|dataset_infos?\.json|dataset_dict\.json",
     re.IGNORECASE,
 )
 _ALWAYS = {"dataset_infos.json", "dataset_dict.json"}

@@ -18,7 +18,9 @@ _KINDS = {"train": "train|training", "validation": "valid|validation|val|dev", "
 #: The name of a folder or file: what is before the split, the split, and perhaps a number or the like
 #: (`train-00000-of-00002`).
 _NAME = re.compile(
-    rf"(?P<before>.*[_.-])?(?:{'|'.join(f'(?P<{kind}>{names})' for kind, names in _KINDS.items())})(?:[_.-].*)?",
+    r"(?P<before>.*[_.-])?(?:"
+    + "|".join(f"(?P<{kind}>{names})" for kind, names in _KINDS.items())
+    + r")(?:[_.-].*)?",
     re.IGNORECASE,
 )
 

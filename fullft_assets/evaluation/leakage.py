@@ -23,8 +23,8 @@ from fullft_assets.snapshot import near_duplicates
 
 #: F1 of a rule that is enough alone.
 ENOUGH = 0.98
-#: Least similarity of two texts that repeat each other, numbers and signs aside, for texts of at least so many
-#: different words.
+#: Least similarity of two texts that repeat each other, numbers and signs aside, for texts of at least so
+#: many different words.
 REPEATED, _MIN_WORDS = 0.9, 8
 #: Share of the test groups that may repeat training rows.
 MAX_REPEATED = 0.25

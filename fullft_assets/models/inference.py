@@ -242,8 +242,8 @@ def load_causal(
     if loading_info["missing_keys"]:
         # The missing weights would be random.
         raise SettingsError(
-            f"{problem}: its weights lack {sorted(loading_info['missing_keys'])[0]}; give one whose safetensors have"
-            " its output head"
+            f"{problem}: its weights lack {sorted(loading_info['missing_keys'])[0]}; give one whose"
+            " safetensors have its output head"
         )
     initialise_added(model, folder, added_tokens)
     return model

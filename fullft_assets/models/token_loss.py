@@ -207,7 +207,8 @@ class LossOfHead(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator loses the name of the first parameter
+    # The decorator loses the name of the first parameter.
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
         """Scale the gradients; in place, as each is used once and one is as large as the head."""

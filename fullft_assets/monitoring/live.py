@@ -275,8 +275,8 @@ def check(metadata: LiveMetadata) -> CheckOutcome:
         description = f"none of {documents} has a label yet"
     else:
         description = (
-            f"accuracy {metadata.accuracy:.3f} ({metadata.accuracy_low:.3f} to"
-            f" {metadata.accuracy_high:.3f} at all looks) on {metadata.num_labelled:,} labelled documents of production; at release"
+            f"accuracy {metadata.accuracy:.3f} ({metadata.accuracy_low:.3f} to {metadata.accuracy_high:.3f}"
+            f" at all looks) on {metadata.num_labelled:,} labelled documents of production; at release"
             f" {metadata.release_accuracy:.3f} (at least {metadata.release_accuracy_low:.3f})"
         )
     if metadata.drop > 0:

@@ -203,8 +203,8 @@ def _comparisons(sides: Sequence[_Side]) -> list[Comparison]:
 
 
 def _homogeneity(tests: Sequence[DriftTest], reference: Sequence[Sums]) -> float | None:
-    """Return the p-value of the two halves of a complete reference by the first test that outlives a champion;
-    None if the reference is not complete, or there is no such test.
+    """Return the p-value of the two halves of a complete reference by the first test that outlives a
+    champion; None if the reference is not complete, or there is no such test.
     """
     test = next((test for test in tests if test.outlives_champion), None)
     if test is None or len(reference) < REFERENCE_WINDOWS:

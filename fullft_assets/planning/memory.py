@@ -1,4 +1,6 @@
-"""Memory: of a training step whose tensors were counted, on a GPU or a CPU; and the gate on the measured peak."""
+"""Memory: of a training step whose tensors were counted, on a GPU or a CPU; and the gate on the measured
+peak.
+"""
 
 from __future__ import annotations
 
@@ -101,8 +103,8 @@ def memory_check(
         buckets = bytes_per_weight(training.weights) * measured.num_trained_parameters
         peak += buckets
         description = (
-            f"peak {peak / GIB:.2f} GiB of {limit / GIB:.2f} GiB in each of {processes} processes: measured in"
-            f" one, plus {buckets / GIB:.2f} GiB to sum the gradients"
+            f"peak {peak / GIB:.2f} GiB of {limit / GIB:.2f} GiB in each of {processes} processes: measured"
+            f" in one, plus {buckets / GIB:.2f} GiB to sum the gradients"
         )
     elif processes > 1 and measured.num_processes == 1:
         state = total_state_bytes(measured.num_parameters, measured.num_trained_parameters, training)

@@ -86,6 +86,6 @@ def try_to_hand_over(
         asked = use_case.settings.release
         places = [asked.push_to, asked.model_package and asked.model_package.group]
         warn(
-            f"pushing to {' and '.join(filter(None, places))} failed: {problem}; materialise champion_model to"
-            " push it"
+            f"pushing to {' and '.join(filter(None, places))} failed: {problem}; materialise champion_model"
+            " to push it"
         )

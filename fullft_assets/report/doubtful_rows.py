@@ -66,9 +66,19 @@ def write_label_errors(
     Args:
         delimiter: `documents.csv.delimiter`, by which a table is read when it is delivered again.
     """
-    write_list(path, [
-        {id_field: row.id, label_field: row.label, "suggested": row.predicted, "probability": round(row.probability, 4)} for row in rows
-    ], delimiter)  # fmt: skip
+    write_list(
+        path,
+        [
+            {
+                id_field: row.id,
+                label_field: row.label,
+                "suggested": row.predicted,
+                "probability": round(row.probability, 4),
+            }
+            for row in rows
+        ],
+        delimiter,
+    )
 
 
 def read_list(path: Path) -> list[dict[str, Any]]:

@@ -331,7 +331,10 @@ def forgetting_rows(forgetting: Forgetting | None) -> list[tuple[str, str]]:
     rows.append(
         (
             "rise since the base model",
-            f"{forgetting.rise:+.4f} over {forgetting.num_trainings} training{'s' * (forgetting.num_trainings > 1)}",
+            (
+                f"{forgetting.rise:+.4f} over {forgetting.num_trainings}"
+                f" training{'s' * (forgetting.num_trainings > 1)}"
+            ),
         )
     )
     if forgetting.num_unmeasured:

@@ -90,7 +90,8 @@ class DocumentsSettings(Settings):
         description=(
             "`auto` goes by the file's ending, and by its content for .json; else a registered format, such"
             " as `csv` or `label_studio`. `kreuzberg` (the extra of that name) reads every file as one"
-            " document: presentations, OpenDocument, EPUB, old files of Office. A last .gz or .zst is unpacked."
+            " document: presentations, OpenDocument, EPUB, old files of Office. A last .gz or .zst is"
+            " unpacked."
         ),
     )
     text: str | None = Field(

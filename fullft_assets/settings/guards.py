@@ -57,7 +57,10 @@ class CannotRollBack(GuardSettings):
     """The settings of a guard whose finding a lower learning rate would not fix."""
 
     # Settings are frozen, so that the narrower type is safe.
-    action: Annotated[Literal["off", "warn", "stop"], YamlOff()] = "warn"  # pyright: ignore[reportIncompatibleVariableOverride]  # narrower
+    # Narrower than in the base class.
+    action: Annotated[  # pyright: ignore[reportIncompatibleVariableOverride]
+        Literal["off", "warn", "stop"], YamlOff()
+    ] = "warn"
 
 
 #: In the order in which they look at a step; of several findings with the same action the first one counts.
@@ -90,8 +93,8 @@ def _checked(guards: dict[str, Any]) -> dict[str, Any]:
 
 
 _ACTIONS = {"enum": ["off", "warn", "roll_back", "stop", False]}
-#: The type of the setting: an action, or the settings of a guard of another package, by the guard's name. What
-#: is wrong with them is found by `guard_problems`.
+#: The type of the setting: an action, or the settings of a guard of another package, by the guard's name.
+#: What is wrong with them is found by `guard_problems`.
 Guards = Annotated[
     dict[str, Any],
     AfterValidator(_checked),

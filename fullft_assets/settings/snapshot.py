@@ -108,7 +108,7 @@ class SnapshotSettings(Settings):
         default=5,
         ge=1,
         description=(
-            "A label with fewer rows can be neither learned nor measured: it is set aside and counted. 1: none"
-            " is."
+            "A label with fewer rows can be neither learned nor measured: it is set aside and counted. 1:"
+            " none is."
         ),
     )

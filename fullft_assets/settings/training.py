@@ -89,8 +89,8 @@ class TrainingSettings(Settings):
     optimizer: Annotated[str, OneOf("optimizer", lambda: OPTIMIZERS.names)] = Field(
         default="adamw",
         description=(
-            "`adamw`; with less memory `adamw_8bit` (needs bitsandbytes), `adafactor`, `adamw_in_backward` and"
-            " `adafactor_in_backward`, which update weights in the backward pass, without gradient"
+            "`adamw`; with less memory `adamw_8bit` (needs bitsandbytes), `adafactor`, `adamw_in_backward`"
+            " and `adafactor_in_backward`, which update weights in the backward pass, without gradient"
             " accumulation; or one of another package."
         ),
     )

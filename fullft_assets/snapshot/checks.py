@@ -127,9 +127,9 @@ def _spelling_outcome(labels: list[str], severity: Literal["error", "warn"]) -> 
         passed=not labels_of_several,
         severity=severity,
         description=(
-            f"{sum(map(len, labels_of_several)):,} labels are {len(labels_of_several):,} in several spellings, and the model learns"
-            " to tell them apart; the data report names them: list one spelling of each in examples.labels,"
-            " or fix the source"
+            f"{sum(map(len, labels_of_several)):,} labels are {len(labels_of_several):,} in several"
+            " spellings, and the model learns to tell them apart; the data report names them: list one"
+            " spelling of each in examples.labels, or fix the source"
             if labels_of_several
             else ""
         ),
@@ -194,8 +194,8 @@ def verdict_check(taken: SnapshotMetadata, settings: UseCaseSettings) -> CheckOu
             ""
             if num_groups >= needed
             else (
-                f"{num_groups:,} test groups, and a verdict needs {needed:g} (release.min_effective_groups), so"
-                f" that of any training will be insufficient data: deliver about {more:,} more groups, of"
+                f"{num_groups:,} test groups, and a verdict needs {needed:g} (release.min_effective_groups),"
+                f" so that of any training will be insufficient data: deliver about {more:,} more groups, of"
                 f" which {settings.snapshot.test_share:.0%} are tested{finer}, or lower"
                 " release.min_effective_groups"
             )

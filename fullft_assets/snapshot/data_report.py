@@ -23,8 +23,10 @@ _STYLE = (
     "table{border-collapse:collapse;display:block;overflow-x:auto}th,td{text-align:left;padding:.3em"
     " .8em;border-bottom:1px solid #e5e7eb}"
     "td:first-child{overflow-wrap:anywhere;min-width:8em}li{overflow-wrap:break-word}"
-    "pre{background:#f1f5f9;padding:1em;overflow-x:auto;white-space:pre-wrap}h2{margin-top:1.6em;font-size:19px}"
-    "@media(max-width:600px){th,td{padding:.3em;font-size:12px}td:first-child{min-width:4em}pre{padding:.5em;font-size:10px}}"
+    "pre{background:#f1f5f9;padding:1em;overflow-x:auto;white-space:pre-wrap}"
+    "h2{margin-top:1.6em;font-size:19px}"
+    "@media(max-width:600px){th,td{padding:.3em;font-size:12px}td:first-child{min-width:4em}"
+    "pre{padding:.5em;font-size:10px}}"
 )
 _SPLITS = ("train", "validation", "test")
 _REASONS = {"few_rows": "fewer than snapshot.min_rows_per_label", "no_training_row": "no row that may train"}

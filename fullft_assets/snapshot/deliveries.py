@@ -161,7 +161,9 @@ def _last_seen(rows: Rows, chosen: np.ndarray) -> np.ndarray:
 
 
 def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
-    """Return whether ids name documents: one that starts again in each file names as many as there are files."""
+    """Return whether ids name documents: one that starts again in each file names as many documents as
+    there are files.
+    """
     differs = (versions.source != versions.newest_source) & (
         rows.text[versions.row] != rows.text[versions.newest]
     )
@@ -186,8 +188,9 @@ def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
         ]
         description = (
             f"{num_reused:,} of {num_ids:,} ids name different texts in two files, such as {places[0]} and"
-            f" {places[1]}, and only the newest counts; if these are different documents, name a field with unique ids in documents.id (rows without one are named"
-            " file:row); if they are corrections, nothing is wrong"
+            f" {places[1]}, and only the newest counts; if these are different documents, name a field with"
+            " unique ids in documents.id (rows without one are named file:row); if they are corrections,"
+            " nothing is wrong"
         )
     return CheckOutcome(
         name=IDS_NAME_ONE_DOCUMENT.name,

@@ -50,7 +50,7 @@ class SetAside:
     num_unvalidated: int = 0
 
     def take_rare(self, rows: Rows, labels: Labels, settings: SnapshotSettings, task: Task) -> Labels:
-        """Set aside the labels with fewer texts than `min_rows_per_label`; return the labels that are left."""
+        """Set aside the labels with fewer texts than `min_rows_per_label`; return the other labels."""
         labels = labels.of(rows.kept)
         while True:
             counts = _num_distinct(labels, rows.text)

@@ -30,7 +30,10 @@ WORD, IDEOGRAPH, LETTER = range(3)
 SIXTHS = np.array([6, 3, 2])
 _IDEOGRAPHS = r"\p{Han}\p{Yi}"
 # The marks that lengthen a vowel are of no script.
-_LETTERS = r"\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tai_Le}\p{New_Tai_Lue}\p{Tai_Tham}\p{Tai_Viet}ーｰ"
+_LETTERS = (
+    r"\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tai_Le}\p{New_Tai_Lue}"
+    r"\p{Tai_Tham}\p{Tai_Viet}ーｰ"
+)
 _BLOCK_BYTES = 1 << 24
 _BLOCK_TEXTS = 1 << 16
 _WORD = re.compile(r"\w+")

@@ -16,8 +16,8 @@ from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import BaselineContext
 
-#: Training rows that a few-shot prompt shows, and tokens of them together, at most; half of the positions of a
-#: model that has fewer.
+#: Training rows that a few-shot prompt shows, and tokens of them together, at most; half of the positions of
+#: a model that has fewer.
 NUM_EXAMPLES = 8
 _MAX_TOKENS = 1_024
 
@@ -82,6 +82,6 @@ def require_room(num_tokens: int, model: Any) -> None:
     positions = getattr(model.config, "max_position_embeddings", None)
     if isinstance(positions, int) and num_tokens > positions:
         raise SettingsError(
-            f"planning.baselines: the longest prompt of the base model has {num_tokens:,} tokens, base_model reads"
-            f" {positions:,}; lower chunks.max_tokens, or remove the baseline"
+            f"planning.baselines: the longest prompt of the base model has {num_tokens:,} tokens, base_model"
+            f" reads {positions:,}; lower chunks.max_tokens, or remove the baseline"
         )

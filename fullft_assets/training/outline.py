@@ -1,7 +1,7 @@
 """The memory of a training step, counted without weights, without data on a device, and without the device.
 
-The recipe's own code runs on fake tensors: forward and backward pass make the same tensors as in training, and
-each one's storage is counted from the operation that makes it until nothing refers to it any more. So
+The recipe's own code runs on fake tensors: forward and backward pass make the same tensors as in training,
+and each one's storage is counted from the operation that makes it until nothing refers to it any more. So
 activations, logits and temporary tensors are those of the model as it is written, and no formula for an
 architecture is needed. What an optimizer keeps of each weight it says itself. The plan on this machine and on
 others follows from it.

@@ -130,7 +130,8 @@ class Meter:
         """Return the rates of the last steps, this one (1 = the first) included."""
         now = time.perf_counter()
         if self._num_steps == 1:
-            self._recent.clear()  # The first step of a process compiles, allocates and skips what was trained before.
+            # The first step of a process compiles, allocates and skips what was trained before.
+            self._recent.clear()
         self._num_steps += 1
         self._recent.append(
             (now - self._started, self._waited, float(self._tokens[step - 1]), float(self._flops[step - 1]))

@@ -404,8 +404,8 @@ class TrainingSegment:
         for line in interpolated.scores:
             scores = in_words({name: value for name, value in line.items() if name != "alpha"})
             progress.say(
-                f"{'chosen: ' if line['alpha'] == interpolated.alpha else ''}{line['alpha']:g} of the fine-tuned"
-                f" weights: {scores}"
+                f"{'chosen: ' if line['alpha'] == interpolated.alpha else ''}{line['alpha']:g} of the"
+                f" fine-tuned weights: {scores}"
             )
         return interpolated
 

@@ -1,4 +1,6 @@
-"""Scores a model while it is trained: on the validation rows, and on the general set, whose rise has a budget."""
+"""Scores a model while it is trained: on the validation rows, and on the general set, whose rise has a
+budget.
+"""
 
 from __future__ import annotations
 

@@ -128,8 +128,8 @@ class BeatsChampion(Gate):
 
 
 class NoSliceIsWorse(Gate):
-    """Its sentence names no slice: check descriptions are kept in an event log, and a slice may be called what
-    a label or a client is called.
+    """Its sentence names no slice: check descriptions are kept in an event log, and a slice may be called
+    what a label or a client is called.
     """
 
     name = "no_slice_is_worse"

@@ -1,5 +1,5 @@
-"""AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101): torch's own in fp32, else one that rounds stochastically or
-steps in the backward pass.
+"""AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101): torch's own in fp32, else one that rounds
+stochastically or steps in the backward pass.
 """
 
 from __future__ import annotations

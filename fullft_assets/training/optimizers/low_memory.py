@@ -1,13 +1,13 @@
-"""A torch optimizer that updates one weight after the other with few temporary tensors, in the backward pass or
-after it.
+"""A torch optimizer that updates one weight after the other with few temporary tensors, in the backward pass
+or after it.
 
 In the backward pass it updates each weight as soon as its gradient is there, and frees the gradient: the
-gradients of a complete model never exist (Lv et al. 2023, arXiv 2306.09782, do so with plain gradient descent).
-Therefore gradients cannot be accumulated over passes, and their norm is known only afterwards: clipping by norm
-takes a pass of its own before (section 3.2.2 of the paper).
+gradients of a complete model never exist (Lv et al. 2023, arXiv 2306.09782, do so with plain gradient
+descent). Therefore gradients cannot be accumulated over passes, and their norm is known only afterwards:
+clipping by norm takes a pass of its own before (section 3.2.2 of the paper).
 
-Weights in bf16 are rounded stochastically as they are written. With rounding to the nearest value, an update of
-less than 1/512 of its weight would be lost (Zamirai et al. 2020, arXiv 2010.06192).
+Weights in bf16 are rounded stochastically as they are written. With rounding to the nearest value, an update
+of less than 1/512 of its weight would be lost (Zamirai et al. 2020, arXiv 2010.06192).
 """
 
 from __future__ import annotations
@@ -146,7 +146,10 @@ class LowMemoryOptimizer(torch.optim.Optimizer):
         self._factor = None
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # no closures
+    # No closures.
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, closure: Callable[[], float] | None = None
+    ) -> None:
         """Update all weights that have a gradient; the backward pass may have done so already."""
         assert closure is None
         if self.in_backward:
