@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets.documents import formats, reading, references
-from fullft_assets.documents.formats import Delivered, Reading, Record, bounded, delivered, html_text
+from fullft_assets.documents.formats import Delivered, Reading, Record, bounded, delivered
 from fullft_assets.documents.formats.delivered import Unpacked
+from fullft_assets.documents.formats.office import html_text
 from tests.test_documents_formats import pack, read_batch, shown, written_pdf
 
 pytestmark = pytest.mark.quick

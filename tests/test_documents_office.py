@@ -28,7 +28,7 @@ from docx.oxml.ns import nsdecls
 from fullft_assets import documents
 from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.formats import bounded, parsing
-from fullft_assets.documents.formats.mail import without_quoted
+from fullft_assets.documents.formats.office.mail import without_quoted
 from fullft_assets.documents.reading import read_documents
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from fullft_assets.store import Store

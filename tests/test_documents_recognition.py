@@ -10,7 +10,7 @@ import pytest
 
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.documents import keep, list_batches, look
-from fullft_assets.documents.formats import recognition
+from fullft_assets.documents.formats.office import recognition
 from fullft_assets.errors import SettingsError
 from fullft_assets.store import Store
 from tests import project as projects

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from fullft_assets.demos import licences
-from fullft_assets.snapshot import minhash
-from fullft_assets.snapshot.minhash import SIMILARITY
-from fullft_assets.snapshot.shingles import HASH_BITS, ShingleSets
+from fullft_assets.snapshot.near_text import minhash
+from fullft_assets.snapshot.near_text.minhash import SIMILARITY
+from fullft_assets.snapshot.near_text.shingles import HASH_BITS, ShingleSets
 
 # The package has a function of that name.
-near_duplicates = importlib.import_module("fullft_assets.snapshot.near_duplicates")
+near_duplicates = importlib.import_module("fullft_assets.snapshot.near_text.near_duplicates")
 
 
 def shingles(text: str) -> set[str]:

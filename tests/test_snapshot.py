@@ -25,7 +25,7 @@ from fullft_assets.settings import SnapshotSettings, UseCaseSettings
 from fullft_assets.snapshot import Frozen, deliveries, labels, sketches, split, verdict_check
 from fullft_assets.snapshot.all_rows import BatchRows, collect
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
-from fullft_assets.snapshot.minhash import SIMILARITY
+from fullft_assets.snapshot.near_text.minhash import SIMILARITY
 from fullft_assets.snapshot.split import freeze_batches
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.hashing import text_hash, unit_hash

@@ -33,16 +33,17 @@ from fullft_assets.documents.schema import schema
 from fullft_assets.errors import GateError
 from fullft_assets.examples import Examined
 from fullft_assets.settings import ExamplesSettings, SnapshotSettings
-from fullft_assets.snapshot import Frozen, containment, near_rows
+from fullft_assets.snapshot import Frozen, near_rows
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
-from fullft_assets.snapshot.minhash import SIMILARITY
+from fullft_assets.snapshot.near_text import containment
+from fullft_assets.snapshot.near_text.minhash import SIMILARITY
 from fullft_assets.store.hashing import text_hash, unit_hash
 from tests import prepared
 from tests import project as projects
 from tests.test_snapshot import similar_pairs
 
 # The package has a function of that name.
-near_duplicates = importlib.import_module("fullft_assets.snapshot.near_duplicates")
+near_duplicates = importlib.import_module("fullft_assets.snapshot.near_text.near_duplicates")
 SEED = 1
 SETTINGS = SnapshotSettings(
     contained_share=0.95,

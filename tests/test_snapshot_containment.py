@@ -16,10 +16,11 @@ import pytest
 from benchmarks.frozen import freeze
 from fullft_assets.demos import licences
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot import Frozen, containment
-from fullft_assets.snapshot.containment import Texts, candidate_pairs, find_contained
-from fullft_assets.snapshot.minhash import NUM_HASHES, Sketches, sketch_sets
-from fullft_assets.snapshot.shingles import Minimizers, sets_and_minimizers
+from fullft_assets.snapshot import Frozen
+from fullft_assets.snapshot.near_text import containment
+from fullft_assets.snapshot.near_text.containment import Texts, candidate_pairs, find_contained
+from fullft_assets.snapshot.near_text.minhash import NUM_HASHES, Sketches, sketch_sets
+from fullft_assets.snapshot.near_text.shingles import Minimizers, sets_and_minimizers
 from fullft_assets.store.hashing import text_hash
 
 SHARE, SEED, NUM_MAILS = 0.95, 17, 150

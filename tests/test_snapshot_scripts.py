@@ -14,13 +14,13 @@ import pytest
 
 from benchmarks.frozen import freeze
 from fullft_assets.settings import SnapshotSettings
+from fullft_assets.snapshot.near_text.words import _parted, _words_of_run, hash_words
 from fullft_assets.snapshot.screening import Screen, num_too_short
-from fullft_assets.snapshot.words import _parted, _words_of_run, hash_words
 from fullft_assets.store.hashing import text_hash
 from tests.text_in_other_scripts import texts
 
 # The package has a function of that name.
-near_duplicates = importlib.import_module("fullft_assets.snapshot.near_duplicates").near_duplicates
+near_duplicates = importlib.import_module("fullft_assets.snapshot.near_text.near_duplicates").near_duplicates
 
 #: Letters of a text in which one letter is less than the difference at the default similarity.
 LANGUAGES = {"zh_Hans": 60, "ja": 100, "th": 120, "km": 120, "my": 80, "ar": 400, "hi": 250, "ko": 150}

@@ -32,8 +32,9 @@ from fullft_assets.checking.places import (
 )
 from fullft_assets.checking.project import DEFS, DEMOS, find_project_root, fitting_name
 from fullft_assets.checking.yaml_source import Key, YamlSource, read_source, read_sources
-from fullft_assets.documents.formats import FORMATS, recognition
+from fullft_assets.documents.formats import FORMATS
 from fullft_assets.documents.formats.encodings import is_encoding
+from fullft_assets.documents.formats.office import recognition
 from fullft_assets.errors import SettingsError
 from fullft_assets.examples.expectations import problems
 from fullft_assets.extras import problem_without

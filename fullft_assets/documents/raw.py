@@ -17,7 +17,8 @@ from fullft_assets.documents.aliases import alias, shown_path
 from fullft_assets.documents.batches import Batch, Kind, read_batch
 from fullft_assets.documents.delivery import source_of
 from fullft_assets.documents.erasure import without_erased
-from fullft_assets.documents.formats import FORMATS, encodings, name_of_format, recognition
+from fullft_assets.documents.formats import FORMATS, encodings, name_of_format
+from fullft_assets.documents.formats.office import recognition
 from fullft_assets.documents.metadata import RawMetadata
 from fullft_assets.documents.reading import ReadBatch, read_documents
 from fullft_assets.documents.schema import schema

@@ -54,7 +54,7 @@ def _clusters(texts: Sequence[str], seed: int) -> np.ndarray:
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
 
-    from fullft_assets.snapshot.shingles import shingle_sets
+    from fullft_assets.snapshot.near_text.shingles import shingle_sets
 
     if not texts:
         return np.zeros(0, np.int64)

@@ -23,6 +23,6 @@ from fullft_assets.snapshot.loading import (
 )
 from fullft_assets.snapshot.locations import read_index
 from fullft_assets.snapshot.metadata import SnapshotMetadata
-from fullft_assets.snapshot.near_duplicates import near_duplicates
+from fullft_assets.snapshot.near_text.near_duplicates import near_duplicates
 from fullft_assets.snapshot.split import Frozen
 from fullft_assets.store.hashing import unit_hash

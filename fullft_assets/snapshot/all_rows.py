@@ -13,8 +13,8 @@ import numpy as np
 
 from fullft_assets.examples.identity import COLUMNS, IdentityRows, codes
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot.minhash import Sketches
-from fullft_assets.snapshot.shingles import Minimizers
+from fullft_assets.snapshot.near_text.minhash import Sketches
+from fullft_assets.snapshot.near_text.shingles import Minimizers
 
 if TYPE_CHECKING:
     import pyarrow as pa

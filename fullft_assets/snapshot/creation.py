@@ -16,15 +16,7 @@ from fullft_assets.chunks import Expected, load_tokenization
 from fullft_assets.documents import own_splits
 from fullft_assets.examples.agreement import metadata_of
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.snapshot import (
-    checks,
-    data_facts,
-    data_report,
-    general,
-    packing,
-    replay,
-    screening,
-)
+from fullft_assets.snapshot import checks, data_facts, data_report, general, packing, replay, screening
 from fullft_assets.snapshot.all_rows import BatchRows
 from fullft_assets.snapshot.batches import archive_check, read_batches, source_check, usable_batches
 from fullft_assets.snapshot.frozen_batches import content_of, find_rows, pin

@@ -10,10 +10,10 @@ import numpy as np
 
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, BatchRows, Rows
-from fullft_assets.snapshot.containment import Texts, common, find_contained
-from fullft_assets.snapshot.minhash import concatenate
-from fullft_assets.snapshot.near_duplicates import find_near
-from fullft_assets.snapshot.shingles import ShingleSets, join, shingle_sets
+from fullft_assets.snapshot.near_text.containment import Texts, common, find_contained
+from fullft_assets.snapshot.near_text.minhash import concatenate
+from fullft_assets.snapshot.near_text.near_duplicates import find_near
+from fullft_assets.snapshot.near_text.shingles import ShingleSets, join, shingle_sets
 
 #: A split, and those whose rows must not be near to it: first the one that goes before all.
 _SIDES = ((TEST, (VALIDATION, TRAIN)), (VALIDATION, (TRAIN,)))

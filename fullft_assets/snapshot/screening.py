@@ -23,10 +23,10 @@ from fullft_assets.documents.reading import read_documents
 from fullft_assets.documents.sources import Source, SourceFile, open_source
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings
-from fullft_assets.snapshot.minhash import concatenate, sketch
-from fullft_assets.snapshot.near_duplicates import find_near, positions
-from fullft_assets.snapshot.shingles import distinct, shingle_sets
-from fullft_assets.snapshot.words import SIXTHS, WORD, hash_words
+from fullft_assets.snapshot.near_text.minhash import concatenate, sketch
+from fullft_assets.snapshot.near_text.near_duplicates import find_near, positions
+from fullft_assets.snapshot.near_text.shingles import distinct, shingle_sets
+from fullft_assets.snapshot.near_text.words import SIXTHS, WORD, hash_words
 from fullft_assets.store import digest
 from fullft_assets.task import CONVERSATIONS, PLAIN_TEXT
 

@@ -16,10 +16,10 @@ import numpy as np
 from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.snapshot.frozen_batches import content_of
 from fullft_assets.snapshot.metadata import NearDuplicateIndexMetadata, ScreenedMetadata
-from fullft_assets.snapshot.minhash import BLOCK_TEXTS, Sketches, concatenate, sketch_sets
+from fullft_assets.snapshot.near_text.minhash import BLOCK_TEXTS, Sketches, concatenate, sketch_sets
+from fullft_assets.snapshot.near_text.shingles import Minimizers, join, sets_and_minimizers
 from fullft_assets.snapshot.screening import VERSION as SCREENING_VERSION
 from fullft_assets.snapshot.screening import EvaluationTexts, Screen
-from fullft_assets.snapshot.shingles import Minimizers, join, sets_and_minimizers
 from fullft_assets.store import Draft, Manifest, Outcome, Store
 from fullft_assets.store.hashing import unit_hash
 

@@ -38,8 +38,8 @@ from fullft_assets.snapshot.labels import (
 )
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
 from fullft_assets.snapshot.near_rows import drop_near_and_contained
+from fullft_assets.snapshot.near_text.shingles import distinct
 from fullft_assets.snapshot.set_aside import SetAside
-from fullft_assets.snapshot.shingles import distinct
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import Target, Task

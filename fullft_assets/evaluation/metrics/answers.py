@@ -14,7 +14,7 @@ import numpy as np
 
 from fullft_assets.evaluation import counts
 from fullft_assets.evaluation.metrics.base import Predictions, SummedMetric
-from fullft_assets.snapshot.words import hash_words
+from fullft_assets.snapshot.near_text.words import hash_words
 
 _MAX_ORDER = 4
 #: Sums of weights without a group leave rounding, not 0.

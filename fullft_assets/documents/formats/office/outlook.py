@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fullft_assets.documents.formats import mail, rtf_text
 from fullft_assets.documents.formats.delivered import Delivered, Record, Unreadable
-from fullft_assets.documents.formats.html_text import text_of
+from fullft_assets.documents.formats.office import mail, rtf_text
+from fullft_assets.documents.formats.office.html_text import text_of
 from fullft_assets.documents.formats.parsing import OLE_MAGIC, parsing, whole_characters
 from fullft_assets.documents.formats.protocol import Format, Reading
 

@@ -11,8 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fullft_assets.snapshot.minhash import NUM_HASHES, SIMILARITY, Sketches, sketch_sets
-from fullft_assets.snapshot.shingles import BLOCK_ROWS, HASH_BITS, ShingleSets, distinct, expand, shingle_sets
+from fullft_assets.snapshot.near_text.minhash import NUM_HASHES, SIMILARITY, Sketches, sketch_sets
+from fullft_assets.snapshot.near_text.shingles import (
+    BLOCK_ROWS,
+    HASH_BITS,
+    ShingleSets,
+    distinct,
+    expand,
+    shingle_sets,
+)
 
 #: Shingles compared at once: what fits a core's cache.
 _BLOCK_VALUES = 1 << 15

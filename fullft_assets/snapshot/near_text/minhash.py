@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fullft_assets.snapshot.shingles import SORTED_ROWS, ShingleSets, mix, shingle_sets
+from fullft_assets.snapshot.near_text.shingles import SORTED_ROWS, ShingleSets, mix, shingle_sets
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -15,9 +15,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fullft_assets.snapshot.minhash import Sketches
-from fullft_assets.snapshot.near_duplicates import ReadSets, are_far, blocks_of, count_shared, positions
-from fullft_assets.snapshot.shingles import Minimizers, ShingleSets, distinct, expand
+from fullft_assets.snapshot.near_text.minhash import Sketches
+from fullft_assets.snapshot.near_text.near_duplicates import (
+    ReadSets,
+    are_far,
+    blocks_of,
+    count_shared,
+    positions,
+)
+from fullft_assets.snapshot.near_text.shingles import Minimizers, ShingleSets, distinct, expand
 
 #: Texts that a minimizer may be in.
 MAX_ROWS = 100

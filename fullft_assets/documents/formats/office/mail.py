@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from fullft_assets.documents.formats import encodings
 from fullft_assets.documents.formats.delivered import Delivered, Record, Unreadable
-from fullft_assets.documents.formats.html_text import text_of
+from fullft_assets.documents.formats.office.html_text import text_of
 from fullft_assets.documents.formats.parsing import parsing
 from fullft_assets.documents.formats.protocol import Format, Reading
 

@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fullft_assets.documents.formats import recognition
 from fullft_assets.documents.formats.delivered import Delivered, Record, Unreadable
+from fullft_assets.documents.formats.office import recognition
 from fullft_assets.documents.formats.parsing import parsing, whole_characters
 from fullft_assets.documents.formats.protocol import FILE_SECONDS, STEP_SECONDS, Format, Reading
 from fullft_assets.documents.formats.rows import PAGES_WITHOUT_TEXT

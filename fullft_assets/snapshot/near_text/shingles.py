@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fullft_assets.snapshot.words import LETTER, Words, block_words, blocks, expand
+from fullft_assets.snapshot.near_text.words import LETTER, Words, block_words, blocks, expand
 
 if TYPE_CHECKING:
     import pyarrow as pa

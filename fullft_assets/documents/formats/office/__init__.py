@@ -1,0 +1,1 @@
+"""Readers of documents: office files, mails, web pages, XML, pictures and archives."""

@@ -1,0 +1,1 @@
+"""Texts that are near each other: words, shingles, MinHash, and the search for pairs."""
