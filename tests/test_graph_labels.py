@@ -84,7 +84,7 @@ def assert_whole(project: projects.Project, printed: str, metric: str, kind: str
     for pattern in (
         (
             rf"test {name} +{metrics[metric]:.3f} \[{metrics[f'{metric}_low']:.3f}, .+\] fine-tuned;"
-            rf" .*{metrics[f'{best}_{metric}']:.3f} {best}"
+            rf" .*{metrics['scores'][best][metric]:.3f} {best}"
         ),
         r"verdict +Promoted: every gate passed\. It is the champion now\.",
         r"try it +\S+ predict letters",
@@ -175,8 +175,9 @@ def test_a_second_candidate_is_judged_against_the_champion(
         graph.approve()
         assert graph.materialize("finetuned_checkpoint", "evaluation_report", "champion_model").success
         metrics = graph.latest("evaluation_report").metadata
-    assert metrics[f"champion_{metric}"] > 0
-    assert metrics["gain_over_champion"] == pytest.approx(metrics[metric] - metrics[f"champion_{metric}"])
+    of_champion = metrics["scores"]["champion"][metric]
+    assert of_champion > 0
+    assert metrics["gain_over_champion"] == pytest.approx(metrics[metric] - of_champion)
 
 
 @pytest.mark.long
