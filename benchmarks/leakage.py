@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks import public_sets, split
 from fullft_assets.evaluation.leakage import LabelledTexts, find_leakage
-from fullft_assets.snapshot.near_text import near_duplicates
+from fullft_assets.snapshot.near_text.near_duplicates import near_duplicates
 
 ROWS, STAMP = 3_000, " [zqx 17]"
 Row = Mapping[str, str]

@@ -19,7 +19,7 @@ from fullft_assets.evaluation.counts import MIN_LABEL_GROUPS
 from fullft_assets.evaluation.intervals import Record, effective_number
 from fullft_assets.evaluation.resampling import number_groups
 from fullft_assets.evaluation.rows import one_of_each_group_first
-from fullft_assets.snapshot.near_text import near_duplicates
+from fullft_assets.snapshot.near_text.near_duplicates import near_duplicates
 
 #: F1 of a rule that is enough alone.
 ENOUGH = 0.98

@@ -41,8 +41,8 @@ from fullft_assets.planning import PilotMetadata
 from fullft_assets.planning.worth import Worth, asked, judge_worth
 from fullft_assets.release import champion_rule, recipe_digest
 from fullft_assets.snapshot import Split, load_split, load_values
-from fullft_assets.snapshot.near_text import near_duplicates
 from fullft_assets.snapshot.near_text.minhash import SIMILARITY
+from fullft_assets.snapshot.near_text.near_duplicates import near_duplicates
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import BASELINES, task_of
 from fullft_assets.tasks.context import EvaluationContext, EvaluationResult
