@@ -15,7 +15,7 @@ pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).parents[1]
 PACKAGE, TESTS, DOCS = ROOT / "fullft_assets", ROOT / "tests", ROOT / "docs"
-MOST_STATEMENTS = {PACKAGE: 36_450, TESTS: 33_950}
+MOST_STATEMENTS = {PACKAGE: 36_420, TESTS: 33_900}
 MOST_SETTINGS = 261
 MOST_COLUMNS = 110
 #: Long lines are left in texts of tests that a break would change.

@@ -1,6 +1,4 @@
-"""training: the settings that determine a checkpoint, its checks, and its lineage. A workload does the
-training itself.
-"""
+"""checkpoint: the settings that determine a checkpoint, its checks, and its lineage; `training` makes it."""
 
 from fullft_assets.checkpoint.key import (
     CHECKS,

@@ -1,4 +1,4 @@
-"""training: the settings that determine a checkpoint, and its checks. A workload does the training itself."""
+"""The settings that determine a checkpoint (its key), and the checks of a finished training."""
 
 from __future__ import annotations
 

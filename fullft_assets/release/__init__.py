@@ -23,7 +23,6 @@ from fullft_assets.release.decision import (
     JudgedAgainst,
     ReleaseOutcome,
     champion_rule,
-    forget_runs,
     judged_against,
     promote_by_hand,
     publish,

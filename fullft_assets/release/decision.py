@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -327,17 +326,6 @@ def seed_runs(store: Store, case: str) -> dict[str, list[str]]:
     for run in (store.read_pointer(f"{case}/runs") or {"runs": []})["runs"]:
         recorded[run["recipe"]].append(run["evaluation"])
     return {recipe: refs for recipe, refs in recorded.items() if len(refs) > 1}
-
-
-def forget_runs(store: Store, case: str, reports: Collection[str]) -> None:
-    """Forget trainings whose reports, by reference, are removed: no noise of seeds can be taken from them."""
-
-    def change(pointer: dict[str, Any] | None) -> dict[str, Any] | None:
-        runs = (pointer or {"runs": []})["runs"]
-        others = [run for run in runs if run["evaluation"] not in reports]
-        return None if others == runs else {"runs": others}
-
-    store.change_pointer(f"{case}/runs", change)
 
 
 def _record_run(store: Store, case: str, checkpoint: Manifest, report: Manifest) -> None:
