@@ -68,7 +68,7 @@ def launcher(**changes: object) -> KubernetesLauncher:
         "namespace": NAMESPACE,
         "image": IMAGE,
         "python": sys.executable,
-        "gpu_resource": None,
+        "gpus": False,
         "grace_seconds": 20,
     }
     return KubernetesLauncher(KubernetesLauncherSettings.model_validate(settings | changes))
@@ -172,7 +172,7 @@ def test_preempted_pods_are_launched_again_and_the_job_says_so_when_they_are_gon
 @pytest.mark.parametrize(
     ("what", "reason", "failure"),
     [
-        ("run_out_of_memory", "was killed: it took more than launcher.memory; raise it", "out_of_memory"),
+        ("run_out_of_memory", "was killed: it took more than launcher.memory_gb; raise it", "out_of_memory"),
         ("lose_node", "lost its node node-0, which does not answer", "preemption"),
     ],
 )
@@ -333,10 +333,10 @@ class TestRefused:
             'pods "x" is forbidden: error looking up service account fullft/none: serviceaccount "none" not'
             " found"
         )
-        line = self.of(cluster, tmp_path, service_account="none")
+        line = self.of(cluster, tmp_path, pod={"spec": {"serviceAccountName": "none"}})
         assert (
-            line == f"no pod can be made: Error creating: {cluster.refusal}; set launcher.service_account"
-            " [settings]"
+            line == f"no pod can be made: Error creating: {cluster.refusal}; set"
+            " serviceAccountName of launcher.pod [settings]"
         )
         assert ("", "events", "list") in cluster.used
 
@@ -403,10 +403,6 @@ class TestRefused:
     ("changes", "line"),
     [
         ({"image": "registry.example.com/fullft:1.0"}, "image\n  String should match pattern"),
-        (
-            {"pod": {"spec": {"serviceAccountName": "admin"}}},
-            "spec.serviceAccountName is not for a YAML to set",
-        ),
         ({"pod": {"spec": {"containers": []}}}, "spec.containers is not for a YAML to set"),
         ({"pod": {"spec": {"volumes": []}}}, "spec.volumes is not for a YAML to set"),
         (
@@ -417,7 +413,7 @@ class TestRefused:
         ({"run_as": 1234}, "`run_as` was removed; set pod: {spec: {securityContext: {runAsUser"),
         ({"environment": {"AWS_SECRET_ACCESS_KEY": "x"}}, "AWS_SECRET_ACCESS_KEY is a secret"),
         ({"environment": {"STORE": "http://user:word@host"}}, "STORE is a secret"),
-        ({"nodes": 2, "processes": 3}, "processes (3) must be a multiple of nodes (2)"),
+        ({"nodes": 2, "processes": 3}, "launcher.processes (3) must be a multiple of it"),
         ({"namespace": "Not_One"}, "namespace"),
     ],
 )
@@ -653,7 +649,7 @@ class TestStatus:
             ({"exitCode": 137}, "was killed by SIGKILL (out of memory?)", "infrastructure"),
             (
                 {"exitCode": 137, "reason": "OOMKilled"},
-                "was killed: it took more than launcher.memory; raise it",
+                "was killed: it took more than launcher.memory_gb; raise it",
                 "out_of_memory",
             ),
             ({"exitCode": 1, "message": "not ours"}, "ended with exit code 1", "unknown"),
@@ -697,17 +693,17 @@ def test_a_training_on_two_nodes_asks_for_what_the_yaml_says():
     chosen = launcher(
         processes=8,
         nodes=2,
-        gpu_resource="nvidia.com/gpu",
+        gpus=True,
         cpu=16,
-        memory="200Gi",
+        memory_gb=200,
         max_hours=2,
-        service_account="fullft-run",
         claims={"fullft-models": "/models"},
         secrets=["store"],
         pod={
             "spec": {
                 "imagePullSecrets": [{"name": "registry"}],
                 "nodeSelector": {"gpu": "h100"},
+                "serviceAccountName": "fullft-run",
                 "securityContext": {"runAsUser": 1234},
                 "tolerations": [
                     {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
@@ -729,8 +725,8 @@ def test_a_training_on_two_nodes_asks_for_what_the_yaml_says():
         7200 + 3600 + 35,
     )
     assert container["resources"] == {
-        "requests": {"cpu": "16", "memory": "200Gi"},
-        "limits": {"memory": "200Gi", "nvidia.com/gpu": "4"},
+        "requests": {"cpu": "16", "memory": "204800Mi"},
+        "limits": {"memory": "204800Mi", "nvidia.com/gpu": "4"},
     }
     assert pod["terminationGracePeriodSeconds"] == 35 and not pod["automountServiceAccountToken"]
     user = pod["securityContext"]

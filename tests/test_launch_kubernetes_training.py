@@ -54,9 +54,7 @@ def there(**changes: object) -> KubernetesLauncher:
         "python": sys.executable,
     }
     return KubernetesLauncher(
-        KubernetesLauncherSettings.model_validate(
-            settings | {"gpu_resource": None, "grace_seconds": 60} | changes
-        )
+        KubernetesLauncherSettings.model_validate(settings | {"gpus": False, "grace_seconds": 60} | changes)
     )
 
 

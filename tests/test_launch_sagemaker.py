@@ -5,7 +5,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +45,6 @@ SETTINGS = {
     "grace_seconds": 10,
     "max_retries": 1,
 }
-
-_BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
-_FOR_AN_HOUR = {"ProcessingStartTime": _BEGAN, "ProcessingEndTime": _BEGAN + timedelta(hours=1)}
 
 
 @pytest.fixture
@@ -345,10 +341,9 @@ class TestNetworkIsolation:
         with pytest.raises(StoreError, match="was changed after it was written"):
             sage.poll("j")
 
-    @pytest.mark.parametrize("changes", [{"nodes": 2, "processes": 2}, {"jobs": "processing"}])
-    def test_several_instances_and_processing_jobs_are_refused(self, changes):
-        with pytest.raises(ValueError, match="needs nodes: 1 and jobs: training"):
-            launcher(network_isolation=True, **changes)
+    def test_several_instances_are_refused(self):
+        with pytest.raises(ValueError, match="needs nodes: 1"):
+            launcher(network_isolation=True, nodes=2, processes=2)
 
     def test_a_file_that_leads_out_of_the_use_case_is_not_taken(self, url, service):
         store = Store(url)
@@ -357,132 +352,6 @@ class TestNetworkIsolation:
             with pytest.raises(StoreError, match="is no file of the use case probe; delete it"):
                 store.adopt("sagemaker/j/output/model", "probe")
             store.remove("sagemaker")
-
-
-PROCESSING = {"jobs": "processing", "instance_type": "ml.m5.xlarge"}
-
-
-class TestProcessingJobs:
-    def test_a_workload_runs_there_and_its_progress_cost_and_failures_arrive(self, service, url, capfd):
-        failure, messages = run(launcher(**PROCESSING), "writes", url)
-        assert failure is None and "step 1/1,000 (0%), loss 0.25" in messages
-        assert "] reading the rows\n" in capfd.readouterr().out
-        launch = recorded(url)
-        assert (launch.state, launch.place) == ("succeeded", "111122223333/us-east-1/processing")
-        (job,) = service.jobs.values()
-        assert launch.billed_seconds == pytest.approx(job.ended - job.started, abs=0.01)
-        assert launcher(**PROCESSING).list() == [launch.name_in(Store(url))] and launcher().list() == []
-        assert all(stream.startswith(f"{launch.name_in(Store(url))}/algo-1-") for stream in service.streams)
-        failure, _ = run(launcher(**PROCESSING), "refuses", url)
-        assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
-        assert service.calls["CreateTrainingJob"] == 0
-
-    def test_a_name_that_exists_is_attached_to_only_for_the_same_work_and_a_stopped_job_leaves_no_process(
-        self, service, url
-    ):
-        sage = launcher(**PROCESSING)
-        service.lost.update(CreateProcessingJob=1)
-        sage.submit(spec(url, "works"))
-        sage.submit(spec(url, "works", run_id="r2"))
-        with pytest.raises(
-            WorkloadError,
-            match=rf"SageMaker 111122223333/us-east-1/processing: {NAME} exists, and does other work",
-        ):
-            sage.submit(spec(url, "waits"))
-        wait_for((service.folder / "workload0.pid").exists, "the workload started")
-        assert sage.poll(NAME).state == "running" and len(service.jobs) == 1
-        processes = [
-            psutil.Process(int((service.folder / f"{name}0.pid").read_text()))
-            for name in ("workload", "helper")
-        ]
-        sage.stop(NAME)
-        assert not any(map(is_alive, processes))
-        assert (
-            sage.poll(NAME).reason
-            == "was stopped in SageMaker by somebody; run the same command again to resume"
-        )
-        sage.stop(NAME)
-        sage.stop("fullft-unknown")
-
-    def test_one_that_was_never_made_is_gone(self, service):
-        assert (
-            launcher(**PROCESSING).poll("fullft-unknown").state
-            == "gone"
-            == launcher().poll("fullft-unknown").state
-        )
-
-    def test_what_is_asked_for_is_what_the_yaml_says(self, service, url):
-        sage = launcher(
-            **PROCESSING,
-            volume_gb=500,
-            subnets=["subnet-1"],
-            security_groups=["sg-1"],
-            volume_kms_key="alias/v",
-            tags={"team": "nlp"},
-            environment={"A": "b"},
-            max_hours=2,
-            nodes=2,
-            processes=2,
-            spot=True,
-        )
-        request = sage._request(spec(url, "writes", environment={"DAGSTER_PIPES_CONTEXT": "x" * 6000}))
-        service.num_without_capacity = 1
-        sage.ask("sagemaker", "create_processing_job", **request)  # the double checks it as AWS does
-        cluster = {
-            "InstanceType": "ml.m5.xlarge",
-            "InstanceCount": 1,
-            "VolumeSizeInGB": 500,
-            "VolumeKmsKeyId": "alias/v",
-        }
-        assert request["ProcessingResources"] == {"ClusterConfig": cluster}
-        network = {
-            "VpcConfig": {"Subnets": ["subnet-1"], "SecurityGroupIds": ["sg-1"]},
-            "EnableInterContainerTrafficEncryption": True,
-        }
-        assert request["NetworkConfig"] == network and request["StoppingCondition"] == {
-            "MaxRuntimeInSeconds": 7200
-        }
-        assert request["Tags"] == [{"Key": "team", "Value": "nlp"}, {"Key": "fullft:run", "Value": "r1"}]
-        assert launcher(**PROCESSING, max_hours=None)._request(spec(url, "writes"))["StoppingCondition"] == {
-            "MaxRuntimeInSeconds": 9 * 86_400
-        }
-        with pytest.raises(WorkloadError, match=r"launcher\.kind: sagemaker needs a store on S3"):
-            sage._request(replace(spec(url, "writes"), job=("--job", "/store/jobs/a.json")))
-
-    @pytest.mark.parametrize(
-        ("found", "state", "failure"),
-        [
-            ({"ProcessingJobStatus": "InProgress"}, "pending", "unknown"),
-            ({"ProcessingJobStatus": "InProgress", "ProcessingStartTime": _BEGAN}, "running", "unknown"),
-            ({"ProcessingJobStatus": "Stopping"}, "running", "unknown"),
-            (
-                {"ProcessingJobStatus": "Failed", "FailureReason": "InternalServerError: try again"},
-                "failed",
-                "infrastructure",
-            ),
-            ({"ProcessingJobStatus": "Failed", "ExitMessage": "no field `label` [data]"}, "failed", "data"),
-            ({"ProcessingJobStatus": "Stopped"}, "failed", "unknown"),
-            ({"ProcessingJobStatus": "Stopped", **_FOR_AN_HOUR}, "failed", "settings"),
-        ],
-    )
-    def test_the_state_of_a_job(self, found, state, failure):
-        status = sagemaker._status({"StoppingCondition": {"MaxRuntimeInSeconds": 3600}, **found})
-        assert (status.state, status.failure) == (state, failure)
-        assert status.reason.startswith("reached launcher.max_hours") == (failure == "settings")
-
-    @pytest.mark.parametrize(
-        ("changes", "message"),
-        [
-            ({"max_hours": 217}, "max_hours: SageMaker gives a Processing Job 216 at most"),
-            (
-                {"environment": {"A": "x" * 257}},
-                r"A: a variable of a Processing Job has 256 characters at most",
-            ),
-        ],
-    )
-    def test_what_such_a_job_cannot_have_is_refused(self, changes, message):
-        with pytest.raises(ValueError, match=message):
-            launcher(**PROCESSING, **changes)
 
 
 @pytest.mark.fault("memory runs out", "sagemaker")

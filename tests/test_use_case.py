@@ -315,26 +315,19 @@ ONE_MISTAKE = {
     "processes that instances cannot share": (
         SAGEMAKER + "    processes: 3\n    nodes: 2\n",
         (
-            "14: launcher.nodes: launcher.processes (3) must be a multiple of it, as every instance starts as"
+            "14: launcher.nodes: launcher.processes (3) must be a multiple of it, as every one starts as"
             " many (launcher.nodes is 2)"
         ),
     ),
     "isolation of several instances": (
         SAGEMAKER + "    processes: 2\n    nodes: 2\n    network_isolation: true\n",
         (
-            "15: launcher.network_isolation: needs nodes: 1 and jobs: training; set it to false in this"
-            " section, or change them (launcher.network_isolation is true)"
-        ),
-    ),
-    "training as a Processing Job": (
-        SAGEMAKER + "    jobs: processing\n",
-        (
-            "13: launcher.jobs: cannot be processing, since a training is a Training Job; set it in a section"
-            " of compute (launcher.jobs is processing)"
+            "15: launcher.network_isolation: needs nodes: 1; set it to false in this section, or change"
+            " that (launcher.network_isolation is true)"
         ),
     ),
     "documents that no container can read": (
-        SAGEMAKER + "  compute:\n    ingestion: {jobs: processing}\n",
+        SAGEMAKER + "  compute:\n    ingestion: {instance_type: ml.m5.xlarge}\n",
         (
             "14: compute.ingestion: needs documents on s3://, which the containers of sagemaker read"
             " themselves (compute.ingestion is a section)"
@@ -378,8 +371,9 @@ ONE_MISTAKE = {
     "image that can become another": (
         SAGEMAKER.replace("@sha256:" + "0" * 64, ":latest"),
         (
-            "11: launcher.image: 1.dkr.ecr.us-east-1.amazonaws.com/fullft:latest does not fit; Image in ECR"
-            " by its digest, `REPOSITORY@sha256:...`, with fullft_assets in the same version."
+            "11: launcher.image: 1.dkr.ecr.us-east-1.amazonaws.com/fullft:latest does not fit; Image by its"
+            " digest, `REPOSITORY@sha256:...`, with fullft_assets in the same version; of `sagemaker` and `ecs` in"
+            " ECR. Its entry point runs its arguments."
         ),
     ),
     "secret that everybody may read": (
@@ -390,10 +384,10 @@ ONE_MISTAKE = {
         ),
     ),
     "training on several hosts of ECS": (
-        ECS + "    nodes: 2\n",
+        ECS + "    processes: 2\n    nodes: 2\n",
         (
-            "14: launcher.nodes: `nodes` was removed; the processes of a training share one instance: remove"
-            " the line"
+            "15: launcher.nodes: the processes of a training share one instance of ECS; set 1 (launcher.nodes"
+            " is 2)"
         ),
     ),
     "capacity without GPUs": (

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import time
 from abc import abstractmethod
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, ClassVar, cast
 
@@ -178,11 +179,8 @@ class AwsLauncher(Launcher):
             )
             status = error.response["ResponseMetadata"]["HTTPStatusCode"]
             line = f"{about}: {said or code} ({code})"
-            # SageMaker says of an unknown Training Job: Requested resource not found; of a Processing Job:
-            # Could not find requested job.
-            is_unknown = code == "ValidationException" and any(
-                sign in said.lower() for sign in ("resource not found", "could not find")
-            )
+            # So SageMaker says of an unknown job.
+            is_unknown = code == "ValidationException" and "resource not found" in said.lower()
             if is_unknown or code in ("ResourceNotFound", "ResourceNotFoundException"):
                 raise Missing(line) from None
             if code in ("ResourceInUse", "ConflictException") or "already exists" in said:
@@ -196,6 +194,16 @@ class AwsLauncher(Launcher):
             raise Unreachable(f"{about}: {' '.join(str(error).split())}") from None
         except aws.BotoCoreError as error:
             raise WorkloadError(f"{about}: {' '.join(str(error).split())}", "settings") from None
+
+    def pages(self, service: str, operation: str, **request: Any) -> Iterator[dict[str, Any]]:
+        """Yield the answers of a listing, page by page."""
+        name = "nextToken" if service == "ecs" else "NextToken"
+        while True:
+            page = self.ask(service, operation, **request)
+            yield page
+            if not page.get(name):
+                return
+            request[name] = page[name]
 
     def different_work(self, name: str) -> WorkloadError:
         """Return what is said of a job of this name that does other work than the one that was to be

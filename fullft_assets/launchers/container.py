@@ -91,7 +91,7 @@ def stop_seconds(settings: LauncherSettings) -> int:
 def main() -> int:
     """Run the command line above and return the exit code of the workload."""
     options, arguments = Options(**json.loads(sys.argv[1])), sys.argv[2:]
-    otherwise = "set launcher.gpu_resource to null" if options.message else "set launcher.gpus to false"
+    otherwise = "set launcher.gpus to false"
     code, status = EXIT_FIXABLE, wrong_version(options.version) or missing_gpus(options.gpus, otherwise)
     if status is None:
         code, status = _run(options, arguments)

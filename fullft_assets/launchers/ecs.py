@@ -273,12 +273,8 @@ class EcsLauncher(AwsLauncher):
         return tasks
 
     def _arns(self, **criteria: str) -> Iterator[str]:
-        while True:
-            page = self.ask("ecs", "list_tasks", cluster=self.settings.cluster, **criteria)
+        for page in self.pages("ecs", "list_tasks", cluster=self.settings.cluster, **criteria):
             yield from page["taskArns"]
-            if not page.get("nextToken"):
-                return
-            criteria["nextToken"] = page["nextToken"]
 
     def _describe(self, arns: list[str]) -> list[dict[str, Any]]:
         if not arns:

@@ -83,11 +83,11 @@ _START_SECONDS = 600.0
 #: What is said of a Job whose pods are refused, and the key that may be wrong; a quota, which may be free
 #: later, is none of these.
 _NO_PODS = {
-    re.compile(r'serviceaccount "[^"]*" not found'): "launcher.service_account",
+    re.compile(r'serviceaccount "[^"]*" not found'): "serviceAccountName of launcher.pod",
     re.compile(r"violates PodSecurity"): "the policy of the namespace",
     re.compile(
         r"unable to validate against any security context constraint"
-    ): "securityContext of launcher.pod, or what launcher.service_account may use",
+    ): "securityContext of launcher.pod, or what its serviceAccountName may use",
 }
 _OUT_OF_MEMORY = "OOMKilled"
 
@@ -168,20 +168,18 @@ def _pod(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> 
     }
     if nodes > 1:
         pod["subdomain"] = SERVICE
-    if settings.service_account is not None:
-        pod["serviceAccountName"] = settings.service_account
     return pod
 
 
 def _container(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> dict[str, Any]:
     variables = {**settings.environment, **spec.environment, LAUNCH_ID: spec.name, RUN_ID: spec.run_id}
     variables |= {} if settings.folder is None else {PROJECT_ROOT: settings.folder}
-    requests = {
-        name: str(value)
-        for name, value in (("cpu", settings.cpu), ("memory", settings.memory))
-        if value is not None
-    }
-    limits = {name: value for name, value in requests.items() if name == "memory"}
+    requests: dict[str, str] = {}
+    limits: dict[str, str] = {}
+    if settings.cpu is not None:
+        requests["cpu"] = f"{settings.cpu:g}"
+    if settings.memory_gb is not None:
+        requests["memory"] = limits["memory"] = f"{round(settings.memory_gb * 1024)}Mi"
     if settings.gpu_resource is not None:
         limits[settings.gpu_resource] = str(spec.processes // nodes)
     mounts = ["/dev/shm", *settings.claims.values()]
@@ -375,7 +373,7 @@ def _failure(condition: dict[str, Any], pods: Sequence[dict[str, Any]], completi
 
 def _ending_of(end: dict[str, Any]) -> Status:
     if end.get("reason") == _OUT_OF_MEMORY:
-        return Status("failed", "was killed: it took more than launcher.memory; raise it", "out_of_memory")
+        return Status("failed", "was killed: it took more than launcher.memory_gb; raise it", "out_of_memory")
     try:
         return Status(**json.loads(end.get("message") or ""))
     except (TypeError, ValueError):  # killed before it could say anything, or never started

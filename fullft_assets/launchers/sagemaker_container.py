@@ -1,13 +1,12 @@
 """The first process of a container of a SageMaker job: one for each host of the job.
 
-`python -m fullft_assets.launchers.sagemaker_container [PART...]` reads what the launcher asked for
-(hyperparameters.json of a Training Job, else the parts of a JSON object that are the arguments of a
-Processing Job) and which hosts share the work (resourceconfig.json), supervises the workload, with torchrun
-where several processes share it, and writes why it failed to `output/failure`, or `output/message`. SageMaker
-shows that line as the job's `FailureReason`, or `ExitMessage`. A container without a network works on a store
-of its own in /opt/ml/model: with a link to each file of the use case's artifacts, which SageMaker mounts, and
-with its checkpoints in the folder that SageMaker keeps a copy of. SIGTERM is passed on: a stop, a spot
-interruption, or the time limit of the job.
+`python -m fullft_assets.launchers.sagemaker_container` reads what the launcher asked for
+(hyperparameters.json) and which hosts share the work (resourceconfig.json), supervises the workload, with
+torchrun where several processes share it, and writes why it failed to `output/failure`, which SageMaker shows
+as the job's `FailureReason`. A container without a network works on a store of its own in /opt/ml/model: with
+a link to each file of the use case's artifacts, which SageMaker mounts, and with its checkpoints in the
+folder that SageMaker keeps a copy of. SIGTERM is passed on: a stop, a spot interruption, or the time limit of
+the job.
 """
 
 from __future__ import annotations
@@ -42,19 +41,14 @@ CHECKPOINTS = "/opt/ml/checkpoints"
 #: most.
 VARIABLES = "variables_{}"
 _OTHERWISE = "choose another launcher.instance_type"
-_MAX_BYTES = 900  # of 1,024 that a FailureReason or ExitMessage has
+_MAX_BYTES = 900  # of 1,024 that a FailureReason has
 
 
 def main() -> int:
     """Run this host's share of the workload and return the exit code."""
     root = Path(os.environ.get(ROOT, "/opt/ml"))
-    parts = [part for part in sys.argv[1:] if part != "train"]  # which SageMaker gives a Training Job
-    config, failure = (
-        (root / "config", root / "output/message")
-        if parts
-        else (root / "input/config", root / "output/failure")
-    )
-    parameters = json.loads("".join(parts) or (config / "hyperparameters.json").read_text())
+    config, failure = root / "input/config", root / "output/failure"
+    parameters = json.loads((config / "hyperparameters.json").read_text())
     hosts, host = _hosts(json.loads((config / "resourceconfig.json").read_text()))
     code, status = (
         EXIT_FIXABLE,

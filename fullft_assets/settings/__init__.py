@@ -11,13 +11,20 @@ from fullft_assets.settings.documents import DocumentsSettings
 from fullft_assets.settings.evaluation import MODELS, EvaluationSettings, ExternalSettings, LmEvalSettings
 from fullft_assets.settings.examples import RULES, ExamplesSettings, Expectation
 from fullft_assets.settings.guards import GuardSettings
-from fullft_assets.settings.launcher import LAUNCHER_SECTIONS, ComputeSettings, OtherLauncherSettings
-from fullft_assets.settings.launchers.aws import AwsLauncherSettings
-from fullft_assets.settings.launchers.base import LauncherSettings
-from fullft_assets.settings.launchers.ecs import EcsLauncherSettings
-from fullft_assets.settings.launchers.kubernetes import KubernetesLauncherSettings
-from fullft_assets.settings.launchers.sagemaker import SageMakerLauncherSettings
-from fullft_assets.settings.launchers.ssh import SshLauncherSettings
+from fullft_assets.settings.launcher import (
+    LAUNCHER_SECTIONS,
+    AwsLauncherSettings,
+    ClusterLauncherSettings,
+    ComputeSettings,
+    ContainerLauncherSettings,
+    EcsLauncherSettings,
+    KubernetesLauncherSettings,
+    LauncherSettings,
+    OtherLauncherSettings,
+    RemoteLauncherSettings,
+    SageMakerLauncherSettings,
+    SshLauncherSettings,
+)
 from fullft_assets.settings.monitoring import LogSettings, MonitoringSettings, WindowSettings
 from fullft_assets.settings.planning import BedrockSettings, LoraSettings, PlanningSettings
 from fullft_assets.settings.release import ReleaseSettings

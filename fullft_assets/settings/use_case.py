@@ -16,8 +16,7 @@ from fullft_assets.settings.chunks import ChunksSettings
 from fullft_assets.settings.documents import DocumentsSettings
 from fullft_assets.settings.evaluation import EvaluationSettings
 from fullft_assets.settings.examples import ExamplesSettings
-from fullft_assets.settings.launcher import ByKind, ComputeSettings
-from fullft_assets.settings.launchers.base import LauncherSettings
+from fullft_assets.settings.launcher import ByKind, ComputeSettings, LauncherSettings
 from fullft_assets.settings.monitoring import MonitoringSettings
 from fullft_assets.settings.planning import PlanningSettings
 from fullft_assets.settings.release import ReleaseSettings
@@ -157,11 +156,6 @@ class UseCaseSettings(Settings):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> UseCaseSettings:
-        if getattr(self.launcher, "jobs", "training") == "processing":
-            raise ValueError(
-                "launcher.jobs cannot be processing, since a training is a Training Job; set it in a section"
-                " of compute"
-            )
         ingestion = self.compute.ingestion
         if getattr(ingestion, "network_isolation", False):
             raise ValueError(
