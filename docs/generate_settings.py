@@ -93,7 +93,7 @@ def render() -> str:
 
 
 def _table(heading: str, description: str, path: tuple[str, ...], fields: Mapping[str, FieldInfo]) -> str:
-    rows = [_row(path, name, info) for name, info in fields.items() if not _is_section(info)]
+    rows = [_row(path, name, info) for name, info in fields.items() if _has_row(info)]
     lines = [heading, "", description]
     if rows:
         lines += ["", "| key | type and bounds | default | meaning |", "|---|---|---|---|", *rows]
@@ -110,8 +110,6 @@ def _sections(
             continue
         if inner is not None:
             about = " ".join((info.description or inner.__doc__ or "").split())
-            if not _is_section(info):
-                about = " ".join((inner.__doc__ or "").split())
             yield from _sections((*path, name), inner, about)
 
 
@@ -145,6 +143,11 @@ def _section_of(info: FieldInfo) -> type[BaseModel] | None:
 def _is_section(info: FieldInfo) -> bool:
     """Return whether the field is a section that is always there: it has a heading, and no row of its own."""
     return isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
+
+
+def _has_row(info: FieldInfo) -> bool:
+    """Return whether a field has a row: a section has a heading, where its description is."""
+    return _section_of(info) in (None, LauncherSettings) and not _is_section(info)
 
 
 def _parts(annotation: Any) -> Iterator[Any]:

@@ -337,7 +337,6 @@ def test_what_is_asked_for_is_what_the_yaml_says(service, url):
         tags={"team": "nlp"},
         environment={"A": "b"},
         secrets={"C": SECRET},
-        log_group="/x",
     )
     definition = task_definition(
         spec(url, "writes", processes=4, environment={"DAGSTER_PIPES_CONTEXT": "x" * 6000}),
@@ -358,7 +357,7 @@ def test_what_is_asked_for_is_what_the_yaml_says(service, url):
     assert container["secrets"] == [{"name": "C", "valueFrom": SECRET}]
     assert {"name": "A", "value": "b"} in container["environment"]
     assert {"name": "AWS_DEFAULT_REGION", "value": "us-east-1"} in container["environment"]
-    assert container["logConfiguration"]["options"]["awslogs-group"] == "/x"
+    assert container["logConfiguration"]["options"]["awslogs-group"] == f"/ecs/{chosen.settings.cluster}"
     line = container["command"]
     options = json.loads(line[line.index(MODULE) + 1])
     assert (options["gpus"], options["grace"], options["seconds"]) == (4, 10.0, 86_400.0)
@@ -473,7 +472,7 @@ class TestStatus:
         [
             (
                 "failed to initialize logging driver: log group does not exist",
-                "launcher.log_group and launcher.execution_role_arn",
+                "launcher.execution_role_arn, and whether there is a log group /ecs/ and launcher.cluster",
             ),
             (
                 "Fetching secret data from SSM: AccessDeniedException",

@@ -176,7 +176,7 @@ class Scripted(SshLauncher):
     def __init__(self, answers: dict[tuple[int, str], Any]):
         super().__init__(
             SshLauncherSettings(
-                host="gpu1", more_hosts=["gpu2"], processes=4, options={"User": "me"}, rendezvous="10.0.0.1"
+                host=["gpu1", "gpu2"], processes=4, options={"User": "me"}, rendezvous="10.0.0.1"
             )
         )
         self.answers, self.asked = answers, []

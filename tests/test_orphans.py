@@ -17,6 +17,7 @@ from fullft_assets.cli.jobs import job_lines
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers import LaunchSpec, Unreachable, records
+from fullft_assets.launchers import orphans as launched_orphans
 from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.orphans import (
     Orphan,
@@ -150,13 +151,6 @@ def test_where_the_clock_of_a_run_was_ahead_its_job_is_left_so_much_longer_and_n
     again = made.model_copy(update={"submitted_at": time.time(), "run_id": "second"})
     following, _, is_new = records.claim(store, again, lambda _: False)
     assert (following.attempt, following.earlier_hours, is_new) == (2, 0.0, True)
-
-
-def test_null_leaves_it(store, launch):
-    launch(store, launcher={"kind": "local", "orphan_hours": None})
-    (found,) = suspected(store, 100.0)
-    assert find(store, 100.0) == []
-    assert waiting_line(found, store, NOW).endswith("it is left alone until a run attaches to it")
 
 
 def test_an_end_that_nobody_recorded_is_recorded(store, launch):
@@ -303,9 +297,7 @@ class TestInDagster:
         with dg.DagsterInstance.from_config(str(project.home)) as instance:
             store = open_store(project.use_case(), instance)
             run = instance.create_run_for_job(nothing)
-            made = launch(
-                store, run_id=run.run_id, launcher={"kind": "local", "orphan_hours": 0.0, "grace_seconds": 0}
-            )
+            made = launch(store, run_id=run.run_id, launcher={"kind": "local", "grace_seconds": 0})
 
             def tick(hour: int = 5) -> Any:
                 at = datetime(2026, 11, 28, hour, 17, tzinfo=UTC)
@@ -316,23 +308,25 @@ class TestInDagster:
 
             assert tick().skip_message == "a run follows each job"
             instance.report_run_failed(run)
+            assert tick().skip_message != "a run follows each job"
+            monkeypatch.setattr(launched_orphans, "_ATTACH_SECONDS", 0.0)
             (request,) = tick().run_requests
             assert (
                 request.tags["orphans/jobs"] == made.name_in(store)
                 and request.run_key == tick().run_requests[0].run_key
             )
-            lost = launch(store, key="lost")
-            store.delete_pointer(lost.record)
-            places = [LauncherSettings(grace_seconds=0)]
-            monkeypatch.setattr(orphans, "sections", lambda _: places)
+            monkeypatch.setattr(orphans, "sections", lambda _: [LauncherSettings(grace_seconds=0)])
             job = defs.resolve_job_def("letters_end_orphans")
             done = job.execute_in_process(instance=instance)
             assert not runs(store, made) and recorded(store).state == "stopped"
-            assert instance.get_run_by_id(done.run_id).tags["orphans/stopped"] == "1" and runs(store, lost), (
-                "its hour has begun"
-            )
+            assert instance.get_run_by_id(done.run_id).tags["orphans/stopped"] == "1"
+            lost = launch(store, key="lost")
+            store.delete_pointer(lost.record)
+            monkeypatch.setattr(launched_orphans, "_ATTACH_SECONDS", HOUR)
+            job.execute_in_process(instance=instance)
+            assert runs(store, lost), "its hour has begun"
             assert store.list_pointers("unrecorded/letters") == [lost.name_in(store)]
-            places[:] = [LauncherSettings(grace_seconds=0, orphan_hours=0)]
+            monkeypatch.setattr(launched_orphans, "_ATTACH_SECONDS", 0.0)
             done = job.execute_in_process(instance=instance)
             assert instance.get_run_by_id(done.run_id).tags["orphans/stopped"] == "1" and not runs(
                 store, lost
@@ -349,7 +343,7 @@ class TestInDagster:
                 key="elsewhere",
                 run_id=run.run_id,
                 place="elsewhere",
-                launcher={"kind": "local", "orphan_hours": 0.0},
+                launcher={"kind": "local"},
                 runs=False,
             )
             failed = defs.resolve_job_def("letters_end_orphans").execute_in_process(

@@ -32,7 +32,7 @@ _LOOK_HOURS = 6
 _HOURLY_SECONDS = 24 * 3600.0
 _DESCRIPTION = (
     "End jobs that run, and are paid for, though their run is over and no other one has attached to them for"
-    " launcher.orphan_hours."
+    " an hour."
 )
 
 

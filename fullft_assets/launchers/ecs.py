@@ -50,10 +50,10 @@ _WRONG = re.compile(
     re.IGNORECASE,
 )
 _KEYS = {
-    "logging driver": "launcher.log_group and launcher.execution_role_arn",
+    "logging driver": "launcher.execution_role_arn, and whether there is a log group /ecs/ and launcher.cluster",
     "Fetching secret data": "launcher.secrets and launcher.execution_role_arn",
     "CannotPull": "launcher.image and launcher.execution_role_arn",
-    "ResourceInitializationError": "launcher.secrets, launcher.execution_role_arn and launcher.log_group",
+    "ResourceInitializationError": "launcher.secrets and launcher.execution_role_arn",
     "CannotStartContainerError": "launcher.python and launcher.image",
 }
 _MAX_CHARACTERS = 400
@@ -80,8 +80,8 @@ class EcsLauncher(AwsLauncher):
 
     @property
     def log_group(self) -> str:
-        """The group that the section names."""
-        return self.settings.log_group
+        """The group of the cluster."""
+        return f"/ecs/{self.settings.cluster}"
 
     def stream_prefix(self, name: str) -> str:
         """Return how the driver `awslogs` begins the names of a task's streams."""
@@ -324,7 +324,7 @@ def task_definition(spec: LaunchSpec, settings: EcsLauncherSettings, region: str
             "logDriver": "awslogs",
             # A training must not stand still because its output cannot be written.
             "options": {
-                "awslogs-group": settings.log_group,
+                "awslogs-group": f"/ecs/{settings.cluster}",
                 "awslogs-region": region,
                 "awslogs-stream-prefix": spec.name,
                 "mode": "non-blocking",

@@ -1,7 +1,7 @@
 """Orphans: jobs that run, and are paid for, though no run follows them any more; and how they are ended.
 
 A job outlives its run where the run was killed, or its machine was lost: the next run attaches to it. Where
-none does, the job is stopped after `launcher.orphan_hours`, with a checkpoint as if it were cancelled. What
+none does, the job is stopped an hour later, with a checkpoint as if it were cancelled. What
 may be an orphan is known from the store and from Dagster alone (`suspects`); whether it is one, only its
 backend knows (`find_orphans`), which may be reached from a run alone.
 
@@ -12,6 +12,7 @@ seen for the first time, of which the store keeps a note (`note_unrecorded`).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from fullft_assets.settings import LauncherSettings, UseCaseSettings
 from fullft_assets.settings.launcher import ComputeSettings
 from fullft_assets.store import Store
 
+#: The next run has so long to attach to a job whose run has ended.
+_ATTACH_SECONDS = 3600.0
 #: A run that has just recorded the end of a job is about to end the job itself.
 _SETTLE_SECONDS = 900.0
 #: No backend runs on for so long what is over on record: its own limit has ended it.
@@ -40,12 +43,12 @@ class Suspect:
 
     Attributes:
         since: when the run ended, or the end of the job was recorded; seconds since the epoch.
-        due_at: from when the job is ended; None: never.
+        due_at: from when the job is ended.
     """
 
     launch: Launch
     since: float
-    due_at: float | None
+    due_at: float
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,9 @@ class Unrecorded:
     line: str
 
     @property
-    def due_at(self) -> float | None:
-        """From when it is ended; None: never."""
-        hours = self.launcher.settings.orphan_hours
-        return None if hours is None else self.since + hours * 3600
+    def due_at(self) -> float:
+        """From when it is ended."""
+        return self.since + _ATTACH_SECONDS
 
 
 def suspects(store: Store, case: str, ended_at: EndedAt, now: float) -> Iterator[Suspect]:
@@ -103,8 +105,7 @@ def suspects(store: Store, case: str, ended_at: EndedAt, now: float) -> Iterator
             if now - since < _FORGOTTEN_SECONDS:
                 yield Suspect(launch, since, since + _SETTLE_SECONDS)
         else:
-            hours = launch.launcher.get("orphan_hours", LauncherSettings().orphan_hours)
-            yield Suspect(launch, since, None if hours is None else since + hours * 3600)
+            yield Suspect(launch, since, since + _ATTACH_SECONDS)
 
 
 def find_orphans(store: Store, suspected: Iterable[Suspect]) -> Iterator[Orphan]:
@@ -234,11 +235,7 @@ def due_unrecorded(store: Store, case: str, now: float) -> dict[str, float]:
     no backend is asked.
     """
     notes = {name: store.read_pointer(_note(case, name)) or {} for name in store.list_pointers(_note(case))}
-    return {
-        name: note["due_at"]
-        for name, note in notes.items()
-        if note.get("due_at") is not None and note["due_at"] <= now
-    }
+    return {name: note["due_at"] for name, note in notes.items() if note.get("due_at", math.inf) <= now}
 
 
 def _note(*parts: str) -> str:
@@ -271,18 +268,13 @@ def _about(launch: Launch, store: Store) -> str:
 
 def waiting_line(suspect: Suspect, store: Store, now: float) -> str:
     """Return what a tick says of a suspect that is not due yet."""
-    duration = (
-        "until a run attaches to it"
-        if suspect.due_at is None
-        else f"for {(suspect.due_at - now) / 3600:.2f} h more, or until a run attaches"
-    )
     return (
         f"{_about(suspect.launch, store)}: its run has ended {max(0.0, now - suspect.since) / 3600:.2f} h"
-        f" ago; it is left alone {duration}"
+        f" ago; it is left alone for {(suspect.due_at - now) / 3600:.2f} h more, or until a run attaches"
     )
 
 
 def due(suspected: Iterable[Suspect], now: float | None = None) -> list[Suspect]:
     """Return the suspects whose jobs are ended by now."""
     now = time.time() if now is None else now
-    return [suspect for suspect in suspected if suspect.due_at is not None and suspect.due_at <= now]
+    return [suspect for suspect in suspected if suspect.due_at <= now]

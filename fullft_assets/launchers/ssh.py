@@ -70,14 +70,14 @@ class SshLauncher(Launcher):
 
     def __init__(self, settings: SshLauncherSettings):
         super().__init__(settings)
-        self._hosts = [settings.host, *settings.more_hosts]
+        self._hosts = settings.hosts
         #: How many of the machines share a job, of those that are known.
         self._num_hosts: dict[str, int] = {}
 
     @property
     def place(self) -> str:
         """User, machines and port, as far as the YAML gives them."""
-        return "+".join([self._place_of(self.settings.host), *self.settings.more_hosts])
+        return "+".join([self._place_of(self._hosts[0]), *self._hosts[1:]])
 
     def submit(self, spec: LaunchSpec) -> None:
         """Start the job there under a supervisor of its own; of a training that several machines share, one

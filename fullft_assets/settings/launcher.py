@@ -106,11 +106,15 @@ _Folder = Annotated[
 ]
 
 
+_Host = Annotated[str, Field(pattern=r"^[^-\s]\S*$")]
+
+
 class LauncherSettings(Settings):
     """Where heavy work runs. These keys are those of every kind; a kind may have more of its own."""
 
     REMOVED: ClassVar[Mapping[str, str]] = {
         "spot_poll_seconds": "training looks for a notice every 5 s: remove the line",
+        "orphan_hours": "a job that no run follows is stopped an hour after the end of its run",
     }
 
     kind: str = Field(
@@ -132,15 +136,6 @@ class LauncherSettings(Settings):
     grace_seconds: _Grace = 30.0
     max_hours: _Hours = None
     max_retries: _Retries = 0
-    orphan_hours: Float | None = Field(
-        default=1.0,
-        ge=0,
-        description=(
-            "Time after the end of its run after which a job that no other run has attached to is stopped as"
-            " if it were cancelled, so that nothing is paid for unseen; the next run resumes it. Jobs of"
-            " `local` end with their run. `null`: never."
-        ),
-    )
     spot_notice: Literal["none", "aws"] = Field(
         default="none",
         description=(
@@ -200,14 +195,18 @@ class SshLauncherSettings(RemoteLauncherSettings):
         "port": "set options: {Port: ...}",
         "key_file": "set options: {IdentityFile: ...}",
         "known_hosts": "set options: {UserKnownHostsFile: ...}",
+        "more_hosts": "set host: [FIRST, OTHERS...]",
         "rendezvous_address": "set rendezvous: ADDRESS",
         "rendezvous_port": "set rendezvous: ADDRESS:PORT",
     }
 
     kind: str = Field(default="ssh", description="Workloads run on another machine.")
-    host: str = Field(
-        pattern=r"^[^-\s]\S*$",
-        description="Name or address of the machine, or a `Host` of your `~/.ssh/config`.",
+    host: _Host | Annotated[list[_Host], Field(min_length=1, max_length=64)] = Field(
+        description=(
+            "Name or address of the machine, or a `Host` of your `~/.ssh/config`. A list: machines that share"
+            " a training, of which each starts as many of launcher.processes as the others; other workloads"
+            " run on the first one alone."
+        ),
     )
     options: dict[Literal["User", "Port", "ProxyJump", "IdentityFile", "UserKnownHostsFile"], str | int] = (
         Field(
@@ -220,46 +219,44 @@ class SshLauncherSettings(RemoteLauncherSettings):
         )
     )
     python: _Python = "python3"
-    more_hosts: list[Annotated[str, Field(pattern=r"^[^-\s]\S*$")]] = Field(
-        default_factory=list,
-        max_length=63,
-        description=(
-            "More machines that share a training with `host`, the first of them; each starts as many of"
-            " launcher.processes as the others. The keys of this section hold for all of them. Other"
-            " workloads run on `host` alone."
-        ),
-    )
     rendezvous: str | None = Field(
         default=None,
         pattern=r"^[^-\s:][^\s:]*(:[0-9]{1,5})?$",
         description=(
-            "Name or address by which more_hosts reach `host`, with a port of it (`ADDRESS:PORT`) where"
-            " 29500 is taken. Default: `host`, which must not be an alias of `~/.ssh/config` then."
+            "Name or address by which the other machines reach the first one, with a port of it (`ADDRESS:PORT`) where"
+            " 29500 is taken. Default: its name in `host`, which must not be an alias of `~/.ssh/config` then."
         ),
     )
 
     @property
     def target(self) -> dict[str, Any]:
         """The machine that plans run on; how it is reached from here is no part of a plan."""
-        return {"kind": self.kind, "host": self.host}
+        return {"kind": self.kind, "host": self.hosts[0]}
 
     @property
     def pool(self) -> str:
         """One pool for each machine."""
-        return f"ssh/{self.host}"
+        return f"ssh/{self.hosts[0]}"
 
-    @field_validator("more_hosts")
+    @property
+    def hosts(self) -> list[str]:
+        """The machines; the first one runs what is not shared."""
+        return [self.host] if isinstance(self.host, str) else self.host
+
+    @field_validator("host")
     @classmethod
-    def _share_processes(cls, hosts: list[str], info: ValidationInfo) -> list[str]:
-        processes, num_hosts = info.data.get("processes", 1), len(hosts) + 1
-        if len({*hosts, info.data.get("host")}) < num_hosts:
-            raise ValueError("names a machine twice, or `host` again")
-        if hosts and processes % num_hosts:
+    def _share_processes(cls, host: str | list[str], info: ValidationInfo) -> str | list[str]:
+        if isinstance(host, str):
+            return host
+        processes = info.data.get("processes", 1)
+        if len(set(host)) < len(host):
+            raise ValueError("names a machine twice")
+        if processes % len(host):
             raise ValueError(
-                f"launcher.processes ({processes}) must be a multiple of the {num_hosts} machines, as each"
+                f"launcher.processes ({processes}) must be a multiple of the {len(host)} machines, as each"
                 " starts as many"
             )
-        return hosts
+        return host
 
 
 class ContainerLauncherSettings(RemoteLauncherSettings):
@@ -342,6 +339,14 @@ class ClusterLauncherSettings(ContainerLauncherSettings):
             " that lost its machine. Time that a Job is suspended by a queue does not count."
         ),
     )
+    secrets: list[str] | dict[str, str] = Field(
+        default_factory=list,
+        description=(
+            "Secrets that become variables of the workload, such as credentials of the store. Of `kubernetes`"
+            " the names of Secrets, all of whose keys count; of `ecs` the ARN of each variable's secret in"
+            " Secrets Manager or the Parameter Store."
+        ),
+    )
 
 
 class KubernetesLauncherSettings(ClusterLauncherSettings):
@@ -392,11 +397,8 @@ class KubernetesLauncherSettings(ClusterLauncherSettings):
             " numbers of user and groups (10001 by default, never root)."
         ),
     )
-    secrets: list[str] = Field(
-        default_factory=list,
-        description=(
-            "Names of Secrets whose keys become variables of the workload, such as credentials of the store."
-        ),
+    secrets: list[str] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default_factory=list, description="Names of Secrets whose keys become variables of the workload."
     )
 
     @property
@@ -556,6 +558,8 @@ class EcsLauncherSettings(ClusterLauncherSettings, AwsLauncherSettings):
     REMOVED: ClassVar[Mapping[str, str]] = {
         **LauncherSettings.REMOVED,
         "launch_type": "a task runs on EC2 instances of the cluster; for machines of your own set kind: ssh",
+        "log_group": "the output is in the group /ecs/CLUSTER of CloudWatch Logs: make it, with the name of"
+        " `cluster`",
         "shared_memory_gb": "/dev/shm may take half of memory_gb: remove the line",
     }
     SECRETS_BELONG = "put it into Secrets Manager and name that in launcher.secrets"
@@ -587,17 +591,8 @@ class EcsLauncherSettings(ClusterLauncherSettings, AwsLauncherSettings):
         pattern=_ARN_OF_ROLE,
         description="Role with which ECS pulls the image, reads secrets and writes the log.",
     )
-    log_group: str = Field(
-        default="/ecs/fullft",
-        pattern=r"^[.\-_/#A-Za-z0-9]{1,512}$",
-        description="Group of CloudWatch Logs for the output; it has to be there.",
-    )
-    secrets: dict[str, str] = Field(
-        default_factory=dict,
-        description=(
-            "Variables of the workload whose values ECS reads from Secrets Manager or the Parameter Store:"
-            " the ARN of each."
-        ),
+    secrets: dict[str, str] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default_factory=dict, description="The ARN of the secret of each variable of the workload."
     )
 
     @property
@@ -689,6 +684,10 @@ class ComputeSettings(Settings):
     differ.
     """
 
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "prediction": "production documents are predicted where `monitoring` says",
+    }
+
     ingestion: Elsewhere = Field(
         default=None,
         description=(
@@ -701,11 +700,11 @@ class ComputeSettings(Settings):
         description="Where plan, baselines and pilot run. They measure the machine that they run on.",
     )
     evaluation: Elsewhere = Field(default=None, description="Where candidates are evaluated: one process.")
-    prediction: Elsewhere = Field(
-        default=None, description="Where production documents are predicted: one process."
+    monitoring: Elsewhere = Field(
+        default=None,
+        description="Where production documents are predicted, and drift is tested: one process.",
     )
-    monitoring: Elsewhere = Field(default=None, description="Where drift is tested: one process.")
 
     def of(self, workload: str) -> LauncherSettings | None:
         """Return the section of a workload; None where it runs where training does."""
-        return getattr(self, workload) if workload in type(self).model_fields else None
+        return getattr(self, "monitoring" if workload == "prediction" else workload, None)
