@@ -147,7 +147,7 @@ def _is_section(info: FieldInfo) -> bool:
 
 def _has_row(info: FieldInfo) -> bool:
     """Return whether a field has a row: a section has a heading, where its description is."""
-    return _section_of(info) in (None, LauncherSettings) and not _is_section(info)
+    return _section_of(info) is None
 
 
 def _parts(annotation: Any) -> Iterator[Any]:

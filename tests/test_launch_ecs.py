@@ -302,8 +302,8 @@ class TestRefused:
     ("changes", "line"),
     [
         (
-            {"nodes": 2},
-            "`nodes` was removed; the processes of a training share one instance: remove the line",
+            {"nodes": 2, "processes": 2},
+            "the processes of a training share one instance of ECS; set 1",
         ),
         (
             {"capacity_provider": "FARGATE_SPOT"},

@@ -173,7 +173,7 @@ ONE_MISTAKE = {
         GOOD + "  release: strict\n",
         (
             "8: release: strict is not a section; its keys: min_gain_over_baselines,"
-            " min_gain_over_champion, max_tolerable_loss, min_effective_groups, min_score, max_forgetting,"
+            " min_gain_over_champion, max_tolerable_loss, min_effective_groups, min_score,"
             " gates, push_to, model_package, license"
         ),
     ),
@@ -583,8 +583,11 @@ ONE_MISTAKE = {
         ),
     ),
     "owner": (
-        GOOD + "  owners:\n    - me@example.org\n    - me\n",
-        "10: owners.1: me is neither an e-mail address nor `team:NAME`",
+        GOOD + "  owners: [me]\n",
+        (
+            "8: owners: `owners` was removed; set post_processing: {assets: [{target: '*', attributes: {owners:"
+            " [...]}}]} beside `attributes`"
+        ),
     ),
     "overlap where each token is trained": (
         GOOD.replace("{label: kind}", "{task: language_modeling}").replace(

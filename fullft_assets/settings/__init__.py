@@ -8,7 +8,7 @@ from fullft_assets.settings.alerts import AlertsSettings
 from fullft_assets.settings.base import Settings
 from fullft_assets.settings.chunks import ChunksSettings
 from fullft_assets.settings.documents import DocumentsSettings
-from fullft_assets.settings.evaluation import MODELS, EvaluationSettings, ExternalSettings, LmEvalSettings
+from fullft_assets.settings.evaluation import MODELS, EvaluationSettings, LmEvalSettings
 from fullft_assets.settings.examples import RULES, ExamplesSettings, Expectation
 from fullft_assets.settings.guards import GuardSettings
 from fullft_assets.settings.launcher import (
@@ -26,7 +26,7 @@ from fullft_assets.settings.launcher import (
     SshLauncherSettings,
 )
 from fullft_assets.settings.monitoring import LogSettings, MonitoringSettings, WindowSettings
-from fullft_assets.settings.planning import BedrockSettings, LoraSettings, PlanningSettings
+from fullft_assets.settings.planning import BedrockSettings, PlanningSettings
 from fullft_assets.settings.release import ReleaseSettings
 from fullft_assets.settings.retention import RetentionSettings
 from fullft_assets.settings.retraining import AutomationSettings, RetrainingSettings

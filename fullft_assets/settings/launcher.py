@@ -552,7 +552,7 @@ class SageMakerLauncherSettings(AwsLauncherSettings):
         return value
 
 
-class EcsLauncherSettings(ClusterLauncherSettings, AwsLauncherSettings):
+class EcsLauncherSettings(AwsLauncherSettings, ClusterLauncherSettings):
     """Keys of `kind: ecs`: tasks of Amazon ECS on GPU instances, with a store on S3."""
 
     REMOVED: ClassVar[Mapping[str, str]] = {
@@ -678,10 +678,13 @@ Elsewhere = Annotated[LauncherSettings | None, ByKind()]
 
 
 class ComputeSettings(Settings):
-    """Workloads that run elsewhere than `launcher` says, which is where training runs.
+    """Workloads that run elsewhere than `launcher` says, which is where training runs: each of `ingestion`
+    (documents, examples and chunks of a batch: one process, which reads documents.path itself; default: in
+    the run, wherever `launcher` is), `planning` (plan, baselines and pilot, which measure the machine that
+    they run on), `evaluation` (candidates: one process) and `monitoring` (production documents are predicted,
+    and drift is tested: one process) has a section with the keys of `launcher`.
 
-    Each has a section with the keys of `launcher`; if it is of the same kind, it needs only the keys that
-    differ.
+    If a section is of the same kind as `launcher`, it needs only the keys that differ.
     """
 
     REMOVED: ClassVar[Mapping[str, str]] = {

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -30,6 +30,12 @@ from fullft_assets.task import TASKS, task_of
 class UseCaseSettings(Settings):
     """One use case: documents in, a fully fine-tuned model out."""
 
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "owners": (
+            "set post_processing: {assets: [{target: '*', attributes: {owners: [...]}}]} beside `attributes`"
+        ),
+    }
+
     name: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z][A-Za-z0-9_]*$",
@@ -48,9 +54,6 @@ class UseCaseSettings(Settings):
             " Read them first: they are part of the model's revision, and a changed file counts as another"
             " model. Needed if transformers does not support the architecture."
         ),
-    )
-    owners: list[str] = Field(
-        default_factory=list, description="E-mail addresses or `team:NAME`, shown in the UI."
     )
     seed: int = Field(default=17, ge=0, le=2**31 - 1, description="Seed of everything random.")
     store: str | None = Field(
