@@ -52,9 +52,6 @@ class Backend(Launcher):
         self._answer("stop")
         self.jobs.pop(name, None)
 
-    def list(self) -> list[str]:
-        return sorted(self.jobs)
-
     def _answer(self, call: str) -> None:
         self.calls.append(call)
         if len(self.calls) in self.lost:
@@ -175,7 +172,7 @@ def test_a_run_attaches_to_the_job_that_an_earlier_one_left(run, store, monkeypa
     backend.lost = {2}
     assert run(backend) == "the backend does not answer [infrastructure]"
     left = recorded(store)
-    assert (left.state, backend.list()) == ("running", [left.name_in(store)])
+    assert (left.state, sorted(backend.jobs)) == ("running", [left.name_in(store)])
     backend.lost = set()
     assert run(backend) is None
     launch = recorded(store)
@@ -237,7 +234,7 @@ def test_who_attached_takes_the_job_over_once_its_run_is_gone(run, store, monkey
     backend.lost = set()
     assert run(backend) == "a.csv:3: no label [data]"
     assert followed_by[0] != followed_by[1] == followed_by[2] == recorded(store).run_id
-    assert recorded(store).is_cleared and backend.list() == []
+    assert recorded(store).is_cleared and sorted(backend.jobs) == []
 
 
 def test_a_job_of_an_earlier_run_that_is_gone_is_submitted_again(run, store, monkeypatch):
@@ -286,7 +283,7 @@ def test_an_error_here_leaves_the_job_to_the_next_run_and_a_cancel_ends_it(run, 
 def test_a_job_that_may_still_run_is_ended_before_the_next_one_starts(run, store, monkeypatch, end, lost):
     backend, beside = Backend(store, [end, DONE], max_retries=1), []
     submit = backend.submit
-    monkeypatch.setattr(backend, "submit", lambda spec: (beside.append(backend.list()), submit(spec)))
+    monkeypatch.setattr(backend, "submit", lambda spec: (beside.append(sorted(backend.jobs)), submit(spec)))
     backend.lost = lost  # answers to `stop`
     assert run(backend) is None
     assert (beside, recorded(store).attempt) == ([[], []], 2)
@@ -304,7 +301,7 @@ def test_a_job_that_cannot_be_ended_stays_on_record_for_the_next_run(run, store,
         == f"workload training was killed by SIGKILL; see the step's stderr; {name} may still run, and is on"
         " record as running [infrastructure]"
     )
-    assert (left.state, left.ended_at, backend.list(), backend.calls.count("submit")) == (
+    assert (left.state, left.ended_at, sorted(backend.jobs), backend.calls.count("submit")) == (
         "running",
         None,
         [name],
@@ -312,7 +309,7 @@ def test_a_job_that_cannot_be_ended_stays_on_record_for_the_next_run(run, store,
     )
     backend.lost = set()
     assert run(backend) is None
-    assert (recorded(store).attempt, backend.list()) == (2, [])
+    assert (recorded(store).attempt, sorted(backend.jobs)) == (2, [])
 
 
 def test_only_a_run_that_dagster_cancels_stops_its_job_where_nobody_can_press_ctrl_c(
@@ -350,7 +347,7 @@ def test_a_cancelled_run_asks_again_where_the_backend_does_not_answer(run, store
     backend.lost = {3, 4}
     with suppress(dg.DagsterExecutionInterruptedError):
         run(backend)
-    assert (recorded(store).state, backend.list()) == ("stopped", [])
+    assert (recorded(store).state, sorted(backend.jobs)) == ("stopped", [])
 
 
 def test_a_place_that_does_not_answer_yet_is_asked_again(run, store, monkeypatch):

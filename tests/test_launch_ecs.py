@@ -111,7 +111,6 @@ def test_through_throttling_errors_lost_and_late_answers_one_task_runs_and_its_p
     )
     launch = recorded(Store(url))
     assert (launch.state, launch.attempt, launch.place) == ("succeeded", 1, "111122223333/us-east-1/fullft")
-    assert launcher().list() == [launch.name_in(Store(url))]
     failure, _ = run(launcher(), "refuses", url)
     assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
     assert "planted-secret" not in json.dumps(list(service.definitions.values()))
@@ -550,7 +549,6 @@ def place(service: Ecs, url: str) -> Place:
 @pytest.mark.long
 @pytest.mark.fault("the run's process is killed", "ecs")
 @pytest.mark.fault("a run is cancelled", "ecs")
-@pytest.mark.fault("the record of a job is lost", "ecs")
 @pytest.mark.fault("nobody follows a job any more", "ecs")
 class TestAnotherProcess(AnotherProcess):
     """ECS goes on without it."""

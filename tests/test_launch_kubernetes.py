@@ -111,7 +111,7 @@ def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(
         "refuses": ("failed", "fullft@1a2b3c4d"),
         "is_killed": ("failed", "fullft@1a2b3c4d"),
     }
-    assert chosen.list() == [], "nothing is kept there"
+    assert all(launch.is_cleared for launch in records.launches(store, "probe")), "nothing is kept there"
     assert "planted-secret" not in json.dumps(cluster.created)
     # What the Role does not allow is refused; and nothing in it is idle, but for pods that cannot be made.
     granted = {
@@ -289,7 +289,6 @@ def place(cluster: Cluster, tmp_path: Path) -> Place:
 @pytest.mark.long
 @pytest.mark.fault("the run's process is killed", "kubernetes")
 @pytest.mark.fault("a run is cancelled", "kubernetes")
-@pytest.mark.fault("the record of a job is lost", "kubernetes")
 @pytest.mark.fault("nobody follows a job any more", "kubernetes")
 class TestAnotherProcess(AnotherProcess):
     """The cluster goes on without it."""

@@ -71,7 +71,7 @@ def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(serve
         "writes": ("succeeded", ssh.place),
         "refuses": ("failed", ssh.place),
     }
-    assert ssh.list() == [], "nothing is kept there"
+    assert all(launch.is_cleared for launch in records.launches(store, "probe")), "nothing is kept there"
 
 
 def test_paths_start_at_the_folder_there_and_variables_are_set(server, tmp_path):
@@ -153,13 +153,18 @@ def test_a_python_that_fails_once_and_answers_that_cannot_be_read_are_asked_for_
 @pytest.fixture
 def place(server: SshServer, tmp_path: Path) -> Place:
     ssh = launcher(server, grace_seconds=20)
-    return Place(ssh.settings, tmp_path, num_jobs=lambda: 1, num_running=lambda: len(ssh.list()))
+    store = probe_job(tmp_path, "")[1]
+
+    def num_running() -> int:
+        names = [launch.name_in(store) for launch in records.launches(store, "probe")]
+        return sum(ssh.poll(name).state != "gone" for name in names)
+
+    return Place(ssh.settings, tmp_path, num_jobs=lambda: 1, num_running=num_running)
 
 
 @pytest.mark.slow
 @pytest.mark.fault("the run's process is killed", "ssh")
 @pytest.mark.fault("a run is cancelled", "ssh")
-@pytest.mark.fault("the record of a job is lost", "ssh")
 @pytest.mark.fault("nobody follows a job any more", "ssh")
 class TestAnotherProcess(AnotherProcess):
     """The machine goes on without it."""
@@ -275,7 +280,7 @@ class TestSeveralHosts:
             wait_for(
                 lambda: all((tmp_path / f"workload{rank}.pid").exists() for rank in (0, 1)), "both ranks work"
             )
-            assert ssh.poll(NAME).state == "running" and ssh.list() == [NAME]
+            assert ssh.poll(NAME).state == "running"
             assert "working" in ssh.logs(NAME, "").stdout
         finally:
             ssh.stop(NAME)
@@ -323,7 +328,7 @@ class TestSeveralHosts:
 
 def _is_silent(ssh: SshLauncher) -> bool:
     try:
-        return bool(ssh.list())
+        return ssh.poll("fullft-unknown").state != "gone"
     except Unreachable:
         return True
 
@@ -374,7 +379,7 @@ class TestRefused:
             "UserKnownHostsFile": str(tmp_path / "a b/known_hosts"),
         }
         ssh = launcher(server, options=server.settings()["options"] | files)
-        assert ssh.list() == []
+        assert ssh.poll(NAME).state == "gone"
         assert (
             _quoted("~john-doe/a b") == "~john-doe/'a b'"
             and _quoted("~/x") == "~/x"

@@ -558,9 +558,6 @@ class ClusterLauncher(Launcher):
 
     def stop(self, name):
         del self.jobs[name]
-
-    def list(self):
-        return sorted(self.jobs)
 """
 
 

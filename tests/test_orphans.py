@@ -12,8 +12,6 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from fullft_assets.automation import orphans
-from fullft_assets.cli.jobs import job_lines
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers import LaunchSpec, Unreachable, records
@@ -23,11 +21,8 @@ from fullft_assets.launchers.orphans import (
     Orphan,
     Suspect,
     due,
-    due_unrecorded,
     end_orphan,
     find_orphans,
-    find_unrecorded,
-    note_unrecorded,
     suspects,
     waiting_line,
 )
@@ -36,7 +31,6 @@ from fullft_assets.resources import open_store
 from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Store
 from tests import project as projects
-from tests.s3_server import S3Server, serve
 
 LAUNCHER = LocalLauncher(LauncherSettings(grace_seconds=0))
 NOW = time.time()
@@ -127,7 +121,7 @@ def test_a_job_is_ended_so_long_after_its_run_and_not_before(store, launch):
         ", after 5.00 h and 10.00 USD"
     )
     assert end_orphan(store, found)
-    assert not runs(store, made) and made.name_in(store) not in LAUNCHER.list()
+    assert not runs(store, made)
     assert (recorded(store).state, recorded(store).failure, recorded(store).is_cleared) == (
         "stopped",
         "preemption",
@@ -215,58 +209,6 @@ def test_a_run_that_follows_for_another_one_takes_the_job_over_once_that_is_gone
     assert not records.adopt(store, made, "third", lambda run_id: run_id != "first")
 
 
-def test_a_job_of_a_store_at_another_endpoint_is_not_taken_for_one_without_a_record(s3_env, launch, tmp_path):
-    with serve(tmp_path) as other:
-        for server in (s3_env, other):
-            server.make_bucket("team")
-        ours, theirs = (Store("s3://team/fullft", _options(server)) for server in (s3_env, other))
-        made = launch(theirs)
-        assert find_unrecorded(ours, made.case, [LAUNCHER.settings], NOW) == ([], [])
-        assert made.name_in(Store(theirs.url, theirs.options)) == made.name_in(theirs), (
-            "another process knows it by the same name"
-        )
-        theirs.delete_pointer(made.record)
-        (found,), _ = find_unrecorded(theirs, made.case, [LAUNCHER.settings], NOW)
-        assert found.name == made.name_in(theirs)
-
-
-def _options(server: S3Server) -> dict[str, Any]:
-    return {"endpoint_url": server.endpoint, "key": server.access_key, "secret": server.secret_key}
-
-
-@pytest.mark.fault("the record of a job is lost", "ssh", "kubernetes", "ecs", "sagemaker")
-def test_a_job_that_no_record_names_is_found_by_its_name_and_ended_like_an_orphan(
-    project, launch, monkeypatch
-):
-    use_case = project.use_case()
-    with dg.DagsterInstance.ephemeral() as instance:
-        store = open_store(use_case, instance)
-    known, lost = launch(store), launch(store, key="lost")
-    launch(store, case="another")
-    store.delete_pointer(lost.record)
-    name = lost.name_in(store)
-    (found,), silent = find_unrecorded(store, "letters", [LAUNCHER.settings], NOW)
-    assert (found.name, found.since, found.due_at, silent) == (name, NOW, NOW + HOUR, [])
-    assert found.line == f"letters: {name} at {LAUNCHER.place} runs, and no record names it; seen 0.00 h ago"
-    assert found.line in list(job_lines(use_case, store, with_ended=False))
-    note_unrecorded(store, "letters", [found], is_complete=True)
-    assert due_unrecorded(store, "letters", NOW + 0.9 * HOUR) == {}
-    assert due_unrecorded(store, "letters", NOW + 1.1 * HOUR) == {name: NOW + HOUR}
-    (again,), _ = find_unrecorded(store, "letters", [LAUNCHER.settings], NOW + 2 * HOUR)
-    assert (again.since, again.line.endswith("seen 2.00 h ago")) == (NOW, True)
-    again.launcher.stop(name)
-    assert runs(store, known) and find_unrecorded(store, "letters", [LAUNCHER.settings], NOW) == ([], [])
-    note_unrecorded(store, "letters", [], is_complete=False)
-    assert store.list_pointers("unrecorded/letters") == [name], "a place that did not answer may have it"
-    note_unrecorded(store, "letters", [], is_complete=True)
-    assert store.list_pointers("unrecorded/letters") == []
-    monkeypatch.setattr(LocalLauncher, "list", not_answering)
-    assert find_unrecorded(store, "letters", [LAUNCHER.settings], NOW) == (
-        [],
-        ["letters: jobs without a record at local cannot be looked for: it does not answer"],
-    )
-
-
 @dg.op
 def nothing_done() -> None:
     pass
@@ -315,29 +257,11 @@ class TestInDagster:
                 request.tags["orphans/jobs"] == made.name_in(store)
                 and request.run_key == tick().run_requests[0].run_key
             )
-            monkeypatch.setattr(orphans, "sections", lambda _: [LauncherSettings(grace_seconds=0)])
             job = defs.resolve_job_def("letters_end_orphans")
             done = job.execute_in_process(instance=instance)
             assert not runs(store, made) and recorded(store).state == "stopped"
             assert instance.get_run_by_id(done.run_id).tags["orphans/stopped"] == "1"
-            lost = launch(store, key="lost")
-            store.delete_pointer(lost.record)
-            monkeypatch.setattr(launched_orphans, "_ATTACH_SECONDS", HOUR)
-            job.execute_in_process(instance=instance)
-            assert runs(store, lost), "its hour has begun"
-            assert store.list_pointers("unrecorded/letters") == [lost.name_in(store)]
-            monkeypatch.setattr(launched_orphans, "_ATTACH_SECONDS", 0.0)
-            done = job.execute_in_process(instance=instance)
-            assert instance.get_run_by_id(done.run_id).tags["orphans/stopped"] == "1" and not runs(
-                store, lost
-            )
-            assert store.list_pointers("unrecorded/letters") == []
             assert tick().skip_message == "a run follows each job"
-            looks = [hour for hour in range(8) if tick(hour).run_requests]
-            assert looks == [0, 6], "backends are asked for jobs without a record"
-            store.write_pointer("unrecorded/letters/fullft-lost", {"since": NOW - HOUR, "due_at": NOW})
-            assert tick().run_requests[0].tags["orphans/jobs"] == "fullft-lost"
-            store.delete_pointer("unrecorded/letters/fullft-lost")
             launch(
                 store,
                 key="elsewhere",

@@ -10,11 +10,8 @@ from fullft_assets.assets.case import Case
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers.orphans import (
     due,
-    due_unrecorded,
     end_orphan,
     find_orphans,
-    find_unrecorded,
-    note_unrecorded,
     sections,
     suspects,
     waiting_line,
@@ -26,8 +23,6 @@ from fullft_assets.store import digest
 STOPPED_TAG = "orphans/stopped"
 #: Once an hour: more than an hour is not paid unseen.
 _CRON = "17 * * * *"
-#: Backends are asked for jobs without a record every so many hours: each time takes a run.
-_LOOK_HOURS = 6
 #: What could not be ended is tried each hour for so long, then each day.
 _HOURLY_SECONDS = 24 * 3600.0
 _DESCRIPTION = (
@@ -66,23 +61,6 @@ def build_orphans_job(case: Case) -> list[dg.JobDefinition]:
                 num_stopped += len(orphan.names) if is_ended else 0
                 if not is_ended:
                     context.log.info("it is left alone: a run has attached to it")
-            unrecorded, silent = find_unrecorded(store, case.name, sections(case.settings), now)
-            for line in silent:
-                context.log.warning(line)
-            unstopped = []
-            for each in unrecorded:
-                context.log.info(each.line)
-                if each.due_at is None or each.due_at > now:
-                    unstopped.append(each)
-                    continue
-                try:
-                    each.launcher.stop(each.name)
-                except WorkloadError as error:
-                    failed.append(f"{each.line}, and could not be ended ({error})")
-                    unstopped.append(each)
-                    continue
-                num_stopped += 1
-            note_unrecorded(store, case.name, unstopped, is_complete=not silent)
             context.instance.add_run_tags(context.run_id, {STOPPED_TAG: str(num_stopped)})
             if failed:
                 raise WorkloadError(
@@ -121,14 +99,8 @@ def build_orphans_schedule(case: Case) -> list[dg.ScheduleDefinition]:
         store, now = case.store(context), time.time()
         with one_line_errors(store, case.name):
             all_suspects = list(suspects(store, case.name, partial(ended_at, context.instance), now))
-            unrecorded = due_unrecorded(store, case.name, now)
-        ready = {
-            suspect.launch.name_in(store): suspect.due_at or now for suspect in due(all_suspects, now)
-        } | unrecorded
+        ready = {suspect.launch.name_in(store): suspect.due_at for suspect in due(all_suspects, now)}
         if not ready:
-            at = context.scheduled_execution_time.timestamp() // 3600
-            if at % _LOOK_HOURS == 0:
-                return dg.RunRequest(run_key=digest(["unrecorded", at]))
             return dg.SkipReason(
                 "; ".join(waiting_line(each, store, now) for each in all_suspects) or "a run follows each job"
             )

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import time
 from abc import abstractmethod
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, ClassVar, cast
 
@@ -122,7 +121,6 @@ class AwsLauncher(Launcher):
         return self._page(stream, "", startFromHead=False)[0]
 
     def _page(self, stream: str, token: str, **request: Any) -> tuple[list[str], str]:
-        """Return the lines of one request to a stream, and the token to read on from."""
         request |= {"logGroupName": self.log_group, "logStreamName": stream}
         try:
             answer = self.ask("logs", "get_log_events", **request)
@@ -194,16 +192,6 @@ class AwsLauncher(Launcher):
             raise Unreachable(f"{about}: {' '.join(str(error).split())}") from None
         except aws.BotoCoreError as error:
             raise WorkloadError(f"{about}: {' '.join(str(error).split())}", "settings") from None
-
-    def pages(self, service: str, operation: str, **request: Any) -> Iterator[dict[str, Any]]:
-        """Yield the answers of a listing, page by page."""
-        name = "nextToken" if service == "ecs" else "NextToken"
-        while True:
-            page = self.ask(service, operation, **request)
-            yield page
-            if not page.get(name):
-                return
-            request[name] = page[name]
 
     def different_work(self, name: str) -> WorkloadError:
         """Return what is said of a job of this name that does other work than the one that was to be

@@ -117,8 +117,7 @@ def _run(options: Options, arguments: list[str]) -> tuple[int, Status]:
             | error_files(Path(folder))
             | {LAUNCH_ID: f"{os.environ[LAUNCH_ID]}-{index}"}
         )
-        # A container has its cores for itself, and may share its disk with others.
-        supervised = supervisor.Options(options.grace, options.seconds, (), folder, shares_cores=True)
+        supervised = supervisor.Options(options.grace, options.seconds, (), folder)
         code = supervisor.supervise(supervised, [sys.executable, *arguments])
         return code, ended_status(Path(folder))
 

@@ -36,8 +36,6 @@ _VISIBLE_SECONDS = 60.0
 _GONE_LOOKS = 3
 #: A task that was stopped has so long beyond the time of its container.
 _STOP_SECONDS = 120.0
-#: Most tasks that can be described at once.
-_PAGE = 100
 _BEFORE = frozenset({"PROVISIONING", "PENDING", "ACTIVATING"})
 #: Why a task was stopped that lost its instance.
 _PREEMPTED = frozenset({"SpotInterruption", "TerminationNotice", "InfrastructureHealth"})
@@ -140,19 +138,6 @@ class EcsLauncher(AwsLauncher):
                     )
             time.sleep(aws.STOP_LOOK_SECONDS)
 
-    def list(self) -> list[str]:
-        """Return the names of the tasks of this project in the cluster, those included that ended within the
-        last hour.
-        """
-        arns = list(
-            dict.fromkeys(
-                arn for desired in ("RUNNING", "STOPPED") for arn in self._arns(desiredStatus=desired)
-            )
-        )
-        pages = [self._describe(arns[first : first + _PAGE]) for first in range(0, len(arns), _PAGE)]
-        names = {task.get("startedBy", "") for page in pages for task in page}
-        return sorted(name for name in names if name.startswith("fullft-"))
-
     def hourly_usd(self, planning: PlanningSettings, processes: int) -> float | None:
         """Return the price of the instance, where the section names its type and the plan's table has
         that.
@@ -166,7 +151,6 @@ class EcsLauncher(AwsLauncher):
         )
 
     def _request(self, spec: LaunchSpec, definition: str) -> dict[str, Any]:
-        """Return what RunTask is asked for."""
         settings = self.settings
         request: dict[str, Any] = {
             "cluster": settings.cluster,
@@ -198,7 +182,6 @@ class EcsLauncher(AwsLauncher):
         return request
 
     def _require_room(self, name: str, answer: dict[str, Any]) -> None:
-        """Check that RunTask started a task: without a capacity provider none waits for room."""
         if not answer["tasks"]:
             why = "; ".join(
                 f"{each.get('reason', '')} {each.get('detail', '')}".strip() for each in answer["failures"]
@@ -212,9 +195,6 @@ class EcsLauncher(AwsLauncher):
     def _require_same(
         self, spec: LaunchSpec, task: dict[str, Any], definition_request: dict[str, Any]
     ) -> None:
-        """Check that a task of this name is the one that was asked for: of the same work, and running or of
-        the same run.
-        """
         definition = self.ask("ecs", "describe_task_definition", taskDefinition=task["taskDefinitionArn"])[
             "taskDefinition"
         ]
@@ -227,7 +207,6 @@ class EcsLauncher(AwsLauncher):
             raise self.ended_before(spec.name)
 
     def _find(self, name: str) -> dict[str, Any] | None:
-        """Return the task of a name; None only if several looks find none."""
         for look in range(_GONE_LOOKS):
             if (task := self._task(name)) is not None:
                 return task
@@ -273,8 +252,12 @@ class EcsLauncher(AwsLauncher):
         return tasks
 
     def _arns(self, **criteria: str) -> Iterator[str]:
-        for page in self.pages("ecs", "list_tasks", cluster=self.settings.cluster, **criteria):
+        while True:
+            page = self.ask("ecs", "list_tasks", cluster=self.settings.cluster, **criteria)
             yield from page["taskArns"]
+            if not page.get("nextToken"):
+                return
+            criteria["nextToken"] = page["nextToken"]
 
     def _describe(self, arns: list[str]) -> list[dict[str, Any]]:
         if not arns:
@@ -292,7 +275,6 @@ class EcsLauncher(AwsLauncher):
         return time.monotonic() - self._started.get(name, -math.inf) >= _VISIBLE_SECONDS
 
     def _last_words(self, name: str) -> Status | None:
-        """Return what the last line of an ended container's output says; it is waited for a while."""
         for _ in range(aws.LATE_LOOKS):
             for stream in self.streams(name)[-1:]:
                 lines = [line for line in self.newest_lines(stream) if line.startswith(LAST_LINE)]
@@ -387,7 +369,6 @@ def status_of(
 
 
 def _failure(task: dict[str, Any], last_words: Status | None) -> Status:
-    """Return why a task failed: what happened to it, else what its container has said."""
     container = _container(task)
     code = task.get("stopCode", "")
     why = _line(task.get("stoppedReason", "no reason given"))

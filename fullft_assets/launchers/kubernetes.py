@@ -71,7 +71,6 @@ class KubernetesLauncher(Launcher):
 
     @property
     def _namespace(self) -> str:
-        """Cluster, as the kubeconfig here calls it, and namespace."""
         return f"{self._context}/{self.settings.namespace}"
 
     @cached_property
@@ -157,11 +156,6 @@ class KubernetesLauncher(Launcher):
                     f"{self._namespace}: the pods of {name} have not ended; its Job is being deleted"
                 )
             time.sleep(min(1.0, _LOOK_SECONDS))
-
-    def list(self) -> list[str]:
-        """Return the names of the Jobs of this launcher in the namespace."""
-        answer = self._ask(self._batch.list_namespaced_job, label_selector=_selector(MANAGED_BY)) or {}
-        return sorted(job["metadata"]["name"] for job in answer.get("items", ()))
 
     def _status(self, name: str) -> Status:
         job = self._job(name)
@@ -249,7 +243,6 @@ class KubernetesLauncher(Launcher):
             response.close()
 
     def _ask(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> dict[str, Any] | None:
-        """Return an answer; None where there is no such object."""
         response = self._send(call, *arguments, **options)
         try:
             return None if response is None else json.loads(response.data)
@@ -369,7 +362,6 @@ def _no_cluster(error: Exception) -> WorkloadError:
 
 
 def _said(error: Any) -> str:
-    """Return the one line that an API server says of a refusal."""
     try:
         line = json.loads(error.body)["message"]
     except (KeyError, TypeError, ValueError):

@@ -286,9 +286,6 @@ def end_of(job: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _cannot_go_on(pod: dict[str, Any], now: datetime) -> Status | None:
-    """Return the failure of a pod that the Job does not know of: it can never start, or is on a node that
-    does not answer.
-    """
     for state in _states(pod):
         if (problem := _cannot_start(state.get("waiting", {}), _seconds_at_node(pod, now))) is not None:
             return problem
@@ -305,9 +302,6 @@ def _cannot_go_on(pod: dict[str, Any], now: datetime) -> Status | None:
 
 
 def _cannot_start(waiting: dict[str, Any], seconds: float) -> Status | None:
-    """Return the failure of a container that has waited for so long at its node; None for one that may start
-    yet.
-    """
     reason, said = waiting.get("reason", ""), " ".join(waiting.get("message", "").split())
     if reason not in _CANNOT_START:
         return None
@@ -332,9 +326,6 @@ def _seconds_at_node(pod: dict[str, Any], now: datetime) -> float:
 
 
 def _failure(condition: dict[str, Any], pods: Sequence[dict[str, Any]], completions: int) -> Status:
-    """Return why a Job failed: the cluster took its pods away, its time was up, or what the first container
-    that ended has said.
-    """
     ends = sorted(
         (
             end
@@ -388,7 +379,6 @@ def _ending_of(end: dict[str, Any]) -> Status:
 
 
 def _disruption(pod: dict[str, Any]) -> str:
-    """Return why the cluster took a pod away; an empty text for one that it left alone."""
     status = pod["status"]
     for condition in status.get("conditions", ()):
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":

@@ -4,22 +4,17 @@ A job outlives its run where the run was killed, or its machine was lost: the ne
 none does, the job is stopped an hour later, with a checkpoint as if it were cancelled. What
 may be an orphan is known from the store and from Dagster alone (`suspects`); whether it is one, only its
 backend knows (`find_orphans`), which may be reached from a run alone.
-
-A job whose record was lost, as where a store was restored from a backup, is known to its backend alone
-(`find_unrecorded`), by its name. Since when nobody has followed it is not known: its hours begin when it is
-seen for the first time, of which the store keeps a note (`note_unrecorded`).
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from fullft_assets.errors import FailureClass, FullftError, WorkloadError
-from fullft_assets.jobs.launchers import open_launcher, open_recorded
+from fullft_assets.jobs.launchers import open_recorded
 from fullft_assets.launchers import records
 from fullft_assets.launchers.base import Launcher, Status
 from fullft_assets.launchers.records import Launch
@@ -66,27 +61,6 @@ class Orphan:
     names: tuple[str, ...]
     state: Literal["running", "over", "unknown"]
     line: str
-
-
-@dataclass(frozen=True)
-class Unrecorded:
-    """A job of a use case that runs, and that no record names.
-
-    Attributes:
-        launcher: of its backend.
-        since: when it was seen for the first time; seconds since the epoch.
-        line: for people, what was found.
-    """
-
-    name: str
-    launcher: Launcher
-    since: float
-    line: str
-
-    @property
-    def due_at(self) -> float:
-        """From when it is ended."""
-        return self.since + _ATTACH_SECONDS
 
 
 def suspects(store: Store, case: str, ended_at: EndedAt, now: float) -> Iterator[Suspect]:
@@ -178,72 +152,7 @@ def sections(settings: UseCaseSettings) -> list[LauncherSettings]:
     return found
 
 
-def find_unrecorded(
-    store: Store, case: str, places: Iterable[LauncherSettings], now: float
-) -> tuple[list[Unrecorded], list[str]]:
-    """Return the jobs of a use case that run without a record, and a line for each backend that does not say.
-
-    Args:
-        places: where they are looked for.
-        now: seconds since the epoch.
-    """
-    unrecorded: list[Unrecorded] = []
-    silent: list[str] = []
-    places_seen = set()
-    for section in places:
-        try:
-            launcher: Launcher = open_launcher(section)
-            if launcher.ends_with_run or launcher.place in places_seen:
-                continue
-            places_seen.add(launcher.place)
-            names = [name for name in launcher.list() if name.startswith(records.name_prefix(store, case))]
-            # Read after it: a job is recorded before it is submitted.
-            recorded_names = {
-                name
-                for launch in (records.launches(store, case) if names else ())
-                for name in _names(launch, store)
-            }
-            for name in names:
-                if name not in recorded_names and not launcher.look(name).is_over:
-                    since = (store.read_pointer(_note(case, name)) or {"since": now})["since"]
-                    line = (
-                        f"{case}: {name} at {launcher.place} runs, and no record names it; seen"
-                        f" {max(0.0, now - since) / 3600:.2f} h ago"
-                    )
-                    unrecorded.append(Unrecorded(name, launcher, since, line))
-        except FullftError as error:
-            silent.append(f"{case}: jobs without a record at {section.kind} cannot be looked for: {error}")
-    return unrecorded, silent
-
-
-def note_unrecorded(store: Store, case: str, unrecorded: Iterable[Unrecorded], *, is_complete: bool) -> None:
-    """Keep since when each job without a record is known, and forget those that are no longer there.
-
-    Args:
-        is_complete: whether all backends were asked: else one that is not found may be there.
-    """
-    notes = {each.name: {"since": each.since, "due_at": each.due_at} for each in unrecorded}
-    for name in store.list_pointers(_note(case)):
-        if is_complete and name not in notes:
-            store.delete_pointer(_note(case, name))
-    for name, note in notes.items():
-        store.write_pointer(_note(case, name), note)
-
-
-def due_unrecorded(store: Store, case: str, now: float) -> dict[str, float]:
-    """Return the jobs without a record that are noted and are to be ended by now, with since when they are;
-    no backend is asked.
-    """
-    notes = {name: store.read_pointer(_note(case, name)) or {} for name in store.list_pointers(_note(case))}
-    return {name: note["due_at"] for name, note in notes.items() if note.get("due_at", math.inf) <= now}
-
-
-def _note(*parts: str) -> str:
-    return "/".join(("unrecorded", *parts))
-
-
 def _names(launch: Launch, store: Store) -> list[str]:
-    """Return the names of the jobs of a launch and of the attempts before it."""
     return [
         launch.model_copy(update={"attempt": attempt}).name_in(store)
         for attempt in range(1, launch.attempt + 1)

@@ -200,7 +200,6 @@ def _is_here(run: dg.DagsterRun) -> bool:
 
 
 def _workers(instance: dg.DagsterInstance, run_id: str) -> list[tuple[int, float]]:
-    """Return (pid, when it was logged) of each process that a run's log names."""
     workers = []
     for record in instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT).records:
         entry = record.event_log_entry
@@ -227,7 +226,6 @@ def _is_running(pid: int, logged_at: float) -> bool:
 
 
 def _pools(instance: dg.DagsterInstance) -> Iterator[tuple[str, int | None, list[Slot]]]:
-    """Yield each pool's name, its number of slots and the steps that hold one or wait."""
     storage = instance.event_log_storage
     if not storage.supports_global_concurrency_limits:
         return

@@ -151,12 +151,6 @@ class SageMakerLauncher(AwsLauncher):
         if job is not None:
             self._settle(job, _status(job))
 
-    def list(self) -> list[str]:
-        """Return the names of all jobs of this project in the account and region, ended ones included."""
-        pages = self.pages("sagemaker", "list_training_jobs", NameContains="fullft-")
-        names = [job["TrainingJobName"] for page in pages for job in page["TrainingJobSummaries"]]
-        return sorted(name for name in names if name.startswith("fullft-"))
-
     def has_room(self, processes: int) -> bool:
         """Return whether all processes of a training run on one instance, where planning is one job of one
         instance.
@@ -174,7 +168,6 @@ class SageMakerLauncher(AwsLauncher):
         return self.settings.nodes if processes > 1 else 1
 
     def _request(self, spec: LaunchSpec) -> dict[str, Any]:
-        """Return what CreateTrainingJob is asked for."""
         settings = self.settings
         store, place = _place_of(spec)
         seconds = math.ceil(min(settings.max_seconds or _MAX_SECONDS, _MAX_SECONDS))
@@ -259,9 +252,6 @@ class SageMakerLauncher(AwsLauncher):
         }
 
     def _require_same(self, name: str, parameters: dict[str, str]) -> None:
-        """Check that the job of this name is the one that was asked for: of the same work, and running or of
-        the same run.
-        """
         job = self._describe(name)
         if job is None:
             raise Unreachable(f"SageMaker {self.place}: {name} exists, and cannot be described")
@@ -305,14 +295,10 @@ def _channel(name: str, uri: str, mode: str) -> dict[str, Any]:
 
 
 def _checkpoints(case: str, stage: str, key: str) -> str:
-    """Return where SageMaker keeps a copy of an isolated container's checkpoints: beside those that other
-    trainings upload themselves.
-    """
     return f"{checkpoints_ref(case, stage, key)}/{_FOLDER}"
 
 
 def _status(job: dict[str, Any]) -> Status:
-    """Return how far a described job is."""
     state, detail = job["TrainingJobStatus"], job["SecondaryStatus"]
     if state == "InProgress":
         return Status("pending" if detail in _WAITING else "running")
@@ -342,7 +328,6 @@ def _stopped(job: dict[str, Any]) -> tuple[str, FailureClass, bool]:
 
 
 def _failed(reason: str) -> tuple[str, FailureClass, bool]:
-    """Return what a FailureReason says, its class, and whether it is the workload's own line."""
     own = _OWN_LINE.match(reason)
     if own is not None:
         return " ".join(own[1].split()), cast(FailureClass, own[2]), True

@@ -107,9 +107,6 @@ def _isolated(root: Path, parameters: dict[str, str]) -> Iterator[dict[str, str]
 
 
 def _run(parameters: dict[str, str], hosts: list[str], host: int) -> tuple[int, Status]:
-    """Run the workload and return its exit code, and how it ended: of several hosts, why the first one
-    failed.
-    """
     began_at = time.time()
     grace = parameters["grace_seconds"]
     job = json.loads(parameters["job"])
@@ -122,7 +119,7 @@ def _run(parameters: dict[str, str], hosts: list[str], host: int) -> tuple[int, 
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(patient_torchrun(float(grace)))
         os.environ.update({LAUNCH_ID: launch_id, RUN_ID: parameters["run_id"], **error_files(Path(folder))})
-        options = supervisor.Options(float(grace), None, (), folder, shares_cores=True)
+        options = supervisor.Options(float(grace), None, (), folder)
         line = [sys.executable, *_arguments(parameters, job, hosts, host)]
         code = supervisor.supervise(options, line)
         status = ended_status(Path(folder))
@@ -131,9 +128,6 @@ def _run(parameters: dict[str, str], hosts: list[str], host: int) -> tuple[int, 
 
 
 def _hosts(resources: dict[str, Any]) -> tuple[list[str], int]:
-    """Return the hosts of the job, the first one that of rank 0, and the place of this one; have the ranks
-    talk over their network.
-    """
     hosts = sorted(
         resources["hosts"],
         key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)],
@@ -145,7 +139,6 @@ def _hosts(resources: dict[str, Any]) -> tuple[list[str], int]:
 
 
 def _arguments(parameters: dict[str, str], job: list[str], hosts: list[str], host: int) -> list[str]:
-    """Return the arguments of Python that start this host's processes."""
     module, processes = parameters["module"], int(parameters["processes"])
     if len(hosts) == 1:
         return LaunchSpec("", module, tuple(job), processes).arguments

@@ -417,7 +417,6 @@ def _peak(target: Target, setup: TrainingSettings, processes: int, count: CountM
 
 
 def _least(setup: TrainingSettings, work: Work, processes: int) -> int:
-    """Return the bytes of the state alone, which needs no counting."""
     state = total_state_bytes(work.num_parameters, work.num_trained_parameters, setup)
     return state // processes if setup.sharding != "none" else state
 

@@ -82,7 +82,6 @@ class UseCaseSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _compute_begins_with_the_launcher(cls, data: Any) -> Any:
-        """Complete each section of `compute` from `launcher`, where both are of one kind."""
         if not isinstance(data, Mapping) or not isinstance(data.get("compute"), Mapping):
             return data
         base = data.get("launcher", {})

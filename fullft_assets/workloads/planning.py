@@ -246,9 +246,6 @@ def _write_pilot(shared: Planning, draft: Draft, baselines: Manifest) -> Manifes
 
 
 def _break_even(shared: Planning, pilot_seconds: float) -> float | None:
-    """Return the gain that is worth what the pilot took, the planned training and a year of retraining; None
-    where it was not asked.
-    """
     plan = shared.store.find(shared.job.case, "feasibility_plan", shared.job.key)
     assert plan is not None, "the plan is written before the pilot"
     seconds = planning.PlanMetadata.of(plan).predicted_seconds + pilot_seconds
@@ -272,7 +269,6 @@ def _pilot_fits(shared: Planning) -> dict[int, Fit]:
 
 
 def _pilot_fit(shared: Planning, num_rows: int) -> Fit:
-    """Train on the first rows, to the end of a schedule of their own, and score the validation rows then."""
     settings = shared.job.settings
     # Sharding needs more than one process.
     changes = {"max_general_rise": None, "wise_ft": []} | (
