@@ -325,20 +325,10 @@ def main() -> int:
     cache = Path(os.environ.get("FULLFT_CACHE") or Path.home() / ".cache" / "fullft_assets")
     machine = Machine(cache / "launches")
     do = request.pop("do")
-    name = request.pop("name", "")
-    answer: Any = None
-    if do == "start":
-        machine.start(name, request.pop("arguments"), request.pop("environment"), **request)
-    elif do == "poll":
-        answer = asdict(machine.poll(name, **request))
-    elif do == "logs":
-        answer = asdict(machine.logs(name, **request))
-    elif do == "stop":
-        machine.stop(name, **request)
-    elif do == "num_hosts":
-        answer = machine.num_hosts(name)
-    else:
+    if do not in ("start", "poll", "logs", "stop", "num_hosts"):
         raise ValueError(f"unknown request {do}")
+    answer = getattr(machine, do)(**request)
+    answer = asdict(answer) if isinstance(answer, Status | Logs) else answer
     print(json.dumps({"answer": answer}))
     return 0
 

@@ -147,38 +147,21 @@ def end(
     Args:
         followed_by: do so only if this run, by its id, is the one that follows it.
     """
-    is_done = False
-
-    def change(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
-        nonlocal is_done
-        is_done = (
-            recorded is not None and recorded["attempt"] == launch.attempt and recorded["ended_at"] is None
-        )
-        is_done = is_done and followed_by in (None, recorded and recorded["run_id"])
-        if recorded is None or not is_done:
-            return None
-        ended = {
-            "ended_at": time.time(),
-            "state": state,
-            "reason": reason,
-            "failure": failure,
-            "billed_seconds": billed_seconds,
-        }
-        return {**recorded, **ended}
-
-    store.change_pointer(launch.record, change)
-    return is_done
+    return _update(
+        store,
+        launch,
+        lambda recorded: recorded["ended_at"] is None and followed_by in (None, recorded["run_id"]),
+        ended_at=time.time(),
+        state=state,
+        reason=reason,
+        failure=failure,
+        billed_seconds=billed_seconds,
+    )
 
 
 def clear(store: Store, launch: Launch) -> None:
     """Record that the backend runs nothing of an ended attempt any more, unless there is a newer one."""
-
-    def change(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
-        if recorded is None or recorded["attempt"] != launch.attempt or recorded["ended_at"] is None:
-            return None
-        return {**recorded, "is_cleared": True}
-
-    store.change_pointer(launch.record, change)
+    _update(store, launch, lambda recorded: recorded["ended_at"] is not None, is_cleared=True)
 
 
 def adopt(store: Store, launch: Launch, run_id: str, is_active: Callable[[str], bool | None]) -> bool:
@@ -188,35 +171,35 @@ def adopt(store: Store, launch: Launch, run_id: str, is_active: Callable[[str], 
     Args:
         is_active: see `claim`.
     """
-    is_done = False
 
-    def change(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
-        nonlocal is_done
-        is_done = (
-            recorded is not None and recorded["attempt"] == launch.attempt and recorded["ended_at"] is None
-        )
-        is_done = (
-            is_done
-            and recorded is not None
-            and (recorded["run_id"] == run_id or is_active(recorded["run_id"]) is False)
-        )
-        return {**recorded, "run_id": run_id} if is_done and recorded is not None else None
+    def may_follow(recorded: dict[str, Any]) -> bool:
+        follower = recorded["run_id"]
+        return recorded["ended_at"] is None and (follower == run_id or is_active(follower) is False)
 
-    store.change_pointer(launch.record, change)
-    return is_done
+    return _update(store, launch, may_follow, run_id=run_id)
 
 
 def reopen(store: Store, launch: Launch) -> None:
     """Record that an attempt that was to be over may still run, unless there is a newer one: the next run
     attaches to it.
     """
+    _update(store, launch, lambda _: True, ended_at=None, state="running")
+
+
+def _update(
+    store: Store, launch: Launch, may_change: Callable[[dict[str, Any]], bool], **values: Any
+) -> bool:
+    is_changed = False
 
     def change(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
-        if recorded is None or recorded["attempt"] != launch.attempt:
-            return None
-        return {**recorded, "ended_at": None, "state": "running"}
+        nonlocal is_changed
+        is_changed = (
+            recorded is not None and recorded["attempt"] == launch.attempt and may_change(recorded)
+        )
+        return {**recorded, **values} if recorded is not None and is_changed else None
 
     store.change_pointer(launch.record, change)
+    return is_changed
 
 
 def read(store: Store, launch: Launch) -> Launch | None:

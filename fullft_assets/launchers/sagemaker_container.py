@@ -15,7 +15,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,10 +24,8 @@ from typing import Any
 from fullft_assets.errors import without_secrets
 from fullft_assets.jobs.launch import EXIT_FIXABLE, LAUNCH_ID, RUN_ID, STORE
 from fullft_assets.jobs.ranks import torchrun_of_hosts
-from fullft_assets.launchers import LaunchSpec, Status, supervisor
-from fullft_assets.launchers.container import LAST_LINE
-from fullft_assets.launchers.image import missing_gpus, wrong_version
-from fullft_assets.launchers.machine import ended_status, error_files, patient_torchrun
+from fullft_assets.launchers import LaunchSpec, Status
+from fullft_assets.launchers.container import LAST_LINE, missing_gpus, run_supervised, wrong_version
 
 #: Environment variable with the folder that SageMaker calls /opt/ml, for tests.
 ROOT = "FULLFT_OPT_ML"
@@ -108,21 +105,14 @@ def _isolated(root: Path, parameters: dict[str, str]) -> Iterator[dict[str, str]
 
 def _run(parameters: dict[str, str], hosts: list[str], host: int) -> tuple[int, Status]:
     began_at = time.time()
-    grace = parameters["grace_seconds"]
     job = json.loads(parameters["job"])
-    os.environ.update(
-        json.loads(
-            "".join(parameters[name] for name in sorted(parameters) if name.startswith(VARIABLES.format("")))
-        )
-    )
-    launch_id = f"{os.environ.get('TRAINING_JOB_NAME', 'fullft')}/{hosts[host]}"
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ.update(patient_torchrun(float(grace)))
-        os.environ.update({LAUNCH_ID: launch_id, RUN_ID: parameters["run_id"], **error_files(Path(folder))})
-        options = supervisor.Options(float(grace), None, (), folder)
-        line = [sys.executable, *_arguments(parameters, job, hosts, host)]
-        code = supervisor.supervise(options, line)
-        status = ended_status(Path(folder))
+    names = sorted(name for name in parameters if name.startswith(VARIABLES.format("")))
+    os.environ.update(json.loads("".join(parameters[name] for name in names)))
+    os.environ[LAUNCH_ID] = f"{os.environ.get('TRAINING_JOB_NAME', 'fullft')}/{hosts[host]}"
+    os.environ[RUN_ID] = parameters["run_id"]
+    arguments = _arguments(parameters, job, hosts, host)
+    code, status = run_supervised(arguments, float(parameters["grace_seconds"]))
+    # Of several hosts, why the first one failed.
     first = _recorded(job, began_at, status) if code != 0 and len(hosts) > 1 else None
     return code, first or status
 

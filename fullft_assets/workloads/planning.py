@@ -23,8 +23,7 @@ from fullft_assets.jobs.progress import Progress
 from fullft_assets.jobs.ranks import is_first_rank, num_ranks
 from fullft_assets.models.hardware import free_memory, local_hardware
 from fullft_assets.models.inference import claim_device
-from fullft_assets.planning.report import recommendation
-from fullft_assets.planning.target_plans import shares, table
+from fullft_assets.planning.targets import recommendation, shares, table
 from fullft_assets.planning.worth import judge_worth
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata, label_names
