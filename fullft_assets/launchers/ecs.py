@@ -12,8 +12,8 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from fullft_assets.errors import WorkloadError
@@ -198,13 +198,12 @@ class EcsLauncher(AwsLauncher):
         definition = self.ask("ecs", "describe_task_definition", taskDefinition=task["taskDefinitionArn"])[
             "taskDefinition"
         ]
-        if _work(definition) != _work(definition_request):
-            raise self.different_work(spec.name)
-        is_ours = {"name": RUN_ID, "value": spec.run_id} in definition["containerDefinitions"][0][
-            "environment"
-        ]
-        if task["lastStatus"] == "STOPPED" and not is_ours:
-            raise self.ended_before(spec.name)
+        variables = definition["containerDefinitions"][0]["environment"]
+        self.require_same(
+            spec.name,
+            is_same_work=_work(definition) == _work(definition_request),
+            is_ours=task["lastStatus"] != "STOPPED" or {"name": RUN_ID, "value": spec.run_id} in variables,
+        )
 
     def _find(self, name: str) -> dict[str, Any] | None:
         for look in range(_GONE_LOOKS):
@@ -241,30 +240,19 @@ class EcsLauncher(AwsLauncher):
     def _tasks(self, name: str) -> list[dict[str, Any]]:
         # By the definition's name: `startedBy` finds running ones alone.
         # A task that ends between the two lists is in both.
-        arns = dict.fromkeys(
-            arn
+        cluster = self.settings.cluster
+        lists = [
+            self.ask("ecs", "list_tasks", cluster=cluster, family=name, desiredStatus=desired)["taskArns"]
             for desired in ("RUNNING", "STOPPED")
-            for arn in self._arns(family=name, desiredStatus=desired)
-        )
-        tasks = self._describe(list(arns))
-        if tasks:
-            self._started.pop(name, None)
-        return tasks
-
-    def _arns(self, **criteria: str) -> Iterator[str]:
-        while True:
-            page = self.ask("ecs", "list_tasks", cluster=self.settings.cluster, **criteria)
-            yield from page["taskArns"]
-            if not page.get("nextToken"):
-                return
-            criteria["nextToken"] = page["nextToken"]
-
-    def _describe(self, arns: list[str]) -> list[dict[str, Any]]:
+        ]
+        arns = list(dict.fromkeys(chain.from_iterable(lists)))
         if not arns:
             return []
-        answer = self.ask("ecs", "describe_tasks", cluster=self.settings.cluster, tasks=arns)
+        answer = self.ask("ecs", "describe_tasks", cluster=cluster, tasks=arns)
         # By the service's clock, as all times of its tasks.
         self._now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        if answer["tasks"]:
+            self._started.pop(name, None)
         return answer["tasks"]
 
     def _age_seconds(self, task: dict[str, Any]) -> float:
@@ -277,7 +265,7 @@ class EcsLauncher(AwsLauncher):
     def _last_words(self, name: str) -> Status | None:
         for _ in range(aws.LATE_LOOKS):
             for stream in self.streams(name)[-1:]:
-                lines = [line for line in self.newest_lines(stream) if line.startswith(LAST_LINE)]
+                lines = [line for line in self.lines(stream)[0] if line.startswith(LAST_LINE)]
                 if lines:
                     return Status(**json.loads(lines[-1].removeprefix(LAST_LINE)))
             time.sleep(aws.LATE_SECONDS)
@@ -287,8 +275,8 @@ class EcsLauncher(AwsLauncher):
 def task_definition(spec: LaunchSpec, settings: EcsLauncherSettings, region: str) -> dict[str, Any]:
     """Return the task definition of a workload."""
     variables = {"AWS_DEFAULT_REGION": region, **settings.environment, **spec.environment}
-    variables |= {LAUNCH_ID: spec.name, RUN_ID: spec.run_id, PROJECT_ROOT: settings.folder}
-    memory, gpus = _mib(settings.memory_gb), spec.processes if settings.gpus else 0
+    variables |= {LAUNCH_ID: spec.name, RUN_ID: spec.run_id, PROJECT_ROOT: settings.folder or "."}
+    memory, gpus = round(settings.memory_gb * 1024), spec.processes if settings.gpus else 0
     container: dict[str, Any] = {
         "name": CONTAINER,
         "image": settings.image,
@@ -326,10 +314,6 @@ def task_definition(spec: LaunchSpec, settings: EcsLauncherSettings, region: str
         "requiresCompatibilities": ["EC2"],
         "containerDefinitions": [container],
     }
-
-
-def _mib(gib: float) -> int:
-    return round(gib * 1024)
 
 
 def _work(definition: dict[str, Any]) -> list[str]:

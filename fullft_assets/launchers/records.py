@@ -193,9 +193,7 @@ def _update(
 
     def change(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
         nonlocal is_changed
-        is_changed = (
-            recorded is not None and recorded["attempt"] == launch.attempt and may_change(recorded)
-        )
+        is_changed = recorded is not None and recorded["attempt"] == launch.attempt and may_change(recorded)
         return {**recorded, **values} if recorded is not None and is_changed else None
 
     store.change_pointer(launch.record, change)

@@ -238,7 +238,7 @@ class SageMakerLauncher(AwsLauncher):
     def _parameters(self, spec: LaunchSpec) -> dict[str, str]:
         """Return the hyperparameters, which the container reads: `Environment` has no room for Pipes."""
         processes = spec.processes // self._num_nodes(spec.processes)
-        variables = json.dumps({PROJECT_ROOT: self.settings.folder, **spec.environment})
+        variables = json.dumps({PROJECT_ROOT: self.settings.folder or ".", **spec.environment})
         parts = [variables[first : first + _PART] for first in range(0, len(variables), _PART)]
         return {
             "module": spec.module,
@@ -256,10 +256,11 @@ class SageMakerLauncher(AwsLauncher):
         if job is None:
             raise Unreachable(f"SageMaker {self.place}: {name} exists, and cannot be described")
         recorded = job.get("HyperParameters", {})
-        if any(recorded.get(key) != parameters[key] for key in ("module", "job", "processes")):
-            raise self.different_work(name)
-        if _status(job).is_over and recorded.get("run_id") != parameters["run_id"]:
-            raise self.ended_before(name)
+        self.require_same(
+            name,
+            is_same_work=all(recorded.get(key) == parameters[key] for key in ("module", "job", "processes")),
+            is_ours=not _status(job).is_over or recorded.get("run_id") == parameters["run_id"],
+        )
 
     def _describe(self, name: str) -> dict[str, Any] | None:
         try:
