@@ -55,17 +55,22 @@ def process(folder: Path, name: str) -> psutil.Process:
 
 
 def run_probe(
-    launcher: Launcher, job: Job, store: Store, instance: dg.DagsterInstance | None = None
+    launcher: Launcher,
+    job: Job,
+    store: Store,
+    instance: dg.DagsterInstance | None = None,
+    *,
+    workload: str = "probe",
 ) -> tuple[str | None, list[str]]:
     """Run the probe from this process; return the line of its failure and the messages of its run."""
     if instance is None:
         with dg.DagsterInstance.ephemeral() as instance:
-            return run_probe(launcher, job, store, instance)
+            return run_probe(launcher, job, store, instance, workload=workload)
 
     @dg.asset
     def made(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         with one_line_errors(store, "probe"):
-            LaunchDriver(lambda _: launcher, package="probe_workloads").run(context, "probe", job, store)
+            LaunchDriver(lambda _: launcher, package="probe_workloads").run(context, workload, job, store)
         return dg.MaterializeResult()
 
     done = dg.materialize([made], instance=instance, raise_on_error=False)

@@ -162,21 +162,6 @@ class SageMaker(AwsDouble):
         self._end_containers(job, "Stopped")
         return {}
 
-    def _ListTrainingJobs(self, request: dict[str, Any]) -> dict[str, Any]:
-        names = sorted(name for name in self.jobs if request.get("NameContains", "") in name)
-        first, count = int(request.get("NextToken", 0)), request.get("MaxResults", 10)
-        summaries = [
-            {
-                "TrainingJobName": name,
-                "TrainingJobArn": _arn(name),
-                "CreationTime": self.jobs[name].created,
-                "TrainingJobStatus": self.jobs[name].status,
-            }
-            for name in names[first : first + count]
-        ]
-        more = {"NextToken": str(first + count)} if first + count < len(names) else {}
-        return {"TrainingJobSummaries": summaries, **more}
-
     def interrupt(self, name: str) -> None:
         """Take the spot instances of a job away."""
         self._end_containers(self.jobs[name], "Interrupted")

@@ -17,7 +17,6 @@ from fullft_assets.launchers import Launcher, LaunchSpec, Status, aws
 from fullft_assets.launchers.container import MODULE
 from fullft_assets.launchers.ecs import EcsLauncher, status_of, task_definition
 from fullft_assets.launchers.local import LocalLauncher
-from fullft_assets.launchers.supervisor import is_alive
 from fullft_assets.settings import EcsLauncherSettings, LauncherSettings, PlanningSettings
 from fullft_assets.store import Store
 from fullft_assets.training.checkpoints import SEAL
@@ -198,29 +197,15 @@ def test_more_memory_than_it_has_is_a_class_of_its_own(service, url):
 
 
 @pytest.mark.long
-def test_a_stopped_task_writes_its_checkpoint_and_leaves_no_process(service, url):
-    chosen = launcher()
-    chosen.submit(spec(url, "works"))
-    processes = [process(service.folder, name) for name in ("workload0", "helper0")]
-    launcher().stop(NAME)
-    assert (service.folder / "checkpoint0").read_text() == "complete" and not any(map(is_alive, processes))
-    found = chosen.poll(NAME)
-    assert (
-        found.reason
-        == "was stopped in ECS by somebody (ended by fullft); run the same command again to resume"
-    )
-    assert found.failure == "unknown", "not tried again"
-    chosen.stop(NAME)
-    chosen.stop("fullft-unknown")
-
-
-@pytest.mark.long
 def test_a_task_that_was_just_started_is_stopped_although_it_is_not_listed_yet(service, url):
     service.unseen_seconds = 1.0
     chosen = launcher()
     chosen.submit(spec(url, "works"))
     chosen.stop(NAME)
     assert [task.last_status for task in service.tasks] == ["STOPPED"]
+    status = chosen.poll(NAME)
+    assert status.reason.startswith("was stopped in ECS by somebody") and status.failure == "unknown"
+    chosen.stop("fullft-unknown")
 
 
 def test_a_task_without_an_instance_is_a_lost_machine_after_the_limit(service, url):

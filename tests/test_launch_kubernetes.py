@@ -14,7 +14,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-import dagster as dg
 import kubernetes_validate
 import pytest
 import yaml
@@ -79,10 +78,8 @@ def spec(folder: Path, stage: str, processes: int = 1) -> LaunchSpec:
     return LaunchSpec(NAME, "probe_workloads.probe", tuple(job.arguments(store)), processes)
 
 
-def run(
-    folder: Path, chosen: KubernetesLauncher, stage: str, instance: dg.DagsterInstance
-) -> tuple[str | None, list[str]]:
-    return run_probe(chosen, *probe_job(folder, stage), instance)
+def run(folder: Path, chosen: KubernetesLauncher, stage: str) -> tuple[str | None, list[str]]:
+    return run_probe(chosen, *probe_job(folder, stage))
 
 
 def recorded(folder: Path) -> records.Launch:
@@ -95,15 +92,14 @@ def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(
 ):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
     chosen = launcher(max_hours=1)
-    with dg.DagsterInstance.ephemeral() as instance:
-        failure, messages = run(tmp_path, chosen, "writes", instance)
-        assert failure is None
-        assert [each for each in messages if each == "reading the rows"] == ["reading the rows"]
-        assert "step 1/1,000 (0%), loss 0.25" in messages
-        assert "] reading the rows\n" in capfd.readouterr().out
-        failure, _ = run(tmp_path, chosen, "refuses", instance)
-        assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
-        failure, _ = run(tmp_path, chosen, "is_killed", instance)
+    failure, messages = run(tmp_path, chosen, "writes")
+    assert failure is None
+    assert [each for each in messages if each == "reading the rows"] == ["reading the rows"]
+    assert "step 1/1,000 (0%), loss 0.25" in messages
+    assert "] reading the rows\n" in capfd.readouterr().out
+    failure, _ = run(tmp_path, chosen, "refuses")
+    assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
+    failure, _ = run(tmp_path, chosen, "is_killed")
     assert failure is not None and "was killed by SIGKILL" in failure and failure.endswith("[infrastructure]")
     store = probe_job(tmp_path, "writes")[1]
     assert {launch.stage: (launch.state, launch.place) for launch in records.launches(store, "probe")} == {
@@ -132,8 +128,7 @@ def test_lost_and_refused_answers_neither_fail_a_run_nor_start_a_second_job(clus
     cluster.fail("GET", "/jobs/", 429, times=2)
     cluster.fail("GET", "/log", "reset", times=8)
     cluster.fail("DELETE", "/jobs/", 500)
-    with dg.DagsterInstance.ephemeral() as instance:
-        failure, messages = run(tmp_path, launcher(), "writes", instance)
+    failure, messages = run(tmp_path, launcher(), "writes")
     assert failure is None and [each for each in messages if each == "reading the rows"] == [
         "reading the rows"
     ]
@@ -159,8 +154,7 @@ def test_preempted_pods_are_launched_again_and_the_job_says_so_when_they_are_gon
         return status
 
     chosen.poll = poll
-    with dg.DagsterInstance.ephemeral() as instance:
-        failure, messages = run(tmp_path, chosen, "waits", instance)
+    failure, messages = run(tmp_path, chosen, "waits")
     assert failure is None and len(is_evicted) == 1
     assert any(
         "was preempted: Pod fullft/fullft-" in each and "[preemption]; retry 1 of 1" in each
@@ -218,7 +212,6 @@ def test_output_is_read_on_from_the_cursor_each_line_once(cluster, tmp_path, mon
     stamps = [stamp for stamp, _ in pod.lines]
     assert lines == [line.decode().rstrip("\n") for _, line in pod.lines] and len(lines) >= 400
     assert len(set(stamps)) < len(stamps) / 2, "lines with the same stamp"
-    assert not (tmp_path / "cache/cores").exists(), "a pod has its cores for itself"
 
 
 @pytest.mark.fault("clock skew of hours", "kubernetes")
@@ -272,8 +265,7 @@ class TestQueue:
     def test_pods_without_a_node_are_a_lost_machine_after_the_limit(self, cluster, tmp_path):
         cluster.has_room = False
         chosen = launcher(pending_minutes=2 / 60, max_retries=0)
-        with dg.DagsterInstance.ephemeral() as instance:
-            failure, _ = run(tmp_path, chosen, "writes", instance)
+        failure, _ = run(tmp_path, chosen, "writes")
         assert (
             failure == "workload probe waited longer than launcher.pending_minutes (0.0333333): 0/3 nodes are"
             " available: 3 Insufficient nvidia.com/gpu.; see the step's stderr [infrastructure]"
@@ -297,8 +289,7 @@ class TestAnotherProcess(AnotherProcess):
 class TestRefused:
     def of(self, cluster: Cluster, folder: Path, **changes: object) -> str:
         """Return the line with which a job is refused, which leaves nothing."""
-        with dg.DagsterInstance.ephemeral() as instance:
-            failure, _ = run(folder, launcher(**changes), "writes", instance)
+        failure, _ = run(folder, launcher(**changes), "writes")
         assert failure is not None and "\n" not in failure and failure.endswith("[settings]")
         assert cluster.jobs == {}
         return failure
@@ -419,14 +410,6 @@ class TestRefused:
 def test_settings_that_cannot_work_are_refused_with_the_yaml(changes, line):
     with pytest.raises(ValidationError, match=re.escape(line)):
         launcher(**changes)
-
-
-def test_settings_that_look_like_others_are_taken():
-    taken = launcher(
-        environment={"TOKENIZERS_PARALLELISM": "true", "HF_TOKEN_PATH": "/x"},
-        cpu=8,
-    )
-    assert taken.settings.cpu == 8
 
 
 class TestStatus:

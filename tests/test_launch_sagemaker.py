@@ -14,7 +14,7 @@ from probe_workloads.definitions import probe_job
 
 from fullft_assets.errors import StoreError, WorkloadError
 from fullft_assets.jobs import Job
-from fullft_assets.launchers import Launcher, LaunchSpec, sagemaker
+from fullft_assets.launchers import Launcher, LaunchSpec, Status, sagemaker
 from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.records import Launch
 from fullft_assets.launchers.sagemaker import SageMakerLauncher
@@ -77,6 +77,13 @@ def spec(url: str, stage: str, name: str = NAME, **changes: Any) -> LaunchSpec:
     return LaunchSpec(
         name, "probe_workloads.probe", tuple(job.arguments(store)), **{"run_id": "r1", **changes}
     )
+
+
+def ended(sage: SageMakerLauncher, job: LaunchSpec) -> Status:
+    """Submit a job and return how it ended."""
+    sage.submit(job)
+    wait_for(lambda: sage.poll(job.name).is_over, "the job ended")
+    return sage.poll(job.name)
 
 
 def two_hosts(service: SageMaker) -> dict[str, Any]:
@@ -190,10 +197,7 @@ def test_a_stopped_job_writes_its_checkpoint_and_leaves_no_process(service, url)
 
 
 def test_a_job_is_stopped_when_its_time_is_up(service, url):
-    sage = launcher(max_hours=3 / 3600)
-    sage.submit(spec(url, "works"))
-    wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
-    status = sage.poll(NAME)
+    status = ended(launcher(max_hours=3 / 3600), spec(url, "works"))
     assert (
         status.reason.startswith("reached launcher.max_hours and was stopped")
         and status.failure == "settings"
@@ -387,10 +391,7 @@ class TestRefused:
     @pytest.mark.fault("the image, version or Python is another one", "sagemaker")
     def test_an_image_of_another_version(self, service, url, monkeypatch):
         monkeypatch.setattr(sagemaker.importlib.metadata, "version", lambda _: "9.9")
-        sage = launcher()
-        sage.submit(spec(url, "writes"))
-        wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
-        status = sage.poll(NAME)
+        status = ended(launcher(), spec(url, "writes"))
         assert (
             status.reason.startswith("the image has fullft_assets 0.1.0, and 9.9 launched it; ")
             and status.failure == "settings"
@@ -398,19 +399,14 @@ class TestRefused:
 
     def test_an_image_whose_torch_sees_no_gpu_of_the_instance(self, service, url):
         sage = launcher(instance_type="ml.g5.xlarge", environment={"CUDA_VISIBLE_DEVICES": ""})
-        sage.submit(spec(url, "writes"))
-        wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
-        status = sage.poll(NAME)
+        status = ended(sage, spec(url, "writes"))
         assert status.reason.startswith(
             "torch in the image sees 0 GPUs, and 1 were to be used here; build the image with a torch for"
         )
         assert status.failure == "settings"
 
     def test_a_workload_that_was_killed(self, service, url):
-        sage = launcher()
-        sage.submit(spec(url, "is_killed"))
-        wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
-        status = sage.poll(NAME)
+        status = ended(launcher(), spec(url, "is_killed"))
         assert (status.reason, status.failure) == (
             "the workload was killed by SIGKILL (out of memory?)",
             "infrastructure",
@@ -421,9 +417,7 @@ class TestRefused:
 def test_of_two_instances_the_reason_of_the_one_that_failed_first_is_reported(service, url):
     sage = launcher(processes=2, **two_hosts(service))
     job = replace(spec(url, "refuses_on_rank_1"), module="probe_workloads.training", processes=2)
-    sage.submit(job)
-    wait_for(lambda: sage.poll(job.name).is_over, "the job ended")
-    status = sage.poll(job.name)
+    status = ended(sage, job)
     assert (status.reason, status.failure) == (
         "documents/a.csv:3: no field `label`; name it in examples.label",
         "data",
@@ -513,11 +507,6 @@ class TestTraining:
             )
 
         return train
-
-    @pytest.mark.slow
-    def test_it_gives_the_weights_of_a_local_training(self, train, prepared):
-        there = train(launcher(folder=str(prepared.project.root)), "there")
-        assert there == train(LocalLauncher(LauncherSettings()), "here")
 
     @pytest.mark.long
     def test_two_instances_give_the_weights_of_two_local_processes(self, train, prepared, service):

@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import psutil
 import pytest
 from probe_workloads.definitions import probe_job
@@ -50,22 +49,19 @@ def spec(folder: Path, stage: str) -> LaunchSpec:
     return LaunchSpec(NAME, "probe_workloads.probe", tuple(job.arguments(store)))
 
 
-def run(
-    folder: Path, ssh: SshLauncher, stage: str, instance: dg.DagsterInstance
-) -> tuple[str | None, list[str]]:
-    return run_probe(ssh, *probe_job(folder, stage), instance)
+def run(folder: Path, ssh: SshLauncher, stage: str) -> tuple[str | None, list[str]]:
+    return run_probe(ssh, *probe_job(folder, stage))
 
 
 @pytest.mark.slow
 def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(server, tmp_path, capfd):
     ssh = launcher(server)
-    with dg.DagsterInstance.ephemeral() as instance:
-        failure, messages = run(tmp_path, ssh, "writes", instance)
-        assert failure is None
-        assert "reading the rows" in messages and "step 1/1,000 (0%), loss 0.25" in messages
-        assert "] reading the rows\n" in capfd.readouterr().out
-        failure, _ = run(tmp_path, ssh, "refuses", instance)
-        assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
+    failure, messages = run(tmp_path, ssh, "writes")
+    assert failure is None
+    assert "reading the rows" in messages and "step 1/1,000 (0%), loss 0.25" in messages
+    assert "] reading the rows\n" in capfd.readouterr().out
+    failure, _ = run(tmp_path, ssh, "refuses")
+    assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
     store = probe_job(tmp_path, "writes")[1]
     assert {launch.stage: (launch.state, launch.place) for launch in records.launches(store, "probe")} == {
         "writes": ("succeeded", ssh.place),
@@ -89,8 +85,7 @@ def test_paths_start_at_the_folder_there_and_variables_are_set(server, tmp_path)
 def test_a_workload_that_ran_out_of_memory_is_not_tried_again_and_says_what_to_do(server, tmp_path):
     (tmp_path / "count").write_text("")
     ssh = launcher(server, max_retries=2, environment={"FULLFT_OOM_COUNT": str(tmp_path / "count")})
-    with dg.DagsterInstance.ephemeral() as instance:
-        failure, _ = run(tmp_path, ssh, "runs_out_of_memory", instance)
+    failure, _ = run(tmp_path, ssh, "runs_out_of_memory")
     assert (
         failure == "workload probe was killed: memory ran out; use a machine with more memory, or lower"
         " launcher.processes; see the step's stderr [out_of_memory]"
@@ -117,8 +112,7 @@ def test_lost_connection_is_no_end_and_output_is_read_on_from_the_cursor(server,
         return status
 
     monkeypatch.setattr(ssh, "poll", cut_once)
-    with dg.DagsterInstance.ephemeral() as instance:
-        failure, messages = run(tmp_path, ssh, "waits", instance)
+    failure, messages = run(tmp_path, ssh, "waits")
     assert failure is None and said == ["cut"]
     assert [m for m in messages if m in ("waiting", "reading the rows")] == [
         "waiting",
@@ -142,8 +136,7 @@ def test_a_python_that_fails_once_and_answers_that_cannot_be_read_are_asked_for_
         f' printf "\\351\\n"; exit 0;;\nesac\nprintf "\\351\\n"; exec {sys.executable} "$@"\n'
     )
     python.chmod(0o755)
-    with dg.DagsterInstance.ephemeral() as instance:
-        failure, messages = run(tmp_path, launcher(server, python=str(python)), "writes", instance)
+    failure, messages = run(tmp_path, launcher(server, python=str(python)), "writes")
     assert failure is None and len(number.read_text()) > 4
     assert any(
         f"{python} -m fullft_assets.launchers.machine failed (exit code 1)" in message for message in messages

@@ -171,14 +171,8 @@ class Machine:
             kill_until_gone(lambda: launched_processes(name))
             child = self._children.pop(name, None)
             if child is not None:
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     child.wait(KILL_SECONDS)
-                except subprocess.TimeoutExpired:
-                    print(
-                        f"process {child.pid} of {name} was killed and has not ended within"
-                        f" {KILL_SECONDS:g} s",
-                        file=sys.stderr,
-                    )
             shutil.rmtree(self.root / name, ignore_errors=True)
 
     def num_hosts(self, name: str) -> int | None:
