@@ -359,7 +359,7 @@ ONE_MISTAKE = {
     ),
     "time for a checkpoint that SageMaker does not give": (
         SAGEMAKER + "    grace_seconds: 300\n",
-        "13: launcher.grace_seconds: SageMaker gives 120 at most (launcher.grace_seconds is 300)",
+        "13: launcher.grace_seconds: 300 is not a number >= 0 and <= 120",
     ),
     "subnets without security groups": (
         SAGEMAKER + "    subnets: [subnet-1]\n",

@@ -8,12 +8,15 @@ import json
 import time
 from abc import abstractmethod
 from functools import cached_property
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers.base import Launcher, Logs, Unreachable
 from fullft_assets.launchers.container import LAST_LINE
 from fullft_assets.settings import AwsLauncherSettings
+
+if TYPE_CHECKING:
+    from fullft_assets.settings import PlanningSettings
 
 #: Output arrives some seconds after it was written; so often it is looked for after a job's end, with a
 #: pause.
@@ -185,6 +188,17 @@ class AwsLauncher(Launcher):
             raise Unreachable(f"{about}: {' '.join(str(error).split())}") from None
         except aws.BotoCoreError as error:
             raise WorkloadError(f"{about}: {' '.join(str(error).split())}", "settings") from None
+
+    def hourly_usd(self, planning: PlanningSettings, processes: int) -> float | None:
+        """Return the price of the job's instances as EC2's, where the section names their type and the plan's
+        table has it.
+        """
+        from fullft_assets.planning.targets import hourly_usd_of
+
+        if self.settings.instance_type is None:
+            return None
+        price = hourly_usd_of(self.settings.instance_type.removeprefix("ml."), planning)
+        return None if price is None else price * self.settings.nodes_of(processes)
 
     def require_same(self, name: str, *, is_same_work: bool, is_ours: bool) -> None:
         """Refuse a job of a name that does other work than the one that was to be submitted, or has ended and

@@ -14,7 +14,7 @@ import re
 import time
 from email.utils import parsedate_to_datetime
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fullft_assets.errors import WorkloadError
 from fullft_assets.jobs.launch import LAUNCH_ID, PROJECT_ROOT, RUN_ID
@@ -24,9 +24,6 @@ from fullft_assets.launchers.base import LaunchSpec, Status, Unreachable
 from fullft_assets.launchers.container import LAST_LINE, MODULE, command, stop_seconds
 from fullft_assets.launchers.machine import ending
 from fullft_assets.settings import EcsLauncherSettings
-
-if TYPE_CHECKING:
-    from fullft_assets.settings import PlanningSettings
 
 CONTAINER = "workload"
 #: A task may not be seen by another request for so long after it was started: ECS is eventually consistent.
@@ -137,18 +134,6 @@ class EcsLauncher(AwsLauncher):
                         reason="ended by fullft",
                     )
             time.sleep(aws.STOP_LOOK_SECONDS)
-
-    def hourly_usd(self, planning: PlanningSettings, processes: int) -> float | None:
-        """Return the price of the instance, where the section names its type and the plan's table has
-        that.
-        """
-        from fullft_assets.planning.targets import hourly_usd_of
-
-        return (
-            None
-            if self.settings.instance_type is None
-            else hourly_usd_of(self.settings.instance_type, planning)
-        )
 
     def _request(self, spec: LaunchSpec, definition: str) -> dict[str, Any]:
         settings = self.settings

@@ -97,14 +97,9 @@ def spec_digest(spec: LaunchSpec, settings: KubernetesLauncherSettings) -> str:
     return digest([spec.module, spec.job, spec.processes, settings.model_dump(mode="json")])
 
 
-def nodes_of(spec: LaunchSpec, settings: KubernetesLauncherSettings) -> int:
-    """Return how many pods share a workload."""
-    return settings.nodes if spec.processes > 1 else 1
-
-
 def manifest(spec: LaunchSpec, settings: KubernetesLauncherSettings) -> dict[str, Any]:
     """Return the Job of a workload."""
-    nodes = nodes_of(spec, settings)
+    nodes = settings.nodes_of(spec.processes)
     metadata = settings.pod.get("metadata", {})
     labels = {**metadata.get("labels", {}), **MANAGED_BY}
     annotations = metadata.get("annotations", {})

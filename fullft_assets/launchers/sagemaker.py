@@ -28,7 +28,6 @@ from fullft_assets.store import checkpoints_ref
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fullft_assets.settings import PlanningSettings
 
 #: Most characters of a hyperparameter.
 _PART = 2500
@@ -157,23 +156,13 @@ class SageMakerLauncher(AwsLauncher):
         """
         return self.settings.nodes == 1
 
-    def hourly_usd(self, planning: PlanningSettings, processes: int) -> float | None:
-        """Return the price of the job's instances as EC2's, of which the plan has a table."""
-        from fullft_assets.planning.targets import hourly_usd_of
-
-        price = hourly_usd_of(self.settings.instance_type.removeprefix("ml."), planning)
-        return None if price is None else price * self._num_nodes(processes)
-
-    def _num_nodes(self, processes: int) -> int:
-        return self.settings.nodes if processes > 1 else 1
-
     def _request(self, spec: LaunchSpec) -> dict[str, Any]:
         settings = self.settings
         store, place = _place_of(spec)
         seconds = math.ceil(min(settings.max_seconds or _MAX_SECONDS, _MAX_SECONDS))
         resources = {
             "InstanceType": settings.instance_type,
-            "InstanceCount": self._num_nodes(spec.processes),
+            "InstanceCount": self.settings.nodes_of(spec.processes),
             "VolumeSizeInGB": settings.volume_gb,
         }
         if settings.volume_kms_key:
@@ -237,7 +226,7 @@ class SageMakerLauncher(AwsLauncher):
 
     def _parameters(self, spec: LaunchSpec) -> dict[str, str]:
         """Return the hyperparameters, which the container reads: `Environment` has no room for Pipes."""
-        processes = spec.processes // self._num_nodes(spec.processes)
+        processes = spec.processes // self.settings.nodes_of(spec.processes)
         variables = json.dumps({PROJECT_ROOT: self.settings.folder or ".", **spec.environment})
         parts = [variables[first : first + _PART] for first in range(0, len(variables), _PART)]
         return {

@@ -284,6 +284,10 @@ class ContainerLauncherSettings(RemoteLauncherSettings):
     )
     max_hours: _Hours = 24.0
 
+    def nodes_of(self, processes: int) -> int:
+        """Return how many pods or instances share a workload of so many processes."""
+        return self.nodes if processes > 1 else 1
+
     @field_validator("nodes")
     @classmethod
     def _divides_processes(cls, nodes: int, info: ValidationInfo) -> int:
@@ -485,7 +489,11 @@ class SageMakerLauncherSettings(AwsLauncherSettings):
     SECRETS_BELONG = "give launcher.role_arn the right to what it opens"
 
     kind: str = Field(default="sagemaker", description="Workloads run as Training Jobs of Amazon SageMaker.")
-    grace_seconds: _Grace = 100.0
+    grace_seconds: Annotated[_Grace, Field(le=120)] = 100.0
+    max_hours: Annotated[_Hours, Field(le=672)] = 24.0
+    environment: dict[str, Annotated[str, Field(max_length=512)]] = Field(
+        default_factory=dict, max_length=90, description="Variables of the workload; no secrets."
+    )
     instance_type: str = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9]+$",
         description="Type of the instances, such as `ml.g5.xlarge` or `ml.p4d.24xlarge`.",
@@ -529,27 +537,12 @@ class SageMakerLauncherSettings(AwsLauncherSettings):
         """The type of the instances; a plan is made on one of them."""
         return {"kind": self.kind, "instance_type": self.instance_type}
 
-    @field_validator("environment")
-    @classmethod
-    def _fits(cls, environment: dict[str, str]) -> dict[str, str]:
-        if len(environment) > 90 or any(len(value) > 512 for value in environment.values()):
-            raise ValueError("SageMaker takes 90 variables of 512 characters at most")
-        return environment
-
     @field_validator("network_isolation")
     @classmethod
     def _is_of_one_instance(cls, is_isolated: bool, info: ValidationInfo) -> bool:
         if is_isolated and info.data.get("nodes", 1) > 1:
             raise ValueError("needs nodes: 1; set it to false in this section, or change that")
         return is_isolated
-
-    @field_validator("grace_seconds", "max_hours")
-    @classmethod
-    def _is_within_limits(cls, value: float | None, info: ValidationInfo) -> float | None:
-        limit = {"grace_seconds": 120, "max_hours": 672}[str(info.field_name)]
-        if value is not None and value > limit:
-            raise ValueError(f"SageMaker gives {limit} at most")
-        return value
 
 
 class EcsLauncherSettings(AwsLauncherSettings, ClusterLauncherSettings):
