@@ -456,7 +456,7 @@ class TestStatus:
         [
             (
                 "failed to initialize logging driver: log group does not exist",
-                "launcher.execution_role_arn, and whether there is a log group /ecs/ and launcher.cluster",
+                "launcher.execution_role_arn, and make the log group /ecs/ with launcher.cluster",
             ),
             (
                 "Fetching secret data from SSM: AccessDeniedException",

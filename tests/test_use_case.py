@@ -158,8 +158,8 @@ ONE_MISTAKE = {
         "9: training.epochs: a section is not a number > 0 and <= 1000",
     ),
     "text for a list": (
-        GOOD + "  chunks:\n    terms: stent\n",
-        "9: chunks.terms: stent is not a list",
+        GOOD + "  chunks:\n    added_tokens: stent\n",
+        "9: chunks.added_tokens: stent is not a list",
     ),
     "a number for text": (
         GOOD + '    labels:\n      - "a"\n      - 1\n',
@@ -306,7 +306,11 @@ ONE_MISTAKE = {
     ),
     "machine without a name": (
         GOOD + "  launcher:\n    kind: ssh\n",
-        "8: launcher.host: missing; Name or address of the machine, or a `Host` of your `~/.ssh/config`.",
+        (
+            "8: launcher.host: missing; Name or address of the machine, or a `Host` of your `~/.ssh/config`. A"
+            " list: machines that share a training, of which each starts as many of launcher.processes as the"
+            " others; other workloads run on the first one alone."
+        ),
     ),
     "key of another kind of launcher": (
         GOOD + "  launcher:\n    kind: ssh\n    host: gpu1\n    option: {Port: 22}\n",
@@ -782,7 +786,7 @@ def test_a_wrong_key_within_a_list_is_reported_with_its_number(project):
       - name: {between}
         column: num_words
       - arguments: {{}}
-    min_characters: 0
+    max_quarantined_share: 2
 """
     assert problems(project, GOOD + more) == [
         "13: examples.expectations.1.severity: block is not one of error, warn, quarantine",
@@ -791,7 +795,7 @@ def test_a_wrong_key_within_a_list_is_reported_with_its_number(project):
             "16: examples.expectations.3.name: missing; The expectation, such as"
             " `expect_column_values_to_be_between`."
         ),
-        "17: examples.min_characters: 0 is not a whole number >= 1",
+        "17: examples.max_quarantined_share: 2 is not a number >= 0 and <= 1",
     ]
 
 

@@ -1,5 +1,5 @@
-"""What a model's folder contains: `config.json`, the headers of its safetensors files, and Python files that run
-only where the use case's `trust_remote_code` allows it. Never loads a weight.
+"""What a model's folder contains: `config.json`, the headers of its safetensors files, and Python files that
+run only where the use case's `trust_remote_code` allows it. Never loads a weight.
 """
 
 from __future__ import annotations

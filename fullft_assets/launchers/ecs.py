@@ -45,7 +45,7 @@ _WRONG = re.compile(
     re.IGNORECASE,
 )
 _KEYS = {
-    "logging driver": "launcher.execution_role_arn, and whether there is a log group /ecs/ and launcher.cluster",
+    "logging driver": "launcher.execution_role_arn, and make the log group /ecs/ with launcher.cluster",
     "Fetching secret data": "launcher.secrets and launcher.execution_role_arn",
     "CannotPull": "launcher.image and launcher.execution_role_arn",
     "ResourceInitializationError": "launcher.secrets and launcher.execution_role_arn",

@@ -1,5 +1,5 @@
-"""What a training needs on each machine that a plan compares (this one, the user's own, and a dated table of GPU
-instances): does it fit and with which settings, how long does it take, what does it cost, with a year of
+"""What a training needs on each machine that a plan compares (this one, the user's own, and a dated table of
+GPU instances): does it fit and with which settings, how long does it take, what does it cost, with a year of
 retraining. The settings go down the memory ladder from those of the YAML.
 """
 

@@ -223,8 +223,9 @@ class SshLauncherSettings(RemoteLauncherSettings):
         default=None,
         pattern=r"^[^-\s:][^\s:]*(:[0-9]{1,5})?$",
         description=(
-            "Name or address by which the other machines reach the first one, with a port of it (`ADDRESS:PORT`) where"
-            " 29500 is taken. Default: its name in `host`, which must not be an alias of `~/.ssh/config` then."
+            "Name or address by which the other machines reach the first one, with a port of it"
+            " (`ADDRESS:PORT`) where 29500 is taken. Default: its name in `host`, which must not be an alias"
+            " of `~/.ssh/config` then."
         ),
     )
 
@@ -401,7 +402,7 @@ class KubernetesLauncherSettings(ClusterLauncherSettings):
             " numbers of user and groups (10001 by default, never root)."
         ),
     )
-    secrets: list[str] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+    secrets: list[str] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]  # frozen: narrower is safe
         default_factory=list, description="Names of Secrets whose keys become variables of the workload."
     )
 
@@ -494,7 +495,7 @@ class SageMakerLauncherSettings(AwsLauncherSettings):
     environment: dict[str, Annotated[str, Field(max_length=512)]] = Field(
         default_factory=dict, max_length=90, description="Variables of the workload; no secrets."
     )
-    instance_type: str = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+    instance_type: str = Field(  # pyright: ignore[reportIncompatibleVariableOverride]  # frozen: narrower is safe
         pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9]+$",
         description="Type of the instances, such as `ml.g5.xlarge` or `ml.p4d.24xlarge`.",
     )
@@ -558,11 +559,11 @@ class EcsLauncherSettings(AwsLauncherSettings, ClusterLauncherSettings):
     SECRETS_BELONG = "put it into Secrets Manager and name that in launcher.secrets"
 
     kind: str = Field(default="ecs", description="Workloads run as tasks of Amazon ECS.")
-    gpus: bool = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+    gpus: bool = Field(  # pyright: ignore[reportIncompatibleVariableOverride]  # frozen: narrower is safe
         default=True,
         description="Whether a task asks for a GPU for each of its processes; `false`: the CPU alone.",
     )
-    memory_gb: Float = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+    memory_gb: Float = Field(  # pyright: ignore[reportIncompatibleVariableOverride]  # frozen: narrower is safe
         ge=0.5, le=4096, description="Memory in GiB that a task asks for and may use."
     )
     cluster: str = Field(
@@ -584,7 +585,7 @@ class EcsLauncherSettings(AwsLauncherSettings, ClusterLauncherSettings):
         pattern=_ARN_OF_ROLE,
         description="Role with which ECS pulls the image, reads secrets and writes the log.",
     )
-    secrets: dict[str, str] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+    secrets: dict[str, str] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]  # frozen: narrower is safe
         default_factory=dict, description="The ARN of the secret of each variable of the workload."
     )
 
