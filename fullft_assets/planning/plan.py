@@ -1,5 +1,6 @@
 """The plan of a training, and the gates on it: does it fit, and is it within the budget of time and price;
-and how long it takes to stop. Memory is that of a training step whose tensors were counted, on a GPU or a CPU.
+and how long it takes to stop. Memory is that of a training step whose tensors were counted, on a GPU or a
+CPU.
 """
 
 from __future__ import annotations

@@ -402,7 +402,8 @@ class KubernetesLauncherSettings(ClusterLauncherSettings):
             " numbers of user and groups (10001 by default, never root)."
         ),
     )
-    secrets: list[str] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]  # frozen: narrower is safe
+    # Settings are frozen, so that a narrower type is safe.
+    secrets: list[str] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default_factory=list, description="Names of Secrets whose keys become variables of the workload."
     )
 
@@ -495,7 +496,8 @@ class SageMakerLauncherSettings(AwsLauncherSettings):
     environment: dict[str, Annotated[str, Field(max_length=512)]] = Field(
         default_factory=dict, max_length=90, description="Variables of the workload; no secrets."
     )
-    instance_type: str = Field(  # pyright: ignore[reportIncompatibleVariableOverride]  # frozen: narrower is safe
+    # Settings are frozen, so that a narrower type is safe.
+    instance_type: str = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9]+$",
         description="Type of the instances, such as `ml.g5.xlarge` or `ml.p4d.24xlarge`.",
     )
@@ -559,11 +561,13 @@ class EcsLauncherSettings(AwsLauncherSettings, ClusterLauncherSettings):
     SECRETS_BELONG = "put it into Secrets Manager and name that in launcher.secrets"
 
     kind: str = Field(default="ecs", description="Workloads run as tasks of Amazon ECS.")
-    gpus: bool = Field(  # pyright: ignore[reportIncompatibleVariableOverride]  # frozen: narrower is safe
+    # Settings are frozen, so that a narrower type is safe.
+    gpus: bool = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default=True,
         description="Whether a task asks for a GPU for each of its processes; `false`: the CPU alone.",
     )
-    memory_gb: Float = Field(  # pyright: ignore[reportIncompatibleVariableOverride]  # frozen: narrower is safe
+    # Settings are frozen, so that a narrower type is safe.
+    memory_gb: Float = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         ge=0.5, le=4096, description="Memory in GiB that a task asks for and may use."
     )
     cluster: str = Field(
@@ -585,7 +589,8 @@ class EcsLauncherSettings(AwsLauncherSettings, ClusterLauncherSettings):
         pattern=_ARN_OF_ROLE,
         description="Role with which ECS pulls the image, reads secrets and writes the log.",
     )
-    secrets: dict[str, str] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]  # frozen: narrower is safe
+    # Settings are frozen, so that a narrower type is safe.
+    secrets: dict[str, str] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default_factory=dict, description="The ARN of the secret of each variable of the workload."
     )
 
