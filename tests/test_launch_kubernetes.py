@@ -346,11 +346,11 @@ class TestRefused:
 
     def test_what_the_cluster_refuses_is_one_line(self, cluster, tmp_path):
         line = self.of(cluster, tmp_path, pod={"spec": {"tolerations": [{"kei": "nvidia.com/gpu"}]}})
-        assert line.startswith("double/fullft: strict decoding error: spec.template.spec.tolerations.0: ")
+        assert line.startswith("Kubernetes/fullft: strict decoding error: spec.template.spec.tolerations.0: ")
         cluster.rules = [rule for rule in cluster.rules if "jobs" not in rule["resources"]]
         line = self.of(cluster, tmp_path)
         assert (
-            line.startswith("double/fullft: jobs is forbidden")
+            line.startswith("Kubernetes/fullft: jobs is forbidden")
             and "give the account the rights of deploy/helm/manifests.yaml" in line
         )
 
@@ -362,7 +362,8 @@ class TestRefused:
             launcher().submit(spec(tmp_path, "waits"))
             cluster.fail("GET", f"/jobs/{NAME}", 404, times=not is_seen)
             with pytest.raises(
-                WorkloadError, match=f"^double/fullft: there is another Job {NAME}, of another specification"
+                WorkloadError,
+                match=f"^Kubernetes/fullft: there is another Job {NAME}, of another specification",
             ) as raised:
                 launcher().submit(spec(tmp_path, "writes"))
             assert raised.value.failure == "settings" and len(cluster.created) == 1
@@ -385,7 +386,7 @@ class TestRefused:
         )
         monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
         monkeypatch.setattr(kubernetes, "_BACKOFF_SECONDS", 0.01)
-        with pytest.raises(Unreachable, match="double/fullft: MaxRetryError: "):
+        with pytest.raises(Unreachable, match="Kubernetes/fullft: MaxRetryError: "):
             launcher().poll(NAME)
 
 
@@ -772,7 +773,7 @@ def test_a_namespace_needs_the_service_that_names_its_pods_and_the_cluster(clust
     cluster.services = {} if spec is None else {"fullft-pods": {"spec": spec}}
     with pytest.raises(
         WorkloadError,
-        match=r"^double/fullft: launcher\.kind: kubernetes needs the headless Service `fullft-pods`",
+        match=r"^Kubernetes/fullft: launcher\.kind: kubernetes needs the headless Service `fullft-pods`",
     ):
         _ = launcher().place
     assert ("", "services", "get") in cluster.used

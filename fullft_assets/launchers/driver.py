@@ -405,14 +405,14 @@ class LaunchDriver:
             return
         try:
             launcher = open_recorded(replaced.launcher)
-            is_here = launcher.place == replaced.place
+            # Processes of another machine, which only it can see.
+            problem = "" if launcher.place == replaced.place else f"that leads to {launcher.place} from here"
         except FullftError as error:
+            problem = str(error)
+        if problem:
             context.log.warning(
-                f"{line}; it could not be stopped from here ({error}); if it still runs, end it there"
+                f"{line}; it could not be stopped from here ({problem}); if it still runs, end it there"
             )
-            return
-        if not is_here:  # processes of another machine, which only it can see
-            context.log.warning(f"{line}; it could not be stopped from here; if it still runs, end it there")
             return
         context.log.warning(f"{line}; its run is over, so it is ended")
         self._end(context, launcher, replaced, store)

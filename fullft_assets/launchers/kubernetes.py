@@ -71,19 +71,7 @@ class KubernetesLauncher(Launcher):
 
     @property
     def _namespace(self) -> str:
-        return f"{self._context}/{self.settings.namespace}"
-
-    @cached_property
-    def _context(self) -> str:
-        if self.settings.context is not None:
-            return self.settings.context
-        if _is_in_cluster():
-            return "in-cluster"
-        config = _library().config
-        try:
-            return config.list_kube_config_contexts(_kubeconfig())[1]["name"]
-        except config.ConfigException as error:
-            raise _no_cluster(error) from None
+        return f"{self.settings.context or 'Kubernetes'}/{self.settings.namespace}"
 
     def submit(self, spec: LaunchSpec) -> None:
         """Create the Job, unless it is there."""
