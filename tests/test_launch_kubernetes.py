@@ -14,22 +14,29 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+import dagster as dg
 import kubernetes_validate
 import pytest
+import torch
 import yaml
 from probe_workloads.definitions import probe_job
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from fullft_assets.errors import WorkloadError
-from fullft_assets.launchers import LaunchSpec, Status, Unreachable, driver, kubernetes, records
+from fullft_assets.launchers import Launcher, LaunchSpec, Status, Unreachable, driver, kubernetes, records
 from fullft_assets.launchers.container import MODULE, Options
+from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.launchers.kubernetes import KubernetesLauncher
 from fullft_assets.launchers.kubernetes_job import manifest, refusal_of, status_of
+from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.supervisor import is_alive
-from fullft_assets.settings import KubernetesLauncherSettings
+from fullft_assets.settings import KubernetesLauncherSettings, LauncherSettings
+from fullft_assets.store import Manifest
 from tests import launch_scenes
 from tests.kubernetes_double import IMAGE, NAMESPACE, Cluster
 from tests.launch_scenes import NAME, SECONDS, TESTS, AnotherProcess, Place, process, run_probe, wait_for
+from tests.prepared import Prepared, prepare
 
 MANIFESTS = TESTS.parent / "deploy/helm/manifests.yaml"
 
@@ -787,3 +794,77 @@ def test_a_cluster_is_the_same_place_by_every_name_and_another_one_is_not(cluste
     assert launcher(context="by-another-name").place == place == "fullft@1a2b3c4d"
     cluster.services["fullft-pods"]["metadata"]["uid"] = "5ec0d000"
     assert launcher().place == "fullft@5ec0d000"
+
+
+STAGE = "finetuned_checkpoint"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    training = {
+        "checkpoint_every_steps": 2,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+        "micro_batch_size": 4,
+    }
+    return prepare(tmp_path_factory.mktemp("kubernetes"), tiny=True, training=training)
+
+
+@pytest.fixture
+def training_cluster(cluster: Cluster, prepared: Prepared) -> Cluster:
+    cluster.environment = {**prepared.project.env(), **cluster.environment}
+    return cluster
+
+
+def trained(prepared: Prepared, key: str, chosen: Launcher) -> Manifest:
+    job = prepared.job(STAGE, key)
+    job = job.model_copy(update={"settings": job.settings.model_copy(update={"launcher": chosen.settings})})
+    made: list[Manifest] = []
+
+    @dg.asset
+    def checkpoint(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        made.append(LaunchDriver(lambda _: chosen).run(context, "training", job, prepared.store))
+        return dg.MaterializeResult()
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        dg.materialize([checkpoint], instance=instance)
+    return made[0]
+
+
+def assert_same(prepared: Prepared, key: str, found: Manifest, processes: int = 1) -> None:
+    """Compare the weights with those of a training through `local`."""
+    expected = trained(prepared, f"{key}-here", LocalLauncher(LauncherSettings(processes=processes)))
+    weights = [
+        load_file(prepared.store.folder(each) / "model" / "model.safetensors") for each in (expected, found)
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    assert [name for name, weight in weights[0].items() if not torch.equal(weight, weights[1][name])] == []
+
+
+@pytest.mark.long
+def test_training_in_two_pods_makes_the_weights_of_two_processes(training_cluster, prepared):
+    found = trained(prepared, "two", launcher(grace_seconds=60, processes=2, nodes=2))
+    assert_same(prepared, "two", found, processes=2)
+    (job,) = training_cluster.created
+    assert (job["spec"]["completions"], job["spec"]["template"]["spec"]["subdomain"]) == (2, "fullft-pods")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.fault("spot capacity is taken away", "kubernetes")
+def test_an_evicted_training_goes_on_from_its_checkpoint(training_cluster, prepared, nodes):
+    chosen, key, evicted = launcher(grace_seconds=60, processes=nodes, nodes=nodes), f"evicted-{nodes}", []
+    folder = prepared.store.work_folder(prepared.use_case.name, STAGE, key)
+
+    def poll(name: str, wait_seconds: float = 0.0):
+        if not evicted and list(folder.glob("checkpoint-*")):
+            evicted.append(name)
+            training_cluster.evict(name)
+        return KubernetesLauncher.poll(chosen, name, min(wait_seconds, 0.2))
+
+    chosen.poll = poll
+    found = trained(prepared, key, chosen)
+    assert (
+        found.metadata["resumed_from_step"] > 0 and len(evicted) == 1 and len(training_cluster.created) == 2
+    )
+    assert_same(prepared, key, found, processes=nodes)

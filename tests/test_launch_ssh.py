@@ -21,7 +21,7 @@ from tests import machine
 from tests.launch_scenes import NAME, SECONDS, AnotherProcess, Place, run_probe, wait_for
 from tests.prepared import prepare
 from tests.ssh_server import SshServer, free_port
-from tests.test_launch_kubernetes_training import assert_same, trained
+from tests.test_launch_kubernetes import assert_same, trained
 
 
 @pytest.fixture
