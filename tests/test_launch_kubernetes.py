@@ -114,7 +114,7 @@ def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(
         "refuses": ("failed", "fullft@1a2b3c4d"),
         "is_killed": ("failed", "fullft@1a2b3c4d"),
     }
-    assert all(launch.is_cleared for launch in records.launches(store, "probe")), "nothing is kept there"
+    assert cluster.jobs == {}, "nothing is kept there"
     assert "planted-secret" not in json.dumps(cluster.created)
     # What the Role does not allow is refused; and nothing in it is idle, but for pods that cannot be made.
     granted = {

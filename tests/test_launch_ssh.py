@@ -67,7 +67,8 @@ def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(serve
         "writes": ("succeeded", ssh.place),
         "refuses": ("failed", ssh.place),
     }
-    assert all(launch.is_cleared for launch in records.launches(store, "probe")), "nothing is kept there"
+    names = [launch.name_in(store) for launch in records.launches(store, "probe")]
+    assert {ssh.poll(name).state for name in names} == {"gone"}, "nothing is kept there"
 
 
 def test_paths_start_at_the_folder_there_and_variables_are_set(server, tmp_path):

@@ -87,7 +87,7 @@ def recorded(store: Store) -> Launch:
 
 def suspected(store: Store, hours: float | None) -> list[Suspect]:
     """What is suspected so many hours after the end of the run; None: it goes on."""
-    return list(suspects(store, "letters", lambda _: None if hours is None else NOW - hours * HOUR, NOW))
+    return list(suspects(store, "letters", lambda _: None if hours is None else NOW - hours * HOUR))
 
 
 def find(store: Store, hours: float | None) -> list[Orphan]:
@@ -117,16 +117,10 @@ def test_a_job_is_ended_so_long_after_its_run_and_not_before(store, launch):
         "ended 0.50 h ago; it is left alone for 0.50 h more, or until a run attaches"
     )
     (found,) = find(store, 1.5)
-    assert (found.state, found.names) == ("running", (made.name_in(store),)) and found.line.endswith(
-        ", after 5.00 h and 10.00 USD"
-    )
+    assert found.state == "running" and found.line.endswith(", after 5.00 h and 10.00 USD")
     assert end_orphan(store, found)
     assert not runs(store, made)
-    assert (recorded(store).state, recorded(store).failure, recorded(store).is_cleared) == (
-        "stopped",
-        "preemption",
-        True,
-    )
+    assert (recorded(store).state, recorded(store).failure) == ("stopped", "preemption")
     assert suspected(store, 1.5) == []
 
 
@@ -150,7 +144,7 @@ def test_where_the_clock_of_a_run_was_ahead_its_job_is_left_so_much_longer_and_n
 def test_an_end_that_nobody_recorded_is_recorded(store, launch):
     launch(store, runs=False)
     (found,) = find(store, 2.0)
-    assert (found.state, found.names) == ("over", ())
+    assert found.state == "over"
     assert end_orphan(store, found)
     assert (recorded(store).state, recorded(store).failure) == ("failed", "infrastructure")
 
@@ -179,27 +173,6 @@ def test_a_backend_that_does_not_answer_leaves_it_on_record_as_running_and_is_as
     unknown = find(store, 2.0)
     assert [orphan.state for orphan in unknown] == ["unknown", "unknown"] and len(calls) == 1
     assert all(orphan.line.endswith("cannot be asked for: it does not answer") for orphan in unknown)
-
-
-@pytest.mark.parametrize("attempt", [1, 2])
-@pytest.mark.fault("nobody follows a job any more", "ssh", "kubernetes", "ecs", "sagemaker")
-def test_an_attempt_that_is_over_on_record_and_runs_is_ended(store, launch, attempt):
-    """Whoever replaced it, or recorded its end, was killed before it ended the job."""
-    made = launch(store)
-    records.end(store, made, "failed", "was killed by SIGKILL", "infrastructure")
-    if attempt == 2:
-        records.claim(
-            store, made.model_copy(update={"run_id": "second", "submitted_at": NOW - HOUR}), lambda _: False
-        )
-    else:
-        assert find(store, 2.0) == [], "its run may be ending it"
-        change = {"ended_at": NOW - HOUR}
-        store.change_pointer(made.record, lambda old: {**old, **change})
-    (found,) = find(store, 2.0)
-    assert (found.state, found.names) == ("running", (made.name_in(store),))
-    assert end_orphan(store, found) and not runs(store, made)
-    assert (recorded(store).attempt, recorded(store).is_cleared) == (attempt, True)
-    assert suspected(store, 2.0) == []
 
 
 def test_a_run_that_follows_for_another_one_takes_the_job_over_once_that_is_gone(store, launch):

@@ -47,7 +47,7 @@ def build_orphans_job(case: Case) -> list[dg.JobDefinition]:
         failed, num_stopped = list[str](), 0
         with one_line_errors(store, case.name):
             now = time.time()
-            due_suspects = due(suspects(store, case.name, partial(ended_at, context.instance), now), now)
+            due_suspects = due(suspects(store, case.name, partial(ended_at, context.instance)), now)
             for orphan in find_orphans(store, due_suspects):
                 context.log.info(orphan.line)
                 if orphan.state == "unknown":
@@ -58,7 +58,7 @@ def build_orphans_job(case: Case) -> list[dg.JobDefinition]:
                 except WorkloadError as error:
                     failed.append(f"{orphan.line}, and could not be ended ({error})")
                     continue
-                num_stopped += len(orphan.names) if is_ended else 0
+                num_stopped += is_ended and orphan.state == "running"
                 if not is_ended:
                     context.log.info("it is left alone: a run has attached to it")
             context.instance.add_run_tags(context.run_id, {STOPPED_TAG: str(num_stopped)})
@@ -98,7 +98,7 @@ def build_orphans_schedule(case: Case) -> list[dg.ScheduleDefinition]:
     def orphans_schedule(context: dg.ScheduleEvaluationContext, **_: Any):
         store, now = case.store(context), time.time()
         with one_line_errors(store, case.name):
-            all_suspects = list(suspects(store, case.name, partial(ended_at, context.instance), now))
+            all_suspects = list(suspects(store, case.name, partial(ended_at, context.instance)))
         ready = {suspect.launch.name_in(store): suspect.due_at for suspect in due(all_suspects, now)}
         if not ready:
             return dg.SkipReason(

@@ -380,7 +380,6 @@ class LaunchDriver:
             )
             return False
         records.end(store, launch, "stopped", "the run that launched it was cancelled", "preemption")
-        records.clear(store, launch)
         return True
 
     def _end_replaced(

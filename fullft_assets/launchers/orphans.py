@@ -24,10 +24,6 @@ from fullft_assets.store import Store
 
 #: The next run has so long to attach to a job whose run has ended.
 _ATTACH_SECONDS = 3600.0
-#: A run that has just recorded the end of a job is about to end the job itself.
-_SETTLE_SECONDS = 900.0
-#: No backend runs on for so long what is over on record: its own limit has ended it.
-_FORGOTTEN_SECONDS = 7 * 24 * 3600.0
 #: When a run, by its id, ended, in seconds since the epoch; None of one that may still follow its job.
 EndedAt = Callable[[str], float | None]
 
@@ -37,7 +33,7 @@ class Suspect:
     """A launch whose run is over, and whose job may still be at its backend.
 
     Attributes:
-        since: when the run ended, or the end of the job was recorded; seconds since the epoch.
+        since: when the run ended; seconds since the epoch.
         due_at: from when the job is ended.
     """
 
@@ -52,33 +48,22 @@ class Orphan:
 
     Attributes:
         launch: on record for its key.
-        names: of the jobs that run, of earlier attempts as well.
-        state: `over` = nothing runs; `unknown` = its backend does not say.
+        state: `over` = it runs no more; `unknown` = its backend does not say.
         line: for people, what was found.
     """
 
     launch: Launch
-    names: tuple[str, ...]
     state: Literal["running", "over", "unknown"]
     line: str
 
 
-def suspects(store: Store, case: str, ended_at: EndedAt, now: float) -> Iterator[Suspect]:
-    """Yield the launches of a use case that no run follows and that are not known to have left nothing
-    behind; no backend is asked.
-
-    Args:
-        now: seconds since the epoch.
+def suspects(store: Store, case: str, ended_at: EndedAt) -> Iterator[Suspect]:
+    """Yield the launches of a use case that have not ended on record and that no run follows; no backend is
+    asked.
     """
     for launch in records.launches(store, case):
-        since = None if launch.is_cleared else ended_at(launch.run_id)
-        if since is None:
-            continue
-        if launch.ended_at is not None:
-            since = max(since, launch.ended_at)
-            if now - since < _FORGOTTEN_SECONDS:
-                yield Suspect(launch, since, since + _SETTLE_SECONDS)
-        else:
+        since = ended_at(launch.run_id) if launch.ended_at is None else None
+        if since is not None:
             yield Suspect(launch, since, since + _ATTACH_SECONDS)
 
 
@@ -93,53 +78,43 @@ def find_orphans(store: Store, suspected: Iterable[Suspect]) -> Iterator[Orphan]
             yield _look(launch, open_recorded(launch.launcher), store)
         except FullftError as error:
             silent.setdefault(launch.place, str(error))
-            yield Orphan(launch, (), "unknown", f"{_about(launch, store)} cannot be asked for: {error}")
+            yield Orphan(launch, "unknown", f"{_about(launch, store)} cannot be asked for: {error}")
 
 
 def _look(launch: Launch, launcher: Launcher, store: Store) -> Orphan:
     if launcher.ends_with_run:
-        return Orphan(launch, (), "over", f"{_about(launch, store)} has ended with its run")
+        return Orphan(launch, "over", f"{_about(launch, store)} has ended with its run")
     if launcher.place != launch.place:
         raise WorkloadError(f"the section on record leads to {launcher.place} from here", "settings")
-    running = tuple(name for name in _names(launch, store) if not launcher.look(name).is_over)
-    if not running:
-        return Orphan(launch, (), "over", f"{_about(launch, store)} has ended")
+    if launcher.look(launch.name_in(store)).is_over:
+        return Orphan(launch, "over", f"{_about(launch, store)} has ended")
     hours = launch.hours + launch.earlier_hours
     spent = f"{hours:.2f} h" + ("" if launch.usd is None else f" and {launch.usd:,.2f} USD")
-    return Orphan(
-        launch,
-        running,
-        "running",
-        f"{_about(launch, store)} runs without a run ({', '.join(running)}), after {spent}",
-    )
+    return Orphan(launch, "running", f"{_about(launch, store)} runs without a run, after {spent}")
 
 
 def end_orphan(store: Store, orphan: Orphan) -> bool:
-    """End the jobs of an orphan, remove what its backend keeps of them, and record that; return False if a
-    run has attached to it meanwhile.
+    """End the job of an orphan, remove what its backend keeps of it, and record that; return False if a run
+    has attached to it meanwhile.
 
     Raises:
         WorkloadError: its backend does not answer; a job that may run is on record as running.
     """
     launch, launcher = orphan.launch, open_recorded(orphan.launch.launcher)
-    name, is_recorded = launch.name_in(store), launch.ended_at is not None
-    status = Status("gone") if launcher.ends_with_run or is_recorded else launcher.poll(name)
-    if not is_recorded:
-        # Recorded first: a run that begins now launches a new attempt, which ends this one, instead of
-        # attaching to what is being ended.
-        state, reason, failure = _end_of(status, launch)
-        if not records.end(
-            store, launch, state, reason, failure, status.billed_seconds, followed_by=launch.run_id
-        ):
-            return False
+    name = launch.name_in(store)
+    status = Status("gone") if launcher.ends_with_run else launcher.poll(name)
+    # Recorded first: a run that begins now launches a new attempt, which ends this one, instead of attaching
+    # to what is being ended.
+    state, reason, failure = _end_of(status, launch)
+    seconds = status.billed_seconds
+    if not records.end(store, launch, state, reason, failure, seconds, followed_by=launch.run_id):
+        return False
     try:
-        for each in dict.fromkeys((*orphan.names, name)):
-            launcher.stop(each)
+        launcher.stop(name)
     except WorkloadError:
-        if not is_recorded and not status.is_over:
+        if not status.is_over:
             records.reopen(store, launch)
         raise
-    records.clear(store, launch)
     return True
 
 
@@ -150,13 +125,6 @@ def sections(settings: UseCaseSettings) -> list[LauncherSettings]:
         if (section := settings.launcher_of(workload)) not in found:
             found.append(section)
     return found
-
-
-def _names(launch: Launch, store: Store) -> list[str]:
-    return [
-        launch.model_copy(update={"attempt": attempt}).name_in(store)
-        for attempt in range(1, launch.attempt + 1)
-    ]
 
 
 def _end_of(

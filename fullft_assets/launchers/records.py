@@ -25,7 +25,6 @@ class Launch(BaseModel):
         hourly_usd: None where no price is known.
         billed_seconds: that the backend said an ended one is paid for; None where it says nothing.
         earlier_hours: of the attempts before this one that came to nothing.
-        is_cleared: whether its backend is known to run nothing of it any more.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,7 +46,6 @@ class Launch(BaseModel):
     hourly_usd: float | None = None
     earlier_hours: float = 0.0
     billed_seconds: float | None = None
-    is_cleared: bool = False
 
     @property
     def record(self) -> str:
@@ -157,11 +155,6 @@ def end(
         failure=failure,
         billed_seconds=billed_seconds,
     )
-
-
-def clear(store: Store, launch: Launch) -> None:
-    """Record that the backend runs nothing of an ended attempt any more, unless there is a newer one."""
-    _update(store, launch, lambda recorded: recorded["ended_at"] is not None, is_cleared=True)
 
 
 def adopt(store: Store, launch: Launch, run_id: str, is_active: Callable[[str], bool | None]) -> bool:
