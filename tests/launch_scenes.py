@@ -24,8 +24,7 @@ from fullft_assets.jobs.launchers import open_recorded
 from fullft_assets.launchers import Launcher, LaunchSpec, Unreachable, aws, driver, records
 from fullft_assets.launchers.aws import AwsLauncher
 from fullft_assets.launchers.driver import LaunchDriver
-from fullft_assets.launchers.orphans import due, end_orphan, find_orphans, suspects
-from fullft_assets.launchers.records import Launch
+from fullft_assets.launchers.records import Launch, due, end_orphan, find_orphans, suspects
 from fullft_assets.launchers.supervisor import is_alive
 from fullft_assets.resources import one_line_errors
 from fullft_assets.settings import LauncherSettings

@@ -15,9 +15,9 @@ import pytest
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers import LaunchSpec, Unreachable, records
-from fullft_assets.launchers import orphans as launched_orphans
 from fullft_assets.launchers.local import LocalLauncher
-from fullft_assets.launchers.orphans import (
+from fullft_assets.launchers.records import (
+    Launch,
     Orphan,
     Suspect,
     due,
@@ -26,7 +26,6 @@ from fullft_assets.launchers.orphans import (
     suspects,
     waiting_line,
 )
-from fullft_assets.launchers.records import Launch
 from fullft_assets.resources import open_store
 from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Store
@@ -224,7 +223,7 @@ class TestInDagster:
             assert tick().skip_message == "a run follows each job"
             instance.report_run_failed(run)
             assert tick().skip_message != "a run follows each job"
-            monkeypatch.setattr(launched_orphans, "_ATTACH_SECONDS", 0.0)
+            monkeypatch.setattr(records, "_ATTACH_SECONDS", 0.0)
             (request,) = tick().run_requests
             assert (
                 request.tags["orphans/jobs"] == made.name_in(store)

@@ -1,4 +1,4 @@
-"""The job and the schedule that end jobs which no run follows: see `launchers.orphans`."""
+"""The job and the schedule that end jobs which no run follows: see `launchers.records`."""
 
 import time
 from functools import partial
@@ -8,7 +8,7 @@ import dagster as dg
 
 from fullft_assets.assets.case import Case
 from fullft_assets.errors import WorkloadError
-from fullft_assets.launchers.orphans import (
+from fullft_assets.launchers.records import (
     due,
     end_orphan,
     find_orphans,

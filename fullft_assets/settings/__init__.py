@@ -28,8 +28,7 @@ from fullft_assets.settings.launcher import (
 from fullft_assets.settings.monitoring import LogSettings, MonitoringSettings, WindowSettings
 from fullft_assets.settings.planning import BedrockSettings, PlanningSettings
 from fullft_assets.settings.release import ReleaseSettings
-from fullft_assets.settings.retention import RetentionSettings
-from fullft_assets.settings.retraining import AutomationSettings, RetrainingSettings
+from fullft_assets.settings.retraining import AutomationSettings, RetentionSettings, RetrainingSettings
 from fullft_assets.settings.snapshot import GeneralSettings, ReplaySettings, SnapshotSettings
 from fullft_assets.settings.training import OF_WHOLE_WEIGHTS, DistillationSettings, TrainingSettings
 from fullft_assets.settings.use_case import UseCaseSettings

@@ -20,8 +20,7 @@ from fullft_assets.settings.launcher import ByKind, ComputeSettings, LauncherSet
 from fullft_assets.settings.monitoring import MonitoringSettings
 from fullft_assets.settings.planning import PlanningSettings
 from fullft_assets.settings.release import ReleaseSettings
-from fullft_assets.settings.retention import RetentionSettings
-from fullft_assets.settings.retraining import AutomationSettings, RetrainingSettings
+from fullft_assets.settings.retraining import AutomationSettings, RetentionSettings, RetrainingSettings
 from fullft_assets.settings.snapshot import SnapshotSettings
 from fullft_assets.settings.training import EPOCHS, MOST_EPOCHS, TrainingSettings
 from fullft_assets.task import TASKS, task_of
