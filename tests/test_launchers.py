@@ -33,12 +33,11 @@ from fullft_assets.resources import latest, set_latest
 from fullft_assets.settings import LauncherSettings
 from tests import other_package
 from tests import project as projects
+from tests.launch_scenes import process, wait_for
 from tests.prepared import prepare
 
 TESTS = Path(__file__).parent
 SECONDS = 60.0
-#: Dagster and two more processes have so long to be imported on a slow machine that does other work.
-START_SECONDS = 120.0
 
 
 @pytest.fixture
@@ -51,8 +50,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("PROBE_PROCESSES", "1")
     monkeypatch.setenv("PROBE_GRACE", "20")
     yield tmp_path
-    for process in _left_pids(tmp_path):
-        process.kill()
+    for alive in _left_pids(tmp_path):
+        alive.kill()
 
 
 @pytest.fixture
@@ -66,18 +65,6 @@ def instance(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.Dagst
         yield instance
 
 
-def _wait_for(condition: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
-
-
-def _process(folder: Path, name: str) -> psutil.Process:
-    _wait_for((folder / f"{name}.pid").exists, f"{name} started", START_SECONDS)
-    return psutil.Process(int((folder / f"{name}.pid").read_text()))
-
-
 def _left_pids(folder: Path) -> list[psutil.Process]:
     found = [int(path.read_text()) for path in folder.glob("*.pid")]
     return [psutil.Process(pid) for pid in found if psutil.pid_exists(pid) and is_alive(psutil.Process(pid))]
@@ -88,7 +75,7 @@ def _supervisor_of(workload: psutil.Process) -> psutil.Process:
 
 
 def _all_gone(processes: list[psutil.Process]) -> None:
-    _wait_for(lambda: not any(map(is_alive, processes)), f"{processes} ended")
+    wait_for(lambda: not any(map(is_alive, processes)), f"{processes} ended")
 
 
 #: The line that raises what `crashes` raises, as a traceback has it.
@@ -196,9 +183,9 @@ class TestRunThatEnds:
             with (folder / "output").open("wb") as output:
                 run = subprocess.Popen([sys.executable, *command, executor], stdout=output, stderr=output)
             runs.append(run)
-            workload = _process(folder, "workload0")
+            workload = process(folder, "workload0")
             step = _supervisor_of(workload).parent()
-            return run, [step, _supervisor_of(workload), workload, _process(folder, "helper0")]
+            return run, [step, _supervisor_of(workload), workload, process(folder, "helper0")]
 
         yield start
         for run in runs:
@@ -232,7 +219,7 @@ class TestRunThatEnds:
     ):
         monkeypatch.setenv("PROBE_PROCESSES", str(ranks))
         run, processes = start(executor)
-        processes += [_process(folder, f"{name}{ranks - 1}") for name in ("workload", "helper")]
+        processes += [process(folder, f"{name}{ranks - 1}") for name in ("workload", "helper")]
         # As the UI's cancel does before it sends the signal.
         instance.report_run_canceling(instance.get_runs()[0])
         run.send_signal(number)
@@ -273,7 +260,7 @@ class TestRunThatEnds:
     def test_ranks_under_torchrun_die_with_what_is_killed(self, start, monkeypatch, folder, killed):
         monkeypatch.setenv("PROBE_PROCESSES", "2")
         run, (step, supervisor, *ranks) = start("in_process", "works" if killed == "run" else "ignores")
-        ranks += [_process(folder, "workload1"), _process(folder, "helper1")]
+        ranks += [process(folder, "workload1"), process(folder, "helper1")]
         if killed != "supervisor":
             run.kill()
         if killed != "run":
@@ -300,15 +287,15 @@ class TestSupervisor:
 
     def test_end_of_the_command_ends_its_helpers_too(self, folder):
         supervisor = self._start(folder, "works")
-        helper = _process(folder, "helper0")
-        _process(folder, "workload0").terminate()
+        helper = process(folder, "helper0")
+        process(folder, "workload0").terminate()
         assert supervisor.wait(SECONDS) == 3
         assert not is_alive(helper)
 
     def test_death_of_a_watched_process_stops_the_command(self, folder):
         watched = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
         supervisor = self._start(folder, "works", watch=watched.pid)
-        processes = [_process(folder, "workload0"), _process(folder, "helper0")]
+        processes = [process(folder, "workload0"), process(folder, "helper0")]
         watched.kill()  # not waited for: a zombie counts as dead
         assert supervisor.wait(SECONDS) == 3
         assert (folder / "checkpoint0").exists()
@@ -323,7 +310,7 @@ class TestSupervisor:
 
     def test_killed_supervisor_takes_the_workload_along(self, folder):
         supervisor = self._start(folder, "ignores")
-        workload = _process(folder, "workload0")
+        workload = process(folder, "workload0")
         supervisor.kill()
         supervisor.wait()
         _all_gone([workload])
@@ -389,7 +376,7 @@ class TestMachine:
             "j", ["-c", "import time; print('works', flush=True); time.sleep(300)"], {}, grace_seconds=0
         )
         try:
-            _wait_for(lambda: first.logs("j", "").stdout, "the job works")
+            wait_for(lambda: first.logs("j", "").stdout, "the job works")
             # psutil derives it from the machine's clock as it is now.
             create_time = psutil.Process.create_time
             monkeypatch.setattr(
@@ -591,7 +578,7 @@ class TestByHand:
         command = [sys.executable, "-m", "probe_workloads.probe", "--job", job.write(store)]
         with (folder / "stderr").open("wb") as stderr:
             run = subprocess.Popen(command, stderr=stderr)
-        _process(folder, "workload0")
+        process(folder, "workload0")
         for _ in range(presses):
             run.send_signal(signal.SIGINT)
             time.sleep(0.3)
