@@ -13,7 +13,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,6 @@ from fullft_assets.cli.run import Driver, interrupted_by_signals
 from fullft_assets.cli.terminal import Terminal
 from fullft_assets.launchers import run_workers
 from fullft_assets.launchers.supervisor import is_alive
-from tests.launch_scenes import wait_for
 
 TESTS = Path(__file__).parent
 SECONDS = 90.0
@@ -106,6 +106,13 @@ def start(folder: Path, output: str) -> subprocess.Popen:
         return subprocess.Popen(
             command, stdout=file, stderr=file, cwd=TESTS.parent, start_new_session=True, preexec_fn=hear
         )
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {SECONDS} s: {what}"
+        time.sleep(0.1)
 
 
 def kill(first: subprocess.Popen, *, spare: bool) -> None:
