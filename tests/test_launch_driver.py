@@ -91,10 +91,10 @@ def run(tmp_path: Path, instance: dg.DagsterInstance) -> Callable[[Launcher], st
 
 
 @pytest.fixture
-def left(run, store, monkeypatch) -> Callable[..., Backend]:
+def abandoned(run, store, monkeypatch) -> Callable[..., Backend]:
     """Returns a backend with the job of a run that lost it at its first look, and is over."""
 
-    def left(*ends: Status) -> Backend:
+    def abandoned(*ends: Status) -> Backend:
         monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
         backend = Backend(store, list(ends))
         backend.lost = {2}
@@ -102,7 +102,7 @@ def left(run, store, monkeypatch) -> Callable[..., Backend]:
         backend.lost = set()
         return backend
 
-    return left
+    return abandoned
 
 
 def test_what_a_job_waits_for_is_said_once_in_the_log_of_the_run(run, store, instance, monkeypatch):
@@ -155,8 +155,8 @@ def test_lost_answers_neither_fail_a_run_nor_start_a_second_job(run, store, lost
     assert backend.calls.count("submit") == 1 and recorded(store).attempt == 1
 
 
-def test_a_run_attaches_to_the_job_that_an_earlier_one_left(run, store, left):
-    backend, first = left(DONE), recorded(store)
+def test_a_run_attaches_to_the_job_that_an_earlier_one_left(run, store, abandoned):
+    backend, first = abandoned(DONE), recorded(store)
     assert (first.state, sorted(backend.jobs)) == ("running", [first.name_in(store)])
     assert run(backend) is None
     launch = recorded(store)
@@ -172,29 +172,29 @@ def test_a_run_attaches_to_the_job_that_an_earlier_one_left(run, store, left):
     ("end", "line", "num_submitted"), [(PREEMPTED, None, 2), (WRONG, "a.csv:3: no label [data]", 1)]
 )
 def test_how_the_job_of_an_earlier_run_ended_decides_whether_it_is_started_again(
-    run, left, end, line, num_submitted
+    run, abandoned, end, line, num_submitted
 ):
-    backend = left(end, DONE)
+    backend = abandoned(end, DONE)
     assert run(backend) == line
     assert backend.calls.count("submit") == num_submitted
 
 
 def test_who_only_follows_starts_the_next_attempt_though_the_first_run_never_records_an_end(
-    run, store, left, monkeypatch
+    run, store, abandoned, monkeypatch
 ):
-    backend = left(PREEMPTED, DONE)
+    backend = abandoned(PREEMPTED, DONE)
     monkeypatch.setattr(driver, "_is_active", lambda instance, run_id: True)
     assert run(backend) is None
     assert (recorded(store).attempt, recorded(store).state) == (2, "succeeded")
 
 
 @pytest.mark.fault("the run's process is killed", "ssh", "kubernetes", "ecs", "sagemaker")
-def test_who_attached_takes_the_job_over_once_its_run_is_gone(run, store, left, monkeypatch):
+def test_who_attached_takes_the_job_over_once_its_run_is_gone(run, store, abandoned, monkeypatch):
     """Else it would count as a job that nobody follows, and be ended under a run that waits for it."""
     monkeypatch.setattr(Backend, "look_seconds", (0.0, 0.0))
     lives, followed_by = [True], []
     monkeypatch.setattr(driver, "_is_active", lambda instance, run_id: lives[0])
-    backend = left(Status("running"))
+    backend = abandoned(Status("running"))
 
     def logs(name: str, cursor: str) -> Logs:
         followed_by.append(recorded(store).run_id)
@@ -209,15 +209,17 @@ def test_who_attached_takes_the_job_over_once_its_run_is_gone(run, store, left, 
     assert sorted(backend.jobs) == []
 
 
-def test_a_job_of_an_earlier_run_that_is_gone_is_submitted_again(run, left):
-    backend = left(WRONG, DONE)
+def test_a_job_of_an_earlier_run_that_is_gone_is_submitted_again(run, abandoned):
+    backend = abandoned(WRONG, DONE)
     backend.jobs.clear()
     assert run(backend) is None
 
 
 @pytest.mark.fault("two runs launch the same")
-def test_a_job_that_another_run_has_recorded_is_waited_for_and_submitted_once(run, store, left, monkeypatch):
-    backend = left(DONE)
+def test_a_job_that_another_run_has_recorded_is_waited_for_and_submitted_once(
+    run, store, abandoned, monkeypatch
+):
+    backend = abandoned(DONE)
     submitted = dict(backend.jobs)
     backend.jobs.clear()  # as if the first run were between its record and its submission
     monkeypatch.setattr(driver, "_is_active", lambda instance, run_id: True)
@@ -258,14 +260,14 @@ def test_a_job_that_cannot_be_ended_stays_on_record_for_the_next_run(run, store,
     backend = Backend(store, [LOST, DONE], max_retries=1)
     backend.lost = {4}
     line = run(backend)
-    left = recorded(store)
-    name = left.name_in(store)
+    launch = recorded(store)
+    name = launch.name_in(store)
     assert (
         line
         == f"workload training was killed by SIGKILL; see the step's stderr; {name} may still run, and is on"
         " record as running [infrastructure]"
     )
-    assert (left.state, left.ended_at, sorted(backend.jobs), backend.calls.count("submit")) == (
+    assert (launch.state, launch.ended_at, sorted(backend.jobs), backend.calls.count("submit")) == (
         "running",
         None,
         [name],
