@@ -609,17 +609,6 @@ class TestProgress:
         progress.step(901, 1000)
         assert capsys.readouterr().out.splitlines()[-1].endswith("ETA 1 h 39 min")
 
-    def test_time_left_follows_the_speed_of_the_last_minutes(self, capsys, monkeypatch):
-        clock = [0.0]
-        monkeypatch.setattr("fullft_assets.jobs.progress.time.monotonic", lambda: clock[0])
-        progress = Progress()
-        for done in range(1, 501):
-            clock[0] += 100.0 if done <= 100 else 10.0
-            progress.step(done, 1_000)
-        eta = [line.rsplit("ETA ", 1)[1] for line in capsys.readouterr().out.splitlines() if "ETA" in line]
-        # 1,000 steps at 100 s, then 500 steps at 10 s; at the average of all they would take 4 h.
-        assert eta[98] == "25 h 0 min" and eta[-1] == "1 h 23 min"
-
     def test_dagsters_log_gets_the_first_hundred_lines_then_few(self, capsys):
         reported = []
         progress = Progress(reported.append)

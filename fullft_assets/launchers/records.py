@@ -348,7 +348,6 @@ def waiting_line(suspect: Suspect, store: Store, now: float) -> str:
     )
 
 
-def due(suspected: Iterable[Suspect], now: float | None = None) -> list[Suspect]:
+def due(suspected: Iterable[Suspect], now: float) -> list[Suspect]:
     """Return the suspects whose jobs are ended by now."""
-    now = time.time() if now is None else now
     return [suspect for suspect in suspected if suspect.due_at <= now]
