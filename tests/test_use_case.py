@@ -312,6 +312,22 @@ ONE_MISTAKE = {
             " others; other workloads run on the first one alone."
         ),
     ),
+    "machine that is an option of ssh": (
+        GOOD + "  launcher:\n    kind: ssh\n    host: -x\n",
+        (
+            "10: launcher.host: -x does not fit; Name or address of the machine, or a `Host` of your"
+            " `~/.ssh/config`. A list: machines that share a training, of which each starts as many of"
+            " launcher.processes as the others; other workloads run on the first one alone."
+        ),
+    ),
+    "header that is no row": (
+        GOOD.replace("    path: data/licences\n", "    path: data/licences\n    header: first\n"),
+        (
+            "6: documents.header: first does not fit; Number of the row (in CSV, of its line) of a table that"
+            " has the columns' names; what is above it is not read. `none`: there are no names, and columns are"
+            " called `column_1`, `column_2` and so on. Default: the first row that is not empty."
+        ),
+    ),
     "key of another kind of launcher": (
         GOOD + "  launcher:\n    kind: ssh\n    host: gpu1\n    option: {Port: 22}\n",
         "11: launcher.option: unknown key `option`; did you mean `options`?",
