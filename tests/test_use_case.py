@@ -392,8 +392,8 @@ ONE_MISTAKE = {
         SAGEMAKER.replace("@sha256:" + "0" * 64, ":latest"),
         (
             "11: launcher.image: 1.dkr.ecr.us-east-1.amazonaws.com/fullft:latest does not fit; Image by its"
-            " digest, `REPOSITORY@sha256:...`, with fullft_assets in the same version; of `sagemaker` and `ecs` in"
-            " ECR. Its entry point runs its arguments."
+            " digest, `REPOSITORY@sha256:...`, with fullft_assets in the same version; of `sagemaker` and `ecs`"
+            " in ECR. Its entry point runs its arguments."
         ),
     ),
     "secret that everybody may read": (
@@ -605,8 +605,8 @@ ONE_MISTAKE = {
     "owner": (
         GOOD + "  owners: [me]\n",
         (
-            "8: owners: `owners` was removed; set post_processing: {assets: [{target: '*', attributes: {owners:"
-            " [...]}}]} beside `attributes`"
+            "8: owners: `owners` was removed; set post_processing: {assets: [{target: '*', attributes:"
+            " {owners: [...]}}]} beside `attributes`"
         ),
     ),
     "overlap where each token is trained": (
