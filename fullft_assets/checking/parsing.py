@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -67,7 +67,7 @@ def _without_types(loc: Key, value: Any, source: YamlSource) -> Key:
             return loc[:end]
         if isinstance(value, dict) and name not in value:
             return loc
-        value = value[name]
+        value = value[cast(Any, name)]
     return loc
 
 

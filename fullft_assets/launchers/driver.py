@@ -402,13 +402,14 @@ class LaunchDriver:
         ):  # a run of another Dagster may follow it
             context.log.warning(f"{line}; end it there if nobody waits for it")
             return
+        launcher = None
         try:
             launcher = open_recorded(replaced.launcher)
             # Processes of another machine, which only it can see.
             problem = "" if launcher.place == replaced.place else f"that leads to {launcher.place} from here"
         except FullftError as error:
             problem = str(error)
-        if problem:
+        if launcher is None or problem:
             context.log.warning(
                 f"{line}; it could not be stopped from here ({problem}); if it still runs, end it there"
             )
