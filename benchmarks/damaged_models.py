@@ -181,7 +181,7 @@ def general(trials: int) -> Iterator[dict[str, Any]]:
         found = Forgetting(
             measure="loss", before=before, after=after, rise=after - before, num_trainings=1, num_unmeasured=0
         )
-        budget = found.default_budget
+        budget = found.budget
         assert budget is not None, "of a loss there is one"
         yield {
             "damage": title,

@@ -14,6 +14,7 @@ from fullft_assets.checking.check import check_use_case
 from fullft_assets.checking.group_candidates import suggested_group
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import SettingsError
+from fullft_assets.settings import ExamplesSettings
 from fullft_assets.settings.use_case import UseCase
 from tests import project as projects
 
@@ -50,17 +51,18 @@ def lines(folder: Path, rows: list[dict[str, Any]], **chosen: Any) -> dict[str, 
     return {name: text for name, _, text in (line.strip().partition(" ") for line in report)}
 
 
-def test_labels_groups_and_long_rows_are_counted(tmp_path: Path) -> None:
+def test_labels_groups_and_long_rows_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = projects.licence_rows(300)
     rows[1]["expression"] = "NULL"
     rows[2]["text"] = "The licence permits use. " * 100
-    report = lines(tmp_path, rows, max_characters=2_000)
+    monkeypatch.setattr(ExamplesSettings, "max_characters", 2_000)
+    report = lines(tmp_path, rows)
     kind, number = Counter(row["kind"] for row in rows).most_common(1)[0]
     assert report["labels"].strip().startswith(f"4 in 300 rows read: `{kind}` {number:,}")
     assert "1 rows have none, and each is a group of its own" in report["groups"]
     num_long = sum(len(row["text"]) > 2_000 for row in rows)
     assert (
-        report["length"].strip().startswith(f"{num_long} of 300 rows read are longer than examples.max_char")
+        report["length"].strip().startswith(f"{num_long} of 300 rows read are longer than 2,000 characters")
     )
 
 
@@ -70,7 +72,7 @@ def test_values_that_count_as_missing_are_named(tmp_path: Path) -> None:
         row |= {"kind": kind, "expression": expression}
     report = check_use_case(use_case(tmp_path, rows))
     missing = [line.split(maxsplit=1)[1] for line in report.splitlines() if line.split()[0] == "missing"]
-    assert "`NULL` 1" in missing[0] and "in `kind` count as no label (documents.missing_values)" in missing[0]
+    assert "`NULL` 1" in missing[0] and "in `kind` count as no label" in missing[0]
     assert "in `expression` count as no group" in missing[1]
     assert "missing" not in lines(tmp_path, projects.licence_rows(60))
 

@@ -1,4 +1,4 @@
-"""The tokenizer's audit: counted over all batches as over one, terms mined or listed, and a proposal that
+"""The tokenizer's audit: counted over all batches as over one, terms mined, and a proposal that
 saves what it promises.
 """
 
@@ -175,28 +175,6 @@ def test_mined_words_stay_out_of_what_dagster_shows(texts: list[str]) -> None:
     assert "terms.json has the terms" in found.checks[0].description
 
 
-def test_listed_terms_that_are_shredded_warn_by_name(texts: list[str]) -> None:
-    found = audited([texts], terms=["license", " Hydroxychloroquine", "license"])
-    by_term = {term["term"]: term for term in found.terms}
-    assert list(by_term) == ["Hydroxychloroquine", "license"]
-    assert by_term["Hydroxychloroquine"]["pieces"] == "hydro ##xy ##ch ##lor ##o ##quin ##e"
-    assert by_term["Hydroxychloroquine"]["num_documents"] == 0
-    assert by_term["license"]["num_documents"] == sum(
-        "license" in WORD.findall(text.lower()) for text in texts
-    )
-    assert by_term["license"]["num_pieces"] == 1
-    check = found.checks[0]
-    weight = by_term["license"]["num_documents"]
-    mean = (weight + 7) / (weight + 1)
-    assert (check.name, check.passed, check.severity) == ("domain_terms_are_kept_whole", True, "warn")
-    assert found.metadata.mean_term_pieces == pytest.approx(mean)
-    red = audited([["Take hydroxychloroquine."]], terms=["hydroxychloroquine"]).checks[0]
-    assert not red.passed
-    assert red.description.startswith(
-        "7.00 pieces a domain term (warns above 3.0); worst: hydroxychloroquine (hydro ##xy ##ch"
-    )
-
-
 def test_unknown_tokens_warn_where_the_vocabulary_has_no_bytes(texts: list[str]) -> None:
     odd = ["𝌆 𝌇 𝌈"] * 60
     found = audited([texts, odd])
@@ -332,7 +310,6 @@ class TestGeneralWords:
             audited([["12 34"]]).metadata.general_words
             == "the vocabulary alone: the language was not identified"
         )
-        assert "general_words" not in audited([texts[:60]], terms=["license"]).metadata
 
     def test_german_is_compared_with_german(self) -> None:
         texts = german_licences()

@@ -197,7 +197,7 @@ def test_what_needs_more_than_tokenising_is_left_to_the_ingest_job(data: Data):
     assert data.retokenize().success
     assert bad not in data.chunks()
     assert data.materialize("training_snapshot").success
-    data.project.configure(documents=DOCUMENTS, examples={"max_characters": 5_000})
+    data.project.configure(documents=DOCUMENTS, examples={"max_quarantined_share": 0.6})
     result = data.retokenize()
     assert result.success
     assert not [event for event in result.all_events if event.is_step_materialization]

@@ -131,7 +131,7 @@ class TestScan:
         ]
         source = documents.Folder(delivered)
         assert source.files() == []
-        assert source.skipped == {"linked": "a link that leaves the folder; documents.follow_links allows it"}
+        assert source.skipped == {"linked": "a link that leaves the folder; deliver the file itself"}
 
     def test_no_entry_stops_a_look_or_leads_out_of_the_folder(self, tmp_path: Path) -> None:
         folder = tmp_path / "in"
@@ -147,7 +147,7 @@ class TestScan:
         os.mkfifo(folder / "pipe.jsonl")
         source = documents.Folder(folder)
         leaves, loop = (
-            "a link that leaves the folder; documents.follow_links allows it",
+            "a link that leaves the folder; deliver the file itself",
             os.strerror(errno.ELOOP),
         )
         assert [file.path for file in source.files()] == ["b/a.jsonl", "dangling.jsonl", "inside.jsonl"]
@@ -238,10 +238,13 @@ class TestBatches:
         (tmp_path / "in" / name).write_bytes(b"x" * size)
         os.utime(tmp_path / "in" / name, (at, at))
 
-    def test_cut_by_bytes_and_a_larger_file_is_a_batch_of_its_own(self, tmp_path: Path) -> None:
+    def test_cut_by_bytes_and_a_larger_file_is_a_batch_of_its_own(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(DocumentsSettings, "max_batch_bytes", 100)
         for name, size in (("a", 40), ("b", 60), ("c", 1), ("d", 500), ("e", 5)):
             self.put(tmp_path, f"{name}.jsonl", size)
-        assert self.cut(tmp_path, max_batch_bytes=100) == [
+        assert self.cut(tmp_path) == [
             ["a.jsonl", "b.jsonl"],
             ["c.jsonl"],
             ["d.jsonl"],
@@ -342,11 +345,9 @@ class TestBatches:
         self, sizes: list[int], most: int, most_bytes: int
     ) -> None:
         files = [SourceFile(path=f"{i:02}.csv", bytes=size, mtime_ns=0) for i, size in enumerate(sizes)]
-        cut = list(
-            batches._bounded(
-                files, DEFAULTS.model_copy(update={"max_batch_files": most, "max_batch_bytes": most_bytes})
-            )
-        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(DocumentsSettings, "max_batch_bytes", most_bytes)
+            cut = list(batches._bounded(files, DEFAULTS.model_copy(update={"max_batch_files": most})))
         assert [file for batch in cut for file in batch] == files
         for batch in cut:
             assert 1 <= len(batch) <= most

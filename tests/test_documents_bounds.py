@@ -282,8 +282,7 @@ def test_the_archives_of_a_batch_may_unpack_to_so_much_together(
     (tmp_path / "e.jsonl").write_bytes(row)
     batch = read_batch(tmp_path)
     too_much = (
-        "the rows of its batch take more than 1 MiB; lower documents.max_batch_files or"
-        " documents.max_batch_bytes, and deliver it again"
+        "the rows of its batch take more than 1 MiB; lower documents.max_batch_files, and deliver it again"
     )
     assert batch.unreadable == dict.fromkeys(("b.jsonl.zst", "c.zip", "d.zip"), too_much)
     assert len(batch.table) == 6_001 and batch.table.nbytes < MIB

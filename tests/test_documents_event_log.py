@@ -20,6 +20,7 @@ from fullft_assets.component import FullFineTune
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.resources import latest, latest_by_partition, open_store
+from fullft_assets.settings import ExamplesSettings
 from fullft_assets.store import Store
 from tests import project as projects
 from tests import test_documents_formats as formats
@@ -97,13 +98,12 @@ def ingest(project: projects.Project, instance: dg.DagsterInstance) -> tuple[dg.
 
 @pytest.mark.slow
 def test_no_word_of_a_document_leaves_the_store(
-    project: projects.Project, capfd: pytest.CaptureFixture[str]
+    project: projects.Project, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (project.documents / "delivery-1.jsonl").unlink()
     deliver(project.documents)
-    project.configure(
-        examples={"pii": "flag", "languages": ["en"], "max_characters": 20_000, "max_ungrouped_share": 1}
-    )
+    monkeypatch.setattr(ExamplesSettings, "max_ungrouped_share", 1.0)
+    project.configure(examples={"pii": "flag", "languages": ["en"]})
     with dg.DagsterInstance.from_config(str(project.home)) as instance:
         result, batch = ingest(project, instance)
         assert result.success
@@ -278,7 +278,6 @@ def test_nor_what_is_planted_where_a_row_has_several_labels_nor_in_a_window(
         "labels": None,
         "group": "patient",
         "domain": "ward",
-        "max_ungrouped_share": 0.2,
     }
     windows = {"path": "data/letters/production"}
     project.configure(

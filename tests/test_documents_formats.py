@@ -1119,7 +1119,7 @@ class TestGroundTruth:
             folder,
             *({"source-ref": name, "kind": "x"} for name in ("pipe.dat", "zero.dat", "linked/secret.txt")),
         )
-        leaves = "source-ref cannot be read (a link that leaves the folder; documents.follow_links allows it)"
+        leaves = "source-ref cannot be read (a link that leaves the folder; deliver the file itself)"
         assert [row["problem"] for row in read(folder)] == [
             "source-ref cannot be read (not a regular file)",
             leaves,

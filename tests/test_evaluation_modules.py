@@ -19,7 +19,7 @@ from fullft_assets.evaluation import modules, read_evaluation
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.settings.evaluation import ModuleSettings
+from fullft_assets.settings.evaluation import EvaluationSettings
 from fullft_assets.store import Store
 from fullft_assets.workloads.evaluation import work
 from tests import test_evaluation_workload as classification
@@ -60,7 +60,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def with_module(settings: UseCaseSettings, module: str, digest: str = "0" * 20) -> UseCaseSettings:
-    asked = {"modules": [ModuleSettings(module=module, digest=digest)]}
+    asked = {"modules": {module: digest}}
     return settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update=asked)})
 
 
@@ -123,7 +123,7 @@ def test_a_module_that_is_not_there_or_has_a_taken_name_is_refused(cache: Path, 
     ):
         modules.keep(store, "mail", with_module(settings, "metrics/cost"), tmp_path)
     with pytest.raises(ValidationError, match="accuracy is the name of a registered metric"):
-        ModuleSettings(module="metrics/accuracy", digest="0" * 20)
+        EvaluationSettings(modules={"metrics/accuracy": "0" * 20})
     several = settings.model_copy(
         update={"examples": settings.examples.model_copy(update={"task": "multi_label"})}
     )

@@ -109,7 +109,7 @@ def test_the_snapshot_refuses_batches_of_other_settings(data: Data):
     data.project.configure(chunks={"max_tokens": 48})
     with pytest.raises(DataError, match="tokenized_chunks were made with other settings than today's"):
         snapshot.take(data.store, data.use_case, {batch: valid}, {batch: cut})
-    data.project.configure(examples={"max_characters": 5_000})
+    data.project.configure(examples={"max_quarantined_share": 0.6})
     with pytest.raises(DataError, match="labeled_examples were made with other settings than today's"):
         snapshot.take(data.store, data.use_case, {batch: valid}, {batch: cut})
 
@@ -180,7 +180,7 @@ def test_a_file_of_another_folder_that_supersedes_its_namesake_is_reported(tmp_p
     projects.write_rows(other / "delivery-3.jsonl", projects.licence_rows(30, skip=1_200))
     # All is read anew, what lay in the old folder as it was read.
     data.project.configure(
-        documents={"path": "data/others", "encoding": "utf-8"}, examples={"max_characters": 9_000}
+        documents={"path": "data/others", "encoding": "utf-8"}, examples={"max_quarantined_share": 0.7}
     )
     check = take()
     assert (check.passed, check.severity, check.metadata) == (
@@ -287,7 +287,7 @@ class TestArchivedFiles:
     ) -> None:
         data, first, _ = archived
         held = latest_by_partition(data.store, "letters", "raw_documents")[first]
-        self.change(data, {"encoding": "utf-8"}, group=None, max_characters=10_000)
+        self.change(data, {"encoding": "utf-8"}, group=None, max_quarantined_share=0.8)
         again = data.read(first)
         assert again.metadata["num_rows"] == 40 and again.key != held.key
         monkeypatch.setattr(documents, "VERSION", "later")
@@ -299,7 +299,7 @@ class TestArchivedFiles:
         assert data.read(second).metadata["num_rows"] == 300
         (data.project.documents / "delivery-2.jsonl").unlink()
         projects.write_rows(data.project.documents / "delivery-3.jsonl", projects.licence_rows(5))
-        self.change(data, group=None, domain=None, min_characters=2)
+        self.change(data, group=None, domain=None, max_quarantined_share=0.9)
         raw = data.read(second)
         rows = pq.read_table(data.store.folder(raw) / "documents.parquet")
         assert (len(rows), rows["group"].null_count) == (300, 300)

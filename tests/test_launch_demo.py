@@ -78,7 +78,7 @@ def place(kind: str, root: Path, s3: S3Server, patch: pytest.MonkeyPatch) -> Ite
                 "context": "double",
                 "image": pods.IMAGE,
                 "python": sys.executable,
-                "gpu_resource": None,
+                "gpus": False,
             }
             yield {"kind": kind, "folder": str(root), "grace_seconds": 20, **chosen}
         else:

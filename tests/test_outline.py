@@ -9,8 +9,8 @@ import torch
 
 from benchmarks import low_memory
 from fullft_assets.models import loading
-from fullft_assets.planning.measurements import StepMemory
-from fullft_assets.planning.memory import peak_on_cpu, peak_on_gpu
+from fullft_assets.planning.metadata import StepMemory
+from fullft_assets.planning.plan import peak_on_cpu, peak_on_gpu
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training.outline import Outline, autocast
 from tests.prepared import Prepared, prepare

@@ -197,7 +197,7 @@ def test_rows_with_names_are_quarantined(project: projects.Project, pipeline: Pa
     project.deliver(
         "delivery-1.jsonl", [{**row, "text": text} for row, text in zip(rows, texts, strict=False)]
     )
-    project.configure(examples={"pii": "quarantine", "pii_model": str(pipeline), "min_characters": 1})
+    project.configure(examples={"pii": "quarantine", "pii_model": str(pipeline)})
     _, _, valid = _made(project)
     assert valid.check("personal_data_is_absent").metadata["num_failed"] == 6
 

@@ -10,7 +10,7 @@ from fullft_assets.cli.plan import plan
 from fullft_assets.errors import FullftError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import PlanMetadata
-from fullft_assets.planning.memory import peak_on_cpu
+from fullft_assets.planning.plan import peak_on_cpu
 from fullft_assets.resources import set_latest
 from fullft_assets.training import measuring, outline
 from fullft_assets.workloads import planning as workload

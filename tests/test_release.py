@@ -132,16 +132,13 @@ def failing(evaluation: Evaluation, **changed: float) -> set[str]:
         (evaluated(), {"min_gain_over_baselines": 0.02}, {"beats_baselines"}),
         (evaluated(forgetting=forgot(0.69)), {}, set()),
         (evaluated(forgetting=forgot(0.70)), {}, {"forgetting_is_within_budget"}),
-        (evaluated(forgetting=forgot(0.70)), {"max_forgetting": 0.8}, set()),
         (evaluated(forgetting=forgot(0.20, training_budget=0.1)), {}, {"forgetting_is_within_budget"}),
-        (evaluated(forgetting=forgot(0.20, training_budget=0.1)), {"max_forgetting": 0.3}, set()),
         (evaluated(forgetting=forgot(0.90, "distance")), {}, set()),
         (
-            evaluated(forgetting=forgot(0.90, "distance")),
-            {"max_forgetting": 0.5},
+            evaluated(forgetting=forgot(0.90, "distance", training_budget=0.5)),
+            {},
             {"forgetting_is_within_budget"},
         ),
-        (evaluated(), {"max_forgetting": 0.5}, {"forgetting_is_within_budget"}),
         (evaluated(over_champion=gained(0.02, 0.01, 0.03)), {}, set()),
         (evaluated(over_champion=gained(0.01, -0.01, 0.03)), {}, {"beats_champion"}),
         (evaluated(over_champion=gained(0.0, 0.0, 0.0)), {}, {"beats_champion"}),
@@ -201,7 +198,7 @@ def test_forgetting_counts_every_training_since_the_base_model(store):
     assert (
         reason.text
         == "the loss on general text (nats a token) rose by +0.700 over 3 trainings since the base model, 1"
-        " of which did not measure it, more than the budget of 0.500 (release.max_forgetting)"
+        " of which did not measure it, more than the budget of 0.500 (training.max_general_rise)"
     )
     assert forgetting_of(checkpoint("b", checkpoint_metadata())) is None
 

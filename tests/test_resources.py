@@ -201,6 +201,3 @@ class InThisProcess(Launcher):
 
     def stop(self, name: str) -> None:
         pass
-
-    def list(self) -> list[str]:
-        return []

@@ -19,7 +19,7 @@ from fullft_assets.erasure import unfinished_trainings
 from fullft_assets.errors import StoreError
 from fullft_assets.jobs import Job
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.settings.retention import RetentionSettings
+from fullft_assets.settings.retraining import RetentionSettings
 from fullft_assets.store import Manifest, Store
 
 pytestmark = pytest.mark.quick

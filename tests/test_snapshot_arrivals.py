@@ -46,7 +46,6 @@ from tests.test_snapshot import similar_pairs
 near_duplicates = importlib.import_module("fullft_assets.snapshot.near_text.near_duplicates")
 SEED = 1
 SETTINGS = SnapshotSettings(
-    contained_share=0.95,
     min_train_rows=20,
     test_share=0.25,
     validation_share=0.25,

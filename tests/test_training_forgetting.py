@@ -146,7 +146,7 @@ class TestBudget:
             [incident] = made.metadata["incidents"]
             assert (incident["event"], incident["step"]) == ("early_stop", steps[over])
             assert f"above the one before training, max_general_rise is {budget:g}" in incident["reason"]
-            assert forgetting_of(made).default_budget == budget
+            assert forgetting_of(made).budget == budget
 
     def test_a_wide_one_changes_nothing(self, encoder: Prepared) -> None:
         free, wide = train(encoder, "as it is"), train(encoder, "wide", max_general_rise=100)

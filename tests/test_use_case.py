@@ -158,8 +158,8 @@ ONE_MISTAKE = {
         "9: training.epochs: a section is not a number > 0 and <= 1000",
     ),
     "text for a list": (
-        GOOD + "  chunks:\n    terms: stent\n",
-        "9: chunks.terms: stent is not a list",
+        GOOD + "  chunks:\n    added_tokens: stent\n",
+        "9: chunks.added_tokens: stent is not a list",
     ),
     "a number for text": (
         GOOD + '    labels:\n      - "a"\n      - 1\n',
@@ -173,7 +173,7 @@ ONE_MISTAKE = {
         GOOD + "  release: strict\n",
         (
             "8: release: strict is not a section; its keys: min_gain_over_baselines,"
-            " min_gain_over_champion, max_tolerable_loss, min_effective_groups, min_score, max_forgetting,"
+            " min_gain_over_champion, max_tolerable_loss, min_effective_groups, min_score,"
             " gates, push_to, model_package, license"
         ),
     ),
@@ -306,7 +306,27 @@ ONE_MISTAKE = {
     ),
     "machine without a name": (
         GOOD + "  launcher:\n    kind: ssh\n",
-        "8: launcher.host: missing; Name or address of the machine, or a `Host` of your `~/.ssh/config`.",
+        (
+            "8: launcher.host: missing; Name or address of the machine, or a `Host` of your `~/.ssh/config`. A"
+            " list: machines that share a training, of which each starts as many of launcher.processes as the"
+            " others; other workloads run on the first one alone."
+        ),
+    ),
+    "machine that is an option of ssh": (
+        GOOD + "  launcher:\n    kind: ssh\n    host: -x\n",
+        (
+            "10: launcher.host: -x does not fit; Name or address of the machine, or a `Host` of your"
+            " `~/.ssh/config`. A list: machines that share a training, of which each starts as many of"
+            " launcher.processes as the others; other workloads run on the first one alone."
+        ),
+    ),
+    "header that is no row": (
+        GOOD.replace("    path: data/licences\n", "    path: data/licences\n    header: first\n"),
+        (
+            "6: documents.header: first does not fit; Number of the row (in CSV, of its line) of a table that"
+            " has the columns' names; what is above it is not read. `none`: there are no names, and columns are"
+            " called `column_1`, `column_2` and so on. Default: the first row that is not empty."
+        ),
     ),
     "key of another kind of launcher": (
         GOOD + "  launcher:\n    kind: ssh\n    host: gpu1\n    option: {Port: 22}\n",
@@ -315,26 +335,19 @@ ONE_MISTAKE = {
     "processes that instances cannot share": (
         SAGEMAKER + "    processes: 3\n    nodes: 2\n",
         (
-            "14: launcher.nodes: launcher.processes (3) must be a multiple of it, as every instance starts as"
+            "14: launcher.nodes: launcher.processes (3) must be a multiple of it, as every one starts as"
             " many (launcher.nodes is 2)"
         ),
     ),
     "isolation of several instances": (
         SAGEMAKER + "    processes: 2\n    nodes: 2\n    network_isolation: true\n",
         (
-            "15: launcher.network_isolation: needs nodes: 1 and jobs: training; set it to false in this"
-            " section, or change them (launcher.network_isolation is true)"
-        ),
-    ),
-    "training as a Processing Job": (
-        SAGEMAKER + "    jobs: processing\n",
-        (
-            "13: launcher.jobs: cannot be processing, since a training is a Training Job; set it in a section"
-            " of compute (launcher.jobs is processing)"
+            "15: launcher.network_isolation: needs nodes: 1; set it to false in this section, or change"
+            " that (launcher.network_isolation is true)"
         ),
     ),
     "documents that no container can read": (
-        SAGEMAKER + "  compute:\n    ingestion: {jobs: processing}\n",
+        SAGEMAKER + "  compute:\n    ingestion: {instance_type: ml.m5.xlarge}\n",
         (
             "14: compute.ingestion: needs documents on s3://, which the containers of sagemaker read"
             " themselves (compute.ingestion is a section)"
@@ -366,7 +379,7 @@ ONE_MISTAKE = {
     ),
     "time for a checkpoint that SageMaker does not give": (
         SAGEMAKER + "    grace_seconds: 300\n",
-        "13: launcher.grace_seconds: SageMaker gives 120 at most (launcher.grace_seconds is 300)",
+        "13: launcher.grace_seconds: 300 is not a number >= 0 and <= 120",
     ),
     "subnets without security groups": (
         SAGEMAKER + "    subnets: [subnet-1]\n",
@@ -378,8 +391,9 @@ ONE_MISTAKE = {
     "image that can become another": (
         SAGEMAKER.replace("@sha256:" + "0" * 64, ":latest"),
         (
-            "11: launcher.image: 1.dkr.ecr.us-east-1.amazonaws.com/fullft:latest does not fit; Image in ECR"
-            " by its digest, `REPOSITORY@sha256:...`, with fullft_assets in the same version."
+            "11: launcher.image: 1.dkr.ecr.us-east-1.amazonaws.com/fullft:latest does not fit; Image by its"
+            " digest, `REPOSITORY@sha256:...`, with fullft_assets in the same version; of `sagemaker` and `ecs`"
+            " in ECR. Its entry point runs its arguments."
         ),
     ),
     "secret that everybody may read": (
@@ -390,10 +404,10 @@ ONE_MISTAKE = {
         ),
     ),
     "training on several hosts of ECS": (
-        ECS + "    nodes: 2\n",
+        ECS + "    processes: 2\n    nodes: 2\n",
         (
-            "14: launcher.nodes: `nodes` was removed; the processes of a training share one instance: remove"
-            " the line"
+            "15: launcher.nodes: the processes of a training share one instance of ECS; set 1 (launcher.nodes"
+            " is 2)"
         ),
     ),
     "capacity without GPUs": (
@@ -589,8 +603,11 @@ ONE_MISTAKE = {
         ),
     ),
     "owner": (
-        GOOD + "  owners:\n    - me@example.org\n    - me\n",
-        "10: owners.1: me is neither an e-mail address nor `team:NAME`",
+        GOOD + "  owners: [me]\n",
+        (
+            "8: owners: `owners` was removed; set post_processing: {assets: [{target: '*', attributes:"
+            " {owners: [...]}}]} beside `attributes`"
+        ),
     ),
     "overlap where each token is trained": (
         GOOD.replace("{label: kind}", "{task: language_modeling}").replace(
@@ -785,7 +802,7 @@ def test_a_wrong_key_within_a_list_is_reported_with_its_number(project):
       - name: {between}
         column: num_words
       - arguments: {{}}
-    min_characters: 0
+    max_quarantined_share: 2
 """
     assert problems(project, GOOD + more) == [
         "13: examples.expectations.1.severity: block is not one of error, warn, quarantine",
@@ -794,7 +811,7 @@ def test_a_wrong_key_within_a_list_is_reported_with_its_number(project):
             "16: examples.expectations.3.name: missing; The expectation, such as"
             " `expect_column_values_to_be_between`."
         ),
-        "17: examples.min_characters: 0 is not a whole number >= 1",
+        "17: examples.max_quarantined_share: 2 is not a number >= 0 and <= 1",
     ]
 
 

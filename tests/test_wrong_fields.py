@@ -101,12 +101,6 @@ def test_few_rows_without_a_group_are_counted_and_named(tmp_path: Path):
     assert f"{alias('a.jsonl')}:4, {alias('a.jsonl')}:8" in check.description
 
 
-def test_more_rows_without_a_group_can_be_allowed(tmp_path: Path):
-    delivered = [without(row, n) for n, row in enumerate(rows())]
-    assert red(read(tmp_path, delivered, max_ungrouped_share=0.5)) == {}
-    assert red(read(tmp_path, [misnamed(row, 0) for row in delivered], max_ungrouped_share=1)) == {}
-
-
 def spaced(row: Row, n: int) -> Row:
     return {**row, "patient": row["patient"] + " \t"[n % 2] if n % 3 else row["patient"]}
 
@@ -236,11 +230,6 @@ def test_labels_in_lists_and_spans_are_trimmed_and_listed(tmp_path: Path, task: 
     ]
     examined = read(tmp_path, delivered, labels=["akut", "ruhig"], task=task)
     assert (set(examined.label_counts), len(examined.quarantined)) == ({"akut"}, 2)
-
-
-def test_missing_values_are_a_setting(tmp_path: Path):
-    delivered = [{**row, "kind": ("none", "NULL")[n % 2]} for n, row in enumerate(rows())]
-    assert set(read(tmp_path, delivered, {"missing_values": ["None"]}).label_counts) == {"NULL"}
 
 
 def test_votes_on_one_label_in_two_spellings_agree(tmp_path: Path):

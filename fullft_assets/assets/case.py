@@ -41,7 +41,6 @@ class AssetArguments(TypedDict):
     """Arguments of `dg.asset` that all assets of a use case have."""
 
     group_name: str
-    owners: list[str] | None
     io_manager_key: str
     required_resource_keys: set[str]
 
@@ -152,7 +151,6 @@ class Case:
         """
         return {
             "group_name": self.name,
-            "owners": self.settings.owners or None,
             "io_manager_key": self.io_key,
             "required_resource_keys": {self.store_key, self.launcher_key} if launches else {self.store_key},
         }

@@ -26,7 +26,6 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
             "labeled_examples": dg.AssetOut(
                 key=case.key("labeled_examples"),
                 description="Valid labelled examples of the batch, as Great Expectations rules find them.",
-                owners=case.settings.owners or None,
                 **about,
             ),
             "quarantined_examples": dg.AssetOut(
@@ -35,7 +34,6 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                     "The rest of the batch, each row with its reasons and source line; nothing is dropped"
                     " silently."
                 ),
-                owners=case.settings.owners or None,
                 **about,
             ),
         },

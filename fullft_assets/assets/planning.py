@@ -45,7 +45,6 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 description=description,
                 code_version=version,
                 kinds={"pytorch"} if name != "cheaper_baselines" else {"scikitlearn", "pytorch"},
-                owners=case.settings.owners or None,
                 io_manager_key=case.io_key,
             )
             for name, description in _ASSETS.items()

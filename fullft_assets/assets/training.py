@@ -29,7 +29,6 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 ),
                 code_version=case.code_version(checkpoint_key.VERSION, "training"),
                 kinds={"pytorch", "huggingface"},
-                owners=case.settings.owners or None,
                 io_manager_key=case.io_key,
                 is_required=False,
             )

@@ -62,7 +62,6 @@ def decisions_asset(case: Case) -> dg.AssetSpec:
     return dg.AssetSpec(
         case.key(ASSET),
         group_name=case.name,
-        owners=case.settings.owners or None,
         kinds={"json"},
         code_version="1",
         description=(

@@ -1,4 +1,4 @@
-"""The job and the schedule that end jobs which no run follows: see `launchers.orphans`."""
+"""The job and the schedule that end jobs which no run follows: see `launchers.records`."""
 
 import time
 from functools import partial
@@ -8,13 +8,10 @@ import dagster as dg
 
 from fullft_assets.assets.case import Case
 from fullft_assets.errors import WorkloadError
-from fullft_assets.launchers.orphans import (
+from fullft_assets.launchers.records import (
     due,
-    due_unrecorded,
     end_orphan,
     find_orphans,
-    find_unrecorded,
-    note_unrecorded,
     sections,
     suspects,
     waiting_line,
@@ -26,13 +23,11 @@ from fullft_assets.store import digest
 STOPPED_TAG = "orphans/stopped"
 #: Once an hour: more than an hour is not paid unseen.
 _CRON = "17 * * * *"
-#: Backends are asked for jobs without a record every so many hours: each time takes a run.
-_LOOK_HOURS = 6
 #: What could not be ended is tried each hour for so long, then each day.
 _HOURLY_SECONDS = 24 * 3600.0
 _DESCRIPTION = (
     "End jobs that run, and are paid for, though their run is over and no other one has attached to them for"
-    " launcher.orphan_hours."
+    " an hour."
 )
 
 
@@ -52,7 +47,7 @@ def build_orphans_job(case: Case) -> list[dg.JobDefinition]:
         failed, num_stopped = list[str](), 0
         with one_line_errors(store, case.name):
             now = time.time()
-            due_suspects = due(suspects(store, case.name, partial(ended_at, context.instance), now), now)
+            due_suspects = due(suspects(store, case.name, partial(ended_at, context.instance)), now)
             for orphan in find_orphans(store, due_suspects):
                 context.log.info(orphan.line)
                 if orphan.state == "unknown":
@@ -63,26 +58,9 @@ def build_orphans_job(case: Case) -> list[dg.JobDefinition]:
                 except WorkloadError as error:
                     failed.append(f"{orphan.line}, and could not be ended ({error})")
                     continue
-                num_stopped += len(orphan.names) if is_ended else 0
+                num_stopped += is_ended and orphan.state == "running"
                 if not is_ended:
                     context.log.info("it is left alone: a run has attached to it")
-            unrecorded, silent = find_unrecorded(store, case.name, sections(case.settings), now)
-            for line in silent:
-                context.log.warning(line)
-            unstopped = []
-            for each in unrecorded:
-                context.log.info(each.line)
-                if each.due_at is None or each.due_at > now:
-                    unstopped.append(each)
-                    continue
-                try:
-                    each.launcher.stop(each.name)
-                except WorkloadError as error:
-                    failed.append(f"{each.line}, and could not be ended ({error})")
-                    unstopped.append(each)
-                    continue
-                num_stopped += 1
-            note_unrecorded(store, case.name, unstopped, is_complete=not silent)
             context.instance.add_run_tags(context.run_id, {STOPPED_TAG: str(num_stopped)})
             if failed:
                 raise WorkloadError(
@@ -120,15 +98,9 @@ def build_orphans_schedule(case: Case) -> list[dg.ScheduleDefinition]:
     def orphans_schedule(context: dg.ScheduleEvaluationContext, **_: Any):
         store, now = case.store(context), time.time()
         with one_line_errors(store, case.name):
-            all_suspects = list(suspects(store, case.name, partial(ended_at, context.instance), now))
-            unrecorded = due_unrecorded(store, case.name, now)
-        ready = {
-            suspect.launch.name_in(store): suspect.due_at or now for suspect in due(all_suspects, now)
-        } | unrecorded
+            all_suspects = list(suspects(store, case.name, partial(ended_at, context.instance)))
+        ready = {suspect.launch.name_in(store): suspect.due_at for suspect in due(all_suspects, now)}
         if not ready:
-            at = context.scheduled_execution_time.timestamp() // 3600
-            if at % _LOOK_HOURS == 0:
-                return dg.RunRequest(run_key=digest(["unrecorded", at]))
             return dg.SkipReason(
                 "; ".join(waiting_line(each, store, now) for each in all_suspects) or "a run follows each job"
             )

@@ -15,7 +15,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fullft_assets.base_model.trusted_code import ModelFolder, with_rights
+from fullft_assets.base_model.header import ModelFolder, with_rights
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings.use_case import locate
 

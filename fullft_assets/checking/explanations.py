@@ -46,7 +46,8 @@ def explain(error: Any, keys: list[Key], source: YamlSource) -> str:
         return (
             f"empty; {_described(info)}" if info.is_required() else "empty; give a value or remove the line"
         )
-    if error["type"] == "string_pattern_mismatch" and not _pattern(info).startswith(_NAMES):
+    is_of_pattern = error["type"] == "string_pattern_mismatch" and not _pattern(info).startswith(_NAMES)
+    if is_of_pattern or takes_several_types(info):
         return f"{value} does not fit; {_described(info)}"
     annotation = _item_type(info) if isinstance(keys[0][-1], int) else _plain_type(info.annotation)
     near = (
@@ -58,6 +59,12 @@ def explain(error: Any, keys: list[Key], source: YamlSource) -> str:
         else ""
     )
     return f"{value} is not {_expected(annotation, info)}{near}{hint}"
+
+
+def takes_several_types(info: FieldInfo) -> bool:
+    """Return whether a setting takes values of several types, beside none."""
+    is_union = typing.get_origin(info.annotation) in (typing.Union, types.UnionType)
+    return is_union and sum(part is not type(None) for part in typing.get_args(info.annotation)) > 1
 
 
 def allowed_values(info: FieldInfo) -> str:

@@ -98,7 +98,7 @@ def _most_without(column: str, settings: UseCaseSettings) -> tuple[float, str, s
     """
     if column == "group":
         most = settings.examples.max_ungrouped_share
-        return most, f"examples.max_ungrouped_share ({most:g})", "; deliver them with a group, or allow more"
+        return most, f"{most:.0%} of them", "; deliver them with a group"
     if column in MEANT_WITHOUT:
         return (
             MOST_WITHOUT,

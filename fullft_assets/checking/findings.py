@@ -41,8 +41,8 @@ def findings(rows: list[Sampled], settings: UseCaseSettings) -> Iterator[tuple[s
     if num_long:
         yield (
             "length",
-            f"{num_long:,} of {len(rows):,} rows read are longer than examples.max_characters"
-            f" ({examples.max_characters:,}) and would be quarantined",
+            f"{num_long:,} of {len(rows):,} rows read are longer than"
+            f" {examples.max_characters:,} characters and would be quarantined",
         )
     yield from _malformed(rows)
 
@@ -70,7 +70,7 @@ def _separators(counts: Counter[str], examples: ExamplesSettings) -> Iterator[tu
 
 
 def _missing_values(rows: list[Sampled], settings: UseCaseSettings) -> Iterator[tuple[str, str]]:
-    """Yield the delivered values that count as missing by `documents.missing_values`."""
+    """Yield the delivered values that count as missing."""
     examples = settings.examples
     words = {word.strip().casefold() for word in settings.documents.missing_values} - {""}
     for key in ("label", "group", "domain", "slice_by"):
@@ -84,7 +84,7 @@ def _missing_values(rows: list[Sampled], settings: UseCaseSettings) -> Iterator[
             shown = ", ".join(
                 f"{quoted(word)} {count:,}" for word, count in counts.most_common(_SHOWN_LABELS)
             )
-            yield "missing", f"{shown} in `{field}` count as no {key} (documents.missing_values)"
+            yield "missing", f"{shown} in `{field}` count as no {key}"
 
 
 def _malformed(rows: list[Sampled]) -> Iterator[tuple[str, str]]:

@@ -7,11 +7,18 @@ from __future__ import annotations
 import copy
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
-from fullft_assets.checking.explanations import did_you_mean, explain, field_of, given_value, keys_named
+from fullft_assets.checking.explanations import (
+    did_you_mean,
+    explain,
+    field_of,
+    given_value,
+    keys_named,
+    takes_several_types,
+)
 from fullft_assets.checking.project import COMPONENT, is_use_case
 from fullft_assets.checking.yaml_source import Key, YamlSource, read_sources
 from fullft_assets.errors import SettingsError
@@ -37,7 +44,8 @@ def parse(source: YamlSource) -> tuple[UseCaseSettings | None, set[Key]]:
         except ValidationError as error:
             before = copy.deepcopy(data)
             for problem in error.errors(include_url=False):
-                keys = [problem["loc"]] if problem["loc"] else keys_named(problem["msg"], source)
+                loc = _without_types(problem["loc"], attributes, source)
+                keys = [loc] if loc else keys_named(problem["msg"], source)
                 if keys and not any(covers(key, keys[0]) for key in broken):
                     source.add(keys[0], explain(problem, keys, source))
                 broken.update(keys)
@@ -48,6 +56,19 @@ def parse(source: YamlSource) -> tuple[UseCaseSettings | None, set[Key]]:
                     return None, broken
                 source.add((), str(error.errors(include_url=False)[0]["msg"]))
                 return None, broken
+
+
+def _without_types(loc: Key, value: Any, source: YamlSource) -> Key:
+    """Return the key of a problem without the names of types, which follow it where a setting takes several."""
+    for end, name in enumerate(loc):
+        info = field_of(loc[:end], source)
+        has_key = isinstance(value, dict) or (isinstance(value, list) and isinstance(name, int))
+        if not has_key or (info is not None and takes_several_types(info)):
+            return loc[:end]
+        if isinstance(value, dict) and name not in value:
+            return loc
+        value = value[cast(Any, name)]
+    return loc
 
 
 def check_top_level(source: YamlSource) -> None:

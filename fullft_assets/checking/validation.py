@@ -106,7 +106,7 @@ def check_settings(settings: UseCaseSettings, yaml_path: Path, project_root: Pat
 
 def validate(settings: UseCaseSettings, project_root: Path) -> list[Problem]:
     """Return what is wrong with settings beyond types and bounds, whatever data there is: formats, model,
-    crons, owners, labels.
+    crons, labels.
     """
     checks = (
         _check_base_model,
@@ -122,7 +122,6 @@ def validate(settings: UseCaseSettings, project_root: Path) -> list[Problem]:
         _check_launcher,
         _check_isolation,
         _check_snapshot,
-        _check_owners,
         _check_crons,
     )
     return [problem for check in checks for problem in check(settings, project_root)]
@@ -284,14 +283,14 @@ def _check_data(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     for key, path in _documents_beside(settings):
         if (problem := external_problem(path, root)) is not None:
             yield Problem(key, problem)
-    for number, each in enumerate(settings.evaluation.external):
+    for name, answer in settings.evaluation.external.items():
         if (
-            each.file is not None
+            isinstance(answer, str)
             and task_of(settings.examples).target is not None
-            and not (root / each.file).is_file()
+            and not (root / answer).is_file()
         ):
-            key = ("evaluation", "external", number, "file")
-            yield Problem(key, f"there is no file {root / each.file}; write it, or remove the entry")
+            key = ("evaluation", "external", name)
+            yield Problem(key, f"there is no file {root / answer}; write it, or remove the entry")
 
 
 def _check_examples(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
@@ -325,14 +324,8 @@ def _check_examples(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
         }:
             yield Problem(
                 ("examples", "labels", number),
-                f"`{label}` is one of documents.missing_values, so no row has it as its label; remove it"
-                " there",
+                f"`{label}` means that a row has no label; remove it",
             )
-    if examples.min_characters > examples.max_characters:
-        yield Problem(
-            ("examples", "min_characters"),
-            f"{examples.min_characters} is more than examples.max_characters ({examples.max_characters})",
-        )
     yield from (Problem(key, message) for key, message in problems(examples))
 
 
@@ -387,18 +380,15 @@ def _check_task(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
 
 
 def _check_external(settings: UseCaseSettings, task: Task, root: Path) -> Iterator[Problem]:
-    names = [each.name for each in settings.evaluation.external]
-    for number, each in enumerate(settings.evaluation.external):
-        key = ("evaluation", "external", number)
-        if each.name in BASELINES or each.name in MODELS:
-            yield Problem((*key, "name"), f"{each.name} is a system of the report already; give another name")
-        if each.name in names[:number]:
-            yield Problem((*key, "name"), f"{each.name} is listed twice; give another name")
-        if each.file is not None and task.target is None:
+    for name, answer in settings.evaluation.external.items():
+        key = ("evaluation", "external", name)
+        if name in BASELINES or name in MODELS:
+            yield Problem(key, f"{name} is a system of the report already; give another name")
+        if isinstance(answer, str) and task.target is None:
             yield Problem(
-                (*key, "file"),
+                key,
                 f"the task {task.name} is scored by token losses, which a file of answers does not have; give"
-                " score instead",
+                " the score instead",
             )
 
 
@@ -547,12 +537,6 @@ def _check_isolation(settings: UseCaseSettings, root: Path) -> Iterator[Problem]
             "names mlflow, whose server a container with launcher.network_isolation does not reach;"
             " remove it",
         )
-
-
-def _check_owners(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
-    for number, owner in enumerate(settings.owners):
-        if not re.fullmatch(r"team:.+|[^@\s]+@[^@\s]+\.[^@\s.]+", owner):
-            yield Problem(("owners", number), f"{owner} is neither an e-mail address nor `team:NAME`")
 
 
 def _check_crons(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:

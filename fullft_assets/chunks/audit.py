@@ -148,19 +148,12 @@ def judge(
             that the words are in.
 
     Returns:
-        The terms (those of `chunks.terms`, else mined ones, see docs/decisions/0005), those that cost most
+        The terms (mined ones, see docs/decisions/0005), those that cost most
         first; fertility (tokens a word), shares of unknown and byte tokens; the checks on the thresholds; and
         a proposal.
     """
-    settings = tokenization.settings
     totals, word_counts = _add_up(counts, words)
-    mined, against = not settings.terms, None
-    if mined:
-        terms, against = _mine(word_counts, totals, tokenization.tokenizer, languages)
-    else:
-        terms = _listed(
-            word_counts, list(dict.fromkeys(map(str.strip, settings.terms))), tokenization.tokenizer
-        )
+    terms, against = _mine(word_counts, totals, tokenization.tokenizer, languages)
     _estimate_savings(terms, tokenization, totals["num_word_tokens"])
     terms.sort(
         key=lambda term: (
@@ -187,14 +180,10 @@ def judge(
         num_proposed_tokens=len(proposal),
         proposal_saves_share=saved,
         general_words=against,
-        worst_terms=None if mined else terms[:10],
     )
     # Mined words are the documents' own: they stay in the artifact's files, out of metadata and descriptions.
-    if mined:
-        worst = f"; mined against {against}; terms.json has the terms"
-    else:
-        worst = "; worst: " + ", ".join(f"{term['term']} ({term['pieces']})" for term in terms[:3])
-    return Audit(terms, metadata, _checks(metadata, worst), proposal)
+    basis = f"; mined against {against}; terms.json has the terms"
+    return Audit(terms, metadata, _checks(metadata, basis), proposal)
 
 
 def _add_up(
@@ -217,17 +206,6 @@ def _add_up(
             documents[word] += scale * in_documents
             occurrences[word] += scale * times
     return totals, {word: (documents[word], occurrences[word]) for word in documents}
-
-
-def _listed(
-    word_counts: Mapping[str, tuple[float, float]], terms: Sequence[str], tokenizer: Tokenizer
-) -> list[dict[str, Any]]:
-    fold = folds_case(tokenizer)
-    counts = [word_counts.get(term.lower() if fold else term, (0.0, 0.0)) for term in terms]
-    return [
-        _row(term, count, ids, tokenizer)
-        for term, count, ids in zip(terms, counts, pieces(tokenizer, terms), strict=True)
-    ]
 
 
 def _mine(

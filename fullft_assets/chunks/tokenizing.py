@@ -460,7 +460,7 @@ def audit_tokenizer(store: Store, use_case: UseCase, batches: Mapping[str, Manif
     if not batches:
         raise DataError(f"{use_case.name}: no batch is tokenised yet; run {use_case.name}_ingest first")
     settings = use_case.settings
-    terms, languages = settings.chunks.terms, settings.examples.languages or []
+    languages = settings.examples.languages or []
 
     def write(draft: Draft) -> Outcome:
         words = (pq.read_table(store.folder(batch) / WORDS) for batch in batches.values())
@@ -477,7 +477,7 @@ def audit_tokenizer(store: Store, use_case: UseCase, batches: Mapping[str, Manif
         "tokenizer_audit",
         write,
         version=AUDIT_VERSION,
-        settings={"terms": terms} if terms else general_words.key_of(languages),
+        settings=general_words.key_of(languages),
         inputs={
             "tokenizer": _digest(use_case),
             "chunks": sorted(batch.content_digest for batch in batches.values()),

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from datetime import datetime
 
 from fullft_assets.errors import FullftError
 from fullft_assets.jobs.launchers import open_recorded
-from fullft_assets.launchers.orphans import find_unrecorded, sections
 from fullft_assets.launchers.records import Launch, launches
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
 
 
 def job_lines(use_case: UseCase, store: Store, *, with_ended: bool) -> Iterator[str]:
-    """Yield a line for each launch on record that has not ended, the newest first, then for each job that
-    runs without a record.
-    """
+    """Yield a line for each launch on record that has not ended, the newest first."""
     newest_first = sorted(launches(store, use_case.name), key=lambda launch: -launch.submitted_at)
     for launch in newest_first:
         if with_ended or launch.ended_at is None:
             yield _line(launch, _state(launch, store), launch.name_in(store))
-    unrecorded, silent = find_unrecorded(store, use_case.name, sections(use_case.settings), time.time())
-    yield from (each.line for each in unrecorded)
-    yield from silent
 
 
 def _line(launch: Launch, state: str, name: str) -> str:
@@ -35,9 +28,7 @@ def _line(launch: Launch, state: str, name: str) -> str:
     limit = launch.launcher.get("max_hours")
     if limit is not None and launch.ended_at is None:
         # `max_hours` counts from the start of the work, of which the record knows nothing.
-        spent.append(
-            f"at most {max(0.0, limit - launch.hours):.2f} h more beside its wait for GPUs and cores"
-        )
+        spent.append(f"at most {max(0.0, limit - launch.hours):.2f} h more beside its wait for GPUs")
     spent.append("price unknown" if launch.usd is None else f"{launch.usd:,.2f} USD")
     where = f"{launch.launcher['kind']} {launch.place}"
     return "  ".join(

@@ -8,7 +8,7 @@ from fullft_assets.errors import FullftError
 from fullft_assets.jobs import Job
 from fullft_assets.models.hardware import local_hardware
 from fullft_assets.planning import PlanMetadata
-from fullft_assets.planning.report import plan_lines
+from fullft_assets.planning.targets import plan_lines
 from fullft_assets.resources import latest
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import SnapshotMetadata, verdict_check

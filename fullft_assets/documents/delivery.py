@@ -65,9 +65,7 @@ def source_of(use_case: UseCase, kind: Kind = "batch") -> Source:
     assert path is not None, "a use case without monitoring has no windows"
     documents = settings.documents
     any_ending = reads_any_ending(documents.format)
-    return open_source(
-        path, use_case.project_root, follow_links=documents.follow_links, any_ending=any_ending
-    )
+    return open_source(path, use_case.project_root, any_ending=any_ending)
 
 
 def bounds_of(use_case: UseCase, kind: Kind = "batch") -> DocumentsSettings:

@@ -351,7 +351,6 @@ def key_settings(use_case: UseCase, kind: Kind = "batch") -> dict[str, Any]:
             "id",
             "annotator",
             "encoding",
-            "missing_values",
             "reference_buckets",
             *_OF_FORMATS,
         }

@@ -388,7 +388,7 @@ def _collect(
         if room < 0:
             raise Unreadable(
                 f"the rows of its batch take more than {bound // 2**20:,} MiB; lower"
-                " documents.max_batch_files or documents.max_batch_bytes, and deliver it again"
+                " documents.max_batch_files, and deliver it again"
             )
     return batches
 

@@ -31,7 +31,7 @@ _SAVED_DATASET = {"state.json", "dataset_info.json"}
 _SPLITS = "dataset_dict.json"
 #: Endings of files that are still being written.
 _PARTIAL = (".partial", ".part", ".tmp", ".temp", ".crdownload", ".filepart")
-_LEAVES = "a link that leaves the folder; documents.follow_links allows it"
+_LEAVES = "a link that leaves the folder; deliver the file itself"
 _NOT_REGULAR = "not a regular file"
 #: Requests to S3 at the same time: most documents are small, so that waiting is what takes the time.
 _PARALLEL_REQUESTS = 16

@@ -38,7 +38,8 @@ def keep(store: Store, case: str, settings: UseCaseSettings, root: Path) -> Mani
     Raises:
         DataError: a file is missing or has a line that cannot be read.
     """
-    files = {each.name: root / each.file for each in settings.evaluation.external if each.file is not None}
+    answers = settings.evaluation.external
+    files = {name: root / answer for name, answer in answers.items() if isinstance(answer, str)}
     if not files:
         return None
     target = task_of(settings.examples).target

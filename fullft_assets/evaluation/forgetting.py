@@ -35,8 +35,8 @@ class Forgetting(Record):
     training_budget: float | None = None
 
     @property
-    def default_budget(self) -> float | None:
-        """The budget where release.max_forgetting is not set; None: a distance has no natural limit."""
+    def budget(self) -> float | None:
+        """The largest rise that is allowed; None: a distance has no natural limit."""
         if self.training_budget is not None:
             return self.training_budget
         return DEFAULT_RISE if self.measure == "loss" else None

@@ -14,7 +14,7 @@ from typing import Any
 from fullft_assets.errors import DataError
 from fullft_assets.evaluation.metrics.base import Metric, Predictions
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.settings.evaluation import ModuleSettings
+from fullft_assets.settings.evaluation import Module
 from fullft_assets.store import Draft, Manifest, Store
 from fullft_assets.store.hashing import digest, file_digest
 from fullft_assets.task import task_of
@@ -32,7 +32,7 @@ def keep(store: Store, case: str, settings: UseCaseSettings, root: Path) -> Mani
     """
     task = task_of(settings.examples)
     files: dict[str, Path] = {}
-    for module in settings.evaluation.modules:
+    for module in settings.evaluation.named_modules:
         if task.target != "label" and not task.answer_metrics:
             raise DataError(
                 f"evaluation.modules: {module.name}: a module takes one label a row or written answers, which"
@@ -55,11 +55,11 @@ def keep(store: Store, case: str, settings: UseCaseSettings, root: Path) -> Mani
             shutil.copyfile(path, draft.path / name)
         return {"num_files": len(files)}, []
 
-    inputs = {module.name: module.digest for module in settings.evaluation.modules}
+    inputs = {module.name: module.digest for module in settings.evaluation.named_modules}
     return store.ensure(case, STAGE, write, version=VERSION, settings={}, inputs=inputs, seed=0)
 
 
-def _scripts(module: ModuleSettings, root: Path) -> dict[str, Path]:
+def _scripts(module: Module, root: Path) -> dict[str, Path]:
     """Return the Python files of a module by their names: of a folder of the project, else of the newest copy
     in the cache of the hub.
     """
@@ -92,7 +92,7 @@ def load(store: Store, copies: Manifest | None, settings: UseCaseSettings) -> di
 
     is_of_answers = task_of(settings.examples).target is None
     metrics: dict[str, Metric] = {}
-    for module in settings.evaluation.modules:
+    for module in settings.evaluation.named_modules:
         loaded = evaluate.load(str(store.folder(copies) / module.name), keep_in_memory=True)
         names = {"name": module.name, "title": module.name.replace("_", " "), "of_answers": is_of_answers}
         metrics[module.name] = type("EvaluateModule", (_ModuleMetric,), names)(loaded)

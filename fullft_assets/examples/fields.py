@@ -41,7 +41,7 @@ def field_outcomes(
     """
     named = {"documents.id": None if id_field == DocumentsSettings.model_fields["id"].default else id_field}
     named |= {
-        "examples.group": settings.group if settings.max_ungrouped_share < 1 else None,
+        "examples.group": settings.group,
         "examples.domain": settings.domain,
         "examples.slice_by": settings.slice_by,
     }
@@ -123,11 +123,7 @@ def _given(valid: pa.Table, settings: ExamplesSettings) -> CheckOutcome:
             f"{len(missing):,} of {len(valid):,} valid rows have no `{settings.group}`, so each is a group of"
             f" its own and may be tested on what its relatives trained: {places(missing.tolist(), valid)}"
         )
-        fix = (
-            "; deliver them with a group, or allow more by examples.max_ungrouped_share"
-            f" ({settings.max_ungrouped_share:g}). {_LOOK}"
-        )
-        description += "" if passed else fix
+        description += "" if passed else f"; deliver them with a group. {_LOOK}"
     return CheckOutcome(
         name="groups_are_given",
         passed=passed,

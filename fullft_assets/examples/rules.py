@@ -84,7 +84,7 @@ WARNINGS = {
     )
 }
 #: Another one, of use cases with groups.
-GATE_OF_GROUPS = {"groups_are_given": "at most examples.max_ungrouped_share of the valid rows have no group"}
+GATE_OF_GROUPS = {"groups_are_given": "at most 5% of the valid rows have no group"}
 #: Rules that only the snapshot can judge: on what the valid rows of all batches are to each other, and on all
 #: labels.
 IDENTITY_RULES = ("ids_are_unique", "texts_are_unique", "equal_texts_have_equal_labels")
@@ -339,7 +339,7 @@ def suite_for(settings: ExamplesSettings) -> dict[str, Any]:
         "rows_are_well_formed": lambda: within(column="well_formed", value_set=[True]),
         "texts_are_present": lambda: not_null(column="num_characters"),
         "text_lengths_are_in_bounds": lambda: between(
-            column="num_characters", min_value=settings.min_characters, max_value=settings.max_characters
+            column="num_characters", min_value=1, max_value=settings.max_characters
         ),
         "languages_are_expected": lambda: within(
             column="language", value_set=[*(settings.languages or []), language.UNKNOWN]

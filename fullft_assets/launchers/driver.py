@@ -27,8 +27,6 @@ from fullft_assets.store import Manifest, Store
 #: Workloads whose ranks share the work when `launcher.processes` is more than one; planning where they share
 #: a model.
 DISTRIBUTED = frozenset({"training"})
-#: Workloads that a long training must not hold up, as their pool does not: they work beside it.
-SHARE_CORES = frozenset({"ingestion", "prediction", "monitoring"})
 #: Time before the first retry; each further one waits twice as long.
 RETRY_SECONDS = 30.0
 #: A backend that does not answer is asked again for so long.
@@ -125,7 +123,6 @@ class LaunchDriver:
             tuple(arguments),
             processes,
             run_id=run_id,
-            shares_cores=workload in SHARE_CORES,
         )
 
     def _attempt(
@@ -209,7 +206,6 @@ class LaunchDriver:
         job: Job,
         arguments: list[str],
     ) -> Launch:
-        """Return the record of this run's launch."""
         planning, processes = job.settings.planning, self.spec(launcher, workload, job).processes
         usd = planning.hourly_usd if launcher.settings == job.settings.launcher else 0.0
         return Launch(
@@ -384,7 +380,6 @@ class LaunchDriver:
             )
             return False
         records.end(store, launch, "stopped", "the run that launched it was cancelled", "preemption")
-        records.clear(store, launch)
         return True
 
     def _end_replaced(
@@ -407,16 +402,17 @@ class LaunchDriver:
         ):  # a run of another Dagster may follow it
             context.log.warning(f"{line}; end it there if nobody waits for it")
             return
+        launcher = None
         try:
             launcher = open_recorded(replaced.launcher)
-            is_here = launcher.place == replaced.place
+            # Processes of another machine, which only it can see.
+            problem = "" if launcher.place == replaced.place else f"that leads to {launcher.place} from here"
         except FullftError as error:
+            problem = str(error)
+        if launcher is None or problem:
             context.log.warning(
-                f"{line}; it could not be stopped from here ({error}); if it still runs, end it there"
+                f"{line}; it could not be stopped from here ({problem}); if it still runs, end it there"
             )
-            return
-        if not is_here:  # processes of another machine, which only it can see
-            context.log.warning(f"{line}; it could not be stopped from here; if it still runs, end it there")
             return
         context.log.warning(f"{line}; its run is over, so it is ended")
         self._end(context, launcher, replaced, store)
@@ -507,7 +503,6 @@ def _has_ended(store: Store, launch: Launch) -> bool:
 
 
 def _recorded_end(store: Store, launch: Launch, *, is_removed: bool) -> Status:
-    """Return how a job ended that its backend has forgotten: as the run that followed it recorded."""
     now = records.read(store, launch)
     if now is None or now.attempt != launch.attempt or now.ended_at is None:
         if is_removed:

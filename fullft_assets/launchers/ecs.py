@@ -12,9 +12,9 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import Any
 
 from fullft_assets.errors import WorkloadError
 from fullft_assets.jobs.launch import LAUNCH_ID, PROJECT_ROOT, RUN_ID
@@ -25,9 +25,6 @@ from fullft_assets.launchers.container import LAST_LINE, MODULE, command, stop_s
 from fullft_assets.launchers.machine import ending
 from fullft_assets.settings import EcsLauncherSettings
 
-if TYPE_CHECKING:
-    from fullft_assets.settings import PlanningSettings
-
 CONTAINER = "workload"
 #: A task may not be seen by another request for so long after it was started: ECS is eventually consistent.
 _VISIBLE_SECONDS = 60.0
@@ -36,8 +33,6 @@ _VISIBLE_SECONDS = 60.0
 _GONE_LOOKS = 3
 #: A task that was stopped has so long beyond the time of its container.
 _STOP_SECONDS = 120.0
-#: Most tasks that can be described at once.
-_PAGE = 100
 _BEFORE = frozenset({"PROVISIONING", "PENDING", "ACTIVATING"})
 #: Why a task was stopped that lost its instance.
 _PREEMPTED = frozenset({"SpotInterruption", "TerminationNotice", "InfrastructureHealth"})
@@ -50,10 +45,10 @@ _WRONG = re.compile(
     re.IGNORECASE,
 )
 _KEYS = {
-    "logging driver": "launcher.log_group and launcher.execution_role_arn",
+    "logging driver": "launcher.execution_role_arn, and make the log group /ecs/ with launcher.cluster",
     "Fetching secret data": "launcher.secrets and launcher.execution_role_arn",
     "CannotPull": "launcher.image and launcher.execution_role_arn",
-    "ResourceInitializationError": "launcher.secrets, launcher.execution_role_arn and launcher.log_group",
+    "ResourceInitializationError": "launcher.secrets and launcher.execution_role_arn",
     "CannotStartContainerError": "launcher.python and launcher.image",
 }
 _MAX_CHARACTERS = 400
@@ -80,8 +75,8 @@ class EcsLauncher(AwsLauncher):
 
     @property
     def log_group(self) -> str:
-        """The group that the section names."""
-        return self.settings.log_group
+        """The group of the cluster."""
+        return f"/ecs/{self.settings.cluster}"
 
     def stream_prefix(self, name: str) -> str:
         """Return how the driver `awslogs` begins the names of a task's streams."""
@@ -140,33 +135,7 @@ class EcsLauncher(AwsLauncher):
                     )
             time.sleep(aws.STOP_LOOK_SECONDS)
 
-    def list(self) -> list[str]:
-        """Return the names of the tasks of this project in the cluster, those included that ended within the
-        last hour.
-        """
-        arns = list(
-            dict.fromkeys(
-                arn for desired in ("RUNNING", "STOPPED") for arn in self._arns(desiredStatus=desired)
-            )
-        )
-        pages = [self._describe(arns[first : first + _PAGE]) for first in range(0, len(arns), _PAGE)]
-        names = {task.get("startedBy", "") for page in pages for task in page}
-        return sorted(name for name in names if name.startswith("fullft-"))
-
-    def hourly_usd(self, planning: PlanningSettings, processes: int) -> float | None:
-        """Return the price of the instance, where the section names its type and the plan's table has
-        that.
-        """
-        from fullft_assets.planning.targets import hourly_usd_of
-
-        return (
-            None
-            if self.settings.instance_type is None
-            else hourly_usd_of(self.settings.instance_type, planning)
-        )
-
     def _request(self, spec: LaunchSpec, definition: str) -> dict[str, Any]:
-        """Return what RunTask is asked for."""
         settings = self.settings
         request: dict[str, Any] = {
             "cluster": settings.cluster,
@@ -198,7 +167,6 @@ class EcsLauncher(AwsLauncher):
         return request
 
     def _require_room(self, name: str, answer: dict[str, Any]) -> None:
-        """Check that RunTask started a task: without a capacity provider none waits for room."""
         if not answer["tasks"]:
             why = "; ".join(
                 f"{each.get('reason', '')} {each.get('detail', '')}".strip() for each in answer["failures"]
@@ -212,22 +180,17 @@ class EcsLauncher(AwsLauncher):
     def _require_same(
         self, spec: LaunchSpec, task: dict[str, Any], definition_request: dict[str, Any]
     ) -> None:
-        """Check that a task of this name is the one that was asked for: of the same work, and running or of
-        the same run.
-        """
         definition = self.ask("ecs", "describe_task_definition", taskDefinition=task["taskDefinitionArn"])[
             "taskDefinition"
         ]
-        if _work(definition) != _work(definition_request):
-            raise self.different_work(spec.name)
-        is_ours = {"name": RUN_ID, "value": spec.run_id} in definition["containerDefinitions"][0][
-            "environment"
-        ]
-        if task["lastStatus"] == "STOPPED" and not is_ours:
-            raise self.ended_before(spec.name)
+        variables = definition["containerDefinitions"][0]["environment"]
+        self.require_same(
+            spec.name,
+            is_same_work=_work(definition) == _work(definition_request),
+            is_ours=task["lastStatus"] != "STOPPED" or {"name": RUN_ID, "value": spec.run_id} in variables,
+        )
 
     def _find(self, name: str) -> dict[str, Any] | None:
-        """Return the task of a name; None only if several looks find none."""
         for look in range(_GONE_LOOKS):
             if (task := self._task(name)) is not None:
                 return task
@@ -262,30 +225,19 @@ class EcsLauncher(AwsLauncher):
     def _tasks(self, name: str) -> list[dict[str, Any]]:
         # By the definition's name: `startedBy` finds running ones alone.
         # A task that ends between the two lists is in both.
-        arns = dict.fromkeys(
-            arn
+        cluster = self.settings.cluster
+        lists = [
+            self.ask("ecs", "list_tasks", cluster=cluster, family=name, desiredStatus=desired)["taskArns"]
             for desired in ("RUNNING", "STOPPED")
-            for arn in self._arns(family=name, desiredStatus=desired)
-        )
-        tasks = self._describe(list(arns))
-        if tasks:
-            self._started.pop(name, None)
-        return tasks
-
-    def _arns(self, **criteria: str) -> Iterator[str]:
-        while True:
-            page = self.ask("ecs", "list_tasks", cluster=self.settings.cluster, **criteria)
-            yield from page["taskArns"]
-            if not page.get("nextToken"):
-                return
-            criteria["nextToken"] = page["nextToken"]
-
-    def _describe(self, arns: list[str]) -> list[dict[str, Any]]:
+        ]
+        arns = list(dict.fromkeys(chain.from_iterable(lists)))
         if not arns:
             return []
-        answer = self.ask("ecs", "describe_tasks", cluster=self.settings.cluster, tasks=arns)
+        answer = self.ask("ecs", "describe_tasks", cluster=cluster, tasks=arns)
         # By the service's clock, as all times of its tasks.
         self._now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        if answer["tasks"]:
+            self._started.pop(name, None)
         return answer["tasks"]
 
     def _age_seconds(self, task: dict[str, Any]) -> float:
@@ -296,10 +248,9 @@ class EcsLauncher(AwsLauncher):
         return time.monotonic() - self._started.get(name, -math.inf) >= _VISIBLE_SECONDS
 
     def _last_words(self, name: str) -> Status | None:
-        """Return what the last line of an ended container's output says; it is waited for a while."""
         for _ in range(aws.LATE_LOOKS):
             for stream in self.streams(name)[-1:]:
-                lines = [line for line in self.newest_lines(stream) if line.startswith(LAST_LINE)]
+                lines = [line for line in self.lines(stream)[0] if line.startswith(LAST_LINE)]
                 if lines:
                     return Status(**json.loads(lines[-1].removeprefix(LAST_LINE)))
             time.sleep(aws.LATE_SECONDS)
@@ -309,8 +260,8 @@ class EcsLauncher(AwsLauncher):
 def task_definition(spec: LaunchSpec, settings: EcsLauncherSettings, region: str) -> dict[str, Any]:
     """Return the task definition of a workload."""
     variables = {"AWS_DEFAULT_REGION": region, **settings.environment, **spec.environment}
-    variables |= {LAUNCH_ID: spec.name, RUN_ID: spec.run_id, PROJECT_ROOT: settings.folder}
-    memory, gpus = _mib(settings.memory_gb), spec.processes if settings.gpus else 0
+    variables |= {LAUNCH_ID: spec.name, RUN_ID: spec.run_id, PROJECT_ROOT: settings.folder or "."}
+    memory, gpus = round(settings.memory_gb * 1024), spec.processes if settings.gpus else 0
     container: dict[str, Any] = {
         "name": CONTAINER,
         "image": settings.image,
@@ -328,7 +279,7 @@ def task_definition(spec: LaunchSpec, settings: EcsLauncherSettings, region: str
             "logDriver": "awslogs",
             # A training must not stand still because its output cannot be written.
             "options": {
-                "awslogs-group": settings.log_group,
+                "awslogs-group": f"/ecs/{settings.cluster}",
                 "awslogs-region": region,
                 "awslogs-stream-prefix": spec.name,
                 "mode": "non-blocking",
@@ -348,10 +299,6 @@ def task_definition(spec: LaunchSpec, settings: EcsLauncherSettings, region: str
         "requiresCompatibilities": ["EC2"],
         "containerDefinitions": [container],
     }
-
-
-def _mib(gib: float) -> int:
-    return round(gib * 1024)
 
 
 def _work(definition: dict[str, Any]) -> list[str]:
@@ -391,7 +338,6 @@ def status_of(
 
 
 def _failure(task: dict[str, Any], last_words: Status | None) -> Status:
-    """Return why a task failed: what happened to it, else what its container has said."""
     container = _container(task)
     code = task.get("stopCode", "")
     why = _line(task.get("stoppedReason", "no reason given"))

@@ -71,20 +71,7 @@ class KubernetesLauncher(Launcher):
 
     @property
     def _namespace(self) -> str:
-        """Cluster, as the kubeconfig here calls it, and namespace."""
-        return f"{self._context}/{self.settings.namespace}"
-
-    @cached_property
-    def _context(self) -> str:
-        if self.settings.context is not None:
-            return self.settings.context
-        if _is_in_cluster():
-            return "in-cluster"
-        config = _library().config
-        try:
-            return config.list_kube_config_contexts(_kubeconfig())[1]["name"]
-        except config.ConfigException as error:
-            raise _no_cluster(error) from None
+        return f"{self.settings.context or 'Kubernetes'}/{self.settings.namespace}"
 
     def submit(self, spec: LaunchSpec) -> None:
         """Create the Job, unless it is there."""
@@ -157,11 +144,6 @@ class KubernetesLauncher(Launcher):
                     f"{self._namespace}: the pods of {name} have not ended; its Job is being deleted"
                 )
             time.sleep(min(1.0, _LOOK_SECONDS))
-
-    def list(self) -> list[str]:
-        """Return the names of the Jobs of this launcher in the namespace."""
-        answer = self._ask(self._batch.list_namespaced_job, label_selector=_selector(MANAGED_BY)) or {}
-        return sorted(job["metadata"]["name"] for job in answer.get("items", ()))
 
     def _status(self, name: str) -> Status:
         job = self._job(name)
@@ -249,7 +231,6 @@ class KubernetesLauncher(Launcher):
             response.close()
 
     def _ask(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> dict[str, Any] | None:
-        """Return an answer; None where there is no such object."""
         response = self._send(call, *arguments, **options)
         try:
             return None if response is None else json.loads(response.data)
@@ -369,7 +350,6 @@ def _no_cluster(error: Exception) -> WorkloadError:
 
 
 def _said(error: Any) -> str:
-    """Return the one line that an API server says of a refusal."""
     try:
         line = json.loads(error.body)["message"]
     except (KeyError, TypeError, ValueError):

@@ -39,7 +39,6 @@ class LocalLauncher(Launcher):
             grace_seconds=self.settings.grace_seconds,
             max_seconds=self.settings.max_seconds,
             watched=spec.watched,
-            shares_cores=spec.shares_cores,
         )
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
@@ -54,10 +53,6 @@ class LocalLauncher(Launcher):
         """End a job and every process of it."""
         self._machine.stop(name, self.settings.grace_seconds)
 
-    def list(self) -> list[str]:
-        """Return the names of the jobs on this machine."""
-        return self._machine.names()
-
     def has_room(self, processes: int) -> bool:
         """Return whether all processes can compute on this machine: on its CPU, or on a GPU each. Else the
         training is one of several hosts.
@@ -67,7 +62,6 @@ class LocalLauncher(Launcher):
 
 
 def _folder() -> Path:
-    """Return the folder of this user's jobs, which nobody else can have made."""
     folder = Path(tempfile.gettempdir(), f"fullft-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():

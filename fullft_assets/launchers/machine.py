@@ -91,7 +91,6 @@ class Machine:
         max_seconds: float | None = None,
         watched: Sequence[int] = (),
         num_hosts: int = 1,
-        shares_cores: bool = False,
     ) -> None:
         """Start Python with these arguments under a supervisor, unless a job of this name runs; an ended one
         is replaced.
@@ -99,7 +98,6 @@ class Machine:
         Args:
             watched: processes that the job must not outlive. Default: none; it outlives this process as well.
             num_hosts: machines that share the work; whoever asks about the job must know of the others.
-            shares_cores: whether it waits for no CPU cores, and holds none.
         """
         from dagster_pipes import DAGSTER_PIPES_MESSAGES_ENV_VAR, encode_param
 
@@ -112,7 +110,7 @@ class Machine:
         except FileExistsError:
             return
         (folder / _HOSTS).write_text(str(num_hosts))
-        options = Options(grace_seconds, max_seconds, watched, str(folder), shares_cores)
+        options = Options(grace_seconds, max_seconds, watched, str(folder))
         variables = {
             **os.environ,
             **environment,
@@ -173,14 +171,8 @@ class Machine:
             kill_until_gone(lambda: launched_processes(name))
             child = self._children.pop(name, None)
             if child is not None:
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     child.wait(KILL_SECONDS)
-                except subprocess.TimeoutExpired:
-                    print(
-                        f"process {child.pid} of {name} was killed and has not ended within"
-                        f" {KILL_SECONDS:g} s",
-                        file=sys.stderr,
-                    )
             shutil.rmtree(self.root / name, ignore_errors=True)
 
     def num_hosts(self, name: str) -> int | None:
@@ -189,10 +181,6 @@ class Machine:
             return int((self.root / name / _HOSTS).read_text())
         except FileNotFoundError:
             return None
-
-    def names(self) -> list[str]:
-        """Return the names of all jobs, ended ones included, sorted."""
-        return sorted(folder.name for folder in self.root.iterdir()) if self.root.is_dir() else []
 
     def _status(self, name: str) -> Status:
         folder = self.root / name
@@ -210,7 +198,6 @@ class Machine:
         return ended_status(folder, killed_by)
 
     def _may_run(self, folder: Path) -> bool:
-        """Return whether a job without an exit code runs, or is about to."""
         if (folder / PID).exists():
             return self._supervisor(folder.name) is not None
         with suppress(FileNotFoundError):
@@ -218,7 +205,6 @@ class Machine:
         return False
 
     def _supervisor(self, name: str) -> psutil.Process | None:
-        """Return the living supervisor of a job."""
         child = self._children.get(name)
         try:
             if child is not None:
@@ -287,9 +273,6 @@ def _ended(folder: Path) -> dict[str, Any] | None:
 
 
 def _read(path: Path, offset: int, *, whole_lines: bool) -> tuple[bytes, bool]:
-    """Return what a file has after an offset, and whether that filled a block; a line that is longer than a
-    block comes in parts.
-    """
     try:
         with path.open("rb") as file:
             file.seek(offset)
@@ -336,22 +319,10 @@ def main() -> int:
     cache = Path(os.environ.get("FULLFT_CACHE") or Path.home() / ".cache" / "fullft_assets")
     machine = Machine(cache / "launches")
     do = request.pop("do")
-    name = request.pop("name", "")
-    answer: Any = None
-    if do == "start":
-        machine.start(name, request.pop("arguments"), request.pop("environment"), **request)
-    elif do == "poll":
-        answer = asdict(machine.poll(name, **request))
-    elif do == "logs":
-        answer = asdict(machine.logs(name, **request))
-    elif do == "stop":
-        machine.stop(name, **request)
-    elif do == "num_hosts":
-        answer = machine.num_hosts(name)
-    elif do == "list":
-        answer = machine.names()
-    else:
+    if do not in ("start", "poll", "logs", "stop", "num_hosts"):
         raise ValueError(f"unknown request {do}")
+    answer = getattr(machine, do)(**request)
+    answer = asdict(answer) if isinstance(answer, Status | Logs) else answer
     print(json.dumps({"answer": answer}))
     return 0
 

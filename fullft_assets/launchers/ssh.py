@@ -56,8 +56,6 @@ _PORT = 29_500
 #: Of several machines, the one that failed first may need so long to say why.
 _CAUSE_SECONDS = 15.0
 _OUTPUT = ("stdout", "stderr")
-#: What the name of a job has on other machines than the first one.
-_HOST = re.compile(r"-host\d+$")
 
 T = TypeVar("T")
 
@@ -70,14 +68,14 @@ class SshLauncher(Launcher):
 
     def __init__(self, settings: SshLauncherSettings):
         super().__init__(settings)
-        self._hosts = [settings.host, *settings.more_hosts]
+        self._hosts = settings.hosts
         #: How many of the machines share a job, of those that are known.
         self._num_hosts: dict[str, int] = {}
 
     @property
     def place(self) -> str:
         """User, machines and port, as far as the YAML gives them."""
-        return "+".join([self._place_of(self.settings.host), *self.settings.more_hosts])
+        return "+".join([self._place_of(self._hosts[0]), *self._hosts[1:]])
 
     def submit(self, spec: LaunchSpec) -> None:
         """Start the job there under a supervisor of its own; of a training that several machines share, one
@@ -97,7 +95,6 @@ class SshLauncher(Launcher):
                     grace_seconds=self.settings.grace_seconds,
                     max_seconds=self.settings.max_seconds,
                     num_hosts=len(hosts),
-                    shares_cores=spec.shares_cores,
                 )
             except Unreachable:
                 raise  # whoever asks again starts what is not there yet
@@ -151,12 +148,6 @@ class SshLauncher(Launcher):
         """
         self._each([0, *self._others(name)], lambda number: self._stop(number, name))
 
-    def list(self) -> list[str]:
-        """Return the names of the jobs of this user on the machines."""
-        return sorted(
-            {_HOST.sub("", name) for number in range(len(self._hosts)) for name in self._ask(number, "list")}
-        )
-
     def has_room(self, processes: int) -> bool:
         """Return whether all processes of a training run on the one machine where planning does."""
         return len(self._hosts) == 1
@@ -168,7 +159,6 @@ class SshLauncher(Launcher):
         return f"{user}{host}{port}"
 
     def _arguments(self, spec: LaunchSpec, number: int) -> Sequence[str]:
-        """Return the arguments of Python that start the processes of one of several machines."""
         first, *other_hosts = self._hosts
         address, _, port = (self.settings.rendezvous or first).partition(":")
         names = [address, *other_hosts]
@@ -293,7 +283,6 @@ class SshLauncher(Launcher):
         return ["ssh", "-T", *arguments, "--", host, self._remote()]
 
     def _remote(self) -> str:
-        """Return the command line for the shell there."""
         python = _quoted(self.settings.python)
         go = "" if self.settings.folder is None else f"cd {_quoted(self.settings.folder)} && "
         return f"{go}exec {python} -m fullft_assets.launchers.machine"
@@ -311,7 +300,6 @@ def _marked(text: str, host: str) -> str:
 
 
 def _quoted(path: str) -> str:
-    """Return a path for a shell, which still finds somebody's home for `~`."""
     home, slash, below = path.partition("/")
     return (
         f"{home}{slash}{shlex.quote(below) if below else ''}"

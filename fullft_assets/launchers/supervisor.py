@@ -61,14 +61,12 @@ class Options:
         seconds: time after which it is stopped. Default: none.
         watch: processes whose death stops it. Default: none; it outlives its parent.
         folder: where pid and exit code are written. Default: nowhere.
-        shares_cores: whether it waits for no CPU cores, and holds none.
     """
 
     grace: float = 30.0
     seconds: float | None = None
     watch: Sequence[int] = ()
     folder: str | None = None
-    shares_cores: bool = False
 
     def command(self, command: Sequence[str]) -> list[str]:
         """Return the command line that runs a command under a supervisor."""
@@ -104,7 +102,7 @@ def supervise(options: Options, command: list[str]) -> int:
         code = 128 + signal.SIGTERM
     else:
         try:
-            code = supervisor.run(command, watched, folder, shares_cores=options.shares_cores)
+            code = supervisor.run(command, watched, folder)
         except WorkloadError as error:  # as a workload ends that can say why
             print(error, file=sys.stderr)
             if (path := os.environ.get(ERROR_FILE)) is not None:
@@ -164,7 +162,6 @@ def _counts(proc: Path, groups: Path) -> Iterator[tuple[Path, bool]]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file in one atomic step."""
     partial = path.with_name(f".{path.name}")
     partial.write_text(text)
     partial.replace(path)
@@ -195,20 +192,11 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._request_stop)
 
-    def run(
-        self,
-        command: list[str],
-        watched: list[psutil.Process],
-        folder: Path | None = None,
-        *,
-        shares_cores: bool = False,
-    ) -> int:
-        """Run a command while the watched processes live, on GPUs and cores of its own, and return its exit
-        code.
+    def run(self, command: list[str], watched: list[psutil.Process], folder: Path | None = None) -> int:
+        """Run a command while the watched processes live, on GPUs of its own, and return its exit code.
 
         Args:
             folder: where the line that says what it waits for is written.
-            shares_cores: whether it computes without a lease of cores.
         """
 
         def is_wanted() -> bool:
@@ -219,7 +207,7 @@ class Supervisor:
             if folder is not None:
                 _write(folder / WAITING, line)
 
-        with leased(_num_processes(command), is_wanted, say, shares_cores=shares_cores) as variables:
+        with leased(_num_processes(command), is_wanted, say) as variables:
             if variables is None:
                 return 128 + signal.SIGTERM
             if folder is not None:
@@ -227,7 +215,7 @@ class Supervisor:
             return self._run(command, watched, variables)
 
     def _run(self, command: list[str], watched: list[psutil.Process], variables: Mapping[str, str]) -> int:
-        # Not before the wait for GPUs and cores, in which others' processes may be killed.
+        # Not before the wait for GPUs, in which others' processes may be killed.
         before = num_killed_for_memory()
         self._command = subprocess.Popen(
             command, env={**os.environ, **variables}, start_new_session=True, preexec_fn=die_with_parent
@@ -260,7 +248,6 @@ class Supervisor:
         self.stop_requested = True
 
     def _wait(self, may_go_on: Callable[[], bool]) -> None:
-        """Wait for the command's end while the condition holds."""
         while self._command.returncode is None and may_go_on():
             if select.select([self._wakeup], [], [], POLL_SECONDS)[0]:
                 with suppress(BlockingIOError):
@@ -298,9 +285,6 @@ class Supervisor:
 
 
 def _num_processes(command: list[str]) -> int:
-    """Return how many processes a command starts on this machine: as many as it asks torchrun for,
-    else one.
-    """
     after = command[command.index("--nproc_per_node") + 1 :] if "--nproc_per_node" in command else ["1"]
     return int(after[0])
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fullft_assets.jobs.gpus import NUM_GPUS
+from fullft_assets.jobs.leases import NUM_GPUS
 
 #: Dense peak of one card in FLOP/s by part of its name: (bf16 or fp16, fp32). From the makers' data sheets.
 #: The first match counts, so narrower names come first.
@@ -71,7 +71,7 @@ def local_hardware() -> dict[str, Any]:
 
 def num_gpus() -> int:
     """Return how many GPUs of this machine the runs have, of which this process may see a part (see
-    `jobs.gpus`).
+    `jobs.leases`).
     """
     import torch
 

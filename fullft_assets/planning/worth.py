@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from fullft_assets.planning.target_plans import retrains_a_year
+from fullft_assets.planning.targets import retrains_a_year
 from fullft_assets.settings import UseCaseSettings
 
 #: Points of a metric between 0 and 1.

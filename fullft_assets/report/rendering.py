@@ -290,9 +290,9 @@ def cost_rows(checkpoint: Manifest) -> list[tuple[str, str]]:
 def score_rows(settings: UseCaseSettings) -> list[tuple[str, str]]:
     """Return the systems that came with a score alone, as (name, value) rows."""
     return [
-        (title(each.name), f"{each.score:.3f}")
-        for each in settings.evaluation.external
-        if each.score is not None
+        (title(name), f"{score:.3f}")
+        for name, score in settings.evaluation.external.items()
+        if not isinstance(score, str)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, get_args
 
@@ -36,7 +37,8 @@ class AlertsSettings(Settings):
     """Who is notified of what happened, and how."""
 
     REMOVED: ClassVar[Mapping[str, str]] = {
-        "max_per_hour": "beyond 20 alerts an hour a channel gets one summary an hour"
+        "dagster_url": "set $FULLFT_DAGSTER_URL, the address of Dagster's UI",
+        "max_per_hour": "beyond 20 alerts an hour a channel gets one summary an hour",
     }
 
     channels: dict[str, dict[str, Any]] = Field(
@@ -56,11 +58,6 @@ class AlertsSettings(Settings):
             " run followed were ended, or a person is needed)."
         ),
     )
-    dagster_url: str = Field(
-        default="http://localhost:3000",
-        pattern=r"^https?://",
-        description="Address of Dagster's UI, for the links in alerts.",
-    )
     silent_hours: Float | None = Field(
         default=None,
         gt=0,
@@ -68,3 +65,8 @@ class AlertsSettings(Settings):
             "Hours without a new batch (or window) after which `feed_silent` is sent. Default: never."
         ),
     )
+
+    @property
+    def dagster_url(self) -> str:
+        """Address of Dagster's UI, for the links in alerts."""
+        return os.environ.get("FULLFT_DAGSTER_URL", "http://localhost:3000")

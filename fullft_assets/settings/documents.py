@@ -70,6 +70,14 @@ class DocumentsSettings(Settings):
     """Where the raw documents are delivered, and how a sensor cuts them into batches."""
 
     REMOVED: ClassVar[Mapping[str, str]] = {
+        "missing_values": (
+            "NULL, NaN, n/a, #N/A, <NA>, \\N and - mean that a row has none; remove other words "
+            "before the delivery"
+        ),
+        "follow_links": (
+            "links that leave the folder are not followed; name their target in `path`, or copy the files"
+        ),
+        "max_batch_bytes": "a batch ends after 256 MiB; set `max_batch_files` for smaller ones",
         "xlsx": (
             "set `documents.header` in place of `xlsx.header`; of a spreadsheet all sheets with the header of"
             " the first one are read"
@@ -127,13 +135,8 @@ class DocumentsSettings(Settings):
             " batch."
         ),
     )
-    missing_values: list[str] = Field(
-        default=["NULL", "NaN", "n/a", "#N/A", "<NA>", "\\N", "-"],
-        description=(
-            "Words that mean that a row has no label, group or domain, in whatever case; so does an empty"
-            " field."
-        ),
-    )
+    #: Words that mean that a row has no label, group or domain, in whatever case; so does an empty field.
+    missing_values: ClassVar[tuple[str, ...]] = ("NULL", "NaN", "n/a", "#N/A", "<NA>", "\\N", "-")
     header: HeaderRow = Field(
         default=None,
         description=(
@@ -145,12 +148,6 @@ class DocumentsSettings(Settings):
     csv: CsvSettings = Field(default_factory=CsvSettings, description="Settings for CSV files.")
     mail: MailSettings = Field(default_factory=MailSettings, description="Settings for mail messages.")
     pdf: PdfSettings = Field(default_factory=PdfSettings, description="Settings for PDFs.")
-    follow_links: bool = Field(
-        default=False,
-        description=(
-            "Follow symbolic links that leave the folder. Others, which stay in it, are followed anyway."
-        ),
-    )
     reference_buckets: list[str] = Field(
         default=[],
         description=(
@@ -172,11 +169,8 @@ class DocumentsSettings(Settings):
         le=100_000,
         description="Maximum number of files in one batch; mostly `max_batch_bytes` ends it before.",
     )
-    max_batch_bytes: int = Field(
-        default=256 * 2**20,
-        ge=1,
-        description="Maximum size of one batch in bytes; a larger file is a batch of its own.",
-    )
+    #: Maximum size of one batch; a larger file is a batch of its own.
+    max_batch_bytes: ClassVar[int] = 256 * 2**20
     settle_seconds: Float = Field(
         default=1.0,
         ge=0,

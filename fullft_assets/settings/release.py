@@ -33,6 +33,7 @@ class ReleaseSettings(Settings):
     """What a candidate must show to become champion."""
 
     REMOVED = {
+        "max_forgetting": "set `training.max_general_rise`, which the gate takes too",
         "champion_rule": (
             "a changed recipe must be better, new data alone may lose less than the test set can detect; a"
             " negative `min_gain_over_champion` accepts a loss"
@@ -76,16 +77,6 @@ class ReleaseSettings(Settings):
         ),
     )
     min_score: Float = Field(default=0.0, ge=0, le=1, description="The primary metric must be at least this.")
-    max_forgetting: Float | None = Field(
-        default=None,
-        gt=0,
-        description=(
-            "Largest rise since the base model on general text (snapshot.general), over all trainings from"
-            " it: nats a token, or the distance of representations. Default, where it is measured:"
-            " training.max_general_rise, else ln 2 = 0.693 for a loss (the perplexity of general text may"
-            " double) and no limit for a distance."
-        ),
-    )
     gates: dict[GateName, dict[str, Any]] = Field(
         default_factory=dict,
         description=(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -16,13 +16,11 @@ from fullft_assets.settings.chunks import ChunksSettings
 from fullft_assets.settings.documents import DocumentsSettings
 from fullft_assets.settings.evaluation import EvaluationSettings
 from fullft_assets.settings.examples import ExamplesSettings
-from fullft_assets.settings.launcher import ByKind, ComputeSettings
-from fullft_assets.settings.launchers.base import LauncherSettings
+from fullft_assets.settings.launcher import ByKind, ComputeSettings, LauncherSettings
 from fullft_assets.settings.monitoring import MonitoringSettings
 from fullft_assets.settings.planning import PlanningSettings
 from fullft_assets.settings.release import ReleaseSettings
-from fullft_assets.settings.retention import RetentionSettings
-from fullft_assets.settings.retraining import AutomationSettings, RetrainingSettings
+from fullft_assets.settings.retraining import AutomationSettings, RetentionSettings, RetrainingSettings
 from fullft_assets.settings.snapshot import SnapshotSettings
 from fullft_assets.settings.training import EPOCHS, MOST_EPOCHS, TrainingSettings
 from fullft_assets.task import TASKS, task_of
@@ -30,6 +28,12 @@ from fullft_assets.task import TASKS, task_of
 
 class UseCaseSettings(Settings):
     """One use case: documents in, a fully fine-tuned model out."""
+
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "owners": (
+            "set post_processing: {assets: [{target: '*', attributes: {owners: [...]}}]} beside `attributes`"
+        ),
+    }
 
     name: str | None = Field(
         default=None,
@@ -49,9 +53,6 @@ class UseCaseSettings(Settings):
             " Read them first: they are part of the model's revision, and a changed file counts as another"
             " model. Needed if transformers does not support the architecture."
         ),
-    )
-    owners: list[str] = Field(
-        default_factory=list, description="E-mail addresses or `team:NAME`, shown in the UI."
     )
     seed: int = Field(default=17, ge=0, le=2**31 - 1, description="Seed of everything random.")
     store: str | None = Field(
@@ -80,7 +81,6 @@ class UseCaseSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _compute_begins_with_the_launcher(cls, data: Any) -> Any:
-        """Complete each section of `compute` from `launcher`, where both are of one kind."""
         if not isinstance(data, Mapping) or not isinstance(data.get("compute"), Mapping):
             return data
         base = data.get("launcher", {})
@@ -157,11 +157,6 @@ class UseCaseSettings(Settings):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> UseCaseSettings:
-        if getattr(self.launcher, "jobs", "training") == "processing":
-            raise ValueError(
-                "launcher.jobs cannot be processing, since a training is a Training Job; set it in a section"
-                " of compute"
-            )
         ingestion = self.compute.ingestion
         if getattr(ingestion, "network_isolation", False):
             raise ValueError(

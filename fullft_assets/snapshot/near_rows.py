@@ -44,8 +44,6 @@ def drop_near_and_contained(
         "{} rows near a {} row",
     )
     share = settings.contained_share
-    if share is None:
-        return
     minimizers = join(batches[name].minimizers() for name in sorted(batches))
     # Of equal texts one counts.
     in_many = common(minimizers, np.unique(sketches.sets, return_index=True)[1])

@@ -127,15 +127,11 @@ def locate(path: str, use_case: UseCase, setting: str) -> tuple[Source, list[Sou
         raise DataError(f"{setting}: {path} not found; relative paths start at {use_case.project_root}")
     if is_file:
         folder, _, name = full.rpartition("/")
-        source = open_source(
-            folder, use_case.project_root, follow_links=use_case.settings.documents.follow_links
-        )
+        source = open_source(folder, use_case.project_root)
         file = source.status(name) if is_readable(name) else None
         files = [] if file is None else [file]
     else:
-        source = open_source(
-            full, use_case.project_root, follow_links=use_case.settings.documents.follow_links
-        )
+        source = open_source(full, use_case.project_root)
         files = source.files()
     if not files:
         raise DataError(f"{setting}: no readable file at {path}; known endings: {known_endings()}")

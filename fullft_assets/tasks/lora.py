@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 #: rank, and is about ten times that of full fine-tuning (Schulman et al. 2025, "LoRA Without Regret").
 _ALPHA = 32
 _TIMES_THE_RATE = 10
+#: Rank of the adapters, which every linear layer of the model has.
+RANK = 16
 #: What an epoch takes against one of full fine-tuning, as measured for docs/decisions/0023.
 _TIMES_THE_TIME = 1.26
 _FILE = "lora.safetensors"
@@ -58,8 +60,7 @@ class Lora(Baseline):
         from fullft_assets.training.finetuning import fine_tune
 
         settings, recipe = context.settings, context.open_recipe()
-        rank = settings.planning.lora.rank
-        adapted = cast("Recipe", _AdaptedRecipe(recipe, rank))
+        adapted = cast("Recipe", _AdaptedRecipe(recipe, RANK))
         with tempfile.TemporaryDirectory(prefix="fullft-lora-") as folder:
             try:
                 fit = fine_tune(
@@ -73,7 +74,7 @@ class Lora(Baseline):
                 )
             except DivergenceError as error:
                 raise DivergenceError(
-                    f"baseline lora: {error}; lower planning.lora.learning_rate, or remove lora from"
+                    f"baseline lora: {error}; lower training.learning_rate, or remove lora from"
                     " planning.baselines"
                 ) from error
         trained = {
@@ -83,7 +84,7 @@ class Lora(Baseline):
         }
         del fit
         free_memory()
-        return cls(rank, trained, context)
+        return cls(RANK, trained, context)
 
     def predict(self, rows: Split) -> Any:
         settings, recipe = self.context.settings, self.context.open_recipe()
@@ -113,10 +114,9 @@ def training_settings(settings: UseCaseSettings) -> TrainingSettings:
     """Return how the adapters are trained: as the model would be, without what is about its own weights or
     saves their memory.
     """
-    training, chosen = settings.training, settings.planning.lora
-    rate = chosen.learning_rate or min(_TIMES_THE_RATE * training.learning_rate, 0.5)
+    training = settings.training
     changes = {
-        "learning_rate": rate,
+        "learning_rate": min(_TIMES_THE_RATE * training.learning_rate, 0.5),
         "optimizer": "adamw",
         "freeze_layers": 0,
         "l2_sp": 0.0,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fullft_assets.base_model.model_config import read_config
+from fullft_assets.base_model.header import read_config
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import BaselineContext

@@ -31,14 +31,14 @@ from fullft_assets.models import layers, loading, precision
 from fullft_assets.models.hardware import gpu_name, memory_limit, num_gpus, peak_flops
 from fullft_assets.models.precision import Precision
 from fullft_assets.models.token_loss import IGNORED
-from fullft_assets.planning.measurements import StepMemory, Work
-from fullft_assets.planning.target_plans import (
+from fullft_assets.planning.metadata import StepMemory, Work
+from fullft_assets.planning.targets import (
     Extent,
+    Target,
     TargetPlan,
     plan_targets,
     rung_table,
 )
-from fullft_assets.planning.targets import Target
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.training.recipe import Recipe
 from fullft_assets.training.recorder import ModelShape, step_flops

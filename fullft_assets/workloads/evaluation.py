@@ -107,7 +107,6 @@ def _shown(
     decision: ReleaseVerdict,
     worth: Worth,
 ) -> report.EvaluationReport:
-    """Return what the report shows."""
     job, inputs = context.job, context.inputs
     checkpoint, snapshot = inputs["finetuned_checkpoint"], inputs["training_snapshot"]
     costs = report.system_costs(inputs)
@@ -138,7 +137,6 @@ def _shown(
 
 
 def _errors_file(context: EvaluationContext, result: EvaluationResult) -> str:
-    """Return the name of the file of likely label errors, which is in the format the labels came in."""
     ids = [row.id for row in result.label_errors or ()]
     sources = _sources(context.store, context.inputs["training_snapshot"], ids)
     return report.label_errors_file(sources, context.job.settings.documents)
@@ -163,7 +161,6 @@ def _leakage(context: EvaluationContext, test: Split) -> Leakage | None:
 
 
 def _sources(store: Store, snapshot: Manifest, ids: Sequence[str]) -> list[str | None]:
-    """Return the file that each test or validation row came in."""
     if not ids:
         return []
     found = {
@@ -174,7 +171,6 @@ def _sources(store: Store, snapshot: Manifest, ids: Sequence[str]) -> list[str |
 
 
 def _not_asked(context: EvaluationContext, found: Evaluation) -> list[str]:
-    """Return the baselines that a YAML may ask for with this base model, and did not."""
     is_causal = read_header(context.base_model).may_predict_tokens
     offered = task_of(context.job.settings.examples).more_baselines
     return [
@@ -209,7 +205,6 @@ def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) 
 
 
 def _rule(inputs: Mapping[str, Manifest]) -> ChampionRule:
-    """Return what the candidate must show against the champion."""
     return (
         champion_rule(inputs["finetuned_checkpoint"], inputs[CHAMPION])
         if CHAMPION in inputs
@@ -230,9 +225,6 @@ def _seed_runs(store: Store, inputs: Mapping[str, Manifest]) -> dict[str, list[E
 
 
 def _worth(job: Job, inputs: Mapping[str, Manifest], found: Evaluation) -> Worth:
-    """Return whether the gain over the best baseline is worth what pilot, training and a year of retraining
-    cost.
-    """
     gain = found.gain_over_best_baseline
     seconds = (
         CheckpointMetadata.of(inputs["finetuned_checkpoint"]).training_seconds

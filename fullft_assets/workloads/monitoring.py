@@ -212,7 +212,6 @@ def work(job: Job, store: Store, progress: Progress) -> None:
 
 
 def _far(scale: Scale, features: Features, window: ProductionRows, seed: int) -> list[FarDocument]:
-    """Return the farthest documents of a window, those to label first in front."""
     distances = scale.distances(features)
     if distances is None:
         return []
@@ -299,9 +298,6 @@ def _read_sums(store: Store, past: Past[Manifest]) -> Past[Sums]:
 
 
 def _read_predicted(store: Store, predictions: Manifest | None) -> dict[tuple[str, int], str] | None:
-    """Return what the champion answered in production by its documents' places; None: no log says so, and all
-    documents are compared.
-    """
     return (
         None
         if predictions is None
@@ -310,7 +306,6 @@ def _read_predicted(store: Store, predictions: Manifest | None) -> dict[tuple[st
 
 
 def _texts(store: Store, report: Manifest, job: Job) -> list[str]:
-    """Return the texts that were compared of a window: the ones that its sums are of."""
     import pyarrow.parquet as pq
 
     metadata = DriftMetadata.of(report)

@@ -23,8 +23,7 @@ from fullft_assets.jobs.progress import Progress
 from fullft_assets.jobs.ranks import is_first_rank, num_ranks
 from fullft_assets.models.hardware import free_memory, local_hardware
 from fullft_assets.models.inference import claim_device
-from fullft_assets.planning.report import recommendation
-from fullft_assets.planning.target_plans import shares, table
+from fullft_assets.planning.targets import recommendation, shares, table
 from fullft_assets.planning.worth import judge_worth
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata, label_names
@@ -246,9 +245,6 @@ def _write_pilot(shared: Planning, draft: Draft, baselines: Manifest) -> Manifes
 
 
 def _break_even(shared: Planning, pilot_seconds: float) -> float | None:
-    """Return the gain that is worth what the pilot took, the planned training and a year of retraining; None
-    where it was not asked.
-    """
     plan = shared.store.find(shared.job.case, "feasibility_plan", shared.job.key)
     assert plan is not None, "the plan is written before the pilot"
     seconds = planning.PlanMetadata.of(plan).predicted_seconds + pilot_seconds
@@ -272,7 +268,6 @@ def _pilot_fits(shared: Planning) -> dict[int, Fit]:
 
 
 def _pilot_fit(shared: Planning, num_rows: int) -> Fit:
-    """Train on the first rows, to the end of a schedule of their own, and score the validation rows then."""
     settings = shared.job.settings
     # Sharding needs more than one process.
     changes = {"max_general_rise": None, "wise_ft": []} | (

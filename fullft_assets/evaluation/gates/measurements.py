@@ -64,7 +64,7 @@ class ScoreIsSufficient(Gate):
 
 
 class ForgettingIsWithinBudget(Gate):
-    """The rise on general text since the base model against `release.max_forgetting`."""
+    """The rise on general text since the base model against `training.max_general_rise`."""
 
     name = "forgetting_is_within_budget"
     is_always = True
@@ -76,12 +76,11 @@ class ForgettingIsWithinBudget(Gate):
     )
 
     def judge(self, context: GateContext) -> GateResult:
-        forgetting, limit = context.evaluation.forgetting, context.settings.max_forgetting
+        forgetting = context.evaluation.forgetting
         if forgetting is None:
             text = "forgetting was not measured, as there is no general text (snapshot.general)"
-            asked = "" if limit is None else ", though release.max_forgetting asks for it"
-            return self.result(limit is None, text + asked)
-        budget = forgetting.default_budget if limit is None else limit
+            return self.result(True, text)
+        budget = forgetting.budget
         since = (
             f" over {forgetting.num_trainings} trainings since the base model"
             if forgetting.num_trainings > 1
@@ -92,9 +91,11 @@ class ForgettingIsWithinBudget(Gate):
         text = f"the {forgetting.what} rose by {forgetting.rise:+.3f}{since}"
         numbers = {"rise": forgetting.rise}
         if budget is None:
-            return self.result(True, f"{text}; no budget is set (release.max_forgetting)", numbers)
+            return self.result(True, f"{text}; no budget is set (training.max_general_rise)", numbers)
         passed = forgetting.rise <= budget
-        text += f", {'within' if passed else 'more than'} the budget of {budget:.3f} (release.max_forgetting)"
+        text += (
+            f", {'within' if passed else 'more than'} the budget of {budget:.3f} (training.max_general_rise)"
+        )
         return self.result(passed, text, numbers)
 
 
