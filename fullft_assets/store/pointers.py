@@ -13,14 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from fullft_assets.errors import SettingsError, StoreError
+from fullft_assets.store.buckets import BucketError, FileVersion
 from fullft_assets.store.disk import one_at_a_time
 from fullft_assets.store.files import Files
 
 #: Each try costs two requests; one of the processes that change a pointer at the same time always gets
 #: through.
 _MAX_TRIES = 50
-#: Stores in buckets that this process has seen to heed the conditions of a write: URL, options and endpoint.
-_heeding: set[tuple[str, str, str | None]] = set()
+#: Writes whose answer is lost, before the error is shown.
+_MAX_FAULTS = 3
+#: Stores in buckets that this process has seen to heed the conditions of a write: URL and endpoint.
+_heeding: set[tuple[str, str | None]] = set()
+#: A version that no object has.
+_NO_VERSION = FileVersion(f'"{"0" * 32}"', "1")
 
 
 class Pointers(Files):
@@ -48,18 +53,16 @@ class Pointers(Files):
         Raises:
             SettingsError: two processes would undo each other's changes there.
         """
-        place = (self.url, repr(self.options), os.environ.get("AWS_ENDPOINT_URL"))
+        place = (self.url, os.environ.get("AWS_ENDPOINT_URL"))
         if self.is_local or place in _heeding:
             return
         file = "pointers/store.json"
         is_new = self.read_bytes(file) is None
         if is_new:
-            self._write_where(file, json.dumps({"id": secrets.token_hex(8)}).encode(), IfNoneMatch="*")
+            self.bucket.write_where(file, json.dumps({"id": secrets.token_hex(8)}).encode(), None)
         # Written again by a server that should have refused, it has the same content as before.
         known = self.read_bytes(file) or b""
-        if self._write_where(file, known, IfNoneMatch="*") or self._write_where(
-            file, known, IfMatch=f'"{"0" * 32}"'
-        ):
+        if any(self.bucket.write_where(file, known, version) for version in (None, _NO_VERSION)):
             if is_new:
                 self.remove(file)
             raise SettingsError(
@@ -110,7 +113,7 @@ class Pointers(Files):
     def _swap(self, file: str, change: Callable[[dict[str, Any] | None], Mapping[str, Any] | None]) -> None:
         self.require_conditions()
         tried: bytes | None = None
-        versions = set()
+        versions, faults = set(), 0
         for _ in range(_MAX_TRIES):
             # The version is read first: content that is newer than it fails the comparison.
             version, content = self.version_of(file), self.read_bytes(file)
@@ -121,8 +124,13 @@ class Pointers(Files):
             if new is None:
                 return
             tried = json.dumps(new, indent=1, sort_keys=True).encode()
-            if self.write_if_version(file, tried, version):
-                return
+            try:
+                if self.write_if_version(file, tried, version):
+                    return
+            except BucketError:  # its answer was lost: it may be written
+                faults += 1
+                if faults > _MAX_FAULTS:
+                    raise
         if len(versions) == 1:
             # Seen of Ceph 18 where a bucket keeps versions.
             why = (
