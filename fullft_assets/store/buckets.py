@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import mimetypes
 import os
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from fullft_assets.extras import require
 from fullft_assets.store.disk import Entry
 
+A = TypeVar("A")
 #: Beginnings of the URLs of buckets.
 SCHEMES = ("s3://", "gs://", "az://")
 #: A request ends after so long without a byte; a whole answer may take hours.
 _TIMEOUTS = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "12h"}
 #: Parts of an upload: S3 takes at most 10,000 of them.
 _PART_BYTES, _MOST_PARTS = 16 * 2**20, 9_000
+#: Seconds before each further try of a request whose answer was cut or lost.
+_PAUSES = (0.2, 1.0, 3.0)
 #: Variables that decide which account and server a bucket is reached with.
 _SETTINGS = ("AWS_", "AZURE_", "GOOGLE_")
 
@@ -72,8 +76,11 @@ class Bucket:
         """
         import obstore
 
-        with _as_os_errors(self._url):
-            return obstore.get(self._objects, name).bytes().to_bytes()
+        def read() -> bytes:
+            with _as_os_errors(self._url):
+                return obstore.get(self._objects, name).bytes().to_bytes()
+
+        return _repeated(read)
 
     def write(self, name: str, data: bytes) -> None:
         """Write or replace an object in one atomic step."""
@@ -81,12 +88,13 @@ class Bucket:
 
     def write_where(self, name: str, data: bytes, version: FileVersion | None) -> bool:
         """Write an object if it still has this version (None: if there is none); return whether it was
-        written.
+        written. One that was written while its answer was lost counts as not written.
         """
         from obstore import exceptions
 
+        mode = "create" if version is None else version.condition()
         try:
-            self._put(name, data, mode="create" if version is None else version.condition())
+            _repeated(lambda: self._put(name, data, mode=mode))
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError, FileNotFoundError):
             return False
         return True
@@ -114,9 +122,12 @@ class Bucket:
         """
         import obstore
 
-        with _as_os_errors(self._url), path.open("wb") as file:
-            for part in obstore.get(self._objects, name):
-                file.write(part)
+        def download() -> None:
+            with _as_os_errors(self._url), path.open("wb") as file:
+                for part in obstore.get(self._objects, name):
+                    file.write(part)
+
+        _repeated(download)
 
     def link(self, name: str, seconds: int) -> str:
         """Return a link to an object that whoever has it can open for so long."""
@@ -198,6 +209,18 @@ def _opened(url: str, kms_key: str | None, account: tuple[tuple[str, str], ...])
         credential_provider=Boto3CredentialProvider(session),
         **({**encryption, "aws_sse_bucket_key_enabled": True} if kms_key else {}),
     )
+
+
+def _repeated(do: Callable[[], A]) -> A:
+    """Return what a request returns; one whose answer was cut or lost is repeated, as obstore does before an
+    answer begins.
+    """
+    for pause in _PAUSES:
+        try:
+            return do()
+        except BucketError:
+            time.sleep(pause)
+    return do()
 
 
 @contextmanager

@@ -168,6 +168,11 @@ class Folder:
         make_folder((self.path / name).parent, self.folder_mode)
         replace_synced(self.path / name, data, self.file_mode)
 
+    def upload(self, path: Path, name: str) -> None:
+        """Copy a file."""
+        make_folder((self.path / name).parent, self.folder_mode)
+        shutil.copyfile(path, self.path / name)
+
     def names(self, folder: str) -> list[str]:
         """Return the names of what is directly in a folder."""
         try:

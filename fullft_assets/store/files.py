@@ -110,12 +110,12 @@ class Files:
         return f"{self.url}/{name}"
 
     def upload(self, folder: Path, ref: str, names: list[str]) -> None:
-        """Copy files of a local folder below `ref`; meanwhile a file there shows that this process is
-        alive.
+        """Copy files of a folder of this machine below `ref`; meanwhile a file there shows that this process
+        is alive.
         """
         with self._signs_of_life(f"{ref}/{UPLOADING}"):
             for name in names:
-                self.bucket.upload(folder / name, f"{ref}/{name}")
+                self._place.upload(folder / name, f"{ref}/{name}")
 
     def download(self, name: str, path: Path) -> None:
         """Copy a file of a bucket to this machine.

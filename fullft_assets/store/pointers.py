@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from fullft_assets.errors import SettingsError, StoreError
-from fullft_assets.store.buckets import BucketError, FileVersion
+from fullft_assets.store.buckets import FileVersion
 from fullft_assets.store.disk import one_at_a_time
 from fullft_assets.store.files import Files
 
 #: Each try costs two requests; one of the processes that change a pointer at the same time always gets
 #: through.
 _MAX_TRIES = 50
-#: Writes whose answer is lost, before the error is shown.
-_MAX_FAULTS = 3
 #: Stores in buckets that this process has seen to heed the conditions of a write: URL and endpoint.
 _heeding: set[tuple[str, str | None]] = set()
 #: A version that no object has.
@@ -113,7 +111,7 @@ class Pointers(Files):
     def _swap(self, file: str, change: Callable[[dict[str, Any] | None], Mapping[str, Any] | None]) -> None:
         self.require_conditions()
         tried: bytes | None = None
-        versions, faults = set(), 0
+        versions = set()
         for _ in range(_MAX_TRIES):
             # The version is read first: content that is newer than it fails the comparison.
             version, content = self.version_of(file), self.read_bytes(file)
@@ -124,13 +122,8 @@ class Pointers(Files):
             if new is None:
                 return
             tried = json.dumps(new, indent=1, sort_keys=True).encode()
-            try:
-                if self.write_if_version(file, tried, version):
-                    return
-            except BucketError:  # its answer was lost: it may be written
-                faults += 1
-                if faults > _MAX_FAULTS:
-                    raise
+            if self.write_if_version(file, tried, version):
+                return
         if len(versions) == 1:
             # Seen of Ceph 18 where a bucket keeps versions.
             why = (
