@@ -160,18 +160,8 @@ def measure(home: Path, url: str) -> list[Tick]:
 
 @contextmanager
 def counting(store: Store) -> Iterator[Counter[str]]:
-    """Count the requests to a store's bucket, or the files and folders of a disk that any store is
-    asked for.
-    """
+    """Count the files and folders that any store is asked for."""
     counter: Counter[str] = Counter()
-    if not store.is_local:
-
-        def sent(event_name: str, **_: Any) -> None:
-            counter[event_name.rpartition(".")[2]] += 1
-
-        store._fs.connect().meta.events.register("before-send.s3", sent)
-        yield counter
-        return
     asked = {name: getattr(Store, name) for name in ("read_bytes", "names", "versions", "sizes")}
 
     def counted(name: str) -> Callable[..., Any]:

@@ -18,9 +18,9 @@ TRANSIENT: frozenset[FailureClass] = frozenset({"preemption", "infrastructure"})
 
 #: torch's errors of a rank that does not reach another one, by name: this module does not import torch.
 _LOST_RANK = {"DistBackendError", "DistNetworkError", "DistStoreError"}
-#: Errors of botocore, http.client and aiohttp whose answer never came or was cut off.
+#: Errors of botocore and http.client whose answer never came or was cut off.
 _CUT_ANSWER = {"HTTPClientError", "ConnectionError", "FlexibleChecksumError", "IncompleteReadError"}
-_CUT_ANSWER |= {"IncompleteRead", "ClientPayloadError"}
+_CUT_ANSWER.add("IncompleteRead")
 #: Errors of the operating system that mean: no room for this file (disk full, quota, size limit).
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 

@@ -324,7 +324,7 @@ def _remove_stored_unless_held(store: Store, case: str, name: str, before: float
             if not _is_given_up(store, case, name.rsplit("/", 1)[-1], store.last_written(name) < before):
                 return False
             lease.require()
-            store.remove(name)
+            store.remove_folder(name)
     except StoreError:
         return False
     return True

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fsspec.core
+import boto3
 
 from tests.aws_double import AwsDouble, Refused
 
@@ -273,34 +273,33 @@ class SageMaker(AwsDouble):
 
 
 def _names(uri: str) -> list[str]:
-    files, path = _bucket(uri)
-    return files.find(path)
+    bucket, prefix = _bucket(uri)
+    return [each.key for each in bucket.objects.filter(Prefix=prefix)]
 
 
 def _download(uri: str, folder: Path) -> None:
     """Copy what is below a prefix, for reading alone where it is an input."""
-    files, path = _bucket(uri)
+    bucket, prefix = _bucket(uri)
     folder.mkdir(parents=True)
-    for name in files.find(path):
-        target = folder / name.removeprefix(path.rstrip("/") + "/")
+    for name in _names(uri):
+        target = folder / name.removeprefix(f"{prefix}/")
         target.parent.mkdir(parents=True, exist_ok=True)
-        files.get_file(name, str(target))
+        bucket.download_file(name, str(target))
         if "input" in folder.parts:
             target.chmod(0o444)
 
 
 def _upload(folder: Path, uri: str) -> None:
     """Copy all files to a prefix, in no order of ours; a link is followed, as SageMaker does."""
-    files, path = _bucket(uri)
+    bucket, prefix = _bucket(uri)
     for file in folder.rglob("*"):
         if file.is_file():
-            files.put_file(str(file), f"{path}/{file.relative_to(folder)}")
+            bucket.upload_file(str(file), f"{prefix}/{file.relative_to(folder)}")
 
 
 def _bucket(uri: str) -> tuple[Any, str]:
-    files, path = fsspec.core.url_to_fs(uri)
-    files.invalidate_cache()
-    return files, path
+    name, _, prefix = uri.removeprefix("s3://").rstrip("/").partition("/")
+    return boto3.Session().resource("s3").Bucket(name), prefix
 
 
 def _arn(name: str) -> str:

@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import s3fs  # noqa: F401  # takes a second, which the forks save
 import torch
 
 from fullft_assets.errors import FullftError

@@ -1049,7 +1049,6 @@ class TestGroundTruth:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
     ) -> None:
         """Its rows would stay without a text once the server is well again."""
-        import s3fs
 
         class Overloaded(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
@@ -1062,7 +1061,6 @@ class TestGroundTruth:
             def log_message(self, *arguments: object) -> None:
                 pass
 
-        monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
         with ThreadingHTTPServer(("127.0.0.1", 0), Overloaded) as server:
             threading.Thread(target=server.serve_forever).start()
             settings = {
@@ -1072,7 +1070,6 @@ class TestGroundTruth:
             }
             for name, value in {**settings, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret"}.items():
                 monkeypatch.setenv(f"AWS_{name}", value)
-            s3fs.S3FileSystem.clear_instance_cache()
             self.write(tmp_path, {"source-ref": "s3://texts/0.txt", "kind": "x"})
             try:
                 with pytest.raises(
@@ -1082,7 +1079,6 @@ class TestGroundTruth:
                     read(tmp_path, reference_buckets=["texts"])
             finally:
                 server.shutdown()
-                s3fs.S3FileSystem.clear_instance_cache()
 
     def test_a_reference_leads_to_no_other_bucket_and_not_into_the_store(self, tmp_path: Path) -> None:
         source = S3Prefix("s3://mail/labelled")

@@ -151,10 +151,7 @@ class TestS3:
     def test_wrong_credentials_and_no_connection_are_one_line(
         self, bucket: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        import s3fs
-
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-        s3fs.S3FileSystem.clear_instance_cache()
         with pytest.raises(
             DataError,
             match=(
@@ -165,7 +162,6 @@ class TestS3:
             S3Prefix(f"s3://{bucket.name}").files()
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-        s3fs.S3FileSystem.clear_instance_cache()
         with pytest.raises(
             DataError,
             match=rf"^s3://{bucket.name}: cannot be read \(.+\); fix the connection or the credentials$",
@@ -254,20 +250,16 @@ class TestDocumentsOnS3:
     def test_a_lost_connection_fails_the_run_with_one_line_and_the_next_run_is_whole(
         self, letters: Bucket, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        import s3fs
-
         projects.write_rows(letters.folder / "good.jsonl", projects.licence_rows(5))
         [batch] = letters.look().cut
         with monkeypatch.context() as lost:
             lost.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
             lost.setenv("AWS_MAX_ATTEMPTS", "1")
-            s3fs.S3FileSystem.clear_instance_cache()
             with pytest.raises(
                 DataError,
                 match=rf"^{letters.uri}: cannot be read \(.+\); fix the connection or the credentials$",
             ):
                 letters.keep(batch)
-        s3fs.S3FileSystem.clear_instance_cache()
         assert not list((letters.project.home / "store").rglob("*.parquet"))
         assert letters.keep(batch).metadata["num_rows"] == 5
 

@@ -181,8 +181,8 @@ def killed_at(store: Store, step: int) -> Iterator[list[str]]:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(store, "write_bytes", guarded("write", store.write_bytes))
-        patched.setattr(store._fs, "rm_file", guarded("rm_file", store._fs.rm_file))
-        patched.setattr(store._fs, "rm", guarded("rm", store._fs.rm))
+        patched.setattr(store, "remove", guarded("remove", store.remove))
+        patched.setattr(store, "remove_folder", guarded("remove_folder", store.remove_folder))
         yield steps
 
 

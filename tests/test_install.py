@@ -112,7 +112,7 @@ class TestWithoutItsExtra:
             re.MULTILINE,
         )
         assert dict(said) == {
-            "documents.path": "needs s3fs; pip install 'fullft-assets[aws]'",
+            "documents.path": "needs boto3; pip install 'fullft-assets[aws]'",
             "documents.queue": "needs boto3; pip install 'fullft-assets[aws]'",
             "launcher.kind": "needs kubernetes; pip install 'fullft-assets[kubernetes]'",
             "alerts.channels.cloudwatch": "needs boto3; pip install 'fullft-assets[aws]'",
@@ -121,7 +121,8 @@ class TestWithoutItsExtra:
     def test_a_store_in_a_bucket_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(extras.util, "find_spec", lambda name: None)
         with pytest.raises(
-            SettingsError, match=r"^store s3://bucket/store needs s3fs; pip install 'fullft-assets\[aws\]'$"
+            SettingsError,
+            match=r"^store s3://bucket/store needs obstore; pip install 'fullft-assets\[buckets\]'$",
         ):
             Files("s3://bucket/store")
 

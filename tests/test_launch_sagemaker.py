@@ -354,7 +354,7 @@ class TestNetworkIsolation:
             store.write_bytes(f"sagemaker/j/output/model/{name}", b"{}")
             with pytest.raises(StoreError, match="is no file of the use case probe; delete it"):
                 store.adopt("sagemaker/j/output/model", "probe")
-            store.remove("sagemaker")
+            store.remove_folder("sagemaker")
 
 
 @pytest.mark.fault("memory runs out", "sagemaker")

@@ -15,7 +15,6 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 from pydantic import ValidationError
-from s3fs import S3FileSystem
 
 from fullft_assets import release
 from fullft_assets.cli import commands, main
@@ -143,7 +142,6 @@ def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     }
     for name, value in {**names, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
         monkeypatch.setenv(name, value)
-    S3FileSystem.clear_instance_cache()
     boto3.client("s3").create_bucket(Bucket="packages")
     yield boto3.client("sagemaker")
     server.stop()

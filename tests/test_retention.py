@@ -214,16 +214,15 @@ def test_one_that_is_cut_short_is_finished_by_the_next(lab: Kept, monkeypatch: p
     class PowerCut(BaseException): ...
 
     before = lab.whole
-    remove, left = lab.store._fs.rm, iter(range(3))
+    remove, removals = lab.store.remove, iter(range(4))
 
-    def dies(path: Any, **options: object) -> None:
-        if next(left, None) is None:
-            remove(path[:1], **options)
+    def dies(name: str) -> None:
+        remove(name)
+        if next(removals, None) is None:
             raise PowerCut
-        remove(path, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(lab.store._fs, "rm", dies)
+        patch.setattr(lab.store, "remove", dies)
         with pytest.raises(PowerCut):
             retention.clean(lab.store, lab.use_case)
     assert lab.whole < before and before - lab.whole < lab.expected

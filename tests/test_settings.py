@@ -129,7 +129,11 @@ def test_every_field_is_described_and_every_number_is_bounded(name: str, section
             "monitoring.log",
             "Value error, give either model or time",
         ),
-        ({"store": "gs://bucket/a"}, "", "Value error, store must be a folder or s3://bucket/prefix"),
+        (
+            {"store": "ftp://bucket/a"},
+            "",
+            "Value error, store must be a folder, or s3://, gs:// or az:// with a bucket and a prefix",
+        ),
         (
             {"examples": {"label": "a", "labels": ["one"]}},
             "examples.labels",

@@ -21,7 +21,6 @@ from typing import Any
 
 import boto3
 import pytest
-import s3fs
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
@@ -389,11 +388,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     }
     for name, value in {**env, "AWS_DEFAULT_REGION": "us-east-1"}.items():
         monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
     name = f"b{abs(hash(tmp_path))}"
     boto3.client("s3").create_bucket(Bucket=name)
     yield f"s3://{name}/some/prefix"
-    s3fs.S3FileSystem.clear_instance_cache()
     server.shutdown()
     thread.join()
 
@@ -402,21 +399,21 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
 def test_an_upload_that_takes_long_shows_signs_of_life(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that shows none for an hour is taken for abandoned, see `discard`."""
     monkeypatch.setattr("fullft_assets.store.files.SIGN_SECONDS", 0.1)
-    store, other, signs = Store(bucket), Store(bucket, {"skip_instance_cache": True}), []
-    put_file = store._fs.put_file
+    store, other, signs = Store(bucket), Store(bucket), []
+    upload = store.bucket.upload
 
-    def slowly(*given: str) -> None:
-        put_file(*given)
+    def slowly(path: Path, name: str) -> None:
+        upload(path, name)
         [ref] = other.unfinished("mail", "s")
         deadline = time.monotonic() + 30
         while len(signs) < 2 and time.monotonic() < deadline:
             if other.read_bytes(f"{ref}/{UPLOADING}") is not None:
                 signs.append(other.discard(ref))
-                other._fs.rm_file(f"{other._root}/{ref}/{UPLOADING}")
+                other.remove(f"{ref}/{UPLOADING}")
 
     with store.create("mail", "s", "k", version="1", seed=1) as draft:
         (draft.path / "weights").write_text("w")
-        monkeypatch.setattr(store._fs, "put_file", slowly)
+        monkeypatch.setattr(store.bucket, "upload", slowly)
         made = draft.commit(settings={}, inputs={}, metadata={})
     assert signs == [False, False]
     assert (other.folder(made) / "weights").read_text() == "w"
@@ -768,7 +765,6 @@ class TestS3:
     ) -> None:
         (place.disk / "a").write_bytes(b"1")
         monkeypatch.setenv("AWS_ENDPOINT_URL", s3_env.behind)
-        s3fs.S3FileSystem.clear_instance_cache()
         store = Store(place.store.url)
         with pytest.raises(
             SettingsError, match=f"^{place.store.url}: its server ignores If-Match and If-None-Match"
@@ -826,10 +822,10 @@ class TestS3:
         place.make({"a": "a"})
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
         with pytest.raises(PermissionError):
-            Store(place.store.url, {"skip_instance_cache": True}).read_pointer("any")
+            Store(place.store.url).read_pointer("any")
 
     def test_another_process_sees_what_was_written_after_it_looked(self, place: Place) -> None:
-        other = Store(place.store.url, {"skip_instance_cache": True})
+        other = Store(place.store.url)
         key = artifact_key("raw_documents", "1", {"a": 1}, {}, 1)
         assert other.find("mail", "raw_documents", key) is None
         assert other.list_pointers("latest") == []
@@ -892,7 +888,7 @@ class TestS3:
 def test_every_write_asks_for_encryption_with_the_given_key(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from fullft_assets.resources import s3_options
+    from fullft_assets.resources.store import open_url
 
     seen: list[dict[str, str]] = []
 
@@ -910,7 +906,6 @@ def test_every_write_asks_for_encryption_with_the_given_key(
         def log_message(self, *_: object) -> None:
             """Quiet."""
 
-    assert s3_options() == {}
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Recorder) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
@@ -920,7 +915,7 @@ def test_every_write_asks_for_encryption_with_the_given_key(
         monkeypatch.setattr(
             Store, "require_conditions", lambda _: None
         )  # this server writes whatever it is asked
-        store = Store("s3://bucket", {**s3_options(), "skip_instance_cache": True})
+        store = open_url("s3://bucket")
         store.write_pointer("champion", {})
         with store.create("mail", "s", "k", version="1", seed=1) as draft:
             (draft.path / "weights").write_text("w")

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-import s3fs
 
 from fullft_assets.store import Store
 from tests import fault_proxy
@@ -51,8 +50,7 @@ def test_a_read_whose_answer_is_cut_is_repeated(
     Store(url).write_bytes("a", content)  # with a checksum, which botocore compares
     with fault_proxy.serving(s3_env.endpoint, faults=("cut",), share=1.0) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        s3fs.S3FileSystem.clear_instance_cache()
-        store = Store(url, {"skip_instance_cache": True})
+        store = Store(url)
         assert store.read_bytes("a") == content
         proxy.spoilt.clear()
         store.download("a", tmp_path / "a")

@@ -217,7 +217,7 @@ class Machine:
         self.folder, self.said = folder, []
         progress = Progress(silent=True)
         progress.say = self.said.append
-        self.progress, self.store = progress, Store(f"s3://{bucket}", {"skip_instance_cache": True})
+        self.progress, self.store = progress, Store(f"s3://{bucket}")
         self.start()
 
     def start(self) -> None:

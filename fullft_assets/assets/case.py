@@ -181,7 +181,7 @@ class Case:
             key=key,
             project_root=str(self.use_case.project_root),
             store_url=store.url,
-            store_options=store.options,
+            kms_key=store.kms_key,
             settings=self.settings,
             inputs={name: manifest.ref for name, manifest in inputs.items()},
             batch=batch,

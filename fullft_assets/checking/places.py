@@ -35,7 +35,7 @@ def without_credentials(path: str) -> str:
 def address_problem(path: str) -> str | None:
     """Return what is wrong with a path that documents may come from, as it is written, or None."""
     if is_bucket(path):
-        return problem_without("s3fs")
+        return problem_without("boto3")
     if "://" in path and "@" in path:
         return (
             f"{without_credentials(path)}: a path has no credentials; give them in the environment, by a"

@@ -276,11 +276,7 @@ def _report(parsed: argparse.Namespace) -> int:
     use_case, store = _open(parsed)
     artifact = reports.newest(use_case, store, parsed.which)
     if parsed.link:
-        print(
-            store.signed_link(
-                f"{artifact.ref}/{reports.PAGE}", parsed.hours * 3600, "text/html; charset=utf-8"
-            )
-        )
+        print(store.signed_link(f"{artifact.ref}/{reports.PAGE}", parsed.hours * 3600))
         return 0
     page = store.folder(artifact) / reports.PAGE
     if parsed.out is not None:

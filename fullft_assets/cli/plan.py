@@ -39,7 +39,7 @@ def plan(use_case: UseCase, store: Store, *, with_ladder: bool = False) -> list[
         key="plan",
         project_root=str(use_case.project_root),
         store_url=store.url,
-        store_options=store.options,
+        kms_key=store.kms_key,
         settings=settings,
         inputs={"training_snapshot": snapshot.ref},
     )

@@ -5,6 +5,7 @@ may be read.
 from __future__ import annotations
 
 import errno
+import io
 import posixpath
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,20 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fullft_assets.aws import as_os_errors, s3_client
 from fullft_assets.documents.formats import Unreadable, encodings
 from fullft_assets.documents.formats.delivered import MAX_TEXT_BYTES
 from fullft_assets.errors import DataError
-from fullft_assets.extras import require
 from fullft_assets.settings import DocumentsSettings
-from fullft_assets.store.files import whole
 
 if TYPE_CHECKING:
     from fullft_assets.documents.sources import Source
 
 #: Objects that are fetched at a time.
 _FETCHERS = 16
-#: What S3 answers with (in s3fs's terms) while it is overloaded or broken.
-_PASSING = (errno.EBUSY, errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT)
 _S3 = "s3://"
 
 
@@ -123,35 +121,24 @@ def _refuse_large(num_bytes: int) -> None:
 
 
 def _fetched(bucket: str, key: str) -> bytes:
-    import fsspec
+    s3 = s3_client(f"s3://{bucket}/{key}")
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
-    require("s3fs", f"s3://{bucket}/{key}")
-    from botocore.exceptions import BotoCoreError, ParamValidationError
-
+    content = io.BytesIO()
     try:
-        s3 = fsspec.filesystem("s3")
-        about = s3.info(f"{bucket}/{key}", refresh=True)
-        if about["type"] != "file":
-            raise FileNotFoundError(errno.ENOENT, "no such object")
-        _refuse_large(about["size"])
-        # By its range, or s3fs asks for the size once more; an empty object has none.
-        return (
-            whole(lambda: s3.cat_file(f"{bucket}/{key}", start=0, end=about["size"]))
-            if about["size"]
-            else b""
-        )
+        with as_os_errors():
+            _refuse_large(s3.head_object(Bucket=bucket, Key=key)["ContentLength"])
+            s3.download_fileobj(bucket, key, content)
     except ParamValidationError as error:
         raise OSError("not an address that S3 knows") from error
     except FileNotFoundError as error:
         raise FileNotFoundError(errno.ENOENT, "no such object") from error
-    except BotoCoreError as error:
-        raise _not_reached(type(error).__name__) from error
-    except OSError as error:
+    except (BotoCoreError, Boto3Error, ClientError) as error:
         # The row would have no text even once S3 answers again: the run fails instead, and a later one reads
         # all of it.
-        if error.errno in _PASSING or isinstance(error, TimeoutError):
-            raise _not_reached(error.strerror or type(error).__name__) from error
-        raise
+        raise _not_reached(str(error) or type(error).__name__) from error
+    return content.getvalue()
 
 
 def _not_reached(why: str) -> DataError:

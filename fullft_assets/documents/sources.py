@@ -17,13 +17,12 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
+from fullft_assets.aws import as_os_errors, s3_client
 from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.formats import is_readable
 from fullft_assets.documents.names import is_about, is_test_split
 from fullft_assets.errors import DataError
-from fullft_assets.extras import require
 from fullft_assets.settings.use_case import locate
-from fullft_assets.store.files import whole
 
 #: What `datasets.save_to_disk` writes beside its .arrow files; together they identify such a folder.
 _SAVED_DATASET = {"state.json", "dataset_info.json"}
@@ -328,19 +327,14 @@ class S3Prefix:
 
     Args:
         url: the prefix.
-        options: fsspec options; never secrets, those come from the environment.
         any_ending: objects are read whatever their ending.
     """
 
     may_be_growing = False
 
-    def __init__(self, url: str, options: Mapping[str, Any] | None = None, *, any_ending: bool = False):
-        import fsspec
-
+    def __init__(self, url: str, *, any_ending: bool = False):
         self.uri = url.rstrip("/")
-        require("s3fs", self.uri)
-        self._fs, self._root = fsspec.core.url_to_fs(self.uri, **(options or {}))
-        self._bucket, _, prefix = self._root.partition("/")
+        self._bucket, _, prefix = self.uri.removeprefix("s3://").partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self._any_ending = any_ending
         self._places: dict[str, Path | OSError] = {}
@@ -381,7 +375,7 @@ class S3Prefix:
                     if is_test(path.rpartition("/")[0]):
                         self.kept_out.append(path)
                     else:
-                        files.append(_object(path, {**entry, "size": entry["Size"]}))
+                        files.append(_object(path, entry, entry["Size"]))
                 elif not _is_hidden(path) and not is_about(path) and _is_other(path.rpartition("/")[2]):
                     self.others.append(path)
             # Not by the server's token: it is good for minutes, and the next look may come later.
@@ -393,13 +387,12 @@ class S3Prefix:
     def _page(self, after: str) -> tuple[list[dict[str, Any]], bool]:
         """Return what S3 lists after a path, and whether these are the last."""
         where = {
-            "Bucket": self._bucket,
             "Prefix": self._prefix,
             **({"StartAfter": self._prefix + after} if after else {}),
         }
         try:
             with self._one_line_errors():
-                answer = self._fs.call_s3("list_objects_v2", **where)
+                answer = self._ask("list_objects_v2", **where)
         except FileNotFoundError as error:
             raise DataError(f"{self.uri}: bucket not found; create it or fix documents.path") from error
         except PermissionError as error:
@@ -459,10 +452,10 @@ class S3Prefix:
         """
         with self._one_line_errors():
             try:
-                info = self._fs.info(f"{self._root}/{path}", refresh=True)
+                answer = self._ask("head_object", Key=self._prefix + path)
             except (FileNotFoundError, PermissionError):
                 return None
-        return _object(path, info) if info["type"] == "file" else None
+        return _object(path, answer, answer["ContentLength"])
 
     def statuses(self, paths: Iterable[str]) -> dict[str, SourceFile | None]:
         """Return `status` of each path, several requests at a time."""
@@ -509,7 +502,7 @@ class S3Prefix:
         place = folder / PurePosixPath(path).name[-100:]
         with self._one_line_errors():
             try:
-                whole(lambda: self._fs.get_file(f"{self._root}/{path}", str(place)))
+                self._ask("download_file", Key=self._prefix + path, Filename=str(place))
             except FileNotFoundError:
                 return FileNotFoundError(errno.ENOENT, "no such object")
             except PermissionError as error:
@@ -523,18 +516,24 @@ class S3Prefix:
                 ) from error
         return place
 
+    def _ask(self, request: str, **arguments: str) -> Any:
+        """Return S3's answer to a request about the bucket."""
+        with as_os_errors():
+            return getattr(s3_client(self.uri), request)(Bucket=self._bucket, **arguments)
+
     @contextmanager
     def _one_line_errors(self) -> Iterator[None]:
         """Turn errors of the connection into one line that names the prefix; errors of a single object pass
         through.
         """
+        from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             yield
         except (FileNotFoundError, PermissionError):
             raise
-        except (BotoCoreError, ClientError, OSError) as error:
+        except (BotoCoreError, Boto3Error, ClientError, OSError) as error:
             why = (str(error) or type(error).__name__).splitlines()[0]
             raise DataError(
                 f"{self.uri}: cannot be read ({why}); fix the connection or the credentials"
@@ -547,8 +546,8 @@ def _place_or_raise(place: Path | OSError) -> Path:
     return place
 
 
-def _object(path: str, info: Mapping[str, Any]) -> SourceFile:
+def _object(path: str, info: Mapping[str, Any], num_bytes: int) -> SourceFile:
     # A request for one object gives full seconds, some servers' listings give fractions: only the seconds are
     # comparable.
     seconds = int(info["LastModified"].timestamp())
-    return SourceFile(path, info["size"], seconds * 10**9, info["ETag"].strip('"'))
+    return SourceFile(path, num_bytes, seconds * 10**9, info["ETag"].strip('"'))

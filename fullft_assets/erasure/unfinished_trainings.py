@@ -87,7 +87,7 @@ def _remove_stored_unless_held(store: Store, case: str, key: str) -> bool:
     try:
         with store.alone(ref, _PATIENCE_SECONDS) as lease:
             lease.require()
-            store.remove(ref)
+            store.remove_folder(ref)
     except StoreError:
         return False
     return True

@@ -122,10 +122,10 @@ class SageMakerLauncher(AwsLauncher):
             written = read_job(_job_uri(arguments), arguments[arguments.index("--sha256") + 1])
             store = written.open_store()
             if status.state != "succeeded":
-                store.remove(folder)
+                store.remove_folder(folder)
             # Not those of a later attempt, if this one was looked at before.
             elif store.adopt(f"{folder}/{_SAVED}", written.case):
-                store.remove(_checkpoints(written.case, written.stage, written.key))
+                store.remove_folder(_checkpoints(written.case, written.stage, written.key))
         except OSError as error:
             raise Unreachable(
                 f"SageMaker {self.place}: what {job['TrainingJobName']} wrote cannot be moved: {error}"

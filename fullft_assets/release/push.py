@@ -13,6 +13,7 @@ from fullft_assets.release.champion import read_champion
 from fullft_assets.release.decision import card_of_champion
 from fullft_assets.release.model_card import CARD, card_of
 from fullft_assets.release.model_package import register_champion
+from fullft_assets.store.buckets import SCHEMES
 from fullft_assets.store.files import Files
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def push_champion(store: Store, use_case: UseCase) -> str | None:
     # The bucket may be another account's, which the store's key for encryption is nothing to: its own
     # settings hold.
     target = Files(
-        asked if asked.startswith("s3://") else str(use_case.resolve(asked)), own_mode=_READABLE_FOLDER
+        asked if asked.startswith(SCHEMES) else str(use_case.resolve(asked)), own_mode=_READABLE_FOLDER
     )
     checkpoint = store.load(champion.checkpoint)
     card = card_of(store, use_case.name, champion) or card_of_champion(store, use_case, checkpoint)

@@ -14,7 +14,7 @@ from fullft_assets import release
 from fullft_assets.base_model import with_rights
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.errors import DataError, FullftError, SettingsError
-from fullft_assets.resources.store import s3_options
+from fullft_assets.resources.store import open_url
 from fullft_assets.settings import ChunksSettings, UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Manifest, Store
@@ -76,8 +76,7 @@ def champion(case: str, store: str | None = None, *, trust_remote_code: bool = F
         raise SettingsError(
             f"champion of {case}: where is its store? Give store=..., or set FULLFT_STORE or DAGSTER_HOME"
         )
-    url = url or str(Path(home or "", "store"))
-    opened = Store(url, s3_options()) if url.startswith("s3://") else Store(str(Path(url).absolute()))
+    opened = open_url(url or str(Path(home or "", "store")))
     return load_champion(opened, case, trust_remote_code=trust_remote_code)
 
 

@@ -3,12 +3,11 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.store import Manifest, Store
+from fullft_assets.store import SCHEMES, Manifest, Store
 
 #: Path of the UI below which its webserver shows the pages of reports.
 REPORTS = "/fullft/reports/"
@@ -36,7 +35,7 @@ def open_store(use_case: UseCase, instance: dg.DagsterInstance) -> Store:
     return (
         default_store(Path(instance.root_directory), use_case.resolve)
         if url is None
-        else _store(url, use_case.resolve)
+        else open_url(url, use_case.resolve)
     )
 
 
@@ -47,7 +46,7 @@ def default_store(home: Path, resolve: Callable[[str], Path] = Path) -> Store:
         resolve: returns the folder of a path that may be relative.
     """
     url = os.environ.get("FULLFT_STORE")
-    return Store(str(home / "store")) if url is None else _store(url, resolve)
+    return Store(str(home / "store")) if url is None else open_url(url, resolve)
 
 
 def report_link(use_case: UseCase, store: Store, manifest: Manifest) -> dg.MetadataValue:
@@ -64,23 +63,10 @@ def report_link(use_case: UseCase, store: Store, manifest: Manifest) -> dg.Metad
     )
 
 
-def _store(url: str, resolve: Callable[[str], Path]) -> Store:
-    return Store(url, s3_options()) if url.startswith("s3://") else Store(str(resolve(url)))
-
-
-def s3_options() -> dict[str, Any]:
-    """Return the fsspec options of an s3:// store: encryption with the key $FULLFT_KMS_KEY on every write, if
-    it is set.
+def open_url(url: str, resolve: Callable[[str], Path] = Path) -> Store:
+    """Return the store at a folder or in a bucket; objects on S3 are encrypted with the key $FULLFT_KMS_KEY if it
+    is set.
     """
-    key = os.environ.get("FULLFT_KMS_KEY")
-    return (
-        {
-            "s3_additional_kwargs": {
-                "ServerSideEncryption": "aws:kms",
-                "SSEKMSKeyId": key,
-                "BucketKeyEnabled": True,
-            }
-        }
-        if key
-        else {}
-    )
+    if url.startswith(SCHEMES):
+        return Store(url, os.environ.get("FULLFT_KMS_KEY"))
+    return Store(str(resolve(url).absolute()))

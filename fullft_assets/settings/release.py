@@ -88,9 +88,9 @@ class ReleaseSettings(Settings):
     push_to: str | None = Field(
         default=None,
         exclude=True,
-        pattern=r"^(s3://[^/]+.*|[^:]+)$",
+        pattern=r"^((s3|gs|az)://[^/]+.*|[^:]+)$",
         description=(
-            "Folder (relative to the project) or s3://bucket/prefix to which each champion is copied: a"
+            "Folder (relative to the project) or s3://bucket/prefix (or gs://, az://) to which each champion is copied: a"
             " folder for each model, as the Hugging Face hub has it, and champion.json, which names the"
             " champion's. Default: it stays in the store alone."
         ),

@@ -23,6 +23,7 @@ from fullft_assets.settings.release import ReleaseSettings
 from fullft_assets.settings.retraining import AutomationSettings, RetentionSettings, RetrainingSettings
 from fullft_assets.settings.snapshot import SnapshotSettings
 from fullft_assets.settings.training import EPOCHS, MOST_EPOCHS, TrainingSettings
+from fullft_assets.store.buckets import SCHEMES
 from fullft_assets.task import TASKS, task_of
 
 
@@ -58,7 +59,7 @@ class UseCaseSettings(Settings):
     store: str | None = Field(
         default=None,
         description=(
-            "Where artifacts are stored: a folder or s3://bucket/prefix. Default: $FULLFT_STORE, else `store`"
+            "Where artifacts are stored: a folder or s3://bucket/prefix (or gs://, az://). Default: $FULLFT_STORE, else `store`"
             " in Dagster's home."
         ),
     )
@@ -172,8 +173,8 @@ class UseCaseSettings(Settings):
                 f"compute.ingestion needs documents on s3://, which the containers of {ingestion.kind} read"
                 " themselves"
             )
-        if self.store is not None and "://" in self.store and not self.store.startswith("s3://"):
-            raise ValueError("store must be a folder or s3://bucket/prefix")
+        if self.store is not None and "://" in self.store and not self.store.startswith(SCHEMES):
+            raise ValueError("store must be a folder, or s3://, gs:// or az:// with a bucket and a prefix")
         if self.snapshot.test_share + self.snapshot.validation_share >= 0.9:
             raise ValueError(
                 "snapshot.test_share + snapshot.validation_share leave less than 10% to train on"

@@ -7,7 +7,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from fullft_assets.errors import SettingsError, StoreError
@@ -143,7 +142,7 @@ class Artifacts(Files):
             if not is_inside(place) or not place.startswith((f"{case}/", f"failures/{case}/")):
                 raise StoreError(f"{self.url}/{name}: is no file of the use case {case}; delete it")
             self._fs.copy(f"{self._root}/{name}", f"{self._root}/{place}")
-        self.remove(folder)
+        self.remove_folder(folder)
         return bool(places)
 
     def artifacts(self, case: str, stage: str) -> list[Manifest]:
@@ -180,28 +179,19 @@ class Artifacts(Files):
 
         A fetched copy goes first: once the manifest is gone, nobody would look for it.
         """
-        folder = f"{self._root}/{manifest.ref}"
         copy = self.cache_folder / manifest.ref
         if not self.is_local and copy.is_dir():
             shutil.rmtree(copy)
-        with suppress(FileNotFoundError):
-            self._fs.rm_file(f"{folder}/{MANIFEST}")
-        self._fs.invalidate_cache()
-        # On S3 there is no folder without a file.
-        if self.is_local or self._fs.find(folder):
-            with suppress(FileNotFoundError):
-                self._fs.rm(folder, recursive=True)
+        self.remove(f"{manifest.ref}/{MANIFEST}")
+        self.remove_folder(manifest.ref)
 
     def remove_files(self, manifest: Manifest, but: Collection[str] = ()) -> None:
         """Remove the files of an artifact but for some; its manifest stays, and says what there was. Its
         stage can be run again.
         """
-        folder = f"{self._root}/{manifest.ref}"
-        names = {f"{folder}/{name}" for name in manifest.files if name not in but}
-        self._fs.invalidate_cache()
-        gone = sorted(names.intersection(self._fs.find(folder)))
-        if gone:
-            self._fs.rm(gone)
+        for name in manifest.files:
+            if name not in but:
+                self.remove(f"{manifest.ref}/{name}")
 
     def unfinished(self, case: str, stage: str) -> list[str]:
         """Return the refs of the attempts without a manifest: being written, or left by a process that was
@@ -226,7 +216,7 @@ class Artifacts(Files):
             or self.read_bytes(f"{ref}/{MANIFEST}") is not None
         ):
             return False
-        self._fs.rm(f"{self._root}/{ref}", recursive=True)
+        self.remove_folder(ref)
         return True
 
 

@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from fullft_assets.errors import SettingsError, StoreError
+from fullft_assets.store.buckets import FileVersion
 from fullft_assets.store.disk import one_at_a_time
 from fullft_assets.store.files import Files
 
 #: Each try costs two requests; one of the processes that change a pointer at the same time always gets
 #: through.
 _MAX_TRIES = 50
-#: Stores in buckets that this process has seen to heed the conditions of a write: URL, options and endpoint.
-_heeding: set[tuple[str, str, str | None]] = set()
+#: Stores in buckets that this process has seen to heed the conditions of a write: URL and endpoint.
+_heeding: set[tuple[str, str | None]] = set()
+#: A version that no object has.
+_NO_VERSION = FileVersion(f'"{"0" * 32}"', "1")
 
 
 class Pointers(Files):
@@ -48,18 +51,16 @@ class Pointers(Files):
         Raises:
             SettingsError: two processes would undo each other's changes there.
         """
-        place = (self.url, repr(self.options), os.environ.get("AWS_ENDPOINT_URL"))
+        place = (self.url, os.environ.get("AWS_ENDPOINT_URL"))
         if self.is_local or place in _heeding:
             return
         file = "pointers/store.json"
         is_new = self.read_bytes(file) is None
         if is_new:
-            self._write_where(file, json.dumps({"id": secrets.token_hex(8)}).encode(), IfNoneMatch="*")
+            self.bucket.write_where(file, json.dumps({"id": secrets.token_hex(8)}).encode(), None)
         # Written again by a server that should have refused, it has the same content as before.
         known = self.read_bytes(file) or b""
-        if self._write_where(file, known, IfNoneMatch="*") or self._write_where(
-            file, known, IfMatch=f'"{"0" * 32}"'
-        ):
+        if any(self.bucket.write_where(file, known, version) for version in (None, _NO_VERSION)):
             if is_new:
                 self.remove(file)
             raise SettingsError(

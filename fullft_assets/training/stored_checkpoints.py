@@ -332,7 +332,7 @@ class StoredCheckpoints:
         self.finish()
         self._require_lease()
         self._remove_all_but(set())
-        self._store.remove(self._root)
+        self._store.remove_folder(self._root)
 
     def _remove_all_but(self, names: set[str]) -> None:
         """Remove all other folders, also those of uploads that were killed."""
@@ -344,7 +344,7 @@ class StoredCheckpoints:
 
     def _remove(self, name: str) -> None:
         self._store.remove(f"{self._root}/{name}/{SEAL}")
-        self._store.remove(f"{self._root}/{name}")
+        self._store.remove_folder(f"{self._root}/{name}")
 
     def claim(self, inputs: Mapping[str, str]) -> None:
         """Record the inputs of the training, or refuse to continue one with others, as

@@ -88,7 +88,7 @@ def _remove_finished(job: Job, store: Store) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     for key in store.stored_work(job.case, job.stage) if is_first_rank() else ():
         if store.find(job.case, job.stage, key) is not None:
-            store.remove(checkpoints_ref(job.case, job.stage, key))
+            store.remove_folder(checkpoints_ref(job.case, job.stage, key))
 
 
 def _write(
