@@ -199,7 +199,7 @@ def _smollm2(count: int) -> tuple[Any, list[list[list[int]]]]:
 
     from fullft_assets.base_model import resolve_base_model
     from fullft_assets.chunks import Tokenization
-    from fullft_assets.demos import licence_texts, smollm
+    from fullft_assets.demos import smollm, standard_library
     from fullft_assets.models.inference import load_causal
     from fullft_assets.settings import ChunksSettings
 
@@ -208,7 +208,7 @@ def _smollm2(count: int) -> tuple[Any, list[list[list[int]]]]:
         tokenization = Tokenization.load(
             base, ChunksSettings(max_tokens=128, stride=0, max_windows=1), "language_modeling"
         )
-        texts = [document["text"] for document in islice(licence_texts.general(), min(count, 20))]
+        texts = [document["text"] for document in islice(standard_library.general(), min(count, 20))]
         return load_causal(base), tokenization.windows(texts)
 
 

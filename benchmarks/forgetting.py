@@ -199,10 +199,10 @@ def _documentation(path: Path) -> Iterator[str]:
 
 def new_texts(seed: int) -> tuple[list[str], list[str]]:
     """Return licence texts to learn, and others, of families that none of these is of."""
-    from fullft_assets.demos import licence_texts
+    from fullft_assets.demos import standard_library
 
     by_family: dict[str, list[str]] = {}
-    for row in licence_texts.texts():
+    for row in standard_library.licence_texts():
         if len(row["text"]) > 800:
             by_family.setdefault(row["license-expression"], []).append(
                 row["text"][: 2 * _DOCUMENT_CHARACTERS]

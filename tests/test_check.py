@@ -12,7 +12,7 @@ import pytest
 
 from fullft_assets.checking import check, corpus
 from fullft_assets.checking.validation import load_use_case
-from fullft_assets.documents.formats import columnar, parquet
+from fullft_assets.documents.formats import columnar
 from fullft_assets.errors import SettingsError
 
 pytestmark = pytest.mark.quick
@@ -197,7 +197,7 @@ def test_a_large_table_is_sampled_within_a_limit_of_bytes(monkeypatch, tmp_path)
     table = pa.table({"text": ["word " * 100] * 40_000})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=4_000, use_dictionary=False)
     decoded = []
-    within = columnar.within
+    within = columnar._within
 
     def counted(batches, limit):
         for batch in within(batches, limit):
@@ -205,9 +205,9 @@ def test_a_large_table_is_sampled_within_a_limit_of_bytes(monkeypatch, tmp_path)
             yield batch
 
     monkeypatch.setattr(columnar, "SAMPLED_BYTES", 2**20)
-    monkeypatch.setattr(columnar, "within", counted)
+    monkeypatch.setattr(columnar, "_within", counted)
     with pq.ParquetFile(tmp_path / "a.parquet") as file:
-        numbers = [number for number, _ in parquet._sampled(file, ["text"], 50)]
+        numbers = [number for number, _ in columnar._sampled(file, ["text"], 50)]
     assert 50 <= len(numbers) == len(set(numbers)) < 400 and numbers[-1] > 32_000
     assert sum(decoded) < 5 * 2**20 < table.nbytes
 

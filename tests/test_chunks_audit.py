@@ -131,14 +131,6 @@ def test_numbers_over_all_batches_are_a_plain_count(
             assert min(forms[2:]) == 1 or keyness(word) < 20 or count * (min(forms[:2]) - 1) <= least, word
 
 
-def test_a_sample_of_each_batch_estimates_all_of_it(texts: list[str]) -> None:
-    whole, sampled = audited([texts]), audited([texts[:400], texts[400:]], most=150)
-    assert sampled.metadata.fertility == pytest.approx(whole.metadata.fertility, rel=0.05)
-    assert sampled.metadata.mean_term_pieces == pytest.approx(whole.metadata.mean_term_pieces, rel=0.1)
-    shared = {term["term"] for term in whole.terms[:20]} & {term["term"] for term in sampled.terms}
-    assert len(shared) >= 15
-
-
 def test_the_sample_is_the_same_in_any_order_of_the_rows() -> None:
     hashes = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(100)]
     order = np.random.default_rng(0).permutation(100)
@@ -286,30 +278,6 @@ class TestGeneralWords:
         assert len(mined(english)) == len(mined(alone)) == 200
         assert mined(audited([texts], languages=("en",))) == mined(english)
         assert [term for term in alone.terms if "keyness" in term] == []
-
-    def test_the_audit_says_what_it_mined_against(self, texts: list[str]) -> None:
-        expected: dict[tuple[str, ...], str] = {
-            (): "the general words of en (identified)",
-            ("fr",): "the general words of fr",
-            ("en", "de"): "the general words of en, de",
-            ("pl", "en"): "the general words of en; no list for pl",
-            NO_LIST: "the vocabulary alone: no list for pl",
-        }
-        for languages, against in expected.items():
-            found = audited([texts[:60]], languages=languages)
-            assert found.metadata.general_words == against
-            assert f"(warns above 3.0); mined against {against}; terms.json" in found.checks[0].description
-        polish = (
-            "Licencjodawca udziela prawa do rozpowszechniania utworu na warunkach określonych w niniejszej"
-            " licencji i umowie."
-        )
-        assert (
-            audited([[polish]]).metadata.general_words == "the vocabulary alone: no list for pl (identified)"
-        )
-        assert (
-            audited([["12 34"]]).metadata.general_words
-            == "the vocabulary alone: the language was not identified"
-        )
 
     def test_german_is_compared_with_german(self) -> None:
         texts = german_licences()

@@ -424,34 +424,3 @@ def test_a_short_label_is_shown_and_nothing_in_it_acts_on_a_browser(
         .check("labels_are_balanced")
         .description
     )
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
-        ("expect_column_mean_to_be_between", {"column": "group", "min_value": 1}),
-        ("expect_column_max_to_be_between", {"column": "label", "min_value": 1}),
-        ("expect_column_values_to_be_between", {"column": "domain", "min_value": 1}),
-        (
-            "expect_column_value_z_scores_to_be_less_than",
-            {"column": "group", "threshold": 3, "double_sided": True},
-        ),
-    ],
-)
-def test_nor_a_label_group_or_domain_when_an_expectation_cannot_be_computed(
-    project: projects.Project, capfd: pytest.CaptureFixture[str], name: str, arguments: dict[str, Any]
-) -> None:
-    rows = [
-        {**row, "kind": f"{WORD} {n % 2}", "patient": f"{WORD} {n}", "ward": f"{WORD} {n}"}
-        for n, row in enumerate(projects.licence_rows(12))
-    ]
-    project.deliver("delivery-1.jsonl", rows)
-    own = {"name": name, "arguments": arguments}
-    project.configure(examples={"labels": None, "group": "patient", "domain": "ward", "expectations": [own]})
-    with dg.DagsterInstance.from_config(str(project.home)) as instance:
-        failed, _ = ingest(project, instance)
-        events = [entry.to_json() for entry in instance.all_logs(failed.run_id)]
-    assert not failed.success
-    line = f"examples.expectations.0: {name} cannot be computed on the profile (TypeError); fix its arguments"
-    assert any(line in event for event in events)
-    assert_only_in_the_store(project, events, capfd)

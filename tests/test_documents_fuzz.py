@@ -25,11 +25,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets.documents.aliases import alias
-from fullft_assets.documents.formats import Delivered, compression_of, csv_rows, name_of_format
+from fullft_assets.documents.formats import Delivered, compression_of, name_of_format, tables
 from fullft_assets.documents.formats.rows import Wanted
 from fullft_assets.documents.formats.sniffing import _UNTRUSTED, format_of_content
-from fullft_assets.documents.reading import ReadBatch, read_documents
-from fullft_assets.documents.schema import schema
+from fullft_assets.documents.reading import ReadBatch, read_documents, schema
 from fullft_assets.documents.sources import SourceFile
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
@@ -157,30 +156,6 @@ def _flat_argilla() -> bytes:
             for row in ROWS
         ]
     ).encode()
-
-
-def _argilla_1() -> bytes:
-    about = {
-        "prediction": [["y", 0.9]],
-        "prediction_agent": "m",
-        "annotation_agent": "ann",
-        "annotation": "x",
-        "status": "Validated",
-    }
-    return json.dumps(
-        [{"id": row["id"], "text": row["text"], "inputs": {"text": row["text"]}, **about} for row in ROWS]
-    ).encode()
-
-
-def _argilla_by_user() -> bytes:
-    responses = [
-        {"user_id": u, "status": "submitted", "values": {"kind": {"value": "x"}}} for u in ("u1", "u2")
-    ]
-    records = [
-        {"external_id": row["id"], "fields": {"text": row["text"]}, "responses": responses, "suggestions": []}
-        for row in ROWS
-    ]
-    return json.dumps(records).encode()
 
 
 def _manifest_of_many() -> bytes:
@@ -322,8 +297,6 @@ SEEDS = {
     ),
     "argilla": Seed("a.json", _argilla),
     "argilla, flat": Seed("a.json", _flat_argilla, times=60),
-    "argilla 1": Seed("a.json", _argilla_1, times=60),
-    "argilla, responses by user": Seed("a.json", _argilla_by_user, times=60),
     "manifest, many labels": Seed("a.manifest", _manifest_of_many, MANY, times=60),
     "manifest of spans": Seed("a.manifest", _manifest_of_spans, SPANS, times=60),
     "manifest of references": Seed("a.manifest", _manifest_of_references, times=60),
@@ -531,7 +504,7 @@ def _is_record(text: str) -> bool:
 
 
 def _num_in_csv(text: str, seed: Seed) -> int:
-    lines, delimiter = csv_rows._lines_and_delimiter(
+    lines, delimiter = tables._lines_and_delimiter(
         io.StringIO(text, newline=""), seed.name, DocumentsSettings(path="data")
     )
     fields = [fields for fields in csv.reader(lines, delimiter=delimiter) if fields]
@@ -704,49 +677,6 @@ def test_values_of_any_type_in_any_place_give_rows(kind: str, tmp_path: Path) ->
         )
         if "short form" not in kind:  # where the annotations of one task make one row
             assert [row["row"] for row in rows] == list(range(1, len(changed) + 1))
-
-
-@pytest.mark.parametrize("number", range(150))
-def test_lines_before_and_after_the_damage_are_all_there(number: int, tmp_path: Path) -> None:
-    chance = random.Random(f"lines {number}")
-    lines = formats.as_lines(ROWS).encode().splitlines(keepends=True)
-    first = chance.randrange(len(lines))
-    last = chance.randrange(first, min(first + 2, len(lines)))
-    broken = damaged(b"".join(lines[first : last + 1]), chance)
-    seed = SEEDS["json lines"]
-    batch = OneFile(tmp_path, "a.jsonl").read(
-        b"".join(lines[:first]) + broken + b"\n" + b"".join(lines[last + 1 :]), seed
-    )
-    if "a.jsonl" in batch.unreadable:
-        assert not any(row["source"] == "a.jsonl" for row in batch.table.to_pylist())
-        return
-    texts = [row["text"] for row in batch.table.to_pylist() if row["source"] == "a.jsonl"]
-    assert texts[:first] == [row["text"] for row in ROWS[:first]]
-    after = len(lines) - last - 1
-    assert texts[len(texts) - after :] == [row["text"] for row in ROWS[last + 1 :]]
-
-
-@pytest.mark.parametrize("number", range(100))
-def test_rows_of_a_csv_file_before_the_damage_are_all_there(number: int, tmp_path: Path) -> None:
-    chance = random.Random(f"csv {number}")
-    whole = formats.as_csv(ROWS).encode()
-    kept = chance.randrange(1, len(ROWS))
-    at = len(formats.as_csv(ROWS[:kept]).encode())
-    batch = OneFile(tmp_path, "a.csv").read(whole[:at] + damaged(whole[at:], chance), SEEDS["csv"])
-    if "a.csv" not in batch.unreadable:
-        assert [row["text"] for row in batch.table.to_pylist()][:kept] == [row["text"] for row in ROWS[:kept]]
-
-
-@pytest.mark.parametrize("number", range(100))
-def test_a_damaged_gzip_archive_is_unreadable_or_gives_every_row_as_it_was(
-    number: int, tmp_path: Path
-) -> None:
-    chance, seed = random.Random(f"gzip {number}"), SEEDS["gzip"]
-    source, packed = OneFile(tmp_path, seed.name), bytearray(seed.make())
-    packed[chance.randrange(len(packed))] ^= 1 << chance.randrange(8)
-    batch = source.read(bytes(packed), seed)
-    if seed.name not in batch.unreadable:
-        assert batch.table.to_pylist() == source.read(seed.make(), seed).table.to_pylist()
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow stream", "gzip", "pdf", "json array", "csv"])

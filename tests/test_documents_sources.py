@@ -17,7 +17,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from fullft_assets import documents
-from fullft_assets.documents import S3Prefix, delivery, events
+from fullft_assets.documents import S3Prefix, delivery
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.store import Store
@@ -65,15 +65,6 @@ class TestFolder:
         put(tmp_path, "folder.jsonl/a.jsonl")
         assert [file.path for file in documents.Folder(tmp_path).files()] == ["folder.jsonl/a.jsonl"]
 
-    def test_of_two_links_to_one_folder_the_first_by_name_counts_every_time(self, tmp_path: Path) -> None:
-        put(tmp_path, "elsewhere/x/a.jsonl")
-        (tmp_path / "in").mkdir()
-        for name in ("m", "b", "z"):
-            (tmp_path / "in" / name).symlink_to(tmp_path / "elsewhere")
-        assert [file.path for file in documents.Folder(tmp_path / "in", follow_links=True).files()] == [
-            "b/x/a.jsonl"
-        ]
-
     def test_a_dangling_link_is_listed_as_it_is(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").symlink_to(tmp_path / "nowhere")
         [file] = documents.Folder(tmp_path).files()
@@ -113,24 +104,6 @@ class TestS3:
         with prefix.local("a b/c+d ü.csv") as path:
             assert path.read_bytes() == (bucket / "mail/a b/c+d ü.csv").read_bytes()
         assert not path.exists()
-
-    def test_more_objects_than_a_page(self, bucket: Path) -> None:
-        for number in range(1_203):
-            put(bucket, f"mail/{number % 7}/{number:05}.txt", "x")
-        found = S3Prefix(f"s3://{bucket.name}/mail").files()
-        assert [(file.path, file.mtime_ns) for file in found] == [
-            (file.path, file.mtime_ns) for file in documents.Folder(bucket / "mail").files()
-        ]
-        assert len(found) == 1_203
-
-    def test_what_arrived_after_a_listing_is_in_the_next(self, bucket: Path) -> None:
-        put(bucket, "mail/a.jsonl")
-        prefix = S3Prefix(f"s3://{bucket.name}/mail")
-        assert len(prefix.files()) == 1
-        put(bucket, "mail/b.jsonl")
-        put(bucket, "mail/a.jsonl", '{"text": "another"}\n')
-        assert [file.bytes for file in prefix.files()] == [20, 14]
-        assert prefix.status("a.jsonl").bytes == 20
 
     def test_two_writes_within_a_second_are_two_states(self, bucket: Path) -> None:
         put(bucket, "a.jsonl", '{"text": "a"}\n')
@@ -282,49 +255,6 @@ class TestDocumentsOnS3:
         found = documents.look(letters.store, letters.project.use_case(), whole=True)
         assert [[file.path for file in batch.files] for batch in found.cut] == [["c.txt"]]
 
-    def test_what_one_look_cannot_record_is_recorded_by_the_next(
-        self, letters: Bucket, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(delivery, "PAGES_A_LOOK", 1)
-        monkeypatch.setattr(delivery.batches, "MAX_CUTS", 1)
-        letters.project.configure(documents={"path": letters.uri, "max_batch_files": 500})
-        for number in range(1_001):
-            put(letters.folder, f"{number:05}.txt", "x")
-        assert [[len(batch) for batch in letters.cut()] for _ in range(5)] == [[500], [500], [], [1], []]
-        for number in range(501):
-            put(letters.folder, f"more-{number:03}.txt", "x")
-        found = documents.look(letters.store, letters.project.use_case(), whole=True)
-        assert [len(batch.files) for batch in found.cut] == [500, 1]
-
-    def test_what_was_taken_away_since_is_no_longer_delivered(self, letters: Bucket) -> None:
-        paths = [put(letters.folder, f"{number}.jsonl") for number in range(3)]
-        [batch] = letters.look().cut
-        prefix = documents.source_of(letters.project.use_case())
-        for path in paths[:2]:
-            path.unlink()
-            assert documents.is_delivered(prefix, batch)
-        paths[2].unlink()
-        assert not documents.is_delivered(prefix, batch)
-
-    def test_windows_of_several_objects_end_by_their_rows(self, letters: Bucket) -> None:
-        monitoring = {
-            "path": f"s3://{letters.folder.parent.name}/seen",
-            "min_window_rows": 20,
-            "window": {"rows": 50},
-        }
-        letters.project.configure(monitoring=monitoring)
-        use_case, seen = letters.project.use_case(), letters.folder.parent / "seen"
-        for hours, (name, rows) in enumerate((("z", 30), ("a", 20), ("m", 70), ("b", 10))):
-            put(seen, f"{name}.jsonl", '{"text": "a text"}\n' * rows, 1_700_000_000 + 3_600 * hours)
-        found = documents.look(letters.store, use_case, "window")
-        assert [[file.path for file in window.files] for window in found.cut] == [
-            ["z.jsonl", "a.jsonl"],
-            ["m.jsonl"],
-        ]
-        assert found.open_window == "10 of 50 rows of the next window"
-        kept = documents.keep(letters.store, use_case, found.cut[0].name, "window")
-        assert kept.metadata["num_rows"] == 50
-
 
 @pytest.fixture(scope="module")
 def sqs_server() -> Iterator[str]:
@@ -383,7 +313,7 @@ class Queue:
 
 @pytest.fixture
 def queue(sqs_server: str, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
-    monkeypatch.setattr(events, "_WAIT_SECONDS", 0)
+    monkeypatch.setattr(delivery, "_WAIT_SECONDS", 0)
     return Queue(sqs_server, bucket.name, bucket)
 
 
@@ -435,16 +365,6 @@ class TestEvents:
             assert notified.cut() == []
         assert notified.cut(1_700_000_000.0 + delivery.LISTING_SECONDS + 1) == [["lost-its-event.jsonl"]]
 
-    def test_another_queue_or_another_prefix_begins_with_a_listing(
-        self, notified: Bucket, queue: Queue
-    ) -> None:
-        put(notified.folder, "unseen.jsonl")
-        put(notified.folder.parent / "more", "apart.jsonl")
-        notified.project.configure(documents={"path": f"s3://{queue.bucket}/more", "queue": queue.url})
-        assert notified.cut() == [["apart.jsonl"]]
-        notified.project.configure(documents={"path": notified.uri, "queue": queue.url})
-        assert notified.cut() == [["unseen.jsonl"]]
-
     def test_repeated_late_and_disordered_events_do_no_harm(self, notified: Bucket, queue: Queue) -> None:
         put(notified.folder, "a.jsonl")
         put(notified.folder, "b.jsonl")
@@ -463,7 +383,7 @@ class TestEvents:
         put(notified.folder, "a.jsonl")
         queue.tell("mail/a.jsonl")
         queue.show_again_at_once()
-        for place, name in ((delivery.batches, "record"), (events.EventQueue, "delete")):
+        for place, name in ((delivery.batches, "record"), (delivery.EventQueue, "delete")):
             with monkeypatch.context() as dying:
                 dying.setattr(place, name, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
                 with pytest.raises(KeyboardInterrupt):
@@ -497,20 +417,6 @@ class TestEvents:
         ]
         assert queue.num_messages == 5
 
-    def test_a_look_takes_so_many_messages_and_the_next_goes_on(self, notified: Bucket, queue: Queue) -> None:
-        for number in range(25):
-            put(notified.folder, f"{number:02}.jsonl")
-        queue.tell(*(f"mail/{number:02}.jsonl" for number in range(25)))
-        receiving = events.EventQueue(queue.url, S3Prefix(notified.uri))
-        received = receiving.receive(15)
-        assert len(received.handles) == 15
-        assert [file.path for file in received.files] == [f"{number:02}.jsonl" for number in range(15)]
-        receiving.delete(received)
-        assert queue.num_messages == 10
-        assert [path for batch in notified.cut() for path in batch] == [
-            f"{number:02}.jsonl" for number in range(15, 25)
-        ]
-
     def test_a_queue_that_is_not_there_or_not_reached_is_one_line(
         self, notified: Bucket, queue: Queue, sqs_server: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -543,5 +449,5 @@ class TestEvents:
     def test_the_queues_url_says_where_it_is(
         self, s3_env: S3Server, url: str, endpoint: str, region: str
     ) -> None:
-        client = events.EventQueue(url, None)._client
+        client = delivery.EventQueue(url, None)._client
         assert (client.meta.endpoint_url, client.meta.region_name) == (endpoint, region)

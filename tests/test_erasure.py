@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import documents, erasure, release, snapshot
-from fullft_assets.errors import DataError
 from fullft_assets.resources import latest, open_store
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
@@ -241,12 +240,6 @@ def test_the_command(project: Project, tmp_path: Path):
     )
 
 
-def test_an_empty_list(tmp_path: Path):
-    (tmp_path / "list.txt").write_text("\n\n")
-    with pytest.raises(DataError, match="empty; give one document id a line"):
-        erasure.read_list(tmp_path / "list.txt")
-
-
 def test_tracebacks_which_may_quote_a_document_are_gone(tmp_path: Path):
     store = Store(str(tmp_path))
     for case in ("letters", "mails"):
@@ -294,15 +287,6 @@ def files_with_word(store: Store, word: str) -> list[str]:
         if word.encode() in content.lower():
             found.append(str(path))
     return found
-
-
-def test_no_word_that_only_they_had_is_left_of_what_the_baselines_learned(store: Store):
-    word, ids = own_words(store)
-    assert any(path.endswith("tfidf.json") for path in files_with_word(store, word)), "it was there"
-    report = erasure.erase(store, CASE, ids)
-    assert report.num_found == len(ids) and report.deleted["cheaper_baselines"] == 1
-    assert "deleted      1 cheaper_baselines (made again when needed)" in report.lines()
-    assert files_with_word(store, word) == []
 
 
 @pytest.mark.long

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import erasure, snapshot
-from fullft_assets.erasure import unfinished_trainings
-from fullft_assets.erasure.file_names import GONE
+from fullft_assets.erasure import checkpoints
+from fullft_assets.erasure.reports import GONE
 from fullft_assets.store import Store, checkpoints_ref
 from tests.s3_server import S3Server
 from tests.test_erasure_batches import CASE, Batches, PowerCut, killed_at, rows
@@ -84,7 +84,7 @@ def test_unfinished_trainings_lose_their_checkpoints_in_the_bucket(
     places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that a machine is training is left alone."""
-    monkeypatch.setattr(unfinished_trainings, "_PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(checkpoints, "_PATIENCE_SECONDS", 1.0)
     batches = Batches(tmp_path / "project")
     store = batches.store = Store(f"s3://{places['bucket'].name}/some/prefix")
     batches.deliver("a.jsonl", rows(24))

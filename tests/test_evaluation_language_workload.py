@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from fullft_assets import erasure
 from fullft_assets.chunks import Tokenization, save_tokenizer
-from fullft_assets.erasure import evaluation_reports
+from fullft_assets.erasure import reports
 from fullft_assets.erasure.erased_documents import ErasedDocuments
 from fullft_assets.evaluation import BASE_MODEL, read_evaluation
 from fullft_assets.evaluation.verdict import read_verdict
@@ -348,8 +348,8 @@ def test_an_erased_document_leaves_the_report(lab: Lab, learned: Manifest) -> No
     erased.ids.add(gone)
     with pytest.MonkeyPatch.context() as patch:
         # Other tests read the other reports.
-        patch.setattr(evaluation_reports, "whole_artifacts", lambda *_: [(made, lab.store.folder(made))])
-        evaluation_reports.drop_from_reports(lab.store, "letters", erased, report)
+        patch.setattr(reports, "whole_artifacts", lambda *_: [(made, lab.store.folder(made))])
+        reports.drop_from_reports(lab.store, "letters", erased, report)
     after = {manifest.ref: manifest for manifest in lab.store.artifacts("letters", "evaluation_report")}
     assert report.rewritten["evaluation_report"] == 1 and set(after) != before
     for manifest in (each for each in after.values() if each.key == made.key):

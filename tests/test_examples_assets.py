@@ -16,7 +16,7 @@ import pytest
 from fullft_assets import documents, examples
 from fullft_assets.component import FullFineTune
 from fullft_assets.documents.aliases import alias
-from fullft_assets.personal_data import pii
+from fullft_assets.personal_data import search
 from fullft_assets.resources import open_store
 from fullft_assets.store import Store
 from tests import project as projects
@@ -66,7 +66,7 @@ def counts(check: Any) -> dict[str, Any]:
 
 
 def deliver(project: projects.Project) -> None:
-    rows = [row for row in projects.licence_rows(70) if not pii.find(row["text"])][:60]
+    rows = [row for row in projects.licence_rows(70) if not search.find(row["text"])][:60]
     odd = [{"id": "odd", "text": SECRET, "kind": "poem"}, {"id": "bare", "text": f"{SECRET}, again"}]
     said = [
         {"id": "twice", "text": "said twice", "kind": kind, "annotator": who}
@@ -178,7 +178,7 @@ def test_an_expectation_that_cannot_be_computed_fails_with_one_line(runs: Runs) 
     line = failed.event_specific_data.user_failure_data.description
     assert (
         line.startswith(
-            "examples.expectations.0: expect_column_mean_to_be_between cannot be computed on the profile ("
+            "examples.expectations.0: expect_column_mean_to_be_between cannot be computed on the profile;"
         )
         and "\n" not in line
     )

@@ -215,16 +215,3 @@ class TestFixedDelivery:
         settled = {**other, "kind": "notice"} if annotators is None else {**one, "annotator": "referee"}
         stages.deliver("settled.jsonl", [settled], 10)
         assert stages.snapshot_labels() == before | {settled["id"]: "notice"}
-
-    @pytest.mark.heavy
-    def test_a_broken_redelivery_does_not_shadow_the_good_row(self, stages: Stages) -> None:
-        rows = projects.licence_rows(400)
-        stages.deliver("delivery-1.jsonl", rows, 0)
-        before = stages.snapshot_labels()
-        _, quarantined = stages.deliver(
-            "correction.jsonl",
-            [{**rows[0], "kind": "poem"}, {"text": "a new one", "kind": "tag", "expression": "mit"}],
-            10,
-        )
-        assert quarantined["id"].to_pylist() == [rows[0]["id"]]
-        assert stages.snapshot_labels().items() >= before.items()

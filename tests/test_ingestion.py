@@ -17,7 +17,7 @@ from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.resources import latest_by_partition, open_store
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.snapshot import batches, sketches
+from fullft_assets.snapshot import batches
 from fullft_assets.store import CheckOutcome, Manifest
 from tests import project as projects
 
@@ -191,32 +191,6 @@ def test_a_file_of_another_folder_that_supersedes_its_namesake_is_reported(tmp_p
     assert f"{alias('delivery-2.jsonl')} from {data.project.documents} and {other};" in check.description
 
 
-def test_each_batch_is_sketched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = Data(projects.create(tmp_path, documents={"max_batch_files": 1}))
-    data.project.deliver("delivery-2.jsonl", projects.licence_rows(50, skip=1_000))
-    sketched = []
-    build = sketches.build
-    monkeypatch.setattr(
-        sketches, "build", lambda rows, *arguments: sketched.append(len(rows)) or build(rows, *arguments)
-    )
-    made: dict[str, tuple[Manifest, Manifest]] = {}
-
-    def take() -> Manifest:
-        made.update({name: data.ingest(name) for _, name in data.due()})
-        return snapshot.take(
-            data.store, data.use_case, *({name: each[n] for name, each in made.items()} for n in (0, 1))
-        )
-
-    take()
-    assert sketched == [valid.metadata["num_valid"] for valid, _ in made.values()] and len(sketched) == 2
-    data.project.deliver("delivery-3.jsonl", projects.licence_rows(30, skip=1_100))
-    assert len(take().metadata["parts"]) == 3
-    assert (
-        sketched[2:] == [valid.metadata["num_valid"] for valid, _ in list(made.values())[2:]]
-        and len(sketched) == 3
-    )
-
-
 def taken_sources(data: Data, taken: Manifest) -> set[str]:
     return set(pq.read_table(data.store.folder(taken) / "places.parquet")["source"].to_pylist())
 
@@ -303,17 +277,6 @@ class TestArchivedFiles:
         raw = data.read(second)
         rows = pq.read_table(data.store.folder(raw) / "documents.parquet")
         assert (len(rows), rows["group"].null_count) == (300, 300)
-
-    def test_a_damaged_file_beside_them_fails_nobody(self, tmp_path: Path) -> None:
-        data = Data(projects.create(tmp_path, rows=40))
-        (data.project.documents / "other.csv").write_text('text,kind\n"never closed,e\n')
-        [(_, batch)] = data.due()
-        data.read(batch)
-        (data.project.documents / "delivery-1.jsonl").unlink()
-        data.project.configure(chunks={"max_tokens": 48})
-        raw = data.read(batch)
-        assert raw.metadata["num_rows"] == 40
-        assert alias("other.csv") in raw.check("files_are_readable").description
 
 
 def _minilm() -> Path:

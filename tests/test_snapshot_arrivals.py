@@ -29,7 +29,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from benchmarks.frozen import freeze
 from fullft_assets import examples
-from fullft_assets.documents.schema import schema
+from fullft_assets.documents.reading import schema
 from fullft_assets.errors import GateError
 from fullft_assets.examples import Examined
 from fullft_assets.settings import ExamplesSettings, SnapshotSettings

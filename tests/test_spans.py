@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from transformers import GPTNeoXConfig, OPTConfig
 
 from fullft_assets import chunks
-from fullft_assets.chunks import Tokenization, masks
+from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import DataError, SettingsError, StoreError
 from fullft_assets.evaluation import FINETUNED, Comparison, read_evaluation
 from fullft_assets.jobs.progress import Progress
@@ -131,7 +131,7 @@ class TestTags:
         pairs = [pair for pair in zip(cuts, cuts[1:], strict=False) if data.draw(st.booleans())]
         true = [(edges[a][0], edges[b - 1][1], data.draw(st.integers(0, 2))) for a, b in pairs]
         encoded, cut = tokenization.read([text], spans=True)
-        located = masks.locate_spans(encoded, [text], [[(start, end) for start, end, _ in true]])
+        located = chunks.windows.locate_spans(encoded, [text], [[(start, end) for start, end, _ in true]])
         frame, zeros = (
             Frame.of(tokenization),
             ([0] * len(tokenization.prefix), [0] * len(tokenization.suffix)),

@@ -16,7 +16,7 @@ from benchmarks.frozen import freeze
 from fullft_assets import examples
 from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.batches import Batch
-from fullft_assets.documents.formats.names import group_key
+from fullft_assets.documents.formats.labels import group_key
 from fullft_assets.documents.reading import read_documents
 from fullft_assets.documents.sources import Folder
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings, SnapshotSettings

@@ -18,7 +18,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         description="What arrived, from where, unchanged: one row a delivered row, with its file and line.",
         code_version=case.code_version(documents.VERSION, "documents"),
         kinds={"parquet"},
-        check_specs=case.checks("raw_documents", (*documents.CHECKS, documents.leftovers.CHECK)),
+        check_specs=case.checks("raw_documents", (*documents.CHECKS, documents.FILES_ARE_READ)),
         **case.shared(launches=True),
     )
     def raw_documents(context: dg.AssetExecutionContext):
@@ -26,7 +26,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         with one_line_errors(store, case.name):
             case.ingest(context)
             manifest = documents.keep(store, case.use_case, context.partition_key)
-            left = documents.leftovers.check(store, case.name)
+            left = documents.check_leftovers(store, case.name)
         return case.result(manifest, "raw_documents", store, checks=[left])
 
     return [raw_documents]

@@ -12,7 +12,7 @@ from fullft_assets import evaluation, release
 from fullft_assets.assets.case import Case, markdown_table, sentences
 from fullft_assets.evaluation import checks, external, harness, modules
 from fullft_assets.evaluation.metadata import EvaluationMetadata
-from fullft_assets.examples.label_names import may_be_named
+from fullft_assets.examples.labels import may_be_named
 from fullft_assets.planning import worth
 from fullft_assets.resources import one_line_errors, report_link
 from fullft_assets.store import Manifest, Store, artifact_key, digest

@@ -10,7 +10,7 @@ from fullft_assets import release
 from fullft_assets.assets.case import Case, sentences
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.evaluation import read_evaluation
-from fullft_assets.examples.label_names import may_be_named
+from fullft_assets.examples.labels import may_be_named
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Manifest, Store
 

@@ -12,8 +12,8 @@ from fullft_assets.documents import RawMetadata
 from fullft_assets.escaping import visible
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.examples import ExamplesMetadata
-from fullft_assets.examples.label_names import may_be_named
-from fullft_assets.examples.metadata import QuarantineMetadata
+from fullft_assets.examples.labels import may_be_named
+from fullft_assets.examples.validation import QuarantineMetadata
 from fullft_assets.monitoring import DriftMetadata, LiveMetadata, PredictionsMetadata
 from fullft_assets.planning import PilotMetadata, PlanMetadata
 from fullft_assets.planning.metadata import BaselinesMetadata

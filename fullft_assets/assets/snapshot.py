@@ -8,7 +8,7 @@ import dagster as dg
 from fullft_assets import snapshot
 from fullft_assets.assets.case import Case, markdown_table
 from fullft_assets.checking.group_candidates import suggested_group
-from fullft_assets.examples.label_names import may_be_named
+from fullft_assets.examples.labels import may_be_named
 from fullft_assets.resources import latest, one_line_errors, report_link
 from fullft_assets.store import Manifest, Store
 

@@ -187,7 +187,7 @@ def _left_in_place(
 
     Where nothing at all is read there is no batch, and no run that could show it.
     """
-    outcome = documents.leftovers.check(store, case.name)
+    outcome = documents.check_leftovers(store, case.name)
     seen = digest(outcome.model_dump(mode="json"))
     if seen == cursor or (outcome.passed and cursor is None):
         return cursor, []
@@ -200,7 +200,7 @@ def _left_in_place(
         severity=shown.severity,
         description=shown.description,
         metadata=shown.metadata,
-        blocking=documents.leftovers.CHECK.blocking,
+        blocking=documents.FILES_ARE_READ.blocking,
     )
     return seen, [event]
 

@@ -13,10 +13,10 @@ from fullft_assets.checking.corpus import COUNTED_BYTES, Corpus, look_at_documen
 from fullft_assets.checking.fields import field_problems, log_problems
 from fullft_assets.checking.findings import findings, labels_of
 from fullft_assets.checking.yaml_source import Key, read_source
-from fullft_assets.documents import own_splits
+from fullft_assets.documents import names
 from fullft_assets.documents.delivery import kept_out, left_in_place, skipped
 from fullft_assets.escaping import quoted
-from fullft_assets.examples.label_names import may_be_named
+from fullft_assets.examples.labels import may_be_named
 from fullft_assets.planning import state_bytes
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
@@ -61,9 +61,9 @@ def check_use_case(use_case: UseCase) -> str:
     if settings.monitoring.path is not None and not task_of(settings.examples).detects_drift:
         watched = ", ".join(name for name, task in TASKS.all().items() if task.detects_drift)
         rows["monitoring"] = f"predictions only: drift is watched for the task {watched} alone"
-    if splits := own_splits.found_in(file.path for file in corpus.files):
+    if splits := names.splits_of(file.path for file in corpus.files):
         files_of_rows = (row.place.rpartition(":")[0] for row in corpus.sample)
-        rows["own splits"] = own_splits.mixed(splits, files_of_rows, settings.examples.group, "rows read")
+        rows["own splits"] = names.mixed_splits(splits, files_of_rows, settings.examples.group, "rows read")
     if corpus.kept_out:
         (rows["kept out"],) = kept_out(corpus.kept_out, named=True)
     if corpus.others:

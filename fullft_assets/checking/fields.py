@@ -13,7 +13,7 @@ from fullft_assets.checking.corpus import Sampled
 from fullft_assets.checking.yaml_source import Key
 from fullft_assets.documents.formats.rows import has_field
 from fullft_assets.escaping import quoted, visible
-from fullft_assets.examples.fields import MEANT_WITHOUT, MOST_WITHOUT
+from fullft_assets.examples.outcomes import MEANT_WITHOUT, MOST_WITHOUT
 from fullft_assets.settings import DocumentsSettings, LogSettings, UseCaseSettings
 from fullft_assets.task import task_of
 

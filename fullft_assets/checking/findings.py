@@ -11,7 +11,7 @@ from fullft_assets.checking.corpus import Sampled
 from fullft_assets.checking.fields import flat
 from fullft_assets.documents.formats.rows import value_of
 from fullft_assets.escaping import quoted
-from fullft_assets.examples.label_names import named
+from fullft_assets.examples.labels import named
 from fullft_assets.settings import ExamplesSettings, UseCaseSettings
 from fullft_assets.task import task_of
 

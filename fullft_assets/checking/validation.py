@@ -32,9 +32,8 @@ from fullft_assets.checking.places import (
 )
 from fullft_assets.checking.project import DEFS, DEMOS, find_project_root, fitting_name
 from fullft_assets.checking.yaml_source import Key, YamlSource, read_source, read_sources
-from fullft_assets.documents.formats import FORMATS
+from fullft_assets.documents.formats import FORMATS, office
 from fullft_assets.documents.formats.encodings import is_encoding
-from fullft_assets.documents.formats.office import recognition
 from fullft_assets.errors import SettingsError
 from fullft_assets.examples.expectations import problems
 from fullft_assets.extras import problem_without
@@ -413,7 +412,7 @@ def _check_lm_eval(settings: UseCaseSettings, task: Task, root: Path) -> Iterato
 
 
 def _check_recognition(settings: UseCaseSettings) -> Iterator[Problem]:
-    if settings.documents.pdf.recognises and not recognition.is_installed():
+    if settings.documents.pdf.recognises and not office.recognizer_is_installed():
         yield Problem(
             ("documents", "pdf", "pages_without_text"), "needs RapidOCR; pip install 'fullft-assets[ocr]'"
         )

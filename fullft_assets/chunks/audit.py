@@ -7,21 +7,126 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import BaseModel
 
-from fullft_assets.chunks.added_tokens import add, pieces
-from fullft_assets.chunks.general_words import per_million
-from fullft_assets.chunks.metadata import AuditMetadata
+from fullft_assets.chunks.tokenization import add_terms, pieces
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
+from fullft_assets.store.metadata import Metadata
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from tokenizers import Tokenizer
 
     from fullft_assets.chunks.tokenization import Tokenization
+
+
+class ChunkCounts(BaseModel):
+    """What is counted of a batch's rows."""
+
+    num_rows: int
+    num_tokens: int
+    num_windows: int
+    num_unknown_tokens: int
+    num_byte_tokens: int
+    num_rows_of_several_windows: int
+    num_rows_cut: int
+    num_tokens_cut_off: int
+    num_trained_tokens: int
+    num_rows_without_trained_tokens: int
+    num_rows_with_control_tokens: int
+    num_spans_without_tokens: int
+    longest_text_tokens: int
+
+
+class ChunksMetadata(ChunkCounts, Metadata):
+    """Metadata of `tokenized_chunks`."""
+
+    batch: str
+    num_sampled_texts: int
+    num_sampled_words: int
+    num_sampled_tokens: int
+    num_erased: int | None = None
+
+
+class AuditMetadata(Metadata):
+    """Metadata of `tokenizer_audit`."""
+
+    #: Tokens a word.
+    fertility: float
+    unknown_share: float
+    byte_fallback_share: float
+    mean_term_pieces: float
+    num_terms: int
+    num_proposed_tokens: int
+    #: Share of all tokens that the proposed ones would save.
+    proposal_saves_share: float
+    #: What mined terms are rarer in. Mined words are the documents' own: they stay in the artifact's files.
+    general_words: str | None = None
+    #: The listed terms that cost most. None: terms were mined.
+    worst_terms: list[dict[str, Any]] | None = None
+
+
+def general_words_key(languages: Sequence[str]) -> dict[str, Any]:
+    """Return what the comparison with general language depends on, beside the words."""
+    return {"languages": list(languages), "pyspellchecker": version("pyspellchecker")}
+
+
+def _per_million(
+    words: Sequence[str], commonest: Sequence[str], languages: Sequence[str] = ()
+) -> tuple[str, list[float] | None]:
+    """Return what the words are compared with, in words, and how often each occurs in a million words of
+    general language.
+
+    Args:
+        words: in lower case. One that no list knows has 0.
+        commonest: the corpus's commonest words, which identify its language.
+        languages: that the texts may be in (ISO 639-1). Default: the identified one.
+
+    Returns:
+        The name, and the frequencies; of several languages the highest. None: there is no list, only the
+        vocabulary is compared with.
+    """
+    from spellchecker import SpellChecker
+
+    identified = ""
+    if not languages:
+        language = _identified_language(commonest)
+        if language is None:
+            return "the vocabulary alone: the language was not identified", None
+        languages = [language]
+        identified = " (identified)"
+    listed = [language for language in languages if language in SpellChecker.languages()]
+    missing = ", ".join(language for language in languages if language not in listed)
+    if not listed:
+        return f"the vocabulary alone: no list for {missing}{identified}", None
+    name = f"the general words of {', '.join(listed)}{identified}"
+    frequencies = [_of_language(language, words) for language in listed]
+    return f"{name}; no list for {missing}" if missing else name, list(
+        map(max, zip(*frequencies, strict=True))
+    )
+
+
+def _of_language(language: str, words: Iterable[str]) -> list[float]:
+    from spellchecker import SpellChecker
+
+    # Up to 100 MB, which go when this returns.
+    known = SpellChecker(language=language)
+    return [1e6 * known.word_usage_frequency(word) for word in words]
+
+
+def _identified_language(commonest: Sequence[str]) -> str | None:
+    import pyarrow as pa
+
+    from fullft_assets.examples.texts import UNKNOWN, identify_languages
+
+    (language,) = identify_languages(pa.array([" ".join(commonest)], pa.string()))
+    return None if language == UNKNOWN else language
+
 
 #: Of `tokenizer_audit`; chunks have one of their own.
 VERSION = "5"
@@ -240,7 +345,7 @@ def _mine(
     for word, (_, occurrences) in word_counts.items():
         here[word.lower()] = here.get(word.lower(), 0.0) + occurrences
     commonest = sorted(here, key=lambda word: (-here[word], word))[:COMMONEST_WORDS]
-    against, frequencies = per_million([word.lower() for word in split_words], commonest, languages)
+    against, frequencies = _per_million([word.lower() for word in split_words], commonest, languages)
     keyness: dict[str, dict[str, float]] = {word: {} for word in split_words}
     if frequencies is not None:
         smooth = SMOOTHING_PER_MILLION
@@ -268,7 +373,6 @@ def _row(term: str, count: tuple[float, float], ids: list[int], tokenizer: Token
 
 
 def _estimate_savings(terms: list[dict[str, Any]], tokenization: Tokenization, num_tokens: float) -> None:
-    """Add how many tokens each term would save as a token of its own, measured inside a sentence."""
     from tokenizers import Tokenizer
 
     if not terms:
@@ -277,7 +381,7 @@ def _estimate_savings(terms: list[dict[str, Any]], tokenization: Tokenization, n
     # too much.
     sentences = [f"of {term['term']} and" for term in terms]
     extended = Tokenizer.from_str(tokenization.tokenizer.to_str())
-    add(extended, [term["term"] for term in terms])
+    add_terms(extended, [term["term"] for term in terms])
     before, after = (
         t.encode_batch_fast(sentences, add_special_tokens=False) for t in (tokenization.tokenizer, extended)
     )

@@ -258,19 +258,10 @@ def read_template(model_folder: ModelFolder) -> str | None:
     file = model_folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    settings = model_folder / "tokenizer_config.json"
-    templates = _read_json(settings).get("chat_template")
-    try:
-        template = (
-            {entry["name"]: entry["template"] for entry in templates}.get("default")
-            if isinstance(templates, list)
-            else templates
-        )
-    except (KeyError, TypeError) as error:
-        raise SettingsError(f"{settings}: `chat_template` is no list of names and templates") from error
-    if not isinstance(template, str | None):
-        raise SettingsError(f"{settings}: `chat_template` is no text")
-    return template
+    templates = _read_json(model_folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(templates, list):
+        return next((entry["template"] for entry in templates if entry["name"] == "default"), None)
+    return templates
 
 
 def read_special_tokens(model_folder: ModelFolder) -> dict[str, str]:

@@ -5,8 +5,6 @@ everything that shapes the three stages, so an edit of the YAML, another tokeniz
 code makes every batch due again; what did not change is found in the store.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from fullft_assets import chunks, documents, examples

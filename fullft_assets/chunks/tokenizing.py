@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,16 +15,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fullft_assets.base_model import resolve_base_model
-from fullft_assets.chunks import general_words, masks, windows
+from fullft_assets.chunks import windows
 from fullft_assets.chunks.audit import VERSION as AUDIT_VERSION
-from fullft_assets.chunks.audit import WordCounts, draw_sample, folds_case, judge
+from fullft_assets.chunks.audit import (
+    ChunkCounts,
+    ChunksMetadata,
+    WordCounts,
+    draw_sample,
+    folds_case,
+    general_words_key,
+    judge,
+)
 from fullft_assets.chunks.chat import Rendered
-from fullft_assets.chunks.metadata import ChunkCounts, ChunksMetadata
 from fullft_assets.chunks.tokenization import Tokenization, tokenizer_digest
 from fullft_assets.chunks.windows import Cuts, Encoded
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
-from fullft_assets.examples.metadata import ExamplesMetadata
+from fullft_assets.examples.validation import ExamplesMetadata
 from fullft_assets.settings import ChunksSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
 from fullft_assets.store.checks import CheckSpec
@@ -156,7 +163,6 @@ class Expected:
 
 
 def _write(path: Any, draft: Draft, tokenization: Tokenization, task: str) -> Totals:
-    """Tokenise the examples of a file, some rows at a time, into the draft."""
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path)
@@ -257,23 +263,26 @@ def chunk(
     if TASKS.get(task).has_messages:
         rendered, refused = _render(examples, tokenization)
         encoded, cuts = tokenization.read([conversation.text for conversation in rendered], spans=True)
-        trained = masks.train_spans(encoded, [conversation.trained for conversation in rendered])
-        num_trained = masks.count_trained(trained, encoded, cuts)
+        trained = windows.train_spans(encoded, [conversation.trained for conversation in rendered])
+        num_trained = windows.count_trained(trained, encoded, cuts)
         counts["num_trained_tokens"] = int(num_trained.sum())
         untrained = np.flatnonzero(num_trained == 0)
         counts["num_rows_without_trained_tokens"] = len(untrained)
         unfit = [_place(examples, row) + refused.get(row, "") for row in untrained[:_SHOWN].tolist()]
-        marks = windows.to_arrow(*masks.train_once(trained, cuts), cuts)
+        marks = windows.to_arrow(*windows.train_once(trained, cuts), cuts)
     elif TASKS.get(task).target == "spans":
         encoded, cuts = tokenization.read(texts, spans=True)
-        located = masks.locate_spans(encoded, texts, _spans(examples))
+        spans = [
+            [(span["start"], span["end"]) for span in row or []] for row in examples["spans"].to_pylist()
+        ]
+        located = windows.locate_spans(encoded, texts, spans)
         counts["num_spans_without_tokens"] = located.num_without_tokens
         zeros = [0] * len(tokenization.prefix), [0] * len(tokenization.suffix)
         marks = windows.to_arrow(*windows.gather(located.marks, cuts, *zeros), cuts)
     else:
         encoded, cuts = tokenization.read(texts)
     counts.update(_counts(encoded, cuts, tokenization))
-    counts["num_rows_with_control_tokens"] = _count_control_tokens(texts, tokenization)
+    counts["num_rows_with_control_tokens"] = sum(map(tokenization.holds_control_token, texts))
     cut = windows.to_arrow(*windows.gather(encoded.ids, cuts, tokenization.prefix, tokenization.suffix), cuts)
     columns = [
         pa.array(examples["id"].to_pylist(), pa.string()),
@@ -306,9 +315,6 @@ def _counts(encoded: Encoded, cuts: Cuts, tokenization: Tokenization) -> dict[st
 def _render(
     examples: pa.Table | pa.RecordBatch, tokenization: Tokenization
 ) -> tuple[list[Rendered], dict[int, str]]:
-    """Render every conversation; a conversation that the template refuses becomes empty, with the reason by
-    row.
-    """
     assert tokenization.chat is not None
     rendered, refused = [], {}
     for row, messages in enumerate(examples["messages"].to_pylist()):
@@ -318,14 +324,6 @@ def _render(
             rendered.append(Rendered("", []))
             refused[row] = f" ({error})"
     return rendered, refused
-
-
-def _count_control_tokens(texts: Sequence[str], tokenization: Tokenization) -> int:
-    return sum(map(tokenization.holds_control_token, texts))
-
-
-def _spans(examples: pa.Table | pa.RecordBatch) -> list[list[tuple[int, int]]]:
-    return [[(span["start"], span["end"]) for span in row or []] for row in examples["spans"].to_pylist()]
 
 
 def _place(examples: pa.Table | pa.RecordBatch, row: int) -> str:
@@ -477,7 +475,7 @@ def audit_tokenizer(store: Store, use_case: UseCase, batches: Mapping[str, Manif
         "tokenizer_audit",
         write,
         version=AUDIT_VERSION,
-        settings=general_words.key_of(languages),
+        settings=general_words_key(languages),
         inputs={
             "tokenizer": _digest(use_case),
             "chunks": sorted(batch.content_digest for batch in batches.values()),

@@ -11,11 +11,11 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from itertools import count
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from fullft_assets.aws import as_os_errors, s3_client
 from fullft_assets.documents.aliases import alias
@@ -48,51 +48,6 @@ class SourceFile(NamedTuple):
     etag: str = ""
 
 
-class Source(Protocol):
-    """A place with delivered files; a path is relative to it, with forward slashes."""
-
-    #: The folder's absolute path, or s3://bucket/prefix: the prefix of a path in a message.
-    uri: str
-    #: Whether a file may be seen half-written. An S3 object appears complete.
-    may_be_growing: bool
-    #: Paths that the last listing met and left alone because their endings are not read; hidden and partial
-    #: ones are not among them.
-    others: list[str]
-    #: Paths of the last listing that belong to the test split of a saved `DatasetDict`.
-    kept_out: list[str]
-    #: Why the last listing skipped other entries that it met, by path: links that leave the folder, pipes,
-    #: folders that may not be listed.
-    skipped: dict[str, str]
-
-    def files(self) -> list[SourceFile]:
-        """Return the readable-by-ending files, sorted by path; hidden and partial ones are excluded."""
-        ...
-
-    def status(self, path: str) -> SourceFile | None:
-        """Return a file as it is now, or None where there is none."""
-        ...
-
-    def statuses(self, paths: Iterable[str]) -> dict[str, SourceFile | None]:
-        """Return `status` of each path."""
-        ...
-
-    def digest(self, file: SourceFile) -> str:
-        """Return what identifies a file's content (sha256 or ETag), or `unreadable: why`."""
-        ...
-
-    def local(self, path: str) -> AbstractContextManager[Path]:
-        """Return a local file to read; what had to be fetched is removed again.
-
-        Raises:
-            OSError: when entered: there is no such file, or it may not be read.
-        """
-        ...
-
-    def fetched(self, files: Sequence[SourceFile]) -> AbstractContextManager[None]:
-        """Keep these files at hand: remote ones are fetched several at a time, and removed again."""
-        ...
-
-
 def open_source(
     path: str, project_root: Path, *, follow_links: bool = False, any_ending: bool = False
 ) -> Source:
@@ -122,14 +77,21 @@ class Folder:
         any_ending: files are read whatever their ending.
     """
 
+    #: Whether a file may be seen half-written. An S3 object appears complete.
     may_be_growing = True
 
     def __init__(self, folder: Path, *, follow_links: bool = False, any_ending: bool = False):
         self.folder = folder
+        #: The folder's absolute path, or s3://bucket/prefix: the prefix of a path in a message.
         self.uri = str(folder.absolute())
-        self.others = []
-        self.kept_out = []
-        self.skipped = {}
+        #: Paths that the last listing met and left alone because their endings are not read; hidden and
+        #: partial ones are not among them.
+        self.others: list[str] = []
+        #: Paths of the last listing that belong to the test split of a saved `DatasetDict`.
+        self.kept_out: list[str] = []
+        #: Why the last listing skipped other entries that it met, by path: links that leave the folder,
+        #: pipes, folders that may not be listed.
+        self.skipped: dict[str, str] = {}
         self._follow_links = follow_links
         self._any_ending = any_ending
         self._real = os.path.realpath(folder)
@@ -292,9 +254,6 @@ def _source_file(path: str, status: os.stat_result) -> SourceFile:
 
 
 def _is_document(name: str, is_saved: Callable[[], bool], any_ending: bool) -> bool:
-    """Return whether a file's name is a document's; `is_saved` returns whether its folder is one that
-    `datasets` saved.
-    """
     if not (_has_known_ending(_end_of(name)) or (any_ending and _is_other(name))) or name == _SPLITS:
         return False
     # Loading such a folder and mapping over it leaves caches of the same rows beside them.
@@ -338,8 +297,9 @@ class S3Prefix:
         self._prefix = f"{prefix}/" if prefix else ""
         self._any_ending = any_ending
         self._places: dict[str, Path | OSError] = {}
-        self.others, self.kept_out = [], []
-        self.skipped = {}
+        self.others: list[str] = []
+        self.kept_out: list[str] = []
+        self.skipped: dict[str, str] = {}
 
     def files(self) -> list[SourceFile]:
         """Return the readable-by-ending objects, sorted by path; one request lists 1,000.
@@ -385,7 +345,6 @@ class S3Prefix:
         return files, after
 
     def _page(self, after: str) -> tuple[list[dict[str, Any]], bool]:
-        """Return what S3 lists after a path, and whether these are the last."""
         where = {
             "Prefix": self._prefix,
             **({"StartAfter": self._prefix + after} if after else {}),
@@ -417,10 +376,6 @@ class S3Prefix:
         return _is_document(name, lambda: is_saved(folder), self._any_ending)
 
     def _saved_folders(self) -> Callable[[str], bool]:
-        """Return a function that returns whether `datasets` saved a folder, from its bookkeeping; each folder
-        is asked for once.
-        """
-
         @cache
         def is_saved(folder: str) -> bool:
             return (
@@ -433,10 +388,6 @@ class S3Prefix:
         return is_saved
 
     def _test_splits(self) -> Callable[[str], bool]:
-        """Return a function that returns whether a folder is the test split of a saved `DatasetDict`; each
-        folder is asked for once.
-        """
-
         @cache
         def is_test(folder: str) -> bool:
             above, _, name = folder.rpartition("/")
@@ -496,7 +447,6 @@ class S3Prefix:
                 self._places = {}
 
     def _fetch(self, path: str, folder: Path) -> Path | OSError:
-        """Return the local copy of an object, or the error that says why it cannot be read."""
         folder.mkdir(exist_ok=True)
         # The key may be longer than a local name; its end has the format's ending.
         place = folder / PurePosixPath(path).name[-100:]
@@ -538,6 +488,10 @@ class S3Prefix:
             raise DataError(
                 f"{self.uri}: cannot be read ({why}); fix the connection or the credentials"
             ) from error
+
+
+#: A place with delivered files; a path is relative to it, with forward slashes.
+Source = Folder | S3Prefix
 
 
 def _place_or_raise(place: Path | OSError) -> Path:

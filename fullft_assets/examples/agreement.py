@@ -103,7 +103,6 @@ def of_votes(rows: IdentityRows, votes: Votes, target: Target | None) -> Agreeme
 
 
 def _within_rows(table: pa.Table) -> list[tuple[int, str, str]]:
-    """Return (row, annotator, answer) of each entry of `annotations`."""
     ratings = []
     for row, answers in enumerate(table["annotations"].to_pylist()):
         ratings += [(row, each["annotator"], each["label"]) for each in answers or []]
@@ -198,7 +197,6 @@ def _cohen(first: list[str], second: list[str]) -> Agreement:
 
 
 def _fleiss(ratings: list[list[str]], num_annotators: int) -> Agreement:
-    """Return the agreement of items with at least two ratings each."""
     names = sorted({label for labels in ratings for label in labels})
     counts = np.array([[labels.count(name) for name in names] for labels in ratings], float)
     num_ratings = counts.sum(1, keepdims=True)

@@ -185,7 +185,6 @@ class Votes:
 
 
 def _voters(rows: IdentityRows, versions: Versions) -> np.ndarray:
-    """Return which of the versions vote, in their order."""
     row, newest = versions.row, versions.newest
     if not len(row) or "annotator" not in rows.table.column_names:
         return np.zeros(0, np.int64)

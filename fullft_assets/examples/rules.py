@@ -7,8 +7,6 @@ columns takes Great Expectations several times the time and memory.
 
 from __future__ import annotations
 
-import builtins
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fullft_assets.examples import damage, language
+from fullft_assets.examples import texts
 from fullft_assets.settings import RULES, ExamplesSettings, Expectation
 from fullft_assets.settings.examples import Severity
 from fullft_assets.store.checks import CheckSpec
@@ -235,7 +233,7 @@ def profile(
             "human_annotated": pd.Series(table["human_annotated"].to_numpy(), dtype=object),
             "domain": pd.Series(table["domain"].to_numpy(), dtype=object),
             "group": pd.Series(table["group"].to_numpy(), dtype=object),
-            "damage_share": damage.damage_shares(text),
+            "damage_share": texts.damage_shares(text),
         }
     )
     named = {
@@ -247,7 +245,7 @@ def profile(
     if "num_words" in named:
         frame["num_words"] = np.asarray(pc.fill_null(pc.count_substring_regex(text, r"\S+"), 0))
     if settings.languages is not None:
-        frame["language"] = language.identify(text)
+        frame["language"] = texts.identify_languages(text)
     if num_personal_data is not None:
         frame["num_personal_data"] = num_personal_data
     return frame.assign(**_label_columns(table, lengths, settings), **_turn_columns(table, settings))
@@ -314,7 +312,6 @@ def _turn_columns(table: pa.Table, settings: ExamplesSettings) -> dict[str, np.n
 
 
 def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, Any]:
-    """Return the row of each item of a column of lists, and the items."""
     import pyarrow.compute as pc
 
     lists = column.combine_chunks()
@@ -342,9 +339,9 @@ def suite_for(settings: ExamplesSettings) -> dict[str, Any]:
             column="num_characters", min_value=1, max_value=settings.max_characters
         ),
         "languages_are_expected": lambda: within(
-            column="language", value_set=[*(settings.languages or []), language.UNKNOWN]
+            column="language", value_set=[*(settings.languages or []), texts.UNKNOWN]
         ),
-        "encodings_are_intact": lambda: between(column="damage_share", max_value=damage.MAX_SHARE),
+        "encodings_are_intact": lambda: between(column="damage_share", max_value=texts.MAX_DAMAGE_SHARE),
         "personal_data_is_absent": lambda: between(column="num_personal_data", max_value=0),
         "labels_are_present": lambda: within(column="has_label", value_set=[True]),
         "labels_are_known": lambda: between(column="num_unknown_labels", max_value=0),
@@ -366,16 +363,6 @@ class Finding:
     observed: float | None = None
 
 
-class NotComputableError(RuntimeError):
-    """An expectation could not be computed; `kind` is the type of what went wrong, whose own words may quote
-    values.
-    """
-
-    def __init__(self, rule: str, kind: str):
-        super().__init__(f"{rule}: {kind}")
-        self.kind = kind
-
-
 def run_expectations(frame: pd.DataFrame, suite: Mapping[str, Any]) -> dict[str, Finding]:
     """Return what Great Expectations finds, by name.
 
@@ -383,7 +370,7 @@ def run_expectations(frame: pd.DataFrame, suite: Mapping[str, Any]) -> dict[str,
     beside them.
 
     Raises:
-        NotComputableError: an expectation could not be computed; names it.
+        RuntimeError: an expectation could not be computed.
     """
     findings = {}
     for name, result in (_validate(frame, suite) if suite else {}).items():
@@ -417,27 +404,14 @@ def _validate(frame: pd.DataFrame, suite: Mapping[str, Any]) -> dict[str, dict[s
         reports = [result.exception_info or {}, *(result.exception_info or {}).values()]
         for report in reports:
             if isinstance(report, dict) and report.get("raised_exception"):
-                raise NotComputableError(rule, _kind_of(str(report.get("exception_traceback"))))
+                # Its own words may quote values.
+                raise RuntimeError(f"{rule} could not be computed")
         results_by_rule[rule] = result.to_json_dict()
     return results_by_rule
 
 
-def _kind_of(traceback: str) -> str:
-    """Return the type of the first exception of a traceback in words; a line of a quoted value is none of
-    Python's own.
-    """
-    names = re.findall(r"^(\w+)(?=:|$)", traceback, flags=re.MULTILINE)
-    kinds = (
-        name
-        for name in names
-        if isinstance(kind := getattr(builtins, name, None), type) and issubclass(kind, Exception)
-    )
-    return next(kinds, "an error of Great Expectations")
-
-
 @cache
 def _any_frame() -> Any:
-    """Return a batch definition that takes any frame; making one costs as much as validating few rows."""
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fullft_assets.documents.schema import LOGGED
+from fullft_assets.documents.reading import LOGGED
 from fullft_assets.monitoring.predictions import (
     PREDICTIONS,
     PREDICTIONS_VERSION,

@@ -16,7 +16,7 @@ import numpy as np
 
 from fullft_assets.documents import RawMetadata
 from fullft_assets.escaping import quoted, visible
-from fullft_assets.examples.label_names import NOT_NAMED, may_be_named
+from fullft_assets.examples.labels import NOT_NAMED, may_be_named
 from fullft_assets.monitoring.history import SUMS
 from fullft_assets.monitoring.sums import Sums
 from fullft_assets.snapshot.frozen_batches import find_rows

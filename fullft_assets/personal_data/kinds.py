@@ -6,8 +6,6 @@ two of its parts compete for the same characters. A number that is only recognis
 found by its digits, which are rare, and then the word is looked for.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fullft_assets.checkpoint.lineage import learned_what_was_erased, tokenizer_of, trainings
 from fullft_assets.checkpoint.metadata import CheckpointMetadata, PastTraining
 from fullft_assets.errors import GateError, StoreError
-from fullft_assets.examples.label_names import named
+from fullft_assets.examples.labels import named
 from fullft_assets.release.champion import read_champion
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import label_names

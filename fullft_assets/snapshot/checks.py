@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from fullft_assets.examples.labels import variants
 from fullft_assets.examples.outcomes import agreement_outcome
 from fullft_assets.examples.rules import snapshot_rules
-from fullft_assets.examples.spelling import variants
 from fullft_assets.settings import ExamplesSettings, UseCaseSettings
 from fullft_assets.snapshot.batches import ARCHIVED_FILES_COUNT, FILES_HAVE_ONE_SOURCE
 from fullft_assets.snapshot.deliveries import IDS_NAME_ONE_DOCUMENT, LATER_ROWS_ARE_NEWER

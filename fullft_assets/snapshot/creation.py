@@ -13,7 +13,7 @@ import numpy as np
 
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.chunks import Expected, load_tokenization
-from fullft_assets.documents import own_splits
+from fullft_assets.documents import names
 from fullft_assets.examples.agreement import metadata_of
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import checks, data_facts, data_report, general, packing, replay, screening
@@ -267,12 +267,14 @@ class _Creation:
         # Only of the first snapshot: it takes seconds, and the fields stay.
         if not self.history.newest and (suggestion := self.suggest_group()) is not None:
             facts.to_do.append(("group", suggestion))
-        if own := own_splits.found_in(path for batch in batches.values() for path in batch.files):
+        if own := names.splits_of(path for batch in batches.values() for path in batch.files):
             files_of_rows = frozen.places["source"].to_pylist()
             facts.to_do.append(
                 (
                     "splits",
-                    own_splits.mixed(own, files_of_rows, self.use_case.settings.examples.group, "rows kept"),
+                    names.mixed_splits(
+                        own, files_of_rows, self.use_case.settings.examples.group, "rows kept"
+                    ),
                 )
             )
         return data_report.render(

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fullft_assets.documents.aliases import restore
-from fullft_assets.examples import QUARANTINED, ExamplesMetadata, language
-from fullft_assets.examples.label_names import NOT_NAMED
+from fullft_assets.examples import QUARANTINED, ExamplesMetadata
+from fullft_assets.examples.labels import NOT_NAMED
+from fullft_assets.examples.texts import identify_languages
 from fullft_assets.snapshot.all_rows import MOST_NAMED, BatchRows
 from fullft_assets.snapshot.batches import red_gates
 from fullft_assets.snapshot.locations import Locations
@@ -196,5 +197,5 @@ def _languages(rows: Locations, batches: Mapping[str, BatchRows]) -> dict[str, i
     for name, numbers in by_batch[:: max(1, -(-len(by_batch) // _BATCHES))]:
         positions = np.sort(rows.position[numbers])[:_TEXTS_A_BATCH]
         texts = pa.array(batches[name].texts(positions).to_pylist(), pa.string())
-        languages.update(language.identify(texts).tolist())
+        languages.update(identify_languages(texts).tolist())
     return dict(languages.most_common())

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fullft_assets.examples.spelling import variants
+from fullft_assets.examples.labels import variants
 from fullft_assets.markdown import escape_name, fenced, to_html
 from fullft_assets.snapshot.data_facts import DataFacts, ExcludedRows
 from fullft_assets.snapshot.metadata import SnapshotMetadata

@@ -10,7 +10,7 @@ import numpy as np
 
 from fullft_assets.errors import DataError
 from fullft_assets.examples.identity import codes
-from fullft_assets.examples.label_names import named
+from fullft_assets.examples.labels import named
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, Rows
 from fullft_assets.store import CheckOutcome

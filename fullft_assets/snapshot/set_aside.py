@@ -15,7 +15,7 @@ import numpy as np
 
 from fullft_assets.errors import DataError
 from fullft_assets.escaping import quoted
-from fullft_assets.examples.label_names import may_be_named
+from fullft_assets.examples.labels import may_be_named
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, Rows
 from fullft_assets.snapshot.labels import Labels, name_labels, shown_split

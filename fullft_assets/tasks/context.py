@@ -27,7 +27,7 @@ from fullft_assets.evaluation import (
 )
 from fullft_assets.evaluation.metrics.base import Metric
 from fullft_assets.evaluation.resampling import RESAMPLES
-from fullft_assets.examples.label_names import named
+from fullft_assets.examples.labels import named
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import BaselinesMetadata

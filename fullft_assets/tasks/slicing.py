@@ -13,7 +13,7 @@ from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import CHAMPION
 from fullft_assets.evaluation.slices import LABEL, OLD_TEST
-from fullft_assets.examples.language import language_of
+from fullft_assets.examples.texts import language_of
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import Split, load_values, read_index
 from fullft_assets.store import Manifest, Store

@@ -13,17 +13,19 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, ClassVar
+from typing import Any, ClassVar
 
-from fullft_assets.documents.formats.bounded_worker import LENGTH
 from fullft_assets.documents.formats.delivered import Delivered, Record, Unpacked, Unreadable
-from fullft_assets.documents.formats.protocol import FILE_SECONDS, STEP_SECONDS, Format, Reading, Shared
+from fullft_assets.documents.formats.registered import FILE_SECONDS, STEP_SECONDS, Format, Reading, Shared
 from fullft_assets.errors import SettingsError
 from fullft_assets.extras import EXTRAS, needs
 
 MAX_MEMORY_BYTES = 4 * 2**30
+#: A process that reads files, and the connection to it.
+_Process = tuple[subprocess.Popen[bytes], Connection]
 
 
 def records(format_: Format, file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
@@ -47,10 +49,10 @@ class ReaderProcess:
 
     #: Processes without work, by the process that started them: starting one takes as long as reading
     #: hundreds of pages.
-    _idle: ClassVar[list[tuple[int, subprocess.Popen[bytes]]]] = []
+    _idle: ClassVar[list[tuple[int, _Process]]] = []
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: _Process | None = None
         #: Folder of the request that is being answered, and the longest time for one of its records and for
         #: all of it.
         self._busy_in: str | None = None
@@ -95,17 +97,17 @@ class ReaderProcess:
         # removed here.
         with tempfile.TemporaryDirectory(prefix="fullft-", ignore_cleanup_errors=True) as folder:
             try:
-                answers = self._ask(pickle.dumps((limits, folder, read, file, known)))
+                answers = self._ask(limits, folder, read, file, known)
                 self._busy_in = folder
                 yield from self._answered(answers, file)
             finally:
                 if self._busy_in == folder:
                     self._stop()
 
-    def _answered(self, answers: IO[bytes], file: Delivered) -> Iterator[tuple[int, Record]]:
+    def _answered(self, connection: Connection, file: Delivered) -> Iterator[tuple[int, Record]]:
         unpacked = Unpacked(file.path.stat().st_size)
         while True:
-            data = self._answer(answers)
+            data = self._answer(connection)
             unpacked.add(len(data))
             kind, *details = pickle.loads(data)
             if kind != "records":
@@ -117,58 +119,57 @@ class ReaderProcess:
         if file.head is not None and details[0] is not None:
             vars(file.head).update(vars(details[0]))
 
-    def _ask(self, request: bytes) -> IO[bytes]:
+    def _ask(self, *request: Any) -> Connection:
         if self._process is None:
             self._process = self._idle_process() or _started()
-        assert self._process.stdin is not None and self._process.stdout is not None, "both are pipes"
+        _, connection = self._process
         # A format of another package may have come since the process was started.
-        self._process.stdin.write(pickle.dumps([path or os.getcwd() for path in sys.path]) + request)
-        self._process.stdin.flush()
-        return self._process.stdout
+        connection.send([path or os.getcwd() for path in sys.path])
+        connection.send(request)
+        return connection
 
-    def _idle_process(self) -> subprocess.Popen[bytes] | None:
-        """Return one that another batch has left, and that runs."""
+    def _idle_process(self) -> _Process | None:
         while self._idle:
             pid, process = self._idle.pop()
-            if pid == os.getpid() and process.poll() is None:
+            if pid == os.getpid() and process[0].poll() is None:
                 return process
         return None
 
-    def _answer(self, answers: IO[bytes]) -> bytes:
-        head = answers.read(LENGTH.size)
-        data = answers.read(LENGTH.unpack(head)[0]) if len(head) == LENGTH.size else b""
-        if data and len(data) == LENGTH.unpack(head)[0]:
-            return data
-        process = self._process
-        self._process = None
-        self._busy_in = None
-        assert process is not None, "it was asked"
-        process.communicate()  # its pipe is closed: it has ended, or is about to
-        if process.returncode == -signal.SIGALRM:
+    def _answer(self, connection: Connection) -> bytes:
+        try:
+            return connection.recv_bytes()
+        except (EOFError, OSError):  # it has ended, or is about to
+            assert self._process is not None, "it was asked"
+            process, _ = self._process
+            code = process.wait()
+        self._stop()
+        if code == -signal.SIGALRM:
             step, whole = self._seconds
             raise Unreadable(f"takes longer than {step:.0f} s a record or page, or {whole:.0f} s in all")
         raise Unreadable(
-            f"its reader ended with exit code {process.returncode}; the file is damaged, or takes too much"
-            " memory"
+            f"its reader ended with exit code {code}; the file is damaged, or takes too much memory"
         )
 
     def _stop(self) -> None:
         if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
+            process, connection = self._process
+            connection.close()
+            process.kill()
+            process.wait()
         self._process, self._busy_in = None, None
 
 
-def _started() -> subprocess.Popen[bytes]:
-    # By its path: what it needs of the package, the request imports. It ends with this process, as its stdin
-    # does.
+def _started() -> _Process:
+    # By its path: what it needs of the package, the request imports. It ends with this process, as the
+    # connection does.
     worker = Path(__file__).with_name("bounded_worker.py")
-    return subprocess.Popen(
-        [sys.executable, "-P", str(worker)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
+    ours, of_worker = Pipe()
+    with of_worker:
+        number = of_worker.fileno()
+        command = [sys.executable, "-P", str(worker), str(number)]
+        quiet = subprocess.DEVNULL
+        process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, pass_fds=[number])
+    return process, ours
 
 
 def _reading(reading: Reading, shared: Shared, advance: Callable[[], None]) -> Reading:
@@ -180,7 +181,6 @@ def _not_here(*_: Any) -> Any:
 
 
 def _error(file: str, kind: str, *details: Any) -> Exception:
-    """Return the exception for a failure that the process reports."""
     match kind:
         case "unreadable":
             return Unreadable(details[0])

@@ -1,5 +1,5 @@
 """Process that reads files of any format but the streamed ones, for `bounded`: one request after the other
-until stdin ends.
+until its connection ends.
 
 A file may be made (or damaged) so that reading it never ends or takes all memory. Here that ends this process
 alone: an alarm and a limit of the address space see to it, whatever the parser is doing.
@@ -10,30 +10,24 @@ reads.
 
 from __future__ import annotations
 
-import os
-import pickle
 import resource
 import signal
-import struct
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any, BinaryIO
+from multiprocessing.connection import Connection
+from typing import Any
 
-#: Size of a message, before it.
-LENGTH = struct.Struct(">Q")
 #: Records, and about so many characters of text, that one message has.
 _MESSAGE_RECORDS = 1_024
 _MESSAGE_CHARACTERS = 2**20
 
 
 def main() -> None:
-    """Answer each request until stdin ends."""
-    # What a parser prints must not come among the answers.
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    """Answer each request until the connection, whose number is the argument, ends."""
+    connection = Connection(int(sys.argv[1]))
     with ExitStack() as stack:
         shared: dict[Any, Any] = {}
 
@@ -42,21 +36,21 @@ def main() -> None:
                 shared[kind] = stack.enter_context(kind())
             return shared[kind]
 
-        while (request := _request(requests)) is not None:
+        while (request := _request(connection)) is not None:
             limits, tempfile.tempdir, records, file, reading = request
-            alarm = Alarm(*limits[:2])
+            alarm = _Alarm(*limits[:2])
             resource.setrlimit(resource.RLIMIT_AS, (limits[2], resource.getrlimit(resource.RLIMIT_AS)[1]))
             try:
                 for message in _together(records(file, reading(open_shared, alarm.restart)), alarm):
-                    _send(answers, ("records", message))
+                    connection.send(("records", message))
                 answer: tuple[Any, ...] = ("end", file.head)
             except Exception as error:  # a parser of damaged files raises whatever it stumbles over
                 answer = _failure(error)
             alarm.stop()
-            _send(answers, answer)
+            connection.send(answer)
 
 
-class Alarm:
+class _Alarm:
     """Ends this process where one step, or all of them together, take too long.
 
     Args:
@@ -70,27 +64,24 @@ class Alarm:
         self.restart()
 
     def restart(self) -> None:
-        """Begin the next step."""
         signal.setitimer(
             signal.ITIMER_REAL, max(0.001, min(self._step_seconds, self._end - time.monotonic()))
         )
 
     def stop(self) -> None:
-        """Give all the time there is."""
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _request(requests: BinaryIO) -> Any:
+def _request(connection: Connection) -> Any:
     """Return the next request; where its modules are found comes before it."""
     try:
-        sys.path[:] = pickle.load(requests)
-        return pickle.load(requests)
+        sys.path[:] = connection.recv()
+        return connection.recv()
     except EOFError:
         return None
 
 
-def _together(records: Iterator[Any], alarm: Alarm) -> Iterator[list[Any]]:
-    """Yield numbered records, several together."""
+def _together(records: Iterator[Any], alarm: _Alarm) -> Iterator[list[Any]]:
     together: list[Any] = []
     characters = 0
     for numbered in records:
@@ -121,13 +112,6 @@ def _failure(error: Exception) -> tuple[Any, ...]:
     if isinstance(error, ModuleNotFoundError):
         return ("module", error.name)
     return ("memory",) if isinstance(error, MemoryError) else ("failed", type(error).__name__)
-
-
-def _send(answers: BinaryIO, message: tuple[Any, ...]) -> None:
-    data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-    answers.write(LENGTH.pack(len(data)))
-    answers.write(data)
-    answers.flush()
 
 
 if __name__ == "__main__":

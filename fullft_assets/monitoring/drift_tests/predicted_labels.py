@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fullft_assets.examples.label_names import named
+from fullft_assets.examples.labels import named
 from fullft_assets.monitoring.drift_test import DriftTest
 from fullft_assets.monitoring.features import Features
 from fullft_assets.monitoring.sums import Sums

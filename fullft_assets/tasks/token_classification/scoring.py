@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from fullft_assets import report
-from fullft_assets.chunks import Tokenization, masks
+from fullft_assets.chunks import Tokenization, windows
 from fullft_assets.evaluation import FINETUNED, external
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import Baseline
@@ -115,7 +115,7 @@ def count_right_tokens(
     rows = np.repeat(np.arange(len(texts)), encoded.lengths())
 
     def tags(spans_of: Sequence[Sequence[Span]]) -> np.ndarray:
-        marks = masks.locate_spans(
+        marks = windows.locate_spans(
             encoded, texts, [[(start, end) for start, end, _ in row] for row in spans_of]
         ).marks
         edges = zip(encoded.bounds, encoded.bounds[1:], strict=False)

@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel
 
 from fullft_assets.base_model import ModelFolder
-from fullft_assets.chunks import Tokenization, masks
+from fullft_assets.chunks import Tokenization, windows
 from fullft_assets.chunks.windows import gather, to_lists
 from fullft_assets.errors import DataError, StoreError
 from fullft_assets.jobs.progress import Listener
@@ -88,7 +88,7 @@ def decode(tags: np.ndarray, characters: np.ndarray, text: str) -> list[Span]:
     for begin, until in zip(starts, np.append(starts[1:], len(tags)), strict=True):
         own = np.arange(begin, until)
         own = own[tags[own] != OUTSIDE]
-        start, end = masks.strip_span(text, int(characters[own, 0].min()), int(characters[own, 1].max()))
+        start, end = windows.strip_span(text, int(characters[own, 0].min()), int(characters[own, 1].max()))
         if start < end:
             decoded.append((start, end, int(label[begin])))
     return decoded
@@ -97,7 +97,7 @@ def decode(tags: np.ndarray, characters: np.ndarray, text: str) -> list[Span]:
 def normal(texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[list[Span]]:
     """Return each text's spans without the white space at their ends; a span of nothing else is dropped."""
     stripped = [
-        [(*masks.strip_span(text, start, end), label) for start, end, label in row]
+        [(*windows.strip_span(text, start, end), label) for start, end, label in row]
         for text, row in zip(texts, spans, strict=True)
     ]
     return [[span for span in row if span[0] < span[1]] for row in stripped]

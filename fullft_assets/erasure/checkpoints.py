@@ -1,16 +1,58 @@
-"""Unfinished trainings: their weights learned too, and after an erasure nobody asks for their keys again."""
+"""Which checkpoints learned from erased documents, or were measured on them; unfinished ones are removed.
 
-from __future__ import annotations
+The weights of unfinished trainings learned too, and after an erasure nobody asks for their keys again.
+"""
 
 import fcntl
 import shutil
 from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
 
+from fullft_assets import release
+from fullft_assets.checkpoint.lineage import erased_since, learned_what_was_erased, trainings
+from fullft_assets.erasure.erased_documents import key_ref
 from fullft_assets.errors import StoreError
 from fullft_assets.jobs import Job, is_running, read_jobs
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Store, checkpoints_ref
+
+
+class _AffectedCheckpoints(NamedTuple):
+    """Checkpoints by `Manifest.ref`: see `ErasureReport`."""
+
+    trained_on: list[str]
+    measured_on: list[str]
+    champions: list[str]
+
+
+def name_checkpoints(store: Store, case: str) -> _AffectedCheckpoints:
+    """Name every checkpoint whose snapshot held an erased document, whichever erasure took it out."""
+    snapshots = {
+        key_ref(snapshot.ref): snapshot
+        for snapshot in store.artifacts(case, "training_snapshot")
+        if SnapshotMetadata.of(snapshot).erasures
+    }
+    trained_on, measured_on = [], []
+    for checkpoint in store.artifacts(case, "finetuned_checkpoint"):
+        on_erased = [
+            (snapshots[key_ref(training.snapshot)], training)
+            for training in trainings(checkpoint)
+            if key_ref(training.snapshot) in snapshots
+        ]
+        # Of those before, one that it went on from learned; what they were measured on left nothing in it.
+        if any(learned_what_was_erased(store, snapshot, training) for snapshot, training in on_erased):
+            trained_on.append(checkpoint.ref)
+        elif any(
+            training.checkpoint == checkpoint.ref and erased_since(snapshot, training)
+            for snapshot, training in on_erased
+        ):
+            measured_on.append(checkpoint.ref)
+    current = release.read_champion(store, case)
+    champions = {retired.champion.checkpoint for retired in release.read_history(store, case)}
+    champions |= {current.checkpoint} if current else set()
+    return _AffectedCheckpoints(trained_on, measured_on, [ref for ref in trained_on if ref in champions])
+
 
 _STAGE = "finetuned_checkpoint"
 #: A machine that is gone is known by then.
@@ -67,7 +109,6 @@ def _began_with(job: Job, lost: dict[str, str], trained_on: Collection[str]) -> 
 
 
 def _remove_unless_held(folder: Path) -> bool:
-    """Remove a work folder unless a training holds it; return whether it is gone."""
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,9 +119,6 @@ def _remove_unless_held(folder: Path) -> bool:
 
 
 def _remove_stored_unless_held(store: Store, case: str, key: str) -> bool:
-    """Remove a training's checkpoints in the store unless one is on record as running or holds their lease;
-    return whether they are gone.
-    """
     if is_running(store, case, _STAGE, key):  # without a network it can hold no lease
         return False
     ref = checkpoints_ref(case, _STAGE, key)

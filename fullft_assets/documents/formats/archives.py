@@ -4,8 +4,6 @@ A member that cannot be read is one quarantined row, and the others are read. No
 own name, so no name leads anywhere else.
 """
 
-from __future__ import annotations
-
 import lzma
 import shutil
 import stat
@@ -18,10 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fullft_assets.documents.formats import encodings
-from fullft_assets.documents.formats.delivered import Delivered, Record, Unreadable
-from fullft_assets.documents.formats.endings import ending_of
-from fullft_assets.documents.formats.parsing import archive_of
-from fullft_assets.documents.formats.protocol import Format, Reading
+from fullft_assets.documents.formats.delivered import Delivered, Record, Unreadable, archive_of, ending_of
+from fullft_assets.documents.formats.registered import Format, Reading, format_of, is_readable
 from fullft_assets.documents.names import is_ignored
 
 #: The largest member that is read, in bytes, unpacked.
@@ -68,11 +64,6 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
 
 
 def _checked(member: zipfile.ZipInfo) -> str:
-    """Return a member's name.
-
-    Raises:
-        Unreadable: it leads out of the archive.
-    """
     path = PurePosixPath(member.filename.replace("\\", "/"))
     if (
         path.is_absolute()
@@ -91,9 +82,6 @@ def _shown(member: zipfile.ZipInfo) -> str:
 def _member(
     archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: Delivered, reading: Reading
 ) -> list[tuple[int, Record]]:
-    """Return the numbered records of a member; row 0 says why it cannot be read."""
-    from fullft_assets.documents.formats.registered import format_of, is_readable
-
     format_ = format_of(member.filename)
     if format_ is None or format_.records is None or not is_readable(member.filename):
         return [(0, "not read: no format has its ending")]

@@ -1,7 +1,7 @@
-"""Mail: an EML file is one document, an mbox file has one record a message.
+"""Mail: an EML or MSG file is one document, an mbox file has one record a message.
 
-`text` is the subject, a blank line and the body: the plain text where the message has one, else its HTML as
-text. Attachments are counted and not read. (RFC 5322, RFC 2046)
+`text` is the subject, a blank line and the body: the plain text where the message has one, else its HTML (or
+RTF) as text. Attachments are counted and not read. (RFC 5322, RFC 2046, [MS-OXMSG])
 """
 
 from __future__ import annotations
@@ -12,13 +12,22 @@ import re
 from collections.abc import Iterator
 from email.message import EmailMessage
 from functools import cache
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from fullft_assets.documents.formats import encodings
-from fullft_assets.documents.formats.delivered import Delivered, Record, Unreadable
-from fullft_assets.documents.formats.office.html_text import text_of
-from fullft_assets.documents.formats.parsing import parsing
-from fullft_assets.documents.formats.protocol import Format, Reading
+from fullft_assets.documents.formats import encodings, office
+from fullft_assets.documents.formats.delivered import (
+    OLE_MAGIC,
+    Delivered,
+    Record,
+    Unreadable,
+    parsing,
+    whole_characters,
+)
+from fullft_assets.documents.formats.markup import html_text
+from fullft_assets.documents.formats.registered import Format, Reading
+
+if TYPE_CHECKING:
+    from oxmsg import Message
 
 MAX_BYTES = 64 * 2**20
 _HEADERS = (
@@ -49,8 +58,7 @@ _ORIGINAL = re.compile(
 _LANGUAGES = ["en", "de", "fr", "es", "it", "nl", "sv", "da", "cs", "ja", "ko", "zh"]
 
 
-def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
-    """Yield the document that a message is."""
+def _eml_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     yield 1, _record(file, reading, file.data())
 
 
@@ -123,13 +131,10 @@ def _body(message: EmailMessage, encoding: str | None) -> str:
     if not isinstance(data, bytes):
         raise Unreadable("not a complete message (a part has no content)")
     text = _decoded(data, encoding or part.get_content_charset())
-    return text_of(text) if part.get_content_subtype() == "html" else text
+    return html_text(text) if part.get_content_subtype() == "html" else text
 
 
 def _decoded(data: bytes, charset: str | None) -> str:
-    """Return text in the encoding that it declares; where that is wrong or missing, in the one that is
-    detected.
-    """
     if charset is not None and encodings.is_encoding(charset):
         try:
             return data.decode(charset)
@@ -168,11 +173,52 @@ def without_quoted(body: str) -> str:
 
 @cache
 def _headers() -> re.Pattern[str]:
-    """Return the pattern of the headers above a quoted message, such as `From:` and `Sent:`."""
     from mailparser_reply.parser import EmailMessage as ParsedMessage
 
     return ParsedMessage("", languages=list(_LANGUAGES)).HEADER_REGEX
 
 
-FORMAT = Format(records, endings=(".eml",), is_whole_file=True, max_bytes=MAX_BYTES, is_slow=True)
+EML = Format(_eml_records, endings=(".eml",), is_whole_file=True, max_bytes=MAX_BYTES, is_slow=True)
 MBOX = Format(messages, endings=(".mbox",), may_be_compressed=True)
+
+
+#: Property of the body as compressed RTF, and that of the message's id. ([MS-OXPROPS])
+_RTF, _MESSAGE_ID = 0x1009, 0x1035
+
+
+def _msg_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
+    from oxmsg import Message
+
+    data = file.data()
+    if not data.startswith(OLE_MAGIC):
+        raise Unreadable("not a message of Outlook")
+    with parsing("message of Outlook"):
+        message = Message.load(data)
+        if not message.message_class.startswith("IPM."):
+            raise Unreadable("not a message of Outlook (damaged, or an old file of Office)")
+        about = {
+            "subject": message.subject,
+            "from": message.sender,
+            "to": ", ".join(f"{each.name} <{each.email_address}>" for each in message.recipients),
+            "date": message.sent_date.isoformat() if message.sent_date else None,
+            "message_id": message.properties.str_prop_value(_MESSAGE_ID),
+            "num_attachments": message.attachment_count,
+        }
+        body = _msg_body(message)
+    yield 1, record(file, message.subject, body, about, reading)
+
+
+def _msg_body(message: Message) -> str:
+    if message.body:
+        return whole_characters(message.body)
+    if message.html_body:
+        return html_text(message.html_body)
+    packed = message.properties.binary_prop_value(_RTF)
+    if not packed:
+        return ""
+    import compressed_rtf
+
+    return office.rtf_text(compressed_rtf.decompress(packed).decode("cp1252").rstrip("\0"))
+
+
+MSG = Format(_msg_records, endings=(".msg",), is_whole_file=True, max_bytes=MAX_BYTES, is_slow=True)

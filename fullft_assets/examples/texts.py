@@ -1,9 +1,12 @@
-"""The language that a text is in, identified from its beginning (py3langid: Lui and Baldwin 2012,
-langid.py).
+"""What is measured of a text: damaged characters, and the language that it is in.
+
+Damaged are sequences that a wrong decoding leaves behind (found by ftfy), and characters that no text has.
+The language is identified from the beginning (py3langid: Lui and Baldwin 2012, langid.py).
 """
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +14,31 @@ import numpy as np
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+#: Share of damaged characters above which a text is quarantined. Of text in UTF-8 that was read as
+#: Windows-1252, Italian has 1.3%, German 4% and Russian 73%; of intact text in 18 languages none has any.
+MAX_DAMAGE_SHARE = 0.01
+#: Replacement characters, and control characters other than those that break lines.
+_NO_TEXT = r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ufffd-\uffff]"
+
+
+def damage_shares(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Return the share of each text's characters that are damaged: float64 [rows], NaN for null."""
+    return np.array([np.nan if text is None else damage_share(text) for text in texts.to_pylist()], float)
+
+
+def damage_share(text: str) -> float:
+    """Return the share of one text's characters that are damaged; 0 for an empty text."""
+    num_damaged = sum(len(sequence[0]) for sequence in _pattern().finditer(text))
+    return num_damaged / max(1, len(text))
+
+
+@cache
+def _pattern() -> re.Pattern[str]:
+    from ftfy.badness import BADNESS_RE
+
+    return re.compile(f"{BADNESS_RE.pattern}|{_NO_TEXT}", re.VERBOSE)
+
 
 #: Characters that are looked at: enough to tell languages apart, few enough for a hundred thousand texts.
 PREFIX_CHARACTERS = 200
@@ -29,32 +57,9 @@ _CODES = (
     " vi vo wa wuu xh yo yue zh zu"
 )
 LANGUAGES = tuple(_CODES.split())
-#: Codes of three letters (ISO 639-2, both kinds) of languages that have one of two.
-_THREE_LETTERS = (
-    "af:afr am:amh ar:ara az:aze be:bel bg:bul bn:ben bs:bos ca:cat cs:ces,cze cy:cym,wel da:dan de:deu,ger"
-    " el:ell,gre en:eng es:spa et:est eu:eus,baq fa:fas,per fi:fin fr:fra,fre ga:gle gl:glg gu:guj ha:hau"
-    " he:heb hi:hin hr:hrv hu:hun hy:hye,arm id:ind ig:ibo is:isl,ice it:ita ja:jpn ka:kat,geo kk:kaz km:khm"
-    " kn:kan ko:kor ky:kir lb:ltz lo:lao lt:lit lv:lav mg:mlg mk:mkd,mac ml:mal mn:mon mr:mar ms:msa,may"
-    " mt:mlt my:mya,bur ne:nep nl:nld,dut nn:nno no:nor pa:pan pl:pol ps:pus pt:por ro:ron,rum ru:rus rw:kin"
-    " si:sin sk:slk,slo sl:slv sn:sna so:som sq:sqi,alb sr:srp sv:swe sw:swa ta:tam te:tel tg:tgk th:tha"
-    " tk:tuk tl:tgl tr:tur uk:ukr ur:urd uz:uzb vi:vie xh:xho yo:yor zh:zho,chi zu:zul"
-)
 
 
-def two_letter_code(code: str) -> str | None:
-    """Return the ISO 639-1 code that a code of three letters (`ger`, `deu`) or a locale (`de-DE`) means, or
-    None.
-    """
-    codes = {
-        three: two
-        for two, threes in (part.split(":") for part in _THREE_LETTERS.split())
-        for three in threes.split(",")
-    }
-    language = code.strip().lower().replace("_", "-").partition("-")[0]
-    return codes.get(language, language if len(language) == 2 else None)
-
-
-def identify(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
+def identify_languages(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Return each text's language (ISO 639-1), `UNKNOWN` where it cannot be identified; None for null."""
     import pyarrow.compute as pc
 
