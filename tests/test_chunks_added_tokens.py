@@ -23,8 +23,7 @@ from fullft_assets.models.inference import load_classifier, predict
 from fullft_assets.settings import ChunksSettings
 from fullft_assets.store import Manifest
 from fullft_assets.tasks.classification import scoring
-from fullft_assets.tasks.classification.baselines import FrozenProbe
-from fullft_assets.tasks.classification.logistic import LogisticHead
+from fullft_assets.tasks.classification.baselines import FrozenProbe, LogisticHead
 from fullft_assets.tasks.context import EvaluationContext
 from fullft_assets.workloads import evaluation, planning, training
 from tests import prepared, smollm2

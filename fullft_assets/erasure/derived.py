@@ -48,7 +48,7 @@ def drop_external(store: Store, case: str, report: ErasureReport) -> None:
     """Delete the copies of the user's predictions, which have ids of test rows: what is read again no longer
     needs those of the erased ones.
     """
-    for manifest in store.artifacts(case, external.STAGE):
+    for manifest in store.artifacts(case, external.PREDICTIONS):
         _delete(store, manifest, report)
 
 

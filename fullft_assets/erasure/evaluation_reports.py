@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from fullft_assets.erasure.erased_documents import ErasedDocuments, whole_artifacts
 from fullft_assets.erasure.file_names import GONE
 from fullft_assets.erasure.report import ErasureReport
-from fullft_assets.evaluation.answers import ANSWERS
 from fullft_assets.report import LABEL_ERRORS, delimiter_of, read_list, shorten, write_list
 from fullft_assets.store import Manifest, Store
+from fullft_assets.tasks.language.assessment import ANSWERS
 
 if TYPE_CHECKING:
     import pyarrow as pa
