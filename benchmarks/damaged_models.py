@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.release_gate import RESAMPLES, Trained, measure_parts, train
 from fullft_assets.evaluation import CHAMPION, FINETUNED, Comparison
-from fullft_assets.evaluation.forgetting import Forgetting
+from fullft_assets.evaluation.base import Forgetting
 from fullft_assets.evaluation.gates import ChampionRule
 from fullft_assets.evaluation.verdict import verdict
 from fullft_assets.settings import EvaluationSettings, ReleaseSettings

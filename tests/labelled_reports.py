@@ -79,9 +79,7 @@ def labelled(
     }
     if bring is not None:
         settings = bring(prepared)
-        copies = external.keep(store, "letters", settings, prepared.use_case.project_root)
-        assert copies is not None
-        inputs[external.STAGE] = copies
+        inputs |= external.keep(store, "letters", settings, prepared.use_case.project_root)
     job = prepared.job("evaluation_report", "evaluated")
     job = job.model_copy(
         update={"inputs": {name: manifest.ref for name, manifest in inputs.items()}, "settings": settings}

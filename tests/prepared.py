@@ -45,7 +45,7 @@ class Prepared:
     @property
     def recipe(self) -> Any:
         """What training, planning and the pilot would train."""
-        from fullft_assets.tasks.opening import open_recipe
+        from fullft_assets.tasks.context import open_recipe
 
         return open_recipe(self.job("finetuned_checkpoint"), self.store, self.snapshot)
 
@@ -53,7 +53,7 @@ class Prepared:
     def baseline_context(self) -> Any:
         """What the baselines of its recipe may use, silently."""
         from fullft_assets.jobs.progress import Progress
-        from fullft_assets.tasks.opening import baseline_context
+        from fullft_assets.tasks.context import baseline_context
 
         return self.recipe._with_recipe(
             baseline_context(self.job("pilot_run"), self.store, self.snapshot, Progress(silent=True))

@@ -19,14 +19,12 @@ from sklearn.metrics import f1_score
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.evaluation import external, read_evaluation
-from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.resources import pointers
 from fullft_assets.settings import EvaluationSettings, UseCaseSettings
 from fullft_assets.snapshot import Split, label_names, load_split
 from fullft_assets.store import Manifest, Store
-from fullft_assets.tasks.token_classification.tagging import normal
-from fullft_assets.workloads.evaluation import work
+from fullft_assets.tasks.token_classification.recipe import normal
 from tests import labelled_reports
 from tests import project as projects
 from tests import test_evaluation_workload as classification
@@ -68,29 +66,9 @@ class TestLabels:
         write(lab.root / "vendor.jsonl", {**answers, "another row": "memo"})
         systems = {"vendor": "vendor.jsonl", "other_rag": 0.91}
         settings = with_external(lab.use_case.settings, systems, metrics=["brier"])
-        kept = external.keep(lab.store, "mail", settings, lab.root)
-        assert kept is not None
+        brought = external.keep(lab.store, "mail", settings, lab.root)
         candidate = lab.checkpoint("candidate", classification.small_model(lab.labels, [0, 1, 2]))
-        inputs = {
-            "training_snapshot": lab.snapshot.ref,
-            "finetuned_checkpoint": candidate.ref,
-            "cheaper_baselines": lab.baselines.ref,
-            "pilot_run": lab.pilot.ref,
-            external.STAGE: kept.ref,
-        }
-        job = Job(
-            case="mail",
-            stage="evaluation_report",
-            key="with_vendor",
-            project_root=str(lab.root),
-            store_url=lab.store.url,
-            settings=settings,
-            inputs=inputs,
-        )
-        work(job, lab.store, QUIET)
-        found = lab.store.find("mail", "evaluation_report", "with_vendor")
-        assert found is not None
-        return found
+        return lab.evaluate(candidate, "with_vendor", settings=settings, brought=brought)
 
     def test_it_is_scored_on_the_same_rows_and_has_to_be_beaten(self, lab, report, answers) -> None:
         rows = pq.read_table(lab.store.folder(report) / "predictions.parquet").to_pydict()
@@ -124,7 +102,7 @@ class TestLabels:
             "mail",
             with_external(lab.use_case.settings, {"short": "short.jsonl"}),
             lab.root,
-        )
+        )[external.PREDICTIONS]
         count, first = len(lab.test), lab.test.ids[0]
         with pytest.raises(
             DataError,
@@ -138,10 +116,11 @@ class TestLabels:
     def test_another_file_is_another_input(self, lab, answers) -> None:
         settings = with_external(lab.use_case.settings, {"changed": "changed.jsonl"})
         write(lab.root / "changed.jsonl", answers)
-        first, again = (external.keep(lab.store, "mail", settings, lab.root) for _ in range(2))
+        first, again = (
+            external.keep(lab.store, "mail", settings, lab.root)[external.PREDICTIONS] for _ in range(2)
+        )
         write(lab.root / "changed.jsonl", {**answers, lab.test.ids[0]: "memo"})
-        other = external.keep(lab.store, "mail", settings, lab.root)
-        assert first is not None and again is not None and other is not None
+        other = external.keep(lab.store, "mail", settings, lab.root)[external.PREDICTIONS]
         assert first.ref == again.ref != other.ref
         assert first.content_digest != other.content_digest
 
@@ -312,4 +291,4 @@ def test_the_whole_graph_with_lora_and_a_vendor(tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text(f"{gone}\n")
     erased = project.fullft("erase", project.name, str(tmp_path / "ids.txt"), "--reason", "asked for")
     assert erased.returncode == 0, erased.stdout + erased.stderr
-    assert store.artifacts(project.name, external.STAGE) == []
+    assert store.artifacts(project.name, external.PREDICTIONS) == []

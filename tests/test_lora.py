@@ -17,8 +17,8 @@ from fullft_assets.errors import DivergenceError, StoreError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.task import task_of
 from fullft_assets.tasks.baseline import BaselineContext, load_all
-from fullft_assets.tasks.lora import Lora, adapt, training_settings
-from fullft_assets.tasks.opening import WithoutTraining
+from fullft_assets.tasks.context import WithoutTraining
+from fullft_assets.tasks.trained import Lora, adapt, lora_settings
 from tests import licence_labels
 from tests.prepared import Prepared, prepare, prepare_language_model
 
@@ -140,7 +140,7 @@ class TestTraining:
 
     def test_the_untrained_model_is_the_base_model(self, prepared: Prepared) -> None:
         settings, rows = (
-            training_settings(prepared.use_case.settings),
+            lora_settings(prepared.use_case.settings),
             prepared.split("test").select(range(20)),
         )
         recipe = prepared.recipe
@@ -184,7 +184,7 @@ def test_its_training_is_the_models_but_for_its_rate(tmp_path: Path) -> None:
     settings = prepare(
         tmp_path, tiny=True, rows=160, training={"epochs": 2, "freeze_layers": 1}
     ).use_case.settings
-    found = training_settings(settings)
+    found = lora_settings(settings)
     assert (found.learning_rate, found.epochs, found.freeze_layers, found.scheduler) == (
         pytest.approx(10 * settings.training.learning_rate),
         2,

@@ -30,8 +30,8 @@ from fullft_assets.models.inference import (
 )
 from fullft_assets.store import Manifest
 from fullft_assets.tasks.classification.scoring import model_labels
-from fullft_assets.tasks.opening import open_recipe
-from fullft_assets.tasks.token_classification import tagging
+from fullft_assets.tasks.context import open_recipe
+from fullft_assets.tasks.token_classification import recipe as tagging
 from fullft_assets.workloads import monitoring
 from tests import own_code
 from tests import project as projects

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullft_assets.errors import GateError, SettingsError
+from fullft_assets.evaluation.metrics.labels import MACRO_F1
 from fullft_assets.jobs.launch import EXIT_FIXABLE
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.hardware import memory_limit
@@ -28,7 +29,7 @@ from fullft_assets.planning import (
 from fullft_assets.settings import PlanningSettings, TrainingSettings
 from fullft_assets.store import Manifest
 from fullft_assets.tasks.baseline import load_all
-from fullft_assets.tasks.classification.assessment import macro_f1
+from fullft_assets.tasks.classification.assessment import predictions_of
 from fullft_assets.workloads import entry
 from tests import project as projects
 from tests.prepared import Prepared, prepare
@@ -387,9 +388,8 @@ class TestRealWorkload:
         )
         validation = prepared.split("validation")
         for name, fitted in loaded.items():
-            assert macro_f1(validation.labels, fitted.predict(validation).argmax(1)) == pytest.approx(
-                manifest.metadata["scores"][name]
-            )
+            predictions = predictions_of(validation.labels, fitted.predict(validation), prepared.labels)
+            assert MACRO_F1.compute(predictions) == pytest.approx(manifest.metadata["scores"][name])
 
     def test_pilot_learns_and_predicts(self, planned):
         pilot = planned["pilot_run"].metadata

@@ -23,14 +23,12 @@ from hypothesis import strategies as st
 from fullft_assets import markdown, release
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.errors import GateError, StoreError
-from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Evaluation, Interval, Justification, checks
-from fullft_assets.evaluation.forgetting import Forgetting, forgetting_of
+from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Evaluation, Interval, Justification
+from fullft_assets.evaluation.base import Forgetting, SeedNoise, forgetting_of
 from fullft_assets.evaluation.gates import ChampionRule
 from fullft_assets.evaluation.intervals import Gain
-from fullft_assets.evaluation.label_scores import LabelScore
-from fullft_assets.evaluation.rows import SystemAgreement
-from fullft_assets.evaluation.seed_noise import SeedNoise
-from fullft_assets.evaluation.verdict import read_verdict
+from fullft_assets.evaluation.rows import LabelScore
+from fullft_assets.evaluation.verdict import check_specs, read_verdict
 from fullft_assets.release import Champion, decision, licence, model_card
 from fullft_assets.report import next_action
 from fullft_assets.settings import PlanningSettings, ReleaseSettings, UseCaseSettings
@@ -102,9 +100,6 @@ def evaluated(
         ],
         confusion=[[48, 12], [8, 32]],
         weakest_groups=[],
-        agreement=SystemAgreement(
-            both_right=70, only_finetuned_right=10, only_baseline_right=5, both_wrong=15
-        ),
         justification=Justification(
             best_baseline="tfidf", gain=gain, justified=gain.low > 0, sentence="It was worth it."
         ),
@@ -655,9 +650,9 @@ def test_a_gate_of_another_package_decides_on_a_release(lab, tmp_path, monkeypat
             assert outcome.kind == kind
         reason = read_verdict(lab.store.folder(report)).reasons[-1]
         assert (reason.gate, reason.passed, reason.numbers) == ("labels_are_few", True, {"num_labels": 2})
-        assert "labels_are_few" in {spec.name for spec in checks.specs(gates, PlanningSettings())}
+        assert "labels_are_few" in {spec.name for spec in check_specs(gates, PlanningSettings())}
         assert "labels_are_few" not in {
-            spec.name for spec in checks.specs(ReleaseSettings(), PlanningSettings())
+            spec.name for spec in check_specs(ReleaseSettings(), PlanningSettings())
         }
         verdict = release.verdict(evaluated(), ReleaseSettings(gates={"labels_are_few": {"most": 1}}))
         assert "merge labels" in next_action("demo", verdict, evaluated(), gates)

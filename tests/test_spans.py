@@ -25,18 +25,18 @@ from fullft_assets.models.token_loss import IGNORED
 from fullft_assets.settings import ChunksSettings, EvaluationSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import load_all
-from fullft_assets.tasks.classification.logistic import fit_on_states
-from fullft_assets.tasks.opening import open_recipe
+from fullft_assets.tasks.classification.baselines import fit_on_states
+from fullft_assets.tasks.context import open_recipe
 from fullft_assets.tasks.token_classification import assessment as spans
-from fullft_assets.tasks.token_classification import tagging
 from fullft_assets.tasks.token_classification.baselines import Dictionary
-from fullft_assets.tasks.token_classification.scoring import count_right_tokens, in_order
-from fullft_assets.tasks.token_classification.tagging import (
+from fullft_assets.tasks.token_classification.recipe import (
     Frame,
     Span,
     TokenizedTexts,
+    count_right_tokens,
     decode,
     find_spans,
+    in_order,
     labels_of_tags,
     normal,
     owned,
@@ -264,7 +264,7 @@ class TestScores:
         }  # fmt: skip
         assert found.unmeasured == ["c"]
         assert "The test set has no `c`: quality there is unknown." in found.limits
-        assert found.agreement.only_finetuned_right == 20 and found.justification.justified
+        assert found.justification.justified
         assert read_evaluation(found.model_dump_json()) == found
 
 
@@ -452,7 +452,6 @@ def test_find_spans_reads_whole_texts(tiny: Prepared) -> None:
     texts = [*recipe.validation.texts[:5], ""]
     found = find_spans(model, TokenizedTexts.of(recipe.tokenization, texts))
     assert len(found) == len(texts) and found[-1] == []
-    assert tagging.OUTSIDE == 0
     assert all(
         0 <= start < end <= len(text) for text, row in zip(texts, found, strict=True) for start, end, _ in row
     )

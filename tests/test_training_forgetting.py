@@ -16,7 +16,7 @@ import pytest
 
 from fullft_assets import report
 from fullft_assets.errors import DivergenceError
-from fullft_assets.evaluation.forgetting import forgetting_of
+from fullft_assets.evaluation.base import forgetting_of
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import precision
 from fullft_assets.models.inference import embed, load_causal, load_classifier, predict_with

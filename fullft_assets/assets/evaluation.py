@@ -10,8 +10,9 @@ import dagster as dg
 
 from fullft_assets import evaluation, release
 from fullft_assets.assets.case import Case, markdown_table, sentences
-from fullft_assets.evaluation import checks, external, harness, modules
+from fullft_assets.evaluation import external
 from fullft_assets.evaluation.metadata import EvaluationMetadata
+from fullft_assets.evaluation.verdict import check_specs
 from fullft_assets.examples.labels import may_be_named
 from fullft_assets.planning import worth
 from fullft_assets.resources import one_line_errors, report_link
@@ -27,7 +28,7 @@ _PICTURE = re.compile(r"!\[(?P<title>[^\]]*)\]\((?P<path>pictures/[^)]+)\)")
 def build(case: Case) -> list[dg.AssetsDefinition]:
     """Return the assets of this stage."""
     has_row_labels = task_of(case.settings.examples).target in ("label", "labels")
-    specs = checks.specs(case.settings.release, case.settings.planning, has_row_labels=has_row_labels)
+    specs = check_specs(case.settings.release, case.settings.planning, has_row_labels=has_row_labels)
     # What a gain is worth is judged here, though its settings are those of the plan.
     asked = worth.asked(case.settings)
     worth_version = f"-{digest(asked)[:8]}" if asked else ""
@@ -69,10 +70,7 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
                 f"{evaluation.SEED_RUN}{number}": store.load(ref)
                 for number, ref in enumerate(against.seed_runs)
             }
-            for brought_as in (external, harness, modules):
-                brought = brought_as.keep(store, case.name, case.settings, case.use_case.project_root)
-                if brought is not None:
-                    inputs[brought_as.STAGE] = brought
+            inputs |= external.keep(store, case.name, case.settings, case.use_case.project_root)
             key = evaluation_key(case, inputs)
             manifest = case.find_or_launch(context, "evaluation", "evaluation_report", key, inputs)
         return case.result(manifest, "evaluation_report", store, _shown(case, store, manifest))

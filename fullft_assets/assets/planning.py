@@ -9,7 +9,7 @@ from fullft_assets import checkpoint as checkpoint_key
 from fullft_assets import planning
 from fullft_assets.assets.case import Case
 from fullft_assets.base_model import find_base_model, read_header, resolve_base_model
-from fullft_assets.evaluation import external, modules
+from fullft_assets.evaluation import external
 from fullft_assets.models.hardware import local_hardware
 from fullft_assets.resources import one_line_errors
 from fullft_assets.settings import LauncherSettings
@@ -61,11 +61,10 @@ def build(case: Case) -> list[dg.AssetsDefinition]:
         store = case.store(context)
         with one_line_errors(store, case.name):
             training_snapshot.require_green("feasibility_plan")
+            # What is missing, or another one, is refused before anything costs time.
             brought = external.keep(store, case.name, case.settings, case.use_case.project_root)
-            if brought is not None:
-                external.require_complete(store, brought, training_snapshot)
-            # A module that is missing or another one is refused before anything costs time.
-            modules.keep(store, case.name, case.settings, case.use_case.project_root)
+            if external.PREDICTIONS in brought:
+                external.require_complete(store, brought[external.PREDICTIONS], training_snapshot)
             key = planning_key(case, training_snapshot, base_model_revision(case))
             manifests = {name: store.find(case.name, name, key) for name in _ASSETS}
             if None in manifests.values():

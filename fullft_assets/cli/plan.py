@@ -13,7 +13,7 @@ from fullft_assets.resources import latest
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import SnapshotMetadata, verdict_check
 from fullft_assets.store import Store
-from fullft_assets.tasks.opening import open_recipe
+from fullft_assets.tasks.context import open_recipe
 from fullft_assets.training.outline import CannotCount, TargetPlanner
 
 

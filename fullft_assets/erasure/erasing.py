@@ -247,7 +247,7 @@ def _erase(store: Store, case: str, listed: list[str], by: By, reason: str) -> E
     _drop_from_drift_reports(store, case, erased, report)
     # The copies of the user's predictions have ids of test rows: what is read again needs the erased ones no
     # longer.
-    for manifest in store.artifacts(case, external.STAGE):
+    for manifest in store.artifacts(case, external.PREDICTIONS):
         _delete(store, manifest, report)
     _drop_made_of_rows(store, case, erased, report)
     for stage in ("tokenized_chunks", "labeled_examples", "quarantined_examples"):

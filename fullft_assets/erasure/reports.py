@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fullft_assets.erasure.erased_documents import ErasedDocuments, whole_artifacts
-from fullft_assets.evaluation.answers import ANSWERS
 from fullft_assets.report import LABEL_ERRORS, delimiter_of, read_list, shorten, write_list
 from fullft_assets.store import Manifest, Store
+from fullft_assets.tasks.language.assessment import ANSWERS
 
 #: Replaces something erased within a text.
 GONE = "[erased]"

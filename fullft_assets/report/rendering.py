@@ -8,37 +8,229 @@ log, which nothing is erased from.
 from __future__ import annotations
 
 import base64
+import csv
+import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from fullft_assets.checkpoint import lineage
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.durations import duration
-from fullft_assets.evaluation import FINETUNED, SEED_RUN, Evaluation, Interval, title
+from fullft_assets.escaping import from_cell, to_cell
+from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, SEED_RUN, Evaluation, Interval, title
+from fullft_assets.evaluation.base import Forgetting
+from fullft_assets.evaluation.comparison import SliceScore
+from fullft_assets.evaluation.verdict import ReleaseVerdict
 from fullft_assets.markdown import about_row, escape, to_html
-from fullft_assets.planning import PilotMetadata
+from fullft_assets.planning import BaselinesMetadata, PilotMetadata
 from fullft_assets.report import pictures
-from fullft_assets.report.costs import SystemCost
-from fullft_assets.report.doubtful_rows import DoubtfulRow
+from fullft_assets.settings import DocumentsSettings, ReleaseSettings, UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata
-from fullft_assets.task import TASKS
+from fullft_assets.store import Manifest
+from fullft_assets.task import GATES, TASKS
 
 if TYPE_CHECKING:
     import jinja2
 
-    from fullft_assets.evaluation.forgetting import Forgetting
-    from fullft_assets.evaluation.slices import SliceScore
-    from fullft_assets.evaluation.verdict import ReleaseVerdict
-    from fullft_assets.settings import UseCaseSettings
-    from fullft_assets.store import Manifest
 
+#: In the folder of an evaluation: rows whose label is probably wrong, without their texts.
+LABEL_ERRORS = "label_errors"
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _TEMPLATES = Path(__file__).parent / "templates"
 #: Where a copy of the page says how the release ended: the page itself is written before it.
 _OUTCOME = "<!-- how the release ended -->"
+
+
+@dataclass(frozen=True)
+class DoubtfulRow:
+    """A row whose label the model contradicts.
+
+    Attributes:
+        predicted: the likeliest label, with its `probability`.
+        given: the probability of the row's own label.
+    """
+
+    id: str
+    label: str
+    predicted: str
+    probability: float
+    given: float
+
+
+def label_errors_file(sources: Iterable[str | None], settings: DocumentsSettings) -> str:
+    """Return the name of the file for annotators: of the kind that most of these files are, which the labels
+    came in.
+
+    It is JSON lines where the settings say that tables have no quotes or another header, which such a table
+    would not be read by.
+    """
+    if settings.csv.quoting == "none" or settings.header is not None:
+        return f"{LABEL_ERRORS}.jsonl"
+    kinds = Counter(
+        kind
+        for source in sources
+        if (kind := PurePosixPath((source or "").removesuffix(".gz")).suffix.lower()) in _DELIMITERS
+    )
+    return f"{LABEL_ERRORS}{max(kinds, key=lambda kind: kinds[kind]) if kinds else '.jsonl'}"
+
+
+def write_label_errors(
+    path: Path,
+    rows: Sequence[DoubtfulRow],
+    label_field: str,
+    id_field: str = "id",
+    delimiter: str | None = None,
+) -> None:
+    """Write them with the fields that id and label came in, and `suggested` and `probability`; an annotator
+    changes the label.
+
+    Args:
+        delimiter: `documents.csv.delimiter`, by which a table is read when it is delivered again.
+    """
+    write_list(
+        path,
+        [
+            {
+                id_field: row.id,
+                label_field: row.label,
+                "suggested": row.predicted,
+                "probability": round(row.probability, 4),
+            }
+            for row in rows
+        ],
+        delimiter,
+    )
+
+
+def read_list(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file beside a report, whose first field is the id of a document; none where there
+    is no such file.
+    """
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        delimiter = delimiter_of(path)
+        if delimiter is None:
+            return [json.loads(line) for line in file]
+        return [
+            {name: from_cell(cell) for name, cell in row.items()}
+            for row in csv.DictReader(file, delimiter=delimiter)
+        ]
+
+
+def delimiter_of(path: Path) -> str | None:
+    """Return what separates the fields of such a table, whose last one is `probability`; None of JSON
+    lines.
+    """
+    if path.suffix not in _DELIMITERS:
+        return None
+    with path.open(encoding="utf-8", newline="") as file:
+        return file.readline().rstrip("\n").removesuffix("probability")[-1:] or _DELIMITERS[path.suffix]
+
+
+def write_list(path: Path, rows: Sequence[Mapping[str, Any]], delimiter: str | None = None) -> None:
+    """Write such a file: JSON lines, or a table where its name says so."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix not in _DELIMITERS:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        elif rows:
+            writer = csv.DictWriter(
+                file, list(rows[0]), delimiter=delimiter or _DELIMITERS[path.suffix], lineterminator="\n"
+            )
+            writer.writeheader()
+            writer.writerows({name: to_cell(value) for name, value in row.items()} for row in rows)
+
+
+@dataclass(frozen=True)
+class SystemCost:
+    """What making a system took; for a baseline with scoring the validation rows. None: unknown."""
+
+    seconds: float | None = None
+    usd: float | None = None
+
+    @property
+    def time(self) -> str:
+        """The time in words."""
+        return "–" if self.seconds is None else duration(self.seconds)
+
+    @property
+    def money(self) -> str:
+        """The price in USD, or a dash."""
+        return "–" if self.usd is None else f"{self.usd:,.2f}"
+
+
+def system_costs(inputs: Mapping[str, Manifest]) -> dict[str, SystemCost]:
+    """Return what each system took to make; a champion took it when it was trained. What an external
+    system took is unknown.
+    """
+    baselines = BaselinesMetadata.of(inputs["cheaper_baselines"])
+    of_baselines = {
+        name: SystemCost(seconds, baselines.usd[name] or None) for name, seconds in baselines.seconds.items()
+    }
+    checkpoints = {FINETUNED: inputs["finetuned_checkpoint"]} | {
+        name: inputs[name] for name in (CHAMPION, ANCHOR) if name in inputs
+    }
+    trained = {
+        name: _of_training(CheckpointMetadata.of(checkpoint)) for name, checkpoint in checkpoints.items()
+    }
+    return of_baselines | trained
+
+
+def worth_rows(evaluation: Evaluation, costs: Mapping[str, SystemCost]) -> list[tuple[str, str]]:
+    """Return what the gain over the best baseline cost, as (name, value) rows; none where a time is not
+    known.
+    """
+    best, gain = evaluation.justification.best_baseline, evaluation.gain_over_best_baseline
+    finetuned, baseline = costs.get(FINETUNED), costs.get(best)
+    if finetuned is None or baseline is None or finetuned.seconds is None or baseline.seconds is None:
+        return []
+    rows = [(f"longer than {title(best)}", duration(max(0.0, finetuned.seconds - baseline.seconds)))]
+    if finetuned.usd is None or baseline.usd is None:
+        return [*rows, ("costs more", "unknown, as no price is given")]
+    extra = finetuned.usd - baseline.usd
+    rows.append((f"costs more than {title(best)}", f"{extra:,.2f} USD"))
+    if gain.estimate > 0:
+        rows.append(("a point of gain (0.01) costs", f"{extra / gain.estimate / 100:,.2f} USD"))
+    return rows
+
+
+def _of_training(metadata: CheckpointMetadata) -> SystemCost:
+    return SystemCost(metadata.training_seconds, metadata.training_usd or None)
+
+
+def next_action(case: str, verdict: ReleaseVerdict, evaluation: Evaluation, settings: ReleaseSettings) -> str:
+    """Return what to do next."""
+    if verdict.promote:
+        return (
+            f"Materialise champion_model, as the job {case}_model does: it makes this model the champion,"
+            " unless somebody froze or rolled back the champion."
+        )
+    if verdict.answer == "insufficient_data":
+        return (
+            f"Deliver documents of {_missing_groups(evaluation, settings)} and evaluate again; or decide on"
+            " less with release.min_effective_groups."
+        )
+    if verdict.answer == "inconclusive":
+        return (
+            "Deliver documents of more groups, so that the test set can decide; the sentence above says what"
+            " it cannot show."
+        )
+    gate = next(reason.gate for reason in verdict.failures_first)
+    return f"{gate} says no: {GATES.get(gate).advice}."
+
+
+def _missing_groups(evaluation: Evaluation, settings: ReleaseSettings) -> str:
+    effective, needed = evaluation.effective_groups, settings.min_effective_groups
+    if not 0 < effective < needed:
+        return "more groups of each label"
+    more = math.ceil(evaluation.num_test_groups * needed / effective) - evaluation.num_test_groups
+    return f"so many more groups that about {more:,} of them are test groups"
 
 
 @dataclass(frozen=True)
@@ -116,18 +308,6 @@ class EvaluationReport:
         return any(cost.usd is not None for cost in self.costs.values())
 
 
-@dataclass(frozen=True)
-class ForestRow:
-    """A system in the forest plot: where its interval is, in percent of the plot's width."""
-
-    name: str
-    score: Interval
-    left: float
-    width: float
-    middle: float
-    cost: SystemCost | None
-
-
 def write(folder: Path, report: EvaluationReport) -> list[str]:
     """Write `report.html`, `report.md`, `summary.md` (which names no label) and `pictures/*.png`; return the
     pictures' names.
@@ -138,13 +318,7 @@ def write(folder: Path, report: EvaluationReport) -> list[str]:
         name: base64.b64encode((folder / "pictures" / f"{name}.png").read_bytes()).decode() for name in drawn
     }
     context = {"report": report, "pictures": drawn}
-    # The page draws it with text that stays readable on a telephone.
-    forest = {
-        "scores": render(
-            "forest.html.j2", report.evaluation, rows=forest_rows(report.evaluation, report.costs)
-        )
-    }
-    body = to_html(render("report.md.j2", report.evaluation, is_page=True, **context), embedded, forest)
+    body = to_html(render("report.md.j2", report.evaluation, is_page=True, **context), embedded)
     tiles = [
         part
         for part in to_html(render("tiles.md.j2", report.evaluation, is_page=True, **context), {}).split("\n")
@@ -175,24 +349,6 @@ def with_outcome(page: str, outcome: str) -> str:
     return page.replace(_OUTCOME, f"<p>How the release ended: {escape_html(outcome)}</p>", 1)
 
 
-def forest_rows(evaluation: Evaluation, costs: Mapping[str, SystemCost]) -> list[ForestRow]:
-    """Return the systems, the best first, on an axis that holds every interval."""
-    scores = evaluation.scores[evaluation.primary_metric]
-    low, high = min(score.low for score in scores.values()), max(score.high for score in scores.values())
-    scale = 100 / (high - low or 1.0)
-    return [
-        ForestRow(
-            name,
-            score,
-            (score.low - low) * scale,
-            (score.high - score.low) * scale,
-            (score.estimate - low) * scale,
-            costs.get(name),
-        )
-        for name, score in sorted(scores.items(), key=lambda pair: -pair[1].estimate)
-    ]
-
-
 def render(template: str, evaluation: Evaluation, **context: Any) -> str:
     """Fill a template with an evaluation (`e`); `parts.md.j2` is that of its task. HTML is escaped, a missing
     value is an error.
@@ -203,9 +359,6 @@ def render(template: str, evaluation: Evaluation, **context: Any) -> str:
 
 @cache
 def _environment(task: str) -> jinja2.Environment:
-    """Return the templates of a task; it keeps those that it compiled, which takes longer than to fill
-    one.
-    """
     import jinja2
 
     environment = jinja2.Environment(

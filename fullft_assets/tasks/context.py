@@ -1,4 +1,6 @@
-"""What the evaluation's process gives to a task, and what it takes back."""
+"""What a use case trains, its task's recipe on its snapshot; what the evaluation's process gives to a task,
+and what it takes back.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ import numpy as np
 from fullft_assets.base_model import ModelFolder, find_base_model, with_rights
 from fullft_assets.checkpoint.lineage import tokenizer_of
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
-from fullft_assets.chunks import Tokenization
-from fullft_assets.errors import SettingsError, StoreError
+from fullft_assets.chunks import Tokenization, tokenizer_digest
+from fullft_assets.documents.aliases import alias
+from fullft_assets.errors import DataError, SettingsError, StoreError
 from fullft_assets.evaluation import (
     ANCHOR,
     CHAMPION,
@@ -22,31 +25,231 @@ from fullft_assets.evaluation import (
     Comparison,
     Evaluation,
     external,
-    modules,
     title,
 )
+from fullft_assets.evaluation.comparison import LABEL, OLD_TEST
 from fullft_assets.evaluation.metrics.base import Metric
 from fullft_assets.evaluation.resampling import RESAMPLES
 from fullft_assets.examples.labels import named
+from fullft_assets.examples.texts import language_of
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import BaselinesMetadata
 from fullft_assets.report import AnsweredRow, Continuation, DoubtfulRow
-from fullft_assets.snapshot import Split, label_names
+from fullft_assets.settings import UseCaseSettings
+from fullft_assets.snapshot import (
+    SnapshotMetadata,
+    Split,
+    Training,
+    general,
+    label_names,
+    load_split,
+    load_training,
+    load_values,
+    read_index,
+)
+from fullft_assets.snapshot.general import General
+from fullft_assets.snapshot.packing import Packing
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import task_of
-from fullft_assets.tasks.baseline import Baseline, load_all
-from fullft_assets.tasks.opening import WithoutTraining, baseline_context
-from fullft_assets.tasks.slicing import slices_of
+from fullft_assets.tasks.baseline import Baseline, BaselineContext, load_all
+from fullft_assets.training.recipe import Recipe
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from fullft_assets.training.recipe import Recipe
 
+Slicing = dict[str, list[str | None]]
 #: Test rows that the report shows.
 NUM_ANSWERS = 5
 Output = TypeVar("Output")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a task's recipe is made of."""
+
+    base_model: ModelFolder
+    validation: Split
+    added_tokens: Sequence[str]
+    general: General | None
+    start: ModelFolder | None
+    store: Store
+    snapshot: Manifest
+    settings: UseCaseSettings
+
+    @property
+    def labels(self) -> list[str]:
+        """Label names in the order of the model's outputs.
+
+        Raises:
+            DataError: there are none.
+        """
+        labels = label_names(self.snapshot)
+        if not labels:
+            raise DataError(
+                "the snapshot's rows have no label at all; look at the field that examples.label names"
+            )
+        return labels
+
+    @property
+    def train(self) -> Split:
+        return load_split(self.store, self.snapshot, "train")
+
+    @property
+    def packed(self) -> Training:
+        return load_training(self.store, self.snapshot)
+
+    @property
+    def tokenization(self) -> Tokenization:
+        return Tokenization.load(self.base_model, self.settings.chunks, self.settings.examples.task)
+
+
+@dataclass(frozen=True)
+class WithoutTraining(TrainingData):
+    """What a recipe is made of that trains nothing: it loads models and has them predict.
+
+    Attributes:
+        known_labels: of these models; the snapshot may be newer and have others.
+    """
+
+    known_labels: Sequence[str] = ()
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.known_labels)
+
+    @property
+    def train(self) -> Split:
+        return self.validation.select([])
+
+    @property
+    def packed(self) -> Training:
+        nothing = np.zeros(0, np.int64)
+        return Training(
+            [],
+            None,
+            Packing(nothing, nothing, nothing, np.zeros(1, np.int64), self.settings.chunks.max_tokens),
+        )
+
+
+def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | None = None) -> Recipe:
+    """Read what a job trains on.
+
+    Args:
+        start: the checkpoint whose weights training begins with. Default: the base model's.
+
+    Raises:
+        DataError: there is nothing to learn, or the snapshot's tokens mean something else to the base model.
+    """
+    base_model = find_base_model(job.settings, Path(job.project_root))
+    _require_its_tokenizer(store, snapshot, base_model, job)
+    _require_general_text(snapshot, job)
+    settings = job.settings
+    begin = None if start is None else with_rights(store.folder(start) / "model", settings)
+    validation, measured = load_split(store, snapshot, "validation"), general.load(store, snapshot)
+    data = TrainingData(
+        base_model, validation, settings.chunks.added_tokens, measured, begin, store, snapshot, settings
+    )
+    return task_of(settings.examples).open_recipe(data)
+
+
+def baseline_context(job: Job, store: Store, snapshot: Manifest, progress: Progress) -> BaselineContext:
+    """Return what the baselines of a job may use; the recipe that fits them adds itself and its labels."""
+    settings = job.settings
+    return BaselineContext(
+        find_base_model(settings, Path(job.project_root)),
+        [],
+        progress,
+        settings,
+        lambda: load_split(store, snapshot, "train"),
+        settings.chunks.added_tokens,
+        project_root=Path(job.project_root),
+    )
+
+
+def _require_general_text(snapshot: Manifest, job: Job) -> None:
+    chosen, drawn = job.settings.snapshot, SnapshotMetadata.of(snapshot).drawn()
+    for name, wanted in (("general", chosen.general), ("replay", chosen.replay)):
+        if wanted is not None and name not in drawn:
+            raise DataError(
+                f"the snapshot was taken without snapshot.{name}, which the YAML names now; take the snapshot"
+                " again"
+            )
+
+
+def _require_its_tokenizer(store: Store, snapshot: Manifest, base_model: ModelFolder, job: Job) -> None:
+    if tokenizer_of(store, snapshot) != tokenizer_digest(
+        base_model, job.settings.chunks, job.settings.examples.task
+    ):
+        raise DataError(
+            "the snapshot's windows were made with another tokenizer than base_model's with"
+            f" chunks.added_tokens; tokenise the batches again ({job.case}_by_hand with act: retokenize) and"
+            " take the snapshot again"
+        )
+
+
+def slices_of(
+    store: Store, inputs: Mapping[str, Manifest], settings: UseCaseSettings, test: Split
+) -> Slicing:
+    """Return the slice of each test row by the kind of slice; None: the row is in no slice of this kind."""
+    snapshot = inputs["training_snapshot"]
+    slicing: Slicing = {}
+    for kind in ("source", "domain", "slice_by"):
+        by_id = load_values(store, snapshot, "test", kind)
+        # As its user named it: there may be a field called like a kind of slice.
+        name = f"field {settings.examples.slice_by}" if kind == "slice_by" else kind
+        # A file's name may say whom a document is about; `fullft files` prints which file an alias is.
+        slicing[name] = [
+            alias(value) if kind == "source" and value is not None else value
+            for value in map(by_id.get, test.ids)
+        ]
+    slicing["length"] = _lengths(test.texts)
+    slicing["language"] = [language_of(text) for text in test.texts]
+    if task_of(settings.examples).has_labels:
+        slicing[LABEL] = [None] * len(test)
+    old = _judged_the_champion(store, inputs)
+    if old is not None:
+        slicing[OLD_TEST] = [
+            "rows that it was judged on" if id_ in old else "rows that came since" for id_ in test.ids
+        ]
+    return {
+        kind: values
+        for kind, values in slicing.items()
+        if kind == LABEL or any(value is not None for value in values)
+    }
+
+
+def _lengths(texts: list[str]) -> list[str | None]:
+    lengths = np.array([len(text) for text in texts])
+    edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75, 1], method="inverted_cdf"))
+    part = np.searchsorted(edges, lengths)
+    names = {
+        number: f"{lengths[part == number].min():,} to {lengths[part == number].max():,} characters"
+        for number in set(part.tolist())
+    }
+    return [names[number] for number in part.tolist()]
+
+
+def _judged_the_champion(store: Store, inputs: Mapping[str, Manifest]) -> set[str] | None:
+    """Return the ids of the test rows of the champion's snapshot; None where there is no champion, or it has
+    the same snapshot.
+    """
+    if CHAMPION not in inputs:
+        return None
+    ref = CheckpointMetadata.of(inputs[CHAMPION]).snapshot
+    if ref == inputs["training_snapshot"].ref:
+        return None
+    try:
+        index = read_index(store, store.load(ref))
+    except StoreError:  # deleted by the user: its rows are not known
+        return None
+    return {
+        id_
+        for id_, split in zip(index["id"].to_pylist(), index["split"].to_pylist(), strict=True)
+        if split == "test"
+    }
 
 
 @dataclass(frozen=True)
@@ -60,8 +263,6 @@ class EvaluationResult:
         examples: some test rows with what the systems predicted of them, for the HTML report alone.
         worst: the errors with the highest loss, by their ids.
         written: what each system wrote for test prompts, with the `id` and `group` of the row.
-        validation: what the fine-tuned model predicted of the validation rows, by their ids; None where
-            nothing was fitted on them.
         label_errors: test and validation rows whose label is probably wrong; None: not searched for, as
             cleanlab is not installed.
     """
@@ -73,7 +274,6 @@ class EvaluationResult:
     worst: Sequence[DoubtfulRow] = ()
     label_errors: Sequence[DoubtfulRow] | None = ()
     written: Sequence[Mapping[str, str]] = ()
-    validation: pa.Table | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +292,6 @@ class EvaluationContext:
 
     @property
     def base_model(self) -> ModelFolder:
-        """Folder of the base model."""
         return find_base_model(self.job.settings, Path(self.job.project_root))
 
     @property
@@ -104,7 +303,6 @@ class EvaluationContext:
 
     @property
     def baseline_labels(self) -> list[str]:
-        """The label order of the baselines."""
         return BaselinesMetadata.of(self.inputs["cheaper_baselines"]).labels
 
     def predict_with_all(
@@ -127,13 +325,13 @@ class EvaluationContext:
         systems: dict[str, Callable[[], Output]] = {FINETUNED: lambda: by_checkpoint("finetuned_checkpoint")}
         for name, baseline in self._load_baselines(test, tokenization).items():
             systems[name] = lambda name=name, baseline=baseline: by_baseline(name, baseline)
-        for name, given in self.external_answers(test).items():
+        for name, answers in self.external_answers(test).items():
             if by_external is None:
                 raise SettingsError(
                     f"evaluation.external: the task {self.job.settings.examples.task} takes no file of"
                     f" answers; give {name} a score"
                 )
-            systems[name] = lambda name=name, given=given: by_external(name, given)
+            systems[name] = lambda name=name, answers=answers: by_external(name, answers)
         for name in (CHAMPION, ANCHOR):
             if name in self.inputs:
                 systems[name] = lambda name=name: by_checkpoint(name)
@@ -145,9 +343,9 @@ class EvaluationContext:
 
     def external_answers(self, test: Split) -> dict[str, list[Any]]:
         """Return what each external system answered for each test row, as its file has it."""
-        if external.STAGE not in self.inputs:
+        if external.PREDICTIONS not in self.inputs:
             return {}
-        copies = self.inputs[external.STAGE]
+        copies = self.inputs[external.PREDICTIONS]
         folder, target = self.store.folder(copies), copies.settings["target"]
         return {
             name: external.answers(folder, name, target, test.ids)
@@ -162,11 +360,9 @@ class EvaluationContext:
 
     @cached_property
     def modules(self) -> dict[str, Metric]:
-        """The metrics of `evaluation.modules` by name."""
-        return modules.load(self.store, self.inputs.get(modules.STAGE), self.job.settings)
+        return external.load_modules(self.store, self.inputs.get(external.MODULES), self.job.settings)
 
     def model_folder(self, name: str) -> ModelFolder:
-        """Return the folder of the model of a checkpoint among the inputs."""
         return with_rights(self.store.folder(self.inputs[name]) / "model", self.job.settings)
 
     def has_tokenizer_of_snapshot(self, name: str) -> bool:

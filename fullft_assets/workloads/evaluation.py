@@ -24,17 +24,13 @@ from fullft_assets.evaluation import (
     FINETUNED,
     SEED_RUN,
     Evaluation,
-    checks,
     read_evaluation,
 )
-from fullft_assets.evaluation.answers import write_answers
-from fullft_assets.evaluation.forgetting import forgetting_of
-from fullft_assets.evaluation.gates import ChampionRule
-from fullft_assets.evaluation.gates.comparisons import worse_slices
+from fullft_assets.evaluation.base import forgetting_of, seed_noise
+from fullft_assets.evaluation.gates import ChampionRule, worse_slices
 from fullft_assets.evaluation.leakage import LabelledTexts, Leakage, find_leakage
 from fullft_assets.evaluation.metadata import EvaluationMetadata
-from fullft_assets.evaluation.seed_noise import seed_noise
-from fullft_assets.evaluation.verdict import ReleaseVerdict, verdict, write_verdict
+from fullft_assets.evaluation.verdict import ReleaseVerdict, check_outcomes, verdict, write_verdict
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import PilotMetadata
@@ -46,6 +42,7 @@ from fullft_assets.snapshot.near_text.near_duplicates import near_duplicates
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import BASELINES, task_of
 from fullft_assets.tasks.context import EvaluationContext, EvaluationResult
+from fullft_assets.tasks.language.assessment import ANSWERS
 from fullft_assets.workloads.entry import run_workload
 
 
@@ -74,13 +71,11 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         job.case, job.stage, job.key, version=evaluation.VERSION, seed=job.settings.seed
     ) as draft:
         pq.write_table(result.rows, draft.path / "predictions.parquet")
-        if result.validation is not None:
-            pq.write_table(result.validation, draft.path / "validation.parquet")
         (draft.path / "evaluation.json").write_text(found.model_dump_json(indent=1), encoding="utf-8")
         write_verdict(draft.path, decision)
         report.write(draft.path, _shown(context, result, found, decision, worth))
         if result.written:
-            write_answers(draft.path, result.written)
+            report.write_list(draft.path / ANSWERS, result.written)
         if result.label_errors:
             report.write_label_errors(
                 draft.path / _errors_file(context, result),
@@ -96,7 +91,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             metadata=_metadata(
                 found, result.headline, decision, worth, inputs, delivered - len(test)
             ).as_dict(),
-            checks=checks.outcomes(found, decision, worth),
+            checks=check_outcomes(found, decision, worth),
         )
 
 

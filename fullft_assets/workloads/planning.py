@@ -29,7 +29,7 @@ from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata, label_names
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Store
 from fullft_assets.store.metadata import Metadata
-from fullft_assets.tasks.opening import baseline_context, open_recipe
+from fullft_assets.tasks.context import baseline_context, open_recipe
 from fullft_assets.training.finetuning import fine_tune, require
 from fullft_assets.training.measuring import measure
 from fullft_assets.training.outline import CannotCount, TargetPlanner

@@ -23,7 +23,7 @@ from fullft_assets.models import pooled, precision
 from fullft_assets.models.inference import claim_device
 from fullft_assets.snapshot import label_names
 from fullft_assets.store import Manifest, Store, checkpoints_ref, digest
-from fullft_assets.tasks.opening import open_recipe
+from fullft_assets.tasks.context import open_recipe
 from fullft_assets.training import spot
 from fullft_assets.training.checkpoints import STEP_LOG, claim, library_versions, room_needed
 from fullft_assets.training.finetuning import Fit, exclusive, fine_tune

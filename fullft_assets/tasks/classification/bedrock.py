@@ -60,7 +60,6 @@ class Bedrock(Baseline):
         return cls(shown, shown.labels.tolist(), int(np.bincount(train.labels).argmax()), context)
 
     def predict(self, rows: Split) -> np.ndarray:
-        """Return label probabilities [rows, labels]: 1 for the label that was answered."""
         context, asked = self.context, _asked(self.context)
         client, system = (
             _client(asked),

@@ -44,11 +44,7 @@ _SHOWN_TOKENS = 32
 
 @dataclass(frozen=True)
 class NextTokenRecipe:
-    """See `Recipe`. Rows are those of the packing plan, also where the model is fed padded ones.
-
-    Attributes:
-        start: folder of the fine-tuned model that training begins with; None: the base model.
-    """
+    """See `Recipe`. Rows are those of the packing plan, also where the model is fed padded ones."""
 
     base_model: ModelFolder
     training: Training
@@ -60,7 +56,6 @@ class NextTokenRecipe:
 
     @property
     def num_rows(self) -> int:
-        """See `Recipe`: the plan deals its rows out at random."""
         return self.training.packing.num_rows
 
     def first(self, num_rows: int) -> NextTokenRecipe:
@@ -124,13 +119,11 @@ class NextTokenRecipe:
         return Prepared(feed, DistilledTokenLoss(loss, teacher, settings.distillation.weight).total, about)
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
-        """See `Recipe`: loss, token accuracy and token probability."""
         return _metrics(
             score_documents(model, self.validation.windows, self.validation.marks, progress=listener)
         )
 
     def score_general(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
-        """See `Recipe`: `general_loss`, in nats a token."""
         if self.general is None:
             return {}
         return {
@@ -142,7 +135,6 @@ class NextTokenRecipe:
         }
 
     def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
-        """See `Recipe`: nothing."""
         return {}
 
     def log_likelihoods(self, model: PreTrainedModel, seed: int) -> Iterator[torch.Tensor]:
@@ -162,7 +154,6 @@ class NextTokenRecipe:
             yield -plain(model, {"input_ids": ids}, ids)
 
     def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> DocumentScores:
-        """See `Recipe`: how well the model predicts the trained tokens of each row."""
         scores = score_documents(model, rows.windows, rows.marks, progress=listener)
         return DocumentScores(scores.num_tokens, scores.loss, scores.num_right)
 

@@ -22,7 +22,7 @@ class TokenClassification(Task):
     more_baselines = ("lora", "smaller_model")
     no_label_weights = "most tokens have none"
     templates = Path(__file__).parent / "templates"
-    scoring = "fullft_assets.tasks.token_classification.scoring:evaluate"
+    scoring = "fullft_assets.tasks.token_classification.recipe:evaluate"
     evaluation = "fullft_assets.tasks.token_classification.assessment:SpanEvaluation"
 
     def open_recipe(self, data: Any) -> Any:
@@ -47,9 +47,8 @@ class TokenClassification(Task):
     def predict(
         self, model: Any, settings: Any, labels: Sequence[str], texts: Sequence[str], max_new_tokens: int
     ) -> Iterator[dict[str, Any]]:
-        """See `Task`: each span with its characters and its label."""
         from fullft_assets.chunks import Tokenization
-        from fullft_assets.tasks.token_classification.tagging import TokenizedTexts, find_spans, load_finder
+        from fullft_assets.tasks.token_classification.recipe import TokenizedTexts, find_spans, load_finder
 
         finder, names = load_finder(model)
         reading = TokenizedTexts.of(

@@ -1,5 +1,5 @@
-"""Metrics of the texts that a model writes, against what really follows: `truth` and `predicted` are lists of
-texts.
+"""Metrics of tokens (how probable they were to a language model, and how many were predicted right), and of
+the texts that a model writes: `truth` and `predicted` are lists of texts then.
 
 Exact match, ROUGE-L and chrF are means over the texts; BLEU is a function of n-gram counts summed over all of
 them, as its authors define it.
@@ -7,32 +7,100 @@ them, as its authors define it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from fullft_assets.evaluation import counts
-from fullft_assets.evaluation.metrics.base import Predictions, SummedMetric
+from fullft_assets.evaluation.metrics.base import Predictions, SummedMetric, ratio
 from fullft_assets.snapshot.near_text.words import hash_words
 
+_GENERATIVE = ("sft", "language_modeling")
+#: Larger mean losses are as bad, and the variance of their exponential would not be a number.
+_MAX_LOSS = 70.0
 _MAX_ORDER = 4
 #: Sums of weights without a group leave rounding, not 0.
 _ROUNDING = 1e-9
 
 
-class _TextMetric(SummedMetric):
-    """The weighted mean of a number of each text."""
+class _TokenMetric(SummedMetric):
+    def mass(self, predictions: Predictions) -> np.ndarray:
+        assert predictions.num_tokens is not None, "only what has tokens is measured"
+        return predictions.num_tokens
 
+
+class TokenProbability(_TokenMetric):
+    """Geometric mean of the probabilities that the model gave the tokens: exp(-mean loss)."""
+
+    name = "token_probability"
+    title = "token probability"
+    tasks = _GENERATIVE
+    summed = ("loss", "num_tokens")
+
+    def score(self, *sums: np.ndarray) -> np.ndarray:
+        loss, tokens = sums
+        return np.exp(-loss / tokens)
+
+
+class Perplexity(_TokenMetric):
+    """Inverse of the token probability: exp(mean loss)."""
+
+    name = "perplexity"
+    title = "perplexity"
+    tasks = _GENERATIVE
+    higher_is_better = False
+    bounds = (1.0, None)
+    summed = ("loss", "num_tokens")
+
+    def score(self, *sums: np.ndarray) -> np.ndarray:
+        return perplexity(*sums)
+
+
+class BitsPerByte(_TokenMetric):
+    """Loss in bits for each byte of the text, whichever tokens it is cut into; lower is better."""
+
+    name = "bits_per_byte"
+    title = "bits per byte"
+    tasks = _GENERATIVE
+    higher_is_better = False
+    bounds = (0.0, None)
+    summed = ("loss", "num_bytes")
+
+    def score(self, *sums: np.ndarray) -> np.ndarray:
+        loss, num_bytes = sums
+        return ratio(loss / math.log(2), num_bytes)
+
+
+class TokenAccuracy(_TokenMetric):
+    """Share of tokens that were predicted right; a model with another tokenizer than the test set's
+    has none.
+    """
+
+    name = "token_accuracy"
+    title = "token accuracy"
+    tasks = ("token_classification", *_GENERATIVE)
+    summed = ("num_right_tokens", "num_tokens")
+
+
+def perplexity(loss: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Return exp(loss / tokens), bounded so that it is finite."""
+    return np.exp(np.minimum(loss / tokens, _MAX_LOSS))
+
+
+TOKEN_PROBABILITY = TokenProbability()
+PERPLEXITY = Perplexity()
+BITS_PER_BYTE = BitsPerByte()
+TOKEN_ACCURACY = TokenAccuracy()
+
+
+class _TextMetric(SummedMetric):
     tasks = ("sft",)
     of_answers = True
 
     def measures(self, predictions: Predictions) -> bool:
         texts: Any = predictions.predicted
         return isinstance(texts, list) and all(isinstance(text, str) for text in texts)
-
-    def score(self, *sums: np.ndarray) -> np.ndarray:
-        return counts.ratio(*sums)
 
 
 class ExactMatch(_TextMetric):
@@ -84,9 +152,6 @@ class Bleu(_TextMetric):
     name, title = "bleu", "BLEU"
 
     def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
-        """Return matching n-grams and n-grams written, of each length [n, 4] each, and words written and true
-        [n].
-        """
         from sacrebleu.metrics.bleu import BLEU
 
         # Smoothing is of the sums, not of each text.
@@ -106,10 +171,10 @@ class Bleu(_TextMetric):
         # `exp`).
         none = matching <= _ROUNDING
         smoothed = np.where(none, 0.5 ** np.cumsum(none, axis=1), matching)
-        precision = counts.ratio(smoothed, written)
+        precision = ratio(smoothed, written)
         is_zero = none.all(1) | (written <= _ROUNDING).any(1)
         mean = np.exp(np.log(np.where(precision > 0, precision, 1.0)).sum(1) / _MAX_ORDER)
-        brevity = np.exp(np.minimum(0.0, 1 - counts.ratio(num_true, num_written)))
+        brevity = np.exp(np.minimum(0.0, 1 - ratio(num_true, num_written)))
         return np.where(is_zero, 0.0, np.minimum(mean * brevity, 1.0))
 
 
@@ -129,7 +194,6 @@ def common_subsequence(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def _each(score: Callable[[str, str], float], predictions: Predictions) -> tuple[np.ndarray, ...]:
-    """Return the score of each pair of a true and a written text, and 1 [n] each."""
     scores = [
         score(true, written) for true, written in zip(predictions.truth, predictions.predicted, strict=True)
     ]
@@ -137,7 +201,6 @@ def _each(score: Callable[[str, str], float], predictions: Predictions) -> tuple
 
 
 def _words(texts: Sequence[str]) -> list[list[int]]:
-    """Return the hashes of each text's words."""
     import pyarrow as pa
 
     words = hash_words(pa.array(texts, pa.string()))
