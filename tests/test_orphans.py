@@ -13,7 +13,7 @@ import dagster as dg
 import pytest
 
 from fullft_assets.automation import orphans
-from fullft_assets.cli.jobs import job_lines
+from fullft_assets.cli.summary import job_lines
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers import LaunchSpec, Unreachable, records
