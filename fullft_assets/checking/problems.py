@@ -310,7 +310,10 @@ def _document_problems(settings: UseCaseSettings, root: Path) -> Iterator[Proble
         places["monitoring", "path"] = production
     problems = {key: _address_problem(path) for key, path in places.items()}
     yield from ((key, problem) for key, problem in problems.items() if problem is not None)
-    names, encoding = ["auto", *FORMATS], documents.encoding
+    if documents.format != "auto" and documents.format not in FORMATS:
+        names = ["auto", *FORMATS]
+        near = did_you_mean(documents.format, names)
+        yield ("documents", "format"), f"{documents.format} is not one of {', '.join(names)}{near}"
     yield from _of_rules(
         (
             production is not None
@@ -327,16 +330,12 @@ def _document_problems(settings: UseCaseSettings, root: Path) -> Iterator[Proble
             " remove it, or give s3://bucket/prefix",
         ),
         (
-            documents.format not in names,
-            ("documents", "format"),
-            f"{documents.format} is not one of {', '.join(names)}{did_you_mean(documents.format, names)}",
-        ),
-        (
             documents.pdf.recognises and not recognition.is_installed(),
             ("documents", "pdf", "pages_without_text"),
             "needs RapidOCR; pip install 'fullft-assets[ocr]'",
         ),
     )
+    encoding = documents.encoding
     if encoding is not None and not is_encoding(encoding):
         known_names = sorted(filter(is_encoding, set(encodings.aliases.aliases.values())))
         near = did_you_mean(encoding.lower().replace("-", "_"), known_names)
@@ -374,17 +373,17 @@ def _log_problems(settings: UseCaseSettings, log: LogSettings) -> Iterator[Probl
 
 def _example_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     examples, task = settings.examples, task_of(settings.examples)
-    generative = " and ".join(name for name, each in TASKS.all().items() if each.is_generative)
+    if settings.snapshot.replay is not None and not task.is_generative:
+        generative = " and ".join(name for name, each in TASKS.all().items() if each.is_generative)
+        yield (
+            ("snapshot", "replay"),
+            f"is for the tasks {generative}: {examples.task} has no loss on general text",
+        )
     yield from _of_rules(
         (
             examples.label is None and task.has_labels,
             ("examples", "label"),
             f"missing; {type(examples).model_fields['label'].description}",
-        ),
-        (
-            settings.snapshot.replay is not None and not task.is_generative,
-            ("snapshot", "replay"),
-            f"is for the tasks {generative}: {examples.task} has no loss on general text",
         ),
         (
             bool(settings.chunks.stride and task.ends_texts),
