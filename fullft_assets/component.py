@@ -137,7 +137,7 @@ class FullFineTune(Component):
                 *production.build(case),
                 automation.decisions_asset(case),
             ],
-            asset_checks=production.build_checks(case),
+            asset_checks=production.build_checks(case) if case.is_monitored else [],
             jobs=jobs,
             sensors=[
                 *automation.build_sensors(case, jobs),
