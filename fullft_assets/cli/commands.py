@@ -22,11 +22,6 @@ Command = Callable[[argparse.Namespace], int]
 Argument = tuple[tuple[str, ...], dict[str, Any]]
 #: Function, help text and arguments of each command, by its name.
 _COMMANDS: dict[str, tuple[Command, str, list[Argument]]] = {}
-Command = Callable[[argparse.Namespace], int]
-#: Names and options of an argument, as `argparse` takes them.
-Argument = tuple[tuple[str, ...], dict[str, Any]]
-#: Function, help text and arguments of each command, by its name.
-_COMMANDS: dict[str, tuple[Command, str, list[Argument]]] = {}
 #: Lines of an erasure list that are named where nothing was found.
 _SHOWN_LINES = 10
 
@@ -126,7 +121,6 @@ def _use_home(project_root: Path) -> None:
 
 
 @_command("Ingest what is new, make the model, watch production, and sum up.")
-@_command("Ingest what is new, make the model, watch production, and sum up.")
 def _run(parsed: argparse.Namespace) -> int:
     from fullft_assets.cli.run import run
 
@@ -134,17 +128,12 @@ def _run(parsed: argparse.Namespace) -> int:
 
 
 @_command("Ingest what is new, freeze the snapshot, and name its data report; no model is made.")
-@_command("Ingest what is new, freeze the snapshot, and name its data report; no model is made.")
 def _ingest(parsed: argparse.Namespace) -> int:
     from fullft_assets.cli.run import ingest
 
     return ingest(_load(parsed))
 
 
-@_command(
-    "List what runs where, since when, and what it has cost so far.",
-    _flag("--all", "list the newest launch of each artifact, ended ones included"),
-)
 @_command(
     "List what runs where, since when, and what it has cost so far.",
     _flag("--all", "list the newest launch of each artifact, ended ones included"),
@@ -163,21 +152,6 @@ def _jobs(parsed: argparse.Namespace) -> int:
     return 0
 
 
-@_command(
-    "Print where the evaluation report, or the data report, of the newest run is.",
-    _argument(
-        "which", nargs="?", choices=["evaluation", "data"], default="evaluation", help="default: evaluation"
-    ),
-    _flag("--open", "open it in the browser, too"),
-    _argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="write the page to this file; that of an evaluation says how the release ended",
-    ),
-    _flag("--link", "print a signed link instead, which opens without an account: for a store on S3"),
-    _argument("--hours", type=_count, default=1, help="with --link: how long it opens (default: 1)"),
-)
 @_command(
     "Print where the evaluation report, or the data report, of the newest run is.",
     _argument(
@@ -221,11 +195,6 @@ def _report(parsed: argparse.Namespace) -> int:
     _argument("use_case", nargs="?", help="name of the use case (default: all)"),
     of_use_case=False,
 )
-@_command(
-    "Validate a use case in seconds, without loading a model.",
-    _argument("use_case", nargs="?", help="name of the use case (default: all)"),
-    of_use_case=False,
-)
 def _check(parsed: argparse.Namespace) -> int:
     from fullft_assets.checking.check import check_use_case
     from fullft_assets.checking.project import find_use_cases, require_own_name
@@ -256,11 +225,6 @@ def _check(parsed: argparse.Namespace) -> int:
     " without a GPU.",
     _flag("--ladder", "show the memory at each rung of the memory ladder, too"),
 )
-@_command(
-    "Say whether a training fits, how long it takes and what it costs, here and on machines to rent,"
-    " without a GPU.",
-    _flag("--ladder", "show the memory at each rung of the memory ladder, too"),
-)
 def _plan(parsed: argparse.Namespace) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     use_case = _load(parsed)
@@ -271,13 +235,6 @@ def _plan(parsed: argparse.Namespace) -> int:
     return 0
 
 
-@_command(
-    "Write a demo's sample delivery, and its model, unless they are there.",
-    _argument(
-        "use_case", nargs="?", help="name of the use case (default: every demo that needs no model written)"
-    ),
-    of_use_case=False,
-)
 @_command(
     "Write a demo's sample delivery, and its model, unless they are there.",
     _argument(
@@ -306,10 +263,6 @@ def _prepare(parsed: argparse.Namespace) -> int:
     "Open Dagster's UI with the daemon, for this machine alone; takes the options of `dagster dev`.",
     of_use_case=False,
 )
-@_command(
-    "Open Dagster's UI with the daemon, for this machine alone; takes the options of `dagster dev`.",
-    of_use_case=False,
-)
 def _ui(parsed: argparse.Namespace) -> int:
     from fullft_assets.cli.webserver import develop
 
@@ -318,17 +271,6 @@ def _ui(parsed: argparse.Namespace) -> int:
     return 0
 
 
-@_command(
-    "Show the whole loop on a small use case with the UI open, step by step, in ten minutes.",
-    _argument(
-        "folder",
-        nargs="?",
-        type=Path,
-        default=Path("tour"),
-        help="new folder for all that it writes (default: tour)",
-    ),
-    of_use_case=False,
-)
 @_command(
     "Show the whole loop on a small use case with the UI open, step by step, in ten minutes.",
     _argument(
@@ -364,10 +306,6 @@ def _store(use_case: UseCase) -> Store:
     "Print the names of delivered files, which logs and the UI only show as `file-...`.",
     _argument("alias", nargs="*", help="such as file-1f0c6aa2.jsonl (default: all files)"),
 )
-@_command(
-    "Print the names of delivered files, which logs and the UI only show as `file-...`.",
-    _argument("alias", nargs="*", help="such as file-1f0c6aa2.jsonl (default: all files)"),
-)
 def _files(parsed: argparse.Namespace) -> int:
     from fullft_assets import documents
 
@@ -386,26 +324,6 @@ def _files(parsed: argparse.Namespace) -> int:
     return 1 if unknown_aliases else 0
 
 
-@_command(
-    "Classify a text, or each text of a file, with the champion; a language model continues it, or"
-    " answers it (sft).",
-    _argument("text", nargs="?", help="the text"),
-    _argument(
-        "--file",
-        type=Path,
-        help=(
-            "instead: JSON lines or CSV with the field documents.text, else a text a line; answered in JSON"
-            " lines"
-        ),
-    ),
-    _argument("--out", type=Path, help="with --file: write to this file (default: print)"),
-    _argument(
-        "--max-new-tokens",
-        type=_count,
-        default=100,
-        help="maximum number of tokens that a language model writes (default: 100)",
-    ),
-)
 @_command(
     "Classify a text, or each text of a file, with the champion; a language model continues it, or"
     " answers it (sft).",
@@ -449,24 +367,6 @@ def _predict(parsed: argparse.Namespace) -> int:
         "--format",
         choices=["jsonl", "label_studio", "ground_truth", "csv"],
         default="jsonl",
-        help=(
-            "jsonl, label_studio (tasks to import), ground_truth (an input manifest) or csv (default: jsonl)"
-        ),
-    ),
-    _argument("--documents", type=_count, default=300, help="maximum number of documents (default: 300)"),
-    _argument(
-        "--windows", type=_count, default=3, help="newest windows that they are taken from (default: 3)"
-    ),
-    _flag("--random", "a random sample of documents without a label, for live_quality"),
-)
-@_command(
-    "Write production documents to a file, to be labelled: those far from the training data, or with"
-    " --random a random sample.",
-    _argument("out", type=Path, help="the file"),
-    _argument(
-        "--format",
-        choices=["jsonl", "label_studio", "ground_truth", "csv"],
-        default="jsonl",
         help="jsonl, label_studio (tasks to import), ground_truth (an input manifest) or csv (default: jsonl)",
     ),
     _argument("--documents", type=_count, default=300, help="maximum number of documents (default: 300)"),
@@ -496,10 +396,6 @@ def _export(parsed: argparse.Namespace) -> int:
     "Bring the previous champion back.",
     _argument("--reason", required=True, help="kept with the champion's history"),
 )
-@_command(
-    "Bring the previous champion back.",
-    _argument("--reason", required=True, help="kept with the champion's history"),
-)
 def _rollback(parsed: argparse.Namespace) -> int:
     import getpass
 
@@ -516,11 +412,6 @@ def _rollback(parsed: argparse.Namespace) -> int:
     return 0
 
 
-@_command(
-    "List what the store keeps and nothing in use was made from, by the settings of `retention`; --yes"
-    " removes it.",
-    _flag("--yes", "remove it"),
-)
 @_command(
     "List what the store keeps and nothing in use was made from, by the settings of `retention`; --yes"
     " removes it.",
@@ -555,17 +446,6 @@ def _clean(parsed: argparse.Namespace) -> int:
     return 0
 
 
-@_command(
-    "Erase documents everywhere in the store, and name the models that were trained on them.",
-    _argument("list", type=Path, help="text file with one document id (or group) a line"),
-    _argument(
-        "--by",
-        choices=["id", "group"],
-        default="id",
-        help="what is listed: document ids, or groups (a patient, a client)",
-    ),
-    _argument("--reason", default="", help="kept with the record of the erasure"),
-)
 @_command(
     "Erase documents everywhere in the store, and name the models that were trained on them.",
     _argument("list", type=Path, help="text file with one document id (or group) a line"),
