@@ -13,7 +13,7 @@ import yaml
 
 from benchmarks.retraining_year import World, Year
 from fullft_assets.assets.case import Case
-from fullft_assets.automation.ledger import name_of, read_ledger, record
+from fullft_assets.automation.decision import name_of, read_ledger, record
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.retraining import (
     HOUR_SECONDS,

@@ -25,7 +25,7 @@ from benchmarks.text_worlds import (
     draw_year,
 )
 from fullft_assets.assets.case import Case
-from fullft_assets.automation.ledger import read_ledger, record
+from fullft_assets.automation.decision import read_ledger, record
 from fullft_assets.evaluation.drop import Drop, Released, num_errors_below, score_drop
 from fullft_assets.evaluation.intervals import bounded_interval, effective_number
 from fullft_assets.monitoring import ALARMED, Scale, live

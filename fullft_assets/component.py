@@ -9,30 +9,61 @@ from dagster.components import Component, ComponentLoadContext, ComponentTypeSpe
 from pydantic import BaseModel, RootModel
 
 from fullft_assets import automation
-from fullft_assets.assets import (
-    chunks,
-    documents,
-    evaluation,
-    examples,
-    monitoring,
-    planning,
-    production,
-    release,
-    representation,
-    snapshot,
-    training,
-)
+from fullft_assets.assets import ingestion, model, production
 from fullft_assets.assets.case import Case
-from fullft_assets.checking.project import Place, require_own_name
+from fullft_assets.checking.project import Place, fitting_name, name_at, require_own_name
 from fullft_assets.checking.validation import check_settings, load_use_case
 from fullft_assets.demos import is_dormant
 from fullft_assets.errors import SettingsError
 from fullft_assets.scaffold import UseCaseScaffolder
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
+from fullft_assets.store import digest
 
-DATA_STAGES = (documents, examples, chunks, snapshot)
-MODEL_STAGES = (planning, training, evaluation, release)
+YAML_CHECK = "defs_yaml_is_right"
+
+
+def build_wrong(place: Place, defs_folder: Path, problem: str) -> dg.Definitions:
+    """Return an asset for a use case whose YAML is wrong, its check, and the sensor that reports the check.
+
+    Args:
+        place: where the use case is written.
+        defs_folder: the folder with all use cases.
+        problem: one line for each mistake.
+    """
+    # Not by the name of the use case: that may be wrong as well, and the same as another one's.
+    folders = [fitting_name(folder) for folder in place.path.parent.relative_to(defs_folder).parts]
+    parts = [*folders, "defs_yaml" + (f"_{place.document + 1}" if place.document else "")]
+    key = dg.AssetKey(parts)
+    shown = f"Not loaded, because its YAML is wrong:\n\n{problem}"
+    asset = dg.AssetSpec(key, group_name=name_at(place), kinds={"yaml"}, description=shown)
+
+    @dg.asset_check(asset=key, name=YAML_CHECK, description="The YAML of the use case has no mistake.")
+    def is_right() -> dg.AssetCheckResult:
+        return dg.AssetCheckResult(passed=False, description=problem)
+
+    # A run would need somebody who starts it.
+    @dg.sensor(
+        name="_".join([*parts, "report"]),
+        minimum_interval_seconds=60,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Reports what is wrong with the YAML of the use case.",
+    )
+    def report(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        failed = dg.AssetCheckEvaluation(
+            asset_key=key,
+            check_name=YAML_CHECK,
+            passed=False,
+            severity=dg.AssetCheckSeverity.ERROR,
+            description=problem,
+            metadata={},
+        )
+        is_reported = context.cursor == digest(problem)
+        return dg.SensorResult(
+            skip_reason=problem, asset_events=[] if is_reported else [failed], cursor=digest(problem)
+        )
+
+    return dg.Definitions(assets=[asset], asset_checks=[is_right], sensors=[report])
 
 
 class Attributes(RootModel[dict[str, Any]]):
@@ -90,7 +121,7 @@ class FullFineTune(Component):
         except SettingsError as error:
             # Raised, it would keep every other use case from loading.
             dg.get_dagster_logger("fullft_assets").error(str(error))
-            return cls(None, automation.build_wrong(place, context.defs_module_path, str(error)))
+            return cls(None, build_wrong(place, context.defs_module_path, str(error)))
         return cls(use_case)
 
     def build_defs(self, context: ComponentLoadContext | None = None) -> dg.Definitions:
@@ -98,20 +129,15 @@ class FullFineTune(Component):
         if self.use_case is None:
             return self._instead
         case = Case(self.use_case)
-        stages = [
-            *DATA_STAGES,
-            *MODEL_STAGES,
-            *([production] if case.has_windows else []),
-            *([monitoring] if case.is_monitored else []),
-        ]
-
         jobs = automation.build_jobs(case)
         return dg.Definitions(
             assets=[
-                *(asset for stage in stages for asset in stage.build(case)),
+                *ingestion.build(case),
+                *model.build(case),
+                *production.build(case),
                 automation.decisions_asset(case),
             ],
-            asset_checks=representation.build(case) if case.is_monitored else [],
+            asset_checks=production.build_checks(case) if case.is_monitored else [],
             jobs=jobs,
             sensors=[
                 *automation.build_sensors(case, jobs),

@@ -9,10 +9,10 @@ import dagster as dg
 from dagster.components.core.defs_module import EXPLICITLY_IGNORED_GLOB_PATTERNS, ComponentPostProcessingModel
 from pydantic import TypeAdapter, ValidationError
 
-from fullft_assets.automation import build_wrong
-from fullft_assets.checking.parsing import unreadable
 from fullft_assets.checking.project import find_defs, find_use_cases
+from fullft_assets.checking.validation import unreadable
 from fullft_assets.checking.yaml_source import Key, YamlSource, read_sources
+from fullft_assets.component import build_wrong
 from fullft_assets.errors import SettingsError
 
 
@@ -75,7 +75,6 @@ def _key_in(source: YamlSource, location: tuple[str | int, ...]) -> Key:
 
 @contextmanager
 def _without(names: set[str]) -> Iterator[None]:
-    """Have Dagster ignore the folders of these names."""
     before = [*EXPLICITLY_IGNORED_GLOB_PATTERNS]
     EXPLICITLY_IGNORED_GLOB_PATTERNS.extend(map(escape, names))
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fullft_assets.assets.case import Case
-from fullft_assets.assets.planning import base_model_revision, planning_key
+from fullft_assets.assets.model import base_model_revision, planning_key
 from fullft_assets.resources import latest
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store

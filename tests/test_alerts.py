@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import os
 import socket
-import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,8 +16,6 @@ from typing import Any
 import boto3
 import dagster as dg
 import pytest
-from aiosmtpd.controller import Controller
-from aiosmtpd.smtp import AuthResult
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.remote_origin import (
     ManagedGrpcPythonEnvCodeLocationOrigin,
@@ -46,7 +41,7 @@ from fullft_assets.checking.validation import load_use_case
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import FullftError, SettingsError
 from fullft_assets.resources import ARTIFACT, open_store
-from fullft_assets.retraining import Attempt, Decision, RecordedDecision, Signals, Window
+from fullft_assets.retraining import Attempt, Decision, RecordedDecision, Signals
 from fullft_assets.settings import AlertsSettings
 from fullft_assets.settings.alerts import ChannelSettings
 from fullft_assets.store import CheckOutcome, Store
@@ -110,23 +105,6 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def mailbox() -> Iterator[tuple[int, list[bytes]]]:
-    """Port of a real SMTP server, and the messages that it took."""
-    taken: list[bytes] = []
-
-    class Handler:
-        async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
-            taken.append(envelope.content)
-            return "250 OK"
-
-    port = free_port()
-    controller = Controller(Handler(), hostname="127.0.0.1", port=port)
-    controller.start()
-    yield port, taken
-    controller.stop()
-
-
-@pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
@@ -172,98 +150,6 @@ class TestChannels:
         with pytest.raises(FullftError) as raised:
             send({"apprise": {"url": "env:SERVICE"}}, alert())
         assert str(raised.value) == error and "planted" not in caplog.text
-
-    def test_an_email_arrives(
-        self, mailbox: tuple[int, list[bytes]], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        port, taken = mailbox
-        addresses = "from=platform@example.org&to=a@example.org,b@example.org"
-        monkeypatch.setenv("SERVICE", f"mailto://127.0.0.1:{port}?{addresses}")
-        send({"apprise": {"url": "env:SERVICE"}}, alert())
-        messages = [message_from_bytes(each) for each in taken]
-        assert {message["Subject"] for message in messages} == {"[letters] run 1 failed"}
-        assert sorted(message["To"] for message in messages) == ["a@example.org", "b@example.org"]
-        assert "http://localhost:3000/runs/1" in messages[0].as_string()
-
-    @pytest.mark.parametrize("security", ["starttls", "tls"])
-    def test_an_email_goes_only_to_a_server_with_a_trusted_certificate(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, security: str
-    ) -> None:
-        certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-        request = [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=mail",
-        ]
-        subprocess.run(
-            [
-                *request,
-                "-addext",
-                "subjectAltName=IP:127.0.0.1",
-                "-keyout",
-                str(key),
-                "-out",
-                str(certificate),
-            ],
-            check=True,
-            capture_output=True,
-        )
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(certificate, key)
-        logins: list[bytes] = []
-        subjects: list[str] = []
-
-        class Handler:
-            async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
-                subjects.append(message_from_bytes(envelope.content)["Subject"])
-                return "250 OK"
-
-        def authenticator(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
-            logins.append(data.password)
-            return AuthResult(success=data.password == b"planted-password")
-
-        port = free_port()
-        encrypted = (
-            {"ssl_context": context}
-            if security == "tls"
-            else {"tls_context": context, "require_starttls": True}
-        )
-        if security == "tls":
-            encrypted |= {"auth_require_tls": False}  # aiosmtpd means the command STARTTLS by it
-        controller = Controller(
-            Handler(),
-            hostname="127.0.0.1",
-            port=port,
-            authenticator=authenticator,
-            auth_required=True,
-            **encrypted,
-        )
-        addresses = "from=platform@example.org&to=a@example.org"
-        mode = "starttls" if security == "starttls" else "ssl"
-        login = f"mailtos://platform:planted-password@127.0.0.1:{port}?mode={mode}&{addresses}"
-        monkeypatch.setenv("SERVICE", login)
-        service = {"apprise": {"url": "env:SERVICE"}}
-        # It wakes itself by a connection, and would make that with the context of a server.
-        monkeypatch.setattr(
-            controller, "_trigger_server", lambda: socket.create_connection(("127.0.0.1", port)).close()
-        )
-        controller.start()
-        try:
-            with pytest.raises(AlertError, match="env:SERVICE: the service did not take the message"):
-                send(service, alert())
-            assert (logins, subjects) == ([], [])
-            monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-            send(service, alert())
-        finally:
-            controller.stop()
-        assert (logins, subjects) == ([b"planted-password"], ["[letters] run 1 failed"])
 
     @pytest.mark.parametrize(
         ("url", "raw", "error"),
@@ -628,24 +514,6 @@ class TestSensor:
             ("gate_closed", "gate_closed/feed_broken/w4"),
         ]
 
-    def test_a_run_of_assets_is_named_by_them(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
-    ) -> None:
-        @dg.asset(key=case.key("live_quality"))
-        def live_quality() -> None:
-            raise dg.Failure("planted-text")
-
-        job = dg.Definitions(
-            assets=[live_quality], executor=dg.in_process_executor
-        ).resolve_implicit_global_asset_job_def()
-        chosen = [case.key("live_quality")]
-        job.execute_in_process(
-            instance=instance, asset_selection=chosen, raise_on_error=False, tags={"use_case": case.name}
-        )
-        self.tick(case, instance)
-        (body,) = hook.bodies
-        assert body["title"] == "the run live_quality failed"
-
     def test_a_damaged_manifest_is_sent_and_keeps_no_other_alert_back(
         self, case: Case, instance: dg.DagsterInstance, hook: Hook, tmp_path: Path
     ) -> None:
@@ -804,57 +672,6 @@ class TestSensor:
         )
         self.tick(case, instance)
         assert hook.bodies == []
-
-    def test_a_batch_that_a_red_check_of_its_chunks_holds_back_is_sent(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
-    ) -> None:
-        with open_store(case.use_case, instance).create(
-            case.name, "tokenized_chunks", "k", version="1", seed=17
-        ) as draft:
-            made = draft.commit(
-                settings={}, inputs={}, metadata={}, checks=[CheckOutcome(name="rows_are_good", passed=False)]
-            )
-
-        @dg.op
-        def tokenizes(context) -> None:
-            about = {"metadata": {ARTIFACT: made.ref}, "partition": "b1"}
-            context.log_event(dg.AssetMaterialization(case.key("tokenized_chunks"), **about))
-            raise dg.Failure("the check is red")
-
-        self.run(case, instance, "ingest", tokenizes, **{"dagster/partition": "b1"})
-        self.tick(case, instance)
-        (body,) = hook.bodies
-        assert (body["title"], body["action"]) == (
-            "batch b1 is held back: rows_are_good",
-            "open the checks of tokenized_chunks",
-        )
-
-    def test_of_two_requests_for_labels_the_title_has_the_reasons_and_the_action_the_instruction(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
-    ) -> None:
-        now, store = time.time(), open_store(case.use_case, instance)
-        windows = [Window(key=f"w{number}", status="confirmed", at=now - 60) for number in range(2)]
-        state = retraining.State(champion_since=now - 3600)
-        signals = Signals(
-            now=now,
-            month_start=now,
-            num_examples=0,
-            data_version="",
-            estimated_hours=0.0,
-            windows=windows,
-            score_drop=0.1,
-            num_drop_errors=3.0,
-        )
-        decision = retraining.decide(state, signals, case.settings.retraining)
-        entry = RecordedDecision(case=case.name, time=now, signals=signals, decision=decision)
-        name = f"{case.name}/retraining_decisions/{int(now * 1000):014d}"
-        store.write_pointer(name, entry.model_dump(mode="json"))
-        self.tick(case, instance)
-        (body,) = hook.bodies
-        assert body["action"] == "label production documents that `fullft export CASE FILE --random` draws"
-        assert body["title"].startswith("labels are asked for: drift is confirmed")
-        assert "; the champion's score fell by 0.100" in body["title"]
-        assert "label production" not in body["title"] and "label more" not in body["title"]
 
     def test_a_decision_that_needs_a_person_is_sent_also_after_the_next_one(
         self, case: Case, instance: dg.DagsterInstance, hook: Hook
@@ -1053,13 +870,13 @@ class TestSensor:
     def test_a_month_s_budget_is_sent_once_when_near_and_once_when_reached(
         self, case: Case, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fullft_assets.automation.budget.hours_beside", lambda *_: 10.0)
+        monkeypatch.setattr("fullft_assets.automation.runs.hours_beside", lambda *_: 10.0)
         for spent in (60.0, 75.0, 76.0, 90.0, 91.0):
             attempt = Attempt(
                 started_at=time.time(), hours=spent, num_examples=1, evidence="e", outcome="succeeded"
             )
             monkeypatch.setattr(
-                "fullft_assets.automation.budget.attempts_of", lambda *_, attempt=attempt: [attempt]
+                "fullft_assets.automation.runs.attempts_of", lambda *_, attempt=attempt: [attempt]
             )
             self.tick(case, instance)
         assert [(body["event"], body["title"]) for body in hook.bodies] == [

@@ -27,14 +27,12 @@ import pytest
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run
 
-from fullft_assets import automation, chunks, documents, erasure, examples, release, retraining, snapshot
+from fullft_assets import automation, chunks, documents, examples, release, retraining, snapshot
 from fullft_assets.assets.case import Case
-from fullft_assets.assets.monitoring import _seen
-from fullft_assets.assets.release import IS_BETTER_TAG
-from fullft_assets.automation import deliveries, sensors
-from fullft_assets.automation.decision import gather
-from fullft_assets.automation.ledger import name_of
-from fullft_assets.automation.runs import IN_FLIGHT, REASONS_TAG, SCORE_FELL_TAG, typical_hours
+from fullft_assets.assets.model import IS_BETTER_TAG
+from fullft_assets.automation import sensors
+from fullft_assets.automation.decision import gather, name_of
+from fullft_assets.automation.runs import IN_FLIGHT, REASONS_TAG, SCORE_FELL_TAG, find_due, typical_hours
 from fullft_assets.chunks import ingestion
 from fullft_assets.component import FullFineTune
 from fullft_assets.evaluation import CHAMPION
@@ -332,9 +330,7 @@ class TestDeliverySensor:
                     f"batch {request.partition_key} ({failure}): the run failed and is not started again by"
                     " itself" in tick.skip_message
                 )
-        (held,) = deliveries.find_due(
-            bench.case, bench.instance, bench.store, "batch", "letters_ingest"
-        ).held or [None]
+        (held,) = find_due(bench.case, bench.instance, bench.store, "batch", "letters_ingest").held or [None]
         assert (held is None) == is_asked_for
 
     def test_a_batch_that_was_done_and_is_not_in_a_restored_store_is_asked_for_again(
@@ -362,7 +358,7 @@ class TestDeliverySensor:
         )
         line = f"batch {', '.join(names[:5])} and 2 more: {how}"
         assert bench.tick("new_documents").skip_message == f"nothing new in data/letters/documents; {line}"
-        held = deliveries.find_due(bench.case, bench.instance, bench.store, "batch", "letters_ingest").held
+        held = find_due(bench.case, bench.instance, bench.store, "batch", "letters_ingest").held
         assert [request.partition_key for request in held] == names
         # Beside a run that is asked for, the log says it.
         bench.prepared.project.deliver("one-more.jsonl", projects.licence_rows(3, skip=600))
@@ -417,14 +413,6 @@ class TestDeliverySensor:
         (bench.prepared.project.documents / "more-1.jsonl").unlink()
         assert self.asked(bench) == [kept]
 
-    def test_a_file_that_may_still_be_growing_waits_and_is_reported(self, bench):
-        bench.prepared.project.configure(base_model="model", documents={"settle_seconds": 3_600})
-        bench.prepared.project.deliver("young.jsonl", projects.licence_rows(3, skip=500))
-        waits = "1 file(s) written to within the last 3600 s wait for the next look"
-        assert bench.tick("new_documents").skip_message == f"nothing new in data/letters/documents; {waits}"
-        bench.prepared.project.configure(base_model="model", documents={"settle_seconds": 0})
-        assert len(self.asked(bench)) == 1
-
     def test_files_with_other_endings_are_reported_and_shown_by_a_check_once(self, bench):
         (bench.prepared.project.documents / "a.doc").write_text("x")
         said = "1 file(s) are left in place because their endings are not read: 1 .doc"
@@ -438,14 +426,6 @@ class TestDeliverySensor:
         )
         assert event.metadata["num_not_read"].value == 1
         assert first.cursor
-
-    def test_a_folder_that_was_emptied_or_removed_is_the_reason_of_a_skip(self, bench):
-        before = f"nothing new in data/{bench.name}/documents; "
-        shutil.rmtree(bench.prepared.project.documents)
-        removed = bench.tick("new_documents").skip_message
-        assert removed == before + "there is no such folder; deliver the documents there, or fix the path"
-        bench.prepared.project.documents.mkdir()
-        assert bench.tick("new_documents").skip_message == before + "there is no document that can be read"
 
     def test_a_materialisation_of_what_writes_the_folder_starts_the_ingestion(self, bench):
         """Between two materialisations no tick looks; after one, each does until all that was delivered is
@@ -495,14 +475,6 @@ class TestDeliverySensor:
         assert [r.run_key for r in bench.tick("new_production_documents").run_requests] == [
             requests[1].run_key
         ]
-
-    def test_windows_without_a_verdict_are_counted_from_the_newest_one_back(self, bench):
-        for number, status in enumerate(
-            ("insufficient_data", "ok", "insufficient_data", "feed_broken", "alarm")
-        ):
-            bench.window(f"{number:05d}", status)
-        found = _seen(bench.case, bench.store, "00004", "insufficient_data")
-        assert found.passed and found.description == "3 windows in a row have no verdict"
 
     def test_a_batch_between_two_steps_of_its_ingestion_waits_for_the_next_snapshot(self, bench):
         """A model run or the daily evaluation that came at that moment failed."""
@@ -582,13 +554,6 @@ class TestRetrainingSensor:
         bench.run(request._replace(tags={**request.tags, "dagster/run_key": request.run_key}), "cancelled")
         monkeypatch.setattr(time, "time", lambda now=time.time(): now + 7_200)
         assert "as CANCELED: " in bench.tick("retraining").skip_message
-
-    def test_the_same_rows_under_a_new_name_are_no_new_examples(self, bench):
-        bench.train()
-        bench.deliver("again.jsonl", skip=0, rows=300)
-        assert bench.tick("retraining").job_name == "letters_snapshot"
-        bench.count()
-        assert bench.tick("retraining").skip_message.startswith("wait: 0 new examples")
 
     def test_a_tick_without_a_run_costs_nothing_and_repeats_its_key(self, bench):
         """One that died after recording, a preview in the UI, a time-out of gRPC."""
@@ -804,14 +769,6 @@ class TestRetrainingSensor:
         )
         assert bench.decisions()[-1].decision.action == "request_labels"
 
-    def test_windows_of_rows_wait_and_say_how_far_they_are(self, bench):
-        bench.prepared.project.configure(
-            base_model="model", monitoring={"path": "data/letters/production", "window": {"rows": 300}}
-        )
-        bench.train()
-        projects.write_rows(bench.prepared.project.production / "w1.jsonl", projects.licence_rows(142))
-        assert "142 of 300 rows of the next window" in bench.tick("new_production_documents").skip_message
-
     def test_a_freeze_by_hand_holds_it(self, bench):
         bench.champion("c")
         release.freeze(bench.store, bench.name, reason="audit of March", by="run-1")
@@ -947,31 +904,6 @@ class TestRetrainingSensor:
         bench.point("labeled_examples", labeled, batch)
         assert bench.tick("retraining").skip_message.startswith("wait: 0 new examples")
 
-    def test_a_summary_that_is_damaged_lost_or_outdated_changes_nothing_that_a_decision_rests_on(self, bench):
-        bench.window("w1", "ok")
-        folder, now = Path(bench.store.url, "summaries"), time.time()
-
-        def known() -> Any:
-            return gather(bench.case, bench.instance, bench.store, {}, now)
-
-        before = known()
-        damages = (
-            lambda path: path.write_text(path.read_text()[:-9]),
-            lambda path: path.write_text(path.read_text().replace('"ok"', '"confirmed"')),
-            Path.unlink,
-        )
-        for damage in damages:
-            files = list(folder.rglob("*.json"))
-            assert len(files) == 2
-            for path in files:
-                damage(path)
-            assert known() == before
-        # The pointers stay as they are, and lead to rewritten artifacts.
-        erasure.erase(bench.store, bench.name, bench.prepared.split("train").ids[:1])
-        after = known()
-        shutil.rmtree(folder)
-        assert known() == after != before
-
     def test_failed_read_raises_and_records_nothing(self, bench):
         batch = documents.list_batches(bench.store, bench.name)[0].name
         pointer = bench.store.read_pointer(f"latest/{bench.name}/labeled_examples/{batch}")
@@ -1021,24 +953,6 @@ class TestRetrainingSensor:
         assert hours(time.time()) == pytest.approx(sum(took) / 3600)
         assert hours(time.time() + 32 * 86_400) == 0, "another month"
 
-    def test_a_run_that_took_far_too_long_does_not_hold_the_next_ones_back(self, bench, monkeypatch):
-        """Its host was suspended, or a clock was set."""
-        for hours in (1, 1, 500):
-            now = time.time()
-
-            @dg.op
-            def stage(hours: int = hours, now: float = now) -> None:
-                monkeypatch.setattr(time, "time", lambda: now + 3_600 * hours)
-
-            job = dg.GraphDefinition(name="letters_model", node_defs=[stage]).to_job(
-                tags={"use_case": bench.name}
-            )
-            job.execute_in_process(instance=bench.instance)
-            monkeypatch.undo()
-        *_, last = bench.instance.get_run_records(dg.RunsFilter(job_name="letters_model"), ascending=True)
-        assert last.end_time - last.start_time > 499 * 3_600
-        assert bench.tick("retraining").job_name == "letters_model"
-
     @pytest.mark.parametrize(
         ("runs", "hours"),
         [
@@ -1064,14 +978,6 @@ class TestRetrainingSensor:
         records = [SimpleNamespace(dagster_run=SimpleNamespace(run_id=number)) for number in range(len(runs))]
         assert typical_hours(records, SimpleNamespace(get_run_step_stats=steps.__getitem__)) == pytest.approx(
             hours
-        )
-
-    def test_a_plan_above_the_month_s_hours_alerts(self, bench):
-        bench.point(
-            "feasibility_plan", bench.artifact("feasibility_plan", "p", **manifests.plan(planned_hours=500.0))
-        )
-        assert bench.tick("retraining").skip_message.startswith(
-            "alert: the next run takes about 500.0 h, more than max_hours_per_month = 100"
         )
 
     @pytest.mark.long

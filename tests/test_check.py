@@ -81,9 +81,6 @@ def test_prints_what_would_be_trained_on_what(project):
     assert line(done.stdout, "documents").endswith("data: 1 file, 16.1 KiB, 200 rows")
     assert "about 150 train, 20 validation, 30 test rows" in line(done.stdout, "split")
     assert "tokens 256 (default), stride 32 (default)" in line(done.stdout, "windows")
-    assert "346.6 MiB weights, gradients and AdamW state (16 bytes a parameter)" in line(
-        done.stdout, "memory"
-    )
     assert "auto (default)" in line(done.stdout, "precision")
     assert "gradient checkpointing off (default)" in line(done.stdout, "batch")
     assert "rate 1e-05, linear (default), epochs 20 (default for 150 rows)" in line(done.stdout, "learning")
@@ -174,19 +171,6 @@ def test_the_rows_of_a_table_are_drawn_from_all_of_it(project, monkeypatch):
         line(text, "labels").removeprefix("labels").strip()
         == "2 in 290 rows read: `kind 0` 146, `kind 1` 144"
     )
-
-
-@pytest.mark.heavy
-def test_a_table_with_parts_that_have_no_row_of_the_sample_is_read(project, monkeypatch):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    monkeypatch.setattr(corpus, "SAMPLE_ROWS", 50)
-    rows = [{"text": f"text {i}", "kind": f"kind {i % 2}"} for i in range(4_097)]
-    (project / "data/a.jsonl").unlink()
-    pq.write_table(pa.Table.from_pylist(rows), project / "data/a.parquet", row_group_size=2_045)
-    text = report(project)
-    assert line(text, "documents").endswith(" 4,097 rows") and "note" not in text
 
 
 @pytest.mark.heavy
@@ -287,33 +271,6 @@ def test_beyond_the_counted_bytes_rows_are_estimated(project, monkeypatch):
     text = line(report(project), "documents")
     assert "about " in text
     assert abs(int(text.split("about ")[1].split()[0]) - 200) <= 4
-
-
-def test_memory_follows_the_batch_and_checkpointing(project):
-    def memory(more: str) -> tuple[float, float]:
-        use_case = load_use_case(write(project, more))
-        model = check.read_header(check.find_base_model(use_case.settings, project))
-        return check.memory_bytes(use_case.settings, model, 4)
-
-    state, activations = memory("  training: {micro_batch_size: 8}\n")
-    assert state == 16 * 22_713_216
-    assert memory("  training: {micro_batch_size: 16}\n") == (state, 2 * activations)
-    assert memory("  training: {micro_batch_size: 8, gradient_checkpointing: true}\n")[1] < activations / 3
-
-
-def test_memory_is_that_of_each_process(project):
-    whole = line(report(project, "  training: {micro_batch_size: 4}\n  launcher: {processes: 4}\n"), "memory")
-    assert "346.6 MiB weights, gradients and AdamW state (16 bytes a parameter) + " in whole
-    assert whole.endswith(" activations (4 x 256 tokens, 4 bytes a value), in each of 4 processes")
-    parts = line(
-        report(project, "  training: {micro_batch_size: 4, sharding: fsdp2}\n  launcher: {processes: 4}\n"),
-        "memory",
-    )
-    assert (
-        "86.6 MiB weights, gradients and AdamW state (16 bytes a parameter, of which each process holds a"
-        " part in 4) + " in parts
-    )
-    assert parts.split(" + ")[1] == whole.split(" + ")[1], "activations are shared with nobody"
 
 
 def with_patients(project: Path, name: str = "patient") -> None:
@@ -441,19 +398,6 @@ def test_only_the_newest_production_is_asked_for_the_fields_of_the_log(project, 
     assert report(project, log).startswith("x: ok")
 
 
-@pytest.mark.heavy
-def test_the_control_of_an_export_is_suggested(project):
-    annotated = {"result": [{"from_name": "kinds", "value": {"choices": ["notice"]}}], "was_cancelled": False}
-    (project / "data/a.jsonl").unlink()
-    (project / "data/tasks.json").write_text(
-        json.dumps([{"id": 1, "data": {"text": "one two"}, "annotations": [annotated]}])
-    )
-    write(project)
-    assert run(project, "x").stderr.endswith(
-        "examples.label: none of 1 rows read has a `kind`; did you mean `kinds`?\n"
-    )
-
-
 def test_the_sample_is_drawn_from_all_rows_that_are_counted(project, monkeypatch):
     monkeypatch.setattr(corpus, "SAMPLE_ROWS", 40)
     use_case = load_use_case(write(project))
@@ -487,30 +431,6 @@ def test_splits_that_the_delivery_has_itself_are_said_to_be_mixed(project):
     )
 
 
-def test_the_test_split_of_a_saved_data_set_is_said_to_be_kept_out(project):
-    import pyarrow as pa
-
-    (project / "data/a.jsonl").unlink()
-    for split, number in (("train", 9), ("validation", 3), ("test", 2)):
-        folder = project / "data/saved" / split
-        folder.mkdir(parents=True)
-        table = pa.table(
-            {
-                "text": [f"Licence {n}" for n in range(number)],
-                "kind": ["notice", "text", "tag"] * (number // 3) or ["tag"] * number,
-            }
-        )
-        with pa.ipc.new_stream(str(folder / "data-00000-of-00001.arrow"), table.schema) as stream:
-            stream.write_table(table)
-        for name in ("state.json", "dataset_info.json", "../dataset_dict.json"):
-            (folder / name).write_text("{}")
-    text = report(project)
-    assert line(text, "kept out").endswith(
-        "1 file(s) of test splits are kept out of training (saved/test/data-00000-of-00001.arrow)"
-    )
-    assert "train (1 file, 9 rows), validation (1 file, 3 rows), of 12 rows read" in line(text, "own splits")
-
-
 @pytest.mark.heavy
 @pytest.mark.parametrize("ending", [".txt", ".html"])
 def test_files_of_one_document_are_drawn_from_all_folders(project, monkeypatch, ending):
@@ -529,25 +449,6 @@ def test_files_of_one_document_are_drawn_from_all_folders(project, monkeypatch, 
     text = check.check_use_case(load_use_case(path))
     assert line(text, "documents").endswith(" 90 rows")
     assert line(text, "labels").removeprefix("labels").strip().startswith("3 in 20 rows read: `kind-")
-
-
-def test_files_of_any_ending_are_read_where_their_format_is_named(project):
-    (project / "data/a.jsonl").unlink()
-    for name in ("spam/0001.7c53336b", "ham/0002", "ham/a.rst", "ham/_notes", "ham/b.rst.part"):
-        (project / "data" / name).parent.mkdir(exist_ok=True)
-        (project / "data" / name).write_text("The licence permits use.")
-    path = write(project)
-    path.write_text(YAML.replace("label: kind", "label: folder"))
-    with pytest.raises(SettingsError, match="if each file is one text, set documents.format to text$"):
-        load_use_case(path, with_data=True)
-    path.write_text(path.read_text().replace("path: data", "path: data, format: text"))
-    text = check.check_use_case(load_use_case(path))
-    assert line(text, "documents").endswith(" 3 rows") and "not read" not in text
-    assert line(text, "labels").removeprefix("labels").strip() == "2 in 3 rows read: `ham` 2, `spam` 1"
-    # A manifest has its texts in other files, which are no manifests.
-    path.write_text(path.read_text().replace("format: text", "format: ground_truth"))
-    with pytest.raises(SettingsError, match="no readable document below data"):
-        load_use_case(path, with_data=True)
 
 
 def test_of_very_many_files_some_are_looked_at_and_the_answer_says_so(project, monkeypatch):

@@ -11,7 +11,6 @@ import pytest
 
 from fullft_assets.checking import corpus
 from fullft_assets.checking.check import check_use_case
-from fullft_assets.checking.group_candidates import suggested_group
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import ExamplesSettings
@@ -165,15 +164,6 @@ def test_conversations_in_a_field_that_has_no_known_name_are_an_error_with_the_f
     with pytest.raises(SettingsError) as raised:
         check_use_case(use_case(tmp_path, rows, task="sft", label=None, group=None))
     assert "; their fields: turns, topic; set documents.text to the one that has it" in str(raised.value)
-
-
-def test_a_group_inside_of_another_field_is_suggested_by_its_path(tmp_path: Path) -> None:
-    rows = [
-        {"text": row["text"], "kind": row["kind"], "meta": {"licence": row["expression"]}}
-        for row in projects.licence_rows(600)
-    ]
-    suggestion = suggested_group(use_case(tmp_path, rows, group=None))
-    assert suggestion is not None and suggestion.endswith("set examples.group: meta.licence")
 
 
 def test_a_table_without_a_header_is_one_line_without_its_texts(tmp_path: Path) -> None:

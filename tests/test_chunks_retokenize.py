@@ -14,7 +14,7 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 from dagster._core.loader import LoadingContextForTest
 
 from fullft_assets import chunks
-from fullft_assets.assets import retokenization
+from fullft_assets.assets import ingestion as data_assets
 from fullft_assets.component import FullFineTune
 from fullft_assets.resources import latest, latest_by_partition, open_store
 from fullft_assets.store import Manifest, Store
@@ -160,7 +160,7 @@ def test_a_run_that_was_cut_short_goes_on_where_it_was(
     data: Data, monkeypatch: pytest.MonkeyPatch, dies_in: str
 ):
     change_tokenizer(data)
-    module = chunks if dies_in == "tokenize" else retokenization
+    module = chunks if dies_in == "tokenize" else data_assets
     real, calls = getattr(module, dies_in), []
 
     def dies(*arguments):

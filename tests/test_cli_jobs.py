@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fullft_assets.cli import main
-from fullft_assets.cli.jobs import job_lines
+from fullft_assets.cli.summary import job_lines
 from fullft_assets.launchers import LaunchSpec, records
 from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.records import Launch

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fullft_assets.checking.group_candidates import suggested_group
+from fullft_assets.checking.sample import suggested_group
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.snapshot.data_facts import DataFacts, ExcludedRows, Group
 from fullft_assets.snapshot.data_report import Example, length_metadata, render, target_of, to_page

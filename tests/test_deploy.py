@@ -19,7 +19,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from fullft_assets.alerts.channels.aws import CloudWatchSettings
+from fullft_assets.alerts.channels import CloudWatchSettings
 from fullft_assets.settings.alerts import Event
 
 pytestmark = pytest.mark.quick

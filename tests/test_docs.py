@@ -16,7 +16,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from fullft_assets.checking.explanations import field_of
+from fullft_assets.checking.yaml_source import field_of
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.guards import GUARDS
 

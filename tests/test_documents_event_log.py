@@ -391,7 +391,7 @@ def test_a_short_label_is_shown_and_nothing_in_it_acts_on_a_browser(
     picture = "![t](http://host/x.png)\u202e<b>`|"
     monkeypatch.setattr("fullft_assets.examples.outcomes.MIN_LABEL_SHARE", 0.6)
     monkeypatch.setattr(
-        "fullft_assets.assets.snapshot.suggested_group", lambda _: f"set examples.group: {picture}"
+        "fullft_assets.assets.model.suggested_group", lambda _: f"set examples.group: {picture}"
     )
     rows = [{**row, "kind": (picture, "notice")[n % 2]} for n, row in enumerate(projects.licence_rows(120))]
     project.deliver("delivery-1.jsonl", rows)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import dagster as dg
 import pytest
 
-from fullft_assets.assets.shown_metadata import outside_the_store
+from fullft_assets.assets.case import outside_the_store
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.resources import latest
 from fullft_assets.store import Store

@@ -16,11 +16,11 @@ import pytest
 from pydantic import ValidationError
 from sklearn.metrics import f1_score
 
+from fullft_assets import resources
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.evaluation import external, read_evaluation
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.resources import pointers
 from fullft_assets.settings import EvaluationSettings, UseCaseSettings
 from fullft_assets.snapshot import Split, label_names, load_split
 from fullft_assets.store import Manifest, Store
@@ -239,7 +239,7 @@ def test_the_check_of_a_yaml_names_what_cannot_be_judged(tmp_path: Path) -> None
 
 
 def test_a_plan_does_not_depend_on_what_was_brought() -> None:
-    from fullft_assets.assets.planning import planning_key
+    from fullft_assets.assets.model import planning_key
 
     settings = UseCaseSettings(base_model="model", documents={"path": "data"}, examples={"label": "kind"})
     snapshot: Any = SimpleNamespace(content_digest="abc")
@@ -264,7 +264,7 @@ def test_the_whole_graph_with_lora_and_a_vendor(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
     store = Store(str(project.home / "store"))
-    snapshot = pointers.latest(store, project.name, "training_snapshot")
+    snapshot = resources.latest(store, project.name, "training_snapshot")
     assert snapshot is not None
     test, names = load_split(store, snapshot, "test"), label_names(snapshot)
     answers = {id_: names[label] for id_, label in zip(test.ids, test.labels, strict=True)}
@@ -277,12 +277,12 @@ def test_the_whole_graph_with_lora_and_a_vendor(tmp_path: Path) -> None:
         f"evaluation.external: vendor: 1 of {len(test)} test rows have no prediction"
         in refused.stdout + refused.stderr
     )
-    assert pointers.latest(store, project.name, "feasibility_plan") is None
+    assert resources.latest(store, project.name, "feasibility_plan") is None
 
     write(project.root / "vendor.jsonl", answers)
     done = project.fullft("run", project.name, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    report = pointers.latest(store, project.name, "evaluation_report")
+    report = resources.latest(store, project.name, "evaluation_report")
     assert report is not None and report.metadata["scores"]["vendor"]["accuracy"] == 1.0
     assert re.search(r"baseline +0\.\d+ \[0\.\d+, \d\.\d+\] lora; \d+\.\d s, 0\.\d\d USD", done.stdout)
     assert "beats_baselines is yellow" in done.stdout

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fullft_assets.resources import pointers
+from fullft_assets import resources
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
 from tests.other_package import install_shown
@@ -44,7 +44,7 @@ def test_its_format_metric_baseline_and_task_go_through_the_graph(
     assert done.returncode == 0, done.stdout + done.stderr
 
     store = Store(str(project.home / "store"))
-    (raw,) = pointers.latest_by_partition(store, project.name, "raw_documents").values()
+    (raw,) = resources.latest_by_partition(store, project.name, "raw_documents").values()
     assert raw.metadata["num_rows"] == 400
     report = latest(store, project.name, "evaluation_report")
     assert json.loads((store.folder(report) / "evaluation.json").read_text())["task"] == "urgency"
@@ -60,6 +60,6 @@ def test_its_format_metric_baseline_and_task_go_through_the_graph(
 
 
 def latest(store: Store, case: str, asset: str) -> Manifest:
-    found: Any = pointers.latest(store, case, asset)
+    found: Any = resources.latest(store, case, asset)
     assert found is not None, asset
     return found

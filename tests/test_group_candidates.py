@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import group_candidates as real
-from fullft_assets.checking.group_candidates import candidates
+from fullft_assets.checking.sample import candidates
 from fullft_assets.store import Store
 from tests import project as projects
 

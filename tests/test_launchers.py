@@ -15,7 +15,7 @@ import psutil
 import pytest
 from probe_workloads.definitions import defs, probe_job
 
-from fullft_assets.assets import planning
+from fullft_assets.assets import model as model_assets
 from fullft_assets.assets.case import Case
 from fullft_assets.checking import validation
 from fullft_assets.errors import Interrupted, SettingsError, WorkloadError
@@ -494,7 +494,7 @@ class TestRegistration:
         set_latest(prepared.store, case.name, "training_snapshot", prepared.snapshot)
         with dg.DagsterInstance.from_config(str(prepared.project.home)) as instance:
             done = dg.materialize(
-                [dg.AssetSpec(case.key("training_snapshot")), *planning.build(case)],
+                [dg.AssetSpec(case.key("training_snapshot")), *model_assets._build_planning(case)],
                 resources=case.resources(),
                 instance=instance,
             )

@@ -15,18 +15,16 @@ import dagster as dg
 import numpy as np
 import pytest
 
-from benchmarks.live_quality import audit_power, labels_needed, simulate
+from benchmarks.live_quality import simulate
 from fullft_assets import documents, examples, monitoring, release, retraining
 from fullft_assets.assets.case import Case
-from fullft_assets.assets.monitoring import _measure_live_quality
+from fullft_assets.assets.production import _measure_live_quality
 from fullft_assets.automation.decision import gather
 from fullft_assets.cli.export import export
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import FullftError
-from fullft_assets.evaluation.intervals import bounded_interval
 from fullft_assets.monitoring import AtRelease, FarDocument, LiveMetadata, live
-from fullft_assets.monitoring.anytime import log_evidence_below, lower_bound, upper_bound
-from fullft_assets.monitoring.live import PredictedDocument
+from fullft_assets.monitoring.live import PredictedDocument, log_evidence_below, lower_bound, upper_bound
 from fullft_assets.monitoring.predictions import PREDICTIONS, write_predictions
 from fullft_assets.monitoring.predictions import Document as Predicted
 from fullft_assets.resources import open_store
@@ -49,12 +47,6 @@ class TestBounds:
             widths.append(high - low)
         assert widths == sorted(widths, reverse=True) and widths[-1] < 0.04
 
-    def test_at_the_bound_the_evidence_is_exactly_enough(self) -> None:
-        for num_right, num in ((3, 10), (0, 50), (800, 1_000), (170_000, 200_000)):
-            assert log_evidence_below(num_right, num, upper_bound(num_right, num, ERROR)) == pytest.approx(
-                -np.log(ERROR), abs=1e-6
-            )
-
     def test_without_outcomes_and_with_right_ones_alone_nothing_is_excluded_above(self) -> None:
         assert (lower_bound(0, 0, ERROR), upper_bound(0, 0, ERROR)) == (0.0, 1.0)
         assert upper_bound(7, 7, ERROR) == 1.0 and lower_bound(0, 7, ERROR) == 0.0
@@ -72,22 +64,6 @@ class TestBounds:
         assert simulate(100, 1_000, 0.0, 2, candidates=5).rate <= 0.05
         found = simulate(100, 1_000, 0.1, 3)
         assert found.rate >= 0.95 and np.median(found.num_labels) < 500
-
-    def test_the_power_of_one_look_is_as_measured_and_as_the_asset_judges(self) -> None:
-        assert audit_power(300, 1_000, 0.0) <= 0.025
-        assert labels_needed(1_000, 0.1) == 470
-        assert audit_power(470, 1_000, 0.1) >= 0.8 > audit_power(460, 1_000, 0.1)
-        rng = np.random.default_rng(1)
-        at_release, audited = rng.binomial(1_000, 0.85, 400) / 1_000, rng.binomial(300, 0.75, 400)
-        lows = [
-            bounded_interval(share, (share * (1 - share) / 1_000) ** 0.5, 999, 0.95, (0, 1)).low
-            for share in at_release
-        ]
-        judged = [
-            live.judge(live.Counts(300, 300, int(right)), "c", 1, AtRelease(share, low), ERROR).drop > 0
-            for right, share, low in zip(audited, at_release, lows, strict=True)
-        ]
-        assert np.mean(judged) == pytest.approx(audit_power(300, 1_000, 0.1), abs=0.08)
 
 
 def document(

@@ -11,7 +11,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from fullft_assets.automation.wrong_settings import CHECK
+from fullft_assets.component import YAML_CHECK
 from fullft_assets.definitions import load_use_cases
 from tests import project as projects
 
@@ -112,7 +112,7 @@ def test_what_is_wrong_is_reported_once_without_a_run(project):
     with dg.DagsterInstance.ephemeral() as instance:
         first = sensor(dg.build_sensor_context(instance))
         (event,) = first.asset_events
-        assert (event.check_name, event.passed) == (CHECK, False)
+        assert (event.check_name, event.passed) == (YAML_CHECK, False)
         assert (
             "defs/contracts/defs.yaml:" in event.description
             and ": seed: x is not a whole number" in event.description

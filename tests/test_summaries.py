@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fullft_assets.resources import set_latest, summary_by_partition
-from fullft_assets.resources import summaries as module
+from fullft_assets.resources import store as module
 from fullft_assets.store import Manifest, Store
 from tests.s3_server import S3Server
 
@@ -127,17 +127,3 @@ def test_an_artifact_that_is_rewritten_under_its_pointer_is_read_again(place: Pl
         pass
     assert place.summary() == ({"b0": [1], "b1": [5]}, ["b0", "b1"])
     assert place.summary() == ({"b0": [1], "b1": [5]}, [])
-
-
-def test_a_tick_that_dies_has_not_read_in_vain(place: Place) -> None:
-    for number in range(4):
-        place.make(f"b{number}", number)
-
-    def dies(manifest: Manifest) -> list[Any]:
-        if manifest.key == "b3":
-            raise KeyboardInterrupt
-        return [manifest.metadata["num_rows"]]
-
-    with pytest.raises(KeyboardInterrupt):
-        summary_by_partition(place.store, CASE, ASSET, dies, version="1")
-    assert place.summary()[1] == ["b2", "b3"]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from fullft_assets.assets.training import _curves
+from fullft_assets.assets.model import _curves
 from fullft_assets.errors import Interrupted, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.hardware import peak_flops

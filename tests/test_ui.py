@@ -157,36 +157,6 @@ def test_no_page_of_another_origin_acts(screen: Screen):
     assert screen.answer("POST", "/graphql", json_type, json.dumps({"query": "{ version }"}).encode()) == 200
 
 
-def test_model_job(screen: Screen, made: str):
-    page = screen.open(f"runs/{made}")
-    expect(page.get_by_text("Success", exact=True).first).to_be_visible()
-    screen.shoot("run")
-    screen.open_group()
-    expect(page.get_by_text("evaluation_report").first).to_be_visible()
-    screen.shoot("graph")
-    done = {
-        key.path[1]
-        for key in screen.instance.all_asset_keys()
-        if screen.instance.get_latest_materialization_event(key)
-    }
-    assert done >= ASSETS - {
-        "champion_model", "production_documents", "batch_predictions", "drift_report", "live_quality",
-        "retraining_decisions",
-    }  # fmt: skip
-
-
-def test_one_asset_alone(screen: Screen, made: str):
-    page = screen.open_asset("tokenizer_audit")
-    run_id = screen.materialize()
-    assert screen.finished(run_id, 60) == SUCCESS
-    assert [key.path for key in screen.instance.get_run_by_id(run_id).asset_selection] == [
-        ["letters", "tokenizer_audit"]
-    ]
-    page.reload()
-    expect(screen.metadata("fertility")).to_have_text(re.compile(r"^\d\.\d+$"))
-    screen.shoot("tokenizer-audit")
-
-
 def test_evaluation_is_readable_in_the_page(screen: Screen, made: str):
     page = screen.open_asset("evaluation_report")
     verdict = screen.metadata("verdict")
@@ -252,25 +222,6 @@ def test_checks_say_what_they_found(screen: Screen, made: str):
     # latest materialization.
     page.get_by_role("tab", name="Execution history").click()
     expect(page.get_by_text(re.compile(r"200 in = \d+ valid \+ \d+ quarantined")).first).to_be_visible()
-
-
-def test_backfill_of_two_batches(screen: Screen, ingested: list[str]):
-    """Late in this file: the daemon looks at backfills every half minute."""
-    assert len(ingested) == 2
-    assert screen.instance.get_dynamic_partitions("letters/batch") == ingested
-    assert screen.instance.get_materialized_partitions(dg.AssetKey(["letters", "tokenized_chunks"])) == set(
-        ingested
-    )
-    runs = screen.instance.get_runs(dg.RunsFilter(job_name="letters_ingest"))
-    (backfill,) = {run.tags["dagster/backfill"] for run in runs}
-    wait_for(
-        "the end of the backfill",
-        lambda: screen.instance.get_backfill(backfill).status.value == "COMPLETED_SUCCESS",
-        600,
-    )
-    page = screen.open_asset("labeled_examples", "partitions")
-    expect(page.get_by_text(ingested[1]).first).to_be_visible()
-    screen.shoot("partitions")
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullft_assets.checking import validation
-from fullft_assets.checking.cron import cron_problem
+from fullft_assets.checking.problems import cron_problem
 from fullft_assets.checking.project import DEFS, find_project_root, find_use_case, find_use_cases
-from fullft_assets.checking.validation import Problem, check_settings, load_use_case
+from fullft_assets.checking.validation import check_settings, load_use_case
+from fullft_assets.checking.yaml_source import YamlSource
 from fullft_assets.documents.formats import known_endings
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import UseCaseSettings
@@ -708,7 +709,7 @@ def test_settings_parsed_by_dagster_are_checked_with_the_same_lines(project):
     fixed = parsed.model_copy(
         update={"documents": parsed.documents.model_copy(update={"path": "data/licences"})}
     )
-    assert check_settings(fixed, path).name == "x"
+    assert check_settings(fixed, path, project).name == "x"
 
 
 def test_the_project_root_is_the_nearest_folder_with_a_pyproject(project):
@@ -827,8 +828,9 @@ def test_the_class_of_an_expectation_gets_its_name(project):
 
 
 @pytest.mark.parametrize(("name", "is_demo"), [("licences", True), ("my_case", False)])
-def test_only_a_demos_documents_can_be_prepared(name: str, is_demo: bool) -> None:
-    problem = validation._with_demo_fix(
-        Problem(("documents", "path"), "not there"), DEFS / name / "defs.yaml"
-    )
-    assert ("fullft prepare" in problem.message) == is_demo
+def test_only_a_demos_documents_can_be_prepared(project: Path, name: str, is_demo: bool) -> None:
+    settings = load_use_case(write(project, GOOD)).settings
+    source = YamlSource(DEFS / name / "defs.yaml")
+    with pytest.raises(SettingsError) as caught:
+        validation._checked(settings, source, project, problems=[(("documents", "path"), "not there")])
+    assert ("fullft prepare" in str(caught.value)) == is_demo

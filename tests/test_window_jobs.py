@@ -15,7 +15,7 @@ import pytest
 
 from fullft_assets import documents, monitoring, release
 from fullft_assets.assets.case import Case
-from fullft_assets.assets.windows import read_history
+from fullft_assets.assets.production import read_history
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import DataError
 from fullft_assets.jobs import Job
@@ -23,7 +23,7 @@ from fullft_assets.jobs.progress import Progress
 from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.monitoring import DriftMetadata, Features, PredictionsMetadata, Scale
 from fullft_assets.resources import latest, open_store
-from fullft_assets.resources.pointers import set_latest
+from fullft_assets.resources.store import set_latest
 from fullft_assets.settings.monitoring import DRIFT_TESTS
 from fullft_assets.store import Manifest, Store
 from fullft_assets.workloads import monitoring as report_workload

@@ -1,25 +1,161 @@
-"""What all assets of one use case share: keys, partitions, group, resources, and how a manifest is shown."""
+"""What all assets of one use case share: keys, partitions, group, resources, and how a manifest is shown.
 
+Dagster's event log is for ever, is backed up and is read by more people than the store. The models of the
+metadata mark what it may not have: see `store.metadata.Private`.
+"""
+
+import base64
 import textwrap
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypedDict
 
 import dagster as dg
 
-from fullft_assets.assets.shown_metadata import MODELS, outside_the_store
-from fullft_assets.chunks import ingestion
+from fullft_assets.artifacts import (
+    BATCH_PREDICTIONS,
+    CHAMPION_MODEL,
+    CHEAPER_BASELINES,
+    DRIFT_REPORT,
+    EVALUATION_REPORT,
+    FEASIBILITY_PLAN,
+    FINETUNED_CHECKPOINT,
+    LABELED_EXAMPLES,
+    LIVE_QUALITY,
+    PILOT_RUN,
+    PRODUCTION_DOCUMENTS,
+    QUARANTINED_EXAMPLES,
+    RAW_DOCUMENTS,
+    TOKENIZED_CHUNKS,
+    TOKENIZER_AUDIT,
+    TRAINING_SNAPSHOT,
+)
+from fullft_assets.checkpoint.metadata import CheckpointMetadata
+from fullft_assets.chunks import AuditMetadata, ChunksMetadata, ingestion
+from fullft_assets.documents import RawMetadata
+from fullft_assets.escaping import visible
+from fullft_assets.evaluation.metadata import EvaluationMetadata
+from fullft_assets.examples import ExamplesMetadata
+from fullft_assets.examples.labels import may_be_named
+from fullft_assets.examples.validation import QuarantineMetadata
 from fullft_assets.jobs import Job
 from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.markdown import escape_name
-from fullft_assets.resources import ARTIFACT, launcher_resource, manifest_io_manager, store_resource
+from fullft_assets.monitoring import DriftMetadata, LiveMetadata, PredictionsMetadata
+from fullft_assets.planning import PilotMetadata, PlanMetadata
+from fullft_assets.planning.metadata import BaselinesMetadata
+from fullft_assets.release.model_card import ChampionMetadata
+from fullft_assets.resources import (
+    ARTIFACT,
+    launcher_resource,
+    manifest_io_manager,
+    one_line_errors,
+    place_in,
+    store_resource,
+)
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
+from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import CheckOutcome, Manifest, Store, digest
 from fullft_assets.store.checks import CheckSpec
+from fullft_assets.store.metadata import Metadata, Private
 from fullft_assets.task import task_of
+
+#: The model of each asset's metadata; an asset that is not here is shown nowhere.
+MODELS: dict[str, type[Metadata]] = {
+    RAW_DOCUMENTS: RawMetadata,
+    PRODUCTION_DOCUMENTS: RawMetadata,
+    LABELED_EXAMPLES: ExamplesMetadata,
+    QUARANTINED_EXAMPLES: QuarantineMetadata,
+    TOKENIZED_CHUNKS: ChunksMetadata,
+    TOKENIZER_AUDIT: AuditMetadata,
+    TRAINING_SNAPSHOT: SnapshotMetadata,
+    FEASIBILITY_PLAN: PlanMetadata,
+    CHEAPER_BASELINES: BaselinesMetadata,
+    PILOT_RUN: PilotMetadata,
+    FINETUNED_CHECKPOINT: CheckpointMetadata,
+    EVALUATION_REPORT: EvaluationMetadata,
+    CHAMPION_MODEL: ChampionMetadata,
+    BATCH_PREDICTIONS: PredictionsMetadata,
+    DRIFT_REPORT: DriftMetadata,
+    LIVE_QUALITY: LiveMetadata,
+}
+
+
+def outside_the_store(model: type[Metadata], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata without what its model marks as private, and with what is shown in its place."""
+    marks = {name: model.private(name, value) for name, value in metadata.items()}
+    labels = {
+        label
+        for name, value in metadata.items()
+        if marks[name] is Private.LABELS
+        for label in _labels_in(value)
+    }
+    is_named = may_be_named(labels)
+    shown: dict[str, Any] = {}
+    for name, value in metadata.items():
+        match marks[name]:
+            case None:
+                shown[name] = value
+            case Private.FILES if value:
+                shown.setdefault(f"num_{name}", len(value))
+            case Private.BY_FILE:
+                shown[name] = dict(Counter(value.values()))
+            case Private.LABELS if is_named:
+                shown[name] = _with_visible(value)
+    if labels and not is_named:
+        shown["num_labels"] = len(labels)
+    return shown
+
+
+def _labels_in(value: Any) -> Iterator[str]:
+    """Yield the labels of a list of them or of statistics, or those that something is given by, also split by
+    split.
+    """
+    if isinstance(value, list):
+        yield from (each["label"] if isinstance(each, dict) else each for each in value)
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield from each if isinstance(each, dict) else (name,)
+
+
+def _with_visible(value: Any) -> Any:
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, list):
+        return [_with_visible(each) for each in value]
+    if isinstance(value, dict):
+        return {visible(name): _with_visible(each) for name, each in value.items()}
+    return value
+
+
+_WIDTH, _HEIGHT = 300, 60
+#: Points drawn: about 40 keep the SVG below the 700 bytes that render inline.
+_POINTS = 40
+
+
+def sparkline(values: Sequence[float], caption: str) -> dg.MetadataValue:
+    """Return Markdown with an inline SVG of a curve, its first and last value in the caption."""
+    step = max(1, -(-len(values) // _POINTS))
+    drawn = [*values[:-1:step], values[-1]]
+    low, high = min(drawn), max(drawn)
+    span = (high - low) or 1.0
+    points = " ".join(
+        f"{i * _WIDTH / max(1, len(drawn) - 1):.0f},{_HEIGHT - 4 - (value - low) / span * (_HEIGHT - 8):.0f}"
+        for i, value in enumerate(drawn)
+    )
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}">'
+        f'<polyline fill="none" stroke="#1f77b4" stroke-width="2" points="{points}"/></svg>'
+    )
+    picture = base64.b64encode(svg.encode()).decode()
+    return dg.MetadataValue.md(
+        f"{caption}: {values[0]:.3g} to {values[-1]:.3g}\n\n![{caption}](data:image/svg+xml;base64,{picture})"
+    )
+
 
 #: Every context of Dagster that carries our resources.
 Context = (
@@ -104,7 +240,7 @@ class Case:
     @property
     def last_of_window(self) -> str:
         """Name of the asset with which a window is done."""
-        return "drift_report" if self.is_monitored else "batch_predictions"
+        return DRIFT_REPORT if self.is_monitored else BATCH_PREDICTIONS
 
     @property
     def store_key(self) -> str:
@@ -134,6 +270,15 @@ class Case:
     def store(self, context: Context) -> Store:
         """Return the store that is injected for this use case."""
         return getattr(context.resources, self.store_key)
+
+    @contextmanager
+    def open_store(self, context: Context) -> Iterator[Store]:
+        """Yield the store that is injected for this use case; errors are as Dagster shows them: see
+        `one_line_errors`.
+        """
+        store = self.store(context)
+        with one_line_errors(store, self.name):
+            yield store
 
     def launcher(self, context: Context) -> LaunchDriver:
         """Return the driver of launchers that is injected for this use case."""
@@ -244,14 +389,13 @@ class Case:
         """
         shown = shown or {}
         visible = outside_the_store(MODELS[asset], manifest.metadata)
-        plain = plain_metadata({name: value for name, value in visible.items() if name not in shown})
-        metadata = {**shown, **plain}
-        if store.is_local:
-            metadata["path"] = dg.MetadataValue.path(str(Path(store.url, manifest.ref)))
-        else:
-            metadata["path"] = dg.MetadataValue.url(f"{store.url}/{manifest.ref}")
-        metadata[ARTIFACT] = manifest.ref
-        metadata["made_in_seconds"] = round(manifest.seconds, 2)
+        metadata = {
+            **shown,
+            **plain_metadata({name: value for name, value in visible.items() if name not in shown}),
+            "path": place_in(store, manifest.ref),
+            ARTIFACT: manifest.ref,
+            "made_in_seconds": round(manifest.seconds, 2),
+        }
         return dg.MaterializeResult(
             value=manifest,
             asset_key=self.key(asset),
@@ -271,6 +415,21 @@ class Case:
             else dg.AssetCheckSeverity.WARN,
             description=outcome.description or None,
             metadata=plain_metadata(outcome.metadata),
+        )
+
+    def check_evaluation(
+        self, outcome: CheckOutcome, asset: str, *, blocking: bool
+    ) -> dg.AssetCheckEvaluation:
+        """Return a check outcome as an event, for what reports it without a run of the asset."""
+        shown = self.check_result(outcome, asset)
+        return dg.AssetCheckEvaluation(
+            asset_key=self.key(asset),
+            check_name=outcome.name,
+            passed=shown.passed,
+            severity=shown.severity,
+            description=shown.description,
+            metadata=shown.metadata,
+            blocking=blocking,
         )
 
 

@@ -1,32 +1,51 @@
-"""The retraining decision: read what happened, decide, record. The policy itself is `retraining.decide`."""
+"""The retraining decision: read what happened, decide, record. The policy itself is `retraining.decide`.
+
+The log of decisions, which incidents were raised, and which Dagster decides are kept in the store. What was
+trained is none of it: runs and artifacts say that. So a ledger that is lost or damaged repeats at most an
+alert.
+"""
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 import dagster as dg
 from croniter import croniter
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fullft_assets import release, retraining
-from fullft_assets.assets.case import Case
-from fullft_assets.automation.budget import month_end, month_start
-from fullft_assets.automation.deliveries import REQUEST_TAG, ask_again, runs_by_key
-from fullft_assets.automation.ledger import name_of, read_ledger, record
+from fullft_assets.artifacts import (
+    DRIFT_REPORT,
+    EVALUATION_REPORT,
+    FEASIBILITY_PLAN,
+    FINETUNED_CHECKPOINT,
+    LABELED_EXAMPLES,
+    LIVE_QUALITY,
+    PILOT_RUN,
+    TRAINING_SNAPSHOT,
+)
+from fullft_assets.assets.case import Case, plain_metadata
 from fullft_assets.automation.runs import (
     EVIDENCE_TAG,
     NUM_DRIFT_EXAMPLES_TAG,
     NUM_EXAMPLES_TAG,
     REASONS_TAG,
+    REQUEST_TAG,
     SCORE_FELL_TAG,
     SETTINGS_TAG,
+    ask_again,
     attempts_of,
     hours_beside,
     model_runs,
+    month_end,
+    month_start,
+    runs_by_key,
     runs_in_flight,
     typical_hours,
 )
@@ -36,12 +55,173 @@ from fullft_assets.evaluation import CHAMPION
 from fullft_assets.evaluation.drop import Drop, Released, num_errors_below, score_drop
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.examples import ExamplesMetadata
+from fullft_assets.markdown import escape_name
 from fullft_assets.monitoring import DriftMetadata, LiveMetadata
 from fullft_assets.planning import PilotMetadata, PlanMetadata, Point, predict_score
 from fullft_assets.resources import latest, one_line_errors, summary_by_partition
+from fullft_assets.retraining import (
+    CLOCK_SECONDS,
+    Decision,
+    RecordedDecision,
+    Signals,
+    State,
+    hours_spent,
+    num_unproductive,
+    raised_after,
+)
 from fullft_assets.retraining.history import date
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Manifest, Store, digest
+
+#: The asset whose materialisations are the decisions.
+ASSET = "retraining_decisions"
+#: Of several Dagsters that share a store, another one decides once the decider was silent for so long.
+_SILENT_SECONDS = 600.0
+_NAME_KEY = "fullft_assets/name"
+
+
+class DecisionLedger(BaseModel):
+    """What the next decision needs to know; times in seconds since the epoch.
+
+    Attributes:
+        raised: when each open incident was raised last.
+        decision: the newest decision.
+        decider, decided_at: which Dagster made it, and when it last said that it decides.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    raised: dict[str, float] = {}
+    decision: Decision | None = None
+    decider: str = ""
+    decided_at: float = 0.0
+
+    def is_of_another(self, name: str, now: float) -> bool:
+        """Return whether another Dagster decides. A time that a wrong clock has dated does not count."""
+        is_young = -CLOCK_SECONDS <= now - self.decided_at < _SILENT_SECONDS
+        return bool(self.decider) and self.decider != name and is_young
+
+
+def decisions_asset(case: Case) -> dg.AssetSpec:
+    """Return the asset that the UI shows decisions under; the sensor reports them."""
+    return dg.AssetSpec(
+        case.key(ASSET),
+        group_name=case.name,
+        kinds={"json"},
+        code_version="1",
+        description=(
+            "Each retraining decision that differs from the one before, with its reasons and what it"
+            " rests on."
+        ),
+    )
+
+
+def read_ledger(store: Store, case: str) -> tuple[DecisionLedger, list[str]]:
+    """Return the ledger, and a note if it was damaged and begins anew."""
+    try:
+        return DecisionLedger.model_validate(store.read_pointer(_name(case)) or {}), []
+    except ValueError:  # JSON that is cut off, or has other keys
+        note = f"the ledger {_name(case)}.json could not be read and begins anew: what lasts is raised again"
+        return DecisionLedger(), [note]
+
+
+def record(
+    case: Case,
+    instance: dg.DagsterInstance,
+    store: Store,
+    ledger: DecisionLedger,
+    state: State,
+    signals: Signals,
+    decision: Decision,
+    *,
+    by: str,
+) -> None:
+    """Remember a decision, in the log and in the UI if it differs from the one before.
+
+    Args:
+        by: the name of the Dagster that decided.
+    """
+    if ledger.decision != decision:
+        entry = RecordedDecision(case=case.name, time=signals.now, signals=signals, decision=decision)
+        store.write_pointer(
+            f"{_folder(case.name)}/{int(signals.now * 1000):014d}", entry.model_dump(mode="json")
+        )
+        shown = _shown(case, state, signals, decision)
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization(asset_key=case.key(ASSET), metadata=shown)
+        )
+    decided_at = ledger.decided_at
+    if ledger.decider != by or not 0 <= signals.now - decided_at < _SILENT_SECONDS / 2:
+        decided_at = signals.now
+    raised = raised_after(state, signals, decision)
+    new = DecisionLedger(raised=raised, decision=decision, decider=by, decided_at=decided_at)
+    if new != ledger or decision.notes:
+        store.write_pointer(_name(case.name), new.model_dump(mode="json"))
+
+
+def entries_since(
+    store: Store, case: str, since: float, now: float
+) -> Iterator[tuple[str, RecordedDecision]]:
+    """Yield the readable decisions of the log between two times (seconds since the epoch) with their names,
+    oldest first.
+    """
+    for name in store.list_pointers(_folder(case)):
+        if (
+            name.isdecimal()
+            and since <= int(name) / 1000 <= now + CLOCK_SECONDS
+            and (entry := _read(store, case, name)) is not None
+        ):
+            yield name, entry
+
+
+def name_of(instance: dg.DagsterInstance) -> str:
+    """Return the name of a Dagster: that of the machine it began on, and what tells it from others. Its
+    storage keeps it.
+    """
+    storage = instance.daemon_cursor_storage
+    if not storage.get_cursor_values({_NAME_KEY}):
+        storage.set_cursor_values({_NAME_KEY: f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"})
+    return storage.get_cursor_values({_NAME_KEY})[_NAME_KEY]
+
+
+def _name(case: str) -> str:
+    return f"{case}/retraining"
+
+
+def _folder(case: str) -> str:
+    return f"{case}/retraining_decisions"
+
+
+def _read(store: Store, case: str, name: str) -> RecordedDecision | None:
+    try:
+        return RecordedDecision.model_validate(store.read_pointer(f"{_folder(case)}/{name}"))
+    except ValueError:
+        return None
+
+
+def _shown(case: Case, state: State, signals: Signals, decision: Decision) -> dict[str, Any]:
+    settings = case.settings.retraining
+    spent = hours_spent(state, signals)
+    numbers = {
+        "num_examples": signals.num_examples,
+        "num_new_examples": max(0, signals.num_examples - state.num_trained),
+        "num_uncounted_examples": signals.num_uncounted,
+        "score_drop": signals.score_drop,
+        "estimated_hours": signals.estimated_hours,
+        "hours_spent_this_month": spent,
+        "hours_of_evaluations_and_windows": signals.hours_beside,
+        "usd_spent_this_month": spent * signals.hourly_usd,
+        "num_attempts_in_vain": num_unproductive(state, signals, settings),
+    }
+    return {
+        "action": decision.action,
+        **({"next": decision.instruction} if decision.instruction else {}),
+        "reasons": dg.MetadataValue.md(
+            "\n".join(f"- {escape_name(reason)}" for reason in [*decision.reasons, *decision.notes])
+        ),
+        **plain_metadata(numbers),
+    }
+
 
 #: Sections that shape the model: a change of them is new evidence for a retrain.
 _MODEL_SECTIONS = {
@@ -57,8 +237,6 @@ _MODEL_SECTIONS = {
 
 
 class _Batch(NamedTuple):
-    """What the policy needs to know of a batch's examples."""
-
     num_valid: int
     is_green: bool
     created_at: float
@@ -66,7 +244,6 @@ class _Batch(NamedTuple):
 
     @staticmethod
     def derive(examples: Manifest) -> list[Any]:
-        """Return the values of the fields."""
         num_valid = ExamplesMetadata.of(examples).num_valid
         return [
             num_valid,
@@ -161,12 +338,12 @@ def gather(
     """
     settings = case.settings
     batches = summary_by_partition(
-        store, case.name, "labeled_examples", _Batch.derive, version=_SUMMARY_VERSION
+        store, case.name, LABELED_EXAMPLES, _Batch.derive, version=_SUMMARY_VERSION
     )
     read = {name: _Batch(*values) for name, values in batches.items()}
     usable = {name: batch for name, batch in read.items() if batch.is_green}
-    checkpoint = latest(store, case.name, "finetuned_checkpoint")
-    snapshot = latest(store, case.name, "training_snapshot")
+    checkpoint = latest(store, case.name, FINETUNED_CHECKPOINT)
+    snapshot = latest(store, case.name, TRAINING_SNAPSHOT)
     frozen = SnapshotMetadata.of(snapshot) if snapshot else None
     trained_on, learned = _trained_on(store, checkpoint, snapshot, frozen)
     records = model_runs(case, instance, now)
@@ -230,7 +407,6 @@ def gather(
 
 
 def _scheduled_at(case: Case, now: float) -> float | None:
-    """Return when `retraining.schedule` came due last, or None; times in seconds since the epoch."""
     cron = case.settings.retraining.schedule
     if cron is None:
         return None
@@ -282,7 +458,7 @@ def _num_uncounted(
 def windows_of(store: Store, case: Case) -> list[retraining.Window]:
     """Return the verdicts on the windows of a use case, the oldest first."""
     verdicts = summary_by_partition(
-        store, case.name, "drift_report", _status_and_time, version=_SUMMARY_VERSION
+        store, case.name, DRIFT_REPORT, _status_and_time, version=_SUMMARY_VERSION
     )
     windows = [retraining.Window(key=name, status=status, at=at) for name, (status, at) in verdicts.items()]
     return sorted(windows, key=lambda window: window.at)
@@ -293,8 +469,7 @@ def _status_and_time(report: Manifest) -> list[Any]:
 
 
 def _score_drop(store: Store, case: Case, champion: release.Champion | None) -> Drop | None:
-    """Return how far the champion scores below its release on newer test rows, if those were scored."""
-    report = latest(store, case.name, "evaluation_report")
+    report = latest(store, case.name, EVALUATION_REPORT)
     if champion is None or report is None or report.ref == champion.evaluation:
         return None
     metadata, metric = EvaluationMetadata.of(report), case.settings.primary_metric
@@ -325,7 +500,7 @@ def _live_quality(
         windows: those whose documents say whether a drift made it worse.
         batches: the usable ones.
     """
-    manifest = latest(store, case.name, "live_quality")
+    manifest = latest(store, case.name, LIVE_QUALITY)
     live = None if champion is None or manifest is None else LiveMetadata.of(manifest)
     if manifest is None or live is None or champion is None or live.checkpoint != champion.checkpoint:
         return {}
@@ -349,7 +524,7 @@ def _predicted_gain(
     """Return what the newest pilot's learning curve predicts of the rows that the newest snapshot has more;
     None if nobody asks, or can tell.
     """
-    pilot = latest(store, case.name, "pilot_run")
+    pilot = latest(store, case.name, PILOT_RUN)
     if case.settings.planning.usd_per_point is None or pilot is None or newest is None or learned is None:
         return None
     metadata = PilotMetadata.of(pilot)
@@ -368,9 +543,6 @@ def _predicted_gain(
 def _estimated_hours(
     store: Store, case: Case, records: Sequence[dg.RunRecord], instance: dg.DagsterInstance
 ) -> float:
-    """Return the hours of the last runs of the model job that succeeded, or those of the newest plan, which
-    has only the training.
-    """
-    plan = latest(store, case.name, "feasibility_plan")
+    plan = latest(store, case.name, FEASIBILITY_PLAN)
     done = [record for record in records if record.dagster_run.status == dg.DagsterRunStatus.SUCCESS]
     return max(PlanMetadata.of(plan).planned_hours if plan else 0.0, typical_hours(done, instance))

@@ -96,8 +96,8 @@ def build_orphans_schedule(case: Case) -> list[dg.ScheduleDefinition]:
         ),
     )
     def orphans_schedule(context: dg.ScheduleEvaluationContext, **_: Any):
-        store, now = case.store(context), time.time()
-        with one_line_errors(store, case.name):
+        now = time.time()
+        with case.open_store(context) as store:
             all_suspects = list(suspects(store, case.name, partial(ended_at, context.instance)))
         ready = {suspect.launch.name_in(store): suspect.due_at for suspect in due(all_suspects, now)}
         if not ready:

@@ -1,9 +1,11 @@
-"""The sensors: new deliveries, new windows of production documents, and the retraining decision.
+"""The sensors and schedules: new deliveries, new windows of production documents, the retraining decision,
+the periodic evaluation and clean-up, and the look for jobs that no run follows.
 
 Where a definition is called directly, Dagster passes the resources that it requires once more, as keywords:
 `**_`.
 """
 
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -11,11 +13,12 @@ from typing import Any
 import dagster as dg
 
 from fullft_assets import documents, release
+from fullft_assets.artifacts import FINETUNED_CHECKPOINT, LIVE_QUALITY, RAW_DOCUMENTS
 from fullft_assets.assets.case import Case
 from fullft_assets.automation.decision import decide_and_record
-from fullft_assets.automation.deliveries import CANCELLED, Due, find_due
-from fullft_assets.automation.jobs import build_jobs
-from fullft_assets.automation.ticks import sensor
+from fullft_assets.automation.jobs import build_clean_schedule, build_jobs
+from fullft_assets.automation.orphans import build_orphans_schedule
+from fullft_assets.automation.runs import CANCELLED, Due, evaluation_above_budget, find_due, runs_in_flight
 from fullft_assets.resources import latest, one_line_errors
 from fullft_assets.store import Manifest, Store, digest
 
@@ -32,7 +35,7 @@ def build_live_sensor(case: Case) -> list[dg.SensorDefinition]:
     return [
         dg.AutomationConditionSensorDefinition(
             f"{case.name}_live_quality_when_due",
-            target=dg.AssetSelection.assets(case.key("live_quality")),
+            target=dg.AssetSelection.assets(case.key(LIVE_QUALITY)),
             run_tags={"use_case": case.name},
             default_status=_status(case),
             minimum_interval_seconds=case.look_seconds,
@@ -68,7 +71,7 @@ def _model_in_use(case: Case, store: Store) -> release.Champion | Manifest | Non
     model.
     """
     champion = release.read_champion(store, case.name)
-    return champion or (latest(store, case.name, "finetuned_checkpoint") if case.is_monitored else None)
+    return champion or (latest(store, case.name, FINETUNED_CHECKPOINT) if case.is_monitored else None)
 
 
 def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
@@ -83,7 +86,7 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
     # An event of the queue may come after the materialisation whose file it names.
     deps = settings.documents.deps if kind == "batch" and settings.documents.queue is None else []
 
-    @sensor(
+    @dg.sensor(
         name=name,
         job_name=job,
         required_resource_keys={case.store_key},
@@ -191,24 +194,14 @@ def _left_in_place(
     seen = digest(outcome.model_dump(mode="json"))
     if seen == cursor or (outcome.passed and cursor is None):
         return cursor, []
-    shown = case.check_result(outcome, "raw_documents")
-    assert shown.asset_key is not None and shown.check_name is not None, "both are given"
-    event = dg.AssetCheckEvaluation(
-        asset_key=shown.asset_key,
-        check_name=shown.check_name,
-        passed=shown.passed,
-        severity=shown.severity,
-        description=shown.description,
-        metadata=shown.metadata,
-        blocking=documents.FILES_ARE_READ.blocking,
-    )
-    return seen, [event]
+    blocking = documents.FILES_ARE_READ.blocking
+    return seen, [case.check_evaluation(outcome, RAW_DOCUMENTS, blocking=blocking)]
 
 
 def _retraining_sensor(case: Case, jobs: Sequence[dg.JobDefinition]) -> dg.SensorDefinition:
     launched = {f"{case.name}_model", f"{case.name}_snapshot"}
 
-    @sensor(
+    @dg.sensor(
         name=f"{case.name}_retraining",
         jobs=[job for job in jobs if job.name in launched],
         required_resource_keys={case.store_key},
@@ -223,3 +216,36 @@ def _retraining_sensor(case: Case, jobs: Sequence[dg.JobDefinition]) -> dg.Senso
         return decide_and_record(case, context.instance, case.store(context))
 
     return retrain
+
+
+def build_schedules(case: Case) -> list[dg.ScheduleDefinition]:
+    """Return the periodic evaluation, the clean-up if it is periodic, and the end of orphans."""
+    automation = case.settings.automation
+    status = dg.DefaultScheduleStatus.RUNNING if automation.enabled else dg.DefaultScheduleStatus.STOPPED
+
+    @dg.schedule(
+        name=f"{case.name}_evaluation_schedule",
+        job_name=f"{case.name}_evaluate",
+        required_resource_keys={case.store_key},
+        cron_schedule=case.settings.retraining.evaluation_schedule,
+        execution_timezone=automation.timezone,
+        default_status=status,
+        description="Scores the latest checkpoint and the champion on the newest labelled test rows.",
+    )
+    def evaluation_schedule(context: dg.ScheduleEvaluationContext, **_: Any):
+        if latest(case.store(context), case.name, FINETUNED_CHECKPOINT) is None:
+            return dg.SkipReason("no checkpoint yet; run the model job first")
+        # Its snapshot would take the place of the one that a training is about to read.
+        if runs_in_flight(case, context.instance):
+            return dg.SkipReason(
+                "a run of the model or of its snapshot is in flight; the next evaluation has its rows"
+            )
+        if reason := evaluation_above_budget(case, context.instance, time.time()):
+            return dg.SkipReason(reason)
+        return dg.RunRequest()
+
+    return [
+        evaluation_schedule,
+        *build_clean_schedule(case),
+        *build_orphans_schedule(case),
+    ]

@@ -1,5 +1,5 @@
 """What `fullft check` says of a use case within seconds, before a model is loaded: whether the YAML fits the
-data, which defaults were chosen, and roughly what memory a training takes.
+data, and which defaults were chosen.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ from pydantic import BaseModel
 
 from fullft_assets.base_model import BaseModelHeader, find_base_model, read_header
 from fullft_assets.checking.corpus import COUNTED_BYTES, Corpus, look_at_documents, look_at_production
-from fullft_assets.checking.fields import field_problems, log_problems
-from fullft_assets.checking.findings import findings, labels_of
+from fullft_assets.checking.sample import field_problems, findings, labels_of, log_problems
 from fullft_assets.checking.yaml_source import Key, read_source
 from fullft_assets.documents import names
 from fullft_assets.documents.delivery import kept_out, left_in_place, skipped
 from fullft_assets.escaping import quoted
 from fullft_assets.examples.labels import may_be_named
-from fullft_assets.planning import state_bytes
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.task import TASKS, task_of
@@ -42,7 +40,6 @@ def check_use_case(use_case: UseCase) -> str:
             f"tokens {_chosen(settings, 'chunks', 'max_tokens')},"
             f" stride {_chosen(settings, 'chunks', 'stride')}"
         ),
-        "memory": _memory_line(settings, model),
         "precision": _chosen(settings, "training", "precision"),
         "batch": (
             f"rows a step {_chosen(settings, 'training', 'batch_size')}, "
@@ -109,28 +106,6 @@ def _no_row(corpus: Corpus) -> Iterator[tuple[Key, str]]:
             ("documents", "path"),
             f"no row in {len(corpus.files):,} file(s){f': {corpus.note}' if corpus.note else ''}",
         )
-
-
-def memory_bytes(
-    settings: UseCaseSettings, model: BaseModelHeader, bytes_per_value: int
-) -> tuple[float, float | None]:
-    """Return rough bytes of (weights, gradients and optimizer state; activations of one forward pass) in each
-    training process.
-
-    Activations after Korthikanti et al. 2022 (arXiv 2205.05198), equation 2: a layer keeps
-    s*b*h*(34 + 5*a*s/h) bytes at 2 bytes a value; with checkpointing only its input, and one layer in full.
-    """
-    state = state_bytes(settings.training.optimizer, settings.training.weights) * model.num_parameters
-    if settings.training.sharding != "none":
-        state /= settings.launcher.processes
-    if not (model.hidden_size and model.num_layers and model.num_heads):
-        return state, None
-    tokens = settings.chunks.max_tokens
-    values = tokens * settings.training.micro_batch_size * model.hidden_size
-    layer = values * (34 + 5 * model.num_heads * tokens / model.hidden_size) * bytes_per_value / 2
-    if settings.training.gradient_checkpointing:
-        return state, layer + model.num_layers * values * bytes_per_value
-    return state, layer * model.num_layers
 
 
 def _split(settings: UseCaseSettings, num_rows: int) -> tuple[int, int, int]:
@@ -211,27 +186,7 @@ def _epochs(settings: UseCaseSettings, corpus: Corpus) -> str:
     return f"{epochs:g} (default for {num_rows:,} rows)"
 
 
-def _memory_line(settings: UseCaseSettings, model: BaseModelHeader) -> str:
-    training = settings.training
-    is_half = training.precision in ("bf16", "fp16") or training.weights != "fp32"
-    width = 2 if is_half else 4  # `auto` is at most 4, as on a CPU without 16-bit units
-    state, activations = memory_bytes(settings, model, width)
-    name = "AdamW" if training.optimizer == "adamw" else training.optimizer
-    a_parameter = f"{state_bytes(training.optimizer, training.weights)} bytes a parameter"
-    processes = settings.launcher.processes
-    each = f", in each of {processes} processes" if processes > 1 else ""
-    if training.sharding != "none":
-        where = ", in the host's memory" if training.sharding == "fsdp2_offload" else ""
-        a_parameter += f", of which each process holds a part in {processes}{where}"
-    parts = f"{_size(state)} weights, gradients and {name} state ({a_parameter})"
-    if activations is None:
-        return f"rough: {parts} + unknown activations{each}"
-    batch = f"{training.micro_batch_size} x {settings.chunks.max_tokens} tokens, {width} bytes a value"
-    return f"rough: {_size(state + activations)} = {parts} + {_size(activations)} activations ({batch}){each}"
-
-
 def _chosen(settings: UseCaseSettings, *key: str) -> str:
-    """Return a setting's value, marked where the YAML does not give it."""
     section: BaseModel = settings
     for name in key[:-1]:
         section = getattr(section, name)

@@ -161,7 +161,6 @@ class _Drawn:
     reading: Reading = field(compare=False)
 
     def sampled(self) -> Sampled:
-        """Return the row that ingestion makes of it."""
         fetched: list[str | OSError] = []
 
         def fetch(references: list[str]) -> list[str | OSError]:
@@ -336,7 +335,6 @@ class _Look:
 
 
 def _in_order(place: str) -> tuple[str, int]:
-    """Return what sorts places as they are in the files: row 2 before row 10."""
     file, _, row = place.rpartition(":")
     return file, int(row)
 

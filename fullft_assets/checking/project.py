@@ -12,8 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from fullft_assets.checking.explanations import did_you_mean
-from fullft_assets.checking.yaml_source import read_source, read_sources
+from fullft_assets.checking.yaml_source import did_you_mean, read_source, read_sources
 from fullft_assets.errors import SettingsError
 
 #: The use cases that this repository brings.

@@ -1,9 +1,20 @@
-"""A drift verdict as Markdown."""
+"""A drift verdict as Markdown, and why a window alarmed: the words whose share changed most, and the places
+of the documents that moved it most, never their texts.
+
+The explanation is a file of the drift report and no part of its metadata: words may be names, so they stay
+in the store, where an erasure finds them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
+import numpy as np
+
+from fullft_assets.markdown import escape
+from fullft_assets.monitoring.features import Sums, pooled_mean, words_of
 from fullft_assets.monitoring.verdict import ALARMED, DriftVerdict
 
 #: Dagster shows Markdown inline only below 1,000 characters.
@@ -50,4 +61,96 @@ def render_report(
         for window, numbers in windows:
             cells = (f"{numbers[name]:.4g}" if name in numbers else "" for name in names)
             lines.append(f"| {window} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+#: File of a drift report.
+EXPLANATION = "explanation.md"
+NUM_WORDS, NUM_PLACES = 15, 10
+#: A word in fewer documents may be about one person.
+_LEAST_DOCUMENTS = 5
+
+
+class Place(NamedTuple):
+    """Where a document is: its file and its row there."""
+
+    source: str
+    row: int
+
+
+class WordShift(NamedTuple):
+    """A word, with the share of documents that have it in the reference windows and in this one."""
+
+    word: str
+    before: float
+    now: float
+
+
+def shifted_words(before: Iterable[str], now: Iterable[str]) -> list[WordShift]:
+    """Return the words whose share of documents changed most, by the z-score of two proportions."""
+    counts, sizes = [], []
+    for texts in (before, now):
+        size, counter = 0, Counter[str]()
+        for text in texts:
+            size += 1
+            counter.update({word for word in words_of(text) if not word.isdigit()})
+        counts.append(counter)
+        sizes.append(max(size, 1))
+    names = [
+        word
+        for word in sorted(counts[0].keys() | counts[1].keys())
+        if counts[0][word] + counts[1][word] >= _LEAST_DOCUMENTS
+    ]
+    if not names:
+        return []
+    old, new = (
+        np.array([count[word] for word in names]) / size for count, size in zip(counts, sizes, strict=True)
+    )
+    pooled = (old * sizes[0] + new * sizes[1]) / sum(sizes)
+    scores = np.abs(new - old) / np.sqrt(
+        np.maximum(pooled * (1 - pooled), 1e-12) * (1 / sizes[0] + 1 / sizes[1])
+    )
+    return [
+        WordShift(names[n], float(old[n]), float(new[n]))
+        for n in np.argsort(-scores, kind="stable")[:NUM_WORDS]
+    ]
+
+
+def farthest(coordinates: Mapping[str, np.ndarray], references: Mapping[str, Sequence[Sums]]) -> np.ndarray:
+    """Return the indices of the documents that moved the window's mean most away from that of the reference
+    windows.
+
+    Args:
+        coordinates: by drift test, those of the window's documents.
+        references: the reference windows of each drift test that alarmed.
+    """
+    scores = np.zeros(len(next(iter(coordinates.values()))))
+    for name, reference in references.items():
+        moved = coordinates[name] - pooled_mean(reference, [window.means[name] for window in reference])
+        direction = moved.mean(axis=0)
+        scores += moved @ direction / max(float(np.linalg.norm(direction)), 1e-12)
+    return np.argsort(-scores, kind="stable")[:NUM_PLACES]
+
+
+def render_explanation(
+    title: str, moved: Sequence[str], words: Sequence[WordShift], places: Sequence[Place]
+) -> str:
+    """Return the explanation as Markdown."""
+    lines = [
+        f"# {title}",
+        "",
+        *(f"- {change}" for change in moved),
+        "",
+        "| word | documents before | documents now |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {escape(shift.word)} | {shift.before:.1%} | {shift.now:.1%} |" for shift in words]
+    lines += [
+        "",
+        "These documents differ most from the reference windows:",
+        "",
+        "| file | row |",
+        "|---|---|",
+    ]
+    lines += [f"| {escape(place.source)} | {place.row} |" for place in places]
     return "\n".join(lines) + "\n"

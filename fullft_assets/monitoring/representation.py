@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fullft_assets.artifacts import DOCUMENTS_FILE, EXAMPLES_FILE, FINETUNED_CHECKPOINT
 from fullft_assets.documents import RawMetadata
 from fullft_assets.escaping import quoted, visible
 from fullft_assets.examples.labels import NOT_NAMED, may_be_named
+from fullft_assets.monitoring.features import Sums
 from fullft_assets.monitoring.history import SUMS
-from fullft_assets.monitoring.sums import Sums
 from fullft_assets.snapshot.frozen_batches import find_rows
 from fullft_assets.snapshot.locations import read_index
 from fullft_assets.store import CheckOutcome
@@ -80,11 +81,6 @@ class Difference:
     by_chance: float
     shares: dict[str, tuple[float, float]]
 
-    @property
-    def beyond_chance(self) -> float:
-        """The distance beyond the one expected by chance."""
-        return max(0.0, self.distance - self.by_chance)
-
 
 def judge(
     store: Store,
@@ -134,7 +130,7 @@ def predictions(
     counts: Counter[str] = Counter()
     for report in reports:
         # A window with insufficient data was not read by the model.
-        if report.inputs["finetuned_checkpoint"] == model.content_digest and SUMS in report.files:
+        if report.inputs[FINETUNED_CHECKPOINT] == model.content_digest and SUMS in report.files:
             predicted = Sums.load(store.folder(report) / SUMS).counts.tolist()
             counts.update({label: count for label, count in zip(labels, predicted, strict=True) if count})
     return counts
@@ -157,7 +153,7 @@ def of_production(
 
     def tables() -> Iterator[pa.Table]:
         for window in windows:
-            path = store.folder(window) / "documents.parquet"
+            path = store.folder(window) / DOCUMENTS_FILE
             known = set(pq.read_schema(path).names)
             yield pq.read_table(path, columns=[name for name in _COLUMNS if name in known])
 
@@ -229,7 +225,7 @@ def compare(training: Composition, production: Composition) -> CheckOutcome:
             ]
             metadata[f"{respect}_shares"] = shares[:20]
         text = _in_words(f"predicted {respect}" if is_predicted else respect, apart)
-        (red if apart.beyond_chance > MAX_DIFFERENCE else green).append(text)
+        (red if apart.distance - apart.by_chance > MAX_DIFFERENCE else green).append(text)
     if red:
         fix = "label and deliver more documents like production's"
         return _outcome(
@@ -301,7 +297,6 @@ def _outcome(passed: bool, description: str, metadata: dict) -> CheckOutcome:
 
 
 def _label_counts(table: pa.Table) -> dict[str, int]:
-    """Return documents by label, from any of the three label columns."""
     import pyarrow as pa
 
     counts = Counter(_value_counts(table, "label"))
@@ -339,7 +334,7 @@ def _training_tables(store: Store, snapshot: Manifest) -> Iterator[pa.Table]:
     index = read_index(store, snapshot)
     rows = find_rows(store, snapshot, index.filter(pc.equal(index["split"], "train")), with_chunks=False)
     for batch, numbers in rows.locations.by_batch():
-        path = rows.examples[batch] / "examples.parquet"
+        path = rows.examples[batch] / EXAMPLES_FILE
         known = set(pq.read_schema(path).names)
         table = pq.read_table(path, columns=[name for name in _COLUMNS if name in known])
         yield table.take(pa.array(rows.locations.position[numbers]))

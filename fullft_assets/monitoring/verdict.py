@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from fullft_assets.monitoring.drift_test import POOLED, DriftTest, open_tests
-from fullft_assets.monitoring.sums import Sums
+from fullft_assets.artifacts import DRIFT_REPORT, TRAINING_SNAPSHOT
+from fullft_assets.monitoring.drift_tests import POOLED, DriftTest, open_tests
+from fullft_assets.monitoring.features import Sums
 from fullft_assets.settings import MonitoringSettings, UseCaseSettings
 from fullft_assets.settings.monitoring import MAX_WINDOW_ROWS, OUR_DRIFT_TESTS
 from fullft_assets.store import CheckOutcome, Manifest, artifact_key
 from fullft_assets.store.checks import CheckSpec
+from fullft_assets.store.metadata import Metadata
 
 VERSION = "6"
 WINDOW_MATCHES_REFERENCE = CheckSpec(
@@ -157,7 +159,7 @@ def judge(
     sides = [side for side in sides if len(side.past.reference) >= LEAST_WINDOWS]
     if not sides:
         return judged
-    comparisons = _comparisons(sides)
+    comparisons = [comparison for side in sides for comparison in side.compare(side.windows)]
     alarms = [comparison for comparison in comparisons if comparison.drifted]
     homogeneity = _homogeneity(tests, content.reference)
     num_windows = {alarm.test: alarm.num_windows for alarm in alarms}
@@ -179,14 +181,11 @@ def judge(
 
 
 class _Side:
-    """What one drift test compares: the windows after the reference, the current one last, and the past."""
-
     def __init__(self, test: DriftTest, past: Past[Sums], current: Sums):
         self.test, self.past = test, past
         self.windows = [*past.recent, current]
 
     def compare(self, windows: Sequence[Sums]) -> list[Comparison]:
-        """Return the comparisons of the last of some windows, and of the last three if there are so many."""
         return [
             Comparison(
                 test=self.test.name,
@@ -196,10 +195,6 @@ class _Side:
             for count in (1, POOLED)
             if len(windows) >= count
         ]
-
-
-def _comparisons(sides: Sequence[_Side]) -> list[Comparison]:
-    return [comparison for side in sides for comparison in side.compare(side.windows)]
 
 
 def _homogeneity(tests: Sequence[DriftTest], reference: Sequence[Sums]) -> float | None:
@@ -214,7 +209,6 @@ def _homogeneity(tests: Sequence[DriftTest], reference: Sequence[Sums]) -> float
 
 
 def _notes(content: Past[Sums], model: Past[Sums], homogeneity: float | None) -> Iterator[str]:
-    """Yield what to know about the reference windows."""
     if len(content.reference) < REFERENCE_WINDOWS:
         have = f"{len(content.reference)} of {REFERENCE_WINDOWS} windows"
         yield f"the reference is provisional: it has {have}"
@@ -347,6 +341,62 @@ def report_key(settings: UseCaseSettings, inputs: Mapping[str, Manifest]) -> str
         inputs: of its job, by name; the checkpoint determines its snapshot.
     """
     digests = {
-        name: manifest.content_digest for name, manifest in inputs.items() if name != "training_snapshot"
+        name: manifest.content_digest for name, manifest in inputs.items() if name != TRAINING_SNAPSHOT
     }
-    return artifact_key("drift_report", VERSION, key_settings(settings), digests, settings.seed)
+    return artifact_key(DRIFT_REPORT, VERSION, key_settings(settings), digests, settings.seed)
+
+
+class DriftMetadata(Metadata):
+    """Metadata of a `drift_report`.
+
+    Attributes:
+        num_rows: compared documents of the window: the effective number, as each is independent of the
+            others.
+        num_related_left_out: documents of groups, or clusters of near-duplicates, that another document
+            represents.
+        reference, recent: `Manifest.ref` of the drift reports of the windows that this one was compared with
+        and pooled with. kept_reference, kept_recent: the same for the content of the texts, where it is
+        compared with windows of an earlier champion.
+        scale: `Manifest.ref` of the `drift_scale` that the content is read on; empty where the window was not
+            read and is compared with none.
+        documents: `Manifest.ref` of the window's production documents.
+        predictions: `Manifest.ref` of the predictions from the log, where only the documents that have one
+            were compared.
+        measured: each number by its name: p-values, effects, and the means of what the documents are like;
+            see `verdict` and `scale.Sums`.
+    """
+
+    rest: ClassVar[str | None] = "measured"
+
+    window: str
+    status: Status
+    summary: str
+    table: str
+    num_rows: int
+    num_delivered: int
+    num_unreadable: int
+    num_related_left_out: int
+    num_labelled: int
+    num_reference_windows: int
+    reference: list[str]
+    recent: list[str]
+    kept_reference: list[str] = []
+    kept_recent: list[str] = []
+    scale: str = ""
+    documents: str
+    predictions: str | None = None
+    measured: dict[str, float]
+
+
+class ScaleMetadata(Metadata):
+    """Metadata of a `drift_scale`.
+
+    Attributes:
+        num_rows: held-out rows that it was fitted on.
+        num_words: distinct words of the training texts.
+        num_held_out: embeddings of single rows that it still has; 0 after an erasure.
+    """
+
+    num_rows: int
+    num_words: int
+    num_held_out: int

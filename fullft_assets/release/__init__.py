@@ -30,7 +30,5 @@ from fullft_assets.release.decision import (
     recorded_outcome,
     seed_runs,
 )
-from fullft_assets.release.metadata import ChampionMetadata
-from fullft_assets.release.model_card import CARD, VERSION, card_of
-from fullft_assets.release.model_package import register_champion
-from fullft_assets.release.push import hand_over, push_champion, try_to_hand_over
+from fullft_assets.release.model_card import CARD, VERSION, ChampionMetadata, card_of
+from fullft_assets.release.push import hand_over, push_champion, register_champion, try_to_hand_over

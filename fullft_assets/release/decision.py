@@ -7,6 +7,13 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from fullft_assets.artifacts import (
+    CHAMPION_MODEL,
+    EVALUATION_FILE,
+    EVALUATION_REPORT,
+    FINETUNED_CHECKPOINT,
+    TRAINING_SNAPSHOT,
+)
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.errors import GateError
 from fullft_assets.evaluation import read_evaluation
@@ -229,9 +236,9 @@ def recipe_digest(checkpoint: Manifest) -> str:
 
 
 def _require_judged(use_case: UseCase, report: Manifest, checkpoint: Manifest, snapshot: Manifest) -> None:
-    checkpoint.require_green("champion_model")
-    snapshot.require_green("champion_model")
-    for name, manifest in (("finetuned_checkpoint", checkpoint), ("training_snapshot", snapshot)):
+    checkpoint.require_green(CHAMPION_MODEL)
+    snapshot.require_green(CHAMPION_MODEL)
+    for name, manifest in ((FINETUNED_CHECKPOINT, checkpoint), (TRAINING_SNAPSHOT, snapshot)):
         if report.inputs[name] != manifest.content_digest:
             raise GateError(
                 f"champion_model refused: evaluation_report judged another {name}; materialise"
@@ -278,16 +285,16 @@ def _candidate(store: Store, report: Manifest, checkpoint: Manifest, run_id: str
         checkpoint=checkpoint.ref,
         snapshot=CheckpointMetadata.of(checkpoint).snapshot,
         evaluation=report.ref,
-        score=read_evaluation((store.folder(report) / "evaluation.json").read_bytes()).score.estimate,
+        score=read_evaluation((store.folder(report) / EVALUATION_FILE).read_bytes()).score.estimate,
         promoted_at=time.time(),
         run_id=run_id,
     )
 
 
 def _newest_report_on(store: Store, checkpoint: Manifest) -> Manifest:
-    for ref in store.refs(checkpoint.case, "evaluation_report"):
+    for ref in store.refs(checkpoint.case, EVALUATION_REPORT):
         report = store.load(ref)
-        if report.inputs["finetuned_checkpoint"] == checkpoint.content_digest:
+        if report.inputs[FINETUNED_CHECKPOINT] == checkpoint.content_digest:
             return report
     raise GateError(f"{checkpoint.ref} was never evaluated; materialise evaluation_report of it first")
 
@@ -295,7 +302,6 @@ def _newest_report_on(store: Store, checkpoint: Manifest) -> Manifest:
 def _fix_decision(
     store: Store, case: str, checkpoint: Manifest, report: Manifest, verdict: ReleaseVerdict
 ) -> None:
-    """Record what a candidate was judged against, unless that is recorded already."""
     if store.read_pointer(_decision_pointer(checkpoint)) is not None:
         return
     _record_run(store, case, checkpoint, report)
@@ -329,7 +335,6 @@ def seed_runs(store: Store, case: str) -> dict[str, list[str]]:
 
 
 def _record_run(store: Store, case: str, checkpoint: Manifest, report: Manifest) -> None:
-    """Keep in mind which recipe a judged training had."""
     run = {"recipe": recipe_digest(checkpoint), "evaluation": report.ref}
     store.change_pointer(
         f"{case}/runs", lambda pointer: {"runs": [run, *(pointer or {"runs": []})["runs"]][:_MAX_RUNS]}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
+import re
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from fullft_assets.artifacts import CHAMPION_MODEL, EVALUATION_FILE, EVALUATION_REPORT, FINETUNED_CHECKPOINT
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.checkpoint import lineage
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
@@ -15,14 +17,67 @@ from fullft_assets.escaping import visible
 from fullft_assets.evaluation import FINETUNED, Evaluation, read_evaluation, title
 from fullft_assets.evaluation.verdict import ReleaseVerdict, read_verdict
 from fullft_assets.release.champion import Champion
-from fullft_assets.release.licence import stated_licence
-from fullft_assets.release.metadata import ChampionMetadata
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Draft, Manifest, Outcome, Store
+from fullft_assets.store.metadata import Metadata
 from fullft_assets.task import TASKS
 
 if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
+
+_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
+_LICENCE_FILE = re.compile(r"(?:licen[cs]e|copying)(?:\.(?:txt|md))?", re.IGNORECASE)
+#: A licence's name is in its first lines; a README may be long.
+_MAX_BYTES = 65_536
+
+
+def stated_licence(folder: Path) -> str | None:
+    """Return the licence in the front matter of a model's README.md, else the name of its licence file with
+    its first line; None: neither.
+    """
+    readme = folder / "README.md"
+    if readme.is_file():
+        front_matter = _front_matter(_beginning(readme))
+        named = front_matter.get("license_name") or front_matter.get("license")
+        if named:
+            link = front_matter.get("license_link")
+            return f"{named} ({link})" if link else str(named)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.is_file() and _LICENCE_FILE.fullmatch(path.name):
+            first = next((line.strip() for line in _beginning(path).splitlines() if line.strip()), "")
+            return f"see its file {path.name}" + (f": {first[:120]}" if first else "")
+    return None
+
+
+def _beginning(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.read(_MAX_BYTES).decode("utf-8", "replace").replace("\r\n", "\n")
+
+
+def _front_matter(text: str) -> dict[str, Any]:
+    match = _FRONT_MATTER.match(text)
+    try:
+        fields = yaml.safe_load(match[1]) if match else None
+    except yaml.YAMLError:  # somebody else's README: no licence is stated then
+        fields = None
+    return fields if isinstance(fields, dict) else {}
+
+
+class ChampionMetadata(Metadata):
+    """Metadata of a `champion_model`.
+
+    Attributes:
+        verdict: what the gates said.
+        outcome: how the release ended; differs from the verdict where a person decided.
+        model: folder of the model within the store.
+    """
+
+    checkpoint: str
+    score: float
+    verdict: str
+    outcome: str
+    model: str
+
 
 VERSION = "5"
 #: The name under which the Hugging Face hub and its libraries look for a model's card.
@@ -41,7 +96,7 @@ def write_card(
         outcome: how the release ended, as the pointer has it.
     """
     folder, settings = store.folder(report), use_case.settings
-    evaluation, decision = read_evaluation((folder / "evaluation.json").read_bytes()), read_verdict(folder)
+    evaluation, decision = read_evaluation((folder / EVALUATION_FILE).read_bytes()), read_verdict(folder)
     base_licence = _base_licence(use_case, CheckpointMetadata.of(checkpoint).base_model)
 
     def write(draft: Draft) -> Outcome:
@@ -58,13 +113,13 @@ def write_card(
 
     return store.ensure(
         use_case.name,
-        "champion_model",
+        CHAMPION_MODEL,
         write,
         version=VERSION,
         settings={**settings.release.model_dump(), "license": settings.release.license, "outcome": outcome},
         inputs={
-            "finetuned_checkpoint": checkpoint.content_digest,
-            "evaluation_report": report.content_digest,
+            FINETUNED_CHECKPOINT: checkpoint.content_digest,
+            EVALUATION_REPORT: report.content_digest,
         },
         seed=settings.seed,
     )
@@ -72,7 +127,7 @@ def write_card(
 
 def card_of(store: Store, case: str, champion: Champion) -> Manifest | None:
     """Return the newest `champion_model` artifact of a champion, or None where it is gone."""
-    cards = store.artifacts(case, "champion_model")
+    cards = store.artifacts(case, CHAMPION_MODEL)
     return next(
         (card for card in reversed(cards) if ChampionMetadata.of(card).checkpoint == champion.checkpoint),
         None,
@@ -225,7 +280,6 @@ def _hub_name(reference: str) -> str:
 
 
 def _result(case: str, pipeline_tag: str, evaluation: Evaluation) -> dict[str, Any]:
-    """Return the fine-tuned model's scores as an entry of the hub's `model-index`."""
     scores = {
         name: values[FINETUNED].estimate for name, values in evaluation.columns.items() if FINETUNED in values
     }

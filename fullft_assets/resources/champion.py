@@ -91,28 +91,27 @@ def load_champion(
     Raises:
         FullftError: there is no champion yet.
     """
-    found = release.read_champion(store, case)
-    if found is None:
+    in_use = release.read_champion(store, case)
+    if in_use is None:
         raise FullftError(f"{case} has no champion yet; `fullft run {case}` trains and judges one")
-    checkpoint = store.load(found.checkpoint)
+    checkpoint = store.load(in_use.checkpoint)
     about = CheckpointMetadata.of(checkpoint)
     if settings is None:
         settings = _settings(
             store,
-            store.load(found.snapshot),
+            store.load(in_use.snapshot),
             {"base_model": about.base_model, "trust_remote_code": trust_remote_code},
         )
     return LoadedChampion(checkpoint.ref, store.folder(checkpoint) / "model", about.labels, settings)
 
 
-def _settings(store: Store, snapshot: Manifest, given: dict[str, Any]) -> UseCaseSettings:
-    """Return the settings that predicting needs, from what the snapshot's batches were tokenised with."""
+def _settings(store: Store, snapshot: Manifest, facts: dict[str, Any]) -> UseCaseSettings:
     part = next(iter(SnapshotMetadata.of(snapshot).parts.values()))
     tokenization = store.load(part.chunks).settings
     labelled = {"label": "label"} if TASKS.get(tokenization["task"]).has_labels else {}
     return UseCaseSettings.model_validate(
         {
-            **given,
+            **facts,
             "documents": {"path": "."},
             "examples": {"task": tokenization["task"], **labelled},
             "chunks": ChunksSettings.from_manifest(tokenization).model_dump(),

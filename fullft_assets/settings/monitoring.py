@@ -16,9 +16,9 @@ DRIFT_TESTS: Registry[Any] = Registry(
     "drift test",
     "fullft_assets.drift_tests",
     {
-        "embeddings": "fullft_assets.monitoring.drift_tests.content:Content",
-        "text_statistics": "fullft_assets.monitoring.drift_tests.text_statistics:TextStatistics",
-        "predicted_labels": "fullft_assets.monitoring.drift_tests.predicted_labels:PredictedLabels",
+        "embeddings": "fullft_assets.monitoring.drift_tests:Content",
+        "text_statistics": "fullft_assets.monitoring.drift_tests:TextStatistics",
+        "predicted_labels": "fullft_assets.monitoring.drift_tests:PredictedLabels",
     },
 )
 OUR_DRIFT_TESTS = ("embeddings", "text_statistics", "predicted_labels")

@@ -141,7 +141,7 @@ class Artifacts(Files):
         for name, place in sorted(places.items(), key=lambda each: each[1].endswith(f"/{MANIFEST}")):
             if not is_inside(place) or not place.startswith((f"{case}/", f"failures/{case}/")):
                 raise StoreError(f"{self.url}/{name}: is no file of the use case {case}; delete it")
-            self._fs.copy(f"{self._root}/{name}", f"{self._root}/{place}")
+            self.bucket.copy(name, place)
         self.remove_folder(folder)
         return bool(places)
 

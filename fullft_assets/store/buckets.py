@@ -129,6 +129,13 @@ class Bucket:
 
         _repeated(download)
 
+    def copy(self, name: str, target: str) -> None:
+        """Copy an object within the bucket."""
+        import obstore
+
+        with _as_os_errors(self._url):
+            obstore.copy(self._objects, name, target)
+
     def link(self, name: str, seconds: int) -> str:
         """Return a link to an object that whoever has it can open for so long."""
         import obstore
@@ -200,14 +207,20 @@ def _opened(url: str, kms_key: str | None, account: tuple[tuple[str, str], ...])
     if session.get_credentials() is None:
         raise PermissionError("no AWS credentials; give them in the environment, by a profile or by a role")
     endpoint = session.client("s3", region_name=session.region_name or "us-east-1").meta.endpoint_url
-    encryption = {"aws_server_side_encryption": "aws:kms", "aws_sse_kms_key_id": kms_key}
+    encryption: dict[str, Any] = {}
+    if kms_key:
+        encryption = {
+            "server_side_encryption": "aws:kms",
+            "sse_kms_key_id": kms_key,
+            "sse_bucket_key_enabled": True,
+        }
     return from_url(
         url,
         endpoint=endpoint,
         region=session.region_name or "us-east-1",
         client_options={**_TIMEOUTS, "allow_http": endpoint.startswith("http://")},
         credential_provider=Boto3CredentialProvider(session),
-        **({**encryption, "aws_sse_bucket_key_enabled": True} if kms_key else {}),
+        **encryption,
     )
 
 

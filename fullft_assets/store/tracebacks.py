@@ -40,7 +40,7 @@ class Tracebacks(Files):
         """Remove the tracebacks of a use case; return how many there were."""
         names = self.names(_folder(case))
         for name in names:
-            self._fs.rm_file(f"{self._root}/{_folder(case)}/{name}")
+            self.remove(f"{_folder(case)}/{name}")
         return len(names)
 
 

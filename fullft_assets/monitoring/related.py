@@ -1,4 +1,4 @@
-"""Thinning: one document for each set of related ones, as related documents that arrive together are not
+"""Related documents: windows that were delivered again, and documents of one window that are not
 independent.
 """
 
@@ -6,8 +6,78 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from fullft_assets.artifacts import DOCUMENTS_FILE
+from fullft_assets.documents import RawMetadata
+from fullft_assets.documents.erasure import has_made_up_id
+from fullft_assets.monitoring.verdict import DriftMetadata
+from fullft_assets.store import Manifest, Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Share of the larger window's documents that two windows must have in common, by their ids.
+_SAME = 0.5
+
+
+def without_redelivered(store: Store, documents: Manifest, reports: Sequence[Manifest]) -> list[Manifest]:
+    """Return those of earlier drift reports whose window was not delivered again as this one.
+
+    A window and its repetition are no two witnesses of a drift: one that was damaged twice confirmed itself,
+    and one that was repaired stayed in the pool of the windows after it.
+
+    Args:
+        documents: `production_documents` of the window.
+        reports: of earlier windows; few, as the documents of each are read.
+    """
+    current = _documents_of(store, documents)
+    return [
+        report
+        for report in reports
+        if not _is_same(current, _documents_of(store, store.load(DriftMetadata.of(report).documents)))
+    ]
+
+
+def is_read_by_another_window(documents: Manifest) -> bool:
+    """Return whether all files of a window were rewritten before they were read: what they are now is a
+    window of its own, and nothing is wrong.
+    """
+    metadata = RawMetadata.of(documents)
+    return metadata.num_files > 0 and not metadata.files and all(check.passed for check in documents.checks)
+
+
+def own_ids(table: pa.Table) -> list[str | None]:
+    """Return the id of each document, None where it was made up from its file and row; `table` has `id`,
+    `source` and `row`.
+    """
+    return [
+        None if made_up else id_
+        for id_, made_up in zip(table["id"].to_pylist(), has_made_up_id(table).tolist(), strict=True)
+    ]
+
+
+class _Documents(NamedTuple):
+    ids: frozenset[str]
+    texts: list[str]
+
+
+def _documents_of(store: Store, window: Manifest) -> _Documents:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(store.folder(window) / DOCUMENTS_FILE, columns=["id", "source", "row", "text"])
+    return _Documents(
+        frozenset(filter(None, own_ids(table))), sorted(text for text in table["text"].to_pylist() if text)
+    )
+
+
+def _is_same(current: _Documents, other: _Documents) -> bool:
+    # Some texts come again in any feed, so without ids only all of them together tell.
+    is_equal = bool(current.texts) and current.texts == other.texts
+    return is_equal or len(current.ids & other.ids) > _SAME * max(len(current.ids), len(other.ids))
+
 
 #: Least Jaccard similarity of word shingles at which two texts without a group are related.
 SIMILARITY = 0.3
@@ -49,7 +119,6 @@ def independent_rows(
 
 
 def _clusters(texts: Sequence[str], seed: int) -> np.ndarray:
-    """Return the number of each text's cluster."""
     import pyarrow as pa
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components

@@ -1,0 +1,509 @@
+"""The assets of the job `model`: labeled_examples, tokenized_chunks -> training_snapshot -> feasibility_plan,
+cheaper_baselines, pilot_run -> finetuned_checkpoint -> evaluation_report -> champion_model.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from fullft_assets import checkpoint as checkpoint_key
+from fullft_assets import evaluation, planning, release, snapshot
+from fullft_assets.artifacts import (
+    CHAMPION_MODEL,
+    CHEAPER_BASELINES,
+    EVALUATION_FILE,
+    EVALUATION_REPORT,
+    FEASIBILITY_PLAN,
+    FINETUNED_CHECKPOINT,
+    LABELED_EXAMPLES,
+    PILOT_RUN,
+    TOKENIZED_CHUNKS,
+    TRAINING_SNAPSHOT,
+)
+from fullft_assets.assets.case import Case, markdown_table, sentences, sparkline
+from fullft_assets.base_model import find_base_model, read_header, resolve_base_model
+from fullft_assets.checking.sample import suggested_group
+from fullft_assets.checkpoint.metadata import CheckpointMetadata
+from fullft_assets.errors import GateError
+from fullft_assets.evaluation import external, read_evaluation
+from fullft_assets.evaluation.metadata import EvaluationMetadata
+from fullft_assets.evaluation.verdict import check_specs
+from fullft_assets.examples.labels import may_be_named
+from fullft_assets.models.hardware import local_hardware
+from fullft_assets.planning import refusal, worth
+from fullft_assets.release import starting_point
+from fullft_assets.resources import latest, one_line_errors, place_in, report_link
+from fullft_assets.settings import LauncherSettings
+from fullft_assets.store import Manifest, Store, artifact_key, digest
+from fullft_assets.task import task_of
+
+
+def _build_snapshot(case: Case) -> list[dg.AssetsDefinition]:
+    @dg.asset(
+        key=case.key(TRAINING_SNAPSHOT),
+        ins={
+            name: dg.AssetIn(case.key(name), input_manager_key=case.io_key)
+            for name in (LABELED_EXAMPLES, TOKENIZED_CHUNKS)
+        },
+        description=(
+            "Exactly which rows train, validate and test: deduplicated, split without leaks, frozen under a"
+            " digest."
+        ),
+        code_version=case.code_version(snapshot.VERSION, "snapshot"),
+        kinds={"parquet"},
+        check_specs=case.checks(
+            TRAINING_SNAPSHOT, (*snapshot.checks_of(case.settings), snapshot.VERDICT_IS_POSSIBLE)
+        ),
+        **case.shared(),
+    )
+    def training_snapshot(
+        context: dg.AssetExecutionContext,
+        labeled_examples: dict[str, Manifest],
+        tokenized_chunks: dict[str, Manifest],
+    ):
+        with case.open_store(context) as store:
+            arriving = _arriving(case, context.instance, store, labeled_examples, tokenized_chunks)
+            if arriving:
+                context.log.info(
+                    f"{len(arriving):,} batches that are being ingested wait for the next snapshot:"
+                    f" {', '.join(arriving[:5])}"
+                )
+            examples = {name: batch for name, batch in labeled_examples.items() if name not in arriving}
+            manifest = snapshot.take(
+                store,
+                case.use_case,
+                examples,
+                tokenized_chunks,
+                suggest_group=lambda: suggested_group(case.use_case),
+            )
+        metadata = snapshot.SnapshotMetadata.of(manifest)
+        shown: dict[str, dg.MetadataValue] = {
+            "data_report": report_link(case.use_case, store, manifest),
+        }
+        if metadata.labels and may_be_named(metadata.labels):
+            shown["label_counts"] = dg.MetadataValue.md(markdown_table(_labels(metadata)))
+        return case.result(
+            manifest,
+            TRAINING_SNAPSHOT,
+            store,
+            shown,
+            checks=[snapshot.verdict_check(metadata, case.settings)],
+        )
+
+    return [training_snapshot]
+
+
+def _arriving(
+    case: Case,
+    instance: dg.DagsterInstance,
+    store: Store,
+    examples: Mapping[str, Manifest],
+    chunks: Mapping[str, Manifest],
+) -> list[str]:
+    """Return the batches that are between two steps of their ingestion, where that leaves any other one.
+
+    A snapshot that was taken at such a moment failed, and the run of the model or of the daily evaluation
+    with it.
+    """
+    waiting = [name for name, manifest in examples.items() if name not in chunks and not manifest.red_gates]
+    if not waiting or len(waiting) == len(examples):
+        return []
+    runs = instance.get_runs(dg.RunsFilter(tags={"dagster/partition": waiting}))
+    in_flight = {run.tags["dagster/partition"] for run in runs if not run.is_finished}
+    return [
+        name
+        for name in waiting
+        if name in in_flight or latest(store, case.name, TOKENIZED_CHUNKS, name) is not None
+    ]
+
+
+def _labels(metadata: snapshot.SnapshotMetadata) -> list[dict[str, Any]]:
+    counts = metadata.label_counts
+    tested = {
+        statistics.label: statistics.k_eff
+        for statistics in metadata.label_statistics
+        if statistics.split == "test"
+    }
+    return [
+        {
+            "label": label,
+            **{split: counts[split].get(label, 0) for split in counts},
+            "test k_eff": tested.get(label, 0),
+        }
+        for label in metadata.labels
+    ]
+
+
+_ASSETS = {
+    FEASIBILITY_PLAN: (
+        "Does it fit and what will it cost: memory, time and price, measured on this machine."
+    ),
+    CHEAPER_BASELINES: (
+        "What baselines score on the same rows: majority label, TF-IDF, a probe on the frozen model; or the"
+        " base model as it is."
+    ),
+    PILOT_RUN: (
+        "A small fine-tuning on growing subsets: does its learning curve predict a gain worth its price."
+    ),
+}
+
+
+def _build_planning(case: Case) -> list[dg.AssetsDefinition]:
+    version = case.code_version(f"{planning.VERSION}.{case.settings.primary_metric}", "planning", "training")
+    checks = [
+        *case.checks(FEASIBILITY_PLAN, planning.PLAN_CHECKS),
+        *case.checks(PILOT_RUN, planning.PILOT_CHECKS),
+    ]
+
+    @dg.multi_asset(
+        name=f"{case.name}__planning",
+        outs={
+            name: dg.AssetOut(
+                key=case.key(name),
+                description=description,
+                code_version=version,
+                kinds={"pytorch"} if name != CHEAPER_BASELINES else {"scikitlearn", "pytorch"},
+                io_manager_key=case.io_key,
+            )
+            for name, description in _ASSETS.items()
+        },
+        ins={TRAINING_SNAPSHOT: dg.AssetIn(case.key(TRAINING_SNAPSHOT), input_manager_key=case.io_key)},
+        group_name=case.name,
+        check_specs=checks,
+        pool=case.settings.launcher_of("planning").pool,
+        required_resource_keys=case.shared(launches=True)["required_resource_keys"],
+    )
+    def plan_baselines_and_pilot(
+        context: dg.AssetExecutionContext, training_snapshot: Manifest
+    ) -> Iterator[dg.MaterializeResult]:
+        with case.open_store(context) as store:
+            training_snapshot.require_green(FEASIBILITY_PLAN)
+            # What is missing, or another one, is refused before anything costs time.
+            brought = external.keep(store, case.name, case.settings, case.use_case.project_root)
+            if external.PREDICTIONS in brought:
+                external.require_complete(store, brought[external.PREDICTIONS], training_snapshot)
+            key = planning_key(case, training_snapshot, base_model_revision(case))
+            manifests = {name: store.find(case.name, name, key) for name in _ASSETS}
+            if None in manifests.values():
+                job = case.job(PILOT_RUN, key, store, {TRAINING_SNAPSHOT: training_snapshot})
+                case.launcher(context).run(context, "planning", job, store)
+                manifests = {name: store.find(case.name, name, key) for name in _ASSETS}
+        for name, manifest in manifests.items():
+            assert manifest is not None, "the pilot is written last, and the launcher found it"
+            yield case.result(manifest, name, store)
+
+    return [plan_baselines_and_pilot]
+
+
+def base_model_revision(case: Case) -> str:
+    """Return what pins the content of the base model."""
+    return read_header(find_base_model(case.settings, case.use_case.project_root)).revision
+
+
+def planning_key(case: Case, snapshot: Manifest, revision: str) -> str:
+    """Return the key that the three planning artifacts share; `revision` is the base model's."""
+    settings = case.settings.model_dump(include={"planning"}, mode="json")
+    settings["primary_metric"] = case.settings.primary_metric
+    settings["training"] = checkpoint_key.plan_settings(case.settings)
+    settings["processes"] = case.settings.launcher.processes
+    inputs = {
+        TRAINING_SNAPSHOT: snapshot.content_digest,
+        "base_model": revision,
+        "hardware": _hardware(case.settings.launcher_of("planning")),
+    }
+    if case.settings.planning.smaller_model is not None:
+        inputs["smaller_model"] = read_header(
+            resolve_base_model(case.settings.planning.smaller_model, case.use_case.project_root)
+        ).revision
+    return artifact_key("planning", planning.VERSION, settings, inputs, case.settings.seed)
+
+
+def _hardware(launcher: LauncherSettings) -> dict[str, Any]:
+    return local_hardware() if launcher.kind == "local" else launcher.target
+
+
+def _build_training(case: Case) -> list[dg.AssetsDefinition]:
+    # An output that may be missing may lack its checks, too.
+    @dg.multi_asset(
+        name=f"{case.name}__finetuned_checkpoint",
+        outs={
+            FINETUNED_CHECKPOINT: dg.AssetOut(
+                key=case.key(FINETUNED_CHECKPOINT),
+                description=(
+                    "The model: every weight trained, resumable, saved as safetensors with its lineage."
+                ),
+                code_version=case.code_version(checkpoint_key.VERSION, "training"),
+                kinds={"pytorch", "huggingface"},
+                io_manager_key=case.io_key,
+                is_required=False,
+            )
+        },
+        can_subset=True,
+        ins={
+            name: dg.AssetIn(case.key(name), input_manager_key=case.io_key)
+            for name in (TRAINING_SNAPSHOT, FEASIBILITY_PLAN, PILOT_RUN)
+        },
+        check_specs=case.checks(FINETUNED_CHECKPOINT, checkpoint_key.CHECKS),
+        group_name=case.name,
+        pool=case.settings.launcher_of("training").pool,
+        required_resource_keys=case.shared(launches=True)["required_resource_keys"],
+    )
+    def finetuned_checkpoint(
+        context: dg.AssetExecutionContext,
+        training_snapshot: Manifest,
+        feasibility_plan: Manifest,
+        pilot_run: Manifest,
+    ) -> Iterator[dg.MaterializeResult]:
+        with case.open_store(context) as store:
+            for upstream in (training_snapshot, feasibility_plan):
+                upstream.require_green(FINETUNED_CHECKPOINT)
+            revision = base_model_revision(case)
+            _require_current_plans(
+                planning_key(case, training_snapshot, revision), (feasibility_plan, pilot_run)
+            )
+            if (refused := refusal(pilot_run)) is not None:
+                # An answer and no failure: nothing below is made either.
+                context.log.warning(refused)
+                return
+            decision = _training_key(case, training_snapshot, revision)
+            start = starting_point.find(
+                store, case.name, case.settings, training_snapshot, revision=revision, decision=decision
+            )
+            inputs = {
+                TRAINING_SNAPSHOT: training_snapshot,
+                **({} if start is None else {"champion": start}),
+            }
+            key = _training_key(case, training_snapshot, revision, start)
+            manifest = case.find_or_launch(context, "training", FINETUNED_CHECKPOINT, key, inputs)
+        yield case.result(manifest, FINETUNED_CHECKPOINT, store, _curves(store, manifest))
+
+    return [finetuned_checkpoint]
+
+
+def _require_current_plans(key: str, plans: Iterable[Manifest]) -> None:
+    for plan in plans:
+        if plan.key != key:
+            raise GateError(
+                f"finetuned_checkpoint refused: {plan.stage} was made for another snapshot, other settings or"
+                f" another machine; materialise {plan.stage} again"
+            )
+
+
+def _training_key(case: Case, snapshot: Manifest, revision: str, start: Manifest | None = None) -> str:
+    """Return the key of the checkpoint that this snapshot and these settings make.
+
+    Args:
+        start: the champion's checkpoint that training starts from. Default: the base model.
+    """
+    inputs = {TRAINING_SNAPSHOT: snapshot.content_digest, "base_model": revision}
+    if start is not None:
+        inputs["champion"] = start.key
+    return artifact_key(
+        FINETUNED_CHECKPOINT,
+        checkpoint_key.VERSION,
+        checkpoint_key.key_settings(case.settings),
+        inputs,
+        case.settings.seed,
+    )
+
+
+def _curves(store: Store, manifest: Manifest) -> dict[str, dg.MetadataValue]:
+    lines = checkpoint_key.read_step_log(store.folder(manifest))
+    curves = {"loss": "training loss", "validation_loss": "validation loss"}
+    general = {
+        "general_loss": "loss on general text",
+        "general_distance": "distance of general texts' representations",
+    }
+    curves |= {key: caption for key, caption in general.items() if any(key in line for line in lines)}
+    return {
+        f"{key}_curve": sparkline([line[key] for line in lines if key in line], caption)
+        for key, caption in curves.items()
+    }
+
+
+_EVALUATION_INPUTS = (TRAINING_SNAPSHOT, CHEAPER_BASELINES, PILOT_RUN, FINETUNED_CHECKPOINT)
+#: Metadata is stored in the event log.
+_MAX_PICTURE_BYTES = 60_000
+_PICTURE = re.compile(r"!\[(?P<title>[^\]]*)\]\((?P<path>pictures/[^)]+)\)")
+
+
+def _build_evaluation(case: Case) -> list[dg.AssetsDefinition]:
+    has_row_labels = task_of(case.settings.examples).target in ("label", "labels")
+    specs = check_specs(case.settings.release, case.settings.planning, has_row_labels=has_row_labels)
+    # What a gain is worth is judged here, though its settings are those of the plan.
+    asked = worth.asked(case.settings)
+    worth_version = f"-{digest(asked)[:8]}" if asked else ""
+
+    @dg.asset(
+        key=case.key(EVALUATION_REPORT),
+        ins={name: dg.AssetIn(case.key(name), input_manager_key=case.io_key) for name in _EVALUATION_INPUTS},
+        description=(
+            "How good, how sure, where weak; was full fine-tuning justified; better than the champion?"
+        ),
+        code_version=case.code_version(evaluation.VERSION + worth_version, "evaluation", "release"),
+        kinds={"huggingface", "scikitlearn"},
+        check_specs=case.checks(EVALUATION_REPORT, specs),
+        pool=case.settings.launcher_of("evaluation").pool,
+        **case.shared(launches=True),
+    )
+    def evaluation_report(
+        context: dg.AssetExecutionContext,
+        training_snapshot: Manifest,
+        cheaper_baselines: Manifest,
+        pilot_run: Manifest,
+        finetuned_checkpoint: Manifest,
+    ):
+        with case.open_store(context) as store:
+            for upstream in (training_snapshot, finetuned_checkpoint):
+                upstream.require_green(EVALUATION_REPORT)
+            inputs = {
+                TRAINING_SNAPSHOT: training_snapshot,
+                CHEAPER_BASELINES: cheaper_baselines,
+                PILOT_RUN: pilot_run,
+                FINETUNED_CHECKPOINT: finetuned_checkpoint,
+            }
+            against = release.judged_against(store, case.name, finetuned_checkpoint)
+            for name, ref in ((evaluation.CHAMPION, against.champion), (evaluation.ANCHOR, against.anchor)):
+                if ref is not None:
+                    inputs[name] = store.load(ref)
+            inputs |= {
+                f"{evaluation.SEED_RUN}{number}": store.load(ref)
+                for number, ref in enumerate(against.seed_runs)
+            }
+            inputs |= external.keep(store, case.name, case.settings, case.use_case.project_root)
+            key = _evaluation_key(case, inputs)
+            manifest = case.find_or_launch(context, "evaluation", EVALUATION_REPORT, key, inputs)
+        return case.result(manifest, EVALUATION_REPORT, store, _shown(case, store, manifest))
+
+    return [evaluation_report]
+
+
+def _evaluation_key(case: Case, inputs: dict[str, Manifest]) -> str:
+    settings = case.settings.model_dump(include={"evaluation", "release"}, mode="json")
+    settings["worth"] = worth.asked(case.settings)
+    digests = {name: manifest.content_digest for name, manifest in inputs.items()}
+    return artifact_key(EVALUATION_REPORT, evaluation.VERSION, settings, digests, case.settings.seed)
+
+
+def _shown(case: Case, store: Store, manifest: Manifest) -> dict[str, Any]:
+    """Return the verdict, the systems side by side, and the report: readable in the UI, and as a file.
+
+    The event log is for ever and has many readers: where labels may be texts, neither the report nor its
+    pictures, which name them, go there.
+    """
+    metadata, folder = EvaluationMetadata.of(manifest), store.folder(manifest)
+    rows = [
+        {"system": system or evaluation.FINETUNED}
+        | {
+            metric: score
+            for metric in metadata.metrics
+            if (score := metadata.score(system, metric)) is not None
+        }
+        for system in (None, *metadata.systems)
+    ]
+    shown: dict[str, Any] = {
+        "verdict": sentences(metadata.verdict),
+        "justification": sentences(f"{metadata.justification} {metadata.worth_sentence}"),
+        "systems": dg.MetadataValue.md(markdown_table(rows)),
+        "summary": dg.MetadataValue.md((folder / "summary.md").read_text(encoding="utf-8")),
+    }
+    if may_be_named(json.loads((folder / EVALUATION_FILE).read_bytes()).get("labels", [])):
+        shown["report"] = dg.MetadataValue.md(_with_pictures(folder))
+    shown["report_file"] = report_link(case.use_case, store, manifest)
+    return shown
+
+
+def _with_pictures(folder: Path) -> str:
+    """Return the Markdown report with its pictures inside; a larger one is only named."""
+
+    def inside(link: re.Match) -> str:
+        data = (folder / link["path"]).read_bytes()
+        if len(data) > _MAX_PICTURE_BYTES:
+            return f"*{link['title']}: see report_file*"
+        return f"![{link['title']}](data:image/png;base64,{base64.b64encode(data).decode()})"
+
+    return _PICTURE.sub(inside, (folder / "report.md").read_text(encoding="utf-8"))
+
+
+#: Tag of a run that promoted its candidate: whether that was better than the champion by more than chance
+#: (one-sided). A first champion has none.
+IS_BETTER_TAG = "retraining/is_better"
+_CHANCE = 0.05
+_RELEASE_INPUTS = (EVALUATION_REPORT, FINETUNED_CHECKPOINT, TRAINING_SNAPSHOT)
+
+
+def _build_release(case: Case) -> list[dg.AssetsDefinition]:
+    @dg.asset(
+        key=case.key(CHAMPION_MODEL),
+        ins={name: dg.AssetIn(case.key(name), input_manager_key=case.io_key) for name in _RELEASE_INPUTS},
+        description=(
+            "The model in use: promoted only through its gates, with its card, lineage and history. `Keep the"
+            " champion` is a normal outcome: then an observation says why."
+        ),
+        code_version=case.code_version(release.VERSION, "release"),
+        kinds={"huggingface"},
+        output_required=False,
+        **case.shared(),
+    )
+    def champion_model(
+        context: dg.AssetExecutionContext,
+        evaluation_report: Manifest,
+        finetuned_checkpoint: Manifest,
+        training_snapshot: Manifest,
+    ) -> Iterator[dg.MaterializeResult]:
+        with case.open_store(context) as store:
+            outcome, manifest = release.publish(
+                store,
+                case.use_case,
+                report=evaluation_report,
+                checkpoint=finetuned_checkpoint,
+                snapshot=training_snapshot,
+                run_id=context.run.run_id,
+            )
+        context.log.info(outcome.sentence)
+        gain = read_evaluation(
+            (store.folder(evaluation_report) / EVALUATION_FILE).read_bytes()
+        ).gain_over_champion
+        if manifest is not None and gain is not None:
+            context.instance.add_run_tags(
+                context.run_id, {IS_BETTER_TAG: str(gain.estimate > 0 and gain.p_value / 2 <= _CHANCE)}
+            )
+        if manifest is None:
+            context.log_event(observation(case, outcome.sentence, outcome.champion))
+        else:
+            yield case.result(manifest, CHAMPION_MODEL, store, shown(store, manifest))
+        # Also one that stays: after a change by hand its copy may have failed.
+        with one_line_errors(store, case.name):
+            for done in release.hand_over(store, case.use_case):
+                context.log.info(done)
+
+    return [champion_model]
+
+
+def shown(store: Store, manifest: Manifest) -> dict[str, Any]:
+    """Return what Dagster shows first of a champion: how its release ended, and its card, unless that names
+    labels that may be texts.
+    """
+    metadata = release.ChampionMetadata.of(manifest)
+    first: dict[str, Any] = {"outcome": sentences(metadata.outcome), "model": place_in(store, metadata.model)}
+    if may_be_named(CheckpointMetadata.of(store.load(metadata.checkpoint)).labels):
+        card = (store.folder(manifest) / release.CARD).read_text(encoding="utf-8")
+        first["model_card"] = dg.MetadataValue.md(card)
+    return first
+
+
+def observation(case: Case, sentence: str, champion: release.Champion | None) -> dg.AssetObservation:
+    """Return the event that says why the champion stays, or what a person did to it."""
+    about = {"outcome": sentences(sentence), "champion": "none" if champion is None else champion.checkpoint}
+    return dg.AssetObservation(asset_key=case.key(CHAMPION_MODEL), metadata=about)
+
+
+def build(case: Case) -> list[dg.AssetsDefinition]:
+    """Return the assets."""
+    builders = (_build_snapshot, _build_planning, _build_training, _build_evaluation, _build_release)
+    return [asset for build_stage in builders for asset in build_stage(case)]
