@@ -97,7 +97,7 @@ def test_a_yaml_switches_it_on_by_its_name(tmp_path: Path, other_package: None) 
             {"low_loss": {"below": 1, "action": "sing"}},
             r"training\.guards\.low_loss: action: Input should be 'off', 'warn'",
         ),
-        ({"idle": {"steps": 3}}, r"training\.guards\.idle: its thresholds were removed"),
+        ({"loss_spike": {"steps": 3}}, r"training\.guards\.loss_spike: its thresholds were removed"),
         ({"more": {}}, r"training\.guards: `more` was removed; name the guard beside the others"),
     ],
 )

@@ -23,7 +23,7 @@ from fullft_assets.jobs.launch import EXIT_FIXABLE
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import precision
 from fullft_assets.models.inference import load_causal
-from fullft_assets.models.token_scores import score_documents
+from fullft_assets.models.token_loss import score_documents
 from fullft_assets.snapshot import load_training
 from fullft_assets.store import Manifest
 from fullft_assets.workloads import entry, planning, training

@@ -257,18 +257,6 @@ def test_killed_again_and_again_also_inside_saves_it_ends_with_the_same_weights(
     assert rolled[0] == rolled[1] == ([("roll_back", 15, 12)] if spoiled else [])
 
 
-def test_an_incomplete_checkpoint_is_skipped_for_the_one_before(prepared: Prepared, straight: Run) -> None:
-    run = Run(prepared, "torn")
-    assert run.kill_when(lambda: len(list(run.folder.glob("checkpoint-*"))) >= 2)
-    newest, before = sorted(run.folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1]))[
-        :2
-    ]
-    with (newest / "optimizer.pt").open("r+b") as file:
-        file.truncate(100)
-    assert f"resuming at step {before.name.split('-')[1]} " in run.finish()
-    assert_same_as(straight, run)
-
-
 @pytest.mark.parametrize("by", [pytest.param("sigterm", marks=pytest.mark.slow), "spot_notice"])
 @pytest.mark.fault("spot capacity is taken away", "local", "ssh")
 def test_a_request_to_stop_writes_a_checkpoint_and_says_how_to_continue(

@@ -17,7 +17,7 @@ from typing import Any
 from fullft_assets.base_model.model_config import read_config
 from fullft_assets.base_model.trusted_code import ModelFolder, TrustedFolder, own_code
 from fullft_assets.errors import SettingsError
-from fullft_assets.store.names import is_inside
+from fullft_assets.store.manifest import is_inside
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -53,16 +53,6 @@ class Stops(GuardSettings):
     action: GuardAction = "stop"
 
 
-class CannotRollBack(GuardSettings):
-    """The settings of a guard whose finding a lower learning rate would not fix."""
-
-    # Settings are frozen, so that the narrower type is safe.
-    # Narrower than in the base class.
-    action: Annotated[  # pyright: ignore[reportIncompatibleVariableOverride]
-        Literal["off", "warn", "stop"], YamlOff()
-    ] = "warn"
-
-
 #: In the order in which they look at a step; of several findings with the same action the first one counts.
 GUARDS: Registry[Any] = Registry(
     "guard",
@@ -74,11 +64,11 @@ GUARDS: Registry[Any] = Registry(
         "dead_gradient": "fullft_assets.training.guards:DeadGradient",
         "no_progress": "fullft_assets.training.guards:NoProgress",
         "overfitting": "fullft_assets.training.guards:Overfitting",
-        "idle": "fullft_assets.training.guards:Idle",
     },
 )
 #: Keys of `training.guards` in earlier releases that were not guards, with what to do instead.
 _REMOVED = {
+    "idle": "rows are read ahead from memory, so that an accelerator does not wait for them",
     "more": "name the guard beside the others",
     "rate_factor": "each roll-back halves the learning rate",
     "max_roll_backs": "the second roll-back of a run is its last",

@@ -8,9 +8,8 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from threading import Event, Thread
 from typing import Any, TypeVar
 
 from fullft_assets.errors import is_cut_answer
@@ -20,9 +19,6 @@ from fullft_assets.store.hashing import digest
 
 A = TypeVar("A")
 B = TypeVar("B")
-#: A file in a bucket beside those of an artifact that are being uploaded, and how often it is written.
-UPLOADING = ".uploading"
-SIGN_SECONDS = 600.0
 #: Requests to S3 at the same time: what takes the time is waiting.
 _PARALLEL_REQUESTS = 16
 #: Before a read whose answer was cut is tried again.
@@ -151,12 +147,9 @@ class Files:
         return f"{self.url}/{name}"
 
     def upload(self, folder: Path, ref: str, names: list[str]) -> None:
-        """Copy files of a local folder below `ref`; meanwhile a file there shows that this process is
-        alive.
-        """
-        with self._signs_of_life(f"{ref}/{UPLOADING}"):
-            for name in names:
-                self._fs.put_file(str(folder / name), f"{self._root}/{ref}/{name}")
+        """Copy files of a local folder below `ref`."""
+        for name in names:
+            self._fs.put_file(str(folder / name), f"{self._root}/{ref}/{name}")
 
     def download(self, name: str, path: Path) -> None:
         """Copy a file of a bucket to this machine.
@@ -172,29 +165,6 @@ class Files:
         self._fs.invalidate_cache()
         with suppress(FileNotFoundError):
             self._fs.rm(f"{self._root}/{name}", recursive=True)
-
-    @contextmanager
-    def _signs_of_life(self, name: str) -> Iterator[None]:
-        """Write a file now and then: an object can be seen only once it is whole, and a large one may take
-        hours.
-        """
-        ended, written = Event(), Event()
-
-        def write() -> None:
-            while not ended.wait(SIGN_SECONDS):
-                with suppress(Exception):  # the upload itself meets what is wrong
-                    self.write_bytes(name, b"")
-                    written.set()
-
-        signing = Thread(target=write, daemon=True)
-        signing.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            signing.join()
-            if written.is_set():
-                self._fs.rm_file(f"{self._root}/{name}")
 
     def names(self, folder: str) -> list[str]:
         """Return the names of what is directly in a folder."""

@@ -47,7 +47,7 @@ class SmallerModel(Baseline):
 
     @classmethod
     def fit(cls, train: Any, context: BaselineContext) -> Self:
-        from fullft_assets.models import pooled
+        from fullft_assets.models import loading
         from fullft_assets.models.hardware import free_memory
         from fullft_assets.training.finetuning import fine_tune
 
@@ -74,7 +74,7 @@ class SmallerModel(Baseline):
                 raise DivergenceError(
                     f"baseline smaller_model: {error}; or remove smaller_model from planning.baselines"
                 ) from error
-        pooled.save(fit.model, target, settings.chunks.max_tokens)
+        loading.save(fit.model, target, settings.chunks.max_tokens)
         save_tokenizer(base, context.added_tokens, target)
         copy_code(base, target)
         del fit

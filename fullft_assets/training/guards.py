@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Protocol
 
 from fullft_assets.settings.guards import (
     GUARDS,
-    CannotRollBack,
     Guards,
     GuardSettings,
     RollsBack,
@@ -44,9 +43,6 @@ _PROGRESS_STEPS = 100
 #: A validation loss this many times the best one is overfitted, after as many validations in a row.
 _OVERFITTED_FACTOR = 1.1
 _OVERFITTED_LOOKS = 2
-#: Share of the time spent waiting for data that is idle, after as many steps in a row.
-_IDLE_SHARE = 0.3
-_IDLE_STEPS = 50
 #: A robust deviation counts as at least this share of the first steps' loss: near zero every hard row is many
 #: deviations away.
 _MIN_DEVIATION = 0.05
@@ -62,7 +58,6 @@ class StepMetrics:
 
     Attributes:
         validation_loss: of the weights after the step.
-        data_wait_share: share of the time that the accelerator waited for data; None without an accelerator.
         tokens_per_second: useful tokens, averaged over the last steps.
     """
 
@@ -70,7 +65,6 @@ class StepMetrics:
     loss: float | None = None
     grad_norm: float | None = None
     validation_loss: float | None = None
-    data_wait_share: float | None = None
     tokens_per_second: float | None = None
 
     @classmethod
@@ -111,7 +105,6 @@ class Guard(Protocol):
 
     def __init__(self, settings: Any, run: PlannedRun) -> None:
         """Take an instance of `settings_class`, and the plan of the run."""
-        ...
 
     def look(self, metrics: StepMetrics) -> Symptom | None:
         """Look at the next step; return what is wrong, or None. After a symptom the guard starts again.
@@ -119,7 +112,6 @@ class Guard(Protocol):
         What it returns may depend only on the metrics that it was shown; otherwise a resumed run would
         differ.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -191,7 +183,7 @@ class NonFinite:
     fix = "lower training.learning_rate or use precision fp32"
 
     def __init__(self, settings: GuardSettings, run: PlannedRun):
-        del settings, run  # it has no thresholds
+        """Take no thresholds."""
 
     def look(self, metrics: StepMetrics) -> Symptom | None:
         if _is_finite(metrics):
@@ -217,6 +209,27 @@ class Streak:
         return first
 
 
+class _Excess:
+    """Finds a metric above a limit for some steps in a row; steps above it are not compared with later ones."""
+
+    def __init__(self, title: str, num_steps: int):
+        self._title = title
+        self.recent: deque[float] = deque(maxlen=_WINDOW)
+        self._streak = Streak(num_steps)
+
+    def add(self, step: int, value: float, limit: float) -> Symptom | None:
+        if value <= limit:
+            self.recent.append(value)
+        since = self._streak.add(step, value > limit)
+        if since is None:
+            return None
+        median = statistics.median(self.recent)
+        self.recent.clear()
+        return Symptom(
+            since, f"{self._title} {value:.4g} since step {since:,}, the median before was {median:.4g}"
+        )
+
+
 class LossSpike:
     """A loss above the running median by many robust standard deviations (1.4826 times the median absolute
     deviation).
@@ -226,33 +239,22 @@ class LossSpike:
     fix = "lower training.learning_rate, or look at the rows of these steps"
 
     def __init__(self, settings: GuardSettings, run: PlannedRun):
-        self._recent: deque[float] = deque(maxlen=_WINDOW)
+        self._excess = _Excess("loss", _SPIKE_STEPS)
         self._first: list[float] = []
-        self._streak = Streak(_SPIKE_STEPS)
 
     def look(self, metrics: StepMetrics) -> Symptom | None:
         if metrics.loss is None:
             return None
         if len(self._first) < _MIN_HISTORY:
             self._first.append(metrics.loss)
-        limit = self._limit()
-        # Later steps are not compared with a spike until it has lasted.
-        if metrics.loss <= limit:
-            self._recent.append(metrics.loss)
-        since = self._streak.add(metrics.step, metrics.loss > limit)
-        if since is None:
-            return None
-        median = statistics.median(self._recent)
-        self._recent.clear()
-        return Symptom(
-            since, f"loss {metrics.loss:.4g} since step {since:,}, the median before was {median:.4g}"
-        )
+        return self._excess.add(metrics.step, metrics.loss, self._limit())
 
     def _limit(self) -> float:
-        if len(self._recent) < _MIN_HISTORY:
+        recent = self._excess.recent
+        if len(recent) < _MIN_HISTORY:
             return math.inf
-        median = statistics.median(self._recent)
-        deviation = 1.4826 * statistics.median(abs(value - median) for value in self._recent)
+        median = statistics.median(recent)
+        deviation = 1.4826 * statistics.median(abs(value - median) for value in recent)
         return median + _SPIKE_DEVIATIONS * max(deviation, _MIN_DEVIATION * statistics.fmean(self._first))
 
 
@@ -264,24 +266,15 @@ class ExplodingGradient:
 
     def __init__(self, settings: GuardSettings, run: PlannedRun):
         self._clipped_to = run.max_grad_norm
-        self._recent: deque[float] = deque(maxlen=_WINDOW)
-        self._streak = Streak(_EXPLODED_STEPS)
+        self._excess = _Excess("gradient norm", _EXPLODED_STEPS)
 
     def look(self, metrics: StepMetrics) -> Symptom | None:
-        norm = metrics.grad_norm
-        if norm is None:
+        if metrics.grad_norm is None:
             return None
-        median = statistics.median(self._recent) if len(self._recent) >= _MIN_HISTORY else math.inf
-        exploded = norm > _EXPLODED_FACTOR * max(median, self._clipped_to)
-        if not exploded:
-            self._recent.append(norm)
-        since = self._streak.add(metrics.step, exploded)
-        if since is None:
-            return None
-        self._recent.clear()
-        return Symptom(
-            since, f"gradient norm {norm:.4g} since step {since:,}, the median before was {median:.4g}"
-        )
+        recent = self._excess.recent
+        median = statistics.median(recent) if len(recent) >= _MIN_HISTORY else math.inf
+        limit = _EXPLODED_FACTOR * max(median, self._clipped_to)
+        return self._excess.add(metrics.step, metrics.grad_norm, limit)
 
 
 class DeadGradient:
@@ -358,25 +351,4 @@ class Overfitting:
             return None
         return Symptom(
             since, f"validation loss {loss:.4g}, its best was {self._best:.4g} at step {self._best_step:,}"
-        )
-
-
-class Idle:
-    """An accelerator that waits for data during too large a share of the time."""
-
-    settings_class = CannotRollBack
-    fix = "the rows arrive too slowly: use a faster disk, or larger batches"
-
-    def __init__(self, settings: GuardSettings, run: PlannedRun):
-        self._streak = Streak(_IDLE_STEPS)
-
-    def look(self, metrics: StepMetrics) -> Symptom | None:
-        if metrics.data_wait_share is None:
-            return None
-        since = self._streak.add(metrics.step, metrics.data_wait_share > _IDLE_SHARE)
-        if since is None:
-            return None
-        return Symptom(
-            since,
-            f"{metrics.data_wait_share:.0%} of the time since step {since:,} was spent waiting for data",
         )

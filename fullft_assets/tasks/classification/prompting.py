@@ -37,7 +37,7 @@ class _Prompted(Baseline):
 
     def predict(self, rows: Split) -> np.ndarray:
         from fullft_assets.models.inference import load_causal
-        from fullft_assets.models.token_scores import score_documents
+        from fullft_assets.models.token_loss import score_documents
 
         context = self.context
         writer = PromptWriter.of(context)

@@ -23,7 +23,7 @@ class BaseModel(UntrainedBaseline):
 
     def predict(self, rows: Split) -> DocumentScores:
         from fullft_assets.models.inference import load_causal
-        from fullft_assets.models.token_scores import score_documents
+        from fullft_assets.models.token_loss import score_documents
 
         model = load_causal(self.context.base_model, self.context.added_tokens)
         scores = score_documents(model, rows.windows, rows.marks, progress=self.context.progress)
@@ -66,7 +66,7 @@ class FewShotConversations(Baseline):
 
     def predict(self, rows: Split) -> DocumentScores:
         from fullft_assets.models.inference import load_causal
-        from fullft_assets.models.token_scores import score_documents
+        from fullft_assets.models.token_loss import score_documents
 
         before = [token for row in range(len(self.shown)) for token in _example(self.shown, row)]
         windows = [[before + window for window in document] for document in rows.windows]
