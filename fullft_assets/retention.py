@@ -105,7 +105,7 @@ def plan(store: Store, use_case: UseCase) -> CleanUp:
     clean_up = CleanUp(seen=state, before=before)
     sizes = {ref: size for stage in _REMOVABLE for ref, size in _sizes(store, case, stage).items()}
     manifests = dict(zip(sizes, store.each(store.load, sizes), strict=True))
-    clean_up.folders, clean_up.stored_folders, unfinished = _unfinished(store, case, before)
+    unfinished = _unfinished(store, case, clean_up)
     roots = [ref for champion in champions for ref in (champion.checkpoint, champion.snapshot)]
     roots += [*_latest(store, case), *_of_jobs(store, case, unfinished)]
     needed = _with_sources(store, roots)
@@ -234,25 +234,23 @@ def _of_jobs(store: Store, case: str, unfinished: Iterable[str]) -> Iterator[str
             yield from job.inputs.values()
 
 
-def _unfinished(store: Store, case: str, before: float) -> tuple[dict[Path, int], dict[str, int], set[str]]:
-    """Return the checkpoints of trainings that ended or were given up, here and in a store on S3, with their
-    bytes; and the keys of the other unfinished trainings.
+def _unfinished(store: Store, case: str, clean_up: CleanUp) -> set[str]:
+    """Add the checkpoints of trainings that ended or were given up to a clean-up; return the keys of the
+    other unfinished trainings.
     """
-    folders: dict[Path, int] = {}
-    stored_folders: dict[str, int] = {}
     unfinished: set[str] = set()
     for folder in store.work_folders(case, _CHECKPOINT):
-        if _is_given_up(store, case, folder.name, _last_written(folder) < before):
-            folders[folder] = _size(folder)
+        if _is_given_up(store, case, folder.name, _last_written(folder) < clean_up.before):
+            clean_up.folders[folder] = _size(folder)
         else:
             unfinished.add(folder.name)
     for key in store.stored_work(case, _CHECKPOINT):
         name = checkpoints_ref(case, _CHECKPOINT, key)
-        if _is_given_up(store, case, key, store.last_written(name) < before):
-            stored_folders[name] = sum(store.sizes(name).values())
+        if _is_given_up(store, case, key, store.last_written(name) < clean_up.before):
+            clean_up.stored_folders[name] = sum(store.sizes(name).values())
         else:
             unfinished.add(key)
-    return folders, stored_folders, unfinished
+    return unfinished
 
 
 def _is_given_up(store: Store, case: str, key: str, is_old: bool) -> bool:

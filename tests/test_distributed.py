@@ -282,7 +282,7 @@ def test_trainers_arguments_for_sharding(has_card: bool, monkeypatch: pytest.Mon
     """Arguments alone: no GPU takes part."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_card)
     offloaded, shared = (
-        trainer.sharding_arguments(SETTINGS.model_copy(update={"sharding": kind}), build(LLAMA))
+        trainer._sharding_arguments(SETTINGS.model_copy(update={"sharding": kind}), build(LLAMA))
         for kind in ("fsdp2_offload", "fsdp2")
     )
     backend = {"ddp_backend": "cuda:nccl,cpu:gloo"} if has_card else {}

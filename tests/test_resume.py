@@ -175,20 +175,6 @@ def test_killed_at_seeded_moments_it_resumes_to_the_same_weights(prepared: Prepa
     assert run.manifest().metadata["training_seconds"] > run.log()[-2]["seconds"] - run.log()[0]["seconds"]
 
 
-def test_killed_while_a_checkpoint_is_written(prepared: Prepared, straight: Run) -> None:
-    run = Run(prepared, "killed-writing")
-    unfinished = run.folder / "unfinished"
-
-    def writing_a_later_one() -> bool:
-        whole = latest_checkpoint(run.folder)
-        return whole is not None and any(unfinished.glob("checkpoint-*/*"))
-
-    assert run.kill_when(writing_a_later_one)
-    checkpoint = latest_checkpoint(run.folder)
-    assert f"resuming at step {int(checkpoint.name.split('-')[1])} " in run.finish()
-    assert_same_as(straight, run)
-
-
 TWO = {"processes": 2, "micro_batch_size": 2}
 
 

@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,7 +19,7 @@ from safetensors.torch import load_file
 from fullft_assets.errors import StoreError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.store import Store, checkpoints_ref
-from fullft_assets.training import ranks, stored_checkpoints, trainer
+from fullft_assets.training import ranks, stored_checkpoints
 from fullft_assets.training.callback import SegmentCallback
 from fullft_assets.training.checkpoints import (
     SEAL,
@@ -198,15 +196,6 @@ def test_a_seal_that_names_a_file_elsewhere_writes_none(s3_env: S3Server, tmp_pa
     stored = StoredCheckpoints(Store("s3://elsewhere"), "mail", "s", "k", Progress(silent=True))
     assert stored.fetch(folder.name, tmp_path) == "../planted"
     assert list(tmp_path.rglob("planted")) == []
-
-
-def test_generators_continue_where_a_checkpoint_has_them(tmp_path: Path) -> None:
-    torch.save([trainer.random_states()], tmp_path / "states")
-    drawn = torch.rand(3), np.random.rand(3).tolist(), random.random()
-    [state] = torch.load(tmp_path / "states", weights_only=True)
-    trainer.restore_random_states(state)
-    again = torch.rand(3), np.random.rand(3).tolist(), random.random()
-    assert torch.equal(drawn[0], again[0]) and drawn[1:] == again[1:]
 
 
 def test_the_longer_history_continues_the_other_one(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ wrong.
 from __future__ import annotations
 
 import gc
-import itertools
 import json
 import math
 from collections.abc import Callable
@@ -127,12 +126,6 @@ class TestRules:
 
         assert of(1.0, 0.8, 0.9, 0.85, 0.95) == []
         assert of(1.0, 0.8, 0.9, 0.95) == [4]
-
-    def test_off_is_off(self):
-        off = dict.fromkeys(
-            ("non_finite", "loss_spike", "exploding_gradient", "dead_gradient", "no_progress"), "off"
-        )
-        assert fired(guard(**off), [*self.falling[:60], *[99.0] * 9, math.nan]) == []
 
     def test_the_strongest_action_counts(self):
         watching = guard()
@@ -385,14 +378,6 @@ class TestRollBack:
         )
         assert [incident.learning_rate for incident in RunHistory(tmp_path).incidents] == [5e-4, 2.5e-4]
 
-    def test_a_rule_that_stops_at_once_says_nothing_of_others_roll_backs(self, tiny, tmp_path, monkeypatch):
-        fault(monkeypatch, lambda logits: logits * math.nan, range(5, 6))
-        monkeypatch.setattr(rules, "_DEAD_NORM", 1e9)
-        with pytest.raises(DivergenceError) as error:
-            run(tiny, tmp_path, guards={"dead_gradient": "stop"})
-        assert len(RunHistory(tmp_path).incidents) == 1
-        assert "guard dead_gradient" in str(error.value) and "roll-backs" not in str(error.value)
-
     def test_non_finite_weights_never_become_a_model_whatever_the_action(self, tiny, tmp_path, monkeypatch):
         fault(monkeypatch, lambda logits: logits * math.nan, range(30, 31))
         with pytest.raises(DivergenceError, match="the weights after step .* are not finite"):
@@ -419,27 +404,6 @@ class TestStopAndWarn:
         ):
             run(tiny, tmp_path)
 
-    @pytest.fixture
-    def without_progress(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Rows whose losses rise, in a short run."""
-        monkeypatch.setattr(rules, "_PROGRESS_STEPS", 10)
-        passes = itertools.count(1)
-
-        def spoil(logits: torch.Tensor) -> torch.Tensor:
-            return logits.detach() * 0 + torch.linspace(0, next(passes), logits.shape[-1]) + logits * 0
-
-        fault(monkeypatch, spoil, range(1, 999))
-
-    def test_no_progress_stops(self, tiny, tmp_path, without_progress):
-        with pytest.raises(DivergenceError, match="by its guard no_progress: mean loss .* over the last"):
-            run(tiny, tmp_path, guards={"dead_gradient": "off", "loss_spike": "off"})
-
-    def test_a_warning_of_no_progress_is_logged_and_training_continues(
-        self, tiny, tmp_path, without_progress
-    ):
-        fit = run(tiny, tmp_path, guards={"dead_gradient": "off", "loss_spike": "off", "no_progress": "warn"})
-        assert [line["event"] for line in fit.history if "event" in line] == ["no_progress"]
-
 
 class TestOverfitting:
     """30 rows with labels drawn by lot, learned by heart: the validation loss has a best, then rises."""
@@ -464,11 +428,6 @@ class TestOverfitting:
             checkpoint_every_steps=50,
             **changes,
         )
-
-    def test_warn_continues_and_the_last_weights_are_the_model(self, few, tmp_path):
-        fit = self.fit(few, tmp_path, "warn")
-        assert any(line.get("event") == "overfitting" for line in fit.history)
-        assert fit.step == fit.num_steps == len([line for line in fit.history if "loss" in line])
 
     def test_stop_ends_in_good_order_with_the_best_weights_if_asked_for(self, few, tmp_path):
         fit = self.fit(few, tmp_path, "stop", keep_best=True)

@@ -1,4 +1,6 @@
-"""Forward passes: label probabilities and embeddings of windowed documents, pooled to one row a document."""
+"""Forward passes: label probabilities and embeddings of windowed documents, pooled to one row a document; and
+the output layer of a classifier or tagger, with what it reads of the model below.
+"""
 
 from __future__ import annotations
 

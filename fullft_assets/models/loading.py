@@ -1,5 +1,10 @@
 """Loading a model from its folder: from safetensors alone, with code of its own only where the use case
-trusts the folder.
+trusts the folder; embeddings of added tokens; and classifiers of texts whose head reads the pooled hidden
+states of all tokens.
+
+Most encoders of transformers have a classifier that reads the class token alone, which a sentence encoder was
+never trained to use. A folder of sentence-transformers says how its model pools; an encoder whose folder says
+nothing is pooled by the mean of its tokens.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The loss of language models over the trained tokens alone.
+"""The loss of language models over the trained tokens alone, and their scores on held-out documents: the same
+on the validation rows in training, in the pilot and by the baselines, and on the test rows in the evaluation.
 
 Of a row's tokens only some are trained: not prompts, not the first one of a document, not padding. The output
 head and the softmax over the vocabulary, which cost a small model a fifth of its time and most of its memory,

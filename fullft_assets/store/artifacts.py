@@ -1,4 +1,4 @@
-"""Artifacts that exist: found by key, read, copied to this machine, listed and removed."""
+"""Artifacts: drafts while they are written; found by key, read, copied to this machine, listed and removed."""
 
 from __future__ import annotations
 
@@ -287,8 +287,8 @@ class Draft:
             files[name] = FileEntry(
                 bytes=(self.path / name).stat().st_size, sha256=file_digest(self.path / name)
             )
-        # All files, and their names in all folders, are on the disk, with the store's rights, before the manifest
-        # is: whatever wrote them used the process's.
+        # All files, and their names in all folders, are on the disk before the manifest is, with the store's
+        # rights: whatever wrote them used the process's.
         for path in self.path.rglob("*"):
             if not path.is_symlink():
                 path.chmod(self._files.folder_mode if path.is_dir() else self._files.file_mode)

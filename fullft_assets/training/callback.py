@@ -1,13 +1,13 @@
 """The callback through which a training segment follows Trainer: after each step it records, checks,
-validates and decides what to save.
+validates, acts on what the guards find (a warning, a roll-back, the end of training) and decides what to
+save.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,13 @@ from fullft_assets.training.checkpoints import (
     Incident,
     IncidentKind,
     RunHistory,
-    StepLog,
     complete_checkpoints,
     last_good,
     publish,
     retain,
 )
 from fullft_assets.training.guards import GuardFinding, GuardSet, PlannedRun, StepMetrics
+from fullft_assets.training.recipe import Recipe
 from fullft_assets.training.recorder import StepRecorder
 from fullft_assets.training.stored_checkpoints import StoredCheckpoints
 
@@ -43,28 +43,57 @@ _FIX = (
 )
 
 
-@dataclass(frozen=True)
-class ForgettingBudget:
-    """The scores on the general set over a run, and the rise that is allowed.
-
-    Attributes:
-        measure: of a model, not wrapped: one of `GENERAL_MEASURES` by its name; nothing where there is no
-            general set.
+class Validator:
+    """Scores the weights of a training segment on the validation rows and on the general set, whose rise over
+    the score before training may have a budget, and records their scores.
     """
 
-    measure: Callable[[PreTrainedModel, Listener], dict[str, float]]
-    max_rise: float | None
+    def __init__(self, recipe: Recipe, max_rise: float | None, recorder: StepRecorder):
+        self._recipe = recipe
+        self.max_rise = max_rise
+        self._recorder = recorder
 
-    def score(self, model: PreTrainedModel, log: StepLog, listener: Listener) -> dict[str, float]:
-        """Return the score of a model and `general_rise`, its rise over the score before training; nothing
-        without a general set.
+    def score_before(self, model: PreTrainedModel) -> None:
+        """Score the weights that training begins with on the general set, once a run."""
+        recorder = self._recorder
+        if score_before(recorder.log.lines) is not None:
+            return
+        with scoring():
+            scores = self._recipe.score_general(model, ranks.StopListener(recorder.progress))
+        scores = ranks.from_first(scores)
+        if not all(map(math.isfinite, scores.values())):
+            raise DivergenceError(
+                "snapshot.general: the outputs of the weights that training begins with are not finite on it"
+            )
+        if scores:
+            recorder.record({"step": 0, **scores})
+            recorder.progress.say(f"before training: {in_words(scores)}")
+
+    def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
+        """Return the scores of a model, not wrapped: `validation_loss` and others; and with a general set its
+        score there and `general_rise`, the rise over the score before training.
         """
-        scores = self.measure(model, listener)
-        if not scores:
-            return {}
-        before = score_before(log.lines)
-        assert before is not None, "the general set is scored before training"
-        return {**scores, "general_rise": next(iter(scores.values())) - before}
+        scores = {f"validation_{name}": value for name, value in self._recipe.score(model, listener).items()}
+        general = self._recipe.score_general(model, listener)
+        for name, value in general.items():
+            before = score_before(self._recorder.log.lines)
+            assert before is not None, "the general set is scored before training"
+            scores |= {name: value, "general_rise": value - before}
+        return scores
+
+    def validate(self, step: int, model: PreTrainedModel) -> dict[str, Any]:
+        """Score the weights after a step; return the recorded line."""
+        unwrapped: Any = getattr(model, "module", model)
+        with scoring():
+            scores = self.score(unwrapped, ranks.StopListener(self._recorder.progress))
+        # Ranks that score in batches of their own may differ in the last bit, and a rank that decided alone
+        # would save alone.
+        scores = ranks.from_first(scores)
+        line = {"step": step, **scores}
+        self._recorder.record(line)
+        shown = {name.removeprefix("validation_"): value for name, value in scores.items()}
+        self._recorder.progress.say(f"step {step}: validation {in_words(shown)}")
+        return line
 
     def is_spent(self, scores: Mapping[str, Any]) -> bool:
         """Return whether a model with these scores has forgotten more than the budget; a score that is not a
@@ -72,7 +101,7 @@ class ForgettingBudget:
         """
         return self.max_rise is not None and not scores["general_rise"] <= self.max_rise
 
-    def finding(self, step: int, scores: Mapping[str, Any]) -> GuardFinding:
+    def spent_budget(self, step: int, scores: Mapping[str, Any]) -> GuardFinding:
         """Return the finding for a spent budget, which ends the run."""
         name = next(name for name in GENERAL_MEASURES if name in scores)
         rise = f"{scores['general_rise']:.4f} above the one before training"
@@ -86,59 +115,9 @@ class ForgettingBudget:
             f" ({self.max_rise:g}); {_FIX}; or raise it"
         )
 
-
-class Validator:
-    """Scores the weights of a training segment and records their scores.
-
-    Args:
-        score: of a model, not wrapped: its scores on the validation rows by name, `loss` among them.
-    """
-
-    def __init__(
-        self,
-        score: Callable[[PreTrainedModel, Listener], dict[str, float]],
-        forgetting: ForgettingBudget,
-        recorder: StepRecorder,
-    ):
-        self._score = score
-        self.forgetting = forgetting
-        self._recorder = recorder
-
-    def score_before(self, model: PreTrainedModel) -> None:
-        """Score the weights that training begins with on the general set, once a run."""
-        recorder = self._recorder
-        if score_before(recorder.log.lines) is not None:
-            return
-        with scoring():
-            scores = self.forgetting.measure(model, ranks.StopListener(recorder.progress))
-        scores = ranks.from_first(scores)
-        if not all(map(math.isfinite, scores.values())):
-            raise DivergenceError(
-                "snapshot.general: the outputs of the weights that training begins with are not finite on it"
-            )
-        if scores:
-            recorder.record({"step": 0, **scores})
-            recorder.progress.say(f"before training: {in_words(scores)}")
-
-    def validate(self, step: int, model: PreTrainedModel) -> dict[str, Any]:
-        """Score the weights after a step; return the recorded line."""
-        recorder = self._recorder
-        unwrapped: Any = getattr(model, "module", model)
-        listener = ranks.StopListener(recorder.progress)
-        with scoring():
-            scores = self._score(unwrapped, listener)
-            general = self.forgetting.score(unwrapped, recorder.log, listener)
-        # Ranks that score in batches of their own may differ in the last bit, and a rank that decided alone
-        # would save alone.
-        scores, general = ranks.from_first((scores, general))
-        line = {"step": step, **{f"validation_{name}": value for name, value in scores.items()}, **general}
-        recorder.record(line)
-        recorder.progress.say(f"step {step}: validation {in_words(scores | general)}")
-        return line
-
     def best_step(self) -> int | None:
         """Return the scored step with the lowest validation loss within the forgetting budget."""
-        return self._recorder.log.best_step(self.forgetting.max_rise)
+        return self._recorder.log.best_step(self.max_rise)
 
 
 def in_words(scores: dict[str, float]) -> str:
@@ -377,8 +356,7 @@ class SegmentCallback(TrainerCallback):
             self.stopped = True
             return False
         self._guards.check(line)
-        forgetting = self._validator.forgetting
-        if "general_rise" in line and forgetting.is_spent(line):
-            self._guards.end_early(forgetting.finding(step, line))
+        if "general_rise" in line and self._validator.is_spent(line):
+            self._guards.end_early(self._validator.spent_budget(step, line))
         self._recorder.meter.start()
         return self._resumable and self._validator.best_step() == step

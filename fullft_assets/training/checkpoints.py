@@ -1,4 +1,6 @@
-"""The work folder of a run: checkpoints that are complete or not there at all, and the step log."""
+"""The work folder of a run: checkpoints that are complete or not there at all, the step log, and the history
+of incidents, with what the next segment of training changes because of each. No torch here.
+"""
 
 from __future__ import annotations
 

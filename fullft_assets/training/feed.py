@@ -1,5 +1,9 @@
 """The feed of a training: its items in the order of training, planned for the complete run, and a thread that
 collates the next batches while a step is computed.
+
+A language model is fed the pieces of a packing plan on packed rows, or each piece on a padded row of its own.
+The order of the rows is planned from the seed and does not depend on the number of rows a pass: a run that is
+resumed, or continues with smaller passes, continues where it was.
 """
 
 from __future__ import annotations
@@ -171,7 +175,7 @@ def packed(
     tokens = sums_between(plan.length[numbers], np.concatenate([[0], np.cumsum(count)]))
     longest, rows = np.maximum.reduceat(tokens, starts[:-1]), np.diff(starts)
     return Feed(
-        dataset=PackedRows(pieces, order),
+        dataset=_Items(len(order), lambda place: _packed_row(pieces, order[place])),
         collate=lambda items: collate_packed(items, pad_id, is_flat=is_flat, with_replayed=with_replayed),
         items_a_pass=rows_a_pass,
         num_rows=num_rows,
@@ -207,7 +211,7 @@ def padded(
     passes += [np.zeros(0, np.int64)] * (-len(passes) % num_processes)
     numbers = np.concatenate(passes)
     return Feed(
-        dataset=PaddedPasses(pieces, passes),
+        dataset=_Items(len(passes), lambda place: _padded_pass(pieces, passes[place])),
         collate=lambda items: collate_padded(items, pad_id, with_replayed=with_replayed),
         items_a_pass=1,
         num_rows=rows_a_batch * len(batches),
@@ -268,29 +272,42 @@ def _join(lists: Sequence[Sequence[int]]) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.int32), *(np.asarray(values, np.int32) for values in lists)])
 
 
-class PackedRows(Dataset):
-    """Packed rows in the order of training; an item is `ids`, `labels`, `positions` and `replayed` of one row
-    [t]. `NO_ROW` is empty.
-    """
+@dataclass(frozen=True)
+class _Items(Dataset):
+    """Items that are made when they are asked for, by their place in the order of training."""
 
-    def __init__(self, pieces: Pieces, order: np.ndarray):
-        self._pieces, self._order = pieces, order
+    count: int
+    make: Callable[[int], Any]
 
     def __len__(self) -> int:
-        return len(self._order)
+        return self.count
 
-    def __getitem__(self, place: int) -> dict[str, np.ndarray]:
-        if self._order[place] == NO_ROW:
-            return _EMPTY
-        plan = self._pieces.plan
-        chosen = plan.row(self._order[place])
-        numbers = range(chosen.start, chosen.stop)
-        return {
-            "replayed": np.concatenate([self._pieces.replayed(number) for number in numbers]),
-            "ids": np.concatenate([self._pieces.ids(number) for number in numbers]),
-            "labels": np.concatenate([self._pieces.labels(number) for number in numbers]),
-            "positions": np.concatenate([np.arange(length) for length in plan.length[chosen]]),
-        }
+    def __getitem__(self, place: int) -> Any:
+        return self.make(place)
+
+
+def _packed_row(pieces: Pieces, row: int) -> dict[str, np.ndarray]:
+    """Return `ids`, `labels`, `positions` and `replayed` of a packed row [t]; `NO_ROW` is empty."""
+    if row == NO_ROW:
+        return _EMPTY
+    chosen = pieces.plan.row(row)
+    numbers = range(chosen.start, chosen.stop)
+    return {
+        "replayed": np.concatenate([pieces.replayed(number) for number in numbers]),
+        "ids": np.concatenate([pieces.ids(number) for number in numbers]),
+        "labels": np.concatenate([pieces.labels(number) for number in numbers]),
+        "positions": np.concatenate([np.arange(length) for length in pieces.plan.length[chosen]]),
+    }
+
+
+def _padded_pass(pieces: Pieces, numbers: np.ndarray) -> list[dict[str, np.ndarray]]:
+    """Return `ids`, `labels` and `replayed` of each piece of a complete pass, on a padded row of its own; an
+    empty row of a pass without pieces, which only keeps processes in step.
+    """
+    rows = [
+        {"ids": pieces.ids(n), "labels": pieces.labels(n), "replayed": pieces.replayed(n)} for n in numbers
+    ]
+    return rows or [_EMPTY]
 
 
 def collate_packed(
@@ -328,29 +345,6 @@ def _filled(rows: Sequence[Mapping[str, np.ndarray]], name: str, fill: int) -> n
     for number, row in enumerate(rows):
         table[number, : len(row[name])] = row[name]
     return table
-
-
-class PaddedPasses(Dataset):
-    """Pieces of similar length, each on a padded row of its own; an item is a complete pass: `ids`, `labels`
-    and `replayed` of each piece.
-
-    Args:
-        passes: numbers of the pieces of each pass; none of a pass that only keeps processes in step.
-    """
-
-    def __init__(self, pieces: Pieces, passes: Sequence[np.ndarray]):
-        self._pieces, self._passes = pieces, passes
-
-    def __len__(self) -> int:
-        return len(self._passes)
-
-    def __getitem__(self, place: int) -> list[dict[str, np.ndarray]]:
-        pieces = self._pieces
-        items = [
-            {"ids": pieces.ids(n), "labels": pieces.labels(n), "replayed": pieces.replayed(n)}
-            for n in self._passes[place]
-        ]
-        return items or [_EMPTY]
 
 
 def collate_padded(

@@ -10,6 +10,7 @@ list, so a resumed run continues where it was.
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import math
 import shutil
@@ -46,7 +47,6 @@ from fullft_assets.settings.contradictions import contradictions
 from fullft_assets.settings.guards import guard_settings
 from fullft_assets.training import kernels, ranks, regularization
 from fullft_assets.training.callback import (
-    ForgettingBudget,
     GuardActions,
     RolledBack,
     SegmentCallback,
@@ -83,6 +83,11 @@ from fullft_assets.training.trainer import (
     load_weights,
     training_arguments,
 )
+
+# Silences the report on the classifier head, which is new by design, and progress bars, which a log cannot
+# show.
+logging.set_verbosity_error()
+logging.disable_progress_bar()
 
 
 @dataclass(frozen=True)
@@ -173,9 +178,7 @@ class TrainingSegment:
         self.recorder = self._make_recorder(documents_of_steps)
         # With WiSE-FT the budget applies to the interpolated weights after training, not on the way.
         budget = None if self.settings.wise_ft else self.settings.max_general_rise
-        self.validator = Validator(
-            run.recipe.score, ForgettingBudget(run.recipe.score_general, budget), self.recorder
-        )
+        self.validator = Validator(run.recipe, budget, self.recorder)
         guards = GuardActions(
             self.settings,
             self.recorder,
@@ -369,12 +372,10 @@ class TrainingSegment:
         )
 
     def _choose_weights(self, last_step: int) -> tuple[PreTrainedModel, int]:
-        best, forgetting = self.validator.best_step(), self.validator.forgetting
-        is_over = forgetting.max_rise is not None and forgetting.is_spent(
-            _scores_of(self.recorder.log.lines, last_step)
-        )
+        best = self.validator.best_step()
+        is_over = self.validator.is_spent(_scores_of(self.recorder.log.lines, last_step))
         if is_over and (best is None or not self.shared.resumable):
-            raise forgetting.over_budget(last_step)
+            raise self.validator.over_budget(last_step)
         model = gather_model(self.trainer, lambda: self.shared.recipe.load(self.settings))
         takes_best = self.shared.resumable and (self.settings.keep_best or is_over)
         if not takes_best or best is None or best == last_step:
@@ -396,30 +397,23 @@ class TrainingSegment:
 
     def _interpolate(self, model: PreTrainedModel, step: int) -> Interpolated:
         recipe = self.shared.recipe
-        log = self.recorder.log
         progress = self.shared.progress
-        forgetting = ForgettingBudget(recipe.score_general, self.settings.max_general_rise)
+        self.validator.max_rise = self.settings.max_general_rise
 
         def on_first(listener: Listener) -> Interpolated | None:
-            def score() -> dict[str, float]:
-                scores = recipe.score(model, listener)
-                return {f"validation_{name}": value for name, value in scores.items()} | forgetting.score(
-                    model, log, listener
-                )
-
             return interpolate(
                 model,
                 recipe.load_original(self.settings),
                 self.settings.wise_ft,
-                score,
+                lambda: self.validator.score(model, listener),
                 has_new_head=recipe.has_new_head,
-                is_spent=forgetting.is_spent,
+                is_spent=self.validator.is_spent,
             )
 
         with scoring():
             interpolated = ranks.run_on_first(on_first, progress)
         if interpolated is None:
-            raise forgetting.over_budget(step)
+            raise self.validator.over_budget(step)
         for line in interpolated.scores:
             scores = in_words({name: value for name, value in line.items() if name != "alpha"})
             progress.say(
@@ -472,12 +466,6 @@ class TrainingSegment:
 
 def _scores_of(lines: Sequence[dict[str, Any]], step: int) -> dict[str, Any]:
     return next(line for line in reversed(lines) if "validation_loss" in line and line["step"] == step)
-
-
-# Silences the report on the classifier head, which is new by design, and progress bars, which a log cannot
-# show.
-logging.set_verbosity_error()
-logging.disable_progress_bar()
 
 
 def fine_tune(
@@ -604,8 +592,6 @@ def exclusive(folder: Path) -> Iterator[None]:
 
     Of several ranks the first one locks it for all.
     """
-    import fcntl
-
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:

@@ -1,5 +1,11 @@
 """What a training takes: real passes of the sizes that occur, timed on the training machine, and their peak
-memory.
+memory; and the memory of a step, counted without weights, without data on a device, and without the device.
+
+To count, the recipe's own code runs on fake tensors: forward and backward pass make the same tensors as in
+training, and each one's storage is counted from the operation that makes it until nothing refers to it any
+more. So activations, logits and temporary tensors are those of the model as it is written, and no formula for
+an architecture is needed. What an optimizer keeps of each weight it says itself. The plan on this machine and
+on others follows from it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 """Records a training segment as it goes: each line to the step log and to the trackers, each step to the
 progress, with the rates of the last steps.
+
+Trainer's own callbacks for TensorBoard and MLflow are not used. After a resume theirs begin another MLflow
+run, and leave the steps that a roll-back undid in the event files; a server that is down ends the training.
 """
 
 from __future__ import annotations

@@ -1,5 +1,9 @@
 """Regularization towards the base model: L2-SP pulls all weights alike, EWC each by its importance for
-general text; after training, WiSE-FT takes weights between both models.
+general text; distillation keeps the outputs; after training, WiSE-FT takes weights between both models.
+
+Distilled are the distributions of the next token of a language model (Hinton et al. 2015, arXiv:1503.02531;
+Li & Hoiem 2016, arXiv:1606.09282, distil a model from its former self), and the pooled representations of an
+encoder. The base model's passes take no gradients.
 """
 
 from __future__ import annotations
@@ -95,12 +99,6 @@ def fisher(recipe: Recipe, model: PreTrainedModel, seed: int) -> Mapping[str, to
     return {name: values.mul_(size / total) for name, values in sums.items()}
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    inner = getattr(model, "module", model)
-    assert isinstance(inner, nn.Module)
-    return inner
-
-
 class Anchor:
     """A pull to the pretrained weights: `strength` times the distance, times each weight's importance, added
     to its gradient.
@@ -133,18 +131,15 @@ class Anchor:
     @torch.no_grad()
     def pull(self, model: nn.Module) -> None:
         """Add the pull to the gradients of a model, which may be wrapped."""
-        for name, parameter in _unwrapped(model).named_parameters():
-            start = self._start.get(name)
-            if start is None or parameter.grad is None:
+        unwrapped: Any = getattr(model, "module", model)
+        for name, parameter in unwrapped.named_parameters():
+            if name not in self._start or parameter.grad is None:
                 continue
-            if start.device != parameter.device:
-                start = self._start[name] = start.to(parameter.device)
-            distance = parameter.detach() - start
+            self._start[name] = self._start[name].to(parameter.device)
+            distance = parameter.detach() - self._start[name]
             if self._importance is not None:
-                importance = self._importance[name]
-                if importance.device != parameter.device:
-                    importance = self._importance[name] = importance.to(parameter.device)
-                distance.mul_(importance)
+                self._importance[name] = self._importance[name].to(parameter.device)
+                distance.mul_(self._importance[name])
             parameter.grad.add_(distance, alpha=self._strength)
 
 

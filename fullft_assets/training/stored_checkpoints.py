@@ -493,9 +493,9 @@ def _choose(
 def _spread(path: Path, name: str, stored: StoredCheckpoints | None, progress: Progress) -> None:
     if stored is None:
         raise StoreError(
-            f"{path.parent}: the hosts of this training do not see the same checkpoints (not all of them that of"
-            f" step {step_of(path):,}, which the first one sees); put the store on a disk that all of them see,"
-            " or on S3"
+            f"{path.parent}: the hosts of this training do not see the same checkpoints (not all of them that"
+            f" of step {step_of(path):,}, which the first one sees); put the store on a disk that all of them"
+            " see, or on S3"
         )
     damaged: list[str] = []
 

@@ -1,4 +1,7 @@
-"""transformers' Trainer as the training engine uses it: its arguments, and the methods that differ."""
+"""transformers' Trainer as the training loop uses it: its arguments, and the methods that differ; and
+sharding (FSDP2): each of several processes has a part of weights, gradients and moments, at the end one has
+the model.
+"""
 
 from __future__ import annotations
 
@@ -28,38 +31,24 @@ from fullft_assets.training.optimizers.low_memory import LowMemoryOptimizer
 from fullft_assets.training.recipe import Prepared
 
 
-def sharding_arguments(settings: TrainingSettings, model: PreTrainedModel) -> dict[str, Any]:
-    """Return Trainer's arguments for sharding a model; none where each process holds all of it."""
+def _sharding_arguments(settings: TrainingSettings, model: PreTrainedModel) -> dict[str, Any]:
     if settings.sharding == "none":
         return {}
     # Checkpoints are complete, so another number of processes can read them. The recipe loads the model on
     # each process: it draws what is new in a model from the seed.
-    config: dict[str, Any] = {
+    config = {
         "version": 2,
         "state_dict_type": "FULL_STATE_DICT",
         "cpu_ram_efficient_loading": False,
-    }
-    config["transformer_layer_cls_to_wrap"] = _units(model)
-    arguments: dict[str, Any] = {"fsdp": True, "fsdp_config": config}
-    if settings.sharding == "fsdp2_offload":
-        config["cpu_offload"] = True
-    return arguments | backend_arguments(settings)
+        "transformer_layer_cls_to_wrap": _units(model),
+    } | ({"cpu_offload": True} if settings.sharding == "fsdp2_offload" else {})
+    return {"fsdp": True, "fsdp_config": config, **_backend_arguments(settings)}
 
 
-def backend_arguments(settings: TrainingSettings) -> dict[str, Any]:
-    """Return Trainer's argument for how processes are connected, where it is not the default one."""
+def _backend_arguments(settings: TrainingSettings) -> dict[str, Any]:
     # The norm of gradients in the host's memory is summed there, which NCCL cannot do.
     needs_both = settings.sharding == "fsdp2_offload" and torch.cuda.is_available()
     return {"ddp_backend": "cuda:nccl,cpu:gloo"} if needs_both else {}
-
-
-def accumulation_arguments(settings: TrainingSettings) -> dict[str, Any]:
-    """Return accelerate's arguments for gradient accumulation.
-
-    By default each process would keep the gradients of the complete model until the last pass of a step,
-    which sharding is there to avoid.
-    """
-    return {} if settings.sharding == "none" else {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
 
 
 def _units(model: PreTrainedModel) -> list[str]:
@@ -174,16 +163,46 @@ def training_arguments(
     Args:
         items_a_pass: items of the dataset in a forward pass.
     """
+    computed_in = precision.of(settings)
+    has_gpu = torch.cuda.is_available()
+    accelerator: dict[str, Any] = {"non_blocking": has_gpu}
+    if settings.sharding != "none":
+        # By default each process would keep the gradients of the complete model until the last pass of a
+        # step, which sharding is there to avoid.
+        accelerator["gradient_accumulation_kwargs"] = {"sync_each_batch": True}
     arguments = TrainingArguments(
         output_dir=str(folder),
         seed=seed,
         data_seed=seed,
+        # The order of the rows and the rate of each step.
         per_device_train_batch_size=items_a_pass,
         gradient_accumulation_steps=accumulation_steps(settings, num_processes),
-        **_step_arguments(settings, num_steps),
-        **_hardware_arguments(settings),
-        **sharding_arguments(settings, model),
-        **_output_arguments(settings, resumable=resumable),
+        max_steps=num_steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.scheduler,
+        warmup_steps=round(settings.warmup_share * num_steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        # The hardware.
+        bf16=computed_in == "bf16",
+        fp16=computed_in == "fp16",
+        activation_checkpointing=settings.gradient_checkpointing,
+        dataloader_pin_memory=has_gpu,  # copies from pinned memory do not block
+        accelerator_config=accelerator,
+        use_cpu=not has_gpu,
+        # Logs and checkpoints; the callback, the step log and `publish` do most of that.
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # the default hides NaN losses behind the running mean
+        save_strategy="steps" if resumable else "no",
+        save_steps=settings.checkpoint_every_steps,
+        save_total_limit=None,
+        eval_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        **_sharding_arguments(settings, model),
     )
     # A process has one GPU. If it sees more, Trainer would wrap the model in nn.DataParallel: another batch
     # size, and a model that sees parts of rows that belong together.
@@ -207,50 +226,9 @@ def connect_processes(settings: TrainingSettings, folder: Path) -> None:
     decision.
     """
     arguments = TrainingArguments(
-        str(folder), use_cpu=not torch.cuda.is_available(), **backend_arguments(settings)
+        str(folder), use_cpu=not torch.cuda.is_available(), **_backend_arguments(settings)
     )
     _ = arguments.device  # asking for it connects
-
-
-def _step_arguments(settings: TrainingSettings, num_steps: int) -> dict[str, Any]:
-    return {
-        "max_steps": num_steps,
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": settings.scheduler,
-        "warmup_steps": round(settings.warmup_share * num_steps),
-        "weight_decay": settings.weight_decay,
-        "max_grad_norm": settings.max_grad_norm,
-        "train_sampling_strategy": "sequential",
-        "remove_unused_columns": False,
-    }
-
-
-def _hardware_arguments(settings: TrainingSettings) -> dict[str, Any]:
-    chosen, has_gpu = precision.of(settings), torch.cuda.is_available()
-    return {
-        "bf16": chosen == "bf16",
-        "fp16": chosen == "fp16",
-        "activation_checkpointing": settings.gradient_checkpointing,
-        # Copies from pinned memory do not block.
-        "dataloader_pin_memory": has_gpu,
-        "accelerator_config": {"non_blocking": has_gpu, **accumulation_arguments(settings)},
-        "use_cpu": not has_gpu,
-    }
-
-
-def _output_arguments(settings: TrainingSettings, *, resumable: bool) -> dict[str, Any]:
-    return {
-        "logging_strategy": "steps",
-        "logging_steps": 1,
-        # The default hides NaN losses behind the running mean.
-        "logging_nan_inf_filter": False,
-        "save_strategy": "steps" if resumable else "no",
-        "save_steps": settings.checkpoint_every_steps,
-        "save_total_limit": None,
-        "eval_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-    }
 
 
 def random_states() -> dict[str, Any]:
