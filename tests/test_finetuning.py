@@ -28,7 +28,7 @@ from fullft_assets.training.checkpoints import StepLog, latest_checkpoint, publi
 from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.training.trainer import accumulation_steps
 from tests.optimizer_steps import without_dropout
-from tests.prepared import Prepared, prepare
+from tests.prepared import Prepared, prepare, quick
 
 pytestmark = pytest.mark.numeric
 
@@ -56,17 +56,6 @@ def fitted(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Fit:
 def train(case: Prepared, folder: Path, chosen: TrainingSettings, **options: object) -> Fit:
     options = {"seed": 17, "progress": QUIET, **options}
     return fine_tune(case.recipe, chosen, work_folder=folder, **options)
-
-
-def quick(**changes: object) -> TrainingSettings:
-    values = {
-        "epochs": 1.0,
-        "batch_size": 8,
-        "micro_batch_size": 8,
-        "learning_rate": 1e-3,
-        "precision": "fp32",
-    }
-    return TrainingSettings(**{**values, **changes})
 
 
 class TestPlannedOrder:

@@ -24,7 +24,6 @@ from fullft_assets.errors import DiskError, Interrupted, OutOfMemory, WorkloadEr
 from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, WorkloadFailure
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.resources import one_line_errors
-from fullft_assets.settings import TrainingSettings
 from fullft_assets.store import Store
 from fullft_assets.tasks.classification import recipe as classification
 from fullft_assets.training import guards
@@ -33,7 +32,7 @@ from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.workloads import entry
 from fullft_assets.workloads import training as training_workload
 from tests.optimizer_steps import Stopping
-from tests.prepared import Prepared, prepare
+from tests.prepared import Prepared, prepare, quick
 
 QUIET = Progress(silent=True)
 STAGE = "finetuned_checkpoint"
@@ -46,20 +45,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepared
 
 
-def quick(**changes: object) -> TrainingSettings:
-    values = {
-        "epochs": 1.0,
-        "batch_size": 8,
-        "micro_batch_size": 8,
-        "learning_rate": 1e-3,
-        "precision": "fp32",
-        "track": [],
-    }
-    return TrainingSettings.model_validate(values | {"checkpoint_every_steps": 4} | changes)
+#: Written to no tracker, with a checkpoint after every fourth step.
+OFTEN = {"track": [], "checkpoint_every_steps": 4}
 
 
 def train(case: Prepared, folder: Path, progress: Progress = QUIET, **changes: object) -> Fit:
-    return fine_tune(case.recipe, quick(**changes), 17, folder, progress)
+    return fine_tune(case.recipe, quick(**OFTEN | changes), 17, folder, progress)
 
 
 def limit_memory(
@@ -311,7 +302,7 @@ class TestRecord:
         monkeypatch.delenv(ERROR_FILE, raising=False)
 
     def run(self, case: Prepared, key: str, **training: object) -> tuple[int, dict]:
-        job = case.job(STAGE, key, training=dict(quick(**training)))
+        job = case.job(STAGE, key, training=dict(quick(**OFTEN | training)))
         code = entry.run_job(training_workload.work, job.write(case.store), QUIET)
         record = Path(case.store.url, "failures", case.use_case.name, STAGE, f"{key}.json")
         return code, json.loads(record.read_text())

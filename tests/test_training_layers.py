@@ -12,10 +12,9 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import layers
 from fullft_assets.models.inference import load_for_training
-from fullft_assets.settings import TrainingSettings
 from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.training.regularization import Anchor
-from tests.prepared import Prepared, prepare
+from tests.prepared import Prepared, prepare, quick
 
 pytestmark = pytest.mark.numeric
 
@@ -27,19 +26,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepared
 
 
-def chosen(**changes: object) -> TrainingSettings:
-    values = {
-        "epochs": 1.0,
-        "batch_size": 8,
-        "micro_batch_size": 8,
-        "learning_rate": 1e-2,
-        "precision": "fp32",
-    }
-    return TrainingSettings.model_validate(values | changes)
-
-
 def train(case: Prepared, folder: Path, **changes: object) -> Fit:
-    return fine_tune(case.recipe, chosen(**changes), 17, folder, Progress(silent=True), resumable=False)
+    return fine_tune(
+        case.recipe, quick(learning_rate=1e-2, **changes), 17, folder, Progress(silent=True), resumable=False
+    )
 
 
 def unchanged(case: Prepared, fit: Fit) -> set[str]:
@@ -116,5 +106,5 @@ class TestPull:
 
     def test_frozen_weights_are_not_held_twice(self, tiny):
         model = load_for_training(tiny.base_model, tiny.labels)
-        layers.freeze(model, chosen(freeze_layers=1))
+        layers.freeze(model, quick(freeze_layers=1))
         assert not [name for name in Anchor(model, 0.1, has_new_head=True)._start if "embeddings" in name]

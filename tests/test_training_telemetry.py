@@ -25,7 +25,7 @@ from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.training.recorder import Meter, ModelShape, StepRecorder, Trackers, scalars, step_flops
 from fullft_assets.workloads.training import work
 from tests.optimizer_steps import Stopping
-from tests.prepared import Prepared, prepare
+from tests.prepared import Prepared, prepare, quick
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +36,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 
 def train(case: Prepared, folder: Path, progress: Progress | None = None, **changes: object) -> Fit:
-    values = {
-        "epochs": 1.0,
-        "batch_size": 8,
-        "micro_batch_size": 8,
-        "learning_rate": 1e-3,
-        "precision": "fp32",
-    }
-    chosen = TrainingSettings.model_validate(values | changes)
+    chosen = quick(**changes)
     return fine_tune(case.recipe, chosen, 17, folder, progress or Progress(silent=True))
 
 
@@ -295,14 +288,7 @@ class TestMeter:
 
 
 def test_the_pilot_leaves_nothing_beside_its_log(tiny, tmp_path):
-    values = {
-        "epochs": 0.3,
-        "batch_size": 8,
-        "micro_batch_size": 8,
-        "precision": "fp32",
-        "track": ["tensorboard"],
-    }
-    chosen = TrainingSettings.model_validate(values)
+    chosen = quick(epochs=0.3, track=["tensorboard"])
     fine_tune(tiny.recipe, chosen, 17, tmp_path, Progress(silent=True), resumable=False)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
     shutil.rmtree(tmp_path)

@@ -60,14 +60,14 @@ GUARDS: Registry[Any] = Registry(
     {
         "non_finite": "fullft_assets.training.guards:NonFinite",
         "loss_spike": "fullft_assets.training.guards:LossSpike",
-        "exploding_gradient": "fullft_assets.training.guards:ExplodingGradient",
         "dead_gradient": "fullft_assets.training.guards:DeadGradient",
         "no_progress": "fullft_assets.training.guards:NoProgress",
         "overfitting": "fullft_assets.training.guards:Overfitting",
     },
 )
-#: Keys of `training.guards` in earlier releases that were not guards, with what to do instead.
+#: Keys of `training.guards` in earlier releases, with what to do instead; manifests may have recorded them.
 _REMOVED = {
+    "exploding_gradient": "gradients are clipped; `loss_spike` and `non_finite` guard what follows",
     "idle": "rows are read ahead from memory, so that an accelerator does not wait for them",
     "more": "name the guard beside the others",
     "rate_factor": "each roll-back halves the learning rate",
@@ -76,8 +76,6 @@ _REMOVED = {
 
 
 def _checked(guards: dict[str, Any]) -> dict[str, Any]:
-    for name in guards.keys() & _REMOVED:
-        raise ValueError(f"`{name}` was removed; {_REMOVED[name]}")
     # YAML 1.1 reads a bare `off` as false.
     return {name: "off" if value is False else value for name, value in guards.items()}
 
@@ -113,6 +111,9 @@ def guard_settings(guards: Guards) -> dict[str, GuardSettings]:
 def guard_problems(guards: Guards) -> Iterator[tuple[str, str]]:
     """Yield (name, message) for each guard that is not registered, or does not have the given settings."""
     for name, value in guards.items():
+        if name in _REMOVED:
+            yield name, f"`{name}` was removed; {_REMOVED[name]}"
+            continue
         try:
             _settings_of(name, value)
         except SettingsError as error:

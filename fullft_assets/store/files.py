@@ -168,12 +168,14 @@ class Files:
 
     def names(self, folder: str) -> list[str]:
         """Return the names of what is directly in a folder."""
+        return [PurePosixPath(path).name for path in self._entries(folder, detail=False)]
+
+    def _entries(self, folder: str, *, detail: bool) -> list[Any]:
         self._fs.invalidate_cache()
         try:
-            paths = self._fs.ls(f"{self._root}/{folder}", detail=False)
+            return self._fs.ls(f"{self._root}/{folder}", detail=detail)
         except FileNotFoundError:
             return []
-        return [PurePosixPath(path).name for path in paths]
 
     def versions(self, folder: str) -> dict[str, str]:
         """Return the files directly in a folder, each with what changes when it is replaced; a bucket answers
@@ -184,11 +186,7 @@ class Files:
         """
         if self.is_local:
             return dict(_on_disk(Path(self.url, folder)))
-        self._fs.invalidate_cache()
-        try:
-            entries = self._fs.ls(f"{self._root}/{folder}", detail=True)
-        except FileNotFoundError:
-            return {}
+        entries = self._entries(folder, detail=True)
         return {info["name"].rpartition("/")[2]: info["ETag"] for info in entries if info["type"] == "file"}
 
     def each(self, do: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:

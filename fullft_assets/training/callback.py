@@ -158,7 +158,7 @@ class GuardActions:
         self._history = history
         self._resumable = resumable
         self._stored = stored
-        self._guards = GuardSet(settings.guards, PlannedRun(num_steps, settings.max_grad_norm))
+        self._guards = GuardSet(settings.guards, PlannedRun(num_steps))
         self._guards.replay(recorder.log.lines)
 
     def check(self, line: dict[str, Any]) -> None:

@@ -31,9 +31,6 @@ _MIN_HISTORY = 20
 #: single one is only a hard batch.
 _SPIKE_DEVIATIONS = 8.0
 _SPIKE_STEPS = 3
-#: A gradient's norm is exploded at this many times the recent median, or the norm that it is clipped to.
-_EXPLODED_FACTOR = 100.0
-_EXPLODED_STEPS = 3
 #: A smaller gradient norm is dead, after as many steps in a row.
 _DEAD_NORM = 1e-7
 _DEAD_STEPS = 20
@@ -80,7 +77,6 @@ class PlannedRun:
     """The plan of the run that a guard watches."""
 
     num_steps: int
-    max_grad_norm: float
 
 
 @dataclass(frozen=True)
@@ -209,27 +205,6 @@ class Streak:
         return first
 
 
-class _Excess:
-    """Finds a metric above a limit for some steps in a row; steps above it are not compared with later ones."""
-
-    def __init__(self, title: str, num_steps: int):
-        self._title = title
-        self.recent: deque[float] = deque(maxlen=_WINDOW)
-        self._streak = Streak(num_steps)
-
-    def add(self, step: int, value: float, limit: float) -> Symptom | None:
-        if value <= limit:
-            self.recent.append(value)
-        since = self._streak.add(step, value > limit)
-        if since is None:
-            return None
-        median = statistics.median(self.recent)
-        self.recent.clear()
-        return Symptom(
-            since, f"{self._title} {value:.4g} since step {since:,}, the median before was {median:.4g}"
-        )
-
-
 class LossSpike:
     """A loss above the running median by many robust standard deviations (1.4826 times the median absolute
     deviation).
@@ -239,42 +214,34 @@ class LossSpike:
     fix = "lower training.learning_rate, or look at the rows of these steps"
 
     def __init__(self, settings: GuardSettings, run: PlannedRun):
-        self._excess = _Excess("loss", _SPIKE_STEPS)
+        self._recent: deque[float] = deque(maxlen=_WINDOW)
         self._first: list[float] = []
+        self._streak = Streak(_SPIKE_STEPS)
 
     def look(self, metrics: StepMetrics) -> Symptom | None:
         if metrics.loss is None:
             return None
         if len(self._first) < _MIN_HISTORY:
             self._first.append(metrics.loss)
-        return self._excess.add(metrics.step, metrics.loss, self._limit())
+        limit = self._limit()
+        # Later steps are not compared with a spike until it has lasted.
+        if metrics.loss <= limit:
+            self._recent.append(metrics.loss)
+        since = self._streak.add(metrics.step, metrics.loss > limit)
+        if since is None:
+            return None
+        median = statistics.median(self._recent)
+        self._recent.clear()
+        return Symptom(
+            since, f"loss {metrics.loss:.4g} since step {since:,}, the median before was {median:.4g}"
+        )
 
     def _limit(self) -> float:
-        recent = self._excess.recent
-        if len(recent) < _MIN_HISTORY:
+        if len(self._recent) < _MIN_HISTORY:
             return math.inf
-        median = statistics.median(recent)
-        deviation = 1.4826 * statistics.median(abs(value - median) for value in recent)
+        median = statistics.median(self._recent)
+        deviation = 1.4826 * statistics.median(abs(value - median) for value in self._recent)
         return median + _SPIKE_DEVIATIONS * max(deviation, _MIN_DEVIATION * statistics.fmean(self._first))
-
-
-class ExplodingGradient:
-    """Gradient norms many times the running median and many times the norm that they are clipped to."""
-
-    settings_class = GuardSettings
-    fix = "lower training.learning_rate or raise training.warmup_share"
-
-    def __init__(self, settings: GuardSettings, run: PlannedRun):
-        self._clipped_to = run.max_grad_norm
-        self._excess = _Excess("gradient norm", _EXPLODED_STEPS)
-
-    def look(self, metrics: StepMetrics) -> Symptom | None:
-        if metrics.grad_norm is None:
-            return None
-        recent = self._excess.recent
-        median = statistics.median(recent) if len(recent) >= _MIN_HISTORY else math.inf
-        limit = _EXPLODED_FACTOR * max(median, self._clipped_to)
-        return self._excess.add(metrics.step, metrics.grad_norm, limit)
 
 
 class DeadGradient:
