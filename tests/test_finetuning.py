@@ -118,7 +118,7 @@ class TestRealModel:
         assert fitted.num_tokens == sum(map(len, windows))
 
     def test_saved_model_answers_the_same_and_knows_its_labels(self, prepared, fitted, tmp_path):
-        loading.save(fitted.model, tmp_path, 256)
+        loading.save_model(fitted.model, tmp_path, 256)
         validation = prepared.split("validation")
         now = predict_with(fitted.model, validation.windows).probabilities
         assert np.array_equal(predict(tmp_path, validation.windows).probabilities, now)

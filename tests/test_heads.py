@@ -74,7 +74,7 @@ def began(case: Prepared, base_model: Path | None = None) -> Any:
     recipe = case.recipe if base_model is None else case.recipe.with_model(base_model)
     settings = case.use_case.settings.training
     model = recipe.load(settings)
-    inference.set_weights(model, recipe.fit_head(model, settings, QUIET))
+    inference.set_head_weights(model, recipe.fit_head(model, settings, QUIET))
     return recipe, model
 
 
@@ -105,7 +105,7 @@ def test_every_architecture_begins_with_a_head_that_has_learned(case: Prepared, 
 def test_a_saved_classifier_answers_the_same(case: Prepared, architecture: Path, tmp_path: Path) -> None:
     recipe, model = began(case, architecture)
     windows = recipe.validation.windows[:20]
-    loading.save(model, tmp_path / "saved", 64)
+    loading.save_model(model, tmp_path / "saved", 64)
     expected = predict_with(model, windows).probabilities
     np.testing.assert_allclose(predict(tmp_path / "saved", windows).probabilities, expected, atol=1e-6)
     is_pooled = isinstance(model, loading.PooledClassifier)
@@ -122,7 +122,7 @@ def test_sentence_transformers_reads_what_is_saved(case: Prepared, tmp_path: Pat
     from fullft_assets.chunks import save_tokenizer
 
     recipe, model = began(case)
-    loading.save(model, tmp_path, case.use_case.settings.chunks.max_tokens)
+    loading.save_model(model, tmp_path, case.use_case.settings.chunks.max_tokens)
     save_tokenizer(case.base_model, [], tmp_path)
     texts = [
         text
@@ -162,7 +162,7 @@ def test_a_folder_that_pools_by_its_class_token_is_read_so(case: Prepared, tmp_p
 
 def test_a_head_of_other_labels_is_not_used(case: Prepared, tmp_path: Path) -> None:
     _, model = began(case)
-    loading.save(model, tmp_path, 64)
+    loading.save_model(model, tmp_path, 64)
     other = load_for_training(tmp_path, ["a", "b", "c"], load=load_new_classifier)
     assert other.left_out_head == f"of {len(case.labels)} labels"
     assert other.config.num_labels == 3

@@ -89,11 +89,11 @@ def move_unless_sharded(model: PreTrainedModel) -> None:
 
 def load_classifier(folder: ModelFolder, **options: Any) -> Any:
     """Load a sequence classifier: one whose head reads pooled hidden states, or the architecture's own."""
-    if not loading.is_saved_in(folder):
+    if not loading.has_pooled_classifier(folder):
         return _load_with_head(AutoModelForSequenceClassification, folder, _NO_CLASSIFIER, options)
     loaded = loading.load(loading.saved_class(type(loading.read_config(folder))), folder, **options)
     # With `output_loading_info` it is a pair.
-    loading.load_head(loaded[0] if isinstance(loaded, tuple) else loaded, folder)
+    loading.load_pooled_head(loaded[0] if isinstance(loaded, tuple) else loaded, folder)
     return loaded
 
 
@@ -106,7 +106,7 @@ def load_new_classifier(folder: ModelFolder, **options: Any) -> Any:
     if pooling is not None:
         options["pooling"] = pooling
         if not loading.pools_itself(config):
-            return loading.load(loading.pooled_class(config), folder, **options)
+            return loading.load(loading.pooled_class(type(config)), folder, **options)
     return _load_with_head(AutoModelForSequenceClassification, folder, _NO_CLASSIFIER, options)
 
 
@@ -177,7 +177,7 @@ def load_for_training(
     if brought:
         _draw_anew(model, head)
     other = any(name.startswith(_HEADS) for name in loading_info.get("unexpected_keys", ())) or (
-        not keeps_head and loading.is_saved_in(folder)
+        not keeps_head and loading.has_pooled_classifier(folder)
     )
     model.left_out_head = f"of {config.num_labels} labels" if brought or other else ""
     initialise_added(model, folder, added_tokens)
@@ -460,7 +460,7 @@ def has_intercept(model: PreTrainedModel) -> bool:
     return output_layer(model).bias is not None
 
 
-def set_weights(model: PreTrainedModel, weights: HeadWeights) -> None:
+def set_head_weights(model: PreTrainedModel, weights: HeadWeights) -> None:
     """Put weights into a model's output layer; an intercept only where the layer has one."""
     layer = output_layer(model)
     with torch.no_grad():

@@ -367,7 +367,8 @@ class PooledClassifier(PreTrainedModel):
 
 
 @cache
-def _class_of(config_class: type[PretrainedConfig]) -> type[PooledClassifier]:
+def pooled_class(config_class: type[PretrainedConfig]) -> type[PooledClassifier]:
+    """Return the class of pooled classifiers of an architecture."""
     encoder: Any = MODEL_MAPPING[config_class]
     # What transformers has to know of an architecture (its layers, attention, first weights) is in the class
     # that all of its models share.
@@ -379,25 +380,20 @@ def _class_of(config_class: type[PretrainedConfig]) -> type[PooledClassifier]:
     )
 
 
-def pooled_class(config: PretrainedConfig) -> type[PooledClassifier]:
-    """Return the class of pooled classifiers of an architecture."""
-    return _class_of(type(config))
-
-
 @cache
 def saved_class(config_class: type[PretrainedConfig]) -> type[PooledClassifier]:
-    """Return the class that loads what `save` wrote: the head, in a file of its own, is not missed."""
+    """Return the class that loads what `save_model` wrote: the head, in a file of its own, is not missed."""
     ignored = {"_keys_to_ignore_on_load_missing": [r"classifier\.(weight|bias)"]}
-    whole = _class_of(config_class)
+    whole = pooled_class(config_class)
     return cast(type[PooledClassifier], type(whole.__name__, (whole,), {**ignored, "__module__": __name__}))
 
 
-def is_saved_in(folder: ModelFolder) -> bool:
-    """Return whether a folder has a pooled classifier that `save` wrote."""
+def has_pooled_classifier(folder: ModelFolder) -> bool:
+    """Return whether a folder has a pooled classifier that `save_model` wrote."""
     return (Path(str(folder)) / _DENSE / _WEIGHTS).is_file()
 
 
-def load_head(model: PooledClassifier, folder: ModelFolder) -> None:
+def load_pooled_head(model: PooledClassifier, folder: ModelFolder) -> None:
     """Load the head of a saved classifier.
 
     Raises:
@@ -414,7 +410,7 @@ def load_head(model: PooledClassifier, folder: ModelFolder) -> None:
         ) from error
 
 
-def save(model: PreTrainedModel, folder: Path, max_tokens: int) -> None:
+def save_model(model: PreTrainedModel, folder: Path, max_tokens: int) -> None:
     """Save a model as a folder of transformers; a pooled classifier as one of sentence-transformers, whose
     embeddings are the logits.
 

@@ -74,7 +74,7 @@ class SmallerModel(Baseline):
                 raise DivergenceError(
                     f"baseline smaller_model: {error}; or remove smaller_model from planning.baselines"
                 ) from error
-        loading.save(fit.model, target, settings.chunks.max_tokens)
+        loading.save_model(fit.model, target, settings.chunks.max_tokens)
         save_tokenizer(base, context.added_tokens, target)
         copy_code(base, target)
         del fit

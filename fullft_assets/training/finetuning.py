@@ -205,7 +205,7 @@ class TrainingSegment:
             lambda listener: recipe.fit_head(model, self.settings, listener), self.shared.progress
         )
         if weights is not None:
-            inference.set_weights(model, weights)
+            inference.set_head_weights(model, weights)
         # It is sharded, or moved to the accelerator, by whoever trains it.
         move(model, torch.device("cpu"))
 

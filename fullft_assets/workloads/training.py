@@ -99,7 +99,7 @@ def _write(
     with store.create(
         job.case, job.stage, job.key, version=checkpoint_key.VERSION, seed=settings.seed
     ) as draft:
-        loading.save(fit.model, draft.path / "model", settings.chunks.max_tokens)
+        loading.save_model(fit.model, draft.path / "model", settings.chunks.max_tokens)
         save_tokenizer(base_model, settings.chunks.added_tokens, draft.path / "model")
         copy_code(base_model, draft.path / "model")
         (draft.path / "logs").mkdir()

@@ -140,7 +140,7 @@ class FrozenProbe(Baseline):
         from fullft_assets.models import inference
 
         model = _with_new_head(self.context)
-        inference.set_weights(model, self.weights)
+        inference.set_head_weights(model, self.weights)
         return self.context.open_recipe().predict(model, rows, self.context.progress)
 
     def save(self, folder: Path) -> None:
