@@ -538,7 +538,8 @@ def require(settings: TrainingSettings, num_processes: int) -> None:
     """
     accumulation_steps(settings, num_processes)
     # `auto` is fp16 on older GPUs, which only this machine knows.
-    for checked in (settings, settings.model_copy(update={"precision": precision.of(settings)})):
+    for is_here in (False, True):
+        checked = settings.model_copy(update={"precision": precision.of(settings)}) if is_here else settings
         for key, message in contradictions(checked, num_processes):
             raise SettingsError(f"{'.'.join(key)}: {message}")
     package = settings.chosen_optimizer.package

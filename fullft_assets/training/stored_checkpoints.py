@@ -248,13 +248,8 @@ class StoredCheckpoints:
         self._sealed().append(Checkpoint(name, step_of(path), origin["num_incidents"], origin["is_planned"]))
 
     def upload(self, path: Path) -> None:
-        """Upload a checkpoint now, if it is not there."""
-
-        def upload() -> None:
-            if _name_of(path) not in {checkpoint.name for checkpoint in self._sealed()}:
-                self._upload(path)
-
-        self._thread.submit(upload).result()
+        """Upload a checkpoint now."""
+        self._thread.submit(self._upload, path).result()
 
     @contextmanager
     def spared(self) -> Iterator[Path | None]:
@@ -414,17 +409,37 @@ def newest_checkpoint(
     if chosen is None:
         return None
     path = checkpoint_of(folder, _step_of(chosen))
-    lacking = [] if _has_name(path, chosen) else [path]
+    problems: list[str] = []
 
     def verify() -> None:
-        # The first process has verified its own.
-        if not lacking and not is_first_rank() and first_damaged(path):
-            lacking.append(path)
+        if is_first_rank():  # it has verified its own
+            return
+        if stored is not None:
+            problems.extend(filter(None, [stored.fetch(chosen, folder)]))
+        elif not _has_name(path, chosen) or first_damaged(path):
+            problems.append(path.name)
 
-    ranks.run_on_each_host(verify, progress)
-    if ranks.any_rank(bool(lacking)):
-        _spread(path, chosen, stored, progress)
-    return path
+    for has_failed in (False, True):
+        if has_failed and stored is not None:
+            # It is not in the store, or may be damaged there: the first process uploads its own.
+            stored.skip(chosen)
+            ranks.run_on_first(
+                lambda listener: ranks.attended(partial(stored.upload, path), listener), progress
+            )
+        problems.clear()
+        ranks.run_on_each_host(verify, progress)
+        if not ranks.any_rank(bool(problems)):
+            return path
+        if stored is None:
+            raise StoreError(
+                f"{folder}: the hosts of this training do not see the same checkpoints (not all of them that"
+                f" of step {step_of(path):,}, which the first one sees); put the store on a disk that all of"
+                " them see, or on S3"
+            )
+    raise StoreError(
+        f"{path}: a host of this training read it damaged, also after it was uploaded again; check the"
+        " hosts' disks, and run the same command again"
+    )
 
 
 def checkpoint_of_step(
@@ -488,29 +503,3 @@ def _choose(
         else:
             stored.skip(newest.name)
         progress.say(f"{place}/{damaged} is damaged; continuing from the checkpoint before, if there is one")
-
-
-def _spread(path: Path, name: str, stored: StoredCheckpoints | None, progress: Progress) -> None:
-    if stored is None:
-        raise StoreError(
-            f"{path.parent}: the hosts of this training do not see the same checkpoints (not all of them that"
-            f" of step {step_of(path):,}, which the first one sees); put the store on a disk that all of them"
-            " see, or on S3"
-        )
-    damaged: list[str] = []
-
-    def fetch() -> None:
-        damaged.extend(filter(None, [stored.fetch(name, path.parent)]))
-
-    for _ in range(2):
-        ranks.run_on_first(lambda listener: ranks.attended(lambda: stored.upload(path), listener), progress)
-        damaged.clear()
-        ranks.run_on_each_host(fetch, progress)
-        if not ranks.any_rank(bool(damaged)):
-            return
-        # It may be damaged in the store: the first process uploads its own once more.
-        stored.skip(name)
-    raise StoreError(
-        f"{stored.place(name)}: a host of this training read it damaged, also after it was uploaded again;"
-        " check the hosts' disks, and run the same command again"
-    )
