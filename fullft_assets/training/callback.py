@@ -277,10 +277,6 @@ class SegmentCallback(TrainerCallback):
         #: Whether the checkpoint that is being written would be written in every run over the same rows.
         self.save_is_planned = True
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Exclude the time before the first step from the step's rates."""
-        self._recorder.meter.start()
-
     def on_save(self, args, state, control, **kwargs):
         """Exclude the time of a checkpoint from the next step's rates."""
         self.saved_step = state.global_step
