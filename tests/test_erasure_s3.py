@@ -138,7 +138,7 @@ class TestStore:
         store.folder(made)
         with killed_at(store, 2) as steps, pytest.raises(PowerCut):
             store.delete(made)
-        assert steps == ["rm_file", "rm"]
+        assert steps == ["rm", "rm"]
         assert traces(places["copies"], "him") == []
         assert store.unfinished("mail", "raw_documents") == [made.ref], (
             "a sweep finds what is left in the bucket"

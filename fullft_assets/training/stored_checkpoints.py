@@ -416,7 +416,7 @@ def newest_checkpoint(
             return
         if stored is not None:
             problems.extend(filter(None, [stored.fetch(chosen, folder)]))
-        elif not _has_name(path, chosen) or first_damaged(path):
+        elif first_damaged(path):
             problems.append(path.name)
 
     for has_failed in (False, True):
@@ -428,7 +428,7 @@ def newest_checkpoint(
             )
         problems.clear()
         ranks.run_on_each_host(verify, progress)
-        if not ranks.any_rank(bool(problems)):
+        if not ranks.any_rank(bool(problems) or not _has_name(path, chosen)):
             return path
         if stored is None:
             raise StoreError(
