@@ -153,7 +153,7 @@ def general(trials: int) -> Iterator[dict[str, Any]]:
     """
     import torch
 
-    from fullft_assets.models.token_scores import score_documents
+    from fullft_assets.models.token_loss import score_documents
 
     model, windows = _smollm2(trials)
 

@@ -314,7 +314,7 @@ def pretrain(folder: Path) -> dict[str, float]:
 def fine_tune_by_each(folder: Path, seed: int) -> dict[str, dict[str, float]]:
     """Return what each way forgot and learned, in nats a token."""
     from fullft_assets.models.inference import load_causal
-    from fullft_assets.models.token_scores import score_documents
+    from fullft_assets.models.token_loss import score_documents
 
     bench, texts = _Bench(folder), json.loads((folder / "old.json").read_text())
     held_out, replayed = texts[:_NUM_OLD_HELD_OUT], texts[_NUM_OLD_HELD_OUT:]

@@ -92,12 +92,6 @@ class DivergenceError(FullftError):
     failure = "divergence"
 
 
-class IdleError(FullftError):
-    """An accelerator waits for rows more than it computes."""
-
-    failure = "infrastructure"
-
-
 class OutOfMemory(FullftError):
     """The smallest batch does not fit."""
 

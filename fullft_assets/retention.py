@@ -77,17 +77,16 @@ class CleanUp:
             sizes[ref.split("/")[1]].append(size)
         sizes["checkpoints of unfinished trainings"] = [*self.folders.values(), *self.stored_folders.values()]
         sizes["copies on this machine"] = [*self.copies.values()]
-        rows = [(sum(of_kind), len(of_kind), kind) for kind, of_kind in sizes.items() if of_kind]
-        total = (sum(row[0] for row in rows), sum(row[1] for row in rows), "in all")
+        rows = sorted(
+            ((sum(group), len(group), kind) for kind, group in sizes.items() if group), reverse=True
+        )
+        rows.append((sum(row[0] for row in rows), sum(row[1] for row in rows), "in all"))
         return [
             *(
                 f"no roll-back returns to {champion.checkpoint}, which leaves the history"
                 for champion in self.champions
             ),
-            *(
-                f"{size / 1e6:12,.1f} MB  {count:7,} {kind}"
-                for size, count, kind in [*sorted(rows, reverse=True), total]
-            ),
+            *(f"{size / 1e6:12,.1f} MB  {count:7,} {kind}" for size, count, kind in rows),
         ]
 
 
@@ -101,11 +100,12 @@ def plan(store: Store, use_case: UseCase) -> CleanUp:
     state = release.read_state(store, case)
     num_past = use_case.settings.retention.keep_champions
     champions = release.kept_champions(state, num_past)
-    before = _made_before(store, champions[: num_past + 1])
+    snapshots = [load_if_there(store, champion.snapshot) for champion in champions[: num_past + 1]]
+    before = min((snapshot.created_at for snapshot in snapshots if snapshot is not None), default=0.0)
     clean_up = CleanUp(seen=state, before=before)
     sizes = {ref: size for stage in _REMOVABLE for ref, size in _sizes(store, case, stage).items()}
     manifests = dict(zip(sizes, store.each(store.load, sizes), strict=True))
-    clean_up.folders, clean_up.stored_folders, unfinished = _unfinished(store, case, before)
+    unfinished = _unfinished(store, case, clean_up)
     roots = [ref for champion in champions for ref in (champion.checkpoint, champion.snapshot)]
     roots += [*_latest(store, case), *_of_jobs(store, case, unfinished)]
     needed = _with_sources(store, roots)
@@ -175,14 +175,7 @@ def clean(store: Store, use_case: UseCase, *, require_idle: Callable[[], None] =
     return clean_up
 
 
-def _made_before(store: Store, champions: list[release.Champion]) -> float:
-    """Return when the first snapshot of these champions was taken; 0 where there is no champion."""
-    snapshots = [load_if_there(store, champion.snapshot) for champion in champions]
-    return min((snapshot.created_at for snapshot in snapshots if snapshot is not None), default=0.0)
-
-
 def _key(ref: str) -> str:
-    """Return the part of a ref that names the artifact, whichever attempt."""
     return ref.rsplit("/", 1)[0]
 
 
@@ -220,7 +213,6 @@ def _with_sources(store: Store, refs: Iterable[str]) -> set[str]:
 
 
 def _latest(store: Store, case: str) -> Iterator[str]:
-    """Yield the refs of the newest artifacts of all assets and partitions, but for old predictions."""
     names = [
         f"latest/{case}/{asset}/{name}"
         for asset in store.names(f"pointers/latest/{case}")
@@ -242,25 +234,23 @@ def _of_jobs(store: Store, case: str, unfinished: Iterable[str]) -> Iterator[str
             yield from job.inputs.values()
 
 
-def _unfinished(store: Store, case: str, before: float) -> tuple[dict[Path, int], dict[str, int], set[str]]:
-    """Return the checkpoints of trainings that ended or were given up, here and in a store on S3, with their
-    bytes; and the keys of the other unfinished trainings.
+def _unfinished(store: Store, case: str, clean_up: CleanUp) -> set[str]:
+    """Add the checkpoints of trainings that ended or were given up to a clean-up; return the keys of the
+    other unfinished trainings.
     """
-    folders: dict[Path, int] = {}
-    stored_folders: dict[str, int] = {}
     unfinished: set[str] = set()
     for folder in store.work_folders(case, _CHECKPOINT):
-        if _is_given_up(store, case, folder.name, _last_written(folder) < before):
-            folders[folder] = _size(folder)
+        if _is_given_up(store, case, folder.name, _last_written(folder) < clean_up.before):
+            clean_up.folders[folder] = _size(folder)
         else:
             unfinished.add(folder.name)
     for key in store.stored_work(case, _CHECKPOINT):
         name = checkpoints_ref(case, _CHECKPOINT, key)
-        if _is_given_up(store, case, key, store.last_written(name) < before):
-            stored_folders[name] = sum(store.sizes(name).values())
+        if _is_given_up(store, case, key, store.last_written(name) < clean_up.before):
+            clean_up.stored_folders[name] = sum(store.sizes(name).values())
         else:
             unfinished.add(key)
-    return folders, stored_folders, unfinished
+    return unfinished
 
 
 def _is_given_up(store: Store, case: str, key: str, is_old: bool) -> bool:
@@ -282,7 +272,6 @@ def _starting_points(store: Store, case: str, gone: Iterable[str]) -> list[str]:
 
 
 def _copies(store: Store, case: str) -> list[Path]:
-    """Return the folders of this machine with copies of artifacts of a store on S3."""
     manifests = [] if store.is_local else sorted((store.cache_folder / case).glob(f"*/*/*/{MANIFEST}"))
     # Those with a dot are being fetched.
     return [path.parent for path in manifests if not path.parent.name.startswith(".")]
@@ -309,10 +298,10 @@ def _remove_unless_held(store: Store, case: str, folder: Path, before: float) ->
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        if not _is_given_up(store, case, folder.name, _last_written(folder) < before):
-            return False
-        shutil.rmtree(folder)
-    return True
+        is_given_up = _is_given_up(store, case, folder.name, _last_written(folder) < before)
+        if is_given_up:
+            shutil.rmtree(folder)
+    return is_given_up
 
 
 def _remove_stored_unless_held(store: Store, case: str, name: str, before: float) -> bool:
@@ -321,10 +310,12 @@ def _remove_stored_unless_held(store: Store, case: str, name: str, before: float
     """
     try:
         with store.alone(name, _PATIENCE_SECONDS) as lease:
-            if not _is_given_up(store, case, name.rsplit("/", 1)[-1], store.last_written(name) < before):
-                return False
+            is_given_up = _is_given_up(
+                store, case, name.rsplit("/", 1)[-1], store.last_written(name) < before
+            )
             lease.require()
-            store.remove_folder(name)
+            if is_given_up:
+                store.remove_folder(name)
     except StoreError:
         return False
-    return True
+    return is_given_up

@@ -27,7 +27,7 @@ import torch
 
 from fullft_assets.jobs import read_job
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.training.segment import TrainingSegment
+from fullft_assets.training.finetuning import TrainingSegment
 from fullft_assets.workloads.training import work
 
 #: Touches of the work folder before the kill: at least a checkpoint's worth, so that the work goes on.

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.models import heads
+from fullft_assets.models import inference
 from fullft_assets.training.finetuning import fine_tune
 from tests.prepared import Prepared
 
@@ -89,7 +89,7 @@ def check_steps(
     torch.manual_seed(1)
     model = recipe.load(chosen)
     if (weights := recipe.fit_head(model, chosen, Progress(silent=True))) is not None:
-        heads.set_weights(model, weights)
+        inference.set_head_weights(model, weights)
     feed = recipe.prepare(model, chosen.model_copy(update={"micro_batch_size": 8}), 1, 1).feed
     assert len(seen.losses) == feed.num_passes >= 3
     for number, batch in enumerate(feed.batches()):

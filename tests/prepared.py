@@ -14,6 +14,7 @@ from typing import Any
 from fullft_assets import chunks, documents, examples, snapshot
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.jobs import Job
+from fullft_assets.settings import TrainingSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
@@ -74,6 +75,18 @@ class Prepared:
             settings=settings.model_copy(update=changed),
             inputs={"training_snapshot": self.snapshot.ref},
         )
+
+
+def quick(**changes: object) -> TrainingSettings:
+    """Return the settings of a short training in fp32, with these changes."""
+    values = {
+        "epochs": 1.0,
+        "batch_size": 8,
+        "micro_batch_size": 8,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+    }
+    return TrainingSettings.model_validate(values | changes)
 
 
 def prepare(

@@ -24,7 +24,7 @@ from fullft_assets.models import precision
 from fullft_assets.models.inference import load_classifier
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.tasks.classification.recipe import score
-from fullft_assets.training import sharding
+from fullft_assets.training import trainer
 from fullft_assets.training.finetuning import require
 from fullft_assets.workloads import planning
 from tests import machine
@@ -196,7 +196,7 @@ def test_units_of_a_model_leave_its_embeddings_out() -> None:
     bert = BertForSequenceClassification(
         BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=2, num_attention_heads=2)
     )
-    assert (sharding._units(bert), sharding._units(build(LLAMA))) == (["BertLayer"], ["LlamaDecoderLayer"])
+    assert (trainer._units(bert), trainer._units(build(LLAMA))) == (["BertLayer"], ["LlamaDecoderLayer"])
 
 
 @pytest.mark.slow
@@ -282,7 +282,7 @@ def test_trainers_arguments_for_sharding(has_card: bool, monkeypatch: pytest.Mon
     """Arguments alone: no GPU takes part."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_card)
     offloaded, shared = (
-        sharding.sharding_arguments(SETTINGS.model_copy(update={"sharding": kind}), build(LLAMA))
+        trainer._sharding_arguments(SETTINGS.model_copy(update={"sharding": kind}), build(LLAMA))
         for kind in ("fsdp2_offload", "fsdp2")
     )
     backend = {"ddp_backend": "cuda:nccl,cpu:gloo"} if has_card else {}

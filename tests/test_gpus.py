@@ -254,11 +254,10 @@ def test_a_plan_counts_the_gpus_of_the_machine(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_process_that_sees_two_gpus_trains_on_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By itself Trainer takes both: it wraps the model in nn.DataParallel, which cuts packed rows apart."""
-    monkeypatch.setattr(trainer, "_hardware_arguments", lambda settings: {"use_cpu": False})
     for name, found in {"is_available": True, "device_count": 2, "set_device": None}.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, found=found: found)
     found = trainer.training_arguments(
-        TrainingSettings(),
+        TrainingSettings(precision="fp32"),
         torch.nn.Linear(1, 1),
         tmp_path,
         seed=1,

@@ -13,15 +13,13 @@ import torch
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import Tokenization
 from fullft_assets.demos import licences
-from fullft_assets.errors import Interrupted, SettingsError
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.errors import SettingsError
 from fullft_assets.models import inference, loading, precision
 from fullft_assets.models.inference import (
     collate,
     embed,
     load_classifier,
     load_for_training,
-    predict,
     predict_with,
 )
 from fullft_assets.settings import ChunksSettings
@@ -88,14 +86,6 @@ def test_pooled_batches_equal_the_slow_loop(model, windows, fp32, monkeypatch, b
     np.testing.assert_allclose(found.probabilities.sum(1), 1, atol=1e-6)
 
 
-def test_answers_do_not_depend_on_company_or_order(model, windows, fp32) -> None:
-    together = predict_with(model, windows)
-    backwards = predict_with(model, windows[::-1])
-    np.testing.assert_allclose(backwards.probabilities[::-1], together.probabilities, atol=2e-5)
-    alone = predict_with(model, windows[3:4])
-    np.testing.assert_allclose(alone.probabilities[0], together.probabilities[3], atol=2e-5)
-
-
 def test_embeddings_without_a_head_are_the_same(base_model, model, windows, fp32) -> None:
     np.testing.assert_allclose(embed(base_model, windows), predict_with(model, windows).embeddings, atol=2e-5)
 
@@ -119,27 +109,6 @@ def test_mode_is_restored_and_gradients_still_flow(model, windows) -> None:
     model.eval()
     predict_with(model, windows[:2])
     assert not model.training
-
-
-def test_collate_pads_and_masks() -> None:
-    batch = collate([[5, 6, 7], [8]], pad_id=9)
-    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-
-
-def test_stop_is_checked_between_batches(model, windows) -> None:
-    progress = Progress(silent=True)
-    progress.stop_requested = True
-    with pytest.raises(Interrupted, match="stopped on request"):
-        predict_with(model, windows, progress=progress)
-
-
-def test_saved_classifier_is_found_again(model, windows, tmp_path: Path) -> None:
-    model.save_pretrained(tmp_path)
-    np.testing.assert_array_equal(
-        predict(tmp_path, windows).probabilities, predict_with(model, windows).probabilities
-    )
-    assert load_classifier(tmp_path).config.id2label == dict(enumerate(LABELS))
 
 
 @pytest.mark.parametrize("pad", [None, 99])

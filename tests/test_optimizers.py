@@ -25,7 +25,7 @@ from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.training.optimizers import adafactor, adamw
 from fullft_assets.training.optimizers.low_memory import LowMemoryOptimizer, Update
 from tests.optimizer_steps import Stopping
-from tests.prepared import Prepared, command, prepare, prepare_language_model
+from tests.prepared import Prepared, command, prepare
 from tests.test_planning import MEASURED
 
 pytestmark = pytest.mark.numeric
@@ -164,11 +164,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepare(tmp_path_factory.mktemp("tiny"), tiny=True)
 
 
-@pytest.fixture(scope="module")
-def language(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return prepare_language_model(tmp_path_factory.mktemp("language"), rows=60)
-
-
 def quick(optimizer: str, **changes: object) -> TrainingSettings:
     values = {
         "epochs": 1.0,
@@ -239,16 +234,6 @@ class TestEngine:
             if "loss" in line
         )
 
-    @pytest.mark.slow
-    def test_language_models_learn_with_tied_embeddings_and_checkpointing(self, language, tmp_path):
-        chosen = quick(
-            "adafactor_in_backward", weights="bf16", epochs=3, learning_rate=1e-2, gradient_checkpointing=True
-        )
-        fit = train(language, tmp_path, chosen, resumable=False, evaluate_at=())
-        losses = [line["loss"] for line in fit.history if "loss" in line]
-        assert fit.about["is_packed"] is True
-        assert losses[-1] < losses[0] - 0.2
-
     def test_poisoned_step_in_the_backward_pass_is_rolled_back(self, tiny, tmp_path, monkeypatch):
         """The weights have the nan by then: only a checkpoint brings them back."""
         loads = []
@@ -290,21 +275,6 @@ class TestEngine:
             ),
         ):
             train(tiny, tmp_path, quick("adafactor_in_backward"))
-
-    @pytest.mark.parametrize(
-        ("changes", "processes", "message"),
-        [
-            (
-                {"micro_batch_size": 4},
-                1,
-                r"training\.micro_batch_size: adamw_in_backward .* cannot accumulate: set all 8 rows",
-            ),
-            ({"micro_batch_size": 8, "batch_size": 16}, 2, r"training\.micro_batch_size: adamw_in_backward"),
-        ],
-    )
-    def test_what_it_cannot_do_is_refused(self, tiny, tmp_path, changes, processes, message):
-        with pytest.raises(SettingsError, match=message):
-            train(tiny, tmp_path, quick("adamw_in_backward", **changes), num_processes=processes)
 
     def test_missing_package_is_one_line(self, monkeypatch):
         monkeypatch.setattr(finetuning.importlib.util, "find_spec", lambda name: None)

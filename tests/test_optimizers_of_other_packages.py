@@ -16,7 +16,7 @@ from fullft_assets.planning import state_bytes
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.settings.optimizers import OPTIMIZERS
 from fullft_assets.training.finetuning import fine_tune, require
-from fullft_assets.training.outline import Outline
+from fullft_assets.training.measuring import Outline
 from tests import project as projects
 from tests.optimizer_steps import Stopping
 from tests.other_package import install

@@ -12,7 +12,7 @@ from fullft_assets.models import loading
 from fullft_assets.planning.metadata import StepMemory
 from fullft_assets.planning.plan import peak_on_cpu, peak_on_gpu
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.training.outline import Outline, autocast
+from fullft_assets.training.measuring import Outline, autocast
 from tests.prepared import Prepared, prepare
 
 SIZE = low_memory.TrainingSize(layers=2, hidden=64, vocabulary=512, capacity=256, num_steps=2)

@@ -10,7 +10,7 @@ import pytest
 from transformers import PretrainedConfig, Trainer, dynamic_module_utils
 
 from fullft_assets.errors import SettingsError
-from fullft_assets.models.private_names import require_names
+from fullft_assets.models.loading import require_names
 from fullft_assets.training.trainer import FineTuner
 
 _RENAMED = [

@@ -180,17 +180,6 @@ def test_afterwards_champions_can_be_compared_with_and_returned_to(lab: Kept) ->
         assert len(snapshot.load_split(lab.store, lab.store.load(champion.snapshot), "train"))
 
 
-def test_nothing_goes_while_all_champions_are_kept(lab: Kept) -> None:
-    kept = lab.use_case.settings.retention.model_copy(update={"keep_champions": 4})
-    settings = lab.use_case.settings.model_copy(update={"retention": kept})
-    found = retention.plan(lab.store, replace(lab.use_case, settings=settings))
-    assert set(found.artifacts) == {
-        lab.first_baselines.ref,
-        lab.index.ref,
-        lab.other_chunks.ref,
-    }
-
-
 def test_inputs_of_a_job_that_runs_stay(lab: Kept) -> None:
     job = lab.job_on(lab.snapshots["loser"])
     launch = records.Launch(

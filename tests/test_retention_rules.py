@@ -282,10 +282,3 @@ def test_erasures_and_clean_ups_wait_for_each_other(lab: Lab, work: str) -> None
         assert not ended.wait(0.5)
     assert ended.wait(30)
     thread.join()
-
-
-def test_to_remove_what_is_gone_does_nothing(lab: Lab) -> None:
-    made = lab.make("training_snapshot", "once")
-    for _ in range(2):
-        lab.store.delete(made)
-    assert "once" not in lab.keys

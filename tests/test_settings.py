@@ -211,7 +211,7 @@ def test_a_bare_off_is_off_wherever_a_setting_may_be() -> None:
     )
     assert (settings.examples.pii, settings.examples.severities) == ("off", {"texts_are_unique": "off"})
     assert problem(examples={"label": "kind", "pii": True})[0] == "examples.pii"
-    assert TrainingSettings(guards={"idle": False}).guards == {"idle": "off"}
+    assert TrainingSettings(guards={"overfitting": False}).guards == {"overfitting": "off"}
 
 
 @pytest.mark.parametrize(

@@ -38,12 +38,10 @@ from fullft_assets.store import (
     Outcome,
     Store,
     artifact_key,
+    artifacts,
     disk,
-    leases,
     pointers,
 )
-from fullft_assets.store import draft as drafts
-from fullft_assets.store.files import UPLOADING
 from fullft_assets.store.metadata import Metadata
 from tests import project as projects
 from tests.s3_server import S3Server
@@ -248,11 +246,6 @@ class TestArtifacts:
         with pytest.raises(StoreError, match=r"is no name of a file inside"):
             place.store.load(made.ref)
 
-    def test_nor_is_one_written(self, tmp_path: Path) -> None:
-        with pytest.raises(StoreError, match=r"'a\\\\b\.txt' in its manifest is no name of a file inside"):
-            Place(str(tmp_path / "store"), tmp_path / "store").make({"a\\b.txt": "alpha"})
-        assert not list(tmp_path.rglob("*.txt"))
-
     def test_a_pointer_is_replaced_and_listed(self, place: Place) -> None:
         assert place.store.read_pointer("mail/batch/b") is None
         assert place.store.list_pointers("mail/batch") == []
@@ -286,15 +279,6 @@ class TestArtifacts:
         assert len(seen) > 3
         assert all(value in values for value in seen)
         assert place.store.list_pointers("") == ["champion"]
-
-    @pytest.mark.heavy
-    def test_many_threads_write_pointers_of_their_own(self, place: Place) -> None:
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda n: place.store.write_pointer(f"mail/batch/{n:02}", {"n": n}), range(24)))
-        assert place.store.list_pointers("mail/batch") == [f"{n:02}" for n in range(24)]
-        assert [place.store.read_pointer(f"mail/batch/{n:02}") for n in range(24)] == [
-            {"n": n} for n in range(24)
-        ]
 
 
 class TestOnDisk:
@@ -335,7 +319,7 @@ class TestOnDisk:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         synced: list[Path] = []
-        for module in (disk, drafts):
+        for module in (disk, artifacts):
             monkeypatch.setattr(
                 module, "sync", lambda path, sync=disk.sync: synced.append(path) or sync(path)
             )
@@ -395,31 +379,6 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     thread.join()
 
 
-@pytest.mark.heavy
-def test_an_upload_that_takes_long_shows_signs_of_life(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that shows none for an hour is taken for abandoned, see `discard`."""
-    monkeypatch.setattr("fullft_assets.store.files.SIGN_SECONDS", 0.1)
-    store, other, signs = Store(bucket), Store(bucket), []
-    upload = store.bucket.upload
-
-    def slowly(path: Path, name: str) -> None:
-        upload(path, name)
-        [ref] = other.unfinished("mail", "s")
-        deadline = time.monotonic() + 30
-        while len(signs) < 2 and time.monotonic() < deadline:
-            if other.read_bytes(f"{ref}/{UPLOADING}") is not None:
-                signs.append(other.discard(ref))
-                other.remove(f"{ref}/{UPLOADING}")
-
-    with store.create("mail", "s", "k", version="1", seed=1) as draft:
-        (draft.path / "weights").write_text("w")
-        monkeypatch.setattr(store.bucket, "upload", slowly)
-        made = draft.commit(settings={}, inputs={}, metadata={})
-    assert signs == [False, False]
-    assert (other.folder(made) / "weights").read_text() == "w"
-    assert sorted(Path(name).name for name in other.sizes("mail")) == ["manifest.json", "weights"]
-
-
 class Clock:
     """A clock that moves while somebody sleeps, or while the machine is suspended."""
 
@@ -460,8 +419,8 @@ class TestLeases:
         nothing.
         """
         clock = Clock()
-        monkeypatch.setattr(leases, "time", clock)
-        monkeypatch.setattr(leases, "_LOOK_SECONDS", 5.0)
+        monkeypatch.setattr(pointers, "time", clock)
+        monkeypatch.setattr(pointers, "_LOOK_SECONDS", 5.0)
         return clock
 
     def test_two_hosts_that_look_at_once_cut_each_file_once(
@@ -469,7 +428,7 @@ class TestLeases:
     ) -> None:
         """The second one looks, and sees one file more, while the first one is recording what it saw."""
         for name, seconds in {"_VALID_SECONDS": 120.0, "_DEAD_SECONDS": 240.0, "_LOOK_SECONDS": 0.05}.items():
-            monkeypatch.setattr(leases, name, seconds)
+            monkeypatch.setattr(pointers, name, seconds)
         first, second = Store(bucket), Store(bucket)
         for number, host in enumerate((first, second)):  # hosts share no disk
             monkeypatch.setattr(
@@ -498,10 +457,10 @@ class TestLeases:
     def test_one_that_is_alive_keeps_its_lease(
         self, bucket: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(leases, "_PATIENCE_SECONDS", 100.0)
-        renew, holders = leases._BucketLease.renew_until, queue.Queue()
+        monkeypatch.setattr(pointers, "_PATIENCE_SECONDS", 100.0)
+        renew, holders = pointers._BucketLease.renew_until, queue.Queue()
         # Its thread says that it runs; its signs of life come by the fake clock.
-        monkeypatch.setattr(leases._BucketLease, "renew_until", lambda lease, _: holders.put(lease))
+        monkeypatch.setattr(pointers._BucketLease, "renew_until", lambda lease, _: holders.put(lease))
         with Store(bucket).alone("x") as lease:
             holder = holders.get(timeout=60)
             clock.tick = lambda: renew(holder, Once())
@@ -520,13 +479,13 @@ class TestLeases:
         self, bucket: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(
-            leases._BucketLease, "renew_until", lambda *_: None
+            pointers._BucketLease, "renew_until", lambda *_: None
         )  # as a process that was stopped
         store = Store(bucket)
         with store.alone("x") as stopped:
             stopped.require()
             with Store(bucket).alone("x") as other:
-                assert clock.now > leases._DEAD_SECONDS
+                assert clock.now > pointers._DEAD_SECONDS
                 other.require()
                 with pytest.raises(
                     StoreError,
@@ -540,7 +499,7 @@ class TestLeases:
     def test_nor_may_one_whose_machine_was_suspended(
         self, bucket: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(leases._BucketLease, "renew_until", lambda *_: None)
+        monkeypatch.setattr(pointers._BucketLease, "renew_until", lambda *_: None)
         with Store(bucket).alone("x") as lease:
             lease.require()
             clock.suspended = 21.0

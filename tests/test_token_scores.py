@@ -22,7 +22,7 @@ from fullft_assets.errors import Interrupted, OutOfMemory, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import inference, precision, token_loss
 from fullft_assets.models.inference import load_causal
-from fullft_assets.models.token_scores import TokenScores, score_documents
+from fullft_assets.models.token_loss import TokenScores, score_documents
 from tests.test_isolation import APART, LEAKING, SMALL, build
 
 pytestmark = pytest.mark.numeric

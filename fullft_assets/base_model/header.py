@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fullft_assets.errors import SettingsError
-from fullft_assets.store.names import is_inside
+from fullft_assets.store.manifest import is_inside
 
 if TYPE_CHECKING:
     from fullft_assets.settings import UseCaseSettings

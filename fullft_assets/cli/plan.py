@@ -15,7 +15,7 @@ from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import SnapshotMetadata, verdict_check
 from fullft_assets.store import Store
 from fullft_assets.tasks.context import open_recipe
-from fullft_assets.training.outline import CannotCount, TargetPlanner
+from fullft_assets.training.measuring import CannotCount, TargetPlanner
 
 
 def plan(use_case: UseCase, store: Store, *, with_ladder: bool = False) -> list[str]:

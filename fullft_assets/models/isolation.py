@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from fullft_assets.models import loading
 from fullft_assets.models import precision as precisions
-from fullft_assets.models.embeddings import input_embeddings
+from fullft_assets.models.loading import input_embeddings
 from fullft_assets.models.precision import Precision
 
 #: Maximum change of a document's logits or gradients as its neighbours change, relative to the largest one.

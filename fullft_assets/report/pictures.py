@@ -123,7 +123,7 @@ def confusion(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> Figure:
     matrix = np.array(counts)
     errors = matrix.sum(0) + matrix.sum(1) - 2 * np.diag(matrix)
     shown = np.sort(np.argsort(-errors, kind="stable")[:MAX_LABELS])
-    matrix, names = matrix[np.ix_(shown, shown)], [shorten_name(labels[i]) for i in shown.tolist()]
+    matrix, names = matrix[np.ix_(shown, shown)], [shorten_name(str(labels[i])) for i in shown.tolist()]
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     size = max(3.6, min(9.0, 2.2 + 0.42 * len(names)))
     figure, axes = new_axes(size + 0.9, size)

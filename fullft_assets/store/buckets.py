@@ -199,7 +199,7 @@ def _opened(url: str, kms_key: str | None, account: tuple[tuple[str, str], ...])
 
     if not url.startswith("s3://"):
         is_emulated = any(value.startswith("http://") for _, value in account)
-        return from_url(url, client_options={**_TIMEOUTS, "allow_http": is_emulated})
+        return from_url(url, client_options=_client_options(is_http=is_emulated))
     import boto3
     from obstore.auth.boto3 import Boto3CredentialProvider
 
@@ -218,10 +218,14 @@ def _opened(url: str, kms_key: str | None, account: tuple[tuple[str, str], ...])
         url,
         endpoint=endpoint,
         region=session.region_name or "us-east-1",
-        client_options={**_TIMEOUTS, "allow_http": endpoint.startswith("http://")},
+        client_options=_client_options(is_http=endpoint.startswith("http://")),
         credential_provider=Boto3CredentialProvider(session),
         **encryption,
     )
+
+
+def _client_options(*, is_http: bool) -> Any:
+    return {**_TIMEOUTS, "allow_http": is_http}
 
 
 def _repeated(do: Callable[[], A]) -> A:

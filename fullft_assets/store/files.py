@@ -6,9 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any, TypeVar
 
 from fullft_assets.store.buckets import SCHEMES, Bucket, FileVersion
@@ -17,9 +15,6 @@ from fullft_assets.store.hashing import digest
 
 A = TypeVar("A")
 B = TypeVar("B")
-#: A file in a bucket beside those of an artifact that are being uploaded, and how often it is written.
-UPLOADING = ".uploading"
-SIGN_SECONDS = 600.0
 #: Requests to a bucket at the same time: what takes the time is waiting.
 _PARALLEL_REQUESTS = 16
 
@@ -110,12 +105,9 @@ class Files:
         return f"{self.url}/{name}"
 
     def upload(self, folder: Path, ref: str, names: list[str]) -> None:
-        """Copy files of a folder of this machine below `ref`; meanwhile a file there shows that this process
-        is alive.
-        """
-        with self._signs_of_life(f"{ref}/{UPLOADING}"):
-            for name in names:
-                self._place.upload(folder / name, f"{ref}/{name}")
+        """Copy files of a folder of this machine below `ref`."""
+        for name in names:
+            self._place.upload(folder / name, f"{ref}/{name}")
 
     def download(self, name: str, path: Path) -> None:
         """Copy a file of a bucket to this machine.
@@ -133,29 +125,6 @@ class Files:
     def remove_folder(self, name: str) -> None:
         """Remove a folder with all that is in it; nothing where there is none."""
         self._place.remove_folder(name)
-
-    @contextmanager
-    def _signs_of_life(self, name: str) -> Iterator[None]:
-        """Write a file now and then: an object can be seen only once it is whole, and a large one may take
-        hours.
-        """
-        ended, written = Event(), Event()
-
-        def write() -> None:
-            while not ended.wait(SIGN_SECONDS):
-                with suppress(Exception):  # the upload itself meets what is wrong
-                    self.write_bytes(name, b"")
-                    written.set()
-
-        signing = Thread(target=write, daemon=True)
-        signing.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            signing.join()
-            if written.is_set():
-                self._place.remove([name])
 
     def names(self, folder: str) -> list[str]:
         """Return the names of what is directly in a folder, sorted."""

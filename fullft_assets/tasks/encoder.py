@@ -24,7 +24,7 @@ from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.snapshot.general import General
 from fullft_assets.tasks.baseline import BaselineContext, fit_all
-from fullft_assets.training import distillation
+from fullft_assets.training import regularization
 from fullft_assets.training.feed import Feed
 from fullft_assets.training.recipe import MAX_IMPORTANCE_TEXTS, Prepared
 
@@ -104,7 +104,7 @@ class Encoder(ABC):
         ]
         for window in windows[:MAX_IMPORTANCE_TEXTS]:
             inputs = {name: value.to(device()) for name, value in collate([window], pad_id).items()}
-            representation = distillation.pooled(
+            representation = regularization.pooled(
                 model(**inputs, output_hidden_states=True), inputs["attention_mask"]
             )[0]
             yield representation @ torch.randn(len(representation), generator=generator).to(representation)
@@ -139,10 +139,10 @@ class Encoder(ABC):
             return Prepared(
                 feed, lambda model, inputs, labels: loss_of_output(model(**inputs), labels), about
             )
-        teacher = distillation.frozen(self.load_original(settings), device())
+        teacher = regularization.frozen(self.load_original(settings), device())
         return Prepared(
             feed,
-            distillation.distil_representations(loss_of_output, teacher, settings.distillation.weight),
+            regularization.distil_representations(loss_of_output, teacher, settings.distillation.weight),
             about,
         )
 

@@ -259,7 +259,7 @@ def _score(
     marks: Sequence[Sequence[Sequence[int]]] | None,
 ) -> DocumentScores:
     from fullft_assets.models.inference import load_causal
-    from fullft_assets.models.token_scores import score_documents
+    from fullft_assets.models.token_loss import score_documents
 
     model = load_causal(context.base_model, context.added_tokens)
     positions = getattr(model.config, "max_position_embeddings", None)

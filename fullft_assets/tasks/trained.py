@@ -233,7 +233,7 @@ class SmallerModel(_Trained):
 
     @classmethod
     def fit(cls, train: Any, context: BaselineContext) -> Self:
-        from fullft_assets.models import pooled
+        from fullft_assets.models import loading
         from fullft_assets.models.hardware import free_memory
 
         settings = context.settings
@@ -248,7 +248,7 @@ class SmallerModel(_Trained):
         )
         temporary = tempfile.TemporaryDirectory(prefix="fullft-smaller-")
         target = Path(temporary.name) / "model"
-        pooled.save(model, target, settings.chunks.max_tokens)
+        loading.save_model(model, target, settings.chunks.max_tokens)
         save_tokenizer(base, context.added_tokens, target)
         copy_code(base, target)
         del model

@@ -1,7 +1,7 @@
 """Full fine-tuning on transformers' Trainer, for every task: the pilot and training both call `fine_tune`.
 
 The order of reading: `fine_tune` checks the settings and runs one `TrainingSegment` after the other. A
-segment sets up model, data, callback and Trainer (`segment.py`); Trainer steps (`trainer.py`); the callback
+segment sets up model, data, callback and Trainer; Trainer steps (`trainer.py`); the callback
 records, checks and validates each step (`callback.py`). A setback (a guard rolls back, memory runs out) is
 recorded in the run history and ends a segment; the next one begins at the checkpoint that the history names,
 with its changes. Everything that decides the result is planned from the seed: the order of the rows is a
@@ -10,39 +10,462 @@ list, so a resumed run continues where it was.
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
+import math
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from transformers import TrainerCallback
+import torch
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
-from fullft_assets.errors import OutOfMemory, SettingsError, is_out_of_memory
+from fullft_assets.errors import (
+    DivergenceError,
+    Interrupted,
+    OutOfMemory,
+    SettingsError,
+    StoreError,
+    is_out_of_memory,
+)
+from fullft_assets.jobs.progress import Listener, Progress
 from fullft_assets.jobs.ranks import is_first_rank
-from fullft_assets.models import precision
-from fullft_assets.models.hardware import free_memory
+from fullft_assets.models import inference, layers, precision
+from fullft_assets.models.hardware import (
+    free_memory,
+    gpu_name,
+    peak_flops,
+    peak_memory_bytes,
+)
+from fullft_assets.models.inference import move, scoring
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.settings.contradictions import contradictions
 from fullft_assets.settings.guards import guard_settings
-from fullft_assets.training import ranks
-from fullft_assets.training.guard_actions import SegmentOver
+from fullft_assets.training import kernels, ranks, regularization
+from fullft_assets.training.callback import (
+    GuardActions,
+    RolledBack,
+    SegmentCallback,
+    Validator,
+    in_words,
+)
+from fullft_assets.training.checkpoints import (
+    STEP_LOG,
+    Incident,
+    RunHistory,
+    StepLog,
+    changed_versions,
+    step_of,
+)
+from fullft_assets.training.feed import Prefetcher, already_collated, sums_between
 from fullft_assets.training.recipe import Recipe
-from fullft_assets.training.run_history import RunHistory
-from fullft_assets.training.segment import Fit, TrainingRun, TrainingSegment
-from fullft_assets.training.stored_checkpoints import StoredCheckpoints
-from fullft_assets.training.trackers import require_trackers
-from fullft_assets.training.trainer import accumulation_steps, connect_processes
-
-if TYPE_CHECKING:
-    from fullft_assets.jobs.progress import Progress
+from fullft_assets.training.recorder import (
+    Ending,
+    Meter,
+    ModelShape,
+    StepRecorder,
+    Trackers,
+    require_trackers,
+    step_flops,
+)
+from fullft_assets.training.regularization import Interpolated, interpolate
+from fullft_assets.training.stored_checkpoints import StoredCheckpoints, checkpoint_of_step, newest_checkpoint
+from fullft_assets.training.trainer import (
+    UNFINISHED,
+    FineTuner,
+    accumulation_steps,
+    connect_processes,
+    gather_model,
+    load_weights,
+    training_arguments,
+)
 
 # Silences the report on the classifier head, which is new by design, and progress bars, which a log cannot
 # show.
 logging.set_verbosity_error()
 logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The trained model and how training went.
+
+    Attributes:
+        model: the trained weights; of several processes only the first one has them.
+        step: the step after which the model had them: the last one, or with `keep_best` the best by
+            validation loss; within the forgetting budget, if there is one.
+        num_steps: steps taken; fewer than planned if a guard ended training early.
+        resumed_from_step: the step at which this process began.
+        micro_batch_size: rows a forward pass at the end.
+        scores: of the model: `validation_loss` and others, and those on the general set.
+        interpolated: how the model's weights were chosen between the base model's and those after `step`;
+            None: they are the latter.
+    """
+
+    model: PreTrainedModel
+    step: int
+    num_steps: int
+    num_tokens: int
+    seconds: float
+    resumed_from_step: int
+    peak_memory_bytes: int
+    history: list[dict[str, Any]]
+    incidents: list[Incident]
+    micro_batch_size: int
+    about: dict[str, Any]
+    scores: dict[str, float]
+    interpolated: Interpolated | None = None
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What all segments of a run share; see `fine_tune`."""
+
+    recipe: Recipe
+    settings: TrainingSettings
+    seed: int
+    folder: Path
+    progress: Progress
+    num_processes: int
+    evaluate_at: Callable[[float], Iterable[int]] | Sequence[int] | None
+    resumable: bool
+    callbacks: Sequence[TrainerCallback]
+    history: RunHistory
+    stored: StoredCheckpoints | None
+
+
+class TrainingSegment:
+    """One segment of a run; a new one is set up after each setback.
+
+    Attributes:
+        first_step: of the checkpoint that the segment begins at; 0 = the base model.
+    """
+
+    def __init__(self, run: TrainingRun):
+        self.shared, self.history = run, run.history
+        changes = {
+            "micro_batch_size": run.history.micro_batch_size,
+            "learning_rate": run.history.learning_rate,
+        }
+        self.settings = run.settings.model_copy(
+            update={name: value for name, value in changes.items() if value is not None}
+        )
+        self.checkpoint = (
+            newest_checkpoint(run.folder, run.history, run.stored, run.progress) if run.resumable else None
+        )
+        self.first_step = step_of(self.checkpoint) if self.checkpoint else 0
+        set_seed(run.seed)
+        self.model = run.recipe.load(self.settings)
+        if self.checkpoint is None and run.recipe.has_new_head:
+            self._fit_head()
+        layers.freeze(self.model, self.settings)
+        prepared = run.recipe.prepare(self.model, self.settings, run.seed, run.num_processes)
+        self.prepared = kernels.apply(self.model, prepared, self.settings)
+        feed = self.prepared.feed
+        documents_of_steps = feed.bounds_of_steps(
+            accumulation_steps(self.settings, run.num_processes) * run.num_processes
+        )
+        if self.settings.compile:
+            layers.compile_below_head(self.model)
+        #: [steps] useful tokens of each.
+        self.tokens = sums_between(feed.lengths, documents_of_steps)
+        self.num_steps = len(self.tokens)
+        self.evaluate_at = self._evaluation_steps(feed.num_rows / self.settings.batch_size)
+        self.recorder = self._make_recorder(documents_of_steps)
+        # With WiSE-FT the budget applies to the interpolated weights after training, not on the way.
+        budget = None if self.settings.wise_ft else self.settings.max_general_rise
+        self.validator = Validator(run.recipe, budget, self.recorder)
+        guards = GuardActions(
+            self.settings,
+            self.recorder,
+            self.history,
+            num_steps=self.num_steps,
+            resumable=run.resumable,
+            stored=run.stored,
+        )
+        self.callback = SegmentCallback(
+            self.recorder,
+            self.validator,
+            guards,
+            self.history,
+            self.evaluate_at,
+            resumable=run.resumable,
+            stored=run.stored,
+        )
+        self.trainer = self._make_trainer()
+
+    def _fit_head(self) -> None:
+        """Begin with a head that fits the base model's representations; the first process fits it for all."""
+        recipe, model = self.shared.recipe, self.model
+        weights = ranks.run_on_first(
+            lambda listener: recipe.fit_head(model, self.settings, listener), self.shared.progress
+        )
+        if weights is not None:
+            inference.set_head_weights(model, weights)
+        # It is sharded, or moved to the accelerator, by whoever trains it.
+        move(model, torch.device("cpu"))
+
+    def _evaluation_steps(self, num_steps: float) -> set[int]:
+        """Return the steps after which validation rows are scored: the same in every segment, whatever its
+        micro-batches.
+        """
+        asked = self.shared.evaluate_at
+        if asked is None:
+            half_epoch = max(1, round(num_steps / self.settings.num_epochs / 2))
+            asked = range(half_epoch, self.num_steps - half_epoch // 2, half_epoch)
+        return {*(asked(num_steps) if callable(asked) else asked), self.num_steps}
+
+    def _make_recorder(self, documents_of_steps: Any) -> StepRecorder:
+        run = self.shared
+        feed = self.prepared.feed
+        is_first = is_first_rank()
+        log = StepLog(
+            run.folder / STEP_LOG, self.first_step, is_writer=is_first, incidents=self.history.incidents
+        )
+        # Another host may have none, or an old one.
+        log.lines, log.seconds_before = ranks.from_first((log.lines, log.seconds_before))
+        track = self.settings.track if is_first and run.resumable else []
+        params = self.settings.model_dump(exclude={"guards", "track"})
+        flops = step_flops(feed.lengths, feed.num_predicted, documents_of_steps, ModelShape.of(self.model))
+        peak = peak_flops(gpu_name() or "", precision.of(self.settings))
+        meter = Meter(self.tokens, flops, None if peak is None else peak * run.num_processes)
+        return StepRecorder(
+            log, Trackers(track, run.folder, self.first_step, params, run.progress), meter, run.progress
+        )
+
+    def _make_trainer(self) -> FineTuner:
+        run = self.shared
+        feed = self.prepared.feed
+        arguments = training_arguments(
+            self.settings,
+            self.model,
+            run.folder,
+            seed=run.seed,
+            num_processes=run.num_processes,
+            items_a_pass=feed.items_a_pass,
+            num_steps=self.num_steps,
+            resumable=run.resumable,
+        )
+        trainer = FineTuner(
+            model=self.model,
+            args=arguments,
+            train_dataset=Prefetcher(feed, accumulation_steps(self.settings, run.num_processes)),
+            data_collator=already_collated,
+            callbacks=[self.callback, *run.callbacks],
+            prepared=self.prepared,
+            settings=self.settings,
+            seed=run.seed,
+            # Not a method of this segment: a circle would keep the optimizer's state until the next garbage
+            # collection.
+            publish=self.callback.publish,
+        )
+        trainer.remove_callback(PrinterCallback)  # the recorder reports each step
+        if anchors := regularization.anchors(run.recipe, self.settings, run.seed):
+            trainer.add_callback(regularization.Pull(anchors))
+        return trainer
+
+    def run(self) -> Fit:
+        """Train to the end; see `fine_tune`."""
+        if self.checkpoint:
+            self.shared.progress.say(
+                f"resuming at step {self.first_step} of {self.num_steps} ({self.checkpoint.name})"
+            )
+            self._warn_of_other_versions(self.checkpoint)
+        ending: Ending = "FAILED"
+        try:
+            self._train()
+            fit = self._finish()
+            ending = "FINISHED"
+        except RolledBack:
+            ending = "RUNNING"
+            raise
+        except Interrupted:
+            ending = "KILLED"
+            raise
+        finally:
+            self.recorder.trackers.close(ending)
+        return fit
+
+    def _warn_of_other_versions(self, checkpoint: Path) -> None:
+        reason = f"{changed_versions(checkpoint)}: bits may differ"
+        line = {"step": self.first_step, "event": "other_versions", "action": "warn", "reason": reason}
+        if changed_versions(checkpoint) is not None and line not in self.recorder.log.lines:
+            self.recorder.record(line)
+            self.shared.progress.say(f"warning: {reason} from those of a training that was not resumed")
+
+    def _train(self) -> None:
+        # Before the first rank removes a checkpoint: another may still look for the one that it continues
+        # from.
+        ranks.wait()
+        if self.shared.resumable and is_first_rank():
+            # Before the first save, which may need the room: what a killed run left, and checkpoints that are
+            # no longer kept.
+            shutil.rmtree(self.shared.folder / UNFINISHED, ignore_errors=True)
+            self.callback.delete_old_checkpoints()
+        self.validator.score_before(self.model)
+        self.recorder.start()
+        if self.checkpoint:
+            self._catch_up_validation(self.checkpoint)
+        if not self._is_at_end() and not self.callback.stopped:
+            self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+        if self.callback.stopped:
+            place = f"stopped at step {self._last_step()} of {self.num_steps}"
+            again = "resume there" if self.shared.resumable else "start this part again"
+            raise Interrupted(f"{place}; run the same command to {again}")
+
+    def _last_step(self) -> int:
+        return max(self.first_step, self.trainer.state.global_step)
+
+    def _is_at_end(self) -> bool:
+        return self.first_step >= (self.history.end_step or self.num_steps)
+
+    def _catch_up_validation(self, checkpoint: Path) -> None:
+        """Validate the weights of the checkpoint if a stop cut that short; load them where Trainer
+        will not.
+        """
+        was_scored = any(
+            "validation_loss" in line and line["step"] == self.first_step for line in self.recorder.log.lines
+        )
+        if self._is_at_end() or (self.first_step in self.evaluate_at and not was_scored):
+            load_weights(self.trainer, checkpoint)
+            if not was_scored:
+                self.callback.validate(self.first_step, self.model)
+
+    def _finish(self) -> Fit:
+        seconds, num_steps = self.recorder.seconds, self._last_step()
+        model, step = self._choose_weights(num_steps)
+        scores = _scores_of(self.recorder.log.lines, step)
+        if not math.isfinite(scores["validation_loss"]):
+            raise DivergenceError(
+                f"the weights after step {step:,} are not finite; lower training.learning_rate or use"
+                " precision fp32"
+            )
+        interpolated = None
+        if self.settings.wise_ft:
+            # Whoever still refers to the optimizer: its state and the anchors are copies of the weights.
+            if self.trainer.optimizer is not None:  # None where the last step came before this segment
+                self.trainer.optimizer.state.clear()
+            self.trainer.remove_callback(regularization.Pull)
+            free_memory()
+            interpolated = self._interpolate(model, step)
+            scores = interpolated.of_chosen
+        return Fit(
+            model=model,
+            step=step,
+            num_steps=num_steps,
+            num_tokens=int(self.tokens[:num_steps].sum()),
+            seconds=seconds,
+            resumed_from_step=self.first_step,
+            peak_memory_bytes=peak_memory_bytes(),
+            history=self.recorder.log.lines,
+            incidents=self.history.incidents,
+            micro_batch_size=self.settings.micro_batch_size,
+            about=self.prepared.about,
+            scores={
+                name: value for name, value in scores.items() if name.startswith(("validation_", "general_"))
+            },
+            interpolated=interpolated,
+        )
+
+    def _choose_weights(self, last_step: int) -> tuple[PreTrainedModel, int]:
+        best = self.validator.best_step()
+        is_over = self.validator.is_spent(_scores_of(self.recorder.log.lines, last_step))
+        if is_over and (best is None or not self.shared.resumable):
+            raise self.validator.over_budget(last_step)
+        model = gather_model(self.trainer, lambda: self.shared.recipe.load(self.settings))
+        takes_best = self.shared.resumable and (self.settings.keep_best or is_over)
+        if not takes_best or best is None or best == last_step:
+            return model, last_step
+
+        def load_best(listener: Listener) -> str | None:
+            try:
+                path = checkpoint_of_step(
+                    best, self.shared.folder, self.history, self.shared.stored, listener
+                )
+            except StoreError as error:
+                return str(error)
+            load_weights(self.trainer, path, model)
+            return None
+
+        if problem := ranks.run_on_first(load_best, self.shared.progress):
+            raise StoreError(f"best step {best:,}: {problem}; delete {self.shared.folder} to train again")
+        return model, best
+
+    def _interpolate(self, model: PreTrainedModel, step: int) -> Interpolated:
+        recipe = self.shared.recipe
+        progress = self.shared.progress
+        self.validator.max_rise = self.settings.max_general_rise
+
+        def on_first(listener: Listener) -> Interpolated | None:
+            return interpolate(
+                model,
+                recipe.load_original(self.settings),
+                self.settings.wise_ft,
+                lambda: self.validator.score(model, listener),
+                has_new_head=recipe.has_new_head,
+                is_spent=self.validator.is_spent,
+            )
+
+        with scoring():
+            interpolated = ranks.run_on_first(on_first, progress)
+        if interpolated is None:
+            raise self.validator.over_budget(step)
+        for line in interpolated.scores:
+            scores = in_words({name: value for name, value in line.items() if name != "alpha"})
+            progress.say(
+                f"{'chosen: ' if line['alpha'] == interpolated.alpha else ''}{line['alpha']:g} of the"
+                f" fine-tuned weights: {scores}"
+            )
+        return interpolated
+
+    def halve_micro_batches(self) -> None:
+        """Record that the next segment takes smaller micro-batches, and more of them: the effective batch
+        stays.
+
+        Raises:
+            OutOfMemory: there are no smaller ones; or one of several processes ran out of memory, for which
+                the others wait in vain.
+        """
+        size = self.settings.micro_batch_size
+        processes = self.shared.num_processes
+        step = self.trainer.state.global_step
+        if self.settings.steps_in_backward:
+            raise OutOfMemory(
+                f"memory ran out at step {step + 1:,} with {size:,} rows a pass, and"
+                f" {self.settings.optimizer} cannot accumulate smaller ones; lower training.batch_size and"
+                " micro_batch_size, or set training.gradient_checkpointing"
+            )
+        smaller = next(
+            (n for n in range(size // 2, 0, -1) if self.settings.batch_size % (n * processes) == 0), None
+        )
+        if smaller is None:
+            raise OutOfMemory(
+                f"memory ran out at step {step + 1:,} with a single row a pass; set"
+                " training.gradient_checkpointing, lower chunks.max_tokens or use a machine with more memory"
+            )
+        to_step = self.first_step if self.callback.saved_step is None else self.callback.saved_step
+        reason = f"memory ran out with {size:,} rows a pass"
+        seconds = round(self.recorder.seconds, 3)
+        incident = Incident("out_of_memory", step + 1, to_step, reason, seconds, micro_batch_size=smaller)
+        self.history.add(incident, is_local=processes > 1)
+        if processes > 1:
+            fix = (
+                f"run the same command to continue with {smaller:,}"
+                if self.shared.resumable
+                else f"set training.micro_batch_size: {smaller}"
+            )
+            raise OutOfMemory(f"{reason} in one of {processes} processes; {fix}")
+        self.shared.progress.say(
+            f"step {step + 1:,}: {reason}; continuing from step {to_step:,} with {smaller:,}, the same batch"
+        )
+
+
+def _scores_of(lines: Sequence[dict[str, Any]], step: int) -> dict[str, Any]:
+    return next(line for line in reversed(lines) if "validation_loss" in line and line["step"] == step)
 
 
 def fine_tune(
@@ -114,11 +537,11 @@ def require(settings: TrainingSettings, num_processes: int) -> None:
             settings contradict each other, a package is missing, or a guard is not registered.
     """
     accumulation_steps(settings, num_processes)
-    _refuse_contradictions(settings, num_processes)
-    computed_in = precision.of(settings)
-    if settings.precision == "auto":
-        # It is fp16 on older GPUs, which only this machine knows.
-        _refuse_contradictions(settings.model_copy(update={"precision": computed_in}), num_processes)
+    # `auto` is fp16 on older GPUs, which only this machine knows.
+    for is_here in (False, True):
+        checked = settings.model_copy(update={"precision": precision.of(settings)}) if is_here else settings
+        for key, message in contradictions(checked, num_processes):
+            raise SettingsError(f"{'.'.join(key)}: {message}")
     package = settings.chosen_optimizer.package
     if package is not None and importlib.util.find_spec(package[0]) is None:
         raise SettingsError(
@@ -128,13 +551,7 @@ def require(settings: TrainingSettings, num_processes: int) -> None:
     guard_settings(settings.guards)
 
 
-def _refuse_contradictions(settings: TrainingSettings, num_processes: int) -> None:
-    for key, message in contradictions(settings, num_processes):
-        raise SettingsError(f"{'.'.join(key)}: {message}")
-
-
 def _train_in_segments(run: TrainingRun) -> Fit:
-    """Train to the end, with a new segment after each setback."""
     resumed_from_step = None
     while True:
         segment = _set_up(run)
@@ -144,7 +561,7 @@ def _train_in_segments(run: TrainingRun) -> Fit:
                 run.progress.say(f"{name}: {value}")
         try:
             return replace(segment.run(), resumed_from_step=resumed_from_step)
-        except SegmentOver:
+        except RolledBack:
             pass
         except Exception as error:
             if not is_out_of_memory(error):
@@ -156,7 +573,6 @@ def _train_in_segments(run: TrainingRun) -> Fit:
 
 
 def _set_up(run: TrainingRun) -> TrainingSegment:
-    """Load what the next segment needs."""
     try:
         return TrainingSegment(run)
     except Exception as error:
@@ -177,8 +593,6 @@ def exclusive(folder: Path) -> Iterator[None]:
 
     Of several ranks the first one locks it for all.
     """
-    import fcntl
-
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:

@@ -1,29 +1,145 @@
-"""transformers' Trainer as the training engine uses it: its arguments, and the methods that differ."""
+"""transformers' Trainer as the training loop uses it: its arguments, and the methods that differ; and
+sharding (FSDP2): each of several processes has a part of weights, gradients and moments, at the end one has
+the model.
+"""
 
 from __future__ import annotations
 
 import random
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
+from safetensors.torch import load_file
+from torch import nn
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from fullft_assets.errors import SettingsError
 from fullft_assets.models import precision
-from fullft_assets.models.private_names import require_names
+from fullft_assets.models.loading import require_names
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.training import ranks, sharding
+from fullft_assets.training import ranks
 from fullft_assets.training.checkpoints import room_needed
 from fullft_assets.training.optimizers.low_memory import LowMemoryOptimizer
 from fullft_assets.training.recipe import Prepared
-from fullft_assets.training.recorder import Meter
+
+
+def _sharding_arguments(settings: TrainingSettings, model: PreTrainedModel) -> dict[str, Any]:
+    if settings.sharding == "none":
+        return {}
+    # Checkpoints are complete, so another number of processes can read them. The recipe loads the model on
+    # each process: it draws what is new in a model from the seed.
+    config = {
+        "version": 2,
+        "state_dict_type": "FULL_STATE_DICT",
+        "cpu_ram_efficient_loading": False,
+        "transformer_layer_cls_to_wrap": _units(model),
+    } | ({"cpu_offload": True} if settings.sharding == "fsdp2_offload" else {})
+    return {"fsdp": True, "fsdp_config": config, **_backend_arguments(settings)}
+
+
+def _backend_arguments(settings: TrainingSettings) -> dict[str, Any]:
+    # The norm of gradients in the host's memory is summed there, which NCCL cannot do.
+    needs_both = settings.sharding == "fsdp2_offload" and torch.cuda.is_available()
+    return {"ddp_backend": "cuda:nccl,cpu:gloo"} if needs_both else {}
+
+
+def _units(model: PreTrainedModel) -> list[str]:
+    """Return the classes whose modules are gathered as one unit.
+
+    A model names them itself; BERT also names the module around its word embeddings. accelerate makes the
+    embeddings a unit of their own, and fails on weights that it has sharded already.
+    """
+    embeddings, named = model.get_input_embeddings(), set(model._no_split_modules or ())
+    around = {
+        type(module).__name__
+        for module in model.modules()
+        if any(inner is embeddings for inner in module.modules())
+    }
+    if names := sorted({type(module).__name__ for module in model.modules()} & named - around):
+        return names
+    layers = max((module for module in model.modules() if isinstance(module, nn.ModuleList)), key=len)
+    return sorted({type(layer).__name__ for layer in layers})
+
+
+def enable_on_cpu(trainer: Trainer) -> None:
+    """Enable sharding on CPUs: accelerate knows FSDP for accelerators alone, and would silently fall back to
+    DDP.
+    """
+    if not trainer.args.fsdp or trainer.is_fsdp_enabled:
+        return
+    state = trainer.accelerator.state
+    options: dict[str, Any] = dict(trainer.args.fsdp_plugin_args or {})
+    plugin = FullyShardedDataParallelPlugin(**options)
+    if trainer.accelerator.mixed_precision != "no":
+        plugin.set_mixed_precision(trainer.accelerator.mixed_precision)
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        # Pinned memory is for copies to a card.
+        plugin.cpu_offload = CPUOffloadPolicy(pin_memory=False)
+    state.fsdp_plugin = plugin
+    state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    trainer.is_fsdp_enabled = True
+
+
+class _ShardingTrainer(Trainer):
+    """Trainer that shards on CPUs, too."""
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        enable_on_cpu(self)
+
+
+def shard(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, arguments: TrainingArguments
+) -> tuple[PreTrainedModel, torch.optim.Optimizer]:
+    """Return a model and its optimizer sharded as in training, without a training; all processes must call
+    this.
+    """
+    return _ShardingTrainer(model=model, args=arguments).accelerator.prepare(model, optimizer)
+
+
+def load_weights(trainer: Trainer, checkpoint: Path, model: PreTrainedModel | None = None) -> None:
+    """Load a checkpoint's weights into a complete model.
+
+    Args:
+        model: as `gather_model` returned it. Default: the trainer's own, which is not yet sharded.
+    """
+    if not trainer.is_fsdp_enabled:
+        trainer._load_from_checkpoint(str(checkpoint))
+        return
+    # Trainer would look for sharded weights. Tied weights are written once.
+    _model_of(trainer, model).load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
+
+
+def gather_model(trainer: Trainer, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """Return a trained model as one process holds it; a sharded one is gathered, for which all processes must
+    call this.
+
+    Args:
+        make: loads the same model, untrained. Only the first process gets trained weights.
+    """
+    trained = _model_of(trainer)
+    if not any(isinstance(module, FSDPModule) for module in trained.modules()):
+        return trainer.accelerator.unwrap_model(trained)
+    weights = trainer.accelerator.get_state_dict(trained)
+    model = make()
+    if weights:
+        model.load_state_dict(weights)
+    return model
+
+
+def _model_of(trainer: Trainer, model: PreTrainedModel | None = None) -> Any:
+    model_or_wrapper = trainer.model if model is None else model
+    assert model_or_wrapper is not None, "the engine gives each Trainer its model"
+    return model_or_wrapper
+
 
 #: Folder inside the work folder in which a checkpoint is written.
 UNFINISHED = "unfinished"
@@ -47,16 +163,46 @@ def training_arguments(
     Args:
         items_a_pass: items of the dataset in a forward pass.
     """
+    computed_in = precision.of(settings)
+    has_gpu = torch.cuda.is_available()
+    accelerator: dict[str, Any] = {"non_blocking": has_gpu}
+    if settings.sharding != "none":
+        # By default each process would keep the gradients of the complete model until the last pass of a
+        # step, which sharding is there to avoid.
+        accelerator["gradient_accumulation_kwargs"] = {"sync_each_batch": True}
     arguments = TrainingArguments(
         output_dir=str(folder),
         seed=seed,
         data_seed=seed,
+        # The order of the rows and the rate of each step.
         per_device_train_batch_size=items_a_pass,
         gradient_accumulation_steps=accumulation_steps(settings, num_processes),
-        **_step_arguments(settings, num_steps),
-        **_hardware_arguments(settings),
-        **sharding.sharding_arguments(settings, model),
-        **_output_arguments(settings, resumable=resumable),
+        max_steps=num_steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.scheduler,
+        warmup_steps=round(settings.warmup_share * num_steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        # The hardware.
+        bf16=computed_in == "bf16",
+        fp16=computed_in == "fp16",
+        activation_checkpointing=settings.gradient_checkpointing,
+        dataloader_pin_memory=has_gpu,  # copies from pinned memory do not block
+        accelerator_config=accelerator,
+        use_cpu=not has_gpu,
+        # Logs and checkpoints; the callback, the step log and `publish` do most of that.
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # the default hides NaN losses behind the running mean
+        save_strategy="steps" if resumable else "no",
+        save_steps=settings.checkpoint_every_steps,
+        save_total_limit=None,
+        eval_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        **_sharding_arguments(settings, model),
     )
     # A process has one GPU. If it sees more, Trainer would wrap the model in nn.DataParallel: another batch
     # size, and a model that sees parts of rows that belong together.
@@ -80,55 +226,9 @@ def connect_processes(settings: TrainingSettings, folder: Path) -> None:
     decision.
     """
     arguments = TrainingArguments(
-        str(folder), use_cpu=not torch.cuda.is_available(), **sharding.backend_arguments(settings)
+        str(folder), use_cpu=not torch.cuda.is_available(), **_backend_arguments(settings)
     )
     _ = arguments.device  # asking for it connects
-
-
-def _step_arguments(settings: TrainingSettings, num_steps: int) -> dict[str, Any]:
-    """Return the arguments for the order of the rows and the rate of each step."""
-    return {
-        "max_steps": num_steps,
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": settings.scheduler,
-        "warmup_steps": round(settings.warmup_share * num_steps),
-        "weight_decay": settings.weight_decay,
-        "max_grad_norm": settings.max_grad_norm,
-        "train_sampling_strategy": "sequential",
-        "remove_unused_columns": False,
-    }
-
-
-def _hardware_arguments(settings: TrainingSettings) -> dict[str, Any]:
-    """Return the hardware and precision arguments."""
-    chosen, has_gpu = precision.of(settings), torch.cuda.is_available()
-    return {
-        "bf16": chosen == "bf16",
-        "fp16": chosen == "fp16",
-        "activation_checkpointing": settings.gradient_checkpointing,
-        # Copies from pinned memory do not block.
-        "dataloader_pin_memory": has_gpu,
-        "accelerator_config": {"non_blocking": has_gpu, **sharding.accumulation_arguments(settings)},
-        "use_cpu": not has_gpu,
-    }
-
-
-def _output_arguments(settings: TrainingSettings, *, resumable: bool) -> dict[str, Any]:
-    """Return the arguments for logs and checkpoints; the callback, the step log and `publish` do most of
-    that.
-    """
-    return {
-        "logging_strategy": "steps",
-        "logging_steps": 1,
-        # The default hides NaN losses behind the running mean.
-        "logging_nan_inf_filter": False,
-        "save_strategy": "steps" if resumable else "no",
-        "save_steps": settings.checkpoint_every_steps,
-        "save_total_limit": None,
-        "eval_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-    }
 
 
 def random_states() -> dict[str, Any]:
@@ -156,7 +256,7 @@ def restore_random_states(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-class FineTuner(Trainer):
+class FineTuner(_ShardingTrainer):
     """Trainer with the optimizer of the settings, whose checkpoints are complete or not there at all.
 
     Args:
@@ -170,7 +270,6 @@ class FineTuner(Trainer):
         prepared: Prepared,
         settings: TrainingSettings,
         seed: int,
-        meter: Meter,
         publish: Callable[[Path, Path], None],
         **options: Any,
     ):
@@ -178,18 +277,12 @@ class FineTuner(Trainer):
         self._prepared = prepared
         self._settings = settings
         self._seed = seed
-        self._meter = meter
         self._publish = publish
         self._in_backward: LowMemoryOptimizer | None = None
         # Trainer then counts the labels of all passes and processes of a step, and does not divide the loss
         # again.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """Enable sharding on CPUs, too."""
-        super().create_accelerator_and_postprocess()
-        sharding.enable_on_cpu(self)
 
     def compute_loss(
         self,
@@ -266,13 +359,6 @@ class FineTuner(Trainer):
         for group, rate in zip(self.optimizer.param_groups, scheduler._last_lr, strict=True):
             group["initial_lr"], group["lr"] = peak, rate
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the next batches, and count the time that waiting for them took."""
-        started = time.perf_counter()
-        batches = super().get_batch_samples(*args, **kwargs)
-        self._meter.waited(time.perf_counter() - started)
-        return batches
-
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 0: Trainer's own count goes over all parameters in every pass, and counts padding."""
         return 0
@@ -322,7 +408,7 @@ class FineTuner(Trainer):
 # Trainer would never call a method whose name it does not know.
 require_names(
     Trainer,
-    (name for name in vars(FineTuner) if not name.startswith("__")),
+    (name for name in {**vars(_ShardingTrainer), **vars(FineTuner)} if not name.startswith("__")),
     in_source=("model_accepts_loss_kwargs", "loss_is_scaled_for_ga"),
 )
 require_names(TrainingArguments, in_source=("_n_gpu",))

@@ -30,11 +30,9 @@ from fullft_assets.snapshot import SnapshotMetadata, label_names
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Store
 from fullft_assets.store.metadata import Metadata
 from fullft_assets.tasks.context import baseline_context, open_recipe
-from fullft_assets.training.finetuning import fine_tune, require
-from fullft_assets.training.measuring import measure
-from fullft_assets.training.outline import CannotCount, TargetPlanner
+from fullft_assets.training.finetuning import Fit, fine_tune, require
+from fullft_assets.training.measuring import CannotCount, TargetPlanner, measure
 from fullft_assets.training.recipe import Recipe
-from fullft_assets.training.segment import Fit
 from fullft_assets.workloads.entry import run_workload
 
 #: Pause of a process that waits for an artifact of the first one.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from transformers import PreTrainedModel
 
-    from fullft_assets.models.heads import HeadWeights
+    from fullft_assets.models.inference import HeadWeights
 
 #: Coefficients of the regression on TF-IDF, all labels together; terms that are rare are left out for it.
 _MOST_WEIGHTS = 8_000_000
@@ -324,10 +324,10 @@ class FrozenProbe(Baseline):
         return cls(weights, context)
 
     def predict(self, rows: Split) -> Any:
-        from fullft_assets.models import heads
+        from fullft_assets.models import inference
 
         model = _with_new_head(self.context)
-        heads.set_weights(model, self.weights)
+        inference.set_head_weights(model, self.weights)
         return self.context.open_recipe().predict(model, rows, self.context.progress)
 
     def save(self, folder: Path) -> None:
@@ -339,7 +339,7 @@ class FrozenProbe(Baseline):
 
     @classmethod
     def load(cls, folder: Path, context: BaselineContext) -> Self:
-        from fullft_assets.models.heads import HeadWeights
+        from fullft_assets.models.inference import HeadWeights
 
         arrays = np.load(folder / f"{cls.name}.npz")
         return cls(HeadWeights(arrays["coefficients"], arrays["intercept"]), context)

@@ -26,11 +26,13 @@ from fullft_assets.errors import DataError
 from fullft_assets.evaluation.metrics import compute
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import precision
-from fullft_assets.models.heads import HeadWeights, features_of_documents, has_intercept
 from fullft_assets.models.inference import (
     MULTI_LABEL,
+    HeadWeights,
     collate,
     device,
+    features_of_documents,
+    has_intercept,
     load_classifier,
     load_for_training,
     load_new_classifier,

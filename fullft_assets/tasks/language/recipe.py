@@ -23,18 +23,16 @@ from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import isolation, precision
 from fullft_assets.models.inference import device, load_causal, move
 from fullft_assets.models.isolation import Isolation
-from fullft_assets.models.token_loss import TokenLoss, plain
-from fullft_assets.models.token_scores import TokenScores, score_documents
+from fullft_assets.models.token_loss import TokenLoss, TokenScores, plain, score_documents
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split, Training
 from fullft_assets.snapshot.general import General
 from fullft_assets.tasks.baseline import BaselineContext, fit_all
 from fullft_assets.tasks.language.assessment import DocumentScores
-from fullft_assets.training import distillation, packed_rows
-from fullft_assets.training.distillation import DistilledTokenLoss
-from fullft_assets.training.feed import Batch, Feed
-from fullft_assets.training.packed_rows import IS_REPLAYED, Pieces
+from fullft_assets.training import feed, regularization
+from fullft_assets.training.feed import IS_REPLAYED, Batch, Feed, Pieces
 from fullft_assets.training.recipe import MAX_IMPORTANCE_TEXTS, Prepared
+from fullft_assets.training.regularization import DistilledTokenLoss
 
 #: A row has room for three documents of two tokens, or nothing can be tried on it.
 _LEAST_CAPACITY = 6
@@ -115,7 +113,7 @@ class NextTokenRecipe:
         loss = _token_loss(model, feed.batch(0), settings)
         if settings.distillation is None:
             return Prepared(feed, loss.total, about)
-        teacher = distillation.frozen(self.load_original(settings), device())
+        teacher = regularization.frozen(self.load_original(settings), device())
         return Prepared(feed, DistilledTokenLoss(loss, teacher, settings.distillation.weight).total, about)
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
@@ -248,9 +246,9 @@ def _feed(
         if isinstance(i, int) and 0 <= i < known
     )
     if not isolated.is_isolated:
-        return packed_rows.padded(pieces, rows_a_pass, settings.batch_size, epochs, seed, pad_id, **options)
+        return feed.padded(pieces, rows_a_pass, settings.batch_size, epochs, seed, pad_id, **options)
     is_flat = isolation.needs_flat_rows(model)
-    return packed_rows.packed(pieces, rows_a_pass, epochs, seed, pad_id, **options, is_flat=is_flat)
+    return feed.packed(pieces, rows_a_pass, epochs, seed, pad_id, **options, is_flat=is_flat)
 
 
 def _token_loss(model: PreTrainedModel, batch: Batch, settings: TrainingSettings) -> TokenLoss:

@@ -25,7 +25,7 @@ from fullft_assets.evaluation import BASE_MODEL, CHAMPION, FINETUNED, external
 from fullft_assets.evaluation.rows import one_of_each_group_first
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.models.inference import device, in_batches, load_causal, move
-from fullft_assets.models.token_scores import score_documents
+from fullft_assets.models.token_loss import score_documents
 from fullft_assets.snapshot import Split, load_messages
 from fullft_assets.task import task_of
 from fullft_assets.tasks.baseline import Baseline

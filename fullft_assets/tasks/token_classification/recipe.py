@@ -37,8 +37,14 @@ from fullft_assets.errors import DataError, StoreError
 from fullft_assets.evaluation import FINETUNED, external
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import precision
-from fullft_assets.models.heads import HeadWeights, has_intercept, read_by_head
-from fullft_assets.models.inference import forward_batches, load_for_training, load_tagger
+from fullft_assets.models.inference import (
+    HeadWeights,
+    forward_batches,
+    has_intercept,
+    load_for_training,
+    load_tagger,
+    read_by_head,
+)
 from fullft_assets.models.token_loss import IGNORED
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
