@@ -823,7 +823,7 @@ class TestSensor:
         promoted_ago: float = 600,
         **others: Any,
     ) -> None:
-        """Record two decisions whose signal differs in size, two minutes and one ago, with a tick after each."""
+        """Record two decisions whose signal differs in size, each with a tick after it."""
         store, now = open_store(case.use_case, instance), time.time()
         champion = release.Champion(
             checkpoint="c",

@@ -14,11 +14,17 @@ from fullft_assets.documents.formats import sniffing
 from tests import project as projects
 from tests import test_documents_formats as formats
 from tests.test_documents_formats import read, read_batch
-from tests.test_documents_office import letter, pack
+from tests.test_documents_office import JATS, letter, message, pack
 
 pytestmark = pytest.mark.quick
 
 ROWS = projects.licence_rows(5)
+
+
+def mail() -> bytes:
+    made = message(Subject="Hello", From="a@example.org", Message_ID="<1@example.org>")
+    made.set_content("Body")
+    return bytes(made)
 
 
 def workbook(path: Path) -> bytes:
@@ -41,6 +47,9 @@ def archive(path: Path) -> bytes:
 def test_a_lying_ending_is_no_obstacle(tmp_path: Path) -> None:
     contents: dict[str, bytes | str] = {
         "a.txt": r"{\rtf1\ansi Some rich text\par}",
+        "b.txt": mail(),
+        "c.txt": JATS,
+        "d.txt": formats.as_csv(ROWS),
         "e.txt": formats.as_lines(ROWS),
         "f.txt": json.dumps(ROWS, indent=1),
         "g.txt": formats.written_pdf(formats.shown("A page")),
@@ -53,6 +62,7 @@ def test_a_lying_ending_is_no_obstacle(tmp_path: Path) -> None:
         "n.zip": letter(),
         "o.jsonl": json.dumps(ROWS),
         "p.csv": formats.as_lines(ROWS),
+        "q.eml": "From a@example.org Mon May  6 07:08:00 2024\n" + mail().decode().replace("\r\n", "\n"),
         "r.xlsx": "<html><body><table><tr><td>An old export</td></tr></table></body></html>",
     }
     for name, data in contents.items():
@@ -65,22 +75,29 @@ def test_a_lying_ending_is_no_obstacle(tmp_path: Path) -> None:
     lines = [row["text"] for row in ROWS]
     assert texts == {
         "a.txt": ["Some rich text"],
-        **dict.fromkeys(("e.txt", "f.txt", "o.jsonl", "p.csv"), lines),
+        "b.txt": ["Hello\n\nBody"],
+        "c.txt": texts["c.txt"],
+        **dict.fromkeys(("d.txt", "e.txt", "f.txt", "o.jsonl", "p.csv"), lines),
         **dict.fromkeys(("g.txt", "l.docx"), ["A page"]),
         **dict.fromkeys(("h.txt", "m.pdf", "n.zip"), docx),
         "i.txt": ["In a cell"],
         "j.txt": ["In an archive"],
         "k.txt": ["A web page"],
+        "q.eml": ["Hello\n\nBody"],
         "r.xlsx": ["An old export"],
     }
+    assert texts["c.txt"][0].startswith("On E. coli")
 
 
 @pytest.mark.parametrize(
     "text",
     [
+        "From: the director\nTo: all\nSubject: keys\n\nLock the doors.",
+        "From the beginning of 2024\nall was well.",
         "{json} is a format\n[x] is a box",
         "text, kind and group are columns\nof the table",
         '{"name": "a configuration"}\n',
+        "a,b\n1,2\n",
         "PKI is an acronym",
         "<p>of a page is a paragraph",
     ],
@@ -92,9 +109,8 @@ def test_text_that_looks_like_a_format_stays_text(tmp_path: Path, text: str) -> 
 
 
 def test_a_given_format_is_not_doubted_and_what_nothing_reads_is_named(tmp_path: Path) -> None:
-    page = "<html><p>A page</p></html>"
-    (tmp_path / "a.txt").write_text(page)
-    assert read(tmp_path, format="text")[0]["text"] == page
+    (tmp_path / "a.txt").write_text(JATS)
+    assert read(tmp_path, format="text")[0]["text"] == JATS
     pack(tmp_path / "slides.txt", {"[Content_Types].xml": "<x/>", "ppt/presentation.xml": "<x/>"})
     (tmp_path / "b.jsonl").write_text('{"text": "good"}\n')
     assert read_batch(tmp_path).unreadable == {

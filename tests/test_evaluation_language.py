@@ -56,7 +56,7 @@ def assessed(systems: dict[str, DocumentScores], groups: list[str], **changed) -
 @pytest.mark.parametrize("metric", ["token_probability", "token_accuracy", "perplexity"])
 def test_intervals_equal_a_slow_reference(metric: str) -> None:
     systems, groups = drawn(champion=0.05)
-    found = assessed(systems, groups, settings=EvaluationSettings(confidence=0.9), seed=11, resamples=150)
+    found = assessed(systems, groups, settings=EvaluationSettings(), seed=11, resamples=150)
 
     # A group counts as one, and a document at most as many tokens as nine in ten have.
     tokens = systems[FINETUNED].num_tokens
@@ -88,7 +88,7 @@ def test_intervals_equal_a_slow_reference(metric: str) -> None:
         error = math.hypot(
             max(draws[name].std(ddof=1), math.sqrt((k - 1) / k * squares)), draws[name].mean() - estimate
         )
-        reach = student.ppf(0.95, min(effective - 1, 2 * squares**2 / (fourth - squares**2 / k))) * error
+        reach = student.ppf(0.975, min(effective - 1, 2 * squares**2 / (fourth - squares**2 / k))) * error
         if metric == "perplexity":
             ends = [1 + (estimate - 1) * math.exp(side * reach / (estimate - 1)) for side in (-1, 1)]
         else:
@@ -99,7 +99,7 @@ def test_intervals_equal_a_slow_reference(metric: str) -> None:
     for name in (BASE_MODEL, CHAMPION):
         gain, reach = (
             found.gains[metric][name],
-            student.ppf(0.95, effective - 1) * (draws[FINETUNED] - draws[name]).std(ddof=1),
+            student.ppf(0.975, effective - 1) * (draws[FINETUNED] - draws[name]).std(ddof=1),
         )
         assert gain.estimate == pytest.approx(score(everything, FINETUNED) - score(everything, name))
         assert (gain.low, gain.high) == pytest.approx((gain.estimate - reach, gain.estimate + reach))

@@ -224,8 +224,8 @@ class TestSupervised:
         assert supervisor is not None
         line = self._until(jobs, "another", "pending")
         assert line.startswith(
-            f"waiting until 1 of 1 GPUs are free; held by run firstrun of /home/a/.home (`kill {supervisor.pid}`"
-            " ends it; a training keeps its checkpoint): wait, "
+            "waiting until 1 of 1 GPUs are free; held by run firstrun of /home/a/.home (`kill"
+            f" {supervisor.pid}` ends it; a training keeps its checkpoint): wait, "
         )
         supervisor.kill()
         self._until(jobs, "another", "succeeded")

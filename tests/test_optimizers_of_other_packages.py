@@ -1,4 +1,4 @@
-"""An optimizer of another package: registered by an entry point, named by a YAML, planned and trained with."""
+"""An optimizer of another package: an entry point registers it, a YAML names it, a training uses it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML file with real pictures, Markdown beside them, texts only in the HTML."""
+"""The report: one self-contained HTML file with pictures, Markdown beside it, texts only in the HTML."""
 
 from __future__ import annotations
 

@@ -53,7 +53,8 @@ def container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
 def create_container(endpoint: str, key: str, name: str) -> None:
     """Create a container by a signed request; the server may be starting."""
     date = formatdate(usegmt=True)
-    signed = f"PUT{chr(10) * 12}x-ms-date:{date}\nx-ms-version:2021-08-06\n/{ACCOUNT}/{ACCOUNT}/{name}\nrestype:container"
+    about = f"x-ms-date:{date}\nx-ms-version:2021-08-06\n/{ACCOUNT}/{ACCOUNT}/{name}\nrestype:container"
+    signed = f"PUT{chr(10) * 12}{about}"
     digest = hmac.new(base64.b64decode(key), signed.encode(), hashlib.sha256).digest()
     headers = {
         "x-ms-date": date,

@@ -308,9 +308,9 @@ ONE_MISTAKE = {
     "machine without a name": (
         GOOD + "  launcher:\n    kind: ssh\n",
         (
-            "8: launcher.host: missing; Name or address of the machine, or a `Host` of your `~/.ssh/config`. A"
-            " list: machines that share a training, of which each starts as many of launcher.processes as the"
-            " others; other workloads run on the first one alone."
+            "8: launcher.host: missing; Name or address of the machine, or a `Host` of your `~/.ssh/config`."
+            " A list: machines that share a training, of which each starts as many of launcher.processes as"
+            " the others; other workloads run on the first one alone."
         ),
     ),
     "machine that is an option of ssh": (
@@ -325,8 +325,8 @@ ONE_MISTAKE = {
         GOOD.replace("    path: data/licences\n", "    path: data/licences\n    header: first\n"),
         (
             "6: documents.header: first does not fit; Number of the row (in CSV, of its line) of a table that"
-            " has the columns' names; what is above it is not read. `none`: there are no names, and columns are"
-            " called `column_1`, `column_2` and so on. Default: the first row that is not empty."
+            " has the columns' names; what is above it is not read. `none`: there are no names, and columns"
+            " are called `column_1`, `column_2` and so on. Default: the first row that is not empty."
         ),
     ),
     "key of another kind of launcher": (
@@ -393,8 +393,8 @@ ONE_MISTAKE = {
         SAGEMAKER.replace("@sha256:" + "0" * 64, ":latest"),
         (
             "11: launcher.image: 1.dkr.ecr.us-east-1.amazonaws.com/fullft:latest does not fit; Image by its"
-            " digest, `REPOSITORY@sha256:...`, with fullft_assets in the same version; of `sagemaker` and `ecs`"
-            " in ECR. Its entry point runs its arguments."
+            " digest, `REPOSITORY@sha256:...`, with fullft_assets in the same version; of `sagemaker` and"
+            " `ecs` in ECR. Its entry point runs its arguments."
         ),
     ),
     "secret that everybody may read": (

@@ -154,7 +154,7 @@ def parse(source: YamlSource) -> tuple[UseCaseSettings | None, set[Key]]:
 
 
 def _without_types(loc: Key, value: Any, source: YamlSource) -> Key:
-    """Return the key of a problem without the names of types, which follow it where a setting takes several."""
+    """Return the key of a problem without the names of types that follow it where a setting takes several."""
     for end, name in enumerate(loc):
         info = field_of(loc[:end], source)
         has_key = isinstance(value, dict) or (isinstance(value, list) and isinstance(name, int))

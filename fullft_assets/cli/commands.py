@@ -363,7 +363,9 @@ def _predict(parsed: argparse.Namespace) -> int:
         "--format",
         choices=["jsonl", "label_studio", "ground_truth", "csv"],
         default="jsonl",
-        help="jsonl, label_studio (tasks to import), ground_truth (an input manifest) or csv (default: jsonl)",
+        help=(
+            "jsonl, label_studio (tasks to import), ground_truth (an input manifest) or csv (default: jsonl)"
+        ),
     ),
     _argument("--documents", type=_count, default=300, help="maximum number of documents (default: 300)"),
     _argument(

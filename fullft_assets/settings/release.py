@@ -90,9 +90,9 @@ class ReleaseSettings(Settings):
         exclude=True,
         pattern=r"^((s3|gs|az)://[^/]+.*|[^:]+)$",
         description=(
-            "Folder (relative to the project) or s3://bucket/prefix (or gs://, az://) to which each champion is copied: a"
-            " folder for each model, as the Hugging Face hub has it, and champion.json, which names the"
-            " champion's. Default: it stays in the store alone."
+            "Folder (relative to the project) or s3://bucket/prefix (or gs://, az://) to which each champion"
+            " is copied: a folder for each model, as the Hugging Face hub has it, and champion.json, which"
+            " names the champion's. Default: it stays in the store alone."
         ),
     )
     model_package: ModelPackageSettings | None = Field(

@@ -59,8 +59,8 @@ class UseCaseSettings(Settings):
     store: str | None = Field(
         default=None,
         description=(
-            "Where artifacts are stored: a folder or s3://bucket/prefix (or gs://, az://). Default: $FULLFT_STORE, else `store`"
-            " in Dagster's home."
+            "Where artifacts are stored: a folder or s3://bucket/prefix (or gs://, az://). Default:"
+            " $FULLFT_STORE, else `store` in Dagster's home."
         ),
     )
     documents: DocumentsSettings

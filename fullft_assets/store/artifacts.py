@@ -1,4 +1,4 @@
-"""Artifacts: drafts while they are written; found by key, read, copied to this machine, listed and removed."""
+"""Artifacts: written as drafts; found by key, read, copied to this machine, listed and removed."""
 
 from __future__ import annotations
 

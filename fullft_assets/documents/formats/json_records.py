@@ -1,11 +1,10 @@
 """JSON lines; and JSON files: an array of records, an object with one, a single record, or lines."""
 
 import json
-import re
 from collections.abc import Iterator
-from dataclasses import replace
+from decimal import Decimal
 from itertools import chain, islice
-from typing import Any
+from typing import Any, TextIO
 
 from fullft_assets.documents.formats.delivered import Delivered, Record, Unreadable
 from fullft_assets.documents.formats.labels import parsed
@@ -72,8 +71,10 @@ _TABLE = (
     "one object with an array of objects: if they are the records, set documents.records to its path, such as"
     " `data` or `result.rows`"
 )
-_SPACE = re.compile(r"[ \t\r\n]*")
-_DECODER = json.JSONDecoder()
+#: Objects and arrays within each other, as many as may be nested in a file of records.
+_MAX_NESTING = 200
+#: Characters that are parsed at a time: nesting is looked at after each piece.
+_BUFFER_BYTES = 2**12
 
 
 def json_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
@@ -87,10 +88,9 @@ def json_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Recor
         first = next((line for line in lines if not line.isspace()), "")
     path = reading.documents.records
     if first.lstrip().startswith("["):
-        yield from _elements(_read(file))
+        yield from _of_array(file, "")
     elif path is not None:
-        # The whole file, also where a quick look wants its beginning: nothing is known of a part.
-        yield from _array_at(_read(replace(file, head=None)), path)
+        yield from _of_array(file, path)
     elif isinstance(parsed(first), dict) or not isinstance(parsed(text := _read(file)), dict):
         yield from _hinted(line_records(file, reading), reading)
     else:
@@ -126,45 +126,70 @@ def _has_array(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 1 and all(isinstance(each, dict) for each in value)
 
 
-def _elements(text: str) -> Iterator[tuple[int, Record]]:
-    """Yield (number, record or problem) of each element of the array that a text is, one after the other.
+def _of_array(file: Delivered, path: str) -> Iterator[tuple[int, Record]]:
+    """Yield (number, record or problem) of each element of the array at a path; an empty path names the
+    file itself. The elements are parsed one after the other.
 
     Raises:
-        Unreadable: the text is not JSON to its end.
+        Unreadable: the file is not JSON to its end, or has no array there.
     """
+    import ijson
+
     number = 0
-    end = text.index("[")
+    depth = 0
+    is_there = False
+
+    def events(text: TextIO) -> Iterator[tuple[str, str, Any]]:
+        nonlocal depth, is_there
+        for prefix, event, value in ijson.parse(_Encoded(text), buf_size=_BUFFER_BYTES):
+            depth += event in ("start_map", "start_array")
+            depth -= event in ("end_map", "end_array")
+            if depth > _MAX_NESTING:
+                raise Unreadable(f"not JSON: after record {number}: nested too deeply")
+            is_there = is_there or (prefix == path and event == "start_array")
+            yield prefix, event, float(value) if isinstance(value, Decimal) else value
+
     try:
-        while (at := _after_space(text, end + 1)) < len(text) and (number == 0 or text[end] == ","):
-            if number == 0 and text[at] == "]":
-                end = at
-                break
-            value, after = _DECODER.raw_decode(text, at)
+        with file.text() as text:
+            for number, record in enumerate(ijson.items(events(text), f"{path}.item".lstrip(".")), start=1):
+                yield number, record if isinstance(record, dict) else "not a JSON object"
+    except ijson.JSONError as error:
+        # Python writes NaN, which JSON does not have.
+        remaining = _array_in(file, path)[number:]
+        if not remaining and not is_there and not depth:
+            raise Unreadable(_NO_ARRAY) from None
+        if not remaining:
+            # What follows the first line quotes the text.
+            message = str(error).splitlines()[0].rstrip(".")
+            raise Unreadable(f"not JSON: after record {number}: {message}") from None
+        is_there = True
+        for record in remaining:
             number += 1
-            yield number, checked(value, text[at:after])
-            end = _after_space(text, after)
-        if text[end : end + 1] != "]" or text[end + 1 :].strip():
-            raise json.JSONDecodeError("Expecting ',' or ']', and nothing behind the array", text, end)
-    except (ValueError, RecursionError) as error:
-        raise Unreadable(f"not JSON: after record {number}: {reason(error)}") from None
-
-
-def _array_at(text: str, path: str) -> Iterator[tuple[int, Record]]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Unreadable(f"not JSON: {reason(error)}") from None
-    for name in path.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    if not isinstance(value, list):
+            yield number, checked(record, json.dumps(record))
+    if not is_there:
         raise Unreadable(_NO_ARRAY)
-    for number, record in enumerate(value, start=1):
-        yield number, checked(record, text)
 
 
-def _after_space(text: str, at: int) -> int:
-    match = _SPACE.match(text, at)
-    return at if match is None else match.end()
+def _array_in(file: Delivered, path: str) -> list[Any]:
+    """Return the array at a path of a file that Python's own parser reads; empty where it does not."""
+    try:
+        value = json.loads(_read(file))
+        for name in filter(None, path.split(".")):
+            value = value[name]
+        return value if isinstance(value, list) else []
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return []
+
+
+class _Encoded:
+    """A text, read as UTF-8."""
+
+    def __init__(self, text: TextIO):
+        self._text = text
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next characters, encoded."""
+        return self._text.read(size).encode()
 
 
 JSON = Format(

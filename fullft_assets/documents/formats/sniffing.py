@@ -2,6 +2,9 @@
 text about a format stays text.
 """
 
+from __future__ import annotations
+
+import csv
 import io
 import json
 import re
@@ -27,17 +30,25 @@ _MOST_LISTED_BYTES = 8 * 2**20
 _HTML = re.compile(
     r"\s*(?:<\?xml[^>]*>\s*)?(?:(?><!--.*?-->)\s*)*(?:<!doctype\s+html|<html[\s>])", re.IGNORECASE | re.DOTALL
 )
+_XML = re.compile(r"\s*<\?xml\s")
+_HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{1,40}:(?:\s|$)|[ \t]\S")
+#: Of these a program writes at least one into each message; From and Subject are in a memo as well.
+_OF_MAIL = re.compile(r"^(?:message-id|mime-version|received|return-path):", re.IGNORECASE | re.MULTILINE)
+_MBOX = re.compile(r"From \S+ .*\d{4}\s*$")
 #: Formats whose files are recognised by their first bytes alone.
 _CERTAIN = {"pdf", "rtf", "parquet", "arrow", "docx", "xlsx", "zip"}
 #: Of a format by its ending, what its text may turn out to be.
 _MAY_BE = {
-    "text": {"html", "json"},
+    "text": {"html", "xml", "eml", "mbox", "json", "csv"},
     "csv": {"json"},
-    "jsonl": {"json"},
-    **dict.fromkeys(("pdf", "rtf", "docx", "xlsx", "xml"), {"html"}),
+    "jsonl": {"json", "csv"},
+    "eml": {"mbox"},
+    "mbox": {"eml"},
+    "xml": {"html"},
+    **dict.fromkeys(("pdf", "rtf", "docx", "xlsx"), {"html"}),
 }
 #: Formats whose ending is not trusted: ours, without the exports of annotation tools.
-_UNTRUSTED = _CERTAIN | _MAY_BE.keys() | {"html", "json", "msg", "eml", "mbox"}
+_UNTRUSTED = _CERTAIN | _MAY_BE.keys() | {"html", "json", "msg"}
 
 
 def format_of_content(file: Delivered, by_ending: str, wanted: Wanted) -> str:
@@ -71,6 +82,7 @@ def _by_magic(file: Delivered, head: bytes) -> str | None:
 
 
 def _of_archive(path: Path) -> str | None:
+    """Return the format of a zip archive by the names of its members; None if it is damaged."""
     try:
         with _ReadInParts(path) as data, zipfile.ZipFile(data) as archive:
             names = set(archive.namelist())
@@ -106,13 +118,36 @@ def _text(head: bytes) -> str:
 
 
 def _by_text(text: str, is_cut: bool, wanted: Wanted) -> str | None:
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = text.splitlines()
+    if is_cut:
+        lines = lines[:-1]
+    if not lines:
+        return None
     if _HTML.match(text):
         return "html"
-    return "json" if _is_json(text, lines[:-1] if is_cut else lines, wanted) else None
+    if _XML.match(text):
+        return "xml"
+    if _MBOX.fullmatch(lines[0]) and _is_mail(lines[1:]):
+        return "mbox"
+    if _is_mail(lines):
+        return "eml"
+    if _is_json(text, [line for line in lines if line.strip()], wanted):
+        return "json"
+    return "csv" if _is_csv(lines, wanted) else None
+
+
+def _is_mail(lines: list[str]) -> bool:
+    end = next((at for at, line in enumerate(lines) if not line.strip()), len(lines))
+    head = lines[:end]
+    return (
+        end > 1 and all(_HEADER.match(line) for line in head) and _OF_MAIL.search("\n".join(head)) is not None
+    )
 
 
 def _is_json(text: str, lines: list[str], wanted: Wanted) -> bool:
+    """Return whether the first records are objects that have the text: a list of them, or the first two
+    lines.
+    """
     if text.lstrip().startswith("["):
         with suppress(ValueError, RecursionError):
             start = text.index("[") + 1
@@ -132,3 +167,19 @@ def has_text(record: Any, wanted: Wanted) -> bool:
         wanted.fields - {name for _, name in wanted.names} if wanted.has_messages else {wanted.text or "text"}
     )
     return any(has_field(record, field) for field in fields) or isinstance(record.get("data"), dict)
+
+
+def _is_csv(lines: list[str], wanted: Wanted) -> bool:
+    """Return whether the first line has the text's (and the label's) column, and the next ones have as many
+    fields.
+    """
+    needed = {wanted.text or "text", *([wanted.label] if wanted.label else [])}
+    for delimiter in ",;\t|":
+        with suppress(csv.Error):
+            rows = [
+                row for row in csv.reader((f"{line}\n" for line in lines[:20]), delimiter=delimiter) if row
+            ]
+            names = {name.strip('"') for name in rows[0]} if rows else set()
+            if len(names) > 1 and needed <= names and len(rows) > 1 and len(rows[1]) == len(rows[0]):
+                return True
+    return False
