@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification
 
-from fullft_assets.checking import validation
 from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import precision
 from fullft_assets.models.inference import load_classifier
 from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings.contradictions import contradictions
 from fullft_assets.tasks.classification.recipe import score
 from fullft_assets.training import trainer
 from fullft_assets.training.finetuning import require
@@ -269,9 +269,8 @@ def test_settings_that_contradict_sharding_are_one_line(
         "training": {"sharding": "fsdp2", **more},
     }
     settings = UseCaseSettings.model_validate({**data, "launcher": {"processes": processes}})
-    assert [message in problem.message for problem in validation._check_optimizer(settings, Path())] == (
-        [True] if message else []
-    )
+    found = contradictions(settings.training, processes)
+    assert [message in problem for _, problem in found] == ([True] if message else [])
     # The workloads refuse the same, before any work.
     with pytest.raises(SettingsError, match=message) if message else nullcontext():
         require(settings.training.model_copy(update={"micro_batch_size": 16}), processes)

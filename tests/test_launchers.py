@@ -17,7 +17,7 @@ from probe_workloads.definitions import defs, probe_job
 
 from fullft_assets.assets import model as model_assets
 from fullft_assets.assets.case import Case
-from fullft_assets.checking import validation
+from fullft_assets.checking import problems
 from fullft_assets.errors import Interrupted, SettingsError, WorkloadError
 from fullft_assets.jobs import launchers as registered
 from fullft_assets.jobs.launch import WorkloadFailure
@@ -478,7 +478,7 @@ class TestRegistration:
         other_package.install(folder, "their-cluster", {"their_cluster.py": THEIR_LAUNCHER}, points)
         monkeypatch.syspath_prepend(str(folder))
         registry = Registry(LAUNCHERS.kind, LAUNCHERS.group, LAUNCHERS._ours)
-        for module in (validation, registered):
+        for module in (problems, registered):
             monkeypatch.setattr(module, "LAUNCHERS", registry)
         return folder
 

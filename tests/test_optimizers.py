@@ -16,10 +16,10 @@ from transformers.optimization import Adafactor
 
 from benchmarks import low_memory
 from fullft_assets import planning
-from fullft_assets.checking import validation
 from fullft_assets.errors import Interrupted, OutOfMemory, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import PlanningSettings, TrainingSettings, UseCaseSettings
+from fullft_assets.settings.contradictions import contradictions
 from fullft_assets.training import finetuning, trainer
 from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.training.optimizers import adafactor, adamw
@@ -349,8 +349,8 @@ def test_settings_that_contradict_a_rung_are_one_line(training, key, message) ->
     settings = UseCaseSettings.model_validate(
         {"base_model": "m", "documents": {"path": "d"}, "examples": {"label": "l"}, "training": training}
     )
-    (problem,) = validation._check_optimizer(settings, Path())
-    assert problem.key == ("training", key) and message in problem.message
+    ((where, problem),) = contradictions(settings.training, 1)
+    assert where == ("training", key) and message in problem
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ def test_where_to_push_changes_no_key_and_is_checked() -> None:
         == ReleaseSettings().model_dump()
     )
     with pytest.raises(ValidationError):
-        ReleaseSettings(push_to="gs://bucket")
+        ReleaseSettings(push_to="ftp://bucket")
 
 
 @pytest.fixture

@@ -143,7 +143,7 @@ class Artifacts(Files):
         for name, place in sorted(places.items(), key=lambda each: each[1].endswith(f"/{MANIFEST}")):
             if not is_inside(place) or not place.startswith((f"{case}/", f"failures/{case}/")):
                 raise StoreError(f"{self.url}/{name}: is no file of the use case {case}; delete it")
-            self.bucket.copy(name, place)
+            self._place.copy(name, place)
         self.remove_folder(folder)
         return bool(places)
 

@@ -173,6 +173,10 @@ class Folder:
         make_folder((self.path / name).parent, self.folder_mode)
         shutil.copyfile(path, self.path / name)
 
+    def copy(self, name: str, target: str) -> None:
+        """Copy a file within the folder."""
+        self.upload(self.path / name, target)
+
     def names(self, folder: str) -> list[str]:
         """Return the names of what is directly in a folder."""
         try:

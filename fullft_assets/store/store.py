@@ -194,7 +194,7 @@ class Store(Artifacts, Pointers):
     def delete_tracebacks(self, case: str) -> int:
         """Remove the tracebacks of a use case; return how many there were."""
         count = len(self.names(_tracebacks(case)))
-        self.remove(_tracebacks(case))
+        self.remove_folder(_tracebacks(case))
         return count
 
 
