@@ -111,7 +111,7 @@ def test_every_asset_shows_metadata_and_the_systems_side_by_side(finished: proje
     lines = event.metadata["systems"].value.splitlines()
     assert lines[0] == "| system | token_probability | perplexity | bits_per_byte | token_accuracy |"
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| finetuned", "| base_model"]
-    assert event.metadata["report"].value.count("data:image/png;base64,") >= 4
+    assert event.metadata["report"].value.count("data:image/png;base64,") >= 3
     assert not without_manifest(finished)
 
 

@@ -49,7 +49,9 @@ def test_the_plan_of_the_workload_names_what_fits(
     settings = prepared.use_case.settings.training
     yaml_rows = settings.micro_batch_size
     whole, smallest = (
-        planner._count(settings.model_copy(update={"micro_batch_size": rows}), "fp32", False, 1)
+        planner.memory(
+            settings.model_copy(update={"micro_batch_size": rows}), "fp32", is_gpu=False, processes=1
+        )
         for rows in (yaml_rows, 1)
     )
     assert smallest.activations < whole.activations
