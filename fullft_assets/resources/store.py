@@ -76,8 +76,8 @@ def place_in(store: Store, path: str) -> dg.MetadataValue:
 
 
 def open_url(url: str, resolve: Callable[[str], Path] = Path) -> Store:
-    """Return the store at a folder or in a bucket; objects on S3 are encrypted with the key $FULLFT_KMS_KEY, if
-    it is set.
+    """Return the store at a folder or in a bucket; $FULLFT_KMS_KEY, if it is set, names the key that encrypts
+    objects on S3.
     """
     if url.startswith(SCHEMES):
         return Store(url, os.environ.get("FULLFT_KMS_KEY"))
