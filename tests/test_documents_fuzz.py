@@ -679,6 +679,26 @@ def test_values_of_any_type_in_any_place_give_rows(kind: str, tmp_path: Path) ->
             assert [row["row"] for row in rows] == list(range(1, len(changed) + 1))
 
 
+@pytest.mark.parametrize("number", range(150))
+def test_lines_before_and_after_the_damage_are_all_there(number: int, tmp_path: Path) -> None:
+    chance = random.Random(f"lines {number}")
+    lines = formats.as_lines(ROWS).encode().splitlines(keepends=True)
+    first = chance.randrange(len(lines))
+    last = chance.randrange(first, min(first + 2, len(lines)))
+    broken = damaged(b"".join(lines[first : last + 1]), chance)
+    seed = SEEDS["json lines"]
+    batch = OneFile(tmp_path, "a.jsonl").read(
+        b"".join(lines[:first]) + broken + b"\n" + b"".join(lines[last + 1 :]), seed
+    )
+    if "a.jsonl" in batch.unreadable:
+        assert not any(row["source"] == "a.jsonl" for row in batch.table.to_pylist())
+        return
+    texts = [row["text"] for row in batch.table.to_pylist() if row["source"] == "a.jsonl"]
+    assert texts[:first] == [row["text"] for row in ROWS[:first]]
+    after = len(lines) - last - 1
+    assert texts[len(texts) - after :] == [row["text"] for row in ROWS[last + 1 :]]
+
+
 @pytest.mark.parametrize("kind", ["parquet", "arrow stream", "gzip", "pdf", "json array", "csv"])
 def test_a_damaged_file_alone_gives_rows_or_one_line(kind: str, tmp_path: Path) -> None:
     seed = SEEDS[kind]
