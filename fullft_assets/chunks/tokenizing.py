@@ -1,6 +1,4 @@
-"""chunks: examples -> windows of token ids with their marks, tokenised once; and the audit of how the
-tokenizer treats the domain.
-"""
+"""The stages of chunks: tokenise the valid examples of a batch, and audit the tokenizer over all batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The evaluation report: measurements and pictures as one self-contained HTML file, and as Markdown beside
+"""Renders an evaluation by its task's templates: one HTML file with the pictures in it, and Markdown beside
 its pictures.
 
 Texts of test rows and names of their groups only appear in the HTML: the Markdown goes to Dagster's event
