@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -523,6 +524,92 @@ def _documents(length: int) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.randint(3, 96, (2, length)), "position_ids": positions}
 
 
+@dataclass
+class Rank:
+    """Bytes of one process of several.
+
+    Attributes:
+        loaded: the weights before they are sharded.
+        placed: its part of them.
+        peak: the most that a forward and backward pass takes, weights and gradients included.
+    """
+
+    loaded: float
+    placed: float
+    peak: float
+
+    def beyond(self, other: Rank, layers: float) -> Rank:
+        """Return the bytes with more layers, where `other` has two more: layers repeat."""
+        share = layers / 2
+        return Rank(
+            *(
+                a + share * (b - a)
+                for a, b in (
+                    (self.loaded, other.loaded),
+                    (self.placed, other.placed),
+                    (self.peak, other.peak),
+                )
+            )
+        )
+
+
+def rank(name: str, layers: int, processes: int) -> Rank:
+    """Return what the first of some processes holds in a pass of one row of 2,048 tokens, with recomputed
+    activations.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from fullft_assets.training.loop import place
+
+    tokens = 2_048
+    settings = TrainingSettings(
+        sharding="fsdp2", gradient_checkpointing=True, precision="bf16", micro_batch_size=1, track=[]
+    )
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
+    # The mesh has numbers that are read, so it is made where tensors have values.
+    mesh = init_device_mesh("cpu", (processes,))
+    try:
+        with (
+            mock.patch("torch.distributed.fsdp._fully_shard._fully_shard._init_default_mesh", lambda: mesh),
+            FakeTensorMode(allow_non_fake_inputs=True),
+        ):
+            options = {**MODELS[name], "num_hidden_layers": layers}
+            config = AutoConfig.for_model(options.pop("model_type"), **options)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+            loaded = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+            inputs, labels = _inputs(1, tokens)
+            fused = TokenLoss(model, {key: value[:1, :32] for key, value in inputs.items()})
+            place(model, settings, processes)
+            placed = sum(
+                weight.to_local().numel() * weight.element_size()  # pyright: ignore[reportCallIssue]
+                for weight in model.parameters()
+            )
+            optimizer = torch.optim.SGD(model.parameters())
+            tracker = FSDPMemTracker(model, optimizer)
+            tracker.track_inputs((*inputs.values(), labels))
+            with tracker, Selected(1, tokens):
+                fused.total(model, inputs, labels).backward()
+            (peak,) = [parts["Total"] for parts in tracker.get_tracker_snapshot("peak").values()]
+            return Rank(loaded, placed, peak)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def ranks() -> Iterator[list[Any]]:
+    """Yield a row for each model and number of processes; two and four layers are counted, and the others
+    follow from them. AdamW's moments, 8 bytes a weight of the part, come on top.
+    """
+    for name in MODELS:
+        for processes in (8, 16):
+            two, four = (rank(name, layers, processes) for layers in (2, 4))
+            whole = two.beyond(four, MODELS[name]["num_hidden_layers"] - 2)
+            sizes = (whole.loaded, whole.placed, whole.peak, whole.peak + 2 * whole.placed)
+            yield [name, processes, *(f"{size / _GIB:.1f}" for size in sizes)]
+
+
 PARTS: dict[str, tuple[str, Callable[[], Iterator[list[Any]]]]] = {
     "families": (
         "family | fed | loss differs by | gradients differ by | chunked loss | causal",
@@ -531,6 +618,10 @@ PARTS: dict[str, tuple[str, Callable[[], Iterator[list[Any]]]]] = {
     "syncs": ("passes a step | synchronisations a step | where", syncs),
     "loss": ("model | vocabulary | moved | operations", loss),
     "flops": ("model | recomputed | counted | counted / useful | counted / 6ND", flops),
+    "ranks": (
+        "model | processes | loaded, GiB | its part | peak of a pass | with AdamW's moments",
+        ranks,
+    ),
     "graphs": ("family | compilations | breaks | nodes", graphs),
 }
 
