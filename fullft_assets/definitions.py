@@ -1,6 +1,6 @@
 """Loads every use case below defs/; nothing else."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
@@ -9,7 +9,7 @@ import dagster as dg
 from dagster.components.core.defs_module import EXPLICITLY_IGNORED_GLOB_PATTERNS, ComponentPostProcessingModel
 from pydantic import TypeAdapter, ValidationError
 
-from fullft_assets.checking.project import find_defs, find_use_cases
+from fullft_assets.checking.project import Place, find_defs, find_use_cases
 from fullft_assets.checking.validation import unreadable
 from fullft_assets.checking.yaml_source import Key, YamlSource, read_sources
 from fullft_assets.component import build_wrong
@@ -33,6 +33,8 @@ def load_use_cases(path_within_project: Path) -> dg.Definitions:
         folder = find_defs(path_within_project)
         places = find_use_cases(folder)
         problem_of = {place: unreadable(place.path) or wrong_post_processing(place.path) for place in places}
+        if not any(problem_of.values()):
+            problem_of = {place: _unloadable(place, places) for place in places}
         problems = {place: problem for place, problem in problem_of.items() if problem is not None}
         names = {place.path.parent.name for place in problems}
         # Ignored by name, a use case that is right would be lost with one that is not.
@@ -43,6 +45,28 @@ def load_use_cases(path_within_project: Path) -> dg.Definitions:
     return dg.Definitions.merge(
         loaded, *(build_wrong(place, folder, problem) for place, problem in problems.items())
     )
+
+
+def problem_of_post_processing(place: Place) -> str | None:
+    """Return why Dagster cannot apply the section `post_processing` of a use case's file, or None."""
+    if not any("post_processing" in source.value for source in read_sources(place.path)):
+        return None
+    return wrong_post_processing(place.path) or _unloadable(place, find_use_cases(find_defs(place.path)))
+
+
+def _unloadable(place: Place, places: Iterable[Place]) -> str | None:
+    """Return why Dagster cannot load a use case without the others, or None."""
+    with _without({each.path.parent.name for each in places} - {place.path.parent.name}):
+        try:
+            dg.load_from_defs_folder(path_within_project=place.path)
+        except Exception as error:
+            while isinstance(error.__cause__, Exception):
+                error = error.__cause__
+            # Dagster's message of a template ends with what went wrong.
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            said = lines[-1] if lines else type(error).__name__
+            return f"{place.path}: Dagster cannot load it ({said}); look at its templates, {{{{ ... }}}}"
+    return None
 
 
 def wrong_post_processing(yaml_path: Path) -> str | None:

@@ -104,6 +104,26 @@ def test_a_use_case_that_is_wrong_is_an_asset_with_a_failing_check_and_the_other
     } == {"letters"}
 
 
+def test_a_template_that_cannot_be_resolved_takes_no_other_use_case_down(project):
+    text = project.yaml_path.read_text() + POST_PROCESSING.replace("eager()", "nope()").replace(
+        "letters/", "contracts/"
+    )
+    write(project, "contracts", text)
+    loaded = load(project)
+    (line,) = lines_of_wrong_cases(loaded).values()
+    assert "defs/contracts/defs.yaml: Dagster cannot load it (TypeError: " in line
+    assert dg.AssetKey(["letters", "champion_model"]) in {
+        spec.key for spec in loaded.resolve_all_asset_specs()
+    }
+    for wrong, word in (
+        (text, "look at its templates"),
+        (text.replace("group_name", "group_nam"), "group_nam"),
+    ):
+        (project.root / "my_project" / "defs" / "contracts" / "defs.yaml").write_text(wrong)
+        done = project.fullft("check", "contracts")
+        assert (done.returncode, word in done.stderr) == (1, True), done.stdout
+
+
 def test_what_is_wrong_is_reported_once_without_a_run(project):
     write(project, "contracts", with_key(project.yaml_path.read_text(), "seed: x"))
     loaded = load(project)

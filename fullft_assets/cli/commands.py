@@ -200,6 +200,12 @@ def _check(parsed: argparse.Namespace) -> int:
         prepare(place.path)
         use_case = load_use_case(*place, with_data=True)
         require_own_name(use_case.name, place, parsed.defs)
+        if "post_processing:" in place.path.read_text(encoding="utf-8"):
+            # Imports Dagster.
+            from fullft_assets.definitions import problem_of_post_processing
+
+            if (problem := problem_of_post_processing(place)) is not None:
+                raise SettingsError(problem)
         print(check_use_case(use_case))
 
     if parsed.use_case is not None:
