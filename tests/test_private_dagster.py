@@ -1,4 +1,4 @@
-"""The three imports of Dagster's private modules, as they are in Dagster 1.13.27.
+"""The three imports of Dagster's private modules and one private attribute, as they are in Dagster 1.13.27.
 
 A newer Dagster may move or change them: when one of these tests fails after an upgrade, look at what it
 names.
@@ -16,7 +16,9 @@ from dagster._core.launcher import CheckRunHealthResult, WorkerStatus
 from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from fullft_assets.cli.run import LocationError, open_code_location
+from fullft_assets.component import FullFineTune
 from fullft_assets.launchers.run_workers import CODE_SERVER_TAG, LocalRunLauncher
+from tests import project as projects
 
 PACKAGE = Path(__file__).parents[1] / "fullft_assets"
 PRIVATE = {
@@ -106,3 +108,36 @@ def test_a_run_launcher_is_asked_as_in_dagster_1_13_27() -> None:
     assert str(result) == "NOT_FOUND: 'its process 1 ended'"
     assert LocalRunLauncher().supports_check_run_worker_health
     assert CODE_SERVER_TAG == GRPC_INFO_TAG
+
+
+    assert CODE_SERVER_TAG == GRPC_INFO_TAG
+
+
+def test_ticks_of_all_sensors_share_one_instance_as_in_dagster_1_13_27(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`SensorEvaluationContext` opens an instance only if its `_instance` is None."""
+    monkeypatch.setenv("HOOK", "http://127.0.0.1:9")
+    hook = {"channels": {"webhook": {"url": "env:HOOK"}}}
+    project = projects.create(
+        tmp_path,
+        rows=1,
+        monitoring={"path": "data/letters/production"},
+        alerts=hook,
+        documents={"settle_seconds": 86_400},
+    )
+    definitions = FullFineTune(project.use_case()).build_defs()
+    sensors = [
+        sensor
+        for sensor in definitions.get_repository_def().sensor_defs
+        if not sensor.sensor_type.is_handled_by_asset_daemon
+    ]
+    assert len(sensors) == 4
+    with dg.DagsterInstance.from_config(str(project.home)) as instance:
+        ref = instance.get_ref()
+    opened, open_one = [], dg.DagsterInstance.from_ref
+    monkeypatch.setattr(dg.DagsterInstance, "from_ref", lambda ref: opened.append(ref) or open_one(ref))
+    for sensor in [*sensors, *sensors]:
+        with dg.build_sensor_context(instance_ref=ref, resources=definitions.resources) as context:
+            assert sensor.evaluate_tick(context).skip_message
+    assert opened == [ref]

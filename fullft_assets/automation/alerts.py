@@ -39,6 +39,7 @@ from fullft_assets.automation.runs import (
     month_start,
     shares_spent,
 )
+from fullft_assets.automation.ticks import sensor
 from fullft_assets.errors import StoreError, without_message
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.monitoring import DriftMetadata, Status
@@ -89,7 +90,7 @@ def build_alert_sensor(case: Case) -> list[dg.SensorDefinition]:
     if not settings.channels:
         return []
 
-    @dg.sensor(
+    @sensor(
         name=f"{case.name}_alerts",
         required_resource_keys={case.store_key},
         minimum_interval_seconds=case.look_seconds,

@@ -19,6 +19,7 @@ from fullft_assets.automation.decision import decide_and_record
 from fullft_assets.automation.jobs import build_clean_schedule, build_jobs
 from fullft_assets.automation.orphans import build_orphans_schedule
 from fullft_assets.automation.runs import CANCELLED, Due, evaluation_above_budget, find_due, runs_in_flight
+from fullft_assets.automation.ticks import sensor
 from fullft_assets.resources import latest, one_line_errors
 from fullft_assets.store import Manifest, Store, digest
 
@@ -86,7 +87,7 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
     # An event of the queue may come after the materialisation whose file it names.
     deps = settings.documents.deps if kind == "batch" and settings.documents.queue is None else []
 
-    @dg.sensor(
+    @sensor(
         name=name,
         job_name=job,
         required_resource_keys={case.store_key},
@@ -201,7 +202,7 @@ def _left_in_place(
 def _retraining_sensor(case: Case, jobs: Sequence[dg.JobDefinition]) -> dg.SensorDefinition:
     launched = {f"{case.name}_model", f"{case.name}_snapshot"}
 
-    @dg.sensor(
+    @sensor(
         name=f"{case.name}_retraining",
         jobs=[job for job in jobs if job.name in launched],
         required_resource_keys={case.store_key},

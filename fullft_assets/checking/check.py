@@ -51,8 +51,11 @@ def check_use_case(use_case: UseCase) -> str:
             f"{_chosen(settings, 'training', 'scheduler')}, epochs {_epochs(settings, corpus)}"
         ),
         "decides": (
-            f"metric {_metric(settings)}, seed {_chosen(settings, 'seed')}; needs"
-            f" {settings.release.min_effective_groups:g} test groups (release.min_effective_groups)"
+            f"metric {_metric(settings)}, seed {_chosen(settings, 'seed')}"
+        ),
+        "verdict": (
+            f"unknown before ingestion; needs {settings.release.min_effective_groups:g} test groups"
+            " (release.min_effective_groups)"
         ),
     }
     if settings.monitoring.path is not None and not task_of(settings.examples).detects_drift:
