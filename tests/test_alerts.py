@@ -944,6 +944,48 @@ class TestSensor:
     def test_no_channel_is_no_sensor(self, tmp_path: Path) -> None:
         assert automation.build_alert_sensor(Case(projects.create(tmp_path / "q", rows=5).use_case())) == []
 
+    def test_a_run_of_assets_is_named_by_them(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
+        @dg.asset(key=case.key("live_quality"))
+        def live_quality() -> None:
+            raise dg.Failure("planted-text")
+
+        job = dg.Definitions(
+            assets=[live_quality], executor=dg.in_process_executor
+        ).resolve_implicit_global_asset_job_def()
+        chosen = [case.key("live_quality")]
+        job.execute_in_process(
+            instance=instance, asset_selection=chosen, raise_on_error=False, tags={"use_case": case.name}
+        )
+        self.tick(case, instance)
+        (body,) = hook.bodies
+        assert body["title"] == "the run live_quality failed"
+
+    def test_a_batch_that_a_red_check_of_its_chunks_holds_back_is_sent(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
+        with open_store(case.use_case, instance).create(
+            case.name, "tokenized_chunks", "k", version="1", seed=17
+        ) as draft:
+            tokens = draft.commit(
+                settings={}, inputs={}, metadata={}, checks=[CheckOutcome(name="rows_are_good", passed=False)]
+            )
+
+        @dg.op
+        def tokenizes(context) -> None:
+            about = {"metadata": {ARTIFACT: tokens.ref}, "partition": "b1"}
+            context.log_event(dg.AssetMaterialization(case.key("tokenized_chunks"), **about))
+            raise dg.Failure("the check is red")
+
+        self.run(case, instance, "ingest", tokenizes, **{"dagster/partition": "b1"})
+        self.tick(case, instance)
+        (body,) = hook.bodies
+        assert (body["title"], body["action"]) == (
+            "batch b1 is held back: rows_are_good",
+            "open the checks of tokenized_chunks",
+        )
+
 
 THEIRS = """
 from pydantic import Field

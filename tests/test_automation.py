@@ -506,6 +506,14 @@ class TestDeliverySensor:
         taken = latest(bench.store, "letters", "training_snapshot")
         assert list(snapshot.SnapshotMetadata.of(taken).parts) == [before] and signals.num_uncounted > 0
 
+    def test_a_folder_that_was_emptied_or_removed_is_the_reason_of_a_skip(self, bench):
+        before = f"nothing new in data/{bench.name}/documents; "
+        shutil.rmtree(bench.prepared.project.documents)
+        removed = bench.tick("new_documents").skip_message
+        assert removed == before + "there is no such folder; deliver the documents there, or fix the path"
+        bench.prepared.project.documents.mkdir()
+        assert bench.tick("new_documents").skip_message == before + "there is no document that can be read"
+
 
 class TestRetrainingSensor:
     def test_examples_are_counted_by_a_snapshot_and_then_launch_a_run(self, bench):

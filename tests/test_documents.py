@@ -314,6 +314,10 @@ class TestBatches:
         ):
             documents.read_batch(Store(str(tmp_path)), "mail", "00009-x")
 
+    def test_many_small_files_are_one_batch(self) -> None:
+        files = [SourceFile(path=f"{number}.txt", bytes=70, mtime_ns=0) for number in range(20_000)]
+        assert [len(batch) for batch in batches._bounded(files, DEFAULTS)] == [20_000]
+
 
 class TestGroundTruth:
     def write(self, folder: Path, *lines: dict[str, Any]) -> None:

@@ -109,7 +109,6 @@ def test_a_run_launcher_is_asked_as_in_dagster_1_13_27() -> None:
     assert LocalRunLauncher().supports_check_run_worker_health
     assert CODE_SERVER_TAG == GRPC_INFO_TAG
 
-
     assert CODE_SERVER_TAG == GRPC_INFO_TAG
 
 

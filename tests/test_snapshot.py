@@ -642,6 +642,7 @@ class TestWhatIsToldOfDeliveries:
             )
             for check in (together, apart):
                 assert (check.passed, check.metadata) == (passed, {"num_reused_ids": count})
+                assert check.description.startswith(f"{count} of 230 ids name different texts in two files")
 
     def test_corrections_of_a_few_texts_and_of_many_labels_are_no_matter(self) -> None:
         texts = [{**row, "text": f"{row['text']} amended"} for row in self.rows(0, 9)]

@@ -37,6 +37,7 @@ from fullft_assets.planning import BaselinesMetadata
 from fullft_assets.resources import latest, latest_by_partition
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import SnapshotMetadata, red_gates, verdict_check
+from fullft_assets.snapshot.deliveries import IDS_NAME_ONE_DOCUMENT
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import task_of
 
@@ -220,6 +221,12 @@ def _data(use_case: UseCase, store: Store) -> list[str]:
             f"  split          {metadata.num_train_rows:,} train,"
             f" {metadata.num_validation_rows:,} validation, {metadata.num_test_rows:,} test"
         )
+        # Too few to turn the check red, and yet each hides a document, or corrects one.
+        lines += [
+            f"  ids            {check.description}"
+            for check in snapshot.checks
+            if check.name == IDS_NAME_ONE_DOCUMENT.name and check.passed and check.description
+        ]
     return lines
 
 

@@ -172,7 +172,7 @@ def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
     most = _FEW_REUSED_SHARE if num_reused < _FEW_REUSED else _REUSED_SHARE
     passed = num_reused <= most * num_ids
     description = ""
-    if not passed:
+    if num_reused:  # said from the first one on
         # Of each pair of files every id counts once, however often its rows came: the pair named does not
         # depend on the batches.
         triples = np.stack(
