@@ -37,11 +37,13 @@ from fullft_assets.models.inference import (
     predict_with,
 )
 from fullft_assets.training.finetuning import fine_tune
+from tests import test_multi_label, test_spans
 from tests.prepared import Prepared, prepare
 
 pytestmark = pytest.mark.numeric
 
 QUIET = Progress(silent=True)
+labelled, spanned = test_multi_label.tiny, test_spans.tiny
 SIZES = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -87,6 +89,21 @@ def test_a_training_begins_with_the_probe(case: Prepared, tmp_path: Path) -> Non
     fit = fine_tune(case.recipe, settings, 3, tmp_path, QUIET, resumable=False, evaluate_at=[])
     assert fit.scores["validation_macro_f1"] == pytest.approx(scores["macro_f1"], abs=0.02)
     assert scores["macro_f1"] > 0.3
+
+
+@pytest.mark.parametrize("task", ["labelled", "spanned"])
+def test_a_training_of_another_task_begins_with_its_probe(
+    task: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    other = request.getfixturevalue(task)
+    settings = other.use_case.settings.training.model_copy(
+        update={"learning_rate": 1e-12, "epochs": 0.2, "track": [], "precision": "fp32"}
+    )
+    fit = fine_tune(other.recipe, settings, 3, tmp_path, QUIET, resumable=False, evaluate_at=[])
+    expected = other.recipe.fit_head(other.recipe.load(settings), settings, QUIET)
+    head = inference.output_layer(fit.model)
+    np.testing.assert_allclose(head.weight.detach().numpy(), expected.coefficients, atol=1e-6)
+    assert np.abs(expected.coefficients).max() > 0.1
 
 
 def test_every_architecture_begins_with_a_head_that_has_learned(case: Prepared, architecture: Path) -> None:
