@@ -20,7 +20,7 @@ from fullft_assets.errors import Interrupted, OutOfMemory, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import PlanningSettings, TrainingSettings, UseCaseSettings
 from fullft_assets.settings.contradictions import contradictions
-from fullft_assets.training import finetuning, trainer
+from fullft_assets.training import finetuning, loop
 from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.training.optimizers import adafactor, adamw
 from fullft_assets.training.optimizers.low_memory import LowMemoryOptimizer, Update
@@ -266,7 +266,7 @@ class TestEngine:
         def no_room(*arguments: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr(trainer.FineTuner, "training_step", no_room)
+        monkeypatch.setattr(loop.Loop, "_make_pass", no_room)
         with pytest.raises(
             OutOfMemory,
             match=(

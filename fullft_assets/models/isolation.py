@@ -24,7 +24,7 @@ from fullft_assets.models.precision import Precision
 
 #: Maximum change of a document's logits or gradients as its neighbours change, relative to the largest one.
 #: Sums are taken in the same order both times, except by mixtures of experts (1e-8 in fp32). The weakest leak
-#: seen, of a convolution with random weights, is 8e-5. Kernels for half precision only are tested in it.
+#: seen, of a convolution with random weights, is 8e-5. Weights in bf16 are tested in it.
 _ALLOWED_CHANGE: dict[Precision, float] = {"fp32": 1e-5, "bf16": 1e-3}
 #: Maximum difference from the document alone, whose sums are taken in another order, on GPUs in TF32.
 _ALLOWED_DIFFERENCE: dict[Precision, float] = {"fp32": 5e-3, "bf16": 5e-2}
@@ -85,9 +85,7 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
         return [[document(), watched, document()], [document(), document(), document()]]
 
     watched = document()
-    precision: Precision = (
-        "bf16" if needs_flat_rows(model) or next(model.parameters()).dtype == torch.bfloat16 else "fp32"
-    )
+    precision: Precision = "bf16" if next(model.parameters()).dtype == torch.bfloat16 else "fp32"
     is_training = model.training
     model.eval()
     try:
@@ -113,13 +111,6 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
     )
 
 
-def needs_flat_rows(model: PreTrainedModel) -> bool:
-    """Return whether the attention kernel separates documents in a batch of a single row only, so that rows
-    have to be joined.
-    """
-    return "flash" in str(model.config._attn_implementation)
-
-
 def _outputs(
     model: PreTrainedModel, rows: Sequence[Sequence[torch.Tensor]], start: int
 ) -> list[torch.Tensor]:
@@ -130,8 +121,6 @@ def _outputs(
     positions = torch.stack(
         [torch.cat([torch.arange(len(document)) for document in row]) for row in rows]
     ).to(model.device)
-    if needs_flat_rows(model):
-        ids, positions = ids.reshape(1, -1), positions.reshape(1, -1)
     size = len(rows[0][0])
     logits = (
         model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, start : start + size].float()

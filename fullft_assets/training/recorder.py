@@ -1,8 +1,5 @@
 """Records a training segment as it goes: each line to the step log and to the trackers, each step to the
 progress, with the rates of the last steps.
-
-Trainer's own callbacks for TensorBoard and MLflow are not used. After a resume theirs begin another MLflow
-run, and leave the steps that a roll-back undid in the event files; a server that is down ends the training.
 """
 
 from __future__ import annotations
@@ -241,14 +238,6 @@ def step_flops(
     return sums_between(flops, bounds)
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Rates over the last steps; `mfu` is the share of the card's peak, None where the peak is not known."""
-
-    tokens_per_second: float
-    mfu: float | None
-
-
 class Meter:
     """Times the steps; the time between them (validation, checkpoints) does not count.
 
@@ -270,8 +259,10 @@ class Meter:
         """Start to time the next step."""
         self._started = time.perf_counter()
 
-    def step_done(self, step: int) -> Rates:
-        """Return the rates of the last steps, this one (1 = the first) included."""
+    def step_done(self, step: int) -> dict[str, float]:
+        """Return the rates of the last steps, this one (1 = the first) included: `tokens_per_second`, and
+        `mfu`, the share of the cards' peak, where that is known.
+        """
         now = time.perf_counter()
         if self._num_steps == 1:
             # The first step of a process compiles, allocates and skips what was trained before.
@@ -283,8 +274,8 @@ class Meter:
         self._started = now
         seconds, tokens, flops = np.sum(self._recent, axis=0)
         seconds = max(seconds, 1e-9)
-        mfu = None if self._peak is None else float(flops / seconds / self._peak)
-        return Rates(float(tokens / seconds), mfu)
+        mfu = {} if self._peak is None else {"mfu": round(float(flops / seconds / self._peak), 4)}
+        return {"tokens_per_second": round(float(tokens / seconds), 1), **mfu}
 
 
 #: Metrics of a step that its progress line shows.
@@ -316,27 +307,22 @@ class StepRecorder:
         self.log.append(line)
         self.trackers.log(line)
 
-    def record_step(
-        self, step: int, num_steps: int, logs: dict[str, Any], *, is_fp16: bool
-    ) -> dict[str, Any]:
-        """Write the line of an optimizer step and report it; return the line."""
-        rates = self.meter.step_done(step)
-        norm = logs.get("grad_norm")
+    def record_step(self, step: Mapping[str, Any], num_steps: int, *, is_fp16: bool) -> dict[str, Any]:
+        """Write the line of an optimizer step and report it; return the line.
+
+        Args:
+            step: as `loop.Loop.steps` yields it.
+        """
         # In fp16 the loss scaler tries a scale, skips the step that overflows, and lowers the scale: this is
         # not a divergence.
-        if is_fp16 and norm is not None and not math.isfinite(norm):
-            norm = None
+        is_overflow = is_fp16 and not math.isfinite(step["grad_norm"])
         line = {
-            "step": step,
-            "loss": logs["loss"],
-            "grad_norm": norm,
-            "learning_rate": logs["learning_rate"],
-            "tokens_per_second": round(rates.tokens_per_second, 1),
+            **step,
+            "grad_norm": None if is_overflow else step["grad_norm"],
+            **self.meter.step_done(step["step"]),
             "memory_gib": round(peak_memory_bytes() / 2**30, 3),
             "seconds": round(self.seconds, 3),
         }
-        if rates.mfu is not None:
-            line["mfu"] = round(rates.mfu, 4)
         self.record(line)
-        self.progress.step(step, num_steps, **{name: line[name] for name in _SHOWN})
+        self.progress.step(step["step"], num_steps, **{name: line[name] for name in _SHOWN})
         return line
