@@ -195,13 +195,14 @@ def load_causal(
     folder: ModelFolder,
     added_tokens: Sequence[str] = (),
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model with embeddings for added tokens, on the CPU.
 
     Args:
         folder: a transformers folder with safetensors: a base model, or a fine-tuned one, which has its added
             tokens already.
+        dtype: of the weights. Default: `precision.of_scored_weights`.
 
     Raises:
         SettingsError: there is no language model in it.
@@ -216,7 +217,7 @@ def load_causal(
     model, loading_info = loading.load(
         AutoModelForCausalLM,
         folder,
-        dtype=dtype,
+        dtype=dtype or precision.of_scored_weights(),
         output_loading_info=True,
         **_without_attention_dropout(config),
     )
