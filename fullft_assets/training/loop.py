@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from functools import wraps
 from itertools import islice
@@ -107,10 +108,10 @@ def place(model: PreTrainedModel, settings: TrainingSettings, num_processes: int
 
 
 def _shard(model: PreTrainedModel, settings: TrainingSettings, chosen: precision.Precision) -> None:
-    options: dict[str, Any] = {}
-    if chosen != "fp32":
-        dtype = torch.bfloat16 if chosen == "bf16" else torch.float16
-        options["mp_policy"] = fsdp.MixedPrecisionPolicy(dtype, dtype, dtype)
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[chosen]
+    # Sums over processes, and what the model returns, such as a summed loss, would lose digits.
+    policy = fsdp.MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    options: dict[str, Any] = {"mp_policy": policy}
     if settings.sharding == "fsdp2_offload":
         # Pinned memory is for copies to a card.
         options["offload_policy"] = fsdp.CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
@@ -121,7 +122,7 @@ def _shard(model: PreTrainedModel, settings: TrainingSettings, chosen: precision
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None or head.weight is not embeddings.weight:
         fsdp.fully_shard(embeddings, **options)
-    fsdp.fully_shard(model, **options)
+    fsdp.fully_shard(model, **options | {"mp_policy": replace(policy, output_dtype=torch.float32)})
 
 
 def _units(model: PreTrainedModel) -> list[str]:
