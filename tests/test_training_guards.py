@@ -182,7 +182,7 @@ def test_actions_by_default() -> None:
         "non_finite": "roll_back",
         "loss_spike": "roll_back",
         "dead_gradient": "stop",
-        "no_progress": "stop",
+        "no_progress": "warn",
         "overfitting": "warn",
     }
 
