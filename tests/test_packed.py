@@ -339,7 +339,7 @@ def test_fused_loss_is_the_models_own(
     config: object, is_fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "fullft_assets.models.token_loss._CHUNK_ELEMENTS", 7 * 96
+        "fullft_assets.models.token_loss._CHUNK_ELEMENTS", {"cpu": 7 * 96}
     )  # several chunks, the last one short
     model = build(config)
     if getattr(model.get_output_embeddings(), "bias", None) is not None:

@@ -117,7 +117,7 @@ class TestDistilledTokenLoss:
         self, models, marks_replay: bool, is_fused: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(
-            token_loss, "_CHUNK_ELEMENTS", 2 * 7 * 512
+            token_loss, "_CHUNK_ELEMENTS", {"cpu": 2 * 7 * 512}
         )  # several chunks of 7 tokens, the last one shorter
         student, teacher = models
         generator = torch.Generator().manual_seed(2)

@@ -39,7 +39,7 @@ from fullft_assets.models.hardware import (
     peak_memory_bytes,
 )
 from fullft_assets.models.inference import device, move
-from fullft_assets.models.token_loss import IGNORED
+from fullft_assets.models.token_loss import IGNORED, PLANNED_DEVICE
 from fullft_assets.planning import Measured
 from fullft_assets.planning.metadata import StepMemory, Work
 from fullft_assets.planning.targets import (
@@ -263,10 +263,7 @@ class Outline:
         settings = settings.model_copy(
             update={"precision": "auto", "compile": False, "sharding": "none", "epochs": 1.0}
         )
-        key = (
-            settings.model_dump_json(exclude={"batch_size"})
-            + f" {precision} {is_gpu and precision != 'fp32'} {num_passes}"
-        )
+        key = settings.model_dump_json(exclude={"batch_size"}) + f" {precision} {is_gpu} {num_passes}"
         if key not in self._counted:
             with _in_one_line():
                 self._counted[key] = _count(
@@ -454,12 +451,17 @@ class _Fp32OnGpus(TorchFunctionMode):
 
 @contextmanager
 def autocast(precision: str, *, is_gpu: bool) -> Iterator[None]:
-    """Context in which fake tensors get the formats that they would have on the device."""
-    if precision == "fp32":
-        yield
-        return
-    with torch.autocast("cpu", dtype=torch.bfloat16), _Fp32OnGpus() if is_gpu else nullcontext():
-        yield
+    """Context in which fake tensors get the formats and the sizes that they would have on the device."""
+    is_half = precision != "fp32"
+    token = PLANNED_DEVICE.set("cuda" if is_gpu else "cpu")
+    try:
+        with (
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_half),
+            _Fp32OnGpus() if is_gpu and is_half else nullcontext(),
+        ):
+            yield
+    finally:
+        PLANNED_DEVICE.reset(token)
 
 
 def _pulls(recipe: Recipe, settings: TrainingSettings) -> list[Any]:
