@@ -26,6 +26,7 @@ from fullft_assets.training.watching import GuardActions, RolledBack
 from fullft_assets.workloads.training import work
 from tests.optimizer_steps import Stopping
 from tests.prepared import Prepared, prepare, quick
+from tests.test_isolation import APART, build
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +234,17 @@ class TestMeter:
             now[0] += 1_000.0
         assert rates["tokens_per_second"] == pytest.approx(50)
         assert rates["mfu"] == pytest.approx(0.05)
+
+    def test_of_experts_those_count_that_compute_a_token(self):
+        model = build(APART["mixtral"])
+        of_experts = sum(weight.numel() for name, weight in model.named_parameters() if ".experts." in name)
+        dense = sum(
+            weight.numel()
+            for name, weight in model.named_parameters()
+            if "layers" in name or "model.norm" in name
+        )
+        shape = ModelShape.of(model)
+        assert shape.num_weights == shape.num_trained == dense - of_experts // 2, "two of four"
 
     def test_flops_of_a_step_are_six_for_each_weight_and_token_where_all_is_trained(self):
         lengths = np.array([10, 20, 30])

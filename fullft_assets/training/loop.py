@@ -58,8 +58,8 @@ _SCHEDULE, _SCALE = "scheduler.pt", "scaler.pt"
 RANDOM_STATES = "random_states.pt"
 #: How long a process waits for the others.
 _PATIENCE = timedelta(minutes=30)
-#: Names of weights without decay, beside those of layer norms.
-_NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|[._])norm(?:$|\.)")
+#: Names of weights without decay, beside those of layer norms: biases, norms, and a state space's own.
+_NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|[._])norm(?:$|\.)|(?:^|\.)(?:a_log|d)$")
 #: Complete states: another number of processes can continue with them.
 _COMPLETE: dict[str, Any] = {"full_state_dict": True, "cpu_offload": True}
 
@@ -157,7 +157,7 @@ def _compute_in(model: PreTrainedModel, chosen: precision.Precision) -> None:
 
 
 def groups_of_weights(model: PreTrainedModel, settings: TrainingSettings) -> list[dict[str, Any]]:
-    """Return the trained weights as groups of an optimizer; biases and norms have no weight decay."""
+    """Return the trained weights as groups of an optimizer; biases, norms and state spaces have no decay."""
     norms = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.LayerNorm))
     groups: list[dict[str, Any]] = [
         {"params": [], "lr": settings.learning_rate, "weight_decay": decay}

@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -171,6 +172,9 @@ def scalars(line: Mapping[str, Any]) -> dict[str, float]:
     return numbers
 
 
+#: Of a configuration: how many experts a layer routes tokens to; and the names of their weights.
+_NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+_OF_EXPERT = re.compile(r"\.experts\.")
 #: Steps whose rates are averaged.
 _WINDOW = 20
 
@@ -180,7 +184,8 @@ class ModelShape:
     """The parts of a model that cost FLOP. Embeddings are looked up and not multiplied.
 
     Attributes:
-        num_weights: without embeddings and the output head of a language model.
+        num_weights: without embeddings and the output head of a language model; of experts as many as compute
+            a token.
         num_head_weights: of that head, which is computed where a token is predicted.
     """
 
@@ -204,14 +209,21 @@ class ModelShape:
                 *(weight for module in embeddings for weight in module.parameters()),
             ]
         }
-        weights = [weight for weight in model.parameters() if id(weight) not in excluded]
+        config = model.config.get_text_config()
+        num_experts = next((getattr(config, name) for name in _NUM_EXPERTS if hasattr(config, name)), None)
+        share = getattr(config, "num_experts_per_tok", 1) / num_experts if num_experts else 1
+        sizes = {
+            weight: weight.numel() * (share if _OF_EXPERT.search(name) else 1)
+            for name, weight in model.named_parameters()
+            if id(weight) not in excluded
+        }
         return cls(
-            num_weights=sum(weight.numel() for weight in weights),
-            num_trained=sum(weight.numel() for weight in weights if weight.requires_grad),
+            num_weights=round(sum(sizes.values())),
+            num_trained=round(sum(size for weight, size in sizes.items() if weight.requires_grad)),
             num_head_weights=sum(weight.numel() for weight in head_weights),
             num_trained_head_weights=sum(weight.numel() for weight in head_weights if weight.requires_grad),
-            num_layers=getattr(model.config, "num_hidden_layers", 0),
-            hidden=getattr(model.config, "hidden_size", 0),
+            num_layers=getattr(config, "num_hidden_layers", 0),
+            hidden=getattr(config, "hidden_size", 0),
         )
 
 
