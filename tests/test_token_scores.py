@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from transformers import (
     Gemma2Config,
     LlamaConfig,
     PreTrainedModel,
+    T5Config,
+    WhisperConfig,
 )
 
 from fullft_assets.errors import Interrupted, OutOfMemory, SettingsError
@@ -99,6 +102,16 @@ def test_a_head_that_fsdp2_has_given_a_class_of_its_own_is_replaced_as_well() ->
     assert TokenLoss(model, inputs).is_fused
     head.__class__ = type("Scaled", (type(head),), {"forward": lambda self, hidden: 2 * hidden})
     assert not TokenLoss(model, inputs).is_fused
+
+
+@pytest.mark.parametrize("load", [load_causal, inference.load_new_classifier, inference.load_tagger])
+@pytest.mark.parametrize("kind", [T5Config, WhisperConfig])
+def test_an_encoder_decoder_is_one_line(load: Any, kind: type, tmp_path: Path) -> None:
+    kind().save_pretrained(tmp_path)
+    with pytest.raises(
+        SettingsError, match=rf"^base_model: {kind.model_type} is an encoder-decoder, .*Llama$"
+    ):
+        load(tmp_path)
 
 
 def test_pooled_scores() -> None:
