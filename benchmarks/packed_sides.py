@@ -133,7 +133,7 @@ def with_ours(model: Path, folder: str, turns: Turns, scale: StepSize) -> None:
         Progress(silent=True),
         evaluate_at=(),
         resumable=False,
-        callbacks=[turns.callback(lambda: about)],
+        watch=lambda moment, loop: turns.step_done(about) if moment == "step" else None,
     )
 
 

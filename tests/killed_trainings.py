@@ -159,7 +159,7 @@ def _spoil(step: int) -> None:
             segment.model.register_forward_hook(lambda model, inputs, output: spoil(segment, model, output))
 
     def spoil(segment: Any, model: Any, output: Any) -> None:
-        if model.training and segment.trainer.state.global_step == step - 1:
+        if model.training and segment.step == step - 1:
             output.logits = output.logits * float("nan")
 
     TrainingSegment.__init__ = build_spoiled

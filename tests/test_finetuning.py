@@ -26,7 +26,7 @@ from fullft_assets.tasks.classification.recipe import planned_order, score
 from fullft_assets.training import checkpoints
 from fullft_assets.training.checkpoints import StepLog, latest_checkpoint, publish
 from fullft_assets.training.finetuning import Fit, fine_tune
-from fullft_assets.training.trainer import accumulation_steps
+from fullft_assets.training.loop import accumulation_steps
 from tests.optimizer_steps import without_dropout
 from tests.prepared import Prepared, prepare, quick
 

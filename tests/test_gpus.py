@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
 
 from fullft_assets.jobs import leases
 from fullft_assets.jobs.launch import ERROR_FILE, RUN_ID, WorkloadFailure
@@ -22,8 +21,6 @@ from fullft_assets.jobs.leases import NUM_GPUS, THREADS, VISIBLE, leased, shared
 from fullft_assets.launchers.machine import Machine
 from fullft_assets.launchers.supervisor import Options
 from fullft_assets.models.hardware import num_gpus
-from fullft_assets.settings import TrainingSettings
-from fullft_assets.training import trainer
 
 #: A supervisor and a Python have so long to start on a slow machine that does other work.
 SECONDS = 60.0
@@ -250,21 +247,3 @@ class TestSupervised:
 def test_a_plan_counts_the_gpus_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(NUM_GPUS, "3")
     assert num_gpus() == 3
-
-
-def test_a_process_that_sees_two_gpus_trains_on_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By itself Trainer takes both: it wraps the model in nn.DataParallel, which cuts packed rows apart."""
-    for name, found in {"is_available": True, "device_count": 2, "set_device": None}.items():
-        monkeypatch.setattr(torch.cuda, name, lambda *_, found=found: found)
-    found = trainer.training_arguments(
-        TrainingSettings(precision="fp32"),
-        torch.nn.Linear(1, 1),
-        tmp_path,
-        seed=1,
-        num_processes=1,
-        items_a_pass=4,
-        num_steps=1,
-        resumable=False,
-    )
-    assert found.device == torch.device("cuda:0")
-    assert (found.n_gpu, found.parallel_mode.value, found.train_batch_size) == (1, "not_parallel", 4)

@@ -199,7 +199,7 @@ class TestRecipe:
         with pytest.raises(
             DataError, match=r"training rows have labels of shape \(\d+, 4\), wanted are \d+ rows of 6 labels"
         ):
-            recipe.prepare(recipe.load(chosen), chosen, 1, 1)
+            recipe.prepare(recipe.load(chosen), chosen, 1)
 
 
 def test_baselines_are_saved_with_their_thresholds(tiny: Prepared, tmp_path: Path) -> None:

@@ -20,12 +20,13 @@ from fullft_assets.errors import Interrupted, OutOfMemory, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import PlanningSettings, TrainingSettings, UseCaseSettings
 from fullft_assets.settings.contradictions import contradictions
-from fullft_assets.training import finetuning, trainer
+from fullft_assets.training import finetuning, loop
 from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.training.optimizers import adafactor, adamw
 from fullft_assets.training.optimizers.low_memory import LowMemoryOptimizer, Update
 from tests.optimizer_steps import Stopping
 from tests.prepared import Prepared, command, prepare
+from tests.test_isolation import LEAKING, build
 from tests.test_planning import MEASURED
 
 pytestmark = pytest.mark.numeric
@@ -266,7 +267,7 @@ class TestEngine:
         def no_room(*arguments: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr(trainer.FineTuner, "training_step", no_room)
+        monkeypatch.setattr(loop.Loop, "_make_pass", no_room)
         with pytest.raises(
             OutOfMemory,
             match=(
@@ -282,6 +283,18 @@ class TestEngine:
             SettingsError, match="adamw_8bit needs bitsandbytes; pip install bitsandbytes, or use adafactor"
         ):
             finetuning.require(quick("adamw_8bit"), 1)
+
+
+def test_biases_norms_and_state_spaces_do_not_decay() -> None:
+    model = build(LEAKING["mamba"])
+    decayed, others = loop.groups_of_weights(model, quick("adamw"))
+    assert (decayed["weight_decay"], others["weight_decay"]) == (quick("adamw").weight_decay, 0.0)
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    kinds = {
+        names[id(weight)].split("mixer.")[-1] for weight in others["params"] if "mixer" in names[id(weight)]
+    }
+    assert kinds == {"A_log", "D", "conv1d.bias", "dt_proj.bias"}
+    assert not kinds & {names[id(weight)].split("mixer.")[-1] for weight in decayed["params"]}
 
 
 def _spoil(model: nn.Module, output: object, number: int) -> None:

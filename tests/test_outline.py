@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import low_memory
-from fullft_assets.models import loading
+from fullft_assets.models import loading, token_loss
 from fullft_assets.planning.metadata import StepMemory
 from fullft_assets.planning.plan import peak_on_cpu, peak_on_gpu
 from fullft_assets.settings import TrainingSettings
@@ -83,6 +83,18 @@ def test_an_encoder_with_padding_and_dropout_is_counted(tmp_path: Path) -> None:
     assert found.weights == 4 * work.num_parameters
     assert work.num_padded_tokens >= work.num_tokens > 0
     assert work.flops > 6 * work.num_tokens
+
+
+def test_chunks_of_the_loss_are_those_of_the_device(llama: Outline, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.empty((2**10, 1))
+    assert token_loss._tokens_of_chunk(weight) == 2**15
+    monkeypatch.setattr(token_loss, "_CHUNK_ELEMENTS", {"cpu": 96, "cuda": 2**28})
+    settings = TrainingSettings(batch_size=3, micro_batch_size=3)
+    on_cpu, on_gpu = (llama.memory(settings, "fp32", is_gpu=is_gpu) for is_gpu in (False, True))
+    assert on_gpu.activations > on_cpu.activations
+    assert token_loss._tokens_of_chunk(weight, num_heads=2) == 1
+    with autocast("fp32", is_gpu=True):
+        assert token_loss._tokens_of_chunk(weight, num_heads=2) == 2**17
 
 
 @pytest.mark.parametrize(("is_gpu", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])

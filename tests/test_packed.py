@@ -164,10 +164,7 @@ def documents_in(feed: Feed) -> list[tuple[list[int], list[int]]]:
 
 FEEDS: dict[str, Callable[[Pieces, float], Feed]] = {
     "packed": lambda pieces, epochs: feed.packed(pieces, 2, epochs, 3, 0),
-    "flat": lambda pieces, epochs: feed.packed(pieces, 2, epochs, 3, 0, is_flat=True),
     "padded": lambda pieces, epochs: feed.padded(pieces, 2, 4, epochs, 3, 0),
-    "packed for three": lambda pieces, epochs: feed.packed(pieces, 2, epochs, 3, 0, num_processes=3),
-    "padded for three": lambda pieces, epochs: feed.padded(pieces, 2, 4, epochs, 3, 0, num_processes=3),
 }
 
 
@@ -193,8 +190,7 @@ def test_every_token_is_fed_and_trained_once_an_epoch(
     ]
     predicted = sums_between(feed.num_predicted, feed.bounds)
     assert [int((batch["labels"] != IGNORED).sum()) for batch in batches] == predicted.tolist()
-    assert len(batches) == feed.num_passes and feed.num_passes % (3 if "three" in name else 1) == 0
-    assert len(feed.dataset) % feed.items_a_pass == 0 or "three" not in name
+    assert len(batches) == feed.num_passes
 
 
 def test_padding_is_a_document_that_nothing_is_learned_from() -> None:
@@ -276,7 +272,7 @@ def test_gradients_are_those_of_documents_alone(tmp_path: Path, marked: bool, mi
     chosen = SETTINGS.model_copy(update={"batch_size": batch_size, "micro_batch_size": micro_batch_size})
     expected = alone(build(LLAMA), data)
     seen = Seen()
-    done = fit(LLAMA, data, chosen, tmp_path, callbacks=[seen])
+    done = fit(LLAMA, data, chosen, tmp_path, watch=seen)
     assert done.about["is_packed"] and done.num_steps == 1 and done.num_tokens == sum(map(len, data.windows))
     (found,) = seen.gradients
     assert (found - expected).norm() / expected.norm() < 1e-5
@@ -288,7 +284,7 @@ def test_model_that_leaks_is_trained_on_padded_rows_and_says_so(tmp_path: Path) 
     expected = alone(build(OPT), data)
     seen = Seen()
     settings = SETTINGS.model_copy(update={"batch_size": 40, "micro_batch_size": 4})
-    done = fit(OPT, data, settings, tmp_path, callbacks=[seen])
+    done = fit(OPT, data, settings, tmp_path, watch=seen)
     assert done.about["is_packed"] is False and "move one another" in done.about["isolation"]
     assert done.num_steps == 1 and done.num_tokens == sum(map(len, data.windows))
     (found,) = seen.gradients
@@ -343,7 +339,7 @@ def test_fused_loss_is_the_models_own(
     config: object, is_fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "fullft_assets.models.token_loss._CHUNK_ELEMENTS", 7 * 96
+        "fullft_assets.models.token_loss._CHUNK_ELEMENTS", {"cpu": 7 * 96}
     )  # several chunks, the last one short
     model = build(config)
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
@@ -560,7 +556,7 @@ def test_what_cannot_be_trained_is_refused(change: dict, error: type[Exception],
     )
     made = recipe(LLAMA, Training(change["windows"], change["marks"], plan))
     with pytest.raises(error, match=message):
-        made.prepare(build(LLAMA), SETTINGS, 1, 1)
+        made.prepare(build(LLAMA), SETTINGS, 1)
 
 
 def test_validation_rows_without_a_trained_token_are_refused() -> None:
@@ -569,14 +565,14 @@ def test_validation_rows_without_a_trained_token_are_refused() -> None:
         validation=recipe(LLAMA, Training([[5, 6]], [[1, 0]], training().packing)).validation,
     )
     with pytest.raises(DataError, match="the snapshot's validation rows have no trained token"):
-        made.prepare(build(LLAMA), SETTINGS, 1, 1)
+        made.prepare(build(LLAMA), SETTINGS, 1)
 
 
 def test_first_rows_are_those_of_the_plan() -> None:
     whole = recipe(LLAMA, training())
     part = whole.first(3)
     assert (part.num_rows, whole.num_rows) == (3, training().packing.num_rows)
-    planned = part.prepare(build(LLAMA), SETTINGS, 1, 1).feed
+    planned = part.prepare(build(LLAMA), SETTINGS, 1).feed
     assert sorted(documents_in(planned)) == sorted(
         documents_in(feed.packed(Pieces(training()), 1, 3 / whole.num_rows, 1, 0))
     )

@@ -287,7 +287,7 @@ class TestRecipe:
     def test_every_token_of_a_text_is_trained_once(self, tiny: Prepared):
         recipe = tiny.recipe
         chosen = tiny.use_case.settings.training
-        feed = recipe.prepare(recipe.load(chosen), chosen, 1, 1).feed
+        feed = recipe.prepare(recipe.load(chosen), chosen, 1).feed
         trained = sum(int((batch["labels"] != IGNORED).sum()) for batch in feed.batches())
         reading = TokenizedTexts.of(recipe.tokenization, recipe.train.texts)
         assert max(map(len, reading.windows)) >= 3

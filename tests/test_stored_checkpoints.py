@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +19,6 @@ from fullft_assets.errors import StoreError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.store import Store, checkpoints_ref
 from fullft_assets.training import ranks, stored_checkpoints
-from fullft_assets.training.callback import SegmentCallback
 from fullft_assets.training.checkpoints import (
     SEAL,
     STEP_LOG,
@@ -34,6 +32,7 @@ from fullft_assets.training.stored_checkpoints import (
     StoredCheckpoints,
     checkpoint_of_step,
     newest_checkpoint,
+    publish_everywhere,
     stored_name,
 )
 from tests.s3_server import S3Server
@@ -243,18 +242,10 @@ class Machine:
     def train(self, *steps: tuple[int, float], resumed_from: int = 0) -> None:
         """Write and upload checkpoints, with their validation losses, whose weights say who wrote them."""
         log = StepLog(self.folder / STEP_LOG, resumed_from, incidents=self.history.incidents)
-        recorder, validator = (
-            SimpleNamespace(log=log, progress=self.progress),
-            SimpleNamespace(best_step=log.best_step),
-        )
-        callback = SegmentCallback(
-            recorder, validator, None, self.history, set(), resumable=True, stored=self.stored
-        )
         for step, loss in steps:
             log.append({"step": step, "validation_loss": loss})
-            callback.publish(
-                self._aside(step, f"{self.folder.name}{step}"), self.folder / f"checkpoint-{step}"
-            )
+            written = self._aside(step, f"{self.folder.name}{step}")
+            publish_everywhere(written, self.history, log.best_step(), self.stored, is_planned=True)
             self.stored.finish()
 
     def upload(self, *checkpoints: Path, best: int | None = None) -> None:

@@ -26,7 +26,6 @@ from fullft_assets.tasks.classification import recipe as classification
 from fullft_assets.tasks.classification.recipe import score
 from fullft_assets.training import checkpoints
 from fullft_assets.training import guards as rules
-from fullft_assets.training.callback import GuardActions, RolledBack
 from fullft_assets.training.checkpoints import (
     STEP_LOG,
     Incident,
@@ -43,6 +42,7 @@ from fullft_assets.training.checkpoints import (
 from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.training.guards import GuardSet, PlannedRun, StepMetrics
 from fullft_assets.training.recorder import Meter, StepRecorder, Trackers
+from fullft_assets.training.watching import GuardActions, RolledBack
 from tests.prepared import Prepared, prepare, quick
 
 QUIET = Progress(silent=True)
@@ -182,7 +182,7 @@ def test_actions_by_default() -> None:
         "non_finite": "roll_back",
         "loss_spike": "roll_back",
         "dead_gradient": "stop",
-        "no_progress": "stop",
+        "no_progress": "warn",
         "overfitting": "warn",
     }
 

@@ -5,7 +5,6 @@ between. Each does what it says.
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional
-from transformers import TrainerCallback
 
 from fullft_assets.errors import DivergenceError, SettingsError
 from fullft_assets.jobs.progress import Progress
@@ -26,6 +24,7 @@ from fullft_assets.settings import DistillationSettings, TrainingSettings
 from fullft_assets.store import Manifest
 from fullft_assets.training import regularization
 from fullft_assets.training.finetuning import Fit, fine_tune
+from fullft_assets.training.loop import Loop, Moment
 from fullft_assets.training.regularization import DistilledTokenLoss
 from fullft_assets.workloads import training
 from tests import project as projects
@@ -73,9 +72,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     )
 
 
-def fit(case: Prepared, folder: Path, callbacks: Sequence[TrainerCallback] = (), **changes: Any) -> Fit:
+def fit(case: Prepared, folder: Path, **changes: Any) -> Fit:
     chosen = TrainingSettings.model_validate(case.use_case.settings.training.model_dump() | changes)
-    return fine_tune(case.recipe, chosen, 17, folder, QUIET, resumable=False, callbacks=callbacks)
+    return fine_tune(case.recipe, chosen, 17, folder, QUIET, resumable=False)
 
 
 def train(case: Prepared, key: str, **changes: Any) -> Manifest:
@@ -85,15 +84,15 @@ def train(case: Prepared, key: str, **changes: Any) -> Manifest:
     return case.store.find(job.case, STAGE, key)
 
 
-class _Optimizer(TrainerCallback):
-    """Keeps the optimizer, as torch made it, and how many weights it had a state for."""
+class _Optimizer:
+    """Keeps the optimizer, and how many weights it had a state for."""
 
     optimizer: torch.optim.Optimizer | None = None
     num_states = 0
 
-    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
-        self.optimizer = optimizer
-        self.num_states = len(optimizer.state)
+    def __call__(self, moment: Moment, loop: Loop) -> None:
+        self.optimizer = loop.optimizer
+        self.num_states = max(self.num_states, len(loop.optimizer.state))
 
 
 def rise(found: Fit) -> float:
@@ -118,7 +117,7 @@ class TestDistilledTokenLoss:
         self, models, marks_replay: bool, is_fused: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(
-            token_loss, "_CHUNK_ELEMENTS", 2 * 7 * 512
+            token_loss, "_CHUNK_ELEMENTS", {"cpu": 2 * 7 * 512}
         )  # several chunks of 7 tokens, the last one shorter
         student, teacher = models
         generator = torch.Generator().manual_seed(2)
@@ -158,7 +157,7 @@ class TestDistillation:
         settings = language.use_case.settings.training.model_copy(
             update={"distillation": DistillationSettings(weight=1.0)}
         )
-        feed = recipe.prepare(recipe.load(settings), settings, 17, 1).feed
+        feed = recipe.prepare(recipe.load(settings), settings, 17).feed
         counts = [(int(batch["is_replayed"].sum()), batch["is_replayed"].numel()) for batch in feed.batches()]
         share = language.snapshot.metadata["num_replay_tokens"] / recipe.training.packing.num_tokens
         assert sum(count for count, _ in counts) == 2 * language.snapshot.metadata["num_replay_tokens"]
@@ -299,7 +298,7 @@ class TestWeightsInBetween:
             tmp_path,
             QUIET,
             resumable=False,
-            callbacks=[seen],
+            watch=seen,
         )
         assert seen.num_states > 10 and held == [(0, 0)]
         plain = fit(encoder, tmp_path, **changes).model.state_dict()

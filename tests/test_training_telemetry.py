@@ -19,13 +19,14 @@ from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.hardware import peak_flops
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training import finetuning, recorder
-from fullft_assets.training.callback import GuardActions, RolledBack
 from fullft_assets.training.checkpoints import STEP_LOG, RunHistory, StepLog
 from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.training.recorder import Meter, ModelShape, StepRecorder, Trackers, scalars, step_flops
+from fullft_assets.training.watching import GuardActions, RolledBack
 from fullft_assets.workloads.training import work
 from tests.optimizer_steps import Stopping
 from tests.prepared import Prepared, prepare, quick
+from tests.test_isolation import APART, build
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ class TestStepLog:
             TrainingSettings(), recorder, RunHistory(tmp_path), num_steps=9, resumable=False
         )
         line = recorder.record_step(
-            3, 9, {"loss": 1.0, "grad_norm": math.inf, "learning_rate": 1e-3}, is_fp16=is_fp16
+            {"step": 3, "loss": 1.0, "grad_norm": math.inf, "learning_rate": 1e-3}, 9, is_fp16=is_fp16
         )
         if is_fp16:
             guards.check(line)
@@ -231,8 +232,19 @@ class TestMeter:
             now[0] += 2.0
             rates = meter.step_done(step)
             now[0] += 1_000.0
-        assert rates.tokens_per_second == pytest.approx(50)
-        assert rates.mfu == pytest.approx(0.05)
+        assert rates["tokens_per_second"] == pytest.approx(50)
+        assert rates["mfu"] == pytest.approx(0.05)
+
+    def test_of_experts_those_count_that_compute_a_token(self):
+        model = build(APART["mixtral"])
+        of_experts = sum(weight.numel() for name, weight in model.named_parameters() if ".experts." in name)
+        dense = sum(
+            weight.numel()
+            for name, weight in model.named_parameters()
+            if "layers" in name or "model.norm" in name
+        )
+        shape = ModelShape.of(model)
+        assert shape.num_weights == shape.num_trained == dense - of_experts // 2, "two of four"
 
     def test_flops_of_a_step_are_six_for_each_weight_and_token_where_all_is_trained(self):
         lengths = np.array([10, 20, 30])

@@ -64,9 +64,7 @@ def device() -> torch.device:
 
 
 def claim_device() -> None:
-    """Select a GPU of its own for each process of a machine. Trainer does so, too, but after models are
-    loaded to the first one.
-    """
+    """Select a GPU of its own for each process of a machine, before models are loaded to the first one."""
     if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
@@ -83,7 +81,7 @@ def move_unless_sharded(model: PreTrainedModel) -> None:
     """Move a model to the accelerator; a sharded one is where it belongs already, part of it perhaps in the
     host's memory.
     """
-    if not _is_sharded(model):
+    if not is_sharded(model):
         move(model)
 
 
@@ -197,13 +195,14 @@ def load_causal(
     folder: ModelFolder,
     added_tokens: Sequence[str] = (),
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model with embeddings for added tokens, on the CPU.
 
     Args:
         folder: a transformers folder with safetensors: a base model, or a fine-tuned one, which has its added
             tokens already.
+        dtype: of the weights. Default: `precision.of_scored_weights`.
 
     Raises:
         SettingsError: there is no language model in it.
@@ -218,7 +217,7 @@ def load_causal(
     model, loading_info = loading.load(
         AutoModelForCausalLM,
         folder,
-        dtype=dtype,
+        dtype=dtype or precision.of_scored_weights(),
         output_loading_info=True,
         **_without_attention_dropout(config),
     )
@@ -379,7 +378,7 @@ def in_batches(
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if end - done == 1 or _is_sharded(model):
+            if end - done == 1 or is_sharded(model):
                 many = "a single window" if end - done == 1 else f"{end - done:,} windows"
                 raise _scoring_ran_out(f"{many} of {lengths[done]:,} tokens in a pass") from error
         if not results:
@@ -420,7 +419,8 @@ def _scoring_ran_out(where: str) -> OutOfMemory:
     )
 
 
-def _is_sharded(model: nn.Module) -> bool:
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether this process has only a part of the weights."""
     return any(isinstance(weight, DTensor) for weight in model.parameters())
 
 

@@ -128,7 +128,16 @@ def load(kind: type, folder: ModelFolder, *, dtype: torch.dtype = torch.float32,
 
 
 def has_kind(config: PretrainedConfig, kind: type) -> bool:
-    """Return whether transformers, or the model's own code, has a model of this kind for a configuration."""
+    """Return whether transformers, or the model's own code, has a model of this kind for a configuration.
+
+    Raises:
+        SettingsError: it is an encoder-decoder, which has no last hidden state of its input alone.
+    """
+    if config.is_encoder_decoder:
+        raise SettingsError(
+            f"base_model: {config.model_type} is an encoder-decoder, which no task trains; give an encoder such"
+            " as BERT, or a decoder such as Llama"
+        )
     return type(config) in _MAPPINGS[kind] or kind.__name__ in (getattr(config, "auto_map", None) or {})
 
 

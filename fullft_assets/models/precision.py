@@ -44,6 +44,14 @@ def of_weights(settings: TrainingSettings) -> torch.dtype:
     return torch.bfloat16 if settings.weights == "bf16" else torch.float32
 
 
+def of_scored_weights() -> torch.dtype:
+    """Return the number format of the weights of a language model that is scored or writes, and is not
+    trained: the one that a GPU computes them in, as autocast would keep a second copy of all of them.
+    """
+    halves = torch.cuda.is_available() and resolve("auto") == "bf16"
+    return torch.bfloat16 if halves else torch.float32
+
+
 def score_alike(model: PreTrainedModel, settings: TrainingSettings) -> PreTrainedModel:
     """Return a model that from now on is scored in the precision that its training computes in."""
     set_scoring(model, of(settings))

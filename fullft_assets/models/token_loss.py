@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -30,8 +31,10 @@ from fullft_assets.models.loading import is_outline
 
 #: Label of a token that is not trained.
 IGNORED = -100
-#: Logits that exist at a time.
-_CHUNK_ELEMENTS = 2**25
+#: Logits that exist at a time: on a GPU as many as make the additions to the head's gradient cheap.
+_CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
+#: The device of a plan for another machine, whose chunks are counted.
+PLANNED_DEVICE: ContextVar[str | None] = ContextVar("planned_device", default=None)
 
 
 class TokenLoss:
@@ -49,7 +52,8 @@ class TokenLoss:
 
     def __init__(self, model: PreTrainedModel, inputs: Mapping[str, Any]):
         self.head = output_head(model)
-        is_plain = type(self.head) is nn.Linear and "forward" not in vars(self.head)
+        # FSDP2 makes a subclass of its class.
+        is_plain = type(self.head).forward is nn.Linear.forward and "forward" not in vars(self.head)
         self.is_fused = is_plain and self._returns_logits_of_head(model, inputs)
 
     def total(self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
@@ -75,7 +79,7 @@ class TokenLoss:
 
         def score_in_chunks(hidden: torch.Tensor) -> torch.Tensor:
             states = hidden[:, :-1][predicted]
-            size = max(1, _CHUNK_ELEMENTS // len(head.weight))
+            size = _tokens_of_chunk(head.weight)
             for start in range(0, len(states), size):
                 logits = functional.linear(states[start : start + size], head.weight, head.bias)
                 heads.append(_token_scores(logits, targets[start : start + size]))
@@ -196,7 +200,7 @@ class LossOfHead(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             states, matrix = hidden.to(dtype), weight.to(dtype)
             offset = None if bias is None else bias.to(dtype)
-            size = max(1, _CHUNK_ELEMENTS // (num_heads * len(weight)))
+            size = _tokens_of_chunk(weight, num_heads)
             for start in range(0, len(hidden), size):
                 chunk = slice(start, start + size)
                 loss, slope = loss_of_chunk(chunk, functional.linear(states[chunk], matrix, offset))
@@ -241,6 +245,11 @@ class LinearCrossEntropy(LossOfHead):
         return LossOfHead.summed(
             ctx, hidden, weight, bias, lambda chunk, logits: cross_entropy(logits, targets[chunk])
         )
+
+
+def _tokens_of_chunk(weight: torch.Tensor, num_heads: int = 1) -> int:
+    elements = _CHUNK_ELEMENTS[PLANNED_DEVICE.get() or weight.device.type]
+    return max(1, elements // (num_heads * len(weight)))
 
 
 def dtype_of_logits(weight: torch.Tensor) -> torch.dtype:

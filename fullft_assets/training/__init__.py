@@ -4,9 +4,8 @@ In the order of reading:
 
 - `finetuning`: `fine_tune` refuses what this machine cannot run, and trains a model in segments, from one
   setback to the next: set up, train, choose the weights.
-- `trainer`: transformers' Trainer, its arguments and the methods that differ; several processes that share a
-  model.
-- `callback`: what happens after each step: record, check, validate, save.
+- `loop`: where the model is placed, the optimizer steps, and what a checkpoint contains.
+- `watching`: validation, and what follows from what the guards find.
 - `recorder`: the metrics of each step, their rates, and the trackers that they are copied to.
 - `guards`: rules on the metrics.
 - `checkpoints`: what a run keeps in its work folder so that it can resume.
@@ -15,7 +14,7 @@ In the order of reading:
 What is trained, and how:
 
 - `recipe`: the protocol of a task: model, rows, loss, scores.
-- `feed`: the planned order of the rows, and batches collated ahead.
+- `feed`: the planned order of the rows, and their batches.
 - `optimizers`: one class in one file each.
 - `ranks`: what several processes agree on.
 - `regularization`: what keeps a model near the base model, distillation included.

@@ -1,5 +1,4 @@
-"""The feed of a training: its items in the order of training, planned for the complete run, and a thread that
-collates the next batches while a step is computed.
+"""The feed of a training: its items in the order of training, planned for the complete run.
 
 A language model is fed the pieces of a packing plan on packed rows, or each piece on a padded row of its own.
 The order of the rows is planned from the seed and does not depend on the number of rows a pass: a run that is
@@ -9,14 +8,11 @@ resumed, or continues with smaller passes, continues where it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from fullft_assets.models.token_loss import IGNORED
 from fullft_assets.snapshot import Training
@@ -27,14 +23,13 @@ Batch = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Feed:
-    """Items in the order of training, and the documents in each forward pass.
+    """Batches in the order of training, and the documents in each forward pass.
 
     The order does not depend on the size of a pass, so a run that continues with smaller passes finds its
     place.
 
     Attributes:
-        dataset: the items; the processes take passes in turn.
-        collate: a list of items -> the batch of a pass, `labels` included.
+        batch: number of a pass -> its batch, `labels` included; the processes take passes in turn.
         num_rows: rows as the batch size counts them, over all epochs.
         lengths: [documents] tokens of each document that attends to itself alone, in the order of training.
         num_predicted: [documents] tokens of it for which the output head computes a loss.
@@ -42,9 +37,7 @@ class Feed:
         sizes: [passes] tokens of each pass, padding included.
     """
 
-    dataset: Any
-    collate: Callable[[list[Any]], Batch]
-    items_a_pass: int
+    batch: Callable[[int], Batch]
     num_rows: int
     lengths: np.ndarray
     num_predicted: np.ndarray
@@ -55,13 +48,6 @@ class Feed:
     def num_passes(self) -> int:
         """Forward passes of all processes together."""
         return len(self.bounds) - 1
-
-    def batch(self, number: int) -> Batch:
-        """Return the batch of a pass."""
-        start = number * self.items_a_pass
-        return self.collate(
-            [self.dataset[i] for i in range(start, min(start + self.items_a_pass, len(self.dataset)))]
-        )
 
     def batches(self) -> Iterator[Batch]:
         """Yield the batch of each pass."""
@@ -77,73 +63,12 @@ def sums_between(values: np.ndarray, bounds: Sequence[int] | np.ndarray) -> np.n
     return np.diff(np.concatenate([[0], np.cumsum(values)])[np.asarray(bounds)])
 
 
-class Prefetcher:
-    """The items of a feed as a dataset whose batches are collated already: Trainer gets `already_collated` as
-    its collator.
-
-    It uses a thread and not a process: a thread shares the arrays and ends with this process, whatever ends
-    it. It draws no random number.
-
-    Args:
-        depth: passes collated ahead; Trainer asks for all passes of a step at once.
-    """
-
-    def __init__(self, feed: Feed, depth: int):
-        self._feed, self._depth = feed, depth
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self._batches: dict[tuple[int, ...], Future[Batch]] = {}
-        self._last: int | None = None
-
-    def __len__(self) -> int:
-        return len(self._feed.dataset)
-
-    def __getitem__(self, item: int) -> Batch:
-        return self.__getitems__([item])
-
-    def __getitems__(self, items: Sequence[int]) -> Batch:
-        """Return the batch of these items, and start to collate those that will be asked for next."""
-        asked = tuple(items)
-        batch = self._batches.pop(asked, None) or self._thread.submit(self._collate, asked)
-        # Several processes take turns: the distance to the next pass is the distance to the last one.
-        stride = len(asked) if self._last is None else asked[0] - self._last
-        self._last = asked[0]
-        expected = [self._after(asked, stride * n) for n in range(1, self._depth + 1)] if stride > 0 else []
-        self._batches = {
-            items: self._batches.get(items) or self._thread.submit(self._collate, items)
-            for items in dict.fromkeys(expected)
-            if items
-        }
-        return batch.result()
-
-    def _after(self, asked: tuple[int, ...], distance: int) -> tuple[int, ...]:
-        size = max(len(asked), self._feed.items_a_pass)
-        return tuple(range(asked[0] + distance, min(asked[0] + distance + size, len(self))))
-
-    def _collate(self, items: Sequence[int]) -> Batch:
-        return self._feed.collate([self._feed.dataset[item] for item in items])
-
-
-def already_collated(batch: Batch) -> Batch:
-    """Return a batch of a `Prefetcher` as it is."""
-    return batch
-
-
 #: In a batch, if asked for: [rows, tokens] bool, whether a token belongs to a replayed document.
 IS_REPLAYED = "is_replayed"
 
 #: Padded rows: pieces are shuffled, then sorted by length within pools of this many batches: random enough,
 #: with little padding.
 _POOL_BATCHES = 50
-
-#: In place of the number of a row. Several processes must get the same number of passes; the last ones are
-#: filled with empty rows rather than with the first rows once more.
-NO_ROW = -1
-_EMPTY = {
-    "ids": np.zeros(1, np.int32),
-    "labels": np.full(1, IGNORED, np.int32),
-    "positions": np.zeros(1, np.int64),
-    "replayed": np.zeros(1, bool),
-}
 
 
 def packed(
@@ -153,8 +78,6 @@ def packed(
     seed: int,
     pad_id: int,
     *,
-    num_processes: int = 1,
-    is_flat: bool = False,
     with_replayed: bool = False,
 ) -> Feed:
     """Return the feed of packed rows, see `planned_rows` and `collate_packed`; `with_replayed` adds
@@ -164,25 +87,21 @@ def packed(
     order = planned_rows(plan.num_rows, epochs, seed)
     pieces_of_rows = np.diff(plan.row_offsets)
     numbers = expand(plan.row_offsets[order], pieces_of_rows[order])
-    count, num_rows = pieces_of_rows[order], len(order)
-    if num_processes > 1:
-        missing = -num_rows % (rows_a_pass * num_processes)
-        order, count = (
-            np.append(order, np.full(missing, NO_ROW)),
-            np.append(count, np.zeros(missing, np.int64)),
-        )
+    first_pieces = np.concatenate([[0], np.cumsum(pieces_of_rows[order])])
     starts = np.append(np.arange(0, len(order), rows_a_pass), len(order))
-    tokens = sums_between(plan.length[numbers], np.concatenate([[0], np.cumsum(count)]))
-    longest, rows = np.maximum.reduceat(tokens, starts[:-1]), np.diff(starts)
+    tokens = sums_between(plan.length[numbers], first_pieces)
+
+    def batch(number: int) -> Batch:
+        rows = order[starts[number] : starts[number + 1]]
+        return collate_packed([_packed_row(pieces, row) for row in rows], pad_id, with_replayed=with_replayed)
+
     return Feed(
-        dataset=_Items(len(order), lambda place: _packed_row(pieces, order[place])),
-        collate=lambda items: collate_packed(items, pad_id, is_flat=is_flat, with_replayed=with_replayed),
-        items_a_pass=rows_a_pass,
-        num_rows=num_rows,
+        batch=batch,
+        num_rows=len(order),
         lengths=plan.length[numbers],
         num_predicted=pieces.num_predicted[numbers],
-        bounds=np.concatenate([[0], np.cumsum(count)])[starts],
-        sizes=sums_between(tokens, starts) if is_flat else longest * rows,
+        bounds=first_pieces[starts],
+        sizes=np.maximum.reduceat(tokens, starts[:-1]) * np.diff(starts),
     )
 
 
@@ -194,7 +113,6 @@ def padded(
     seed: int,
     pad_id: int,
     *,
-    num_processes: int = 1,
     with_replayed: bool = False,
 ) -> Feed:
     """Return the feed of padded rows of similar length, see `planned_batches` and `collate_padded`;
@@ -208,17 +126,16 @@ def padded(
     for batch in batches:
         size = rows_a_pass * (pieces.plan.capacity // int(length[batch].max()))
         passes += [batch[start : start + size] for start in range(0, len(batch), size)]
-    passes += [np.zeros(0, np.int64)] * (-len(passes) % num_processes)
     numbers = np.concatenate(passes)
     return Feed(
-        dataset=_Items(len(passes), lambda place: _padded_pass(pieces, passes[place])),
-        collate=lambda items: collate_padded(items, pad_id, with_replayed=with_replayed),
-        items_a_pass=1,
+        batch=lambda number: collate_padded(
+            _padded_pass(pieces, passes[number]), pad_id, with_replayed=with_replayed
+        ),
         num_rows=rows_a_batch * len(batches),
         lengths=length[numbers],
         num_predicted=pieces.num_predicted[numbers],
         bounds=np.concatenate([[0], np.cumsum([len(numbers) for numbers in passes])]),
-        sizes=np.array([len(numbers) * int(length[numbers].max(initial=0)) for numbers in passes]),
+        sizes=np.array([len(numbers) * int(length[numbers].max()) for numbers in passes]),
     )
 
 
@@ -272,24 +189,8 @@ def _join(lists: Sequence[Sequence[int]]) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.int32), *(np.asarray(values, np.int32) for values in lists)])
 
 
-@dataclass(frozen=True)
-class _Items(Dataset):
-    """Items that are made when they are asked for, by their place in the order of training."""
-
-    count: int
-    make: Callable[[int], Any]
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, place: int) -> Any:
-        return self.make(place)
-
-
 def _packed_row(pieces: Pieces, row: int) -> dict[str, np.ndarray]:
-    """Return `ids`, `labels`, `positions` and `replayed` of a packed row [t]; `NO_ROW` is empty."""
-    if row == NO_ROW:
-        return _EMPTY
+    """Return `ids`, `labels`, `positions` and `replayed` of a packed row [t]."""
     chosen = pieces.plan.row(row)
     numbers = range(chosen.start, chosen.stop)
     return {
@@ -301,38 +202,25 @@ def _packed_row(pieces: Pieces, row: int) -> dict[str, np.ndarray]:
 
 
 def _padded_pass(pieces: Pieces, numbers: np.ndarray) -> list[dict[str, np.ndarray]]:
-    """Return `ids`, `labels` and `replayed` of each piece of a complete pass, on a padded row of its own; an
-    empty row of a pass without pieces, which only keeps processes in step.
-    """
-    rows = [
+    """Return `ids`, `labels` and `replayed` of each piece of a pass, on a padded row of its own."""
+    return [
         {"ids": pieces.ids(n), "labels": pieces.labels(n), "replayed": pieces.replayed(n)} for n in numbers
     ]
-    return rows or [_EMPTY]
 
 
 def collate_packed(
-    rows: Sequence[Mapping[str, np.ndarray]],
-    pad_id: int,
-    *,
-    is_flat: bool = False,
-    with_replayed: bool = False,
+    rows: Sequence[Mapping[str, np.ndarray]], pad_id: int, *, with_replayed: bool = False
 ) -> Batch:
     """Return `input_ids`, `labels` and `position_ids` of a batch of rows [rows, tokens], `is_replayed` if
     asked for: no attention mask.
 
     Shorter rows are filled up with a document of padding, which is not trained on.
-
-    Args:
-        is_flat: join the rows to a single one [1, tokens] instead.
     """
     fill = {"ids": pad_id, "labels": IGNORED, "positions": 0, "replayed": 0}
-    if is_flat:
-        tables = {name: np.concatenate([row[name] for row in rows])[None] for name in fill}
-    else:
-        tables = {name: _filled(rows, name, value) for name, value in fill.items()}
-        for row, positions in zip(rows, tables["positions"], strict=True):
-            padding = positions[len(row["ids"]) :]
-            padding[:] = np.arange(len(padding))
+    tables = {name: _filled(rows, name, value) for name, value in fill.items()}
+    for row, positions in zip(rows, tables["positions"], strict=True):
+        padding = positions[len(row["ids"]) :]
+        padding[:] = np.arange(len(padding))
     names = {"ids": "input_ids", "labels": "labels", "positions": "position_ids"}
     batch = {names[name]: torch.from_numpy(tables[name].astype(np.int64)) for name in names}
     if with_replayed:
@@ -348,12 +236,11 @@ def _filled(rows: Sequence[Mapping[str, np.ndarray]], name: str, fill: int) -> n
 
 
 def collate_padded(
-    passes: Sequence[Sequence[Mapping[str, np.ndarray]]], pad_id: int, *, with_replayed: bool = False
+    rows: Sequence[Mapping[str, np.ndarray]], pad_id: int, *, with_replayed: bool = False
 ) -> Batch:
-    """Return `input_ids`, `labels` and `attention_mask` [rows, tokens] of the one given pass, `is_replayed`
-    if asked for.
+    """Return `input_ids`, `labels` and `attention_mask` [rows, tokens] of a batch of rows, `is_replayed` if
+    asked for.
     """
-    (rows,) = passes
     tables = {"input_ids": _filled(rows, "ids", pad_id), "labels": _filled(rows, "labels", IGNORED)}
     lengths = np.array([len(row["ids"]) for row in rows])
     is_token = np.arange(lengths.max()) < lengths[:, None]

@@ -1,11 +1,11 @@
-"""Full fine-tuning on transformers' Trainer, for every task: the pilot and training both call `fine_tune`.
+"""Full fine-tuning for every task: the pilot and training both call `fine_tune`.
 
 The order of reading: `fine_tune` checks the settings and runs one `TrainingSegment` after the other. A
-segment sets up model, data, callback and Trainer; Trainer steps (`trainer.py`); the callback
-records, checks and validates each step (`callback.py`). A setback (a guard rolls back, memory runs out) is
-recorded in the run history and ends a segment; the next one begins at the checkpoint that the history names,
-with its changes. Everything that decides the result is planned from the seed: the order of the rows is a
-list, so a resumed run continues where it was.
+segment sets up model, data and loop; the loop steps (`loop.py`), and the segment records, checks, validates
+and saves after each step. A setback (a guard rolls back, memory runs out) is recorded in the run history and
+ends a segment; the next one begins at the checkpoint that the history names, with its changes. Everything
+that decides the result is planned from the seed: the order of the rows is a list, so a resumed run continues
+where it was.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import importlib.util
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
+from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
 from fullft_assets.errors import (
@@ -46,22 +46,26 @@ from fullft_assets.settings import TrainingSettings
 from fullft_assets.settings.contradictions import contradictions
 from fullft_assets.settings.guards import guard_settings
 from fullft_assets.training import kernels, ranks, regularization
-from fullft_assets.training.callback import (
-    GuardActions,
-    RolledBack,
-    SegmentCallback,
-    Validator,
-    in_words,
-)
 from fullft_assets.training.checkpoints import (
     STEP_LOG,
     Incident,
     RunHistory,
     StepLog,
     changed_versions,
+    checkpoint_of,
+    retain,
+    room_needed,
     step_of,
 )
-from fullft_assets.training.feed import Prefetcher, already_collated, sums_between
+from fullft_assets.training.feed import sums_between
+from fullft_assets.training.loop import (
+    Loop,
+    Watch,
+    accumulation_steps,
+    complete_model,
+    connect_processes,
+    load_weights,
+)
 from fullft_assets.training.recipe import Recipe
 from fullft_assets.training.recorder import (
     Ending,
@@ -73,16 +77,20 @@ from fullft_assets.training.recorder import (
     step_flops,
 )
 from fullft_assets.training.regularization import Interpolated, interpolate
-from fullft_assets.training.stored_checkpoints import StoredCheckpoints, checkpoint_of_step, newest_checkpoint
-from fullft_assets.training.trainer import (
-    UNFINISHED,
-    FineTuner,
-    accumulation_steps,
-    connect_processes,
-    gather_model,
-    load_weights,
-    training_arguments,
+from fullft_assets.training.stored_checkpoints import (
+    StoredCheckpoints,
+    checkpoint_of_step,
+    newest_checkpoint,
+    publish_everywhere,
 )
+from fullft_assets.training.watching import GuardActions, RolledBack, Validator, in_words
+
+#: Folder inside the work folder in which a checkpoint is written.
+UNFINISHED = "unfinished"
+#: Steps in a row without a finite gradient that end a run, whatever its guards do. Clipping makes such
+#: gradients zero, and the loss scaler of fp16, which skips such steps, has halved its scale to nothing by
+#: then.
+_MOST_UNMOVED_STEPS = 20
 
 # Silences the report on the classifier head, which is new by design, and progress bars, which a log cannot
 # show.
@@ -133,7 +141,7 @@ class TrainingRun:
     num_processes: int
     evaluate_at: Callable[[float], Iterable[int]] | Sequence[int] | None
     resumable: bool
-    callbacks: Sequence[TrainerCallback]
+    watch: Watch
     history: RunHistory
     stored: StoredCheckpoints | None
 
@@ -143,6 +151,8 @@ class TrainingSegment:
 
     Attributes:
         first_step: of the checkpoint that the segment begins at; 0 = the base model.
+        saved_step: of the last checkpoint of this segment; None: there is none yet.
+        stopped: whether a request to stop ended this segment.
     """
 
     def __init__(self, run: TrainingRun):
@@ -158,12 +168,15 @@ class TrainingSegment:
             newest_checkpoint(run.folder, run.history, run.stored, run.progress) if run.resumable else None
         )
         self.first_step = step_of(self.checkpoint) if self.checkpoint else 0
+        self.saved_step: int | None = None
+        self.stopped = False
+        self._num_unmoved_steps = 0
         set_seed(run.seed)
         self.model = run.recipe.load(self.settings)
         if self.checkpoint is None and run.recipe.has_new_head:
             self._fit_head()
         layers.freeze(self.model, self.settings)
-        prepared = run.recipe.prepare(self.model, self.settings, run.seed, run.num_processes)
+        prepared = run.recipe.prepare(self.model, self.settings, run.seed)
         self.prepared = kernels.apply(self.model, prepared, self.settings)
         feed = self.prepared.feed
         documents_of_steps = feed.bounds_of_steps(
@@ -179,7 +192,7 @@ class TrainingSegment:
         # With WiSE-FT the budget applies to the interpolated weights after training, not on the way.
         budget = None if self.settings.wise_ft else self.settings.max_general_rise
         self.validator = Validator(run.recipe, budget, self.recorder)
-        guards = GuardActions(
+        self.guards = GuardActions(
             self.settings,
             self.recorder,
             self.history,
@@ -187,16 +200,7 @@ class TrainingSegment:
             resumable=run.resumable,
             stored=run.stored,
         )
-        self.callback = SegmentCallback(
-            self.recorder,
-            self.validator,
-            guards,
-            self.history,
-            self.evaluate_at,
-            resumable=run.resumable,
-            stored=run.stored,
-        )
-        self.trainer = self._make_trainer()
+        self.loop: Loop | None = None
 
     def _fit_head(self) -> None:
         """Begin with a head that fits the base model's representations; the first process fits it for all."""
@@ -237,37 +241,6 @@ class TrainingSegment:
             log, Trackers(track, run.folder, self.first_step, params, run.progress), meter, run.progress
         )
 
-    def _make_trainer(self) -> FineTuner:
-        run = self.shared
-        feed = self.prepared.feed
-        arguments = training_arguments(
-            self.settings,
-            self.model,
-            run.folder,
-            seed=run.seed,
-            num_processes=run.num_processes,
-            items_a_pass=feed.items_a_pass,
-            num_steps=self.num_steps,
-            resumable=run.resumable,
-        )
-        trainer = FineTuner(
-            model=self.model,
-            args=arguments,
-            train_dataset=Prefetcher(feed, accumulation_steps(self.settings, run.num_processes)),
-            data_collator=already_collated,
-            callbacks=[self.callback, *run.callbacks],
-            prepared=self.prepared,
-            settings=self.settings,
-            seed=run.seed,
-            # Not a method of this segment: a circle would keep the optimizer's state until the next garbage
-            # collection.
-            publish=self.callback.publish,
-        )
-        trainer.remove_callback(PrinterCallback)  # the recorder reports each step
-        if anchors := regularization.anchors(run.recipe, self.settings, run.seed):
-            trainer.add_callback(regularization.Pull(anchors))
-        return trainer
-
     def run(self) -> Fit:
         """Train to the end; see `fine_tune`."""
         if self.checkpoint:
@@ -305,38 +278,127 @@ class TrainingSegment:
             # Before the first save, which may need the room: what a killed run left, and checkpoints that are
             # no longer kept.
             shutil.rmtree(self.shared.folder / UNFINISHED, ignore_errors=True)
-            self.callback.delete_old_checkpoints()
+            self._delete_old_checkpoints()
         self.validator.score_before(self.model)
         self.recorder.start()
+        is_at_end = self.first_step >= (self.history.end_step or self.num_steps)
         if self.checkpoint:
-            self._catch_up_validation(self.checkpoint)
-        if not self._is_at_end() and not self.callback.stopped:
-            self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
-        if self.callback.stopped:
-            place = f"stopped at step {self._last_step()} of {self.num_steps}"
+            load_weights(self.model, self.checkpoint)
+            self._catch_up_validation(is_at_end=is_at_end)
+        if not is_at_end and not self.stopped:
+            self._take_steps()
+        if self.stopped:
+            place = f"stopped at step {self.step} of {self.num_steps}"
             again = "resume there" if self.shared.resumable else "start this part again"
             raise Interrupted(f"{place}; run the same command to {again}")
 
-    def _last_step(self) -> int:
-        return max(self.first_step, self.trainer.state.global_step)
+    def _take_steps(self) -> None:
+        run = self.shared
+        with _setting_up(self.settings):
+            self.loop = loop = Loop(
+                self.model,
+                self.prepared,
+                self.settings,
+                run.seed,
+                num_processes=run.num_processes,
+                num_steps=self.num_steps,
+                checkpoint=self.checkpoint,
+                anchors=regularization.anchors(run.recipe, self.settings, run.seed),
+                watch=run.watch,
+            )
+        for line in loop.steps():
+            if self._end_step(loop, line):
+                return
 
-    def _is_at_end(self) -> bool:
-        return self.first_step >= (self.history.end_step or self.num_steps)
+    @property
+    def step(self) -> int:
+        """The last step that was taken."""
+        return self.first_step if self.loop is None else self.loop.step
 
-    def _catch_up_validation(self, checkpoint: Path) -> None:
-        """Validate the weights of the checkpoint if a stop cut that short; load them where Trainer
-        will not.
-        """
+    def _catch_up_validation(self, *, is_at_end: bool) -> None:
+        """Validate the weights of the checkpoint if a stop cut that short."""
         was_scored = any(
             "validation_loss" in line and line["step"] == self.first_step for line in self.recorder.log.lines
         )
-        if self._is_at_end() or (self.first_step in self.evaluate_at and not was_scored):
-            load_weights(self.trainer, checkpoint)
-            if not was_scored:
-                self.callback.validate(self.first_step, self.model)
+        if not was_scored and (is_at_end or self.first_step in self.evaluate_at):
+            self._validate(self.first_step)
+
+    def _end_step(self, loop: Loop, line: dict[str, Any]) -> bool:
+        """Record and check a step, validate and save where that is planned; return whether the segment ends
+        here.
+        """
+        number = line["step"]
+        is_last = number == self.num_steps
+        is_fp16 = precision.of(self.settings) == "fp16"
+        self.guards.check(self.recorder.record_step(line, self.num_steps, is_fp16=is_fp16))
+        self._num_unmoved_steps = 0 if math.isfinite(line["grad_norm"]) else self._num_unmoved_steps + 1
+        if self._num_unmoved_steps >= _MOST_UNMOVED_STEPS:
+            raise DivergenceError(
+                f"training stopped at step {number:,}: no gradient was finite in the last"
+                f" {_MOST_UNMOVED_STEPS} steps, so nothing was learned; use training.precision: fp32, or look"
+                " for weights in base_model that are not finite"
+            )
+        is_planned = is_last or number % self.settings.checkpoint_every_steps == 0
+        if number in self.evaluate_at and self._validate(number):
+            is_planned = True
+        if number == self.history.end_step:
+            is_last = is_planned = True
+        # Ranks learn of a stop at different steps; a rank that saved alone would wait for the others for
+        # ever.
+        elif self.stopped or (not is_last and ranks.any_rank(self.shared.progress.stop_requested)):
+            self.stopped = True
+        if self.shared.resumable and (is_planned or self.stopped):
+            self._save(loop, is_planned=is_planned)
+        return is_last or self.stopped
+
+    def _validate(self, step: int) -> bool:
+        """Score the weights after a step and check the scores; return whether to keep the weights as the
+        best.
+
+        A request to stop cuts it short; the next segment scores the same weights then.
+        """
+        try:
+            line = self.validator.validate(step, self.model)
+        except Interrupted:
+            self.stopped = True
+            return False
+        self.guards.check(line)
+        if "general_rise" in line and self.validator.is_spent(line):
+            self.guards.end_early(self.validator.spent_budget(step, line))
+        self.recorder.meter.start()
+        return self.shared.resumable and self.validator.best_step() == step
+
+    def _save(self, loop: Loop, *, is_planned: bool) -> None:
+        """Write a checkpoint aside, and move it to its place when it is complete: a run that is killed
+        meanwhile must not resume from a part of it.
+
+        Args:
+            is_planned: whether every run over the same rows writes it.
+        """
+        step, folder = loop.step, self.shared.folder
+        written = checkpoint_of(folder / UNFINISHED, step)
+        try:
+            with room_needed(folder, f"the checkpoint of step {step:,}"):
+                loop.save(written)
+                if is_first_rank():
+                    self.recorder.log.sync()
+                    best, stored = self.validator.best_step(), self.shared.stored
+                    publish_everywhere(written, self.history, best, stored, is_planned=is_planned)
+        except BaseException:
+            # Frees the room that an incomplete checkpoint took.
+            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+            raise
+        ranks.wait()
+        self.saved_step = step
+        self.recorder.meter.start()
+
+    def _delete_old_checkpoints(self) -> None:
+        stored = self.shared.stored
+        with stored.spared() if stored is not None else nullcontext() as spared:
+            retain(self.shared.folder, self.history, best=self.validator.best_step(), spared=spared)
 
     def _finish(self) -> Fit:
-        seconds, num_steps = self.recorder.seconds, self._last_step()
+        seconds, num_steps = self.recorder.seconds, self.step
         model, step = self._choose_weights(num_steps)
         scores = _scores_of(self.recorder.log.lines, step)
         if not math.isfinite(scores["validation_loss"]):
@@ -346,10 +408,8 @@ class TrainingSegment:
             )
         interpolated = None
         if self.settings.wise_ft:
-            # Whoever still refers to the optimizer: its state and the anchors are copies of the weights.
-            if self.trainer.optimizer is not None:  # None where the last step came before this segment
-                self.trainer.optimizer.state.clear()
-            self.trainer.remove_callback(regularization.Pull)
+            if self.loop is not None:
+                self.loop.release()
             free_memory()
             interpolated = self._interpolate(model, step)
             scores = interpolated.of_chosen
@@ -376,7 +436,7 @@ class TrainingSegment:
         is_over = self.validator.is_spent(_scores_of(self.recorder.log.lines, last_step))
         if is_over and (best is None or not self.shared.resumable):
             raise self.validator.over_budget(last_step)
-        model = gather_model(self.trainer, lambda: self.shared.recipe.load(self.settings))
+        model = complete_model(self.model, lambda: self.shared.recipe.load(self.settings))
         takes_best = self.shared.resumable and (self.settings.keep_best or is_over)
         if not takes_best or best is None or best == last_step:
             return model, last_step
@@ -388,7 +448,7 @@ class TrainingSegment:
                 )
             except StoreError as error:
                 return str(error)
-            load_weights(self.trainer, path, model)
+            load_weights(model, path)
             return None
 
         if problem := ranks.run_on_first(load_best, self.shared.progress):
@@ -432,7 +492,7 @@ class TrainingSegment:
         """
         size = self.settings.micro_batch_size
         processes = self.shared.num_processes
-        step = self.trainer.state.global_step
+        step = self.step
         if self.settings.steps_in_backward:
             raise OutOfMemory(
                 f"memory ran out at step {step + 1:,} with {size:,} rows a pass, and"
@@ -447,7 +507,7 @@ class TrainingSegment:
                 f"memory ran out at step {step + 1:,} with a single row a pass; set"
                 " training.gradient_checkpointing, lower chunks.max_tokens or use a machine with more memory"
             )
-        to_step = self.first_step if self.callback.saved_step is None else self.callback.saved_step
+        to_step = self.first_step if self.saved_step is None else self.saved_step
         reason = f"memory ran out with {size:,} rows a pass"
         seconds = round(self.recorder.seconds, 3)
         incident = Incident("out_of_memory", step + 1, to_step, reason, seconds, micro_batch_size=smaller)
@@ -478,7 +538,7 @@ def fine_tune(
     num_processes: int = 1,
     evaluate_at: Callable[[float], Iterable[int]] | Sequence[int] | None = None,
     resumable: bool = True,
-    callbacks: Sequence[TrainerCallback] = (),
+    watch: Watch = lambda moment, loop: None,
     stored: StoredCheckpoints | None = None,
 ) -> Fit:
     """Train every weight of a model.
@@ -489,6 +549,7 @@ def fine_tune(
         evaluate_at: steps after which validation rows are scored, beside the last; or a function that returns
             them, given the number of steps, of which the last one may be a part. Default: twice an epoch.
         resumable: write checkpoints; one takes three times the weights' space.
+        watch: called at each `loop.Moment`.
         stored: the checkpoints of this training in its store, where that is not a disk: they go there too,
             and may come from there.
 
@@ -503,7 +564,7 @@ def fine_tune(
         Interrupted: a stop was requested; if resumable, a checkpoint was written.
     """
     require(settings if resumable else settings.model_copy(update={"track": []}), num_processes)
-    connect_processes(settings, work_folder)
+    connect_processes(settings)
     history = RunHistory(
         work_folder,
         is_writer=is_first_rank(),
@@ -522,7 +583,7 @@ def fine_tune(
         num_processes=num_processes,
         evaluate_at=evaluate_at,
         resumable=resumable,
-        callbacks=callbacks,
+        watch=watch,
         history=history,
         stored=stored,
     )
@@ -554,7 +615,8 @@ def require(settings: TrainingSettings, num_processes: int) -> None:
 def _train_in_segments(run: TrainingRun) -> Fit:
     resumed_from_step = None
     while True:
-        segment = _set_up(run)
+        with _setting_up(run.settings):
+            segment = TrainingSegment(run)
         if resumed_from_step is None:
             resumed_from_step = segment.first_step
             for name, value in segment.prepared.about.items():
@@ -572,13 +634,14 @@ def _train_in_segments(run: TrainingRun) -> Fit:
         free_memory()
 
 
-def _set_up(run: TrainingRun) -> TrainingSegment:
+@contextmanager
+def _setting_up(settings: TrainingSettings) -> Iterator[None]:
     try:
-        return TrainingSegment(run)
+        yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        copies = [name for name in ("distillation", "ewc", "l2_sp") if getattr(run.settings, name)]
+        copies = [name for name in ("distillation", "ewc", "l2_sp") if getattr(settings, name)]
         without = f"remove training.{copies[0]}, which holds a copy of the weights, " if copies else ""
         raise OutOfMemory(
             f"memory ran out before the first step: the model itself does not fit; {without}set a lower"

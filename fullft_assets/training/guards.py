@@ -271,7 +271,7 @@ class DeadGradient:
 class NoProgress:
     """Mean losses of the first and the last quarter of the steps so far, compared once."""
 
-    settings_class = Stops
+    settings_class = GuardSettings
     fix = "raise or lower training.learning_rate, or look at the labels"
 
     def __init__(self, settings: GuardSettings, run: PlannedRun):

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import os
 import platform
-import tempfile
 import time
 import warnings
 import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,7 +39,7 @@ from fullft_assets.models.hardware import (
     peak_memory_bytes,
 )
 from fullft_assets.models.inference import device, move
-from fullft_assets.models.token_loss import IGNORED
+from fullft_assets.models.token_loss import IGNORED, PLANNED_DEVICE
 from fullft_assets.planning import Measured
 from fullft_assets.planning.metadata import StepMemory, Work
 from fullft_assets.planning.targets import (
@@ -53,10 +51,10 @@ from fullft_assets.planning.targets import (
 )
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.training import kernels, ranks, regularization
+from fullft_assets.training.loop import accumulation_steps, connect_processes, place
 from fullft_assets.training.optimizers.low_memory import LowMemoryOptimizer
 from fullft_assets.training.recipe import Prepared, Recipe
 from fullft_assets.training.recorder import ModelShape, step_flops
-from fullft_assets.training.trainer import accumulation_steps, shard, training_arguments
 
 #: Passes that are timed, spread over the sizes that occur.
 _TIMED_PASSES = 6
@@ -82,23 +80,23 @@ def measure(recipe: Recipe, use_case: UseCaseSettings, processes: int) -> tuple[
     settings, seed = use_case.training, use_case.seed
     model = recipe.load(settings)
     layers.freeze(model, settings)
-    # Processes share the passes of training; here each pass is timed alone.
-    prepared = kernels.apply(model, recipe.prepare(model, settings, seed, 1), settings)
+    prepared = kernels.apply(model, recipe.prepare(model, settings, seed), settings)
     feed = prepared.feed
     model.train()
-    if processes == 1:
-        move(model)
-    if settings.compile:
-        layers.compile_below_head(model)
-    if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
     # Held for their memory alone: copies of the pretrained weights.
     anchors = regularization.anchors(recipe, settings, seed)
+    if processes > 1:
+        connect_processes(settings)
+        place(model, settings, processes)
+    else:
+        move(model)
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+    if settings.compile:
+        layers.compile_below_head(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [{"params": trained, "lr": 0.0, "weight_decay": 0.0}]
     optimizer = settings.chosen_optimizer.build(groups, settings.weights, settings.max_grad_norm, seed)
-    if processes > 1:
-        model, optimizer = _shard(model, optimizer, prepared, settings, processes)
     chosen = precision.of(settings)
     seconds_of_passes, seconds_of_a_step = _time_passes(model, optimizer, prepared, chosen)
     del anchors
@@ -121,27 +119,6 @@ def measure(recipe: Recipe, use_case: UseCaseSettings, processes: int) -> tuple[
         num_processes=processes,
     )
     return measured, prepared.about
-
-
-def _shard(
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    prepared: Prepared,
-    settings: TrainingSettings,
-    processes: int,
-) -> tuple[PreTrainedModel, torch.optim.Optimizer]:
-    with tempfile.TemporaryDirectory(prefix="fullft-plan-") as folder:
-        arguments = training_arguments(
-            settings,
-            model,
-            Path(folder),
-            seed=0,
-            num_processes=processes,
-            items_a_pass=prepared.feed.items_a_pass,
-            num_steps=1,
-            resumable=False,
-        )
-        return shard(model, optimizer, arguments)
 
 
 def _time_passes(
@@ -255,7 +232,7 @@ class Outline:
         with _in_one_line(), loading.without_weights():
             model = self._recipe.load(self._settings)
             layers.freeze(model, self._settings)
-            feed = self._recipe.prepare(model, self._settings, self._seed, 1).feed
+            feed = self._recipe.prepare(model, self._settings, self._seed).feed
             shape = ModelShape.of(model)
         flops = step_flops(feed.lengths, feed.num_predicted, np.array([0, len(feed.lengths)]), shape)
         return Work(
@@ -286,10 +263,7 @@ class Outline:
         settings = settings.model_copy(
             update={"precision": "auto", "compile": False, "sharding": "none", "epochs": 1.0}
         )
-        key = (
-            settings.model_dump_json(exclude={"batch_size"})
-            + f" {precision} {is_gpu and precision != 'fp32'} {num_passes}"
-        )
+        key = settings.model_dump_json(exclude={"batch_size"}) + f" {precision} {is_gpu} {num_passes}"
         if key not in self._counted:
             with _in_one_line():
                 self._counted[key] = _count(
@@ -329,7 +303,7 @@ def _count(
         layers.freeze(model, settings)
         tracker.keep([*model.parameters(), *model.buffers()])
         weight_bytes = tracker.live
-        prepared = recipe.prepare(model, settings, seed, 1)
+        prepared = recipe.prepare(model, settings, seed)
         pulls = _pulls(recipe, settings)
         copies = tracker.live - weight_bytes
         model.train()
@@ -477,12 +451,17 @@ class _Fp32OnGpus(TorchFunctionMode):
 
 @contextmanager
 def autocast(precision: str, *, is_gpu: bool) -> Iterator[None]:
-    """Context in which fake tensors get the formats that they would have on the device."""
-    if precision == "fp32":
-        yield
-        return
-    with torch.autocast("cpu", dtype=torch.bfloat16), _Fp32OnGpus() if is_gpu else nullcontext():
-        yield
+    """Context in which fake tensors get the formats and the sizes that they would have on the device."""
+    is_half = precision != "fp32"
+    token = PLANNED_DEVICE.set("cuda" if is_gpu else "cpu")
+    try:
+        with (
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_half),
+            _Fp32OnGpus() if is_gpu and is_half else nullcontext(),
+        ):
+            yield
+    finally:
+        PLANNED_DEVICE.reset(token)
 
 
 def _pulls(recipe: Recipe, settings: TrainingSettings) -> list[Any]:

@@ -32,6 +32,18 @@ def wait() -> None:
         torch.distributed.barrier()
 
 
+def number() -> int:
+    """Return the number of this process."""
+    return torch.distributed.get_rank() if _are_connected() else 0
+
+
+def total(value: torch.Tensor) -> torch.Tensor:
+    """Return the sum of a tensor over all processes; all must call this."""
+    if _are_connected():
+        torch.distributed.all_reduce(value)
+    return value
+
+
 def any_rank(flag: bool) -> bool:
     """Return whether the flag is set in one of the processes; all must call this."""
     return _any_rank(flag)[0]

@@ -96,9 +96,7 @@ class Recipe(Protocol):
         """
         ...
 
-    def prepare(
-        self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int
-    ) -> Prepared:
+    def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
         """Plan the items that a loaded model reads, and its loss.
 
         Args:

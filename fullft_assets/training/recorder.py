@@ -1,8 +1,5 @@
 """Records a training segment as it goes: each line to the step log and to the trackers, each step to the
 progress, with the rates of the last steps.
-
-Trainer's own callbacks for TensorBoard and MLflow are not used. After a resume theirs begin another MLflow
-run, and leave the steps that a roll-back undid in the event files; a server that is down ends the training.
 """
 
 from __future__ import annotations
@@ -10,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -174,6 +172,9 @@ def scalars(line: Mapping[str, Any]) -> dict[str, float]:
     return numbers
 
 
+#: Of a configuration: how many experts a layer routes tokens to; and the names of their weights.
+_NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+_OF_EXPERT = re.compile(r"\.experts\.")
 #: Steps whose rates are averaged.
 _WINDOW = 20
 
@@ -183,7 +184,8 @@ class ModelShape:
     """The parts of a model that cost FLOP. Embeddings are looked up and not multiplied.
 
     Attributes:
-        num_weights: without embeddings and the output head of a language model.
+        num_weights: without embeddings and the output head of a language model; of experts as many as compute
+            a token.
         num_head_weights: of that head, which is computed where a token is predicted.
     """
 
@@ -207,14 +209,21 @@ class ModelShape:
                 *(weight for module in embeddings for weight in module.parameters()),
             ]
         }
-        weights = [weight for weight in model.parameters() if id(weight) not in excluded]
+        config = model.config.get_text_config()
+        num_experts = next((getattr(config, name) for name in _NUM_EXPERTS if hasattr(config, name)), None)
+        share = getattr(config, "num_experts_per_tok", 1) / num_experts if num_experts else 1
+        sizes = {
+            weight: weight.numel() * (share if _OF_EXPERT.search(name) else 1)
+            for name, weight in model.named_parameters()
+            if id(weight) not in excluded
+        }
         return cls(
-            num_weights=sum(weight.numel() for weight in weights),
-            num_trained=sum(weight.numel() for weight in weights if weight.requires_grad),
+            num_weights=round(sum(sizes.values())),
+            num_trained=round(sum(size for weight, size in sizes.items() if weight.requires_grad)),
             num_head_weights=sum(weight.numel() for weight in head_weights),
             num_trained_head_weights=sum(weight.numel() for weight in head_weights if weight.requires_grad),
-            num_layers=getattr(model.config, "num_hidden_layers", 0),
-            hidden=getattr(model.config, "hidden_size", 0),
+            num_layers=getattr(config, "num_hidden_layers", 0),
+            hidden=getattr(config, "hidden_size", 0),
         )
 
 
@@ -241,14 +250,6 @@ def step_flops(
     return sums_between(flops, bounds)
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Rates over the last steps; `mfu` is the share of the card's peak, None where the peak is not known."""
-
-    tokens_per_second: float
-    mfu: float | None
-
-
 class Meter:
     """Times the steps; the time between them (validation, checkpoints) does not count.
 
@@ -270,8 +271,10 @@ class Meter:
         """Start to time the next step."""
         self._started = time.perf_counter()
 
-    def step_done(self, step: int) -> Rates:
-        """Return the rates of the last steps, this one (1 = the first) included."""
+    def step_done(self, step: int) -> dict[str, float]:
+        """Return the rates of the last steps, this one (1 = the first) included: `tokens_per_second`, and
+        `mfu`, the share of the cards' peak, where that is known.
+        """
         now = time.perf_counter()
         if self._num_steps == 1:
             # The first step of a process compiles, allocates and skips what was trained before.
@@ -283,8 +286,8 @@ class Meter:
         self._started = now
         seconds, tokens, flops = np.sum(self._recent, axis=0)
         seconds = max(seconds, 1e-9)
-        mfu = None if self._peak is None else float(flops / seconds / self._peak)
-        return Rates(float(tokens / seconds), mfu)
+        mfu = {} if self._peak is None else {"mfu": round(float(flops / seconds / self._peak), 4)}
+        return {"tokens_per_second": round(float(tokens / seconds), 1), **mfu}
 
 
 #: Metrics of a step that its progress line shows.
@@ -316,27 +319,22 @@ class StepRecorder:
         self.log.append(line)
         self.trackers.log(line)
 
-    def record_step(
-        self, step: int, num_steps: int, logs: dict[str, Any], *, is_fp16: bool
-    ) -> dict[str, Any]:
-        """Write the line of an optimizer step and report it; return the line."""
-        rates = self.meter.step_done(step)
-        norm = logs.get("grad_norm")
+    def record_step(self, step: Mapping[str, Any], num_steps: int, *, is_fp16: bool) -> dict[str, Any]:
+        """Write the line of an optimizer step and report it; return the line.
+
+        Args:
+            step: as `loop.Loop.steps` yields it.
+        """
         # In fp16 the loss scaler tries a scale, skips the step that overflows, and lowers the scale: this is
         # not a divergence.
-        if is_fp16 and norm is not None and not math.isfinite(norm):
-            norm = None
+        is_overflow = is_fp16 and not math.isfinite(step["grad_norm"])
         line = {
-            "step": step,
-            "loss": logs["loss"],
-            "grad_norm": norm,
-            "learning_rate": logs["learning_rate"],
-            "tokens_per_second": round(rates.tokens_per_second, 1),
+            **step,
+            "grad_norm": None if is_overflow else step["grad_norm"],
+            **self.meter.step_done(step["step"]),
             "memory_gib": round(peak_memory_bytes() / 2**30, 3),
             "seconds": round(self.seconds, 3),
         }
-        if rates.mfu is not None:
-            line["mfu"] = round(rates.mfu, 4)
         self.record(line)
-        self.progress.step(step, num_steps, **{name: line[name] for name in _SHOWN})
+        self.progress.step(step["step"], num_steps, **{name: line[name] for name in _SHOWN})
         return line

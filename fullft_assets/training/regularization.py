@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 
 from fullft_assets.errors import SettingsError
 from fullft_assets.models import layers
@@ -130,9 +130,8 @@ class Anchor:
 
     @torch.no_grad()
     def pull(self, model: nn.Module) -> None:
-        """Add the pull to the gradients of a model, which may be wrapped."""
-        unwrapped: Any = getattr(model, "module", model)
-        for name, parameter in unwrapped.named_parameters():
+        """Add the pull to the gradients of a model."""
+        for name, parameter in model.named_parameters():
             if name not in self._start or parameter.grad is None:
                 continue
             self._start[name] = self._start[name].to(parameter.device)
@@ -141,18 +140,6 @@ class Anchor:
                 self._importance[name] = self._importance[name].to(parameter.device)
                 distance.mul_(self._importance[name])
             parameter.grad.add_(distance, alpha=self._strength)
-
-
-class Pull(TrainerCallback):
-    """L2-SP and EWC: adds the pull towards the pretrained weights to the gradients, after clipping."""
-
-    def __init__(self, anchors: Sequence[Anchor]):
-        self._anchors = anchors
-
-    def on_pre_optimizer_step(self, args, state, control, model: Any = None, **kwargs):
-        """Add the pulls to the step's gradients."""
-        for anchor in self._anchors:
-            anchor.pull(model)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -45,6 +45,8 @@ from fullft_assets.training.checkpoints import (
     identity_of,
     is_complete,
     kept_steps,
+    publish,
+    retain,
     step_of,
 )
 from fullft_assets.training.recorder import EVENT_FILES, MLFLOW_RUN
@@ -343,6 +345,36 @@ def stored_checkpoints(
             yield stored
         finally:
             stored.finish()
+
+
+def publish_everywhere(
+    written: Path,
+    history: RunHistory,
+    best: int | None,
+    stored: StoredCheckpoints | None,
+    *,
+    is_planned: bool,
+) -> None:
+    """Move a checkpoint that was written aside to its place in the work folder, delete those that are no
+    longer kept, and offer it to the store, if there is one.
+
+    Args:
+        written: in a folder of its own inside the work folder.
+        best: step of the checkpoint with the lowest validation loss.
+        is_planned: whether every run over the same rows writes it.
+    """
+    folder = written.parent.parent
+    target = folder / written.name
+    if stored is not None:
+        stored.copy_beside(folder, written)
+    publish(written, target, num_incidents=len(history.incidents), is_planned=is_planned)
+    with stored.spared() if stored is not None else nullcontext() as spared:
+        retain(folder, history, best=best, spared=spared)
+    if stored is not None:
+        # The best one first: who finds the newest one there finds all that it needs.
+        complete = complete_checkpoints(folder, history)
+        offered = [folder / checkpoint.name for checkpoint in complete if checkpoint.step == best]
+        stored.offer([*offered, target], history, best=best)
 
 
 def stored_name(step: int, identity: str | None) -> str:

@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from datasets import Dataset
 from transformers import PreTrainedModel
 
 from fullft_assets.base_model import ModelFolder
@@ -115,9 +114,7 @@ class ClassificationRecipe(Encoder):
         is_early = (one_hot & (np.cumsum(one_hot, axis=0) <= _ROWS_OF_EACH_LABEL)).any(1)
         return self.train.select(np.flatnonzero(is_early | (np.arange(len(self.train)) < most_rows)).tolist())
 
-    def prepare(
-        self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int
-    ) -> Prepared:
+    def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
         feed = window_feed(*labelled_windows(self.train), model, settings, seed, torch.tensor)
         return self._prepared(
             model,
@@ -159,16 +156,13 @@ def window_feed(
     bounds = np.append(np.arange(0, len(order), settings.micro_batch_size), len(order))
     pad_id = model.config.pad_token_id or 0
 
-    def collated(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return {
-            **collate([row["input_ids"] for row in rows], pad_id),
-            "labels": to_tensor([row["labels"] for row in rows]),
-        }
+    def batch(number: int) -> dict[str, torch.Tensor]:
+        rows = order[bounds[number] : bounds[number + 1]]
+        inputs = collate([windows[row] for row in rows], pad_id)
+        return inputs | {"labels": to_tensor([labels[row] for row in rows])}
 
     return Feed(
-        dataset=Dataset.from_dict({"input_ids": windows, "labels": labels}).select(order),
-        collate=collated,
-        items_a_pass=settings.micro_batch_size,
+        batch=batch,
         num_rows=len(order),
         lengths=lengths[order],
         num_predicted=np.zeros(len(order), np.int64),
@@ -207,9 +201,8 @@ def planned_order(lengths: list[int], epochs: float, batch_size: int, seed: int)
 def _loss_of_output(train: Split, balanced_labels: int | None) -> Callable[[Any, torch.Tensor], torch.Tensor]:
     """Return (output, labels) -> the summed cross-entropy of a pass.
 
-    A model's own loss is the mean over the micro-batch, and Trainer takes it as its part of the full batch's
-    mean: with accumulation the gradients and the logged loss would be as many times too large as there are
-    micro-batches.
+    A model's own loss is the mean over the micro-batch: with accumulation the gradients and the logged loss
+    would be as many times too large as there are micro-batches.
 
     Args:
         balanced_labels: number of labels, to weight each by its inverse frequency; None = no weights.
@@ -249,9 +242,7 @@ class MultiLabelRecipe(ClassificationRecipe):
 
     problem_type = MULTI_LABEL
 
-    def prepare(
-        self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int
-    ) -> Prepared:
+    def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
         for name, split in (("training", self.train), ("validation", self.validation)):
             if split.labels.shape != (len(split), model.config.num_labels):
                 raise DataError(

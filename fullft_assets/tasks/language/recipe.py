@@ -83,9 +83,7 @@ class NextTokenRecipe:
     ) -> None:
         """See `Recipe`: its head is the base model's."""
 
-    def prepare(
-        self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int
-    ) -> Prepared:
+    def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
         """See `Recipe`: probes the model and plans packed rows, or, where it leaks, padded ones.
 
         A padded pass takes at most as many tokens, padding included, as a packed one has room for.
@@ -106,7 +104,6 @@ class NextTokenRecipe:
             isolated,
             settings,
             seed,
-            num_processes,
             tells_replayed=teaches_replay,
         )
         about = {"isolation": isolated.reason, "is_packed": isolated.is_isolated}
@@ -232,11 +229,9 @@ def _feed(
     isolated: Isolation,
     settings: TrainingSettings,
     seed: int,
-    num_processes: int,
     *,
     tells_replayed: bool,
 ) -> Feed:
-    options = {"num_processes": num_processes, "with_replayed": tells_replayed}
     rows_a_pass, epochs = settings.micro_batch_size, settings.num_epochs
     embeddings: Any = model.get_input_embeddings()
     known = embeddings.num_embeddings
@@ -246,9 +241,11 @@ def _feed(
         if isinstance(i, int) and 0 <= i < known
     )
     if not isolated.is_isolated:
-        return feed.padded(pieces, rows_a_pass, settings.batch_size, epochs, seed, pad_id, **options)
-    is_flat = isolation.needs_flat_rows(model)
-    return feed.packed(pieces, rows_a_pass, epochs, seed, pad_id, **options, is_flat=is_flat)
+        rows_a_batch = settings.batch_size
+        return feed.padded(
+            pieces, rows_a_pass, rows_a_batch, epochs, seed, pad_id, with_replayed=tells_replayed
+        )
+    return feed.packed(pieces, rows_a_pass, epochs, seed, pad_id, with_replayed=tells_replayed)
 
 
 def _token_loss(model: PreTrainedModel, batch: Batch, settings: TrainingSettings) -> TokenLoss:

@@ -101,7 +101,7 @@ class Writer:
         self._model.eval()
         move(self._model)
         try:
-            # In the weights' own fp32: one token at a time, casting them costs more than it saves.
+            # In the weights' own format: one token at a time, casting them costs more than it saves.
             with torch.inference_mode():
                 generate: Any = self._model.generate
                 generated = generate(inputs, attention_mask=mask, generation_config=config)

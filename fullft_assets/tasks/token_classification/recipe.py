@@ -507,9 +507,7 @@ class TokenClassificationRecipe(Encoder):
                 targets.append(target[is_drawn])
         return np.concatenate(states), np.concatenate(targets)
 
-    def prepare(
-        self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int
-    ) -> Prepared:
+    def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
         windows = [window for document in self.train.windows for window in document]
         tags = [window for document in self._tags(self.train) for window in document]
         return self._prepared(
