@@ -23,6 +23,9 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
+import torch
+from safetensors import safe_open
+
 from fullft_assets.errors import StoreError, without_secrets
 from fullft_assets.jobs.progress import Listener, Progress
 from fullft_assets.jobs.ranks import is_first_rank
@@ -486,7 +489,7 @@ def checkpoint_of_step(
     path = checkpoint_of(folder, step)
     problem = f"{path} is missing"
     if any(checkpoint.step == step for checkpoint in complete_checkpoints(folder, history)):
-        if (damaged := first_damaged(path, listener)) is None:
+        if (damaged := first_damaged(path, listener) or _unloadable(path)) is None:
             return path
         problem = f"{path / damaged} is damaged"
     if stored is None:
@@ -521,11 +524,13 @@ def _choose(
         newest = here[0] if is_here else there[0]
         path = checkpoint_of(folder, newest.step)
         if is_here or stored is None:
-            damaged = first_damaged(path, listener)
+            damaged = first_damaged(path, listener) or _unloadable(path)
             place = str(path)
         else:
             damaged = ranks.attended(partial(stored.fetch, newest.name, folder), listener)
             place = stored.place(newest.name)
+            if damaged is None and (damaged := _unloadable(path)) is not None:
+                discard(path)
         if damaged is None:
             # It may have been copied here for another process, or a kill came between it and its log.
             restore_beside(path, folder)
@@ -535,3 +540,21 @@ def _choose(
         else:
             stored.skip(newest.name)
         progress.say(f"{place}/{damaged} is damaged; continuing from the checkpoint before, if there is one")
+
+
+def _unloadable(checkpoint: Path) -> str | None:
+    """Return the name of the first file of a checkpoint that cannot be loaded, or None: its digests may be right,
+    as they protect from damage alone. No tensor is read.
+    """
+    for path in sorted(checkpoint.iterdir()):
+        try:
+            if path.suffix in (".pt", ".bin"):
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            elif path.suffix == ".safetensors":
+                with safe_open(path, "pt"):
+                    pass
+        except (OSError, MemoryError):
+            raise  # of the machine, not of the file
+        except Exception:  # both libraries have errors of their own for what they cannot read
+            return path.name
+    return None
