@@ -38,7 +38,7 @@ from fullft_assets.tasks.language.recipe import NextTokenRecipe
 from fullft_assets.training import feed
 from fullft_assets.training.feed import Feed, Pieces, planned_batches, planned_rows, sums_between
 from fullft_assets.training.finetuning import Fit, fine_tune
-from tests.optimizer_steps import Seen, Stopping, gradients
+from tests.optimizer_steps import Stopping, gradients, keeping
 from tests.test_isolation import LEAKING, SMALL, build
 
 pytestmark = pytest.mark.numeric
@@ -271,10 +271,10 @@ def test_gradients_are_those_of_documents_alone(tmp_path: Path, marked: bool, mi
     batch_size = -(-num_rows // 4) * 4
     chosen = SETTINGS.model_copy(update={"batch_size": batch_size, "micro_batch_size": micro_batch_size})
     expected = alone(build(LLAMA), data)
-    seen = Seen()
-    done = fit(LLAMA, data, chosen, tmp_path, watch=seen)
+    seen: list[torch.Tensor] = []
+    done = fit(LLAMA, data, chosen, tmp_path, watch=keeping(seen))
     assert done.about["is_packed"] and done.num_steps == 1 and done.num_tokens == sum(map(len, data.windows))
-    (found,) = seen.gradients
+    (found,) = seen
     assert (found - expected).norm() / expected.norm() < 1e-5
     assert (found - expected).abs().max() / expected.abs().max() < 1e-5
 
@@ -282,12 +282,12 @@ def test_gradients_are_those_of_documents_alone(tmp_path: Path, marked: bool, mi
 def test_model_that_leaks_is_trained_on_padded_rows_and_says_so(tmp_path: Path) -> None:
     data = training(marked=True)
     expected = alone(build(OPT), data)
-    seen = Seen()
+    seen: list[torch.Tensor] = []
     settings = SETTINGS.model_copy(update={"batch_size": 40, "micro_batch_size": 4})
-    done = fit(OPT, data, settings, tmp_path, watch=seen)
+    done = fit(OPT, data, settings, tmp_path, watch=keeping(seen))
     assert done.about["is_packed"] is False and "move one another" in done.about["isolation"]
     assert done.num_steps == 1 and done.num_tokens == sum(map(len, data.windows))
-    (found,) = seen.gradients
+    (found,) = seen
     assert (found - expected).norm() / expected.norm() < 1e-5
 
 

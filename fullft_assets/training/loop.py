@@ -347,11 +347,6 @@ class Loop:
             torch.save(self._scaler.state_dict(), folder / _SCALE)
         torch.save(states, folder / RANDOM_STATES)
 
-    def release(self) -> None:
-        """Drop the copies of the weights that the optimizer and the anchors hold."""
-        self.anchors = ()
-        self.optimizer.state.clear()
-
     def steps(self) -> Iterator[dict[str, Any]]:
         """Take the steps that are missing; after each yield its `step` from 1, its mean `loss` over all
         processes, the `grad_norm` before clipping and the `learning_rate`.
