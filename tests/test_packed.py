@@ -21,6 +21,7 @@ from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3Config,
     LlamaConfig,
     MixtralConfig,
     OPTConfig,
@@ -45,6 +46,19 @@ pytestmark = pytest.mark.numeric
 
 CAPACITY = 24
 LLAMA = LlamaConfig(**SMALL, pad_token_id=0)
+#: Its text part alone is trained.
+MULTI_MODAL = Gemma3Config(
+    text_config={**SMALL, "pad_token_id": 0},
+    vision_config={
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "image_size": 28,
+        "patch_size": 14,
+    },
+    mm_tokens_per_image=4,
+)
 OPT = OPTConfig(**LEAKING["opt"].to_diff_dict() | {"pad_token_id": 0})
 SETTINGS = TrainingSettings(
     epochs=1,
@@ -291,11 +305,12 @@ def test_model_that_leaks_is_trained_on_padded_rows_and_says_so(tmp_path: Path) 
     assert (found - expected).norm() / expected.norm() < 1e-5
 
 
-def test_step_loss_is_the_mean_over_its_trained_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [LLAMA, MULTI_MODAL], ids=["llama", "multi-modal"])
+def test_step_loss_is_the_mean_over_its_trained_tokens(config: PreTrainedConfig, tmp_path: Path) -> None:
     data = training(marked=True)
-    done = fit(LLAMA, data, SETTINGS.model_copy(update={"learning_rate": 1e-30}), tmp_path)
+    done = fit(config, data, SETTINGS.model_copy(update={"learning_rate": 1e-30}), tmp_path)
     losses = [line["loss"] for line in done.history if "loss" in line]
-    model = build(LLAMA)
+    model = build(config)
     batches = list(feed.packed(Pieces(data), SETTINGS.batch_size, 1, 1, 0).batches())
     assert len(losses) == len(batches) == done.num_steps > 1
     with torch.no_grad():

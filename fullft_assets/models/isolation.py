@@ -88,7 +88,9 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
 
     # A neighbour at the end of a document as long as a row: some models change for all that they read as
     # soon as a document is long.
-    longest = min(capacity, getattr(model.config, "max_position_embeddings", None) or capacity)
+    longest = min(
+        capacity, getattr(model.config.get_text_config(), "max_position_embeddings", None) or capacity
+    )
 
     def neighbours_of(watched: torch.Tensor) -> list[list[torch.Tensor]]:
         return [[document(), watched, document()], [document(), document(), document()]]
