@@ -132,8 +132,8 @@ def has_kind(config: PretrainedConfig, kind: type) -> bool:
     """
     if config.is_encoder_decoder:
         raise SettingsError(
-            f"base_model: {config.model_type} is an encoder-decoder, which no task trains; give an encoder such"
-            " as BERT, or a decoder such as Llama"
+            f"base_model: {config.model_type} is an encoder-decoder, which no task trains; give an encoder"
+            " such as BERT, or a decoder such as Llama"
         )
     return type(config) in _MAPPINGS[kind] or kind.__name__ in (getattr(config, "auto_map", None) or {})
 

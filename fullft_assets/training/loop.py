@@ -90,7 +90,7 @@ def place(model: PreTrainedModel, settings: TrainingSettings, num_processes: int
     """Place a model where it is trained; return what makes its forward passes: the model, or its wrapper."""
     model.config.use_cache = False
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     chosen = precision.of(settings)
     if settings.sharding != "none":
         _shard(model, settings, chosen)
