@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import inference
 from fullft_assets.training.finetuning import fine_tune
-from fullft_assets.training.loop import Loop, Moment
+from fullft_assets.training.loop import Watch
 from tests.prepared import Prepared
 
 
@@ -25,15 +25,9 @@ def gradients(model: PreTrainedModel) -> torch.Tensor:
     )
 
 
-class Seen:
-    """Keeps what the optimizer is about to use."""
-
-    def __init__(self) -> None:
-        self.gradients: list[torch.Tensor] = []
-
-    def __call__(self, moment: Moment, loop: Loop) -> None:
-        if moment == "gradients":
-            self.gradients.append(gradients(loop.model))
+def keeping(seen: list[torch.Tensor]) -> Watch:
+    """Keep what the optimizer is about to use."""
+    return lambda moment, loop: seen.append(gradients(loop.model)) if moment == "gradients" else None
 
 
 class Stopping(Progress):
@@ -79,9 +73,10 @@ def check_steps(
         "max_grad_norm": 1e9,
         "learning_rate": 1e-12,
     }
-    chosen, seen = case.use_case.settings.training.model_copy(update=changes), Seen()
+    chosen = case.use_case.settings.training.model_copy(update=changes)
+    seen: list[torch.Tensor] = []
     done = fine_tune(
-        recipe, chosen, 1, folder, Progress(silent=True), evaluate_at=(), resumable=False, watch=seen
+        recipe, chosen, 1, folder, Progress(silent=True), evaluate_at=(), resumable=False, watch=keeping(seen)
     )
     losses = [line["loss"] for line in done.history if "loss" in line]
     torch.manual_seed(1)
@@ -98,4 +93,4 @@ def check_steps(
         ).mean()
         loss.backward()
         assert losses[number] == pytest.approx(loss.item(), rel=1e-4)
-        assert torch.allclose(seen.gradients[number], gradients(model), rtol=1e-3, atol=1e-6)
+        assert torch.allclose(seen[number], gradients(model), rtol=1e-3, atol=1e-6)

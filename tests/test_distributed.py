@@ -32,7 +32,7 @@ from fullft_assets.workloads import planning
 from tests import machine
 from tests.prepared import command, prepare, write_general, write_tiny_model
 from tests.test_isolation import build
-from tests.test_packed import LLAMA, SETTINGS, fit, training
+from tests.test_packed import LLAMA, SETTINGS
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -252,17 +252,10 @@ def test_an_encoder_in_parts_learns_and_is_scored_as_in_one_process(tmp_path: Pa
         assert made["fsdp2"]["metadata"][name] == pytest.approx(made["none"]["metadata"][name], rel=1e-2)
 
 
-def test_sharding_needs_more_than_one_process(tmp_path: Path) -> None:
-    with pytest.raises(
-        SettingsError, match="fsdp2 needs more than one process; set launcher.processes to 2 or more"
-    ):
-        fit(LLAMA, training(), SETTINGS.model_copy(update={"sharding": "fsdp2"}), tmp_path)
-
-
 @pytest.mark.parametrize(
     ("more", "processes", "message"),
     [
-        ({}, 1, "set launcher.processes"),
+        ({}, 1, "fsdp2 needs more than one process; set launcher.processes to 2 or more"),
         ({"weights": "bf16"}, 2, "works with optimizer: adamw"),
         ({"l2_sp": 0.1}, 2, "needs all weights in each process"),
         ({"compile": True}, 2, "is not supported with sharding: fsdp2"),

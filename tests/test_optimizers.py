@@ -303,21 +303,6 @@ def _spoil(model: nn.Module, output: object, number: int) -> None:
 
 
 class TestPlan:
-    @pytest.mark.parametrize(
-        ("optimizer", "weights", "expected"),
-        [
-            ("adamw", "fp32", 16),
-            ("adamw_8bit", "fp32", 10),
-            ("adamw_in_backward", "fp32", 12),
-            ("adafactor", "fp32", 8),
-            ("adamw", "bf16", 8),
-            ("adamw_in_backward", "bf16", 6),
-            ("adafactor_in_backward", "bf16", 2),
-        ],
-    )
-    def test_bytes_of_each_rung(self, optimizer, weights, expected):
-        assert planning.state_bytes(optimizer, weights) == expected
-
     def test_smaller_passes_are_not_proposed_for_steps_in_the_backward_pass(self):
         training = TrainingSettings(optimizer="adafactor_in_backward", micro_batch_size=32)
         _, (fits, _) = planning.plan_checks(MEASURED, PlanningSettings(max_memory_gib=1), training)

@@ -21,6 +21,7 @@ from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3Config,
     LlamaConfig,
     MixtralConfig,
     OPTConfig,
@@ -38,13 +39,26 @@ from fullft_assets.tasks.language.recipe import NextTokenRecipe
 from fullft_assets.training import feed
 from fullft_assets.training.feed import Feed, Pieces, planned_batches, planned_rows, sums_between
 from fullft_assets.training.finetuning import Fit, fine_tune
-from tests.optimizer_steps import Seen, Stopping, gradients
+from tests.optimizer_steps import Stopping, gradients, keeping
 from tests.test_isolation import LEAKING, SMALL, build
 
 pytestmark = pytest.mark.numeric
 
 CAPACITY = 24
 LLAMA = LlamaConfig(**SMALL, pad_token_id=0)
+#: Its text part alone is trained.
+MULTI_MODAL = Gemma3Config(
+    text_config={**SMALL, "pad_token_id": 0},
+    vision_config={
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "image_size": 28,
+        "patch_size": 14,
+    },
+    mm_tokens_per_image=4,
+)
 OPT = OPTConfig(**LEAKING["opt"].to_diff_dict() | {"pad_token_id": 0})
 SETTINGS = TrainingSettings(
     epochs=1,
@@ -271,10 +285,10 @@ def test_gradients_are_those_of_documents_alone(tmp_path: Path, marked: bool, mi
     batch_size = -(-num_rows // 4) * 4
     chosen = SETTINGS.model_copy(update={"batch_size": batch_size, "micro_batch_size": micro_batch_size})
     expected = alone(build(LLAMA), data)
-    seen = Seen()
-    done = fit(LLAMA, data, chosen, tmp_path, watch=seen)
+    seen: list[torch.Tensor] = []
+    done = fit(LLAMA, data, chosen, tmp_path, watch=keeping(seen))
     assert done.about["is_packed"] and done.num_steps == 1 and done.num_tokens == sum(map(len, data.windows))
-    (found,) = seen.gradients
+    (found,) = seen
     assert (found - expected).norm() / expected.norm() < 1e-5
     assert (found - expected).abs().max() / expected.abs().max() < 1e-5
 
@@ -282,20 +296,21 @@ def test_gradients_are_those_of_documents_alone(tmp_path: Path, marked: bool, mi
 def test_model_that_leaks_is_trained_on_padded_rows_and_says_so(tmp_path: Path) -> None:
     data = training(marked=True)
     expected = alone(build(OPT), data)
-    seen = Seen()
+    seen: list[torch.Tensor] = []
     settings = SETTINGS.model_copy(update={"batch_size": 40, "micro_batch_size": 4})
-    done = fit(OPT, data, settings, tmp_path, watch=seen)
+    done = fit(OPT, data, settings, tmp_path, watch=keeping(seen))
     assert done.about["is_packed"] is False and "move one another" in done.about["isolation"]
     assert done.num_steps == 1 and done.num_tokens == sum(map(len, data.windows))
-    (found,) = seen.gradients
+    (found,) = seen
     assert (found - expected).norm() / expected.norm() < 1e-5
 
 
-def test_step_loss_is_the_mean_over_its_trained_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [LLAMA, MULTI_MODAL], ids=["llama", "multi-modal"])
+def test_step_loss_is_the_mean_over_its_trained_tokens(config: PreTrainedConfig, tmp_path: Path) -> None:
     data = training(marked=True)
-    done = fit(LLAMA, data, SETTINGS.model_copy(update={"learning_rate": 1e-30}), tmp_path)
+    done = fit(config, data, SETTINGS.model_copy(update={"learning_rate": 1e-30}), tmp_path)
     losses = [line["loss"] for line in done.history if "loss" in line]
-    model = build(LLAMA)
+    model = build(config)
     batches = list(feed.packed(Pieces(data), SETTINGS.batch_size, 1, 1, 0).batches())
     assert len(losses) == len(batches) == done.num_steps > 1
     with torch.no_grad():

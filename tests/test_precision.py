@@ -10,9 +10,9 @@ import torch
 from fullft_assets.models import precision
 from fullft_assets.models.inference import load_causal
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.training.loop import Loop, place
+from fullft_assets.training.loop import groups_of_weights, place
 from tests.test_isolation import build
-from tests.test_packed import LLAMA, SETTINGS, fit, training
+from tests.test_packed import LLAMA
 
 pytestmark = pytest.mark.numeric
 
@@ -42,25 +42,20 @@ def test_a_language_model_is_scored_in_the_format_that_a_card_computes_in(
     assert load_causal(tmp_path, dtype=torch.float32).dtype == torch.float32
 
 
-def test_gradient_checkpointing_computes_each_layer_twice_in_a_pass(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And the optimizer steps in one kernel."""
-    counts: list[int] = []
-    build_loop = Loop.__init__
+def test_gradient_checkpointing_computes_each_layer_twice_in_a_pass() -> None:
+    counts = {False: 0, True: 0}
+    for is_on in counts:
+        model = build(LLAMA).train()
 
-    def build_counting(loop: Loop, *arguments: object, **options: object) -> None:
-        build_loop(loop, *arguments, **options)
-        assert loop.optimizer.defaults["fused"] is True
+        def count(*arguments: object, is_on: bool = is_on) -> None:
+            counts[is_on] += 1
 
-        def count(module: torch.nn.Module, inputs: object) -> None:
-            counts[-1] += module.training
+        model.model.layers[0].mlp.register_forward_pre_hook(count)
+        passing = place(model, TrainingSettings(precision="fp32", gradient_checkpointing=is_on), 1)
+        passing(input_ids=torch.ones((1, 4), dtype=torch.long)).logits.sum().backward()
+    assert counts == {False: 1, True: 2}
 
-        loop.model.model.layers[0].mlp.register_forward_pre_hook(count)
 
-    monkeypatch.setattr(Loop, "__init__", build_counting)
-    for is_on in (False, True):
-        counts.append(0)
-        chosen = SETTINGS.model_copy(update={"gradient_checkpointing": is_on})
-        fit(LLAMA, training(8), chosen, tmp_path / str(is_on))
-    assert counts[1] == 2 * counts[0] > 0
+def test_the_optimizer_steps_in_one_kernel() -> None:
+    groups = groups_of_weights(build(LLAMA), TrainingSettings())
+    assert TrainingSettings().chosen_optimizer.build(groups, "fp32", 1.0, 0).defaults["fused"] is True

@@ -26,17 +26,15 @@ def feed(num_items: int, collate: Any) -> Feed:
 
 
 class Collate:
-    """Tell which items were collated; `failing` ones cannot be."""
+    """Tell which items were collated."""
 
-    def __init__(self, failing: int | None = None):
-        self.failing, self.seen, self.progress = failing, [], threading.Condition()
+    def __init__(self) -> None:
+        self.seen, self.progress = [], threading.Condition()
 
     def __call__(self, items: list[int]) -> Batch:
         with self.progress:
             self.seen.append(tuple(items))
             self.progress.notify_all()
-        if self.failing in items:
-            raise ValueError(f"item {self.failing}")
         return {"items": torch.tensor(items)}
 
     def wait_for(self, *passes: tuple[int, ...]) -> bool:
@@ -69,10 +67,3 @@ def test_the_next_passes_are_made_before_they_are_asked_for() -> None:
     next(batches)
     assert collate.wait_for((3, 4, 5), (6, 7, 8))
     assert collate.seen == [(0, 1, 2), (3, 4, 5), (6, 7, 8)], "no more than that is held"
-
-
-def test_what_cannot_be_collated_fails_the_pass_that_it_is_in() -> None:
-    batches = ahead(feed(9, Collate(failing=4)).batch, range(3), 2)
-    assert next(batches)["items"].tolist() == [0, 1, 2]
-    with pytest.raises(ValueError, match="item 4"):
-        next(batches)

@@ -62,6 +62,13 @@ def unchanged(case: Prepared, fit: Fit) -> set[str]:
             ),
             (0, 2, 3, 3),
         ),
+        (
+            (
+                "model.vision_tower.encoder.layers.7.mlp.fc1.weight",
+                "model.language_model.layers.1.mlp.up_proj.weight",
+            ),
+            (3, 2),
+        ),
         (("gpt_neox.embed_in.weight", "gpt_neox.layers.0.mlp.dense.weight", "embed_out.weight"), (0, 1, 2)),
     ],
 )

@@ -24,7 +24,6 @@ from fullft_assets.settings import DistillationSettings, TrainingSettings
 from fullft_assets.store import Manifest
 from fullft_assets.training import regularization
 from fullft_assets.training.finetuning import Fit, fine_tune
-from fullft_assets.training.loop import Loop, Moment
 from fullft_assets.training.regularization import DistilledTokenLoss
 from fullft_assets.workloads import training
 from tests import project as projects
@@ -82,17 +81,6 @@ def train(case: Prepared, key: str, **changes: Any) -> Manifest:
     job = case.job(STAGE, key, training=dict(merged))
     training.work(job, case.store, QUIET)
     return case.store.find(job.case, STAGE, key)
-
-
-class _Optimizer:
-    """Keeps the optimizer, and how many weights it had a state for."""
-
-    optimizer: torch.optim.Optimizer | None = None
-    num_states = 0
-
-    def __call__(self, moment: Moment, loop: Loop) -> None:
-        self.optimizer = loop.optimizer
-        self.num_states = max(self.num_states, len(loop.optimizer.state))
 
 
 def rise(found: Fit) -> float:
@@ -266,15 +254,15 @@ class TestWeightsInBetween:
         self, encoder: Prepared, tmp_path: Path, optimizer: str
     ) -> None:
         held: list[tuple[int, int]] = []
-        seen = _Optimizer()
+        seen: list[tuple[torch.optim.Optimizer, int]] = []
 
         class Watched(type(encoder.recipe)):
             def load_original(self, settings: TrainingSettings) -> Any:
-                if seen.optimizer is not None:  # the anchors' own come before training
+                if seen:  # the anchors' own come before training
                     gc.collect()
                     held.append(
                         (
-                            len(seen.optimizer.state),
+                            len(seen[-1][0].state),
                             sum(isinstance(found, regularization.Anchor) for found in gc.get_objects()),
                         )
                     )
@@ -298,9 +286,9 @@ class TestWeightsInBetween:
             tmp_path,
             QUIET,
             resumable=False,
-            watch=seen,
+            watch=lambda moment, loop: seen.append((loop.optimizer, len(loop.optimizer.state))),
         )
-        assert seen.num_states > 10 and held == [(0, 0)]
+        assert seen[-1][1] > 10 and held == [(0, 0)]
         plain = fit(encoder, tmp_path, **changes).model.state_dict()
         assert all(torch.equal(value, plain[name]) for name, value in found.model.state_dict().items())
 

@@ -103,7 +103,8 @@ def load_new_classifier(folder: ModelFolder, **options: Any) -> Any:
     pooling = loading.pooling_of(folder, config)
     if pooling is not None:
         options["pooling"] = pooling
-        if not loading.pools_itself(config):
+        # ModernBERT's own classifier pools as its configuration says.
+        if not hasattr(type(config), loading.POOLING):
             return loading.load(loading.pooled_class(type(config)), folder, **options)
     return _load_with_head(AutoModelForSequenceClassification, folder, _NO_CLASSIFIER, options)
 

@@ -66,10 +66,7 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
         SettingsError: the model sees tokens that it is to predict.
     """
     name = model.config.model_type
-    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-    if not loading.is_outline(model):
-        _require_causal(model, min(_DOCUMENT_TOKENS, capacity), takes_positions=takes_positions)
-    if not takes_positions:
+    if "position_ids" not in inspect.signature(model.forward).parameters:
         return Isolation(
             False, None, None, None, f"{name} takes no position ids: it does not know where a document begins"
         )
@@ -91,23 +88,34 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
 
     # A neighbour at the end of a document as long as a row: some models change for all that they read as
     # soon as a document is long.
-    longest = min(capacity, getattr(model.config, "max_position_embeddings", None) or capacity)
+    longest = min(
+        capacity, getattr(model.config.get_text_config(), "max_position_embeddings", None) or capacity
+    )
 
     def neighbours_of(watched: torch.Tensor) -> list[list[torch.Tensor]]:
         return [[document(), watched, document()], [document(), document(), document()]]
 
     watched = document()
-    precision = _precision_of(model)
+    with_other_end = watched.clone()
+    with_other_end[-1] = (watched[-1] + 1) % vocabulary
+    precision: Precision = "bf16" if next(model.parameters()).dtype == torch.bfloat16 else "fp32"
     is_training = model.training
     model.eval()
     try:
         with precisions.autocast(precision):
             alone = _outputs(model, [[watched]], 0)
+            ahead = _change([alone[0][:-1]], [_outputs(model, [[with_other_end]], 0)[0][:-1]])
             first, second = (
                 _outputs(model, neighbours_of(watched), size, shift) for shift in (0, longest - size)
             )
     finally:
         model.train(is_training)
+    # Not so of a NaN, which says nothing of that.
+    if ahead > _ALLOWED_CHANGE[precision]:
+        raise SettingsError(
+            f"base_model: {name} sees the tokens that it is to predict (a later token moves the logits of"
+            f" earlier ones by {ahead:.1e}); give a causal language model such as Llama"
+        )
     logits, gradients = _change(first[:1], second[:1]), _change(first[1:], second[1:])
     from_alone = max(_change(first[:1], alone[:1]), _change(first[1:], alone[1:]))
     # Written so that a NaN fails.
@@ -123,31 +131,6 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
         from_alone,
         f"documents that share a row of {name} {verb} one another ({moved})",
     )
-
-
-def _precision_of(model: PreTrainedModel) -> Precision:
-    return "bf16" if next(model.parameters()).dtype == torch.bfloat16 else "fp32"
-
-
-@torch.no_grad()
-def _require_causal(model: PreTrainedModel, size: int, *, takes_positions: bool) -> None:
-    vocabulary = input_embeddings(model).num_embeddings
-    ids = torch.arange(size).expand(2, -1).clone() % vocabulary
-    ids[1, -1] = (ids[1, -1] + 1) % vocabulary
-    inputs = {"input_ids": ids} | (
-        {"position_ids": torch.arange(size).expand(2, -1)} if takes_positions else {}
-    )
-    is_training = model.training
-    model.eval()
-    logits = model(**{name: value.to(model.device) for name, value in inputs.items()}, use_cache=False).logits
-    model.train(is_training)
-    change = _change([logits[0, :-1].float()], [logits[1, :-1].float()])
-    # Not so of a NaN, which says nothing of that.
-    if change > _ALLOWED_CHANGE[_precision_of(model)]:
-        raise SettingsError(
-            f"base_model: {model.config.model_type} sees the tokens that it is to predict (a later token moves"
-            f" the logits of earlier ones by {change:.1e}); give a causal language model such as Llama"
-        )
 
 
 def _outputs(

@@ -79,9 +79,6 @@ def require_names(
         )
 
 
-# Private: torch has no public name for it. tests/test_outline.py fails where a release moves it.
-
-
 #: In a configuration: how a classifier pools hidden states. ModernBERT's own classifier reads it, too.
 POOLING = "classifier_pooling"
 #: Whether models are made from their configuration alone.
@@ -135,8 +132,8 @@ def has_kind(config: PretrainedConfig, kind: type) -> bool:
     """
     if config.is_encoder_decoder:
         raise SettingsError(
-            f"base_model: {config.model_type} is an encoder-decoder, which no task trains; give an encoder such"
-            " as BERT, or a decoder such as Llama"
+            f"base_model: {config.model_type} is an encoder-decoder, which no task trains; give an encoder"
+            " such as BERT, or a decoder such as Llama"
         )
     return type(config) in _MAPPINGS[kind] or kind.__name__ in (getattr(config, "auto_map", None) or {})
 
@@ -310,11 +307,6 @@ def pooling_of(folder: ModelFolder, config: PretrainedConfig) -> Pooling | None:
         return stated
     is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
     return "mean" if is_encoder else None
-
-
-def pools_itself(config: PretrainedConfig) -> bool:
-    """Return whether an architecture's own classifier pools as its configuration says."""
-    return hasattr(type(config), POOLING)
 
 
 def _stated_pooling(folder: Path) -> Pooling | None:

@@ -79,12 +79,6 @@ def autocast(precision: Precision) -> AbstractContextManager:
 
 
 def _cpu_has_bf16_matrix_units() -> bool:
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False)) and _onednn_takes_bf16()
-
-
-def _onednn_takes_bf16() -> bool:
-    """Return whether oneDNN multiplies bf16 with what the CPU has.
-
-    It may be kept from that (`ONEDNN_MAX_CPU_ISA`): bf16 is then an eighth as fast as fp32.
-    """
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    # oneDNN may be kept from using them (`ONEDNN_MAX_CPU_ISA`): bf16 is then an eighth as fast as fp32.
+    uses_them = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False)) and uses_them

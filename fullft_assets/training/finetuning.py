@@ -408,11 +408,13 @@ class TrainingSegment:
             )
         interpolated = None
         if self.settings.wise_ft:
+            # The optimizer's state and the anchors are copies of the weights.
             if self.loop is not None:
-                self.loop.release()
+                self.loop.anchors = ()
+                self.loop.optimizer.state.clear()
             free_memory()
             interpolated = self._interpolate(model, step)
-            scores = interpolated.of_chosen
+            scores = next(line for line in interpolated.scores if line["alpha"] == interpolated.alpha)
         return Fit(
             model=model,
             step=step,

@@ -90,7 +90,7 @@ def place(model: PreTrainedModel, settings: TrainingSettings, num_processes: int
     """Place a model where it is trained; return what makes its forward passes: the model, or its wrapper."""
     model.config.use_cache = False
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     chosen = precision.of(settings)
     if settings.sharding != "none":
         _shard(model, settings, chosen)
@@ -122,7 +122,8 @@ def _shard(model: PreTrainedModel, settings: TrainingSettings, chosen: precision
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None or head.weight is not embeddings.weight:
         fsdp.fully_shard(embeddings, **options)
-    fsdp.fully_shard(model, **options | {"mp_policy": replace(policy, output_dtype=torch.float32)})
+    options["mp_policy"] = replace(policy, output_dtype=torch.float32)
+    fsdp.fully_shard(model, **options)
 
 
 def _units(model: PreTrainedModel) -> list[str]:
@@ -296,9 +297,8 @@ class Loop:
         self._share_of_rate: Callable[[int], float] = schedule.lr_lambdas[0]
         #: Steps so far, as the schedule counts them: fp16 skips steps that overflow.
         self._num_scheduled = 0
-        self._scaler: torch.amp.GradScaler | None = None
-        if precision.of(settings) == "fp16":
-            self._scaler = ShardedGradScaler() if is_sharded(model) else torch.amp.GradScaler("cuda")
+        scaler = ShardedGradScaler if is_sharded(model) else torch.amp.GradScaler
+        self._scaler = scaler(enabled=precision.of(settings) == "fp16")
         set_seed(seed)
         # torch's own loader of data draws its seed here.
         torch.empty((), dtype=torch.int64).random_()
@@ -314,7 +314,7 @@ class Loop:
             state = torch.load(checkpoint / _OPTIMIZER, map_location="cpu", weights_only=True)
             self.optimizer.load_state_dict(state)
         self._num_scheduled = torch.load(checkpoint / _SCHEDULE, weights_only=True)["last_epoch"]
-        if self._scaler is not None:
+        if self._scaler.is_enabled():
             self._scaler.load_state_dict(torch.load(checkpoint / _SCALE, weights_only=True))
         states = torch.load(checkpoint / RANDOM_STATES, weights_only=True)
         # Of another number of processes: they began with the same state, and draw the more differently the
@@ -343,14 +343,9 @@ class Loop:
         save_file(weights, folder / WEIGHTS, {"format": "pt"})
         torch.save(state, folder / (_SHARDED_OPTIMIZER if is_sharded(model) else _OPTIMIZER))
         torch.save({"last_epoch": self._num_scheduled}, folder / _SCHEDULE)
-        if self._scaler is not None:
+        if self._scaler.is_enabled():
             torch.save(self._scaler.state_dict(), folder / _SCALE)
         torch.save(states, folder / RANDOM_STATES)
-
-    def release(self) -> None:
-        """Drop the copies of the weights that the optimizer and the anchors hold."""
-        self.anchors = ()
-        self.optimizer.state.clear()
 
     def steps(self) -> Iterator[dict[str, Any]]:
         """Take the steps that are missing; after each yield its `step` from 1, its mean `loss` over all
@@ -388,7 +383,10 @@ class Loop:
         for anchor in self.anchors:
             anchor.pull(self.model)
         self._watch("gradients", self)
-        self._update()
+        scale = self._scaler.get_scale()
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self._num_scheduled += self._scaler.get_scale() >= scale
         self.model.zero_grad()
         self.step += 1
         self._watch("step", self)
@@ -404,7 +402,7 @@ class Loop:
 
         def compute() -> torch.Tensor:
             loss = self._prepared.total_loss(self._wrapped, inputs, labels) / num_labels * factor
-            (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+            self._scaler.scale(loss).backward()
             return loss.detach()
 
         if self._stepping is None:
@@ -422,16 +420,5 @@ class Loop:
         """Clip the gradients to the norm of the settings; return their norm before that."""
         if self._stepping is not None:
             return self._stepping.norm
-        if self._scaler is not None:
-            self._scaler.unscale_(self.optimizer)
+        self._scaler.unscale_(self.optimizer)
         return clip_grad_norm_(self.model.parameters(), self._settings.max_grad_norm)
-
-    def _update(self) -> None:
-        if self._scaler is None:
-            self.optimizer.step()
-            self._num_scheduled += 1
-            return
-        scale = self._scaler.get_scale()
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
-        self._num_scheduled += self._scaler.get_scale() >= scale

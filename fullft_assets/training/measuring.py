@@ -91,7 +91,7 @@ def measure(recipe: Recipe, use_case: UseCaseSettings, processes: int) -> tuple[
     else:
         move(model)
         if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
     if settings.compile:
         layers.compile_below_head(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -308,7 +308,7 @@ def _count(
         copies = tracker.live - weight_bytes
         model.train()
         if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
     # Outside of the mode, where tensors have values.
     batch = prepared.feed.batch(int(np.argmax(prepared.feed.sizes)))
     tracker.expect(batch["labels"])

@@ -154,12 +154,6 @@ class Interpolated:
     alpha: float
     scores: list[dict[str, Any]]
 
-    @property
-    def of_chosen(self) -> dict[str, Any]:
-        """Scores of the chosen alpha."""
-        chosen_line = next(line for line in self.scores if line["alpha"] == self.alpha)
-        return {name: value for name, value in chosen_line.items() if name != "alpha"}
-
 
 @torch.no_grad()
 def interpolate(

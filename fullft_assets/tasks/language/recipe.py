@@ -202,7 +202,7 @@ class NextTokenRecipe:
             )
         longest, positions = (
             int(pieces.plan.length.max()),
-            getattr(model.config, "max_position_embeddings", None),
+            getattr(model.config.get_text_config(), "max_position_embeddings", None),
         )
         if isinstance(positions, int) and longest > positions:
             raise SettingsError(
@@ -235,10 +235,9 @@ def _feed(
     rows_a_pass, epochs = settings.micro_batch_size, settings.num_epochs
     embeddings: Any = model.get_input_embeddings()
     known = embeddings.num_embeddings
+    config = model.config.get_text_config()
     pad_id = next(
-        i
-        for i in (model.config.pad_token_id, model.config.eos_token_id, 0)
-        if isinstance(i, int) and 0 <= i < known
+        i for i in (config.pad_token_id, config.eos_token_id, 0) if isinstance(i, int) and 0 <= i < known
     )
     if not isolated.is_isolated:
         rows_a_batch = settings.batch_size
