@@ -135,6 +135,8 @@ def family(name: str) -> Family:
             return Family(name, f"FAILS: {type(error).__name__}: {' '.join(str(error).split())[:90]}")
     try:
         return _fed(name, model)
+    except FullftError as error:
+        return Family(name, f"refused: {error}")
     except Exception as error:
         return Family(name, f"FAILS: {type(error).__name__}: {' '.join(str(error).split())[:90]}")
 
@@ -357,6 +359,8 @@ def loss() -> Iterator[list[Any]]:
     """Yield a row for each vocabulary: a pass of 32,768 trained tokens on a GPU, in bf16."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    # Chunks are as large as on a GPU, although the tensors are on a CPU.
+    token_loss.PLANNED_DEVICE.set("cuda")
     for name, (vocabulary, hidden) in VOCABULARIES.items():
         with FakeTensorMode():
             options: dict[str, Any] = {"dtype": torch.bfloat16, "requires_grad": True}
@@ -573,7 +577,9 @@ def rank(name: str, layers: int, processes: int) -> Rank:
     mesh = init_device_mesh("cpu", (processes,))
     try:
         with (
-            mock.patch("torch.distributed.fsdp._fully_shard._fully_shard._init_default_mesh", lambda: mesh),
+            mock.patch(
+                "torch.distributed.fsdp._fully_shard._fully_shard._init_default_mesh", return_value=mesh
+            ),
             FakeTensorMode(allow_non_fake_inputs=True),
         ):
             options = {**MODELS[name], "num_hidden_layers": layers}

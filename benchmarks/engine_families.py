@@ -120,6 +120,7 @@ _SEQ2SEQ: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
     "decoder_start_token_id": 1,
+    "dropout": 0.0,
 }
 _BIDIRECTIONAL: dict[str, Any] = {
     "vocab_size": 96,
