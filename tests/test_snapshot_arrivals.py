@@ -284,7 +284,6 @@ class TestNearRows:
         assert whole.metadata["left_out"]["train rows that contain a test row or are inside one"] >= 3
         monkeypatch.setattr(near_rows, "_READ_AT_ONCE", 3)
         monkeypatch.setattr(near_duplicates, "_BLOCK_PAIRS", 2)
-        monkeypatch.setattr(near_duplicates, "_FIRST_PAIRS", 1)
         few = snapshot_of(batches)
         assert few.index.equals(whole.index) and few.metadata == whole.metadata
 

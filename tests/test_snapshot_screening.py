@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from fullft_assets import snapshot
 from fullft_assets.errors import DataError
 from fullft_assets.snapshot import screening, sketches
-from fullft_assets.snapshot.screening import Reference, Screen, read_evaluation_texts
+from fullft_assets.snapshot.screening import Screen, read_evaluation_texts
 from fullft_assets.store import Manifest
 from tests import prepared
 from tests import project as projects
@@ -122,7 +122,7 @@ class TestNearDuplicates:
         assert (near & ~runs).any() and (runs & ~near).any()
 
     def test_reference_finds_its_own_texts(self, texts):
-        reference = Reference(texts[:100], seed=3)
+        reference = Screen(texts[:100], seed=3)
         assert reference.is_near(texts[:100]).all()
         assert not reference.is_near(["no licence says anything like these words at all"]).any()
 

@@ -14,7 +14,7 @@ import numpy as np
 from fullft_assets.examples.identity import COLUMNS, IdentityRows, codes
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.near_text.minhash import Sketches
-from fullft_assets.snapshot.near_text.shingles import Minimizers
+from fullft_assets.snapshot.near_text.shingles import ShingleSets
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,7 +47,7 @@ class BatchRows:
     files: Mapping[str, int]
     places: np.ndarray
     sketches: Callable[[], Sketches]
-    minimizers: Callable[[], Minimizers]
+    minimizers: Callable[[], ShingleSets]
     texts: Callable[[np.ndarray], pa.Array | pa.ChunkedArray]
     quarantined: pa.Table | None = None
     overlaps: np.ndarray | None = None

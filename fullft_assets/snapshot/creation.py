@@ -20,6 +20,7 @@ from fullft_assets.snapshot import checks, data_facts, data_report, general, pac
 from fullft_assets.snapshot.all_rows import BatchRows
 from fullft_assets.snapshot.batches import archive_check, read_batches, source_check, usable_batches
 from fullft_assets.snapshot.frozen_batches import content_of, find_rows, pin
+from fullft_assets.snapshot.general_sampling import pin_files
 from fullft_assets.snapshot.ledger import FILE, LedgerHistory, read_history
 from fullft_assets.snapshot.locations import Lists, Locations, locations_of
 from fullft_assets.snapshot.metadata import GeneralMetadata, ReplayMetadata, SnapshotMetadata
@@ -131,9 +132,9 @@ class _Creation:
         if self.evaluation is not None:
             inputs["evaluation_texts"] = self.evaluation.digest
         if chosen.replay is not None:
-            inputs["replay"] = replay.pin(self.use_case)
+            inputs["replay"] = pin_files(chosen.replay.path, self.use_case, "snapshot.replay")
         if chosen.general is not None:
-            inputs["general"] = general.pin(self.use_case)
+            inputs["general"] = pin_files(chosen.general.path, self.use_case, "snapshot.general")
         return inputs
 
     def write(self, draft: Draft) -> Outcome:

@@ -59,7 +59,7 @@ def draw(store: Store, use_case: UseCase, task_hashes: Collection[str]) -> Manif
     """
     settings, general = use_case.settings, use_case.settings.snapshot.general
     assert general is not None, "there is nothing to draw from"
-    files, making = pin(use_case), made_with(use_case)
+    files, making = pin_files(general.path, use_case, _SETTING), made_with(use_case)
 
     def write(draft: Draft) -> Outcome:
         tombstones = read_tombstones(store, use_case.name)
@@ -94,17 +94,6 @@ def draw(store: Store, use_case: UseCase, task_hashes: Collection[str]) -> Manif
         },
         seed=settings.seed,
     )
-
-
-def pin(use_case: UseCase) -> dict[str, str]:
-    """Return the digest of each file of `snapshot.general.path`: what pins the general documents, without
-    reading their rows.
-
-    Raises:
-        DataError: the path is not there, or holds no file that can be read.
-    """
-    general = use_case.settings.snapshot.general
-    return {} if general is None else pin_files(general.path, use_case, _SETTING)
 
 
 def texts_by_hash(store: Store, general: Manifest) -> dict[str, str]:

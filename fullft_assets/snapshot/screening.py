@@ -203,21 +203,17 @@ def _fill(table: pa.Table, again: pa.Table) -> pa.Table:
     """Return the rows as they were found, those without a text as they were read again."""
     import pyarrow as pa
 
-    places = {
-        place: n
-        for n, place in enumerate(zip(again["source"].to_pylist(), again["row"].to_pylist(), strict=True))
-    }
-    rows = np.arange(len(table))
-    names = zip(
-        table["source"].to_pylist(),
-        table["row"].to_pylist(),
-        table["text"].is_null().to_pylist(),
-        strict=True,
-    )
-    for n, (source, row, is_missing) in enumerate(names):
-        if is_missing and (source, row) in places:
-            rows[n] = len(table) + places[source, row]
-    return pa.concat_tables([table, again]).take(pa.array(rows))
+    places = {place: len(table) + number for number, place in enumerate(_places(again))}
+    has_text = table["text"].is_valid().to_pylist()
+    rows = [
+        number if has_text[number] else places.get(place, number)
+        for number, place in enumerate(_places(table))
+    ]
+    return pa.concat_tables([table, again]).take(pa.array(rows, pa.int64()))
+
+
+def _places(table: pa.Table) -> list[tuple[str, int]]:
+    return list(zip(table["source"].to_pylist(), table["row"].to_pylist(), strict=True))
 
 
 def num_too_short(texts: Sequence[str]) -> int:
@@ -227,53 +223,27 @@ def num_too_short(texts: Sequence[str]) -> int:
     return len(texts) - len(distinct(_runs(_as_arrow(texts), SCREEN_WORDS)[1]))
 
 
-class Reference:
-    """Texts that others must not be near to, sketched once.
+class Screen:
+    """Texts that others must not overlap, ready to look texts up in: build it once, ask it batch by batch.
 
     Args:
-        texts: the texts.
+        texts: such as those of evaluation sets; nothing overlaps none.
         seed: of the sketches.
+        num_words: words in a row that count as overlap. None: only near-duplicates overlap.
     """
 
-    def __init__(self, texts: Sequence[str], seed: int = 0):
+    def __init__(self, texts: Sequence[str], seed: int = 0, *, num_words: int | None = SCREEN_WORDS):
         self._texts = _as_arrow(texts)
         self._seed = seed
+        self._num_words = num_words
+        self._hashes = (
+            np.zeros(0, np.uint64) if num_words is None else distinct(_runs(self._texts, num_words)[0])
+        )
         self._sketches = sketch(self._texts, seed)
 
-    def is_near(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
-        """Return for each text whether it is a near-duplicate of one of the reference."""
-        import pyarrow as pa
-
-        column = _as_arrow(texts)
-        pooled = pa.chunked_array([*_chunks(self._texts), *_chunks(column)], pa.string())
-        sketches = concatenate([self._sketches, sketch(column, self._seed)], len(pooled))
-        rows = np.arange(len(pooled))
-        near, _ = find_near(
-            sketches,
-            rows[: len(self._texts)],
-            rows[len(self._texts) :],
-            lambda chosen: shingle_sets(pooled.take(pa.array(chosen)), self._seed),
-        )
-        return np.isin(rows[len(self._texts) :], near)
-
-
-class Screen:
-    """Evaluation texts, ready to look texts up in: build it once, ask it batch by batch.
-
-    Args:
-        evaluation_texts: texts of the evaluation sets.
-        seed: of the sketches.
-        num_words: words in a row that count as overlap.
-    """
-
-    def __init__(self, evaluation_texts: Sequence[str], seed: int = 0, *, num_words: int = SCREEN_WORDS):
-        self._num_words = num_words
-        self._hashes = distinct(_runs(_as_arrow(evaluation_texts), num_words)[0])
-        self._reference = Reference(evaluation_texts, seed)
-
-    def overlapping(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
-        """Return for each text whether it shares a run of words with an evaluation text, or is a
-        near-duplicate of one.
+    def overlapping(self, texts: pa.ChunkedArray | Sequence[str]) -> np.ndarray:
+        """Return for each text whether it shares a run of words with one of these, or is a near-duplicate of
+        one.
         """
         import pyarrow as pa
 
@@ -283,18 +253,35 @@ class Screen:
         overlaps[others] = self.is_near(column.take(pa.array(others)))
         return overlaps
 
-    def shares_a_run(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
-        """Return for each text whether it shares a run of words with an evaluation text."""
+    def shares_a_run(self, texts: pa.ChunkedArray | Sequence[str]) -> np.ndarray:
+        """Return for each text whether it shares a run of words with one of these."""
         column = _as_arrow(texts)
         shares = np.zeros(len(column), bool)
+        if self._num_words is None or not len(self._hashes):
+            return shares
         for start in range(0, len(column), _BLOCK_ROWS):
             hashes, text = _runs(column.slice(start, _BLOCK_ROWS), self._num_words)
             shares[start + text[positions(self._hashes, hashes)[0]]] = True
         return shares
 
-    def is_near(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
-        """Return for each text whether it is a near-duplicate of an evaluation text."""
-        return self._reference.is_near(texts)
+    def is_near(self, texts: pa.ChunkedArray | Sequence[str]) -> np.ndarray:
+        """Return for each text whether it is a near-duplicate of one of these."""
+        import pyarrow as pa
+
+        column = _as_arrow(texts)
+        is_near = np.zeros(len(column), bool)
+        if not len(self._texts):
+            return is_near
+        pooled = pa.chunked_array([*self._texts.chunks, *column.chunks], pa.string())
+        rows = np.arange(len(pooled))
+        near, _ = find_near(
+            concatenate([self._sketches, sketch(column, self._seed)]),
+            rows[: len(self._texts)],
+            rows[len(self._texts) :],
+            lambda chosen: shingle_sets(pooled.take(pa.array(chosen)), self._seed),
+        )
+        is_near[near - len(self._texts)] = True
+        return is_near
 
 
 def _runs(texts: pa.Array | pa.ChunkedArray, num_words: int) -> tuple[np.ndarray, np.ndarray]:
@@ -307,13 +294,9 @@ def _runs(texts: pa.Array | pa.ChunkedArray, num_words: int) -> tuple[np.ndarray
     words = hash_words(texts)
     ends, numbers = np.cumsum(words.counts), np.arange(len(words.hashes))
     text = np.repeat(np.arange(len(words.counts)), words.counts)
-    if words.kinds is None:
-        stop = numbers + num_words
-    else:
-        length = np.concatenate([[0], np.cumsum(words.sixths())])
-        # A run that ends with its text has that end, one that would be longer the next number after all
-        # words.
-        stop = np.searchsorted(length, length[:-1] + num_words * SIXTHS[WORD])
+    length = np.concatenate([[0], np.cumsum(SIXTHS[words.kinds])])
+    # A run that ends with its text has that end, one that would be longer the next number after all words.
+    stop = np.searchsorted(length, length[:-1] + num_words * SIXTHS[WORD])
     start = numbers[stop <= ends[text]]
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(words.hashes * _powers(_FACTOR, len(numbers)))])
     inverses = _powers(pow(_FACTOR, -1, 2**64), len(numbers))
@@ -327,13 +310,7 @@ def _powers(factor: int, count: int) -> np.ndarray:
     return np.multiply.accumulate(factors)
 
 
-def _as_arrow(texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> pa.Array | pa.ChunkedArray:
+def _as_arrow(texts: pa.ChunkedArray | Sequence[str]) -> pa.ChunkedArray:
     import pyarrow as pa
 
-    return texts if isinstance(texts, pa.Array | pa.ChunkedArray) else pa.array(texts, pa.string())
-
-
-def _chunks(texts: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
-    import pyarrow as pa
-
-    return texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]
+    return texts if isinstance(texts, pa.ChunkedArray) else pa.chunked_array([texts], pa.string())

@@ -6,7 +6,7 @@ integers: texts of old batches are read only where they are a candidate for a pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.snapshot.frozen_batches import content_of
 from fullft_assets.snapshot.metadata import NearDuplicateIndexMetadata, ScreenedMetadata
 from fullft_assets.snapshot.near_text.minhash import BLOCK_TEXTS, Sketches, concatenate, sketch_sets
-from fullft_assets.snapshot.near_text.shingles import Minimizers, join, sets_and_minimizers
+from fullft_assets.snapshot.near_text.shingles import ShingleSets, join, sets_and_minimizers
 from fullft_assets.snapshot.screening import VERSION as SCREENING_VERSION
 from fullft_assets.snapshot.screening import EvaluationTexts, Screen
 from fullft_assets.store import Draft, Manifest, Outcome, Store
@@ -39,21 +39,18 @@ class BatchIndex:
 
     places: np.ndarray
     sketches: Sketches
-    minimizers: Minimizers
+    minimizers: ShingleSets
 
 
 def build(rows: pa.Table, seed: int) -> BatchIndex:
     """Return the index of rows with `text`, `text_hash` and `group`."""
-    minimizers: list[Minimizers] = []
-
-    def sketched() -> Iterator[Sketches]:
-        for start in range(0, len(rows), BLOCK_TEXTS):
-            sets, chosen = sets_and_minimizers(rows["text"].slice(start, BLOCK_TEXTS), seed)
-            minimizers.append(chosen)
-            yield sketch_sets(sets)
-
-    sketches = concatenate(sketched(), len(rows))
-    return BatchIndex(places(rows, seed), sketches, join(minimizers))
+    minimizers: list[ShingleSets] = []
+    parts: list[Sketches] = []
+    for start in range(0, len(rows), BLOCK_TEXTS):
+        sets, of_part = sets_and_minimizers(rows["text"].slice(start, BLOCK_TEXTS), seed)
+        minimizers.append(of_part)
+        parts.append(sketch_sets(sets))
+    return BatchIndex(places(rows, seed), concatenate(parts), join(minimizers, np.uint32))
 
 
 def places(rows: pa.Table, seed: int) -> np.ndarray:
@@ -79,7 +76,7 @@ def ensure(store: Store, case: str, examples: Manifest, seed: int) -> Manifest:
         arrays = {"places": index.places, **vars(index.sketches)}
         arrays |= {
             "minimizers": index.minimizers.values,
-            "num_minimizers": index.minimizers.counts.astype(np.uint32),
+            "num_minimizers": index.minimizers.sizes.astype(np.uint32),
         }
         for name, values in arrays.items():
             np.save(draft.path / f"{name}.npy", values, allow_pickle=False)
@@ -119,12 +116,13 @@ def read_sketches(folder: Path) -> Sketches:
     )
 
 
-def read_minimizers(folder: Path) -> Minimizers:
+def read_minimizers(folder: Path) -> ShingleSets:
     """Map the minimizers in the folder of an index."""
-    counts = np.load(folder / "num_minimizers.npy", allow_pickle=False)
-    return Minimizers(
-        np.load(folder / "minimizers.npy", mmap_mode="r", allow_pickle=False), counts.astype(np.int64)
+    values, sizes = (
+        np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        for name in ("minimizers", "num_minimizers")
     )
+    return ShingleSets.of(values, sizes.astype(np.int64))
 
 
 def ensure_screened(
