@@ -20,7 +20,7 @@ from fullft_assets import chunks, cli, documents, erasure, examples, snapshot
 from fullft_assets.cli import commands
 from fullft_assets.erasure import erasing
 from fullft_assets.errors import GateError, StoreError
-from fullft_assets.snapshot import loading
+from fullft_assets.snapshot import frozen_batches
 from fullft_assets.store import MANIFEST, Manifest, Store, disk
 from tests import project as projects
 from tests.project import Project
@@ -285,14 +285,14 @@ class TestCutShort:
     ):
         batches, *_ = copied
         taken = batches.take()
-        read = loading.read_rows
+        read = frozen_batches.read_rows
 
         def slow(path: Path, column: str, positions: Any) -> Any:
             monkeypatch.undo()
             erasure.erase(batches.store, CASE, ["d2"])
             return read(path, column, positions)
 
-        monkeypatch.setattr(loading, "read_rows", slow)
+        monkeypatch.setattr(frozen_batches, "read_rows", slow)
         with pytest.raises(StoreError, match="was rewritten after this snapshot froze it"):
             batches.texts(taken)
 

@@ -144,8 +144,7 @@ def batch_rows(rows: pa.Table) -> BatchRows:
         rows.drop_columns(["text"]),
         {},
         index.places,
-        lambda: index.sketches,
-        lambda: index.minimizers,
+        lambda: index,
         rows["text"].take,
     )
 
@@ -291,9 +290,7 @@ class TestCaps:
             }
         )
         rows = rows.append_column("group", pa.nulls(num_rows, pa.string()))
-        batch = BatchRows(
-            rows, {}, np.ones(num_rows), sketches=lambda: None, minimizers=lambda: None, texts=lambda _: None
-        )
+        batch = BatchRows(rows, {}, np.ones(num_rows), index=lambda: None, texts=lambda _: None)
         settings = SnapshotSettings()
         assert split.RECOMMENDED_TRAIN_ROWS == 10_000
         check = next(

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fullft_assets.artifacts import DOCUMENTS_FILE, EXAMPLES_FILE, FINETUNED_CHECKPOINT
+from fullft_assets.artifacts import DOCUMENTS_FILE, FINETUNED_CHECKPOINT
 from fullft_assets.documents import RawMetadata
 from fullft_assets.escaping import quoted, visible
 from fullft_assets.examples.labels import NOT_NAMED, may_be_named
 from fullft_assets.monitoring.features import Sums
 from fullft_assets.monitoring.history import SUMS
 from fullft_assets.snapshot.frozen_batches import find_rows
-from fullft_assets.snapshot.locations import read_index
+from fullft_assets.snapshot.locations import by_batch, read_index
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 
@@ -333,8 +333,8 @@ def _training_tables(store: Store, snapshot: Manifest) -> Iterator[pa.Table]:
 
     index = read_index(store, snapshot)
     rows = find_rows(store, snapshot, index.filter(pc.equal(index["split"], "train")), with_chunks=False)
-    for batch, numbers in rows.locations.by_batch():
-        path = rows.examples[batch] / EXAMPLES_FILE
-        known = set(pq.read_schema(path).names)
-        table = pq.read_table(path, columns=[name for name in _COLUMNS if name in known])
-        yield table.take(pa.array(rows.locations.position[numbers]))
+    positions = rows.places["position"].to_numpy()
+    for batch, numbers in by_batch(rows.places):
+        known = set(pq.read_schema(rows.examples[batch]).names)
+        table = pq.read_table(rows.examples[batch], columns=[name for name in _COLUMNS if name in known])
+        yield table.take(pa.array(positions[numbers]))

@@ -13,11 +13,11 @@ import numpy as np
 
 from fullft_assets.examples.identity import COLUMNS, IdentityRows, codes
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot.near_text.minhash import Sketches
-from fullft_assets.snapshot.near_text.shingles import ShingleSets
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from fullft_assets.snapshot.sketches import BatchIndex
 
 #: In the order of precedence: a row of a lower place never moves behind a later one.
 SPLITS = ("test", "validation", "train")
@@ -36,7 +36,7 @@ class BatchRows:
         files: time of delivery (ns) of each of the batch's files: a newer delivery of a file supersedes the
             rows of older ones, but for those that are quarantined in it.
         places: float64 [n] in [0, 1), keyed hash of each row's group, or of its text where it has none.
-        sketches, minimizers: read those of the rows' texts.
+        index: reads the sketches and minimizers of the rows' texts.
         texts: reads the texts at positions, in that order.
         quarantined: `id`, `source` and `delivered_ns` of the quarantined rows.
         overlaps: bool [n], rows that overlap an external evaluation set; they do not train.
@@ -46,8 +46,7 @@ class BatchRows:
     rows: pa.Table
     files: Mapping[str, int]
     places: np.ndarray
-    sketches: Callable[[], Sketches]
-    minimizers: Callable[[], ShingleSets]
+    index: Callable[[], BatchIndex]
     texts: Callable[[np.ndarray], pa.Array | pa.ChunkedArray]
     quarantined: pa.Table | None = None
     overlaps: np.ndarray | None = None

@@ -117,17 +117,8 @@ def plan(lengths: np.ndarray, capacity: int, seed: int, *, cut_to_fill: bool = F
         capacity: tokens in a row.
         seed: of the order.
         cut_to_fill: whether more texts than the long ones may be cut.
-
-    Raises:
-        ValueError: a length is negative or no integer, or the capacity is below 1.
     """
-    lengths = np.asarray(lengths)
-    if lengths.size and lengths.dtype.kind not in "iu":
-        raise ValueError(f"packing: lengths are {lengths.dtype}, not integers")
-    if lengths.size and lengths.min() < 0:
-        raise ValueError(f"packing: length {lengths.min()} is negative")
-    if capacity < 1:
-        raise ValueError(f"packing: capacity {capacity} is below 1")
+    assert capacity >= 1 and not (lengths < 0).any(), "a row has room, and a text has a length"
     generator = np.random.default_rng(seed)
     source, start, length = _cut(lengths.astype(np.int64).reshape(-1), capacity)
     order = generator.permutation(len(length))

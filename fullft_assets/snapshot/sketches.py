@@ -99,30 +99,15 @@ def ensure(store: Store, case: str, examples: Manifest, seed: int) -> Manifest:
     )
 
 
-def read_places(folder: Path) -> np.ndarray:
-    """Read the rows' places in the split from the folder of an index."""
-    return np.load(folder / "places.npy", allow_pickle=False)
+def read_index(folder: Path) -> BatchIndex:
+    """Map the index in a folder; it takes memory as it is read, until it is let go."""
 
+    def read(name: str) -> np.ndarray:
+        return np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
 
-def read_sketches(folder: Path) -> Sketches:
-    """Map the sketches in the folder of an index; they take memory as they are read, until they are
-    let go.
-    """
-    return Sketches(
-        **{
-            field.name: np.load(folder / f"{field.name}.npy", mmap_mode="r", allow_pickle=False)
-            for field in fields(Sketches)
-        }
-    )
-
-
-def read_minimizers(folder: Path) -> ShingleSets:
-    """Map the minimizers in the folder of an index."""
-    values, sizes = (
-        np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        for name in ("minimizers", "num_minimizers")
-    )
-    return ShingleSets.of(values, sizes.astype(np.int64))
+    sketches = Sketches(**{field.name: read(field.name) for field in fields(Sketches)})
+    sizes = read("num_minimizers").astype(np.int64)
+    return BatchIndex(read("places"), sketches, ShingleSets.of(read("minimizers"), sizes))
 
 
 def ensure_screened(

@@ -121,13 +121,13 @@ def freeze_batches(
             "snapshot: no valid examples in any batch; look at quarantined_examples for the reasons"
         )
     _drop_untrained(rows, batches)
-    old = drop_superseded(rows, batches, task.target)
+    old = drop_superseded(rows, batches, task.target, id_field)
     try:
         return _freeze(rows, old, batches, settings, seed, task, ledger)
     except DataError as error:
-        if (why := old.repeated_ids(id_field)) is None:
+        if old.repeated_ids is None:
             raise
-        raise DataError(f"{error}. The reason may be the ids: {why}") from error
+        raise DataError(f"{error}. The reason may be the ids: {old.repeated_ids}") from error
 
 
 def _freeze(
