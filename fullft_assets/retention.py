@@ -237,9 +237,6 @@ def _of_jobs(store: Store, case: str, unfinished: Iterable[str]) -> Iterator[str
 
 
 def _unfinished(store: Store, case: str, clean_up: CleanUp) -> set[str]:
-    """Add the checkpoints of trainings that ended or were given up to a clean-up; return the keys of the
-    other unfinished trainings.
-    """
     unfinished: set[str] = set()
     for folder in store.work_folders(case, _CHECKPOINT):
         if _is_folder_given_up(store, case, folder, clean_up.before):
@@ -275,9 +272,6 @@ def _is_given_up(store: Store, case: str, key: str, is_old: bool) -> bool:
 
 
 def _starting_points(store: Store, case: str, gone: Iterable[str]) -> list[str]:
-    """Return the pointers of trainings that began with a checkpoint that goes: done again, they begin with
-    the champion of that day.
-    """
     names = [f"{case}/starting_points/{name}" for name in store.list_pointers(f"{case}/starting_points")]
     pointers = zip(names, store.each(store.read_pointer, names), strict=True)
     return [name for name, pointer in pointers if pointer is not None and pointer["checkpoint"] in gone]

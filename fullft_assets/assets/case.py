@@ -112,9 +112,6 @@ def outside_the_store(model: type[Metadata], metadata: Mapping[str, Any]) -> dic
 
 
 def _labels_in(value: Any) -> Iterator[str]:
-    """Yield the labels of a list of them or of statistics, or those that something is given by, also split by
-    split.
-    """
     if isinstance(value, list):
         yield from (each["label"] if isinstance(each, dict) else each for each in value)
     elif isinstance(value, dict):

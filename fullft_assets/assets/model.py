@@ -295,11 +295,6 @@ def _require_current_plans(key: str, plans: Iterable[Manifest]) -> None:
 
 
 def _training_key(case: Case, snapshot: Manifest, revision: str, start: Manifest | None = None) -> str:
-    """Return the key of the checkpoint that this snapshot and these settings make.
-
-    Args:
-        start: the champion's checkpoint that training starts from. Default: the base model.
-    """
     inputs = {TRAINING_SNAPSHOT: snapshot.content_digest, "base_model": revision}
     if start is not None:
         inputs["champion"] = start.key
@@ -419,8 +414,6 @@ def _shown(case: Case, store: Store, manifest: Manifest) -> dict[str, Any]:
 
 
 def _with_pictures(folder: Path) -> str:
-    """Return the Markdown report with its pictures inside; a larger one is only named."""
-
     def inside(link: re.Match) -> str:
         data = (folder / link["path"]).read_bytes()
         if len(data) > _MAX_PICTURE_BYTES:

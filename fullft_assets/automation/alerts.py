@@ -349,9 +349,6 @@ def _of_decisions(
     entries: Sequence[tuple[str, RecordedDecision]],
     now: float,
 ) -> Iterator[Alert]:
-    """Yield what new retraining decisions ask of a person, each once, and what the newest one says of the
-    champion's score.
-    """
     for name, entry in entries:
         decision = entry.decision
         if decision.action in ("alert", "request_labels"):
@@ -416,9 +413,6 @@ def _asset_page(case: Case, asset: str) -> str:
 
 
 def _of_silence(case: Case, instance: dg.DagsterInstance, store: Store, now: float) -> Iterator[Alert]:
-    """Yield a feed from which nothing came for `alerts.silent_hours`; a feed that never delivered is not
-    silent but not there yet.
-    """
     hours = case.settings.alerts.silent_hours
     if hours is None:
         return
@@ -444,7 +438,6 @@ def _of_silence(case: Case, instance: dg.DagsterInstance, store: Store, now: flo
 
 
 def _of_ticks(case: Case, instance: dg.DagsterInstance, now: float) -> Iterator[Alert]:
-    """Yield each sensor and schedule that is on and whose ticks fail, once a day while that lasts."""
     least = {f"{case.name}_{name}": number for name, number in _FAILED_TICKS.items()}
     for state in instance.all_instigator_state():
         number = least.get(state.name)

@@ -303,9 +303,6 @@ def _count(
     action: retraining.Action,
     reasons: str,
 ) -> dg.RunRequest | dg.SkipReason:
-    """Return the request for a snapshot that counts what was delivered; one that failed is asked for again as
-    a batch is.
-    """
     key, job = f"count-{digest([signals.data_version, signals.num_uncounted])}", f"{case.name}_snapshot"
     run_key = key
     if runs := runs_by_key(instance, [key]).get(key):
@@ -417,9 +414,6 @@ def _scheduled_at(case: Case, now: float) -> float | None:
 def _trained_on(
     store: Store, checkpoint: Manifest | None, snapshot: Manifest | None, frozen: SnapshotMetadata | None
 ) -> tuple[Manifest | None, SnapshotMetadata | None]:
-    """Return the snapshot that a checkpoint was trained on, and its metadata; often the newest one, which
-    need not be read twice.
-    """
     if checkpoint is None:
         return None, None
     ref = CheckpointMetadata.of(checkpoint).snapshot
@@ -440,9 +434,6 @@ def _num_rows(snapshot: SnapshotMetadata | None) -> int:
 def _num_uncounted(
     usable: Mapping[str, _Batch], snapshot: Manifest | None, frozen: SnapshotMetadata | None
 ) -> int:
-    """Return the valid examples of the batches that no snapshot was taken over as they are, nor left out for
-    a red check.
-    """
     if snapshot is None or frozen is None:
         return sum(batch.num_valid for batch in usable.values())
     left_out = set(frozen.batches_left_out)
@@ -521,9 +512,6 @@ def _live_quality(
 def _predicted_gain(
     store: Store, case: Case, newest: SnapshotMetadata | None, learned: SnapshotMetadata | None
 ) -> float | None:
-    """Return what the newest pilot's learning curve predicts of the rows that the newest snapshot has more;
-    None if nobody asks, or can tell.
-    """
     pilot = latest(store, case.name, PILOT_RUN)
     if case.settings.planning.usd_per_point is None or pilot is None or newest is None or learned is None:
         return None

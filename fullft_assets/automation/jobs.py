@@ -191,9 +191,6 @@ def _noted(context: dg.OpExecutionContext, case: Case, store: Store) -> dg.Asset
 
 
 def _in_use(context: dg.OpExecutionContext, case: Case, store: Store) -> Iterator[dg.AssetMaterialization]:
-    """Make the card of the champion the newest of its asset, yield the event that shows it, and copy the
-    champion to `release.push_to`.
-    """
     champion = release.read_champion(store, case.name)
     assert champion is not None, "it was changed by hand"
     card = release.card_of(store, case.name, champion)

@@ -146,9 +146,6 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
 
 
 def _newest_materializations(instance: dg.DagsterInstance, keys: Sequence[str]) -> str:
-    """Return the number in the event log of the newest materialisation of each asset, 0 where there is
-    none.
-    """
     newest = [
         instance.fetch_materializations(dg.AssetKey.from_user_string(key), limit=1).records for key in keys
     ]
@@ -156,9 +153,6 @@ def _newest_materializations(instance: dg.DagsterInstance, keys: Sequence[str]) 
 
 
 def _held(due: Due, kind: documents.Kind, case: str, job: str) -> list[str]:
-    """Return what a tick says of batches that are missing because their runs failed or were cancelled;
-    nothing where there are none.
-    """
     how = f"is not started again by itself; launch {job} for it, or `fullft run {case}`"
     cancelled = [name for name, why in due.for_a_person.items() if why == CANCELLED]
     failed = [f"{name} ({why})" for name, why in due.for_a_person.items() if why != CANCELLED]

@@ -98,13 +98,12 @@ def _jobs(store: Store, case: str, key: str) -> list[Job]:
 def _learned(jobs: list[Job], lost: dict[str, str], trained_on: Collection[str]) -> bool:
     if not jobs:  # nobody knows what it learned from
         return any(lost.values())
-    return any(_began_with(job, lost, trained_on) for job in jobs)
-
-
-def _began_with(job: Job, lost: dict[str, str], trained_on: Collection[str]) -> bool:
-    *_, key, attempt = job.inputs["training_snapshot"].split("/")
-    # Attempts are named by their time. What a snapshot that is gone held, nobody knows.
-    return key not in lost or attempt <= lost[key] or job.inputs.get("champion") in trained_on
+    for job in jobs:
+        *_, key, attempt = job.inputs["training_snapshot"].split("/")
+        # Attempts are named by their time. What a snapshot that is gone held, nobody knows.
+        if key not in lost or attempt <= lost[key] or job.inputs.get("champion") in trained_on:
+            return True
+    return False
 
 
 def remove_unless_held(folder: Path, goes: Callable[[], bool]) -> bool:

@@ -133,7 +133,6 @@ MADE_OF_SNAPSHOTS = ("cheaper_baselines", "drift_scale")
 
 
 def _drop_made_of_rows(store: Store, case: str, erased: ErasedDocuments, report: ErasureReport) -> None:
-    """Delete what was made of a batch or a window that holds an erased document."""
     artifacts = erased.artifacts | {
         chunks.content_digest
         for chunks in store.artifacts(case, "tokenized_chunks")

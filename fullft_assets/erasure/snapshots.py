@@ -122,14 +122,6 @@ def _rewrite(
     lost: Mapping[str, Manifest],
     inputs: Mapping[str, Any],
 ) -> None:
-    """Rewrite one snapshot.
-
-    Args:
-        store, manifest, index: the snapshot.
-        hit: bool [rows of the index], those that go.
-        lost: what was drawn for it and lost documents.
-        inputs: what its manifest is to name as its inputs.
-    """
     before = SnapshotMetadata.of(manifest)
     index_left = index.filter(~hit)
     lost_from = sorted({*index.filter(hit)["split"].to_pylist(), *lost})

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -223,11 +223,8 @@ def _seconds(value: str | None) -> float | None:
 
 
 def _iso_time(text: str) -> float:
-    return _in_utc(datetime.fromisoformat(text)).timestamp()
-
-
-def _in_utc(at: datetime) -> datetime:
-    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+    at = datetime.fromisoformat(text)
+    return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
 
 
 def _score(value: str | None) -> float | None:
@@ -243,16 +240,11 @@ def _check(num_found: int, num_rows: int, left_out: Mapping[str, int]) -> CheckO
     anything.
     """
     description = f"{num_found:,} of {num_rows:,} documents have a prediction of the champion in the log"
-    description += "".join(_reasons(left_out))
+    reasons = ", ".join(f"{count:,} {why}" for why, count in sorted(left_out.items()))
+    description += f"; of the others {reasons}" if reasons else ""
     passed = num_found >= _LEAST_SHARE * num_rows
-    fix = (
-        ""
-        if passed
-        else ". Only those are used; look at monitoring.log, `fullft check` lists the fields that rows have"
-    )
-    return CheckOutcome(name=LOG_CHECK.name, passed=passed, severity="warn", description=description + fix)
-
-
-def _reasons(left_out: Mapping[str, int]) -> Iterator[str]:
-    for number, (why, count) in enumerate(sorted(left_out.items())):
-        yield f"{', ' if number else '; of the others '}{count:,} {why}"
+    if not passed:
+        description += (
+            ". Only those are used; look at monitoring.log, `fullft check` lists the fields that rows have"
+        )
+    return CheckOutcome(name=LOG_CHECK.name, passed=passed, severity="warn", description=description)

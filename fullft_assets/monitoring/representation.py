@@ -8,9 +8,10 @@ subtracted first.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -66,8 +67,7 @@ class Composition:
     labels_are_predicted: bool = False
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """Distance between the shares of two compositions in one respect.
 
     Attributes:
@@ -138,7 +138,16 @@ def predictions(
 
 def of_snapshot(store: Store, snapshot: Manifest) -> Composition:
     """Return the composition of a snapshot's training rows; general documents for replay do not count."""
-    return of_tables(_training_tables(store, snapshot))
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    index = read_index(store, snapshot)
+    rows = find_rows(store, snapshot, index.filter(pc.equal(index["split"], "train")), with_chunks=False)
+    positions = rows.places["position"].to_numpy()
+    return of_tables(
+        _read(rows.examples[batch]).take(pa.array(positions[numbers]))
+        for batch, numbers in by_batch(rows.places)
+    )
 
 
 def of_production(
@@ -149,18 +158,17 @@ def of_production(
     Args:
         predicted: independent documents by predicted label; used if no document has a label.
     """
-    import pyarrow.parquet as pq
-
-    def tables() -> Iterator[pa.Table]:
-        for window in windows:
-            path = store.folder(window) / DOCUMENTS_FILE
-            known = set(pq.read_schema(path).names)
-            yield pq.read_table(path, columns=[name for name in _COLUMNS if name in known])
-
-    composition = of_tables(tables())
+    composition = of_tables(_read(store.folder(window) / DOCUMENTS_FILE) for window in windows)
     if composition.labels or not predicted:
         return composition
     return replace(composition, labels=dict(predicted), labels_are_predicted=True)
+
+
+def _read(path: Path) -> pa.Table:
+    import pyarrow.parquet as pq
+
+    known = set(pq.read_schema(path).names)
+    return pq.read_table(path, columns=[name for name in _COLUMNS if name in known])
 
 
 def of_tables(tables: Iterable[pa.Table]) -> Composition:
@@ -301,18 +309,12 @@ def _label_counts(table: pa.Table) -> dict[str, int]:
 
     counts = Counter(_value_counts(table, "label"))
     for name in ("labels", "spans"):
-        if name not in table.column_names or not pa.types.is_list(table.schema.field(name).type):
-            continue
-        column = table[name].combine_chunks()
-        values = column.flatten()
-        if name == "spans":
-            values = values.flatten()[values.type.get_field_index("label")]
-        once = (
-            pa.table({"row": column.value_parent_indices(), "label": values})
-            .group_by(["row", "label"])
-            .aggregate([])
-        )
-        counts.update(_value_counts(once, "label"))
+        if name in table.column_names and pa.types.is_list(table.schema.field(name).type):
+            column = table[name].combine_chunks()
+            values = column.flatten()
+            values = values.field("label") if name == "spans" else values
+            pairs = pa.table({"row": column.value_parent_indices(), "label": values})
+            counts.update(_value_counts(pairs.group_by(["row", "label"]).aggregate([]), "label"))
     return dict(counts)
 
 
@@ -324,17 +326,3 @@ def _value_counts(table: pa.Table, name: str) -> dict[str, int]:
     counts = table[name].value_counts()
     pairs = zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)
     return {value: count for value, count in pairs if value not in (None, "")}
-
-
-def _training_tables(store: Store, snapshot: Manifest) -> Iterator[pa.Table]:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    index = read_index(store, snapshot)
-    rows = find_rows(store, snapshot, index.filter(pc.equal(index["split"], "train")), with_chunks=False)
-    positions = rows.places["position"].to_numpy()
-    for batch, numbers in by_batch(rows.places):
-        known = set(pq.read_schema(rows.examples[batch]).names)
-        table = pq.read_table(rows.examples[batch], columns=[name for name in _COLUMNS if name in known])
-        yield table.take(pa.array(positions[numbers]))

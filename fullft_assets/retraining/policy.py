@@ -266,7 +266,6 @@ def raised_after(state: State, signals: Signals, decision: Decision) -> dict[str
 
 
 def _notes(state: State, signals: Signals) -> Iterator[str]:
-    """Yield what is dated in the future by more than clocks differ, and so does not count."""
     dated = {
         "attempt(s)": [attempt.started_at for attempt in state.attempts],
         "training(s) or release(s)": [

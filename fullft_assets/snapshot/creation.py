@@ -99,20 +99,6 @@ def _find_newest(
 
 @dataclass(frozen=True)
 class _Creation:
-    """A snapshot that is being created.
-
-    Attributes:
-        store: where the batches' artifacts live.
-        use_case: the settings.
-        examples: `labeled_examples` of all batches, by name.
-        usable: those without a red gate.
-        chunks: `tokenized_chunks` of all batches that have them.
-        expected: what the chunks were made with.
-        evaluation: external evaluation texts, where there are any.
-        history: the snapshots before it.
-        suggest_group: see `take`.
-    """
-
     store: Store
     use_case: UseCase
     examples: Mapping[str, Manifest]
@@ -243,7 +229,6 @@ class _Creation:
         return plan, replayed
 
     def _files(self) -> dict[str, Path]:
-        """Return the file with the chunks of each batch."""
         return {name: self.store.folder(self.chunks[name]) / "chunks.parquet" for name in self.usable}
 
     def _report_on_data(

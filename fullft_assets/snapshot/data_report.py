@@ -224,9 +224,6 @@ def _sizes(metadata: SnapshotMetadata) -> list[str]:
 
 
 def _labels(metadata: SnapshotMetadata) -> list[str]:
-    """Return the balance: rows (and their share of the split), groups and the effective number of groups of
-    each label.
-    """
     if not metadata.labels:
         return []
     lines = [

@@ -221,7 +221,6 @@ def _order_check(
 
 
 def _differ(rows: Rows, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return which pairs of rows differ in their text or their target."""
     columns = [name for name in ("text_hash", "label", "labels", "spans") if name in rows.table.column_names]
     pairs = zip(*(rows.table.select(columns).take(each).to_pylist() for each in (one, other)), strict=True)
     return np.array([first != second for first, second in pairs], bool)

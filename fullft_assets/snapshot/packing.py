@@ -137,7 +137,6 @@ def plan(lengths: np.ndarray, capacity: int, seed: int, *, cut_to_fill: bool = F
 
 
 def _cut(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return source, start and length of the pieces of all texts, none longer than the capacity."""
     counts = -(-lengths // capacity)
     source = np.repeat(np.arange(len(lengths)), counts)
     first = np.cumsum(counts) - counts
@@ -228,7 +227,6 @@ def _fill(
 
 
 def _runs(length: np.ndarray) -> list[tuple[int, int]]:
-    """Return each distinct length and the position after its last piece, in the given (descending) order."""
     if not len(length):
         return []
     ends = np.concatenate([np.flatnonzero(np.diff(length)) + 1, [len(length)]])

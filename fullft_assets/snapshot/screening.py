@@ -200,7 +200,6 @@ def _read_group(
 
 
 def _fill(table: pa.Table, again: pa.Table) -> pa.Table:
-    """Return the rows as they were found, those without a text as they were read again."""
     import pyarrow as pa
 
     places = {place: len(table) + number for number, place in enumerate(_places(again))}
@@ -304,7 +303,6 @@ def _runs(texts: pa.Array | pa.ChunkedArray, num_words: int) -> tuple[np.ndarray
 
 
 def _powers(factor: int, count: int) -> np.ndarray:
-    """Return factor^0 to factor^(count - 1) modulo 2^64."""
     factors = np.full(count, factor, np.uint64)
     factors[:1] = 1
     return np.multiply.accumulate(factors)

@@ -139,7 +139,6 @@ def _freeze(
     task: Task,
     ledger: Ledger,
 ) -> Frozen:
-    """Deduplicate and split what is left once older rows are excluded; see `freeze_batches`."""
     num_contradicting = _drop_contradictions(rows, old.votes, task.target)
     require_rows(rows)
     aside, names = SetAside(), labels_of(rows.table, task.target)
@@ -194,7 +193,6 @@ def _drop_untrained(rows: Rows, batches: Mapping[str, BatchRows]) -> None:
 
 
 def _drop_contradictions(rows: Rows, votes: Votes, target: Target | None) -> int:
-    """Leave out equal texts with different targets, all of them; return how many they are."""
     num_tied = rows.drop(votes.tied, "annotators of their id disagree without a majority")
     return num_tied + rows.drop(
         contradicting(rows, rows.kept, votes.tied, target), "equal text with another label"
@@ -288,11 +286,6 @@ def _drop_overlaps(rows: Rows, batches: Mapping[str, BatchRows]) -> None:
 
 
 def _require_splits(rows: Rows, num_groups: int, settings: SnapshotSettings, seed: int) -> None:
-    """Check that there is something to train on and to test on.
-
-    Raises:
-        DataError: a split is empty; the message has the shares, the seed and the counts.
-    """
     splits = rows.split[rows.kept]
     for split in (TRAIN, TEST, VALIDATION):
         if not (splits == split).any():
@@ -332,7 +325,6 @@ def _index(
 
 
 def _lists(labels: Labels, rows: np.ndarray) -> pa.Array:
-    """Return the sorted labels of rows (positions, ascending)."""
     import pyarrow as pa
 
     order = np.lexsort((labels.code, labels.row))
