@@ -167,13 +167,6 @@ def test_a_reference_that_changes_halfway_is_named(scale: Scale) -> None:
     assert verdict.homogeneity < 0.02 and "not homogeneous" in verdict.notes[0]
 
 
-def test_a_confirmed_window_does_not_join_the_reference() -> None:
-    assert Past([1], []).after(2, "alarm") == ([1], [2])
-    assert Past([1], []).after(2, "confirmed") == ([1], [2])
-    full = list(range(monitoring.REFERENCE_WINDOWS))
-    assert Past(full, [13, 14]).after(15, "ok") == (full, [13, 14, 15])
-
-
 class TestNewChampion:
     """What the first windows under a champion are compared with that was released in calm."""
 
@@ -500,7 +493,5 @@ def test_an_explanation_names_words_and_places_but_no_text(scale: Scale) -> None
     features = draw(rng, moved=20.0, share=0.05)
     far = monitoring.farthest(scale.coordinates(features), {"embeddings": windows(scale, rng, 6)})
     assert set(range(7)) <= set(far.tolist())
-    text = monitoring.render_explanation(
-        "What moved", ["the content changed"], words, [("a.jsonl", 3)]
-    )
+    text = monitoring.render_explanation("What moved", ["the content changed"], words, [("a.jsonl", 3)])
     assert "| dog | 0.0% | 64.5% |" in text and "| a.jsonl | 3 |" in text and "the dog sat" not in text

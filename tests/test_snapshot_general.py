@@ -161,11 +161,6 @@ def test_several_labels_and_spans_are_measured_on_it(
     )
 
 
-def test_a_snapshot_without_one_has_nothing_to_load(tmp_path: Path) -> None:
-    case = prepare(tmp_path, tiny=True, rows=400)
-    assert general.load(case.store, case.snapshot) is None
-
-
 @pytest.mark.parametrize(
     ("options", "line"),
     [

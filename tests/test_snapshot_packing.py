@@ -12,9 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import packing as benchmark
-from fullft_assets.base_model import resolve_base_model
 from fullft_assets.snapshot import checks, packing
-from tests import project as projects
 
 pytestmark = pytest.mark.quick
 
@@ -103,20 +101,6 @@ def test_few_texts_take_a_row_more_than_their_tokens_need():
     for seed in range(20):
         lengths = np.maximum(1, np.random.default_rng(seed).lognormal(np.log(60), 1.0, 100)).astype(int)
         assert packing.plan(lengths, 1_024, seed=1).num_rows <= -(-lengths.sum() // 1_024) + 1
-
-
-@pytest.mark.heavy
-def test_real_texts_fill_the_rows():
-    from fullft_assets.chunks import Tokenization
-    from fullft_assets.settings import ChunksSettings
-
-    tokenization = Tokenization.load(resolve_base_model(projects.QUICK["base_model"], None), ChunksSettings())
-    lengths = np.array(
-        [len(ids) for ids in tokenization.encode([row["text"] for row in projects.licence_rows(4_000)])]
-    )
-    plan = packing.plan(lengths, 512, seed=17)
-    assert plan.fill >= 0.995
-    assert plan.num_tokens == lengths.sum()
 
 
 @settings(max_examples=200, deadline=None)

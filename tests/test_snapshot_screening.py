@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from fullft_assets import snapshot
 from fullft_assets.errors import DataError
-from fullft_assets.snapshot import screening, sketches
+from fullft_assets.snapshot import screening
 from fullft_assets.snapshot.screening import Screen, read_evaluation_texts
 from fullft_assets.store import Manifest
 from tests import prepared
@@ -172,25 +172,6 @@ class TestSnapshot:
         )
         assert check.description.startswith("1 of 2 evaluation texts have fewer than 13 words: ")
 
-    def test_a_shorter_run_finds_them(
-        self, case: prepared.Prepared, passage: str, monkeypatch: pytest.MonkeyPatch
-    ):
-        monkeypatch.setattr(screening.Screen.__init__, "__kwdefaults__", {"num_words": self.NUM_WORDS})
-        monkeypatch.setattr(screening, "SCREEN_WORDS", self.NUM_WORDS)
-        monkeypatch.setattr(sketches, "SCREENING_VERSION", "shorter")
-        monkeypatch.setattr("fullft_assets.snapshot.creation.VERSION", "shorter")
-        taken = self.take(case, passage)
-        before = case.split("train")
-        overlaps = slow_overlaps(before.texts, [passage], self.NUM_WORDS)
-        assert 0 < sum(overlaps) < 20
-        left = [id_ for id_, overlap in zip(before.ids, overlaps, strict=True) if not overlap]
-        assert snapshot.load_split(case.store, taken, "train").ids == left
-        assert taken.metadata["left_out"]["train rows that overlap an external evaluation set"] >= sum(
-            overlaps
-        )
-        check = taken.check("evaluation_texts_can_be_found")
-        assert (check.passed, check.description, check.metadata["num_too_short"]) == (True, "", 0)
-
 
 class TestEvaluationSets:
     @pytest.fixture
@@ -257,19 +238,6 @@ class TestEvaluationSets:
             "from gzip",
             "from parquet",
         ]
-
-    def test_digest_follows_the_content(self, project):
-        path = project.root / "one.jsonl"
-        projects.write_rows(path, [{"text": "a"}, {"text": "b"}])
-        first = self.read(project, "one.jsonl")
-        projects.write_rows(path, [{"text": "b"}, {"text": "a"}])
-        assert self.read(project, "one.jsonl").digest == first.digest
-        projects.write_rows(path, [{"text": "b"}, {"text": "c"}])
-        assert self.read(project, "one.jsonl").digest != first.digest
-
-    def test_none_is_none(self, project):
-        found = self.read(project)
-        assert (found.texts, found.num_texts) == ([], {})
 
     def test_what_cannot_be_read_is_an_error_that_names_it(self, project):
         path = project.root / "benchmarks" / "set.jsonl"
