@@ -37,13 +37,7 @@ SECTIONS = {
     "monitoring": {"path": "data/letters/production"},
     "planning": {"min_predicted_gain": -1.0},
 }
-#: Longer than any test waits; no checkpoint but the one that a stopped training writes.
-ENDLESS = {"epochs": 1_000, "checkpoint_every_steps": 1_000_000}
-SUCCESS, CANCELED, FAILURE = (
-    dg.DagsterRunStatus.SUCCESS,
-    dg.DagsterRunStatus.CANCELED,
-    dg.DagsterRunStatus.FAILURE,
-)
+SUCCESS = dg.DagsterRunStatus.SUCCESS
 
 
 @pytest.fixture(scope="module")

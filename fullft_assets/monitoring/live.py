@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from fullft_assets.artifacts import (
     DOCUMENTS_FILE,
@@ -293,7 +294,6 @@ def labels_by_id(store: Store, examples: Mapping[str, Manifest]) -> dict[str, st
     """Return the label of each id, of the newest batch that has it; None where rows of that batch contradict
     each other.
     """
-    import pyarrow.parquet as pq
 
     labels: dict[str, str | None] = {}
     for _, batch in sorted(examples.items()):
@@ -346,7 +346,6 @@ def check(metadata: LiveMetadata) -> CheckOutcome:
 
 
 def _last_windows(store: Store, windows: Mapping[str, Manifest]) -> dict[str, str]:
-    import pyarrow.parquet as pq
 
     last_windows: dict[str, str] = {}
     for name, window in windows.items():
@@ -358,7 +357,6 @@ def _last_windows(store: Store, windows: Mapping[str, Manifest]) -> dict[str, st
 def _documents(
     store: Store, name: str, window: Manifest, predictions: Manifest
 ) -> Iterator[PredictedDocument]:
-    import pyarrow.parquet as pq
 
     table = pq.read_table(
         store.folder(window) / DOCUMENTS_FILE, columns=["source", "row", "id", "text", "label", "group"]

@@ -19,6 +19,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from fullft_assets.artifacts import (
     BATCH_PREDICTIONS,
     DOCUMENTS_FILE,
@@ -145,7 +147,6 @@ def read_log(
     exact, folded = set(labels), {label.casefold(): label for label in labels if alike[label.casefold()] == 1}
 
     def write(draft: Draft) -> Outcome:
-        import pyarrow.parquet as pq
 
         columns = ["source", "row", "id", "text", *LOGGED]
         table = pq.read_table(store.folder(documents) / DOCUMENTS_FILE, columns=columns).to_pylist()

@@ -6,18 +6,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from fullft_assets.artifacts import DOCUMENTS_FILE
 from fullft_assets.documents import RawMetadata
 from fullft_assets.documents.erasure import has_made_up_id
 from fullft_assets.monitoring.verdict import DriftMetadata
 from fullft_assets.store import Manifest, Store
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 #: Share of the larger window's documents that two windows must have in common, by their ids.
 _SAME = 0.5
@@ -65,7 +64,6 @@ class _Documents(NamedTuple):
 
 
 def _documents_of(store: Store, window: Manifest) -> _Documents:
-    import pyarrow.parquet as pq
 
     table = pq.read_table(store.folder(window) / DOCUMENTS_FILE, columns=["id", "source", "row", "text"])
     return _Documents(
@@ -119,7 +117,6 @@ def independent_rows(
 
 
 def _clusters(texts: Sequence[str], seed: int) -> np.ndarray:
-    import pyarrow as pa
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
 

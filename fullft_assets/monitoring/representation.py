@@ -11,9 +11,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from fullft_assets.artifacts import DOCUMENTS_FILE, FINETUNED_CHECKPOINT
 from fullft_assets.documents import RawMetadata
@@ -23,13 +26,8 @@ from fullft_assets.monitoring.features import Sums
 from fullft_assets.monitoring.history import SUMS
 from fullft_assets.snapshot.frozen_batches import find_rows
 from fullft_assets.snapshot.locations import by_batch, read_index
-from fullft_assets.store import CheckOutcome
+from fullft_assets.store import CheckOutcome, Manifest, Store
 from fullft_assets.store.checks import CheckSpec
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from fullft_assets.store import Manifest, Store
 
 CHECK = CheckSpec(
     "training_data_represents_production",
@@ -138,8 +136,6 @@ def predictions(
 
 def of_snapshot(store: Store, snapshot: Manifest) -> Composition:
     """Return the composition of a snapshot's training rows; general documents for replay do not count."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     index = read_index(store, snapshot)
     rows = find_rows(store, snapshot, index.filter(pc.equal(index["split"], "train")), with_chunks=False)
@@ -165,7 +161,6 @@ def of_production(
 
 
 def _read(path: Path) -> pa.Table:
-    import pyarrow.parquet as pq
 
     known = set(pq.read_schema(path).names)
     return pq.read_table(path, columns=[name for name in _COLUMNS if name in known])
@@ -305,7 +300,6 @@ def _outcome(passed: bool, description: str, metadata: dict) -> CheckOutcome:
 
 
 def _label_counts(table: pa.Table) -> dict[str, int]:
-    import pyarrow as pa
 
     counts = Counter(_value_counts(table, "label"))
     for name in ("labels", "spans"):
@@ -319,7 +313,6 @@ def _label_counts(table: pa.Table) -> dict[str, int]:
 
 
 def _value_counts(table: pa.Table, name: str) -> dict[str, int]:
-    import pyarrow as pa
 
     if name not in table.column_names or pa.types.is_null(table.schema.field(name).type):
         return {}

@@ -7,17 +7,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fullft_assets.examples.identity import COLUMNS, IdentityRows, codes
 from fullft_assets.settings import SnapshotSettings
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from fullft_assets.snapshot.sketches import BatchIndex
+from fullft_assets.snapshot.sketches import BatchIndex
 
 #: In the order of precedence: a row of a lower place never moves behind a later one.
 SPLITS = ("test", "validation", "train")
@@ -111,8 +109,6 @@ class Rows(IdentityRows):
 
 def collect(batches: Mapping[str, BatchRows], settings: SnapshotSettings) -> Rows:
     """Return the rows of all batches, each with the split that its place gives it."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     ordered = [batches[name] for name in sorted(batches)]
     none = pa.table(

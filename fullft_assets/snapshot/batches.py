@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, partial
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.chunks import ChunksMetadata, Expected, rows_without_trained_tokens
@@ -17,15 +18,12 @@ from fullft_assets.examples import QUARANTINED, ExamplesMetadata
 from fullft_assets.examples import VERSION as EXAMPLES_VERSION
 from fullft_assets.examples import key_settings as example_settings
 from fullft_assets.examples.identity import COLUMNS
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import screening, sketches
 from fullft_assets.snapshot.all_rows import BatchRows
 from fullft_assets.snapshot.locations import read_rows
 from fullft_assets.store import CheckOutcome, Manifest, Store
 from fullft_assets.store.checks import CheckSpec
-
-if TYPE_CHECKING:
-    from fullft_assets.settings.use_case import UseCase
-
 
 ARCHIVED_FILES_COUNT = CheckSpec(
     "archived_files_count", "Files that were taken away since their delivery count as they were read."
@@ -152,8 +150,6 @@ def read_batches(
     """Return what the split needs of each usable batch; its sketches are made where they are not there
     yet.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     @cache
     def screen() -> screening.Screen:

@@ -8,15 +8,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.chunks import Expected, load_tokenization
 from fullft_assets.documents import names
 from fullft_assets.examples.agreement import metadata_of
 from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import checks, data_facts, data_report, general, packing, replay, screening
 from fullft_assets.snapshot.all_rows import BatchRows
 from fullft_assets.snapshot.batches import archive_check, read_batches, source_check, usable_batches
@@ -30,11 +34,6 @@ from fullft_assets.snapshot.split import Frozen, freeze_batches
 from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store
 from fullft_assets.store.hashing import artifact_key
 from fullft_assets.task import task_of
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from fullft_assets.settings.use_case import UseCase
 
 VERSION = "13"
 _STAGE = "training_snapshot"
@@ -209,7 +208,6 @@ class _Creation:
 
         `measured`: the general set, whose texts are not replayed.
         """
-        import pyarrow.compute as pc
 
         settings = self.use_case.settings
         is_trained = pc.equal(frozen.index["split"], "train")
@@ -317,7 +315,6 @@ def pack_again(store: Store, snapshot: Manifest, index: pa.Table) -> Packing:
     Raises:
         StoreError: a table of a batch, or what is replayed, is gone.
     """
-    import pyarrow.compute as pc
 
     metadata = SnapshotMetadata.of(snapshot)
     assert metadata.packing_capacity is not None, "its training rows are packed"
@@ -331,13 +328,11 @@ def pack_again(store: Store, snapshot: Manifest, index: pa.Table) -> Packing:
 
 
 def _replayed_lengths(store: Store, replayed: Manifest) -> np.ndarray:
-    import pyarrow.parquet as pq
 
     windows = pq.read_table(store.folder(replayed) / "chunks.parquet", columns=["windows"])["windows"]
     return np.array(list(chain.from_iterable(window_lengths(windows))), np.int64)
 
 
 def _write_table(table: pa.Table, path: Path) -> None:
-    import pyarrow.parquet as pq
 
     pq.write_table(table, path, compression="zstd")

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from fullft_assets.documents.aliases import restore
 from fullft_assets.examples import QUARANTINED, ExamplesMetadata
 from fullft_assets.examples.labels import NOT_NAMED
@@ -74,7 +77,6 @@ def gather(
         batches: as they were read for it.
         checks: of the snapshot.
     """
-    import pyarrow.compute as pc
 
     used = [ExamplesMetadata.of(examples[name]) for name in folders]
     # The index has the text's hash for the group of a row without one.
@@ -131,7 +133,6 @@ def _with_those_of_batches(
 
 
 def _quarantined(folders: Iterable[Path]) -> list[ExcludedRows]:
-    import pyarrow.parquet as pq
 
     counts: Counter[str] = Counter()
     places: dict[str, list[str]] = {}

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fullft_assets.documents.aliases import alias
 from fullft_assets.examples.identity import Versions, Votes, codes, superseded, twice_in_a_file
@@ -98,8 +100,6 @@ def _kept_older(rows: Rows, batches: Mapping[str, BatchRows], old: np.ndarray) -
     and is superseded.
     """
     import pandas as pd
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     is_kept = np.zeros(len(rows), bool)
     deliveries: dict[str, set[int]] = {}

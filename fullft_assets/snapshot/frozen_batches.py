@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from fullft_assets.errors import StoreError
 from fullft_assets.snapshot.locations import by_batch, in_order, read_rows, to_lists
 from fullft_assets.snapshot.metadata import FrozenBatch, SnapshotMetadata
 from fullft_assets.store import Manifest, Store
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 #: What is drawn for a snapshot beside its batches: an artifact of the stage `<kind>_documents`, under this
 #: name in its metadata.
@@ -84,8 +84,6 @@ def find_rows(store: Store, snapshot: Manifest, index: pa.Table, *, with_chunks:
         StoreError: a table is gone, or an erasure took rows out of it that it has not taken out of the
             snapshot yet.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     parts = SnapshotMetadata.of(snapshot).parts
     position = np.full(len(index), -1)
@@ -106,8 +104,6 @@ def find_rows(store: Store, snapshot: Manifest, index: pa.Table, *, with_chunks:
 
 def _find(rows: pa.Table, delivered: pa.Table) -> np.ndarray:
     """Return the position of each row among delivered ones, by file and row; -1 where it is not there."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     def names(table: pa.Table) -> pa.Array:
         number = table["row"].cast(pa.string())

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import Tokenization, chunk, tokenizer_digest
@@ -19,15 +22,11 @@ from fullft_assets.chunks import key_settings as chunk_settings
 from fullft_assets.chunks import schema as chunk_schema
 from fullft_assets.documents.erasure import is_erased
 from fullft_assets.settings import DocumentsSettings
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot.screening import Screen, Way, locate, read_external
 from fullft_assets.store import Draft, Identity
 from fullft_assets.store.hashing import messages_hash, text_hash, unit_hash
 from fullft_assets.task import CONVERSATIONS, PLAIN_TEXT, task_of
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from fullft_assets.settings.use_case import UseCase
 
 #: Characters of candidates kept for each token that is wanted: twice what usual texts have. Where they do not
 #: suffice, more are read.
@@ -63,7 +62,6 @@ class Drawn:
             draft: of the artifact.
             made_with: see `made_with`.
         """
-        import pyarrow.parquet as pq
 
         pq.write_table(self.examples, draft.path / "examples.parquet", compression="zstd")
         pq.write_table(self.chunks, draft.path / "chunks.parquet", compression="zstd")
@@ -168,8 +166,6 @@ def _usable(
     tombstones: Collection[str],
 ) -> Iterator[pa.Table]:
     """Yield tables of documents with `text_hash` and their `place` in the draw; others are counted."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     seed, plain = use_case.settings.seed, DocumentsSettings.model_validate({"path": path})
     has_messages = task_of(use_case.settings.examples).has_messages
@@ -198,13 +194,11 @@ def _usable(
 
 
 def _num_characters(table: pa.Table) -> np.ndarray:
-    import pyarrow.compute as pc
 
     return pc.utf8_length(table["text"]).to_numpy().astype(np.int64)
 
 
 def _in_order(tables: list[pa.Table]) -> pa.Table:
-    import pyarrow as pa
 
     table = pa.concat_tables(tables)
     table = table.sort_by([(name, "ascending") for name in ("place", "text_hash", "source", "row")])
@@ -216,7 +210,6 @@ def _take_tokens(
     use_case: UseCase, table: pa.Table, unusable: Counter[str], num_needed: int, screens: Sequence[Screen]
 ) -> Drawn:
     """Tokenise candidates one block after the other, until they have the tokens that are needed."""
-    import pyarrow as pa
 
     tokenizations = _Tokenizations(use_case)
     num_passed_over = [0 for _ in screens]
@@ -254,7 +247,6 @@ def _first_tokens(chunks: pa.Table, missing: int) -> tuple[np.ndarray, pa.Table,
     """Return the first rows with a token to learn from, with their windows, that have the missing tokens, and
     whether they do. Of the last row the windows are left out whose tokens are not needed.
     """
-    import pyarrow as pa
 
     # Without marks every token is trained.
     num_trained = _num_tokens(chunks) if chunks["marks"].null_count else _num_marked(chunks)
@@ -273,7 +265,6 @@ def _first_tokens(chunks: pa.Table, missing: int) -> tuple[np.ndarray, pa.Table,
 
 
 def _num_tokens(chunks: pa.Table) -> np.ndarray:
-    import pyarrow.compute as pc
 
     windows = chunks["windows"].combine_chunks()
     lengths = pc.list_value_length(windows.flatten())
@@ -281,7 +272,6 @@ def _num_tokens(chunks: pa.Table) -> np.ndarray:
 
 
 def _num_marked(chunks: pa.Table) -> np.ndarray:
-    import pyarrow.compute as pc
 
     marks = chunks["marks"].combine_chunks()
     windows = marks.flatten()
@@ -310,7 +300,6 @@ class _Tokenizations:
 
     def chunk(self, documents: pa.Table) -> pa.Table:
         """Return the windows of documents, as a batch's `chunks.parquet` has them."""
-        import pyarrow as pa
 
         if self._conversations is None:
             return chunk(documents, self._plain, self._plain_task).table

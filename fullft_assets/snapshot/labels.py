@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fullft_assets.errors import DataError
 from fullft_assets.examples.identity import codes
@@ -16,9 +18,6 @@ from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, Row
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import Target
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 LABELS_ARE_COMMON = CheckSpec(
     "labels_are_common", "Each label has enough independent groups in the test split."
@@ -49,7 +48,6 @@ class Labels:
 
 def labels_of(table: pa.Table, target: Target | None) -> Labels:
     """Return the labels of examples; none for tasks that have none."""
-    import pyarrow.compute as pc
 
     if target is None:
         return Labels(np.zeros(0, np.int64), np.zeros(0, np.int64), [])

@@ -19,6 +19,8 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from fullft_assets.errors import StoreError
 from fullft_assets.store import Manifest, Store
@@ -80,8 +82,6 @@ class Ledger:
 
     def write(self, path: Path, covered: Iterable[str]) -> None:
         """Write the ledger, and the keys of the snapshots whose entries it contains."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
 
         table = pa.table({"place": self.places, "split": self.splits})
         pq.write_table(
@@ -138,7 +138,6 @@ def read_ledger(store: Store, snapshot: Manifest) -> tuple[Ledger, set[str]]:
     Raises:
         StoreError: the file is lost.
     """
-    import pyarrow.parquet as pq
 
     content = store.read_bytes(f"{snapshot.ref}/{FILE}")
     if content is None or len(content) != snapshot.files[FILE].bytes:

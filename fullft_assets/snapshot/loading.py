@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from fullft_assets.snapshot.all_rows import SplitName
 from fullft_assets.snapshot.frozen_batches import drawn_folder, find_rows, steady
@@ -14,9 +17,6 @@ from fullft_assets.snapshot.locations import read_index, to_lists
 from fullft_assets.snapshot.metadata import SnapshotMetadata
 from fullft_assets.snapshot.packing import Packing
 from fullft_assets.store import Manifest, Store
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,6 @@ def load_split(store: Store, snapshot: Manifest, name: SplitName, *, windows: bo
 
 
 def _index_of(store: Store, snapshot: Manifest, name: SplitName) -> pa.Table:
-    import pyarrow.compute as pc
 
     index = read_index(store, snapshot)
     return index.filter(pc.equal(index["split"], name))
@@ -114,8 +113,6 @@ def load_values(store: Store, snapshot: Manifest, name: SplitName, column: str) 
 
 
 def _label_array(index: pa.Table, names: list[str]) -> np.ndarray:
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     if "label" in index.column_names:
         return pc.index_in(index["label"], value_set=pa.array(names, pa.string())).to_numpy().astype(np.int64)
@@ -164,7 +161,6 @@ def load_training(store: Store, snapshot: Manifest) -> Training:
     Raises:
         StoreError: an artifact of them is gone, or was rewritten since (see `frozen_batches`).
     """
-    import pyarrow.parquet as pq
 
     capacity = SnapshotMetadata.of(snapshot).packing_capacity
     assert capacity is not None, "its training rows are packed"

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from fullft_assets.store import Manifest, Store
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 T = TypeVar("T")
 
@@ -45,7 +45,6 @@ def in_order(places: pa.Table, read: Callable[[str, np.ndarray], Sequence[T]]) -
 
 def to_lists(windows: pa.ChunkedArray) -> list[list[list[int]]]:
     """Return the windows (or their marks) of each row; none for null. `to_pylist` takes ten times as long."""
-    import pyarrow.compute as pc
 
     inner = pc.list_flatten(windows)
     values = pc.list_flatten(inner).to_numpy().tolist()
@@ -54,7 +53,6 @@ def to_lists(windows: pa.ChunkedArray) -> list[list[list[int]]]:
 
 def window_lengths(windows: pa.ChunkedArray) -> list[list[int]]:
     """Return the number of tokens in each window of each row."""
-    import pyarrow.compute as pc
 
     lengths = pc.list_value_length(pc.list_flatten(windows)).to_pylist()
     return _cut(lengths, pc.list_value_length(windows))
@@ -69,7 +67,6 @@ def read_index(store: Store, snapshot: Manifest) -> pa.Table:
     """Return a snapshot's index with where each row came from: `source` and `row` as delivered, and `batch`
     (a key of its metadata `parts`).
     """
-    import pyarrow.parquet as pq
 
     folder = store.folder(snapshot)
     index = pq.read_table(folder / "index.parquet")
@@ -81,8 +78,6 @@ def read_index(store: Store, snapshot: Manifest) -> pa.Table:
 
 def read_rows(path: Path, column: str, positions: np.ndarray) -> pa.ChunkedArray:
     """Return a column's values at positions, in that order; row groups without one are not read."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
         sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]

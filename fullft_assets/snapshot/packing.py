@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+import pyarrow as pa
 
 #: Share of the rows' room that holds tokens where rows count as full.
 FULL = 0.995
@@ -82,7 +79,6 @@ class Packing:
         """Return one row a piece, in order: `row`, `source`, `start`, `length` (int64, int64, int64,
         int32).
         """
-        import pyarrow as pa
 
         rows = np.repeat(np.arange(self.num_rows), np.diff(self.row_offsets))
         return pa.table(

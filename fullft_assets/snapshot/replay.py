@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.documents.erasure import read_tombstones
 from fullft_assets.errors import DataError
 from fullft_assets.settings import ReplaySettings
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot.general_sampling import Drawn, draw_tokens, made_with, pin_files
 from fullft_assets.snapshot.metadata import ReplayMetadata
 from fullft_assets.snapshot.screening import Screen
 from fullft_assets.store import Draft, Manifest, Outcome, Store, digest
-
-if TYPE_CHECKING:
-    from fullft_assets.settings.use_case import UseCase
 
 VERSION = "5"
 STAGE = "replay_documents"

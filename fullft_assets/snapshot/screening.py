@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from fullft_assets.documents.batches import Batch
 from fullft_assets.documents.formats import is_readable, known_endings
@@ -23,17 +23,13 @@ from fullft_assets.documents.reading import read_documents
 from fullft_assets.documents.sources import Source, SourceFile, open_source
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot.near_text.minhash import concatenate, sketch
 from fullft_assets.snapshot.near_text.near_duplicates import find_near, positions
 from fullft_assets.snapshot.near_text.shingles import distinct, shingle_sets
 from fullft_assets.snapshot.near_text.words import SIXTHS, WORD, hash_words
 from fullft_assets.store import digest
 from fullft_assets.task import CONVERSATIONS, PLAIN_TEXT
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from fullft_assets.settings.use_case import UseCase
 
 VERSION = "3"
 #: Consecutive words shared with an external evaluation set that count as overlap.
@@ -200,7 +196,6 @@ def _read_group(
 
 
 def _fill(table: pa.Table, again: pa.Table) -> pa.Table:
-    import pyarrow as pa
 
     places = {place: len(table) + number for number, place in enumerate(_places(again))}
     has_text = table["text"].is_valid().to_pylist()
@@ -244,7 +239,6 @@ class Screen:
         """Return for each text whether it shares a run of words with one of these, or is a near-duplicate of
         one.
         """
-        import pyarrow as pa
 
         column = _as_arrow(texts)
         overlaps = self.shares_a_run(column)
@@ -265,7 +259,6 @@ class Screen:
 
     def is_near(self, texts: pa.ChunkedArray | Sequence[str]) -> np.ndarray:
         """Return for each text whether it is a near-duplicate of one of these."""
-        import pyarrow as pa
 
         column = _as_arrow(texts)
         is_near = np.zeros(len(column), bool)
@@ -309,6 +302,5 @@ def _powers(factor: int, count: int) -> np.ndarray:
 
 
 def _as_arrow(texts: pa.ChunkedArray | Sequence[str]) -> pa.ChunkedArray:
-    import pyarrow as pa
 
     return texts if isinstance(texts, pa.ChunkedArray) else pa.chunked_array([texts], pa.string())

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.snapshot.frozen_batches import content_of
@@ -22,9 +24,6 @@ from fullft_assets.snapshot.screening import VERSION as SCREENING_VERSION
 from fullft_assets.snapshot.screening import EvaluationTexts, Screen
 from fullft_assets.store import Draft, Manifest, Outcome, Store
 from fullft_assets.store.hashing import unit_hash
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 VERSION = "4"
 STAGE = "near_duplicate_index"
@@ -55,7 +54,6 @@ def build(rows: pa.Table, seed: int) -> BatchIndex:
 
 def places(rows: pa.Table, seed: int) -> np.ndarray:
     """Return each row's place in the split: the keyed hash of its group, or of its text where it has none."""
-    import pyarrow.compute as pc
 
     encoded = pc.coalesce(rows["group"], rows["text_hash"]).combine_chunks().dictionary_encode()
     of_group = np.array(
@@ -66,7 +64,6 @@ def places(rows: pa.Table, seed: int) -> np.ndarray:
 
 def ensure(store: Store, case: str, examples: Manifest, seed: int) -> Manifest:
     """Return the index of a batch's examples, made if there is none yet."""
-    import pyarrow.parquet as pq
 
     def write(draft: Draft) -> Outcome:
         rows = pq.read_table(
@@ -125,7 +122,6 @@ def ensure_screened(
         evaluation: the sets' texts.
         screen: makes the look-up; only called where the batch was not screened yet.
     """
-    import pyarrow.parquet as pq
 
     def write(draft: Draft) -> Outcome:
         texts = pq.read_table(store.folder(examples) / "examples.parquet", columns=["text"])["text"]

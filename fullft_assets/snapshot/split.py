@@ -15,9 +15,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fullft_assets.errors import DataError
 from fullft_assets.examples.agreement import Agreement, of_votes
@@ -43,9 +45,6 @@ from fullft_assets.snapshot.set_aside import SetAside
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import Target, Task
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 SPLITS_ARE_DISJOINT = CheckSpec(
     "splits_are_disjoint", "No id, text or group is in two splits.", blocking=True
@@ -253,7 +252,6 @@ def _drop_copies(rows: Rows) -> int:
     The one stays whose group has the first split, and in it the smallest place; of one group the smallest id.
     So a later copy can move a text from train to test, never from test to train.
     """
-    import pyarrow.compute as pc
 
     group, id_ = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
     same = several(rows.text, rows.kept)
@@ -302,8 +300,6 @@ def _index(
     """Return index and places; `labels` replace those of rows that may have several, where some were set
     aside.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     numbers = np.flatnonzero(rows.kept)
     table = rows.table.take(numbers)
@@ -325,7 +321,6 @@ def _index(
 
 
 def _lists(labels: Labels, rows: np.ndarray) -> pa.Array:
-    import pyarrow as pa
 
     order = np.lexsort((labels.code, labels.row))
     names = pa.array(labels.names, pa.string()).take(pa.array(labels.code[order]))

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from fullft_assets.snapshot.near_text.shingles import SORTED_ROWS, ShingleSets, mix, shingle_sets
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 #: Jaccard similarity of word shingles from which two texts are near-duplicates.
 SIMILARITY = 0.8

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from fullft_assets.snapshot.near_text.minhash import NUM_HASHES, SIMILARITY, Sketches, sketch_sets
 from fullft_assets.snapshot.near_text.shingles import (
@@ -185,7 +186,6 @@ def near_duplicates(
     Returns:
         For each near candidate's position the position of one reference text it is near to.
     """
-    import pyarrow as pa
 
     if not reference or not candidates:
         return {}

@@ -10,14 +10,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from fullft_assets.snapshot.near_text.words import LETTER, Words, block_words, blocks, expand
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 SHINGLE_WORDS = 3
 #: Letters of an alphabet without spaces that count as one word of a shingle: two Thai texts share most of

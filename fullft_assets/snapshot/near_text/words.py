@@ -15,12 +15,10 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+import pyarrow as pa
+import pyarrow.compute as pc
 
 #: Kinds of words: one of several letters, a Chinese character, and a letter of another script without spaces.
 WORD, IDEOGRAPH, LETTER = range(3)
@@ -72,8 +70,6 @@ def hash_words(texts: pa.Array | pa.ChunkedArray) -> Words:
 
 def blocks(texts: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array]:
     """Yield texts in blocks of a bounded size."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     for chunk in texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]:
         lengths = pc.fill_null(pc.binary_length(chunk), 0).to_numpy(zero_copy_only=False)
@@ -86,8 +82,6 @@ def blocks(texts: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array]:
 
 def block_words(texts: pa.Array) -> Words:
     """Return the words of one block."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     texts = pc.fill_null(texts.cast(pa.string()), "")
     lacks_spaces = _may_lack_spaces(texts)
@@ -135,13 +129,11 @@ def _may_lack_spaces(texts: pa.Array) -> np.ndarray:
 
 def parted_letters(texts: pa.Array) -> pa.Array:
     """Return texts with spaces around each letter of scripts without spaces."""
-    import pyarrow.compute as pc
 
     return pc.replace_substring_regex(texts, rf"([{_IDEOGRAPHS}{_LETTERS}]\p{{M}}*)", r" \1 ")
 
 
 def _kinds(runs: pa.Array) -> np.ndarray:
-    import pyarrow.compute as pc
 
     kinds = np.full(len(runs), WORD, np.uint8)
     for kind, letters in ((IDEOGRAPH, _IDEOGRAPHS), (LETTER, _LETTERS)):
