@@ -120,7 +120,9 @@ def plan(store: Store, use_case: UseCase) -> CleanUp:
         and past.champion.checkpoint in clean_up.artifacts
     ]
     clean_up.pointers = _starting_points(store, case, clean_up.artifacts)
-    for copy in _copies(store, case):
+    manifests = [] if store.is_local else sorted((store.cache_folder / case).glob(f"*/*/*/{MANIFEST}"))
+    # Those with a dot are being fetched.
+    for copy in [path.parent for path in manifests if not path.parent.name.startswith(".")]:
         ref = str(copy.relative_to(store.cache_folder))
         if ref in clean_up.artifacts or store.read_bytes(f"{ref}/{MANIFEST}") is None:
             clean_up.copies[copy] = _size(copy)
@@ -275,12 +277,6 @@ def _starting_points(store: Store, case: str, gone: Iterable[str]) -> list[str]:
     names = [f"{case}/starting_points/{name}" for name in store.list_pointers(f"{case}/starting_points")]
     pointers = zip(names, store.each(store.read_pointer, names), strict=True)
     return [name for name, pointer in pointers if pointer is not None and pointer["checkpoint"] in gone]
-
-
-def _copies(store: Store, case: str) -> list[Path]:
-    manifests = [] if store.is_local else sorted((store.cache_folder / case).glob(f"*/*/*/{MANIFEST}"))
-    # Those with a dot are being fetched.
-    return [path.parent for path in manifests if not path.parent.name.startswith(".")]
 
 
 def _size(folder: Path) -> int:

@@ -1,7 +1,5 @@
 """Alerts: from finished runs, decisions and silent feeds, by real servers, each once."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

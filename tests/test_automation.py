@@ -1,7 +1,5 @@
 """Sensors and schedules: evaluated directly on real artifacts, and driven by a real daemon."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The data report: what a person should know of the data before training, for every task."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -2,8 +2,6 @@
 file cannot bring it back.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

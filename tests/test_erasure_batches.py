@@ -4,8 +4,6 @@ itself.
 The data stages alone, without Dagster and without a model: a few hundred milliseconds a test.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable, Iterator

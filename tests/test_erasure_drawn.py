@@ -1,7 +1,5 @@
 """Erasure of general documents: those that are replayed, and those that forgetting is measured on."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from dataclasses import replace

@@ -2,8 +2,6 @@
 tokenizer's audit and drift keep.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

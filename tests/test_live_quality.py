@@ -2,8 +2,6 @@
 policy hears of.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -4,8 +4,6 @@ again.
 Rates on real corpora are measured by `benchmarks.drift`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -2,8 +2,6 @@
 known.
 """
 
-from __future__ import annotations
-
 import importlib
 import re
 from dataclasses import replace
@@ -76,9 +74,9 @@ def test_most_pairs_far_below_the_threshold_are_dropped() -> None:
 
 
 def are_far(first: minhash.Sketches, second: minhash.Sketches) -> np.ndarray:
-    rows = np.arange(len(first))
+    rows = np.arange(len(first.sizes))
     both = minhash.concatenate([first, second])
-    return near_duplicates.are_far(both, SIMILARITY, rows, rows + len(first))
+    return near_duplicates.are_far(both, SIMILARITY, rows, rows + len(first.sizes))
 
 
 def pairs(size: int, shared: int, count: int = 2_000) -> tuple[minhash.Sketches, minhash.Sketches]:

@@ -2,8 +2,6 @@
 works; on a disk and on a real S3 server.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import time

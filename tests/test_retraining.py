@@ -1,7 +1,5 @@
 """retraining: each rule, each obstacle, and years of operation simulated in milliseconds."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

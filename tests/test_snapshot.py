@@ -2,8 +2,6 @@
 trained on.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections import Counter, defaultdict

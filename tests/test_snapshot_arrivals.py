@@ -7,8 +7,6 @@ rules of each batch, as they would in a run. Each batch keeps all its valid rows
 all.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import subprocess

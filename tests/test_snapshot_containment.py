@@ -2,8 +2,6 @@
 texts, against comparing all pairs.
 """
 
-from __future__ import annotations
-
 import random
 import re
 import textwrap

@@ -1,7 +1,5 @@
 """The general set: frozen with the snapshot, held out from replay, read as the task's model reads."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -2,8 +2,6 @@
 labels are set aside.
 """
 
-from __future__ import annotations
-
 import random
 from itertools import islice
 from typing import Any
@@ -447,7 +445,6 @@ class TestLedger:
         assert joined.digest == Ledger.join([second, first]).digest != first.digest
         assert joined.look_up(np.array([0.4, 0.3, 0.1, 0.9])).tolist() == [0, -1, 0, -1]
         assert EMPTY.digest is None and EMPTY.look_up(np.array([0.5])).tolist() == [-1]
-        assert joined.without(np.array([0.2])).places.tolist() == [0.1, 0.4]
 
     def test_no_name_of_a_group_is_in_it(self, common: list[dict[str, Any]], tmp_path) -> None:
         take(common).ledger.write(tmp_path / "ledger.parquet", ["x"])

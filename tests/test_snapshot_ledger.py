@@ -2,8 +2,6 @@
 is lost or erased.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -2,8 +2,6 @@
 slow way.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left, insort
 
 import numpy as np

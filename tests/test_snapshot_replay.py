@@ -1,7 +1,5 @@
 """Replay: general documents by token share, the same whatever files they lie in, and none that would leak."""
 
-from __future__ import annotations
-
 import json
 import random
 import shutil

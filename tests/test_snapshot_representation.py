@@ -1,7 +1,5 @@
 """Representation: training shares against production's, and windows too small to tell."""
 
-from __future__ import annotations
-
 import shutil
 from collections import Counter
 from collections.abc import Iterator

@@ -2,8 +2,6 @@
 format.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import re

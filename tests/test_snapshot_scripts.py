@@ -2,8 +2,6 @@
 letters, on real texts.
 """
 
-from __future__ import annotations
-
 import importlib
 import unicodedata
 from typing import Any

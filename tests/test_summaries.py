@@ -1,7 +1,5 @@
 """Summaries of the newest artifacts: they save reads, and never change what is known."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -4,8 +4,6 @@ and killed runs.
 The tests build on each other, in the order of this file, on one project.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator
@@ -37,7 +35,11 @@ SECTIONS = {
     "monitoring": {"path": "data/letters/production"},
     "planning": {"min_predicted_gain": -1.0},
 }
-SUCCESS = dg.DagsterRunStatus.SUCCESS
+SUCCESS, CANCELED, FAILURE = (
+    dg.DagsterRunStatus.SUCCESS,
+    dg.DagsterRunStatus.CANCELED,
+    dg.DagsterRunStatus.FAILURE,
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """The channels that this package registers, and the secrets that a YAML points to and never has itself."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import logging

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypedDict
+from typing import Any
 
 import dagster as dg
 
@@ -170,14 +170,6 @@ _INLINE_CHARACTERS = 1_000
 _SENTENCE_CHARACTERS = 44
 
 
-class AssetArguments(TypedDict):
-    """Arguments of `dg.asset` that all assets of a use case have."""
-
-    group_name: str
-    io_manager_key: str
-    required_resource_keys: set[str]
-
-
 @dataclass(frozen=True)
 class Case:
     """One use case as Dagster sees it."""
@@ -273,9 +265,8 @@ class Case:
         """Yield the store that is injected for this use case; errors are as Dagster shows them: see
         `one_line_errors`.
         """
-        store = self.store(context)
-        with one_line_errors(store, self.name):
-            yield store
+        with one_line_errors(self.store(context), self.name):
+            yield self.store(context)
 
     def launcher(self, context: Context) -> LaunchDriver:
         """Return the driver of launchers that is injected for this use case."""
@@ -285,7 +276,7 @@ class Case:
         """Return the key of one of the use case's assets."""
         return dg.AssetKey([self.name, asset])
 
-    def shared(self, *, launches: bool = False) -> AssetArguments:
+    def shared(self, *, launches: bool = False) -> dict[str, Any]:
         """Return the arguments that every asset of this use case has.
 
         Args:
@@ -463,7 +454,16 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     columns = list(rows[0])
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for number, row in enumerate(rows):
-        line = "| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |"
+        values = [row.get(column, "") for column in columns]
+        shown = [
+            f"{value:,}"
+            if isinstance(value, int)
+            else f"{value:.4g}"
+            if isinstance(value, float)
+            else str(value).replace("\n", " ")
+            for value in values
+        ]
+        line = f"| {' | '.join(map(escape_name, shown))} |"
         if sum(map(len, lines)) + len(line) + len(lines) > _INLINE_CHARACTERS - 40:
             lines.append(f"\n{len(rows) - number:,} more rows")
             break
@@ -475,10 +475,3 @@ def sentences(text: str) -> dg.MarkdownMetadataValue:
     """Return text in lines that the UI does not cut off."""
     lines = textwrap.wrap(text, _SENTENCE_CHARACTERS, break_long_words=False, break_on_hyphens=False)
     return dg.MetadataValue.md("```text\n" + "\n".join(lines) + "\n```")
-
-
-def _cell(value: Any) -> str:
-    text = (
-        f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
-    )
-    return escape_name(text.replace("\n", " "))

@@ -5,8 +5,6 @@ newest delivery, so that a tick costs as much as happened since then, however ma
 cannot be read is an alert of its own, and keeps no other one from being sent.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime

@@ -20,7 +20,7 @@ from fullft_assets.automation.jobs import build_clean_schedule, build_jobs
 from fullft_assets.automation.orphans import build_orphans_schedule
 from fullft_assets.automation.runs import CANCELLED, Due, evaluation_above_budget, find_due, runs_in_flight
 from fullft_assets.resources import latest, one_line_errors
-from fullft_assets.store import Manifest, Store, digest
+from fullft_assets.store import Store, digest
 
 #: Batches whose names one line has.
 _MOST_NAMED = 5
@@ -66,14 +66,6 @@ def _status(case: Case) -> dg.DefaultSensorStatus:
     )
 
 
-def _model_in_use(case: Case, store: Store) -> release.Champion | Manifest | None:
-    """Return what a window is read with: drift is looked for before the first champion, too, with the newest
-    model.
-    """
-    champion = release.read_champion(store, case.name)
-    return champion or (latest(store, case.name, FINETUNED_CHECKPOINT) if case.is_monitored else None)
-
-
 def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
     name, job, partitions = {
         "batch": (f"{case.name}_new_documents", f"{case.name}_ingest", case.batches),
@@ -103,8 +95,14 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
     )
     def new_files(context: dg.SensorEvaluationContext, **_: Any):
         store = case.store(context)
-        # A run that fails because there is no model would use up the window's run key.
-        if kind == "window" and _model_in_use(case, store) is None:
+        # A run that fails because there is no model would use up the window's run key. Drift is looked for
+        # before the first champion, too, with the newest model.
+        is_readable = (
+            kind == "batch"
+            or release.read_champion(store, case.name) is not None
+            or (case.is_monitored and latest(store, case.name, FINETUNED_CHECKPOINT) is not None)
+        )
+        if not is_readable:
             return dg.SkipReason("no model yet to read it with; run the model job first")
         newest = _newest_materializations(context.instance, deps)
         ingested, shown = (context.cursor or "").rpartition(" ")[::2]

@@ -5,8 +5,6 @@ Labels may be late and out of order, and somebody looks after each of them: the 
 once (see `log_evidence_below`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -247,7 +245,11 @@ def predicted_documents(
         predicted: as of `predicted_by`.
         windows, chosen: see `measure`.
     """
-    last = _last_windows(store, {name: windows[name] for name in predicted})
+    last: dict[str, str] = {}
+    for name in predicted:
+        path = store.folder(windows[name]) / DOCUMENTS_FILE
+        table = pq.read_table(path, columns=["id", "source", "row"])
+        last.update(dict.fromkeys(filter(None, own_ids(table)), name))
     for name, predictions in predicted.items():
         far = chosen.get(name, ())
         for document in _documents(store, name, windows[name], predictions):
@@ -343,15 +345,6 @@ def check(metadata: LiveMetadata) -> CheckOutcome:
     return CheckOutcome(
         name=LIVE_CHECK.name, passed=metadata.drop <= 0, severity="warn", description=description
     )
-
-
-def _last_windows(store: Store, windows: Mapping[str, Manifest]) -> dict[str, str]:
-
-    last_windows: dict[str, str] = {}
-    for name, window in windows.items():
-        table = pq.read_table(store.folder(window) / DOCUMENTS_FILE, columns=["id", "source", "row"])
-        last_windows.update(dict.fromkeys(filter(None, own_ids(table)), name))
-    return last_windows
 
 
 def _documents(

@@ -6,8 +6,6 @@ prediction. The two kinds are never mixed: they differ in the settings of their 
 asks for one of them.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter

@@ -5,8 +5,6 @@ The explanation is a file of the drift report and no part of its metadata: words
 in the store, where an erasure finds them.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -5,8 +5,6 @@ large one if a window is small or there are many labels; so the distance expecte
 subtracted first.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -6,8 +6,6 @@ derived. A summary is no record: one that is lost, damaged, or of another versio
 artifacts. An artifact that is gone still counts while its pointer stays.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """When to train again, when a person is needed, and when to wait."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 

@@ -1,7 +1,5 @@
 """The rules that call for a retrain, or say why they do not, and what keeps one from starting now."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple

@@ -1,7 +1,5 @@
 """The batches that a snapshot is taken over: which they are, and what the split needs of each."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, partial

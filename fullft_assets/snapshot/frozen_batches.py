@@ -4,8 +4,6 @@ A snapshot names each of its rows by its batch and by the file and row that it w
 in the batch's tables is looked up whenever they are read: an erasure takes rows out of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ on it are measured on the same text. Replay passes them and their near-duplicate
 row of the task is none of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Which documents is a keyed hash of their contents: the choice depends neither on
 what else is there, and more tokens take the same documents and more.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass

@@ -10,11 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fullft_assets.errors import DataError
 from fullft_assets.examples.identity import codes
 from fullft_assets.examples.labels import named
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, Rows
+from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import Target
@@ -77,19 +76,6 @@ def shown_split(split: np.ndarray, settings: SnapshotSettings, seed: int) -> str
         f"{rows}; test_share {settings.test_share:g}, validation_share {settings.validation_share:g}, seed"
         f" {seed}"
     )
-
-
-def require_rows(rows: Rows) -> None:
-    """Check that rows are left.
-
-    Raises:
-        DataError: there are none.
-    """
-    if not rows.kept.any():
-        raise DataError(
-            "snapshot: no row is left of all batches: each has a newer delivery, or an equal text with"
-            " another label"
-        )
 
 
 def label_statistics(labels: Labels, split: np.ndarray, group: np.ndarray) -> list[dict[str, Any]]:

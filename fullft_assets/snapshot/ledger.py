@@ -69,11 +69,6 @@ class Ledger:
         place = np.minimum(np.searchsorted(self.places, places), len(self) - 1)
         return np.where(self.places[place] == places, self.splits[place], UNKNOWN).astype(np.int64)
 
-    def without(self, places: np.ndarray) -> Ledger:
-        """Return the ledger without these places."""
-        left = ~np.isin(self.places, places)
-        return Ledger(self.places[left], self.splits[left])
-
     @property
     def digest(self) -> str | None:
         """Digest of the entries; None where there are none."""

@@ -100,11 +100,6 @@ def _index_of(store: Store, snapshot: Manifest, name: SplitName) -> pa.Table:
     return index.filter(pc.equal(index["split"], name))
 
 
-def load_messages(store: Store, snapshot: Manifest, name: SplitName) -> dict[str, list[dict[str, str]]]:
-    """Return the conversations of one split of the task sft, by the row's id."""
-    return load_values(store, snapshot, name, "messages")
-
-
 def load_values(store: Store, snapshot: Manifest, name: SplitName, column: str) -> dict[str, Any]:
     """Return a column of `documents.schema` for the rows of one split, by the row's id."""
     index = _index_of(store, snapshot, name)

@@ -3,8 +3,6 @@
 A table of places says where rows are: `batch`, and `position` in the tables of that batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar

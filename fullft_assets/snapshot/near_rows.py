@@ -2,8 +2,6 @@
 contain its text, or are inside it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import numpy as np

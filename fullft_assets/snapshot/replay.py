@@ -5,8 +5,6 @@ what else is there, and a larger share takes the same documents and more. A docu
 row, or an external evaluation set, is passed over as a training row would be.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

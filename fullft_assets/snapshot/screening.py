@@ -8,8 +8,6 @@ near-duplicate. Where a script has no spaces between words, two Chinese characte
 script are as long as a word (`words.SIXTHS`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

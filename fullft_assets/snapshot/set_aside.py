@@ -6,8 +6,6 @@ have several labels, it stays and only loses that one: each label is a question 
 longer asked.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

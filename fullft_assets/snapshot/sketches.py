@@ -4,8 +4,6 @@ With it the snapshot of old batches and a new one costs what the new one's texts
 integers: texts of old batches are read only where they are a candidate for a pair.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path

@@ -9,8 +9,6 @@ A minimizer in more than MAX_ROWS texts (of a disclaimer, of a standard clause) 
 and is not looked up.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

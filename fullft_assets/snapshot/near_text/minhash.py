@@ -6,8 +6,6 @@ al., Mining of Massive Datasets, ch. 3) are a candidate pair. Most of those are 
 each MinHash (Li and Koenig 2010, b-bit minwise hashing) shows it without reading the texts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -46,9 +44,6 @@ class Sketches:
     sizes: np.ndarray
     signatures: np.ndarray
     sets: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.sizes)
 
 
 def concatenate(parts: Iterable[Sketches]) -> Sketches:

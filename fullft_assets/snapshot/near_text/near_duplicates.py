@@ -4,8 +4,6 @@ confirms each.
 `minhash` describes what is kept of each text, and how its bands are computed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

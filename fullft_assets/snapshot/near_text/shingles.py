@@ -46,10 +46,6 @@ class ShingleSets:
         """Return sets of these sizes, whose values are one after the other."""
         return cls(values, np.cumsum(sizes) - sizes, sizes)
 
-    def row(self, number: int) -> np.ndarray:
-        """Return the set of one row."""
-        return self.values[self.starts[number] : self.starts[number] + self.sizes[number]]
-
     def select(self, rows: np.ndarray) -> ShingleSets:
         """Return the sets of the given rows, in that order, without copying a value."""
         return ShingleSets(self.values, self.starts[rows], self.sizes[rows])

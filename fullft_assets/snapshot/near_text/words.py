@@ -8,8 +8,6 @@ and the Tai scripts put no spaces between words (the line breaking classes ID an
 Whole columns at a time: the words of a block are split by Arrow, and each distinct word is hashed once.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import unicodedata
