@@ -683,6 +683,44 @@ class TestSensor:
         assert (body["title"], body["action"]) == (title.format(f"{at:%Y-%m-%d %H:%M UTC}"), action)
         assert body["url"].endswith(f"/runs/{runs[-1]}")
 
+    def test_a_tick_reads_only_decisions_that_it_has_not_seen(
+        self, case: Case, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store, now, read = open_store(case.use_case, instance), time.time(), []
+        read_pointer = Store.read_pointer
+
+        def counted(store: Store, name: str) -> Any:
+            read.extend([name] if "retraining_decisions" in name else [])
+            return read_pointer(store, name)
+
+        def decide(age: float) -> None:
+            signals = Signals(now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0)
+            decision = Decision(
+                action="alert", reasons=["production is not seen: look at what delivers it"], evidence="e"
+            )
+            entry = RecordedDecision(case=case.name, time=now - age, signals=signals, decision=decision)
+            store.write_pointer(
+                f"{case.name}/retraining_decisions/{int((now - age) * 1000):014d}",
+                entry.model_dump(mode="json"),
+            )
+
+        monkeypatch.setattr(Store, "read_pointer", counted)
+        for half_hours in range(12, 2, -1):
+            decide(half_hours * 1800)
+        _, cursor = self.tick(case, instance)
+        assert len(read) == len(hook.bodies) == 10
+        _, cursor = self.tick(case, instance, cursor)
+        assert len(read) == 10
+        decide(1800)
+        hook.status = 500
+        with pytest.raises(dg.Failure):
+            self.tick(case, instance, cursor)
+        hook.status = 200
+        hook.bodies.clear()
+        _, cursor = self.tick(case, instance, cursor)
+        assert len(hook.bodies) == 1
+        assert len(read) == 12
+
     def test_a_lower_accuracy_on_production_is_sent_once_however_its_size_changes(
         self, case: Case, instance: dg.DagsterInstance, hook: Hook
     ) -> None:

@@ -171,6 +171,27 @@ def test_a_label_in_another_case_is_one_only_where_no_other_is_like_it(project: 
     ]
 
 
+def test_another_log_is_another_artifact_and_batches_have_no_such_columns(project: projects.Project) -> None:
+    logged = Logged(project, BY_MODEL)
+    window = logged.see("w1.jsonl", rows("c0ffee"))
+    first = logged.read(window)
+    assert logged.read(window).ref == first.ref
+    project.configure(monitoring={"path": "data/letters/production", "log": BY_TIME})
+    [batch] = documents.list_batches(logged.store, CASE, "window")
+    again = documents.keep(logged.store, project.use_case(), batch.name, "window")
+    assert again.ref != window.ref and logged.read(again).ref != first.ref
+    [cut] = documents.cut_batches(
+        logged.store, CASE, project.documents, project.use_case().settings.documents
+    )
+    raw = documents.keep(logged.store, project.use_case(), cut.name)
+    assert "log" not in raw.settings
+    import pyarrow.parquet as pq
+
+    assert not {"predicted", "score"} & set(
+        pq.read_schema(logged.store.folder(raw) / "documents.parquet").names
+    )
+
+
 def test_drift_compares_the_documents_that_the_champion_answered_by_its_answers(
     project: projects.Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

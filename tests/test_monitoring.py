@@ -165,6 +165,13 @@ def test_a_reference_that_changes_halfway_is_named(scale: Scale) -> None:
     assert verdict.homogeneity < 0.02 and "not homogeneous" in verdict.notes[0]
 
 
+def test_a_confirmed_window_does_not_join_the_reference() -> None:
+    assert Past([1], []).after(2, "alarm") == ([1], [2])
+    assert Past([1], []).after(2, "confirmed") == ([1], [2])
+    full = list(range(monitoring.REFERENCE_WINDOWS))
+    assert Past(full, [13, 14]).after(15, "ok") == (full, [13, 14, 15])
+
+
 class TestNewChampion:
     """What the first windows under a champion are compared with that was released in calm."""
 

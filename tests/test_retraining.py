@@ -485,6 +485,12 @@ class TestObstacles:
         assert decision.action == action
         assert action == "retrain" or "max_hours_per_month = 100" in decision.reasons[-1]
 
+    @pytest.mark.parametrize(("beside", "action"), [(9.0, "retrain"), (9.5, "wait")])
+    def test_what_evaluations_and_windows_took_is_booked_in_it(self, beside: float, action: str) -> None:
+        decision = _decide(_after(3, hours=90.0, state=_TOLD), new=1_200, hours_beside=beside)
+        assert decision.action == action
+        assert action == "retrain" or decision.reasons[-1].startswith("but 99.5 h were spent this month")
+
     def test_and_one_of_money(self) -> None:
         settings = RetrainingSettings(max_usd_per_month=50)
         assert _decide(_after(3, hours=14.0), settings, new=1_200, hourly_usd=3.0).action == "retrain"

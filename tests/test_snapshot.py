@@ -19,7 +19,7 @@ from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.settings import SnapshotSettings, UseCaseSettings
 from fullft_assets.snapshot import Frozen, deliveries, labels, sketches, split, verdict_check
-from fullft_assets.snapshot.all_rows import BatchRows
+from fullft_assets.snapshot.all_rows import BatchRows, collect
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
 from fullft_assets.snapshot.near_text.minhash import SIMILARITY
 from fullft_assets.snapshot.split import freeze_batches
@@ -269,6 +269,39 @@ class TestCaps:
             False,
             "warn",
         )
+
+    @pytest.mark.parametrize(("num_rows", "is_plenty"), [(9_999, False), (10_000, True)])
+    def test_fewer_training_rows_than_full_fine_tuning_wants_are_reported(
+        self, num_rows: int, is_plenty: bool
+    ) -> None:
+        names = [str(number) for number in range(num_rows)]
+        rows = pa.table(
+            {
+                "id": names,
+                "text_hash": names,
+                "source": names,
+                "row": range(num_rows),
+                "delivered_ns": range(num_rows),
+            }
+        )
+        rows = rows.append_column("group", pa.nulls(num_rows, pa.string()))
+        batch = BatchRows(rows, {}, np.ones(num_rows), index=lambda: None, texts=lambda _: None)
+        settings = SnapshotSettings()
+        assert split.RECOMMENDED_TRAIN_ROWS == 10_000
+        check = next(
+            c
+            for c in split._checks(collect({"00001-x": batch}, settings), settings)
+            if c.name == "training_rows_are_plenty"
+        )
+        assert (check.passed, check.severity, check.metadata) == (
+            is_plenty,
+            "warn",
+            {"num_train_rows": num_rows},
+        )
+        said = (
+            "" if is_plenty else "9,999 training rows; full fine-tuning wants 10,000 and more, or it overfits"
+        )
+        assert check.description == said
 
 
 class TestBatches:

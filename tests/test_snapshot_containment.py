@@ -16,9 +16,9 @@ from fullft_assets.demos import licences
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot import Frozen
 from fullft_assets.snapshot.near_text import containment
-from fullft_assets.snapshot.near_text.containment import Texts, find_contained
-from fullft_assets.snapshot.near_text.minhash import sketch_sets
-from fullft_assets.snapshot.near_text.shingles import sets_and_minimizers
+from fullft_assets.snapshot.near_text.containment import Texts, candidate_pairs, find_contained
+from fullft_assets.snapshot.near_text.minhash import NUM_HASHES, Sketches, sketch_sets
+from fullft_assets.snapshot.near_text.shingles import ShingleSets, sets_and_minimizers
 from fullft_assets.store.hashing import text_hash
 
 SHARE, SEED, NUM_MAILS = 0.95, 17, 150
@@ -110,6 +110,25 @@ def test_what_many_texts_have_is_not_looked_for(monkeypatch: pytest.MonkeyPatch)
 def test_nothing_contains_nothing() -> None:
     assert containing(["a short text"], ["and a short text in another one"]) == set()
     assert containing([], ["a text"]) == set()
+
+
+def test_two_texts_of_one_size_are_a_pair_from_either_side() -> None:
+    """The one has 4 minimizers, 3 of which are among the 12 of the other: enough for the first, too few for
+    the second.
+    """
+    minimizers = ShingleSets.of(
+        np.array([1, 2, 3, 40, *range(1, 4), *range(50, 59)], np.uint32), np.array([4, 12])
+    )
+    sketches = Sketches(
+        np.zeros((1, 2), np.uint64),
+        np.array([20, 20]),
+        np.zeros((2, NUM_HASHES), np.uint8),
+        np.arange(2, dtype=np.uint64),
+    )
+    for first, second in ([0], [1]), ([1], [0]):
+        known = Texts(minimizers, sketches, np.zeros(0, np.uint32))
+        pairs = candidate_pairs(known, np.array(first), np.array(second), SHARE)
+        assert [side.tolist() for side in pairs] == [second, first]
 
 
 def frozen() -> Frozen:

@@ -237,6 +237,15 @@ class TestEvaluationSets:
             "from parquet",
         ]
 
+    def test_digest_follows_the_content(self, project):
+        path = project.root / "one.jsonl"
+        projects.write_rows(path, [{"text": "a"}, {"text": "b"}])
+        first = self.read(project, "one.jsonl")
+        projects.write_rows(path, [{"text": "b"}, {"text": "a"}])
+        assert self.read(project, "one.jsonl").digest == first.digest
+        projects.write_rows(path, [{"text": "b"}, {"text": "c"}])
+        assert self.read(project, "one.jsonl").digest != first.digest
+
     def test_what_cannot_be_read_is_an_error_that_names_it(self, project):
         path = project.root / "benchmarks" / "set.jsonl"
         path.write_text("{}")
