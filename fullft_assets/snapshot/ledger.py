@@ -137,8 +137,8 @@ def read_ledger(store: Store, snapshot: Manifest) -> tuple[Ledger, set[str]]:
     content = store.read_bytes(f"{snapshot.ref}/{FILE}")
     if content is None or len(content) != snapshot.files[FILE].bytes:
         raise StoreError(
-            f"{snapshot.ref}/{FILE} is lost or cut off, so that nobody knows which groups were held out: restore"
-            " it from a copy of the store, or remove that snapshot's folder"
+            f"{snapshot.ref}/{FILE} is lost or cut off, so that nobody knows which groups were held out:"
+            " restore it from a copy of the store, or remove that snapshot's folder"
         )
     table = pq.read_table(BytesIO(content))
     covered = json.loads((table.schema.metadata or {}).get(b"covered", b"[]"))

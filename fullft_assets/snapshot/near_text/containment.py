@@ -111,7 +111,7 @@ def candidate_pairs(
         chosen = _share_enough(texts, rows[row], reference[of_pair], num_rare, share)
         pairs.append(np.stack([rows[row[chosen]], reference[of_pair[chosen]]]))
     first, second = np.concatenate(pairs, axis=1)
-    # The least Jaccard similarity of two texts of which the longer one contains this share of the shorter one.
+    # The least Jaccard similarity of two texts of which the longer one has this share of the shorter one.
     shared = share * np.minimum(sizes[first], sizes[second])
     similarity = shared / (sizes[first] + sizes[second] - shared)
     likely = ~are_far(texts.sketches, similarity, first, second, _SIGNATURE_DEVIATIONS)
