@@ -120,9 +120,9 @@ def plan(store: Store, use_case: UseCase) -> CleanUp:
         and past.champion.checkpoint in clean_up.artifacts
     ]
     clean_up.pointers = _starting_points(store, case, clean_up.artifacts)
-    manifests = [] if store.is_local else sorted((store.cache_folder / case).glob(f"*/*/*/{MANIFEST}"))
+    copied = [] if store.is_local else sorted((store.cache_folder / case).glob(f"*/*/*/{MANIFEST}"))
     # Those with a dot are being fetched.
-    for copy in [path.parent for path in manifests if not path.parent.name.startswith(".")]:
+    for copy in [path.parent for path in copied if not path.parent.name.startswith(".")]:
         ref = str(copy.relative_to(store.cache_folder))
         if ref in clean_up.artifacts or store.read_bytes(f"{ref}/{MANIFEST}") is None:
             clean_up.copies[copy] = _size(copy)

@@ -205,7 +205,7 @@ def _order_check(
         place, by = (alias(rows.table["source"][row].as_py()) for row in (late[0], winner[0]))
         description = (
             f"{len(late):,} rows of later batches lose to rows whose file has a newer time, such as"
-            f" {place} ({_shown_time(rows.delivered[late[0]])}) to {by} of an earlier batch"
+            f" {place} ({_shown_time(int(rows.delivered[late[0]]))}) to {by} of an earlier batch"
             f" ({_shown_time(time[0])}): a file's time decides what is newest; if these are corrections, give"
             " their files a new time (touch)"
         )

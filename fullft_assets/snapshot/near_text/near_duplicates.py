@@ -90,8 +90,8 @@ def _buckets(
     stop = np.empty_like(start)
     for number, band in enumerate(bands):
         keys = band[reference[texts[number]]]
-        for side, ends in (("left", start), ("right", stop)):
-            ends[number] = np.searchsorted(keys, band[candidates], side) + number * len(reference)
+        start[number] = np.searchsorted(keys, band[candidates], "left") + number * len(reference)
+        stop[number] = np.searchsorted(keys, band[candidates], "right") + number * len(reference)
     return texts.ravel(), start, stop
 
 
