@@ -49,8 +49,7 @@ def freeze(
             rows=table.select([column for column in COLUMNS if column in table.column_names]),
             files=deliveries.get(name, {}),
             places=index.places,
-            sketches=lambda made=index.sketches: made,
-            minimizers=lambda made=index.minimizers: made,
+            index=lambda made=index: made,
             texts=table["text"].take,
             quarantined=(quarantined or {}).get(name),
         )

@@ -8,15 +8,15 @@ that finds an artifact without its files makes them again.
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from fullft_assets import release
-from fullft_assets.errors import StoreError
+from fullft_assets.erasure.checkpoints import remove_stored_unless_held, remove_unless_held
 from fullft_assets.jobs import is_running, read_jobs
 from fullft_assets.launchers.records import launches
 from fullft_assets.settings.use_case import UseCase
@@ -24,8 +24,6 @@ from fullft_assets.snapshot.ledger import FILE as LEDGER
 from fullft_assets.snapshot.ledger import load_if_there
 from fullft_assets.store import MANIFEST, Store, checkpoints_ref
 
-#: A machine that is gone is known by then.
-_PATIENCE_SECONDS = 60.0
 _CHECKPOINT = "finetuned_checkpoint"
 #: Old predictions count for no champion's quality.
 _PREDICTIONS = "batch_predictions"
@@ -122,7 +120,9 @@ def plan(store: Store, use_case: UseCase) -> CleanUp:
         and past.champion.checkpoint in clean_up.artifacts
     ]
     clean_up.pointers = _starting_points(store, case, clean_up.artifacts)
-    for copy in _copies(store, case):
+    copied = [] if store.is_local else sorted((store.cache_folder / case).glob(f"*/*/*/{MANIFEST}"))
+    # Those with a dot are being fetched.
+    for copy in [path.parent for path in copied if not path.parent.name.startswith(".")]:
         ref = str(copy.relative_to(store.cache_folder))
         if ref in clean_up.artifacts or store.read_bytes(f"{ref}/{MANIFEST}") is None:
             clean_up.copies[copy] = _size(copy)
@@ -164,11 +164,15 @@ def clean(store: Store, use_case: UseCase, *, require_idle: Callable[[], None] =
                 store.discard(ref)
         for folder in list(clean_up.folders):
             look_again()
-            if not _remove_unless_held(store, case, folder, clean_up.before):
+            if not remove_unless_held(
+                folder, partial(_is_folder_given_up, store, case, folder, clean_up.before)
+            ):
                 del clean_up.folders[folder]
         for name in list(clean_up.stored_folders):
             look_again()
-            if not _remove_stored_unless_held(store, case, name, clean_up.before):
+            if not remove_stored_unless_held(
+                store, name, partial(_is_stored_given_up, store, case, name, clean_up.before)
+            ):
                 del clean_up.stored_folders[name]
         for copy in clean_up.copies:
             shutil.rmtree(copy, ignore_errors=True)
@@ -235,22 +239,29 @@ def _of_jobs(store: Store, case: str, unfinished: Iterable[str]) -> Iterator[str
 
 
 def _unfinished(store: Store, case: str, clean_up: CleanUp) -> set[str]:
-    """Add the checkpoints of trainings that ended or were given up to a clean-up; return the keys of the
-    other unfinished trainings.
-    """
     unfinished: set[str] = set()
     for folder in store.work_folders(case, _CHECKPOINT):
-        if _is_given_up(store, case, folder.name, _last_written(folder) < clean_up.before):
+        if _is_folder_given_up(store, case, folder, clean_up.before):
             clean_up.folders[folder] = _size(folder)
         else:
             unfinished.add(folder.name)
     for key in store.stored_work(case, _CHECKPOINT):
         name = checkpoints_ref(case, _CHECKPOINT, key)
-        if _is_given_up(store, case, key, store.last_written(name) < clean_up.before):
+        if _is_stored_given_up(store, case, name, clean_up.before):
             clean_up.stored_folders[name] = sum(store.sizes(name).values())
         else:
             unfinished.add(key)
     return unfinished
+
+
+def _is_folder_given_up(store: Store, case: str, folder: Path, before: float) -> bool:
+    # Every look at a folder touches its lock.
+    written = [path.stat().st_mtime for path in folder.rglob("*") if path.name != ".lock"]
+    return _is_given_up(store, case, folder.name, max(written, default=folder.stat().st_mtime) < before)
+
+
+def _is_stored_given_up(store: Store, case: str, name: str, before: float) -> bool:
+    return _is_given_up(store, case, name.rsplit("/", 1)[-1], store.last_written(name) < before)
 
 
 def _is_given_up(store: Store, case: str, key: str, is_old: bool) -> bool:
@@ -263,59 +274,10 @@ def _is_given_up(store: Store, case: str, key: str, is_old: bool) -> bool:
 
 
 def _starting_points(store: Store, case: str, gone: Iterable[str]) -> list[str]:
-    """Return the pointers of trainings that began with a checkpoint that goes: done again, they begin with
-    the champion of that day.
-    """
     names = [f"{case}/starting_points/{name}" for name in store.list_pointers(f"{case}/starting_points")]
     pointers = zip(names, store.each(store.read_pointer, names), strict=True)
     return [name for name, pointer in pointers if pointer is not None and pointer["checkpoint"] in gone]
 
 
-def _copies(store: Store, case: str) -> list[Path]:
-    manifests = [] if store.is_local else sorted((store.cache_folder / case).glob(f"*/*/*/{MANIFEST}"))
-    # Those with a dot are being fetched.
-    return [path.parent for path in manifests if not path.parent.name.startswith(".")]
-
-
-def _last_written(folder: Path) -> float:
-    """Return when anything in a folder was last written, except the lock, which every look at the folder
-    touches.
-    """
-    return max(
-        (path.stat().st_mtime for path in folder.rglob("*") if path.name != ".lock"),
-        default=folder.stat().st_mtime,
-    )
-
-
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _remove_unless_held(store: Store, case: str, folder: Path, before: float) -> bool:
-    """Remove a work folder unless a training holds it, or went on with it; return whether it is gone."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        is_given_up = _is_given_up(store, case, folder.name, _last_written(folder) < before)
-        if is_given_up:
-            shutil.rmtree(folder)
-    return is_given_up
-
-
-def _remove_stored_unless_held(store: Store, case: str, name: str, before: float) -> bool:
-    """Remove a training's checkpoints in the store unless a machine holds their lease, or went on with them;
-    return whether they are gone.
-    """
-    try:
-        with store.alone(name, _PATIENCE_SECONDS) as lease:
-            is_given_up = _is_given_up(
-                store, case, name.rsplit("/", 1)[-1], store.last_written(name) < before
-            )
-            lease.require()
-            if is_given_up:
-                store.remove_folder(name)
-    except StoreError:
-        return False
-    return is_given_up

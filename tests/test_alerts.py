@@ -1,7 +1,5 @@
 """Alerts: from finished runs, decisions and silent feeds, by real servers, each once."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket
@@ -365,20 +363,14 @@ class TestSensor:
         self,
         instance: dg.DagsterInstance,
         name: str,
-        *tick: Any,
-        interval: int = 60,
         status: InstigatorStatus = InstigatorStatus.RUNNING,
-        on_since: float | None = None,
-        location: str = "x",
     ) -> InstigatorState:
-        """Record that a sensor is on, with one tick (status and time) if that is given."""
-        origin = ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(python_file="x.py"), location)
-        data = SensorInstigatorData(min_interval=interval, last_sensor_start_timestamp=on_since)
+        """Record that a sensor is on."""
+        origin = ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(python_file="x.py"), "x")
+        data = SensorInstigatorData(min_interval=60)
         repository = RemoteRepositoryOrigin(origin, "r")
         state = InstigatorState(RemoteInstigatorOrigin(repository, name), InstigatorType.SENSOR, status, data)
         instance.add_instigator_state(state)
-        if tick:
-            self.add_tick(instance, state, *tick)
         return state
 
     def add_tick(
@@ -621,57 +613,6 @@ class TestSensor:
             self.tick(case, instance)
         (body,) = hook.bodies
         assert (body["event"], body["title"]) == ("sensor_failing", f"letters_{name} fails at each tick")
-
-    def test_a_sensor_that_is_on_and_was_not_evaluated_is_sent_once_a_day_while_the_daemon_runs(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
-    ) -> None:
-        now = time.time()
-        self.state(instance, f"{case.name}_retraining", TickStatus.SKIPPED, now - 2 * 3600)
-        # Turned on a moment ago; its interval is an hour; it is off; not evaluated, in a code location that
-        # has another name now.
-        self.state(instance, f"{case.name}_new_documents", TickStatus.SKIPPED, now - 9 * 3600, interval=3600)
-        self.state(instance, f"{case.name}_retraining", TickStatus.SKIPPED, now - 9 * 3600, location="before")
-        own = self.state(instance, f"{case.name}_alerts", TickStatus.SKIPPED, now - 3 * 3600)
-        _, cursor = self.tick(case, instance)
-        assert hook.bodies == [], "the daemon began a moment ago"
-        self.add_tick(instance, own, TickStatus.SKIPPED, now - 900)
-        for _ in range(2):
-            _, cursor = self.tick(case, instance, cursor)
-        (body,) = hook.bodies
-        at = datetime.fromtimestamp(now - 2 * 3600, UTC)
-        assert (body["event"], body["title"]) == (
-            "sensor_silent",
-            f"letters_retraining is on, and was not evaluated since {at:%Y-%m-%d %H:%M UTC}",
-        )
-        assert (
-            body["action"]
-            == "restart Dagster's daemon; if that does not help, turn the sensor off and on in the UI"
-        )
-
-    @pytest.mark.parametrize(
-        ("status", "turned_on"),
-        [
-            (InstigatorStatus.STOPPED, 0.0),
-            (InstigatorStatus.DECLARED_IN_CODE, 0.0),
-            (InstigatorStatus.RUNNING, 60.0),
-        ],
-    )
-    def test_a_sensor_that_is_off_or_was_turned_on_a_moment_ago_is_not_silent(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook, status: InstigatorStatus, turned_on: float
-    ) -> None:
-        now = time.time()
-        self.state(instance, f"{case.name}_alerts", TickStatus.SKIPPED, now - 900)
-        on_since = now - turned_on if turned_on else None
-        self.state(
-            instance,
-            f"{case.name}_retraining",
-            TickStatus.SKIPPED,
-            now - 9 * 3600,
-            status=status,
-            on_since=on_since,
-        )
-        self.tick(case, instance)
-        assert hook.bodies == []
 
     def test_a_decision_that_needs_a_person_is_sent_also_after_the_next_one(
         self, case: Case, instance: dg.DagsterInstance, hook: Hook

@@ -2,8 +2,6 @@
 graph.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from typing import Any

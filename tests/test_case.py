@@ -1,7 +1,5 @@
 """How an artifact's metadata is shown in Dagster: plain values, tables, and no markup from delivered text."""
 
-from __future__ import annotations
-
 import dagster as dg
 import pytest
 

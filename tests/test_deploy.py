@@ -392,7 +392,7 @@ class TestAws:
         }
         assert (
             own.keys()
-            == {"run_failed", "gate_closed", "feed_silent", "sensor_failing", "sensor_silent", "budget"}
+            == {"run_failed", "gate_closed", "feed_silent", "sensor_failing", "budget"}
             <= set(get_args(Event))
         )
         for alarm in own.values():

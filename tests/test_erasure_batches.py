@@ -4,8 +4,6 @@ itself.
 The data stages alone, without Dagster and without a model: a few hundred milliseconds a test.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,7 +18,7 @@ from fullft_assets import chunks, cli, documents, erasure, examples, snapshot
 from fullft_assets.cli import commands
 from fullft_assets.erasure import erasing
 from fullft_assets.errors import GateError, StoreError
-from fullft_assets.snapshot import loading
+from fullft_assets.snapshot import frozen_batches
 from fullft_assets.store import MANIFEST, Manifest, Store, disk
 from tests import project as projects
 from tests.project import Project
@@ -198,32 +196,6 @@ class TestRowsWithEqualTexts:
         assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ not in ("d2", stayed)}
         assert copy in batches.texts(batches.take())
 
-    def test_a_copy_counts_in_the_next_snapshot_once_the_other_is_erased(self, tmp_path: Path):
-        batches = Batches(tmp_path)
-        delivered = rows(60)
-        batches.deliver("a.jsonl", [*delivered, {**delivered[10], "id": "X"}])
-        taken = batches.take()
-        (stayed,) = {"X", "d10"} & batches.texts(taken).keys()
-        (copy,) = {"X", "d10"} - {stayed}
-        erasure.erase(batches.store, CASE, [stayed])
-        assert not {"X", "d10"} & batches.texts(taken).keys(), "the snapshot that was taken only loses rows"
-        again = batches.texts(batches.take())
-        assert copy in again and stayed not in again
-        assert again[copy][0] == delivered[10]["text"]
-
-    def test_rows_with_equal_texts_and_other_spans_keep_their_own_marks(self, tmp_path: Path):
-        settings = {**PLAIN["examples"], "task": "token_classification", "label": "spans"}
-        batches = Batches(tmp_path, examples=settings)
-        delivered = [
-            {**row, "spans": [{"start": 0, "end": 3 + n % 2, "label": "ab"[n % 2]}]}
-            for n, row in enumerate(rows(60))
-        ]
-        batches.deliver("a.jsonl", [*delivered, {**delivered[10], "id": "X"}])
-        taken = batches.take()
-        before = batches.texts(taken)
-        erasure.erase(batches.store, CASE, ["d2", "d30"])
-        assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ not in ("d2", "d30")}
-
 
 def test_rows_that_no_snapshot_takes_are_gone_as_well(tmp_path: Path):
     """Quarantined ones, those that contradict each other, older versions, in and over batches, and ties."""
@@ -285,14 +257,14 @@ class TestCutShort:
     ):
         batches, *_ = copied
         taken = batches.take()
-        read = loading.read_rows
+        read = frozen_batches.read_rows
 
         def slow(path: Path, column: str, positions: Any) -> Any:
             monkeypatch.undo()
             erasure.erase(batches.store, CASE, ["d2"])
             return read(path, column, positions)
 
-        monkeypatch.setattr(loading, "read_rows", slow)
+        monkeypatch.setattr(frozen_batches, "read_rows", slow)
         with pytest.raises(StoreError, match="was rewritten after this snapshot froze it"):
             batches.texts(taken)
 
@@ -413,12 +385,6 @@ class TestMadeUpIds:
         report = erasure.erase(batches.store, CASE, ["smith_john.txt"])
         assert (report.num_before, report.missing) == (1, [])
         assert batches.traces("smith_john") == []
-
-    def test_the_name_of_a_file_of_others_too_stays(self, tmp_path: Path):
-        batches = Batches(tmp_path)
-        raw, *_ = batches.deliver("a.csv", self.notes())
-        erasure.erase(batches.store, CASE, ["a.csv:4"])
-        assert batches.store.load(raw.ref).metadata["files"] == raw.metadata["files"]
 
 
 class TestWhatKilledRunsLeft:

@@ -2,8 +2,6 @@
 hold the document.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time

@@ -25,7 +25,7 @@ from fullft_assets.evaluation import BASE_MODEL, read_evaluation
 from fullft_assets.evaluation.verdict import read_verdict
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import load_causal
-from fullft_assets.snapshot import load_messages
+from fullft_assets.snapshot import load_values
 from fullft_assets.store import Manifest
 from fullft_assets.tasks.context import EvaluationContext
 from fullft_assets.tasks.language import scoring
@@ -216,7 +216,7 @@ def test_what_each_system_answers_is_stored_and_scored(
 ) -> None:
     folder = lab.store.folder(report)
     rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
-    conversations = load_messages(lab.store, lab.snapshot, "test")
+    conversations = load_values(lab.store, lab.snapshot, "test", "messages")
     found = lab.read(report).answers
     assert found is not None and found.num_answers == len(rows) == len(lab.test) < 100
     writer = Writer(
@@ -297,7 +297,7 @@ def test_the_report_is_complete_and_texts_are_only_in_the_html(lab: Lab, report:
     if lab.task == "sft":
         words = {
             messages[0]["content"][-40:]
-            for messages in load_messages(lab.store, lab.snapshot, "test").values()
+            for messages in load_values(lab.store, lab.snapshot, "test", "messages").values()
         }
     for name in ("report.md", "evaluation.json", "decision.json", "manifest.json"):
         assert not [text for text in words if text in (folder / name).read_text()], name

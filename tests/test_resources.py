@@ -1,7 +1,5 @@
 """resources: where the store is, and other stores and launchers in its place."""
 
-from __future__ import annotations
-
 import errno
 import re
 from importlib import import_module

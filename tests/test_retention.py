@@ -2,8 +2,6 @@
 works; on a disk and on a real S3 server.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import time
@@ -20,6 +18,7 @@ from fullft_assets import chunks, release, retention, snapshot
 from fullft_assets.automation import idle_from_now, require_idle
 from fullft_assets.checkpoint.metadata import PastTraining
 from fullft_assets.cli import commands
+from fullft_assets.erasure import checkpoints
 from fullft_assets.errors import StoreError
 from fullft_assets.jobs import Job
 from fullft_assets.launchers import records
@@ -259,7 +258,7 @@ def test_checkpoints_of_trainings_that_ended_or_were_given_up_go(
 def test_checkpoints_in_a_bucket_that_a_machine_trains_with_stay(
     lab: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "_PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(checkpoints, "_PATIENCE_SECONDS", 1.0)
     ref = checkpoints_ref(CASE, "finetuned_checkpoint", "alive")
     lab.store.write_bytes(f"{ref}/weights", b"x")
     with lab.store.alone(ref):

@@ -2,8 +2,6 @@
 real ones.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 import time

@@ -7,8 +7,6 @@ rules of each batch, as they would in a run. Each batch keeps all its valid rows
 all.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import subprocess
@@ -284,7 +282,6 @@ class TestNearRows:
         assert whole.metadata["left_out"]["train rows that contain a test row or are inside one"] >= 3
         monkeypatch.setattr(near_rows, "_READ_AT_ONCE", 3)
         monkeypatch.setattr(near_duplicates, "_BLOCK_PAIRS", 2)
-        monkeypatch.setattr(near_duplicates, "_FIRST_PAIRS", 1)
         few = snapshot_of(batches)
         assert few.index.equals(whole.index) and few.metadata == whole.metadata
 
@@ -458,16 +455,6 @@ class TestRowsOfOneBatch:
         assert (found["x"]["text"], found["x"]["label"]) == (self.TEXT, "notice")
         assert "y" not in found
 
-    def test_a_copy_counts_when_its_original_is_rewritten(self) -> None:
-        both = (File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"), ("y", self.TEXT, "notice", "g"))),)
-        assert {"x", "y"} & self.rows(both)[0].keys() == {"x"}
-        rewritten = (
-            File("b.jsonl", 6, (("x", f"{self.TEXT} but more, and about other things", "notice", "g"),)),
-        )
-        found, _ = self.rows(both, rewritten)
-        assert found["y"]["text"] == self.TEXT
-        assert found["x"]["text"] != self.TEXT
-
     def test_an_older_version_that_was_held_out_keeps_the_newer_one_from_training(self) -> None:
         one = File("a.jsonl", 5, (("x", self.TEXT, "notice", TESTS),))
         two = File("b.jsonl", 6, (("x", f"{self.TEXT} but more, and about other things", "notice", TRAINS),))
@@ -476,23 +463,6 @@ class TestRowsOfOneBatch:
             assert "x" not in found
             assert left_out["held out before: an older delivery of their id or text was"] == 1
         assert self.rows((two,))[0]["x"]["split"] == "train"
-
-    def test_a_contradiction_whose_other_side_is_rewritten_counts(self) -> None:
-        both = (File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"), ("y", self.TEXT, "reference", "g"))),)
-        rewritten = (
-            File("b.jsonl", 6, (("y", "something else that no one has said before", "reference", "g"),)),
-        )
-        found, _ = self.rows(both, rewritten)
-        assert (found["x"]["text"], found["x"]["label"]) == (self.TEXT, "notice")
-
-    def test_an_older_version_of_another_file_counts_when_the_newer_one_is_withdrawn(self) -> None:
-        versions = (
-            File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"),)),
-            File("b.jsonl", 6, (("x", "a wholly other text", "notice", "g"),)),
-        )
-        withdrawn = (File("b.jsonl", 7, ()),)
-        found, _ = self.rows(versions, withdrawn)
-        assert found["x"]["text"] == self.TEXT
 
 
 class TestBrokenInARedelivery:

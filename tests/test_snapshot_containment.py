@@ -2,8 +2,6 @@
 texts, against comparing all pairs.
 """
 
-from __future__ import annotations
-
 import random
 import re
 import textwrap
@@ -20,7 +18,7 @@ from fullft_assets.snapshot import Frozen
 from fullft_assets.snapshot.near_text import containment
 from fullft_assets.snapshot.near_text.containment import Texts, candidate_pairs, find_contained
 from fullft_assets.snapshot.near_text.minhash import NUM_HASHES, Sketches, sketch_sets
-from fullft_assets.snapshot.near_text.shingles import Minimizers, sets_and_minimizers
+from fullft_assets.snapshot.near_text.shingles import ShingleSets, sets_and_minimizers
 from fullft_assets.store.hashing import text_hash
 
 SHARE, SEED, NUM_MAILS = 0.95, 17, 150
@@ -118,7 +116,7 @@ def test_two_texts_of_one_size_are_a_pair_from_either_side() -> None:
     """The one has 4 minimizers, 3 of which are among the 12 of the other: enough for the first, too few for
     the second.
     """
-    minimizers = Minimizers(
+    minimizers = ShingleSets.of(
         np.array([1, 2, 3, 40, *range(1, 4), *range(50, 59)], np.uint32), np.array([4, 12])
     )
     sketches = Sketches(

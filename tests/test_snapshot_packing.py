@@ -2,8 +2,6 @@
 slow way.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left, insort
 
 import numpy as np
@@ -12,9 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import packing as benchmark
-from fullft_assets.base_model import resolve_base_model
 from fullft_assets.snapshot import checks, packing
-from tests import project as projects
 
 pytestmark = pytest.mark.quick
 
@@ -105,20 +101,6 @@ def test_few_texts_take_a_row_more_than_their_tokens_need():
         assert packing.plan(lengths, 1_024, seed=1).num_rows <= -(-lengths.sum() // 1_024) + 1
 
 
-@pytest.mark.heavy
-def test_real_texts_fill_the_rows():
-    from fullft_assets.chunks import Tokenization
-    from fullft_assets.settings import ChunksSettings
-
-    tokenization = Tokenization.load(resolve_base_model(projects.QUICK["base_model"], None), ChunksSettings())
-    lengths = np.array(
-        [len(ids) for ids in tokenization.encode([row["text"] for row in projects.licence_rows(4_000)])]
-    )
-    plan = packing.plan(lengths, 512, seed=17)
-    assert plan.fill >= 0.995
-    assert plan.num_tokens == lengths.sum()
-
-
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 90), max_size=60), st.integers(1, 40), st.integers(0, 3))
 def test_cut_to_fill_takes_as_few_rows_as_the_tokens_need(lengths, capacity, seed):
@@ -154,15 +136,6 @@ def test_nothing_makes_no_row():
         plan = packing.plan(lengths, 8, seed=1)
         assert (plan.num_rows, plan.num_tokens, plan.fill) == (0, 0, 1.0)
         assert packing.Packing.from_table(plan.to_table(), 8).num_rows == 0
-
-
-def test_lengths_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="length -3 is negative"):
-        packing.plan(np.array([4, -3]), 8, seed=1)
-    with pytest.raises(ValueError, match="not integers"):
-        packing.plan(np.array([4.5]), 8, seed=1)
-    with pytest.raises(ValueError, match="capacity 0"):
-        packing.plan(np.array([4]), 0, seed=1)
 
 
 def test_the_plain_loop_of_the_benchmark_packs_as_well():

@@ -2,8 +2,6 @@
 format.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import re
@@ -20,8 +18,8 @@ from hypothesis import strategies as st
 
 from fullft_assets import snapshot
 from fullft_assets.errors import DataError
-from fullft_assets.snapshot import screening, sketches
-from fullft_assets.snapshot.screening import Reference, Screen, read_evaluation_texts
+from fullft_assets.snapshot import screening
+from fullft_assets.snapshot.screening import Screen, read_evaluation_texts
 from fullft_assets.store import Manifest
 from tests import prepared
 from tests import project as projects
@@ -122,7 +120,7 @@ class TestNearDuplicates:
         assert (near & ~runs).any() and (runs & ~near).any()
 
     def test_reference_finds_its_own_texts(self, texts):
-        reference = Reference(texts[:100], seed=3)
+        reference = Screen(texts[:100], seed=3)
         assert reference.is_near(texts[:100]).all()
         assert not reference.is_near(["no licence says anything like these words at all"]).any()
 
@@ -171,25 +169,6 @@ class TestSnapshot:
             {"num_evaluation_texts": 2, "num_too_short": 1},
         )
         assert check.description.startswith("1 of 2 evaluation texts have fewer than 13 words: ")
-
-    def test_a_shorter_run_finds_them(
-        self, case: prepared.Prepared, passage: str, monkeypatch: pytest.MonkeyPatch
-    ):
-        monkeypatch.setattr(screening.Screen.__init__, "__kwdefaults__", {"num_words": self.NUM_WORDS})
-        monkeypatch.setattr(screening, "SCREEN_WORDS", self.NUM_WORDS)
-        monkeypatch.setattr(sketches, "SCREENING_VERSION", "shorter")
-        monkeypatch.setattr("fullft_assets.snapshot.creation.VERSION", "shorter")
-        taken = self.take(case, passage)
-        before = case.split("train")
-        overlaps = slow_overlaps(before.texts, [passage], self.NUM_WORDS)
-        assert 0 < sum(overlaps) < 20
-        left = [id_ for id_, overlap in zip(before.ids, overlaps, strict=True) if not overlap]
-        assert snapshot.load_split(case.store, taken, "train").ids == left
-        assert taken.metadata["left_out"]["train rows that overlap an external evaluation set"] >= sum(
-            overlaps
-        )
-        check = taken.check("evaluation_texts_can_be_found")
-        assert (check.passed, check.description, check.metadata["num_too_short"]) == (True, "", 0)
 
 
 class TestEvaluationSets:
@@ -266,10 +245,6 @@ class TestEvaluationSets:
         assert self.read(project, "one.jsonl").digest == first.digest
         projects.write_rows(path, [{"text": "b"}, {"text": "c"}])
         assert self.read(project, "one.jsonl").digest != first.digest
-
-    def test_none_is_none(self, project):
-        found = self.read(project)
-        assert (found.texts, found.num_texts) == ([], {})
 
     def test_what_cannot_be_read_is_an_error_that_names_it(self, project):
         path = project.root / "benchmarks" / "set.jsonl"

@@ -2,8 +2,6 @@
 letters, on real texts.
 """
 
-from __future__ import annotations
-
 import importlib
 import unicodedata
 from typing import Any
@@ -14,7 +12,7 @@ import pytest
 
 from benchmarks.frozen import freeze
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot.near_text.words import _parted, _words_of_run, hash_words
+from fullft_assets.snapshot.near_text.words import SIXTHS, _words_of_run, hash_words, parted_letters
 from fullft_assets.snapshot.screening import Screen, num_too_short
 from fullft_assets.store.hashing import text_hash
 from tests.text_in_other_scripts import texts
@@ -31,7 +29,7 @@ SCREENED = {"zh_Hans": (26, 25), "ja": (39, 25), "th": (39, 38), "km": (39, 38),
 
 def split_words(text: str) -> list[str]:
     """Return the words that are hashed of one text."""
-    return _words_of_run(_parted(pa.array([text], pa.string()))[0].as_py())
+    return _words_of_run(parted_letters(pa.array([text], pa.string()))[0].as_py())
 
 
 def with_another_letter(text: str, part: float) -> str:
@@ -157,5 +155,5 @@ class TestWords:
         alone = [hash_words(pa.array([text])) for text in chosen]
         assert whole.counts.tolist() == [len(split_words(text)) for text in chosen]
         assert np.array_equal(whole.hashes, np.concatenate([words.hashes for words in alone]))
-        assert np.array_equal(whole.sixths(), np.concatenate([words.sixths() for words in alone]))
-        assert whole.sixths().tolist() == [6, 6, 6, 3, 3, 6, 2, 2, 2, 6, 6, 6, 2, 2]
+        assert np.array_equal(whole.kinds, np.concatenate([words.kinds for words in alone]))
+        assert SIXTHS[whole.kinds].tolist() == [6, 6, 6, 3, 3, 6, 2, 2, 2, 6, 6, 6, 2, 2]

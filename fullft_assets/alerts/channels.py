@@ -1,7 +1,5 @@
 """The channels that this package registers, and the secrets that a YAML points to and never has itself."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import logging
@@ -55,13 +53,19 @@ def read_secret(reference: str) -> str:
 _LOGGER = logging.getLogger("fullft_assets.alerts")
 
 
-class Log:
-    """Writes each alert as a warning of the logger `fullft_assets.alerts`."""
-
+class _Channel:
     settings_class: ClassVar[type[ChannelSettings]] = ChannelSettings
+    #: Module of an extra that the channel needs.
+    module: ClassVar[str | None] = None
 
-    def __init__(self, settings: ChannelSettings):
+    def __init__(self, settings: Any):
+        if self.module is not None:
+            require(self.module, "the channel")
         self.settings = settings
+
+
+class Log(_Channel):
+    """Writes each alert as a warning of the logger `fullft_assets.alerts`."""
 
     def send(self, alert: Alert) -> None:
         """Log an alert."""
@@ -85,13 +89,10 @@ class WebhookSettings(ChannelSettings):
     )
 
 
-class Webhook:
+class Webhook(_Channel):
     """Posts each alert to an address."""
 
-    settings_class: ClassVar[type[ChannelSettings]] = WebhookSettings
-
-    def __init__(self, settings: WebhookSettings):
-        self.settings = settings
+    settings_class = WebhookSettings
 
     def send(self, alert: Alert) -> None:
         """Post an alert; an answer other than 2xx is an error."""
@@ -119,14 +120,11 @@ class AppriseSettings(ChannelSettings):
     )
 
 
-class Apprise:
+class Apprise(_Channel):
     """Sends each alert to a service."""
 
-    settings_class: ClassVar[type[ChannelSettings]] = AppriseSettings
-
-    def __init__(self, settings: AppriseSettings):
-        require("apprise", "the channel")
-        self.settings = settings
+    settings_class = AppriseSettings
+    module = "apprise"
 
     def send(self, alert: Alert) -> None:
         """Send an alert."""
@@ -151,14 +149,11 @@ class SnsSettings(ChannelSettings):
     topic_arn: str = Field(pattern=r"^arn:aws[\w-]*:sns:", description="ARN of the topic.")
 
 
-class Sns:
+class Sns(_Channel):
     """Publishes each alert to a topic."""
 
-    settings_class: ClassVar[type[ChannelSettings]] = SnsSettings
-
-    def __init__(self, settings: SnsSettings):
-        require("boto3", "the channel")
-        self.settings = settings
+    settings_class = SnsSettings
+    module = "boto3"
 
     def send(self, alert: Alert) -> None:
         """Publish an alert."""
@@ -177,18 +172,15 @@ class CloudWatchSettings(ChannelSettings):
     )
 
 
-class CloudWatch:
+class CloudWatch(_Channel):
     """Counts each alert in the metric `Alerts` twice: with the dimensions UseCase and Event, and with Event
     alone.
 
     An alarm watches the values of one set of dimensions, and is to be there before the use cases are.
     """
 
-    settings_class: ClassVar[type[ChannelSettings]] = CloudWatchSettings
-
-    def __init__(self, settings: CloudWatchSettings):
-        require("boto3", "the channel")
-        self.settings = settings
+    settings_class = CloudWatchSettings
+    module = "boto3"
 
     def send(self, alert: Alert) -> None:
         """Count an alert."""
@@ -225,18 +217,16 @@ class PrometheusSettings(ChannelSettings):
     )
 
 
-class Prometheus:
+class Prometheus(_Channel):
     """Counts each alert in the file."""
 
-    settings_class: ClassVar[type[ChannelSettings]] = PrometheusSettings
-
-    def __init__(self, settings: PrometheusSettings):
-        self.path = Path(settings.path)
+    settings_class = PrometheusSettings
 
     def send(self, alert: Alert) -> None:
         """Count an alert; the file is replaced at once."""
+        path = Path(self.settings.path)
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
             counters = [match.groups() for match in map(_LINE.match, lines) if match]
             counts = {(use_case, event): int(count) for use_case, event, count in counters}
             key = (alert.use_case, alert.event)
@@ -245,6 +235,6 @@ class Prometheus:
                 f'{_METRIC}{{use_case="{case}",event="{event}"}} {count}\n'
                 for (case, event), count in sorted(counts.items())
             )
-            replace_synced(self.path, (_HEADER + text).encode())
+            replace_synced(path, (_HEADER + text).encode())
         except OSError as error:
-            raise AlertError(f"{self.path} cannot be written ({error.strerror})") from error
+            raise AlertError(f"{path} cannot be written ({error.strerror})") from error

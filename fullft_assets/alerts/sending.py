@@ -7,8 +7,6 @@ Another package registers a class with the protocol `Channel`:
     pager = "their_package.pager:Pager"
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -237,10 +235,8 @@ def _send(channel: Channel, alert: Alert) -> None:
 
 
 def _summary(use_case: str, counted: Mapping[Event, int], settings: AlertsSettings, now: float) -> Alert:
-    listed, number = (
-        ", ".join(f"{count} {event}" for event, count in sorted(counted.items())),
-        sum(counted.values()),
-    )
+    listed = ", ".join(f"{count} {event}" for event, count in sorted(counted.items()))
+    number = sum(counted.values())
     return Alert(
         event=max(counted, key=lambda event: counted[event]),
         use_case=use_case,

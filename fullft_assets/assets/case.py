@@ -112,9 +112,6 @@ def outside_the_store(model: type[Metadata], metadata: Mapping[str, Any]) -> dic
 
 
 def _labels_in(value: Any) -> Iterator[str]:
-    """Yield the labels of a list of them or of statistics, or those that something is given by, also split by
-    split.
-    """
     if isinstance(value, list):
         yield from (each["label"] if isinstance(each, dict) else each for each in value)
     elif isinstance(value, dict):
@@ -276,9 +273,8 @@ class Case:
         """Yield the store that is injected for this use case; errors are as Dagster shows them: see
         `one_line_errors`.
         """
-        store = self.store(context)
-        with one_line_errors(store, self.name):
-            yield store
+        with one_line_errors(self.store(context), self.name):
+            yield self.store(context)
 
     def launcher(self, context: Context) -> LaunchDriver:
         """Return the driver of launchers that is injected for this use case."""
@@ -466,7 +462,16 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     columns = list(rows[0])
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for number, row in enumerate(rows):
-        line = "| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |"
+        values = [row.get(column, "") for column in columns]
+        shown = [
+            f"{value:,}"
+            if isinstance(value, int)
+            else f"{value:.4g}"
+            if isinstance(value, float)
+            else str(value).replace("\n", " ")
+            for value in values
+        ]
+        line = f"| {' | '.join(map(escape_name, shown))} |"
         if sum(map(len, lines)) + len(line) + len(lines) > _INLINE_CHARACTERS - 40:
             lines.append(f"\n{len(rows) - number:,} more rows")
             break
@@ -478,10 +483,3 @@ def sentences(text: str) -> dg.MarkdownMetadataValue:
     """Return text in lines that the UI does not cut off."""
     lines = textwrap.wrap(text, _SENTENCE_CHARACTERS, break_long_words=False, break_on_hyphens=False)
     return dg.MetadataValue.md("```text\n" + "\n".join(lines) + "\n```")
-
-
-def _cell(value: Any) -> str:
-    text = (
-        f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
-    )
-    return escape_name(text.replace("\n", " "))

@@ -5,7 +5,7 @@ cheaper_baselines, pilot_run -> finetuned_checkpoint -> evaluation_report -> cha
 import base64
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ from fullft_assets.models.hardware import local_hardware
 from fullft_assets.planning import refusal, worth
 from fullft_assets.release import starting_point
 from fullft_assets.resources import latest, one_line_errors, place_in, report_link
-from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Manifest, Store, artifact_key, digest
 from fullft_assets.task import task_of
 
@@ -211,20 +210,17 @@ def planning_key(case: Case, snapshot: Manifest, revision: str) -> str:
     settings["primary_metric"] = case.settings.primary_metric
     settings["training"] = checkpoint_key.plan_settings(case.settings)
     settings["processes"] = case.settings.launcher.processes
+    launcher = case.settings.launcher_of("planning")
     inputs = {
         TRAINING_SNAPSHOT: snapshot.content_digest,
         "base_model": revision,
-        "hardware": _hardware(case.settings.launcher_of("planning")),
+        "hardware": local_hardware() if launcher.kind == "local" else launcher.target,
     }
     if case.settings.planning.smaller_model is not None:
         inputs["smaller_model"] = read_header(
             resolve_base_model(case.settings.planning.smaller_model, case.use_case.project_root)
         ).revision
     return artifact_key("planning", planning.VERSION, settings, inputs, case.settings.seed)
-
-
-def _hardware(launcher: LauncherSettings) -> dict[str, Any]:
-    return local_hardware() if launcher.kind == "local" else launcher.target
 
 
 def _build_training(case: Case) -> list[dg.AssetsDefinition]:
@@ -263,9 +259,13 @@ def _build_training(case: Case) -> list[dg.AssetsDefinition]:
             for upstream in (training_snapshot, feasibility_plan):
                 upstream.require_green(FINETUNED_CHECKPOINT)
             revision = base_model_revision(case)
-            _require_current_plans(
-                planning_key(case, training_snapshot, revision), (feasibility_plan, pilot_run)
-            )
+            key = planning_key(case, training_snapshot, revision)
+            for plan in (feasibility_plan, pilot_run):
+                if plan.key != key:
+                    raise GateError(
+                        f"finetuned_checkpoint refused: {plan.stage} was made for another snapshot, other"
+                        f" settings or another machine; materialise {plan.stage} again"
+                    )
             if (refused := refusal(pilot_run)) is not None:
                 # An answer and no failure: nothing below is made either.
                 context.log.warning(refused)
@@ -285,21 +285,7 @@ def _build_training(case: Case) -> list[dg.AssetsDefinition]:
     return [finetuned_checkpoint]
 
 
-def _require_current_plans(key: str, plans: Iterable[Manifest]) -> None:
-    for plan in plans:
-        if plan.key != key:
-            raise GateError(
-                f"finetuned_checkpoint refused: {plan.stage} was made for another snapshot, other settings or"
-                f" another machine; materialise {plan.stage} again"
-            )
-
-
 def _training_key(case: Case, snapshot: Manifest, revision: str, start: Manifest | None = None) -> str:
-    """Return the key of the checkpoint that this snapshot and these settings make.
-
-    Args:
-        start: the champion's checkpoint that training starts from. Default: the base model.
-    """
     inputs = {TRAINING_SNAPSHOT: snapshot.content_digest, "base_model": revision}
     if start is not None:
         inputs["champion"] = start.key
@@ -419,8 +405,6 @@ def _shown(case: Case, store: Store, manifest: Manifest) -> dict[str, Any]:
 
 
 def _with_pictures(folder: Path) -> str:
-    """Return the Markdown report with its pictures inside; a larger one is only named."""
-
     def inside(link: re.Match) -> str:
         data = (folder / link["path"]).read_bytes()
         if len(data) > _MAX_PICTURE_BYTES:

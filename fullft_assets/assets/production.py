@@ -238,7 +238,6 @@ def _build_monitoring(case: Case) -> list[dg.AssetsDefinition]:
             DRIFT_REPORT,
             store,
             shown,
-            checks=[_seen(case, store, context.partition_key, metadata.status)],
         )
 
     @dg.asset(
@@ -304,25 +303,6 @@ def _measure_live_quality(case: Case, store: Store, champion: release.Champion) 
         error=(1 - case.settings.evaluation.confidence) / 2,
         seed=case.settings.seed,
     )
-
-
-def _seen(case: Case, store: Store, window: str, status: monitoring.Status) -> CheckOutcome:
-    """Return the check that production is seen; earlier windows are read only where this one has no
-    verdict.
-    """
-    statuses: list[monitoring.Status] = [status]
-    earlier = (
-        name for name in reversed(store.list_pointers(f"latest/{case.name}/{DRIFT_REPORT}")) if name < window
-    )
-    while (
-        len(statuses) < monitoring.MOST_WITHOUT_VERDICT
-        and statuses[-1] in monitoring.WITHOUT_VERDICT
-        and (name := next(earlier, None)) is not None
-    ):
-        report = latest(store, case.name, DRIFT_REPORT, name)
-        if report is not None:
-            statuses.append(monitoring.DriftMetadata.of(report).status)
-    return monitoring.seen_check(statuses)
 
 
 def check_key(case: Case) -> dg.AssetCheckKey:

@@ -5,8 +5,6 @@ newest delivery, so that a tick costs as much as happened since then, however ma
 cannot be read is an alert of its own, and keeps no other one from being sent.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -69,10 +67,6 @@ _FAILED_TICKS = {
     ),
     **dict.fromkeys(("evaluation_schedule", "clean_schedule", "orphans_schedule"), 1),
 }
-#: Age of a sensor's newest tick from which it is silent: in its intervals, and at least.
-_SILENT_INTERVALS, _SILENT_SECONDS = 10, 3600.0
-#: A daemon that has run for so long has evaluated each sensor that was due when it began.
-_DAEMON_SECONDS = 600.0
 #: Tags with what launched a run by itself.
 _LAUNCHER_TAGS = ("dagster/sensor_name", "dagster/schedule_name")
 
@@ -354,9 +348,6 @@ def _of_decisions(
     entries: Sequence[tuple[str, RecordedDecision]],
     now: float,
 ) -> Iterator[Alert]:
-    """Yield what new retraining decisions ask of a person, each once, and what the newest one says of the
-    champion's score.
-    """
     for name, entry in entries:
         decision = entry.decision
         if decision.action in ("alert", "request_labels"):
@@ -421,9 +412,6 @@ def _asset_page(case: Case, asset: str) -> str:
 
 
 def _of_silence(case: Case, instance: dg.DagsterInstance, store: Store, now: float) -> Iterator[Alert]:
-    """Yield a feed from which nothing came for `alerts.silent_hours`; a feed that never delivered is not
-    silent but not there yet.
-    """
     hours = case.settings.alerts.silent_hours
     if hours is None:
         return
@@ -449,14 +437,10 @@ def _of_silence(case: Case, instance: dg.DagsterInstance, store: Store, now: flo
 
 
 def _of_ticks(case: Case, instance: dg.DagsterInstance, now: float) -> Iterator[Alert]:
-    """Yield each sensor and schedule that is on and does nothing, once a day while that lasts: its ticks
-    fail, or there are none.
-    """
-    states = [state for state in instance.all_instigator_state() if state.is_running]
     least = {f"{case.name}_{name}": number for name, number in _FAILED_TICKS.items()}
-    for state in states:
+    for state in instance.all_instigator_state():
         number = least.get(state.name)
-        if number is None:
+        if number is None or not state.is_running:
             continue
         # The newest one may be in progress.
         ticks = [
@@ -478,55 +462,6 @@ def _of_ticks(case: Case, instance: dg.DagsterInstance, now: float) -> Iterator[
                 f"{state.name}/{day}",
                 title,
                 "open it in the UI: its error is one line that says what to fix",
-                "automation",
-                now,
-            )
-    yield from _without_ticks(case, instance, states, now)
-
-
-def _without_ticks(
-    case: Case, instance: dg.DagsterInstance, states: Sequence[Any], now: float
-) -> Iterator[Alert]:
-    """Yield each sensor that is on and was not evaluated for long, though the daemon runs, as this sensor's
-    own ticks show.
-
-    Args:
-        states: those of sensors and schedules that are on, of all use cases.
-    """
-    sensors = {f"{case.name}_{name}" for name in ("new_documents", "retraining")}
-    sensors |= {f"{case.name}_new_production_documents"} if case.has_windows else set()
-    sensors |= {f"{case.name}_live_quality_when_due"} if case.is_monitored else set()
-    own = {
-        state.repository_selector_id
-        for state in states
-        if state.name == f"{case.name}_alerts"
-        and instance.get_ticks(
-            state.instigator_origin_id,
-            state.selector_id,
-            after=now - _SILENT_SECONDS,
-            before=now - _DAEMON_SECONDS,
-            limit=1,
-        )
-    }
-    for state in states:
-        # One of a code location that has another name now is never evaluated again.
-        if state.name not in sensors or not _is_on(case, state) or state.repository_selector_id not in own:
-            continue
-        ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
-        # One that was turned on a moment ago has none since then.
-        last = max(
-            [state.instigator_data.last_sensor_start_timestamp or 0.0, *(tick.timestamp for tick in ticks)]
-        )
-        if last and now - last > max(
-            _SILENT_INTERVALS * (state.instigator_data.min_interval or 0), _SILENT_SECONDS
-        ):
-            at, day = datetime.fromtimestamp(last, UTC), datetime.fromtimestamp(now, UTC).date()
-            yield _alert(
-                case,
-                "sensor_silent",
-                f"{state.name}/{day}",
-                f"{state.name} is on, and was not evaluated since {at:%Y-%m-%d %H:%M UTC}",
-                "restart Dagster's daemon; if that does not help, turn the sensor off and on in the UI",
                 "automation",
                 now,
             )

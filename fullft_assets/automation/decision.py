@@ -5,8 +5,6 @@ trained is none of it: runs and artifacts say that. So a ledger that is lost or 
 alert.
 """
 
-from __future__ import annotations
-
 import socket
 import time
 import uuid
@@ -119,9 +117,11 @@ def decisions_asset(case: Case) -> dg.AssetSpec:
 def read_ledger(store: Store, case: str) -> tuple[DecisionLedger, list[str]]:
     """Return the ledger, and a note if it was damaged and begins anew."""
     try:
-        return DecisionLedger.model_validate(store.read_pointer(_name(case)) or {}), []
+        return DecisionLedger.model_validate(store.read_pointer(f"{case}/retraining") or {}), []
     except ValueError:  # JSON that is cut off, or has other keys
-        note = f"the ledger {_name(case)}.json could not be read and begins anew: what lasts is raised again"
+        note = (
+            f"the ledger {case}/retraining.json could not be read and begins anew: what lasts is raised again"
+        )
         return DecisionLedger(), [note]
 
 
@@ -144,7 +144,7 @@ def record(
     if ledger.decision != decision:
         entry = RecordedDecision(case=case.name, time=signals.now, signals=signals, decision=decision)
         store.write_pointer(
-            f"{_folder(case.name)}/{int(signals.now * 1000):014d}", entry.model_dump(mode="json")
+            f"{case.name}/{ASSET}/{int(signals.now * 1000):014d}", entry.model_dump(mode="json")
         )
         shown = _shown(case, state, signals, decision)
         instance.report_runless_asset_event(
@@ -156,7 +156,7 @@ def record(
     raised = raised_after(state, signals, decision)
     new = DecisionLedger(raised=raised, decision=decision, decider=by, decided_at=decided_at)
     if new != ledger or decision.notes:
-        store.write_pointer(_name(case.name), new.model_dump(mode="json"))
+        store.write_pointer(f"{case.name}/retraining", new.model_dump(mode="json"))
 
 
 def entries_since(
@@ -165,7 +165,7 @@ def entries_since(
     """Yield the readable decisions of the log between two times (seconds since the epoch) with their names,
     oldest first.
     """
-    for name in store.list_pointers(_folder(case)):
+    for name in store.list_pointers(f"{case}/{ASSET}"):
         if (
             name.isdecimal()
             and since <= int(name) / 1000 <= now + CLOCK_SECONDS
@@ -184,17 +184,9 @@ def name_of(instance: dg.DagsterInstance) -> str:
     return storage.get_cursor_values({_NAME_KEY})[_NAME_KEY]
 
 
-def _name(case: str) -> str:
-    return f"{case}/retraining"
-
-
-def _folder(case: str) -> str:
-    return f"{case}/retraining_decisions"
-
-
 def _read(store: Store, case: str, name: str) -> RecordedDecision | None:
     try:
-        return RecordedDecision.model_validate(store.read_pointer(f"{_folder(case)}/{name}"))
+        return RecordedDecision.model_validate(store.read_pointer(f"{case}/{ASSET}/{name}"))
     except ValueError:
         return None
 
@@ -303,9 +295,6 @@ def _count(
     action: retraining.Action,
     reasons: str,
 ) -> dg.RunRequest | dg.SkipReason:
-    """Return the request for a snapshot that counts what was delivered; one that failed is asked for again as
-    a batch is.
-    """
     key, job = f"count-{digest([signals.data_version, signals.num_uncounted])}", f"{case.name}_snapshot"
     run_key = key
     if runs := runs_by_key(instance, [key]).get(key):
@@ -417,9 +406,6 @@ def _scheduled_at(case: Case, now: float) -> float | None:
 def _trained_on(
     store: Store, checkpoint: Manifest | None, snapshot: Manifest | None, frozen: SnapshotMetadata | None
 ) -> tuple[Manifest | None, SnapshotMetadata | None]:
-    """Return the snapshot that a checkpoint was trained on, and its metadata; often the newest one, which
-    need not be read twice.
-    """
     if checkpoint is None:
         return None, None
     ref = CheckpointMetadata.of(checkpoint).snapshot
@@ -440,9 +426,6 @@ def _num_rows(snapshot: SnapshotMetadata | None) -> int:
 def _num_uncounted(
     usable: Mapping[str, _Batch], snapshot: Manifest | None, frozen: SnapshotMetadata | None
 ) -> int:
-    """Return the valid examples of the batches that no snapshot was taken over as they are, nor left out for
-    a red check.
-    """
     if snapshot is None or frozen is None:
         return sum(batch.num_valid for batch in usable.values())
     left_out = set(frozen.batches_left_out)
@@ -521,9 +504,6 @@ def _live_quality(
 def _predicted_gain(
     store: Store, case: Case, newest: SnapshotMetadata | None, learned: SnapshotMetadata | None
 ) -> float | None:
-    """Return what the newest pilot's learning curve predicts of the rows that the newest snapshot has more;
-    None if nobody asks, or can tell.
-    """
     pilot = latest(store, case.name, PILOT_RUN)
     if case.settings.planning.usd_per_point is None or pilot is None or newest is None or learned is None:
         return None

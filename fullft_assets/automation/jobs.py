@@ -41,18 +41,6 @@ from fullft_assets.resources import one_line_errors, set_latest
 from fullft_assets.store import Store
 
 
-def clean(case: Case, context: dg.OpExecutionContext) -> None:
-    """Remove from the store what no kept champion and nothing else in use was made from, by the settings of
-    `retention`.
-    """
-    with case.open_store(context) as store:
-        removal = retention.clean(
-            store, case.use_case, require_idle=idle_from_now(case.name, context.instance, but=context.run_id)
-        )
-    for line in removal.lines:
-        context.log.info(line)
-
-
 def build_clean_schedule(case: Case) -> list[dg.ScheduleDefinition]:
     """Return the schedule of the clean-up, if the YAML has one."""
     cron = case.settings.retention.schedule
@@ -157,7 +145,11 @@ def _build_job_by_hand(case: Case) -> dg.JobDefinition:
         if config.act is Act.retokenize:
             yield from retokenize(case, context)
         elif config.act is Act.clean:
-            clean(case, context)
+            with one_line_errors(store, case.name):
+                is_idle = idle_from_now(case.name, context.instance, but=context.run_id)
+                removal = retention.clean(store, case.use_case, require_idle=is_idle)
+            for line in removal.lines:
+                context.log.info(line)
         else:
             with one_line_errors(store, case.name):
                 _change(case, store, config, context.run_id)
@@ -191,9 +183,6 @@ def _noted(context: dg.OpExecutionContext, case: Case, store: Store) -> dg.Asset
 
 
 def _in_use(context: dg.OpExecutionContext, case: Case, store: Store) -> Iterator[dg.AssetMaterialization]:
-    """Make the card of the champion the newest of its asset, yield the event that shows it, and copy the
-    champion to `release.push_to`.
-    """
     champion = release.read_champion(store, case.name)
     assert champion is not None, "it was changed by hand"
     card = release.card_of(store, case.name, champion)

@@ -2,8 +2,6 @@
 month's budget, which batches need a run, and when one that failed is asked for again.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

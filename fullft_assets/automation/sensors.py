@@ -21,7 +21,7 @@ from fullft_assets.automation.orphans import build_orphans_schedule
 from fullft_assets.automation.runs import CANCELLED, Due, evaluation_above_budget, find_due, runs_in_flight
 from fullft_assets.automation.ticks import sensor
 from fullft_assets.resources import latest, one_line_errors
-from fullft_assets.store import Manifest, Store, digest
+from fullft_assets.store import Store, digest
 
 #: Batches whose names one line has.
 _MOST_NAMED = 5
@@ -67,14 +67,6 @@ def _status(case: Case) -> dg.DefaultSensorStatus:
     )
 
 
-def _model_in_use(case: Case, store: Store) -> release.Champion | Manifest | None:
-    """Return what a window is read with: drift is looked for before the first champion, too, with the newest
-    model.
-    """
-    champion = release.read_champion(store, case.name)
-    return champion or (latest(store, case.name, FINETUNED_CHECKPOINT) if case.is_monitored else None)
-
-
 def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
     name, job, partitions = {
         "batch": (f"{case.name}_new_documents", f"{case.name}_ingest", case.batches),
@@ -104,8 +96,14 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
     )
     def new_files(context: dg.SensorEvaluationContext, **_: Any):
         store = case.store(context)
-        # A run that fails because there is no model would use up the window's run key.
-        if kind == "window" and _model_in_use(case, store) is None:
+        # A run that fails because there is no model would use up the window's run key. Drift is looked for
+        # before the first champion, too, with the newest model.
+        is_readable = (
+            kind == "batch"
+            or release.read_champion(store, case.name) is not None
+            or (case.is_monitored and latest(store, case.name, FINETUNED_CHECKPOINT) is not None)
+        )
+        if not is_readable:
             return dg.SkipReason("no model yet to read it with; run the model job first")
         newest = _newest_materializations(context.instance, deps)
         ingested, shown = (context.cursor or "").rpartition(" ")[::2]
@@ -147,9 +145,6 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
 
 
 def _newest_materializations(instance: dg.DagsterInstance, keys: Sequence[str]) -> str:
-    """Return the number in the event log of the newest materialisation of each asset, 0 where there is
-    none.
-    """
     newest = [
         instance.fetch_materializations(dg.AssetKey.from_user_string(key), limit=1).records for key in keys
     ]
@@ -157,9 +152,6 @@ def _newest_materializations(instance: dg.DagsterInstance, keys: Sequence[str]) 
 
 
 def _held(due: Due, kind: documents.Kind, case: str, job: str) -> list[str]:
-    """Return what a tick says of batches that are missing because their runs failed or were cancelled;
-    nothing where there are none.
-    """
     how = f"is not started again by itself; launch {job} for it, or `fullft run {case}`"
     cancelled = [name for name, why in due.for_a_person.items() if why == CANCELLED]
     failed = [f"{name} ({why})" for name, why in due.for_a_person.items() if why != CANCELLED]

@@ -5,9 +5,8 @@ The weights of unfinished trainings learned too, and after an erasure nobody ask
 
 import fcntl
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import NamedTuple
 
 from fullft_assets import release
 from fullft_assets.checkpoint.lineage import erased_since, learned_what_was_erased, trainings
@@ -18,16 +17,10 @@ from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Store, checkpoints_ref
 
 
-class _AffectedCheckpoints(NamedTuple):
-    """Checkpoints by `Manifest.ref`: see `ErasureReport`."""
-
-    trained_on: list[str]
-    measured_on: list[str]
-    champions: list[str]
-
-
-def name_checkpoints(store: Store, case: str) -> _AffectedCheckpoints:
-    """Name every checkpoint whose snapshot held an erased document, whichever erasure took it out."""
+def name_checkpoints(store: Store, case: str) -> tuple[list[str], list[str], list[str]]:
+    """Name every checkpoint whose snapshot held an erased document, whichever erasure took it out: those that
+    were trained on it, those that were only measured on it, and those of the first that are or were champion.
+    """
     snapshots = {
         key_ref(snapshot.ref): snapshot
         for snapshot in store.artifacts(case, "training_snapshot")
@@ -51,7 +44,7 @@ def name_checkpoints(store: Store, case: str) -> _AffectedCheckpoints:
     current = release.read_champion(store, case)
     champions = {retired.champion.checkpoint for retired in release.read_history(store, case)}
     champions |= {current.checkpoint} if current else set()
-    return _AffectedCheckpoints(trained_on, measured_on, [ref for ref in trained_on if ref in champions])
+    return trained_on, measured_on, [ref for ref in trained_on if ref in champions]
 
 
 _STAGE = "finetuned_checkpoint"
@@ -80,8 +73,14 @@ def drop_unfinished(store: Store, case: str, trained_on: Collection[str]) -> tup
     removed = [
         all(
             [
-                key not in folders or _remove_unless_held(folders[key]),
-                key not in stored or _remove_stored_unless_held(store, case, key),
+                key not in folders or remove_unless_held(folders[key], lambda: True),
+                # Without a network it can hold no lease.
+                key not in stored
+                or remove_stored_unless_held(
+                    store,
+                    checkpoints_ref(case, _STAGE, key),
+                    lambda key=key: not is_running(store, case, _STAGE, key),
+                ),
             ]
         )
         for key in learned
@@ -99,33 +98,38 @@ def _jobs(store: Store, case: str, key: str) -> list[Job]:
 def _learned(jobs: list[Job], lost: dict[str, str], trained_on: Collection[str]) -> bool:
     if not jobs:  # nobody knows what it learned from
         return any(lost.values())
-    return any(_began_with(job, lost, trained_on) for job in jobs)
+    for job in jobs:
+        *_, key, attempt = job.inputs["training_snapshot"].split("/")
+        # Attempts are named by their time. What a snapshot that is gone held, nobody knows.
+        if key not in lost or attempt <= lost[key] or job.inputs.get("champion") in trained_on:
+            return True
+    return False
 
 
-def _began_with(job: Job, lost: dict[str, str], trained_on: Collection[str]) -> bool:
-    *_, key, attempt = job.inputs["training_snapshot"].split("/")
-    # Attempts are named by their time. What a snapshot that is gone held, nobody knows.
-    return key not in lost or attempt <= lost[key] or job.inputs.get("champion") in trained_on
-
-
-def _remove_unless_held(folder: Path) -> bool:
+def remove_unless_held(folder: Path, goes: Callable[[], bool]) -> bool:
+    """Remove a training's work folder unless a process holds it, or it does not go then; return whether it is
+    gone.
+    """
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        shutil.rmtree(folder)
-    return True
+        if is_gone := goes():
+            shutil.rmtree(folder)
+    return is_gone
 
 
-def _remove_stored_unless_held(store: Store, case: str, key: str) -> bool:
-    if is_running(store, case, _STAGE, key):  # without a network it can hold no lease
-        return False
-    ref = checkpoints_ref(case, _STAGE, key)
+def remove_stored_unless_held(store: Store, name: str, goes: Callable[[], bool]) -> bool:
+    """Remove a training's checkpoints in the store unless a machine holds their lease, or they do not go
+    then; return whether they are gone.
+    """
     try:
-        with store.alone(ref, _PATIENCE_SECONDS) as lease:
+        with store.alone(name, _PATIENCE_SECONDS) as lease:
+            is_gone = goes()
             lease.require()
-            store.remove_folder(ref)
+            if is_gone:
+                store.remove_folder(name)
     except StoreError:
         return False
-    return True
+    return is_gone

@@ -204,26 +204,29 @@ def search(store: Store, case: str, listed: Iterable[str], by: By) -> _ListedDoc
     one document; or a group in any of its spellings.
     """
     lines = list(dict.fromkeys(listed))
-    met, files = _met(store, case, {form for line in lines for form in _forms(line, by)}, by)
+    tables = list(_hits(store, case, {form for line in lines for form in _forms(line, by)}, by))
+    values = {value for table in tables for value in table[by].to_pylist()}
+    ids: dict[str, set[str]] = {}
+    for table in tables if by == "id" else ():
+        for source, id_ in zip(table["source"].to_pylist(), table["id"].to_pylist(), strict=True):
+            ids.setdefault(source, set()).add(id_)
     documents = _ListedDocuments()
     for line in lines:
-        value = next((form for form in _forms(line, by) if form in met), None)
-        if value is None and by == "id":
-            value = next((f"{form}:1" for form in _forms(line, by) if form in files), None)
+        forms = _forms(line, by)
+        # A file that was read by its content, whatever its ending, may have several rows.
+        of_files = [f"{form}:1" for form in forms if ids.get(form) == {f"{form}:1"}]
+        value = next((form for form in [*forms, *of_files] if form in values), None)
         if value is not None:
             documents.values.add(value)
         else:
             (documents.before if _was_erased(store, case, line, by) else documents.missing).append(line)
-    for table in _rows_of(store, case, documents.values, by):
+    for table in tables:
+        table = table.filter(pc.is_in(table[by], pa.array(sorted(documents.values), pa.string())))
         made_up = has_made_up_id(table)
         if by == "group":
             # The group keeps out the others: their ids would keep out the document that is there next.
-            documents.ids.update(
-                id_
-                for id_, is_made_up in zip(table["id"].to_pylist(), made_up, strict=True)
-                if not is_made_up
-            )
-        elif made_up.any():
+            documents.ids.update(table["id"].filter(pa.array(~made_up)).to_pylist())
+        else:
             documents.rows.update(row_digests(case, table.filter(pa.array(made_up))))
     return documents
 
@@ -237,32 +240,12 @@ def _was_erased(store: Store, case: str, line: str, by: By) -> bool:
     return any(was_found(store, case, erased_digest(case, form, by)) for form in forms)
 
 
-def _met(store: Store, case: str, wanted: set[str], by: By) -> tuple[set[str], set[str]]:
-    met: set[str] = set()
-    files: set[str] = set()
-    values = pa.array(sorted(wanted), pa.string())
-    for path in _paths(store, case):
-        table = pq.read_table(path, columns=[by, "source"])
-        met.update(pc.unique(table[by].filter(pc.is_in(table[by], values))).to_pylist())
-        if by == "id":
-            named = table.filter(pc.is_in(table["source"], values))
-            ids: dict[str, set[str]] = {}
-            for source, id_ in zip(named["source"].to_pylist(), named["id"].to_pylist(), strict=True):
-                ids.setdefault(source, set()).add(id_)
-            # A file that was read by its content, whatever its ending, may have several rows.
-            files.update(source for source, its in ids.items() if its == {f"{source}:1"})
-    return met, files
-
-
-def _rows_of(store: Store, case: str, values: set[str], by: By) -> Iterator[pa.Table]:
-    wanted = pa.array(sorted(values), pa.string())
-    for path in _paths(store, case):
-        hit = pc.is_in(pq.read_table(path, columns=[by])[by], wanted)
-        if pc.any(hit).as_py():
-            yield pq.read_table(path).filter(hit)
-
-
-def _paths(store: Store, case: str) -> Iterator[Path]:
+def _hits(store: Store, case: str, forms: set[str], by: By) -> Iterator[pa.Table]:
+    """Yield the rows of all tables that have one of these ids (or groups), or are of a file of that name."""
+    values = pa.array(sorted(forms), pa.string())
     for stage, file in DOCUMENTS.items():
         for _, folder in whole_artifacts(store, case, stage):
-            yield folder / file
+            table = pq.read_table(folder / file, columns=[by, "source"])
+            hit = pc.or_(pc.is_in(table[by], values), pc.is_in(table["source"], values))
+            if pc.any(hit).as_py():
+                yield pq.read_table(folder / file).filter(hit)

@@ -133,7 +133,6 @@ MADE_OF_SNAPSHOTS = ("cheaper_baselines", "drift_scale")
 
 
 def _drop_made_of_rows(store: Store, case: str, erased: ErasedDocuments, report: ErasureReport) -> None:
-    """Delete what was made of a batch or a window that holds an erased document."""
     artifacts = erased.artifacts | {
         chunks.content_digest
         for chunks in store.artifacts(case, "tokenized_chunks")
@@ -150,6 +149,11 @@ def drop_made_of_snapshots(store: Store, case: str, report: ErasureReport) -> No
     """Delete the baselines whose snapshot has changed, and take the embeddings of single rows out of the
     scales of drift: nobody can tell any more whose they are.
     """
+
+    def without_rows(folder: Path) -> Mapping[str, Any]:
+        Scale.load(folder / SCALE).without_rows().save(folder / SCALE)
+        return {"num_held_out": 0}
+
     snapshots = {manifest.content_digest for manifest, _ in whole_artifacts(store, case, "training_snapshot")}
     for stage in MADE_OF_SNAPSHOTS:
         for manifest in store.artifacts(case, stage):
@@ -158,18 +162,13 @@ def drop_made_of_snapshots(store: Store, case: str, report: ErasureReport) -> No
             if stage != "drift_scale":
                 _delete(store, manifest, report)
             elif ScaleMetadata.of(manifest).num_held_out:
-                store.rewrite(manifest, _without_rows)
+                store.rewrite(manifest, without_rows)
                 report.rewritten[stage] += 1
 
 
 def _delete(store: Store, manifest: Manifest, report: ErasureReport) -> None:
     store.delete(manifest)
     report.deleted[manifest.stage] += 1
-
-
-def _without_rows(folder: Path) -> Mapping[str, Any]:
-    Scale.load(folder / SCALE).without_rows().save(folder / SCALE)
-    return {"num_held_out": 0}
 
 
 def _drop_from_drift_reports(store: Store, case: str, erased: ErasedDocuments, report: ErasureReport) -> None:

@@ -18,7 +18,7 @@ from fullft_assets.errors import StoreError
 from fullft_assets.snapshot import data_report, pack_again, read_index
 from fullft_assets.snapshot.frozen_batches import DRAWN, drawn_digest
 from fullft_assets.snapshot.ledger import load_if_there
-from fullft_assets.snapshot.locations import Lists
+from fullft_assets.snapshot.locations import window_lengths
 from fullft_assets.snapshot.metadata import Erasure, GeneralMetadata, ReplayMetadata, SnapshotMetadata
 from fullft_assets.store import Identity, Manifest, Store
 
@@ -40,7 +40,7 @@ def _rewrite_drawn(
     store: Store, manifest: Manifest, documents: pa.Table, windows: pa.Table, num_gone: int
 ) -> None:
     before = (ReplayMetadata if GENERAL[manifest.stage] == "replay" else GeneralMetadata).of(manifest)
-    num_tokens = int(Lists.of(windows["windows"]).lengths.sum())
+    num_tokens = sum(map(sum, window_lengths(windows["windows"])))
     changes: dict[str, int | float] = {
         "num_rows": len(documents),
         "num_tokens": num_tokens,
@@ -87,23 +87,6 @@ def _changed_drawn(store: Store, snapshot: Manifest) -> dict[str, Manifest]:
     }
 
 
-def _counts_of(lost: Mapping[str, Manifest]) -> dict[str, int]:
-    counts = {}
-    if "general" in lost:
-        counts["num_general_tokens"] = GeneralMetadata.of(lost["general"]).num_tokens
-    if "replay" in lost:
-        replayed = ReplayMetadata.of(lost["replay"])
-        counts |= {"num_replay_rows": replayed.num_rows, "num_replay_tokens": replayed.num_tokens}
-    return counts
-
-
-def _identity_of(snapshot: Manifest, lost: Mapping[str, Manifest]) -> Identity | None:
-    if snapshot.identity is None:
-        return None
-    digests = {kind: manifest.content_digest for kind, manifest in lost.items()}
-    return snapshot.identity.model_copy(update={"values": {**snapshot.identity.values, **digests}})
-
-
 #: Files that a snapshot of an earlier store may have: hashes of texts, which nobody reads.
 _HASHES = "near_duplicates.npz"
 
@@ -139,14 +122,6 @@ def _rewrite(
     lost: Mapping[str, Manifest],
     inputs: Mapping[str, Any],
 ) -> None:
-    """Rewrite one snapshot.
-
-    Args:
-        store, manifest, index: the snapshot.
-        hit: bool [rows of the index], those that go.
-        lost: what was drawn for it and lost documents.
-        inputs: what its manifest is to name as its inputs.
-    """
     before = SnapshotMetadata.of(manifest)
     index_left = index.filter(~hit)
     lost_from = sorted({*index.filter(hit)["split"].to_pylist(), *lost})
@@ -155,10 +130,15 @@ def _rewrite(
     counts = Counter(index_left["split"].to_pylist())
     changes: dict[str, Any] = {
         **{f"num_{split}_rows": counts[split] for split in ("train", "validation", "test")},
-        **_counts_of(lost),
         "erasures": [*(before.erasures or []), loss],
-        **({"erased_up_to": manifest.attempt} if lost_from else {}),
     }
+    if lost_from:
+        changes["erased_up_to"] = manifest.attempt
+    if "general" in lost:
+        changes["num_general_tokens"] = GeneralMetadata.of(lost["general"]).num_tokens
+    if "replay" in lost:
+        replayed = ReplayMetadata.of(lost["replay"])
+        changes |= {"num_replay_rows": replayed.num_rows, "num_replay_tokens": replayed.num_tokens}
 
     def edit(path: Path) -> Mapping[str, Any]:
         for name in ("index.parquet", "places.parquet"):
@@ -179,5 +159,8 @@ def _rewrite(
         (path / "report.html").write_text(data_report.to_page(withdrawn), encoding="utf-8")
         return before.model_copy(update=changes).as_dict()
 
-    identity = _identity_of(manifest, lost)
+    identity = manifest.identity
+    if identity is not None:
+        digests = {kind: drawn.content_digest for kind, drawn in lost.items()}
+        identity = identity.model_copy(update={"values": {**identity.values, **digests}})
     store.rewrite(manifest, edit, inputs, identity=identity)

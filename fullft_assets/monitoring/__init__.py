@@ -27,7 +27,6 @@ from fullft_assets.monitoring.predictions import (
 from fullft_assets.monitoring.related import independent_rows, is_read_by_another_window, without_redelivered
 from fullft_assets.monitoring.rendering import (
     EXPLANATION,
-    Place,
     farthest,
     render_explanation,
     render_report,
@@ -53,5 +52,4 @@ from fullft_assets.monitoring.verdict import (
     other_tests,
     read_elsewhere,
     report_key,
-    seen_check,
 )

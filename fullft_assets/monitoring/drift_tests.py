@@ -421,7 +421,6 @@ def _unit(embeddings: np.ndarray) -> np.ndarray:
 
 
 def _nearest(rows: np.ndarray, held_out: np.ndarray, *, itself: bool = False) -> np.ndarray:
-    """Return each row's cosine distance from its nearest held-out row, not counting itself."""
     likeness = rows @ held_out.T
     if itself:
         np.fill_diagonal(likeness, -1)

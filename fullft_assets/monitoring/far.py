@@ -2,8 +2,6 @@
 documents were exported to be labelled.
 """
 
-from __future__ import annotations
-
 import hmac
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
@@ -38,22 +36,18 @@ def remember_exported(
         new = digests - {*digests_by_way.get(other, ())} | {*digests_by_way.get(how, ())}
         return {**digests_by_way, how: sorted(new), "exported_at": datetime.now(UTC).isoformat()}
 
-    store.change_pointer(f"{_folder(case)}/{window}", added)
+    store.change_pointer(f"{case}/exported/{window}", added)
 
 
 def exported_as_far(store: Store, case: str) -> dict[str, Collection[str]]:
     """Return digests of the documents of each window that were exported because they are far from the
     training data.
     """
-    names = store.list_pointers(_folder(case))
+    names = store.list_pointers(f"{case}/exported")
     pointers = zip(
-        names, store.each(lambda name: store.read_pointer(f"{_folder(case)}/{name}"), names), strict=True
+        names, store.each(lambda name: store.read_pointer(f"{case}/exported/{name}"), names), strict=True
     )
     return {name: frozenset((pointer or {}).get("far", ())) for name, pointer in pointers}
-
-
-def _folder(case: str) -> str:
-    return f"{case}/exported"
 
 
 #: File of a drift report: a line of JSON for each document.

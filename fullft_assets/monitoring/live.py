@@ -5,14 +5,13 @@ Labels may be late and out of order, and somebody looks after each of them: the 
 once (see `log_evidence_below`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from fullft_assets.artifacts import (
     DOCUMENTS_FILE,
@@ -246,7 +245,11 @@ def predicted_documents(
         predicted: as of `predicted_by`.
         windows, chosen: see `measure`.
     """
-    last = _last_windows(store, {name: windows[name] for name in predicted})
+    last: dict[str, str] = {}
+    for name in predicted:
+        path = store.folder(windows[name]) / DOCUMENTS_FILE
+        table = pq.read_table(path, columns=["id", "source", "row"])
+        last.update(dict.fromkeys(filter(None, own_ids(table)), name))
     for name, predictions in predicted.items():
         far = chosen.get(name, ())
         for document in _documents(store, name, windows[name], predictions):
@@ -293,7 +296,6 @@ def labels_by_id(store: Store, examples: Mapping[str, Manifest]) -> dict[str, st
     """Return the label of each id, of the newest batch that has it; None where rows of that batch contradict
     each other.
     """
-    import pyarrow.parquet as pq
 
     labels: dict[str, str | None] = {}
     for _, batch in sorted(examples.items()):
@@ -345,20 +347,9 @@ def check(metadata: LiveMetadata) -> CheckOutcome:
     )
 
 
-def _last_windows(store: Store, windows: Mapping[str, Manifest]) -> dict[str, str]:
-    import pyarrow.parquet as pq
-
-    last_windows: dict[str, str] = {}
-    for name, window in windows.items():
-        table = pq.read_table(store.folder(window) / DOCUMENTS_FILE, columns=["id", "source", "row"])
-        last_windows.update(dict.fromkeys(filter(None, own_ids(table)), name))
-    return last_windows
-
-
 def _documents(
     store: Store, name: str, window: Manifest, predictions: Manifest
 ) -> Iterator[PredictedDocument]:
-    import pyarrow.parquet as pq
 
     table = pq.read_table(
         store.folder(window) / DOCUMENTS_FILE, columns=["source", "row", "id", "text", "label", "group"]

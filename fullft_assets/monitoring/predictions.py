@@ -6,18 +6,18 @@ prediction. The two kinds are never mixed: they differ in the settings of their 
 asks for one of them.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from fullft_assets.artifacts import (
     BATCH_PREDICTIONS,
@@ -145,7 +145,6 @@ def read_log(
     exact, folded = set(labels), {label.casefold(): label for label in labels if alike[label.casefold()] == 1}
 
     def write(draft: Draft) -> Outcome:
-        import pyarrow.parquet as pq
 
         columns = ["source", "row", "id", "text", *LOGGED]
         table = pq.read_table(store.folder(documents) / DOCUMENTS_FILE, columns=columns).to_pylist()
@@ -223,11 +222,8 @@ def _seconds(value: str | None) -> float | None:
 
 
 def _iso_time(text: str) -> float:
-    return _in_utc(datetime.fromisoformat(text)).timestamp()
-
-
-def _in_utc(at: datetime) -> datetime:
-    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+    at = datetime.fromisoformat(text)
+    return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
 
 
 def _score(value: str | None) -> float | None:
@@ -243,16 +239,11 @@ def _check(num_found: int, num_rows: int, left_out: Mapping[str, int]) -> CheckO
     anything.
     """
     description = f"{num_found:,} of {num_rows:,} documents have a prediction of the champion in the log"
-    description += "".join(_reasons(left_out))
+    reasons = ", ".join(f"{count:,} {why}" for why, count in sorted(left_out.items()))
+    description += f"; of the others {reasons}" if reasons else ""
     passed = num_found >= _LEAST_SHARE * num_rows
-    fix = (
-        ""
-        if passed
-        else ". Only those are used; look at monitoring.log, `fullft check` lists the fields that rows have"
-    )
-    return CheckOutcome(name=LOG_CHECK.name, passed=passed, severity="warn", description=description + fix)
-
-
-def _reasons(left_out: Mapping[str, int]) -> Iterator[str]:
-    for number, (why, count) in enumerate(sorted(left_out.items())):
-        yield f"{', ' if number else '; of the others '}{count:,} {why}"
+    if not passed:
+        description += (
+            ". Only those are used; look at monitoring.log, `fullft check` lists the fields that rows have"
+        )
+    return CheckOutcome(name=LOG_CHECK.name, passed=passed, severity="warn", description=description)

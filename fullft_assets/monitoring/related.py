@@ -2,22 +2,18 @@
 independent.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from fullft_assets.artifacts import DOCUMENTS_FILE
 from fullft_assets.documents import RawMetadata
 from fullft_assets.documents.erasure import has_made_up_id
 from fullft_assets.monitoring.verdict import DriftMetadata
 from fullft_assets.store import Manifest, Store
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 #: Share of the larger window's documents that two windows must have in common, by their ids.
 _SAME = 0.5
@@ -33,12 +29,15 @@ def without_redelivered(store: Store, documents: Manifest, reports: Sequence[Man
         documents: `production_documents` of the window.
         reports: of earlier windows; few, as the documents of each are read.
     """
-    current = _documents_of(store, documents)
-    return [
-        report
-        for report in reports
-        if not _is_same(current, _documents_of(store, store.load(DriftMetadata.of(report).documents)))
-    ]
+    ids, texts = _documents_of(store, documents)
+    different = []
+    for report in reports:
+        its_ids, its_texts = _documents_of(store, store.load(DriftMetadata.of(report).documents))
+        # Some texts come again in any feed, so without ids only all of them together tell.
+        is_equal = bool(texts) and texts == its_texts
+        if not is_equal and len(ids & its_ids) <= _SAME * max(len(ids), len(its_ids)):
+            different.append(report)
+    return different
 
 
 def is_read_by_another_window(documents: Manifest) -> bool:
@@ -59,24 +58,10 @@ def own_ids(table: pa.Table) -> list[str | None]:
     ]
 
 
-class _Documents(NamedTuple):
-    ids: frozenset[str]
-    texts: list[str]
-
-
-def _documents_of(store: Store, window: Manifest) -> _Documents:
-    import pyarrow.parquet as pq
-
+def _documents_of(store: Store, window: Manifest) -> tuple[set[str], list[str]]:
+    """Return the ids that a window's documents have of their own, and their texts."""
     table = pq.read_table(store.folder(window) / DOCUMENTS_FILE, columns=["id", "source", "row", "text"])
-    return _Documents(
-        frozenset(filter(None, own_ids(table))), sorted(text for text in table["text"].to_pylist() if text)
-    )
-
-
-def _is_same(current: _Documents, other: _Documents) -> bool:
-    # Some texts come again in any feed, so without ids only all of them together tell.
-    is_equal = bool(current.texts) and current.texts == other.texts
-    return is_equal or len(current.ids & other.ids) > _SAME * max(len(current.ids), len(other.ids))
+    return set(filter(None, own_ids(table))), sorted(text for text in table["text"].to_pylist() if text)
 
 
 #: Least Jaccard similarity of word shingles at which two texts without a group are related.
@@ -102,7 +87,8 @@ def independent_rows(
         groups: [n] group of each row; None or "" = none.
         limit: maximum number of rows, drawn by the same hash. Default: all.
     """
-    ranks = [_keyed_hash(f"{seed}:{text}") for text in texts]
+    keys = [f"{seed}:{text}".encode("utf-8", "surrogatepass") for text in texts]
+    ranks = [hashlib.blake2b(key, digest_size=16).digest() for key in keys]
     first: dict[tuple[str, str], int] = {}
     for index, (text, group) in enumerate(zip(texts, groups, strict=True)):
         key = ("group", group) if group else ("text", text)
@@ -119,7 +105,6 @@ def independent_rows(
 
 
 def _clusters(texts: Sequence[str], seed: int) -> np.ndarray:
-    import pyarrow as pa
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
 
@@ -139,7 +124,3 @@ def _clusters(texts: Sequence[str], seed: int) -> np.ndarray:
     near = shared.data >= SIMILARITY * together
     links = csr_array((np.ones(int(near.sum()), bool), (first[near], second[near])), shape=shared.shape)
     return connected_components(links, directed=False)[1]
-
-
-def _keyed_hash(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -5,11 +5,8 @@ The explanation is a file of the drift report and no part of its metadata: words
 in the store, where an erasure finds them.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -71,23 +68,10 @@ NUM_WORDS, NUM_PLACES = 15, 10
 _LEAST_DOCUMENTS = 5
 
 
-class Place(NamedTuple):
-    """Where a document is: its file and its row there."""
-
-    source: str
-    row: int
-
-
-class WordShift(NamedTuple):
-    """A word, with the share of documents that have it in the reference windows and in this one."""
-
-    word: str
-    before: float
-    now: float
-
-
-def shifted_words(before: Iterable[str], now: Iterable[str]) -> list[WordShift]:
-    """Return the words whose share of documents changed most, by the z-score of two proportions."""
+def shifted_words(before: Iterable[str], now: Iterable[str]) -> list[tuple[str, float, float]]:
+    """Return the words whose share of documents changed most, by the z-score of two proportions: each with
+    the share of documents that have it in the reference windows and in this one.
+    """
     counts, sizes = [], []
     for texts in (before, now):
         size, counter = 0, Counter[str]()
@@ -96,13 +80,7 @@ def shifted_words(before: Iterable[str], now: Iterable[str]) -> list[WordShift]:
             counter.update({word for word in words_of(text) if not word.isdigit()})
         counts.append(counter)
         sizes.append(max(size, 1))
-    names = [
-        word
-        for word in sorted(counts[0].keys() | counts[1].keys())
-        if counts[0][word] + counts[1][word] >= _LEAST_DOCUMENTS
-    ]
-    if not names:
-        return []
+    names = [word for word, count in sorted((counts[0] + counts[1]).items()) if count >= _LEAST_DOCUMENTS]
     old, new = (
         np.array([count[word] for word in names]) / size for count, size in zip(counts, sizes, strict=True)
     )
@@ -110,10 +88,8 @@ def shifted_words(before: Iterable[str], now: Iterable[str]) -> list[WordShift]:
     scores = np.abs(new - old) / np.sqrt(
         np.maximum(pooled * (1 - pooled), 1e-12) * (1 / sizes[0] + 1 / sizes[1])
     )
-    return [
-        WordShift(names[n], float(old[n]), float(new[n]))
-        for n in np.argsort(-scores, kind="stable")[:NUM_WORDS]
-    ]
+    order = np.argsort(-scores, kind="stable")[:NUM_WORDS]
+    return [(names[number], float(old[number]), float(new[number])) for number in order]
 
 
 def farthest(coordinates: Mapping[str, np.ndarray], references: Mapping[str, Sequence[Sums]]) -> np.ndarray:
@@ -133,9 +109,14 @@ def farthest(coordinates: Mapping[str, np.ndarray], references: Mapping[str, Seq
 
 
 def render_explanation(
-    title: str, moved: Sequence[str], words: Sequence[WordShift], places: Sequence[Place]
+    title: str,
+    moved: Sequence[str],
+    words: Sequence[tuple[str, float, float]],
+    places: Sequence[tuple[str, int]],
 ) -> str:
-    """Return the explanation as Markdown."""
+    """Return the explanation as Markdown, of words as of `shifted_words` and of the file and row of
+    documents.
+    """
     lines = [
         f"# {title}",
         "",
@@ -143,14 +124,12 @@ def render_explanation(
         "",
         "| word | documents before | documents now |",
         "|---|---|---|",
-    ]
-    lines += [f"| {escape(shift.word)} | {shift.before:.1%} | {shift.now:.1%} |" for shift in words]
-    lines += [
+        *(f"| {escape(word)} | {before:.1%} | {now:.1%} |" for word, before, now in words),
         "",
         "These documents differ most from the reference windows:",
         "",
         "| file | row |",
         "|---|---|",
+        *(f"| {escape(source)} | {row} |" for source, row in places),
     ]
-    lines += [f"| {escape(place.source)} | {place.row} |" for place in places]
     return "\n".join(lines) + "\n"

@@ -20,11 +20,7 @@ VERSION = "6"
 WINDOW_MATCHES_REFERENCE = CheckSpec(
     "window_matches_reference", "Production looks like the reference windows."
 )
-PRODUCTION_IS_SEEN = CheckSpec(
-    "production_is_seen",
-    "Of the ten newest windows some could be compared.",
-)
-CHECKS = (WINDOW_MATCHES_REFERENCE, PRODUCTION_IS_SEEN)
+CHECKS = (WINDOW_MATCHES_REFERENCE,)
 
 #: `warming_up`: this window is one of the first, which later ones are compared with. `alarm`: it, or the last
 #: three windows pooled, differ from them. `confirmed`: so did windows shortly before, which are not among
@@ -34,7 +30,7 @@ Status = Literal["warming_up", "ok", "alarm", "confirmed", "insufficient_data", 
 ALARMED: tuple[Status, ...] = ("alarm", "confirmed")
 #: Nothing follows from a window of these: one says little, and many in a row that production is not seen.
 WITHOUT_VERDICT: tuple[Status, ...] = ("insufficient_data", "feed_broken")
-#: With so many of them in a row, production is not seen: a person is alerted, and a check is red.
+#: With so many of them in a row, production is not seen, and a person is alerted.
 MOST_WITHOUT_VERDICT = 10
 #: Windows before the current one that a verdict looks at: three pooled ones can confirm three.
 NUM_RECENT = 2 * POOLED - 1
@@ -117,21 +113,19 @@ class DriftVerdict(BaseModel):
     @property
     def summary(self) -> str:
         """The verdict in one line."""
-        if self.status == "insufficient_data":
-            return "insufficient data: " + "; ".join(self.notes)
-        if self.status == "feed_broken":
-            return "the feed is broken: no document of this window has a text"
-        if self.status == "warming_up":
-            return (
+        sentences: dict[Status, str] = {
+            "insufficient_data": "insufficient data: " + "; ".join(self.notes),
+            "feed_broken": "the feed is broken: no document of this window has a text",
+            "warming_up": (
                 f"warming up: window {self.num_reference_windows + 1} of the {LEAST_WINDOWS} that a"
                 " comparison needs"
-            )
-        if self.status == "ok":
-            return (
+            ),
+            "ok": (
                 f"{self.num_rows:,} documents are like those of {self.num_reference_windows} reference"
                 " windows"
-            )
-        return "; ".join(self.moved)
+            ),
+        }
+        return sentences.get(self.status, "; ".join(self.moved))
 
 
 def judge(
@@ -155,8 +149,12 @@ def judge(
         num_reference_rows=sum(sums.num_rows for sums in content.reference),
     )
     tests = open_tests(settings.drift_tests)
-    sides = [_Side(test, content if test.outlives_champion else model, current) for test in tests]
-    sides = [side for side in sides if len(side.past.reference) >= LEAST_WINDOWS]
+    pasts = [(test, content if test.outlives_champion else model) for test in tests]
+    sides = [
+        _Side(test, past, [*past.recent, current])
+        for test, past in pasts
+        if len(past.reference) >= LEAST_WINDOWS
+    ]
     if not sides:
         return judged
     comparisons = [comparison for side in sides for comparison in side.compare(side.windows)]
@@ -180,10 +178,10 @@ def judge(
     return judged.model_copy(update=update)
 
 
-class _Side:
-    def __init__(self, test: DriftTest, past: Past[Sums], current: Sums):
-        self.test, self.past = test, past
-        self.windows = [*past.recent, current]
+class _Side(NamedTuple):
+    test: DriftTest
+    past: Past[Sums]
+    windows: list[Sums]
 
     def compare(self, windows: Sequence[Sums]) -> list[Comparison]:
         return [
@@ -198,9 +196,6 @@ class _Side:
 
 
 def _homogeneity(tests: Sequence[DriftTest], reference: Sequence[Sums]) -> float | None:
-    """Return the p-value of the two halves of a complete reference by the first test that outlives a
-    champion; None if the reference is not complete, or there is no such test.
-    """
     test = next((test for test in tests if test.outlives_champion), None)
     if test is None or len(reference) < REFERENCE_WINDOWS:
         return None
@@ -210,16 +205,17 @@ def _homogeneity(tests: Sequence[DriftTest], reference: Sequence[Sums]) -> float
 
 def _notes(content: Past[Sums], model: Past[Sums], homogeneity: float | None) -> Iterator[str]:
     if len(content.reference) < REFERENCE_WINDOWS:
-        have = f"{len(content.reference)} of {REFERENCE_WINDOWS} windows"
-        yield f"the reference is provisional: it has {have}"
+        yield f"the reference is provisional: it has {len(content.reference)} of {REFERENCE_WINDOWS} windows"
     elif homogeneity is not None and homogeneity <= _HOMOGENEITY:
         yield (
             "the reference is not homogeneous: production changed while it was collected, and alarms may be"
             " late or missing"
         )
     if len(model.reference) < LEAST_WINDOWS:
-        have = f"{len(model.reference)} of {LEAST_WINDOWS} windows under this champion"
-        yield f"only the content is compared: there are {have}"
+        yield (
+            f"only the content is compared: there are {len(model.reference)} of {LEAST_WINDOWS} windows under"
+            " this champion"
+        )
 
 
 def _is_confirmed(sides: Sequence[_Side], alarms: Sequence[Comparison]) -> bool:
@@ -229,9 +225,9 @@ def _is_confirmed(sides: Sequence[_Side], alarms: Sequence[Comparison]) -> bool:
     least = min(alarm.num_windows for alarm in alarms)
     for side in sides:
         before = side.windows[-(NUM_RECENT + 1) : -least]
-        for end in range(1, len(before) + 1):
-            if any(comparison.drifted for comparison in side.compare(before[:end])):
-                return True
+        ends = range(1, len(before) + 1)
+        if any(comparison.drifted for end in ends for comparison in side.compare(before[:end])):
+            return True
     return False
 
 
@@ -281,30 +277,6 @@ def check(verdict: DriftVerdict) -> CheckOutcome:
     passed = verdict.status not in (*ALARMED, "feed_broken")
     return CheckOutcome(
         name=WINDOW_MATCHES_REFERENCE.name, passed=passed, severity="warn", description=description
-    )
-
-
-def seen_check(statuses: Sequence[Status]) -> CheckOutcome:
-    """Return the check, a warning, that production is seen: a year of windows without a verdict reads like a
-    calm one.
-
-    Args:
-        statuses: of the newest windows, the last one first.
-    """
-    number = next(
-        (place for place, status in enumerate(statuses) if status not in WITHOUT_VERDICT), len(statuses)
-    )
-    said = f"{number} windows in a row have no verdict" if number > 1 else "windows have verdicts"
-    fix = (
-        ""
-        if number < MOST_WITHOUT_VERDICT
-        else ". Look at what production delivers, and at monitoring.window and monitoring.min_window_rows"
-    )
-    return CheckOutcome(
-        name=PRODUCTION_IS_SEEN.name,
-        passed=number < MOST_WITHOUT_VERDICT,
-        severity="warn",
-        description=said + fix,
     )
 
 

@@ -2,8 +2,6 @@
 Dagster. Predicting imports torch.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ need not be the one that the steps before were given. A run works with the artif
 the one that was the newest when it began. Dagster's events say which run made which; nothing else is kept.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

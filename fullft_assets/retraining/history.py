@@ -4,8 +4,6 @@ windows so far.
 The values can be kept in a log. Times are in seconds since the epoch.
 """
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 

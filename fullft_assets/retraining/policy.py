@@ -1,7 +1,5 @@
 """When to train again, when a person is needed, and when to wait."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -266,7 +264,6 @@ def raised_after(state: State, signals: Signals, decision: Decision) -> dict[str
 
 
 def _notes(state: State, signals: Signals) -> Iterator[str]:
-    """Yield what is dated in the future by more than clocks differ, and so does not count."""
     dated = {
         "attempt(s)": [attempt.started_at for attempt in state.attempts],
         "training(s) or release(s)": [

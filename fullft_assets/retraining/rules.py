@@ -1,7 +1,5 @@
 """The rules that call for a retrain, or say why they do not, and what keeps one from starting now."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -127,9 +125,6 @@ def _drift(state: State, signals: Signals, settings: RetrainingSettings) -> Rule
 
 
 def _not_confirmed(state: State, signals: Signals, reason: str, needed: int) -> Rule:
-    """Return what a drift waits for whose labels do not show that the champion is worse: to be evaluated, to
-    be of a random sample, or to be more.
-    """
     delivered, evaluated = signals.num_labels_since_drift, signals.num_live_labels
     if evaluated is None:
         # What was asked for stays open until they are.
@@ -398,9 +393,6 @@ def find_obstacles(
 
 
 def _costs_more(calls: Sequence[Rule], signals: Signals) -> Iterator[Obstacle]:
-    """Yield that the run costs more than its expected gain is worth in a year; a gain that is unknown, as
-    that of a drift or of age, is not weighed.
-    """
     drop = max(signals.score_drop or 0.0, signals.live_drop)
     gains = [{"new_data": signals.predicted_gain, "score": drop}.get(rule.name) for rule in calls]
     known = [gain for gain in gains if gain is not None]
@@ -418,9 +410,6 @@ def _costs_more(calls: Sequence[Rule], signals: Signals) -> Iterator[Obstacle]:
 def _next_start(
     past: Sequence[Attempt], state: State, signals: Signals, settings: RetrainingSettings
 ) -> tuple[float, str]:
-    """Return when the next attempt may start after past ones, in seconds since the epoch, and the setting
-    that says so.
-    """
     number = num_transient(state, signals)
     if 0 < number <= MAX_RETRIES:
         return past[-1].started_at + _RETRY_HOURS * 2 ** (number - 1) * HOUR_SECONDS, "a retry"

@@ -18,7 +18,6 @@ Event = Literal[
     "budget",
     "feed_silent",
     "sensor_failing",
-    "sensor_silent",
     "decision_needed",
 ]
 EVENTS: tuple[Event, ...] = get_args(Event)
@@ -53,9 +52,8 @@ class AlertsSettings(Settings):
         description=(
             "Events that are sent: `run_failed` (after its last retry), `gate_closed` (a batch held back, a"
             " window without texts, a candidate not promoted), `drift`, `quality_drop`, `budget` (80% and"
-            " 100% of the month's hours or dollars), `feed_silent`, `sensor_failing`, `sensor_silent` (it is"
-            " on, and was not evaluated for an hour), `decision_needed` (labels are asked for, jobs that no"
-            " run followed were ended, or a person is needed)."
+            " 100% of the month's hours or dollars), `feed_silent`, `sensor_failing`, `decision_needed`"
+            " (labels are asked for, jobs that no run followed were ended, or a person is needed)."
         ),
     )
     silent_hours: Float | None = Field(

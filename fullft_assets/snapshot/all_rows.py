@@ -2,22 +2,18 @@
 million rows take seconds.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fullft_assets.examples.identity import COLUMNS, IdentityRows, codes
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot.near_text.minhash import Sketches
-from fullft_assets.snapshot.near_text.shingles import Minimizers
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from fullft_assets.snapshot.sketches import BatchIndex
 
 #: In the order of precedence: a row of a lower place never moves behind a later one.
 SPLITS = ("test", "validation", "train")
@@ -36,7 +32,7 @@ class BatchRows:
         files: time of delivery (ns) of each of the batch's files: a newer delivery of a file supersedes the
             rows of older ones, but for those that are quarantined in it.
         places: float64 [n] in [0, 1), keyed hash of each row's group, or of its text where it has none.
-        sketches, minimizers: read those of the rows' texts.
+        index: reads the sketches and minimizers of the rows' texts.
         texts: reads the texts at positions, in that order.
         quarantined: `id`, `source` and `delivered_ns` of the quarantined rows.
         overlaps: bool [n], rows that overlap an external evaluation set; they do not train.
@@ -46,8 +42,7 @@ class BatchRows:
     rows: pa.Table
     files: Mapping[str, int]
     places: np.ndarray
-    sketches: Callable[[], Sketches]
-    minimizers: Callable[[], Minimizers]
+    index: Callable[[], BatchIndex]
     texts: Callable[[np.ndarray], pa.Array | pa.ChunkedArray]
     quarantined: pa.Table | None = None
     overlaps: np.ndarray | None = None
@@ -112,8 +107,6 @@ class Rows(IdentityRows):
 
 def collect(batches: Mapping[str, BatchRows], settings: SnapshotSettings) -> Rows:
     """Return the rows of all batches, each with the split that its place gives it."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     ordered = [batches[name] for name in sorted(batches)]
     none = pa.table(

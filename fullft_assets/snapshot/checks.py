@@ -1,7 +1,5 @@
 """Checks of a snapshot: their declarations, and the outcomes that are computed from the result as one."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

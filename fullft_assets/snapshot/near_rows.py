@@ -2,8 +2,6 @@
 contain its text, or are inside it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -33,7 +31,7 @@ def drop_near_and_contained(
         settings: from which share on one text is inside another.
         seed: of the shingles.
     """
-    sketches = concatenate((batches[name].sketches() for name in sorted(batches)), len(rows))
+    sketches = concatenate(batches[name].index().sketches for name in sorted(batches))
 
     def read(chosen: np.ndarray) -> ShingleSets:
         return _read_sets(rows, batches, chosen, sketches.sizes, seed)
@@ -44,7 +42,7 @@ def drop_near_and_contained(
         "{} rows near a {} row",
     )
     share = settings.contained_share
-    minimizers = join(batches[name].minimizers() for name in sorted(batches))
+    minimizers = join((batches[name].index().minimizers for name in sorted(batches)), np.uint32)
     # Of equal texts one counts.
     in_many = common(minimizers, np.unique(sketches.sets, return_index=True)[1])
     _drop(

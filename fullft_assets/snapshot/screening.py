@@ -8,14 +8,12 @@ near-duplicate. Where a script has no spaces between words, two Chinese characte
 script are as long as a word (`words.SIXTHS`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from fullft_assets.documents.batches import Batch
 from fullft_assets.documents.formats import is_readable, known_endings
@@ -23,17 +21,13 @@ from fullft_assets.documents.reading import read_documents
 from fullft_assets.documents.sources import Source, SourceFile, open_source
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot.near_text.minhash import concatenate, sketch
 from fullft_assets.snapshot.near_text.near_duplicates import find_near, positions
 from fullft_assets.snapshot.near_text.shingles import distinct, shingle_sets
 from fullft_assets.snapshot.near_text.words import SIXTHS, WORD, hash_words
 from fullft_assets.store import digest
 from fullft_assets.task import CONVERSATIONS, PLAIN_TEXT
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from fullft_assets.settings.use_case import UseCase
 
 VERSION = "3"
 #: Consecutive words shared with an external evaluation set that count as overlap.
@@ -200,24 +194,18 @@ def _read_group(
 
 
 def _fill(table: pa.Table, again: pa.Table) -> pa.Table:
-    """Return the rows as they were found, those without a text as they were read again."""
-    import pyarrow as pa
 
-    places = {
-        place: n
-        for n, place in enumerate(zip(again["source"].to_pylist(), again["row"].to_pylist(), strict=True))
-    }
-    rows = np.arange(len(table))
-    names = zip(
-        table["source"].to_pylist(),
-        table["row"].to_pylist(),
-        table["text"].is_null().to_pylist(),
-        strict=True,
-    )
-    for n, (source, row, is_missing) in enumerate(names):
-        if is_missing and (source, row) in places:
-            rows[n] = len(table) + places[source, row]
-    return pa.concat_tables([table, again]).take(pa.array(rows))
+    places = {place: len(table) + number for number, place in enumerate(_places(again))}
+    has_text = table["text"].is_valid().to_pylist()
+    rows = [
+        number if has_text[number] else places.get(place, number)
+        for number, place in enumerate(_places(table))
+    ]
+    return pa.concat_tables([table, again]).take(pa.array(rows, pa.int64()))
+
+
+def _places(table: pa.Table) -> list[tuple[str, int]]:
+    return list(zip(table["source"].to_pylist(), table["row"].to_pylist(), strict=True))
 
 
 def num_too_short(texts: Sequence[str]) -> int:
@@ -227,55 +215,28 @@ def num_too_short(texts: Sequence[str]) -> int:
     return len(texts) - len(distinct(_runs(_as_arrow(texts), SCREEN_WORDS)[1]))
 
 
-class Reference:
-    """Texts that others must not be near to, sketched once.
+class Screen:
+    """Texts that others must not overlap, ready to look texts up in: build it once, ask it batch by batch.
 
     Args:
-        texts: the texts.
+        texts: such as those of evaluation sets; nothing overlaps none.
         seed: of the sketches.
+        num_words: words in a row that count as overlap. None: only near-duplicates overlap.
     """
 
-    def __init__(self, texts: Sequence[str], seed: int = 0):
+    def __init__(self, texts: Sequence[str], seed: int = 0, *, num_words: int | None = SCREEN_WORDS):
         self._texts = _as_arrow(texts)
         self._seed = seed
+        self._num_words = num_words
+        self._hashes = (
+            np.zeros(0, np.uint64) if num_words is None else distinct(_runs(self._texts, num_words)[0])
+        )
         self._sketches = sketch(self._texts, seed)
 
-    def is_near(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
-        """Return for each text whether it is a near-duplicate of one of the reference."""
-        import pyarrow as pa
-
-        column = _as_arrow(texts)
-        pooled = pa.chunked_array([*_chunks(self._texts), *_chunks(column)], pa.string())
-        sketches = concatenate([self._sketches, sketch(column, self._seed)], len(pooled))
-        rows = np.arange(len(pooled))
-        near, _ = find_near(
-            sketches,
-            rows[: len(self._texts)],
-            rows[len(self._texts) :],
-            lambda chosen: shingle_sets(pooled.take(pa.array(chosen)), self._seed),
-        )
-        return np.isin(rows[len(self._texts) :], near)
-
-
-class Screen:
-    """Evaluation texts, ready to look texts up in: build it once, ask it batch by batch.
-
-    Args:
-        evaluation_texts: texts of the evaluation sets.
-        seed: of the sketches.
-        num_words: words in a row that count as overlap.
-    """
-
-    def __init__(self, evaluation_texts: Sequence[str], seed: int = 0, *, num_words: int = SCREEN_WORDS):
-        self._num_words = num_words
-        self._hashes = distinct(_runs(_as_arrow(evaluation_texts), num_words)[0])
-        self._reference = Reference(evaluation_texts, seed)
-
-    def overlapping(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
-        """Return for each text whether it shares a run of words with an evaluation text, or is a
-        near-duplicate of one.
+    def overlapping(self, texts: pa.ChunkedArray | Sequence[str]) -> np.ndarray:
+        """Return for each text whether it shares a run of words with one of these, or is a near-duplicate of
+        one.
         """
-        import pyarrow as pa
 
         column = _as_arrow(texts)
         overlaps = self.shares_a_run(column)
@@ -283,18 +244,34 @@ class Screen:
         overlaps[others] = self.is_near(column.take(pa.array(others)))
         return overlaps
 
-    def shares_a_run(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
-        """Return for each text whether it shares a run of words with an evaluation text."""
+    def shares_a_run(self, texts: pa.ChunkedArray | Sequence[str]) -> np.ndarray:
+        """Return for each text whether it shares a run of words with one of these."""
         column = _as_arrow(texts)
         shares = np.zeros(len(column), bool)
+        if self._num_words is None or not len(self._hashes):
+            return shares
         for start in range(0, len(column), _BLOCK_ROWS):
             hashes, text = _runs(column.slice(start, _BLOCK_ROWS), self._num_words)
             shares[start + text[positions(self._hashes, hashes)[0]]] = True
         return shares
 
-    def is_near(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
-        """Return for each text whether it is a near-duplicate of an evaluation text."""
-        return self._reference.is_near(texts)
+    def is_near(self, texts: pa.ChunkedArray | Sequence[str]) -> np.ndarray:
+        """Return for each text whether it is a near-duplicate of one of these."""
+
+        column = _as_arrow(texts)
+        is_near = np.zeros(len(column), bool)
+        if not len(self._texts):
+            return is_near
+        pooled = pa.chunked_array([*self._texts.chunks, *column.chunks], pa.string())
+        rows = np.arange(len(pooled))
+        near, _ = find_near(
+            concatenate([self._sketches, sketch(column, self._seed)]),
+            rows[: len(self._texts)],
+            rows[len(self._texts) :],
+            lambda chosen: shingle_sets(pooled.take(pa.array(chosen)), self._seed),
+        )
+        is_near[near - len(self._texts)] = True
+        return is_near
 
 
 def _runs(texts: pa.Array | pa.ChunkedArray, num_words: int) -> tuple[np.ndarray, np.ndarray]:
@@ -307,13 +284,9 @@ def _runs(texts: pa.Array | pa.ChunkedArray, num_words: int) -> tuple[np.ndarray
     words = hash_words(texts)
     ends, numbers = np.cumsum(words.counts), np.arange(len(words.hashes))
     text = np.repeat(np.arange(len(words.counts)), words.counts)
-    if words.kinds is None:
-        stop = numbers + num_words
-    else:
-        length = np.concatenate([[0], np.cumsum(words.sixths())])
-        # A run that ends with its text has that end, one that would be longer the next number after all
-        # words.
-        stop = np.searchsorted(length, length[:-1] + num_words * SIXTHS[WORD])
+    length = np.concatenate([[0], np.cumsum(SIXTHS[words.kinds])])
+    # A run that ends with its text has that end, one that would be longer the next number after all words.
+    stop = np.searchsorted(length, length[:-1] + num_words * SIXTHS[WORD])
     start = numbers[stop <= ends[text]]
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(words.hashes * _powers(_FACTOR, len(numbers)))])
     inverses = _powers(pow(_FACTOR, -1, 2**64), len(numbers))
@@ -321,19 +294,11 @@ def _runs(texts: pa.Array | pa.ChunkedArray, num_words: int) -> tuple[np.ndarray
 
 
 def _powers(factor: int, count: int) -> np.ndarray:
-    """Return factor^0 to factor^(count - 1) modulo 2^64."""
     factors = np.full(count, factor, np.uint64)
     factors[:1] = 1
     return np.multiply.accumulate(factors)
 
 
-def _as_arrow(texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> pa.Array | pa.ChunkedArray:
-    import pyarrow as pa
+def _as_arrow(texts: pa.ChunkedArray | Sequence[str]) -> pa.ChunkedArray:
 
-    return texts if isinstance(texts, pa.Array | pa.ChunkedArray) else pa.array(texts, pa.string())
-
-
-def _chunks(texts: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
-    import pyarrow as pa
-
-    return texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]
+    return texts if isinstance(texts, pa.ChunkedArray) else pa.chunked_array([texts], pa.string())

@@ -4,27 +4,24 @@ With it the snapshot of old batches and a new one costs what the new one's texts
 integers: texts of old batches are read only where they are a candidate for a pair.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.snapshot.frozen_batches import content_of
 from fullft_assets.snapshot.metadata import NearDuplicateIndexMetadata, ScreenedMetadata
 from fullft_assets.snapshot.near_text.minhash import BLOCK_TEXTS, Sketches, concatenate, sketch_sets
-from fullft_assets.snapshot.near_text.shingles import Minimizers, join, sets_and_minimizers
+from fullft_assets.snapshot.near_text.shingles import ShingleSets, join, sets_and_minimizers
 from fullft_assets.snapshot.screening import VERSION as SCREENING_VERSION
 from fullft_assets.snapshot.screening import EvaluationTexts, Screen
 from fullft_assets.store import Draft, Manifest, Outcome, Store
 from fullft_assets.store.hashing import unit_hash
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 VERSION = "4"
 STAGE = "near_duplicate_index"
@@ -39,26 +36,22 @@ class BatchIndex:
 
     places: np.ndarray
     sketches: Sketches
-    minimizers: Minimizers
+    minimizers: ShingleSets
 
 
 def build(rows: pa.Table, seed: int) -> BatchIndex:
     """Return the index of rows with `text`, `text_hash` and `group`."""
-    minimizers: list[Minimizers] = []
-
-    def sketched() -> Iterator[Sketches]:
-        for start in range(0, len(rows), BLOCK_TEXTS):
-            sets, chosen = sets_and_minimizers(rows["text"].slice(start, BLOCK_TEXTS), seed)
-            minimizers.append(chosen)
-            yield sketch_sets(sets)
-
-    sketches = concatenate(sketched(), len(rows))
-    return BatchIndex(places(rows, seed), sketches, join(minimizers))
+    minimizers: list[ShingleSets] = []
+    parts: list[Sketches] = []
+    for start in range(0, len(rows), BLOCK_TEXTS):
+        sets, of_part = sets_and_minimizers(rows["text"].slice(start, BLOCK_TEXTS), seed)
+        minimizers.append(of_part)
+        parts.append(sketch_sets(sets))
+    return BatchIndex(places(rows, seed), concatenate(parts), join(minimizers, np.uint32))
 
 
 def places(rows: pa.Table, seed: int) -> np.ndarray:
     """Return each row's place in the split: the keyed hash of its group, or of its text where it has none."""
-    import pyarrow.compute as pc
 
     encoded = pc.coalesce(rows["group"], rows["text_hash"]).combine_chunks().dictionary_encode()
     of_group = np.array(
@@ -69,7 +62,6 @@ def places(rows: pa.Table, seed: int) -> np.ndarray:
 
 def ensure(store: Store, case: str, examples: Manifest, seed: int) -> Manifest:
     """Return the index of a batch's examples, made if there is none yet."""
-    import pyarrow.parquet as pq
 
     def write(draft: Draft) -> Outcome:
         rows = pq.read_table(
@@ -79,7 +71,7 @@ def ensure(store: Store, case: str, examples: Manifest, seed: int) -> Manifest:
         arrays = {"places": index.places, **vars(index.sketches)}
         arrays |= {
             "minimizers": index.minimizers.values,
-            "num_minimizers": index.minimizers.counts.astype(np.uint32),
+            "num_minimizers": index.minimizers.sizes.astype(np.uint32),
         }
         for name, values in arrays.items():
             np.save(draft.path / f"{name}.npy", values, allow_pickle=False)
@@ -102,29 +94,15 @@ def ensure(store: Store, case: str, examples: Manifest, seed: int) -> Manifest:
     )
 
 
-def read_places(folder: Path) -> np.ndarray:
-    """Read the rows' places in the split from the folder of an index."""
-    return np.load(folder / "places.npy", allow_pickle=False)
+def read_index(folder: Path) -> BatchIndex:
+    """Map the index in a folder; it takes memory as it is read, until it is let go."""
 
+    def read(name: str) -> np.ndarray:
+        return np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
 
-def read_sketches(folder: Path) -> Sketches:
-    """Map the sketches in the folder of an index; they take memory as they are read, until they are
-    let go.
-    """
-    return Sketches(
-        **{
-            field.name: np.load(folder / f"{field.name}.npy", mmap_mode="r", allow_pickle=False)
-            for field in fields(Sketches)
-        }
-    )
-
-
-def read_minimizers(folder: Path) -> Minimizers:
-    """Map the minimizers in the folder of an index."""
-    counts = np.load(folder / "num_minimizers.npy", allow_pickle=False)
-    return Minimizers(
-        np.load(folder / "minimizers.npy", mmap_mode="r", allow_pickle=False), counts.astype(np.int64)
-    )
+    sketches = Sketches(**{field.name: read(field.name) for field in fields(Sketches)})
+    sizes = read("num_minimizers").astype(np.int64)
+    return BatchIndex(read("places"), sketches, ShingleSets.of(read("minimizers"), sizes))
 
 
 def ensure_screened(
@@ -142,7 +120,6 @@ def ensure_screened(
         evaluation: the sets' texts.
         screen: makes the look-up; only called where the batch was not screened yet.
     """
-    import pyarrow.parquet as pq
 
     def write(draft: Draft) -> Outcome:
         texts = pq.read_table(store.folder(examples) / "examples.parquet", columns=["text"])["text"]

@@ -28,7 +28,6 @@ from fullft_assets.monitoring import (
     Features,
     History,
     Past,
-    Place,
     Scale,
     Sums,
     Vocabulary,
@@ -54,7 +53,7 @@ class ProductionRows:
     """
 
     texts: list[str]
-    places: list[Place]
+    places: list[tuple[str, int]]
     chosen: np.ndarray
     num_delivered: int
     num_unreadable: int
@@ -80,7 +79,7 @@ class ProductionRows:
         texts = [row["text"] for row in rows]
         return cls(
             texts=texts,
-            places=[Place(row["source"], row["row"]) for row in rows],
+            places=[(row["source"], row["row"]) for row in rows],
             chosen=monitoring.independent_rows(texts, [row["group"] for row in rows], seed, limit=limit),
             num_delivered=len(table),
             num_unreadable=len(table) - len(readable),
@@ -221,11 +220,11 @@ def _far(scale: Scale, features: Features, window: ProductionRows, seed: int) ->
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     documents = []
     for index, cluster in monitoring.order(unit, seed):
-        place = window.places[window.chosen[farthest[index]]]
+        source, row = window.places[window.chosen[farthest[index]]]
         documents.append(
             FarDocument(
-                source=place.source,
-                row=place.row,
+                source=source,
+                row=row,
                 distance=float(distances[farthest[index]]),
                 cluster=cluster,
             )

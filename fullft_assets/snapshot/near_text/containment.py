@@ -9,8 +9,6 @@ A minimizer in more than MAX_ROWS texts (of a disclaimer, of a standard clause) 
 and is not looked up.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +21,7 @@ from fullft_assets.snapshot.near_text.near_duplicates import (
     count_shared,
     positions,
 )
-from fullft_assets.snapshot.near_text.shingles import Minimizers, ShingleSets, distinct, expand
+from fullft_assets.snapshot.near_text.shingles import ShingleSets, distinct, expand
 
 #: Texts that a minimizer may be in.
 MAX_ROWS = 100
@@ -50,17 +48,14 @@ class Texts:
         common: minimizers that are not looked up, ascending: see `common`.
     """
 
-    minimizers: Minimizers
+    minimizers: ShingleSets
     sketches: Sketches
     common: np.ndarray
 
 
-def common(minimizers: Minimizers, rows: np.ndarray) -> np.ndarray:
+def common(minimizers: ShingleSets, rows: np.ndarray) -> np.ndarray:
     """Return the minimizers (ascending) that more than MAX_ROWS of some rows have."""
-    is_counted = np.zeros(len(minimizers.counts), bool)
-    is_counted[rows] = True
-    values = minimizers.values[np.repeat(is_counted, minimizers.counts)]
-    values.sort()
+    values = np.sort(minimizers.values_of(rows))
     repeated = values[MAX_ROWS:]
     return distinct(repeated[repeated == values[: len(repeated)]])
 
@@ -96,82 +91,48 @@ def candidate_pairs(
     sizes = texts.sketches.sizes
     candidates = candidates[sizes[candidates] >= _LEAST_SIZE]
     reference = reference[sizes[reference] >= _LEAST_SIZE]
-    # The relation is symmetric: the list of the fewer texts is the shorter one to sort.
-    if len(candidates) < len(reference):
-        first, second = _pairs(texts, candidates, reference, share)
-    else:
-        second, first = _pairs(texts, reference, candidates, share)
-    similarity = _least_similarity(sizes[first], sizes[second], share)
-    likely = ~are_far(texts.sketches, similarity, first, second, _SIGNATURE_DEVIATIONS)
-    return first[likely], second[likely]
-
-
-def _pairs(texts: Texts, few: np.ndarray, many: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pairs of two lists of rows that share enough minimizers."""
-    counts = texts.minimizers.counts
-    values = _values(texts.minimizers, few)
+    values = texts.minimizers.values_of(reference)
+    text = np.repeat(np.arange(len(reference)), texts.minimizers.sizes[reference])
     is_rare = ~positions(texts.common, values)[0]
     order = np.argsort(values[is_rare], kind="stable")
-    text = np.repeat(np.arange(len(few)), counts[few])[is_rare][order]
+    text = text[is_rare][order]
     known, begin, num_texts = np.unique(values[is_rare][order], return_index=True, return_counts=True)
     pairs = [np.zeros((2, 0), np.int64)]
     # No row is in two blocks, so that all that a pair shares is counted at once.
-    for block in blocks_of(counts[many], _BLOCK_VALUES):
-        rows = many[block]
-        is_hit, place = positions(known, _values(texts.minimizers, rows))
+    for block in blocks_of(texts.minimizers.sizes[candidates], _BLOCK_VALUES):
+        rows = candidates[block]
+        is_hit, place = positions(known, texts.minimizers.values_of(rows))
         place = place[is_hit]
-        row = np.repeat(np.arange(len(rows)), counts[rows])[is_hit]
-        pair = np.repeat(row, num_texts[place]) * len(few) + text[expand(begin[place], num_texts[place])]
-        pair, num_shared = np.unique(pair, return_counts=True)
-        first, second = few[pair % max(1, len(few))], rows[pair // max(1, len(few))]
-        enough = _share_enough(texts, first, second, num_shared, share)
-        pairs.append(np.stack([first[enough], second[enough]]))
+        row = np.repeat(np.arange(len(rows)), texts.minimizers.sizes[rows])[is_hit]
+        pair = np.repeat(row, num_texts[place]) * len(reference)
+        pair += text[expand(begin[place], num_texts[place])]
+        pair, num_rare = np.unique(pair, return_counts=True)
+        row, of_pair = np.divmod(pair, max(1, len(reference)))
+        chosen = _share_enough(texts, rows[row], reference[of_pair], num_rare, share)
+        pairs.append(np.stack([rows[row[chosen]], reference[of_pair[chosen]]]))
     first, second = np.concatenate(pairs, axis=1)
-    return first, second
+    # The least Jaccard similarity of two texts of which the longer one has this share of the shorter one.
+    shared = share * np.minimum(sizes[first], sizes[second])
+    similarity = shared / (sizes[first] + sizes[second] - shared)
+    likely = ~are_far(texts.sketches, similarity, first, second, _SIGNATURE_DEVIATIONS)
+    return first[likely], second[likely]
 
 
 def _share_enough(
     texts: Texts, first: np.ndarray, second: np.ndarray, num_rare: np.ndarray, share: float
 ) -> np.ndarray:
-    """Return the places of the pairs of rows that share enough minimizers, of which some are in few texts.
-
-    Args:
-        texts: all texts.
-        first, second: rows.
-        num_rare: minimizers that are not common and that they share.
-        share: see `find_contained`.
+    """Return the places of the pairs of rows that share enough minimizers, of which some (`num_rare`) are in
+    few texts.
     """
-    counts = texts.minimizers.counts
-    shorter = _shorter(texts.sketches.sizes, counts, first, second)
-    chosen = np.flatnonzero(num_rare >= _LEAST_RARE * counts[shorter])
-    shorter = shorter[chosen]
-    least = _least_shared(counts[shorter], texts.sketches.sizes[shorter], share)
-    unsure = num_rare[chosen] < least
-    shared = _count_shared(texts.minimizers, first[chosen[unsure]], second[chosen[unsure]])
-    is_enough = ~unsure
-    is_enough[unsure] = shared >= least[unsure]
-    return chosen[is_enough]
-
-
-def _shorter(sizes: np.ndarray, counts: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the row of each pair that has fewer shingles, or as many and fewer minimizers: the same one from
-    either side.
-    """
+    counts, sizes = texts.minimizers.sizes, texts.sketches.sizes
+    # Of as many shingles, the text with fewer minimizers: the same one from either side.
     is_first = (sizes[first] < sizes[second]) | (
         (sizes[first] == sizes[second]) & (counts[first] < counts[second])
     )
-    return np.where(is_first, first, second)
-
-
-def _count_shared(minimizers: Minimizers, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return how many minimizers pairs of rows share."""
-    rows = distinct(np.concatenate([first, second]))
-    sets = ShingleSets.of(_values(minimizers, rows).astype(np.uint64), minimizers.counts[rows])
-    return count_shared(sets, np.searchsorted(rows, first), np.searchsorted(rows, second))
-
-
-def _values(minimizers: Minimizers, rows: np.ndarray) -> np.ndarray:
-    return minimizers.values[expand(minimizers.offsets[rows], minimizers.counts[rows])]
+    shorter = np.where(is_first, first, second)
+    chosen = np.flatnonzero(num_rare >= _LEAST_RARE * counts[shorter])
+    shared = count_shared(texts.minimizers, first[chosen], second[chosen])
+    return chosen[shared >= _least_shared(counts[shorter[chosen]], sizes[shorter[chosen]], share)]
 
 
 def _least_shared(counts: np.ndarray, sizes: np.ndarray, share: float) -> np.ndarray:
@@ -180,11 +141,3 @@ def _least_shared(counts: np.ndarray, sizes: np.ndarray, share: float) -> np.nda
     """
     lost = _LOST * np.floor((1 - share) * sizes + 1e-9)
     return np.maximum(1, counts - np.floor(lost + _DEVIATIONS * np.sqrt(lost)).astype(np.int64))
-
-
-def _least_similarity(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
-    """Return the Jaccard similarity of two texts from their numbers of shingles and the share of the shorter
-    text that the longer one contains.
-    """
-    shared = share * np.minimum(first, second)
-    return shared / (first + second - shared)

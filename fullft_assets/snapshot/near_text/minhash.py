@@ -6,18 +6,13 @@ al., Mining of Massive Datasets, ch. 3) are a candidate pair. Most of those are 
 each MinHash (Li and Koenig 2010, b-bit minwise hashing) shows it without reading the texts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from fullft_assets.snapshot.near_text.shingles import SORTED_ROWS, ShingleSets, mix, shingle_sets
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 #: Jaccard similarity of word shingles from which two texts are near-duplicates.
 SIMILARITY = 0.8
@@ -50,50 +45,40 @@ class Sketches:
     signatures: np.ndarray
     sets: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.sizes)
 
-
-def concatenate(parts: Iterable[Sketches], num_texts: int) -> Sketches:
-    """Return the sketches of several batches as one, in the order given; of the parts one is held at a time.
-
-    Args:
-        parts: of all texts.
-        num_texts: of all parts together.
-    """
-    whole = Sketches(
-        np.empty((_NUM_BANDS, num_texts), _UINT64),
-        np.empty(num_texts, np.int64),
-        np.empty((num_texts, NUM_HASHES), np.uint8),
-        np.empty(num_texts, _UINT64),
+def concatenate(parts: Iterable[Sketches]) -> Sketches:
+    """Return the sketches of several lists of texts as one."""
+    all_parts = [_NONE, *parts]
+    return Sketches(
+        np.concatenate([part.bands for part in all_parts], axis=1),
+        np.concatenate([part.sizes for part in all_parts]),
+        np.concatenate([part.signatures for part in all_parts]),
+        np.concatenate([part.sets for part in all_parts]),
     )
-    begin = 0
-    for part in parts:
-        place = slice(begin, begin + len(part))
-        whole.bands[:, place] = part.bands
-        for name in ("sizes", "signatures", "sets"):
-            getattr(whole, name)[place] = getattr(part, name)
-        begin += len(part)
-        del part  # before the next one is read
-    return whole
+
+
+_NONE = Sketches(
+    np.zeros((_NUM_BANDS, 0), _UINT64),
+    np.zeros(0, np.int64),
+    np.zeros((0, NUM_HASHES), np.uint8),
+    np.zeros(0, _UINT64),
+)
 
 
 def sketch(texts: pa.Array | pa.ChunkedArray, seed: int) -> Sketches:
     """Return the sketches of texts; they depend on nothing but each text and the seed."""
     blocks = [texts.slice(start, BLOCK_TEXTS) for start in range(0, len(texts), BLOCK_TEXTS)]
-    return concatenate((sketch_sets(shingle_sets(block, seed)) for block in blocks), len(texts))
+    return concatenate(sketch_sets(shingle_sets(block, seed)) for block in blocks)
 
 
 def sketch_sets(sets: ShingleSets) -> Sketches:
-    """Return the sketches of shingle sets; `sketch` for sets that are at hand."""
-    num_texts = len(sets.sizes)
-    starts = range(0, num_texts, SORTED_ROWS)
-    blocks = (np.arange(start, min(start + SORTED_ROWS, num_texts)) for start in starts)
-    return concatenate((_sketch_block(sets.values_of(rows), sets.sizes[rows]) for rows in blocks), num_texts)
+    """Return the sketches of shingle sets; `sketch` for sets that are at hand. No set is empty."""
+    rows = np.arange(len(sets.sizes))
+    blocks = (rows[start : start + SORTED_ROWS] for start in range(0, len(rows), SORTED_ROWS))
+    return concatenate(_sketch_block(sets.values_of(block), sets.sizes[block]) for block in blocks)
 
 
 def _sketch_block(values: np.ndarray, sizes: np.ndarray) -> Sketches:
-    """Return the sketches of sets of these sizes, whose values are one after the other."""
     starts = np.cumsum(sizes) - sizes
     minima = np.empty((NUM_HASHES, len(sizes)), _UINT64)
     for number, factor in enumerate(_FACTORS):

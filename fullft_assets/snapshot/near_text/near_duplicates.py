@@ -4,12 +4,10 @@ confirms each.
 `minhash` describes what is kept of each text, and how its bands are computed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from fullft_assets.snapshot.near_text.minhash import NUM_HASHES, SIMILARITY, Sketches, sketch_sets
 from fullft_assets.snapshot.near_text.shingles import (
@@ -25,8 +23,6 @@ from fullft_assets.snapshot.near_text.shingles import (
 _BLOCK_VALUES = 1 << 15
 #: Pairs looked at at once.
 _BLOCK_PAIRS = 1 << 18
-#: Pairs of a candidate that are looked at in the first round; in each further one, twice as many.
-_FIRST_PAIRS = 16
 #: Standard deviations that the estimate of a similarity may be off: more is seen of three pairs in a million.
 _DEVIATIONS = 4.5
 _UINT64 = np.uint64
@@ -44,9 +40,10 @@ def find_near(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the candidates that are near to a reference text, each with one text that it is near to.
 
-    A candidate needs one confirmed partner. So pairs are looked at in rounds, and a bucket of thousands of
-    texts that are all near to each other is settled in the first one. Whether a pair is near depends on
-    nothing but the two texts.
+    A candidate needs one confirmed partner. So the texts of its buckets are looked at in rounds, one of each
+    band in the first and twice as many in each further round: a bucket of thousands of texts that are all
+    near to each other is settled in the first one. Whether a pair is near depends on nothing but the two
+    texts.
 
     Args:
         sketches: of all texts.
@@ -58,85 +55,49 @@ def find_near(
     is_equal, place = positions(sketches.sets[reference], sketches.sets[candidates])
     near = [candidates[is_equal]]
     partners = [reference[place[is_equal]]]
-    others = candidates[~is_equal]
-    proposals = _Proposals.of(sketches.bands, reference, others)
-    pending = np.flatnonzero(np.diff(proposals.ends))
-    number = proposals.ends[pending]
-    num_pairs = _FIRST_PAIRS
+    pending = candidates[~is_equal]
+    texts, start, stop = _buckets(sketches.bands, reference, pending)
+    num_texts = 1
     while len(pending):
-        stop = np.minimum(number + num_pairs, proposals.ends[pending + 1])
-        is_found = np.zeros(len(pending), bool)
-        for block in blocks_of(stop - number, _BLOCK_PAIRS):
-            which, text = proposals.pairs(number[block], stop[block])
-            first = others[pending[block][which]]
-            second = reference[text]
-            is_near = _are_near(sketches, first, second, read, similarity)
-            winners, chosen = np.unique(which[is_near], return_index=True)
-            is_found[block.start + winners] = True
-            near.append(first[is_near][chosen])
-            partners.append(second[is_near][chosen])
-        goes_on = ~is_found & (stop < proposals.ends[pending + 1])
+        end = np.minimum(start + num_texts, stop)
+        is_near = np.zeros(len(pending), bool)
+        for block in blocks_of((end - start).sum(axis=0), _BLOCK_PAIRS):
+            counts = (end - start)[:, block].ravel()
+            which = np.tile(np.arange(block.start, block.stop), len(sketches.bands)).repeat(counts)
+            text = texts[expand(start[:, block].ravel(), counts)]
+            which, text = np.divmod(distinct(which * len(reference) + text), len(reference))
+            is_pair_near = _are_near(sketches, pending[which], reference[text], read, similarity)
+            winners, first = np.unique(which[is_pair_near], return_index=True)
+            is_near[winners] = True
+            near.append(pending[winners])
+            partners.append(reference[text[is_pair_near][first]])
+        goes_on = ~is_near & (end < stop).any(axis=0)
         pending = pending[goes_on]
-        number = stop[goes_on]
-        num_pairs *= 2
+        start = end[:, goes_on]
+        stop = stop[:, goes_on]
+        num_texts *= 2
     return np.concatenate(near), np.concatenate(partners)
 
 
-@dataclass(frozen=True)
-class _Proposals:
-    """Candidate pairs by bucket.
-
-    Attributes:
-        ends: int64 [candidates + 1], the pairs of candidate i are those numbered `ends[i]` to `ends[i + 1]`.
-        ranges: int64 [r], number of the first pair of each range, ascending.
-        starts: int64 [r], place of its first text in `texts`.
-        texts: reference texts by bucket.
+def _buckets(
+    bands: np.ndarray, reference: np.ndarray, candidates: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the numbers of the reference texts, bucket by bucket, and where those begin and end among them
+    that have the key of each candidate: int32 [bands, candidates].
     """
-
-    ends: np.ndarray
-    ranges: np.ndarray
-    starts: np.ndarray
-    texts: np.ndarray
-
-    @classmethod
-    def of(cls, bands: np.ndarray, reference: np.ndarray, candidates: np.ndarray) -> _Proposals:
-        """Join the band keys [num_bands, n] of the rows of both sides."""
-        owners: list[np.ndarray] = []
-        starts: list[np.ndarray] = []
-        counts: list[np.ndarray] = []
-        texts: list[np.ndarray] = []
-        for number, band in enumerate(bands):
-            order = np.argsort(band[reference], kind="stable")
-            keys = band[reference[order]]
-            begin = np.searchsorted(keys, band[candidates], "left")
-            count = np.searchsorted(keys, band[candidates], "right") - begin
-            owners.append(np.flatnonzero(count))
-            starts.append(begin[owners[-1]] + number * len(reference))
-            counts.append(count[owners[-1]])
-            texts.append(order)
-        owner = np.concatenate(owners)
-        by_owner = np.argsort(owner, kind="stable")
-        size = np.concatenate(counts)[by_owner]
-        num_pairs = np.bincount(owner[by_owner], size, len(candidates)).astype(np.int64)
-        ends = np.concatenate([[0], np.cumsum(num_pairs)])
-        return cls(ends, np.cumsum(size) - size, np.concatenate(starts)[by_owner], np.concatenate(texts))
-
-    def pairs(self, start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (number of the interval, reference text) of the pairs numbered start to stop, interval by
-        interval; each once.
-        """
-        number = expand(start, stop - start)
-        which = np.repeat(np.arange(len(start)), stop - start)
-        place = np.searchsorted(self.ranges, number, "right") - 1
-        text = self.texts[self.starts[place] + number - self.ranges[place]]
-        size = int(text.max(initial=0)) + 1
-        return np.divmod(distinct(which * size + text), size)
+    texts = np.argsort(bands[:, reference], axis=1, kind="stable")
+    start = np.empty((len(bands), len(candidates)), np.int32)
+    stop = np.empty_like(start)
+    for number, band in enumerate(bands):
+        keys = band[reference[texts[number]]]
+        start[number] = np.searchsorted(keys, band[candidates], "left") + number * len(reference)
+        stop[number] = np.searchsorted(keys, band[candidates], "right") + number * len(reference)
+    return texts.ravel(), start, stop
 
 
 def _are_near(
     sketches: Sketches, first: np.ndarray, second: np.ndarray, read: ReadSets, similarity: float
 ) -> np.ndarray:
-    """Return which pairs of rows are near, by their exact similarity: bool [pairs]."""
     sizes = sketches.sizes
     smaller = np.minimum(sizes[first], sizes[second])
     chosen = np.flatnonzero(smaller / np.maximum(sizes[first], sizes[second]) >= similarity)
@@ -168,7 +129,8 @@ def are_far(
         deviations: standard deviations that an estimate may be off.
     """
     is_far = np.zeros(len(first), bool)
-    least = np.broadcast_to(_least_estimate(similarity, deviations), len(first))
+    least = similarity - deviations * np.sqrt(similarity * (1 - similarity) / NUM_HASHES)
+    least = np.broadcast_to(least, len(first))
     for start in range(0, len(first), BLOCK_ROWS):
         block = slice(start, start + BLOCK_ROWS)
         is_alike = sketches.signatures[first[block]] == sketches.signatures[second[block]]
@@ -176,31 +138,20 @@ def are_far(
     return is_far
 
 
-def _least_estimate(similarity: float | np.ndarray, deviations: float = _DEVIATIONS) -> float | np.ndarray:
-    """Return the least share of equal MinHashes that two texts with a similarity may be expected to have."""
-    return similarity - deviations * np.sqrt(similarity * (1 - similarity) / NUM_HASHES)
-
-
 def count_shared(sets: ShingleSets, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return how many values the sets at two lists of positions share, pair by pair."""
     shared = np.zeros(len(first), np.int64)
     for block in blocks_of(sets.sizes[first] + sets.sizes[second], _BLOCK_VALUES, BLOCK_ROWS):
-        shared[block] = _shared(sets, first[block], second[block])
+        packed = []
+        for side in (first[block], second[block]):
+            pair = np.repeat(np.arange(len(side), dtype=_UINT64), sets.sizes[side])
+            packed.append((pair << _UINT64(HASH_BITS)) | sets.values_of(side))
+        # One sort of (pair, value).
+        merged = np.concatenate(packed)
+        merged.sort(kind="stable")
+        twice = merged[1:][merged[1:] == merged[:-1]] >> _UINT64(HASH_BITS)
+        shared[block] = np.bincount(twice.astype(np.int64), minlength=block.stop - block.start)
     return shared
-
-
-def _shared(sets: ShingleSets, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the number of values that the sets at two lists of positions share, pair by pair: one sort of
-    (pair, value).
-    """
-    packed = []
-    for side in (first, second):
-        pair = np.repeat(np.arange(len(side), dtype=_UINT64), sets.sizes[side])
-        packed.append((pair << _UINT64(HASH_BITS)) | sets.values_of(side))
-    merged = np.concatenate(packed)
-    merged.sort(kind="stable")
-    twice = merged[1:][merged[1:] == merged[:-1]] >> _UINT64(HASH_BITS)
-    return np.bincount(twice.astype(np.int64), minlength=len(first))
 
 
 def blocks_of(sizes: np.ndarray, most: int, most_rows: int | None = None) -> list[slice]:
@@ -233,7 +184,6 @@ def near_duplicates(
     Returns:
         For each near candidate's position the position of one reference text it is near to.
     """
-    import pyarrow as pa
 
     if not reference or not candidates:
         return {}

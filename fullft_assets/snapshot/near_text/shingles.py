@@ -10,14 +10,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from fullft_assets.snapshot.near_text.words import LETTER, Words, block_words, blocks, expand
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 SHINGLE_WORDS = 3
 #: Letters of an alphabet without spaces that count as one word of a shingle: two Thai texts share most of
@@ -37,7 +34,7 @@ WINDOW = 8
 @dataclass(frozen=True)
 class ShingleSets:
     """Sets of hashed shingles: those of row i are the `sizes[i]` values from `starts[i]` on, ascending, each
-    once; no set is empty.
+    once.
     """
 
     values: np.ndarray
@@ -49,10 +46,6 @@ class ShingleSets:
         """Return sets of these sizes, whose values are one after the other."""
         return cls(values, np.cumsum(sizes) - sizes, sizes)
 
-    def row(self, number: int) -> np.ndarray:
-        """Return the set of one row."""
-        return self.values[self.starts[number] : self.starts[number] + self.sizes[number]]
-
     def select(self, rows: np.ndarray) -> ShingleSets:
         """Return the sets of the given rows, in that order, without copying a value."""
         return ShingleSets(self.values, self.starts[rows], self.sizes[rows])
@@ -62,66 +55,41 @@ class ShingleSets:
         return self.values[expand(self.starts[rows], self.sizes[rows])]
 
 
-@dataclass(frozen=True)
-class Minimizers:
-    """Chosen shingles of texts: the smallest hash of each run of WINDOW consecutive shingles.
-
-    Texts that share a run of so many shingles share one of these (Roberts et al. 2004, "Reducing storage
-    requirements for biological sequence comparison"). A text with fewer shingles has none.
-
-    Attributes:
-        values: uint32, the upper bits of the hashes, text by text, ascending, each once.
-        counts: int64 [n], how many each text has.
-    """
-
-    values: np.ndarray
-    counts: np.ndarray
-
-    @property
-    def offsets(self) -> np.ndarray:
-        """Place of each text's first one."""
-        return np.cumsum(self.counts) - self.counts
-
-
 def shingle_sets(texts: pa.Array | pa.ChunkedArray, seed: int) -> ShingleSets:
     """Return each text's set of word shingles, hashed to `HASH_BITS` bits under a seed.
 
     A text of fewer than three words is one shingle; one without a word is compared as a whole.
     """
-    return _as_sets([_distinct(shingles, row, len(block)) for shingles, row, block in _shingles(texts, seed)])
+    return join((_distinct(*shingles) for shingles in _shingles(texts, seed)), np.uint64)
 
 
-def sets_and_minimizers(texts: pa.Array | pa.ChunkedArray, seed: int) -> tuple[ShingleSets, Minimizers]:
-    """Return the shingle sets of texts, and the minimizers of the same shingles."""
-    sets, chosen = [], []
-    for shingles, row, block in _shingles(texts, seed):
-        chosen.append(_least(shingles, row, len(block)))
-        sets.append(_distinct(shingles, row, len(block)))
-    return _as_sets(sets), join(chosen)
+def sets_and_minimizers(texts: pa.Array | pa.ChunkedArray, seed: int) -> tuple[ShingleSets, ShingleSets]:
+    """Return the shingle sets of texts, and the sets of their minimizers: of the smallest hash (its upper 32
+    bits) of each run of WINDOW consecutive shingles.
+
+    Texts that share a run of so many shingles share a minimizer (Roberts et al. 2004, "Reducing storage
+    requirements for biological sequence comparison"). A text with fewer shingles has none.
+    """
+    sets = []
+    minimizers = []
+    for shingles in _shingles(texts, seed):
+        minimizers.append(_least(*shingles))
+        sets.append(_distinct(*shingles))
+    return join(sets, np.uint64), join(minimizers, np.uint32)
 
 
-def join(parts: Iterable[Minimizers]) -> Minimizers:
-    """Return the minimizers of several lists of texts as one."""
-    none = Minimizers(np.zeros(0, np.uint32), np.zeros(0, np.int64))
-    all_parts = [none, *parts]
-    return Minimizers(
-        np.concatenate([part.values for part in all_parts]),
-        np.concatenate([part.counts for part in all_parts]),
+def join(parts: Iterable[ShingleSets], kind: type[np.integer]) -> ShingleSets:
+    """Return the sets of several lists of texts as one; `kind` is that of the values."""
+    all_parts = list(parts)
+    return ShingleSets.of(
+        np.concatenate([np.zeros(0, kind), *(part.values for part in all_parts)]),
+        np.concatenate([np.zeros(0, np.int64), *(part.sizes for part in all_parts)]),
     )
 
 
-def _as_sets(parts: list[tuple[np.ndarray, np.ndarray]]) -> ShingleSets:
-    """Return sets of lists of texts, given as values and sizes, as one."""
-    values = [np.zeros(0, np.uint64), *(values for values, _ in parts)]
-    sizes = [np.zeros(0, np.int64), *(sizes for _, sizes in parts)]
-    return ShingleSets.of(np.concatenate(values), np.concatenate(sizes))
-
-
-def _shingles(
-    texts: pa.Array | pa.ChunkedArray, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, pa.Array]]:
-    """Yield the shingles of few texts at a time, the number of each one's text among them, and these
-    texts.
+def _shingles(texts: pa.Array | pa.ChunkedArray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Yield the shingles of few texts at a time, the number of each one's text among them, and how many texts
+    these are.
     """
     for block in blocks(texts):
         of_block = block_words(block)
@@ -130,21 +98,19 @@ def _shingles(
         for start in range(0, len(block), SORTED_ROWS):
             end = min(start + SORTED_ROWS, len(block))
             of_few, few = words[ends[start] - counts[start] : ends[end - 1]], block.slice(start, end - start)
-            yield *_shingles_of_words(of_few, counts[start:end], few, seed), few
+            yield *_shingles_of_words(of_few, counts[start:end], few, seed), len(few)
 
 
 def _with_followers(words: Words) -> np.ndarray:
     """Return the words' hashes; of letters of an alphabet without spaces, those of each letter with the ones
     after it.
     """
-    if words.kinds is None:
-        return words.hashes
     hashes, factors = words.hashes.copy(), _keys(0, _LETTERS)
-    text = np.repeat(np.arange(len(words.counts)), words.counts)
+    ends = np.cumsum(words.counts)
     letter = np.flatnonzero(words.kinds == LETTER)
     for n in range(1, _LETTERS):
-        letter = letter[letter + n < len(hashes)]
-        letter = letter[(words.kinds[letter + n] == LETTER) & (text[letter + n] == text[letter])]
+        letter = letter[letter + n < ends[np.searchsorted(ends, letter, "right")]]
+        letter = letter[words.kinds[letter + n] == LETTER]
         hashes[letter] += words.hashes[letter + n] * factors[n]
     return hashes
 
@@ -173,41 +139,30 @@ def _shingles_of_words(
     mixed, row = mixed[is_shingle], row[is_shingle]
     wordless = np.flatnonzero(counts == 0)
     if len(wordless):
-        whole = [
-            int.from_bytes(hashlib.blake2b(_utf8(texts[int(n)].as_py()), digest_size=8).digest(), "little")
-            for n in wordless
-        ]
-        mixed = np.concatenate([mixed, np.array(whole, np.uint64) * factors[0]])
+        contents = [(text or "").encode() for text in texts.take(wordless).to_pylist()]
+        whole = b"".join(hashlib.blake2b(content, digest_size=8).digest() for content in contents)
+        mixed = np.concatenate([mixed, np.frombuffer(whole, "<u8") * factors[0]])
         row = np.concatenate([row, wordless.astype(np.uint64)])
     return mix(mixed) >> np.uint64(64 - HASH_BITS), row
 
 
-def _distinct(shingles: np.ndarray, row: np.ndarray, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct shingles of each row, ascending, and how many they are."""
-    packed = (row << np.uint64(HASH_BITS)) | shingles
-    packed.sort()
-    packed = packed[np.concatenate([[True], packed[1:] != packed[:-1]])] if len(packed) else packed
-    sizes = np.diff(
-        np.searchsorted(packed, np.arange(num_rows, dtype=np.uint64) << np.uint64(HASH_BITS)),
-        append=len(packed),
-    )
-    return packed & np.uint64((1 << HASH_BITS) - 1), sizes
+def _distinct(shingles: np.ndarray, row: np.ndarray, num_rows: int) -> ShingleSets:
+    packed = distinct((row << np.uint64(HASH_BITS)) | shingles)
+    sizes = np.bincount((packed >> np.uint64(HASH_BITS)).astype(np.int64), minlength=num_rows)
+    return ShingleSets.of(packed & np.uint64((1 << HASH_BITS) - 1), sizes)
 
 
-def _least(shingles: np.ndarray, row: np.ndarray, num_rows: int) -> Minimizers:
-    """Return the distinct least hashes of all windows of each row, ascending."""
+def _least(shingles: np.ndarray, row: np.ndarray, num_rows: int) -> ShingleSets:
     least, size = (shingles >> np.uint64(HASH_BITS - 32)) | (row << np.uint64(32)), 1
     # A window that reaches over two rows has the least of the first one: it is excluded below.
     while size < WINDOW:
         least = np.minimum(least[:-size], least[size:])
         size *= 2
     least = least[row[: len(least)] == row[len(row) - len(least) :]]
-    least = least[np.append(True, least[1:] != least[:-1])] if len(least) else least
-    least.sort()
-    least = least[np.append(True, least[1:] != least[:-1])] if len(least) else least
-    return Minimizers(
-        least.astype(np.uint32), np.bincount((least >> np.uint64(32)).astype(np.int64), minlength=num_rows)
-    )
+    # Neighbouring windows often have one minimum: fewer are sorted.
+    least = distinct(least[np.append(True, least[1:] != least[:-1])[: len(least)]])
+    sizes = np.bincount((least >> np.uint64(32)).astype(np.int64), minlength=num_rows)
+    return ShingleSets.of(least.astype(np.uint32), sizes)
 
 
 def distinct(values: np.ndarray) -> np.ndarray:
@@ -234,7 +189,3 @@ def _keys(seed: int, count: int) -> np.ndarray:
     digest = hashlib.blake2b(f"shingles/{seed}".encode(), digest_size=8 * count).digest()
     # Odd factors are bijections of the 64-bit integers.
     return np.frombuffer(digest, "<u8") | np.uint64(1)
-
-
-def _utf8(text: str | None) -> bytes:
-    return (text or "").encode("utf-8", "surrogatepass")

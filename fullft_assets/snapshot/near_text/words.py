@@ -8,19 +8,15 @@ and the Tai scripts put no spaces between words (the line breaking classes ID an
 Whole columns at a time: the words of a block are split by Arrow, and each distinct word is hashed once.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+import pyarrow as pa
+import pyarrow.compute as pc
 
 #: Kinds of words: one of several letters, a Chinese character, and a letter of another script without spaces.
 WORD, IDEOGRAPH, LETTER = range(3)
@@ -52,36 +48,26 @@ class Words:
         hashes: uint64 [m], the first 8 bytes of each word's BLAKE2b: they do not depend on a seed or a
             platform.
         counts: int64 [n], number of words of each text.
-        kinds: uint8 [m], kind of each word; None where all are of the kind WORD.
+        kinds: uint8 [m], kind of each word.
     """
 
     hashes: np.ndarray
     counts: np.ndarray
-    kinds: np.ndarray | None = None
-
-    def sixths(self) -> np.ndarray:
-        """Return the length of each word in sixths of a word."""
-        return np.full(len(self.hashes), SIXTHS[WORD]) if self.kinds is None else SIXTHS[self.kinds]
+    kinds: np.ndarray
 
 
 def hash_words(texts: pa.Array | pa.ChunkedArray) -> Words:
     """Return the words of texts; null counts as empty."""
     parts = [block_words(block) for block in blocks(texts)]
-    hashes = np.concatenate([np.zeros(0, np.uint64), *(words.hashes for words in parts)])
-    counts = np.concatenate([np.zeros(0, np.int64), *(words.counts for words in parts)])
-    if all(words.kinds is None for words in parts):
-        return Words(hashes, counts)
     return Words(
-        hashes,
-        counts,
-        np.concatenate([np.zeros(len(w.hashes), np.uint8) if w.kinds is None else w.kinds for w in parts]),
+        np.concatenate([np.zeros(0, np.uint64), *(words.hashes for words in parts)]),
+        np.concatenate([np.zeros(0, np.int64), *(words.counts for words in parts)]),
+        np.concatenate([np.zeros(0, np.uint8), *(words.kinds for words in parts)]),
     )
 
 
 def blocks(texts: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array]:
     """Yield texts in blocks of a bounded size."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     for chunk in texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]:
         lengths = pc.fill_null(pc.binary_length(chunk), 0).to_numpy(zero_copy_only=False)
@@ -94,13 +80,12 @@ def blocks(texts: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array]:
 
 def block_words(texts: pa.Array) -> Words:
     """Return the words of one block."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     texts = pc.fill_null(texts.cast(pa.string()), "")
-    places = _may_lack_spaces(texts)
-    if len(places):
-        texts = _part(texts, places)
+    lacks_spaces = _may_lack_spaces(texts)
+    if lacks_spaces.any():
+        parted = parted_letters(texts.filter(pa.array(lacks_spaces)))
+        texts = pc.replace_with_mask(texts, pa.array(lacks_spaces), parted)
     offsets, data = _bytes_of(texts)
     spaced = pa.BinaryArray.from_buffers(
         pa.binary(),
@@ -108,14 +93,17 @@ def block_words(texts: pa.Array) -> Words:
         [None, pa.py_buffer(offsets - offsets[0]), pa.py_buffer(bytes(data).translate(_TO_WORDS))],
     )
     split = pc.ascii_split_whitespace(spaced.view(pa.string()))
-    encoded = split.values.cast(pa.binary()).dictionary_encode()
-    number, ends = encoded.indices.to_numpy(), split.offsets.to_numpy()
-    hashes, counts = _distinct_words(encoded.dictionary.to_pylist())
-    of_words, num_words = _spread(hashes, counts, number, ends)
-    if not len(places):
-        return Words(of_words, num_words)
-    kinds = _kinds(encoded.dictionary.cast(pa.string())).repeat(counts)
-    return Words(of_words, num_words, _spread(kinds, counts, number, ends)[0])
+    runs = split.values.cast(pa.binary()).dictionary_encode()
+    hashes, num_words = _distinct_words(runs.dictionary.to_pylist())
+    # The words of all runs in their order: most runs are one word.
+    number = runs.indices.to_numpy()
+    counts = num_words[number]
+    word = expand((np.cumsum(num_words) - num_words)[number], counts)
+    kinds = np.full(len(word), WORD, np.uint8)
+    if lacks_spaces.any():
+        kinds = _kinds(runs.dictionary.cast(pa.string())).repeat(num_words)[word]
+    ends = np.concatenate([[0], np.cumsum(counts)])[split.offsets.to_numpy()]
+    return Words(hashes[word], np.diff(ends), kinds)
 
 
 def _bytes_of(texts: pa.Array) -> tuple[np.ndarray, memoryview]:
@@ -125,75 +113,30 @@ def _bytes_of(texts: pa.Array) -> tuple[np.ndarray, memoryview]:
 
 
 def _may_lack_spaces(texts: pa.Array) -> np.ndarray:
-    """Return the positions of the texts with bytes that characters of scripts without spaces begin with (and
-    some others do).
+    """Return which texts [n] have bytes that characters of scripts without spaces begin with (and some others
+    do).
     """
     offsets, data = _bytes_of(texts)
     codes = np.frombuffer(data, np.uint8)
     # From U+0E00 on; E2 begins the punctuation of all scripts.
-    at = np.flatnonzero(codes >= 0xE0)
-    at = at[codes[at] != 0xE2]
-    return np.unique(np.searchsorted(offsets[1:] - offsets[0], at, "right")) if len(at) else at
+    at = np.flatnonzero((codes >= 0xE0) & (codes != 0xE2))
+    lacks_spaces = np.zeros(len(texts), bool)
+    lacks_spaces[np.searchsorted(offsets[1:] - offsets[0], at, "right")] = True
+    return lacks_spaces
 
 
-def _part(texts: pa.Array, places: np.ndarray) -> pa.Array:
-    """Return texts with spaces around each letter of scripts without spaces in those at the given
-    positions.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    chosen = np.zeros(len(texts), bool)
-    chosen[places] = True
-    return pc.replace_with_mask(texts, pa.array(chosen), _parted(texts.take(pa.array(places))))
-
-
-def _parted(texts: pa.Array) -> pa.Array:
-    import pyarrow.compute as pc
+def parted_letters(texts: pa.Array) -> pa.Array:
+    """Return texts with spaces around each letter of scripts without spaces."""
 
     return pc.replace_substring_regex(texts, rf"([{_IDEOGRAPHS}{_LETTERS}]\p{{M}}*)", r" \1 ")
 
 
 def _kinds(runs: pa.Array) -> np.ndarray:
-    """Return the kind of the words of each distinct run."""
-    import pyarrow.compute as pc
 
     kinds = np.full(len(runs), WORD, np.uint8)
     for kind, letters in ((IDEOGRAPH, _IDEOGRAPHS), (LETTER, _LETTERS)):
         kinds[pc.match_substring_regex(runs, f"^[{letters}]").to_numpy(zero_copy_only=False)] = kind
     return kinds
-
-
-def _spread(
-    values: np.ndarray, counts: np.ndarray, number: np.ndarray, ends: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values of all words in their order, and how many words each text has.
-
-    Args:
-        values: of the words in each distinct run, run by run.
-        counts: number of words of each distinct run.
-        number: the runs of all texts.
-        ends: n + 1 offsets of the texts' runs.
-    """
-    begin, num_words = np.cumsum(counts) - counts, np.diff(ends)
-    spread = np.append(values, values.dtype.type(0))[begin].take(number)
-    # Nearly every run is one word; the others are set right.
-    odd = np.flatnonzero((counts != 1).take(number))
-    if len(odd):
-        more = counts[number[odd]] - 1
-        num_words = num_words + np.bincount(
-            np.searchsorted(ends, odd, "right") - 1, more, len(ends) - 1
-        ).astype(np.int64)
-        several, empty = odd[more > 0], odd[more < 0]
-        is_word = np.ones(len(spread), bool)
-        is_word[empty] = False
-        spread = spread[is_word]
-        more = more[more > 0]
-        run = number[several]
-        if len(several):
-            after = several + 1 - np.searchsorted(empty, several)
-            spread = np.insert(spread, after.repeat(more), values[expand(begin[run] + 1, more)])
-    return spread, num_words
 
 
 def _distinct_words(runs: list[bytes]) -> tuple[np.ndarray, np.ndarray]:

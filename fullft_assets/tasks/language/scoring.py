@@ -26,7 +26,7 @@ from fullft_assets.evaluation.rows import one_of_each_group_first
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.models.inference import device, in_batches, load_causal, move
 from fullft_assets.models.token_loss import score_documents
-from fullft_assets.snapshot import Split, load_messages
+from fullft_assets.snapshot import Split, load_values
 from fullft_assets.task import task_of
 from fullft_assets.tasks.baseline import Baseline
 from fullft_assets.tasks.context import EvaluationContext, EvaluationResult
@@ -348,7 +348,9 @@ class _Scorer:
     def _load_messages(self) -> list[list[Message]] | None:
         if not task_of(self._settings.examples).has_messages:
             return None
-        by_id = load_messages(self._context.store, self._context.inputs["training_snapshot"], "test")
+        by_id = load_values(
+            self._context.store, self._context.inputs["training_snapshot"], "test", "messages"
+        )
         return [cast("list[Message]", by_id[id_]) for id_ in self._test.ids]
 
 
