@@ -1,10 +1,13 @@
 """Sensors and schedules: evaluated directly on real artifacts, and driven by a real daemon."""
 
 import itertools
+import json
 import os
+import random
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -19,13 +22,15 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.execution.api import execute_run
 
 from fullft_assets import automation, chunks, documents, examples, release, retraining, snapshot
 from fullft_assets.assets.case import Case
 from fullft_assets.assets.model import IS_BETTER_TAG
 from fullft_assets.automation import sensors
 from fullft_assets.automation.decision import gather, name_of
-from fullft_assets.automation.runs import REASONS_TAG, SCORE_FELL_TAG, find_due, typical_hours
+from fullft_assets.automation.runs import IN_FLIGHT, REASONS_TAG, SCORE_FELL_TAG, find_due, typical_hours
 from fullft_assets.chunks import ingestion
 from fullft_assets.component import FullFineTune
 from fullft_assets.evaluation import CHAMPION
@@ -488,6 +493,25 @@ class TestDeliverySensor:
         bench.prepared.project.documents.mkdir()
         assert bench.tick("new_documents").skip_message == before + "there is no document that can be read"
 
+    def test_whatever_fails_is_asked_for_at_most_once_a_day_in_the_end(self, bench, monkeypatch):
+        names = self.several(bench, 2)
+        clock, asked = time.time(), []
+        for hour in range(0, 24 * 9, 6):
+            monkeypatch.setattr(time, "time", lambda hour=hour: clock + 3_600 * hour)
+            tick = bench.tick("new_documents")
+            for request in [] if isinstance(tick, dg.SkipReason) else tick.run_requests:
+                self.fail(bench, request, None)
+                asked.append((request.partition_key, hour))
+        for name in names:
+            late = [hour for of, hour in asked if of == name][6:]
+            assert len(late) >= 5 and all(after - before >= 24 for before, after in itertools.pairwise(late))
+
+    def test_partitions_that_an_instance_has_lost_come_back(self, bench):
+        (done,) = [batch.name for batch in documents.list_batches(bench.store, bench.name)]
+        assert bench.instance.get_dynamic_partitions("letters/batch") == []
+        bench.tick("new_documents")
+        assert bench.instance.get_dynamic_partitions("letters/batch") == [done]
+
 
 class TestRetrainingSensor:
     def test_examples_are_counted_by_a_snapshot_and_then_launch_a_run(self, bench):
@@ -940,6 +964,125 @@ class TestRetrainingSensor:
         assert typical_hours(records, SimpleNamespace(get_run_step_stats=steps.__getitem__)) == pytest.approx(
             hours
         )
+
+    def test_a_snapshot_that_a_person_cancelled_is_not_asked_for_again(self, bench, monkeypatch):
+        bench.train()
+        bench.deliver("delivery-2.jsonl", skip=400, rows=250)
+        request = bench.tick("retraining")
+        bench.run(request._replace(tags={**request.tags, "dagster/run_key": request.run_key}), "cancelled")
+        monkeypatch.setattr(time, "time", lambda now=time.time(): now + 7_200)
+        assert "as CANCELED: " in bench.tick("retraining").skip_message
+
+    def test_one_that_a_person_cancelled_is_not_started_again(self, bench):
+        bench.run(bench.tick("retraining"), "cancelled")
+        assert (
+            "which was cancelled and is not started again by itself" in bench.tick("retraining").skip_message
+        )
+
+    def test_a_ledger_that_is_deleted_forgets_no_attempt(self, bench):
+        bench.run(bench.tick("retraining"), "succeeded")
+        bench.store.delete_pointer("letters/retraining")
+        for name in bench.store.list_pointers("letters/retraining_decisions"):
+            bench.store.delete_pointer(f"letters/retraining_decisions/{name}")
+        assert bench.tick("retraining").skip_message.startswith("wait: 0 new examples since the attempt of")
+
+    @pytest.mark.long
+    @pytest.mark.parametrize("part", ["tick", "daemon", "run"])
+    def test_a_tick_a_daemon_or_a_run_killed_anywhere_loses_and_doubles_no_retrain(
+        self, bench, tmp_path, monkeypatch, part
+    ):
+        """Each of 100 dies by SIGKILL at one of the files that it opens or renames; later ticks train once.
+
+        The daemon is what it does with a request: it makes a run of a key that has none, and launches it.
+        What the next one finds is what Dagster's monitoring leaves: runs whose process is gone have failed.
+        """
+
+        @dg.op
+        def trains() -> None:
+            pass
+
+        graph = dg.GraphDefinition(name=f"{bench.name}_model", node_defs=[trains])
+        job = graph.to_job(tags={"use_case": bench.name}, executor_def=dg.in_process_executor)
+        of_model = dg.RunsFilter(job_name=job.name)
+        running, touched = "tick", dict.fromkeys(("tick", "daemon", "run"), 0)
+
+        def serve() -> bool:
+            """Tick, and do what the tick asks for; return whether it asked."""
+            nonlocal running
+            running = "tick"
+            request = automation.decide_and_record(bench.case, bench.instance, bench.store)
+            if not isinstance(request, dg.RunRequest):
+                return False
+            running = "daemon"
+            key = {"dagster/run_key": request.run_key}
+            made = bench.instance.get_runs(dg.RunsFilter(tags=key))
+            if made and made[0].status != dg.DagsterRunStatus.NOT_STARTED:
+                return True
+            run = (
+                made[0]
+                if made
+                else bench.instance.create_run_for_job(job, tags={**job.tags, **request.tags, **key})
+            )
+            running = "run"
+            execute_run(InMemoryJob(job), run, bench.instance)
+            return True
+
+        def die(at: int | None) -> None:
+            def hook(event: str, arguments: tuple) -> None:
+                if event in ("open", "os.rename", "sqlite3.connect") and str(arguments[0]).startswith(
+                    str(bench.prepared.project.home)
+                ):
+                    touched[running] += 1
+                    if running == part and touched[part] == at:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+            sys.addaudithook(hook)
+            serve()
+            (tmp_path / "touched.json").write_text(json.dumps(touched))
+
+        def forked(at: int | None = None) -> int:
+            if not (child := os.fork()):
+                with suppress(BaseException):
+                    die(at)
+                os._exit(0)
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+        def forget() -> None:
+            for run in bench.instance.get_runs():
+                bench.instance.delete_run(run.run_id)
+            for folder in (bench.name, f"{bench.name}/retraining_decisions"):
+                for name in bench.store.list_pointers(folder):
+                    if folder != bench.name or name.startswith("retraining"):
+                        bench.store.delete_pointer(f"{folder}/{name}")
+
+        for _ in range(2):  # the first one also stores what Dagster stores once
+            forget()
+            assert forked() == 0
+        total, chance, began, seen = (
+            json.loads((tmp_path / "touched.json").read_text())[part],
+            random.Random(1),
+            time.time(),
+            set(),
+        )
+        for _ in range(100):
+            forget()
+            at = chance.randint(1, total)
+            assert forked(at) == -signal.SIGKILL, (part, at, total)
+            for run in bench.instance.get_runs(of_model):
+                seen.add(run.status)
+                if run.status in IN_FLIGHT:
+                    bench.instance.report_run_failed(run)
+            with monkeypatch.context() as later:
+                # A run that failed from outside is resumed after an hour, then two, then four.
+                for hours in (2, 5, 10):
+                    later.setattr(time, "time", lambda hours=hours: began + 3600 * hours)
+                    serve()
+                assert not serve(), (part, at)
+            done = [
+                run for run in bench.instance.get_runs(of_model) if run.status == dg.DagsterRunStatus.SUCCESS
+            ]
+            assert len(done) == 1, (part, at)
+        assert (dg.DagsterRunStatus.STARTED in seen) == (part == "run")
 
 
 def test_a_restored_older_copy_of_dagsters_storage_loses_and_doubles_nothing(bench, tmp_path):

@@ -13,8 +13,8 @@ import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 
-from fullft_assets import erasure, release
-from fullft_assets.resources import open_store
+from fullft_assets import documents, erasure, release, snapshot
+from fullft_assets.resources import latest, open_store
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
 from tests.prepared import write_tiny_model
@@ -23,6 +23,34 @@ from tests.project import Project
 CASE = "letters"
 
 pytestmark = pytest.mark.slow
+
+
+def own_words(store: Store) -> tuple[str, list[str]]:
+    """Return a word that TF-IDF learned from some training documents and that no other document has, and
+    their ids.
+    """
+    (baselines,) = store.artifacts(CASE, "cheaper_baselines")
+    (raw,) = store.artifacts(CASE, "raw_documents")
+    (checkpoint,) = store.artifacts(CASE, "finetuned_checkpoint")
+    learned = set().union(*json.loads((store.folder(baselines) / "tfidf.json").read_text(encoding="utf-8")))
+    # The model's own vocabulary stays.
+    known = json.loads((store.folder(checkpoint) / "model" / "tokenizer.json").read_text(encoding="utf-8"))[
+        "model"
+    ]["vocab"]
+    documents_of: dict[str, list[str]] = {}
+    for row in pq.read_table(store.folder(raw) / "documents.parquet", columns=["id", "text"]).to_pylist():
+        for word in set(re.findall(r"\w+", row["text"].lower())):
+            documents_of.setdefault(word, []).append(row["id"])
+    train = {row["id"] for row in index_rows(store, "train")}
+    return next(
+        (word, ids)
+        for word, ids in sorted(documents_of.items())
+        if len(word) > 6
+        and word.isalpha()
+        and word in learned
+        and word not in known
+        and train.issuperset(ids)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -205,3 +233,37 @@ def test_tracebacks_which_may_quote_a_document_are_gone(tmp_path: Path):
     report = erasure.erase(store, "letters", ["letter-1"])
     assert "deleted      1 tracebacks, which may quote them" in report.lines()
     assert [path.parts[-3] for path in tmp_path.rglob("*.txt")] == ["mails"]
+
+
+def test_its_file_delivered_again_does_not_bring_it_back(project: Project, store: Store):
+    id_ = index_rows(store, "train")[0]["id"]
+    erasure.erase(store, CASE, [id_])
+    project.deliver("delivery-2.jsonl", projects.licence_rows(400))
+    use_case = project.use_case()
+    (batch,) = documents.cut_batches(store, CASE, project.documents, use_case.settings.documents)
+    raw = documents.keep(store, use_case, batch.name)
+    assert raw.metadata["num_erased"] == 1
+    assert id_ not in pq.read_table(store.folder(raw) / "documents.parquet")["id"].to_pylist()
+
+
+def test_a_new_snapshot_is_taken_without_it(project: Project, store: Store):
+    id_ = index_rows(store, "train")[0]["id"]
+    erasure.erase(store, CASE, [id_])
+    (labeled,) = store.artifacts(CASE, "labeled_examples")
+    (tokenized,) = store.artifacts(CASE, "tokenized_chunks")
+    batch = labeled.metadata["batch"]
+    taken = snapshot.take(store, project.use_case(), {batch: labeled}, {batch: tokenized})
+    assert taken.key != store.artifacts(CASE, "training_snapshot")[0].key
+    assert id_ not in snapshot.load_split(store, taken, "train").ids
+
+
+@pytest.mark.long
+def test_the_next_run_plans_again_without_them(project: Project, store: Store):
+    word, ids = own_words(store)
+    erasure.erase(store, CASE, ids)
+    done = project.fullft("run", CASE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    taken, baselines = (latest(store, CASE, name) for name in ("training_snapshot", "cheaper_baselines"))
+    assert baselines.inputs["training_snapshot"] == taken.content_digest
+    assert word not in json.loads((store.folder(baselines) / "tfidf.json").read_text(encoding="utf-8"))
+    assert not set(ids) & set(snapshot.load_split(store, taken, "train").ids)

@@ -196,6 +196,32 @@ class TestRowsWithEqualTexts:
         assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ not in ("d2", stayed)}
         assert copy in batches.texts(batches.take())
 
+    def test_a_copy_counts_in_the_next_snapshot_once_the_other_is_erased(self, tmp_path: Path):
+        batches = Batches(tmp_path)
+        delivered = rows(60)
+        batches.deliver("a.jsonl", [*delivered, {**delivered[10], "id": "X"}])
+        taken = batches.take()
+        (stayed,) = {"X", "d10"} & batches.texts(taken).keys()
+        (copy,) = {"X", "d10"} - {stayed}
+        erasure.erase(batches.store, CASE, [stayed])
+        assert not {"X", "d10"} & batches.texts(taken).keys(), "the snapshot that was taken only loses rows"
+        again = batches.texts(batches.take())
+        assert copy in again and stayed not in again
+        assert again[copy][0] == delivered[10]["text"]
+
+    def test_rows_with_equal_texts_and_other_spans_keep_their_own_marks(self, tmp_path: Path):
+        settings = {**PLAIN["examples"], "task": "token_classification", "label": "spans"}
+        batches = Batches(tmp_path, examples=settings)
+        delivered = [
+            {**row, "spans": [{"start": 0, "end": 3 + n % 2, "label": "ab"[n % 2]}]}
+            for n, row in enumerate(rows(60))
+        ]
+        batches.deliver("a.jsonl", [*delivered, {**delivered[10], "id": "X"}])
+        taken = batches.take()
+        before = batches.texts(taken)
+        erasure.erase(batches.store, CASE, ["d2", "d30"])
+        assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ not in ("d2", "d30")}
+
 
 def test_rows_that_no_snapshot_takes_are_gone_as_well(tmp_path: Path):
     """Quarantined ones, those that contradict each other, older versions, in and over batches, and ties."""

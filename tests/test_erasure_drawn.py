@@ -291,3 +291,11 @@ def test_unfinished_training_that_learned_from_it_is_removed(case: Prepared) -> 
     )
     report = erasure.erase(case.store, case.use_case.name, [])
     assert since.exists() and report.num_unfinished == 0
+
+
+def test_when_all_that_is_replayed_is_erased_the_task_is_trained_alone(case: Prepared) -> None:
+    erasure.erase(case.store, case.use_case.name, [row["id"] for row in drawn(case, "replay")])
+    left = snapshot.load_training(case.store, case.store.load(case.snapshot.ref))
+    assert len(left.windows) == left.num_task_windows and left.packing.num_tokens == sum(
+        map(len, left.windows)
+    )

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from benchmarks.live_quality import simulate
-from fullft_assets import documents, examples, monitoring, release
+from fullft_assets import documents, examples, monitoring, release, retraining
 from fullft_assets.assets.case import Case
 from fullft_assets.assets.production import _measure_live_quality
+from fullft_assets.automation.decision import gather
 from fullft_assets.cli.export import export
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import FullftError
@@ -420,6 +421,41 @@ class TestLabelAudit:
         before = seen.count()
         seen.label("same.jsonl", [{"text": "Another text.", "kind": "notice", "expression": "x"}])
         assert seen.count().num_labelled == before.num_labelled
+
+    def test_after_a_drift_the_documents_that_are_asked_for_confirm_it(
+        self, seen: Live, tmp_path: Path
+    ) -> None:
+        seen.project.configure(
+            monitoring={"path": "data/letters/production"}, retraining={"min_new_examples_on_drift": 10}
+        )
+        case = Case(seen.project.use_case())
+
+        def decide() -> tuple[retraining.Decision, bool]:
+            made = _measure_live_quality(case, seen.store, release.read_champion(seen.store, CASE))
+            seen.point("live_quality", "all", made)
+            with dg.DagsterInstance.ephemeral() as instance:
+                state, signals = gather(case, instance, seen.store, {}, time.time())
+            settings = case.settings.retraining
+            return retraining.decide(state, signals, settings), retraining.score_fell(signals, settings)
+
+        def label(name: str, *, at_random: bool) -> None:
+            seen.export(tmp_path / name, at_random=at_random)
+            rows = [json.loads(line) for line in (tmp_path / name).read_text(encoding="utf-8").splitlines()]
+            seen.label(
+                name,
+                [{**row, "kind": "text" if self.kinds[row["id"]] == "notice" else "notice"} for row in rows],
+            )
+
+        asked, _ = decide()
+        assert asked.action == "request_labels" and "`fullft export CASE FILE --random`" in asked.instruction
+        label("far.jsonl", at_random=False)
+        again, fell = decide()
+        assert (again.action, again.evidence, fell) == ("request_labels", "random_labels", False), (
+            "far ones do not say how often it is right"
+        )
+        label("random.jsonl", at_random=True)
+        confirmed, fell = decide()
+        assert fell and confirmed.action == "wait" and confirmed.count_first
 
 
 def another_champion(seen: Live) -> release.Champion:

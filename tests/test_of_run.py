@@ -7,13 +7,42 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from fullft_assets.resources import ARTIFACT, latest, made_by_run, manifest_io_manager
+from fullft_assets import documents, planning
+from fullft_assets.assets.case import Case
+from fullft_assets.automation import INGEST
+from fullft_assets.component import FullFineTune
+from fullft_assets.resources import ARTIFACT, latest, made_by_run, manifest_io_manager, open_store
 from fullft_assets.resources.io_manager import ref_for_run
-from fullft_assets.store import Manifest, Store
+from fullft_assets.store import CheckOutcome, Manifest, Store
+from tests import manifests
+from tests import project as projects
 
 FIRST, SECOND, THIRD = (dg.AssetKey(["letters", name]) for name in ("first", "second", "third"))
 #: What happens while a run waits before its second step.
 _meanwhile: list[Callable[[], Any]] = []
+
+
+class Workloads:
+    """In place of the launcher: plans as small as can be; a training is noted and refused."""
+
+    def __init__(self) -> None:
+        self.snapshots: list[tuple[str, str]] = []
+        self.meanwhile: Callable[[], Any] = lambda: None
+
+    def run(self, context: dg.AssetExecutionContext, workload: str, job: Any, store: Store) -> None:
+        self.snapshots.append((workload, job.inputs["training_snapshot"]))
+        if workload != "planning":
+            raise dg.Failure("noted")
+        curve = [{"rows": rows, "macro_f1": score} for rows, score in ((100, 0.4), (200, 0.5))]
+        for stage, metadata, checks in (
+            ("feasibility_plan", manifests.plan(), planning.PLAN_CHECKS),
+            ("cheaper_baselines", manifests.baselines(["text"], {"majority": 0.1}), ()),
+            ("pilot_run", manifests.pilot(curve), planning.PILOT_CHECKS),
+        ):
+            green = [CheckOutcome(name=check.name, passed=True) for check in checks]
+            with store.create(job.case, stage, job.key, version="1", seed=1) as draft:
+                draft.commit(settings={}, inputs={}, metadata=metadata, checks=green)
+        self.meanwhile()
 
 
 def chain() -> dg.JobDefinition:
@@ -159,3 +188,58 @@ def test_what_a_failed_run_began_with_is_still_read_by_the_one_that_goes_on(runs
         SECOND, THIRD, reexecution_options=dg.ReexecutionOptions.from_failure(failed, runs.instance)
     )
     assert runs.read(again)["first"] == runs.made(before)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_training_reads_the_snapshot_of_its_run_though_an_evaluation_took_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run failed after plan and pilot: they `were made for another snapshot`."""
+    monkeypatch.delenv("FULLFT_STORE", raising=False)
+    project = projects.create(tmp_path)
+    workloads = Workloads()
+    case = Case(project.use_case())
+    loaded = FullFineTune(case.use_case).build_defs()
+    definitions = dg.Definitions(
+        assets=loaded.assets,
+        asset_checks=loaded.asset_checks,
+        resources={**(loaded.resources or {}), case.launcher_key: workloads},
+        executor=dg.in_process_executor,
+    )
+    job = definitions.resolve_implicit_global_asset_job_def()
+    with dg.DagsterInstance.from_config(str(project.home)) as instance:
+        store = open_store(case.use_case, instance)
+
+        def run(*assets: str, batch: str | None = None, raise_on_error: bool = True) -> Any:
+            keys = [case.key(asset) for asset in assets]
+            return job.execute_in_process(
+                asset_selection=keys, partition_key=batch, instance=instance, raise_on_error=raise_on_error
+            )
+
+        def ingest(file: str, skip: int) -> None:
+            project.deliver(file, projects.licence_rows(200, skip=skip))
+            batch = documents.cut_batches(store, case.name, project.documents, case.settings.documents)[
+                -1
+            ].name
+            instance.add_dynamic_partitions(f"{case.name}/batch", [batch])
+            run(*INGEST, batch=batch)
+
+        def another_snapshot() -> None:
+            ingest("delivery-2.jsonl", 1_000)
+            run("training_snapshot")
+
+        ingest("delivery-1.jsonl", 0)
+        workloads.meanwhile = another_snapshot
+        result = run(
+            "training_snapshot",
+            "feasibility_plan",
+            "cheaper_baselines",
+            "pilot_run",
+            "finetuned_checkpoint",
+            raise_on_error=False,
+        )
+        mine = made_by_run(instance, result.run_id, case.key("training_snapshot"))
+        assert workloads.snapshots == [("planning", mine), ("training", mine)]
+        newest = latest(store, case.name, "training_snapshot")
+        assert newest is not None and newest.ref != mine

@@ -23,6 +23,7 @@ from fullft_assets.retraining import (
     drift_examples,
     raised_after,
     retrain_evidence,
+    score_fell,
 )
 from fullft_assets.settings import RetrainingSettings
 
@@ -430,6 +431,23 @@ class TestRules:
         assert len(reasons) == ("trained_at" not in trained or "trained_on" in trained)
         tried = _after(1.5, state=RUNNING.model_copy(update=trained), evidence="of other rows")
         assert _decide(tried, **due).action == "wait"
+
+    @pytest.mark.parametrize(
+        ("changes", "fell"),
+        [
+            ({}, False),
+            ({"num_drop_errors": 1.6}, False),
+            ({"num_drop_errors": 1.7}, True),
+            ({"num_live_errors": 1.7}, True),
+        ],
+    )
+    def test_labels_that_show_a_lower_score_confirm_a_drift(
+        self, changes: dict[str, float], fell: bool
+    ) -> None:
+        assert score_fell(_signals(**changes), SETTINGS) == fell
+        assert score_fell(_signals(score_drop=0.03), SETTINGS) and score_fell(
+            _signals(live_drop=0.03), SETTINGS
+        )
 
 
 class TestObstacles:

@@ -2,10 +2,12 @@
 trained on.
 """
 
+import importlib.util
 import random
 import re
 from collections import Counter, defaultdict
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from fullft_assets.snapshot.split import freeze_batches
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.hashing import text_hash, unit_hash
 from fullft_assets.task import TASKS
+from tests import prepared
 from tests import project as projects
 from tests.test_data_report import metadata as snapshot_metadata
 
@@ -477,6 +480,13 @@ class TestRareLabels:
         assert {label for label, k in k_eff.items() if k < 20} == set(rare)
         assert check.metadata["least_k_eff"] == min(k_eff.values())
 
+    def test_common_labels_pass(self, real: list[dict[str, Any]]) -> None:
+        common = [row for row in real if row["label"] in ("notice", "reference")]
+        check = next(
+            check for check in freeze_rows(common, test_share=0.4).checks if check.name == "labels_are_common"
+        )
+        assert check.passed and check.description == ""
+
 
 class TestOneLine:
     def message(self, *batches: list[dict[str, Any]], **changes: Any) -> str:
@@ -600,3 +610,70 @@ class TestWhatIsToldOfDeliveries:
             f"such as {alias('a.jsonl')} (2020-09-13 12:26:40) to {alias('a.jsonl')} of an earlier batch"
             " (2023-11-14 22:13:20)" in check.description
         )
+
+
+def long_texts() -> list[dict[str, Any]]:
+    """The whole texts of 2,300 licences as rows; a few have tens of thousands of words."""
+    folder = Path(importlib.util.find_spec("licensedcode").submodule_search_locations[0], "data", "licenses")
+    texts = {
+        path.stem: path.read_text(encoding="utf-8").split("\n---\n", 1)[-1].strip()
+        for path in sorted(folder.glob("*.LICENSE"))
+    }
+    return [
+        {"id": f"{key}.LICENSE", "text": text, "kind": "text", "expression": key}
+        for key, text in texts.items()
+        if text
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.long
+class TestAllLicences:
+    """Every licence rule and every whole licence text, 35 thousand rows, through every data stage in several
+    batches.
+    """
+
+    @pytest.fixture(scope="class")
+    def everything(self, tmp_path_factory: pytest.TempPathFactory) -> prepared.Prepared:
+        root = tmp_path_factory.mktemp("all")
+        sections = {
+            "documents": {"max_batch_files": 2},
+            "snapshot": {},
+            "chunks": {"max_tokens": 256, "max_windows": None, "stride": 32},
+        }
+        rows = [*projects.licence_rows(100_000), *long_texts()]
+        project = projects.create(root, rows=0, **sections)
+        (project.documents / "delivery-1.jsonl").unlink()
+        for number in range(6):
+            project.deliver(f"delivery-{number}.jsonl", rows[number::6])
+        return prepared.take(project)
+
+    def test_every_row_is_accounted_for(self, everything: prepared.Prepared) -> None:
+        parts = [
+            everything.store.load(part["examples"]) for part in everything.snapshot.metadata["parts"].values()
+        ]
+        assert len(parts) == 3
+        assert sum(part.metadata["num_rows"] for part in parts) > 35_000
+        index = snapshot.read_index(everything.store, everything.snapshot)
+        assert sum(part.metadata["num_valid"] for part in parts) == len(index) + sum(
+            everything.snapshot.metadata["left_out"].values()
+        )
+        assert everything.snapshot.metadata["text_tokens"]["longest"] > 15_000
+        red = {check.name: check.severity for check in everything.snapshot.checks if not check.passed}
+        assert red.items() <= {"texts_are_unique": "warn", "equal_texts_have_equal_labels": "warn"}.items(), (
+            "licences repeat each other"
+        )
+
+    @pytest.mark.long
+    def test_a_random_row_split_leaks_near_duplicates_where_this_one_has_none(
+        self, everything: prepared.Prepared
+    ) -> None:
+        texts = {name: everything.split(name).texts for name in ("train", "validation", "test")}
+        # Every pair, by brute force: nothing that the sketches could have missed.
+        assert similar_pairs(texts["test"], texts["train"] + texts["validation"], SIMILARITY) == []
+        assert similar_pairs(texts["validation"], texts["train"], SIMILARITY) == []
+        rows = [row["text"] for row in [*projects.licence_rows(100_000), *long_texts()]]
+        random.Random(0).shuffle(rows)
+        held_out, rest = rows[: len(texts["test"])], rows[len(texts["test"]) :]
+        leaked = {reference for _, reference in similar_pairs(held_out, rest, SIMILARITY)}
+        assert len(leaked) > 0.1 * len(held_out)

@@ -464,6 +464,33 @@ class TestRowsOfOneBatch:
             assert left_out["held out before: an older delivery of their id or text was"] == 1
         assert self.rows((two,))[0]["x"]["split"] == "train"
 
+    def test_a_copy_counts_when_its_original_is_rewritten(self) -> None:
+        both = (File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"), ("y", self.TEXT, "notice", "g"))),)
+        assert {"x", "y"} & self.rows(both)[0].keys() == {"x"}
+        rewritten = (
+            File("b.jsonl", 6, (("x", f"{self.TEXT} but more, and about other things", "notice", "g"),)),
+        )
+        found, _ = self.rows(both, rewritten)
+        assert found["y"]["text"] == self.TEXT
+        assert found["x"]["text"] != self.TEXT
+
+    def test_a_contradiction_whose_other_side_is_rewritten_counts(self) -> None:
+        both = (File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"), ("y", self.TEXT, "reference", "g"))),)
+        rewritten = (
+            File("b.jsonl", 6, (("y", "something else that no one has said before", "reference", "g"),)),
+        )
+        found, _ = self.rows(both, rewritten)
+        assert (found["x"]["text"], found["x"]["label"]) == (self.TEXT, "notice")
+
+    def test_an_older_version_of_another_file_counts_when_the_newer_one_is_withdrawn(self) -> None:
+        versions = (
+            File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"),)),
+            File("b.jsonl", 6, (("x", "a wholly other text", "notice", "g"),)),
+        )
+        withdrawn = (File("b.jsonl", 7, ()),)
+        found, _ = self.rows(versions, withdrawn)
+        assert found["x"]["text"] == self.TEXT
+
 
 class TestBrokenInARedelivery:
     """A file delivered again supersedes its older rows, but for those that are broken in it."""

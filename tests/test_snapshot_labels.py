@@ -174,6 +174,16 @@ class TestSides:
             row["split"] for row in frozen.index.to_pylist() if row["spans"][0]["label"] == "RARE"
         } == set(SPLITS)
 
+    def test_of_several_labels_a_row_each_counts(self) -> None:
+        common = [
+            {**row, "labels": ["a", "b"] if n % 3 else ["a"]}
+            for n, row in enumerate(rows_of_groups({f"c{n}": ("", 1) for n in range(100)}))
+        ]
+        rare = rows_of_groups(dict.fromkeys(groups_hashed_to("train", 3), ("", 5)), start=1_000)
+        frozen = take([*common, *({**row, "labels": ["a", "rare"]} for row in rare)], task="multi_label")
+        where = {row["split"] for row in frozen.index.to_pylist() if "rare" in row["labels"]}
+        assert where == set(SPLITS)
+
 
 class TestGrowth:
     @pytest.fixture(scope="class")

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import packing as benchmark
+from fullft_assets.base_model import resolve_base_model
 from fullft_assets.snapshot import checks, packing
+from tests import project as projects
 
 pytestmark = pytest.mark.quick
 
@@ -161,3 +163,17 @@ def test_rows_are_full_unless_few_rows_or_long_texts_prevent_it(lengths: list[in
     assert is_full or check.description.startswith(
         "packed rows are 70.0% full: 50 of 100 tokens where 35 would hold them; "
     )
+
+
+@pytest.mark.heavy
+def test_real_texts_fill_the_rows():
+    from fullft_assets.chunks import Tokenization
+    from fullft_assets.settings import ChunksSettings
+
+    tokenization = Tokenization.load(resolve_base_model(projects.QUICK["base_model"], None), ChunksSettings())
+    lengths = np.array(
+        [len(ids) for ids in tokenization.encode([row["text"] for row in projects.licence_rows(4_000)])]
+    )
+    plan = packing.plan(lengths, 512, seed=17)
+    assert plan.fill >= 0.995
+    assert plan.num_tokens == lengths.sum()

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fullft_assets import chunks, documents, examples, snapshot
+from fullft_assets import chunks, documents, erasure, examples, snapshot
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.chunks import load_tokenization
-from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.errors import DataError, SettingsError, StoreError
 from fullft_assets.snapshot import general_sampling
 from fullft_assets.snapshot.replay import draw, num_replay_tokens
 from fullft_assets.snapshot.screening import read_external
@@ -418,3 +418,33 @@ class TestSnapshot:
         for text in [*snapshot.load_split(case.store, manifest, "train").texts, *replayed]:
             assert not any(question in text for question in evaluated if len(question.split()) >= 22)
         assert drawn.metadata["num_near_held_out"] > 10 and drawn.metadata["num_screened"] > 5
+
+    def test_batches_and_their_order_do_not_matter(
+        self, taken: tuple[Case, Manifest], tmp_path: Path, model: Path, general: list[str]
+    ) -> None:
+        case, manifest = taken
+        other = self.sft(tmp_path, model, general, max_batch_files=1)
+        for name in ("evaluation.jsonl", "general/copied.jsonl"):
+            (tmp_path / name).write_bytes((case.project.root / name).read_bytes())
+        rows = random.Random(3).sample(conversations(300), 300)
+        again = self.take(other, [rows[:200], rows[200:]])
+        assert len(again.metadata["parts"]) > len(manifest.metadata["parts"])
+        assert again.content_digest == manifest.content_digest
+
+    def test_after_an_erasure_the_rows_are_packed_anew(
+        self, taken: tuple[Case, Manifest], tmp_path: Path
+    ) -> None:
+        case, manifest = taken
+        shutil.copytree(case.store.url, tmp_path / "store")
+        store = Store(str(tmp_path / "store"))
+        train = snapshot.load_split(store, manifest, "train")
+        replayed = snapshot.load_training(store, manifest).windows[sum(map(len, train.windows)) :]
+        erasure.erase(store, case.project.name, [train.ids[3]])
+        training = snapshot.load_training(store, store.load(manifest.ref))
+        assert (
+            training.windows
+            == [window for n, cut in enumerate(train.windows) if n != 3 for window in cut] + replayed
+        )
+        assert training.packing.num_tokens == sum(map(len, training.windows))
+        with pytest.raises(StoreError):
+            snapshot.load_training(store, manifest)

@@ -394,3 +394,25 @@ class TestInDagster:
     def test_without_monitoring_there_is_no_check(self, tmp_path):
         project = projects.create(tmp_path, CASE, rows=0)
         assert not FullFineTune(project.use_case()).build_defs().asset_checks
+
+
+@pytest.mark.long
+def test_a_window_that_the_model_has_read_is_compared(tmp_path: Path):
+    """`fullft run` on unlabelled production documents: the monitor job looks at the check again, with the
+    model's predictions.
+    """
+    project = projects.create(tmp_path, CASE, rows=600)
+    # So small a pilot predicts no gain, which would stop the model job.
+    project.configure(monitoring={"path": f"data/{CASE}/production"}, planning={"min_predicted_gain": -1})
+    rows = [
+        {"id": f"p{n}", "text": row["text"]} for n, row in enumerate(projects.licence_rows(300, skip=700))
+    ]
+    projects.write_rows(project.production / "w1.jsonl", rows)
+    done = project.fullft("run", CASE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with dg.DagsterInstance.from_config(str(project.home)) as instance:
+        history = instance.event_log_storage.get_asset_check_execution_history(KEY, limit=10)
+        newest, first = (record.event.dagster_event.event_specific_data for record in history)
+    assert first.description == "no production documents yet"
+    assert "predicted label shares are" in newest.description
+    assert newest.metadata["num_windows"].value == 1

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from fullft_assets import snapshot
 from fullft_assets.errors import DataError
-from fullft_assets.snapshot import screening
+from fullft_assets.snapshot import screening, sketches
 from fullft_assets.snapshot.screening import Screen, read_evaluation_texts
 from fullft_assets.store import Manifest
 from tests import prepared
@@ -169,6 +169,25 @@ class TestSnapshot:
             {"num_evaluation_texts": 2, "num_too_short": 1},
         )
         assert check.description.startswith("1 of 2 evaluation texts have fewer than 13 words: ")
+
+    def test_a_shorter_run_finds_them(
+        self, case: prepared.Prepared, passage: str, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(screening.Screen.__init__, "__kwdefaults__", {"num_words": self.NUM_WORDS})
+        monkeypatch.setattr(screening, "SCREEN_WORDS", self.NUM_WORDS)
+        monkeypatch.setattr(sketches, "SCREENING_VERSION", "shorter")
+        monkeypatch.setattr("fullft_assets.snapshot.creation.VERSION", "shorter")
+        taken = self.take(case, passage)
+        before = case.split("train")
+        overlaps = slow_overlaps(before.texts, [passage], self.NUM_WORDS)
+        assert 0 < sum(overlaps) < 20
+        left = [id_ for id_, overlap in zip(before.ids, overlaps, strict=True) if not overlap]
+        assert snapshot.load_split(case.store, taken, "train").ids == left
+        assert taken.metadata["left_out"]["train rows that overlap an external evaluation set"] >= sum(
+            overlaps
+        )
+        check = taken.check("evaluation_texts_can_be_found")
+        assert (check.passed, check.description, check.metadata["num_too_short"]) == (True, "", 0)
 
 
 class TestEvaluationSets:
