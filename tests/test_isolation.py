@@ -85,11 +85,16 @@ def test_models_that_leak_are_found(name: str) -> None:
 
 def test_a_model_that_changes_with_the_longest_document_is_found() -> None:
     """Phi-3's rotary factors are others for all documents of a batch as soon as one is long."""
-    factors = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
     config = Phi3Config(
         **{name: value for name, value in SMALL.items() if name != "head_dim"},
         original_max_position_embeddings=24,
-        rope_parameters={**factors, "rope_theta": 10_000.0, "original_max_position_embeddings": 24},
+        rope_parameters={
+            "rope_type": "longrope",
+            "short_factor": [1.0] * 4,
+            "long_factor": [8.0] * 4,
+            "rope_theta": 10_000.0,
+            "original_max_position_embeddings": 24,
+        },
         pad_token_id=0,
     )
     assert not probe(build(config), 64).is_isolated

@@ -98,7 +98,10 @@ class Run:
         return found
 
     def weights(self) -> dict[str, torch.Tensor]:
-        return load_file(self.prepared.store.folder(self.manifest()) / "model" / "model.safetensors")
+        return load_file(self.model() / "model.safetensors")
+
+    def model(self) -> Path:
+        return self.prepared.store.folder(self.manifest()) / "model"
 
     def log(self) -> list[dict]:
         path = self.prepared.store.folder(self.manifest()) / "logs" / STEP_LOG
@@ -133,6 +136,7 @@ def straight(prepared: Prepared) -> Run:
 def assert_same_as(straight: Run, run: Run) -> None:
     expected, found = straight.weights(), run.weights()
     assert set(found) == set(expected)
+    assert len({(each.model() / "config.json").read_text() for each in (straight, run)}) == 1
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
     steps = [line["step"] for line in run.log() if "loss" in line]
     assert steps == sorted(set(steps))

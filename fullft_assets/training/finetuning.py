@@ -173,6 +173,8 @@ class TrainingSegment:
         self._num_unmoved_steps = 0
         set_seed(run.seed)
         self.model = run.recipe.load(self.settings)
+        # Passes of training have no use for one; and what is exported must not depend on a kill.
+        self.model.config.use_cache = False
         if self.checkpoint is None and run.recipe.has_new_head:
             self._fit_head()
         layers.freeze(self.model, self.settings)

@@ -88,7 +88,6 @@ def connect_processes(settings: TrainingSettings) -> None:
 
 def place(model: PreTrainedModel, settings: TrainingSettings, num_processes: int) -> nn.Module:
     """Place a model where it is trained; return what makes its forward passes: the model, or its wrapper."""
-    model.config.use_cache = False
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable()
     chosen = precision.of(settings)
