@@ -11,6 +11,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from fullft_assets.chunks.tokenization import add_terms, pieces
@@ -19,7 +21,6 @@ from fullft_assets.store.checks import CheckSpec
 from fullft_assets.store.metadata import Metadata
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from tokenizers import Tokenizer
 
     from fullft_assets.chunks.tokenization import Tokenization
@@ -120,7 +121,6 @@ def _of_language(language: str, words: Iterable[str]) -> list[float]:
 
 
 def _identified_language(commonest: Sequence[str]) -> str | None:
-    import pyarrow as pa
 
     from fullft_assets.examples.texts import UNKNOWN, identify_languages
 
@@ -184,7 +184,6 @@ class WordCounts:
         """Return the commonest words: `word`, `num_documents`, `num_occurrences`, by falling number of
         documents.
         """
-        import pyarrow as pa
 
         # Sets iterate in another order in each process: ties are broken by the word, or equal data had
         # unequal digests.
@@ -215,7 +214,6 @@ def draw_sample(text_hashes: pa.Array | pa.ChunkedArray, most: int = SAMPLED_TEX
     """Return which rows are sampled, bool [rows]: the rows with the smallest hashes, in any order of the
     rows.
     """
-    import pyarrow.compute as pc
 
     chosen = np.zeros(len(text_hashes), bool)
     order = pc.call_function("sort_indices", [text_hashes], pc.SortOptions(sort_keys=[("", "ascending")]))

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import windows
@@ -36,8 +39,6 @@ from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import TASKS, Task, task_of
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from fullft_assets.settings.use_case import UseCase
 
 
@@ -66,7 +67,6 @@ def schema() -> pa.Schema:
     (tokens repeated from the window before are trained there); token_classification: 0 = outside, k + 1 =
     first token of the row's span k, -(k + 1) = later token of it; else null.
     """
-    import pyarrow as pa
 
     lists = pa.list_(pa.list_(pa.int32()))
     return pa.schema([("id", pa.string()), ("num_tokens", pa.int32()), ("windows", lists), ("marks", lists)])
@@ -161,7 +161,6 @@ class Expected:
 
 
 def _write(path: Any, draft: Draft, tokenization: Tokenization, task: str) -> Totals:
-    import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path)
     sampled = draw_sample(pq.read_table(path, columns=["text_hash"])["text_hash"])
@@ -252,7 +251,6 @@ def chunk(
         tokenization: the tokenizer and window settings, loaded for this task.
         task: what the model learns.
     """
-    import pyarrow as pa
 
     texts = examples["text"].to_pylist()
     marks = None
@@ -430,8 +428,6 @@ def rows_without_trained_tokens(folder: Path) -> np.ndarray:
     Args:
         folder: of the batch's `tokenized_chunks`.
     """
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     rows, done = [np.zeros(0, np.int64)], 0
     with pq.ParquetFile(folder / CHUNKS) as file:
@@ -451,7 +447,6 @@ def audit_tokenizer(store: Store, use_case: UseCase, batches: Mapping[str, Manif
     Raises:
         DataError: no batch was tokenised yet.
     """
-    import pyarrow.parquet as pq
 
     if not batches:
         raise DataError(f"{use_case.name}: no batch is tokenised yet; run {use_case.name}_ingest first")

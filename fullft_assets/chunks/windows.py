@@ -17,9 +17,9 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from tokenizers import Tokenizer
 
 #: One call of the tokenizer takes at most this many texts and characters: its encodings take about 120 bytes
@@ -233,7 +233,6 @@ def repeated(cuts: Cuts) -> np.ndarray:
 
 def to_arrow(values: np.ndarray, begins: np.ndarray, cuts: Cuts) -> pa.ListArray:
     """Return list<list<int32>>: for each text its windows."""
-    import pyarrow as pa
 
     windows = pa.ListArray.from_arrays(pa.array(begins, pa.int32()), pa.array(values, pa.int32()))
     return pa.ListArray.from_arrays(pa.array(cuts.bounds, pa.int32()), windows)

@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from fullft_assets.documents.aliases import alias, shown_path
 from fullft_assets.documents.batches import Batch, Kind, read_batch
 from fullft_assets.documents.delivery import source_of
@@ -27,8 +30,6 @@ from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, d
 from fullft_assets.store.checks import CheckSpec
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from fullft_assets.settings import LogSettings
     from fullft_assets.settings.use_case import UseCase
 
@@ -79,7 +80,6 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
     )
 
     def write(draft: Draft) -> Outcome:
-        import pyarrow.parquet as pq
 
         read = plan.read(store, use_case)
         table, num_erased = without_erased(read.table, store, use_case.name)
@@ -186,8 +186,6 @@ class _Before:
         """Return the rows of some files in these columns; columns that today's settings do not name are
         empty.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
 
         table = pq.read_table(
             store.folder(self.manifest) / "documents.parquet",
@@ -277,7 +275,6 @@ class _Plan:
         Raises:
             DataError: not one of the files can be read.
         """
-        import pyarrow as pa
 
         read, parts = ReadBatch(self.columns.empty_table()), []
         files = self.as_cut + self.missing

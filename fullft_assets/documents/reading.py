@@ -17,7 +17,10 @@ from functools import cache
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.batches import Batch
@@ -42,9 +45,6 @@ from fullft_assets.documents.sources import S3Prefix, Source, SourceFile
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings, LogSettings
 from fullft_assets.store.metadata import Metadata, Private
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 #: `problem` is why a row is malformed; `delivered_ns` is its file's time: of two deliveries the later one is
 #: newer.
@@ -78,7 +78,6 @@ def schema(*, is_logged: bool = False) -> pa.Schema:
     """Return the schema of `documents.parquet`; its names are `COLUMNS`, in a window with logged predictions
     also `LOGGED`.
     """
-    import pyarrow as pa
 
     types = {
         "messages": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
@@ -251,7 +250,6 @@ class ReadBatch:
 
     def without(self, unreadable: Mapping[str, str]) -> ReadBatch:
         """Return the batch without some of its files, which are given with the reasons."""
-        import pyarrow.compute as pc
 
         if not unreadable:
             return self
@@ -376,14 +374,12 @@ class _Rows:
         return sum(each.nbytes for each in batches)
 
     def _join(self) -> None:
-        import pyarrow as pa
 
         self._joined.append(pa.Table.from_batches(self._pending, schema=self._columns).combine_chunks())
         self._pending = []
 
     def table(self, paths: Iterable[str]) -> pa.Table:
         """Return the rows of all files, file by file in the order of these paths."""
-        import pyarrow as pa
 
         self._join()
         table, paths = pa.concat_tables(self._joined), list(paths)
@@ -575,7 +571,6 @@ def _parts(numbered: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]
 
 
 def _batch(numbered: list[tuple[int, Row]], file: SourceFile, columns: pa.Schema) -> pa.RecordBatch:
-    import pyarrow as pa
 
     number_of_rows = len(numbered)
     columns_by_name = {

@@ -16,13 +16,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
 from fullft_assets.settings import ExamplesSettings
 from fullft_assets.task import Target, task_of
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from fullft_assets.examples.identity import IdentityRows, Seen, Votes
 
 _WORD = re.compile(r"\w+")

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fullft_assets.task import Target
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 #: Columns of the examples that decide; `label`, `labels` and `spans` where the task has them.
 COLUMNS = (
@@ -70,7 +68,6 @@ class IdentityRows:
 
 def codes(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, pa.Array]:
     """Return a column's values as int64 codes, and the distinct values that they number."""
-    import pyarrow as pa
 
     values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     encoded = values.cast(pa.large_string()).dictionary_encode()
@@ -79,7 +76,6 @@ def codes(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, pa.Array]:
 
 def ranks(column: pa.ChunkedArray) -> np.ndarray:
     """Return each value's rank among the column's distinct values, sorted."""
-    import pyarrow.compute as pc
 
     number, values = codes(column)
     rank = np.empty(len(values), np.int64)

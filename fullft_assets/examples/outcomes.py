@@ -12,9 +12,9 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.erasure import has_made_up_id
@@ -24,9 +24,6 @@ from fullft_assets.examples.rules import MIN_KAPPA, MIN_LABEL_SHARE, REASONS, RO
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from fullft_assets.store import CheckOutcome
 from fullft_assets.task import task_of
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _FIX = "fix them in the source and deliver the file again"
 _SHOWN = 5

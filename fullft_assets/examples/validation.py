@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from fullft_assets.documents import RawMetadata, masked_kinds
 from fullft_assets.errors import SettingsError
@@ -55,7 +58,6 @@ from fullft_assets.task import task_of
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
     from fullft_assets.settings.use_case import UseCase
 
@@ -139,7 +141,6 @@ def write_examples(rows: pa.Table, path: Path) -> None:
     """Write valid examples so that the texts of some can be read without the time and the memory that all of
     them take.
     """
-    import pyarrow.parquet as pq
 
     # LZ4 is read in half the time of Parquet's default, at the same size.
     pq.write_table(rows, path, compression="lz4", row_group_size=_ROW_GROUP)
@@ -154,7 +155,6 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
     Raises:
         SettingsError: an expectation of the user's own cannot be computed.
     """
-    import pyarrow.parquet as pq
 
     settings = use_case.settings
     read = RawMetadata.of(raw)
@@ -210,7 +210,6 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
 
 
 def _examine_raw(store: Store, raw: Manifest, use_case: UseCase) -> Examined:
-    import pyarrow.parquet as pq
 
     settings = use_case.settings
     read = RawMetadata.of(raw)
@@ -261,7 +260,6 @@ def examine(
     Raises:
         SettingsError: an expectation of the user's own cannot be computed.
     """
-    import pyarrow as pa
 
     rules = rules_for(settings)
     documents, num_personal_data, num_masked = _masked(
@@ -304,7 +302,6 @@ def examine(
 def _masked(
     documents: pa.Table, settings: ExamplesSettings, search: PersonalDataSearch, num_masked_before: int | None
 ) -> tuple[pa.Table, np.ndarray | None, int]:
-    import pyarrow.compute as pc
 
     if settings.pii == "off":
         return documents, None, 0
@@ -393,7 +390,6 @@ def _reasons(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) -> dict
 
 
 def _with_reasons(table: pa.Table, reasons: Mapping[int, list[str]]) -> pa.Table:
-    import pyarrow as pa
 
     rows = sorted(reasons)
     named = pa.array(["; ".join(reasons[row]) for row in rows], pa.string())
@@ -402,7 +398,6 @@ def _with_reasons(table: pa.Table, reasons: Mapping[int, list[str]]) -> pa.Table
 
 def count_labels(valid: pa.Table, settings: ExamplesSettings) -> dict[str, int]:
     """Return the rows (for spans: the spans) of each label, the most frequent first."""
-    import pyarrow.compute as pc
 
     target = task_of(settings).target
     if target is None:

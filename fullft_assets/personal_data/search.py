@@ -13,18 +13,17 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fullft_assets.personal_data.contacts import CONTACTS, SECRETS, TELEPHONES
 from fullft_assets.personal_data.entities import EntityModel, entity_model
 from fullft_assets.personal_data.identifiers import IDENTIFIERS
 from fullft_assets.personal_data.kinds import Found, Kind, Span
 from fullft_assets.settings.use_case import UseCase
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 #: In the order of precedence: a card number is not also a telephone number.
 KINDS = (*SECRETS, *CONTACTS, *IDENTIFIERS, *TELEPHONES)
@@ -106,7 +105,6 @@ def _shifted(position: int, pieces: Sequence[Found], *, is_end: bool) -> int:
 
 
 def _matches(texts: pa.Array | pa.ChunkedArray, pattern: str) -> np.ndarray:
-    import pyarrow.compute as pc
 
     return np.asarray(pc.fill_null(pc.match_substring_regex(texts, pattern), False), bool)
 
@@ -224,7 +222,6 @@ def _shift_annotation(annotation: dict[str, str], pieces: Sequence[Found]) -> di
 
 
 def _with_values(table: pa.Table, name: str, rows: np.ndarray, values: list[Any]) -> pa.Table:
-    import pyarrow as pa
 
     column = table[name]
     order = np.arange(len(table))

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TextIO
 
+import pyarrow as pa
+
 #: Codec (by the name that pyarrow gives it) by ending.
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
@@ -156,7 +158,6 @@ class Delivered:
             with self.path.open("rb") as file:
                 yield file if self.head is None else _first_bytes(file, file, self.head)
             return
-        import pyarrow as pa
 
         if self.path.stat().st_size == 0:
             raise Unreadable(f"not a {self.compression} archive: empty")
