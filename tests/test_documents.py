@@ -126,7 +126,6 @@ class TestScan:
         (folder / "link.txt").symlink_to(tmp_path / "outside.txt")
         (folder / "zero.txt").symlink_to("/dev/zero")
         (folder / "loop.jsonl").symlink_to("loop.jsonl")
-        (folder / "round").symlink_to("round")
         os.mkfifo(folder / "pipe.jsonl")
         source = documents.Folder(folder)
         leaves, loop = (
@@ -138,7 +137,6 @@ class TestScan:
             "link.txt": leaves,
             "zero.txt": leaves,
             "loop.jsonl": loop,
-            "round": loop,
             "pipe.jsonl": "not a regular file",
         }
         assert source.skipped == expected
@@ -146,7 +144,7 @@ class TestScan:
         assert f"2 ({leaves})" in line and "link.txt" not in line, "what is kept names no file"
         (line,) = documents.skipped(source.skipped, named=True)
         assert (
-            line.startswith("5 entries of the folder are skipped: link.txt (a link that leaves the folder; ")
+            line.startswith("4 entries of the folder are skipped: link.txt (a link that leaves the folder; ")
             and line.count("\n") == 0
         )
         followed = documents.Folder(folder, follow_links=True)
@@ -154,7 +152,6 @@ class TestScan:
         assert followed.skipped == {
             "zero.txt": "not a regular file",
             "loop.jsonl": loop,
-            "round": loop,
             "pipe.jsonl": "not a regular file",
         }
         for name in expected:
