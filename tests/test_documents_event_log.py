@@ -341,7 +341,7 @@ def keep_window(project: projects.Project, instance: dg.DagsterInstance) -> dg.E
     [
         ("fullft_assets.documents.raw.without_erased", "documents/raw.py", False),
         ("fullft_assets.examples.validation._hashes", "examples/validation.py", False),
-        ("fullft_assets.examples.identity.within", "examples/validation.py", True),
+        ("fullft_assets.examples.agreement.superseded", "examples/validation.py", True),
         ("fullft_assets.chunks.tokenizing.chunk", "chunks/tokenizing.py", False),
     ],
 )

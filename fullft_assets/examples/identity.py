@@ -245,32 +245,3 @@ def repeated(rows: IdentityRows, is_compared: np.ndarray, *keys: np.ndarray) -> 
     order = same[np.lexsort((*(key[same] for key in reversed(keys)), rows.text[same]))]
     is_repeated[order[1:][rows.text[order[1:]] == rows.text[order[:-1]]]] = True
     return is_repeated
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a batch sees among its own valid rows: masks over them, and the votes.
-
-    `twice_in_a_file` are rows whose id a later row of their file has; `contradicting` and `repeated` see the
-    newest rows of each id.
-    """
-
-    superseded: np.ndarray
-    twice_in_a_file: np.ndarray
-    contradicting: np.ndarray
-    repeated: np.ndarray
-    votes: Votes
-
-
-def within(table: pa.Table, target: Target | None) -> Seen:
-    """Return what the valid rows of one batch, with COLUMNS, are to each other."""
-    rows = IdentityRows.of(table)
-    is_current, in_file = np.ones(len(rows), bool), np.zeros(len(rows), bool)
-    versions = Versions.of(rows, is_current)
-    votes = Votes.of(rows, versions, target)
-    is_old = superseded(rows, versions, votes)
-    in_file[twice_in_a_file(versions, is_old)] = True
-    is_current &= ~is_old
-    is_current[votes.outvoted] = False
-    contradicts = contradicting(rows, is_current, votes.tied, target)
-    return Seen(is_old, in_file, contradicts, repeated(rows, is_current & ~contradicts), votes)

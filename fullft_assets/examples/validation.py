@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from fullft_assets.documents import RawMetadata, masked_kinds
 from fullft_assets.errors import SettingsError
-from fullft_assets.examples import agreement, expectations, identity
+from fullft_assets.examples import agreement, expectations
 from fullft_assets.examples.agreement import Agreement
 from fullft_assets.examples.labels import as_listed
 from fullft_assets.examples.outcomes import (
@@ -277,12 +277,7 @@ def examine(
     # Filtered, for what is taken by position is copied whole first.
     valid = table.filter(pa.array(is_valid)).drop_columns(["problem"])
     quarantined = _with_reasons(table, reasons)
-    task = task_of(settings)
-    agreed = (
-        agreement.of_batch(valid, identity.within(valid.select(identity.COLUMNS), task.target), settings)
-        if task.has_labels
-        else None
-    )
+    agreed = agreement.of_batch(valid, settings) if task_of(settings).has_labels else None
     label_counts = count_labels(valid, settings)
     checks = [row_outcome(name, rules[name], finding, table, settings) for name, finding in findings.items()]
     for check in checks:
