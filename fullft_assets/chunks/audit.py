@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from fullft_assets.chunks.tokenization import add_terms, pieces
+from fullft_assets.examples.texts import UNKNOWN, language_of
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.store.metadata import Metadata
@@ -96,8 +97,8 @@ def _per_million(
 
     identified = ""
     if not languages:
-        language = _identified_language(commonest)
-        if language is None:
+        language = language_of(" ".join(commonest))
+        if language == UNKNOWN:
             return "the vocabulary alone: the language was not identified", None
         languages = [language]
         identified = " (identified)"
@@ -106,26 +107,12 @@ def _per_million(
     if not listed:
         return f"the vocabulary alone: no list for {missing}{identified}", None
     name = f"the general words of {', '.join(listed)}{identified}"
-    frequencies = [_of_language(language, words) for language in listed]
-    return f"{name}; no list for {missing}" if missing else name, list(
-        map(max, zip(*frequencies, strict=True))
-    )
-
-
-def _of_language(language: str, words: Iterable[str]) -> list[float]:
-    from spellchecker import SpellChecker
-
-    # Up to 100 MB, which go when this returns.
-    known = SpellChecker(language=language)
-    return [1e6 * known.word_usage_frequency(word) for word in words]
-
-
-def _identified_language(commonest: Sequence[str]) -> str | None:
-
-    from fullft_assets.examples.texts import UNKNOWN, identify_languages
-
-    (language,) = identify_languages(pa.array([" ".join(commonest)], pa.string()))
-    return None if language == UNKNOWN else language
+    frequencies = [0.0] * len(words)
+    for language in listed:
+        # Up to 100 MB, of one language at a time.
+        usage = SpellChecker(language=language).word_usage_frequency
+        frequencies = [max(most, 1e6 * usage(word)) for most, word in zip(frequencies, words, strict=True)]
+    return f"{name}; no list for {missing}" if missing else name, frequencies
 
 
 #: Of `tokenizer_audit`; chunks have one of their own.

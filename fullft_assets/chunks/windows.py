@@ -251,18 +251,6 @@ def to_lists(values: np.ndarray, begins: np.ndarray, cuts: Cuts) -> list[list[li
 CharacterSpans = Sequence[Sequence[tuple[int, int]]]
 
 
-@dataclass(frozen=True)
-class _LocatedSpans:
-    """Labelled spans in tokens.
-
-    `marks` [tokens] int32: 0 outside, k + 1 for the first token of its text's span k, -(k + 1) for a later
-    one. `num_without_tokens`: spans of white space, or of characters whose tokens an earlier span has.
-    """
-
-    marks: np.ndarray
-    num_without_tokens: int
-
-
 def _token_ranges(encoded: Encoded, spans: CharacterSpans) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find the tokens that have a character in a span.
 
@@ -287,9 +275,14 @@ def _token_ranges(encoded: Encoded, spans: CharacterSpans) -> tuple[np.ndarray, 
     return rows, np.maximum(first, encoded.bounds[rows]), np.minimum(last, encoded.bounds[rows + 1])
 
 
-def locate_spans(encoded: Encoded, texts: Sequence[str], spans: CharacterSpans) -> _LocatedSpans:
+def locate_spans(encoded: Encoded, texts: Sequence[str], spans: CharacterSpans) -> tuple[np.ndarray, int]:
     """Mark the tokens of labelled spans; of overlapping ones the one that starts first, then the longer, has
     a token.
+
+    Returns:
+        Marks [tokens] int32: 0 outside, k + 1 for the first token of its text's span k, -(k + 1) for a later
+        one. The number of spans without a token: of white space, or of characters whose tokens an earlier
+        span has.
     """
     stripped = [
         [strip_span(text, start, end) for start, end in row] for text, row in zip(texts, spans, strict=True)
@@ -313,7 +306,7 @@ def locate_spans(encoded: Encoded, texts: Sequence[str], spans: CharacterSpans) 
     inside = np.repeat(first - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
     marks[inside] = -np.repeat(number, sizes)
     marks[first] = number
-    return _LocatedSpans(marks, int((~has_tokens).sum()))
+    return marks, int((~has_tokens).sum())
 
 
 def strip_span(text: str, start: int, end: int) -> tuple[int, int]:
