@@ -488,7 +488,8 @@ def _numbers_in_json(text: str) -> list[int]:
     first = next((line for line in io.StringIO(text, newline=None) if not line.isspace()), "")
     if not first.lstrip().startswith("["):
         return [1] if _is_record(text) and not _is_record(first) else _numbers_of_lines(text)
-    records = json.loads(text.strip())
+    # The parser of arrays takes these for spaces, too.
+    records = json.loads(text.translate(dict.fromkeys(map(ord, "\v\f"), " ")))
     one = next((record for record in records if isinstance(record, dict)), {})
     if isinstance(one.get("data"), dict) or not {"annotation_id", "annotator"} <= one.keys():
         return list(range(1, len(records) + 1))

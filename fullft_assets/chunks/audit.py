@@ -279,9 +279,6 @@ def judge(
 def _add_up(
     counts: Iterable[Mapping[str, Any]], words: Iterable[pa.Table]
 ) -> tuple[Counter[str], dict[str, tuple[float, float]]]:
-    """Return sums over the batches, and (documents, occurrences) of each word, estimated from each batch's
-    sample.
-    """
     totals: Counter[str] = Counter()
     documents: Counter[str] = Counter()
     occurrences: Counter[str] = Counter()

@@ -124,6 +124,7 @@ def _look(
     *,
     whole: bool,
 ) -> Look:
+    after = ""
     waiting = 0
     notes: list[str] = []
     if isinstance(source, S3Prefix) and not whole:
@@ -155,8 +156,7 @@ def _look(
     notes += kept_out(source.kept_out, named=False)
     notes += left_in_place(source.others, named=False)
     notes += skipped(source.skipped, named=False)
-    is_part = isinstance(source, S3Prefix) and not whole and bool(after)
-    return Look(cut, waiting, notes, source.others, source.kept_out, source.skipped, goes_on=is_part)
+    return Look(cut, waiting, notes, source.others, source.kept_out, source.skipped, goes_on=bool(after))
 
 
 def left_in_place(others: Sequence[str], *, named: bool) -> list[str]:
@@ -217,9 +217,9 @@ def _list_on(
     next look goes on after, which is empty at the end.
     """
     name = f"{case}/listing/{kind}"
-    position = store.read_pointer(name)
-    if position is None or position["place"] != source.uri:
-        position = {"place": source.uri, "after": ""}
+    position = store.read_pointer(name) or {}
+    if position.get("place") != source.uri:
+        position = {"after": ""}
     files, after = source.listed(position["after"], PAGES_A_LOOK)
     cut = record(files)
     # If there are more files than one look may record, these pages are listed again.

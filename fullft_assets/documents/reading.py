@@ -148,7 +148,8 @@ class References:
 
         def fetch(reference: str) -> str | OSError:
             try:
-                return encodings.decode(self._bytes(manifest, reference), self._encoding)
+                with self._local(manifest, reference) as local:
+                    return encodings.decode(local.read_bytes(), self._encoding)
             except OSError as error:
                 return error
             except Unreadable as error:
@@ -165,24 +166,27 @@ class References:
             if "://" in reference:
                 self._object(reference)
             else:
-                with self._file(manifest, reference):
+                with self._local(manifest, reference):
                     pass
         except OSError as error:
             return error
         return None
 
-    def _bytes(self, manifest: str, reference: str) -> bytes:
-        if "://" in reference:
-            return _fetched(*self._object(reference))
-        with self._file(manifest, reference) as local:
-            return local.read_bytes()
-
     @contextmanager
-    def _file(self, manifest: str, reference: str) -> Iterator[Path]:
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(manifest), reference))
-        if path.startswith(("/", "../")) or "\0" in path:
-            raise OSError("outside of the delivery folder")
-        with self._source.local(path) as local:
+    def _local(self, manifest: str, reference: str) -> Iterator[Path]:
+        source, path = self._source, posixpath.join(posixpath.dirname(manifest), reference)
+        if "://" in reference:
+            bucket, path = self._object(reference)
+            # Where S3 does not answer the row would have no text even once it answers again: this raises
+            # `DataError`, so that the run fails, and a later one reads all of it.
+            source = S3Prefix(f"{_S3}{bucket}")
+            if (about := source.status(path)) is not None:
+                _refuse_large(about.bytes)
+        else:
+            path = posixpath.normpath(path)
+            if path.startswith(("/", "../")) or "\0" in path:
+                raise OSError("outside of the delivery folder")
+        with source.local(path) as local:
             _refuse_large(local.stat().st_size)
             yield local
 
@@ -206,16 +210,6 @@ class References:
 def _refuse_large(num_bytes: int) -> None:
     if num_bytes > MAX_TEXT_BYTES:
         raise OSError(f"larger than {MAX_TEXT_BYTES // 2**20:,} MiB; split it")
-
-
-def _fetched(bucket: str, key: str) -> bytes:
-    # Where S3 does not answer the row would have no text even once it answers again: this raises `DataError`,
-    # so that the run fails, and a later one reads all of it.
-    objects = S3Prefix(f"{_S3}{bucket}")
-    if (about := objects.status(key)) is not None:
-        _refuse_large(about.bytes)
-    with objects.local(key) as path:
-        return path.read_bytes()
 
 
 T = TypeVar("T")

@@ -93,9 +93,6 @@ def _unknown_labels(rows: pa.Table, settings: ExamplesSettings) -> str:
 
 
 def _wrong_field(reason: str, problem: str, is_every_row: bool, settings: ExamplesSettings) -> str:
-    """Return the key to look at where each row lacks the field that it names: then it is probably the key
-    that is wrong, not the rows.
-    """
     if is_every_row and problem.startswith("no field "):
         return "no row has this field: if another one holds the text, name it in documents.text; else "
     if is_every_row and reason == REASONS["labels_are_present"]:

@@ -138,9 +138,6 @@ def search_of(use_case: UseCase) -> PersonalDataSearch:
 
 
 def _joined(text: str, pieces: Sequence[Found], entities: Sequence[Found]) -> list[Found]:
-    """Return both without overlaps. What a pattern found stays whole: of a name that runs into an address,
-    the rest is a piece.
-    """
     free, parts = bytearray(b"\1" * len(text)), [*pieces]
     for one in pieces:
         free[one.start : one.end] = b"\0" * (one.end - one.start)

@@ -109,7 +109,7 @@ def _shown(error: Exception, file: str, max_bytes: int) -> Exception:
             return UnicodeError("not in this encoding")
         case OSError() if error.strerror:
             return OSError(error.errno, error.strerror)
-        case ModuleNotFoundError(name=name) if name in EXTRAS:
+        case ModuleNotFoundError(name=str(name)) if name in EXTRAS:
             return SettingsError(f"{file} {needs(name)}")
         case MemoryError():
             return Unreadable(f"takes more than {max_bytes // 2**30} GiB of memory; split it")

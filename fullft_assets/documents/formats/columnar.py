@@ -24,11 +24,6 @@ SAMPLED_BYTES = 64 * 2**20
 
 
 def _chosen(schema: pa.Schema, columns: Collection[str] | None) -> list[str]:
-    """Return the columns to read: the wanted ones that are there, or all.
-
-    Raises:
-        Unreadable: two columns have the same name.
-    """
     if len(set(schema.names)) != len(schema.names):
         raise Unreadable("two columns have the same name")
     return [name for name in schema.names if columns is None or name in columns]
@@ -75,7 +70,6 @@ def records(
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Return the class names by column that `datasets` writes into the schema's metadata."""
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -204,7 +204,6 @@ def of_mark(head: bytes) -> str | None:
 
 
 def _refuse_binary(text: str) -> None:
-    """Raise `Unreadable` where the start of a text has many NULs and other control characters."""
     start = text[:CHECKED_CHARACTERS]
     controls = sum(start.count(character) for character in _CONTROLS)
     if controls > 2 and controls > MAX_CONTROL_SHARE * len(start):

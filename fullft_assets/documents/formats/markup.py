@@ -291,13 +291,10 @@ def _record(file: Delivered, element: Any, reading: Reading) -> Record:
 
 
 class _Undeclared(Exception):
-    """An entity that is not known without a DTD."""
+    pass
 
 
 def _value(element: Any, path: str) -> str | None:
-    """Return the text (or the attribute) that a path names, several separated by blank lines; None where
-    there is none.
-    """
     attribute = _ATTRIBUTE.search(path)
     if attribute is not None:
         path = path[: attribute.start()]
@@ -318,9 +315,6 @@ def _elements(element: Any, path: str) -> list[Any]:
 
 
 def _xml_text(element: Any) -> str:
-    """Return an element's text: spaces collapsed, blocks and rows of tables on lines of their own, cells
-    separated by tabs.
-    """
     pieces: list[str] = []
     _add(element, pieces, "")
     lines = (_SPACE.sub(" ", line) for line in "".join(pieces).split(_BLOCK))

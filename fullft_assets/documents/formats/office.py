@@ -27,7 +27,6 @@ from fullft_assets.documents.formats.delivered import (
     Record,
     Unreadable,
     archive_of,
-    check_members,
     parsing,
     whole_characters,
 )
@@ -68,12 +67,8 @@ _NOTES = {f"{_W}footnoteReference": "footnotes", f"{_W}endnoteReference": "endno
 def _docx_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     import docx
 
-    with archive_of(file.path, "DOCX") as archive:
-        check_members(archive)
-    with parsing("DOCX"):
-        with file.path.open("rb") as data:
-            document = docx.Document(data)
-        text = _text_of(document)
+    with archive_of(file.path, "DOCX"), file.path.open("rb") as data:
+        text = _text_of(docx.Document(data))
     yield 1, file.document(text)
 
 
@@ -129,7 +124,6 @@ class _Body:
                 yield from self.lines(child)
 
     def _rows(self, table: Any) -> Iterator[str]:
-        """Yield a line a row, its cells separated by tabs; a row whose deletion is tracked is excluded."""
         for row in table.iter(f"{_W}tr"):
             if next(row.iterancestors(f"{_W}tbl")) is table and row.find(f"{_W}trPr/{_W}del") is None:
                 cells = [cell for cell in row.iter(f"{_W}tc") if next(cell.iterancestors(f"{_W}tr")) is row]
@@ -146,7 +140,6 @@ class _Body:
             yield from self.lines(element)
 
     def _add(self, parent: Any, pieces: list[str], later: list[Any]) -> None:
-        """Add the text of a paragraph's content, and what is read after it: text boxes and notes."""
         for child in _kept(parent):
             if child.tag in _TEXTS:
                 pieces.append(child.text or "")
@@ -284,11 +277,6 @@ _TAIL_BYTES = 1024
 
 
 def _pdf_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
-    """Yield the document that a PDF is, its pages separated by a blank line.
-
-    Raises:
-        Unreadable: it is damaged or encrypted.
-    """
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)
     with parsing("PDF"):
         pages = [page.strip() for page in _pages(file.path, reading.advance)]
