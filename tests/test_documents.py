@@ -381,11 +381,6 @@ class TestJsonLines:
         assert [row["text"] for row in rows] == ["😀", None, None]
         assert [row["problem"] for row in rows] == [None, *["not Unicode: half of a surrogate pair"] * 2]
 
-    def test_a_byte_order_mark_is_no_part_of_the_text(self, tmp_path: Path) -> None:
-        (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "b"}\r\n')
-        (tmp_path / "b.csv").write_bytes(b"\xef\xbb\xbftext,kind\r\nc,x\r\n")
-        assert [(r["text"], r["problem"]) for r in read(tmp_path)] == [("a", None), ("b", None), ("c", None)]
-
 
 class TestCsv:
     def test_quotes_and_line_ends_inside_fields_and_rows_are_named_by_their_first_line(

@@ -56,17 +56,6 @@ class TestFolder:
             "train/data-00000-of-00001.arrow",
         ]
 
-    def test_pipes_and_folders_with_a_documents_name_are_no_documents(self, tmp_path: Path) -> None:
-        os.mkfifo(tmp_path / "pipe.jsonl")
-        put(tmp_path, "folder.jsonl/a.jsonl")
-        assert [file.path for file in documents.Folder(tmp_path).files()] == ["folder.jsonl/a.jsonl"]
-
-    def test_a_dangling_link_is_listed_as_it_is(self, tmp_path: Path) -> None:
-        (tmp_path / "a.jsonl").symlink_to(tmp_path / "nowhere")
-        [file] = documents.Folder(tmp_path).files()
-        assert documents.Folder(tmp_path).status("a.jsonl") == file
-        assert documents.Folder(tmp_path).status("b.jsonl") is None
-
 
 class TestS3:
     def test_lists_what_a_folder_would(self, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:

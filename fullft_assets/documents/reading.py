@@ -42,7 +42,7 @@ from fullft_assets.documents.formats.registered import plain_rows
 from fullft_assets.documents.formats.rows import PAGES_WITHOUT_TEXT, Row, Wanted
 from fullft_assets.documents.formats.sniffing import format_of_content
 from fullft_assets.documents.sources import S3Prefix, Source, SourceFile
-from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings, LogSettings
 from fullft_assets.store.metadata import Metadata, Private
 
@@ -283,13 +283,7 @@ def read_documents(
 
     Raises:
         DataError: not one file of the batch could be read, and `may_be_empty` is false.
-        SettingsError: `documents.encoding` is no encoding.
     """
-    if documents.encoding is not None and not encodings.is_encoding(documents.encoding):
-        raise SettingsError(
-            f"documents.encoding: `{documents.encoding}` is no encoding; give one such as cp1252, or leave"
-            " it out"
-        )
     read: dict[str, str | None] = {}
     unreadable: dict[str, str] = {}
     undecided: dict[SourceFile, Scores] = {}
