@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import documents
-from fullft_assets.component import FullFineTune
-from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
 
@@ -29,21 +26,6 @@ class Delivered:
 
     def rows(self, manifest: Manifest) -> list[dict[str, Any]]:
         return pq.read_table(self.store.folder(manifest) / "documents.parquet").to_pylist()
-
-
-def run_assets(
-    use_case: UseCase, instance: dg.DagsterInstance, *assets: str, partition: str | None = None
-) -> dg.ExecuteInProcessResult:
-    """Materialise assets of a use case in this process."""
-    defs = dg.Definitions.merge(
-        FullFineTune(use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor)
-    )
-    return defs.resolve_implicit_global_asset_job_def().execute_in_process(
-        asset_selection=[dg.AssetKey([use_case.name, asset]) for asset in assets],
-        partition_key=partition,
-        instance=instance,
-        raise_on_error=False,
-    )
 
 
 def die_at_a_write(work: Callable[[], object], *, dies_after: bool) -> None:

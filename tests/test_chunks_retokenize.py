@@ -19,7 +19,7 @@ from fullft_assets.component import FullFineTune
 from fullft_assets.resources import latest, latest_by_partition, open_store
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
-from tests.delivered import run_assets
+from tests.asset_runs import run_assets
 
 pytestmark = pytest.mark.slow
 

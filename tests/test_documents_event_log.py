@@ -23,7 +23,7 @@ from fullft_assets.settings import ExamplesSettings
 from fullft_assets.store import Store
 from tests import project as projects
 from tests import test_documents_formats as formats
-from tests.delivered import run_assets
+from tests.asset_runs import run_assets
 
 #: A word that no document, message or library has but those of this test.
 WORD = "zoonomiastic"

@@ -20,7 +20,7 @@ from fullft_assets.personal_data import search
 from fullft_assets.resources import open_store
 from fullft_assets.store import Store
 from tests import project as projects
-from tests.delivered import run_assets
+from tests.asset_runs import run_assets
 
 SECRET = "the patient of room twelve"
 
