@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fullft_assets.documents import batches
 from fullft_assets.documents.aliases import alias, shown_path
@@ -217,7 +217,7 @@ def _list_on(
     next look goes on after, which is empty at the end.
     """
     name = f"{case}/listing/{kind}"
-    position = store.read_pointer(name) or {}
+    position: dict[str, Any] = store.read_pointer(name) or {}
     if position.get("place") != source.uri:
         position = {"after": ""}
     files, after = source.listed(position["after"], PAGES_A_LOOK)

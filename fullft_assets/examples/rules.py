@@ -316,33 +316,31 @@ def suite_for(settings: ExamplesSettings) -> dict[str, Any]:
     """Return the expectations on single rows, by rule; the user's own expectations are built by
     `expectations.build`.
     """
-    from great_expectations import expectations as gxe
+    from great_expectations.expectations.core.expect_column_values_to_be_between import (
+        ExpectColumnValuesToBeBetween as between,
+    )
+    from great_expectations.expectations.core.expect_column_values_to_be_in_set import (
+        ExpectColumnValuesToBeInSet as within,
+    )
+    from great_expectations.expectations.core.expect_column_values_to_not_be_null import (
+        ExpectColumnValuesToNotBeNull as not_null,
+    )
 
     makers = {
-        "rows_are_well_formed": lambda: gxe.ExpectColumnValuesToBeInSet(
-            column="well_formed", value_set=[True]
-        ),
-        "texts_are_present": lambda: gxe.ExpectColumnValuesToNotBeNull(column="num_characters"),
-        "text_lengths_are_in_bounds": lambda: gxe.ExpectColumnValuesToBeBetween(
+        "rows_are_well_formed": lambda: within(column="well_formed", value_set=[True]),
+        "texts_are_present": lambda: not_null(column="num_characters"),
+        "text_lengths_are_in_bounds": lambda: between(
             column="num_characters", min_value=1, max_value=settings.max_characters
         ),
-        "languages_are_expected": lambda: gxe.ExpectColumnValuesToBeInSet(
+        "languages_are_expected": lambda: within(
             column="language", value_set=[*(settings.languages or []), texts.UNKNOWN]
         ),
-        "encodings_are_intact": lambda: gxe.ExpectColumnValuesToBeBetween(
-            column="damage_share", max_value=texts.MAX_DAMAGE_SHARE
-        ),
-        "personal_data_is_absent": lambda: gxe.ExpectColumnValuesToBeBetween(
-            column="num_personal_data", max_value=0
-        ),
-        "labels_are_present": lambda: gxe.ExpectColumnValuesToBeInSet(column="has_label", value_set=[True]),
-        "labels_are_known": lambda: gxe.ExpectColumnValuesToBeBetween(
-            column="num_unknown_labels", max_value=0
-        ),
-        "spans_are_in_range": lambda: gxe.ExpectColumnValuesToBeBetween(column="num_bad_spans", max_value=0),
-        "assistant_turns_are_present": lambda: gxe.ExpectColumnValuesToBeBetween(
-            column="num_bad_turns", max_value=0
-        ),
+        "encodings_are_intact": lambda: between(column="damage_share", max_value=texts.MAX_DAMAGE_SHARE),
+        "personal_data_is_absent": lambda: between(column="num_personal_data", max_value=0),
+        "labels_are_present": lambda: within(column="has_label", value_set=[True]),
+        "labels_are_known": lambda: between(column="num_unknown_labels", max_value=0),
+        "spans_are_in_range": lambda: between(column="num_bad_spans", max_value=0),
+        "assistant_turns_are_present": lambda: between(column="num_bad_turns", max_value=0),
     }
     used = rules_for(settings)
     return {rule: make() for rule, make in makers.items() if rule in used}

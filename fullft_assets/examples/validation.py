@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -158,12 +159,19 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
 
     settings = use_case.settings
     read = RawMetadata.of(raw)
-    examined: list[Examined] = []
+    kinds = masked_kinds(use_case)
 
+    @cache
     def examine_once() -> Examined:
-        if not examined:
-            examined.append(_examine_raw(store, raw, use_case))
-        return examined[0]
+        return examine(
+            pq.read_table(store.folder(raw) / "documents.parquet"),
+            settings.examples,
+            read.batch,
+            any_file_was_read=bool(read.files),
+            id_field=settings.documents.id,
+            num_masked=read.num_masked if kinds is not None and raw.settings.get("masked") == kinds else None,
+            search=search_of(use_case),
+        )
 
     def write_valid(draft: Draft) -> Outcome:
         examined = examine_once()
@@ -207,22 +215,6 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
     }
     valid = store.ensure(use_case.name, "labeled_examples", write_valid, **shared)
     return valid, store.ensure(use_case.name, "quarantined_examples", write_quarantined, **shared)
-
-
-def _examine_raw(store: Store, raw: Manifest, use_case: UseCase) -> Examined:
-
-    settings = use_case.settings
-    read = RawMetadata.of(raw)
-    kinds = masked_kinds(use_case)
-    return examine(
-        pq.read_table(store.folder(raw) / "documents.parquet"),
-        settings.examples,
-        read.batch,
-        any_file_was_read=bool(read.files),
-        id_field=settings.documents.id,
-        num_masked=read.num_masked if kinds is not None and raw.settings.get("masked") == kinds else None,
-        search=search_of(use_case),
-    )
 
 
 def _encodings(read: RawMetadata) -> dict[str, int]:

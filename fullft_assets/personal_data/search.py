@@ -185,9 +185,9 @@ def _mask_row(row: dict[str, Any], pieces: Sequence[Found]) -> dict[str, Any]:
     masked = {**row, "text": mask(row["text"], pieces)}
     if row["spans"] is not None:
         masked["spans"] = [_shifted_span(span, pieces) for span in row["spans"]]
-        masked["annotations"] = row["annotations"] and [
-            _shift_annotation(each, pieces) for each in row["annotations"]
-        ]
+        for annotation in row["annotations"] or []:
+            spans = [_shifted_span(span, pieces) for span in json.loads(annotation["label"])]
+            annotation["label"] = json.dumps(spans, ensure_ascii=False)
     return masked
 
 
@@ -211,11 +211,6 @@ def _shifted_span(span: dict[str, Any], pieces: Sequence[Found]) -> dict[str, An
         return span
     start, end = shift(span["start"], span["end"], pieces)
     return {**span, "start": start, "end": end}
-
-
-def _shift_annotation(annotation: dict[str, str], pieces: Sequence[Found]) -> dict[str, str]:
-    spans = [_shifted_span(span, pieces) for span in json.loads(annotation["label"])]
-    return {**annotation, "label": json.dumps(spans, ensure_ascii=False)}
 
 
 def _with_values(table: pa.Table, name: str, rows: np.ndarray, values: list[Any]) -> pa.Table:

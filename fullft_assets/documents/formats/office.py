@@ -148,14 +148,9 @@ class _Body:
             elif child.tag == f"{_W}txbxContent":
                 later.append(child)
             elif child.tag in _NOTES:
-                later.append(self._note(_NOTES[child.tag], child.get(f"{_W}id")))
+                later.append(self._notes[_NOTES[child.tag], child.get(f"{_W}id")])
             else:
                 self._add(child, pieces, later)
-
-    def _note(self, kind: str, name: str) -> Any:
-        if (kind, name) not in self._notes:
-            raise Unreadable("not a complete DOCX (a note is missing)")
-        return self._notes[kind, name]
 
 
 def _kept(parent: Any) -> Iterable[Any]:
