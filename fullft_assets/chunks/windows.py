@@ -223,14 +223,6 @@ def gather(
     return window_values, begins
 
 
-def repeated(cuts: Cuts) -> np.ndarray:
-    """Return for each window how many of its first tokens are in the window before it of the same text."""
-    shared = np.zeros(len(cuts.first), np.int64)
-    shared[1:] = cuts.last[:-1] - cuts.first[1:]
-    shared[cuts.bounds[:-1]] = 0
-    return shared
-
-
 def to_arrow(values: np.ndarray, begins: np.ndarray, cuts: Cuts) -> pa.ListArray:
     """Return list<list<int32>>: for each text its windows."""
 
@@ -340,6 +332,10 @@ def train_once(marks: np.ndarray, cuts: Cuts) -> tuple[np.ndarray, np.ndarray]:
     A repeated token is there as context: trained in both windows it would weigh twice.
     """
     window_marks, begins = gather(marks, cuts, (), ())
+    # How many of its first tokens are in the window before it of the same text.
+    shared = np.zeros(len(cuts.first), np.int64)
+    shared[1:] = cuts.last[:-1] - cuts.first[1:]
+    shared[cuts.bounds[:-1]] = 0
     place = np.arange(len(window_marks)) - np.repeat(begins[:-1], np.diff(begins))
-    window_marks[place < np.repeat(repeated(cuts), np.diff(begins))] = 0
+    window_marks[place < np.repeat(shared, np.diff(begins))] = 0
     return window_marks, begins

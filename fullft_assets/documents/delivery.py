@@ -81,7 +81,8 @@ def look(
         DataError: the source cannot be read.
     """
     now = time.time() if now is None else now
-    case, bounds, source = use_case.name, use_case.settings.documents, source_of(use_case, kind)
+    case, bounds = use_case.name, use_case.settings.documents
+    source = source_of(use_case, kind)
     window = use_case.settings.monitoring.window if kind == "window" else None
     if window is not None:
         cutter = WindowCutter(store, use_case, window, source, bounds, now=now, whole=whole)

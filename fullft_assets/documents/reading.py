@@ -299,9 +299,7 @@ def read_documents(
             def collect(
                 records: Iterator[tuple[int, Record]], meaning: Format, reading: Reading
             ) -> list[pa.RecordBatch]:
-                return _collect(
-                    _counted(meaning.rows(records, reading), file.path, pages), file, columns, room, bound
-                )
+                return _collect(meaning.rows(records, reading), file, columns, pages, room, bound)
 
             try:
                 with source.local(file.path) as path:
@@ -334,7 +332,7 @@ def read_documents(
         {path: name for path, name in names.items() if name not in ("utf-8", encodings.ASCII)},
         frozenset(file.path for file in undecided),
         Counter(names.values()),
-        {path: number for path, number in pages.items() if path in read},
+        {path: number for path, number in pages.items() if number and path in read},
     )
 
 
@@ -522,20 +520,17 @@ class FileReader:
         return self._shared[kind]
 
 
-def _counted(
-    numbered: Iterable[tuple[int, Row]], path: str, pages: Counter[str]
-) -> Iterator[tuple[int, Row]]:
-    for number, row in numbered:
-        if without := row.pop(PAGES_WITHOUT_TEXT, 0):
-            pages[path] += without
-        yield number, row
-
-
 def _collect(
-    numbered: Iterable[tuple[int, Row]], file: SourceFile, columns: pa.Schema, room: int, bound: int
+    numbered: Iterable[tuple[int, Row]],
+    file: SourceFile,
+    columns: pa.Schema,
+    pages: Counter[str],
+    room: int,
+    bound: int,
 ) -> list[pa.RecordBatch]:
     batches: list[pa.RecordBatch] = []
     for pending in _parts(numbered):
+        pages[file.path] += sum(row.get(PAGES_WITHOUT_TEXT, 0) for _, row in pending)
         batches.append(_batch(pending, file, columns))
         room -= batches[-1].nbytes
         if room < 0:
