@@ -299,6 +299,7 @@ IDENTIFIERS = (
     ),
     _kind(
         "vin", "[VIN]", r"\b[A-HJ-NPR-Z0-9]{8}[0-9X][A-HJ-NPR-Z0-9]{8}\b",
-        rf"[A-HJ-NPR-Z0-9]{_NOT_IN}[A-HJ-NPR-Z0-9]{{7}}[0-9X][A-HJ-NPR-Z0-9]{{8}}{_END}", checked(_may_be_vin),
+        rf"[A-HJ-NPR-Z0-9]{_NOT_IN}[A-HJ-NPR-Z0-9]{{7}}[0-9X][A-HJ-NPR-Z0-9]{{8}}{_END}",
+        checked(_may_be_vin),
     ),
 )  # fmt: skip
