@@ -354,9 +354,6 @@ class TestTemplate:
     @pytest.mark.parametrize(
         ("source", "why"),
         [
-            ("{{ 'a' * 10**11 }}", "OverflowError"),
-            ("{{ 10**11 * 'a' }}", "OverflowError"),
-            ("{{ 10 ** (10**10) }}", "OverflowError"),
             ("{{ 1/0 }}", "ZeroDivisionError"),
             ("{{ (messages[0].content + 'é').encode('ascii') }}", "UnicodeEncodeError"),
             ("{{ raise_exception(messages[0].content) }}", "TemplateError"),

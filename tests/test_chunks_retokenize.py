@@ -19,6 +19,7 @@ from fullft_assets.component import FullFineTune
 from fullft_assets.resources import latest, latest_by_partition, open_store
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
+from tests.asset_runs import run_assets
 
 pytestmark = pytest.mark.slow
 
@@ -64,11 +65,7 @@ class Data:
         return due
 
     def materialize(self, *assets: str, batch: str | None = None) -> dg.ExecuteInProcessResult:
-        job = self.definitions.resolve_implicit_global_asset_job_def()
-        keys = [dg.AssetKey([CASE, asset]) for asset in assets]
-        return job.execute_in_process(
-            asset_selection=keys, partition_key=batch, instance=self.instance, raise_on_error=False
-        )
+        return run_assets(self.project.use_case(), self.instance, *assets, partition=batch)
 
     def retokenize(self) -> dg.ExecuteInProcessResult:
         job, act = (

@@ -349,16 +349,6 @@ class TestAws:
         ]
         assert statements.keys() == {"TlsOnly", "Tls12", "NoOtherKey", "NoOtherEncryption"}
 
-    def test_the_queue_of_new_documents_takes_only_tls(self, storage: dict[str, Any]) -> None:
-        statements = {
-            s["Sid"]: s for s in storage["DocumentsQueuePolicy"]["Properties"]["PolicyDocument"]["Statement"]
-        }
-        assert statements["TlsOnly"]["Effect"] == "Deny"
-        assert statements["TlsOnly"]["Condition"] == {"Bool": {"aws:SecureTransport": False}}
-        assert statements["EventsOfOwnBuckets"]["Condition"] == {
-            "StringEquals": {"aws:SourceAccount": {"!Ref": "AWS::AccountId"}}
-        }
-
     def test_a_machine_may_do_nothing_with_everything_but_count_alerts_and_log_in_to_the_registry(
         self,
     ) -> None:

@@ -94,12 +94,7 @@ def test_a_reader_that_misbehaves_ends_alone(tmp_path: Path, monkeypatch: pytest
 def test_nothing_is_left_of_what_a_reader_unpacked_that_was_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = formats.FORMATS.get
-    monkeypatch.setattr(
-        formats.FORMATS,
-        "get",
-        lambda name: replace(found(name), records=misbehaving) if name == "html" else found(name),
-    )
+    let_html_misbehave(monkeypatch, 20.0, 600.0)
     monkeypatch.setattr(bounded.ReaderProcess, "_idle", [])
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
@@ -138,8 +133,10 @@ def test_a_file_that_is_slow_in_all_is_named(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "a.html").write_text("sleep")
     (tmp_path / "b.html").write_text("well")
     batch = read_batch(tmp_path)
-    assert batch.table["text"].to_pylist() == ["fine"]
-    assert batch.unreadable == {"a.html": "takes longer than 20 s a record or page, or 1 s in all"}
+    assert (batch.table["text"].to_pylist(), batch.unreadable) == (
+        ["fine"],
+        {"a.html": "takes longer than 20 s a record or page, or 1 s in all"},
+    )
 
 
 def _zeros(codec: str) -> bytes:

@@ -16,7 +16,6 @@ import pytest
 
 from fullft_assets import automation, documents
 from fullft_assets.assets.case import Case
-from fullft_assets.component import FullFineTune
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.resources import latest, latest_by_partition, open_store
@@ -24,6 +23,7 @@ from fullft_assets.settings import ExamplesSettings
 from fullft_assets.store import Store
 from tests import project as projects
 from tests import test_documents_formats as formats
+from tests.asset_runs import run_assets
 
 #: A word that no document, message or library has but those of this test.
 WORD = "zoonomiastic"
@@ -85,14 +85,7 @@ def ingest(project: projects.Project, instance: dg.DagsterInstance) -> tuple[dg.
     (sensor, *_) = automation.build_sensors(case)
     (request,) = sensor(dg.build_sensor_context(instance=instance, resources=case.resources())).run_requests
     instance.add_dynamic_partitions("letters/batch", [request.partition_key])
-    defs = dg.Definitions.merge(
-        FullFineTune(project.use_case()).build_defs(), dg.Definitions(executor=dg.in_process_executor)
-    )
-    job = defs.resolve_implicit_global_asset_job_def()
-    keys = [dg.AssetKey(["letters", asset]) for asset in INGEST]
-    result = job.execute_in_process(
-        asset_selection=keys, partition_key=request.partition_key, instance=instance, raise_on_error=False
-    )
+    result = run_assets(project.use_case(), instance, *INGEST, partition=request.partition_key)
     return result, request.partition_key
 
 
@@ -137,19 +130,6 @@ def assert_only_in_the_store(
     assert [path for path in outside if WORD.encode() in path.read_bytes()] == []
     output = capfd.readouterr()
     assert WORD not in output.out + output.err
-
-
-def materialize(
-    project: projects.Project, instance: dg.DagsterInstance, asset: str
-) -> dg.ExecuteInProcessResult:
-    """Make an asset that has no partitions."""
-    defs = dg.Definitions.merge(
-        FullFineTune(project.use_case()).build_defs(), dg.Definitions(executor=dg.in_process_executor)
-    )
-    job = defs.resolve_implicit_global_asset_job_def()
-    return job.execute_in_process(
-        asset_selection=[dg.AssetKey(["letters", asset])], instance=instance, raise_on_error=False
-    )
 
 
 def planted_rows(count: int) -> list[dict[str, Any]]:
@@ -213,7 +193,7 @@ def test_no_label_id_group_or_name_of_a_file_leaves_the_store(
     with dg.DagsterInstance.from_config(str(project.home)) as instance:
         ingested, batch = ingest(project, instance)
         assert ingested.success
-        taken = materialize(project, instance, "training_snapshot")
+        taken = run_assets(project.use_case(), instance, "training_snapshot")
         assert taken.success == is_good
         (sensor, *_) = automation.build_sensors(Case(project.use_case()))
         tick = sensor(
@@ -292,7 +272,7 @@ def test_nor_what_is_planted_where_a_row_has_several_labels_nor_in_a_window(
         file.write(f'{{"text": "{WORD}\n')
     with dg.DagsterInstance.from_config(str(project.home)) as instance:
         ingested, batch = ingest(project, instance)
-        taken = materialize(project, instance, "training_snapshot")
+        taken = run_assets(project.use_case(), instance, "training_snapshot")
         seen = keep_window(project, instance)
         assert ingested.success and taken.success and seen.success
         store = open_store(project.use_case(), instance)
@@ -326,14 +306,7 @@ def keep_window(project: projects.Project, instance: dg.DagsterInstance) -> dg.E
         "window",
     )
     instance.add_dynamic_partitions("letters/window", [window.name for window in cut])
-    defs = dg.Definitions.merge(
-        FullFineTune(use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor)
-    )
-    job = defs.resolve_implicit_global_asset_job_def()
-    keys = [dg.AssetKey(["letters", "production_documents"])]
-    return job.execute_in_process(
-        asset_selection=keys, partition_key=cut[0].name, instance=instance, raise_on_error=False
-    )
+    return run_assets(use_case, instance, "production_documents", partition=cut[0].name)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +314,7 @@ def keep_window(project: projects.Project, instance: dg.DagsterInstance) -> dg.E
     [
         ("fullft_assets.documents.raw.without_erased", "documents/raw.py", False),
         ("fullft_assets.examples.validation._hashes", "examples/validation.py", False),
-        ("fullft_assets.examples.identity.within", "examples/validation.py", True),
+        ("fullft_assets.examples.agreement.superseded", "examples/validation.py", True),
         ("fullft_assets.chunks.tokenizing.chunk", "chunks/tokenizing.py", False),
     ],
 )
@@ -401,7 +374,7 @@ def test_a_short_label_is_shown_and_nothing_in_it_acts_on_a_browser(
     )
     with dg.DagsterInstance.from_config(str(project.home)) as instance:
         ingested, batch = ingest(project, instance)
-        taken = materialize(project, instance, "training_snapshot")
+        taken = run_assets(project.use_case(), instance, "training_snapshot")
         assert ingested.success and taken.success
         store = open_store(project.use_case(), instance)
         [made] = taken.asset_materializations_for_node("letters__training_snapshot")

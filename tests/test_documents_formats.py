@@ -7,12 +7,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from fullft_assets.documents.batches import Batch
 from fullft_assets.documents.formats import is_readable, json_records, labels
 from fullft_assets.documents.reading import ReadBatch, References, read_documents, schema
 from fullft_assets.documents.sources import Folder, S3Prefix
-from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from tests import project as projects
 from tests import s3_server
@@ -248,7 +246,8 @@ class TestContainers:
             ('{"data": {"text": "a"}}', "has no array at documents.records"),
             ('{"text": "a"}\n{"text": "b"}\n', "has no array at documents.records"),
             ('{"data": [{"text": "a"}, {"te', "not JSON: after record 1: "),
-            ('{"data": [{"text": "a"}], "total', "not JSON: after record 1: parse error: premature EOF"),
+            ('{"data": [{"text": "a"}], "total', "not JSON: after record 1: "),
+            ('{"data": [{"text": "a"}]} "a text that nothing ends', "not JSON: after record 1: "),
             ('{"version": nil, "data": []}', "not JSON: after record 0: "),
         ],
     )
@@ -606,13 +605,6 @@ class TestEncodings:
         assert batch.encodings == {"a.jsonl": "cp1250"}
         assert batch.unreadable == {"b.jsonl": "not cp1250 on line 2", "c.txt": "not cp1250 on line 1"}
 
-    def test_an_unknown_encoding_in_the_settings_is_one_line(self, tmp_path: Path) -> None:
-        with pytest.raises(
-            SettingsError,
-            match="^documents.encoding: `cp12520` is no encoding; give one such as cp1252, or leave it out$",
-        ):
-            read_batch(tmp_path, encoding="cp12520")
-
     @pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
     def test_damaged_utf8_is_not_decoded_as_something_else(self, tmp_path: Path, name: str) -> None:
         lines = [{"text": self.TEXT}] * 5
@@ -954,50 +946,32 @@ class TestGroundTruth:
             "source-ref cannot be read (no such object)",
         ]
 
-    @pytest.mark.heavy
-    @pytest.mark.parametrize("status", [500, 503])
-    def test_a_reference_to_a_server_that_is_overloaded_fails_the_run(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+    def test_a_reference_to_a_server_that_does_not_answer_fails_the_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Its rows would stay without a text once the server is well again."""
-
-        class Overloaded(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(status)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            do_HEAD = do_GET
-
-            def log_message(self, *arguments: object) -> None:
-                pass
-
-        with ThreadingHTTPServer(("127.0.0.1", 0), Overloaded) as server:
-            threading.Thread(target=server.serve_forever).start()
-            settings = {
-                "ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
-                "MAX_ATTEMPTS": "1",
-                "DEFAULT_REGION": "us-east-1",
-            }
-            for name, value in {**settings, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret"}.items():
-                monkeypatch.setenv(f"AWS_{name}", value)
-            self.write(tmp_path, {"source-ref": "s3://texts/0.txt", "kind": "x"})
-            try:
-                with pytest.raises(
-                    DataError,
-                    match=r"^s3://texts: cannot be read \(.+\); fix the connection or the credentials$",
-                ):
-                    read(tmp_path, reference_buckets=["texts"])
-            finally:
-                server.shutdown()
+        for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "MAX_ATTEMPTS": "1"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        self.write(tmp_path, {"source-ref": "s3://texts/0.txt", "kind": "x"})
+        unreachable = r"^s3://texts: cannot be read \(.+\); fix the connection or the credentials$"
+        with pytest.raises(DataError, match=unreachable):
+            read(tmp_path, reference_buckets=["texts"])
 
     def test_a_reference_leads_to_no_other_bucket_and_not_into_the_store(self, tmp_path: Path) -> None:
         source = S3Prefix("s3://mail/labelled")
         documents = DocumentsSettings(path="s3://mail/labelled", reference_buckets=["texts"])
         asked: list[str] = []
+        (tmp_path / "fetched").write_text("text")
+
+        @contextmanager
+        def local(prefix: S3Prefix, key: str) -> Iterator[Path]:
+            asked.append(f"{prefix.uri.removeprefix('s3://')}/{key}")
+            yield tmp_path / "fetched"
+
         found = References(source, documents, "s3://texts/store")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(reading, "_fetched", lambda bucket, key: asked.append(f"{bucket}/{key}") or b"text")
+            patch.setattr(S3Prefix, "status", lambda *_: None)
+            patch.setattr(S3Prefix, "local", local)
             names = ["mail/a.txt", "texts/a.txt", "texts/storehouse/a.txt"]
             refused = [
                 "other/a.txt",
@@ -1012,24 +986,6 @@ class TestGroundTruth:
         assert [str(answer) for answer in answers[3:]] == expected + [
             "in the store, which no document may name"
         ] * 4
-
-    def test_a_reference_to_a_pipe_or_out_of_the_folder_does_not_hang(self, tmp_path: Path) -> None:
-        (tmp_path / "secret.txt").write_text("secret")
-        folder = tmp_path / "in"
-        folder.mkdir()
-        os.mkfifo(folder / "pipe.dat")
-        (folder / "zero.dat").symlink_to("/dev/zero")
-        (folder / "linked").symlink_to(tmp_path)
-        self.write(
-            folder,
-            *({"source-ref": name, "kind": "x"} for name in ("pipe.dat", "zero.dat", "linked/secret.txt")),
-        )
-        leaves = "source-ref cannot be read (a link that leaves the folder; deliver the file itself)"
-        assert [row["problem"] for row in read(folder)] == [
-            "source-ref cannot be read (not a regular file)",
-            leaves,
-            leaves,
-        ]
 
 
 def annotation(

@@ -6,10 +6,12 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -27,7 +29,6 @@ from fullft_assets.store import CheckOutcome, Store
 from fullft_assets.store.hashing import text_hash
 from fullft_assets.task import task_of
 from tests import project as projects
-from tests.licence_delivery import EXAMPLES, Delivery
 
 pytestmark = pytest.mark.quick
 
@@ -206,6 +207,31 @@ def places(found: pa.Table) -> list[tuple[str, int]]:
     return [(row["source"], row["row"]) for row in found.select(["source", "row"]).to_pylist()]
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What rows are to each other: masks, and the votes."""
+
+    superseded: np.ndarray
+    twice_in_a_file: np.ndarray
+    contradicting: np.ndarray
+    repeated: np.ndarray
+    votes: identity.Votes
+
+
+def within(valid: pa.Table, target: str | None) -> Seen:
+    rows = identity.IdentityRows.of(valid.select(identity.COLUMNS))
+    is_current, in_file = np.ones(len(rows), bool), np.zeros(len(rows), bool)
+    versions = identity.Versions.of(rows, is_current)
+    votes = identity.Votes.of(rows, versions, target)
+    superseded = identity.superseded(rows, versions, votes)
+    in_file[identity.twice_in_a_file(versions, superseded)] = True
+    is_current &= ~superseded
+    is_current[votes.outvoted] = False
+    contradicting = identity.contradicting(rows, is_current, votes.tied, target)
+    repeated = identity.repeated(rows, is_current & ~contradicting)
+    return Seen(superseded, in_file, contradicting, repeated, votes)
+
+
 def check_against_plain_python(rows: list[Row], settings: ExamplesSettings) -> examples.Examined:
     examined = examples.examine(table(rows), settings, "00001-test")
     expected = Expected(rows, settings)
@@ -218,7 +244,7 @@ def check_against_plain_python(rows: list[Row], settings: ExamplesSettings) -> e
             }, rule
             assert checks[rule].passed == (not expected.counts.get(rule)), rule
     assert {rule for rule in expected.counts if expected.counts[rule]} <= {*checks, *IDENTITY_RULES}
-    seen = identity.within(examined.valid, task_of(settings).target)
+    seen = within(examined.valid, task_of(settings).target)
     counted = dict(
         zip(IDENTITY_RULES, (seen.twice_in_a_file, seen.repeated, seen.contradicting), strict=True)
     )
@@ -304,52 +330,6 @@ class TestAnyDelivery:
             assert sorted(places(examined.valid)) == sorted(valid), "the order of arrival decides nothing"
 
         check()
-
-
-@pytest.mark.heavy
-class TestRealDelivery:
-    def test_each_count_equals_an_independent_one(self, licence_delivery: Delivery) -> None:
-        rows = licence_delivery.raw.to_pylist()
-        assert len(rows) == 30_692
-        expected = Expected(rows, EXAMPLES)
-        checks = {check.name: check for check in licence_delivery.examined.checks}
-        for rule in REASONS:
-            if rule in checks:
-                assert checks[rule].metadata == {
-                    "num_rows": len(rows),
-                    "num_failed": expected.counts.get(rule, 0),
-                }, rule
-        dirt = ("rows_are_well_formed", "texts_are_present", "labels_are_present", "labels_are_known")
-        assert all(expected.counts[rule] for rule in dirt), (
-            "the delivery is not dirty enough to prove anything"
-        )
-        valid = [row for n, row in enumerate(rows) if n not in expected.reasons]
-        assert places(licence_delivery.examined.valid) == [(row["source"], row["row"]) for row in valid]
-        assert licence_delivery.examined.label_counts == Counter(row["label"] for row in valid)
-        smallest = min(Counter(row["label"] for row in valid).values()) / len(valid)
-        assert checks["labels_are_balanced"].metadata["smallest_share"] == pytest.approx(smallest)
-
-    def test_each_quarantined_row_is_on_the_line_that_it_names(self, licence_delivery: Delivery) -> None:
-        folder = licence_delivery.folder / "documents"
-        lines = {
-            path.name: path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-            for path in folder.iterdir()
-        }
-        examined = licence_delivery.examined
-        assert len(examined.valid) + len(examined.quarantined) == sum(map(len, lines.values()))
-        for row in examined.quarantined.to_pylist():
-            line = lines[row["source"]][row["row"] - 1]
-            if row["reasons"].startswith("malformed row"):
-                assert line == '{"id": "cut-off", "source": "Licensed under th'
-                continue
-            record = json.loads(line)
-            assert (record["id"], record["source"]) == (row["id"], row["text"])
-            for reason, suffix in (
-                ("empty text", "-empty"),
-                ("unknown label", "-odd"),
-                ("no label", "-bare"),
-            ):
-                assert (reason in row["reasons"]) == record["id"].endswith(suffix), row
 
 
 def sound_rows(*changes: Row, **same: Any) -> list[Row]:

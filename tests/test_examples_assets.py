@@ -20,6 +20,7 @@ from fullft_assets.personal_data import search
 from fullft_assets.resources import open_store
 from fullft_assets.store import Store
 from tests import project as projects
+from tests.asset_runs import run_assets
 
 SECRET = "the patient of room twelve"
 
@@ -32,19 +33,11 @@ class Runs:
 
     def run(self, *assets: str) -> dg.ExecuteInProcessResult:
         use_case = self.project.use_case()
-        defs = dg.Definitions.merge(
-            FullFineTune(use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor)
-        )
         store = open_store(use_case, self.instance)
         documents.cut_batches(store, use_case.name, self.project.documents, use_case.settings.documents)
         [batch] = documents.list_batches(store, use_case.name)
         self.instance.add_dynamic_partitions(f"{use_case.name}/batch", [batch.name])
-        return defs.resolve_implicit_global_asset_job_def().execute_in_process(
-            asset_selection=[dg.AssetKey(["letters", asset]) for asset in assets],
-            partition_key=batch.name,
-            instance=self.instance,
-            raise_on_error=False,
-        )
+        return run_assets(use_case, self.instance, *assets, partition=batch.name)
 
 
 @pytest.fixture

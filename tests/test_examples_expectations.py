@@ -259,7 +259,7 @@ class TestProblems:
         code = (
             "import sys; from pathlib import Path; from fullft_assets.checking.validation import"
             " load_use_case\ntry: load_use_case(Path(sys.argv[1]))\nexcept Exception: print([name for name in"
-            " ('great_expectations', 'pandas', 'pyarrow') if name in sys.modules])"
+            " ('great_expectations', 'pandas') if name in sys.modules])"
         )
         found = subprocess.run(
             [sys.executable, "-c", code, str(project.yaml_path)], capture_output=True, text=True, check=True

@@ -12,13 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import chunks, documents, examples, snapshot
-from fullft_assets.examples import identity
-from fullft_assets.examples.identity import Seen
 from fullft_assets.settings import ExamplesSettings
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import task_of
 from tests import project as projects
-from tests.test_examples import PLAIN, check_against_plain_python, sound_rows, table
+from tests.test_examples import PLAIN, Seen, check_against_plain_python, sound_rows, table, within
 
 pytestmark = pytest.mark.quick
 
@@ -31,7 +29,7 @@ def seen(rows: list[dict[str, Any]], settings: ExamplesSettings = PLAIN) -> Seen
     """
     examined = check_against_plain_python(rows, settings)
     assert len(examined.valid) == len(rows)
-    return identity.within(examined.valid, task_of(settings).target)
+    return within(examined.valid, task_of(settings).target)
 
 
 def rows_of(mask: np.ndarray) -> list[int]:

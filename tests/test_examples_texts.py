@@ -22,7 +22,6 @@ from fullft_assets.examples.texts import (
 )
 from fullft_assets.personal_data import search
 from fullft_assets.settings import ExamplesSettings
-from tests.licence_delivery import Delivery
 from tests.test_examples import sound_rows, table
 
 pytestmark = pytest.mark.quick
@@ -69,16 +68,6 @@ class TestPersonalData:
     @pytest.mark.parametrize("text", IMPERSONAL)
     def test_what_is_no_persons_stays(self, text: str) -> None:
         assert masked(text) == text
-
-    @pytest.mark.heavy
-    def test_the_count_of_a_column_is_that_of_its_texts_one_by_one(self, licence_delivery: Delivery) -> None:
-        texts = licence_delivery.raw["text"].combine_chunks()
-        texts = texts.take(list(range(0, len(texts), 2)))
-        counts = search.count(texts)
-        assert (counts > 0).sum() > 100, "texts without personal data prove nothing"
-        assert counts.tolist() == [
-            0 if text is None else len(search.find(text)) for text in texts.to_pylist()
-        ]
 
     @settings(max_examples=150, deadline=None)
     @given(

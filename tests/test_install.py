@@ -100,7 +100,7 @@ class TestWithoutItsExtra:
     @pytest.mark.heavy
     def test_a_setting_is_refused_with_its_key_and_what_to_install(self, bare: projects.Project) -> None:
         bare.configure(
-            documents={"path": "s3://bucket/letters", "queue": "https://sqs.eu-central-1.amazonaws.com/1/q"},
+            documents={"path": "s3://bucket/letters"},
             launcher={"kind": "kubernetes", "image": "image@sha256:" + "0" * 64},
             alerts={"channels": {"cloudwatch": {}}},
         )
@@ -113,7 +113,6 @@ class TestWithoutItsExtra:
         )
         assert dict(said) == {
             "documents.path": "needs boto3; pip install 'fullft-assets[aws]'",
-            "documents.queue": "needs boto3; pip install 'fullft-assets[aws]'",
             "launcher.kind": "needs kubernetes; pip install 'fullft-assets[kubernetes]'",
             "alerts.channels.cloudwatch": "needs boto3; pip install 'fullft-assets[aws]'",
         }

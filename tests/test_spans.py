@@ -131,12 +131,14 @@ class TestTags:
         pairs = [pair for pair in zip(cuts, cuts[1:], strict=False) if data.draw(st.booleans())]
         true = [(edges[a][0], edges[b - 1][1], data.draw(st.integers(0, 2))) for a, b in pairs]
         encoded, cut = tokenization.read([text], spans=True)
-        located = chunks.windows.locate_spans(encoded, [text], [[(start, end) for start, end, _ in true]])
+        span_marks, num_without = chunks.windows.locate_spans(
+            encoded, [text], [[(start, end) for start, end, _ in true]]
+        )
         frame, zeros = (
             Frame.of(tokenization),
             ([0] * len(tokenization.prefix), [0] * len(tokenization.suffix)),
         )
-        windows = chunks.windows.to_lists(*chunks.windows.gather(located.marks, cut, *zeros), cut)[0]
+        windows = chunks.windows.to_lists(*chunks.windows.gather(span_marks, cut, *zeros), cut)[0]
         tags = frame.tags(windows, [label for *_, label in true])
         once = np.concatenate([np.array(window)[np.array(window) != IGNORED] for window in tags])
         assert decode(once, encoded.spans, text) == true

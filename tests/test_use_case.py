@@ -78,9 +78,7 @@ def test_a_use_case_of_three_keys_loads(project):
 
 def test_a_bucket_is_taken_as_it_is_written_without_a_network(project, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    text = GOOD.replace(
-        "data/licences", "s3://bucket/mail\n    queue: https://sqs.eu-central-1.amazonaws.com/1/q"
-    )
+    text = GOOD.replace("data/licences", "s3://bucket/mail")
     use_case = load_use_case(write(project, text + "  monitoring: {path: s3://bucket/mail-production/}\n"))
     assert use_case.settings.documents.path == "s3://bucket/mail"
     assert use_case.settings.monitoring.path == "s3://bucket/mail-production/"
@@ -505,13 +503,6 @@ ONE_MISTAKE = {
         (
             "5: documents.path: s3:/bucket/licences is not s3://bucket/prefix; "
             "a bucket's name has 3 to 63 lower-case letters, digits, dots and dashes"
-        ),
-    ),
-    "queue of a folder": (
-        GOOD.replace("data/licences", "data/licences\n    queue: https://sqs.eu-central-1.amazonaws.com/1/q"),
-        (
-            "6: documents.queue: a queue reports objects on S3, but documents.path is data/licences; remove"
-            " it, or give s3://bucket/prefix"
         ),
     ),
     "monitoring inside the training documents' bucket": (

@@ -76,8 +76,7 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
     assert partitions_name is not None, "the partitions of a use case have a name"
     settings = case.settings
     path = settings.documents.path if kind == "batch" else settings.monitoring.path
-    # An event of the queue may come after the materialisation whose file it names.
-    deps = settings.documents.deps if kind == "batch" and settings.documents.queue is None else []
+    deps = settings.documents.deps if kind == "batch" else []
 
     @sensor(
         name=name,

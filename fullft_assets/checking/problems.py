@@ -323,12 +323,6 @@ def _document_problems(settings: UseCaseSettings, root: Path) -> Iterator[Proble
             " apart",
         ),
         (
-            documents.queue is not None and not documents.path.startswith("s3://"),
-            ("documents", "queue"),
-            f"a queue reports objects on S3, but documents.path is {_without_credentials(documents.path)};"
-            " remove it, or give s3://bucket/prefix",
-        ),
-        (
             documents.pdf.recognises and not office.recognizer_is_installed(),
             ("documents", "pdf", "pages_without_text"),
             "needs RapidOCR; pip install 'fullft-assets[ocr]'",
@@ -545,7 +539,7 @@ def _launcher_problems(settings: UseCaseSettings) -> Iterator[Problem]:
     for name, message in channel_problems(settings.alerts):
         yield ("alerts", "channels", name), message
     # Buckets, launchers and channels say so themselves.
-    for section, key in (("documents", "queue"), ("planning", "bedrock"), ("release", "model_package")):
+    for section, key in (("planning", "bedrock"), ("release", "model_package")):
         value = getattr(getattr(settings, section), key)
         if value is not None and (problem := problem_without("boto3")):
             yield (section, key), problem

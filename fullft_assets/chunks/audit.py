@@ -11,15 +11,17 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from fullft_assets.chunks.tokenization import add_terms, pieces
+from fullft_assets.examples.texts import UNKNOWN, language_of
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.store.metadata import Metadata
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from tokenizers import Tokenizer
 
     from fullft_assets.chunks.tokenization import Tokenization
@@ -95,8 +97,8 @@ def _per_million(
 
     identified = ""
     if not languages:
-        language = _identified_language(commonest)
-        if language is None:
+        language = language_of(" ".join(commonest))
+        if language == UNKNOWN:
             return "the vocabulary alone: the language was not identified", None
         languages = [language]
         identified = " (identified)"
@@ -105,27 +107,12 @@ def _per_million(
     if not listed:
         return f"the vocabulary alone: no list for {missing}{identified}", None
     name = f"the general words of {', '.join(listed)}{identified}"
-    frequencies = [_of_language(language, words) for language in listed]
-    return f"{name}; no list for {missing}" if missing else name, list(
-        map(max, zip(*frequencies, strict=True))
-    )
-
-
-def _of_language(language: str, words: Iterable[str]) -> list[float]:
-    from spellchecker import SpellChecker
-
-    # Up to 100 MB, which go when this returns.
-    known = SpellChecker(language=language)
-    return [1e6 * known.word_usage_frequency(word) for word in words]
-
-
-def _identified_language(commonest: Sequence[str]) -> str | None:
-    import pyarrow as pa
-
-    from fullft_assets.examples.texts import UNKNOWN, identify_languages
-
-    (language,) = identify_languages(pa.array([" ".join(commonest)], pa.string()))
-    return None if language == UNKNOWN else language
+    frequencies = [0.0] * len(words)
+    for language in listed:
+        # Up to 100 MB, of one language at a time.
+        usage = SpellChecker(language=language).word_usage_frequency
+        frequencies = [max(most, 1e6 * usage(word)) for most, word in zip(frequencies, words, strict=True)]
+    return f"{name}; no list for {missing}" if missing else name, frequencies
 
 
 #: Of `tokenizer_audit`; chunks have one of their own.
@@ -184,7 +171,6 @@ class WordCounts:
         """Return the commonest words: `word`, `num_documents`, `num_occurrences`, by falling number of
         documents.
         """
-        import pyarrow as pa
 
         # Sets iterate in another order in each process: ties are broken by the word, or equal data had
         # unequal digests.
@@ -215,7 +201,6 @@ def draw_sample(text_hashes: pa.Array | pa.ChunkedArray, most: int = SAMPLED_TEX
     """Return which rows are sampled, bool [rows]: the rows with the smallest hashes, in any order of the
     rows.
     """
-    import pyarrow.compute as pc
 
     chosen = np.zeros(len(text_hashes), bool)
     order = pc.call_function("sort_indices", [text_hashes], pc.SortOptions(sort_keys=[("", "ascending")]))
@@ -294,9 +279,6 @@ def judge(
 def _add_up(
     counts: Iterable[Mapping[str, Any]], words: Iterable[pa.Table]
 ) -> tuple[Counter[str], dict[str, tuple[float, float]]]:
-    """Return sums over the batches, and (documents, occurrences) of each word, estimated from each batch's
-    sample.
-    """
     totals: Counter[str] = Counter()
     documents: Counter[str] = Counter()
     occurrences: Counter[str] = Counter()

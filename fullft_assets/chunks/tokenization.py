@@ -43,9 +43,7 @@ def read_tokenizer(model_folder: ModelFolder, added_tokens: Sequence[str] = ()) 
     """
     from tokenizers import Tokenizer
 
-    path = model_folder / "tokenizer.json"
-    if not path.is_file():
-        raise SettingsError(f"{path}: not found; base_model needs a fast tokenizer (tokenizer.json)")
+    path = _tokenizer_file(model_folder)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception for whatever is wrong in the file
@@ -55,6 +53,13 @@ def read_tokenizer(model_folder: ModelFolder, added_tokens: Sequence[str] = ()) 
     tokenizer.no_padding()
     add_terms(tokenizer, added_tokens)
     return tokenizer
+
+
+def _tokenizer_file(model_folder: ModelFolder) -> Path:
+    path = model_folder / "tokenizer.json"
+    if not path.is_file():
+        raise SettingsError(f"{path}: not found; base_model needs a fast tokenizer (tokenizer.json)")
+    return path
 
 
 def save_tokenizer(model_folder: ModelFolder, added_tokens: Sequence[str], target: Path) -> None:
@@ -265,10 +270,7 @@ def tokenizer_digest(model_folder: ModelFolder, settings: ChunksSettings, task: 
     Raises:
         SettingsError: there is no `tokenizer.json`.
     """
-    path = model_folder / "tokenizer.json"
-    if not path.is_file():
-        raise SettingsError(f"{path}: not found; base_model needs a fast tokenizer (tokenizer.json)")
-    file = hashlib.sha256(path.read_bytes()).hexdigest()[:20]
+    file = hashlib.sha256(_tokenizer_file(model_folder).read_bytes()).hexdigest()[:20]
     more = {}
     if settings.added_tokens:
         more["added_tokens"] = list(settings.added_tokens)

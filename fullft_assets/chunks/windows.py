@@ -17,9 +17,9 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from tokenizers import Tokenizer
 
 #: One call of the tokenizer takes at most this many texts and characters: its encodings take about 120 bytes
@@ -223,17 +223,8 @@ def gather(
     return window_values, begins
 
 
-def repeated(cuts: Cuts) -> np.ndarray:
-    """Return for each window how many of its first tokens are in the window before it of the same text."""
-    shared = np.zeros(len(cuts.first), np.int64)
-    shared[1:] = cuts.last[:-1] - cuts.first[1:]
-    shared[cuts.bounds[:-1]] = 0
-    return shared
-
-
 def to_arrow(values: np.ndarray, begins: np.ndarray, cuts: Cuts) -> pa.ListArray:
     """Return list<list<int32>>: for each text its windows."""
-    import pyarrow as pa
 
     windows = pa.ListArray.from_arrays(pa.array(begins, pa.int32()), pa.array(values, pa.int32()))
     return pa.ListArray.from_arrays(pa.array(cuts.bounds, pa.int32()), windows)
@@ -250,18 +241,6 @@ def to_lists(values: np.ndarray, begins: np.ndarray, cuts: Cuts) -> list[list[li
 
 #: Character spans of many texts: text i's are `spans[bounds[i]:bounds[i + 1]]`, each (start, end exclusive).
 CharacterSpans = Sequence[Sequence[tuple[int, int]]]
-
-
-@dataclass(frozen=True)
-class _LocatedSpans:
-    """Labelled spans in tokens.
-
-    `marks` [tokens] int32: 0 outside, k + 1 for the first token of its text's span k, -(k + 1) for a later
-    one. `num_without_tokens`: spans of white space, or of characters whose tokens an earlier span has.
-    """
-
-    marks: np.ndarray
-    num_without_tokens: int
 
 
 def _token_ranges(encoded: Encoded, spans: CharacterSpans) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -288,9 +267,14 @@ def _token_ranges(encoded: Encoded, spans: CharacterSpans) -> tuple[np.ndarray, 
     return rows, np.maximum(first, encoded.bounds[rows]), np.minimum(last, encoded.bounds[rows + 1])
 
 
-def locate_spans(encoded: Encoded, texts: Sequence[str], spans: CharacterSpans) -> _LocatedSpans:
+def locate_spans(encoded: Encoded, texts: Sequence[str], spans: CharacterSpans) -> tuple[np.ndarray, int]:
     """Mark the tokens of labelled spans; of overlapping ones the one that starts first, then the longer, has
     a token.
+
+    Returns:
+        Marks [tokens] int32: 0 outside, k + 1 for the first token of its text's span k, -(k + 1) for a later
+        one. The number of spans without a token: of white space, or of characters whose tokens an earlier
+        span has.
     """
     stripped = [
         [strip_span(text, start, end) for start, end in row] for text, row in zip(texts, spans, strict=True)
@@ -314,7 +298,7 @@ def locate_spans(encoded: Encoded, texts: Sequence[str], spans: CharacterSpans) 
     inside = np.repeat(first - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
     marks[inside] = -np.repeat(number, sizes)
     marks[first] = number
-    return _LocatedSpans(marks, int((~has_tokens).sum()))
+    return marks, int((~has_tokens).sum())
 
 
 def strip_span(text: str, start: int, end: int) -> tuple[int, int]:
@@ -348,6 +332,10 @@ def train_once(marks: np.ndarray, cuts: Cuts) -> tuple[np.ndarray, np.ndarray]:
     A repeated token is there as context: trained in both windows it would weigh twice.
     """
     window_marks, begins = gather(marks, cuts, (), ())
+    # How many of its first tokens are in the window before it of the same text.
+    shared = np.zeros(len(cuts.first), np.int64)
+    shared[1:] = cuts.last[:-1] - cuts.first[1:]
+    shared[cuts.bounds[:-1]] = 0
     place = np.arange(len(window_marks)) - np.repeat(begins[:-1], np.diff(begins))
-    window_marks[place < np.repeat(repeated(cuts), np.diff(begins))] = 0
+    window_marks[place < np.repeat(shared, np.diff(begins))] = 0
     return window_marks, begins

@@ -8,7 +8,6 @@ nothing: all files are split anew.
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
 from pathlib import PurePosixPath
 
 #: What a hub puts beside the data: the card, the licence, the description of the columns.
@@ -70,18 +69,9 @@ def splits_of(paths: Iterable[str]) -> dict[str, str]:
 def _named(path: str) -> Iterator[tuple[tuple[str, str], str]]:
     end = 0
     for part in path.split("/"):
-        before, kind = _parsed(part)
-        if kind:
-            yield (path[:end], before), kind
+        if (match := _NAME.fullmatch(part)) is not None:
+            yield (path[:end], match["before"] or ""), next(kind for kind in _KINDS if match[kind])
         end += len(part) + 1
-
-
-@lru_cache(maxsize=2**16)
-def _parsed(name: str) -> tuple[str, str]:
-    match = _NAME.fullmatch(name)
-    return (
-        ("", "") if match is None else (match["before"] or "", next(kind for kind in _KINDS if match[kind]))
-    )
 
 
 def mixed_splits(

@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from fullft_assets.documents.aliases import alias, shown_path
 from fullft_assets.documents.batches import Batch, Kind, read_batch
 from fullft_assets.documents.delivery import source_of
@@ -27,8 +30,6 @@ from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, d
 from fullft_assets.store.checks import CheckSpec
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from fullft_assets.settings import LogSettings
     from fullft_assets.settings.use_case import UseCase
 
@@ -79,7 +80,6 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
     )
 
     def write(draft: Draft) -> Outcome:
-        import pyarrow.parquet as pq
 
         read = plan.read(store, use_case)
         table, num_erased = without_erased(read.table, store, use_case.name)
@@ -117,16 +117,11 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
 
 
 def _format_versions(batch: Batch, chosen: str) -> dict[str, Any]:
-    """Return the versions of the batch's formats that have one, as an input of the artifact's key; ours are
-    part of this stage's `VERSION`.
-    """
+    # Those of our formats are part of this stage's `VERSION`.
     names = {chosen} if chosen != "auto" else {name_of_format(file.path) for file in batch.files}
     versions = {name: FORMATS.get(name).version for name in sorted(filter(None, names))}
-    return (
-        {"formats": registered_versions}
-        if (registered_versions := {name: version for name, version in versions.items() if version})
-        else {}
-    )
+    registered_versions = {name: version for name, version in versions.items() if version}
+    return {"formats": registered_versions} if registered_versions else {}
 
 
 def _stage(kind: Kind) -> str:
@@ -134,10 +129,6 @@ def _stage(kind: Kind) -> str:
 
 
 def _remember(store: Store, manifest: Manifest, name: str) -> None:
-    """Record that these are raw documents of a batch. Those made with other settings stay recorded: the
-    settings may be changed back.
-    """
-
     def add(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
         keys = (recorded or {"keys": []})["keys"]
         if manifest.key in keys[:1]:
@@ -186,8 +177,6 @@ class _Before:
         """Return the rows of some files in these columns; columns that today's settings do not name are
         empty.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
 
         table = pq.read_table(
             store.folder(self.manifest) / "documents.parquet",
@@ -236,9 +225,9 @@ class _Plan:
         self.missing: list[SourceFile] = []
         #: Files that are excluded without being read, and why.
         self.unreadable: dict[str, str] = {}
-        files = [file for file in batch.files if _is_unicode(file.path)]
+        files = [file for file in batch.files if shown_path(file.path) == file.path]
         for file in batch.files:
-            if not _is_unicode(file.path):
+            if shown_path(file.path) != file.path:
                 self.unreadable[shown_path(file.path)] = "its name is not UTF-8; rename it"
         current = source.statuses(file.path for file in files)
         #: Files that are there as they were cut.
@@ -277,7 +266,6 @@ class _Plan:
         Raises:
             DataError: not one of the files can be read.
         """
-        import pyarrow as pa
 
         read, parts = ReadBatch(self.columns.empty_table()), []
         files = self.as_cut + self.missing
@@ -428,7 +416,3 @@ def _pages_check(source: Source, pages: dict[str, int], is_recognised: bool) -> 
         description=f"{source.uri}: {places}{more} without text, {what}" if pages else "",
         metadata={"num_files_with_such_pages": len(pages), "num_pages_without_text": sum(pages.values())},
     )
-
-
-def _is_unicode(path: str) -> bool:
-    return path.isascii() or not any("\ud800" <= character <= "\udfff" for character in path)

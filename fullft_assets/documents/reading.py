@@ -17,7 +17,10 @@ from functools import cache
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.batches import Batch
@@ -39,12 +42,9 @@ from fullft_assets.documents.formats.registered import plain_rows
 from fullft_assets.documents.formats.rows import PAGES_WITHOUT_TEXT, Row, Wanted
 from fullft_assets.documents.formats.sniffing import format_of_content
 from fullft_assets.documents.sources import S3Prefix, Source, SourceFile
-from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings, LogSettings
 from fullft_assets.store.metadata import Metadata, Private
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 #: `problem` is why a row is malformed; `delivered_ns` is its file's time: of two deliveries the later one is
 #: newer.
@@ -78,7 +78,6 @@ def schema(*, is_logged: bool = False) -> pa.Schema:
     """Return the schema of `documents.parquet`; its names are `COLUMNS`, in a window with logged predictions
     also `LOGGED`.
     """
-    import pyarrow as pa
 
     types = {
         "messages": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
@@ -149,7 +148,8 @@ class References:
 
         def fetch(reference: str) -> str | OSError:
             try:
-                return encodings.decode(self._bytes(manifest, reference), self._encoding)
+                with self._local(manifest, reference) as local:
+                    return encodings.decode(local.read_bytes(), self._encoding)
             except OSError as error:
                 return error
             except Unreadable as error:
@@ -166,24 +166,27 @@ class References:
             if "://" in reference:
                 self._object(reference)
             else:
-                with self._file(manifest, reference):
+                with self._local(manifest, reference):
                     pass
         except OSError as error:
             return error
         return None
 
-    def _bytes(self, manifest: str, reference: str) -> bytes:
-        if "://" in reference:
-            return _fetched(*self._object(reference))
-        with self._file(manifest, reference) as local:
-            return local.read_bytes()
-
     @contextmanager
-    def _file(self, manifest: str, reference: str) -> Iterator[Path]:
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(manifest), reference))
-        if path.startswith(("/", "../")) or "\0" in path:
-            raise OSError("outside of the delivery folder")
-        with self._source.local(path) as local:
+    def _local(self, manifest: str, reference: str) -> Iterator[Path]:
+        source, path = self._source, posixpath.join(posixpath.dirname(manifest), reference)
+        if "://" in reference:
+            bucket, path = self._object(reference)
+            # Where S3 does not answer the row would have no text even once it answers again: this raises
+            # `DataError`, so that the run fails, and a later one reads all of it.
+            source = S3Prefix(f"{_S3}{bucket}")
+            if (about := source.status(path)) is not None:
+                _refuse_large(about.bytes)
+        else:
+            path = posixpath.normpath(path)
+            if path.startswith(("/", "../")) or "\0" in path:
+                raise OSError("outside of the delivery folder")
+        with source.local(path) as local:
             _refuse_large(local.stat().st_size)
             yield local
 
@@ -207,16 +210,6 @@ class References:
 def _refuse_large(num_bytes: int) -> None:
     if num_bytes > MAX_TEXT_BYTES:
         raise OSError(f"larger than {MAX_TEXT_BYTES // 2**20:,} MiB; split it")
-
-
-def _fetched(bucket: str, key: str) -> bytes:
-    # Where S3 does not answer the row would have no text even once it answers again: this raises `DataError`,
-    # so that the run fails, and a later one reads all of it.
-    objects = S3Prefix(f"{_S3}{bucket}")
-    if (about := objects.status(key)) is not None:
-        _refuse_large(about.bytes)
-    with objects.local(key) as path:
-        return path.read_bytes()
 
 
 T = TypeVar("T")
@@ -251,7 +244,6 @@ class ReadBatch:
 
     def without(self, unreadable: Mapping[str, str]) -> ReadBatch:
         """Return the batch without some of its files, which are given with the reasons."""
-        import pyarrow.compute as pc
 
         if not unreadable:
             return self
@@ -291,13 +283,7 @@ def read_documents(
 
     Raises:
         DataError: not one file of the batch could be read, and `may_be_empty` is false.
-        SettingsError: `documents.encoding` is no encoding.
     """
-    if documents.encoding is not None and not encodings.is_encoding(documents.encoding):
-        raise SettingsError(
-            f"documents.encoding: `{documents.encoding}` is no encoding; give one such as cp1252, or leave"
-            " it out"
-        )
     read: dict[str, str | None] = {}
     unreadable: dict[str, str] = {}
     undecided: dict[SourceFile, Scores] = {}
@@ -313,9 +299,7 @@ def read_documents(
             def collect(
                 records: Iterator[tuple[int, Record]], meaning: Format, reading: Reading
             ) -> list[pa.RecordBatch]:
-                return _collect(
-                    _counted(meaning.rows(records, reading), file.path, pages), file, columns, room, bound
-                )
+                return _collect(meaning.rows(records, reading), file, columns, pages, room, bound)
 
             try:
                 with source.local(file.path) as path:
@@ -348,7 +332,7 @@ def read_documents(
         {path: name for path, name in names.items() if name not in ("utf-8", encodings.ASCII)},
         frozenset(file.path for file in undecided),
         Counter(names.values()),
-        {path: number for path, number in pages.items() if path in read},
+        {path: number for path, number in pages.items() if number and path in read},
     )
 
 
@@ -376,14 +360,12 @@ class _Rows:
         return sum(each.nbytes for each in batches)
 
     def _join(self) -> None:
-        import pyarrow as pa
 
         self._joined.append(pa.Table.from_batches(self._pending, schema=self._columns).combine_chunks())
         self._pending = []
 
     def table(self, paths: Iterable[str]) -> pa.Table:
         """Return the rows of all files, file by file in the order of these paths."""
-        import pyarrow as pa
 
         self._join()
         table, paths = pa.concat_tables(self._joined), list(paths)
@@ -538,20 +520,17 @@ class FileReader:
         return self._shared[kind]
 
 
-def _counted(
-    numbered: Iterable[tuple[int, Row]], path: str, pages: Counter[str]
-) -> Iterator[tuple[int, Row]]:
-    for number, row in numbered:
-        if without := row.pop(PAGES_WITHOUT_TEXT, 0):
-            pages[path] += without
-        yield number, row
-
-
 def _collect(
-    numbered: Iterable[tuple[int, Row]], file: SourceFile, columns: pa.Schema, room: int, bound: int
+    numbered: Iterable[tuple[int, Row]],
+    file: SourceFile,
+    columns: pa.Schema,
+    pages: Counter[str],
+    room: int,
+    bound: int,
 ) -> list[pa.RecordBatch]:
     batches: list[pa.RecordBatch] = []
     for pending in _parts(numbered):
+        pages[file.path] += sum(row.get(PAGES_WITHOUT_TEXT, 0) for _, row in pending)
         batches.append(_batch(pending, file, columns))
         room -= batches[-1].nbytes
         if room < 0:
@@ -575,7 +554,6 @@ def _parts(numbered: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]
 
 
 def _batch(numbered: list[tuple[int, Row]], file: SourceFile, columns: pa.Schema) -> pa.RecordBatch:
-    import pyarrow as pa
 
     number_of_rows = len(numbered)
     columns_by_name = {

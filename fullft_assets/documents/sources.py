@@ -9,9 +9,9 @@ import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from itertools import count
 from pathlib import Path, PurePosixPath
@@ -94,6 +94,7 @@ class Folder:
         self.skipped: dict[str, str] = {}
         self._follow_links = follow_links
         self._any_ending = any_ending
+        self._root = str(folder)
         self._real = os.path.realpath(folder)
 
     def files(self) -> list[SourceFile]:
@@ -115,90 +116,71 @@ class Folder:
         self.others = []
         self.kept_out = []
         self.skipped = {}
-        pending = [("", str(self.folder))]
-        seen = {_identity(os.stat(self.folder))}
-        while pending:
-            prefix, directory = pending.pop()
-            folders, names = self._entries(prefix, directory)
-            is_saved = {entry.name for entry in names} >= _SAVED_DATASET
-            is_test = (
-                is_saved
-                and is_test_split(PurePosixPath(prefix).name)
-                and os.path.exists(f"{directory}/../{_SPLITS}")
-            )
-            for entry in names:
-                if is_about(f"{prefix}{entry.name}"):
+        # A link to a folder above would be walked for ever.
+        entered = {_identity(self._root)}
+        for directory, folders, names in os.walk(self._root, onerror=self._not_listed, followlinks=True):
+            prefix = f"{directory[len(self._root) :]}/".lstrip("/")
+            is_saved = {*names} >= _SAVED_DATASET
+            is_test = is_saved and is_test_split(PurePosixPath(prefix).name)
+            is_test = is_test and os.path.exists(f"{directory}/../{_SPLITS}")
+            for name in names:
+                path = f"{prefix}{name}"
+                if name.startswith(".") or is_about(path) or (is_saved and _is_bookkeeping(name)):
                     continue
-                if _is_document(entry.name, lambda is_saved=is_saved: is_saved, self._any_ending):
-                    file = self._seen_as(f"{prefix}{entry.name}", entry)
-                    if file is not None and is_test:
-                        self.kept_out.append(file.path)
-                    elif file is not None:
-                        yield file
-                elif _is_other(entry.name):
-                    self.others.append(f"{prefix}{entry.name}")
-            inner = []
-            for entry in sorted(folders, key=lambda entry: entry.name):
-                try:
-                    identity = _identity(entry.stat())
-                except OSError as error:
-                    self.skipped[f"{prefix}{entry.name}/"] = _why(error)
-                    continue
-                # A link to a folder above would be walked for ever.
-                if identity not in seen:
-                    seen.add(identity)
-                    inner.append((f"{prefix}{entry.name}/", entry.path))
-            pending += reversed(inner)
+                if not _is_document(name, self._any_ending):
+                    self.others += [path] * _is_other(name)
+                elif (file := self._listed(path)) is not None and is_test:
+                    self.kept_out.append(path)
+                elif file is not None:
+                    yield file
+            folders[:] = [name for name in sorted(folders) if self._is_entered(f"{prefix}{name}", entered)]
 
-    def _entries(self, prefix: str, directory: str) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
-        """Return the folders in a folder, and its other entries; no single one may stop a look.
+    def _not_listed(self, error: OSError) -> None:
+        if error.filename == self._root:
+            raise DataError(
+                f"{self.folder}: folder cannot be listed ({error.strerror}); fix its permissions"
+            ) from error
+        path = f"{error.filename[len(self._root) :]}/".lstrip("/")
+        self.skipped[path] = f"folder cannot be listed: {error.strerror}"
 
-        Raises:
-            DataError: the delivery folder itself cannot be listed.
-        """
+    def _is_entered(self, path: str, entered: set[tuple[int, int]]) -> bool:
+        full = f"{self._root}/{path}"
+        if os.path.basename(path).startswith("."):
+            return False
+        if os.path.islink(full) and not self._may_follow(full):
+            self.skipped[path] = _LEAVES
+            return False
         try:
-            with os.scandir(directory) as entries:
-                listed = [entry for entry in entries if not entry.name.startswith(".")]
+            identity = _identity(full)
         except OSError as error:
-            if not prefix:
-                raise DataError(
-                    f"{self.folder}: folder cannot be listed ({error.strerror}); fix its permissions"
-                ) from error
-            self.skipped[prefix] = f"folder cannot be listed: {error.strerror}"
-            return [], []
-        folders: list[os.DirEntry[str]] = []
-        names: list[os.DirEntry[str]] = []
-        for entry in listed:
-            try:
-                if entry.is_symlink() and not self._may_follow(entry.path):
-                    self.skipped[f"{prefix}{entry.name}"] = _LEAVES
-                else:
-                    (folders if entry.is_dir() else names).append(entry)
-            except OSError as error:  # a link to itself
-                self.skipped[f"{prefix}{entry.name}"] = _why(error)
-        return folders, names
+            self.skipped[f"{path}/"] = _why(error)
+            return False
+        is_new = identity not in entered
+        entered.add(identity)
+        return is_new
+
+    def _listed(self, path: str) -> SourceFile | None:
+        full = f"{self._root}/{path}"
+        try:
+            status = os.lstat(full)
+            if stat.S_ISLNK(status.st_mode):
+                if not self._may_follow(full):
+                    self.skipped[path] = _LEAVES
+                    return None
+                with suppress(FileNotFoundError):  # a dangling link stays one
+                    status = os.stat(full)
+        except FileNotFoundError:  # removed meanwhile
+            return None
+        except OSError as error:
+            self.skipped[path] = _why(error)
+            return None
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
+            self.skipped[path] = _NOT_REGULAR
+            return None
+        return _source_file(path, status)
 
     def _may_follow(self, path: str) -> bool:
         return self._follow_links or os.path.commonpath([os.path.realpath(path), self._real]) == self._real
-
-    def _seen_as(self, path: str, entry: os.DirEntry[str]) -> SourceFile | None:
-        """Return a file of a listing; None where it was removed meanwhile, is a pipe or a device, or may not
-        be looked at.
-        """
-        try:
-            status = entry.stat()
-        except OSError:
-            try:
-                return _source_file(path, entry.stat(follow_symlinks=False))
-            except FileNotFoundError:
-                return None
-            except OSError as error:
-                self.skipped[path] = _why(error)
-                return None
-        if stat.S_ISREG(status.st_mode):
-            return _source_file(path, status)
-        self.skipped[path] = _NOT_REGULAR
-        return None
 
     def status(self, path: str) -> SourceFile | None:
         """Return a file as it is now, or None where there is none; a dangling link is one."""
@@ -245,7 +227,8 @@ def _why(error: OSError) -> str:
     return error.strerror or type(error).__name__
 
 
-def _identity(status: os.stat_result) -> tuple[int, int]:
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
     return status.st_dev, status.st_ino
 
 
@@ -253,22 +236,17 @@ def _source_file(path: str, status: os.stat_result) -> SourceFile:
     return SourceFile(path, status.st_size, status.st_mtime_ns)
 
 
-def _is_document(name: str, is_saved: Callable[[], bool], any_ending: bool) -> bool:
-    if not (_has_known_ending(_end_of(name)) or (any_ending and _is_other(name))) or name == _SPLITS:
-        return False
-    # Loading such a folder and mapping over it leaves caches of the same rows beside them.
-    is_bookkeeping = name in _SAVED_DATASET or (name.startswith("cache-") and name.endswith(".arrow"))
-    return not (is_bookkeeping and is_saved())
+def _is_document(name: str, any_ending: bool) -> bool:
+    return _has_known_ending(_end_of(name)) or (any_ending and _is_other(name))
 
 
-def _is_hidden(path: str) -> bool:
-    return path.startswith(".") or "/." in path
+def _is_bookkeeping(name: str) -> bool:
+    # Loading a saved dataset and mapping over it leaves caches of the same rows beside them.
+    return name in _SAVED_DATASET or (name.startswith("cache-") and name.endswith(".arrow"))
 
 
 def _is_other(name: str) -> bool:
-    """Return whether a file looks delivered but is not read: neither half-written nor a note that some
-    program made for itself.
-    """
+    # Neither half-written nor a note that some program made for itself.
     return not (_has_known_ending(_end_of(name)) or name.startswith("_") or name.lower().endswith(_PARTIAL))
 
 
@@ -326,18 +304,27 @@ class S3Prefix:
         """
         files: list[SourceFile] = []
         self.others, self.kept_out = [], []
-        is_saved, is_test = self._saved_folders(), self._test_splits()
+        status = cache(self.status)
+
+        def has(folder: str, name: str) -> bool:
+            return status(f"{folder}/{name}".lstrip("/")) is not None
+
         for number in count(1):
             entries, is_last = self._page(after)
             for entry in entries:
                 path = entry["Key"][len(self._prefix) :]
-                if self._is_document(path, is_saved):
-                    if is_test(path.rpartition("/")[0]):
-                        self.kept_out.append(path)
-                    else:
-                        files.append(_object(path, entry, entry["Size"]))
-                elif not _is_hidden(path) and not is_about(path) and _is_other(path.rpartition("/")[2]):
-                    self.others.append(path)
+                folder, _, name = path.rpartition("/")
+                above, _, split = folder.rpartition("/")
+                if not name or path.startswith(".") or "/." in path or is_about(path):
+                    continue
+                if not _is_document(name, self._any_ending):
+                    self.others += [path] * _is_other(name)
+                elif _is_bookkeeping(name) and all(has(folder, each) for each in _SAVED_DATASET):
+                    continue
+                elif is_test_split(split) and has(above, _SPLITS):
+                    self.kept_out.append(path)
+                else:
+                    files.append(_object(path, entry, entry["Size"]))
             # Not by the server's token: it is good for minutes, and the next look may come later.
             after = "" if is_last or not entries else entries[-1]["Key"][len(self._prefix) :]
             if not after or number == most_pages:
@@ -359,41 +346,6 @@ class S3Prefix:
                 f"{self.uri}: access denied ({error}); let the role list the bucket and get its objects"
             ) from error
         return answer.get("Contents", []), not answer.get("IsTruncated")
-
-    def documents_among(self, paths: Iterable[str]) -> list[str]:
-        """Return the paths that `files` would list if there were objects at all of these paths."""
-        is_saved, is_test = self._saved_folders(), self._test_splits()
-        return [
-            path
-            for path in paths
-            if self._is_document(path, is_saved) and not is_test(path.rpartition("/")[0])
-        ]
-
-    def _is_document(self, path: str, is_saved: Callable[[str], bool]) -> bool:
-        folder, _, name = path.rpartition("/")
-        if not name or _is_hidden(path) or is_about(path):
-            return False
-        return _is_document(name, lambda: is_saved(folder), self._any_ending)
-
-    def _saved_folders(self) -> Callable[[str], bool]:
-        @cache
-        def is_saved(folder: str) -> bool:
-            return (
-                None
-                not in self.statuses(
-                    f"{folder}/{name}" if folder else name for name in _SAVED_DATASET
-                ).values()
-            )
-
-        return is_saved
-
-    def _test_splits(self) -> Callable[[str], bool]:
-        @cache
-        def is_test(folder: str) -> bool:
-            above, _, name = folder.rpartition("/")
-            return is_test_split(name) and self.status(f"{above}/{_SPLITS}" if above else _SPLITS) is not None
-
-        return is_test
 
     def status(self, path: str) -> SourceFile | None:
         """Return an object as it is now, or None where there is none or it may not be read.
@@ -421,11 +373,11 @@ class S3Prefix:
     @contextmanager
     def local(self, path: str) -> Iterator[Path]:
         """Return the fetched object; one that was not fetched yet comes into a temporary file."""
-        if path in self._places:
-            yield _place_or_raise(self._places[path])
-            return
         with tempfile.TemporaryDirectory(prefix="fullft-") as folder:
-            yield _place_or_raise(self._fetch(path, Path(folder)))
+            place = self._places.get(path) or self._fetch(path, Path(folder))
+            if isinstance(place, OSError):
+                raise place
+            yield place
 
     @contextmanager
     def fetched(self, files: Sequence[SourceFile]) -> Iterator[None]:
@@ -467,7 +419,6 @@ class S3Prefix:
         return place
 
     def _ask(self, request: str, **arguments: str) -> Any:
-        """Return S3's answer to a request about the bucket."""
         with as_os_errors():
             return getattr(s3_client(self.uri), request)(Bucket=self._bucket, **arguments)
 
@@ -492,12 +443,6 @@ class S3Prefix:
 
 #: A place with delivered files; a path is relative to it, with forward slashes.
 Source = Folder | S3Prefix
-
-
-def _place_or_raise(place: Path | OSError) -> Path:
-    if isinstance(place, OSError):
-        raise place
-    return place
 
 
 def _object(path: str, info: Mapping[str, Any], num_bytes: int) -> SourceFile:

@@ -91,11 +91,6 @@ class WindowCutter:
         )
 
     @property
-    def notes(self) -> list[str]:
-        """Sentences about the next window: what it has so far."""
-        return [self.progress] if self.progress else []
-
-    @property
     def progress(self) -> str:
         """What the next window has so far, in words; empty where no file waits for its end by time."""
         if self._window.rows is not None:
@@ -146,9 +141,6 @@ class WindowCutter:
     def _in_order(
         self, before: dict[SourceFile, _Waiting], new: list[SourceFile]
     ) -> dict[SourceFile, _Waiting]:
-        """Return the files that wait for their window in the order of arrival: those of earlier looks that
-        are still there as they were, then the others.
-        """
         arrived = {
             file: _Waiting(min(file.mtime_ns, self._now_ns), None) for file in new if file not in before
         }

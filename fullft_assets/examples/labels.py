@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
 
 from fullft_assets.escaping import quoted
 from fullft_assets.settings import ExamplesSettings
 from fullft_assets.task import task_of
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 #: More distinct values, longer ones or ones of more words are no labels: they may be texts of documents.
 MOST_LABELS = 100
@@ -68,7 +66,6 @@ def as_listed(documents: pa.Table, settings: ExamplesSettings) -> pa.Table:
     """Return documents whose labels have the case that examples.labels gives them; nothing changes where two
     of these differ only in case.
     """
-    import pyarrow as pa
 
     known = {label.casefold(): label for label in settings.labels or []}
     target = task_of(settings).target
@@ -91,7 +88,6 @@ def as_listed(documents: pa.Table, settings: ExamplesSettings) -> pa.Table:
 
 
 def _listed(labels: pa.Array, known: Mapping[str, str]) -> pa.Array:
-    import pyarrow as pa
 
     encoded = labels.dictionary_encode()
     names = [known.get(label.casefold(), label) for label in encoded.dictionary.to_pylist()]
@@ -99,7 +95,6 @@ def _listed(labels: pa.Array, known: Mapping[str, str]) -> pa.Array:
 
 
 def _with_labels(rows: pa.Array, known: Mapping[str, str]) -> pa.Array:
-    import pyarrow as pa
 
     listed = [
         None

@@ -11,10 +11,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.erasure import has_made_up_id
@@ -24,9 +23,6 @@ from fullft_assets.examples.rules import MIN_KAPPA, MIN_LABEL_SHARE, REASONS, RO
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from fullft_assets.store import CheckOutcome
 from fullft_assets.task import task_of
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _FIX = "fix them in the source and deliver the file again"
 _SHOWN = 5
@@ -97,9 +93,6 @@ def _unknown_labels(rows: pa.Table, settings: ExamplesSettings) -> str:
 
 
 def _wrong_field(reason: str, problem: str, is_every_row: bool, settings: ExamplesSettings) -> str:
-    """Return the key to look at where each row lacks the field that it names: then it is probably the key
-    that is wrong, not the rows.
-    """
     if is_every_row and problem.startswith("no field "):
         return "no row has this field: if another one holds the text, name it in documents.text; else "
     if is_every_row and reason == REASONS["labels_are_present"]:
@@ -150,34 +143,29 @@ def agreement_outcome(rule: Rule, agreement: Agreement | None) -> CheckOutcome:
     judge.
     """
     kappa = None if agreement is None else agreement.kappa
-    passed = kappa is None or kappa >= MIN_KAPPA
     description = ""
+    metadata: dict[str, int | float] = {"num_items": 0}
     if agreement is None:
         description = "no text was labelled by two annotators"
-    elif kappa is None:
-        description = "all annotations are one label: kappa is not defined"
-    elif not passed:
-        method = {"cohen": "Cohen's", "fleiss": "Fleiss'"}[agreement.method]
-        worst = sorted((k, label) for label, k in agreement.label_kappas.items() if k is not None)[:3]
-        least = named([(label, f"{k:.2f}") for k, label in worst], len(worst), agreement.label_kappas)
-        description = (
-            f"{method} kappa {kappa:.2f} of {agreement.num_annotators} annotators on"
-            f" {agreement.num_items:,} texts is below {MIN_KAPPA:g}, least on {least}; sharpen the guideline"
-            " for these labels"
-        )
-    metadata: dict[str, int | float] = {"num_items": 0 if agreement is None else agreement.num_items}
-    if agreement is not None:
-        metadata |= {"num_annotators": agreement.num_annotators, "observed_agreement": agreement.observed}
-        metadata |= (
-            {"lowest_label_kappa": min(known)}
-            if (known := [k for k in agreement.label_kappas.values() if k is not None])
-            else {}
-        )
-    if kappa is not None:
-        metadata["kappa"] = kappa
+    else:
+        kappas = sorted((k, label) for label, k in agreement.label_kappas.items() if k is not None)
+        metadata = {"num_items": agreement.num_items, "num_annotators": agreement.num_annotators}
+        metadata |= {"observed_agreement": agreement.observed}
+        metadata |= {"lowest_label_kappa": kappas[0][0]} if kappas else {}
+        metadata |= {"kappa": kappa} if kappa is not None else {}
+        if kappa is None:
+            description = "all annotations are one label: kappa is not defined"
+        elif kappa < MIN_KAPPA:
+            method = {"cohen": "Cohen's", "fleiss": "Fleiss'"}[agreement.method]
+            worst = [(label, f"{k:.2f}") for k, label in kappas[:3]]
+            description = (
+                f"{method} kappa {kappa:.2f} of {agreement.num_annotators} annotators on"
+                f" {agreement.num_items:,} texts is below {MIN_KAPPA:g}, least on"
+                f" {named(worst, len(worst), agreement.label_kappas)}; sharpen the guideline for these labels"
+            )
     return CheckOutcome(
         name="annotators_agree",
-        passed=passed,
+        passed=kappa is None or kappa >= MIN_KAPPA,
         severity=rule.severity,
         description=description,
         metadata=metadata,
@@ -263,70 +251,45 @@ def field_outcomes(
         "examples.domain": settings.domain,
         "examples.slice_by": settings.slice_by,
     }
-    missing = {"documents.id": has_made_up_id(documents)}
-    missing |= {
-        f"examples.{column}": _is_null(documents, column) for column in ("group", "domain", "slice_by")
-    }
-    of_field = [_Named(key, field, missing[key]) for key, field in named.items() if field is not None]
-    group_outcomes = [] if settings.group is None else [_groups_outcome(valid, settings)]
-    return [_values_outcome(documents, of_field), *group_outcomes, _completeness_outcome(documents, of_field)]
-
-
-@dataclass(frozen=True, eq=False)
-class _Named:
-    key: str
-    field: str
-    missing: np.ndarray
-
-    @property
-    def column(self) -> str:
-        return self.key.partition(".")[2]
-
-    @property
-    def is_absent(self) -> bool:
-        """Whether it is taken for a wrong name; how many rows may have no group is a setting, which another
-        gate is about.
-        """
-        most = MOST_WITHOUT if self.column in MEANT_WITHOUT else 1
-        return bool(len(self.missing)) and (bool(self.missing.all()) or bool(self.missing.mean() > most))
-
-
-def _values_outcome(documents: pa.Table, named: list[_Named]) -> CheckOutcome:
-    absent = [
-        f"{each.key} names `{each.field}`, in which {_count_with(each.missing, len(documents))} a value"
-        for each in named
-        if each.is_absent
-    ]
-    return CheckOutcome(
+    absent: list[str] = []
+    incomplete: list[str] = []
+    num_without = {}
+    for key, field in named.items():
+        if field is None:
+            continue
+        column = key.partition(".")[2]
+        is_missing = has_made_up_id(documents) if column == "id" else _is_null(documents, column)
+        rows = np.flatnonzero(is_missing).tolist()
+        num_without[f"num_without_{column}"] = len(rows)
+        share = len(rows) / max(1, len(documents))
+        # How many rows may have no group is a setting, which another gate is about.
+        if share > MOST_WITHOUT if column in MEANT_WITHOUT else share == 1:
+            number = len(documents) - len(rows)
+            counted = f"{number:,} of the" if number else "none of the"
+            absent.append(
+                f"{key} names `{field}`, in which {counted} {len(documents):,} rows"
+                f" ha{'ve' if number > 1 else 's'} a value"
+            )
+        if rows and column in MEANT_WITHOUT:
+            incomplete.append(
+                f"{len(rows):,} of {len(documents):,} rows have no `{field}` ({places(rows, documents)}):"
+                f" {MEANT_WITHOUT[column]}"
+            )
+    values = CheckOutcome(
         name="named_fields_have_values",
         passed=not absent,
         description=f"{' and '.join(absent)}; {_LOOK}: name one of them, or remove the key" if absent else "",
-        metadata={f"num_without_{each.column}": int(each.missing.sum()) for each in named},
+        metadata=num_without,
     )
-
-
-def _count_with(missing: np.ndarray, num_rows: int) -> str:
-    number = num_rows - int(missing.sum())
-    return (
-        f"{number or 'none':{',' if number else ''}} of the {num_rows:,} rows ha{'ve' if number > 1 else 's'}"
-    )
-
-
-def _completeness_outcome(documents: pa.Table, named: list[_Named]) -> CheckOutcome:
-    gaps = {each: np.flatnonzero(each.missing).tolist() for each in named if each.column in MEANT_WITHOUT}
-    parts = [
-        f"{len(rows):,} of {len(documents):,} rows have no `{each.field}` ({places(rows, documents)}):"
-        f" {MEANT_WITHOUT[each.column]}"
-        for each, rows in gaps.items()
-        if rows
-    ]
-    return CheckOutcome(
+    completeness = CheckOutcome(
         name="named_fields_are_complete",
-        passed=not parts,
+        passed=not incomplete,
         severity="warn",
-        description=f"{'; '.join(parts)}. {_LOOK}" if parts else "",
-        metadata={"num_incomplete_fields": len(parts)},
+        description=f"{'; '.join(incomplete)}. {_LOOK}" if incomplete else "",
+        metadata={"num_incomplete_fields": len(incomplete)},
     )
+    groups = [] if settings.group is None else [_groups_outcome(valid, settings)]
+    return [values, *groups, completeness]
 
 
 def _groups_outcome(valid: pa.Table, settings: ExamplesSettings) -> CheckOutcome:

@@ -13,6 +13,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fullft_assets.examples import texts
 from fullft_assets.settings import RULES, ExamplesSettings, Expectation
@@ -22,7 +24,6 @@ from fullft_assets.task import task_of
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
 #: Columns that the user's own expectations may name.
 PROFILE_COLUMNS = (
@@ -218,8 +219,6 @@ def profile(
         num_personal_data: pieces of personal data in each text, where they are looked for.
     """
     import pandas as pd
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     text = table["text"].combine_chunks()
     lengths = pc.utf8_length(text)
@@ -259,8 +258,6 @@ def _words(value: Any) -> list[str]:
 
 
 def _label_columns(table: pa.Table, lengths: pa.Array, settings: ExamplesSettings) -> dict[str, np.ndarray]:
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     target = task_of(settings).target
     if target is None:
@@ -292,8 +289,6 @@ def _label_columns(table: pa.Table, lengths: pa.Array, settings: ExamplesSetting
 
 
 def _turn_columns(table: pa.Table, settings: ExamplesSettings) -> dict[str, np.ndarray]:
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     if not task_of(settings).has_messages:
         return {}
@@ -312,7 +307,6 @@ def _turn_columns(table: pa.Table, settings: ExamplesSettings) -> dict[str, np.n
 
 
 def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, Any]:
-    import pyarrow.compute as pc
 
     lists = column.combine_chunks()
     return np.asarray(pc.list_parent_indices(lists)), pc.list_flatten(lists)

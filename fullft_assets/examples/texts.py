@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+import pyarrow as pa
+import pyarrow.compute as pc
 
 #: Share of damaged characters above which a text is quarantined. Of text in UTF-8 that was read as
 #: Windows-1252, Italian has 1.3%, German 4% and Russian 73%; of intact text in 18 languages none has any.
@@ -61,7 +60,6 @@ LANGUAGES = tuple(_CODES.split())
 
 def identify_languages(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Return each text's language (ISO 639-1), `UNKNOWN` where it cannot be identified; None for null."""
-    import pyarrow.compute as pc
 
     prefixes = pc.utf8_slice_codeunits(texts, 0, PREFIX_CHARACTERS).to_pylist()
     return np.array([None if text is None else language_of(text) for text in prefixes], dtype=object)

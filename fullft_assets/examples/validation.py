@@ -11,14 +11,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from fullft_assets.documents import RawMetadata, masked_kinds
 from fullft_assets.errors import SettingsError
-from fullft_assets.examples import agreement, expectations, identity
+from fullft_assets.examples import agreement, expectations
 from fullft_assets.examples.agreement import Agreement
 from fullft_assets.examples.labels import as_listed
 from fullft_assets.examples.outcomes import (
@@ -55,7 +59,6 @@ from fullft_assets.task import task_of
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
     from fullft_assets.settings.use_case import UseCase
 
@@ -139,7 +142,6 @@ def write_examples(rows: pa.Table, path: Path) -> None:
     """Write valid examples so that the texts of some can be read without the time and the memory that all of
     them take.
     """
-    import pyarrow.parquet as pq
 
     # LZ4 is read in half the time of Parquet's default, at the same size.
     pq.write_table(rows, path, compression="lz4", row_group_size=_ROW_GROUP)
@@ -154,16 +156,22 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
     Raises:
         SettingsError: an expectation of the user's own cannot be computed.
     """
-    import pyarrow.parquet as pq
 
     settings = use_case.settings
     read = RawMetadata.of(raw)
-    examined: list[Examined] = []
+    kinds = masked_kinds(use_case)
 
+    @cache
     def examine_once() -> Examined:
-        if not examined:
-            examined.append(_examine_raw(store, raw, use_case))
-        return examined[0]
+        return examine(
+            pq.read_table(store.folder(raw) / "documents.parquet"),
+            settings.examples,
+            read.batch,
+            any_file_was_read=bool(read.files),
+            id_field=settings.documents.id,
+            num_masked=read.num_masked if kinds is not None and raw.settings.get("masked") == kinds else None,
+            search=search_of(use_case),
+        )
 
     def write_valid(draft: Draft) -> Outcome:
         examined = examine_once()
@@ -209,23 +217,6 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
     return valid, store.ensure(use_case.name, "quarantined_examples", write_quarantined, **shared)
 
 
-def _examine_raw(store: Store, raw: Manifest, use_case: UseCase) -> Examined:
-    import pyarrow.parquet as pq
-
-    settings = use_case.settings
-    read = RawMetadata.of(raw)
-    kinds = masked_kinds(use_case)
-    return examine(
-        pq.read_table(store.folder(raw) / "documents.parquet"),
-        settings.examples,
-        read.batch,
-        any_file_was_read=bool(read.files),
-        id_field=settings.documents.id,
-        num_masked=read.num_masked if kinds is not None and raw.settings.get("masked") == kinds else None,
-        search=search_of(use_case),
-    )
-
-
 def _encodings(read: RawMetadata) -> dict[str, int]:
     counts = Counter(read.encodings.values())
     counts["utf-8"] += len(read.files) - counts.total()
@@ -261,7 +252,6 @@ def examine(
     Raises:
         SettingsError: an expectation of the user's own cannot be computed.
     """
-    import pyarrow as pa
 
     rules = rules_for(settings)
     documents, num_personal_data, num_masked = _masked(
@@ -279,12 +269,7 @@ def examine(
     # Filtered, for what is taken by position is copied whole first.
     valid = table.filter(pa.array(is_valid)).drop_columns(["problem"])
     quarantined = _with_reasons(table, reasons)
-    task = task_of(settings)
-    agreed = (
-        agreement.of_batch(valid, identity.within(valid.select(identity.COLUMNS), task.target), settings)
-        if task.has_labels
-        else None
-    )
+    agreed = agreement.of_batch(valid, settings) if task_of(settings).has_labels else None
     label_counts = count_labels(valid, settings)
     checks = [row_outcome(name, rules[name], finding, table, settings) for name, finding in findings.items()]
     for check in checks:
@@ -304,7 +289,6 @@ def examine(
 def _masked(
     documents: pa.Table, settings: ExamplesSettings, search: PersonalDataSearch, num_masked_before: int | None
 ) -> tuple[pa.Table, np.ndarray | None, int]:
-    import pyarrow.compute as pc
 
     if settings.pii == "off":
         return documents, None, 0
@@ -393,7 +377,6 @@ def _reasons(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) -> dict
 
 
 def _with_reasons(table: pa.Table, reasons: Mapping[int, list[str]]) -> pa.Table:
-    import pyarrow as pa
 
     rows = sorted(reasons)
     named = pa.array(["; ".join(reasons[row]) for row in rows], pa.string())
@@ -402,7 +385,6 @@ def _with_reasons(table: pa.Table, reasons: Mapping[int, list[str]]) -> pa.Table
 
 def count_labels(valid: pa.Table, settings: ExamplesSettings) -> dict[str, int]:
     """Return the rows (for spans: the spans) of each label, the most frequent first."""
-    import pyarrow.compute as pc
 
     target = task_of(settings).target
     if target is None:

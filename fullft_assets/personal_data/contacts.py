@@ -242,14 +242,6 @@ def _check_iban(match: re.Match[str]) -> Span | None:
     return (match.start(), match.start() + end) if identifiers.is_iban(bare(match[0][:end])) else None
 
 
-def _check_card(match: re.Match[str]) -> Span | None:
-    number = digits_of(match[0])
-    is_real = (
-        _is_issued(number) and identifiers.is_luhn(number) and not is_another_number(match, match.start())
-    )
-    return match.span() if is_real else None
-
-
 #: Cards that networks issue: first and last prefix, and lengths (Visa, Mastercard, Amex, Diners, Discover,
 #: JCB, UnionPay).
 _ISSUED_CARDS = (
@@ -265,11 +257,12 @@ _ISSUED_CARDS = (
 )
 
 
-def _is_issued(number: str) -> bool:
-    return any(
+def _is_card(number: str) -> bool:
+    is_issued = any(
         first <= number[: len(first)] <= last and len(number) in lengths
         for first, last, lengths in _ISSUED_CARDS
     )
+    return is_issued and identifiers.is_luhn(number)
 
 
 def _check_ipv4(match: re.Match[str]) -> Span | None:
@@ -417,7 +410,9 @@ CONTACTS = (
         re.compile(r"[A-Za-z](?<!\w.)[A-Za-z][0-9]{2}(?:[ -]?[A-Za-z0-9]){11,32}+"),
         _check_iban,
     ),
-    Kind("payment_card", "[CARD]", r"[0-9](?:[ .-]?[0-9]){12}", re.compile(_CARD), _check_card),
+    Kind(
+        "payment_card", "[CARD]", r"[0-9](?:[ .-]?[0-9]){12}", re.compile(_CARD), checked(_is_card, group=0)
+    ),
     Kind(
         "us_ssn",
         "[SSN]",

@@ -105,9 +105,6 @@ def _pipeline_of(use_case: UseCase) -> _Pipeline | None:
 
 
 def _folder(named: str, root: Path) -> Path:
-    """Return the folder with a pipeline's `meta.json` and `config.cfg`; that of a package is inside it, with
-    the version in its name.
-    """
     candidates = [locate(named, root)]
     spec = importlib.util.find_spec(named) if named.isidentifier() else None
     if spec is not None and spec.submodule_search_locations:

@@ -15,7 +15,6 @@ from fullft_assets.personal_data.kinds import (
     bare,
     checked,
     digits_of,
-    is_another_number,
     named_by,
 )
 
@@ -185,23 +184,12 @@ def _has_month(text: str) -> bool:
     return len(digits_of(text)) >= 4 and not re.fullmatch(r"[0-9]{1,2},? [0-9]{4}", text)
 
 
-def _check_vin(match: re.Match[str]) -> Span | None:
-    number = bare(match[0])
-    num_digits = len(digits_of(number))
-    is_mixed = 4 <= num_digits < 17 and len({*number}) > 5
-    return (
-        match.span() if is_mixed and is_vin(number) and not is_another_number(match, match.start()) else None
-    )
+def _may_be_vin(number: str) -> bool:
+    return 4 <= len(digits_of(number)) < 17 and len({*number}) > 5 and is_vin(number)
 
 
-def _check_nino(match: re.Match[str]) -> Span | None:
-    is_given = match[0][:2].upper() not in ("BG", "GB", "NK", "KN", "TN", "NT", "ZZ")
-    return match.span() if is_given and not is_another_number(match, match.start()) else None
-
-
-def _check_ahv(match: re.Match[str]) -> Span | None:
-    is_right = ean13(digits_of(match[0]))
-    return match.span() if is_right and not is_another_number(match, match.start()) else None
+def _is_nino(number: str) -> bool:
+    return number[:2] not in ("BG", "GB", "NK", "KN", "TN", "NT", "ZZ")
 
 
 def _kind(
@@ -257,7 +245,7 @@ IDENTIFIERS = (
     _kind(
         "uk_nino", "[NINO]", r"(?i)\b[A-Z]{2} ?[0-9]{2} ?[0-9]{2} ?[0-9]{2} ?[A-D]\b",
         r"\b[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z](?:[0-9]{6}| [0-9]{2} [0-9]{2} [0-9]{2} )[A-D]\b"
-        r"(?!-)", _check_nino, re.I,
+        r"(?!-)", checked(_is_nino), re.I,
     ),
     _kind(
         "es_dni", "[DNI]", r"(?i)\b[0-9XYZ][0-9]{7}[ -]?[A-Z]\b|\b[0-9]{2}\.[0-9]{3}\.[0-9]{3}[ -]?[A-Z]\b",
@@ -277,7 +265,7 @@ IDENTIFIERS = (
     _kind(
         "ch_ahv", "[AHV]", r"756\.?[0-9]{4}\.?[0-9]{4}\.?[0-9]{2}",
         rf"7{_NOT_IN}56(\.?)[0-9]{{4}}\1[0-9]{{4}}\1[0-9]{{2}}{_END}",
-        _check_ahv,
+        checked(ean13, group=0),
     ),
     _kind(
         "pl_pesel", "[PESEL]", r"\b[0-9]{11}\b", rf"[0-9]{_NOT_IN}[0-9"
@@ -311,6 +299,7 @@ IDENTIFIERS = (
     ),
     _kind(
         "vin", "[VIN]", r"\b[A-HJ-NPR-Z0-9]{8}[0-9X][A-HJ-NPR-Z0-9]{8}\b",
-        rf"[A-HJ-NPR-Z0-9]{_NOT_IN}[A-HJ-NPR-Z0-9]{{7}}[0-9X][A-HJ-NPR-Z0-9]{{8}}{_END}", _check_vin,
+        rf"[A-HJ-NPR-Z0-9]{_NOT_IN}[A-HJ-NPR-Z0-9]{{7}}[0-9X][A-HJ-NPR-Z0-9]{{8}}{_END}",
+        checked(_may_be_vin),
     ),
 )  # fmt: skip

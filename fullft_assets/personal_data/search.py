@@ -13,18 +13,17 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fullft_assets.personal_data.contacts import CONTACTS, SECRETS, TELEPHONES
 from fullft_assets.personal_data.entities import EntityModel, entity_model
 from fullft_assets.personal_data.identifiers import IDENTIFIERS
 from fullft_assets.personal_data.kinds import Found, Kind, Span
 from fullft_assets.settings.use_case import UseCase
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 #: In the order of precedence: a card number is not also a telephone number.
 KINDS = (*SECRETS, *CONTACTS, *IDENTIFIERS, *TELEPHONES)
@@ -106,7 +105,6 @@ def _shifted(position: int, pieces: Sequence[Found], *, is_end: bool) -> int:
 
 
 def _matches(texts: pa.Array | pa.ChunkedArray, pattern: str) -> np.ndarray:
-    import pyarrow.compute as pc
 
     return np.asarray(pc.fill_null(pc.match_substring_regex(texts, pattern), False), bool)
 
@@ -140,9 +138,6 @@ def search_of(use_case: UseCase) -> PersonalDataSearch:
 
 
 def _joined(text: str, pieces: Sequence[Found], entities: Sequence[Found]) -> list[Found]:
-    """Return both without overlaps. What a pattern found stays whole: of a name that runs into an address,
-    the rest is a piece.
-    """
     free, parts = bytearray(b"\1" * len(text)), [*pieces]
     for one in pieces:
         free[one.start : one.end] = b"\0" * (one.end - one.start)
@@ -190,9 +185,9 @@ def _mask_row(row: dict[str, Any], pieces: Sequence[Found]) -> dict[str, Any]:
     masked = {**row, "text": mask(row["text"], pieces)}
     if row["spans"] is not None:
         masked["spans"] = [_shifted_span(span, pieces) for span in row["spans"]]
-        masked["annotations"] = row["annotations"] and [
-            _shift_annotation(each, pieces) for each in row["annotations"]
-        ]
+        for annotation in row["annotations"] or []:
+            spans = [_shifted_span(span, pieces) for span in json.loads(annotation["label"])]
+            annotation["label"] = json.dumps(spans, ensure_ascii=False)
     return masked
 
 
@@ -218,13 +213,7 @@ def _shifted_span(span: dict[str, Any], pieces: Sequence[Found]) -> dict[str, An
     return {**span, "start": start, "end": end}
 
 
-def _shift_annotation(annotation: dict[str, str], pieces: Sequence[Found]) -> dict[str, str]:
-    spans = [_shifted_span(span, pieces) for span in json.loads(annotation["label"])]
-    return {**annotation, "label": json.dumps(spans, ensure_ascii=False)}
-
-
 def _with_values(table: pa.Table, name: str, rows: np.ndarray, values: list[Any]) -> pa.Table:
-    import pyarrow as pa
 
     column = table[name]
     order = np.arange(len(table))

@@ -84,6 +84,7 @@ class DocumentsSettings(Settings):
         ),
         "xml": "set `documents.records` to the name of the element that is one document",
         "time": "the time of an annotation is in the field `time`",
+        "queue": "the prefix is listed, 10,000 objects a look; set `poll_seconds` for more looks",
         "max_runs_per_tick": "a tick launches up to 50 ingest runs, later ticks the rest",
     }
 
@@ -155,11 +156,6 @@ class DocumentsSettings(Settings):
             " may be named anyway, those of the store never."
         ),
     )
-    queue: str | None = Field(
-        default=None,
-        pattern=r"^https?://",
-        description="URL of an SQS queue with the bucket's S3 events. Default: the prefix is listed.",
-    )
     attribution: str = Field(
         default="", description="Source, licence and attribution of the documents; shown on the model card."
     )
@@ -192,7 +188,7 @@ class DocumentsSettings(Settings):
         description=(
             "Keys of your own assets that write the folder, such as `team/exports`. Lineage shows them, and"
             " new files are looked for when one of them was materialised, no longer every `poll_seconds`; the"
-            " sensor starts turned on. With `queue` it polls still."
+            " sensor starts turned on."
         ),
     )
     poll_seconds: int = Field(

@@ -16,6 +16,7 @@ a name, its metadata has the class name. Multi-label: a list of indices, with `c
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import groupby, islice
 from typing import Any
 
@@ -34,6 +35,8 @@ from fullft_assets.documents.formats.rows import (
     row_with_answers,
 )
 
+#: Fields of a flat record that are about the annotation.
+_OF_ANNOTATION = ("annotator", "annotation_id", "lead_time")
 #: Keys of a region's value, by kind of control, for a classification.
 _CHOICES = ("choices", "labels", "rating", "number", "text")
 
@@ -57,7 +60,7 @@ def _label_studio_rows(records: Iterable[tuple[int, Record]], reading: Reading) 
             yield (
                 number,
                 row_with_answers(
-                    {**_meta(record), **record["data"]},
+                    {**_object_of(record, "meta"), "id": record.get("id"), **record["data"]},
                     wanted,
                     lambda record=record: _task_answers(record, wanted),
                 ),
@@ -66,7 +69,7 @@ def _label_studio_rows(records: Iterable[tuple[int, Record]], reading: Reading) 
             yield (
                 number,
                 row_with_answers(
-                    _without_annotation(record),
+                    {name: value for name, value in record.items() if name not in _OF_ANNOTATION},
                     wanted,
                     lambda group=together: [
                         _flat_answer(each, wanted) for _, each in group if isinstance(each, dict)
@@ -86,9 +89,9 @@ def _task_key(numbered: tuple[int, Record]) -> Any:
     return ("task", record["id"])
 
 
-def _meta(task: dict[str, Any]) -> dict[str, Any]:
-    meta = task.get("meta")
-    return {**(meta if isinstance(meta, dict) else {}), "id": task.get("id")}
+def _object_of(record: dict[str, Any], name: str) -> dict[str, Any]:
+    value = record.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def _task_answers(task: dict[str, Any], wanted: Wanted) -> list[Answer]:
@@ -159,14 +162,6 @@ def _flat_answer(record: dict[str, Any], wanted: Wanted) -> Answer:
     return Answer(_person(record.get("annotator")), value, time if isinstance(time, str) else None)
 
 
-def _without_annotation(record: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in record.items()
-        if name not in ("annotator", "annotation_id", "lead_time")
-    }
-
-
 def _person(value: Any) -> str | None:
     if isinstance(value, dict):
         value = value.get("email") or value.get("id")
@@ -187,19 +182,19 @@ def _is_argilla_record(record: dict[str, Any], wanted: Wanted) -> bool:
 
 
 def _argilla_rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tuple[int, Row]]:
+    wanted = reading.wanted
     for number, record in records:
-        yield number, {"problem": record} if isinstance(record, str) else _argilla_row(record, reading.wanted)
-
-
-def _argilla_row(record: dict[str, Any], wanted: Wanted) -> Row:
-    return row_with_answers(_fields(record), wanted, lambda: _argilla_answers(record, wanted.label or ""))
+        if isinstance(record, str):
+            yield number, {"problem": record}
+        else:
+            answers = partial(_argilla_answers, record, wanted.label or "")
+            yield number, row_with_answers(_fields(record), wanted, answers)
 
 
 def _fields(record: dict[str, Any]) -> dict[str, Any]:
     nested = ("fields", "responses", "suggestions")
     fields = {name: value for name, value in record.items() if name not in nested}
-    for part in (record.get("metadata"), record.get("fields")):
-        fields |= part if isinstance(part, dict) else {}
+    fields |= _object_of(record, "metadata") | _object_of(record, "fields")
     if fields.get("id") is None and record.get("external_id") is not None:
         fields["id"] = record["external_id"]
     return fields
@@ -229,7 +224,6 @@ def _responses(values: Any, question: str) -> list[Answer]:
 
 
 def _flat(record: dict[str, Any], question: str) -> list[Answer]:
-    """Read three lists side by side: the responses, their users, their status."""
     values = record[f"{question}.responses"]
     if values is None:
         return []
@@ -303,8 +297,7 @@ def _manifest_row(record: dict[str, Any], wanted: Wanted, fetched: str | OSError
     if wanted.label is None or wanted.label not in record:
         add_annotation(row, record.get("confidence"), record.get("human-annotated"))
         return row
-    about = record.get(f"{wanted.label}-metadata")
-    about = about if isinstance(about, dict) else {}
+    about = _object_of(record, f"{wanted.label}-metadata")
     value = record[wanted.label]
     add_target(row, _READERS[wanted.target](value, about), wanted)
     add_annotation(row, _confidence(value, about, wanted.target), about.get("human-annotated"))
@@ -327,14 +320,10 @@ def _labels(value: Any, about: dict[str, Any]) -> Any:
 
 
 def _spans(value: Any, about: dict[str, Any]) -> Any:
-    if not isinstance(value, dict):
-        return value
-    annotations = value.get("annotations")
-    return annotations.get("entities") if isinstance(annotations, dict) else None
+    return _object_of(value, "annotations").get("entities") if isinstance(value, dict) else value
 
 
 def _confidence(value: Any, about: dict[str, Any], target: str) -> Any:
-    """Return the confidence of a row; for several labels or spans, the lowest one."""
     if target == "label":
         return about.get("confidence")
     if target == "labels" and isinstance(about.get("confidence-map"), dict) and isinstance(value, list):

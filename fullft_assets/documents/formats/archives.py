@@ -38,7 +38,7 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     id_field = dict(reading.wanted.names).get("id", "id")
     number = 0
     with (
-        archive_of(file.path, "ZIP archive") as archive,
+        archive_of(file.path, "ZIP archive", is_checked=False) as archive,
         tempfile.TemporaryDirectory(prefix="fullft-") as folder,
     ):
         numbered = enumerate(archive.infolist(), start=1)
@@ -48,7 +48,8 @@ def records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
         if any(ending_of(member.filename) in _ARCHIVES for member in members.values()):
             raise Unreadable("has an archive in it; unpack it and deliver its files")
         for member_number, member in members.items():
-            name = f"{file.name}/{_shown(member)}"
+            shown = member.filename.encode("utf-8", "replace").decode().replace("\n", " ")
+            name = f"{file.name}/{shown}"
             for at, record in _member(archive, member, Delivered(Path(folder, "member"), name), reading):
                 number += 1
                 if isinstance(record, str):
@@ -73,10 +74,6 @@ def _checked(member: zipfile.ZipInfo) -> str:
     ):
         raise Unreadable("has a link, or a member whose name leads out of the archive")
     return member.filename
-
-
-def _shown(member: zipfile.ZipInfo) -> str:
-    return member.filename.encode("utf-8", "replace").decode().replace("\n", " ")
 
 
 def _member(
@@ -109,7 +106,6 @@ def _member(
 
 
 def _going_on(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tuple[int, Record]]:
-    """Yield records that are kept until the last one of their member, within the time for each."""
     for numbered in records:
         reading.advance()
         yield numbered

@@ -9,14 +9,13 @@ import json
 import math
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from fullft_assets.documents.formats.delivered import Delivered, Record, Unreadable, parsing
 from fullft_assets.documents.formats.registered import Format, Reading
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
 #: Rows that are in memory as Python objects at a time.
 BATCH_ROWS = 1024
@@ -25,11 +24,6 @@ SAMPLED_BYTES = 64 * 2**20
 
 
 def _chosen(schema: pa.Schema, columns: Collection[str] | None) -> list[str]:
-    """Return the columns to read: the wanted ones that are there, or all.
-
-    Raises:
-        Unreadable: two columns have the same name.
-    """
     if len(set(schema.names)) != len(schema.names):
         raise Unreadable("two columns have the same name")
     return [name for name in schema.names if columns is None or name in columns]
@@ -76,7 +70,6 @@ def records(
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Return the class names by column that `datasets` writes into the schema's metadata."""
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -113,7 +106,6 @@ _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
 def _arrow_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
-    import pyarrow as pa
 
     is_file = _is_file_format(file.path)
     # Not mapped into memory: a file that shrinks meanwhile would end the process.
@@ -144,7 +136,6 @@ def _is_file_format(path: Path) -> bool:
 
 
 def _num_arrow_rows(path: Path) -> int:
-    import pyarrow as pa
 
     is_file = _is_file_format(path)
     with parsing("Arrow file"), pa.memory_map(str(path)) as source:
@@ -155,7 +146,6 @@ def _num_arrow_rows(path: Path) -> int:
 
 
 def _batches(reader: pa.RecordBatchFileReader | pa.RecordBatchStreamReader) -> Iterator[pa.RecordBatch]:
-    import pyarrow as pa
 
     if isinstance(reader, pa.RecordBatchFileReader):
         return (reader.get_batch(number) for number in range(reader.num_record_batches))
@@ -177,7 +167,6 @@ _SAMPLED_GROUPS = 8
 
 
 def _parquet_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
-    import pyarrow.parquet as pq
 
     number = 0
     with (
@@ -215,7 +204,6 @@ def _sampled(table: pq.ParquetFile, names: list[str], table_rows: int) -> Iterat
 
 
 def _num_parquet_rows(path: Path) -> int:
-    import pyarrow.parquet as pq
 
     with parsing("Parquet file"):
         return pq.read_metadata(str(path)).num_rows

@@ -100,7 +100,10 @@ def _supported(files: Sequence[Scores]) -> list[str | None]:
     """Return the encoding by which each file was counted while the batch's encodings were taken one after the
     other.
     """
-    supported = [_of_share(scores, _SUPPORTED_SHARE) for scores in files]
+    supported = []
+    for scores in files:
+        least = _SUPPORTED_SHARE * max(scores.values(), default=0.0)
+        supported.append({name: score for name, score in scores.items() if score >= least})
     remaining = [at for at, scores in enumerate(supported) if scores]
     names: list[str | None] = [None] * len(files)
     while remaining:
@@ -114,11 +117,6 @@ def _supported(files: Sequence[Scores]) -> list[str | None]:
                 names[at] = best
         remaining = [at for at in remaining if names[at] is None]
     return names
-
-
-def _of_share(scores: Scores, share: float) -> Scores:
-    least = share * max(scores.values(), default=0.0)
-    return {name: score for name, score in scores.items() if score >= least}
 
 
 def _first_best(scores: Mapping[str, float]) -> str:
@@ -204,7 +202,6 @@ def of_mark(head: bytes) -> str | None:
 
 
 def _refuse_binary(text: str) -> None:
-    """Raise `Unreadable` where the start of a text has many NULs and other control characters."""
     start = text[:CHECKED_CHARACTERS]
     controls = sum(start.count(character) for character in _CONTROLS)
     if controls > 2 and controls > MAX_CONTROL_SHARE * len(start):

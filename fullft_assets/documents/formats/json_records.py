@@ -103,7 +103,6 @@ def _read(file: Delivered) -> str:
 
 
 def _hinted(records: Iterator[tuple[int, Record]], reading: Reading) -> Iterator[tuple[int, Record]]:
-    """Yield records; in place of a single one that is rather a table, what to set."""
     first_records = list(islice(records, 2))
     if len(first_records) == 1 and _is_table(first_records[0][1], reading):
         # The array's name is not shown: it may be a label, or a person's.
@@ -171,7 +170,6 @@ def _of_array(file: Delivered, path: str) -> Iterator[tuple[int, Record]]:
 
 
 def _array_in(file: Delivered, path: str) -> list[Any]:
-    """Return the array at a path of a file that Python's own parser reads; empty where it does not."""
     try:
         value = json.loads(_read(file))
         for name in filter(None, path.split(".")):
@@ -182,14 +180,17 @@ def _array_in(file: Delivered, path: str) -> list[Any]:
 
 
 class _Encoded:
-    """A text, read as UTF-8."""
+    """A text, read as UTF-8 with a line end behind it: the parser overlooks a string behind the array that
+    nothing ends.
+    """
 
     def __init__(self, text: TextIO):
         self._text = text
+        self._end = ["", "\n"]
 
     def read(self, size: int = -1) -> bytes:
-        """Return the next characters, encoded."""
-        return self._text.read(size).encode()
+        """Return the next characters, encoded; none of them tells the parser that they are bytes."""
+        return (self._text.read(size) or (self._end.pop() if size else "")).encode()
 
 
 JSON = Format(

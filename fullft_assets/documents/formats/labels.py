@@ -47,18 +47,18 @@ def is_missing(word: str, words: Collection[str]) -> bool:
 Quoted = tuple[int, int, str | None]
 
 
-def _in_characters(spans: Sequence[Quoted], text: str) -> tuple[list[tuple[int, int]] | None, int | None]:
-    """Return the offsets of spans in characters, or None and the position of the first one whose text is not
-    at its offsets.
+def _in_characters(spans: Sequence[Quoted], text: str) -> list[tuple[int, int]] | int:
+    """Return the offsets of spans in characters, or the position of the first one whose text is not at its
+    offsets.
 
     JavaScript counts UTF-16 code units, two for an emoji. Where the offsets of a row fit its quoted texts
     only in that reading, all of its offsets are converted. Spaces are compared as one.
     """
     wrong = _first_wrong(spans, lambda start, end: text[start:end] if 0 <= start <= end else None)
     if wrong is None:
-        return [(start, end) for start, end, _ in spans], None
+        return [(start, end) for start, end, _ in spans]
     if text.isascii() or max(text) <= "\uffff":
-        return None, wrong
+        return wrong
     characters = {
         unit: at
         for at, unit in enumerate(accumulate((2 if letter > "\uffff" else 1 for letter in text), initial=0))
@@ -70,8 +70,8 @@ def _in_characters(spans: Sequence[Quoted], text: str) -> tuple[list[tuple[int, 
         ),
     )
     if wrong is not None:
-        return None, wrong
-    return [(characters[start], characters[end]) for start, end, _ in spans], None
+        return wrong
+    return [(characters[start], characters[end]) for start, end, _ in spans]
 
 
 def _first_wrong(spans: Sequence[Quoted], shown: Callable[[int, int], str | None]) -> int | None:
@@ -227,10 +227,10 @@ def _correct_offsets(spans: list[list[Span]], quotes: list[Any], text: str, fiel
         (each[0]["start"], each[0]["end"], quote if isinstance(quote, str) else None)
         for each, quote in zip(spans, quotes, strict=True)
     ]
-    offsets, wrong = _in_characters(known, text)
-    if offsets is None:
+    offsets = _in_characters(known, text)
+    if isinstance(offsets, int):
         raise Malformed(
-            f"span {(wrong or 0) + 1} of field `{field}` was exported with another text than the one at its"
+            f"span {offsets + 1} of field `{field}` was exported with another text than the one at its"
             " offsets"
         )
     for each, (start, end) in zip(spans, offsets, strict=True):

@@ -285,19 +285,12 @@ def _record(file: Delivered, element: Any, reading: Reading) -> Record:
         for field in reading.wanted.fields - {"text"}:
             if (value := _value(element, field)) is not None:
                 fields[field] = value
-    except _Undeclared:
+    except KeyError:
         return "an entity is defined outside of the file or in its DTD, which is not read"
     return {**file.document(text), **fields}
 
 
-class _Undeclared(Exception):
-    """An entity that is not known without a DTD."""
-
-
 def _value(element: Any, path: str) -> str | None:
-    """Return the text (or the attribute) that a path names, several separated by blank lines; None where
-    there is none.
-    """
     attribute = _ATTRIBUTE.search(path)
     if attribute is not None:
         path = path[: attribute.start()]
@@ -318,9 +311,6 @@ def _elements(element: Any, path: str) -> list[Any]:
 
 
 def _xml_text(element: Any) -> str:
-    """Return an element's text: spaces collapsed, blocks and rows of tables on lines of their own, cells
-    separated by tabs.
-    """
     pieces: list[str] = []
     _add(element, pieces, "")
     lines = (_SPACE.sub(" ", line) for line in "".join(pieces).split(_BLOCK))
@@ -343,7 +333,7 @@ def _add(element: Any, pieces: list[str], cell: str) -> None:
     pieces.append(element.text or "")
     for child in children:
         if child.tag is etree.Entity:
-            pieces.append(_character(child.name))
+            pieces.append(html.entities.html5[f"{child.name};"])
         elif isinstance(child.tag, str) and (name := etree.QName(child).localname) not in _DROPPED:
             edge = "" if is_mixed or name in _INLINE else cell or _BLOCK
             before, after = ("", _CELL) if name in _CELLS else (edge, edge)
@@ -351,13 +341,6 @@ def _add(element: Any, pieces: list[str], cell: str) -> None:
             _add(child, pieces, " " if name in _CELLS else cell)
             pieces.append((cell or _BLOCK) if name in _LINE_ENDS else after)
         pieces.append(child.tail or "")
-
-
-def _character(name: str) -> str:
-    try:
-        return html.entities.html5[f"{name};"]
-    except KeyError:
-        raise _Undeclared from None
 
 
 XML = Format(_xml_records, endings=(".xml", ".nxml", ".akn"), may_be_compressed=True)

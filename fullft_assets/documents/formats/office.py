@@ -27,7 +27,6 @@ from fullft_assets.documents.formats.delivered import (
     Record,
     Unreadable,
     archive_of,
-    check_members,
     parsing,
     whole_characters,
 )
@@ -68,12 +67,8 @@ _NOTES = {f"{_W}footnoteReference": "footnotes", f"{_W}endnoteReference": "endno
 def _docx_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     import docx
 
-    with archive_of(file.path, "DOCX") as archive:
-        check_members(archive)
-    with parsing("DOCX"):
-        with file.path.open("rb") as data:
-            document = docx.Document(data)
-        text = _text_of(document)
+    with archive_of(file.path, "DOCX"), file.path.open("rb") as data:
+        text = _text_of(docx.Document(data))
     yield 1, file.document(text)
 
 
@@ -129,7 +124,6 @@ class _Body:
                 yield from self.lines(child)
 
     def _rows(self, table: Any) -> Iterator[str]:
-        """Yield a line a row, its cells separated by tabs; a row whose deletion is tracked is excluded."""
         for row in table.iter(f"{_W}tr"):
             if next(row.iterancestors(f"{_W}tbl")) is table and row.find(f"{_W}trPr/{_W}del") is None:
                 cells = [cell for cell in row.iter(f"{_W}tc") if next(cell.iterancestors(f"{_W}tr")) is row]
@@ -146,7 +140,6 @@ class _Body:
             yield from self.lines(element)
 
     def _add(self, parent: Any, pieces: list[str], later: list[Any]) -> None:
-        """Add the text of a paragraph's content, and what is read after it: text boxes and notes."""
         for child in _kept(parent):
             if child.tag in _TEXTS:
                 pieces.append(child.text or "")
@@ -155,14 +148,9 @@ class _Body:
             elif child.tag == f"{_W}txbxContent":
                 later.append(child)
             elif child.tag in _NOTES:
-                later.append(self._note(_NOTES[child.tag], child.get(f"{_W}id")))
+                later.append(self._notes[_NOTES[child.tag], child.get(f"{_W}id")])
             else:
                 self._add(child, pieces, later)
-
-    def _note(self, kind: str, name: str) -> Any:
-        if (kind, name) not in self._notes:
-            raise Unreadable("not a complete DOCX (a note is missing)")
-        return self._notes[kind, name]
 
 
 def _kept(parent: Any) -> Iterable[Any]:
@@ -284,11 +272,6 @@ _TAIL_BYTES = 1024
 
 
 def _pdf_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
-    """Yield the document that a PDF is, its pages separated by a blank line.
-
-    Raises:
-        Unreadable: it is damaged or encrypted.
-    """
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)
     with parsing("PDF"):
         pages = [page.strip() for page in _pages(file.path, reading.advance)]

@@ -233,9 +233,6 @@ _MISSING = object()
 
 
 def _look_up(record: Any, field: str) -> Any:
-    """Return the value of a field, or `_MISSING`. A field whose name has dots wins over the path that it may
-    be as well.
-    """
     if not isinstance(record, dict):
         return _MISSING
     if field in record:

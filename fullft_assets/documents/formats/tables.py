@@ -28,7 +28,6 @@ from fullft_assets.documents.formats.delivered import (
     Record,
     Unreadable,
     archive_of,
-    check_members,
     ending_of,
 )
 from fullft_assets.documents.formats.registered import Format, Reading
@@ -276,7 +275,6 @@ def _sheets(path: Path, advance: Callable[[], None]) -> Iterator[tuple[str, Iter
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # of extensions that hold no values
         archive = stack.enter_context(archive_of(path, "XLSX"))
-        check_members(archive)
         advance()
         # Opened here: openpyxl refuses a path with another ending.
         data = stack.enter_context(path.open("rb"))
@@ -300,7 +298,6 @@ def _sheet_rows(sheet: Any) -> Iterator[tuple[int, list[str | None]]]:
 
 
 def _shown(cell: Any) -> str | None:
-    """Return a cell's value as the spreadsheet shows it, dates in ISO; None where it is empty."""
     value = cell.value
     if value is None or value == "" or cell.data_type == "e":
         return None
@@ -334,7 +331,6 @@ def _merged(raw: bytes) -> list[tuple[int, int, int]]:
 def _filled_down(
     rows: Iterator[tuple[int, list[str | None]]], merged: list[tuple[int, int, int]]
 ) -> Iterator[Numbered]:
-    """Yield the rows, with a merged cell's value in each of its rows that has a value of its own."""
     held: dict[int, tuple[int, str | None]] = {}
     starts: dict[int, list[tuple[int, int]]] = {}
     for column, start, end in merged:

@@ -376,9 +376,9 @@ def count_right_tokens(
     rows = np.repeat(np.arange(len(texts)), encoded.lengths())
 
     def tags(spans_of: Sequence[Sequence[Span]]) -> np.ndarray:
-        marks = windows.locate_spans(
+        marks, _ = windows.locate_spans(
             encoded, texts, [[(start, end) for start, end, _ in row] for row in spans_of]
-        ).marks
+        )
         edges = zip(encoded.bounds, encoded.bounds[1:], strict=False)
         each = [
             tags_of(marks[begin:end], [label for *_, label in row])
