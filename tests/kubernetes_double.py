@@ -349,6 +349,10 @@ class Cluster:
         return {
             ("jobs", "create"): lambda _, query, body: self._create(query, body),
             ("jobs", "get"): lambda name, *_: (200, self._job(name).body),
+            ("jobs", "list"): lambda _, query, __: (
+                200,
+                {"items": _chosen([job.body for job in self.jobs.values()], query)},
+            ),
             ("jobs", "delete"): lambda name, _, body: self._delete(name, body),
             ("pods", "list"): lambda _, query, __: (
                 200,

@@ -429,7 +429,7 @@ class TestAws:
         ("service", "with_them", "of_everything"),
         [
             # What is part of CreateTrainingJob and of RunTask.
-            ("sagemaker", {"sagemaker:AddTags", "iam:PassRole"}, []),
+            ("sagemaker", {"sagemaker:AddTags", "iam:PassRole"}, ["ListJobs"]),
             ("ecs", {"ecs:TagResource", "iam:PassRole"}, ["ListTasks", "ReadDefinitions"]),
         ],
     )

@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,11 @@ def test_a_second_submission_attaches_by_name_and_by_token_and_an_ended_task_of_
     assert other.poll(NAME).state == "pending" and len(service.tasks) == 1
     service.unseen_seconds = 0.0
     assert other.poll(NAME).state == "running"
+    service.tasks += [
+        replace(service.tasks[0], request={"startedBy": "a-service"}, arn=f"t{n}") for n in range(4)
+    ]
+    assert (other.names(NAME), other.names("fullft-other")) == ([NAME], [])
+    del service.tasks[1:]
     with pytest.raises(
         WorkloadError, match=f"^ECS 111122223333/us-east-1/fullft: {NAME} exists, and does other work"
     ):

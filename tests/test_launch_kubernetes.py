@@ -124,6 +124,7 @@ def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(
         for name in rule["resources"]
         for verb in rule["verbs"]
     }
+    assert chosen.names("fullft-") == []
     assert granted - cluster.used == {("", "events", "list")}
 
 
@@ -184,6 +185,7 @@ def test_what_happened_to_a_pod_is_its_failure(cluster, tmp_path, what, reason, 
     chosen.submit(spec(tmp_path, "waits"))
     process(tmp_path, "workload0")
     assert chosen.poll(NAME).state == "running"
+    assert (chosen.names(NAME), chosen.names("fullft-other")) == ([NAME], [])
     getattr(cluster, what)(NAME)
     status = chosen.poll(NAME, SECONDS)
     assert (status.state, status.reason, status.failure) == ("failed", reason, failure)

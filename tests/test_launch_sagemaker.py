@@ -187,7 +187,9 @@ def test_a_stopped_job_writes_its_checkpoint_and_leaves_no_process(service, url)
     processes = [
         psutil.Process(int((service.folder / f"{name}0.pid").read_text())) for name in ("workload", "helper")
     ]
+    assert (sage.names(NAME), sage.names("fullft-other")) == ([NAME], [])
     sage.stop(NAME)
+    assert sage.names(NAME) == []
     assert (service.folder / "checkpoint0").read_text() == "complete" and not any(map(is_alive, processes))
     assert (
         sage.poll(NAME).reason == "was stopped in SageMaker by somebody; run the same command again to resume"

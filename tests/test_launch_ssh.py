@@ -69,6 +69,7 @@ def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(serve
     }
     names = [launch.name_in(store) for launch in records.launches(store, "probe")]
     assert {ssh.poll(name).state for name in names} == {"gone"}, "nothing is kept there"
+    assert ssh.names("fullft-") == []
 
 
 def test_paths_start_at_the_folder_there_and_variables_are_set(server, tmp_path):
@@ -274,7 +275,7 @@ class TestSeveralHosts:
             wait_for(
                 lambda: all((tmp_path / f"workload{rank}.pid").exists() for rank in (0, 1)), "both ranks work"
             )
-            assert ssh.poll(NAME).state == "running"
+            assert (ssh.poll(NAME).state, ssh.names(NAME)) == ("running", [NAME])
             assert "working" in ssh.logs(NAME, "").stdout
         finally:
             ssh.stop(NAME)

@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from fullft_assets.automation import orphans
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers import LaunchSpec, Unreachable, records
@@ -21,7 +22,9 @@ from fullft_assets.launchers.records import (
     Orphan,
     Suspect,
     due,
+    due_strays,
     end_orphan,
+    end_strays,
     find_orphans,
     suspects,
     waiting_line,
@@ -43,6 +46,7 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     """
     # As of a launcher whose jobs outlive their runs.
     monkeypatch.setattr(LocalLauncher, "ends_with_run", False)
+    monkeypatch.setattr(LocalLauncher, "names", lambda self, prefix: self._machine.names(prefix))
     (tmp_path / "idle.py").write_text("import time; time.sleep(300)")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), str(tmp_path)]))
     started = []
@@ -174,6 +178,47 @@ def test_a_backend_that_does_not_answer_leaves_it_on_record_as_running_and_is_as
     assert all(orphan.line.endswith("cannot be asked for: it does not answer") for orphan in unknown)
 
 
+def strays(store: Store, hours: float) -> list[bool | None]:
+    """Look for strays so many hours from now; return what was done about each."""
+    return [
+        is_stopped for _, is_stopped in end_strays(store, "letters", [LAUNCHER.settings], NOW + hours * HOUR)
+    ]
+
+
+@pytest.mark.parametrize("what", ["over on record", "replaced", "without a record"])
+@pytest.mark.fault("nobody follows a job any more", "ssh", "kubernetes", "ecs", "sagemaker")
+@pytest.mark.fault("the record of a job is lost", "ssh", "kubernetes", "ecs", "sagemaker")
+def test_a_job_that_runs_and_that_no_open_record_names_is_stopped_an_hour_after_it_was_seen(
+    store, launch, what
+):
+    """Its run was killed between the record and the stop, or the store was restored from a backup."""
+    stray, followed = launch(store), launch(store, key="followed")
+    launch(store, case="another")
+    if what == "without a record":
+        store.delete_pointer(stray.record)
+    else:
+        records.end(store, stray, "failed", "was killed by SIGKILL", "infrastructure")
+    if what == "replaced":
+        records.claim(store, stray.model_copy(update={"submitted_at": NOW}), lambda _: False)
+    assert strays(store, 0.0) == [False] and strays(store, 0.9) == [False] and runs(store, stray)
+    assert due_strays(store, "letters", NOW + 0.9 * HOUR) == {}
+    assert due_strays(store, "letters", NOW + 1.1 * HOUR) == {stray.name_in(store): NOW + HOUR}
+    assert strays(store, 1.1) == [True] and not runs(store, stray)
+    assert runs(store, followed) and strays(store, 2.2) == [] == list(due_strays(store, "letters", NOW * 2))
+
+
+def test_a_stray_stays_noted_while_its_backend_does_not_answer(store, launch, monkeypatch):
+    monkeypatch.setattr(LocalLauncher, "stop", not_answering)
+    stray = launch(store)
+    store.delete_pointer(stray.record)
+    assert strays(store, 0.0) == [False] and strays(store, 1.1) == [None]
+    monkeypatch.setattr(LocalLauncher, "names", not_answering)
+    assert strays(store, 2.2) == [None] and list(due_strays(store, "letters", NOW + 2 * HOUR)) == [
+        stray.name_in(store)
+    ]
+    monkeypatch.undo()
+
+
 def test_a_run_that_follows_for_another_one_takes_the_job_over_once_that_is_gone(store, launch):
     made = launch(store)
     assert not records.adopt(store, made, "second", lambda _: True)
@@ -233,7 +278,19 @@ class TestInDagster:
             done = job.execute_in_process(instance=instance)
             assert not runs(store, made) and recorded(store).state == "stopped"
             assert instance.get_run_by_id(done.run_id).tags["orphans/stopped"] == "1"
+            looks = [hour for hour in range(8) if tick(hour).run_requests]
+            assert looks == list(range(8)), "a job has just ended, which may run on"
+            store.change_pointer(made.record, lambda old: {**old, "ended_at": NOW - 2 * HOUR})
+            assert [hour for hour in range(8) if tick(hour).run_requests] == [0, 6]
             assert tick().skip_message == "a run follows each job"
+            stray = launch(store, key="stray")
+            store.delete_pointer(stray.record)
+            store.write_pointer("strays/letters", {stray.name_in(store): NOW - HOUR})
+            assert tick().run_requests[0].tags["orphans/jobs"] == stray.name_in(store)
+            monkeypatch.setattr(orphans, "sections", lambda _: [LauncherSettings(grace_seconds=0)])
+            done = job.execute_in_process(instance=instance)
+            assert instance.get_run_by_id(done.run_id).tags["orphans/stopped"] == "1"
+            assert not runs(store, stray)
             launch(
                 store,
                 key="elsewhere",

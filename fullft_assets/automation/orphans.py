@@ -1,4 +1,4 @@
-"""The job and the schedule that end jobs which no run follows: see `launchers.records`."""
+"""The job and the schedule that end jobs which no run follows, and strays: see `launchers.records`."""
 
 import time
 from functools import partial
@@ -10,8 +10,11 @@ from fullft_assets.assets.case import Case
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers.records import (
     due,
+    due_strays,
     end_orphan,
+    end_strays,
     find_orphans,
+    launches,
     sections,
     suspects,
     waiting_line,
@@ -23,6 +26,8 @@ from fullft_assets.store import digest
 STOPPED_TAG = "orphans/stopped"
 #: Once an hour: more than an hour is not paid unseen.
 _CRON = "17 * * * *"
+#: Backends are asked for jobs that no open record names so often, and after each end of a job: it takes a run.
+_LOOK_HOURS = 6
 #: What could not be ended is tried each hour for so long, then each day.
 _HOURLY_SECONDS = 24 * 3600.0
 _DESCRIPTION = (
@@ -61,6 +66,10 @@ def build_orphans_job(case: Case) -> list[dg.JobDefinition]:
                 num_stopped += is_ended and orphan.state == "running"
                 if not is_ended:
                     context.log.info("it is left alone: a run has attached to it")
+            for line, is_stopped in end_strays(store, case.name, sections(case.settings), now):
+                context.log.info(line)
+                num_stopped += bool(is_stopped)
+                failed += [line] if is_stopped is None else []
             context.instance.add_run_tags(context.run_id, {STOPPED_TAG: str(num_stopped)})
             if failed:
                 raise WorkloadError(
@@ -99,7 +108,12 @@ def build_orphans_schedule(case: Case) -> list[dg.ScheduleDefinition]:
         now = time.time()
         with case.open_store(context) as store:
             all_suspects = list(suspects(store, case.name, partial(ended_at, context.instance)))
-        ready = {suspect.launch.name_in(store): suspect.due_at for suspect in due(all_suspects, now)}
+            ready = {suspect.launch.name_in(store): suspect.due_at for suspect in due(all_suspects, now)}
+            ready |= due_strays(store, case.name, now)
+            ends = [launch.ended_at or 0.0 for launch in launches(store, case.name)]
+        hour = context.scheduled_execution_time.hour
+        if not ready and (hour % _LOOK_HOURS == 0 or now - max(ends, default=0.0) < 3600):
+            return dg.RunRequest(tags={"orphans/jobs": "a look at the backends"})
         if not ready:
             return dg.SkipReason(
                 "; ".join(waiting_line(each, store, now) for each in all_suspects) or "a run follows each job"

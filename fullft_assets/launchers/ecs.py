@@ -135,6 +135,20 @@ class EcsLauncher(AwsLauncher):
                     )
             time.sleep(aws.STOP_LOOK_SECONDS)
 
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of the tasks of the cluster that run."""
+        names: set[str] = set()
+        page: dict[str, Any] = {}
+        while not page or "nextToken" in page:
+            token = {"nextToken": page["nextToken"]} if page else {}
+            page = self.ask("ecs", "list_tasks", cluster=self.settings.cluster, **token)
+            if page["taskArns"]:
+                answer = self.ask(
+                    "ecs", "describe_tasks", cluster=self.settings.cluster, tasks=page["taskArns"]
+                )
+                names.update(task.get("startedBy", "") for task in answer["tasks"])
+        return sorted(name for name in names if name.startswith(prefix))
+
     def _request(self, spec: LaunchSpec, definition: str) -> dict[str, Any]:
         settings = self.settings
         request: dict[str, Any] = {

@@ -145,6 +145,12 @@ class KubernetesLauncher(Launcher):
                 )
             time.sleep(min(1.0, _LOOK_SECONDS))
 
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of this launcher's Jobs in the namespace."""
+        answer = self._ask(self._batch.list_namespaced_job, label_selector=_selector(MANAGED_BY)) or {}
+        names = (job["metadata"]["name"] for job in answer.get("items", ()))
+        return [name for name in names if name.startswith(prefix)]
+
     def _status(self, name: str) -> Status:
         job = self._job(name)
         if job is None:

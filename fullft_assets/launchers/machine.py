@@ -175,6 +175,10 @@ class Machine:
                     child.wait(KILL_SECONDS)
             shutil.rmtree(self.root / name, ignore_errors=True)
 
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of the jobs of this machine that begin so."""
+        return sorted(folder.name for folder in self.root.glob(f"{prefix}*"))
+
     def num_hosts(self, name: str) -> int | None:
         """Return how many machines share a job; None where this one has no job of this name."""
         try:
@@ -319,7 +323,7 @@ def main() -> int:
     cache = Path(os.environ.get("FULLFT_CACHE") or Path.home() / ".cache" / "fullft_assets")
     machine = Machine(cache / "launches")
     do = request.pop("do")
-    if do not in ("start", "poll", "logs", "stop", "num_hosts"):
+    if do not in ("start", "poll", "logs", "stop", "names", "num_hosts"):
         raise ValueError(f"unknown request {do}")
     answer = getattr(machine, do)(**request)
     answer = asdict(answer) if isinstance(answer, Status | Logs) else answer

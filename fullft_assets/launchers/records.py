@@ -5,6 +5,10 @@ A job outlives its run where the run was killed, or its machine was lost: the ne
 none does, the job is an orphan, and is stopped an hour later, with a checkpoint as if it were cancelled. What
 may be an orphan is known from the store and from Dagster alone (`suspects`); whether it is one, only its
 backend knows (`find_orphans`), which may be reached from a run alone.
+
+A stray is a job that runs though it is over on record, as its run was killed before it could end the job, or
+though no record names it, as the store was restored from a backup. Only its backend knows it, by its name: it
+is noted when it is seen for the first time, and stopped an hour later (`end_strays`).
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fullft_assets.errors import FailureClass, FullftError, WorkloadError
 from fullft_assets.jobs import launch_record
-from fullft_assets.jobs.launchers import open_recorded
+from fullft_assets.jobs.launchers import open_launcher, open_recorded
 from fullft_assets.launchers.base import Launcher, Status
 from fullft_assets.settings import LauncherSettings, UseCaseSettings
 from fullft_assets.settings.launcher import ComputeSettings
@@ -313,6 +317,55 @@ def end_orphan(store: Store, orphan: Orphan) -> bool:
             reopen(store, launch)
         raise
     return True
+
+
+def end_strays(
+    store: Store, case: str, sections: Iterable[LauncherSettings], now: float
+) -> Iterator[tuple[str, bool | None]]:
+    """Stop the strays of a use case that were noted an hour ago, and note the others.
+
+    Yields:
+        A line, and whether the stray is stopped; None where one that is noted may run on, as its backend does
+        not answer.
+    """
+    notes: dict[str, float] = store.read_pointer(f"strays/{case}") or {}
+    current: dict[str, float] = {}
+    for section in sections:
+        try:
+            for launcher, name in _strays(store, case, section):
+                line = f"{case}: {name} at {launcher.place} runs, and no open record names it"
+                current[name] = notes.get(name, now)
+                if is_due := now - current[name] >= _ATTACH_SECONDS:
+                    launcher.stop(name)
+                    del current[name]
+                yield line, is_due
+        except FullftError as error:
+            current = notes | current
+            yield (
+                f"{case}: jobs at {section.kind} that no open record names: {error}",
+                None if notes else False,
+            )
+    if current != notes:
+        store.write_pointer(f"strays/{case}", current)
+
+
+def due_strays(store: Store, case: str, now: float) -> dict[str, float]:
+    """Return the noted strays that are stopped by now, with since when they are due; no backend is asked."""
+    due_at = {
+        name: since + _ATTACH_SECONDS for name, since in (store.read_pointer(f"strays/{case}") or {}).items()
+    }
+    return {name: at for name, at in due_at.items() if at <= now}
+
+
+def _strays(store: Store, case: str, section: LauncherSettings) -> Iterator[tuple[Launcher, str]]:
+    launcher: Launcher = open_launcher(section)
+    names = [] if launcher.ends_with_run else launcher.names(name_prefix(store, case))
+    # Read after it: a job is recorded before it is submitted.
+    open_launches = (launch for launch in launches(store, case) if launch.ended_at is None)
+    open_names = {launch.name_in(store) for launch in open_launches} if names else set()
+    for name in names:
+        if name not in open_names and not launcher.look(name).is_over:
+            yield launcher, name
 
 
 def sections(settings: UseCaseSettings) -> list[LauncherSettings]:

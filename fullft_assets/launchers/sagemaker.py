@@ -150,6 +150,17 @@ class SageMakerLauncher(AwsLauncher):
         if job is not None:
             self._settle(job, _status(job))
 
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of the jobs that run, of a hundred at most."""
+        page = self.ask(
+            "sagemaker",
+            "list_training_jobs",
+            NameContains=prefix,
+            StatusEquals="InProgress",
+            MaxResults=100,
+        )
+        return [job["TrainingJobName"] for job in page["TrainingJobSummaries"]]
+
     def has_room(self, processes: int) -> bool:
         """Return whether all processes of a training run on one instance, where planning is one job of one
         instance.

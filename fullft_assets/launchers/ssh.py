@@ -148,6 +148,10 @@ class SshLauncher(Launcher):
         """
         self._each([0, *self._others(name)], lambda number: self._stop(number, name))
 
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of the jobs of the first machine, which has each job."""
+        return [name for name in self._ask(0, "names", prefix=prefix) if "-host" not in name]
+
     def has_room(self, processes: int) -> bool:
         """Return whether all processes of a training run on the one machine where planning does."""
         return len(self._hosts) == 1
