@@ -131,8 +131,8 @@ def test_every_field_is_described_and_every_number_is_bounded(name: str, section
         ),
         (
             {"store": "ftp://bucket/a"},
-            "",
-            "Value error, store must be a folder, or s3://, gs:// or az:// with a bucket and a prefix",
+            "store",
+            "Value error, must be a folder, or s3://, gs:// or az:// with a bucket and a prefix",
         ),
         (
             {"examples": {"label": "a", "labels": ["one"]}},

@@ -647,6 +647,7 @@ attributes:
     batch_size: 0
     micro_batch_size: 64
   retraining: {schedule: 0 25 * * *}
+  store: ftp://bucket/a
 """
     assert problems(project, text) == [
         (
@@ -666,6 +667,10 @@ attributes:
         (
             "12: retraining.schedule: 0 25 * * * is not a cron (hour `25` is not in 0-23); such as `0 3 * *"
             " 0`: minute hour day month weekday"
+        ),
+        (
+            "13: store: must be a folder, or s3://, gs:// or az:// with a bucket and a prefix (store is"
+            " ftp://bucket/a)"
         ),
     ]
 

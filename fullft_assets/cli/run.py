@@ -175,6 +175,7 @@ def _daemon_is_alive(instance: dg.DagsterInstance) -> bool:
 
 #: Longest that a run waits for delivered files that may still be growing.
 _SETTLE_SECONDS = 60.0
+_ONE_WISH_SECONDS = 1.0
 _COMMAND_TAG = "fullft/command"
 #: Batches ingested at the same time: their steps are light, and a laptop has two cores.
 _PARALLEL_RUNS = 2
@@ -410,12 +411,23 @@ def cut_all(use_case: UseCase, store: Store, kind: documents.Kind, terminal: Ter
 def interrupted_by_signals() -> Iterator[None]:
     """Let the signals of `kill` and of a closed terminal interrupt this process as Ctrl-C does, unless it
     ignores them (as under nohup).
+
+    Signals within a second are one wish: `timeout make run` sends one to all processes, and make another.
     """
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    interrupted_at = float("-inf")
+
+    def interrupt(*_: Any) -> None:
+        nonlocal interrupted_at
+        if time.monotonic() - interrupted_at >= _ONE_WISH_SECONDS:
+            interrupted_at = time.monotonic()
+            raise KeyboardInterrupt
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in signals}
     try:
         for number, handler in before.items():
             if handler != signal.SIG_IGN:
-                signal.signal(number, signal.default_int_handler)
+                signal.signal(number, interrupt)
         yield
     finally:
         for number, handler in before.items():

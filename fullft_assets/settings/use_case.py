@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from fullft_assets.settings.alerts import AlertsSettings
 from fullft_assets.settings.base import Settings
@@ -113,6 +113,13 @@ class UseCaseSettings(Settings):
             return data
         return {**data, "chunks": {**defaults, **chunks}}
 
+    @field_validator("store")
+    @classmethod
+    def _is_folder_or_bucket(cls, store: str | None) -> str | None:
+        if store is not None and "://" in store and not store.startswith(SCHEMES):
+            raise ValueError("must be a folder, or s3://, gs:// or az:// with a bucket and a prefix")
+        return store
+
     @property
     def primary_metric(self) -> str:
         """Name of the metric that decides: the one asked for, or the task's first."""
@@ -173,8 +180,6 @@ class UseCaseSettings(Settings):
                 f"compute.ingestion needs documents on s3://, which the containers of {ingestion.kind} read"
                 " themselves"
             )
-        if self.store is not None and "://" in self.store and not self.store.startswith(SCHEMES):
-            raise ValueError("store must be a folder, or s3://, gs:// or az:// with a bucket and a prefix")
         if self.snapshot.test_share + self.snapshot.validation_share >= 0.9:
             raise ValueError(
                 "snapshot.test_share + snapshot.validation_share leave less than 10% to train on"
