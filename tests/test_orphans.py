@@ -12,23 +12,10 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from fullft_assets.automation import orphans
 from fullft_assets.component import FullFineTune
-from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers import LaunchSpec, Unreachable, records
 from fullft_assets.launchers.local import LocalLauncher
-from fullft_assets.launchers.records import (
-    Launch,
-    Orphan,
-    Suspect,
-    due,
-    due_strays,
-    end_orphan,
-    end_strays,
-    find_orphans,
-    suspects,
-    waiting_line,
-)
+from fullft_assets.launchers.records import Launch, due_strays, end_orphans, end_strays, orphans
 from fullft_assets.resources import open_store
 from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Store
@@ -88,14 +75,15 @@ def recorded(store: Store) -> Launch:
     return found
 
 
-def suspected(store: Store, hours: float | None) -> list[Suspect]:
-    """What is suspected so many hours after the end of the run; None: it goes on."""
-    return list(suspects(store, "letters", lambda _: None if hours is None else NOW - hours * HOUR))
+def suspected(store: Store, hours: float | None, now: float = float("inf")) -> list[Launch]:
+    """Return what is due by now, so many hours after the end of the run; None: it goes on."""
+    found = orphans(store, "letters", lambda _: None if hours is None else NOW - hours * HOUR)
+    return [launch for launch, due_at in found if due_at <= now]
 
 
-def find(store: Store, hours: float | None) -> list[Orphan]:
-    """What is found of those that are due."""
-    return list(find_orphans(store, due(suspected(store, hours), NOW)))
+def ended(store: Store, hours: float) -> list[tuple[str, bool | None]]:
+    """End those that are due; return the lines, and what was done."""
+    return list(end_orphans(store, suspected(store, hours, NOW)))
 
 
 def not_answering(*_: Any) -> None:
@@ -114,14 +102,9 @@ def test_a_job_whose_run_goes_on_is_not_suspected(store, launch):
 @pytest.mark.fault("nobody follows a job any more", "ssh", "kubernetes", "ecs", "sagemaker")
 def test_a_job_is_ended_so_long_after_its_run_and_not_before(store, launch):
     made = launch(store, hourly_usd=2.0)
-    (early,) = suspected(store, 0.5)
-    assert find(store, 0.5) == []
-    assert waiting_line(early, store, NOW).endswith(
-        "ended 0.50 h ago; it is left alone for 0.50 h more, or until a run attaches"
-    )
-    (found,) = find(store, 1.5)
-    assert found.state == "running" and found.line.endswith(", after 5.00 h and 10.00 USD")
-    assert end_orphan(store, found)
+    assert suspected(store, 0.5) == [made] and ended(store, 0.5) == []
+    ((line, is_stopped),) = ended(store, 1.5)
+    assert is_stopped and line.endswith(", after 5.00 h and 10.00 USD")
     assert not runs(store, made)
     assert (recorded(store).state, recorded(store).failure) == ("stopped", "preemption")
     assert suspected(store, 1.5) == []
@@ -132,12 +115,8 @@ def test_where_the_clock_of_a_run_was_ahead_its_job_is_left_so_much_longer_and_n
     store, launch
 ):
     made = launch(store, hourly_usd=2.0, submitted_at=time.time() + 2 * HOUR)
-    (found,) = suspected(store, -2.0)
-    assert waiting_line(found, store, NOW).endswith(
-        "ended 0.00 h ago; it is left alone for 3.00 h more, or until a run attaches"
-    )
-    assert (made.hours, made.usd) == (0.0, 0.0)
-    assert find(store, 0.9) == [] and len(find(store, 1.1)) == 1
+    assert suspected(store, -2.0) == [made] and (made.hours, made.usd) == (0.0, 0.0)
+    assert suspected(store, 0.9, NOW) == [] and suspected(store, 1.1, NOW) == [made]
     assert records.end(store, made, "stopped", "", "preemption")
     again = made.model_copy(update={"submitted_at": time.time(), "run_id": "second"})
     following, _, is_new = records.claim(store, again, lambda _: False)
@@ -146,17 +125,15 @@ def test_where_the_clock_of_a_run_was_ahead_its_job_is_left_so_much_longer_and_n
 
 def test_an_end_that_nobody_recorded_is_recorded(store, launch):
     launch(store, runs=False)
-    (found,) = find(store, 2.0)
-    assert found.state == "over"
-    assert end_orphan(store, found)
+    assert [is_stopped for _, is_stopped in ended(store, 2.0)] == [False]
     assert (recorded(store).state, recorded(store).failure) == ("failed", "infrastructure")
 
 
 def test_a_job_that_a_run_attaches_to_meanwhile_runs_on(store, launch):
     made = launch(store)
-    (found,) = find(store, 2.0)
+    due = suspected(store, 2.0)
     records.claim(store, made.model_copy(update={"run_id": "second", "submitted_at": NOW}), lambda _: False)
-    assert not end_orphan(store, found)
+    assert [is_stopped for _, is_stopped in end_orphans(store, due)] == [False]
     assert runs(store, made) and (recorded(store).run_id, recorded(store).ended_at) == ("second", None)
 
 
@@ -164,18 +141,16 @@ def test_a_backend_that_does_not_answer_leaves_it_on_record_as_running_and_is_as
     store, launch, monkeypatch
 ):
     launch(store)
-    launch(store, key="later", runs=False)
-    found, _ = find(store, 2.0)
     with monkeypatch.context() as patch:
         patch.setattr(LocalLauncher, "stop", not_answering)
-        with pytest.raises(WorkloadError, match="does not answer"):
-            end_orphan(store, found)
-    assert [launch.ended_at for launch in records.launches(store, "letters")] == [None, None]
+        assert [is_stopped for _, is_stopped in ended(store, 2.0)] == [None]
+    launch(store, key="later", runs=False)
     calls = []
     monkeypatch.setattr(LocalLauncher, "poll", lambda *given: (calls.append(given), not_answering()))
-    unknown = find(store, 2.0)
-    assert [orphan.state for orphan in unknown] == ["unknown", "unknown"] and len(calls) == 1
-    assert all(orphan.line.endswith("cannot be asked for: it does not answer") for orphan in unknown)
+    unknown = ended(store, 2.0)
+    assert [is_stopped for _, is_stopped in unknown] == [None, None] and len(calls) == 1
+    assert all(line.endswith("cannot be ended: it does not answer") for line, _ in unknown)
+    assert [launch.ended_at for launch in records.launches(store, "letters")] == [None, None]
 
 
 def strays(store: Store, hours: float) -> list[bool | None]:
@@ -287,7 +262,7 @@ class TestInDagster:
             store.delete_pointer(stray.record)
             store.write_pointer("strays/letters", {stray.name_in(store): NOW - HOUR})
             assert tick().run_requests[0].tags["orphans/jobs"] == stray.name_in(store)
-            monkeypatch.setattr(orphans, "sections", lambda _: [LauncherSettings(grace_seconds=0)])
+            monkeypatch.setattr(records, "sections", lambda _: [LauncherSettings(grace_seconds=0)])
             done = job.execute_in_process(instance=instance)
             assert instance.get_run_by_id(done.run_id).tags["orphans/stopped"] == "1"
             assert not runs(store, stray)
@@ -304,6 +279,6 @@ class TestInDagster:
             )
             (failure,) = [event for event in failed.all_events if event.is_step_failure]
             assert (
-                "elsewhere cannot be asked for: the section on record leads to"
+                "elsewhere cannot be ended: the section on record leads to"
                 in failure.event_specific_data.user_failure_data.description
             )

@@ -70,20 +70,16 @@ class EcsLauncher(AwsLauncher):
 
     @property
     def place(self) -> str:
-        """Account, region and cluster."""
         return f"{self.settings.task_role_arn.split(':')[4]}/{self.region}/{self.settings.cluster}"
 
     @property
     def log_group(self) -> str:
-        """The group of the cluster."""
         return f"/ecs/{self.settings.cluster}"
 
     def stream_prefix(self, name: str) -> str:
-        """Return how the driver `awslogs` begins the names of a task's streams."""
         return f"{name}/{CONTAINER}/"
 
     def submit(self, spec: LaunchSpec) -> None:
-        """Start the task; one of this name that was started for the same work is left as it is."""
         definition_request = task_definition(spec, self.settings, self.region)
         task = self._task(spec.name)
         if task is None:
@@ -101,7 +97,6 @@ class EcsLauncher(AwsLauncher):
             self._require_same(spec, task, definition_request)
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
-        """Return how far a task is."""
         time.sleep(wait_seconds)
         task = self._find(name)
         if task is None:

@@ -64,9 +64,6 @@ class KubernetesLauncher(Launcher):
 
     @property
     def place(self) -> str:
-        """Namespace and cluster, by what is the same from everywhere: kubeconfigs call one cluster by many
-        names.
-        """
         return f"{self.settings.namespace}@{self._service['metadata']['uid'][:8]}"
 
     @property
@@ -74,7 +71,6 @@ class KubernetesLauncher(Launcher):
         return f"{self.settings.context or 'Kubernetes'}/{self.settings.namespace}"
 
     def submit(self, spec: LaunchSpec) -> None:
-        """Create the Job, unless it is there."""
         job = self._job(spec.name)
         if job is not None and end_of(job):
             self.stop(spec.name)
@@ -146,7 +142,6 @@ class KubernetesLauncher(Launcher):
             time.sleep(min(1.0, _LOOK_SECONDS))
 
     def names(self, prefix: str) -> list[str]:
-        """Return the names of this launcher's Jobs in the namespace."""
         answer = self._ask(self._batch.list_namespaced_job, label_selector=_selector(MANAGED_BY)) or {}
         names = (job["metadata"]["name"] for job in answer.get("items", ()))
         return [name for name in names if name.startswith(prefix)]

@@ -68,20 +68,16 @@ class SageMakerLauncher(AwsLauncher):
 
     @property
     def place(self) -> str:
-        """Account and region."""
         return f"{self.settings.role_arn.split(':')[4]}/{self.region}"
 
     @property
     def log_group(self) -> str:
-        """The one group of all jobs."""
         return "/aws/sagemaker/TrainingJobs"
 
     def stream_prefix(self, name: str) -> str:
-        """Return how the streams of the host of rank 0 begin."""
         return f"{name}/algo-1-"
 
     def submit(self, spec: LaunchSpec) -> None:
-        """Create the job; one of this name that was created for the same work is left as it is."""
         request = self._request(spec)
         try:
             self.ask("sagemaker", "create_training_job", **request)
@@ -89,7 +85,6 @@ class SageMakerLauncher(AwsLauncher):
             self._require_same(spec.name, request["HyperParameters"])
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
-        """Return how far a job is."""
         time.sleep(wait_seconds)
         job = self._describe(name)
         if job is None:
@@ -101,7 +96,6 @@ class SageMakerLauncher(AwsLauncher):
         return status
 
     def look(self, name: str) -> Status:
-        """Return how far a job is, and leave what it wrote where it is."""
         job = self._describe(name)
         return Status("gone") if job is None else _status(job)
 
@@ -162,9 +156,6 @@ class SageMakerLauncher(AwsLauncher):
         return [job["TrainingJobName"] for job in page["TrainingJobSummaries"]]
 
     def has_room(self, processes: int) -> bool:
-        """Return whether all processes of a training run on one instance, where planning is one job of one
-        instance.
-        """
         return self.settings.nodes == 1
 
     def _request(self, spec: LaunchSpec) -> dict[str, Any]:
