@@ -207,16 +207,11 @@ def test_a_job_is_stopped_when_its_time_is_up(service, url):
 
 
 @pytest.mark.fault("two runs launch the same", "sagemaker")
-def test_a_name_that_exists_is_attached_to_only_for_the_same_work(service, url):
+def test_a_name_that_exists_is_attached_to_unless_its_job_has_ended(service, url):
     sage = launcher()
     sage.submit(spec(url, "writes"))
     sage.submit(spec(url, "writes", run_id="r2"))
     assert len(service.jobs) == 1
-    with pytest.raises(
-        WorkloadError,
-        match=rf"SageMaker 111122223333/us-east-1: {NAME} exists, and does other work; wait for its end",
-    ):
-        sage.submit(spec(url, "waits"))
     wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
     sage.submit(spec(url, "writes"))
     with pytest.raises(
@@ -361,7 +356,7 @@ class TestNetworkIsolation:
 
 @pytest.mark.fault("memory runs out", "sagemaker")
 def test_a_workload_that_ran_out_of_memory_is_not_tried_again_and_says_what_to_do(service, url, tmp_path):
-    (tmp_path / "count").write_text("")
+    (tmp_path / "count").write_text("oom_kill 0\n")
     failure, _ = run(
         launcher(max_retries=2, environment={"FULLFT_OOM_COUNT": str(tmp_path / "count")}),
         "runs_out_of_memory",

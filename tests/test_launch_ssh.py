@@ -85,7 +85,7 @@ def test_paths_start_at_the_folder_there_and_variables_are_set(server, tmp_path)
 
 @pytest.mark.fault("memory runs out", "ssh")
 def test_a_workload_that_ran_out_of_memory_is_not_tried_again_and_says_what_to_do(server, tmp_path):
-    (tmp_path / "count").write_text("")
+    (tmp_path / "count").write_text("oom_kill 0\n")
     ssh = launcher(server, max_retries=2, environment={"FULLFT_OOM_COUNT": str(tmp_path / "count")})
     failure, _ = run(tmp_path, ssh, "runs_out_of_memory")
     assert (

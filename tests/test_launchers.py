@@ -157,7 +157,7 @@ class TestUnderDagster:
 
     @pytest.mark.fault("memory runs out", "local")
     def test_workload_that_ran_out_of_memory_says_what_to_do(self, instance, monkeypatch, tmp_path):
-        (tmp_path / "count").write_text("")
+        (tmp_path / "count").write_text("oom_kill 0\n")
         monkeypatch.setenv("FULLFT_OOM_COUNT", str(tmp_path / "count"))
         message = self._failure(
             self._materialize(instance, monkeypatch, "runs_out_of_memory"), "out_of_memory"

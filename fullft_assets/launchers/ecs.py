@@ -21,7 +21,7 @@ from fullft_assets.jobs.launch import LAUNCH_ID, PROJECT_ROOT, RUN_ID
 from fullft_assets.launchers import aws
 from fullft_assets.launchers.aws import AwsLauncher, Exists
 from fullft_assets.launchers.base import LaunchSpec, Status, Unreachable
-from fullft_assets.launchers.container import LAST_LINE, MODULE, command, stop_seconds
+from fullft_assets.launchers.container import LAST_LINE, command, stop_seconds
 from fullft_assets.launchers.machine import ending
 from fullft_assets.settings import EcsLauncherSettings
 
@@ -80,21 +80,20 @@ class EcsLauncher(AwsLauncher):
         return f"{name}/{CONTAINER}/"
 
     def submit(self, spec: LaunchSpec) -> None:
-        definition_request = task_definition(spec, self.settings, self.region)
         task = self._task(spec.name)
         if task is None:
-            definition = self.ask("ecs", "register_task_definition", **definition_request)["taskDefinition"][
-                "taskDefinitionArn"
-            ]
+            definition = task_definition(spec, self.settings, self.region)
+            answer = self.ask("ecs", "register_task_definition", **definition)
+            arn = answer["taskDefinition"]["taskDefinitionArn"]
             try:
-                answer = self.ask("ecs", "run_task", **self._request(spec, definition))
+                answer = self.ask("ecs", "run_task", **self._request(spec, arn))
             except Exists:  # by another run, whose environment is another one
                 task = self._task(spec.name)
             else:
                 self._require_room(spec.name, answer)
             self._started[spec.name] = time.monotonic()
         if task is not None:
-            self._require_same(spec, task, definition_request)
+            self._refuse_ended(spec, task)
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
         time.sleep(wait_seconds)
@@ -186,18 +185,11 @@ class EcsLauncher(AwsLauncher):
             )
             raise WorkloadError(f"{line}capacity_provider to one that starts instances", "infrastructure")
 
-    def _require_same(
-        self, spec: LaunchSpec, task: dict[str, Any], definition_request: dict[str, Any]
-    ) -> None:
-        definition = self.ask("ecs", "describe_task_definition", taskDefinition=task["taskDefinitionArn"])[
-            "taskDefinition"
-        ]
-        variables = definition["containerDefinitions"][0]["environment"]
-        self.require_same(
-            spec.name,
-            is_same_work=_work(definition) == _work(definition_request),
-            is_ours=task["lastStatus"] != "STOPPED" or {"name": RUN_ID, "value": spec.run_id} in variables,
-        )
+    def _refuse_ended(self, spec: LaunchSpec, task: dict[str, Any]) -> None:
+        definition = self.ask("ecs", "describe_task_definition", taskDefinition=task["taskDefinitionArn"])
+        variables = definition["taskDefinition"]["containerDefinitions"][0]["environment"]
+        if task["lastStatus"] == "STOPPED" and {"name": RUN_ID, "value": spec.run_id} not in variables:
+            self.refuse_ended(spec.name)
 
     def _find(self, name: str) -> dict[str, Any] | None:
         for look in range(_GONE_LOOKS):
@@ -308,14 +300,6 @@ def task_definition(spec: LaunchSpec, settings: EcsLauncherSettings, region: str
         "requiresCompatibilities": ["EC2"],
         "containerDefinitions": [container],
     }
-
-
-def _work(definition: dict[str, Any]) -> list[str]:
-    """Return the arguments of Python in a task definition; those of the container's first process are not
-    among them.
-    """
-    line = definition["containerDefinitions"][0]["command"]
-    return line[line.index(MODULE) + 2 :]
 
 
 def status_of(

@@ -82,7 +82,10 @@ class SageMakerLauncher(AwsLauncher):
         try:
             self.ask("sagemaker", "create_training_job", **request)
         except Exists:
-            self._require_same(spec.name, request["HyperParameters"])
+            job = self._describe(spec.name) or {}
+            run_id = job.get("HyperParameters", {}).get("run_id")
+            if job and _status(job).is_over and run_id != spec.run_id:
+                self.refuse_ended(spec.name)
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
         time.sleep(wait_seconds)
@@ -241,17 +244,6 @@ class SageMakerLauncher(AwsLauncher):
             "version": importlib.metadata.version("fullft-assets"),
             **{VARIABLES.format(f"{number:02}"): part for number, part in enumerate(parts)},
         }
-
-    def _require_same(self, name: str, parameters: dict[str, str]) -> None:
-        job = self._describe(name)
-        if job is None:
-            raise Unreachable(f"SageMaker {self.place}: {name} exists, and cannot be described")
-        recorded = job.get("HyperParameters", {})
-        self.require_same(
-            name,
-            is_same_work=all(recorded.get(key) == parameters[key] for key in ("module", "job", "processes")),
-            is_ours=not _status(job).is_over or recorded.get("run_id") == parameters["run_id"],
-        )
 
     def _describe(self, name: str) -> dict[str, Any] | None:
         try:
