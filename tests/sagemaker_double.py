@@ -7,8 +7,6 @@ registry: the image is this environment. A container that is isolated has neithe
 machine lets one be taken away, nor an address or credentials of the bucket.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

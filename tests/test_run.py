@@ -2,8 +2,6 @@
 no run stays in the queue.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import signal

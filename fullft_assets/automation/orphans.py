@@ -17,7 +17,7 @@ from fullft_assets.store import digest
 STOPPED_TAG = "orphans/stopped"
 #: Once an hour: more than an hour is not paid unseen.
 _CRON = "17 * * * *"
-#: Backends are asked for jobs that no open record names so often, and after each end of a job: it takes a run.
+#: So often, and after each end of a job, backends are asked for jobs that no open record names: a run each.
 _LOOK_HOURS = 6
 #: What could not be ended is tried each hour for so long, then each day.
 _HOURLY_SECONDS = 24 * 3600.0

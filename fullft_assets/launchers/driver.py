@@ -409,25 +409,22 @@ class LaunchDriver:
 
 
 class _LogMessages(dg.PipesMessageReader):
-    """Messages of Pipes, and all other output, as a launcher's `logs` return them."""
-
     _handler: dg.PipesMessageHandler
 
     @contextmanager
     def read_messages(self, handler: dg.PipesMessageHandler) -> Iterator[dict[str, str]]:
-        """Yield where a process writes messages whose backend knows no better place."""
         self._handler = handler
         yield {"stdio": "stdout"}
 
-    #: One process sends messages: the first rank. Dagster's own property warns that it is a preview.
-    expected_writer_count = 1
+    @property
+    def expected_writer_count(self) -> int:
+        # The first rank alone sends messages. Dagster's own property warns that it is a preview.
+        return 1
 
     def no_messages_debug_text(self) -> str:
-        """Return what Dagster says of a process that sent nothing."""
         return "Expected messages in the output of the launched process."
 
     def forward(self, logs: Logs) -> None:
-        """Hand messages to Dagster, and all else to the step's compute logs."""
         for line in logs.messages.splitlines(keepends=True):
             if line.endswith("\n"):  # else the process was killed while it wrote it
                 self._handler.handle_message(json.loads(line))

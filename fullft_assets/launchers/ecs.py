@@ -6,8 +6,6 @@ ECS forgets an ended task after an hour. Output is read from CloudWatch Logs; it
 workload ended, since ECS keeps no more than an exit code.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -65,8 +63,6 @@ class EcsLauncher(AwsLauncher):
         super().__init__(settings)
         #: When tasks were started by this process, which may not be seen yet.
         self._started: dict[str, float] = {}
-        #: The newest task of a job that was seen, by whose id its log streams are named.
-        self._seen: dict[str, str] = {}
 
     @property
     def place(self) -> str:
@@ -199,29 +195,15 @@ class EcsLauncher(AwsLauncher):
                 time.sleep(aws.LATE_SECONDS)
         return None
 
-    def streams(self, name: str) -> list[str]:
-        """Return the log stream of the newest task that was seen; of a job whose tasks ECS has forgotten, all
-        of them.
-        """
-        streams = super().streams(name)
-        return (
-            [stream for stream in streams if stream.endswith(f"/{self._seen[name]}")]
-            if name in self._seen
-            else streams
-        )
-
     def _task(self, name: str) -> dict[str, Any] | None:
         """Return the task of a name: of several, which the same token prevents for a day, the newest that
         runs.
         """
-        task = max(
+        return max(
             self._tasks(name),
             key=lambda task: (task["lastStatus"] != "STOPPED", -self._age_seconds(task)),
             default=None,
         )
-        if task is not None:
-            self._seen[name] = task["taskArn"].rpartition("/")[2]
-        return task
 
     def _tasks(self, name: str) -> list[dict[str, Any]]:
         # By the definition's name: `startedBy` finds running ones alone.

@@ -6,8 +6,6 @@ are repeated here for some seconds, and by the driver for half an hour; a creati
 look whether it was done.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time
@@ -287,7 +285,7 @@ class KubernetesLauncher(Launcher):
         import kubernetes.config
         from urllib3 import Retry
 
-        configuration = kubernetes.client.Configuration()
+        configuration: Any = kubernetes.client.Configuration()
         try:
             if self.settings.context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
                 kubernetes.config.load_incluster_config(configuration)

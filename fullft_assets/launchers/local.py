@@ -1,7 +1,5 @@
 """The launcher `local`: supervised processes of this machine, which end with the run that launched them."""
 
-from __future__ import annotations
-
 import os
 import socket
 import tempfile

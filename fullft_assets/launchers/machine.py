@@ -5,8 +5,6 @@ Used in this process by the launcher `local`. The launcher `ssh` runs this modul
 as the last line.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -11,8 +11,6 @@ though no record names it, as the store was restored from a backup. Only its bac
 is noted when it is seen for the first time, and stopped an hour later (`end_strays`).
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal

@@ -5,8 +5,6 @@ one path. Each question is one `ssh` that runs `fullft_assets.launchers.machine`
 stdin, so that nothing is quoted for two shells.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

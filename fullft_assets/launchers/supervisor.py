@@ -10,8 +10,6 @@ when signal N ended it. A folder gets the supervisor's pid, what it waits for an
 and what the kernel knows of it, for processes that are not its parent.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -122,8 +120,8 @@ def num_killed_for_memory(
     """
     own_group = proc / "self/cgroup"
     group = own_group.read_text().strip().rpartition(":")[2] if own_group.exists() else "/"
-    # All that somebody runs in one login shares a group. A container may see its own group as the root, and be
-    # told of it by its name on the host.
+    # All that somebody runs in one login shares a group. A container may see its own group as the root, and
+    # know it by its name on the host.
     is_own = not group.rpartition("/")[2].startswith("session-")
     files = [(Path(f"{groups}{group}/memory.events"), is_own), (groups / "memory.events", True)]
     if OOM_COUNT in os.environ:
