@@ -177,8 +177,8 @@ def test_a_table_without_a_header_is_one_line_without_its_texts(tmp_path: Path) 
     for line in str(raised.value).splitlines():
         assert " none of 29 rows read has a " in line
         assert line.endswith(
-            "; if the first row is none of names, set documents.header to none, or to the number of the row that"
-            " is"
+            "; if the first row is none of names, set documents.header to none, or to the number of the"
+            " row that is"
         )
         assert "without restriction" not in line
 
