@@ -277,10 +277,6 @@ class TestRefused:
             "the processes of a training share one instance of ECS; set 1",
         ),
         (
-            {"capacity_provider": "FARGATE_SPOT"},
-            "Fargate has no GPUs; name a capacity provider of EC2 instances",
-        ),
-        (
             {"environment": {"HF_TOKEN": "hf_abc"}},
             (
                 "HF_TOKEN is a secret, which everybody who may describe the job would see; put it into"
