@@ -24,7 +24,7 @@ from fullft_assets.jobs.launchers import open_recorded
 from fullft_assets.launchers import Launcher, LaunchSpec, Unreachable, aws, driver, records
 from fullft_assets.launchers.aws import AwsLauncher
 from fullft_assets.launchers.driver import LaunchDriver
-from fullft_assets.launchers.records import Launch, due, end_orphan, find_orphans, suspects
+from fullft_assets.launchers.records import Launch, end_orphans, orphans
 from fullft_assets.launchers.supervisor import is_alive
 from fullft_assets.resources import one_line_errors
 from fullft_assets.settings import LauncherSettings
@@ -266,9 +266,9 @@ class AnotherProcess:
         )
         workload, helper = process(place.folder, "workload0"), process(place.folder, "helper0")
         now = time.time()
-        (found,) = find_orphans(store, due(suspects(store, "probe", lambda _: now - 7200), now))
-        assert found.state == "running"
-        assert end_orphan(store, found)
+        due = [launch for launch, due_at in orphans(store, "probe", lambda _: now - 7200) if due_at < now]
+        ((_, is_stopped),) = end_orphans(store, due)
+        assert is_stopped
         assert (place.folder / "checkpoint0").read_text() == "complete"
         assert not is_alive(workload) and not is_alive(helper) and place.num_running() == 0
         assert recorded(store).state == "stopped"

@@ -7,8 +7,6 @@ registry: the image is this environment. A container that is isolated has neithe
 machine lets one be taken away, nor an address or credentials of the bucket.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -150,6 +148,25 @@ class SageMaker(AwsDouble):
         job = self._job(request)
         asked = {key: value for key, value in job.request.items() if key != "Tags"}
         return asked | job.described(request["TrainingJobName"]) | {"CreationTime": job.created}
+
+    def _ListTrainingJobs(self, request: dict[str, Any]) -> dict[str, Any]:
+        jobs = {
+            name: job
+            for name, job in self.jobs.items()
+            if request["NameContains"] in name and job.status == request["StatusEquals"]
+        }
+        times = {"CreationTime": 0.0, "LastModifiedTime": 0.0}
+        return {
+            "TrainingJobSummaries": [
+                {
+                    "TrainingJobName": name,
+                    "TrainingJobArn": _arn(name),
+                    "TrainingJobStatus": job.status,
+                    **times,
+                }
+                for name, job in jobs.items()
+            ]
+        }
 
     def _StopTrainingJob(self, request: dict[str, Any]) -> dict[str, Any]:
         job = self._job(request)

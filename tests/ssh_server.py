@@ -1,7 +1,5 @@
 """A real SSH server on a free port of this machine, with a host key and a user key of its own."""
 
-from __future__ import annotations
-
 import getpass
 import os
 import shutil

@@ -1,7 +1,5 @@
 """What `fullft check` says of a sample of the rows: labels, groups, missing values, and unusable rows."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path
@@ -178,7 +176,10 @@ def test_a_table_without_a_header_is_one_line_without_its_texts(tmp_path: Path) 
         check_use_case(case)
     for line in str(raised.value).splitlines():
         assert " none of 29 rows read has a " in line
-        assert line.endswith("; if the first row is none of names, set documents.header to none")
+        assert line.endswith(
+            "; if the first row is none of names, set documents.header to none, or to the number of the"
+            " row that is"
+        )
         assert "without restriction" not in line
 
 
@@ -193,25 +194,9 @@ def test_rows_that_are_no_records_are_an_error(tmp_path: Path) -> None:
         check_use_case(case)
     problem = (
         "documents.path: 10 of 10 rows read (a.csv:2, a.csv:3, a.csv:4): has more fields than the header;"
-        " where a title is above"
+        " if the first row is none of names, set documents.header to none"
     )
     assert problem in str(raised.value)
-
-
-def test_a_title_with_empty_cells_beside_it_is_not_taken_for_the_names_of_columns(tmp_path: Path) -> None:
-    """As a spreadsheet program exports it: each line has as many delimiters as the table."""
-    case = use_case(tmp_path, [], group=None)
-    (tmp_path / "data/a.jsonl").unlink()
-    (tmp_path / "data/a.csv").write_text(
-        "Export of November;;\n;;\ntext;kind;day\n" + "The licence permits use.;notice;mit\n" * 9
-    )
-    with pytest.raises(SettingsError) as raised:
-        check_use_case(case)
-    for line in str(raised.value).splitlines():
-        assert (
-            "; their fields: Export of November; where a title is above the columns' names, give the number"
-            " of their row as " in line
-        )
 
 
 def test_an_object_that_may_be_a_table_is_an_error_that_says_what_to_set(tmp_path: Path) -> None:
@@ -333,15 +318,3 @@ def test_an_archive_that_is_not_read_is_to_be_unpacked(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as raised:
         load_use_case(case, with_data=True)
     assert str(raised.value).endswith("; unpack corpus.tar.gz and deliver its files")
-
-
-def test_files_that_cannot_be_read_are_counted_without_opening_each(tmp_path: Path) -> None:
-    case = use_case(tmp_path, projects.licence_rows(30))
-    for number in range(3):
-        (tmp_path / f"data/{number}.pdf").touch()
-    report = check_use_case(case)
-    assert (
-        "/0.pdf: cannot be read (empty), nor can 2 more of the files that were opened; they will be skipped"
-        in report
-    )
-    assert " 4 files, " in report and " 30 rows" in report

@@ -1,7 +1,5 @@
 """The `fullft` command as a person types it: help, check, errors, where it looks for use cases."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
@@ -10,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fullft_assets.checking.project import DEFS, find_defs, read_dg_project
+from fullft_assets.checking.project import DEFS, find_defs
 from fullft_assets.cli import main
 from tests.project import Project
 
@@ -57,13 +55,6 @@ def test_in_a_dagster_project_its_own_use_cases_are_found(project):
 def test_a_case_that_is_no_demo_has_nothing_to_prepare(project):
     (line,) = fullft(project.root, "prepare", "letters").stdout.splitlines()
     assert line.startswith("letters is not a demo")
-
-
-def test_a_source_folder_is_found_too(project):
-    (project.root / "src").mkdir()
-    (project.root / "my_project").rename(project.root / "src" / "my_project")
-    found = read_dg_project(project.root)
-    assert (found.source, found.defs) == (project.root / "src", project.root / "src" / "my_project" / "defs")
 
 
 def test_elsewhere_the_shipped_use_cases_are_found(tmp_path):

@@ -2,8 +2,6 @@
 and the fixed run works.
 """
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from collections.abc import Callable

@@ -2,8 +2,6 @@
 sees.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -137,13 +135,6 @@ def test_one_process_has_a_thread_for_each_core_of_its_container(
         assert variables == expected
 
 
-def test_a_run_on_a_gpu_has_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
-    monkeypatch.delenv(THREADS)
-    with leased(1, always) as variables:
-        assert variables == {VISIBLE: "GPU-a", NUM_GPUS: "3", THREADS: "4"}
-
-
 @pytest.mark.parametrize("code", [6, 9, 12, 255])
 def test_a_tool_that_fails_twice_gives_no_run_the_gpus_of_another(code: int, tmp_path: Path) -> None:
     tool, calls = tmp_path / "bin" / "nvidia-smi", tmp_path / "calls"
@@ -166,20 +157,6 @@ def test_a_tool_that_fails_twice_gives_no_run_the_gpus_of_another(code: int, tmp
         failure.line
         == f"nvidia-smi: Unknown Error; repair the GPUs of this machine, or set {VISIBLE}= to compute without"
     )
-
-
-@pytest.mark.parametrize(("torchrun", "visible"), [([], "GPU-b"), (["--nproc_per_node", "2"], "GPU-b,GPU-c")])
-def test_a_supervised_workload_sees_no_gpu_of_another_run(torchrun: list[str], visible: str) -> None:
-    command = [
-        sys.executable,
-        "-c",
-        f"import os; print(os.environ['{VISIBLE}'], os.environ['{NUM_GPUS}'])",
-        *torchrun,
-    ]
-    supervised = Options(watch=[os.getpid()]).command(command)
-    with leased(1, always):
-        done = subprocess.run(supervised, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, f"{visible} 3\n"), done.stderr
 
 
 class TestSupervised:

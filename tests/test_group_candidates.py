@@ -1,7 +1,5 @@
 """A field that ties rows together is suggested for examples.group; dates, ids and annotators are not."""
 
-from __future__ import annotations
-
 import pytest
 
 from benchmarks import group_candidates as real

@@ -5,8 +5,6 @@ Control plane, store and workloads are real. Clusters and AWS are doubles that e
 S3 server are real ones.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import secrets

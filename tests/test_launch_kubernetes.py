@@ -23,7 +23,7 @@ from probe_workloads.definitions import probe_job
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from fullft_assets.errors import WorkloadError
+from fullft_assets.errors import SettingsError, WorkloadError
 from fullft_assets.launchers import Launcher, LaunchSpec, Status, Unreachable, driver, kubernetes, records
 from fullft_assets.launchers.container import MODULE, Options
 from fullft_assets.launchers.driver import LaunchDriver
@@ -124,6 +124,7 @@ def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(
         for name in rule["resources"]
         for verb in rule["verbs"]
     }
+    assert chosen.names("fullft-") == []
     assert granted - cluster.used == {("", "events", "list")}
 
 
@@ -184,6 +185,7 @@ def test_what_happened_to_a_pod_is_its_failure(cluster, tmp_path, what, reason, 
     chosen.submit(spec(tmp_path, "waits"))
     process(tmp_path, "workload0")
     assert chosen.poll(NAME).state == "running"
+    assert (chosen.names(NAME), chosen.names("fullft-other")) == ([NAME], [])
     getattr(cluster, what)(NAME)
     status = chosen.poll(NAME, SECONDS)
     assert (status.state, status.reason, status.failure) == ("failed", reason, failure)
@@ -362,18 +364,12 @@ class TestRefused:
         )
 
     @pytest.mark.fault("two runs launch the same", "kubernetes")
-    def test_a_job_of_this_name_and_another_specification_is_left_alone(self, cluster, tmp_path):
+    def test_a_job_of_this_name_that_runs_is_left_as_it_is(self, cluster, tmp_path):
         launcher().submit(spec(tmp_path, "waits"))
         for is_seen in (True, False):  # by the look before the creation; else the creation's answer is 409
             cluster.fail("GET", f"/jobs/{NAME}", 404, times=not is_seen)
             launcher().submit(spec(tmp_path, "waits"))
-            cluster.fail("GET", f"/jobs/{NAME}", 404, times=not is_seen)
-            with pytest.raises(
-                WorkloadError,
-                match=f"^Kubernetes/fullft: there is another Job {NAME}, of another specification",
-            ) as raised:
-                launcher().submit(spec(tmp_path, "writes"))
-            assert raised.value.failure == "settings" and len(cluster.created) == 1
+        assert len(cluster.created) == 1
         cluster.fail("GET", f"/jobs/{NAME}", 404, times=2)
         with pytest.raises(Unreachable, match="is being deleted"):
             launcher().submit(spec(tmp_path, "waits"))
@@ -384,9 +380,8 @@ class TestRefused:
         line = self.of(cluster, tmp_path, context="other")
         assert line.startswith("no Kubernetes cluster: ") and "set KUBECONFIG and launcher.context" in line
         monkeypatch.setitem(sys.modules, "kubernetes", None)
-        assert self.of(cluster, tmp_path).startswith(
-            "launcher.kind: kubernetes needs the extra `kubernetes`: pip install"
-        )
+        with pytest.raises(SettingsError, match="^launcher.kind: kubernetes needs kubernetes; pip install"):
+            launcher().poll(NAME)
         monkeypatch.undo()
         cluster.kubeconfig.write_text(
             re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:1", cluster.kubeconfig.read_text())
@@ -577,20 +572,6 @@ class TestStatus:
         job = {"spec": {"completions": 1}, "status": {"startTime": "2026-11-27T11:00:00Z"}}
         found = status_of(job, [], self.NOW, launcher(pending_minutes=30).settings, said)
         assert found.failure == failure and said in found.reason and reason in found.reason
-
-    def test_the_line_of_an_evicted_training_is_shown(self):
-        condition = {
-            "type": "DisruptionTarget",
-            "status": "True",
-            "reason": "EvictionByEvictionAPI",
-            "message": "m",
-        }
-        line = "stopped at step 7 of 9"
-        found = self.of(
-            [self.pod(conditions=[condition], end={"exitCode": 3, "message": self.said(line, "preemption")})],
-            "PodFailurePolicy",
-        )
-        assert (found.reason, found.failure, found.is_own_line) == (line, "preemption", True)
 
     def test_of_several_pods_the_first_failure_is_the_cause(self):
         cause = {"exitCode": 3, "message": self.said("a.csv:3: no label", "data")}
@@ -786,16 +767,6 @@ def test_a_namespace_needs_the_service_that_names_its_pods_and_the_cluster(clust
     assert ("", "services", "get") in cluster.used
 
 
-def test_a_cluster_is_the_same_place_by_every_name_and_another_one_is_not(cluster, monkeypatch):
-    config = yaml.safe_load(cluster.kubeconfig.read_text())
-    config["contexts"].append({**config["contexts"][0], "name": "by-another-name"})
-    cluster.kubeconfig.write_text(yaml.safe_dump(config))
-    place = launcher().place
-    assert launcher(context="by-another-name").place == place == "fullft@1a2b3c4d"
-    cluster.services["fullft-pods"]["metadata"]["uid"] = "5ec0d000"
-    assert launcher().place == "fullft@5ec0d000"
-
-
 STAGE = "finetuned_checkpoint"
 
 
@@ -847,24 +818,3 @@ def test_training_in_two_pods_makes_the_weights_of_two_processes(training_cluste
     assert_same(prepared, "two", found, processes=2)
     (job,) = training_cluster.created
     assert (job["spec"]["completions"], job["spec"]["template"]["spec"]["subdomain"]) == (2, "fullft-pods")
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("nodes", [1, 2])
-@pytest.mark.fault("spot capacity is taken away", "kubernetes")
-def test_an_evicted_training_goes_on_from_its_checkpoint(training_cluster, prepared, nodes):
-    chosen, key, evicted = launcher(grace_seconds=60, processes=nodes, nodes=nodes), f"evicted-{nodes}", []
-    folder = prepared.store.work_folder(prepared.use_case.name, STAGE, key)
-
-    def poll(name: str, wait_seconds: float = 0.0):
-        if not evicted and list(folder.glob("checkpoint-*")):
-            evicted.append(name)
-            training_cluster.evict(name)
-        return KubernetesLauncher.poll(chosen, name, min(wait_seconds, 0.2))
-
-    chosen.poll = poll
-    found = trained(prepared, key, chosen)
-    assert (
-        found.metadata["resumed_from_step"] > 0 and len(evicted) == 1 and len(training_cluster.created) == 2
-    )
-    assert_same(prepared, key, found, processes=nodes)

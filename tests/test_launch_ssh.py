@@ -69,6 +69,7 @@ def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(serve
     }
     names = [launch.name_in(store) for launch in records.launches(store, "probe")]
     assert {ssh.poll(name).state for name in names} == {"gone"}, "nothing is kept there"
+    assert ssh.names("fullft-") == []
 
 
 def test_paths_start_at_the_folder_there_and_variables_are_set(server, tmp_path):
@@ -84,7 +85,7 @@ def test_paths_start_at_the_folder_there_and_variables_are_set(server, tmp_path)
 
 @pytest.mark.fault("memory runs out", "ssh")
 def test_a_workload_that_ran_out_of_memory_is_not_tried_again_and_says_what_to_do(server, tmp_path):
-    (tmp_path / "count").write_text("")
+    (tmp_path / "count").write_text("oom_kill 0\n")
     ssh = launcher(server, max_retries=2, environment={"FULLFT_OOM_COUNT": str(tmp_path / "count")})
     failure, _ = run(tmp_path, ssh, "runs_out_of_memory")
     assert (
@@ -274,7 +275,7 @@ class TestSeveralHosts:
             wait_for(
                 lambda: all((tmp_path / f"workload{rank}.pid").exists() for rank in (0, 1)), "both ranks work"
             )
-            assert ssh.poll(NAME).state == "running"
+            assert (ssh.poll(NAME).state, ssh.names(NAME)) == ("running", [NAME])
             assert "working" in ssh.logs(NAME, "").stdout
         finally:
             ssh.stop(NAME)

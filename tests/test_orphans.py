@@ -13,19 +13,9 @@ import dagster as dg
 import pytest
 
 from fullft_assets.component import FullFineTune
-from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers import LaunchSpec, Unreachable, records
 from fullft_assets.launchers.local import LocalLauncher
-from fullft_assets.launchers.records import (
-    Launch,
-    Orphan,
-    Suspect,
-    due,
-    end_orphan,
-    find_orphans,
-    suspects,
-    waiting_line,
-)
+from fullft_assets.launchers.records import Launch, due_strays, end_orphans, end_strays, orphans
 from fullft_assets.resources import open_store
 from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Store
@@ -43,6 +33,7 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     """
     # As of a launcher whose jobs outlive their runs.
     monkeypatch.setattr(LocalLauncher, "ends_with_run", False)
+    monkeypatch.setattr(LocalLauncher, "names", lambda self, prefix: self._machine.names(prefix))
     (tmp_path / "idle.py").write_text("import time; time.sleep(300)")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), str(tmp_path)]))
     started = []
@@ -84,14 +75,15 @@ def recorded(store: Store) -> Launch:
     return found
 
 
-def suspected(store: Store, hours: float | None) -> list[Suspect]:
-    """What is suspected so many hours after the end of the run; None: it goes on."""
-    return list(suspects(store, "letters", lambda _: None if hours is None else NOW - hours * HOUR))
+def suspected(store: Store, hours: float | None, now: float = float("inf")) -> list[Launch]:
+    """Return what is due by now, so many hours after the end of the run; None: it goes on."""
+    found = orphans(store, "letters", lambda _: None if hours is None else NOW - hours * HOUR)
+    return [launch for launch, due_at in found if due_at <= now]
 
 
-def find(store: Store, hours: float | None) -> list[Orphan]:
-    """What is found of those that are due."""
-    return list(find_orphans(store, due(suspected(store, hours), NOW)))
+def ended(store: Store, hours: float) -> list[tuple[str, bool | None]]:
+    """End those that are due; return the lines, and what was done."""
+    return list(end_orphans(store, suspected(store, hours, NOW)))
 
 
 def not_answering(*_: Any) -> None:
@@ -110,14 +102,9 @@ def test_a_job_whose_run_goes_on_is_not_suspected(store, launch):
 @pytest.mark.fault("nobody follows a job any more", "ssh", "kubernetes", "ecs", "sagemaker")
 def test_a_job_is_ended_so_long_after_its_run_and_not_before(store, launch):
     made = launch(store, hourly_usd=2.0)
-    (early,) = suspected(store, 0.5)
-    assert find(store, 0.5) == []
-    assert waiting_line(early, store, NOW).endswith(
-        "ended 0.50 h ago; it is left alone for 0.50 h more, or until a run attaches"
-    )
-    (found,) = find(store, 1.5)
-    assert found.state == "running" and found.line.endswith(", after 5.00 h and 10.00 USD")
-    assert end_orphan(store, found)
+    assert suspected(store, 0.5) == [made] and ended(store, 0.5) == []
+    ((line, is_stopped),) = ended(store, 1.5)
+    assert is_stopped and line.endswith(", after 5.00 h and 10.00 USD")
     assert not runs(store, made)
     assert (recorded(store).state, recorded(store).failure) == ("stopped", "preemption")
     assert suspected(store, 1.5) == []
@@ -128,12 +115,8 @@ def test_where_the_clock_of_a_run_was_ahead_its_job_is_left_so_much_longer_and_n
     store, launch
 ):
     made = launch(store, hourly_usd=2.0, submitted_at=time.time() + 2 * HOUR)
-    (found,) = suspected(store, -2.0)
-    assert waiting_line(found, store, NOW).endswith(
-        "ended 0.00 h ago; it is left alone for 3.00 h more, or until a run attaches"
-    )
-    assert (made.hours, made.usd) == (0.0, 0.0)
-    assert find(store, 0.9) == [] and len(find(store, 1.1)) == 1
+    assert suspected(store, -2.0) == [made] and (made.hours, made.usd) == (0.0, 0.0)
+    assert suspected(store, 0.9, NOW) == [] and suspected(store, 1.1, NOW) == [made]
     assert records.end(store, made, "stopped", "", "preemption")
     again = made.model_copy(update={"submitted_at": time.time(), "run_id": "second"})
     following, _, is_new = records.claim(store, again, lambda _: False)
@@ -142,17 +125,15 @@ def test_where_the_clock_of_a_run_was_ahead_its_job_is_left_so_much_longer_and_n
 
 def test_an_end_that_nobody_recorded_is_recorded(store, launch):
     launch(store, runs=False)
-    (found,) = find(store, 2.0)
-    assert found.state == "over"
-    assert end_orphan(store, found)
+    assert [is_stopped for _, is_stopped in ended(store, 2.0)] == [False]
     assert (recorded(store).state, recorded(store).failure) == ("failed", "infrastructure")
 
 
 def test_a_job_that_a_run_attaches_to_meanwhile_runs_on(store, launch):
     made = launch(store)
-    (found,) = find(store, 2.0)
+    due = suspected(store, 2.0)
     records.claim(store, made.model_copy(update={"run_id": "second", "submitted_at": NOW}), lambda _: False)
-    assert not end_orphan(store, found)
+    assert [is_stopped for _, is_stopped in end_orphans(store, due)] == [False]
     assert runs(store, made) and (recorded(store).run_id, recorded(store).ended_at) == ("second", None)
 
 
@@ -160,18 +141,57 @@ def test_a_backend_that_does_not_answer_leaves_it_on_record_as_running_and_is_as
     store, launch, monkeypatch
 ):
     launch(store)
-    launch(store, key="later", runs=False)
-    found, _ = find(store, 2.0)
     with monkeypatch.context() as patch:
         patch.setattr(LocalLauncher, "stop", not_answering)
-        with pytest.raises(WorkloadError, match="does not answer"):
-            end_orphan(store, found)
-    assert [launch.ended_at for launch in records.launches(store, "letters")] == [None, None]
+        assert [is_stopped for _, is_stopped in ended(store, 2.0)] == [None]
+    launch(store, key="later", runs=False)
     calls = []
     monkeypatch.setattr(LocalLauncher, "poll", lambda *given: (calls.append(given), not_answering()))
-    unknown = find(store, 2.0)
-    assert [orphan.state for orphan in unknown] == ["unknown", "unknown"] and len(calls) == 1
-    assert all(orphan.line.endswith("cannot be asked for: it does not answer") for orphan in unknown)
+    unknown = ended(store, 2.0)
+    assert [is_stopped for _, is_stopped in unknown] == [None, None] and len(calls) == 1
+    assert all(line.endswith("cannot be ended: it does not answer") for line, _ in unknown)
+    assert [launch.ended_at for launch in records.launches(store, "letters")] == [None, None]
+
+
+def strays(store: Store, hours: float) -> list[bool | None]:
+    """Look for strays so many hours from now; return what was done about each."""
+    return [
+        is_stopped for _, is_stopped in end_strays(store, "letters", [LAUNCHER.settings], NOW + hours * HOUR)
+    ]
+
+
+@pytest.mark.parametrize("what", ["over on record", "replaced", "without a record"])
+@pytest.mark.fault("nobody follows a job any more", "ssh", "kubernetes", "ecs", "sagemaker")
+@pytest.mark.fault("the record of a job is lost", "ssh", "kubernetes", "ecs", "sagemaker")
+def test_a_job_that_runs_and_that_no_open_record_names_is_stopped_an_hour_after_it_was_seen(
+    store, launch, what
+):
+    """Its run was killed between the record and the stop, or the store was restored from a backup."""
+    stray, followed = launch(store), launch(store, key="followed")
+    launch(store, case="another")
+    if what == "without a record":
+        store.delete_pointer(stray.record)
+    else:
+        records.end(store, stray, "failed", "was killed by SIGKILL", "infrastructure")
+    if what == "replaced":
+        records.claim(store, stray.model_copy(update={"submitted_at": NOW}), lambda _: False)
+    assert strays(store, 0.0) == [False] and strays(store, 0.9) == [False] and runs(store, stray)
+    assert due_strays(store, "letters", NOW + 0.9 * HOUR) == {}
+    assert due_strays(store, "letters", NOW + 1.1 * HOUR) == {stray.name_in(store): NOW + HOUR}
+    assert strays(store, 1.1) == [True] and not runs(store, stray)
+    assert runs(store, followed) and strays(store, 2.2) == [] == list(due_strays(store, "letters", NOW * 2))
+
+
+def test_a_stray_stays_noted_while_its_backend_does_not_answer(store, launch, monkeypatch):
+    monkeypatch.setattr(LocalLauncher, "stop", not_answering)
+    stray = launch(store)
+    store.delete_pointer(stray.record)
+    assert strays(store, 0.0) == [False] and strays(store, 1.1) == [None]
+    monkeypatch.setattr(LocalLauncher, "names", not_answering)
+    assert strays(store, 2.2) == [None] and list(due_strays(store, "letters", NOW + 2 * HOUR)) == [
+        stray.name_in(store)
+    ]
+    monkeypatch.undo()
 
 
 def test_a_run_that_follows_for_another_one_takes_the_job_over_once_that_is_gone(store, launch):
@@ -233,7 +253,19 @@ class TestInDagster:
             done = job.execute_in_process(instance=instance)
             assert not runs(store, made) and recorded(store).state == "stopped"
             assert instance.get_run_by_id(done.run_id).tags["orphans/stopped"] == "1"
+            looks = [hour for hour in range(8) if tick(hour).run_requests]
+            assert looks == list(range(8)), "a job has just ended, which may run on"
+            store.change_pointer(made.record, lambda old: {**old, "ended_at": NOW - 2 * HOUR})
+            assert [hour for hour in range(8) if tick(hour).run_requests] == [0, 6]
             assert tick().skip_message == "a run follows each job"
+            stray = launch(store, key="stray")
+            store.delete_pointer(stray.record)
+            store.write_pointer("strays/letters", {stray.name_in(store): NOW - HOUR})
+            assert tick().run_requests[0].tags["orphans/jobs"] == stray.name_in(store)
+            monkeypatch.setattr(records, "sections", lambda _: [LauncherSettings(grace_seconds=0)])
+            done = job.execute_in_process(instance=instance)
+            assert instance.get_run_by_id(done.run_id).tags["orphans/stopped"] == "1"
+            assert not runs(store, stray)
             launch(
                 store,
                 key="elsewhere",
@@ -247,6 +279,6 @@ class TestInDagster:
             )
             (failure,) = [event for event in failed.all_events if event.is_step_failure]
             assert (
-                "elsewhere cannot be asked for: the section on record leads to"
+                "elsewhere cannot be ended: the section on record leads to"
                 in failure.event_specific_data.user_failure_data.description
             )

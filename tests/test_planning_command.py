@@ -1,7 +1,5 @@
 """`fullft plan` on a real snapshot, and the plan of other settings in the planning workload."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

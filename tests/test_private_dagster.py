@@ -4,8 +4,6 @@ A newer Dagster may move or change them: when one of these tests fails after an 
 names.
 """
 
-from __future__ import annotations
-
 import ast
 import json
 from pathlib import Path

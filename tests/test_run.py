@@ -2,10 +2,9 @@
 no run stays in the queue.
 """
 
-from __future__ import annotations
-
 import io
 import os
+import signal
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -68,6 +67,17 @@ def test_a_long_wait_is_left_to_the_next_run(project: projects.Project, instance
     assert printed.endswith(
         f"{project.documents}: 1 file(s) are still being written to; run again for them\n"
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_within_a_second_are_one_wish(number: signal.Signals) -> None:
+    with run.interrupted_by_signals():
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1.1)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
 
 
 @dg.op

@@ -2,8 +2,6 @@
 prints for which.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import logging
@@ -262,15 +260,6 @@ class TestRecords:
             ", on another machine: if it is gone, free its slot in the UI (Deployment, Concurrency)"
         )
         assert run_workers.waits(instance, run.run_id) == []
-
-    def test_a_code_server_that_is_addressed_by_this_machines_name_is_here(self, instance, dead):
-        run = self.hold(
-            instance,
-            dead,
-            **run_workers.host_tag(instance),
-            **{run_workers.CODE_SERVER_TAG: f'{{"host": "{socket.gethostname()}"}}'},
-        )
-        assert run_workers.is_gone(instance, run)
 
     def test_another_process_of_the_same_number_is_not_the_runs(self):
         began = psutil.Process().create_time()

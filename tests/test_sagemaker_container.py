@@ -1,7 +1,5 @@
 """The first process of a container of a SageMaker job: why its host failed."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """samples: the demo's delivery is real, dirty on purpose, the same each time, and never half there."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import json

@@ -1,7 +1,5 @@
 """The scaffolded file runs as it is, and every commented key in it is true."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """SmolLM2-135M from its package: dequantised once, whole, and as good as it was."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

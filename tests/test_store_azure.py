@@ -1,7 +1,5 @@
 """The store in a container of Azure: Microsoft's emulator, `npm install --global azurite`."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import hmac

@@ -1,7 +1,5 @@
 """A store on S3 behind a proxy that spoils answers: nothing is lost, made twice or read damaged."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Dagster's services over a small project, and the pages that a person uses, in a real headless Chromium."""
 
-from __future__ import annotations
-
 import shutil
 import socket
 import subprocess
@@ -193,12 +191,6 @@ class Screen:
         )
         return new[0].run_id
 
-    def reload_definitions(self) -> None:
-        """Press the button that loads the code location anew, and wait until it has."""
-        self.open_group()
-        with self.page.expect_response(_is_reload, timeout=60_000):
-            self.page.get_by_role("button", name="Reload definitions").click()
-
     def status(self, run_id: str) -> dg.DagsterRunStatus:
         return self.instance.get_run_by_id(run_id).status
 
@@ -212,10 +204,6 @@ class Screen:
         return [
             record.event_log_entry.message for record in self.instance.get_records_for_run(run_id).records
         ]
-
-
-def _is_reload(response) -> bool:
-    return "graphql" in response.url and "reloadWorkspace" in (response.request.post_data or "")
 
 
 @contextmanager

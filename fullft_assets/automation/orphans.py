@@ -1,21 +1,15 @@
-"""The job and the schedule that end jobs which no run follows: see `launchers.records`."""
+"""The job and the schedule that end jobs which no run follows, and strays: see `launchers.records`."""
 
 import time
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import dagster as dg
 
 from fullft_assets.assets.case import Case
 from fullft_assets.errors import WorkloadError
-from fullft_assets.launchers.records import (
-    due,
-    end_orphan,
-    find_orphans,
-    sections,
-    suspects,
-    waiting_line,
-)
+from fullft_assets.launchers import records
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import digest
 
@@ -23,6 +17,8 @@ from fullft_assets.store import digest
 STOPPED_TAG = "orphans/stopped"
 #: Once an hour: more than an hour is not paid unseen.
 _CRON = "17 * * * *"
+#: So often, and after each end of a job, backends are asked for jobs that no open record names: a run each.
+_LOOK_HOURS = 6
 #: What could not be ended is tried each hour for so long, then each day.
 _HOURLY_SECONDS = 24 * 3600.0
 _DESCRIPTION = (
@@ -43,24 +39,18 @@ def build_orphans_job(case: Case) -> list[dg.JobDefinition]:
         required_resource_keys={case.store_key},
     )
     def end_orphans(context: dg.OpExecutionContext):
-        store = case.store(context)
+        store, now = case.store(context), time.time()
         failed, num_stopped = list[str](), 0
         with one_line_errors(store, case.name):
-            now = time.time()
-            due_suspects = due(suspects(store, case.name, partial(ended_at, context.instance)), now)
-            for orphan in find_orphans(store, due_suspects):
-                context.log.info(orphan.line)
-                if orphan.state == "unknown":
-                    failed.append(orphan.line)
-                    continue
-                try:
-                    is_ended = end_orphan(store, orphan)
-                except WorkloadError as error:
-                    failed.append(f"{orphan.line}, and could not be ended ({error})")
-                    continue
-                num_stopped += is_ended and orphan.state == "running"
-                if not is_ended:
-                    context.log.info("it is left alone: a run has attached to it")
+            all_orphans = records.orphans(store, case.name, partial(ended_at, context.instance))
+            due = [launch for launch, due_at in all_orphans if due_at <= now]
+            for line, is_stopped in chain(
+                records.end_orphans(store, due),
+                records.end_strays(store, case.name, records.sections(case.settings), now),
+            ):
+                context.log.info(line)
+                num_stopped += bool(is_stopped)
+                failed += [line] if is_stopped is None else []
             context.instance.add_run_tags(context.run_id, {STOPPED_TAG: str(num_stopped)})
             if failed:
                 raise WorkloadError(
@@ -98,12 +88,24 @@ def build_orphans_schedule(case: Case) -> list[dg.ScheduleDefinition]:
     def orphans_schedule(context: dg.ScheduleEvaluationContext, **_: Any):
         now = time.time()
         with case.open_store(context) as store:
-            all_suspects = list(suspects(store, case.name, partial(ended_at, context.instance)))
-        ready = {suspect.launch.name_in(store): suspect.due_at for suspect in due(all_suspects, now)}
-        if not ready:
-            return dg.SkipReason(
-                "; ".join(waiting_line(each, store, now) for each in all_suspects) or "a run follows each job"
+            due_at = {
+                launch.name_in(store): at
+                for launch, at in records.orphans(store, case.name, partial(ended_at, context.instance))
+            }
+            ready = {name: at for name, at in due_at.items() if at <= now} | records.due_strays(
+                store, case.name, now
             )
+            ends = [launch.ended_at or 0.0 for launch in records.launches(store, case.name)]
+        hour = context.scheduled_execution_time.hour
+        if not ready and (hour % _LOOK_HOURS == 0 or now - max(ends, default=0.0) < 3600):
+            return dg.RunRequest(tags={"orphans/jobs": "a look at the backends"})
+        if not ready:
+            lines = (
+                f"{name}: its run has ended; it is left alone for {(at - now) / 3600:.2f} h more, or until a"
+                " run attaches"
+                for name, at in due_at.items()
+            )
+            return dg.SkipReason("; ".join(lines) or "a run follows each job")
         names = list(ready)
         is_new = now - max(ready.values()) < _HOURLY_SECONDS
         return dg.RunRequest(
@@ -125,4 +127,4 @@ def ended_at(instance: dg.DagsterInstance, run_id: str) -> float | None:
 
 
 def _outlive_runs(case: Case) -> bool:
-    return any(section.kind != "local" for section in sections(case.settings))
+    return any(section.kind != "local" for section in records.sections(case.settings))

@@ -2,8 +2,6 @@
 data, and which defaults were chosen.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from pydantic import BaseModel
@@ -135,7 +133,8 @@ def _documents_line(settings: UseCaseSettings, corpus: Corpus) -> str:
     if corpus.num_rows is None:
         return f"{settings.documents.path}: unknown number of rows; a bucket is read by the first run"
     about = "" if corpus.is_exact else "about "
-    files = f"{len(corpus.files):,} file{'s' if len(corpus.files) != 1 else ''}, {_size(corpus.num_bytes)}"
+    num_bytes = sum(file.bytes for file in corpus.files)
+    files = f"{len(corpus.files):,} file{'s' if len(corpus.files) != 1 else ''}, {_size(num_bytes)}"
     sample_note = (
         ""
         if corpus.num_files_drawn is None
@@ -206,14 +205,13 @@ def _metric(settings: UseCaseSettings) -> str:
 
 
 def _count(number: float) -> str:
-    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.1f}{suffix}"
-    return f"{number:.0f}"
+    return _scaled(number, 1000, ("", "k", "M", "B", "T"))
 
 
 def _size(number: float) -> str:
-    for size, suffix in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if number >= size:
-            return f"{number / size:.1f} {suffix}"
-    return f"{number:.0f} bytes"
+    return _scaled(number, 1024, (" bytes", " KiB", " MiB", " GiB", " TiB"))
+
+
+def _scaled(number: float, base: int, units: tuple[str, ...]) -> str:
+    power = next((power for power in range(4, 0, -1) if number >= base**power), 0)
+    return f"{number / base**power:.{1 if power else 0}f}{units[power]}"

@@ -2,8 +2,6 @@
 a key below `attributes`, and one line with the fix.
 """
 
-from __future__ import annotations
-
 import encodings.aliases
 import importlib.util
 import os
@@ -161,6 +159,7 @@ def validate(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     """Yield what is wrong with settings beyond types and bounds, whatever data there is: formats, model,
     crons, labels.
     """
+    yield from _section_problems(settings)
     yield from _model_problems(settings, root)
     yield from _document_problems(settings, root)
     if settings.monitoring.log is not None:
@@ -217,7 +216,6 @@ def dependency_problems(deps: list[str], name: str) -> Iterator[Problem]:
 
 
 def _of_rules(*rules: tuple[bool, Key, str]) -> Iterator[Problem]:
-    """Yield key and message of the rules that are broken."""
     return ((key, message) for is_broken, key, message in rules if is_broken)
 
 
@@ -233,6 +231,68 @@ def _listed_twice(key: Key, values: Sequence[object]) -> Iterator[Problem]:
     for number, value in enumerate(values):
         if value in values[:number]:
             yield (*key, number), f"{value} is listed twice; remove one"
+
+
+def _section_problems(settings: UseCaseSettings) -> Iterator[Problem]:
+    snapshot, chunks = settings.snapshot, settings.chunks
+    training, monitoring = settings.training, settings.monitoring
+    ingestion, window = settings.compute.ingestion or LauncherSettings(), monitoring.window
+    places = {name: settings.launcher_of(name) for name in ("planning", "training", "evaluation")}
+    places["ingestion"] = ingestion
+    isolated = {name for name, place in places.items() if getattr(place, "network_isolation", False)}
+    # Of those whose workloads ask for baselines.
+    judging = sorted(isolated & {"planning", "evaluation"})
+    asked = [name for name in settings.baselines if name in BASELINES and BASELINES.get(name).needs_network]
+    window_rows = monitoring.min_window_rows if window is None or window.rows is None else window.rows
+    return _of_rules(
+        (
+            "ingestion" in isolated,
+            ("compute", "ingestion"),
+            "cannot have network_isolation: true, since its jobs read documents; set it to false there",
+        ),
+        (
+            bool(asked and judging),
+            ("planning", "baselines"),
+            f"names {', '.join(asked)}, which asks a service, and a container with network_isolation: true"
+            " reaches none; remove it, or set network_isolation to false in"
+            f" {' and '.join(f'compute.{name}' for name in judging)}",
+        ),
+        (
+            "training" in isolated and "mlflow" in settings.training.track,
+            ("training", "track"),
+            "names mlflow, whose server a container with launcher.network_isolation does not reach;"
+            " remove it",
+        ),
+        (
+            "ingestion" not in isolated
+            and ingestion.kind in ("sagemaker", "ecs")
+            and not settings.documents.path.startswith("s3://"),
+            ("compute", "ingestion"),
+            f"needs documents on s3://, which the containers of {ingestion.kind} read themselves",
+        ),
+        (
+            snapshot.test_share + snapshot.validation_share >= 0.9,
+            ("snapshot", "test_share"),
+            f"with snapshot.validation_share ({snapshot.validation_share:g}) it leaves less than 10% to train"
+            " on",
+        ),
+        (
+            chunks.stride >= chunks.max_tokens // 2,
+            ("chunks", "stride"),
+            f"{chunks.stride} must be less than half of chunks.max_tokens ({chunks.max_tokens})",
+        ),
+        (
+            training.micro_batch_size > training.batch_size,
+            ("training", "micro_batch_size"),
+            f"{training.micro_batch_size} is larger than training.batch_size ({training.batch_size})",
+        ),
+        (
+            window_rows < monitoring.min_window_rows,
+            ("monitoring", "min_window_rows"),
+            f"{monitoring.min_window_rows} is larger than a window of {window_rows} rows, so that none would"
+            " be compared",
+        ),
+    )
 
 
 def _model_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
@@ -294,7 +354,6 @@ def _smaller_model_problems(
 
 
 def _documents_beside(settings: UseCaseSettings) -> Iterator[tuple[Key, str]]:
-    """Yield key and path of documents that are no delivery."""
     for number, path in enumerate(settings.snapshot.screen):
         yield ("snapshot", "screen", number), path
     for name in ("replay", "general"):
@@ -553,30 +612,6 @@ def _launcher_problems(settings: UseCaseSettings) -> Iterator[Problem]:
             yield (*section, "kind"), f"{launcher.kind} is not one of {', '.join(LAUNCHERS)}{near}"
         for name, message in launcher_problems(launcher):
             yield (*section, name), message
-    yield from _isolation_problems(settings)
-
-
-def _isolation_problems(settings: UseCaseSettings) -> Iterator[Problem]:
-    """Yield what workloads in containers without a network would need one for."""
-
-    def are_isolated(*workloads: str) -> list[str]:
-        return [name for name in workloads if getattr(settings.launcher_of(name), "network_isolation", False)]
-
-    isolated = are_isolated("planning", "evaluation")
-    for name in settings.baselines if isolated else ():
-        if name in BASELINES and BASELINES.get(name).needs_network:
-            where = " and ".join(f"compute.{workload}" for workload in isolated)
-            yield (
-                ("planning", "baselines"),
-                f"names {name}, which asks a service, and a container with network_isolation: true reaches"
-                f" none; remove {name}, or set network_isolation to false in {where}",
-            )
-    if are_isolated("training") and "mlflow" in settings.training.track:
-        yield (
-            ("training", "track"),
-            "names mlflow, whose server a container with launcher.network_isolation does not reach;"
-            " remove it",
-        )
 
 
 def _schedule_problems(settings: UseCaseSettings) -> Iterator[Problem]:

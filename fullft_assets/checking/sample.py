@@ -3,13 +3,10 @@ that they have; labels, groups, values that count as missing, rows that no stage
 may tie rows together where the YAML names none.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,9 +30,9 @@ _SHOWN_FIELDS, _SHOWN_PLACES = 20, 3
 #: Characters of a field's name that are shown. A longer one is a text: the first row of a table that has no
 #: header.
 _SHOWN_CHARACTERS = 60
-_NO_HEADER = "; if the first row is none of names, set documents.header to none"
-_TABLES = {".csv", ".tsv", ".xlsx"}
-_HEADER = "where a title is above the columns' names, give the number of their row as documents.header"
+_NO_HEADER = (
+    "; if the first row is none of names, set documents.header to none, or to the number of the row that is"
+)
 
 
 def field_problems(sample: list[Sampled], settings: UseCaseSettings) -> Iterator[tuple[Key, str]]:
@@ -90,12 +87,11 @@ def log_problems(sample: list[Sampled], log: LogSettings) -> Iterator[tuple[Key,
 
 
 def _unusable(sample: list[Sampled], most: float) -> Iterator[tuple[Key, str]]:
-    """Yield a key if too many rows are no records, or name a text that may not be read or is not there."""
     rows = [row for row in sample if row.is_refused or not row.record]
     if len(rows) > most * len(sample):
         is_object = "://" in str(rows[0].record.get("source-ref"))
         problem = str(rows[0].row.get("problem"))
-        hint = f"; {_HEADER}" if problem.endswith("fields than the header") else ""
+        hint = _NO_HEADER if problem.endswith("fields than the header") else ""
         counted = f"{len(rows):,} of {len(sample):,} rows read ({_places(rows)})"
         yield ("documents", "reference_buckets" if is_object else "path"), f"{counted}: {problem}{hint}"
 
@@ -214,18 +210,8 @@ def _nowhere(field: str, column: str, rows: list[Sampled]) -> str:
             f" read{_near(field, [name for name in field_names if name != field])}"
         )
     return (
-        f"none of {len(rows):,} rows read has a"
-        f" `{field}`{_near(field, field_names) or _listed(field_names) + _title_hint(rows[0])}"
+        f"none of {len(rows):,} rows read has a `{field}`{_near(field, field_names) or _listed(field_names)}"
     )
-
-
-def _title_hint(row: Sampled) -> str:
-    """Return what to do where the names of a table's columns look like a title, which has cells without a
-    name beside it, or is alone.
-    """
-    is_table = not _TABLES.isdisjoint(Path(row.place.rpartition(":")[0].lower()).suffixes)
-    names = row.record.keys() - {"sheet"}
-    return f"; {_HEADER}" if is_table and ("" in names or len(names) == 1) else ""
 
 
 def _near(field: str, fields: list[str]) -> str:
@@ -242,7 +228,8 @@ def _listed(fields: list[str]) -> str:
         visible(name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}...")
         for name in fields[:_SHOWN_FIELDS]
     ]
-    hint = _NO_HEADER if any(len(name) > _SHOWN_CHARACTERS for name in fields) else ""
+    is_text = any(len(name) > _SHOWN_CHARACTERS for name in fields)
+    hint = _NO_HEADER if is_text else ""
     return f"; their fields: {', '.join(shown)}{more}{hint}"
 
 
@@ -287,7 +274,6 @@ def labels_of(row: Sampled, examples: ExamplesSettings) -> list[str]:
 
 
 def _separators(counts: Counter[str], examples: ExamplesSettings) -> Iterator[tuple[str, str]]:
-    """Yield what may separate several labels in what counts as one."""
     if task_of(examples).target != "labels" or examples.label_separator is not None:
         return
     for mark in _SEPARATORS:
@@ -318,7 +304,6 @@ def _missing_values(rows: list[Sampled], settings: UseCaseSettings) -> Iterator[
 
 
 def _malformed(rows: list[Sampled]) -> Iterator[tuple[str, str]]:
-    """Yield the most common reasons why rows are malformed, with the place of the first row of each."""
     places: dict[str, list[str]] = {}
     for row in rows:
         if (problem := row.row.get("problem")) is not None:

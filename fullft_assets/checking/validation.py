@@ -5,8 +5,6 @@ duplicate keys, types, choices, bounds, and what needs the disk (paths, the mode
 error is reported alone: nothing after it can be read.
 """
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Collection, Iterable
@@ -32,7 +30,6 @@ from fullft_assets.checking.yaml_source import (
     explain,
     field_of,
     given_value,
-    keys_named,
     read_source,
     read_sources,
     takes_several_types,
@@ -139,17 +136,12 @@ def parse(source: YamlSource) -> tuple[UseCaseSettings | None, set[Key]]:
         except ValidationError as error:
             before = copy.deepcopy(data)
             for problem in error.errors(include_url=False):
-                loc = _without_types(problem["loc"], attributes, source)
-                keys = [loc] if loc else keys_named(problem["msg"], source)
-                if keys and not any(covers(key, keys[0]) for key in broken):
-                    source.add(keys[0], explain(problem, keys, source))
-                broken.update(keys)
-                for key in keys:
-                    _take_out(data, key)
-            if data == before:
-                if broken:  # the placeholder of a wrong value does not match a pattern either
-                    return None, broken
-                source.add((), str(error.errors(include_url=False)[0]["msg"]))
+                key = _without_types(problem["loc"], attributes, source)
+                if not any(covers(wrong, key) for wrong in broken):
+                    source.add(key, explain(problem, key, source))
+                broken.add(key)
+                _take_out(data, key)
+            if data == before:  # the placeholder of a wrong value does not match a pattern either
                 return None, broken
 
 

@@ -2,8 +2,6 @@
 ...`, and what is wrong with a value: the value given, the values allowed and the nearest of them.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 import re
@@ -200,42 +198,28 @@ BOUNDS = {"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}", "min_length"
 _NAMES = ("^[A-Za-z][", "^[a-z][")
 
 
-def keys_named(message: str, source: YamlSource) -> list[Key]:
-    """Return the `section.key` that a rule across sections names, those first that are in the file."""
-    keys: list[Key] = [tuple(name.split(".")) for name in re.findall(r"\b[a-z_]+\.[a-z_]+\b", message)]
-    settings_keys = [key for key in keys if field_of(key) is not None]
-    return sorted(dict.fromkeys(settings_keys), key=lambda key: ("attributes", *key) not in source.lines)
-
-
-def explain(error: Any, keys: list[Key], source: YamlSource) -> str:
+def explain(error: Any, key: Key, source: YamlSource) -> str:
     """Return one line: the value given, the values allowed and the nearest of them."""
-    info = field_of(keys[0], source)
+    info = field_of(key, source)
     if error["type"] in ("extra_forbidden", "unknown_name") or info is None:
         return str(error["msg"])
+    value = given_value(key, source)
     if error["type"] == "value_error":
-        values = ", ".join(f"{'.'.join(map(str, key))} is {given_value(key, source)}" for key in keys)
-        rule = error["msg"].removeprefix("Value error, ").removeprefix(".".join(map(str, keys[0]))).strip()
-        return f"{rule} ({values})"
+        name = ".".join(map(str, key))
+        return f"{error['msg'].removeprefix('Value error, ').removeprefix(name).strip()} ({name} is {value})"
     if error["type"] == "missing":
         return f"missing; {_described(info)}"
-    value = given_value(keys[0], source)
     if error["input"] is None:
-        return (
-            f"empty; {_described(info)}" if info.is_required() else "empty; give a value or remove the line"
-        )
+        return f"empty; {_described(info) if info.is_required() else 'give a value or remove the line'}"
     is_of_pattern = error["type"] == "string_pattern_mismatch" and not _pattern(info).startswith(_NAMES)
     if is_of_pattern or takes_several_types(info):
         return f"{value} does not fit; {_described(info)}"
-    annotation = _item_type(info) if isinstance(keys[0][-1], int) else _plain_type(info.annotation)
-    near = (
-        did_you_mean(value, typing.get_args(annotation)) if typing.get_origin(annotation) is Literal else ""
-    )
-    hint = (
-        "; put it in quotes"
-        if annotation is str and error["type"] == "string_type" and not _registered(info)
-        else ""
-    )
-    return f"{value} is not {_expected(annotation, info)}{near}{hint}"
+    annotation = _item_type(info) if isinstance(key[-1], int) else _plain_type(info.annotation)
+    is_choice = typing.get_origin(annotation) is Literal
+    hint = did_you_mean(value, typing.get_args(annotation)) if is_choice else ""
+    if annotation is str and error["type"] == "string_type" and not _registered(info):
+        hint = "; put it in quotes"
+    return f"{value} is not {_expected(annotation, info)}{hint}"
 
 
 def takes_several_types(info: FieldInfo) -> bool:

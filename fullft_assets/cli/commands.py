@@ -122,16 +122,18 @@ def _use_home(project_root: Path) -> None:
 
 @_command("Ingest what is new, make the model, watch production, and sum up.")
 def _run(parsed: argparse.Namespace) -> int:
-    from fullft_assets.cli.run import run
+    from fullft_assets.cli.run import Driver, drive
+    from fullft_assets.cli.summary import summary
 
-    return run(_load(parsed))
+    return drive(_load(parsed), Driver.run, summary)
 
 
 @_command("Ingest what is new, freeze the snapshot, and name its data report; no model is made.")
 def _ingest(parsed: argparse.Namespace) -> int:
-    from fullft_assets.cli.run import ingest
+    from fullft_assets.cli.run import Driver, drive
+    from fullft_assets.cli.summary import data_summary
 
-    return ingest(_load(parsed))
+    return drive(_load(parsed), Driver.ingest, data_summary)
 
 
 @_command(
@@ -143,12 +145,8 @@ def _jobs(parsed: argparse.Namespace) -> int:
 
     use_case, store = _open(parsed)
     lines = list(job_lines(use_case, store, with_ended=parsed.all))
-    print(
-        "\n".join(
-            lines
-            or [f"{use_case.name}: nothing runs" + ("" if parsed.all else "; --all lists what has ended")]
-        )
-    )
+    nothing = f"{use_case.name}: nothing runs{'' if parsed.all else '; --all lists what has ended'}"
+    print("\n".join(lines or [nothing]))
     return 0
 
 

@@ -2,8 +2,6 @@
 random sample of production.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

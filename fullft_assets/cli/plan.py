@@ -2,8 +2,6 @@
 them is rented.
 """
 
-from __future__ import annotations
-
 from fullft_assets.artifacts import FEASIBILITY_PLAN, TRAINING_SNAPSHOT
 from fullft_assets.errors import FullftError
 from fullft_assets.jobs import Job

@@ -36,7 +36,6 @@ from fullft_assets.cli.follower import (
     deepest_cause,
     own_terminal,
 )
-from fullft_assets.cli.summary import data_summary, summary
 from fullft_assets.demos import is_dormant
 from fullft_assets.errors import FullftError, SettingsError, WorkloadError
 from fullft_assets.launchers.run_workers import host_tag
@@ -175,28 +174,23 @@ def _daemon_is_alive(instance: dg.DagsterInstance) -> bool:
 
 #: Longest that a run waits for delivered files that may still be growing.
 _SETTLE_SECONDS = 60.0
+_ONE_WISH_SECONDS = 1.0
 _COMMAND_TAG = "fullft/command"
 #: Batches ingested at the same time: their steps are light, and a laptop has two cores.
 _PARALLEL_RUNS = 2
 
 
-def run(use_case: UseCase) -> int:
-    """Run a use case's whole graph on the instance; return the exit status for the shell."""
-    return _drive(use_case, Driver.run, summary)
-
-
-def ingest(use_case: UseCase) -> int:
-    """Run a use case's data stages on the instance, up to the snapshot and its data report; return the exit
-    status for the shell.
-    """
-    return _drive(use_case, Driver.ingest, data_summary)
-
-
-def _drive(
+def drive(
     use_case: UseCase,
-    drive: Callable[["Driver"], bool],
+    do: Callable[["Driver"], bool],
     sum_up: Callable[[UseCase, Store, dict[str, float], float], list[str]],
 ) -> int:
+    """Do what a command does with a use case on the instance; return the exit status for the shell.
+
+    Args:
+        do: `Driver.run` or `Driver.ingest`.
+        sum_up: returns the lines that the command ends with.
+    """
     began = time.monotonic()
     with (
         interrupted_by_signals(),
@@ -221,13 +215,13 @@ def _drive(
             ):
                 driver = Driver(use_case, instance, store, location, terminal)
                 with driver.stopping():
-                    ok = drive(driver)
+                    ok = do(driver)
         except LocationError as error:
             # One broken use case keeps Dagster from loading any: its own lines name what to fix.
             broken = _broken_use_cases(use_case.yaml_path.parent.parent)
             raise SettingsError("\n".join(broken) or f"{use_case.project_root}: {error}") from error
-        lines = map(with_names, sum_up(use_case, store, driver.follower.seconds, time.monotonic() - began))
-    print("\n" + "\n".join(lines), flush=True)
+        lines = sum_up(use_case, store, driver.follower.seconds, time.monotonic() - began)
+    print("\n" + "\n".join(map(with_names, lines)), flush=True)
     if not ok:
         print(
             f"\nAt least one run failed: its line above gives the reason; all events are in {log} and in"
@@ -410,12 +404,23 @@ def cut_all(use_case: UseCase, store: Store, kind: documents.Kind, terminal: Ter
 def interrupted_by_signals() -> Iterator[None]:
     """Let the signals of `kill` and of a closed terminal interrupt this process as Ctrl-C does, unless it
     ignores them (as under nohup).
+
+    Signals within a second are one wish: `timeout make run` sends one to all processes, and make another.
     """
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    interrupted_at = float("-inf")
+
+    def interrupt(*_: Any) -> None:
+        nonlocal interrupted_at
+        if time.monotonic() - interrupted_at >= _ONE_WISH_SECONDS:
+            interrupted_at = time.monotonic()
+            raise KeyboardInterrupt
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in signals}
     try:
         for number, handler in before.items():
             if handler != signal.SIG_IGN:
-                signal.signal(number, signal.default_int_handler)
+                signal.signal(number, interrupt)
         yield
     finally:
         for number, handler in before.items():

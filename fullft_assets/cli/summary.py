@@ -2,8 +2,6 @@
 lines that `fullft run` and `fullft ingest` end with.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator

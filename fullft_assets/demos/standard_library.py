@@ -104,13 +104,3 @@ def pairs() -> Iterator[dict[str, str]]:
                     "completion": summary,
                     "module": module.as_posix(),
                 }
-
-
-def write_summaries(folder: Path) -> Path:
-    """Write the pairs as JSON lines below a folder and return it; one that exists is left alone."""
-    if folder.is_dir():
-        return folder
-    with written_whole(folder) as aside:
-        lines = (json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs())
-        (aside / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
-    return folder

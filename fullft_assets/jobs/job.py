@@ -5,8 +5,6 @@ artifact; a person can run the same line by hand. The digest pins the job: whoev
 cannot change what runs.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import PurePosixPath

@@ -4,8 +4,6 @@ it ends, however it ends.
 This file stays light: the supervisor of a local workload imports it, and must start fast.
 """
 
-from __future__ import annotations
-
 import fcntl
 import math
 import os
@@ -13,7 +11,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from fullft_assets.errors import WorkloadError
@@ -87,22 +85,17 @@ def shared_gpus() -> list[str]:
 
 
 def _list_gpus() -> str:
-    reason = ""
+    command = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
+    reason = f"no answer within {_ASK_SECONDS:g} s"
     for _ in range(2):
-        try:
-            command = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
+        with suppress(subprocess.TimeoutExpired):
             answer = subprocess.run(
                 command, capture_output=True, text=True, errors="replace", timeout=_ASK_SECONDS, check=False
             )
-        except subprocess.TimeoutExpired:
-            reason = f"no answer within {_ASK_SECONDS:g} s"
-            continue
-        if answer.returncode == 0:
-            return answer.stdout
-        if answer.returncode in _NO_GPU:
-            return ""
-        output = (answer.stdout + answer.stderr).split("\n")
-        reason = next((line.strip() for line in output if line.strip()), f"exit code {answer.returncode}")
+            if answer.returncode == 0 or answer.returncode in _NO_GPU:
+                return answer.stdout if answer.returncode == 0 else ""
+            output = (answer.stdout + answer.stderr).strip().split("\n")
+            reason = output[0].strip() or f"exit code {answer.returncode}"
     raise WorkloadError(
         f"nvidia-smi: {reason}; repair the GPUs of this machine, or set {VISIBLE}= to compute without",
         "infrastructure",

@@ -1,7 +1,5 @@
 """What a workload reports while it works, and whether it was asked to stop."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import Protocol

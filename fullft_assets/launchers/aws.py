@@ -200,22 +200,14 @@ class AwsLauncher(Launcher):
         price = hourly_usd_of(self.settings.instance_type.removeprefix("ml."), planning)
         return None if price is None else price * self.settings.nodes_of(processes)
 
-    def require_same(self, name: str, *, is_same_work: bool, is_ours: bool) -> None:
-        """Refuse a job of a name that does other work than the one that was to be submitted, or has ended and
-        was submitted by another run: names are used once.
-
-        Args:
-            is_ours: whether it runs, or this run has submitted it.
+    def refuse_ended(self, name: str) -> None:
+        """Refuse the name of a job that has ended and that another run submitted: names are used once.
 
         Raises:
-            WorkloadError: it is another one.
+            WorkloadError: always.
         """
-        if not is_same_work:
-            line = f"{name} exists, and does other work; wait for its end, then launch again"
-            raise WorkloadError(f"{self.title} {self.place}: {line}", "settings")
-        if not is_ours:
-            line = (
-                f"{name} is the name of a job that has ended, of which the store knows nothing; launch again,"
-                " which takes the next name"
-            )
-            raise WorkloadError(f"{self.title} {self.place}: {line}", "infrastructure")
+        raise WorkloadError(
+            f"{self.title} {self.place}: {name} is the name of a job that has ended, of which the store knows"
+            " nothing; launch again, which takes the next name",
+            "infrastructure",
+        )

@@ -160,6 +160,13 @@ class Launcher(ABC):
         A name without a job is no error: the driver makes sure that an earlier attempt is gone.
         """
 
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of the jobs that run, and of others that the backend may have, that begin so.
+
+        None by default: jobs that no launch record names are not found then.
+        """
+        return []
+
     def has_room(self, processes: int) -> bool:
         """Return whether so many processes can compute at once where planning runs."""
         return True

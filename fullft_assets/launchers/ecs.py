@@ -6,8 +6,6 @@ ECS forgets an ended task after an hour. Output is read from CloudWatch Logs; it
 workload ended, since ECS keeps no more than an exit code.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -21,7 +19,7 @@ from fullft_assets.jobs.launch import LAUNCH_ID, PROJECT_ROOT, RUN_ID
 from fullft_assets.launchers import aws
 from fullft_assets.launchers.aws import AwsLauncher, Exists
 from fullft_assets.launchers.base import LaunchSpec, Status, Unreachable
-from fullft_assets.launchers.container import LAST_LINE, MODULE, command, stop_seconds
+from fullft_assets.launchers.container import LAST_LINE, command, stop_seconds
 from fullft_assets.launchers.machine import ending
 from fullft_assets.settings import EcsLauncherSettings
 
@@ -65,43 +63,35 @@ class EcsLauncher(AwsLauncher):
         super().__init__(settings)
         #: When tasks were started by this process, which may not be seen yet.
         self._started: dict[str, float] = {}
-        #: The newest task of a job that was seen, by whose id its log streams are named.
-        self._seen: dict[str, str] = {}
 
     @property
     def place(self) -> str:
-        """Account, region and cluster."""
         return f"{self.settings.task_role_arn.split(':')[4]}/{self.region}/{self.settings.cluster}"
 
     @property
     def log_group(self) -> str:
-        """The group of the cluster."""
         return f"/ecs/{self.settings.cluster}"
 
     def stream_prefix(self, name: str) -> str:
-        """Return how the driver `awslogs` begins the names of a task's streams."""
         return f"{name}/{CONTAINER}/"
 
     def submit(self, spec: LaunchSpec) -> None:
-        """Start the task; one of this name that was started for the same work is left as it is."""
-        definition_request = task_definition(spec, self.settings, self.region)
         task = self._task(spec.name)
         if task is None:
-            definition = self.ask("ecs", "register_task_definition", **definition_request)["taskDefinition"][
-                "taskDefinitionArn"
-            ]
+            definition = task_definition(spec, self.settings, self.region)
+            answer = self.ask("ecs", "register_task_definition", **definition)
+            arn = answer["taskDefinition"]["taskDefinitionArn"]
             try:
-                answer = self.ask("ecs", "run_task", **self._request(spec, definition))
+                answer = self.ask("ecs", "run_task", **self._request(spec, arn))
             except Exists:  # by another run, whose environment is another one
                 task = self._task(spec.name)
             else:
                 self._require_room(spec.name, answer)
             self._started[spec.name] = time.monotonic()
         if task is not None:
-            self._require_same(spec, task, definition_request)
+            self._refuse_ended(spec, task)
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
-        """Return how far a task is."""
         time.sleep(wait_seconds)
         task = self._find(name)
         if task is None:
@@ -134,6 +124,20 @@ class EcsLauncher(AwsLauncher):
                         reason="ended by fullft",
                     )
             time.sleep(aws.STOP_LOOK_SECONDS)
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of the tasks of the cluster that run."""
+        names: set[str] = set()
+        page: dict[str, Any] = {}
+        while not page or "nextToken" in page:
+            token = {"nextToken": page["nextToken"]} if page else {}
+            page = self.ask("ecs", "list_tasks", cluster=self.settings.cluster, **token)
+            if page["taskArns"]:
+                answer = self.ask(
+                    "ecs", "describe_tasks", cluster=self.settings.cluster, tasks=page["taskArns"]
+                )
+                names.update(task.get("startedBy", "") for task in answer["tasks"])
+        return sorted(name for name in names if name.startswith(prefix))
 
     def _request(self, spec: LaunchSpec, definition: str) -> dict[str, Any]:
         settings = self.settings
@@ -177,18 +181,11 @@ class EcsLauncher(AwsLauncher):
             )
             raise WorkloadError(f"{line}capacity_provider to one that starts instances", "infrastructure")
 
-    def _require_same(
-        self, spec: LaunchSpec, task: dict[str, Any], definition_request: dict[str, Any]
-    ) -> None:
-        definition = self.ask("ecs", "describe_task_definition", taskDefinition=task["taskDefinitionArn"])[
-            "taskDefinition"
-        ]
-        variables = definition["containerDefinitions"][0]["environment"]
-        self.require_same(
-            spec.name,
-            is_same_work=_work(definition) == _work(definition_request),
-            is_ours=task["lastStatus"] != "STOPPED" or {"name": RUN_ID, "value": spec.run_id} in variables,
-        )
+    def _refuse_ended(self, spec: LaunchSpec, task: dict[str, Any]) -> None:
+        definition = self.ask("ecs", "describe_task_definition", taskDefinition=task["taskDefinitionArn"])
+        variables = definition["taskDefinition"]["containerDefinitions"][0]["environment"]
+        if task["lastStatus"] == "STOPPED" and {"name": RUN_ID, "value": spec.run_id} not in variables:
+            self.refuse_ended(spec.name)
 
     def _find(self, name: str) -> dict[str, Any] | None:
         for look in range(_GONE_LOOKS):
@@ -198,29 +195,15 @@ class EcsLauncher(AwsLauncher):
                 time.sleep(aws.LATE_SECONDS)
         return None
 
-    def streams(self, name: str) -> list[str]:
-        """Return the log stream of the newest task that was seen; of a job whose tasks ECS has forgotten, all
-        of them.
-        """
-        streams = super().streams(name)
-        return (
-            [stream for stream in streams if stream.endswith(f"/{self._seen[name]}")]
-            if name in self._seen
-            else streams
-        )
-
     def _task(self, name: str) -> dict[str, Any] | None:
         """Return the task of a name: of several, which the same token prevents for a day, the newest that
         runs.
         """
-        task = max(
+        return max(
             self._tasks(name),
             key=lambda task: (task["lastStatus"] != "STOPPED", -self._age_seconds(task)),
             default=None,
         )
-        if task is not None:
-            self._seen[name] = task["taskArn"].rpartition("/")[2]
-        return task
 
     def _tasks(self, name: str) -> list[dict[str, Any]]:
         # By the definition's name: `startedBy` finds running ones alone.
@@ -299,14 +282,6 @@ def task_definition(spec: LaunchSpec, settings: EcsLauncherSettings, region: str
         "requiresCompatibilities": ["EC2"],
         "containerDefinitions": [container],
     }
-
-
-def _work(definition: dict[str, Any]) -> list[str]:
-    """Return the arguments of Python in a task definition; those of the container's first process are not
-    among them.
-    """
-    line = definition["containerDefinitions"][0]["command"]
-    return line[line.index(MODULE) + 2 :]
 
 
 def status_of(

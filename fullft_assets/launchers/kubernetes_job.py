@@ -2,8 +2,6 @@
 pods mean.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -16,12 +14,9 @@ from fullft_assets.launchers.base import LaunchSpec, Status
 from fullft_assets.launchers.container import command, stop_seconds
 from fullft_assets.launchers.machine import REACHED_LIMIT, ending
 from fullft_assets.settings import KubernetesLauncherSettings
-from fullft_assets.store import digest
 
 #: Label of everything that this launcher makes.
 MANAGED_BY = {"app.kubernetes.io/managed-by": "fullft"}
-#: Annotation with the digest of what a Job was made of.
-SPEC = "fullft/spec"
 #: Headless Service of the namespace, which gives pods that share a training their host names. `fullft` is
 #: that of Dagster's code location.
 SERVICE = "fullft-pods"
@@ -92,11 +87,6 @@ _NO_PODS = {
 _OUT_OF_MEMORY = "OOMKilled"
 
 
-def spec_digest(spec: LaunchSpec, settings: KubernetesLauncherSettings) -> str:
-    """Return the digest of what decides what a Job does; which run launches it does not."""
-    return digest([spec.module, spec.job, spec.processes, settings.model_dump(mode="json")])
-
-
 def manifest(spec: LaunchSpec, settings: KubernetesLauncherSettings) -> dict[str, Any]:
     """Return the Job of a workload."""
     nodes = settings.nodes_of(spec.processes)
@@ -131,7 +121,7 @@ def manifest(spec: LaunchSpec, settings: KubernetesLauncherSettings) -> dict[str
         "name": spec.name,
         "namespace": settings.namespace,
         "labels": labels,
-        "annotations": {**annotations, SPEC: spec_digest(spec, settings)},
+        "annotations": annotations,
     }
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": about, "spec": job}
 

@@ -1,7 +1,5 @@
 """The launcher `local`: supervised processes of this machine, which end with the run that launched them."""
 
-from __future__ import annotations
-
 import os
 import socket
 import tempfile
@@ -27,11 +25,9 @@ class LocalLauncher(Launcher):
 
     @property
     def place(self) -> str:
-        """The name of this machine."""
         return socket.gethostname()
 
     def submit(self, spec: LaunchSpec) -> None:
-        """Start the job under a supervisor that stops it when the run's processes die."""
         self._machine.start(
             spec.name,
             spec.arguments,
@@ -42,15 +38,12 @@ class LocalLauncher(Launcher):
         )
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
-        """Return how far a job is."""
         return self._machine.poll(name, wait_seconds)
 
     def logs(self, name: str, cursor: str) -> Logs:
-        """Return what a job wrote after a cursor."""
         return self._machine.logs(name, cursor)
 
     def stop(self, name: str) -> None:
-        """End a job and every process of it."""
         self._machine.stop(name, self.settings.grace_seconds)
 
     def has_room(self, processes: int) -> bool:

@@ -5,8 +5,6 @@ Used in this process by the launcher `local`. The launcher `ssh` runs this modul
 as the last line.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -175,6 +173,10 @@ class Machine:
                     child.wait(KILL_SECONDS)
             shutil.rmtree(self.root / name, ignore_errors=True)
 
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of the jobs of this machine that begin so."""
+        return sorted(folder.name for folder in self.root.glob(f"{prefix}*"))
+
     def num_hosts(self, name: str) -> int | None:
         """Return how many machines share a job; None where this one has no job of this name."""
         try:
@@ -244,22 +246,18 @@ def ended_status(folder: Path, killed_by: int | None = None) -> Status:
     if ended is not None and ended["is_limit"]:
         return REACHED_LIMIT
     failure = WorkloadFailure.read(folder / "error")
-    if (
-        ended is not None
-        and ended.get("is_out_of_memory")
-        and (failure is None or failure.failure in FOR_KILLED)
-    ):
+    if ended is not None and ended.get("is_out_of_memory"):
         if failure is None:
             return OUT_OF_MEMORY
-        return replace(
-            OUT_OF_MEMORY,
-            reason=f"{failure.line}; while it ran, a process {OUT_OF_MEMORY.reason}",
-            is_own_line=True,
-        )
+        if failure.failure in FOR_KILLED:
+            reason = f"{failure.line}; while it ran, a process {OUT_OF_MEMORY.reason}"
+            return replace(OUT_OF_MEMORY, reason=reason, is_own_line=True)
     if failure is not None:
         return Status("failed", failure.line, failure.failure, is_own_line=True)
     if ended is None:
-        return Status("failed", _lost(killed_by), "infrastructure")
+        why = "(killed, out of memory, or the machine went down)"
+        lost = why if killed_by is None or killed_by >= 0 else f"to {_signal_name(-killed_by)}"
+        return Status("failed", f"lost its supervisor {lost}", "infrastructure")
     if (torchrun := folder / _TORCHRUN).exists() and _NOT_MET.search(torchrun.read_text()):
         return Status("failed", "could not reach the other hosts of its training", "infrastructure")
     return Status("failed", *ending(ended["code"]))
@@ -281,35 +279,21 @@ def _read(path: Path, offset: int, *, whole_lines: bool) -> tuple[bytes, bool]:
         return b"", False
     is_full = len(data) == _MAX_BYTES
     end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
-    if is_full:
-        end = end or len(data)
-    elif not whole_lines:
+    if (is_full and end == 0) or not (is_full or whole_lines):
         end = len(data)
     return data[:end], is_full
 
 
-def _lost(code: int | None) -> str:
-    if code is None or code >= 0:
-        return "lost its supervisor (killed, out of memory, or the machine went down)"
-    return f"lost its supervisor to {_signal_name(-code)}"
-
-
 def ending(code: int) -> tuple[str, FailureClass]:
     """Return what an exit code says, and the class of failure."""
-    name = None if code <= 128 else _signal_name(code - 128)
+    if code <= 128:
+        return f"ended with exit code {code}", "unknown"
     # Killed from outside: by the kernel, the machine's owner or a node that went away.
-    return (
-        (f"ended with exit code {code}", "unknown")
-        if name is None
-        else (f"was killed by {name}", "infrastructure")
-    )
+    return f"was killed by {_signal_name(code - 128)}", "infrastructure"
 
 
 def _signal_name(number: int) -> str:
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
     return name + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
@@ -318,12 +302,8 @@ def main() -> int:
     request = json.load(sys.stdin)
     cache = Path(os.environ.get("FULLFT_CACHE") or Path.home() / ".cache" / "fullft_assets")
     machine = Machine(cache / "launches")
-    do = request.pop("do")
-    if do not in ("start", "poll", "logs", "stop", "num_hosts"):
-        raise ValueError(f"unknown request {do}")
-    answer = getattr(machine, do)(**request)
-    answer = asdict(answer) if isinstance(answer, Status | Logs) else answer
-    print(json.dumps({"answer": answer}))
+    answer = getattr(machine, request.pop("do"))(**request)
+    print(json.dumps({"answer": asdict(answer) if isinstance(answer, Status | Logs) else answer}))
     return 0
 
 

@@ -3,22 +3,23 @@ attach to a job.
 
 A job outlives its run where the run was killed, or its machine was lost: the next run attaches to it. Where
 none does, the job is an orphan, and is stopped an hour later, with a checkpoint as if it were cancelled. What
-may be an orphan is known from the store and from Dagster alone (`suspects`); whether it is one, only its
-backend knows (`find_orphans`), which may be reached from a run alone.
-"""
+may be an orphan is known from the store and from Dagster alone (`orphans`); whether it is one, only its
+backend knows (`end_orphans`), which may be reached from a run alone.
 
-from __future__ import annotations
+A stray is a job that runs though it is over on record, as its run was killed before it could end the job, or
+though no record names it, as the store was restored from a backup. Only its backend knows it, by its name: it
+is noted when it is seen for the first time, and stopped an hour later (`end_strays`).
+"""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from fullft_assets.errors import FailureClass, FullftError, WorkloadError
 from fullft_assets.jobs import launch_record
-from fullft_assets.jobs.launchers import open_recorded
+from fullft_assets.jobs.launchers import open_launcher, open_recorded
 from fullft_assets.launchers.base import Launcher, Status
 from fullft_assets.settings import LauncherSettings, UseCaseSettings
 from fullft_assets.settings.launcher import ComputeSettings
@@ -225,94 +226,106 @@ _ATTACH_SECONDS = 3600.0
 EndedAt = Callable[[str], float | None]
 
 
-@dataclass(frozen=True)
-class Suspect:
-    """A launch whose run is over, and whose job may still be at its backend.
-
-    Attributes:
-        since: when the run ended; seconds since the epoch.
-        due_at: from when the job is ended.
-    """
-
-    launch: Launch
-    since: float
-    due_at: float
-
-
-@dataclass(frozen=True)
-class Orphan:
-    """What the backend of a suspect says.
-
-    Attributes:
-        launch: on record for its key.
-        state: `over` = it runs no more; `unknown` = its backend does not say.
-        line: for people, what was found.
-    """
-
-    launch: Launch
-    state: Literal["running", "over", "unknown"]
-    line: str
-
-
-def suspects(store: Store, case: str, ended_at: EndedAt) -> Iterator[Suspect]:
-    """Yield the launches of a use case that have not ended on record and that no run follows; no backend is
-    asked.
+def orphans(store: Store, case: str, ended_at: EndedAt) -> Iterator[tuple[Launch, float]]:
+    """Yield the launches of a use case that have not ended on record and that no run follows, each with when
+    its job is ended, in seconds since the epoch; no backend is asked.
     """
     for launch in launches(store, case):
         since = ended_at(launch.run_id) if launch.ended_at is None else None
         if since is not None:
-            yield Suspect(launch, since, since + _ATTACH_SECONDS)
+            yield launch, since + _ATTACH_SECONDS
 
 
-def find_orphans(store: Store, suspected: Iterable[Suspect]) -> Iterator[Orphan]:
-    """Yield what the backends say of suspects; one that does not answer is asked once."""
+def end_orphans(store: Store, due: Iterable[Launch]) -> Iterator[tuple[str, bool | None]]:
+    """End the jobs of launches that no run follows, remove what their backends keep, and record that.
+
+    Yields:
+        A line, and whether a job was stopped; None where it may run on, as its backend does not answer (which
+        is asked once).
+    """
     silent: dict[str, str] = {}
-    for suspect in suspected:
-        launch = suspect.launch
+    for launch in due:
+        about = f"{launch.case}/{launch.stage}: {launch.name_in(store)} at {launch.place}"
         try:
             if launch.place in silent:
                 raise WorkloadError(silent[launch.place], "infrastructure")
-            yield _look(launch, open_recorded(launch.launcher), store)
+            line, is_stopped = _end_orphan(store, launch)
         except FullftError as error:
-            silent.setdefault(launch.place, str(error))
-            yield Orphan(launch, "unknown", f"{_about(launch, store)} cannot be asked for: {error}")
+            line, is_stopped = f"cannot be ended: {silent.setdefault(launch.place, str(error))}", None
+        yield f"{about} {line}", is_stopped
 
 
-def _look(launch: Launch, launcher: Launcher, store: Store) -> Orphan:
-    if launcher.ends_with_run:
-        return Orphan(launch, "over", f"{_about(launch, store)} has ended with its run")
-    if launcher.place != launch.place:
+def _end_orphan(store: Store, launch: Launch) -> tuple[str, bool]:
+    launcher, name = open_recorded(launch.launcher), launch.name_in(store)
+    if not launcher.ends_with_run and launcher.place != launch.place:
         raise WorkloadError(f"the section on record leads to {launcher.place} from here", "settings")
-    if launcher.look(launch.name_in(store)).is_over:
-        return Orphan(launch, "over", f"{_about(launch, store)} has ended")
-    hours = launch.hours + launch.earlier_hours
-    spent = f"{hours:.2f} h" + ("" if launch.usd is None else f" and {launch.usd:,.2f} USD")
-    return Orphan(launch, "running", f"{_about(launch, store)} runs without a run, after {spent}")
-
-
-def end_orphan(store: Store, orphan: Orphan) -> bool:
-    """End the job of an orphan, remove what its backend keeps of it, and record that; return False if a run
-    has attached to it meanwhile.
-
-    Raises:
-        WorkloadError: its backend does not answer; a job that may run is on record as running.
-    """
-    launch, launcher = orphan.launch, open_recorded(orphan.launch.launcher)
-    name = launch.name_in(store)
     status = Status("gone") if launcher.ends_with_run else launcher.poll(name)
     # Recorded first: a run that begins now launches a new attempt, which ends this one, instead of attaching
     # to what is being ended.
     state, reason, failure = _end_of(status, launch)
     seconds = status.billed_seconds
     if not end(store, launch, state, reason, failure, seconds, followed_by=launch.run_id):
-        return False
+        return "is left alone: a run has attached to it", False
     try:
         launcher.stop(name)
     except WorkloadError:
         if not status.is_over:
             reopen(store, launch)
         raise
-    return True
+    if status.is_over:
+        return "has ended", False
+    cost = "" if launch.usd is None else f" and {launch.usd:,.2f} USD"
+    spent = f"{launch.hours + launch.earlier_hours:.2f} h{cost}"
+    return f"ran without a run and is stopped, after {spent}", True
+
+
+def end_strays(
+    store: Store, case: str, sections: Iterable[LauncherSettings], now: float
+) -> Iterator[tuple[str, bool | None]]:
+    """Stop the strays of a use case that were noted an hour ago, and note the others.
+
+    Yields:
+        A line, and whether the stray is stopped; None where one that is noted may run on, as its backend does
+        not answer.
+    """
+    notes: dict[str, float] = store.read_pointer(f"strays/{case}") or {}
+    current: dict[str, float] = {}
+    for section in sections:
+        try:
+            for launcher, name in _strays(store, case, section):
+                line = f"{case}: {name} at {launcher.place} runs, and no open record names it"
+                current[name] = notes.get(name, now)
+                if is_due := now - current[name] >= _ATTACH_SECONDS:
+                    launcher.stop(name)
+                    del current[name]
+                yield line, is_due
+        except FullftError as error:
+            current = notes | current
+            yield (
+                f"{case}: jobs at {section.kind} that no open record names: {error}",
+                None if notes else False,
+            )
+    if current != notes:
+        store.write_pointer(f"strays/{case}", current)
+
+
+def due_strays(store: Store, case: str, now: float) -> dict[str, float]:
+    """Return the noted strays that are stopped by now, with since when they are due; no backend is asked."""
+    due_at = {
+        name: since + _ATTACH_SECONDS for name, since in (store.read_pointer(f"strays/{case}") or {}).items()
+    }
+    return {name: at for name, at in due_at.items() if at <= now}
+
+
+def _strays(store: Store, case: str, section: LauncherSettings) -> Iterator[tuple[Launcher, str]]:
+    launcher: Launcher = open_launcher(section)
+    names = [] if launcher.ends_with_run else launcher.names(name_prefix(store, case))
+    # Read after it: a job is recorded before it is submitted.
+    open_launches = (launch for launch in launches(store, case) if launch.ended_at is None)
+    open_names = {launch.name_in(store) for launch in open_launches} if names else set()
+    for name in names:
+        if name not in open_names and not launcher.look(name).is_over:
+            yield launcher, name
 
 
 def sections(settings: UseCaseSettings) -> list[LauncherSettings]:
@@ -334,20 +347,3 @@ def _end_of(
     if status.state == "gone":
         return "failed", f"is gone from {launch.place}", "infrastructure"
     return "stopped", "its run had ended, and no other one attached to it", "preemption"
-
-
-def _about(launch: Launch, store: Store) -> str:
-    return f"{launch.case}/{launch.stage}: {launch.name_in(store)} at {launch.place}"
-
-
-def waiting_line(suspect: Suspect, store: Store, now: float) -> str:
-    """Return what a tick says of a suspect that is not due yet."""
-    return (
-        f"{_about(suspect.launch, store)}: its run has ended {max(0.0, now - suspect.since) / 3600:.2f} h"
-        f" ago; it is left alone for {(suspect.due_at - now) / 3600:.2f} h more, or until a run attaches"
-    )
-
-
-def due(suspected: Iterable[Suspect], now: float) -> list[Suspect]:
-    """Return the suspects whose jobs are ended by now."""
-    return [suspect for suspect in suspected if suspect.due_at <= now]

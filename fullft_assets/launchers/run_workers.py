@@ -150,7 +150,8 @@ def waits(instance: dg.DagsterInstance, run_id: str) -> list[str]:
 
 def _holder(instance: dg.DagsterInstance, slot: Slot) -> str:
     run = instance.get_run_by_id(slot.run_id)
-    holder = f"run {slot.run_id[:8]} ({slot.step}) since {slot.since:%Y-%m-%d %H:%M:%S}"
+    since = slot.since and slot.since.astimezone()
+    holder = f"run {slot.run_id[:8]} ({slot.step}) since {since:%Y-%m-%d %H:%M:%S}"
     if run is not None and _is_here(run):
         return holder
     return f"{holder}, on another machine: if it is gone, free its slot in the UI (Deployment, Concurrency)"
@@ -220,11 +221,7 @@ def _pools(instance: dg.DagsterInstance) -> Iterator[tuple[str, int | None, list
     for pool in sorted(storage.get_concurrency_keys()):
         info = storage.get_concurrency_info(pool)
         slots = [
-            Slot(pool, step.run_id, step.step_key.replace("__", "/"), _local_time(step.assigned_timestamp))
+            Slot(pool, step.run_id, step.step_key.replace("__", "/"), step.assigned_timestamp)
             for step in info.pending_steps
         ]
         yield pool, info.limit, slots
-
-
-def _local_time(moment: datetime | None) -> datetime | None:
-    return None if moment is None else datetime.fromtimestamp(moment.timestamp())

@@ -68,28 +68,26 @@ class SageMakerLauncher(AwsLauncher):
 
     @property
     def place(self) -> str:
-        """Account and region."""
         return f"{self.settings.role_arn.split(':')[4]}/{self.region}"
 
     @property
     def log_group(self) -> str:
-        """The one group of all jobs."""
         return "/aws/sagemaker/TrainingJobs"
 
     def stream_prefix(self, name: str) -> str:
-        """Return how the streams of the host of rank 0 begin."""
         return f"{name}/algo-1-"
 
     def submit(self, spec: LaunchSpec) -> None:
-        """Create the job; one of this name that was created for the same work is left as it is."""
         request = self._request(spec)
         try:
             self.ask("sagemaker", "create_training_job", **request)
         except Exists:
-            self._require_same(spec.name, request["HyperParameters"])
+            job = self._describe(spec.name) or {}
+            run_id = job.get("HyperParameters", {}).get("run_id")
+            if job and _status(job).is_over and run_id != spec.run_id:
+                self.refuse_ended(spec.name)
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
-        """Return how far a job is."""
         time.sleep(wait_seconds)
         job = self._describe(name)
         if job is None:
@@ -101,7 +99,6 @@ class SageMakerLauncher(AwsLauncher):
         return status
 
     def look(self, name: str) -> Status:
-        """Return how far a job is, and leave what it wrote where it is."""
         job = self._describe(name)
         return Status("gone") if job is None else _status(job)
 
@@ -150,10 +147,18 @@ class SageMakerLauncher(AwsLauncher):
         if job is not None:
             self._settle(job, _status(job))
 
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of the jobs that run, of a hundred at most."""
+        page = self.ask(
+            "sagemaker",
+            "list_training_jobs",
+            NameContains=prefix,
+            StatusEquals="InProgress",
+            MaxResults=100,
+        )
+        return [job["TrainingJobName"] for job in page["TrainingJobSummaries"]]
+
     def has_room(self, processes: int) -> bool:
-        """Return whether all processes of a training run on one instance, where planning is one job of one
-        instance.
-        """
         return self.settings.nodes == 1
 
     def _request(self, spec: LaunchSpec) -> dict[str, Any]:
@@ -239,17 +244,6 @@ class SageMakerLauncher(AwsLauncher):
             "version": importlib.metadata.version("fullft-assets"),
             **{VARIABLES.format(f"{number:02}"): part for number, part in enumerate(parts)},
         }
-
-    def _require_same(self, name: str, parameters: dict[str, str]) -> None:
-        job = self._describe(name)
-        if job is None:
-            raise Unreachable(f"SageMaker {self.place}: {name} exists, and cannot be described")
-        recorded = job.get("HyperParameters", {})
-        self.require_same(
-            name,
-            is_same_work=all(recorded.get(key) == parameters[key] for key in ("module", "job", "processes")),
-            is_ours=not _status(job).is_over or recorded.get("run_id") == parameters["run_id"],
-        )
 
     def _describe(self, name: str) -> dict[str, Any] | None:
         try:

@@ -9,8 +9,6 @@ folder that SageMaker keeps a copy of. SIGTERM is passed on: a stop, a spot inte
 the job.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -5,8 +5,6 @@ one path. Each question is one `ssh` that runs `fullft_assets.launchers.machine`
 stdin, so that nothing is quoted for two shells.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
@@ -74,7 +72,6 @@ class SshLauncher(Launcher):
 
     @property
     def place(self) -> str:
-        """User, machines and port, as far as the YAML gives them."""
         return "+".join([self._place_of(self._hosts[0]), *self._hosts[1:]])
 
     def submit(self, spec: LaunchSpec) -> None:
@@ -143,13 +140,12 @@ class SshLauncher(Launcher):
         return Logs(read_on, stdout, stderr, logs[0].messages, any(one.is_more for one in logs.values()))
 
     def stop(self, name: str) -> None:
-        """End a job and every process of it, on all its machines at once: their processes write one
-        checkpoint.
-        """
         self._each([0, *self._others(name)], lambda number: self._stop(number, name))
 
+    def names(self, prefix: str) -> list[str]:
+        return [name for name in self._ask(0, "names", prefix=prefix) if "-host" not in name]
+
     def has_room(self, processes: int) -> bool:
-        """Return whether all processes of a training run on the one machine where planning does."""
         return len(self._hosts) == 1
 
     def _place_of(self, host: str) -> str:

@@ -1,7 +1,5 @@
 """The section `alerts`, and the base of each channel's settings."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, get_args

@@ -1,7 +1,5 @@
 """The section `evaluation`."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field, ValidationInfo, field_validator

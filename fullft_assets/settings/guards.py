@@ -13,8 +13,6 @@ and a use case gives it an action by its name, with the guard's own settings if 
         slow_steps: {action: warn, min_tokens_per_second: 100}
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 

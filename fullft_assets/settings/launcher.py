@@ -3,8 +3,6 @@
 A key that several kinds have is in a class that these kinds share.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -607,13 +605,6 @@ class EcsLauncherSettings(AwsLauncherSettings, ClusterLauncherSettings):
         if nodes > 1:
             raise ValueError("the processes of a training share one instance of ECS; set 1")
         return nodes
-
-    @field_validator("capacity_provider")
-    @classmethod
-    def _has_gpus(cls, provider: str | None) -> str | None:
-        if provider is not None and provider.startswith("FARGATE"):
-            raise ValueError("Fargate has no GPUs; name a capacity provider of EC2 instances")
-        return provider
 
 
 #: Sections by `kind`; any other kind is that of another package.

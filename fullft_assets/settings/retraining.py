@@ -1,7 +1,5 @@
 """The sections `retraining`, `automation` and `retention`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError

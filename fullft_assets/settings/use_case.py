@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from fullft_assets.settings.alerts import AlertsSettings
 from fullft_assets.settings.base import Settings
@@ -113,6 +113,13 @@ class UseCaseSettings(Settings):
             return data
         return {**data, "chunks": {**defaults, **chunks}}
 
+    @field_validator("store")
+    @classmethod
+    def _is_folder_or_bucket(cls, store: str | None) -> str | None:
+        if store is not None and "://" in store and not store.startswith(SCHEMES):
+            raise ValueError("must be a folder, or s3://, gs:// or az:// with a bucket and a prefix")
+        return store
+
     @property
     def primary_metric(self) -> str:
         """Name of the metric that decides: the one asked for, or the task's first."""
@@ -155,41 +162,6 @@ class UseCaseSettings(Settings):
         if not self.trust_remote_code:
             found.pop("trust_remote_code", None)
         return found
-
-    @model_validator(mode="after")
-    def _sections_fit_together(self) -> UseCaseSettings:
-        ingestion = self.compute.ingestion
-        if getattr(ingestion, "network_isolation", False):
-            raise ValueError(
-                "compute.ingestion cannot have network_isolation: true, since its jobs read documents; set it"
-                " to false there"
-            )
-        if (
-            ingestion is not None
-            and ingestion.kind in ("sagemaker", "ecs")
-            and not self.documents.path.startswith("s3://")
-        ):
-            raise ValueError(
-                f"compute.ingestion needs documents on s3://, which the containers of {ingestion.kind} read"
-                " themselves"
-            )
-        if self.store is not None and "://" in self.store and not self.store.startswith(SCHEMES):
-            raise ValueError("store must be a folder, or s3://, gs:// or az:// with a bucket and a prefix")
-        if self.snapshot.test_share + self.snapshot.validation_share >= 0.9:
-            raise ValueError(
-                "snapshot.test_share + snapshot.validation_share leave less than 10% to train on"
-            )
-        if self.chunks.stride >= self.chunks.max_tokens // 2:
-            raise ValueError("chunks.stride must be less than half of chunks.max_tokens")
-        if self.training.micro_batch_size > self.training.batch_size:
-            raise ValueError("training.micro_batch_size is larger than training.batch_size")
-        window = self.monitoring.window
-        if window is not None and window.rows is not None and window.rows < self.monitoring.min_window_rows:
-            raise ValueError(
-                f"monitoring.min_window_rows is larger than a window of {window.rows} rows, so that none"
-                " would be compared"
-            )
-        return self
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Artifacts: written as drafts; found by key, read, copied to this machine, listed and removed."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile
@@ -212,7 +210,6 @@ class Artifacts(Files):
 
 
 def _finished(names: Iterable[str]) -> list[str]:
-    """Return the refs of the attempts whose manifest is among these files."""
     manifests = [name for name in names if name.count("/") == 4 and name.endswith(f"/{MANIFEST}")]
     return [name.removesuffix(f"/{MANIFEST}") for name in manifests]
 

@@ -1,7 +1,5 @@
 """A prefix of a bucket of S3, Google Cloud Storage or Azure."""
 
-from __future__ import annotations
-
 import mimetypes
 import os
 import time

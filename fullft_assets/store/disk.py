@@ -1,7 +1,5 @@
 """A folder of a disk: a power cut leaves the old content or the new one, and locks end with their process."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import shutil

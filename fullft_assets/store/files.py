@@ -1,7 +1,5 @@
 """Files of a store: a local folder or a bucket, reached in one way."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """The manifest of an artifact: what it is, what made it, and which checks it passed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 

@@ -2,8 +2,6 @@
 import.
 """
 
-from __future__ import annotations
-
 from enum import Enum
 from typing import Any, ClassVar, Self
 

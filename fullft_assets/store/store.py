@@ -1,7 +1,5 @@
 """The store: artifacts are made in it, and every other part of it is reached through it."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 import time
