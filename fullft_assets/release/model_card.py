@@ -14,7 +14,7 @@ from fullft_assets.checkpoint import lineage
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.errors import SettingsError
 from fullft_assets.escaping import visible
-from fullft_assets.evaluation import FINETUNED, Evaluation, read_evaluation, title
+from fullft_assets.evaluation import Evaluation, read_evaluation, title
 from fullft_assets.evaluation.verdict import ReleaseVerdict, read_verdict
 from fullft_assets.release.champion import Champion
 from fullft_assets.snapshot import SnapshotMetadata
@@ -281,7 +281,9 @@ def _hub_name(reference: str) -> str:
 
 def _result(case: str, pipeline_tag: str, evaluation: Evaluation) -> dict[str, Any]:
     scores = {
-        name: values[FINETUNED].estimate for name, values in evaluation.columns.items() if FINETUNED in values
+        name: values[evaluation.candidate].estimate
+        for name, values in evaluation.columns.items()
+        if evaluation.candidate in values
     }
     return {
         "task": {"type": pipeline_tag},

@@ -4,8 +4,9 @@ and what it takes back.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -52,7 +53,7 @@ from fullft_assets.snapshot.general import General
 from fullft_assets.snapshot.packing import Packing
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import task_of
-from fullft_assets.tasks.baseline import Baseline, BaselineContext, load_all
+from fullft_assets.tasks.baseline import Baseline, BaselineContext, OpenedModel, load_all, open_model
 from fullft_assets.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -169,6 +170,30 @@ def baseline_context(job: Job, store: Store, snapshot: Manifest, progress: Progr
     )
 
 
+def fitted_context(
+    job: Job,
+    store: Store,
+    snapshot: Manifest,
+    labels: Sequence[str],
+    rows: Split,
+    progress: Progress,
+) -> BaselineContext:
+    """Return what fitted baselines may use to predict rows; their recipe has no training rows.
+
+    Args:
+        labels: of the baselines.
+    """
+    context, settings = baseline_context(job, store, snapshot, progress), job.settings
+
+    def open_recipe() -> Recipe:
+        data = WithoutTraining(
+            context.base_model, rows, context.added_tokens, None, None, store, snapshot, settings, labels
+        )
+        return task_of(settings.examples).open_recipe(data)
+
+    return replace(context, labels=labels, open_recipe=open_recipe)
+
+
 def _require_general_text(snapshot: Manifest, job: Job) -> None:
     chosen, drawn = job.settings.snapshot, SnapshotMetadata.of(snapshot).drawn()
     for name, wanted in (("general", chosen.general), ("replay", chosen.replay)):
@@ -283,12 +308,21 @@ class EvaluationContext:
     Attributes:
         inputs: artifacts by asset name; `champion` is the checkpoint to beat, if there is one, and
             `first_champion` where that is another.
+        outputs: what systems predicted of the test rows, by name; one that is there is not asked again.
+        seconds: that each took.
     """
 
     job: Job
     store: Store
     inputs: Mapping[str, Manifest]
     progress: Progress
+    outputs: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def candidate(self) -> str:
+        """Name of the system that is judged."""
+        return CheckpointMetadata.of(self.inputs["finetuned_checkpoint"]).system
 
     @property
     def base_model(self) -> ModelFolder:
@@ -310,7 +344,6 @@ class EvaluationContext:
         test: Split,
         by_checkpoint: Callable[[str], Output],
         by_baseline: Callable[[str, Baseline], Output],
-        tokenization: Tokenization | None = None,
         by_external: Callable[[str, list[Any]], Output] | None = None,
     ) -> dict[str, Output]:
         """Return what each system predicts of the test rows: the candidate, the baselines, external systems
@@ -321,10 +354,13 @@ class EvaluationContext:
             by_baseline: takes a baseline's name, and the baseline.
             by_external: takes the name of an external system, and its answer for each test row.
         """
-        outputs = {}
-        systems: dict[str, Callable[[], Output]] = {FINETUNED: lambda: by_checkpoint("finetuned_checkpoint")}
-        for name, baseline in self._load_baselines(test, tokenization).items():
+        systems: dict[str, Callable[[], Output]] = {}
+        for name, baseline in self._load_baselines(test).items():
             systems[name] = lambda name=name, baseline=baseline: by_baseline(name, baseline)
+        # A baseline that is judged is scored as it is stored.
+        systems = {self.candidate: lambda: by_checkpoint("finetuned_checkpoint")} | {
+            name: predict for name, predict in systems.items() if name != self.candidate
+        }
         for name, answers in self.external_answers(test).items():
             if by_external is None:
                 raise SettingsError(
@@ -336,10 +372,14 @@ class EvaluationContext:
             if name in self.inputs:
                 systems[name] = lambda name=name: by_checkpoint(name)
         for name, predict in systems.items():
+            if name in self.outputs:
+                continue
             self.progress.raise_if_stopped()
             self.progress.say(f"{title(name)} on {len(test):,} test rows ...")
-            outputs[name] = predict()
-        return outputs
+            began = time.perf_counter()
+            self.outputs[name] = predict()
+            self.seconds[name] = time.perf_counter() - began
+        return dict(self.outputs)
 
     def external_answers(self, test: Split) -> dict[str, list[Any]]:
         """Return what each external system answered for each test row, as its file has it."""
@@ -356,11 +396,16 @@ class EvaluationContext:
         """Return how the systems are compared, and report that they are now."""
         settings = self.job.settings
         self.progress.say(f"{RESAMPLES:,} resamples over the groups of {len(test):,} test rows ...")
-        return Comparison.of(settings, slices_of(self.store, self.inputs, settings, test), self.modules)
+        slices = slices_of(self.store, self.inputs, settings, test)
+        return Comparison.of(settings, slices, self.modules, self.candidate)
 
     @cached_property
     def modules(self) -> dict[str, Metric]:
         return external.load_modules(self.store, self.inputs.get(external.MODULES), self.job.settings)
+
+    def open(self, name: str) -> OpenedModel:
+        """Return the model of a checkpoint among the inputs."""
+        return open_model(self.store, self.inputs[name], self.job.settings, self.progress)
 
     def model_folder(self, name: str) -> ModelFolder:
         return with_rights(self.store.folder(self.inputs[name]) / "model", self.job.settings)
@@ -376,21 +421,11 @@ class EvaluationContext:
             self.store, self.inputs["training_snapshot"]
         )
 
-    def _load_baselines(self, test: Split, tokenization: Tokenization | None) -> dict[str, Baseline]:
-        artifact = self.inputs["cheaper_baselines"]
-        settings = self.job.settings
-        snapshot = self.inputs["training_snapshot"]
-        context = baseline_context(self.job, self.store, snapshot, self.progress)
-        added_tokens, labels = context.added_tokens, self.baseline_labels
-
-        def open_recipe() -> Recipe:
-            data = WithoutTraining(
-                context.base_model, test, added_tokens, None, None, self.store, snapshot, settings, labels
-            )
-            return task_of(settings.examples).open_recipe(data)
-
-        context = replace(context, labels=labels, tokenization=tokenization, open_recipe=open_recipe)
-        return load_all(BaselinesMetadata.of(artifact).scores, self.store.folder(artifact), context)
+    def _load_baselines(self, test: Split) -> dict[str, Baseline]:
+        artifact, snapshot = self.inputs["cheaper_baselines"], self.inputs["training_snapshot"]
+        names = [name for name in BaselinesMetadata.of(artifact).scores if name not in self.outputs]
+        context = fitted_context(self.job, self.store, snapshot, self.baseline_labels, test, self.progress)
+        return load_all(names, self.store.folder(artifact), context)
 
 
 def column_of(system: str, what: str) -> str:
