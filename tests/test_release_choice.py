@@ -4,6 +4,7 @@ kind, and what replaces them.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import numpy as np
 import pytest
 
 from fullft_assets import release
+from fullft_assets.evaluation import read_evaluation
+from fullft_assets.evaluation.metadata import EvaluationMetadata
+from fullft_assets.evaluation.verdict import read_verdict
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import BaselinesMetadata
 from fullft_assets.release.choice import candidates
@@ -22,8 +26,10 @@ from fullft_assets.tasks.stored import store_baseline
 from tests import licence_labels, manifests, small_language_model
 from tests import project as projects
 from tests.prepared import Prepared, prepare
+from tests.test_evaluation_workload import Lab, small_model
 
 QUIET = Progress(silent=True)
+FEW_GROUPS: dict[str, Any] = {"min_effective_groups": 2}
 
 
 @pytest.mark.quick
@@ -125,3 +131,83 @@ def test_a_baseline_of_each_kind_predicts_as_champion(tmp_path: Path, kind: str)
         np.testing.assert_allclose(shares, expected, atol=2e-5)
     if kind == "several":
         assert len({*answers[0]["thresholds"].values()}) > 1
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """A use case whose baselines scored 0.5 on the validation rows; TF-IDF is right on most test rows."""
+    return Lab(tmp_path_factory.mktemp("mail"))
+
+
+def judged(
+    lab: Lab, key: str, score: float, champion: Manifest | None = None, **settings: Any
+) -> tuple[Manifest, Manifest]:
+    """Evaluate an untrained model with this validation score; return it and its report."""
+    model = lab.checkpoint(key, small_model(lab.labels, [0, 1, 2]), validation_macro_f1=score)
+    changed = ReleaseSettings(**{**FEW_GROUPS, **settings})
+    report = lab.evaluate(model, key, champion, lab.use_case.settings.model_copy(update={"release": changed}))
+    return model, report
+
+
+def publish(lab: Lab, model: Manifest, report: Manifest, **settings: Any) -> release.ReleaseOutcome:
+    changed = lab.use_case.settings.model_copy(update={"release": ReleaseSettings(**FEW_GROUPS, **settings)})
+    outcome, _ = release.publish(
+        lab.store,
+        replace(lab.use_case, settings=changed),
+        report=report,
+        checkpoint=model,
+        snapshot=lab.snapshot,
+        run_id="r",
+    )
+    return outcome
+
+
+def test_where_the_model_fails_its_gates_the_best_baseline_ships(lab: Lab) -> None:
+    model, report = judged(lab, "fails", 0.9)
+    assert not read_verdict(lab.store.folder(report)).promote
+    metadata = EvaluationMetadata.of(report)
+    assert metadata.answer == "baseline" and metadata.ships is not None
+    shipped = lab.store.load(metadata.ships)
+    evaluation = read_evaluation((lab.store.folder(shipped) / "evaluation.json").read_bytes())
+    assert evaluation.candidate == EvaluationMetadata.of(shipped).candidate == "tfidf"
+    tested = read_evaluation((lab.store.folder(report) / "evaluation.json").read_bytes())
+    assert evaluation.score.estimate == pytest.approx(tested.scores["macro_f1"]["tfidf"].estimate)
+    assert evaluation.gains["macro_f1"]["finetuned"].low > 0
+
+    outcome = publish(lab, model, report)
+    champion = release.read_champion(lab.store, "mail")
+    assert outcome.kind == "promoted" and champion is not None
+    assert champion.checkpoint.startswith("mail/baseline_model/") and champion.evaluation == shipped.ref
+    assert "TF-IDF" in outcome.sentence and "did not pass its gates" in outcome.sentence
+    assert release.recorded_outcome(lab.store, "mail", model.ref) == outcome.sentence
+    assert publish(lab, model, report).kind == "already_champion"
+    assert release.judged_against(lab.store, "mail", model).champion is None
+    newer = lab.snapshot.model_copy(update={"key": "newer"})
+    assert release.judged_against(lab.store, "mail", model, newer).champion == champion.checkpoint
+
+
+def test_with_finetuned_alone_nothing_ships(lab: Lab) -> None:
+    model, report = judged(lab, "alone", 0.9, candidates="finetuned")
+    assert EvaluationMetadata.of(report).ships is None
+    assert publish(lab, model, report, candidates="finetuned").kind == "kept"
+
+
+def test_a_cheaper_system_within_its_worth_ships_unless_the_test_rows_refute_it(lab: Lab) -> None:
+    lenient = {"min_gain_over_baselines": -1}
+    _, near = judged(lab, "near", 0.505, **lenient)
+    verdict = read_verdict(lab.store.folder(near))
+    assert (verdict.answer, EvaluationMetadata.of(near).candidate) == ("baseline", "finetuned")
+    assert "costs more to serve" in verdict.choice and "release.worth" in verdict.choice
+    _, better = judged(lab, "better", 0.52, **lenient)
+    assert read_verdict(lab.store.folder(better)).answer == "promote"
+
+
+def test_a_champion_that_is_a_baseline_stays_until_something_is_better(lab: Lab) -> None:
+    lenient = {"min_gain_over_baselines": -1}
+    shipped = lab.store.load(str(EvaluationMetadata.of(judged(lab, "first", 0.9)[1]).ships))
+    tfidf = lab.store.load(EvaluationMetadata.of(shipped).checkpoint)
+    _, worse = judged(lab, "worse", 0.9, tfidf, **lenient)
+    assert read_verdict(lab.store.folder(worse)).answer == "keep"
+    assert EvaluationMetadata.of(worse).ships is None, "no second system is tried against the champion"
+    _, accepted = judged(lab, "accepted", 0.9, tfidf, min_gain_over_champion=-1, **lenient)
+    assert read_verdict(lab.store.folder(accepted)).answer == "promote"

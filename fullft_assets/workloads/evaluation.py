@@ -122,7 +122,8 @@ def _choose(finetuned: Judged, test: Split, num_left_out: int) -> Choice:
     about = CheckpointMetadata.of(inputs["finetuned_checkpoint"])
     score = about.facts.get(f"validation_{job.settings.primary_metric}")
     is_fresh = baselines.inputs["training_snapshot"] == snapshot.content_digest
-    if about.system != FINETUNED or about.snapshot != snapshot.ref or not is_fresh or score is None:
+    is_own = about.system == FINETUNED and about.snapshot == snapshot.ref
+    if not (is_own and is_fresh) or score is None or finetuned.decision.answer == "insufficient_data":
         return Choice()
     gains = finetuned.evaluation.gains[finetuned.evaluation.primary_metric]
     for name in candidates(BaselinesMetadata.of(baselines), release, score):
