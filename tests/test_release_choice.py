@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 
 from fullft_assets import release
-from fullft_assets.evaluation import read_evaluation
+from fullft_assets.checkpoint.metadata import CheckpointMetadata
+from fullft_assets.evaluation import read_evaluation, title
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.verdict import read_verdict
 from fullft_assets.jobs.progress import Progress
+from fullft_assets.monitoring import DriftMetadata
 from fullft_assets.planning import BaselinesMetadata
 from fullft_assets.release.choice import candidates
 from fullft_assets.resources.champion import load_champion
 from fullft_assets.settings import ReleaseSettings
-from fullft_assets.store import Manifest
+from fullft_assets.store import Manifest, Store
 from fullft_assets.task import BASELINES
 from fullft_assets.tasks.stored import store_baseline
 from tests import licence_labels, manifests, small_language_model
@@ -211,3 +213,45 @@ def test_a_champion_that_is_a_baseline_stays_until_something_is_better(lab: Lab)
     assert EvaluationMetadata.of(worse).ships is None, "no second system is tried against the champion"
     _, accepted = judged(lab, "accepted", 0.9, tfidf, min_gain_over_champion=-1, **lenient)
     assert read_verdict(lab.store.folder(accepted)).answer == "promote"
+
+
+@pytest.mark.slow
+def test_what_is_not_trained_ends_with_a_champion_and_a_later_model_has_to_beat_it(tmp_path: Path) -> None:
+    """Real licence texts through the whole graph: the pilot refuses, and TF-IDF or the probe is in use."""
+    project = projects.create(
+        tmp_path,
+        release={"candidates": "any"},
+        planning={"min_predicted_gain": 0.9},
+        monitoring={"path": "data/letters/production", "min_window_rows": 20},
+    )
+    windows = [{"id": row["id"], "text": row["text"]} for row in projects.licence_rows(60, skip=400)]
+    projects.write_rows(project.production / "window-1.jsonl", windows)
+    done = project.fullft("run", project.name)
+    assert done.returncode == 0, done.stdout + done.stderr
+    store = Store(str(project.home / "store"))
+    champion = release.read_champion(store, project.name)
+    assert champion is not None, done.stdout
+    system = CheckpointMetadata.of(store.load(champion.checkpoint)).system
+    assert system in ("tfidf", "frozen_probe") and not store.refs(project.name, "finetuned_checkpoint")
+    predicted = project.fullft("predict", project.name, "Licensed under the MIT license")
+    assert predicted.returncode == 0 and "%" in predicted.stdout, predicted.stderr
+    [predictions] = store.artifacts(project.name, "batch_predictions")
+    assert predictions.inputs["finetuned_checkpoint"] == store.load(champion.checkpoint).content_digest
+    [drift] = store.artifacts(project.name, "drift_report")
+    assert DriftMetadata.of(drift).num_rows >= 20
+    page = (store.folder(store.load(champion.evaluation)) / "report.html").read_text()
+    assert "Is it worth it?" in page and title(system) in page
+
+    again = project.fullft("run", project.name)
+    assert again.returncode == 0 and release.read_champion(store, project.name) == champion, again.stdout
+    assert len(store.refs(project.name, "evaluation_report")) == 1
+
+    project.configure(
+        release={"candidates": "any"},
+        planning={"min_predicted_gain": -1},
+        training={"learning_rate": "1e-6"},
+    )
+    trained = project.fullft("run", project.name)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    assert store.refs(project.name, "finetuned_checkpoint")
+    assert release.read_champion(store, project.name) == champion, "it is not better"
