@@ -23,6 +23,8 @@ DRIFT_SCALE = "drift_scale"
 DRIFT_REPORT = "drift_report"
 LIVE_QUALITY = "live_quality"
 
+#: In the model folder of a champion that is no model of transformers: which baseline it is, and its labels.
+BASELINE_FILE = "baseline.json"
 DOCUMENTS_FILE = "documents.parquet"
 EXAMPLES_FILE = "examples.parquet"
 EVALUATION_FILE = "evaluation.json"

@@ -19,12 +19,13 @@ from fullft_assets.evaluation.verdict import read_verdict
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.monitoring import DriftMetadata
 from fullft_assets.planning import BaselinesMetadata
-from fullft_assets.release.choice import candidates
+from fullft_assets.release import candidates
 from fullft_assets.resources.champion import load_champion
 from fullft_assets.settings import ReleaseSettings
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import BASELINES
-from fullft_assets.tasks.stored import store_baseline
+from fullft_assets.tasks.context import store_baseline
 from tests import licence_labels, manifests, small_language_model
 from tests import project as projects
 from tests.prepared import Prepared, prepare
@@ -123,6 +124,11 @@ def test_a_baseline_of_each_kind_predicts_as_champion(tmp_path: Path, kind: str)
         if len(text) > 40
     )
     crown(prepared, stored)
+    if kind == "frozen_probe":
+        tfidf, _ = fitted(prepared, "tfidf")
+        crown(prepared, store_baseline(prepared.job("b"), store, prepared.snapshot, tfidf, "tfidf", QUIET))
+        assert "baseline.json" in {path.name for path in load_champion(store, case).path.iterdir()}
+        release.rollback(store, case, reason="worse", by="test")
     champion = load_champion(store, case, prepared.use_case.settings)
     answers = champion.predict(texts)
     if prepared.use_case.settings.examples.task == "token_classification":
@@ -164,6 +170,12 @@ def publish(lab: Lab, model: Manifest, report: Manifest, **settings: Any) -> rel
     return outcome
 
 
+def pushing(lab: Lab) -> UseCase:
+    settings = lab.use_case.settings
+    changed = settings.release.model_copy(update={"push_to": str(lab.root / "pushed")})
+    return replace(lab.use_case, settings=settings.model_copy(update={"release": changed}))
+
+
 def test_where_the_model_fails_its_gates_the_best_baseline_ships(lab: Lab) -> None:
     model, report = judged(lab, "fails", 0.9)
     assert not read_verdict(lab.store.folder(report)).promote
@@ -182,6 +194,12 @@ def test_where_the_model_fails_its_gates_the_best_baseline_ships(lab: Lab) -> No
     assert champion.checkpoint.startswith("mail/baseline_model/") and champion.evaluation == shipped.ref
     assert "TF-IDF" in outcome.sentence and "did not pass its gates" in outcome.sentence
     assert release.recorded_outcome(lab.store, "mail", model.ref) == outcome.sentence
+    [card] = lab.store.artifacts("mail", "champion_model")
+    text = (lab.store.folder(card) / release.CARD).read_text()
+    assert "library_name: fullft-assets" in text and 'champion("mail").predict' in text
+    assert "TF-IDF + logistic regression becomes champion" in text
+    pushed = release.push_champion(lab.store, pushing(lab))
+    assert {path.name for path in Path(str(pushed)).iterdir()} >= {"README.md", "baseline.json", "tfidf.npz"}
     assert publish(lab, model, report).kind == "already_champion"
     assert release.judged_against(lab.store, "mail", model).champion is None
     newer = lab.snapshot.model_copy(update={"key": "newer"})

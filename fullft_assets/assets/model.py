@@ -37,7 +37,7 @@ from fullft_assets.evaluation.verdict import check_specs
 from fullft_assets.examples.labels import may_be_named
 from fullft_assets.models.hardware import local_hardware
 from fullft_assets.planning import refusal, worth
-from fullft_assets.release import choice, starting_point
+from fullft_assets.release import starting_point
 from fullft_assets.resources import latest, one_line_errors, place_in, report_link
 from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Manifest, Store, artifact_key, digest
@@ -299,11 +299,11 @@ def _best_baseline(
     baselines = store.find(case.name, CHEAPER_BASELINES, pilot.key)
     assert baselines is not None, "the pilot is written after the baselines"
     fitted = planning.BaselinesMetadata.of(baselines)
-    names = choice.candidates(fitted, case.settings.release, None)
+    names = release.candidates(fitted, case.settings.release, None)
     if not names or len(fitted.scores) < 2:
         return None
     inputs = {TRAINING_SNAPSHOT: snapshot, CHEAPER_BASELINES: baselines}
-    key = choice.stored_key(names[0], inputs, case.settings)
+    key = release.stored_baseline_key(names[0], inputs, case.settings)
     return case.find_or_launch(context, "planning", BASELINE_MODEL, key, inputs)
 
 

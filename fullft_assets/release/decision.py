@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,12 +17,14 @@ from fullft_assets.artifacts import (
     MODELS,
     TRAINING_SNAPSHOT,
 )
+from fullft_assets.checkpoint import plan_settings
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.errors import GateError
-from fullft_assets.evaluation import read_evaluation
+from fullft_assets.evaluation import FINETUNED, Evaluation, read_evaluation, title
 from fullft_assets.evaluation.gates import ChampionRule
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.verdict import ReleaseVerdict, read_verdict
+from fullft_assets.planning import BaselinesMetadata
 from fullft_assets.planning.worth import asked
 from fullft_assets.release.champion import (
     Champion,
@@ -33,9 +36,10 @@ from fullft_assets.release.champion import (
     read_state,
 )
 from fullft_assets.release.model_card import write_card
-from fullft_assets.settings import ReleaseSettings
-from fullft_assets.store import Manifest, Store
+from fullft_assets.settings import ReleaseSettings, UseCaseSettings
+from fullft_assets.store import Manifest, Store, artifact_key
 from fullft_assets.store.hashing import digest
+from fullft_assets.task import BASELINES
 
 if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
@@ -48,6 +52,13 @@ _MAX_RUNS = 100
 #: Trainings of one recipe may differ in these: the first one changes the seed, the second one the initial
 #: weights.
 _NOT_OF_A_RECIPE = ("retry_epoch", "retrain_from")
+
+
+#: Of what a `baseline_model` is written from.
+BASELINE_VERSION = "1"
+#: A prediction costs a pass of the base model: more than TF-IDF (0) and a smaller model (1), and less than a
+#: prompt (3), which is a longer pass for each label, and a service (4).
+_RANK_OF_FINETUNED = 2
 
 
 @dataclass(frozen=True)
@@ -375,3 +386,66 @@ def _recipe(checkpoint: Manifest) -> dict[str, Any]:
 
 def _decision_pointer(checkpoint: Manifest) -> str:
     return f"{checkpoint.case}/decisions/{checkpoint.key}"
+
+
+def candidates(
+    baselines: BaselinesMetadata, settings: ReleaseSettings, finetuned_score: float | None
+) -> list[str]:
+    """Return the systems that may become champion, the first choice first: of those within `release.worth` of
+    the best the one that is cheapest to serve, then the others by their scores on the validation rows.
+
+    Args:
+        finetuned_score: of the fine-tuned model; None: there is none.
+    """
+    ranks = {name: BASELINES.get(name).serving_rank for name in baselines.scores}
+    scores = {name: baselines.scores[name] for name, rank in ranks.items() if rank is not None}
+    if settings.candidates == "finetuned":
+        scores = {}
+    if finetuned_score is not None:
+        scores[FINETUNED], ranks[FINETUNED] = finetuned_score, _RANK_OF_FINETUNED
+    enough = max(scores.values(), default=0.0) - settings.worth
+
+    def place(name: str) -> tuple[bool, int | None, float]:
+        is_near = scores[name] >= enough
+        return not is_near, ranks[name] if is_near else 0, -scores[name]
+
+    return sorted(scores, key=place)
+
+
+def stored_baseline_settings(name: str, settings: UseCaseSettings) -> dict[str, Any]:
+    """Return the settings of a `baseline_model`: what a later one of the same recipe shares."""
+    trains = BASELINES.get(name).trainings(settings) > 0
+    return {"training": {"baseline": name, **(plan_settings(settings) if trains else {})}}
+
+
+def stored_baseline_key(name: str, inputs: Mapping[str, Manifest], settings: UseCaseSettings) -> str:
+    """Return the key of a `baseline_model`.
+
+    Args:
+        inputs: `training_snapshot` and `cheaper_baselines`.
+    """
+    digests = {each: manifest.content_digest for each, manifest in inputs.items()}
+    return artifact_key(
+        BASELINE_MODEL, BASELINE_VERSION, stored_baseline_settings(name, settings), digests, settings.seed
+    )
+
+
+def choice_sentence(evaluation: Evaluation, *, is_rival_good: bool, worth: float, made: str) -> str:
+    """Return why a baseline becomes champion.
+
+    Args:
+        evaluation: of the baseline.
+        is_rival_good: the fine-tuned model passed its gates.
+        made: what making both took, in words.
+    """
+    metric, name = evaluation.primary_metric, evaluation.candidate
+    scores = evaluation.scores[metric]
+    why = (
+        f"which costs more to serve and was not better by {worth:g} (release.worth) on the validation rows"
+        if is_rival_good
+        else "which did not pass its gates"
+    )
+    return (
+        f"The {title(name)} becomes champion: {title(metric)} {scores[name].estimate:.3f} on the test rows,"
+        f" against {scores[FINETUNED].estimate:.3f} of the {title(FINETUNED)}, {why}; {made}."
+    )

@@ -23,7 +23,7 @@ from fullft_assets.checkpoint import lineage
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.durations import duration
 from fullft_assets.escaping import from_cell, to_cell
-from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, SEED_RUN, Evaluation, Interval, title
+from fullft_assets.evaluation import ANCHOR, CHAMPION, SEED_RUN, Evaluation, Interval, title
 from fullft_assets.evaluation.base import Forgetting, forgetting_of
 from fullft_assets.evaluation.comparison import SliceScore
 from fullft_assets.evaluation.verdict import ReleaseVerdict
@@ -218,24 +218,6 @@ def system_costs(
     return costs
 
 
-def worth_rows(evaluation: Evaluation, costs: Mapping[str, SystemCost]) -> list[tuple[str, str]]:
-    """Return what the gain over the best baseline cost, as (name, value) rows; none where a time is not
-    known.
-    """
-    best, gain = evaluation.justification.best_baseline, evaluation.gain_over_best_baseline
-    finetuned, baseline = costs.get(FINETUNED), costs.get(best)
-    if finetuned is None or baseline is None or finetuned.seconds is None or baseline.seconds is None:
-        return []
-    rows = [(f"longer than {title(best)}", duration(max(0.0, finetuned.seconds - baseline.seconds)))]
-    if finetuned.usd is None or baseline.usd is None:
-        return [*rows, ("costs more", "unknown, as no price is given")]
-    extra = finetuned.usd - baseline.usd
-    rows.append((f"costs more than {title(best)}", f"{extra:,.2f} USD"))
-    if gain.estimate > 0:
-        rows.append(("a point of gain (0.01) costs", f"{extra / gain.estimate / 100:,.2f} USD"))
-    return rows
-
-
 def next_action(case: str, verdict: ReleaseVerdict, evaluation: Evaluation, settings: ReleaseSettings) -> str:
     """Return what to do next."""
     if verdict.answer in ("promote", "baseline"):
@@ -302,7 +284,7 @@ class EvaluationReport:
     Attributes:
         external_scores: (name, value) of systems that came with a score alone.
         not_asked: names of baselines that the task offers and `planning.baselines` does not name.
-        worth: whether the gain over the best baseline is worth its cost, and what it cost.
+        worth: whether the gain over the best baseline is worth its cost.
         costs: what each system took to make, and takes to predict; one that is not named is not known.
         next_action: what to do after this verdict.
         worst: the errors with the highest loss.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from fullft_assets.artifacts import BASELINE_FILE
 from fullft_assets.base_model import ModelFolder, copy_code, with_rights
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.chunks import save_tokenizer
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from fullft_assets.training.recipe import Recipe
 
 
-#: In the model folder of a champion that is no model of transformers: which baseline it is, and its labels.
-MARKER = "baseline.json"
 #: Each label's threshold, where rows may have several labels and the model's configuration has none.
 THRESHOLDS = "thresholds.npz"
 
@@ -71,7 +70,7 @@ class Baseline(ABC):
         needs_whole_model: it works on the complete model in one process, so not where `training.sharding`
             shares one that is too large.
         needs_network: it asks a service, so not in a container without a network.
-        serving_rank: its place by the cost of a prediction; see `release.choice`. None: it cannot become
+        serving_rank: its place by the cost of a prediction; see `release.decision`. None: it cannot become
             champion.
     """
 
@@ -129,7 +128,7 @@ class Baseline(ABC):
         folder.mkdir(parents=True, exist_ok=True)
         self.save(folder)
         about = {"baseline": self.name, "labels": list(context.labels)}
-        (folder / MARKER).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+        (folder / BASELINE_FILE).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
 
 
 class UntrainedBaseline(Baseline):
@@ -209,9 +208,9 @@ def open_model(
     A prompt's examples are read from the snapshot: one that was erased is shown no more.
     """
     folder = store.folder(checkpoint) / "model"
-    if not (folder / MARKER).is_file():
+    if not (folder / BASELINE_FILE).is_file():
         return with_rights(folder, settings)
-    about = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    about = json.loads((folder / BASELINE_FILE).read_text(encoding="utf-8"))
     snapshot = CheckpointMetadata.of(checkpoint).snapshot
     context = BaselineContext(
         with_rights(folder, settings),

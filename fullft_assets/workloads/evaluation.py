@@ -36,18 +36,18 @@ from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import BaselinesMetadata, PilotMetadata
 from fullft_assets.planning.worth import Worth, asked, judge_worth
-from fullft_assets.release import champion_rule, recipe_digest
-from fullft_assets.release.choice import candidates, choice_sentence
+from fullft_assets.release import candidates, champion_rule, choice_sentence, recipe_digest
 from fullft_assets.snapshot import Split, load_split, load_values
 from fullft_assets.snapshot.near_text.minhash import SIMILARITY
 from fullft_assets.snapshot.near_text.near_duplicates import near_duplicates
 from fullft_assets.store import Manifest, Store
 from fullft_assets.store.hashing import digest
 from fullft_assets.task import BASELINES, task_of
-from fullft_assets.tasks.context import EvaluationContext, EvaluationResult
+from fullft_assets.tasks.context import EvaluationContext, EvaluationResult, store_baseline
 from fullft_assets.tasks.language.assessment import ANSWERS
-from fullft_assets.tasks.stored import store_baseline
 from fullft_assets.workloads.entry import run_workload
+
+NOTHING = ("", None)
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,6 @@ class Judged:
     decision: ReleaseVerdict
     worth: Worth
     costs: Mapping[str, report.SystemCost]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The system that becomes champion in place of the fine-tuned model, and why.
-
-    Attributes:
-        report: its own `evaluation_report`; None: none does.
-    """
-
-    sentence: str = ""
-    report: Manifest | None = None
 
 
 def work(job: Job, store: Store, progress: Progress) -> None:
@@ -90,8 +78,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         )
     context = EvaluationContext(job, store, inputs, progress)
     judged = _judge(context, test, _leakage(context, test))
-    choice = _choose(judged, test, num_left_out)
-    _write(judged, job.key, num_left_out, choice)
+    _write(judged, job.key, num_left_out, *_choose(judged, test, num_left_out))
 
 
 def _judge(context: EvaluationContext, test: Split, leakage: Leakage | None) -> Judged:
@@ -108,8 +95,8 @@ def _judge(context: EvaluationContext, test: Split, leakage: Leakage | None) -> 
     return Judged(context, result, evaluation, decision, worth, costs)
 
 
-def _choose(finetuned: Judged, test: Split, num_left_out: int) -> Choice:
-    """Return the baseline that becomes champion, if one does.
+def _choose(finetuned: Judged, test: Split, num_left_out: int) -> tuple[str, Manifest | None]:
+    """Return why a baseline becomes champion, and the report on it; nothing where none does.
 
     The systems are confirmed on the test rows one after the other, in the order of their validation scores:
     the next one only where the one before did not fail against the champion, so that a system which is not
@@ -124,7 +111,7 @@ def _choose(finetuned: Judged, test: Split, num_left_out: int) -> Choice:
     is_fresh = baselines.inputs["training_snapshot"] == snapshot.content_digest
     is_own = about.system == FINETUNED and about.snapshot == snapshot.ref
     if not (is_own and is_fresh) or score is None or finetuned.decision.answer == "insufficient_data":
-        return Choice()
+        return NOTHING
     gains = finetuned.evaluation.gains[finetuned.evaluation.primary_metric]
     for name in candidates(BaselinesMetadata.of(baselines), release, score):
         judged = finetuned
@@ -141,15 +128,15 @@ def _choose(finetuned: Judged, test: Split, num_left_out: int) -> Choice:
             )
             judged = replace(judged, costs=finetuned.costs)
         if judged.decision.promote:
-            return Choice() if judged is finetuned else _chosen(judged, finetuned, num_left_out)
+            return NOTHING if judged is finetuned else _chosen(judged, finetuned, num_left_out)
         if any(
             reason.gate == BEATS_CHAMPION.name and not reason.passed for reason in judged.decision.reasons
         ):
             break
-    return Choice()
+    return NOTHING
 
 
-def _chosen(judged: Judged, finetuned: Judged, num_left_out: int) -> Choice:
+def _chosen(judged: Judged, finetuned: Judged, num_left_out: int) -> tuple[str, Manifest | None]:
     context, name = judged.context, judged.evaluation.candidate
     sentence = choice_sentence(
         judged.evaluation,
@@ -160,18 +147,18 @@ def _chosen(judged: Judged, finetuned: Judged, num_left_out: int) -> Choice:
     context.progress.say(sentence)
     key = digest([context.job.key, name])
     written = context.store.find(context.job.case, context.job.stage, key) or _write(
-        judged, key, num_left_out, Choice(sentence)
+        judged, key, num_left_out, sentence
     )
-    return Choice(sentence, written)
+    return sentence, written
 
 
-def _write(judged: Judged, key: str, num_left_out: int, choice: Choice) -> Manifest:
+def _write(
+    judged: Judged, key: str, num_left_out: int, choice: str, ships: Manifest | None = None
+) -> Manifest:
     context, result, evaluation = judged.context, judged.result, judged.evaluation
     job, inputs, decision = context.job, context.inputs, judged.decision
-    if choice.report is not None:
-        decision = decision.model_copy(update={"answer": "baseline", "choice": choice.sentence})
-    elif choice.sentence:
-        decision = decision.model_copy(update={"choice": choice.sentence})
+    answer = decision.answer if ships is None else "baseline"
+    decision = decision.model_copy(update={"answer": answer, "choice": choice})
     with context.store.create(
         job.case, job.stage, key, version=evaluation_version.VERSION, seed=job.settings.seed
     ) as draft:
@@ -193,7 +180,7 @@ def _write(judged: Judged, key: str, num_left_out: int, choice: Choice) -> Manif
             settings=job.settings.model_dump(include={"evaluation", "release"}, mode="json")
             | {"worth": asked(job.settings)},
             inputs={name: manifest.content_digest for name, manifest in inputs.items()},
-            metadata=_metadata(judged, decision, num_left_out, choice.report).as_dict(),
+            metadata=_metadata(judged, decision, num_left_out, ships).as_dict(),
             checks=check_outcomes(evaluation, decision, judged.worth),
         )
 
@@ -218,7 +205,7 @@ def _shown(judged: Judged, decision: ReleaseVerdict, key: str) -> report.Evaluat
         promise=report.promise_rows(inputs["pilot_run"], found) if is_finetuned else (),
         external_scores=report.score_rows(job.settings),
         not_asked=_not_asked(context, found),
-        worth=[("worth its cost", judged.worth.sentence), *report.worth_rows(found, judged.costs)],
+        worth=[("worth its cost", judged.worth.sentence)],
         costs=judged.costs,
         worst=result.worst,
         label_errors=result.label_errors,

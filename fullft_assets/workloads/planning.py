@@ -26,13 +26,12 @@ from fullft_assets.models.hardware import free_memory, local_hardware
 from fullft_assets.models.inference import claim_device
 from fullft_assets.planning.targets import recommendation, shares, table
 from fullft_assets.planning.worth import judge_worth
-from fullft_assets.release.choice import candidates
+from fullft_assets.release import candidates
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata, label_names
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Store
 from fullft_assets.store.metadata import Metadata
-from fullft_assets.tasks.context import baseline_context, open_recipe
-from fullft_assets.tasks.stored import store_baseline
+from fullft_assets.tasks.context import baseline_context, open_recipe, store_baseline
 from fullft_assets.training.finetuning import Fit, fine_tune, require
 from fullft_assets.training.measuring import CannotCount, TargetPlanner, measure
 from fullft_assets.training.recipe import Recipe
