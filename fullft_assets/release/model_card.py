@@ -215,6 +215,7 @@ def _render_card(
         "model_card.md.j2",
         evaluation,
         is_page=False,
+        is_model=is_model,
         case=use_case.name,
         front_matter=front_matter(
             use_case, metadata.base_model, evaluation, is_pooled=is_pooled, is_model=is_model

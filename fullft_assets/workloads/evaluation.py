@@ -108,7 +108,7 @@ def _choose(finetuned: Judged, test: Split, num_left_out: int) -> tuple[str, Man
     snapshot, baselines = inputs["training_snapshot"], inputs["cheaper_baselines"]
     about = CheckpointMetadata.of(inputs["finetuned_checkpoint"])
     score = about.facts.get(f"validation_{job.settings.primary_metric}")
-    is_fresh = baselines.inputs["training_snapshot"] == snapshot.content_digest
+    is_fresh = baselines.inputs.get("training_snapshot") == snapshot.content_digest
     is_own = about.system == FINETUNED and about.snapshot == snapshot.ref
     if not (is_own and is_fresh) or score is None or finetuned.decision.answer == "insufficient_data":
         return NOTHING
