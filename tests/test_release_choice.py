@@ -26,9 +26,10 @@ from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import BASELINES
 from fullft_assets.tasks.context import store_baseline
+from fullft_assets.workloads.evaluation import work
 from tests import licence_labels, manifests, small_language_model
 from tests import project as projects
-from tests.prepared import Prepared, prepare
+from tests.prepared import Prepared, prepare, prepare_language_model
 from tests.test_evaluation_workload import Lab, small_model
 
 QUIET = Progress(silent=True)
@@ -139,6 +140,31 @@ def test_a_baseline_of_each_kind_predicts_as_champion(tmp_path: Path, kind: str)
         np.testing.assert_allclose(shares, expected, atol=2e-5)
     if kind == "several":
         assert len({*answers[0]["thresholds"].values()}) > 1
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("task", ["language_modeling", "sft"])
+def test_lora_is_judged_and_writes_where_no_language_model_was_trained(tmp_path: Path, task: str) -> None:
+    planning = {"baselines": ["base_model", "lora"]}
+    prepared = prepare_language_model(tmp_path, task, rows=60, planning=planning)
+    store, job = prepared.store, prepared.job("evaluation_report")
+    with store.create(job.case, "cheaper_baselines", "b", version="1", seed=1) as draft:
+        context = prepared.baseline_context
+        scored = dict(prepared.recipe.score_baselines(["base_model", "lora"], draft.path, context))
+        scores = {name: metrics["token_probability"] for name, metrics in scored.items()}
+        baselines = draft.commit(settings={}, inputs={}, metadata=manifests.baselines([], scores))
+    with store.create(job.case, "pilot_run", "p", version="1", seed=1) as draft:
+        curve = [{"rows": 50, "token_probability": 0.4}]
+        pilot = draft.commit(settings={}, inputs={}, metadata=manifests.pilot(curve, best="base_model"))
+    stored = store_baseline(job, store, prepared.snapshot, baselines, "lora", QUIET)
+    inputs = {"finetuned_checkpoint": stored, "cheaper_baselines": baselines, "pilot_run": pilot}
+    refs = {**job.inputs, **{name: manifest.ref for name, manifest in inputs.items()}}
+    work(job.model_copy(update={"inputs": refs}), store, QUIET)
+    [report] = store.artifacts(job.case, "evaluation_report")
+    evaluation = read_evaluation((store.folder(report) / "evaluation.json").read_bytes())
+    assert (evaluation.candidate, evaluation.baselines) == ("lora", ["base_model"])
+    crown(prepared, stored)
+    assert load_champion(store, job.case, prepared.use_case.settings).predict(["The license"], 5)
 
 
 @pytest.fixture(scope="module")
