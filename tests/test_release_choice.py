@@ -25,10 +25,12 @@ from fullft_assets.settings import ReleaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import BASELINES
+from fullft_assets.tasks.classification.baselines import Tfidf
 from fullft_assets.tasks.context import store_baseline
 from fullft_assets.workloads.evaluation import work
 from tests import licence_labels, manifests, small_language_model
 from tests import project as projects
+from tests.checkpoint_metadata import checkpoint_metadata
 from tests.prepared import Prepared, prepare, prepare_language_model
 from tests.test_evaluation_workload import Lab, small_model
 
@@ -238,7 +240,7 @@ def test_with_finetuned_alone_nothing_ships(lab: Lab) -> None:
     assert publish(lab, model, report, candidates="finetuned").kind == "kept"
 
 
-def test_a_cheaper_system_within_its_worth_ships_unless_the_test_rows_refute_it(lab: Lab) -> None:
+def test_a_cheaper_system_within_its_worth_ships(lab: Lab) -> None:
     lenient = {"min_gain_over_baselines": -1}
     _, near = judged(lab, "near", 0.505, **lenient)
     verdict = read_verdict(lab.store.folder(near))
@@ -246,6 +248,31 @@ def test_a_cheaper_system_within_its_worth_ships_unless_the_test_rows_refute_it(
     assert "costs more to serve" in verdict.choice and "release.worth" in verdict.choice
     _, better = judged(lab, "better", 0.52, **lenient)
     assert read_verdict(lab.store.folder(better)).answer == "promote"
+
+
+def test_what_the_test_rows_refute_does_not_ship(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe is the best on the validation rows; on the test rows TF-IDF is, and a model that answers as
+    TF-IDF does."""
+    scores = {"majority": 0.5, "tfidf": 0.5, "frozen_probe": 0.6}
+    for key, baselines, shipped in (("two", scores, "tfidf"), ("one", {"frozen_probe": 0.6}, None)):
+        fitted_metadata = manifests.baselines(lab.labels, baselines)
+        artifact = lab.artifact("cheaper_baselines", key, lab._fit_baselines, fitted_metadata)
+        words = Tfidf.load(lab.store.folder(artifact), lab.context)
+        monkeypatch.setattr(lab, "baselines", artifact)
+        if shipped is not None:
+            report = judged(lab, key, 0.55)[1]
+            other = lab.store.load(str(EvaluationMetadata.of(report).ships))
+            assert EvaluationMetadata.of(other).candidate == shipped
+            continue
+        about = checkpoint_metadata(snapshot=lab.snapshot.ref, validation_macro_f1=0.55)
+        good = lab.artifact(
+            "finetuned_checkpoint",
+            key,
+            lambda folder, words=words: words.export(folder / "model", lab.context),
+            about,
+        )
+        changed = lab.use_case.settings.model_copy(update={"release": ReleaseSettings(**FEW_GROUPS)})
+        assert read_verdict(lab.store.folder(lab.evaluate(good, key, settings=changed))).answer == "promote"
 
 
 def test_a_champion_that_is_a_baseline_stays_until_something_is_better(lab: Lab) -> None:

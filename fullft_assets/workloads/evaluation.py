@@ -112,12 +112,10 @@ def _choose(finetuned: Judged, test: Split, num_left_out: int) -> tuple[str, Man
     is_own = about.system == FINETUNED and about.snapshot == snapshot.ref
     if not (is_own and is_fresh) or score is None or finetuned.decision.answer == "insufficient_data":
         return NOTHING
-    gains = finetuned.evaluation.gains[finetuned.evaluation.primary_metric]
-    for name in candidates(BaselinesMetadata.of(baselines), release, score):
+    systems = candidates(BaselinesMetadata.of(baselines), release, score)
+    for name in systems:
         judged = finetuned
         if name != FINETUNED:
-            if finetuned.decision.promote and gains[name].low > release.worth:
-                continue  # the validation rows were too few to show it
             model = store_baseline(job, context.store, snapshot, baselines, name, context.progress)
             if CHAMPION in inputs and model.ref == inputs[CHAMPION].ref:
                 continue  # it stays, unless another one is better
@@ -127,12 +125,16 @@ def _choose(finetuned: Judged, test: Split, num_left_out: int) -> tuple[str, Man
                 replace(context, inputs=changed, outputs=outputs), test, finetuned.evaluation.leakage
             )
             judged = replace(judged, costs=finetuned.costs)
-        if judged.decision.promote:
-            return NOTHING if judged is finetuned else _chosen(judged, finetuned, num_left_out)
         if any(
             reason.gate == BEATS_CHAMPION.name and not reason.passed for reason in judged.decision.reasons
         ):
             break
+        gains = judged.evaluation.gains[judged.evaluation.primary_metric]
+        rivals = [each for each in systems if each != FINETUNED or finetuned.decision.promote]
+        # The validation rows were too few to show that another one is better.
+        is_refuted = any(gains[each].high < -release.worth for each in rivals if each in gains)
+        if judged.decision.promote and (judged is finetuned or not is_refuted):
+            return NOTHING if judged is finetuned else _chosen(judged, finetuned, num_left_out)
     return NOTHING
 
 
