@@ -13,6 +13,9 @@ FEASIBILITY_PLAN = "feasibility_plan"
 CHEAPER_BASELINES = "cheaper_baselines"
 PILOT_RUN = "pilot_run"
 FINETUNED_CHECKPOINT = "finetuned_checkpoint"
+BASELINE_MODEL = "baseline_model"
+#: Models that may be in use: each is a folder `model` with the same metadata.
+MODELS = (FINETUNED_CHECKPOINT, BASELINE_MODEL)
 EVALUATION_REPORT = "evaluation_report"
 CHAMPION_MODEL = "champion_model"
 BATCH_PREDICTIONS = "batch_predictions"
@@ -20,6 +23,8 @@ DRIFT_SCALE = "drift_scale"
 DRIFT_REPORT = "drift_report"
 LIVE_QUALITY = "live_quality"
 
+#: In the model folder of a champion that is no model of transformers: which baseline it is, and its labels.
+BASELINE_FILE = "baseline.json"
 DOCUMENTS_FILE = "documents.parquet"
 EXAMPLES_FILE = "examples.parquet"
 EVALUATION_FILE = "evaluation.json"

@@ -25,12 +25,14 @@ from fullft_assets.snapshot.ledger import load_if_there
 from fullft_assets.store import MANIFEST, Store, checkpoints_ref
 
 _CHECKPOINT = "finetuned_checkpoint"
+_BASELINE = "baseline_model"
 #: Old predictions count for no champion's quality.
 _PREDICTIONS = "batch_predictions"
 #: The stages whose files are weights and tables; a consumer before what it was made from.
 _REMOVABLE = (
     _PREDICTIONS,
     _CHECKPOINT,
+    _BASELINE,
     "cheaper_baselines",
     "training_snapshot",
     "general_documents",
@@ -208,7 +210,7 @@ def _with_sources(store: Store, refs: Iterable[str]) -> set[str]:
             continue
         needed.add(_key(ref))
         manifest = load_if_there(store, ref)
-        if manifest is not None and manifest.stage in (_CHECKPOINT, "training_snapshot"):
+        if manifest is not None and manifest.stage in (_CHECKPOINT, _BASELINE, "training_snapshot"):
             named = [manifest.metadata.get(name) for name in ("snapshot", "general", "replay")]
             named += [part["chunks"] for part in manifest.metadata.get("parts", {}).values()]
             named += [training["snapshot"] for training in manifest.metadata.get("lineage", [])]

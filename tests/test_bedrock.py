@@ -43,13 +43,14 @@ def server(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bedr
     }
     # Right, but with the marks and the case of a model that writes.
     with serve(lambda text: f" {truth[text].upper()}.\n" if text in truth else "I cannot say") as found:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", found.endpoint)
         yield found
 
 
 def context(prepared: Prepared, server: BedrockServer, **settings: object) -> BaselineContext:
     found = prepared.baseline_context
     assert found.settings is not None
-    asked = BedrockSettings.model_validate({**MODEL, "endpoint_url": server.endpoint, **settings})
+    asked = BedrockSettings.model_validate({**MODEL, **settings})
     planning = found.settings.planning.model_copy(update={"bedrock": asked})
     return replace(found, settings=found.settings.model_copy(update={"planning": planning}))
 

@@ -263,11 +263,9 @@ def test_what_is_asked_for_is_what_the_yaml_says(service, url, monkeypatch):
     alone = sage._request(spec(url, "writes"))
     assert alone["ResourceConfig"]["InstanceCount"] == 1 and alone["HyperParameters"]["processes"] == "1"
     assert elsewhere["HyperParameters"]["gpus"] == "0", "a type without GPUs"
-    assert sage.hourly_usd(PlanningSettings(price_factor=2.0), 16) == pytest.approx(2 * 2 * 21.957642)
+    assert sage.hourly_usd(PlanningSettings(), 16) == pytest.approx(2 * 21.957642)
     assert launcher(instance_type="ml.g5.xlarge").hourly_usd(PlanningSettings(), 1) == 1.006
-    assert launcher(instance_type="ml.m5.large").hourly_usd(
-        PlanningSettings(price_factor=1.2), 1
-    ) == pytest.approx(1.2 * 0.096)
+    assert launcher(instance_type="ml.m5.large").hourly_usd(PlanningSettings(), 1) == pytest.approx(0.096)
     assert launcher(instance_type="ml.r5.large").hourly_usd(PlanningSettings(), 1) is None
 
 

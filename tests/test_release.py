@@ -124,6 +124,7 @@ def failing(evaluation: Evaluation, **changed: float) -> set[str]:
         (evaluated(gain=gained(0.05, -0.01, 0.1)), {}, {"beats_baselines"}),
         (evaluated(gain=gained(0.05, -0.01, 0.1)), {"min_gain_over_baselines": -0.02}, set()),
         (evaluated(), {"min_gain_over_baselines": 0.02}, {"beats_baselines"}),
+        (evaluated(gain=gained(0.05, -0.01, 0.1)).model_copy(update={"candidate": "tfidf"}), {}, set()),
         (evaluated(forgetting=forgot(0.69)), {}, set()),
         (evaluated(forgetting=forgot(0.70)), {}, {"forgetting_is_within_budget"}),
         (evaluated(forgetting=forgot(0.20, training_budget=0.1)), {}, {"forgetting_is_within_budget"}),

@@ -6,16 +6,20 @@ The tests build on each other, in the order of this file, on one project.
 import json
 import re
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from urllib.parse import urlencode
 
 import dagster as dg
+import psutil
 import pytest
 from playwright.sync_api import expect
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin, Subprotocol
 
+from fullft_assets.launchers.supervisor import is_alive
+from fullft_assets.resources import open_store
+from tests import plans
 from tests import project as projects
 from tests.ui import Screen, Services, chromium, wait_for
 

@@ -169,7 +169,7 @@ ONE_MISTAKE = {
     "text for a section": (
         GOOD + "  release: strict\n",
         (
-            "8: release: strict is not a section; its keys: min_gain_over_baselines,"
+            "8: release: strict is not a section; its keys: candidates, worth, min_gain_over_baselines,"
             " min_gain_over_champion, max_tolerable_loss, min_effective_groups, min_score,"
             " gates, push_to, model_package, license"
         ),

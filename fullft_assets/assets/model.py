@@ -14,6 +14,7 @@ import dagster as dg
 from fullft_assets import checkpoint as checkpoint_key
 from fullft_assets import evaluation, planning, release, snapshot
 from fullft_assets.artifacts import (
+    BASELINE_MODEL,
     CHAMPION_MODEL,
     CHEAPER_BASELINES,
     EVALUATION_FILE,
@@ -267,8 +268,11 @@ def _build_training(case: Case) -> list[dg.AssetsDefinition]:
                         f" settings or another machine; materialise {plan.stage} again"
                     )
             if (refused := refusal(pilot_run)) is not None:
-                # An answer and no failure: nothing below is made either.
+                # An answer and no failure: the best baseline is judged in its place, or nothing below is made.
                 context.log.warning(refused)
+                baseline = _best_baseline(case, context, training_snapshot, pilot_run)
+                if baseline is not None:
+                    yield case.result(baseline, FINETUNED_CHECKPOINT, store)
                 return
             decision = _training_key(case, training_snapshot, revision)
             start = starting_point.find(
@@ -283,6 +287,24 @@ def _build_training(case: Case) -> list[dg.AssetsDefinition]:
         yield case.result(manifest, FINETUNED_CHECKPOINT, store, _curves(store, manifest))
 
     return [finetuned_checkpoint]
+
+
+def _best_baseline(
+    case: Case, context: dg.AssetExecutionContext, snapshot: Manifest, pilot: Manifest
+) -> Manifest | None:
+    """Return the model of the baseline that is to be judged where nothing is trained; None where none may
+    become champion, or there is no other system to compare it with.
+    """
+    store = case.store(context)
+    baselines = store.find(case.name, CHEAPER_BASELINES, pilot.key)
+    assert baselines is not None, "the pilot is written after the baselines"
+    fitted = planning.BaselinesMetadata.of(baselines)
+    names = release.candidates(fitted, case.settings.release, None)
+    if not names or len(fitted.scores) < 2:
+        return None
+    inputs = {TRAINING_SNAPSHOT: snapshot, CHEAPER_BASELINES: baselines}
+    key = release.stored_baseline_key(names[0], inputs, case.settings)
+    return case.find_or_launch(context, "planning", BASELINE_MODEL, key, inputs)
 
 
 def _training_key(case: Case, snapshot: Manifest, revision: str, start: Manifest | None = None) -> str:
@@ -353,7 +375,7 @@ def _build_evaluation(case: Case) -> list[dg.AssetsDefinition]:
                 PILOT_RUN: pilot_run,
                 FINETUNED_CHECKPOINT: finetuned_checkpoint,
             }
-            against = release.judged_against(store, case.name, finetuned_checkpoint)
+            against = release.judged_against(store, case.name, finetuned_checkpoint, training_snapshot)
             for name, ref in ((evaluation.CHAMPION, against.champion), (evaluation.ANCHOR, against.anchor)):
                 if ref is not None:
                     inputs[name] = store.load(ref)
@@ -450,9 +472,10 @@ def _build_release(case: Case) -> list[dg.AssetsDefinition]:
                 run_id=context.run.run_id,
             )
         context.log.info(outcome.sentence)
-        gain = read_evaluation(
-            (store.folder(evaluation_report) / EVALUATION_FILE).read_bytes()
-        ).gain_over_champion
+        judged = evaluation_report
+        if (ships := EvaluationMetadata.of(judged).ships) is not None:
+            judged = store.load(ships)
+        gain = read_evaluation((store.folder(judged) / EVALUATION_FILE).read_bytes()).gain_over_champion
         if manifest is not None and gain is not None:
             context.instance.add_run_tags(
                 context.run_id, {IS_BETTER_TAG: str(gain.estimate > 0 and gain.p_value / 2 <= _CHANCE)}

@@ -255,7 +255,10 @@ def of_run(case: Case, instance: dg.DagsterInstance, store: Store, record: dg.Ru
         if report is None:
             return
         champion = release.read_champion(store, case.name)
-        is_champion = champion and champion.checkpoint == EvaluationMetadata.of(report).checkpoint
+        judged = EvaluationMetadata.of(report)
+        is_champion = champion and (
+            champion.checkpoint == judged.checkpoint or champion.evaluation == judged.ships
+        )
         closed = [check.name for check in report.checks if not check.passed]
         # One whose gates are all open was champion until another one was promoted.
         if closed and not is_champion:

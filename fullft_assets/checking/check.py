@@ -48,9 +48,7 @@ def check_use_case(use_case: UseCase) -> str:
             f"rate {_chosen(settings, 'training', 'learning_rate')}, "
             f"{_chosen(settings, 'training', 'scheduler')}, epochs {_epochs(settings, corpus)}"
         ),
-        "decides": (
-            f"metric {_metric(settings)}, seed {_chosen(settings, 'seed')}"
-        ),
+        "decides": (f"metric {_metric(settings)}, seed {_chosen(settings, 'seed')}"),
         "verdict": (
             f"unknown before ingestion; needs {settings.release.min_effective_groups:g} test groups"
             " (release.min_effective_groups)"

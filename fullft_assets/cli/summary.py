@@ -250,7 +250,7 @@ def _scores(store: Store, use_case: UseCase, report: Manifest) -> list[str]:
         if evaluated.score(None, "perplexity") is not None
         else (evaluated.primary_metric,)
     )
-    lines = []
+    lines, candidate = [], evaluated.candidate.replace(evaluation.FINETUNED, "fine-tuned")
     for metric in metrics:
         heading = f"test {evaluation.title(metric)}"
         score, low, high = (
@@ -262,7 +262,7 @@ def _scores(store: Store, use_case: UseCase, report: Manifest) -> list[str]:
             if (other_score := evaluated.score(name, metric)) is not None
         ]
         lines.append(
-            f"  {heading:<14} {score:.3f} [{low:.3f}, {high:.3f}] fine-tuned; {', '.join(other_scores)}"
+            f"  {heading:<14} {score:.3f} [{low:.3f}, {high:.3f}] {candidate}; {', '.join(other_scores)}"
         )
     return [
         *lines,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from fullft_assets import release
+from fullft_assets.artifacts import MODELS
 from fullft_assets.checkpoint.lineage import erased_since, learned_what_was_erased, trainings
 from fullft_assets.erasure.erased_documents import key_ref
 from fullft_assets.errors import StoreError
@@ -27,7 +28,7 @@ def name_checkpoints(store: Store, case: str) -> tuple[list[str], list[str], lis
         if SnapshotMetadata.of(snapshot).erasures
     }
     trained_on, measured_on = [], []
-    for checkpoint in store.artifacts(case, "finetuned_checkpoint"):
+    for checkpoint in (each for stage in MODELS for each in store.artifacts(case, stage)):
         on_erased = [
             (snapshots[key_ref(training.snapshot)], training)
             for training in trainings(checkpoint)

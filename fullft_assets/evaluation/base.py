@@ -33,7 +33,7 @@ from fullft_assets.task import TASKS
 #: The budget of a loss that nobody has set a budget for: the perplexity of general text may double.
 #: docs/decisions/0024 says why.
 DEFAULT_RISE = math.log(2)
-VERSION = "15"
+VERSION = "16"
 #: A variance from fewer trainings than this is too unsure to claim anything about a recipe.
 MIN_RUNS = 9
 
@@ -105,6 +105,7 @@ class Evaluation(Record, ABC):
     """What a release and a report need to know of an evaluation; `scores` and `gains` go metric -> system.
 
     Attributes:
+        candidate: the system that is judged: the fine-tuned model, or a baseline; see `titles`.
         metrics: names of the metrics that a table of the systems shows, in order.
         effective_groups: how many groups of equal weight the primary metric rests on.
         measurable_labels: labels that enough groups have; macro-F1 is the mean over them. None: the task has
@@ -115,7 +116,7 @@ class Evaluation(Record, ABC):
             names, and
         groups_digest: which groups these are: two trainings on the same test groups are compared by them.
         token_cap: a document counts at most as many tokens. None: tokens are not counted.
-        gains: fine-tuned minus each other system.
+        gains: the candidate minus each other system.
         calibration_error: None: not measured for this task.
         forgetting: None: no general text was given.
         slices: None: none was asked for, or the metric cannot measure them.
@@ -123,6 +124,7 @@ class Evaluation(Record, ABC):
     """
 
     task: str
+    candidate: str = FINETUNED
     metrics: list[str]
     primary_metric: str
     confidence: float
@@ -160,18 +162,18 @@ class Evaluation(Record, ABC):
 
     @property
     def headline(self) -> dict[str, float]:
-        """The fine-tuned model's metrics, each with the ends of its interval."""
+        """The candidate's metrics, each with the ends of its interval."""
         numbers: dict[str, float] = {}
         for metric, values in self.columns.items():
-            if FINETUNED in values:
-                score = values[FINETUNED]
+            if self.candidate in values:
+                score = values[self.candidate]
                 numbers |= {metric: score.estimate, f"{metric}_low": score.low, f"{metric}_high": score.high}
         return numbers
 
     @property
     def score(self) -> Interval:
-        """The fine-tuned model's primary metric."""
-        return self.scores[self.primary_metric][FINETUNED]
+        """The candidate's primary metric."""
+        return self.scores[self.primary_metric][self.candidate]
 
     @property
     def gain_over_best_baseline(self) -> Gain:
@@ -251,7 +253,7 @@ def label_fields(
         thresholds: of the fine-tuned model [labels], where it has some.
     """
     shared = comparison.run(predictions, groups, len(groups))
-    tuned = predictions[FINETUNED]
+    tuned = predictions[comparison.candidate]
     right, true, predicted = (np.asarray(table).sum(0) for table in (tuned.found, tuned.true, tuned.given))
     return shared | {
         "labels": list(names),

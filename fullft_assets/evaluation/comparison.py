@@ -199,6 +199,7 @@ class Comparison:
     Attributes:
         slicing: kind of slice -> the slice that each row is in; see `measure_slices`.
         modules: metrics that are not registered, by name.
+        candidate: the system that is compared with each other one.
     """
 
     settings: EvaluationSettings
@@ -209,6 +210,7 @@ class Comparison:
     slicing: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
     resamples: int = RESAMPLES
     modules: Mapping[str, Metric] = field(default_factory=dict)
+    candidate: str = FINETUNED
 
     @classmethod
     def of(
@@ -216,6 +218,7 @@ class Comparison:
         settings: UseCaseSettings,
         slicing: Mapping[str, Sequence[str | None]] | None = None,
         modules: Mapping[str, Metric] | None = None,
+        candidate: str = FINETUNED,
     ) -> Comparison:
         """Return the comparison that the settings ask for."""
         bar = settings.release.min_gain_over_baselines
@@ -227,6 +230,7 @@ class Comparison:
             bar,
             slicing or {},
             modules=modules or {},
+            candidate=candidate,
         )
 
     def take(self, rows: np.ndarray) -> Comparison:
@@ -252,14 +256,14 @@ class Comparison:
         index, num_groups = number_groups(groups, num_rows)
         asked = (name for name in (*self.settings.metrics, *self.modules) if not self._get(name).of_answers)
         shown = list(dict.fromkeys([*TASKS.get(self.task).shown_metrics, *asked]))
-        predictions, shared = _prepare(predictions, index, num_groups)
+        predictions, shared = _prepare(predictions, index, num_groups, self.candidate)
         scores_by_metric = {
             name: measured
             for name in shown
             if (measured := self._measure(name, predictions, index)) is not None
         }
         primary, confidence = scores_by_metric[self.metric], self.settings.confidence
-        baselines = [name for name in primary.scores if name not in (FINETUNED, CHAMPION, ANCHOR)]
+        baselines = [name for name in primary.scores if name not in (self.candidate, CHAMPION, ANCHOR)]
         justified = justification(
             primary.scores,
             primary.gains,
@@ -267,9 +271,11 @@ class Comparison:
             metric=self.metric,
             confidence=confidence,
             min_gain=self.min_gain,
+            candidate=self.candidate,
         )
         return shared | {
             "task": self.task,
+            "candidate": self.candidate,
             "metrics": shown,
             "primary_metric": self.metric,
             "confidence": confidence,
@@ -292,7 +298,7 @@ class Comparison:
     def _slices(self, predictions: Mapping[str, Predictions], index: np.ndarray, rival: str) -> Slices | None:
         metric = METRICS.get(TASKS.get(self.task).slice_metric or self.metric)
         return measure_slices(
-            predictions, index, self.slicing, metric, reference=FINETUNED, rival=rival, **self._sampling
+            predictions, index, self.slicing, metric, reference=self.candidate, rival=rival, **self._sampling
         )
 
     def _measure(
@@ -300,9 +306,10 @@ class Comparison:
     ) -> SystemScores | None:
         metric = self._get(name)
         measured = {system: each for system, each in predictions.items() if metric.measures(each)}
-        if FINETUNED not in measured:
+        if self.candidate not in measured:
             return None
-        return measure(metric, measured, index, reference=FINETUNED, rows_chose_labels=True, **self._sampling)
+        about = {"reference": self.candidate, "rows_chose_labels": True, **self._sampling}
+        return measure(metric, measured, index, **about)
 
     def _get(self, name: str) -> Metric:
         return self.modules[name] if name in self.modules else METRICS.get(name)
@@ -313,7 +320,7 @@ class Comparison:
 
 
 def _prepare(
-    predictions: Mapping[str, Predictions], index: np.ndarray, num_groups: int
+    predictions: Mapping[str, Predictions], index: np.ndarray, num_groups: int, candidate: str
 ) -> tuple[dict[str, Predictions], dict[str, Any]]:
     """Return the predictions with the weight of each row and the labels that can be measured, and the fields
     that say so.
@@ -322,7 +329,7 @@ def _prepare(
     the same. A document counts at most as many tokens as nine in ten have: the mean of unbounded lengths has
     no interval that holds.
     """
-    finetuned, shared = predictions[FINETUNED], {}
+    finetuned, shared = predictions[candidate], {}
     weights = 1.0 / np.minimum(np.bincount(index, minlength=num_groups), MAX_GROUP_WEIGHT)[index]
     if finetuned.loss is not None and finetuned.num_tokens is not None:
         cap = max(1, round(float(np.quantile(finetuned.num_tokens, TOKEN_CAP_QUANTILE))))
@@ -366,6 +373,7 @@ def justification(
     metric: str,
     confidence: float,
     min_gain: float = 0.0,
+    candidate: str = FINETUNED,
 ) -> Justification:
     """Was full fine-tuning justified: is the interval of its gain over each baseline above `min_gain` (and
     zero)?
@@ -382,7 +390,9 @@ def justification(
     # A gate may allow a loss (for size or speed); that does not make a loss worth its price.
     justified = all(gains[name].low > max(min_gain, 0.0) for name in baselines)
     asked = f"the required {min_gain:+.3f}" if min_gain > 0 else "zero"
-    if justified:
+    if candidate != FINETUNED:
+        opening, justified = f"No full fine-tuning is judged here, but the {title(candidate)}", False
+    elif justified:
         opening = "Full fine-tuning was worth it"
     elif gain.high < 0:
         opening = "Full fine-tuning was not worth it, a baseline is better"
@@ -391,8 +401,8 @@ def justification(
             f"Full fine-tuning is not shown to be worth it, the interval of its gain is not above {asked}"
         )
     sentence = (
-        f"{opening}: {title(metric)} is {scores[FINETUNED].estimate:.3f} against {scores[best].estimate:.3f}"
-        f" of the best baseline ({title(best)}), a gain of {gain.estimate:+.3f} ({confidence:.0%} interval"
+        f"{opening}: {title(metric)} is {scores[candidate].estimate:.3f} against {scores[best].estimate:.3f}"
+        f" of the best {'baseline' if candidate == FINETUNED else 'other system'} ({title(best)}), a gain of {gain.estimate:+.3f} ({confidence:.0%} interval"
         f" {gain.low:+.3f} to {gain.high:+.3f})."
     )
     return Justification(best_baseline=best, gain=gain, justified=justified, sentence=sentence)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fullft_assets.evaluation.base import Evaluation, SeedNoise
 from fullft_assets.evaluation.comparison import SliceScore
 from fullft_assets.evaluation.intervals import Gain
-from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, title
+from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED, title
 from fullft_assets.planning.worth import Worth
 from fullft_assets.settings import PlanningSettings, ReleaseSettings
 from fullft_assets.settings.base import Float, Settings
@@ -131,6 +131,8 @@ class BeatsBaselines(Gate):
 
     def judge(self, context: GateContext) -> GateResult:
         evaluation = context.evaluation
+        if evaluation.candidate != FINETUNED:
+            return self.result(True, "asked of the fine-tuned model alone")
         gains = {name: evaluation.gains[evaluation.primary_metric][name] for name in evaluation.baselines}
         hardest = min(gains, key=lambda name: gains[name].low)
         gain, bar = gains[hardest], context.settings.min_gain_over_baselines
@@ -243,6 +245,8 @@ class NoSliceIsWorse(Gate):
 
     def judge(self, context: GateContext) -> GateResult:
         slices, least = context.evaluation.slices, context.settings.min_effective_groups
+        if context.evaluation.candidate != FINETUNED and not context.evaluation.has_champion:
+            return self.result(True, "there is no champion to compare a baseline with")
         numbers = (
             {"lowest_gain": min(each.gain.estimate for each in slices.found)}
             if slices is not None and slices.found

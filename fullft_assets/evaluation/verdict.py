@@ -28,10 +28,11 @@ from fullft_assets.task import GATES
 #: File of an `evaluation_report` with its verdict.
 DECISION = "decision.json"
 
-Answer = Literal["promote", "keep", "inconclusive", "insufficient_data"]
+Answer = Literal["promote", "baseline", "keep", "inconclusive", "insufficient_data"]
 #: An answer as the report's headline.
 HEADLINES: dict[Answer, str] = {
     "promote": "PROMOTE",
+    "baseline": "PROMOTE A BASELINE",
     "keep": "KEEP CHAMPION",
     "inconclusive": "INCONCLUSIVE",
     "insufficient_data": "INSUFFICIENT DATA",
@@ -50,6 +51,7 @@ class ReleaseVerdict(BaseModel):
     Attributes:
         has_champion: there was one to keep.
         seed_runs: trainings that the noise of seeds was taken from; 0: it is unknown.
+        choice: which system becomes champion in place of the fine-tuned model, and why; else empty.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +59,7 @@ class ReleaseVerdict(BaseModel):
     answer: Answer
     has_champion: bool
     seed_runs: int = 0
+    choice: str = ""
     reasons: list[GateResult]
 
     @property
@@ -86,11 +89,13 @@ class ReleaseVerdict(BaseModel):
         ]
         opening = {
             "promote": "Every gate passed",
+            "baseline": "The fine-tuned model is not promoted" if failing else "Its gates passed as well",
             "keep": "Not promoted",
             "inconclusive": "Not promoted, since the test set cannot decide",
             "insufficient_data": "Not promoted, since there is not enough test data to decide",
         }[self.answer]
-        return f"{opening}: {'; '.join(failing)}." if failing else f"{opening}."
+        sentence = f"{opening}: {'; '.join(failing)}." if failing else f"{opening}."
+        return f"{self.choice} {sentence}".strip()
 
 
 def verdict(

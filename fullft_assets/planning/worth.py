@@ -77,6 +77,11 @@ def judge_worth(low: float, gain: float, high: float, seconds: float, settings: 
     )
 
 
+def price_of_million(row_seconds: float, hourly_usd: float) -> float | None:
+    """Return what a million predictions cost in US dollars; None where no price of the machine is given."""
+    return row_seconds * 1e6 / 3600 * hourly_usd or None
+
+
 def asked(settings: UseCaseSettings) -> dict[str, Any]:
     """Return the settings that the answer depends on, for the key of an evaluation."""
     if settings.planning.usd_per_point is None:

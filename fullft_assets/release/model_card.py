@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from fullft_assets.artifacts import CHAMPION_MODEL, EVALUATION_FILE, EVALUATION_REPORT, FINETUNED_CHECKPOINT
+from fullft_assets.artifacts import (
+    BASELINE_FILE,
+    CHAMPION_MODEL,
+    EVALUATION_FILE,
+    EVALUATION_REPORT,
+    FINETUNED_CHECKPOINT,
+)
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.checkpoint import lineage
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
@@ -79,7 +85,7 @@ class ChampionMetadata(Metadata):
     model: str
 
 
-VERSION = "5"
+VERSION = "6"
 #: The name under which the Hugging Face hub and its libraries look for a model's card.
 CARD = "README.md"
 #: In a model's folder that sentence-transformers reads, and transformers alone does not.
@@ -135,11 +141,13 @@ def card_of(store: Store, case: str, champion: Champion) -> Manifest | None:
 
 
 def trained_weights(training: dict[str, Any], metadata: CheckpointMetadata) -> str:
-    """Return the sentence that says which weights of the base model were trained.
+    """Return the sentence that says what was trained.
 
     Args:
         training: the settings of the training.
     """
+    if metadata.system != FINETUNED:
+        return f"It is a baseline, not a full fine-tuning: {title(metadata.system)}."
     layers = training.get("freeze_layers", 0)
     counts = f"{metadata.num_trained_parameters:,} of {metadata.num_parameters:,} parameters"
     if layers:
@@ -201,14 +209,20 @@ def _render_card(
     }
     data = [(name, f"{count:,}") for name, count in counts.items()]
     data += [("source", public_name(documents.path)), ("batches", f"{len(taken.parts):,}")]
-    is_pooled = (store.folder(checkpoint) / "model" / _MODULES).is_file()
+    files = store.folder(checkpoint) / "model"
+    is_pooled, is_model = (files / _MODULES).is_file(), not (files / BASELINE_FILE).is_file()
     card = render(
         "model_card.md.j2",
         evaluation,
         is_page=False,
+        is_model=is_model,
         case=use_case.name,
-        front_matter=front_matter(use_case, metadata.base_model, evaluation, is_pooled=is_pooled),
-        loading=loading_lines(evaluation.task, is_pooled=is_pooled),
+        front_matter=front_matter(
+            use_case, metadata.base_model, evaluation, is_pooled=is_pooled, is_model=is_model
+        ),
+        loading=loading_lines(evaluation.task, is_pooled=is_pooled)
+        if is_model
+        else f'from fullft_assets import champion\n\nprint(champion("{use_case.name}").predict(["a text"]))',
         lineage=made_by,
         training=training,
         trained_weights=trained_weights(settings, metadata),
@@ -240,20 +254,29 @@ def loading_lines(task: str, *, is_pooled: bool) -> str:
 
 
 def front_matter(
-    use_case: UseCase, base_model: str, evaluation: Evaluation, *, is_pooled: bool = False
+    use_case: UseCase,
+    base_model: str,
+    evaluation: Evaluation,
+    *,
+    is_pooled: bool = False,
+    is_model: bool = True,
 ) -> str:
     """Return the YAML that the Hugging Face hub reads at the beginning of a card."""
     task = TASKS.get(evaluation.task)
+    library = "sentence-transformers" if is_pooled else "transformers"
     facts: dict[str, Any] = {
         "license": use_case.settings.release.license,
-        "library_name": "sentence-transformers" if is_pooled else "transformers",
+        "library_name": library if is_model else "fullft-assets",
         "pipeline_tag": task.pipeline_tag,
         "base_model": _hub_name(base_model),
         "base_model_relation": "finetune",
         # A local folder's path would read as the name of somebody's data set on the hub.
         "datasets": [path if "://" in (path := use_case.settings.documents.path) else use_case.name],
         "metrics": evaluation.metrics,
-        "tags": ["full-fine-tuning", evaluation.task],
+        "tags": [
+            "full-fine-tuning" if evaluation.candidate == FINETUNED else evaluation.candidate,
+            evaluation.task,
+        ],
     }
     if task.pipeline_tag is not None:
         facts["model-index"] = [
@@ -281,7 +304,9 @@ def _hub_name(reference: str) -> str:
 
 def _result(case: str, pipeline_tag: str, evaluation: Evaluation) -> dict[str, Any]:
     scores = {
-        name: values[FINETUNED].estimate for name, values in evaluation.columns.items() if FINETUNED in values
+        name: values[evaluation.candidate].estimate
+        for name, values in evaluation.columns.items()
+        if evaluation.candidate in values
     }
     return {
         "task": {"type": pipeline_tag},

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fullft_assets.artifacts import BASELINE_FILE
 from fullft_assets.errors import FullftError, StoreError
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.release.champion import Champion, read_champion
@@ -32,7 +33,7 @@ _ARCHIVE, _METRICS = "model.tar.gz", "metrics.json"
 
 def register_champion(store: Store, use_case: UseCase) -> str | None:
     """Register the champion in `release.model_package`; return the package's ARN, or None where there is
-    nothing to register.
+    nothing to register, as of a baseline that is no model of transformers.
 
     Repeated, it returns the package that there is: SageMaker takes a request with the same token once, and a
     file in the bucket says which package that was.
@@ -44,6 +45,8 @@ def register_champion(store: Store, use_case: UseCase) -> str | None:
     if asked is None or champion is None:
         return None
     target, checkpoint = Files(asked.url), store.load(champion.checkpoint)
+    if f"model/{BASELINE_FILE}" in checkpoint.files:
+        return None  # no image of the service serves it
     name = f"{checkpoint.key}-{checkpoint.attempt}"
     known = target.read_json(f"{name}/{_PACKAGE}")
     if known is not None:

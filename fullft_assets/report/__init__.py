@@ -23,7 +23,6 @@ from fullft_assets.report.rendering import (
     shorten,
     system_costs,
     with_outcome,
-    worth_rows,
     write,
     write_label_errors,
     write_list,

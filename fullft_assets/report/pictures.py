@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fullft_assets.evaluation import FINETUNED, Evaluation, title
+from fullft_assets.evaluation import Evaluation, title
 from fullft_assets.evaluation.rows import LabelScore
 from fullft_assets.task import TASKS
 
@@ -83,7 +83,7 @@ def _scores(evaluation: Evaluation) -> Figure:
     figure, axes = new_axes(6.4, 0.9 + 0.42 * len(systems))
     for row, name in enumerate(systems):
         score = scores[name]
-        color = ACCENT if name == FINETUNED else MUTED
+        color = ACCENT if name == evaluation.candidate else MUTED
         axes.plot(
             [score.low, score.high], [row, row], color=color, linewidth=3, solid_capstyle="round", alpha=0.45
         )
@@ -217,7 +217,7 @@ def _learning_curve(curve: Sequence[Mapping[str, Any]], evaluation: Evaluation) 
     points = sorted((point["rows"], point[metric]) for point in curve if point.get(metric) is not None)
     levels = {
         title(system): evaluation.scores[metric][system].estimate
-        for system in (evaluation.justification.best_baseline, FINETUNED)
+        for system in (evaluation.justification.best_baseline, evaluation.candidate)
     }
     return _lines({"pilot": points}, levels, "training rows of the pilot", title(metric))
 

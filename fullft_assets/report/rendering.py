@@ -14,7 +14,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -23,17 +23,18 @@ from fullft_assets.checkpoint import lineage
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.durations import duration
 from fullft_assets.escaping import from_cell, to_cell
-from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, SEED_RUN, Evaluation, Interval, title
-from fullft_assets.evaluation.base import Forgetting
+from fullft_assets.evaluation import ANCHOR, CHAMPION, SEED_RUN, Evaluation, Interval, title
+from fullft_assets.evaluation.base import Forgetting, forgetting_of
 from fullft_assets.evaluation.comparison import SliceScore
 from fullft_assets.evaluation.verdict import ReleaseVerdict
 from fullft_assets.markdown import about_row, escape, to_html
 from fullft_assets.planning import BaselinesMetadata, PilotMetadata
+from fullft_assets.planning.worth import price_of_million
 from fullft_assets.report import pictures
 from fullft_assets.settings import DocumentsSettings, ReleaseSettings, UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Manifest
-from fullft_assets.task import GATES, TASKS
+from fullft_assets.task import BASELINES, GATES, TASKS
 
 if TYPE_CHECKING:
     import jinja2
@@ -149,10 +150,20 @@ def write_list(path: Path, rows: Sequence[Mapping[str, Any]], delimiter: str | N
 
 @dataclass(frozen=True)
 class SystemCost:
-    """What making a system took; for a baseline with scoring the validation rows. None: unknown."""
+    """What making a system took, for a baseline with scoring the validation rows; and what its predictions
+    take. None: unknown.
+
+    Attributes:
+        row_seconds: of a test row, in batches, loading included.
+        usd_a_million: what a million predictions cost.
+        forgot: its rise on general text.
+    """
 
     seconds: float | None = None
     usd: float | None = None
+    row_seconds: float | None = None
+    usd_a_million: float | None = None
+    forgot: float | None = None
 
     @property
     def time(self) -> str:
@@ -164,52 +175,56 @@ class SystemCost:
         """The price in USD, or a dash."""
         return "–" if self.usd is None else f"{self.usd:,.2f}"
 
+    @property
+    def all(self) -> str:
+        """Time and price in words."""
+        return self.time if self.usd is None else f"{self.time} ({self.money} USD)"
 
-def system_costs(inputs: Mapping[str, Manifest]) -> dict[str, SystemCost]:
-    """Return what each system took to make; a champion took it when it was trained. What an external
-    system took is unknown.
+
+def system_costs(
+    inputs: Mapping[str, Manifest], settings: UseCaseSettings, seconds: Mapping[str, float], num_rows: int
+) -> dict[str, SystemCost]:
+    """Return what each system took to make, and takes to predict; a champion took it when it was trained.
+    What an external system took is unknown.
+
+    Args:
+        seconds: that each system took for the test rows.
+        num_rows: test rows.
     """
-    baselines = BaselinesMetadata.of(inputs["cheaper_baselines"])
-    of_baselines = {
-        name: SystemCost(seconds, baselines.usd[name] or None) for name, seconds in baselines.seconds.items()
+    baselines, hourly = BaselinesMetadata.of(inputs["cheaper_baselines"]), settings.planning.hourly_usd
+    num_validated = SnapshotMetadata.of(inputs["training_snapshot"]).num_validation_rows
+    costs = {
+        name: SystemCost(
+            seconds_to_make,
+            baselines.usd[name] or None,
+            # A service asks for each row; a fit asked it for the validation rows.
+            usd_a_million=baselines.usd[name] / max(1, num_validated) * 1e6
+            if BASELINES.get(name).needs_network
+            else None,
+            forgot=None if BASELINES.get(name).trainings(settings) else 0.0,
+        )
+        for name, seconds_to_make in baselines.seconds.items()
     }
-    checkpoints = {FINETUNED: inputs["finetuned_checkpoint"]} | {
-        name: inputs[name] for name in (CHAMPION, ANCHOR) if name in inputs
-    }
-    trained = {
-        name: _of_training(CheckpointMetadata.of(checkpoint)) for name, checkpoint in checkpoints.items()
-    }
-    return of_baselines | trained
-
-
-def worth_rows(evaluation: Evaluation, costs: Mapping[str, SystemCost]) -> list[tuple[str, str]]:
-    """Return what the gain over the best baseline cost, as (name, value) rows; none where a time is not
-    known.
-    """
-    best, gain = evaluation.justification.best_baseline, evaluation.gain_over_best_baseline
-    finetuned, baseline = costs.get(FINETUNED), costs.get(best)
-    if finetuned is None or baseline is None or finetuned.seconds is None or baseline.seconds is None:
-        return []
-    rows = [(f"longer than {title(best)}", duration(max(0.0, finetuned.seconds - baseline.seconds)))]
-    if finetuned.usd is None or baseline.usd is None:
-        return [*rows, ("costs more", "unknown, as no price is given")]
-    extra = finetuned.usd - baseline.usd
-    rows.append((f"costs more than {title(best)}", f"{extra:,.2f} USD"))
-    if gain.estimate > 0:
-        rows.append(("a point of gain (0.01) costs", f"{extra / gain.estimate / 100:,.2f} USD"))
-    return rows
-
-
-def _of_training(metadata: CheckpointMetadata) -> SystemCost:
-    return SystemCost(metadata.training_seconds, metadata.training_usd or None)
+    for role in ("finetuned_checkpoint", CHAMPION, ANCHOR):
+        if role in inputs:
+            metadata, forgetting = CheckpointMetadata.of(inputs[role]), forgetting_of(inputs[role])
+            rise = None if forgetting is None else forgetting.rise
+            name = metadata.system if role == "finetuned_checkpoint" else role
+            costs[name] = SystemCost(metadata.training_seconds, metadata.training_usd or None, forgot=rise)
+    for name, cost in costs.items():
+        row_seconds = seconds[name] / num_rows if name in seconds else None
+        usd = None if row_seconds is None else price_of_million(row_seconds, hourly)
+        costs[name] = replace(cost, row_seconds=row_seconds, usd_a_million=cost.usd_a_million or usd)
+    return costs
 
 
 def next_action(case: str, verdict: ReleaseVerdict, evaluation: Evaluation, settings: ReleaseSettings) -> str:
     """Return what to do next."""
-    if verdict.promote:
+    if verdict.answer in ("promote", "baseline"):
         return (
-            f"Materialise champion_model, as the job {case}_model does: it makes this model the champion,"
-            " unless somebody froze or rolled back the champion."
+            f"Materialise champion_model, as the job {case}_model does: it makes"
+            f" {'this model' if verdict.promote else 'the baseline'} the champion, unless somebody froze or"
+            " rolled back the champion."
         )
     if verdict.answer == "insufficient_data":
         return (
@@ -269,8 +284,8 @@ class EvaluationReport:
     Attributes:
         external_scores: (name, value) of systems that came with a score alone.
         not_asked: names of baselines that the task offers and `planning.baselines` does not name.
-        worth: whether the gain over the best baseline is worth its cost, and what it cost.
-        costs: what each system took to make; one that is not named is not known.
+        worth: whether the gain over the best baseline is worth its cost.
+        costs: what each system took to make, and takes to predict; one that is not named is not known.
         next_action: what to do after this verdict.
         worst: the errors with the highest loss.
         label_errors: rows whose label is probably wrong; None: they were not searched for.
@@ -354,7 +369,7 @@ def render(template: str, evaluation: Evaluation, **context: Any) -> str:
     value is an error.
     """
     filled = _environment(evaluation.task).get_template(template)
-    return filled.render(title=title, FINETUNED=FINETUNED, about_row=about_row, e=evaluation, **context)
+    return filled.render(title=title, about_row=about_row, e=evaluation, **context)
 
 
 @cache

@@ -3,13 +3,12 @@ Dagster. Predicting imports torch.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fullft_assets import release
-from fullft_assets.base_model import with_rights
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.errors import DataError, FullftError, SettingsError
 from fullft_assets.resources.store import open_url
@@ -28,12 +27,14 @@ class LoadedChampion:
         path: folder of the model.
         labels: in the order of the model's outputs; none of a language model.
         settings: they say what the task is and how texts are read.
+        opened: returns the model, of whatever kind it is.
     """
 
     checkpoint: str
     path: Path
     labels: list[str]
     settings: UseCaseSettings
+    opened: Callable[[], Any]
 
     def predict(self, texts: Iterable[str], max_new_tokens: int = 100) -> list[dict[str, Any]]:
         """Return what it predicts for each text, as `fullft predict --file` writes it; the model is loaded
@@ -49,9 +50,8 @@ class LoadedChampion:
         """Yield what `predict` returns, as it comes."""
         if isinstance(texts, str):
             raise DataError("predict takes a list of texts, not one text: [text]")
-        model = with_rights(self.path, self.settings)
         return task_of(self.settings.examples).predict(
-            model, self.settings, self.labels, list(texts), max_new_tokens
+            self.opened(), self.settings, self.labels, list(texts), max_new_tokens
         )
 
 
@@ -100,7 +100,13 @@ def load_champion(
             store.load(in_use.snapshot),
             {"base_model": about.base_model, "trust_remote_code": trust_remote_code},
         )
-    return LoadedChampion(checkpoint.ref, store.folder(checkpoint) / "model", about.labels, settings)
+
+    def opened() -> Any:
+        from fullft_assets.tasks.baseline import open_model
+
+        return open_model(store, checkpoint, settings)
+
+    return LoadedChampion(checkpoint.ref, store.folder(checkpoint) / "model", about.labels, settings, opened)
 
 
 def _settings(store: Store, snapshot: Manifest, facts: dict[str, Any]) -> UseCaseSettings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -41,6 +41,23 @@ class ReleaseSettings(Settings):
         "max_calibration_error": "set `gates: {is_calibrated: {max_error: ...}}`",
     }
 
+    candidates: Literal["any", "finetuned"] = Field(
+        default="any",
+        description=(
+            "What may become champion: any system that the evaluation judges and that can be stored (the"
+            " fine-tuned model, a frozen probe, TF-IDF, LoRA, a dictionary, a prompt), or the fine-tuned model"
+            " alone."
+        ),
+    )
+    worth: Float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description=(
+            "What a system that costs more to serve has to score above a cheaper one, in the primary metric;"
+            " within this the cheaper one becomes champion."
+        ),
+    )
     min_gain_over_baselines: Float = Field(
         default=0.0,
         ge=-1,

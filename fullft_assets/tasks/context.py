@@ -4,15 +4,19 @@ and what it takes back.
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from fullft_assets.base_model import ModelFolder, find_base_model, with_rights
+from fullft_assets.artifacts import BASELINE_MODEL
+from fullft_assets.base_model import ModelFolder, find_base_model, read_header, weights_digest, with_rights
+from fullft_assets.checkpoint import CHECKS
 from fullft_assets.checkpoint.lineage import tokenizer_of
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.chunks import Tokenization, tokenizer_digest
@@ -35,6 +39,7 @@ from fullft_assets.examples.texts import language_of
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import BaselinesMetadata
+from fullft_assets.release import BASELINE_VERSION, stored_baseline_settings
 from fullft_assets.report import AnsweredRow, Continuation, DoubtfulRow
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import (
@@ -50,9 +55,17 @@ from fullft_assets.snapshot import (
 )
 from fullft_assets.snapshot.general import General
 from fullft_assets.snapshot.packing import Packing
-from fullft_assets.store import Manifest, Store
-from fullft_assets.task import task_of
-from fullft_assets.tasks.baseline import Baseline, BaselineContext, load_all
+from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
+from fullft_assets.store.hashing import digest
+from fullft_assets.task import BASELINES, task_of
+from fullft_assets.tasks.baseline import (
+    THRESHOLDS,
+    Baseline,
+    BaselineContext,
+    OpenedModel,
+    load_all,
+    open_model,
+)
 from fullft_assets.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -166,6 +179,91 @@ def baseline_context(job: Job, store: Store, snapshot: Manifest, progress: Progr
         lambda: load_split(store, snapshot, "train"),
         settings.chunks.added_tokens,
         project_root=Path(job.project_root),
+    )
+
+
+def fitted_context(
+    job: Job,
+    store: Store,
+    snapshot: Manifest,
+    labels: Sequence[str],
+    rows: Split,
+    progress: Progress,
+) -> BaselineContext:
+    """Return what fitted baselines may use to predict rows; their recipe has no training rows.
+
+    Args:
+        labels: of the baselines.
+    """
+    context, settings = baseline_context(job, store, snapshot, progress), job.settings
+
+    def open_recipe() -> Recipe:
+        data = WithoutTraining(
+            context.base_model, rows, context.added_tokens, None, None, store, snapshot, settings, labels
+        )
+        return task_of(settings.examples).open_recipe(data)
+
+    return replace(context, labels=labels, open_recipe=open_recipe)
+
+
+def store_baseline(
+    job: Job, store: Store, snapshot: Manifest, baselines: Manifest, name: str, progress: Progress
+) -> Manifest:
+    """Return the `baseline_model` of a baseline, written now unless it exists.
+
+    Args:
+        baselines: the `cheaper_baselines` that it is one of.
+    """
+    settings, fitted = job.settings, BaselinesMetadata.of(baselines)
+    header = read_header(find_base_model(settings, Path(job.project_root)))
+    source = store.folder(baselines)
+
+    def write(draft: Draft) -> Outcome:
+        progress.say(f"storing {name} ...")
+        rows = load_split(store, snapshot, "validation")
+        context = fitted_context(job, store, snapshot, fitted.labels, rows, progress)
+        BASELINES.get(name).load(source, context).export(draft.path / "model", context)
+        if (thresholds := source / f"{name}_{THRESHOLDS}").is_file():
+            shutil.copy(thresholds, draft.path / "model" / THRESHOLDS)
+        metadata = CheckpointMetadata(
+            system=name,
+            base_model=settings.base_model,
+            base_model_revision=header.revision,
+            base_model_weights=weights_digest(header.folder),
+            snapshot=snapshot.ref,
+            labels=fitted.labels,
+            trained_from="the base model",
+            num_parameters=0,
+            num_trained_parameters=0,
+            num_steps=0,
+            model_of_step=0,
+            num_tokens=0,
+            training_seconds=fitted.seconds[name],
+            tokens_per_second=0.0,
+            training_usd=fitted.usd[name],
+            resumed_from_step=0,
+            peak_memory_gib=0.0,
+            micro_batch_size=0,
+            incidents=[],
+            num_warnings=0,
+            precision="fp32",
+            facts={f"validation_{settings.primary_metric}": fitted.scores[name]},
+            settings_digest=digest(settings.model_dump(mode="json")),
+        )
+        checks = [CheckOutcome(name=check.name, passed=True, description="not trained") for check in CHECKS]
+        return metadata.as_dict(), checks
+
+    return store.ensure(
+        job.case,
+        BASELINE_MODEL,
+        write,
+        version=BASELINE_VERSION,
+        settings=stored_baseline_settings(name, settings),
+        inputs={
+            "training_snapshot": snapshot.content_digest,
+            "cheaper_baselines": baselines.content_digest,
+        },
+        seed=settings.seed,
     )
 
 
@@ -283,12 +381,21 @@ class EvaluationContext:
     Attributes:
         inputs: artifacts by asset name; `champion` is the checkpoint to beat, if there is one, and
             `first_champion` where that is another.
+        outputs: what systems predicted of the test rows, by name; one that is there is not asked again.
+        seconds: that each took.
     """
 
     job: Job
     store: Store
     inputs: Mapping[str, Manifest]
     progress: Progress
+    outputs: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def candidate(self) -> str:
+        """Name of the system that is judged."""
+        return CheckpointMetadata.of(self.inputs["finetuned_checkpoint"]).system
 
     @property
     def base_model(self) -> ModelFolder:
@@ -310,7 +417,6 @@ class EvaluationContext:
         test: Split,
         by_checkpoint: Callable[[str], Output],
         by_baseline: Callable[[str, Baseline], Output],
-        tokenization: Tokenization | None = None,
         by_external: Callable[[str, list[Any]], Output] | None = None,
     ) -> dict[str, Output]:
         """Return what each system predicts of the test rows: the candidate, the baselines, external systems
@@ -321,10 +427,13 @@ class EvaluationContext:
             by_baseline: takes a baseline's name, and the baseline.
             by_external: takes the name of an external system, and its answer for each test row.
         """
-        outputs = {}
-        systems: dict[str, Callable[[], Output]] = {FINETUNED: lambda: by_checkpoint("finetuned_checkpoint")}
-        for name, baseline in self._load_baselines(test, tokenization).items():
+        systems: dict[str, Callable[[], Output]] = {}
+        for name, baseline in self._load_baselines(test).items():
             systems[name] = lambda name=name, baseline=baseline: by_baseline(name, baseline)
+        # A baseline that is judged is scored as it is stored.
+        systems = {self.candidate: lambda: by_checkpoint("finetuned_checkpoint")} | {
+            name: predict for name, predict in systems.items() if name != self.candidate
+        }
         for name, answers in self.external_answers(test).items():
             if by_external is None:
                 raise SettingsError(
@@ -336,10 +445,14 @@ class EvaluationContext:
             if name in self.inputs:
                 systems[name] = lambda name=name: by_checkpoint(name)
         for name, predict in systems.items():
+            if name in self.outputs:
+                continue
             self.progress.raise_if_stopped()
             self.progress.say(f"{title(name)} on {len(test):,} test rows ...")
-            outputs[name] = predict()
-        return outputs
+            began = time.perf_counter()
+            self.outputs[name] = predict()
+            self.seconds[name] = time.perf_counter() - began
+        return dict(self.outputs)
 
     def external_answers(self, test: Split) -> dict[str, list[Any]]:
         """Return what each external system answered for each test row, as its file has it."""
@@ -356,11 +469,16 @@ class EvaluationContext:
         """Return how the systems are compared, and report that they are now."""
         settings = self.job.settings
         self.progress.say(f"{RESAMPLES:,} resamples over the groups of {len(test):,} test rows ...")
-        return Comparison.of(settings, slices_of(self.store, self.inputs, settings, test), self.modules)
+        slices = slices_of(self.store, self.inputs, settings, test)
+        return Comparison.of(settings, slices, self.modules, self.candidate)
 
     @cached_property
     def modules(self) -> dict[str, Metric]:
         return external.load_modules(self.store, self.inputs.get(external.MODULES), self.job.settings)
+
+    def open(self, name: str) -> OpenedModel:
+        """Return the model of a checkpoint among the inputs."""
+        return open_model(self.store, self.inputs[name], self.job.settings, self.progress)
 
     def model_folder(self, name: str) -> ModelFolder:
         return with_rights(self.store.folder(self.inputs[name]) / "model", self.job.settings)
@@ -376,21 +494,11 @@ class EvaluationContext:
             self.store, self.inputs["training_snapshot"]
         )
 
-    def _load_baselines(self, test: Split, tokenization: Tokenization | None) -> dict[str, Baseline]:
-        artifact = self.inputs["cheaper_baselines"]
-        settings = self.job.settings
-        snapshot = self.inputs["training_snapshot"]
-        context = baseline_context(self.job, self.store, snapshot, self.progress)
-        added_tokens, labels = context.added_tokens, self.baseline_labels
-
-        def open_recipe() -> Recipe:
-            data = WithoutTraining(
-                context.base_model, test, added_tokens, None, None, self.store, snapshot, settings, labels
-            )
-            return task_of(settings.examples).open_recipe(data)
-
-        context = replace(context, labels=labels, tokenization=tokenization, open_recipe=open_recipe)
-        return load_all(BaselinesMetadata.of(artifact).scores, self.store.folder(artifact), context)
+    def _load_baselines(self, test: Split) -> dict[str, Baseline]:
+        artifact, snapshot = self.inputs["cheaper_baselines"], self.inputs["training_snapshot"]
+        names = [name for name in BaselinesMetadata.of(artifact).scores if name not in self.outputs]
+        context = fitted_context(self.job, self.store, snapshot, self.baseline_labels, test, self.progress)
+        return load_all(names, self.store.folder(artifact), context)
 
 
 def column_of(system: str, what: str) -> str:

@@ -20,7 +20,7 @@ from fullft_assets.base_model.header import read_config
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.snapshot import Split
-from fullft_assets.tasks.baseline import Baseline, BaselineContext, UntrainedBaseline
+from fullft_assets.tasks.baseline import Baseline, BaselineContext, UntrainedBaseline, export_model
 from fullft_assets.tasks.language.assessment import DocumentScores
 
 #: Training rows that a few-shot prompt shows, and tokens of them together, at most; half of the positions of
@@ -88,9 +88,16 @@ class _Prompted(Baseline):
     tasks = ("classification",)
     needs_causal_model = True
     needs_whole_model = True
+    serving_rank = 3
 
     def __init__(self, context: BaselineContext):
         self.context = context
+
+    def export(self, folder: Path, context: BaselineContext) -> None:
+        from fullft_assets.models.inference import load_causal
+
+        export_model(load_causal(context.base_model, context.added_tokens), folder, context)
+        super().export(folder, context)
 
     def predict(self, rows: Split) -> np.ndarray:
         from scipy.special import softmax

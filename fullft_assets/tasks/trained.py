@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from fullft_assets.base_model import ModelFolder, copy_code, resolve_base_model, with_rights
-from fullft_assets.chunks import Tokenization, save_tokenizer
+from fullft_assets.base_model import ModelFolder, resolve_base_model, with_rights
+from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import DivergenceError, SettingsError, StoreError
 from fullft_assets.snapshot import Split
-from fullft_assets.tasks.baseline import Baseline, BaselineContext
+from fullft_assets.tasks.baseline import Baseline, BaselineContext, export_model
 
 if TYPE_CHECKING:
     import torch
@@ -78,6 +79,7 @@ class Lora(_Trained):
     """
 
     name, title = "lora", "LoRA"
+    serving_rank = 2
 
     def __init__(self, rank: int, weights: dict[str, torch.Tensor], context: BaselineContext):
         self.rank = rank
@@ -104,14 +106,27 @@ class Lora(_Trained):
         return cls(RANK, trained, context)
 
     def predict(self, rows: Split) -> Any:
+        return self.context.open_recipe().predict(self._model(), rows, self.context.progress)
+
+    def export(self, folder: Path, context: BaselineContext) -> None:
+        from peft.tuners.lora import LoraLayer
+
+        model = self._model()
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, LoraLayer):
+                layer.merge()
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, layer.get_base_layer())
+        export_model(model, folder, context)
+
+    def _model(self) -> PreTrainedModel:
         from fullft_assets.models import precision
 
-        recipe = self.context.open_recipe()
-        model = adapt(recipe, lora_settings(self.context.settings), self.rank)
+        model = adapt(self.context.open_recipe(), lora_settings(self.context.settings), self.rank)
         _load_trained(model, self.weights)
         # As all baselines are scored, whatever training computes in.
         precision.set_scoring(model, None)
-        return recipe.predict(model, rows, self.context.progress)
+        return model
 
     def save(self, folder: Path) -> None:
         from safetensors.torch import save_file
@@ -215,6 +230,7 @@ class SmallerModel(_Trained):
     """
 
     name, title = "smaller_model", "smaller model, fully fine-tuned"
+    serving_rank = 1
 
     def __init__(
         self,
@@ -233,7 +249,6 @@ class SmallerModel(_Trained):
 
     @classmethod
     def fit(cls, train: Any, context: BaselineContext) -> Self:
-        from fullft_assets.models import loading
         from fullft_assets.models.hardware import free_memory
 
         settings = context.settings
@@ -248,9 +263,7 @@ class SmallerModel(_Trained):
         )
         temporary = tempfile.TemporaryDirectory(prefix="fullft-smaller-")
         target = Path(temporary.name) / "model"
-        loading.save_model(model, target, settings.chunks.max_tokens)
-        save_tokenizer(base, context.added_tokens, target)
-        copy_code(base, target)
+        export_model(model, target, replace(context, base_model=base))
         del model
         free_memory()
         return cls(target, context, temporary)
@@ -268,6 +281,9 @@ class SmallerModel(_Trained):
 
     def save(self, folder: Path) -> None:
         shutil.copytree(self.folder, folder / self.name)
+
+    def export(self, folder: Path, context: BaselineContext) -> None:
+        shutil.copytree(self.folder, folder)
 
     @classmethod
     def load(cls, folder: Path, context: BaselineContext) -> Self:

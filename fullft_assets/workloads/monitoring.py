@@ -20,7 +20,7 @@ from fullft_assets.chunks import Tokenization
 from fullft_assets.documents import RawMetadata
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.models.inference import embed, predict
+from fullft_assets.models.inference import embed
 from fullft_assets.monitoring import (
     DriftMetadata,
     DriftVerdict,
@@ -32,9 +32,12 @@ from fullft_assets.monitoring import (
     Sums,
     Vocabulary,
 )
+from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.monitoring import MAX_WINDOW_ROWS
 from fullft_assets.snapshot import label_names, load_split
 from fullft_assets.store import Manifest, Store, artifact_key
+from fullft_assets.tasks.baseline import OpenedModel, open_model
+from fullft_assets.tasks.classification.scoring import classify
 from fullft_assets.workloads.entry import run_workload
 
 if TYPE_CHECKING:
@@ -93,8 +96,8 @@ class Reader:
 
     base_model: ModelFolder
     base_tokenization: Tokenization
-    model: ModelFolder
-    tokenization: Tokenization
+    model: OpenedModel
+    settings: UseCaseSettings
     progress: Progress
 
     @classmethod
@@ -102,12 +105,11 @@ class Reader:
         """Return the reader of a checkpoint."""
         settings = job.settings
         base = with_rights(resolve_base_model(settings.base_model, Path(job.project_root)), settings)
-        model = with_rights(store.folder(checkpoint) / "model", settings)
         return cls(
             base_model=base,
             base_tokenization=Tokenization.load_saved(base, settings.chunks),
-            model=model,
-            tokenization=Tokenization.load_saved(model, settings.chunks),
+            model=open_model(store, checkpoint, settings, progress),
+            settings=settings,
             progress=progress,
         )
 
@@ -117,8 +119,7 @@ class Reader:
         Embeddings and tokens are the base model's, which no training moves; only predictions are the
         monitored model's.
         """
-        windows, _ = self.tokenization.windows_with_lengths(texts)
-        probabilities = predict(self.model, windows, progress=self.progress).probabilities
+        probabilities = classify(self.model, self.settings, texts, self.progress)
         self.progress.raise_if_stopped()
         windows, counts = self.base_tokenization.windows_with_lengths(texts)
         embeddings = embed(self.base_model, windows, progress=self.progress)

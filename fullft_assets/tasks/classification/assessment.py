@@ -20,7 +20,6 @@ from fullft_assets.evaluation.comparison import Comparison
 from fullft_assets.evaluation.intervals import Record
 from fullft_assets.evaluation.metrics.base import Predictions
 from fullft_assets.evaluation.rows import weakest_label
-from fullft_assets.evaluation.titles import FINETUNED
 from fullft_assets.report import DoubtfulRow
 
 #: Bins of the reliability diagram.
@@ -158,7 +157,7 @@ def assess(
         name: predictions_of(labels, each, label_names, name) for name, each in probabilities.items()
     }
     predictions |= {name: replace(predictions[name], predicted=None) for name in labels_alone}
-    tuned = np.asarray(probabilities[FINETUNED])
+    tuned = np.asarray(probabilities[comparison.candidate])
     confusion = confusion_matrix(labels, tuned.argmax(axis=1), labels=range(len(label_names)))
     return ClassificationEvaluation(
         **label_fields(predictions, groups, label_names, comparison),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import numpy as np
 
 from fullft_assets.snapshot import Split
-from fullft_assets.tasks.baseline import Baseline, BaselineContext
+from fullft_assets.tasks.baseline import Baseline, BaselineContext, export_model
 
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -247,6 +247,7 @@ class Tfidf(Baseline):
 
     name = "tfidf"
     title = "TF-IDF + logistic regression"
+    serving_rank = 0
     tasks = ("classification", "multi_label")
 
     def __init__(self, vectorizers: Sequence[TfidfVectorizer], head: LogisticHead):
@@ -310,6 +311,7 @@ class FrozenProbe(Baseline):
     name = "frozen_probe"
     title = "frozen base model + trained head"
     tasks = ("classification", "multi_label")
+    serving_rank = 2
 
     def __init__(self, weights: HeadWeights, context: BaselineContext):
         self.weights, self.context = weights, context
@@ -324,11 +326,17 @@ class FrozenProbe(Baseline):
         return cls(weights, context)
 
     def predict(self, rows: Split) -> Any:
+        return self.context.open_recipe().predict(self._model(), rows, self.context.progress)
+
+    def export(self, folder: Path, context: BaselineContext) -> None:
+        export_model(self._model(), folder, context)
+
+    def _model(self) -> PreTrainedModel:
         from fullft_assets.models import inference
 
         model = _with_new_head(self.context)
         inference.set_head_weights(model, self.weights)
-        return self.context.open_recipe().predict(model, rows, self.context.progress)
+        return model
 
     def save(self, folder: Path) -> None:
         np.savez(

@@ -47,6 +47,7 @@ class Bedrock(Baseline):
     title = "Bedrock model, prompted"
     tasks = ("classification",)
     needs_network = True
+    serving_rank = 4
 
     def __init__(self, shown: Split, labels: Sequence[int], fallback: int, context: BaselineContext):
         self.shown = shown
@@ -153,9 +154,7 @@ def _client(asked: BedrockSettings) -> Any:
         retries={"max_attempts": _ATTEMPTS, "mode": "adaptive"}, max_pool_connections=_PARALLEL_REQUESTS
     )
     try:
-        return boto3.client(
-            "bedrock-runtime", region_name=asked.region, endpoint_url=asked.endpoint_url, config=retries
-        )
+        return boto3.client("bedrock-runtime", region_name=asked.region, config=retries)
     except BotoCoreError as error:
         raise SettingsError(f"planning.bedrock: {_one_line(error)}") from error
 

@@ -4,7 +4,7 @@ or the labels that they give.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +12,16 @@ import numpy as np
 import pyarrow as pa
 
 from fullft_assets import report
-from fullft_assets.base_model import ModelFolder
 from fullft_assets.checkpoint.lineage import snapshots_learned_from
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import StoreError
-from fullft_assets.evaluation import FINETUNED, external
+from fullft_assets.evaluation import external
+from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import loading
 from fullft_assets.models.inference import predict
+from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import Split, load_split
-from fullft_assets.tasks.baseline import Baseline
+from fullft_assets.tasks.baseline import THRESHOLDS, Baseline, OpenedModel, StoredBaseline
 from fullft_assets.tasks.classification import assessment
 from fullft_assets.tasks.classification.assessment import ClassificationEvaluation, MultiLabelEvaluation
 from fullft_assets.tasks.classification.recipe import thresholds_file
@@ -41,7 +42,7 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     evaluation = assessment.assess(
         test.labels, probabilities, test.groups, labels, context.comparison(test), labels_alone=labels_alone
     )
-    tuned = probabilities[FINETUNED]
+    tuned = probabilities[context.candidate]
     ids = test.ids
     truth = test.labels
     answers = tuned
@@ -54,7 +55,7 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     return EvaluationResult(
         evaluation,
         {**evaluation.headline, "calibration_error": evaluation.calibration_error},
-        _rows(test, probabilities, labels, labels_alone),
+        _rows(test, probabilities, labels, labels_alone, context.candidate),
         _pick_answers(test, probabilities, evaluation, context.job.settings.seed),
         assessment.worst_errors(test.ids, test.labels, tuned, labels),
         assessment.likely_label_errors(ids, truth, answers, labels),
@@ -69,9 +70,7 @@ def _on_validation(context: EvaluationContext, labels: list[str]) -> tuple[Split
     if not len(rows):
         return None
     context.progress.say(f"{len(rows):,} validation rows, for likely label errors ...")
-    folder = context.model_folder("finetuned_checkpoint")
-    probabilities = predict(folder, rows.windows, progress=context.progress).probabilities
-    return rows, map_labels(probabilities, model_labels(folder), labels)
+    return rows, _classified(context, "finetuned_checkpoint", rows.texts, labels)
 
 
 def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> dict[str, np.ndarray]:
@@ -80,11 +79,7 @@ def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> d
     """
 
     def by_checkpoint(name: str) -> np.ndarray:
-        folder = context.model_folder(name)
-        probabilities = predict(
-            folder, windows_for(context, name, test), progress=context.progress
-        ).probabilities
-        return map_labels(probabilities, model_labels(folder), labels)
+        return _classified(context, name, test.texts, labels)
 
     def by_baseline(name: str, baseline: Baseline) -> np.ndarray:
         return map_labels(baseline.predict(test), context.baseline_labels, labels)
@@ -97,9 +92,27 @@ def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> d
     return context.predict_with_all(test, by_checkpoint, by_baseline, by_external=by_external)
 
 
-def model_labels(model_folder: ModelFolder) -> list[str]:
+def classify(
+    model: OpenedModel, settings: UseCaseSettings, texts: Sequence[str], progress: Listener | None = None
+) -> np.ndarray:
+    """Return the probabilities [texts, labels] that a classifier gives its own labels."""
+    if isinstance(model, StoredBaseline):
+        return model.predict(texts)
+    windows = Tokenization.load_saved(model, settings.chunks).windows(texts)
+    return predict(model, windows, progress=progress).probabilities
+
+
+def _classified(context: EvaluationContext, name: str, texts: Sequence[str], labels: list[str]) -> np.ndarray:
+    model = context.open(name)
+    probabilities = classify(model, context.job.settings, texts, context.progress)
+    return map_labels(probabilities, model_labels(model), labels)
+
+
+def model_labels(model: OpenedModel) -> list[str]:
     """Return a classifier's label names in the order of its outputs."""
-    names: dict[Any, str] = dict(loading.read_config(model_folder).id2label or {})
+    if isinstance(model, StoredBaseline):
+        return model.labels
+    names: dict[Any, str] = dict(loading.read_config(model).id2label or {})
     return [names[i] for i in range(len(names))]
 
 
@@ -131,7 +144,8 @@ def _pick_answers(
     test: Split, probabilities: Mapping[str, np.ndarray], evaluation: ClassificationEvaluation, seed: int
 ) -> list[report.AnsweredRow]:
     tuned, baseline = (
-        probabilities[name].argmax(1) for name in (FINETUNED, evaluation.justification.best_baseline)
+        probabilities[name].argmax(1)
+        for name in (evaluation.candidate, evaluation.justification.best_baseline)
     )
     return [
         report.AnsweredRow(
@@ -142,19 +156,12 @@ def _pick_answers(
     ]
 
 
-def windows_for(context: EvaluationContext, name: str, test: Split) -> list[list[list[int]]]:
-    """Return the test rows' windows for a checkpoint among the inputs: made anew where it has another
-    tokenizer.
-    """
-    if context.has_tokenizer_of_snapshot(name):
-        return test.windows
-    return Tokenization.load_saved(context.model_folder(name), context.job.settings.chunks).windows(
-        test.texts
-    )
-
-
 def _rows(
-    test: Split, probabilities: Mapping[str, np.ndarray], labels: list[str], labels_alone: Collection[str]
+    test: Split,
+    probabilities: Mapping[str, np.ndarray],
+    labels: list[str],
+    labels_alone: Collection[str],
+    candidate: str,
 ) -> pa.Table:
     columns: dict[str, Any] = {
         "id": test.ids,
@@ -166,7 +173,7 @@ def _rows(
         if name not in labels_alone:
             columns[column_of(name, "probability")] = each.max(axis=1).astype(np.float32)
     # Likely label errors rest on all of the candidate's.
-    tuned = np.ascontiguousarray(probabilities[FINETUNED])
+    tuned = np.ascontiguousarray(probabilities[candidate])
     columns["probabilities"] = pa.FixedSizeListArray.from_arrays(pa.array(tuned.ravel()), len(labels))
     return pa.table(columns)
 
@@ -199,7 +206,7 @@ def evaluate_decisions(context: EvaluationContext, test: Split) -> EvaluationRes
     names = context.labels
     of_systems = _decide_all(context, test, names)
     decisions = {name: each.labels for name, each in of_systems.items()}
-    thresholds = of_systems[FINETUNED].thresholds
+    thresholds = of_systems[context.candidate].thresholds
     evaluation = assessment.assess_decisions(
         test.labels, decisions, test.groups, names, thresholds, context.comparison(test)
     )
@@ -216,11 +223,9 @@ def _decide_all(context: EvaluationContext, test: Split, names: list[str]) -> di
     folder_of_baselines = context.store.folder(context.inputs["cheaper_baselines"])
 
     def by_checkpoint(name: str) -> LabelDecisions:
-        folder = context.model_folder(name)
-        probabilities = predict(
-            folder, windows_for(context, name, test), progress=context.progress
-        ).probabilities
-        return LabelDecisions(probabilities, read_thresholds(folder)).in_order(model_labels(folder), names)
+        model = context.open(name)
+        probabilities = classify(model, context.job.settings, test.texts, context.progress)
+        return LabelDecisions(probabilities, read_thresholds(model)).in_order(model_labels(model), names)
 
     def by_baseline(name: str, baseline: Baseline) -> LabelDecisions:
         thresholds = np.load(folder_of_baselines / thresholds_file(name))["thresholds"]
@@ -235,17 +240,20 @@ def _decide_all(context: EvaluationContext, test: Split, names: list[str]) -> di
     return context.predict_with_all(test, by_checkpoint, by_baseline, by_external=by_external)
 
 
-def read_thresholds(model_folder: ModelFolder) -> np.ndarray:
+def read_thresholds(model: OpenedModel) -> np.ndarray:
     """Return the labels' thresholds [labels] that were saved with a model.
 
     Raises:
         StoreError: there are none, or not one for each label.
     """
-    config = loading.read_config(model_folder)
+    folder = model.folder if isinstance(model, StoredBaseline) else model
+    if (folder / THRESHOLDS).is_file():
+        return np.load(str(folder / THRESHOLDS))["thresholds"]
+    config = loading.read_config(folder)
     thresholds = getattr(config, "label_thresholds", None)
     if not isinstance(thresholds, list) or len(thresholds) != config.num_labels:
         raise StoreError(
-            f"{model_folder}/config.json: label_thresholds should be {config.num_labels} numbers; train the"
+            f"{folder}/config.json: label_thresholds should be {config.num_labels} numbers; train the"
             " model again"
         )
     return np.array(thresholds, np.float64)
@@ -254,7 +262,7 @@ def read_thresholds(model_folder: ModelFolder) -> np.ndarray:
 def _pick_decisions(
     test: Split, decisions: Mapping[str, np.ndarray], evaluation: MultiLabelEvaluation, seed: int
 ) -> list[report.AnsweredRow]:
-    tuned, baseline = decisions[FINETUNED], decisions[evaluation.justification.best_baseline]
+    tuned, baseline = decisions[evaluation.candidate], decisions[evaluation.justification.best_baseline]
     return [
         report.AnsweredRow(
             report.shorten(test.texts[i]),

@@ -36,11 +36,9 @@ class _Labels(Task):
     def _probabilities(
         self, model: Any, settings: Any, labels: Sequence[str], texts: Sequence[str]
     ) -> Iterator[dict[str, float]]:
-        from fullft_assets.chunks import Tokenization
-        from fullft_assets.models.inference import predict
+        from fullft_assets.tasks.classification.scoring import classify
 
-        windows = Tokenization.load_saved(model, settings.chunks).windows(texts)
-        for row in predict(model, windows).probabilities:
+        for row in classify(model, settings, texts):
             yield dict(sorted(zip(labels, map(float, row), strict=True), key=lambda pair: -pair[1]))
 
 

@@ -224,13 +224,15 @@ def assess(
             f" {title(rescaled[0])} cuts others than the test set's; give token_probability, which compares"
             " equal text"
         )
-    tuned, base = selected[FINETUNED], selected[BASE_MODEL]
+    tuned, base = selected[comparison.candidate], selected[BASE_MODEL]
     num_bytes = None if num_bytes is None else num_bytes[scored]
     predictions = {
         name: replace(predictions_of(each), num_bytes=num_bytes) for name, each in selected.items()
     }
     shared = comparison.take(scored).run(predictions, groups, len(ids))
-    shared["justification"] = _with_perplexity(shared["justification"], shared["scores"]["perplexity"])
+    shared["justification"] = _with_perplexity(
+        shared["justification"], shared["scores"]["perplexity"], comparison.candidate
+    )
     return LanguageEvaluation(
         **shared,
         num_test_tokens=int(tuned.num_tokens.sum()),
@@ -243,8 +245,10 @@ def assess(
     )
 
 
-def _with_perplexity(justified: Justification, perplexity: Mapping[str, Interval]) -> Justification:
-    finetuned, baseline = perplexity[FINETUNED].estimate, perplexity[justified.best_baseline].estimate
+def _with_perplexity(
+    justified: Justification, perplexity: Mapping[str, Interval], candidate: str
+) -> Justification:
+    finetuned, baseline = perplexity[candidate].estimate, perplexity[justified.best_baseline].estimate
     return justified.model_copy(
         update={"sentence": f"{justified.sentence} Perplexity is {finetuned:.2f} against {baseline:.2f}."}
     )
@@ -349,12 +353,13 @@ def measure_answers(
     num_too_long: int,
     max_new_tokens: int,
     modules: Mapping[str, Metric] | None = None,
+    candidate: str = FINETUNED,
 ) -> AnswerScores | None:
     """Score what each system wrote; None where the answers are of fewer than two groups, of which no interval
     can be computed.
 
     Args:
-        written: of `finetuned` and the other systems, aligned with `truth` [n].
+        written: of the candidate and the other systems, aligned with `truth` [n].
         modules: metrics that are not registered, by name.
     """
     sizes = Counter(groups)
@@ -373,7 +378,7 @@ def measure_answers(
     metrics = {name: METRICS.get(name) for name in names} | dict(modules or {})
     measured = {
         name: measure(
-            metric, predictions, index, reference=FINETUNED, confidence=asked.confidence, seed=settings.seed
+            metric, predictions, index, reference=candidate, confidence=asked.confidence, seed=settings.seed
         )
         for name, metric in metrics.items()
         if metric.of_answers
@@ -389,23 +394,33 @@ def measure_answers(
     )
 
 
-def task_scores(row_scores: Mapping[str, RowScores], confidence: float) -> list[TaskScores]:
+def task_scores(
+    row_scores: Mapping[str, RowScores], confidence: float, candidate: str = FINETUNED
+) -> list[TaskScores]:
     """Return every score of each task with its interval.
 
     Args:
-        row_scores: of `finetuned` and the other systems.
+        row_scores: of the candidate and the other systems.
     """
     return [
-        _scores(task, metric, {name: each[task][metric] for name, each in row_scores.items()}, confidence)
-        for task, metrics in row_scores[FINETUNED].items()
+        _scores(
+            task,
+            metric,
+            {name: each[task][metric] for name, each in row_scores.items()},
+            confidence,
+            candidate,
+        )
+        for task, metrics in row_scores[candidate].items()
         for metric in metrics
         # Each system's numbers decide whether a score is a mean over rows, and one row gives no interval.
         if all(metric in each[task] and len(each[task][metric]) > 1 for each in row_scores.values())
     ]
 
 
-def _scores(task: str, metric: str, values: Mapping[str, np.ndarray], confidence: float) -> TaskScores:
-    ours = values[FINETUNED]
+def _scores(
+    task: str, metric: str, values: Mapping[str, np.ndarray], confidence: float, candidate: str
+) -> TaskScores:
+    ours = values[candidate]
     freedom, is_share = (
         max(len(ours) - 1, 1),
         all(((each >= 0) & (each <= 1)).all() for each in values.values()),
@@ -428,7 +443,7 @@ def _scores(task: str, metric: str, values: Mapping[str, np.ndarray], confidence
                 (ours - each)[ours != each] / len(ours),
             )
             for name, each in values.items()
-            if name != FINETUNED
+            if name != candidate
         },
     )
 

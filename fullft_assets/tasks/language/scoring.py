@@ -21,7 +21,7 @@ from fullft_assets.base_model import ModelFolder
 from fullft_assets.chunks import Tokenization
 from fullft_assets.chunks.chat import Message
 from fullft_assets.errors import DataError
-from fullft_assets.evaluation import BASE_MODEL, CHAMPION, FINETUNED, external
+from fullft_assets.evaluation import BASE_MODEL, CHAMPION, external
 from fullft_assets.evaluation.rows import one_of_each_group_first
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.models.inference import device, in_batches, load_causal, move
@@ -180,7 +180,9 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     num_bytes = bytes_scored(test, scorer.base_tokenization)
     on_tasks = {name: output.on_tasks for name, output in outputs.items() if output.on_tasks}
     other_tasks = (
-        assessment.task_scores(on_tasks, context.job.settings.evaluation.confidence) if on_tasks else []
+        assessment.task_scores(on_tasks, context.job.settings.evaluation.confidence, context.candidate)
+        if on_tasks
+        else []
     )
     evaluation = assessment.assess(
         scores, test.ids, test.groups, context.comparison(test), num_bytes, answers, other_tasks
@@ -190,7 +192,7 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
             prompt.id, prompt.shown, *(report.shorten(text) for text in (prompt.real, base, tuned))
         )
         for prompt, base, tuned in zip(
-            scorer.prompts, outputs[BASE_MODEL].written, outputs[FINETUNED].written, strict=True
+            scorer.prompts, outputs[BASE_MODEL].written, outputs[context.candidate].written, strict=True
         )
     ][:NUM_CONTINUATIONS]
     written = [] if answers is None else scorer.written(outputs)
@@ -280,7 +282,13 @@ class _Scorer:
         truth, groups = [prompt.real for prompt in self.prompts], [prompt.group for prompt in self.prompts]
         modules = self._context.modules
         scores = assessment.measure_answers(
-            truth, written, groups, self._settings, modules=modules, **counted
+            truth,
+            written,
+            groups,
+            self._settings,
+            modules=modules,
+            candidate=self._context.candidate,
+            **counted,
         )
         if scores is None:
             self._context.progress.say(

@@ -19,7 +19,6 @@ from fullft_assets.evaluation.comparison import Comparison
 from fullft_assets.evaluation.intervals import Record
 from fullft_assets.evaluation.metrics.base import Predictions, compute
 from fullft_assets.evaluation.rows import weakest_label
-from fullft_assets.evaluation.titles import FINETUNED
 
 #: (start, end exclusive, position of the label), in characters.
 Span = tuple[int, int, int]
@@ -159,11 +158,11 @@ def assess(
         )
         for name, spans in predicted.items()
     }
-    num_true = np.asarray(predictions[FINETUNED].true).sum(1)
+    num_true = np.asarray(predictions[comparison.candidate].true).sum(1)
     return SpanEvaluation(
         **label_fields(predictions, groups, label_names, comparison),
         num_spans=int(num_true.sum()),
         num_rows_without_spans=int((num_true == 0).sum()),
         num_tokens=int(num_tokens.sum()),
-        errors=errors(truth, predicted[FINETUNED]),
+        errors=errors(truth, predicted[comparison.candidate]),
     )

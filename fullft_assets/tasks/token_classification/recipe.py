@@ -19,7 +19,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from fullft_assets.base_model import ModelFolder
 from fullft_assets.chunks import Tokenization, windows
 from fullft_assets.chunks.windows import gather, to_lists
 from fullft_assets.errors import DataError, StoreError
-from fullft_assets.evaluation import FINETUNED, external
+from fullft_assets.evaluation import external
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import precision
 from fullft_assets.models.inference import (
@@ -46,9 +46,9 @@ from fullft_assets.models.inference import (
     read_by_head,
 )
 from fullft_assets.models.token_loss import IGNORED
-from fullft_assets.settings import TrainingSettings
+from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.snapshot import Split
-from fullft_assets.tasks.baseline import Baseline, BaselineContext
+from fullft_assets.tasks.baseline import Baseline, OpenedModel, StoredBaseline
 from fullft_assets.tasks.classification.baselines import fit_on_states
 from fullft_assets.tasks.classification.recipe import window_feed
 from fullft_assets.tasks.context import (
@@ -303,7 +303,7 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     settings, names = context.job.settings, context.labels
     assert test.spans is not None
     tokenization = Tokenization.load(context.base_model, settings.chunks, settings.examples.task)
-    spans = _find_all(context, test, names, tokenization)
+    spans = _find_all(context, test, names)
     truth, comparison = normal(test.texts, test.spans), context.comparison(test)
     right, num_tokens = count_right_tokens(tokenization, test.texts, truth, spans)
     evaluation = assessment.assess(truth, spans, right, num_tokens, test.groups, names, comparison)
@@ -320,34 +320,38 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     )
 
 
-def _find_all(
-    context: EvaluationContext, test: Split, names: list[str], tokenization: Tokenization
-) -> dict[str, list[list[Span]]]:
+def _find_all(context: EvaluationContext, test: Split, names: list[str]) -> dict[str, list[list[Span]]]:
     def by_baseline(name: str, baseline: Baseline) -> list[list[Span]]:
         return in_order(baseline.predict(test), context.baseline_labels, names)
 
     def by_external(name: str, answers: list[list[dict[str, Any]]]) -> list[list[Span]]:
         return normal(test.texts, external.spans(name, answers, test, names))
 
-    return context.predict_with_all(
-        test, lambda name: _find(context, name, test, names), by_baseline, tokenization, by_external
-    )
+    def by_checkpoint(name: str) -> list[list[Span]]:
+        spans, labels = find(context.open(name), context.job.settings, test.texts, context.progress)
+        return in_order(spans, labels, names)
+
+    return context.predict_with_all(test, by_checkpoint, by_baseline, by_external)
 
 
-def _find(context: EvaluationContext, checkpoint: str, test: Split, names: list[str]) -> list[list[Span]]:
-    """Return the spans that a checkpoint finds; each reads the texts with its own tokenizer, and spans are
-    characters to all.
+def find(
+    model: OpenedModel, settings: UseCaseSettings, texts: Sequence[str], progress: Listener | None = None
+) -> tuple[list[list[Span]], list[str]]:
+    """Return the spans that a model finds in each text, and its labels in its own order.
+
+    Each model reads the texts with its own tokenizer; spans are characters to all.
     """
-    folder, settings = context.model_folder(checkpoint), context.job.settings
+    if isinstance(model, StoredBaseline):
+        return model.predict(texts), model.labels
     reading = TokenizedTexts.of(
-        Tokenization.load_saved(folder, settings.chunks, settings.examples.task), test.texts
+        Tokenization.load_saved(model, settings.chunks, settings.examples.task), texts
     )
-    model, labels = load_finder(folder)
-    spans = find_spans(model, reading, progress=context.progress)
-    del model
+    finder, labels = load_finder(model)
+    spans = find_spans(finder, reading, progress=progress)
+    del finder
     # Two large models at a time may not fit.
     gc.collect()
-    return in_order(spans, labels, names)
+    return spans, labels
 
 
 def in_order(
@@ -401,7 +405,7 @@ def _pick_answers(
     evaluation: SpanEvaluation,
     seed: int,
 ) -> list[report.AnsweredRow]:
-    tuned, baseline = predicted[FINETUNED], predicted[evaluation.justification.best_baseline]
+    tuned, baseline = predicted[evaluation.candidate], predicted[evaluation.justification.best_baseline]
     agrees = np.array(
         [
             set(of_finetuned) == set(of_baseline)
@@ -523,9 +527,6 @@ class TokenClassificationRecipe(Encoder):
 
     def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> list[list[Span]]:
         return find_spans(model, TokenizedTexts.of(self.tokenization, rows.texts), progress=listener)
-
-    def _with_recipe(self, context: BaselineContext) -> BaselineContext:
-        return replace(super()._with_recipe(context), tokenization=self.tokenization)
 
     def _score_predicted(self, name: str, predicted: Any, folder: Path) -> dict[str, float]:
         return self._scores(predicted)
