@@ -10,6 +10,7 @@ import pytest
 
 from fullft_assets.checking import check, corpus
 from fullft_assets.checking.validation import load_use_case
+from fullft_assets.documents.formats import columnar
 from fullft_assets.errors import SettingsError
 
 pytestmark = pytest.mark.quick
@@ -422,3 +423,62 @@ def test_rows_that_fill_the_sample_leave_room_for_other_files(project, monkeypat
     assert found.num_rows == 300 and len(found.sample) == 90
     # A third of the rows, and so of the sample.
     assert sum(sampled.place.startswith("other-") for sampled in found.sample) == 30
+
+
+@pytest.mark.heavy
+def test_rows_are_counted_as_each_format_has_them(project):
+    (project / "data/b.csv").write_text('text,kind\n"two\nlines",notice\none,text\n')
+    (project / "data/c.manifest").write_text('{"source": "a", "kind": 0}\n\n{"source": "b", "kind": 1}\n')
+    assert line(report(project), "documents").endswith("204 rows")
+
+
+@pytest.mark.heavy
+def test_a_large_table_is_sampled_within_a_limit_of_bytes(monkeypatch, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"text": ["word " * 100] * 40_000})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=4_000, use_dictionary=False)
+    decoded = []
+    within = columnar._within
+
+    def counted(batches, limit):
+        for batch in within(batches, limit):
+            decoded.append(batch.nbytes)
+            yield batch
+
+    monkeypatch.setattr(columnar, "SAMPLED_BYTES", 2**20)
+    monkeypatch.setattr(columnar, "_within", counted)
+    with pq.ParquetFile(tmp_path / "a.parquet") as file:
+        numbers = [number for number, _ in columnar._sampled(file, ["text"], 50)]
+    assert 50 <= len(numbers) == len(set(numbers)) < 400 and numbers[-1] > 32_000
+    assert sum(decoded) < 5 * 2**20 < table.nbytes
+
+
+def test_the_samples_of_exports_are_recognised_by_their_content(project):
+    annotated = {"result": [{"from_name": "kind", "value": {"choices": ["notice"]}}], "was_cancelled": False}
+    (project / "data/a.jsonl").unlink()
+    tasks = [{"id": i, "data": {"text": "one two three"}, "annotations": [annotated]} for i in range(3)]
+    (project / "data/tasks.json").write_text(json.dumps(tasks))
+    manifest = {
+        "source": "one two three",
+        "kind": 0,
+        "kind-metadata": {"class-name": "notice", "confidence": 1},
+    }
+    (project / "data/b.manifest").write_text(json.dumps(manifest) + "\n")
+    text = report(project)
+    assert line(text, "documents").endswith(" 4 rows")
+    assert "note" not in text
+
+
+def test_only_the_newest_production_is_asked_for_the_fields_of_the_log(project, monkeypatch):
+    monkeypatch.setattr(corpus, "_NEWEST_FILES", 2)
+    production = project / "production"
+    production.mkdir()
+    for number in range(6):
+        answer = {"predicted": "notice", "model": "m1"} if number > 3 else {}
+        rows = [{"text": f"The licence number {i}.", **answer} for i in range(9)]
+        (production / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.utime(production / f"{number}.jsonl", (number, number))
+    log = "  monitoring:\n    path: production\n    log: {prediction: predicted, model: model}\n"
+    assert report(project, log).startswith("x: ok")

@@ -318,3 +318,15 @@ def test_an_archive_that_is_not_read_is_to_be_unpacked(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as raised:
         load_use_case(case, with_data=True)
     assert str(raised.value).endswith("; unpack corpus.tar.gz and deliver its files")
+
+
+def test_files_that_cannot_be_read_are_counted_without_opening_each(tmp_path: Path) -> None:
+    case = use_case(tmp_path, projects.licence_rows(30))
+    for number in range(3):
+        (tmp_path / f"data/{number}.pdf").touch()
+    report = check_use_case(case)
+    assert (
+        "/0.pdf: cannot be read (empty), nor can 2 more of the files that were opened; they will be skipped"
+        in report
+    )
+    assert " 4 files, " in report and " 30 rows" in report

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any, get_args
@@ -118,6 +121,19 @@ class TestCompose:
         assert server["host"] == services["code"]["hostname"] == "code"
         assert str(server["port"]) in services["code"]["command"]
         assert [name for name, service in services.items() if "healthcheck" not in service] == ["migrate"]
+
+    def test_docker_accepts_it(self) -> None:
+        if (
+            shutil.which("docker") is None
+            or subprocess.run(["docker", "compose", "version"], capture_output=True).returncode
+        ):
+            pytest.skip("docker compose is missing")
+        env = {**os.environ, "POSTGRES_PASSWORD": "a", "S3_SECRET_KEY": "b"}
+        files = ["-f", str(COMPOSE), "-f", str(DEPLOY / "docker/compose.cuda.yaml")]
+        done = subprocess.run(
+            ["docker", "compose", *files, "config", "--quiet"], env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
 
 
 class TestHelm:
@@ -278,6 +294,14 @@ class TestHelm:
             name: value for name, value in runs.items() if name != "FULLFT_STORE"
         }
         assert launcher["environment"]["HF_HOME"] in launcher["claims"].values()
+
+    def test_no_service_has_the_name_that_the_chart_gives_a_code_location(self) -> None:
+        manifests = yaml.safe_load_all((DEPLOY / "helm/manifests.yaml").read_text())
+        ours = {m["metadata"]["name"] for m in manifests if m["kind"] == "Service"}
+        locations = {
+            d["name"] for d in read(DEPLOY / "helm/values.yaml")["dagster-user-deployments"]["deployments"]
+        }
+        assert ours == {"fullft-pods"} and not ours & locations
 
 
 def read_env(name: str) -> str:
@@ -484,6 +508,40 @@ class TestAws:
             for a in s["Action"]
             if a.startswith("s3:")
         ]
+
+    def test_the_database_is_encrypted_private_and_takes_only_tls(self) -> None:
+        platform = read(DEPLOY / "aws/platform.yaml", Tagged)["Resources"]
+        database = platform["Database"]["Properties"]
+        assert (
+            database["StorageEncrypted"]
+            and database["ManageMasterUserPassword"]
+            and not database["PubliclyAccessible"]
+        )
+        assert platform["DatabaseParameters"]["Properties"]["Parameters"] == {"rds.force_ssl": "1"}
+
+    @pytest.mark.parametrize(("service", "roles"), [("sagemaker", "ContainerRole"), ("ecs", "TaskRole")])
+    def test_a_policy_of_two_roles_has_a_name_that_no_policy_of_one_role_had(
+        self, service: str, roles: str
+    ) -> None:
+        # An update of a stack cannot change the type of a resource, only put another one in its place.
+        resources = read(DEPLOY / f"aws/{service}.yaml", Tagged)["Resources"]
+        (name,) = [name for name, each in resources.items() if each["Type"] == "AWS::IAM::ManagedPolicy"]
+        assert name not in ("ContainerPolicy", "TaskPolicy")
+        assert resources[name]["Properties"]["Roles"] == [{"!Ref": roles}, {"!Ref": "IngestionRole"}]
+
+    def test_instances_of_ecs_go_to_zero_and_none_is_taken_from_a_task(self) -> None:
+        resources = read(DEPLOY / "aws/ecs.yaml", Tagged)["Resources"]
+        group, provider = (
+            resources["Instances"]["Properties"],
+            resources["CapacityProvider"]["Properties"]["AutoScalingGroupProvider"],
+        )
+        assert (
+            group["MinSize"] == "0"
+            and "DesiredCapacity" not in group
+            and group["NewInstancesProtectedFromScaleIn"]
+        )
+        assert provider["ManagedScaling"]["Status"] == provider["ManagedTerminationProtection"] == "ENABLED"
+        assert "ECS_DISABLE_PRIVILEGED=true" in str(resources["Instance"])
 
 
 #: The statements of a template's policies, by the policy's name and their own.

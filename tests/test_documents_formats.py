@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -986,6 +987,24 @@ class TestGroundTruth:
         assert [str(answer) for answer in answers[3:]] == expected + [
             "in the store, which no document may name"
         ] * 4
+
+    def test_a_reference_to_a_pipe_or_out_of_the_folder_does_not_hang(self, tmp_path: Path) -> None:
+        (tmp_path / "secret.txt").write_text("secret")
+        folder = tmp_path / "in"
+        folder.mkdir()
+        os.mkfifo(folder / "pipe.dat")
+        (folder / "zero.dat").symlink_to("/dev/zero")
+        (folder / "linked").symlink_to(tmp_path)
+        self.write(
+            folder,
+            *({"source-ref": name, "kind": "x"} for name in ("pipe.dat", "zero.dat", "linked/secret.txt")),
+        )
+        leaves = "source-ref cannot be read (a link that leaves the folder; deliver the file itself)"
+        assert [row["problem"] for row in read(folder)] == [
+            "source-ref cannot be read (not a regular file)",
+            leaves,
+            leaves,
+        ]
 
 
 def annotation(

@@ -267,3 +267,22 @@ def test_the_next_run_plans_again_without_them(project: Project, store: Store):
     assert baselines.inputs["training_snapshot"] == taken.content_digest
     assert word not in json.loads((store.folder(baselines) / "tfidf.json").read_text(encoding="utf-8"))
     assert not set(ids) & set(snapshot.load_split(store, taken, "train").ids)
+
+
+def test_the_command(project: Project, tmp_path: Path):
+    listed = tmp_path / "list.txt"
+    listed.write_text("nobody-knows-this-id\n")
+    done = project.fullft("erase", CASE, str(listed), "--reason", "asked for")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[0] == "0 documents erased, 1 ids or groups listed"
+    assert (
+        done.stderr.strip()
+        == f"{listed}:1: `nobody-knows-this-id`: no document has this id; fix the line and erase again"
+    )
+    missing = project.fullft("erase", CASE, str(tmp_path / "none.txt"))
+    assert missing.returncode == 1
+    assert (
+        missing.stderr.strip()
+        == f"{tmp_path / 'none.txt'}: cannot be read (No such file or directory); give a text file with one"
+        " document id a line"
+    )

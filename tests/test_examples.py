@@ -29,6 +29,7 @@ from fullft_assets.store import CheckOutcome, Store
 from fullft_assets.store.hashing import text_hash
 from fullft_assets.task import task_of
 from tests import project as projects
+from tests.licence_delivery import EXAMPLES, Delivery
 
 pytestmark = pytest.mark.quick
 
@@ -611,3 +612,49 @@ def test_all_tasks_have_one_schema(task: str, rows: list[dict[str, Any]], tmp_pa
         *((field.name, field.type) for field in expected),
         ("text_hash", pa.string()),
     ]
+
+
+@pytest.mark.heavy
+class TestRealDelivery:
+    def test_each_count_equals_an_independent_one(self, licence_delivery: Delivery) -> None:
+        rows = licence_delivery.raw.to_pylist()
+        assert len(rows) == 30_692
+        expected = Expected(rows, EXAMPLES)
+        checks = {check.name: check for check in licence_delivery.examined.checks}
+        for rule in REASONS:
+            if rule in checks:
+                assert checks[rule].metadata == {
+                    "num_rows": len(rows),
+                    "num_failed": expected.counts.get(rule, 0),
+                }, rule
+        dirt = ("rows_are_well_formed", "texts_are_present", "labels_are_present", "labels_are_known")
+        assert all(expected.counts[rule] for rule in dirt), (
+            "the delivery is not dirty enough to prove anything"
+        )
+        valid = [row for n, row in enumerate(rows) if n not in expected.reasons]
+        assert places(licence_delivery.examined.valid) == [(row["source"], row["row"]) for row in valid]
+        assert licence_delivery.examined.label_counts == Counter(row["label"] for row in valid)
+        smallest = min(Counter(row["label"] for row in valid).values()) / len(valid)
+        assert checks["labels_are_balanced"].metadata["smallest_share"] == pytest.approx(smallest)
+
+    def test_each_quarantined_row_is_on_the_line_that_it_names(self, licence_delivery: Delivery) -> None:
+        folder = licence_delivery.folder / "documents"
+        lines = {
+            path.name: path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            for path in folder.iterdir()
+        }
+        examined = licence_delivery.examined
+        assert len(examined.valid) + len(examined.quarantined) == sum(map(len, lines.values()))
+        for row in examined.quarantined.to_pylist():
+            line = lines[row["source"]][row["row"] - 1]
+            if row["reasons"].startswith("malformed row"):
+                assert line == '{"id": "cut-off", "source": "Licensed under th'
+                continue
+            record = json.loads(line)
+            assert (record["id"], record["source"]) == (row["id"], row["text"])
+            for reason, suffix in (
+                ("empty text", "-empty"),
+                ("unknown label", "-odd"),
+                ("no label", "-bare"),
+            ):
+                assert (reason in row["reasons"]) == record["id"].endswith(suffix), row

@@ -224,3 +224,24 @@ class TestSupervised:
 def test_a_plan_counts_the_gpus_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(NUM_GPUS, "3")
     assert num_gpus() == 3
+
+
+def test_a_run_on_a_gpu_has_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    monkeypatch.delenv(THREADS)
+    with leased(1, always) as variables:
+        assert variables == {VISIBLE: "GPU-a", NUM_GPUS: "3", THREADS: "4"}
+
+
+@pytest.mark.parametrize(("torchrun", "visible"), [([], "GPU-b"), (["--nproc_per_node", "2"], "GPU-b,GPU-c")])
+def test_a_supervised_workload_sees_no_gpu_of_another_run(torchrun: list[str], visible: str) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        f"import os; print(os.environ['{VISIBLE}'], os.environ['{NUM_GPUS}'])",
+        *torchrun,
+    ]
+    supervised = Options(watch=[os.getpid()]).command(command)
+    with leased(1, always):
+        done = subprocess.run(supervised, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, f"{visible} 3\n"), done.stderr

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -13,11 +14,13 @@ from probe_workloads.definitions import probe_job
 from pydantic import ValidationError
 
 from fullft_assets.errors import WorkloadError
-from fullft_assets.launchers import LaunchSpec, Status, aws
+from fullft_assets.launchers import Launcher, LaunchSpec, Status, aws
 from fullft_assets.launchers.container import MODULE
 from fullft_assets.launchers.ecs import EcsLauncher, status_of, task_definition
-from fullft_assets.settings import EcsLauncherSettings, PlanningSettings
+from fullft_assets.launchers.local import LocalLauncher
+from fullft_assets.settings import EcsLauncherSettings, LauncherSettings, PlanningSettings
 from fullft_assets.store import Store
+from fullft_assets.training.checkpoints import SEAL
 from tests.aws_double import IMAGE, ROLE
 from tests.ecs_double import CLUSTER, PROVIDER, SECRET, Ecs
 from tests.launch_scenes import (
@@ -29,8 +32,10 @@ from tests.launch_scenes import (
     refuses_other_clocks,
     run_probe,
     serving,
+    trained_in_bucket,
     wait_for,
 )
+from tests.prepared import prepare
 from tests.s3_server import S3Server
 
 SETTINGS = {
@@ -517,3 +522,38 @@ def place(service: Ecs, url: str) -> Place:
 @pytest.mark.fault("nobody follows a job any more", "ecs")
 class TestAnotherProcess(AnotherProcess):
     """ECS goes on without it."""
+
+
+@pytest.mark.long
+def test_the_workloads_own_line_of_a_preemption_is_reported_and_it_is_launched_again(service, url):
+    failure, messages = run(launcher(), "is_preempted", url)
+    assert failure is None and recorded(Store(url)).attempt == 2
+    assert any(
+        each.startswith("stopped at step 7 of 9") and "[preemption]; retry 1 of 1" in each
+        for each in messages
+    )
+
+
+@pytest.mark.long
+@pytest.mark.fault("spot capacity is taken away", "ecs")
+def test_after_a_lost_instance_the_training_resumes_to_the_weights_of_a_local_one(
+    service, s3_env, tmp_path, capfd
+):
+    """A classifier with two narrow layers is really trained, from a snapshot in the bucket."""
+    training = {"checkpoint_every_steps": 3, "learning_rate": 1e-3, "epochs": 3}
+    prepared = prepare(tmp_path / "project", tiny=True, training=training)
+
+    def train(chosen: Launcher, name: str) -> bytes:
+        return trained_in_bucket(chosen, prepared, "finetuned_checkpoint", s3_env.root / tmp_path.name, name)
+
+    def lose() -> None:
+        wait_for(
+            lambda: any((s3_env.root / tmp_path.name / "there").rglob(SEAL)), "a checkpoint is in the store"
+        )
+        service.lose_host("TerminationNotice", "Host EC2 (instance i-0a1b) terminated.")
+
+    threading.Thread(target=lose, daemon=True).start()
+    there = train(launcher(folder=str(prepared.project.root)), "there")
+    assert [task.stop_code for task in service.tasks] == ["TerminationNotice", "EssentialContainerExited"]
+    assert "resuming at step " in capfd.readouterr().out
+    assert there == train(LocalLauncher(LauncherSettings()), "here")

@@ -659,6 +659,20 @@ class TestStatus:
         )
         assert self.of([waiting], None, started=early).state == "pending"
 
+    def test_the_line_of_an_evicted_training_is_shown(self):
+        condition = {
+            "type": "DisruptionTarget",
+            "status": "True",
+            "reason": "EvictionByEvictionAPI",
+            "message": "m",
+        }
+        line = "stopped at step 7 of 9"
+        found = self.of(
+            [self.pod(conditions=[condition], end={"exitCode": 3, "message": self.said(line, "preemption")})],
+            "PodFailurePolicy",
+        )
+        assert (found.reason, found.failure, found.is_own_line) == (line, "preemption", True)
+
 
 def test_a_training_on_two_nodes_asks_for_what_the_yaml_says():
     chosen = launcher(
@@ -818,3 +832,34 @@ def test_training_in_two_pods_makes_the_weights_of_two_processes(training_cluste
     assert_same(prepared, "two", found, processes=2)
     (job,) = training_cluster.created
     assert (job["spec"]["completions"], job["spec"]["template"]["spec"]["subdomain"]) == (2, "fullft-pods")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.fault("spot capacity is taken away", "kubernetes")
+def test_an_evicted_training_goes_on_from_its_checkpoint(training_cluster, prepared, nodes):
+    chosen, key, evicted = launcher(grace_seconds=60, processes=nodes, nodes=nodes), f"evicted-{nodes}", []
+    folder = prepared.store.work_folder(prepared.use_case.name, STAGE, key)
+
+    def poll(name: str, wait_seconds: float = 0.0):
+        if not evicted and list(folder.glob("checkpoint-*")):
+            evicted.append(name)
+            training_cluster.evict(name)
+        return KubernetesLauncher.poll(chosen, name, min(wait_seconds, 0.2))
+
+    chosen.poll = poll
+    found = trained(prepared, key, chosen)
+    assert (
+        found.metadata["resumed_from_step"] > 0 and len(evicted) == 1 and len(training_cluster.created) == 2
+    )
+    assert_same(prepared, key, found, processes=nodes)
+
+
+def test_a_cluster_is_the_same_place_by_every_name_and_another_one_is_not(cluster, monkeypatch):
+    config = yaml.safe_load(cluster.kubeconfig.read_text())
+    config["contexts"].append({**config["contexts"][0], "name": "by-another-name"})
+    cluster.kubeconfig.write_text(yaml.safe_dump(config))
+    place = launcher().place
+    assert launcher(context="by-another-name").place == place == "fullft@1a2b3c4d"
+    cluster.services["fullft-pods"]["metadata"]["uid"] = "5ec0d000"
+    assert launcher().place == "fullft@5ec0d000"

@@ -523,3 +523,30 @@ class TestTraining:
         assert [job.secondary for job in service.jobs.values()] == ["MaxWaitTimeExceeded", "Completed"]
         assert "resuming at step " in capfd.readouterr().out
         assert there == train(LocalLauncher(LauncherSettings()), "here", **longer)
+
+    @pytest.mark.long
+    def test_two_instances_give_the_weights_of_two_local_processes(self, train, prepared, service):
+        two = {"training": {"micro_batch_size": 4}, "launcher": {"processes": 2}}
+        sage = launcher(folder=str(prepared.project.root), processes=2, **two_hosts(service))
+        there = train(sage, "there", **two)
+        assert sorted(stream.split("/")[1][:7] for stream in service.streams) == ["algo-1-", "algo-2-"]
+        assert there == train(LocalLauncher(LauncherSettings(processes=2)), "here", **two)
+
+    @pytest.mark.long
+    @pytest.mark.fault("spot capacity is taken away", "sagemaker")
+    def test_after_a_spot_interruption_the_second_attempt_resumes_to_the_same_weights(
+        self, train, prepared, service, tmp_path, capfd
+    ):
+        def interrupt() -> None:
+            wait_for(lambda: any((tmp_path / "their_cache").rglob("checkpoint-*")), "a checkpoint is written")
+            service.interrupt(next(iter(service.jobs)))
+
+        threading.Thread(target=interrupt, daemon=True).start()
+        cache = {"FULLFT_CACHE": str(tmp_path / "their_cache")}
+        longer = {"training": {"epochs": 3}}
+        there = train(
+            launcher(folder=str(prepared.project.root), spot=True, environment=cache), "there", **longer
+        )
+        assert [job.secondary for job in service.jobs.values()] == ["MaxWaitTimeExceeded", "Completed"]
+        assert "resuming at step " in capfd.readouterr().out
+        assert there == train(LocalLauncher(LauncherSettings()), "here", **longer)

@@ -18,7 +18,7 @@ from probe_workloads.definitions import defs, probe_job
 from fullft_assets.assets import model as model_assets
 from fullft_assets.assets.case import Case
 from fullft_assets.checking import problems
-from fullft_assets.errors import SettingsError, WorkloadError
+from fullft_assets.errors import Interrupted, SettingsError, WorkloadError
 from fullft_assets.jobs import launchers as registered
 from fullft_assets.jobs.launch import WorkloadFailure
 from fullft_assets.jobs.launchers import LAUNCHERS, open_recorded
@@ -319,6 +319,13 @@ class TestSupervisor:
         )
         assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
 
+    def test_killed_supervisor_takes_the_workload_along(self, folder):
+        supervisor = self._start(folder, "ignores")
+        workload = process(folder, "workload0")
+        supervisor.kill()
+        supervisor.wait()
+        _all_gone([workload])
+
 
 class TestMachine:
     def _ended(self, root: Path, stdout: str) -> Machine:
@@ -609,3 +616,10 @@ class TestProgress:
             progress.say(f"line {number}")
         assert reported == [f"line {number}" for number in range(100)]
         assert len(capsys.readouterr().out.splitlines()) == 500
+
+    def test_work_without_checkpoint_ends_when_asked(self):
+        progress = Progress()
+        progress.raise_if_stopped()
+        progress.stop_requested = True
+        with pytest.raises(Interrupted):
+            progress.raise_if_stopped()

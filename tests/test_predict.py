@@ -3,10 +3,12 @@ text are named.
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
@@ -14,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from fullft_assets import champion, chunks, release
 from fullft_assets.cli import main
 from fullft_assets.cli.predict import predict, predict_file, read_texts
-from fullft_assets.errors import DataError, FullftError
+from fullft_assets.errors import DataError, FullftError, SettingsError
 from fullft_assets.models.inference import MULTI_LABEL
 from fullft_assets.resources.champion import load_champion
 from fullft_assets.settings import UseCaseSettings
@@ -24,6 +26,7 @@ from tests import project as projects
 from tests import small_language_model
 from tests.checkpoint_metadata import checkpoint_metadata
 from tests.prepared import write_tiny_model
+from tests.s3_server import S3Server
 from tests.test_data_report import metadata as snapshot_metadata
 
 LABELS = ["notice", "reference", "text"]
@@ -33,6 +36,16 @@ TEXTS = [
     "Copyright, all rights reserved",
     "Äpfel, 30 $",
 ]
+
+
+def documented_asset() -> str:
+    """Return the lines of the README that take the champion in an asset."""
+    section = (
+        (Path(__file__).parents[1] / "README.md")
+        .read_text(encoding="utf-8")
+        .partition("## In your own Dagster project")[2]
+    )
+    return section.partition("```python\n")[2].partition("```")[0]
 
 
 def write_model(folder: Path, task: str) -> None:
@@ -247,4 +260,30 @@ def test_the_command_takes_a_text_or_a_file(
     assert (done.returncode, done.stderr) == (
         1,
         "letters has no champion yet; `fullft run letters` trains and judges one\n",
+    )
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("place", ["home", "bucket"])
+def test_the_documented_asset_runs(
+    tmp_path: Path, place: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FULLFT_STORE", raising=False)
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    _, store = crowned(tmp_path)
+    with pytest.raises(SettingsError, match="champion of demo: where is its store"):
+        champion("demo")
+    if place == "home":
+        monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    else:
+        server: S3Server = request.getfixturevalue("s3_env")
+        shutil.copytree(store.url, server.make_bucket("champions") / "store")
+        monkeypatch.setenv("FULLFT_STORE", "s3://champions/store")
+    asset: dict[str, Any] = {}
+    exec(documented_asset().replace("my_case", "demo"), asset)
+    assert asset["answers"].asset_deps[dg.AssetKey("answers")] == {dg.AssetKey(["demo", "champion_model"])}
+    found = asset["answers"]()
+    assert (
+        found == load_champion(store, "demo").predict(["first text", "second text"])
+        and found[0]["label"] in LABELS
     )

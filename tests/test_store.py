@@ -23,6 +23,7 @@ import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
+from fullft_assets import chunks, documents, examples, snapshot
 from fullft_assets.documents import batches
 from fullft_assets.documents.sources import SourceFile
 from fullft_assets.errors import DiskError, GateError, SettingsError, StoreError
@@ -49,6 +50,17 @@ pytestmark = pytest.mark.quick
 
 
 OUTSIDE = ["/etc/a", "../a", "x/../../a", "x//a", "./a", "x/.", "x/", "", "..\\a", "C:\\a", "a\0b"]
+
+
+def data_stages(store: Store, project: projects.Project) -> tuple[Manifest, snapshot.Split]:
+    use_case = project.use_case()
+    valid, tokenized = {}, {}
+    for batch in documents.cut_batches(store, "letters", project.documents, use_case.settings.documents):
+        raw = documents.keep(store, use_case, batch.name)
+        valid[batch.name], _ = examples.validate(store, use_case, raw)
+        tokenized[batch.name] = chunks.tokenize(store, use_case, valid[batch.name])
+    frozen = snapshot.take(store, use_case, valid, tokenized)
+    return frozen, snapshot.load_split(store, frozen, "train")
 
 
 class Place:
@@ -828,6 +840,16 @@ class TestS3:
         with pytest.raises(StoreError, match=r"other\.json: not a job file"):
             read_job(f"{place.store.url}/other.json")
 
+    def test_another_process_sees_what_was_written_after_it_looked(self, place: Place) -> None:
+        other = Store(place.store.url)
+        key = artifact_key("raw_documents", "1", {"a": 1}, {}, 1)
+        assert other.find("mail", "raw_documents", key) is None
+        assert other.list_pointers("latest") == []
+        made = place.make({"a": "a"})
+        place.store.write_pointer("latest/x", {"ref": made.ref})
+        assert other.find("mail", "raw_documents", key) == made
+        assert other.list_pointers("latest") == ["x"]
+
 
 @pytest.mark.heavy
 def test_every_write_asks_for_encryption_with_the_given_key(
@@ -905,3 +927,27 @@ def test_a_server_that_compares_etags_without_their_quotes_is_understood(
     monkeypatch.setattr(Store, "bucket", bucket)
     assert store.write_if_version("n", b"2", FileVersion('"1"', None)) and conditions == ['"1"', "1"]
     assert not store.write_if_version("n", b"2", FileVersion('"0"', None)), "somebody changed it"
+
+
+@pytest.mark.heavy
+def test_the_data_stages_give_the_same_on_s3_as_on_a_local_folder(
+    project: projects.Project, s3_env: S3Server
+) -> None:
+    project.configure(documents={"max_batch_files": 1})
+    project.deliver("delivery-2.jsonl", projects.licence_rows(100, skip=400))
+    s3_env.make_bucket("data-stages")
+    local, local_train = data_stages(Store(str(project.home / "store")), project)
+    remote, remote_train = data_stages(Store("s3://data-stages/a/b"), project)
+    assert remote.content_digest == local.content_digest
+    assert remote.key == local.key
+    assert {name: value for name, value in remote.metadata.items() if name != "parts"} == {
+        name: value for name, value in local.metadata.items() if name != "parts"
+    }
+    assert len(local.metadata["parts"]) == 2 and len(local_train) > 50
+    for field in ("ids", "texts", "groups", "windows"):
+        assert getattr(remote_train, field) == getattr(local_train, field)
+    assert remote_train.labels.tolist() == local_train.labels.tolist()
+    # The ledger is in the bucket; nothing of it is on this machine.
+    assert json.loads(
+        next((s3_env.root / "data-stages/a/b/pointers/letters/batch").glob("00001-*.json")).read_text()
+    )["files"]

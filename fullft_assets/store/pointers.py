@@ -123,9 +123,11 @@ class Pointers(Files):
     def _swap(self, file: str, change: Callable[[dict[str, Any] | None], Mapping[str, Any] | None]) -> None:
         self.require_conditions()
         tried: bytes | None = None
+        versions = set()
         for _ in range(_MAX_TRIES):
             # The version is read first: content that is newer than it fails the comparison.
             version, content = self.version_of(file), self.read_bytes(file)
+            versions.add(version)
             if tried is not None and content == tried:
                 return  # written, but the answer was lost and the request repeated
             new = change(None if content is None else json.loads(content))
@@ -134,6 +136,12 @@ class Pointers(Files):
             tried = json.dumps(new, indent=1, sort_keys=True).encode()
             if self.write_if_version(file, tried, version):
                 return
+        if len(versions) == 1:
+            # Seen of Ceph 18 where a bucket keeps versions.
+            why = (
+                "the server refuses a write whose condition holds; if the bucket keeps versions, suspend that"
+            )
+            raise StoreError(f"{self.url}/{file}: {why}, and run the same command again")
         raise StoreError(f"{self.url}/{file}: other processes keep changing it; run the same command again")
 
     def list_pointers(self, folder: str) -> list[str]:
