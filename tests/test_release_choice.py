@@ -279,7 +279,9 @@ def test_a_champion_that_is_a_baseline_stays_until_something_is_better(lab: Lab)
     lenient = {"min_gain_over_baselines": -1}
     shipped = lab.store.load(str(EvaluationMetadata.of(judged(lab, "first", 0.9)[1]).ships))
     tfidf = lab.store.load(EvaluationMetadata.of(shipped).checkpoint)
-    _, worse = judged(lab, "worse", 0.9, tfidf, **lenient)
+    # The probe would pass this bar, and is not asked once the model has failed it.
+    accepting = {"min_gain_over_champion": -0.6, "worth": 1, **lenient}
+    _, worse = judged(lab, "worse", 0.9, tfidf, **accepting)
     assert read_verdict(lab.store.folder(worse)).answer == "keep"
     assert EvaluationMetadata.of(worse).ships is None, "no second system is tried against the champion"
     _, accepted = judged(lab, "accepted", 0.9, tfidf, min_gain_over_champion=-1, **lenient)
