@@ -43,14 +43,13 @@ def server(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bedr
     }
     # Right, but with the marks and the case of a model that writes.
     with serve(lambda text: f" {truth[text].upper()}.\n" if text in truth else "I cannot say") as found:
-        monkeypatch.setenv("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", found.endpoint)
         yield found
 
 
 def context(prepared: Prepared, server: BedrockServer, **settings: object) -> BaselineContext:
     found = prepared.baseline_context
     assert found.settings is not None
-    asked = BedrockSettings.model_validate({**MODEL, **settings})
+    asked = BedrockSettings.model_validate({**MODEL, "endpoint_url": server.endpoint, **settings})
     planning = found.settings.planning.model_copy(update={"bedrock": asked})
     return replace(found, settings=found.settings.model_copy(update={"planning": planning}))
 
@@ -58,7 +57,7 @@ def context(prepared: Prepared, server: BedrockServer, **settings: object) -> Ba
 def test_it_is_asked_scored_paid_and_loaded(
     prepared: Prepared, server: BedrockServer, tmp_path: Path
 ) -> None:
-    asking = context(prepared, server, usd_per_1k_input_tokens=0.5, usd_per_1k_output_tokens=10)
+    asking = context(prepared, server, usd_per_1k_tokens=(0.5, 10))
     recipe, rows, names = prepared.recipe, prepared.split("validation"), prepared.use_case.settings.baselines
     server.failures = 2
     scores = dict(recipe.score_baselines(names, tmp_path, asking))

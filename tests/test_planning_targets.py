@@ -99,21 +99,21 @@ def test_every_gpu_of_the_table_has_a_known_peak_and_a_price() -> None:
 
 
 def test_instances_without_a_gpu_have_a_price_and_are_no_target() -> None:
-    settings = PlanningSettings()
+    settings = PlanningSettings(price_factor=2.0)
     found = [hourly_usd_of(name, settings) for name in ("m5.xlarge", "c5.9xlarge", "g5.xlarge", "r5.large")]
-    assert found == pytest.approx([0.192, 1.53, 1.006, None])
+    assert found == pytest.approx([2 * 0.192, 2 * 1.53, 2 * 1.006, None])
     assert not any(one.name == "m5.xlarge" for one in targets(settings))
 
 
 def test_own_machines_come_first_and_take_the_peak_of_the_known_gpus() -> None:
     own = {"name": "lab", "gpu": "RTX 4090", "gpus": 2, "memory_gib": 24, "hourly_usd": 0.3}
     settings = PlanningSettings.model_validate(
-        {"targets": [own, {**own, "name": "new", "gpu": "X9", "tflops": 500}]}
+        {"targets": [own, {**own, "name": "new", "gpu": "X9", "tflops": 500}], "price_factor": 1.25}
     )
     first, second, third, *_ = targets(settings)
     assert (first.name, first.flops, first.hourly_usd) == ("lab", peak_flops("RTX 4090", "bf16"), 0.3)
     assert second.flops == 5e14
-    assert third.hourly_usd == pytest.approx(1.006)
+    assert third.hourly_usd == pytest.approx(1.25 * 1.006)
     with pytest.raises(ValidationError, match="memory_gb"):
         PlanningSettings.model_validate({"targets": [{**own, "memory_gb": 24}]})
 

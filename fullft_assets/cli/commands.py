@@ -200,7 +200,7 @@ def _check(parsed: argparse.Namespace) -> int:
         require_own_name(use_case.name, place, parsed.defs)
         if "post_processing:" in place.path.read_text(encoding="utf-8"):
             # Imports Dagster.
-            from fullft_assets.definitions import problem_of_post_processing
+            from fullft_assets.component import problem_of_post_processing
 
             if (problem := problem_of_post_processing(place)) is not None:
                 raise SettingsError(problem)

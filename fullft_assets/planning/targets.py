@@ -108,7 +108,7 @@ def targets(settings: PlanningSettings) -> list[Target]:
             gpus=row["gpus"],
             memory_bytes=row["memory_mib"] * 2**20 - GPU_CONTEXT_BYTES,
             flops=peak_flops(row["gpu"], "bf16"),
-            hourly_usd=row["hourly_usd"],
+            hourly_usd=row["hourly_usd"] * settings.price_factor,
             spot=tuple(table["spot"]),
         )
         for row in table["instances"]
@@ -118,7 +118,7 @@ def targets(settings: PlanningSettings) -> list[Target]:
             name=row["name"],
             gpu=row["chip"],
             gpus=row["chips"],
-            hourly_usd=row["hourly_usd"],
+            hourly_usd=None if row["hourly_usd"] is None else row["hourly_usd"] * settings.price_factor,
             kind="price_only",
         )
         for row in table["price_only"]
@@ -131,16 +131,19 @@ def hourly_usd_of(instance_type: str, settings: PlanningSettings) -> float | Non
     is not known.
     """
     price = next((one.hourly_usd for one in targets(settings) if one.name == instance_type), None)
-    cpus = {row["name"]: row["hourly_usd"] for row in _read()["cpus"]}
+    cpus = {row["name"]: row["hourly_usd"] * settings.price_factor for row in _read()["cpus"]}
     return cpus.get(instance_type) if price is None else price
 
 
-def source_of_prices() -> str:
+def source_of_prices(settings: PlanningSettings) -> str:
     """Return where the table's prices come from, and of when."""
     table = _read()
+    factor = (
+        f", times planning.price_factor ({settings.price_factor:g})" if settings.price_factor != 1 else ""
+    )
     low, high = table["spot"]
     return (
-        f"prices of {table['region']}, {table['date']}, spot {low:.0%} to {high:.0%} of them; check"
+        f"prices of {table['region']}, {table['date']}{factor}, spot {low:.0%} to {high:.0%} of them; check"
         f" them: {table['page']}"
     )
 
@@ -637,7 +640,7 @@ def notes(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> list[str]:
             f" {retrains_a_year(settings):.1f} retrainings (retraining.max_age_days);"
             " new data and drift may ask for more."
         ),
-        f"Instances: {source_of_prices()}.",
+        f"Instances: {source_of_prices(settings.planning)}.",
     ]
 
 

@@ -35,19 +35,24 @@ class BedrockSettings(Settings):
     """
 
     REMOVED: ClassVar[Mapping[str, str]] = {
-        "endpoint_url": "set AWS_ENDPOINT_URL_BEDROCK_RUNTIME in the environment",
         "examples": "each request shows 8 training rows with their labels",
         "max_characters": "the first 8,000 characters of a text are sent",
         "parallel_requests": "four requests are sent at a time",
+        "usd_per_1k_input_tokens": "give both prices: `usd_per_1k_tokens: [0.001, 0.005]`",
+        "usd_per_1k_output_tokens": "give both prices: `usd_per_1k_tokens: [0.001, 0.005]`",
     }
 
     model: str = Field(min_length=1, description="Id of the model, or of an inference profile.")
     region: str | None = Field(default=None, description="AWS region. Default: that of the environment.")
-    usd_per_1k_input_tokens: Float = Field(
-        default=0.0, ge=0, description="Price of 1,000 tokens of requests in US dollars."
+    endpoint_url: str | None = Field(
+        default=None,
+        description="Endpoint of the service, such as one in a private network. Default: AWS's own.",
     )
-    usd_per_1k_output_tokens: Float = Field(
-        default=0.0, ge=0, description="Price of 1,000 tokens of answers in US dollars."
+    usd_per_1k_tokens: list[Float] = Field(
+        default=[0.0, 0.0],
+        min_length=2,
+        max_length=2,
+        description="Prices of 1,000 tokens of requests, and of answers, in US dollars.",
     )
 
 
@@ -57,7 +62,6 @@ class PlanningSettings(Settings):
     REMOVED: ClassVar[Mapping[str, str]] = {
         "apply": "copy the lines that `fullft plan` recommends",
         "lora": "adapters have rank 16 and ten times training.learning_rate",
-        "price_factor": "give your machines with their prices in `targets`",
         "pilot_seeds": "raise `pilot_share`, which says more for the same time",
         "pilot_unknown": "a training is refused only where the pilot predicts too little gain",
         "prompting": "a few-shot prompt shows 8 training rows and 1,024 tokens at most",
@@ -86,6 +90,15 @@ class PlanningSettings(Settings):
         default_factory=list,
         max_length=50,
         description="Your own machines, compared with this machine and with the usual GPU instances of EC2.",
+    )
+    price_factor: Float = Field(
+        default=1.0,
+        gt=0,
+        le=10,
+        description=(
+            "Factor on the table's prices of instances, which are those of us-east-1 on demand: for another"
+            " region, or a discount."
+        ),
     )
     max_memory_gib: Float | None = Field(
         default=None,

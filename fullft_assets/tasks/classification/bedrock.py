@@ -82,8 +82,8 @@ class Bedrock(Baseline):
             answer = _converse(client, asked, system, [*before, _message("user", text[:_MAX_CHARACTERS])])
             used = answer["usage"]
             usd = (
-                used["inputTokens"] * asked.usd_per_1k_input_tokens
-                + used["outputTokens"] * asked.usd_per_1k_output_tokens
+                used["inputTokens"] * asked.usd_per_1k_tokens[0]
+                + used["outputTokens"] * asked.usd_per_1k_tokens[1]
             )
             return (
                 "".join(part.get("text", "") for part in answer["output"]["message"]["content"]),
@@ -154,7 +154,9 @@ def _client(asked: BedrockSettings) -> Any:
         retries={"max_attempts": _ATTEMPTS, "mode": "adaptive"}, max_pool_connections=_PARALLEL_REQUESTS
     )
     try:
-        return boto3.client("bedrock-runtime", region_name=asked.region, config=retries)
+        return boto3.client(
+            "bedrock-runtime", region_name=asked.region, endpoint_url=asked.endpoint_url, config=retries
+        )
     except BotoCoreError as error:
         raise SettingsError(f"planning.bedrock: {_one_line(error)}") from error
 
