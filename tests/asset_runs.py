@@ -1,7 +1,5 @@
 """Runs of assets in the process of a test."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from fullft_assets.component import FullFineTune

@@ -1,7 +1,5 @@
 """Shared fixtures, and what a quick test may not load."""
 
-from __future__ import annotations
-
 import gc
 import os
 import shutil

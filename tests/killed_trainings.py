@@ -10,8 +10,6 @@ all. Runs the last one to its end. In step SPOILED the outputs are nan, until a 
 several PROCESSES that train together the first one kills itself, and the others are killed at once.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import os

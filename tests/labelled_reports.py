@@ -1,7 +1,5 @@
 """Reports on untrained models of tasks with labels, whose baselines are trained."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

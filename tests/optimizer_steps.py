@@ -1,7 +1,5 @@
 """What the optimizer steps of a training see, and the same computed as plainly as can be."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

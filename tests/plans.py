@@ -1,7 +1,5 @@
 """Plans for changed settings without the minutes that planning takes: planning itself is tested elsewhere."""
 
-from __future__ import annotations
-
 from fullft_assets.assets.case import Case
 from fullft_assets.assets.model import base_model_revision, planning_key
 from fullft_assets.resources import latest

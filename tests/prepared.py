@@ -2,8 +2,6 @@
 matters.
 """
 
-from __future__ import annotations
-
 import shutil
 import sys
 import sysconfig

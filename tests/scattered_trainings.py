@@ -5,8 +5,6 @@ FOLDER is empty, BUCKETS the folder of the S3 server that the environment names.
 one; its machine is a folder. Prints by scene what it found.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """What a model's folder says about itself, against the model as torch loads it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import struct

@@ -1,7 +1,5 @@
 """The baselines on real licence texts: what they score, and that they come back from disk unchanged."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What the training engine does without a GPU, counted: how each family of models is fed, and what a step costs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

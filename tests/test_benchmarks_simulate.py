@@ -2,8 +2,6 @@
 domain of real texts.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a checkpoint survives: the order in which it reaches the disk, and a disk that damages it."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

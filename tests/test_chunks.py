@@ -1,7 +1,5 @@
 """chunks: every token is in a window, windows end where the text does, what is cut off is counted exactly."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from dataclasses import replace

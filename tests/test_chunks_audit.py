@@ -2,8 +2,6 @@
 saves what it promises.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import json

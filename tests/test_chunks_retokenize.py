@@ -2,8 +2,6 @@
 needs it, and the snapshot goes on.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from pathlib import Path

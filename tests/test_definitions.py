@@ -3,8 +3,6 @@
 After a change that is meant, write the snapshot anew: `python -m tests.test_definitions`.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

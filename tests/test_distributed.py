@@ -2,8 +2,6 @@
 test_packed, test_resume.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -2,8 +2,6 @@
 commands exist.
 """
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

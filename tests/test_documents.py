@@ -1,7 +1,5 @@
 """documents: nothing that was delivered is lost, and every row can be traced to its file and line."""
 
-from __future__ import annotations
-
 import csv
 import errno
 import io

@@ -2,8 +2,6 @@
 the others are read.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import os

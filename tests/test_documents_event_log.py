@@ -2,8 +2,6 @@
 a sensor's tick.
 """
 
-from __future__ import annotations
-
 import json
 import zipfile
 from pathlib import Path

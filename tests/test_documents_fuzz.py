@@ -2,8 +2,6 @@
 hang, no silent loss.
 """
 
-from __future__ import annotations
-
 import copy
 import csv
 import gzip

@@ -2,8 +2,6 @@
 no documents.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -2,8 +2,6 @@
 with.
 """
 
-from __future__ import annotations
-
 import datetime
 import email.message
 import email.policy

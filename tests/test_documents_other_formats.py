@@ -2,8 +2,6 @@
 check; ours are untouched.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

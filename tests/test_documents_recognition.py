@@ -1,7 +1,5 @@
 """documents: the text of scanned pages is recognised where the settings ask for it (extra `ocr`)."""
 
-from __future__ import annotations
-
 import importlib
 import io
 from pathlib import Path

@@ -2,8 +2,6 @@
 and repeat none.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -2,8 +2,6 @@
 how far it is.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Statistics of the evaluation of classifiers against scikit-learn, a slow reference and known coverage."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Scores of written answers: those of sacrebleu and by hand, with each group counted once."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -2,8 +2,6 @@
 trains, judges and promotes.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated, Any

@@ -2,8 +2,6 @@
 nothing is downloaded.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from pathlib import Path

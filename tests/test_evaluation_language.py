@@ -2,8 +2,6 @@
 tokenizers, who got worse.
 """
 
-from __future__ import annotations
-
 import math
 import re
 

@@ -2,8 +2,6 @@
 learned or not.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """What gives a label away: stamps planted in real texts are found, and the texts as they are have none."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -2,8 +2,6 @@
 with an interval.
 """
 
-from __future__ import annotations
-
 import re
 import socket
 from pathlib import Path

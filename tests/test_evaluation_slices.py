@@ -1,7 +1,5 @@
 """Slices of the test rows: what is measured, what is tested, and the gate that no slice is worse."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

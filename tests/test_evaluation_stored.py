@@ -2,8 +2,6 @@
 them, which lose erased documents.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections import Counter

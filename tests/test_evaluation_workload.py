@@ -1,7 +1,5 @@
 """The evaluation's process on a small snapshot, a small real transformer and real baselines."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

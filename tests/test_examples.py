@@ -1,7 +1,5 @@
 """examples: rows in = valid + quarantined, for every task; the rules count what plain Python counts."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter, defaultdict

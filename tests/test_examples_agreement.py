@@ -2,8 +2,6 @@
 pair.
 """
 
-from __future__ import annotations
-
 import json
 from itertools import combinations, product
 from typing import Any

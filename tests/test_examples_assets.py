@@ -2,8 +2,6 @@
 the batch back.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """examples: the user's own expectations, by the names that the installed Great Expectations knows."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import re

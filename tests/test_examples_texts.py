@@ -1,7 +1,5 @@
 """examples: what is seen in a text: personal data, its language, damage by a wrong encoding."""
 
-from __future__ import annotations
-
 import json
 import re
 from typing import Any

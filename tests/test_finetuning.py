@@ -1,7 +1,5 @@
 """Fine-tuning on real licence texts: the planned order, what is trained, what is logged, what is refused."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter

@@ -2,8 +2,6 @@
 judged, promoted, used.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -2,8 +2,6 @@
 no text in the event log.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Iterator

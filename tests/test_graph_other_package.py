@@ -2,8 +2,6 @@
 entry points; the whole graph uses them.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

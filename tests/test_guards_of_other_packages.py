@@ -2,8 +2,6 @@
 after a resume.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

@@ -2,8 +2,6 @@
 libraries that users have.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Batched, padded, pooled over windows: the same answers as one document, one window at a time."""
 
-from __future__ import annotations
-
 import json
 from contextlib import nullcontext
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which batches are due: new ones, interrupted ones, and all of them after an edit of what shapes them."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

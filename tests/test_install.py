@@ -2,8 +2,6 @@
 list.
 """
 
-from __future__ import annotations
-
 import re
 import tomllib
 import zipfile

@@ -2,8 +2,6 @@
 do not.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from transformers import (

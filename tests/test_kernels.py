@@ -2,8 +2,6 @@
 one is injected where it decides.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import json

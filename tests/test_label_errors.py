@@ -1,7 +1,5 @@
 """Likely label errors and the worst errors of a classifier."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -2,8 +2,6 @@
 SmolLM2.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import re

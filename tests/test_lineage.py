@@ -1,7 +1,5 @@
 """Training from the champion: its weights, the refusals, and a complete lineage."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Mapping

@@ -2,8 +2,6 @@
 the model.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

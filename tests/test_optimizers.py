@@ -2,8 +2,6 @@
 guards, refusals.
 """
 
-from __future__ import annotations
-
 import math
 import subprocess
 from collections.abc import Callable

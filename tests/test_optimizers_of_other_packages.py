@@ -1,7 +1,5 @@
 """An optimizer of another package: an entry point registers it, a YAML names it, a training uses it."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from pathlib import Path

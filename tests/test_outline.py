@@ -1,7 +1,5 @@
 """The memory of a training step counted without weights, on models that are small and real in kind."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

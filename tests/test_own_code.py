@@ -2,8 +2,6 @@
 part of what they are.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """examples: personal data in labelled sentences, and in texts that are hard for patterns."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 

@@ -2,8 +2,6 @@
 `pii`).
 """
 
-from __future__ import annotations
-
 import importlib.util
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Planning: gates as pure functions, and the real workload on a small project."""
 
-from __future__ import annotations
-
 import json
 import random
 import re

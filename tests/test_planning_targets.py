@@ -1,7 +1,5 @@
 """The plan on machines that are not there: what fits, how long, at what cost, and which is recommended."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

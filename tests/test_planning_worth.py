@@ -1,7 +1,5 @@
 """Whether a gain is worth its cost, and what follows from the answer."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

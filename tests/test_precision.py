@@ -1,7 +1,5 @@
 """What a pass of training computes in, and how often."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

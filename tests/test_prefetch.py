@@ -1,7 +1,5 @@
 """The next passes' batches are made while this one is computed: the same ones, whoever asks for which."""
 
-from __future__ import annotations
-
 import threading
 from typing import Any
 

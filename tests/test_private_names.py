@@ -2,8 +2,6 @@
 when it is imported.
 """
 
-from __future__ import annotations
-
 import runpy
 
 import pytest

@@ -2,8 +2,6 @@
 of them, limits.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from dataclasses import replace

@@ -2,8 +2,6 @@
 `tests.two_ranks`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Gates of a release, the champion's pointer and its history, the model card."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

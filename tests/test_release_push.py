@@ -1,7 +1,5 @@
 """The champion copied out of the store, into a folder and into a bucket, and registered in SageMaker."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """The report: one self-contained HTML file with pictures, Markdown beside it, texts only in the HTML."""
 
-from __future__ import annotations
-
 import base64
 import io
 import re

@@ -2,8 +2,6 @@
 server, and once as the command that a person runs.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random

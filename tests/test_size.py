@@ -1,7 +1,5 @@
 """The size of the project has a limit: what comes in, something goes out for. Lower a limit when you can."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections import Counter

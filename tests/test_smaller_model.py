@@ -2,8 +2,6 @@
 tokens mean something else.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Spot notices from a server that speaks EC2's protocol. A training that gets one: test_resume."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 

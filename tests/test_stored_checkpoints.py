@@ -2,8 +2,6 @@
 them: `tests.scattered_trainings`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Scores of trained tokens: those that a plain loop finds, one window at a time."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

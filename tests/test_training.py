@@ -1,7 +1,5 @@
 """training: the settings in a checkpoint's key, and the checks of a finished run."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

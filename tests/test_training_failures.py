@@ -2,8 +2,6 @@
 failure under its class.
 """
 
-from __future__ import annotations
-
 import errno
 import gc
 import http.client

@@ -2,8 +2,6 @@
 kill.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

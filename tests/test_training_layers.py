@@ -1,7 +1,5 @@
 """What is trained, and how fast: freezing, rates by depth, the pull to the pretrained weights."""
 
-from __future__ import annotations
-
 import gc
 from pathlib import Path
 

@@ -2,8 +2,6 @@
 between. Each does what it says.
 """
 
-from __future__ import annotations
-
 import gc
 from dataclasses import fields
 from pathlib import Path

@@ -2,8 +2,6 @@
 with the time left.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import math

@@ -5,8 +5,6 @@ What only happens where one rank is behind is made to happen: it waits for a fil
 Prints by scene what each rank returned; None of one that failed, or waited for ever.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

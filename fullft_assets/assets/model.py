@@ -268,7 +268,7 @@ def _build_training(case: Case) -> list[dg.AssetsDefinition]:
                         f" settings or another machine; materialise {plan.stage} again"
                     )
             if (refused := refusal(pilot_run)) is not None:
-                # An answer and no failure: the best baseline is judged in its place, or nothing below is made.
+                # An answer, no failure: the best baseline is judged in its place, or nothing is made below.
                 context.log.warning(refused)
                 baseline = _best_baseline(case, context, training_snapshot, pilot_run)
                 if baseline is not None:

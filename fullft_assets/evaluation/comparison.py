@@ -400,9 +400,10 @@ def justification(
         opening = (
             f"Full fine-tuning is not shown to be worth it, the interval of its gain is not above {asked}"
         )
+    rival = "baseline" if candidate == FINETUNED else "other system"
     sentence = (
         f"{opening}: {title(metric)} is {scores[candidate].estimate:.3f} against {scores[best].estimate:.3f}"
-        f" of the best {'baseline' if candidate == FINETUNED else 'other system'} ({title(best)}), a gain of {gain.estimate:+.3f} ({confidence:.0%} interval"
+        f" of the best {rival} ({title(best)}), a gain of {gain.estimate:+.3f} ({confidence:.0%} interval"
         f" {gain.low:+.3f} to {gain.high:+.3f})."
     )
     return Justification(best_baseline=best, gain=gain, justified=justified, sentence=sentence)

@@ -469,7 +469,7 @@ class FullFinetuningIsJustified(Gate):
     name = "full_finetuning_is_justified"
     description = "The gain over the best baseline is worth training and a year of retraining."
     advice = (
-        "use the best baseline, or retrain less often (planning.retrains_a_year) on a cheaper machine"
+        "use the best baseline, or retrain less often (retraining.max_age_days) on a cheaper machine"
         " (`fullft plan`)"
     )
 

@@ -161,7 +161,7 @@ class DocumentsSettings(Settings):
         default=100_000,
         ge=1,
         le=100_000,
-        description="Maximum number of files in one batch; mostly `max_batch_bytes` ends it before.",
+        description="Maximum number of files in one batch; mostly 256 MiB end it before.",
     )
     #: Maximum size of one batch; a larger file is a batch of its own.
     max_batch_bytes: ClassVar[int] = 256 * 2**20

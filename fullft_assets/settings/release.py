@@ -45,8 +45,8 @@ class ReleaseSettings(Settings):
         default="any",
         description=(
             "What may become champion: any system that the evaluation judges and that can be stored (the"
-            " fine-tuned model, a frozen probe, TF-IDF, LoRA, a dictionary, a prompt), or the fine-tuned model"
-            " alone."
+            " fine-tuned model, a frozen probe, TF-IDF, LoRA, a dictionary, a prompt), or the fine-tuned"
+            " model alone."
         ),
     )
     worth: Float = Field(

@@ -543,8 +543,8 @@ def _choose(
 
 
 def _unloadable(checkpoint: Path) -> str | None:
-    """Return the name of the first file of a checkpoint that cannot be loaded, or None: its digests may be right,
-    as they protect from damage alone. No tensor is read.
+    """Return the name of the first file of a checkpoint that cannot be loaded, or None: its digests may be
+    right, as they protect from damage alone. No tensor is read.
     """
     for path in sorted(checkpoint.iterdir()):
         try:
