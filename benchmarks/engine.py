@@ -515,7 +515,7 @@ def _backend_of(backend: Callable[..., Any]) -> Iterator[None]:
     def compile_with(module: torch.nn.Module, *args: Any, **options: Any) -> None:
         original(module, *args, **{**options, "backend": backend})
 
-    torch.nn.Module.compile = compile_with  # pyright: ignore[reportAttributeAccessIssue]
+    torch.nn.Module.compile = compile_with  # pyright: ignore[reportAttributeAccessIssue]  # put back below
     try:
         yield
     finally:
@@ -590,7 +590,7 @@ def rank(name: str, layers: int, processes: int) -> Rank:
             fused = TokenLoss(model, {key: value[:1, :32] for key, value in inputs.items()})
             place(model, settings, processes)
             placed = sum(
-                weight.to_local().numel() * weight.element_size()  # pyright: ignore[reportCallIssue]
+                weight.to_local().numel() * weight.element_size()  # pyright: ignore[reportCallIssue]  # a DTensor
                 for weight in model.parameters()
             )
             optimizer = torch.optim.SGD(model.parameters())

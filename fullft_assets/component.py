@@ -13,7 +13,7 @@ from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError
 
 from fullft_assets import automation
 from fullft_assets.assets import ingestion, model, production
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.checking.project import (
     Place,
     find_defs,
@@ -139,29 +139,29 @@ class FullFineTune(Component):
         """Return everything that this use case needs in Dagster."""
         if self.use_case is None:
             return self._instead
-        case = Case(self.use_case)
-        jobs = automation.build_jobs(case)
+        graph = CaseGraph(self.use_case)
+        jobs = automation.build_jobs(graph)
         return dg.Definitions(
             assets=[
-                *ingestion.build(case),
-                *model.build(case),
-                *production.build(case),
-                automation.decisions_asset(case),
+                *ingestion.build(graph),
+                *model.build(graph),
+                *production.build(graph),
+                automation.decisions_asset(graph),
             ],
-            asset_checks=production.build_checks(case) if case.is_monitored else [],
+            asset_checks=production.build_checks(graph) if graph.is_monitored else [],
             jobs=jobs,
             sensors=[
-                *automation.build_sensors(case, jobs),
-                *automation.build_live_sensor(case),
-                *automation.build_alert_sensor(case),
+                *automation.build_sensors(graph, jobs),
+                *automation.build_live_sensor(graph),
+                *automation.build_alert_sensor(graph),
             ],
-            schedules=automation.build_schedules(case),
-            resources=self.resources(case),
+            schedules=automation.build_schedules(graph),
+            resources=self.resources(graph),
         )
 
-    def resources(self, case: Case) -> Mapping[str, Any]:
+    def resources(self, graph: CaseGraph) -> Mapping[str, Any]:
         """Return what the use case's definitions are given; a subclass puts others in the place of some."""
-        return case.resources()
+        return graph.resources()
 
 
 def load_use_cases(path_within_project: Path) -> dg.Definitions:

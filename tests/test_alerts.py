@@ -33,7 +33,7 @@ from moto.server import ThreadedMotoServer
 
 from fullft_assets import automation, documents, release, retraining
 from fullft_assets.alerts import CHANNELS, Alert, AlertError, deliver, open_channels
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.automation.runs import attempts_of, model_runs
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.component import FullFineTune
@@ -335,17 +335,17 @@ def works() -> None:
 
 class TestSensor:
     @pytest.fixture
-    def case(self, tmp_path: Path, hook: Hook) -> Case:
+    def graph(self, tmp_path: Path, hook: Hook) -> CaseGraph:
         project = projects.create(
             tmp_path / "p",
             rows=5,
             alerts={"channels": {"webhook": {"url": "env:ALERT_HOOK"}}, "silent_hours": 1000},
         )
-        return Case(project.use_case())
+        return CaseGraph(project.use_case())
 
     @pytest.fixture
     def instance(
-        self, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, graph: CaseGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> Iterator[dg.DagsterInstance]:
         monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "p" / ".home"))
         (tmp_path / "dagster").mkdir()
@@ -353,10 +353,10 @@ class TestSensor:
             yield made
 
     def tick(
-        self, case: Case, instance: dg.DagsterInstance, cursor: str | None = None
+        self, graph: CaseGraph, instance: dg.DagsterInstance, cursor: str | None = None
     ) -> tuple[Any, str | None]:
-        (sensor,) = automation.build_alert_sensor(case)
-        context = dg.build_sensor_context(instance=instance, resources=case.resources(), cursor=cursor)
+        (sensor,) = automation.build_alert_sensor(graph)
+        context = dg.build_sensor_context(instance=instance, resources=graph.resources(), cursor=cursor)
         return sensor(context), context.cursor
 
     def state(
@@ -388,20 +388,22 @@ class TestSensor:
         )
         instance.create_tick(tick)
 
-    def run(self, case: Case, instance: dg.DagsterInstance, stage: str, op: Any = works, **tags: str) -> str:
-        job = dg.GraphDefinition(name=f"{case.name}_{stage}", node_defs=[op]).to_job(
-            tags={"use_case": case.name, **tags}
+    def run(
+        self, graph: CaseGraph, instance: dg.DagsterInstance, stage: str, op: Any = works, **tags: str
+    ) -> str:
+        job = dg.GraphDefinition(name=f"{graph.name}_{stage}", node_defs=[op]).to_job(
+            tags={"use_case": graph.name, **tags}
         )
         return job.execute_in_process(instance=instance, raise_on_error=False).run_id
 
     def test_a_failed_run_is_sent_once_with_its_link(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        run_id = self.run(case, instance, "model", fails)
-        self.run(case, instance, "ingest", fails, **{"dagster/will_retry": "true"})
-        _, cursor = self.tick(case, instance)
-        self.tick(case, instance, cursor)
-        self.tick(case, instance)
+        run_id = self.run(graph, instance, "model", fails)
+        self.run(graph, instance, "ingest", fails, **{"dagster/will_retry": "true"})
+        _, cursor = self.tick(graph, instance)
+        self.tick(graph, instance, cursor)
+        self.tick(graph, instance)
         (body,) = hook.bodies
         assert body["event"] == "run_failed" and body["url"].endswith(f"/runs/{run_id}")
         assert "planted-text" not in json.dumps(body)
@@ -423,7 +425,7 @@ class TestSensor:
     )
     def test_a_run_that_is_started_again_by_itself_is_sent_once_no_other_follows(
         self,
-        case: Case,
+        graph: CaseGraph,
         instance: dg.DagsterInstance,
         hook: Hook,
         stage: str,
@@ -436,52 +438,54 @@ class TestSensor:
         def fails_in_a_way() -> None:
             raise dg.Failure("planted-text", metadata={"failure": failure})
 
-        launcher = f"{case.name}_launcher"
+        launcher = f"{graph.name}_launcher"
         self.state(instance, launcher, status=InstigatorStatus.RUNNING if is_on else InstigatorStatus.STOPPED)
         sent, cursor = [], None
         for number in range(1, max(sent_of) + 1):
             by_itself = {"dagster/sensor_name": launcher, "dagster/run_key": f"k{number}", **tags}
-            self.run(case, instance, stage, fails_in_a_way, **by_itself)
-            _, cursor = self.tick(case, instance, cursor)
+            self.run(graph, instance, stage, fails_in_a_way, **by_itself)
+            _, cursor = self.tick(graph, instance, cursor)
             sent += [number] * (len(hook.bodies) - len(sent))
         assert sent == sent_of
         assert {body["event"] for body in hook.bodies} == {"run_failed"}
         # Nobody starts again what a person has launched.
         self.run(
-            case,
+            graph,
             instance,
             stage,
             fails_in_a_way,
             **{key: value for key, value in tags.items() if key == "delivery/run_key"},
         )
-        self.tick(case, instance, cursor)
+        self.tick(graph, instance, cursor)
         assert len(hook.bodies) == len(sent) + 1
 
     def test_a_batch_that_a_red_check_holds_back_is_sent_once_whoever_launched_it(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        project = projects.Project(case.use_case.project_root, case.name)
+        project = projects.Project(graph.use_case.project_root, graph.name)
         project.deliver(
             "unlabelled.jsonl", [{**row, "kind": None} for row in projects.licence_rows(40, skip=100)]
         )
-        [batch] = documents.look(open_store(case.use_case, instance), case.use_case, now=time.time() + 60).cut
-        instance.add_dynamic_partitions(f"{case.name}/batch", [batch.name])
-        self.state(instance, f"{case.name}_new_documents")
+        [batch] = documents.look(
+            open_store(graph.use_case, instance), graph.use_case, now=time.time() + 60
+        ).cut
+        instance.add_dynamic_partitions(f"{graph.name}/batch", [batch.name])
+        self.state(instance, f"{graph.name}_new_documents")
         by_itself = {
-            "dagster/sensor_name": f"{case.name}_new_documents",
+            "dagster/sensor_name": f"{graph.name}_new_documents",
             "dagster/run_key": "k",
             "delivery/run_key": "k",
         }
         defs = dg.Definitions.merge(
-            FullFineTune(case.use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor)
+            FullFineTune(graph.use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor)
         )
-        job = defs.resolve_job_def(f"{case.name}_ingest")
+        job = defs.resolve_job_def(f"{graph.name}_ingest")
         ran = job.execute_in_process(
             instance=instance, partition_key=batch.name, raise_on_error=False, tags=by_itself
         )
         assert not ran.success, "a blocking check makes its run fail"
-        _, cursor = self.tick(case, instance)
-        self.tick(case, instance, cursor)
+        _, cursor = self.tick(graph, instance)
+        self.tick(graph, instance, cursor)
         (body,) = hook.bodies
         assert (body["event"], body["key"]) == ("gate_closed", f"gate_closed/{ran.run_id}")
         assert (
@@ -490,41 +494,41 @@ class TestSensor:
         )
 
     def test_windows_without_a_text_are_sent_once_until_one_can_be_judged(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        store = open_store(case.use_case, instance)
+        store = open_store(graph.use_case, instance)
         for number, status in enumerate(
             ("feed_broken", "insufficient_data", "feed_broken", "ok", "feed_broken")
         ):
-            with store.create(case.name, "drift_report", f"w{number}", version="1", seed=17) as draft:
+            with store.create(graph.name, "drift_report", f"w{number}", version="1", seed=17) as draft:
                 made = draft.commit(settings={}, inputs={}, metadata=manifests.drift(status))
-            store.write_pointer(f"latest/{case.name}/drift_report/w{number}", {"ref": made.ref})
-            self.run(case, instance, "monitor", **{"dagster/partition": f"w{number}"})
-            self.tick(case, instance)
+            store.write_pointer(f"latest/{graph.name}/drift_report/w{number}", {"ref": made.ref})
+            self.run(graph, instance, "monitor", **{"dagster/partition": f"w{number}"})
+            self.tick(graph, instance)
         assert [(body["event"], body["key"]) for body in hook.bodies] == [
             ("gate_closed", "gate_closed/feed_broken/w0"),
             ("gate_closed", "gate_closed/feed_broken/w4"),
         ]
 
     def test_a_damaged_manifest_is_sent_and_keeps_no_other_alert_back(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook, tmp_path: Path
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, tmp_path: Path
     ) -> None:
-        store = open_store(case.use_case, instance)
-        with store.create(case.name, "labeled_examples", "k", version="1", seed=17) as draft:
+        store = open_store(graph.use_case, instance)
+        with store.create(graph.name, "labeled_examples", "k", version="1", seed=17) as draft:
             made = draft.commit(settings={}, inputs={}, metadata={})
         Path(store.url, made.ref, "manifest.json").write_text('{"case": "planted-text')
 
         @dg.op
         def validates(context) -> None:
             about = {"metadata": {ARTIFACT: made.ref}, "partition": "b1"}
-            context.log_event(dg.AssetMaterialization(case.key("labeled_examples"), **about))
+            context.log_event(dg.AssetMaterialization(graph.key("labeled_examples"), **about))
 
-        damaged = self.run(case, instance, "ingest", validates, **{"dagster/partition": "b1"})
-        store.write_pointer(f"latest/{case.name}/drift_report/w2", {"planted-text": ""})
-        self.run(case, instance, "monitor", **{"dagster/partition": "w2"})
-        self.run(case, instance, "model", fails)
-        _, cursor = self.tick(case, instance)
-        self.tick(case, instance, cursor)
+        damaged = self.run(graph, instance, "ingest", validates, **{"dagster/partition": "b1"})
+        store.write_pointer(f"latest/{graph.name}/drift_report/w2", {"planted-text": ""})
+        self.run(graph, instance, "monitor", **{"dagster/partition": "w2"})
+        self.run(graph, instance, "model", fails)
+        _, cursor = self.tick(graph, instance)
+        self.tick(graph, instance, cursor)
         first, second, failed = hook.bodies
         assert failed["title"] == "the run model failed"
         assert (
@@ -540,59 +544,59 @@ class TestSensor:
         assert "planted-text" not in json.dumps(hook.bodies)
 
     def test_a_cursor_that_a_wrong_clock_has_left_hides_no_run(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
         year = time.time() + 365 * 24 * 3600
-        self.run(case, instance, "model", fails)
-        _, cursor = self.tick(case, instance, json.dumps({"runs": year, "decisions": year}))
+        self.run(graph, instance, "model", fails)
+        _, cursor = self.tick(graph, instance, json.dumps({"runs": year, "decisions": year}))
         assert len(hook.bodies) == 1 and cursor is not None
         assert max(json.loads(cursor).values()) <= time.time()
 
     def test_more_runs_than_a_tick_looks_at_end_in_one_moment(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("fullft_assets.automation.alerts._MAX_RUNS", 2)
         cursor = None
         for _ in range(5):
-            self.run(case, instance, "model", fails)
+            self.run(graph, instance, "model", fails)
         time.sleep(1)
         for _ in range(3):
-            _, cursor = self.tick(case, instance, cursor)
+            _, cursor = self.tick(graph, instance, cursor)
         assert len(hook.bodies) == 5
 
     def test_a_drift_is_sent_once_until_a_window_is_like_the_reference_again(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        store = open_store(case.use_case, instance)
+        store = open_store(graph.use_case, instance)
         for number, status in enumerate(("confirmed", "alarm", "confirmed", "ok", "confirmed")):
-            with store.create(case.name, "drift_report", f"w{number}", version="1", seed=17) as draft:
+            with store.create(graph.name, "drift_report", f"w{number}", version="1", seed=17) as draft:
                 made = draft.commit(settings={}, inputs={}, metadata=manifests.drift(status))
-            store.write_pointer(f"latest/{case.name}/drift_report/w{number}", {"ref": made.ref})
-            self.run(case, instance, "monitor", **{"dagster/partition": f"w{number}"})
-            self.tick(case, instance)
+            store.write_pointer(f"latest/{graph.name}/drift_report/w{number}", {"ref": made.ref})
+            self.run(graph, instance, "monitor", **{"dagster/partition": f"w{number}"})
+            self.tick(graph, instance)
         assert [body["title"] for body in hook.bodies] == ["window w0 drifted", "window w4 drifted"]
 
     def test_a_candidate_that_its_run_judged_is_sent_though_another_run_evaluated_since(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        store, reports = open_store(case.use_case, instance), []
+        store, reports = open_store(graph.use_case, instance), []
         for key in ("mine", "of the daily evaluation"):
-            with store.create(case.name, "evaluation_report", key, version="1", seed=17) as draft:
+            with store.create(graph.name, "evaluation_report", key, version="1", seed=17) as draft:
                 failed = CheckOutcome(name=f"gate of {key}", passed=False)
                 reports.append(
                     draft.commit(settings={}, inputs={}, metadata=manifests.evaluation(), checks=[failed])
                 )
-        store.write_pointer(f"latest/{case.name}/evaluation_report/all", {"ref": reports[1].ref})
+        store.write_pointer(f"latest/{graph.name}/evaluation_report/all", {"ref": reports[1].ref})
 
         @dg.op
         def evaluates(context) -> None:
             context.log_event(
-                dg.AssetMaterialization(case.key("evaluation_report"), metadata={ARTIFACT: reports[0].ref})
+                dg.AssetMaterialization(graph.key("evaluation_report"), metadata={ARTIFACT: reports[0].ref})
             )
 
-        self.run(case, instance, "model", evaluates)
-        self.run(case, instance, "model")
-        self.tick(case, instance)
+        self.run(graph, instance, "model", evaluates)
+        self.run(graph, instance, "model")
+        self.tick(graph, instance)
         (body,) = hook.bodies
         assert (body["event"], body["title"]) == (
             "gate_closed",
@@ -601,36 +605,36 @@ class TestSensor:
 
     @pytest.mark.parametrize("name", ["retraining", "alerts"])
     def test_a_sensor_that_fails_at_each_tick_is_sent_once_a_day(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook, name: str
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, name: str
     ) -> None:
-        state = self.state(instance, f"{case.name}_{name}")
+        state = self.state(instance, f"{graph.name}_{name}")
         for number, status in enumerate(
             [TickStatus.SKIPPED, *[TickStatus.FAILURE] * 5, TickStatus.STARTED, TickStatus.FAILURE]
         ):
             assert len(hook.bodies) == (number > 5)
             at = time.time() - 1_000 + 60 * number
             self.add_tick(instance, state, status, at)
-            self.tick(case, instance)
+            self.tick(graph, instance)
         (body,) = hook.bodies
         assert (body["event"], body["title"]) == ("sensor_failing", f"letters_{name} fails at each tick")
 
     def test_a_decision_that_needs_a_person_is_sent_also_after_the_next_one(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        store, now = open_store(case.use_case, instance), time.time()
+        store, now = open_store(graph.use_case, instance), time.time()
         signals = Signals(now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0)
         for age, action, reason in (
             (120, "alert", "the budget: it is too small"),
             (60, "wait", "nothing new"),
         ):
             decision = Decision(action=action, reasons=[reason], evidence="budget", instruction="raise it")
-            entry = RecordedDecision(case=case.name, time=now - age, signals=signals, decision=decision)
+            entry = RecordedDecision(case=graph.name, time=now - age, signals=signals, decision=decision)
             store.write_pointer(
-                f"{case.name}/retraining_decisions/{int((now - age) * 1000):014d}",
+                f"{graph.name}/retraining_decisions/{int((now - age) * 1000):014d}",
                 entry.model_dump(mode="json"),
             )
-        self.tick(case, instance)
-        self.tick(case, instance)
+        self.tick(graph, instance)
+        self.tick(graph, instance)
         (body,) = hook.bodies
         assert (body["event"], body["title"], body["action"]) == (
             "decision_needed",
@@ -658,7 +662,13 @@ class TestSensor:
         ],
     )
     def test_a_decision_about_attempts_has_a_next_action_and_links_to_the_run(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook, num_failed: int, title: str, action: str
+        self,
+        graph: CaseGraph,
+        instance: dg.DagsterInstance,
+        hook: Hook,
+        num_failed: int,
+        title: str,
+        action: str,
     ) -> None:
         @dg.op
         def has_bad_data() -> None:
@@ -666,27 +676,27 @@ class TestSensor:
 
         op = has_bad_data if num_failed > 0 else works
         runs = [
-            self.run(case, instance, "model", op, **{"retraining/evidence": f"e{number}"})
+            self.run(graph, instance, "model", op, **{"retraining/evidence": f"e{number}"})
             for number in range(abs(num_failed))
         ]
-        now, store = time.time(), open_store(case.use_case, instance)
-        attempts = attempts_of(model_runs(case, instance, now), instance, now)
+        now, store = time.time(), open_store(graph.use_case, instance)
+        attempts = attempts_of(model_runs(graph, instance, now), instance, now)
         signals = Signals(now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0)
-        decision = retraining.decide(retraining.State(attempts=attempts), signals, case.settings.retraining)
-        entry = RecordedDecision(case=case.name, time=now, signals=signals, decision=decision)
+        decision = retraining.decide(retraining.State(attempts=attempts), signals, graph.settings.retraining)
+        entry = RecordedDecision(case=graph.name, time=now, signals=signals, decision=decision)
         store.write_pointer(
-            f"{case.name}/retraining_decisions/{int(now * 1000):014d}", entry.model_dump(mode="json")
+            f"{graph.name}/retraining_decisions/{int(now * 1000):014d}", entry.model_dump(mode="json")
         )
-        self.tick(case, instance)
+        self.tick(graph, instance)
         body = next(body for body in hook.bodies if body["event"] == "decision_needed")
         at = datetime.fromtimestamp(attempts[-1].started_at, UTC)
         assert (body["title"], body["action"]) == (title.format(f"{at:%Y-%m-%d %H:%M UTC}"), action)
         assert body["url"].endswith(f"/runs/{runs[-1]}")
 
     def test_a_tick_reads_only_decisions_that_it_has_not_seen(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        store, now, read = open_store(case.use_case, instance), time.time(), []
+        store, now, read = open_store(graph.use_case, instance), time.time(), []
         read_pointer = Store.read_pointer
 
         def counted(store: Store, name: str) -> Any:
@@ -698,33 +708,33 @@ class TestSensor:
             decision = Decision(
                 action="alert", reasons=["production is not seen: look at what delivers it"], evidence="e"
             )
-            entry = RecordedDecision(case=case.name, time=now - age, signals=signals, decision=decision)
+            entry = RecordedDecision(case=graph.name, time=now - age, signals=signals, decision=decision)
             store.write_pointer(
-                f"{case.name}/retraining_decisions/{int((now - age) * 1000):014d}",
+                f"{graph.name}/retraining_decisions/{int((now - age) * 1000):014d}",
                 entry.model_dump(mode="json"),
             )
 
         monkeypatch.setattr(Store, "read_pointer", counted)
         for half_hours in range(12, 2, -1):
             decide(half_hours * 1800)
-        _, cursor = self.tick(case, instance)
+        _, cursor = self.tick(graph, instance)
         assert len(read) == len(hook.bodies) == 10
-        _, cursor = self.tick(case, instance, cursor)
+        _, cursor = self.tick(graph, instance, cursor)
         assert len(read) == 10
         decide(1800)
         hook.status = 500
         with pytest.raises(dg.Failure):
-            self.tick(case, instance, cursor)
+            self.tick(graph, instance, cursor)
         hook.status = 200
         hook.bodies.clear()
-        _, cursor = self.tick(case, instance, cursor)
+        _, cursor = self.tick(graph, instance, cursor)
         assert len(hook.bodies) == 1
         assert len(read) == 12
 
     def test_a_lower_accuracy_on_production_is_sent_once_however_its_size_changes(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        self.decide_on_two_drops(case, instance, "live_drop", num_drop_errors=0.0)
+        self.decide_on_two_drops(graph, instance, "live_drop", num_drop_errors=0.0)
         (body,) = hook.bodies
         title = "the champion's accuracy is 0.100 lower on labelled production documents than at release"
         assert (body["event"], body["title"]) == ("quality_drop", title)
@@ -734,29 +744,29 @@ class TestSensor:
     )
     def test_none_is_sent_between_a_checkpoint_and_its_release_nor_of_the_champion_before(
         self,
-        case: Case,
+        graph: CaseGraph,
         instance: dg.DagsterInstance,
         hook: Hook,
         promoted_ago: float,
         is_in_flight: int,
         num_sent: int,
     ) -> None:
-        with open_store(case.use_case, instance).create(
-            case.name, "finetuned_checkpoint", "k", version="1", seed=17
+        with open_store(graph.use_case, instance).create(
+            graph.name, "finetuned_checkpoint", "k", version="1", seed=17
         ) as draft:
             made = draft.commit(settings={}, inputs={}, metadata={})
-        open_store(case.use_case, instance).write_pointer(
-            f"latest/{case.name}/finetuned_checkpoint/all", {"ref": made.ref}
+        open_store(graph.use_case, instance).write_pointer(
+            f"latest/{graph.name}/finetuned_checkpoint/all", {"ref": made.ref}
         )
         signals = {"num_runs_in_flight": is_in_flight}
         self.decide_on_two_drops(
-            case, instance, "live_drop", num_drop_errors=0.0, promoted_ago=promoted_ago, **signals
+            graph, instance, "live_drop", num_drop_errors=0.0, promoted_ago=promoted_ago, **signals
         )
         assert len(hook.bodies) == num_sent
 
     def decide_on_two_drops(
         self,
-        case: Case,
+        graph: CaseGraph,
         instance: dg.DagsterInstance,
         signal: str,
         *,
@@ -765,7 +775,7 @@ class TestSensor:
         **others: Any,
     ) -> None:
         """Record two decisions whose signal differs in size, each with a tick after it."""
-        store, now = open_store(case.use_case, instance), time.time()
+        store, now = open_store(graph.use_case, instance), time.time()
         champion = release.Champion(
             checkpoint="c",
             snapshot="s",
@@ -774,28 +784,28 @@ class TestSensor:
             promoted_at=now - promoted_ago,
             run_id="r",
         )
-        release.promote(store, case.name, champion)
+        release.promote(store, graph.name, champion)
         for age, drop in ((120, 0.1), (60, 0.11)):
             drops: dict[str, Any] = {signal: drop, "num_drop_errors": num_drop_errors, **others}
             signals = Signals(
                 now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0, **drops
             )
             entry = RecordedDecision(
-                case=case.name,
+                case=graph.name,
                 time=now - age,
                 signals=signals,
                 decision=Decision(action="wait", reasons=["labels"], evidence=""),
             )
             store.write_pointer(
-                f"{case.name}/retraining_decisions/{int((now - age) * 1000):014d}",
+                f"{graph.name}/retraining_decisions/{int((now - age) * 1000):014d}",
                 entry.model_dump(mode="json"),
             )
-            self.tick(case, instance)
+            self.tick(graph, instance)
 
     def test_a_lower_score_is_sent_once_however_its_size_changes(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        self.decide_on_two_drops(case, instance, "score_drop", num_drop_errors=2.5)
+        self.decide_on_two_drops(graph, instance, "score_drop", num_drop_errors=2.5)
         (body,) = hook.bodies
         assert (body["event"], body["title"]) == (
             "quality_drop",
@@ -803,13 +813,13 @@ class TestSensor:
         )
 
     def test_a_lower_score_that_may_be_chance_is_not_sent(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        self.decide_on_two_drops(case, instance, "score_drop", num_drop_errors=2.4)
+        self.decide_on_two_drops(graph, instance, "score_drop", num_drop_errors=2.4)
         assert not hook.bodies
 
     def test_a_month_s_budget_is_sent_once_when_near_and_once_when_reached(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("fullft_assets.automation.runs.hours_beside", lambda *_: 10.0)
         for spent in (60.0, 75.0, 76.0, 90.0, 91.0):
@@ -819,25 +829,25 @@ class TestSensor:
             monkeypatch.setattr(
                 "fullft_assets.automation.runs.attempts_of", lambda *_, attempt=attempt: [attempt]
             )
-            self.tick(case, instance)
+            self.tick(graph, instance)
         assert [(body["event"], body["title"]) for body in hook.bodies] == [
             ("budget", "85% of retraining.max_hours_per_month = 100 are spent"),
             ("budget", "100% of retraining.max_hours_per_month = 100 are spent"),
         ]
 
     def test_a_feed_that_stopped_is_sent_once_and_one_that_never_came_is_not(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        self.tick(case, instance)
+        self.tick(graph, instance)
         instance.report_runless_asset_event(
-            dg.AssetMaterialization(case.key("raw_documents"), partition="b1")
+            dg.AssetMaterialization(graph.key("raw_documents"), partition="b1")
         )
-        self.tick(case, instance)
+        self.tick(graph, instance)
         assert hook.bodies == []
         now = time.time() + 1_001 * 3600
         monkeypatch.setattr("fullft_assets.automation.alerts.time.time", lambda: now)
-        self.tick(case, instance)
-        self.tick(case, instance)
+        self.tick(graph, instance)
+        self.tick(graph, instance)
         (body,) = hook.bodies
         assert body["event"] == "feed_silent" and body["title"].endswith("for 1000 hours")
 
@@ -847,67 +857,69 @@ class TestSensor:
         monitoring = {"path": "data/letters/production", "window": {"rows": 300}}
         sections: dict[str, Any] = {"channels": {"webhook": {"url": "env:ALERT_HOOK"}}, "silent_hours": 48}
         project = projects.create(tmp_path / "q", rows=5, alerts=sections, monitoring=monitoring)
-        case = Case(project.use_case())
+        graph = CaseGraph(project.use_case())
         instance.report_runless_asset_event(
-            dg.AssetMaterialization(case.key("production_documents"), partition="w1")
+            dg.AssetMaterialization(graph.key("production_documents"), partition="w1")
         )
-        start, store = time.time(), open_store(case.use_case, instance)
+        start, store = time.time(), open_store(graph.use_case, instance)
         for day in (1, 2, 3, 4):
             file = projects.write_rows(
                 project.production / f"{day}.jsonl", projects.licence_rows(20, skip=20 * day)
             )
             os.utime(file, (start + day * 24 * 3600,) * 2)
             now = start + (day + 0.5) * 24 * 3600
-            assert documents.look(store, case.use_case, "window", now=now).cut == []
+            assert documents.look(store, graph.use_case, "window", now=now).cut == []
             monkeypatch.setattr("fullft_assets.automation.alerts.time.time", lambda now=now: now)
-            self.tick(case, instance)
+            self.tick(graph, instance)
         assert hook.bodies == []
         for hours in (47, 49, 50):
             monkeypatch.setattr(
                 "fullft_assets.automation.alerts.time.time",
                 lambda hours=hours: start + (4 * 24 + hours) * 3600,
             )
-            self.tick(case, instance)
+            self.tick(graph, instance)
         (body,) = hook.bodies
         assert body["title"] == "nothing new in data/letters/production for 48 hours"
 
     def test_a_channel_that_is_down_keeps_the_cursor(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        self.run(case, instance, "model", fails)
+        self.run(graph, instance, "model", fails)
         hook.status = 503
         with pytest.raises(dg.Failure, match="503"):
-            self.tick(case, instance)
+            self.tick(graph, instance)
         hook.status = 200
-        self.tick(case, instance)
+        self.tick(graph, instance)
         assert len(hook.bodies) == 2
 
     def test_no_channel_is_no_sensor(self, tmp_path: Path) -> None:
-        assert automation.build_alert_sensor(Case(projects.create(tmp_path / "q", rows=5).use_case())) == []
+        assert (
+            automation.build_alert_sensor(CaseGraph(projects.create(tmp_path / "q", rows=5).use_case())) == []
+        )
 
     def test_a_run_of_assets_is_named_by_them(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        @dg.asset(key=case.key("live_quality"))
+        @dg.asset(key=graph.key("live_quality"))
         def live_quality() -> None:
             raise dg.Failure("planted-text")
 
         job = dg.Definitions(
             assets=[live_quality], executor=dg.in_process_executor
         ).resolve_implicit_global_asset_job_def()
-        chosen = [case.key("live_quality")]
+        chosen = [graph.key("live_quality")]
         job.execute_in_process(
-            instance=instance, asset_selection=chosen, raise_on_error=False, tags={"use_case": case.name}
+            instance=instance, asset_selection=chosen, raise_on_error=False, tags={"use_case": graph.name}
         )
-        self.tick(case, instance)
+        self.tick(graph, instance)
         (body,) = hook.bodies
         assert body["title"] == "the run live_quality failed"
 
     def test_a_batch_that_a_red_check_of_its_chunks_holds_back_is_sent(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        with open_store(case.use_case, instance).create(
-            case.name, "tokenized_chunks", "k", version="1", seed=17
+        with open_store(graph.use_case, instance).create(
+            graph.name, "tokenized_chunks", "k", version="1", seed=17
         ) as draft:
             tokens = draft.commit(
                 settings={}, inputs={}, metadata={}, checks=[CheckOutcome(name="rows_are_good", passed=False)]
@@ -916,11 +928,11 @@ class TestSensor:
         @dg.op
         def tokenizes(context) -> None:
             about = {"metadata": {ARTIFACT: tokens.ref}, "partition": "b1"}
-            context.log_event(dg.AssetMaterialization(case.key("tokenized_chunks"), **about))
+            context.log_event(dg.AssetMaterialization(graph.key("tokenized_chunks"), **about))
             raise dg.Failure("the check is red")
 
-        self.run(case, instance, "ingest", tokenizes, **{"dagster/partition": "b1"})
-        self.tick(case, instance)
+        self.run(graph, instance, "ingest", tokenizes, **{"dagster/partition": "b1"})
+        self.tick(graph, instance)
         (body,) = hook.bodies
         assert (body["title"], body["action"]) == (
             "batch b1 is held back: rows_are_good",

@@ -26,7 +26,7 @@ from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run
 
 from fullft_assets import automation, chunks, documents, examples, release, retraining, snapshot
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.assets.model import IS_BETTER_TAG
 from fullft_assets.automation import sensors
 from fullft_assets.automation.decision import gather, name_of
@@ -54,8 +54,8 @@ class Bench:
         self.name = prepared.use_case.name
 
     @property
-    def case(self) -> Case:
-        return Case(self.prepared.project.use_case())
+    def case(self) -> CaseGraph:
+        return CaseGraph(self.prepared.project.use_case())
 
     def tick(self, sensor: str) -> Any:
         definition = next(s for s in automation.build_sensors(self.case) if s.name == f"{self.name}_{sensor}")
@@ -843,13 +843,13 @@ class TestRetrainingSensor:
             settings = settings.model_copy(
                 update={"retraining": settings.retraining.model_copy(update=limits), "planning": planning}
             )
-            case = Case(replace(bench.case.use_case, settings=settings))
+            graph = CaseGraph(replace(bench.case.use_case, settings=settings))
             schedule = next(
                 each
-                for each in automation.build_schedules(case)
+                for each in automation.build_schedules(graph)
                 if each.name == "letters_evaluation_schedule"
             )
-            with dg.build_schedule_context(instance=bench.instance, resources=case.resources()) as context:
+            with dg.build_schedule_context(instance=bench.instance, resources=graph.resources()) as context:
                 return schedule(context)
 
         assert isinstance(tick(max_hours_per_month=2.5 * took), dg.RunRequest)
@@ -1377,10 +1377,10 @@ def test_runs_of_windows_that_one_tick_asked_for_go_one_after_the_other(
     template: Prepared, tmp_path: Path
 ) -> None:
     project = projects.Project(tmp_path, "letters")
-    case = Case(template.project.use_case())
-    (monitor,) = [job for job in automation.build_jobs(case) if job.name == "letters_monitor"]
+    graph = CaseGraph(template.project.use_case())
+    (monitor,) = [job for job in automation.build_jobs(graph) if job.name == "letters_monitor"]
     assert [
-        job.name for job in automation.build_jobs(case) if automation.IN_ORDER_TAG in (job.tags or {})
+        job.name for job in automation.build_jobs(graph) if automation.IN_ORDER_TAG in (job.tags or {})
     ] == ["letters_monitor"]
     (tmp_path / "four.py").write_text(_FOUR_AT_ONCE.format(tags=dict(monitor.tags or {})))
     (tmp_path / "workspace.yaml").write_text("load_from: [{python_file: four.py}]\n")

@@ -3,7 +3,7 @@
 import dagster as dg
 import pytest
 
-from fullft_assets.assets.case import markdown_table, plain_metadata
+from fullft_assets.assets.graph import markdown_table, plain_metadata
 
 
 @pytest.mark.parametrize(

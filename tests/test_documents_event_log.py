@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import automation, documents
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.resources import latest, latest_by_partition, open_store
@@ -79,9 +79,9 @@ def deliver(folder: Path) -> None:
 
 def ingest(project: projects.Project, instance: dg.DagsterInstance) -> tuple[dg.ExecuteInProcessResult, str]:
     """Let the sensor cut what is new, and run its batch; return the run, and the batch's name."""
-    case = Case(project.use_case())
-    (sensor, *_) = automation.build_sensors(case)
-    (request,) = sensor(dg.build_sensor_context(instance=instance, resources=case.resources())).run_requests
+    graph = CaseGraph(project.use_case())
+    (sensor, *_) = automation.build_sensors(graph)
+    (request,) = sensor(dg.build_sensor_context(instance=instance, resources=graph.resources())).run_requests
     instance.add_dynamic_partitions("letters/batch", [request.partition_key])
     result = run_assets(project.use_case(), instance, *INGEST, partition=request.partition_key)
     return result, request.partition_key
@@ -193,9 +193,9 @@ def test_no_label_id_group_or_name_of_a_file_leaves_the_store(
         assert ingested.success
         taken = run_assets(project.use_case(), instance, "training_snapshot")
         assert taken.success == is_good
-        (sensor, *_) = automation.build_sensors(Case(project.use_case()))
+        (sensor, *_) = automation.build_sensors(CaseGraph(project.use_case()))
         tick = sensor(
-            dg.build_sensor_context(instance=instance, resources=Case(project.use_case()).resources())
+            dg.build_sensor_context(instance=instance, resources=CaseGraph(project.use_case()).resources())
         )
         store = open_store(project.use_case(), instance)
         events = [entry.to_json() for each in (ingested, taken) for entry in instance.all_logs(each.run_id)]

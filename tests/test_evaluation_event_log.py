@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import dagster as dg
 import pytest
 
-from fullft_assets.assets.case import outside_the_store
+from fullft_assets.assets.graph import outside_the_store
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.resources import latest
 from fullft_assets.store import Store

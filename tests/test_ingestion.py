@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import automation, chunks, documents, examples, snapshot
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.chunks import ingestion
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
@@ -37,9 +37,9 @@ class Data:
 
     def due(self) -> list[str]:
         """Return what the sensor asks a run for: (run key, batch)."""
-        case = Case(self.use_case)
-        sensor = next(s for s in automation.build_sensors(case) if s.name.endswith("_new_documents"))
-        result = sensor(dg.build_sensor_context(instance=self.instance, resources=case.resources()))
+        graph = CaseGraph(self.use_case)
+        sensor = next(s for s in automation.build_sensors(graph) if s.name.endswith("_new_documents"))
+        result = sensor(dg.build_sensor_context(instance=self.instance, resources=graph.resources()))
         return (
             []
             if isinstance(result, dg.SkipReason)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from fullft_assets import chunks, documents, examples, snapshot
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.automation.jobs import INGEST
 from fullft_assets.chunks import ingestion
 from fullft_assets.component import FullFineTune
@@ -170,7 +170,7 @@ def ingest_there(
         instance.add_dynamic_partitions(f"{use_case.name}/batch", names)
         defs = FullFineTune(use_case).build_defs()
         assets = [each for each in defs.assets or () if isinstance(each, dg.AssetsDefinition)]
-        chosen = [each for each in assets if each.keys & {Case(use_case).key(name) for name in INGEST}]
+        chosen = [each for each in assets if each.keys & {CaseGraph(use_case).key(name) for name in INGEST}]
         resources = dict(defs.resources or {})
         assert all(
             dg.materialize(chosen, instance=instance, resources=resources, partition_key=batch).success

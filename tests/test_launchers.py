@@ -16,7 +16,7 @@ import pytest
 from probe_workloads.definitions import defs, probe_job
 
 from fullft_assets.assets import model as model_assets
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.checking import problems
 from fullft_assets.errors import Interrupted, SettingsError, WorkloadError
 from fullft_assets.jobs import launchers as registered
@@ -490,17 +490,17 @@ class TestRegistration:
             planning={"min_predicted_gain": -1},
             launcher={"kind": "cluster", "queue": "a100", "grace_seconds": 7},
         )
-        case = Case(prepared.use_case)
-        set_latest(prepared.store, case.name, "training_snapshot", prepared.snapshot)
+        graph = CaseGraph(prepared.use_case)
+        set_latest(prepared.store, graph.name, "training_snapshot", prepared.snapshot)
         with dg.DagsterInstance.from_config(str(prepared.project.home)) as instance:
             done = dg.materialize(
-                [dg.AssetSpec(case.key("training_snapshot")), *model_assets._build_planning(case)],
-                resources=case.resources(),
+                [dg.AssetSpec(graph.key("training_snapshot")), *model_assets._build_planning(graph)],
+                resources=graph.resources(),
                 instance=instance,
             )
         assert done.success
         assert (package / "launched").read_text() == "planning in a100 within 7 s"
-        pilot = latest(prepared.store, case.name, "pilot_run")
+        pilot = latest(prepared.store, graph.name, "pilot_run")
         assert [
             m.metadata["predicted"].value
             for m in done.asset_materializations_for_node("letters__planning")[2:]

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.live_quality import simulate
 from fullft_assets import documents, examples, monitoring, release, retraining
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.assets.production import _measure_live_quality
 from fullft_assets.automation.decision import gather
 from fullft_assets.cli.export import export
@@ -211,7 +211,9 @@ class Live:
         """Return what the asset would measure."""
         champion = release.read_champion(self.store, CASE)
         assert champion is not None
-        return LiveMetadata.of(_measure_live_quality(Case(self.project.use_case()), self.store, champion))
+        return LiveMetadata.of(
+            _measure_live_quality(CaseGraph(self.project.use_case()), self.store, champion)
+        )
 
     def label(self, file: str, rows: list[dict[str, Any]]) -> Manifest:
         """Deliver labelled rows as a batch of their own."""
@@ -428,14 +430,14 @@ class TestLabelAudit:
         seen.project.configure(
             monitoring={"path": "data/letters/production"}, retraining={"min_new_examples_on_drift": 10}
         )
-        case = Case(seen.project.use_case())
+        graph = CaseGraph(seen.project.use_case())
 
         def decide() -> tuple[retraining.Decision, bool]:
-            made = _measure_live_quality(case, seen.store, release.read_champion(seen.store, CASE))
+            made = _measure_live_quality(graph, seen.store, release.read_champion(seen.store, CASE))
             seen.point("live_quality", "all", made)
             with dg.DagsterInstance.ephemeral() as instance:
-                state, signals = gather(case, instance, seen.store, {}, time.time())
-            settings = case.settings.retraining
+                state, signals = gather(graph, instance, seen.store, {}, time.time())
+            settings = graph.settings.retraining
             return retraining.decide(state, signals, settings), retraining.score_fell(signals, settings)
 
         def label(name: str, *, at_random: bool) -> None:

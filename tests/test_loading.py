@@ -18,8 +18,9 @@ import dagster as dg
 from fullft_assets import FullFineTune
 
 class MyCase(FullFineTune):
-    def resources(self, case):
-        return {**super().resources(case), case.launcher_key: dg.ResourceDefinition.hardcoded_resource("mine")}
+    def resources(self, graph):
+        mine = dg.ResourceDefinition.hardcoded_resource("mine")
+        return {**super().resources(graph), graph.launcher_key: mine}
 """
 POST_PROCESSING = """
 post_processing:

@@ -8,7 +8,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.automation import INGEST
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import DataError
@@ -151,7 +151,7 @@ class TestSwappedResources:
         assert not (small.home / "store").exists()
 
     def test_the_choice_of_the_yaml_is_injected_otherwise(self, small: projects.Project) -> None:
-        resources = Case(small.use_case()).resources()
+        resources = CaseGraph(small.use_case()).resources()
         with (
             dg.DagsterInstance.from_config(str(small.home)) as instance,
             dg.build_resources(resources, instance=instance) as built,

@@ -20,7 +20,7 @@ from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteRepo
 from dagster._daemon.types import DaemonHeartbeat
 
 from fullft_assets import automation, documents
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.cli import run
 from fullft_assets.cli.follower import FollowedRun, Follower, Terminal
 from fullft_assets.cli.run import CodeLocation
@@ -134,7 +134,7 @@ def test_what_the_sensor_leaves_to_a_person_or_to_a_later_tick_is_launched(
     project: projects.Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut_all(project, instance)
-    store, case = open_store(project.use_case(), instance), Case(project.use_case())
+    store, case = open_store(project.use_case(), instance), CaseGraph(project.use_case())
     (request,) = automation.find_due(case, instance, store, "batch", "letters_ingest").requests
     tags = {
         **request.tags,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fullft_assets import documents, monitoring, release
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.assets.production import read_history
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import DataError
@@ -157,16 +157,16 @@ class Production:
 
     def write_report(self, window: str) -> Manifest:
         """Write the drift report of a window as its run does, without Dagster's steps, which take long."""
-        case = Case(self.project.use_case())
+        graph = CaseGraph(self.project.use_case())
         champion = release.read_champion(self.store, CASE)
         assert champion is not None
         checkpoint = self.store.load(champion.checkpoint)
-        seen = documents.keep(self.store, case.use_case, window, "window")
-        history = read_history(case, self.store, window, seen, checkpoint, {})
+        seen = documents.keep(self.store, graph.use_case, window, "window")
+        history = read_history(graph, self.store, window, seen, checkpoint, {})
         inputs = {"production_documents": seen, "finetuned_checkpoint": checkpoint, **history.as_inputs()}
-        key = monitoring.report_key(case.settings, inputs)
+        key = monitoring.report_key(graph.settings, inputs)
         inputs["training_snapshot"] = self._snapshot
-        report = self.run("monitoring", case.job("drift_report", key, self.store, inputs))
+        report = self.run("monitoring", graph.job("drift_report", key, self.store, inputs))
         set_latest(self.store, CASE, "drift_report", report, window)
         return report
 

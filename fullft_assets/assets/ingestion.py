@@ -18,53 +18,53 @@ from fullft_assets.artifacts import (
     TOKENIZED_CHUNKS,
     TOKENIZER_AUDIT,
 )
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.chunks import ingestion
 from fullft_assets.resources import latest_by_partition, one_line_errors, set_latest
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import task_of
 
 
-def _build_documents(case: Case) -> list[dg.AssetsDefinition]:
+def _build_documents(graph: CaseGraph) -> list[dg.AssetsDefinition]:
     @dg.asset(
-        key=case.key(RAW_DOCUMENTS),
-        freshness_policy=case.freshness,
-        partitions_def=case.batches,
-        deps=[dg.AssetKey.from_user_string(key) for key in case.settings.documents.deps],
+        key=graph.key(RAW_DOCUMENTS),
+        freshness_policy=graph.freshness,
+        partitions_def=graph.batches,
+        deps=[dg.AssetKey.from_user_string(key) for key in graph.settings.documents.deps],
         description="What arrived, from where, unchanged: one row a delivered row, with its file and line.",
-        code_version=case.code_version(documents.VERSION, "documents"),
+        code_version=graph.code_version(documents.VERSION, "documents"),
         kinds={"parquet"},
-        check_specs=case.checks(RAW_DOCUMENTS, (*documents.CHECKS, documents.FILES_ARE_READ)),
-        **case.shared(launches=True),
+        check_specs=graph.checks(RAW_DOCUMENTS, (*documents.CHECKS, documents.FILES_ARE_READ)),
+        **graph.shared(launches=True),
     )
     def raw_documents(context: dg.AssetExecutionContext):
-        with case.open_store(context) as store:
-            case.ingest(context)
-            manifest = documents.keep(store, case.use_case, context.partition_key)
-            left = documents.check_leftovers(store, case.name)
-        return case.result(manifest, RAW_DOCUMENTS, store, checks=[left])
+        with graph.open_store(context) as store:
+            graph.ingest(context)
+            manifest = documents.keep(store, graph.use_case, context.partition_key)
+            left = documents.check_leftovers(store, graph.name)
+        return graph.result(manifest, RAW_DOCUMENTS, store, checks=[left])
 
     return [raw_documents]
 
 
-def _build_examples(case: Case) -> list[dg.AssetsDefinition]:
-    version = case.code_version(examples.VERSION, "examples")
+def _build_examples(graph: CaseGraph) -> list[dg.AssetsDefinition]:
+    version = graph.code_version(examples.VERSION, "examples")
     about = {
-        "io_manager_key": case.io_key,
+        "io_manager_key": graph.io_key,
         "code_version": version,
         "kinds": {"parquet", "greatexpectations"},
     }
 
     @dg.multi_asset(
-        name=f"{case.name}__examples",
+        name=f"{graph.name}__examples",
         outs={
             LABELED_EXAMPLES: dg.AssetOut(
-                key=case.key(LABELED_EXAMPLES),
+                key=graph.key(LABELED_EXAMPLES),
                 description="Valid labelled examples of the batch, as Great Expectations rules find them.",
                 **about,
             ),
             QUARANTINED_EXAMPLES: dg.AssetOut(
-                key=case.key(QUARANTINED_EXAMPLES),
+                key=graph.key(QUARANTINED_EXAMPLES),
                 description=(
                     "The rest of the batch, each row with its reasons and source line; nothing is dropped"
                     " silently."
@@ -72,70 +72,70 @@ def _build_examples(case: Case) -> list[dg.AssetsDefinition]:
                 **about,
             ),
         },
-        ins={RAW_DOCUMENTS: dg.AssetIn(case.key(RAW_DOCUMENTS), input_manager_key=case.io_key)},
-        partitions_def=case.batches,
-        group_name=case.name,
-        check_specs=case.checks(LABELED_EXAMPLES, examples.checks_of(case.settings.examples)),
-        required_resource_keys=case.shared(launches=True)["required_resource_keys"],
+        ins={RAW_DOCUMENTS: dg.AssetIn(graph.key(RAW_DOCUMENTS), input_manager_key=graph.io_key)},
+        partitions_def=graph.batches,
+        group_name=graph.name,
+        check_specs=graph.checks(LABELED_EXAMPLES, examples.checks_of(graph.settings.examples)),
+        required_resource_keys=graph.shared(launches=True)["required_resource_keys"],
     )
     def labeled_and_quarantined(
         context: dg.AssetExecutionContext, raw_documents: Manifest
     ) -> Iterator[dg.MaterializeResult]:
-        with case.open_store(context) as store:
-            case.ingest(context)
-            valid, quarantined = examples.validate(store, case.use_case, raw_documents)
+        with graph.open_store(context) as store:
+            graph.ingest(context)
+            valid, quarantined = examples.validate(store, graph.use_case, raw_documents)
             if valid.red_gates:
-                ingestion.mark_done(store, case.use_case, context.partition_key)
-        yield case.result(valid, LABELED_EXAMPLES, store)
-        yield case.result(quarantined, QUARANTINED_EXAMPLES, store)
+                ingestion.mark_done(store, graph.use_case, context.partition_key)
+        yield graph.result(valid, LABELED_EXAMPLES, store)
+        yield graph.result(quarantined, QUARANTINED_EXAMPLES, store)
 
     return [labeled_and_quarantined]
 
 
-def code_version(case: Case) -> str:
+def code_version(graph: CaseGraph) -> str:
     """Return the code version of this stage's batches."""
-    return case.code_version(chunks.VERSION, "chunks")
+    return graph.code_version(chunks.VERSION, "chunks")
 
 
-def _build_chunks(case: Case) -> list[dg.AssetsDefinition]:
+def _build_chunks(graph: CaseGraph) -> list[dg.AssetsDefinition]:
     @dg.asset(
-        key=case.key(TOKENIZED_CHUNKS),
-        ins={LABELED_EXAMPLES: dg.AssetIn(case.key(LABELED_EXAMPLES), input_manager_key=case.io_key)},
-        partitions_def=case.batches,
+        key=graph.key(TOKENIZED_CHUNKS),
+        ins={LABELED_EXAMPLES: dg.AssetIn(graph.key(LABELED_EXAMPLES), input_manager_key=graph.io_key)},
+        partitions_def=graph.batches,
         description="What the model will read: each text's windows of token ids, tokenised once.",
-        code_version=code_version(case),
+        code_version=code_version(graph),
         kinds={"parquet", "huggingface"},
-        check_specs=case.checks(TOKENIZED_CHUNKS, chunks.check_specs(task_of(case.settings.examples))),
-        **case.shared(launches=True),
+        check_specs=graph.checks(TOKENIZED_CHUNKS, chunks.check_specs(task_of(graph.settings.examples))),
+        **graph.shared(launches=True),
     )
     def tokenized_chunks(context: dg.AssetExecutionContext, labeled_examples: Manifest):
-        with case.open_store(context) as store:
-            case.ingest(context)
-            manifest = chunks.tokenize(store, case.use_case, labeled_examples)
-            ingestion.mark_done(store, case.use_case, context.partition_key)
-        return case.result(manifest, TOKENIZED_CHUNKS, store)
+        with graph.open_store(context) as store:
+            graph.ingest(context)
+            manifest = chunks.tokenize(store, graph.use_case, labeled_examples)
+            ingestion.mark_done(store, graph.use_case, context.partition_key)
+        return graph.result(manifest, TOKENIZED_CHUNKS, store)
 
     @dg.asset(
-        key=case.key(TOKENIZER_AUDIT),
-        ins={TOKENIZED_CHUNKS: dg.AssetIn(case.key(TOKENIZED_CHUNKS), input_manager_key=case.io_key)},
+        key=graph.key(TOKENIZER_AUDIT),
+        ins={TOKENIZED_CHUNKS: dg.AssetIn(graph.key(TOKENIZED_CHUNKS), input_manager_key=graph.io_key)},
         description=(
             "Whether the tokenizer shreds the domain's terms: fertility, unknown and byte tokens, pieces a"
             " term; and tokens to add."
         ),
-        code_version=case.code_version(chunks.AUDIT_VERSION, "chunks"),
+        code_version=graph.code_version(chunks.AUDIT_VERSION, "chunks"),
         kinds={"huggingface"},
-        check_specs=case.checks(TOKENIZER_AUDIT, chunks.AUDIT_CHECKS),
-        **case.shared(),
+        check_specs=graph.checks(TOKENIZER_AUDIT, chunks.AUDIT_CHECKS),
+        **graph.shared(),
     )
     def tokenizer_audit(context: dg.AssetExecutionContext, tokenized_chunks: dict[str, Manifest]):
-        with case.open_store(context) as store:
-            manifest = chunks.audit_tokenizer(store, case.use_case, tokenized_chunks)
+        with graph.open_store(context) as store:
+            manifest = chunks.audit_tokenizer(store, graph.use_case, tokenized_chunks)
         folder = store.folder(manifest)
         shown = {
             name: dg.MetadataValue.path(str(folder / file))
             for name, file in (("terms", "terms.json"), ("proposal", "proposal.yaml"))
         }
-        return case.result(manifest, TOKENIZER_AUDIT, store, shown)
+        return graph.result(manifest, TOKENIZER_AUDIT, store, shown)
 
     return [tokenized_chunks, tokenizer_audit]
 
@@ -143,22 +143,22 @@ def _build_chunks(case: Case) -> list[dg.AssetsDefinition]:
 STAGES = (RAW_DOCUMENTS, LABELED_EXAMPLES, TOKENIZED_CHUNKS)
 
 
-def retokenize(case: Case, context: dg.OpExecutionContext) -> Iterator:
+def retokenize(graph: CaseGraph, context: dg.OpExecutionContext) -> Iterator:
     """Tokenise every batch that needs it and yield the events of it; when it is cut short, the next run
     continues where it stopped.
     """
-    with case.open_store(context) as store:
-        raw, labeled, tokenized = (latest_by_partition(store, case.name, stage) for stage in STAGES)
-        needing = ingestion.needing_tokens(case.use_case, raw, labeled, tokenized)
+    with graph.open_store(context) as store:
+        raw, labeled, tokenized = (latest_by_partition(store, graph.name, stage) for stage in STAGES)
+        needing = ingestion.needing_tokens(graph.use_case, raw, labeled, tokenized)
     context.log.info(f"{len(needing):,} of {len(labeled):,} batches need tokenising")
     for number, batch in enumerate(needing, 1):
-        with one_line_errors(store, case.name):
-            manifest = chunks.tokenize(store, case.use_case, labeled[batch])
+        with one_line_errors(store, graph.name):
+            manifest = chunks.tokenize(store, graph.use_case, labeled[batch])
         # Reported before the store knows it: the next run repeats what a run that dies between the two has
         # not done.
-        yield from events(case, store, context.instance, batch, manifest)
-        set_latest(store, case.name, TOKENIZED_CHUNKS, manifest, batch)
-        ingestion.mark_done(store, case.use_case, batch)
+        yield from events(graph, store, context.instance, batch, manifest)
+        set_latest(store, graph.name, TOKENIZED_CHUNKS, manifest, batch)
+        ingestion.mark_done(store, graph.use_case, batch)
         context.log.info(
             f"{batch}: {chunks.ChunksMetadata.of(manifest).num_rows:,} rows tokenised ({number:,} of"
             f" {len(needing):,} batches)"
@@ -166,7 +166,7 @@ def retokenize(case: Case, context: dg.OpExecutionContext) -> Iterator:
 
 
 def events(
-    case: Case, store: Store, instance: dg.DagsterInstance, batch: str, manifest: Manifest
+    graph: CaseGraph, store: Store, instance: dg.DagsterInstance, batch: str, manifest: Manifest
 ) -> Iterator:
     """Yield the events of a run of the batch's `tokenized_chunks`: its materialisation and the outcomes of
     its checks.
@@ -174,26 +174,26 @@ def events(
     Unlike in a run of the asset, Dagster adds no provenance of its own; without it an edit of the YAML would
     not mark these batches as stale.
     """
-    shown = case.result(manifest, TOKENIZED_CHUNKS, store)
-    upstream = case.key(LABELED_EXAMPLES)
+    shown = graph.result(manifest, TOKENIZED_CHUNKS, store)
+    upstream = graph.key(LABELED_EXAMPLES)
     newest = instance.fetch_materializations(
         dg.AssetRecordsFilter(upstream, asset_partitions=[batch]), limit=1
     ).records
     tags = {
         "dagster/data_version": manifest.content_digest,
         "dagster/data_version_is_user_provided": "true",
-        "dagster/code_version": code_version(case),
+        "dagster/code_version": code_version(graph),
         f"dagster/input_data_version/{upstream.to_user_string()}": manifest.inputs[LABELED_EXAMPLES],
         f"dagster/input_event_pointer/{upstream.to_user_string()}": (
             str(newest[0].storage_id) if newest else "NULL"
         ),
     }
-    key = case.key(TOKENIZED_CHUNKS)
+    key = graph.key(TOKENIZED_CHUNKS)
     yield dg.AssetMaterialization(asset_key=key, partition=batch, metadata=shown.metadata, tags=tags)
     for outcome in manifest.checks:
-        yield case.check_evaluation(outcome, TOKENIZED_CHUNKS, blocking=outcome.severity == "error")
+        yield graph.check_evaluation(outcome, TOKENIZED_CHUNKS, blocking=outcome.severity == "error")
 
 
-def build(case: Case) -> list[dg.AssetsDefinition]:
+def build(graph: CaseGraph) -> list[dg.AssetsDefinition]:
     """Return the assets."""
-    return [*_build_documents(case), *_build_examples(case), *_build_chunks(case)]
+    return [*_build_documents(graph), *_build_examples(graph), *_build_chunks(graph)]

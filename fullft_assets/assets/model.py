@@ -26,7 +26,7 @@ from fullft_assets.artifacts import (
     TOKENIZED_CHUNKS,
     TRAINING_SNAPSHOT,
 )
-from fullft_assets.assets.case import Case, markdown_table, sentences, sparkline
+from fullft_assets.assets.graph import CaseGraph, markdown_table, sentences, sparkline
 from fullft_assets.base_model import find_base_model, read_header, resolve_base_model
 from fullft_assets.checking.sample import suggested_group
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
@@ -43,31 +43,31 @@ from fullft_assets.store import Manifest, Store, artifact_key, digest
 from fullft_assets.task import task_of
 
 
-def _build_snapshot(case: Case) -> list[dg.AssetsDefinition]:
+def _build_snapshot(graph: CaseGraph) -> list[dg.AssetsDefinition]:
     @dg.asset(
-        key=case.key(TRAINING_SNAPSHOT),
+        key=graph.key(TRAINING_SNAPSHOT),
         ins={
-            name: dg.AssetIn(case.key(name), input_manager_key=case.io_key)
+            name: dg.AssetIn(graph.key(name), input_manager_key=graph.io_key)
             for name in (LABELED_EXAMPLES, TOKENIZED_CHUNKS)
         },
         description=(
             "Exactly which rows train, validate and test: deduplicated, split without leaks, frozen under a"
             " digest."
         ),
-        code_version=case.code_version(snapshot.VERSION, "snapshot"),
+        code_version=graph.code_version(snapshot.VERSION, "snapshot"),
         kinds={"parquet"},
-        check_specs=case.checks(
-            TRAINING_SNAPSHOT, (*snapshot.checks_of(case.settings), snapshot.VERDICT_IS_POSSIBLE)
+        check_specs=graph.checks(
+            TRAINING_SNAPSHOT, (*snapshot.checks_of(graph.settings), snapshot.VERDICT_IS_POSSIBLE)
         ),
-        **case.shared(),
+        **graph.shared(),
     )
     def training_snapshot(
         context: dg.AssetExecutionContext,
         labeled_examples: dict[str, Manifest],
         tokenized_chunks: dict[str, Manifest],
     ):
-        with case.open_store(context) as store:
-            arriving = _arriving(case, context.instance, store, labeled_examples, tokenized_chunks)
+        with graph.open_store(context) as store:
+            arriving = _arriving(graph, context.instance, store, labeled_examples, tokenized_chunks)
             if arriving:
                 context.log.info(
                     f"{len(arriving):,} batches that are being ingested wait for the next snapshot:"
@@ -76,30 +76,30 @@ def _build_snapshot(case: Case) -> list[dg.AssetsDefinition]:
             examples = {name: batch for name, batch in labeled_examples.items() if name not in arriving}
             manifest = snapshot.take(
                 store,
-                case.use_case,
+                graph.use_case,
                 examples,
                 tokenized_chunks,
-                suggest_group=lambda: suggested_group(case.use_case),
+                suggest_group=lambda: suggested_group(graph.use_case),
             )
         metadata = snapshot.SnapshotMetadata.of(manifest)
         shown: dict[str, dg.MetadataValue] = {
-            "data_report": report_link(case.use_case, store, manifest),
+            "data_report": report_link(graph.use_case, store, manifest),
         }
         if metadata.labels and may_be_named(metadata.labels):
             shown["label_counts"] = dg.MetadataValue.md(markdown_table(_labels(metadata)))
-        return case.result(
+        return graph.result(
             manifest,
             TRAINING_SNAPSHOT,
             store,
             shown,
-            checks=[snapshot.verdict_check(metadata, case.settings)],
+            checks=[snapshot.verdict_check(metadata, graph.settings)],
         )
 
     return [training_snapshot]
 
 
 def _arriving(
-    case: Case,
+    graph: CaseGraph,
     instance: dg.DagsterInstance,
     store: Store,
     examples: Mapping[str, Manifest],
@@ -118,7 +118,7 @@ def _arriving(
     return [
         name
         for name in waiting
-        if name in in_flight or latest(store, case.name, TOKENIZED_CHUNKS, name) is not None
+        if name in in_flight or latest(store, graph.name, TOKENIZED_CHUNKS, name) is not None
     ]
 
 
@@ -153,102 +153,104 @@ _ASSETS = {
 }
 
 
-def _build_planning(case: Case) -> list[dg.AssetsDefinition]:
-    version = case.code_version(f"{planning.VERSION}.{case.settings.primary_metric}", "planning", "training")
+def _build_planning(graph: CaseGraph) -> list[dg.AssetsDefinition]:
+    version = graph.code_version(
+        f"{planning.VERSION}.{graph.settings.primary_metric}", "planning", "training"
+    )
     checks = [
-        *case.checks(FEASIBILITY_PLAN, planning.PLAN_CHECKS),
-        *case.checks(PILOT_RUN, planning.PILOT_CHECKS),
+        *graph.checks(FEASIBILITY_PLAN, planning.PLAN_CHECKS),
+        *graph.checks(PILOT_RUN, planning.PILOT_CHECKS),
     ]
 
     @dg.multi_asset(
-        name=f"{case.name}__planning",
+        name=f"{graph.name}__planning",
         outs={
             name: dg.AssetOut(
-                key=case.key(name),
+                key=graph.key(name),
                 description=description,
                 code_version=version,
                 kinds={"pytorch"} if name != CHEAPER_BASELINES else {"scikitlearn", "pytorch"},
-                io_manager_key=case.io_key,
+                io_manager_key=graph.io_key,
             )
             for name, description in _ASSETS.items()
         },
-        ins={TRAINING_SNAPSHOT: dg.AssetIn(case.key(TRAINING_SNAPSHOT), input_manager_key=case.io_key)},
-        group_name=case.name,
+        ins={TRAINING_SNAPSHOT: dg.AssetIn(graph.key(TRAINING_SNAPSHOT), input_manager_key=graph.io_key)},
+        group_name=graph.name,
         check_specs=checks,
-        pool=case.settings.launcher_of("planning").pool,
-        required_resource_keys=case.shared(launches=True)["required_resource_keys"],
+        pool=graph.settings.launcher_of("planning").pool,
+        required_resource_keys=graph.shared(launches=True)["required_resource_keys"],
     )
     def plan_baselines_and_pilot(
         context: dg.AssetExecutionContext, training_snapshot: Manifest
     ) -> Iterator[dg.MaterializeResult]:
-        with case.open_store(context) as store:
+        with graph.open_store(context) as store:
             training_snapshot.require_green(FEASIBILITY_PLAN)
             # What is missing, or another one, is refused before anything costs time.
-            brought = external.keep(store, case.name, case.settings, case.use_case.project_root)
+            brought = external.keep(store, graph.name, graph.settings, graph.use_case.project_root)
             if external.PREDICTIONS in brought:
                 external.require_complete(store, brought[external.PREDICTIONS], training_snapshot)
-            key = planning_key(case, training_snapshot, base_model_revision(case))
-            manifests = {name: store.find(case.name, name, key) for name in _ASSETS}
+            key = planning_key(graph, training_snapshot, base_model_revision(graph))
+            manifests = {name: store.find(graph.name, name, key) for name in _ASSETS}
             if None in manifests.values():
-                job = case.job(PILOT_RUN, key, store, {TRAINING_SNAPSHOT: training_snapshot})
-                case.launcher(context).run(context, "planning", job, store)
-                manifests = {name: store.find(case.name, name, key) for name in _ASSETS}
+                job = graph.job(PILOT_RUN, key, store, {TRAINING_SNAPSHOT: training_snapshot})
+                graph.launcher(context).run(context, "planning", job, store)
+                manifests = {name: store.find(graph.name, name, key) for name in _ASSETS}
         for name, manifest in manifests.items():
             assert manifest is not None, "the pilot is written last, and the launcher found it"
-            yield case.result(manifest, name, store)
+            yield graph.result(manifest, name, store)
 
     return [plan_baselines_and_pilot]
 
 
-def base_model_revision(case: Case) -> str:
+def base_model_revision(graph: CaseGraph) -> str:
     """Return what pins the content of the base model."""
-    return read_header(find_base_model(case.settings, case.use_case.project_root)).revision
+    return read_header(find_base_model(graph.settings, graph.use_case.project_root)).revision
 
 
-def planning_key(case: Case, snapshot: Manifest, revision: str) -> str:
+def planning_key(graph: CaseGraph, snapshot: Manifest, revision: str) -> str:
     """Return the key that the three planning artifacts share; `revision` is the base model's."""
-    settings = case.settings.model_dump(include={"planning"}, mode="json")
-    settings["primary_metric"] = case.settings.primary_metric
-    settings["training"] = checkpoint_key.plan_settings(case.settings)
-    settings["processes"] = case.settings.launcher.processes
-    launcher = case.settings.launcher_of("planning")
+    settings = graph.settings.model_dump(include={"planning"}, mode="json")
+    settings["primary_metric"] = graph.settings.primary_metric
+    settings["training"] = checkpoint_key.plan_settings(graph.settings)
+    settings["processes"] = graph.settings.launcher.processes
+    launcher = graph.settings.launcher_of("planning")
     inputs = {
         TRAINING_SNAPSHOT: snapshot.content_digest,
         "base_model": revision,
         "hardware": local_hardware() if launcher.kind == "local" else launcher.target,
     }
-    if case.settings.planning.smaller_model is not None:
+    if graph.settings.planning.smaller_model is not None:
         inputs["smaller_model"] = read_header(
-            resolve_base_model(case.settings.planning.smaller_model, case.use_case.project_root)
+            resolve_base_model(graph.settings.planning.smaller_model, graph.use_case.project_root)
         ).revision
-    return artifact_key("planning", planning.VERSION, settings, inputs, case.settings.seed)
+    return artifact_key("planning", planning.VERSION, settings, inputs, graph.settings.seed)
 
 
-def _build_training(case: Case) -> list[dg.AssetsDefinition]:
+def _build_training(graph: CaseGraph) -> list[dg.AssetsDefinition]:
     # An output that may be missing may lack its checks, too.
     @dg.multi_asset(
-        name=f"{case.name}__finetuned_checkpoint",
+        name=f"{graph.name}__finetuned_checkpoint",
         outs={
             FINETUNED_CHECKPOINT: dg.AssetOut(
-                key=case.key(FINETUNED_CHECKPOINT),
+                key=graph.key(FINETUNED_CHECKPOINT),
                 description=(
                     "The model: every weight trained, resumable, saved as safetensors with its lineage."
                 ),
-                code_version=case.code_version(checkpoint_key.VERSION, "training"),
+                code_version=graph.code_version(checkpoint_key.VERSION, "training"),
                 kinds={"pytorch", "huggingface"},
-                io_manager_key=case.io_key,
+                io_manager_key=graph.io_key,
                 is_required=False,
             )
         },
         can_subset=True,
         ins={
-            name: dg.AssetIn(case.key(name), input_manager_key=case.io_key)
+            name: dg.AssetIn(graph.key(name), input_manager_key=graph.io_key)
             for name in (TRAINING_SNAPSHOT, FEASIBILITY_PLAN, PILOT_RUN)
         },
-        check_specs=case.checks(FINETUNED_CHECKPOINT, checkpoint_key.CHECKS),
-        group_name=case.name,
-        pool=case.settings.launcher_of("training").pool,
-        required_resource_keys=case.shared(launches=True)["required_resource_keys"],
+        check_specs=graph.checks(FINETUNED_CHECKPOINT, checkpoint_key.CHECKS),
+        group_name=graph.name,
+        pool=graph.settings.launcher_of("training").pool,
+        required_resource_keys=graph.shared(launches=True)["required_resource_keys"],
     )
     def finetuned_checkpoint(
         context: dg.AssetExecutionContext,
@@ -256,11 +258,11 @@ def _build_training(case: Case) -> list[dg.AssetsDefinition]:
         feasibility_plan: Manifest,
         pilot_run: Manifest,
     ) -> Iterator[dg.MaterializeResult]:
-        with case.open_store(context) as store:
+        with graph.open_store(context) as store:
             for upstream in (training_snapshot, feasibility_plan):
                 upstream.require_green(FINETUNED_CHECKPOINT)
-            revision = base_model_revision(case)
-            key = planning_key(case, training_snapshot, revision)
+            revision = base_model_revision(graph)
+            key = planning_key(graph, training_snapshot, revision)
             for plan in (feasibility_plan, pilot_run):
                 if plan.key != key:
                     raise GateError(
@@ -270,53 +272,53 @@ def _build_training(case: Case) -> list[dg.AssetsDefinition]:
             if (refused := refusal(pilot_run)) is not None:
                 # An answer, no failure: the best baseline is judged in its place, or nothing is made below.
                 context.log.warning(refused)
-                baseline = _best_baseline(case, context, training_snapshot, pilot_run)
+                baseline = _best_baseline(graph, context, training_snapshot, pilot_run)
                 if baseline is not None:
-                    yield case.result(baseline, FINETUNED_CHECKPOINT, store)
+                    yield graph.result(baseline, FINETUNED_CHECKPOINT, store)
                 return
-            decision = _training_key(case, training_snapshot, revision)
+            decision = _training_key(graph, training_snapshot, revision)
             start = starting_point.find(
-                store, case.name, case.settings, training_snapshot, revision=revision, decision=decision
+                store, graph.name, graph.settings, training_snapshot, revision=revision, decision=decision
             )
             inputs = {
                 TRAINING_SNAPSHOT: training_snapshot,
                 **({} if start is None else {"champion": start}),
             }
-            key = _training_key(case, training_snapshot, revision, start)
-            manifest = case.find_or_launch(context, "training", FINETUNED_CHECKPOINT, key, inputs)
-        yield case.result(manifest, FINETUNED_CHECKPOINT, store, _curves(store, manifest))
+            key = _training_key(graph, training_snapshot, revision, start)
+            manifest = graph.find_or_launch(context, "training", FINETUNED_CHECKPOINT, key, inputs)
+        yield graph.result(manifest, FINETUNED_CHECKPOINT, store, _curves(store, manifest))
 
     return [finetuned_checkpoint]
 
 
 def _best_baseline(
-    case: Case, context: dg.AssetExecutionContext, snapshot: Manifest, pilot: Manifest
+    graph: CaseGraph, context: dg.AssetExecutionContext, snapshot: Manifest, pilot: Manifest
 ) -> Manifest | None:
     """Return the model of the baseline that is to be judged where nothing is trained; None where none may
     become champion, or there is no other system to compare it with.
     """
-    store = case.store(context)
-    baselines = store.find(case.name, CHEAPER_BASELINES, pilot.key)
+    store = graph.store(context)
+    baselines = store.find(graph.name, CHEAPER_BASELINES, pilot.key)
     assert baselines is not None, "the pilot is written after the baselines"
     fitted = planning.BaselinesMetadata.of(baselines)
-    names = release.candidates(fitted, case.settings.release, None)
+    names = release.candidates(fitted, graph.settings.release, None)
     if not names or len(fitted.scores) < 2:
         return None
     inputs = {TRAINING_SNAPSHOT: snapshot, CHEAPER_BASELINES: baselines}
-    key = release.stored_baseline_key(names[0], inputs, case.settings)
-    return case.find_or_launch(context, "planning", BASELINE_MODEL, key, inputs)
+    key = release.stored_baseline_key(names[0], inputs, graph.settings)
+    return graph.find_or_launch(context, "planning", BASELINE_MODEL, key, inputs)
 
 
-def _training_key(case: Case, snapshot: Manifest, revision: str, start: Manifest | None = None) -> str:
+def _training_key(graph: CaseGraph, snapshot: Manifest, revision: str, start: Manifest | None = None) -> str:
     inputs = {TRAINING_SNAPSHOT: snapshot.content_digest, "base_model": revision}
     if start is not None:
         inputs["champion"] = start.key
     return artifact_key(
         FINETUNED_CHECKPOINT,
         checkpoint_key.VERSION,
-        checkpoint_key.key_settings(case.settings),
+        checkpoint_key.key_settings(graph.settings),
         inputs,
-        case.settings.seed,
+        graph.settings.seed,
     )
 
 
@@ -340,24 +342,26 @@ _MAX_PICTURE_BYTES = 60_000
 _PICTURE = re.compile(r"!\[(?P<title>[^\]]*)\]\((?P<path>pictures/[^)]+)\)")
 
 
-def _build_evaluation(case: Case) -> list[dg.AssetsDefinition]:
-    has_row_labels = task_of(case.settings.examples).target in ("label", "labels")
-    specs = check_specs(case.settings.release, case.settings.planning, has_row_labels=has_row_labels)
+def _build_evaluation(graph: CaseGraph) -> list[dg.AssetsDefinition]:
+    has_row_labels = task_of(graph.settings.examples).target in ("label", "labels")
+    specs = check_specs(graph.settings.release, graph.settings.planning, has_row_labels=has_row_labels)
     # What a gain is worth is judged here, though its settings are those of the plan.
-    asked = worth.asked(case.settings)
+    asked = worth.asked(graph.settings)
     worth_version = f"-{digest(asked)[:8]}" if asked else ""
 
     @dg.asset(
-        key=case.key(EVALUATION_REPORT),
-        ins={name: dg.AssetIn(case.key(name), input_manager_key=case.io_key) for name in _EVALUATION_INPUTS},
+        key=graph.key(EVALUATION_REPORT),
+        ins={
+            name: dg.AssetIn(graph.key(name), input_manager_key=graph.io_key) for name in _EVALUATION_INPUTS
+        },
         description=(
             "How good, how sure, where weak; was full fine-tuning justified; better than the champion?"
         ),
-        code_version=case.code_version(evaluation.VERSION + worth_version, "evaluation", "release"),
+        code_version=graph.code_version(evaluation.VERSION + worth_version, "evaluation", "release"),
         kinds={"huggingface", "scikitlearn"},
-        check_specs=case.checks(EVALUATION_REPORT, specs),
-        pool=case.settings.launcher_of("evaluation").pool,
-        **case.shared(launches=True),
+        check_specs=graph.checks(EVALUATION_REPORT, specs),
+        pool=graph.settings.launcher_of("evaluation").pool,
+        **graph.shared(launches=True),
     )
     def evaluation_report(
         context: dg.AssetExecutionContext,
@@ -366,7 +370,7 @@ def _build_evaluation(case: Case) -> list[dg.AssetsDefinition]:
         pilot_run: Manifest,
         finetuned_checkpoint: Manifest,
     ):
-        with case.open_store(context) as store:
+        with graph.open_store(context) as store:
             for upstream in (training_snapshot, finetuned_checkpoint):
                 upstream.require_green(EVALUATION_REPORT)
             inputs = {
@@ -375,7 +379,7 @@ def _build_evaluation(case: Case) -> list[dg.AssetsDefinition]:
                 PILOT_RUN: pilot_run,
                 FINETUNED_CHECKPOINT: finetuned_checkpoint,
             }
-            against = release.judged_against(store, case.name, finetuned_checkpoint, training_snapshot)
+            against = release.judged_against(store, graph.name, finetuned_checkpoint, training_snapshot)
             for name, ref in ((evaluation.CHAMPION, against.champion), (evaluation.ANCHOR, against.anchor)):
                 if ref is not None:
                     inputs[name] = store.load(ref)
@@ -383,22 +387,22 @@ def _build_evaluation(case: Case) -> list[dg.AssetsDefinition]:
                 f"{evaluation.SEED_RUN}{number}": store.load(ref)
                 for number, ref in enumerate(against.seed_runs)
             }
-            inputs |= external.keep(store, case.name, case.settings, case.use_case.project_root)
-            key = _evaluation_key(case, inputs)
-            manifest = case.find_or_launch(context, "evaluation", EVALUATION_REPORT, key, inputs)
-        return case.result(manifest, EVALUATION_REPORT, store, _shown(case, store, manifest))
+            inputs |= external.keep(store, graph.name, graph.settings, graph.use_case.project_root)
+            key = _evaluation_key(graph, inputs)
+            manifest = graph.find_or_launch(context, "evaluation", EVALUATION_REPORT, key, inputs)
+        return graph.result(manifest, EVALUATION_REPORT, store, _shown(graph, store, manifest))
 
     return [evaluation_report]
 
 
-def _evaluation_key(case: Case, inputs: dict[str, Manifest]) -> str:
-    settings = case.settings.model_dump(include={"evaluation", "release"}, mode="json")
-    settings["worth"] = worth.asked(case.settings)
+def _evaluation_key(graph: CaseGraph, inputs: dict[str, Manifest]) -> str:
+    settings = graph.settings.model_dump(include={"evaluation", "release"}, mode="json")
+    settings["worth"] = worth.asked(graph.settings)
     digests = {name: manifest.content_digest for name, manifest in inputs.items()}
-    return artifact_key(EVALUATION_REPORT, evaluation.VERSION, settings, digests, case.settings.seed)
+    return artifact_key(EVALUATION_REPORT, evaluation.VERSION, settings, digests, graph.settings.seed)
 
 
-def _shown(case: Case, store: Store, manifest: Manifest) -> dict[str, Any]:
+def _shown(graph: CaseGraph, store: Store, manifest: Manifest) -> dict[str, Any]:
     """Return the verdict, the systems side by side, and the report: readable in the UI, and as a file.
 
     The event log is for ever and has many readers: where labels may be texts, neither the report nor its
@@ -422,7 +426,7 @@ def _shown(case: Case, store: Store, manifest: Manifest) -> dict[str, Any]:
     }
     if may_be_named(json.loads((folder / EVALUATION_FILE).read_bytes()).get("labels", [])):
         shown["report"] = dg.MetadataValue.md(_with_pictures(folder))
-    shown["report_file"] = report_link(case.use_case, store, manifest)
+    shown["report_file"] = report_link(graph.use_case, store, manifest)
     return shown
 
 
@@ -443,18 +447,18 @@ _CHANCE = 0.05
 _RELEASE_INPUTS = (EVALUATION_REPORT, FINETUNED_CHECKPOINT, TRAINING_SNAPSHOT)
 
 
-def _build_release(case: Case) -> list[dg.AssetsDefinition]:
+def _build_release(graph: CaseGraph) -> list[dg.AssetsDefinition]:
     @dg.asset(
-        key=case.key(CHAMPION_MODEL),
-        ins={name: dg.AssetIn(case.key(name), input_manager_key=case.io_key) for name in _RELEASE_INPUTS},
+        key=graph.key(CHAMPION_MODEL),
+        ins={name: dg.AssetIn(graph.key(name), input_manager_key=graph.io_key) for name in _RELEASE_INPUTS},
         description=(
             "The model in use: promoted only through its gates, with its card, lineage and history. `Keep the"
             " champion` is a normal outcome: then an observation says why."
         ),
-        code_version=case.code_version(release.VERSION, "release"),
+        code_version=graph.code_version(release.VERSION, "release"),
         kinds={"huggingface"},
         output_required=False,
-        **case.shared(),
+        **graph.shared(),
     )
     def champion_model(
         context: dg.AssetExecutionContext,
@@ -462,10 +466,10 @@ def _build_release(case: Case) -> list[dg.AssetsDefinition]:
         finetuned_checkpoint: Manifest,
         training_snapshot: Manifest,
     ) -> Iterator[dg.MaterializeResult]:
-        with case.open_store(context) as store:
+        with graph.open_store(context) as store:
             outcome, manifest = release.publish(
                 store,
-                case.use_case,
+                graph.use_case,
                 report=evaluation_report,
                 checkpoint=finetuned_checkpoint,
                 snapshot=training_snapshot,
@@ -481,12 +485,12 @@ def _build_release(case: Case) -> list[dg.AssetsDefinition]:
                 context.run_id, {IS_BETTER_TAG: str(gain.estimate > 0 and gain.p_value / 2 <= _CHANCE)}
             )
         if manifest is None:
-            context.log_event(observation(case, outcome.sentence, outcome.champion))
+            context.log_event(observation(graph, outcome.sentence, outcome.champion))
         else:
-            yield case.result(manifest, CHAMPION_MODEL, store, shown(store, manifest))
+            yield graph.result(manifest, CHAMPION_MODEL, store, shown(store, manifest))
         # Also one that stays: after a change by hand its copy may have failed.
-        with one_line_errors(store, case.name):
-            for done in release.hand_over(store, case.use_case):
+        with one_line_errors(store, graph.name):
+            for done in release.hand_over(store, graph.use_case):
                 context.log.info(done)
 
     return [champion_model]
@@ -504,13 +508,13 @@ def shown(store: Store, manifest: Manifest) -> dict[str, Any]:
     return first
 
 
-def observation(case: Case, sentence: str, champion: release.Champion | None) -> dg.AssetObservation:
+def observation(graph: CaseGraph, sentence: str, champion: release.Champion | None) -> dg.AssetObservation:
     """Return the event that says why the champion stays, or what a person did to it."""
     about = {"outcome": sentences(sentence), "champion": "none" if champion is None else champion.checkpoint}
-    return dg.AssetObservation(asset_key=case.key(CHAMPION_MODEL), metadata=about)
+    return dg.AssetObservation(asset_key=graph.key(CHAMPION_MODEL), metadata=about)
 
 
-def build(case: Case) -> list[dg.AssetsDefinition]:
+def build(graph: CaseGraph) -> list[dg.AssetsDefinition]:
     """Return the assets."""
     builders = (_build_snapshot, _build_planning, _build_training, _build_evaluation, _build_release)
-    return [asset for build_stage in builders for asset in build_stage(case)]
+    return [asset for build_stage in builders for asset in build_stage(graph)]

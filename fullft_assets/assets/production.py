@@ -18,7 +18,7 @@ from fullft_assets.artifacts import (
     PRODUCTION_DOCUMENTS,
     TRAINING_SNAPSHOT,
 )
-from fullft_assets.assets.case import Case, sparkline
+from fullft_assets.assets.graph import CaseGraph, sparkline
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.errors import FullftError, StoreError
 from fullft_assets.evaluation.metadata import EvaluationMetadata
@@ -29,7 +29,12 @@ from fullft_assets.store import CheckOutcome, Manifest, Store, digest
 
 
 def read_history(
-    case: Case, store: Store, window: str, seen: Manifest, checkpoint: Manifest, logged: dict[str, Manifest]
+    graph: CaseGraph,
+    store: Store,
+    window: str,
+    seen: Manifest,
+    checkpoint: Manifest,
+    logged: dict[str, Manifest],
 ) -> History:
     """Return the drift reports that a window is compared with.
 
@@ -41,12 +46,12 @@ def read_history(
     """
     history = monitoring.read_history(
         window,
-        store.list_pointers(f"latest/{case.name}/{DRIFT_REPORT}"),
-        partial(latest, store, case.name, DRIFT_REPORT),
+        store.list_pointers(f"latest/{graph.name}/{DRIFT_REPORT}"),
+        partial(latest, store, graph.name, DRIFT_REPORT),
         store.load,
         documents=seen,
         model=checkpoint,
-        settings=monitoring.key_settings(case.settings),
+        settings=monitoring.key_settings(graph.settings),
         is_logged=bool(logged),
     )
     return history.without(partial(monitoring.without_redelivered, store, seen))
@@ -61,73 +66,75 @@ def snapshot_of(store: Store, checkpoint: Manifest) -> Manifest:
     return store.load(CheckpointMetadata.of(checkpoint).snapshot)
 
 
-def logged_predictions(case: Case, store: Store, seen: Manifest) -> dict[str, Manifest]:
+def logged_predictions(graph: CaseGraph, store: Store, seen: Manifest) -> dict[str, Manifest]:
     """Return what the champion answered as the log of a window has it; nothing without `monitoring.log`, or
     before the first champion.
     """
-    log, state = case.settings.monitoring.log, release.read_state(store, case.name)
+    log, state = graph.settings.monitoring.log, release.read_state(store, graph.name)
     if log is None or state is None:
         return {}
     champion = store.load(state.checkpoint)
     labels = CheckpointMetadata.of(champion).labels
     predictions = monitoring.read_log(
         store,
-        case.name,
+        graph.name,
         log=log,
         documents=seen,
         champion=champion,
         since=state.in_use_since,
         labels=labels,
-        seed=case.settings.seed,
+        seed=graph.settings.seed,
     )
     return {BATCH_PREDICTIONS: predictions}
 
 
-def _build_predictions(case: Case) -> list[dg.AssetsDefinition]:
-    log = monitoring.log_key(case.settings)
+def _build_predictions(graph: CaseGraph) -> list[dg.AssetsDefinition]:
+    log = monitoring.log_key(graph.settings)
     log_version = f"-{digest(log)[:8]}" if log is not None else ""
 
     @dg.asset(
-        key=case.key(PRODUCTION_DOCUMENTS),
-        freshness_policy=case.freshness,
-        partitions_def=case.windows,
+        key=graph.key(PRODUCTION_DOCUMENTS),
+        freshness_policy=graph.freshness,
+        partitions_def=graph.windows,
         description="What production saw in one window, unchanged.",
-        code_version=case.code_version(documents.VERSION, "documents"),
+        code_version=graph.code_version(documents.VERSION, "documents"),
         kinds={"parquet"},
-        check_specs=case.checks(PRODUCTION_DOCUMENTS, documents.WINDOW_CHECKS),
-        **case.shared(),
+        check_specs=graph.checks(PRODUCTION_DOCUMENTS, documents.WINDOW_CHECKS),
+        **graph.shared(),
     )
     def production_documents(context: dg.AssetExecutionContext):
-        with case.open_store(context) as store:
-            manifest = documents.keep(store, case.use_case, context.partition_key, "window")
-        return case.result(manifest, PRODUCTION_DOCUMENTS, store)
+        with graph.open_store(context) as store:
+            manifest = documents.keep(store, graph.use_case, context.partition_key, "window")
+        return graph.result(manifest, PRODUCTION_DOCUMENTS, store)
 
     @dg.asset(
-        key=case.key(BATCH_PREDICTIONS),
-        ins={PRODUCTION_DOCUMENTS: dg.AssetIn(case.key(PRODUCTION_DOCUMENTS), input_manager_key=case.io_key)},
-        deps=[case.key(CHAMPION_MODEL)],
-        partitions_def=case.windows,
+        key=graph.key(BATCH_PREDICTIONS),
+        ins={
+            PRODUCTION_DOCUMENTS: dg.AssetIn(graph.key(PRODUCTION_DOCUMENTS), input_manager_key=graph.io_key)
+        },
+        deps=[graph.key(CHAMPION_MODEL)],
+        partitions_def=graph.windows,
         description=(
             "What the champion predicts of each document of one window: a line of JSON each. Without a"
             " champion there is none."
         ),
-        code_version=case.code_version(monitoring.PREDICTIONS_VERSION + log_version, "chunks"),
+        code_version=graph.code_version(monitoring.PREDICTIONS_VERSION + log_version, "chunks"),
         kinds={"pytorch", "json"},
         pool="monitoring",
-        check_specs=case.checks(BATCH_PREDICTIONS, [] if log is None else [monitoring.LOG_CHECK]),
+        check_specs=graph.checks(BATCH_PREDICTIONS, [] if log is None else [monitoring.LOG_CHECK]),
         output_required=False,
-        **case.shared(launches=True),
+        **graph.shared(launches=True),
     )
     def batch_predictions(
         context: dg.AssetExecutionContext, production_documents: Manifest
     ) -> Iterator[dg.MaterializeResult]:
-        with case.open_store(context) as store:
-            manifest = logged_predictions(case, store, production_documents).get(BATCH_PREDICTIONS)
-            champion = release.read_champion(store, case.name)
+        with graph.open_store(context) as store:
+            manifest = logged_predictions(graph, store, production_documents).get(BATCH_PREDICTIONS)
+            champion = release.read_champion(store, graph.name)
             if champion is None:
                 context.log.info(
-                    f"{case.name} has no champion yet, so nothing is predicted; materialise this window again"
-                    " when it has one"
+                    f"{graph.name} has no champion yet, so nothing is predicted; materialise this window"
+                    " again when it has one"
                 )
                 return
             if manifest is None:
@@ -135,38 +142,38 @@ def _build_predictions(case: Case) -> list[dg.AssetsDefinition]:
                     PRODUCTION_DOCUMENTS: production_documents,
                     FINETUNED_CHECKPOINT: store.load(champion.checkpoint),
                 }
-                key = monitoring.predictions_artifact_key(case.settings, inputs)
-                if store.find(case.name, BATCH_PREDICTIONS, key) is None:
-                    inputs |= _of_the_report(case, context, inputs)
-                manifest = case.find_or_launch(context, "prediction", BATCH_PREDICTIONS, key, inputs)
-        yield case.result(manifest, BATCH_PREDICTIONS, store)
+                key = monitoring.predictions_artifact_key(graph.settings, inputs)
+                if store.find(graph.name, BATCH_PREDICTIONS, key) is None:
+                    inputs |= _of_the_report(graph, context, inputs)
+                manifest = graph.find_or_launch(context, "prediction", BATCH_PREDICTIONS, key, inputs)
+        yield graph.result(manifest, BATCH_PREDICTIONS, store)
 
     return [production_documents, batch_predictions]
 
 
 def _of_the_report(
-    case: Case, context: dg.AssetExecutionContext, inputs: Mapping[str, Manifest]
+    graph: CaseGraph, context: dg.AssetExecutionContext, inputs: Mapping[str, Manifest]
 ) -> dict[str, Manifest]:
     """Return what the window's drift report is made from as well: the same process writes it, unless another
     launcher makes it or nobody asks for it.
     """
-    store, selection = case.store(context), context.run.asset_selection
-    is_asked_for = selection is None or case.key(DRIFT_REPORT) in selection
-    launcher_of = case.settings.launcher_of
-    if not (case.is_monitored and is_asked_for and launcher_of("prediction") == launcher_of("monitoring")):
+    store, selection = graph.store(context), context.run.asset_selection
+    is_asked_for = selection is None or graph.key(DRIFT_REPORT) in selection
+    launcher_of = graph.settings.launcher_of
+    if not (graph.is_monitored and is_asked_for and launcher_of("prediction") == launcher_of("monitoring")):
         return {}
     checkpoint, documents_of_window = inputs[FINETUNED_CHECKPOINT], inputs[PRODUCTION_DOCUMENTS]
     try:
         snapshot = snapshot_of(store, checkpoint)
         for manifest in (snapshot, checkpoint):
             manifest.require_green(DRIFT_REPORT)
-        history = read_history(case, store, context.partition_key, documents_of_window, checkpoint, {})
+        history = read_history(graph, store, context.partition_key, documents_of_window, checkpoint, {})
     except FullftError:  # the drift report's own step says why
         return {}
     return {TRAINING_SNAPSHOT: snapshot, **history.as_inputs()}
 
 
-def something_came(case: Case) -> dg.AutomationCondition:
+def something_came(graph: CaseGraph) -> dg.AutomationCondition:
     """Return the condition that labels or predictions came, or another champion: of that alone `live_quality`
     is made, once there is a champion.
 
@@ -175,7 +182,7 @@ def something_came(case: Case) -> dg.AutomationCondition:
     predictions, which is one of before the first champion.
     """
     # A champion that another Dagster made is known by what it predicts here.
-    shows_champion = dg.AssetSelection.assets(case.key(CHAMPION_MODEL), case.key(BATCH_PREDICTIONS))
+    shows_champion = dg.AssetSelection.assets(graph.key(CHAMPION_MODEL), graph.key(BATCH_PREDICTIONS))
     has_champion = dg.AutomationCondition.any_deps_match(~dg.AutomationCondition.missing()).allow(
         shows_champion
     )
@@ -187,44 +194,44 @@ def something_came(case: Case) -> dg.AutomationCondition:
     return (changed.since(done) & is_settled & has_champion).with_label("something_came")
 
 
-def _build_monitoring(case: Case) -> list[dg.AssetsDefinition]:
+def _build_monitoring(graph: CaseGraph) -> list[dg.AssetsDefinition]:
     @dg.asset(
-        key=case.key(DRIFT_REPORT),
+        key=graph.key(DRIFT_REPORT),
         ins={
-            name: dg.AssetIn(case.key(name), input_manager_key=case.io_key)
+            name: dg.AssetIn(graph.key(name), input_manager_key=graph.io_key)
             for name in (PRODUCTION_DOCUMENTS, FINETUNED_CHECKPOINT)
         },
-        partitions_def=case.windows,
+        partitions_def=graph.windows,
         description="Is what the model sees today what it saw when it was new? Windows against earlier ones.",
-        code_version=case.code_version(monitoring.VERSION, "monitoring"),
+        code_version=graph.code_version(monitoring.VERSION, "monitoring"),
         kinds={"scipy", "pytorch"},
         # A pool of its own: windows follow each other (the first one makes the reference), and none waits for
         # a long training.
         pool="monitoring",
-        check_specs=case.checks(DRIFT_REPORT, monitoring.CHECKS),
-        **case.shared(launches=True),
+        check_specs=graph.checks(DRIFT_REPORT, monitoring.CHECKS),
+        **graph.shared(launches=True),
     )
     def drift_report(
         context: dg.AssetExecutionContext,
         production_documents: Manifest,
         finetuned_checkpoint: Manifest,
     ):
-        with case.open_store(context) as store:
+        with graph.open_store(context) as store:
             champion, logged = (
-                release.read_champion(store, case.name),
-                logged_predictions(case, store, production_documents),
+                release.read_champion(store, graph.name),
+                logged_predictions(graph, store, production_documents),
             )
             # Production runs the champion; before the first one, the newest model takes its place.
             checkpoint = store.load(champion.checkpoint) if champion else finetuned_checkpoint
             history = read_history(
-                case, store, context.partition_key, production_documents, checkpoint, logged
+                graph, store, context.partition_key, production_documents, checkpoint, logged
             )
             model = {TRAINING_SNAPSHOT: snapshot_of(store, checkpoint), FINETUNED_CHECKPOINT: checkpoint}
             for manifest in model.values():
                 manifest.require_green(DRIFT_REPORT)
             inputs = {PRODUCTION_DOCUMENTS: production_documents, **model, **history.as_inputs(), **logged}
-            key = monitoring.report_key(case.settings, inputs)
-            manifest = case.find_or_launch(context, "monitoring", DRIFT_REPORT, key, inputs)
+            key = monitoring.report_key(graph.settings, inputs)
+            manifest = graph.find_or_launch(context, "monitoring", DRIFT_REPORT, key, inputs)
         metadata = monitoring.DriftMetadata.of(manifest)
         shown: dict[str, dg.MetadataValue] = {"table": dg.MetadataValue.md(metadata.table)}
         windows = [monitoring.DriftMetadata.of(report) for report in history.windows]
@@ -233,7 +240,7 @@ def _build_monitoring(case: Case) -> list[dg.AssetsDefinition]:
         ]
         if len(shares) > 1:
             shown["novel_share_curve"] = sparkline(shares, "novel share of the windows that were read")
-        return case.result(
+        return graph.result(
             manifest,
             DRIFT_REPORT,
             store,
@@ -241,76 +248,76 @@ def _build_monitoring(case: Case) -> list[dg.AssetsDefinition]:
         )
 
     @dg.asset(
-        key=case.key(LIVE_QUALITY),
-        deps=[case.key(name) for name in (BATCH_PREDICTIONS, LABELED_EXAMPLES, CHAMPION_MODEL)],
-        automation_condition=something_came(case),
+        key=graph.key(LIVE_QUALITY),
+        deps=[graph.key(name) for name in (BATCH_PREDICTIONS, LABELED_EXAMPLES, CHAMPION_MODEL)],
+        automation_condition=something_came(graph),
         description=(
             "How often the champion was right about production documents that got a label since, against its"
             " accuracy at release."
         ),
-        code_version=case.code_version(monitoring.LIVE_VERSION, "evaluation"),
+        code_version=graph.code_version(monitoring.LIVE_VERSION, "evaluation"),
         kinds={"scipy"},
-        check_specs=case.checks(LIVE_QUALITY, [monitoring.LIVE_CHECK]),
+        check_specs=graph.checks(LIVE_QUALITY, [monitoring.LIVE_CHECK]),
         output_required=False,
-        **case.shared(),
+        **graph.shared(),
     )
     def live_quality(
         context: dg.AssetExecutionContext,
     ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
-        with case.open_store(context) as store:
-            champion = release.read_champion(store, case.name)
+        with graph.open_store(context) as store:
+            champion = release.read_champion(store, graph.name)
             if champion is None:
                 none_yet = CheckOutcome(
                     name=monitoring.LIVE_CHECK.name,
                     passed=True,
                     description="no champion yet, so nothing to compare with",
                 )
-                yield case.check_result(none_yet, LIVE_QUALITY)
+                yield graph.check_result(none_yet, LIVE_QUALITY)
                 return
-            manifest = _measure_live_quality(case, store, champion)
-        yield case.result(manifest, LIVE_QUALITY, store)
+            manifest = _measure_live_quality(graph, store, champion)
+        yield graph.result(manifest, LIVE_QUALITY, store)
 
     return [drift_report, live_quality]
 
 
-def _measure_live_quality(case: Case, store: Store, champion: release.Champion) -> Manifest:
+def _measure_live_quality(graph: CaseGraph, store: Store, champion: release.Champion) -> Manifest:
     at_release = EvaluationMetadata.of(store.load(champion.evaluation))
     accuracy, low = (at_release.score(None, name) for name in (monitoring.METRIC, f"{monitoring.METRIC}_low"))
     if accuracy is None or low is None:
         raise StoreError(
-            f"{case.name}: {champion.evaluation} has no {monitoring.METRIC}; evaluate and promote the model"
+            f"{graph.name}: {champion.evaluation} has no {monitoring.METRIC}; evaluate and promote the model"
             " again"
         )
     # It has learned from the batches of its snapshot.
     learned = SnapshotMetadata.of(store.load(champion.snapshot)).parts
     usable = {
         name: manifest
-        for name, manifest in latest_by_partition(store, case.name, LABELED_EXAMPLES).items()
+        for name, manifest in latest_by_partition(store, graph.name, LABELED_EXAMPLES).items()
         if name not in learned and not any(check.is_red for check in manifest.checks)
     }
     return live.measure(
         store,
-        case.name,
+        graph.name,
         champion=store.load(champion.checkpoint),
         release=monitoring.AtRelease(accuracy, low),
-        windows=latest_by_partition(store, case.name, PRODUCTION_DOCUMENTS),
-        predictions=latest_by_partition(store, case.name, BATCH_PREDICTIONS),
-        log=monitoring.log_key(case.settings),
+        windows=latest_by_partition(store, graph.name, PRODUCTION_DOCUMENTS),
+        predictions=latest_by_partition(store, graph.name, BATCH_PREDICTIONS),
+        log=monitoring.log_key(graph.settings),
         examples=usable,
-        chosen=monitoring.exported_as_far(store, case.name),
+        chosen=monitoring.exported_as_far(store, graph.name),
         # As much as the interval at release may be wrong on its lower side: both together are wrong as seldom
         # as its two sides.
-        error=(1 - case.settings.evaluation.confidence) / 2,
-        seed=case.settings.seed,
+        error=(1 - graph.settings.evaluation.confidence) / 2,
+        seed=graph.settings.seed,
     )
 
 
-def check_key(case: Case) -> dg.AssetCheckKey:
+def check_key(graph: CaseGraph) -> dg.AssetCheckKey:
     """Return the key of the check."""
-    return dg.AssetCheckKey(case.key(TRAINING_SNAPSHOT), representation.CHECK.name)
+    return dg.AssetCheckKey(graph.key(TRAINING_SNAPSHOT), representation.CHECK.name)
 
 
-def build_checks(case: Case) -> list[dg.AssetChecksDefinition]:
+def build_checks(graph: CaseGraph) -> list[dg.AssetChecksDefinition]:
     """Return the check. It is looked at again when either side is new: behind each snapshot, and behind each
     window's drift report.
 
@@ -320,36 +327,36 @@ def build_checks(case: Case) -> list[dg.AssetChecksDefinition]:
     """
 
     @dg.asset_check(
-        asset=case.key(TRAINING_SNAPSHOT),
+        asset=graph.key(TRAINING_SNAPSHOT),
         name=representation.CHECK.name,
-        additional_deps=[case.key(DRIFT_REPORT)],
+        additional_deps=[graph.key(DRIFT_REPORT)],
         description=representation.CHECK.description,
-        required_resource_keys={case.store_key},
+        required_resource_keys={graph.store_key},
     )
     def training_data_represents_production(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        with case.open_store(context) as store:
+        with graph.open_store(context) as store:
             snapshot = ManifestIOManager(store, context.instance, context.run).load_of_run(
-                case.key(TRAINING_SNAPSHOT)
+                graph.key(TRAINING_SNAPSHOT)
             )
             windows, reports = (
-                latest_by_partition(store, case.name, name) for name in (PRODUCTION_DOCUMENTS, DRIFT_REPORT)
+                latest_by_partition(store, graph.name, name) for name in (PRODUCTION_DOCUMENTS, DRIFT_REPORT)
             )
-            champion = release.read_champion(store, case.name)
+            champion = release.read_champion(store, graph.name)
             model = (
                 store.load(champion.checkpoint)
                 if champion
-                else latest(store, case.name, FINETUNED_CHECKPOINT)
+                else latest(store, graph.name, FINETUNED_CHECKPOINT)
             )
             labels = CheckpointMetadata.of(model).labels if model else []
             outcome = representation.judge(store, snapshot, windows, reports, model, labels)
         judged = outcome.model_copy(update={"metadata": {**outcome.metadata, "snapshot": snapshot.ref}})
-        return case.check_result(judged, TRAINING_SNAPSHOT)
+        return graph.check_result(judged, TRAINING_SNAPSHOT)
 
     return [training_data_represents_production]
 
 
-def build(case: Case) -> list[dg.AssetsDefinition]:
+def build(graph: CaseGraph) -> list[dg.AssetsDefinition]:
     """Return the assets of a use case whose production delivers documents."""
-    if not case.has_windows:
+    if not graph.has_windows:
         return []
-    return [*_build_predictions(case), *(_build_monitoring(case) if case.is_monitored else [])]
+    return [*_build_predictions(graph), *(_build_monitoring(graph) if graph.is_monitored else [])]

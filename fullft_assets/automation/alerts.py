@@ -26,7 +26,7 @@ from fullft_assets.artifacts import (
     RAW_DOCUMENTS,
     TOKENIZED_CHUNKS,
 )
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.automation.decision import ASSET, entries_since, windows_of
 from fullft_assets.automation.orphans import STOPPED_TAG
 from fullft_assets.automation.runs import (
@@ -76,31 +76,31 @@ class _Seen(BaseModel):
     decisions: float
 
 
-def build_alert_sensor(case: Case) -> list[dg.SensorDefinition]:
+def build_alert_sensor(graph: CaseGraph) -> list[dg.SensorDefinition]:
     """Return the sensor of a use case that has channels; it runs from the start, since whoever names a
     channel wants alerts.
     """
-    settings = case.settings.alerts
+    settings = graph.settings.alerts
     if not settings.channels:
         return []
 
     @sensor(
-        name=f"{case.name}_alerts",
-        required_resource_keys={case.store_key},
-        minimum_interval_seconds=case.look_seconds,
+        name=f"{graph.name}_alerts",
+        required_resource_keys={graph.store_key},
+        minimum_interval_seconds=graph.look_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=f"Sends {', '.join(settings.events)} to {', '.join(settings.channels)}, each once.",
     )
     def send_alerts(context: dg.SensorEvaluationContext, **_: Any):
-        store, now = case.store(context), time.time()
+        store, now = graph.store(context), time.time()
         seen = _seen(context.cursor, now)
-        with one_line_errors(store, case.name):
-            runs = finished_runs(case, context.instance, seen.runs)
-            entries = list(entries_since(store, case.name, seen.decisions, now))
+        with one_line_errors(store, graph.name):
+            runs = finished_runs(graph, context.instance, seen.runs)
+            entries = list(entries_since(store, graph.name, seen.decisions, now))
             delivery = alerts.deliver(
                 store,
-                case.name,
-                list(_alerts_of(case, context.instance, store, context.log, runs, entries, now)),
+                graph.name,
+                list(_alerts_of(graph, context.instance, store, context.log, runs, entries, now)),
                 alerts.open_channels(settings),
                 settings,
                 now,
@@ -149,7 +149,7 @@ def _seen_after(
 
 
 def _alerts_of(
-    case: Case,
+    graph: CaseGraph,
     instance: dg.DagsterInstance,
     store: Store,
     log: Logger,
@@ -160,13 +160,18 @@ def _alerts_of(
     day = str(datetime.fromtimestamp(now, UTC).date())
     sources = [
         *(
-            (_name(case, each), each.dagster_run.run_id, _run_page(each), of_run(case, instance, store, each))
+            (
+                _name(graph, each),
+                each.dagster_run.run_id,
+                _run_page(each),
+                of_run(graph, instance, store, each),
+            )
             for each in runs
         ),
-        ("the retraining decisions", day, "automation", _of_decisions(case, instance, store, entries, now)),
-        ("the budget", day, "automation", _of_budget(case, instance, now)),
-        ("the feeds", day, "automation", _of_silence(case, instance, store, now)),
-        ("the sensors", day, "automation", _of_ticks(case, instance, now)),
+        ("the retraining decisions", day, "automation", _of_decisions(graph, instance, store, entries, now)),
+        ("the budget", day, "automation", _of_budget(graph, instance, now)),
+        ("the feeds", day, "automation", _of_silence(graph, instance, store, now)),
+        ("the sensors", day, "automation", _of_ticks(graph, instance, now)),
     ]
     for what, which, page, source in sources:
         try:
@@ -177,7 +182,7 @@ def _alerts_of(
             title = f"what {what} would report is missing: {line}"
             log.warning(title)
             yield _alert(
-                case,
+                graph,
                 "sensor_failing",
                 f"{what}/{which}",
                 title,
@@ -187,58 +192,60 @@ def _alerts_of(
             )
 
 
-def finished_runs(case: Case, instance: dg.DagsterInstance, since: float) -> Sequence[dg.RunRecord]:
+def finished_runs(graph: CaseGraph, instance: dg.DagsterInstance, since: float) -> Sequence[dg.RunRecord]:
     """Return the runs of a use case that finished since a time (seconds since the epoch), oldest first."""
     # One second back: runs that finished in the same moment as the last one seen are found, and the ledger
     # knows those that were sent.
     after = datetime.fromtimestamp(since - 1, UTC)
     return instance.get_run_records(
-        dg.RunsFilter(statuses=_FINISHED, tags={"use_case": case.name}, updated_after=after),
+        dg.RunsFilter(statuses=_FINISHED, tags={"use_case": graph.name}, updated_after=after),
         limit=_MAX_RUNS,
         order_by="update_timestamp",
         ascending=True,
     )
 
 
-def of_run(case: Case, instance: dg.DagsterInstance, store: Store, record: dg.RunRecord) -> Iterator[Alert]:
+def of_run(
+    graph: CaseGraph, instance: dg.DagsterInstance, store: Store, record: dg.RunRecord
+) -> Iterator[Alert]:
     """Yield what a finished run has to say: that it failed for good, or the verdict of its stage."""
-    run, stage = record.dagster_run, record.dagster_run.job_name.removeprefix(f"{case.name}_")
+    run, stage = record.dagster_run, record.dagster_run.job_name.removeprefix(f"{graph.name}_")
 
     def alert(event: Event, title: str, action: str, what: str = run.run_id) -> Alert:
         return _alert(
-            case, event, what, title, action, _run_page(record), record.update_timestamp.timestamp()
+            graph, event, what, title, action, _run_page(record), record.update_timestamp.timestamp()
         )
 
     partition = run.tags.get(_PARTITION_TAG)
     if stage == "ingest" and partition is not None:
         # A red check makes its run fail, and the batch is done: no other run follows.
         for asset in (LABELED_EXAMPLES, TOKENIZED_CHUNKS):
-            ref = made_by_run(instance, run.run_id, case.key(asset), partition)
+            ref = made_by_run(instance, run.run_id, graph.key(asset), partition)
             closed = [] if ref is None else [gate.name for gate in store.load(ref).red_gates]
             if closed:
                 title = f"batch {partition} is held back: {', '.join(closed)}"
                 yield alert("gate_closed", title, f"open the checks of {asset}")
                 return
     if run.status == dg.DagsterRunStatus.FAILURE:
-        if not _is_tried_again(case, instance, record):
+        if not _is_tried_again(graph, instance, record):
             yield alert(
                 "run_failed",
-                f"{_name(case, record)} failed",
+                f"{_name(graph, record)} failed",
                 "open the run: its error is one line that says what to fix",
             )
         return
     if stage == "monitor" and partition is not None:
-        window = latest(store, case.name, DRIFT_REPORT, partition)
+        window = latest(store, graph.name, DRIFT_REPORT, partition)
         status = None if window is None else DriftMetadata.of(window).status
         if window is not None and status == "confirmed":
             action = (
-                f"open drift_report, which says what changed; label documents that `fullft export {case.name}"
-                " FILE --random` draws"
+                "open drift_report, which says what changed; label documents that"
+                f" `fullft export {graph.name} FILE --random` draws"
             )
-            began = _began(case, store, window.created_at, "confirmed", ("ok", "warming_up"))
+            began = _began(graph, store, window.created_at, "confirmed", ("ok", "warming_up"))
             yield alert("drift", f"window {partition} drifted", action, began or partition)
         if window is not None and status == "feed_broken":
-            began = _began(case, store, window.created_at, "feed_broken", (*VERDICTS, "warming_up"))
+            began = _began(graph, store, window.created_at, "feed_broken", (*VERDICTS, "warming_up"))
             action = "look at what delivers production documents"
             what = f"feed_broken/{began or partition}"
             yield alert("gate_closed", f"window {partition} has no text", action, what)
@@ -250,11 +257,11 @@ def of_run(case: Case, instance: dg.DagsterInstance, store: Store, record: dg.Ru
         )
     if stage == "model":
         # Another run may have evaluated since; one that trained nothing has no candidate.
-        ref = made_by_run(instance, run.run_id, case.key(EVALUATION_REPORT))
+        ref = made_by_run(instance, run.run_id, graph.key(EVALUATION_REPORT))
         report = None if ref is None else store.load(ref)
         if report is None:
             return
-        champion = release.read_champion(store, case.name)
+        champion = release.read_champion(store, graph.name)
         judged = EvaluationMetadata.of(report)
         is_champion = champion and (
             champion.checkpoint == judged.checkpoint or champion.evaluation == judged.ships
@@ -266,22 +273,22 @@ def of_run(case: Case, instance: dg.DagsterInstance, store: Store, record: dg.Ru
             yield alert("gate_closed", title, "read the evaluation report")
 
 
-def _name(case: Case, record: dg.RunRecord) -> str:
+def _name(graph: CaseGraph, record: dg.RunRecord) -> str:
     run = record.dagster_run
-    partition, name = run.tags.get(_PARTITION_TAG), run.job_name.removeprefix(f"{case.name}_")
+    partition, name = run.tags.get(_PARTITION_TAG), run.job_name.removeprefix(f"{graph.name}_")
     if name.startswith("__"):  # Dagster's own job of assets chosen by hand, or by an automation condition
         name = ", ".join(sorted(key.path[-1] for key in run.asset_selection or ())) or name
     return f"the run {name}" + (f" of {partition}" if partition else "")
 
 
-def _alert(case: Case, event: Event, what: str, title: str, action: str, page: str, at: float) -> Alert:
+def _alert(graph: CaseGraph, event: Event, what: str, title: str, action: str, page: str, at: float) -> Alert:
     return Alert(
         event,
-        case.name,
+        graph.name,
         f"{event}/{what}",
         title,
         action,
-        f"{case.settings.alerts.dagster_url.rstrip('/')}/{page}",
+        f"{graph.settings.alerts.dagster_url.rstrip('/')}/{page}",
         at,
     )
 
@@ -290,7 +297,7 @@ def _run_page(record: dg.RunRecord) -> str:
     return f"runs/{record.dagster_run.run_id}"
 
 
-def _is_tried_again(case: Case, instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
+def _is_tried_again(graph: CaseGraph, instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
     """Return whether another run follows a failed one by itself: Dagster's retry, or one of the sensor or
     schedule that launched it.
     """
@@ -298,22 +305,22 @@ def _is_tried_again(case: Case, instance: dg.DagsterInstance, record: dg.RunReco
     if run.tags.get(_RETRY_TAG) == "true":
         return True
     launchers = {run.tags[tag] for tag in _LAUNCHER_TAGS if tag in run.tags}
-    if not any(state.name in launchers and _is_on(case, state) for state in instance.all_instigator_state()):
+    if not any(state.name in launchers and _is_on(graph, state) for state in instance.all_instigator_state()):
         return False
-    return _is_resumed(case, instance, record) if EVIDENCE_TAG in run.tags else is_asked_again(run, instance)
+    return _is_resumed(graph, instance, record) if EVIDENCE_TAG in run.tags else is_asked_again(run, instance)
 
 
-def _is_on(case: Case, state: Any) -> bool:
+def _is_on(graph: CaseGraph, state: Any) -> bool:
     """Return whether a sensor or schedule of the loop is on: by a person, or by `automation.enabled`, which
     may have been taken back since.
     """
-    return state.status.value == "RUNNING" or (state.is_running and case.settings.automation.enabled)
+    return state.status.value == "RUNNING" or (state.is_running and graph.settings.automation.enabled)
 
 
-def _is_resumed(case: Case, instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
+def _is_resumed(graph: CaseGraph, instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
     now = record.update_timestamp.timestamp()
     until = [
-        each for each in model_runs(case, instance, now) if each.create_timestamp <= record.create_timestamp
+        each for each in model_runs(graph, instance, now) if each.create_timestamp <= record.create_timestamp
     ]
     attempts = attempts_of(until, instance, now)
     signals = Signals(
@@ -327,14 +334,16 @@ def _is_resumed(case: Case, instance: dg.DagsterInstance, record: dg.RunRecord) 
     return 0 < num_transient(State(attempts=attempts), signals) <= MAX_RETRIES
 
 
-def _began(case: Case, store: Store, until: float, status: Status, ends: Sequence[Status]) -> str | None:
+def _began(
+    graph: CaseGraph, store: Store, until: float, status: Status, ends: Sequence[Status]
+) -> str | None:
     """Return the first window with a status since the last one with a status that ends what it shows.
 
     Args:
         until: when the verdict of the newest window that counts was made, in seconds since the epoch.
     """
     began = None
-    for window in windows_of(store, case):
+    for window in windows_of(store, graph):
         if window.status in ends:
             began = None
         elif window.status == status and began is None:
@@ -345,7 +354,7 @@ def _began(case: Case, store: Store, until: float, status: Status, ends: Sequenc
 
 
 def _of_decisions(
-    case: Case,
+    graph: CaseGraph,
     instance: dg.DagsterInstance,
     store: Store,
     entries: Sequence[tuple[str, RecordedDecision]],
@@ -358,15 +367,15 @@ def _of_decisions(
             # A decision that an earlier release recorded has no instruction.
             action = decision.instruction or f"open the newest materialisation of {ASSET}"
             title = f"labels are asked for: {reason}" if decision.action == "request_labels" else reason
-            last = _last_attempt(case, instance, entry.time) if decision.is_about_attempt else None
-            page = _asset_page(case, ASSET) if last is None else _run_page(last)
-            yield _alert(case, "decision_needed", name, title, action, page, entry.time)
-    champion = release.read_champion(store, case.name)
+            last = _last_attempt(graph, instance, entry.time) if decision.is_about_attempt else None
+            page = _asset_page(graph, ASSET) if last is None else _run_page(last)
+            yield _alert(graph, "decision_needed", name, title, action, page, entry.time)
+    champion = release.read_champion(store, graph.name)
     # The newest decision may be of the champion before.
     if not entries or champion is None or entries[-1][1].time < champion.promoted_at:
         return
-    signals, settings = entries[-1][1].signals, case.settings.retraining
-    candidate = latest(store, case.name, FINETUNED_CHECKPOINT) if signals.num_runs_in_flight else None
+    signals, settings = entries[-1][1].signals, graph.settings.retraining
+    candidate = latest(store, graph.name, FINETUNED_CHECKPOINT) if signals.num_runs_in_flight else None
     if candidate is not None and candidate.created_at > champion.promoted_at:
         return  # a run may release it in a moment
     # The size of a drop changes with each label and each evaluation: one alert for each champion.
@@ -377,17 +386,19 @@ def _of_decisions(
             " at release"
         )
         action = "look at live_quality; roll back or retrain"
-        page = _asset_page(case, LIVE_QUALITY)
-        yield _alert(case, "quality_drop", f"live/{since}", title, action, page, now)
+        page = _asset_page(graph, LIVE_QUALITY)
+        yield _alert(graph, "quality_drop", f"live/{since}", title, action, page, now)
     if is_lower_on_tests(signals, settings):
         title = f"the champion's score fell by {signals.score_drop:.3f} on newer rows"
         action = "look at the newest evaluation report; roll back or retrain"
-        page = _asset_page(case, EVALUATION_REPORT)
-        yield _alert(case, "quality_drop", f"score/{since}", title, action, page, now)
+        page = _asset_page(graph, EVALUATION_REPORT)
+        yield _alert(graph, "quality_drop", f"score/{since}", title, action, page, now)
 
 
-def _last_attempt(case: Case, instance: dg.DagsterInstance, at: float) -> dg.RunRecord | None:
-    known = (record for record in model_runs(case, instance, at) if record.create_timestamp.timestamp() <= at)
+def _last_attempt(graph: CaseGraph, instance: dg.DagsterInstance, at: float) -> dg.RunRecord | None:
+    known = (
+        record for record in model_runs(graph, instance, at) if record.create_timestamp.timestamp() <= at
+    )
     return max(
         (record for record in known if EVIDENCE_TAG in record.dagster_run.tags),
         key=lambda record: record.create_timestamp,
@@ -395,12 +406,12 @@ def _last_attempt(case: Case, instance: dg.DagsterInstance, at: float) -> dg.Run
     )
 
 
-def _of_budget(case: Case, instance: dg.DagsterInstance, now: float) -> Iterator[Alert]:
-    start, settings = month_start(case, now), case.settings.retraining
-    for name, share in shares_spent(case, instance, now).items():
+def _of_budget(graph: CaseGraph, instance: dg.DagsterInstance, now: float) -> Iterator[Alert]:
+    start, settings = month_start(graph, now), graph.settings.retraining
+    for name, share in shares_spent(graph, instance, now).items():
         if share >= _NEAR_BUDGET:
             yield _alert(
-                case,
+                graph,
                 "budget",
                 f"{start:.0f}/{name}/{'reached' if share >= 1 else 'near'}",
                 f"{share:.0%} of retraining.{name} = {getattr(settings, name):g} are spent",
@@ -410,37 +421,37 @@ def _of_budget(case: Case, instance: dg.DagsterInstance, now: float) -> Iterator
             )
 
 
-def _asset_page(case: Case, asset: str) -> str:
-    return f"assets/{case.name}/{asset}"
+def _asset_page(graph: CaseGraph, asset: str) -> str:
+    return f"assets/{graph.name}/{asset}"
 
 
-def _of_silence(case: Case, instance: dg.DagsterInstance, store: Store, now: float) -> Iterator[Alert]:
-    hours = case.settings.alerts.silent_hours
+def _of_silence(graph: CaseGraph, instance: dg.DagsterInstance, store: Store, now: float) -> Iterator[Alert]:
+    hours = graph.settings.alerts.silent_hours
     if hours is None:
         return
-    feeds: list[tuple[str, documents.Kind, str]] = [(RAW_DOCUMENTS, "batch", case.settings.documents.path)]
-    if case.has_windows:
-        feeds.append((PRODUCTION_DOCUMENTS, "window", str(case.settings.monitoring.path)))
+    feeds: list[tuple[str, documents.Kind, str]] = [(RAW_DOCUMENTS, "batch", graph.settings.documents.path)]
+    if graph.has_windows:
+        feeds.append((PRODUCTION_DOCUMENTS, "window", str(graph.settings.monitoring.path)))
     for asset, kind, path in feeds:
-        event = instance.get_latest_materialization_event(case.key(asset))
+        event = instance.get_latest_materialization_event(graph.key(asset))
         if event is None or now - event.timestamp <= hours * 3600:
             continue
         # What came may not have been read yet: a window of many rows is open for long.
-        last = max(event.timestamp, documents.last_arrival(store, case.name, kind, now))
+        last = max(event.timestamp, documents.last_arrival(store, graph.name, kind, now))
         if now - last > hours * 3600:
             yield _alert(
-                case,
+                graph,
                 "feed_silent",
                 f"{asset}/{int(last)}",
                 f"nothing new in {path} for {hours:g} hours",
                 "look at what delivers it, and at the sensors",
-                _asset_page(case, asset),
+                _asset_page(graph, asset),
                 now,
             )
 
 
-def _of_ticks(case: Case, instance: dg.DagsterInstance, now: float) -> Iterator[Alert]:
-    least = {f"{case.name}_{name}": number for name, number in _FAILED_TICKS.items()}
+def _of_ticks(graph: CaseGraph, instance: dg.DagsterInstance, now: float) -> Iterator[Alert]:
+    least = {f"{graph.name}_{name}": number for name, number in _FAILED_TICKS.items()}
     for state in instance.all_instigator_state():
         number = least.get(state.name)
         if number is None or not state.is_running:
@@ -460,7 +471,7 @@ def _of_ticks(case: Case, instance: dg.DagsterInstance, now: float) -> Iterator[
                 f"{state.name} fails at each tick" if number > 1 else f"the last tick of {state.name} failed"
             )
             yield _alert(
-                case,
+                graph,
                 "sensor_failing",
                 f"{state.name}/{day}",
                 title,

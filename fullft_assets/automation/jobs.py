@@ -30,7 +30,7 @@ from fullft_assets.artifacts import (
     TOKENIZER_AUDIT,
     TRAINING_SNAPSHOT,
 )
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.assets.ingestion import retokenize
 from fullft_assets.assets.model import observation, shown
 from fullft_assets.assets.production import check_key
@@ -41,28 +41,28 @@ from fullft_assets.resources import one_line_errors, set_latest
 from fullft_assets.store import Store
 
 
-def build_clean_schedule(case: Case) -> list[dg.ScheduleDefinition]:
+def build_clean_schedule(graph: CaseGraph) -> list[dg.ScheduleDefinition]:
     """Return the schedule of the clean-up, if the YAML has one."""
-    cron = case.settings.retention.schedule
+    cron = graph.settings.retention.schedule
     if cron is None:
         return []
 
     @dg.schedule(
-        name=f"{case.name}_clean_schedule",
-        job_name=f"{case.name}_by_hand",
+        name=f"{graph.name}_clean_schedule",
+        job_name=f"{graph.name}_by_hand",
         cron_schedule=cron,
-        execution_timezone=case.settings.automation.timezone,
+        execution_timezone=graph.settings.automation.timezone,
         default_status=dg.DefaultScheduleStatus.RUNNING
-        if case.settings.automation.enabled
+        if graph.settings.automation.enabled
         else dg.DefaultScheduleStatus.STOPPED,
         description="Cleans the store up, unless a run of the use case is in progress.",
     )
     def clean_schedule(context: dg.ScheduleEvaluationContext, **_: Any):
         try:
-            require_idle(case.name, context.instance)
+            require_idle(graph.name, context.instance)
         except StoreError as error:
             return dg.SkipReason(str(error))
-        return dg.RunRequest(run_config={"ops": {f"{case.name}__by_hand": {"config": {"act": "clean"}}}})
+        return dg.RunRequest(run_config={"ops": {f"{graph.name}__by_hand": {"config": {"act": "clean"}}}})
 
     return [clean_schedule]
 
@@ -132,66 +132,73 @@ class ByHand(dg.Config):
     )
 
 
-def _build_job_by_hand(case: Case) -> dg.JobDefinition:
+def _build_job_by_hand(graph: CaseGraph) -> dg.JobDefinition:
     description = (
         "By hand: freeze, unfreeze, promote, rollback, retokenize or clean, as `act` in the config says."
     )
 
     @dg.op(
-        name=f"{case.name}__by_hand", description=description, out={}, required_resource_keys={case.store_key}
+        name=f"{graph.name}__by_hand",
+        description=description,
+        out={},
+        required_resource_keys={graph.store_key},
     )
     def by_hand(context: dg.OpExecutionContext, config: ByHand):
-        store = case.store(context)
+        store = graph.store(context)
         if config.act is Act.retokenize:
-            yield from retokenize(case, context)
+            yield from retokenize(graph, context)
         elif config.act is Act.clean:
-            with one_line_errors(store, case.name):
-                is_idle = idle_from_now(case.name, context.instance, but=context.run_id)
-                removal = retention.clean(store, case.use_case, require_idle=is_idle)
+            with one_line_errors(store, graph.name):
+                is_idle = idle_from_now(graph.name, context.instance, but=context.run_id)
+                removal = retention.clean(store, graph.use_case, require_idle=is_idle)
             for line in removal.lines:
                 context.log.info(line)
         else:
-            with one_line_errors(store, case.name):
-                _change(case, store, config, context.run_id)
-            yield _noted(context, case, store)
+            with one_line_errors(store, graph.name):
+                _change(graph, store, config, context.run_id)
+            yield _noted(context, graph, store)
             if config.act in (Act.promote, Act.rollback):
-                yield from _in_use(context, case, store)
+                yield from _in_use(context, graph, store)
 
-    @dg.job(name=f"{case.name}_by_hand", description=description, tags={"use_case": case.name})
+    @dg.job(name=f"{graph.name}_by_hand", description=description, tags={"use_case": graph.name})
     def job():
         by_hand()
 
     return job
 
 
-def _change(case: Case, store: Store, config: ByHand, run_id: str) -> None:
+def _change(graph: CaseGraph, store: Store, config: ByHand, run_id: str) -> None:
     if config.act is Act.promote:
-        release.promote_by_hand(store, case.use_case, config.checkpoint, reason=config.reason, by=run_id)
+        release.promote_by_hand(store, graph.use_case, config.checkpoint, reason=config.reason, by=run_id)
         return
     change = {Act.freeze: release.freeze, Act.unfreeze: release.unfreeze, Act.rollback: release.rollback}[
         config.act
     ]
-    change(store, case.name, reason=config.reason, by=run_id)
+    change(store, graph.name, reason=config.reason, by=run_id)
 
 
-def _noted(context: dg.OpExecutionContext, case: Case, store: Store) -> dg.AssetObservation:
-    state = release.read_state(store, case.name)
+def _noted(context: dg.OpExecutionContext, graph: CaseGraph, store: Store) -> dg.AssetObservation:
+    state = release.read_state(store, graph.name)
     assert state is not None, "something was done to it"
     done = next(each for each in state.interventions if each.by == context.run_id)
     context.log.info(f"{done.sentence}. Champion: {state.checkpoint}")
-    return observation(case, done.sentence, state.current)
+    return observation(graph, done.sentence, state.current)
 
 
-def _in_use(context: dg.OpExecutionContext, case: Case, store: Store) -> Iterator[dg.AssetMaterialization]:
-    champion = release.read_champion(store, case.name)
+def _in_use(
+    context: dg.OpExecutionContext, graph: CaseGraph, store: Store
+) -> Iterator[dg.AssetMaterialization]:
+    champion = release.read_champion(store, graph.name)
     assert champion is not None, "it was changed by hand"
-    card = release.card_of(store, case.name, champion)
+    card = release.card_of(store, graph.name, champion)
     if card is not None:
-        set_latest(store, case.name, CHAMPION_MODEL, card)
-        result = case.result(card, CHAMPION_MODEL, store, shown(store, card))
+        set_latest(store, graph.name, CHAMPION_MODEL, card)
+        result = graph.result(card, CHAMPION_MODEL, store, shown(store, card))
         tags = {"dagster/data_version": card.content_digest, "dagster/data_version_is_user_provided": "true"}
-        yield dg.AssetMaterialization(asset_key=case.key(CHAMPION_MODEL), metadata=result.metadata, tags=tags)
-    release.try_to_hand_over(store, case.use_case, context.log.info, context.log.warning)
+        yield dg.AssetMaterialization(
+            asset_key=graph.key(CHAMPION_MODEL), metadata=result.metadata, tags=tags
+        )
+    release.try_to_hand_over(store, graph.use_case, context.log.info, context.log.warning)
 
 
 INGEST = (RAW_DOCUMENTS, LABELED_EXAMPLES, QUARANTINED_EXAMPLES, TOKENIZED_CHUNKS)
@@ -214,7 +221,7 @@ MONITOR = (*PREDICT, DRIFT_REPORT)
 IN_ORDER_TAG = "delivery/in_order"
 
 
-def build_jobs(case: Case) -> list[dg.JobDefinition]:
+def build_jobs(graph: CaseGraph) -> list[dg.JobDefinition]:
     """Return the jobs; one run cannot mix partition kinds, so there is one for each."""
 
     def job(
@@ -224,39 +231,39 @@ def build_jobs(case: Case) -> list[dg.JobDefinition]:
         partitions=None,
         more_checks: tuple[dg.AssetCheckKey, ...] = (),
     ):
-        selection = dg.AssetSelection.assets(*[case.key(asset) for asset in assets])
+        selection = dg.AssetSelection.assets(*[graph.key(asset) for asset in assets])
         if more_checks:
             selection |= dg.AssetSelection.checks(*more_checks)
-        tags = {"use_case": case.name} | ({IN_ORDER_TAG: case.name} if partitions == case.windows else {})
+        tags = {"use_case": graph.name} | ({IN_ORDER_TAG: graph.name} if partitions == graph.windows else {})
         return dg.define_asset_job(
-            f"{case.name}_{name}", selection, partitions_def=partitions, description=description, tags=tags
+            f"{graph.name}_{name}", selection, partitions_def=partitions, description=description, tags=tags
         )
 
     jobs: list[Any] = [
-        job("ingest", INGEST, "One batch of delivered files: read, validate, tokenise.", case.batches),
+        job("ingest", INGEST, "One batch of delivered files: read, validate, tokenise.", graph.batches),
         job("snapshot", SNAPSHOT, "Freeze what is ingested, and write the data report."),
         job("model", MODEL, "Snapshot, plan, baselines, pilot, full fine-tuning, evaluation, release."),
         job(
             "evaluate",
-            (*EVALUATE, LIVE_QUALITY) if case.is_monitored else EVALUATE,
+            (*EVALUATE, LIVE_QUALITY) if graph.is_monitored else EVALUATE,
             "Score the latest checkpoint and the champion on the newest test rows, and on production"
             " documents that were labelled since.",
         ),
     ]
-    if case.is_monitored:
+    if graph.is_monitored:
         about = (
             "One window of production documents: what the champion predicts of them, and whether they have"
             " drifted."
         )
         # A new window may show that the training data is no longer what production sees.
-        jobs.append(job("monitor", MONITOR, about, case.windows, (check_key(case),)))
-    elif case.has_windows:
+        jobs.append(job("monitor", MONITOR, about, graph.windows, (check_key(graph),)))
+    elif graph.has_windows:
         jobs.append(
             job(
                 "monitor",
                 PREDICT,
                 "One window of production documents: what the champion predicts of them.",
-                case.windows,
+                graph.windows,
             )
         )
-    return [*jobs, _build_job_by_hand(case), *build_orphans_job(case)]
+    return [*jobs, _build_job_by_hand(graph), *build_orphans_job(graph)]

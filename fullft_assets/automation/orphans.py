@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers import records
 from fullft_assets.resources import one_line_errors
@@ -27,26 +27,26 @@ _DESCRIPTION = (
 )
 
 
-def build_orphans_job(case: Case) -> list[dg.JobDefinition]:
+def build_orphans_job(graph: CaseGraph) -> list[dg.JobDefinition]:
     """Return the job `<case>_end_orphans`; none where jobs end with their runs."""
-    if not _outlive_runs(case):
+    if not _outlive_runs(graph):
         return []
 
     @dg.op(
-        name=f"{case.name}__end_orphans",
+        name=f"{graph.name}__end_orphans",
         description=_DESCRIPTION,
         out={},
-        required_resource_keys={case.store_key},
+        required_resource_keys={graph.store_key},
     )
     def end_orphans(context: dg.OpExecutionContext):
-        store, now = case.store(context), time.time()
+        store, now = graph.store(context), time.time()
         failed, num_stopped = list[str](), 0
-        with one_line_errors(store, case.name):
-            all_orphans = records.orphans(store, case.name, partial(ended_at, context.instance))
+        with one_line_errors(store, graph.name):
+            all_orphans = records.orphans(store, graph.name, partial(ended_at, context.instance))
             due = [launch for launch, due_at in all_orphans if due_at <= now]
             for line, is_stopped in chain(
                 records.end_orphans(store, due),
-                records.end_strays(store, case.name, records.sections(case.settings), now),
+                records.end_strays(store, graph.name, records.sections(graph.settings), now),
             ):
                 context.log.info(line)
                 num_stopped += bool(is_stopped)
@@ -58,26 +58,26 @@ def build_orphans_job(case: Case) -> list[dg.JobDefinition]:
                     "infrastructure",
                 )
 
-    @dg.job(name=f"{case.name}_end_orphans", description=_DESCRIPTION, tags={"use_case": case.name})
+    @dg.job(name=f"{graph.name}_end_orphans", description=_DESCRIPTION, tags={"use_case": graph.name})
     def job():
         end_orphans()
 
     return [job]
 
 
-def build_orphans_schedule(case: Case) -> list[dg.ScheduleDefinition]:
+def build_orphans_schedule(graph: CaseGraph) -> list[dg.ScheduleDefinition]:
     """Return the schedule that looks for such jobs; it runs from the start, since whoever rents machines
     wants to know.
 
     A tick asks no backend: it has a minute, and often not the rights of a run.
     """
-    if not _outlive_runs(case):
+    if not _outlive_runs(graph):
         return []
 
     @dg.schedule(
-        name=f"{case.name}_orphans_schedule",
-        job_name=f"{case.name}_end_orphans",
-        required_resource_keys={case.store_key},
+        name=f"{graph.name}_orphans_schedule",
+        job_name=f"{graph.name}_end_orphans",
+        required_resource_keys={graph.store_key},
         cron_schedule=_CRON,
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description=(
@@ -87,15 +87,15 @@ def build_orphans_schedule(case: Case) -> list[dg.ScheduleDefinition]:
     )
     def orphans_schedule(context: dg.ScheduleEvaluationContext, **_: Any):
         now = time.time()
-        with case.open_store(context) as store:
+        with graph.open_store(context) as store:
             due_at = {
                 launch.name_in(store): at
-                for launch, at in records.orphans(store, case.name, partial(ended_at, context.instance))
+                for launch, at in records.orphans(store, graph.name, partial(ended_at, context.instance))
             }
             ready = {name: at for name, at in due_at.items() if at <= now} | records.due_strays(
-                store, case.name, now
+                store, graph.name, now
             )
-            ends = [launch.ended_at or 0.0 for launch in records.launches(store, case.name)]
+            ends = [launch.ended_at or 0.0 for launch in records.launches(store, graph.name)]
         hour = context.scheduled_execution_time.hour
         if not ready and (hour % _LOOK_HOURS == 0 or now - max(ends, default=0.0) < 3600):
             return dg.RunRequest(tags={"orphans/jobs": "a look at the backends"})
@@ -126,5 +126,5 @@ def ended_at(instance: dg.DagsterInstance, run_id: str) -> float | None:
     return record.end_time or record.update_timestamp.timestamp()
 
 
-def _outlive_runs(case: Case) -> bool:
-    return any(section.kind != "local" for section in records.sections(case.settings))
+def _outlive_runs(graph: CaseGraph) -> bool:
+    return any(section.kind != "local" for section in records.sections(graph.settings))

@@ -15,7 +15,7 @@ import dagster as dg
 
 from fullft_assets import documents
 from fullft_assets.artifacts import DRIFT_REPORT, FINETUNED_CHECKPOINT, TRAINING_SNAPSHOT
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.assets.model import IS_BETTER_TAG
 from fullft_assets.chunks import ingestion
 from fullft_assets.errors import TRANSIENT, FailureClass
@@ -47,15 +47,15 @@ _OUTCOMES: dict[dg.DagsterRunStatus, Outcome] = {
 }
 
 
-def runs_in_flight(case: Case, instance: dg.DagsterInstance) -> list[RunInFlight]:
+def runs_in_flight(graph: CaseGraph, instance: dg.DagsterInstance) -> list[RunInFlight]:
     """Return the unfinished runs that train the case's model or freeze a snapshot of it, those of assets
     chosen by hand included, oldest first.
 
     A run that a dying daemon made and did not launch (NOT_STARTED) is none of them: the daemon launches it
     when its key is asked for again.
     """
-    keys = {case.key(asset) for asset in (TRAINING_SNAPSHOT, FINETUNED_CHECKPOINT)}
-    jobs = {f"{case.name}_{job}" for job in ("model", "snapshot", "evaluate")}
+    keys = {graph.key(asset) for asset in (TRAINING_SNAPSHOT, FINETUNED_CHECKPOINT)}
+    jobs = {f"{graph.name}_{job}" for job in ("model", "snapshot", "evaluate")}
     records = instance.get_run_records(dg.RunsFilter(statuses=IN_FLIGHT), ascending=True)
     return [
         RunInFlight(
@@ -69,7 +69,7 @@ def runs_in_flight(case: Case, instance: dg.DagsterInstance) -> list[RunInFlight
     ]
 
 
-def model_runs(case: Case, instance: dg.DagsterInstance, now: float) -> Sequence[dg.RunRecord]:
+def model_runs(graph: CaseGraph, instance: dg.DagsterInstance, now: float) -> Sequence[dg.RunRecord]:
     """Return the launched runs of the model job in the last 400 days, oldest first.
 
     Args:
@@ -77,7 +77,7 @@ def model_runs(case: Case, instance: dg.DagsterInstance, now: float) -> Sequence
     """
     after = datetime.fromtimestamp(max(0.0, now - _DAYS * DAY_SECONDS), UTC)
     records = instance.get_run_records(
-        dg.RunsFilter(job_name=f"{case.name}_model", created_after=after), ascending=True
+        dg.RunsFilter(job_name=f"{graph.name}_model", created_after=after), ascending=True
     )
     return [record for record in records if record.dagster_run.status != dg.DagsterRunStatus.NOT_STARTED]
 
@@ -132,7 +132,7 @@ def _hours_of_steps(record: dg.RunRecord, instance: dg.DagsterInstance) -> float
     return seconds / HOUR_SECONDS
 
 
-def hours_beside(case: Case, instance: dg.DagsterInstance, since: float, now: float) -> float:
+def hours_beside(graph: CaseGraph, instance: dg.DagsterInstance, since: float, now: float) -> float:
     """Return the hours of ended runs, failed ones included, that evaluated, read a window of production,
     measured live quality or counted rows, and that nobody launched.
 
@@ -144,11 +144,11 @@ def hours_beside(case: Case, instance: dg.DagsterInstance, since: float, now: fl
     """
     after, ended = datetime.fromtimestamp(since, UTC), list(_OUTCOMES)
     filters = [
-        dg.RunsFilter(job_name=f"{case.name}_{job}", statuses=ended, created_after=after)
+        dg.RunsFilter(job_name=f"{graph.name}_{job}", statuses=ended, created_after=after)
         for job in ("evaluate", "monitor", "snapshot")
     ]
     # Its runs have no job of the use case: an automation condition asks for them.
-    by_condition = {"dagster/sensor_name": f"{case.name}_live_quality_when_due"}
+    by_condition = {"dagster/sensor_name": f"{graph.name}_live_quality_when_due"}
     filters.append(dg.RunsFilter(tags=by_condition, statuses=ended, created_after=after))
     records = [record for each in filters for record in instance.get_run_records(each)]
     return sum(hours(record, now) for record in records if _BY_ITSELF & record.dagster_run.tags.keys())
@@ -189,24 +189,24 @@ def failure_of(run_id: str, instance: dg.DagsterInstance) -> FailureClass:
     )
 
 
-def month_start(case: Case, now: float) -> float:
+def month_start(graph: CaseGraph, now: float) -> float:
     """Return when the calendar month of the budget began; times in seconds since the epoch."""
-    return _first_day(case, now).timestamp()
+    return _first_day(graph, now).timestamp()
 
 
-def month_end(case: Case, now: float) -> float:
+def month_end(graph: CaseGraph, now: float) -> float:
     """Return when the calendar month of the budget ends; times in seconds since the epoch."""
-    first = _first_day(case, now)
+    first = _first_day(graph, now)
     return first.replace(year=first.year + first.month // 12, month=first.month % 12 + 1).timestamp()
 
 
-def _first_day(case: Case, now: float) -> datetime:
-    local = datetime.fromtimestamp(now, ZoneInfo(case.settings.automation.timezone))
+def _first_day(graph: CaseGraph, now: float) -> datetime:
+    local = datetime.fromtimestamp(now, ZoneInfo(graph.settings.automation.timezone))
     return local.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
 
 
 def shares_spent(
-    case: Case, instance: dg.DagsterInstance, now: float, next_hours: float = 0.0
+    graph: CaseGraph, instance: dg.DagsterInstance, now: float, next_hours: float = 0.0
 ) -> dict[str, float]:
     """Return the share of each limit of the month, by its setting, that automatic runs took, with a next one
     of so many hours.
@@ -214,32 +214,32 @@ def shares_spent(
     Args:
         now: seconds since the epoch.
     """
-    start, settings = month_start(case, now), case.settings.retraining
-    attempts = attempts_of(model_runs(case, instance, now), instance, now)
-    spent = hours_beside(case, instance, start, now) + sum(
+    start, settings = month_start(graph, now), graph.settings.retraining
+    attempts = attempts_of(model_runs(graph, instance, now), instance, now)
+    spent = hours_beside(graph, instance, start, now) + sum(
         attempt.hours for attempt in attempts if start <= attempt.started_at <= now
     )
     spent += next_hours
     shares = {"max_hours_per_month": spent / settings.max_hours_per_month}
     if settings.max_usd_per_month is not None:
-        shares["max_usd_per_month"] = spent * case.settings.planning.hourly_usd / settings.max_usd_per_month
+        shares["max_usd_per_month"] = spent * graph.settings.planning.hourly_usd / settings.max_usd_per_month
     return shares
 
 
-def evaluation_above_budget(case: Case, instance: dg.DagsterInstance, now: float) -> str | None:
+def evaluation_above_budget(graph: CaseGraph, instance: dg.DagsterInstance, now: float) -> str | None:
     """Return why the month has no room for one more evaluation, which takes as long as the newest that
     succeeded; None if it has.
 
     Args:
         now: seconds since the epoch.
     """
-    job = f"{case.name}_evaluate"
-    after = datetime.fromtimestamp(month_start(case, now), UTC)
+    job = f"{graph.name}_evaluate"
+    after = datetime.fromtimestamp(month_start(graph, now), UTC)
     done = dg.RunsFilter(job_name=job, statuses=[dg.DagsterRunStatus.SUCCESS], created_after=after)
     took = [hours(record, now) for record in instance.get_run_records(done, limit=1)]
-    for name, share in shares_spent(case, instance, now, sum(took)).items():
+    for name, share in shares_spent(graph, instance, now, sum(took)).items():
         if share > 1:
-            limit = f"retraining.{name} = {getattr(case.settings.retraining, name):g}"
+            limit = f"retraining.{name} = {getattr(graph.settings.retraining, name):g}"
             return (
                 f"with one more evaluation the month has {share:.0%} of {limit}; raise it, launch {job} by"
                 " hand, or wait for the next month"
@@ -300,7 +300,9 @@ class Again(NamedTuple):
     is_late: bool = False
 
 
-def find_due(case: Case, instance: dg.DagsterInstance, store: Store, kind: documents.Kind, job: str) -> Due:
+def find_due(
+    graph: CaseGraph, instance: dg.DagsterInstance, store: Store, kind: documents.Kind, job: str
+) -> Due:
     """Return which batches to launch. The ledger in the store is the truth, not the sensor's cursor.
 
     The next tick launches what a tick that died has cut, and an edit of the YAML makes batches due again. A
@@ -310,27 +312,27 @@ def find_due(case: Case, instance: dg.DagsterInstance, store: Store, kind: docum
     One in flight takes no place, so that none of them starves the rest.
     """
     if kind == "batch":
-        done, version = ingestion.done(store, case.use_case), ingestion.version(case.use_case)
+        done, version = ingestion.done(store, graph.use_case), ingestion.version(graph.use_case)
     else:
         done, version = (
-            set(store.list_pointers(f"latest/{case.name}/{case.last_of_window}")),
-            digest(case.settings.model_dump(mode="json"))[:12],
+            set(store.list_pointers(f"latest/{graph.name}/{graph.last_of_window}")),
+            digest(graph.settings.model_dump(mode="json"))[:12],
         )
-    batches = [batch for batch in documents.list_batches(store, case.name, kind) if batch.name not in done]
+    batches = [batch for batch in documents.list_batches(store, graph.name, kind) if batch.name not in done]
     in_flight = instance.get_runs(dg.RunsFilter(job_name=job, statuses=IN_FLIGHT)) if batches else []
     names = {batch.name for batch in batches}
     running = {name for run in in_flight if (name := run.tags.get("dagster/partition")) in names}
     most = documents.MAX_RUNS_A_TICK
     # Of a window that is only predicted, a clean-up removes what was made; of others, who lacks it has
     # restored an older copy of the store.
-    is_kept = kind == "batch" or case.last_of_window == DRIFT_REPORT
-    source = documents.source_of(case.use_case, kind)
+    is_kept = kind == "batch" or graph.last_of_window == DRIFT_REPORT
+    source = documents.source_of(graph.use_case, kind)
     # A batch that could not be read and whose files were fixed or removed since then would fail again.
     launchable = (
         batch.name
         for batch in batches
         if batch.name not in running
-        and (documents.is_delivered(source, batch) or documents.was_kept(store, case.name, batch.name, kind))
+        and (documents.is_delivered(source, batch) or documents.was_kept(store, graph.name, batch.name, kind))
     )
     first: list[dg.RunRequest] = []
     again: list[Again] = []

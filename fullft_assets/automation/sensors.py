@@ -14,7 +14,7 @@ import dagster as dg
 
 from fullft_assets import documents, release
 from fullft_assets.artifacts import FINETUNED_CHECKPOINT, LIVE_QUALITY, RAW_DOCUMENTS
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.automation.decision import decide_and_record
 from fullft_assets.automation.jobs import build_clean_schedule, build_jobs
 from fullft_assets.automation.orphans import build_orphans_schedule
@@ -27,25 +27,27 @@ from fullft_assets.store import Store, digest
 _MOST_NAMED = 5
 
 
-def build_live_sensor(case: Case) -> list[dg.SensorDefinition]:
+def build_live_sensor(graph: CaseGraph) -> list[dg.SensorDefinition]:
     """Return the sensor that measures live quality as soon as something came for it; none where it is not
     measured.
     """
-    if not case.is_monitored:
+    if not graph.is_monitored:
         return []
     return [
         dg.AutomationConditionSensorDefinition(
-            f"{case.name}_live_quality_when_due",
-            target=dg.AssetSelection.assets(case.key(LIVE_QUALITY)),
-            run_tags={"use_case": case.name},
-            default_status=_status(case),
-            minimum_interval_seconds=case.look_seconds,
+            f"{graph.name}_live_quality_when_due",
+            target=dg.AssetSelection.assets(graph.key(LIVE_QUALITY)),
+            run_tags={"use_case": graph.name},
+            default_status=_status(graph),
+            minimum_interval_seconds=graph.look_seconds,
             description="Measures live quality when labels or predictions came, or another champion.",
         )
     ]
 
 
-def build_sensors(case: Case, jobs: Sequence[dg.JobDefinition] | None = None) -> list[dg.SensorDefinition]:
+def build_sensors(
+    graph: CaseGraph, jobs: Sequence[dg.JobDefinition] | None = None
+) -> list[dg.SensorDefinition]:
     """Return the sensors, stopped until somebody turns them on, here or by `automation.enabled`.
 
     Args:
@@ -53,37 +55,39 @@ def build_sensors(case: Case, jobs: Sequence[dg.JobDefinition] | None = None) ->
             anew, without definitions.
     """
     sensors = [
-        _delivery_sensor(case, "batch"),
-        _retraining_sensor(case, build_jobs(case) if jobs is None else jobs),
+        _delivery_sensor(graph, "batch"),
+        _retraining_sensor(graph, build_jobs(graph) if jobs is None else jobs),
     ]
-    if case.has_windows:
-        sensors.append(_delivery_sensor(case, "window"))
+    if graph.has_windows:
+        sensors.append(_delivery_sensor(graph, "window"))
     return sensors
 
 
-def _status(case: Case) -> dg.DefaultSensorStatus:
+def _status(graph: CaseGraph) -> dg.DefaultSensorStatus:
     return (
-        dg.DefaultSensorStatus.RUNNING if case.settings.automation.enabled else dg.DefaultSensorStatus.STOPPED
+        dg.DefaultSensorStatus.RUNNING
+        if graph.settings.automation.enabled
+        else dg.DefaultSensorStatus.STOPPED
     )
 
 
-def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
+def _delivery_sensor(graph: CaseGraph, kind: documents.Kind) -> dg.SensorDefinition:
     name, job, partitions = {
-        "batch": (f"{case.name}_new_documents", f"{case.name}_ingest", case.batches),
-        "window": (f"{case.name}_new_production_documents", f"{case.name}_monitor", case.windows),
+        "batch": (f"{graph.name}_new_documents", f"{graph.name}_ingest", graph.batches),
+        "window": (f"{graph.name}_new_production_documents", f"{graph.name}_monitor", graph.windows),
     }[kind]
     partitions_name = partitions.name
     assert partitions_name is not None, "the partitions of a use case have a name"
-    settings = case.settings
+    settings = graph.settings
     path = settings.documents.path if kind == "batch" else settings.monitoring.path
     deps = settings.documents.deps if kind == "batch" else []
 
     @sensor(
         name=name,
         job_name=job,
-        required_resource_keys={case.store_key},
+        required_resource_keys={graph.store_key},
         minimum_interval_seconds=settings.documents.poll_seconds * (1 if kind == "batch" else 2),
-        default_status=dg.DefaultSensorStatus.RUNNING if deps else _status(case),
+        default_status=dg.DefaultSensorStatus.RUNNING if deps else _status(graph),
         description=(
             f"Cuts new and changed files into {kind}es and runs each once."
             if kind == "batch"
@@ -94,13 +98,13 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
         ),
     )
     def new_files(context: dg.SensorEvaluationContext, **_: Any):
-        store = case.store(context)
+        store = graph.store(context)
         # A run that fails because there is no model would use up the window's run key. Drift is looked for
         # before the first champion, too, with the newest model.
         is_readable = (
             kind == "batch"
-            or release.read_champion(store, case.name) is not None
-            or (case.is_monitored and latest(store, case.name, FINETUNED_CHECKPOINT) is not None)
+            or release.read_champion(store, graph.name) is not None
+            or (graph.is_monitored and latest(store, graph.name, FINETUNED_CHECKPOINT) is not None)
         )
         if not is_readable:
             return dg.SkipReason("no model yet to read it with; run the model job first")
@@ -108,19 +112,19 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
         ingested, shown = (context.cursor or "").rpartition(" ")[::2]
         if deps and ingested == newest:
             return dg.SkipReason(f"no new materialization of {' or '.join(deps)}")
-        with one_line_errors(store, case.name):
-            look = documents.look(store, case.use_case, kind)
-            due = find_due(case, context.instance, store, kind, job)
+        with one_line_errors(store, graph.name):
+            look = documents.look(store, graph.use_case, kind)
+            due = find_due(graph, context.instance, store, kind, job)
         # A partition that a tick or an instance has lost would hide its batch from the snapshot.
         known = set(context.instance.get_dynamic_partitions(partitions_name))
         if lost := sorted((due.done | due.running) - known):
             context.instance.add_dynamic_partitions(partitions_name, lost)
-        seen, events = _left_in_place(case, store, shown or None) if kind == "batch" else (None, [])
+        seen, events = _left_in_place(graph, store, shown or None) if kind == "batch" else (None, [])
         if deps:
             # What a run that fails, a listing or a file that grows needs further ticks for.
             is_over = not (due.requests or due.running or due.next_at or look.num_unsettled or look.goes_on)
             seen = f"{newest if is_over else ingested} {seen or ''}"
-        held = _held(due, kind, case.name, job)
+        held = _held(due, kind, graph.name, job)
         if not due.requests:
             running = [f"{len(due.running):,} {kind}(es) in flight"] if due.running else []
             reason = "; ".join([f"nothing new in {path}", *look.notes, *running, *held])
@@ -175,69 +179,69 @@ def _named(names: Sequence[str]) -> str:
 
 
 def _left_in_place(
-    case: Case, store: Store, cursor: str | None
+    graph: CaseGraph, store: Store, cursor: str | None
 ) -> tuple[str | None, list[dg.AssetCheckEvaluation]]:
     """Return the new cursor, and the check of files that no format reads where it is not what the last tick
     showed.
 
     Where nothing at all is read there is no batch, and no run that could show it.
     """
-    outcome = documents.check_leftovers(store, case.name)
+    outcome = documents.check_leftovers(store, graph.name)
     seen = digest(outcome.model_dump(mode="json"))
     if seen == cursor or (outcome.passed and cursor is None):
         return cursor, []
     blocking = documents.FILES_ARE_READ.blocking
-    return seen, [case.check_evaluation(outcome, RAW_DOCUMENTS, blocking=blocking)]
+    return seen, [graph.check_evaluation(outcome, RAW_DOCUMENTS, blocking=blocking)]
 
 
-def _retraining_sensor(case: Case, jobs: Sequence[dg.JobDefinition]) -> dg.SensorDefinition:
-    launched = {f"{case.name}_model", f"{case.name}_snapshot"}
+def _retraining_sensor(graph: CaseGraph, jobs: Sequence[dg.JobDefinition]) -> dg.SensorDefinition:
+    launched = {f"{graph.name}_model", f"{graph.name}_snapshot"}
 
     @sensor(
-        name=f"{case.name}_retraining",
+        name=f"{graph.name}_retraining",
         jobs=[job for job in jobs if job.name in launched],
-        required_resource_keys={case.store_key},
-        minimum_interval_seconds=case.look_seconds,
-        default_status=_status(case),
+        required_resource_keys={graph.store_key},
+        minimum_interval_seconds=graph.look_seconds,
+        default_status=_status(graph),
         description=(
             "Trains again on enough new data, drift or a worse score, within backoff and budget; alerts, asks"
             " for labels; records why."
         ),
     )
     def retrain(context: dg.SensorEvaluationContext, **_: Any):
-        return decide_and_record(case, context.instance, case.store(context))
+        return decide_and_record(graph, context.instance, graph.store(context))
 
     return retrain
 
 
-def build_schedules(case: Case) -> list[dg.ScheduleDefinition]:
+def build_schedules(graph: CaseGraph) -> list[dg.ScheduleDefinition]:
     """Return the periodic evaluation, the clean-up if it is periodic, and the end of orphans."""
-    automation = case.settings.automation
+    automation = graph.settings.automation
     status = dg.DefaultScheduleStatus.RUNNING if automation.enabled else dg.DefaultScheduleStatus.STOPPED
 
     @dg.schedule(
-        name=f"{case.name}_evaluation_schedule",
-        job_name=f"{case.name}_evaluate",
-        required_resource_keys={case.store_key},
-        cron_schedule=case.settings.retraining.evaluation_schedule,
+        name=f"{graph.name}_evaluation_schedule",
+        job_name=f"{graph.name}_evaluate",
+        required_resource_keys={graph.store_key},
+        cron_schedule=graph.settings.retraining.evaluation_schedule,
         execution_timezone=automation.timezone,
         default_status=status,
         description="Scores the latest checkpoint and the champion on the newest labelled test rows.",
     )
     def evaluation_schedule(context: dg.ScheduleEvaluationContext, **_: Any):
-        if latest(case.store(context), case.name, FINETUNED_CHECKPOINT) is None:
+        if latest(graph.store(context), graph.name, FINETUNED_CHECKPOINT) is None:
             return dg.SkipReason("no checkpoint yet; run the model job first")
         # Its snapshot would take the place of the one that a training is about to read.
-        if runs_in_flight(case, context.instance):
+        if runs_in_flight(graph, context.instance):
             return dg.SkipReason(
                 "a run of the model or of its snapshot is in flight; the next evaluation has its rows"
             )
-        if reason := evaluation_above_budget(case, context.instance, time.time()):
+        if reason := evaluation_above_budget(graph, context.instance, time.time()):
             return dg.SkipReason(reason)
         return dg.RunRequest()
 
     return [
         evaluation_schedule,
-        *build_clean_schedule(case),
-        *build_orphans_schedule(case),
+        *build_clean_schedule(graph),
+        *build_orphans_schedule(graph),
     ]

@@ -25,7 +25,7 @@ from dagster_shared.cli import WorkspaceOpts
 
 from fullft_assets import automation, documents
 from fullft_assets.artifacts import FINETUNED_CHECKPOINT, TOKENIZED_CHUNKS
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.checking.project import find_use_cases, read_dg_project
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.cli.follower import (
@@ -294,7 +294,7 @@ class Driver:
         if not is_usable:
             return False
         ok = self.follower.follow([self.launch(f"{name}_model", {}, "model")]) and ok
-        if ok and Case(self.use_case).has_windows:
+        if ok and CaseGraph(self.use_case).has_windows:
             ok = self._deliver(f"{name}_new_production_documents", f"{name}_monitor", "window")
         return ok
 
@@ -330,7 +330,7 @@ class Driver:
             ]
             # What the sensor asks for later, or leaves to a person, a person asks for now.
             held_requests = automation.find_due(
-                Case(self.use_case), self.instance, self.store, kind, job
+                CaseGraph(self.use_case), self.instance, self.store, kind, job
             ).held
             asked_tags = [
                 *tags,

@@ -5,7 +5,7 @@ A table of places says where rows are: `batch`, and `position` in the tables of 
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +38,7 @@ def in_order(places: pa.Table, read: Callable[[str, np.ndarray], Sequence[T]]) -
     for batch, numbers in by_batch(places):
         for number, value in zip(numbers.tolist(), read(batch, positions[numbers]), strict=True):
             values[number] = value
-    return values  # type: ignore[return-value]
+    return cast(list[T], values)
 
 
 def to_lists(windows: pa.ChunkedArray) -> list[list[list[int]]]:

@@ -179,7 +179,7 @@ class AssetArguments(TypedDict):
 
 
 @dataclass(frozen=True)
-class Case:
+class CaseGraph:
     """One use case as Dagster sees it."""
 
     use_case: UseCase
