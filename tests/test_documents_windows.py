@@ -186,7 +186,7 @@ def test_a_window_that_could_never_be_compared_is_refused(feed: Feed) -> None:
     with pytest.raises(
         SettingsError,
         match=(
-            "monitoring.min_window_rows: is larger than a window of 30 rows, so that none would be compared"
+            "monitoring.min_window_rows: 50 is larger than a window of 30 rows, so that none would be compared"
         ),
     ):
         feed.project.use_case()

@@ -36,7 +36,6 @@ QUIET = Progress(silent=True)
 FEW_GROUPS: dict[str, Any] = {"min_effective_groups": 2}
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("finetuned", "settings", "expected"),
     [
