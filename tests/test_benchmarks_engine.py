@@ -1,4 +1,4 @@
-"""What the training engine does without a GPU, counted: how each family of models is fed, and what a step costs."""
+"""Counts of the training engine that need no GPU: how each family of models is fed, and what a step costs."""
 
 from pathlib import Path
 

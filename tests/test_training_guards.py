@@ -419,7 +419,7 @@ class TestOverfitting:
             for name, value in fit.model.state_dict().items()
         )
 
-    def test_roll_back_continues_from_the_best_at_a_lower_rate_and_ends_in_good_order_where_that_does_not_help(
+    def test_roll_back_continues_at_a_lower_rate_and_ends_in_good_order_where_that_does_not_help(
         self, few, tmp_path
     ):
         fit = self.fit(few, tmp_path, "roll_back")
