@@ -34,6 +34,7 @@ from fullft_assets.models.inference import (
     predict,
     predict_with,
 )
+from fullft_assets.release import served
 from fullft_assets.training.finetuning import fine_tune
 from tests import test_multi_label, test_spans
 from tests.prepared import Prepared, prepare
@@ -157,6 +158,11 @@ def test_sentence_transformers_reads_what_is_saved(case: Prepared, tmp_path: Pat
     chosen = recipe.validation.select([recipe.validation.texts.index(text) for text in texts])
     expected = predict_with(model, chosen.windows).probabilities
     np.testing.assert_allclose(softmax(json.loads(done.stdout.splitlines()[-1]), axis=1), expected, atol=1e-4)
+    for answer, probabilities in zip(
+        served.predict_fn({"inputs": texts}, served.model_fn(str(tmp_path))), expected, strict=True
+    ):
+        scores = {each["label"]: each["score"] for each in answer}
+        np.testing.assert_allclose([scores[label] for label in case.labels], probabilities, atol=1e-4)
 
 
 def test_a_folder_that_pools_by_its_class_token_is_read_so(case: Prepared, tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ from pydantic import ValidationError
 from fullft_assets import release
 from fullft_assets.cli import commands, main
 from fullft_assets.errors import StoreError
+from fullft_assets.release import push
 from fullft_assets.settings import ReleaseSettings
 from fullft_assets.settings.release import ModelPackageSettings
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.store import Manifest
+from fullft_assets.store import Files, Manifest
 from tests.s3_server import S3Server
 from tests.test_release import Lab, evaluated
 from tests.test_release import lab as lab
@@ -193,6 +194,16 @@ def test_each_champion_is_one_package_to_be_approved(lab: Lab, aws: Any) -> None
     release.rollback(lab.store, "demo", reason="worse", by="somebody")
     assert release.register_champion(lab.store, case) == arns[0]
     assert packages() - before == set(arns)
+
+
+def test_a_pooled_classifier_takes_along_how_it_is_served(lab: Lab, tmp_path: Path) -> None:
+    checkpoint = promoted(lab, "a")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "modules.json").write_text("[]")
+    push._upload(Files(str(tmp_path / "out")), "a", model, lab.report(checkpoint, evaluated(), "r"))
+    with tarfile.open(tmp_path / "out" / "a" / "model.tar.gz") as archive:
+        assert archive.getnames() == ["modules.json", "code/inference.py"]
 
 
 def test_a_refused_registration_is_one_line_and_nothing_is_recorded(

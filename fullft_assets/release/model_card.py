@@ -89,7 +89,7 @@ VERSION = "6"
 #: The name under which the Hugging Face hub and its libraries look for a model's card.
 CARD = "README.md"
 #: In a model's folder that sentence-transformers reads, and transformers alone does not.
-_MODULES = "modules.json"
+MODULES = "modules.json"
 
 
 def write_card(
@@ -210,7 +210,7 @@ def _render_card(
     data = [(name, f"{count:,}") for name, count in counts.items()]
     data += [("source", public_name(documents.path)), ("batches", f"{len(taken.parts):,}")]
     files = store.folder(checkpoint) / "model"
-    is_pooled, is_model = (files / _MODULES).is_file(), not (files / BASELINE_FILE).is_file()
+    is_pooled, is_model = (files / MODULES).is_file(), not (files / BASELINE_FILE).is_file()
     card = render(
         "model_card.md.j2",
         evaluation,

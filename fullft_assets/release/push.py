@@ -16,7 +16,7 @@ from fullft_assets.errors import FullftError, StoreError
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.release.champion import Champion, read_champion
 from fullft_assets.release.decision import card_of_champion
-from fullft_assets.release.model_card import CARD, card_of
+from fullft_assets.release.model_card import CARD, MODULES, card_of
 from fullft_assets.store.buckets import SCHEMES
 from fullft_assets.store.files import Files
 from fullft_assets.store.hashing import digest
@@ -64,6 +64,9 @@ def _upload(target: Files, name: str, model: Path, report: Manifest) -> None:
         with tarfile.open(Path(folder, _ARCHIVE), "w:gz", compresslevel=1) as archive:
             for path in sorted(model.iterdir()):
                 archive.add(path, arcname=path.name)
+            # transformers would read the folder of sentence-transformers with a new head.
+            if (model / MODULES).is_file():
+                archive.add(Path(__file__).with_name("served.py"), arcname="code/inference.py")
         metadata = EvaluationMetadata.of(report)
         scores = {
             key: value for key, value in metadata.measured.items() if isinstance(value, (int, float))
