@@ -292,10 +292,11 @@ def given_value(key: Key, source: YamlSource) -> str:
 
 
 def field_of(key: Key, source: YamlSource | None = None) -> FieldInfo | None:
-    """Return the setting that a key names, of an item of a list the list's; None where there is none.
+    """Return the field of the settings that a key leads to (of an item of a list: the field of the list), or
+    None if no field has the name.
 
     Args:
-        source: says of which kind a launcher is, where several kinds have a key of this name.
+        source: the YAML, which says the kind of a launcher where several kinds have a key of this name.
     """
     model: Any = UseCaseSettings
     info = None

@@ -442,7 +442,7 @@ class CalibrationOptions(Settings):
 
 
 class IsCalibrated(Gate):
-    """The expected calibration error against a limit, where `release.gates` asks for it."""
+    """Requires an expected calibration error of at most `max_error`, where `release.gates` names the gate."""
 
     name = "is_calibrated"
     description = "Predicted probabilities match observed frequencies."

@@ -64,7 +64,7 @@ def of_batch(table: pa.Table, settings: ExamplesSettings) -> Agreement | None:
     that covers its first character.
 
     Args:
-        table: the valid rows, with `documents.COLUMNS`.
+        table: the valid rows, with `examples.identity.COLUMNS`.
         settings: the task.
 
     Returns:

@@ -214,7 +214,7 @@ def profile(
     """Return the profile of a batch of documents; a column that no rule and no expectation needs is excluded.
 
     Args:
-        table: with `documents.COLUMNS`.
+        table: with `examples.identity.COLUMNS`.
         settings: they decide which columns are needed.
         num_personal_data: pieces of personal data in each text, where they are looked for.
     """

@@ -241,7 +241,7 @@ def examine(
     """Validate a batch of documents.
 
     Args:
-        documents: table with `documents.COLUMNS`.
+        documents: table with `examples.identity.COLUMNS`.
         settings: the rules' thresholds.
         batch_name: named in the messages of red checks.
         any_file_was_read: of the batch; where none was, having no rows is a failure.

@@ -27,15 +27,15 @@ from fullft_assets.store import Store, digest
 
 
 class Launch(BaseModel):
-    """The newest attempt at the artifact of one key.
+    """A launched job: the newest attempt to make the artifact of one key.
 
     Attributes:
         launcher: the section of the YAML, from which any process can make the launcher again.
-        run_id: the run that follows it and may cancel it; another one follows it, too, but leaves it running.
+        run_id: the run that follows the job and may cancel it; a second run may follow, but cannot cancel.
         job: arguments that name and pin the job file.
-        hourly_usd: None where no price is known.
-        billed_seconds: that the backend said an ended one is paid for; None where it says nothing.
-        earlier_hours: of the attempts before this one that came to nothing.
+        hourly_usd: US dollars an hour; None where no price is known.
+        billed_seconds: seconds that the backend bills for an ended job; None if it does not say.
+        earlier_hours: hours of earlier attempts without a result.
     """
 
     model_config = ConfigDict(frozen=True)

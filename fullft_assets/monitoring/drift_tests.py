@@ -37,7 +37,7 @@ def compare_means(
     current_sizes: Sequence[int],
 ) -> tuple[float, float, float]:
     """Return statistic, p-value and effect of the difference between the pooled mean of the current windows
-    and that of the reference windows; see `drift_test.Outcome`.
+    and that of the reference windows; see `Outcome`.
 
     The variance between the reference windows sets the measure: with m their mean, weighted by their sizes
     n_w, and the Gram matrix S of sqrt(n_w) (x_w - m), a document has the variance s2 = tr S / (R - 1). The

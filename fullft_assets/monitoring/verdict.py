@@ -63,7 +63,7 @@ class Past(NamedTuple, Generic[T]):
 
 
 class Comparison(BaseModel):
-    """What a drift test says of the last `num_windows` windows; see `drift_test.Outcome`."""
+    """What a drift test says of the last `num_windows` windows; see `drift_tests.Outcome`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -335,7 +335,7 @@ class DriftMetadata(Metadata):
         predictions: `Manifest.ref` of the predictions from the log, where only the documents that have one
             were compared.
         measured: each number by its name: p-values, effects, and the means of what the documents are like;
-            see `verdict` and `scale.Sums`.
+            see `verdict` and `features.Sums`.
     """
 
     rest: ClassVar[str | None] = "measured"

@@ -159,7 +159,7 @@ def mask_documents(table: pa.Table, pieces_by_row: Mapping[int, Sequence[Found]]
     """Return the documents with their personal data masked; a row without any is untouched.
 
     Args:
-        table: with `documents.COLUMNS`.
+        table: with `examples.identity.COLUMNS`.
         pieces_by_row: personal data in the texts by their row, as `PersonalDataSearch.find_all` finds it.
     """
     rows = np.array(sorted(pieces_by_row), np.int64)

@@ -88,7 +88,7 @@ class PlanMetadata(Measured, Metadata):
 
     Attributes:
         state_memory_gib: part of the peak for weights, gradients and moments.
-        hardware: of the machine that it was measured on, see `local_hardware`.
+        hardware: the machine that the plan was measured on, see `local_hardware`.
         flops: useful FLOP of the training; 0 where they are not known.
         targets: the plan on this machine and on others, a table; empty where the model cannot be counted
             without weights.

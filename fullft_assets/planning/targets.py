@@ -490,8 +490,8 @@ def table(plans: Sequence[TargetPlan]) -> Iterator[dict[str, str]]:
 
 
 def rung_table(training: TrainingSettings, count: CountMemory) -> list[dict[str, str]]:
-    """Return what a process on one GPU holds at each rung of the memory ladder, with passes of the YAML's
-    size, a row of text each.
+    """Return a table with the memory of one process on a GPU at each rung of the memory ladder, with the YAML's
+    micro-batch size.
     """
     rows = []
     rungs = [(training.optimizer, training.weights, on) for on in (False, True)]
@@ -572,7 +572,7 @@ def plan_lines(
     """Return the table of all targets, what its numbers rest on, and the recommendation with its YAML.
 
     Args:
-        rungs: memory at each rung of the ladder; see `target_plans.rung_table`.
+        rungs: memory at each rung of the ladder; see `rung_table`.
     """
     lines = [f"{name}: plan", *_columns(list(table(plans))), ""]
     if rungs:

@@ -117,7 +117,7 @@ class Recipe(Protocol):
         ...
 
     def score_general(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
-        """Return a model's score on the general set: one of `training.GENERAL_MEASURES` by its name; nothing
+        """Return a model's score on the general set: one of `checkpoint.GENERAL_MEASURES` by its name; nothing
         without a general set.
         """
         ...
