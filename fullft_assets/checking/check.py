@@ -14,6 +14,7 @@ from fullft_assets.documents import names
 from fullft_assets.documents.delivery import kept_out, left_in_place, skipped
 from fullft_assets.escaping import quoted
 from fullft_assets.examples.labels import may_be_named
+from fullft_assets.planning import state_bytes
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.task import TASKS, task_of
@@ -49,6 +50,7 @@ def check_use_case(use_case: UseCase) -> str:
             f"{_chosen(settings, 'training', 'scheduler')}, epochs {_epochs(settings, corpus)}"
         ),
         "decides": (f"metric {_metric(settings)}, seed {_chosen(settings, 'seed')}"),
+        "memory": _memory_line(settings, model),
         "verdict": (
             f"unknown before ingestion; needs {settings.release.min_effective_groups:g} test groups"
             " (release.min_effective_groups)"
@@ -124,6 +126,14 @@ def _model_line(settings: UseCaseSettings, model: BaseModelHeader) -> str:
     return (
         f"{settings.base_model}: {model.model_type}, {_count(model.num_parameters)} parameters in"
         f" {model.dtype} ({_size(model.weights_bytes)}){reads}, revision {model.revision[:12]}"
+    )
+
+
+def _memory_line(settings: UseCaseSettings, model: BaseModelHeader) -> str:
+    width = state_bytes(settings.training.optimizer, settings.training.weights)
+    return (
+        f"{_size(width * model.num_parameters)} for weights, gradients and moments ({width} bytes a parameter),"
+        " and activations, which `fullft plan` counts"
     )
 
 
