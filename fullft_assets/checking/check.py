@@ -132,7 +132,7 @@ def _model_line(settings: UseCaseSettings, model: BaseModelHeader) -> str:
 def _memory_line(settings: UseCaseSettings, model: BaseModelHeader) -> str:
     width = state_bytes(settings.training.optimizer, settings.training.weights)
     return (
-        f"{_size(width * model.num_parameters)} for weights, gradients and moments ({width} bytes a parameter),"
+        f"{_size(width * model.num_parameters)} for weights, gradients, moments ({width} bytes a parameter),"
         " and activations, which `fullft plan` counts"
     )
 
