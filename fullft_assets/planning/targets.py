@@ -490,8 +490,8 @@ def table(plans: Sequence[TargetPlan]) -> Iterator[dict[str, str]]:
 
 
 def rung_table(training: TrainingSettings, count: CountMemory) -> list[dict[str, str]]:
-    """Return a table with the memory of one process on a GPU at each rung of the memory ladder, with the YAML's
-    micro-batch size.
+    """Return a table with the memory of one process on a GPU at each rung of the memory ladder, with the
+    YAML's micro-batch size.
     """
     rows = []
     rungs = [(training.optimizer, training.weights, on) for on in (False, True)]

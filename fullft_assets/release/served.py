@@ -1,6 +1,6 @@
-"""Serves a pooled classifier in SageMaker's Hugging Face container, which calls these two functions: transformers
-has no model that reads such a folder. It is copied into `model.tar.gz` as `code/inference.py`, and imports nothing
-of this package.
+"""Serves a pooled classifier in SageMaker's Hugging Face container, which calls these two functions:
+transformers has no model that reads such a folder. It is copied into `model.tar.gz` as `code/inference.py`,
+and imports nothing of this package.
 """
 
 import json

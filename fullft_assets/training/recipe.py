@@ -117,8 +117,8 @@ class Recipe(Protocol):
         ...
 
     def score_general(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
-        """Return a model's score on the general set: one of `checkpoint.GENERAL_MEASURES` by its name; nothing
-        without a general set.
+        """Return a model's score on the general set: one of `checkpoint.GENERAL_MEASURES` by its name;
+        nothing without a general set.
         """
         ...
 

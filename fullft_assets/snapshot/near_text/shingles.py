@@ -166,8 +166,8 @@ def _least(shingles: np.ndarray, row: np.ndarray, num_rows: int) -> ShingleSets:
 
 
 def distinct(values: np.ndarray) -> np.ndarray:
-    """Return the distinct integers in ascending order, by sorting: `np.unique` hashes, which takes fifty times as
-    long for a million.
+    """Return the distinct integers in ascending order, by sorting: `np.unique` hashes, which takes fifty
+    times as long for a million.
     """
     ordered = np.sort(values)
     return ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]]
