@@ -191,6 +191,12 @@ class Screen:
         )
         return new[0].run_id
 
+    def reload_definitions(self) -> None:
+        """Press the button that loads the code location anew, and wait until it has."""
+        self.open_group()
+        with self.page.expect_response(_is_reload, timeout=60_000):
+            self.page.get_by_role("button", name="Reload definitions").click()
+
     def status(self, run_id: str) -> dg.DagsterRunStatus:
         return self.instance.get_run_by_id(run_id).status
 
@@ -204,6 +210,10 @@ class Screen:
         return [
             record.event_log_entry.message for record in self.instance.get_records_for_run(run_id).records
         ]
+
+
+def _is_reload(response) -> bool:
+    return "graphql" in response.url and "reloadWorkspace" in (response.request.post_data or "")
 
 
 @contextmanager
