@@ -248,7 +248,7 @@ class LinearCrossEntropy(LossOfHead):
 
 
 def _tokens_of_chunk(weight: torch.Tensor, num_heads: int = 1) -> int:
-    elements = _CHUNK_ELEMENTS[PLANNED_DEVICE.get() or weight.device.type]
+    elements = _CHUNK_ELEMENTS.get(PLANNED_DEVICE.get() or weight.device.type, _CHUNK_ELEMENTS["cpu"])
     return max(1, elements // (num_heads * len(weight)))
 
 
