@@ -10,6 +10,7 @@ import pytest
 
 from fullft_assets import erasure, snapshot
 from fullft_assets.errors import StoreError
+from fullft_assets.snapshot.all_rows import TEST, VALIDATION
 from fullft_assets.snapshot.ledger import FILE, Ledger, read_history, read_ledger
 from fullft_assets.store import Manifest
 from fullft_assets.store.hashing import unit_hash
@@ -158,3 +159,9 @@ def test_an_erased_group_stays_held_out(growing: Growing) -> None:
         assert growing.ledger(made).look_up(places).tolist() == [0] * len(places)
         assert held_out[0] not in growing.splits(made)
     assert read_history(growing.store, CASE, SEED).ledger.look_up(places).tolist() == [0] * len(places)
+
+
+def test_of_two_entries_of_a_group_the_split_that_goes_first_counts() -> None:
+    entries = [Ledger.of(np.array([0.5]), np.array([split], np.int8)) for split in (TEST, VALIDATION)]
+    for ledgers in (entries, entries[::-1]):
+        assert Ledger.join(ledgers).look_up(np.array([0.5])).tolist() == [TEST]
