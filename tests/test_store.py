@@ -124,6 +124,19 @@ class TestArtifacts:
         ):
             place.store.load("mail/raw_documents/k/1")
 
+    def test_of_a_removal_that_was_cut_short_nothing_is_found(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = place.make({"a.txt": "alpha"})
+
+        def cut(*_: Any) -> None:
+            raise OSError("cut")
+
+        monkeypatch.setattr(Store, "remove_folder", cut)
+        with pytest.raises(OSError, match="cut"):
+            place.store.delete(made)
+        assert place.store.artifacts("mail", "raw_documents") == []
+
     @pytest.mark.heavy
     def test_what_a_killed_process_left_is_removed_once_nobody_can_be_writing_it(
         self, place: Place, monkeypatch: pytest.MonkeyPatch
