@@ -22,7 +22,7 @@ from fullft_assets.base_model import resolve_base_model
 from fullft_assets.errors import GateError, StoreError
 from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Evaluation, Interval, Justification
 from fullft_assets.evaluation.base import Forgetting, SeedNoise, forgetting_of
-from fullft_assets.evaluation.gates import ChampionRule
+from fullft_assets.evaluation.gates import BEATS_BASELINES, ChampionRule, GateContext
 from fullft_assets.evaluation.intervals import Gain
 from fullft_assets.evaluation.rows import LabelScore
 from fullft_assets.evaluation.verdict import check_specs, read_verdict
@@ -656,6 +656,14 @@ def test_a_gate_of_another_package_decides_on_a_release(lab, tmp_path, monkeypat
         assert "merge labels" in next_action("demo", verdict, evaluated(), gates)
     finally:
         vars(GATES).pop("_theirs", None)
+
+
+def test_every_baseline_has_to_be_beaten():
+    one = evaluated()
+    gains = {**one.gains["macro_f1"], "frozen_probe": gained(0.01, -0.01, 0.03)}
+    both = one.model_copy(update={"baselines": ["tfidf", "frozen_probe"], "gains": {"macro_f1": gains}})
+    judged = [BEATS_BASELINES.judge(GateContext(each, ReleaseSettings())) for each in (one, both)]
+    assert [result.passed for result in judged] == [True, False]
 
 
 def test_a_red_gate_keeps_the_champion(lab):
