@@ -1,4 +1,6 @@
-"""The component: one use case's YAML -> its assets, checks, jobs, sensors and schedules."""
+"""The component: one use case's YAML -> its assets, checks, jobs, sensors and schedules; and how the use
+cases of a project are loaded, those whose YAML is wrong as an asset that says so.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -173,19 +175,26 @@ def load_use_cases(path_within_project: Path) -> dg.Definitions:
     except Exception:
         folder = find_defs(path_within_project)
         places = find_use_cases(folder)
-        problem_of = {place: unreadable(place.path) or wrong_post_processing(place.path) for place in places}
-        if not any(problem_of.values()):
-            problem_of = {place: _unloadable(place, places) for place in places}
-        problems = {place: problem for place, problem in problem_of.items() if problem is not None}
-        names = {place.path.parent.name for place in problems}
-        # Ignored by name, a use case that is right would be lost with one that is not.
-        if not problems or any(place.path.parent.name in names for place in places if place not in problems):
-            raise
-    with _without(names):
-        loaded = dg.load_from_defs_folder(path_within_project=path_within_project)
-    return dg.Definitions.merge(
-        loaded, *(build_wrong(place, folder, problem) for place, problem in problems.items())
-    )
+        problems: dict[Place, str] = {}
+        # To load each use case alone takes longer, so it is tried where the files alone do not explain it.
+        for problem_of in (
+            lambda place: unreadable(place.path) or wrong_post_processing(place.path),
+            lambda place: _unloadable(place, places),
+        ):
+            checked = {place: problem_of(place) for place in places if place not in problems}
+            problems |= {place: problem for place, problem in checked.items() if problem is not None}
+            names = {place.path.parent.name for place in problems}
+            # Ignored by name, a use case that is right would be lost with one that is not.
+            if any(place.path.parent.name in names for place in places if place not in problems):
+                raise
+            try:
+                with _without(names):
+                    loaded = dg.load_from_defs_folder(path_within_project=path_within_project)
+            except Exception:
+                continue  # another use case is wrong, too; where nothing explains it, the first error stands
+            wrong = [build_wrong(place, folder, problem) for place, problem in problems.items()]
+            return dg.Definitions.merge(loaded, *wrong)
+        raise
 
 
 def problem_of_post_processing(place: Place) -> str | None:

@@ -108,8 +108,11 @@ def test_a_template_that_cannot_be_resolved_takes_no_other_use_case_down(project
         "letters/", "contracts/"
     )
     write(project, "contracts", text)
+    write(project, "mistaken", with_key(project.yaml_path.read_text(), "\tname: x"))
     loaded = load(project)
-    (line,) = lines_of_wrong_cases(loaded).values()
+    said = lines_of_wrong_cases(loaded)
+    line = said["contracts"]
+    assert said.keys() == {"contracts", "mistaken"}
     assert "defs/contracts/defs.yaml: Dagster cannot load it (TypeError: " in line
     assert dg.AssetKey(["letters", "champion_model"]) in {
         spec.key for spec in loaded.resolve_all_asset_specs()

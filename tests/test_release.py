@@ -604,33 +604,9 @@ def test_publish_promotes_once_and_finds_it_the_second_time(lab):
     assert release.read_history(lab.store, "demo") == []
 
 
-_GATE = """
-from fullft_assets.evaluation.gates import Gate
-from fullft_assets.settings.base import Settings
-
-
-class Options(Settings):
-    most: int
-
-
-class FewLabels(Gate):
-    name = "labels_are_few"
-    description = "There are few labels."
-    advice = "merge labels"
-    options = Options
-
-    def judge(self, context):
-        most, number = self.options_of(context.settings).most, len(context.evaluation.labels)
-        return self.result(number <= most, f"{number} labels, at most {most}", {"num_labels": number})
-
-
-GATE = FewLabels()
-"""
-
-
 def test_a_gate_of_another_package_decides_on_a_release(lab, tmp_path, monkeypatch):
     points = {"fullft_assets.gates": {"labels_are_few": "their_gates:GATE"}}
-    other_package.install(tmp_path / "site", "their-gates", {"their_gates.py": _GATE}, points)
+    other_package.install(tmp_path / "site", "their-gates", {"their_gates.py": other_package.GATE}, points)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     monkeypatch.setattr(GATES, "_loaded", {})
     vars(GATES).pop("_theirs", None)

@@ -228,39 +228,13 @@ def test_a_report_that_fails_beside_the_predictions_fails_in_its_own_step_alone(
     assert latest(production.store, CASE, "drift_report", first) is not None
 
 
-#: A drift test of another package: the share of documents whose length is above that of the held-out rows.
-_LONGER = """
-import numpy as np
-
-from fullft_assets.monitoring import DriftTest, Outcome
-
-
-class Longer(DriftTest):
-    name = "longer"
-    arrays = ("usual_length",)
-
-    def fit(self, held_out, num_labels):
-        return {"usual_length": np.median(held_out.num_tokens)}
-
-    def coordinates(self, fitted, features):
-        return (features.num_tokens > fitted["usual_length"])[:, None].astype(float)
-
-    def compare(self, reference, current):
-        before, now = (np.mean([window.means["longer"] for window in side]) for side in (reference, current))
-        return Outcome(abs(now - before), 0.001, len(current) == 1, effect=now - before)
-
-    def in_words(self, reference, current, labels):
-        return "texts are longer than the held-out rows"
-"""
-
-
 def test_a_drift_test_of_another_package_runs_through_the_report_of_a_window(
     production: Production, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other_package.install(
         tmp_path,
         "their-drift",
-        {"their_drift.py": _LONGER},
+        {"their_drift.py": other_package.DRIFT_TEST},
         {"fullft_assets.drift_tests": {"longer": "their_drift:Longer"}},
     )
     monkeypatch.syspath_prepend(str(tmp_path))
