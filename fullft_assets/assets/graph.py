@@ -180,7 +180,7 @@ class AssetArguments(TypedDict):
 
 @dataclass(frozen=True)
 class CaseGraph:
-    """One use case as Dagster sees it: the keys, partitions, resources and checks of its part of the graph."""
+    """One use case as Dagster sees it: keys, partitions, resources and checks of its part of the graph."""
 
     use_case: UseCase
 
